@@ -1,0 +1,34 @@
+"""adaptertool: adapter arithmetic on checkpoints, by streaming. Nothing silent.
+
+The functions below are imported when first used, so that `import adaptertool` does not load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptertool.errors import AdapterToolError as AdapterToolError
+    from adaptertool.tasks.merge import merge as merge
+    from adaptertool.tasks.merge import prepare_merge as prepare_merge
+    from adaptertool.tasks.wise import prepare_wise as prepare_wise
+    from adaptertool.tasks.wise import wise as wise
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "merge": "adaptertool.tasks.merge",
+    "wise": "adaptertool.tasks.wise",
+    "prepare_merge": "adaptertool.tasks.merge",
+    "prepare_wise": "adaptertool.tasks.wise",
+    "AdapterToolError": "adaptertool.errors",
+}
+
+__all__ = ["AdapterToolError", "__version__", "merge", "prepare_merge", "prepare_wise", "wise"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'adaptertool' has no attribute {name!r}")

@@ -1,0 +1,176 @@
+"""The command line: parses, calls a task, renders what it returns. The one place where errors end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+from tqdm import tqdm
+
+from adaptertool import __version__
+from adaptertool.errors import AdapterToolError, Interrupted, StorageError, shown
+from adaptertool.plan import bytes_to_write
+from adaptertool.render.machine import error_to_json, to_json
+from adaptertool.render.text import plan_text, run_text
+from adaptertool.spec import Plan
+from adaptertool.tasks.merge import prepare_merge
+from adaptertool.tasks.preview import available_cores, preview
+from adaptertool.tasks.wise import decimal, parse_alphas, prepare_wise
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  2    wrong usage
+  3    bad input: a file is malformed, inputs do not fit together, or
+       something is refused by name
+  4    storage: space, permission, I/O
+  5    OUT exists, or is not ours to replace
+  130  interrupted (also by SIGTERM); nothing was published
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
+@click.version_option(__version__, prog_name="adaptertool")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Adapter arithmetic on checkpoints, by streaming. Nothing silent.
+
+    Checkpoints are directories with safetensors (single or sharded), or one .safetensors file. Adapters are
+    PEFT directories. Inputs are never changed; OUT appears only when it is complete.
+    """
+    if os.environ.get("NO_COLOR"):
+        context.color = False
+
+
+def _common(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that writes a checkpoint."""
+    for option in reversed(
+        (
+            click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Where to write."),
+            click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made."),
+            click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
+            click.option("--threads", type=click.IntRange(min=1), help="Default: all cores. Same result with any."),
+            click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
+            click.option("-q", "--quiet", is_flag=True, help="No progress, no report."),
+            click.option("-v", "--verbose", is_flag=True, help="With --dry-run: every tensor on a line of its own."),
+            click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ADAPTER...")
+@click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
+@_common
+def merge(base: Path, adapters: tuple[Path, ...], weights: tuple[str, ...], **options: Any) -> None:
+    """Merge ADAPTERs into BASE: W + w·(alpha/r)·B·A, in order, rounded once.
+
+    Saved modules and biases replace the base's (with a weight w: W + w·(T - W)).
+    """
+    numbers = [float(decimal(weight)) for weight in weights] or None
+    _execute(prepare_merge(base, adapters, numbers), **options)
+
+
+@cli.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("tuned", type=click.Path(path_type=Path))
+@click.option("--alpha", required=True, help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.")
+@_common
+def wise(base: Path, tuned: Path, alpha: str, **options: Any) -> None:
+    """Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT).
+
+    TUNED is an adapter or a fine-tuned checkpoint. Several alphas are written to OUT/alpha-0.300 and so on,
+    with one read of the base.
+    """
+    _execute(prepare_wise(base, tuned, parse_alphas(alpha)), **options)
+
+
+def _execute(
+    plan: Plan,
+    *,
+    out: Path,
+    force: bool,
+    dry_run: bool,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **_: object,
+) -> None:
+    threads = threads or available_cores()
+    if dry_run:
+        report = preview(plan, out, force=force, threads=threads)
+        click.echo(to_json(report) if as_json else plan_text(report, every_tensor=verbose))
+        return
+    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch, which takes over a second
+
+    lock = threading.Lock()
+    # disable=None: no bar where stderr is not a terminal
+    with tqdm(
+        total=bytes_to_write(plan),
+        unit="B",
+        unit_scale=True,
+        desc=plan.command,
+        disable=True if quiet else None,
+    ) as bar:
+
+        def progress(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        done = run(plan, out, force=force, threads=threads, progress=progress)
+    if not quiet or as_json:
+        click.echo(to_json(done) if as_json else run_text(done))
+
+
+def main() -> NoReturn:
+    """Entry point: every error becomes a message and an exit code, never a traceback (but with --debug)."""
+    signal.signal(signal.SIGTERM, _terminated)
+    arguments = sys.argv[1:]
+    try:
+        cli.main(prog_name="adaptertool", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our stdout has gone
+        sys.exit(0)
+    except (AdapterToolError, KeyboardInterrupt, click.Abort, OSError, MemoryError) as error:
+        if "--debug" in arguments:
+            raise
+        _report(_known(error), as_json="--json" in arguments)
+    sys.exit(0)
+
+
+def _known(error: BaseException) -> AdapterToolError:
+    if isinstance(error, AdapterToolError):
+        return error
+    if isinstance(error, OSError):
+        return StorageError(f"{shown(error.filename)}: {error.strerror}" if error.filename else str(error))
+    if isinstance(error, MemoryError):
+        return StorageError("out of memory; try fewer --threads")
+    return Interrupted("interrupted; nothing was published")
+
+
+def _report(error: AdapterToolError, *, as_json: bool) -> NoReturn:
+    click.echo(f"adaptertool: {error}", err=True)
+    if as_json:
+        click.echo(error_to_json(error))
+    sys.exit(error.exit_code)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Interrupted("terminated; nothing was published")

@@ -1,0 +1,75 @@
+"""Every error that adaptertool raises on purpose, and the exit code that the command line gives it.
+
+    AdapterToolError
+    ├── UsageError          2   the call is wrong: a path, an option, a number of weights
+    ├── InputError          3   an input file is not what it must be
+    │   ├── MismatchError   3   inputs that are good alone but do not fit together
+    │   ├── UnsupportedError 3  understood, and refused by name
+    │   └── NonFiniteError  3   NaN or Inf in a factor, or a result that overflows its dtype
+    ├── StorageError        4   space, permission, I/O
+    ├── OutputError         5   OUT exists, or is not ours to replace
+    └── Interrupted       130   SIGINT or SIGTERM
+
+A message says what is wrong, in which file and tensor, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AdapterToolError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(AdapterToolError):
+    """The call itself is wrong."""
+
+    exit_code = 2
+
+
+class InputError(AdapterToolError):
+    """An input file is malformed, unreadable as what it claims to be, or incomplete."""
+
+    exit_code = 3
+
+
+class MismatchError(InputError):
+    """Two inputs do not belong together: names, shapes or dtypes differ."""
+
+
+class UnsupportedError(InputError):
+    """Recognised and refused: handling it wrongly in silence would be worse."""
+
+
+class NonFiniteError(InputError):
+    """NaN or Inf in a factor, or a result beyond the range of the output dtype."""
+
+
+class StorageError(AdapterToolError):
+    """Reading or writing failed: space, permission, I/O."""
+
+    exit_code = 4
+
+
+class OutputError(AdapterToolError):
+    """The output path is taken, or is not ours to replace."""
+
+    exit_code = 5
+
+
+class Interrupted(AdapterToolError):
+    """The run was stopped from outside; nothing was published."""
+
+    exit_code = 130
+
+
+def shown(name: object) -> str:
+    """`name` as it may be printed: control characters and lone surrogates escaped.
+
+    Names come from files that anyone may have written; a terminal escape in one must not act on a terminal.
+    """
+    text = str(name)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

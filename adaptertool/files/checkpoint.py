@@ -1,0 +1,171 @@
+"""A checkpoint on disk: its shards, checked against the index, and the assets that travel with it."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptertool.errors import InputError, StorageError, shown
+from adaptertool.files.header import Header, read_header
+from adaptertool.files.jsonfile import load_json
+from adaptertool.spec import Asset, Ref
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MANIFEST = "adaptertool.manifest.json"
+
+# Other copies of the weights. Beside edited tensors they would be stale, so they stay behind, and it is said.
+OTHER_WEIGHTS = (
+    "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json",
+    "consolidated*.pth", "tf_model*.h5", "flax_model*.msgpack", "model.ckpt*", "rust_model.ot", "*.gguf",
+)  # fmt: skip
+OTHER_FOLDERS = frozenset({".git", ".cache", "original", "metal", "onnx", "openvino", "coreml"})
+
+_SHARD_OF_MANY = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A directory with shards and assets, or one `.safetensors` file (then without config and assets)."""
+
+    path: Path
+    headers: tuple[Header, ...]
+    tensors: Mapping[str, Ref]
+    config: Mapping[str, Any] | None
+    assets: tuple[Asset, ...]
+    notes: tuple[str, ...]
+    is_file: bool = False
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights."""
+    if path.is_dir():
+        return _open_directory(path)
+    if not path.exists():
+        hint = ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+            hint = f" (if it is a model on the hub: `hf download {path} --local-dir DIR` first)"
+        raise InputError(f"{shown(path)} does not exist{hint}")
+    if path.name.endswith(".index.json"):
+        raise InputError(f"{path} is an index; give the directory that it stands in")
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is neither a directory nor a .safetensors file; nothing else is read")
+    header = read_header(path)
+    return Checkpoint(path, (header,), header.tensors, None, (), (), is_file=True)
+
+
+def _open_directory(root: Path) -> Checkpoint:
+    has_single, has_index = (root / SINGLE).exists(), (root / INDEX).exists()
+    if has_single and has_index:
+        raise InputError(f"{root} has both {SINGLE} and {INDEX}; remove the one that is stale")
+    notes: list[str] = []
+    if has_index:
+        headers, note = _open_shards(root)
+        notes += note
+    elif has_single:
+        headers = (read_header(_contained(root, SINGLE)),)
+    else:
+        raise InputError(_nothing_found(root))
+    names = {header.path.name for header in headers}
+    stray = sorted(p.name for p in root.iterdir() if _SHARD_OF_MANY.fullmatch(p.name) and p.name not in names)
+    if stray:
+        where = "the index does not name it" if has_index else f"it stands beside {SINGLE}"
+        raise InputError(f"{root} holds {stray[0]}, but {where}; remove the stale file")
+    config = load_json(root / "config.json") if (root / "config.json").exists() else None
+    assets, left = _assets(root, names)
+    if left:
+        notes.append(f"left out (other copies of the weights, or not part of the model): {', '.join(left)}")
+    tensors = {name: ref for header in headers for name, ref in header.tensors.items()}
+    return Checkpoint(root, headers, tensors, config, assets, tuple(notes))
+
+
+def _nothing_found(root: Path) -> str:
+    if (root / "adapter_config.json").exists():
+        return f"{root} is an adapter, not a checkpoint; the checkpoint comes first, then the adapters"
+    pickles = sorted(p.name for p in root.glob("pytorch_model*.bin"))
+    if pickles:
+        return f"{root} has only pickled weights ({pickles[0]}); pickles are never opened: convert to safetensors"
+    others = sorted(p.name for p in root.glob("*.safetensors"))
+    hint = f"; to use {shown(others[0])}, give the path of that file" if others else ""
+    return f"{root} has neither {SINGLE} nor {INDEX}{hint}"
+
+
+def _contained(root: Path, name: str) -> Path:
+    """The path of shard `name`: a plain name, whose real file lies in the checkpoint or the hub cache's blobs."""
+    if not name.endswith(".safetensors") or re.search(r"[/\\:\0]", name) or name.startswith(".."):
+        raise InputError(f"{root / INDEX} names the shard {shown(name)!r}; a shard is a plain .safetensors file name")
+    path = root / name
+    try:
+        real, real_root = path.resolve(strict=True), root.resolve()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{shown(path)} is missing, though the checkpoint needs it") from error
+    blobs = real_root.parent.parent / "blobs"
+    in_hub_cache = real_root.parent.name == "snapshots" and real.parent == blobs
+    if real.parent != real_root and not in_hub_cache:
+        raise InputError(f"{path} is a link that leads out of the checkpoint, to {shown(real)}")
+    return path
+
+
+def _open_shards(root: Path) -> tuple[tuple[Header, ...], list[str]]:
+    index_path = root / INDEX
+    index = load_json(index_path)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index_path} has no weight_map")
+    if not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise InputError(f"{index_path}: weight_map must map tensor names to file names")
+    by_shard: dict[str, set[str]] = {}
+    for tensor, shard in weight_map.items():
+        by_shard.setdefault(shard, set()).add(tensor)
+    headers = tuple(read_header(_contained(root, shard)) for shard in sorted(by_shard))
+    for header in headers:
+        _agree(index_path, header, by_shard[header.path.name])
+    total = sum(ref.spec.nbytes for header in headers for ref in header.tensors.values())
+    metadata = index.get("metadata")
+    claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if claimed is not None and claimed != total:
+        return headers, [f"{index_path.name} gives total_size {shown(claimed)}, but the tensors have {total} bytes"]
+    return headers, []
+
+
+def _agree(index_path: Path, header: Header, named: set[str]) -> None:
+    present = header.tensors.keys()
+    if missing := sorted(named - present):
+        raise InputError(f"{index_path} puts {shown(missing[0])} in {header.path.name}, which does not hold it")
+    if extra := sorted(present - named):
+        raise InputError(f"{header.path} holds {shown(extra[0])}, which {index_path.name} does not put there")
+
+
+def _assets(root: Path, shards: set[str]) -> tuple[tuple[Asset, ...], list[str]]:
+    assets: list[Asset] = []
+    left: list[str] = []
+    for path in _walk(root, left):
+        name = path.relative_to(root).as_posix()
+        if name in shards or name == MANIFEST:
+            continue
+        if path.parent == root and name != INDEX and any(fnmatch.fnmatchcase(name, p) for p in OTHER_WEIGHTS):
+            left.append(shown(name))
+            continue
+        if not path.is_file():
+            raise InputError(f"{shown(path)} is neither a file nor a directory, or a link that leads nowhere")
+        assets.append(Asset(path, name, path.stat().st_size))
+    return tuple(assets), left
+
+
+def _walk(root: Path, left: list[str]) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise StorageError(f"{error.filename} cannot be listed: {error.strerror}")
+
+    for folder, folders, files in os.walk(root, onerror=fail):
+        here = Path(folder)
+        for name in sorted(folders):
+            if (here == root and name in OTHER_FOLDERS) or (here / name).is_symlink():
+                folders.remove(name)
+                left.append(shown((here / name).relative_to(root).as_posix()) + "/")
+        folders.sort()
+        yield from (here / name for name in sorted(files))

@@ -1,0 +1,103 @@
+"""The header of a safetensors file, validated more strictly than the reference reader does.
+
+The format (https://github.com/huggingface/safetensors): 8 bytes little-endian header length, a JSON object
+that begins with `{`, then the data, without holes or overlaps. `safe_open` lets duplicate keys, unknown
+fields and leading white space pass; here they are errors, because each makes two readers disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptertool.errors import InputError, shown
+from adaptertool.files.jsonfile import parse_json
+from adaptertool.files.reader import InputFile, open_input, read_exact
+from adaptertool.spec import DTYPE_BITS, Ref, TensorSpec
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
+
+_OTHER_FORMATS = (
+    (b"version https://git-lfs", "is a git-LFS pointer, not the file itself: run `git lfs pull`"),
+    (b"<!doctype", "is an HTML page, not a safetensors file: the download failed"),
+    (b"<html", "is an HTML page, not a safetensors file: the download failed"),
+    (b"gguf", "is a GGUF file, not safetensors"),
+    (b"pk\x03\x04", "is a zip archive (a PyTorch pickle?), not safetensors; pickles are never opened"),
+    (b"\x80\x02", "is a pickle, not safetensors; pickles are never opened"),
+    (b"\x80\x04", "is a pickle, not safetensors; pickles are never opened"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One safetensors file: where its data begins, its tensors in order of offset, its metadata."""
+
+    path: Path
+    size: int
+    data_start: int
+    tensors: Mapping[str, Ref]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and validate the header of `path`. Raises InputError, naming the file and the tensor."""
+    with open_input(path) as file:
+        start = read_exact(file, 0, min(file.size, 64))
+        for magic, remark in _OTHER_FORMATS:
+            if start.lower().startswith(magic):
+                raise InputError(f"{path} {remark}")
+        length = int.from_bytes(start[:8], "little")
+        if file.size < 8 or length > file.size - 8:
+            raise InputError(f"{path} is not a safetensors file, or is cut short: it has {file.size:,} bytes")
+        if length > MAX_HEADER_BYTES:
+            raise InputError(f"{path} claims a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read")
+        raw = read_exact(file, 8, length)
+    if not raw.startswith(b"{"):
+        raise InputError(f"{path} is not a safetensors file: its header does not begin with '{{'")
+    return _validated(file, 8 + length, parse_json(raw, f"the header of {path}"))
+
+
+def _validated(file: InputFile, data_start: int, fields: dict[str, Any]) -> Header:
+    metadata = fields.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InputError(f"{file.path}: __metadata__ must map strings to strings")
+    refs = [_entry(file.path, data_start, name, entry) for name, entry in fields.items()]
+    refs.sort(key=lambda ref: (ref.offset, ref.spec.nbytes))
+    end = data_start
+    for ref in refs:
+        if ref.offset != end:
+            what = "overlaps the tensor before it" if ref.offset < end else "leaves a hole before it"
+            raise InputError(f"{file.path}: tensor {shown(ref.spec.name)} {what}")
+        end += ref.spec.nbytes
+    if end != file.size:
+        what = "is cut short" if end > file.size else "has bytes after its last tensor"
+        raise InputError(f"{file.path} {what}: {end:,} bytes by its header, {file.size:,} on disk")
+    return Header(file.path, file.size, data_start, {ref.spec.name: ref for ref in refs}, metadata)
+
+
+def _natural(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63  # type() because True is an int
+
+
+def _entry(path: Path, data_start: int, name: str, entry: object) -> Ref:
+    where = f"{path}: tensor {shown(name)}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise InputError(f"{where} must have exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise InputError(f"{where} has the unknown dtype {shown(dtype)}")
+    if not isinstance(shape, list) or not all(map(_natural, shape)):
+        raise InputError(f"{where} has a shape that is not a list of sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
+        raise InputError(f"{where} has data_offsets that are not two positions")
+    begin, end = offsets
+    bits = DTYPE_BITS[dtype]
+    for size in shape:
+        bits *= size
+        if bits >= 2**66:
+            raise InputError(f"{where} has a shape beyond what the format can address")
+    if bits % 8 or end - begin != bits // 8:
+        raise InputError(f"{where} takes {end - begin:,} bytes, but its dtype and shape need {bits / 8:,.10g}")
+    return Ref(path, data_start + begin, TensorSpec(name, dtype, tuple(shape)))

@@ -1,0 +1,44 @@
+"""JSON as the files of this field hold it, read strictly: no duplicate keys, no NaN, bounded size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from adaptertool.errors import InputError, shown
+from adaptertool.files.reader import open_input, read_exact
+
+MAX_JSON_BYTES = 100_000_000  # an index of 671 B parameters has 12.4 MB
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shown(twice)!r} stands there twice")
+    return result
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def parse_json(text: bytes, what: str) -> dict[str, Any]:
+    """Parse one JSON object; `what` names it in the error."""
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not valid JSON: {shown(error)}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{what} must hold a JSON object, but holds a {type(value).__name__}")
+    return value
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a file that must hold one JSON object."""
+    with open_input(path) as file:
+        if file.size > MAX_JSON_BYTES:
+            raise InputError(f"{path} has {file.size:,} bytes; a JSON file over {MAX_JSON_BYTES:,} is refused")
+        return parse_json(read_exact(file, 0, file.size), str(path))

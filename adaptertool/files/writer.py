@@ -1,0 +1,96 @@
+"""Writing at known offsets into preallocated files, and copying bytes without bringing them into the process."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from adaptertool.errors import InputError, StorageError
+from adaptertool.files.reader import InputFile, read_exact
+
+COPY_CHUNK = 16 << 20  # the kernel copies this much per call and output; also what a fallback holds in memory
+
+_NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM)
+
+
+class OutputFile:
+    """A new file of known size. `finish` makes it durable; until then it is not part of any checkpoint."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+        try:
+            self.fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            _fail(path, error)
+        try:
+            if size:
+                _allocate(self.fd, size)
+        except OSError as error:
+            os.close(self.fd)
+            _fail(path, error)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        done = 0
+        while done < len(data):
+            try:
+                done += os.pwrite(self.fd, data[done:], offset + done)
+            except OSError as error:
+                _fail(self.path, error)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def finish(self) -> None:
+        """Check the length, fsync, close. A failed fsync is final: the kernel may have dropped the pages."""
+        try:
+            if os.fstat(self.fd).st_size != self.size:
+                raise StorageError(f"{self.path} has {os.fstat(self.fd).st_size:,} bytes, not {self.size:,}")
+            os.fsync(self.fd)
+        except OSError as error:
+            _fail(self.path, error)
+        finally:
+            self.close()
+
+
+def _fail(path: Path, error: OSError) -> NoReturn:
+    raise StorageError(f"writing {path} failed: {error.strerror}") from error
+
+
+def _allocate(fd: int, size: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.truncate(fd, size)  # a file system without preallocation
+
+
+def copy_range(source: InputFile, offset: int, size: int, outputs: Sequence[tuple[OutputFile, int]]) -> None:
+    """Copy `size` bytes from `offset` of `source` to each (output, offset): in the kernel where it can."""
+    for output, target in outputs:
+        done = 0
+        while done < size:
+            count = _kernel_copy(source, offset + done, output, target + done, size - done)
+            if count is None:
+                output.write(target + done, memoryview(read_exact(source, offset + done, size - done)))
+                break
+            done += count
+
+
+def _kernel_copy(source: InputFile, offset: int, output: OutputFile, target: int, size: int) -> int | None:
+    """Bytes copied, or None where this pair of files cannot be copied in the kernel."""
+    try:
+        count = os.copy_file_range(source.fd, output.fd, size, offset, target)
+    except OSError as error:
+        if error.errno in _NO_KERNEL_COPY:
+            return None
+        _fail(output.path, error)
+    if count == 0:
+        # Some file systems answer 0 where they cannot copy; a read tells that from a file that was cut short.
+        if os.pread(source.fd, 1, offset):
+            return None
+        raise InputError(f"{source.path} ends at byte {offset:,}; it was shortened while it was read")
+    return count

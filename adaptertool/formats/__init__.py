@@ -1,0 +1,1 @@
+"""Names on disk <-> (module, role). One file per format; PEFT is the first."""

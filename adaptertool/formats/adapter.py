@@ -1,0 +1,27 @@
+"""An adapter as the rest of the program sees it, whatever format it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptertool.spec import Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One change that an adapter makes: which tensor of the base, by which kind, from which factors."""
+
+    name: str  # as the adapter names it, without the format's prefix
+    target: str  # the base tensor that it changes
+    kind: str
+    factors: Mapping[str, Ref]  # by role
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    path: Path
+    weights: Path  # the file that the factors are in
+    modules: tuple[Module, ...]

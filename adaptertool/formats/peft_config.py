@@ -1,0 +1,148 @@
+"""`adapter_config.json` of PEFT, read strictly: a field that may change the arithmetic and is not handled
+is refused by name. Field names and rules as in PEFT 0.21.2."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from adaptertool.errors import InputError, UnsupportedError, shown
+from adaptertool.kinds import lora
+
+# Read and acted on below.
+_HANDLED = frozenset(
+    {
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "bias",
+        "init_lora_weights",
+    }
+)
+
+# Known not to change what the stored factors mean: they steer training, or say again what the keys say.
+_HARMLESS = frozenset(
+    {
+        "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+        "target_modules", "exclude_modules", "lora_dropout", "modules_to_save", "layers_to_transform",
+        "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config",
+        # settings of an initialiser; init_lora_weights says which one was used
+        "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    }
+)  # fmt: skip
+
+# Understood, and not handled (yet): refused where set.
+_REFUSED = {
+    "use_dora": "DoRA adapters are not supported yet; dropping the magnitude would be wrong",
+    "target_parameters": "adapters on expert parameters are not supported yet",
+    "trainable_token_indices": "trained token rows are not supported yet",
+    "lora_bias": "biases on the LoRA factors are not supported yet",
+    "fan_in_fan_out": "layers stored transposed (Conv1D) are not supported yet",
+    "ensure_weight_tying": "adapters on tied embeddings are not supported yet",
+    "layer_replication": "the model was built from replicated layers; a merge onto the original is wrong",
+    "alora_invocation_tokens": "aLoRA acts only after its invocation tokens; it cannot be merged",
+    "use_qalora": "QA-LoRA pools its inputs; it cannot be merged into a weight",
+    "arrow_config": "Arrow routes between adapters by input; it cannot be merged",
+    "use_bdlora": "BD-LoRA is not supported yet",
+    "kasa_config": "KaSA is not supported yet",
+    "velora_config": "VeLoRA is not supported yet",
+    "monteclora_config": "MonteCLoRA is not supported yet",
+    "megatron_config": "Megatron's parallel layers are not supported",
+}
+
+# Initialisers that leave the base weights as they are.
+_HARMLESS_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """The part of a LoRA adapter's config that the arithmetic depends on."""
+
+    path: Path
+    rank: int
+    alpha: float
+    rank_stabilised: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+
+    def rank_of(self, module: str) -> int:
+        return _by_pattern(self.rank_pattern, module, self.rank)
+
+    def scale_of(self, module: str) -> float:
+        alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
+        return lora.scaling(alpha, self.rank_of(module), rank_stabilised=self.rank_stabilised)
+
+
+_T = TypeVar("_T")
+
+
+def _by_pattern(patterns: Mapping[str, _T], module: str, default: _T) -> _T:
+    """PEFT's rule: the first pattern wins that matches the whole path, or the end of it after a dot."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
+    """Raises UnsupportedError for what is refused by name, InputError for values of a wrong type."""
+    peft_type = fields.get("peft_type")
+    if peft_type != "LORA":
+        raise UnsupportedError(f"{path}: peft_type {shown(peft_type)} is not supported; LORA is")
+    for name, value in fields.items():
+        if name in _HANDLED or name in _HARMLESS or not value:
+            continue
+        reason = _REFUSED.get(name, "this field is not known; it may change the arithmetic, so it is not ignored")
+        raise UnsupportedError(f"{path}: {shown(name)} = {shown(value)[:80]}: {reason}")
+    init = fields.get("init_lora_weights")
+    if init not in _HARMLESS_INITS:
+        raise UnsupportedError(
+            f"{path}: init_lora_weights = {shown(init)} may have changed the base weights, so this adapter may "
+            "belong to the residual model, not to the original: convert it to plain LoRA first (PEFT: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...))"
+        )
+    if fields.get("bias", "none") not in ("none", "all", "lora_only"):
+        raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])} is not known")
+    rslora = fields.get("use_rslora") or False
+    if not isinstance(rslora, bool):
+        raise InputError(f"{path}: use_rslora must be true or false, not {shown(rslora)}")
+    rank_pattern, alpha_pattern = (_patterns(path, fields, key) for key in ("rank_pattern", "alpha_pattern"))
+    return LoraConfig(
+        path=path,
+        rank=_rank(path, "r", fields.get("r")),
+        alpha=_alpha(path, "lora_alpha", fields.get("lora_alpha")),
+        rank_stabilised=rslora,
+        rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
+        alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
+    )
+
+
+def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    patterns = fields.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise InputError(f"{path}: {key} must be an object, not {shown(patterns)[:80]}")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise InputError(f"{path}: {key} holds {shown(pattern)[:80]!r}, no valid pattern: {error}") from error
+    return patterns
+
+
+def _rank(path: Path, key: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise InputError(f"{path}: {shown(key)} must be a whole number from 1 on, not {shown(value)}")
+    return value
+
+
+def _alpha(path: Path, key: str, value: object) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise InputError(f"{path}: {shown(key)} must be a finite number, not {shown(value)}")
+    return value  # type: ignore[return-value]  # an int stays an int: alpha / r is then PEFT's own expression

@@ -1,0 +1,210 @@
+"""The plan: what becomes of every tensor, made from headers and configs alone. No weights are read, no torch.
+
+Also the two rules that planning and running share: which outputs are verbatim copies, and how tensors are
+cut into blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+
+from adaptertool.errors import MismatchError, shown
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.formats.adapter import Adapter
+from adaptertool.kinds import BY_NAME, FULL
+from adaptertool.kinds.full import TUNED
+from adaptertool.resolve import nearest, refuse_quantised, resolve
+from adaptertool.spec import COMPUTED, Edit, Output, Plan, Ref, Shard, Step
+
+BLOCK_ELEMENTS = 1 << 18  # elements of a weight computed at once: 2 MB in float64, which stays in the cache
+BASE_MEMORY = 320 << 20  # resident with torch loaded and nothing to do, rounded up
+_BYTES_PER_ELEMENT = 40  # per thread: stored (≤ 8), before, after and difference in float64, float32, low bits, out
+
+
+def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float]) -> Plan:
+    """Each adapter is applied, with its weight, to what the ones before it produced; rounded once at the end."""
+    edits: dict[str, list[Edit]] = {}
+    for number, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
+        for target, modules in resolve(base, adapter).items():
+            edits.setdefault(target, []).extend(
+                Edit(module.kind, number, module.name, module.factors, module.scale, weight) for module in modules
+            )
+    notes = [f"{adapter.path} is given twice, and is applied twice" for adapter in _repeated(adapters)]
+    return _plan("merge", base, adapters, weights, edits, (Output("", 1.0),), notes)
+
+
+def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[Decimal]) -> Plan:
+    """W + α·(T − W) for each α, where T is the base with the adapter merged, or the tuned checkpoint."""
+    outputs = _outputs(alphas)
+    equal: list[tuple[Ref, Ref]] = []
+    notes = [f"alpha {alpha} lies outside 0..1: this extrapolates" for alpha in alphas if not 0 <= alpha <= 1]
+    if isinstance(tuned, Adapter):
+        merged = plan_merge(base, [tuned], [1.0])
+        edits = {step.base.spec.name: list(step.edits) for step in _steps(merged) if step.edits}
+    else:
+        edits, equal, more = _full_edits(base, tuned)
+        notes += more
+    return _plan("wise", base, [tuned], [1.0], edits, outputs, notes, equal)
+
+
+def _repeated(adapters: Sequence[Adapter]) -> list[Adapter]:
+    paths = [adapter.path.resolve() for adapter in adapters]
+    return [adapter for number, adapter in enumerate(adapters) if paths[number] in paths[:number]]
+
+
+def _outputs(alphas: Sequence[Decimal]) -> tuple[Output, ...]:
+    if len(alphas) == 1:
+        return (Output("", float(alphas[0])),)
+    digits = max(3, *(-int(alpha.normalize().as_tuple().exponent) for alpha in alphas))
+    return tuple(Output(f"alpha-{alpha:.{digits}f}", float(alpha)) for alpha in alphas)
+
+
+def _full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edit]], list[tuple[Ref, Ref]], list[str]]:
+    """One `full` edit for each tensor, the pairs that must be equal instead (integers have no values between),
+    and notes. Raises MismatchError unless names and shapes agree."""
+    for ours, theirs in ((base, tuned), (tuned, base)):
+        if only := [name for name in ours.tensors if name not in theirs.tensors]:
+            near = nearest(only[0], theirs.tensors)
+            hint = f"; nearest there: {', '.join(map(shown, near))}" if near else ""
+            raise MismatchError(
+                f"{len(only)} tensors are in {ours.path} but not in {theirs.path}: "
+                f"{', '.join(shown(name) for name in only[:5])}{' ...' if len(only) > 5 else ''}{hint}"
+            )
+    edits: dict[str, list[Edit]] = {}
+    equal: list[tuple[Ref, Ref]] = []
+    casts: set[str] = set()
+    for name, ref in base.tensors.items():
+        other = tuned.tensors[name]
+        here, there = ref.spec, other.spec
+        computed = here.dtype in COMPUTED and there.dtype in COMPUTED
+        if here.shape != there.shape or (here.dtype != there.dtype and not computed):
+            raise MismatchError(f"{shown(name)} is {here} in {ref.path}, but {there} in {other.path}")
+        if not computed:
+            equal.append((ref, other))
+            continue
+        refuse_quantised(base, ref)
+        edits[name] = [Edit(FULL.name, 0, name, {TUNED: other}, 1.0, 1.0)]
+        if here.dtype != there.dtype:
+            casts.add(f"tuned tensors of dtype {there.dtype} are stored as {here.dtype}, as in the base")
+    notes = sorted(casts)
+    if base.config is not None and tuned.config is not None and base.config != tuned.config:
+        notes.append("config.json of base and tuned checkpoint differ; the base's is kept, like all its assets")
+    return edits, equal, notes
+
+
+def _plan(
+    command: str,
+    base: Checkpoint,
+    sources: Sequence[Adapter | Checkpoint],
+    weights: Sequence[float],
+    edits: Mapping[str, Sequence[Edit]],
+    outputs: tuple[Output, ...],
+    notes: Sequence[str],
+    equal: Sequence[tuple[Ref, Ref]] = (),
+) -> Plan:
+    shards = tuple(
+        Shard(
+            header.path,
+            header.data_start,
+            header.size,
+            tuple(Step(ref, tuple(edits.get(name, ()))) for name, ref in header.tensors.items()),
+        )
+        for header in base.headers
+    )
+    return Plan(
+        command=command,
+        base=base.path,
+        sources=tuple(source.path for source in sources),
+        weights=tuple(weights),
+        shards=shards,
+        assets=base.assets,
+        outputs=outputs,
+        inputs=tuple(_inputs(base, sources)),
+        equal=tuple(equal),
+        single_file=base.is_file,
+        notes=(*base.notes, *notes),
+    )
+
+
+def _inputs(base: Checkpoint, sources: Sequence[Adapter | Checkpoint]) -> Iterator[Path]:
+    yield from (header.path for header in base.headers)
+    yield from (asset.source for asset in base.assets)
+    for source in sources:
+        if isinstance(source, Adapter):
+            yield source.weights
+        else:
+            yield from (header.path for header in source.headers)
+
+
+def _steps(plan: Plan) -> Iterator[Step]:
+    for shard in plan.shards:
+        yield from shard.steps
+
+
+def verbatim(step: Step, alpha: float) -> Ref | None:
+    """The tensor whose bytes this output is, or None where it must be computed.
+
+    Without edits, and at α = 0, the base; at α = 1 a tensor that replaces it. That is what makes α = 0 and
+    α = 1 of two checkpoints equal to them byte for byte, NaN and −0.0 included.
+    """
+    if alpha == 0 or all(edit.weight == 0 for edit in step.edits):
+        return step.base
+    last = step.edits[-1]
+    if alpha == 1 and last.kind == FULL.name and last.weight == 1:
+        tuned = last.factors[TUNED]
+        if tuned.spec.dtype == step.base.spec.dtype:
+            return tuned
+    return None
+
+
+def matrix(step: Step) -> tuple[int, int]:
+    """(rows, columns) of the tensor as it is cut into blocks; rows of one element where the edits allow it."""
+    numel = step.base.spec.numel
+    if all(BY_NAME[edit.kind].elementwise for edit in step.edits):
+        return numel, 1
+    rows = step.base.spec.shape[0]
+    return rows, numel // rows if rows else 0
+
+
+def block_rows(columns: int) -> int:
+    return max(1, BLOCK_ELEMENTS // max(columns, 1))
+
+
+def predicted_memory(plan: Plan, threads: int) -> int:
+    """Upper estimate of peak resident bytes: a constant, the blocks of each thread, factors, and the plan itself."""
+    block = whole = tensors = 0
+    for step in _steps(plan):
+        tensors += 1
+        if not step.edits:
+            continue
+        columns = matrix(step)[1]
+        block = max(block, columns * block_rows(columns))
+        factors = sum(
+            factor.spec.numel * 8
+            for edit in step.edits
+            for role, factor in edit.factors.items()
+            if role not in BY_NAME[edit.kind].by_row
+        )
+        whole = max(whole, factors)
+    return BASE_MEMORY + threads * (max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole) + tensors * 2000
+
+
+def bytes_to_read(plan: Plan) -> int:
+    """Every base shard and asset once, every factor once."""
+    factors = {
+        (factor.path, factor.offset): factor.spec.nbytes
+        for step in _steps(plan)
+        for edit in step.edits
+        for factor in edit.factors.values()
+    }
+    return bytes_per_output(plan) + sum(factors.values())
+
+
+def bytes_per_output(plan: Plan) -> int:
+    return sum(shard.size for shard in plan.shards) + sum(asset.size for asset in plan.assets)
+
+
+def bytes_to_write(plan: Plan) -> int:
+    return bytes_per_output(plan) * len(plan.outputs)

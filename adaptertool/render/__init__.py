@@ -1,0 +1,1 @@
+"""Reports as text and JSON: the one place where anything is formatted."""

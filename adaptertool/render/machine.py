@@ -1,0 +1,18 @@
+"""Reports as JSON: one object, with a `schema` field. Within a version of a schema fields are only added."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from adaptertool.errors import AdapterToolError
+from adaptertool.reports import PlanReport, RunReport
+
+
+def to_json(report: PlanReport | RunReport) -> str:
+    return json.dumps(dataclasses.asdict(report), allow_nan=False)
+
+
+def error_to_json(error: AdapterToolError) -> str:
+    body = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+    return json.dumps({"schema": "error/1", "error": body})

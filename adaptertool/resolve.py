@@ -1,0 +1,148 @@
+"""Module -> base tensor. Every module finds exactly one tensor that it fits, or the run is refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from adaptertool.errors import MismatchError, UnsupportedError, shown
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.formats.adapter import Adapter, Module
+from adaptertool.kinds import BY_NAME
+from adaptertool.spec import COMPUTED, Ref
+
+# Families whose linear layers are stored (in, out): Conv1D of transformers. Where a weight is square its
+# shape does not tell, so the family must.
+_TRANSPOSED_FAMILIES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
+_TRANSPOSED_NAMES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+
+_EMBEDDINGS = frozenset(
+    {"embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings", "tok_embeddings", "shared"}
+)
+_QUANTISED_SIBLINGS = (
+    "weight_scale", "weight_scale_inv", "weight_packed", "weight.absmax", "weight.quant_state.bitsandbytes__nf4",
+    "weight.SCB", "SCB", "qweight", "scales",
+)  # fmt: skip
+_SHOWN = 8  # unmatched modules that an error lists in full
+
+
+def resolve(base: Checkpoint, adapter: Adapter) -> Mapping[str, list[Module]]:
+    """Base tensor name -> the modules of `adapter` that change it, replacements before deltas.
+
+    Raises MismatchError for modules without a tensor (with the nearest names) and for shapes that do not fit,
+    UnsupportedError for a base whose weights cannot be edited as they are stored.
+    """
+    unmatched = [module for module in adapter.modules if module.target not in base.tensors]
+    if unmatched:
+        raise MismatchError(_unmatched(base, adapter, unmatched))
+    resolved: dict[str, list[Module]] = {}
+    for module in adapter.modules:
+        ref = base.tensors[module.target]
+        _check_shapes(ref, module)
+        refuse_quantised(base, ref)
+        _refuse_tied(base, ref)
+        _check_orientation(base, ref, module)
+        resolved.setdefault(module.target, []).append(module)
+    for modules in resolved.values():
+        modules.sort(key=lambda module: not BY_NAME[module.kind].elementwise)  # a saved weight, then the delta on it
+    return resolved
+
+
+def refuse_quantised(base: Checkpoint, ref: Ref) -> None:
+    """Refuse to edit a tensor whose stored numbers are codes, not weights."""
+    name, config = ref.spec.name, base.config or {}
+    why = None
+    if quantised := config.get("quantization_config") or config.get("compression_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        why = f"config.json: quant_method {shown(method)}"
+    elif ref.spec.dtype not in COMPUTED:
+        why = f"it is stored as {ref.spec.dtype}"
+    elif name.endswith("weight"):
+        stem = name.removesuffix("weight")
+        beside = [stem + end for end in _QUANTISED_SIBLINGS if stem + end in base.tensors]
+        why = f"{shown(beside[0])} stands beside it" if beside else None
+    if why:
+        raise UnsupportedError(
+            f"{ref.path}: {shown(name)} looks quantised ({why}); arithmetic on quantised weights is not supported: "
+            "use the checkpoint that it was made from"
+        )
+
+
+def _refuse_tied(base: Checkpoint, ref: Ref) -> None:
+    """Refuse to edit an embedding or output head that the model ties: loaders would apply it twice or not at all."""
+    if base.config is not None and _is_embedding(base.config, ref) and _may_be_tied(base.config):
+        raise UnsupportedError(
+            f"{ref.path}: {shown(ref.spec.name)} is an embedding or output head, and config.json does not say "
+            "tie_word_embeddings: false; edits of tied embeddings are not supported yet"
+        )
+
+
+def _is_embedding(config: Mapping[str, Any], ref: Ref) -> bool:
+    text = config.get("text_config")
+    sizes = {part.get("vocab_size") for part in (config, text) if isinstance(part, dict)}
+    shape, name = ref.spec.shape, ref.spec.name
+    return (len(shape) == 2 and shape[0] in sizes) or bool(_EMBEDDINGS.intersection(name.split(".")))
+
+
+def _may_be_tied(config: Mapping[str, Any]) -> bool:
+    text = config.get("text_config")
+    parts = [part for part in (config, text) if isinstance(part, dict)]
+    flags = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+    return not flags or any(flag is not False for flag in flags)
+
+
+def _check_shapes(ref: Ref, module: Module) -> None:
+    kind = BY_NAME[module.kind]
+    shapes = {role: factor.spec.shape for role, factor in module.factors.items()}
+    expected = kind.expected(ref.spec.shape, shapes)
+    where = f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}"
+    if expected is None:
+        raise UnsupportedError(f"{where}; {kind.name} on a weight of that shape is not supported yet")
+    for role, factor in module.factors.items():
+        if factor.spec.shape != expected[role]:
+            wanted = "×".join(map(str, expected[role])) or "scalar"
+            raise MismatchError(
+                f"{where}, so {shown(factor.spec.name)} must be {wanted}, but it is {factor.spec} in {factor.path}; "
+                "is this adapter for another model?"
+            )
+
+
+def _check_orientation(base: Checkpoint, ref: Ref, module: Module) -> None:
+    """Refuse a square weight that may be stored (in, out): the delta would be added transposed, in silence."""
+    if BY_NAME[module.kind].elementwise:
+        return
+    family = (base.config or {}).get("model_type")
+    if family in _TRANSPOSED_FAMILIES:
+        raise UnsupportedError(
+            f"{ref.path}: {shown(ref.spec.name)}: models of the family {family} store layers transposed (Conv1D); "
+            "that is not supported yet"
+        )
+    if family is None and ref.spec.shape[0] == ref.spec.shape[1] and module.name.split(".")[-1] in _TRANSPOSED_NAMES:
+        raise UnsupportedError(
+            f"{ref.path}: {shown(ref.spec.name)} is square and its name is one that GPT-2 stores transposed; "
+            "without a config.json that gives model_type the direction is unknown"
+        )
+
+
+def _unmatched(base: Checkpoint, adapter: Adapter, modules: Sequence[Module]) -> str:
+    lines = [f"{len(modules)} of {len(adapter.modules)} modules of {adapter.path} have no tensor in {base.path}:"]
+    for module in modules[:_SHOWN]:
+        near = nearest(module.target, base.tensors)
+        lines.append(f"  {shown(module.target)}" + (f"  nearest: {', '.join(map(shown, near))}" if near else ""))
+    if len(modules) > _SHOWN:
+        lines.append(f"  and {len(modules) - _SHOWN} more")
+    lines.append("is this adapter for another model? Nothing was written.")
+    return "\n".join(lines)
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Up to three of `names` that are most like `name`; those that end alike are looked at first."""
+    pool = list(names)
+    for parts in (3, 2, 1):
+        ending = "." + ".".join(name.split(".")[-parts:])
+        alike = [candidate for candidate in pool if candidate.endswith(ending)]
+        if alike:
+            pool = alike
+            break
+    return difflib.get_close_matches(name, pool[:2000], n=3, cutoff=0.5)

@@ -1,0 +1,119 @@
+"""The vocabulary as frozen data: tensors on disk, edits to them, and the plan that a run follows.
+
+Nothing here reads a file or touches a tensor. Dtypes are the strings of the safetensors format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# Bits per element, every dtype that the safetensors format (0.8) defines.
+DTYPE_BITS: Mapping[str, int] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+# The dtypes that arithmetic is done on; all others are only ever copied as bytes.
+COMPUTED = ("BF16", "F16", "F32", "F64")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, dtype and shape of a tensor, as a safetensors header gives them."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * DTYPE_BITS[self.dtype] // 8
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {'×'.join(map(str, self.shape)) or 'scalar'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A tensor in a file: `nbytes` bytes from `offset` (counted from the start of the file)."""
+
+    path: Path
+    offset: int
+    spec: TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One change to one base tensor: `weight` times the delta that `kind` makes of `factors` and `scale`."""
+
+    kind: str
+    adapter: int  # position on the command line, from 0
+    module: str
+    factors: Mapping[str, Ref]
+    scale: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One output tensor: the base tensor and the edits made to it, in order. No edits: copied as bytes."""
+
+    base: Ref
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One output file. It has the header bytes of the base shard, so every tensor keeps its offset."""
+
+    source: Path
+    data_start: int
+    size: int
+    steps: tuple[Step, ...]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A file that is carried over byte for byte: config, tokenizer, index, ..."""
+
+    source: Path
+    name: str  # path inside the checkpoint, with /
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One checkpoint to write: W + alpha·(W' − W), where W' is the base with all edits made."""
+
+    folder: str  # inside OUT; "" is OUT itself
+    alpha: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a run will do, made from headers and configs alone."""
+
+    command: str
+    base: Path
+    sources: tuple[Path, ...]  # the adapters, or the tuned checkpoint
+    weights: tuple[float, ...]
+    shards: tuple[Shard, ...]
+    assets: tuple[Asset, ...]
+    outputs: tuple[Output, ...]
+    inputs: tuple[Path, ...]  # every file that is read
+    equal: tuple[tuple[Ref, Ref], ...]  # pairs of tensors that must hold the same bytes, checked before the run
+    single_file: bool  # the base is one .safetensors file, not a directory
+    notes: tuple[str, ...]  # what the user should know before the run

@@ -1,0 +1,64 @@
+"""`merge`: adapters into a base checkpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from adaptertool.errors import UsageError
+from adaptertool.files.checkpoint import open_checkpoint
+from adaptertool.formats.peft import read_adapter
+from adaptertool.plan import plan_merge
+from adaptertool.reports import RunReport
+from adaptertool.spec import Plan
+
+PathLike = str | os.PathLike[str]
+
+
+def prepare_merge(base: PathLike, adapters: Sequence[PathLike], weights: Sequence[float] | None = None) -> Plan:
+    """The plan of a merge, from headers and configs alone.
+
+    `weights` belong to `adapters` by order; none given means 1 for each. Raises UsageError for a wrong number
+    of weights, InputError for what the files hold.
+    """
+    if isinstance(adapters, str | os.PathLike):
+        raise UsageError("adapters must be a list of paths, also where there is only one")
+    if not adapters:
+        raise UsageError("no adapter given")
+    weights = [1.0] * len(adapters) if weights is None else list(weights)
+    if len(weights) != len(adapters):
+        raise UsageError(
+            f"{len(weights)} weights for {len(adapters)} adapters; give -w once for each adapter, or not at all"
+        )
+    if not all(math.isfinite(weight) for weight in weights):
+        raise UsageError(f"weights must be finite numbers, not {weights}")
+    return plan_merge(open_checkpoint(Path(base)), [read_adapter(Path(path)) for path in adapters], weights)
+
+
+def merge(
+    base: PathLike,
+    adapters: Sequence[PathLike],
+    out: PathLike,
+    *,
+    weights: Sequence[float] | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> RunReport:
+    """Write to `out` the checkpoint `base` with `adapters` merged: W' = W + Σ w_i·Δ_i, in order.
+
+    base:     a directory with safetensors (single or sharded), or one .safetensors file
+    adapters: PEFT adapter directories
+    weights:  one for each adapter, by order; 1 where None
+    force:    replace an `out` that adaptertool made
+    threads:  all available cores where None; the result does not depend on it
+    progress: called with the number of bytes just written, from several threads
+
+    Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
+    """
+    plan = prepare_merge(base, adapters, weights)
+    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch: only where tensors are touched
+
+    return run(plan, Path(out), force=force, threads=threads, progress=progress)

@@ -1,0 +1,81 @@
+"""From a plan to a published OUT: the part that all commands that write checkpoints share."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from adaptertool import engine
+from adaptertool.errors import UsageError
+from adaptertool.files import publish
+from adaptertool.files.reader import Inputs
+from adaptertool.plan import bytes_to_read, bytes_to_write
+from adaptertool.reports import RunReport
+from adaptertool.spec import Plan
+from adaptertool.tasks.manifest import write_manifests
+from adaptertool.tasks.preview import available_cores, count_edited, output_paths
+
+
+def run(
+    plan: Plan, out: Path, *, force: bool, threads: int | None, progress: Callable[[int], None] | None
+) -> RunReport:
+    """Check, compute in a staging directory, publish. On any error OUT is as it was before."""
+    start = time.perf_counter()
+    threads = available_cores() if threads is None else threads
+    if threads < 1:
+        raise UsageError(f"threads must be 1 or more, not {threads}")
+    publish.check_target(out, (plan.base, *plan.sources), force=force)
+    publish.check_space(out, bytes_to_write(plan))
+    with Inputs() as inputs:
+        inputs.remember(plan.inputs)
+        engine.require_finite_factors(plan, inputs)
+        engine.require_equal(plan, inputs)
+        with publish.staging(out) as folder:
+            engine.run_plan(plan, folder, inputs, threads, progress or (lambda _: None))
+            inputs.check_unchanged()
+            work = folder / plan.shards[0].name if _is_file(plan, out) else folder
+            if work == folder:
+                write_manifests(plan, folder)
+            publish.publish(work, out)
+    edited = count_edited(plan)
+    seconds = time.perf_counter() - start
+    read, written = bytes_to_read(plan), bytes_to_write(plan)
+    return RunReport(
+        schema="run/1",
+        command=plan.command,
+        base=str(plan.base),
+        sources=tuple(map(str, plan.sources)),
+        weights=plan.weights,
+        alphas=tuple(output.alpha for output in plan.outputs),
+        out=str(out),
+        outputs=output_paths(plan, out),
+        tensors_edited=edited,
+        tensors_copied=sum(len(shard.steps) for shard in plan.shards) - edited,
+        bytes_read=read,
+        bytes_written=written,
+        seconds=seconds,
+        bytes_per_second=(read + written) / seconds,
+        threads=threads,
+        peak_memory=_peak_memory(),
+        notes=plan.notes,
+    )
+
+
+def _is_file(plan: Plan, out: Path) -> bool:
+    """A base that is one file makes one file, where OUT is named like one."""
+    return plan.single_file and len(plan.outputs) == 1 and out.suffix == ".safetensors"
+
+
+def _peak_memory() -> int:
+    """High-water mark of resident memory. VmHWM, since ru_maxrss may be that of the process that started us."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
