@@ -1,6 +1,6 @@
 # make demo    install, merge the fixture adapter, check it against PEFT, sweep alpha
 # make test    lint, types, tests
-# make bench   the 1.1 B-parameter comparison with PEFT (needs 8 GB of disk)
+# make bench   merge of 1.1 B parameters beside PEFT and cp (10 GB of disk), plan of 671 B; tables into README.md
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 .PHONY: demo test lint bench clean
 
 demo: $(STAMP)
-	$(BIN)/python fixtures/demo.py
+	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2
@@ -20,6 +20,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/merge_1b.py
+	$(BIN)/python benchmarks/plan_671b.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adaptertool needs Python 3.11 or newer; set PYTHON=")'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -136,6 +137,7 @@ def _execute(
 def main() -> NoReturn:
     """Entry point: every error becomes a message and an exit code, never a traceback (but with --debug)."""
     signal.signal(signal.SIGTERM, _terminated)
+    gc.disable()  # a large plan is a million live objects that the collector would walk again and again, for nothing
     arguments = sys.argv[1:]
     try:
         cli.main(prog_name="adaptertool", standalone_mode=False)

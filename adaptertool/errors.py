@@ -72,4 +72,6 @@ def shown(name: object) -> str:
     Names come from files that anyone may have written; a terminal escape in one must not act on a terminal.
     """
     text = str(name)
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -15,12 +15,12 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter
 from adaptertool.kinds import BY_NAME, FULL
 from adaptertool.kinds.full import TUNED
-from adaptertool.resolve import nearest, refuse_quantised, resolve
+from adaptertool.resolve import nearest, quantised_stems, refuse_quantised, resolve
 from adaptertool.spec import COMPUTED, Edit, Output, Plan, Ref, Shard, Step
 
-BLOCK_ELEMENTS = 1 << 18  # elements of a weight computed at once: 2 MB in float64, which stays in the cache
+BLOCK_ELEMENTS = 1 << 19  # elements of a weight computed at once: 4 MB in float64; smaller blocks cost more in calls
 BASE_MEMORY = 320 << 20  # resident with torch loaded and nothing to do, rounded up
-_BYTES_PER_ELEMENT = 40  # per thread: stored (≤ 8), before, after and difference in float64, float32, low bits, out
+_BYTES_PER_ELEMENT = 54  # per thread: stored and rounded (≤ 8 each), four of float64, one of float32, one of int16
 
 
 def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float]) -> Plan:
@@ -75,6 +75,7 @@ def _full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edi
     edits: dict[str, list[Edit]] = {}
     equal: list[tuple[Ref, Ref]] = []
     casts: set[str] = set()
+    stems = quantised_stems(base)
     for name, ref in base.tensors.items():
         other = tuned.tensors[name]
         here, there = ref.spec, other.spec
@@ -84,7 +85,7 @@ def _full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edi
         if not computed:
             equal.append((ref, other))
             continue
-        refuse_quantised(base, ref)
+        refuse_quantised(base, ref, stems)
         edits[name] = [Edit(FULL.name, 0, name, {TUNED: other}, 1.0, 1.0)]
         if here.dtype != there.dtype:
             casts.add(f"tuned tensors of dtype {there.dtype} are stored as {here.dtype}, as in the base")
@@ -123,6 +124,7 @@ def _plan(
         outputs=outputs,
         inputs=tuple(_inputs(base, sources)),
         equal=tuple(equal),
+        tuned_is_checkpoint=not all(isinstance(source, Adapter) for source in sources),
         single_file=base.is_file,
         notes=(*base.notes, *notes),
     )

@@ -20,9 +20,10 @@ _TRANSPOSED_NAMES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 _EMBEDDINGS = frozenset(
     {"embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings", "tok_embeddings", "shared"}
 )
-_QUANTISED_SIBLINGS = (
-    "weight_scale", "weight_scale_inv", "weight_packed", "weight.absmax", "weight.quant_state.bitsandbytes__nf4",
-    "weight.SCB", "SCB", "qweight", "scales",
+# Tensors that stand beside a weight `<stem>weight` that holds codes: scales and the like.
+_CODE_ENDINGS = (
+    "weight_scale", "weight_scale_inv", "weight_packed", "weight.absmax", "weight.quant_map", "weight.SCB", "SCB",
+    "qweight", "scales",
 )  # fmt: skip
 _SHOWN = 8  # unmatched modules that an error lists in full
 
@@ -37,10 +38,11 @@ def resolve(base: Checkpoint, adapter: Adapter) -> Mapping[str, list[Module]]:
     if unmatched:
         raise MismatchError(_unmatched(base, adapter, unmatched))
     resolved: dict[str, list[Module]] = {}
+    stems = quantised_stems(base)
     for module in adapter.modules:
         ref = base.tensors[module.target]
         _check_shapes(ref, module)
-        refuse_quantised(base, ref)
+        refuse_quantised(base, ref, stems)
         _refuse_tied(base, ref)
         _check_orientation(base, ref, module)
         resolved.setdefault(module.target, []).append(module)
@@ -49,24 +51,32 @@ def resolve(base: Checkpoint, adapter: Adapter) -> Mapping[str, list[Module]]:
     return resolved
 
 
-def refuse_quantised(base: Checkpoint, ref: Ref) -> None:
-    """Refuse to edit a tensor whose stored numbers are codes, not weights."""
+def quantised_stems(base: Checkpoint) -> Mapping[str, str]:
+    """Stem of a quantised weight -> the tensor beside it that shows this."""
+    stems = {}
+    for name in base.tensors:
+        if name.endswith(_CODE_ENDINGS):
+            ending = max((ending for ending in _CODE_ENDINGS if name.endswith(ending)), key=len)
+            stems[name.removesuffix(ending)] = name
+    return stems
+
+
+def refuse_quantised(base: Checkpoint, ref: Ref, stems: Mapping[str, str]) -> None:
+    """Refuse to edit a tensor whose stored numbers are codes, not weights. `stems`: from quantised_stems."""
     name, config = ref.spec.name, base.config or {}
-    why = None
     if quantised := config.get("quantization_config") or config.get("compression_config"):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         why = f"config.json: quant_method {shown(method)}"
     elif ref.spec.dtype not in COMPUTED:
         why = f"it is stored as {ref.spec.dtype}"
-    elif name.endswith("weight"):
-        stem = name.removesuffix("weight")
-        beside = [stem + end for end in _QUANTISED_SIBLINGS if stem + end in base.tensors]
-        why = f"{shown(beside[0])} stands beside it" if beside else None
-    if why:
-        raise UnsupportedError(
-            f"{ref.path}: {shown(name)} looks quantised ({why}); arithmetic on quantised weights is not supported: "
-            "use the checkpoint that it was made from"
-        )
+    elif stems and name.endswith("weight") and name.removesuffix("weight") in stems:
+        why = f"{shown(stems[name.removesuffix('weight')])} stands beside it"
+    else:
+        return
+    raise UnsupportedError(
+        f"{ref.path}: {shown(name)} looks quantised ({why}); arithmetic on quantised weights is not supported: "
+        "use the checkpoint that it was made from"
+    )
 
 
 def _refuse_tied(base: Checkpoint, ref: Ref) -> None:

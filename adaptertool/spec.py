@@ -115,5 +115,6 @@ class Plan:
     outputs: tuple[Output, ...]
     inputs: tuple[Path, ...]  # every file that is read
     equal: tuple[tuple[Ref, Ref], ...]  # pairs of tensors that must hold the same bytes, checked before the run
+    tuned_is_checkpoint: bool  # wise between two checkpoints
     single_file: bool  # the base is one .safetensors file, not a directory
     notes: tuple[str, ...]  # what the user should know before the run

@@ -17,6 +17,7 @@ from adaptertool.files.jsonfile import parse_json
 from adaptertool.files.reader import InputFile, open_input, read_exact
 from adaptertool.spec import DTYPE_BITS, Ref, TensorSpec
 
+_FIELDS = {"dtype", "shape", "data_offsets"}
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
 
 _OTHER_FORMATS = (
@@ -82,22 +83,24 @@ def _natural(value: object) -> bool:
 
 
 def _entry(path: Path, data_start: int, name: str, entry: object) -> Ref:
-    where = f"{path}: tensor {shown(name)}"
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise InputError(f"{where} must have exactly dtype, shape and data_offsets")
+    def bad(what: str) -> InputError:
+        return InputError(f"{path}: tensor {shown(name)} {what}")
+
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        raise bad("must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise InputError(f"{where} has the unknown dtype {shown(dtype)}")
+        raise bad(f"has the unknown dtype {shown(dtype)}")
     if not isinstance(shape, list) or not all(map(_natural, shape)):
-        raise InputError(f"{where} has a shape that is not a list of sizes")
+        raise bad("has a shape that is not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
-        raise InputError(f"{where} has data_offsets that are not two positions")
+        raise bad("has data_offsets that are not two positions")
     begin, end = offsets
     bits = DTYPE_BITS[dtype]
     for size in shape:
         bits *= size
         if bits >= 2**66:
-            raise InputError(f"{where} has a shape beyond what the format can address")
+            raise bad("has a shape beyond what the format can address")
     if bits % 8 or end - begin != bits // 8:
-        raise InputError(f"{where} takes {end - begin:,} bytes, but its dtype and shape need {bits / 8:,.10g}")
+        raise bad(f"takes {end - begin:,} bytes, but its dtype and shape need {bits / 8:,.10g}")
     return Ref(path, data_start + begin, TensorSpec(name, dtype, tuple(shape)))

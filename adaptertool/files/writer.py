@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from safetensors import SafetensorError, safe_open
+
 from adaptertool.errors import InputError, StorageError
 from adaptertool.files.reader import InputFile, read_exact
 
@@ -44,7 +46,10 @@ class OutputFile:
         os.close(self.fd)
 
     def finish(self) -> None:
-        """Check the length, fsync, close. A failed fsync is final: the kernel may have dropped the pages."""
+        """Check the length, fsync, close. A failed fsync is final: the kernel may have dropped the pages.
+
+        A safetensors file must then open in the reference reader, or it is not ready to be published.
+        """
         try:
             if os.fstat(self.fd).st_size != self.size:
                 raise StorageError(f"{self.path} has {os.fstat(self.fd).st_size:,} bytes, not {self.size:,}")
@@ -53,6 +58,12 @@ class OutputFile:
             _fail(self.path, error)
         finally:
             self.close()
+        if self.path.suffix == ".safetensors":
+            try:
+                with safe_open(self.path, framework="numpy"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise StorageError(f"{self.path} was written, but safetensors cannot open it: {error}") from error
 
 
 def _fail(path: Path, error: OSError) -> NoReturn:

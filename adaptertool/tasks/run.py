@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from adaptertool import engine
+from adaptertool.engine import run_plan
 from adaptertool.errors import UsageError
 from adaptertool.files import publish
 from adaptertool.files.reader import Inputs
 from adaptertool.plan import bytes_to_read, bytes_to_write
+from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
 from adaptertool.spec import Plan
 from adaptertool.tasks.manifest import write_manifests
@@ -31,10 +32,10 @@ def run(
     publish.check_space(out, bytes_to_write(plan))
     with Inputs() as inputs:
         inputs.remember(plan.inputs)
-        engine.require_finite_factors(plan, inputs)
-        engine.require_equal(plan, inputs)
+        require_finite_factors(plan, inputs)
+        require_equal(plan, inputs)
         with publish.staging(out) as folder:
-            engine.run_plan(plan, folder, inputs, threads, progress or (lambda _: None))
+            run_plan(plan, folder, inputs, threads, progress or (lambda _: None))
             inputs.check_unchanged()
             work = folder / plan.shards[0].name if _is_file(plan, out) else folder
             if work == folder:

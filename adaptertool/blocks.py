@@ -1,0 +1,169 @@
+"""The arithmetic of one block: read rows of a tensor, apply the edits in float64, round once.
+
+The chain of all edits is evaluated in float64 without rounding to the stored dtype in between, and the result
+is rounded once, correctly (`numerics.rounding`). Where nothing was added to −0.0 the base's bits stay. NaN and
+infinity never leave this file: they are errors.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptertool.errors import NonFiniteError, shown
+from adaptertool.files.reader import Inputs, read_into
+from adaptertool.kinds import BY_NAME
+from adaptertool.numerics.rounding import Rounder
+from adaptertool.plan import matrix
+from adaptertool.spec import Edit, Ref, Step
+
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_NEGATIVE_ZERO = {2: (np.uint16, 1 << 15), 4: (np.uint32, 1 << 31), 8: (np.uint64, 1 << 63)}
+
+
+class Workspace:
+    """The buffers of one thread, grown to the largest block and then reused."""
+
+    def __init__(self) -> None:
+        self._size = 0
+
+    def fit(self, size: int) -> None:
+        if size <= self._size:
+            return
+        self._size = size
+        self.stored = torch.empty(size * 8, dtype=torch.uint8)
+        self.rounded = torch.empty(size * 8, dtype=torch.uint8)
+        self.doubles = [torch.empty(size, dtype=torch.float64) for _ in range(4)]
+        self.round = Rounder(size)
+
+
+class StepFactors:
+    """The factors of one tensor's edits: those needed whole are read once, by the first block that asks."""
+
+    def __init__(self, inputs: Inputs, step: Step) -> None:
+        self._inputs = inputs
+        self._whole: dict[tuple[int, str], Tensor] = {}
+        self._lock = threading.Lock()
+        self._rows = matrix(step)[0]
+
+    def of(self, number: int, edit: Edit, first: int, last: int) -> Mapping[str, Tensor]:
+        """All factors of edit `number`, in float64; those that go by row, for rows first..last only."""
+        by_row = BY_NAME[edit.kind].by_row
+        return {
+            role: self._by_row(ref, first, last) if role in by_row else self._read_whole((number, role), ref)
+            for role, ref in edit.factors.items()
+        }
+
+    def _by_row(self, ref: Ref, first: int, last: int) -> Tensor:
+        columns = ref.spec.numel // self._rows
+        return read_tensor(self._inputs, ref, first * columns, last * columns).view(last - first, columns)
+
+    def _read_whole(self, key: tuple[int, str], ref: Ref) -> Tensor:
+        with self._lock:
+            if key not in self._whole:
+                self._whole[key] = read_tensor(self._inputs, ref, 0, ref.spec.numel).view(ref.spec.shape)
+            return self._whole[key]
+
+
+def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Tensor:
+    """Elements first..last of a tensor on disk, flat, as float64 (exact for every dtype computed on)."""
+    stored = torch.empty(last - first, dtype=DTYPES[ref.spec.dtype])
+    size = stored.element_size()
+    read_into(inputs.get(ref.path), ref.offset + first * size, as_bytes(stored))
+    return stored.to(torch.float64)
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    return tensor.view(torch.uint8).numpy().data
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows first..last of one tensor."""
+
+    step: Step
+    first: int
+    last: int
+    columns: int
+    factors: StepFactors
+
+    @property
+    def start(self) -> int:
+        """Elements of the tensor before this block."""
+        return self.first * self.columns
+
+    @property
+    def numel(self) -> int:
+        return (self.last - self.first) * self.columns
+
+
+def compute(inputs: Inputs, block: Block, alphas: Sequence[float], space: Workspace) -> Iterator[memoryview]:
+    """The bytes of before + α·(after − before) for each α, from one read of the block.
+
+    A view is valid until the next is taken. Raises NonFiniteError.
+    """
+    base, numel = block.step.base, block.numel
+    dtype = DTYPES[base.spec.dtype]
+    space.fit(numel)
+    stored = space.stored[: numel * dtype.itemsize].view(dtype)
+    rounded = space.rounded[: numel * dtype.itemsize].view(dtype)
+    before, after, delta, mixed = (buffer[:numel] for buffer in space.doubles)
+    read_into(inputs.get(base.path), base.offset + block.start * dtype.itemsize, as_bytes(stored))
+    after.copy_(stored)
+    for number, edit in enumerate(block.step.edits):
+        factors = block.factors.of(number, edit, block.first, block.last)
+        BY_NAME[edit.kind].apply(after.view(-1, block.columns), factors, edit.scale, edit.weight)
+    if any(alpha != 1 for alpha in alphas):
+        before.copy_(stored)
+        torch.sub(after, before, out=delta)
+    for alpha in alphas:
+        value = after if alpha == 1 else torch.add(before, delta, alpha=alpha, out=mixed)
+        space.round(value, rounded)
+        _keep_negative_zeros(stored, value, rounded)
+        _require_finite(inputs, block, stored, rounded)
+        yield as_bytes(rounded)
+
+
+def _keep_negative_zeros(stored: Tensor, value: Tensor, rounded: Tensor) -> None:
+    """Where nothing was added to −0.0 the sum is +0.0 in IEEE arithmetic, but the base's bits stay."""
+    kind, bits = _NEGATIVE_ZERO[stored.element_size()]
+    where = torch.from_numpy(np.flatnonzero(stored.view(torch.uint8).numpy().view(kind) == bits))
+    if len(where):
+        where = where[value[where] == 0]
+        rounded[where] = stored[where]
+
+
+def _require_finite(inputs: Inputs, block: Block, stored: Tensor, rounded: Tensor) -> None:
+    low, high = torch.aminmax(rounded)  # both are NaN if one element is
+    if math.isfinite(low) and math.isfinite(high):
+        return
+    where = int(torch.nonzero(~torch.isfinite(rounded))[0])
+    base, element = block.step.base, block.start + where
+    place = shown(base.spec.name)
+    if base.spec.shape:
+        place += f", element {_index(element, base.spec.shape)}"
+    if not torch.isfinite(stored[where]):
+        raise NonFiniteError(f"{base.path}: {place} holds {stored[where].item()}; such a tensor cannot be edited")
+    for edit in block.step.edits:
+        if BY_NAME[edit.kind].elementwise:
+            (ref,) = edit.factors.values()
+            if not torch.isfinite(number := read_tensor(inputs, ref, element, element + 1)):
+                raise NonFiniteError(f"{ref.path}: {place} holds {number.item()}; it cannot be interpolated")
+    largest = torch.finfo(rounded.dtype).max
+    raise NonFiniteError(
+        f"{base.path}: {place}: the result is beyond the range of {base.spec.dtype} (largest: {largest:g})"
+    )
+
+
+def _index(element: int, shape: Sequence[int]) -> tuple[int, ...]:
+    index = []
+    for size in reversed(shape):
+        element, position = divmod(element, size)
+        index.append(position)
+    return tuple(reversed(index))

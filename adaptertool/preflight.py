@@ -1,0 +1,52 @@
+"""Checks that need the numbers and not only the headers, made before the first byte is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from adaptertool.blocks import read_tensor
+from adaptertool.errors import MismatchError, NonFiniteError, shown
+from adaptertool.files.reader import Inputs, read_exact
+from adaptertool.files.writer import COPY_CHUNK
+from adaptertool.plan import BLOCK_ELEMENTS
+from adaptertool.spec import Plan, Ref
+
+
+def require_finite_factors(plan: Plan, inputs: Inputs) -> None:
+    """Read every factor of every adapter once. Raises NonFiniteError, naming the tensor, for NaN or infinity.
+
+    A tuned checkpoint is as large as the base; its tensors are checked as they are read.
+    """
+    for ref in _factors(plan):
+        for first in range(0, ref.spec.numel, BLOCK_ELEMENTS):
+            part = read_tensor(inputs, ref, first, min(ref.spec.numel, first + BLOCK_ELEMENTS))
+            if not torch.isfinite(part).all():
+                where = int(torch.nonzero(~torch.isfinite(part))[0])
+                raise NonFiniteError(
+                    f"{ref.path}: {shown(ref.spec.name)} holds {part[where].item()} at element {first + where:,}; "
+                    "the adapter is damaged, or its training diverged"
+                )
+
+
+def _factors(plan: Plan) -> Iterator[Ref]:
+    if plan.tuned_is_checkpoint:
+        return
+    for shard in plan.shards:
+        for step in shard.steps:
+            for edit in step.edits:
+                yield from edit.factors.values()
+
+
+def require_equal(plan: Plan, inputs: Inputs) -> None:
+    """Integers and codes have no values between: such tensors must be the same in both checkpoints."""
+    for ours, theirs in plan.equal:
+        for at in range(0, ours.spec.nbytes, COPY_CHUNK):
+            size = min(COPY_CHUNK, ours.spec.nbytes - at)
+            pair = [read_exact(inputs.get(ref.path), ref.offset + at, size) for ref in (ours, theirs)]
+            if pair[0] != pair[1]:
+                raise MismatchError(
+                    f"{shown(ours.spec.name)} ({ours.spec}) differs between {ours.path} and {theirs.path}; "
+                    f"tensors of dtype {ours.spec.dtype} cannot be interpolated"
+                )

@@ -1,0 +1,96 @@
+"""What the tests share. Checkpoints and adapters are written by the reference writer, never by our own code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)  # the tests run in two processes on two cores
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = ROOT / "fixtures"
+PREFIX = "base_model.model."
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def write_checkpoint(
+    folder: Path, tensors: Tensors, *, shards: int = 1, config: Mapping[str, Any] | None = None
+) -> Path:
+    """A checkpoint directory; with `shards` > 1 the tensors are dealt out in turn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if shards == 1:
+        save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        weight_map = {}
+        for number in range(shards):
+            name = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+            part = {key: tensors[key] for key in list(tensors)[number::shards]}
+            save_file(part, folder / name, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(part, name)
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    if config is None:
+        config = {"model_type": "llama", "tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_adapter(folder: Path, tensors: Tensors, **config: Any) -> Path:
+    """A PEFT adapter directory; keys get PEFT's prefix. The config is LoRA, r = 4, alpha = 8 unless given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({PREFIX + key: tensor for key, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    fields = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_rslora": False} | config
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    return folder
+
+
+def lora_factors(module: str, shape: Sequence[int], rank: int = 4, dtype: torch.dtype = torch.float32) -> Tensors:
+    out, inner = shape
+    return {
+        f"{module}.lora_A.weight": (torch.randn(rank, inner) / inner**0.5).to(dtype),
+        f"{module}.lora_B.weight": (torch.randn(out, rank) / 8).to(dtype),
+    }
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint directory or file, by the reference reader."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    tensors = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return tensors
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.view(torch.uint8).equal(b.view(torch.uint8))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def adaptertool(*arguments: object, cwd: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "adaptertool", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False, **options)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,46 @@
+"""Independent oracles: correct rounding by rationals, and a dense merge in rationals or float64.
+
+Nothing here imports adaptertool.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+
+# (explicit mantissa bits, smallest normal exponent, largest finite value)
+_FORMATS = {
+    torch.bfloat16: (7, -126, Fraction(torch.finfo(torch.bfloat16).max)),
+    torch.float16: (10, -14, Fraction(65504)),
+    torch.float32: (23, -126, Fraction(torch.finfo(torch.float32).max)),
+}
+
+
+def round_fraction(value: Fraction, dtype: torch.dtype) -> Fraction | None:
+    """To nearest, ties to even, subnormals included; None where that overflows."""
+    bits, smallest, largest = _FORMATS[dtype]
+    if value == 0:
+        return value
+    magnitude = abs(value)
+    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    if Fraction(2) ** exponent > magnitude:
+        exponent -= 1
+    ulp = Fraction(2) ** (max(exponent, smallest) - bits)
+    result = round(value / ulp) * ulp  # Python rounds a Fraction half to even
+    return result if abs(result) <= largest else None
+
+
+def fractions(tensor: torch.Tensor) -> list[Fraction]:
+    return [Fraction(value) for value in tensor.to(torch.float64).flatten().tolist()]
+
+
+def half_ulp_excess(stored: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """|stored − exact| in units of half an ulp of the stored dtype, elementwise; 1 or less is a correct rounding.
+
+    `exact` is float64. The ulp is that of the binade of `exact`.
+    """
+    bits, smallest, _ = _FORMATS[stored.dtype]
+    exponent = torch.floor(torch.log2(exact.abs().clamp(min=2.0**-1000))).clamp(min=smallest)
+    half = torch.exp2(exponent - bits - 1)
+    return (stored.to(torch.float64) - exact).abs() / half

@@ -1,0 +1,104 @@
+"""The structure that the README promises: imports go downwards, and heavy ones happen late."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import FIXTURES, ROOT
+
+import adaptertool
+
+PACKAGE = ROOT / "adaptertool"
+
+# Rooms from the lowest to the highest; a room may import from those before it, and from itself.
+ROOMS = [
+    ["errors"],
+    ["spec"],
+    ["numerics"],
+    ["files"],
+    ["kinds"],
+    ["formats"],
+    ["resolve"],
+    ["plan"],
+    ["blocks"],
+    ["engine", "preflight"],
+    ["reports"],
+    ["tasks"],
+    ["render"],
+    ["cli"],
+    ["__main__"],
+]
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downwards(path: Path) -> None:
+    here = room(path)
+    if here == "__init__":
+        return  # the facade: its names are imported when they are used
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "adaptertool" and parts[1] != "__version__":
+            assert parts[1] == here or LEVEL[parts[1]] < LEVEL[here], f"{here} imports {name}"
+
+
+def test_every_room_stands_on_a_level() -> None:
+    assert {room(path) for path in SOURCES} - {"__init__"} == set(LEVEL)
+
+
+@pytest.mark.parametrize(("library", "allowed"), [("click", {"cli"}), ("tqdm", {"cli"})])
+def test_only_the_command_line_knows(library: str, allowed: set[str]) -> None:
+    users = {room(path) for path in SOURCES if any(name.split(".")[0] == library for name in imported(path))}
+    assert users == allowed
+
+
+def test_files_and_functions_stay_small() -> None:
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        assert len(path.read_text().splitlines()) <= 260, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "import adaptertool, adaptertool.cli",
+        "import adaptertool; adaptertool.prepare_merge(BASE, [LORA])",
+        "import adaptertool; adaptertool.prepare_wise(BASE, TUNED, [0.5])",
+    ],
+)
+def test_planning_needs_no_torch(call: str) -> None:
+    paths = f"BASE, LORA, TUNED = {[str(FIXTURES / name) for name in ('base', 'lora', 'tuned')]}; "
+    code = f"{paths}{call}; import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names() -> None:
+    for name in adaptertool.__all__:
+        thing = getattr(adaptertool, name)
+        assert isinstance(thing, str) or thing.__doc__
+    with pytest.raises(AttributeError, match="nothing_such"):
+        _ = adaptertool.nothing_such  # type: ignore[attr-defined]
