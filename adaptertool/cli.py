@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import os
 import signal
@@ -10,20 +12,22 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 from tqdm import tqdm
 
 from adaptertool import __version__
-from adaptertool.errors import AdapterToolError, Interrupted, StorageError, shown
+from adaptertool.errors import AdapterToolError, Interrupted, StorageError, UsageError, shown
 from adaptertool.plan import bytes_to_write
 from adaptertool.render.machine import error_to_json, to_json
 from adaptertool.render.text import plan_text, run_text
 from adaptertool.spec import Plan
 from adaptertool.tasks.merge import prepare_merge
-from adaptertool.tasks.preview import available_cores, preview
+from adaptertool.tasks.preview import available_cores, check_output, preview
 from adaptertool.tasks.wise import decimal, parse_alphas, prepare_wise
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 EXIT_CODES = """\b
 Exit codes:
@@ -109,70 +113,92 @@ def _execute(
     **_: object,
 ) -> None:
     threads = threads or available_cores()
+    if not quiet:
+        for note in plan.notes:
+            _say(f"adaptertool: note: {note}", sys.stderr)
     if dry_run:
         report = preview(plan, out, force=force, threads=threads)
-        click.echo(to_json(report) if as_json else plan_text(report, every_tensor=verbose))
+        _say(to_json(report) if as_json else plan_text(report, every_tensor=verbose), sys.stdout)
         return
+    check_output(plan, out, force=force)  # before torch is loaded
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch, which takes over a second
 
     lock = threading.Lock()
     # disable=None: no bar where stderr is not a terminal
     with tqdm(
-        total=bytes_to_write(plan),
-        unit="B",
-        unit_scale=True,
-        desc=plan.command,
-        disable=True if quiet else None,
+        total=bytes_to_write(plan), unit="B", unit_scale=True, desc=plan.command, disable=True if quiet else None
     ) as bar:
 
         def progress(count: int) -> None:
             with lock:
                 bar.update(count)
 
-        done = run(plan, out, force=force, threads=threads, progress=progress)
+        done = run(plan, out, force=force, threads=threads, progress=progress, before_publish=_ignore_signals)
     if not quiet or as_json:
-        click.echo(to_json(done) if as_json else run_text(done))
+        _say(to_json(done) if as_json else run_text(done), sys.stdout)
 
 
 def main() -> NoReturn:
     """Entry point: every error becomes a message and an exit code, never a traceback (but with --debug)."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in _SIGNALS:
+        signal.signal(number, _interrupted)
     gc.disable()  # a large plan is a million live objects that the collector would walk again and again, for nothing
-    arguments = sys.argv[1:]
     try:
         cli.main(prog_name="adaptertool", standalone_mode=False)
-        sys.stdout.flush()
+        code = 0
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = stop.exit_code
+    except SystemExit:
+        code = 0  # click's answer where the reader of our stdout has gone away, as in `--help | head`
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our stdout has gone
-        sys.exit(0)
+        code = _fail(UsageError(error.format_message()), said=True)
     except (AdapterToolError, KeyboardInterrupt, click.Abort, OSError, MemoryError) as error:
-        if "--debug" in arguments:
+        if "--debug" in sys.argv:
             raise
-        _report(_known(error), as_json="--json" in arguments)
-    sys.exit(0)
+        code = _fail(_known(error))
+    sys.exit(code)
 
 
 def _known(error: BaseException) -> AdapterToolError:
     if isinstance(error, AdapterToolError):
         return error
     if isinstance(error, OSError):
-        return StorageError(f"{shown(error.filename)}: {error.strerror}" if error.filename else str(error))
+        return StorageError(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     if isinstance(error, MemoryError):
         return StorageError("out of memory; try fewer --threads")
     return Interrupted("interrupted; nothing was published")
 
 
-def _report(error: AdapterToolError, *, as_json: bool) -> NoReturn:
-    click.echo(f"adaptertool: {error}", err=True)
-    if as_json:
-        click.echo(error_to_json(error))
-    sys.exit(error.exit_code)
+def _fail(error: AdapterToolError, *, said: bool = False) -> int:
+    """Say what is wrong, on stderr and with --json on stdout too; the exit code."""
+    if not said:
+        _say(f"adaptertool: {error}", sys.stderr)
+    if "--json" in sys.argv:
+        with contextlib.suppress(AdapterToolError):  # the error that is being told counts more than a full stdout
+            _say(error_to_json(error), sys.stdout)
+    return error.exit_code
 
 
-def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise Interrupted("terminated; nothing was published")
+def _say(text: str, stream: TextIO | None) -> None:
+    """Print, with control characters escaped. A reader that has gone away is no error; a full disk is."""
+    if stream is None:  # closed by the caller
+        return
+    try:
+        print("\n".join(map(shown, text.split("\n"))), file=stream, flush=True)
+    except OSError as error:
+        # Nothing more can be written there; without this Python would try again when it exits, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if error.errno != errno.EPIPE:
+            raise StorageError(f"writing to {stream.name} failed: {error.strerror}") from error
+
+
+def _interrupted(_signal: int, _frame: FrameType | None) -> NoReturn:
+    _ignore_signals()  # a second Ctrl-C must not stop the cleaning
+    raise Interrupted("interrupted; nothing was published")
+
+
+def _ignore_signals() -> None:
+    """From here on the run is finished, one way or the other."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

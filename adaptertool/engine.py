@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from adaptertool.blocks import DTYPES, Block, StepFactors, Workspace, compute
-from adaptertool.errors import Interrupted
-from adaptertool.files.publish import sync_tree
+from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
 from adaptertool.plan import block_rows, matrix, verbatim
@@ -53,7 +52,7 @@ def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: P
     run = Run(inputs, progress)
     roots = [folder / output.folder for output in plan.outputs]
     for root in roots:
-        root.mkdir(exist_ok=True)
+        make_directory(root)
     with (
         one_torch_thread(),
         ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as workers,
@@ -69,8 +68,6 @@ def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: P
         except BaseException:
             run.stop.set()
             raise
-    for root in roots:
-        sync_tree(root)
 
 
 def _run_shard(
@@ -96,8 +93,11 @@ def _run_shard(
 
 
 def _finish(files: Sequence[OutputFile]) -> None:
-    for file in files:
-        file.finish()
+    with contextlib.ExitStack() as rest:
+        for file in files:
+            rest.callback(file.close)
+        for file in files:
+            file.finish()
 
 
 def _all_done(run: Run, futures: Sequence[Future[None]]) -> None:
@@ -196,14 +196,13 @@ def _edit(run: Run, block: Block, outputs: Sequence[tuple[OutputFile, float]], s
 
 def _copy_assets(run: Run, plan: Plan, roots: Sequence[Path]) -> None:
     for asset in plan.assets:
-        files = []
-        for root in roots:
-            path = root / asset.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.append(OutputFile(path, asset.size))
-        for job in _copies(run, asset.source, 0, 0, asset.size, files):
-            if run.stop.is_set():
-                raise Interrupted("stopped")
-            job(Workspace())
-        _finish(files)
+        with contextlib.ExitStack() as opened:
+            files = []
+            for root in roots:
+                make_directory((root / asset.name).parent)
+                files.append(OutputFile(root / asset.name, asset.size))
+                opened.callback(files[-1].close)
+            for job in _copies(run, asset.source, 0, 0, asset.size, files):
+                job(Workspace())
+            _finish(files)
         run.inputs.release(asset.source)

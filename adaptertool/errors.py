@@ -23,6 +23,9 @@ class AdapterToolError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(map(shown, message.split("\n"))))
+
 
 class UsageError(AdapterToolError):
     """The call itself is wrong."""

@@ -16,7 +16,7 @@ from adaptertool.formats.adapter import Adapter
 from adaptertool.kinds import BY_NAME, FULL
 from adaptertool.kinds.full import TUNED
 from adaptertool.resolve import nearest, quantised_stems, refuse_quantised, resolve
-from adaptertool.spec import COMPUTED, Edit, Output, Plan, Ref, Shard, Step
+from adaptertool.spec import COMPUTED, Edit, Output, Plan, Ref, Shard, Stamp, Step
 
 BLOCK_ELEMENTS = 1 << 19  # elements of a weight computed at once: 4 MB in float64; smaller blocks cost more in calls
 BASE_MEMORY = 320 << 20  # resident with torch loaded and nothing to do, rounded up
@@ -122,7 +122,7 @@ def _plan(
         shards=shards,
         assets=base.assets,
         outputs=outputs,
-        inputs=tuple(_inputs(base, sources)),
+        inputs=_inputs(base, sources),
         equal=tuple(equal),
         tuned_is_checkpoint=not all(isinstance(source, Adapter) for source in sources),
         single_file=base.is_file,
@@ -130,14 +130,11 @@ def _plan(
     )
 
 
-def _inputs(base: Checkpoint, sources: Sequence[Adapter | Checkpoint]) -> Iterator[Path]:
-    yield from (header.path for header in base.headers)
-    yield from (asset.source for asset in base.assets)
-    for source in sources:
-        if isinstance(source, Adapter):
-            yield source.weights
-        else:
-            yield from (header.path for header in source.headers)
+def _inputs(base: Checkpoint, sources: Sequence[Adapter | Checkpoint]) -> dict[Path, Stamp]:
+    files = {asset.source: asset.stamp for asset in base.assets}
+    for source in (base, *sources):
+        files |= source.files if isinstance(source, Adapter) else {h.path: h.stamp for h in source.headers}
+    return files
 
 
 def _steps(plan: Plan) -> Iterator[Step]:

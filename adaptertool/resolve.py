@@ -36,13 +36,15 @@ def resolve(base: Checkpoint, adapter: Adapter) -> Mapping[str, list[Module]]:
     """
     unmatched = [module for module in adapter.modules if module.target not in base.tensors]
     if unmatched:
+        if method := _quantisation(base):
+            raise UnsupportedError(f"{base.path} is quantised ({method}).\n{_unmatched(base, adapter, unmatched)}")
         raise MismatchError(_unmatched(base, adapter, unmatched))
     resolved: dict[str, list[Module]] = {}
     stems = quantised_stems(base)
     for module in adapter.modules:
         ref = base.tensors[module.target]
-        _check_shapes(ref, module)
         refuse_quantised(base, ref, stems)
+        _check_shapes(ref, module)
         _refuse_tied(base, ref)
         _check_orientation(base, ref, module)
         resolved.setdefault(module.target, []).append(module)
@@ -61,12 +63,22 @@ def quantised_stems(base: Checkpoint) -> Mapping[str, str]:
     return stems
 
 
+def _quantisation(base: Checkpoint) -> str | None:
+    """What config.json says of quantisation."""
+    config = base.config or {}
+    settings = config.get("quantization_config") or config.get("compression_config")
+    if not settings:
+        return None
+    return (
+        f"config.json: quant_method {shown(settings.get('quant_method') if isinstance(settings, dict) else settings)}"
+    )
+
+
 def refuse_quantised(base: Checkpoint, ref: Ref, stems: Mapping[str, str]) -> None:
     """Refuse to edit a tensor whose stored numbers are codes, not weights. `stems`: from quantised_stems."""
-    name, config = ref.spec.name, base.config or {}
-    if quantised := config.get("quantization_config") or config.get("compression_config"):
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        why = f"config.json: quant_method {shown(method)}"
+    name = ref.spec.name
+    if method := _quantisation(base):
+        why = method
     elif ref.spec.dtype not in COMPUTED:
         why = f"it is stored as {ref.spec.dtype}"
     elif stems and name.endswith("weight") and name.removesuffix("weight") in stems:
@@ -80,26 +92,35 @@ def refuse_quantised(base: Checkpoint, ref: Ref, stems: Mapping[str, str]) -> No
 
 
 def _refuse_tied(base: Checkpoint, ref: Ref) -> None:
-    """Refuse to edit an embedding or output head that the model ties: loaders would apply it twice or not at all."""
-    if base.config is not None and _is_embedding(base.config, ref) and _may_be_tied(base.config):
+    """Refuse to edit an embedding or output head that may be tied: loaders would apply it twice or not at all."""
+    if base.config is None:
+        # No flag to read. A file that holds both ends of the model does not tie them.
+        ends = [name for name in base.tensors if _EMBEDDINGS.intersection(name.split("."))]
+        tied, why = ref.spec.name in ends and len(ends) < 2, "the file holds no other, and there is no config.json"
+    else:
+        tied = _is_embedding(base.config, ref) and _may_be_tied(base.config)
+        why = "config.json does not say tie_word_embeddings: false"
+    if tied:
         raise UnsupportedError(
-            f"{ref.path}: {shown(ref.spec.name)} is an embedding or output head, and config.json does not say "
-            "tie_word_embeddings: false; edits of tied embeddings are not supported yet"
+            f"{ref.path}: {shown(ref.spec.name)} is an embedding or output head, and may be tied: {why}; "
+            "edits of tied embeddings are not supported yet"
         )
 
 
 def _is_embedding(config: Mapping[str, Any], ref: Ref) -> bool:
-    text = config.get("text_config")
-    sizes = {part.get("vocab_size") for part in (config, text) if isinstance(part, dict)}
+    sizes = [part.get("vocab_size") for part in _parts(config)]
     shape, name = ref.spec.shape, ref.spec.name
     return (len(shape) == 2 and shape[0] in sizes) or bool(_EMBEDDINGS.intersection(name.split(".")))
 
 
 def _may_be_tied(config: Mapping[str, Any]) -> bool:
-    text = config.get("text_config")
-    parts = [part for part in (config, text) if isinstance(part, dict)]
-    flags = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+    flags = [part["tie_word_embeddings"] for part in _parts(config) if "tie_word_embeddings" in part]
     return not flags or any(flag is not False for flag in flags)
+
+
+def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The config of the model and, below it, of those that it is made of: text_config, decoder, ..."""
+    return [config, *(deep for part in config.values() if isinstance(part, dict) for deep in _parts(part))]
 
 
 def _check_shapes(ref: Ref, module: Module) -> None:
@@ -122,13 +143,14 @@ def _check_orientation(base: Checkpoint, ref: Ref, module: Module) -> None:
     """Refuse a square weight that may be stored (in, out): the delta would be added transposed, in silence."""
     if BY_NAME[module.kind].elementwise:
         return
-    family = (base.config or {}).get("model_type")
-    if family in _TRANSPOSED_FAMILIES:
+    families = {part["model_type"] for part in _parts(base.config or {}) if isinstance(part.get("model_type"), str)}
+    if transposed := _TRANSPOSED_FAMILIES.intersection(families):
+        family = min(transposed)
         raise UnsupportedError(
             f"{ref.path}: {shown(ref.spec.name)}: models of the family {family} store layers transposed (Conv1D); "
             "that is not supported yet"
         )
-    if family is None and ref.spec.shape[0] == ref.spec.shape[1] and module.name.split(".")[-1] in _TRANSPOSED_NAMES:
+    if not families and ref.spec.shape[0] == ref.spec.shape[1] and module.name.split(".")[-1] in _TRANSPOSED_NAMES:
         raise UnsupportedError(
             f"{ref.path}: {shown(ref.spec.name)} is square and its name is one that GPT-2 stores transposed; "
             "without a config.json that gives model_type the direction is unknown"

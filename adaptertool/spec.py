@@ -18,6 +18,10 @@ DTYPE_BITS: Mapping[str, int] = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 
+# Device, inode, size, mtime and ctime of a file: what tells that it is still the one that was planned with.
+# The ctime is there because a copy in place can put the mtime back.
+Stamp = tuple[int, int, int, int, int]
+
 # The dtypes that arithmetic is done on; all others are only ever copied as bytes.
 COMPUTED = ("BF16", "F16", "F32", "F64")
 
@@ -90,6 +94,7 @@ class Asset:
     """A file that is carried over byte for byte: config, tokenizer, index, ..."""
 
     source: Path
+    stamp: Stamp
     name: str  # path inside the checkpoint, with /
     size: int
 
@@ -113,7 +118,7 @@ class Plan:
     shards: tuple[Shard, ...]
     assets: tuple[Asset, ...]
     outputs: tuple[Output, ...]
-    inputs: tuple[Path, ...]  # every file that is read
+    inputs: Mapping[Path, Stamp]  # every file that is read, and what identified it when it was planned with
     equal: tuple[tuple[Ref, Ref], ...]  # pairs of tensors that must hold the same bytes, checked before the run
     tuned_is_checkpoint: bool  # wise between two checkpoints
     single_file: bool  # the base is one .safetensors file, not a directory

@@ -13,6 +13,7 @@ from typing import Any
 from adaptertool.errors import InputError, StorageError, shown
 from adaptertool.files.header import Header, read_header
 from adaptertool.files.jsonfile import load_json
+from adaptertool.files.reader import open_input
 from adaptertool.spec import Asset, Ref
 
 SINGLE = "model.safetensors"
@@ -44,9 +45,9 @@ class Checkpoint:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return _open_directory(path)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, never raises
         hint = ""
         if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
             hint = f" (if it is a model on the hub: `hf download {path} --local-dir DIR` first)"
@@ -56,13 +57,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise InputError(f"{path} is neither a directory nor a .safetensors file; nothing else is read")
     header = read_header(path)
-    return Checkpoint(path, (header,), header.tensors, None, (), (), is_file=True)
+    # Not part of the output, but a config that stands beside the file says what the file is.
+    return Checkpoint(path, (header,), header.tensors, _config(path.parent), (), (), is_file=True)
 
 
 def _open_directory(root: Path) -> Checkpoint:
     has_single, has_index = (root / SINGLE).exists(), (root / INDEX).exists()
     if has_single and has_index:
         raise InputError(f"{root} has both {SINGLE} and {INDEX}; remove the one that is stale")
+    # Assets first: what identifies a config or an index is noted before it is read.
+    assets, left = _assets(root)
     notes: list[str] = []
     if has_index:
         headers, note = _open_shards(root)
@@ -76,12 +80,15 @@ def _open_directory(root: Path) -> Checkpoint:
     if stray:
         where = "the index does not name it" if has_index else f"it stands beside {SINGLE}"
         raise InputError(f"{root} holds {stray[0]}, but {where}; remove the stale file")
-    config = load_json(root / "config.json") if (root / "config.json").exists() else None
-    assets, left = _assets(root, names)
+    left = [name for name in left if name not in names]
     if left:
-        notes.append(f"left out (other copies of the weights, or not part of the model): {', '.join(left)}")
+        notes.append(f"left out (other copies of the weights, or not part of the model): {', '.join(map(shown, left))}")
     tensors = {name: ref for header in headers for name, ref in header.tensors.items()}
-    return Checkpoint(root, headers, tensors, config, assets, tuple(notes))
+    return Checkpoint(root, headers, tensors, _config(root), assets, tuple(notes))
+
+
+def _config(root: Path) -> Mapping[str, Any] | None:
+    return load_json(root / "config.json") if (root / "config.json").exists() else None
 
 
 def _nothing_found(root: Path) -> str:
@@ -90,15 +97,16 @@ def _nothing_found(root: Path) -> str:
     pickles = sorted(p.name for p in root.glob("pytorch_model*.bin"))
     if pickles:
         return f"{root} has only pickled weights ({pickles[0]}); pickles are never opened: convert to safetensors"
-    others = sorted(p.name for p in root.glob("*.safetensors"))
+    others = sorted(p.name for p in root.glob("*.safetensors") if p.exists())
     hint = f"; to use {shown(others[0])}, give the path of that file" if others else ""
     return f"{root} has neither {SINGLE} nor {INDEX}{hint}"
 
 
 def _contained(root: Path, name: str) -> Path:
     """The path of shard `name`: a plain name, whose real file lies in the checkpoint or the hub cache's blobs."""
-    if not name.endswith(".safetensors") or re.search(r"[/\\:\0]", name) or name.startswith(".."):
-        raise InputError(f"{root / INDEX} names the shard {shown(name)!r}; a shard is a plain .safetensors file name")
+    plain = name.endswith(".safetensors") and not name.startswith("..") and name.isprintable()
+    if not plain or re.search(r"[/\\:]", name):
+        raise InputError(f"{root / INDEX} names the shard '{shown(name)}'; a shard is a plain .safetensors file name")
     path = root / name
     try:
         real, real_root = path.resolve(strict=True), root.resolve()
@@ -141,19 +149,19 @@ def _agree(index_path: Path, header: Header, named: set[str]) -> None:
         raise InputError(f"{header.path} holds {shown(extra[0])}, which {index_path.name} does not put there")
 
 
-def _assets(root: Path, shards: set[str]) -> tuple[tuple[Asset, ...], list[str]]:
+def _assets(root: Path) -> tuple[tuple[Asset, ...], list[str]]:
+    """The files to carry over, and the names of those to leave behind (the shards among them)."""
     assets: list[Asset] = []
     left: list[str] = []
     for path in _walk(root, left):
         name = path.relative_to(root).as_posix()
-        if name in shards or name == MANIFEST:
+        if name == MANIFEST:
             continue
         if path.parent == root and name != INDEX and any(fnmatch.fnmatchcase(name, p) for p in OTHER_WEIGHTS):
-            left.append(shown(name))
+            left.append(name)
             continue
-        if not path.is_file():
-            raise InputError(f"{shown(path)} is neither a file nor a directory, or a link that leads nowhere")
-        assets.append(Asset(path, name, path.stat().st_size))
+        with open_input(path) as file:
+            assets.append(Asset(path, file.stamp, name, file.size))
     return tuple(assets), left
 
 
@@ -166,6 +174,6 @@ def _walk(root: Path, left: list[str]) -> Iterator[Path]:
         for name in sorted(folders):
             if (here == root and name in OTHER_FOLDERS) or (here / name).is_symlink():
                 folders.remove(name)
-                left.append(shown((here / name).relative_to(root).as_posix()) + "/")
+                left.append((here / name).relative_to(root).as_posix() + "/")
         folders.sort()
         yield from (here / name for name in sorted(files))

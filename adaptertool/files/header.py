@@ -15,7 +15,7 @@ from typing import Any
 from adaptertool.errors import InputError, shown
 from adaptertool.files.jsonfile import parse_json
 from adaptertool.files.reader import InputFile, open_input, read_exact
-from adaptertool.spec import DTYPE_BITS, Ref, TensorSpec
+from adaptertool.spec import DTYPE_BITS, Ref, Stamp, TensorSpec
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
@@ -40,16 +40,18 @@ class Header:
     data_start: int
     tensors: Mapping[str, Ref]
     metadata: Mapping[str, str]
+    stamp: Stamp
 
 
 def read_header(path: Path) -> Header:
     """Read and validate the header of `path`. Raises InputError, naming the file and the tensor."""
     with open_input(path) as file:
         start = read_exact(file, 0, min(file.size, 64))
-        for magic, remark in _OTHER_FORMATS:
-            if start.lower().startswith(magic):
-                raise InputError(f"{path} {remark}")
         length = int.from_bytes(start[:8], "little")
+        if length > file.size - 8 or start[8:9] != b"{":  # else the magic is a length, as 640 is that of a pickle
+            for magic, remark in _OTHER_FORMATS:
+                if start.lower().startswith(magic):
+                    raise InputError(f"{path} {remark}")
         if file.size < 8 or length > file.size - 8:
             raise InputError(f"{path} is not a safetensors file, or is cut short: it has {file.size:,} bytes")
         if length > MAX_HEADER_BYTES:
@@ -75,7 +77,7 @@ def _validated(file: InputFile, data_start: int, fields: dict[str, Any]) -> Head
     if end != file.size:
         what = "is cut short" if end > file.size else "has bytes after its last tensor"
         raise InputError(f"{file.path} {what}: {end:,} bytes by its header, {file.size:,} on disk")
-    return Header(file.path, file.size, data_start, {ref.spec.name: ref for ref in refs}, metadata)
+    return Header(file.path, file.size, data_start, {ref.spec.name: ref for ref in refs}, metadata, file.stamp)
 
 
 def _natural(value: object) -> bool:

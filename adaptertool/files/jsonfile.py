@@ -17,8 +17,12 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {shown(twice)!r} stands there twice")
+        raise ValueError(f"the key '{shown(twice)}' stands there twice")
     return result
+
+
+def _integer(text: str) -> int | float:
+    return -0.0 if text == "-0" else int(text)  # as the reference reader has it
 
 
 def _constant(text: str) -> NoReturn:
@@ -28,7 +32,14 @@ def _constant(text: str) -> NoReturn:
 def parse_json(text: bytes, what: str) -> dict[str, Any]:
     """Parse one JSON object; `what` names it in the error."""
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
+        value = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_pairs,
+            parse_constant=_constant,
+            parse_int=_integer if b"-0" in text else None,  # slower, and hardly ever needed
+        )
+        if rb"\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} is not valid JSON: {shown(error)}") from error
     if not isinstance(value, dict):

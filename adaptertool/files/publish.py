@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,25 +15,39 @@ from adaptertool.errors import OutputError, StorageError, UsageError
 from adaptertool.files.checkpoint import MANIFEST
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
 
-def check_target(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
+def check_target(out: Path, inputs: Sequence[Path], *, as_file: bool, force: bool) -> None:
     """Refuse an OUT that cannot or must not be written, before anything is read or computed."""
-    real = out.resolve()
+    try:
+        real = out.resolve()
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"OUT {out} is no usable path: {error}") from error
     for given in inputs:
         source = given.resolve()
         if real == source or real in source.parents or source in real.parents:
             raise UsageError(f"OUT {out} and the input {given} overlap; inputs are never changed: choose another OUT")
+    if real == Path.cwd():
+        raise UsageError("OUT is the current directory; give a path that does not exist yet")
     if not real.parent.is_dir():
         raise UsageError(f"the directory {real.parent} for OUT does not exist; create it first")
     if not os.access(real.parent, os.W_OK | os.X_OK):
         raise StorageError(f"the directory {real.parent} for OUT cannot be written to")
-    if not os.path.lexists(out) or (real.is_dir() and not any(real.iterdir())):
+    if out.is_symlink() and not out.exists():
+        raise OutputError(f"{out} is a link that leads nowhere; remove it, or choose another OUT")
+    _check_free(out, as_file=as_file, force=force)
+
+
+def _check_free(out: Path, *, as_file: bool, force: bool) -> None:
+    """Raise OutputError unless `out` is free, an empty directory, or (with force) a checkpoint that we made."""
+    if not os.path.lexists(out) or (not as_file and out.is_dir() and not any(out.iterdir())):
         return
     if not force:
         raise OutputError(f"{out} exists; choose another OUT, or replace it with --force")
-    ours = (real / MANIFEST).is_file() if real.is_dir() else real.is_file() and out.suffix == ".safetensors"
-    if not ours or out.is_symlink():
+    if as_file or out.is_symlink() or not out.is_dir():
+        raise OutputError(f"{out} is a file or a link, which bears no mark of adaptertool: --force does not replace it")
+    if not (out / MANIFEST).is_file():
         raise OutputError(f"{out} was not made by adaptertool (it has no {MANIFEST}); --force does not replace it")
 
 
@@ -53,22 +68,20 @@ def free_space(out: Path) -> int:
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
     """A new directory beside OUT; removed with all that is in it if it was not published."""
+    # A name that nobody else has, so that it can be removed whenever the run ends, also in the middle of mkdir
+    folder = out.resolve().parent / f".{out.name[:40]}.adaptertool-{secrets.token_hex(8)}"
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.adaptertool-", dir=out.resolve().parent))
-    except OSError as error:
-        raise StorageError(f"{out.resolve().parent} cannot be written to: {error.strerror}") from error
-    folder.chmod(0o777 & ~_umask())
-    try:
+        make_directory(folder)
         yield folder
     finally:
-        if folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def make_directory(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -85,33 +98,60 @@ def write_file(path: Path, data: bytes) -> None:
 def sync_tree(folder: Path) -> None:
     """Make the directory entries below `folder` durable."""
     for here, _, _ in os.walk(folder):
-        sync_directory(Path(here))
+        _sync_directory(Path(here))
 
 
-def sync_directory(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync_directory(folder: Path) -> None:
     try:
-        os.fsync(fd)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise StorageError(f"making {folder} durable failed: {error.strerror}") from error
-    finally:
-        os.close(fd)
 
 
-def publish(work: Path, out: Path) -> None:
-    """Put `work` (a complete, durable file or directory) in the place of OUT, in one step."""
+def publish(work: Path, out: Path, *, force: bool) -> None:
+    """Put `work` (a complete, durable file or directory) in the place of OUT, in one step.
+
+    What came to stand there since `check_target` is not replaced. If the step cannot be made durable it is undone.
+    """
     target = out.resolve()
+    as_file = work.is_file()
+    _check_free(out, as_file=as_file, force=force)
+    # A full directory is exchanged, so that OUT is the old or the new and never absent.
+    exchange = not as_file and target.is_dir() and any(target.iterdir())
     try:
-        # A plain rename replaces a file or an empty directory in one step. A full one is exchanged, so that
-        # OUT is the old or the new and never absent; the old one then stands in `work`.
-        if target.is_dir() and any(target.iterdir()):
+        if exchange:
             _exchange(work, target)
-            shutil.rmtree(work)
+        elif as_file:
+            _place_file(work, target)
         else:
-            work.rename(target)
+            work.rename(target)  # replaces an empty directory, and nothing else
     except OSError as error:
+        if error.errno in _TAKEN:
+            raise OutputError(f"{out} came to exist during the run, and is not replaced") from error
         raise StorageError(f"publishing {out} failed: {error.strerror}") from error
-    sync_directory(target.parent)
+    try:
+        _sync_directory(target.parent)
+    except StorageError:
+        if exchange:
+            _exchange(work, target)
+        elif as_file:
+            target.unlink()
+        else:
+            target.rename(work)
+        raise
+
+
+def _place_file(work: Path, target: Path) -> None:
+    try:
+        os.link(work, target)  # unlike a rename, never replaces
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS) or os.path.lexists(target):
+            raise
+        work.rename(target)  # a file system without hard links
 
 
 def _exchange(first: Path, second: Path) -> None:
@@ -121,8 +161,7 @@ def _exchange(first: Path, second: Path) -> None:
         paths = os.fsencode(first), os.fsencode(second)
         if libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
             return
-    aside = Path(tempfile.mkdtemp(prefix=f".{second.name}.adaptertool-old-", dir=second.parent)) / "old"
+    aside = first.with_name(first.name + "-old")
     second.rename(aside)
     first.rename(second)
     aside.rename(first)
-    aside.parent.rmdir()

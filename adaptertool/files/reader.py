@@ -10,11 +10,13 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from adaptertool.errors import InputError, StorageError
+from adaptertool.spec import Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +26,7 @@ class InputFile:
     path: Path
     fd: int
     size: int
-    mtime_ns: int
-    inode: int
-
-    @property
-    def stamp(self) -> tuple[int, int, int]:
-        return self.size, self.mtime_ns, self.inode
+    stamp: Stamp
 
     def __enter__(self) -> InputFile:
         return self
@@ -48,7 +45,13 @@ def open_input(path: Path) -> InputFile:
     if not stat.S_ISREG(info.st_mode):
         os.close(fd)
         raise InputError(f"{path} is not a regular file")
-    return InputFile(path, fd, info.st_size, info.st_mtime_ns, info.st_ino)
+    stamp = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+    return InputFile(path, fd, info.st_size, stamp)
+
+
+def stamp_of(path: Path) -> Stamp:
+    with open_input(path) as file:
+        return file.stamp
 
 
 def _opening_error(path: Path, error: OSError) -> InputError | StorageError:
@@ -79,11 +82,11 @@ def read_exact(file: InputFile, offset: int, size: int) -> bytes:
 
 
 class Inputs:
-    """The input files of a run, each opened once, and checked at the end to be what they were at the start."""
+    """The input files of a run, each opened once. They must be, to the end, the files that were planned with."""
 
-    def __init__(self) -> None:
+    def __init__(self, stamps: Mapping[Path, Stamp]) -> None:
         self._open: dict[Path, InputFile] = {}
-        self._stamps: dict[Path, tuple[int, int, int]] = {}
+        self._stamps = stamps
         self._lock = threading.Lock()
 
     def __enter__(self) -> Inputs:
@@ -110,18 +113,11 @@ class Inputs:
         if file is not None:
             os.close(file.fd)
 
-    def remember(self, paths: tuple[Path, ...]) -> None:
-        """Note size, time and inode of every input before anything is computed from it."""
-        for path in paths:
-            with open_input(path) as file:
-                self._stamps[path] = file.stamp
-
     def check_unchanged(self) -> None:
-        """Raise if an input is no longer the file that was noted: the output would be a silent mixture."""
+        """Raise if an input is no longer the file that was planned with: the output would be a silent mixture."""
         for path in self._stamps:
-            with open_input(path) as file:
-                self._check(path, file.stamp)
+            self._check(path, stamp_of(path))
 
-    def _check(self, path: Path, stamp: tuple[int, int, int]) -> None:
-        if self._stamps.setdefault(path, stamp) != stamp:
-            raise InputError(f"{path} changed while it was being read; nothing was published, run again")
+    def _check(self, path: Path, stamp: Stamp) -> None:
+        if self._stamps[path] != stamp:
+            raise InputError(f"{path} changed since it was first read; nothing was published, run again")

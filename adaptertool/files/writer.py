@@ -43,7 +43,10 @@ class OutputFile:
                 _fail(self.path, error)
 
     def close(self) -> None:
-        os.close(self.fd)
+        """May be called again: only the first closes."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def finish(self) -> None:
         """Check the length, fsync, close. A failed fsync is final: the kernel may have dropped the pages.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptertool.spec import Ref
+from adaptertool.spec import Ref, Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,5 +23,5 @@ class Module:
 @dataclass(frozen=True, slots=True)
 class Adapter:
     path: Path
-    weights: Path  # the file that the factors are in
+    files: Mapping[Path, Stamp]
     modules: tuple[Module, ...]

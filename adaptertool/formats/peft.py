@@ -7,12 +7,14 @@ the base's tensor. All others are refused by name. As PEFT 0.21.2 writes them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.files.header import read_header
 from adaptertool.files.jsonfile import load_json
+from adaptertool.files.reader import stamp_of
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.peft_config import LoraConfig, parse_config
 from adaptertool.kinds import BY_NAME, FULL, LORA
@@ -41,6 +43,7 @@ def is_adapter(path: Path) -> bool:
 def read_adapter(path: Path) -> Adapter:
     """Read config and header of an adapter directory; no factor is read. Raises InputError."""
     _check_present(path)
+    stamp = stamp_of(path / CONFIG)
     config = parse_config(path / CONFIG, load_json(path / CONFIG))
     header = read_header(path / WEIGHTS)
     factors: dict[str, dict[str, Ref]] = {}
@@ -57,13 +60,13 @@ def read_adapter(path: Path) -> Adapter:
     modules += [Module(name, name, FULL.name, {TUNED: ref}, 1.0) for name, ref in saved.items()]
     if not modules:
         raise InputError(f"{header.path} holds no tensors")
-    return Adapter(path, header.path, tuple(modules))
+    return Adapter(path, {path / CONFIG: stamp, header.path: header.stamp}, tuple(modules))
 
 
 def _check_present(path: Path) -> None:
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"{shown(path)} does not exist")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"{path} is not a directory; an adapter is a directory with {CONFIG} and {WEIGHTS}")
     if not is_adapter(path):
         hint = ""

@@ -3,8 +3,8 @@ is refused by name. Field names and rules as in PEFT 0.21.2."""
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,9 @@ _REFUSED = {
     "megatron_config": "Megatron's parallel layers are not supported",
 }
 
+# A pattern is a regex from a file that anyone may have written; Python's has no limit of time.
+MAX_REPEATS = 4
+
 # Initialisers that leave the base weights as they are.
 _HARMLESS_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 
@@ -83,12 +86,16 @@ class LoraConfig:
 _T = TypeVar("_T")
 
 
+def _anchored(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
+
+
 def _by_pattern(patterns: Mapping[str, _T], module: str, default: _T) -> _T:
     """PEFT's rule: the first pattern wins that matches the whole path, or the end of it after a dot."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(_anchored(pattern), module):
             return value
-    return default
+    return patterns.get(module, default)  # as PEFT: then the name itself
 
 
 def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
@@ -129,10 +136,16 @@ def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, A
     if not isinstance(patterns, dict):
         raise InputError(f"{path}: {key} must be an object, not {shown(patterns)[:80]}")
     for pattern in patterns:
+        where = f"{path}: {key} holds '{shown(pattern)[:80]}'"
+        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > MAX_REPEATS:
+            raise UnsupportedError(
+                f"{where}, which may take for ever to match: a repeated group, or more than {MAX_REPEATS} repeats"
+            )
         try:
             re.compile(pattern)
+            re.compile(_anchored(pattern))
         except (re.error, RecursionError, OverflowError) as error:
-            raise InputError(f"{path}: {key} holds {shown(pattern)[:80]!r}, no valid pattern: {error}") from error
+            raise InputError(f"{where}, no valid pattern: {shown(error)}") from error
     return patterns
 
 
@@ -143,6 +156,6 @@ def _rank(path: Path, key: str, value: object) -> int:
 
 
 def _alpha(path: Path, key: str, value: object) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
         raise InputError(f"{path}: {shown(key)} must be a finite number, not {shown(value)}")
     return value  # type: ignore[return-value]  # an int stays an int: alpha / r is then PEFT's own expression

@@ -22,7 +22,6 @@ def size(count: int) -> str:
 
 def run_text(report: RunReport) -> str:
     lines = [f"{_what(report)} -> {report.out}"]
-    lines += [f"  note: {note}" for note in report.notes]
     lines.append(f"  tensors  {report.tensors_edited:,} edited, {report.tensors_copied:,} copied")
     lines.append(f"  bytes    {size(report.bytes_read)} read, {size(report.bytes_written)} written")
     rate = size(round(report.bytes_per_second))
@@ -35,7 +34,6 @@ def run_text(report: RunReport) -> str:
 
 def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
     lines = [f"{_what(report)} -> {report.out}   (dry run: nothing is written)"]
-    lines += [f"  note: {note}" for note in report.notes]
     lines.append(f"  tensors  {report.tensors_edited:,} to edit, {report.tensors_copied:,} to copy")
     lines.append(f"  bytes    {size(report.bytes_to_read)} to read, {size(report.bytes_to_write)} to write")
     lines.append(f"  disk     {size(report.disk_needed)} needed, {size(report.disk_free)} free")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adaptertool import __version__
 from adaptertool.files.checkpoint import MANIFEST
-from adaptertool.files.publish import sync_directory, write_file
+from adaptertool.files.publish import write_file
 from adaptertool.spec import Plan
 
 
@@ -15,10 +15,8 @@ def write_manifests(plan: Plan, folder: Path) -> None:
     """One beside every output, and one at the top of a sweep. No time, no absolute path."""
     for output in plan.outputs:
         write_file(folder / output.folder / MANIFEST, _manifest(plan, [output.alpha]))
-        sync_directory(folder / output.folder)
     if plan.outputs[0].folder:
         write_file(folder / MANIFEST, _manifest(plan, [output.alpha for output in plan.outputs]))
-        sync_directory(folder)
 
 
 def _manifest(plan: Plan, alphas: list[float]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from adaptertool.errors import UsageError
 from adaptertool.files.publish import check_target, free_space
 from adaptertool.plan import bytes_to_read, bytes_to_write, predicted_memory
 from adaptertool.reports import EditReport, PlanReport, TensorPlan
@@ -13,7 +14,7 @@ from adaptertool.spec import Plan, Step
 
 def preview(plan: Plan, out: Path, *, force: bool, threads: int) -> PlanReport:
     """The report of a plan. An OUT that the run would refuse is refused here too."""
-    check_target(out, (plan.base, *plan.sources), force=force)
+    check_output(plan, out, force=force)
     edited, written = count_edited(plan), bytes_to_write(plan)
     tensors = tuple(_tensor(shard.name, step) for shard in plan.shards for step in shard.steps)
     return PlanReport(
@@ -40,6 +41,19 @@ def preview(plan: Plan, out: Path, *, force: bool, threads: int) -> PlanReport:
 
 def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def makes_file(plan: Plan, out: Path) -> bool:
+    """A base that is one file makes one file, where OUT is named like one."""
+    return plan.single_file and len(plan.outputs) == 1 and out.suffix == ".safetensors"
+
+
+def check_output(plan: Plan, out: Path, *, force: bool) -> None:
+    """Refuse an OUT that the run would have to refuse, before anything is read or computed."""
+    as_file = makes_file(plan, out)
+    check_target(out, (plan.base, *plan.sources), as_file=as_file, force=force)
+    if out.suffix == ".safetensors" and not as_file:
+        raise UsageError(f"OUT {out} is named like a file, but this run makes a directory")
 
 
 def output_paths(plan: Plan, out: Path) -> tuple[str, ...]:

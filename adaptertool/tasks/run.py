@@ -17,30 +17,40 @@ from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
 from adaptertool.spec import Plan
 from adaptertool.tasks.manifest import write_manifests
-from adaptertool.tasks.preview import available_cores, count_edited, output_paths
+from adaptertool.tasks.preview import available_cores, check_output, count_edited, makes_file, output_paths
 
 
 def run(
-    plan: Plan, out: Path, *, force: bool, threads: int | None, progress: Callable[[int], None] | None
+    plan: Plan,
+    out: Path,
+    *,
+    force: bool,
+    threads: int | None,
+    progress: Callable[[int], None] | None,
+    before_publish: Callable[[], None] = lambda: None,
 ) -> RunReport:
-    """Check, compute in a staging directory, publish. On any error OUT is as it was before."""
+    """Check, compute in a staging directory, publish. On any error OUT is as it was before.
+
+    before_publish: called when all is computed, just before OUT changes.
+    """
     start = time.perf_counter()
     threads = available_cores() if threads is None else threads
     if threads < 1:
         raise UsageError(f"threads must be 1 or more, not {threads}")
-    publish.check_target(out, (plan.base, *plan.sources), force=force)
+    check_output(plan, out, force=force)
     publish.check_space(out, bytes_to_write(plan))
-    with Inputs() as inputs:
-        inputs.remember(plan.inputs)
+    with Inputs(plan.inputs) as inputs:
         require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
         with publish.staging(out) as folder:
             run_plan(plan, folder, inputs, threads, progress or (lambda _: None))
             inputs.check_unchanged()
-            work = folder / plan.shards[0].name if _is_file(plan, out) else folder
+            work = folder / plan.shards[0].name if makes_file(plan, out) else folder
             if work == folder:
                 write_manifests(plan, folder)
-            publish.publish(work, out)
+            publish.sync_tree(folder)
+            before_publish()
+            publish.publish(work, out, force=force)
     edited = count_edited(plan)
     seconds = time.perf_counter() - start
     read, written = bytes_to_read(plan), bytes_to_write(plan)
@@ -63,11 +73,6 @@ def run(
         peak_memory=_peak_memory(),
         notes=plan.notes,
     )
-
-
-def _is_file(plan: Plan, out: Path) -> bool:
-    """A base that is one file makes one file, where OUT is named like one."""
-    return plan.single_file and len(plan.outputs) == 1 and out.suffix == ".safetensors"
 
 
 def _peak_memory() -> int:

@@ -80,5 +80,5 @@ def parse_alphas(text: str) -> list[Decimal]:
         raise UsageError(f"the sweep {text!r} never reaches its end")
     count = int((stop - start) / step) + 1
     if count > MAX_ALPHAS:
-        raise UsageError(f"the sweep {text!r} has {count:,} points; at most {MAX_ALPHAS:,} are made")
+        raise UsageError(f"the sweep {text!r} has more than {MAX_ALPHAS:,} points")
     return [start + step * number for number in range(count)]
