@@ -15,8 +15,9 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter
 from adaptertool.kinds import BY_NAME, FULL
 from adaptertool.kinds.full import TUNED
-from adaptertool.resolve import nearest, quantised_stems, refuse_quantised, resolve
+from adaptertool.resolve import nearest, resolve
 from adaptertool.spec import COMPUTED, Edit, Output, Plan, Ref, Shard, Stamp, Step
+from adaptertool.traits import read_traits
 
 BLOCK_ELEMENTS = 1 << 19  # elements of a weight computed at once: 4 MB in float64; smaller blocks cost more in calls
 BASE_MEMORY = 320 << 20  # resident with torch loaded and nothing to do, rounded up
@@ -75,7 +76,7 @@ def _full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edi
     edits: dict[str, list[Edit]] = {}
     equal: list[tuple[Ref, Ref]] = []
     casts: set[str] = set()
-    stems = quantised_stems(base)
+    traits = read_traits(base)
     for name, ref in base.tensors.items():
         other = tuned.tensors[name]
         here, there = ref.spec, other.spec
@@ -85,7 +86,7 @@ def _full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edi
         if not computed:
             equal.append((ref, other))
             continue
-        refuse_quantised(base, ref, stems)
+        traits.refuse_quantised(ref)
         edits[name] = [Edit(FULL.name, 0, name, {TUNED: other}, 1.0, 1.0)]
         if here.dtype != there.dtype:
             casts.add(f"tuned tensors of dtype {there.dtype} are stored as {here.dtype}, as in the base")

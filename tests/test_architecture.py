@@ -22,6 +22,7 @@ ROOMS = [
     ["files"],
     ["kinds"],
     ["formats"],
+    ["traits"],
     ["resolve"],
     ["plan"],
     ["blocks"],
