@@ -1,0 +1,129 @@
+"""What a base checkpoint is, beyond its tensors: quantised, tied, stored transposed. Read once per base.
+
+Each of these makes an edit that looks right come out wrong, so each is refused by name until it is handled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adaptertool.errors import UnsupportedError, shown
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.spec import COMPUTED, Ref
+
+# Families whose linear layers are stored (in, out): Conv1D of transformers. Where a weight is square its
+# shape does not tell, so the family must, or where it is not known the name.
+_TRANSPOSED_FAMILIES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
+_TRANSPOSED_NAMES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+
+_EMBEDDINGS = frozenset(
+    {"embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings", "tok_embeddings", "shared"}
+)
+
+# Tensors that stand beside a weight `<stem>weight` that holds codes: scales and the like.
+_CODE_ENDINGS = (
+    "weight_scale", "weight_scale_inv", "weight_packed", "weight.absmax", "weight.quant_map", "weight.SCB", "SCB",
+    "qweight", "scales",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    families: frozenset[str]  # model_type of the model and of those that it is made of
+    quantisation: str | None  # what config.json says of it
+    code_stems: Mapping[str, str]  # stem of a quantised weight -> the tensor beside it that shows this
+    vocabularies: tuple[object, ...]  # vocab_size, as the config has it
+    why_tied: str | None  # why embedding and output head may be one; None where they are not
+
+    def refuse_quantised(self, ref: Ref) -> None:
+        """Refuse to edit a tensor whose stored numbers are codes, not weights."""
+        name = ref.spec.name
+        if self.quantisation:
+            why = self.quantisation
+        elif ref.spec.dtype not in COMPUTED:
+            why = f"it is stored as {ref.spec.dtype}"
+        elif name.endswith("weight") and name.removesuffix("weight") in self.code_stems:
+            why = f"{shown(self.code_stems[name.removesuffix('weight')])} stands beside it"
+        else:
+            return
+        raise UnsupportedError(
+            f"{ref.path}: {shown(name)} looks quantised ({why}); arithmetic on quantised weights is not supported: "
+            "use the checkpoint that it was made from"
+        )
+
+    def refuse_tied(self, ref: Ref) -> None:
+        """Refuse to edit an embedding or head that may be tied: loaders would apply it twice or not at all."""
+        if self.why_tied and self._is_embedding(ref):
+            raise UnsupportedError(
+                f"{ref.path}: {shown(ref.spec.name)} is an embedding or output head, and may be tied: "
+                f"{self.why_tied}; edits of tied embeddings are not supported yet"
+            )
+
+    def _is_embedding(self, ref: Ref) -> bool:
+        rows = ref.spec.shape[0] if len(ref.spec.shape) == 2 else None
+        return rows in self.vocabularies or _named_embedding(ref.spec.name)
+
+    def refuse_transposed(self, ref: Ref) -> None:
+        """Refuse a weight that may be stored (in, out): the delta would be added transposed, in silence."""
+        where, shape = f"{ref.path}: {shown(ref.spec.name)}", ref.spec.shape
+        if family := min(_TRANSPOSED_FAMILIES & self.families, default=None):
+            raise UnsupportedError(
+                f"{where}: models of the family {family} store layers transposed (Conv1D); that is not supported yet"
+            )
+        square = len(shape) == 2 and shape[0] == shape[1]
+        if not self.families and square and _TRANSPOSED_NAMES.intersection(ref.spec.name.split(".")):
+            raise UnsupportedError(
+                f"{where} is square and its name is one that GPT-2 stores transposed; without a config.json that "
+                "gives model_type the direction is unknown"
+            )
+
+
+def read_traits(base: Checkpoint) -> Traits:
+    parts = _parts(base.config or {})
+    return Traits(
+        families=frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str)),
+        quantisation=_quantisation(base.config or {}),
+        code_stems=_code_stems(base),
+        vocabularies=tuple(part["vocab_size"] for part in parts if "vocab_size" in part),
+        why_tied=_why_tied(base),
+    )
+
+
+def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The config of the model and, below it, of those that it is made of: text_config, decoder, ..."""
+    return [config, *(deep for part in config.values() if isinstance(part, dict) for deep in _parts(part))]
+
+
+def _quantisation(config: Mapping[str, Any]) -> str | None:
+    settings = config.get("quantization_config") or config.get("compression_config")
+    if not settings:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    return f"config.json: quant_method {shown(method)}"
+
+
+def _code_stems(base: Checkpoint) -> Mapping[str, str]:
+    stems = {}
+    for name in base.tensors:
+        if name.endswith(_CODE_ENDINGS):
+            ending = max((ending for ending in _CODE_ENDINGS if name.endswith(ending)), key=len)
+            stems[name.removesuffix(ending)] = name
+    return stems
+
+
+def _why_tied(base: Checkpoint) -> str | None:
+    if base.config is None:
+        # No flag to read. A file that holds both ends of the model does not tie them.
+        ends = sum(map(_named_embedding, base.tensors))
+        return None if ends > 1 else "the file holds no other, and there is no config.json"
+    parts = _parts(base.config)
+    flags = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+    if flags and all(flag is False for flag in flags):
+        return None
+    return "config.json does not say tie_word_embeddings: false"
+
+
+def _named_embedding(name: str) -> bool:
+    return not _EMBEDDINGS.isdisjoint(name.split("."))
