@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,13 @@ from torch import Tensor
 
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_into
-from adaptertool.kinds import BY_NAME
+from adaptertool.kinds import BY_NAME, NORM
 from adaptertool.numerics.rounding import Rounder
 from adaptertool.plan import matrix
 from adaptertool.spec import Edit, Ref, Step
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_PASS_ELEMENTS = 1 << 19
 _NEGATIVE_ZERO = {2: (np.uint16, 1 << 15), 4: (np.uint32, 1 << 31), 8: (np.uint64, 1 << 63)}
 
 
@@ -43,32 +44,77 @@ class Workspace:
         self.round = Rounder(size)
 
 
-class StepFactors:
-    """The factors of one tensor's edits: those needed whole are read once, by the first block that asks."""
+class Chain:
+    """The edits of one tensor, with their factors: those needed whole are read once, by the first block that asks."""
 
     def __init__(self, inputs: Inputs, step: Step) -> None:
-        self._inputs = inputs
+        self._inputs, self._step = inputs, step
+        self._rows, self._columns = matrix(step)
         self._whole: dict[tuple[int, str], Tensor] = {}
-        self._lock = threading.Lock()
-        self._rows = matrix(step)[0]
+        self._squares: dict[int, Tensor] = {}
+        self._lock = threading.RLock()
 
-    def of(self, number: int, edit: Edit, first: int, last: int) -> Mapping[str, Tensor]:
-        """All factors of edit `number`, in float64; those that go by row, for rows first..last only."""
-        by_row = BY_NAME[edit.kind].by_row
-        return {
-            role: self._by_row(ref, first, last) if role in by_row else self._read_whole((number, role), ref)
-            for role, ref in edit.factors.items()
-        }
+    def needs_before(self) -> bool:
+        return any(edit.on_base for edit in self._step.edits)
 
-    def _by_row(self, ref: Ref, first: int, last: int) -> Tensor:
+    def apply(self, rows: Tensor, first: int, before: Tensor, upto: int | None = None) -> None:
+        """Make the edits (the first `upto` of them) to float64 rows from `first` on, in place.
+
+        before: the rows as the base has them, for the edits that take their norms from them.
+        """
+        for number, edit in enumerate(self._step.edits[:upto]):
+            kind = BY_NAME[edit.kind]
+            factors = self._factors(number, edit, first, first + len(rows))
+            if kind.squares is not None:
+                if edit.transposed:
+                    squares = self._squares_of_columns(number, edit)
+                else:
+                    squares = kind.squares(before if edit.on_base else rows, factors, edit.scale)
+                factors[NORM] = squares.sqrt()
+            kind.apply(rows.T if edit.transposed else rows, factors, edit.scale, edit.weight)
+
+    def _factors(self, number: int, edit: Edit, first: int, last: int) -> dict[str, Tensor]:
+        """All factors of edit `number` as float64 matrices, cut to rows first..last of the stored tensor."""
+        kind = BY_NAME[edit.kind]
+        if not edit.transposed:
+            return {
+                role: self._some_rows(ref, first, last) if role in kind.by_row else self._read_whole(number, role, ref)
+                for role, ref in edit.factors.items()
+            }
+        whole = {role: self._read_whole(number, role, ref) for role, ref in edit.factors.items()}
+        return {role: tensor[:, first:last] if role in kind.by_column else tensor for role, tensor in whole.items()}
+
+    def _some_rows(self, ref: Ref, first: int, last: int) -> Tensor:
         columns = ref.spec.numel // self._rows
         return read_tensor(self._inputs, ref, first * columns, last * columns).view(last - first, columns)
 
-    def _read_whole(self, key: tuple[int, str], ref: Ref) -> Tensor:
+    def _read_whole(self, number: int, role: str, ref: Ref) -> Tensor:
         with self._lock:
-            if key not in self._whole:
-                self._whole[key] = read_tensor(self._inputs, ref, 0, ref.spec.numel).view(ref.spec.shape)
-            return self._whole[key]
+            if (number, role) not in self._whole:
+                tensor = read_tensor(self._inputs, ref, 0, ref.spec.numel)
+                self._whole[number, role] = tensor.view(ref.spec.shape[0], -1)
+            return self._whole[number, role]
+
+    def _squares_of_columns(self, number: int, edit: Edit) -> Tensor:
+        """‖V‖² of every stored column of a tensor that is stored transposed: one pass over all of its rows.
+
+        In steps of fixed size, so that the sum does not depend on how the run is cut into blocks.
+        """
+        with self._lock:
+            if number not in self._squares:
+                kind_squares = BY_NAME[edit.kind].squares
+                assert kind_squares is not None
+                total = torch.zeros(self._columns, 1, dtype=torch.float64)
+                step = max(1, _PASS_ELEMENTS // self._columns)
+                for first in range(0, self._rows, step):
+                    last = min(self._rows, first + step)
+                    begin, end = first * self._columns, last * self._columns
+                    rows = read_tensor(self._inputs, self._step.base, begin, end).view(-1, self._columns)
+                    if not edit.on_base:
+                        self.apply(rows, first, before=rows, upto=number)
+                    total += kind_squares(rows.T, self._factors(number, edit, first, last), edit.scale)
+                self._squares[number] = total
+            return self._squares[number]
 
 
 def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Tensor:
@@ -91,7 +137,7 @@ class Block:
     first: int
     last: int
     columns: int
-    factors: StepFactors
+    chain: Chain
 
     @property
     def start(self) -> int:
@@ -116,11 +162,11 @@ def compute(inputs: Inputs, block: Block, alphas: Sequence[float], space: Worksp
     before, after, delta, mixed = (buffer[:numel] for buffer in space.doubles)
     read_into(inputs.get(base.path), base.offset + block.start * dtype.itemsize, as_bytes(stored))
     after.copy_(stored)
-    for number, edit in enumerate(block.step.edits):
-        factors = block.factors.of(number, edit, block.first, block.last)
-        BY_NAME[edit.kind].apply(after.view(-1, block.columns), factors, edit.scale, edit.weight)
-    if any(alpha != 1 for alpha in alphas):
+    mixing = any(alpha != 1 for alpha in alphas)
+    if mixing or block.chain.needs_before():
         before.copy_(stored)
+    block.chain.apply(after.view(-1, block.columns), block.first, before.view(-1, block.columns))
+    if mixing:
         torch.sub(after, before, out=delta)
     for alpha in alphas:
         value = after if alpha == 1 else torch.add(before, delta, alpha=alpha, out=mixed)
@@ -155,6 +201,8 @@ def _require_finite(inputs: Inputs, block: Block, stored: Tensor, rounded: Tenso
             (ref,) = edit.factors.values()
             if not torch.isfinite(number := read_tensor(inputs, ref, element, element + 1)):
                 raise NonFiniteError(f"{ref.path}: {place} holds {number.item()}; it cannot be interpolated")
+    if torch.isnan(rounded[where]):
+        raise NonFiniteError(f"{base.path}: {place}: the result is not a number (DoRA of a weight of norm 0?)")
     largest = torch.finfo(rounded.dtype).max
     raise NonFiniteError(
         f"{base.path}: {place}: the result is beyond the range of {base.spec.dtype} (largest: {largest:g})"

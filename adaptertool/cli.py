@@ -23,7 +23,7 @@ from adaptertool.plan import bytes_to_write
 from adaptertool.render.machine import error_to_json, to_json
 from adaptertool.render.text import plan_text, run_text
 from adaptertool.spec import Plan
-from adaptertool.tasks.merge import prepare_merge
+from adaptertool.tasks.merge import COMPOSITIONS, prepare_merge
 from adaptertool.tasks.preview import available_cores, check_output, preview
 from adaptertool.tasks.wise import decimal, parse_alphas, prepare_wise
 
@@ -76,14 +76,20 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ADAPTER...")
 @click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
+@click.option(
+    "--compose",
+    type=click.Choice(COMPOSITIONS),
+    default="sequential",
+    help="Several adapters one after the other, or together as at inference (differs for DoRA).",
+)
 @_common
-def merge(base: Path, adapters: tuple[Path, ...], weights: tuple[str, ...], **options: Any) -> None:
+def merge(base: Path, adapters: tuple[Path, ...], weights: tuple[str, ...], compose: str, **options: Any) -> None:
     """Merge ADAPTERs into BASE: W + w·(alpha/r)·B·A, in order, rounded once.
 
     Saved modules and biases replace the base's (with a weight w: W + w·(T - W)).
     """
     numbers = [float(decimal(weight)) for weight in weights] or None
-    _execute(prepare_merge(base, adapters, numbers), **options)
+    _execute(prepare_merge(base, adapters, numbers, compose=compose), **options)
 
 
 @cli.command()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from adaptertool.blocks import DTYPES, Block, StepFactors, Workspace, compute
+from adaptertool.blocks import DTYPES, Block, Chain, Workspace, compute
 from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
@@ -179,10 +179,10 @@ def _edit_jobs(
         else:
             yield from _copies(run, source.path, source.offset, step.base.offset, source.spec.nbytes, [file])
     if computed:
-        factors = StepFactors(run.inputs, step)
+        chain = Chain(run.inputs, step)
         rows, columns = matrix(step)
         for first in range(0, rows, block_rows(columns)):
-            block = Block(step, first, min(rows, first + block_rows(columns)), columns, factors)
+            block = Block(step, first, min(rows, first + block_rows(columns)), columns, chain)
             yield functools.partial(_edit, run, block, computed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,8 +10,9 @@ from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.kinds import BY_NAME
+from adaptertool.kinds.kind import Shape
 from adaptertool.spec import Ref
-from adaptertool.traits import read_traits
+from adaptertool.traits import Traits, read_traits
 
 _SHOWN = 8  # unmatched modules that an error lists in full
 
@@ -33,30 +35,48 @@ def resolve(base: Checkpoint, adapter: Adapter) -> Mapping[str, list[Module]]:
     for module in adapter.modules:
         ref = base.tensors[module.target]
         traits.refuse_quantised(ref)
-        _check_shapes(ref, module)
+        transposed = _orientation(traits, ref, module, claimed=adapter.claims_transposed)
+        _check_shapes(ref, module, transposed=transposed)
         traits.refuse_tied(ref)
-        if not BY_NAME[module.kind].elementwise:
-            traits.refuse_transposed(ref)
-        resolved.setdefault(module.target, []).append(module)
+        resolved.setdefault(module.target, []).append(dataclasses.replace(module, transposed=transposed))
     for modules in resolved.values():
         modules.sort(key=lambda module: not BY_NAME[module.kind].elementwise)  # a saved weight, then the delta on it
     return resolved
 
 
-def _check_shapes(ref: Ref, module: Module) -> None:
-    kind = BY_NAME[module.kind]
+def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> bool:
+    """Whether the weight is stored (in, out), by its shape, and by the model's family where it is square."""
+    if module.transposed is not None:
+        return module.transposed
+    if BY_NAME[module.kind].elementwise or len(ref.spec.shape) != 2:
+        return False
+    as_is, turned = (_misfits(ref, module, transposed=transposed) == {} for transposed in (False, True))
+    if as_is and turned:
+        return traits.square_is_transposed(ref, claimed=claimed)
+    return turned and traits.may_transpose(ref)
+
+
+def _misfits(ref: Ref, module: Module, *, transposed: bool) -> dict[str, Shape] | None:
+    """Roles whose shape is wrong, with the right one; None where the kind cannot change such a weight at all."""
     shapes = {role: factor.spec.shape for role, factor in module.factors.items()}
-    expected = kind.expected(ref.spec.shape, shapes)
-    where = f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}"
+    weight = ref.spec.shape[::-1] if transposed else ref.spec.shape
+    expected = BY_NAME[module.kind].expected(weight, shapes)
     if expected is None:
-        raise UnsupportedError(f"{where}; {kind.name} on a weight of that shape is not supported yet")
-    for role, factor in module.factors.items():
-        if factor.spec.shape != expected[role]:
-            wanted = "×".join(map(str, expected[role])) or "scalar"
-            raise MismatchError(
-                f"{where}, so {shown(factor.spec.name)} must be {wanted}, but it is {factor.spec} in {factor.path}; "
-                "is this adapter for another model?"
-            )
+        return None
+    return {role: expected[role] for role, shape in shapes.items() if shape != expected[role]}
+
+
+def _check_shapes(ref: Ref, module: Module, *, transposed: bool) -> None:
+    misfits = _misfits(ref, module, transposed=transposed)
+    where = f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}" + (" (stored transposed)" if transposed else "")
+    if misfits is None:
+        raise UnsupportedError(f"{where}; {module.kind} on a weight of that shape is not supported yet")
+    for role, shape in misfits.items():
+        factor, wanted = module.factors[role], "×".join(map(str, shape)) or "scalar"
+        raise MismatchError(
+            f"{where}, so {shown(factor.spec.name)} must be {wanted}, but it is {factor.spec} in {factor.path}; "
+            "is this adapter for another model?"
+        )
 
 
 def _unmatched(base: Checkpoint, adapter: Adapter, modules: Sequence[Module]) -> str:

@@ -65,6 +65,8 @@ class Edit:
     factors: Mapping[str, Ref]
     scale: float
     weight: float
+    transposed: bool = False  # the tensor is stored (in, out)
+    on_base: bool = False  # norms are those of the base weight, as where several adapters act together (mixed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,19 +65,29 @@ class Traits:
         rows = ref.spec.shape[0] if len(ref.spec.shape) == 2 else None
         return rows in self.vocabularies or _named_embedding(ref.spec.name)
 
-    def refuse_transposed(self, ref: Ref) -> None:
-        """Refuse a weight that may be stored (in, out): the delta would be added transposed, in silence."""
-        where, shape = f"{ref.path}: {shown(ref.spec.name)}", ref.spec.shape
-        if family := min(_TRANSPOSED_FAMILIES & self.families, default=None):
+    def may_transpose(self, ref: Ref) -> bool:
+        """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
+        return bool(self._transposes or not self.families or _named_transposed(ref.spec.name))
+
+    def square_is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
+        """Whether a square weight is stored (in, out): its shape does not tell. Raises where nothing tells."""
+        named = _named_transposed(ref.spec.name)
+        if self._transposes and named:
+            return True
+        if (claimed and named) or (not self.families and (claimed or named)):
             raise UnsupportedError(
-                f"{where}: models of the family {family} store layers transposed (Conv1D); that is not supported yet"
+                f"{ref.path}: {shown(ref.spec.name)} is square, and may be stored transposed as GPT-2's layers are; "
+                "config.json has no model_type that tells"
             )
-        square = len(shape) == 2 and shape[0] == shape[1]
-        if not self.families and square and _TRANSPOSED_NAMES.intersection(ref.spec.name.split(".")):
-            raise UnsupportedError(
-                f"{where} is square and its name is one that GPT-2 stores transposed; without a config.json that "
-                "gives model_type the direction is unknown"
-            )
+        return False
+
+    @property
+    def _transposes(self) -> bool:
+        return bool(_TRANSPOSED_FAMILIES & self.families)
+
+
+def _named_transposed(name: str) -> bool:
+    return not _TRANSPOSED_NAMES.isdisjoint(name.split("."))
 
 
 def read_traits(base: Checkpoint) -> Traits:

@@ -117,14 +117,18 @@ PASSING: dict[str, Any] = {
     "runtime_config": {"ephemeral_gpu_offload": True}, "loftq_config": {"loftq_bits": 4}, "eva_config": {"rho": 2.0},
     "corda_config": {"x": 1}, "lora_ga_config": {"x": 1}, "bias": "all",
 }  # fmt: skip
+# What must be in the file where the field is set
+MAGNITUDE = {f"{Q}.lora_magnitude_vector": torch.ones(8)}
+WITH_FIELD = {"use_dora": MAGNITUDE, "lora_bias": {f"{Q}.lora_B.bias": torch.ones(8)}}
 ACTED_ON: dict[str, tuple[Any, float]] = {  # value -> the scale that it gives for rank 4 and alpha 8
     "peft_type": ("LORA", 2.0), "r": (4, 2.0), "lora_alpha": (2, 0.5), "use_rslora": (True, 4.0),
-    "rank_pattern": ({"q_proj": 4}, 2.0), "alpha_pattern": ({"q_proj": 4}, 1.0),
+    "rank_pattern": ({"q_proj": 4}, 2.0), "alpha_pattern": ({"q_proj": 4}, 1.0), "use_dora": (True, 2.0),
+    "lora_bias": (True, 2.0), "fan_in_fan_out": (True, 2.0),
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
-    "fan_in_fan_out": True, "megatron_config": {"x": 1}, "trainable_token_indices": [1, 2], "use_dora": True,
+    "megatron_config": {"x": 1}, "trainable_token_indices": [1, 2],
     "velora_config": {"num_groups": 2}, "alora_invocation_tokens": [1], "use_qalora": True,
-    "monteclora_config": {"x": 1}, "layer_replication": [[0, 1]], "lora_bias": True, "kasa_config": {"x": 1},
+    "monteclora_config": {"x": 1}, "layer_replication": [[0, 1]], "kasa_config": {"x": 1},
     "target_parameters": ["experts.down_proj"], "use_bdlora": {"nblocks": 2}, "arrow_config": {"top_k": 2},
     "ensure_weight_tying": True,
 }  # fmt: skip
@@ -141,7 +145,18 @@ def test_every_field_that_peft_knows_is_acted_on_harmless_or_refused_by_name(bas
         assert "not known" not in message  # each has a reason of its own
         return
     value, scale = ACTED_ON.get(name) or (PASSING[name], 2.0)
-    assert edits(base, adapter(base, **{name: value}))[f"{Q}.weight"][0].scale == scale
+    tensors = {**lora_factors(Q, (8, 6)), **WITH_FIELD.get(name, {})}
+    assert edits(base, adapter(base, tensors, **{name: value}))[f"{Q}.weight"][0].scale == scale
+
+
+@pytest.mark.parametrize("name", WITH_FIELD)
+def test_field_and_file_must_agree(base: Path, name: str) -> None:
+    (role,) = WITH_FIELD[name]
+    assert f"has no {role.removeprefix(Q + '.')}" in refusal(base, adapter(base, **{name: True}))
+    unannounced = adapter(base, {**lora_factors(Q, (8, 6)), **WITH_FIELD[name]})
+    assert f"has {role.removeprefix(Q + '.')}, which adapter_config.json does not announce" in refusal(
+        base, unannounced
+    )
 
 
 def test_a_config_as_peft_writes_it_passes(base: Path) -> None:
@@ -304,10 +319,8 @@ def test_pattern_that_would_take_for_ever_is_refused(base: Path, pattern: str) -
 @pytest.mark.parametrize(
     "key",
     [
-        "model.embed_tokens.lora_embedding_A", "model.embed_tokens.lora_embedding_B", f"{Q}.lora_magnitude_vector",
-        f"{Q}.lora_magnitude_vector.weight", f"{Q}.base_layer.weight",
-        "model.embed_tokens.token_adapter.trainable_tokens_delta",
-        f"{Q}.lora_B.bias", f"{Q}.lora_A.bias", f"{Q}.lora_C.weight", f"{Q}.lora_E", f"{Q}.lora_velora_embed",
+        f"{Q}.base_layer.scale", "model.embed_tokens.token_adapter.trainable_tokens_delta",
+        f"{Q}.lora_A.bias", f"{Q}.lora_C.weight", f"{Q}.lora_E", f"{Q}.lora_velora_embed",
         f"{Q}.lora_monteclora_sampler.x", f"{Q}.lora_A.default.weight", f"{Q}.lora_A", f"{Q}.lora_A.weight.absmax",
         f"{Q}.base_layer.base_layer.bias", "lora_A.weight", f"{Q}.lora_\x1b[31m",
     ],
@@ -419,11 +432,9 @@ def test_wrong_shapes_name_both_sides(base: Path, key: str, shape: tuple[int, ..
     assert f"{PREFIX + key} must be {wanted}, but it is F32 {'×'.join(map(str, shape)) or 'scalar'}" in message
 
 
-@pytest.mark.parametrize("module", ["model.conv", "model.layers.0.norm"])
-def test_lora_on_what_is_no_matrix_is_refused(base: Path, module: str) -> None:
-    shape = BASE[f"{module}.weight"].shape
-    tensors = {f"{module}.lora_A.weight": torch.ones(4, *shape[1:]), f"{module}.lora_B.weight": torch.ones(shape[0], 4)}
-    assert f"{module}.weight" in refusal(base, adapter(base, tensors), UnsupportedError)
+def test_lora_on_what_is_no_matrix_is_refused(base: Path) -> None:
+    tensors = lora_factors("model.layers.0.norm", (6, 6))
+    assert "model.layers.0.norm.weight" in refusal(base, adapter(base, tensors), UnsupportedError)
 
 
 @pytest.mark.parametrize(
@@ -551,19 +562,38 @@ def test_base_that_has_only_packed_weights_is_called_quantised(tmp_path: Path) -
 C_PROJ = lora_factors("block.c_proj", (6, 6))
 
 
+def transposed(base: Path, tensors: Tensors, **config: Any) -> bool:
+    (chain,) = edits(base, adapter(base, tensors, **config)).values()
+    return chain[0].transposed
+
+
+@pytest.mark.parametrize("claim", [False, True])
 @pytest.mark.parametrize("family", ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"])
-@pytest.mark.parametrize("tensors", [C_PROJ, lora_factors(Q, (8, 6))], ids=["square", "other"])
-def test_families_that_store_layers_transposed(tmp_path: Path, family: str, tensors: Tensors) -> None:
+def test_families_that_store_layers_transposed(tmp_path: Path, family: str, claim: bool) -> None:
+    """Shapes decide, and where they are square the family and the name; fan_in_fan_out is no evidence."""
     base = base_of(tmp_path, {"model_type": family, "tie_word_embeddings": False})
-    assert f"family {family}" in refusal(base, adapter(base, tensors), UnsupportedError)
+    assert transposed(base, C_PROJ, fan_in_fan_out=claim)
+    assert transposed(base, lora_factors(Q, (6, 8)), fan_in_fan_out=claim)
+    assert not transposed(base, lora_factors(Q, (8, 6)), fan_in_fan_out=claim)
 
 
 @pytest.mark.parametrize("key", ["decoder", "text_config"])
 def test_transposing_family_inside_a_composite_model(tmp_path: Path, key: str) -> None:
     """Such as vit-gpt2: the decoder's layers are Conv1D, though model_type says vision-encoder-decoder."""
     config = {"model_type": "vision-encoder-decoder", "tie_word_embeddings": False, key: {"model_type": "gpt2"}}
-    base = base_of(tmp_path, config)
-    assert "block.c_proj" in refusal(base, adapter(base, C_PROJ), UnsupportedError)
+    assert transposed(base_of(tmp_path, config), C_PROJ)
+
+
+def test_a_family_that_stores_nothing_transposed(base: Path) -> None:
+    """fan_in_fan_out on a Llama is a lie to ignore; factors that only fit turned are for another model."""
+    assert not transposed(base, lora_factors(Q, (8, 6)), fan_in_fan_out=True)
+    assert "is this adapter for another model?" in refusal(base, adapter(base, lora_factors(Q, (6, 8))), MismatchError)
+
+
+@pytest.mark.parametrize("config", [None, {}, {"model_type": "brand-new"}], ids=str)
+def test_claimed_and_square_without_evidence(tmp_path: Path, config: dict[str, Any] | None) -> None:
+    base = base_of(tmp_path, config if config is None else config | {"tie_word_embeddings": False})
+    assert "is square" in refusal(base, adapter(base, C_PROJ, fan_in_fan_out=True), UnsupportedError)
 
 
 @pytest.mark.parametrize("config", [None, {"tie_word_embeddings": False}], ids=["no config", "no model_type"])

@@ -18,6 +18,7 @@ class Module:
     kind: str
     factors: Mapping[str, Ref]  # by role
     scale: float
+    transposed: bool | None = None  # stored (in, out); None: to be decided by shapes and model family
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +26,4 @@ class Adapter:
     path: Path
     files: Mapping[Path, Stamp]
     modules: tuple[Module, ...]
+    claims_transposed: bool = False  # the config says so; where shapes or the model family tell, they count

@@ -1,14 +1,15 @@
 """PEFT's adapters: `adapter_config.json` and `adapter_model.safetensors`.
 
-Keys are `base_model.model.<module>.<suffix>`. Suffixes read here: `lora_A.weight`, `lora_B.weight`;
-`base_layer.bias` of a targeted layer, and any plain tensor name (modules_to_save, biases), which replace
-the base's tensor. All others are refused by name. As PEFT 0.21.2 writes them.
+Keys are `base_model.model.<module>.<suffix>`. The suffixes read here stand in _FACTORS; `base_layer.weight` and
+`base_layer.bias` of a targeted layer, and any plain tensor name (modules_to_save, biases), replace the base's
+tensor. All others are refused by name. As PEFT 0.21.2 writes them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
@@ -17,22 +18,29 @@ from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import stamp_of
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.peft_config import LoraConfig, parse_config
-from adaptertool.kinds import BY_NAME, FULL, LORA
+from adaptertool.kinds import DORA, FULL, LORA, OFFSET
+from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.lora import A, B
+from adaptertool.kinds.offset import BIAS
 from adaptertool.spec import COMPUTED, Ref
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_FACTORS = {f".{role}.weight": role for role in (A, B)}
+_FACTORS = {
+    ".lora_A.weight": A,
+    ".lora_B.weight": B,
+    ".lora_embedding_A": A,
+    ".lora_embedding_B": B,
+    ".lora_magnitude_vector": MAGNITUDE,
+    ".lora_magnitude_vector.weight": MAGNITUDE,  # PEFT before 0.12
+    ".lora_B.bias": BIAS,
+}
 
 # Parts of a key that name something with a meaning of its own; never to be taken for a plain tensor name.
 _REFUSED_PARTS = {
-    "lora_embedding_A": "adapters on embeddings are not supported yet",
-    "lora_embedding_B": "adapters on embeddings are not supported yet",
-    "lora_magnitude_vector": "DoRA adapters are not supported yet",
     "token_adapter": "trained token rows are not supported yet",
-    "base_layer": "a base weight stored in the adapter is not supported yet",
+    "base_layer": "only weight and bias of a base layer are known",
 }
 
 
@@ -47,6 +55,7 @@ def read_adapter(path: Path) -> Adapter:
     config = parse_config(path / CONFIG, load_json(path / CONFIG))
     header = read_header(path / WEIGHTS)
     factors: dict[str, dict[str, Ref]] = {}
+    embeddings: set[str] = set()
     saved: dict[str, Ref] = {}
     for key, ref in header.tensors.items():
         if ref.spec.dtype not in COMPUTED:
@@ -56,11 +65,18 @@ def read_adapter(path: Path) -> Adapter:
         if not key.startswith(_PREFIX):
             raise UnsupportedError(f"{header.path}: the key {shown(key)} does not begin with {_PREFIX}")
         _sort(header.path, key.removeprefix(_PREFIX), ref, factors, saved)
-    modules = [_lora_module(config, header.path, name, roles) for name, roles in factors.items()]
+        if ".lora_embedding_" in key:
+            embeddings.add(key.removeprefix(_PREFIX).rpartition(".")[0])
+    modules = [
+        module
+        for name, roles in factors.items()
+        for module in _lora_modules(config, header.path, name, roles, embedding=name in embeddings)
+    ]
     modules += [Module(name, name, FULL.name, {TUNED: ref}, 1.0) for name, ref in saved.items()]
     if not modules:
         raise InputError(f"{header.path} holds no tensors")
-    return Adapter(path, {path / CONFIG: stamp, header.path: header.stamp}, tuple(modules))
+    files = {path / CONFIG: stamp, header.path: header.stamp}
+    return Adapter(path, files, tuple(modules), claims_transposed=config.fan_in_fan_out)
 
 
 def _check_present(path: Path) -> None:
@@ -83,9 +99,12 @@ def _sort(file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], sa
     """Put one tensor where it belongs: the factor of a module, or a saved tensor."""
     for suffix, role in _FACTORS.items():
         if key.endswith(suffix):
-            factors.setdefault(key.removesuffix(suffix), {})[role] = ref
+            roles = factors.setdefault(key.removesuffix(suffix), {})
+            if role in roles:
+                raise InputError(f"{file} holds two tensors for {role} of {shown(key.removesuffix(suffix))}")
+            roles[role] = ref
             return
-    name = key.removesuffix(".base_layer.bias") + ".bias" if key.endswith(".base_layer.bias") else key
+    name = re.sub(r"\.base_layer\.(weight|bias)$", r".\1", key)
     for part in name.split("."):
         if part in _REFUSED_PARTS or part.startswith("lora_"):
             reason = _REFUSED_PARTS.get(part, "this factor is not known")
@@ -95,13 +114,27 @@ def _sort(file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], sa
     saved[name] = ref
 
 
-def _lora_module(config: LoraConfig, file: Path, name: str, roles: Mapping[str, Ref]) -> Module:
-    if missing := BY_NAME[LORA.name].needs - roles.keys():
-        raise InputError(f"{file}: module {shown(name)} has no {', '.join(sorted(missing))}")
-    rank, shape = config.rank_of(name), roles[A].spec.shape
+def _lora_modules(
+    config: LoraConfig, file: Path, name: str, roles: Mapping[str, Ref], *, embedding: bool
+) -> Iterator[Module]:
+    """The low-rank change of a module's weight, and with `lora_bias` that of its bias."""
+    kind = DORA if config.dora else LORA
+    expected = kind.needs | ({BIAS} if config.bias else set())
+    if roles.keys() != expected:
+        missing, more = ", ".join(sorted(expected - roles.keys())), ", ".join(sorted(roles.keys() - expected))
+        what = f"has no {missing}" if missing else f"has {more}, which {config.path.name} does not announce"
+        raise InputError(f"{file}: module {shown(name)} {what}")
+    if config.dora and config.bias:
+        raise UnsupportedError(f"{config.path}: use_dora and lora_bias together have no agreed meaning")
+    weight = {role: ref for role, ref in roles.items() if role != BIAS}
+    rank, shape = config.rank_of(name), weight[A].spec.shape
     if shape[:1] != (rank,):
         raise MismatchError(
-            f"{file}: {shown(roles[A].spec.name)} is {roles[A].spec}, but {config.path.name} gives the module "
+            f"{file}: {shown(weight[A].spec.name)} is {weight[A].spec}, but {config.path.name} gives the module "
             f"rank {rank} (r and rank_pattern); the scale alpha/r would be ambiguous"
         )
-    return Module(name, f"{name}.weight", LORA.name, roles, config.scale_of(name))
+    scale = config.scale_of(name)
+    # An embedding looks up rows of (vocabulary, d): the transpose of the layer that its factors describe.
+    yield Module(name, f"{name}.weight", kind.name, weight, scale, transposed=True if embedding else None)
+    if config.bias:
+        yield Module(name, f"{name}.bias", OFFSET.name, {BIAS: roles[BIAS]}, scale)

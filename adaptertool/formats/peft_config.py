@@ -24,6 +24,9 @@ _HANDLED = frozenset(
         "alpha_pattern",
         "bias",
         "init_lora_weights",
+        "use_dora",
+        "lora_bias",
+        "fan_in_fan_out",
     }
 )
 
@@ -40,11 +43,8 @@ _HARMLESS = frozenset(
 
 # Understood, and not handled (yet): refused where set.
 _REFUSED = {
-    "use_dora": "DoRA adapters are not supported yet; dropping the magnitude would be wrong",
     "target_parameters": "adapters on expert parameters are not supported yet",
     "trainable_token_indices": "trained token rows are not supported yet",
-    "lora_bias": "biases on the LoRA factors are not supported yet",
-    "fan_in_fan_out": "layers stored transposed (Conv1D) are not supported yet",
     "ensure_weight_tying": "adapters on tied embeddings are not supported yet",
     "layer_replication": "the model was built from replicated layers; a merge onto the original is wrong",
     "alora_invocation_tokens": "aLoRA acts only after its invocation tokens; it cannot be merged",
@@ -72,6 +72,9 @@ class LoraConfig:
     rank: int
     alpha: float
     rank_stabilised: bool
+    dora: bool
+    bias: bool  # lora_bias: the second factor has a bias
+    fan_in_fan_out: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
 
@@ -117,15 +120,15 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
         )
     if fields.get("bias", "none") not in ("none", "all", "lora_only"):
         raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])} is not known")
-    rslora = fields.get("use_rslora") or False
-    if not isinstance(rslora, bool):
-        raise InputError(f"{path}: use_rslora must be true or false, not {shown(rslora)}")
     rank_pattern, alpha_pattern = (_patterns(path, fields, key) for key in ("rank_pattern", "alpha_pattern"))
     return LoraConfig(
         path=path,
         rank=_rank(path, "r", fields.get("r")),
         alpha=_alpha(path, "lora_alpha", fields.get("lora_alpha")),
-        rank_stabilised=rslora,
+        rank_stabilised=_flag(path, fields, "use_rslora"),
+        dora=_flag(path, fields, "use_dora"),
+        bias=_flag(path, fields, "lora_bias"),
+        fan_in_fan_out=_flag(path, fields, "fan_in_fan_out"),
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
     )
@@ -147,6 +150,13 @@ def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, A
         except (re.error, RecursionError, OverflowError) as error:
             raise InputError(f"{where}, no valid pattern: {shown(error)}") from error
     return patterns
+
+
+def _flag(path: Path, fields: Mapping[str, Any], key: str) -> bool:
+    value = fields.get(key) or False
+    if not isinstance(value, bool):
+        raise InputError(f"{path}: {key} must be true or false, not {shown(value)}")
+    return value
 
 
 def _rank(path: Path, key: str, value: object) -> int:

@@ -24,16 +24,27 @@ def scaling(alpha: float, rank: int, *, rank_stabilised: bool) -> float:
 
 
 def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
-    """A (r, in) and B (out, r) for a weight (out, in); r is what lora_A has."""
-    if len(weight) != 2 or not factors[A]:
+    """A (r, in) and B (out, r) for a weight (out, in); r is what lora_A has.
+
+    For a convolution (out, in, k, ...): A (r, in, k, ...) and B (out, r, 1, ...). The delta is that of the
+    flattened matrices. Grouped convolutions have other shapes and do not fit.
+    """
+    if len(weight) < 2 or not factors[A]:
         return None
     rank = factors[A][0]
-    return {A: (rank, weight[1]), B: (weight[0], rank)}
+    return {A: (rank, *weight[1:]), B: (weight[0], rank, *[1] * (len(weight) - 2))}
 
 
 def apply(rows: Tensor, factors: Mapping[str, Tensor], scale: float, weight: float) -> None:
-    """rows += weight·scale·B·A, in place. rows (n, in) float64; A (r, in); B (n, r), the same rows of it."""
+    """rows += weight·scale·B·A, in place. rows (n, columns) float64; A (r, columns); B (n, r)."""
     rows.addmm_(factors[B] * (weight * scale), factors[A])
 
 
-LORA = Kind("lora", needs=frozenset({A, B}), by_row=frozenset({B}), expected=expected, apply=apply)
+LORA = Kind(
+    "lora",
+    needs=frozenset({A, B}),
+    by_row=frozenset({B}),
+    by_column=frozenset({A}),
+    expected=expected,
+    apply=apply,
+)

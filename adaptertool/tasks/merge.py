@@ -14,11 +14,18 @@ from adaptertool.plan import plan_merge
 from adaptertool.reports import RunReport
 from adaptertool.spec import Plan
 
+COMPOSITIONS = ("sequential", "mixed")
 PathLike = str | os.PathLike[str]
 
 
-def prepare_merge(base: PathLike, adapters: Sequence[PathLike], weights: Sequence[float] | None = None) -> Plan:
-    """The plan of a merge, from headers and configs alone.
+def prepare_merge(
+    base: PathLike,
+    adapters: Sequence[PathLike],
+    weights: Sequence[float] | None = None,
+    *,
+    compose: str = "sequential",
+) -> Plan:
+    """The plan of a merge, from headers and configs alone. See `merge` for `compose`.
 
     `weights` belong to `adapters` by order; none given means 1 for each. Raises UsageError for a wrong number
     of weights, InputError for what the files hold.
@@ -34,7 +41,10 @@ def prepare_merge(base: PathLike, adapters: Sequence[PathLike], weights: Sequenc
         )
     if not all(math.isfinite(weight) for weight in weights):
         raise UsageError(f"weights must be finite numbers, not {weights}")
-    return plan_merge(open_checkpoint(Path(base)), [read_adapter(Path(path)) for path in adapters], weights)
+    if compose not in COMPOSITIONS:
+        raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
+    opened = [read_adapter(Path(path)) for path in adapters]
+    return plan_merge(open_checkpoint(Path(base)), opened, weights, mixed=compose == "mixed")
 
 
 def merge(
@@ -43,6 +53,7 @@ def merge(
     out: PathLike,
     *,
     weights: Sequence[float] | None = None,
+    compose: str = "sequential",
     force: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -52,13 +63,15 @@ def merge(
     base:     a directory with safetensors (single or sharded), or one .safetensors file
     adapters: PEFT adapter directories
     weights:  one for each adapter, by order; 1 where None
+    compose:  "sequential": each adapter is applied to what the ones before it produced. "mixed": they act together,
+              as unmerged adapters do at inference. For LoRA these are the same, for DoRA they are not.
     force:    replace an `out` that adaptertool made
     threads:  all available cores where None; the result does not depend on it
     progress: called with the number of bytes just written, from several threads
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
-    plan = prepare_merge(base, adapters, weights)
+    plan = prepare_merge(base, adapters, weights, compose=compose)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch: only where tensors are touched
 
     return run(plan, Path(out), force=force, threads=threads, progress=progress)

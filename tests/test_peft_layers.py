@@ -1,0 +1,235 @@
+"""Every kind of layer that a LoRA or DoRA adapter can sit on, against PEFT's own merge in float64."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import adaptertool as command
+from conftest import load, same_bits, snapshot, write_checkpoint
+from oracle import half_ulp_excess
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
+
+import adaptertool
+from adaptertool import plan as plan_module
+from adaptertool.errors import MismatchError, NonFiniteError, UnsupportedError, UsageError
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+LAYERS = ["linear", "turned", "embedding", "conv1", "conv2", "conv3"]
+
+
+class Zoo(nn.Module):
+    """One of each layer, no two sizes alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 20)
+        self.turned = Conv1D(14, 10)  # stored (10, 14)
+        self.embedding = nn.Embedding(33, 9)
+        self.conv1 = nn.Conv1d(6, 8, 3)
+        self.conv2 = nn.Conv2d(5, 7, (3, 2))
+        self.conv3 = nn.Conv3d(3, 4, (1, 2, 3))
+        self.rest = nn.LayerNorm(9)
+
+
+def make_base(folder: Path, dtype: torch.dtype = torch.bfloat16) -> tuple[nn.Module, Path]:
+    zoo = Zoo().to(dtype)
+    with torch.no_grad():
+        for parameter in zoo.parameters():
+            parameter.copy_(torch.randn(parameter.shape) / 3)
+    write_checkpoint(folder, {name: tensor.contiguous() for name, tensor in zoo.state_dict().items()})
+    (folder / "config.json").unlink()  # no model of transformers: shapes alone tell
+    return zoo, folder
+
+
+def make_adapter(folder: Path, zoo: nn.Module, **config: Any) -> Path:
+    tuned = get_peft_model(copy.deepcopy(zoo).float(), LoraConfig(**{"r": 3, "lora_alpha": 5} | config))
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) / 8)
+    tuned.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def peft_merge(zoo: nn.Module, *adapters: Path, together: bool = False) -> dict[str, torch.Tensor]:
+    """PEFT's merge in float64: one adapter after the other, or all of them together."""
+    model: Any = copy.deepcopy(zoo).double()
+    if together:
+        names = [f"adapter{number}" for number in range(len(adapters))]
+        model = PeftModel.from_pretrained(model, adapters[0], adapter_name=names[0])
+        for name, adapter in zip(names[1:], adapters[1:], strict=True):
+            model.load_adapter(adapter, adapter_name=name)
+        return model.double().merge_and_unload(adapter_names=names).state_dict()
+    for adapter in adapters:
+        model = PeftModel.from_pretrained(model, adapter).double().merge_and_unload()
+    return model.state_dict()
+
+
+def check(base: Path, out: Path, exact: dict[str, torch.Tensor], edited: int) -> None:
+    before, after = load(base), load(out)
+    assert before.keys() == after.keys()
+    changed = 0
+    for name, tensor in after.items():
+        if exact[name].equal(before[name].double()):
+            assert same_bits(tensor, before[name]), name
+        else:
+            changed += 1
+            assert half_ulp_excess(tensor, exact[name]).max() <= 1 + 1e-6, name
+    assert changed == edited
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer(tmp_path: Path, dtype: torch.dtype, layer: str, dora: bool) -> None:
+    zoo, base = make_base(tmp_path / "base", dtype)
+    adapter = make_adapter(tmp_path / "a", zoo, target_modules=[layer], use_dora=dora)
+    adaptertool.merge(base, [adapter], tmp_path / "out")
+    check(base, tmp_path / "out", peft_merge(zoo, adapter), 1)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_all_layers_at_once(tmp_path: Path, dora: bool) -> None:
+    zoo, base = make_base(tmp_path / "base")
+    patterns = {"rank_pattern": {"conv2": 2, "linear": 5}, "alpha_pattern": {"embedding": 9}, "use_rslora": True}
+    adapter = make_adapter(tmp_path / "a", zoo, target_modules=LAYERS, use_dora=dora, bias="all", **patterns)
+    adaptertool.merge(base, [adapter], tmp_path / "out")
+    check(base, tmp_path / "out", peft_merge(zoo, adapter), len(LAYERS) + 6)
+
+
+@pytest.mark.parametrize("layer", ["linear", "turned", "embedding", "conv2"])
+def test_weighted_dora_moves_part_of_the_way(tmp_path: Path, layer: str) -> None:
+    """W + w·(W' − W), not a smaller B·A: for merge -w and for wise --alpha alike."""
+    zoo, base = make_base(tmp_path / "base", torch.float32)
+    adapter = make_adapter(tmp_path / "a", zoo, target_modules=[layer], use_dora=True)
+    whole, name = peft_merge(zoo, adapter), f"{layer}.weight"
+    before = load(base)[name].double()
+    adaptertool.merge(base, [adapter], tmp_path / "weighted", weights=[0.25])
+    adaptertool.wise(base, adapter, tmp_path / "wise", [0.25])
+    for out in ("weighted", "wise"):
+        exact = before + 0.25 * (whole[name] - before)
+        assert half_ulp_excess(load(tmp_path / out)[name], exact).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("compose", ["sequential", "mixed"])
+@pytest.mark.parametrize("kinds", [(True, True), (True, False), (False, True), (False, False)])
+def test_two_adapters(tmp_path: Path, kinds: tuple[bool, bool], compose: str) -> None:
+    layers = ["linear", "turned", "conv2"]
+    zoo, base = make_base(tmp_path / "base")
+    adapters = [
+        make_adapter(tmp_path / str(number), zoo, target_modules=layers, use_dora=dora, r=number + 2)
+        for number, dora in enumerate(kinds)
+    ]
+    adaptertool.merge(base, adapters, tmp_path / "out", compose=compose)
+    check(base, tmp_path / "out", peft_merge(zoo, *adapters, together=compose == "mixed"), len(layers))
+    other = "mixed" if compose == "sequential" else "sequential"
+    adaptertool.merge(base, adapters, tmp_path / "other", compose=other)
+    assert (snapshot(tmp_path / "other") == snapshot(tmp_path / "out")) == (not kinds[1])
+
+
+def test_mixed_refuses_what_has_no_agreed_meaning(tmp_path: Path) -> None:
+    zoo, base = make_base(tmp_path / "base")
+    pair = [make_adapter(tmp_path / name, zoo, target_modules=["linear"], use_dora=True) for name in "ab"]
+    saved = make_adapter(tmp_path / "s", zoo, target_modules=["conv1"], modules_to_save=["linear"])
+    with pytest.raises(UnsupportedError, match=r"linear\.weight: weights other than 1 with DoRA"):
+        adaptertool.merge(base, pair, tmp_path / "out", weights=[1, 0.5], compose="mixed")
+    with pytest.raises(UnsupportedError, match=r"linear\.weight: a replaced weight with DoRA"):
+        adaptertool.merge(base, [saved, pair[0]], tmp_path / "out", compose="mixed")
+    with pytest.raises(UsageError, match="sequential or mixed"):
+        adaptertool.merge(base, pair, tmp_path / "out", compose="both")
+    assert command("merge", base, *pair, "-o", tmp_path / "out", "--compose", "mixed").returncode == 0
+
+
+@pytest.mark.parametrize("layer", ["linear", "turned", "embedding", "conv3"])
+def test_dora_does_not_depend_on_blocks_and_threads(tmp_path: Path, layer: str) -> None:
+    zoo, base = make_base(tmp_path / "base", torch.float32)
+    adapters = [make_adapter(tmp_path / name, zoo, target_modules=[layer], use_dora=True) for name in "ab"]
+    adaptertool.merge(base, adapters, tmp_path / "1", threads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "BLOCK_ELEMENTS", 17)
+        adaptertool.merge(base, adapters, tmp_path / "2", threads=3)
+    assert snapshot(tmp_path / "1") == snapshot(tmp_path / "2")
+
+
+def test_lora_bias(tmp_path: Path) -> None:
+    zoo, base = make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "a", zoo, target_modules=["linear", "conv2"], lora_bias=True, r=4)
+    adaptertool.merge(base, [adapter], tmp_path / "out")
+    check(base, tmp_path / "out", peft_merge(zoo, adapter), 4)
+    adaptertool.merge(base, [adapter], tmp_path / "half", weights=[0.5])
+    before, exact = load(base)["linear.bias"].double(), peft_merge(zoo, adapter)["linear.bias"]
+    assert half_ulp_excess(load(tmp_path / "half")["linear.bias"], before + (exact - before) / 2).max() <= 1 + 1e-6
+
+
+def test_base_layer_weight_replaces_and_the_delta_comes_on_top(tmp_path: Path) -> None:
+    zoo, base = make_base(tmp_path / "base", torch.float32)
+    adapter = make_adapter(tmp_path / "a", zoo, target_modules=["linear"])
+    factors = load(adapter)
+    prefix, weight = "base_model.model.linear", torch.randn(20, 12)
+    tensors = factors | {f"{prefix}.base_layer.weight": weight}
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    adaptertool.merge(base, [adapter], tmp_path / "out")
+    a, b = (factors[f"{prefix}.lora_{role}.weight"].double() for role in "AB")
+    exact = weight.double() + 5 / 3 * (b @ a)
+    assert half_ulp_excess(load(tmp_path / "out")["linear.weight"], exact).max() <= 1 + 1e-6
+
+
+def test_dora_needs_its_magnitude(tmp_path: Path) -> None:
+    zoo, base = make_base(tmp_path / "base")
+    for name, dora, other in (("a", True, False), ("b", False, True)):
+        adapter = make_adapter(tmp_path / name, zoo, target_modules=["linear"], use_dora=dora)
+        wrong = make_adapter(tmp_path / f"{name}2", zoo, target_modules=["linear"], use_dora=other)
+        (adapter / "adapter_config.json").write_bytes((wrong / "adapter_config.json").read_bytes())
+        with pytest.raises(adaptertool.AdapterToolError, match=r"has (no )?lora_magnitude_vector"):
+            adaptertool.merge(base, [adapter], tmp_path / "out")
+
+
+def test_dora_of_a_row_of_norm_zero_is_no_number(tmp_path: Path) -> None:
+    zoo, _ = make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "a", zoo, target_modules=["linear"], use_dora=True)
+    with torch.no_grad():
+        for parameter in zoo.parameters():
+            parameter.zero_()
+    tensors = load(adapter)
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    save_file({k: t * ("lora_B" not in k) for k, t in tensors.items()}, adapter / "adapter_model.safetensors")
+    base = write_checkpoint(tmp_path / "zero", dict(zoo.state_dict()))
+    with pytest.raises(NonFiniteError, match=r"linear\.weight, element \(0, 0\).*not a number"):
+        adaptertool.merge(base, [adapter], tmp_path / "out")
+
+
+def test_grouped_convolution_does_not_fit(tmp_path: Path) -> None:
+    zoo = nn.ModuleDict({"conv": nn.Conv2d(4, 8, 3, groups=2)})
+    base = write_checkpoint(tmp_path / "base", dict(zoo.state_dict()))
+    adapter = make_adapter(tmp_path / "a", zoo, target_modules=["conv"], r=4)
+    with pytest.raises(MismatchError, match=r"conv\.weight is F32 8×2×3×3"):
+        adaptertool.merge(base, [adapter], tmp_path / "out")
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("shards", ["20KB", "1GB"])
+def test_gpt2(tmp_path: Path, dora: bool, shards: str) -> None:
+    """Conv1D with a square layer (attn.c_proj): its shape does not tell that it is stored transposed."""
+    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=24, n_layer=2, n_head=2, tie_word_embeddings=False)
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) / 4)
+    model.save_pretrained(tmp_path / "base", max_shard_size=shards)
+    adapter = make_adapter(tmp_path / "a", model, target_modules=["c_attn", "c_proj", "c_fc", "wte"], use_dora=dora)
+    adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out")
+    check(tmp_path / "base", tmp_path / "out", peft_merge(model, adapter), 9)
+    tokens = torch.randint(0, 50, (2, 9))
+    unmerged = PeftModel.from_pretrained(copy.deepcopy(model), adapter)(tokens).logits
+    ours = GPT2LMHeadModel.from_pretrained(tmp_path / "out")(tokens).logits
+    assert torch.allclose(ours, unmerged, rtol=1e-4, atol=1e-4)
