@@ -10,22 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptertool.errors import AdapterToolError as AdapterToolError
+    from adaptertool.reports import PlanReport as PlanReport
+    from adaptertool.reports import RunReport as RunReport
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
+    from adaptertool.tasks.preview import preview as preview
     from adaptertool.tasks.wise import prepare_wise as prepare_wise
     from adaptertool.tasks.wise import wise as wise
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "merge": "adaptertool.tasks.merge",
-    "wise": "adaptertool.tasks.wise",
-    "prepare_merge": "adaptertool.tasks.merge",
-    "prepare_wise": "adaptertool.tasks.wise",
     "AdapterToolError": "adaptertool.errors",
+    "PlanReport": "adaptertool.reports",
+    "RunReport": "adaptertool.reports",
+    "merge": "adaptertool.tasks.merge",
+    "prepare_merge": "adaptertool.tasks.merge",
+    "preview": "adaptertool.tasks.preview",
+    "prepare_wise": "adaptertool.tasks.wise",
+    "wise": "adaptertool.tasks.wise",
 }
 
-__all__ = ["AdapterToolError", "__version__", "merge", "prepare_merge", "prepare_wise", "wise"]
+__all__ = [
+    "AdapterToolError",
+    "PlanReport",
+    "RunReport",
+    "__version__",
+    "merge",
+    "prepare_merge",
+    "prepare_wise",
+    "preview",
+    "wise",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_into
-from adaptertool.kinds import BY_NAME, NORM
+from adaptertool.kinds import BY_NAME, FULL, NORM
+from adaptertool.kinds.full import TUNED
 from adaptertool.numerics.rounding import Rounder
-from adaptertool.plan import matrix
+from adaptertool.plan import matrix, replaces
 from adaptertool.spec import Edit, Ref, Step
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -145,6 +146,11 @@ class Block:
         return self.first * self.columns
 
     @property
+    def offset(self) -> int:
+        """Where it begins in the file, base and output alike."""
+        return self.step.base.offset + self.start * DTYPES[self.step.base.spec.dtype].itemsize
+
+    @property
     def numel(self) -> int:
         return (self.last - self.first) * self.columns
 
@@ -160,7 +166,7 @@ def compute(inputs: Inputs, block: Block, alphas: Sequence[float], space: Worksp
     stored = space.stored[: numel * dtype.itemsize].view(dtype)
     rounded = space.rounded[: numel * dtype.itemsize].view(dtype)
     before, after, delta, mixed = (buffer[:numel] for buffer in space.doubles)
-    read_into(inputs.get(base.path), base.offset + block.start * dtype.itemsize, as_bytes(stored))
+    read_into(inputs.get(base.path), block.offset, as_bytes(stored))
     after.copy_(stored)
     mixing = any(alpha != 1 for alpha in alphas)
     if mixing or block.chain.needs_before():
@@ -171,7 +177,8 @@ def compute(inputs: Inputs, block: Block, alphas: Sequence[float], space: Worksp
     for alpha in alphas:
         value = after if alpha == 1 else torch.add(before, delta, alpha=alpha, out=mixed)
         space.round(value, rounded)
-        _keep_negative_zeros(stored, value, rounded)
+        if not (alpha == 1 and replaces(block.step)):
+            _keep_negative_zeros(stored, value, rounded)
         _require_finite(inputs, block, stored, rounded)
         yield as_bytes(rounded)
 
@@ -197,8 +204,8 @@ def _require_finite(inputs: Inputs, block: Block, stored: Tensor, rounded: Tenso
     if not torch.isfinite(stored[where]):
         raise NonFiniteError(f"{base.path}: {place} holds {stored[where].item()}; such a tensor cannot be edited")
     for edit in block.step.edits:
-        if BY_NAME[edit.kind].elementwise:
-            (ref,) = edit.factors.values()
+        if edit.kind == FULL.name:
+            ref = edit.factors[TUNED]
             if not torch.isfinite(number := read_tensor(inputs, ref, element, element + 1)):
                 raise NonFiniteError(f"{ref.path}: {place} holds {number.item()}; it cannot be interpolated")
     if torch.isnan(rounded[where]):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
@@ -18,14 +18,16 @@ import click
 from tqdm import tqdm
 
 from adaptertool import __version__
-from adaptertool.errors import AdapterToolError, Interrupted, StorageError, UsageError, shown
+from adaptertool.errors import AdapterToolError, InternalError, Interrupted, StorageError, UsageError, shown
 from adaptertool.plan import bytes_to_write
 from adaptertool.render.machine import error_to_json, to_json
 from adaptertool.render.text import plan_text, run_text
 from adaptertool.spec import Plan
+from adaptertool.tasks.arguments import as_path
+from adaptertool.tasks.common import MAX_THREADS, check_output
 from adaptertool.tasks.merge import COMPOSITIONS, prepare_merge
-from adaptertool.tasks.preview import available_cores, check_output, preview
-from adaptertool.tasks.wise import decimal, parse_alphas, prepare_wise
+from adaptertool.tasks.preview import preview
+from adaptertool.tasks.wise import prepare_wise
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,6 +39,7 @@ Exit codes:
        something is refused by name
   4    storage: space, permission, I/O
   5    OUT exists, or is not ours to replace
+  70   a fault of adaptertool itself
   130  interrupted (also by SIGTERM); nothing was published
 """
 
@@ -58,14 +61,18 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     """The options of every command that writes a checkpoint."""
     for option in reversed(
         (
-            click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Where to write."),
+            click.option("-o", "--out", required=True, type=click.Path(), help="Where to write."),
             click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made."),
             click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
-            click.option("--threads", type=click.IntRange(min=1), help="Default: all cores. Same result with any."),
+            click.option(
+                "--threads",
+                type=click.IntRange(min=1, max=MAX_THREADS),
+                help="Default: cores, up to 8.",
+            ),
             click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
             click.option("-q", "--quiet", is_flag=True, help="No progress, no report."),
             click.option("-v", "--verbose", is_flag=True, help="With --dry-run: every tensor on a line of its own."),
-            click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+            click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
         )
     ):
         command = option(command)
@@ -73,8 +80,8 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @cli.command()
-@click.argument("base", type=click.Path(path_type=Path))
-@click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ADAPTER...")
+@click.argument("base", type=click.Path())
+@click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
 @click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
 @click.option(
     "--compose",
@@ -83,42 +90,39 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     help="Several adapters one after the other, or together as at inference (differs for DoRA).",
 )
 @_common
-def merge(base: Path, adapters: tuple[Path, ...], weights: tuple[str, ...], compose: str, **options: Any) -> None:
+def merge(base: str, adapters: tuple[str, ...], weights: tuple[str, ...], compose: str, **options: Any) -> None:
     """Merge ADAPTERs into BASE: W + w·(alpha/r)·B·A, in order, rounded once.
 
     Saved modules and biases replace the base's (with a weight w: W + w·(T - W)).
     """
-    numbers = [float(decimal(weight)) for weight in weights] or None
-    _execute(prepare_merge(base, adapters, numbers, compose=compose), **options)
+    _execute(prepare_merge(base, adapters, weights or None, compose=compose), **options)
 
 
 @cli.command()
-@click.argument("base", type=click.Path(path_type=Path))
-@click.argument("tuned", type=click.Path(path_type=Path))
+@click.argument("base", type=click.Path())
+@click.argument("tuned", type=click.Path())
 @click.option("--alpha", required=True, help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.")
 @_common
-def wise(base: Path, tuned: Path, alpha: str, **options: Any) -> None:
+def wise(base: str, tuned: str, alpha: str, **options: Any) -> None:
     """Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT).
 
     TUNED is an adapter or a fine-tuned checkpoint. Several alphas are written to OUT/alpha-0.300 and so on,
     with one read of the base.
     """
-    _execute(prepare_wise(base, tuned, parse_alphas(alpha)), **options)
+    _execute(prepare_wise(base, tuned, alpha), **options)
 
 
 def _execute(
     plan: Plan,
     *,
-    out: Path,
+    out: str,
     force: bool,
     dry_run: bool,
     threads: int | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
-    **_: object,
 ) -> None:
-    threads = threads or available_cores()
     if not quiet:
         for note in plan.notes:
             _say(f"adaptertool: note: {note}", sys.stderr)
@@ -126,7 +130,8 @@ def _execute(
         report = preview(plan, out, force=force, threads=threads)
         _say(to_json(report) if as_json else plan_text(report, every_tensor=verbose), sys.stdout)
         return
-    check_output(plan, out, force=force)  # before torch is loaded
+    target = as_path(out, "OUT")
+    check_output(plan, target, force=force)  # before torch is loaded
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch, which takes over a second
 
     lock = threading.Lock()
@@ -139,7 +144,7 @@ def _execute(
             with lock:
                 bar.update(count)
 
-        done = run(plan, out, force=force, threads=threads, progress=progress, before_publish=_ignore_signals)
+        done = run(plan, target, force=force, threads=threads, progress=progress, before_publish=_ignore_signals)
     if not quiet or as_json:
         _say(to_json(done) if as_json else run_text(done), sys.stdout)
 
@@ -148,6 +153,9 @@ def main() -> NoReturn:
     """Entry point: every error becomes a message and an exit code, never a traceback (but with --debug)."""
     for number in _SIGNALS:
         signal.signal(number, _interrupted)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a bare container may have no UTF-8
     gc.disable()  # a large plan is a million live objects that the collector would walk again and again, for nothing
     try:
         cli.main(prog_name="adaptertool", standalone_mode=False)
@@ -159,28 +167,29 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         code = _fail(UsageError(error.format_message()), said=True)
-    except (AdapterToolError, KeyboardInterrupt, click.Abort, OSError, MemoryError) as error:
+    except Exception as error:  # the one boundary: nothing passes it but with --debug
         if "--debug" in sys.argv:
             raise
         code = _fail(_known(error))
     sys.exit(code)
 
 
-def _known(error: BaseException) -> AdapterToolError:
+def _known(error: Exception) -> AdapterToolError:
     if isinstance(error, AdapterToolError):
         return error
     if isinstance(error, OSError):
         return StorageError(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     if isinstance(error, MemoryError):
         return StorageError("out of memory; try fewer --threads")
-    return Interrupted("interrupted; nothing was published")
+    kind = type(error).__name__
+    return InternalError(f"this should not happen ({kind}: {error}); run again with --debug, and please report it")
 
 
 def _fail(error: AdapterToolError, *, said: bool = False) -> int:
     """Say what is wrong, on stderr and with --json on stdout too; the exit code."""
     if not said:
         _say(f"adaptertool: {error}", sys.stderr)
-    if "--json" in sys.argv:
+    if "--json" in sys.argv:  # asked here and not of click, since the error may be in parsing
         with contextlib.suppress(AdapterToolError):  # the error that is being told counts more than a full stdout
             _say(error_to_json(error), sys.stdout)
     return error.exit_code

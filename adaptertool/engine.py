@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from adaptertool.blocks import DTYPES, Block, Chain, Workspace, compute
+from adaptertool.blocks import Block, Chain, Workspace, compute
 from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
@@ -25,6 +25,7 @@ from adaptertool.spec import Output, Plan, Ref, Shard, Step
 
 Progress = Callable[[int], None]  # told the bytes just written
 Job = Callable[[Workspace], None]
+MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per output
 
 
 @contextlib.contextmanager
@@ -39,73 +40,70 @@ def one_torch_thread() -> Iterator[None]:
 
 
 @dataclass(slots=True)
-class Run:
-    """What all jobs share."""
+class Crew:
+    """The threads of a run, and what they share. Finishing (fsync) of one file goes on beside the next."""
 
     inputs: Inputs
     progress: Progress
+    roots: Sequence[Path]  # one for each output
+    workers: ThreadPoolExecutor
+    finisher: ThreadPoolExecutor
+    workspaces: Sequence[Workspace]
     stop: threading.Event = field(default_factory=threading.Event)
 
 
 def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: Progress) -> None:
     """Write all outputs of `plan` below `folder`. Raises the first error of any job; the rest then stop."""
-    run = Run(inputs, progress)
     roots = [folder / output.folder for output in plan.outputs]
-    for root in roots:
-        make_directory(root)
     with (
         one_torch_thread(),
         ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as workers,
         ThreadPoolExecutor(1, thread_name_prefix="adaptertool-finish") as finisher,
     ):
-        finishing: list[Future[None]] = []
-        workspaces = [Workspace() for _ in range(threads)]
+        crew = Crew(inputs, progress, roots, workers, finisher, [Workspace() for _ in range(threads)])
+        finishing = []
         try:
             for shard in plan.shards:
-                finishing.append(_run_shard(run, shard, plan.outputs, roots, workers, finisher, workspaces))
-            _all_done(run, finishing)
-            _copy_assets(run, plan, roots)
+                jobs = functools.partial(_shard_jobs, crew, shard, plan.outputs)
+                finishing.append(_write_file(crew, shard.source, shard.name, shard.size, jobs))
+            for asset in plan.assets:
+                jobs = functools.partial(_copies, crew, asset.source, 0, 0, asset.size)
+                finishing.append(_write_file(crew, asset.source, asset.name, asset.size, jobs))
+            _all_done(crew, finishing)
         except BaseException:
-            run.stop.set()
+            crew.stop.set()
             raise
 
 
-def _run_shard(
-    run: Run,
-    shard: Shard,
-    outputs: Sequence[Output],
-    roots: Sequence[Path],
-    workers: ThreadPoolExecutor,
-    finisher: ThreadPoolExecutor,
-    workspaces: Sequence[Workspace],
-) -> Future[None]:
-    """Compute one shard of every output; their fsync then runs beside the next shard."""
+def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJobs) -> Future[None]:
+    """Write one file of every output; what makes it durable then runs beside the next."""
     with contextlib.ExitStack() as opened:
         files = []
-        for root in roots:
-            files.append(OutputFile(root / shard.name, shard.size))
+        for root in crew.roots:
+            make_directory((root / name).parent)
+            files.append(OutputFile(root / name, size))
             opened.callback(files[-1].close)
-        jobs = _Shared(_jobs(run, shard, outputs, files))
-        _all_done(run, [workers.submit(_drain, run, jobs, workspace) for workspace in workspaces])
+        jobs = _Shared(make_jobs(files))
+        _all_done(crew, [crew.workers.submit(_drain, crew, jobs, workspace) for workspace in crew.workspaces])
         opened.pop_all()
-    run.inputs.release(shard.source)
-    return finisher.submit(_finish, files)
+    crew.inputs.release(source)
+    return crew.finisher.submit(_finish, files)
 
 
 def _finish(files: Sequence[OutputFile]) -> None:
-    with contextlib.ExitStack() as rest:
+    with contextlib.ExitStack() as opened:
         for file in files:
-            rest.callback(file.close)
+            opened.callback(file.close)
         for file in files:
             file.finish()
 
 
-def _all_done(run: Run, futures: Sequence[Future[None]]) -> None:
+def _all_done(crew: Crew, futures: Sequence[Future[None]]) -> None:
     """Wait for all, then raise the first error. On Ctrl-C too, all threads stop before files are closed."""
     try:
         wait(futures)
     except BaseException:
-        run.stop.set()
+        crew.stop.set()
         wait(futures)
         raise
     for future in futures:
@@ -123,50 +121,49 @@ class _Shared:
             return next(self._jobs, None)
 
 
-def _drain(run: Run, jobs: _Shared, workspace: Workspace) -> None:
+def _drain(crew: Crew, jobs: _Shared, workspace: Workspace) -> None:
     try:
-        while not run.stop.is_set() and (job := jobs.take()) is not None:
+        while not crew.stop.is_set() and (job := jobs.take()) is not None:
             job(workspace)
     except BaseException:
-        run.stop.set()
+        crew.stop.set()
         raise
 
 
-def _jobs(run: Run, shard: Shard, outputs: Sequence[Output], files: Sequence[OutputFile]) -> Iterator[Job]:
+def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequence[OutputFile]) -> Iterator[Job]:
     """The jobs of one shard in order of offset. Neighbouring copies from one file become one run of bytes."""
-    begin, end = (
-        0,
-        shard.data_start,
-    )  # bytes to copy and not yet handed out: the header, then untouched tensors
+    # Bytes to copy and not yet handed out: the header, then untouched tensors
+    begin, end = 0, shard.data_start
     for step in shard.steps:
         offset, size = step.base.offset, step.base.spec.nbytes
         sources = [verbatim(step, output.alpha) for output in outputs]
         if any(source is not step.base for source in sources):
-            yield from _copies(run, shard.source, begin, begin, end - begin, files)
-            yield from _edit_jobs(run, step, outputs, files, sources)
+            yield from _copies(crew, shard.source, begin, begin, end - begin, files)
+            yield from _edit_jobs(crew, step, outputs, files, sources)
             begin = offset + size
         end = offset + size
-    yield from _copies(run, shard.source, begin, begin, end - begin, files)
+    yield from _copies(crew, shard.source, begin, begin, end - begin, files)
 
 
-def _copies(run: Run, source: Path, offset: int, target: int, size: int, files: Sequence[OutputFile]) -> Iterator[Job]:
+def _copies(
+    crew: Crew, source: Path, offset: int, target: int, size: int, files: Sequence[OutputFile]
+) -> Iterator[Job]:
     """Copy in chunks, each to all outputs before the next, so that the disk is read once."""
-
     for at in range(0, size, COPY_CHUNK):
         length = min(COPY_CHUNK, size - at)
         places = [(file, target + at) for file in files]
-        yield functools.partial(_copy, run, source, offset + at, length, places)
+        yield functools.partial(_copy, crew, source, offset + at, length, places)
 
 
 def _copy(
-    run: Run, source: Path, offset: int, size: int, places: Sequence[tuple[OutputFile, int]], _: Workspace
+    crew: Crew, source: Path, offset: int, size: int, places: Sequence[tuple[OutputFile, int]], _: Workspace
 ) -> None:
-    copy_range(run.inputs.get(source), offset, size, places)
-    run.progress(size * len(places))
+    copy_range(crew.inputs.get(source), offset, size, places)
+    crew.progress(size * len(places))
 
 
 def _edit_jobs(
-    run: Run,
+    crew: Crew,
     step: Step,
     outputs: Sequence[Output],
     files: Sequence[OutputFile],
@@ -177,32 +174,17 @@ def _edit_jobs(
         if source is None:
             computed.append((file, output.alpha))
         else:
-            yield from _copies(run, source.path, source.offset, step.base.offset, source.spec.nbytes, [file])
+            yield from _copies(crew, source.path, source.offset, step.base.offset, source.spec.nbytes, [file])
     if computed:
-        chain = Chain(run.inputs, step)
+        chain = Chain(crew.inputs, step)
         rows, columns = matrix(step)
         for first in range(0, rows, block_rows(columns)):
             block = Block(step, first, min(rows, first + block_rows(columns)), columns, chain)
-            yield functools.partial(_edit, run, block, computed)
+            yield functools.partial(_edit, crew, block, computed)
 
 
-def _edit(run: Run, block: Block, outputs: Sequence[tuple[OutputFile, float]], space: Workspace) -> None:
-    offset = block.step.base.offset + block.start * DTYPES[block.step.base.spec.dtype].itemsize
-    results = compute(run.inputs, block, [alpha for _, alpha in outputs], space)
+def _edit(crew: Crew, block: Block, outputs: Sequence[tuple[OutputFile, float]], space: Workspace) -> None:
+    results = compute(crew.inputs, block, [alpha for _, alpha in outputs], space)
     for (file, _), data in zip(outputs, results, strict=True):
-        file.write(offset, data)
-        run.progress(len(data))
-
-
-def _copy_assets(run: Run, plan: Plan, roots: Sequence[Path]) -> None:
-    for asset in plan.assets:
-        with contextlib.ExitStack() as opened:
-            files = []
-            for root in roots:
-                make_directory((root / asset.name).parent)
-                files.append(OutputFile(root / asset.name, asset.size))
-                opened.callback(files[-1].close)
-            for job in _copies(run, asset.source, 0, 0, asset.size, files):
-                job(Workspace())
-            _finish(files)
-        run.inputs.release(asset.source)
+        file.write(block.offset, data)
+        crew.progress(len(data))

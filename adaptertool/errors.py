@@ -1,13 +1,14 @@
 """Every error that adaptertool raises on purpose, and the exit code that the command line gives it.
 
     AdapterToolError
-    ├── UsageError          2   the call is wrong: a path, an option, a number of weights
+    ├── UsageError          2   the call is wrong: an option, the path of OUT, a number of weights
     ├── InputError          3   an input file is not what it must be
     │   ├── MismatchError   3   inputs that are good alone but do not fit together
     │   ├── UnsupportedError 3  understood, and refused by name
     │   └── NonFiniteError  3   NaN or Inf in a factor, or a result that overflows its dtype
     ├── StorageError        4   space, permission, I/O
     ├── OutputError         5   OUT exists, or is not ours to replace
+    ├── InternalError      70   a fault of our own
     └── Interrupted       130   SIGINT or SIGTERM
 
 A message says what is wrong, in which file and tensor, and what to do about it.
@@ -24,6 +25,8 @@ class AdapterToolError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str) -> None:
+        # Paths and the like are escaped here. Names from files are `shown` where the message is made, because
+        # here a newline inside a name could not be told from one between lines.
         super().__init__("\n".join(map(shown, message.split("\n"))))
 
 
@@ -61,6 +64,12 @@ class OutputError(AdapterToolError):
     """The output path is taken, or is not ours to replace."""
 
     exit_code = 5
+
+
+class InternalError(AdapterToolError):
+    """Something that no input should bring about."""
+
+    exit_code = 70
 
 
 class Interrupted(AdapterToolError):

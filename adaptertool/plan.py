@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 
-from adaptertool.errors import MismatchError, UnsupportedError, shown
+from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter
 from adaptertool.kinds import BY_NAME, DORA, FULL
@@ -19,6 +19,7 @@ from adaptertool.resolve import nearest, resolve
 from adaptertool.spec import COMPUTED, Edit, Output, Plan, Ref, Shard, Stamp, Step
 from adaptertool.traits import read_traits
 
+MAX_DIGITS = 20  # of an alpha, in the name of its folder
 BLOCK_ELEMENTS = 1 << 19  # elements of a weight computed at once: 4 MB in float64; smaller blocks cost more in calls
 BASE_MEMORY = 320 << 20  # resident with torch loaded and nothing to do, rounded up
 _BYTES_PER_ELEMENT = 54  # per thread: stored and rounded (≤ 8 each), four of float64, one of float32, one of int16
@@ -30,6 +31,28 @@ def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[
     mixed: the adapters act together, as unmerged ones do at inference: the norms of DoRA are those of the base
     weight and its own delta. For LoRA the two are the same. Source: PEFT 0.21.2, checked against it in the tests.
     """
+    edits = _adapter_edits(base, adapters, weights, mixed=mixed)
+    if mixed:
+        _require_mixable(edits)
+    notes = [f"{adapter.path} is given twice, and is applied twice" for adapter in _repeated(adapters)]
+    return _plan("merge", base, adapters, weights, edits, (Output("", 1.0),), notes)
+
+
+def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[Decimal]) -> Plan:
+    """W + α·(T − W) for each α, where T is the base with the adapter merged, or the tuned checkpoint."""
+    notes = [f"alpha {alpha} lies outside 0..1: this extrapolates" for alpha in alphas if not 0 <= alpha <= 1]
+    equal: list[tuple[Ref, Ref]] = []
+    if isinstance(tuned, Adapter):
+        edits = _adapter_edits(base, [tuned], [1.0])
+    else:
+        edits, equal, more = _full_edits(base, tuned)
+        notes += more
+    return _plan("wise", base, [tuned], [1.0], edits, _outputs(alphas), notes, equal)
+
+
+def _adapter_edits(
+    base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False
+) -> dict[str, list[Edit]]:
     edits: dict[str, list[Edit]] = {}
     for number, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
         for target, modules in resolve(base, adapter).items():
@@ -46,24 +69,7 @@ def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[
                 )
                 for module in modules
             )
-    if mixed:
-        _require_mixable(edits)
-    notes = [f"{adapter.path} is given twice, and is applied twice" for adapter in _repeated(adapters)]
-    return _plan("merge", base, adapters, weights, edits, (Output("", 1.0),), notes)
-
-
-def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[Decimal]) -> Plan:
-    """W + α·(T − W) for each α, where T is the base with the adapter merged, or the tuned checkpoint."""
-    outputs = _outputs(alphas)
-    equal: list[tuple[Ref, Ref]] = []
-    notes = [f"alpha {alpha} lies outside 0..1: this extrapolates" for alpha in alphas if not 0 <= alpha <= 1]
-    if isinstance(tuned, Adapter):
-        merged = plan_merge(base, [tuned], [1.0])
-        edits = {step.base.spec.name: list(step.edits) for step in _steps(merged) if step.edits}
-    else:
-        edits, equal, more = _full_edits(base, tuned)
-        notes += more
-    return _plan("wise", base, [tuned], [1.0], edits, outputs, notes, equal)
+    return edits
 
 
 def _require_mixable(edits: Mapping[str, Sequence[Edit]]) -> None:
@@ -85,6 +91,8 @@ def _outputs(alphas: Sequence[Decimal]) -> tuple[Output, ...]:
     if len(alphas) == 1:
         return (Output("", float(alphas[0])),)
     digits = max(3, *(-int(alpha.normalize().as_tuple().exponent) for alpha in alphas))
+    if digits > MAX_DIGITS or any(abs(alpha) >= 10**MAX_DIGITS for alpha in alphas):
+        raise UsageError(f"an alpha with more than {MAX_DIGITS} digits before or after the point names no folder")
     return tuple(Output(f"alpha-{alpha:.{digits}f}", float(alpha)) for alpha in alphas)
 
 
@@ -175,14 +183,18 @@ def verbatim(step: Step, alpha: float) -> Ref | None:
     Without edits, and at α = 0, the base; at α = 1 a tensor that replaces it. That is what makes α = 0 and
     α = 1 of two checkpoints equal to them byte for byte, NaN and −0.0 included.
     """
-    if alpha == 0 or all(edit.weight == 0 for edit in step.edits):
+    if alpha == 0 or step.base.spec.numel == 0 or all(edit.weight == 0 for edit in step.edits):
         return step.base
-    last = step.edits[-1]
-    if alpha == 1 and last.kind == FULL.name and last.weight == 1:
-        tuned = last.factors[TUNED]
+    if alpha == 1 and replaces(step):
+        tuned = step.edits[-1].factors[TUNED]
         if tuned.spec.dtype == step.base.spec.dtype:
             return tuned
     return None
+
+
+def replaces(step: Step) -> bool:
+    """Whether the last edit puts another tensor in the place of all that was before."""
+    return bool(step.edits) and step.edits[-1].kind == FULL.name and step.edits[-1].weight == 1
 
 
 def matrix(step: Step) -> tuple[int, int]:
@@ -214,23 +226,29 @@ def predicted_memory(plan: Plan, threads: int) -> int:
             if edit.transposed or role not in BY_NAME[edit.kind].by_row
         )
         whole = max(whole, factors)
+    # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
     return BASE_MEMORY + threads * (max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole) + tensors * 2000
 
 
 def bytes_to_read(plan: Plan) -> int:
-    """Every base shard and asset once, every factor once."""
+    """Every base shard and asset once, every factor once (the check before the run reads the factors a second time)."""
     factors = {
         (factor.path, factor.offset): factor.spec.nbytes
         for step in _steps(plan)
         for edit in step.edits
         for factor in edit.factors.values()
     }
-    return bytes_per_output(plan) + sum(factors.values())
+    return _bytes_per_output(plan) + sum(factors.values())
 
 
-def bytes_per_output(plan: Plan) -> int:
+def _bytes_per_output(plan: Plan) -> int:
     return sum(shard.size for shard in plan.shards) + sum(asset.size for asset in plan.assets)
 
 
 def bytes_to_write(plan: Plan) -> int:
-    return bytes_per_output(plan) * len(plan.outputs)
+    return _bytes_per_output(plan) * len(plan.outputs)
+
+
+def count_edited(plan: Plan) -> int:
+    """Tensors of which at least one output differs from a copy of the base's bytes."""
+    return sum(any(verbatim(step, output.alpha) is not step.base for output in plan.outputs) for step in _steps(plan))

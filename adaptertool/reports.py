@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +13,7 @@ class EditReport:
     module: str
     scale: float
     weight: float
+    transposed: bool  # the tensor is stored (in, out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +27,11 @@ class TensorPlan:
     edits: tuple[EditReport, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PlanReport:
-    """What a run would do. Sizes in bytes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What plans and runs have in common. Sizes in bytes."""
 
-    schema: str  # plan/1
+    schema: ClassVar[str]
     command: str
     base: str
     sources: tuple[str, ...]
@@ -37,36 +39,30 @@ class PlanReport:
     alphas: tuple[float, ...]
     out: str
     outputs: tuple[str, ...]
-    tensors_edited: int
+    tensors_edited: int  # those of which an output differs from a copy of the base's bytes
     tensors_copied: int
-    bytes_to_read: int
-    bytes_to_write: int
+    bytes_read: int  # of distinct input: base and assets once, factors once
+    bytes_written: int
+    threads: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReport(Report):
+    """What a run would do."""
+
+    schema: ClassVar[str] = "plan/1"
     disk_needed: int
     disk_free: int
-    threads: int
-    memory_predicted: int
-    notes: tuple[str, ...]
+    memory_predicted: int  # an upper bound for the whole process, resident
     tensors: tuple[TensorPlan, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RunReport:
-    """What a run did. Sizes in bytes; `seconds` from the first read to the published OUT."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport(Report):
+    """What a run did; `seconds` from the first check to the published OUT."""
 
-    schema: str  # run/1
-    command: str
-    base: str
-    sources: tuple[str, ...]
-    weights: tuple[float, ...]
-    alphas: tuple[float, ...]
-    out: str
-    outputs: tuple[str, ...]
-    tensors_edited: int
-    tensors_copied: int
-    bytes_read: int
-    bytes_written: int
+    schema: ClassVar[str] = "run/1"
     seconds: float
     bytes_per_second: float  # read and written
-    threads: int
     peak_memory: int  # of the whole process, resident
-    notes: tuple[str, ...]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter, Module
-from adaptertool.kinds import BY_NAME
+from adaptertool.kinds import BY_NAME, FULL
 from adaptertool.kinds.kind import Shape
 from adaptertool.spec import Ref
 from adaptertool.traits import Traits, read_traits
@@ -40,7 +40,7 @@ def resolve(base: Checkpoint, adapter: Adapter) -> Mapping[str, list[Module]]:
         traits.refuse_tied(ref)
         resolved.setdefault(module.target, []).append(dataclasses.replace(module, transposed=transposed))
     for modules in resolved.values():
-        modules.sort(key=lambda module: not BY_NAME[module.kind].elementwise)  # a saved weight, then the delta on it
+        modules.sort(key=lambda module: module.kind != FULL.name)  # a saved weight, then the delta on it
     return resolved
 
 

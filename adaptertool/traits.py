@@ -5,7 +5,7 @@ Each of these makes an edit that looks right come out wrong, so each is refused 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,16 @@ from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.spec import COMPUTED, Ref
 
-# Families whose linear layers are stored (in, out): Conv1D of transformers. Where a weight is square its
-# shape does not tell, so the family must, or where it is not known the name.
+# Families whose linear layers are stored (in, out): Conv1D of transformers 5.23. Where a weight is square its shape
+# does not tell, so the family must. A family on neither list (code from a hub, say) may be a fork of GPT-2.
 _TRANSPOSED_FAMILIES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
 _TRANSPOSED_NAMES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+_LINEAR_FAMILIES = frozenset({"gpt_bigcode", "gpt_neo", "starcoder2", "idefics"})  # the same names, not transposed
 
-_EMBEDDINGS = frozenset(
-    {"embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings", "tok_embeddings", "shared"}
-)
+# Last parts of the names of output heads. Input embeddings have a part with "embed" in it, or one of _TABLES.
+_HEADS = frozenset({"lm_head", "embed_out", "output", "pred_layer", "proj_out", "lm_loss", "decoder", "unembed"})
+_TABLES = frozenset({"wte", "shared", "lm_head", "tokens"})
+_NOT_TOKENS = ("position", "token_type", "segment")  # embeddings that nothing ties
 
 # Tensors that stand beside a weight `<stem>weight` that holds codes: scales and the like.
 _CODE_ENDINGS = (
@@ -34,7 +36,7 @@ class Traits:
     families: frozenset[str]  # model_type of the model and of those that it is made of
     quantisation: str | None  # what config.json says of it
     code_stems: Mapping[str, str]  # stem of a quantised weight -> the tensor beside it that shows this
-    vocabularies: tuple[object, ...]  # vocab_size, as the config has it
+    vocabularies: tuple[object, ...]  # vocab_size and the like, as the config has them
     why_tied: str | None  # why embedding and output head may be one; None where they are not
 
     def refuse_quantised(self, ref: Ref) -> None:
@@ -62,8 +64,14 @@ class Traits:
             )
 
     def _is_embedding(self, ref: Ref) -> bool:
-        rows = ref.spec.shape[0] if len(ref.spec.shape) == 2 else None
-        return rows in self.vocabularies or _named_embedding(ref.spec.name)
+        """Whether it may be an end that models tie, by name or by size. When unsure: yes."""
+        if len(ref.spec.shape) != 2:
+            return False
+        parts = ref.spec.name.removesuffix(".weight").split(".")
+        if any(word in part for word in _NOT_TOKENS for part in parts):
+            return False
+        named = parts[-1] in _HEADS or any("embed" in part or part in _TABLES for part in parts)
+        return named or ref.spec.shape[0] in self.vocabularies
 
     def may_transpose(self, ref: Ref) -> bool:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
@@ -74,7 +82,7 @@ class Traits:
         named = _named_transposed(ref.spec.name)
         if self._transposes and named:
             return True
-        if (claimed and named) or (not self.families and (claimed or named)):
+        if (named and not self.families & _LINEAR_FAMILIES) or (claimed and not self.families):
             raise UnsupportedError(
                 f"{ref.path}: {shown(ref.spec.name)} is square, and may be stored transposed as GPT-2's layers are; "
                 "config.json has no model_type that tells"
@@ -96,14 +104,17 @@ def read_traits(base: Checkpoint) -> Traits:
         families=frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str)),
         quantisation=_quantisation(base.config or {}),
         code_stems=_code_stems(base),
-        vocabularies=tuple(part["vocab_size"] for part in parts if "vocab_size" in part),
-        why_tied=_why_tied(base),
+        vocabularies=tuple(part[key] for part in parts for key in part if "vocab" in key or key == "n_words"),
+        why_tied=_why_tied(base.config, parts),
     )
 
 
 def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The config of the model and, below it, of those that it is made of: text_config, decoder, ..."""
-    return [config, *(deep for part in config.values() if isinstance(part, dict) for deep in _parts(part))]
+    parts = [config]
+    for part in parts:  # grows while it is walked
+        parts += [value for value in part.values() if isinstance(value, dict)]
+    return parts
 
 
 def _quantisation(config: Mapping[str, Any]) -> str | None:
@@ -123,17 +134,11 @@ def _code_stems(base: Checkpoint) -> Mapping[str, str]:
     return stems
 
 
-def _why_tied(base: Checkpoint) -> str | None:
-    if base.config is None:
-        # No flag to read. A file that holds both ends of the model does not tie them.
-        ends = sum(map(_named_embedding, base.tensors))
-        return None if ends > 1 else "the file holds no other, and there is no config.json"
-    parts = _parts(base.config)
+def _why_tied(config: Mapping[str, Any] | None, parts: Sequence[Mapping[str, Any]]) -> str | None:
+    if config is None:
+        return "there is no config.json that says tie_word_embeddings: false"
+    # Loaders heed the flag of the whole model. Where it is not written its default may be true.
     flags = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
-    if flags and all(flag is False for flag in flags):
+    if config.get("tie_word_embeddings") is False and all(flag is False for flag in flags):
         return None
     return "config.json does not say tie_word_embeddings: false"
-
-
-def _named_embedding(name: str) -> bool:
-    return not _EMBEDDINGS.isdisjoint(name.split("."))

@@ -90,8 +90,8 @@ def test_dry_run_writes_nothing_and_predicts(tmp_path: Path, arguments: tuple[ob
     assert plan["schema"] == "plan/1"
     run = json.loads(clean(adaptertool(*arguments, "-o", out, "--json"), 0).stdout)
     for planned, done in (
-        ("bytes_to_read", "bytes_read"),
-        ("bytes_to_write", "bytes_written"),
+        ("bytes_read", "bytes_read"),
+        ("bytes_written", "bytes_written"),
         ("tensors_edited", "tensors_edited"),
         ("tensors_copied", "tensors_copied"),
         ("outputs", "outputs"),
@@ -532,7 +532,7 @@ def test_interrupted_while_planning(small: tuple[Path, Path], tmp_path: Path, nu
     """The signal comes while the headers are read. (test_faults.py: while weights are written.)"""
     snippet = (
         "import os, sys, adaptertool.cli as cli\n"
-        f"cli.prepare_merge = lambda *_: os.kill(os.getpid(), {int(number)})\n"
+        f"cli.prepare_merge = lambda *_, **__: os.kill(os.getpid(), {int(number)})\n"
         f"sys.argv[1:] = {['merge', *map(str, small), '-o', str(tmp_path / 'out'), '--json']!r}\n"
         "cli.main()"
     )
@@ -540,3 +540,59 @@ def test_interrupted_while_planning(small: tuple[Path, Path], tmp_path: Path, nu
     clean(result, 130)
     assert json.loads(result.stdout)["error"]["exit_code"] == 130
     assert not (tmp_path / "out").exists()
+
+
+# --- found in review ---
+
+
+@pytest.mark.parametrize(("base", "adapter"), [("", LORA), (BASE, "")])
+def test_an_empty_path_is_not_here(tmp_path: Path, base: object, adapter: object) -> None:
+    """As an unset variable leaves it behind: the current directory may be another checkpoint."""
+    refused(adaptertool("merge", base, adapter, "-o", tmp_path / "out"), 2, "is an empty path")
+    refused(adaptertool("merge", BASE, LORA, "-o", ""), 2, "OUT is an empty path")
+
+
+def test_a_terminal_without_utf8(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    plan = adaptertool("merge", BASE, LORA, "-o", tmp_path / "out", "--dry-run", env=environment)
+    clean(plan, 0)
+    wrong = adaptertool("merge", BASE / "model-00001-of-00003.safetensors", TUNED, "-o", "x", env=environment)
+    refused(wrong, 3, "is not an adapter")
+
+
+@pytest.mark.parametrize("alpha", ["0:10:1e-999999", "0,1e-300", "1e300,1e308", "0:1e300:1e-300"])
+def test_alphas_that_name_no_folder(tmp_path: Path, alpha: str) -> None:
+    refused(adaptertool("wise", BASE, TUNED, "-o", tmp_path / "out", "--alpha", alpha), 2)
+
+
+def test_too_many_threads(tmp_path: Path) -> None:
+    arguments = ("merge", BASE, LORA, "-o", tmp_path / "out", "--threads", "9" * 20)
+    assert adaptertool(*arguments).returncode == 2
+
+
+def test_force_spares_what_was_added_to_ours(merged: tuple[Path, Result], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(merged[0], out)
+    (out / "eval").mkdir()
+    (out / "eval/notes.txt").write_text("dear")
+    refused(adaptertool("merge", BASE, LORA, "-o", out, "--force"), 5, "eval/notes.txt", "did not put there")
+    assert (out / "eval/notes.txt").read_text() == "dear"
+
+
+def test_base_beside_an_adapter(tmp_path: Path) -> None:
+    """Trainers save both in one folder; OUT must not load as base plus adapter. As TUNED it is ambiguous."""
+    both = tmp_path / "both"
+    shutil.copytree(BASE, both)
+    for path in LORA.iterdir():
+        shutil.copy(path, both)
+    done = clean(adaptertool("merge", both, LORA, "-o", tmp_path / "out"), 0)
+    assert "left out" in done.stderr and "adapter_config.json" in done.stderr
+    assert not any(path.name.startswith("adapter_") for path in (tmp_path / "out").iterdir())
+    (both / "model.safetensors").write_bytes((TUNED / "model.safetensors").read_bytes())
+    (both / "model.safetensors.index.json").unlink()
+    refused(adaptertool("wise", BASE, both, "-o", tmp_path / "o2", "--alpha", "1"), 3, "an adapter and a checkpoint")
+
+
+def test_one_shard_of_many_as_base(tmp_path: Path) -> None:
+    done = adaptertool("wise", *[BASE / "model-00003-of-00003.safetensors"] * 2, "-o", tmp_path / "o", "--alpha", "0")
+    assert "one shard of many" in clean(done, 0).stderr

@@ -483,7 +483,7 @@ def test_output_head_of_another_name_is_known_by_its_size(tmp_path: Path, config
 
 @pytest.mark.parametrize(
     "config",
-    [UNTIED, UNTIED | {"text_config": {"tie_word_embeddings": False}}, {"text_config": {"tie_word_embeddings": False}}],
+    [UNTIED, UNTIED | {"text_config": {"tie_word_embeddings": False}}],
     ids=str,
 )
 def test_untied_embeddings_are_edited(tmp_path: Path, config: dict[str, Any]) -> None:
@@ -607,8 +607,15 @@ def test_square_layer_in_a_single_file(base: Path) -> None:
     assert "is square" in refusal(base / "model.safetensors", adapter(base, C_PROJ), UnsupportedError)
 
 
-def test_square_layer_of_a_family_that_does_not_transpose(base: Path) -> None:
+@pytest.mark.parametrize("family", ["gpt_bigcode", "gpt_neo", "starcoder2"])
+def test_square_layer_of_a_family_that_does_not_transpose(tmp_path: Path, family: str) -> None:
+    base = base_of(tmp_path, UNTIED | {"model_type": family})
     assert edits(base, adapter(base, C_PROJ)).keys() == {"block.c_proj.weight"}
+
+
+def test_square_layer_of_an_unknown_family_may_be_a_fork_of_gpt2(tmp_path: Path) -> None:
+    base = base_of(tmp_path, UNTIED | {"model_type": "jais"})
+    assert "is square" in refusal(base, adapter(base, C_PROJ), UnsupportedError)
 
 
 def test_saved_tensor_of_a_transposing_family_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -663,15 +670,48 @@ def test_broken_weights_of_an_adapter_are_named(base: Path) -> None:
     assert "adapter_model.safetensors is cut short" in refusal(base, path.parent)
 
 
-@pytest.mark.parametrize(("names", "refused"), [(["embed_tokens"], True), (["embed_tokens", "lm_head"], False)])
-def test_embedding_in_a_file_without_config(tmp_path: Path, names: list[str], refused: bool) -> None:
-    """Nobody says whether the ends are tied: a file that holds both does not tie them."""
-    save_file({f"model.{name}.weight": torch.ones(9, 4) for name in names}, tmp_path / "base.safetensors")
+def test_embedding_in_a_file_without_config(tmp_path: Path) -> None:
+    """Nobody says whether the ends are tied."""
+    names = ["model.embed_tokens.weight", "lm_head.weight"]
+    save_file({name: torch.ones(9, 4) for name in names}, tmp_path / "base.safetensors")
     saved = adapter(tmp_path, {"model.embed_tokens.weight": torch.zeros(9, 4)})
-    if refused:
-        assert "may be tied" in refusal(tmp_path / "base.safetensors", saved, UnsupportedError)
-    else:
-        assert edits(tmp_path / "base.safetensors", saved).keys() == {"model.embed_tokens.weight"}
+    assert "there is no config.json" in refusal(tmp_path / "base.safetensors", saved, UnsupportedError)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("backbone.embeddings.weight", {"model_type": "mamba", "tie_word_embeddings": True}),
+        ("backbone.embedding.weight", {"tie_embeddings": True}),
+        ("transformer.x.weight", {"model_type": "xlm", "n_words": 9}),
+        ("transformer.word_embedding.weight", {}),
+        ("model.embed_tokens.weight", {"text_config": {"tie_word_embeddings": False}}),
+        ("model.embed_tokens.weight", {"vision_config": {"tie_word_embeddings": False}, "vocab_size": 6}),
+        ("pred_layer.proj.weight", {"vocab_size": 9}),
+        ("cls.predictions.decoder.weight", {}),
+        ("output.weight", {}),
+    ],
+)
+def test_tied_ends_in_disguise(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
+    base = base_of(tmp_path, config, {name: torch.ones(9, 4)})
+    assert "may be tied" in refusal(base, adapter(base, {name: torch.zeros(9, 4)}), UnsupportedError)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight", "layer.output.dense.weight"],
+)
+def test_what_nothing_ties_is_edited(tmp_path: Path, name: str) -> None:
+    base = base_of(tmp_path, {"model_type": "bert"}, {name: torch.ones(9, 4)})
+    assert edits(base, adapter(base, {name: torch.zeros(9, 4)})).keys() == {name}
+
+
+def test_config_nested_very_deep(tmp_path: Path) -> None:
+    config: dict[str, Any] = {}
+    for _ in range(900):
+        config = {"part": config}
+    base = base_of(tmp_path, config | UNTIED)
+    assert edits(base, adapter(base))
 
 
 @pytest.mark.parametrize("pattern", ["(a*)*b", "(?:a|b)+", ".*.*.*.*.*b", "(a){9}"])

@@ -59,8 +59,8 @@ def test_a_plan_reads_no_weights(tmp_path: Path) -> None:
     report = preview(plan, tmp_path / "out", force=False, threads=2)
     size = sum(path.stat().st_size for path in base.iterdir())
     assert (report.tensors_edited, report.tensors_copied) == (80, 160)
-    assert report.bytes_to_write == report.disk_needed == bytes_to_write(plan) == size
-    assert report.bytes_to_read == bytes_to_read(plan) == size + 80 * 8 * (2048 + 7168) * 4
+    assert report.bytes_written == report.disk_needed == bytes_to_write(plan) == size
+    assert report.bytes_read == bytes_to_read(plan) == size + 80 * 8 * (2048 + 7168) * 4
     assert not (tmp_path / "out").exists()
 
 

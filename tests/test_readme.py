@@ -66,6 +66,7 @@ def test_python(workplace: Path) -> None:
     assert done.stdout.splitlines() == [
         "28 1039279",
         "('sweep-from-python/alpha-0.000', 'sweep-from-python/alpha-0.300', 'sweep-from-python/alpha-1.000')",
+        "1039279",
     ]
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import adaptertool
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, UsageError
-from adaptertool.tasks.wise import parse_alphas
+from adaptertool.tasks.arguments import parse_alphas
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -211,3 +211,28 @@ def test_manifest_names_the_recipe(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "adaptertool.manifest.json").read_text())["alphas"] == [0.0, 0.5]
     single = json.loads((tmp_path / "out" / "alpha-0.500" / "adaptertool.manifest.json").read_text())
     assert (single["command"], single["alphas"], single["sources"]) == ("wise", [0.5], ["tuned"])
+
+
+def test_a_replacement_keeps_its_zeros_where_the_dtype_is_cast(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", {"a": torch.tensor([-0.0, 0.0, -0.0]).bfloat16()})
+    tuned = write_checkpoint(tmp_path / "tuned", {"a": torch.tensor([0.0, -0.0, -0.0])})
+    adaptertool.wise(base, tuned, tmp_path / "out", 1)
+    assert load(tmp_path / "out")["a"].signbit().tolist() == [False, True, True]
+
+
+def test_text_and_single_numbers_are_alphas_too(tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path)
+    adaptertool.wise(base, tuned, tmp_path / "1", 0.5)
+    adaptertool.wise(base, tuned, tmp_path / "2", "0.5")
+    assert snapshot(tmp_path / "1") == snapshot(tmp_path / "2")
+    assert len(adaptertool.prepare_wise(base, tuned, "0:1:0.1").outputs) == 11
+    precise = "0.1000000000000000055511151231257827021181583404541015624"
+    assert adaptertool.prepare_wise(base, tuned, precise).outputs[0].alpha == float(precise)
+
+
+def test_an_empty_edited_tensor(tmp_path: Path) -> None:
+    tensors = {"l.weight": torch.empty(4, 0)}
+    factors = {"l.lora_A.weight": torch.empty(2, 0), "l.lora_B.weight": torch.ones(4, 2)}
+    adapter = write_adapter(tmp_path / "a", factors, r=2)
+    report = adaptertool.merge(write_checkpoint(tmp_path / "base", tensors), [adapter], tmp_path / "out", weights=["1"])
+    assert (report.tensors_edited, load(tmp_path / "out")["l.weight"].shape) == (0, (4, 0))

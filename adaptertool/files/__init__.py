@@ -1,1 +1,1 @@
-"""Bytes on disk: strict headers and indexes, block reads, shard writes, atomic publishing. Knows no adapters."""
+"""Bytes on disk: strict headers and indexes, block reads, shard writes, atomic publishing."""

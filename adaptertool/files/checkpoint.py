@@ -20,10 +20,12 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "adaptertool.manifest.json"
 
-# Other copies of the weights. Beside edited tensors they would be stale, so they stay behind, and it is said.
+# Other copies of the weights: beside edited tensors they would be stale. And adapters, which loaders would apply to
+# the output. They stay behind, and it is said.
 OTHER_WEIGHTS = (
     "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json",
-    "consolidated*.pth", "tf_model*.h5", "flax_model*.msgpack", "model.ckpt*", "rust_model.ot", "*.gguf",
+    "adapter_config.json", "adapter_model.*", "consolidated*.pth", "tf_model*.h5", "flax_model*.msgpack", "model.ckpt*",
+    "rust_model.ot", "*.gguf",
 )  # fmt: skip
 OTHER_FOLDERS = frozenset({".git", ".cache", "original", "metal", "onnx", "openvino", "coreml"})
 
@@ -58,7 +60,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path} is neither a directory nor a .safetensors file; nothing else is read")
     header = read_header(path)
     # Not part of the output, but a config that stands beside the file says what the file is.
-    return Checkpoint(path, (header,), header.tensors, _config(path.parent), (), (), is_file=True)
+    notes = []
+    if _SHARD_OF_MANY.fullmatch(path.name):
+        notes.append(f"{path.name} is one shard of many; the others are not read")
+    return Checkpoint(path, (header,), header.tensors, _config(path.parent), (), tuple(notes), is_file=True)
 
 
 def _open_directory(root: Path) -> Checkpoint:

@@ -11,8 +11,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from adaptertool.errors import OutputError, StorageError, UsageError
+from adaptertool.errors import OutputError, StorageError, UsageError, shown
 from adaptertool.files.checkpoint import MANIFEST
+from adaptertool.files.jsonfile import load_json
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
@@ -46,9 +47,15 @@ def _check_free(out: Path, *, as_file: bool, force: bool) -> None:
     if not force:
         raise OutputError(f"{out} exists; choose another OUT, or replace it with --force")
     if as_file or out.is_symlink() or not out.is_dir():
-        raise OutputError(f"{out} is a file or a link, which bears no mark of adaptertool: --force does not replace it")
+        raise OutputError(
+            f"{out} is a file or a link, without a mark of adaptertool: --force does not replace it; remove it first"
+        )
     if not (out / MANIFEST).is_file():
         raise OutputError(f"{out} was not made by adaptertool (it has no {MANIFEST}); --force does not replace it")
+    ours = load_json(out / MANIFEST).get("files")
+    present = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()} - {MANIFEST}
+    if strange := sorted(present.difference(ours if isinstance(ours, list) else ())):
+        raise OutputError(f"{out} holds {shown(strange[0])}, which adaptertool did not put there; move it away first")
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -82,17 +89,6 @@ def make_directory(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file and make it durable."""
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise StorageError(f"writing {path} failed: {error.strerror}") from error
 
 
 def sync_tree(folder: Path) -> None:

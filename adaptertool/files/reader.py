@@ -13,7 +13,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from adaptertool.errors import InputError, StorageError
 from adaptertool.spec import Stamp
@@ -92,9 +91,7 @@ class Inputs:
     def __enter__(self) -> Inputs:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for path in tuple(self._open):
             self.release(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Sequence
@@ -69,11 +70,21 @@ class OutputFile:
                 raise StorageError(f"{self.path} was written, but safetensors cannot open it: {error}") from error
 
 
+def write_small(path: Path, data: bytes) -> None:
+    """Write a whole new file and make it durable."""
+    with contextlib.closing(OutputFile(path, len(data))) as file:
+        file.write(0, memoryview(data))
+        file.finish()
+
+
 def _fail(path: Path, error: OSError) -> NoReturn:
     raise StorageError(f"writing {path} failed: {error.strerror}") from error
 
 
 def _allocate(fd: int, size: int) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        os.truncate(fd, size)
+        return
     try:
         os.posix_fallocate(fd, 0, size)
     except OSError as error:
@@ -95,7 +106,9 @@ def copy_range(source: InputFile, offset: int, size: int, outputs: Sequence[tupl
 
 
 def _kernel_copy(source: InputFile, offset: int, output: OutputFile, target: int, size: int) -> int | None:
-    """Bytes copied, or None where this pair of files cannot be copied in the kernel."""
+    """Bytes copied, or None where this pair of files, or this system, does not copy in the kernel."""
+    if not hasattr(os, "copy_file_range"):
+        return None
     try:
         count = os.copy_file_range(source.fd, output.fd, size, offset, target)
     except OSError as error:

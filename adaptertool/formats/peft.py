@@ -39,6 +39,8 @@ _FACTORS = {
 
 # Parts of a key that name something with a meaning of its own; never to be taken for a plain tensor name.
 _REFUSED_PARTS = {
+    "modules_to_save": "a saved module below another; PEFT saves bias='all' of a classification head that way",
+    "original_module": "a saved module below another; PEFT saves bias='all' of a classification head that way",
     "token_adapter": "trained token rows are not supported yet",
     "base_layer": "only weight and bias of a base layer are known",
 }
@@ -64,7 +66,7 @@ def read_adapter(path: Path) -> Adapter:
             )
         if not key.startswith(_PREFIX):
             raise UnsupportedError(f"{header.path}: the key {shown(key)} does not begin with {_PREFIX}")
-        _sort(header.path, key.removeprefix(_PREFIX), ref, factors, saved)
+        _file(header.path, key.removeprefix(_PREFIX), ref, factors, saved)
         if ".lora_embedding_" in key:
             embeddings.add(key.removeprefix(_PREFIX).rpartition(".")[0])
     modules = [
@@ -95,7 +97,7 @@ def _check_present(path: Path) -> None:
         raise InputError(f"{path} has no {WEIGHTS}" + (f", {hint}" if hint else ""))
 
 
-def _sort(file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], saved: dict[str, Ref]) -> None:
+def _file(file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], saved: dict[str, Ref]) -> None:
     """Put one tensor where it belongs: the factor of a module, or a saved tensor."""
     for suffix, role in _FACTORS.items():
         if key.endswith(suffix):

@@ -161,11 +161,11 @@ def _flag(path: Path, fields: Mapping[str, Any], key: str) -> bool:
 
 def _rank(path: Path, key: str, value: object) -> int:
     if type(value) is not int or value < 1:
-        raise InputError(f"{path}: {shown(key)} must be a whole number from 1 on, not {shown(value)}")
+        raise InputError(f"{path}: {shown(key)} must be a whole number from 1 on, not {shown(value)[:80]}")
     return value
 
 
 def _alpha(path: Path, key: str, value: object) -> float:
     if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
-        raise InputError(f"{path}: {shown(key)} must be a finite number, not {shown(value)}")
+        raise InputError(f"{path}: {shown(key)} must be a finite number, not {shown(value)[:80]}")
     return value  # type: ignore[return-value]  # an int stays an int: alpha / r is then PEFT's own expression

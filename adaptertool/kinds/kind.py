@@ -17,7 +17,7 @@ NORM = "norm"
 class Kind:
     """How factors change a weight.
 
-    needs:       the roles of its factors; a module is of this kind iff it has exactly these.
+    needs:       the roles of its factors; all must be there
     by_row:      roles whose rows go with the output rows of the weight
     by_column:   roles whose columns go with the input columns of the weight
                  A block of a weight (out, in) is made of rows, and needs only those rows of the factors that go

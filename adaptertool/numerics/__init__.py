@@ -1,1 +1,1 @@
-"""Pure functions over tensors: correct rounding; later low rank and error metrics. No I/O."""
+"""Pure functions over tensors: correct rounding. No I/O."""

@@ -6,11 +6,11 @@ import dataclasses
 import json
 
 from adaptertool.errors import AdapterToolError
-from adaptertool.reports import PlanReport, RunReport
+from adaptertool.reports import Report
 
 
-def to_json(report: PlanReport | RunReport) -> str:
-    return json.dumps(dataclasses.asdict(report), allow_nan=False)
+def to_json(report: Report) -> str:
+    return json.dumps({"schema": report.schema, **dataclasses.asdict(report)}, allow_nan=False)
 
 
 def error_to_json(error: AdapterToolError) -> str:

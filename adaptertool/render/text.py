@@ -35,7 +35,7 @@ def run_text(report: RunReport) -> str:
 def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
     lines = [f"{_what(report)} -> {report.out}   (dry run: nothing is written)"]
     lines.append(f"  tensors  {report.tensors_edited:,} to edit, {report.tensors_copied:,} to copy")
-    lines.append(f"  bytes    {size(report.bytes_to_read)} to read, {size(report.bytes_to_write)} to write")
+    lines.append(f"  bytes    {size(report.bytes_read)} to read, {size(report.bytes_written)} to write")
     lines.append(f"  disk     {size(report.disk_needed)} needed, {size(report.disk_free)} free")
     lines.append(f"  memory   at most {size(report.memory_predicted)} ({_threads(report.threads)})")
     if len(report.outputs) > 1:
@@ -68,6 +68,7 @@ def _tensor(tensor: TensorPlan, report: PlanReport, *, one_by_one: bool) -> str:
         edit.kind
         + (f" scale {edit.scale:g}" if edit.kind != "full" else "")
         + (f" weight {edit.weight:g}" if edit.weight != 1 else "")
+        + (" transposed" if edit.transposed else "")
         + (f" of {report.sources[edit.adapter]}" if len(report.sources) > 1 else "")
         for edit in tensor.edits
     )

@@ -7,19 +7,20 @@ from pathlib import Path
 
 from adaptertool import __version__
 from adaptertool.files.checkpoint import MANIFEST
-from adaptertool.files.publish import write_file
+from adaptertool.files.writer import write_small
 from adaptertool.spec import Plan
 
 
 def write_manifests(plan: Plan, folder: Path) -> None:
     """One beside every output, and one at the top of a sweep. No time, no absolute path."""
     for output in plan.outputs:
-        write_file(folder / output.folder / MANIFEST, _manifest(plan, [output.alpha]))
+        _write(plan, folder / output.folder, [output.alpha])
     if plan.outputs[0].folder:
-        write_file(folder / MANIFEST, _manifest(plan, [output.alpha for output in plan.outputs]))
+        _write(plan, folder, [output.alpha for output in plan.outputs])
 
 
-def _manifest(plan: Plan, alphas: list[float]) -> bytes:
+def _write(plan: Plan, folder: Path, alphas: list[float]) -> None:
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     content = {
         "schema": "manifest/1",
         "adaptertool": __version__,
@@ -28,5 +29,6 @@ def _manifest(plan: Plan, alphas: list[float]) -> bytes:
         "weights": plan.weights,
         "alphas": alphas,
         "base": {shard.name: shard.size for shard in plan.shards},
+        "files": files,  # --force replaces a folder that holds these and no others
     }
-    return (json.dumps(content, indent=2) + "\n").encode()
+    write_small(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())

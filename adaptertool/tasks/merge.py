@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import open_checkpoint
@@ -13,38 +11,36 @@ from adaptertool.formats.peft import read_adapter
 from adaptertool.plan import plan_merge
 from adaptertool.reports import RunReport
 from adaptertool.spec import Plan
+from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal
 
 COMPOSITIONS = ("sequential", "mixed")
-PathLike = str | os.PathLike[str]
 
 
 def prepare_merge(
     base: PathLike,
     adapters: Sequence[PathLike],
-    weights: Sequence[float] | None = None,
+    weights: Sequence[Number] | None = None,
     *,
     compose: str = "sequential",
 ) -> Plan:
-    """The plan of a merge, from headers and configs alone. See `merge` for `compose`.
+    """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
 
-    `weights` belong to `adapters` by order; none given means 1 for each. Raises UsageError for a wrong number
-    of weights, InputError for what the files hold.
+    Raises UsageError for a wrong number of weights, InputError for what the files hold.
     """
     if isinstance(adapters, str | os.PathLike):
         raise UsageError("adapters must be a list of paths, also where there is only one")
     if not adapters:
         raise UsageError("no adapter given")
-    weights = [1.0] * len(adapters) if weights is None else list(weights)
-    if len(weights) != len(adapters):
+    if weights is not None and len(weights) != len(adapters):
         raise UsageError(
-            f"{len(weights)} weights for {len(adapters)} adapters; give -w once for each adapter, or not at all"
+            f"{len(weights)} weights for {len(adapters)} adapters; give a weight for each adapter, or none at all"
         )
-    if not all(math.isfinite(weight) for weight in weights):
-        raise UsageError(f"weights must be finite numbers, not {weights}")
     if compose not in COMPOSITIONS:
         raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
-    opened = [read_adapter(Path(path)) for path in adapters]
-    return plan_merge(open_checkpoint(Path(base)), opened, weights, mixed=compose == "mixed")
+    numbers = [1.0] * len(adapters) if weights is None else [float(decimal(weight, "weight")) for weight in weights]
+    checkpoint = open_checkpoint(as_path(base, "BASE"))
+    opened = [read_adapter(as_path(path, "ADAPTER")) for path in adapters]
+    return plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
 
 
 def merge(
@@ -52,7 +48,7 @@ def merge(
     adapters: Sequence[PathLike],
     out: PathLike,
     *,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[Number] | None = None,
     compose: str = "sequential",
     force: bool = False,
     threads: int | None = None,
@@ -66,7 +62,7 @@ def merge(
     compose:  "sequential": each adapter is applied to what the ones before it produced. "mixed": they act together,
               as unmerged adapters do at inference. For LoRA these are the same, for DoRA they are not.
     force:    replace an `out` that adaptertool made
-    threads:  all available cores where None; the result does not depend on it
+    threads:  the available cores, up to 8, where None; the result does not depend on it
     progress: called with the number of bytes just written, from several threads
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
@@ -74,4 +70,4 @@ def merge(
     plan = prepare_merge(base, adapters, weights, compose=compose)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch: only where tensors are touched
 
-    return run(plan, Path(out), force=force, threads=threads, progress=progress)
+    return run(plan, as_path(out, "OUT"), force=force, threads=threads, progress=progress)

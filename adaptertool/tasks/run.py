@@ -9,15 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adaptertool.engine import run_plan
-from adaptertool.errors import UsageError
 from adaptertool.files import publish
 from adaptertool.files.reader import Inputs
-from adaptertool.plan import bytes_to_read, bytes_to_write
+from adaptertool.plan import bytes_to_write
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
 from adaptertool.spec import Plan
+from adaptertool.tasks.common import check_output, makes_file, summary, thread_count
 from adaptertool.tasks.manifest import write_manifests
-from adaptertool.tasks.preview import available_cores, check_output, count_edited, makes_file, output_paths
 
 
 def run(
@@ -34,9 +33,7 @@ def run(
     before_publish: called when all is computed, just before OUT changes.
     """
     start = time.perf_counter()
-    threads = available_cores() if threads is None else threads
-    if threads < 1:
-        raise UsageError(f"threads must be 1 or more, not {threads}")
+    threads = thread_count(threads)
     check_output(plan, out, force=force)
     publish.check_space(out, bytes_to_write(plan))
     with Inputs(plan.inputs) as inputs:
@@ -51,27 +48,13 @@ def run(
             publish.sync_tree(folder)
             before_publish()
             publish.publish(work, out, force=force)
-    edited = count_edited(plan)
+    fields = summary(plan, out, threads)
     seconds = time.perf_counter() - start
-    read, written = bytes_to_read(plan), bytes_to_write(plan)
     return RunReport(
-        schema="run/1",
-        command=plan.command,
-        base=str(plan.base),
-        sources=tuple(map(str, plan.sources)),
-        weights=plan.weights,
-        alphas=tuple(output.alpha for output in plan.outputs),
-        out=str(out),
-        outputs=output_paths(plan, out),
-        tensors_edited=edited,
-        tensors_copied=sum(len(shard.steps) for shard in plan.shards) - edited,
-        bytes_read=read,
-        bytes_written=written,
+        **fields,
         seconds=seconds,
-        bytes_per_second=(read + written) / seconds,
-        threads=threads,
+        bytes_per_second=(fields["bytes_read"] + fields["bytes_written"]) / seconds,
         peak_memory=_peak_memory(),
-        notes=plan.notes,
     )
 
 

@@ -1,0 +1,71 @@
+"""Arguments as callers give them, text or numbers, made exact."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation, Overflow, localcontext
+from pathlib import Path
+
+from adaptertool.errors import UsageError
+
+PathLike = str | os.PathLike[str]
+Number = Decimal | float | str
+
+MAX_ALPHAS = 1000
+
+
+def decimal(value: Number, what: str) -> Decimal:
+    """The exact decimal of a number as typed; a float counts as the decimal that Python prints for it."""
+    try:
+        number = value if isinstance(value, Decimal) else Decimal(str(value).strip())
+    except InvalidOperation as error:
+        raise UsageError(f"{what} {value!r} is not a number") from error
+    if not number.is_finite() or not math.isfinite(float(number)):
+        raise UsageError(f"{what} {value!r} is not a finite number")
+    return number if number else Decimal(0)  # −0 is 0
+
+
+def as_path(value: PathLike, what: str) -> Path:
+    """The path as given. An empty one, such as an unset variable leaves behind, would silently mean "here"."""
+    if not os.fspath(value):
+        raise UsageError(f"{what} is an empty path")
+    return Path(value)
+
+
+def parse_alphas(alphas: Number | Sequence[Number]) -> list[Decimal]:
+    """Each alpha once. Text is `0.3`, `0,0.3,1`, or `START:STOP:STEP` with both ends: 0:0.3:0.1 ends at 0.3."""
+    if isinstance(alphas, str):
+        exact = _sweep(alphas) if ":" in alphas else [decimal(part, "alpha") for part in alphas.split(",")]
+    elif isinstance(alphas, Sequence):
+        exact = [decimal(alpha, "alpha") for alpha in alphas]
+    else:
+        exact = [decimal(alphas, "alpha")]
+    if not exact:
+        raise UsageError("no alpha given")
+    if len(set(exact)) != len(exact):
+        raise UsageError(f"an alpha is given twice: {', '.join(map(str, exact))}")
+    return exact
+
+
+def _sweep(text: str) -> list[Decimal]:
+    with localcontext() as context:
+        context.traps[Overflow] = False  # the quotient is then infinite, and too many points
+        return _steps(text)
+
+
+def _steps(text: str) -> list[Decimal]:
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise UsageError(f"a sweep is START:STOP:STEP, for instance 0:1:0.1, not {text!r}")
+    start, stop, step = (decimal(part, "alpha") for part in parts)
+    if step and abs((stop - start) / step) >= MAX_ALPHAS:
+        raise UsageError(f"the sweep {text!r} has more than {MAX_ALPHAS:,} points")
+    if step == 0:
+        raise UsageError(f"the sweep {text!r} never reaches its end: STEP must not be 0")
+    if (stop - start) / step < 0:
+        sign = "negative" if stop < start else "positive"
+        raise UsageError(f"the sweep {text!r} never reaches its end: from {start} to {stop} STEP must be {sign}")
+    count = int((stop - start) / step) + 1
+    return [start + step * number for number in range(count)]

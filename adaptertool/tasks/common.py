@@ -1,0 +1,61 @@
+"""What the tasks share before any of them computes: cores, OUT, and the part of a report that plan and run have."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from adaptertool.errors import UsageError
+from adaptertool.files.publish import check_target
+from adaptertool.plan import bytes_to_read, bytes_to_write, count_edited
+from adaptertool.spec import Plan
+
+# More threads than this wait for the disk, and each takes up to 30 MB.
+MAX_DEFAULT_THREADS = 8
+MAX_THREADS = 256
+
+
+def thread_count(threads: int | None) -> int:
+    """The number asked for; where None, the cores that this process may use, up to 8. Raises UsageError."""
+    if threads is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, MAX_DEFAULT_THREADS)
+    if not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"threads must be 1 to {MAX_THREADS}, not {threads}")
+    return threads
+
+
+def makes_file(plan: Plan, out: Path) -> bool:
+    """A base that is one file makes one file, where OUT is named like one."""
+    return plan.single_file and len(plan.outputs) == 1 and out.suffix == ".safetensors"
+
+
+def check_output(plan: Plan, out: Path, *, force: bool) -> None:
+    """Refuse an OUT that the run would have to refuse, before anything is read or computed."""
+    as_file = makes_file(plan, out)
+    check_target(out, (plan.base, *plan.sources), as_file=as_file, force=force)
+    if out.suffix == ".safetensors" and not as_file:
+        raise UsageError(
+            f"OUT {out} is named like a file, but this run makes a directory; give a name without .safetensors"
+        )
+
+
+def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
+    """The fields that every Report has."""
+    edited = count_edited(plan)
+    return {
+        "command": plan.command,
+        "base": str(plan.base),
+        "sources": tuple(map(str, plan.sources)),
+        "weights": plan.weights,
+        "alphas": tuple(output.alpha for output in plan.outputs),
+        "out": str(out),
+        "outputs": tuple(str(out / output.folder) for output in plan.outputs),
+        "tensors_edited": edited,
+        "tensors_copied": sum(len(shard.steps) for shard in plan.shards) - edited,
+        "bytes_read": bytes_to_read(plan),
+        "bytes_written": bytes_to_write(plan),
+        "threads": threads,
+        "notes": plan.notes,
+    }
