@@ -89,7 +89,7 @@ def main(runs: int = 5) -> None:
         f"{machine()}; median of {runs} (smallest–largest); `make bench`\n\n"
         "| | wall s | peak memory |\n| --- | --- | --- |\n"
         f"| `merge --dry-run` of {modules:,} modules into {count:,} tensors in {SHARDS} shards "
-        f"({report['bytes_to_write'] / 1e12:.2f} TB) | {spread([plan.wall for plan in plans])} | {peak:,.0f} MB |\n"
+        f"({report['bytes_written'] / 1e12:.2f} TB) | {spread([plan.wall for plan in plans])} | {peak:,.0f} MB |\n"
         f"| `adaptertool --help` | {spread([h.wall for h in helps])} | {max(h.peak for h in helps) / 1e6:,.0f} MB |",
     )
     shutil.rmtree(folder)
