@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn
 
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -35,25 +36,30 @@ def resolve(base: Checkpoint, adapter: Adapter) -> Mapping[str, list[Module]]:
     for module in adapter.modules:
         ref = base.tensors[module.target]
         traits.refuse_quantised(ref)
-        transposed = _orientation(traits, ref, module, claimed=adapter.claims_transposed)
-        _check_shapes(ref, module, transposed=transposed)
         traits.refuse_tied(ref)
-        resolved.setdefault(module.target, []).append(dataclasses.replace(module, transposed=transposed))
+        if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
+            module = dataclasses.replace(module, transposed=True)
+        resolved.setdefault(module.target, []).append(module)
     for modules in resolved.values():
         modules.sort(key=lambda module: module.kind != FULL.name)  # a saved weight, then the delta on it
     return resolved
 
 
 def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> bool:
-    """Whether the weight is stored (in, out), by its shape, and by the model's family where it is square."""
-    if module.transposed is not None:
-        return module.transposed
-    if BY_NAME[module.kind].elementwise or len(ref.spec.shape) != 2:
-        return False
-    as_is, turned = (_misfits(ref, module, transposed=transposed) == {} for transposed in (False, True))
-    if as_is and turned:
-        return traits.square_is_transposed(ref, claimed=claimed)
-    return turned and traits.may_transpose(ref)
+    """Whether the weight is stored (in, out), by its shape, and by the model's family where it is square.
+
+    Raises unless the factors fit the weight that way.
+    """
+    shape, transposed = ref.spec.shape, bool(module.transposed)
+    fits = _misfits(ref, module, transposed=transposed) == {}
+    if module.transposed is None and len(shape) == 2 and not BY_NAME[module.kind].elementwise:
+        if fits and shape[0] == shape[1]:
+            return traits.square_is_transposed(ref, claimed=claimed)
+        if not fits and traits.may_transpose(ref) and _misfits(ref, module, transposed=True) == {}:
+            return True
+    if not fits:
+        _fail(ref, module, transposed=transposed)
+    return transposed
 
 
 def _misfits(ref: Ref, module: Module, *, transposed: bool) -> dict[str, Shape] | None:
@@ -66,17 +72,17 @@ def _misfits(ref: Ref, module: Module, *, transposed: bool) -> dict[str, Shape] 
     return {role: expected[role] for role, shape in shapes.items() if shape != expected[role]}
 
 
-def _check_shapes(ref: Ref, module: Module, *, transposed: bool) -> None:
+def _fail(ref: Ref, module: Module, *, transposed: bool) -> NoReturn:
     misfits = _misfits(ref, module, transposed=transposed)
     where = f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}" + (" (stored transposed)" if transposed else "")
-    if misfits is None:
+    if not misfits:
         raise UnsupportedError(f"{where}; {module.kind} on a weight of that shape is not supported yet")
-    for role, shape in misfits.items():
-        factor, wanted = module.factors[role], "×".join(map(str, shape)) or "scalar"
-        raise MismatchError(
-            f"{where}, so {shown(factor.spec.name)} must be {wanted}, but it is {factor.spec} in {factor.path}; "
-            "is this adapter for another model?"
-        )
+    role, shape = next(iter(misfits.items()))
+    factor, wanted = module.factors[role], "×".join(map(str, shape)) or "scalar"
+    raise MismatchError(
+        f"{where}, so {shown(factor.spec.name)} must be {wanted}, but it is {factor.spec} in {factor.path}; "
+        "is this adapter for another model?"
+    )
 
 
 def _unmatched(base: Checkpoint, adapter: Adapter, modules: Sequence[Module]) -> str:

@@ -5,6 +5,7 @@ Each of these makes an edit that looks right come out wrong, so each is refused 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,12 @@ _TRANSPOSED_FAMILIES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_tr
 _TRANSPOSED_NAMES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 _LINEAR_FAMILIES = frozenset({"gpt_bigcode", "gpt_neo", "starcoder2", "idefics"})  # the same names, not transposed
 
-# Last parts of the names of output heads. Input embeddings have a part with "embed" in it, or one of _TABLES.
-_HEADS = frozenset({"lm_head", "embed_out", "output", "pred_layer", "proj_out", "lm_loss", "decoder", "unembed"})
-_TABLES = frozenset({"wte", "shared", "lm_head", "tokens"})
-_NOT_TOKENS = ("position", "token_type", "segment")  # embeddings that nothing ties
+# Names of what models tie: input embeddings (a part with "embed" in it, or one of a few more) and output heads (the
+# last part). When unsure, it is one; but nothing ties embeddings of positions and of token types.
+_MAY_BE_TIED = re.compile(
+    r"^(?!.*(?:position|token_type|segment)).*(?:embed|\b(?:wte|shared|lm_head|tokens)\b"
+    r"|\b(?:embed_out|output|pred_layer|proj_out|lm_loss|decoder|unembed)(?:\.weight)?$)"
+)
 
 # Tensors that stand beside a weight `<stem>weight` that holds codes: scales and the like.
 _CODE_ENDINGS = (
@@ -67,11 +70,7 @@ class Traits:
         """Whether it may be an end that models tie, by name or by size. When unsure: yes."""
         if len(ref.spec.shape) != 2:
             return False
-        parts = ref.spec.name.removesuffix(".weight").split(".")
-        if any(word in part for word in _NOT_TOKENS for part in parts):
-            return False
-        named = parts[-1] in _HEADS or any("embed" in part or part in _TABLES for part in parts)
-        return named or ref.spec.shape[0] in self.vocabularies
+        return bool(_MAY_BE_TIED.match(ref.spec.name)) or ref.spec.shape[0] in self.vocabularies
 
     def may_transpose(self, ref: Ref) -> bool:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
