@@ -62,6 +62,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
             click.option("-o", "--out", required=True, type=click.Path(), help="Where to write."),
+            click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names in adapters."),
             click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made."),
             click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
             click.option(
@@ -90,12 +91,19 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     help="Several adapters one after the other, or together as at inference (differs for DoRA).",
 )
 @_common
-def merge(base: str, adapters: tuple[str, ...], weights: tuple[str, ...], compose: str, **options: Any) -> None:
+def merge(
+    base: str,
+    adapters: tuple[str, ...],
+    weights: tuple[str, ...],
+    compose: str,
+    renames: tuple[str, ...],
+    **options: Any,
+) -> None:
     """Merge ADAPTERs into BASE: W + w·(alpha/r)·B·A, in order, rounded once.
 
     Saved modules and biases replace the base's (with a weight w: W + w·(T - W)).
     """
-    _execute(prepare_merge(base, adapters, weights or None, compose=compose), **options)
+    _execute(prepare_merge(base, adapters, weights or None, compose=compose, renames=renames), **options)
 
 
 @cli.command()
@@ -103,13 +111,13 @@ def merge(base: str, adapters: tuple[str, ...], weights: tuple[str, ...], compos
 @click.argument("tuned", type=click.Path())
 @click.option("--alpha", required=True, help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.")
 @_common
-def wise(base: str, tuned: str, alpha: str, **options: Any) -> None:
+def wise(base: str, tuned: str, alpha: str, renames: tuple[str, ...], **options: Any) -> None:
     """Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT).
 
     TUNED is an adapter or a fine-tuned checkpoint. Several alphas are written to OUT/alpha-0.300 and so on,
     with one read of the base.
     """
-    _execute(prepare_wise(base, tuned, alpha), **options)
+    _execute(prepare_wise(base, tuned, alpha, renames=renames), **options)
 
 
 def _execute(

@@ -12,6 +12,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.kinds import BY_NAME, FULL
 from adaptertool.kinds.kind import Shape
+from adaptertool.names import Names
 from adaptertool.spec import Ref
 from adaptertool.traits import Traits, read_traits
 
@@ -24,22 +25,28 @@ def resolve(base: Checkpoint, adapter: Adapter) -> Mapping[str, list[Module]]:
     Raises MismatchError for modules without a tensor (with the nearest names) and for shapes that do not fit,
     UnsupportedError for a base whose weights cannot be edited as they are stored.
     """
-    unmatched = [module for module in adapter.modules if module.target not in base.tensors]
-    traits = read_traits(base)
-    if unmatched:
+    names, traits = Names(tuple(base.tensors), base.config), read_traits(base)
+    found = [(names.find(module.target), module) for module in adapter.modules]
+    if unmatched := [module for target, module in found if target is None]:
         if traits.quantisation:
             raise UnsupportedError(
                 f"{base.path} is quantised ({traits.quantisation}).\n{_unmatched(base, adapter, unmatched)}"
             )
         raise MismatchError(_unmatched(base, adapter, unmatched))
     resolved: dict[str, list[Module]] = {}
-    for module in adapter.modules:
-        ref = base.tensors[module.target]
+    for target, module in found:
+        assert target is not None
+        ref = base.tensors[target]
         traits.refuse_quantised(ref)
         traits.refuse_tied(ref)
         if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
             module = dataclasses.replace(module, transposed=True)
-        resolved.setdefault(module.target, []).append(module)
+        others = resolved.setdefault(target, [])
+        if any((other.kind == FULL.name) == (module.kind == FULL.name) for other in others):
+            raise MismatchError(
+                f"{adapter.path}: {shown(others[0].name)} and {shown(module.name)} both change {shown(target)}"
+            )
+        others.append(module)
     for modules in resolved.values():
         modules.sort(key=lambda module: module.kind != FULL.name)  # a saved weight, then the delta on it
     return resolved
@@ -92,7 +99,7 @@ def _unmatched(base: Checkpoint, adapter: Adapter, modules: Sequence[Module]) ->
         lines.append(f"  {shown(module.target)}" + (f"  nearest: {', '.join(map(shown, near))}" if near else ""))
     if len(modules) > _SHOWN:
         lines.append(f"  and {len(modules) - _SHOWN} more")
-    lines.append("is this adapter for another model? Nothing was written.")
+    lines.append("Is this adapter for another model? If only names differ: --rename 'regex=>replacement'.")
     return "\n".join(lines)
 
 

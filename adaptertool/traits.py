@@ -27,6 +27,8 @@ _MAY_BE_TIED = re.compile(
     r"|\b(?:embed_out|output|pred_layer|proj_out|lm_loss|decoder|unembed)(?:\.weight)?$)"
 )
 
+_VOCABULARY = re.compile(r"^(?!type_).*vocab|^n_words$")  # keys of a config
+
 # Tensors that stand beside a weight `<stem>weight` that holds codes: scales and the like.
 _CODE_ENDINGS = (
     "weight_scale", "weight_scale_inv", "weight_packed", "weight.absmax", "weight.quant_map", "weight.SCB", "SCB",
@@ -103,7 +105,7 @@ def read_traits(base: Checkpoint) -> Traits:
         families=frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str)),
         quantisation=_quantisation(base.config or {}),
         code_stems=_code_stems(base),
-        vocabularies=tuple(part[key] for part in parts for key in part if "vocab" in key or key == "n_words"),
+        vocabularies=tuple(part[key] for part in parts for key in part if _VOCABULARY.search(key)),
         why_tied=_why_tied(base.config, parts),
     )
 

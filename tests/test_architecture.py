@@ -22,7 +22,7 @@ ROOMS = [
     ["files"],
     ["kinds"],
     ["formats"],
-    ["traits"],
+    ["traits", "names"],
     ["resolve"],
     ["plan"],
     ["blocks"],

@@ -374,7 +374,6 @@ def test_factors_that_are_no_floats(base: Path, key: str, dtype: torch.dtype) ->
     ("module", "near"),
     [
         ("model.layers.0.self_attn.q_porj", f"{Q}.weight"),
-        ("layers.0.self_attn.q_proj", f"{Q}.weight"),
         ("model.language_model.layers.0.self_attn.q_proj", f"{Q}.weight"),
         ("model.layers.1.self_attn.q_proj", f"{Q}.weight"),
         ("\x1b[31m.self_attn.q_proj", ""),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import open_checkpoint
 from adaptertool.formats.peft import read_adapter
+from adaptertool.names import rename
 from adaptertool.plan import plan_merge
 from adaptertool.reports import RunReport
 from adaptertool.spec import Plan
@@ -22,6 +23,7 @@ def prepare_merge(
     weights: Sequence[Number] | None = None,
     *,
     compose: str = "sequential",
+    renames: Sequence[str] = (),
 ) -> Plan:
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
 
@@ -39,7 +41,7 @@ def prepare_merge(
         raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
     numbers = [1.0] * len(adapters) if weights is None else [float(decimal(weight, "weight")) for weight in weights]
     checkpoint = open_checkpoint(as_path(base, "BASE"))
-    opened = [read_adapter(as_path(path, "ADAPTER")) for path in adapters]
+    opened = [rename(read_adapter(as_path(path, "ADAPTER")), renames) for path in adapters]
     return plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
 
 
@@ -50,6 +52,7 @@ def merge(
     *,
     weights: Sequence[Number] | None = None,
     compose: str = "sequential",
+    renames: Sequence[str] = (),
     force: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -61,13 +64,14 @@ def merge(
     weights:  one for each adapter, by order; 1 where None
     compose:  "sequential": each adapter is applied to what the ones before it produced. "mixed": they act together,
               as unmerged adapters do at inference. For LoRA these are the same, for DoRA they are not.
+    renames:  "regex=>replacement" on the tensor names of the adapters, where they are not those of the base
     force:    replace an `out` that adaptertool made
     threads:  the available cores, up to 8, where None; the result does not depend on it
     progress: called with the number of bytes just written, from several threads
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
-    plan = prepare_merge(base, adapters, weights, compose=compose)
+    plan = prepare_merge(base, adapters, weights, compose=compose, renames=renames)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch: only where tensors are touched
 
     return run(plan, as_path(out, "OUT"), force=force, threads=threads, progress=progress)

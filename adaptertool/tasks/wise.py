@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from adaptertool.errors import InputError
+from adaptertool.errors import InputError, UsageError
 from adaptertool.files.checkpoint import INDEX, SINGLE, open_checkpoint
 from adaptertool.formats.peft import is_adapter, read_adapter
+from adaptertool.names import rename
 from adaptertool.plan import plan_wise
 from adaptertool.reports import RunReport
 from adaptertool.spec import Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, parse_alphas
 
 
-def prepare_wise(base: PathLike, tuned: PathLike, alphas: Number | Sequence[Number]) -> Plan:
+def prepare_wise(
+    base: PathLike, tuned: PathLike, alphas: Number | Sequence[Number], *, renames: Sequence[str] = ()
+) -> Plan:
     """The plan of an interpolation, from headers and configs alone. The arguments are those of `wise`.
 
     Raises UsageError for an alpha that is no finite number or stands there twice, InputError for what the files hold.
     """
     exact, checkpoint, path = parse_alphas(alphas), open_checkpoint(as_path(base, "BASE")), as_path(tuned, "TUNED")
     if not is_adapter(path):
+        if renames:
+            raise UsageError("renamings are for adapters; the tensors of two checkpoints must have the same names")
         return plan_wise(checkpoint, open_checkpoint(path), exact)
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
-    return plan_wise(checkpoint, read_adapter(path), exact)
+    return plan_wise(checkpoint, rename(read_adapter(path), renames), exact)
 
 
 def wise(
@@ -32,6 +37,7 @@ def wise(
     out: PathLike,
     alphas: Number | Sequence[Number],
     *,
+    renames: Sequence[str] = (),
     force: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -45,7 +51,7 @@ def wise(
     The rest as for `merge`. The base is read once, however many alphas there are.
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
     """
-    plan = prepare_wise(base, tuned, alphas)
+    plan = prepare_wise(base, tuned, alphas, renames=renames)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch: only where tensors are touched
 
     return run(plan, as_path(out, "OUT"), force=force, threads=threads, progress=progress)

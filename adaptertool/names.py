@@ -1,0 +1,132 @@
+"""Names in an adapter -> names on the disk.
+
+Since transformers 5 the modules of a model in memory, which an adapter names, may be called otherwise than the
+tensors on the disk. The rules are data: names.json, made by tools/derive_names.py from transformers' own conversions,
+one list for each architecture (config.json: architectures). A rule renames disk -> memory, as on loading.
+
+An adapter may also come from the model with a head and the base from the one without, or the reverse: then all
+names of one differ from the other's by a first part. And adapters made under transformers 4 name what is on the disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from adaptertool.errors import MismatchError, UsageError, shown
+from adaptertool.formats.adapter import Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One renaming, as transformers does it (core_model_loading.WeightTransform.rename_source_key)."""
+
+    regex: re.Pattern[str]
+    target: str
+    scope: str | None = None  # acts below this submodule only
+    base: str | None = None  # which may itself stand below this prefix
+
+    def __call__(self, name: str) -> str:
+        prefix = ""
+        if self.scope is not None:
+            scope, base = (f"{part}." if part else "" for part in (self.scope, self.base))
+            prefix = base + scope if name.startswith(base + scope) else scope
+            if not name.startswith(prefix):
+                return name
+        rest = name[len(prefix) :]
+        match = self.regex.search(rest)
+        if match is None:
+            return name
+        target = self.target
+        if r"\1" in target:
+            branch = next(key for key, value in match.groupdict().items() if value is not None)
+            target = target.replace(r"\1", match.group(self.regex.groupindex[branch] + 1))
+        return prefix + rest.replace(match.group(0), target, 1)
+
+
+@functools.cache
+def _table() -> Mapping[str, Any]:
+    table: dict[str, Any] = json.loads(files("adaptertool").joinpath("names.json").read_text())
+    return table
+
+
+def rules_for(config: Mapping[str, Any] | None) -> list[Rule]:
+    """The renamings of the architecture that config.json names; none where it names none that is known."""
+    architectures = (config or {}).get("architectures")
+    if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
+        return []
+    number = _table()["architectures"].get(architectures[0])
+    if number is None:
+        return []
+    return [
+        Rule(re.compile(rule["regex"]), rule["target"], rule.get("scope"), rule.get("base"))
+        for rule in _table()["lists"][number]
+    ]
+
+
+class Names:
+    """Finds the tensor on the disk that a name means. Made once per base."""
+
+    def __init__(self, on_disk: Sequence[str], config: Mapping[str, Any] | None) -> None:
+        self._disk = dict.fromkeys(on_disk)
+        self._first_parts = {name.split(".", 1)[0] for name in on_disk}
+        self._memory: dict[str, list[str]] = {}
+        if rules := rules_for(config):
+            for name in on_disk:
+                renamed = functools.reduce(lambda text, rule: rule(text), rules, name)
+                self._memory.setdefault(renamed, []).append(name)
+
+    def find(self, name: str) -> str | None:
+        """The disk name; None where there is none. Raises MismatchError where there are several."""
+        found = self._exactly(name) or {disk for variant in self._variants(name) for disk in self._exactly(variant)}
+        if len(found) > 1:
+            raise MismatchError(
+                f"{shown(name)} can mean {', '.join(map(shown, sorted(found)))}; say which with --rename"
+            )
+        return next(iter(found), None)
+
+    def _exactly(self, name: str) -> set[str]:
+        return {*self._memory.get(name, ()), *([name] if name in self._disk else ())}
+
+    def _variants(self, name: str) -> Iterator[str]:
+        """Without its first part (the base was saved without the head), or with one more (the adapter was)."""
+        if "." in name:
+            yield name.split(".", 1)[1]
+        for part in self._first_parts:
+            yield f"{part}.{name}"
+
+
+def rename(adapter: Adapter, renames: Sequence[str]) -> Adapter:
+    """The adapter with the names of its tensors changed by each `regex=>replacement` in turn, as by re.sub.
+
+    Raises UsageError for a renaming that is malformed, or changes nothing.
+    """
+    modules = list(adapter.modules)
+    for text, (pattern, replacement) in zip(renames, _parse(renames), strict=True):
+        try:
+            targets = [pattern.sub(replacement, module.target) for module in modules]
+        except (re.error, IndexError) as error:
+            raise UsageError(f"the renaming {text!r} has no valid replacement: {error}") from error
+        if all(target == module.target for target, module in zip(targets, modules, strict=True)):
+            raise UsageError(f"the renaming {text!r} changes no name of {adapter.path}")
+        modules = [dataclasses.replace(module, target=target) for target, module in zip(targets, modules, strict=True)]
+    return dataclasses.replace(adapter, modules=tuple(modules))
+
+
+def _parse(texts: Sequence[str]) -> list[tuple[re.Pattern[str], str]]:
+    renames = []
+    for text in texts:
+        pattern, arrow, replacement = text.partition("=>")
+        if not arrow:
+            raise UsageError(f"a renaming is 'regex=>replacement', not {text!r}")
+        try:
+            renames.append((re.compile(pattern), replacement))
+        except re.error as error:
+            raise UsageError(f"the renaming {text!r} has no valid regex: {error}") from error
+    return renames
