@@ -65,6 +65,9 @@ class Chain:
         """
         for number, edit in enumerate(self._step.edits[:upto]):
             kind = BY_NAME[edit.kind]
+            if edit.rows is not None:
+                self._apply_to_rows(number, edit, rows, first)
+                continue
             factors = self._factors(number, edit, first, first + len(rows))
             if kind.squares is not None:
                 if edit.transposed:
@@ -73,6 +76,17 @@ class Chain:
                     squares = kind.squares(before if edit.on_base else rows, factors, edit.scale)
                 factors[NORM] = squares.sqrt()
             kind.apply(rows.T if edit.transposed else rows, factors, edit.scale, edit.weight)
+
+    def _apply_to_rows(self, number: int, edit: Edit, rows: Tensor, first: int) -> None:
+        """An edit that acts on single rows: those of them that lie in this block."""
+        assert edit.rows is not None
+        inside = [(place, row - first) for place, row in enumerate(edit.rows) if first <= row < first + len(rows)]
+        if inside:
+            places, chosen = (list(numbers) for numbers in zip(*inside, strict=True))
+            some = rows[chosen]
+            factors = {role: self._read_whole(number, role, ref)[places] for role, ref in edit.factors.items()}
+            BY_NAME[edit.kind].apply(some, factors, edit.scale, edit.weight)
+            rows[chosen] = some
 
     def _factors(self, number: int, edit: Edit, first: int, last: int) -> dict[str, Tensor]:
         """All factors of edit `number` as float64 matrices, cut to rows first..last of the stored tensor."""
@@ -204,7 +218,7 @@ def _require_finite(inputs: Inputs, block: Block, stored: Tensor, rounded: Tenso
     if not torch.isfinite(stored[where]):
         raise NonFiniteError(f"{base.path}: {place} holds {stored[where].item()}; such a tensor cannot be edited")
     for edit in block.step.edits:
-        if edit.kind == FULL.name:
+        if edit.kind == FULL.name and edit.rows is None:
             ref = edit.factors[TUNED]
             if not torch.isfinite(number := read_tensor(inputs, ref, element, element + 1)):
                 raise NonFiniteError(f"{ref.path}: {place} holds {number.item()}; it cannot be interpolated")

@@ -65,6 +65,7 @@ def _adapter_edits(
                     module.scale,
                     weight,
                     transposed=bool(module.transposed),
+                    rows=module.rows,
                     on_base=mixed,
                 )
                 for module in modules
@@ -194,13 +195,14 @@ def verbatim(step: Step, alpha: float) -> Ref | None:
 
 def replaces(step: Step) -> bool:
     """Whether the last edit puts another tensor in the place of all that was before."""
-    return bool(step.edits) and step.edits[-1].kind == FULL.name and step.edits[-1].weight == 1
+    last = step.edits[-1] if step.edits else None
+    return last is not None and last.kind == FULL.name and last.weight == 1 and last.rows is None
 
 
 def matrix(step: Step) -> tuple[int, int]:
     """(rows, columns) of the tensor as it is cut into blocks; rows of one element where the edits allow it."""
     numel = step.base.spec.numel
-    if all(BY_NAME[edit.kind].elementwise for edit in step.edits):
+    if all(BY_NAME[edit.kind].elementwise and edit.rows is None for edit in step.edits):
         return numel, 1
     rows = step.base.spec.shape[0]
     return rows, numel // rows if rows else 0
@@ -223,7 +225,7 @@ def predicted_memory(plan: Plan, threads: int) -> int:
             factor.spec.numel * 8
             for edit in step.edits
             for role, factor in edit.factors.items()
-            if edit.transposed or role not in BY_NAME[edit.kind].by_row
+            if edit.transposed or edit.rows is not None or role not in BY_NAME[edit.kind].by_row
         )
         whole = max(whole, factors)
     # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened

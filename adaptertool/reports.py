@@ -13,6 +13,7 @@ class EditReport:
     module: str
     scale: float
     weight: float
+    rows: int | None  # how many, where it acts on some rows only
     transposed: bool  # the tensor is stored (in, out)
 
 

@@ -11,6 +11,7 @@ from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.kinds import BY_NAME, FULL
+from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
 from adaptertool.names import Names
 from adaptertool.spec import Ref
@@ -38,11 +39,15 @@ def resolve(base: Checkpoint, adapter: Adapter) -> Mapping[str, list[Module]]:
         assert target is not None
         ref = base.tensors[target]
         traits.refuse_quantised(ref)
-        traits.refuse_tied(ref)
+        if module.rows is None:
+            traits.refuse_tied(ref)
+        else:
+            _check_rows(base, traits, ref, module)
         if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
             module = dataclasses.replace(module, transposed=True)
         others = resolved.setdefault(target, [])
-        if any((other.kind == FULL.name) == (module.kind == FULL.name) for other in others):
+        rows = any(other.rows is not None for other in (*others, module))
+        if others and (rows or any((other.kind == FULL.name) == (module.kind == FULL.name) for other in others)):
             raise MismatchError(
                 f"{adapter.path}: {shown(others[0].name)} and {shown(module.name)} both change {shown(target)}"
             )
@@ -69,10 +74,25 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
     return transposed
 
 
+def _check_rows(base: Checkpoint, traits: Traits, ref: Ref, module: Module) -> None:
+    """Rows of an embedding: they must be there. In a tied model that stores one end, they are right for both."""
+    same = [other for other in base.tensors.values() if other.spec.shape == ref.spec.shape]
+    if not (traits.surely_tied and len(same) == 1):
+        traits.refuse_tied(ref)
+    size = ref.spec.shape[0] if ref.spec.shape else 0
+    if module.rows and max(module.rows) >= size:
+        raise MismatchError(
+            f"{ref.path}: {shown(ref.spec.name)} has {size} rows, but {module.factors[TUNED].path} trains row "
+            f"{max(module.rows)}; vocabularies that were resized are not supported yet"
+        )
+
+
 def _misfits(ref: Ref, module: Module, *, transposed: bool) -> dict[str, Shape] | None:
     """Roles whose shape is wrong, with the right one; None where the kind cannot change such a weight at all."""
     shapes = {role: factor.spec.shape for role, factor in module.factors.items()}
     weight = ref.spec.shape[::-1] if transposed else ref.spec.shape
+    if module.rows is not None:
+        weight = (len(module.rows), *weight[1:])
     expected = BY_NAME[module.kind].expected(weight, shapes)
     if expected is None:
         return None

@@ -66,6 +66,7 @@ class Edit:
     scale: float
     weight: float
     transposed: bool = False  # the tensor is stored (in, out)
+    rows: tuple[int, ...] | None = None  # it acts on these rows only, in the order of the factors' rows
     on_base: bool = False  # norms are those of the base weight, as where several adapters act together (mixed)
 
 

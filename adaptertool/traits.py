@@ -42,6 +42,7 @@ class Traits:
     quantisation: str | None  # what config.json says of it
     code_stems: Mapping[str, str]  # stem of a quantised weight -> the tensor beside it that shows this
     vocabularies: tuple[object, ...]  # vocab_size and the like, as the config has them
+    surely_tied: bool  # config.json says tie_word_embeddings: true
     why_tied: str | None  # why embedding and output head may be one; None where they are not
 
     def refuse_quantised(self, ref: Ref) -> None:
@@ -106,6 +107,7 @@ def read_traits(base: Checkpoint) -> Traits:
         quantisation=_quantisation(base.config or {}),
         code_stems=_code_stems(base),
         vocabularies=tuple(part[key] for part in parts for key in part if _VOCABULARY.search(key)),
+        surely_tied=(base.config or {}).get("tie_word_embeddings") is True,
         why_tied=_why_tied(base.config, parts),
     )
 

@@ -119,14 +119,15 @@ PASSING: dict[str, Any] = {
 }  # fmt: skip
 # What must be in the file where the field is set
 MAGNITUDE = {f"{Q}.lora_magnitude_vector": torch.ones(8)}
+TOKENS = {"model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 6)}
 WITH_FIELD = {"use_dora": MAGNITUDE, "lora_bias": {f"{Q}.lora_B.bias": torch.ones(8)}}
 ACTED_ON: dict[str, tuple[Any, float]] = {  # value -> the scale that it gives for rank 4 and alpha 8
     "peft_type": ("LORA", 2.0), "r": (4, 2.0), "lora_alpha": (2, 0.5), "use_rslora": (True, 4.0),
     "rank_pattern": ({"q_proj": 4}, 2.0), "alpha_pattern": ({"q_proj": 4}, 1.0), "use_dora": (True, 2.0),
-    "lora_bias": (True, 2.0), "fan_in_fan_out": (True, 2.0),
+    "lora_bias": (True, 2.0), "trainable_token_indices": ([1, 2], 2.0), "fan_in_fan_out": (True, 2.0),
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
-    "megatron_config": {"x": 1}, "trainable_token_indices": [1, 2],
+    "megatron_config": {"x": 1},
     "velora_config": {"num_groups": 2}, "alora_invocation_tokens": [1], "use_qalora": True,
     "monteclora_config": {"x": 1}, "layer_replication": [[0, 1]], "kasa_config": {"x": 1},
     "target_parameters": ["experts.down_proj"], "use_bdlora": {"nblocks": 2}, "arrow_config": {"top_k": 2},
@@ -145,7 +146,8 @@ def test_every_field_that_peft_knows_is_acted_on_harmless_or_refused_by_name(bas
         assert "not known" not in message  # each has a reason of its own
         return
     value, scale = ACTED_ON.get(name) or (PASSING[name], 2.0)
-    tensors = {**lora_factors(Q, (8, 6)), **WITH_FIELD.get(name, {})}
+    more = TOKENS if name == "trainable_token_indices" else WITH_FIELD.get(name, {})
+    tensors = {**lora_factors(Q, (8, 6)), **more}
     assert edits(base, adapter(base, tensors, **{name: value}))[f"{Q}.weight"][0].scale == scale
 
 
@@ -157,6 +159,23 @@ def test_field_and_file_must_agree(base: Path, name: str) -> None:
     assert f"has {role.removeprefix(Q + '.')}, which adapter_config.json does not announce" in refusal(
         base, unannounced
     )
+
+
+@pytest.mark.parametrize(
+    ("indices", "words"),
+    [
+        ([1, 2, 3], "must be 3×6"),
+        ([1, 10], "has 10 rows, but"),
+        ({"embed_tokens": [1, 2], "lm_head": [1]}, "holds 1 sets of token rows, but its config names 2"),
+        ({"lm_head": [1, 2]}, "has no rows in trainable_token_indices"),
+        (None, "has no rows in trainable_token_indices"),
+        *((wrong, "must list row numbers") for wrong in ([1, 1], [-1, 2], [1.5, 2], ["1", 2], [True, 2], 7, "ab")),
+    ],
+    ids=str,
+)
+def test_token_rows_that_do_not_fit(base: Path, indices: object, words: str) -> None:
+    tokens = adapter(base, {**lora_factors(Q, (8, 6)), **TOKENS}, trainable_token_indices=indices)
+    assert words in refusal(base, tokens)
 
 
 def test_a_config_as_peft_writes_it_passes(base: Path) -> None:
@@ -319,7 +338,7 @@ def test_pattern_that_would_take_for_ever_is_refused(base: Path, pattern: str) -
 @pytest.mark.parametrize(
     "key",
     [
-        f"{Q}.base_layer.scale", "model.embed_tokens.token_adapter.trainable_tokens_delta",
+        f"{Q}.base_layer.scale", "model.embed_tokens.token_adapter.other",
         f"{Q}.lora_A.bias", f"{Q}.lora_C.weight", f"{Q}.lora_E", f"{Q}.lora_velora_embed",
         f"{Q}.lora_monteclora_sampler.x", f"{Q}.lora_A.default.weight", f"{Q}.lora_A", f"{Q}.lora_A.weight.absmax",
         f"{Q}.base_layer.base_layer.bias", "lora_A.weight", f"{Q}.lora_\x1b[31m",

@@ -13,7 +13,7 @@ from conftest import load, same_bits, snapshot, write_checkpoint
 from oracle import half_ulp_excess
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import adaptertool
@@ -234,3 +234,37 @@ def test_gpt2(tmp_path: Path, dora: bool, shards: str) -> None:
     unmerged = PeftModel.from_pretrained(copy.deepcopy(model), adapter)(tokens).logits
     ours = GPT2LMHeadModel.from_pretrained(tmp_path / "out")(tokens).logits
     assert torch.allclose(ours, unmerged, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+@pytest.mark.parametrize("tokens", [[3, 17, 5], {"embed_tokens": [40, 2]}], ids=str)
+def test_trained_token_rows(tmp_path: Path, tokens: Any, weight: float, tied: bool) -> None:
+    """Rows that replace those of the embedding; where a model ties both ends and stores one, right for both."""
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )
+    model = LlamaForCausalLM(config).bfloat16()
+    model.save_pretrained(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "a", model, target_modules=["q_proj"], trainable_token_indices=tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "BLOCK_ELEMENTS", 64)  # several blocks, some without a trained row
+        adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out", weights=[weight])
+    before, after = load(tmp_path / "base"), load(tmp_path / "out")
+    exact = {name: tensor for name, tensor in peft_merge(model, adapter).items() if name in before}
+    assert after.keys() == before.keys() == exact.keys()
+    for name, tensor in exact.items():
+        wanted = before[name].double() + weight * (tensor - before[name].double())
+        assert half_ulp_excess(after[name], wanted).max() <= 1 + 1e-6, name
+    changed = (after["model.embed_tokens.weight"] != before["model.embed_tokens.weight"]).any(dim=1).nonzero().flatten()
+    assert changed.tolist() == sorted(tokens if isinstance(tokens, list) else tokens["embed_tokens"])
+    tokens_in = torch.randint(0, 50, (2, 9))
+    if weight == 1:
+        unmerged = PeftModel.from_pretrained(copy.deepcopy(model).float(), adapter)(tokens_in).logits
+        ours = LlamaForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)(tokens_in).logits
+        assert (ours - unmerged).norm() / unmerged.norm() < 0.02

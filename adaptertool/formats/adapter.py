@@ -18,6 +18,7 @@ class Module:
     kind: str
     factors: Mapping[str, Ref]  # by role
     scale: float
+    rows: tuple[int, ...] | None = None  # it acts on these rows of the tensor only
     transposed: bool | None = None  # stored (in, out); None: to be decided by shapes and model family
 
 

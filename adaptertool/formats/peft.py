@@ -27,6 +27,7 @@ from adaptertool.spec import COMPUTED, Ref
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_TOKENS = ".token_adapter.trainable_tokens_delta"  # replacement rows, for all their name
 _FACTORS = {
     ".lora_A.weight": A,
     ".lora_B.weight": B,
@@ -41,7 +42,7 @@ _FACTORS = {
 _REFUSED_PARTS = {
     "modules_to_save": "a saved module below another; PEFT saves bias='all' of a classification head that way",
     "original_module": "a saved module below another; PEFT saves bias='all' of a classification head that way",
-    "token_adapter": "trained token rows are not supported yet",
+    "token_adapter": "only trainable_tokens_delta of a token adapter is known",
     "base_layer": "only weight and bias of a base layer are known",
 }
 
@@ -74,7 +75,15 @@ def read_adapter(path: Path) -> Adapter:
         for name, roles in factors.items()
         for module in _lora_modules(config, header.path, name, roles, embedding=name in embeddings)
     ]
-    modules += [Module(name, name, FULL.name, {TUNED: ref}, 1.0) for name, ref in saved.items()]
+    modules += [
+        _token_rows(config, header.path, name, ref)
+        if name.endswith(_TOKENS)
+        else Module(name, name, FULL.name, {TUNED: ref}, 1.0)
+        for name, ref in saved.items()
+    ]
+    trained = sum(module.rows is not None for module in modules)
+    if trained != len(config.tokens):
+        raise InputError(f"{header.path} holds {trained} sets of token rows, but its config names {len(config.tokens)}")
     if not modules:
         raise InputError(f"{header.path} holds no tensors")
     files = {path / CONFIG: stamp, header.path: header.stamp}
@@ -106,6 +115,9 @@ def _file(file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], sa
                 raise InputError(f"{file} holds two tensors for {role} of {shown(key.removesuffix(suffix))}")
             roles[role] = ref
             return
+    if key.endswith(_TOKENS):
+        saved[key] = ref
+        return
     name = re.sub(r"\.base_layer\.(weight|bias)$", r".\1", key)
     for part in name.split("."):
         if part in _REFUSED_PARTS or part.startswith("lora_"):
@@ -114,6 +126,14 @@ def _file(file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], sa
     if name in saved:
         raise InputError(f"{file} holds two tensors for {shown(name)}")
     saved[name] = ref
+
+
+def _token_rows(config: LoraConfig, file: Path, key: str, ref: Ref) -> Module:
+    name = key.removesuffix(_TOKENS)
+    rows = config.tokens_of(name)
+    if rows is None:
+        raise InputError(f"{file}: {shown(key)} has no rows in trainable_token_indices of {config.path.name}")
+    return Module(name, f"{name}.weight", FULL.name, {TUNED: ref}, 1.0, rows=rows)
 
 
 def _lora_modules(

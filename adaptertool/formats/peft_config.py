@@ -27,6 +27,7 @@ _HANDLED = frozenset(
         "use_dora",
         "lora_bias",
         "fan_in_fan_out",
+        "trainable_token_indices",
     }
 )
 
@@ -44,7 +45,6 @@ _HARMLESS = frozenset(
 # Understood, and not handled (yet): refused where set.
 _REFUSED = {
     "target_parameters": "adapters on expert parameters are not supported yet",
-    "trainable_token_indices": "trained token rows are not supported yet",
     "ensure_weight_tying": "adapters on tied embeddings are not supported yet",
     "layer_replication": "the model was built from replicated layers; a merge onto the original is wrong",
     "alora_invocation_tokens": "aLoRA acts only after its invocation tokens; it cannot be merged",
@@ -75,11 +75,19 @@ class LoraConfig:
     dora: bool
     bias: bool  # lora_bias: the second factor has a bias
     fan_in_fan_out: bool
+    tokens: Mapping[str, tuple[int, ...]]  # trainable_token_indices: module, or "" for the only one -> rows
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
 
     def rank_of(self, module: str) -> int:
         return _by_pattern(self.rank_pattern, module, self.rank)
+
+    def tokens_of(self, module: str) -> tuple[int, ...] | None:
+        """The rows that were trained, by PEFT's rule: a name is the end of the module's path."""
+        for name, rows in self.tokens.items():
+            if not name or module == name or module.endswith(f".{name}"):
+                return rows
+        return None
 
     def scale_of(self, module: str) -> float:
         alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
@@ -129,6 +137,7 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
         dora=_flag(path, fields, "use_dora"),
         bias=_flag(path, fields, "lora_bias"),
         fan_in_fan_out=_flag(path, fields, "fan_in_fan_out"),
+        tokens=_tokens(path, fields.get("trainable_token_indices")),
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
     )
@@ -150,6 +159,15 @@ def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, A
         except (re.error, RecursionError, OverflowError) as error:
             raise InputError(f"{where}, no valid pattern: {shown(error)}") from error
     return patterns
+
+
+def _tokens(path: Path, value: Any) -> Mapping[str, tuple[int, ...]]:
+    by_module = value if isinstance(value, dict) else {"": value} if value else {}
+    for rows in by_module.values():
+        good = isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows)
+        if not good or len(set(rows)) != len(rows):
+            raise InputError(f"{path}: trainable_token_indices must list row numbers, each once: {shown(value)[:80]}")
+    return {name: tuple(rows) for name, rows in by_module.items()}
 
 
 def _flag(path: Path, fields: Mapping[str, Any], key: str) -> bool:

@@ -68,6 +68,7 @@ def _tensor(tensor: TensorPlan, report: PlanReport, *, one_by_one: bool) -> str:
         edit.kind
         + (f" scale {edit.scale:g}" if edit.kind != "full" else "")
         + (f" weight {edit.weight:g}" if edit.weight != 1 else "")
+        + (f" {edit.rows} rows" if edit.rows is not None else "")
         + (" transposed" if edit.transposed else "")
         + (f" of {report.sources[edit.adapter]}" if len(report.sources) > 1 else "")
         for edit in tensor.edits

@@ -33,7 +33,15 @@ def _tensor(shard: str, step: Step) -> TensorPlan:
         action="edit" if step.edits else "copy",
         bytes=spec.nbytes,
         edits=tuple(
-            EditReport(edit.kind, edit.adapter, edit.module, edit.scale, edit.weight, edit.transposed)
+            EditReport(
+                kind=edit.kind,
+                adapter=edit.adapter,
+                module=edit.module,
+                scale=edit.scale,
+                weight=edit.weight,
+                rows=None if edit.rows is None else len(edit.rows),
+                transposed=edit.transposed,
+            )
             for edit in step.edits
         ),
     )
