@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from adaptertool.errors import MismatchError, UsageError, shown
+from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
 from adaptertool.formats.adapter import Adapter
 
 
@@ -28,22 +28,29 @@ class Rule:
     """One renaming, as transformers does it (core_model_loading.WeightTransform.rename_source_key)."""
 
     regex: re.Pattern[str]
-    target: str
+    target: str | None  # None marks a tensor whose numbers are other in memory than on the disk
     scope: str | None = None  # acts below this submodule only
     base: str | None = None  # which may itself stand below this prefix
 
-    def __call__(self, name: str) -> str:
+    def matches(self, name: str) -> bool:
+        return self._match(name) is not None
+
+    def _match(self, name: str) -> tuple[str, str, re.Match[str]] | None:
         prefix = ""
         if self.scope is not None:
             scope, base = (f"{part}." if part else "" for part in (self.scope, self.base))
             prefix = base + scope if name.startswith(base + scope) else scope
             if not name.startswith(prefix):
-                return name
+                return None
         rest = name[len(prefix) :]
         match = self.regex.search(rest)
-        if match is None:
+        return None if match is None else (prefix, rest, match)
+
+    def __call__(self, name: str) -> str:
+        matched, target = self._match(name), self.target
+        if matched is None or target is None:
             return name
-        target = self.target
+        prefix, rest, match = matched
         if r"\1" in target:
             branch = next(key for key, value in match.groupdict().items() if value is not None)
             target = target.replace(r"\1", match.group(self.regex.groupindex[branch] + 1))
@@ -64,6 +71,11 @@ def rules_for(config: Mapping[str, Any] | None) -> list[Rule]:
     number = _table()["architectures"].get(architectures[0])
     if number is None:
         return []
+    if number < 0:
+        raise UnsupportedError(
+            f"adapters on {shown(architectures[0])} are not supported yet: transformers renames its tensors on loading "
+            "in a way that is not known here"
+        )
     return [
         Rule(re.compile(rule["regex"]), rule["target"], rule.get("scope"), rule.get("base"))
         for rule in _table()["lists"][number]
@@ -77,10 +89,14 @@ class Names:
         self._disk = dict.fromkeys(on_disk)
         self._first_parts = {name.split(".", 1)[0] for name in on_disk}
         self._memory: dict[str, list[str]] = {}
+        self._converted: set[str] = set()
         if rules := rules_for(config):
+            marks = [rule for rule in rules if rule.target is None]
             for name in on_disk:
                 renamed = functools.reduce(lambda text, rule: rule(text), rules, name)
                 self._memory.setdefault(renamed, []).append(name)
+                if any(mark.matches(renamed) for mark in marks):
+                    self._converted.add(name)
 
     def find(self, name: str) -> str | None:
         """The disk name; None where there is none. Raises MismatchError where there are several."""
@@ -88,6 +104,11 @@ class Names:
         if len(found) > 1:
             raise MismatchError(
                 f"{shown(name)} can mean {', '.join(map(shown, sorted(found)))}; say which with --rename"
+            )
+        if converted := found & self._converted:
+            raise UnsupportedError(
+                f"{shown(min(converted))} is not stored as the model has it in memory (transposed, permuted or "
+                "interleaved on loading); adapters on such a tensor are not supported yet"
             )
         return next(iter(found), None)
 
