@@ -146,3 +146,8 @@ def test_architectures_that_the_table_cannot_hold_are_refused() -> None:
     assert refused
     with pytest.raises(UnsupportedError, match=f"{refused[0]} are not supported yet"):
         names("a.weight", architecture=refused[0])
+
+
+def test_the_readme_says_how_many() -> None:
+    held = sum(number >= 0 for number in TABLE["architectures"].values())
+    assert f"renamings of {held} architectures" in (ROOT / "README.md").read_text()
