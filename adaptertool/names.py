@@ -86,8 +86,7 @@ class Names:
     """Finds the tensor on the disk that a name means. Made once per base."""
 
     def __init__(self, on_disk: Sequence[str], config: Mapping[str, Any] | None) -> None:
-        self._disk = dict.fromkeys(on_disk)
-        self._first_parts = {name.split(".", 1)[0] for name in on_disk}
+        self._disk = frozenset(on_disk)
         self._memory: dict[str, list[str]] = {}
         self._converted: set[str] = set()
         if rules := rules_for(config):
@@ -100,6 +99,8 @@ class Names:
 
     def find(self, name: str) -> str | None:
         """The disk name; None where there is none. Raises MismatchError where there are several."""
+        if not self._memory and name in self._disk:
+            return name
         found = self._exactly(name) or {disk for variant in self._variants(name) for disk in self._exactly(variant)}
         if len(found) > 1:
             raise MismatchError(
@@ -119,7 +120,7 @@ class Names:
         """Without its first part (the base was saved without the head), or with one more (the adapter was)."""
         if "." in name:
             yield name.split(".", 1)[1]
-        for part in self._first_parts:
+        for part in {disk.split(".", 1)[0] for disk in self._disk}:
             yield f"{part}.{name}"
 
 

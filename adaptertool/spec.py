@@ -28,19 +28,16 @@ COMPUTED = ("BF16", "F16", "F32", "F64")
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, dtype and shape of a tensor, as a safetensors header gives them."""
+    """Name, dtype, shape and size of a tensor, as a safetensors header gives them."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    nbytes: int
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * DTYPE_BITS[self.dtype] // 8
 
     def __str__(self) -> str:
         return f"{self.dtype} {'×'.join(map(str, self.shape)) or 'scalar'}"

@@ -105,4 +105,4 @@ def _entry(path: Path, data_start: int, name: str, entry: object) -> Ref:
             raise bad("has a shape beyond what the format can address")
     if bits % 8 or end - begin != bits // 8:
         raise bad(f"takes {end - begin:,} bytes, but its dtype and shape need {bits / 8:,.10g}")
-    return Ref(path, data_start + begin, TensorSpec(name, dtype, tuple(shape)))
+    return Ref(path, data_start + begin, TensorSpec(name, dtype, tuple(shape), bits // 8))
