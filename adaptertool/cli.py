@@ -18,8 +18,8 @@ import click
 from tqdm import tqdm
 
 from adaptertool import __version__
+from adaptertool.budget import bytes_to_write
 from adaptertool.errors import AdapterToolError, InternalError, Interrupted, StorageError, UsageError, shown
-from adaptertool.plan import bytes_to_write
 from adaptertool.render.machine import error_to_json, to_json
 from adaptertool.render.text import plan_text, run_text
 from adaptertool.spec import Plan

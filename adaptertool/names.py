@@ -14,13 +14,15 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
 from adaptertool.formats.adapter import Adapter
+
+_BASE_PREFIXES = frozenset({"model", "transformer", "backbone", "bert", "roberta", "deberta"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class Names:
 
     def __init__(self, on_disk: Sequence[str], config: Mapping[str, Any] | None) -> None:
         self._disk = frozenset(on_disk)
+        family = (config or {}).get("model_type")
+        self._family = family if isinstance(family, str) else ""
         self._memory: dict[str, list[str]] = {}
         self._converted: set[str] = set()
         if rules := rules_for(config):
@@ -97,11 +101,33 @@ class Names:
                 if any(mark.matches(renamed) for mark in marks):
                     self._converted.add(name)
 
-    def find(self, name: str) -> str | None:
-        """The disk name; None where there is none. Raises MismatchError where there are several."""
-        if not self._memory and name in self._disk:
-            return name
-        found = self._exactly(name) or {disk for variant in self._variants(name) for disk in self._exactly(variant)}
+    def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[str | None], str | None]:
+        """The disk names of an adapter's (name, saved whole?) pairs, None where there is none; and a note.
+
+        Where none of the changed layers is found as it stands, one change of prefix is tried for all of them: that of
+        the model with a head, added or stripped. Saved tensors (a head) may stand outside of it. A prefix that names a
+        part of a model (vision_model, decoder) is never touched: the other part may have the same shapes.
+        Raises MismatchError where a name, or the prefix, could mean several things.
+        """
+        exact = [self._find(name) for name, _ in wanted]
+        missing = [name for (name, _), disk in zip(wanted, exact, strict=True) if disk is None]
+        if not missing or any(disk and not saved for (_, saved), disk in zip(wanted, exact, strict=True)):
+            return exact, None
+        fitting = {}
+        for note, change in self._changes(missing):
+            found = [disk or self._find(change(name)) for (name, _), disk in zip(wanted, exact, strict=True)]
+            if None not in found:
+                fitting[note] = found
+        if len(fitting) > 1:
+            raise MismatchError(f"the adapter fits with {' and with '.join(sorted(fitting))}; say which with --rename")
+        for note, found in fitting.items():
+            return found, f"names fit with {note}"
+        return exact, None
+
+    def _find(self, name: str) -> str | None:
+        if not self._memory:
+            return name if name in self._disk else None
+        found = {*self._memory.get(name, ()), *([name] if name in self._disk else ())}
         if len(found) > 1:
             raise MismatchError(
                 f"{shown(name)} can mean {', '.join(map(shown, sorted(found)))}; say which with --rename"
@@ -113,15 +139,19 @@ class Names:
             )
         return next(iter(found), None)
 
-    def _exactly(self, name: str) -> set[str]:
-        return {*self._memory.get(name, ()), *([name] if name in self._disk else ())}
+    def _changes(self, missing: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
+        """The changes of prefix that could be meant, each with what to say of it."""
+        firsts = {name.partition(".")[0] for name in missing}
+        if len(firsts) == 1 and self._is_base_prefix(first := firsts.pop()):
+            yield f"the prefix {shown(first)} stripped", lambda name: name.partition(".")[2]
+        for first in sorted({disk.partition(".")[0] for disk in self._disk}):
+            if self._is_base_prefix(first):
+                yield f"the prefix {shown(first)} added", functools.partial("{}.{}".format, first)
 
-    def _variants(self, name: str) -> Iterator[str]:
-        """Without its first part (the base was saved without the head), or with one more (the adapter was)."""
-        if "." in name:
-            yield name.split(".", 1)[1]
-        for part in {disk.split(".", 1)[0] for disk in self._disk}:
-            yield f"{part}.{name}"
+    def _is_base_prefix(self, part: str) -> bool:
+        """Whether models with a head keep the model without one under this name: "model", or after the family."""
+        family = self._family.replace("-", "").replace("_", "")
+        return part in _BASE_PREFIXES or (len(part) > 2 and family.startswith(part.replace("_", "")))
 
 
 def rename(adapter: Adapter, renames: Sequence[str]) -> Adapter:

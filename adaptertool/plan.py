@@ -21,8 +21,6 @@ from adaptertool.traits import read_traits
 
 MAX_DIGITS = 20  # of an alpha, in the name of its folder
 BLOCK_ELEMENTS = 1 << 19  # elements of a weight computed at once: 4 MB in float64; smaller blocks cost more in calls
-BASE_MEMORY = 320 << 20  # resident with torch loaded and nothing to do, rounded up
-_BYTES_PER_ELEMENT = 54  # per thread: stored and rounded (≤ 8 each), four of float64, one of float32, one of int16
 
 
 def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False) -> Plan:
@@ -31,10 +29,11 @@ def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[
     mixed: the adapters act together, as unmerged ones do at inference: the norms of DoRA are those of the base
     weight and its own delta. For LoRA the two are the same. Source: PEFT 0.21.2, checked against it in the tests.
     """
-    edits = _adapter_edits(base, adapters, weights, mixed=mixed)
+    edits, notes = _adapter_edits(base, adapters, weights, mixed=mixed)
     if mixed:
         _require_mixable(edits)
-    notes = [f"{adapter.path} is given twice, and is applied twice" for adapter in _repeated(adapters)]
+    notes += _replacements(edits)
+    notes += [f"{adapter.path} is given twice, and is applied twice" for adapter in _repeated(adapters)]
     return _plan("merge", base, adapters, weights, edits, (Output("", 1.0),), notes)
 
 
@@ -43,19 +42,22 @@ def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[De
     notes = [f"alpha {alpha} lies outside 0..1: this extrapolates" for alpha in alphas if not 0 <= alpha <= 1]
     equal: list[tuple[Ref, Ref]] = []
     if isinstance(tuned, Adapter):
-        edits = _adapter_edits(base, [tuned], [1.0])
+        edits, more = _adapter_edits(base, [tuned], [1.0])
     else:
         edits, equal, more = _full_edits(base, tuned)
-        notes += more
+    notes += more
     return _plan("wise", base, [tuned], [1.0], edits, _outputs(alphas), notes, equal)
 
 
 def _adapter_edits(
     base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False
-) -> dict[str, list[Edit]]:
+) -> tuple[dict[str, list[Edit]], list[str]]:
     edits: dict[str, list[Edit]] = {}
+    notes: list[str] = []
     for number, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
-        for target, modules in resolve(base, adapter).items():
+        resolved, more = resolve(base, adapter)
+        notes += more
+        for target, modules in resolved.items():
             edits.setdefault(target, []).extend(
                 Edit(
                     module.kind,
@@ -70,12 +72,25 @@ def _adapter_edits(
                 )
                 for module in modules
             )
-    return edits
+    return edits, notes
+
+
+def _replacements(edits: Mapping[str, Sequence[Edit]]) -> list[str]:
+    """Say where a saved tensor takes the place of what an adapter before it did."""
+    return [
+        f"{shown(target)}: the saved tensor of adapter {last.adapter + 1} replaces the changes of those before it"
+        for target, chain in edits.items()
+        for last in chain
+        if last.kind == FULL.name and last.weight != 0 and last.adapter > chain[0].adapter
+    ]
 
 
 def _require_mixable(edits: Mapping[str, Sequence[Edit]]) -> None:
-    """Refuse what has no agreed meaning when adapters act together: DoRA with a weight, DoRA on a replaced weight."""
+    """Refuse what has no agreed meaning when adapters act together: DoRA with a weight, or on a replaced weight, and
+    a saved tensor beside another adapter's change."""
     for target, chain in edits.items():
+        if any(edit.kind == FULL.name for edit in chain) and len({edit.adapter for edit in chain}) > 1:
+            raise UnsupportedError(f"{shown(target)}: a replaced weight and another adapter in mixed composition")
         if len(chain) > 1 and any(edit.kind == DORA.name for edit in chain):
             if any(edit.weight != 1 for edit in chain):
                 raise UnsupportedError(f"{shown(target)}: weights other than 1 with DoRA in mixed composition")
@@ -173,7 +188,7 @@ def _inputs(base: Checkpoint, sources: Sequence[Adapter | Checkpoint]) -> dict[P
     return files
 
 
-def _steps(plan: Plan) -> Iterator[Step]:
+def all_steps(plan: Plan) -> Iterator[Step]:
     for shard in plan.shards:
         yield from shard.steps
 
@@ -210,47 +225,3 @@ def matrix(step: Step) -> tuple[int, int]:
 
 def block_rows(columns: int) -> int:
     return max(1, BLOCK_ELEMENTS // max(columns, 1))
-
-
-def predicted_memory(plan: Plan, threads: int) -> int:
-    """Upper estimate of peak resident bytes: a constant, the blocks of each thread, factors, and the plan itself."""
-    block = whole = tensors = 0
-    for step in _steps(plan):
-        tensors += 1
-        if not step.edits:
-            continue
-        columns = matrix(step)[1]
-        block = max(block, columns * block_rows(columns))
-        factors = sum(
-            factor.spec.numel * 8
-            for edit in step.edits
-            for role, factor in edit.factors.items()
-            if edit.transposed or edit.rows is not None or role not in BY_NAME[edit.kind].by_row
-        )
-        whole = max(whole, factors)
-    # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
-    return BASE_MEMORY + threads * (max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole) + tensors * 2000
-
-
-def bytes_to_read(plan: Plan) -> int:
-    """Every base shard and asset once, every factor once (the check before the run reads the factors a second time)."""
-    factors = {
-        (factor.path, factor.offset): factor.spec.nbytes
-        for step in _steps(plan)
-        for edit in step.edits
-        for factor in edit.factors.values()
-    }
-    return _bytes_per_output(plan) + sum(factors.values())
-
-
-def _bytes_per_output(plan: Plan) -> int:
-    return sum(shard.size for shard in plan.shards) + sum(asset.size for asset in plan.assets)
-
-
-def bytes_to_write(plan: Plan) -> int:
-    return _bytes_per_output(plan) * len(plan.outputs)
-
-
-def count_edited(plan: Plan) -> int:
-    """Tensors of which at least one output differs from a copy of the base's bytes."""
-    return sum(any(verbatim(step, output.alpha) is not step.base for output in plan.outputs) for step in _steps(plan))

@@ -20,14 +20,16 @@ from adaptertool.traits import Traits, read_traits
 _SHOWN = 8  # unmatched modules that an error lists in full
 
 
-def resolve(base: Checkpoint, adapter: Adapter) -> Mapping[str, list[Module]]:
-    """Base tensor name -> the modules of `adapter` that change it, replacements before deltas.
+def resolve(base: Checkpoint, adapter: Adapter) -> tuple[Mapping[str, list[Module]], list[str]]:
+    """Base tensor name -> the modules of `adapter` that change it, replacements before deltas; and notes.
 
     Raises MismatchError for modules without a tensor (with the nearest names) and for shapes that do not fit,
     UnsupportedError for a base whose weights cannot be edited as they are stored.
     """
     names, traits = Names(tuple(base.tensors), base.config), read_traits(base)
-    found = [(names.find(module.target), module) for module in adapter.modules]
+    wanted = [(module.target, module.kind == FULL.name and module.rows is None) for module in adapter.modules]
+    targets, note = names.find_all(wanted)
+    found = list(zip(targets, adapter.modules, strict=True))
     if unmatched := [module for target, module in found if target is None]:
         if traits.quantisation:
             raise UnsupportedError(
@@ -54,7 +56,7 @@ def resolve(base: Checkpoint, adapter: Adapter) -> Mapping[str, list[Module]]:
         others.append(module)
     for modules in resolved.values():
         modules.sort(key=lambda module: module.kind != FULL.name)  # a saved weight, then the delta on it
-    return resolved
+    return resolved, [f"{adapter.path}: {note}"] if note else []
 
 
 def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> bool:

@@ -23,7 +23,8 @@ _LINEAR_FAMILIES = frozenset({"gpt_bigcode", "gpt_neo", "starcoder2", "idefics"}
 # Names of what models tie: input embeddings (a part with "embed" in it, or one of a few more) and output heads (the
 # last part). When unsure, it is one; but nothing ties embeddings of positions and of token types.
 _MAY_BE_TIED = re.compile(
-    r"^(?!.*(?:position|token_type|segment)).*(?:embed|\b(?:wte|shared|lm_head|tokens)\b"
+    r"^(?!.*(?:position|token_type|segment|patch_embed|embedding_hidden|rel_attn_embed|decoder_embed|\d\..*output))"
+    r".*(?:embed|\b(?:wte|shared|lm_head|tokens)\b"
     r"|\b(?:embed_out|output|pred_layer|proj_out|lm_loss|decoder|unembed)(?:\.weight)?$)"
 )
 

@@ -25,7 +25,7 @@ ROOMS = [
     ["traits", "names"],
     ["resolve"],
     ["plan"],
-    ["blocks"],
+    ["blocks", "budget"],
     ["engine", "preflight"],
     ["reports"],
     ["tasks"],

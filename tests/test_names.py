@@ -62,39 +62,69 @@ def test_every_regex_of_the_table_compiles() -> None:
             assert r"\1" not in (rule["target"] or "") or compiled.groups > 1
 
 
-def names(*on_disk: str, architecture: str = "") -> Names:
-    return Names(on_disk, {"architectures": [architecture]})
+def names(*on_disk: str, architecture: str = "", family: str = "") -> Names:
+    return Names(on_disk, {"architectures": [architecture], "model_type": family})
+
+
+def find(table: Names, *wanted: str) -> list[str | None]:
+    return table.find_all([(name, False) for name in wanted])[0]
 
 
 def test_names_of_both_ages() -> None:
     disk = "language_model.model.layers.0.self_attn.q_proj.weight"
     gemma = names(disk, "language_model.lm_head.weight", architecture="Gemma3ForConditionalGeneration")
-    assert gemma.find("model.language_model.layers.0.self_attn.q_proj.weight") == disk
-    assert gemma.find(disk) == disk
-    assert gemma.find("lm_head.weight") == "language_model.lm_head.weight"
-    assert gemma.find("model.layers.1.self_attn.q_proj.weight") is None
+    assert find(gemma, "model.language_model.layers.0.self_attn.q_proj.weight") == [disk]
+    assert find(gemma, disk) == [disk]
+    assert find(gemma, "lm_head.weight") == ["language_model.lm_head.weight"]
+    assert find(gemma, "model.layers.1.self_attn.q_proj.weight") == [None]
 
 
 def test_with_and_without_the_prefix_of_the_head() -> None:
-    assert names("encoder.layer.0.q.weight").find("bert.encoder.layer.0.q.weight") == "encoder.layer.0.q.weight"
-    assert names("bert.encoder.layer.0.q.weight").find("encoder.layer.0.q.weight") == "bert.encoder.layer.0.q.weight"
-    assert names("bert.encoder.layer.0.q.weight").find("roberta.encoder.layer.0.q.weight") is None
+    """One change for all layers, and it is said."""
+    bare, whole = "encoder.layer.0.q.weight", "bert.encoder.layer.0.q.weight"
+    assert names(bare, family="bert").find_all([(whole, False)]) == ([bare], "names fit with the prefix bert stripped")
+    assert names(whole, family="bert").find_all([(bare, False)]) == ([whole], "names fit with the prefix bert added")
+    assert find(names(whole), "roberta.encoder.layer.0.q.weight") == [None]
+    table = names(whole, "bert.encoder.layer.1.q.weight", "classifier.weight", family="bert")
+    assert table.find_all([(bare, False), ("classifier.weight", True)])[0] == [whole, "classifier.weight"]
+    assert find(table, bare, "encoder.layer.7.q.weight") == [None, None]
+    assert find(table, whole, "encoder.layer.1.q.weight") == [whole, None]  # no mixture of with and without
+
+
+@pytest.mark.parametrize(
+    ("disk", "wanted"),
+    [
+        ("encoder.layers.0.q_proj.weight", "text_model.encoder.layers.0.q_proj.weight"),
+        ("vision_model.encoder.layers.0.q_proj.weight", "encoder.layers.0.q_proj.weight"),
+        ("decoder.layers.0.q_proj.weight", "layers.0.q_proj.weight"),
+        ("layers.0.q_proj.weight", "encoder.layers.0.q_proj.weight"),
+    ],
+)
+def test_a_part_of_a_model_is_no_prefix(disk: str, wanted: str) -> None:
+    """The other tower has the same shapes: a wrong one would be changed in silence."""
+    for family in ("siglip", "siglip_vision_model", "bart", ""):
+        assert find(names(disk, family=family), wanted) == [None]
 
 
 def test_a_name_as_it_stands_goes_before_one_with_a_prefix() -> None:
     both = names("model.layers.0.q.weight", "layers.0.q.weight")
-    assert both.find("layers.0.q.weight") == "layers.0.q.weight"
-    assert both.find("model.layers.0.q.weight") == "model.layers.0.q.weight"
+    assert find(both, "layers.0.q.weight") == ["layers.0.q.weight"]
+    assert find(both, "model.layers.0.q.weight") == ["model.layers.0.q.weight"]
 
 
 def test_ambiguity_lists_the_candidates() -> None:
-    with pytest.raises(MismatchError, match=r"can mean a\.q\.weight, b\.q\.weight; say which with --rename"):
-        names("a.q.weight", "b.q.weight").find("q.weight")
+    with pytest.raises(MismatchError, match="the prefix model added and with the prefix transformer added; say which"):
+        find(names("model.q.weight", "transformer.q.weight"), "q.weight")
+    two = ["language_model.lm_head.weight", "lm_head.weight"]
+    with pytest.raises(
+        MismatchError, match=r"lm_head\.weight can mean language_model\.lm_head\.weight, lm_head\.weight"
+    ):
+        find(names(*two, architecture="Gemma3ForConditionalGeneration"), "lm_head.weight")
 
 
 @pytest.mark.parametrize("config", [None, {}, {"architectures": []}, {"architectures": 3}, {"architectures": ["X"]}])
 def test_without_a_known_architecture_names_are_those_on_the_disk(config: dict[str, object] | None) -> None:
-    assert Names(["a.b.weight"], config).find("a.b.weight") == "a.b.weight"
+    assert find(Names(["a.b.weight"], config), "a.b.weight") == ["a.b.weight"]
 
 
 def test_rename(tmp_path: Path) -> None:
@@ -117,13 +147,23 @@ def test_rename(tmp_path: Path) -> None:
 
 
 def test_two_modules_on_one_tensor_are_refused(tmp_path: Path) -> None:
-    base = write_checkpoint(tmp_path / "base", {"model.a.weight": torch.randn(8, 6)})
-    factors = lora_factors("model.a", (8, 6)) | lora_factors("a", (8, 6))
-    adapter = write_adapter(tmp_path / "a", factors)
+    """One module by its name of transformers 4, the other by that of 5."""
+    disk, memory = "language_model.model.layers.0.q", "model.language_model.layers.0.q"
+    config = {"architectures": ["Gemma3ForConditionalGeneration"]}
+    base = write_checkpoint(tmp_path / "base", {f"{disk}.weight": torch.randn(8, 6)}, config=config)
+    adapter = write_adapter(tmp_path / "a", {**lora_factors(disk, (8, 6)), **lora_factors(memory, (8, 6))})
     before = snapshot(tmp_path)
-    with pytest.raises(MismatchError, match=r"both change model\.a\.weight"):
+    with pytest.raises(MismatchError, match=r"both change language_model\.model\.layers\.0\.q\.weight"):
         adaptertool.merge(base, [adapter], tmp_path / "out")
     assert snapshot(tmp_path) == before
+
+
+def test_a_changed_prefix_is_said(tmp_path: Path) -> None:
+    config = {"model_type": "bert"}
+    base = write_checkpoint(tmp_path / "base", {"layer.0.q.weight": torch.randn(8, 6)}, config=config)
+    adapter = write_adapter(tmp_path / "a", lora_factors("bert.layer.0.q", (8, 6)))
+    report = adaptertool.merge(base, [adapter], tmp_path / "out")
+    assert report.notes == (f"{adapter}: names fit with the prefix bert stripped",)
 
 
 def test_what_is_other_in_memory_is_not_edited_by_its_name() -> None:
@@ -137,7 +177,7 @@ def test_what_is_other_in_memory_is_not_edited_by_its_name() -> None:
             if Rule(re.compile(mark["regex"]), None, mark.get("scope"), mark.get("base")).matches(name):
                 checked += 1
                 with pytest.raises(UnsupportedError, match="not stored as the model has it in memory"):
-                    names(name, architecture=architecture).find(name)
+                    find(names(name, architecture=architecture), name)
     assert checked > 2
 
 

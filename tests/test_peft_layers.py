@@ -141,7 +141,7 @@ def test_mixed_refuses_what_has_no_agreed_meaning(tmp_path: Path) -> None:
     saved = make_adapter(tmp_path / "s", zoo, target_modules=["conv1"], modules_to_save=["linear"])
     with pytest.raises(UnsupportedError, match=r"linear\.weight: weights other than 1 with DoRA"):
         adaptertool.merge(base, pair, tmp_path / "out", weights=[1, 0.5], compose="mixed")
-    with pytest.raises(UnsupportedError, match=r"linear\.weight: a replaced weight with DoRA"):
+    with pytest.raises(UnsupportedError, match=r"linear\.weight: a replaced weight and another adapter"):
         adaptertool.merge(base, [saved, pair[0]], tmp_path / "out", compose="mixed")
     with pytest.raises(UsageError, match="sequential or mixed"):
         adaptertool.merge(base, pair, tmp_path / "out", compose="both")
@@ -268,3 +268,14 @@ def test_trained_token_rows(tmp_path: Path, tokens: Any, weight: float, tied: bo
         unmerged = PeftModel.from_pretrained(copy.deepcopy(model).float(), adapter)(tokens_in).logits
         ours = LlamaForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)(tokens_in).logits
         assert (ours - unmerged).norm() / unmerged.norm() < 0.02
+
+
+def test_a_saved_tensor_after_another_adapter_is_said(tmp_path: Path) -> None:
+    zoo, base = make_base(tmp_path / "base")
+    first = make_adapter(tmp_path / "a", zoo, target_modules=["linear"])
+    second = make_adapter(tmp_path / "b", zoo, target_modules=["conv1"], modules_to_save=["linear"])
+    report = adaptertool.merge(base, [first, second], tmp_path / "1")
+    assert report.notes == ("linear.weight: the saved tensor of adapter 2 replaces the changes of those before it",)
+    assert adaptertool.merge(base, [second, first], tmp_path / "2").notes == ()
+    with pytest.raises(UnsupportedError, match="in mixed composition"):
+        adaptertool.merge(base, [first, second], tmp_path / "3", compose="mixed")

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from adaptertool.budget import bytes_to_read, bytes_to_write, count_edited
 from adaptertool.errors import UsageError
 from adaptertool.files.publish import check_target
-from adaptertool.plan import bytes_to_read, bytes_to_write, count_edited
 from adaptertool.spec import Plan
 
 # More threads than this wait for the disk, and each takes up to 30 MB.

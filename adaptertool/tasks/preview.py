@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from adaptertool.budget import bytes_to_write, predicted_memory
 from adaptertool.files.publish import free_space
-from adaptertool.plan import bytes_to_write, predicted_memory
 from adaptertool.reports import EditReport, PlanReport, TensorPlan
 from adaptertool.spec import Plan, Step
 from adaptertool.tasks.arguments import PathLike, as_path

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from adaptertool.budget import bytes_to_write
 from adaptertool.engine import run_plan
 from adaptertool.files import publish
 from adaptertool.files.reader import Inputs
-from adaptertool.plan import bytes_to_write
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
 from adaptertool.spec import Plan

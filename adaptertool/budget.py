@@ -1,0 +1,56 @@
+"""What a plan costs: memory, bytes to read and to write. From the plan alone."""
+
+from __future__ import annotations
+
+from adaptertool.kinds import BY_NAME
+from adaptertool.plan import BLOCK_ELEMENTS, all_steps, block_rows, matrix, verbatim
+from adaptertool.spec import Plan
+
+BASE_MEMORY = 320 << 20  # resident with torch loaded and nothing to do, rounded up
+_BYTES_PER_ELEMENT = 54  # per thread: stored and rounded (≤ 8 each), four of float64, one of float32, one of int16
+
+
+def predicted_memory(plan: Plan, threads: int) -> int:
+    """Upper estimate of peak resident bytes: a constant, the blocks of each thread, factors, and the plan itself."""
+    block = whole = tensors = 0
+    for step in all_steps(plan):
+        tensors += 1
+        if not step.edits:
+            continue
+        columns = matrix(step)[1]
+        block = max(block, columns * block_rows(columns))
+        factors = sum(
+            factor.spec.numel * 8
+            for edit in step.edits
+            for role, factor in edit.factors.items()
+            if edit.transposed or edit.rows is not None or role not in BY_NAME[edit.kind].by_row
+        )
+        whole = max(whole, factors)
+    # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
+    return BASE_MEMORY + threads * (max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole) + tensors * 2000
+
+
+def bytes_to_read(plan: Plan) -> int:
+    """Every base shard and asset once, every factor once (the check before the run reads the factors a second time)."""
+    factors = {
+        (factor.path, factor.offset): factor.spec.nbytes
+        for step in all_steps(plan)
+        for edit in step.edits
+        for factor in edit.factors.values()
+    }
+    return _bytes_per_output(plan) + sum(factors.values())
+
+
+def _bytes_per_output(plan: Plan) -> int:
+    return sum(shard.size for shard in plan.shards) + sum(asset.size for asset in plan.assets)
+
+
+def bytes_to_write(plan: Plan) -> int:
+    return _bytes_per_output(plan) * len(plan.outputs)
+
+
+def count_edited(plan: Plan) -> int:
+    """Tensors of which at least one output differs from a copy of the base's bytes."""
+    return sum(
+        any(verbatim(step, output.alpha) is not step.base for output in plan.outputs) for step in all_steps(plan)
+    )
