@@ -29,4 +29,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv demo benchmarks/work .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv demo benchmarks/data .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-WORK = ROOT / "benchmarks" / "work"
+WORK = ROOT / "benchmarks" / "data"
 
 
 # ru_maxrss of a process is at least that of the process which started it, so a small one starts it.
