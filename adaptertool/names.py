@@ -85,7 +85,7 @@ def rules_for(config: Mapping[str, Any] | None) -> list[Rule]:
 
 
 class Names:
-    """Finds the tensor on the disk that a name means. Made once per base."""
+    """Finds the tensors on the disk that names mean. Made once per base."""
 
     def __init__(self, on_disk: Sequence[str], config: Mapping[str, Any] | None) -> None:
         self._disk = frozenset(on_disk)
@@ -120,9 +120,10 @@ class Names:
                 fitting[note] = found
         if len(fitting) > 1:
             raise MismatchError(f"the adapter fits with {' and with '.join(sorted(fitting))}; say which with --rename")
-        for note, found in fitting.items():
-            return found, f"names fit with {note}"
-        return exact, None
+        if not fitting:
+            return exact, None
+        ((note, found),) = fitting.items()
+        return found, f"names fit with {note}"
 
     def _find(self, name: str) -> str | None:
         if not self._memory:

@@ -15,6 +15,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter
 from adaptertool.kinds import BY_NAME, DORA, FULL
 from adaptertool.kinds.full import TUNED
+from adaptertool.names import Names
 from adaptertool.resolve import nearest, resolve
 from adaptertool.spec import COMPUTED, Edit, Output, Plan, Ref, Shard, Stamp, Step
 from adaptertool.traits import read_traits
@@ -54,8 +55,9 @@ def _adapter_edits(
 ) -> tuple[dict[str, list[Edit]], list[str]]:
     edits: dict[str, list[Edit]] = {}
     notes: list[str] = []
+    names, traits = Names(tuple(base.tensors), base.config), read_traits(base)
     for number, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
-        resolved, more = resolve(base, adapter)
+        resolved, more = resolve(base, names, traits, adapter)
         notes += more
         for target, modules in resolved.items():
             edits.setdefault(target, []).extend(

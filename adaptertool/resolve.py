@@ -15,18 +15,20 @@ from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
 from adaptertool.names import Names
 from adaptertool.spec import Ref
-from adaptertool.traits import Traits, read_traits
+from adaptertool.traits import Traits
 
 _SHOWN = 8  # unmatched modules that an error lists in full
 
 
-def resolve(base: Checkpoint, adapter: Adapter) -> tuple[Mapping[str, list[Module]], list[str]]:
+def resolve(
+    base: Checkpoint, names: Names, traits: Traits, adapter: Adapter
+) -> tuple[Mapping[str, list[Module]], list[str]]:
     """Base tensor name -> the modules of `adapter` that change it, replacements before deltas; and notes.
 
+    `names` and `traits` are those of the base, made once for all adapters.
     Raises MismatchError for modules without a tensor (with the nearest names) and for shapes that do not fit,
     UnsupportedError for a base whose weights cannot be edited as they are stored.
     """
-    names, traits = Names(tuple(base.tensors), base.config), read_traits(base)
     wanted = [(module.target, module.kind == FULL.name and module.rows is None) for module in adapter.modules]
     targets, note = names.find_all(wanted)
     found = list(zip(targets, adapter.modules, strict=True))
