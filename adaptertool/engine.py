@@ -10,7 +10,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,11 +100,14 @@ def _finish(files: Sequence[OutputFile]) -> None:
 
 def _all_done(crew: Crew, futures: Sequence[Future[None]]) -> None:
     """Wait for all, then raise the first error. On Ctrl-C too, all threads stop before files are closed."""
+    # Not concurrent.futures.wait: interrupted while it takes the locks of all futures, it would keep some for ever.
     try:
-        wait(futures)
+        for future in futures:
+            future.exception()
     except BaseException:
         crew.stop.set()
-        wait(futures)
+        for future in futures:
+            future.exception()
         raise
     for future in futures:
         future.result()
