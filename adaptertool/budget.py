@@ -23,7 +23,9 @@ def predicted_memory(plan: Plan, threads: int) -> int:
             factor.spec.numel * 8
             for edit in step.edits
             for role, factor in edit.factors.items()
-            if edit.transposed or edit.rows is not None or role not in BY_NAME[edit.kind].by_row
+            if edit.transposed
+            or isinstance(edit.view and edit.view.rows, tuple)
+            or role not in BY_NAME[edit.kind].by_row
         )
         whole = max(whole, factors)
     # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from adaptertool.blocks import Block, Chain, Workspace, compute
+from adaptertool.blocks import Block, Workspace, compute
+from adaptertool.chain import Chain
 from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
 from adaptertool.plan import block_rows, matrix, verbatim
-from adaptertool.spec import Output, Plan, Ref, Shard, Step
+from adaptertool.spec import Asset, Output, Plan, Ref, Shard, Step
 
 Progress = Callable[[int], None]  # told the bytes just written
 Job = Callable[[Workspace], None]
@@ -67,7 +68,7 @@ def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: P
                 jobs = functools.partial(_shard_jobs, crew, shard, plan.outputs)
                 finishing.append(_write_file(crew, shard.source, shard.name, shard.size, jobs))
             for asset in plan.assets:
-                jobs = functools.partial(_copies, crew, asset.source, 0, 0, asset.size)
+                jobs = functools.partial(_asset_jobs, crew, asset)
                 finishing.append(_write_file(crew, asset.source, asset.name, asset.size, jobs))
             _all_done(crew, finishing)
         except BaseException:
@@ -136,26 +137,61 @@ def _drain(crew: Crew, jobs: _Shared, workspace: Workspace) -> None:
 def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequence[OutputFile]) -> Iterator[Job]:
     """The jobs of one shard in order of offset. Neighbouring copies from one file become one run of bytes."""
     # Bytes to copy and not yet handed out: the header, then untouched tensors
-    begin, end = 0, shard.data_start
+    run = _Run(shard.source, 0, 0, shard.data_start)
+    if shard.header is not None:
+        run = _Run(shard.source, 0, 0, 0)
+        yield functools.partial(_write, crew, shard.header, files)
     for step in shard.steps:
-        offset, size = step.base.offset, step.base.spec.nbytes
+        own = _Run(step.base.path, step.base.offset, step.offset, step.spec.nbytes)
         sources = [verbatim(step, output.alpha) for output in outputs]
-        if any(source is not step.base for source in sources):
-            yield from _copies(crew, shard.source, begin, begin, end - begin, files)
+        if all(source is step.base for source in sources):
+            if (longer := run.then(own)) is not None:
+                run = longer
+                continue
+            yield from _copies(crew, run, files)
+            run = own
+        else:
+            yield from _copies(crew, run, files)
             yield from _edit_jobs(crew, step, outputs, files, sources)
-            begin = offset + size
-        end = offset + size
-    yield from _copies(crew, shard.source, begin, begin, end - begin, files)
+            run = _Run(own.path, own.offset + step.base.spec.nbytes, step.offset + own.size, 0)
+    yield from _copies(crew, run, files)
 
 
-def _copies(
-    crew: Crew, source: Path, offset: int, target: int, size: int, files: Sequence[OutputFile]
-) -> Iterator[Job]:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """`size` bytes to copy from `offset` of a file to `target` in the outputs."""
+
+    path: Path
+    offset: int
+    target: int
+    size: int
+
+    def then(self, other: _Run) -> _Run | None:
+        """Both as one, where the other follows on this."""
+        if (self.path, self.offset + self.size, self.target + self.size) != (other.path, other.offset, other.target):
+            return None
+        return _Run(self.path, self.offset, self.target, self.size + other.size)
+
+
+def _asset_jobs(crew: Crew, asset: Asset, files: Sequence[OutputFile]) -> Iterator[Job]:
+    if asset.content is not None:
+        yield functools.partial(_write, crew, asset.content, files)
+    else:
+        yield from _copies(crew, _Run(asset.source, 0, 0, asset.size), files)
+
+
+def _write(crew: Crew, content: bytes, files: Sequence[OutputFile], _: Workspace) -> None:
+    for file in files:
+        file.write(0, memoryview(content))
+        crew.progress(len(content))
+
+
+def _copies(crew: Crew, run: _Run, files: Sequence[OutputFile]) -> Iterator[Job]:
     """Copy in chunks, each to all outputs before the next, so that the disk is read once."""
-    for at in range(0, size, COPY_CHUNK):
-        length = min(COPY_CHUNK, size - at)
-        places = [(file, target + at) for file in files]
-        yield functools.partial(_copy, crew, source, offset + at, length, places)
+    for at in range(0, run.size, COPY_CHUNK):
+        length = min(COPY_CHUNK, run.size - at)
+        places = [(file, run.target + at) for file in files]
+        yield functools.partial(_copy, crew, run.path, run.offset + at, length, places)
 
 
 def _copy(
@@ -177,7 +213,7 @@ def _edit_jobs(
         if source is None:
             computed.append((file, output.alpha))
         else:
-            yield from _copies(crew, source.path, source.offset, step.base.offset, source.spec.nbytes, [file])
+            yield from _copies(crew, _Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
     if computed:
         chain = Chain(crew.inputs, step)
         rows, columns = matrix(step)
@@ -189,5 +225,5 @@ def _edit_jobs(
 def _edit(crew: Crew, block: Block, outputs: Sequence[tuple[OutputFile, float]], space: Workspace) -> None:
     results = compute(crew.inputs, block, [alpha for _, alpha in outputs], space)
     for (file, _), data in zip(outputs, results, strict=True):
-        file.write(block.offset, data)
+        file.write(block.target, data)
         crew.progress(len(data))

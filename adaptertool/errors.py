@@ -16,6 +16,7 @@ A message says what is wrong, in which file and tensor, and what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -76,6 +77,11 @@ class Interrupted(AdapterToolError):
     """The run was stopped from outside; nothing was published."""
 
     exit_code = 130
+
+
+def by(shape: Iterable[int]) -> str:
+    """A shape as it is printed: 4×3."""
+    return "×".join(map(str, shape)) or "scalar"
 
 
 def shown(name: object) -> str:

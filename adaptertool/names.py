@@ -1,87 +1,35 @@
-"""Names in an adapter -> names on the disk.
+"""Names in an adapter -> tensors on the disk.
 
-Since transformers 5 the modules of a model in memory, which an adapter names, may be called otherwise than the
-tensors on the disk. The rules are data: names.json, made by tools/derive_names.py from transformers' own conversions,
-one list for each architecture (config.json: architectures). A rule renames disk -> memory, as on loading.
-
-An adapter may also come from the model with a head and the base from the one without, or the reverse: then all
-names of one differ from the other's by a first part. And adapters made under transformers 4 name what is on the disk.
+An adapter names modules as its model had them in memory (conversion.py), or, from before transformers 5, as they are
+on the disk. It may also come from the model with a head and the base from the one without, or the reverse: then all
+names of one differ from the other's by a first part. And projections may be fused on one side and split on the other.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
+from adaptertool.conversion import Cut, Memory, Piece, Pieces, architecture_of, expert_layout, into_memory, rules_for
 from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
 from adaptertool.formats.adapter import Adapter
 
+# Projections that are stored together, in the order of their rows. Of the fused ones cut by convention, and not by a
+# rule of transformers, the order was read off the families below.
+_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+_OTHER_FUSED = ("qkv", "Wqkv", "wqkv", "W_pack", "query_key_value", "c_attn", "in_proj", "w12", "gate_up")
+_FUSED_FAMILIES = frozenset({"phi3", "phi4_multimodal", "glm", "glm4"})
+_IN_FUSED = {  # part and number of parts
+    "gate_proj": ("gate_up_proj", 0, 2), "up_proj": ("gate_up_proj", 1, 2), "down_proj": ("down_proj", 0, 1),
+    "w1": ("gate_up_proj", 0, 2), "w3": ("gate_up_proj", 1, 2), "w2": ("down_proj", 0, 1),
+}  # fmt: skip
+_EXPERT = re.compile(rf"(.*\.experts)\.(\d+)\.({'|'.join(_IN_FUSED)})\.weight")
+
 _BASE_PREFIXES = frozenset({"model", "transformer", "backbone", "bert", "roberta", "deberta"})
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One renaming, as transformers does it (core_model_loading.WeightTransform.rename_source_key)."""
-
-    regex: re.Pattern[str]
-    target: str | None  # None marks a tensor whose numbers are other in memory than on the disk
-    scope: str | None = None  # acts below this submodule only
-    base: str | None = None  # which may itself stand below this prefix
-
-    def matches(self, name: str) -> bool:
-        return self._match(name) is not None
-
-    def _match(self, name: str) -> tuple[str, str, re.Match[str]] | None:
-        prefix = ""
-        if self.scope is not None:
-            scope, base = (f"{part}." if part else "" for part in (self.scope, self.base))
-            prefix = base + scope if name.startswith(base + scope) else scope
-            if not name.startswith(prefix):
-                return None
-        rest = name[len(prefix) :]
-        match = self.regex.search(rest)
-        return None if match is None else (prefix, rest, match)
-
-    def __call__(self, name: str) -> str:
-        matched, target = self._match(name), self.target
-        if matched is None or target is None:
-            return name
-        prefix, rest, match = matched
-        if r"\1" in target:
-            branch = next(key for key, value in match.groupdict().items() if value is not None)
-            target = target.replace(r"\1", match.group(self.regex.groupindex[branch] + 1))
-        return prefix + rest.replace(match.group(0), target, 1)
-
-
-@functools.cache
-def _table() -> Mapping[str, Any]:
-    table: dict[str, Any] = json.loads(files("adaptertool").joinpath("names.json").read_text())
-    return table
-
-
-def rules_for(config: Mapping[str, Any] | None) -> list[Rule]:
-    """The renamings of the architecture that config.json names; none where it names none that is known."""
-    architectures = (config or {}).get("architectures")
-    if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
-        return []
-    number = _table()["architectures"].get(architectures[0])
-    if number is None:
-        return []
-    if number < 0:
-        raise UnsupportedError(
-            f"adapters on {shown(architectures[0])} are not supported yet: transformers renames its tensors on loading "
-            "in a way that is not known here"
-        )
-    return [
-        Rule(re.compile(rule["regex"]), rule["target"], rule.get("scope"), rule.get("base"))
-        for rule in _table()["lists"][number]
-    ]
 
 
 class Names:
@@ -91,31 +39,25 @@ class Names:
         self._disk = frozenset(on_disk)
         family = (config or {}).get("model_type")
         self._family = family if isinstance(family, str) else ""
-        self._memory: dict[str, list[str]] = {}
-        self._converted: set[str] = set()
-        if rules := rules_for(config):
-            marks = [rule for rule in rules if rule.target is None]
-            for name in on_disk:
-                renamed = functools.reduce(lambda text, rule: rule(text), rules, name)
-                self._memory.setdefault(renamed, []).append(name)
-                if any(mark.matches(renamed) for mark in marks):
-                    self._converted.add(name)
+        self.layout = expert_layout(architecture_of(config))
+        self._rules = rules_for(architecture_of(config))
+        self._memory = Memory(on_disk, self._rules)
 
-    def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[str | None], str | None]:
-        """The disk names of an adapter's (name, saved whole?) pairs, None where there is none; and a note.
+    def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], str | None]:
+        """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing; and a note.
 
         Where none of the changed layers is found as it stands, one change of prefix is tried for all of them: that of
         the model with a head, added or stripped. Saved tensors (a head) may stand outside of it. A prefix that names a
         part of a model (vision_model, decoder) is never touched: the other part may have the same shapes.
         Raises MismatchError where a name, or the prefix, could mean several things.
         """
-        exact = [self._find(name) for name, _ in wanted]
+        exact = [self.find(name) for name, _ in wanted]
         missing = [name for (name, _), disk in zip(wanted, exact, strict=True) if disk is None]
         if not missing or any(disk and not saved for (_, saved), disk in zip(wanted, exact, strict=True)):
             return exact, None
         fitting = {}
         for note, change in self._changes(missing):
-            found = [disk or self._find(change(name)) for (name, _), disk in zip(wanted, exact, strict=True)]
+            found = [disk or self.find(change(name)) for (name, _), disk in zip(wanted, exact, strict=True)]
             if None not in found:
                 fitting[note] = found
         if len(fitting) > 1:
@@ -125,20 +67,86 @@ class Names:
         ((note, found),) = fitting.items()
         return found, f"names fit with {note}"
 
-    def _find(self, name: str) -> str | None:
-        if not self._memory:
-            return name if name in self._disk else None
-        found = {*self._memory.get(name, ()), *([name] if name in self._disk else ())}
+    def find(self, name: str) -> Pieces | None:
+        return self._as_named(name) or self._one_expert(name) or self._cut_from_fused(name) or self._joined(name)
+
+    def _as_named(self, name: str) -> Pieces | None:
+        """By its name on the disk, or the one that it has in memory."""
+        if self._memory.keeps_names and name in self._disk:
+            return (Piece(name),)
+        pieces = self._memory.of(name)
+        joined = tuple(piece for piece in pieces if piece.part is not None)
+        found = {(piece,) for piece in pieces if piece.part is None} | ({joined} if joined else set())
+        if name in self._disk:
+            found.add((Piece(name),))
         if len(found) > 1:
-            raise MismatchError(
-                f"{shown(name)} can mean {', '.join(map(shown, sorted(found)))}; say which with --rename"
-            )
-        if converted := found & self._converted:
+            disks = sorted({piece.disk for candidate in found for piece in candidate})
+            raise MismatchError(f"{shown(name)} can mean {', '.join(map(shown, disks))}; say which with --rename")
+        result = next(iter(found), None)
+        if result and (converted := {piece.disk for piece in result} & self._memory.converted):
             raise UnsupportedError(
                 f"{shown(min(converted))} is not stored as the model has it in memory (transposed, permuted or "
                 "interleaved on loading); adapters on such a tensor are not supported yet"
             )
-        return next(iter(found), None)
+        return result
+
+    def _one_expert(self, name: str) -> Pieces | None:
+        """One expert of a fused tensor, as adapters from before transformers 5 name it."""
+        if (match := _EXPERT.fullmatch(name)) is None:
+            return None
+        prefix, expert, projection = match[1], int(match[2]), match[3]
+        fused, part, parts = _IN_FUSED[projection]
+        meant = [(f"{prefix}.{fused}", part, parts), (f"{prefix}.{projection}", 0, 1)]
+        for memory, piece in into_memory(self._rules, name):
+            if piece.part is not None:
+                meant.append((memory, piece.part, piece.parts))
+        for memory, part, parts in meant:
+            if not (pieces := self._as_named(memory)):
+                continue
+            if pieces[0].part is not None:
+                own = [piece for piece in pieces if (piece.expert, piece.part) == (expert, part)]
+                return tuple(Piece(piece.disk) for piece in own) or None
+            if parts > 1 and self.layout is None:
+                raise UnsupportedError(
+                    f"{shown(name)} is stored inside {shown(pieces[0].disk)}, and how gate and up lie in there is not "
+                    "known for this architecture"
+                )
+            interleaved = parts > 1 and self.layout is not None and not self.layout.concatenated
+            return (Piece(pieces[0].disk, cut=Cut(part, parts, expert, interleaved=interleaved)),)
+        return None
+
+    def _cut_from_fused(self, name: str) -> Pieces | None:
+        """A projection that is stored together with others."""
+        prefix, projection, kind = _split(name)
+        known = self._family in _FUSED_FAMILIES
+        for fused, parts in _FUSED.items():
+            if projection in parts and known and (disk := f"{prefix}{fused}.{kind}") in self._disk:
+                return (Piece(disk, cut=Cut(parts.index(projection), len(parts), grouped=fused == "qkv_proj")),)
+        for fused in (*_FUSED, *_OTHER_FUSED) if any(projection in parts for parts in _FUSED.values()) else ():
+            if (disk := f"{prefix}{fused}.{kind}") in self._disk:
+                raise UnsupportedError(
+                    f"{shown(name)} seems to be stored inside {shown(disk)}; in which order the parts lie in there is "
+                    "not known for this architecture"
+                )
+        return None
+
+    def _joined(self, name: str) -> Pieces | None:
+        """A fused projection whose parts are stored apart, also those of every expert."""
+        prefix, projection, kind = _split(name)
+        if projection in _FUSED:
+            parts = [f"{prefix}{part}.{kind}" for part in _FUSED[projection]]
+            if all(part in self._disk for part in parts):
+                return tuple(Piece(disk, part, len(parts)) for part, disk in enumerate(parts))
+        prefix, _, projection = name.rpartition(".")
+        own = _FUSED.get(projection, (projection,))
+        pieces = []
+        if prefix.endswith(".experts"):
+            for expert in itertools.count():
+                disks = [f"{prefix}.{expert}.{part}.weight" for part in own]
+                if not all(disk in self._disk for disk in disks):
+                    break
+                pieces += [Piece(disk, part, len(own), expert) for part, disk in enumerate(disks)]
+        return tuple(pieces) or None
 
     def _changes(self, missing: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
         """The changes of prefix that could be meant, each with what to say of it."""
@@ -153,6 +161,13 @@ class Names:
         """Whether models with a head keep the model without one under this name: "model", or after the family."""
         family = self._family.replace("-", "").replace("_", "")
         return part in _BASE_PREFIXES or (len(part) > 2 and family.startswith(part.replace("_", "")))
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """(all before, projection, "weight" or "bias")"""
+    prefix, _, kind = name.rpartition(".")
+    before, dot, projection = prefix.rpartition(".")
+    return before + dot, projection, kind
 
 
 def rename(adapter: Adapter, renames: Sequence[str]) -> Adapter:

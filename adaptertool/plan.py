@@ -69,7 +69,7 @@ def _adapter_edits(
                     module.scale,
                     weight,
                     transposed=bool(module.transposed),
-                    rows=module.rows,
+                    view=module.view,
                     on_base=mixed,
                 )
                 for module in modules
@@ -163,7 +163,7 @@ def _plan(
             header.path,
             header.data_start,
             header.size,
-            tuple(Step(ref, tuple(edits.get(name, ()))) for name, ref in header.tensors.items()),
+            tuple(Step(ref.spec, ref.offset, ref, tuple(edits.get(name, ()))) for name, ref in header.tensors.items()),
         )
         for header in base.headers
     )
@@ -201,28 +201,28 @@ def verbatim(step: Step, alpha: float) -> Ref | None:
     Without edits, and at α = 0, the base; at α = 1 a tensor that replaces it. That is what makes α = 0 and
     α = 1 of two checkpoints equal to them byte for byte, NaN and −0.0 included.
     """
+    source = None
     if alpha == 0 or step.base.spec.numel == 0 or all(edit.weight == 0 for edit in step.edits):
-        return step.base
-    if alpha == 1 and replaces(step):
-        tuned = step.edits[-1].factors[TUNED]
-        if tuned.spec.dtype == step.base.spec.dtype:
-            return tuned
-    return None
+        source = step.base
+    elif alpha == 1 and replaces(step):
+        source = step.edits[-1].factors[TUNED]
+    return source if source is not None and source.spec.dtype == step.spec.dtype else None
 
 
 def replaces(step: Step) -> bool:
     """Whether the last edit puts another tensor in the place of all that was before."""
     last = step.edits[-1] if step.edits else None
-    return last is not None and last.kind == FULL.name and last.weight == 1 and last.rows is None
+    return last is not None and last.kind == FULL.name and last.weight == 1 and last.view is None
 
 
 def matrix(step: Step) -> tuple[int, int]:
     """(rows, columns) of the tensor as it is cut into blocks; rows of one element where the edits allow it."""
     numel = step.base.spec.numel
-    if all(BY_NAME[edit.kind].elementwise and edit.rows is None for edit in step.edits):
+    if all(BY_NAME[edit.kind].elementwise and edit.view is None for edit in step.edits):
         return numel, 1
-    rows = step.base.spec.shape[0]
-    return rows, numel // rows if rows else 0
+    rows = max(step.base.spec.shape[0], 1)
+    width = next((edit.view.width for edit in step.edits if edit.view is not None), numel // rows)
+    return numel // width if width else 0, width
 
 
 def block_rows(columns: int) -> int:

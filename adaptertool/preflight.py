@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
-from adaptertool.blocks import read_tensor
 from adaptertool.errors import MismatchError, NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_exact
 from adaptertool.files.writer import COPY_CHUNK
 from adaptertool.plan import BLOCK_ELEMENTS
 from adaptertool.spec import Plan, Ref
+from adaptertool.tensors import read_tensor
 
 
 def require_finite_factors(plan: Plan, inputs: Inputs) -> None:
@@ -19,7 +19,7 @@ def require_finite_factors(plan: Plan, inputs: Inputs) -> None:
 
     A tuned checkpoint is as large as the base; its tensors are checked as they are read.
     """
-    for ref in _factors(plan):
+    for ref in {(ref.path, ref.offset, ref.spec): ref for ref in _factors(plan)}.values():
         for first in range(0, ref.spec.numel, BLOCK_ELEMENTS):
             part = read_tensor(inputs, ref, first, min(ref.spec.numel, first + BLOCK_ELEMENTS))
             if not torch.isfinite(part).all():

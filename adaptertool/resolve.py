@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
-from adaptertool.errors import MismatchError, UnsupportedError, shown
+from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.kinds import BY_NAME, FULL
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
 from adaptertool.names import Names
-from adaptertool.spec import Ref
+from adaptertool.place import Placer
+from adaptertool.spec import Ref, View
 from adaptertool.traits import Traits
 
 _SHOWN = 8  # unmatched modules that an error lists in full
@@ -31,34 +33,65 @@ def resolve(
     """
     wanted = [(module.target, module.kind == FULL.name and module.rows is None) for module in adapter.modules]
     targets, note = names.find_all(wanted)
-    found = list(zip(targets, adapter.modules, strict=True))
-    if unmatched := [module for target, module in found if target is None]:
+    if unmatched := [module for found, module in zip(targets, adapter.modules, strict=True) if found is None]:
         if traits.quantisation:
             raise UnsupportedError(
                 f"{base.path} is quantised ({traits.quantisation}).\n{_unmatched(base, adapter, unmatched)}"
             )
         raise MismatchError(_unmatched(base, adapter, unmatched))
+    found = [(module, pieces) for module, pieces in zip(adapter.modules, targets, strict=True) if pieces is not None]
+    placer = Placer(base.tensors, names.layout, adapter, found)
     resolved: dict[str, list[Module]] = {}
-    for target, module in found:
-        assert target is not None
-        ref = base.tensors[target]
-        traits.refuse_quantised(ref)
-        if module.rows is None:
-            traits.refuse_tied(ref)
-        else:
-            _check_rows(base, traits, ref, module)
-        if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
-            module = dataclasses.replace(module, transposed=True)
-        others = resolved.setdefault(target, [])
-        rows = any(other.rows is not None for other in (*others, module))
-        if others and (rows or any((other.kind == FULL.name) == (module.kind == FULL.name) for other in others)):
-            raise MismatchError(
-                f"{adapter.path}: {shown(others[0].name)} and {shown(module.name)} both change {shown(target)}"
-            )
-        others.append(module)
-    for modules in resolved.values():
-        modules.sort(key=lambda module: module.kind != FULL.name)  # a saved weight, then the delta on it
+    for wanted_module, pieces in found:
+        for target, placed in placer.place(wanted_module, pieces):
+            resolved.setdefault(target, []).append(_fitted(base, traits, adapter, base.tensors[target], placed))
+    for target, modules in resolved.items():
+        if len(modules) > 1:
+            _require_apart(adapter, target, modules)
+            modules.sort(key=lambda module: module.kind != FULL.name)  # a saved weight, then the delta on it
     return resolved, [f"{adapter.path}: {note}"] if note else []
+
+
+def _fitted(base: Checkpoint, traits: Traits, adapter: Adapter, ref: Ref, module: Module) -> Module:
+    """The module as it acts on that tensor. Raises where it does not fit, or must not be edited."""
+    traits.refuse_quantised(ref)
+    if module.rows is None:
+        traits.refuse_tied(ref)
+    else:
+        module = dataclasses.replace(module, view=_row_view(base, traits, ref, module))
+    if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
+        module = dataclasses.replace(module, transposed=True)
+    return module
+
+
+def _require_apart(adapter: Adapter, target: str, modules: Sequence[Module]) -> None:
+    """Refuse two changes of the same numbers, but for a saved weight and a delta on it."""
+    begun: list[tuple[float, Module]] = []
+    for module in sorted(modules, key=lambda module: _span(module.view)[0]):
+        first, last = _span(module.view)
+        begun = [(end, other) for end, other in begun if end > first]
+        for _, other in begun:
+            alike = (other.kind == FULL.name) == (module.kind == FULL.name)
+            if (alike or module.rows is not None or other.rows is not None) and _overlap(module.view, other.view):
+                raise MismatchError(
+                    f"{adapter.path}: {shown(other.name)} and {shown(module.name)} both change {shown(target)}"
+                )
+        begun.append((last, module))
+
+
+def _span(view: View | None) -> tuple[float, float]:
+    if view is None or isinstance(view.rows, tuple):
+        return 0, math.inf
+    return view.rows.start, view.rows.stop
+
+
+def _overlap(a: View | None, b: View | None) -> bool:
+    """Of views whose rows begin and end within each other."""
+    if a is None or b is None or isinstance(a.rows, tuple) or isinstance(b.rows, tuple):
+        return True
+    pairs = ((a.rows, b.rows), (a.columns, b.columns))
+    in_turn = any(x.step == y.step and (x.start - y.start) % x.step for x, y in pairs)
+    return not in_turn and a.columns.start < b.columns.stop and b.columns.start < a.columns.stop
 
 
 def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> bool:
@@ -66,7 +99,7 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
 
     Raises unless the factors fit the weight that way.
     """
-    shape, transposed = ref.spec.shape, bool(module.transposed)
+    shape, transposed = _stored_shape(ref, module), bool(module.transposed)
     fits = _misfits(ref, module, transposed=transposed) == {}
     if module.transposed is None and len(shape) == 2 and not BY_NAME[module.kind].elementwise:
         if fits and shape[0] == shape[1]:
@@ -78,8 +111,13 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
     return transposed
 
 
-def _check_rows(base: Checkpoint, traits: Traits, ref: Ref, module: Module) -> None:
+def _stored_shape(ref: Ref, module: Module) -> Shape:
+    return ref.spec.shape if module.view is None else module.view.shape
+
+
+def _row_view(base: Checkpoint, traits: Traits, ref: Ref, module: Module) -> View:
     """Rows of an embedding: they must be there. In a tied model that stores one end, they are right for both."""
+    assert module.rows is not None
     same = [other for other in base.tensors.values() if other.spec.shape == ref.spec.shape]
     if not (traits.surely_tied and len(same) == 1):
         traits.refuse_tied(ref)
@@ -89,14 +127,14 @@ def _check_rows(base: Checkpoint, traits: Traits, ref: Ref, module: Module) -> N
             f"{ref.path}: {shown(ref.spec.name)} has {size} rows, but {module.factors[TUNED].path} trains row "
             f"{max(module.rows)}; vocabularies that were resized are not supported yet"
         )
+    width = ref.spec.numel // max(size, 1)
+    return View(width, module.rows, range(width), (len(module.rows), *ref.spec.shape[1:]))
 
 
 def _misfits(ref: Ref, module: Module, *, transposed: bool) -> dict[str, Shape] | None:
     """Roles whose shape is wrong, with the right one; None where the kind cannot change such a weight at all."""
-    shapes = {role: factor.spec.shape for role, factor in module.factors.items()}
-    weight = ref.spec.shape[::-1] if transposed else ref.spec.shape
-    if module.rows is not None:
-        weight = (len(module.rows), *weight[1:])
+    shapes = {role: factor.shape for role, factor in module.factors.items()}
+    weight = _stored_shape(ref, module)[:: -1 if transposed else 1]
     expected = BY_NAME[module.kind].expected(weight, shapes)
     if expected is None:
         return None
@@ -109,9 +147,9 @@ def _fail(ref: Ref, module: Module, *, transposed: bool) -> NoReturn:
     if not misfits:
         raise UnsupportedError(f"{where}; {module.kind} on a weight of that shape is not supported yet")
     role, shape = next(iter(misfits.items()))
-    factor, wanted = module.factors[role], "×".join(map(str, shape)) or "scalar"
+    factor = module.factors[role]
     raise MismatchError(
-        f"{where}, so {shown(factor.spec.name)} must be {wanted}, but it is {factor.spec} in {factor.path}; "
+        f"{where}, so {shown(factor.spec.name)} must be {by(shape)}, but it is {factor.spec} in {factor.path}; "
         "is this adapter for another model?"
     )
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptertool.errors import by
+
 # Bits per element, every dtype that the safetensors format (0.8) defines.
 DTYPE_BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
@@ -40,16 +42,41 @@ class TensorSpec:
         return math.prod(self.shape)
 
     def __str__(self) -> str:
-        return f"{self.dtype} {'×'.join(map(str, self.shape)) or 'scalar'}"
+        return f"{self.dtype} {by(self.shape)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A tensor in a file: `nbytes` bytes from `offset` (counted from the start of the file)."""
+    """A tensor in a file: `nbytes` bytes from `offset` (counted from the start of the file), or columns of it."""
 
     path: Path
     offset: int
     spec: TensorSpec
+    columns: range | None = None  # of a matrix; None: all
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape if self.columns is None else (self.spec.shape[0], len(self.columns))
+
+    def rows(self, first: int, last: int) -> Ref:
+        """Rows first..last (of the first dimension) as a tensor of their own."""
+        size = self.spec.nbytes // max(self.spec.shape[0], 1)
+        shape = (last - first, *self.spec.shape[1:])
+        spec = TensorSpec(self.spec.name, self.spec.dtype, shape, (last - first) * size)
+        return Ref(self.path, self.offset + first * size, spec, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A part of a stored tensor: some rows and columns of it as a matrix whose rows have `width` elements.
+
+    A 2D tensor (rows, width), experts (E, d1, d2) as (E·d1, d2), a convolution (out, in, k) as (out, in·k).
+    """
+
+    width: int
+    rows: range | tuple[int, ...]  # a tuple: in the order of the factors' rows
+    columns: range
+    shape: tuple[int, ...]  # of the part, as it is stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +90,29 @@ class Edit:
     scale: float
     weight: float
     transposed: bool = False  # the tensor is stored (in, out)
-    rows: tuple[int, ...] | None = None  # it acts on these rows only, in the order of the factors' rows
+    view: View | None = None  # the part of the tensor that it acts on; None: all of it
     on_base: bool = False  # norms are those of the base weight, as where several adapters act together (mixed)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One output tensor: the base tensor and the edits made to it, in order. No edits: copied as bytes."""
+    """One output tensor: what it is made from, and the edits made to that, in order. No edits: copied as bytes."""
 
+    spec: TensorSpec
+    offset: int  # in the output file
     base: Ref
     edits: tuple[Edit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One output file. It has the header bytes of the base shard, so every tensor keeps its offset."""
+    """One output file. As a rule it has the header bytes of the base shard, so every tensor keeps its offset."""
 
     source: Path
     data_start: int
     size: int
     steps: tuple[Step, ...]
+    header: bytes | None = None  # of its own, where tensors were added or have other shapes
 
     @property
     def name(self) -> str:
@@ -97,6 +127,7 @@ class Asset:
     stamp: Stamp
     name: str  # path inside the checkpoint, with /
     size: int
+    content: bytes | None = None  # instead of the file's own, where it had to follow a change
 
 
 @dataclass(frozen=True, slots=True)

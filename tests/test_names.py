@@ -14,8 +14,9 @@ from transformers.conversion_mapping import _build_checkpoint_conversion_mapping
 from transformers.core_model_loading import GroupWeightRename, Inkling2IndexOffsetWeightRename, WeightConverter
 
 import adaptertool
+from adaptertool.conversion import Piece, Rule
 from adaptertool.errors import MismatchError, UnsupportedError, UsageError
-from adaptertool.names import Names, Rule
+from adaptertool.names import Names
 
 TABLE = json.loads((ROOT / "adaptertool" / "names.json").read_text())
 MARKS = [[rule for rule in rules if rule["target"] is None] for rules in TABLE["lists"]]
@@ -67,7 +68,9 @@ def names(*on_disk: str, architecture: str = "", family: str = "") -> Names:
 
 
 def find(table: Names, *wanted: str) -> list[str | None]:
-    return table.find_all([(name, False) for name in wanted])[0]
+    found = table.find_all([(name, False) for name in wanted])[0]
+    assert all(pieces is None or pieces == (Piece(pieces[0].disk),) for pieces in found)
+    return [None if pieces is None else pieces[0].disk for pieces in found]
 
 
 def test_names_of_both_ages() -> None:
@@ -82,11 +85,13 @@ def test_names_of_both_ages() -> None:
 def test_with_and_without_the_prefix_of_the_head() -> None:
     """One change for all layers, and it is said."""
     bare, whole = "encoder.layer.0.q.weight", "bert.encoder.layer.0.q.weight"
-    assert names(bare, family="bert").find_all([(whole, False)]) == ([bare], "names fit with the prefix bert stripped")
-    assert names(whole, family="bert").find_all([(bare, False)]) == ([whole], "names fit with the prefix bert added")
+    for disk, wanted, how in ((bare, whole, "stripped"), (whole, bare, "added")):
+        found = names(disk, family="bert").find_all([(wanted, False)])
+        assert found == ([(Piece(disk),)], f"names fit with the prefix bert {how}")
     assert find(names(whole), "roberta.encoder.layer.0.q.weight") == [None]
     table = names(whole, "bert.encoder.layer.1.q.weight", "classifier.weight", family="bert")
-    assert table.find_all([(bare, False), ("classifier.weight", True)])[0] == [whole, "classifier.weight"]
+    found = table.find_all([(bare, False), ("classifier.weight", True)])[0]
+    assert found == [(Piece(whole),), (Piece("classifier.weight"),)]
     assert find(table, bare, "encoder.layer.7.q.weight") == [None, None]
     assert find(table, whole, "encoder.layer.1.q.weight") == [whole, None]  # no mixture of with and without
 
@@ -190,4 +195,4 @@ def test_architectures_that_the_table_cannot_hold_are_refused() -> None:
 
 def test_the_readme_says_how_many() -> None:
     held = sum(number >= 0 for number in TABLE["architectures"].values())
-    assert f"renamings of {held} architectures" in (ROOT / "README.md").read_text()
+    assert f"renamings and fusions of {held} architectures" in (ROOT / "README.md").read_text()

@@ -1,16 +1,20 @@
-"""Write adaptertool/names.json: how each architecture of transformers renames tensors between disk and memory.
+"""Write adaptertool/names.json: how each architecture of transformers has in memory what is on the disk.
 
     HF_HUB_OFFLINE=1 python tools/derive_names.py
 
 Every model class is built on the meta device from its default config, and asked for its conversions. Renamings are
-kept as rules. Conversions that cut or join tensors (fused experts, ...) make other names and are left out; those that
-change the numbers in place (transposed, permuted, ...) are kept as marks: such a tensor must not be edited by its name.
-An architecture that the table cannot hold is marked as a whole (-1). Takes some minutes.
+kept as rules, and so are conversions that join tensors (experts, one by one on the disk) or cut them (fused
+projections) without changing a number; what changes the numbers (permuted, interleaved, ...) is kept as a mark: such
+a tensor must not be edited by its name. An architecture that the table cannot hold is marked as a whole (-1).
+
+Also asked: how fused experts lie in memory, and which tensors are tied where the config says so. Takes some minutes.
 """
 
+import inspect
 import json
 import logging
 import signal
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,8 @@ from transformers.models.auto import modeling_auto
 OUTPUT = Path(__file__).parent.parent / "adaptertool" / "names.json"
 SECONDS_PER_CLASS = 30
 STATEFUL = (GroupWeightRename, Inkling2IndexOffsetWeightRename)  # depend on other names, or count: not in the table
-CUT_OR_JOIN = {"MergeModulelist", "SplitModulelist", "Concatenate", "Chunk", "Split"}
+EXPERTS_WITHOUT_MARK = {"Llama4TextExperts": [False, True]}  # read off the class; the others say it themselves
+MOST_TIES = 8
 
 
 def class_names() -> set[str]:
@@ -36,26 +41,72 @@ def class_names() -> set[str]:
     return names
 
 
-def rules_of(name: str) -> list[dict[str, Any]] | None:
-    """The rules of one class in order; None where it has some that the table cannot hold."""
+def build(name: str) -> Any:
+    """The model on the meta device, from a default config that ties whatever can be tied."""
     model_class = getattr(transformers, name)
+    config = model_class.config_class()
+    parts = [config]
+    for part in parts:  # grows while it is walked
+        parts += [value for value in vars(part).values() if isinstance(value, transformers.PreTrainedConfig)]
+        if hasattr(part, "tie_word_embeddings"):
+            part.tie_word_embeddings = True
     with torch.device("meta"):
-        model = model_class(model_class.config_class())
+        return model_class(config)
+
+
+def rules_of(model: Any) -> list[dict[str, Any]] | None:
+    """The rules of one class in order; None where it has some that the table cannot hold."""
     transforms = get_model_conversion_mapping(model, add_legacy=False)
     if any(isinstance(transform, STATEFUL) for transform in transforms):
         return None
     rules = []
     for transform in transforms:
-        target = transform.target_patterns[0]
+        rule = {"regex": transform.compiled_sources.pattern, "target": transform.target_patterns[0]}
         if isinstance(transform, WeightConverter):
-            if {type(operation).__name__ for operation in transform.operations} <= CUT_OR_JOIN:
-                continue
-            target = None  # the mark
-        rule = {"regex": transform.compiled_sources.pattern, "target": target}
+            rule |= conversion(transform)
         if transform.scope_prefix is not None:
             rule |= {"scope": transform.scope_prefix, "base": transform.base_model_prefix}
         rules.append(rule)
     return rules
+
+
+def conversion(transform: WeightConverter) -> dict[str, Any]:
+    """What a rule that cuts or joins has beyond a renaming; no target where it changes numbers (the mark)."""
+    steps = [
+        (type(operation).__name__, *(value for value in vars(operation).values() if value is not None))
+        for operation in transform.operations
+    ]
+    sources, targets = transform.source_patterns, transform.target_patterns
+    if len(targets) == 1 and all(source.count("*") == 1 for source in sources):
+        if steps in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]):
+            return {"join": "experts"}
+    elif len(targets) == 1 and steps == [("Concatenate", 0)]:
+        return {"join": "rows"}
+    elif len(sources) == 1 and len(targets) > 1 and steps == [("Chunk", 0)]:
+        return {"cut": targets}
+    elif len(targets) == 1 and steps == [("Transpose", 1, 2, True)]:
+        return {"turned": True}  # transposed where the shapes say so
+    return {"target": None}
+
+
+def experts_of(model: Any) -> list[bool] | None:
+    """Whether fused experts are transposed (in, out), and whether gate and up are one after the other."""
+    found = []
+    for module in model.modules():
+        if any(parameter.ndim == 3 for parameter in module.parameters(recurse=False)):
+            if hasattr(module, "is_concatenated"):
+                found.append([module.is_transposed, module.is_concatenated])
+            elif type(module).__name__ in EXPERTS_WITHOUT_MARK:
+                found.append(EXPERTS_WITHOUT_MARK[type(module).__name__])
+    return found[0] if found and all(other == found[0] for other in found) else None
+
+
+def ties_of(model: Any) -> dict[str, str] | None:
+    """Tied name -> the name that it is tied to; None where untying would change more than that."""
+    if "config.tie_word_embeddings" in inspect.getsource(sys.modules[type(model).__module__]):
+        return None
+    ties: dict[str, str] = model.get_expanded_tied_weights_keys(all_submodels=True)
+    return ties if len(ties) <= MOST_TIES else None
 
 
 def may_have_rules(name: str) -> bool:
@@ -77,10 +128,19 @@ def main() -> None:
     signal.signal(signal.SIGALRM, timed_out)
     lists: list[str] = []
     architectures: dict[str, int] = {}
+    experts: dict[str, list[bool]] = {}
+    ties: dict[str, dict[str, str]] = {}
     for name in sorted(class_names()):
+        rules: list[dict[str, Any]] | None
         try:
             signal.alarm(SECONDS_PER_CLASS)
-            rules = rules_of(name)
+            model = build(name)
+            rules, layout, tied = rules_of(model), experts_of(model), ties_of(model)
+            del model
+            if layout:
+                experts[name] = layout
+            if tied is not None:
+                ties[name] = tied
         except Exception as error:  # no torch class, an optional package, a config without defaults, ...
             rules = None if may_have_rules(name) else []
             if rules is None:
@@ -97,9 +157,12 @@ def main() -> None:
     rows = ",\n".join(lists)
     OUTPUT.write_text(
         f'{{"transformers": "{transformers.__version__}",\n"architectures": {json.dumps(architectures)},\n'
-        f'"lists": [\n{rows}\n]}}\n'
+        f'"experts": {json.dumps(experts)},\n"ties": {json.dumps(ties)},\n"lists": [\n{rows}\n]}}\n'
     )
-    print(f"{len(architectures)} architectures, {len(lists)} lists of rules")
+    print(
+        f"{len(architectures)} architectures, {len(lists)} lists of rules, {len(experts)} with experts, "
+        f"{len(ties)} whose ties are known"
+    )
 
 
 if __name__ == "__main__":

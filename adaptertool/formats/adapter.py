@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptertool.spec import Ref, Stamp
+from adaptertool.spec import Ref, Stamp, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,9 @@ class Module:
     kind: str
     factors: Mapping[str, Ref]  # by role
     scale: float
+    rank: int = 0  # of a low-rank change
     rows: tuple[int, ...] | None = None  # it acts on these rows of the tensor only
+    view: View | None = None  # the part of the base tensor that it acts on, once that is found
     transposed: bool | None = None  # stored (in, out); None: to be decided by shapes and model family
 
 
@@ -27,4 +29,7 @@ class Adapter:
     path: Path
     files: Mapping[Path, Stamp]
     modules: tuple[Module, ...]
+    experts_on_first: bool | None = (
+        None  # lora_A of square fused experts belongs to their first dimension, not the last
+    )
     claims_transposed: bool = False  # the config says so; where shapes or the model family tell, they count

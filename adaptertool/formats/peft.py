@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
@@ -37,6 +38,9 @@ _FACTORS = {
     ".lora_magnitude_vector.weight": MAGNITUDE,  # PEFT before 0.12
     ".lora_B.bias": BIAS,
 }
+
+# Up to this version lora_A of fused experts belonged to their first dimension, unless the module said otherwise.
+_LAST_ON_FIRST = (0, 19, 0)
 
 # Parts of a key that name something with a meaning of its own; never to be taken for a plain tensor name.
 _REFUSED_PARTS = {
@@ -70,10 +74,11 @@ def read_adapter(path: Path) -> Adapter:
         _file(header.path, key.removeprefix(_PREFIX), ref, factors, saved)
         if ".lora_embedding_" in key:
             embeddings.add(key.removeprefix(_PREFIX).rpartition(".")[0])
+    wrapped = _parameters(config, header.path, factors)
     modules = [
         module
         for name, roles in factors.items()
-        for module in _lora_modules(config, header.path, name, roles, embedding=name in embeddings)
+        for module in _lora_modules(config, header.path, name, roles, embedding=name in embeddings, wrapped=wrapped)
     ]
     modules += [
         _token_rows(config, header.path, name, ref)
@@ -87,7 +92,8 @@ def read_adapter(path: Path) -> Adapter:
     if not modules:
         raise InputError(f"{header.path} holds no tensors")
     files = {path / CONFIG: stamp, header.path: header.stamp}
-    return Adapter(path, files, tuple(modules), claims_transposed=config.fan_in_fan_out)
+    on_first = None if config.version is None else config.version <= _LAST_ON_FIRST
+    return Adapter(path, files, tuple(modules), on_first, claims_transposed=config.fan_in_fan_out)
 
 
 def _check_present(path: Path) -> None:
@@ -128,6 +134,21 @@ def _file(file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], sa
     saved[name] = ref
 
 
+def _on_parameter(config: LoraConfig, file: Path, parameter: _Parameter, roles: Mapping[str, Ref]) -> Module:
+    """The low-rank change of a parameter; of fused experts one for each, in factors of E·r rows and columns."""
+    target = f"{parameter.module}.{parameter.name}"
+    rank = config.rank_of(target)
+    if roles.keys() != LORA.needs:
+        raise InputError(f"{file}: {shown(target)} has {', '.join(sorted(roles))}, not {A} and {B}")
+    shapes = [roles[role].spec.shape for role in (A, B)]
+    if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1] or shapes[0][0] % rank:
+        raise MismatchError(
+            f"{file}: the factors of {shown(target)} are {roles[A].spec} and {roles[B].spec}, but {config.path.name} "
+            f"gives it rank {rank} (r and rank_pattern); the scale alpha/r would be ambiguous"
+        )
+    return Module(parameter.module, target, LORA.name, roles, config.scale_of(target), rank)
+
+
 def _token_rows(config: LoraConfig, file: Path, key: str, ref: Ref) -> Module:
     name = key.removesuffix(_TOKENS)
     rows = config.tokens_of(name)
@@ -136,10 +157,53 @@ def _token_rows(config: LoraConfig, file: Path, key: str, ref: Ref) -> Module:
     return Module(name, f"{name}.weight", FULL.name, {TUNED: ref}, 1.0, rows=rows)
 
 
+@dataclass(frozen=True, slots=True)
+class _Parameter:
+    """A parameter that is targeted as such: PEFT wraps its module, once for each."""
+
+    module: str
+    name: str
+
+
+def _parameters(config: LoraConfig, file: Path, names: Iterable[str]) -> dict[str, _Parameter]:
+    """Which parameter the factors below a name belong to. Of several the first is the innermost, and has the most
+    base_layer in its name."""
+    wrappers: dict[str, list[str]] = {}
+    for name in names:
+        wrappers.setdefault(re.sub(r"(\.base_layer)+$", "", name), []).append(name)
+    found: dict[str, _Parameter] = {}
+    for module, nested in wrappers.items():
+        parameters = config.parameters_of(module)
+        if not parameters:
+            continue
+        nested.sort(key=len, reverse=True)
+        if nested[-1] != module or len(nested) != len(parameters):
+            raise InputError(
+                f"{file} holds factors for {len(nested)} parameters of {shown(module)}, but target_parameters in "
+                f"{config.path.name} names {len(parameters)}"
+            )
+        found |= {name: _Parameter(module, parameter) for name, parameter in zip(nested, parameters, strict=True)}
+    if config.parameters and not found:
+        raise InputError(
+            f"{config.path}: target_parameters names {', '.join(map(shown, config.parameters[:3]))}, but {file.name} "
+            "holds factors for none of them; were they lost on saving? If they never were, empty the field"
+        )
+    return found
+
+
 def _lora_modules(
-    config: LoraConfig, file: Path, name: str, roles: Mapping[str, Ref], *, embedding: bool
+    config: LoraConfig,
+    file: Path,
+    name: str,
+    roles: Mapping[str, Ref],
+    *,
+    embedding: bool,
+    wrapped: Mapping[str, _Parameter],
 ) -> Iterator[Module]:
     """The low-rank change of a module's weight, and with `lora_bias` that of its bias."""
+    if name in wrapped:
+        yield _on_parameter(config, file, wrapped[name], roles)
+        return
     kind = DORA if config.dora else LORA
     expected = kind.needs | ({BIAS} if config.bias else set())
     if roles.keys() != expected:
@@ -157,6 +221,6 @@ def _lora_modules(
         )
     scale = config.scale_of(name)
     # An embedding looks up rows of (vocabulary, d): the transpose of the layer that its factors describe.
-    yield Module(name, f"{name}.weight", kind.name, weight, scale, transposed=True if embedding else None)
+    yield Module(name, f"{name}.weight", kind.name, weight, scale, rank, transposed=True if embedding else None)
     if config.bias:
         yield Module(name, f"{name}.bias", OFFSET.name, {BIAS: roles[BIAS]}, scale)

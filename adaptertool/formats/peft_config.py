@@ -28,13 +28,15 @@ _HANDLED = frozenset(
         "lora_bias",
         "fan_in_fan_out",
         "trainable_token_indices",
+        "target_parameters",
+        "peft_version",
     }
 )
 
 # Known not to change what the stored factors mean: they steer training, or say again what the keys say.
 _HARMLESS = frozenset(
     {
-        "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+        "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
         "target_modules", "exclude_modules", "lora_dropout", "modules_to_save", "layers_to_transform",
         "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config",
         # settings of an initialiser; init_lora_weights says which one was used
@@ -44,7 +46,6 @@ _HARMLESS = frozenset(
 
 # Understood, and not handled (yet): refused where set.
 _REFUSED = {
-    "target_parameters": "adapters on expert parameters are not supported yet",
     "ensure_weight_tying": "adapters on tied embeddings are not supported yet",
     "layer_replication": "the model was built from replicated layers; a merge onto the original is wrong",
     "alora_invocation_tokens": "aLoRA acts only after its invocation tokens; it cannot be merged",
@@ -56,6 +57,9 @@ _REFUSED = {
     "monteclora_config": "MonteCLoRA is not supported yet",
     "megatron_config": "Megatron's parallel layers are not supported",
 }
+
+# PEFT wraps the parameters of one module in the order in which it holds them; this is transformers' own.
+_PARAMETER_ORDER = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
 
 # A pattern is a regex from a file that anyone may have written; Python's has no limit of time.
 MAX_REPEATS = 4
@@ -76,6 +80,8 @@ class LoraConfig:
     bias: bool  # lora_bias: the second factor has a bias
     fan_in_fan_out: bool
     tokens: Mapping[str, tuple[int, ...]]  # trainable_token_indices: module, or "" for the only one -> rows
+    parameters: tuple[str, ...]  # target_parameters: parameters of modules that are no layers, fused experts above all
+    version: tuple[int, ...] | None  # of PEFT
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
 
@@ -88,6 +94,17 @@ class LoraConfig:
             if not name or module == name or module.endswith(f".{name}"):
                 return rows
         return None
+
+    def parameters_of(self, module: str) -> list[str]:
+        """The parameters of `module` that were targeted, in the order in which transformers' modules hold them."""
+        split = [parameter.rpartition(".") for parameter in self.parameters]
+        names = {name for path, _, name in split if module == path or module.endswith(f".{path}")}
+        if len(names) > 1 and not names <= set(_PARAMETER_ORDER):
+            raise UnsupportedError(
+                f"{self.path}: target_parameters names {', '.join(map(shown, sorted(names)))} of {shown(module)}; "
+                "which of their factors are whose is not known"
+            )
+        return sorted(names, key=lambda name: _PARAMETER_ORDER.index(name) if len(names) > 1 else 0)
 
     def scale_of(self, module: str) -> float:
         alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
@@ -137,6 +154,8 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
         dora=_flag(path, fields, "use_dora"),
         bias=_flag(path, fields, "lora_bias"),
         fan_in_fan_out=_flag(path, fields, "fan_in_fan_out"),
+        parameters=_names(path, "target_parameters", fields.get("target_parameters")),
+        version=_version(fields.get("peft_version")),
         tokens=_tokens(path, fields.get("trainable_token_indices")),
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
@@ -168,6 +187,17 @@ def _tokens(path: Path, value: Any) -> Mapping[str, tuple[int, ...]]:
         if not good or len(set(rows)) != len(rows):
             raise InputError(f"{path}: trainable_token_indices must list row numbers, each once: {shown(value)[:80]}")
     return {name: tuple(rows) for name, rows in by_module.items()}
+
+
+def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value or [], list) or not all(isinstance(name, str) for name in value or []):
+        raise InputError(f"{path}: {key} must be a list of names, not {shown(value)[:80]}")
+    return tuple(value or ())
+
+
+def _version(value: object) -> tuple[int, ...] | None:
+    numbers = re.match(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?", value) if isinstance(value, str) else None
+    return None if numbers is None else tuple(int(number or 0) for number in numbers.groups())
 
 
 def _flag(path: Path, fields: Mapping[str, Any], key: str) -> bool:

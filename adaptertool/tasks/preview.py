@@ -24,7 +24,7 @@ def preview(plan: Plan, out: PathLike, *, force: bool = False, threads: int | No
 
 
 def _tensor(shard: str, step: Step) -> TensorPlan:
-    spec = step.base.spec
+    spec = step.spec
     return TensorPlan(
         name=spec.name,
         shard=shard,
@@ -39,7 +39,7 @@ def _tensor(shard: str, step: Step) -> TensorPlan:
                 module=edit.module,
                 scale=edit.scale,
                 weight=edit.weight,
-                rows=None if edit.rows is None else len(edit.rows),
+                rows=None if edit.view is None else len(edit.view.rows),
                 transposed=edit.transposed,
             )
             for edit in step.edits

@@ -1,0 +1,186 @@
+"""Where a module's change acts: on a whole tensor, a part of one, or several tensors that were one in memory.
+
+A change of a weight (out, in) is cut by output rows where the weight is joined from several tensors or is a part of
+one. Fused experts are a stack of weights (experts.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from adaptertool.conversion import Cut, ExpertLayout, Piece, Pieces
+from adaptertool.errors import MismatchError, UnsupportedError, by, shown
+from adaptertool.experts import Stack, in_expert, is_on_first, of_expert, require_stack
+from adaptertool.formats.adapter import Adapter, Module
+from adaptertool.kinds import BY_NAME, FULL, LORA, OFFSET
+from adaptertool.kinds.lora import A
+from adaptertool.spec import Ref, TensorSpec, View
+
+Found = Sequence[tuple[Module, Pieces]]
+
+
+class Placer:
+    """Places the modules of one adapter. Raises MismatchError where shapes do not add up."""
+
+    def __init__(self, tensors: Mapping[str, Ref], layout: ExpertLayout | None, adapter: Adapter, found: Found) -> None:
+        self._tensors, self._layout, self._adapter = tensors, layout, adapter
+        # PEFT decides for all parameters of a module alike, so one that is not square tells for one that is.
+        self._decided: dict[str, bool] = {}
+        for module, pieces in found:
+            if self._is_fused(module, pieces):
+                first = is_on_first(module, self._stack(pieces))
+                if first is not None:
+                    self._decided[module.name] = first
+
+    def place(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
+        """(tensor on the disk, the module as it acts on that tensor)"""
+        piece = pieces[0]
+        if self._is_fused(module, pieces):
+            yield from self._on_experts(module, pieces)
+        elif piece.part is not None:
+            yield from self._on_joined(module, pieces)
+        elif piece.cut is not None:
+            spec = self._tensors[piece.disk].spec
+            if piece.cut.expert is None:
+                yield piece.disk, _in_rows(module, piece.cut, spec)
+            else:
+                yield piece.disk, in_expert(module, piece.cut, spec, self._layout)
+        else:
+            yield piece.disk, module
+
+    def _is_fused(self, module: Module, pieces: Pieces) -> bool:
+        """Whether its factors are those of all experts of a fused tensor."""
+        if module.kind != LORA.name or pieces[0].cut is not None or len(module.factors[A].shape) != 2:
+            return False
+        return pieces[0].expert is not None or len(self._tensors[pieces[0].disk].spec.shape) == 3
+
+    def _stack(self, pieces: Pieces) -> Stack:
+        first = self._tensors[pieces[0].disk].spec.shape
+        if pieces[0].expert is None:
+            return first[0], first[1], first[2]
+        experts, sizes = self._joined(pieces)
+        return experts, sum(sizes), first[1] if len(first) > 1 else 1
+
+    def _joined(self, pieces: Pieces) -> tuple[int, list[int]]:
+        """(experts or 1, rows of each part). Raises unless all are there and alike."""
+        parts = pieces[0].parts
+        at = {(piece.expert or 0, piece.part or 0): self._tensors[piece.disk].spec.shape for piece in pieces}
+        experts = max(expert for expert, _ in at) + 1
+        sizes = [at[0, part][0] if at.get((0, part)) else 0 for part in range(parts)]
+        for expert in range(experts):
+            for part in range(parts):
+                shape = at.get((expert, part))
+                if shape is None or shape != at.get((0, part)) or shape[1:] != at[0, 0][1:]:
+                    raise MismatchError(
+                        f"{pieces[0].disk} and its like make one tensor in memory, but they are not all there, or not "
+                        f"of one shape: see part {part} of expert {expert}"
+                    )
+        return experts, sizes
+
+    def _on_experts(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
+        stack = self._stack(pieces)
+        require_stack(module, stack)
+        on_first = self._is_on_first(module, stack)
+        if pieces[0].expert is None:
+            experts, rows, columns = stack
+            for expert in range(experts):
+                own = of_expert(module, stack, expert, range(rows), on_first=on_first)
+                view = View(columns, range(expert * rows, (expert + 1) * rows), range(columns), (rows, columns))
+                yield pieces[0].disk, dataclasses.replace(module, factors=own, view=view, transposed=on_first)
+            return
+        for piece, inside in self._offsets(pieces):
+            own = of_expert(module, stack, piece.expert or 0, inside, on_first=on_first)
+            yield piece.disk, dataclasses.replace(module, factors=own, transposed=on_first)
+
+    def _is_on_first(self, module: Module, stack: Stack) -> bool:
+        """Whether lora_A belongs to the first of the two dimensions of an expert: that has changed with PEFT's
+        versions."""
+        first = is_on_first(module, stack)
+        if first is None:
+            first = self._decided.get(module.name)
+        if first is None and self._layout is not None and self._layout.transposed is False:
+            first = self._adapter.experts_on_first
+        if first is None:
+            raise UnsupportedError(
+                f"{shown(module.target)}: its experts are square ({by(stack[1:])}), and neither the other parameters "
+                f"of the module nor peft_version in the config of {self._adapter.path} tell to which side lora_A "
+                "belongs"
+            )
+        return first
+
+    def _offsets(self, pieces: Pieces) -> Iterator[tuple[Piece, range]]:
+        """Each piece with its rows within its expert."""
+        _, sizes = self._joined(pieces)
+        for piece in pieces:
+            start = sum(sizes[: piece.part])
+            yield piece, range(start, start + sizes[piece.part or 0])
+
+    def _on_joined(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
+        """A change of a weight whose output rows are stored in several tensors."""
+        experts, sizes = self._joined(pieces)
+        kind, total = BY_NAME[module.kind], sum(sizes)
+        stacked = pieces[0].expert is not None
+        shape = self._tensors[pieces[0].disk].spec.shape
+        wanted = (*([experts] if stacked else []), total, *shape[1:])
+        shapes = {role: ref.shape for role, ref in module.factors.items()}
+        expected = kind.expected(wanted, shapes)
+        if (stacked and module.kind != FULL.name) or expected is None or (len(shape) > 2 and module.kind != FULL.name):
+            raise UnsupportedError(
+                f"{shown(module.target)} is stored in several tensors; {module.kind} on it is not supported yet"
+            )
+        _require(module, expected, f"{shown(module.target)} is stored in {len(pieces)} tensors, {wanted} in all")
+        for piece, inside in self._offsets(pieces):
+            begin = (piece.expert or 0) * total
+            cut = {
+                role: (_stacked(ref) if stacked else ref).rows(begin + inside.start, begin + inside.stop)
+                if role in kind.by_row
+                else ref
+                for role, ref in module.factors.items()
+            }
+            yield piece.disk, dataclasses.replace(module, factors=cut, transposed=False)
+
+
+def _in_rows(module: Module, cut: Cut, spec: TensorSpec) -> Module:
+    """A change of one of several projections that are stored one after the other."""
+    kind = BY_NAME[module.kind]
+    total = spec.shape[0] if spec.shape else 0
+    own = next((ref.shape[0] for role, ref in module.factors.items() if role in kind.by_row and ref.shape), 0)
+    if cut.grouped:  # k and v are of one size, and q is a multiple of it
+        query = own if cut.index == 0 else total - 2 * own
+        other = (total - query) // 2
+        fits = own > 0 and other > 0 and query + 2 * other == total and query >= other and query % other == 0
+        rows = (
+            range(0, own) if cut.index == 0 else range(total - (3 - cut.index) * other, total - (2 - cut.index) * other)
+        )
+    else:
+        fits = total % cut.count == 0 and own == total // cut.count
+        rows = cut.of(total)
+    width = spec.numel // total if total else 0
+    view = View(width, rows, range(width), (len(rows), *spec.shape[1:]))
+    expected = kind.expected(view.shape, {role: ref.shape for role, ref in module.factors.items()})
+    if len(spec.shape) > 2 and module.kind not in (FULL.name, OFFSET.name):
+        expected = None
+    if expected is None:
+        raise UnsupportedError(f"{shown(spec.name)} is {spec}; {module.kind} on a part of it is not supported yet")
+    where = f"{shown(module.target)} is part {cut.index + 1} of {cut.count} of {shown(spec.name)}, {spec}"
+    if not fits:
+        raise MismatchError(f"{where}, but its factors are for {own} rows; is this adapter for another model?")
+    _require(module, expected, where)
+    return dataclasses.replace(module, view=view, transposed=False)
+
+
+def _stacked(ref: Ref) -> Ref:
+    """(E, rows, ...) as (E·rows, ...)"""
+    shape = ref.spec.shape
+    return dataclasses.replace(ref, spec=dataclasses.replace(ref.spec, shape=(math.prod(shape[:2]), *shape[2:])))
+
+
+def _require(module: Module, expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    for role, ref in module.factors.items():
+        if ref.shape != expected[role]:
+            raise MismatchError(
+                f"{where}, so {shown(ref.spec.name)} must be {by(expected[role])}, but it is {ref.spec} in "
+                f"{ref.path}; is this adapter for another model?"
+            )

@@ -1,0 +1,442 @@
+"""Fused experts and projections: adapters of PEFT's on tiny models, and each way of storing them against the others."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PREFIX, Tensors, load, lora_factors, same_bits, write_adapter, write_checkpoint
+from oracle import half_ulp_excess
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from test_architectures import MOE, TEXT, build
+
+import adaptertool
+from adaptertool.errors import AdapterToolError, InputError, MismatchError, UnsupportedError
+
+FUSED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+FED = ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
+MODELS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "MixtralForCausalLM": (MOE, FUSED),
+    "Qwen2MoeForCausalLM": (MOE | {"shared_expert_intermediate_size": 24}, FUSED),
+    "Qwen3MoeForCausalLM": (MOE, FUSED),
+    "OlmoeForCausalLM": (MOE, FUSED),
+    "PhimoeForCausalLM": (MOE, FUSED[1:]),
+    "DeepseekV3ForCausalLM": (
+        MOE | {"num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "n_group": 1,
+               "qk_nope_head_dim": 4, "v_head_dim": 8, "topk_group": 1, "first_k_dense_replace": 0,
+               "n_shared_experts": 1, "n_routed_experts": 4},
+        FUSED,
+    ),
+    "Glm4MoeForCausalLM": (
+        MOE | {"first_k_dense_replace": 0, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "n_routed_experts": 4},
+        FUSED,
+    ),
+    "Ernie4_5_MoeForCausalLM": (
+        MOE | {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 0, "moe_num_shared_experts": 1}, FUSED,
+    ),
+    "MiniMaxM2ForCausalLM": (MOE, FUSED),
+    "JambaForCausalLM": (MOE, FED[:1]),
+    "GraniteMoeForCausalLM": (MOE, ["experts.gate_up_proj", "experts.down_proj"]),
+    "GptOssForCausalLM": (MOE | {"intermediate_size": 32}, FUSED),  # transposed, and down_proj is square
+    "Llama4ForCausalLM": (MOE | {"intermediate_size_mlp": 48, "interleave_moe_layer_step": 1}, FED),
+}  # fmt: skip
+
+
+def train(model: Any, folder: Path, **options: Any) -> Path:
+    """An adapter of PEFT's with random factors."""
+    tuned = get_peft_model(copy.deepcopy(model).float(), LoraConfig(**{"r": 2, "target_modules": []} | options))
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) / 8)
+    tuned.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def compare(model: Any, base: Path, adapter: Path, out: Path, dtype: torch.dtype) -> int:
+    """Every parameter of the merged model against PEFT's float64 merge; how many were changed."""
+    loaded = type(model).from_pretrained(base, dtype=torch.float64)
+    before = {key: tensor.clone() for key, tensor in loaded.state_dict().items()}
+    exact = PeftModel.from_pretrained(loaded, adapter).double().merge_and_unload().state_dict()
+    ours = type(model).from_pretrained(out, dtype=dtype).state_dict()
+    assert ours.keys() == exact.keys()
+    changed = 0
+    for key, tensor in ours.items():
+        if exact[key].equal(before[key]):
+            assert tensor.double().equal(before[key]), key
+        else:
+            changed += 1
+            assert half_ulp_excess(tensor, exact[key]).max() <= 1 + 1e-6, key
+    return changed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", MODELS)
+def test_target_parameters(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    fields, parameters = MODELS[name]
+    model = build(name, fields).to(dtype)
+    model.save_pretrained(tmp_path / "base", max_shard_size="60KB")
+    patterns = {"rank_pattern": {".*experts.down_proj": 3}, "alpha_pattern": {".*experts.gate_up_proj": 5}}
+    adapter = train(model, tmp_path / "adapter", target_parameters=parameters, use_rslora=True, **patterns)
+    adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out")
+    layers = 1 if name == "JambaForCausalLM" else 2
+    assert compare(model, tmp_path / "base", adapter, tmp_path / "out", dtype) == layers * len(parameters)
+
+
+E_, I_, H_, R_ = 3, 4, 6, 2
+X = "model.layers.0.mlp.experts"
+CONFIGS: dict[str, dict[str, Any]] = {
+    "apart": {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "tie_word_embeddings": False},
+    "fused": {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "tie_word_embeddings": False},
+    "transposed": {"architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text", "tie_word_embeddings": False},
+    "interleaved": {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "tie_word_embeddings": False},
+    "unknown": {"architectures": ["NeverHeardOf"], "model_type": "x", "tie_word_embeddings": False},
+}
+
+
+def store(
+    gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, how: str, prefix: str = X
+) -> dict[str, torch.Tensor]:
+    """Experts (E, I, H), (E, I, H) and (E, H, I) as the checkpoints of different families have them."""
+    if how in ("apart", "unknown"):
+        return {
+            f"{prefix}.{e}.{part}_proj.weight": tensor[e].contiguous()
+            for e in range(len(gate))
+            for part, tensor in (("gate", gate), ("up", up), ("down", down))
+        }
+    both = torch.stack([gate, up], dim=2).flatten(1, 2) if how == "interleaved" else torch.cat([gate, up], dim=1)
+    if how != "fused":
+        both, down = both.transpose(1, 2), down.transpose(1, 2)
+    return {f"{prefix}.gate_up_proj": both.contiguous(), f"{prefix}.down_proj": down.contiguous()}
+
+
+def experts(sizes: tuple[int, int, int] = (E_, I_, H_)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    e, i, h = sizes
+    return torch.randn(e, i, h), torch.randn(e, i, h), torch.randn(e, h, i)
+
+
+def one_by_one(rank: int = R_) -> dict[str, torch.Tensor]:
+    factors: dict[str, torch.Tensor] = {}
+    for e in range(E_):
+        for part, shape in (("gate", (I_, H_)), ("up", (I_, H_)), ("down", (H_, I_))):
+            factors |= lora_factors(f"{X}.{e}.{part}_proj", shape, rank)
+    return factors
+
+
+def merged_experts(folder: Path, how: str, weights: Any, adapter: Path, **options: Any) -> dict[str, torch.Tensor]:
+    base = write_checkpoint(folder / f"base-{how}", store(*weights, how), config=CONFIGS[how])
+    adaptertool.merge(base, [adapter], folder / f"out-{how}", **options)
+    return load(folder / f"out-{how}")
+
+
+@pytest.mark.parametrize("how", ["fused", "transposed", "interleaved"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_of_single_experts_onto_every_way_of_storing_them(tmp_path: Path, how: str, dora: bool) -> None:
+    """The same bits as on experts that are stored one by one, at the place where they are stored."""
+    weights, factors = experts(), one_by_one()
+    if dora:
+        magnitudes = {key.replace("lora_A.weight", "lora_magnitude_vector"): key for key in factors if "lora_A" in key}
+        for name, key in magnitudes.items():
+            factors[name] = torch.rand(len(factors[key.replace("lora_A", "lora_B")])) + 1
+    adapter = write_adapter(tmp_path / "adapter", factors, r=R_, use_dora=dora)
+    single = merged_experts(tmp_path, "apart", weights, adapter)
+    parts = [torch.stack([single[f"{X}.{e}.{part}_proj.weight"] for e in range(E_)]) for part in ("gate", "up", "down")]
+    assert not any(same_bits(part, weight) for part, weight in zip(parts, weights, strict=True))
+    expected, found = store(*parts, how), merged_experts(tmp_path, how, weights, adapter)
+    for name, tensor in found.items():
+        if dora and how != "fused":  # norms of columns are summed in another order
+            assert torch.allclose(tensor, expected[name], rtol=3e-7, atol=0)
+        else:
+            assert same_bits(tensor, expected[name])
+
+
+def test_one_expert_alone_changes_no_other(tmp_path: Path) -> None:
+    weights = experts()
+    adapter = write_adapter(tmp_path / "adapter", lora_factors(f"{X}.1.up_proj", (I_, H_), R_), r=R_)
+    for how in ("fused", "transposed", "interleaved"):
+        found, before = merged_experts(tmp_path, how, weights, adapter), store(*weights, how)
+        assert same_bits(found[f"{X}.down_proj"], before[f"{X}.down_proj"])
+        changed = (found[f"{X}.gate_up_proj"] != before[f"{X}.gate_up_proj"]).nonzero()
+        assert set(changed[:, 0].tolist()) == {1}
+        places = set(changed[:, 1 if how == "fused" else 2].tolist())
+        assert places == set(range(1, 2 * I_, 2) if how == "interleaved" else range(I_, 2 * I_))
+
+
+def fused_factors(on_first: bool, sizes: tuple[int, int, int] = (E_, I_, H_)) -> dict[str, torch.Tensor]:
+    """As PEFT keeps them: A (E·r, one dimension), B (the other, E·r)."""
+    e, i, h = sizes
+    factors = {}
+    for key, (rows, columns) in ((f"{X}.base_layer", (2 * i, h)), (X, (h, i))):
+        a, b = (rows, columns) if on_first else (columns, rows)
+        factors[f"{key}.lora_A.weight"], factors[f"{key}.lora_B.weight"] = (
+            torch.randn(e * R_, a),
+            torch.randn(b, e * R_),
+        )
+    return factors
+
+
+def by_formula(weight: torch.Tensor, factors: Tensors, key: str, on_first: bool) -> torch.Tensor:
+    """PEFT's own einsum, in float64."""
+    a, b = (factors[f"{key}.lora_{name}.weight"].double() for name in "AB")
+    a, b = a.reshape(len(weight), R_, -1), b.reshape(len(b), R_, len(weight))
+    return weight.double() + torch.einsum("ore,eri->eio" if on_first else "ore,eri->eoi", b, a) * 4
+
+
+@pytest.mark.parametrize("on_first", [False, True])
+@pytest.mark.parametrize("how", ["apart", "fused", "unknown"])
+def test_both_orientations_of_the_factors(tmp_path: Path, how: str, on_first: bool) -> None:
+    """PEFT up to 0.19.0 had lora_A on the first dimension. Shapes tell, also without a version."""
+    weights, factors = experts(), fused_factors(on_first)
+    adapter = write_adapter(tmp_path / "adapter", factors, r=R_, target_parameters=FUSED)
+    found = merged_experts(tmp_path, how, weights, adapter)
+    both = by_formula(torch.cat(weights[:2], dim=1), factors, f"{X}.base_layer", on_first)
+    down = by_formula(weights[2], factors, X, on_first)
+    for name, exact in store(both[:, :I_], both[:, I_:], down, how).items():
+        assert half_ulp_excess(found[name], exact).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("version", ["0.18.1", "0.19.0", "0.19.1", "0.21.2.dev0", None])
+@pytest.mark.parametrize("how", ["apart", "fused"])
+def test_square_experts_go_by_the_version_of_peft(tmp_path: Path, how: str, version: str | None) -> None:
+    sizes = (E_, H_, H_)
+    weights, factors = (
+        experts(sizes),
+        {key: f for key, f in fused_factors(False, sizes).items() if "base_layer" not in key},
+    )
+    adapter = write_adapter(tmp_path / "adapter", factors, r=R_, target_parameters=FUSED[1:], peft_version=version)
+    if version is None:
+        with pytest.raises(UnsupportedError, match=r"square \(6×6\).*peft_version"):
+            merged_experts(tmp_path, how, weights, adapter)
+        return
+    found = merged_experts(tmp_path, how, weights, adapter)
+    down = by_formula(weights[2], factors, X, version in ("0.18.1", "0.19.0"))
+    for name, exact in store(weights[0].double(), weights[1].double(), down, how).items():
+        assert half_ulp_excess(found[name], exact).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("on_first", [False, True])
+def test_square_experts_go_by_the_other_parameter_before_the_version(tmp_path: Path, on_first: bool) -> None:
+    sizes = (E_, H_, H_)
+    weights, factors = experts(sizes), fused_factors(on_first, sizes)
+    adapter = write_adapter(tmp_path / "adapter", factors, r=R_, target_parameters=FUSED, peft_version="0.19.1")
+    found = merged_experts(tmp_path, "fused", weights, adapter)
+    exact = by_formula(weights[2], factors, X, on_first)
+    assert half_ulp_excess(found[f"{X}.down_proj"], exact).max() <= 1 + 1e-6
+
+
+def test_square_experts_of_a_transposing_family_are_refused_unless_something_tells(tmp_path: Path) -> None:
+    """There the version of transformers counts too, which no config holds."""
+    sizes = (E_, H_, H_)
+    factors = {key: f for key, f in fused_factors(False, sizes).items() if "base_layer" not in key}
+    adapter = write_adapter(tmp_path / "a", factors, r=R_, target_parameters=FUSED[1:], peft_version="0.21.2")
+    with pytest.raises(UnsupportedError, match="square"):
+        merged_experts(tmp_path, "interleaved", experts(sizes), adapter)
+
+
+def damaged(change: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], type[AdapterToolError], str]:
+    factors, fields = fused_factors(False), {"r": R_, "target_parameters": FUSED}
+    if change == "rank":
+        return factors, fields | {"r": 1}, MismatchError, r"has 3 experts, so for rank 1 .* must have 3 rows"
+    if change == "rank that divides nothing":
+        return factors, fields | {"r": 4}, MismatchError, "gives it rank 4"
+    if change == "one set lost":
+        del factors[f"{X}.lora_A.weight"], factors[f"{X}.lora_B.weight"]
+        return factors, fields, InputError, "factors for 1 parameters of .* names 2"
+    if change == "all lost":
+        return lora_factors("model.layers.0.q", (H_, H_), R_), fields, InputError, "none of them; were they lost"
+    if change == "unknown order":
+        return factors, fields | {"target_parameters": ["experts.w13", "experts.w2"]}, UnsupportedError, "w13, w2 of"
+    if change == "other model":
+        factors[f"{X}.base_layer.lora_A.weight"] = torch.randn(E_ * R_, H_ + 1)
+        return factors, fields, MismatchError, r"experts of 8×6, but its factors .* are for 8×7"
+    if change == "magnitude":
+        factors[f"{X}.lora_magnitude_vector"] = torch.randn(H_)
+        return factors, fields | {"use_dora": True}, InputError, "has lora_A, lora_B, lora_magnitude_vector"
+    assert change == "no name list"
+    return factors, fields | {"target_parameters": "experts.down_proj"}, InputError, "must be a list of names"
+
+
+@pytest.mark.parametrize("how", ["apart", "fused"])
+@pytest.mark.parametrize(
+    "change",
+    ["rank", "rank that divides nothing", "one set lost", "all lost", "unknown order", "other model", "magnitude",
+     "no name list"],
+)  # fmt: skip
+def test_damaged_adapters_of_experts_are_refused(tmp_path: Path, how: str, change: str) -> None:
+    factors, fields, kind, message = damaged(change)
+    weights = store(*experts(), how) | {"model.layers.0.q.weight": torch.randn(H_, H_)}
+    base = write_checkpoint(tmp_path / "base", weights, config=CONFIGS[how])
+    with pytest.raises(kind, match=message):
+        adaptertool.merge(base, [write_adapter(tmp_path / "a", factors, **fields)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_experts_that_are_not_all_there_are_refused(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "a", fused_factors(False), r=R_, target_parameters=FUSED)
+    for name in (f"{X}.1.up_proj.weight", f"{X}.0.gate_proj.weight"):
+        weights = store(*experts(), "apart")
+        del weights[name]
+        base = write_checkpoint(tmp_path / name, weights, config=CONFIGS["apart"])
+        with pytest.raises(MismatchError, match="not all there"):
+            adaptertool.merge(base, [adapter], tmp_path / "out")
+
+
+def test_the_same_expert_twice_is_refused(tmp_path: Path) -> None:
+    """Once by the fused tensor, once by itself."""
+    tensors = {**fused_factors(False), **lora_factors(f"{X}.1.up_proj", (I_, H_), R_)}
+    adapter = write_adapter(tmp_path / "a", tensors, r=R_, target_parameters=FUSED)
+    for how in ("apart", "fused"):
+        with pytest.raises(MismatchError, match="both change"):
+            merged_experts(tmp_path, how, experts(), adapter)
+
+
+@pytest.mark.parametrize("how", ["fused", "transposed"])
+def test_experts_are_never_guessed(tmp_path: Path, how: str) -> None:
+    """An unknown architecture may have up before gate; an expert may not be there; a shape may not fit."""
+    weights = store(*experts(), how)
+    base = write_checkpoint(tmp_path / "base", weights, config=CONFIGS["unknown"])
+    adapter = write_adapter(tmp_path / "a", lora_factors(f"{X}.1.up_proj", (I_, H_), R_), r=R_)
+    with pytest.raises(UnsupportedError, match="how gate and up lie in there is not known"):
+        adaptertool.merge(base, [adapter], tmp_path / "out")
+    known = write_checkpoint(tmp_path / "known", weights, config=CONFIGS[how])
+    for module, shape, message in (("7.up", (I_, H_), "holds no expert 7"), ("1.up", (I_ + 1, H_), "does not fit")):
+        adapter = write_adapter(tmp_path / module, lora_factors(f"{X}.{module}_proj", shape, R_), r=R_)
+        with pytest.raises(MismatchError, match=message):
+            adaptertool.merge(known, [adapter], tmp_path / "out")
+
+
+@pytest.mark.parametrize("how", ["apart", "fused"])
+def test_saved_experts(tmp_path: Path, how: str) -> None:
+    """modules_to_save: the fused tensors whole, byte for byte where they are stored; and a fraction of the way."""
+    weights, tuned = experts(), experts()
+    adapter = write_adapter(tmp_path / "a", store(*tuned, "fused"), modules_to_save=["experts"])
+    found = merged_experts(tmp_path, how, weights, adapter)
+    assert found.keys() == store(*tuned, how).keys()
+    assert all(same_bits(found[name], tensor) for name, tensor in store(*tuned, how).items())
+    adaptertool.wise(tmp_path / f"base-{how}", adapter, tmp_path / "half", 0.5)
+    middle = [(a.double() + b.double()) / 2 for a, b in zip(weights, tuned, strict=True)]
+    for name, exact in store(*middle, how).items():
+        assert half_ulp_excess(load(tmp_path / "half")[name], exact).max() <= 1 + 1e-6
+
+
+def test_many_blocks_and_threads_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = experts()
+    adapter = write_adapter(tmp_path / "a", fused_factors(False), r=R_, target_parameters=FUSED)
+    whole = merged_experts(tmp_path, "fused", weights, adapter)
+    monkeypatch.setattr("adaptertool.plan.BLOCK_ELEMENTS", 2 * H_ + 1)
+    monkeypatch.setattr("adaptertool.chain._PASS_ELEMENTS", 5)
+    for name, tensor in merged_experts(tmp_path / "small", "fused", weights, adapter, threads=3).items():
+        assert same_bits(tensor, whole[name])
+
+
+# Fused projections of dense layers.
+
+Q = "model.layers.0.self_attn"
+PHI = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "tie_word_embeddings": False}
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
+SIZES = {"q_proj": 8, "k_proj": 4, "v_proj": 4}
+
+
+def split_weights(bias: bool = True) -> dict[str, torch.Tensor]:
+    weights = {f"{Q}.{name}.weight": torch.randn(rows, H_) for name, rows in SIZES.items()}
+    biases = {f"{Q}.{name}.bias": torch.randn(rows) for name, rows in SIZES.items()}
+    return weights | (biases if bias else {})
+
+
+def fuse(weights: Tensors) -> dict[str, torch.Tensor]:
+    kinds = {name.rpartition(".")[2] for name in weights}
+    return {f"{Q}.qkv_proj.{kind}": torch.cat([weights[f"{Q}.{part}.{kind}"] for part in SIZES]) for kind in kinds}
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "k_proj", "v_proj"], ["k_proj"], ["q_proj", "v_proj"]])
+@pytest.mark.parametrize("dora", [False, True])
+def test_split_adapters_onto_fused_projections(tmp_path: Path, targets: list[str], dora: bool) -> None:
+    weights, factors = split_weights(), {}
+    for name in targets:
+        factors |= lora_factors(f"{Q}.{name}", (SIZES[name], H_))
+        if dora:
+            factors[f"{Q}.{name}.lora_magnitude_vector"] = torch.rand(SIZES[name]) + 1
+        factors[f"{Q}.{name}.bias"] = torch.randn(SIZES[name])
+    adapter = write_adapter(tmp_path / "a", factors, use_dora=dora, bias="all")
+    for number, (config, stored) in enumerate(((LLAMA, weights), (PHI, fuse(weights)))):
+        base = write_checkpoint(tmp_path / f"base{number}", stored, config=config)
+        adaptertool.merge(base, [adapter], tmp_path / f"out{number}")
+    found = load(tmp_path / "out1")
+    for name, tensor in fuse(load(tmp_path / "out0")).items():
+        assert same_bits(found[name], tensor)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_fused_adapters_onto_split_projections(tmp_path: Path, dora: bool) -> None:
+    weights, factors = split_weights(), dict(lora_factors(f"{Q}.qkv_proj", (16, H_)))
+    if dora:
+        factors[f"{Q}.qkv_proj.lora_magnitude_vector"] = torch.rand(16) + 1
+    adapter = write_adapter(tmp_path / "a", factors, use_dora=dora)
+    for number, (config, stored) in enumerate(((LLAMA, weights), (PHI, fuse(weights)))):
+        base = write_checkpoint(tmp_path / f"base{number}", stored, config=config)
+        adaptertool.merge(base, [adapter], tmp_path / f"out{number}")
+    found = load(tmp_path / "out1")
+    for name, tensor in fuse(load(tmp_path / "out0")).items():
+        assert same_bits(found[name], tensor)
+
+
+def test_parts_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
+    weights = fuse(split_weights(bias=False))
+    base = write_checkpoint(tmp_path / "base", weights, config=PHI)
+    other = write_checkpoint(tmp_path / "other", weights, config=PHI | {"model_type": "falcon", "architectures": []})
+    for name, rows in (("q_proj", 9), ("k_proj", 6), ("v_proj", 9), ("q_proj", 4)):
+        adapter = write_adapter(tmp_path / f"{name}{rows}", lora_factors(f"{Q}.{name}", (rows, H_)))
+        with pytest.raises(MismatchError, match=rf"part \d of 3 of .*qkv_proj.*but its factors are for {rows} rows"):
+            adaptertool.merge(base, [adapter], tmp_path / "out")
+    adapter = write_adapter(tmp_path / "q", lora_factors(f"{Q}.q_proj", (8, H_)))
+    with pytest.raises(UnsupportedError, match=r"seems to be stored inside .*qkv_proj"):
+        adaptertool.merge(other, [adapter], tmp_path / "out")
+    split = write_checkpoint(tmp_path / "split", split_weights(bias=False), config=LLAMA)
+    adapter = write_adapter(tmp_path / "f", lora_factors(f"{Q}.qkv_proj", (17, H_)))
+    with pytest.raises(MismatchError, match="stored in 3 tensors"):
+        adaptertool.merge(split, [adapter], tmp_path / "out")
+
+
+def test_projections_that_transformers_cuts_on_loading(tmp_path: Path) -> None:
+    """Dinov2's SwiGLU: weights_in on the disk, gate_proj and up_proj in memory."""
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 8,
+              "use_swiglu_ffn": True}  # fmt: skip
+    model = build("Dinov2Model", fields)
+    model.save_pretrained(tmp_path / "base")
+    assert any("weights_in" in name for name in load(tmp_path / "base"))
+    adapter = train(model, tmp_path / "adapter", target_modules=["up_proj", "gate_proj"], bias="lora_only")
+    adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out")
+    assert compare(model, tmp_path / "base", adapter, tmp_path / "out", torch.float32) == 8
+
+
+def test_adapters_of_transformers_4_onto_mixtral(tmp_path: Path) -> None:
+    """One expert each, by the names on the disk, equals PEFT's fusion of them (block-diagonal)."""
+    model = build("MixtralForCausalLM", MOE | TEXT)
+    model.save_pretrained(tmp_path / "base")
+    adapter = train(model, tmp_path / "fused", target_parameters=FUSED)
+    adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    single = {}
+    for layer in range(2):
+        old = f"{PREFIX}model.layers.{layer}.mlp.experts"
+        new = f"{PREFIX}model.layers.{layer}.block_sparse_moe.experts"
+        for key, parts in ((f"{old}.base_layer", ("w1", "w3")), (old, ("w2",))):
+            a, b = tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"]
+            for e in range(4):
+                for part, rows in zip(parts, b.chunk(len(parts)), strict=True):
+                    single[f"{new}.{e}.{part}.lora_A.weight"] = a[e * 2 : e * 2 + 2].clone()
+                    single[f"{new}.{e}.{part}.lora_B.weight"] = rows[:, e::4].contiguous()
+    (tmp_path / "single").mkdir()
+    save_file(single, tmp_path / "single" / "adapter_model.safetensors")
+    config |= {"target_parameters": None, "target_modules": ["w1", "w2", "w3"]}
+    (tmp_path / "single" / "adapter_config.json").write_text(json.dumps(config))
+    adaptertool.merge(tmp_path / "base", [tmp_path / "single"], tmp_path / "out2")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        tmp_path / "out2" / "model.safetensors"
+    ).read_bytes()
