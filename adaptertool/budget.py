@@ -33,14 +33,14 @@ def predicted_memory(plan: Plan, threads: int) -> int:
 
 
 def bytes_to_read(plan: Plan) -> int:
-    """Every base shard and asset once, every factor once (the check before the run reads the factors a second time)."""
-    factors = {
-        (factor.path, factor.offset): factor.spec.nbytes
+    """Every tensor that is needed, header and asset once (the check before the run reads the factors a second time)."""
+    tensors = {
+        (ref.path, ref.offset): ref.spec.nbytes
         for step in all_steps(plan)
-        for edit in step.edits
-        for factor in edit.factors.values()
+        for ref in (step.base, *(factor for edit in step.edits for factor in edit.factors.values()))
     }
-    return _bytes_per_output(plan) + sum(factors.values())
+    others = sum(shard.data_start for shard in plan.shards) + sum(asset.size for asset in plan.assets)
+    return others + sum(tensors.values())
 
 
 def _bytes_per_output(plan: Plan) -> int:
@@ -48,11 +48,15 @@ def _bytes_per_output(plan: Plan) -> int:
 
 
 def bytes_to_write(plan: Plan) -> int:
-    return _bytes_per_output(plan) * len(plan.outputs)
+    own = sum(len(content) for output in plan.outputs for _, content in output.files)
+    return _bytes_per_output(plan) * len(plan.outputs) + own
 
 
-def count_edited(plan: Plan) -> int:
-    """Tensors of which at least one output differs from a copy of the base's bytes."""
-    return sum(
-        any(verbatim(step, output.alpha) is not step.base for output in plan.outputs) for step in all_steps(plan)
-    )
+def count_tensors(plan: Plan) -> tuple[int, int]:
+    """(tensors, those of which at least one output differs from a copy of the base's bytes)"""
+    edited = {
+        step.spec.name
+        for step in all_steps(plan)
+        if any(verbatim(step, output.alpha) is not step.base for output in plan.outputs)
+    }
+    return len({step.spec.name for step in all_steps(plan)}), len(edited)

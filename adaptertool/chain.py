@@ -50,7 +50,7 @@ class Chain:
             if chosen is None:
                 continue
             kind, some = BY_NAME[edit.kind], rows[chosen.index, chosen.columns]
-            factors = self._factors(number, edit, chosen.places)
+            factors = self.factors(number, edit, chosen.places)
             if kind.squares is not None:
                 if edit.transposed:
                     squares = self._squares_of_columns(number, edit)
@@ -76,7 +76,7 @@ class Chain:
         index = slice(rows.start + low * step - first, rows.start + high * step - first, step)
         return _Chosen(index, cut, slice(low, high)) if low < high else None
 
-    def _factors(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Tensor]:
+    def factors(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Tensor]:
         """All factors of edit `number` as float64 matrices, cut to those rows (as stored) of what it acts on."""
         kind = BY_NAME[edit.kind]
         if not edit.transposed and isinstance(places, slice):
@@ -130,6 +130,6 @@ class Chain:
                     chosen = self._choose(edit, first, last)
                     assert chosen is not None
                     some = rows[chosen.index, chosen.columns]
-                    total += kind_squares(some.T, self._factors(number, edit, chosen.places), edit.scale)
+                    total += kind_squares(some.T, self.factors(number, edit, chosen.places), edit.scale)
                 self._squares[number] = total
             return self._squares[number]

@@ -110,14 +110,15 @@ def merge(
 @click.argument("base", type=click.Path())
 @click.argument("tuned", type=click.Path())
 @click.option("--alpha", required=True, help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.")
+@click.option("--as-adapter", is_flag=True, help="Write an adapter that, merged into BASE, gives the same.")
 @_common
-def wise(base: str, tuned: str, alpha: str, renames: tuple[str, ...], **options: Any) -> None:
+def wise(base: str, tuned: str, alpha: str, as_adapter: bool, renames: tuple[str, ...], **options: Any) -> None:
     """Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT).
 
     TUNED is an adapter or a fine-tuned checkpoint. Several alphas are written to OUT/alpha-0.300 and so on,
     with one read of the base.
     """
-    _execute(prepare_wise(base, tuned, alpha, renames=renames), **options)
+    _execute(prepare_wise(base, tuned, alpha, renames=renames, as_adapter=as_adapter), **options)
 
 
 def _execute(

@@ -22,6 +22,7 @@ from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
 from adaptertool.plan import block_rows, matrix, verbatim
+from adaptertool.rescale import Rescaled
 from adaptertool.spec import Asset, Output, Plan, Ref, Shard, Step
 
 Progress = Callable[[int], None]  # told the bytes just written
@@ -214,12 +215,25 @@ def _edit_jobs(
             computed.append((file, output.alpha))
         else:
             yield from _copies(crew, _Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
-    if computed:
+    if computed and step.makes is not None:
+        factor = Rescaled(crew.inputs, step)
+        for first, last in factor.cuts():
+            yield functools.partial(_rescale, crew, factor, first, last, computed)
+    elif computed:
         chain = Chain(crew.inputs, step)
         rows, columns = matrix(step)
         for first in range(0, rows, block_rows(columns)):
             block = Block(step, first, min(rows, first + block_rows(columns)), columns, chain)
             yield functools.partial(_edit, crew, block, computed)
+
+
+def _rescale(
+    crew: Crew, factor: Rescaled, first: int, last: int, outputs: Sequence[tuple[OutputFile, float]], _: Workspace
+) -> None:
+    results = factor.compute(first, last, [alpha for _, alpha in outputs])
+    for (file, _alpha), data in zip(outputs, results, strict=True):
+        file.write(factor.target(first), data)
+        crew.progress(len(data))
 
 
 def _edit(crew: Crew, block: Block, outputs: Sequence[tuple[OutputFile, float]], space: Workspace) -> None:

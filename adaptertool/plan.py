@@ -170,6 +170,7 @@ def _plan(
     return Plan(
         command=command,
         base=base.path,
+        base_files={header.path.name: header.size for header in base.headers},
         sources=tuple(source.path for source in sources),
         weights=tuple(weights),
         shards=shards,
@@ -202,7 +203,9 @@ def verbatim(step: Step, alpha: float) -> Ref | None:
     α = 1 of two checkpoints equal to them byte for byte, NaN and −0.0 included.
     """
     source = None
-    if alpha == 0 or step.base.spec.numel == 0 or all(edit.weight == 0 for edit in step.edits):
+    if step.makes is not None:
+        source = step.edits[0].factors[step.makes] if alpha == 1 else None
+    elif alpha == 0 or step.base.spec.numel == 0 or all(edit.weight == 0 for edit in step.edits):
         source = step.base
     elif alpha == 1 and replaces(step):
         source = step.edits[-1].factors[TUNED]

@@ -9,7 +9,7 @@ import torch
 from adaptertool.errors import MismatchError, NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_exact
 from adaptertool.files.writer import COPY_CHUNK
-from adaptertool.plan import BLOCK_ELEMENTS
+from adaptertool.plan import BLOCK_ELEMENTS, all_steps
 from adaptertool.spec import Plan, Ref
 from adaptertool.tensors import read_tensor
 
@@ -33,10 +33,11 @@ def require_finite_factors(plan: Plan, inputs: Inputs) -> None:
 def _factors(plan: Plan) -> Iterator[Ref]:
     if plan.tuned_is_checkpoint:
         return
-    for shard in plan.shards:
-        for step in shard.steps:
-            for edit in step.edits:
-                yield from edit.factors.values()
+    for step in all_steps(plan):
+        if plan.as_adapter and not step.edits:
+            yield step.base  # a factor that is copied
+        for edit in step.edits:
+            yield from edit.factors.values()
 
 
 def require_equal(plan: Plan, inputs: Inputs) -> None:

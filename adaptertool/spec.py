@@ -102,6 +102,7 @@ class Step:
     offset: int  # in the output file
     base: Ref
     edits: tuple[Edit, ...] = ()
+    makes: str | None = None  # not the edited base tensor, but this factor of its one edit, made anew for each alpha
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +133,11 @@ class Asset:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One checkpoint to write: W + alpha·(W' − W), where W' is the base with all edits made."""
+    """One checkpoint to write: W + alpha·(W' − W), where W' is the base with all edits made; or an adapter for it."""
 
     folder: str  # inside OUT; "" is OUT itself
     alpha: float
+    files: tuple[tuple[str, bytes], ...] = ()  # small ones of its own, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ class Plan:
 
     command: str
     base: Path
+    base_files: Mapping[str, int]  # its shards: name -> size
     sources: tuple[Path, ...]  # the adapters, or the tuned checkpoint
     weights: tuple[float, ...]
     shards: tuple[Shard, ...]
@@ -154,3 +157,4 @@ class Plan:
     tuned_is_checkpoint: bool  # wise between two checkpoints
     single_file: bool  # the base is one .safetensors file, not a directory
     notes: tuple[str, ...]  # what the user should know before the run
+    as_adapter: bool = False  # outputs are adapters, and shards the file of their factors

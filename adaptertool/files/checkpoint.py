@@ -71,7 +71,7 @@ def _open_directory(root: Path) -> Checkpoint:
     if has_single and has_index:
         raise InputError(f"{root} has both {SINGLE} and {INDEX}; remove the one that is stale")
     # Assets first: what identifies a config or an index is noted before it is read.
-    assets, left = _assets(root)
+    assets, left = read_assets(root)
     notes: list[str] = []
     if has_index:
         headers, note = _open_shards(root)
@@ -154,7 +154,7 @@ def _agree(index_path: Path, header: Header, named: set[str]) -> None:
         raise InputError(f"{header.path} holds {shown(extra[0])}, which {index_path.name} does not put there")
 
 
-def _assets(root: Path) -> tuple[tuple[Asset, ...], list[str]]:
+def read_assets(root: Path) -> tuple[tuple[Asset, ...], list[str]]:
     """The files to carry over, and the names of those to leave behind (the shards among them)."""
     assets: list[Asset] = []
     left: list[str] = []

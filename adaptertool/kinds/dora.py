@@ -44,6 +44,26 @@ def apply(rows: Tensor, factors: Mapping[str, Tensor], scale: float, weight: flo
         rows.add_(changed.sub_(rows), alpha=weight)
 
 
+def interpolated(magnitude: Tensor, norm: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """(f, e) of the DoRA adapter that makes W + α·(W' − W): B' = diag(f)·B, and m' = e·‖W + s·B'·A‖, with the same A
+    and s.
+
+    With d = m/‖V‖:  e = 1 − α + α·d  and  f = α·d/e. For W + α·(d·V − W) = e·W + α·d·s·B·A = e·(W + s·B'·A): its
+    direction is that of W + s·B'·A, and m' is its length. Source: this derivation; checked against PEFT in the tests.
+
+    magnitude, norm: m and ‖V‖, one for each output row, of one shape; f and e have the same. float64.
+    Raises nothing, but no length is e ≤ 0, and f is infinite or NaN where ‖V‖ or e is 0: for the caller to refuse.
+    """
+    ratio = magnitude / norm
+    length = (1 - alpha) + alpha * ratio  # in this order it is exact at both ends
+    return alpha * ratio / length, length
+
+
+def widened(dtype: str) -> str:
+    """What B' and m' are stored as: 16 bits would move the weight by more than it is rounded by."""
+    return dtype if dtype == "F64" else "F32"
+
+
 DORA = Kind(
     "dora",
     needs=frozenset({A, B, MAGNITUDE}),

@@ -52,7 +52,9 @@ def _what(report: RunReport | PlanReport) -> str:
         source + (f" (weight {weight:g})" if weight != 1 else "")
         for source, weight in zip(report.sources, report.weights, strict=True)
     ]
-    alphas = f" at alpha {', '.join(f'{alpha:g}' for alpha in report.alphas)}" if report.command == "wise" else ""
+    alphas = (
+        f" at alpha {', '.join(f'{alpha:g}' for alpha in report.alphas)}" if report.command.startswith("wise") else ""
+    )
     return f"{report.command} {report.base} + {' + '.join(sources)}{alphas}"
 
 

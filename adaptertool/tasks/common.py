@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from adaptertool.budget import bytes_to_read, bytes_to_write, count_edited
+from adaptertool.budget import bytes_to_read, bytes_to_write, count_tensors
 from adaptertool.errors import UsageError
 from adaptertool.files.publish import check_target
 from adaptertool.spec import Plan
@@ -43,7 +43,7 @@ def check_output(plan: Plan, out: Path, *, force: bool) -> None:
 
 def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
     """The fields that every Report has."""
-    edited = count_edited(plan)
+    count, edited = count_tensors(plan)
     return {
         "command": plan.command,
         "base": str(plan.base),
@@ -53,7 +53,7 @@ def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
         "out": str(out),
         "outputs": tuple(str(out / output.folder) for output in plan.outputs),
         "tensors_edited": edited,
-        "tensors_copied": sum(len(shard.steps) for shard in plan.shards) - edited,
+        "tensors_copied": count - edited,
         "bytes_read": bytes_to_read(plan),
         "bytes_written": bytes_to_write(plan),
         "threads": threads,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from adaptertool.budget import bytes_to_write, predicted_memory
 from adaptertool.files.publish import free_space
 from adaptertool.reports import EditReport, PlanReport, TensorPlan
@@ -19,29 +22,36 @@ def preview(plan: Plan, out: PathLike, *, force: bool = False, threads: int | No
         disk_needed=bytes_to_write(plan),
         disk_free=free_space(path),
         memory_predicted=predicted_memory(plan, threads),
-        tensors=tuple(_tensor(shard.name, step) for shard in plan.shards for step in shard.steps),
+        tensors=tuple(
+            _tensor(shard.name, list(steps))
+            for shard in plan.shards
+            for _, steps in itertools.groupby(shard.steps, key=lambda step: step.spec.name)
+        ),
     )
 
 
-def _tensor(shard: str, step: Step) -> TensorPlan:
-    spec = step.spec
+def _tensor(shard: str, steps: Sequence[Step]) -> TensorPlan:
+    """One tensor, which several steps make where its rows come from several places."""
+    spec = steps[0].spec
+    edits = [
+        EditReport(
+            kind=edit.kind,
+            adapter=edit.adapter,
+            module=edit.module,
+            scale=edit.scale,
+            weight=edit.weight,
+            rows=None if edit.view is None else len(edit.view.rows),
+            transposed=edit.transposed,
+        )
+        for step in steps
+        for edit in step.edits
+    ]
     return TensorPlan(
         name=spec.name,
         shard=shard,
         dtype=spec.dtype,
-        shape=spec.shape,
-        action="edit" if step.edits else "copy",
-        bytes=spec.nbytes,
-        edits=tuple(
-            EditReport(
-                kind=edit.kind,
-                adapter=edit.adapter,
-                module=edit.module,
-                scale=edit.scale,
-                weight=edit.weight,
-                rows=None if edit.view is None else len(edit.view.rows),
-                transposed=edit.transposed,
-            )
-            for edit in step.edits
-        ),
+        shape=spec.shape if len(steps) == 1 else (sum(step.spec.shape[0] for step in steps), *spec.shape[1:]),
+        action="edit" if edits else "copy",
+        bytes=sum(step.spec.nbytes for step in steps),
+        edits=tuple(dict.fromkeys(edits)),
     )

@@ -12,6 +12,7 @@ from adaptertool.budget import bytes_to_write
 from adaptertool.engine import run_plan
 from adaptertool.files import publish
 from adaptertool.files.reader import Inputs
+from adaptertool.files.writer import write_small
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
 from adaptertool.spec import Plan
@@ -42,6 +43,9 @@ def run(
         with publish.staging(out) as folder:
             run_plan(plan, folder, inputs, threads, progress or (lambda _: None))
             inputs.check_unchanged()
+            for output in plan.outputs:
+                for name, content in output.files:
+                    write_small(folder / output.folder / name, content)
             work = folder / plan.shards[0].name if makes_file(plan, out) else folder
             if work == folder:
                 write_manifests(plan, folder)

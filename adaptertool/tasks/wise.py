@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from adaptertool.as_adapter import into_adapter
 from adaptertool.errors import InputError, UsageError
 from adaptertool.files.checkpoint import INDEX, SINGLE, open_checkpoint
 from adaptertool.formats.peft import is_adapter, read_adapter
@@ -15,7 +16,12 @@ from adaptertool.tasks.arguments import Number, PathLike, as_path, parse_alphas
 
 
 def prepare_wise(
-    base: PathLike, tuned: PathLike, alphas: Number | Sequence[Number], *, renames: Sequence[str] = ()
+    base: PathLike,
+    tuned: PathLike,
+    alphas: Number | Sequence[Number],
+    *,
+    renames: Sequence[str] = (),
+    as_adapter: bool = False,
 ) -> Plan:
     """The plan of an interpolation, from headers and configs alone. The arguments are those of `wise`.
 
@@ -25,10 +31,17 @@ def prepare_wise(
     if not is_adapter(path):
         if renames:
             raise UsageError("renamings are for adapters; the tensors of two checkpoints must have the same names")
-        return plan_wise(checkpoint, open_checkpoint(path), exact)
+        other = open_checkpoint(path)
+        if as_adapter:
+            raise UsageError(
+                f"{path} is a full checkpoint, and --as-adapter is for adapters; without it `adaptertool wise` writes "
+                "a checkpoint"
+            )
+        return plan_wise(checkpoint, other, exact)
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
-    return plan_wise(checkpoint, rename(read_adapter(path), renames), exact)
+    plan = plan_wise(checkpoint, rename(read_adapter(path), renames), exact)
+    return into_adapter(plan, exact, len(checkpoint.notes)) if as_adapter else plan
 
 
 def wise(
@@ -38,6 +51,7 @@ def wise(
     alphas: Number | Sequence[Number],
     *,
     renames: Sequence[str] = (),
+    as_adapter: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -48,10 +62,11 @@ def wise(
     tuned:  an adapter (T is then the merged checkpoint), or a fine-tuned checkpoint of the same tensors
     alphas: a number, several, or text as on the command line ("0:1:0.1"); a float counts as the decimal that Python
             prints for it. α = 0 gives the base byte for byte, α = 1 the tuned checkpoint (or the merge).
+    as_adapter: write not the checkpoint, but the adapter that makes it when it is merged into the base
     The rest as for `merge`. The base is read once, however many alphas there are.
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
     """
-    plan = prepare_wise(base, tuned, alphas, renames=renames)
+    plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch: only where tensors are touched
 
     return run(plan, as_path(out, "OUT"), force=force, threads=threads, progress=progress)

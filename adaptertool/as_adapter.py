@@ -1,0 +1,150 @@
+"""The plan of an interpolation, turned into one that writes adapters: `wise --as-adapter`.
+
+Merged into the base, each gives W + α·(W' − W). Of LoRA only lora_alpha changes, since its change is linear in it. The
+factors of DoRA are made anew (kinds.dora.interpolated), and so are saved tensors T: W + α·(T − W).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from adaptertool.errors import UnsupportedError, UsageError, shown
+from adaptertool.files.checkpoint import read_assets
+from adaptertool.files.header import make_header, read_header
+from adaptertool.files.jsonfile import load_json
+from adaptertool.formats.peft import CONFIG, WEIGHTS
+from adaptertool.kinds import DORA, FULL
+from adaptertool.kinds.dora import MAGNITUDE, widened
+from adaptertool.kinds.full import TUNED
+from adaptertool.kinds.lora import B
+from adaptertool.plan import all_steps
+from adaptertool.spec import DTYPE_BITS, Asset, Edit, Plan, Ref, Shard, Step, TensorSpec
+
+
+def into_adapter(plan: Plan, alphas: Sequence[Decimal], base_notes: int) -> Plan:
+    """`plan` is that of an adapter at these alphas; its first `base_notes` notes are about files of the base.
+
+    Raises UnsupportedError for what is no adapter again, UsageError for a lora_alpha beyond what a number holds.
+    """
+    (adapter,) = plan.sources
+    config = adapter / CONFIG
+    kinds = {edit.kind for step in all_steps(plan) for edit in step.edits} - {FULL.name}
+    if DORA.name in kinds and len(kinds) > 1:
+        raise UnsupportedError(f"{config}: DoRA beside plain LoRA: --as-adapter would need a lora_alpha for each")
+    shard, notes = _factors_file(plan)
+    assets, left = read_assets(adapter)
+    outputs, inputs = plan.outputs, dict(plan.inputs)
+    if kinds - {DORA.name}:
+        fields = load_json(config)
+        outputs = tuple(
+            dataclasses.replace(output, files=((CONFIG, _rescaled(fields, alpha)),))
+            for output, alpha in zip(outputs, alphas, strict=True)
+        )
+    else:
+        assets = (*assets, Asset(config, inputs[config], CONFIG, inputs[config][2]))
+    if left := [name for name in left if name not in (CONFIG, WEIGHTS)]:
+        notes.append(f"left out (other copies of the weights, or not part of it): {', '.join(map(shown, left))}")
+    return dataclasses.replace(
+        plan,
+        command=f"{plan.command} --as-adapter",
+        shards=(shard,),
+        assets=assets,
+        outputs=outputs,
+        inputs=inputs | {asset.source: asset.stamp for asset in assets},
+        single_file=False,
+        notes=(*plan.notes[base_notes:], *notes),
+        as_adapter=True,
+    )
+
+
+def _rescaled(fields: Mapping[str, Any], alpha: Decimal) -> bytes:
+    """The config with lora_alpha, and those of alpha_pattern, times alpha."""
+
+    def times(number: float) -> float:
+        product = Fraction(alpha) * Fraction(number)
+        if abs(product) > Fraction(sys.float_info.max):
+            raise UsageError(f"alpha {alpha:g} times lora_alpha {number:g} is beyond what a number holds")
+        return int(product) if product.denominator == 1 else float(product)
+
+    changed = {**fields, "lora_alpha": times(fields["lora_alpha"])}
+    if patterns := fields.get("alpha_pattern"):
+        changed["alpha_pattern"] = {key: times(number) for key, number in patterns.items()}
+    return (json.dumps(changed, indent=2) + "\n").encode()
+
+
+def _factors_file(plan: Plan) -> tuple[Shard, list[str]]:
+    """The file of factors: those that are made anew, and the others as they are; and notes."""
+    header = read_header(plan.sources[0] / WEIGHTS)
+    made: dict[str, list[tuple[Ref, Step]]] = {}
+    for step in all_steps(plan):
+        for edit in step.edits:
+            for ref, new in _made(step, edit):
+                made.setdefault(ref.spec.name, []).append((ref, new))
+    specs = {name: ref.spec for name, ref in header.tensors.items()}
+    for name, pieces in made.items():
+        specs[name] = _as_dtype(specs[name], pieces[0][1].spec.dtype)
+    # In the order of the file; where dtypes differ wide ones come first, as in all files of the reference writer.
+    ordered = sorted(specs.values(), key=lambda spec: -DTYPE_BITS[spec.dtype])
+    text = make_header(ordered, header.metadata)
+    steps, end = [], len(text)
+    for spec in ordered:
+        old = header.tensors[spec.name]
+        grown = DTYPE_BITS[spec.dtype] // DTYPE_BITS[old.spec.dtype]
+        if spec.name in made:
+            pieces = sorted(made[spec.name], key=lambda piece: piece[0].offset)
+            steps += [dataclasses.replace(new, offset=end + (ref.offset - old.offset) * grown) for ref, new in pieces]
+        else:
+            steps.append(Step(spec, end, old))
+        end += spec.nbytes
+    return Shard(header.path, len(text), end, tuple(steps), text), _narrowed(steps)
+
+
+def _made(step: Step, edit: Edit) -> Iterator[tuple[Ref, Step]]:
+    """(tensor of the adapter or some rows of it, how it is made anew) for all that `edit` has of such."""
+    if edit.kind == DORA.name:
+        if any(other.kind == FULL.name for other in step.edits):
+            raise UnsupportedError(
+                f"{edit.factors[B].path}: {shown(edit.module)} has a saved weight under DoRA; between it and the base "
+                "lies no DoRA adapter: write a checkpoint, without --as-adapter"
+            )
+        for role in (B, MAGNITUDE):
+            ref = edit.factors[role]
+            yield ref, Step(_as_dtype(ref.spec, widened(ref.spec.dtype)), 0, step.base, (edit,), makes=role)
+    elif edit.kind == FULL.name:
+        for base, ref in _saved(step.base, edit):
+            yield ref, Step(ref.spec, 0, base, (dataclasses.replace(edit, factors={TUNED: ref}, view=None),))
+
+
+def _saved(base: Ref, edit: Edit) -> Iterator[tuple[Ref, Ref]]:
+    """(rows of the base, the saved tensor for them): all, or the runs of rows that it acts on."""
+    ref, view = edit.factors[TUNED], edit.view
+    if view is None:
+        yield base, ref
+        return
+    spec = base.spec
+    rows = dataclasses.replace(base, spec=dataclasses.replace(spec, shape=(spec.numel // view.width, view.width)))
+    assert len(view.columns) == view.width
+    for _, run in itertools.groupby(enumerate(view.rows), lambda pair: pair[1] - pair[0]):
+        (place, row), *more = run
+        yield rows.rows(row, row + 1 + len(more)), ref.rows(place, place + 1 + len(more))
+
+
+def _as_dtype(spec: TensorSpec, dtype: str) -> TensorSpec:
+    return TensorSpec(spec.name, dtype, spec.shape, spec.numel * DTYPE_BITS[dtype] // 8)
+
+
+def _narrowed(steps: Sequence[Step]) -> list[str]:
+    """Say where a saved tensor cannot hold what the base has."""
+    pairs = {(step.spec.dtype, step.base.spec.dtype) for step in steps if step.edits and step.makes is None}
+    return [
+        f"saved tensors of dtype {here} stay so: what merging makes of them has its precision, not {there} of the base"
+        for here, there in sorted(pairs)
+        if here != there and DTYPE_BITS[here] <= DTYPE_BITS[there]
+    ]

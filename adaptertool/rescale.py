@@ -1,0 +1,113 @@
+"""The factors of DoRA made anew, so that they make the interpolated weight (kinds.dora.interpolated).
+
+The norms need the base weight: it is read in blocks of its rows. Of a weight that is stored transposed, where every
+block holds a part of all output rows, it is read once more for each alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from adaptertool.chain import Chain
+from adaptertool.errors import NonFiniteError, UnsupportedError, shown
+from adaptertool.files.reader import Inputs
+from adaptertool.kinds.dora import MAGNITUDE, interpolated, squares, widened
+from adaptertool.kinds.lora import A, B
+from adaptertool.plan import block_rows, matrix
+from adaptertool.spec import Step
+from adaptertool.tensors import DTYPES, as_bytes, read_rows
+
+Part = tuple[Tensor, Tensor]  # some output rows × inputs of the weight, and A for these inputs
+
+
+class Rescaled:
+    """A factor that is made anew: `step.makes` of the one edit of `step`."""
+
+    def __init__(self, inputs: Inputs, step: Step) -> None:
+        (self._edit,) = step.edits
+        self._inputs, self._step, self._chain = inputs, step, Chain(inputs, step)
+        self._rows, self._width = matrix(step)
+        self._outputs = self._edit.factors[MAGNITUDE].spec.numel
+
+    def cuts(self) -> Iterator[tuple[int, int]]:
+        """Ranges of output rows to compute at once."""
+        size = max(1, self._outputs) if self._edit.transposed else block_rows(self._width)
+        for first in range(0, self._outputs, size):
+            yield first, min(self._outputs, first + size)
+
+    def target(self, first: int) -> int:
+        """Where output row `first` lies in the output file."""
+        return self._step.offset + self._step.spec.nbytes // self._outputs * first
+
+    def compute(self, first: int, last: int, alphas: Sequence[float]) -> Iterator[memoryview]:
+        """The bytes of rows first..last of the factor for each α. m' goes with B' as it is stored.
+
+        Raises UnsupportedError where e ≤ 0, NonFiniteError for what is no number.
+        """
+        # One part holds all inputs of some rows, and is kept; of a transposed weight there are many.
+        kept = None if self._edit.transposed else list(self._parts(first, last))
+        own = self._chain.factors(0, self._edit, slice(first, last))
+        norm = self._norm(kept or self._parts(first, last), own[B])
+        dtype = DTYPES[widened(self._edit.factors[B].spec.dtype)]
+        for alpha in alphas:
+            factor, length = interpolated(own[MAGNITUDE], norm, alpha)
+            self._require_positive(norm, length, alpha, first)
+            made = (own[B] * factor).to(dtype)
+            self._require_finite(made)
+            if self._step.makes == MAGNITUDE:
+                turned = self._norm(kept or self._parts(first, last), made.to(torch.float64))
+                made = (length * turned).to(DTYPES[self._step.spec.dtype])
+                self._require_finite(made)
+            yield as_bytes(made.flatten())
+
+    def _norm(self, parts: Iterable[Part], b: Tensor) -> Tensor:
+        """‖W + s·b·A‖ of the rows of `parts`: (n, 1)."""
+        total = torch.zeros(len(b), 1, dtype=torch.float64)
+        for weight, a in parts:
+            total += squares(weight, {A: a, B: b}, self._edit.scale)
+        return total.sqrt()
+
+    def _parts(self, first: int, last: int) -> Iterator[Part]:
+        """Output rows first..last of the weight, with all inputs; or where it is stored transposed some at a time."""
+        view = self._edit.view
+        rows, columns = (range(self._rows), range(self._width)) if view is None else (view.rows, view.columns)
+        assert isinstance(rows, range)
+        begin, end = (0, len(rows)) if self._edit.transposed else (first, last)
+        size = block_rows(self._width) if self._edit.transposed else last - first
+        for at in range(begin, end, size):
+            some = rows[at : min(end, at + size)]
+            stored = read_rows(self._inputs, self._step.base, some[0], some[-1] + 1, self._width)
+            weight = stored[:: some.step, columns.start : columns.stop : columns.step]
+            a = self._chain.factors(0, self._edit, slice(at, at + len(some)))[A]
+            yield weight.T if self._edit.transposed else weight, a
+
+    def _require_positive(self, norm: Tensor, length: Tensor, alpha: float, first: int) -> None:
+        bad = torch.nonzero(~(length > 0) | ~torch.isfinite(length))
+        if not len(bad):
+            return
+        row = int(bad[0, 0])
+        number, view = first + row, self._edit.view
+        if view is not None:
+            number = (view.columns if self._edit.transposed else view.rows)[number]
+        base, name = self._step.base, shown(self._edit.module)
+        where = f"{self._edit.factors[B].path}: {name} with output {number} of {shown(base.spec.name)} in {base.path}"
+        if not 0 < norm[row].item() < math.inf:
+            raise NonFiniteError(
+                f"{where}: the weight and its change have norm {norm[row].item():g}; DoRA divides by it"
+            )
+        raise UnsupportedError(
+            f"{where}: at alpha {alpha:g} the magnitude becomes 1 − alpha + alpha·m/‖V‖ = {length[row].item():.4g} of "
+            "its direction, and no DoRA adapter has one that is not positive: choose an alpha nearer to 0..1, or write "
+            "a checkpoint, without --as-adapter"
+        )
+
+    def _require_finite(self, made: Tensor) -> None:
+        if not torch.isfinite(made).all():
+            raise NonFiniteError(
+                f"{self._edit.factors[B].path}: {shown(self._edit.module)}: a rescaled factor is beyond the range of "
+                f"{self._step.spec.dtype}; write a checkpoint, without --as-adapter"
+            )
