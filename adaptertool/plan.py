@@ -204,8 +204,8 @@ def verbatim(step: Step, alpha: float) -> Ref | None:
     """
     source = None
     if step.makes is not None:
-        source = step.edits[0].factors[step.makes] if alpha == 1 else None
-    elif alpha == 0 or step.base.spec.numel == 0 or all(edit.weight == 0 for edit in step.edits):
+        return None
+    if alpha == 0 or step.base.spec.numel == 0 or all(edit.weight == 0 for edit in step.edits):
         source = step.base
     elif alpha == 1 and replaces(step):
         source = step.edits[-1].factors[TUNED]

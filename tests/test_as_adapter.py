@@ -35,6 +35,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import adaptertool
 from adaptertool import plan as plan_module
 from adaptertool.errors import AdapterToolError, NonFiniteError, OutputError, UnsupportedError, UsageError
+from adaptertool.kinds.dora import interpolated
 
 U = 2.0**-24
 ALPHAS = ["0", "0.25", "1", "1.5", "-0.5"]
@@ -312,6 +313,7 @@ def test_fused_and_split_projections(tmp_path: Path, kind: str, how: str) -> Non
         tensors |= lora_factors(name, shape)
         if kind == "dora":
             tensors[f"{name}.lora_magnitude_vector"] = torch.rand(shape[0]) + 2
+            tensors = {key: tensor.bfloat16() for key, tensor in tensors.items()}
     assert closed(tmp_path, base, write_adapter(tmp_path / "a", tensors, use_dora=kind == "dora")) == count
 
 
@@ -340,6 +342,38 @@ def test_dora_in_16_bits_is_stored_in_32(tmp_path: Path, layer: str) -> None:
     assert all(same_bits(t, given[name].to(t.dtype)) for name, t in load(tmp_path / "one").items())
 
 
+@pytest.mark.parametrize("alpha", [-0.5, 0.3, 1.5])
+def test_the_closed_formula(alpha: float) -> None:
+    """In float64: W + α·(d·V − W) = (m'/‖V'‖)·V', with V' = W + s·B'·A."""
+    w, b, a = (torch.randn(shape, dtype=torch.float64) for shape in ((7, 12), (7, 3), (3, 12)))
+    v = w + 0.7 * b @ a
+    norm = v.norm(dim=1, keepdim=True)
+    m = norm * (1 + torch.rand(7, 1, dtype=torch.float64) / 3)
+    factor, length = interpolated(m, norm, alpha)
+    turned = w + 0.7 * (factor * b) @ a
+    found = (length * turned.norm(dim=1, keepdim=True)) / turned.norm(dim=1, keepdim=True) * turned
+    assert torch.allclose(found, w + alpha * (m / norm * v - w), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_magnitude_goes_with_the_rounded_factor(tmp_path: Path, turned: bool) -> None:
+    """Where B·A is large, the rounding of B' would else move the length of the row by as much as that of m'."""
+    weight, factors = torch.randn(500, 6), lora_factors("l", (500, 6), rank=2)
+    factors = {**factors, "l.lora_magnitude_vector": torch.rand(500) + 3}
+    config = {"model_type": "gpt2", "tie_word_embeddings": False}
+    base = write_checkpoint(tmp_path / "base", {"l.weight": weight.T.contiguous() if turned else weight}, config=config)
+    adapter = write_adapter(tmp_path / "a", factors, r=2, lora_alpha=40, use_dora=True)
+    adaptertool.wise(base, adapter, tmp_path / "out", 0.6, as_adapter=True)
+    given, found = ({key: t.double() for key, t in load(path).items()} for path in (adapter, tmp_path / "out"))
+    old, new = (
+        (weight.double() + 20 * f[f"{PREFIX}l.lora_B.weight"] @ f[f"{PREFIX}l.lora_A.weight"]).norm(dim=1)
+        for f in (given, found)
+    )
+    key = f"{PREFIX}l.lora_magnitude_vector"
+    exact = (1 - 0.6 + 0.6 * given[key] / old) * new
+    assert half_ulp_excess(found[key].float(), exact).max() <= 1 + 1e-6
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_threads_blocks_and_sweeps_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dora: bool) -> None:
     zoo, base = make_base(tmp_path / "base", torch.float32)
@@ -364,7 +398,10 @@ def refused(tmp_path: Path, base: Path, tuned: Path, kind: type[AdapterToolError
 
 
 @pytest.mark.parametrize("layer", ["linear", "turned"])
-def test_a_magnitude_that_is_not_positive_is_refused(tmp_path: Path, layer: str) -> None:
+def test_a_magnitude_that_is_not_positive_is_refused(
+    tmp_path: Path, layer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "BLOCK_ELEMENTS", 24)  # two rows of the linear layer
     zoo, base = make_base(tmp_path / "base")
     adapter = train(tmp_path / "a", zoo, target_modules=[layer], use_dora=True)
     tensors = load(adapter)
