@@ -16,9 +16,10 @@ from fractions import Fraction
 from typing import Any
 
 from adaptertool.errors import UnsupportedError, UsageError, shown
-from adaptertool.files.checkpoint import read_assets
-from adaptertool.files.header import make_header, read_header
+from adaptertool.files.checkpoint import Checkpoint, read_assets
+from adaptertool.files.header import build_header, read_header
 from adaptertool.files.jsonfile import load_json
+from adaptertool.formats.adapter import Adapter
 from adaptertool.formats.peft import CONFIG, WEIGHTS
 from adaptertool.kinds import DORA, FULL
 from adaptertool.kinds.dora import MAGNITUDE, widened
@@ -27,19 +28,20 @@ from adaptertool.kinds.lora import B
 from adaptertool.plan import all_steps
 from adaptertool.spec import DTYPE_BITS, Asset, Edit, Plan, Ref, Shard, Step, TensorSpec
 
+_ANEW = {DORA.name: (B, MAGNITUDE), FULL.name: (TUNED,)}  # what is made anew, by kind
 
-def into_adapter(plan: Plan, alphas: Sequence[Decimal], base_notes: int) -> Plan:
-    """`plan` is that of an adapter at these alphas; its first `base_notes` notes are about files of the base.
+
+def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequence[Decimal]) -> Plan:
+    """`plan` is that of the checkpoints that lie at these alphas between `base` and `adapter`.
 
     Raises UnsupportedError for what is no adapter again, UsageError for a lora_alpha beyond what a number holds.
     """
-    (adapter,) = plan.sources
-    config = adapter / CONFIG
+    config = adapter.path / CONFIG
     kinds = {edit.kind for step in all_steps(plan) for edit in step.edits} - {FULL.name}
     if DORA.name in kinds and len(kinds) > 1:
         raise UnsupportedError(f"{config}: DoRA beside plain LoRA: --as-adapter would need a lora_alpha for each")
-    shard, notes = _factors_file(plan)
-    assets, left = read_assets(adapter)
+    shard, notes = _factors_file(plan, adapter)
+    assets, left = read_assets(adapter.path)
     outputs, inputs = plan.outputs, dict(plan.inputs)
     if kinds - {DORA.name}:
         fields = load_json(config)
@@ -59,7 +61,7 @@ def into_adapter(plan: Plan, alphas: Sequence[Decimal], base_notes: int) -> Plan
         outputs=outputs,
         inputs=inputs | {asset.source: asset.stamp for asset in assets},
         single_file=False,
-        notes=(*plan.notes[base_notes:], *notes),
+        notes=(*plan.notes[len(base.notes) :], *notes),
         as_adapter=True,
     )
 
@@ -67,8 +69,10 @@ def into_adapter(plan: Plan, alphas: Sequence[Decimal], base_notes: int) -> Plan
 def _rescaled(fields: Mapping[str, Any], alpha: Decimal) -> bytes:
     """The config with lora_alpha, and those of alpha_pattern, times alpha."""
 
+    exact = Fraction(alpha) if alpha.adjusted() > -1000 else Fraction(0)  # beyond, all products round to 0
+
     def times(number: float) -> float:
-        product = Fraction(alpha) * Fraction(number)
+        product = exact * Fraction(number)
         if abs(product) > Fraction(sys.float_info.max):
             raise UsageError(f"alpha {alpha:g} times lora_alpha {number:g} is beyond what a number holds")
         return int(product) if product.denominator == 1 else float(product)
@@ -79,27 +83,37 @@ def _rescaled(fields: Mapping[str, Any], alpha: Decimal) -> bytes:
     return (json.dumps(changed, indent=2) + "\n").encode()
 
 
-def _factors_file(plan: Plan) -> tuple[Shard, list[str]]:
+def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
     """The file of factors: those that are made anew, and the others as they are; and notes."""
-    header = read_header(plan.sources[0] / WEIGHTS)
-    made: dict[str, list[tuple[Ref, Step]]] = {}
+    header = read_header(adapter.path / WEIGHTS)
+    made: dict[str, dict[int, Step]] = {}  # name -> where in the file its parts lie, and how they are made
     for step in all_steps(plan):
         for edit in step.edits:
             for ref, new in _made(step, edit):
-                made.setdefault(ref.spec.name, []).append((ref, new))
+                made.setdefault(ref.spec.name, {})[ref.offset] = new
+    for module in adapter.modules:
+        for role in _ANEW.get(module.kind, ()):
+            ref = module.factors[role]
+            if ref.spec.name not in made and ref.spec.numel:
+                raise UnsupportedError(
+                    f"{ref.path}: {shown(ref.spec.name)} changes nothing that the base stores by itself; write a "
+                    "checkpoint, without --as-adapter"
+                )
     specs = {name: ref.spec for name, ref in header.tensors.items()}
     for name, pieces in made.items():
-        specs[name] = _as_dtype(specs[name], pieces[0][1].spec.dtype)
+        specs[name] = _as_dtype(specs[name], next(iter(pieces.values())).spec.dtype)
     # In the order of the file; where dtypes differ wide ones come first, as in all files of the reference writer.
     ordered = sorted(specs.values(), key=lambda spec: -DTYPE_BITS[spec.dtype])
-    text = make_header(ordered, header.metadata)
+    text = build_header(ordered, header.metadata)
     steps, end = [], len(text)
     for spec in ordered:
         old = header.tensors[spec.name]
         grown = DTYPE_BITS[spec.dtype] // DTYPE_BITS[old.spec.dtype]
         if spec.name in made:
-            pieces = sorted(made[spec.name], key=lambda piece: piece[0].offset)
-            steps += [dataclasses.replace(new, offset=end + (ref.offset - old.offset) * grown) for ref, new in pieces]
+            steps += [
+                dataclasses.replace(new, offset=end + (offset - old.offset) * grown)
+                for offset, new in sorted(made[spec.name].items(), key=lambda piece: piece[0])
+            ]
         else:
             steps.append(Step(spec, end, old))
         end += spec.nbytes
@@ -114,7 +128,7 @@ def _made(step: Step, edit: Edit) -> Iterator[tuple[Ref, Step]]:
                 f"{edit.factors[B].path}: {shown(edit.module)} has a saved weight under DoRA; between it and the base "
                 "lies no DoRA adapter: write a checkpoint, without --as-adapter"
             )
-        for role in (B, MAGNITUDE):
+        for role in _ANEW[DORA.name]:
             ref = edit.factors[role]
             yield ref, Step(_as_dtype(ref.spec, widened(ref.spec.dtype)), 0, step.base, (edit,), makes=role)
     elif edit.kind == FULL.name:

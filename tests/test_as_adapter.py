@@ -10,6 +10,7 @@ Saved: correctly rounded, to its own dtype.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import struct
@@ -34,7 +35,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import adaptertool
 from adaptertool import plan as plan_module
+from adaptertool.as_adapter import into_adapter
 from adaptertool.errors import AdapterToolError, NonFiniteError, OutputError, UnsupportedError, UsageError
+from adaptertool.files.checkpoint import open_checkpoint
+from adaptertool.formats.peft import read_adapter
 from adaptertool.kinds.dora import interpolated
 
 U = 2.0**-24
@@ -154,7 +158,7 @@ def test_lora_keeps_its_factors_byte_for_byte(tmp_path: Path) -> None:
         assert differ <= sum(tensor.numel() for tensor in wise.values()) * 1e-4
 
 
-@pytest.mark.parametrize("alpha", ["0.1", "0.25", "-1.5", "1", "0", "1e-3", "0.333333333333333333333"])
+@pytest.mark.parametrize("alpha", ["0.1", "0.25", "-1.5", "1", "0", "1e-3", "1e-99999999", "0.333333333333333333333"])
 @pytest.mark.parametrize("number", [16, 1, 0.1, 7.5, 3e200, -2])
 def test_lora_alpha_is_the_nearest_number(tmp_path: Path, number: float, alpha: str) -> None:
     base = write_checkpoint(tmp_path / "base", {"l.weight": torch.randn(6, 5)})
@@ -163,7 +167,7 @@ def test_lora_alpha_is_the_nearest_number(tmp_path: Path, number: float, alpha: 
     adaptertool.wise(base, adapter, tmp_path / "out", alpha, as_adapter=True)
     fields = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     for found, given in ((fields["lora_alpha"], number), (fields["alpha_pattern"]["other"], 3)):
-        exact = Fraction(alpha) * Fraction(given)
+        exact = Fraction(alpha if len(alpha) < 9 or "e" not in alpha else "0") * Fraction(given)
         assert isinstance(found, int) == (exact.denominator == 1)
         others = [math.nextafter(float(found), towards) for towards in (-math.inf, math.inf)]
         assert all(abs(Fraction(found) - exact) <= abs(Fraction(other) - exact) for other in others)
@@ -452,6 +456,15 @@ def test_what_no_number_holds_is_refused(tmp_path: Path) -> None:
     far = write_checkpoint(tmp_path / "far", weights)
     saved = write_adapter(tmp_path / "d", {"n.weight": -weights["n.weight"]}, modules_to_save=["n"])
     refused(tmp_path, far, saved, NonFiniteError, r"n\.weight, element \(0,\): the result is beyond", "-1")
+
+
+def test_a_saved_tensor_that_no_step_makes_is_refused(tmp_path: Path) -> None:
+    """Copied as it is it would be that of α = 1. No input leads there; a plan that leaves one out would."""
+    base = write_checkpoint(tmp_path / "base", {"n.weight": torch.ones(3)})
+    path = write_adapter(tmp_path / "a", {"n.weight": torch.zeros(3)}, modules_to_save=["n"])
+    plan = dataclasses.replace(adaptertool.prepare_wise(base, path, 0.5), shards=())
+    with pytest.raises(UnsupportedError, match=r"n\.weight changes nothing"):
+        into_adapter(plan, open_checkpoint(base), read_adapter(path), [Decimal("0.5")])
 
 
 def test_other_files_travel_and_stale_weights_do_not(tmp_path: Path) -> None:

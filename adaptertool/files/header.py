@@ -8,7 +8,7 @@ fields and leading white space pass; here they are errors, because each makes tw
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,14 @@ def _validated(file: InputFile, data_start: int, fields: dict[str, Any]) -> Head
     return Header(file.path, file.size, data_start, {ref.spec.name: ref for ref in refs}, metadata, file.stamp)
 
 
-def make_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """The header of a file that holds these tensors one after the other: its length, then JSON, padded with spaces to
-    a multiple of 8 bytes as the reference writer does."""
-    fields: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
+def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """The first bytes of a file with these tensors one after the other, padded with spaces to a multiple of 8."""
+    fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
     for spec in specs:
-        begin, end = end, end + spec.nbytes
-        fields[spec.name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (begin, end)}
-    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+        fields[spec.name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (offset, offset + spec.nbytes)}
+        offset += spec.nbytes
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

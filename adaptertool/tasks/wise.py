@@ -40,8 +40,9 @@ def prepare_wise(
         return plan_wise(checkpoint, other, exact)
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
-    plan = plan_wise(checkpoint, rename(read_adapter(path), renames), exact)
-    return into_adapter(plan, exact, len(checkpoint.notes)) if as_adapter else plan
+    adapter = rename(read_adapter(path), renames)
+    plan = plan_wise(checkpoint, adapter, exact)
+    return into_adapter(plan, checkpoint, adapter, exact) if as_adapter else plan
 
 
 def wise(
