@@ -94,15 +94,17 @@ class Rescaled:
         if view is not None:
             number = (view.columns if self._edit.transposed else view.rows)[number]
         base, name = self._step.base, shown(self._edit.module)
-        where = f"{self._edit.factors[B].path}: {name} with output {number} of {shown(base.spec.name)} in {base.path}"
+        where = (
+            f"{self._edit.factors[B].path}: {name} with output row {number} of {shown(base.spec.name)} in {base.path}"
+        )
         if not 0 < norm[row].item() < math.inf:
             raise NonFiniteError(
                 f"{where}: the weight and its change have norm {norm[row].item():g}; DoRA divides by it"
             )
         raise UnsupportedError(
-            f"{where}: at alpha {alpha:g} the magnitude becomes 1 − alpha + alpha·m/‖V‖ = {length[row].item():.4g} of "
-            "its direction, and no DoRA adapter has one that is not positive: choose an alpha nearer to 0..1, or write "
-            "a checkpoint, without --as-adapter"
+            f"{where}: at alpha {alpha:g} its magnitude would be 1 − alpha + alpha·m/‖V‖ = {length[row].item():.4g} "
+            "times a length, and must be positive in a DoRA adapter: choose an alpha nearer to 0..1, or write a "
+            "checkpoint, without --as-adapter"
         )
 
     def _require_finite(self, made: Tensor) -> None:

@@ -411,7 +411,7 @@ def test_a_magnitude_that_is_not_positive_is_refused(
     tensors = load(adapter)
     tensors[f"{PREFIX}{layer}.lora_magnitude_vector"][4] /= 4
     save_file(tensors, adapter / "adapter_model.safetensors")
-    message = rf"{layer} with output 4 of {layer}\.weight.*alpha 1.5 .* = -0\.\d+ .*write a checkpoint"
+    message = rf"{layer} with output row 4 of {layer}\.weight.*alpha 1.5 .* = -0\.\d+ .*write a checkpoint"
     refused(tmp_path, base, adapter, UnsupportedError, message, "1.5")
     adaptertool.wise(base, adapter, tmp_path / "within", "0.9", as_adapter=True)
 
@@ -422,7 +422,7 @@ def test_a_row_of_norm_zero_is_refused(tmp_path: Path) -> None:
     adapter = write_adapter(
         tmp_path / "a", factors | {"l.lora_magnitude_vector": torch.ones(3)}, r=1, lora_alpha=1, use_dora=True
     )
-    refused(tmp_path, base, adapter, NonFiniteError, r"l with output 1 of l\.weight.* have norm 0", "0.5")
+    refused(tmp_path, base, adapter, NonFiniteError, r"l with output row 1 of l\.weight.* have norm 0", "0.5")
 
 
 def test_a_saved_weight_under_dora_is_refused(tmp_path: Path) -> None:
@@ -473,7 +473,9 @@ def test_other_files_travel_and_stale_weights_do_not(tmp_path: Path) -> None:
     (adapter / "sub").mkdir()
     for name in ("README.md", "sub/tokens.json", "adapter_model.bin"):
         (adapter / name).write_bytes(name.encode())
-    report = adaptertool.wise(base, adapter, tmp_path / "out", "0,0.5", as_adapter=True)
+    told: list[int] = []
+    report = adaptertool.wise(base, adapter, tmp_path / "out", "0,0.5", as_adapter=True, progress=told.append)
+    assert sum(told) == report.bytes_written
     assert any("left out" in note and note.endswith(": adapter_model.bin") for note in report.notes)
     manifest = json.loads((tmp_path / "out/alpha-0.500/adaptertool.manifest.json").read_text())
     assert manifest["base"] == {"model.safetensors": (base / "model.safetensors").stat().st_size}

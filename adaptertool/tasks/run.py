@@ -41,11 +41,13 @@ def run(
         require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
         with publish.staging(out) as folder:
-            run_plan(plan, folder, inputs, threads, progress or (lambda _: None))
-            inputs.check_unchanged()
+            written = progress or (lambda _: None)
+            run_plan(plan, folder, inputs, threads, written)
             for output in plan.outputs:
                 for name, content in output.files:
                     write_small(folder / output.folder / name, content)
+                    written(len(content))
+            inputs.check_unchanged()
             work = folder / plan.shards[0].name if makes_file(plan, out) else folder
             if work == folder:
                 write_manifests(plan, folder)

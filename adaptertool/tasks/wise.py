@@ -64,7 +64,8 @@ def wise(
     alphas: a number, several, or text as on the command line ("0:1:0.1"); a float counts as the decimal that Python
             prints for it. α = 0 gives the base byte for byte, α = 1 the tuned checkpoint (or the merge).
     as_adapter: write not the checkpoint, but the adapter that makes it when it is merged into the base
-    The rest as for `merge`. The base is read once, however many alphas there are.
+    The rest as for `merge`. The base is read once, however many alphas there are; with as_adapter only where needed,
+    under DoRA more than once.
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
     """
     plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter)
