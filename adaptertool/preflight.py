@@ -35,6 +35,8 @@ def _factors(plan: Plan) -> Iterator[Ref]:
         return
     for shard in plan.shards:
         for step in shard.steps:
+            if step.base.path != shard.source:  # a tensor of the adapter that takes the place of the base's
+                yield step.base
             for edit in step.edits:
                 yield from edit.factors.values()
 

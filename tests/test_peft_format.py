@@ -125,14 +125,13 @@ ACTED_ON: dict[str, tuple[Any, float]] = {  # value -> the scale that it gives f
     "peft_type": ("LORA", 2.0), "r": (4, 2.0), "lora_alpha": (2, 0.5), "use_rslora": (True, 4.0),
     "rank_pattern": ({"q_proj": 4}, 2.0), "alpha_pattern": ({"q_proj": 4}, 1.0), "use_dora": (True, 2.0),
     "lora_bias": (True, 2.0), "trainable_token_indices": ([1, 2], 2.0), "fan_in_fan_out": (True, 2.0),
-    "target_parameters": (["q_proj.weight"], 2.0),
+    "target_parameters": (["q_proj.weight"], 2.0), "ensure_weight_tying": (True, 2.0),
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
     "megatron_config": {"x": 1},
     "velora_config": {"num_groups": 2}, "alora_invocation_tokens": [1], "use_qalora": True,
     "monteclora_config": {"x": 1}, "layer_replication": [[0, 1]], "kasa_config": {"x": 1},
     "use_bdlora": {"nblocks": 2}, "arrow_config": {"top_k": 2},
-    "ensure_weight_tying": True,
 }  # fmt: skip
 FIELDS = [field.name for field in dataclasses.fields(peft.LoraConfig)]
 

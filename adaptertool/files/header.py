@@ -7,7 +7,8 @@ fields and leading white space pass; here they are errors, because each makes tw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ def _validated(file: InputFile, data_start: int, fields: dict[str, Any]) -> Head
         what = "is cut short" if end > file.size else "has bytes after its last tensor"
         raise InputError(f"{file.path} {what}: {end:,} bytes by its header, {file.size:,} on disk")
     return Header(file.path, file.size, data_start, {ref.spec.name: ref for ref in refs}, metadata, file.stamp)
+
+
+def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """The first bytes of a file with these tensors one after the other, padded with spaces to a multiple of 8."""
+    fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for spec in specs:
+        fields[spec.name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (offset, offset + spec.nbytes)}
+        offset += spec.nbytes
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _natural(value: object) -> bool:

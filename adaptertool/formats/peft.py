@@ -93,7 +93,9 @@ def read_adapter(path: Path) -> Adapter:
         raise InputError(f"{header.path} holds no tensors")
     files = {path / CONFIG: stamp, header.path: header.stamp}
     on_first = None if config.version is None else config.version <= _LAST_ON_FIRST
-    return Adapter(path, files, tuple(modules), on_first, claims_transposed=config.fan_in_fan_out)
+    return Adapter(
+        path, files, tuple(modules), on_first, ties_ends=config.ties_ends, claims_transposed=config.fan_in_fan_out
+    )
 
 
 def _check_present(path: Path) -> None:

@@ -30,6 +30,7 @@ _HANDLED = frozenset(
         "trainable_token_indices",
         "target_parameters",
         "peft_version",
+        "ensure_weight_tying",
     }
 )
 
@@ -46,7 +47,6 @@ _HARMLESS = frozenset(
 
 # Understood, and not handled (yet): refused where set.
 _REFUSED = {
-    "ensure_weight_tying": "adapters on tied embeddings are not supported yet",
     "layer_replication": "the model was built from replicated layers; a merge onto the original is wrong",
     "alora_invocation_tokens": "aLoRA acts only after its invocation tokens; it cannot be merged",
     "use_qalora": "QA-LoRA pools its inputs; it cannot be merged into a weight",
@@ -79,6 +79,7 @@ class LoraConfig:
     dora: bool
     bias: bool  # lora_bias: the second factor has a bias
     fan_in_fan_out: bool
+    ties_ends: bool  # ensure_weight_tying
     tokens: Mapping[str, tuple[int, ...]]  # trainable_token_indices: module, or "" for the only one -> rows
     parameters: tuple[str, ...]  # target_parameters: parameters of modules that are no layers, fused experts above all
     version: tuple[int, ...] | None  # of PEFT
@@ -154,6 +155,7 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
         dora=_flag(path, fields, "use_dora"),
         bias=_flag(path, fields, "lora_bias"),
         fan_in_fan_out=_flag(path, fields, "fan_in_fan_out"),
+        ties_ends=_flag(path, fields, "ensure_weight_tying"),
         parameters=_names(path, "target_parameters", fields.get("target_parameters")),
         version=_version(fields.get("peft_version")),
         tokens=_tokens(path, fields.get("trainable_token_indices")),

@@ -28,7 +28,7 @@ def _write(plan: Plan, folder: Path, alphas: list[float]) -> None:
         "sources": [path.resolve().name for path in plan.sources],
         "weights": plan.weights,
         "alphas": alphas,
-        "base": {shard.name: shard.size for shard in plan.shards},
+        "base": {shard.name: plan.inputs[shard.source][2] for shard in plan.shards},
         "files": files,  # --force replaces a folder that holds these and no others
     }
     write_small(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
