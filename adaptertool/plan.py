@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NoReturn
 
 from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
@@ -68,7 +68,7 @@ def _adapter_edits(
         resolved, more = resolve(subject, adapter)
         if len(subject.resized) > before and (weight != 1 or edits):
             _refuse_resizing(adapter, weight)
-        notes += more
+        notes += more + _other_base(base, adapter)
         for target, modules in resolved.items():
             edits.setdefault(target, []).extend(
                 Edit(
@@ -91,6 +91,17 @@ def _adapter_edits(
     for name, ref in subject.resized.items():
         notes.append(f"{shown(name)} has {ref.spec.shape[0]:,} rows in the adapter, and so in the output")
     return edits, changes, notes + more
+
+
+def _other_base(base: Checkpoint, adapter: Adapter) -> list[str]:
+    """A note where the adapter names another base: a fine-tune of the same shapes is told by its name alone."""
+    folder = (base.path.parent if base.is_file else base.path).resolve()
+    hub = [part.rpartition("--")[2] for part in folder.parts if part.startswith("models--")]
+    said = (base.config or {}).get("_name_or_path")
+    names = {folder.name, *hub, *([PurePath(said).name] if isinstance(said, str) else [])}
+    if not adapter.trained_on or PurePath(adapter.trained_on).name.lower() in {name.lower() for name in names}:
+        return []
+    return [f"{adapter.path} says it was trained on {shown(adapter.trained_on)}; is {base.path} that? Its shapes fit"]
 
 
 def _refuse_resizing(adapter: Adapter, weight: float) -> NoReturn:

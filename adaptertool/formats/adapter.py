@@ -29,6 +29,7 @@ class Adapter:
     path: Path
     files: Mapping[Path, Stamp]
     modules: tuple[Module, ...]
+    trained_on: str = ""  # the name of its base, as far as it says so
     experts_on_first: bool | None = (
         None  # lora_A of square fused experts belongs to their first dimension, not the last
     )

@@ -31,13 +31,14 @@ _HANDLED = frozenset(
         "target_parameters",
         "peft_version",
         "ensure_weight_tying",
+        "base_model_name_or_path",
     }
 )
 
 # Known not to change what the stored factors mean: they steer training, or say again what the keys say.
 _HARMLESS = frozenset(
     {
-        "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
+        "task_type", "auto_mapping", "revision", "inference_mode",
         "target_modules", "exclude_modules", "lora_dropout", "modules_to_save", "layers_to_transform",
         "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config",
         # settings of an initialiser; init_lora_weights says which one was used
@@ -73,6 +74,7 @@ class LoraConfig:
     """The part of a LoRA adapter's config that the arithmetic depends on."""
 
     path: Path
+    base: str  # base_model_name_or_path
     rank: int
     alpha: float
     rank_stabilised: bool
@@ -146,9 +148,11 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
         )
     if fields.get("bias", "none") not in ("none", "all", "lora_only"):
         raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])} is not known")
+    base = fields.get("base_model_name_or_path")
     rank_pattern, alpha_pattern = (_patterns(path, fields, key) for key in ("rank_pattern", "alpha_pattern"))
     return LoraConfig(
         path=path,
+        base=base if isinstance(base, str) else "",
         rank=_rank(path, "r", fields.get("r")),
         alpha=_alpha(path, "lora_alpha", fields.get("lora_alpha")),
         rank_stabilised=_flag(path, fields, "use_rslora"),
