@@ -138,4 +138,6 @@ def _why_tied(config: Mapping[str, Any] | None, parts: Sequence[Mapping[str, Any
     flags = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
     if config.get("tie_word_embeddings") is False and all(flag is False for flag in flags):
         return None
+    if config.get("tie_word_embeddings") is True:
+        return "config.json says tie_word_embeddings: true, and it is stored twice or its architecture is not known"
     return "config.json does not say tie_word_embeddings: false"
