@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from adaptertool.kinds import BY_NAME
 from adaptertool.plan import BLOCK_ELEMENTS, all_steps, block_rows, matrix, verbatim
-from adaptertool.spec import Plan
+from adaptertool.spec import Plan, Step
 
 BASE_MEMORY = 320 << 20  # resident with torch loaded and nothing to do, rounded up
 _BYTES_PER_ELEMENT = 54  # per thread: stored and rounded (≤ 8 each), four of float64, one of float32, one of int16
@@ -19,17 +21,25 @@ def predicted_memory(plan: Plan, threads: int) -> int:
             continue
         columns = matrix(step)[1]
         block = max(block, columns * block_rows(columns))
-        factors = sum(
-            factor.spec.numel * 8
-            for edit in step.edits
-            for role, factor in edit.factors.items()
-            if edit.transposed
-            or isinstance(edit.view and edit.view.rows, tuple)
-            or role not in BY_NAME[edit.kind].by_row
-        )
-        whole = max(whole, factors)
+        whole = max(whole, _held(step, threads))
     # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
     return BASE_MEMORY + threads * (max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole) + tensors * 2000
+
+
+def _held(step: Step, threads: int) -> int:
+    """Bytes of the factors that are kept whole at one time: of many experts only those that the threads are at."""
+    rows, columns = matrix(step)
+    held = longest = 0
+    for edit in step.edits:
+        longest = max(longest, rows if edit.view is None else len(edit.view.rows))
+        gathers = edit.view is not None and isinstance(edit.view.rows, tuple)
+        held += sum(
+            8 * math.prod(factor.shape)
+            for role, factor in edit.factors.items()
+            if edit.transposed or gathers or role not in BY_NAME[edit.kind].by_row
+        )
+    window = threads * block_rows(columns) + 2 * longest
+    return held if window >= rows else -(-held * window // rows)
 
 
 def bytes_to_read(plan: Plan) -> int:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import NoReturn
 
 from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter
 from adaptertool.kinds import BY_NAME, DORA, FULL
 from adaptertool.kinds.full import TUNED
-from adaptertool.names import Names
-from adaptertool.resolve import nearest, resolve
-from adaptertool.spec import COMPUTED, Edit, Output, Plan, Ref, Shard, Stamp, Step
+from adaptertool.layout import Changes, assets_of, shards_of
+from adaptertool.resolve import nearest, open_subject, resolve
+from adaptertool.spec import COMPUTED, Edit, Output, Plan, Ref, Stamp, Step
+from adaptertool.ties import settle
 from adaptertool.traits import read_traits
 
 MAX_DIGITS = 20  # of an alpha, in the name of its folder
@@ -30,35 +32,43 @@ def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[
     mixed: the adapters act together, as unmerged ones do at inference: the norms of DoRA are those of the base
     weight and its own delta. For LoRA the two are the same. Source: PEFT 0.21.2, checked against it in the tests.
     """
-    edits, notes = _adapter_edits(base, adapters, weights, mixed=mixed)
+    edits, changes, notes = _adapter_edits(base, adapters, weights, mixed=mixed)
     if mixed:
         _require_mixable(edits)
     notes += _replacements(edits)
     notes += [f"{adapter.path} is given twice, and is applied twice" for adapter in _repeated(adapters)]
-    return _plan("merge", base, adapters, weights, edits, (Output("", 1.0),), notes)
+    return _plan("merge", base, adapters, weights, edits, changes, (Output("", 1.0),), notes)
 
 
 def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[Decimal]) -> Plan:
     """W + α·(T − W) for each α, where T is the base with the adapter merged, or the tuned checkpoint."""
     notes = [f"alpha {alpha} lies outside 0..1: this extrapolates" for alpha in alphas if not 0 <= alpha <= 1]
     equal: list[tuple[Ref, Ref]] = []
+    changes = Changes()
     if isinstance(tuned, Adapter):
-        edits, more = _adapter_edits(base, [tuned], [1.0])
+        edits, changes, more = _adapter_edits(base, [tuned], [1.0])
+        if changes.resized and any(alpha != 1 for alpha in alphas):
+            raise UnsupportedError(
+                f"{tuned.path} resizes the vocabulary; between embeddings of different sizes there is nothing"
+            )
     else:
         edits, equal, more = _full_edits(base, tuned)
     notes += more
-    return _plan("wise", base, [tuned], [1.0], edits, _outputs(alphas), notes, equal)
+    return _plan("wise", base, [tuned], [1.0], edits, changes, _outputs(alphas), notes, equal)
 
 
 def _adapter_edits(
     base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False
-) -> tuple[dict[str, list[Edit]], list[str]]:
+) -> tuple[dict[str, list[Edit]], Changes, list[str]]:
     edits: dict[str, list[Edit]] = {}
     notes: list[str] = []
-    names, traits = Names(tuple(base.tensors), base.config), read_traits(base)
+    subject = open_subject(base)
     for number, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
-        resolved, more = resolve(base, names, traits, adapter)
-        notes += more
+        before = len(subject.resized)
+        resolved, more = resolve(subject, adapter)
+        if len(subject.resized) > before and (weight != 1 or edits):
+            _refuse_resizing(adapter, weight)
+        notes += more + _other_base(base, adapter)
         for target, modules in resolved.items():
             edits.setdefault(target, []).extend(
                 Edit(
@@ -74,7 +84,29 @@ def _adapter_edits(
                 )
                 for module in modules
             )
-    return edits, notes
+    apart, more = settle(
+        edits, subject.ends, subject.resized, [n for n, adapter in enumerate(adapters) if adapter.ties_ends]
+    )
+    changes = Changes({end: subject.ends[end] for end in apart}, subject.resized)
+    for name, ref in subject.resized.items():
+        notes.append(f"{shown(name)} has {ref.spec.shape[0]:,} rows in the adapter, and so in the output")
+    return edits, changes, notes + more
+
+
+def _other_base(base: Checkpoint, adapter: Adapter) -> list[str]:
+    """A note where the adapter names another base: a fine-tune of the same shapes is told by its name alone."""
+    folder = (base.path.parent if base.is_file else base.path).resolve()
+    hub = [part.rpartition("--")[2] for part in folder.parts if part.startswith("models--")]
+    said = (base.config or {}).get("_name_or_path")
+    names = {folder.name, *hub, *([PurePath(said).name] if isinstance(said, str) else [])}
+    if not adapter.trained_on or PurePath(adapter.trained_on).name.lower() in {name.lower() for name in names}:
+        return []
+    return [f"{adapter.path} says it was trained on {shown(adapter.trained_on)}; is {base.path} that? Its shapes fit"]
+
+
+def _refuse_resizing(adapter: Adapter, weight: float) -> NoReturn:
+    how = f"with weight {weight:g}" if weight != 1 else "after other adapters; give it first"
+    raise UnsupportedError(f"{adapter.path} resizes the vocabulary; that cannot be done {how}")
 
 
 def _replacements(edits: Mapping[str, Sequence[Edit]]) -> list[str]:
@@ -154,19 +186,12 @@ def _plan(
     sources: Sequence[Adapter | Checkpoint],
     weights: Sequence[float],
     edits: Mapping[str, Sequence[Edit]],
+    changes: Changes,
     outputs: tuple[Output, ...],
     notes: Sequence[str],
     equal: Sequence[tuple[Ref, Ref]] = (),
 ) -> Plan:
-    shards = tuple(
-        Shard(
-            header.path,
-            header.data_start,
-            header.size,
-            tuple(Step(ref.spec, ref.offset, ref, tuple(edits.get(name, ()))) for name, ref in header.tensors.items()),
-        )
-        for header in base.headers
-    )
+    shards = shards_of(base, edits, changes)
     return Plan(
         command=command,
         base=base.path,
@@ -174,7 +199,7 @@ def _plan(
         sources=tuple(source.path for source in sources),
         weights=tuple(weights),
         shards=shards,
-        assets=base.assets,
+        assets=assets_of(base, shards, changes),
         outputs=outputs,
         inputs=_inputs(base, sources),
         equal=tuple(equal),

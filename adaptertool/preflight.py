@@ -9,7 +9,7 @@ import torch
 from adaptertool.errors import MismatchError, NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_exact
 from adaptertool.files.writer import COPY_CHUNK
-from adaptertool.plan import BLOCK_ELEMENTS, all_steps
+from adaptertool.plan import BLOCK_ELEMENTS
 from adaptertool.spec import Plan, Ref
 from adaptertool.tensors import read_tensor
 
@@ -33,11 +33,13 @@ def require_finite_factors(plan: Plan, inputs: Inputs) -> None:
 def _factors(plan: Plan) -> Iterator[Ref]:
     if plan.tuned_is_checkpoint:
         return
-    for step in all_steps(plan):
-        if plan.as_adapter and not step.edits:
-            yield step.base  # a factor that is copied
-        for edit in step.edits:
-            yield from edit.factors.values()
+    for shard in plan.shards:
+        for step in shard.steps:
+            # A tensor of the adapter that takes the place of the base's; or in an adapter, one that is copied.
+            if (step.base.path == shard.source) == plan.as_adapter:
+                yield step.base
+            for edit in step.edits:
+                yield from edit.factors.values()
 
 
 def require_equal(plan: Plan, inputs: Inputs) -> None:

@@ -16,21 +16,46 @@ from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
 from adaptertool.names import Names
 from adaptertool.place import Placer
+from adaptertool.resize import take_resized
 from adaptertool.spec import Ref, View
-from adaptertool.traits import Traits
+from adaptertool.ties import ends_of
+from adaptertool.traits import Traits, read_traits
 
 _SHOWN = 8  # unmatched modules that an error lists in full
 
 
-def resolve(
-    base: Checkpoint, names: Names, traits: Traits, adapter: Adapter
-) -> tuple[Mapping[str, list[Module]], list[str]]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Subject:
+    """What adapters are resolved against, made once for all of them."""
+
+    base: Checkpoint
+    names: Names
+    traits: Traits
+    ends: Mapping[str, str]  # tied and not stored -> the tensor that they are tied to
+    tensors: dict[str, Ref]  # those of the base, and the ends; as resized by the adapters so far
+    resized: dict[str, Ref] = dataclasses.field(default_factory=dict)
+
+
+def open_subject(base: Checkpoint) -> Subject:
+    names = Names(tuple(base.tensors), base.config)
+    ends = ends_of(base, names)
+    tensors = dict(base.tensors)
+    for end, source in (ends or {}).items():
+        ref = base.tensors[source]
+        tensors[end] = dataclasses.replace(ref, spec=dataclasses.replace(ref.spec, name=end))
+    if ends:
+        names = Names(tuple(tensors), base.config)
+    return Subject(base, names, read_traits(base, ties_known=ends is not None), ends or {}, tensors)
+
+
+def resolve(subject: Subject, adapter: Adapter) -> tuple[Mapping[str, list[Module]], list[str]]:
     """Base tensor name -> the modules of `adapter` that change it, replacements before deltas; and notes.
 
-    `names` and `traits` are those of the base, made once for all adapters.
+    What it resizes is put into `subject`.
     Raises MismatchError for modules without a tensor (with the nearest names) and for shapes that do not fit,
     UnsupportedError for a base whose weights cannot be edited as they are stored.
     """
+    base, names, traits = subject.base, subject.names, subject.traits
     wanted = [(module.target, module.kind == FULL.name and module.rows is None) for module in adapter.modules]
     targets, note = names.find_all(wanted)
     if unmatched := [module for found, module in zip(targets, adapter.modules, strict=True) if found is None]:
@@ -40,11 +65,14 @@ def resolve(
             )
         raise MismatchError(_unmatched(base, adapter, unmatched))
     found = [(module, pieces) for module, pieces in zip(adapter.modules, targets, strict=True) if pieces is not None]
-    placer = Placer(base.tensors, names.layout, adapter, found)
+    resized, found = take_resized(base, subject.tensors, subject.ends, traits, adapter, found)
+    subject.tensors.update(resized)
+    subject.resized.update(resized)
+    placer = Placer(subject.tensors, names.layout, adapter, found)
     resolved: dict[str, list[Module]] = {}
     for wanted_module, pieces in found:
         for target, placed in placer.place(wanted_module, pieces):
-            resolved.setdefault(target, []).append(_fitted(base, traits, adapter, base.tensors[target], placed))
+            resolved.setdefault(target, []).append(_fitted(subject, adapter, target, placed))
     for target, modules in resolved.items():
         if len(modules) > 1:
             _require_apart(adapter, target, modules)
@@ -52,13 +80,14 @@ def resolve(
     return resolved, [f"{adapter.path}: {note}"] if note else []
 
 
-def _fitted(base: Checkpoint, traits: Traits, adapter: Adapter, ref: Ref, module: Module) -> Module:
+def _fitted(subject: Subject, adapter: Adapter, target: str, module: Module) -> Module:
     """The module as it acts on that tensor. Raises where it does not fit, or must not be edited."""
+    ref, traits = subject.tensors[target], subject.traits
     traits.refuse_quantised(ref)
     if module.rows is None:
         traits.refuse_tied(ref)
     else:
-        module = dataclasses.replace(module, view=_row_view(base, traits, ref, module))
+        module = dataclasses.replace(module, view=_row_view(subject, ref, module))
     if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
         module = dataclasses.replace(module, transposed=True)
     return module
@@ -115,17 +144,17 @@ def _stored_shape(ref: Ref, module: Module) -> Shape:
     return ref.spec.shape if module.view is None else module.view.shape
 
 
-def _row_view(base: Checkpoint, traits: Traits, ref: Ref, module: Module) -> View:
+def _row_view(subject: Subject, ref: Ref, module: Module) -> View:
     """Rows of an embedding: they must be there. In a tied model that stores one end, they are right for both."""
     assert module.rows is not None
-    same = [other for other in base.tensors.values() if other.spec.shape == ref.spec.shape]
-    if not (traits.surely_tied and len(same) == 1):
-        traits.refuse_tied(ref)
+    same = [other for other in subject.base.tensors.values() if other.spec.shape == ref.spec.shape]
+    if not (subject.traits.surely_tied and len(same) == 1):
+        subject.traits.refuse_tied(ref)
     size = ref.spec.shape[0] if ref.spec.shape else 0
     if module.rows and max(module.rows) >= size:
         raise MismatchError(
             f"{ref.path}: {shown(ref.spec.name)} has {size} rows, but {module.factors[TUNED].path} trains row "
-            f"{max(module.rows)}; vocabularies that were resized are not supported yet"
+            f"{max(module.rows)}; was the vocabulary resized? Then the adapter must hold the whole embedding as well"
         )
     width = ref.spec.numel // max(size, 1)
     return View(width, module.rows, range(width), (len(module.rows), *ref.spec.shape[1:]))

@@ -10,6 +10,8 @@ from adaptertool.spec import Ref
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
+_PART = 1 << 18  # elements
+
 
 def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Tensor:
     """Elements first..last of a tensor on disk, flat, as float64 (exact for every dtype computed on)."""
@@ -27,8 +29,14 @@ def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Te
     """Rows first..last of a tensor on disk, of `width` elements each, as a float64 matrix; of its columns if chosen."""
     if ref.columns is None:
         return read_tensor(inputs, ref, first * width, last * width).view(last - first, width)
-    stored = _read_stored(inputs, ref, first * width, last * width).view(last - first, width)
-    return stored[:, ref.columns.start : ref.columns.stop : ref.columns.step].to(torch.float64)
+    chosen = torch.empty(last - first, len(ref.columns), dtype=torch.float64)
+    step = max(1, _PART // width)  # what is read beside the columns is let go of soon
+    for begin in range(first, last, step):
+        end = min(last, begin + step)
+        stored = _read_stored(inputs, ref, begin * width, end * width).view(end - begin, width)
+        columns = stored[:, ref.columns.start : ref.columns.stop : ref.columns.step]
+        chosen[begin - first : end - first] = columns
+    return chosen
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

@@ -12,6 +12,7 @@ from typing import Any
 
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.jsonfile import objects
 from adaptertool.spec import COMPUTED, Ref
 
 # Families whose linear layers are stored (in, out): Conv1D of transformers 5.23. Where a weight is square its shape
@@ -67,7 +68,7 @@ class Traits:
         if self.why_tied and self._is_embedding(ref):
             raise UnsupportedError(
                 f"{ref.path}: {shown(ref.spec.name)} is an embedding or output head, and may be tied: "
-                f"{self.why_tied}; edits of tied embeddings are not supported yet"
+                f"{self.why_tied}; edits of it are supported only where it is known what is tied to what"
             )
 
     def _is_embedding(self, ref: Ref) -> bool:
@@ -101,24 +102,16 @@ def _named_transposed(name: str) -> bool:
     return not _TRANSPOSED_NAMES.isdisjoint(name.split("."))
 
 
-def read_traits(base: Checkpoint) -> Traits:
-    parts = _parts(base.config or {})
+def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
+    parts = objects(base.config or {})
     return Traits(
         families=frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str)),
         quantisation=_quantisation(base.config or {}),
         code_stems=_code_stems(base),
         vocabularies=tuple(part[key] for part in parts for key in part if _VOCABULARY.search(key)),
         surely_tied=(base.config or {}).get("tie_word_embeddings") is True,
-        why_tied=_why_tied(base.config, parts),
+        why_tied=None if ties_known else _why_tied(base.config, parts),
     )
-
-
-def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The config of the model and, below it, of those that it is made of: text_config, decoder, ..."""
-    parts = [config]
-    for part in parts:  # grows while it is walked
-        parts += [value for value in part.values() if isinstance(value, dict)]
-    return parts
 
 
 def _quantisation(config: Mapping[str, Any]) -> str | None:
@@ -145,4 +138,6 @@ def _why_tied(config: Mapping[str, Any] | None, parts: Sequence[Mapping[str, Any
     flags = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
     if config.get("tie_word_embeddings") is False and all(flag is False for flag in flags):
         return None
+    if config.get("tie_word_embeddings") is True:
+        return "config.json says tie_word_embeddings: true, and it is stored twice or its architecture is not known"
     return "config.json does not say tie_word_embeddings: false"

@@ -6,6 +6,8 @@ OUT is loaded by transformers, and every parameter in memory compared with PEFT'
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 import transformers
 from oracle import half_ulp_excess
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers.pytorch_utils import Conv1D
 
 import adaptertool
 
@@ -121,10 +124,44 @@ def build(name: str, fields: dict[str, Any]) -> Any:
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+ATTENTION = re.compile(
+    r"(.*[._])?(q|k|v|qkv|query|key|value|Wqkv|c_attn|query_key_value|([qkv]|query|key|value|qkv)_proj|[qkv]_lin)"
+)
+
+
+def attention_of(model: Any) -> list[str]:
+    """The projections of attention; of a model without any, its input projections."""
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+    return [name for name in names if ATTENTION.fullmatch(name)] or [name for name in names if "in_proj" in name]
+
+
+def outputs(model: Any) -> list[torch.Tensor]:
+    """Every tensor that a model answers with, to inputs that it takes."""
+    ids, size = torch.arange(12).reshape(2, 6) * 5 % 60 + 3, 16
+    known = {
+        "input_ids": ids, "decoder_input_ids": ids, "pixel_values": torch.linspace(-1, 1, 2 * 3 * size * size),
+        "input_values": torch.linspace(-1, 1, 400).reshape(1, 400),
+        "input_features": torch.linspace(-1, 1, 2 * 8 * 32).reshape(2, 8, 32),
+    }  # fmt: skip
+    known["pixel_values"] = known["pixel_values"].reshape(2, 3, size, size)
+    takes = inspect.signature(model.forward).parameters
+    given = {name: tensor for name, tensor in known.items() if name in takes}
+    if "Llava" in type(model).__name__ or "Gemma3For" in type(model).__name__:
+        del given["pixel_values"]  # no place for an image in these ids
+    with torch.no_grad():
+        answer = model.eval()(**given, return_dict=True)
+    return [value for value in answer.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+
+
+WAYS = [(torch.bfloat16, "as given"), (torch.float32, "as given"), (torch.float32, "attention")]
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_architecture(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "targets"), WAYS)
+def test_architecture(tmp_path: Path, name: str, dtype: torch.dtype, targets: str) -> None:
     fields, options = MODELS[name]
+    if targets == "attention":
+        options = {"target_modules": attention_of(build(name, fields))}
     model = build(name, fields).to(dtype)
     model.save_pretrained(tmp_path / "base", max_shard_size="60KB")
     tuned = get_peft_model(
@@ -150,3 +187,10 @@ def test_architecture(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
             changed += 1
             assert half_ulp_excess(tensor, exact[key]).max() <= 1 + 1e-6, key
     assert changed == report.tensors_edited > 0
+    if dtype == torch.float32 and "conv1" not in options.get("target_modules", ()):  # Whisper asks conv1 for its stride
+        fresh = type(model).from_pretrained(tmp_path / "base")
+        unmerged = outputs(PeftModel.from_pretrained(fresh, tmp_path / "adapter").base_model.model)
+        merged = outputs(type(model).from_pretrained(tmp_path / "out"))
+        assert len(merged) == len(unmerged) > 0
+        for found, expected in zip(merged, unmerged, strict=True):
+            assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()

@@ -125,14 +125,13 @@ ACTED_ON: dict[str, tuple[Any, float]] = {  # value -> the scale that it gives f
     "peft_type": ("LORA", 2.0), "r": (4, 2.0), "lora_alpha": (2, 0.5), "use_rslora": (True, 4.0),
     "rank_pattern": ({"q_proj": 4}, 2.0), "alpha_pattern": ({"q_proj": 4}, 1.0), "use_dora": (True, 2.0),
     "lora_bias": (True, 2.0), "trainable_token_indices": ([1, 2], 2.0), "fan_in_fan_out": (True, 2.0),
-    "target_parameters": (["q_proj.weight"], 2.0),
+    "target_parameters": (["q_proj.weight"], 2.0), "ensure_weight_tying": (True, 2.0),
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
     "megatron_config": {"x": 1},
     "velora_config": {"num_groups": 2}, "alora_invocation_tokens": [1], "use_qalora": True,
     "monteclora_config": {"x": 1}, "layer_replication": [[0, 1]], "kasa_config": {"x": 1},
     "use_bdlora": {"nblocks": 2}, "arrow_config": {"top_k": 2},
-    "ensure_weight_tying": True,
 }  # fmt: skip
 FIELDS = [field.name for field in dataclasses.fields(peft.LoraConfig)]
 
@@ -737,3 +736,19 @@ def test_config_nested_very_deep(tmp_path: Path) -> None:
 def test_patterns_that_may_take_for_ever(base: Path, pattern: str) -> None:
     slow = adapter(base, C_PROJ, rank_pattern={pattern: 4})
     assert "may take for ever" in refusal(base, slow, UnsupportedError)
+
+
+@pytest.mark.parametrize(
+    ("said", "noted"),
+    [("org/Base-7B", False), ("elsewhere/base-7b", False), ("/home/me/Base-7B/", False), ("org/Known", False),
+     ("org/Hub", False), ("", False), (None, False), (7, False), ("org/Base-7B-Instruct", True), ("org/base", True)],
+)  # fmt: skip
+def test_an_adapter_for_another_base_is_noted(tmp_path: Path, said: object, noted: bool) -> None:
+    """By the name of the folder, of the hub's cache, or in the config; shapes alone do not tell a fine-tune."""
+    folder = tmp_path / "models--org--Hub" / "snapshots" / "Base-7B"
+    config = {"model_type": "llama", "tie_word_embeddings": False, "_name_or_path": "org/Known"}
+    base = write_checkpoint(folder, {f"{Q}.weight": torch.randn(8, 6)}, config=config)
+    path = write_adapter(tmp_path / "a", lora_factors(Q, (8, 6)), base_model_name_or_path=said)
+    notes = prepare_merge(base, [path]).notes
+    assert len(notes) == noted
+    assert all(f"says it was trained on {said}; is {base} that?" in note for note in notes)

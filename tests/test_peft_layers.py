@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import adaptertool as command
-from conftest import load, same_bits, snapshot, write_checkpoint
+from conftest import load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
 from oracle import half_ulp_excess
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 import adaptertool
 from adaptertool import plan as plan_module
-from adaptertool.errors import MismatchError, NonFiniteError, UnsupportedError, UsageError
+from adaptertool.errors import InputError, MismatchError, NonFiniteError, UnsupportedError, UsageError
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LAYERS = ["linear", "turned", "embedding", "conv1", "conv2", "conv3"]
@@ -279,3 +279,48 @@ def test_a_saved_tensor_after_another_adapter_is_said(tmp_path: Path) -> None:
     assert adaptertool.merge(base, [second, first], tmp_path / "2").notes == ()
     with pytest.raises(UnsupportedError, match="in mixed composition"):
         adaptertool.merge(base, [first, second], tmp_path / "3", compose="mixed")
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.attn(x, x, x)[0])
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_multihead_attention(tmp_path: Path, bias: str) -> None:
+    """in_proj and out_proj; PEFT trains and merges with twice the change of out_proj, and so must we."""
+    model = Attention()
+    base = write_checkpoint(tmp_path / "base", {name: t.clone() for name, t in model.state_dict().items()})
+    patterns = {"rank_pattern": {"attn": 3}, "alpha_pattern": {"attn": 5}}
+    tuned = get_peft_model(
+        copy.deepcopy(model),
+        LoraConfig(target_modules=["attn", "head"], init_lora_weights=False, bias=bias, **patterns),
+    )
+    with torch.no_grad():
+        tuned.base_model.model.attn.base_layer.out_proj.base_layer.bias.fill_(0.25)
+    tuned.save_pretrained(tmp_path / "a")
+    report = adaptertool.merge(base, [tmp_path / "a"], tmp_path / "out")
+    assert report.tensors_edited == {"none": 3, "all": 5, "lora_only": 5}[bias]
+    merged = Attention()
+    merged.load_state_dict(load(tmp_path / "out"))
+    x = torch.randn(2, 5, 16)
+    expected, plain = tuned.eval()(x), model.eval()(x)
+    ours = merged.eval()(x)
+    if bias == "none":
+        ours = ours + merged.head(torch.full((16,), 0.25)) - merged.head(model.attn.out_proj.bias)
+    assert (ours - expected).abs().max() < 1e-5 < (plain - expected).abs().max()
+
+
+def test_half_of_an_attention_is_refused(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", {name: t.clone() for name, t in Attention().state_dict().items()})
+    factors = lora_factors("attn.base_layer.out_proj", (16, 16))
+    with pytest.raises(InputError, match="for out_proj of attn, but none for its in_proj"):
+        adaptertool.merge(base, [write_adapter(tmp_path / "a", factors)], tmp_path / "out")
+    factors = {**factors, **lora_factors("attn", (32, 16))}
+    with pytest.raises(MismatchError, match=r"attn\.in_proj_weight is F32 48×16"):
+        adaptertool.merge(base, [write_adapter(tmp_path / "b", factors)], tmp_path / "out")

@@ -10,6 +10,7 @@ a tensor must not be edited by its name. An architecture that the table cannot h
 Also asked: how fused experts lie in memory, and which tensors are tied where the config says so. Takes some minutes.
 """
 
+import copy
 import inspect
 import json
 import logging
@@ -30,6 +31,22 @@ SECONDS_PER_CLASS = 30
 STATEFUL = (GroupWeightRename, Inkling2IndexOffsetWeightRename)  # depend on other names, or count: not in the table
 EXPERTS_WITHOUT_MARK = {"Llama4TextExperts": [False, True]}  # read off the class; the others say it themselves
 MOST_TIES = 8
+# Fields that some configs need before a model can be built from them. None of them changes a name, but for the number
+# of layers.
+HINTS: dict[str, dict[str, Any]] = {
+    "EsmConfig": {"vocab_size": 33, "pad_token_id": 1},
+    "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "HunYuanMoEV1Config": {"head_dim": 32},
+    "HunYuanVLConfig": {"text_config": {"head_dim": 32}},
+    "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"] * 16},
+    "BeitConfig": {"out_indices": [3, 5, 7, 11]},
+    "Emu3Config": {"vocabulary_map": {}},
+    "AyaVisionConfig": {
+        "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152, "num_attention_heads": 16}
+    },
+}
+_BACKBONE = {"use_timm_backbone": False, "backbone": None, "backbone_config": {"model_type": "resnet"}}
+HINTS |= {f"{family}Config": _BACKBONE for family in ("Detr", "ConditionalDetr", "DeformableDetr")}
 
 
 def class_names() -> set[str]:
@@ -44,7 +61,7 @@ def class_names() -> set[str]:
 def build(name: str) -> Any:
     """The model on the meta device, from a default config that ties whatever can be tied."""
     model_class = getattr(transformers, name)
-    config = model_class.config_class()
+    config = model_class.config_class(**copy.deepcopy(HINTS.get(model_class.config_class.__name__, {})))
     parts = [config]
     for part in parts:  # grows while it is walked
         parts += [value for value in vars(part).values() if isinstance(value, transformers.PreTrainedConfig)]

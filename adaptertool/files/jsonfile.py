@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,3 +54,11 @@ def load_json(path: Path) -> dict[str, Any]:
         if file.size > MAX_JSON_BYTES:
             raise InputError(f"{path} has {file.size:,} bytes; a JSON file over {MAX_JSON_BYTES:,} is refused")
         return parse_json(read_exact(file, 0, file.size), str(path))
+
+
+def objects(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The object and, below it, the objects that its fields hold: of a config those of the parts of a model."""
+    found: list[Any] = [content]
+    for one in found:  # grows while it is walked
+        found += [value for value in one.values() if isinstance(value, dict)]
+    return found

@@ -29,7 +29,9 @@ class Adapter:
     path: Path
     files: Mapping[Path, Stamp]
     modules: tuple[Module, ...]
+    trained_on: str = ""  # the name of its base, as far as it says so
     experts_on_first: bool | None = (
         None  # lora_A of square fused experts belongs to their first dimension, not the last
     )
+    ties_ends: bool = False  # one change for the embedding and the head that is tied to it
     claims_transposed: bool = False  # the config says so; where shapes or the model family tell, they count

@@ -42,6 +42,11 @@ _FACTORS = {
 # Up to this version lora_A of fused experts belonged to their first dimension, unless the module said otherwise.
 _LAST_ON_FIRST = (0, 19, 0)
 
+# torch.nn.MultiheadAttention: its input and its output projection are changed together, and PEFT applies the change of
+# the second twice, also in training (lora.MultiheadAttention; its source says that this is known).
+_OUT_PROJ = ".base_layer.out_proj"
+_OUT_PROJ_TIMES = 2
+
 # Parts of a key that name something with a meaning of its own; never to be taken for a plain tensor name.
 _REFUSED_PARTS = {
     "modules_to_save": "a saved module below another; PEFT saves bias='all' of a classification head that way",
@@ -75,11 +80,17 @@ def read_adapter(path: Path) -> Adapter:
         if ".lora_embedding_" in key:
             embeddings.add(key.removeprefix(_PREFIX).rpartition(".")[0])
     wrapped = _parameters(config, header.path, factors)
-    modules = [
-        module
-        for name, roles in factors.items()
-        for module in _lora_modules(config, header.path, name, roles, embedding=name in embeddings, wrapped=wrapped)
-    ]
+    attentions = {name.removesuffix(_OUT_PROJ) for name in factors if name.endswith(_OUT_PROJ)}
+    if halves := attentions - factors.keys():
+        raise InputError(f"{header.path} holds factors for out_proj of {shown(min(halves))}, but none for its in_proj")
+    modules: list[Module] = []
+    for name, roles in factors.items():
+        if name in wrapped:
+            modules.append(_on_parameter(config, header.path, wrapped[name], roles))
+        elif name.removesuffix(_OUT_PROJ) in attentions:
+            modules.append(_in_attention(config, header.path, name, roles))
+        else:
+            modules += _lora_modules(config, header.path, name, roles, embedding=name in embeddings)
     modules += [
         _token_rows(config, header.path, name, ref)
         if name.endswith(_TOKENS)
@@ -93,7 +104,15 @@ def read_adapter(path: Path) -> Adapter:
         raise InputError(f"{header.path} holds no tensors")
     files = {path / CONFIG: stamp, header.path: header.stamp}
     on_first = None if config.version is None else config.version <= _LAST_ON_FIRST
-    return Adapter(path, files, tuple(modules), on_first, claims_transposed=config.fan_in_fan_out)
+    return Adapter(
+        path,
+        files,
+        tuple(modules),
+        config.base,
+        on_first,
+        ties_ends=config.ties_ends,
+        claims_transposed=config.fan_in_fan_out,
+    )
 
 
 def _check_present(path: Path) -> None:
@@ -124,7 +143,7 @@ def _file(file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], sa
     if key.endswith(_TOKENS):
         saved[key] = ref
         return
-    name = re.sub(r"\.base_layer\.(weight|bias)$", r".\1", key)
+    name = re.sub(r"\.base_layer\.(weight|bias)$", r".\1", key).replace(f"{_OUT_PROJ}.", ".out_proj.")
     for part in name.split("."):
         if part in _REFUSED_PARTS or part.startswith("lora_"):
             reason = _REFUSED_PARTS.get(part, "this factor is not known")
@@ -132,6 +151,27 @@ def _file(file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], sa
     if name in saved:
         raise InputError(f"{file} holds two tensors for {shown(name)}")
     saved[name] = ref
+
+
+def _rank(config: LoraConfig, file: Path, name: str, a: Ref) -> int:
+    rank = config.rank_of(name)
+    if a.spec.shape[:1] != (rank,):
+        raise MismatchError(
+            f"{file}: {shown(a.spec.name)} is {a.spec}, but {config.path.name} gives the module rank {rank} "
+            "(r and rank_pattern); the scale alpha/r would be ambiguous"
+        )
+    return rank
+
+
+def _in_attention(config: LoraConfig, file: Path, name: str, roles: Mapping[str, Ref]) -> Module:
+    """The change of one of the two projections of a MultiheadAttention."""
+    module = name.removesuffix(_OUT_PROJ)
+    if roles.keys() != LORA.needs:
+        raise InputError(f"{file}: {shown(name)} has {', '.join(sorted(roles))}, not {A} and {B}")
+    rank, scale = _rank(config, file, module, roles[A]), config.scale_of(module)
+    if name == module:
+        return Module(name, f"{module}.in_proj_weight", LORA.name, roles, scale, rank)
+    return Module(name, f"{module}.out_proj.weight", LORA.name, roles, scale * _OUT_PROJ_TIMES, rank)
 
 
 def _on_parameter(config: LoraConfig, file: Path, parameter: _Parameter, roles: Mapping[str, Ref]) -> Module:
@@ -192,18 +232,9 @@ def _parameters(config: LoraConfig, file: Path, names: Iterable[str]) -> dict[st
 
 
 def _lora_modules(
-    config: LoraConfig,
-    file: Path,
-    name: str,
-    roles: Mapping[str, Ref],
-    *,
-    embedding: bool,
-    wrapped: Mapping[str, _Parameter],
+    config: LoraConfig, file: Path, name: str, roles: Mapping[str, Ref], *, embedding: bool
 ) -> Iterator[Module]:
     """The low-rank change of a module's weight, and with `lora_bias` that of its bias."""
-    if name in wrapped:
-        yield _on_parameter(config, file, wrapped[name], roles)
-        return
     kind = DORA if config.dora else LORA
     expected = kind.needs | ({BIAS} if config.bias else set())
     if roles.keys() != expected:
@@ -213,12 +244,7 @@ def _lora_modules(
     if config.dora and config.bias:
         raise UnsupportedError(f"{config.path}: use_dora and lora_bias together have no agreed meaning")
     weight = {role: ref for role, ref in roles.items() if role != BIAS}
-    rank, shape = config.rank_of(name), weight[A].spec.shape
-    if shape[:1] != (rank,):
-        raise MismatchError(
-            f"{file}: {shown(weight[A].spec.name)} is {weight[A].spec}, but {config.path.name} gives the module "
-            f"rank {rank} (r and rank_pattern); the scale alpha/r would be ambiguous"
-        )
+    rank = _rank(config, file, name, weight[A])
     scale = config.scale_of(name)
     # An embedding looks up rows of (vocabulary, d): the transpose of the layer that its factors describe.
     yield Module(name, f"{name}.weight", kind.name, weight, scale, rank, transposed=True if embedding else None)

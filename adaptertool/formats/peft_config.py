@@ -30,13 +30,15 @@ _HANDLED = frozenset(
         "trainable_token_indices",
         "target_parameters",
         "peft_version",
+        "ensure_weight_tying",
+        "base_model_name_or_path",
     }
 )
 
 # Known not to change what the stored factors mean: they steer training, or say again what the keys say.
 _HARMLESS = frozenset(
     {
-        "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
+        "task_type", "auto_mapping", "revision", "inference_mode",
         "target_modules", "exclude_modules", "lora_dropout", "modules_to_save", "layers_to_transform",
         "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config",
         # settings of an initialiser; init_lora_weights says which one was used
@@ -46,7 +48,6 @@ _HARMLESS = frozenset(
 
 # Understood, and not handled (yet): refused where set.
 _REFUSED = {
-    "ensure_weight_tying": "adapters on tied embeddings are not supported yet",
     "layer_replication": "the model was built from replicated layers; a merge onto the original is wrong",
     "alora_invocation_tokens": "aLoRA acts only after its invocation tokens; it cannot be merged",
     "use_qalora": "QA-LoRA pools its inputs; it cannot be merged into a weight",
@@ -73,12 +74,14 @@ class LoraConfig:
     """The part of a LoRA adapter's config that the arithmetic depends on."""
 
     path: Path
+    base: str  # base_model_name_or_path
     rank: int
     alpha: float
     rank_stabilised: bool
     dora: bool
     bias: bool  # lora_bias: the second factor has a bias
     fan_in_fan_out: bool
+    ties_ends: bool  # ensure_weight_tying
     tokens: Mapping[str, tuple[int, ...]]  # trainable_token_indices: module, or "" for the only one -> rows
     parameters: tuple[str, ...]  # target_parameters: parameters of modules that are no layers, fused experts above all
     version: tuple[int, ...] | None  # of PEFT
@@ -145,15 +148,18 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
         )
     if fields.get("bias", "none") not in ("none", "all", "lora_only"):
         raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])} is not known")
+    base = fields.get("base_model_name_or_path")
     rank_pattern, alpha_pattern = (_patterns(path, fields, key) for key in ("rank_pattern", "alpha_pattern"))
     return LoraConfig(
         path=path,
+        base=base if isinstance(base, str) else "",
         rank=_rank(path, "r", fields.get("r")),
         alpha=_alpha(path, "lora_alpha", fields.get("lora_alpha")),
         rank_stabilised=_flag(path, fields, "use_rslora"),
         dora=_flag(path, fields, "use_dora"),
         bias=_flag(path, fields, "lora_bias"),
         fan_in_fan_out=_flag(path, fields, "fan_in_fan_out"),
+        ties_ends=_flag(path, fields, "ensure_weight_tying"),
         parameters=_names(path, "target_parameters", fields.get("target_parameters")),
         version=_version(fields.get("peft_version")),
         tokens=_tokens(path, fields.get("trainable_token_indices")),

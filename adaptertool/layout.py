@@ -1,0 +1,108 @@
+"""The files of the output: as a rule those of the base, with the same headers, index and config.
+
+Where an end is stored apart, or a vocabulary has another size, the header of that shard, the index and config.json
+follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adaptertool.errors import UnsupportedError, shown
+from adaptertool.files.checkpoint import INDEX, Checkpoint
+from adaptertool.files.header import Header, build_header
+from adaptertool.files.jsonfile import load_json, objects
+from adaptertool.spec import DTYPE_BITS, Asset, Edit, Ref, Shard, Step, TensorSpec
+from adaptertool.ties import FLAG
+
+CONFIG = "config.json"
+Edits = Mapping[str, Sequence[Edit]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Changes:
+    """How the tensors of the output differ from the base's, in more than their numbers."""
+
+    apart: Mapping[str, str] = dataclasses.field(default_factory=dict)  # new tensors -> the one that they were tied to
+    resized: Mapping[str, Ref] = dataclasses.field(default_factory=dict)  # what takes the place of a tensor
+
+
+def shards_of(base: Checkpoint, edits: Edits, changes: Changes) -> tuple[Shard, ...]:
+    return tuple(_shard(header, edits, changes) for header in base.headers)
+
+
+def _shard(header: Header, edits: Edits, changes: Changes) -> Shard:
+    added = [end for end, source in changes.apart.items() if source in header.tensors]
+    if not added and changes.resized.keys().isdisjoint(header.tensors):
+        steps = [Step(ref.spec, ref.offset, ref, tuple(edits.get(name, ()))) for name, ref in header.tensors.items()]
+        return Shard(header.path, header.data_start, header.size, tuple(steps))
+    refs = dict(header.tensors)
+    for end in added:
+        refs[end] = header.tensors[changes.apart[end]]
+    tensors = []
+    for name, ref in refs.items():
+        used = changes.resized.get(name, ref)
+        size = used.spec.numel * DTYPE_BITS[ref.spec.dtype] // 8
+        tensors.append((TensorSpec(name, ref.spec.dtype, used.spec.shape, size), used))
+    tensors.sort(key=lambda pair: -DTYPE_BITS[pair[0].dtype])  # wide ones first, so that all are aligned
+    content = build_header([spec for spec, _ in tensors], header.metadata)
+    offset, steps = len(content), []
+    for spec, ref in tensors:
+        steps.append(Step(spec, offset, ref, tuple(edits.get(spec.name, ()))))
+        offset += spec.nbytes
+    return Shard(header.path, len(content), offset, tuple(steps), content)
+
+
+def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: Changes) -> tuple[Asset, ...]:
+    """The base's assets; index and config follow the changes."""
+    if not changes.apart and not changes.resized:
+        return base.assets
+    new: dict[str, bytes] = {}
+    if base.config is not None:
+        new[CONFIG] = _dump(_config(base, changes))
+    if any(asset.name == INDEX for asset in base.assets):
+        new[INDEX] = _dump(_index(load_json(base.path / INDEX), shards))
+    return tuple(
+        dataclasses.replace(asset, content=new[asset.name], size=len(new[asset.name])) if asset.name in new else asset
+        for asset in base.assets
+    )
+
+
+def _dump(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _index(index: dict[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+    steps = [(shard, step) for shard in shards for step in shard.steps]
+    index["weight_map"] |= {step.spec.name: shard.name for shard, step in steps}
+    totals = {
+        "total_size": sum(step.spec.nbytes for _, step in steps),
+        "total_parameters": sum(step.spec.numel for _, step in steps),
+    }
+    if isinstance(metadata := index.get("metadata"), dict):
+        metadata |= {key: total for key, total in totals.items() if key in metadata}
+    return index
+
+
+def _config(base: Checkpoint, changes: Changes) -> dict[str, Any]:
+    config = load_json(base.path / CONFIG)
+    parts = objects(config)
+    if changes.apart:
+        for part in parts:
+            if part is config or FLAG in part:
+                part[FLAG] = False
+    for name, ref in changes.resized.items():
+        if name not in base.tensors:
+            continue
+        old, new = base.tensors[name].spec.shape[0], ref.spec.shape[0]
+        holders = [part for part in parts if part.get("vocab_size") == old]
+        if not holders and not any(part.get("vocab_size") == new for part in parts):  # a second end finds it done
+            raise UnsupportedError(
+                f"{base.path / CONFIG} has no vocab_size of {old}, which {shown(name)} has and the adapter makes {new}"
+            )
+        for part in holders:
+            part["vocab_size"] = new
+    return config

@@ -1,0 +1,183 @@
+"""docs/cases.md: what is handled and what is refused, made from these tests and held against them.
+
+    python tests/test_cases.py    writes the page anew
+
+Each row of the first table names a test, which must be there. Each row of the second is run: the message is the one
+that a user gets.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, Tensors, lora_factors, write_adapter, write_checkpoint
+from test_architectures import MODELS
+from test_experts import MODELS as EXPERTS
+from test_ties import MODELS as TIED
+
+import adaptertool
+from adaptertool.errors import InputError
+
+PAGE = ROOT / "docs" / "cases.md"
+Q = "model.layers.0.self_attn.q_proj"
+E = "model.embed_tokens"
+
+# what, how it is handled, the test that shows it
+HANDLED = [
+    ("Linear", "LoRA, rsLoRA, DoRA; rank_pattern, alpha_pattern", "test_peft_oracle.py::test_adapters_made_by_peft"),
+    ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "
+     "config is not believed", "test_peft_layers.py::test_gpt2"),
+    ("Embedding, Conv1d, Conv2d, Conv3d", "LoRA and DoRA", "test_peft_layers.py::test_layer"),
+    ("torch.nn.MultiheadAttention", "in_proj, and out_proj twice, as PEFT trains it",
+     "test_peft_layers.py::test_multihead_attention"),
+    ("lora_bias", "added to the layer's bias", "test_peft_layers.py::test_lora_bias"),
+    ("bias='all' and 'lora_only', modules_to_save", "replace the base's tensors",
+     "test_merge.py::test_saved_tensors_replace_and_mix"),
+    ("base_layer.weight", "replaces the base's weight, and the delta comes on top",
+     "test_peft_layers.py::test_base_layer_weight_replaces_and_the_delta_comes_on_top"),
+    ("trainable_token_indices", "rows of the embedding are replaced; of a tied model at both ends",
+     "test_peft_layers.py::test_trained_token_rows"),
+    ("Several adapters, weights", "one chain, rounded once; compose sequential or mixed",
+     "test_peft_layers.py::test_two_adapters"),
+    ("DoRA with a weight or alpha", "W + w·(W' − W)", "test_peft_layers.py::test_weighted_dora_moves_part_of_the_way"),
+    ("target_parameters: fused experts", "onto experts stored one by one, fused, or fused and transposed",
+     "test_experts.py::test_target_parameters"),
+    ("lora_A of fused experts on either dimension", "by shapes; where square, by the other parameter of the module, or "
+     "by peft_version", "test_experts.py::test_square_experts_go_by_the_version_of_peft"),
+    ("Adapters of single experts", "onto fused, transposed and interleaved experts too",
+     "test_experts.py::test_adapters_of_single_experts_onto_every_way_of_storing_them"),
+    ("Mixtral as of transformers 4 (w1, w2, w3)", "the same bytes as the fused adapter",
+     "test_experts.py::test_adapters_of_transformers_4_onto_mixtral"),
+    ("Split q, k, v or gate, up onto fused projections", "the rows that they are",
+     "test_experts.py::test_split_adapters_onto_fused_projections"),
+    ("Fused projections onto split ones", "cut by rows",
+     "test_experts.py::test_fused_adapters_onto_split_projections"),
+    ("Names of transformers 4 and 5", "by a table derived from transformers", "test_names.py::test_names_of_both_ages"),
+    ("Base saved with or without the prefix of the head", "one change of prefix for the whole adapter, and it is said",
+     "test_names.py::test_with_and_without_the_prefix_of_the_head"),
+    ("Other names", "--rename 'regex=>replacement'", "test_names.py::test_rename"),
+    ("Tied embeddings, changed at one end or differently", "stored apart; config.json, header and index follow",
+     "test_ties.py::test_lora_on_either_end"),
+    ("Tied embeddings, the same change at both ends", "made once; they stay tied",
+     "test_ties.py::test_one_change_for_both_is_made_once"),
+    ("Resized vocabulary, saved whole", "shapes, config.json, header and index follow",
+     "test_ties.py::test_resized_vocabulary"),
+    ("Adapter that names another base", "a note", "test_peft_format.py::test_an_adapter_for_another_base_is_noted"),
+]  # fmt: skip
+
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "vocab_size": 10}
+WEIGHTS = {f"{Q}.weight": torch.zeros(8, 6), f"{E}.weight": torch.zeros(10, 6), "lm_head.weight": torch.zeros(10, 6)}
+LORA = dict(lora_factors(Q, (8, 6)))
+
+
+def case(
+    what: str, *, config: dict[str, Any] | None = None, weights: Tensors | None = None, tensors: Tensors | None = None,
+    **fields: Any,
+) -> tuple[str, dict[str, Any], Tensors, Tensors, dict[str, Any]]:  # fmt: skip
+    """A base and an adapter that are refused: the config and tensors of each, where they are not the usual ones."""
+    return what, LLAMA | (config or {}), WEIGHTS if weights is None else weights, tensors or LORA, fields
+
+
+REFUSED = [
+    *(case(f"init_lora_weights: {init}", init_lora_weights=init) for init in
+      ("pissa", "olora", "corda", "lora_ga", "loftq")),
+    case("aLoRA", alora_invocation_tokens=[1]),
+    case("Arrow", arrow_config={"top_k": 2}),
+    case("QA-LoRA", use_qalora=True),
+    case("BD-LoRA", use_bdlora={"nblocks": 2}),
+    case("KaSA", kasa_config={"x": 1}),
+    case("VeLoRA", velora_config={"num_groups": 2}),
+    case("MonteCLoRA", monteclora_config={"x": 1}),
+    case("layer_replication", layer_replication=[[0, 1]]),
+    case("megatron_config", megatron_config={"x": 1}),
+    case("Prompt tuning and every other peft_type", peft_type="PROMPT_TUNING"),
+    case("A config field that is not known", brand_new_field=True),
+    case("use_dora together with lora_bias", use_dora=True, lora_bias=True, tensors=LORA | {
+        f"{Q}.lora_magnitude_vector": torch.ones(8), f"{Q}.lora_B.bias": torch.ones(8)}),
+    case("use_dora without magnitudes", use_dora=True),
+    case("A rank that is not that of the config", r=8),
+    case("A factor that is not known", tensors=LORA | {f"{Q}.lora_velora_embed": torch.ones(2)}),
+    case("A module that the base does not have", tensors=lora_factors("model.layers.7.self_attn.q_proj", (8, 6))),
+    case("An adapter for a model of other shapes", tensors=lora_factors(Q, (8, 7))),
+    case("NaN in a factor", tensors={name: tensor * float("nan") for name, tensor in LORA.items()}),
+    case("Grouped convolution", weights={"conv.weight": torch.zeros(8, 2, 3)}, tensors={
+        "conv.lora_A.weight": torch.zeros(4, 4, 3), "conv.lora_B.weight": torch.zeros(8, 4, 1)}),
+    case("Base quantised by its config (bitsandbytes, GPTQ, AWQ, fp8, MXFP4, compressed-tensors)",
+         config={"quantization_config": {"quant_method": "gptq"}}),
+    case("Base quantised by what stands beside a weight", weights=WEIGHTS | {f"{Q}.weight_scale_inv": torch.ones(1)}),
+    case("Base stored as fp8", weights=WEIGHTS | {f"{Q}.weight": torch.zeros(8, 6).to(torch.float8_e4m3fn)}),
+    case("Embedding of an architecture whose ties are not known", config={
+        "architectures": ["NeverHeardOf"], "tie_word_embeddings": True}, tensors=lora_factors("lm_head", (10, 6))),
+    case("Tied by the config, and stored twice", config={"tie_word_embeddings": True},
+         tensors=lora_factors("lm_head", (10, 6))),
+    case("A vocabulary resized at one end only", tensors={f"{E}.weight": torch.zeros(12, 6)}),
+    case("Tensors that transformers permutes or cuts unevenly", config={"architectures": ["Molmo2TextModel"]},
+         weights={"layers.0.self_attn.att_proj.weight": torch.zeros(8, 6)},
+         tensors=lora_factors("layers.0.self_attn.att_proj", (8, 6))),
+    case("Projections fused in an order that is not known", weights={
+        "model.layers.0.self_attn.query_key_value.weight": torch.zeros(24, 6)}),
+    case("Fused experts of an unknown architecture", config={"architectures": ["NeverHeardOf"]}, weights={
+        "mlp.experts.gate_up_proj": torch.zeros(2, 16, 6)}, tensors=lora_factors("mlp.experts.1.up_proj", (8, 6))),
+    case("Square experts, and nothing tells to which side lora_A belongs", weights={
+        "mlp.experts.down_proj": torch.zeros(2, 6, 6)}, tensors=lora_factors("mlp.experts", (6, 6), 8),
+        target_parameters=["experts.down_proj"]),
+    case("target_parameters whose factors are not there", target_parameters=["experts.down_proj"]),
+    case("A square layer that GPT-2 would store transposed, in a model of no known family", config={"model_type": "x"},
+         weights={"c_proj.weight": torch.zeros(6, 6)}, tensors=lora_factors("c_proj", (6, 6))),
+]  # fmt: skip
+HOW = "| {} | {} |"
+
+
+def message(folder: Path, entry: Any) -> str:
+    what, config, weights, tensors, fields = entry
+    base = write_checkpoint(folder / "base", weights, config=config)
+    adapter = write_adapter(folder / "adapter", tensors, **fields)
+    with pytest.raises(InputError) as caught:
+        adaptertool.merge(base, [adapter], folder / "out")
+    assert not (folder / "out").exists(), what
+    return str(caught.value).replace(f"{folder}/", "").replace("\n", "<br>").replace("|", "\\|")
+
+
+def page() -> str:
+    lines = ["# What is handled, what is refused", "", "Made by `python tests/test_cases.py`; a test holds it current."]
+    lines += ["", "## Handled", "", "| case | how | shown by |", "| --- | --- | --- |"]
+    lines += [f"| {what} | {how} | `tests/{test}` |" for what, how, test in HANDLED]
+    lines += ["", "## Refused", "", "With exit code 3, before anything is written.", "", "| case | message |"]
+    lines += ["| --- | --- |"]
+    for entry in REFUSED:
+        with tempfile.TemporaryDirectory() as folder:
+            lines.append(HOW.format(entry[0], message(Path(folder), entry)))
+    lines += ["", "## Architectures", "", "Tiny random models; PEFT makes the adapters, and the merged checkpoint is "]
+    lines[-1] += "loaded by transformers and compared with PEFT's merge in float64, parameter by parameter."
+    for title, models in (("Dense and attention", MODELS), ("Fused experts", EXPERTS), ("Tied embeddings", TIED)):
+        lines += ["", f"{title}: {', '.join(sorted(models))}."]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("test", [row[2] for row in HANDLED])
+def test_what_shows_a_case_is_there(test: str) -> None:
+    file, name = test.split("::")
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("entry", REFUSED, ids=lambda entry: entry[0])
+def test_refused(tmp_path: Path, entry: Any) -> None:
+    said = message(tmp_path, entry)
+    assert HOW.format(entry[0], said) in PAGE.read_text().splitlines(), "python tests/test_cases.py writes it anew"
+    assert len(re.sub(r"<br>.*", "", said)) > 40
+
+
+def test_the_page_is_current() -> None:
+    assert PAGE.read_text() == page()
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    PAGE.write_text(page())

@@ -1,0 +1,334 @@
+"""Tied embeddings: each end gets its own change, as in PEFT's unmerged model.
+
+PEFT's merge is no oracle here: it changes both ends by either change.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
+from oracle import half_ulp_excess
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from test_architectures import BERT, TEXT, VISION, build
+
+import adaptertool
+from adaptertool.errors import MismatchError, UnsupportedError
+
+TIED = TEXT | {"tie_word_embeddings": True}
+MODELS: dict[str, tuple[dict[str, Any], str, str]] = {  # config, embedding, head
+    "LlamaForCausalLM": (TIED, "embed_tokens", "lm_head"),
+    "Qwen2ForCausalLM": (TIED, "embed_tokens", "lm_head"),
+    "GemmaForCausalLM": (TEXT, "embed_tokens", "lm_head"),
+    "GPT2LMHeadModel": ({"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4}, "wte", "lm_head"),
+    "OPTForCausalLM": (BERT | {"ffn_dim": 48, "word_embed_proj_dim": 32}, "embed_tokens", "lm_head"),
+    "BloomForCausalLM": (
+        {"vocab_size": 64, "hidden_size": 32, "n_layer": 1, "n_head": 4},
+        "word_embeddings",
+        "lm_head",
+    ),
+    "BertForMaskedLM": (BERT, "word_embeddings", "cls.predictions.decoder"),
+    "Gemma3ForConditionalGeneration": (
+        {"text_config": TIED, "vision_config": VISION, "mm_tokens_per_image": 4, "tie_word_embeddings": True},
+        "language_model.embed_tokens",
+        "lm_head",
+    ),
+}
+
+
+def saved(tmp_path: Path, name: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    model = build(name, MODELS[name][0]).to(dtype)
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "base", **options)
+    return model
+
+
+def adapt(model: Any, folder: Path, *, save: bool | str = "auto", **options: Any) -> Path:
+    tuned = get_peft_model(copy.deepcopy(model).float(), LoraConfig(**{"r": 2, "init_lora_weights": False} | options))
+    with torch.no_grad():
+        for parameter in {id(p): p for p in tuned.parameters() if p.requires_grad}.values():
+            parameter.add_(torch.randn(parameter.shape) / 8)
+    tuned.save_pretrained(folder, save_embedding_layers=save)
+    return folder
+
+
+def logits(model: Any) -> torch.Tensor:
+    ids = torch.arange(12).reshape(2, 6) * 5 % 60 + 3
+    with torch.no_grad():
+        return model.double().eval()(input_ids=ids).logits
+
+
+def check(tmp_path: Path, model: Any, adapter: Path) -> Any:
+    """The merged model behaves as PEFT's unmerged one; what it was read from lies in tmp_path / "out"."""
+    report = adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out")
+    loaded = type(model).from_pretrained(tmp_path / "base", dtype=torch.float64)
+    expected = logits(PeftModel.from_pretrained(loaded, adapter))
+    ours = type(model).from_pretrained(tmp_path / "out", dtype=torch.float64)
+    plain = logits(type(model).from_pretrained(tmp_path / "base", dtype=torch.float64))
+    scale = expected.abs().max()
+    assert (expected - plain).abs().max() > 1e-2 * scale
+    assert (logits(ours) - expected).abs().max() < 1e-5 * scale
+    return report
+
+
+def is_tied(folder: Path) -> bool:
+    return bool(json.loads((folder / "config.json").read_text()).get("tie_word_embeddings", True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("which", ["embedding", "head", "both"])
+def test_lora_on_either_end(tmp_path: Path, name: str, which: str) -> None:
+    _, embedding, head = MODELS[name]
+    model = saved(tmp_path, name, max_shard_size="40KB")
+    targets = {"embedding": [embedding], "head": [head], "both": [embedding, head]}[which]
+    report = check(tmp_path, model, adapt(model, tmp_path / "adapter", target_modules=targets))
+    assert not is_tied(tmp_path / "out")
+    assert any("stored apart, and config.json says tie_word_embeddings: false" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("which", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_one_change_for_both_is_made_once(tmp_path: Path, which: list[str], dtype: torch.dtype) -> None:
+    """ensure_weight_tying: the factors of both ends are the same, transposed; the output stays tied."""
+    model = saved(tmp_path, "LlamaForCausalLM", dtype)
+    adapter = adapt(model, tmp_path / "adapter", target_modules=which, ensure_weight_tying=True)
+    files = load_file(adapter / "adapter_model.safetensors")
+    assert any("lm_head.lora_A" in key for key in files)
+    report = adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out")
+    assert is_tied(tmp_path / "out")
+    assert any("are changed alike, and stay tied" in note for note in report.notes)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert load(tmp_path / "out").keys() == load(tmp_path / "base").keys()
+    assert "config.json" in names
+    weight = load(tmp_path / "base")["model.embed_tokens.weight"].double()
+    prefix = "base_model.model."
+    weight = files.get(f"{prefix}model.embed_tokens.base_layer.weight", weight).double()
+    a, b = (files[f"{prefix}model.embed_tokens.lora_embedding_{part}"].double() for part in "AB")
+    exact = weight + (b @ a).T * 4
+    assert half_ulp_excess(load(tmp_path / "out")["model.embed_tokens.weight"], exact).max() <= 1 + 1e-6
+
+
+def test_pairs_that_came_apart_go_each_to_its_own_end(tmp_path: Path) -> None:
+    """ensure_weight_tying says that they are one, but the numbers differ (PEFT on a 16-bit base): numbers count."""
+    model = saved(tmp_path, "LlamaForCausalLM")
+    adapter = adapt(model, tmp_path / "adapter", target_modules=["embed_tokens"], ensure_weight_tying=True)
+    path = adapter / "adapter_model.safetensors"
+    files = load_file(path)
+    files["base_model.model.lm_head.lora_A.weight"][0, 0] += 1
+    save_file(files, path)
+    adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out")
+    found, base = load(tmp_path / "out"), load(tmp_path / "base")["model.embed_tokens.weight"].double()
+    prefix = "base_model.model.lm_head"
+    base = files.get(f"{prefix}.base_layer.weight", base).double()
+    head = base + files[f"{prefix}.lora_B.weight"].double() @ files[f"{prefix}.lora_A.weight"].double() * 4
+    assert half_ulp_excess(found["lm_head.weight"], head).max() <= 1 + 1e-6
+    assert not same_bits(found["lm_head.weight"], found["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("which", [["embed_tokens"], ["lm_head"], ["lm_head", "embed_tokens"]])
+@pytest.mark.parametrize("tying", [False, True])
+def test_saved_ends(tmp_path: Path, which: list[str], tying: bool) -> None:
+    model = saved(tmp_path, "LlamaForCausalLM")
+    adapter = adapt(
+        model, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=which, ensure_weight_tying=tying
+    )
+    check(tmp_path, model, adapter)
+    assert is_tied(tmp_path / "out") == tying
+
+
+@pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens"])
+def test_one_end_of_an_adapter_that_ties_its_changes(tmp_path: Path, module: str) -> None:
+    base = write_checkpoint(tmp_path / "base", {E: torch.randn(12, 6)}, config=LLAMA)
+    factors = lora_factors(module, (12, 6))
+    adaptertool.merge(base, [write_adapter(tmp_path / "a", factors, ensure_weight_tying=True)], tmp_path / "out")
+    assert is_tied(tmp_path / "out")
+    a, b = (factors[f"{module}.lora_{part}.weight"].double() for part in "AB")
+    assert half_ulp_excess(load(tmp_path / "out")[E], load(base)[E].double() + b @ a * 2).max() <= 1 + 1e-6
+
+
+def test_token_rows_go_to_both_ends(tmp_path: Path) -> None:
+    model = saved(tmp_path, "LlamaForCausalLM")
+    adapter = adapt(model, tmp_path / "adapter", target_modules=["q_proj"], trainable_token_indices=[3, 8, 13])
+    check(tmp_path, model, adapter)
+    assert is_tied(tmp_path / "out")
+
+
+def test_token_rows_and_a_change_of_the_head(tmp_path: Path) -> None:
+    """The rows belong to both ends, the LoRA to the head alone."""
+    weight, rows = torch.randn(12, 6), torch.randn(2, 6)
+    base = write_checkpoint(tmp_path / "base", {"model.embed_tokens.weight": weight}, config=LLAMA)
+    one = write_adapter(
+        tmp_path / "rows",
+        {"model.embed_tokens.token_adapter.trainable_tokens_delta": rows},
+        trainable_token_indices=[7, 2],
+    )
+    factors = lora_factors("lm_head", (12, 6))
+    adaptertool.merge(base, [one, write_adapter(tmp_path / "head", factors)], tmp_path / "out")
+    replaced = weight.clone()
+    replaced[[7, 2]] = rows
+    found = load(tmp_path / "out")
+    assert same_bits(found["model.embed_tokens.weight"], replaced)
+    a, b = (factors[f"lm_head.lora_{part}.weight"].double() for part in "AB")
+    assert half_ulp_excess(found["lm_head.weight"], replaced.double() + b @ a * 2).max() <= 1 + 1e-6
+
+
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True, "vocab_size": 12}
+E = "model.embed_tokens.weight"
+
+
+def weights(**more: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Wide and narrow dtypes mixed, so that a new header has something to keep in order."""
+    return {
+        E: torch.randn(12, 6).bfloat16(), "model.norm.weight": torch.randn(5),
+        "flags": torch.ones(3, dtype=torch.uint8),
+        "model.layers.0.q.weight": torch.randn(6, 6).half(), **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_what_else_the_output_holds(tmp_path: Path, shards: int) -> None:
+    """All other tensors keep their bytes; the index knows the new one; loaders find everything."""
+    tensors = weights()
+    config = LLAMA | {"text_config": {"tie_word_embeddings": True, "x": 1e-05}, "other": {"y": 500000.0}}
+    base = write_checkpoint(tmp_path / "base", tensors, shards=shards, config=config)
+    before = snapshot(base)
+    adapter = write_adapter(tmp_path / "a", lora_factors("lm_head", (12, 6)))
+    adaptertool.merge(base, [adapter], tmp_path / "out", threads=2)
+    assert snapshot(base) == before
+    found = load(tmp_path / "out")
+    assert found.keys() == tensors.keys() | {"lm_head.weight"}
+    assert all(same_bits(found[name], tensor) for name, tensor in tensors.items())
+    new = json.loads((tmp_path / "out" / "config.json").read_text())
+    untied = {"tie_word_embeddings": False}
+    assert new == config | untied | {"text_config": config["text_config"] | untied}
+    if shards > 1:
+        index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+        assert index["weight_map"].keys() == found.keys()
+        assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in found.values())
+        for name, shard in index["weight_map"].items():
+            assert name in load(tmp_path / "out" / shard)
+    header = next(p for p in (tmp_path / "out").glob("*.safetensors") if "lm_head.weight" in load(p)).read_bytes()
+    length = int.from_bytes(header[:8], "little")
+    fields = json.loads(header[8 : 8 + length])
+    assert length % 8 == 0
+    assert fields["__metadata__"] == {"format": "pt"}
+    sizes = {"BF16": 2, "F16": 2, "F32": 4, "U8": 1}
+    assert all(f["data_offsets"][0] % sizes[f["dtype"]] == 0 for name, f in fields.items() if name != "__metadata__")
+
+
+def test_wise_on_one_end(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", weights(), config=LLAMA)
+    factors = lora_factors("lm_head", (12, 6))
+    adapter = write_adapter(tmp_path / "a", factors)
+    adaptertool.wise(base, adapter, tmp_path / "out", "0,0.25,1")
+    weight = load(base)[E]
+    a, b = (factors[f"lm_head.lora_{part}.weight"].double() for part in "AB")
+    for alpha, folder in ((0.0, "alpha-0.000"), (0.25, "alpha-0.250"), (1.0, "alpha-1.000")):
+        found = load(tmp_path / "out" / folder)
+        assert half_ulp_excess(found["lm_head.weight"], weight.double() + b @ a * 2 * alpha).max() <= 1 + 1e-6
+        assert same_bits(found[E], weight)
+
+
+def test_untied_and_unknown_architectures(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "a", lora_factors("model.embed_tokens", (12, 6)))
+    head = {"lm_head.weight": torch.randn(12, 6)}
+    untied = write_checkpoint(tmp_path / "untied", weights(**head), config=LLAMA | {"tie_word_embeddings": False})
+    adaptertool.merge(untied, [adapter], tmp_path / "out")
+    assert same_bits(load(tmp_path / "out")["lm_head.weight"], head["lm_head.weight"])
+    refused: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = [
+        (LLAMA | {"architectures": ["NeverHeardOf"]}, {}),
+        (LLAMA | {"architectures": ["T5ForConditionalGeneration"]}, {}),  # there the flag scales the output as well
+        (LLAMA | {"text_config": {"tie_word_embeddings": False}}, {}),
+        (LLAMA, head),  # tied, and stored twice: which of the two counts?
+    ]
+    for number, (config, more) in enumerate(refused):
+        base = write_checkpoint(tmp_path / f"base{number}", weights(**more), config=config)
+        with pytest.raises(UnsupportedError, match="may be tied"):
+            adaptertool.merge(base, [adapter], tmp_path / "no")
+    with pytest.raises(UnsupportedError, match="may be tied"):
+        adaptertool.merge(tmp_path / "base0" / "model.safetensors", [adapter], tmp_path / "no.safetensors")
+
+
+def test_an_architecture_that_ties_nothing_needs_no_flag(tmp_path: Path) -> None:
+    config = {"architectures": ["Wav2Vec2ForCTC"], "model_type": "wav2vec2", "vocab_size": 12}
+    base = write_checkpoint(tmp_path / "base", {"lm_head.weight": torch.randn(12, 6)}, config=config)
+    adapter = write_adapter(tmp_path / "a", lora_factors("lm_head", (12, 6)))
+    assert adaptertool.merge(base, [adapter], tmp_path / "out").tensors_edited == 1
+
+
+# Vocabularies of another size.
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_resized_vocabulary(tmp_path: Path, tied: bool, lora: bool) -> None:
+    """A model of PEFT's whose embeddings were resized before training."""
+    model = build("LlamaForCausalLM", TEXT | {"tie_word_embeddings": tied})
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "base", max_shard_size="40KB")
+    grown = copy.deepcopy(model)
+    grown.resize_token_embeddings(67)
+    targets = ["q_proj", "embed_tokens", "lm_head"] if lora else ["q_proj"]
+    adapter = adapt(grown, tmp_path / "adapter", target_modules=targets, save=True)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    assert any(tensor.shape == (67, 32) for tensor in tensors.values())
+    report = adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out")
+    assert any("has 67 rows in the adapter" in note for note in report.notes)
+    ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
+    assert ours.config.vocab_size == 67
+    assert is_tied(tmp_path / "out") == (tied and not lora)
+    loaded = type(model).from_pretrained(tmp_path / "base", dtype=torch.float64)
+    loaded.resize_token_embeddings(67)
+    expected = logits(PeftModel.from_pretrained(loaded, adapter))
+    assert expected.shape[-1] == 67
+    assert (logits(ours) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_resizing_is_refused_where_it_would_not_be_whole(tmp_path: Path) -> None:
+    config = LLAMA | {"tie_word_embeddings": False}
+    head, grown = torch.randn(12, 6), {E: torch.randn(14, 6), "lm_head.weight": torch.randn(14, 6)}
+    base = write_checkpoint(tmp_path / "base", weights(**{"lm_head.weight": head}), config=config)
+    good = write_adapter(tmp_path / "good", grown)
+    half = write_adapter(tmp_path / "half", {E: grown[E]})
+    uneven = write_adapter(tmp_path / "uneven", {E: grown[E], "lm_head.weight": torch.randn(15, 6)})
+    other = write_adapter(tmp_path / "other", lora_factors("model.layers.0.q", (6, 6)))
+    before = snapshot(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"from 12 to 14 rows, but not lm_head\.weight, which has 12 rows too"):
+        adaptertool.merge(base, [half], tmp_path / "out")
+    with pytest.raises(MismatchError, match="different sizes"):
+        adaptertool.merge(base, [uneven], tmp_path / "out")
+    with pytest.raises(UnsupportedError, match=r"with weight 0\.5"):
+        adaptertool.merge(base, [good], tmp_path / "out", weights=[0.5])
+    with pytest.raises(UnsupportedError, match="give it first"):
+        adaptertool.merge(base, [other, good], tmp_path / "out")
+    with pytest.raises(UnsupportedError, match="between embeddings of different sizes"):
+        adaptertool.wise(base, good, tmp_path / "out", 0.5)
+    assert snapshot(tmp_path) == before
+    adaptertool.merge(base, [good, other], tmp_path / "out")
+    found = load(tmp_path / "out")
+    assert same_bits(found[E], grown[E].bfloat16())
+    assert same_bits(found["lm_head.weight"], grown["lm_head.weight"])
+    adaptertool.wise(base, good, tmp_path / "one", 1)
+    assert same_bits(load(tmp_path / "one")["lm_head.weight"], grown["lm_head.weight"])
+    nowhere = write_checkpoint(
+        tmp_path / "nowhere", weights(**{"lm_head.weight": head}), config=config | {"vocab_size": 9}
+    )
+    with pytest.raises(MismatchError, match="must be 12×6"):
+        adaptertool.merge(nowhere, [good], tmp_path / "no")
+
+
+def test_nan_in_a_resized_embedding(tmp_path: Path) -> None:
+    config = LLAMA | {"tie_word_embeddings": True}
+    base = write_checkpoint(tmp_path / "base", weights(), config=config)
+    grown = torch.randn(14, 6).bfloat16()
+    grown[13, 5] = float("nan")
+    with pytest.raises(adaptertool.AdapterToolError, match="holds nan"):
+        adaptertool.merge(base, [write_adapter(tmp_path / "a", {E: grown})], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
