@@ -6,15 +6,13 @@ as in PEFT 0.21.2, against which this is checked in the tests.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from adaptertool.kinds import lora
-from adaptertool.kinds.kind import NORM, Kind, Shape
+from adaptertool.kinds.kind import NORM, Array, Kind, Shape, Size, largest_of, mixed
 from adaptertool.kinds.lora import A, B
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MAGNITUDE = "lora_magnitude_vector"
 
@@ -28,20 +26,44 @@ def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]
     return {**shapes, MAGNITUDE: (1, weight[0], *[1] * rest) if rest else (weight[0],)}
 
 
-def squares(rows: Tensor, factors: Mapping[str, Tensor], scale: float) -> Tensor:
+def _combined(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
+    """V = W + s·B·A"""
+    if hasattr(rows, "addmm"):
+        return rows.addmm(factors[B] * scale, factors[A])
+    return rows + (factors[B] * scale) @ factors[A]
+
+
+def squares(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
     """‖V‖² of each row, as far as the columns in `rows` go: (n, 1)."""
-    return rows.addmm(factors[B] * scale, factors[A]).square_().sum(dim=1, keepdim=True)
+    changed = _combined(rows, factors, scale)
+    changed *= changed
+    return changed.sum(1)[:, None]
 
 
-def apply(rows: Tensor, factors: Mapping[str, Tensor], scale: float, weight: float) -> None:
-    """rows += weight·((m / ‖V‖)·V − rows), in place. rows (n, columns) float64; A (r, columns); B (n, r);
-    m and the norm (n, 1)."""
-    changed = rows.addmm(factors[B] * scale, factors[A])
+def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:
+    """rows += weight·((m / ‖V‖)·V − rows), in place. rows (n, columns); A (r, columns); B (n, r); m and the norm
+    (n, 1)."""
+    changed = _combined(rows, factors, scale)
     changed *= factors[MAGNITUDE] / factors[NORM]
     if weight == 1:
-        rows.copy_(changed)
+        rows[...] = changed
     else:
-        rows.add_(changed.sub_(rows), alpha=weight)
+        changed -= rows
+        changed *= weight
+        rows += changed
+
+
+def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:
+    """V as in LoRA; the sum of `length` squares, its root, a quotient and a product; then the mixture."""
+    combined = lora.bound(size, factors, scale, 1.0, unit, length)
+    smallest = float(factors[NORM].min()) if factors[NORM].numel() else 1.0
+    if not smallest > 0:
+        return Size(math.inf, math.inf)
+    relative = combined.error * math.sqrt(length) / smallest + (length + 8) * unit
+    factor = largest_of(factors[MAGNITUDE] / factors[NORM])
+    largest = factor * combined.largest * (1 + 2 * relative)
+    changed = Size(largest, factor * combined.error + 2 * relative * largest)
+    return changed if weight == 1 else mixed(size, changed, weight, unit)
 
 
 def interpolated(magnitude: Tensor, norm: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -71,5 +93,6 @@ DORA = Kind(
     by_column=frozenset({A}),
     expected=expected,
     apply=apply,
+    bound=bound,
     squares=squares,
 )

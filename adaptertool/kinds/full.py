@@ -7,12 +7,9 @@ is Wise-FT: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
-from adaptertool.kinds.kind import Kind, Shape
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adaptertool.kinds.kind import Array, Kind, Shape, Size, largest_of, mixed
 
 TUNED = "tuned"
 
@@ -22,13 +19,19 @@ def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]
     return {TUNED: weight}
 
 
-def apply(rows: Tensor, factors: Mapping[str, Tensor], scale: float, weight: float) -> None:  # noqa: ARG001
-    """rows += weight·(T − rows), in place, float64; exactly T where the weight is 1. `scale` plays no part."""
+def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:  # noqa: ARG001
+    """rows += weight·(T − rows), in place; exactly T where the weight is 1. `scale` plays no part."""
     tuned = factors[TUNED]
     if weight == 1:
-        rows.copy_(tuned)
+        rows[...] = tuned
     else:
-        rows.add_(tuned - rows, alpha=weight)
+        rows += (tuned - rows) * weight
+
+
+def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
+    """T itself, or the mixture with it."""
+    tuned = Size(largest_of(factors[TUNED]))
+    return tuned if weight == 1 else mixed(size, tuned, weight, unit)
 
 
 FULL = Kind(
@@ -37,5 +40,6 @@ FULL = Kind(
     by_row=frozenset({TUNED}),
     expected=expected,
     apply=apply,
+    bound=bound,
     elementwise=True,
 )

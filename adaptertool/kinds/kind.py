@@ -1,16 +1,26 @@
-"""What a kind of adapter is: a name, the factors that it needs, and pure functions over them."""
+"""What a kind of adapter is: a name, the factors that it needs, and pure functions over them.
+
+The functions are written with operators alone, so one formula serves every number system: float32 and float64 blocks
+(torch), exact residues and intervals of rationals (numerics), which settle the elements that floats leave open.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 Shape = tuple[int, ...]
 NORM = "norm"
+Array = Any  # a torch tensor, numerics.residue.Residue, or a numpy array of numerics.interval.Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of the numbers of a block: none is larger than `largest`, none further than `error` from the exact value."""
+
+    largest: float
+    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +34,10 @@ class Kind:
                  by row. Of a weight that is stored transposed, a block is made of columns.
     expected:    shapes of the weight (out, in, ...) and of the factors -> the shapes that the factors must have,
                  or None where this kind cannot change a weight of such a shape.
-    apply:       (block, factors, scale, weight): changes a float64 block of the weight (out, in) in place;
-                 factors as matrices, cut to the block.
+    apply:       (block, factors, scale, weight): changes a block of the weight (out, in) in place; factors as
+                 matrices, cut to the block. Or a batch of single elements (n, 1, 1), with factors to match.
+    bound:       (size, factors, scale, weight, unit, length) -> the size after `apply`, in arithmetic whose roundings
+                 are each of at most `unit`, relatively; `length` elements make a row of the weight.
     squares:     (block, factors, scale) -> the sum of squares of each row as far as the block goes. Where it is
                  given, `apply` finds the norm of each whole row among its factors, under the role NORM.
     elementwise: each element depends on the same element of the factors alone, so blocks may be cut
@@ -36,7 +48,28 @@ class Kind:
     needs: frozenset[str]
     by_row: frozenset[str]
     expected: Callable[[Shape, Mapping[str, Shape]], Mapping[str, Shape] | None]
-    apply: Callable[[Tensor, Mapping[str, Tensor], float, float], None]
+    apply: Callable[[Array, Mapping[str, Array], Any, Any], None]
+    bound: Callable[[Size, Mapping[str, Array], float, float, float, int], Size]
     by_column: frozenset[str] = frozenset()
-    squares: Callable[[Tensor, Mapping[str, Tensor], float], Tensor] | None = None
+    squares: Callable[[Array, Mapping[str, Array], Any], Array] | None = None
     elementwise: bool = False
+
+
+def add_product(rows: Array, left: Array, right: Array) -> None:
+    """rows += left @ right, in place, without a temporary where the array can."""
+    if rows.ndim == 2 and hasattr(rows, "addmm_"):
+        rows.addmm_(left, right)
+    else:
+        rows += left @ right
+
+
+def largest_of(array: Array) -> float:
+    return float(abs(array).max()) if array.numel() else 0.0
+
+
+def mixed(size: Size, other: Size, weight: float, unit: float) -> Size:
+    """Of v + weight·(x − v), for v of `size` and x of size `other`."""
+    apart = size.largest + other.largest
+    largest = size.largest + abs(weight) * apart
+    inherited = (1 + abs(weight)) * size.error + abs(weight) * other.error
+    return Size(largest, inherited + unit * (3 * abs(weight) * apart + largest))

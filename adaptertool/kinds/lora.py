@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
-from adaptertool.kinds.kind import Kind, Shape
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adaptertool.kinds.kind import Array, Kind, Shape, Size, add_product
 
 A, B = "lora_A", "lora_B"
 
@@ -35,9 +32,28 @@ def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]
     return {A: (rank, *weight[1:]), B: (weight[0], rank, *[1] * (len(weight) - 2))}
 
 
-def apply(rows: Tensor, factors: Mapping[str, Tensor], scale: float, weight: float) -> None:
-    """rows += weight·scale·B·A, in place. rows (n, columns) float64; A (r, columns); B (n, r)."""
-    rows.addmm_(factors[B] * (weight * scale), factors[A])
+def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:
+    """rows += weight·scale·B·A, in place. rows (n, columns); A (r, columns); B (n, r)."""
+    add_product(rows, factors[B] * (weight * scale), factors[A])
+
+
+def reach(factors: Mapping[str, Array], scale: float) -> float:
+    """No element of |scale|·|B|·|A| is larger."""
+    if not factors[A].numel() or not factors[B].numel():
+        return 0.0
+    widest = abs(factors[A]).amax(1, keepdim=True)
+    return abs(scale) * float((abs(factors[B]) @ widest).max()) * (1 + 1e-6)  # more than what rounding takes away
+
+
+def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
+    """The r products and sums, and three roundings of factors and scale; then the sum with the weight.
+
+    Source: N. Higham, Accuracy and Stability of Numerical Algorithms (2002), section 3.1.
+    """
+    change = reach(factors, weight * scale)
+    largest = size.largest + change
+    rank = len(factors[A])
+    return Size(largest, size.error + unit * ((rank + 4) * change + largest))
 
 
 LORA = Kind(
@@ -47,4 +63,5 @@ LORA = Kind(
     by_column=frozenset({A}),
     expected=expected,
     apply=apply,
+    bound=bound,
 )

@@ -6,12 +6,9 @@ Source: `lora_bias` of PEFT 0.21.2, against which this is checked in the tests.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
-from adaptertool.kinds.kind import Kind, Shape
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adaptertool.kinds.kind import Array, Kind, Shape, Size, largest_of
 
 BIAS = "lora_B.bias"
 
@@ -21,11 +18,24 @@ def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]
     return {BIAS: weight}
 
 
-def apply(rows: Tensor, factors: Mapping[str, Tensor], scale: float, weight: float) -> None:
-    """rows += weight·scale·c, in place, float64."""
-    rows.add_(factors[BIAS] * scale, alpha=weight)
+def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:
+    """rows += weight·scale·c, in place."""
+    rows += factors[BIAS] * (weight * scale)
+
+
+def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
+    """Two products and a sum."""
+    change = abs(weight * scale) * largest_of(factors[BIAS])
+    largest = size.largest + change
+    return Size(largest, size.error + unit * (3 * change + largest))
 
 
 OFFSET = Kind(
-    "offset", needs=frozenset({BIAS}), by_row=frozenset({BIAS}), expected=expected, apply=apply, elementwise=True
+    "offset",
+    needs=frozenset({BIAS}),
+    by_row=frozenset({BIAS}),
+    expected=expected,
+    apply=apply,
+    bound=bound,
+    elementwise=True,
 )
