@@ -18,10 +18,10 @@ from torch import Tensor
 from adaptertool.chain import Chain
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_into
-from adaptertool.kinds import FULL
+from adaptertool.kinds import FULL, LORA, Size, mixed
 from adaptertool.kinds.full import TUNED
-from adaptertool.numerics.rounding import Rounder
 from adaptertool.plan import replaces
+from adaptertool.settle import UNIT, Open, Settled
 from adaptertool.spec import Step
 from adaptertool.tensors import DTYPES, as_bytes, read_tensor
 
@@ -33,6 +33,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._size = 0
+        self.counts = Settled()
 
     def fit(self, size: int) -> None:
         if size <= self._size:
@@ -40,8 +41,9 @@ class Workspace:
         self._size = size
         self.stored = torch.empty(size * 8, dtype=torch.uint8)
         self.rounded = torch.empty(size * 8, dtype=torch.uint8)
+        self.upper = torch.empty(size * 8, dtype=torch.uint8)
         self.doubles = [torch.empty(size, dtype=torch.float64) for _ in range(4)]
-        self.round = Rounder(size)
+        self.scratch = torch.empty(size, dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,33 +76,89 @@ class Block:
         return (self.last - self.first) * self.columns
 
 
-def compute(inputs: Inputs, block: Block, alphas: Sequence[float], space: Workspace) -> Iterator[memoryview]:
+def compute(
+    inputs: Inputs, block: Block, alphas: Sequence[float], space: Workspace, *, exact: bool = True
+) -> Iterator[memoryview]:
     """The bytes of before + α·(after − before) for each α, from one read of the block.
 
+    exact: correctly rounded; else in single precision (in double where the output is single), rounded once.
     A view is valid until the next is taken. Raises NonFiniteError.
     """
-    base, numel = block.step.base, block.numel
+    base, numel, first, last = block.step.base, block.numel, block.first, block.last
     space.fit(numel)
-    stored, rounded = (
+    target = DTYPES[block.step.spec.dtype]
+    stored, rounded, upper = (
         buffer[: numel * dtype.itemsize].view(dtype)
-        for buffer, dtype in ((space.stored, DTYPES[base.spec.dtype]), (space.rounded, DTYPES[block.step.spec.dtype]))
+        for buffer, dtype in ((space.stored, DTYPES[base.spec.dtype]), (space.rounded, target), (space.upper, target))
     )
-    before, after, delta, mixed = (buffer[:numel] for buffer in space.doubles)
     read_into(inputs.get(base.path), block.source, as_bytes(stored))
+    arithmetic = _arithmetic(block, alphas, exact=exact)
+    before, after, delta, mix = (buffer.view(arithmetic)[:numel] for buffer in space.doubles)
     after.copy_(stored)
     mixing = any(alpha != 1 for alpha in alphas)
     if mixing or block.chain.needs_before():
         before.copy_(stored)
-    block.chain.apply(after.view(-1, block.columns), block.first, before.view(-1, block.columns))
+    size = Size(_largest(after))
+    norms = block.chain.apply(after.view(-1, block.columns), first, before.view(-1, block.columns))
     if mixing:
         torch.sub(after, before, out=delta)
+    unit = torch.finfo(arithmetic).eps / 2
+    changed = block.chain.size(size, first, last, norms, unit) if exact else size
     for alpha in alphas:
-        value = after if alpha == 1 else torch.add(before, delta, alpha=alpha, out=mixed)
-        space.round(value, rounded)
-        if not (alpha == 1 and replaces(block.step)):
+        value = after if alpha == 1 else torch.add(before, delta, alpha=alpha, out=mix)
+        final = changed if alpha == 1 else mixed(size, changed, alpha, unit)
+        if exact and changed is size and stored.dtype == target:
+            rounded.copy_(stored)
+        elif not exact or target == torch.float64:
+            rounded.copy_(value)
+        else:
+            where = _round(value, final, rounded, upper, space)
+            if len(where):
+                if arithmetic != torch.float64:
+                    final = block.chain.size(size, first, last, norms, UNIT)
+                replaced = alpha == 1 and replaces(block.step)
+                some = Open(block.chain, first, last, block.columns, final, alpha, replaced, target, space.counts)
+                known = value if arithmetic == torch.float64 else None
+                rounded[where] = some.settle(where, stored, known)
+        if not exact and not (alpha == 1 and replaces(block.step)):
             _keep_negative_zeros(stored, value, rounded)
         _require_finite(inputs, block, stored, rounded)
         yield as_bytes(rounded)
+
+
+def _arithmetic(block: Block, alphas: Sequence[float], *, exact: bool) -> torch.dtype:
+    """Single precision where that is sure to leave few elements open: LoRA on 16-bit weights."""
+    narrow = all(DTYPES[spec.dtype].itemsize == 2 for spec in (block.step.base.spec, block.step.spec))
+    plain = all(edit.kind == LORA.name for edit in block.step.edits) and all(alpha == 1 for alpha in alphas)
+    return torch.float32 if narrow and (plain or not exact) else torch.float64
+
+
+def _largest(values: Tensor) -> float:
+    if not len(values):
+        return 0.0
+    low, high = torch.aminmax(values)
+    return max(-low.item(), high.item())
+
+
+def _round(value: Tensor, size: Size, rounded: Tensor, upper: Tensor, space: Workspace) -> Tensor:
+    """rounded = the rounding of all that lies within the error; returns the elements where that is not one value.
+
+    Both ends of the interval are rounded. The way to 16 bits leads through float32, which may move an end by half a
+    unit of float32: the interval is wider by that much, and by the rounding of the ends.
+    """
+    error = size.error
+    if math.isfinite(error):
+        slack = 2.0**-52 if value.dtype == torch.float64 and rounded.dtype == torch.float32 else 2.0**-23
+        error += slack * (size.largest + error) + 2.0**-148
+    scratch = space.scratch.view(value.dtype)[: len(value)]
+    rounded.copy_(torch.sub(value, error, out=scratch))
+    upper.copy_(torch.add(value, error, out=scratch))
+    word = np.int16 if rounded.element_size() == 2 else np.int32
+    ends = [tensor.view(torch.uint8).numpy().view(word) for tensor in (rounded, upper)]
+    where = torch.from_numpy(np.flatnonzero(ends[0] != ends[1]))
+    if len(where) and not math.isfinite(error):
+        rounded[where] = value[where].to(rounded.dtype)  # NaN or infinity is told by name, from where it is
+    return where
 
 
 def _keep_negative_zeros(stored: Tensor, value: Tensor, rounded: Tensor) -> None:
@@ -109,7 +167,7 @@ def _keep_negative_zeros(stored: Tensor, value: Tensor, rounded: Tensor) -> None
     where = torch.from_numpy(np.flatnonzero(stored.view(torch.uint8).numpy().view(kind) == bits))
     if len(where):
         where = where[value[where] == 0]
-        rounded[where] = stored[where]
+        rounded[where] = stored[where].to(rounded.dtype)
 
 
 def _require_finite(inputs: Inputs, block: Block, stored: Tensor, rounded: Tensor) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import BY_NAME, NORM
+from adaptertool.kinds import BY_NAME, NORM, Kind, Size
+from adaptertool.numerics.interval import Interval, intervals, roots
 from adaptertool.plan import matrix
 from adaptertool.spec import Edit, Ref, Step
 from adaptertool.tensors import read_rows
 
 _PASS_ELEMENTS = 1 << 19
+Places = tuple[Any, Any]  # rows and columns of single elements, arrays of integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,37 @@ class _Chosen:
     index: slice | list[int]
     columns: slice
     places: slice | list[int]
+
+    def inside(self, at: Places) -> tuple[Any, Places]:
+        """Which of the elements it acts on, and where they are within what it acts on."""
+        rows, columns = at
+        if isinstance(self.index, list):
+            order = np.argsort(self.index)
+            found = order[np.minimum(np.searchsorted(self.index, rows, sorter=order), len(order) - 1)]
+            row, in_rows = found, np.asarray(self.index)[found] == rows
+        else:
+            row, in_rows = _place(self.index, rows)
+        column, in_columns = _place(self.columns, columns)
+        where = np.flatnonzero(in_rows & in_columns)
+        return where, (row[where], column[where])
+
+
+def _place(cut: slice, numbers: Any) -> tuple[Any, Any]:
+    """Positions within a slice, and whether they are in it."""
+    start, step = cut.start or 0, cut.step or 1
+    place = (numbers - start) // step
+    within = (numbers >= start) & (start + place * step == numbers)
+    return place, within if cut.stop is None else within & (numbers < cut.stop)
+
+
+def _picked(kind: Kind, role: str, factor: Any, edit: Edit, places: Places) -> Any:
+    """What of a factor the elements need, as a batch: an element, a row, or a column each."""
+    row, column = places[::-1] if edit.transposed else places
+    if kind.elementwise:
+        return factor[row, column][:, None, None]
+    if role in kind.by_row:
+        return factor[row][:, None, :]
+    return factor[:, column].T[:, :, None]
 
 
 class Chain:
@@ -39,28 +76,116 @@ class Chain:
     def needs_before(self) -> bool:
         return any(edit.on_base for edit in self._step.edits)
 
-    def apply(self, rows: Tensor, first: int, before: Tensor, upto: int | None = None) -> None:
-        """Make the edits (the first `upto` of them) to float64 rows from `first` on, in place.
+    def is_rational(self) -> bool:
+        """Whether an element of the result is a sum of products of what is stored: no norms."""
+        return all(BY_NAME[edit.kind].squares is None for edit in self._step.edits)
 
-        before: the rows as the base has them, for the edits that take their norms from them.
+    def width(self) -> int:
+        """How many numbers of a factor go into one element, at most."""
+        return max(
+            (
+                ref.shape[0] if role in BY_NAME[edit.kind].by_column else 1
+                for edit in self._step.edits
+                for role, ref in edit.factors.items()
+            ),
+            default=1,
+        )
+
+    def apply(self, rows: Tensor, first: int, before: Tensor, upto: int | None = None) -> Mapping[int, Tensor]:
+        """Make the edits (the first `upto` of them) to rows from `first` on, float64 or float32, in place.
+
+        before: the rows as the base has them, for the edits that take their norms from them. Returns these norms.
         """
         self._forget(first)
+        norms = {}
         for number, edit in enumerate(self._step.edits[:upto]):
             chosen = self._choose(edit, first, first + len(rows))
             if chosen is None:
                 continue
             kind, some = BY_NAME[edit.kind], rows[chosen.index, chosen.columns]
             factors = self.factors(number, edit, chosen.places)
+            if rows.dtype != torch.float64:
+                factors = {role: factor.to(rows.dtype) for role, factor in factors.items()}
             if kind.squares is not None:
                 if edit.transposed:
                     squares = self._squares_of_columns(number, edit)
                 else:
                     old = before[chosen.index, chosen.columns] if edit.on_base else some
                     squares = kind.squares(old, factors, edit.scale)
-                factors[NORM] = squares.sqrt()
+                factors[NORM] = norms[number] = squares.sqrt()
             kind.apply(some.T if edit.transposed else some, factors, edit.scale, edit.weight)
             if isinstance(chosen.index, list):  # else `some` shares its memory with `rows`
                 rows[chosen.index] = some
+        return norms
+
+    def size(self, size: Size, first: int, last: int, norms: Mapping[int, Tensor], unit: float) -> Size:
+        """The size of rows first..last after all edits, in arithmetic of that unit; `size` where nothing changes."""
+        for number, edit in enumerate(self._step.edits):
+            chosen = self._choose(edit, first, last)
+            if chosen is None:
+                continue
+            factors, length = self.factors(number, edit, chosen.places), self._columns
+            if number in norms:
+                factors[NORM] = norms[number]
+                length = self._rows if edit.transposed else length
+            after = BY_NAME[edit.kind].bound(size, factors, edit.scale, edit.weight, unit, length)
+            if after is not size:  # what lies outside of its view stays as it was
+                size = Size(max(size.largest, after.largest), max(size.error, after.error))
+        return size
+
+    def pick(self, system: Callable[[Any], Any], first: int, last: int, at: Places, before: Any, exact: bool) -> Any:
+        """The edits made to single elements of rows first..last, as a batch (n, 1, 1) in another number system.
+
+        at: rows (from `first` on) and columns of the elements; before: their values, in that system.
+        """
+        rows = before.clone() if hasattr(before, "clone") else before.copy()
+        for number, edit in enumerate(self._step.edits):
+            chosen = self._choose(edit, first, last)
+            if chosen is None:
+                continue
+            where, places = chosen.inside(at)
+            if not len(where):
+                continue
+            kind = BY_NAME[edit.kind]
+            cut = self.factors(number, edit, chosen.places)
+            factors = {role: system(_picked(kind, role, cut[role].numpy(), edit, places)) for role in cut}
+            some = rows if len(where) == len(at[0]) else rows[where]
+            scale, weight = (Fraction(x) if exact else x for x in (edit.scale, edit.weight))
+            kind.apply(some, factors, scale, weight)
+            if some is not rows:
+                rows[where] = some
+        return rows
+
+    def line(self, row: int, column: int, bits: int) -> tuple[Interval, Interval]:
+        """(before, after) of one element, where norms of whole rows play a part: that row, or the column of a tensor
+        that is stored transposed, in intervals; roots to about `bits` bits."""
+        turned = any(edit.transposed for edit in self._step.edits)
+        first, last = (0, self._rows) if turned else (row, row + 1)
+        rows = intervals(read_rows(self._inputs, self._step.base, first, last, self._columns).numpy())
+        before = rows.copy()
+        for number, edit in enumerate(self._step.edits):
+            chosen = self._choose(edit, first, last)
+            if chosen is None:
+                continue
+            cut = self.factors(number, edit, chosen.places)
+            columns = range(self._columns)[chosen.columns]
+            kind, index = BY_NAME[edit.kind], (chosen.index, chosen.columns)
+            if turned:
+                if column not in columns:
+                    continue
+                place = columns.index(column)
+                cut = {role: t[place : place + 1] if role in kind.by_row else t for role, t in cut.items()}
+                index = (chosen.index, slice(column, column + 1))
+            factors = {role: intervals(tensor.numpy()) for role, tensor in cut.items()}
+            some, old = (array[index].T if edit.transposed else array[index] for array in (rows, before))
+            scale, weight = Fraction(edit.scale), Fraction(edit.weight)
+            if kind.squares is not None:
+                factors[NORM] = roots(kind.squares(old if edit.on_base else some, factors, scale), bits)
+            kind.apply(some, factors, scale, weight)
+            if isinstance(chosen.index, list):
+                rows[index] = some
+        at = (row, column) if turned else (0, column)
+        return before[at], rows[at]
 
     def _choose(self, edit: Edit, first: int, last: int) -> _Chosen | None:
         """What edit acts on within rows first..last of the tensor."""

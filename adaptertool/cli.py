@@ -22,7 +22,7 @@ from adaptertool.budget import bytes_to_write
 from adaptertool.errors import AdapterToolError, InternalError, Interrupted, StorageError, UsageError, shown
 from adaptertool.render.machine import error_to_json, to_json
 from adaptertool.render.text import plan_text, run_text
-from adaptertool.spec import Plan
+from adaptertool.spec import EXACT, PRECISIONS, Plan
 from adaptertool.tasks.arguments import as_path
 from adaptertool.tasks.common import MAX_THREADS, check_output
 from adaptertool.tasks.merge import COMPOSITIONS, prepare_merge
@@ -63,6 +63,12 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
         (
             click.option("-o", "--out", required=True, type=click.Path(), help="Where to write."),
             click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names in adapters."),
+            click.option(
+                "--precision",
+                type=click.Choice(PRECISIONS),
+                default=EXACT,
+                help="Correctly rounded, or in float32 and rounded once.",
+            ),
             click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made."),
             click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
             click.option(
@@ -97,13 +103,15 @@ def merge(
     weights: tuple[str, ...],
     compose: str,
     renames: tuple[str, ...],
+    precision: str,
     **options: Any,
 ) -> None:
     """Merge ADAPTERs into BASE: W + w·(alpha/r)·B·A, in order, rounded once.
 
     Saved modules and biases replace the base's (with a weight w: W + w·(T - W)).
     """
-    _execute(prepare_merge(base, adapters, weights or None, compose=compose, renames=renames), **options)
+    plan = prepare_merge(base, adapters, weights or None, compose=compose, renames=renames, precision=precision)
+    _execute(plan, **options)
 
 
 @cli.command()
@@ -112,13 +120,16 @@ def merge(
 @click.option("--alpha", required=True, help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.")
 @click.option("--as-adapter", is_flag=True, help="Write an adapter that, merged into BASE, gives the same.")
 @_common
-def wise(base: str, tuned: str, alpha: str, as_adapter: bool, renames: tuple[str, ...], **options: Any) -> None:
+def wise(
+    base: str, tuned: str, alpha: str, as_adapter: bool, renames: tuple[str, ...], precision: str, **options: Any
+) -> None:
     """Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT).
 
     TUNED is an adapter or a fine-tuned checkpoint. Several alphas are written to OUT/alpha-0.300 and so on,
     with one read of the base.
     """
-    _execute(prepare_wise(base, tuned, alpha, renames=renames, as_adapter=as_adapter), **options)
+    plan = prepare_wise(base, tuned, alpha, renames=renames, precision=precision, as_adapter=as_adapter)
+    _execute(plan, **options)
 
 
 def _execute(

@@ -23,7 +23,8 @@ from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
 from adaptertool.plan import block_rows, matrix, verbatim
 from adaptertool.rescale import Rescaled
-from adaptertool.spec import Asset, Output, Plan, Ref, Shard, Step
+from adaptertool.settle import Settled
+from adaptertool.spec import EXACT, Asset, Output, Plan, Ref, Shard, Step
 
 Progress = Callable[[int], None]  # told the bytes just written
 Job = Callable[[Workspace], None]
@@ -51,18 +52,24 @@ class Crew:
     workers: ThreadPoolExecutor
     finisher: ThreadPoolExecutor
     workspaces: Sequence[Workspace]
+    exact: bool
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: Progress) -> None:
-    """Write all outputs of `plan` below `folder`. Raises the first error of any job; the rest then stop."""
+def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: Progress) -> Settled:
+    """Write all outputs of `plan` below `folder`; returns how many elements exact arithmetic had to decide.
+
+    Raises the first error of any job; the rest then stop.
+    """
     roots = [folder / output.folder for output in plan.outputs]
     with (
         one_torch_thread(),
         ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as workers,
         ThreadPoolExecutor(1, thread_name_prefix="adaptertool-finish") as finisher,
     ):
-        crew = Crew(inputs, progress, roots, workers, finisher, [Workspace() for _ in range(threads)])
+        crew = Crew(
+            inputs, progress, roots, workers, finisher, [Workspace() for _ in range(threads)], plan.precision == EXACT
+        )
         finishing = []
         try:
             for shard in plan.shards:
@@ -75,6 +82,8 @@ def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: P
         except BaseException:
             crew.stop.set()
             raise
+    counts = [workspace.counts for workspace in crew.workspaces]
+    return Settled(sum(c.exactly for c in counts), sum(c.one_by_one for c in counts))
 
 
 def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJobs) -> Future[None]:
@@ -237,7 +246,7 @@ def _rescale(
 
 
 def _edit(crew: Crew, block: Block, outputs: Sequence[tuple[OutputFile, float]], space: Workspace) -> None:
-    results = compute(crew.inputs, block, [alpha for _, alpha in outputs], space)
+    results = compute(crew.inputs, block, [alpha for _, alpha in outputs], space, exact=crew.exact)
     for (file, _), data in zip(outputs, results, strict=True):
         file.write(block.target, data)
         crew.progress(len(data))

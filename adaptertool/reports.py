@@ -45,6 +45,7 @@ class Report:
     bytes_read: int  # of distinct input: base and assets once, factors once
     bytes_written: int
     threads: int
+    precision: str
     notes: tuple[str, ...]
 
 
@@ -64,6 +65,8 @@ class RunReport(Report):
     """What a run did; `seconds` from the first check to the published OUT."""
 
     schema: ClassVar[str] = "run/1"
+    settled: int  # elements so near to the middle of two stored values that exact arithmetic decided
+    settled_one_by_one: int  # of these, those that it took rationals for
     seconds: float
     bytes_per_second: float  # read and written
     peak_memory: int  # of the whole process, resident

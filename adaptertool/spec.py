@@ -24,6 +24,9 @@ DTYPE_BITS: Mapping[str, int] = {
 # The ctime is there because a copy in place can put the mtime back.
 Stamp = tuple[int, int, int, int, int]
 
+# How results are computed: correctly rounded from the real formula, or in single precision and rounded once.
+EXACT, FAST = PRECISIONS = ("exact", "fast")
+
 # The dtypes that arithmetic is done on; all others are only ever copied as bytes.
 COMPUTED = ("BF16", "F16", "F32", "F64")
 
@@ -157,4 +160,5 @@ class Plan:
     tuned_is_checkpoint: bool  # wise between two checkpoints
     single_file: bool  # the base is one .safetensors file, not a directory
     notes: tuple[str, ...]  # what the user should know before the run
+    precision: str = EXACT
     as_adapter: bool = False  # outputs are adapters, and shards the file of their factors

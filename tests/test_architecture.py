@@ -29,6 +29,7 @@ ROOMS = [
     ["resolve", "layout"],
     ["plan"],
     ["chain", "as_adapter"],
+    ["settle"],
     ["blocks", "rescale", "budget"],
     ["engine", "preflight"],
     ["reports"],

@@ -66,7 +66,7 @@ def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float,
     return changed if weight == 1 else mixed(size, changed, weight, unit)
 
 
-def interpolated(magnitude: Tensor, norm: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+def interpolated(magnitude: Array, norm: Array, alpha: float) -> tuple[Array, Array]:
     """(f, e) of the DoRA adapter that makes W + α·(W' − W): B' = diag(f)·B, and m' = e·‖W + s·B'·A‖, with the same A
     and s.
 

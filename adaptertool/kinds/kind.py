@@ -37,7 +37,8 @@ class Kind:
     apply:       (block, factors, scale, weight): changes a block of the weight (out, in) in place; factors as
                  matrices, cut to the block. Or a batch of single elements (n, 1, 1), with factors to match.
     bound:       (size, factors, scale, weight, unit, length) -> the size after `apply`, in arithmetic whose roundings
-                 are each of at most `unit`, relatively; `length` elements make a row of the weight.
+                 are each of at most `unit`, relatively; `length` elements make a row of the weight. The very `size`
+                 that it was given where `apply` changes nothing at all.
     squares:     (block, factors, scale) -> the sum of squares of each row as far as the block goes. Where it is
                  given, `apply` finds the norm of each whole row among its factors, under the role NORM.
     elementwise: each element depends on the same element of the factors alone, so blocks may be cut

@@ -51,6 +51,8 @@ def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float,
     Source: N. Higham, Accuracy and Stability of Numerical Algorithms (2002), section 3.1.
     """
     change = reach(factors, weight * scale)
+    if not change:
+        return size
     largest = size.largest + change
     rank = len(factors[A])
     return Size(largest, size.error + unit * ((rank + 4) * change + largest))

@@ -26,6 +26,8 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
 def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
     """Two products and a sum."""
     change = abs(weight * scale) * largest_of(factors[BIAS])
+    if not change:
+        return size
     largest = size.largest + change
     return Size(largest, size.error + unit * (3 * change + largest))
 

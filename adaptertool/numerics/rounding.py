@@ -11,6 +11,9 @@ rounding of `fractions.Fraction`, written apart from this.
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -59,3 +62,19 @@ def _round_to_odd(values: Tensor) -> Tensor:
     wrong = (back != values) & (bits & 1 == 0)
     step = torch.where(back.abs() > values.abs(), -1, 1).to(torch.int32)
     return torch.where(wrong, bits + step, bits).view(torch.float32)
+
+
+def to_odd(value: Fraction) -> float:
+    """The float64 next to `value` towards 0, with its last bit set if that is inexact: rounding it to a narrower
+    dtype then is the rounding of `value` itself."""
+    try:
+        nearest = float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+    if math.isinf(nearest) or Fraction(nearest) == value:
+        return nearest
+    if abs(Fraction(nearest)) > abs(value):
+        nearest = math.nextafter(nearest, 0.0)
+    if int(np.float64(nearest).view(np.int64)) & 1:
+        return nearest
+    return math.nextafter(nearest, math.copysign(math.inf, value))

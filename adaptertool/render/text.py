@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 from adaptertool.reports import PlanReport, RunReport, TensorPlan
+from adaptertool.spec import EXACT
 
 
 def size(count: int) -> str:
@@ -24,6 +25,8 @@ def run_text(report: RunReport) -> str:
     lines = [f"{_what(report)} -> {report.out}"]
     lines.append(f"  tensors  {report.tensors_edited:,} edited, {report.tensors_copied:,} copied")
     lines.append(f"  bytes    {size(report.bytes_read)} read, {size(report.bytes_written)} written")
+    if report.precision == EXACT:
+        lines.append(f"  exact    {report.settled:,} elements near the middle of two values, settled exactly")
     rate = size(round(report.bytes_per_second))
     lines.append(f"  time     {report.seconds:.2f} s, {rate}/s, {_threads(report.threads)}")
     lines.append(f"  memory   {size(report.peak_memory)} at the peak")

@@ -9,6 +9,7 @@ from decimal import Decimal, InvalidOperation, Overflow, localcontext
 from pathlib import Path
 
 from adaptertool.errors import UsageError
+from adaptertool.spec import PRECISIONS
 
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
@@ -32,6 +33,12 @@ def as_path(value: PathLike, what: str) -> Path:
     if not os.fspath(value):
         raise UsageError(f"{what} is an empty path")
     return Path(value)
+
+
+def check_precision(precision: str) -> str:
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision is {' or '.join(PRECISIONS)}, not {precision!r}")
+    return precision
 
 
 def parse_alphas(alphas: Number | Sequence[Number]) -> list[Decimal]:

@@ -57,5 +57,6 @@ def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
         "bytes_read": bytes_to_read(plan),
         "bytes_written": bytes_to_write(plan),
         "threads": threads,
+        "precision": plan.precision,
         "notes": plan.notes,
     }

@@ -28,6 +28,7 @@ def _write(plan: Plan, folder: Path, alphas: list[float]) -> None:
         "sources": [path.resolve().name for path in plan.sources],
         "weights": plan.weights,
         "alphas": alphas,
+        "precision": plan.precision,
         "base": plan.base_files,
         "files": files,  # --force replaces a folder that holds these and no others
     }

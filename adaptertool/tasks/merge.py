@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 
@@ -11,8 +12,8 @@ from adaptertool.formats.peft import read_adapter
 from adaptertool.names import rename
 from adaptertool.plan import plan_merge
 from adaptertool.reports import RunReport
-from adaptertool.spec import Plan
-from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal
+from adaptertool.spec import EXACT, Plan
+from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, decimal
 
 COMPOSITIONS = ("sequential", "mixed")
 
@@ -24,6 +25,7 @@ def prepare_merge(
     *,
     compose: str = "sequential",
     renames: Sequence[str] = (),
+    precision: str = EXACT,
 ) -> Plan:
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
 
@@ -42,7 +44,8 @@ def prepare_merge(
     numbers = [1.0] * len(adapters) if weights is None else [float(decimal(weight, "weight")) for weight in weights]
     checkpoint = open_checkpoint(as_path(base, "BASE"))
     opened = [rename(read_adapter(as_path(path, "ADAPTER")), renames) for path in adapters]
-    return plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
+    plan = plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
+    return dataclasses.replace(plan, precision=check_precision(precision))
 
 
 def merge(
@@ -53,6 +56,7 @@ def merge(
     weights: Sequence[Number] | None = None,
     compose: str = "sequential",
     renames: Sequence[str] = (),
+    precision: str = EXACT,
     force: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -65,13 +69,16 @@ def merge(
     compose:  "sequential": each adapter is applied to what the ones before it produced. "mixed": they act together,
               as unmerged adapters do at inference. For LoRA these are the same, for DoRA they are not.
     renames:  "regex=>replacement" on the tensor names of the adapters, where they are not those of the base
+    precision: "exact": every element is the correct rounding of the formula over what is stored, so the bytes are the
+              same on every machine. "fast": float32 arithmetic (float64 for float32 storage), rounded once; the error
+              is at most max(1 ulp, (r+4)·u·(|W| + |s|·|B||A|)), u that of the arithmetic.
     force:    replace an `out` that adaptertool made
     threads:  the available cores, up to 8, where None; the result does not depend on it
     progress: called with the number of bytes just written, from several threads
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
-    plan = prepare_merge(base, adapters, weights, compose=compose, renames=renames)
+    plan = prepare_merge(base, adapters, weights, compose=compose, renames=renames, precision=precision)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch: only where tensors are touched
 
     return run(plan, as_path(out, "OUT"), force=force, threads=threads, progress=progress)

@@ -42,7 +42,7 @@ def run(
         require_equal(plan, inputs)
         with publish.staging(out) as folder:
             written = progress or (lambda _: None)
-            run_plan(plan, folder, inputs, threads, written)
+            settled = run_plan(plan, folder, inputs, threads, written)
             for output in plan.outputs:
                 for name, content in output.files:
                     write_small(folder / output.folder / name, content)
@@ -58,6 +58,8 @@ def run(
     seconds = time.perf_counter() - start
     return RunReport(
         **fields,
+        settled=settled.exactly,
+        settled_one_by_one=settled.one_by_one,
         seconds=seconds,
         bytes_per_second=(fields["bytes_read"] + fields["bytes_written"]) / seconds,
         peak_memory=_peak_memory(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from adaptertool.as_adapter import into_adapter
@@ -11,8 +12,8 @@ from adaptertool.formats.peft import is_adapter, read_adapter
 from adaptertool.names import rename
 from adaptertool.plan import plan_wise
 from adaptertool.reports import RunReport
-from adaptertool.spec import Plan
-from adaptertool.tasks.arguments import Number, PathLike, as_path, parse_alphas
+from adaptertool.spec import EXACT, Plan
+from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, parse_alphas
 
 
 def prepare_wise(
@@ -21,6 +22,7 @@ def prepare_wise(
     alphas: Number | Sequence[Number],
     *,
     renames: Sequence[str] = (),
+    precision: str = EXACT,
     as_adapter: bool = False,
 ) -> Plan:
     """The plan of an interpolation, from headers and configs alone. The arguments are those of `wise`.
@@ -37,11 +39,11 @@ def prepare_wise(
                 f"{path} is a full checkpoint, and --as-adapter is for adapters; without it `adaptertool wise` writes "
                 "a checkpoint"
             )
-        return plan_wise(checkpoint, other, exact)
+        return dataclasses.replace(plan_wise(checkpoint, other, exact), precision=check_precision(precision))
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
     adapter = rename(read_adapter(path), renames)
-    plan = plan_wise(checkpoint, adapter, exact)
+    plan = dataclasses.replace(plan_wise(checkpoint, adapter, exact), precision=check_precision(precision))
     return into_adapter(plan, checkpoint, adapter, exact) if as_adapter else plan
 
 
@@ -52,6 +54,7 @@ def wise(
     alphas: Number | Sequence[Number],
     *,
     renames: Sequence[str] = (),
+    precision: str = EXACT,
     as_adapter: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -68,7 +71,7 @@ def wise(
     under DoRA more than once.
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
     """
-    plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter)
+    plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter, precision=precision)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch: only where tensors are touched
 
     return run(plan, as_path(out, "OUT"), force=force, threads=threads, progress=progress)
