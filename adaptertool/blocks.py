@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ class Workspace:
         self.rounded = torch.empty(size * 8, dtype=torch.uint8)
         self.upper = torch.empty(size * 8, dtype=torch.uint8)
         self.doubles = [torch.empty(size, dtype=torch.float64) for _ in range(4)]
+        self.bits = np.empty(size, dtype=np.int16)
         self.scratch = torch.empty(size, dtype=torch.float64)
 
 
@@ -98,7 +100,7 @@ def compute(
     mixing = any(alpha != 1 for alpha in alphas)
     if mixing or block.chain.needs_before():
         before.copy_(stored)
-    size = Size(_largest(after))
+    size = Size(_largest(stored, space))
     norms = block.chain.apply(after.view(-1, block.columns), first, before.view(-1, block.columns))
     if mixing:
         torch.sub(after, before, out=delta)
@@ -122,7 +124,8 @@ def compute(
                 rounded[where] = some.settle(where, stored, known)
         if not exact and not (alpha == 1 and replaces(block.step)):
             _keep_negative_zeros(stored, value, rounded)
-        _require_finite(inputs, block, stored, rounded)
+        if not math.isfinite(_largest(rounded, space)):
+            _fail_not_finite(inputs, block, stored, rounded)
         yield as_bytes(rounded)
 
 
@@ -133,11 +136,15 @@ def _arithmetic(block: Block, alphas: Sequence[float], *, exact: bool) -> torch.
     return torch.float32 if narrow and (plain or not exact) else torch.float64
 
 
-def _largest(values: Tensor) -> float:
+def _largest(values: Tensor, space: Workspace) -> float:
+    """The largest magnitude; infinity or NaN where one is not finite. Bits have the order of magnitudes."""
     if not len(values):
         return 0.0
-    low, high = torch.aminmax(values)
-    return max(-low.item(), high.item())
+    if values.element_size() != 2:
+        low, high = torch.aminmax(values)  # both are NaN if one element is
+        return max(-low.item(), high.item())
+    bits = np.bitwise_and(values.view(torch.int16).numpy(), 0x7FFF, out=space.bits[: len(values)]).max()
+    return torch.tensor([bits], dtype=torch.int16).view(values.dtype).item()
 
 
 def _round(value: Tensor, size: Size, rounded: Tensor, upper: Tensor, space: Workspace) -> Tensor:
@@ -148,7 +155,10 @@ def _round(value: Tensor, size: Size, rounded: Tensor, upper: Tensor, space: Wor
     """
     error = size.error
     if math.isfinite(error):
-        slack = 2.0**-52 if value.dtype == torch.float64 and rounded.dtype == torch.float32 else 2.0**-23
+        slack = torch.finfo(value.dtype).eps / 2
+        if value.dtype == torch.float64 and rounded.element_size() == 2:
+            slack = 2.0**-24
+        slack *= 1 + 2.0**-10
         error += slack * (size.largest + error) + 2.0**-148
     scratch = space.scratch.view(value.dtype)[: len(value)]
     rounded.copy_(torch.sub(value, error, out=scratch))
@@ -170,10 +180,7 @@ def _keep_negative_zeros(stored: Tensor, value: Tensor, rounded: Tensor) -> None
         rounded[where] = stored[where].to(rounded.dtype)
 
 
-def _require_finite(inputs: Inputs, block: Block, stored: Tensor, rounded: Tensor) -> None:
-    low, high = torch.aminmax(rounded)  # both are NaN if one element is
-    if math.isfinite(low) and math.isfinite(high):
-        return
+def _fail_not_finite(inputs: Inputs, block: Block, stored: Tensor, rounded: Tensor) -> NoReturn:
     where = int(torch.nonzero(~torch.isfinite(rounded))[0])
     base, element = block.step.base, block.start + where
     place = shown(base.spec.name)

@@ -23,7 +23,7 @@ from adaptertool.ties import settle
 from adaptertool.traits import read_traits
 
 MAX_DIGITS = 20  # of an alpha, in the name of its folder
-BLOCK_ELEMENTS = 1 << 19  # elements of a weight computed at once: 4 MB in float64; smaller blocks cost more in calls
+BLOCK_ELEMENTS = 1 << 20  # elements of a weight computed at once: smaller blocks cost more in calls
 
 
 def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False) -> Plan:
