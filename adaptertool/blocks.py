@@ -19,8 +19,10 @@ from torch import Tensor
 from adaptertool.chain import Chain
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_into
-from adaptertool.kinds import FULL, LORA, Size, mixed
+from adaptertool.kinds import FULL, LORA, Size, has_few_bits, mixed
 from adaptertool.kinds.full import TUNED
+from adaptertool.numerics.grain import grain_of
+from adaptertool.numerics.rounding import Rounder
 from adaptertool.plan import replaces
 from adaptertool.settle import UNIT, Open, Settled
 from adaptertool.spec import Step
@@ -44,6 +46,7 @@ class Workspace:
         self.rounded = torch.empty(size * 8, dtype=torch.uint8)
         self.upper = torch.empty(size * 8, dtype=torch.uint8)
         self.doubles = [torch.empty(size, dtype=torch.float64) for _ in range(4)]
+        self.round = Rounder(size)
         self.bits = np.empty(size, dtype=np.int16)
         self.scratch = torch.empty(size, dtype=torch.float64)
 
@@ -101,6 +104,8 @@ def compute(
     if mixing or block.chain.needs_before():
         before.copy_(stored)
     size = Size(_largest(stored, space))
+    if arithmetic == torch.float64 and block.chain.may_be_without_error() and any(map(has_few_bits, alphas)):
+        size = Size(size.largest, 0.0, grain_of(after))
     norms = block.chain.apply(after.view(-1, block.columns), first, before.view(-1, block.columns))
     if mixing:
         torch.sub(after, before, out=delta)
@@ -109,20 +114,22 @@ def compute(
     for alpha in alphas:
         value = after if alpha == 1 else torch.add(before, delta, alpha=alpha, out=mix)
         final = changed if alpha == 1 else mixed(size, changed, alpha, unit)
+        replaced = alpha == 1 and replaces(block.step)
         if exact and changed is size and stored.dtype == target:
             rounded.copy_(stored)
         elif not exact or target == torch.float64:
             rounded.copy_(value)
+        elif final.error == 0:
+            space.round(value, rounded)
         else:
             where = _round(value, final, rounded, upper, space)
             if len(where):
                 if arithmetic != torch.float64:
                     final = block.chain.size(size, first, last, norms, UNIT)
-                replaced = alpha == 1 and replaces(block.step)
                 some = Open(block.chain, first, last, block.columns, final, alpha, replaced, target, space.counts)
                 known = value if arithmetic == torch.float64 else None
                 rounded[where] = some.settle(where, stored, known)
-        if not exact and not (alpha == 1 and replaces(block.step)):
+        if not replaced and (not exact or final.error == 0):
             _keep_negative_zeros(stored, value, rounded)
         if not math.isfinite(_largest(rounded, space)):
             _fail_not_finite(inputs, block, stored, rounded)

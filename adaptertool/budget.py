@@ -9,7 +9,7 @@ from adaptertool.plan import BLOCK_ELEMENTS, all_steps, block_rows, matrix, verb
 from adaptertool.spec import Plan, Step
 
 BASE_MEMORY = 320 << 20  # resident with torch loaded and nothing to do, rounded up
-_BYTES_PER_ELEMENT = 66  # per thread: stored and both ends of an interval (≤ 8 each), five of float64, two masks
+_BYTES_PER_ELEMENT = 74  # per thread: stored and both ends of an interval (≤ 8 each), five of float64, two masks
 
 
 def predicted_memory(plan: Plan, threads: int) -> int:

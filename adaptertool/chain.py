@@ -4,63 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import BY_NAME, NORM, Kind, Size
+from adaptertool.kinds import BY_NAME, FULL, NORM, Size
 from adaptertool.numerics.interval import Interval, intervals, roots
 from adaptertool.plan import matrix
+from adaptertool.region import Places, choose, picked
 from adaptertool.spec import Edit, Ref, Step
 from adaptertool.tensors import read_rows
 
 _PASS_ELEMENTS = 1 << 19
-Places = tuple[Any, Any]  # rows and columns of single elements, arrays of integers
-
-
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """What an edit acts on within a block: rows and columns of the block, and which rows of its factors they are."""
-
-    index: slice | list[int]
-    columns: slice
-    places: slice | list[int]
-
-    def inside(self, at: Places) -> tuple[Any, Places]:
-        """Which of the elements it acts on, and where they are within what it acts on."""
-        rows, columns = at
-        if isinstance(self.index, list):
-            order = np.argsort(self.index)
-            found = order[np.minimum(np.searchsorted(self.index, rows, sorter=order), len(order) - 1)]
-            row, in_rows = found, np.asarray(self.index)[found] == rows
-        else:
-            row, in_rows = _place(self.index, rows)
-        column, in_columns = _place(self.columns, columns)
-        where = np.flatnonzero(in_rows & in_columns)
-        return where, (row[where], column[where])
-
-
-def _place(cut: slice, numbers: Any) -> tuple[Any, Any]:
-    """Positions within a slice, and whether they are in it."""
-    start, step = cut.start or 0, cut.step or 1
-    place = (numbers - start) // step
-    within = (numbers >= start) & (start + place * step == numbers)
-    return place, within if cut.stop is None else within & (numbers < cut.stop)
-
-
-def _picked(kind: Kind, role: str, factor: Any, edit: Edit, places: Places) -> Any:
-    """What of a factor the elements need, as a batch: an element, a row, or a column each."""
-    row, column = places[::-1] if edit.transposed else places
-    if kind.elementwise:
-        return factor[row, column][:, None, None]
-    if role in kind.by_row:
-        return factor[row][:, None, :]
-    return factor[:, column].T[:, :, None]
 
 
 class Chain:
@@ -91,6 +49,11 @@ class Chain:
             default=1,
         )
 
+    def may_be_without_error(self) -> bool:
+        """Whether the numbers have so few bits that float64 may compute with them exactly."""
+        stored = [ref for edit in self._step.edits if edit.kind != FULL.name for ref in edit.factors.values()]
+        return self.is_rational() and all(ref.spec.dtype in ("BF16", "F16") for ref in stored)
+
     def apply(self, rows: Tensor, first: int, before: Tensor, upto: int | None = None) -> Mapping[int, Tensor]:
         """Make the edits (the first `upto` of them) to rows from `first` on, float64 or float32, in place.
 
@@ -99,7 +62,7 @@ class Chain:
         self._forget(first)
         norms = {}
         for number, edit in enumerate(self._step.edits[:upto]):
-            chosen = self._choose(edit, first, first + len(rows))
+            chosen = choose(edit, first, first + len(rows))
             if chosen is None:
                 continue
             kind, some = BY_NAME[edit.kind], rows[chosen.index, chosen.columns]
@@ -121,7 +84,7 @@ class Chain:
     def size(self, size: Size, first: int, last: int, norms: Mapping[int, Tensor], unit: float) -> Size:
         """The size of rows first..last after all edits, in arithmetic of that unit; `size` where nothing changes."""
         for number, edit in enumerate(self._step.edits):
-            chosen = self._choose(edit, first, last)
+            chosen = choose(edit, first, last)
             if chosen is None:
                 continue
             factors, length = self.factors(number, edit, chosen.places), self._columns
@@ -130,7 +93,8 @@ class Chain:
                 length = self._rows if edit.transposed else length
             after = BY_NAME[edit.kind].bound(size, factors, edit.scale, edit.weight, unit, length)
             if after is not size:  # what lies outside of its view stays as it was
-                size = Size(max(size.largest, after.largest), max(size.error, after.error))
+                grain = None if None in (size.grain, after.grain) else min(size.grain or 0, after.grain or 0)
+                size = Size(max(size.largest, after.largest), max(size.error, after.error), grain)
         return size
 
     def pick(self, system: Callable[[Any], Any], first: int, last: int, at: Places, before: Any, exact: bool) -> Any:
@@ -140,7 +104,7 @@ class Chain:
         """
         rows = before.clone() if hasattr(before, "clone") else before.copy()
         for number, edit in enumerate(self._step.edits):
-            chosen = self._choose(edit, first, last)
+            chosen = choose(edit, first, last)
             if chosen is None:
                 continue
             where, places = chosen.inside(at)
@@ -148,7 +112,7 @@ class Chain:
                 continue
             kind = BY_NAME[edit.kind]
             cut = self.factors(number, edit, chosen.places)
-            factors = {role: system(_picked(kind, role, cut[role].numpy(), edit, places)) for role in cut}
+            factors = {role: system(picked(kind, role, cut[role].numpy(), edit, places)) for role in cut}
             some = rows if len(where) == len(at[0]) else rows[where]
             scale, weight = (Fraction(x) if exact else x for x in (edit.scale, edit.weight))
             kind.apply(some, factors, scale, weight)
@@ -164,7 +128,7 @@ class Chain:
         rows = intervals(read_rows(self._inputs, self._step.base, first, last, self._columns).numpy())
         before = rows.copy()
         for number, edit in enumerate(self._step.edits):
-            chosen = self._choose(edit, first, last)
+            chosen = choose(edit, first, last)
             if chosen is None:
                 continue
             cut = self.factors(number, edit, chosen.places)
@@ -186,20 +150,6 @@ class Chain:
                 rows[index] = some
         at = (row, column) if turned else (0, column)
         return before[at], rows[at]
-
-    def _choose(self, edit: Edit, first: int, last: int) -> _Chosen | None:
-        """What edit acts on within rows first..last of the tensor."""
-        if edit.view is None:
-            return _Chosen(slice(None), slice(None), slice(first, last))
-        rows, columns = edit.view.rows, edit.view.columns
-        cut = slice(columns.start, columns.stop, columns.step)
-        if isinstance(rows, tuple):
-            inside = [(place, row - first) for place, row in enumerate(rows) if first <= row < last]
-            return _Chosen([row for _, row in inside], cut, [place for place, _ in inside]) if inside else None
-        step = rows.step
-        low, high = (min(len(rows), max(0, -((rows.start - end) // step))) for end in (first, last))
-        index = slice(rows.start + low * step - first, rows.start + high * step - first, step)
-        return _Chosen(index, cut, slice(low, high)) if low < high else None
 
     def factors(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Tensor]:
         """All factors of edit `number` as float64 matrices, cut to those rows (as stored) of what it acts on."""
@@ -252,7 +202,7 @@ class Chain:
                     rows = read_rows(self._inputs, self._step.base, first, last, self._columns)
                     if not edit.on_base:
                         self.apply(rows, first, before=rows, upto=number)
-                    chosen = self._choose(edit, first, last)
+                    chosen = choose(edit, first, last)
                     assert chosen is not None
                     some = rows[chosen.index, chosen.columns]
                     total += kind_squares(some.T, self.factors(number, edit, chosen.places), edit.scale)

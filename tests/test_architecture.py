@@ -28,6 +28,7 @@ ROOMS = [
     ["place", "ties", "resize"],
     ["resolve", "layout"],
     ["plan"],
+    ["region"],
     ["chain", "as_adapter"],
     ["settle"],
     ["blocks", "rescale", "budget"],

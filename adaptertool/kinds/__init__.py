@@ -2,11 +2,13 @@
 
 from adaptertool.kinds.dora import DORA
 from adaptertool.kinds.full import FULL
-from adaptertool.kinds.kind import NORM, Array, Kind, Size, mixed
+from adaptertool.kinds.kind import NORM, Array, Kind, Size, has_few_bits, mixed
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.offset import OFFSET
 
 KINDS: tuple[Kind, ...] = (LORA, DORA, OFFSET, FULL)
 BY_NAME = {kind.name: kind for kind in KINDS}
 
-__all__ = ["BY_NAME", "DORA", "FULL", "KINDS", "LORA", "NORM", "OFFSET", "Array", "Kind", "Size", "mixed"]
+__all__ = [
+    "BY_NAME", "DORA", "FULL", "KINDS", "LORA", "NORM", "OFFSET", "Array", "Kind", "Size", "has_few_bits", "mixed",
+]  # fmt: skip

@@ -6,21 +6,42 @@ The functions are written with operators alone, so one formula serves every numb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 Shape = tuple[int, ...]
 NORM = "norm"
+_MOST_BITS = 24  # of a factor; products with more are rounded anyhow
 Array = Any  # a torch tensor, numerics.residue.Residue, or a numpy array of numerics.interval.Interval
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of the numbers of a block: none is larger than `largest`, none further than `error` from the exact value."""
+    """Of the numbers of a block: none is larger than `largest`, none further than `error` from the exact value.
+
+    grain: all are multiples of 2^grain; None where that is not known. Multiples of it that are smaller than
+    2^(grain + 53) are computed without any error in float64.
+    """
 
     largest: float
     error: float = 0.0
+    grain: int | None = None
+
+    def then(self, largest: float, error: float, grain: int | None) -> Size:
+        """After a step in which nothing exceeds `largest`, with this error unless float64 makes none."""
+        if grain is not None and self.error == 0 and largest < math.ldexp(1.0, min(grain + 53, 1000)):
+            return Size(largest, 0.0, grain)
+        return Size(largest, error)
+
+    def grain_with(self, factor: Array, *numbers: float) -> int | None:
+        """Of v + factor·numbers: None where it is not known, or of no use because a number has many bits."""
+        if self.grain is None:
+            return None
+        from adaptertool.numerics.grain import grain_of  # noqa: PLC0415  # plans are made without torch
+
+        return grain_times(grain_of(factor), self.grain, *numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +89,25 @@ def largest_of(array: Array) -> float:
     return float(abs(array).max()) if array.numel() else 0.0
 
 
+def has_few_bits(number: float) -> bool:
+    return abs(number.as_integer_ratio()[0]).bit_length() <= _MOST_BITS
+
+
+def grain_times(grain: int, own: int, *numbers: float) -> int | None:
+    """Of v + x·numbers, for v of grain `own` and x of `grain`."""
+    for number in numbers:
+        if not has_few_bits(number):
+            return None
+        grain -= number.as_integer_ratio()[1].bit_length() - 1
+    return min(grain, own)
+
+
 def mixed(size: Size, other: Size, weight: float, unit: float) -> Size:
     """Of v + weight·(x − v), for v of `size` and x of size `other`."""
     apart = size.largest + other.largest
-    largest = size.largest + abs(weight) * apart
+    largest = size.largest + max(abs(weight), 1) * apart
     inherited = (1 + abs(weight)) * size.error + abs(weight) * other.error
-    return Size(largest, inherited + unit * (3 * abs(weight) * apart + largest))
+    grain = None
+    if size.grain is not None and other.grain is not None and other.error == 0:
+        grain = grain_times(min(size.grain, other.grain), size.grain, weight)
+    return size.then(largest, inherited + unit * (3 * abs(weight) * apart + largest), grain)

@@ -55,7 +55,10 @@ def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float,
         return size
     largest = size.largest + change
     rank = len(factors[A])
-    return Size(largest, size.error + unit * ((rank + 4) * change + largest))
+    grain = size.grain_with(factors[A], scale, weight)
+    if grain is not None:
+        grain = size.grain_with(factors[B], math.ldexp(1.0, min(grain, 0)))
+    return size.then(largest, size.error + unit * ((rank + 4) * change + largest), grain)
 
 
 LORA = Kind(

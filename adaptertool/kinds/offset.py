@@ -29,7 +29,8 @@ def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float,
     if not change:
         return size
     largest = size.largest + change
-    return Size(largest, size.error + unit * (3 * change + largest))
+    grain = size.grain_with(factors[BIAS], scale, weight)
+    return size.then(largest, size.error + unit * (3 * change + largest), grain)
 
 
 OFFSET = Kind(

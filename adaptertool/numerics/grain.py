@@ -1,0 +1,21 @@
+"""Where float64 arithmetic has no error at all: what is a multiple of 2^grain, and smaller than 2^(grain + 53)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MANTISSA = (1 << 52) - 1
+_NONE = 1 << 20  # of zeros, which are multiples of anything
+
+
+def grain_of(values: Tensor) -> int:
+    """The grain of finite float64 values, none of them subnormal: that of their lowest bit, or somewhat less."""
+    bits = values.reshape(-1).view(torch.int64)
+    mantissa, exponent = bits & _MANTISSA, (bits >> 52) & 0x7FF
+    exponent[exponent == 0] = _NONE
+    lowest = mantissa & -mantissa
+    lowest[lowest == 0] = 1 << 52
+    if not len(bits):
+        return _NONE
+    return min(_NONE, int(exponent.min()) - 1075 + int(lowest.min()).bit_length() - 1)
