@@ -8,10 +8,9 @@ names of one differ from the other's by a first part. And projections may be fus
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from adaptertool.conversion import Cut, Memory, Piece, Pieces, architecture_of, expert_layout, into_memory, rules_for
@@ -32,6 +31,20 @@ _EXPERT = re.compile(rf"(.*\.experts)\.(\d+)\.({'|'.join(_IN_FUSED)})\.weight")
 _BASE_PREFIXES = frozenset({"model", "transformer", "backbone", "bert", "roberta", "deberta"})
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prefix:
+    """A change of prefix by which all names of an adapter fit."""
+
+    first: str
+    stripped: bool
+
+    def __call__(self, name: str) -> str:
+        return name.partition(".")[2] if self.stripped else f"{self.first}.{name}"
+
+    def __str__(self) -> str:
+        return f"the prefix {shown(self.first)} {'stripped' if self.stripped else 'added'}"
+
+
 class Names:
     """Finds the tensors on the disk that names mean. Made once per base."""
 
@@ -43,8 +56,8 @@ class Names:
         self._rules = rules_for(architecture_of(config))
         self._memory = Memory(on_disk, self._rules)
 
-    def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], str | None]:
-        """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing; and a note.
+    def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], Prefix | None]:
+        """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing.
 
         Where none of the changed layers is found as it stands, one change of prefix is tried for all of them: that of
         the model with a head, added or stripped. Saved tensors (a head) may stand outside of it. A prefix that names a
@@ -56,16 +69,18 @@ class Names:
         if not missing or any(disk and not saved for (_, saved), disk in zip(wanted, exact, strict=True)):
             return exact, None
         fitting = {}
-        for note, change in self._changes(missing):
+        for change in self._changes(missing):
             found = [disk or self.find(change(name)) for (name, _), disk in zip(wanted, exact, strict=True)]
             if None not in found:
-                fitting[note] = found
+                fitting[change] = found
         if len(fitting) > 1:
-            raise MismatchError(f"the adapter fits with {' and with '.join(sorted(fitting))}; say which with --rename")
+            raise MismatchError(
+                f"the adapter fits with {' and with '.join(sorted(map(str, fitting)))}; say which with --rename"
+            )
         if not fitting:
             return exact, None
-        ((note, found),) = fitting.items()
-        return found, f"names fit with {note}"
+        ((change, found),) = fitting.items()
+        return found, change
 
     def find(self, name: str) -> Pieces | None:
         return self._as_named(name) or self._one_expert(name) or self._cut_from_fused(name) or self._joined(name)
@@ -148,14 +163,14 @@ class Names:
                 pieces += [Piece(disk, part, len(own), expert) for part, disk in enumerate(disks)]
         return tuple(pieces) or None
 
-    def _changes(self, missing: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
-        """The changes of prefix that could be meant, each with what to say of it."""
+    def _changes(self, missing: Sequence[str]) -> Iterator[Prefix]:
+        """The changes of prefix that could be meant."""
         firsts = {name.partition(".")[0] for name in missing}
         if len(firsts) == 1 and self._is_base_prefix(first := firsts.pop()):
-            yield f"the prefix {shown(first)} stripped", lambda name: name.partition(".")[2]
+            yield Prefix(first, stripped=True)
         for first in sorted({disk.partition(".")[0] for disk in self._disk}):
             if self._is_base_prefix(first):
-                yield f"the prefix {shown(first)} added", functools.partial("{}.{}".format, first)
+                yield Prefix(first, stripped=False)
 
     def _is_base_prefix(self, part: str) -> bool:
         """Whether models with a head keep the model without one under this name: "model", or after the family."""

@@ -53,23 +53,19 @@ def settle(
 ) -> tuple[frozenset[str], list[str]]:
     """Which ends must be stored on their own, with what to say of it; `edits` then has their changes.
 
-    Trained token rows are saved once, for both ends. A change that is the same for both is made once. Of adapters
-    that say that they tie their changes (`tying`), one that stands at one end is meant for both.
+    A change that is the same for both ends is made once. What an adapter does at one end only is meant for both if it
+    says that it ties its changes (`tying`), or where it is trained token rows: PEFT saves those once.
     """
+    _share(edits, ends, tying)
     apart, notes = [], []
     for end, source in ends.items():
         head, own = edits.pop(end, []), edits.get(source, [])
-        rows, others = ([edit for edit in own if _on_rows(edit) is on_rows] for on_rows in (True, False))
         same_base = end not in resized or _same_numbers(resized[end], resized[source])
-        if not head and not others and same_base:
-            continue
-        if not (head and others) and all(edit.adapter in tying for edit in head + others):
-            edits[source], head, others = sorted(own + head, key=_order), [], []
-        if same_base and len(head) == len(others) and all(map(_alike, head, others)):
+        if not same_base or len(head) != len(own) or not all(map(_alike, head, own)):
+            edits[end] = head
+            apart.append(end)
+        elif not all(map(_on_rows, head)):
             notes.append(f"{shown(end)} and {shown(source)} are changed alike, and stay tied")
-            continue
-        edits[end] = sorted(head + rows, key=_order)
-        apart.append(end)
     if not apart:
         return frozenset(), notes
     for end, source in ends.items():  # the flag is one for all
@@ -81,6 +77,21 @@ def settle(
         f"stored apart, and config.json says {FLAG}: false"
     )
     return frozenset(ends), notes
+
+
+def _share(edits: dict[str, list[Edit]], ends: Mapping[str, str], tying: Collection[int]) -> None:
+    """Give all tied ends what an adapter does at one of them and means for all. What it does at an end itself stays."""
+    for source in dict.fromkeys(ends.values()):
+        group = [source, *(end for end, other in ends.items() if other == source)]
+        for adapter, on_rows in {(edit.adapter, _on_rows(edit)) for name in group for edit in edits.get(name, ())}:
+            own = {
+                name: [edit for edit in edits.get(name, ()) if (edit.adapter, _on_rows(edit)) == (adapter, on_rows)]
+                for name in group
+            }
+            meant = next(filter(None, own.values())) if adapter in tying else own[source] if on_rows else []
+            for name in group:
+                if meant and not own[name]:
+                    edits[name] = sorted([*edits.get(name, ()), *meant], key=_order)
 
 
 def _order(edit: Edit) -> tuple[int, bool, bool]:
