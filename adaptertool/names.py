@@ -8,13 +8,15 @@ names of one differ from the other's by a first part. And projections may be fus
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adaptertool.conversion import Cut, Memory, Piece, Pieces, architecture_of, expert_layout, into_memory, rules_for
-from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
+from adaptertool.errors import InputError, MismatchError, UnsupportedError, UsageError, shown
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter
 
 # Projections that are stored together, in the order of their rows. Of the fused ones cut by convention, and not by a
@@ -27,6 +29,8 @@ _IN_FUSED = {  # part and number of parts
     "w1": ("gate_up_proj", 0, 2), "w3": ("gate_up_proj", 1, 2), "w2": ("down_proj", 0, 1),
 }  # fmt: skip
 _EXPERT = re.compile(rf"(.*\.experts)\.(\d+)\.({'|'.join(_IN_FUSED)})\.weight")
+
+_NUMBERED = re.compile(r"(.*\.experts)\.(\d{1,9})\.([^.]*)\.weight")
 
 _BASE_PREFIXES = frozenset({"model", "transformer", "backbone", "bert", "roberta", "deberta"})
 
@@ -81,6 +85,13 @@ class Names:
             return exact, None
         ((change, found),) = fitting.items()
         return found, change
+
+    def has(self, name: str) -> bool:
+        """Whether it means anything here, as it stands or by a change of prefix."""
+        try:
+            return any(self.find(meant) for meant in (name, *(change(name) for change in self._changes([name]))))
+        except InputError:
+            return True
 
     def find(self, name: str) -> Pieces | None:
         return self._as_named(name) or self._one_expert(name) or self._cut_from_fused(name) or self._joined(name)
@@ -159,9 +170,24 @@ class Names:
             for expert in itertools.count():
                 disks = [f"{prefix}.{expert}.{part}.weight" for part in own]
                 if not all(disk in self._disk for disk in disks):
+                    if any(self._last_expert.get((prefix, part), -1) >= expert for part in own):
+                        raise MismatchError(
+                            f"{shown(name)} means all of {shown(prefix)}, but {shown(disks[0])} and its like are "
+                            "not all there, while some of later experts are"
+                        )
                     break
                 pieces += [Piece(disk, part, len(own), expert) for part, disk in enumerate(disks)]
         return tuple(pieces) or None
+
+    @functools.cached_property
+    def _last_expert(self) -> Mapping[tuple[str, str], int]:
+        """(prefix, projection) -> the highest number of an expert that has it."""
+        last: dict[tuple[str, str], int] = {}
+        for disk in self._disk:
+            if match := _NUMBERED.fullmatch(disk):
+                key = match[1], match[3]
+                last[key] = max(last.get(key, -1), int(match[2]))
+        return last
 
     def _changes(self, missing: Sequence[str]) -> Iterator[Prefix]:
         """The changes of prefix that could be meant."""
@@ -200,6 +226,20 @@ def rename(adapter: Adapter, renames: Sequence[str]) -> Adapter:
             raise UsageError(f"the renaming {text!r} changes no name of {adapter.path}")
         modules = [dataclasses.replace(module, target=target) for target, module in zip(targets, modules, strict=True)]
     return dataclasses.replace(adapter, modules=tuple(modules))
+
+
+def holder(base: Checkpoint, renames: Sequence[str]) -> Callable[[str], bool]:
+    """Whether `base` has what an adapter calls by some name. Made when one asks: most need not."""
+    names: list[Names] = []
+
+    def has(name: str) -> bool:
+        if not names:
+            names.append(Names(tuple(base.tensors), base.config))
+        for pattern, replacement in _parse(renames):
+            name = pattern.sub(replacement, name)
+        return names[0].has(name)
+
+    return has
 
 
 def _parse(texts: Sequence[str]) -> list[tuple[re.Pattern[str], str]]:

@@ -73,7 +73,7 @@ def resolve(subject: Subject, adapter: Adapter) -> tuple[Mapping[str, list[Modul
     resized, found = take_resized(base, subject.tensors, subject.ends, traits, adapter, found)
     subject.tensors.update(resized)
     subject.resized.update(resized)
-    placer = Placer(subject.tensors, names.layout, adapter, found)
+    placer = Placer(subject.tensors, names.layout, traits.kv_rows, adapter, found)
     resolved: dict[str, list[Module]] = {}
     for wanted_module, pieces in found:
         for target, placed in placer.place(wanted_module, pieces):

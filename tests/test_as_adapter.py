@@ -464,7 +464,7 @@ def test_a_saved_tensor_that_no_step_makes_is_refused(tmp_path: Path) -> None:
     path = write_adapter(tmp_path / "a", {"n.weight": torch.zeros(3)}, modules_to_save=["n"])
     plan = dataclasses.replace(adaptertool.prepare_wise(base, path, 0.5), shards=())
     with pytest.raises(UnsupportedError, match=r"n\.weight changes nothing"):
-        into_adapter(plan, open_checkpoint(base), read_adapter(path), [Decimal("0.5")])
+        into_adapter(plan, open_checkpoint(base), read_adapter(path, lambda _: True), [Decimal("0.5")])
 
 
 def test_other_files_travel_and_stale_weights_do_not(tmp_path: Path) -> None:

@@ -30,8 +30,9 @@ class Adapter:
     files: Mapping[Path, Stamp]
     modules: tuple[Module, ...]
     trained_on: str = ""  # the name of its base, as far as it says so
-    experts_on_first: bool | None = (
-        None  # lora_A of square fused experts belongs to their first dimension, not the last
-    )
+    # Whether lora_A of square fused experts belongs to their first dimension, not the last; where the model marks them
+    # as is_transposed, and where not. None: not known
+    experts_on_first: bool | None = None
+    marked_on_first: bool | None = None
     ties_ends: bool = False  # one change for the embedding and the head that is tied to it
     claims_transposed: bool = False  # the config says so; where shapes or the model family tell, they count

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,10 @@ _FACTORS = {
     ".lora_B.bias": BIAS,
 }
 
-# Up to this version lora_A of fused experts belonged to their first dimension, unless the module said otherwise.
+# Up to this version lora_A of fused experts belonged to their first dimension; of such as transformers marks
+# (is_transposed) up to the second one. Later it still does so under transformers 5, but not under 4, which has no mark.
 _LAST_ON_FIRST = (0, 19, 0)
+_LAST_MARKED_ON_FIRST = (0, 18, 1)
 
 # torch.nn.MultiheadAttention: its input and its output projection are changed together, and PEFT applies the change of
 # the second twice, also in training (lora.MultiheadAttention; its source says that this is known).
@@ -60,8 +62,12 @@ def is_adapter(path: Path) -> bool:
     return (path / CONFIG).exists()
 
 
-def read_adapter(path: Path) -> Adapter:
-    """Read config and header of an adapter directory; no factor is read. Raises InputError."""
+def read_adapter(path: Path, base_has: Callable[[str], bool]) -> Adapter:
+    """Read config and header of an adapter directory; no factor is read. Raises InputError.
+
+    base_has: whether the base has a tensor that the adapter calls so. Asked only of parameters, where config and file
+    leave it open which of them were targeted.
+    """
     _check_present(path)
     stamp = stamp_of(path / CONFIG)
     config = parse_config(path / CONFIG, load_json(path / CONFIG))
@@ -79,7 +85,7 @@ def read_adapter(path: Path) -> Adapter:
         _file(header.path, key.removeprefix(_PREFIX), ref, factors, saved)
         if ".lora_embedding_" in key:
             embeddings.add(key.removeprefix(_PREFIX).rpartition(".")[0])
-    wrapped = _parameters(config, header.path, factors)
+    wrapped = _parameters(config, header.path, factors, base_has)
     attentions = {name.removesuffix(_OUT_PROJ) for name in factors if name.endswith(_OUT_PROJ)}
     if halves := attentions - factors.keys():
         raise InputError(f"{header.path} holds factors for out_proj of {shown(min(halves))}, but none for its in_proj")
@@ -109,7 +115,8 @@ def read_adapter(path: Path) -> Adapter:
         files,
         tuple(modules),
         config.base,
-        on_first,
+        experts_on_first=on_first,
+        marked_on_first=True if config.version is not None and config.version <= _LAST_MARKED_ON_FIRST else None,
         ties_ends=config.ties_ends,
         claims_transposed=config.fan_in_fan_out,
     )
@@ -205,23 +212,34 @@ class _Parameter:
     name: str
 
 
-def _parameters(config: LoraConfig, file: Path, names: Iterable[str]) -> dict[str, _Parameter]:
+def _parameters(
+    config: LoraConfig, file: Path, names: Iterable[str], base_has: Callable[[str], bool]
+) -> dict[str, _Parameter]:
     """Which parameter the factors below a name belong to. Of several the first is the innermost, and has the most
-    base_layer in its name."""
+    base_layer in its name.
+
+    target_parameters may name more than there is: a list for several architectures, or bare names, which fit below any
+    module. Then those count that the base has.
+    """
     wrappers: dict[str, list[str]] = {}
     for name in names:
         wrappers.setdefault(re.sub(r"(\.base_layer)+$", "", name), []).append(name)
     found: dict[str, _Parameter] = {}
     for module, nested in wrappers.items():
         parameters = config.parameters_of(module)
+        if len(parameters) != len(nested) or config.names_bare_parameters:
+            parameters = [name for name in parameters if base_has(f"{module}.{name}")]
+            if "gate_up_proj" in parameters:  # stored apart a base has both; a module holds one or the other
+                parameters = [name for name in parameters if name not in ("up_proj", "up_proj_bias")]
         if not parameters:
             continue
         nested.sort(key=len, reverse=True)
         if nested[-1] != module or len(nested) != len(parameters):
             raise InputError(
                 f"{file} holds factors for {len(nested)} parameters of {shown(module)}, but target_parameters in "
-                f"{config.path.name} names {len(parameters)}"
+                f"{config.path.name} names {len(parameters)} that the base has: {', '.join(map(shown, parameters))}"
             )
+        config.require_known_order(module, parameters)
         found |= {name: _Parameter(module, parameter) for name, parameter in zip(nested, parameters, strict=True)}
     if config.parameters and not found:
         raise InputError(
