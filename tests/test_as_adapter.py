@@ -300,7 +300,11 @@ def test_fused_and_split_projections(tmp_path: Path, kind: str, how: str) -> Non
         own, config, count = {f"{attention}.qkv_proj": (16, 6)}, None, 3
     elif how == "cut":
         stored = {f"{attention}.qkv_proj.weight": (16, 6)}
-        own, config, count = {f"{attention}.q_proj": (8, 6), f"{attention}.v_proj": (4, 6)}, {"model_type": "phi3"}, 1
+        own, config, count = (
+            {f"{attention}.q_proj": (8, 6), f"{attention}.v_proj": (4, 6)},
+            {"model_type": "phi3", "num_key_value_heads": 2, "head_dim": 2},
+            1,
+        )
     else:
         stored = {f"{X}.gate_up_proj": (E_, H_, 2 * I_)}
         own, config, count = {f"{X}.1.up_proj": (I_, H_)}, CONFIGS["interleaved"], 1
