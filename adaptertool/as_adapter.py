@@ -99,7 +99,7 @@ def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
                     f"{ref.path}: {shown(ref.spec.name)} changes nothing that the base stores by itself; write a "
                     "checkpoint, without --as-adapter"
                 )
-    specs = {name: ref.spec for name, ref in header.tensors.items()}
+    specs = {name: ref.spec for name, ref in header.tensors.items() if name not in adapter.ignored}
     for name, pieces in made.items():
         specs[name] = _as_dtype(specs[name], next(iter(pieces.values())).spec.dtype)
     # In the order of the file; where dtypes differ wide ones come first, as in all files of the reference writer.

@@ -83,7 +83,8 @@ def resolve(subject: Subject, adapter: Adapter) -> tuple[Mapping[str, list[Modul
             _require_apart(adapter, target, modules)
             # A saved weight, then the rows or the delta on it
             modules.sort(key=lambda module: (module.kind != FULL.name, module.rows is not None))
-    return resolved, [f"{adapter.path}: names fit with {change}"] if change else []
+    fits = [f"{adapter.path}: names fit with {change}"] if change else []
+    return resolved, [*adapter.notes, *fits]
 
 
 def _fitted(subject: Subject, traits: Traits, adapter: Adapter, target: str, module: Module) -> Module:
@@ -157,7 +158,13 @@ def _row_view(subject: Subject, ref: Ref, module: Module) -> View:
     """Rows of an embedding: they must be there. In a tied model that stores one end, they are right for both."""
     assert module.rows is not None
     same = [other for other in subject.base.tensors.values() if other.spec.shape == ref.spec.shape]
-    if not (subject.traits.surely_tied and len(same) == 1):
+    stored_once = subject.traits.surely_tied and len(same) == 1
+    if module.shared and not (stored_once or ref.spec.name in subject.ends.values()):
+        raise MismatchError(
+            f"{module.factors[TUNED].path} holds token rows for {shown(module.name)} alone, but its config for both "
+            f"ends of a tied model; {ref.path} is not known to be one"
+        )
+    if not stored_once:
         subject.traits.refuse_tied(ref)
     size = ref.spec.shape[0] if ref.spec.shape else 0
     if module.rows and max(module.rows) >= size:

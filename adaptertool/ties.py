@@ -13,14 +13,13 @@ from adaptertool.conversion import Piece, architecture_of, into_memory, rules_fo
 from adaptertool.errors import InputError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
-from adaptertool.files.reader import open_input, read_exact
+from adaptertool.files.reader import open_input, read_exact, same_bytes
 from adaptertool.kinds import FULL, LORA
 from adaptertool.kinds.lora import A, B
 from adaptertool.names import Names
 from adaptertool.spec import Edit, Ref
 
 FLAG = "tie_word_embeddings"
-_CHUNK = 16 << 20
 
 
 def ends_of(base: Checkpoint, names: Names) -> Mapping[str, str] | None:
@@ -123,18 +122,14 @@ def _same_numbers(one: Ref, other: Ref, *, transposed: bool = False) -> bool:
         return False
     if one.columns is not None or other.columns is not None:
         return False
-    with open_input(one.path) as first, open_input(other.path) as second:
-        if transposed:
-            import numpy as np  # noqa: PLC0415  # most plans do without
+    if not transposed:
+        return same_bytes(one, other)
+    import numpy as np  # noqa: PLC0415  # most plans do without
 
-            kind = f"u{one.spec.nbytes // max(one.spec.numel, 1)}"
-            arrays = [
-                np.frombuffer(read_exact(file, ref.offset, ref.spec.nbytes), kind).reshape(ref.spec.shape)
-                for file, ref in ((first, one), (second, other))
-            ]
-            return bool((arrays[0] == arrays[1].T).all())
-        return all(
-            read_exact(first, one.offset + at, size) == read_exact(second, other.offset + at, size)
-            for at in range(0, one.spec.nbytes, _CHUNK)
-            for size in (min(_CHUNK, one.spec.nbytes - at),)
-        )
+    kind = f"u{one.spec.nbytes // max(one.spec.numel, 1)}"
+    arrays = []
+    for ref in (one, other):
+        with open_input(ref.path) as file:
+            data = read_exact(file, ref.offset, ref.spec.nbytes)
+        arrays.append(np.frombuffer(data, kind).reshape(ref.spec.shape))
+    return bool((arrays[0] == arrays[1].T).all())

@@ -160,6 +160,65 @@ def test_token_rows_go_to_both_ends(tmp_path: Path) -> None:
     assert is_tied(tmp_path / "out")
 
 
+@pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize("tokens", [[3, 8], {"embed_tokens": [3, 8], "lm_head": [3, 8]}], ids=["list", "both named"])
+def test_token_rows_that_peft_saves_once_or_with_the_whole_embedding(tmp_path: Path, save: bool, tokens: Any) -> None:
+    model = saved(tmp_path, "LlamaForCausalLM")
+    adapter = adapt(model, tmp_path / "adapter", target_modules=["q_proj"], trainable_token_indices=tokens, save=save)
+    keys = load_file(adapter / "adapter_model.safetensors")
+    assert any("token_adapter.base_layer" in key for key in keys) == save
+    check(tmp_path, model, adapter)
+    assert is_tied(tmp_path / "out")
+
+
+def test_rows_on_a_saved_embedding(tmp_path: Path) -> None:
+    """X.token_adapter.base_layer.weight takes the place of the base's, and the rows are put into that."""
+    base = write_checkpoint(tmp_path / "base", {E: torch.randn(12, 6)}, config=LLAMA)
+    tuned, rows = torch.randn(12, 6), torch.randn(2, 6)
+    keys = {"base_layer.weight": tuned, "trainable_tokens_delta": rows}
+    tensors = {f"model.embed_tokens.token_adapter.{key}": tensor for key, tensor in keys.items()}
+    adapter = write_adapter(tmp_path / "a", tensors, trainable_token_indices=[7, 2], ensure_weight_tying=True)
+    adaptertool.merge(base, [adapter], tmp_path / "out")
+    tuned[[7, 2]] = rows
+    assert same_bits(load(tmp_path / "out")[E], tuned)
+
+
+def test_one_set_of_rows_for_two_ends_that_are_not_tied(tmp_path: Path) -> None:
+    """Then the other set was lost."""
+    ends = {E: torch.randn(12, 6), "lm_head.weight": torch.randn(12, 6)}
+    base = write_checkpoint(tmp_path / "base", ends, config=LLAMA | {FLAG: False})
+    tokens = {"embed_tokens": [7, 2], "lm_head": [7, 2]}
+    key = "model.embed_tokens.token_adapter.trainable_tokens_delta"
+    adapter = write_adapter(tmp_path / "a", {key: torch.randn(2, 6)}, trainable_token_indices=tokens)
+    with pytest.raises(MismatchError, match="for both ends of a tied model"):
+        adaptertool.merge(base, [adapter], tmp_path / "out")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_modules_to_save_and_the_whole_embeddings(tmp_path: Path, tied: bool) -> None:
+    """Each is saved three times: as X, as X.modules_to_save, and what the base had as X.original_module."""
+    model = build("LlamaForCausalLM", TEXT | {FLAG: tied})
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "base")
+    options: dict[str, Any] = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}
+    adapter = adapt(model, tmp_path / "adapter", save=True, **options)
+    report = check(tmp_path, model, adapter)
+    assert sum("is not needed: it is the same as" in note for note in report.notes) == 2
+    assert sum("is not needed: it is what the base had" in note for note in report.notes) == 2
+    adaptertool.wise(tmp_path / "base", adapter, tmp_path / "half", 0.5, as_adapter=True)
+    assert not any("modules_to_save" in key or "original_module" in key for key in load(tmp_path / "half"))
+    adaptertool.merge(tmp_path / "base", [tmp_path / "half"], tmp_path / "merged")
+    adaptertool.wise(tmp_path / "base", adapter, tmp_path / "direct", 0.5)
+    for name, tensor in load(tmp_path / "direct").items():
+        assert torch.allclose(load(tmp_path / "merged")[name], tensor, atol=1e-7)
+    path = adapter / "adapter_model.safetensors"
+    files = load_file(path)
+    files["base_model.model.lm_head.modules_to_save.weight"][0, 0] += 1
+    save_file(files, path)
+    with pytest.raises(adaptertool.AdapterToolError, match=r"are both saved for lm_head\.weight, and differ"):
+        adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "no")
+
+
 def test_token_rows_and_a_change_of_the_head(tmp_path: Path) -> None:
     """The rows belong to both ends, the LoRA to the head alone."""
     weight, rows = torch.randn(12, 6), torch.randn(2, 6)

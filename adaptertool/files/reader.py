@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptertool.errors import InputError, StorageError
-from adaptertool.spec import Stamp
+from adaptertool.spec import Ref, Stamp
+
+_CHUNK = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,16 @@ def read_exact(file: InputFile, offset: int, size: int) -> bytes:
     buffer = bytearray(size)
     read_into(file, offset, memoryview(buffer))
     return bytes(buffer)
+
+
+def same_bytes(one: Ref, other: Ref) -> bool:
+    """Whether two tensors of one size are stored as the same bytes."""
+    with open_input(one.path) as first, open_input(other.path) as second:
+        return all(
+            read_exact(first, one.offset + at, size) == read_exact(second, other.offset + at, size)
+            for at in range(0, one.spec.nbytes, _CHUNK)
+            for size in (min(_CHUNK, one.spec.nbytes - at),)
+        )
 
 
 class Inputs:

@@ -20,6 +20,7 @@ class Module:
     scale: float
     rank: int = 0  # of a low-rank change
     rows: tuple[int, ...] | None = None  # it acts on these rows of the tensor only
+    shared: bool = False  # and on those of the end that is tied to it
     view: View | None = None  # the part of the base tensor that it acts on, once that is found
     transposed: bool | None = None  # stored (in, out); None: to be decided by shapes and model family
 
@@ -35,4 +36,6 @@ class Adapter:
     experts_on_first: bool | None = None
     marked_on_first: bool | None = None
     ties_ends: bool = False  # one change for the embedding and the head that is tied to it
+    ignored: frozenset[str] = frozenset()  # tensors of its file that play no part
+    notes: tuple[str, ...] = ()
     claims_transposed: bool = False  # the config says so; where shapes or the model family tell, they count
