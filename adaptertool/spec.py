@@ -24,6 +24,10 @@ DTYPE_BITS: Mapping[str, int] = {
 # The ctime is there because a copy in place can put the mtime back.
 Stamp = tuple[int, int, int, int, int]
 
+# Of factors whose columns lie in turn (experts) those of several are read at once: at most so many bytes for each
+# tensor, of so many tensors. A layer's gate, up and down are asked for in turn.
+WINDOW, KEPT = 32 << 20, 8
+
 # The dtypes that arithmetic is done on; all others are only ever copied as bytes.
 COMPUTED = ("BF16", "F16", "F32", "F64")
 

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from test_architectures import MOE, TEXT, build
 
 import adaptertool
+from adaptertool import tensors as tensors_module
 from adaptertool.errors import AdapterToolError, InputError, MismatchError, UnsupportedError
+from adaptertool.render.text import plan_text
 
 FUSED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 FED = ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
@@ -546,3 +548,37 @@ def test_an_expert_that_is_not_there(tmp_path: Path, gap: str) -> None:
     adapter = write_adapter(tmp_path / "adapter", factors, r=R_, target_parameters=FUSED)
     with pytest.raises(MismatchError, match="not all there, while some of later experts are"):
         adaptertool.merge(base, [adapter], tmp_path / "out")
+
+
+@pytest.mark.parametrize("how", ["apart", "fused"])
+def test_factors_of_all_experts_are_read_once(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The columns of an expert lie in turn with those of the others; found one at a time all would be read E times."""
+    weights, factors = experts(), fused_factors(False)
+    adapter = write_adapter(tmp_path / "adapter", factors, r=R_, target_parameters=FUSED)
+    read: list[int] = []
+    real = tensors_module._read_stored
+
+    def counted(inputs: Any, ref: Any, first: int, last: int) -> torch.Tensor:
+        if ref.columns is not None:
+            read.append(last - first)
+        return real(inputs, ref, first, last)
+
+    monkeypatch.setattr(tensors_module, "_read_stored", counted)
+    found = merged_experts(tmp_path, how, weights, adapter, threads=1)
+    assert sum(read) == 2 * sum(  # and once by the check before the run
+        tensor.numel() for key, tensor in factors.items() if "lora_B" in key
+    )
+    for window, kept in ((1, 8), (1, 1), (10**9, 1), (2 * R_ * H_ * 4, 2)):
+        monkeypatch.setattr(tensors_module, "WINDOW", window)
+        monkeypatch.setattr(tensors_module, "KEPT", kept)
+        again = merged_experts(tmp_path, how, weights, adapter, threads=2, force=True)
+        assert all(same_bits(found[name], tensor) for name, tensor in again.items())
+
+
+def test_a_dry_run_folds_the_edits_of_equal_experts(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", one_by_one(), r=R_)
+    base = write_checkpoint(tmp_path / "base", store(*experts(), "fused"), config=CONFIGS["fused"])
+    report = adaptertool.preview(adaptertool.prepare_merge(base, [adapter]), tmp_path / "out")
+    text = plan_text(report, every_tensor=True)
+    assert f"{X}.down_proj  F32 3×6×4  3 times lora scale 4 6 rows" in text
+    assert " then " not in text

@@ -10,9 +10,10 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adaptertool.errors import InputError, StorageError
 from adaptertool.spec import Ref, Stamp
@@ -99,6 +100,8 @@ class Inputs:
         self._open: dict[Path, InputFile] = {}
         self._stamps = stamps
         self._lock = threading.Lock()
+        self.kept: dict[Hashable, Any] = {}  # what those who read keep of them, for others of this run
+        self.kept_lock = threading.Lock()
 
     def __enter__(self) -> Inputs:
         return self
