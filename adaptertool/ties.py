@@ -20,6 +20,7 @@ from adaptertool.names import Names
 from adaptertool.spec import Edit, Ref
 
 FLAG = "tie_word_embeddings"
+STORED_APART = f"stored apart, and config.json says {FLAG}: false"
 
 
 def ends_of(base: Checkpoint, names: Names) -> Mapping[str, str] | None:
@@ -73,7 +74,7 @@ def settle(
     notes.append(
         f"{', '.join(map(shown, ends))} {'was' if len(ends) == 1 else 'were'} tied to "
         f"{', '.join(map(shown, dict.fromkeys(ends.values())))}, and the adapters do not change both alike: "
-        f"stored apart, and config.json says {FLAG}: false"
+        f"{STORED_APART}"
     )
     return frozenset(ends), notes
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
+from conftest import PREFIX, load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
 from oracle import half_ulp_excess
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -340,6 +340,26 @@ def test_wise_on_one_end(tmp_path: Path) -> None:
         found = load(tmp_path / "out" / folder)
         assert half_ulp_excess(found["lm_head.weight"], weight.double() + b @ a * 2 * alpha).max() <= 1 + 1e-6
         assert same_bits(found[E], weight)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_saved_ends_as_an_adapter(tmp_path: Path, alike: bool) -> None:
+    """Two that are the same are changed once in a checkpoint, and stay two in an adapter."""
+    base = write_checkpoint(tmp_path / "base", {E: torch.randn(12, 6)}, config=LLAMA)
+    tensors = {E: torch.randn(12, 6), "lm_head.weight": torch.randn(12, 6)}
+    if alike:
+        tensors["lm_head.weight"] = tensors[E].clone()
+    adapter = write_adapter(tmp_path / "a", tensors)
+    report = adaptertool.wise(base, adapter, tmp_path / "half", 0.5, as_adapter=True)
+    found, weight = load(tmp_path / "half"), load(base)[E]
+    assert len(found) == 2
+    for name, tensor in tensors.items():
+        assert torch.allclose(found[PREFIX + name], (weight + tensor) / 2)
+    assert any("a merge of OUT stores them apart" in note for note in report.notes) != alike
+    assert not any("stored apart" in note for note in report.notes)
+    adaptertool.wise(base, adapter, tmp_path / "zero", 0)
+    assert same_bits(load(tmp_path / "zero")[E], weight)
+    assert alike or same_bits(load(tmp_path / "zero")["lm_head.weight"], weight)
 
 
 def test_untied_and_unknown_architectures(tmp_path: Path) -> None:
