@@ -19,6 +19,7 @@ from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint, read_assets
 from adaptertool.files.header import build_header, read_header
 from adaptertool.files.jsonfile import load_json
+from adaptertool.files.reader import same_bytes
 from adaptertool.formats.adapter import Adapter
 from adaptertool.formats.peft import CONFIG, WEIGHTS
 from adaptertool.kinds import DORA, FULL
@@ -27,8 +28,10 @@ from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.lora import B
 from adaptertool.plan import all_steps
 from adaptertool.spec import DTYPE_BITS, Asset, Edit, Plan, Ref, Shard, Step, TensorSpec
+from adaptertool.ties import FLAG, STORED_APART
 
 _ANEW = {DORA.name: (B, MAGNITUDE), FULL.name: (TUNED,)}  # what is made anew, by kind
+_TO_BE_APART = f"a merge of OUT stores them apart, and its config.json says {FLAG}: false"
 
 
 def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequence[Decimal]) -> Plan:
@@ -61,7 +64,7 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
         outputs=outputs,
         inputs=inputs | {asset.source: asset.stamp for asset in assets},
         single_file=False,
-        notes=(*plan.notes[len(base.notes) :], *notes),
+        notes=(*(note.replace(STORED_APART, _TO_BE_APART) for note in plan.notes[len(base.notes) :]), *notes),
         as_adapter=True,
     )
 
@@ -94,12 +97,17 @@ def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
     for module in adapter.modules:
         for role in _ANEW.get(module.kind, ()):
             ref = module.factors[role]
-            if ref.spec.name not in made and ref.spec.numel:
+            if ref.spec.name in made or not ref.spec.numel:
+                continue
+            if twin := next((step for step in _steps(made) if _is_twin(step, ref)), None):
+                edit = dataclasses.replace(twin.edits[0], factors={TUNED: ref})
+                made[ref.spec.name] = {ref.offset: dataclasses.replace(twin, spec=ref.spec, edits=(edit,))}
+            else:
                 raise UnsupportedError(
                     f"{ref.path}: {shown(ref.spec.name)} changes nothing that the base stores by itself; write a "
                     "checkpoint, without --as-adapter"
                 )
-    specs = {name: ref.spec for name, ref in header.tensors.items()}
+    specs = {name: ref.spec for name, ref in header.tensors.items() if name not in adapter.ignored}
     for name, pieces in made.items():
         specs[name] = _as_dtype(specs[name], next(iter(pieces.values())).spec.dtype)
     # In the order of the file; where dtypes differ wide ones come first, as in all files of the reference writer.
@@ -118,6 +126,18 @@ def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
             steps.append(Step(spec, end, old))
         end += spec.nbytes
     return Shard(header.path, len(text), end, tuple(steps), text), _narrowed(steps)
+
+
+def _steps(made: Mapping[str, Mapping[int, Step]]) -> list[Step]:
+    return [step for parts in made.values() for step in parts.values()]
+
+
+def _is_twin(step: Step, ref: Ref) -> bool:
+    """Whether a saved tensor is the same as one that is made anew: that of a tied end, which the plan makes once."""
+    tuned = step.edits[0].factors.get(TUNED)
+    return (
+        tuned is not None and (tuned.spec.dtype, tuned.shape) == (ref.spec.dtype, ref.shape) and same_bytes(tuned, ref)
+    )
 
 
 def _made(step: Step, edit: Edit) -> Iterator[tuple[Ref, Step]]:

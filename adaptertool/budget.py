@@ -6,7 +6,7 @@ import math
 
 from adaptertool.kinds import BY_NAME
 from adaptertool.plan import BLOCK_ELEMENTS, all_steps, block_rows, matrix, verbatim
-from adaptertool.spec import Plan, Step
+from adaptertool.spec import KEPT, WINDOW, Plan, Step
 
 BASE_MEMORY = 320 << 20  # resident with torch loaded and nothing to do, rounded up
 _BYTES_PER_ELEMENT = 74  # per thread: stored and both ends of an interval (≤ 8 each), five of float64, two masks
@@ -14,7 +14,7 @@ _BYTES_PER_ELEMENT = 74  # per thread: stored and both ends of an interval (≤ 
 
 def predicted_memory(plan: Plan, threads: int) -> int:
     """Upper estimate of peak resident bytes: a constant, the blocks of each thread, factors, and the plan itself."""
-    block = whole = tensors = 0
+    block = whole = rows = tensors = 0
     for step in all_steps(plan):
         tensors += 1
         if not step.edits:
@@ -22,8 +22,35 @@ def predicted_memory(plan: Plan, threads: int) -> int:
         columns = matrix(step)[1]
         block = max(block, columns * block_rows(columns))
         whole = max(whole, _held(step, threads))
+        rows = max(rows, min(block_rows(columns), matrix(step)[0]) * _by_row(step))
     # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
-    return BASE_MEMORY + threads * (max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole) + tensors * 2000
+    each = max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole + rows
+    return BASE_MEMORY + threads * each + _windows(plan) + tensors * 2000
+
+
+def _windows(plan: Plan) -> int:
+    """Bytes of the factors in turn that are kept (tensors.read_rows)."""
+    sizes = {
+        (ref.path, ref.offset): max(min(ref.spec.nbytes, WINDOW), ref.spec.nbytes // ref.columns.step)
+        for step in all_steps(plan)
+        for edit in step.edits
+        for ref in edit.factors.values()
+        if ref.columns is not None and ref.columns.step > 1
+    }
+    return KEPT * max(sizes.values(), default=0) if len(sizes) > KEPT else sum(sizes.values())
+
+
+def _by_row(step: Step) -> int:
+    """Bytes of one row of the factors that go by row: as stored, widened, and times the scale."""
+    return 24 * max(
+        (
+            factor.shape[1]
+            for edit in step.edits
+            for role, factor in edit.factors.items()
+            if role in BY_NAME[edit.kind].by_row and len(factor.shape) > 1 and not BY_NAME[edit.kind].elementwise
+        ),
+        default=0,
+    )
 
 
 def _held(step: Step, threads: int) -> int:

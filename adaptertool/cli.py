@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from adaptertool import __version__
 from adaptertool.budget import bytes_to_write
-from adaptertool.errors import AdapterToolError, InternalError, Interrupted, StorageError, UsageError, shown
+from adaptertool.errors import AdapterToolError, InternalError, StorageError, UsageError, shown
+from adaptertool.interrupts import interrupt
 from adaptertool.render.machine import error_to_json, to_json
 from adaptertool.render.text import plan_text, run_text
 from adaptertool.spec import EXACT, PRECISIONS, Plan
@@ -228,9 +229,9 @@ def _say(text: str, stream: TextIO | None) -> None:
             raise StorageError(f"writing to {stream.name} failed: {error.strerror}") from error
 
 
-def _interrupted(_signal: int, _frame: FrameType | None) -> NoReturn:
+def _interrupted(_signal: int, _frame: FrameType | None) -> None:
     _ignore_signals()  # a second Ctrl-C must not stop the cleaning
-    raise Interrupted("interrupted; nothing was published")
+    interrupt()
 
 
 def _ignore_signals() -> None:

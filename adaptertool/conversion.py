@@ -147,10 +147,11 @@ def rules_for(architecture: str) -> list[Rule]:
 
 @dataclass(frozen=True, slots=True)
 class ExpertLayout:
-    """How an architecture has its fused experts in memory."""
+    """How an architecture has its fused experts in memory. None: not as on the disk."""
 
-    transposed: bool | None  # (E, in, out), not (E, out, in); None: not as on the disk
+    marked: bool | None  # is_transposed, which some versions of PEFT heed
     concatenated: bool  # gate, then up; else row by row in turn
+    transposed: bool | None  # (E, in, out), not (E, out, in): Llama 4 is so without the mark
 
 
 def expert_layout(architecture: str) -> ExpertLayout | None:
@@ -158,7 +159,7 @@ def expert_layout(architecture: str) -> ExpertLayout | None:
     if layout is None:
         return None
     turned = any(rule.turned for rule in rules_for(architecture))
-    return ExpertLayout(None if turned else layout[0], layout[1])
+    return ExpertLayout(None if turned else layout[0], layout[1], None if turned else layout[2])
 
 
 def ties_of(architecture: str) -> Mapping[str, str] | None:

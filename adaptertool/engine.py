@@ -21,6 +21,7 @@ from adaptertool.chain import Chain
 from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
+from adaptertool.interrupts import LOOK_EVERY, deferred, look
 from adaptertool.plan import block_rows, matrix, verbatim
 from adaptertool.rescale import Rescaled
 from adaptertool.settle import Settled
@@ -63,6 +64,7 @@ def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: P
     """
     roots = [folder / output.folder for output in plan.outputs]
     with (
+        deferred(),
         one_torch_thread(),
         ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as workers,
         ThreadPoolExecutor(1, thread_name_prefix="adaptertool-finish") as finisher,
@@ -114,7 +116,11 @@ def _all_done(crew: Crew, futures: Sequence[Future[None]]) -> None:
     # Not concurrent.futures.wait: interrupted while it takes the locks of all futures, it would keep some for ever.
     try:
         for future in futures:
-            future.exception()
+            look()
+            while not future.done():
+                with contextlib.suppress(TimeoutError):
+                    future.exception(LOOK_EVERY)
+                look()
     except BaseException:
         crew.stop.set()
         for future in futures:

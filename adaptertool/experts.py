@@ -24,6 +24,12 @@ Stack = tuple[int, int, int]  # experts, rows, columns of a fused tensor as it l
 def is_on_first(module: Module, stack: Stack) -> bool | None:
     """Whether lora_A belongs to the first of the two dimensions of an expert, by shapes; None where both sides fit."""
     _, rows, columns = stack
+    if any(len(module.factors[role].shape) != 2 for role in (A, B)):
+        raise MismatchError(
+            f"{shown(module.target)} is a stack of experts, but "
+            f"its factors in {module.factors[A].path} are no matrices: "
+            f"{module.factors[A].spec} and {module.factors[B].spec}"
+        )
     own = (module.factors[B].shape[0], module.factors[A].shape[1])
     if own not in ((rows, columns), (columns, rows)):
         raise MismatchError(
@@ -97,4 +103,7 @@ def _fits_transposed(module: Module, cut: Cut, shape: tuple[int, int], where: st
 
 
 def _weight_shape(factors: Mapping[str, Ref]) -> tuple[int, ...]:
-    return factors[TUNED].shape if TUNED in factors else (factors[B].shape[0], factors[A].shape[-1])
+    """The shape of the weight that they are for; of factors that are no matrices one that fits nothing."""
+    if TUNED in factors:
+        return factors[TUNED].shape
+    return factors[B].shape[:1] + factors[A].shape[1:] if A in factors and B in factors else ()

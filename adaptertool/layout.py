@@ -7,6 +7,7 @@ follow.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from adaptertool.spec import DTYPE_BITS, Asset, Edit, Ref, Shard, Step, TensorSp
 from adaptertool.ties import FLAG
 
 CONFIG = "config.json"
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 Edits = Mapping[str, Sequence[Edit]]
 
 
@@ -95,14 +97,29 @@ def _config(base: Checkpoint, changes: Changes) -> dict[str, Any]:
             if part is config or FLAG in part:
                 part[FLAG] = False
     for name, ref in changes.resized.items():
-        if name not in base.tensors:
-            continue
-        old, new = base.tensors[name].spec.shape[0], ref.spec.shape[0]
-        holders = [part for part in parts if part.get("vocab_size") == old]
-        if not holders and not any(part.get("vocab_size") == new for part in parts):  # a second end finds it done
-            raise UnsupportedError(
-                f"{base.path / CONFIG} has no vocab_size of {old}, which {shown(name)} has and the adapter makes {new}"
-            )
-        for part in holders:
-            part["vocab_size"] = new
+        if name in base.tensors:
+            _resize(base, config, name, base.tensors[name].spec.shape[0], ref.spec.shape[0])
     return config
+
+
+def _resize(base: Checkpoint, config: Mapping[str, Any], name: str, old: int, new: int) -> None:
+    """Set vocab_size. Raises UnsupportedError where it is not clear in which parts, or a token would lie outside."""
+    where = f"{base.path / CONFIG}"
+    holders = [part for part in objects(config) if part.get("vocab_size") == old]
+    if not holders and not any(part.get("vocab_size") == new for part in objects(config)):  # a second end finds it done
+        raise UnsupportedError(
+            f"{where} has no vocab_size of {old}, which {shown(name)} has and the adapter makes {new}"
+        )
+    for outer, inner in itertools.pairwise(holders):  # from the outermost on
+        if not any(part is inner for part in objects(outer)):
+            raise UnsupportedError(
+                f"{where} has a vocab_size of {old} in several parts; which is that of {shown(name)}?"
+            )
+    for part in holders:
+        part["vocab_size"] = new
+        for key in _TOKENS:
+            ids = part.get(key)
+            if any(type(one) is int and one >= new for one in (ids if isinstance(ids, list) else [ids])):
+                raise UnsupportedError(
+                    f"{where} has {key} {ids}, but the adapter makes the vocabulary {new}: no loader accepts that"
+                )

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adaptertool.conversion import Cut, Memory, Piece, Pieces, architecture_of, expert_layout, into_memory, rules_for
-from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
+from adaptertool.errors import InputError, MismatchError, UnsupportedError, UsageError, shown
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter
 
 # Projections that are stored together, in the order of their rows. Of the fused ones cut by convention, and not by a
@@ -29,7 +30,23 @@ _IN_FUSED = {  # part and number of parts
 }  # fmt: skip
 _EXPERT = re.compile(rf"(.*\.experts)\.(\d+)\.({'|'.join(_IN_FUSED)})\.weight")
 
+_NUMBERED = re.compile(r"(.*\.experts)\.(\d{1,9})\.([^.]*)\.weight")
+
 _BASE_PREFIXES = frozenset({"model", "transformer", "backbone", "bert", "roberta", "deberta"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prefix:
+    """A change of prefix by which all names of an adapter fit."""
+
+    first: str
+    stripped: bool
+
+    def __call__(self, name: str) -> str:
+        return name.partition(".")[2] if self.stripped else f"{self.first}.{name}"
+
+    def __str__(self) -> str:
+        return f"the prefix {shown(self.first)} {'stripped' if self.stripped else 'added'}"
 
 
 class Names:
@@ -43,8 +60,8 @@ class Names:
         self._rules = rules_for(architecture_of(config))
         self._memory = Memory(on_disk, self._rules)
 
-    def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], str | None]:
-        """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing; and a note.
+    def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], Prefix | None]:
+        """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing.
 
         Where none of the changed layers is found as it stands, one change of prefix is tried for all of them: that of
         the model with a head, added or stripped. Saved tensors (a head) may stand outside of it. A prefix that names a
@@ -56,16 +73,25 @@ class Names:
         if not missing or any(disk and not saved for (_, saved), disk in zip(wanted, exact, strict=True)):
             return exact, None
         fitting = {}
-        for note, change in self._changes(missing):
+        for change in self._changes(missing):
             found = [disk or self.find(change(name)) for (name, _), disk in zip(wanted, exact, strict=True)]
             if None not in found:
-                fitting[note] = found
+                fitting[change] = found
         if len(fitting) > 1:
-            raise MismatchError(f"the adapter fits with {' and with '.join(sorted(fitting))}; say which with --rename")
+            raise MismatchError(
+                f"the adapter fits with {' and with '.join(sorted(map(str, fitting)))}; say which with --rename"
+            )
         if not fitting:
             return exact, None
-        ((note, found),) = fitting.items()
-        return found, f"names fit with {note}"
+        ((change, found),) = fitting.items()
+        return found, change
+
+    def has(self, name: str) -> bool:
+        """Whether it means anything here, as it stands or by a change of prefix."""
+        try:
+            return any(self.find(meant) for meant in (name, *(change(name) for change in self._changes([name]))))
+        except InputError:
+            return True
 
     def find(self, name: str) -> Pieces | None:
         return self._as_named(name) or self._one_expert(name) or self._cut_from_fused(name) or self._joined(name)
@@ -144,18 +170,33 @@ class Names:
             for expert in itertools.count():
                 disks = [f"{prefix}.{expert}.{part}.weight" for part in own]
                 if not all(disk in self._disk for disk in disks):
+                    if any(self._last_expert.get((prefix, part), -1) >= expert for part in own):
+                        raise MismatchError(
+                            f"{shown(name)} means all of {shown(prefix)}, but {shown(disks[0])} and its like are "
+                            "not all there, while some of later experts are"
+                        )
                     break
                 pieces += [Piece(disk, part, len(own), expert) for part, disk in enumerate(disks)]
         return tuple(pieces) or None
 
-    def _changes(self, missing: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
-        """The changes of prefix that could be meant, each with what to say of it."""
+    @functools.cached_property
+    def _last_expert(self) -> Mapping[tuple[str, str], int]:
+        """(prefix, projection) -> the highest number of an expert that has it."""
+        last: dict[tuple[str, str], int] = {}
+        for disk in self._disk:
+            if match := _NUMBERED.fullmatch(disk):
+                key = match[1], match[3]
+                last[key] = max(last.get(key, -1), int(match[2]))
+        return last
+
+    def _changes(self, missing: Sequence[str]) -> Iterator[Prefix]:
+        """The changes of prefix that could be meant."""
         firsts = {name.partition(".")[0] for name in missing}
         if len(firsts) == 1 and self._is_base_prefix(first := firsts.pop()):
-            yield f"the prefix {shown(first)} stripped", lambda name: name.partition(".")[2]
+            yield Prefix(first, stripped=True)
         for first in sorted({disk.partition(".")[0] for disk in self._disk}):
             if self._is_base_prefix(first):
-                yield f"the prefix {shown(first)} added", functools.partial("{}.{}".format, first)
+                yield Prefix(first, stripped=False)
 
     def _is_base_prefix(self, part: str) -> bool:
         """Whether models with a head keep the model without one under this name: "model", or after the family."""
@@ -185,6 +226,20 @@ def rename(adapter: Adapter, renames: Sequence[str]) -> Adapter:
             raise UsageError(f"the renaming {text!r} changes no name of {adapter.path}")
         modules = [dataclasses.replace(module, target=target) for target, module in zip(targets, modules, strict=True)]
     return dataclasses.replace(adapter, modules=tuple(modules))
+
+
+def holder(base: Checkpoint, renames: Sequence[str]) -> Callable[[str], bool]:
+    """Whether `base` has what an adapter calls by some name. Made when one asks: most need not."""
+    names: list[Names] = []
+
+    def has(name: str) -> bool:
+        if not names:
+            names.append(Names(tuple(base.tensors), base.config))
+        for pattern, replacement in _parse(renames):
+            name = pattern.sub(replacement, name)
+        return names[0].has(name)
+
+    return has
 
 
 def _parse(texts: Sequence[str]) -> list[tuple[re.Pattern[str], str]]:

@@ -24,8 +24,15 @@ Found = Sequence[tuple[Module, Pieces]]
 class Placer:
     """Places the modules of one adapter. Raises MismatchError where shapes do not add up."""
 
-    def __init__(self, tensors: Mapping[str, Ref], layout: ExpertLayout | None, adapter: Adapter, found: Found) -> None:
-        self._tensors, self._layout, self._adapter = tensors, layout, adapter
+    def __init__(
+        self,
+        tensors: Mapping[str, Ref],
+        layout: ExpertLayout | None,
+        kv_rows: int | None,
+        adapter: Adapter,
+        found: Found,
+    ) -> None:
+        self._tensors, self._layout, self._kv_rows, self._adapter = tensors, layout, kv_rows, adapter
         # PEFT decides for all parameters of a module alike, so one that is not square tells for one that is.
         self._decided: dict[str, bool] = {}
         for module, pieces in found:
@@ -44,7 +51,7 @@ class Placer:
         elif piece.cut is not None:
             spec = self._tensors[piece.disk].spec
             if piece.cut.expert is None:
-                yield piece.disk, _in_rows(module, piece.cut, spec)
+                yield piece.disk, _in_rows(module, piece.cut, spec, self._kv_rows)
             else:
                 yield piece.disk, in_expert(module, piece.cut, spec, self._layout)
         else:
@@ -100,13 +107,18 @@ class Placer:
         first = is_on_first(module, stack)
         if first is None:
             first = self._decided.get(module.name)
-        if first is None and self._layout is not None and self._layout.transposed is False:
-            first = self._adapter.experts_on_first
+        marked = None if self._layout is None else self._layout.marked
+        if first is None and marked is not None:
+            first = self._adapter.marked_on_first if marked else self._adapter.experts_on_first
         if first is None:
+            why = "peft_version in its config does not tell"
+            if marked is None:
+                why = "how the architecture marks its experts is not known"
+            elif marked and self._adapter.experts_on_first is not None:
+                why = "since PEFT 0.19 that depends on the version of transformers in training, which is not saved"
             raise UnsupportedError(
-                f"{shown(module.target)}: its experts are square ({by(stack[1:])}), and neither the other parameters "
-                f"of the module nor peft_version in the config of {self._adapter.path} tell to which side lora_A "
-                "belongs"
+                f"{shown(module.target)}: its experts are square ({by(stack[1:])}), and no other parameter of the "
+                f"module tells to which side lora_A in {self._adapter.path} belongs; {why}"
             )
         return first
 
@@ -142,18 +154,21 @@ class Placer:
             yield piece.disk, dataclasses.replace(module, factors=cut, transposed=False)
 
 
-def _in_rows(module: Module, cut: Cut, spec: TensorSpec) -> Module:
-    """A change of one of several projections that are stored one after the other."""
+def _in_rows(module: Module, cut: Cut, spec: TensorSpec, kv_rows: int | None) -> Module:
+    """A change of one of several projections that are stored one after the other; k and v have `kv_rows` rows."""
     kind = BY_NAME[module.kind]
     total = spec.shape[0] if spec.shape else 0
     own = next((ref.shape[0] for role, ref in module.factors.items() if role in kind.by_row and ref.shape), 0)
-    if cut.grouped:  # k and v are of one size, and q is a multiple of it
-        query = own if cut.index == 0 else total - 2 * own
-        other = (total - query) // 2
-        fits = own > 0 and other > 0 and query + 2 * other == total and query >= other and query % other == 0
-        rows = (
-            range(0, own) if cut.index == 0 else range(total - (3 - cut.index) * other, total - (2 - cut.index) * other)
-        )
+    if cut.grouped:
+        if kv_rows is None:
+            raise UnsupportedError(
+                f"{shown(module.target)} lies in {shown(spec.name)}, and config.json has no num_key_value_heads and "
+                "head_dim (or hidden_size and num_attention_heads) that tell where"
+            )
+        query = total - 2 * kv_rows
+        starts = (0, query, query + kv_rows, total)
+        rows = range(starts[cut.index], starts[cut.index + 1]) if query >= kv_rows else range(0)
+        fits = own == len(rows) > 0
     else:
         fits = total % cut.count == 0 and own == total // cut.count
         rows = cut.of(total)

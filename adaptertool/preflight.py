@@ -9,11 +9,13 @@ import torch
 from adaptertool.errors import MismatchError, NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_exact
 from adaptertool.files.writer import COPY_CHUNK
+from adaptertool.interrupts import deferred, look
 from adaptertool.plan import BLOCK_ELEMENTS
 from adaptertool.spec import Plan, Ref
 from adaptertool.tensors import read_tensor
 
 
+@deferred()
 def require_finite_factors(plan: Plan, inputs: Inputs) -> None:
     """Read every factor of every adapter once. Raises NonFiniteError, naming the tensor, for NaN or infinity.
 
@@ -21,6 +23,7 @@ def require_finite_factors(plan: Plan, inputs: Inputs) -> None:
     """
     for ref in {(ref.path, ref.offset, ref.spec): ref for ref in _factors(plan)}.values():
         for first in range(0, ref.spec.numel, BLOCK_ELEMENTS):
+            look()
             part = read_tensor(inputs, ref, first, min(ref.spec.numel, first + BLOCK_ELEMENTS))
             if not torch.isfinite(part).all():
                 where = int(torch.nonzero(~torch.isfinite(part))[0])
@@ -42,10 +45,12 @@ def _factors(plan: Plan) -> Iterator[Ref]:
                 yield from edit.factors.values()
 
 
+@deferred()
 def require_equal(plan: Plan, inputs: Inputs) -> None:
     """Integers and codes have no values between: such tensors must be the same in both checkpoints."""
     for ours, theirs in plan.equal:
         for at in range(0, ours.spec.nbytes, COPY_CHUNK):
+            look()
             size = min(COPY_CHUNK, ours.spec.nbytes - at)
             pair = [read_exact(inputs.get(ref.path), ref.offset + at, size) for ref in (ours, theirs)]
             if pair[0] != pair[1]:

@@ -45,20 +45,22 @@ def take_resized(
     ((old, new),) = sizes
     if base.is_file or base.config is None:
         raise UnsupportedError(f"{adapter.path} resizes the vocabulary, but {base.path} has no config.json to follow")
-    left = [name for name, ref in base.tensors.items() if ref.spec.shape[:1] == (old,) and name not in resized]
-    left += [end for end, source in ends.items() if end in resized and source not in resized]
+    for end, source in ends.items() if adapter.ties_ends else ():
+        for here, there in ((source, end), (end, source)):
+            if here in resized:
+                resized.setdefault(there, resized[here])
+    left = [name for name in (*base.tensors, *ends) if old in tensors[name].spec.shape and name not in resized]
     if left:
         raise UnsupportedError(
             f"{adapter.path} resizes {shown(min(resized))} from {old} to {new} rows, but not {shown(left[0])}, which "
-            f"has {old} rows too; save both with the adapter (PEFT: save_embedding_layers=True, or modules_to_save)"
+            f"is {tensors[left[0]].spec}; all that has a row for each token must be saved with the adapter (PEFT: "
+            "save_embedding_layers=True, or modules_to_save; tied ends also by ensure_weight_tying)"
         )
-    for end, source in ends.items():
-        resized.setdefault(end, resized[source])
     return resized, rest
 
 
 def _is_resized(traits: Traits, ref: Ref, module: Module, pieces: Pieces) -> bool:
     here, there = ref.spec.shape, module.factors[TUNED].shape
     plain = len(pieces) == 1 and pieces[0].cut is None and pieces[0].part is None and module.rows is None
-    rows = here[:1] != there[:1] and len(here) == len(there) == 2 and here[1:] == there[1:]
+    rows = here[:1] != there[:1] and len(here) == len(there) in (1, 2) and here[1:] == there[1:]
     return plain and rows and here[0] in traits.vocabularies

@@ -18,7 +18,7 @@ from adaptertool.names import Names
 from adaptertool.place import Placer
 from adaptertool.resize import take_resized
 from adaptertool.spec import Ref, View
-from adaptertool.ties import ends_of
+from adaptertool.ties import FLAG, ends_of
 from adaptertool.traits import Traits, read_traits
 
 _SHOWN = 8  # unmatched modules that an error lists in full
@@ -57,7 +57,7 @@ def resolve(subject: Subject, adapter: Adapter) -> tuple[Mapping[str, list[Modul
     """
     base, names, traits = subject.base, subject.names, subject.traits
     wanted = [(module.target, module.kind == FULL.name and module.rows is None) for module in adapter.modules]
-    targets, note = names.find_all(wanted)
+    targets, change = names.find_all(wanted)
     if unmatched := [module for found, module in zip(targets, adapter.modules, strict=True) if found is None]:
         if traits.quantisation:
             raise UnsupportedError(
@@ -65,24 +65,31 @@ def resolve(subject: Subject, adapter: Adapter) -> tuple[Mapping[str, list[Modul
             )
         raise MismatchError(_unmatched(base, adapter, unmatched))
     found = [(module, pieces) for module, pieces in zip(adapter.modules, targets, strict=True) if pieces is not None]
+    if change and change.stripped and read_traits(base).why_tied:
+        why = (
+            f"{base.path} was saved without the head that it may be tied to, and config.json does not say {FLAG}: false"
+        )
+        traits = dataclasses.replace(traits, why_tied=why)
     resized, found = take_resized(base, subject.tensors, subject.ends, traits, adapter, found)
     subject.tensors.update(resized)
     subject.resized.update(resized)
-    placer = Placer(subject.tensors, names.layout, adapter, found)
+    placer = Placer(subject.tensors, names.layout, traits.kv_rows, adapter, found)
     resolved: dict[str, list[Module]] = {}
     for wanted_module, pieces in found:
         for target, placed in placer.place(wanted_module, pieces):
-            resolved.setdefault(target, []).append(_fitted(subject, adapter, target, placed))
+            resolved.setdefault(target, []).append(_fitted(subject, traits, adapter, target, placed))
     for target, modules in resolved.items():
         if len(modules) > 1:
             _require_apart(adapter, target, modules)
-            modules.sort(key=lambda module: module.kind != FULL.name)  # a saved weight, then the delta on it
-    return resolved, [f"{adapter.path}: {note}"] if note else []
+            # A saved weight, then the rows or the delta on it
+            modules.sort(key=lambda module: (module.kind != FULL.name, module.rows is not None))
+    fits = [f"{adapter.path}: names fit with {change}"] if change else []
+    return resolved, [*adapter.notes, *fits]
 
 
-def _fitted(subject: Subject, adapter: Adapter, target: str, module: Module) -> Module:
+def _fitted(subject: Subject, traits: Traits, adapter: Adapter, target: str, module: Module) -> Module:
     """The module as it acts on that tensor. Raises where it does not fit, or must not be edited."""
-    ref, traits = subject.tensors[target], subject.traits
+    ref = subject.tensors[target]
     traits.refuse_quantised(ref)
     if module.rows is None:
         traits.refuse_tied(ref)
@@ -94,18 +101,21 @@ def _fitted(subject: Subject, adapter: Adapter, target: str, module: Module) -> 
 
 
 def _require_apart(adapter: Adapter, target: str, modules: Sequence[Module]) -> None:
-    """Refuse two changes of the same numbers, but for a saved weight and a delta on it."""
+    """Refuse two changes of the same numbers, but for a saved weight and a delta, or token rows, on it."""
     begun: list[tuple[float, Module]] = []
     for module in sorted(modules, key=lambda module: _span(module.view)[0]):
         first, last = _span(module.view)
         begun = [(end, other) for end, other in begun if end > first]
         for _, other in begun:
-            alike = (other.kind == FULL.name) == (module.kind == FULL.name)
-            if (alike or module.rows is not None or other.rows is not None) and _overlap(module.view, other.view):
+            if _is_whole(other) == _is_whole(module) and _overlap(module.view, other.view):
                 raise MismatchError(
                     f"{adapter.path}: {shown(other.name)} and {shown(module.name)} both change {shown(target)}"
                 )
         begun.append((last, module))
+
+
+def _is_whole(module: Module) -> bool:
+    return module.kind == FULL.name and module.rows is None
 
 
 def _span(view: View | None) -> tuple[float, float]:
@@ -148,7 +158,13 @@ def _row_view(subject: Subject, ref: Ref, module: Module) -> View:
     """Rows of an embedding: they must be there. In a tied model that stores one end, they are right for both."""
     assert module.rows is not None
     same = [other for other in subject.base.tensors.values() if other.spec.shape == ref.spec.shape]
-    if not (subject.traits.surely_tied and len(same) == 1):
+    stored_once = subject.traits.surely_tied and len(same) == 1
+    if module.shared and not (stored_once or ref.spec.name in subject.ends.values()):
+        raise MismatchError(
+            f"{module.factors[TUNED].path} holds token rows for {shown(module.name)} alone, but its config for both "
+            f"ends of a tied model; {ref.path} is not known to be one"
+        )
+    if not stored_once:
         subject.traits.refuse_tied(ref)
     size = ref.spec.shape[0] if ref.spec.shape else 0
     if module.rows and max(module.rows) >= size:

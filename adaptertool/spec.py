@@ -27,6 +27,10 @@ Stamp = tuple[int, int, int, int, int]
 # How results are computed: correctly rounded from the real formula, or in single precision and rounded once.
 EXACT, FAST = PRECISIONS = ("exact", "fast")
 
+# Of factors whose columns lie in turn (experts) those of several are read at once: at most so many bytes for each
+# tensor, of so many tensors. A layer's gate, up and down are asked for in turn.
+WINDOW, KEPT = 32 << 20, 8
+
 # The dtypes that arithmetic is done on; all others are only ever copied as bytes.
 COMPUTED = ("BF16", "F16", "F32", "F64")
 

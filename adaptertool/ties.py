@@ -13,14 +13,14 @@ from adaptertool.conversion import Piece, architecture_of, into_memory, rules_fo
 from adaptertool.errors import InputError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
-from adaptertool.files.reader import open_input, read_exact
+from adaptertool.files.reader import open_input, read_exact, same_bytes
 from adaptertool.kinds import FULL, LORA
 from adaptertool.kinds.lora import A, B
 from adaptertool.names import Names
 from adaptertool.spec import Edit, Ref
 
 FLAG = "tie_word_embeddings"
-_CHUNK = 16 << 20
+STORED_APART = f"stored apart, and config.json says {FLAG}: false"
 
 
 def ends_of(base: Checkpoint, names: Names) -> Mapping[str, str] | None:
@@ -53,23 +53,19 @@ def settle(
 ) -> tuple[frozenset[str], list[str]]:
     """Which ends must be stored on their own, with what to say of it; `edits` then has their changes.
 
-    Trained token rows are saved once, for both ends. A change that is the same for both is made once. Of adapters
-    that say that they tie their changes (`tying`), one that stands at one end is meant for both.
+    A change that is the same for both ends is made once. What an adapter does at one end only is meant for both if it
+    says that it ties its changes (`tying`), or where it is trained token rows: PEFT saves those once.
     """
+    _share(edits, ends, tying)
     apart, notes = [], []
     for end, source in ends.items():
         head, own = edits.pop(end, []), edits.get(source, [])
-        rows, others = ([edit for edit in own if _on_rows(edit) is on_rows] for on_rows in (True, False))
         same_base = end not in resized or _same_numbers(resized[end], resized[source])
-        if not head and not others and same_base:
-            continue
-        if not (head and others) and all(edit.adapter in tying for edit in head + others):
-            edits[source], head, others = sorted(own + head, key=_order), [], []
-        if same_base and len(head) == len(others) and all(map(_alike, head, others)):
+        if not same_base or len(head) != len(own) or not all(map(_alike, head, own)):
+            edits[end] = head
+            apart.append(end)
+        elif not all(map(_on_rows, head)):
             notes.append(f"{shown(end)} and {shown(source)} are changed alike, and stay tied")
-            continue
-        edits[end] = sorted(head + rows, key=_order)
-        apart.append(end)
     if not apart:
         return frozenset(), notes
     for end, source in ends.items():  # the flag is one for all
@@ -78,9 +74,24 @@ def settle(
     notes.append(
         f"{', '.join(map(shown, ends))} {'was' if len(ends) == 1 else 'were'} tied to "
         f"{', '.join(map(shown, dict.fromkeys(ends.values())))}, and the adapters do not change both alike: "
-        f"stored apart, and config.json says {FLAG}: false"
+        f"{STORED_APART}"
     )
     return frozenset(ends), notes
+
+
+def _share(edits: dict[str, list[Edit]], ends: Mapping[str, str], tying: Collection[int]) -> None:
+    """Give all tied ends what an adapter does at one of them and means for all. What it does at an end itself stays."""
+    for source in dict.fromkeys(ends.values()):
+        group = [source, *(end for end, other in ends.items() if other == source)]
+        for adapter, on_rows in {(edit.adapter, _on_rows(edit)) for name in group for edit in edits.get(name, ())}:
+            own = {
+                name: [edit for edit in edits.get(name, ()) if (edit.adapter, _on_rows(edit)) == (adapter, on_rows)]
+                for name in group
+            }
+            meant = next(filter(None, own.values())) if adapter in tying else own[source] if on_rows else []
+            for name in group:
+                if meant and not own[name]:
+                    edits[name] = sorted([*edits.get(name, ()), *meant], key=_order)
 
 
 def _order(edit: Edit) -> tuple[int, bool, bool]:
@@ -112,18 +123,14 @@ def _same_numbers(one: Ref, other: Ref, *, transposed: bool = False) -> bool:
         return False
     if one.columns is not None or other.columns is not None:
         return False
-    with open_input(one.path) as first, open_input(other.path) as second:
-        if transposed:
-            import numpy as np  # noqa: PLC0415  # most plans do without
+    if not transposed:
+        return same_bytes(one, other)
+    import numpy as np  # noqa: PLC0415  # most plans do without
 
-            kind = f"u{one.spec.nbytes // max(one.spec.numel, 1)}"
-            arrays = [
-                np.frombuffer(read_exact(file, ref.offset, ref.spec.nbytes), kind).reshape(ref.spec.shape)
-                for file, ref in ((first, one), (second, other))
-            ]
-            return bool((arrays[0] == arrays[1].T).all())
-        return all(
-            read_exact(first, one.offset + at, size) == read_exact(second, other.offset + at, size)
-            for at in range(0, one.spec.nbytes, _CHUNK)
-            for size in (min(_CHUNK, one.spec.nbytes - at),)
-        )
+    kind = f"u{one.spec.nbytes // max(one.spec.numel, 1)}"
+    arrays = []
+    for ref in (one, other):
+        with open_input(ref.path) as file:
+            data = read_exact(file, ref.offset, ref.spec.nbytes)
+        arrays.append(np.frombuffer(data, kind).reshape(ref.spec.shape))
+    return bool((arrays[0] == arrays[1].T).all())

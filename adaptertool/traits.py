@@ -44,6 +44,7 @@ class Traits:
     quantisation: str | None  # what config.json says of it
     code_stems: Mapping[str, str]  # stem of a quantised weight -> the tensor beside it that shows this
     vocabularies: tuple[object, ...]  # vocab_size and the like, as the config has them
+    kv_rows: int | None  # output rows of k_proj, and of v_proj
     surely_tied: bool  # config.json says tie_word_embeddings: true
     why_tied: str | None  # why embedding and output head may be one; None where they are not
 
@@ -109,9 +110,20 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
         quantisation=_quantisation(base.config or {}),
         code_stems=_code_stems(base),
         vocabularies=tuple(part[key] for part in parts for key in part if _VOCABULARY.search(key)),
+        kv_rows=_kv_rows(base.config or {}),
         surely_tied=(base.config or {}).get("tie_word_embeddings") is True,
         why_tied=None if ties_known else _why_tied(base.config, parts),
     )
+
+
+def _kv_rows(config: Mapping[str, Any]) -> int | None:
+    """num_key_value_heads · head_dim, as far as the config tells. Where one of them is null others stand for it."""
+    heads = config.get("num_attention_heads")
+    groups = config.get("num_key_value_heads", 0)
+    groups, width, hidden = heads if groups is None else groups, config.get("head_dim"), config.get("hidden_size")
+    if width is None and type(hidden) is int and type(heads) is int and heads > 0:
+        width = hidden // heads
+    return groups * width if type(groups) is int and type(width) is int and groups > 0 and width > 0 else None
 
 
 def _quantisation(config: Mapping[str, Any]) -> str | None:

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "adaptertool"
 # Rooms from the lowest to the highest; a room may import from those before it, and from itself.
 ROOMS = [
     ["errors"],
+    ["interrupts"],
     ["spec"],
     ["numerics"],
     ["files"],

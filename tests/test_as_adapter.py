@@ -300,7 +300,11 @@ def test_fused_and_split_projections(tmp_path: Path, kind: str, how: str) -> Non
         own, config, count = {f"{attention}.qkv_proj": (16, 6)}, None, 3
     elif how == "cut":
         stored = {f"{attention}.qkv_proj.weight": (16, 6)}
-        own, config, count = {f"{attention}.q_proj": (8, 6), f"{attention}.v_proj": (4, 6)}, {"model_type": "phi3"}, 1
+        own, config, count = (
+            {f"{attention}.q_proj": (8, 6), f"{attention}.v_proj": (4, 6)},
+            {"model_type": "phi3", "num_key_value_heads": 2, "head_dim": 2},
+            1,
+        )
     else:
         stored = {f"{X}.gate_up_proj": (E_, H_, 2 * I_)}
         own, config, count = {f"{X}.1.up_proj": (I_, H_)}, CONFIGS["interleaved"], 1
@@ -464,7 +468,7 @@ def test_a_saved_tensor_that_no_step_makes_is_refused(tmp_path: Path) -> None:
     path = write_adapter(tmp_path / "a", {"n.weight": torch.zeros(3)}, modules_to_save=["n"])
     plan = dataclasses.replace(adaptertool.prepare_wise(base, path, 0.5), shards=())
     with pytest.raises(UnsupportedError, match=r"n\.weight changes nothing"):
-        into_adapter(plan, open_checkpoint(base), read_adapter(path), [Decimal("0.5")])
+        into_adapter(plan, open_checkpoint(base), read_adapter(path, lambda _: True), [Decimal("0.5")])
 
 
 def test_other_files_travel_and_stale_weights_do_not(tmp_path: Path) -> None:

@@ -68,6 +68,12 @@ HANDLED = [
      "test_ties.py::test_one_change_for_both_is_made_once"),
     ("Resized vocabulary, saved whole", "shapes, config.json, header and index follow",
      "test_ties.py::test_resized_vocabulary"),
+    ("target_modules that PEFT turns into parameters of experts; lists of them for several architectures",
+     "what the base has decides", "test_experts.py::test_target_modules_that_peft_turns_into_parameters"),
+    ("Token rows of both ends", "each end its own; those of the embedding alone go to both",
+     "test_ties.py::test_both_ends_have_token_rows_of_their_own"),
+    ("save_embedding_layers=True with token rows or modules_to_save", "copies are left out by name",
+     "test_ties.py::test_modules_to_save_and_the_whole_embeddings"),
     ("Adapter that names another base", "a note", "test_peft_format.py::test_an_adapter_for_another_base_is_noted"),
 ]  # fmt: skip
 
@@ -117,6 +123,17 @@ REFUSED = [
     case("Tied by the config, and stored twice", config={"tie_word_embeddings": True},
          tensors=lora_factors("lm_head", (10, 6))),
     case("A vocabulary resized at one end only", tensors={f"{E}.weight": torch.zeros(12, 6)}),
+    case("A vocabulary that shrinks below a token that is needed", config=LLAMA | {"pad_token_id": 9}, tensors={
+        f"{E}.weight": torch.zeros(8, 6), "lm_head.weight": torch.zeros(8, 6)},
+        weights={f"{E}.weight": torch.zeros(10, 6), "lm_head.weight": torch.zeros(10, 6)}),
+    case("An embedding of a tied model that was saved without its head", config={
+        "architectures": ["LlamaModel"], "model_type": "llama", "tie_word_embeddings": True},
+        weights={"embed_tokens.weight": torch.zeros(10, 6)}, tensors=lora_factors(E, (10, 6))),
+    case("k_proj inside qkv_proj, and a config that does not tell where", config={"model_type": "phi3"},
+        weights={"self_attn.qkv_proj.weight": torch.zeros(16, 6)}, tensors=lora_factors("self_attn.k_proj", (4, 6))),
+    case("A gap in the numbers of experts", weights={
+        f"mlp.experts.{e}.down_proj.weight": torch.zeros(8, 6) for e in (0, 2)},
+        tensors=lora_factors("mlp.experts", (8, 6), 8), target_parameters=["experts.down_proj"]),
     case("Tensors that transformers permutes or cuts unevenly", config={"architectures": ["Molmo2TextModel"]},
          weights={"layers.0.self_attn.att_proj.weight": torch.zeros(8, 6)},
          tensors=lora_factors("layers.0.self_attn.att_proj", (8, 6))),

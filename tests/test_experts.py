@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from test_architectures import MOE, TEXT, build
 
 import adaptertool
+from adaptertool import tensors as tensors_module
 from adaptertool.errors import AdapterToolError, InputError, MismatchError, UnsupportedError
+from adaptertool.render.text import plan_text
 
 FUSED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 FED = ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
@@ -337,7 +339,10 @@ def test_many_blocks_and_threads_give_the_same_bits(tmp_path: Path, monkeypatch:
 # Fused projections of dense layers.
 
 Q = "model.layers.0.self_attn"
-PHI = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "tie_word_embeddings": False}
+PHI = {
+    "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "tie_word_embeddings": False, "hidden_size": 8,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
 SIZES = {"q_proj": 8, "k_proj": 4, "v_proj": 4}
 
@@ -389,7 +394,7 @@ def test_parts_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     weights = fuse(split_weights(bias=False))
     base = write_checkpoint(tmp_path / "base", weights, config=PHI)
     other = write_checkpoint(tmp_path / "other", weights, config=PHI | {"model_type": "falcon", "architectures": []})
-    for name, rows in (("q_proj", 9), ("k_proj", 6), ("v_proj", 9), ("q_proj", 4)):
+    for name, rows in (("q_proj", 9), ("k_proj", 6), ("k_proj", 2), ("v_proj", 9), ("v_proj", 2), ("q_proj", 4)):
         adapter = write_adapter(tmp_path / f"{name}{rows}", lora_factors(f"{Q}.{name}", (rows, H_)))
         with pytest.raises(MismatchError, match=rf"part \d of 3 of .*qkv_proj.*but its factors are for {rows} rows"):
             adaptertool.merge(base, [adapter], tmp_path / "out")
@@ -440,3 +445,140 @@ def test_adapters_of_transformers_4_onto_mixtral(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "out2" / "model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("fields", [
+    {}, {"num_key_value_heads": None, "num_attention_heads": 2}, {"head_dim": 1, "num_key_value_heads": 4},
+    {"head_dim": None},
+])  # fmt: skip
+def test_where_k_and_v_lie_is_told_by_the_config(tmp_path: Path, fields: dict[str, Any]) -> None:
+    if fields.get("num_attention_heads"):
+        fields = fields | {"hidden_size": 4}
+    weights = fuse(split_weights(bias=False))
+    base = write_checkpoint(tmp_path / "base", weights, config=PHI | fields)
+    factors = lora_factors(f"{Q}.k_proj", (4, H_))
+    adaptertool.merge(base, [write_adapter(tmp_path / "a", factors)], tmp_path / "out")
+    name = f"{Q}.qkv_proj.weight"
+    changed = (load(tmp_path / "out")[name] != weights[name]).any(1).nonzero().flatten().tolist()
+    assert changed == [8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("missing", ["num_key_value_heads", "hidden_size", "num_attention_heads"])
+def test_a_config_that_does_not_tell_where_k_and_v_lie(tmp_path: Path, missing: str) -> None:
+    config = {key: value for key, value in PHI.items() if key != missing}
+    base = write_checkpoint(tmp_path / "base", fuse(split_weights(bias=False)), config=config)
+    adapter = write_adapter(tmp_path / "a", lora_factors(f"{Q}.k_proj", (4, H_)))
+    with pytest.raises(UnsupportedError, match=r"config\.json has no num_key_value_heads and head_dim"):
+        adaptertool.merge(base, [adapter], tmp_path / "out")
+
+
+def test_a_part_of_a_square_expert_that_is_stored_transposed_without_a_mark(tmp_path: Path) -> None:
+    """Llama 4 with hidden size 2·I: by its shape gate_proj could be the upper rows, and it is the left columns."""
+    weights = torch.randn(2, 8, 8)
+    base = write_checkpoint(tmp_path / "base", {f"{X}.gate_up_proj": weights}, config=CONFIGS["transposed"])
+    factors = lora_factors(f"{X}.0.gate_proj", (4, 8))
+    adaptertool.merge(base, [write_adapter(tmp_path / "a", factors)], tmp_path / "out")
+    a, b = (factors[f"{X}.0.gate_proj.lora_{part}.weight"].double() for part in "AB")
+    exact = weights.double()
+    exact[0, :, :4] += (b @ a).T * 2
+    assert half_ulp_excess(load(tmp_path / "out")[f"{X}.gate_up_proj"], exact).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(("version", "on_first"), [("0.18.1", True), ("0.19.0", None), ("0.21.2", None), (None, None)])
+def test_square_experts_of_a_marked_family(tmp_path: Path, version: str | None, on_first: bool | None) -> None:
+    """From PEFT 0.19 on the side of lora_A depends on transformers' version as well: 4 has no mark, 5 has."""
+    sizes = (E_, H_, H_)
+    weights = experts(sizes)
+    factors = {key: f for key, f in fused_factors(True, sizes).items() if "base_layer" not in key}
+    adapter = write_adapter(tmp_path / "adapter", factors, r=R_, target_parameters=FUSED[1:], peft_version=version)
+    if on_first is None:
+        words = "does not tell" if version is None else "depends on the version of transformers in training"
+        with pytest.raises(UnsupportedError, match=words):
+            merged_experts(tmp_path, "interleaved", weights, adapter)
+        return
+    name = f"{X}.down_proj"
+    found = merged_experts(tmp_path, "interleaved", weights, adapter)[name]
+    exact = by_formula(store(*weights, "interleaved")[name], factors, X, on_first)
+    assert half_ulp_excess(found, exact).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("targets", [["gate_proj", "up_proj", "down_proj"], ["down_proj"], ["gate_proj", "up_proj"]])
+@pytest.mark.parametrize("name", ["Qwen3MoeForCausalLM", "MixtralForCausalLM", "DeepseekV3ForCausalLM"])
+def test_target_modules_that_peft_turns_into_parameters(tmp_path: Path, name: str, targets: list[str]) -> None:
+    """It writes bare names then, which fit below every module: also below the layers beside the experts."""
+    model = build(name, MODELS[name][0])
+    model.save_pretrained(tmp_path / "base", max_shard_size="60KB")
+    if name == "MixtralForCausalLM":
+        targets = [{"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}[target] for target in targets]
+    adapter = train(model, tmp_path / "adapter", target_modules=[*targets, "q_proj", "o_proj"])
+    names = json.loads((adapter / "adapter_config.json").read_text())["target_parameters"]
+    assert names and not any("." in entry for entry in names)
+    adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out")
+    assert compare(model, tmp_path / "base", adapter, tmp_path / "out", torch.float32) > 0
+
+
+@pytest.mark.parametrize("name", ["Qwen3MoeForCausalLM", "Llama4ForCausalLM", "GptOssForCausalLM"])
+def test_a_list_of_parameters_for_several_architectures(tmp_path: Path, name: str) -> None:
+    """Entries that match nothing are PEFT's habit: what the base has decides."""
+    fields, _ = MODELS[name]
+    model = build(name, fields)
+    model.save_pretrained(tmp_path / "base")
+    entries = ["experts.gate_up_proj", "experts.up_proj", "experts.down_proj", "moe.w1"]
+    adapter = train(model, tmp_path / "adapter", target_parameters=entries)
+    adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out")
+    assert compare(model, tmp_path / "base", adapter, tmp_path / "out", torch.float32) == 4
+
+
+def test_more_parameters_than_the_file_has_factors_for(tmp_path: Path) -> None:
+    """Of two that the base has, the file has one: which one?"""
+    factors = {key: f for key, f in fused_factors(False).items() if "base_layer" not in key}
+    adapter = write_adapter(tmp_path / "a", factors, r=R_, target_parameters=["up_proj", *FUSED])
+    with pytest.raises(InputError, match=r"for 1 parameters of .* names 2 that the base has: gate_up_proj, down_proj"):
+        merged_experts(tmp_path, "fused", experts(), adapter)
+
+
+@pytest.mark.parametrize("gap", [f"{X}.1.down_proj.weight", f"{X}.0.up_proj.weight", f"{X}.0.down_proj.weight"])
+def test_an_expert_that_is_not_there(tmp_path: Path, gap: str) -> None:
+    """Later experts must not be left as they are in silence, also where the architecture is not known."""
+    weights = store(*experts(), "unknown")
+    del weights[gap]
+    base = write_checkpoint(tmp_path / "base", weights, config=CONFIGS["unknown"])
+    factors = {key: f[:, : 2 * R_] if "lora_B" in key else f[: 2 * R_] for key, f in fused_factors(False).items()}
+    factors = {key: f.contiguous() for key, f in factors.items()}
+    adapter = write_adapter(tmp_path / "adapter", factors, r=R_, target_parameters=FUSED)
+    with pytest.raises(MismatchError, match="not all there, while some of later experts are"):
+        adaptertool.merge(base, [adapter], tmp_path / "out")
+
+
+@pytest.mark.parametrize("how", ["apart", "fused"])
+def test_factors_of_all_experts_are_read_once(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The columns of an expert lie in turn with those of the others; found one at a time all would be read E times."""
+    weights, factors = experts(), fused_factors(False)
+    adapter = write_adapter(tmp_path / "adapter", factors, r=R_, target_parameters=FUSED)
+    read: list[int] = []
+    real = tensors_module._read_stored
+
+    def counted(inputs: Any, ref: Any, first: int, last: int) -> torch.Tensor:
+        if ref.columns is not None:
+            read.append(last - first)
+        return real(inputs, ref, first, last)
+
+    monkeypatch.setattr(tensors_module, "_read_stored", counted)
+    found = merged_experts(tmp_path, how, weights, adapter, threads=1)
+    assert sum(read) == 2 * sum(  # and once by the check before the run
+        tensor.numel() for key, tensor in factors.items() if "lora_B" in key
+    )
+    for window, kept in ((1, 8), (1, 1), (10**9, 1), (2 * R_ * H_ * 4, 2)):
+        monkeypatch.setattr(tensors_module, "WINDOW", window)
+        monkeypatch.setattr(tensors_module, "KEPT", kept)
+        again = merged_experts(tmp_path, how, weights, adapter, threads=2, force=True)
+        assert all(same_bits(found[name], tensor) for name, tensor in again.items())
+
+
+def test_a_dry_run_folds_the_edits_of_equal_experts(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", one_by_one(), r=R_)
+    base = write_checkpoint(tmp_path / "base", store(*experts(), "fused"), config=CONFIGS["fused"])
+    report = adaptertool.preview(adaptertool.prepare_merge(base, [adapter]), tmp_path / "out")
+    text = plan_text(report, every_tensor=True)
+    assert f"{X}.down_proj  F32 3×6×4  3 times lora scale 4 6 rows" in text
+    assert " then " not in text

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
+from conftest import PREFIX, load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
 from oracle import half_ulp_excess
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -160,6 +160,65 @@ def test_token_rows_go_to_both_ends(tmp_path: Path) -> None:
     assert is_tied(tmp_path / "out")
 
 
+@pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize("tokens", [[3, 8], {"embed_tokens": [3, 8], "lm_head": [3, 8]}], ids=["list", "both named"])
+def test_token_rows_that_peft_saves_once_or_with_the_whole_embedding(tmp_path: Path, save: bool, tokens: Any) -> None:
+    model = saved(tmp_path, "LlamaForCausalLM")
+    adapter = adapt(model, tmp_path / "adapter", target_modules=["q_proj"], trainable_token_indices=tokens, save=save)
+    keys = load_file(adapter / "adapter_model.safetensors")
+    assert any("token_adapter.base_layer" in key for key in keys) == save
+    check(tmp_path, model, adapter)
+    assert is_tied(tmp_path / "out")
+
+
+def test_rows_on_a_saved_embedding(tmp_path: Path) -> None:
+    """X.token_adapter.base_layer.weight takes the place of the base's, and the rows are put into that."""
+    base = write_checkpoint(tmp_path / "base", {E: torch.randn(12, 6)}, config=LLAMA)
+    tuned, rows = torch.randn(12, 6), torch.randn(2, 6)
+    keys = {"base_layer.weight": tuned, "trainable_tokens_delta": rows}
+    tensors = {f"model.embed_tokens.token_adapter.{key}": tensor for key, tensor in keys.items()}
+    adapter = write_adapter(tmp_path / "a", tensors, trainable_token_indices=[7, 2], ensure_weight_tying=True)
+    adaptertool.merge(base, [adapter], tmp_path / "out")
+    tuned[[7, 2]] = rows
+    assert same_bits(load(tmp_path / "out")[E], tuned)
+
+
+def test_one_set_of_rows_for_two_ends_that_are_not_tied(tmp_path: Path) -> None:
+    """Then the other set was lost."""
+    ends = {E: torch.randn(12, 6), "lm_head.weight": torch.randn(12, 6)}
+    base = write_checkpoint(tmp_path / "base", ends, config=LLAMA | {FLAG: False})
+    tokens = {"embed_tokens": [7, 2], "lm_head": [7, 2]}
+    key = "model.embed_tokens.token_adapter.trainable_tokens_delta"
+    adapter = write_adapter(tmp_path / "a", {key: torch.randn(2, 6)}, trainable_token_indices=tokens)
+    with pytest.raises(MismatchError, match="for both ends of a tied model"):
+        adaptertool.merge(base, [adapter], tmp_path / "out")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_modules_to_save_and_the_whole_embeddings(tmp_path: Path, tied: bool) -> None:
+    """Each is saved three times: as X, as X.modules_to_save, and what the base had as X.original_module."""
+    model = build("LlamaForCausalLM", TEXT | {FLAG: tied})
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "base")
+    options: dict[str, Any] = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}
+    adapter = adapt(model, tmp_path / "adapter", save=True, **options)
+    report = check(tmp_path, model, adapter)
+    assert sum("is not needed: it is the same as" in note for note in report.notes) == 2
+    assert sum("is not needed: it is what the base had" in note for note in report.notes) == 2
+    adaptertool.wise(tmp_path / "base", adapter, tmp_path / "half", 0.5, as_adapter=True)
+    assert not any("modules_to_save" in key or "original_module" in key for key in load(tmp_path / "half"))
+    adaptertool.merge(tmp_path / "base", [tmp_path / "half"], tmp_path / "merged")
+    adaptertool.wise(tmp_path / "base", adapter, tmp_path / "direct", 0.5)
+    for name, tensor in load(tmp_path / "direct").items():
+        assert torch.allclose(load(tmp_path / "merged")[name], tensor, atol=1e-7)
+    path = adapter / "adapter_model.safetensors"
+    files = load_file(path)
+    files["base_model.model.lm_head.modules_to_save.weight"][0, 0] += 1
+    save_file(files, path)
+    with pytest.raises(adaptertool.AdapterToolError, match=r"are both saved for lm_head\.weight, and differ"):
+        adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "no")
+
+
 def test_token_rows_and_a_change_of_the_head(tmp_path: Path) -> None:
     """The rows belong to both ends, the LoRA to the head alone."""
     weight, rows = torch.randn(12, 6), torch.randn(2, 6)
@@ -179,6 +238,53 @@ def test_token_rows_and_a_change_of_the_head(tmp_path: Path) -> None:
     assert half_ulp_excess(found["lm_head.weight"], replaced.double() + b @ a * 2).max() <= 1 + 1e-6
 
 
+@pytest.mark.parametrize("head", [[3, 6], [4, 7], [7, 3, 9]])
+def test_both_ends_have_token_rows_of_their_own(tmp_path: Path, head: list[int]) -> None:
+    """Rows of the embedding go to the head as well only where the adapter has none for the head."""
+    model = saved(tmp_path, "LlamaForCausalLM")
+    tokens = {"embed_tokens": [3, 8], "lm_head": head}
+    check(tmp_path, model, adapt(model, tmp_path / "a", target_modules=["q_proj"], trainable_token_indices=tokens))
+    assert not is_tied(tmp_path / "out")
+
+
+def test_an_adapter_that_ties_its_change_and_one_that_does_not(tmp_path: Path) -> None:
+    """What the first means for both ends is below what the second does to one."""
+    weight, tuned = torch.randn(12, 6), torch.randn(12, 6)
+    base = write_checkpoint(tmp_path / "base", {E: weight}, config=LLAMA)
+    tying = write_adapter(tmp_path / "tying", {E: tuned}, ensure_weight_tying=True)
+    factors = lora_factors("lm_head", (12, 6))
+    head = write_adapter(tmp_path / "head", factors)
+    a, b = (factors[f"lm_head.lora_{part}.weight"].double() for part in "AB")
+    for adapters in ([tying, head], [head, tying]):
+        out = tmp_path / f"out-{adapters[0].name}"
+        adaptertool.merge(base, adapters, out)
+        found = load(out)
+        assert same_bits(found[E], tuned)
+        exact = tuned.double() + (b @ a * 2 if adapters[1] == head else 0)
+        assert half_ulp_excess(found["lm_head.weight"], exact).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("flag", [True, None, False])
+def test_a_base_saved_without_its_head(tmp_path: Path, flag: bool | None) -> None:
+    """Loaded with a head, that may be the embedding: an edit for the embedding alone would move it too."""
+    config = {"architectures": ["LlamaModel"], "model_type": "llama"} | ({} if flag is None else {FLAG: flag})
+    weight, tuned, rows = torch.randn(12, 6), torch.randn(12, 6), torch.randn(2, 6)
+    base = write_checkpoint(tmp_path / "base", {"embed_tokens.weight": weight}, config=config)
+    for number, tensors in enumerate(({E: tuned}, lora_factors("model.embed_tokens", (12, 6)))):
+        adapter = write_adapter(tmp_path / f"a{number}", tensors)
+        if flag is False:
+            adaptertool.merge(base, [adapter], tmp_path / f"out{number}")
+            assert not same_bits(load(tmp_path / f"out{number}")["embed_tokens.weight"], weight)
+        else:
+            with pytest.raises(UnsupportedError, match="saved without the head"):
+                adaptertool.merge(base, [adapter], tmp_path / "no")
+    key = "model.embed_tokens.token_adapter.trainable_tokens_delta"
+    tokens = write_adapter(tmp_path / "rows", {key: rows}, trainable_token_indices=[7, 2])
+    adaptertool.merge(base, [tokens], tmp_path / "out")
+    assert same_bits(load(tmp_path / "out")["embed_tokens.weight"][[7, 2]], rows)
+
+
+FLAG = "tie_word_embeddings"
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True, "vocab_size": 12}
 E = "model.embed_tokens.weight"
 
@@ -234,6 +340,26 @@ def test_wise_on_one_end(tmp_path: Path) -> None:
         found = load(tmp_path / "out" / folder)
         assert half_ulp_excess(found["lm_head.weight"], weight.double() + b @ a * 2 * alpha).max() <= 1 + 1e-6
         assert same_bits(found[E], weight)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_saved_ends_as_an_adapter(tmp_path: Path, alike: bool) -> None:
+    """Two that are the same are changed once in a checkpoint, and stay two in an adapter."""
+    base = write_checkpoint(tmp_path / "base", {E: torch.randn(12, 6)}, config=LLAMA)
+    tensors = {E: torch.randn(12, 6), "lm_head.weight": torch.randn(12, 6)}
+    if alike:
+        tensors["lm_head.weight"] = tensors[E].clone()
+    adapter = write_adapter(tmp_path / "a", tensors)
+    report = adaptertool.wise(base, adapter, tmp_path / "half", 0.5, as_adapter=True)
+    found, weight = load(tmp_path / "half"), load(base)[E]
+    assert len(found) == 2
+    for name, tensor in tensors.items():
+        assert torch.allclose(found[PREFIX + name], (weight + tensor) / 2)
+    assert any("a merge of OUT stores them apart" in note for note in report.notes) != alike
+    assert not any("stored apart" in note for note in report.notes)
+    adaptertool.wise(base, adapter, tmp_path / "zero", 0)
+    assert same_bits(load(tmp_path / "zero")[E], weight)
+    assert alike or same_bits(load(tmp_path / "zero")["lm_head.weight"], weight)
 
 
 def test_untied_and_unknown_architectures(tmp_path: Path) -> None:
@@ -300,7 +426,7 @@ def test_resizing_is_refused_where_it_would_not_be_whole(tmp_path: Path) -> None
     uneven = write_adapter(tmp_path / "uneven", {E: grown[E], "lm_head.weight": torch.randn(15, 6)})
     other = write_adapter(tmp_path / "other", lora_factors("model.layers.0.q", (6, 6)))
     before = snapshot(tmp_path)
-    with pytest.raises(UnsupportedError, match=r"from 12 to 14 rows, but not lm_head\.weight, which has 12 rows too"):
+    with pytest.raises(UnsupportedError, match=r"from 12 to 14 rows, but not lm_head\.weight, which is F32 12×6"):
         adaptertool.merge(base, [half], tmp_path / "out")
     with pytest.raises(MismatchError, match="different sizes"):
         adaptertool.merge(base, [uneven], tmp_path / "out")
@@ -330,5 +456,74 @@ def test_nan_in_a_resized_embedding(tmp_path: Path) -> None:
     grown = torch.randn(14, 6).bfloat16()
     grown[13, 5] = float("nan")
     with pytest.raises(adaptertool.AdapterToolError, match="holds nan"):
-        adaptertool.merge(base, [write_adapter(tmp_path / "a", {E: grown})], tmp_path / "out")
+        adapter = write_adapter(tmp_path / "a", {E: grown}, ensure_weight_tying=True)
+        adaptertool.merge(base, [adapter], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("end", [E, "lm_head.weight"])
+def test_one_tied_end_of_another_size(tmp_path: Path, end: str) -> None:
+    """What the other end is to become is not in the file, unless the adapter says that it ties them."""
+    base = write_checkpoint(tmp_path / "base", weights(), config=LLAMA)
+    grown = {end: torch.randn(14, 6).bfloat16()}
+    with pytest.raises(UnsupportedError, match="from 12 to 14 rows, but not"):
+        adaptertool.merge(base, [write_adapter(tmp_path / "one", grown)], tmp_path / "no")
+    adaptertool.merge(base, [write_adapter(tmp_path / "both", grown, ensure_weight_tying=True)], tmp_path / "out")
+    assert load(tmp_path / "out").keys() == load(base).keys()
+    assert same_bits(load(tmp_path / "out")[E], grown[end])
+    assert is_tied(tmp_path / "out")
+
+
+def test_what_else_has_a_number_for_each_token(tmp_path: Path) -> None:
+    """Bart's final_logits_bias (1, V) is a buffer that no adapter holds; the bias of a head can be saved with it."""
+    config = LLAMA | {FLAG: False}
+    ends = {E: torch.randn(12, 6), "lm_head.weight": torch.randn(12, 6)}
+    grown = {name: torch.randn(14, 6) for name in ends}
+    base = write_checkpoint(tmp_path / "bart", ends | {"final_logits_bias": torch.zeros(1, 12)}, config=config)
+    with pytest.raises(UnsupportedError, match="not final_logits_bias, which is F32 1×12"):
+        adaptertool.merge(base, [write_adapter(tmp_path / "a", grown)], tmp_path / "no")
+    base = write_checkpoint(tmp_path / "phi", ends | {"lm_head.bias": torch.zeros(12)}, config=config)
+    with pytest.raises(UnsupportedError, match=r"not lm_head\.bias, which is F32 12"):
+        adaptertool.merge(base, [write_adapter(tmp_path / "b", grown)], tmp_path / "no")
+    grown["lm_head.bias"] = torch.randn(14)
+    adaptertool.merge(base, [write_adapter(tmp_path / "c", grown)], tmp_path / "out")
+    assert all(same_bits(load(tmp_path / "out")[name], tensor) for name, tensor in grown.items())
+
+
+def test_a_head_with_bias_resized_by_peft(tmp_path: Path) -> None:
+    model = build("PhiForCausalLM", TEXT | {FLAG: False})
+    model.save_pretrained(tmp_path / "base")
+    grown = copy.deepcopy(model)
+    grown.resize_token_embeddings(67)
+    adapter = adapt(grown, tmp_path / "adapter", target_modules=["q_proj"], save=True)
+    adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out")
+    loaded = type(model).from_pretrained(tmp_path / "base", dtype=torch.float64)
+    loaded.resize_token_embeddings(67)
+    expected = logits(PeftModel.from_pretrained(loaded, adapter))
+    ours = logits(type(model).from_pretrained(tmp_path / "out", dtype=torch.float64))
+    assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("key", ["pad_token_id", "bos_token_id", "eos_token_id"])
+@pytest.mark.parametrize("ids", [11, [3, 10]])
+def test_a_vocabulary_that_shrinks_below_a_token_that_is_needed(tmp_path: Path, key: str, ids: int | list[int]) -> None:
+    base = write_checkpoint(tmp_path / "base", weights(), config=LLAMA | {key: ids})
+    shrunk = write_adapter(tmp_path / "a", {E: torch.randn(10, 6)}, ensure_weight_tying=True)
+    with pytest.raises(UnsupportedError, match=f"has {key} .*makes the vocabulary 10"):
+        adaptertool.merge(base, [shrunk], tmp_path / "no")
+    enough = write_adapter(tmp_path / "b", {E: torch.randn(13, 6)}, ensure_weight_tying=True)
+    adaptertool.merge(base, [enough], tmp_path / "out")
+
+
+def test_vocab_size_in_several_parts_of_a_config(tmp_path: Path) -> None:
+    nested = {"text_config": {"vocab_size": 12, "deeper": {"vocab_size": 12}}, "audio_config": {"vocab_size": 9}}
+    grown = write_adapter(tmp_path / "a", {E: torch.randn(14, 6)}, ensure_weight_tying=True)
+    base = write_checkpoint(tmp_path / "base", weights(), config=LLAMA | nested)
+    adaptertool.merge(base, [grown], tmp_path / "out")
+    new = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (new["vocab_size"], new["text_config"]["vocab_size"], new["audio_config"]["vocab_size"]) == (14, 14, 9)
+    assert new["text_config"]["deeper"]["vocab_size"] == 14
+    nested["audio_config"]["vocab_size"] = 12
+    base = write_checkpoint(tmp_path / "two", weights(), config=LLAMA | nested)
+    with pytest.raises(UnsupportedError, match="in several parts; which is that of"):
+        adaptertool.merge(base, [grown], tmp_path / "no")

@@ -29,7 +29,7 @@ from transformers.models.auto import modeling_auto
 OUTPUT = Path(__file__).parent.parent / "adaptertool" / "names.json"
 SECONDS_PER_CLASS = 30
 STATEFUL = (GroupWeightRename, Inkling2IndexOffsetWeightRename)  # depend on other names, or count: not in the table
-EXPERTS_WITHOUT_MARK = {"Llama4TextExperts": [False, True]}  # read off the class; the others say it themselves
+EXPERTS_WITHOUT_MARK = {"Llama4TextExperts": [False, True, True]}  # read off the class; the others say it themselves
 MOST_TIES = 8
 # Fields that some configs need before a model can be built from them. None of them changes a name, but for the number
 # of layers.
@@ -107,12 +107,13 @@ def conversion(transform: WeightConverter) -> dict[str, Any]:
 
 
 def experts_of(model: Any) -> list[bool] | None:
-    """Whether fused experts are transposed (in, out), and whether gate and up are one after the other."""
+    """Whether fused experts are marked is_transposed, whether gate and up are one after the other, and whether they are
+    transposed: (in, out). All with a mark have it for what it says."""
     found = []
     for module in model.modules():
         if any(parameter.ndim == 3 for parameter in module.parameters(recurse=False)):
             if hasattr(module, "is_concatenated"):
-                found.append([module.is_transposed, module.is_concatenated])
+                found.append([module.is_transposed, module.is_concatenated, module.is_transposed])
             elif type(module).__name__ in EXPERTS_WITHOUT_MARK:
                 found.append(EXPERTS_WITHOUT_MARK[type(module).__name__])
     return found[0] if found and all(other == found[0] for other in found) else None

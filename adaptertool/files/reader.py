@@ -10,12 +10,15 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adaptertool.errors import InputError, StorageError
-from adaptertool.spec import Stamp
+from adaptertool.spec import Ref, Stamp
+
+_CHUNK = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,16 @@ def read_exact(file: InputFile, offset: int, size: int) -> bytes:
     return bytes(buffer)
 
 
+def same_bytes(one: Ref, other: Ref) -> bool:
+    """Whether two tensors of one size are stored as the same bytes."""
+    with open_input(one.path) as first, open_input(other.path) as second:
+        return all(
+            read_exact(first, one.offset + at, size) == read_exact(second, other.offset + at, size)
+            for at in range(0, one.spec.nbytes, _CHUNK)
+            for size in (min(_CHUNK, one.spec.nbytes - at),)
+        )
+
+
 class Inputs:
     """The input files of a run, each opened once. They must be, to the end, the files that were planned with."""
 
@@ -87,6 +100,8 @@ class Inputs:
         self._open: dict[Path, InputFile] = {}
         self._stamps = stamps
         self._lock = threading.Lock()
+        self.kept: dict[Hashable, Any] = {}  # what those who read keep of them, for others of this run
+        self.kept_lock = threading.Lock()
 
     def __enter__(self) -> Inputs:
         return self

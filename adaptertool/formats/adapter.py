@@ -20,6 +20,7 @@ class Module:
     scale: float
     rank: int = 0  # of a low-rank change
     rows: tuple[int, ...] | None = None  # it acts on these rows of the tensor only
+    shared: bool = False  # and on those of the end that is tied to it
     view: View | None = None  # the part of the base tensor that it acts on, once that is found
     transposed: bool | None = None  # stored (in, out); None: to be decided by shapes and model family
 
@@ -30,8 +31,11 @@ class Adapter:
     files: Mapping[Path, Stamp]
     modules: tuple[Module, ...]
     trained_on: str = ""  # the name of its base, as far as it says so
-    experts_on_first: bool | None = (
-        None  # lora_A of square fused experts belongs to their first dimension, not the last
-    )
+    # Whether lora_A of square fused experts belongs to their first dimension, not the last; where the model marks them
+    # as is_transposed, and where not. None: not known
+    experts_on_first: bool | None = None
+    marked_on_first: bool | None = None
     ties_ends: bool = False  # one change for the embedding and the head that is tied to it
+    ignored: frozenset[str] = frozenset()  # tensors of its file that play no part
+    notes: tuple[str, ...] = ()
     claims_transposed: bool = False  # the config says so; where shapes or the model family tell, they count

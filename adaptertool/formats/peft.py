@@ -8,9 +8,7 @@ tensor. All others are refused by name. As PEFT 0.21.2 writes them.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
@@ -19,6 +17,8 @@ from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import stamp_of
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.peft_config import LoraConfig, parse_config
+from adaptertool.formats.peft_parameters import on_parameter, parameters_in
+from adaptertool.formats.peft_saved import OUT_PROJ, Saved
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.full import TUNED
@@ -39,36 +39,33 @@ _FACTORS = {
     ".lora_B.bias": BIAS,
 }
 
-# Up to this version lora_A of fused experts belonged to their first dimension, unless the module said otherwise.
+# Up to this version lora_A of fused experts belonged to their first dimension; of such as transformers marks
+# (is_transposed) up to the second one. Later it still does so under transformers 5, but not under 4, which has no mark.
 _LAST_ON_FIRST = (0, 19, 0)
+_LAST_MARKED_ON_FIRST = (0, 18, 1)
 
 # torch.nn.MultiheadAttention: its input and its output projection are changed together, and PEFT applies the change of
 # the second twice, also in training (lora.MultiheadAttention; its source says that this is known).
-_OUT_PROJ = ".base_layer.out_proj"
 _OUT_PROJ_TIMES = 2
-
-# Parts of a key that name something with a meaning of its own; never to be taken for a plain tensor name.
-_REFUSED_PARTS = {
-    "modules_to_save": "a saved module below another; PEFT saves bias='all' of a classification head that way",
-    "original_module": "a saved module below another; PEFT saves bias='all' of a classification head that way",
-    "token_adapter": "only trainable_tokens_delta of a token adapter is known",
-    "base_layer": "only weight and bias of a base layer are known",
-}
 
 
 def is_adapter(path: Path) -> bool:
     return (path / CONFIG).exists()
 
 
-def read_adapter(path: Path) -> Adapter:
-    """Read config and header of an adapter directory; no factor is read. Raises InputError."""
+def read_adapter(path: Path, base_has: Callable[[str], bool]) -> Adapter:
+    """Read config and header of an adapter directory; no factor is read. Raises InputError.
+
+    base_has: whether the base has a tensor that the adapter calls so. Asked only of parameters, where config and file
+    leave it open which of them were targeted.
+    """
     _check_present(path)
     stamp = stamp_of(path / CONFIG)
     config = parse_config(path / CONFIG, load_json(path / CONFIG))
     header = read_header(path / WEIGHTS)
     factors: dict[str, dict[str, Ref]] = {}
     embeddings: set[str] = set()
-    saved: dict[str, Ref] = {}
+    saved, tokens = Saved(header.path), dict[str, Ref]()
     for key, ref in header.tensors.items():
         if ref.spec.dtype not in COMPUTED:
             raise UnsupportedError(
@@ -76,30 +73,24 @@ def read_adapter(path: Path) -> Adapter:
             )
         if not key.startswith(_PREFIX):
             raise UnsupportedError(f"{header.path}: the key {shown(key)} does not begin with {_PREFIX}")
-        _file(header.path, key.removeprefix(_PREFIX), ref, factors, saved)
+        _file(header.path, key.removeprefix(_PREFIX), ref, factors, saved, tokens)
         if ".lora_embedding_" in key:
             embeddings.add(key.removeprefix(_PREFIX).rpartition(".")[0])
-    wrapped = _parameters(config, header.path, factors)
-    attentions = {name.removesuffix(_OUT_PROJ) for name in factors if name.endswith(_OUT_PROJ)}
+    wrapped = parameters_in(config, header.path, factors, base_has)
+    attentions = {name.removesuffix(OUT_PROJ) for name in factors if name.endswith(OUT_PROJ)}
     if halves := attentions - factors.keys():
         raise InputError(f"{header.path} holds factors for out_proj of {shown(min(halves))}, but none for its in_proj")
     modules: list[Module] = []
     for name, roles in factors.items():
         if name in wrapped:
-            modules.append(_on_parameter(config, header.path, wrapped[name], roles))
-        elif name.removesuffix(_OUT_PROJ) in attentions:
+            modules.append(on_parameter(config, header.path, wrapped[name], roles))
+        elif name.removesuffix(OUT_PROJ) in attentions:
             modules.append(_in_attention(config, header.path, name, roles))
         else:
             modules += _lora_modules(config, header.path, name, roles, embedding=name in embeddings)
-    modules += [
-        _token_rows(config, header.path, name, ref)
-        if name.endswith(_TOKENS)
-        else Module(name, name, FULL.name, {TUNED: ref}, 1.0)
-        for name, ref in saved.items()
-    ]
-    trained = sum(module.rows is not None for module in modules)
-    if trained != len(config.tokens):
-        raise InputError(f"{header.path} holds {trained} sets of token rows, but its config names {len(config.tokens)}")
+    ignored = saved.without_copies()
+    modules += [Module(name, name, FULL.name, {TUNED: ref}, 1.0) for name, ref in saved.tensors.items()]
+    modules += _token_rows(config, header.path, tokens)
     if not modules:
         raise InputError(f"{header.path} holds no tensors")
     files = {path / CONFIG: stamp, header.path: header.stamp}
@@ -109,9 +100,12 @@ def read_adapter(path: Path) -> Adapter:
         files,
         tuple(modules),
         config.base,
-        on_first,
+        experts_on_first=on_first,
+        marked_on_first=True if config.version is not None and config.version <= _LAST_MARKED_ON_FIRST else None,
         ties_ends=config.ties_ends,
         claims_transposed=config.fan_in_fan_out,
+        ignored=frozenset(ignored),
+        notes=tuple(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
     )
 
 
@@ -131,8 +125,10 @@ def _check_present(path: Path) -> None:
         raise InputError(f"{path} has no {WEIGHTS}" + (f", {hint}" if hint else ""))
 
 
-def _file(file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], saved: dict[str, Ref]) -> None:
-    """Put one tensor where it belongs: the factor of a module, or a saved tensor."""
+def _file(
+    file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], saved: Saved, tokens: dict[str, Ref]
+) -> None:
+    """Put one tensor where it belongs: the factor of a module, token rows, or a saved tensor."""
     for suffix, role in _FACTORS.items():
         if key.endswith(suffix):
             roles = factors.setdefault(key.removesuffix(suffix), {})
@@ -141,16 +137,9 @@ def _file(file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], sa
             roles[role] = ref
             return
     if key.endswith(_TOKENS):
-        saved[key] = ref
-        return
-    name = re.sub(r"\.base_layer\.(weight|bias)$", r".\1", key).replace(f"{_OUT_PROJ}.", ".out_proj.")
-    for part in name.split("."):
-        if part in _REFUSED_PARTS or part.startswith("lora_"):
-            reason = _REFUSED_PARTS.get(part, "this factor is not known")
-            raise UnsupportedError(f"{file}: {shown(ref.spec.name)}: {reason}")
-    if name in saved:
-        raise InputError(f"{file} holds two tensors for {shown(name)}")
-    saved[name] = ref
+        tokens[key.removesuffix(_TOKENS)] = ref
+    else:
+        saved.add(key, ref)
 
 
 def _rank(config: LoraConfig, file: Path, name: str, a: Ref) -> int:
@@ -165,7 +154,7 @@ def _rank(config: LoraConfig, file: Path, name: str, a: Ref) -> int:
 
 def _in_attention(config: LoraConfig, file: Path, name: str, roles: Mapping[str, Ref]) -> Module:
     """The change of one of the two projections of a MultiheadAttention."""
-    module = name.removesuffix(_OUT_PROJ)
+    module = name.removesuffix(OUT_PROJ)
     if roles.keys() != LORA.needs:
         raise InputError(f"{file}: {shown(name)} has {', '.join(sorted(roles))}, not {A} and {B}")
     rank, scale = _rank(config, file, module, roles[A]), config.scale_of(module)
@@ -174,61 +163,23 @@ def _in_attention(config: LoraConfig, file: Path, name: str, roles: Mapping[str,
     return Module(name, f"{module}.out_proj.weight", LORA.name, roles, scale * _OUT_PROJ_TIMES, rank)
 
 
-def _on_parameter(config: LoraConfig, file: Path, parameter: _Parameter, roles: Mapping[str, Ref]) -> Module:
-    """The low-rank change of a parameter; of fused experts one for each, in factors of E·r rows and columns."""
-    target = f"{parameter.module}.{parameter.name}"
-    rank = config.rank_of(target)
-    if roles.keys() != LORA.needs:
-        raise InputError(f"{file}: {shown(target)} has {', '.join(sorted(roles))}, not {A} and {B}")
-    shapes = [roles[role].spec.shape for role in (A, B)]
-    if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1] or shapes[0][0] % rank:
-        raise MismatchError(
-            f"{file}: the factors of {shown(target)} are {roles[A].spec} and {roles[B].spec}, but {config.path.name} "
-            f"gives it rank {rank} (r and rank_pattern); the scale alpha/r would be ambiguous"
-        )
-    return Module(parameter.module, target, LORA.name, roles, config.scale_of(target), rank)
-
-
-def _token_rows(config: LoraConfig, file: Path, key: str, ref: Ref) -> Module:
-    name = key.removesuffix(_TOKENS)
-    rows = config.tokens_of(name)
-    if rows is None:
-        raise InputError(f"{file}: {shown(key)} has no rows in trainable_token_indices of {config.path.name}")
-    return Module(name, f"{name}.weight", FULL.name, {TUNED: ref}, 1.0, rows=rows)
-
-
-@dataclass(frozen=True, slots=True)
-class _Parameter:
-    """A parameter that is targeted as such: PEFT wraps its module, once for each."""
-
-    module: str
-    name: str
-
-
-def _parameters(config: LoraConfig, file: Path, names: Iterable[str]) -> dict[str, _Parameter]:
-    """Which parameter the factors below a name belong to. Of several the first is the innermost, and has the most
-    base_layer in its name."""
-    wrappers: dict[str, list[str]] = {}
-    for name in names:
-        wrappers.setdefault(re.sub(r"(\.base_layer)+$", "", name), []).append(name)
-    found: dict[str, _Parameter] = {}
-    for module, nested in wrappers.items():
-        parameters = config.parameters_of(module)
-        if not parameters:
-            continue
-        nested.sort(key=len, reverse=True)
-        if nested[-1] != module or len(nested) != len(parameters):
-            raise InputError(
-                f"{file} holds factors for {len(nested)} parameters of {shown(module)}, but target_parameters in "
-                f"{config.path.name} names {len(parameters)}"
-            )
-        found |= {name: _Parameter(module, parameter) for name, parameter in zip(nested, parameters, strict=True)}
-    if config.parameters and not found:
-        raise InputError(
-            f"{config.path}: target_parameters names {', '.join(map(shown, config.parameters[:3]))}, but {file.name} "
-            "holds factors for none of them; were they lost on saving? If they never were, empty the field"
-        )
-    return found
+def _token_rows(config: LoraConfig, file: Path, tokens: Mapping[str, Ref]) -> list[Module]:
+    """The trained rows of each embedding. Of tied ends with the same rows PEFT saves one."""
+    rows = {name: config.tokens_of(name) for name in tokens}
+    if lost := [name for name, own in rows.items() if own is None]:
+        raise InputError(f"{file}: {shown(lost[0])} has no rows in trainable_token_indices of {config.path.name}")
+    shared = set()
+    for said, own in config.tokens.items():
+        if not any(not said or name == said or name.endswith(f".{said}") for name in tokens):
+            if own not in rows.values():
+                raise InputError(
+                    f"{file} holds {len(tokens)} sets of token rows, but its config names {len(config.tokens)}"
+                )
+            shared.add(own)
+    return [
+        Module(name, f"{name}.weight", FULL.name, {TUNED: ref}, 1.0, rows=rows[name], shared=rows[name] in shared)
+        for name, ref in tokens.items()
+    ]
 
 
 def _lora_modules(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,15 +99,24 @@ class LoraConfig:
         return None
 
     def parameters_of(self, module: str) -> list[str]:
-        """The parameters of `module` that were targeted, in the order in which transformers' modules hold them."""
+        """The parameters of `module` that may have been targeted, by PEFT's rule: an entry is the end of a parameter's
+        path. In the order in which transformers' modules hold them."""
         split = [parameter.rpartition(".") for parameter in self.parameters]
-        names = {name for path, _, name in split if module == path or module.endswith(f".{path}")}
-        if len(names) > 1 and not names <= set(_PARAMETER_ORDER):
+        names = {name for path, _, name in split if not path or module == path or module.endswith(f".{path}")}
+        return sorted(names, key=lambda name: (name not in _PARAMETER_ORDER, (*_PARAMETER_ORDER, name).index(name)))
+
+    def require_known_order(self, module: str, parameters: Sequence[str]) -> None:
+        if len(parameters) > 1 and not set(parameters) <= set(_PARAMETER_ORDER):
             raise UnsupportedError(
-                f"{self.path}: target_parameters names {', '.join(map(shown, sorted(names)))} of {shown(module)}; "
+                f"{self.path}: target_parameters names {', '.join(map(shown, sorted(parameters)))} of {shown(module)}; "
                 "which of their factors are whose is not known"
             )
-        return sorted(names, key=lambda name: _PARAMETER_ORDER.index(name) if len(names) > 1 else 0)
+
+    @property
+    def names_bare_parameters(self) -> bool:
+        """Whether target_parameters has a name without a path, as PEFT writes it for target_modules that it converts:
+        it fits below every module."""
+        return any("." not in parameter for parameter in self.parameters)
 
     def scale_of(self, module: str) -> float:
         alpha = _by_pattern(self.alpha_pattern, module, self.alpha)

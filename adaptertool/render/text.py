@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 
@@ -69,7 +70,7 @@ def _tensor(tensor: TensorPlan, report: PlanReport, *, one_by_one: bool) -> str:
     """A line for one tensor; numbers in its name become * so that the layers fall together."""
     name = tensor.name if one_by_one else re.sub(r"(?<![^.])\d+(?![^.])", "*", tensor.name)
     shape = "×".join(map(str, tensor.shape)) or "scalar"
-    edits = " then ".join(
+    edits = [
         edit.kind
         + (f" scale {edit.scale:g}" if edit.kind != "full" else "")
         + (f" weight {edit.weight:g}" if edit.weight != 1 else "")
@@ -77,5 +78,7 @@ def _tensor(tensor: TensorPlan, report: PlanReport, *, one_by_one: bool) -> str:
         + (" transposed" if edit.transposed else "")
         + (f" of {report.sources[edit.adapter]}" if len(report.sources) > 1 else "")
         for edit in tensor.edits
-    )
-    return f"{tensor.action}  {name}  {tensor.dtype} {shape}" + (f"  {edits}" if edits else "")
+    ]
+    folded = [(text, len(list(same))) for text, same in itertools.groupby(edits)]  # experts, or the same twice
+    text = " then ".join(f"{count} times {text}" if count > 1 else text for text, count in folded)
+    return f"{tensor.action}  {name}  {tensor.dtype} {shape}" + (f"  {text}" if text else "")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import open_checkpoint
 from adaptertool.formats.peft import read_adapter
-from adaptertool.names import rename
+from adaptertool.names import holder, rename
 from adaptertool.plan import plan_merge
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Plan
@@ -43,7 +43,8 @@ def prepare_merge(
         raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
     numbers = [1.0] * len(adapters) if weights is None else [float(decimal(weight, "weight")) for weight in weights]
     checkpoint = open_checkpoint(as_path(base, "BASE"))
-    opened = [rename(read_adapter(as_path(path, "ADAPTER")), renames) for path in adapters]
+    has = holder(checkpoint, renames)
+    opened = [rename(read_adapter(as_path(path, "ADAPTER"), has), renames) for path in adapters]
     plan = plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
     return dataclasses.replace(plan, precision=check_precision(precision))
 

@@ -9,7 +9,7 @@ from adaptertool.as_adapter import into_adapter
 from adaptertool.errors import InputError, UsageError
 from adaptertool.files.checkpoint import INDEX, SINGLE, open_checkpoint
 from adaptertool.formats.peft import is_adapter, read_adapter
-from adaptertool.names import rename
+from adaptertool.names import holder, rename
 from adaptertool.plan import plan_wise
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Plan
@@ -42,7 +42,7 @@ def prepare_wise(
         return dataclasses.replace(plan_wise(checkpoint, other, exact), precision=check_precision(precision))
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
-    adapter = rename(read_adapter(path), renames)
+    adapter = rename(read_adapter(path, holder(checkpoint, renames)), renames)
     plan = dataclasses.replace(plan_wise(checkpoint, adapter, exact), precision=check_precision(precision))
     return into_adapter(plan, checkpoint, adapter, exact) if as_adapter else plan
 
