@@ -28,6 +28,7 @@ from adaptertool.settle import UNIT, Open, Settled
 from adaptertool.spec import Step
 from adaptertool.tensors import DTYPES, as_bytes, read_tensor
 
+_MOST_SINGLE = 32  # rank up to which float32 leaves few elements open
 _NEGATIVE_ZERO = {2: (np.uint16, 1 << 15), 4: (np.uint32, 1 << 31), 8: (np.uint64, 1 << 63)}
 
 
@@ -140,6 +141,7 @@ def _arithmetic(block: Block, alphas: Sequence[float], *, exact: bool) -> torch.
     """Single precision where that is sure to leave few elements open: LoRA on 16-bit weights."""
     narrow = all(DTYPES[spec.dtype].itemsize == 2 for spec in (block.step.base.spec, block.step.spec))
     plain = all(edit.kind == LORA.name for edit in block.step.edits) and all(alpha == 1 for alpha in alphas)
+    plain = plain and block.chain.width() <= _MOST_SINGLE  # the error grows with the rank
     return torch.float32 if narrow and (plain or not exact) else torch.float64
 
 

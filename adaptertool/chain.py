@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME, FULL, NORM, Size
 from adaptertool.numerics.interval import Interval, intervals, roots
+from adaptertool.numerics.whole import Whole
 from adaptertool.plan import matrix
 from adaptertool.region import Places, choose, picked
 from adaptertool.spec import Edit, Ref, Step
@@ -90,17 +92,28 @@ class Chain:
             factors, length = self.factors(number, edit, chosen.places), self._columns
             if number in norms:
                 factors[NORM] = norms[number]
-                length = self._rows if edit.transposed else length
+                if edit.transposed:
+                    length = self._rows | 1  # summed in several parts, and so never in groups of equal size
             after = BY_NAME[edit.kind].bound(size, factors, edit.scale, edit.weight, unit, length)
             if after is not size:  # what lies outside of its view stays as it was
                 grain = None if None in (size.grain, after.grain) else min(size.grain or 0, after.grain or 0)
                 size = Size(max(size.largest, after.largest), max(size.error, after.error), grain)
         return size
 
-    def pick(self, system: Callable[[Any], Any], first: int, last: int, at: Places, before: Any, exact: bool) -> Any:
+    def pick(
+        self,
+        system: Callable[[Any], Any],
+        first: int,
+        last: int,
+        at: Places,
+        before: Any,
+        exact: bool,
+        norms: Mapping[int, Any] | None = None,
+    ) -> Any:
         """The edits made to single elements of rows first..last, as a batch (n, 1, 1) in another number system.
 
-        at: rows (from `first` on) and columns of the elements; before: their values, in that system.
+        at: rows (from `first` on) and columns of the elements; before: their values, in that system; norms: those of
+        their rows, by the number of the edit that wants them.
         """
         rows = before.clone() if hasattr(before, "clone") else before.copy()
         for number, edit in enumerate(self._step.edits):
@@ -113,12 +126,38 @@ class Chain:
             kind = BY_NAME[edit.kind]
             cut = self.factors(number, edit, chosen.places)
             factors = {role: system(picked(kind, role, cut[role].numpy(), edit, places)) for role in cut}
+            if norms and number in norms:
+                factors[NORM] = norms[number]
             some = rows if len(where) == len(at[0]) else rows[where]
             scale, weight = (Fraction(x) if exact else x for x in (edit.scale, edit.weight))
             kind.apply(some, factors, scale, weight)
             if some is not rows:
                 rows[where] = some
         return rows
+
+    def norms_of_base(self, row: int, column: int, bits: int) -> Mapping[int, Any] | None:
+        """The norms that an element at (row, column) needs, to about `bits` bits; None where they are not all norms of
+        the base and one change, but of what other edits made before."""
+        norms = {}
+        turned = any(edit.transposed for edit in self._step.edits)
+        first, last = (0, self._rows) if turned else (row, row + 1)
+        floats = read_rows(self._inputs, self._step.base, first, last, self._columns).numpy()
+        for number, edit in enumerate(self._step.edits):
+            kind, chosen = BY_NAME[edit.kind], choose(edit, first, last)
+            if kind.squares is None or chosen is None:
+                continue
+            columns = range(self._columns)[chosen.columns]
+            if (number and not edit.on_base) or (turned and column not in columns):
+                return None
+            cut, old = self.factors(number, edit, chosen.places), floats[chosen.index, chosen.columns]
+            if turned:
+                place = columns.index(column)
+                cut = {role: t[place : place + 1] if role in kind.by_row else t for role, t in cut.items()}
+                old = old[:, place : place + 1].T
+            factors = {role: Whole.of(tensor.numpy()) for role, tensor in cut.items()}
+            square = kind.squares(Whole.of(old), factors, Fraction(edit.scale)).item()
+            norms[number] = np.full((1, 1, 1), Interval.of(square).sqrt(bits))
+        return norms
 
     def line(self, row: int, column: int, bits: int) -> tuple[Interval, Interval]:
         """(before, after) of one element, where norms of whole rows play a part: that row, or the column of a tensor

@@ -137,14 +137,17 @@ class Open:
     def _narrowing(self, row: int, column: int, before: float) -> Iterator[Interval]:
         """The exact value, or ever narrower intervals that hold it."""
         alpha = Fraction(self.alpha)
-        if self.chain.is_rational():
-            start, at = intervals(np.full((1, 1, 1), before)), (np.array([row]), np.array([column]))
-            after = self.chain.pick(intervals, self.first, self.last, at, start, exact=True)
-            yield interpolate(start, after, alpha)[0, 0, 0]
-            return
+        start, at = intervals(np.full((1, 1, 1), before)), (np.array([row]), np.array([column]))
         bits = 128
         while bits <= _MOST_BITS:
-            yield interpolate(*self.chain.line(self.first + row, column, bits), alpha)
+            norms = self.chain.norms_of_base(self.first + row, column, bits)
+            if norms is None:
+                yield interpolate(*self.chain.line(self.first + row, column, bits), alpha)
+            else:
+                after = self.chain.pick(intervals, self.first, self.last, at, start, exact=True, norms=norms)
+                yield interpolate(start, after, alpha)[0, 0, 0]
+            if not norms and norms is not None:
+                return
             bits *= 4
 
     def _zeros(self, before: Tensor, values: Tensor) -> Tensor:

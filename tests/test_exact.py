@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import load, write_adapter, write_checkpoint
+from conftest import load, same_bits, write_adapter, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import fractions, round_fraction
@@ -349,3 +349,52 @@ def test_ties_do_not_make_it_crawl(tmp_path: Path) -> None:
     report = adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
     assert report.settled > 1000
     assert report.settled_one_by_one < 10
+
+
+@pytest.mark.parametrize("compose", ["sequential", "mixed"])
+def test_two_dora(tmp_path: Path, compose: str) -> None:
+    """The second takes its norms from what the first produced, or from the base."""
+    base = grid((5, 8), torch.float32, "random")
+    checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": base})
+    factors, scales, adapters = [], [Fraction(2 / 3), Fraction(4 / 3)], []
+    for number, alpha in enumerate((2, 4)):
+        tensors = lora((5, 8), torch.float32, "random") | {"x.lora_magnitude_vector": torch.rand(5) + 0.5}
+        factors.append(tensors)
+        adapters.append(write_adapter(tmp_path / f"{number}", tensors, r=R, lora_alpha=alpha, use_dora=True))
+    adaptertool.merge(checkpoint, adapters, tmp_path / "out", compose=compose)
+    changes = [
+        [[scale * d for d in row] for row in delta(f["x.lora_A.weight"], f["x.lora_B.weight"])]
+        for f, scale in zip(factors, scales, strict=True)
+    ]
+    exact = matrix(base)
+    with decimal.localcontext(prec=120):
+        for tensors, change in zip(factors, changes, strict=True):
+            grown = [[w + d for w, d in zip(*rows, strict=True)] for rows in zip(exact, change, strict=True)]
+            normed = [[w + d for w, d in zip(*rows, strict=True)] for rows in zip(matrix(base), change, strict=True)]
+            normed = grown if compose == "sequential" else normed
+            for i, m in enumerate(fractions(tensors["x.lora_magnitude_vector"])):
+                square = sum((v * v for v in normed[i]), Fraction())
+                norm = (Decimal(square.numerator) / Decimal(square.denominator)).sqrt()
+                factor = Fraction(Decimal(m.numerator) / Decimal(m.denominator) / norm)
+                grown[i] = [factor * v for v in grown[i]]
+            exact = grown
+    require(load(tmp_path / "out")["x.weight"], exact)
+
+
+def test_stages_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With errors a million times as large all elements are open: the later stages give the same bits."""
+    zoo = {
+        "lora": ({}, {}),
+        "dora": ({"x.lora_magnitude_vector": torch.rand(7) + 0.5}, {"use_dora": True}),
+    }
+    checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": grid((7, 9), torch.bfloat16, "wide")})
+    for name, (more, fields) in zoo.items():
+        tensors = lora((7, 9), torch.float32, "random") | more
+        adapter = write_adapter(tmp_path / name, tensors, r=R, lora_alpha=2, **fields)
+        adaptertool.merge(checkpoint, [adapter], tmp_path / f"{name}-out")
+        with monkeypatch.context() as patch:
+            patch.setattr("adaptertool.settle.UNIT", 2.0**-20)
+            patch.setattr("adaptertool.blocks.UNIT", 2.0**-20)
+            report = adaptertool.merge(checkpoint, [adapter], tmp_path / f"{name}-slow")
+        assert same_bits(*(load(tmp_path / f"{name}-{how}")["x.weight"] for how in ("out", "slow")))
+        assert name == "dora" or report.settled > 0

@@ -16,6 +16,8 @@ from adaptertool.kinds.lora import A, B
 
 MAGNITUDE = "lora_magnitude_vector"
 
+_GROUP = 64  # squares are summed in groups, so that fewer roundings follow one another
+
 
 def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
     """Factors as for LoRA; m (out,), or (1, out, 1, ...) for a convolution."""
@@ -37,7 +39,14 @@ def squares(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
     """‖V‖² of each row, as far as the columns in `rows` go: (n, 1)."""
     changed = _combined(rows, factors, scale)
     changed *= changed
+    if changed.shape[1] % _GROUP == 0 and hasattr(changed, "unflatten"):
+        changed = changed.unflatten(1, (-1, _GROUP)).sum(2)
     return changed.sum(1)[:, None]
+
+
+def _roundings(length: int) -> int:
+    """Of a sum of `length` squares, whatever the order of additions within a group, and of the groups."""
+    return _GROUP + length // _GROUP if length % _GROUP == 0 else length
 
 
 def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:
@@ -59,7 +68,7 @@ def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float,
     smallest = float(factors[NORM].min()) if factors[NORM].numel() else 1.0
     if not smallest > 0:
         return Size(math.inf, math.inf)
-    relative = combined.error * math.sqrt(length) / smallest + (length + 8) * unit
+    relative = combined.error * math.sqrt(length) / smallest + (_roundings(length) + 8) * unit
     factor = largest_of(factors[MAGNITUDE] / factors[NORM])
     largest = factor * combined.largest * (1 + 2 * relative)
     changed = Size(largest, factor * combined.error + 2 * relative * largest)
