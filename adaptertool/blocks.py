@@ -8,7 +8,7 @@ infinity never leave this file: they are errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -98,8 +98,54 @@ def compute(
         for buffer, dtype in ((space.stored, DTYPES[base.spec.dtype]), (space.rounded, target), (space.upper, target))
     )
     read_into(inputs.get(base.path), block.source, as_bytes(stored))
-    arithmetic = _arithmetic(block, alphas, exact=exact)
-    before, after, delta, mix = (buffer.view(arithmetic)[:numel] for buffer in space.doubles)
+    run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
+    if exact and run.unit != UNIT and not math.isfinite(run.changed.error):
+        run = _evaluate(block, stored, alphas, space, torch.float64, exact=exact)
+    for alpha in alphas:
+        value = run.after if alpha == 1 else torch.add(run.before, run.delta, alpha=alpha, out=run.mix)
+        size = run.changed if alpha == 1 else mixed(run.size, run.changed, alpha, run.unit)
+        replaced = alpha == 1 and replaces(block.step)
+        if exact and run.changed is run.size and stored.dtype == target:
+            rounded.copy_(stored)
+        elif not exact or target == torch.float64:
+            rounded.copy_(value)
+        elif size.error == 0 or not math.isfinite(size.error):
+            space.round(value, rounded)
+        elif len(where := _round(value, size, rounded, upper, space)):
+            if run.unit != UNIT:
+                size = block.chain.size(run.size, first, last, run.norms, UNIT)
+            some = Open(block.chain, first, last, block.columns, size, alpha, replaced, target, space.counts)
+            rounded[where] = some.settle(where, stored, value if run.unit == UNIT else None)
+        if not replaced and (not exact or size.error == 0):
+            _sign_zeros(stored, value, rounded)
+        if not math.isfinite(_largest(rounded, space)):
+            _fail_not_finite(inputs, block, stored, rounded)
+        if exact and target != torch.float64 and not math.isfinite(size.error):
+            raise NonFiniteError(
+                f"{base.path}: {shown(base.spec.name)}: numbers of the adapter are so large or so small that float64 "
+                "loses them on the way; the adapter is damaged, or --precision fast takes it as it comes"
+            )
+        yield as_bytes(rounded)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A block after all edits, in arithmetic of some unit, with the bounds of its error."""
+
+    before: Tensor
+    after: Tensor
+    delta: Tensor
+    mix: Tensor  # a buffer
+    size: Size  # of the base
+    changed: Size
+    norms: Mapping[int, Tensor]
+    unit: float
+
+
+def _evaluate(
+    block: Block, stored: Tensor, alphas: Sequence[float], space: Workspace, arithmetic: torch.dtype, *, exact: bool
+) -> _Run:
+    before, after, delta, mix = (buffer.view(arithmetic)[: block.numel] for buffer in space.doubles)
     after.copy_(stored)
     mixing = any(alpha != 1 for alpha in alphas)
     if mixing or block.chain.needs_before():
@@ -107,34 +153,12 @@ def compute(
     size = Size(_largest(stored, space))
     if arithmetic == torch.float64 and block.chain.may_be_without_error() and any(map(has_few_bits, alphas)):
         size = Size(size.largest, 0.0, grain_of(after))
-    norms = block.chain.apply(after.view(-1, block.columns), first, before.view(-1, block.columns))
+    norms = block.chain.apply(after.view(-1, block.columns), block.first, before.view(-1, block.columns))
     if mixing:
         torch.sub(after, before, out=delta)
     unit = torch.finfo(arithmetic).eps / 2
-    changed = block.chain.size(size, first, last, norms, unit) if exact else size
-    for alpha in alphas:
-        value = after if alpha == 1 else torch.add(before, delta, alpha=alpha, out=mix)
-        final = changed if alpha == 1 else mixed(size, changed, alpha, unit)
-        replaced = alpha == 1 and replaces(block.step)
-        if exact and changed is size and stored.dtype == target:
-            rounded.copy_(stored)
-        elif not exact or target == torch.float64:
-            rounded.copy_(value)
-        elif final.error == 0:
-            space.round(value, rounded)
-        else:
-            where = _round(value, final, rounded, upper, space)
-            if len(where):
-                if arithmetic != torch.float64:
-                    final = block.chain.size(size, first, last, norms, UNIT)
-                some = Open(block.chain, first, last, block.columns, final, alpha, replaced, target, space.counts)
-                known = value if arithmetic == torch.float64 else None
-                rounded[where] = some.settle(where, stored, known)
-        if not replaced and (not exact or final.error == 0):
-            _keep_negative_zeros(stored, value, rounded)
-        if not math.isfinite(_largest(rounded, space)):
-            _fail_not_finite(inputs, block, stored, rounded)
-        yield as_bytes(rounded)
+    changed = block.chain.size(size, block.first, block.last, norms, unit) if exact else size
+    return _Run(before, after, delta, mix, size, changed, norms, unit)
 
 
 def _arithmetic(block: Block, alphas: Sequence[float], *, exact: bool) -> torch.dtype:
@@ -180,13 +204,17 @@ def _round(value: Tensor, size: Size, rounded: Tensor, upper: Tensor, space: Wor
     return where
 
 
-def _keep_negative_zeros(stored: Tensor, value: Tensor, rounded: Tensor) -> None:
-    """Where nothing was added to −0.0 the sum is +0.0 in IEEE arithmetic, but the base's bits stay."""
+def _sign_zeros(stored: Tensor, value: Tensor, rounded: Tensor) -> None:
+    """Where nothing was added to a zero its sign stays; all other results that are exactly 0 are +0."""
     kind, bits = _NEGATIVE_ZERO[stored.element_size()]
-    where = torch.from_numpy(np.flatnonzero(stored.view(torch.uint8).numpy().view(kind) == bits))
+    kept = np.flatnonzero(stored.view(torch.uint8).numpy().view(kind) == bits)
+    kind, bits = _NEGATIVE_ZERO[rounded.element_size()]
+    made = np.flatnonzero(rounded.view(torch.uint8).numpy().view(kind) == bits)
+    where = torch.from_numpy(np.union1d(kept, made))
     if len(where):
         where = where[value[where] == 0]
-        rounded[where] = stored[where].to(rounded.dtype)
+        zeros = torch.zeros(len(where), dtype=rounded.dtype)
+        rounded[where] = torch.where(stored[where] == 0, stored[where].to(rounded.dtype), zeros)
 
 
 def _fail_not_finite(inputs: Inputs, block: Block, stored: Tensor, rounded: Tensor) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -141,7 +142,7 @@ class Chain:
         norms = {}
         turned = any(edit.transposed for edit in self._step.edits)
         first, last = (0, self._rows) if turned else (row, row + 1)
-        floats = read_rows(self._inputs, self._step.base, first, last, self._columns).numpy()
+        floats = self._line(row, column, turned=turned)
         for number, edit in enumerate(self._step.edits):
             kind, chosen = BY_NAME[edit.kind], choose(edit, first, last)
             if kind.squares is None or chosen is None:
@@ -149,11 +150,11 @@ class Chain:
             columns = range(self._columns)[chosen.columns]
             if (number and not edit.on_base) or (turned and column not in columns):
                 return None
-            cut, old = self.factors(number, edit, chosen.places), floats[chosen.index, chosen.columns]
+            cut, old = self.factors(number, edit, chosen.places), floats[chosen.index]
             if turned:
                 place = columns.index(column)
                 cut = {role: t[place : place + 1] if role in kind.by_row else t for role, t in cut.items()}
-                old = old[:, place : place + 1].T
+            old = old.T if turned else old[:, chosen.columns]
             factors = {role: Whole.of(tensor.numpy()) for role, tensor in cut.items()}
             square = kind.squares(Whole.of(old), factors, Fraction(edit.scale)).item()
             norms[number] = np.full((1, 1, 1), Interval.of(square).sqrt(bits))
@@ -164,7 +165,7 @@ class Chain:
         that is stored transposed, in intervals; roots to about `bits` bits."""
         turned = any(edit.transposed for edit in self._step.edits)
         first, last = (0, self._rows) if turned else (row, row + 1)
-        rows = intervals(read_rows(self._inputs, self._step.base, first, last, self._columns).numpy())
+        rows = intervals(self._line(row, column, turned=turned))
         before = rows.copy()
         for number, edit in enumerate(self._step.edits):
             chosen = choose(edit, first, last)
@@ -178,7 +179,7 @@ class Chain:
                     continue
                 place = columns.index(column)
                 cut = {role: t[place : place + 1] if role in kind.by_row else t for role, t in cut.items()}
-                index = (chosen.index, slice(column, column + 1))
+                index = (chosen.index, slice(0, 1))
             factors = {role: intervals(tensor.numpy()) for role, tensor in cut.items()}
             some, old = (array[index].T if edit.transposed else array[index] for array in (rows, before))
             scale, weight = Fraction(edit.scale), Fraction(edit.weight)
@@ -187,8 +188,15 @@ class Chain:
             kind.apply(some, factors, scale, weight)
             if isinstance(chosen.index, list):
                 rows[index] = some
-        at = (row, column) if turned else (0, column)
+        at = (row, 0) if turned else (0, column)
         return before[at], rows[at]
+
+    def _line(self, row: int, column: int, *, turned: bool) -> Any:
+        """A row of the base (1, columns), or a column (rows, 1) of a tensor that is stored transposed."""
+        if not turned:
+            return read_rows(self._inputs, self._step.base, row, row + 1, self._columns).numpy()
+        column_only = dataclasses.replace(self._step.base, columns=range(column, column + 1))
+        return read_rows(self._inputs, column_only, 0, self._rows, self._columns).numpy()
 
     def factors(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Tensor]:
         """All factors of edit `number` as float64 matrices, cut to those rows (as stored) of what it acts on."""

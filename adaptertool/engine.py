@@ -34,13 +34,15 @@ MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per 
 
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Each of our threads is to use one core; torch's own setting is put back afterwards."""
-    before = torch.get_num_threads()
+    """Each of our threads is to use one core, at full precision; torch's own settings are put back afterwards."""
+    before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        torch.set_float32_matmul_precision(precision)
 
 
 @dataclass(slots=True)
@@ -62,16 +64,14 @@ def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: P
 
     Raises the first error of any job; the rest then stop.
     """
-    roots = [folder / output.folder for output in plan.outputs]
     with (
         deferred(),
         one_torch_thread(),
         ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as workers,
         ThreadPoolExecutor(1, thread_name_prefix="adaptertool-finish") as finisher,
     ):
-        crew = Crew(
-            inputs, progress, roots, workers, finisher, [Workspace() for _ in range(threads)], plan.precision == EXACT
-        )
+        roots, spaces = [folder / output.folder for output in plan.outputs], [Workspace() for _ in range(threads)]
+        crew = Crew(inputs, progress, roots, workers, finisher, spaces, exact=plan.precision == EXACT)
         finishing = []
         try:
             for shard in plan.shards:
@@ -142,6 +142,7 @@ class _Shared:
 
 
 def _drain(crew: Crew, jobs: _Shared, workspace: Workspace) -> None:
+    torch.set_flush_denormal(False)  # a thread has it from the one that started it
     try:
         while not crew.stop.is_set() and (job := jobs.take()) is not None:
             job(workspace)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from oracle import fractions, round_fraction
 
 import adaptertool
+from adaptertool import blocks, settle
 from adaptertool import plan as plan_module
 from adaptertool.errors import NonFiniteError
 from adaptertool.numerics.interval import Interval, intervals, roots
@@ -382,19 +383,127 @@ def test_two_dora(tmp_path: Path, compose: str) -> None:
 
 
 def test_stages_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With errors a million times as large all elements are open: the later stages give the same bits."""
-    zoo = {
+    """With all elements open, and an error a billion times as large, the later stages give the same bits."""
+    zoo: dict[str, Any] = {
         "lora": ({}, {}),
         "dora": ({"x.lora_magnitude_vector": torch.rand(7) + 0.5}, {"use_dora": True}),
     }
     checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": grid((7, 9), torch.bfloat16, "wide")})
+    usual = blocks._round
+
+    def all_open(value: torch.Tensor, *rest: Any) -> torch.Tensor:
+        usual(value, *rest)
+        return torch.arange(len(value))
+
     for name, (more, fields) in zoo.items():
         tensors = lora((7, 9), torch.float32, "random") | more
         adapter = write_adapter(tmp_path / name, tensors, r=R, lora_alpha=2, **fields)
         adaptertool.merge(checkpoint, [adapter], tmp_path / f"{name}-out")
         with monkeypatch.context() as patch:
-            patch.setattr("adaptertool.settle.UNIT", 2.0**-20)
-            patch.setattr("adaptertool.blocks.UNIT", 2.0**-20)
+            patch.setattr(settle, "UNIT", 2.0**-12)
+            patch.setattr(blocks, "_round", all_open)
             report = adaptertool.merge(checkpoint, [adapter], tmp_path / f"{name}-slow")
+        assert report.settled > 5
         assert same_bits(*(load(tmp_path / f"{name}-{how}")["x.weight"] for how in ("out", "slow")))
-        assert name == "dora" or report.settled > 0
+
+
+def summed(base: torch.Tensor, change: Matrix) -> Matrix:
+    return [[w + d for w, d in zip(*rows, strict=True)] for rows in zip(matrix(base), change, strict=True)]
+
+
+def merged(folder: Path, base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float = 0) -> torch.Tensor:
+    checkpoint = write_checkpoint(folder / "base", {"x.weight": base})
+    adapter = write_adapter(
+        folder / "a", {"x.lora_A.weight": a, "x.lora_B.weight": b}, r=len(a), lora_alpha=alpha or len(a)
+    )
+    adaptertool.merge(checkpoint, [adapter], folder / "out")
+    return load(folder / "out")["x.weight"]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 12])
+def test_many_small_terms_on_a_large_weight(tmp_path: Path, rows: int) -> None:
+    """Each term alone would be lost beside the weight: what BLAS does where it adds into what is there."""
+    x = 2.0**-13
+    a, b = torch.ones(16, 40), torch.full((rows, 16), 0.375 * 2.0**-52)
+    a[0], b[:, 0] = 2.0**-12 * (1 + x), 2.0**-12 * (1 - x)
+    base = torch.ones(rows, 40)
+    require(merged(tmp_path / "f32", base, a, b), summed(base, delta(a, b)))
+    a, b = torch.ones(16, 4), torch.full((rows, 16), 0.375 * 2.0**-23)
+    b[:, 0] = 2.0**-8 - 8 * 2.0**-24
+    base = torch.ones(rows, 4).bfloat16()
+    require(merged(tmp_path / "bf16", base, a, b), summed(base, delta(a, b)))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "alpha"),
+    [
+        (2.0**100, 1.3 * 2.0**-100, 2.0**-45),
+        (1e-30, 1e20, 1e20),
+        (2.0**20, 1.3 * 2.0**-120, 2.0**-25),
+        (1e30, 1e-30, 1),
+    ],
+)
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_numbers_far_apart(tmp_path: Path, a: float, b: float, alpha: float, output: torch.dtype) -> None:
+    """What would under- or overflow on the way in float32."""
+    base, left, right = torch.zeros(1, 2).to(output), torch.tensor([[a, 2 * a]]), torch.tensor([[b]])
+    exact = [[Fraction(alpha) * d for d in row] for row in delta(left, right)]
+    if round_fraction(exact[0][1], output) is None:
+        with pytest.raises(NonFiniteError, match="beyond the range"):
+            merged(tmp_path, base, left, right, alpha)
+    else:
+        require(merged(tmp_path, base, left, right, alpha), exact)
+
+
+def test_a_change_below_all_floats_still_decides_a_tie(tmp_path: Path) -> None:
+    saved = torch.tensor([[1 + 2.0**-8, 1 + 3 * 2.0**-8]])
+    checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": torch.zeros(1, 2).bfloat16()})
+    tensors = {
+        "x.weight": saved,
+        "x.lora_A.weight": torch.tensor([[1e-200, -1e-200]], dtype=torch.float64),
+        "x.lora_B.weight": torch.tensor([[1e-200]], dtype=torch.float64),
+    }
+    adapter = write_adapter(tmp_path / "a", tensors, r=1, lora_alpha=1)
+    with pytest.raises(NonFiniteError, match="so small that float64"):
+        adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
+
+
+def test_bad_numbers_are_told_at_once(tmp_path: Path) -> None:
+    """Not after every other element of the block was settled one by one."""
+    base = torch.randn(256, 256)
+    base[3, 5] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"element \(3, 5\) holds inf"):
+        merged(tmp_path / "inf", base, torch.randn(4, 256), torch.randn(256, 4))
+    base[3] = 0
+    tensors = {
+        "x.lora_A.weight": torch.randn(4, 256), "x.lora_B.weight": torch.zeros(256, 4),
+        "x.lora_magnitude_vector": torch.ones(256),
+    }  # fmt: skip
+    checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": base})
+    adapter = write_adapter(tmp_path / "a", tensors, r=4, use_dora=True)
+    with pytest.raises(NonFiniteError, match=r"element \(3, 0\).*not a number"):
+        adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
+
+
+def test_signs_of_zeros_do_not_depend_on_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {
+        "x.weight": torch.full((6, 8), -0.0), "x.lora_A.weight": torch.randn(2, 8),
+        "x.lora_B.weight": torch.tensor([[0.0, 0.0], [1.0, 2.0]]).repeat(3, 1),
+    }  # fmt: skip
+    checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": torch.ones(6, 8)})
+    adapter = write_adapter(tmp_path / "a", tensors, r=2, lora_alpha=2)
+    adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
+    monkeypatch.setattr(plan_module, "BLOCK_ELEMENTS", 8)
+    adaptertool.merge(checkpoint, [adapter], tmp_path / "small")
+    assert same_bits(load(tmp_path / "out")["x.weight"], load(tmp_path / "small")["x.weight"])
+
+
+def test_settings_of_the_caller_do_not_matter(tmp_path: Path) -> None:
+    base = torch.full((2, 4), 2.0**-130).bfloat16()
+    a, b = torch.full((1, 4), 2.0**-66), torch.full((2, 1), 2.0**-66)
+    torch.set_flush_denormal(True)
+    try:
+        found = merged(tmp_path, base, a, b)
+    finally:
+        torch.set_flush_denormal(False)
+    require(found, summed(base, delta(a, b)))

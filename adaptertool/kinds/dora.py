@@ -29,10 +29,10 @@ def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]
 
 
 def _combined(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
-    """V = W + s·B·A"""
-    if hasattr(rows, "addmm"):
-        return rows.addmm(factors[B] * scale, factors[A])
-    return rows + (factors[B] * scale) @ factors[A]
+    """V = W + s·B·A; the product apart, as in LoRA"""
+    product = (factors[B] * scale) @ factors[A]
+    product += rows
+    return product
 
 
 def squares(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
@@ -65,6 +65,8 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
 def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:
     """V as in LoRA; the sum of `length` squares, its root, a quotient and a product; then the mixture."""
     combined = lora.bound(size, factors, scale, 1.0, unit, length)
+    if not math.isfinite(combined.error):
+        return combined
     smallest = float(factors[NORM].min()) if factors[NORM].numel() else 1.0
     if not smallest > 0:
         return Size(math.inf, math.inf)

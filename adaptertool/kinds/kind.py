@@ -31,17 +31,18 @@ class Size:
 
     def then(self, largest: float, error: float, grain: int | None) -> Size:
         """After a step in which nothing exceeds `largest`, with this error unless float64 makes none."""
-        if grain is not None and self.error == 0 and largest < math.ldexp(1.0, min(grain + 53, 1000)):
+        known = grain is not None and grain > -1000 and self.error == 0
+        if known and grain is not None and largest < math.ldexp(1.0, min(grain + 53, 1000)):
             return Size(largest, 0.0, grain)
-        return Size(largest, error)
+        return Size(largest, error + 2.0**-1072)
 
-    def grain_with(self, factor: Array, *numbers: float) -> int | None:
-        """Of v + factor·numbers: None where it is not known, or of no use because a number has many bits."""
+    def grain_with(self, factor: Array, *numbers: float, power: int = 0) -> int | None:
+        """Of v + factor·numbers·2^power: None where it is not known, or of no use because a number has many bits."""
         if self.grain is None:
             return None
         from adaptertool.numerics.grain import grain_of  # noqa: PLC0415  # plans are made without torch
 
-        return grain_times(grain_of(factor), self.grain, *numbers)
+        return grain_times(grain_of(factor) + power, self.grain, *numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +78,22 @@ class Kind:
     elementwise: bool = False
 
 
-def add_product(rows: Array, left: Array, right: Array) -> None:
-    """rows += left @ right, in place, without a temporary where the array can."""
-    if rows.ndim == 2 and hasattr(rows, "addmm_"):
-        rows.addmm_(left, right)
-    else:
-        rows += left @ right
-
-
 def largest_of(array: Array) -> float:
     return float(abs(array).max()) if array.numel() else 0.0
+
+
+def in_range(array: Array, unit: float) -> bool:
+    """Whether all numbers but zeros are far from where arithmetic of that unit, float32 or float64, under- or
+    overflows, also in a product of two."""
+    sizes = abs(array).reshape(-1)
+    sizes = sizes[sizes > 0]
+    limit = 60 if unit > 2.0**-30 else 500
+    return not len(sizes) or bool((sizes.min() > 2.0**-limit) & (sizes.max() < 2.0**limit))
+
+
+def tiny(unit: float) -> float:
+    """More than what underflow takes away from a result."""
+    return 2.0**-147 if unit > 2.0**-30 else 2.0**-1072
 
 
 def has_few_bits(number: float) -> bool:

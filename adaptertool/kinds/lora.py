@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Array, Kind, Shape, Size, add_product
+from adaptertool.kinds.kind import Array, Kind, Shape, Size, in_range, tiny
 
 A, B = "lora_A", "lora_B"
 
@@ -34,7 +34,8 @@ def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]
 
 def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:
     """rows += weight·scale·B·A, in place. rows (n, columns); A (r, columns); B (n, r)."""
-    add_product(rows, factors[B] * (weight * scale), factors[A])
+    # The product apart from the sum: BLAS may add into what is there after every one of the r terms.
+    rows += (factors[B] * (weight * scale)) @ factors[A]
 
 
 def reach(factors: Mapping[str, Array], scale: float) -> float:
@@ -48,17 +49,22 @@ def reach(factors: Mapping[str, Array], scale: float) -> float:
 def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
     """The r products and sums, and three roundings of factors and scale; then the sum with the weight.
 
+    Infinite where numbers are so large or small that they may overflow, or lose bits, on the way.
     Source: N. Higham, Accuracy and Stability of Numerical Algorithms (2002), section 3.1.
     """
-    change = reach(factors, weight * scale)
-    if not change:
+    scaled = factors[B] * (weight * scale)
+    if weight == 0 or scale == 0 or not factors[A].any() or not factors[B].any():
         return size
-    largest = size.largest + change
-    rank = len(factors[A])
+    change = reach(factors, weight * scale)
+    if not (in_range(scaled, unit) and in_range(factors[B], unit) and in_range(factors[A], unit)):
+        return Size(size.largest + change, math.inf)
+    largest, rank = size.largest + change, len(factors[A])
+    relative = (rank + 5) * unit / (1 - (rank + 5) * unit)
     grain = size.grain_with(factors[A], scale, weight)
     if grain is not None:
-        grain = size.grain_with(factors[B], math.ldexp(1.0, min(grain, 0)))
-    return size.then(largest, size.error + unit * ((rank + 4) * change + largest), grain)
+        grain = size.grain_with(factors[B], power=grain)
+    error = size.error + relative * change + 2 * unit * largest + (rank + 1) * tiny(unit)
+    return size.then(largest, error, grain)
 
 
 LORA = Kind(

@@ -26,7 +26,7 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
 def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
     """Two products and a sum."""
     change = abs(weight * scale) * largest_of(factors[BIAS])
-    if not change:
+    if weight == 0 or scale == 0 or not factors[BIAS].any():
         return size
     largest = size.largest + change
     grain = size.grain_with(factors[BIAS], scale, weight)

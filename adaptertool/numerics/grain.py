@@ -10,9 +10,10 @@ _NONE = 1 << 20  # of zeros, which are multiples of anything
 
 
 def grain_of(values: Tensor) -> int:
-    """The grain of finite float64 values, none of them subnormal: that of their lowest bit, or somewhat less."""
+    """The grain of finite float64 values: that of their lowest bit, or somewhat less."""
     bits = values.reshape(-1).view(torch.int64)
     mantissa, exponent = bits & _MANTISSA, (bits >> 52) & 0x7FF
+    exponent[(exponent == 0) & (mantissa != 0)] = 1
     exponent[exponent == 0] = _NONE
     lowest = mantissa & -mantissa
     lowest[lowest == 0] = 1 << 52
