@@ -118,7 +118,8 @@ def compute(
             rounded[where] = some.settle(where, stored, value if run.unit == UNIT else None)
         if not replaced and (not exact or size.error == 0):
             _sign_zeros(stored, value, rounded)
-        if not math.isfinite(_largest(rounded, space)):
+        within = size.largest + size.error < torch.finfo(target).max / 2
+        if not (exact and within) and not math.isfinite(_largest(rounded, space)):
             _fail_not_finite(inputs, block, stored, rounded)
         if exact and target != torch.float64 and not math.isfinite(size.error):
             raise NonFiniteError(

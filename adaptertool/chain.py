@@ -22,6 +22,7 @@ from adaptertool.spec import Edit, Ref, Step
 from adaptertool.tensors import read_rows
 
 _PASS_ELEMENTS = 1 << 19
+_RECENT = 32  # cut factors that are kept, of all threads
 
 
 class Chain:
@@ -32,6 +33,7 @@ class Chain:
         self._rows, self._columns = matrix(step)
         self._whole: dict[tuple[int, str], Tensor] = {}
         self._squares: dict[int, Tensor] = {}
+        self._recent: dict[tuple[int, int], tuple[slice | list[int], dict[str, Tensor]]] = {}
         self._lock = threading.RLock()
 
     def needs_before(self) -> bool:
@@ -43,14 +45,8 @@ class Chain:
 
     def width(self) -> int:
         """How many numbers of a factor go into one element, at most."""
-        return max(
-            (
-                ref.shape[0] if role in BY_NAME[edit.kind].by_column else 1
-                for edit in self._step.edits
-                for role, ref in edit.factors.items()
-            ),
-            default=1,
-        )
+        factors = ((BY_NAME[edit.kind], *item) for edit in self._step.edits for item in edit.factors.items())
+        return max((ref.shape[0] for kind, role, ref in factors if role in kind.by_column), default=1)
 
     def may_be_without_error(self) -> bool:
         """Whether the numbers have so few bits that float64 may compute with them exactly."""
@@ -113,8 +109,7 @@ class Chain:
     ) -> Any:
         """The edits made to single elements of rows first..last, as a batch (n, 1, 1) in another number system.
 
-        at: rows (from `first` on) and columns of the elements; before: their values, in that system; norms: those of
-        their rows, by the number of the edit that wants them.
+        at: rows (from `first` on) and columns; before: their values; norms: of their rows, by the number of the edit.
         """
         rows = before.clone() if hasattr(before, "clone") else before.copy()
         for number, edit in enumerate(self._step.edits):
@@ -130,15 +125,14 @@ class Chain:
             if norms and number in norms:
                 factors[NORM] = norms[number]
             some = rows if len(where) == len(at[0]) else rows[where]
-            scale, weight = (Fraction(x) if exact else x for x in (edit.scale, edit.weight))
-            kind.apply(some, factors, scale, weight)
+            kind.apply(some, factors, *(Fraction(x) if exact else x for x in (edit.scale, edit.weight)))
             if some is not rows:
                 rows[where] = some
         return rows
 
     def norms_of_base(self, row: int, column: int, bits: int) -> Mapping[int, Any] | None:
-        """The norms that an element at (row, column) needs, to about `bits` bits; None where they are not all norms of
-        the base and one change, but of what other edits made before."""
+        """The norms that an element needs, to about `bits` bits; None where they are not those of the base and one
+        change, but of what other edits made before."""
         norms = {}
         turned = any(edit.transposed for edit in self._step.edits)
         first, last = (0, self._rows) if turned else (row, row + 1)
@@ -200,6 +194,15 @@ class Chain:
 
     def factors(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Tensor]:
         """All factors of edit `number` as float64 matrices, cut to those rows (as stored) of what it acts on."""
+        key = (threading.get_ident(), number)  # a block asks for them several times
+        found = self._recent.get(key)
+        if found is None or found[0] != places:
+            if len(self._recent) >= _RECENT:
+                self._recent.clear()
+            found = self._recent[key] = (places, self._cut(number, edit, places))
+        return dict(found[1])
+
+    def _cut(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Tensor]:
         kind = BY_NAME[edit.kind]
         if not edit.transposed and isinstance(places, slice):
             return {

@@ -7,7 +7,7 @@ The functions are written with operators alone, so one formula serves every numb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,13 +82,20 @@ def largest_of(array: Array) -> float:
     return float(abs(array).max()) if array.numel() else 0.0
 
 
-def in_range(array: Array, unit: float) -> bool:
-    """Whether all numbers but zeros are far from where arithmetic of that unit, float32 or float64, under- or
-    overflows, also in a product of two."""
-    sizes = abs(array).reshape(-1)
-    sizes = sizes[sizes > 0]
+def extent(array: Array) -> tuple[float, float]:
+    """The smallest magnitude but 0, or 1 where that is smaller, and the largest."""
+    if not array.numel():
+        return 1.0, 0.0
+    sizes = abs(array)
+    largest = float(sizes.max())
+    return float(sizes.masked_fill_(sizes == 0, 1.0).min()), largest
+
+
+def in_range(extents: Iterable[tuple[float, float]], unit: float) -> bool:
+    """Whether numbers are far from where arithmetic of that unit, float32 or float64, under- or overflows, also in a
+    product of two."""
     limit = 60 if unit > 2.0**-30 else 500
-    return not len(sizes) or bool((sizes.min() > 2.0**-limit) & (sizes.max() < 2.0**limit))
+    return all(smallest > 2.0**-limit and largest < 2.0**limit for smallest, largest in extents)
 
 
 def tiny(unit: float) -> float:

@@ -10,9 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Array, Kind, Shape, Size, in_range, tiny
+from adaptertool.kinds.kind import Array, Kind, Shape, Size, extent, in_range, tiny
 
 A, B = "lora_A", "lora_B"
+
+_PART = 1 << 16  # elements of a product
 
 
 def scaling(alpha: float, rank: int, *, rank_stabilised: bool) -> float:
@@ -34,8 +36,19 @@ def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]
 
 def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:
     """rows += weight·scale·B·A, in place. rows (n, columns); A (r, columns); B (n, r)."""
-    # The product apart from the sum: BLAS may add into what is there after every one of the r terms.
-    rows += (factors[B] * (weight * scale)) @ factors[A]
+    add_product(rows, factors[B] * (weight * scale), factors[A])
+
+
+def add_product(rows: Array, left: Array, right: Array) -> None:
+    """rows += left @ right, in place. The product apart from the sum, since BLAS may add into what is there after
+    every one of the r terms; in parts that stay in the cache."""
+    if rows.ndim > 2:  # single elements
+        rows += left @ right
+        return
+    step = max(1, _PART // max(right.shape[1], 1))
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        part += left[first : first + step] @ right
 
 
 def reach(factors: Mapping[str, Array], scale: float) -> float:
@@ -52,18 +65,19 @@ def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float,
     Infinite where numbers are so large or small that they may overflow, or lose bits, on the way.
     Source: N. Higham, Accuracy and Stability of Numerical Algorithms (2002), section 3.1.
     """
-    scaled = factors[B] * (weight * scale)
-    if weight == 0 or scale == 0 or not factors[A].any() or not factors[B].any():
+    extents = [extent(factors[A]), extent(factors[B])]
+    if weight == 0 or scale == 0 or any(largest == 0 for _, largest in extents):
         return size
-    change = reach(factors, weight * scale)
-    if not (in_range(scaled, unit) and in_range(factors[B], unit) and in_range(factors[A], unit)):
+    change, times = reach(factors, weight * scale), abs(weight * scale)
+    scaled = tuple(end * times for end in extents[1])
+    if not in_range((*extents, (min(scaled), max(scaled))), unit):
         return Size(size.largest + change, math.inf)
     largest, rank = size.largest + change, len(factors[A])
     relative = (rank + 5) * unit / (1 - (rank + 5) * unit)
     grain = size.grain_with(factors[A], scale, weight)
     if grain is not None:
         grain = size.grain_with(factors[B], power=grain)
-    error = size.error + relative * change + 2 * unit * largest + (rank + 1) * tiny(unit)
+    error = size.error + relative * change + unit * largest * (1 + 2.0**-10) + (rank + 1) * tiny(unit)
     return size.then(largest, error, grain)
 
 
