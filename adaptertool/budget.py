@@ -14,17 +14,18 @@ _BYTES_PER_ELEMENT = 74  # per thread: stored and both ends of an interval (≤ 
 
 def predicted_memory(plan: Plan, threads: int) -> int:
     """Upper estimate of peak resident bytes: a constant, the blocks of each thread, factors, and the plan itself."""
-    block = whole = rows = tensors = 0
+    block = whole = own = tensors = 0
     for step in all_steps(plan):
         tensors += 1
         if not step.edits:
             continue
-        columns = matrix(step)[1]
-        block = max(block, columns * block_rows(columns))
-        whole = max(whole, _held(step, threads))
-        rows = max(rows, min(block_rows(columns), matrix(step)[0]) * _by_row(step))
+        rows, columns = matrix(step)
+        at_once = block_rows(columns)
+        block = max(block, columns * at_once)
+        whole = max(whole, _held(step, rows, threads * at_once))
+        own = max(own, min(at_once, rows) * _by_row(step))
     # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
-    each = max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole + rows
+    each = max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole + own
     return BASE_MEMORY + threads * each + _windows(plan) + tensors * 2000
 
 
@@ -53,9 +54,8 @@ def _by_row(step: Step) -> int:
     )
 
 
-def _held(step: Step, threads: int) -> int:
+def _held(step: Step, rows: int, at_once: int) -> int:
     """Bytes of the factors that are kept whole at one time: of many experts only those that the threads are at."""
-    rows, columns = matrix(step)
     held = longest = 0
     for edit in step.edits:
         longest = max(longest, rows if edit.view is None else len(edit.view.rows))
@@ -65,7 +65,7 @@ def _held(step: Step, threads: int) -> int:
             for role, factor in edit.factors.items()
             if edit.transposed or gathers or role not in BY_NAME[edit.kind].by_row
         )
-    window = threads * block_rows(columns) + 2 * longest
+    window = at_once + 2 * longest
     return held if window >= rows else -(-held * window // rows)
 
 

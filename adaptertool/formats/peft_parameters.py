@@ -32,6 +32,8 @@ def parameters_in(
     target_parameters may name more than there is: a list for several architectures, or bare names, which fit below any
     module. Then those count that the base has.
     """
+    if not config.parameters:
+        return {}
     wrappers: dict[str, list[str]] = {}
     for name in names:
         wrappers.setdefault(re.sub(r"(\.base_layer)+$", "", name), []).append(name)
@@ -52,7 +54,7 @@ def parameters_in(
             )
         config.require_known_order(module, parameters)
         found |= {name: Parameter(module, parameter) for name, parameter in zip(nested, parameters, strict=True)}
-    if config.parameters and not found:
+    if not found:
         raise InputError(
             f"{config.path}: target_parameters names {', '.join(map(shown, config.parameters[:3]))}, but {file.name} "
             "holds factors for none of them; were they lost on saving? If they never were, empty the field"
