@@ -187,22 +187,17 @@ def _round(value: Tensor, size: Size, rounded: Tensor, upper: Tensor, space: Wor
     Both ends of the interval are rounded. The way to 16 bits leads through float32, which may move an end by half a
     unit of float32: the interval is wider by that much, and by the rounding of the ends.
     """
-    error = size.error
-    if math.isfinite(error):
-        slack = torch.finfo(value.dtype).eps / 2
-        if value.dtype == torch.float64 and rounded.element_size() == 2:
-            slack = 2.0**-24
-        slack *= 1 + 2.0**-10
-        error += slack * (size.largest + error) + 2.0**-148
+    slack = torch.finfo(value.dtype).eps / 2
+    if value.dtype == torch.float64 and rounded.element_size() == 2:
+        slack = 2.0**-24
+    slack *= 1 + 2.0**-10
+    error = size.error + slack * (size.largest + size.error) + 2.0**-148
     scratch = space.scratch.view(value.dtype)[: len(value)]
     rounded.copy_(torch.sub(value, error, out=scratch))
     upper.copy_(torch.add(value, error, out=scratch))
     word = np.int16 if rounded.element_size() == 2 else np.int32
     ends = [tensor.view(torch.uint8).numpy().view(word) for tensor in (rounded, upper)]
-    where = torch.from_numpy(np.flatnonzero(ends[0] != ends[1]))
-    if len(where) and not math.isfinite(error):
-        rounded[where] = value[where].to(rounded.dtype)  # NaN or infinity is told by name, from where it is
-    return where
+    return torch.from_numpy(np.flatnonzero(ends[0] != ends[1]))
 
 
 def _sign_zeros(stored: Tensor, value: Tensor, rounded: Tensor) -> None:

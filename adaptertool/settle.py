@@ -140,7 +140,8 @@ class Open:
         start, at = intervals(np.full((1, 1, 1), before)), (np.array([row]), np.array([column]))
         bits = 128
         while bits <= _MOST_BITS:
-            norms = self.chain.norms_of_base(self.first + row, column, bits)
+            rational = self.chain.is_rational()
+            norms = {} if rational else self.chain.norms_of_base(self.first + row, column, bits)
             if norms is None:
                 yield interpolate(*self.chain.line(self.first + row, column, bits), alpha)
             else:

@@ -153,6 +153,23 @@ def outputs(model: Any) -> list[torch.Tensor]:
     return [value for value in answer.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
 
 
+def compare(model: Any, base: Path, adapter: Path, out: Path, dtype: torch.dtype) -> int:
+    """Every parameter of the merged model against PEFT's float64 merge; how many were changed."""
+    loaded = type(model).from_pretrained(base, dtype=torch.float64)
+    before = {key: tensor.clone() for key, tensor in loaded.state_dict().items()}
+    exact = PeftModel.from_pretrained(loaded, adapter).double().merge_and_unload().state_dict()
+    ours = type(model).from_pretrained(out, dtype=dtype).state_dict()
+    assert ours.keys() == exact.keys()
+    changed = 0
+    for key, tensor in ours.items():
+        if exact[key].equal(before[key]):
+            assert tensor.double().equal(before[key]), key
+        else:
+            changed += 1
+            assert half_ulp_excess(tensor, exact[key]).max() <= 1 + 1e-6, key
+    return changed
+
+
 WAYS = [(torch.bfloat16, "as given"), (torch.float32, "as given"), (torch.float32, "attention")]
 
 
@@ -174,18 +191,7 @@ def test_architecture(tmp_path: Path, name: str, dtype: torch.dtype, targets: st
     tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
 
     report = adaptertool.merge(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out")
-    loaded = type(model).from_pretrained(tmp_path / "base", dtype=torch.float64)
-    before = {key: tensor.clone() for key, tensor in loaded.state_dict().items()}
-    exact = PeftModel.from_pretrained(loaded, tmp_path / "adapter").double().merge_and_unload().state_dict()
-    ours = type(model).from_pretrained(tmp_path / "out", dtype=dtype).state_dict()
-    assert ours.keys() == exact.keys()
-    changed = 0
-    for key, tensor in ours.items():
-        if exact[key].equal(before[key]):
-            assert tensor.double().equal(before[key]), key
-        else:
-            changed += 1
-            assert half_ulp_excess(tensor, exact[key]).max() <= 1 + 1e-6, key
+    changed = compare(model, tmp_path / "base", tmp_path / "adapter", tmp_path / "out", dtype)
     assert changed == report.tensors_edited > 0
     if dtype == torch.float32 and "conv1" not in options.get("target_modules", ()):  # Whisper asks conv1 for its stride
         fresh = type(model).from_pretrained(tmp_path / "base")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import PREFIX, Tensors, load, lora_factors, same_bits, write_adapter, write_checkpoint
 from oracle import half_ulp_excess
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_architectures import MOE, TEXT, build
+from test_architectures import MOE, TEXT, build, compare
 
 import adaptertool
 from adaptertool import tensors as tensors_module
@@ -58,23 +58,6 @@ def train(model: Any, folder: Path, **options: Any) -> Path:
                 parameter.add_(torch.randn(parameter.shape) / 8)
     tuned.save_pretrained(folder, save_embedding_layers=False)
     return folder
-
-
-def compare(model: Any, base: Path, adapter: Path, out: Path, dtype: torch.dtype) -> int:
-    """Every parameter of the merged model against PEFT's float64 merge; how many were changed."""
-    loaded = type(model).from_pretrained(base, dtype=torch.float64)
-    before = {key: tensor.clone() for key, tensor in loaded.state_dict().items()}
-    exact = PeftModel.from_pretrained(loaded, adapter).double().merge_and_unload().state_dict()
-    ours = type(model).from_pretrained(out, dtype=dtype).state_dict()
-    assert ours.keys() == exact.keys()
-    changed = 0
-    for key, tensor in ours.items():
-        if exact[key].equal(before[key]):
-            assert tensor.double().equal(before[key]), key
-        else:
-            changed += 1
-            assert half_ulp_excess(tensor, exact[key]).max() <= 1 + 1e-6, key
-    return changed
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
