@@ -23,7 +23,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/kinds_1b.py
 	$(BIN)/python benchmarks/plan_671b.py
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt adaptertool/numerics/kernel.c
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adaptertool needs Python 3.11 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

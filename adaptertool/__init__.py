@@ -1,6 +1,6 @@
 """adaptertool: adapter arithmetic on checkpoints, by streaming. Nothing silent.
 
-The functions below are imported when first used, so that `import adaptertool` does not load torch.
+The functions below are imported when first used, so that `import adaptertool` does not load numpy.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The arithmetic of one block: read rows of a tensor, apply the edits in float64, round once.
+"""The arithmetic of one block: read rows of a tensor, apply the edits, round once.
 
-The chain of all edits is evaluated in float64 without rounding to the stored dtype in between, and the result
-is rounded once, correctly (`numerics.rounding`). Where nothing was added to −0.0 the base's bits stay. NaN and
-infinity never leave this file: they are errors.
+The chain of all edits is evaluated in floats without rounding to the stored dtype in between, and the result is rounded
+once, correctly: where the error of the floats leaves two values possible, `settle` decides. Where nothing was added to
+−0.0 the base's bits stay. NaN and infinity never leave this file: they are errors.
 """
 
 from __future__ import annotations
@@ -10,46 +10,51 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from adaptertool.chain import Chain
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_into
-from adaptertool.kinds import FULL, LORA, Size, has_few_bits, mixed
+from adaptertool.kinds import FULL, LORA, Size, has_few_bits, interpolated
 from adaptertool.kinds.full import TUNED
 from adaptertool.numerics.grain import grain_of
-from adaptertool.numerics.rounding import Rounder
+from adaptertool.numerics.rounding import (
+    FINITE,
+    STORED,
+    WORD,
+    Array,
+    doubles,
+    largest_stored,
+    round_within,
+    rounded,
+    widen,
+)
 from adaptertool.plan import replaces
 from adaptertool.settle import UNIT, Open, Settled
 from adaptertool.spec import Step
-from adaptertool.tensors import DTYPES, as_bytes, read_tensor
+from adaptertool.tensors import as_bytes, read_tensor
 
-_MOST_SINGLE = 32  # rank up to which float32 leaves few elements open
-_NEGATIVE_ZERO = {2: (np.uint16, 1 << 15), 4: (np.uint32, 1 << 31), 8: (np.uint64, 1 << 63)}
+_MOST_SINGLE = 256  # rank up to which float32 leaves few elements open
 
 
 class Workspace:
-    """The buffers of one thread, grown to the largest block and then reused."""
+    """The buffers of one thread, grown to the largest block and then reused: 8 bytes for each element of each, of which
+    only those that are used become resident."""
 
     def __init__(self) -> None:
         self._size = 0
         self.counts = Settled()
 
     def fit(self, size: int) -> None:
-        if size <= self._size:
-            return
-        self._size = size
-        self.stored = torch.empty(size * 8, dtype=torch.uint8)
-        self.rounded = torch.empty(size * 8, dtype=torch.uint8)
-        self.upper = torch.empty(size * 8, dtype=torch.uint8)
-        self.doubles = [torch.empty(size, dtype=torch.float64) for _ in range(4)]
-        self.round = Rounder(size)
-        self.bits = np.empty(size, dtype=np.int16)
-        self.scratch = torch.empty(size, dtype=torch.float64)
+        if size > self._size:
+            self._size = size
+            self.stored, self.rounded, self.before, self.after, self.delta, self.mix = np.empty((6, 8 * size), np.uint8)
+
+
+def _part(buffer: Array, dtype: Any, numel: int) -> Array:
+    return buffer[: numel * np.dtype(dtype).itemsize].view(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +75,12 @@ class Block:
     @property
     def source(self) -> int:
         """Where it begins in the base file."""
-        return self.step.base.offset + self.start * DTYPES[self.step.base.spec.dtype].itemsize
+        return self.step.base.offset + self.start * STORED[self.step.base.spec.dtype].itemsize
 
     @property
     def target(self) -> int:
         """Where it begins in the output file."""
-        return self.step.offset + self.start * DTYPES[self.step.spec.dtype].itemsize
+        return self.step.offset + self.start * STORED[self.step.spec.dtype].itemsize
 
     @property
     def numel(self) -> int:
@@ -90,147 +95,125 @@ def compute(
     exact: correctly rounded; else in single precision (in double where the output is single), rounded once.
     A view is valid until the next is taken. Raises NonFiniteError.
     """
-    base, numel, first, last = block.step.base, block.numel, block.first, block.last
-    space.fit(numel)
-    target = DTYPES[block.step.spec.dtype]
-    stored, rounded, upper = (
-        buffer[: numel * dtype.itemsize].view(dtype)
-        for buffer, dtype in ((space.stored, DTYPES[base.spec.dtype]), (space.rounded, target), (space.upper, target))
-    )
+    base, target, chain = block.step.base, block.step.spec.dtype, block.chain
+    space.fit(block.numel)
+    stored = _part(space.stored, STORED[base.spec.dtype], block.numel)
+    result = _part(space.rounded, STORED[target], block.numel)
     read_into(inputs.get(base.path), block.source, as_bytes(stored))
-    run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
+    run = _evaluate(block, stored, alphas, space, _arithmetic(block, exact=exact), exact=exact)
     if exact and run.unit != UNIT and not math.isfinite(run.changed.error):
-        run = _evaluate(block, stored, alphas, space, torch.float64, exact=exact)
+        run = _evaluate(block, stored, alphas, space, np.float64, exact=exact)
     for alpha in alphas:
-        value = run.after if alpha == 1 else torch.add(run.before, run.delta, alpha=alpha, out=run.mix)
-        size = run.changed if alpha == 1 else mixed(run.size, run.changed, alpha, run.unit)
+        value, size = run.at(alpha)
         replaced = alpha == 1 and replaces(block.step)
-        if exact and run.changed is run.size and stored.dtype == target:
-            rounded.copy_(stored)
-        elif not exact or target == torch.float64:
-            rounded.copy_(value)
-        elif size.error == 0 or not math.isfinite(size.error):
-            space.round(value, rounded)
-        elif len(where := _round(value, size, rounded, upper, space)):
+        if exact and run.changed is run.size and base.spec.dtype == target:
+            result[:] = stored
+        elif target == "F64":
+            result[:] = value
+        elif not exact or size.exact or not math.isfinite(size.error):
+            round_within(value, 0.0, 0.0, target, result)
+        elif len(where := round_within(value, *size.margin(run.unit), target, result)):
             if run.unit != UNIT:
-                size = block.chain.size(run.size, first, last, run.norms, UNIT)
-            some = Open(block.chain, first, last, block.columns, size, alpha, replaced, target, space.counts)
-            rounded[where] = some.settle(where, stored, value if run.unit == UNIT else None)
-        if not replaced and (not exact or size.error == 0):
-            _sign_zeros(stored, value, rounded)
-        within = size.largest + size.error < torch.finfo(target).max / 2
-        if not (exact and within) and not math.isfinite(_largest(rounded, space)):
-            _fail_not_finite(inputs, block, stored, rounded)
-        if exact and target != torch.float64 and not math.isfinite(size.error):
+                changed = chain.size(run.size, block.first, block.last, run.norms, UNIT)
+                size = changed if alpha == 1 else interpolated(run.size, changed, alpha, UNIT)
+            before = doubles(stored[where], base.spec.dtype)
+            some = Open(chain, block.first, block.last, block.columns, size, alpha, replaced, target, space.counts)
+            result[where] = some.settle(where, before, value[where] if run.unit == UNIT else None)
+        if not replaced and (not exact or size.exact):
+            _sign_zeros(block, stored, value, result)
+        within = size.largest + size.absolute < FINITE[target][0] / 2
+        if not (exact and within) and not math.isfinite(largest_stored(result, target)):
+            _fail_not_finite(inputs, block, stored, result)
+        if exact and target != "F64" and not math.isfinite(size.error):
             raise NonFiniteError(
                 f"{base.path}: {shown(base.spec.name)}: numbers of the adapter are so large or so small that float64 "
                 "loses them on the way; the adapter is damaged, or --precision fast takes it as it comes"
             )
-        yield as_bytes(rounded)
+        yield as_bytes(result)
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
     """A block after all edits, in arithmetic of some unit, with the bounds of its error."""
 
-    before: Tensor
-    after: Tensor
-    delta: Tensor
-    mix: Tensor  # a buffer
+    before: Array
+    after: Array
+    delta: Array
+    mix: Array  # a buffer
     size: Size  # of the base
     changed: Size
-    norms: Mapping[int, Tensor]
+    norms: Mapping[int, Array]
     unit: float
+
+    def at(self, alpha: float) -> tuple[Array, Size]:
+        """before + α·(after − before), and its size."""
+        if alpha == 1:
+            return self.after, self.changed
+        np.multiply(self.delta, alpha, out=self.mix)
+        np.add(self.before, self.mix, out=self.mix)
+        return self.mix, interpolated(self.size, self.changed, alpha, self.unit)
 
 
 def _evaluate(
-    block: Block, stored: Tensor, alphas: Sequence[float], space: Workspace, arithmetic: torch.dtype, *, exact: bool
+    block: Block, stored: Array, alphas: Sequence[float], space: Workspace, arithmetic: Any, *, exact: bool
 ) -> _Run:
-    before, after, delta, mix = (buffer.view(arithmetic)[: block.numel] for buffer in space.doubles)
-    after.copy_(stored)
+    buffers = space.before, space.after, space.delta, space.mix
+    before, after, delta, mix = (_part(buffer, arithmetic, block.numel) for buffer in buffers)
     mixing = any(alpha != 1 for alpha in alphas)
+    size = Size(widen(stored, block.step.base.spec.dtype, after))
     if mixing or block.chain.needs_before():
-        before.copy_(stored)
-    size = Size(_largest(stored, space))
-    if arithmetic == torch.float64 and block.chain.may_be_without_error() and any(map(has_few_bits, alphas)):
-        size = Size(size.largest, 0.0, grain_of(after))
-    norms = block.chain.apply(after.view(-1, block.columns), block.first, before.view(-1, block.columns))
+        before[:] = after
+    if arithmetic == np.float64 and block.chain.may_be_without_error() and any(map(has_few_bits, alphas)):
+        size = Size(size.largest, grain=grain_of(after))
+    norms = block.chain.apply(after.reshape(-1, block.columns), block.first, before.reshape(-1, block.columns))
     if mixing:
-        torch.sub(after, before, out=delta)
-    unit = torch.finfo(arithmetic).eps / 2
+        np.subtract(after, before, out=delta)
+    unit = float(np.finfo(arithmetic).eps) / 2
     changed = block.chain.size(size, block.first, block.last, norms, unit) if exact else size
     return _Run(before, after, delta, mix, size, changed, norms, unit)
 
 
-def _arithmetic(block: Block, alphas: Sequence[float], *, exact: bool) -> torch.dtype:
+def _arithmetic(block: Block, *, exact: bool) -> Any:
     """Single precision where that is sure to leave few elements open: LoRA on 16-bit weights."""
-    narrow = all(DTYPES[spec.dtype].itemsize == 2 for spec in (block.step.base.spec, block.step.spec))
-    plain = all(edit.kind == LORA.name for edit in block.step.edits) and all(alpha == 1 for alpha in alphas)
+    narrow = all(STORED[spec.dtype].itemsize == 2 for spec in (block.step.base.spec, block.step.spec))
+    plain = all(edit.kind == LORA.name for edit in block.step.edits)
     plain = plain and block.chain.width() <= _MOST_SINGLE  # the error grows with the rank
-    return torch.float32 if narrow and (plain or not exact) else torch.float64
+    return np.float32 if narrow and (plain or not exact) else np.float64
 
 
-def _largest(values: Tensor, space: Workspace) -> float:
-    """The largest magnitude; infinity or NaN where one is not finite. Bits have the order of magnitudes."""
-    if not len(values):
-        return 0.0
-    if values.element_size() != 2:
-        low, high = torch.aminmax(values)  # both are NaN if one element is
-        return max(-low.item(), high.item())
-    bits = np.bitwise_and(values.view(torch.int16).numpy(), 0x7FFF, out=space.bits[: len(values)]).max()
-    return torch.tensor([bits], dtype=torch.int16).view(values.dtype).item()
-
-
-def _round(value: Tensor, size: Size, rounded: Tensor, upper: Tensor, space: Workspace) -> Tensor:
-    """rounded = the rounding of all that lies within the error; returns the elements where that is not one value.
-
-    Both ends of the interval are rounded. The way to 16 bits leads through float32, which may move an end by half a
-    unit of float32: the interval is wider by that much, and by the rounding of the ends.
-    """
-    slack = torch.finfo(value.dtype).eps / 2
-    if value.dtype == torch.float64 and rounded.element_size() == 2:
-        slack = 2.0**-24
-    slack *= 1 + 2.0**-10
-    error = size.error + slack * (size.largest + size.error) + 2.0**-148
-    scratch = space.scratch.view(value.dtype)[: len(value)]
-    rounded.copy_(torch.sub(value, error, out=scratch))
-    upper.copy_(torch.add(value, error, out=scratch))
-    word = np.int16 if rounded.element_size() == 2 else np.int32
-    ends = [tensor.view(torch.uint8).numpy().view(word) for tensor in (rounded, upper)]
-    return torch.from_numpy(np.flatnonzero(ends[0] != ends[1]))
-
-
-def _sign_zeros(stored: Tensor, value: Tensor, rounded: Tensor) -> None:
+def _sign_zeros(block: Block, stored: Array, value: Array, result: Array) -> None:
     """Where nothing was added to a zero its sign stays; all other results that are exactly 0 are +0."""
-    kind, bits = _NEGATIVE_ZERO[stored.element_size()]
-    kept = np.flatnonzero(stored.view(torch.uint8).numpy().view(kind) == bits)
-    kind, bits = _NEGATIVE_ZERO[rounded.element_size()]
-    made = np.flatnonzero(rounded.view(torch.uint8).numpy().view(kind) == bits)
-    where = torch.from_numpy(np.union1d(kept, made))
+    base, target = block.step.base.spec.dtype, block.step.spec.dtype
+    where = np.union1d(_negative_zeros(stored, base), _negative_zeros(result, target))
+    where = where[value[where] == 0]
     if len(where):
-        where = where[value[where] == 0]
-        zeros = torch.zeros(len(where), dtype=rounded.dtype)
-        rounded[where] = torch.where(stored[where] == 0, stored[where].to(rounded.dtype), zeros)
+        before = doubles(stored[where], base)
+        result[where] = rounded(np.where(before == 0, before, 0.0), target)
 
 
-def _fail_not_finite(inputs: Inputs, block: Block, stored: Tensor, rounded: Tensor) -> NoReturn:
-    where = int(torch.nonzero(~torch.isfinite(rounded))[0])
-    base, element = block.step.base, block.start + where
-    place = shown(base.spec.name)
+def _negative_zeros(stored: Array, dtype: str) -> Array:
+    word = WORD[dtype]
+    return np.flatnonzero(stored.view(word) == word(int(np.iinfo(word).max) // 2 + 1))
+
+
+def _fail_not_finite(inputs: Inputs, block: Block, stored: Array, result: Array) -> NoReturn:
+    base, dtype = block.step.base, block.step.spec.dtype
+    numbers = doubles(result, dtype)
+    where = int(np.flatnonzero(~np.isfinite(numbers))[0])
+    element, place = block.start + where, shown(base.spec.name)
     if base.spec.shape:
         place += f", element {_index(element, base.spec.shape)}"
-    if not torch.isfinite(stored[where]):
-        raise NonFiniteError(f"{base.path}: {place} holds {stored[where].item()}; such a tensor cannot be edited")
+    if not np.isfinite(before := doubles(stored[where : where + 1], base.spec.dtype)[0]):
+        raise NonFiniteError(f"{base.path}: {place} holds {before}; such a tensor cannot be edited")
     for edit in block.step.edits:
         if edit.kind == FULL.name and edit.view is None:
             ref = edit.factors[TUNED]
-            if not torch.isfinite(number := read_tensor(inputs, ref, element, element + 1)):
-                raise NonFiniteError(f"{ref.path}: {place} holds {number.item()}; it cannot be interpolated")
-    if torch.isnan(rounded[where]):
+            if not np.isfinite(number := read_tensor(inputs, ref, element, element + 1)[0]):
+                raise NonFiniteError(f"{ref.path}: {place} holds {number}; it cannot be interpolated")
+    if np.isnan(numbers[where]):
         raise NonFiniteError(f"{base.path}: {place}: the result is not a number (DoRA of a weight of norm 0?)")
-    largest = torch.finfo(rounded.dtype).max
     raise NonFiniteError(
-        f"{base.path}: {place}: the result is beyond the range of {block.step.spec.dtype} (largest: {largest:g})"
+        f"{base.path}: {place}: the result is beyond the range of {dtype} (largest: {FINITE[dtype][0]:g})"
     )
 
 

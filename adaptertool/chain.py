@@ -9,12 +9,11 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME, FULL, NORM, Size
 from adaptertool.numerics.interval import Interval, intervals, roots
+from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.whole import Whole
 from adaptertool.plan import matrix
 from adaptertool.region import Places, choose, picked
@@ -31,9 +30,9 @@ class Chain:
     def __init__(self, inputs: Inputs, step: Step) -> None:
         self._inputs, self._step = inputs, step
         self._rows, self._columns = matrix(step)
-        self._whole: dict[tuple[int, str], Tensor] = {}
-        self._squares: dict[int, Tensor] = {}
-        self._recent: dict[tuple[int, int], tuple[slice | list[int], dict[str, Tensor]]] = {}
+        self._whole: dict[tuple[int, str], Array] = {}
+        self._squares: dict[int, Array] = {}
+        self._recent: dict[tuple[int, int], tuple[slice | list[int], dict[str, Array]]] = {}
         self._lock = threading.RLock()
 
     def needs_before(self) -> bool:
@@ -53,7 +52,7 @@ class Chain:
         stored = [ref for edit in self._step.edits if edit.kind != FULL.name for ref in edit.factors.values()]
         return self.is_rational() and all(ref.spec.dtype in ("BF16", "F16") for ref in stored)
 
-    def apply(self, rows: Tensor, first: int, before: Tensor, upto: int | None = None) -> Mapping[int, Tensor]:
+    def apply(self, rows: Array, first: int, before: Array, upto: int | None = None) -> Mapping[int, Array]:
         """Make the edits (the first `upto` of them) to rows from `first` on, float64 or float32, in place.
 
         before: the rows as the base has them, for the edits that take their norms from them. Returns these norms.
@@ -66,21 +65,20 @@ class Chain:
                 continue
             kind, some = BY_NAME[edit.kind], rows[chosen.index, chosen.columns]
             factors = self.factors(number, edit, chosen.places)
-            if rows.dtype != torch.float64:
-                factors = {role: factor.to(rows.dtype) for role, factor in factors.items()}
-            if kind.squares is not None:
-                if edit.transposed:
-                    squares = self._squares_of_columns(number, edit)
-                else:
-                    old = before[chosen.index, chosen.columns] if edit.on_base else some
-                    squares = kind.squares(old, factors, edit.scale)
-                factors[NORM] = norms[number] = squares.sqrt()
+            if rows.dtype != np.float64:
+                factors = {role: factor.astype(rows.dtype) for role, factor in factors.items()}
+            if kind.squares is not None and edit.transposed:
+                factors[NORM] = np.sqrt(self._squares_of_columns(number, edit))
+            elif kind.squares is not None and edit.on_base:
+                factors[NORM] = np.sqrt(kind.squares(before[chosen.index, chosen.columns], factors, edit.scale))
             kind.apply(some.T if edit.transposed else some, factors, edit.scale, edit.weight)
+            if NORM in factors:
+                norms[number] = factors[NORM]
             if isinstance(chosen.index, list):  # else `some` shares its memory with `rows`
                 rows[chosen.index] = some
         return norms
 
-    def size(self, size: Size, first: int, last: int, norms: Mapping[int, Tensor], unit: float) -> Size:
+    def size(self, size: Size, first: int, last: int, norms: Mapping[int, Array], unit: float) -> Size:
         """The size of rows first..last after all edits, in arithmetic of that unit; `size` where nothing changes."""
         for number, edit in enumerate(self._step.edits):
             chosen = choose(edit, first, last)
@@ -93,8 +91,7 @@ class Chain:
                     length = self._rows | 1  # summed in several parts, and so never in groups of equal size
             after = BY_NAME[edit.kind].bound(size, factors, edit.scale, edit.weight, unit, length)
             if after is not size:  # what lies outside of its view stays as it was
-                grain = None if None in (size.grain, after.grain) else min(size.grain or 0, after.grain or 0)
-                size = Size(max(size.largest, after.largest), max(size.error, after.error), grain)
+                size = size.either(after)
         return size
 
     def pick(
@@ -111,7 +108,7 @@ class Chain:
 
         at: rows (from `first` on) and columns; before: their values; norms: of their rows, by the number of the edit.
         """
-        rows = before.clone() if hasattr(before, "clone") else before.copy()
+        rows = before.copy()
         for number, edit in enumerate(self._step.edits):
             chosen = choose(edit, first, last)
             if chosen is None:
@@ -121,7 +118,7 @@ class Chain:
                 continue
             kind = BY_NAME[edit.kind]
             cut = self.factors(number, edit, chosen.places)
-            factors = {role: system(picked(kind, role, cut[role].numpy(), edit, places)) for role in cut}
+            factors = {role: system(picked(kind, role, cut[role], edit, places)) for role in cut}
             if norms and number in norms:
                 factors[NORM] = norms[number]
             some = rows if len(where) == len(at[0]) else rows[where]
@@ -149,7 +146,7 @@ class Chain:
                 place = columns.index(column)
                 cut = {role: t[place : place + 1] if role in kind.by_row else t for role, t in cut.items()}
             old = old.T if turned else old[:, chosen.columns]
-            factors = {role: Whole.of(tensor.numpy()) for role, tensor in cut.items()}
+            factors = {role: Whole.of(tensor) for role, tensor in cut.items()}
             square = kind.squares(Whole.of(old), factors, Fraction(edit.scale)).item()
             norms[number] = np.full((1, 1, 1), Interval.of(square).sqrt(bits))
         return norms
@@ -174,7 +171,7 @@ class Chain:
                 place = columns.index(column)
                 cut = {role: t[place : place + 1] if role in kind.by_row else t for role, t in cut.items()}
                 index = (chosen.index, slice(0, 1))
-            factors = {role: intervals(tensor.numpy()) for role, tensor in cut.items()}
+            factors = {role: intervals(tensor) for role, tensor in cut.items()}
             some, old = (array[index].T if edit.transposed else array[index] for array in (rows, before))
             scale, weight = Fraction(edit.scale), Fraction(edit.weight)
             if kind.squares is not None:
@@ -188,11 +185,11 @@ class Chain:
     def _line(self, row: int, column: int, *, turned: bool) -> Any:
         """A row of the base (1, columns), or a column (rows, 1) of a tensor that is stored transposed."""
         if not turned:
-            return read_rows(self._inputs, self._step.base, row, row + 1, self._columns).numpy()
+            return read_rows(self._inputs, self._step.base, row, row + 1, self._columns)
         column_only = dataclasses.replace(self._step.base, columns=range(column, column + 1))
-        return read_rows(self._inputs, column_only, 0, self._rows, self._columns).numpy()
+        return read_rows(self._inputs, column_only, 0, self._rows, self._columns)
 
-    def factors(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Tensor]:
+    def factors(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Array]:
         """All factors of edit `number` as float64 matrices, cut to those rows (as stored) of what it acts on."""
         key = (threading.get_ident(), number)  # a block asks for them several times
         found = self._recent.get(key)
@@ -202,7 +199,7 @@ class Chain:
             found = self._recent[key] = (places, self._cut(number, edit, places))
         return dict(found[1])
 
-    def _cut(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Tensor]:
+    def _cut(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Array]:
         kind = BY_NAME[edit.kind]
         if not edit.transposed and isinstance(places, slice):
             return {
@@ -214,11 +211,11 @@ class Chain:
             return {role: tensor[:, places] if role in kind.by_column else tensor for role, tensor in whole.items()}
         return {role: tensor[places] if role in kind.by_row else tensor for role, tensor in whole.items()}
 
-    def _some_rows(self, edit: Edit, ref: Ref, places: slice) -> Tensor:
+    def _some_rows(self, edit: Edit, ref: Ref, places: slice) -> Array:
         rows = self._rows if edit.view is None else len(edit.view.rows)
         return read_rows(self._inputs, ref, places.start, places.stop, ref.spec.numel // rows)
 
-    def _read_whole(self, number: int, role: str, ref: Ref) -> Tensor:
+    def _read_whole(self, number: int, role: str, ref: Ref) -> Array:
         with self._lock:
             if (number, role) not in self._whole:
                 rows = ref.spec.shape[0]
@@ -233,7 +230,7 @@ class Chain:
                 if view is not None and max(view.rows[0], view.rows[-1]) < first and isinstance(view.rows, range):
                     del self._whole[number, role]
 
-    def _squares_of_columns(self, number: int, edit: Edit) -> Tensor:
+    def _squares_of_columns(self, number: int, edit: Edit) -> Array:
         """‖V‖² of every stored column of a tensor that is stored transposed: one pass over all of its rows.
 
         In steps of fixed size, so that the sum does not depend on how the run is cut into blocks.
@@ -245,7 +242,7 @@ class Chain:
                 view = edit.view
                 begin, end = (0, self._rows) if view is None else (view.rows[0], view.rows[-1] + 1)
                 columns = self._columns if view is None else len(view.columns)
-                total = torch.zeros(columns, 1, dtype=torch.float64)
+                total = np.zeros((columns, 1))
                 step = max(1, _PASS_ELEMENTS // self._columns)
                 for first in range(begin, end, step):
                     last = min(end, first + step)

@@ -152,8 +152,8 @@ def _execute(
         _say(to_json(report) if as_json else plan_text(report, every_tensor=verbose), sys.stdout)
         return
     target = as_path(out, "OUT")
-    check_output(plan, target, force=force)  # before torch is loaded
-    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch, which takes over a second
+    check_output(plan, target, force=force)  # before numpy is loaded
+    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy
 
     lock = threading.Lock()
     # disable=None: no bar where stderr is not a terminal

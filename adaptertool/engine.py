@@ -1,7 +1,7 @@
 """Runs a plan: cuts it into jobs, hands them to threads, writes their results at known offsets.
 
 A job is a block of one edited tensor, or a run of bytes that is copied. Threads take jobs from one shared
-iterator, so few exist at once. torch runs each on one thread: the result does not depend on their number.
+iterator, so few exist at once. Products run on one thread each: the result does not depend on their number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
+import numpy as np
+from threadpoolctl import threadpool_limits
 
 from adaptertool.blocks import Block, Workspace, compute
 from adaptertool.chain import Chain
@@ -22,6 +23,7 @@ from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
 from adaptertool.interrupts import LOOK_EVERY, deferred, look
+from adaptertool.numerics.rounding import standard_arithmetic
 from adaptertool.plan import block_rows, matrix, verbatim
 from adaptertool.rescale import Rescaled
 from adaptertool.settle import Settled
@@ -30,19 +32,6 @@ from adaptertool.spec import EXACT, Asset, Output, Plan, Ref, Shard, Step
 Progress = Callable[[int], None]  # told the bytes just written
 Job = Callable[[Workspace], None]
 MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per output
-
-
-@contextlib.contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Each of our threads is to use one core, at full precision; torch's own settings are put back afterwards."""
-    before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.set_float32_matmul_precision(precision)
 
 
 @dataclass(slots=True)
@@ -66,7 +55,7 @@ def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: P
     """
     with (
         deferred(),
-        one_torch_thread(),
+        threadpool_limits(1, "blas"),  # each of our threads is to use one core
         ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as workers,
         ThreadPoolExecutor(1, thread_name_prefix="adaptertool-finish") as finisher,
     ):
@@ -142,10 +131,11 @@ class _Shared:
 
 
 def _drain(crew: Crew, jobs: _Shared, workspace: Workspace) -> None:
-    torch.set_flush_denormal(False)  # a thread has it from the one that started it
     try:
-        while not crew.stop.is_set() and (job := jobs.take()) is not None:
-            job(workspace)
+        standard_arithmetic()  # a thread has its own, from the one that started it
+        with np.errstate(all="ignore"):  # what is not finite is looked for
+            while not crew.stop.is_set() and (job := jobs.take()) is not None:
+                job(workspace)
     except BaseException:
         crew.stop.set()
         raise

@@ -1,4 +1,4 @@
-"""The plan: what becomes of every tensor, made from headers and configs alone. No weights are read, no torch.
+"""The plan: what becomes of every tensor, made from headers and configs alone. No weights are read.
 
 Also the two rules that planning and running share: which outputs are verbatim copies, and how tensors are
 cut into blocks.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
+import numpy as np
 
 from adaptertool.errors import MismatchError, NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_exact
@@ -25,8 +25,8 @@ def require_finite_factors(plan: Plan, inputs: Inputs) -> None:
         for first in range(0, ref.spec.numel, BLOCK_ELEMENTS):
             look()
             part = read_tensor(inputs, ref, first, min(ref.spec.numel, first + BLOCK_ELEMENTS))
-            if not torch.isfinite(part).all():
-                where = int(torch.nonzero(~torch.isfinite(part))[0])
+            if not np.isfinite(part).all():
+                where = int(np.flatnonzero(~np.isfinite(part))[0])
                 raise NonFiniteError(
                     f"{ref.path}: {shown(ref.spec.name)} holds {part[where].item()} at element {first + where:,}; "
                     "the adapter is damaged, or its training diverged"

@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from adaptertool.chain import Chain
 from adaptertool.errors import NonFiniteError, UnsupportedError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds.dora import MAGNITUDE, interpolated, squares, widened
 from adaptertool.kinds.lora import A, B
+from adaptertool.numerics.rounding import Array, doubles, largest_stored, rounded
 from adaptertool.plan import block_rows, matrix
 from adaptertool.spec import Step
-from adaptertool.tensors import DTYPES, as_bytes, read_rows
+from adaptertool.tensors import as_bytes, read_rows
 
-Part = tuple[Tensor, Tensor]  # some output rows × inputs of the weight, and A for these inputs
+Part = tuple[Array, Array]  # some output rows × inputs of the weight, and A for these inputs
 
 
 class Rescaled:
@@ -52,24 +52,22 @@ class Rescaled:
         kept = None if self._edit.transposed else list(self._parts(first, last))
         own = self._chain.factors(0, self._edit, slice(first, last))
         norm = self._norm(kept or self._parts(first, last), own[B])
-        dtype = DTYPES[widened(self._edit.factors[B].spec.dtype)]
+        dtype = widened(self._edit.factors[B].spec.dtype)
         for alpha in alphas:
             factor, length = interpolated(own[MAGNITUDE], norm, alpha)
             self._require_positive(norm, length, alpha, first)
-            made = (own[B] * factor).to(dtype)
-            self._require_finite(made)
+            made = self._stored(own[B] * factor, dtype)
             if self._step.makes == MAGNITUDE:
-                turned = self._norm(kept or self._parts(first, last), made.to(torch.float64))
-                made = (length * turned).to(DTYPES[self._step.spec.dtype])
-                self._require_finite(made)
-            yield as_bytes(made.flatten())
+                turned = self._norm(kept or self._parts(first, last), doubles(made, dtype))
+                made = self._stored(length * turned, self._step.spec.dtype)
+            yield as_bytes(made.reshape(-1))
 
-    def _norm(self, parts: Iterable[Part], b: Tensor) -> Tensor:
+    def _norm(self, parts: Iterable[Part], b: Array) -> Array:
         """‖W + s·b·A‖ of the rows of `parts`: (n, 1)."""
-        total = torch.zeros(len(b), 1, dtype=torch.float64)
+        total = np.zeros((len(b), 1))
         for weight, a in parts:
             total += squares(weight, {A: a, B: b}, self._edit.scale)
-        return total.sqrt()
+        return np.sqrt(total)
 
     def _parts(self, first: int, last: int) -> Iterator[Part]:
         """Output rows first..last of the weight, with all inputs; or where it is stored transposed some at a time."""
@@ -85,11 +83,11 @@ class Rescaled:
             a = self._chain.factors(0, self._edit, slice(at, at + len(some)))[A]
             yield weight.T if self._edit.transposed else weight, a
 
-    def _require_positive(self, norm: Tensor, length: Tensor, alpha: float, first: int) -> None:
-        bad = torch.nonzero(~(length > 0) | ~torch.isfinite(length))
+    def _require_positive(self, norm: Array, length: Array, alpha: float, first: int) -> None:
+        bad = np.flatnonzero(~(length > 0) | ~np.isfinite(length))
         if not len(bad):
             return
-        row = int(bad[0, 0])
+        row = int(bad[0])
         number, view = first + row, self._edit.view
         if view is not None:
             number = (view.columns if self._edit.transposed else view.rows)[number]
@@ -107,9 +105,11 @@ class Rescaled:
             "checkpoint, without --as-adapter"
         )
 
-    def _require_finite(self, made: Tensor) -> None:
-        if not torch.isfinite(made).all():
+    def _stored(self, values: Array, dtype: str) -> Array:
+        made = rounded(values, dtype)
+        if not math.isfinite(largest_stored(made.reshape(-1), dtype)):
             raise NonFiniteError(
                 f"{self._edit.factors[B].path}: {shown(self._edit.module)}: a rescaled factor is beyond the range of "
                 f"{self._step.spec.dtype}; write a checkpoint, without --as-adapter"
             )
+        return made

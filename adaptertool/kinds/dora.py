@@ -7,7 +7,7 @@ as in PEFT 0.21.2, against which this is checked in the tests.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from adaptertool.kinds import lora
@@ -37,11 +37,14 @@ def _combined(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
 
 def squares(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
     """‖V‖² of each row, as far as the columns in `rows` go: (n, 1)."""
-    changed = _combined(rows, factors, scale)
-    changed *= changed
-    if changed.shape[1] % _GROUP == 0 and hasattr(changed, "unflatten"):
-        changed = changed.unflatten(1, (-1, _GROUP)).sum(2)
-    return changed.sum(1)[:, None]
+    return _sum_of_squares(_combined(rows, factors, scale))
+
+
+def _sum_of_squares(changed: Array) -> Array:
+    products = changed * changed
+    if products.shape[1] % _GROUP == 0 and hasattr(products, "reshape"):
+        products = products.reshape(len(products), -1, _GROUP).sum(2)
+    return products.sum(1)[:, None]
 
 
 def _roundings(length: int) -> int:
@@ -49,10 +52,12 @@ def _roundings(length: int) -> int:
     return _GROUP + length // _GROUP if length % _GROUP == 0 else length
 
 
-def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:
+def apply(rows: Array, factors: MutableMapping[str, Array], scale: Any, weight: Any) -> None:
     """rows += weight·((m / ‖V‖)·V − rows), in place. rows (n, columns); A (r, columns); B (n, r); m and the norm
-    (n, 1)."""
+    (n, 1). Where no norm is given, the rows are whole, and it is put there."""
     changed = _combined(rows, factors, scale)
+    if NORM not in factors:
+        factors[NORM] = _sum_of_squares(changed) ** 0.5
     changed *= factors[MAGNITUDE] / factors[NORM]
     if weight == 1:
         rows[...] = changed
@@ -63,17 +68,26 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
 
 
 def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:
-    """V as in LoRA; the sum of `length` squares, its root, a quotient and a product; then the mixture."""
+    """V as in LoRA; the sum of `length` squares, its root, a quotient; then the product with V, and the mixture.
+
+    With f = m / ‖V‖ and its relative error e:  |x̂ − x| ≤ unit·|x̂| + f̂·|v̂ − v| + e·|x|, and ‖V̂ − V‖ is no larger than
+    relative·‖V̂‖ + error·√length.
+    """
     combined = lora.bound(size, factors, scale, 1.0, unit, length)
     if not math.isfinite(combined.error):
         return combined
-    smallest = float(factors[NORM].min()) if factors[NORM].numel() else 1.0
+    smallest = float(factors[NORM].min()) if factors[NORM].size else 1.0
     if not smallest > 0:
         return Size(math.inf, math.inf)
-    relative = combined.error * math.sqrt(length) / smallest + (_roundings(length) + 8) * unit
-    factor = largest_of(factors[MAGNITUDE] / factors[NORM])
-    largest = factor * combined.largest * (1 + 2 * relative)
-    changed = Size(largest, factor * combined.error + 2 * relative * largest)
+    norm = combined.relative + combined.error * math.sqrt(length) / smallest + (_roundings(length) + 8) * unit
+    factor, slack = largest_of(factors[MAGNITUDE] / factors[NORM]), 1 + 2.0**-10 + 4 * norm
+    largest = factor * combined.largest * slack
+    changed = Size(
+        largest,
+        error=factor * combined.error * slack + 2.0**-1072,
+        relative=(unit + combined.relative + norm) * slack,
+        moved=size.moved + size.largest + largest,
+    )
     return changed if weight == 1 else mixed(size, changed, weight, unit)
 
 

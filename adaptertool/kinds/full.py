@@ -30,7 +30,8 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
 
 def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
     """T itself, or the mixture with it."""
-    tuned = Size(largest_of(factors[TUNED]), 0.0, size.grain_with(factors[TUNED]))
+    largest = largest_of(factors[TUNED])
+    tuned = Size(largest, grain=size.grain_with(factors[TUNED]), moved=size.moved + size.largest + largest)
     return tuned if weight == 1 else mixed(size, tuned, weight, unit)
 
 

@@ -1,7 +1,7 @@
 """What a kind of adapter is: a name, the factors that it needs, and pure functions over them.
 
 The functions are written with operators alone, so one formula serves every number system: float32 and float64 blocks
-(torch), exact residues and intervals of rationals (numerics), which settle the elements that floats leave open.
+(numpy), exact residues and intervals of rationals (numerics), which settle the elements that floats leave open.
 """
 
 from __future__ import annotations
@@ -14,33 +14,70 @@ from typing import Any
 Shape = tuple[int, ...]
 NORM = "norm"
 _MOST_BITS = 24  # of a factor; products with more are rounded anyhow
-Array = Any  # a torch tensor, numerics.residue.Residue, or a numpy array of numerics.interval.Interval
+Array = Any  # of numpy: floats, or numerics.interval.Interval; or numerics.residue.Residue, numerics.whole.Whole
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of the numbers of a block: none is larger than `largest`, none further than `error` from the exact value.
+    """Of the numbers of a block: none is larger than `largest`, and none, as computed, further than
+    error + relative·(its magnitude as computed) from the exact value.
 
     grain: all are multiples of 2^grain; None where that is not known. Multiples of it that are smaller than
     2^(grain + 53) are computed without any error in float64.
+    moved: none is further than this from what the base has in its place.
     """
 
     largest: float
     error: float = 0.0
     grain: int | None = None
+    relative: float = 0.0
+    moved: float = 0.0
 
-    def then(self, largest: float, error: float, grain: int | None) -> Size:
-        """After a step in which nothing exceeds `largest`, with this error unless float64 makes none."""
-        known = grain is not None and grain > -1000 and self.error == 0
+    @property
+    def absolute(self) -> float:
+        """No number is further from the exact value."""
+        return (self.error + self.relative * self.largest) / (1 - self.relative)
+
+    @property
+    def exact(self) -> bool:
+        return self.error == 0 and self.relative == 0
+
+    def margin(self, unit: float) -> tuple[float, float]:
+        """(error, relative), wide enough for x ± (error + relative·|x|) that is computed with roundings of `unit`."""
+        wider = 1 + 2.0**-10
+        return self.error * wider + 4 * tiny(unit), (self.relative + unit) * wider
+
+    def either(self, other: Size) -> Size:
+        """Of numbers some of which are of the one size, some of the other."""
+        grain = None if self.grain is None or other.grain is None else min(self.grain, other.grain)
+        largest, error = max(self.largest, other.largest), max(self.error, other.error)
+        return Size(largest, error, grain, max(self.relative, other.relative), max(self.moved, other.moved))
+
+    def then(self, *, largest: float, error: float, grain: int | None, relative: float, moved: float) -> Size:
+        """After a step in which nothing exceeds `largest`, with these errors unless float64 makes none."""
+        known = grain is not None and grain > -1000 and self.exact
         if known and grain is not None and largest < math.ldexp(1.0, min(grain + 53, 1000)):
-            return Size(largest, 0.0, grain)
-        return Size(largest, error + 2.0**-1072)
+            return Size(largest, grain=grain, moved=moved)
+        return Size(largest, error + 2.0**-1072, grain, relative, moved)
+
+    def plus(self, change: float, error: float, unit: float, grain: int | None) -> Size:
+        """Of v + p, rounded, for p no larger than `change` and computed to within `error`.
+
+        |fl(v̂ + p̂) − (v + p)| ≤ unit·|result| + |v̂ − v| + |p̂ − p|, and |v̂| ≤ (1 + unit)·|result| + |p̂|.
+        """
+        return self.then(
+            largest=self.largest + change,
+            error=(self.error + self.relative * (change + error) + error) * (1 + 2.0**-50),
+            grain=grain,
+            relative=(unit + self.relative * (1 + unit)) * (1 + 2.0**-50),
+            moved=self.moved + change,
+        )
 
     def grain_with(self, factor: Array, *numbers: float, power: int = 0) -> int | None:
         """Of v + factor·numbers·2^power: None where it is not known, or of no use because a number has many bits."""
         if self.grain is None:
             return None
-        from adaptertool.numerics.grain import grain_of  # noqa: PLC0415  # plans are made without torch
+        from adaptertool.numerics.grain import grain_of  # noqa: PLC0415  # plans are made without numpy
 
         return grain_times(grain_of(factor) + power, self.grain, *numbers)
 
@@ -62,7 +99,8 @@ class Kind:
                  are each of at most `unit`, relatively; `length` elements make a row of the weight. The very `size`
                  that it was given where `apply` changes nothing at all.
     squares:     (block, factors, scale) -> the sum of squares of each row as far as the block goes. Where it is
-                 given, `apply` finds the norm of each whole row among its factors, under the role NORM.
+                 given, `apply` finds the norm of each whole row among its factors, under the role NORM; or where
+                 the block holds whole rows, and the norm is that of what it is given, puts it there.
     elementwise: each element depends on the same element of the factors alone, so blocks may be cut
                  anywhere and the weight may have any number of dimensions.
     """
@@ -71,7 +109,7 @@ class Kind:
     needs: frozenset[str]
     by_row: frozenset[str]
     expected: Callable[[Shape, Mapping[str, Shape]], Mapping[str, Shape] | None]
-    apply: Callable[[Array, Mapping[str, Array], Any, Any], None]
+    apply: Callable[[Array, dict[str, Array], Any, Any], None]
     bound: Callable[[Size, Mapping[str, Array], float, float, float, int], Size]
     by_column: frozenset[str] = frozenset()
     squares: Callable[[Array, Mapping[str, Array], Any], Array] | None = None
@@ -79,16 +117,20 @@ class Kind:
 
 
 def largest_of(array: Array) -> float:
-    return float(abs(array).max()) if array.numel() else 0.0
+    return float(max(array.max(), -array.min())) if array.size else 0.0
 
 
 def extent(array: Array) -> tuple[float, float]:
     """The smallest magnitude but 0, or 1 where that is smaller, and the largest."""
-    if not array.numel():
+    if not array.size:
         return 1.0, 0.0
     sizes = abs(array)
     largest = float(sizes.max())
-    return float(sizes.masked_fill_(sizes == 0, 1.0).min()), largest
+    smallest = float(sizes.min())
+    if smallest == 0:
+        sizes[sizes == 0] = 1.0
+        smallest = float(sizes.min())
+    return min(smallest, 1.0), largest
 
 
 def in_range(extents: Iterable[tuple[float, float]], unit: float) -> bool:
@@ -119,9 +161,37 @@ def grain_times(grain: int, own: int, *numbers: float) -> int | None:
 def mixed(size: Size, other: Size, weight: float, unit: float) -> Size:
     """Of v + weight·(x − v), for v of `size` and x of size `other`."""
     apart = size.largest + other.largest
-    largest = size.largest + max(abs(weight), 1) * apart
-    inherited = (1 + abs(weight)) * size.error + abs(weight) * other.error
+    times = abs(weight)
     grain = None
-    if size.grain is not None and other.grain is not None and other.error == 0:
+    if size.grain is not None and other.grain is not None and other.exact:
         grain = grain_times(min(size.grain, other.grain), size.grain, weight)
-    return size.then(largest, inherited + unit * (3 * abs(weight) * apart + largest), grain)
+    inherited = (1 + times) * size.absolute + times * other.absolute
+    largest = size.largest + max(times, 1) * apart
+    return size.then(
+        largest=largest,
+        error=inherited + 4 * unit * times * (apart + size.absolute + other.absolute),
+        grain=grain,
+        relative=unit,
+        moved=size.moved + times * apart,
+    )
+
+
+def interpolated(before: Size, after: Size, alpha: float, unit: float) -> Size:
+    """Of b + alpha·(x − b), for what the base has, exactly, and what was made of it.
+
+    With d = x − b, no larger than `moved`: |fl(x̂ − b) − d| ≤ unit·|d̂| + |x̂ − x|, one rounding more for the product, and
+    unit·|result| for the sum. The relative part of |x̂ − x| goes with |x̂| ≤ |result| + |1 − alpha|·|d| + all errors.
+    """
+    times, apart = abs(alpha), after.moved + after.absolute
+    grain = None
+    if before.grain is not None and after.grain is not None and after.exact:
+        grain = grain_times(min(before.grain, after.grain), before.grain, alpha)
+    slack = (2 + times) * (after.absolute + 4 * unit * (apart + after.largest))
+    inherited = after.error + after.relative * (abs(1 - alpha) * after.moved + slack)
+    return before.then(
+        largest=before.largest + times * after.moved,
+        error=times * (2 * unit * apart + inherited) * (1 + 2.0**-10),
+        grain=grain,
+        relative=(unit + times * after.relative) * (1 + 2.0**-10),
+        moved=times * after.moved,
+    )

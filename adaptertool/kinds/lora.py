@@ -52,11 +52,13 @@ def add_product(rows: Array, left: Array, right: Array) -> None:
 
 
 def reach(factors: Mapping[str, Array], scale: float) -> float:
-    """No element of |scale|·|B|·|A| is larger."""
-    if not factors[A].numel() or not factors[B].numel():
+    """No element of |scale|·|B|·|A| is larger (Cauchy and Schwarz): |scale| times the longest row of B times the
+    longest column of A."""
+    a, b = factors[A], factors[B]
+    if not a.size or not b.size:
         return 0.0
-    widest = abs(factors[A]).amax(1, keepdim=True)
-    return abs(scale) * float((abs(factors[B]) @ widest).max()) * (1 + 1e-6)  # more than what rounding takes away
+    product = float((a * a).sum(0).max()) * float((b * b).sum(1).max())
+    return abs(scale) * math.sqrt(product) * (1 + 1e-4)  # more than what rounding takes away
 
 
 def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
@@ -68,17 +70,16 @@ def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float,
     extents = [extent(factors[A]), extent(factors[B])]
     if weight == 0 or scale == 0 or any(largest == 0 for _, largest in extents):
         return size
-    change, times = reach(factors, weight * scale), abs(weight * scale)
+    times, rank = abs(weight * scale), len(factors[A])
     scaled = tuple(end * times for end in extents[1])
     if not in_range((*extents, (min(scaled), max(scaled))), unit):
-        return Size(size.largest + change, math.inf)
-    largest, rank = size.largest + change, len(factors[A])
+        return Size(math.inf, math.inf)
+    change = reach(factors, weight * scale)
     relative = (rank + 5) * unit / (1 - (rank + 5) * unit)
     grain = size.grain_with(factors[A], scale, weight)
     if grain is not None:
         grain = size.grain_with(factors[B], power=grain)
-    error = size.error + relative * change + unit * largest * (1 + 2.0**-10) + (rank + 1) * tiny(unit)
-    return size.then(largest, error, grain)
+    return size.plus(change, relative * change + (rank + 1) * tiny(unit), unit, grain)
 
 
 LORA = Kind(

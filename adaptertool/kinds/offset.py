@@ -25,12 +25,10 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
 
 def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
     """Two products and a sum."""
-    change = abs(weight * scale) * largest_of(factors[BIAS])
-    if weight == 0 or scale == 0 or not factors[BIAS].any():
+    change = abs(weight * scale) * largest_of(factors[BIAS]) * (1 + 2.0**-20)
+    if change == 0:
         return size
-    largest = size.largest + change
-    grain = size.grain_with(factors[BIAS], scale, weight)
-    return size.then(largest, size.error + unit * (3 * change + largest), grain)
+    return size.plus(change, 3 * unit * change, unit, size.grain_with(factors[BIAS], scale, weight))
 
 
 OFFSET = Kind(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 _MANTISSA = (1 << 52) - 1
 _NONE = 1 << 20  # of zeros, which are multiples of anything
 
 
-def grain_of(values: Tensor) -> int:
+def grain_of(values: npt.NDArray[Any]) -> int:
     """The grain of finite float64 values: that of their lowest bit, or somewhat less."""
-    bits = values.reshape(-1).view(torch.int64)
+    if not values.size:
+        return _NONE
+    bits = np.ascontiguousarray(values).reshape(-1).view(np.int64)
     mantissa, exponent = bits & _MANTISSA, (bits >> 52) & 0x7FF
     exponent[(exponent == 0) & (mantissa != 0)] = 1
     exponent[exponent == 0] = _NONE
     lowest = mantissa & -mantissa
     lowest[lowest == 0] = 1 << 52
-    if not len(bits):
-        return _NONE
     return min(_NONE, int(exponent.min()) - 1075 + int(lowest.min()).bit_length() - 1)

@@ -74,8 +74,8 @@ class Residue:
     def copy(self) -> Residue:
         return Residue(self.bits.copy(), self.exponent.copy())
 
-    def signs(self, bound: float) -> tuple[Integers, npt.NDArray[np.bool_]]:
-        """The sign of each, and whether it is certain, for numbers that are no larger than `bound`."""
+    def signs(self, bound: npt.NDArray[np.float64]) -> tuple[Integers, npt.NDArray[np.bool_]]:
+        """The sign of each, and whether it is certain, for numbers that are no larger than their `bound`."""
         with np.errstate(over="ignore"):
             certain = bound < np.ldexp(1.0, np.clip(self.exponent.reshape(-1) + 62, -1080, 1020).astype(np.int32))
         return np.sign(self.bits).reshape(-1), certain

@@ -1,67 +1,126 @@
-"""One correct rounding from float64 to the dtype that is stored: to nearest, ties to even, subnormals included.
+"""Stored numbers to floats, which is exact, and floats to stored numbers, rounded once: to nearest, ties to even,
+subnormals included.
 
-torch converts float64 to bfloat16 and float16 by way of float32, which rounds twice: a value just beside the
-middle of two neighbours is first pulled onto the middle and then goes to the even one. The result can only be
-wrong where the float32 value stands exactly in the middle. Such elements are few (for bfloat16 one in 65,536
-of arbitrary values), and they are rounded again by way of the *odd* float32 neighbour, which keeps the side.
-
-Source: S. Boldo, G. Melquiond, "When double rounding is odd", IMACS 2005. The oracle in the tests is a
-rounding of `fractions.Fraction`, written apart from this.
+BF16 and F16 are held as their 16 bits. The usual way from float64 to 16 bits leads through float32 and rounds twice:
+a value just beside the middle of two neighbours is first pulled onto the middle and then goes to the even one. Here the
+float32 on the way is the *odd* neighbour, which keeps the side (S. Boldo, G. Melquiond, "When double rounding is odd",
+IMACS 2005). The oracle in the tests is a rounding of `fractions.Fraction`, written apart from this.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
-# Low bits of a float32 that lies in the middle of two values of the dtype: (mask, value). For float16 the
-# middle of two subnormals lies at a higher bit, so the test there is the weaker "the twelve low bits are 0".
-_MIDDLE = {torch.bfloat16: (0xFFFF, 0x8000), torch.float16: (0x0FFF, 0x0000)}
+from adaptertool.errors import InternalError
+from adaptertool.numerics.compiled import FUNCTIONS, address
 
+Array = npt.NDArray[Any]
 
-class Rounder:
-    """Rounds blocks of up to `size` float64 elements, with buffers of its own: one per thread."""
-
-    def __init__(self, size: int) -> None:
-        self._single = torch.empty(size, dtype=torch.float32)
-        self._low = torch.empty(size, dtype=torch.int16)
-
-    def __call__(self, values: Tensor, out: Tensor) -> None:
-        """out = RN(values). Both flat and contiguous, of one length; `out` of the dtype to round to.
-
-        Values beyond the range of the dtype become infinite; NaN stays NaN.
-        """
-        if out.dtype not in _MIDDLE:
-            out.copy_(values)  # float32: one rounding in hardware; float64: none
-            return
-        single = self._single[: len(values)]
-        single.copy_(values)
-        out.copy_(single)
-        suspects = self._suspects(single, *_MIDDLE[out.dtype])
-        if len(suspects):
-            out[suspects] = _round_to_odd(values[suspects]).to(out.dtype)
-
-    def _suspects(self, single: Tensor, mask: int, middle: int) -> Tensor:
-        low = self._low[: len(single)]
-        low.copy_(single.view(torch.int32))  # keeps the low 16 bits
-        bits = low.numpy().view(np.uint16)  # numpy finds them several times faster than torch here
-        if mask != 0xFFFF:
-            np.bitwise_and(bits, mask, out=bits)
-        return torch.from_numpy(np.flatnonzero(bits == middle))
+# How each dtype that is computed on is held.
+STORED: Mapping[str, np.dtype[Any]] = {
+    "BF16": np.dtype(np.uint16),
+    "F16": np.dtype(np.uint16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+}
+# Unsigned integers of their size: the order of bits is that of magnitudes.
+WORD: Mapping[str, Any] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F64": np.uint64}
+# The largest finite number, and the distance from it to the number below.
+FINITE: Mapping[str, tuple[float, float]] = {
+    "BF16": ((2 - 2.0**-7) * 2.0**127, 2.0**120),
+    "F16": (65504.0, 32.0),
+    "F32": ((2 - 2.0**-23) * 2.0**127, 2.0**104),
+    "F64": ((2 - 2.0**-52) * 2.0**1023, 2.0**971),
+}
 
 
-def _round_to_odd(values: Tensor) -> Tensor:
-    """float64 → float32, where an inexact result is the neighbour whose last bit is 1."""
-    single = values.to(torch.float32)
-    bits = single.view(torch.int32)
-    back = single.to(torch.float64)
-    wrong = (back != values) & (bits & 1 == 0)
-    step = torch.where(back.abs() > values.abs(), -1, 1).to(torch.int32)
-    return torch.where(wrong, bits + step, bits).view(torch.float32)
+def standard_arithmetic() -> None:
+    """Round to nearest and keep subnormal numbers in this thread, whatever another library has set.
+
+    Raises InternalError where that is not so and cannot be changed.
+    """
+    if "standard_arithmetic" in FUNCTIONS:
+        FUNCTIONS["standard_arithmetic"]()
+    if (np.array([2.0**-149, 2.0**-149], np.float32) * np.float32(1)).min() == 0:
+        raise InternalError("subnormal numbers are lost in this process: a library has set the processor to flush them")
+
+
+def widen(stored: Array, dtype: str, out: Array) -> float:
+    """out = the numbers that are stored as `dtype`, in float32 or float64; returns the largest magnitude, which is
+    infinite or NaN if one of them is. All flat."""
+    call = FUNCTIONS.get(f"widen_{dtype}_{out.dtype.str[1:]}")
+    if call is not None:
+        largest = call(address(stored, STORED[dtype], out.size), address(out, out.dtype, out.size), out.size)
+        return float(np.uint32(largest).view(np.float32))
+    np.copyto(out, _numbers(stored, dtype), casting="same_kind")
+    return largest_stored(stored, dtype)
+
+
+def doubles(stored: Array, dtype: str) -> Array:
+    """The same in a new array of float64."""
+    out = np.empty(stored.shape)
+    widen(np.ascontiguousarray(stored).reshape(-1), dtype, out.reshape(-1))
+    return out
+
+
+def largest_stored(stored: Array, dtype: str) -> float:
+    """The largest magnitude; infinity or NaN where one is not finite."""
+    if not stored.size:
+        return 0.0
+    sizes = stored.view(WORD[dtype]) & WORD[dtype](np.iinfo(WORD[dtype]).max >> 1)
+    return float(_numbers(np.atleast_1d(sizes.max()).view(STORED[dtype]), dtype)[0])
+
+
+def _numbers(stored: Array, dtype: str) -> Array:
+    if dtype == "BF16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.view(np.float16) if dtype == "F16" else stored
+
+
+def round_within(values: Array, error: float, relative: float, dtype: str, out: Array) -> Array:
+    """out = the rounding of x − e, and the indices where that of x + e differs, for e = error + relative·|x|, which
+    is rounded itself. All flat; out as in STORED. Values beyond the range become infinite, NaN stays NaN."""
+    call = FUNCTIONS.get(f"round_{values.dtype.str[1:]}_{dtype}")
+    if call is not None:
+        found = np.empty(out.size, np.int32)
+        addresses = address(out, STORED[dtype], values.size), out.size, address(found, np.int32, out.size)
+        count = call(address(values, values.dtype, values.size), error, relative, *addresses)
+        return found[:count].copy()
+    reach = np.minimum(abs(values), np.finfo(values.dtype).max)  # infinity times 0 would be NaN
+    reach *= relative
+    reach += error
+    out[:] = _rounded(values - reach, dtype)
+    upper = _rounded(values + reach, dtype)
+    return np.flatnonzero(out.view(WORD[dtype]) != upper.view(WORD[dtype]))
+
+
+def rounded(values: Array, dtype: str) -> Array:
+    """The correctly rounded float64 values, as `dtype` is stored, in a new array."""
+    if dtype == "F64":
+        return values.copy()
+    out = np.empty(values.shape, STORED[dtype])
+    round_within(np.ascontiguousarray(values).reshape(-1), 0.0, 0.0, dtype, out.reshape(-1))
+    return out
+
+
+def _rounded(values: Array, dtype: str) -> Array:
+    with np.errstate(all="ignore"):
+        if dtype != "BF16":
+            return values.astype(np.float16 if dtype == "F16" else np.float32).view(STORED[dtype])
+        single = values.astype(np.float32)
+        bits = single.view(np.uint32)
+        if values.dtype == np.float64:
+            back = single.astype(np.float64)
+            even = (back != values) & (bits & 1 == 0)
+            bits += np.where(even, np.where(abs(back) > abs(values), -1, 1), 0).astype(np.uint32)
+        narrow = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        return np.where(np.isnan(single), 0x7FC0, narrow).astype(np.uint16)
 
 
 def to_odd(value: Fraction) -> float:

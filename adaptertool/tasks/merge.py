@@ -80,6 +80,6 @@ def merge(
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
     plan = prepare_merge(base, adapters, weights, compose=compose, renames=renames, precision=precision)
-    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch: only where tensors are touched
+    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     return run(plan, as_path(out, "OUT"), force=force, threads=threads, progress=progress)

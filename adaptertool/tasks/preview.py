@@ -1,4 +1,4 @@
-"""What a plan would do, as a report: `--dry-run`. Needs no torch and reads no weights."""
+"""What a plan would do, as a report: `--dry-run`. Reads no weights."""
 
 from __future__ import annotations
 

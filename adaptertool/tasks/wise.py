@@ -72,6 +72,6 @@ def wise(
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
     """
     plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter, precision=precision)
-    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads torch: only where tensors are touched
+    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     return run(plan, as_path(out, "OUT"), force=force, threads=threads, progress=progress)
