@@ -36,7 +36,7 @@ from adaptertool.settle import UNIT, Open, Settled
 from adaptertool.spec import Step
 from adaptertool.tensors import as_bytes, read_tensor
 
-_MOST_SINGLE = 256  # rank up to which float32 leaves few elements open
+_MOST_SINGLE = 32  # rank up to which float32 leaves few elements open
 
 
 class Workspace:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import BY_NAME, FULL, NORM, Size
+from adaptertool.kinds import BY_NAME, FULL, NORM, Factor, Size
 from adaptertool.numerics.interval import Interval, intervals, roots
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.whole import Whole
@@ -30,9 +30,9 @@ class Chain:
     def __init__(self, inputs: Inputs, step: Step) -> None:
         self._inputs, self._step = inputs, step
         self._rows, self._columns = matrix(step)
-        self._whole: dict[tuple[int, str], Array] = {}
+        self._whole: dict[tuple[int, str], Factor] = {}
         self._squares: dict[int, Array] = {}
-        self._recent: dict[tuple[int, int], tuple[slice | list[int], dict[str, Array]]] = {}
+        self._recent: dict[tuple[int, int], tuple[slice | list[int], dict[str, Factor]]] = {}
         self._lock = threading.RLock()
 
     def needs_before(self) -> bool:
@@ -84,9 +84,9 @@ class Chain:
             chosen = choose(edit, first, last)
             if chosen is None:
                 continue
-            factors, length = self.factors(number, edit, chosen.places), self._columns
+            factors, length = dict(self._known(number, edit, chosen.places)), self._columns
             if number in norms:
-                factors[NORM] = norms[number]
+                factors[NORM] = Factor(norms[number])
                 if edit.transposed:
                     length = self._rows | 1  # summed in several parts, and so never in groups of equal size
             after = BY_NAME[edit.kind].bound(size, factors, edit.scale, edit.weight, unit, length)
@@ -191,35 +191,38 @@ class Chain:
 
     def factors(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Array]:
         """All factors of edit `number` as float64 matrices, cut to those rows (as stored) of what it acts on."""
+        return {role: factor.array for role, factor in self._known(number, edit, places).items()}
+
+    def _known(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Factor]:
         key = (threading.get_ident(), number)  # a block asks for them several times
         found = self._recent.get(key)
         if found is None or found[0] != places:
             if len(self._recent) >= _RECENT:
                 self._recent.clear()
             found = self._recent[key] = (places, self._cut(number, edit, places))
-        return dict(found[1])
+        return found[1]
 
-    def _cut(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Array]:
+    def _cut(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Factor]:
         kind = BY_NAME[edit.kind]
-        if not edit.transposed and isinstance(places, slice):
-            return {
-                role: self._some_rows(edit, ref, places) if role in kind.by_row else self._read_whole(number, role, ref)
-                for role, ref in edit.factors.items()
-            }
-        whole = {role: self._read_whole(number, role, ref) for role, ref in edit.factors.items()}
-        if edit.transposed:
-            return {role: tensor[:, places] if role in kind.by_column else tensor for role, tensor in whole.items()}
-        return {role: tensor[places] if role in kind.by_row else tensor for role, tensor in whole.items()}
+        by_row = frozenset() if edit.transposed else kind.by_row
+        cut = {}
+        for role, ref in edit.factors.items():
+            if role in by_row and isinstance(places, slice):
+                width = ref.spec.numel // (self._rows if edit.view is None else len(edit.view.rows))
+                cut[role] = Factor(read_rows(self._inputs, ref, places.start, places.stop, width))
+                continue
+            cut[role] = self._read_whole(number, role, ref)
+            if role in by_row:
+                cut[role] = Factor(cut[role].array[places])
+            elif edit.transposed and role in kind.by_column:
+                cut[role] = Factor(cut[role].array[:, places])
+        return cut
 
-    def _some_rows(self, edit: Edit, ref: Ref, places: slice) -> Array:
-        rows = self._rows if edit.view is None else len(edit.view.rows)
-        return read_rows(self._inputs, ref, places.start, places.stop, ref.spec.numel // rows)
-
-    def _read_whole(self, number: int, role: str, ref: Ref) -> Array:
+    def _read_whole(self, number: int, role: str, ref: Ref) -> Factor:
         with self._lock:
             if (number, role) not in self._whole:
                 rows = ref.spec.shape[0]
-                self._whole[number, role] = read_rows(self._inputs, ref, 0, rows, ref.spec.numel // rows)
+                self._whole[number, role] = Factor(read_rows(self._inputs, ref, 0, rows, ref.spec.numel // rows))
             return self._whole[number, role]
 
     def _forget(self, first: int) -> None:

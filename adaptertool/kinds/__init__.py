@@ -2,7 +2,7 @@
 
 from adaptertool.kinds.dora import DORA
 from adaptertool.kinds.full import FULL
-from adaptertool.kinds.kind import NORM, Array, Kind, Size, has_few_bits, interpolated
+from adaptertool.kinds.kind import NORM, Array, Factor, Kind, Size, has_few_bits, interpolated
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.offset import OFFSET
 
@@ -10,6 +10,6 @@ KINDS: tuple[Kind, ...] = (LORA, DORA, OFFSET, FULL)
 BY_NAME = {kind.name: kind for kind in KINDS}
 
 __all__ = [
-    "BY_NAME", "DORA", "FULL", "KINDS", "LORA", "NORM", "OFFSET", "Array", "Kind", "Size", "has_few_bits",
+    "BY_NAME", "DORA", "FULL", "KINDS", "LORA", "NORM", "OFFSET", "Array", "Factor", "Kind", "Size", "has_few_bits",
     "interpolated",
 ]  # fmt: skip

@@ -11,12 +11,12 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from adaptertool.kinds import lora
-from adaptertool.kinds.kind import NORM, Array, Kind, Shape, Size, largest_of, mixed
+from adaptertool.kinds.kind import NORM, Array, Factor, Kind, Shape, Size, mixed
 from adaptertool.kinds.lora import A, B
 
 MAGNITUDE = "lora_magnitude_vector"
 
-_GROUP = 64  # squares are summed in groups, so that fewer roundings follow one another
+_PART = 1 << 16  # elements
 
 
 def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
@@ -29,45 +29,58 @@ def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]
 
 
 def _combined(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
-    """V = W + s·B·A; the product apart, as in LoRA"""
-    product = (factors[B] * scale) @ factors[A]
-    product += rows
-    return product
+    """V = W + s·B·A"""
+    if not lora.is_block(rows):
+        return factors[B] * scale @ factors[A] + rows
+    changed = rows.copy()
+    lora.add_product(changed, factors[B] * scale, factors[A])
+    return changed
 
 
 def squares(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
     """‖V‖² of each row, as far as the columns in `rows` go: (n, 1)."""
-    return _sum_of_squares(_combined(rows, factors, scale))
+    return _squares(_combined(rows, factors, scale))
 
 
-def _sum_of_squares(changed: Array) -> Array:
-    products = changed * changed
-    if products.shape[1] % _GROUP == 0 and hasattr(products, "reshape"):
-        products = products.reshape(len(products), -1, _GROUP).sum(2)
-    return products.sum(1)[:, None]
+def _squares(changed: Array) -> Array:
+    if not lora.is_block(changed):
+        return (changed * changed).sum(1)[:, None]
+    from adaptertool.numerics import product  # noqa: PLC0415  # plans are made without numpy
 
-
-def _roundings(length: int) -> int:
-    """Of a sum of `length` squares, whatever the order of additions within a group, and of the groups."""
-    return _GROUP + length // _GROUP if length % _GROUP == 0 else length
+    return product.squares(changed)
 
 
 def apply(rows: Array, factors: MutableMapping[str, Array], scale: Any, weight: Any) -> None:
     """rows += weight·((m / ‖V‖)·V − rows), in place. rows (n, columns); A (r, columns); B (n, r); m and the norm
     (n, 1). Where no norm is given, the rows are whole, and it is put there."""
-    changed = _combined(rows, factors, scale)
+    if not lora.is_block(rows):
+        _apply(rows, factors, scale, weight)
+        return
+    step, norms = max(1, _PART // max(rows.shape[1], 1)), rows[:, :1].copy()
+    for first in range(0, len(rows), step):  # in parts that stay in the cache
+        part = slice(first, first + step)
+        own = {role: factor if role == A else factor[part] for role, factor in factors.items()}
+        _apply(rows[part], own, scale, weight)
+        norms[part] = own[NORM]
+    factors[NORM] = norms
+
+
+def _apply(rows: Array, factors: MutableMapping[str, Array], scale: Any, weight: Any) -> None:
+    if in_place := weight == 1 and lora.is_block(rows):
+        lora.apply(rows, factors, scale, 1.0)
+    changed = rows if in_place else _combined(rows, factors, scale)
     if NORM not in factors:
-        factors[NORM] = _sum_of_squares(changed) ** 0.5
+        factors[NORM] = _squares(changed) ** 0.5
     changed *= factors[MAGNITUDE] / factors[NORM]
-    if weight == 1:
-        rows[...] = changed
-    else:
+    if weight != 1:
         changed -= rows
         changed *= weight
         rows += changed
+    elif not in_place:
+        rows[...] = changed
 
 
-def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:
+def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Size:
     """V as in LoRA; the sum of `length` squares, its root, a quotient; then the product with V, and the mixture.
 
     With f = m / ‖V‖ and its relative error e:  |x̂ − x| ≤ unit·|x̂| + f̂·|v̂ − v| + e·|x|, and ‖V̂ − V‖ is no larger than
@@ -76,11 +89,14 @@ def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float,
     combined = lora.bound(size, factors, scale, 1.0, unit, length)
     if not math.isfinite(combined.error):
         return combined
-    smallest = float(factors[NORM].min()) if factors[NORM].size else 1.0
+    from adaptertool.numerics.product import roundings  # noqa: PLC0415  # plans are made without numpy
+
+    norms = factors[NORM].array
+    smallest = float(norms.min()) if norms.size else 1.0
     if not smallest > 0:
         return Size(math.inf, math.inf)
-    norm = combined.relative + combined.error * math.sqrt(length) / smallest + (_roundings(length) + 8) * unit
-    factor, slack = largest_of(factors[MAGNITUDE] / factors[NORM]), 1 + 2.0**-10 + 4 * norm
+    norm = combined.relative + combined.error * math.sqrt(length) / smallest + (roundings(length) + 8) * unit
+    factor, slack = Factor(factors[MAGNITUDE].array / norms).largest, 1 + 2.0**-10 + 4 * norm
     largest = factor * combined.largest * slack
     changed = Size(
         largest,

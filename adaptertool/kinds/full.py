@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Array, Kind, Shape, Size, largest_of, mixed
+from adaptertool.kinds.kind import Array, Factor, Kind, Shape, Size, mixed
 
 TUNED = "tuned"
 
@@ -28,9 +28,9 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
         rows += (tuned - rows) * weight
 
 
-def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
+def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
     """T itself, or the mixture with it."""
-    largest = largest_of(factors[TUNED])
+    largest = factors[TUNED].largest
     tuned = Size(largest, grain=size.grain_with(factors[TUNED]), moved=size.moved + size.largest + largest)
     return tuned if weight == 1 else mixed(size, tuned, weight, unit)
 

@@ -6,6 +6,7 @@ The functions are written with operators alone, so one formula serves every numb
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -73,13 +74,52 @@ class Size:
             moved=self.moved + change,
         )
 
-    def grain_with(self, factor: Array, *numbers: float, power: int = 0) -> int | None:
+    def grain_with(self, factor: Factor, *numbers: float, power: int = 0) -> int | None:
         """Of v + factor·numbers·2^power: None where it is not known, or of no use because a number has many bits."""
         if self.grain is None:
             return None
+        return grain_times(factor.grain + power, self.grain, *numbers)
+
+
+class Factor:
+    """A factor, cut to a block, and what bounds need to know of it: found out when asked for, and once."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    @functools.cached_property
+    def largest(self) -> float:
+        """The largest magnitude."""
+        return float(max(self.array.max(), -self.array.min())) if self.array.size else 0.0
+
+    @functools.cached_property
+    def extent(self) -> tuple[float, float]:
+        """The smallest magnitude but 0, or 1 where that is smaller, and the largest."""
+        if not self.largest > 0:
+            return 1.0, self.largest
+        sizes = abs(self.array)
+        sizes[sizes == 0] = 1.0
+        return min(float(sizes.min()), 1.0), self.largest
+
+    @functools.cached_property
+    def longest_row(self) -> float:
+        """The largest square of a row's length."""
+        return self._longest(1)
+
+    @functools.cached_property
+    def longest_column(self) -> float:
+        """The largest square of a column's length."""
+        return self._longest(0)
+
+    def _longest(self, axis: int) -> float:
+        return float((self.array * self.array).sum(axis).max()) if self.array.size else 0.0
+
+    @functools.cached_property
+    def grain(self) -> int:
+        """All its numbers are multiples of 2^grain."""
         from adaptertool.numerics.grain import grain_of  # noqa: PLC0415  # plans are made without numpy
 
-        return grain_times(grain_of(factor) + power, self.grain, *numbers)
+        return grain_of(self.array)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +150,10 @@ class Kind:
     by_row: frozenset[str]
     expected: Callable[[Shape, Mapping[str, Shape]], Mapping[str, Shape] | None]
     apply: Callable[[Array, dict[str, Array], Any, Any], None]
-    bound: Callable[[Size, Mapping[str, Array], float, float, float, int], Size]
+    bound: Callable[[Size, Mapping[str, Factor], float, float, float, int], Size]
     by_column: frozenset[str] = frozenset()
     squares: Callable[[Array, Mapping[str, Array], Any], Array] | None = None
     elementwise: bool = False
-
-
-def largest_of(array: Array) -> float:
-    return float(max(array.max(), -array.min())) if array.size else 0.0
-
-
-def extent(array: Array) -> tuple[float, float]:
-    """The smallest magnitude but 0, or 1 where that is smaller, and the largest."""
-    if not array.size:
-        return 1.0, 0.0
-    sizes = abs(array)
-    largest = float(sizes.max())
-    smallest = float(sizes.min())
-    if smallest == 0:
-        sizes[sizes == 0] = 1.0
-        smallest = float(sizes.min())
-    return min(smallest, 1.0), largest
 
 
 def in_range(extents: Iterable[tuple[float, float]], unit: float) -> bool:

@@ -10,11 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Array, Kind, Shape, Size, extent, in_range, tiny
+from adaptertool.kinds.kind import Array, Factor, Kind, Shape, Size, in_range, tiny
 
 A, B = "lora_A", "lora_B"
-
-_PART = 1 << 16  # elements of a product
 
 
 def scaling(alpha: float, rank: int, *, rank_stabilised: bool) -> float:
@@ -40,45 +38,39 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
 
 
 def add_product(rows: Array, left: Array, right: Array) -> None:
-    """rows += left @ right, in place. The product apart from the sum, since BLAS may add into what is there after
-    every one of the r terms; in parts that stay in the cache."""
-    if rows.ndim > 2:  # single elements
+    """rows += left @ right, in place."""
+    if is_block(rows):
+        from adaptertool.numerics import product  # noqa: PLC0415  # plans are made without numpy
+
+        product.add_product(rows, left, right)
+    else:
         rows += left @ right
-        return
-    step = max(1, _PART // max(right.shape[1], 1))
-    for first in range(0, len(rows), step):
-        part = rows[first : first + step]
-        part += left[first : first + step] @ right
 
 
-def reach(factors: Mapping[str, Array], scale: float) -> float:
-    """No element of |scale|·|B|·|A| is larger (Cauchy and Schwarz): |scale| times the longest row of B times the
-    longest column of A."""
-    a, b = factors[A], factors[B]
-    if not a.size or not b.size:
-        return 0.0
-    product = float((a * a).sum(0).max()) * float((b * b).sum(1).max())
-    return abs(scale) * math.sqrt(product) * (1 + 1e-4)  # more than what rounding takes away
+def is_block(rows: Array) -> bool:
+    """Rows of floats: no single elements, no exact numbers."""
+    return getattr(rows, "dtype", None) in ("float32", "float64") and rows.ndim == 2
 
 
-def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
-    """The r products and sums, and three roundings of factors and scale; then the sum with the weight.
+def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
+    """The r products and sums, and three roundings of factors and scale; then the sum with the weight. No element of
+    |B|·|A| is larger than the longest row of B times the longest column of A (Cauchy and Schwarz).
 
     Infinite where numbers are so large or small that they may overflow, or lose bits, on the way.
     Source: N. Higham, Accuracy and Stability of Numerical Algorithms (2002), section 3.1.
     """
-    extents = [extent(factors[A]), extent(factors[B])]
-    if weight == 0 or scale == 0 or any(largest == 0 for _, largest in extents):
+    a, b = factors[A], factors[B]
+    times, rank = abs(weight * scale), len(a.array)
+    if 0 in (times, a.largest, b.largest):
         return size
-    times, rank = abs(weight * scale), len(factors[A])
-    scaled = tuple(end * times for end in extents[1])
-    if not in_range((*extents, (min(scaled), max(scaled))), unit):
+    scaled = [end * times for end in b.extent]
+    if not in_range((a.extent, b.extent, (min(scaled), max(scaled))), unit):
         return Size(math.inf, math.inf)
-    change = reach(factors, weight * scale)
+    change = times * math.sqrt(a.longest_column * b.longest_row) * (1 + 2.0**-20)  # more than what rounding takes away
     relative = (rank + 5) * unit / (1 - (rank + 5) * unit)
-    grain = size.grain_with(factors[A], scale, weight)
+    grain = size.grain_with(a, scale, weight)
     if grain is not None:
-        grain = size.grain_with(factors[B], power=grain)
+        grain = size.grain_with(b, power=grain)
     return size.plus(change, relative * change + (rank + 1) * tiny(unit), unit, grain)
 
 

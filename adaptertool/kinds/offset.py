@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Array, Kind, Shape, Size, largest_of
+from adaptertool.kinds.kind import Array, Factor, Kind, Shape, Size
 
 BIAS = "lora_B.bias"
 
@@ -23,9 +23,9 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
     rows += factors[BIAS] * (weight * scale)
 
 
-def bound(size: Size, factors: Mapping[str, Array], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
+def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
     """Two products and a sum."""
-    change = abs(weight * scale) * largest_of(factors[BIAS]) * (1 + 2.0**-20)
+    change = abs(weight * scale) * factors[BIAS].largest * (1 + 2.0**-20)
     if change == 0:
         return size
     return size.plus(change, 3 * unit * change, unit, size.grain_with(factors[BIAS], scale, weight))

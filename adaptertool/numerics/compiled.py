@@ -37,6 +37,10 @@ def _functions(library: ctypes.CDLL) -> Mapping[str, Any]:
     found: dict[str, Any] = {"standard_arithmetic": library.standard_arithmetic}
     library.standard_arithmetic.restype = ctypes.c_int
     for wide, real in _REAL.items():
+        product = found[f"add_product_{wide}"] = library[f"add_product_{wide}"]
+        product.argtypes, product.restype = [*[_POINTER] * 3, *[_COUNT] * 4], None
+        squares = found[f"squares_{wide}"] = library[f"squares_{wide}"]
+        squares.argtypes, squares.restype = [*[_POINTER] * 2, *[_COUNT] * 3], None
         for stored in ("BF16", "F16", "F32"):
             widen = found[f"widen_{stored}_{wide}"] = library[f"widen_{stored}_{wide}"]
             widen.argtypes, widen.restype = [_POINTER, _POINTER, _COUNT], ctypes.c_uint32

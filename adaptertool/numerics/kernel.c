@@ -1,8 +1,7 @@
-/* The two passes that every block makes: stored numbers to floats, and floats to stored numbers.
+/* The passes that every block makes: stored numbers to floats, the product of two factors, floats to stored numbers.
 
-   Called by rounding.py through ctypes, which has a twin of each in numpy; the tests hold both together. Plain loops
-   without branches, so that the compiler makes vector code of them. Floating-point contraction would be harmless to
-   the bounds, but is off, for results that are the same everywhere. */
+   Called through ctypes by rounding.py and product.py, which have a twin of each in numpy; the tests hold both
+   together. Plain loops without branches, so that the compiler makes vector code of them. */
 
 #include <fenv.h>
 #include <float.h>
@@ -124,6 +123,80 @@ ROUND(round_f4_F16, float, uint16_t, fabsf, FLT_MAX, to_F16)
 ROUND(round_f8_BF16, double, uint16_t, fabs, DBL_MAX, odd_to_BF16)
 ROUND(round_f8_F16, double, uint16_t, fabs, DBL_MAX, odd_to_F16)
 ROUND(round_f8_F32, double, uint32_t, fabs, DBL_MAX, to_F32)
+
+/* rows += left @ right, each product summed by itself before it is added: what lora.py's bound counts on. `rows` has
+   `columns` columns, and `stride` elements from one row to the next; rank is at most DEEPEST. */
+#define DEEPEST 256
+#define HIGH 4  /* rows at once */
+#define PARTS 4 /* vectors at once of each row */
+#define ADD_PRODUCT(NAME, REAL)                                                                                       \
+    typedef REAL NAME##_vector __attribute__((vector_size(64)));                                                      \
+    CLONES void NAME(REAL *restrict rows, const REAL *restrict left, const REAL *restrict right, size_t count,        \
+                     size_t columns, size_t stride, size_t rank)                                                      \
+    {                                                                                                                 \
+        enum { WIDE = PARTS * 64 / sizeof(REAL) };                                                                    \
+        NAME##_vector panel[DEEPEST][PARTS];                                                                          \
+        for (size_t c = 0; c < columns; c += WIDE) {                                                                  \
+            size_t wide = columns - c < WIDE ? columns - c : WIDE;                                                    \
+            memset(panel, 0, rank * sizeof panel[0]);                                                                 \
+            for (size_t k = 0; k < rank; k++)                                                                         \
+                memcpy(panel[k], right + k * columns + c, wide * sizeof(REAL));                                       \
+            for (size_t r = 0; r < count; r += HIGH) {                                                                \
+                size_t high = count - r < HIGH ? count - r : HIGH;                                                    \
+                const REAL *own[HIGH];                                                                                \
+                NAME##_vector sum[HIGH][PARTS] = {0};                                                                 \
+                for (size_t i = 0; i < HIGH; i++)                                                                     \
+                    own[i] = left + (r + (i < high ? i : 0)) * rank;                                                  \
+                for (size_t k = 0; k < rank; k++)                                                                     \
+                    for (size_t i = 0; i < HIGH; i++)                                                                 \
+                        for (size_t v = 0; v < PARTS; v++)                                                            \
+                            sum[i][v] += own[i][k] * panel[k][v];                                                     \
+                for (size_t i = 0; i < high; i++) {                                                                   \
+                    REAL *row = rows + (r + i) * stride + c;                                                          \
+                    const REAL *add = (const REAL *)sum[i];                                                           \
+                    if (wide == WIDE)                                                                                 \
+                        for (size_t j = 0; j < WIDE; j++)                                                             \
+                            row[j] += add[j];                                                                         \
+                    else                                                                                              \
+                        for (size_t j = 0; j < wide; j++)                                                             \
+                            row[j] += add[j];                                                                         \
+                }                                                                                                     \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+ADD_PRODUCT(add_product_f4, float)
+ADD_PRODUCT(add_product_f8, double)
+
+/* out = the sum of squares of each row: of groups of 64, and then of the groups. */
+#define GROUP 64
+#define SQUARES(NAME, REAL)                                                                                           \
+    CLONES void NAME(const REAL *restrict rows, REAL *restrict out, size_t count, size_t columns, size_t stride)      \
+    {                                                                                                                 \
+        for (size_t r = 0; r < count; r++) {                                                                          \
+            const REAL *row = rows + r * stride;                                                                      \
+            REAL total = 0;                                                                                           \
+            for (size_t c = 0; c < columns; c += GROUP) {                                                             \
+                size_t length = columns - c < GROUP ? columns - c : GROUP;                                            \
+                REAL lanes[8] = {0};                                                                                  \
+                if (length == GROUP)                                                                                  \
+                    for (size_t i = 0; i < GROUP; i += 8)                                                             \
+                        for (size_t lane = 0; lane < 8; lane++)                                                       \
+                            lanes[lane] += row[c + i + lane] * row[c + i + lane];                                     \
+                else                                                                                                  \
+                    for (size_t i = 0; i < length; i++)                                                               \
+                        lanes[i % 8] += row[c + i] * row[c + i];                                                      \
+                for (size_t half = 4; half; half /= 2)                                                                \
+                    for (size_t lane = 0; lane < half; lane++)                                                        \
+                        lanes[lane] += lanes[lane + half];                                                            \
+                total += lanes[0];                                                                                    \
+            }                                                                                                         \
+            out[r] = total;                                                                                           \
+        }                                                                                                             \
+    }
+
+SQUARES(squares_f4, float)
+SQUARES(squares_f8, double)
 
 /* Rounding to nearest, and subnormal numbers kept, in the thread that calls: a library may have set it otherwise. */
 int standard_arithmetic(void) { return fesetenv(FE_DFL_ENV); }
