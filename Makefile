@@ -24,6 +24,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/merge_1b.py
 	$(BIN)/python benchmarks/kinds_1b.py
 	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/merge_8b.py
 	$(BIN)/python benchmarks/plan_671b.py
 
 bench-peers:
