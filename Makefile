@@ -1,6 +1,7 @@
 # make demo    install, merge the fixture adapter, check it against PEFT, sweep alpha
 # make test    lint, types, tests
-# make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), plan of 671 B; tables into README.md
+# make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
+#              left out where there is less), cost of exactness, plan of 671 B; tables into README.md
 # make bench-peers   tinker-cookbook into an environment of its own, so that make bench measures it too
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -25,6 +26,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/kinds_1b.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/merge_8b.py
+	$(BIN)/python benchmarks/settling.py
 	$(BIN)/python benchmarks/plan_671b.py
 
 bench-peers:
