@@ -1,11 +1,14 @@
 # make demo    install, merge the fixture adapter, check it against PEFT, sweep alpha
 # make test    lint, types, tests
-# make bench   merge of 1.1 B parameters beside PEFT and cp (10 GB of disk), plan of 671 B; tables into README.md
+# make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
+#              left out where there is less), cost of exactness, plan of 671 B; tables into README.md
+# make bench-peers   tinker-cookbook into an environment of its own, so that make bench measures it too
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+TINKER := benchmarks/.venv-tinker
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-peers clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo.py
@@ -21,7 +24,14 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/merge_1b.py
 	$(BIN)/python benchmarks/kinds_1b.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/merge_8b.py
+	$(BIN)/python benchmarks/settling.py
 	$(BIN)/python benchmarks/plan_671b.py
+
+bench-peers:
+	$(PYTHON) -m venv $(TINKER)
+	$(TINKER)/bin/pip install --quiet --disable-pip-version-check $(shell grep ^torch== constraints.txt) tinker-cookbook==0.5.8
 
 $(STAMP): pyproject.toml setup.py constraints.txt adaptertool/numerics/kernel.c
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adaptertool needs Python 3.11 or newer; set PYTHON=")'
@@ -30,4 +40,4 @@ $(STAMP): pyproject.toml setup.py constraints.txt adaptertool/numerics/kernel.c
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv demo benchmarks/data .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv demo benchmarks/data $(TINKER) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing whole processes, and putting a table into the README."""
+"""What the benchmarks share: timing whole processes in turn, and putting a table into the README."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "benchmarks" / "data"
+PYTHON = sys.executable
+TOOL: list[object] = [PYTHON, "-m", "adaptertool"]
+# Put before a command whose last argument is the folder that it writes: the files are fsynced, as adaptertool's are.
+SYNCED: list[object] = ["bash", "-c", '"$@" && sync "${!#}"/*', "bash"]
+COPY = "`cp -r` and fsync"
+NOT_ENOUGH = "not measured: {need:.0f} GB of disk needed, {free:.0f} GB free"
 
 
 # ru_maxrss of a process is at least that of the process which started it, so a small one starts it.
@@ -43,6 +51,53 @@ def timed(command: Sequence[object]) -> Timing:
     if code:
         raise SystemExit(f"exit code {code} from {arguments[5:]}")
     return Timing(*figures)
+
+
+def in_turn(commands: Mapping[str, Sequence[object]], runs: int) -> dict[str, list[Timing]]:
+    """Time each command, one after the other, in one round more than asked for: the first warms the page cache.
+
+    The last argument of each is the folder that it writes, which is removed before.
+    """
+    timings: dict[str, list[Timing]] = {name: [] for name in commands}
+    for number in range(runs + 1):
+        for name, command in commands.items():
+            shutil.rmtree(str(command[-1]), ignore_errors=True)
+            result = timed(command)
+            if number:
+                timings[name].append(result)
+    return timings
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[None]:
+    """A folder that is gone before and after, whatever happens."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def short_of(need: float) -> str:
+    """Why there is no run that needs so many bytes of disk; empty if there is room."""
+    WORK.mkdir(exist_ok=True)
+    free = shutil.disk_usage(WORK).free
+    return "" if free > need else NOT_ENOUGH.format(need=need / 1e9, free=free / 1e9)
+
+
+def copying(base: Path, out: Path) -> list[object]:
+    return [*SYNCED, "cp", "-r", base, out]
+
+
+def ratio(results: Sequence[Timing], others: Sequence[Timing]) -> float:
+    """Median of wall time beside that of others in the same round."""
+    return median([own.wall / other.wall for own, other in zip(results, others, strict=True)])
+
+
+def figures(results: Sequence[Timing]) -> str:
+    """Cells of a table: wall, CPU, peak memory."""
+    peak, cpu = max(result.peak for result in results) / 1e6, median([result.cpu for result in results])
+    return f"{spread([result.wall for result in results])} | {cpu:.1f} | {peak:,.0f} MB"
 
 
 def median(values: Sequence[float]) -> float:

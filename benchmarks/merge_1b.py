@@ -1,9 +1,10 @@
-"""Merge an all-linear rank-16 adapter into a 1.1 B-parameter bf16 checkpoint: adaptertool, PEFT, and a plain copy.
+"""Merge an all-linear rank-16 adapter into a 1.1 B-parameter bf16 checkpoint: adaptertool, its peers, and a copy.
 
     python benchmarks/merge_1b.py [RUNS]
 
-Whole processes, start-up included, in turn, with the page cache warm; the copy is fsynced, as adaptertool's output
-is and PEFT's is not. Then all outputs are loaded with transformers and their logits compared.
+Whole processes, start-up included, in turn, with the page cache warm; what is written is fsynced by all. Then all
+outputs are compared: their weights with adaptertool's, and, loaded with transformers, their logits with those of
+PEFT's unmerged model. tinker-cookbook has an environment of its own (`make bench-peers`), and is skipped without it.
 """
 
 from __future__ import annotations
@@ -12,51 +13,64 @@ import shutil
 import subprocess
 import sys
 
-from measure import WORK, Timing, into_readme, machine, median, spread, timed
+from measure import COPY, PYTHON, SYNCED, TOOL, WORK, copying, figures, in_turn, into_readme, machine, ratio
 
 HERE = WORK.parent
 BASE, ADAPTER = WORK / "base", WORK / "adapter"
-PYTHON = sys.executable
+TINKER = HERE / ".venv-tinker" / "bin" / "python"
 
-CONTESTANTS = {
-    "`adaptertool merge`": [PYTHON, "-m", "adaptertool", "merge", BASE, ADAPTER, "-o", WORK / "ours"],
-    "PEFT load, `merge_and_unload`, `save_pretrained`": [PYTHON, HERE / "peft_merge.py", BASE, ADAPTER, WORK / "peft"],
-    "`cp -r` and fsync": ["bash", "-c", "cp -r $0 $1 && sync $1/*", BASE, WORK / "copy"],
-}
+OURS, PEFT = "`adaptertool merge`", "PEFT load, `merge_and_unload`, `save_pretrained`"
+
+
+def contestants() -> dict[str, list[object]]:
+    found = {
+        OURS: [*TOOL, "merge", BASE, ADAPTER, "-o", WORK / "ours"],
+        PEFT: [*SYNCED, PYTHON, HERE / "peft_merge.py", BASE, ADAPTER, WORK / "peft"],
+    }
+    if TINKER.exists():
+        ask = "import importlib.metadata as m; print(m.version('tinker-cookbook'))"
+        version = subprocess.run([TINKER, "-c", ask], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+        name = f"tinker-cookbook {version} `build_hf_model`, shard by shard"
+        found[name] = [*SYNCED, TINKER, HERE / "tinker_merge.py", BASE, ADAPTER, WORK / "tinker"]
+    else:
+        print("tinker-cookbook is skipped: `make bench-peers` installs it", file=sys.stderr)
+    return found | {COPY: copying(BASE, WORK / "copy")}
+
+
+def output(script: str, *arguments: object) -> list[str]:
+    """Lines that a script prints, as a list in Markdown in which folders are called after those who wrote them."""
+    command = [PYTHON, "-W", "ignore", HERE / script, *arguments]
+    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    for folder, author in {"ours": "adaptertool", "peft": "PEFT", "tinker": "tinker-cookbook"}.items():
+        text = text.replace(f"{WORK / folder}", f"merged by {author}")
+    return [f"- {line}" for line in text.splitlines()]
 
 
 def main(runs: int) -> None:
     if not (ADAPTER / "adapter_model.safetensors").exists():
         WORK.mkdir(exist_ok=True)
         subprocess.run([PYTHON, HERE / "make_1b.py", WORK], check=True)
-    timings: dict[str, list[Timing]] = {name: [] for name in CONTESTANTS}
-    for number in range(runs + 1):
-        for name, command in CONTESTANTS.items():
-            shutil.rmtree(command[-1], ignore_errors=True)
-            result = timed(command)
-            if number:  # the first round warms the page cache
-                timings[name].append(result)
-    ours = timings["`adaptertool merge`"]
+    commands = contestants()
+    timings = in_turn(commands, runs)
+    merged = [command[-1] for name, command in commands.items() if name != COPY]
     lines = [
         f"{machine()}; median of {runs} runs in turn (smallest–largest); `make bench`",
         "",
         "| 1.1 B bf16, 3 shards, all-linear rank 16 | wall s | CPU s | peak memory | wall, adaptertool = 1 |",
         "| --- | --- | --- | --- | --- |",
+        *(f"| {name} | {figures(done)} | {ratio(done, timings[OURS]):.2f} |" for name, done in timings.items()),
+        "",
+        "Logits against PEFT's unmerged model, in float32:",
+        "",
+        *output("check_1b.py", BASE, ADAPTER, *merged),
+        "",
+        "Weights against those merged by adaptertool, which are the correct roundings:",
+        "",
+        *output("differ_1b.py", *merged),
     ]
-    for name, results in timings.items():
-        ratios = [other.wall / own.wall for other, own in zip(results, ours, strict=True)]
-        peak = max(result.peak for result in results) / 1e6
-        cpu = median([result.cpu for result in results])
-        lines.append(
-            f"| {name} | {spread([r.wall for r in results])} | {cpu:.1f} | {peak:,.0f} MB | {median(ratios):.2f} |"
-        )
-    check = [PYTHON, "-W", "ignore", HERE / "check_1b.py", BASE, ADAPTER, WORK / "ours", WORK / "peft"]
-    logits = subprocess.run(check, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-    logits = logits.replace(f"{WORK / 'ours'}", "merged by adaptertool").replace(f"{WORK / 'peft'}", "merged by PEFT")
-    text = "\n".join(lines) + "\n\nLogits against PEFT's unmerged model, in float32:\n\n"
-    into_readme("merge_1b", text + "\n".join(f"- {line}" for line in logits.splitlines()))
-    for name in ("ours", "peft", "copy"):
-        shutil.rmtree(WORK / name)
+    into_readme("merge_1b", "\n".join(lines))
+    for command in commands.values():
+        shutil.rmtree(str(command[-1]))
 
 
 if __name__ == "__main__":

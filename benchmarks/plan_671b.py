@@ -1,6 +1,6 @@
 """Plan a merge into a mixture of experts of 671 B parameters and 91,000 tensors, from headers alone.
 
-    python benchmarks/plan_671b.py
+    python benchmarks/plan_671b.py [RUNS]
 
 The checkpoint is sparse: files of the true size that hold zeros and take no room on disk.
 """
@@ -8,12 +8,12 @@ The checkpoint is sparse: files of the true size that hold zeros and take no roo
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from measure import WORK, into_readme, machine, spread, timed
+from checkpoints import by_count, save_adapter, save_base
+from measure import TOOL, WORK, into_readme, machine, scratch, spread, timed
 
 HIDDEN, INNER, LAYERS, EXPERTS, SHARDS, RANK = 7168, 1024, 61, 512, 163, 16
 
@@ -39,50 +39,20 @@ def tensors() -> dict[str, list[int]]:
     return shapes
 
 
-def write(path: Path, shapes: dict[str, list[int]], dtype: str, width: int) -> None:
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        size = width * shape[0] * (shape[1] if len(shape) > 1 else 1)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    raw = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        file.truncate(8 + len(raw) + end)
-
-
 def make(base: Path, adapter: Path) -> tuple[int, int]:
-    base.mkdir(parents=True)
-    adapter.mkdir()
-    shapes, weight_map = tensors(), {}
-    names = list(shapes)
-    per_shard = -(-len(names) // SHARDS)
-    for number in range(SHARDS):
-        shard = f"model-{number + 1:05}-of-{SHARDS:06}.safetensors"
-        part = {name: shapes[name] for name in names[number * per_shard : (number + 1) * per_shard]}
-        write(base / shard, part, "BF16", 2)
-        weight_map |= dict.fromkeys(part, shard)
-    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    factors = {}
-    for name, shape in shapes.items():
-        if name.endswith("_proj.weight"):
-            module = "base_model.model." + name.removesuffix(".weight")
-            factors[f"{module}.lora_A.weight"] = [RANK, shape[1]]
-            factors[f"{module}.lora_B.weight"] = [shape[0], RANK]
-    write(adapter / "adapter_model.safetensors", factors, "F32", 4)
-    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 32}))
-    return len(shapes), len(factors) // 2
+    shapes = tensors()
+    save_base(base, by_count(shapes, -(-len(shapes) // SHARDS)))
+    return len(shapes), save_adapter(adapter, shapes, RANK)
 
 
-def main(runs: int = 5) -> None:
+def main(runs: int) -> None:
     folder = WORK / "plan"
-    shutil.rmtree(folder, ignore_errors=True)
-    count, modules = make(folder / "base", folder / "adapter")
-    call = ["merge", folder / "base", folder / "adapter", "-o", folder / "out", "--dry-run"]
-    command = [sys.executable, "-m", "adaptertool", *map(str, call)]
-    plans = [timed(command) for _ in range(runs)]
-    helps = [timed([sys.executable, "-m", "adaptertool", "--help"]) for _ in range(runs)]
-    report = json.loads(subprocess.run([*command, "--json"], check=True, stdout=subprocess.PIPE).stdout)
+    command = [*TOOL, "merge", folder / "base", folder / "adapter", "-o", folder / "out", "--dry-run"]
+    with scratch(folder):
+        count, modules = make(folder / "base", folder / "adapter")
+        plans = [timed(command) for _ in range(runs)]
+        helps = [timed([*TOOL, "--help"]) for _ in range(runs)]
+        report = json.loads(subprocess.run([*command, "--json"], check=True, stdout=subprocess.PIPE).stdout)
     peak = max(plan.peak for plan in plans) / 1e6
     into_readme(
         "plan_671b",
@@ -92,8 +62,7 @@ def main(runs: int = 5) -> None:
         f"({report['bytes_written'] / 1e12:.2f} TB) | {spread([plan.wall for plan in plans])} | {peak:,.0f} MB |\n"
         f"| `adaptertool --help` | {spread([h.wall for h in helps])} | {max(h.peak for h in helps) / 1e6:,.0f} MB |",
     )
-    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
