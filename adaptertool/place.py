@@ -59,9 +59,10 @@ class Placer:
 
     def _is_fused(self, module: Module, pieces: Pieces) -> bool:
         """Whether its factors are those of all experts of a fused tensor."""
-        if module.kind != LORA.name or pieces[0].cut is not None or len(module.factors[A].shape) != 2:
+        piece = pieces[0]
+        if piece.cut is not None or (piece.expert is None and len(self._tensors[piece.disk].spec.shape) != 3):
             return False
-        return pieces[0].expert is not None or len(self._tensors[pieces[0].disk].spec.shape) == 3
+        return module.kind == LORA.name and len(module.factors[A].shape) == 2
 
     def _stack(self, pieces: Pieces) -> Stack:
         first = self._tensors[pieces[0].disk].spec.shape

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 
+from adaptertool.errors import by
 from adaptertool.reports import PlanReport, RunReport, TensorPlan
 from adaptertool.spec import EXACT
 
@@ -68,8 +68,9 @@ def _threads(count: int) -> str:
 
 def _tensor(tensor: TensorPlan, report: PlanReport, *, one_by_one: bool) -> str:
     """A line for one tensor; numbers in its name become * so that the layers fall together."""
-    name = tensor.name if one_by_one else re.sub(r"(?<![^.])\d+(?![^.])", "*", tensor.name)
-    shape = "×".join(map(str, tensor.shape)) or "scalar"
+    name = tensor.name
+    if not one_by_one:
+        name = ".".join(["*" if part.isdecimal() else part for part in name.split(".")])
     edits = [
         edit.kind
         + (f" scale {edit.scale:g}" if edit.kind != "full" else "")
@@ -81,4 +82,4 @@ def _tensor(tensor: TensorPlan, report: PlanReport, *, one_by_one: bool) -> str:
     ]
     folded = [(text, len(list(same))) for text, same in itertools.groupby(edits)]  # experts, or the same twice
     text = " then ".join(f"{count} times {text}" if count > 1 else text for text, count in folded)
-    return f"{tensor.action}  {name}  {tensor.dtype} {shape}" + (f"  {text}" if text else "")
+    return f"{tensor.action}  {name}  {tensor.dtype} {by(tensor.shape)}" + (f"  {text}" if text else "")
