@@ -60,7 +60,15 @@ def read_header(path: Path) -> Header:
         raw = read_exact(file, 8, length)
     if not raw.startswith(b"{"):
         raise InputError(f"{path} is not a safetensors file: its header does not begin with '{{'")
-    return _validated(file, 8 + length, parse_json(raw, f"the header of {path}"))
+    return _validated(file, 8 + length, parse_json(raw, f"the header of {path}", _strings_in))
+
+
+def _strings_in(fields: dict[str, Any]) -> int:
+    """In a valid header: a name, three keys and a dtype for each tensor; the metadata, with its name, if there are any."""
+    metadata = fields.get("__metadata__")
+    if not isinstance(metadata, dict):
+        return 5 * len(fields)
+    return 5 * (len(fields) - 1) + 1 + 2 * len(metadata)
 
 
 def _validated(file: InputFile, data_start: int, fields: dict[str, Any]) -> Header:
