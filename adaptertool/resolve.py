@@ -42,7 +42,7 @@ def open_subject(base: Checkpoint) -> Subject:
     tensors = dict(base.tensors)
     for end, source in (ends or {}).items():
         ref = base.tensors[source]
-        tensors[end] = dataclasses.replace(ref, spec=dataclasses.replace(ref.spec, name=end))
+        tensors[end] = dataclasses.replace(ref, spec=ref.spec._replace(name=end))
     if ends:
         names = Names(tuple(tensors), base.config)
     return Subject(base, names, read_traits(base, ties_known=ends is not None), ends or {}, tensors)
@@ -94,9 +94,9 @@ def _fitted(subject: Subject, traits: Traits, adapter: Adapter, target: str, mod
     if module.rows is None:
         traits.refuse_tied(ref)
     else:
-        module = dataclasses.replace(module, view=_row_view(subject, ref, module))
+        module = module._replace(view=_row_view(subject, ref, module))
     if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
-        module = dataclasses.replace(module, transposed=True)
+        module = module._replace(transposed=True)
     return module
 
 

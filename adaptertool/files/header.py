@@ -64,7 +64,7 @@ def read_header(path: Path) -> Header:
 
 
 def _strings_in(fields: dict[str, Any]) -> int:
-    """In a valid header: a name, three keys and a dtype for each tensor; the metadata, with its name, if there are any."""
+    """In a valid header: a name, three keys and a dtype for each tensor; of metadata their name, keys and values."""
     metadata = fields.get("__metadata__")
     if not isinstance(metadata, dict):
         return 5 * len(fields)
