@@ -18,6 +18,8 @@ from adaptertool.files.jsonfile import parse_json
 from adaptertool.files.reader import InputFile, open_input, read_exact
 from adaptertool.spec import DTYPE_BITS, Ref, Stamp, TensorSpec
 
+_Form = tuple[str, tuple[int, ...], int]  # dtype, shape, bytes
+
 _FIELDS = {"dtype", "shape", "data_offsets"}
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
 
@@ -75,7 +77,8 @@ def _validated(file: InputFile, data_start: int, fields: dict[str, Any]) -> Head
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InputError(f"{file.path}: __metadata__ must map strings to strings")
-    refs = [_entry(file.path, data_start, name, entry) for name, entry in fields.items()]
+    forms: dict[_Form, _Form] = {}
+    refs = [_entry(file.path, data_start, name, entry, forms) for name, entry in fields.items()]
     refs.sort(key=lambda ref: (ref.offset, ref.spec.nbytes))
     end = data_start
     for ref in refs:
@@ -101,7 +104,8 @@ def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> by
     return len(text).to_bytes(8, "little") + text
 
 
-def _entry(path: Path, data_start: int, name: str, entry: object) -> Ref:
+def _entry(path: Path, data_start: int, name: str, entry: object, forms: dict[_Form, _Form]) -> Ref:
+    """One tensor. What was found to be valid of the others is shared: most have the form of another."""
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise _bad(path, name, "must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -112,14 +116,22 @@ def _entry(path: Path, data_start: int, name: str, entry: object) -> Ref:
     if not _are_naturals(offsets) or len(offsets) != 2:
         raise _bad(path, name, "has data_offsets that are not two positions")
     begin, end = offsets
+    form = dtype, tuple(shape), end - begin
+    if (known := forms.get(form)) is None:
+        known = forms[form] = _checked(path, name, form)
+    return Ref(path, data_start + begin, TensorSpec(name, *known))
+
+
+def _checked(path: Path, name: str, form: _Form) -> _Form:
+    dtype, shape, nbytes = form
     bits = DTYPE_BITS[dtype]
     for size in shape:
         bits *= size
         if bits >= 2**66:
             raise _bad(path, name, "has a shape beyond what the format can address")
-    if bits % 8 or end - begin != bits // 8:
-        raise _bad(path, name, f"takes {end - begin:,} bytes, but its dtype and shape need {bits / 8:,.10g}")
-    return Ref(path, data_start + begin, TensorSpec(name, dtype, tuple(shape), bits // 8))
+    if bits % 8 or nbytes != bits // 8:
+        raise _bad(path, name, f"takes {nbytes:,} bytes, but its dtype and shape need {bits / 8:,.10g}")
+    return form
 
 
 def _bad(path: Path, name: str, what: str) -> InputError:
