@@ -130,8 +130,9 @@ def _file(
     file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], saved: Saved, tokens: dict[str, Ref]
 ) -> None:
     """Put one tensor where it belongs: the factor of a module, token rows, or a saved tensor."""
-    name, mark, rest = key.rpartition(_MARK)
-    if role := _FACTORS.get(mark + rest):
+    mark = key.rfind(_MARK)
+    if role := _FACTORS.get(key[mark:]):
+        name = key[:mark]
         roles = factors.setdefault(name, {})
         if role in roles:
             raise InputError(f"{file} holds two tensors for {role} of {shown(name)}")
