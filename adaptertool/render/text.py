@@ -47,7 +47,7 @@ def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
     lines.append(f"  memory   at most {size(report.memory_predicted)} ({_threads(report.threads)})")
     if len(report.outputs) > 1:
         lines.append(f"  outputs  {len(report.outputs)}: {report.outputs[0]} ... {report.outputs[-1]}")
-    forms = Counter([_form(tensor, one_by_one=every_tensor) for tensor in report.tensors])
+    forms = Counter(_form(tensor, one_by_one=every_tensor) for tensor in report.tensors)
     counts: Counter[str] = Counter()
     for form, count in forms.items():
         counts[_line(*form, report.sources)] += count
