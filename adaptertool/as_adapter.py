@@ -100,8 +100,8 @@ def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
             if ref.spec.name in made or not ref.spec.numel:
                 continue
             if twin := next((step for step in _steps(made) if _is_twin(step, ref)), None):
-                edit = dataclasses.replace(twin.edits[0], factors={TUNED: ref})
-                made[ref.spec.name] = {ref.offset: dataclasses.replace(twin, spec=ref.spec, edits=(edit,))}
+                edit = twin.edits[0]._replace(factors={TUNED: ref})
+                made[ref.spec.name] = {ref.offset: twin._replace(spec=ref.spec, edits=(edit,))}
             else:
                 raise UnsupportedError(
                     f"{ref.path}: {shown(ref.spec.name)} changes nothing that the base stores by itself; write a "
@@ -119,7 +119,7 @@ def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
         grown = DTYPE_BITS[spec.dtype] // DTYPE_BITS[old.spec.dtype]
         if spec.name in made:
             steps += [
-                dataclasses.replace(new, offset=end + (offset - old.offset) * grown)
+                new._replace(offset=end + (offset - old.offset) * grown)
                 for offset, new in sorted(made[spec.name].items(), key=lambda piece: piece[0])
             ]
         else:
@@ -153,7 +153,7 @@ def _made(step: Step, edit: Edit) -> Iterator[tuple[Ref, Step]]:
             yield ref, Step(_as_dtype(ref.spec, widened(ref.spec.dtype)), 0, step.base, (edit,), makes=role)
     elif edit.kind == FULL.name:
         for base, ref in _saved(step.base, edit):
-            yield ref, Step(ref.spec, 0, base, (dataclasses.replace(edit, factors={TUNED: ref}, view=None),))
+            yield ref, Step(ref.spec, 0, base, (edit._replace(factors={TUNED: ref}, view=None),))
 
 
 def _saved(base: Ref, edit: Edit) -> Iterator[tuple[Ref, Ref]]:
@@ -163,7 +163,7 @@ def _saved(base: Ref, edit: Edit) -> Iterator[tuple[Ref, Ref]]:
         yield base, ref
         return
     spec = base.spec
-    rows = dataclasses.replace(base, spec=dataclasses.replace(spec, shape=(spec.numel // view.width, view.width)))
+    rows = dataclasses.replace(base, spec=spec._replace(shape=(spec.numel // view.width, view.width)))
     assert len(view.columns) == view.width
     for _, run in itertools.groupby(enumerate(view.rows), lambda pair: pair[1] - pair[0]):
         (place, row), *more = run

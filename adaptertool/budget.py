@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from adaptertool.kinds import BY_NAME
 from adaptertool.plan import BLOCK_ELEMENTS, all_steps, block_rows, matrix, verbatim
@@ -22,8 +23,8 @@ def predicted_memory(plan: Plan, threads: int) -> int:
         rows, columns = matrix(step)
         at_once = block_rows(columns)
         block = max(block, columns * at_once)
-        whole = max(whole, _held(step, rows, threads * at_once))
-        own = max(own, min(at_once, rows) * _by_row(step))
+        held, by_row = _factors(step, rows, threads * at_once)
+        whole, own = max(whole, held), max(own, min(at_once, rows) * by_row)
     # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
     each = max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole + own
     return BASE_MEMORY + threads * each + _windows(plan) + tensors * 2000
@@ -41,41 +42,32 @@ def _windows(plan: Plan) -> int:
     return KEPT * max(sizes.values(), default=0) if len(sizes) > KEPT else sum(sizes.values())
 
 
-def _by_row(step: Step) -> int:
-    """Bytes of one row of the factors that go by row: as stored, widened, and times the scale."""
-    return 24 * max(
-        (
-            factor.shape[1]
-            for edit in step.edits
-            for role, factor in edit.factors.items()
-            if role in BY_NAME[edit.kind].by_row and len(factor.shape) > 1 and not BY_NAME[edit.kind].elementwise
-        ),
-        default=0,
-    )
-
-
-def _held(step: Step, rows: int, at_once: int) -> int:
-    """Bytes of the factors that are kept whole at one time: of many experts only those that the threads are at."""
-    held = longest = 0
+def _factors(step: Step, rows: int, at_once: int) -> tuple[int, int]:
+    """Bytes of the factors that are kept whole at one time, of many experts only those that the threads are at; and of
+    one row of the factors that go by row: as stored, widened, and times the scale."""
+    held = widest = longest = 0
     for edit in step.edits:
-        longest = max(longest, rows if edit.view is None else len(edit.view.rows))
-        gathers = edit.view is not None and isinstance(edit.view.rows, tuple)
-        held += sum(
-            8 * math.prod(factor.shape)
-            for role, factor in edit.factors.items()
-            if edit.transposed or gathers or role not in BY_NAME[edit.kind].by_row
-        )
+        kind, view = BY_NAME[edit.kind], edit.view
+        longest = max(longest, rows if view is None else len(view.rows))
+        kept = edit.transposed or (view is not None and isinstance(view.rows, tuple))
+        for role, factor in edit.factors.items():
+            shape, goes_by_row = factor.shape, role in kind.by_row
+            if kept or not goes_by_row:
+                held += 8 * math.prod(shape)
+            if goes_by_row and len(shape) > 1 and not kind.elementwise:
+                widest = max(widest, shape[1])
     window = at_once + 2 * longest
-    return held if window >= rows else -(-held * window // rows)
+    return held if window >= rows else -(-held * window // rows), 24 * widest
 
 
 def bytes_to_read(plan: Plan) -> int:
     """Every tensor that is needed, header and asset once (the check before the run reads the factors a second time)."""
-    tensors = {
-        (ref.path, ref.offset): ref.spec.nbytes
-        for step in all_steps(plan)
-        for ref in (step.base, *(factor for edit in step.edits for factor in edit.factors.values()))
-    }
+    tensors: dict[tuple[Path, int], int] = {}
+    for step in all_steps(plan):
+        tensors[step.base.path, step.base.offset] = step.base.spec.nbytes
+        for edit in step.edits:
+            for ref in edit.factors.values():
+                tensors[ref.path, ref.offset] = ref.spec.nbytes
     others = sum(shard.data_start for shard in plan.shards) + sum(asset.size for asset in plan.assets)
     return others + sum(tensors.values())
 
@@ -91,9 +83,10 @@ def bytes_to_write(plan: Plan) -> int:
 
 def count_tensors(plan: Plan) -> tuple[int, int]:
     """(tensors, those of which at least one output differs from a copy of the base's bytes)"""
-    edited = {
-        step.spec.name
-        for step in all_steps(plan)
-        if any(verbatim(step, output.alpha) is not step.base for output in plan.outputs)
-    }
-    return len({step.spec.name for step in all_steps(plan)}), len(edited)
+    alphas = [output.alpha for output in plan.outputs]
+    names, edited = set(), set()
+    for step in all_steps(plan):
+        names.add(step.spec.name)
+        if any(verbatim(step, alpha) is not step.base for alpha in alphas):
+            edited.add(step.spec.name)
+    return len(names), len(edited)

@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 import click
-from tqdm import tqdm
 
 from adaptertool import __version__
 from adaptertool.budget import bytes_to_write
@@ -153,6 +152,8 @@ def _execute(
         return
     target = as_path(out, "OUT")
     check_output(plan, target, force=force)  # before numpy is loaded
+    from tqdm import tqdm  # noqa: PLC0415  # as below: not for a plan, or --help
+
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy
 
     lock = threading.Lock()

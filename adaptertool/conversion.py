@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from adaptertool.errors import UnsupportedError, shown
 
@@ -36,8 +36,7 @@ class Cut:
         return range(self.index * size // self.count, (self.index + 1) * size // self.count)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A tensor on the disk, as what it is of a tensor in memory: that tensor, a part of it, or what it is cut from."""
 
     disk: str

@@ -7,7 +7,6 @@ transformers 5 change one expert at a time.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 from adaptertool.conversion import Cut, ExpertLayout
@@ -54,12 +53,12 @@ def of_expert(module: Module, stack: Stack, expert: int, rows: range, *, on_firs
     a, b, rank = module.factors[A], module.factors[B], module.rank
     own = {
         A: a.rows(expert * rank, (expert + 1) * rank),
-        B: dataclasses.replace(b, columns=range(expert, stack[0] * rank, stack[0])),
+        B: Ref(b.path, b.offset, b.spec, range(expert, stack[0] * rank, stack[0])),
     }
     if not on_first:
         own[B] = own[B].rows(rows.start, rows.stop)
     elif len(rows) < stack[1]:
-        own[A] = dataclasses.replace(own[A], columns=rows)
+        own[A] = Ref(own[A].path, own[A].offset, own[A].spec, rows)
     return own
 
 
@@ -79,7 +78,7 @@ def in_expert(module: Module, cut: Cut, spec: TensorSpec, layout: ExpertLayout |
     else:
         inside = range(first + part.start, first + part.stop, part.step)
         view = View(columns, inside, range(columns), (len(part), columns))
-    return dataclasses.replace(module, view=view, transposed=transposed)
+    return module._replace(view=view, transposed=transposed)
 
 
 def _fits_transposed(module: Module, cut: Cut, shape: tuple[int, int], where: str, layout: ExpertLayout | None) -> bool:

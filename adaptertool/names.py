@@ -224,7 +224,7 @@ def rename(adapter: Adapter, renames: Sequence[str]) -> Adapter:
             raise UsageError(f"the renaming {text!r} has no valid replacement: {error}") from error
         if all(target == module.target for target, module in zip(targets, modules, strict=True)):
             raise UsageError(f"the renaming {text!r} changes no name of {adapter.path}")
-        modules = [dataclasses.replace(module, target=target) for target, module in zip(targets, modules, strict=True)]
+        modules = [module._replace(target=target) for target, module in zip(targets, modules, strict=True)]
     return dataclasses.replace(adapter, modules=tuple(modules))
 
 

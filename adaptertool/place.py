@@ -59,9 +59,10 @@ class Placer:
 
     def _is_fused(self, module: Module, pieces: Pieces) -> bool:
         """Whether its factors are those of all experts of a fused tensor."""
-        if module.kind != LORA.name or pieces[0].cut is not None or len(module.factors[A].shape) != 2:
+        piece = pieces[0]
+        if piece.cut is not None or (piece.expert is None and len(self._tensors[piece.disk].spec.shape) != 3):
             return False
-        return pieces[0].expert is not None or len(self._tensors[pieces[0].disk].spec.shape) == 3
+        return module.kind == LORA.name and len(module.factors[A].shape) == 2
 
     def _stack(self, pieces: Pieces) -> Stack:
         first = self._tensors[pieces[0].disk].spec.shape
@@ -95,11 +96,11 @@ class Placer:
             for expert in range(experts):
                 own = of_expert(module, stack, expert, range(rows), on_first=on_first)
                 view = View(columns, range(expert * rows, (expert + 1) * rows), range(columns), (rows, columns))
-                yield pieces[0].disk, dataclasses.replace(module, factors=own, view=view, transposed=on_first)
+                yield pieces[0].disk, module._replace(factors=own, view=view, transposed=on_first)
             return
         for piece, inside in self._offsets(pieces):
             own = of_expert(module, stack, piece.expert or 0, inside, on_first=on_first)
-            yield piece.disk, dataclasses.replace(module, factors=own, transposed=on_first)
+            yield piece.disk, module._replace(factors=own, transposed=on_first)
 
     def _is_on_first(self, module: Module, stack: Stack) -> bool:
         """Whether lora_A belongs to the first of the two dimensions of an expert: that has changed with PEFT's
@@ -151,7 +152,7 @@ class Placer:
                 else ref
                 for role, ref in module.factors.items()
             }
-            yield piece.disk, dataclasses.replace(module, factors=cut, transposed=False)
+            yield piece.disk, module._replace(factors=cut, transposed=False)
 
 
 def _in_rows(module: Module, cut: Cut, spec: TensorSpec, kv_rows: int | None) -> Module:
@@ -183,13 +184,13 @@ def _in_rows(module: Module, cut: Cut, spec: TensorSpec, kv_rows: int | None) ->
     if not fits:
         raise MismatchError(f"{where}, but its factors are for {own} rows; is this adapter for another model?")
     _require(module, expected, where)
-    return dataclasses.replace(module, view=view, transposed=False)
+    return module._replace(view=view, transposed=False)
 
 
 def _stacked(ref: Ref) -> Ref:
     """(E, rows, ...) as (E·rows, ...)"""
     shape = ref.spec.shape
-    return dataclasses.replace(ref, spec=dataclasses.replace(ref.spec, shape=(math.prod(shape[:2]), *shape[2:])))
+    return dataclasses.replace(ref, spec=ref.spec._replace(shape=(math.prod(shape[:2]), *shape[2:])))
 
 
 def _require(module: Module, expected: Mapping[str, tuple[int, ...]], where: str) -> None:

@@ -246,10 +246,11 @@ def replaces(step: Step) -> bool:
 def matrix(step: Step) -> tuple[int, int]:
     """(rows, columns) of the tensor as it is cut into blocks; rows of one element where the edits allow it."""
     numel = step.base.spec.numel
-    if all(BY_NAME[edit.kind].elementwise and edit.view is None for edit in step.edits):
+    views = [edit.view for edit in step.edits if edit.view is not None]
+    if not views and all(BY_NAME[edit.kind].elementwise for edit in step.edits):
         return numel, 1
     rows = max(step.base.spec.shape[0], 1)
-    width = next((edit.view.width for edit in step.edits if edit.view is not None), numel // rows)
+    width = views[0].width if views else numel // rows
     return numel // width if width else 0, width
 
 

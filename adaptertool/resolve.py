@@ -42,7 +42,7 @@ def open_subject(base: Checkpoint) -> Subject:
     tensors = dict(base.tensors)
     for end, source in (ends or {}).items():
         ref = base.tensors[source]
-        tensors[end] = dataclasses.replace(ref, spec=dataclasses.replace(ref.spec, name=end))
+        tensors[end] = dataclasses.replace(ref, spec=ref.spec._replace(name=end))
     if ends:
         names = Names(tuple(tensors), base.config)
     return Subject(base, names, read_traits(base, ties_known=ends is not None), ends or {}, tensors)
@@ -94,9 +94,9 @@ def _fitted(subject: Subject, traits: Traits, adapter: Adapter, target: str, mod
     if module.rows is None:
         traits.refuse_tied(ref)
     else:
-        module = dataclasses.replace(module, view=_row_view(subject, ref, module))
+        module = module._replace(view=_row_view(subject, ref, module))
     if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
-        module = dataclasses.replace(module, transposed=True)
+        module = module._replace(transposed=True)
     return module
 
 
@@ -179,8 +179,8 @@ def _row_view(subject: Subject, ref: Ref, module: Module) -> View:
 def _misfits(ref: Ref, module: Module, *, transposed: bool) -> dict[str, Shape] | None:
     """Roles whose shape is wrong, with the right one; None where the kind cannot change such a weight at all."""
     shapes = {role: factor.shape for role, factor in module.factors.items()}
-    weight = _stored_shape(ref, module)[:: -1 if transposed else 1]
-    expected = BY_NAME[module.kind].expected(weight, shapes)
+    weight = _stored_shape(ref, module)
+    expected = BY_NAME[module.kind].expected(weight[::-1] if transposed else weight, shapes)
     if expected is None:
         return None
     return {role: expected[role] for role, shape in shapes.items() if shape != expected[role]}

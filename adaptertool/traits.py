@@ -23,11 +23,13 @@ _LINEAR_FAMILIES = frozenset({"gpt_bigcode", "gpt_neo", "starcoder2", "idefics"}
 
 # Names of what models tie: input embeddings (a part with "embed" in it, or one of a few more) and output heads (the
 # last part). When unsure, it is one; but nothing ties embeddings of positions and of token types.
+_MORE_EMBEDDINGS = "wte|shared|lm_head|tokens"
+_HEADS = "embed_out|output|pred_layer|proj_out|lm_loss|decoder|unembed"
 _MAY_BE_TIED = re.compile(
     r"^(?!.*(?:position|token_type|segment|patch_embed|embedding_hidden|rel_attn_embed|decoder_embed|\d\..*output))"
-    r".*(?:embed|\b(?:wte|shared|lm_head|tokens)\b"
-    r"|\b(?:embed_out|output|pred_layer|proj_out|lm_loss|decoder|unembed)(?:\.weight)?$)"
+    rf".*(?:embed|\b(?:{_MORE_EMBEDDINGS})\b|\b(?:{_HEADS})(?:\.weight)?$)"
 )
+_ANY_OF_THEM = re.compile(rf"embed|{_MORE_EMBEDDINGS}|{_HEADS}")  # seldom there, and soon looked for
 
 _VOCABULARY = re.compile(r"^(?!type_).*vocab|^n_words$")  # keys of a config
 
@@ -76,7 +78,9 @@ class Traits:
         """Whether it may be an end that models tie, by name or by size. When unsure: yes."""
         if len(ref.spec.shape) != 2:
             return False
-        return bool(_MAY_BE_TIED.match(ref.spec.name)) or ref.spec.shape[0] in self.vocabularies
+        name = ref.spec.name
+        by_name = _ANY_OF_THEM.search(name) and _MAY_BE_TIED.match(name)
+        return bool(by_name) or ref.spec.shape[0] in self.vocabularies
 
     def may_transpose(self, ref: Ref) -> bool:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""

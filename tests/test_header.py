@@ -93,6 +93,14 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "duplicate tensor": (packed(b'{"odd":{%s},"odd":{%s}}' % (FIELD, FIELD), bytes(4)), "odd"),
     "duplicate through an escape": (packed(b'{"odd":{%s},"\\u006fdd":{%s}}' % (FIELD, FIELD), bytes(4)), "odd"),
     "duplicate field": (packed(b'{"odd":{%s,"dtype":"F32"}}' % FIELD, bytes(4)), "dtype"),
+    "duplicate field beside metadata": (
+        packed(b'{"__metadata__":{"a":"\xc3\xa9"},"odd":{"dtype":"I8",%s}}' % FIELD, bytes(4)),
+        "dtype",
+    ),
+    "as many strings as without duplicates": (
+        packed(b'{"__metadata__":null,"odd":{%s,"dtype":"F32","dtype":"F32"}}' % FIELD, bytes(4)),
+        "__metadata__",
+    ),
     "duplicate metadata block": (packed(b'{"__metadata__":{},"__metadata__":{}}'), "__metadata__"),
     "duplicate in metadata": (packed(b'{"__metadata__":{"odd":"1","odd":"2"}}'), "odd"),
     "duplicate in metadata, escaped": (packed(b'{"__metadata__":{"odd":"1","\\u006fdd":"2"}}'), "odd"),

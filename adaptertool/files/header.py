@@ -18,6 +18,8 @@ from adaptertool.files.jsonfile import parse_json
 from adaptertool.files.reader import InputFile, open_input, read_exact
 from adaptertool.spec import DTYPE_BITS, Ref, Stamp, TensorSpec
 
+_Form = tuple[str, tuple[int, ...], int]  # dtype, shape, bytes
+
 _FIELDS = {"dtype", "shape", "data_offsets"}
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
 
@@ -60,14 +62,23 @@ def read_header(path: Path) -> Header:
         raw = read_exact(file, 8, length)
     if not raw.startswith(b"{"):
         raise InputError(f"{path} is not a safetensors file: its header does not begin with '{{'")
-    return _validated(file, 8 + length, parse_json(raw, f"the header of {path}"))
+    return _validated(file, 8 + length, parse_json(raw, f"the header of {path}", _strings_in))
+
+
+def _strings_in(fields: dict[str, Any]) -> int:
+    """In a valid header: a name, three keys and a dtype for each tensor; of metadata their name, keys and values."""
+    metadata = fields.get("__metadata__")
+    if not isinstance(metadata, dict):
+        return 5 * len(fields)
+    return 5 * (len(fields) - 1) + 1 + 2 * len(metadata)
 
 
 def _validated(file: InputFile, data_start: int, fields: dict[str, Any]) -> Header:
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InputError(f"{file.path}: __metadata__ must map strings to strings")
-    refs = [_entry(file.path, data_start, name, entry) for name, entry in fields.items()]
+    forms: dict[_Form, _Form] = {}
+    refs = [_entry(file.path, data_start, name, entry, forms) for name, entry in fields.items()]
     refs.sort(key=lambda ref: (ref.offset, ref.spec.nbytes))
     end = data_start
     for ref in refs:
@@ -93,29 +104,45 @@ def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> by
     return len(text).to_bytes(8, "little") + text
 
 
-def _natural(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63  # type() because True is an int
-
-
-def _entry(path: Path, data_start: int, name: str, entry: object) -> Ref:
-    def bad(what: str) -> InputError:
-        return InputError(f"{path}: tensor {shown(name)} {what}")
-
+def _entry(path: Path, data_start: int, name: str, entry: object, forms: dict[_Form, _Form]) -> Ref:
+    """One tensor. What was found to be valid of the others is shared: most have the form of another."""
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        raise bad("must have exactly dtype, shape and data_offsets")
+        raise _bad(path, name, "must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise bad(f"has the unknown dtype {shown(dtype)}")
-    if not isinstance(shape, list) or not all(map(_natural, shape)):
-        raise bad("has a shape that is not a list of sizes")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
-        raise bad("has data_offsets that are not two positions")
+        raise _bad(path, name, f"has the unknown dtype {shown(dtype)}")
+    if not _are_naturals(shape):
+        raise _bad(path, name, "has a shape that is not a list of sizes")
+    if not _are_naturals(offsets) or len(offsets) != 2:
+        raise _bad(path, name, "has data_offsets that are not two positions")
     begin, end = offsets
+    form = dtype, tuple(shape), end - begin
+    if (known := forms.get(form)) is None:
+        known = forms[form] = _checked(path, name, form)
+    return Ref(path, data_start + begin, TensorSpec(name, *known))
+
+
+def _checked(path: Path, name: str, form: _Form) -> _Form:
+    dtype, shape, nbytes = form
     bits = DTYPE_BITS[dtype]
     for size in shape:
         bits *= size
         if bits >= 2**66:
-            raise bad("has a shape beyond what the format can address")
-    if bits % 8 or end - begin != bits // 8:
-        raise bad(f"takes {end - begin:,} bytes, but its dtype and shape need {bits / 8:,.10g}")
-    return Ref(path, data_start + begin, TensorSpec(name, dtype, tuple(shape), bits // 8))
+            raise _bad(path, name, "has a shape beyond what the format can address")
+    if bits % 8 or nbytes != bits // 8:
+        raise _bad(path, name, f"takes {nbytes:,} bytes, but its dtype and shape need {bits / 8:,.10g}")
+    return form
+
+
+def _bad(path: Path, name: str, what: str) -> InputError:
+    return InputError(f"{path}: tensor {shown(name)} {what}")
+
+
+def _are_naturals(values: object) -> bool:
+    """Whether it is a list of numbers from 0 on. A loop: for lists this short all() takes twice as long."""
+    if not isinstance(values, list):
+        return False
+    for value in values:  # noqa: SIM110
+        if type(value) is not int or not 0 <= value < 2**63:  # type() because True is an int
+            return False
+    return True

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from adaptertool.spec import Ref, Stamp, View
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(NamedTuple):
     """One change that an adapter makes: which tensor of the base, by which kind, from which factors."""
 
     name: str  # as the adapter names it, without the format's prefix

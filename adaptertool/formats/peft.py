@@ -29,7 +29,8 @@ from adaptertool.spec import COMPUTED, Ref
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _TOKENS = ".token_adapter.trainable_tokens_delta"  # replacement rows, for all their name
-_FACTORS = {
+_MARK = ".lora_"
+_FACTORS = {  # what follows the name of a module, from the mark on
     ".lora_A.weight": A,
     ".lora_B.weight": B,
     ".lora_embedding_A": A,
@@ -129,14 +130,14 @@ def _file(
     file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], saved: Saved, tokens: dict[str, Ref]
 ) -> None:
     """Put one tensor where it belongs: the factor of a module, token rows, or a saved tensor."""
-    for suffix, role in _FACTORS.items():
-        if key.endswith(suffix):
-            roles = factors.setdefault(key.removesuffix(suffix), {})
-            if role in roles:
-                raise InputError(f"{file} holds two tensors for {role} of {shown(key.removesuffix(suffix))}")
-            roles[role] = ref
-            return
-    if key.endswith(_TOKENS):
+    mark = key.rfind(_MARK)
+    if role := _FACTORS.get(key[mark:]):
+        name = key[:mark]
+        roles = factors.setdefault(name, {})
+        if role in roles:
+            raise InputError(f"{file} holds two tensors for {role} of {shown(name)}")
+        roles[role] = ref
+    elif key.endswith(_TOKENS):
         tokens[key.removesuffix(_TOKENS)] = ref
     else:
         saved.add(key, ref)
@@ -187,14 +188,14 @@ def _lora_modules(
 ) -> Iterator[Module]:
     """The low-rank change of a module's weight, and with `lora_bias` that of its bias."""
     kind = DORA if config.dora else LORA
-    expected = kind.needs | ({BIAS} if config.bias else set())
+    expected = kind.needs | {BIAS} if config.bias else kind.needs
     if roles.keys() != expected:
         missing, more = ", ".join(sorted(expected - roles.keys())), ", ".join(sorted(roles.keys() - expected))
         what = f"has no {missing}" if missing else f"has {more}, which {config.path.name} does not announce"
         raise InputError(f"{file}: module {shown(name)} {what}")
     if config.dora and config.bias:
         raise UnsupportedError(f"{config.path}: use_dora and lora_bias together have no agreed meaning")
-    weight = {role: ref for role, ref in roles.items() if role != BIAS}
+    weight = {role: ref for role, ref in roles.items() if role != BIAS} if config.bias else roles
     rank = _rank(config, file, name, weight[A])
     scale = config.scale_of(name)
     # An embedding looks up rows of (vocabulary, d): the transpose of the layer that its factors describe.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
+from collections.abc import Sequence
 
+from adaptertool.errors import by
 from adaptertool.reports import PlanReport, RunReport, TensorPlan
 from adaptertool.spec import EXACT
+
+Edits = tuple[tuple[str, float, float, int | None, bool, int], ...]  # as in EditReport, without the module
 
 
 def size(count: int) -> str:
@@ -44,9 +47,10 @@ def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
     lines.append(f"  memory   at most {size(report.memory_predicted)} ({_threads(report.threads)})")
     if len(report.outputs) > 1:
         lines.append(f"  outputs  {len(report.outputs)}: {report.outputs[0]} ... {report.outputs[-1]}")
+    forms = Counter(_form(tensor, one_by_one=every_tensor) for tensor in report.tensors)
     counts: Counter[str] = Counter()
-    for tensor in report.tensors:
-        counts[_tensor(tensor, report, one_by_one=every_tensor)] += 1
+    for form, count in forms.items():
+        counts[_line(*form, report.sources)] += count
     lines += [f"  {line}" + (f"  ({count} tensors)" if count > 1 else "") for line, count in counts.items()]
     return "\n".join(lines)
 
@@ -66,19 +70,25 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def _tensor(tensor: TensorPlan, report: PlanReport, *, one_by_one: bool) -> str:
-    """A line for one tensor; numbers in its name become * so that the layers fall together."""
-    name = tensor.name if one_by_one else re.sub(r"(?<![^.])\d+(?![^.])", "*", tensor.name)
-    shape = "×".join(map(str, tensor.shape)) or "scalar"
-    edits = [
-        edit.kind
-        + (f" scale {edit.scale:g}" if edit.kind != "full" else "")
-        + (f" weight {edit.weight:g}" if edit.weight != 1 else "")
-        + (f" {edit.rows} rows" if edit.rows is not None else "")
-        + (" transposed" if edit.transposed else "")
-        + (f" of {report.sources[edit.adapter]}" if len(report.sources) > 1 else "")
-        for edit in tensor.edits
+def _form(tensor: TensorPlan, *, one_by_one: bool) -> tuple[str, str, str, tuple[int, ...], Edits]:
+    """What the line of a tensor tells; numbers in its name become * so that the layers fall together."""
+    name = tensor.name
+    if not one_by_one:
+        name = ".".join(["*" if part.isdecimal() else part for part in name.split(".")])
+    edits = [(edit.kind, edit.scale, edit.weight, edit.rows, edit.transposed, edit.adapter) for edit in tensor.edits]
+    return tensor.action, name, tensor.dtype, tensor.shape, tuple(edits)
+
+
+def _line(action: str, name: str, dtype: str, shape: tuple[int, ...], edits: Edits, sources: Sequence[str]) -> str:
+    texts = [
+        kind
+        + (f" scale {scale:g}" if kind != "full" else "")
+        + (f" weight {weight:g}" if weight != 1 else "")
+        + (f" {rows} rows" if rows is not None else "")
+        + (" transposed" if transposed else "")
+        + (f" of {sources[adapter]}" if len(sources) > 1 else "")
+        for kind, scale, weight, rows, transposed, adapter in edits
     ]
-    folded = [(text, len(list(same))) for text, same in itertools.groupby(edits)]  # experts, or the same twice
+    folded = [(text, len(list(same))) for text, same in itertools.groupby(texts)]  # experts, or the same twice
     text = " then ".join(f"{count} times {text}" if count > 1 else text for text, count in folded)
-    return f"{tensor.action}  {name}  {tensor.dtype} {shape}" + (f"  {text}" if text else "")
+    return f"{action}  {name}  {dtype} {by(shape)}" + (f"  {text}" if text else "")

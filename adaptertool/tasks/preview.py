@@ -53,5 +53,5 @@ def _tensor(shard: str, steps: Sequence[Step]) -> TensorPlan:
         shape=spec.shape if len(steps) == 1 else (sum(step.spec.shape[0] for step in steps), *spec.shape[1:]),
         action="edit" if edits else "copy",
         bytes=sum(step.spec.nbytes for step in steps),
-        edits=tuple(dict.fromkeys(edits)),
+        edits=tuple(dict.fromkeys(edits) if len(edits) > 1 else edits),
     )
