@@ -17,7 +17,7 @@ import numpy as np
 from adaptertool.chain import Chain
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_into
-from adaptertool.kinds import FULL, LORA, Size, has_few_bits, interpolated
+from adaptertool.kinds import FULL, Size, has_few_bits, interpolated
 from adaptertool.kinds.full import TUNED
 from adaptertool.numerics.grain import grain_of
 from adaptertool.numerics.rounding import (
@@ -112,12 +112,13 @@ def compute(
             result[:] = value
         elif not exact or size.exact or not math.isfinite(size.error):
             round_within(value, 0.0, 0.0, target, result)
-        elif len(where := round_within(value, *size.margin(run.unit), target, result)):
+        elif len(where := round_within(value, *size.margin(max(run.unit, _coarse(target))), target, result)):
             if run.unit != UNIT:
                 changed = chain.size(run.size, block.first, block.last, run.norms, UNIT)
                 size = changed if alpha == 1 else interpolated(run.size, changed, alpha, UNIT)
             before = doubles(stored[where], base.spec.dtype)
-            some = Open(chain, block.first, block.last, block.columns, size, alpha, replaced, target, space.counts)
+            rows = (block.first, block.last, block.columns)
+            some = Open(chain, *rows, run.norms, size, alpha, replaced, target, space.counts)
             result[where] = some.settle(where, before, value[where] if run.unit == UNIT else None)
         if not replaced and (not exact or size.exact):
             _sign_zeros(block, stored, value, result)
@@ -161,9 +162,9 @@ def _evaluate(
     before, after, delta, mix = (_part(buffer, arithmetic, block.numel) for buffer in buffers)
     mixing = any(alpha != 1 for alpha in alphas)
     size = Size(widen(stored, block.step.base.spec.dtype, after))
-    if mixing or block.chain.needs_before():
+    if mixing or block.chain.demands.before:
         before[:] = after
-    if arithmetic == np.float64 and block.chain.may_be_without_error() and any(map(has_few_bits, alphas)):
+    if arithmetic == np.float64 and block.chain.demands.few_bits and any(map(has_few_bits, alphas)):
         size = Size(size.largest, grain=grain_of(after))
     norms = block.chain.apply(after.reshape(-1, block.columns), block.first, before.reshape(-1, block.columns))
     if mixing:
@@ -174,11 +175,16 @@ def _evaluate(
 
 
 def _arithmetic(block: Block, *, exact: bool) -> Any:
-    """Single precision where that is sure to leave few elements open: LoRA on 16-bit weights."""
+    """Single precision where that is sure to leave few elements open: LoRA and DoRA on 16-bit weights."""
     narrow = all(STORED[spec.dtype].itemsize == 2 for spec in (block.step.base.spec, block.step.spec))
-    plain = all(edit.kind == LORA.name for edit in block.step.edits)
-    plain = plain and block.chain.width() <= _MOST_SINGLE  # the error grows with the rank
+    plain = block.chain.demands.single and block.chain.demands.width <= _MOST_SINGLE  # the error grows with the rank
     return np.float32 if narrow and (plain or not exact) else np.float64
+
+
+def _coarse(dtype: str) -> float:
+    """The unit of float32 for 16 bits: rounding to them is quicker by way of it (numerics.rounding), and leaves only a
+    few more open."""
+    return 2.0**-24 if STORED[dtype].itemsize == 2 else UNIT
 
 
 def _sign_zeros(block: Block, stored: Array, value: Array, result: Array) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from adaptertool.demands import demands_of
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import BY_NAME, FULL, NORM, Factor, Size
+from adaptertool.kinds import BY_NAME, NORM, Factor, Size
 from adaptertool.numerics.interval import Interval, intervals, roots
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.whole import Whole
@@ -30,27 +31,11 @@ class Chain:
     def __init__(self, inputs: Inputs, step: Step) -> None:
         self._inputs, self._step = inputs, step
         self._rows, self._columns = matrix(step)
+        self.demands = demands_of(step.edits)
         self._whole: dict[tuple[int, str], Factor] = {}
         self._squares: dict[int, Array] = {}
         self._recent: dict[tuple[int, int], tuple[slice | list[int], dict[str, Factor]]] = {}
         self._lock = threading.RLock()
-
-    def needs_before(self) -> bool:
-        return any(edit.on_base for edit in self._step.edits)
-
-    def is_rational(self) -> bool:
-        """Whether an element of the result is a sum of products of what is stored: no norms."""
-        return all(BY_NAME[edit.kind].squares is None for edit in self._step.edits)
-
-    def width(self) -> int:
-        """How many numbers of a factor go into one element, at most."""
-        factors = ((BY_NAME[edit.kind], *item) for edit in self._step.edits for item in edit.factors.items())
-        return max((ref.shape[0] for kind, role, ref in factors if role in kind.by_column), default=1)
-
-    def may_be_without_error(self) -> bool:
-        """Whether the numbers have so few bits that float64 may compute with them exactly."""
-        stored = [ref for edit in self._step.edits if edit.kind != FULL.name for ref in edit.factors.values()]
-        return self.is_rational() and all(ref.spec.dtype in ("BF16", "F16") for ref in stored)
 
     def apply(self, rows: Array, first: int, before: Array, upto: int | None = None) -> Mapping[int, Array]:
         """Make the edits (the first `upto` of them) to rows from `first` on, float64 or float32, in place.
@@ -65,15 +50,13 @@ class Chain:
                 continue
             kind, some = BY_NAME[edit.kind], rows[chosen.index, chosen.columns]
             factors = self.factors(number, edit, chosen.places)
-            if rows.dtype != np.float64:
-                factors = {role: factor.astype(rows.dtype) for role, factor in factors.items()}
-            if kind.squares is not None and edit.transposed:
-                factors[NORM] = np.sqrt(self._squares_of_columns(number, edit))
-            elif kind.squares is not None and edit.on_base:
-                factors[NORM] = np.sqrt(kind.squares(before[chosen.index, chosen.columns], factors, edit.scale))
+            if kind.squares is not None:
+                old = before[chosen.index, chosen.columns] if edit.on_base else some
+                turned = edit.transposed
+                squares = self._squares_of_columns(number, edit) if turned else kind.squares(old, factors, edit.scale)
+                factors[NORM] = norms[number] = np.sqrt(squares)
+            factors = {role: factor.astype(rows.dtype, copy=False) for role, factor in factors.items()}
             kind.apply(some.T if edit.transposed else some, factors, edit.scale, edit.weight)
-            if NORM in factors:
-                norms[number] = factors[NORM]
             if isinstance(chosen.index, list):  # else `some` shares its memory with `rows`
                 rows[chosen.index] = some
         return norms
@@ -88,7 +71,7 @@ class Chain:
             if number in norms:
                 factors[NORM] = Factor(norms[number])
                 if edit.transposed:
-                    length = self._rows | 1  # summed in several parts, and so never in groups of equal size
+                    length = 32 * self._rows  # summed in parts: as if each were a row (numerics.product.roundings)
             after = BY_NAME[edit.kind].bound(size, factors, edit.scale, edit.weight, unit, length)
             if after is not size:  # what lies outside of its view stays as it was
                 size = size.either(after)
@@ -106,7 +89,8 @@ class Chain:
     ) -> Any:
         """The edits made to single elements of rows first..last, as a batch (n, 1, 1) in another number system.
 
-        at: rows (from `first` on) and columns; before: their values; norms: of their rows, by the number of the edit.
+        at: rows (from `first` on) and columns; before: their values; norms: by the number of the edit, as `apply` gives
+        them, or (1, 1, 1) that of the only element.
         """
         rows = before.copy()
         for number, edit in enumerate(self._step.edits):
@@ -120,7 +104,8 @@ class Chain:
             cut = self.factors(number, edit, chosen.places)
             factors = {role: system(picked(kind, role, cut[role], edit, places)) for role in cut}
             if norms and number in norms:
-                factors[NORM] = norms[number]
+                norm = norms[number]
+                factors[NORM] = norm if norm.ndim == 3 else picked(kind, NORM, norm, edit, places)
             some = rows if len(where) == len(at[0]) else rows[where]
             kind.apply(some, factors, *(Fraction(x) if exact else x for x in (edit.scale, edit.weight)))
             if some is not rows:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptertool.kinds import Kind
+from adaptertool.kinds import NORM, Kind
 from adaptertool.spec import Edit
 
 Places = tuple[Any, Any]  # rows and columns of single elements, arrays of integers
@@ -48,7 +48,7 @@ def picked(kind: Kind, role: str, factor: Any, edit: Edit, places: Places) -> An
     row, column = places[::-1] if edit.transposed else places
     if kind.elementwise:
         return factor[row, column][:, None, None]
-    if role in kind.by_row:
+    if role in kind.by_row or role == NORM:
         return factor[row][:, None, :]
     return factor[:, column].T[:, :, None]
 

@@ -7,7 +7,7 @@ the side of a middle (numerics.residue), all at once; and rationals, one by one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -47,6 +47,7 @@ class Open:
     first: int
     last: int
     columns: int
+    norms: Mapping[int, Array]  # in float64, by the number of the edit
     size: Size  # of the values in float64, errors included
     alpha: float
     replaced: bool  # the result is a stored tensor itself: its zeros keep their sign
@@ -59,7 +60,7 @@ class Open:
         before: what the base has there; values: the results in float64, or None to compute them here.
         """
         found = np.empty(len(where), STORED[self.dtype])
-        count = max(64, _AT_ONCE // self.chain.width())
+        count = max(64, _AT_ONCE // self.chain.demands.width)
         for at in range(0, len(where), count):
             part = slice(at, at + count)
             self._settle(where[part], before[part], None if values is None else values[part], found[part])
@@ -69,13 +70,14 @@ class Open:
         at = (where // self.columns, where % self.columns)
         if values is None:
             start = before.reshape(-1, 1, 1)
-            after = self.chain.pick(lambda floats: floats, self.first, self.last, at, start, exact=False)
+            rows = (self.first, self.last, at, start)
+            after = self.chain.pick(lambda floats: floats, *rows, exact=False, norms=self.norms)
             values = interpolate(start, after, self.alpha).reshape(-1)
         error, relative = self.size.margin(UNIT)
         left = round_within(values, error, relative, self.dtype, found)
         left = left[np.isfinite(values[left])]
         self.counts.exactly += len(left)
-        if len(left) and self.chain.is_rational():
+        if len(left) and self.chain.demands.rational:
             left = self._by_residues(left, at, before, values, found)
         self.counts.one_by_one += len(left)
         for place in left.tolist():
@@ -120,7 +122,7 @@ class Open:
         start, at = intervals(np.full((1, 1, 1), before)), (np.array([row]), np.array([column]))
         bits = 128
         while bits <= _MOST_BITS:
-            rational = self.chain.is_rational()
+            rational = self.chain.demands.rational
             norms = {} if rational else self.chain.norms_of_base(self.first + row, column, bits)
             if norms is None:
                 yield interpolate(*self.chain.line(self.first + row, column, bits), alpha)

@@ -29,7 +29,7 @@ ROOMS = [
     ["place", "ties", "resize"],
     ["resolve", "layout"],
     ["plan"],
-    ["region"],
+    ["region", "demands"],
     ["chain", "as_adapter"],
     ["settle"],
     ["blocks", "rescale", "budget"],

@@ -7,16 +7,14 @@ as in PEFT 0.21.2, against which this is checked in the tests.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
 from adaptertool.kinds import lora
-from adaptertool.kinds.kind import NORM, Array, Factor, Kind, Shape, Size, mixed
+from adaptertool.kinds.kind import NORM, Array, Factor, Kind, Shape, Size, in_range, mixed, tiny
 from adaptertool.kinds.lora import A, B
 
 MAGNITUDE = "lora_magnitude_vector"
-
-_PART = 1 << 16  # elements
 
 
 def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
@@ -33,58 +31,43 @@ def _combined(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
     if not lora.is_block(rows):
         return factors[B] * scale @ factors[A] + rows
     changed = rows.copy()
-    lora.add_product(changed, factors[B] * scale, factors[A])
+    lora.apply(changed, factors, scale, 1.0)
     return changed
 
 
 def squares(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
-    """‖V‖² of each row, as far as the columns in `rows` go: (n, 1)."""
-    return _squares(_combined(rows, factors, scale))
+    """‖V‖² of each row, as far as the columns in `rows` go: (n, 1). Of float32 rows, too, in float64."""
+    if lora.is_block(rows):
+        from adaptertool.numerics import product  # noqa: PLC0415  # plans are made without numpy
+
+        return product.squares(rows, factors[B] * scale, factors[A])
+    changed = _combined(rows, factors, scale)
+    return (changed * changed).sum(1)[:, None]
 
 
-def _squares(changed: Array) -> Array:
-    if not lora.is_block(changed):
-        return (changed * changed).sum(1)[:, None]
-    from adaptertool.numerics import product  # noqa: PLC0415  # plans are made without numpy
-
-    return product.squares(changed)
-
-
-def apply(rows: Array, factors: MutableMapping[str, Array], scale: Any, weight: Any) -> None:
+def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:
     """rows += weight·((m / ‖V‖)·V − rows), in place. rows (n, columns); A (r, columns); B (n, r); m and the norm
-    (n, 1). Where no norm is given, the rows are whole, and it is put there."""
-    if not lora.is_block(rows):
-        _apply(rows, factors, scale, weight)
-        return
-    step, norms = max(1, _PART // max(rows.shape[1], 1)), rows[:, :1].copy()
-    for first in range(0, len(rows), step):  # in parts that stay in the cache
-        part = slice(first, first + step)
-        own = {role: factor if role == A else factor[part] for role, factor in factors.items()}
-        _apply(rows[part], own, scale, weight)
-        norms[part] = own[NORM]
-    factors[NORM] = norms
-
-
-def _apply(rows: Array, factors: MutableMapping[str, Array], scale: Any, weight: Any) -> None:
-    if in_place := weight == 1 and lora.is_block(rows):
+    (n, 1)."""
+    ratio = factors[MAGNITUDE] / factors[NORM]
+    if weight == 1 and lora.is_block(rows):  # as below, in place
         lora.apply(rows, factors, scale, 1.0)
-    changed = rows if in_place else _combined(rows, factors, scale)
-    if NORM not in factors:
-        factors[NORM] = _squares(changed) ** 0.5
-    changed *= factors[MAGNITUDE] / factors[NORM]
-    if weight != 1:
+        rows *= ratio
+        return
+    changed = _combined(rows, factors, scale)
+    changed *= ratio
+    if weight == 1:
+        rows[...] = changed
+    else:
         changed -= rows
         changed *= weight
         rows += changed
-    elif not in_place:
-        rows[...] = changed
 
 
 def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Size:
     """V as in LoRA; the sum of `length` squares, its root, a quotient; then the product with V, and the mixture.
 
     With f = m / ‖V‖ and its relative error e:  |x̂ − x| ≤ unit·|x̂| + f̂·|v̂ − v| + e·|x|, and ‖V̂ − V‖ is no larger than
-    relative·‖V̂‖ + error·√length.
+    relative·‖V̂‖ + error·√length. Norms are computed in float64, and from the base where the rest is not.
     """
     combined = lora.bound(size, factors, scale, 1.0, unit, length)
     if not math.isfinite(combined.error):
@@ -95,12 +78,19 @@ def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float
     smallest = float(norms.min()) if norms.size else 1.0
     if not smallest > 0:
         return Size(math.inf, math.inf)
-    norm = combined.relative + combined.error * math.sqrt(length) / smallest + (roundings(length) + 8) * unit
-    factor, slack = Factor(factors[MAGNITUDE].array / norms).largest, 1 + 2.0**-10 + 4 * norm
-    largest = factor * combined.largest * slack
+    double = 2.0**-53
+    whole = lora.bound(size if unit == double else Size(size.largest), factors, scale, 1.0, double, length)
+    norm = whole.relative + whole.error * math.sqrt(length) / smallest + (roundings(length) + 8) * double
+    norm += 3 * unit  # of the ratio: its quotient, rounded; and of m, where it has more bits
+    if norm > 0.25:  # V is next to nothing beside what it is the sum of
+        return Size(math.inf, math.inf if unit != double else 2.0**1000)
+    ratio, slack = Factor(factors[MAGNITUDE].array / norms), 1 + 2.0**-10 + 4 * norm
+    if not in_range([ratio.extent], unit):
+        return Size(math.inf, math.inf)
+    largest = ratio.largest * combined.largest * slack
     changed = Size(
         largest,
-        error=factor * combined.error * slack + 2.0**-1072,
+        error=ratio.largest * combined.error * slack + tiny(unit),
         relative=(unit + combined.relative + norm) * slack,
         moved=size.moved + size.largest + largest,
     )

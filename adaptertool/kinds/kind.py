@@ -139,8 +139,7 @@ class Kind:
                  are each of at most `unit`, relatively; `length` elements make a row of the weight. The very `size`
                  that it was given where `apply` changes nothing at all.
     squares:     (block, factors, scale) -> the sum of squares of each row as far as the block goes. Where it is
-                 given, `apply` finds the norm of each whole row among its factors, under the role NORM; or where
-                 the block holds whole rows, and the norm is that of what it is given, puts it there.
+                 given, `apply` finds the norm of each whole row among its factors, under the role NORM.
     elementwise: each element depends on the same element of the factors alone, so blocks may be cut
                  anywhere and the weight may have any number of dimensions.
     """
@@ -149,7 +148,7 @@ class Kind:
     needs: frozenset[str]
     by_row: frozenset[str]
     expected: Callable[[Shape, Mapping[str, Shape]], Mapping[str, Shape] | None]
-    apply: Callable[[Array, dict[str, Array], Any, Any], None]
+    apply: Callable[[Array, Mapping[str, Array], Any, Any], None]
     bound: Callable[[Size, Mapping[str, Factor], float, float, float, int], Size]
     by_column: frozenset[str] = frozenset()
     squares: Callable[[Array, Mapping[str, Array], Any], Array] | None = None

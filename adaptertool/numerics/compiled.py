@@ -40,13 +40,17 @@ def _functions(library: ctypes.CDLL) -> Mapping[str, Any]:
         product = found[f"add_product_{wide}"] = library[f"add_product_{wide}"]
         product.argtypes, product.restype = [*[_POINTER] * 3, *[_COUNT] * 4], None
         squares = found[f"squares_{wide}"] = library[f"squares_{wide}"]
-        squares.argtypes, squares.restype = [*[_POINTER] * 2, *[_COUNT] * 3], None
+        squares.argtypes, squares.restype = [*[_POINTER] * 4, *[_COUNT] * 4], None
         for stored in ("BF16", "F16", "F32"):
             widen = found[f"widen_{stored}_{wide}"] = library[f"widen_{stored}_{wide}"]
             widen.argtypes, widen.restype = [_POINTER, _POINTER, _COUNT], ctypes.c_uint32
             if (wide, stored) != ("f4", "F32"):
-                rounds = found[f"round_{wide}_{stored}"] = library[f"round_{wide}_{stored}"]
-                rounds.argtypes, rounds.restype = [_POINTER, real, real, _POINTER, _COUNT, _POINTER], _COUNT
+                names = [f"round_{wide}_{stored}"]
+                if wide == "f8" and stored != "F32":
+                    names.append(f"twice_{wide}_{stored}")
+                for name in names:
+                    rounds = found[name] = library[name]
+                    rounds.argtypes, rounds.restype = [_POINTER, real, real, _POINTER, _COUNT, _POINTER], _COUNT
     return found
 
 

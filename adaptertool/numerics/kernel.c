@@ -67,8 +67,10 @@ static inline float to_odd(double x)
     return float_of(back != x && (u & 1) == 0 ? u + step : u);
 }
 
-static inline uint32_t odd_to_BF16(double x) { return to_BF16(to_odd(x)); }
-static inline uint32_t odd_to_F16(double x) { return to_F16(to_odd(x)); }
+static inline uint32_t once_to_BF16(double x) { return to_BF16(to_odd(x)); }
+static inline uint32_t once_to_F16(double x) { return to_F16(to_odd(x)); }
+static inline uint32_t twice_to_BF16(double x) { return to_BF16((float)x); }
+static inline uint32_t twice_to_F16(double x) { return to_F16((float)x); }
 
 /* out = the stored numbers; returns the bits of the largest magnitude, as a float: those of NaN are above infinity. */
 #define WIDEN(NAME, STORED, WIDE, LOAD)                                                                               \
@@ -92,7 +94,7 @@ WIDEN(widen_F32_f4, float, float, from_F32)
 WIDEN(widen_F32_f8, float, double, from_F32)
 
 /* out = the rounded x - (error + relative·|x|); open = where rounding x + (the same) gives another value. Returns how
-   many are open. `open` has room for all. */
+   many are open. `open` has room for all. The ends are rounded once, in functions named twice by way of a float. */
 #define ROUND(NAME, WIDE, STORED, ABS, LARGEST, NARROW)                                                               \
     CLONES size_t NAME(const WIDE *restrict in, WIDE error, WIDE relative, STORED *restrict out, size_t count,        \
                        int32_t *restrict open)                                                                        \
@@ -120,8 +122,10 @@ WIDEN(widen_F32_f8, float, double, from_F32)
 
 ROUND(round_f4_BF16, float, uint16_t, fabsf, FLT_MAX, to_BF16)
 ROUND(round_f4_F16, float, uint16_t, fabsf, FLT_MAX, to_F16)
-ROUND(round_f8_BF16, double, uint16_t, fabs, DBL_MAX, odd_to_BF16)
-ROUND(round_f8_F16, double, uint16_t, fabs, DBL_MAX, odd_to_F16)
+ROUND(round_f8_BF16, double, uint16_t, fabs, DBL_MAX, once_to_BF16)
+ROUND(round_f8_F16, double, uint16_t, fabs, DBL_MAX, once_to_F16)
+ROUND(twice_f8_BF16, double, uint16_t, fabs, DBL_MAX, twice_to_BF16)
+ROUND(twice_f8_F16, double, uint16_t, fabs, DBL_MAX, twice_to_F16)
 ROUND(round_f8_F32, double, uint32_t, fabs, DBL_MAX, to_F32)
 
 /* rows += left @ right, each product summed by itself before it is added: what lora.py's bound counts on. `rows` has
@@ -168,30 +172,43 @@ ROUND(round_f8_F32, double, uint32_t, fabs, DBL_MAX, to_F32)
 ADD_PRODUCT(add_product_f4, float)
 ADD_PRODUCT(add_product_f8, double)
 
-/* out = the sum of squares of each row: of groups of 64, and then of the groups. */
-#define GROUP 64
+/* out = the sum of squares of each row of rows + left @ right, in double: of 32 columns, and then of those sums. */
 #define SQUARES(NAME, REAL)                                                                                           \
-    CLONES void NAME(const REAL *restrict rows, REAL *restrict out, size_t count, size_t columns, size_t stride)      \
+    CLONES void NAME(const REAL *restrict rows, const double *restrict left, const double *restrict right,            \
+                     double *restrict out, size_t count, size_t columns, size_t stride, size_t rank)                  \
     {                                                                                                                 \
-        for (size_t r = 0; r < count; r++) {                                                                          \
-            const REAL *row = rows + r * stride;                                                                      \
-            REAL total = 0;                                                                                           \
-            for (size_t c = 0; c < columns; c += GROUP) {                                                             \
-                size_t length = columns - c < GROUP ? columns - c : GROUP;                                            \
-                REAL lanes[8] = {0};                                                                                  \
-                if (length == GROUP)                                                                                  \
-                    for (size_t i = 0; i < GROUP; i += 8)                                                             \
-                        for (size_t lane = 0; lane < 8; lane++)                                                       \
-                            lanes[lane] += row[c + i + lane] * row[c + i + lane];                                     \
-                else                                                                                                  \
-                    for (size_t i = 0; i < length; i++)                                                               \
-                        lanes[i % 8] += row[c + i] * row[c + i];                                                      \
-                for (size_t half = 4; half; half /= 2)                                                                \
-                    for (size_t lane = 0; lane < half; lane++)                                                        \
-                        lanes[lane] += lanes[lane + half];                                                            \
-                total += lanes[0];                                                                                    \
+        enum { WIDE = PARTS * 64 / sizeof(double), LANES = 64 / sizeof(double) };                                     \
+        add_product_f8_vector panel[DEEPEST][PARTS];                                                                  \
+        memset(out, 0, count * sizeof *out);                                                                          \
+        for (size_t c = 0; c < columns; c += WIDE) {                                                                  \
+            size_t wide = columns - c < WIDE ? columns - c : WIDE;                                                    \
+            memset(panel, 0, rank * sizeof panel[0]);                                                                 \
+            for (size_t k = 0; k < rank; k++)                                                                         \
+                memcpy(panel[k], right + k * columns + c, wide * sizeof(double));                                     \
+            for (size_t r = 0; r < count; r += HIGH) {                                                                \
+                size_t high = count - r < HIGH ? count - r : HIGH;                                                    \
+                const double *own[HIGH];                                                                              \
+                add_product_f8_vector sum[HIGH][PARTS] = {0};                                                         \
+                for (size_t i = 0; i < HIGH; i++)                                                                     \
+                    own[i] = left + (r + (i < high ? i : 0)) * rank;                                                  \
+                for (size_t k = 0; k < rank; k++)                                                                     \
+                    for (size_t i = 0; i < HIGH; i++)                                                                 \
+                        for (size_t v = 0; v < PARTS; v++)                                                            \
+                            sum[i][v] += own[i][k] * panel[k][v];                                                     \
+                for (size_t i = 0; i < high; i++) {                                                                   \
+                    const REAL *row = rows + (r + i) * stride + c;                                                    \
+                    double whole[WIDE] = {0}, lanes[LANES] = {0};                                                     \
+                    for (size_t j = 0; j < wide; j++)                                                                 \
+                        whole[j] = row[j] + ((const double *)sum[i])[j];                                              \
+                    for (size_t j = 0; j < WIDE; j += LANES)                                                          \
+                        for (size_t lane = 0; lane < LANES; lane++)                                                   \
+                            lanes[lane] += whole[j + lane] * whole[j + lane];                                         \
+                    for (size_t half = LANES / 2; half; half /= 2)                                                    \
+                        for (size_t lane = 0; lane < half; lane++)                                                    \
+                            lanes[lane] += lanes[lane + half];                                                        \
+                    out[r + i] += lanes[0];                                                                           \
+                }                                                                                                     \
             }                                                                                                         \
-            out[r] = total;                                                                                           \
         }                                                                                                             \
     }
 

@@ -1,4 +1,4 @@
-"""Sums over blocks of floats: the product of two factors, added to rows of a weight, and the squares of rows."""
+"""Sums over blocks of floats: the product of two factors, added to rows of a weight, and the squares of such rows."""
 
 from __future__ import annotations
 
@@ -33,24 +33,29 @@ def add_product(rows: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArr
         part += left[first : first + step] @ right
 
 
-def squares(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The sum of squares of each row, (n, 1); `roundings` bounds its error."""
-    (count, columns), size = rows.shape, rows.itemsize
+def squares(rows: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The sum of squares of each row of rows + left @ right, (n, 1), in float64. `rows` may be float32.
+
+    `roundings` bounds how many follow one another in the sum.
+    """
+    (count, columns), rank = rows.shape, len(right)
     call = FUNCTIONS.get(f"squares_{rows.dtype.str[1:]}")
-    if call is not None and _in_rows(rows):
-        out = np.empty((count, 1), rows.dtype)
-        call(rows.ctypes.data, out.ctypes.data, count, columns, rows.strides[0] // size)
+    if call is not None and rank <= _DEEPEST and _in_rows(rows):
+        left, right = np.ascontiguousarray(left, np.float64), np.ascontiguousarray(right, np.float64)
+        factors = address(left, np.float64, count * rank), address(right, np.float64, rank * columns)
+        out = np.empty((count, 1))
+        call(rows.ctypes.data, *factors, out.ctypes.data, count, columns, rows.strides[0] // rows.itemsize, rank)
         return out
-    products = rows * rows
-    if columns % _GROUP == 0:
-        products = products.reshape(count, -1, _GROUP).sum(2)
-    total: npt.NDArray[Any] = products.sum(1, keepdims=True)
+    whole = rows.astype(np.float64)
+    add_product(whole, left, right)
+    whole *= whole
+    total: npt.NDArray[Any] = np.add.reduceat(whole, range(0, columns, _GROUP), axis=1).sum(1, keepdims=True)
     return total
 
 
 def roundings(length: int) -> int:
-    """That follow one another in a sum of `length` squares, at most: whatever the order within a group."""
-    return _GROUP + length // _GROUP if length % _GROUP == 0 else length
+    """That follow one another in a sum of `length` squares, at most: within a group, and of the groups."""
+    return 2 * _GROUP + length // 32
 
 
 def _in_rows(rows: npt.NDArray[Any]) -> bool:
