@@ -37,6 +37,7 @@ from adaptertool.spec import Step
 from adaptertool.tensors import as_bytes, read_tensor
 
 _MOST_SINGLE = 32  # rank up to which float32 leaves few elements open
+_SAMPLE = 4096  # elements
 
 
 class Workspace:
@@ -164,8 +165,10 @@ def _evaluate(
     size = Size(widen(stored, block.step.base.spec.dtype, after))
     if mixing or block.chain.demands.before:
         before[:] = after
-    if arithmetic == np.float64 and block.chain.demands.few_bits and any(map(has_few_bits, alphas)):
-        size = Size(size.largest, grain=grain_of(after))
+    if exact and arithmetic == np.float64 and block.chain.demands.few_bits and any(map(has_few_bits, alphas)):
+        sample = Size(size.largest, grain=grain_of(after[:_SAMPLE]))
+        if block.chain.size(sample, block.first, block.last, {}, UNIT).exact:  # not without hope
+            size = Size(size.largest, grain=grain_of(after))
     norms = block.chain.apply(after.reshape(-1, block.columns), block.first, before.reshape(-1, block.columns))
     if mixing:
         np.subtract(after, before, out=delta)

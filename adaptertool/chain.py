@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +17,7 @@ from adaptertool.numerics.interval import Interval, intervals, roots
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.whole import Whole
 from adaptertool.plan import matrix
-from adaptertool.region import Places, choose, picked
+from adaptertool.region import Places, Take, as_floats, choose, picked
 from adaptertool.spec import Edit, Ref, Step
 from adaptertool.tensors import read_rows
 
@@ -79,15 +79,14 @@ class Chain:
 
     def pick(
         self,
-        system: Callable[[Any], Any],
+        take: Take,
         first: int,
         last: int,
         at: Places,
         before: Any,
-        exact: bool,
         norms: Mapping[int, Any] | None = None,
     ) -> Any:
-        """The edits made to single elements of rows first..last, as a batch (n, 1, 1) in another number system.
+        """The edits made to single elements of rows first..last, as a batch (n, 1, 1) in the number system of `take`.
 
         at: rows (from `first` on) and columns; before: their values; norms: by the number of the edit, as `apply` gives
         them, or (1, 1, 1) that of the only element.
@@ -101,13 +100,14 @@ class Chain:
             if not len(where):
                 continue
             kind = BY_NAME[edit.kind]
-            cut = self.factors(number, edit, chosen.places)
-            factors = {role: system(picked(kind, role, cut[role], edit, places)) for role in cut}
+            cut = self._known(number, edit, chosen.places).items()
+            factors = {role: take(kind, role, factor, edit, places) for role, factor in cut}
             if norms and number in norms:
                 norm = norms[number]
                 factors[NORM] = norm if norm.ndim == 3 else picked(kind, NORM, norm, edit, places)
             some = rows if len(where) == len(at[0]) else rows[where]
-            kind.apply(some, factors, *(Fraction(x) if exact else x for x in (edit.scale, edit.weight)))
+            numbers = (edit.scale, edit.weight)
+            kind.apply(some, factors, *(numbers if take is as_floats else map(Fraction, numbers)))
             if some is not rows:
                 rows[where] = some
         return rows

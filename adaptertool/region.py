@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from adaptertool.kinds import NORM, Kind
+from adaptertool.kinds import NORM, Factor, Kind
+from adaptertool.numerics.interval import intervals
+from adaptertool.numerics.residue import Residue
 from adaptertool.spec import Edit
 
 Places = tuple[Any, Any]  # rows and columns of single elements, arrays of integers
@@ -51,6 +54,26 @@ def picked(kind: Kind, role: str, factor: Any, edit: Edit, places: Places) -> An
     if role in kind.by_row or role == NORM:
         return factor[row][:, None, :]
     return factor[:, column].T[:, :, None]
+
+
+# How single elements are computed: a way to take what they need of a factor, as a batch in some number system.
+Take = Callable[[Kind, str, Factor, Edit, Places], Any]
+
+
+def as_floats(kind: Kind, role: str, factor: Factor, edit: Edit, places: Places) -> Any:
+    return picked(kind, role, factor.array, edit, places)
+
+
+def as_residues(kind: Kind, role: str, factor: Factor, edit: Edit, places: Places) -> Any:
+    """Of a factor all of which is made into residues once, if elements share its rows or columns."""
+    if kind.elementwise:
+        return Residue.of(picked(kind, role, factor.array, edit, places))
+    whole = factor.residues_by_row if role in kind.by_row else factor.residues_by_column
+    return picked(kind, role, whole, edit, places)
+
+
+def as_intervals(kind: Kind, role: str, factor: Factor, edit: Edit, places: Places) -> Any:
+    return intervals(picked(kind, role, factor.array, edit, places))
 
 
 def choose(edit: Edit, first: int, last: int) -> Region | None:

@@ -20,6 +20,7 @@ from adaptertool.kinds import Size
 from adaptertool.numerics.interval import Interval, intervals
 from adaptertool.numerics.residue import Residue
 from adaptertool.numerics.rounding import FINITE, STORED, WORD, Array, doubles, round_within, rounded, to_odd
+from adaptertool.region import as_floats, as_intervals, as_residues
 
 UNIT = 2.0**-53
 _AT_ONCE = 1 << 17  # factors of single elements
@@ -71,7 +72,7 @@ class Open:
         if values is None:
             start = before.reshape(-1, 1, 1)
             rows = (self.first, self.last, at, start)
-            after = self.chain.pick(lambda floats: floats, *rows, exact=False, norms=self.norms)
+            after = self.chain.pick(as_floats, *rows, norms=self.norms)
             values = interpolate(start, after, self.alpha).reshape(-1)
         error, relative = self.size.margin(UNIT)
         left = round_within(values, error, relative, self.dtype, found)
@@ -90,7 +91,7 @@ class Open:
         reach = error + relative * abs(values[left])
         low, high = found[left], rounded(values[left] + reach, self.dtype)
         start = Residue.of(before[left][:, None, None])
-        after = self.chain.pick(Residue.of, self.first, self.last, (at[0][left], at[1][left]), start, exact=True)
+        after = self.chain.pick(as_residues, self.first, self.last, (at[0][left], at[1][left]), start)
         exact = interpolate(start, after, Fraction(self.alpha))
         # The value itself, where it is small: above all exact zeros.
         sign, certain = exact.signs(reach)
@@ -127,7 +128,7 @@ class Open:
             if norms is None:
                 yield interpolate(*self.chain.line(self.first + row, column, bits), alpha)
             else:
-                after = self.chain.pick(intervals, self.first, self.last, at, start, exact=True, norms=norms)
+                after = self.chain.pick(as_intervals, self.first, self.last, at, start, norms=norms)
                 yield interpolate(start, after, alpha)[0, 0, 0]
             if not norms and norms is not None:
                 return

@@ -115,6 +115,20 @@ class Factor:
         return float((self.array * self.array).sum(axis).max()) if self.array.size else 0.0
 
     @functools.cached_property
+    def residues_by_row(self) -> Array:
+        """numerics.residue.Residue, with one exponent for each row."""
+        return self._residues(1)
+
+    @functools.cached_property
+    def residues_by_column(self) -> Array:
+        return self._residues(0)
+
+    def _residues(self, axis: int) -> Array:
+        from adaptertool.numerics.residue import Residue  # noqa: PLC0415  # plans are made without numpy
+
+        return Residue.of(self.array, axis)
+
+    @functools.cached_property
     def grain(self) -> int:
         """All its numbers are multiples of 2^grain."""
         from adaptertool.numerics.grain import grain_of  # noqa: PLC0415  # plans are made without numpy

@@ -27,14 +27,14 @@ class Residue:
         self.bits, self.exponent = bits, exponent
 
     @classmethod
-    def of(cls, values: npt.NDArray[np.float64]) -> Residue:
-        """Finite floats (n, ., .), exactly; one exponent for each of the n."""
+    def of(cls, values: npt.NDArray[np.float64], axis: int | tuple[int, int] = (1, 2)) -> Residue:
+        """Finite floats, exactly, with one exponent along `axis`: of (n, ., .) one for each of the n."""
         fraction, exponent = np.frexp(values)
         bits = (fraction * 2.0**53).astype(np.int64)
         low = bits & -bits  # the lowest bit that is set
         shift = np.frexp(low.astype(np.float64))[1].astype(np.int64) - 1
         place = np.where(bits == 0, _UNIT, exponent.astype(np.int64) - 53 + shift)
-        unit = place.min(axis=(1, 2), keepdims=True) if values.size else np.zeros((0, 1, 1), np.int64)
+        unit = place.min(axis=axis, keepdims=True, initial=_UNIT)
         return cls(_shifted(bits >> np.where(bits == 0, 0, shift), place - unit), unit)
 
     @property
@@ -70,6 +70,10 @@ class Residue:
             self.bits, self.exponent = other.bits, other.exponent
         else:
             self.bits[key], self.exponent[key] = other.bits, other.exponent
+
+    @property
+    def T(self) -> Residue:  # as numpy has it
+        return Residue(self.bits.T, self.exponent.T)
 
     def copy(self) -> Residue:
         return Residue(self.bits.copy(), self.exponent.copy())
