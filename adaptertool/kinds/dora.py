@@ -16,6 +16,8 @@ from adaptertool.kinds.lora import A, B
 
 MAGNITUDE = "lora_magnitude_vector"
 
+_PART = 1 << 17  # elements
+
 
 def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
     """Factors as for LoRA; m (out,), or (1, out, 1, ...) for a convolution."""
@@ -49,9 +51,12 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
     """rows += weight·((m / ‖V‖)·V − rows), in place. rows (n, columns); A (r, columns); B (n, r); m and the norm
     (n, 1)."""
     ratio = factors[MAGNITUDE] / factors[NORM]
-    if weight == 1 and lora.is_block(rows):  # as below, in place
-        lora.apply(rows, factors, scale, 1.0)
-        rows *= ratio
+    if weight == 1 and lora.is_block(rows):  # as below, in place, and in parts that stay in the cache
+        step = max(1, _PART // max(rows.shape[1], 1))
+        for first in range(0, len(rows), step):
+            part = slice(first, first + step)
+            lora.apply(rows[part], {A: factors[A], B: factors[B][part]}, scale, 1.0)
+            rows[part] *= ratio[part]
         return
     changed = _combined(rows, factors, scale)
     changed *= ratio

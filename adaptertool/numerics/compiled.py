@@ -17,6 +17,9 @@ import numpy.typing as npt
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_size_t
 _REAL = {"f4": ctypes.c_float, "f8": ctypes.c_double}
+_ROUND = {
+    "round_f4_BF16", "round_f4_F16", "round_f8_BF16", "round_f8_F16", "round_f8_F32", "twice_f8_BF16", "twice_f8_F16",
+}  # fmt: skip
 
 
 def _load() -> ctypes.CDLL | None:
@@ -34,23 +37,22 @@ def _load() -> ctypes.CDLL | None:
 
 def _functions(library: ctypes.CDLL) -> Mapping[str, Any]:
     """Each with its types: ctypes would pass anything."""
+    library.standard_arithmetic.restype = library.has_products.restype = ctypes.c_int
     found: dict[str, Any] = {"standard_arithmetic": library.standard_arithmetic}
-    library.standard_arithmetic.restype = ctypes.c_int
     for wide, real in _REAL.items():
-        product = found[f"add_product_{wide}"] = library[f"add_product_{wide}"]
-        product.argtypes, product.restype = [*[_POINTER] * 3, *[_COUNT] * 4], None
-        squares = found[f"squares_{wide}"] = library[f"squares_{wide}"]
-        squares.argtypes, squares.restype = [*[_POINTER] * 4, *[_COUNT] * 4], None
         for stored in ("BF16", "F16", "F32"):
             widen = found[f"widen_{stored}_{wide}"] = library[f"widen_{stored}_{wide}"]
             widen.argtypes, widen.restype = [_POINTER, _POINTER, _COUNT], ctypes.c_uint32
-            if (wide, stored) != ("f4", "F32"):
-                names = [f"round_{wide}_{stored}"]
-                if wide == "f8" and stored != "F32":
-                    names.append(f"twice_{wide}_{stored}")
-                for name in names:
-                    rounds = found[name] = library[name]
-                    rounds.argtypes, rounds.restype = [_POINTER, real, real, _POINTER, _COUNT, _POINTER], _COUNT
+            for how in ("round", "twice"):
+                name = f"{how}_{wide}_{stored}"
+                if name in _ROUND:
+                    found[name] = library[name]
+                    found[name].argtypes = [_POINTER, real, real, _POINTER, _COUNT, _POINTER]
+                    found[name].restype = _COUNT
+        if library.has_products():
+            for name, pointers in ((f"add_product_{wide}", 3), (f"squares_{wide}", 4)):
+                found[name] = library[name]
+                found[name].argtypes, found[name].restype = [*[_POINTER] * pointers, *[_COUNT] * 4], None
     return found
 
 

@@ -12,6 +12,7 @@
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define WIDEST __attribute__((target("arch=x86-64-v4")))
 #else
 #define CLONES
 #endif
@@ -128,92 +129,102 @@ ROUND(twice_f8_BF16, double, uint16_t, fabs, DBL_MAX, twice_to_BF16)
 ROUND(twice_f8_F16, double, uint16_t, fabs, DBL_MAX, twice_to_F16)
 ROUND(round_f8_F32, double, uint32_t, fabs, DBL_MAX, to_F32)
 
-/* rows += left @ right, each product summed by itself before it is added: what lora.py's bound counts on. `rows` has
-   `columns` columns, and `stride` elements from one row to the next; rank is at most DEEPEST. */
+/* Whether the functions below are there and this processor has their instructions. On others numpy is as quick. */
+int has_products(void)
+{
+#ifdef WIDEST
+    return __builtin_cpu_supports("x86-64-v4");
+#else
+    return 0;
+#endif
+}
+
+#ifdef WIDEST
+
+/* left @ right in parts of HIGH rows and PARTS vectors, each element summed by itself; EACH is done with every row of a
+   part: sum[i] from column c on, of which `wide` are there. `rows` has `columns` columns, and `stride` elements from one
+   row to the next; rank is at most DEEPEST. */
 #define DEEPEST 256
-#define HIGH 4  /* rows at once */
-#define PARTS 4 /* vectors at once of each row */
-#define ADD_PRODUCT(NAME, REAL)                                                                                       \
-    typedef REAL NAME##_vector __attribute__((vector_size(64)));                                                      \
-    CLONES void NAME(REAL *restrict rows, const REAL *restrict left, const REAL *restrict right, size_t count,        \
-                     size_t columns, size_t stride, size_t rank)                                                      \
-    {                                                                                                                 \
-        enum { WIDE = PARTS * 64 / sizeof(REAL) };                                                                    \
-        NAME##_vector panel[DEEPEST][PARTS];                                                                          \
-        for (size_t c = 0; c < columns; c += WIDE) {                                                                  \
-            size_t wide = columns - c < WIDE ? columns - c : WIDE;                                                    \
-            memset(panel, 0, rank * sizeof panel[0]);                                                                 \
+#define HIGH 4
+#define PARTS 4
+typedef float floats __attribute__((vector_size(64)));
+typedef double doubles __attribute__((vector_size(64)));
+#define PRODUCT(REAL, VECTOR, EACH)                                                                                   \
+    enum { WIDE = PARTS * 64 / sizeof(REAL) };                                                                        \
+    VECTOR panel[DEEPEST][PARTS];                                                                                     \
+    for (size_t c = 0; c < columns; c += WIDE) {                                                                      \
+        size_t wide = columns - c < WIDE ? columns - c : WIDE;                                                        \
+        memset(panel, 0, rank * sizeof panel[0]);                                                                     \
+        for (size_t k = 0; k < rank; k++)                                                                             \
+            memcpy(panel[k], right + k * columns + c, wide * sizeof(REAL));                                           \
+        for (size_t r = 0; r < count; r += HIGH) {                                                                    \
+            size_t high = count - r < HIGH ? count - r : HIGH;                                                        \
+            const REAL *own[HIGH];                                                                                    \
+            VECTOR sum[HIGH][PARTS] = {0};                                                                            \
+            for (size_t i = 0; i < HIGH; i++)                                                                         \
+                own[i] = left + (r + (i < high ? i : 0)) * rank;                                                      \
             for (size_t k = 0; k < rank; k++)                                                                         \
-                memcpy(panel[k], right + k * columns + c, wide * sizeof(REAL));                                       \
-            for (size_t r = 0; r < count; r += HIGH) {                                                                \
-                size_t high = count - r < HIGH ? count - r : HIGH;                                                    \
-                const REAL *own[HIGH];                                                                                \
-                NAME##_vector sum[HIGH][PARTS] = {0};                                                                 \
                 for (size_t i = 0; i < HIGH; i++)                                                                     \
-                    own[i] = left + (r + (i < high ? i : 0)) * rank;                                                  \
-                for (size_t k = 0; k < rank; k++)                                                                     \
-                    for (size_t i = 0; i < HIGH; i++)                                                                 \
-                        for (size_t v = 0; v < PARTS; v++)                                                            \
-                            sum[i][v] += own[i][k] * panel[k][v];                                                     \
-                for (size_t i = 0; i < high; i++) {                                                                   \
-                    REAL *row = rows + (r + i) * stride + c;                                                          \
-                    const REAL *add = (const REAL *)sum[i];                                                           \
-                    if (wide == WIDE)                                                                                 \
-                        for (size_t j = 0; j < WIDE; j++)                                                             \
-                            row[j] += add[j];                                                                         \
-                    else                                                                                              \
-                        for (size_t j = 0; j < wide; j++)                                                             \
-                            row[j] += add[j];                                                                         \
-                }                                                                                                     \
+                    for (size_t v = 0; v < PARTS; v++)                                                                \
+                        sum[i][v] += own[i][k] * panel[k][v];                                                         \
+            for (size_t i = 0; i < high; i++) {                                                                       \
+                EACH                                                                                                  \
             }                                                                                                         \
         }                                                                                                             \
     }
 
-ADD_PRODUCT(add_product_f4, float)
-ADD_PRODUCT(add_product_f8, double)
+/* rows += left @ right: each element of the product is added once, which is what lora.py's bound counts on. */
+#define ADD_PRODUCT(NAME, REAL, VECTOR)                                                                               \
+    WIDEST void NAME(REAL *restrict rows, const REAL *restrict left, const REAL *restrict right, size_t count,        \
+                     size_t columns, size_t stride, size_t rank)                                                      \
+    {                                                                                                                 \
+        PRODUCT(REAL, VECTOR, {                                                                                       \
+            REAL *row = rows + (r + i) * stride + c;                                                                  \
+            const REAL *add = (const REAL *)sum[i];                                                                   \
+            if (wide == WIDE)                                                                                         \
+                for (size_t j = 0; j < WIDE; j++)                                                                     \
+                    row[j] += add[j];                                                                                 \
+            else                                                                                                      \
+                for (size_t j = 0; j < wide; j++)                                                                     \
+                    row[j] += add[j];                                                                                 \
+        })                                                                                                            \
+    }
 
-/* out = the sum of squares of each row of rows + left @ right, in double: of 32 columns, and then of those sums. */
+ADD_PRODUCT(add_product_f4, float, floats)
+ADD_PRODUCT(add_product_f8, double, doubles)
+
+/* out = 8 sums for each row of rows + left @ right, in double, which together are its sum of squares: each of the
+   squares in every eighth column, four of them first added up. */
+#define LANES 8
 #define SQUARES(NAME, REAL)                                                                                           \
-    CLONES void NAME(const REAL *restrict rows, const double *restrict left, const double *restrict right,            \
+    typedef REAL NAME##_part __attribute__((vector_size(LANES * sizeof(REAL))));                                      \
+    WIDEST void NAME(const REAL *restrict rows, const double *restrict left, const double *restrict right,            \
                      double *restrict out, size_t count, size_t columns, size_t stride, size_t rank)                  \
     {                                                                                                                 \
-        enum { WIDE = PARTS * 64 / sizeof(double), LANES = 64 / sizeof(double) };                                     \
-        add_product_f8_vector panel[DEEPEST][PARTS];                                                                  \
-        memset(out, 0, count * sizeof *out);                                                                          \
-        for (size_t c = 0; c < columns; c += WIDE) {                                                                  \
-            size_t wide = columns - c < WIDE ? columns - c : WIDE;                                                    \
-            memset(panel, 0, rank * sizeof panel[0]);                                                                 \
-            for (size_t k = 0; k < rank; k++)                                                                         \
-                memcpy(panel[k], right + k * columns + c, wide * sizeof(double));                                     \
-            for (size_t r = 0; r < count; r += HIGH) {                                                                \
-                size_t high = count - r < HIGH ? count - r : HIGH;                                                    \
-                const double *own[HIGH];                                                                              \
-                add_product_f8_vector sum[HIGH][PARTS] = {0};                                                         \
-                for (size_t i = 0; i < HIGH; i++)                                                                     \
-                    own[i] = left + (r + (i < high ? i : 0)) * rank;                                                  \
-                for (size_t k = 0; k < rank; k++)                                                                     \
-                    for (size_t i = 0; i < HIGH; i++)                                                                 \
-                        for (size_t v = 0; v < PARTS; v++)                                                            \
-                            sum[i][v] += own[i][k] * panel[k][v];                                                     \
-                for (size_t i = 0; i < high; i++) {                                                                   \
-                    const REAL *row = rows + (r + i) * stride + c;                                                    \
-                    double whole[WIDE] = {0}, lanes[LANES] = {0};                                                     \
-                    for (size_t j = 0; j < wide; j++)                                                                 \
-                        whole[j] = row[j] + ((const double *)sum[i])[j];                                              \
-                    for (size_t j = 0; j < WIDE; j += LANES)                                                          \
-                        for (size_t lane = 0; lane < LANES; lane++)                                                   \
-                            lanes[lane] += whole[j + lane] * whole[j + lane];                                         \
-                    for (size_t half = LANES / 2; half; half /= 2)                                                    \
-                        for (size_t lane = 0; lane < half; lane++)                                                    \
-                            lanes[lane] += lanes[lane + half];                                                        \
-                    out[r + i] += lanes[0];                                                                           \
-                }                                                                                                     \
+        memset(out, 0, count * LANES * sizeof *out);                                                                  \
+        PRODUCT(double, doubles, {                                                                                    \
+            const REAL *row = rows + (r + i) * stride + c;                                                            \
+            NAME##_part parts[PARTS] = {0};                                                                           \
+            doubles squares = {0};                                                                                    \
+            doubles lanes;                                                                                            \
+            if (wide == WIDE)                                                                                         \
+                memcpy(parts, row, sizeof parts);                                                                     \
+            else                                                                                                      \
+                memcpy(parts, row, wide * sizeof(REAL));                                                              \
+            for (size_t v = 0; v < PARTS; v++) {                                                                      \
+                doubles whole = sum[i][v] + __builtin_convertvector(parts[v], doubles);                               \
+                squares += whole * whole;                                                                             \
             }                                                                                                         \
-        }                                                                                                             \
+            memcpy(&lanes, out + (r + i) * LANES, sizeof lanes);                                                      \
+            lanes += squares;                                                                                         \
+            memcpy(out + (r + i) * LANES, &lanes, sizeof lanes);                                                      \
+        })                                                                                                            \
     }
 
 SQUARES(squares_f4, float)
 SQUARES(squares_f8, double)
+
+#endif
 
 /* Rounding to nearest, and subnormal numbers kept, in the thread that calls: a library may have set it otherwise. */
 int standard_arithmetic(void) { return fesetenv(FE_DFL_ENV); }

@@ -43,13 +43,18 @@ def squares(rows: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArray[A
     if call is not None and rank <= _DEEPEST and _in_rows(rows):
         left, right = np.ascontiguousarray(left, np.float64), np.ascontiguousarray(right, np.float64)
         factors = address(left, np.float64, count * rank), address(right, np.float64, rank * columns)
-        out = np.empty((count, 1))
-        call(rows.ctypes.data, *factors, out.ctypes.data, count, columns, rows.strides[0] // rows.itemsize, rank)
-        return out
-    whole = rows.astype(np.float64)
-    add_product(whole, left, right)
-    whole *= whole
-    total: npt.NDArray[Any] = np.add.reduceat(whole, range(0, columns, _GROUP), axis=1).sum(1, keepdims=True)
+        sums = np.empty((count, 8))
+        call(rows.ctypes.data, *factors, sums.ctypes.data, count, columns, rows.strides[0] // rows.itemsize, rank)
+        total: npt.NDArray[Any] = sums.sum(1, keepdims=True)
+        return total
+    total = np.empty((count, 1))
+    step = max(1, _PART // max(columns, 1))
+    for first in range(0, count, step):
+        part = slice(first, first + step)
+        whole = rows[part].astype(np.float64)
+        add_product(whole, left[part], right)
+        whole *= whole
+        total[part] = np.add.reduceat(whole, range(0, columns, _GROUP), axis=1).sum(1, keepdims=True)
     return total
 
 

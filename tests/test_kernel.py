@@ -1,0 +1,141 @@
+"""The compiled kernel and its twins in numpy give the same bits; sums are within the bounds that are counted on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_adapter, write_checkpoint
+
+import adaptertool
+from adaptertool.numerics import compiled, product, rounding
+
+STORED = ["BF16", "F16", "F32"]
+WIDE = [np.float32, np.float64]
+needs_kernel = pytest.mark.skipif(not compiled.FUNCTIONS, reason="no compiled kernel: there was no C compiler")
+
+
+@pytest.fixture
+def numpy_only(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def switch(on: bool) -> None:
+        for module in (rounding, product):
+            monkeypatch.setattr(module, "FUNCTIONS", {} if on else compiled.FUNCTIONS)
+
+    return switch
+
+
+def test_kernel_is_there_where_a_compiler_is() -> None:
+    """Without it all works, and takes longer; but it must not be lost unseen."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    assert compiled.FUNCTIONS
+
+
+def every_value(dtype: str, rng: np.random.Generator) -> Any:
+    """All 16-bit patterns; of float32 all exponents with many fractions."""
+    if dtype != "F32":
+        return np.arange(1 << 16, dtype=np.uint16)
+    return rng.integers(0, 1 << 32, 1 << 16, dtype=np.uint32).view(np.float32)
+
+
+@needs_kernel
+@pytest.mark.parametrize("wide", WIDE)
+@pytest.mark.parametrize("dtype", STORED)
+def test_widening(dtype: str, wide: Any, numpy_only: Any) -> None:
+    stored = every_value(dtype, np.random.default_rng(0))
+    results = []
+    for off in (False, True):
+        numpy_only(off)
+        out = np.empty(len(stored), wide)
+        some = np.isfinite(rounding.doubles(stored, dtype))
+        results.append((rounding.widen(stored, dtype, out), out))
+        assert rounding.widen(stored[some], dtype, out[: some.sum()].copy()) < np.inf
+    assert np.array_equal(results[0][1], results[1][1], equal_nan=True)
+    assert np.array_equal(np.signbit(results[0][1]), np.signbit(results[1][1]))
+    assert not np.isfinite(results[0][0]) and not np.isfinite(results[1][0])
+
+
+def awkward(dtype: str, wide: Any, rng: np.random.Generator) -> Any:
+    """Middles of stored values and what lies beside them, the ends of the range, numbers of all sizes."""
+    stored = rounding.doubles(every_value(dtype, rng), dtype)
+    stored = np.sort(stored[np.isfinite(stored)])
+    with np.errstate(all="ignore"):
+        middles = ((stored[1:] + stored[:-1]) / 2).astype(wide)
+        beside = [np.nextafter(middles, wide(np.inf)), np.nextafter(middles, wide(-np.inf))]
+        others = (rng.standard_normal(5000) * 2.0 ** rng.integers(-150, 130, 5000)).astype(wide)
+    ends = np.array([0.0, -0.0, np.inf, -np.inf, np.finfo(wide).max, np.finfo(wide).tiny], wide)
+    return np.concatenate([middles, *beside, others, ends])
+
+
+@needs_kernel
+@pytest.mark.parametrize(("error", "relative"), [(0.0, 0.0), (1e-9, 0.0), (2.0**-140, 2.0**-22), (1e30, 0.5)])
+@pytest.mark.parametrize("wide", WIDE)
+@pytest.mark.parametrize("dtype", STORED)
+def test_rounding_within(dtype: str, wide: Any, error: float, relative: float, numpy_only: Any) -> None:
+    if (dtype, wide) == ("F32", np.float32):
+        return
+    values, results = awkward(dtype, wide, np.random.default_rng(1)), []
+    for off in (False, True):
+        numpy_only(off)
+        out = np.empty(len(values), rounding.STORED[dtype])
+        results.append((rounding.round_within(values, error, relative, dtype, out), out))
+    if wide == np.float32 or relative < 2.0**-24:
+        assert np.array_equal(*(where for where, _ in results))
+        assert results[0][1].tobytes() == results[1][1].tobytes()
+    else:  # rounded twice: what it calls certain is right
+        sure = np.setdiff1d(np.arange(len(values)), results[0][0])
+        assert np.array_equal(results[0][1][sure], rounding.rounded(values[sure], dtype))
+        assert np.isin(results[0][0], results[1][0]).mean() > 0.9
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 2), (4, 64, 16), (13, 37, 5), (66, 257, 256), (9, 128, 300)])
+@pytest.mark.parametrize("wide", WIDE)
+def test_products_and_squares(shape: tuple[int, int, int], wide: Any, numpy_only: Any) -> None:
+    """Against longer arithmetic, within the bounds of kinds.lora and kinds.dora; also of rows that lie apart."""
+    rng, (count, columns, rank) = np.random.default_rng(2), shape
+    left, right = rng.standard_normal((count, rank)).astype(wide), rng.standard_normal((rank, columns)).astype(wide)
+    unit, longest = float(np.finfo(wide).eps) / 2, [factor.astype(np.longdouble) for factor in (left, right)]
+    whole = longest[0] @ longest[1]
+    reach = np.sqrt((longest[0] ** 2).sum(1, keepdims=True) * (longest[1] ** 2).sum(0, keepdims=True))
+    for off in (False, True):
+        numpy_only(off)
+        for apart in (0, 3):
+            stored = rng.standard_normal((count, columns + apart)).astype(wide)
+            rows = stored[:, :columns]
+            exact, beside = rows.astype(np.longdouble) + whole, stored[:, columns:].copy()
+            squares = product.squares(rows, left.astype(np.float64), right.astype(np.float64))
+            true = (exact**2).sum(1, keepdims=True)
+            assert (abs(squares - true) <= (product.roundings(columns) + 2 * rank + 9) * 2.0**-53 * 4 * true).all()
+            product.add_product(rows, left, right)
+            assert (abs(rows - exact) <= (rank + 5) * unit * reach + unit * abs(exact) * 1.01).all()
+            assert np.array_equal(stored[:, columns:], beside)
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    """The kernel gets addresses only: what is too short or of another dtype would be read past its end."""
+    good = np.zeros(8)
+    for bad in (np.zeros(7), np.zeros(8, np.float32), np.zeros(16)[::2]):
+        with pytest.raises(ValueError, match="not 8 contiguous elements"):
+            compiled.address(bad, np.float64, 8)
+    assert compiled.address(good, np.float64, 8) == good.ctypes.data
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_merges_are_the_same_without_it(tmp_path: Path, dtype: str, dora: bool, numpy_only: Any) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    base = write_checkpoint(tmp_path / "base", {"x.weight": torch.randn(96, 160).to(getattr(torch, dtype))})
+    factors = {"x.lora_A.weight": torch.randn(8, 160) / 8, "x.lora_B.weight": torch.randn(96, 8) / 8}
+    if dora:
+        factors["x.lora_magnitude_vector"] = torch.rand(96) * 9 + 4
+    adapter = write_adapter(tmp_path / "adapter", factors, r=8, lora_alpha=4, use_dora=dora)
+    for off in (False, True):
+        numpy_only(off)
+        adaptertool.merge(base, [adapter], tmp_path / f"out{off}")
+    first, second = ((tmp_path / f"out{off}" / "model.safetensors").read_bytes() for off in (False, True))
+    assert first == second
