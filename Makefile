@@ -40,4 +40,4 @@ $(STAMP): pyproject.toml setup.py constraints.txt adaptertool/numerics/kernel.c
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv demo benchmarks/data $(TINKER) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build demo adaptertool/numerics/_kernel* benchmarks/data $(TINKER) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,8 +9,8 @@ from adaptertool.kinds import BY_NAME
 from adaptertool.plan import BLOCK_ELEMENTS, all_steps, block_rows, matrix, verbatim
 from adaptertool.spec import KEPT, WINDOW, Plan, Step
 
-BASE_MEMORY = 320 << 20  # resident with torch loaded and nothing to do, rounded up
-_BYTES_PER_ELEMENT = 74  # per thread: stored and both ends of an interval (≤ 8 each), five of float64, two masks
+BASE_MEMORY = 64 << 20  # resident with numpy loaded and nothing to do, rounded up
+_BYTES_PER_ELEMENT = 80  # per thread: six buffers and what is open (≤ 52), and arrays on the way to them
 
 
 def predicted_memory(plan: Plan, threads: int) -> int:

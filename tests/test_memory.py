@@ -12,7 +12,7 @@ from test_plan import write_sparse
 
 @pytest.mark.slow
 def test_a_two_gigabyte_tensor_in_one_file(tmp_path: Path) -> None:
-    """The limit of the issue is 700 MB with torch; the prediction of --dry-run must hold as well."""
+    """The prediction of --dry-run must hold as well."""
     rows, columns = 65536, 16384
     write_sparse(tmp_path / "base.safetensors", {"up.weight": ("BF16", [rows, columns], rows * columns * 2)}, {})
     adapter = write_adapter(tmp_path / "a", lora_factors("up", (rows, columns)))
@@ -21,7 +21,7 @@ def test_a_two_gigabyte_tensor_in_one_file(tmp_path: Path) -> None:
     done = json.loads(adaptertool(*call).stdout)
     (tmp_path / "out.safetensors").unlink()
     assert done["bytes_written"] > 2.1e9
-    assert done["peak_memory"] < min(predicted, 700e6)
+    assert done["peak_memory"] < min(predicted, 300e6)
 
 
 @pytest.mark.slow
@@ -45,4 +45,4 @@ def test_fused_experts(tmp_path: Path, transposed: bool) -> None:
     predicted = json.loads(adaptertool(*call, "--dry-run").stdout)["memory_predicted"]
     done = json.loads(adaptertool(*call).stdout)
     assert done["tensors_edited"] == 1
-    assert done["peak_memory"] < min(predicted, 550e6)
+    assert done["peak_memory"] < min(predicted, 400e6)
