@@ -113,7 +113,7 @@ def compute(
             result[:] = value
         elif not exact or size.exact or not math.isfinite(size.error):
             round_within(value, 0.0, 0.0, target, result)
-        elif len(where := round_within(value, *size.margin(max(run.unit, _coarse(target))), target, result)):
+        elif len(where := round_within(value, *size.margin(run.unit), target, result, quick=True)):
             if run.unit != UNIT:
                 changed = chain.size(run.size, block.first, block.last, run.norms, UNIT)
                 size = changed if alpha == 1 else interpolated(run.size, changed, alpha, UNIT)
@@ -182,12 +182,6 @@ def _arithmetic(block: Block, *, exact: bool) -> Any:
     narrow = all(STORED[spec.dtype].itemsize == 2 for spec in (block.step.base.spec, block.step.spec))
     plain = block.chain.demands.single and block.chain.demands.width <= _MOST_SINGLE  # the error grows with the rank
     return np.float32 if narrow and (plain or not exact) else np.float64
-
-
-def _coarse(dtype: str) -> float:
-    """The unit of float32 for 16 bits: rounding to them is quicker by way of it (numerics.rounding), and leaves only a
-    few more open."""
-    return 2.0**-24 if STORED[dtype].itemsize == 2 else UNIT
 
 
 def _sign_zeros(block: Block, stored: Array, value: Array, result: Array) -> None:

@@ -70,3 +70,4 @@ class RunReport(Report):
     seconds: float
     bytes_per_second: float  # read and written
     peak_memory: int  # of the whole process, resident
+    compiled: bool  # by the compiled kernel; without it several times as slow

@@ -394,8 +394,8 @@ def test_stages_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": grid((7, 9), torch.bfloat16, "wide")})
     usual = blocks.round_within
 
-    def all_open(values: Any, *rest: Any) -> Any:
-        usual(values, *rest)
+    def all_open(values: Any, *rest: Any, **more: Any) -> Any:
+        usual(values, *rest, **more)
         return np.arange(len(values))
 
     for name, (more, fields) in zoo.items():

@@ -38,8 +38,8 @@ FINITE: Mapping[str, tuple[float, float]] = {
     "F32": ((2 - 2.0**-23) * 2.0**127, 2.0**104),
     "F64": ((2 - 2.0**-52) * 2.0**1023, 2.0**971),
 }
-# What rounding to float32 may add to an error: half a unit in the last place, also of its subnormal numbers.
-_TWICE, _TWICE_LEAST = 2.0**-24, 2.0**-149
+# More than what rounding to float32 may add to an error: half a unit in the last place, also of its subnormal numbers.
+_TWICE, _TWICE_LEAST = 2.0**-24 * (1 + 2.0**-10), 2.0**-148
 
 
 def standard_arithmetic() -> None:
@@ -85,16 +85,19 @@ def _numbers(stored: Array, dtype: str) -> Array:
     return stored.view(np.float16) if dtype == "F16" else stored
 
 
-def round_within(values: Array, error: float, relative: float, dtype: str, out: Array) -> Array:
+def round_within(values: Array, error: float, relative: float, dtype: str, out: Array, *, quick: bool = False) -> Array:
     """out = the rounding of x − e, and the indices where that of x + e differs, for e = error + relative·|x|, which
     is rounded itself. All flat; out as in STORED. Values beyond the range become infinite, NaN stays NaN.
 
-    Where e is wide enough to hide it, the ends are rounded twice, which is quicker. Then `out` is right all the same
-    where no index tells otherwise.
+    quick: the ends may be rounded twice, by way of float32. They lie further apart by what that may do, so a few more
+    indices are returned; where none is, `out` is right all the same.
     """
     name = f"_{values.dtype.str[1:]}_{dtype}"
-    call = FUNCTIONS.get("twice" + name) if relative >= _TWICE and error >= _TWICE_LEAST else None
-    call = call or FUNCTIONS.get("round" + name)
+    call = FUNCTIONS.get("twice" + name) if quick else None
+    if call is not None:
+        error, relative = error + _TWICE_LEAST, relative + _TWICE
+    else:
+        call = FUNCTIONS.get("round" + name)
     if call is not None:
         found = np.empty(out.size, np.int32)
         addresses = address(out, STORED[dtype], values.size), out.size, address(found, np.int32, out.size)

@@ -33,6 +33,8 @@ def run_text(report: RunReport) -> str:
         lines.append(f"  exact    {report.settled:,} elements near the middle of two values, settled exactly")
     rate = size(round(report.bytes_per_second))
     lines.append(f"  time     {report.seconds:.2f} s, {rate}/s, {_threads(report.threads)}")
+    if not report.compiled:
+        lines.append("  slow     there was no C compiler when this was installed; with one it is several times as fast")
     lines.append(f"  memory   {size(report.peak_memory)} at the peak")
     if len(report.outputs) > 1:
         lines += [f"  {path}" for path in report.outputs]

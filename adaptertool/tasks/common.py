@@ -11,7 +11,7 @@ from adaptertool.errors import UsageError
 from adaptertool.files.publish import check_target
 from adaptertool.spec import Plan
 
-# More threads than this wait for the disk, and each takes up to 30 MB.
+# More threads than this wait for the disk, and each takes up to 80 MB.
 MAX_DEFAULT_THREADS = 8
 MAX_THREADS = 256
 

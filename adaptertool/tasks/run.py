@@ -13,6 +13,7 @@ from adaptertool.engine import run_plan
 from adaptertool.files import publish
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import write_small
+from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
 from adaptertool.spec import Plan
@@ -63,6 +64,7 @@ def run(
         seconds=seconds,
         bytes_per_second=(fields["bytes_read"] + fields["bytes_written"]) / seconds,
         peak_memory=_peak_memory(),
+        compiled=bool(FUNCTIONS),
     )
 
 
