@@ -1,5 +1,6 @@
 # make demo    install, merge the fixture adapter, check it against PEFT, sweep alpha
 # make test    lint, types, tests
+# make fault-test  every call that changes the disk killed or failing in turn (make test: a sample)
 # make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
 #              left out where there is less), cost of exactness, plan of 671 B; tables into README.md
 # make bench-peers   tinker-cookbook into an environment of its own, so that make bench measures it too
@@ -8,13 +9,16 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TINKER := benchmarks/.venv-tinker
 
-.PHONY: demo test lint bench bench-peers clean
+.PHONY: demo test fault-test lint bench bench-peers clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+fault-test: $(STAMP)
+	ADAPTERTOOL_ALL_FAULTS=1 $(BIN)/python -m pytest -n 2 tests/test_resume.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

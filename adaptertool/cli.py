@@ -132,6 +132,16 @@ def wise(
     _execute(plan, **options)
 
 
+@cli.command("clean")
+@click.argument("out")
+def clean_command(out: str) -> None:
+    """Remove what killed or failed runs have left beside OUT. OUT itself is not touched."""
+    from adaptertool.tasks.clean import clean  # noqa: PLC0415  # not for a plan, or --help
+
+    removed = clean(out)
+    _say("\n".join(f"removed {folder}" for folder in removed) or f"nothing was left beside {out}", sys.stdout)
+
+
 def _execute(
     plan: Plan,
     *,

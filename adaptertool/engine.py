@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,8 @@ from threadpoolctl import threadpool_limits
 
 from adaptertool.blocks import Block, Workspace, compute
 from adaptertool.chain import Chain
-from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import Inputs
+from adaptertool.files.staging import Staging
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
 from adaptertool.interrupts import LOOK_EVERY, deferred, look
 from adaptertool.numerics.rounding import standard_arithmetic
@@ -40,7 +40,8 @@ class Crew:
 
     inputs: Inputs
     progress: Progress
-    roots: Sequence[Path]  # one for each output
+    stage: Staging
+    folders: Sequence[str]  # of the outputs, within it
     workers: ThreadPoolExecutor
     finisher: ThreadPoolExecutor
     workspaces: Sequence[Workspace]
@@ -48,8 +49,8 @@ class Crew:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: Progress) -> Settled:
-    """Write all outputs of `plan` below `folder`; returns how many elements exact arithmetic had to decide.
+def run_plan(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress: Progress) -> Settled:
+    """Write all outputs of `plan` that are not finished; returns how many elements exact arithmetic had to decide.
 
     Raises the first error of any job; the rest then stop.
     """
@@ -59,8 +60,8 @@ def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: P
         ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as workers,
         ThreadPoolExecutor(1, thread_name_prefix="adaptertool-finish") as finisher,
     ):
-        roots, spaces = [folder / output.folder for output in plan.outputs], [Workspace() for _ in range(threads)]
-        crew = Crew(inputs, progress, roots, workers, finisher, spaces, exact=plan.precision == EXACT)
+        folders, spaces = [output.folder for output in plan.outputs], [Workspace() for _ in range(threads)]
+        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, exact=plan.precision == EXACT)
         finishing = []
         try:
             for shard in plan.shards:
@@ -79,25 +80,29 @@ def run_plan(plan: Plan, folder: Path, inputs: Inputs, threads: int, progress: P
 
 def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJobs) -> Future[None]:
     """Write one file of every output; what makes it durable then runs beside the next."""
+    names = [(Path(folder) / name).as_posix() for folder in crew.folders]
+    if all(name in crew.stage.finished for name in names):  # by an earlier run
+        crew.progress(size * len(names))
+        return crew.finisher.submit(_finish, crew, {})
     with contextlib.ExitStack() as opened:
         files = []
-        for root in crew.roots:
-            make_directory((root / name).parent)
-            files.append(OutputFile(root / name, size))
+        for own in names:
+            files.append(OutputFile(crew.stage.work / own, size, crew.stage.part(own)))
             opened.callback(files[-1].close)
         jobs = _Shared(make_jobs(files))
         _all_done(crew, [crew.workers.submit(_drain, crew, jobs, workspace) for workspace in crew.workspaces])
         opened.pop_all()
     crew.inputs.release(source)
-    return crew.finisher.submit(_finish, files)
+    return crew.finisher.submit(_finish, crew, dict(zip(names, files, strict=True)))
 
 
-def _finish(files: Sequence[OutputFile]) -> None:
+def _finish(crew: Crew, files: Mapping[str, OutputFile]) -> None:
     with contextlib.ExitStack() as opened:
-        for file in files:
+        for file in files.values():
             opened.callback(file.close)
-        for file in files:
+        for name, file in files.items():
             file.finish()
+            crew.stage.finish(file.part, name, file.digest)
 
 
 def _all_done(crew: Crew, futures: Sequence[Future[None]]) -> None:

@@ -24,6 +24,7 @@ class AdapterToolError(Exception):
     """Base of all errors raised on purpose."""
 
     exit_code: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False  # whether the same command may get further the next time
 
     def __init__(self, message: str) -> None:
         # Paths and the like are escaped here. Names from files are `shown` where the message is made, because
@@ -59,6 +60,7 @@ class StorageError(AdapterToolError):
     """Reading or writing failed: space, permission, I/O."""
 
     exit_code = 4
+    resumable = True
 
 
 class OutputError(AdapterToolError):
@@ -77,6 +79,7 @@ class Interrupted(AdapterToolError):
     """The run was stopped from outside; nothing was published."""
 
     exit_code = 130
+    resumable = True
 
 
 def by(shape: Iterable[int]) -> str:

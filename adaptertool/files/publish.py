@@ -1,14 +1,12 @@
-"""OUT appears only when it is complete: work goes on in a staging directory beside it, one rename publishes."""
+"""OUT appears only when it is complete: one rename publishes what was made beside it (files.staging)."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
-import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
@@ -54,7 +52,7 @@ def _check_free(out: Path, *, as_file: bool, force: bool) -> None:
         raise OutputError(f"{out} was not made by adaptertool (it has no {MANIFEST}); --force does not replace it")
     ours = load_json(out / MANIFEST).get("files")
     present = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()} - {MANIFEST}
-    if strange := sorted(present.difference(ours if isinstance(ours, list) else ())):
+    if strange := sorted(present.difference(ours if isinstance(ours, dict | list) else ())):
         raise OutputError(f"{out} holds {shown(strange[0])}, which adaptertool did not put there; move it away first")
 
 
@@ -72,18 +70,6 @@ def free_space(out: Path) -> int:
     return shutil.disk_usage(out.resolve().parent).free
 
 
-@contextlib.contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A new directory beside OUT; removed with all that is in it if it was not published."""
-    # A name that nobody else has, so that it can be removed whenever the run ends, also in the middle of mkdir
-    folder = out.resolve().parent / f".{out.name[:40]}.adaptertool-{secrets.token_hex(8)}"
-    try:
-        make_directory(folder)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def make_directory(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,10 +80,10 @@ def make_directory(folder: Path) -> None:
 def sync_tree(folder: Path) -> None:
     """Make the directory entries below `folder` durable."""
     for here, _, _ in os.walk(folder):
-        _sync_directory(Path(here))
+        sync_directory(Path(here))
 
 
-def _sync_directory(folder: Path) -> None:
+def sync_directory(folder: Path) -> None:
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -130,7 +116,7 @@ def publish(work: Path, out: Path, *, force: bool) -> None:
             raise OutputError(f"{out} came to exist during the run, and is not replaced") from error
         raise StorageError(f"publishing {out} failed: {error.strerror}") from error
     try:
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
     except StorageError:
         if exchange:
             _exchange(work, target)

@@ -7,13 +7,15 @@ import ctypes
 import errno
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 
-from adaptertool.errors import InputError, StorageError
+from adaptertool.errors import InputError, InternalError, StorageError
 from adaptertool.files.reader import InputFile, read_exact
 
 COPY_CHUNK = 16 << 20  # the kernel copies this much per call and output; also what a fallback holds in memory
@@ -37,10 +39,12 @@ _BEGIN_WRITING, _begin = 2, _sync_file_range()  # SYNC_FILE_RANGE_WRITE
 class OutputFile:
     """A new file of known size. `finish` makes it durable; until then it is not part of any checkpoint."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.path, self.size = path, size
+    def __init__(self, path: Path, size: int, part: Path | None = None) -> None:
+        """part: the name that the file has until it is finished, if not its own."""
+        self.path, self.size, self.part = path, size, part or path
+        self._state, self._hashed, self._waiting, self._lock = blake3(), 0, dict[int, int](), threading.Lock()
         try:
-            self.fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            self.fd = os.open(self.part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         except OSError as error:
             _fail(path, error)
         try:
@@ -57,10 +61,39 @@ class OutputFile:
                 done += os.pwrite(self.fd, data[done:], offset + done)
             except OSError as error:
                 _fail(self.path, error)
-        self.has(offset, len(data))
+        self.has(offset, len(data), data)
 
-    def has(self, offset: int, size: int) -> None:
-        """These bytes are written: where they end a range, the disk is to begin on it, so that fsync finds little left.
+    def has(self, offset: int, size: int, data: memoryview | None = None) -> None:
+        """These bytes are written: the disk may begin on them, and they are hashed when it is their turn."""
+        self._begin_writing(offset, size)
+        with self._lock:
+            if offset == self._hashed and data is not None:
+                self._state.update(data)
+                self._hashed += size
+            elif size:
+                self._waiting[offset] = size
+            while (size := self._waiting.pop(self._hashed, 0)) > 0:  # copied by the kernel, or written early
+                self._state.update(self._read_back(size))
+                self._hashed += size
+
+    def _read_back(self, size: int) -> bytes:
+        try:
+            found = os.pread(self.fd, size, self._hashed)
+        except OSError as error:
+            _fail(self.path, error)
+        if len(found) != size:
+            raise StorageError(f"{self.path} could not be read back at byte {self._hashed:,}")
+        return found
+
+    @property
+    def digest(self) -> str:
+        """BLAKE3 of all that was written, hexadecimal. Every byte must have been, once."""
+        if self._hashed != self.size:
+            raise InternalError(f"{self.path} was hashed up to byte {self._hashed:,} of {self.size:,}")
+        return self._state.hexdigest()
+
+    def _begin_writing(self, offset: int, size: int) -> None:
+        """Where these bytes end a range, the disk is to begin on it, so that fsync finds little left.
 
         Only a hint, and so its result is not looked at: `finish` finds what goes wrong. Blocks are written nearly in
         order; what is not there yet, fsync writes.
@@ -90,7 +123,7 @@ class OutputFile:
             self.close()
         if self.path.suffix == ".safetensors":
             try:
-                with safe_open(self.path, framework="numpy"):
+                with safe_open(self.part, framework="numpy"):
                     pass
             except (SafetensorError, OSError) as error:
                 raise StorageError(f"{self.path} was written, but safetensors cannot open it: {error}") from error

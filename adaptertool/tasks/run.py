@@ -12,13 +12,14 @@ from adaptertool.budget import bytes_to_write
 from adaptertool.engine import run_plan
 from adaptertool.files import publish
 from adaptertool.files.reader import Inputs
+from adaptertool.files.staging import Staging
 from adaptertool.files.writer import write_small
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
 from adaptertool.spec import Plan
 from adaptertool.tasks.common import check_output, makes_file, summary, thread_count
-from adaptertool.tasks.manifest import write_manifests
+from adaptertool.tasks.manifest import recipe_key, write_manifests
 
 
 def run(
@@ -37,13 +38,13 @@ def run(
     start = time.perf_counter()
     threads = thread_count(threads)
     check_output(plan, out, force=force)
-    publish.check_space(out, bytes_to_write(plan))
     with Inputs(plan.inputs) as inputs:
         require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
-        with publish.staging(out) as folder:
-            written = progress or (lambda _: None)
-            settled = run_plan(plan, folder, inputs, threads, written)
+        with Staging(out, recipe_key(plan)) as stage:
+            folder, written = stage.work, progress or (lambda _: None)
+            publish.check_space(out, bytes_to_write(plan) - sum(file.size for file in stage.finished.values()))
+            settled = run_plan(plan, stage, inputs, threads, written)
             for output in plan.outputs:
                 for name, content in output.files:
                     write_small(folder / output.folder / name, content)
@@ -51,7 +52,7 @@ def run(
             inputs.check_unchanged()
             work = folder / plan.shards[0].name if makes_file(plan, out) else folder
             if work == folder:
-                write_manifests(plan, folder)
+                write_manifests(plan, stage)
             publish.sync_tree(folder)
             before_publish()
             publish.publish(work, out, force=force)
