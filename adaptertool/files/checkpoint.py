@@ -67,7 +67,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open_directory(root: Path) -> Checkpoint:
-    has_single, has_index = (root / SINGLE).exists(), (root / INDEX).exists()
+    # A link to nothing, as to a blob that the hub's cache has lost, is there: what it names is then missing.
+    has_single, has_index = os.path.lexists(root / SINGLE), os.path.lexists(root / INDEX)
     if has_single and has_index:
         raise InputError(f"{root} has both {SINGLE} and {INDEX}; remove the one that is stale")
     # Assets first: what identifies a config or an index is noted before it is read.
@@ -142,7 +143,9 @@ def _open_shards(root: Path) -> tuple[tuple[Header, ...], list[str]]:
     metadata = index.get("metadata")
     claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
     if claimed is not None and claimed != total:
-        return headers, [f"{index_path.name} gives total_size {shown(claimed)}, but the tensors have {total} bytes"]
+        return headers, [
+            f"{index_path.name} gives total_size {shown(claimed)[:80]}, but the tensors have {total} bytes"
+        ]
     return headers, []
 
 

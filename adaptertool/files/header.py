@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, shown
+from adaptertool.files.foreign import START, as_text, told_apart
 from adaptertool.files.jsonfile import parse_json
 from adaptertool.files.reader import InputFile, open_input, read_exact
 from adaptertool.spec import DTYPE_BITS, Ref, Stamp, TensorSpec
@@ -22,16 +23,7 @@ _Form = tuple[str, tuple[int, ...], int]  # dtype, shape, bytes
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
-
-_OTHER_FORMATS = (
-    (b"version https://git-lfs", "is a git-LFS pointer, not the file itself: run `git lfs pull`"),
-    (b"<!doctype", "is an HTML page, not a safetensors file: the download failed"),
-    (b"<html", "is an HTML page, not a safetensors file: the download failed"),
-    (b"gguf", "is a GGUF file, not safetensors"),
-    (b"pk\x03\x04", "is a zip archive (a PyTorch pickle?), not safetensors; pickles are never opened"),
-    (b"\x80\x02", "is a pickle, not safetensors; pickles are never opened"),
-    (b"\x80\x04", "is a pickle, not safetensors; pickles are never opened"),
-)
+MAX_SHOWN = 5_000  # characters of a name that are printed; it may be as long as the header
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +41,15 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read and validate the header of `path`. Raises InputError, naming the file and the tensor."""
     with open_input(path) as file:
-        start = read_exact(file, 0, min(file.size, 64))
+        start = read_exact(file, 0, min(file.size, START))
         length = int.from_bytes(start[:8], "little")
-        if length > file.size - 8 or start[8:9] != b"{":  # else the magic is a length, as 640 is that of a pickle
-            for magic, remark in _OTHER_FORMATS:
-                if start.lower().startswith(magic):
-                    raise InputError(f"{path} {remark}")
+        other = length > file.size - 8 or start[8:9] != b"{"  # else the magic is a length, as 640 is that of a pickle
+        if other and (remark := told_apart(start) or as_text(start)):
+            raise InputError(f"{path} {remark}")
         if file.size < 8 or length > file.size - 8:
-            raise InputError(f"{path} is not a safetensors file, or is cut short: it has {file.size:,} bytes")
+            raise InputError(
+                f"{path} is not a safetensors file, or is cut short: it has {file.size:,} bytes; fetch it again"
+            )
         if length > MAX_HEADER_BYTES:
             raise InputError(f"{path} claims a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read")
         raw = read_exact(file, 8, length)
@@ -84,7 +77,7 @@ def _validated(file: InputFile, data_start: int, fields: dict[str, Any]) -> Head
     for ref in refs:
         if ref.offset != end:
             what = "overlaps the tensor before it" if ref.offset < end else "leaves a hole before it"
-            raise InputError(f"{file.path}: tensor {shown(ref.spec.name)} {what}")
+            raise _bad(file.path, ref.spec.name, what)
         end += ref.spec.nbytes
     if end != file.size:
         what = "is cut short" if end > file.size else "has bytes after its last tensor"
@@ -110,7 +103,7 @@ def _entry(path: Path, data_start: int, name: str, entry: object, forms: dict[_F
         raise _bad(path, name, "must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise _bad(path, name, f"has the unknown dtype {shown(dtype)}")
+        raise _bad(path, name, f"has the unknown dtype {shown(dtype)[:80]}")
     if not _are_naturals(shape):
         raise _bad(path, name, "has a shape that is not a list of sizes")
     if not _are_naturals(offsets) or len(offsets) != 2:
@@ -135,7 +128,7 @@ def _checked(path: Path, name: str, form: _Form) -> _Form:
 
 
 def _bad(path: Path, name: str, what: str) -> InputError:
-    return InputError(f"{path}: tensor {shown(name)} {what}")
+    return InputError(f"{path}: tensor {shown(name[:MAX_SHOWN])} {what}")
 
 
 def _are_naturals(values: object) -> bool:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from adaptertool.errors import InputError, shown
+from adaptertool.files.foreign import told_apart
 from adaptertool.files.reader import open_input, read_exact
 
 MAX_JSON_BYTES = 100_000_000  # an index of 671 B parameters has 12.4 MB
+# Commas and opening brackets, which no value is without: three bytes of text, `[],`, take 64 of memory, and `{"":0},`
+# 240. A header has 8 for each tensor.
+MAX_MARKS = 3_000_000
+
+# Half of a pair of surrogates without the other, where no backslash is escaped
+_HALF = re.compile(
+    rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F]..(?<!\\u[dD][89abAB]..\\u[dD]...))"  # begins fast to find
+)
 
 StringsIn = Callable[[dict[str, Any]], int]
 
@@ -21,7 +31,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key '{shown(twice)}' stands there twice")
+        raise ValueError(f"the key '{shown(twice[:500])}' stands there twice")
     return result
 
 
@@ -48,6 +58,12 @@ def _parsed(text: bytes, strings_in: StringsIn | None) -> Any:
     return parse(object_pairs_hook=_pairs)
 
 
+def _refuse_halves(text: bytes) -> None:
+    """Half of a pair of surrogates is no text: it could not be written again."""
+    if rb"\u" in text and (found := _HALF.search(text.replace(rb"\\", b".."))):
+        raise ValueError(f"{found[0].decode()} is half of a surrogate pair: byte {found.start()}")
+
+
 def parse_json(text: bytes, what: str, strings_in: StringsIn | None = None) -> dict[str, Any]:
     """Parse one JSON object; `what` names it in the error.
 
@@ -55,12 +71,16 @@ def parse_json(text: bytes, what: str, strings_in: StringsIn | None = None) -> d
     every object for a key that stands there twice takes more than half as long again as parsing; but where nothing is
     escaped a quote begins or ends a string, so a value with half as many strings as there are quotes has lost no key.
     """
+    if len(text) > MAX_MARKS and sum(map(text.count, (b",", b"[", b"{"))) > MAX_MARKS:
+        raise InputError(f"{what} has more than {MAX_MARKS:,} commas and brackets; so much is refused unread")
     try:
         value = _parsed(text, strings_in)
-        if rb"\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
+        _refuse_halves(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} is not valid JSON: {shown(error)}") from error
+        if remark := told_apart(text):
+            raise InputError(f"{what} {remark}") from error
+        reason = str(error).partition("; use sys.")[0]  # advice for programmers, on numbers of over 4300 digits
+        raise InputError(f"{what} is not valid JSON: {shown(reason)}") from error
     if not isinstance(value, dict):
         raise InputError(f"{what} must hold a JSON object, but holds a {type(value).__name__}")
     return value

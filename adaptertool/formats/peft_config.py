@@ -8,9 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from adaptertool.errors import InputError, UnsupportedError, shown
+from adaptertool.formats.patterns import by_pattern, check
 from adaptertool.kinds import lora
 
 # Read and acted on below.
@@ -62,9 +63,6 @@ _REFUSED = {
 # PEFT wraps the parameters of one module in the order in which it holds them; this is transformers' own.
 _PARAMETER_ORDER = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
 
-# A pattern is a regex from a file that anyone may have written; Python's has no limit of time.
-MAX_REPEATS = 4
-
 # Initialisers that leave the base weights as they are.
 _HARMLESS_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 
@@ -89,7 +87,7 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float]
 
     def rank_of(self, module: str) -> int:
-        return _by_pattern(self.rank_pattern, module, self.rank)
+        return by_pattern(f"{self.path}: rank_pattern", self.rank_pattern, module, self.rank)
 
     def tokens_of(self, module: str) -> tuple[int, ...] | None:
         """The rows that were trained, by PEFT's rule: a name is the end of the module's path."""
@@ -119,30 +117,15 @@ class LoraConfig:
         return any("." not in parameter for parameter in self.parameters)
 
     def scale_of(self, module: str) -> float:
-        alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
+        alpha = by_pattern(f"{self.path}: alpha_pattern", self.alpha_pattern, module, self.alpha)
         return lora.scaling(alpha, self.rank_of(module), rank_stabilised=self.rank_stabilised)
-
-
-_T = TypeVar("_T")
-
-
-def _anchored(pattern: str) -> str:
-    return rf"(.*\.)?({pattern})$"
-
-
-def _by_pattern(patterns: Mapping[str, _T], module: str, default: _T) -> _T:
-    """PEFT's rule: the first pattern wins that matches the whole path, or the end of it after a dot."""
-    for pattern, value in patterns.items():
-        if re.match(_anchored(pattern), module):
-            return value
-    return patterns.get(module, default)  # as PEFT: then the name itself
 
 
 def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
     """Raises UnsupportedError for what is refused by name, InputError for values of a wrong type."""
     peft_type = fields.get("peft_type")
     if peft_type != "LORA":
-        raise UnsupportedError(f"{path}: peft_type {shown(peft_type)} is not supported; LORA is")
+        raise UnsupportedError(f"{path}: peft_type {shown(peft_type)[:80]} is not supported; LORA is")
     for name, value in fields.items():
         if name in _HANDLED or name in _HARMLESS or not value:
             continue
@@ -151,12 +134,12 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
     init = fields.get("init_lora_weights")
     if init not in _HARMLESS_INITS:
         raise UnsupportedError(
-            f"{path}: init_lora_weights = {shown(init)} may have changed the base weights, so this adapter may "
+            f"{path}: init_lora_weights = {shown(init)[:80]} may have changed the base weights, so this adapter may "
             "belong to the residual model, not to the original: convert it to plain LoRA first (PEFT: "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...))"
         )
     if fields.get("bias", "none") not in ("none", "all", "lora_only"):
-        raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])} is not known")
+        raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])[:80]} is not known")
     base = fields.get("base_model_name_or_path")
     rank_pattern, alpha_pattern = (_patterns(path, fields, key) for key in ("rank_pattern", "alpha_pattern"))
     return LoraConfig(
@@ -182,16 +165,7 @@ def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, A
     if not isinstance(patterns, dict):
         raise InputError(f"{path}: {key} must be an object, not {shown(patterns)[:80]}")
     for pattern in patterns:
-        where = f"{path}: {key} holds '{shown(pattern)[:80]}'"
-        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > MAX_REPEATS:
-            raise UnsupportedError(
-                f"{where}, which may take for ever to match: a repeated group, or more than {MAX_REPEATS} repeats"
-            )
-        try:
-            re.compile(pattern)
-            re.compile(_anchored(pattern))
-        except (re.error, RecursionError, OverflowError) as error:
-            raise InputError(f"{where}, no valid pattern: {shown(error)}") from error
+        check(f"{path}: {key} holds '{shown(pattern)[:80]}'", pattern)
     return patterns
 
 
