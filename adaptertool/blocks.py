@@ -101,8 +101,8 @@ def compute(
     stored = _part(space.stored, STORED[base.spec.dtype], block.numel)
     result = _part(space.rounded, STORED[target], block.numel)
     read_into(inputs.get(base.path), block.source, as_bytes(stored))
-    run = _evaluate(block, stored, alphas, space, _arithmetic(block, exact=exact), exact=exact)
-    if exact and run.unit != UNIT and not math.isfinite(run.changed.error):
+    run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
+    if exact and run.unit != UNIT and not (math.isfinite(run.changed.error) and run.changed.largest < 2.0**126):
         run = _evaluate(block, stored, alphas, space, np.float64, exact=exact)
     for alpha in alphas:
         value, size = run.at(alpha)
@@ -177,10 +177,12 @@ def _evaluate(
     return _Run(before, after, delta, mix, size, changed, norms, unit)
 
 
-def _arithmetic(block: Block, *, exact: bool) -> Any:
+def _arithmetic(block: Block, alphas: Sequence[float], *, exact: bool) -> Any:
     """Single precision where that is sure to leave few elements open: LoRA and DoRA on 16-bit weights."""
     narrow = all(STORED[spec.dtype].itemsize == 2 for spec in (block.step.base.spec, block.step.spec))
     plain = block.chain.demands.single and block.chain.demands.width <= _MOST_SINGLE  # the error grows with the rank
+    numbers = [abs(number) for number in (*alphas, *(edit.weight for edit in block.step.edits)) if number]
+    plain = plain and min(numbers, default=1) > 2.0**-60 and max(numbers, default=1) < 2.0**60  # as kinds.in_range
     return np.float32 if narrow and (plain or not exact) else np.float64
 
 

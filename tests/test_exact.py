@@ -510,3 +510,38 @@ def test_settings_of_the_caller_do_not_matter(tmp_path: Path) -> None:
     finally:
         torch.set_flush_denormal(False)
     require(found, summed(base, delta(a, b)))
+
+
+def test_numbers_at_the_ends_of_the_range(tmp_path: Path) -> None:
+    """Found by a review: norms that float32 does not hold, squares that underflow, bounds that did."""
+    torch.manual_seed(3)
+    rows = torch.randint(1, 6, (6, 9)).double() * 2.0**-133
+    cases = [
+        (rows.bfloat16(), torch.zeros(1, 9), torch.zeros(6, 1), torch.rand(6) * 2.0**-80, 1.0, 1.0),
+        (
+            (torch.randn(6, 9) * 2.0**120).bfloat16(),
+            torch.zeros(1, 9),
+            torch.zeros(6, 1),
+            torch.rand(6) * 2.0**121,
+            1.0,
+            0.5,
+        ),
+        (torch.full((6, 9), 1e-36).bfloat16(), torch.ones(1, 9), torch.ones(6, 1), torch.full((6,), 1e11), 1.0, 6e-46),
+    ]
+    for number, (base, a, b, m, alpha, weight) in enumerate(cases):
+        checkpoint = write_checkpoint(tmp_path / f"base{number}", {"x.weight": base})
+        tensors = {"x.lora_A.weight": a, "x.lora_B.weight": b, "x.lora_magnitude_vector": m}
+        adapter = write_adapter(tmp_path / f"a{number}", tensors, r=1, lora_alpha=alpha, use_dora=True)
+        adaptertool.merge(checkpoint, [adapter], tmp_path / f"out{number}", weights=[weight])
+        found = load(tmp_path / f"out{number}")["x.weight"]
+        with decimal.localcontext(prec=120):
+            for row in range(6):
+                w = [decimal.Decimal(x) for x in base[row].double().tolist()]
+                v = [
+                    x + decimal.Decimal(float(alpha * b[row, 0])) * decimal.Decimal(y)
+                    for x, y in zip(w, a[0].double().tolist(), strict=True)
+                ]
+                ratio = decimal.Decimal(m[row].item()) / sum(x * x for x in v).sqrt()
+                for column in range(9):
+                    exact = w[column] + decimal.Decimal(weight) * (ratio * v[column] - w[column])
+                    assert Fraction(found[row, column].item()) == round_fraction(Fraction(exact), torch.bfloat16)

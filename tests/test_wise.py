@@ -16,7 +16,7 @@ from oracle import fractions, half_ulp_excess, round_fraction
 from safetensors.torch import save_file
 
 import adaptertool
-from adaptertool.errors import InputError, MismatchError, UnsupportedError, UsageError
+from adaptertool.errors import InputError, MismatchError, NonFiniteError, UnsupportedError, UsageError
 from adaptertool.tasks.arguments import parse_alphas
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -236,3 +236,17 @@ def test_an_empty_edited_tensor(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "a", factors, r=2)
     report = adaptertool.merge(write_checkpoint(tmp_path / "base", tensors), [adapter], tmp_path / "out", weights=["1"])
     assert (report.tensors_edited, load(tmp_path / "out")["l.weight"].shape) == (0, (4, 0))
+
+
+@pytest.mark.parametrize("alpha", ["0.5", "1", "0.3"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")])
+def test_a_tuned_tensor_that_is_not_finite(tmp_path: Path, dtypes: tuple[str, str], value: float, alpha: str) -> None:
+    base, tuned = (torch.randn(4, 8).to(getattr(torch, dtype)) for dtype in dtypes)
+    tuned[1, 2] = value
+    places = [write_checkpoint(tmp_path / name, {"x.weight": t}) for name, t in (("b", base), ("t", tuned))]
+    if alpha == "1" and dtypes[0] == dtypes[1]:
+        return  # copied
+    with pytest.raises(NonFiniteError, match=r"x\.weight.*holds (nan|inf)|beyond the range|not a number"):
+        adaptertool.wise(*places, tmp_path / "out", [alpha])
+    assert not (tmp_path / "out").exists()

@@ -90,7 +90,7 @@ def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float
     if norm > 0.25:  # V is next to nothing beside what it is the sum of
         return Size(math.inf, math.inf if unit != double else 2.0**1000)
     ratio, slack = Factor(factors[MAGNITUDE].array / norms), 1 + 2.0**-10 + 4 * norm
-    if not in_range([ratio.extent], unit):
+    if not in_range([ratio.extent, factors[MAGNITUDE].extent, factors[NORM].extent], unit):
         return Size(math.inf, math.inf)
     largest = ratio.largest * combined.largest * slack
     changed = Size(

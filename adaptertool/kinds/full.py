@@ -6,6 +6,7 @@ is Wise-FT: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
 def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
     """T itself, or the mixture with it."""
     largest = factors[TUNED].largest
+    if not math.isfinite(largest):  # for the caller to find where
+        return Size(math.inf, math.inf)
     tuned = Size(largest, grain=size.grain_with(factors[TUNED]), moved=size.moved + size.largest + largest)
     return tuned if weight == 1 else mixed(size, tuned, weight, unit)
 

@@ -50,6 +50,8 @@ class Size:
 
     def either(self, other: Size) -> Size:
         """Of numbers some of which are of the one size, some of the other."""
+        if not all(map(math.isfinite, (self.largest, self.error, other.largest, other.error))):
+            return Size(math.inf, math.inf)  # max() would lose a NaN
         grain = None if self.grain is None or other.grain is None else min(self.grain, other.grain)
         largest, error = max(self.largest, other.largest), max(self.error, other.error)
         return Size(largest, error, grain, max(self.relative, other.relative), max(self.moved, other.moved))
@@ -205,7 +207,7 @@ def mixed(size: Size, other: Size, weight: float, unit: float) -> Size:
     largest = size.largest + max(times, 1) * apart
     return size.then(
         largest=largest,
-        error=inherited + 4 * unit * times * (apart + size.absolute + other.absolute),
+        error=inherited + 4 * unit * times * (apart + size.absolute + other.absolute) + (1 + times) * tiny(unit),
         grain=grain,
         relative=unit,
         moved=size.moved + times * apart,
@@ -215,8 +217,9 @@ def mixed(size: Size, other: Size, weight: float, unit: float) -> Size:
 def interpolated(before: Size, after: Size, alpha: float, unit: float) -> Size:
     """Of b + alpha·(x − b), for what the base has, exactly, and what was made of it.
 
-    With d = x − b, no larger than `moved`: |fl(x̂ − b) − d| ≤ unit·|d̂| + |x̂ − x|, one rounding more for the product, and
-    unit·|result| for the sum. The relative part of |x̂ − x| goes with |x̂| ≤ |result| + |1 − alpha|·|d| + all errors.
+    With d = x − b, no larger than `moved`: |fl(x̂ − b) − d| ≤ unit·|d̂| + |x̂ − x|, two roundings more for alpha and
+    the product, and unit·|result| for the sum. The relative part of |x̂ − x| goes with
+    |x̂| ≤ |result| + |1 − alpha|·|d| + all errors.
     """
     times, apart = abs(alpha), after.moved + after.absolute
     grain = None
@@ -226,7 +229,7 @@ def interpolated(before: Size, after: Size, alpha: float, unit: float) -> Size:
     inherited = after.error + after.relative * (abs(1 - alpha) * after.moved + slack)
     return before.then(
         largest=before.largest + times * after.moved,
-        error=times * (2 * unit * apart + inherited) * (1 + 2.0**-10),
+        error=times * (3 * unit * apart + inherited) * (1 + 2.0**-10) + (1 + times) * tiny(unit),
         grain=grain,
         relative=(unit + times * after.relative) * (1 + 2.0**-10),
         moved=times * after.moved,

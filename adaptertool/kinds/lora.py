@@ -61,12 +61,12 @@ def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float
     """
     a, b = factors[A], factors[B]
     times, rank = abs(weight * scale), len(a.array)
-    if 0 in (times, a.largest, b.largest):
+    if 0 in (weight, scale, a.largest, b.largest):
         return size
     scaled = [end * times for end in b.extent]
     if not in_range((a.extent, b.extent, (min(scaled), max(scaled))), unit):
         return Size(math.inf, math.inf)
-    change = times * math.sqrt(a.longest_column * b.longest_row) * (1 + 2.0**-20)  # more than what rounding takes away
+    change = math.sqrt(a.longest_column) * times * math.sqrt(b.longest_row) * (1 + 2.0**-20)
     relative = (rank + 5) * unit / (1 - (rank + 5) * unit)
     grain = size.grain_with(a, scale, weight)
     if grain is not None:

@@ -5,10 +5,11 @@ Source: `lora_bias` of PEFT 0.21.2, against which this is checked in the tests.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Array, Factor, Kind, Shape, Size
+from adaptertool.kinds.kind import Array, Factor, Kind, Shape, Size, in_range
 
 BIAS = "lora_B.bias"
 
@@ -26,8 +27,11 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
 def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
     """Two products and a sum."""
     change = abs(weight * scale) * factors[BIAS].largest * (1 + 2.0**-20)
-    if change == 0:
+    if 0 in (weight, scale, factors[BIAS].largest):
         return size
+    extent = factors[BIAS].extent
+    if not in_range((extent, (extent[0] * abs(weight * scale), change)), unit):
+        return Size(math.inf, math.inf)
     return size.plus(change, 3 * unit * change, unit, size.grain_with(factors[BIAS], scale, weight))
 
 

@@ -1,6 +1,6 @@
 """kernel.c, compiled when the package was installed; None where there was no compiler, or ADAPTERTOOL_KERNEL is "off".
 
-Results in exact precision do not depend on it: only the time does.
+Checkpoints in exact precision do not depend on it: only the time does.
 """
 
 from __future__ import annotations
