@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from adaptertool import cli
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -89,6 +92,19 @@ def adaptertool(*arguments: object, cwd: Path | None = None, **options: Any) -> 
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "adaptertool", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False, **options)
+
+
+def main_here(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """Run the command line in this process; returns the exit code."""
+    monkeypatch.setattr(sys, "argv", ["adaptertool", *arguments])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return stop.value.code
 
 
 @pytest.fixture(autouse=True)

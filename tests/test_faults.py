@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import adaptertool, load, lora_factors, snapshot, write_adapter, write_checkpoint
+from conftest import adaptertool, load, lora_factors, main_here, snapshot, write_adapter, write_checkpoint
 
-from adaptertool import cli, merge, prepare_merge, wise
+from adaptertool import merge, prepare_merge, wise
 from adaptertool.errors import AdapterToolError, InputError, OutputError, StorageError, UsageError
 from adaptertool.files import publish
 from adaptertool.files.staging import Staging
@@ -154,19 +154,6 @@ def test_signal_during_a_run(large: Place, number: signal.Signals) -> None:
         assert (out / publish.MANIFEST).is_file()
 
 
-def _main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
-    """Run the command line in this process; returns the exit code."""
-    monkeypatch.setattr(sys, "argv", ["adaptertool", *arguments])
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return stop.value.code
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_does_not_stop_the_cleaning(
     place: Place, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -179,7 +166,7 @@ def test_a_second_signal_does_not_stop_the_cleaning(
 
     monkeypatch.setattr(Staging, "finish", lambda *_, **__: signal.raise_signal(number))
     monkeypatch.setattr(shutil, "rmtree", impatient)
-    code = _main(["merge", str(place.base), str(place.adapter), "-o", str(place.out)], monkeypatch)
+    code = main_here(["merge", str(place.base), str(place.adapter), "-o", str(place.out)], monkeypatch)
     monkeypatch.undo()
     assert code == 130
     place.check_untouched()
@@ -210,7 +197,7 @@ def _interrupt_at(n: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch)
     outer = sys.gettrace()
     sys.settrace(tracer)
     try:
-        code = _main(arguments, monkeypatch)
+        code = main_here(arguments, monkeypatch)
     finally:
         sys.settrace(outer)
     return code, seen[-1] if len(seen) == n else ""

@@ -173,3 +173,11 @@ def test_clean_says_what_it_does(tmp_path: Path) -> None:
     done = subprocess.run(call, capture_output=True, text=True, check=True)
     assert done.stdout == f"removed {tmp_path}/.out.adaptertool-0123456789abcdef\n"
     assert (tmp_path / ".outer.adaptertool-0123456789abcdef").exists()
+
+
+@pytest.mark.parametrize("length", [60, 240])
+def test_outs_whose_names_begin_alike_have_nothing_to_do_with_each_other(tmp_path: Path, length: int) -> None:
+    first, second = (tmp_path / f"{'n' * (length - 1)}{end}" for end in "ab")
+    with Staging(first, "0" * 16) as one, Staging(second, "0" * 16) as other:
+        assert one.folder != other.folder
+        assert left_behind(first) == [one.folder] and left_behind(second) == [other.folder]

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import stat
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import zoo
-from conftest import adaptertool, write_adapter
+from conftest import adaptertool, main_here, write_adapter
 from safetensors import deserialize
 from test_header import FIELD, VALID, entry, packed
-
-from adaptertool import cli
 
 Run = Callable[..., tuple[object, str]]
 
@@ -36,17 +32,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """The command line in this process: exit code, and what it said on stderr."""
 
     def call(*arguments: object) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", ["adaptertool", *map(str, arguments)])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with pytest.raises(SystemExit) as stop:
-                cli.main()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        code = main_here([*map(str, arguments)], monkeypatch)
         out, err = capsys.readouterr()
-        assert stop.value.code == 0 or out == ""
-        return stop.value.code, err
+        assert code == 0 or out == ""
+        return code, err
 
     return call
 

@@ -1,9 +1,10 @@
 """The directory beside OUT that a run works in. Its name belongs to OUT and to what is made, so that the same command
 finds it again after a kill, a full disk or Ctrl-C, and goes on; another command never meets it.
 
-    .OUT.adaptertool-KEY/lock      held (flock) while a run is at work
-    .OUT.adaptertool-KEY/journal   a line for each file that is finished: its name, size and hash
-    .OUT.adaptertool-KEY/work/     what is to be OUT; files that are not finished have other names
+In .OUT.adaptertool-KEY:
+    lock      held (flock) while a run is at work
+    journal   a line for each file that is finished: its name, size and hash
+    work      what is to be OUT; files that are not finished have other names
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
 import secrets
@@ -26,6 +28,7 @@ from adaptertool.files.publish import make_directory, sync_directory
 from adaptertool.interrupts import deferred
 
 _CHUNK = 4 << 20
+_LONGEST = 200  # bytes of a name, of the 255 that file systems allow
 _PART = ".part-"
 
 
@@ -128,17 +131,20 @@ class Staging:
 
 
 def staging_folder(out: Path, key: str) -> Path:
-    return out.resolve().parent / f".{out.name[:40]}.adaptertool-{key}"
+    place = out.resolve()
+    return place.parent / f".{_label(place)}.adaptertool-{key}"
 
 
 def left_behind(out: Path) -> list[Path]:
     """The staging directories of runs that were to make OUT."""
     place = out.resolve()
-    return sorted(place.parent.glob(f".{_escaped(place.name[:40])}.adaptertool-*"))
+    return sorted(place.parent.glob(f".{glob.escape(_label(place))}.adaptertool-*"))
 
 
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+def _label(place: Path) -> str:
+    """Its name; where that leaves no room for more, a part of it and a hash, so that no two have the same."""
+    name = os.fsencode(place.name)
+    return place.name if len(name) <= _LONGEST else f"{place.name[:40]}-{blake3(name).hexdigest(8)}"
 
 
 def remove(folder: Path, out: Path) -> None:

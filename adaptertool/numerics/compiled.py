@@ -43,12 +43,9 @@ def _functions(library: ctypes.CDLL) -> Mapping[str, Any]:
         for stored in ("BF16", "F16", "F32"):
             widen = found[f"widen_{stored}_{wide}"] = library[f"widen_{stored}_{wide}"]
             widen.argtypes, widen.restype = [_POINTER, _POINTER, _COUNT], ctypes.c_uint32
-            for how in ("round", "twice"):
-                name = f"{how}_{wide}_{stored}"
-                if name in _ROUND:
-                    found[name] = library[name]
-                    found[name].argtypes = [_POINTER, real, real, _POINTER, _COUNT, _POINTER]
-                    found[name].restype = _COUNT
+        for name in (name for name in _ROUND if f"_{wide}_" in name):
+            rounds = found[name] = library[name]
+            rounds.argtypes, rounds.restype = [_POINTER, real, real, _POINTER, _COUNT, _POINTER], _COUNT
         if library.has_products():
             for name, pointers in ((f"add_product_{wide}", 3), (f"squares_{wide}", 4)):
                 found[name] = library[name]
