@@ -531,8 +531,8 @@ def test_terminal(small: tuple[Path, Path], tmp_path: Path) -> None:
 def test_interrupted_while_planning(small: tuple[Path, Path], tmp_path: Path, number: signal.Signals) -> None:
     """The signal comes while the headers are read. (test_faults.py: while weights are written.)"""
     snippet = (
-        "import os, sys, adaptertool.cli as cli\n"
-        f"cli.prepare_merge = lambda *_, **__: os.kill(os.getpid(), {int(number)})\n"
+        "import os, sys\nfrom adaptertool import cli\n"
+        f"cli.merge.prepare_merge = lambda *_, **__: os.kill(os.getpid(), {int(number)})\n"
         f"sys.argv[1:] = {['merge', *map(str, small), '-o', str(tmp_path / 'out'), '--json']!r}\n"
         "cli.main()"
     )

@@ -172,7 +172,7 @@ def test_a_second_signal_does_not_stop_the_cleaning(
     place.check_untouched()
 
 
-TRACED = ("files/publish.py", "files/staging.py", "tasks/run.py", "cli.py")
+TRACED = ("files/publish.py", "files/staging.py", "tasks/run.py", "cli/boundary.py", "cli/options.py")
 
 
 def _interrupt_at(n: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[object, str]:
@@ -183,9 +183,7 @@ def _interrupt_at(n: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch)
     def tracer(frame: FrameType, event: str, _: object) -> Any:
         code = frame.f_code
         file = code.co_filename.rpartition("adaptertool/")[2]
-        if file not in ("files/publish.py", "files/staging.py", "tasks/run.py", "cli.py") or (
-            file == "cli.py" and code.co_name == "main"
-        ):
+        if file not in TRACED or (file == "cli/boundary.py" and code.co_name == "run"):
             return None
         line = f"{file}:{frame.f_lineno} {code.co_name}"
         if event == "line" and len(seen) < n and line not in seen:

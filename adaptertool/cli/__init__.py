@@ -1,0 +1,47 @@
+"""The command line: one file for each group of commands, which parses, calls a task, and prints what it returns."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+import click
+
+from adaptertool import __version__
+from adaptertool.cli import boundary, clean, merge
+
+COMMANDS: tuple[click.Command, ...] = (merge.merge, merge.wise, clean.clean)
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  2    wrong usage
+  3    bad input: a file is malformed, inputs do not fit together, or
+       something is refused by name
+  4    storage: space, permission, I/O
+  5    OUT exists, or is not ours to replace
+  70   a fault of adaptertool itself
+  130  interrupted (also by SIGTERM); nothing was published
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
+@click.version_option(__version__, prog_name="adaptertool")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Adapter arithmetic on checkpoints, by streaming. Nothing silent.
+
+    Checkpoints are directories with safetensors (single or sharded), or one .safetensors file. Adapters are
+    PEFT directories. Inputs are never changed; OUT appears only when it is complete.
+    """
+    if os.environ.get("NO_COLOR"):
+        context.color = False
+
+
+for _command in COMMANDS:
+    cli.add_command(_command)
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    boundary.run(cli)

@@ -1,0 +1,95 @@
+"""What the commands share: their options, and the way from a plan to what is printed."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+
+import click
+
+from adaptertool.budget import bytes_to_write
+from adaptertool.cli.boundary import ignore_signals, say
+from adaptertool.render.machine import to_json
+from adaptertool.render.text import plan_text, run_text
+from adaptertool.spec import EXACT, PRECISIONS, Plan
+from adaptertool.tasks.arguments import as_path
+from adaptertool.tasks.common import MAX_THREADS, check_output
+from adaptertool.tasks.preview import preview
+
+Command = Callable[..., None]
+
+RENAME = click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names in adapters.")
+THREADS = click.option("--threads", type=click.IntRange(min=1, max=MAX_THREADS), help="Default: cores, up to 8.")
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")
+DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+
+
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """The options in this order, as one decorator."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+writes = with_options(
+    click.option("-o", "--out", required=True, type=click.Path(), help="Where to write."),
+    RENAME,
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default=EXACT,
+        help="Correctly rounded, or in float32 and rounded once.",
+    ),
+    click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made."),
+    click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
+    THREADS,
+    JSON,
+    QUIET,
+    click.option("-v", "--verbose", is_flag=True, help="With --dry-run: every tensor on a line of its own."),
+    DEBUG,
+)
+
+
+def execute(
+    plan: Plan,
+    *,
+    out: str,
+    force: bool,
+    dry_run: bool,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    if not quiet:
+        for note in plan.notes:
+            say(f"adaptertool: note: {note}", sys.stderr)
+    if dry_run:
+        report = preview(plan, out, force=force, threads=threads)
+        say(to_json(report) if as_json else plan_text(report, every_tensor=verbose), sys.stdout)
+        return
+    target = as_path(out, "OUT")
+    check_output(plan, target, force=force)  # before numpy is loaded
+    from tqdm import tqdm  # noqa: PLC0415  # as below: not for a plan, or --help
+
+    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy
+
+    lock = threading.Lock()
+    # disable=None: no bar where stderr is not a terminal
+    with tqdm(
+        total=bytes_to_write(plan), unit="B", unit_scale=True, desc=plan.command, disable=True if quiet else None
+    ) as bar:
+
+        def progress(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        done = run(plan, target, force=force, threads=threads, progress=progress, before_publish=ignore_signals)
+    if not quiet or as_json:
+        say(to_json(done) if as_json else run_text(done), sys.stdout)
