@@ -31,7 +31,7 @@ from adaptertool.numerics.rounding import (
     rounded,
     widen,
 )
-from adaptertool.plan import replaces
+from adaptertool.plan import block_rows, matrix, replaces
 from adaptertool.settle import UNIT, Open, Settled
 from adaptertool.spec import Step
 from adaptertool.tensors import as_bytes, read_tensor
@@ -54,7 +54,7 @@ class Workspace:
             self.stored, self.rounded, self.before, self.after, self.delta, self.mix = np.empty((6, 8 * size), np.uint8)
 
 
-def _part(buffer: Array, dtype: Any, numel: int) -> Array:
+def part(buffer: Array, dtype: Any, numel: int) -> Array:
     return buffer[: numel * np.dtype(dtype).itemsize].view(dtype)
 
 
@@ -88,6 +88,13 @@ class Block:
         return (self.last - self.first) * self.columns
 
 
+def blocks_of(inputs: Inputs, step: Step) -> Iterator[Block]:
+    """A tensor cut into blocks."""
+    chain, (rows, columns) = Chain(inputs, step), matrix(step)
+    for first in range(0, rows, block_rows(columns)):
+        yield Block(step, first, min(rows, first + block_rows(columns)), columns, chain)
+
+
 def compute(
     inputs: Inputs, block: Block, alphas: Sequence[float], space: Workspace, *, exact: bool = True
 ) -> Iterator[memoryview]:
@@ -98,8 +105,8 @@ def compute(
     """
     base, target, chain = block.step.base, block.step.spec.dtype, block.chain
     space.fit(block.numel)
-    stored = _part(space.stored, STORED[base.spec.dtype], block.numel)
-    result = _part(space.rounded, STORED[target], block.numel)
+    stored = part(space.stored, STORED[base.spec.dtype], block.numel)
+    result = part(space.rounded, STORED[target], block.numel)
     read_into(inputs.get(base.path), block.source, as_bytes(stored))
     run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
     if exact and run.unit != UNIT and not (math.isfinite(run.changed.error) and run.changed.largest < 2.0**126):
@@ -160,7 +167,7 @@ def _evaluate(
     block: Block, stored: Array, alphas: Sequence[float], space: Workspace, arithmetic: Any, *, exact: bool
 ) -> _Run:
     buffers = space.before, space.after, space.delta, space.mix
-    before, after, delta, mix = (_part(buffer, arithmetic, block.numel) for buffer in buffers)
+    before, after, delta, mix = (part(buffer, arithmetic, block.numel) for buffer in buffers)
     mixing = any(alpha != 1 for alpha in alphas)
     size = Size(widen(stored, block.step.base.spec.dtype, after))
     if mixing or block.chain.demands.before:

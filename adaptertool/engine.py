@@ -14,23 +14,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from threadpoolctl import threadpool_limits
-
-from adaptertool.blocks import Block, Workspace, compute
-from adaptertool.chain import Chain
+from adaptertool.blocks import Block, Workspace, blocks_of, compute
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
-from adaptertool.interrupts import LOOK_EVERY, deferred, look
-from adaptertool.numerics.rounding import standard_arithmetic
-from adaptertool.plan import block_rows, matrix, verbatim
+from adaptertool.plan import verbatim
 from adaptertool.rescale import Rescaled
 from adaptertool.settle import Settled
 from adaptertool.spec import EXACT, Asset, Output, Plan, Ref, Shard, Step
+from adaptertool.workers import Job, Shared, all_done, drain, one_core_each
 
 Progress = Callable[[int], None]  # told the bytes just written
-Job = Callable[[Workspace], None]
 MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per output
 
 
@@ -55,8 +49,7 @@ def run_plan(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress:
     Raises the first error of any job; the rest then stop.
     """
     with (
-        deferred(),
-        threadpool_limits(1, "blas"),  # each of our threads is to use one core
+        one_core_each(),
         ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as workers,
         ThreadPoolExecutor(1, thread_name_prefix="adaptertool-finish") as finisher,
     ):
@@ -70,7 +63,7 @@ def run_plan(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress:
             for asset in plan.assets:
                 jobs = functools.partial(_asset_jobs, crew, asset)
                 finishing.append(_write_file(crew, asset.source, asset.name, asset.size, jobs))
-            _all_done(crew, finishing)
+            all_done(crew.stop, finishing)
         except BaseException:
             crew.stop.set()
             raise
@@ -89,8 +82,8 @@ def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJ
         for own in names:
             files.append(OutputFile(crew.stage.work / own, size, crew.stage.part(own)))
             opened.callback(files[-1].close)
-        jobs = _Shared(make_jobs(files))
-        _all_done(crew, [crew.workers.submit(_drain, crew, jobs, workspace) for workspace in crew.workspaces])
+        jobs = Shared(make_jobs(files))
+        all_done(crew.stop, [crew.workers.submit(drain, crew.stop, jobs, workspace) for workspace in crew.workspaces])
         opened.pop_all()
     crew.inputs.release(source)
     return crew.finisher.submit(_finish, crew, dict(zip(names, files, strict=True)))
@@ -103,47 +96,6 @@ def _finish(crew: Crew, files: Mapping[str, OutputFile]) -> None:
         for name, file in files.items():
             file.finish()
             crew.stage.finish(file.part, name, file.digest)
-
-
-def _all_done(crew: Crew, futures: Sequence[Future[None]]) -> None:
-    """Wait for all, then raise the first error. On Ctrl-C too, all threads stop before files are closed."""
-    # Not concurrent.futures.wait: interrupted while it takes the locks of all futures, it would keep some for ever.
-    try:
-        for future in futures:
-            look()
-            while not future.done():
-                with contextlib.suppress(TimeoutError):
-                    future.exception(LOOK_EVERY)
-                look()
-    except BaseException:
-        crew.stop.set()
-        for future in futures:
-            future.exception()
-        raise
-    for future in futures:
-        future.result()
-
-
-class _Shared:
-    """An iterator that several threads draw from: jobs are made when they are taken, so few exist at once."""
-
-    def __init__(self, jobs: Iterator[Job]) -> None:
-        self._jobs, self._lock = jobs, threading.Lock()
-
-    def take(self) -> Job | None:
-        with self._lock:
-            return next(self._jobs, None)
-
-
-def _drain(crew: Crew, jobs: _Shared, workspace: Workspace) -> None:
-    try:
-        standard_arithmetic()  # a thread has its own, from the one that started it
-        with np.errstate(all="ignore"):  # what is not finite is looked for
-            while not crew.stop.is_set() and (job := jobs.take()) is not None:
-                job(workspace)
-    except BaseException:
-        crew.stop.set()
-        raise
 
 
 def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequence[OutputFile]) -> Iterator[Job]:
@@ -231,10 +183,7 @@ def _edit_jobs(
         for first, last in factor.cuts():
             yield functools.partial(_rescale, crew, factor, first, last, computed)
     elif computed:
-        chain = Chain(crew.inputs, step)
-        rows, columns = matrix(step)
-        for first in range(0, rows, block_rows(columns)):
-            block = Block(step, first, min(rows, first + block_rows(columns)), columns, chain)
+        for block in blocks_of(crew.inputs, step):
             yield functools.partial(_edit, crew, block, computed)
 
 

@@ -33,6 +33,7 @@ ROOMS = [
     ["chain", "as_adapter"],
     ["settle"],
     ["blocks", "rescale", "budget"],
+    ["workers", "changes"],
     ["engine", "preflight"],
     ["reports"],
     ["tasks"],
