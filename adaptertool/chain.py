@@ -28,8 +28,12 @@ _RECENT = 32  # cut factors that are kept, of all threads
 class Chain:
     """The edits of one tensor, with their factors: those needed whole are read once, by the first block that asks."""
 
-    def __init__(self, inputs: Inputs, step: Step) -> None:
-        self._inputs, self._step = inputs, step
+    def __init__(self, inputs: Inputs, step: Step, *, absolute: bool = False) -> None:
+        """absolute: with the magnitudes of factors, scales and weights, to tell how large the terms of a sum were."""
+        if absolute:
+            edits = (edit._replace(scale=abs(edit.scale), weight=abs(edit.weight)) for edit in step.edits)
+            step = step._replace(edits=tuple(edits))
+        self._inputs, self._step, self._absolute = inputs, step, absolute
         self._rows, self._columns = matrix(step)
         self.demands = demands_of(step.edits)
         self._whole: dict[tuple[int, str], Factor] = {}
@@ -37,20 +41,30 @@ class Chain:
         self._recent: dict[tuple[int, int], tuple[slice | list[int], dict[str, Factor]]] = {}
         self._lock = threading.RLock()
 
-    def apply(self, rows: Array, first: int, before: Array, upto: int | None = None) -> Mapping[int, Array]:
+    def apply(
+        self,
+        rows: Array,
+        first: int,
+        before: Array,
+        upto: int | None = None,
+        known: Mapping[int, Array] | None = None,
+    ) -> Mapping[int, Array]:
         """Make the edits (the first `upto` of them) to rows from `first` on, float64 or float32, in place.
 
         before: the rows as the base has them, for the edits that take their norms from them. Returns these norms.
+        known: the norms, where they are not to be those of these rows.
         """
         self._forget(first)
-        norms = {}
+        norms = dict(known or {})
         for number, edit in enumerate(self._step.edits[:upto]):
             chosen = choose(edit, first, first + len(rows))
             if chosen is None:
                 continue
             kind, some = BY_NAME[edit.kind], rows[chosen.index, chosen.columns]
             factors = self.factors(number, edit, chosen.places)
-            if kind.squares is not None:
+            if number in norms:
+                factors[NORM] = norms[number]
+            elif kind.squares is not None:
                 old = before[chosen.index, chosen.columns] if edit.on_base else some
                 turned = edit.transposed
                 squares = self._squares_of_columns(number, edit) if turned else kind.squares(old, factors, edit.scale)
@@ -201,7 +215,7 @@ class Chain:
                 cut[role] = Factor(cut[role].array[places])
             elif edit.transposed and role in kind.by_column:
                 cut[role] = Factor(cut[role].array[:, places])
-        return cut
+        return {role: Factor(abs(factor.array)) for role, factor in cut.items()} if self._absolute else cut
 
     def _read_whole(self, number: int, role: str, ref: Ref) -> Factor:
         with self._lock:

@@ -71,3 +71,45 @@ class RunReport(Report):
     bytes_per_second: float  # read and written
     peak_memory: int  # of the whole process, resident
     compiled: bool  # by the compiled kernel; without it several times as slow
+
+
+@dataclass(frozen=True, slots=True)
+class TensorVerdict:
+    name: str
+    status: str  # "exact", "rounding", "wrong", "untouched_changed", "missing" or "extra"
+    max_ulp: int | None = None  # largest distance from the exact merge, in representable numbers
+    rel_error: float | None = None  # ‖C − E‖/‖E‖, of what is stored and of the exact merge
+    fitted_scale: float | None = None  # of a wrong tensor: how much of the change is in it; 1 is right
+    diagnosis: str | None = None
+    detail: str = ""  # in words: the recipe that explains it, or what is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictCounts:
+    exact: int
+    rounding: int
+    wrong: int
+    untouched_changed: int
+    missing: int
+    extra: int
+    diagnosis: tuple[str, ...]  # the codes that were found, the most frequent first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """Whether a checkpoint is what the merge, or the interpolation, of the inputs should give."""
+
+    schema: ClassVar[str] = "verify/1"
+    ok: bool
+    merged: str
+    base: str
+    sources: tuple[str, ...]
+    weights: tuple[float, ...]
+    alpha: float
+    strict: bool
+    summary: VerdictCounts
+    tensors: tuple[TensorVerdict, ...]
+    problems: tuple[str, ...]  # beside the tensors; each makes it wrong
+    notes: tuple[str, ...]
+    bytes_read: int
+    seconds: float

@@ -36,6 +36,7 @@ ROOMS = [
     ["workers", "changes"],
     ["engine", "preflight"],
     ["reports"],
+    ["verify"],
     ["tasks"],
     ["render"],
     ["cli"],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -17,7 +18,7 @@ from adaptertool.tasks.arguments import as_path
 from adaptertool.tasks.common import MAX_THREADS, check_output
 from adaptertool.tasks.preview import preview
 
-Command = Callable[..., None]
+Command = Callable[..., int | None]
 
 RENAME = click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names in adapters.")
 THREADS = click.option("--threads", type=click.IntRange(min=1, max=MAX_THREADS), help="Default: cores, up to 8.")
@@ -56,6 +57,22 @@ writes = with_options(
 )
 
 
+@contextlib.contextmanager
+def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, if that is a terminal; what it gives is told the bytes that are done, by any thread."""
+    from tqdm import tqdm  # noqa: PLC0415  # not for a plan, or --help
+
+    lock = threading.Lock()
+    # disable=None: no bar where stderr is not a terminal
+    with tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=True if quiet else None) as shown:
+
+        def progress(count: int) -> None:
+            with lock:
+                shown.update(count)
+
+        yield progress
+
+
 def execute(
     plan: Plan,
     *,
@@ -76,20 +93,9 @@ def execute(
         return
     target = as_path(out, "OUT")
     check_output(plan, target, force=force)  # before numpy is loaded
-    from tqdm import tqdm  # noqa: PLC0415  # as below: not for a plan, or --help
+    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: not for a plan, or --help
 
-    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy
-
-    lock = threading.Lock()
-    # disable=None: no bar where stderr is not a terminal
-    with tqdm(
-        total=bytes_to_write(plan), unit="B", unit_scale=True, desc=plan.command, disable=True if quiet else None
-    ) as bar:
-
-        def progress(count: int) -> None:
-            with lock:
-                bar.update(count)
-
+    with bar(plan.command, bytes_to_write(plan), quiet=quiet) as progress:
         done = run(plan, target, force=force, threads=threads, progress=progress, before_publish=ignore_signals)
     if not quiet or as_json:
         say(to_json(done) if as_json else run_text(done), sys.stdout)

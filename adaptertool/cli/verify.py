@@ -1,0 +1,73 @@
+"""`verify`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from adaptertool.cli.boundary import say
+from adaptertool.cli.options import DEBUG, JSON, QUIET, RENAME, THREADS, bar, with_options
+from adaptertool.render.machine import to_json
+from adaptertool.render.verify import verify_markdown, verify_text, write_junit
+from adaptertool.tasks import verify as task
+from adaptertool.tasks.merge import COMPOSITIONS
+
+
+@click.command()
+@click.argument("merged", type=click.Path())
+@click.argument("base", type=click.Path())
+@click.argument("sources", nargs=-1, type=click.Path(), metavar="[ADAPTER]...")
+@click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
+@click.option("--alpha", help="It is an interpolation (wise) towards ADAPTER, or a tuned checkpoint.")
+@click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
+@click.option("--strict", is_flag=True, help="What rounding explains is wrong too.")
+@click.option("--junit", type=click.Path(), help="Write JUnit XML to this file, a test case for each tensor.")
+@with_options(
+    RENAME, THREADS, JSON, QUIET, click.option("-v", "--verbose", is_flag=True, help="List every tensor."), DEBUG
+)
+def verify(
+    merged: str,
+    base: str,
+    sources: tuple[str, ...],
+    weights: tuple[str, ...],
+    alpha: str | None,
+    compose: str,
+    strict: bool,
+    junit: str | None,
+    renames: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Judge every tensor of MERGED, made by any tool, against the exact merge of ADAPTERs into BASE.
+
+    Exit code 0: right (bit for bit, or within what rounding explains), 1: not, 3: unreadable. Names what is wrong:
+    not-applied, applied-twice, wrong-scale, rslora-ignored, transposed, wrong-base, ...
+    """
+    with bar("verify", None, quiet=quiet) as progress:
+        report = task.verify(
+            merged,
+            base,
+            sources,
+            weights=weights or None,
+            alpha=alpha,
+            compose=compose,
+            renames=renames,
+            strict=strict,
+            threads=threads,
+            progress=progress,
+        )
+    if junit is not None:
+        write_junit(report, Path(junit))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(verify_markdown(report))
+    for note in () if quiet else report.notes:
+        say(f"adaptertool: note: {note}", sys.stderr)
+    if not quiet or as_json:
+        say(to_json(report) if as_json else verify_text(report, every_tensor=verbose), sys.stdout)
+    return 0 if report.ok else 1

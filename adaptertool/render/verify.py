@@ -1,0 +1,121 @@
+"""What `verify` found, as text, as JUnit XML, and as Markdown for the summary of a GitHub step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from adaptertool.errors import UsageError, shown
+from adaptertool.reports import TensorVerdict, VerifyReport
+
+_LISTED = 20
+
+
+def verify_text(report: VerifyReport, *, every_tensor: bool = False) -> str:
+    lines = [f"verify {report.merged}: {'right' if report.ok else 'WRONG'}"]
+    lines.append(f"  against  {_recipe(report)}")
+    lines.append(f"  tensors  {_counts(report)}")
+    if report.summary.rounding:
+        lines.append(f"  rounding explained by {', '.join(_recipes(report))}; at most {_most_ulp(report)} ulp")
+    if report.summary.diagnosis:
+        lines.append(f"  found    {', '.join(report.summary.diagnosis)}")
+    lines += [f"  problem  {problem}" for problem in report.problems]
+    bad = [verdict for verdict in report.tensors if every_tensor or not _good(verdict, report)]
+    lines += [f"  {_line(verdict)}" for verdict in bad[: None if every_tensor else _LISTED]]
+    if len(bad) > _LISTED and not every_tensor:
+        lines.append(f"  ... and {len(bad) - _LISTED:,} more (-v lists all)")
+    return "\n".join(lines)
+
+
+def _good(verdict: TensorVerdict, report: VerifyReport) -> bool:
+    return verdict.status == "exact" or (verdict.status == "rounding" and not report.strict)
+
+
+def _recipe(report: VerifyReport) -> str:
+    if not report.sources:
+        return report.base
+    pairs = zip(report.sources, report.weights, strict=True)
+    sources = [source + (f" (weight {weight:g})" if weight != 1 else "") for source, weight in pairs]
+    return f"{report.base} + {' + '.join(sources)}" + (f" at alpha {report.alpha:g}" if report.alpha != 1 else "")
+
+
+def _counts(report: VerifyReport) -> str:
+    counts = report.summary
+    texts = [f"{counts.exact:,} exact", f"{counts.rounding:,} within rounding"]
+    more = {
+        "wrong": counts.wrong,
+        "untouched but changed": counts.untouched_changed,
+        "missing": counts.missing,
+        "extra": counts.extra,
+    }
+    return ", ".join(texts + [f"{count:,} {what}" for what, count in more.items() if count])
+
+
+def _recipes(report: VerifyReport) -> list[str]:
+    return sorted({verdict.detail for verdict in report.tensors if verdict.status == "rounding"})
+
+
+def _most_ulp(report: VerifyReport) -> int:
+    return max(verdict.max_ulp or 0 for verdict in report.tensors if verdict.status == "rounding")
+
+
+def _line(verdict: TensorVerdict) -> str:
+    facts = [
+        verdict.diagnosis or "",
+        f"scale {verdict.fitted_scale:.4g}" if verdict.fitted_scale is not None else "",
+        f"{verdict.max_ulp:,} ulp" if verdict.max_ulp else "",
+        f"error {verdict.rel_error:.1e}" if verdict.rel_error else "",
+        verdict.detail,
+    ]
+    return f"{verdict.status}  {shown(verdict.name)}  {', '.join(filter(None, facts))}".rstrip()
+
+
+def write_junit(report: VerifyReport, path: Path) -> None:
+    """A test case for each tensor. Raises UsageError where junitparser is not installed."""
+    try:
+        from junitparser import Failure, JUnitXml, TestCase, TestSuite  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise UsageError("--junit needs junitparser: pip install 'adaptertool[report]'") from error
+    suite = TestSuite(f"adaptertool verify {shown(report.merged)}")
+    for verdict in report.tensors:
+        case = TestCase(shown(verdict.name), classname=verdict.status)
+        if not _good(verdict, report):
+            case.result = [Failure(_line(verdict), verdict.diagnosis or verdict.status)]
+        suite.add_testcase(case)
+    for problem in report.problems:
+        case = TestCase("config", classname="problem")
+        case.result = [Failure(shown(problem))]
+        suite.add_testcase(case)
+    document = JUnitXml("adaptertool verify")
+    document.add_testsuite(suite)
+    document.write(str(path))
+
+
+def verify_markdown(report: VerifyReport) -> str:
+    lines = [f"### adaptertool verify: {'right' if report.ok else 'WRONG'}", ""]
+    lines += [f"`{_code(report.merged)}` against `{_code(_recipe(report))}`: {_counts(report)}", ""]
+    lines += [f"- {_plain(problem)}" for problem in report.problems]
+    bad = [verdict for verdict in report.tensors if not _good(verdict, report)]
+    if bad:
+        lines += ["| tensor | status | diagnosis | ulp | relative error |", "| --- | --- | --- | --- | --- |"]
+        lines += list(itertools.islice(_rows(bad), _LISTED))
+        if len(bad) > _LISTED:
+            lines.append(f"\n... and {len(bad) - _LISTED:,} more")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(verdicts: Sequence[TensorVerdict]) -> Iterator[str]:
+    for verdict in verdicts:
+        ulp = "" if verdict.max_ulp is None else f"{verdict.max_ulp:,}"
+        error = "" if verdict.rel_error is None else f"{verdict.rel_error:.1e}"
+        name = _code(verdict.name).replace("|", "\\|")
+        yield f"| `{name}` | {verdict.status} | {verdict.diagnosis or ''} | {ulp} | {error} |"
+
+
+def _code(text: str) -> str:
+    return shown(text).replace("`", "'")
+
+
+def _plain(text: str) -> str:
+    return shown(text).replace("<", "&lt;")

@@ -1,0 +1,148 @@
+"""`verify`: is a checkpoint what the merge, or the interpolation, of these inputs should give? Whatever made it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from adaptertool.errors import UsageError
+from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
+from adaptertool.files.jsonfile import load_json
+from adaptertool.formats.peft import CONFIG, is_adapter
+from adaptertool.formats.peft_config import LoraConfig, parse_config
+from adaptertool.plan import plan_merge
+from adaptertool.reports import VerdictCounts, VerifyReport
+from adaptertool.resolve import open_subject
+from adaptertool.spec import Edit, Plan
+from adaptertool.tasks.arguments import Number, PathLike, as_path
+from adaptertool.tasks.common import thread_count
+from adaptertool.tasks.merge import prepare_merge
+from adaptertool.tasks.wise import prepare_wise
+
+STATUSES = ("exact", "rounding", "wrong", "untouched_changed", "missing", "extra")
+
+
+def prepare_verify(
+    base: PathLike,
+    sources: Sequence[PathLike] = (),
+    weights: Sequence[Number] | None = None,
+    *,
+    alpha: Number | None = None,
+    compose: str = "sequential",
+    renames: Sequence[str] = (),
+) -> Plan:
+    """The plan of what a checkpoint should be. The arguments are those of `verify`."""
+    if alpha is not None:
+        if len(sources) != 1 or weights:
+            raise UsageError("with an alpha there is one adapter, or one tuned checkpoint, and no weight")
+        return prepare_wise(base, sources[0], [alpha], renames=renames)
+    if not sources:
+        return plan_merge(open_checkpoint(as_path(base, "BASE")), [], [])
+    return prepare_merge(base, sources, weights, compose=compose, renames=renames)
+
+
+def verify(
+    merged: PathLike,
+    base: PathLike,
+    sources: Sequence[PathLike] = (),
+    *,
+    weights: Sequence[Number] | None = None,
+    alpha: Number | None = None,
+    compose: str = "sequential",
+    renames: Sequence[str] = (),
+    strict: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> VerifyReport:
+    """Judge every tensor of the checkpoint `merged`, made by any tool, against the exact merge. One pass, streaming.
+
+    base, sources, weights, compose, renames: what it should have been made of, as for `merge`
+    alpha:  where it should be an interpolation, as by `wise`: of an adapter or of a tuned checkpoint
+    strict: what rounding explains counts as wrong too
+
+    A tensor is "exact" (the bits of the exact merge), "rounding" (what a known lesser recipe explains:
+    verify.likeness), "wrong", "untouched_changed", "missing" or "extra". Of what is wrong the fault is named:
+    not-applied, applied-twice, wrong-scale (with the fitted ratio), rslora-ignored, alpha-pattern-ignored, transposed,
+    magnitude-ignored, negated, wrong-base, stale-tensor (without the later adapters), row-shifted (other rows', or
+    another tensor's data), nan, dtype-changed, shape-changed, unknown.
+
+    Raises InputError where something cannot be read, or the merge itself is refused.
+    """
+    plan = prepare_verify(base, sources, weights, alpha=alpha, compose=compose, renames=renames)
+    opened = open_checkpoint(as_path(base, "BASE"))
+    candidate = open_checkpoint(as_path(merged, "MERGED"))
+    report = check(plan, opened, candidate, strict=strict, threads=threads, progress=progress)
+    return dataclasses.replace(report, sources=tuple(map(str, plan.sources)))
+
+
+def check(
+    plan: Plan,
+    base: Checkpoint,
+    candidate: Checkpoint,
+    *,
+    strict: bool,
+    threads: int | None,
+    progress: Callable[[int], None] | None = None,
+) -> VerifyReport:
+    """Judge `candidate` against what `plan`, which has one output, makes of `base`."""
+    from adaptertool.files.reader import Inputs  # noqa: PLC0415
+    from adaptertool.preflight import require_equal, require_finite_factors  # noqa: PLC0415  # loads numpy
+    from adaptertool.verify.pairs import notes_of, pair, problems_of  # noqa: PLC0415
+    from adaptertool.verify.run import judge, most_frequent  # noqa: PLC0415
+
+    start, ends = time.perf_counter(), open_subject(base).ends
+    stamps = {**plan.inputs, **{header.path: header.stamp for header in candidate.headers}}
+    (output,) = plan.outputs
+    with Inputs(stamps) as inputs:
+        require_finite_factors(plan, inputs)
+        require_equal(plan, inputs)
+        pairs = pair(plan, output.alpha, ends, candidate, inputs)
+        verdicts = judge(pairs, _readings(plan), thread_count(threads), progress or (lambda _: None))
+        inputs.check_unchanged()
+    counts = {status: sum(verdict.status == status for verdict in verdicts) for status in STATUSES}
+    problems = tuple(problems_of(plan, base, ends, candidate))
+    right = counts["exact"] + (0 if strict else counts["rounding"])
+    return VerifyReport(
+        ok=right == len(verdicts) and not problems,
+        merged=str(candidate.path),
+        base=str(plan.base),
+        sources=tuple(map(str, plan.sources)),
+        weights=plan.weights,
+        alpha=output.alpha,
+        strict=strict,
+        summary=VerdictCounts(**counts, diagnosis=most_frequent(verdicts)),
+        tensors=tuple(verdicts),
+        problems=problems,
+        notes=(*plan.notes, *notes_of(candidate)),
+        bytes_read=sum(header.size for header in (*base.headers, *candidate.headers)),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _readings(plan: Plan) -> Mapping[str, Callable[[Edit], Edit]]:
+    """Other ways to read the configs of the adapters, which some tools take."""
+    configs = [_config(path) for path in plan.sources]
+    readings = {}
+    if any(config is not None and config.rank_stabilised for config in configs):
+        readings["rslora-ignored"] = _scaled_as(configs, rank_stabilised=False)
+    if any(config is not None and config.alpha_pattern for config in configs):
+        readings["alpha-pattern-ignored"] = _scaled_as(configs, alpha_pattern={})
+    return readings
+
+
+def _config(path: Path) -> LoraConfig | None:
+    return parse_config(path / CONFIG, load_json(path / CONFIG)) if is_adapter(path) else None
+
+
+def _scaled_as(configs: Sequence[LoraConfig | None], **other: object) -> Callable[[Edit], Edit]:
+    def read(edit: Edit) -> Edit:
+        config = configs[edit.adapter]
+        if config is None or edit.kind == "full":
+            return edit
+        own = config.scale_of(edit.module)
+        otherwise = dataclasses.replace(config, **other).scale_of(edit.module)  # type: ignore[arg-type]
+        return edit._replace(scale=edit.scale * otherwise / own) if own else edit
+
+    return read

@@ -1,0 +1,1 @@
+"""Judging a checkpoint that any tool may have made, tensor by tensor, against what it should hold."""

@@ -1,0 +1,108 @@
+"""Which tensor of a candidate belongs to which of the plan: by name, and through ends that are tied."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from adaptertool.conversion import architecture_of, ties_of
+from adaptertool.errors import shown
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.jsonfile import objects
+from adaptertool.files.reader import Inputs
+from adaptertool.layout import CONFIG
+from adaptertool.plan import all_steps
+from adaptertool.spec import COMPUTED, DTYPE_BITS, Plan, Step
+from adaptertool.ties import FLAG
+from adaptertool.verify.judge import Subject
+
+_DECLARED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+
+
+class Pairs(NamedTuple):
+    subjects: list[Subject]  # to be judged
+    misfits: list[tuple[Subject, str]]  # with the code of what is wrong already: shape or dtype
+    missing: list[str]
+    extra: list[str]
+
+
+def pair(plan: Plan, alpha: float, ends: Mapping[str, str], candidate: Checkpoint, inputs: Inputs) -> Pairs:
+    """ends: tied and not stored in the base -> the tensor that they are tied to."""
+    pairs, left = Pairs([], [], [], []), dict(candidate.tensors)
+    steps = {step.spec.name: step for step in all_steps(plan)}
+    tied = _tied(candidate, steps)
+    for name, step in steps.items():
+        ref = left.pop(name, None) or (candidate.tensors.get(tied[name]) if name in tied else None)
+        if ref is None:
+            pairs.missing.append(name)
+        else:
+            _put(pairs, Subject(step, alpha, ref, inputs), candidate)
+    for name, ref in left.items():
+        source = ends.get(name)
+        if source is None:
+            pairs.extra.append(name)
+        else:  # an end that is tied, and is stored all the same
+            spec = steps[source].spec._replace(name=name)
+            _put(pairs, Subject(steps[source]._replace(spec=spec), alpha, ref, inputs), candidate)
+    return pairs
+
+
+def _put(pairs: Pairs, subject: Subject, candidate: Checkpoint) -> None:
+    ours, theirs = subject.step.spec, subject.candidate.spec
+    computed = ours.dtype in COMPUTED and theirs.dtype in COMPUTED
+    if ours.shape != theirs.shape:
+        pairs.misfits.append((subject, "shape-changed"))
+    elif ours.dtype != theirs.dtype and (not computed or not _may_be_cast(ours.dtype, theirs.dtype, candidate)):
+        pairs.misfits.append((subject, "dtype-changed"))
+    else:
+        pairs.subjects.append(subject)
+
+
+def _may_be_cast(ours: str, theirs: str, candidate: Checkpoint) -> bool:
+    """To the dtype that the candidate's config declares; where it declares the base's, to one that holds more."""
+    declared = declared_dtype(candidate)
+    return declared in (None, theirs) or (declared == ours and DTYPE_BITS[theirs] > DTYPE_BITS[ours])
+
+
+def declared_dtype(checkpoint: Checkpoint) -> str | None:
+    for part in objects(checkpoint.config or {}):
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(part.get(key), str):
+                return _DECLARED.get(part[key].removeprefix("torch."))
+    return None
+
+
+def _tied(candidate: Checkpoint, steps: Mapping[str, Step]) -> Mapping[str, str]:
+    """Ends that the candidate leaves out since its config ties them -> the tensor that stands for them."""
+    config = candidate.config or {}
+    if config.get(FLAG) is not True:
+        return {}
+    ties = ties_of(architecture_of(config)) or {}
+    return {end: source for end, source in ties.items() if end in steps and source in steps}
+
+
+def problems_of(plan: Plan, base: Checkpoint, ends: Mapping[str, str], candidate: Checkpoint) -> Iterator[str]:
+    """What is wrong beside the tensors: a config that makes loaders tie ends that differ, or leaves one without."""
+    if candidate.config is None or base.config is None:
+        return
+    contents = [asset.content for asset in plan.assets if asset.name == CONFIG and asset.content is not None]
+    expected = json.loads(contents[0]) if contents else base.config
+    flag = candidate.config.get(FLAG)
+    if expected.get(FLAG) is False and flag is not False and base.config.get(FLAG) is not False:
+        yield f"config.json does not say {FLAG}: false; loaders would tie ends that are no longer the same"
+    if flag is False and (lost := [end for end in ends if end not in candidate.tensors]):
+        yield f"config.json says {FLAG}: false, but {shown(lost[0])} is not stored; loaders would make it up"
+    if (size := candidate.config.get("vocab_size")) != expected.get("vocab_size"):
+        yield f"config.json has vocab_size {shown(size)}, not {shown(expected.get('vocab_size'))}"
+
+
+def notes_of(candidate: Checkpoint) -> Iterator[str]:
+    yield from candidate.notes
+    declared, stored = declared_dtype(candidate), {ref.spec.dtype for ref in candidate.tensors.values()}
+    if declared is not None and declared not in stored and stored & set(COMPUTED):
+        yield f"config.json declares {declared}, and no tensor is stored so: {', '.join(sorted(stored))}"
+    for header in candidate.headers:
+        if header.metadata and "format" not in header.metadata:
+            yield f"{header.path.name}: __metadata__ has no format; transformers refuses such a file"
+            return
