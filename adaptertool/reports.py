@@ -71,6 +71,7 @@ class RunReport(Report):
     bytes_per_second: float  # read and written
     peak_memory: int  # of the whole process, resident
     compiled: bool  # by the compiled kernel; without it several times as slow
+    verified: bool  # whether what was written was read back and judged before it was published
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ writes = with_options(
         help="Correctly rounded, or in float32 and rounded once.",
     ),
     click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made."),
+    click.option("--verify", is_flag=True, help="Read back what was written, and judge it, before it is published."),
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
     THREADS,
     JSON,
@@ -78,6 +79,7 @@ def execute(
     *,
     out: str,
     force: bool,
+    verify: bool,
     dry_run: bool,
     threads: int | None,
     as_json: bool,
@@ -96,6 +98,8 @@ def execute(
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: not for a plan, or --help
 
     with bar(plan.command, bytes_to_write(plan), quiet=quiet) as progress:
-        done = run(plan, target, force=force, threads=threads, progress=progress, before_publish=ignore_signals)
+        done = run(
+            plan, target, force=force, threads=threads, progress=progress, verify=verify, before_publish=ignore_signals
+        )
     if not quiet or as_json:
         say(to_json(done) if as_json else run_text(done), sys.stdout)

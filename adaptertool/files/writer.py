@@ -136,6 +136,13 @@ def write_small(path: Path, data: bytes) -> None:
         file.finish()
 
 
+def forget(path: Path) -> None:
+    """Have the system let go of a durable file's bytes, so that reading them comes from the disk."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def _fail(path: Path, error: OSError) -> NoReturn:
     raise StorageError(f"writing {path} failed: {error.strerror}") from error
 

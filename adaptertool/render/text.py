@@ -31,6 +31,8 @@ def run_text(report: RunReport) -> str:
     lines.append(f"  bytes    {size(report.bytes_read)} read, {size(report.bytes_written)} written")
     if report.precision == EXACT:
         lines.append(f"  exact    {report.settled:,} elements near the middle of two values, settled exactly")
+    if report.verified:
+        lines.append("  verified read back from the disk, and as computed")
     rate = size(round(report.bytes_per_second))
     lines.append(f"  time     {report.seconds:.2f} s, {rate}/s, {_threads(report.threads)}")
     if not report.compiled:

@@ -59,6 +59,7 @@ def merge(
     renames: Sequence[str] = (),
     precision: str = EXACT,
     force: bool = False,
+    verify: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> RunReport:
@@ -74,6 +75,7 @@ def merge(
               same on every machine. "fast": float32 arithmetic (float64 for float32 storage), rounded once; the error
               is at most max(1 ulp, (r+4)·u·(|W| + |s|·|B||A|)), u that of the arithmetic.
     force:    replace an `out` that adaptertool made
+    verify:   read back what was written and judge it, as `verify` does, before it is published
     threads:  the available cores, up to 8, where None; the result does not depend on it
     progress: called with the number of bytes just written, from several threads
 
@@ -82,4 +84,4 @@ def merge(
     plan = prepare_merge(base, adapters, weights, compose=compose, renames=renames, precision=precision)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
-    return run(plan, as_path(out, "OUT"), force=force, threads=threads, progress=progress)
+    return run(plan, as_path(out, "OUT"), force=force, threads=threads, verify=verify, progress=progress)

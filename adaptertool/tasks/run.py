@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import sys
 import time
@@ -10,16 +11,19 @@ from pathlib import Path
 
 from adaptertool.budget import bytes_to_write
 from adaptertool.engine import run_plan
+from adaptertool.errors import StorageError, UsageError, shown
 from adaptertool.files import publish
+from adaptertool.files.checkpoint import open_checkpoint
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
-from adaptertool.files.writer import write_small
+from adaptertool.files.writer import forget, write_small
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
-from adaptertool.spec import Plan
+from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.common import check_output, makes_file, summary, thread_count
 from adaptertool.tasks.manifest import recipe_key, write_manifests
+from adaptertool.tasks.verify import check
 
 
 def run(
@@ -29,14 +33,18 @@ def run(
     force: bool,
     threads: int | None,
     progress: Callable[[int], None] | None,
+    verify: bool = False,
     before_publish: Callable[[], None] = lambda: None,
 ) -> RunReport:
     """Check, compute in a staging directory, publish. On any error OUT is as it was before.
 
+    verify: read back what was written, from the disk, and judge it before it is published.
     before_publish: called when all is computed, just before OUT changes.
     """
     start = time.perf_counter()
     threads = thread_count(threads)
+    if verify and plan.as_adapter:
+        raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
     check_output(plan, out, force=force)
     with Inputs(plan.inputs) as inputs:
         require_finite_factors(plan, inputs)
@@ -54,6 +62,8 @@ def run(
             if work == folder:
                 write_manifests(plan, stage)
             publish.sync_tree(folder)
+            if verify:
+                _verify(plan, folder, threads)
             before_publish()
             publish.publish(work, out, force=force)
     fields = summary(plan, out, threads)
@@ -66,7 +76,24 @@ def run(
         bytes_per_second=(fields["bytes_read"] + fields["bytes_written"]) / seconds,
         peak_memory=_peak_memory(),
         compiled=bool(FUNCTIONS),
+        verified=verify,
     )
+
+
+def _verify(plan: Plan, folder: Path, threads: int) -> None:
+    """Raise StorageError unless each output holds what the plan makes. It is computed again for that."""
+    base = open_checkpoint(plan.base)
+    for output in plan.outputs:
+        path = folder / output.folder
+        written = open_checkpoint(path / plan.shards[0].name if plan.single_file else path)
+        for header in written.headers:
+            forget(header.path)
+        alone = dataclasses.replace(plan, outputs=(output,))
+        report = check(alone, base, written, strict=plan.precision == EXACT, threads=threads)
+        if not report.ok:
+            bad = next((tensor for tensor in report.tensors if tensor.status != "exact"), None)
+            what = f"{shown(bad.name)} is {bad.status}" if bad else report.problems[0]
+            raise StorageError(f"{path} was written, but is not what was computed: {what}; is the disk sound?")
 
 
 def _peak_memory() -> int:

@@ -57,6 +57,7 @@ def wise(
     precision: str = EXACT,
     as_adapter: bool = False,
     force: bool = False,
+    verify: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> RunReport:
@@ -74,4 +75,4 @@ def wise(
     plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter, precision=precision)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
-    return run(plan, as_path(out, "OUT"), force=force, threads=threads, progress=progress)
+    return run(plan, as_path(out, "OUT"), force=force, threads=threads, verify=verify, progress=progress)

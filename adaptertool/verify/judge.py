@@ -26,6 +26,8 @@ from adaptertool.workers import Job
 EXACT, ROUNDING, WRONG, CHANGED = "exact", "rounding", "wrong", "untouched_changed"
 
 _FEW = 1 << 12  # elements that are looked at one by one
+_ENOUGH = 1000  # elements that nothing explains: no more are looked at
+_CACHED = 1 << 15  # elements that are compared at once
 _COPIED = 1 << 22  # bytes of an untouched tensor that are compared at once
 _SHIFT = 2.0  # units of roundoff by which a whole change may be scaled by rounding
 _DEVIATIONS = 6.0
@@ -42,12 +44,14 @@ class Tally:
     size: float = 0.0  # ‖E‖²
     outside: list[int] = field(default_factory=lambda: [0] * len(RECIPES))  # elements that a recipe does not explain
     first_outside: int | None = None
-    shift: float = 0.0  # ⟨C − E, Δ⟩
+    # Of blocks in which many differ:
     moved: float = 0.0  # ⟨Δ, Δ⟩
+    kept: float = 0.0  # ⟨E − W, Δ⟩
+    shift: float = 0.0  # ⟨C − E, Δ⟩
     spread: float = 0.0  # Σ (C − E)²·Δ²
 
     def add(self, other: Tally) -> None:
-        for name in ("differ", "not_finite", "error", "size", "shift", "moved", "spread"):
+        for name in ("differ", "not_finite", "error", "size", "moved", "kept", "shift", "spread"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.apart = max(self.apart, other.apart)
         self.outside = [one + two for one, two in zip(self.outside, other.outside, strict=True)]
@@ -56,10 +60,17 @@ class Tally:
 
     def recipe(self, roundoff: float) -> str | None:
         """The first that explains all differences; None where none does."""
-        shifted = abs(self.shift) > _SHIFT * roundoff * self.moved + _DEVIATIONS * math.sqrt(self.spread)
-        if self.not_finite or shifted:
+        found = next((number for number, count in enumerate(self.outside) if not count), None)
+        if self.not_finite or found is None or (found and self._scaled(roundoff)):
             return None
-        return next((recipe for recipe, count in zip(RECIPES, self.outside, strict=True) if not count), None)
+        return RECIPES[found]
+
+    def _scaled(self, roundoff: float) -> bool:
+        """Whether the change as a whole is larger or smaller than rounding can make it: the exact merge may lose a
+        part of what is smaller than its numbers can tell, and other recipes lose less of it."""
+        slack = _SHIFT * roundoff * self.moved + _DEVIATIONS * math.sqrt(self.spread)
+        least, most = sorted((self.kept, self.moved))
+        return not least - slack <= self.kept + self.shift <= most + slack
 
 
 class Subject:
@@ -179,7 +190,7 @@ def _judge(subject: Subject, block: Block, terms: Chain, space: Workspace) -> No
         subject.inputs, Block(step, block.first, block.last, block.columns, block.chain), subject.alpha, space
     )
     tally, where = compared(expected, found, dtype)
-    if len(where):
+    if len(where) and subject.tally.outside[-1] < _ENOUGH:
         few = where if len(where) <= _FEW else None
         values = subject.values(block, before, terms, few)
         _explain(tally, values, block, few, expected, found, subject.manner._replace(dtype=dtype))
@@ -199,25 +210,34 @@ def _explain(
         if len(outside):
             place = outside[0] if where is None else where[outside[0]]
             tally.first_outside = block.start + int(place)
-    moved, off = values.exact - values.base, stored - doubles(expected, manner.dtype)
-    tally.shift = float(off @ moved)
-    tally.moved = float(moved @ moved) * (block.numel / len(off))  # the few stand for all
-    tally.spread = float((off * off) @ (moved * moved))
+    if where is None:
+        right = doubles(expected, manner.dtype)
+        moved, off = values.exact - values.base, stored - right
+        tally.moved, tally.kept = float(moved @ moved), float((right - values.base) @ moved)
+        tally.shift, tally.spread = float(off @ moved), float((off * off) @ (moved * moved))
 
 
 def compared(expected: Array, found: Array, dtype: str) -> tuple[Tally, Array]:
     """What differs, and where."""
-    word = WORD[dtype]
-    numbers = doubles(expected, dtype)
-    size = float(numbers @ numbers)
-    where = np.flatnonzero(expected.view(word) != found.view(word))
-    if not len(where):
-        return Tally(size=size), where
-    right, stored = numbers[where], doubles(found[where], dtype)
-    lost = int(np.count_nonzero(~np.isfinite(stored) & np.isfinite(right)))
-    apart = int(ulps(expected[where], found[where], dtype).max())
-    off = np.where(np.isfinite(stored) & np.isfinite(right), stored - right, 0.0)
-    return Tally(differ=len(where), apart=apart, not_finite=lost, error=float(off @ off), size=size), where
+    word, tally, places = WORD[dtype], Tally(), []
+    for first in range(0, len(expected), _CACHED):
+        right, stored = expected[first : first + _CACHED], found[first : first + _CACHED]
+        numbers = doubles(right, dtype)
+        tally.size += float(numbers @ numbers)
+        where = np.flatnonzero(right.view(word) != stored.view(word))
+        if not len(where):
+            continue
+        if 2 * len(where) < len(right):
+            right, stored, numbers = right[where], stored[where], numbers[where]
+        off = doubles(stored, dtype) - numbers
+        if not (finite := np.isfinite(off)).all():
+            tally.not_finite += int(np.count_nonzero(~finite & np.isfinite(numbers)))
+            off[~finite] = 0
+        tally.differ += len(where)
+        tally.apart = max(tally.apart, int(ulps(right, stored, dtype).max()))
+        tally.error += float(off @ off)
+        places.append(where + first)
+    return tally, np.concatenate(places) if places else np.empty(0, np.int64)
 
 
 def narrowed(stored: Array, wide: str, narrow: str) -> Array | None:

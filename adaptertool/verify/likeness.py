@@ -50,16 +50,18 @@ class Manner(NamedTuple):
 
 
 def ulps(one: Array, other: Array, dtype: str) -> Array:
-    """How many representable numbers apart, as int64; −0.0 and 0.0 are none apart."""
+    """How many representable numbers apart; −0.0 and 0.0 are none apart."""
     apart: Array = abs(_order(one, dtype) - _order(other, dtype))
     return apart
 
 
 def _order(stored: Array, dtype: str) -> Array:
-    bits = stored.view(WORD[dtype])
-    sign = WORD[dtype](int(np.iinfo(WORD[dtype]).max) // 2 + 1)
-    size = (bits & ~sign).astype(np.int64)
-    order: Array = np.where(bits & sign, -size, size)
+    """Integers in the order of the numbers."""
+    bits = WORD[dtype](0).nbytes * 8
+    signed = stored.view(WORD[dtype]).astype(np.int32 if bits == 16 else np.int64)
+    size = signed & (1 << bits - 1) - 1
+    negative = signed >> bits - 1 & 1
+    order: Array = (size ^ -negative) + negative  # −size where it is negative, without a branch
     return order
 
 

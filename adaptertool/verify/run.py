@@ -61,14 +61,22 @@ def _look(
 
 
 def _by_majority(subjects: Sequence[Subject], wrong: Sequence[Subject], faults: dict[str, Fault]) -> None:
-    """Where most tensors that nothing should have changed differ, and none tells why, it was made from another base."""
-    copies = [subject for subject in subjects if not subject.step.edits and len(subject.step.spec.shape) > 1]
-    changed = [subject for subject in copies if subject.verdict()[0] == CHANGED]
-    if len(changed) * 2 > max(len(copies), 1):
-        for subject in wrong:
-            fault = faults.get(subject.name)
-            if fault is not None and fault.code == "unknown":
-                faults[subject.name] = fault._replace(code="wrong-base")
+    """That it was made from another base is said where it shows in most of what it should: a fault that nothing
+    explains, in all matrices, or in most of those that nothing should have changed."""
+    matrices = [subject for subject in subjects if len(subject.step.spec.shape) > 1]
+    copies = {subject for subject in matrices if not subject.step.edits}
+    unexplained = [subject for subject in wrong if _code(faults, subject) in ("wrong-base", "unknown")]
+    suspects = {subject for subject in unexplained if _code(faults, subject) == "wrong-base"}
+    changed = [s for s in unexplained if s in copies and 2 * s.tally.differ > s.step.spec.numel]
+    another = 2 * len(changed) > len(copies) or 2 * len(suspects.intersection(matrices)) > len(matrices)
+    for subject in unexplained:
+        code = "wrong-base" if another and (changed or subject in suspects) else "unknown"
+        faults[subject.name] = faults[subject.name]._replace(code=code)
+
+
+def _code(faults: Mapping[str, Fault], subject: Subject) -> str | None:
+    fault = faults.get(subject.name)
+    return None if fault is None else fault.code
 
 
 def _verdict(subject: Subject, fault: Fault | None) -> TensorVerdict:
