@@ -74,11 +74,14 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
+def starred(name: str) -> str:
+    """A name in which numbers are *, so that the layers fall together."""
+    return ".".join(["*" if part.isdecimal() else part for part in name.split(".")])
+
+
 def _form(tensor: TensorPlan, *, one_by_one: bool) -> tuple[str, str, str, tuple[int, ...], Edits]:
     """What the line of a tensor tells; numbers in its name become * so that the layers fall together."""
-    name = tensor.name
-    if not one_by_one:
-        name = ".".join(["*" if part.isdecimal() else part for part in name.split(".")])
+    name = tensor.name if one_by_one else starred(tensor.name)
     edits = [(edit.kind, edit.scale, edit.weight, edit.rows, edit.transposed, edit.adapter) for edit in tensor.edits]
     return tensor.action, name, tensor.dtype, tensor.shape, tuple(edits)
 

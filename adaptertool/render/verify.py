@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adaptertool.errors import UsageError, shown
+from adaptertool.render.text import starred
 from adaptertool.reports import TensorVerdict, VerifyReport
 
 _LISTED = 20
@@ -22,10 +24,26 @@ def verify_text(report: VerifyReport, *, every_tensor: bool = False) -> str:
         lines.append(f"  found    {', '.join(report.summary.diagnosis)}")
     lines += [f"  problem  {problem}" for problem in report.problems]
     bad = [verdict for verdict in report.tensors if every_tensor or not _good(verdict, report)]
-    lines += [f"  {_line(verdict)}" for verdict in bad[: None if every_tensor else _LISTED]]
-    if len(bad) > _LISTED and not every_tensor:
-        lines.append(f"  ... and {len(bad) - _LISTED:,} more (-v lists all)")
+    texts = list(map(_line, bad)) if every_tensor else list(_folded(bad))
+    listed = texts if every_tensor else texts[:_LISTED]
+    lines += [f"  {text}" for text in listed]
+    if len(texts) > len(listed):
+        lines.append(f"  ... and {len(texts) - len(listed):,} more (-v lists all)")
     return "\n".join(lines)
+
+
+def _folded(verdicts: Sequence[TensorVerdict]) -> Iterator[str]:
+    """Lines in which the layers fall together: the worst of each."""
+    groups: dict[tuple[str, ...], list[TensorVerdict]] = {}
+    for verdict in verdicts:
+        form = starred(verdict.name)
+        groups.setdefault((form, verdict.status, verdict.diagnosis or ""), []).append(verdict)
+    for (form, *_), group in groups.items():
+        if len(group) == 1:
+            yield _line(group[0])
+        else:
+            worst = max(group, key=lambda verdict: verdict.rel_error or 0)
+            yield f"{_line(dataclasses.replace(worst, name=form))}  ({len(group):,} tensors, the worst)"
 
 
 def _good(verdict: TensorVerdict, report: VerifyReport) -> bool:
