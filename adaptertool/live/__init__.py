@@ -92,11 +92,12 @@ def sweep(
 
 @contextlib.contextmanager
 def scaled(peft_model: Model, alpha: Number) -> Iterator[Model]:
-    """Within the block the active adapters of a live PEFT model act α times: y = x·(W + α·(W' − W))ᵀ.
+    """Within the block the adapters that are active in a live PEFT model act α times: y = x·(W + α·(W' − W))ᵀ.
 
-    Nothing is merged. The scaling of LoRA is multiplied. Under DoRA that would be wrong (α = 0 would still rescale W):
-    there each layer gives base + α·(full − base), from the outputs that it computes anyway; 16-bit ones are
-    interpolated in float32 and rounded once. Blocks may be nested: their α are multiplied.
+    They are those that are active when it begins. Nothing is merged. The scaling of LoRA is multiplied. Under DoRA that
+    would be wrong (α = 0 would still rescale W): there each layer gives base + α·(full − base), from the outputs that
+    it computes anyway; 16-bit ones are interpolated in float32 and rounded once. Blocks may be nested: their α are
+    multiplied.
 
     Raises UsageError where there is no active adapter, UnsupportedError for what cannot be scaled this way: merged
     layers, modules_to_save, trainable tokens, trained biases, adapters on a residual base (PiSSA and its like), tuners

@@ -73,15 +73,15 @@ def _between(layer: Any, alpha: float) -> Iterator[None]:
     """The layer gives base + α·(full − base), where base is what it wraps."""
     outputs: list[torch.Tensor] = []
 
-    def begin(_layer: nn.Module, _inputs: Any, named: dict[str, Any]) -> None:
-        outputs.clear()
-        if named.get("adapter_names") is not None:
-            raise UnsupportedError("adapter_names (several adapters in a batch) cannot be scaled under DoRA")
+    def begin(_layer: nn.Module, _inputs: Any) -> None:
+        outputs.clear()  # of a call that failed
 
     def note(_base: nn.Module, _inputs: Any, base: torch.Tensor) -> None:
         outputs.append(base)
 
-    def mix(_layer: nn.Module, _inputs: Any, full: torch.Tensor) -> torch.Tensor:
+    def mix(_layer: nn.Module, _inputs: Any, named: dict[str, Any], full: torch.Tensor) -> torch.Tensor:
+        if named.get("adapter_names") is not None:  # PEFT then writes into what the base gave
+            raise UnsupportedError("adapter_names (several adapters in a batch) cannot be scaled where DoRA is active")
         (base,) = outputs
         outputs.clear()
         if alpha == 1:
@@ -91,9 +91,9 @@ def _between(layer: Any, alpha: float) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for handle in (
-            layer.register_forward_pre_hook(begin, with_kwargs=True),
+            layer.register_forward_pre_hook(begin),
             layer.base_layer.register_forward_hook(note),
-            layer.register_forward_hook(mix, prepend=True),
+            layer.register_forward_hook(mix, prepend=True, with_kwargs=True),
         ):
             stack.callback(handle.remove)
         yield

@@ -52,7 +52,10 @@ def refuse_prompts(model: nn.Module) -> None:
     """Raises UnsupportedError for prompt learning, which adds to the input of the model."""
     peft = sys.modules.get("peft")
     if peft is not None and isinstance(model, peft.PeftModel) and model.active_peft_config.is_prompt_learning:
-        raise UnsupportedError(f"the model has an adapter for its prompts ({model.active_peft_config.peft_type.value})")
+        raise UnsupportedError(
+            f"the model has an adapter for its prompts ({model.active_peft_config.peft_type.value}), not its weights; "
+            "model.get_base_model() is the model without it"
+        )
 
 
 def refuse_active(model: nn.Module) -> None:
