@@ -11,13 +11,15 @@ import pytest
 import torch
 from conftest import PREFIX, load, lora_factors, same_bits, write_adapter
 from peft import LoraConfig, get_peft_model
-from test_architectures import MODELS, attention_of, build
+from test_architectures import MODELS, VISION, attention_of, build
 from test_experts import MODELS as EXPERTS
 from test_experts import train
 from test_live import enter
 
 import adaptertool
+from adaptertool.conversion import Cut, Piece
 from adaptertool.errors import MismatchError
+from adaptertool.live.memory import LiveNames
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -56,9 +58,13 @@ def test_fused_experts(tmp_path: Path, name: str) -> None:
     assert check(model, adapter, tmp_path, **recompute) == len(parameters) * (1 if name == "JambaForCausalLM" else 2)
 
 
+DISK = MODELS | {"Dinov2ForImageClassification": (VISION | {"use_swiglu_ffn": True}, {})}
+
+
 @pytest.mark.parametrize(
     ("name", "pattern"),
     [
+        ("Dinov2ForImageClassification", r"weights_in|attention\.query"),  # one on the disk, two in memory
         ("ViTForImageClassification", r"attention\.(query|value)"),
         ("LlavaForConditionalGeneration", r"language_model.*q_proj"),
         ("Gemma3ForConditionalGeneration", r"language_model.*(q|v)_proj"),
@@ -69,7 +75,7 @@ def test_fused_experts(tmp_path: Path, name: str) -> None:
 )
 def test_adapters_by_the_names_on_the_disk(tmp_path: Path, name: str, pattern: str) -> None:
     """As transformers 4 had them in memory."""
-    model = build(name, MODELS[name][0])
+    model = build(name, DISK[name][0])
     model.save_pretrained(tmp_path / "base")
     factors = {}
     for key, tensor in load(tmp_path / "base").items():
@@ -108,3 +114,11 @@ def test_a_module_at_two_places_is_one(tmp_path: Path) -> None:
     both = {**lora_factors("first", (6, 6)), **lora_factors("second.0", (6, 6))}
     with pytest.raises(MismatchError, match=r"first and second\.0 both change first\.weight"):
         enter(model, write_adapter(tmp_path / "both", both))
+
+
+def test_parts_that_are_joined_on_loading() -> None:
+    held: Any = {"mlp.gate_up_proj.weight": None, "mlp.down_proj.weight": None}
+    names = LiveNames(held, {}, {"architectures": ["MiniMaxM3VLModel"]})
+    cut = names.find("mlp.up_proj.weight")
+    assert cut == (Piece("mlp.gate_up_proj.weight", cut=Cut(1, 2)),)
+    assert names.find("mlp.side_proj.weight") is None

@@ -79,19 +79,17 @@ class LiveNames(Names):
 
     def find(self, name: str) -> Pieces | None:
         name = self._aliases.get(name, name)
-        return super().find(name) or self._loaded(name)
+        return self._as_named(name) or self._loaded(name) or super().find(name)
 
     def _loaded(self, name: str) -> Pieces | None:
-        """What became, on loading, of a tensor that is called so on the disk."""
-        loaded = [(memory, piece) for memory, piece in into_memory(self._rules, name) if memory in self._disk]
+        """What became, on loading, of a tensor that is called so on the disk. Single experts are found elsewhere."""
+        loaded = into_memory(self._rules, name)
+        if not all(memory in self._disk and piece.expert is None for memory, piece in loaded):
+            return None
         if len(loaded) > 1:  # cut into several
             return tuple(Piece(memory, part, len(loaded)) for part, (memory, _) in enumerate(loaded))
-        for memory, piece in loaded:
-            if piece.part is None:
-                return (Piece(memory),)
-            if piece.expert is None:
-                return (Piece(memory, cut=Cut(piece.part, piece.parts)),)
-        return None
+        ((memory, piece),) = loaded
+        return (Piece(memory) if piece.part is None else Piece(memory, cut=Cut(piece.part, piece.parts)),)
 
 
 def open_model(model: nn.Module) -> Model:
