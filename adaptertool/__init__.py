@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptertool.errors import AdapterToolError as AdapterToolError
+    from adaptertool.live import applied as applied
+    from adaptertool.live import scaled as scaled
+    from adaptertool.live import sweep as sweep
     from adaptertool.reports import PlanReport as PlanReport
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.tasks.merge import merge as merge
@@ -24,10 +27,13 @@ _HOMES = {
     "AdapterToolError": "adaptertool.errors",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
+    "applied": "adaptertool.live",
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
     "preview": "adaptertool.tasks.preview",
     "prepare_wise": "adaptertool.tasks.wise",
+    "scaled": "adaptertool.live",
+    "sweep": "adaptertool.live",
     "wise": "adaptertool.tasks.wise",
 }
 
@@ -36,10 +42,13 @@ __all__ = [
     "PlanReport",
     "RunReport",
     "__version__",
+    "applied",
     "merge",
     "prepare_merge",
     "prepare_wise",
     "preview",
+    "scaled",
+    "sweep",
     "wise",
 ]
 

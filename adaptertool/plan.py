@@ -17,7 +17,7 @@ from adaptertool.formats.adapter import Adapter
 from adaptertool.kinds import BY_NAME, DORA, FULL
 from adaptertool.kinds.full import TUNED
 from adaptertool.layout import Changes, assets_of, shards_of
-from adaptertool.resolve import nearest, open_subject, resolve
+from adaptertool.resolve import Subject, nearest, open_subject, resolve
 from adaptertool.spec import COMPUTED, Edit, Output, Plan, Ref, Stamp, Step
 from adaptertool.ties import settle
 from adaptertool.traits import read_traits
@@ -32,7 +32,7 @@ def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[
     mixed: the adapters act together, as unmerged ones do at inference: the norms of DoRA are those of the base
     weight and its own delta. For LoRA the two are the same. Source: PEFT 0.21.2, checked against it in the tests.
     """
-    edits, changes, notes = _adapter_edits(base, adapters, weights, mixed=mixed)
+    edits, changes, notes = adapter_edits(open_subject(base), adapters, weights, mixed=mixed)
     if mixed:
         _require_mixable(edits)
     notes += _replacements(edits)
@@ -46,7 +46,7 @@ def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[De
     equal: list[tuple[Ref, Ref]] = []
     changes = Changes()
     if isinstance(tuned, Adapter):
-        edits, changes, more = _adapter_edits(base, [tuned], [1.0])
+        edits, changes, more = adapter_edits(open_subject(base), [tuned], [1.0])
         if changes.resized and any(alpha != 1 for alpha in alphas):
             raise UnsupportedError(
                 f"{tuned.path} resizes the vocabulary; between embeddings of different sizes there is nothing"
@@ -57,18 +57,18 @@ def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[De
     return _plan("wise", base, [tuned], [1.0], edits, changes, _outputs(alphas), notes, equal)
 
 
-def _adapter_edits(
-    base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False
+def adapter_edits(
+    subject: Subject, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False
 ) -> tuple[dict[str, list[Edit]], Changes, list[str]]:
+    """What the adapters change, by the names of the tensors; how the set of tensors changes; and notes."""
     edits: dict[str, list[Edit]] = {}
     notes: list[str] = []
-    subject = open_subject(base)
     for number, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
         before = len(subject.resized)
         resolved, more = resolve(subject, adapter)
         if len(subject.resized) > before and (weight != 1 or edits):
             _refuse_resizing(adapter, weight)
-        notes += more + _other_base(base, adapter)
+        notes += more + _other_base(subject.base, adapter)
         for target, modules in resolved.items():
             edits.setdefault(target, []).extend(
                 Edit(

@@ -38,6 +38,7 @@ ROOMS = [
     ["reports"],
     ["verify"],
     ["tasks"],
+    ["live"],
     ["render"],
     ["cli"],
     ["__main__"],
@@ -77,8 +78,10 @@ def test_every_room_stands_on_a_level() -> None:
     assert {room(path) for path in SOURCES} - {"__init__"} == set(LEVEL)
 
 
-@pytest.mark.parametrize(("library", "allowed"), [("click", {"cli"}), ("tqdm", {"cli"})])
-def test_only_the_command_line_knows(library: str, allowed: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("library", "allowed"), [("click", {"cli"}), ("tqdm", {"cli"}), ("torch", {"live"}), ("peft", {"live"})]
+)
+def test_only_one_room_knows(library: str, allowed: set[str]) -> None:
     users = {room(path) for path in SOURCES if any(name.split(".")[0] == library for name in imported(path))}
     assert users == allowed
 

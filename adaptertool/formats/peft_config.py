@@ -64,7 +64,7 @@ _REFUSED = {
 _PARAMETER_ORDER = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
 
 # Initialisers that leave the base weights as they are.
-_HARMLESS_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
+HARMLESS_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
         reason = _REFUSED.get(name, "this field is not known; it may change the arithmetic, so it is not ignored")
         raise UnsupportedError(f"{path}: {shown(name)} = {shown(value)[:80]}: {reason}")
     init = fields.get("init_lora_weights")
-    if init not in _HARMLESS_INITS:
+    if init not in HARMLESS_INITS:
         raise UnsupportedError(
             f"{path}: init_lora_weights = {shown(init)[:80]} may have changed the base weights, so this adapter may "
             "belong to the residual model, not to the original: convert it to plain LoRA first (PEFT: "
