@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from adaptertool.live import sweep as sweep
     from adaptertool.reports import PlanReport as PlanReport
     from adaptertool.reports import RunReport as RunReport
+    from adaptertool.reports import VerifyReport as VerifyReport
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
     from adaptertool.tasks.preview import preview as preview
+    from adaptertool.tasks.verify import verify as verify
     from adaptertool.tasks.wise import prepare_wise as prepare_wise
     from adaptertool.tasks.wise import wise as wise
 
@@ -27,6 +29,7 @@ _HOMES = {
     "AdapterToolError": "adaptertool.errors",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
+    "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
@@ -34,6 +37,7 @@ _HOMES = {
     "prepare_wise": "adaptertool.tasks.wise",
     "scaled": "adaptertool.live",
     "sweep": "adaptertool.live",
+    "verify": "adaptertool.tasks.verify",
     "wise": "adaptertool.tasks.wise",
 }
 
@@ -41,6 +45,7 @@ __all__ = [
     "AdapterToolError",
     "PlanReport",
     "RunReport",
+    "VerifyReport",
     "__version__",
     "applied",
     "merge",
@@ -49,6 +54,7 @@ __all__ = [
     "preview",
     "scaled",
     "sweep",
+    "verify",
     "wise",
 ]
 
