@@ -63,7 +63,7 @@ def verify(
     strict: what rounding explains counts as wrong too
 
     A tensor is "exact" (the bits of the exact merge), "rounding" (what a known lesser recipe explains:
-    verify.likeness), "wrong", "untouched_changed", "missing" or "extra". Of what is wrong the fault is named:
+    verdict.likeness), "wrong", "untouched_changed", "missing" or "extra". Of what is wrong the fault is named:
     not-applied, applied-twice, wrong-scale (with the fitted ratio), rslora-ignored, alpha-pattern-ignored, transposed,
     magnitude-ignored, negated, wrong-base, stale-tensor (without the later adapters), row-shifted (other rows', or
     another tensor's data), nan, dtype-changed, shape-changed, unknown.
@@ -89,8 +89,8 @@ def check(
     """Judge `candidate` against what `plan`, which has one output, makes of `base`."""
     from adaptertool.files.reader import Inputs  # noqa: PLC0415
     from adaptertool.preflight import require_equal, require_finite_factors  # noqa: PLC0415  # loads numpy
-    from adaptertool.verify.pairs import notes_of, pair, problems_of  # noqa: PLC0415
-    from adaptertool.verify.run import judge, most_frequent  # noqa: PLC0415
+    from adaptertool.verdict.pairs import notes_of, pair, problems_of  # noqa: PLC0415
+    from adaptertool.verdict.run import judge, most_frequent  # noqa: PLC0415
 
     start, ends = time.perf_counter(), open_subject(base).ends
     stamps = {**plan.inputs, **{header.path: header.stamp for header in candidate.headers}}

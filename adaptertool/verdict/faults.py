@@ -13,10 +13,10 @@ import numpy as np
 from adaptertool.kinds import DORA, LORA
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.spec import COMPUTED, Edit
-from adaptertool.verify.elsewhere import elsewhere, is_turned
-from adaptertool.verify.judge import Subject, narrowed
-from adaptertool.verify.likeness import half_ulp
-from adaptertool.verify.sample import Sample, fitted, samples_of
+from adaptertool.verdict.elsewhere import elsewhere, is_turned
+from adaptertool.verdict.judge import Subject, narrowed
+from adaptertool.verdict.likeness import half_ulp
+from adaptertool.verdict.sample import Sample, fitted, samples_of
 
 Edits = tuple[Edit, ...]
 Reading = Callable[[Edit], Edit]

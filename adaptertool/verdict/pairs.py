@@ -15,7 +15,7 @@ from adaptertool.layout import CONFIG
 from adaptertool.plan import all_steps
 from adaptertool.spec import COMPUTED, DTYPE_BITS, Plan, Step
 from adaptertool.ties import FLAG
-from adaptertool.verify.judge import Subject
+from adaptertool.verdict.judge import Subject
 
 _DECLARED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 

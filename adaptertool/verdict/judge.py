@@ -20,7 +20,7 @@ from adaptertool.plan import verbatim
 from adaptertool.region import as_floats
 from adaptertool.spec import COMPUTED, DTYPE_BITS, Ref, Step
 from adaptertool.tensors import as_bytes
-from adaptertool.verify.likeness import RECIPES, ROUNDOFF, Manner, Values, limits, ulps
+from adaptertool.verdict.likeness import RECIPES, ROUNDOFF, Manner, Values, limits, ulps
 from adaptertool.workers import Job
 
 EXACT, ROUNDING, WRONG, CHANGED = "exact", "rounding", "wrong", "untouched_changed"

@@ -15,8 +15,8 @@ from adaptertool.numerics.rounding import STORED, Array, doubles
 from adaptertool.plan import matrix
 from adaptertool.spec import Edit
 from adaptertool.tensors import as_bytes
-from adaptertool.verify.judge import Subject
-from adaptertool.verify.likeness import limits
+from adaptertool.verdict.judge import Subject
+from adaptertool.verdict.likeness import limits
 
 _ELEMENTS = 1 << 16  # of each part
 _PARTS = 4

@@ -12,8 +12,8 @@ from adaptertool.errors import shown
 from adaptertool.numerics.rounding import Array, doubles
 from adaptertool.spec import Ref
 from adaptertool.tensors import read_rows
-from adaptertool.verify.judge import Subject
-from adaptertool.verify.sample import Sample
+from adaptertool.verdict.judge import Subject
+from adaptertool.verdict.sample import Sample
 
 _PROBES = 4  # rows that are looked for
 _WIDTH = 8  # elements that tell one row from another

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from adaptertool.blocks import Workspace
 from adaptertool.reports import TensorVerdict
-from adaptertool.verify.elsewhere import is_turned
-from adaptertool.verify.faults import Fault, Reading, fault_of
-from adaptertool.verify.judge import CHANGED, WRONG, Subject, jobs_of
-from adaptertool.verify.pairs import Pairs
-from adaptertool.verify.sample import samples_of
+from adaptertool.verdict.elsewhere import is_turned
+from adaptertool.verdict.faults import Fault, Reading, fault_of
+from adaptertool.verdict.judge import CHANGED, WRONG, Subject, jobs_of
+from adaptertool.verdict.pairs import Pairs
+from adaptertool.verdict.sample import samples_of
 from adaptertool.workers import Job, run_jobs
 
 _OTHERS = 32  # tensors of the same shape that are compared with one that is wrong
