@@ -269,6 +269,15 @@ def test_honest_ends_that_are_tied(tmp_path: Path) -> None:
     assert not verify(other, base).ok
 
 
+def test_honest_without_the_buffers_of_old_checkpoints(tmp_path: Path) -> None:
+    tensors = a_base(BF16)
+    buffers = {"layers.0.rotary_emb.inv_freq": torch.ones(8), "h.0.attn.bias": torch.ones(1, 1, 4, 4)}
+    base, old = write_checkpoint(tmp_path / "base", tensors), write_checkpoint(tmp_path / "old", tensors | buffers)
+    for merged, other in ((base, old), (old, base)):
+        report = verify(merged, other)
+        assert report.ok and any("2 buffers" in note for note in report.notes)
+
+
 # --- planted faults: all found, and named ---
 
 Planted = Callable[[Place, Tensors], Tensors]
@@ -432,6 +441,21 @@ def test_planted_saved_module_ignored(tmp_path: Path) -> None:
     report = place.judge(merged, adapter)
     assert {t.name: t.diagnosis for t in report.tensors if t.status == "wrong"} == dict.fromkeys(saved, "not-applied")
     assert place.judge(merged | {name: tensor.to(BF16) for name, tensor in saved.items()}, adapter).ok
+
+
+def test_planted_in_what_should_be_a_copy(tmp_path: Path) -> None:
+    """Of a tensor of the adapter, or of the tuned checkpoint: not even rounding is at work there."""
+    place = Place(tmp_path)
+    saved = {EMBED: place.tensors[EMBED].clone()}
+    saved[EMBED][5, 6] += 0.5
+    adapter = write_adapter(tmp_path / "saved", place.factors | saved, modules_to_save=["embed"])
+    merged = naive(place.tensors, place.factors)
+    assert place.judge(merged | saved, adapter).ok
+    assert verdict(place.judge(merged, adapter), EMBED).status == "wrong"
+    tuned = write_checkpoint(tmp_path / "tuned", merged)
+    assert place.judge(merged, tuned, alpha=1).ok
+    merged[UP][7, 8] = torch.nextafter(merged[UP][7, 8], torch.tensor(9.0, dtype=BF16))
+    assert verdict(place.judge(merged, tuned, alpha=1), UP).status == "wrong"
 
 
 def test_planted_tie_flag(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def check(
         summary=VerdictCounts(**counts, diagnosis=most_frequent(verdicts)),
         tensors=tuple(verdicts),
         problems=problems,
-        notes=(*plan.notes, *notes_of(candidate)),
+        notes=(*plan.notes, *notes_of(candidate, pairs)),
         bytes_read=sum(header.size for header in (*base.headers, *candidate.headers)),
         seconds=time.perf_counter() - start,
     )

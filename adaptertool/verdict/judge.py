@@ -108,8 +108,8 @@ class Subject:
         """(status, recipe)."""
         if not self.tally.differ:
             return EXACT, None
-        if self.source is not None and self.source is self.step.base:
-            return CHANGED, None
+        if self.source is not None:
+            return CHANGED if self.source is self.step.base else WRONG, None
         recipe = self.tally.recipe(self.manner.roundoff)
         return (WRONG, None) if recipe is None else (ROUNDING, recipe)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -13,9 +14,13 @@ from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import Inputs
 from adaptertool.layout import CONFIG
 from adaptertool.plan import all_steps
-from adaptertool.spec import COMPUTED, DTYPE_BITS, Plan, Step
+from adaptertool.spec import COMPUTED, DTYPE_BITS, Plan, Step, TensorSpec
 from adaptertool.ties import FLAG
 from adaptertool.verdict.judge import Subject
+
+# Buffers that models compute for themselves: older checkpoints hold them, and who loads and saves one may drop them.
+_BUFFER = re.compile(r"(rotary_emb\.inv_freq|\bposition_ids|attn\.masked_bias)$")
+_MASK = re.compile(r"attn\.bias$")  # of GPT-2: (1, 1, n, n)
 
 _DECLARED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 
@@ -25,23 +30,24 @@ class Pairs(NamedTuple):
     misfits: list[tuple[Subject, str]]  # with the code of what is wrong already: shape or dtype
     missing: list[str]
     extra: list[str]
+    buffers: list[str]  # missing or extra, and of no account
 
 
 def pair(plan: Plan, alpha: float, ends: Mapping[str, str], candidate: Checkpoint, inputs: Inputs) -> Pairs:
     """ends: tied and not stored in the base -> the tensor that they are tied to."""
-    pairs, left = Pairs([], [], [], []), dict(candidate.tensors)
+    pairs, left = Pairs([], [], [], [], []), dict(candidate.tensors)
     steps = {step.spec.name: step for step in all_steps(plan)}
     tied = _tied(candidate, steps)
     for name, step in steps.items():
         ref = left.pop(name, None) or (candidate.tensors.get(tied[name]) if name in tied else None)
         if ref is None:
-            pairs.missing.append(name)
+            (pairs.buffers if _is_buffer(step.spec) else pairs.missing).append(name)
         else:
             _put(pairs, Subject(step, alpha, ref, inputs), candidate)
     for name, ref in left.items():
         source = ends.get(name)
         if source is None:
-            pairs.extra.append(name)
+            (pairs.buffers if _is_buffer(ref.spec) else pairs.extra).append(name)
         else:  # an end that is tied, and is stored all the same
             spec = steps[source].spec._replace(name=name)
             _put(pairs, Subject(steps[source]._replace(spec=spec), alpha, ref, inputs), candidate)
@@ -57,6 +63,10 @@ def _put(pairs: Pairs, subject: Subject, candidate: Checkpoint) -> None:
         pairs.misfits.append((subject, "dtype-changed"))
     else:
         pairs.subjects.append(subject)
+
+
+def _is_buffer(spec: TensorSpec) -> bool:
+    return bool(_BUFFER.search(spec.name) or (_MASK.search(spec.name) and len(spec.shape) == 4))
 
 
 def _may_be_cast(ours: str, theirs: str, candidate: Checkpoint) -> bool:
@@ -97,8 +107,10 @@ def problems_of(plan: Plan, base: Checkpoint, ends: Mapping[str, str], candidate
         yield f"config.json has vocab_size {shown(size)}, not {shown(expected.get('vocab_size'))}"
 
 
-def notes_of(candidate: Checkpoint) -> Iterator[str]:
+def notes_of(candidate: Checkpoint, pairs: Pairs) -> Iterator[str]:
     yield from candidate.notes
+    if pairs.buffers:
+        yield f"{len(pairs.buffers)} buffers that models compute for themselves are in one of both only"
     declared, stored = declared_dtype(candidate), {ref.spec.dtype for ref in candidate.tensors.values()}
     if declared is not None and declared not in stored and stored & set(COMPUTED):
         yield f"config.json declares {declared}, and no tensor is stored so: {', '.join(sorted(stored))}"
