@@ -28,13 +28,14 @@ _RECENT = 32  # cut factors that are kept, of all threads
 class Chain:
     """The edits of one tensor, with their factors: those needed whole are read once, by the first block that asks."""
 
-    def __init__(self, inputs: Inputs, step: Step, *, absolute: bool = False) -> None:
-        """absolute: with the magnitudes of factors, scales and weights, to tell how large the terms of a sum were."""
+    def __init__(
+        self, inputs: Inputs, step: Step, cut: tuple[int, int] | None = None, *, absolute: bool = False
+    ) -> None:
+        """cut: rows and columns, as others have the tensor; absolute: with magnitudes of factors, scales, weights."""
         if absolute:
-            edits = (edit._replace(scale=abs(edit.scale), weight=abs(edit.weight)) for edit in step.edits)
-            step = step._replace(edits=tuple(edits))
+            step = step._replace(edits=tuple(e._replace(scale=abs(e.scale), weight=abs(e.weight)) for e in step.edits))
         self._inputs, self._step, self._absolute = inputs, step, absolute
-        self._rows, self._columns = matrix(step)
+        self._rows, self._columns = cut or matrix(step)
         self.demands = demands_of(step.edits)
         self._whole: dict[tuple[int, str], Factor] = {}
         self._squares: dict[int, Array] = {}

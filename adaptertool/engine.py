@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adaptertool.blend import Blended
 from adaptertool.blocks import Block, Workspace, blocks_of, compute
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
@@ -178,7 +179,11 @@ def _edit_jobs(
             computed.append((file, output.alpha))
         else:
             yield from _copies(crew, _Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
-    if computed and step.makes is not None:
+    if computed and step.blend is not None:
+        blended = Blended(crew.inputs, step)
+        for first, last in blended.cuts():
+            yield functools.partial(_blend, crew, blended, first, last, computed)
+    elif computed and step.makes is not None:
         factor = Rescaled(crew.inputs, step)
         for first, last in factor.cuts():
             yield functools.partial(_rescale, crew, factor, first, last, computed)
@@ -193,6 +198,15 @@ def _rescale(
     results = factor.compute(first, last, [alpha for _, alpha in outputs])
     for (file, _alpha), data in zip(outputs, results, strict=True):
         file.write(factor.target(first), data)
+        crew.progress(len(data))
+
+
+def _blend(
+    crew: Crew, tensor: Blended, first: int, last: int, outputs: Sequence[tuple[OutputFile, float]], _: Workspace
+) -> None:
+    data = tensor.compute(first, last)
+    for file, _alpha in outputs:
+        file.write(tensor.target(first), data)
         crew.progress(len(data))
 
 

@@ -37,7 +37,7 @@ def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[
         _require_mixable(edits)
     notes += _replacements(edits)
     notes += [f"{adapter.path} is given twice, and is applied twice" for adapter in _repeated(adapters)]
-    return _plan("merge", base, adapters, weights, edits, changes, (Output("", 1.0),), notes)
+    return make_plan("merge", base, adapters, weights, edits, changes, (Output("", 1.0),), notes)
 
 
 def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[Decimal]) -> Plan:
@@ -52,9 +52,9 @@ def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[De
                 f"{tuned.path} resizes the vocabulary; between embeddings of different sizes there is nothing"
             )
     else:
-        edits, equal, more = _full_edits(base, tuned)
+        edits, equal, more = full_edits(base, tuned)
     notes += more
-    return _plan("wise", base, [tuned], [1.0], edits, changes, _outputs(alphas), notes, equal)
+    return make_plan("wise", base, [tuned], [1.0], edits, changes, _outputs(alphas), notes, equal)
 
 
 def adapter_edits(
@@ -146,7 +146,7 @@ def _outputs(alphas: Sequence[Decimal]) -> tuple[Output, ...]:
     return tuple(Output(f"alpha-{alpha:.{digits}f}", float(alpha)) for alpha in alphas)
 
 
-def _full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edit]], list[tuple[Ref, Ref]], list[str]]:
+def full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edit]], list[tuple[Ref, Ref]], list[str]]:
     """One `full` edit for each tensor, the pairs that must be equal instead (integers have no values between),
     and notes. Raises MismatchError unless names and shapes agree."""
     for ours, theirs in ((base, tuned), (tuned, base)):
@@ -180,7 +180,7 @@ def _full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edi
     return edits, equal, notes
 
 
-def _plan(
+def make_plan(
     command: str,
     base: Checkpoint,
     sources: Sequence[Adapter | Checkpoint],
@@ -228,7 +228,7 @@ def verbatim(step: Step, alpha: float) -> Ref | None:
     α = 1 of two checkpoints equal to them byte for byte, NaN and −0.0 included.
     """
     source = None
-    if step.makes is not None:
+    if step.makes is not None or (step.blend is not None and step.edits):
         return None
     if alpha == 0 or step.base.spec.numel == 0 or all(edit.weight == 0 for edit in step.edits):
         source = step.base

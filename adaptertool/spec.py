@@ -101,6 +101,15 @@ class Edit(NamedTuple):
     on_base: bool = False  # norms are those of the base weight, as where several adapters act together (mixed)
 
 
+class Blend(NamedTuple):
+    """A way of combining the changes of several sources (methods), with its settings."""
+
+    method: str
+    weights: tuple[float, ...]  # of the sources
+    density: float
+    seed: int
+
+
 class Step(NamedTuple):
     """One output tensor: what it is made from, and the edits made to that, in order. No edits: copied as bytes."""
 
@@ -108,6 +117,7 @@ class Step(NamedTuple):
     offset: int  # in the output file
     base: Ref
     edits: tuple[Edit, ...] = ()
+    blend: Blend | None = None  # not one edit after the other, but the changes that the sources' make, combined so
     makes: str | None = None  # not the edited base tensor, but this factor of its one edit, made anew for each alpha
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from adaptertool.cli.options import execute, writes
+from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.tasks.merge import COMPOSITIONS, prepare_merge
 from adaptertool.tasks.wise import prepare_wise
 
@@ -21,12 +22,22 @@ from adaptertool.tasks.wise import prepare_wise
     default="sequential",
     help="Several adapters one after the other, or together as at inference (differs for DoRA).",
 )
+@click.option(
+    "--method",
+    type=click.Choice(sorted(METHOD_BY_NAME)),
+    help="Combine the changes in another way; ADAPTERs may then be tuned checkpoints too.",
+)
+@click.option("--density", help="The share of each change that stays: ties, dare, magnitude_prune.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
 @writes
 def merge(
     base: str,
     adapters: tuple[str, ...],
     weights: tuple[str, ...],
     compose: str,
+    method: str | None,
+    density: str | None,
+    seed: int | None,
     renames: tuple[str, ...],
     precision: str,
     **options: Any,
@@ -35,7 +46,17 @@ def merge(
 
     Saved modules and biases replace the base's (with a weight w: W + w·(T - W)).
     """
-    plan = prepare_merge(base, adapters, weights or None, compose=compose, renames=renames, precision=precision)
+    plan = prepare_merge(
+        base,
+        adapters,
+        weights or None,
+        compose=compose,
+        renames=renames,
+        precision=precision,
+        method=method,
+        density=density,
+        seed=seed,
+    )
     execute(plan, **options)
 
 

@@ -6,13 +6,15 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 
+from adaptertool.blend_plan import plan_blend
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import open_checkpoint
-from adaptertool.formats.peft import read_adapter
+from adaptertool.formats.peft import is_adapter, read_adapter
+from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.names import holder, rename
 from adaptertool.plan import plan_merge
 from adaptertool.reports import RunReport
-from adaptertool.spec import EXACT, Plan
+from adaptertool.spec import EXACT, Blend, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, decimal
 
 COMPOSITIONS = ("sequential", "mixed")
@@ -26,6 +28,9 @@ def prepare_merge(
     compose: str = "sequential",
     renames: Sequence[str] = (),
     precision: str = EXACT,
+    method: str | None = None,
+    density: Number | None = None,
+    seed: int | None = None,
 ) -> Plan:
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
 
@@ -41,12 +46,47 @@ def prepare_merge(
         )
     if compose not in COMPOSITIONS:
         raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
+    if method is not None:
+        if compose != COMPOSITIONS[0]:
+            raise UsageError("a method says itself how adapters are composed; leave out --compose")
+        return _prepare_blend(base, adapters, weights, renames, check_precision(precision), method, density, seed)
+    if density is not None or seed is not None:
+        raise UsageError("density and seed belong to a method (--method)")
     numbers = [1.0] * len(adapters) if weights is None else [float(decimal(weight, "weight")) for weight in weights]
     checkpoint = open_checkpoint(as_path(base, "BASE"))
     has = holder(checkpoint, renames)
     opened = [rename(read_adapter(as_path(path, "ADAPTER"), has), renames) for path in adapters]
     plan = plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
     return dataclasses.replace(plan, precision=check_precision(precision))
+
+
+def _prepare_blend(
+    base: PathLike,
+    sources: Sequence[PathLike],
+    weights: Sequence[Number] | None,
+    renames: Sequence[str],
+    precision: str,
+    method: str,
+    density: Number | None,
+    seed: int | None,
+) -> Plan:
+    if method not in METHOD_BY_NAME:
+        raise UsageError(f"method is {', '.join(METHOD_BY_NAME)}, not {method!r}")
+    if precision != EXACT:
+        raise UsageError(f"{method} has one precision: float64, rounded once")
+    chosen = METHOD_BY_NAME[method]
+    if (density is None) != chosen.dense:
+        raise UsageError(f"{method} {'has no' if chosen.dense else 'needs a'} density")
+    if seed is not None and chosen.prune is None:
+        raise UsageError(f"nothing is left to chance in {method}; it has no seed")
+    share = 1.0 if density is None else float(decimal(density, "density"))
+    if not 0 < share <= 1:
+        raise UsageError(f"density is a share over 0, up to 1, not {density}")
+    checkpoint, paths = open_checkpoint(as_path(base, "BASE")), [as_path(path, "ADAPTER") for path in sources]
+    numbers = [1.0] * len(paths) if weights is None else [float(decimal(weight, "weight")) for weight in weights]
+    has = holder(checkpoint, renames)
+    opened = [rename(read_adapter(path, has), renames) if is_adapter(path) else open_checkpoint(path) for path in paths]
+    return plan_blend(checkpoint, opened, numbers, Blend(method, tuple(numbers), share, seed or 0))
 
 
 def merge(
@@ -58,6 +98,9 @@ def merge(
     compose: str = "sequential",
     renames: Sequence[str] = (),
     precision: str = EXACT,
+    method: str | None = None,
+    density: Number | None = None,
+    seed: int | None = None,
     force: bool = False,
     verify: bool = False,
     threads: int | None = None,
@@ -74,6 +117,11 @@ def merge(
     precision: "exact": every element is the correct rounding of the formula over what is stored, so the bytes are the
               same on every machine. "fast": float32 arithmetic (float64 for float32 storage), rounded once; the error
               is at most max(1 ulp, (r+4)·u·(|W| + |s|·|B||A|)), u that of the arithmetic.
+    method:   combine the changes W'_i − W that the sources make, each by itself, in another way: linear, ties,
+              dare_linear, dare_ties, magnitude_prune, slerp (see `adaptertool.methods`). Sources may then be fine-tuned
+              checkpoints too. Computed in float64 and rounded once.
+    density:  the share of each change that stays, where the method drops some
+    seed:     of what is dropped by chance; 0 where None
     force:    replace an `out` that adaptertool made
     verify:   read back what was written and judge it, as `verify` does, before it is published
     threads:  the available cores, up to 8, where None; the result does not depend on it
@@ -81,7 +129,17 @@ def merge(
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
-    plan = prepare_merge(base, adapters, weights, compose=compose, renames=renames, precision=precision)
+    plan = prepare_merge(
+        base,
+        adapters,
+        weights,
+        compose=compose,
+        renames=renames,
+        precision=precision,
+        method=method,
+        density=density,
+        seed=seed,
+    )
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     return run(plan, as_path(out, "OUT"), force=force, threads=threads, verify=verify, progress=progress)

@@ -37,7 +37,7 @@ class Sample(NamedTuple):
         block, step = self.block, subject.step._replace(edits=tuple(edits))
         rows = doubles(_stored(subject, block), step.base.spec.dtype).reshape(-1, block.columns)
         after = rows.copy()
-        Chain(subject.inputs, step).apply(after, block.first, rows)
+        Chain(subject.inputs, step, matrix(subject.step)).apply(after, block.first, rows)
         mixed: Array = (after if subject.alpha == 1 else rows + subject.alpha * (after - rows))[self.bad]
         return mixed
 

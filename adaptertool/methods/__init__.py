@@ -1,0 +1,13 @@
+"""The ways of combining the changes of several sources, one file each. To add one: the file, and a line here."""
+
+from adaptertool.methods.dare import DARE_LINEAR, DARE_TIES
+from adaptertool.methods.linear import LINEAR
+from adaptertool.methods.magnitude import MAGNITUDE_PRUNE
+from adaptertool.methods.method import Method, Place
+from adaptertool.methods.slerp import SLERP
+from adaptertool.methods.ties import TIES
+
+METHODS: tuple[Method, ...] = (LINEAR, TIES, DARE_LINEAR, DARE_TIES, MAGNITUDE_PRUNE, SLERP)
+METHOD_BY_NAME = {method.name: method for method in METHODS}
+
+__all__ = ["METHODS", "METHOD_BY_NAME", "Method", "Place"]
