@@ -20,9 +20,9 @@ class Svd(NamedTuple):
     """2^exponent · left @ diag(values) @ right. Values descend; those that rounding may have made are 0."""
 
     left: Array  # (out, n), orthonormal columns
-    values: Array  # (n,), the first between 1/2 and 1, or all 0
+    values: Array  # (n,), the first between 1/4 and 1, or all 0
     right: Array  # (n, in), orthonormal rows; the largest element of each is positive
-    exponent: int
+    exponent: int  # even
 
 
 class Cut(NamedTuple):
@@ -50,11 +50,12 @@ def svd_of_product(b: Array, a: Array) -> Svd:
     (left, first), (right, second) = np.linalg.qr(b), np.linalg.qr(a.T)
     core_left, values, core_right = np.linalg.svd(first @ second.T, full_matrices=False)
     noise = np.finfo(np.float64).eps * len(a) * np.linalg.norm(first) * np.linalg.norm(second)
-    _, more = np.frexp(values.max(initial=0.0))
+    more = int(np.frexp(values.max(initial=0.0))[1])
+    more += (exponent + more) % 2
     values = np.ldexp(np.where(values > noise, values, 0.0), -more)
     left, right = left @ core_left, core_right @ right.T
     signs = _signs(right)
-    return Svd(left * signs[:, 0], values, right * signs, exponent + int(more))
+    return Svd(left * signs[:, 0], values, right * signs, exponent + more)
 
 
 def errors(values: Array) -> Array:
@@ -70,9 +71,26 @@ def split(svd: Svd, rank: int, *, balanced: bool) -> tuple[Array, Array]:
     left, values, right = svd.left[:, :rank], svd.values[:rank], svd.right[:rank]
     if not balanced:
         return np.ldexp(left * values, svd.exponent), right
-    half, odd = divmod(svd.exponent, 2)
-    roots = np.sqrt(np.ldexp(values, odd))
+    roots, half = np.sqrt(values), svd.exponent // 2
     return np.ldexp(left * roots, half), np.ldexp(roots[:, None] * right, half)
+
+
+def storing_error(svd: Svd, rank: int, b: Array, a: Array, *, balanced: bool) -> float:
+    """How far b @ a, the factors of `split` as they are stored, may be from those, relative to the whole product.
+
+    ‖B'A' − BA‖ ≤ ‖(B' − B)·A‖ + ‖B·(A' − A)‖ + ‖B' − B‖·‖A' − A‖ in Frobenius norm; each row of A and column of B is
+    as long as its share of the singular value, and orthogonal to the others.
+    """
+    whole = float(np.linalg.norm(svd.values))
+    if not whole:
+        return 0.0
+    values, half = svd.values[:rank], svd.exponent // 2
+    up, down = (half, half) if balanced else (svd.exponent, 0)
+    wide, high = (np.sqrt(values), np.sqrt(values)) if balanced else (values, np.ones(rank))
+    exact_b, exact_a = split(svd, rank, balanced=balanced)
+    of_b, of_a = np.ldexp(b - exact_b, -up), np.ldexp(a - exact_a, -down)
+    parts = np.linalg.norm(of_b * high) + np.linalg.norm(wide[:, None] * of_a)
+    return float(parts + np.linalg.norm(of_b) * np.linalg.norm(of_a)) / whole
 
 
 def _levelled(b: Array, a: Array) -> tuple[Array, Array, int]:
