@@ -11,10 +11,10 @@ import numpy as np
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.formats.peft_layers import Pair
-from adaptertool.numerics.lowrank import Cut, Svd, errors, split, storing_error, svd_of_product
+from adaptertool.numerics.lowrank import Svd, errors, kept, split, storing_error, svd_of_product
 from adaptertool.numerics.rounding import Array, doubles, largest_stored, rounded
 from adaptertool.production import Made
-from adaptertool.spec import DTYPE_BITS, TensorSpec
+from adaptertool.spec import DTYPE_BITS, Cut, TensorSpec
 from adaptertool.tensors import as_bytes, read_tensor, require_finite
 
 Factors = tuple[Array, Array]  # B (out, r) and A (r, in) in float64, of one weight
@@ -61,7 +61,7 @@ def reduced(
     if cut.rank is not None and cut.rank >= full:
         return None
     svds = [[svd_of_product(b, a) for b, a in experts] for experts in pairs]
-    rank = max(cut.keeps(svd.values) for some in svds for svd in some)
+    rank = max(kept(svd.values, cut) for some in svds for svd in some)
     for attempt in range(rank, full):
         found = _at_rank(svds, attempt, dtypes, balanced=balanced)
         if cut.max_error is None or found.error + found.storing <= cut.max_error:

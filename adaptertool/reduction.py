@@ -10,9 +10,8 @@ from adaptertool.errors import shown
 from adaptertool.factors import Reduced, made, one_by_one, read_pair, reduced, reduced_spec
 from adaptertool.files.reader import Inputs
 from adaptertool.formats.peft_layers import Layer, Layered
-from adaptertool.numerics.lowrank import Cut
 from adaptertool.production import Job, Made
-from adaptertool.spec import DTYPE_BITS, Ref
+from adaptertool.spec import DTYPE_BITS, Cut, Ref
 from adaptertool.tensors import require_finite
 
 

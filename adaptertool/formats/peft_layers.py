@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adaptertool.errors import UnsupportedError, shown
+from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.header import read_header
 from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.adapter import Adapter, Module
@@ -104,11 +104,18 @@ def _layers(adapter: Adapter) -> dict[str, Layer]:
 
 def _layer(module: Module) -> Layer:
     times = OUT_PROJ_TIMES if module.name.endswith(OUT_PROJ) else 1
+    a, b = module.factors[A], module.factors[B]
+    wide = a.shape[0]
+    if len(a.shape) < 2 or b.shape[1:2] != (wide,) or math.prod(b.shape[2:]) != 1 or wide % module.rank:
+        raise MismatchError(
+            f"{a.path}: {shown(module.name)} has {shown(a.spec.name)} {a.spec} and {shown(b.spec.name)} {b.spec}; "
+            "these make no product"
+        )
     return Layer(
         module.layer,
         module.rank,
         module.scale / times,
-        (Pair(module.factors[A], module.factors[B]),),
+        (Pair(a, b),),
         None,
         module.factors.get(MAGNITUDE),
         is_parameter=module.layer == module.target,

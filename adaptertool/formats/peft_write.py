@@ -86,12 +86,20 @@ def _patterns(numbers: Mapping[str, _Number], usual: _Number) -> dict[str, _Numb
         if number == usual:
             continue
         if len(by_end[_end(path)]) == 1:
-            found[re.escape(_end(path))] = number
+            found[_escaped(_end(path))] = number
         else:
-            whole.setdefault(number, []).append(re.escape(path))
+            whole.setdefault(number, []).append(_escaped(path))
     for number, paths in whole.items():
         found |= {f"^({'|'.join(some)})" if len(some) > 1 else f"^{some[0]}": number for some in _portions(paths)}
     return found
+
+
+def _escaped(path: str) -> str:
+    """As a pattern. What means something in one stands there by its number: no sign in it is to be taken for a repeat
+    or a choice by those who bound how long a pattern may take (formats.patterns)."""
+    return re.sub(
+        r"[^\w.-]", lambda found: re.escape(found[0]) if ord(found[0]) > 127 else f"\\x{ord(found[0]):02x}", path
+    ).replace(".", r"\.")
 
 
 def _end(path: str) -> str:
@@ -117,5 +125,5 @@ def _targets(paths: Sequence[str]) -> list[str] | str:
     for path in paths:
         ends = (path[at + 1 :] for at, letter in enumerate(path) if letter == ".")
         if "." not in path or any(end in known for end in ends):
-            return "|".join(map(re.escape, paths))
+            return "|".join(map(_escaped, paths))
     return list(paths)

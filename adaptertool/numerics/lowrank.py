@@ -8,12 +8,12 @@ depend on their number.
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
 
 from adaptertool.numerics.rounding import Array
+from adaptertool.spec import Cut
 
 
 class Svd(NamedTuple):
@@ -23,25 +23,6 @@ class Svd(NamedTuple):
     values: Array  # (n,), the first between 1/4 and 1, or all 0
     right: Array  # (n, in), orthonormal rows; the largest element of each is positive
     exponent: int  # even
-
-
-class Cut(NamedTuple):
-    """How much of a spectrum is to stay: one of the three."""
-
-    rank: int | None = None
-    energy: Decimal | None = None  # the smallest rank that keeps this share of Σσ²
-    max_error: Decimal | None = None  # the smallest rank whose error, relative in Frobenius norm, is at most this
-
-    def keeps(self, values: Array) -> int:
-        """How many singular values stay: at least 1, since no adapter has rank 0."""
-        if self.rank is not None:
-            return max(1, min(self.rank, len(values)))
-        if self.energy is not None:
-            enough = np.square(errors(values)) <= float(1 - self.energy)
-        else:
-            assert self.max_error is not None
-            enough = errors(values) <= float(self.max_error)
-        return max(1, int(enough.argmax()))
 
 
 def svd_of_product(b: Array, a: Array) -> Svd:
@@ -62,6 +43,18 @@ def errors(values: Array) -> Array:
     """The relative error in Frobenius norm where 0, 1, ..., n of the singular values are kept (Eckart and Young)."""
     left: Array = np.sqrt(np.append(np.square(values), 0.0)[::-1].cumsum()[::-1])
     return left / left[0] if left[0] else left
+
+
+def kept(values: Array, cut: Cut) -> int:
+    """How many singular values stay: at least 1, since no adapter has rank 0."""
+    if cut.rank is not None:
+        return max(1, min(cut.rank, len(values)))
+    if cut.energy is not None:
+        enough = np.square(errors(values)) <= float(1 - cut.energy)
+    else:
+        assert cut.max_error is not None
+        enough = errors(values) <= float(cut.max_error)
+    return max(1, int(enough.argmax()))
 
 
 def split(svd: Svd, rank: int, *, balanced: bool) -> tuple[Array, Array]:

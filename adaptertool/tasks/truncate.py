@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +13,10 @@ from adaptertool.formats.peft import CONFIG, WEIGHTS
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
 from adaptertool.reports import LayerTruncated, TruncateReport
-from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal
+from adaptertool.spec import Cut
+from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
-    from adaptertool.numerics.lowrank import Cut
     from adaptertool.reduction import LayerSaid
     from adaptertool.tasks.adapters import Output
 
@@ -55,7 +54,8 @@ def truncate(
     """
     from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
-    cut, path, target = _cut(rank, energy, max_error), as_path(adapter, "ADAPTER"), as_path(out, "OUT")
+    cut = cut_of(rank=rank, energy=energy, max_error=max_error)
+    path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
     check_out(target, [path], force=force)
     layered = read_layered(path)
     if not layered.layers:
@@ -65,7 +65,7 @@ def truncate(
     done = write_adapter(output, target, options)
     return TruncateReport(
         **done.summary(output, target, options),
-        cut=_as_said(cut),
+        cut=cut.as_typed(),
         balanced=balance,
         layers=tuple(
             LayerTruncated(one.layer.path, one.layer.rank, one.rank, one.energy, one.error, one.storing)
@@ -86,7 +86,7 @@ def _output(layered: Layered, cut: Cut, *, balance: bool) -> Output[LayerSaid | 
     )
     return Output(
         command="truncate",
-        recipe={"cut": _as_said(cut), "balance": balance},
+        recipe={"cut": cut.as_typed(), "balance": balance},
         sources=[path],
         stamps={**layered.adapter.files, **{asset.source: asset.stamp for asset in assets}},
         largest=[ref.spec for _, refs in in_order(layered) for ref in refs],
@@ -96,28 +96,6 @@ def _output(layered: Layered, cut: Cut, *, balance: bool) -> Output[LayerSaid | 
         assets=assets,
         notes=(*layered.adapter.notes, *notes),
     )
-
-
-def _cut(rank: int | None, energy: Number | None, max_error: Number | None) -> Cut:
-    from adaptertool.numerics.lowrank import Cut  # noqa: PLC0415  # loads numpy
-
-    if sum(given is not None for given in (rank, energy, max_error)) != 1:
-        raise UsageError("give one of rank, energy and max_error")
-    if rank is not None and (type(rank) is not int or rank < 1):
-        raise UsageError(f"rank must be a whole number from 1 on, not {rank!r}")
-    share = None if energy is None else decimal(energy, "energy")
-    if share is not None and not 0 < share <= 1:
-        raise UsageError(f"energy is a share of the squared spectrum, above 0 and at most 1, not {energy}")
-    most = None if max_error is None else decimal(max_error, "max_error")
-    if most is not None and not 0 <= most < 1:
-        raise UsageError(f"max_error is relative: from 0 to below 1, not {max_error}")
-    return Cut(rank, share, most)
-
-
-def _as_said(cut: Cut) -> dict[str, str | int]:
-    """As JSON: numbers as they were typed."""
-    said: Mapping[str, int | Decimal | None] = cut._asdict()
-    return {name: value if isinstance(value, int) else str(value) for name, value in said.items() if value is not None}
 
 
 def _each_once(said: Sequence[LayerSaid | None]) -> list[LayerSaid]:
