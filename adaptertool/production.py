@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from adaptertool.errors import InternalError
 from adaptertool.files.header import build_header
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
-from adaptertool.interrupts import LOOK_EVERY, deferred, look
+from adaptertool.interrupts import LOOK_EVERY, look
 from adaptertool.numerics.rounding import standard_arithmetic
 from adaptertool.spec import Ref, TensorSpec
+from adaptertool.workers import one_core_each
 
 Outcome = TypeVar("Outcome")
 _AHEAD = 2  # jobs for each thread that are begun before their turn to be written
@@ -43,11 +43,7 @@ def results(jobs: Iterable[Job[Outcome]], threads: int) -> Generator[tuple[Seque
     """What the jobs return, in their order. Raises the first error of any; the rest are then not begun."""
     jobs = iter(jobs)
     waiting: deque[Future[tuple[Sequence[Made], Outcome]]] = deque()
-    with (
-        deferred(),
-        threadpool_limits(1, "blas"),  # each of our threads is to use one core
-        ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as workers,
-    ):
+    with one_core_each(), ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as workers:
         try:
             while True:
                 for job in itertools.islice(jobs, threads * _AHEAD - len(waiting)):

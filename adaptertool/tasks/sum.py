@@ -8,12 +8,12 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.adapter_reports import LayerSummed, SumReport
 from adaptertool.combine import Combined, combined, overlaps
 from adaptertool.combine_saved import fields_of, saved_of
 from adaptertool.errors import MismatchError, UsageError, shown
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
-from adaptertool.reports import LayerSummed, SumReport
 from adaptertool.spec import Cut
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of, decimals
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adaptertool.adapter_reports import LayerTruncated, TruncateReport
 from adaptertool.errors import UsageError, shown
 from adaptertool.files.checkpoint import read_assets
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.formats.peft import CONFIG, WEIGHTS
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
-from adaptertool.reports import LayerTruncated, TruncateReport
 from adaptertool.spec import Cut
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
 
