@@ -11,13 +11,11 @@ import numpy as np
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.formats.peft_layers import Pair
-from adaptertool.numerics.lowrank import Svd, errors, kept, split, storing_error, svd_of_product
+from adaptertool.numerics.lowrank import Factors, Svd, errors, kept, split, storing_error, svd_of_product
 from adaptertool.numerics.rounding import Array, doubles, largest_stored, rounded
 from adaptertool.production import Made
 from adaptertool.spec import DTYPE_BITS, Cut, TensorSpec
 from adaptertool.tensors import as_bytes, read_tensor, require_finite
-
-Factors = tuple[Array, Array]  # B (out, r) and A (r, in) in float64, of one weight
 
 
 class Reduced(NamedTuple):
@@ -45,6 +43,8 @@ def one_by_one(b: Array, a: Array, experts: int) -> list[Factors]:
 
 def together(parts: Sequence[Factors]) -> Factors:
     """The other way round."""
+    if len(parts) == 1:
+        return parts[0]
     b = np.stack([b for b, _ in parts], axis=2)
     return b.reshape(len(b), -1), np.concatenate([a for _, a in parts])
 
@@ -76,13 +76,19 @@ def _at_rank(svds: Sequence[Sequence[Svd]], rank: int, dtypes: Sequence[tuple[st
         for svd in some:
             exact = split(svd, rank, balanced=balanced)
             b, a = (rounded(factor, dtype) for factor, dtype in zip(exact, dtypes_of, strict=True))
-            wide = (doubles(factor, dtype) for factor, dtype in zip((b, a), dtypes_of, strict=True))
-            storing = max(storing, storing_error(svd, rank, *wide, balanced=balanced))
-            missing = rank - len(a)  # where the weight is smaller than the rank: zeros
-            stored.append((np.pad(b, ((0, 0), (0, missing))), np.pad(a, ((0, missing), (0, 0)))))
+            wide = doubles(b, dtypes_of[0]), doubles(a, dtypes_of[1])
+            storing = max(storing, storing_error(svd, exact, wide, balanced=balanced))
+            stored.append(_padded(b, a, rank))
         pairs.append(together(stored))
     error = max(float(errors(svd.values)[min(rank, len(svd.values))]) for some in svds for svd in some)
     return Reduced(rank, tuple(pairs), 1 - error**2, error, storing)
+
+
+def _padded(b: Array, a: Array, rank: int) -> Factors:
+    """With zeros, where a weight is smaller than the rank."""
+    if not (missing := rank - len(a)):
+        return b, a
+    return np.pad(b, ((0, 0), (0, missing))), np.pad(a, ((0, missing), (0, 0)))
 
 
 def reduced_spec(spec: TensorSpec, axis: int, rank: int, dtype: str) -> TensorSpec:

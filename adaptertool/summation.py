@@ -10,8 +10,9 @@ import numpy as np
 
 from adaptertool.combine import Combined
 from adaptertool.errors import shown
-from adaptertool.factors import Factors, made, one_by_one, read_pair, reduced
+from adaptertool.factors import made, one_by_one, read_pair, reduced
 from adaptertool.files.reader import Inputs
+from adaptertool.numerics.lowrank import Factors
 from adaptertool.numerics.rounding import Array, doubles, rounded
 from adaptertool.production import Job, Made
 from adaptertool.spec import DTYPE_BITS, Cut, Ref, TensorSpec

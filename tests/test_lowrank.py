@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from adaptertool.numerics.lowrank import Svd, errors, kept, split, storing_error, svd_of_product
 from adaptertool.spec import Cut
 
-SHAPES = [(9, 4, 7), (3, 5, 8), (8, 6, 2), (1, 1, 1), (5, 5, 5), (2, 9, 2)]  # out, r, in
+SHAPES = [  # out, r, in
+    (9, 4, 7), (100, 2, 5), (35, 2, 50), (64, 3, 49), (3, 5, 8), (8, 6, 2), (1, 1, 1), (5, 5, 5), (2, 9, 2),
+]  # fmt: skip
+    (9, 4, 7),
+    (100, 2, 5),
+    (35, 2, 50),
+    (64, 3, 49),
+    (3, 5, 8),
+    (8, 6, 2),
+    (1, 1, 1),
+    (5, 5, 5),
+    (2, 9, 2),
+]  # out, r, in
 
 
 def factors(out: int, rank: int, inner: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -125,6 +137,6 @@ def test_what_storing_adds_is_bounded(balanced: bool, power: int) -> None:
         noise = np.random.default_rng(1)
         new_b = exact_b * (1 + unit * noise.uniform(-1, 1, exact_b.shape))
         new_a = exact_a * (1 + unit * noise.uniform(-1, 1, exact_a.shape))
-        bound = storing_error(svd, 4, new_b, new_a, balanced=balanced)
+        bound = storing_error(svd, (exact_b, exact_a), (new_b, new_a), balanced=balanced)
         true = np.linalg.norm(np.ldexp(new_b @ new_a - exact_b @ exact_a, -power)) / np.linalg.norm(b @ a)
         assert true <= bound <= 3 * true

@@ -35,7 +35,7 @@ def sum_text(report: SumReport, *, every_layer: bool = False) -> str:
         lines += cut
     elif several := sum(not one.exact for one in report.layers):
         count = sum(one.rounded for one in report.layers)
-        lines.append(f"  rounded  {count:,} elements of B in {several:,} layers, each by at most half a unit in its place")
+        lines.append(f"  rounded  {count:,} elements of B in {several:,} layers, each by half a unit at most")
     else:
         lines.append("  exact    nothing was rounded")
     return "\n".join([*lines, *_costs(report), *_layers(report.layers, one_by_one=every_layer)])
