@@ -65,7 +65,7 @@ def _spec(name: str, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
 
 
 def combined(adapters: Sequence[Layered], weights: Sequence[Fraction]) -> list[Combined]:
-    """The layers of the sum, in the order in which they are met. Raises for what has no sum ."""
+    """The layers of the sum, in the order in which they are met. Raises for what has no sum."""
     terms: dict[str, list[tuple[Fraction, Layer]]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for path, layer in adapter.layers.items():

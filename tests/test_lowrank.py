@@ -15,16 +15,6 @@ from adaptertool.spec import Cut
 SHAPES = [  # out, r, in
     (9, 4, 7), (100, 2, 5), (35, 2, 50), (64, 3, 49), (3, 5, 8), (8, 6, 2), (1, 1, 1), (5, 5, 5), (2, 9, 2),
 ]  # fmt: skip
-    (9, 4, 7),
-    (100, 2, 5),
-    (35, 2, 50),
-    (64, 3, 49),
-    (3, 5, 8),
-    (8, 6, 2),
-    (1, 1, 1),
-    (5, 5, 5),
-    (2, 9, 2),
-]  # out, r, in
 
 
 def factors(out: int, rank: int, inner: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

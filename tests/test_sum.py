@@ -366,8 +366,10 @@ def test_bases_and_fields_that_differ(tmp_path: Path) -> None:
         {"base_model_name_or_path": "org/two", "task_type": "CAUSAL_LM", "lora_dropout": 0.2, "peft_version": "0.19.1"},
     ]
     adapters = [write_adapter(tmp_path / str(n), lora_factors("a.x", (6, 5)), **own) for n, own in enumerate(fields)]
+    (adapters[1] / "README.md").touch()
     report = sum_adapters(adapters, tmp_path / "out")
     assert "org/one, org/two" in report.notes[0]
+    assert report.notes[1].endswith("one adapter: README.md")
     found = config_of(tmp_path / "out")
     assert (found["base_model_name_or_path"], found["task_type"], "lora_dropout" in found) == (None, "CAUSAL_LM", False)
     assert found["peft_version"] == "0.19.1"
@@ -385,6 +387,14 @@ def test_square_experts_of_two_versions_are_refused(tmp_path: Path) -> None:
     ]
     with pytest.raises(MismatchError, match="differ in which dimension of square experts"):
         sum_adapters(adapters, tmp_path / "out")
+
+
+def test_experts_whose_parameters_only_a_base_could_tell(tmp_path: Path) -> None:
+    names = ["gate_up_proj", "up_proj", "down_proj"]
+    factors = {**lora_factors("m.experts", (5, 6), 6), **lora_factors("m.experts.base_layer", (5, 6), 6)}
+    adapter = write_adapter(tmp_path / "a", factors, r=2, target_parameters=names)
+    with pytest.raises(UnsupportedError, match="which of them the base has is not known"):
+        sum_adapters([adapter], tmp_path / "out")
 
 
 @given(scale=st.floats(2.0**-40, 2.0**40), rank=st.integers(1, 600), stabilised=st.booleans())

@@ -74,11 +74,16 @@ class Layered:
 
 
 def read_layered(path: Path) -> Layered:
-    """Read an adapter without its base. Raises InputError; reads no factor."""
-    adapter = read_adapter(path, lambda _: True)  # that a base has what an adapter targets is not known, but likely
+    """Read an adapter without its base, which is taken to have all that is targeted; no factor is read."""
+    adapter, fields = read_adapter(path, lambda _: True), load_json(path / CONFIG)
+    if {"gate_up_proj", "up_proj"} <= {name.rpartition(".")[2] for name in fields.get("target_parameters") or ()}:
+        raise UnsupportedError(
+            f"{path / CONFIG}: target_parameters names gate_up_proj and up_proj; which of them the base has is not "
+            "known without it: leave only that one"
+        )
     return Layered(
         adapter,
-        load_json(path / CONFIG),
+        fields,
         _layers(adapter),
         tuple(module for module in adapter.modules if module.kind == FULL.name),
         read_header(path / WEIGHTS).metadata,

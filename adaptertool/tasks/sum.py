@@ -12,6 +12,7 @@ from adaptertool.adapter_reports import LayerSummed, SumReport
 from adaptertool.combine import Combined, combined, overlaps
 from adaptertool.combine_saved import fields_of, saved_of
 from adaptertool.errors import MismatchError, UsageError, shown
+from adaptertool.files.checkpoint import read_assets
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
 from adaptertool.spec import Cut
@@ -87,7 +88,10 @@ def _output(
         )
     layers = combined(adapters, [Fraction(float(weight)) for weight in weights])
     saved, fields = saved_of(adapters, weights), fields_of(adapters)
-    targets = next((one.fields for one in adapters if one.layers.keys() == {layer.path for layer in layers}), None)
+    paths = {layer.path for layer in layers}
+    targets = next(
+        (one.fields for one in adapters if one.layers.keys() == paths and "target_modules" in one.fields), None
+    )
     output = Output(
         command="sum",
         recipe={
@@ -112,6 +116,9 @@ def _notes(adapters: Sequence[Layered]) -> list[str]:
     if len(bases) > 1:
         names = ", ".join(shown(base) or "none" for base in bases)
         notes.append(f"the adapters name different bases, so the sum names none: {names}")
+    others = {asset.name for adapter in adapters for asset in read_assets(adapter.adapter.path)[0]}
+    if others:
+        notes.append(f"left out, since they belong to one adapter: {', '.join(map(shown, sorted(others)))}")
     return notes
 
 

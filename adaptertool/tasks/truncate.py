@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.reduction import LayerSaid
     from adaptertool.tasks.adapters import Output
 
+_DORA = "DoRA: the magnitudes stay as they were trained, so V/‖V‖ changes and the norms of W' = m·V/‖V‖ do not"
+
 
 def truncate(
     adapter: PathLike,
@@ -80,10 +82,10 @@ def _output(layered: Layered, cut: Cut, *, balance: bool) -> Output[LayerSaid | 
 
     path = layered.adapter.path
     assets, left = read_assets(path)
-    left = [name for name in left if name not in (CONFIG, WEIGHTS)]
-    notes = (
-        [f"left out (other copies of the weights, or not part of it): {', '.join(map(shown, left))}"] if left else []
-    )
+    others = ", ".join(shown(name) for name in left if name not in (CONFIG, WEIGHTS))
+    notes = [_DORA] if any(layer.magnitude is not None for layer in layered.layers.values()) else []
+    if others:
+        notes.append(f"left out (other copies of the weights, or not part of it): {others}")
     return Output(
         command="truncate",
         recipe={"cut": cut.as_typed(), "balance": balance},
