@@ -51,7 +51,7 @@ def changed_of(
 def specs_of(choice: Choice, cut: Cut, dtype: str) -> list[TensorSpec]:
     """The tensors of the adapter, as large as they may become: A and B, or the tuned tensor."""
     if choice.how == SAVED:
-        return [choice.tuned.spec._replace(name=_PREFIX + choice.key)]
+        return [choice.tuned.spec._replace(name=_PREFIX + key) for key in choice.keys]
     if choice.how == LEFT_OUT:
         return []
     out, inner = choice.base.shape[::-1] if choice.transposed else choice.base.shape
@@ -80,8 +80,8 @@ def jobs(choices: Sequence[Choice], cut: Cut, dtype: str, inputs: Inputs) -> Ite
 
 def _saved(choice: Choice, inputs: Inputs) -> tuple[list[Made], Extracted]:
     require_finite(inputs, choice.tuned)
-    (spec,) = specs_of(choice, Cut(), "")
-    return [Made(spec, choice.tuned)], Extracted(choice, 0, _norm(choice, inputs), 0.0)
+    parts = [Made(spec, choice.tuned) for spec in specs_of(choice, Cut(), "")]
+    return parts, Extracted(choice, 0, _norm(choice, inputs), 0.0)
 
 
 def _lost(choice: Choice, inputs: Inputs) -> tuple[list[Made], Extracted]:

@@ -26,13 +26,14 @@ _HINT = "leave it out with --leave-out"
 
 
 class Choice(NamedTuple):
-    """What becomes of one tensor. `module` as PEFT names it; `key` is what follows its prefix in the adapter."""
+    """What becomes of one tensor. `module` as PEFT names it; `keys` are what follows its prefix in the adapter: of an
+    embedding that is the output head too there are two."""
 
     base: Ref
     tuned: Ref
     how: str
     module: str = ""
-    key: str = ""
+    keys: tuple[str, ...] = ()
     transposed: bool = False
 
 
@@ -41,7 +42,6 @@ class Selection:
     choices: tuple[Choice, ...]  # in the order of the base
     saved_modules: tuple[str, ...]  # modules_to_save
     biases: bool  # some are saved beside their layers' factors
-    tied: bool  # a saved embedding is the output head too
 
     def of(self, how: str) -> list[Choice]:
         return [choice for choice in self.choices if choice.how == how]
@@ -80,16 +80,13 @@ def select(
                     f"{shown(name)} is left out, but PEFT saves all of {shown(module)}: leave out all or none"
                 )
             _require_numbers(base[name])
-            choices[name] = Choice(base[name], tuned[name], SAVED, module, path)
+            ends = [end for end, source in subject.ends.items() if source == name]
+            choices[name] = Choice(base[name], tuned[name], SAVED, module, (path, *ends))
     factored = {choice.module for choice in choices.values() if choice.how == FACTORS}
     ordered = [_beside_factors(choices[name], factored) for name in base if name in choices]
-    ends = set(subject.ends.values())
-    return Selection(
-        tuple(ordered),
-        tuple(sorted(whole)),
-        any(choice.how == SAVED and not choice.module for choice in ordered),
-        any(choice.how == SAVED and choice.base.spec.name in ends for choice in ordered),
-    )
+    whole |= {end.rpartition(".")[0] for choice in ordered for end in choice.keys[1:]}
+    biases = any(choice.how == SAVED and not choice.module for choice in ordered)
+    return Selection(tuple(ordered), tuple(sorted(whole)), biases)
 
 
 def _left_out(subject: Subject, tuned: Ref, name: str) -> Choice:  # noqa: ARG001
@@ -98,8 +95,8 @@ def _left_out(subject: Subject, tuned: Ref, name: str) -> Choice:  # noqa: ARG00
 
 def _beside_factors(choice: Choice, factored: Collection[str]) -> Choice:
     """PEFT has the bias of a layer with factors in the layer below them."""
-    module = choice.key.removesuffix(".bias")
-    return choice._replace(key=f"{module}.base_layer.bias") if module != choice.key and module in factored else choice
+    module = choice.keys[0].removesuffix(".bias") if choice.keys else ""
+    return choice._replace(keys=(f"{module}.base_layer.bias",)) if module in factored else choice
 
 
 def _choice(subject: Subject, tuned: Ref, name: str) -> Choice:
@@ -121,10 +118,10 @@ def _choice(subject: Subject, tuned: Ref, name: str) -> Choice:
                 f"{ref.path}: {shown(ref.spec.name)} {ref.spec} was changed, and is a parameter of no layer (fused "
                 f"experts?); extraction from such is not supported yet: {_HINT}"
             )
-        return Choice(ref, tuned, SAVED, "", name)
+        return Choice(ref, tuned, SAVED, "", (name,))
     weight = subject.base.tensors.get(f"{tuned.spec.name.removesuffix(kind)}weight")
     of_linear = kind == "bias" and weight is not None and _is_linear(subject, weight, module)
-    return Choice(ref, tuned, SAVED, "" if of_linear else module, name)
+    return Choice(ref, tuned, SAVED, "" if of_linear else module, (name,))
 
 
 def _is_linear(subject: Subject, ref: Ref, module: str) -> bool:

@@ -23,7 +23,7 @@ from adaptertool.spec import Cut
 _START = 16  # the rank looked for where it is not known
 _MORE = 10  # columns of a sketch beyond the rank, at least; half of the rank where that is more
 _PASSES = 12  # at most
-_GAIN = 1e-3  # another pass is made while the square of what is left shrinks by this share
+_GAIN = 5e-3  # another pass is made while the square of what is left shrinks by this share
 _NOISE = 1e-14  # of squares added up; below it nothing is seen of what is left
 
 

@@ -135,7 +135,7 @@ def _written(said: Sequence[Extracted]) -> list[Written]:
 def _fields(base: Checkpoint, selection: Selection) -> dict[str, Any]:
     named = (base.config or {}).get("_name_or_path")
     causal = architecture_of(base.config).endswith("ForCausalLM")
-    fields: dict[str, Any] = {
+    return {
         "base_model_name_or_path": named if isinstance(named, str) and named else Path(base.path).resolve().name,
         "bias": "all" if selection.biases else "none",
         "fan_in_fan_out": any(choice.transposed for choice in selection.choices),
@@ -144,4 +144,3 @@ def _fields(base: Checkpoint, selection: Selection) -> dict[str, Any]:
         "modules_to_save": list(selection.saved_modules) or None,
         "task_type": "CAUSAL_LM" if causal else None,
     }
-    return fields | ({"ensure_weight_tying": True} if selection.tied else {})
