@@ -31,6 +31,7 @@ ROOMS = [
     ["plan"],
     ["region", "demands"],
     ["chain", "as_adapter"],
+    ["lines"],
     ["settle"],
     ["blocks", "rescale", "budget"],
     ["workers", "changes"],
