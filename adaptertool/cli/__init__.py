@@ -8,9 +8,16 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import boundary, clean, merge, verify
+from adaptertool.cli import algebra, boundary, clean, merge, verify
 
-COMMANDS: tuple[click.Command, ...] = (merge.merge, merge.wise, verify.verify, clean.clean)
+COMMANDS: tuple[click.Command, ...] = (
+    merge.merge,
+    merge.wise,
+    algebra.sum_command,
+    algebra.truncate,
+    verify.verify,
+    clean.clean,
+)
 
 EXIT_CODES = """\b
 Exit codes:
