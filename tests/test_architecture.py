@@ -36,7 +36,7 @@ ROOMS = [
     ["workers", "changes"],
     ["engine", "preflight"],
     ["reports"],
-    ["verdict"],
+    ["verdict", "fidelity"],
     ["tasks"],
     ["live"],
     ["render"],
