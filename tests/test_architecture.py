@@ -39,7 +39,7 @@ ROOMS = [
     ["factors"],
     ["reduction", "summation"],
     ["reports", "adapter_reports"],
-    ["verdict"],
+    ["verdict", "fidelity"],
     ["tasks"],
     ["live"],
     ["render"],
