@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from adaptertool.live import applied as applied
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
+    from adaptertool.reports import DriftReport as DriftReport
     from adaptertool.reports import PlanReport as PlanReport
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.reports import VerifyReport as VerifyReport
+    from adaptertool.tasks.drift import drift as drift
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
     from adaptertool.tasks.preview import preview as preview
@@ -31,12 +33,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
+    "DriftReport": "adaptertool.reports",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
     "SumReport": "adaptertool.adapter_reports",
     "TruncateReport": "adaptertool.adapter_reports",
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
+    "drift": "adaptertool.tasks.drift",
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
     "preview": "adaptertool.tasks.preview",
@@ -51,6 +55,7 @@ _HOMES = {
 
 __all__ = [
     "AdapterToolError",
+    "DriftReport",
     "PlanReport",
     "RunReport",
     "SumReport",
@@ -58,6 +63,7 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "applied",
+    "drift",
     "merge",
     "prepare_merge",
     "prepare_wise",
