@@ -24,7 +24,6 @@ from adaptertool.errors import (
 )
 from adaptertool.tasks.extract import extract
 from adaptertool.tasks.merge import merge
-from adaptertool.tasks.verify import verify
 
 TINY = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -127,7 +126,6 @@ def test_at_full_rank_the_merge_is_the_tuned_checkpoint(tmp_path: Path, dtype: t
     report = extract(base, tuned, tmp_path / "out", rank=1000)
     assert max(one.error for one in report.tensors) < 1e-6
     merge(base, [tmp_path / "out"], tmp_path / "merged")
-    assert verify(tmp_path / "merged", base, [tuned], alpha=1).ok
     after = load(tmp_path / "merged")
     for name, tensor in load(tuned).items():
         assert (after[name].double() - tensor.double()).abs().max() < 1e-7
@@ -168,7 +166,9 @@ def test_peft_loads_what_is_extracted_from_many_architectures(tmp_path: Path, fa
     for name, delta in found.items():
         assert (delta - (after[name] - before[name])).abs().max() < 1e-7, name
     merge(base, [tmp_path / "out"], tmp_path / "merged")
-    assert verify(tmp_path / "merged", base, [tuned], alpha=1).ok
+    merged = load(tmp_path / "merged")
+    for name, tensor in load(tuned).items():
+        assert (merged[name].double() - tensor.double()).abs().max() < 1e-7, name
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
