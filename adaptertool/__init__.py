@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adaptertool.adapter_reports import ExtractReport as ExtractReport
     from adaptertool.adapter_reports import SumReport as SumReport
     from adaptertool.adapter_reports import TruncateReport as TruncateReport
     from adaptertool.errors import AdapterToolError as AdapterToolError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.reports import VerifyReport as VerifyReport
     from adaptertool.tasks.drift import drift as drift
+    from adaptertool.tasks.extract import extract as extract
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
     from adaptertool.tasks.preview import preview as preview
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
     "DriftReport": "adaptertool.reports",
+    "ExtractReport": "adaptertool.adapter_reports",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
     "SumReport": "adaptertool.adapter_reports",
@@ -41,6 +44,7 @@ _HOMES = {
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
     "drift": "adaptertool.tasks.drift",
+    "extract": "adaptertool.tasks.extract",
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
     "preview": "adaptertool.tasks.preview",
@@ -56,6 +60,7 @@ _HOMES = {
 __all__ = [
     "AdapterToolError",
     "DriftReport",
+    "ExtractReport",
     "PlanReport",
     "RunReport",
     "SumReport",
@@ -64,6 +69,7 @@ __all__ = [
     "__version__",
     "applied",
     "drift",
+    "extract",
     "merge",
     "prepare_merge",
     "prepare_wise",

@@ -14,6 +14,7 @@ from adaptertool.spec import Ref
 from adaptertool.tensors import as_bytes
 
 _ELEMENTS = 1 << 19
+_LARGEST = 1e140  # whose square may still be added up; only float64 goes beyond
 
 
 class Difference:
@@ -30,7 +31,9 @@ class Difference:
         high, wide = self.shape
         step = max(1, min(high, _ELEMENTS // max(wide, 1)))
         numbers = np.empty((2, step * wide))
-        stored = [np.empty(step * wide, STORED[ref.spec.dtype]) for ref in self._refs]
+        dtypes = [ref.spec.dtype for ref in self._refs]
+        stored = [np.empty(step * wide, STORED[dtype]) for dtype in dtypes]
+        where = f"{self._refs[0].path}: {shown(self._refs[0].spec.name)}"
         for first in range(0, high, step):
             count = min(step, high - first) * wide
             for ref, bits, into in zip(self._refs, stored, numbers, strict=True):
@@ -40,6 +43,8 @@ class Difference:
                     raise NonFiniteError(f"{ref.path}: {shown(ref.spec.name)} holds NaN or infinity, and was changed")
             rows = numbers[0, :count]
             rows -= numbers[1, :count]
+            if "F64" in dtypes and np.abs(rows).max() > _LARGEST:
+                raise NonFiniteError(f"{where} is too far from the base: the square of what was changed is no float64")
             yield first, rows.reshape(-1, wide)
 
 

@@ -268,7 +268,7 @@ def write_pair(folder: Path, base: dict[str, Any], tuned: dict[str, Any], **conf
     )
 
 
-EYE, ZERO = torch.eye(4), torch.zeros(4, 4)
+EYE, ZERO, TEN = torch.eye(4), torch.zeros(4, 4), torch.arange(10)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,8 @@ EYE, ZERO = torch.eye(4), torch.zeros(4, 4)
         ({"a.weight": EYE}, {"a.weight": EYE}, UsageError, "do not differ"),
         ({"n.weight": EYE[0]}, {"n.weight": EYE[1]}, UsageError, "no linear layer differs"),
         ({"a.weight": EYE}, {"a.weight": EYE * torch.nan}, NonFiniteError, "tuned/model.*a.weight holds NaN"),
-        ({"a.weight": EYE, "i": torch.arange(3)}, {"a.weight": EYE, "i": torch.arange(1, 4)}, UnsupportedError, "i is I64"),
+        ({"a.weight": EYE, "i": TEN}, {"a.weight": EYE, "i": TEN + 1}, UnsupportedError, "i is I64"),
+        ({"a.weight": 1e300 * EYE.double()}, {"a.weight": -EYE.double()}, NonFiniteError, "a.weight is too far"),
         ({"e.experts.up": torch.zeros(2, 4, 4)}, {"e.experts.up": torch.ones(2, 4, 4)}, UnsupportedError, "fused"),
         ({"c_proj.weight": EYE}, {"c_proj.weight": ZERO}, UnsupportedError, "may be stored transposed"),
     ],

@@ -15,6 +15,7 @@ COMMANDS: tuple[click.Command, ...] = (
     merge.wise,
     algebra.sum_command,
     algebra.truncate,
+    algebra.extract,
     verify.verify,
     drift.drift,
     clean.clean,
