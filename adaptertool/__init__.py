@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from adaptertool.adapter_reports import ExtractReport as ExtractReport
     from adaptertool.adapter_reports import SumReport as SumReport
     from adaptertool.adapter_reports import TruncateReport as TruncateReport
+    from adaptertool.comparison_report import DiffReport as DiffReport
     from adaptertool.errors import AdapterToolError as AdapterToolError
     from adaptertool.live import applied as applied
     from adaptertool.live import scaled as scaled
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from adaptertool.reports import PlanReport as PlanReport
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.reports import VerifyReport as VerifyReport
+    from adaptertool.tasks.diff import diff as diff
     from adaptertool.tasks.drift import drift as drift
     from adaptertool.tasks.extract import extract as extract
     from adaptertool.tasks.merge import merge as merge
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
+    "DiffReport": "adaptertool.comparison_report",
     "DriftReport": "adaptertool.reports",
     "ExtractReport": "adaptertool.adapter_reports",
     "PlanReport": "adaptertool.reports",
@@ -43,6 +46,7 @@ _HOMES = {
     "TruncateReport": "adaptertool.adapter_reports",
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
+    "diff": "adaptertool.tasks.diff",
     "drift": "adaptertool.tasks.drift",
     "extract": "adaptertool.tasks.extract",
     "merge": "adaptertool.tasks.merge",
@@ -59,6 +63,7 @@ _HOMES = {
 
 __all__ = [
     "AdapterToolError",
+    "DiffReport",
     "DriftReport",
     "ExtractReport",
     "PlanReport",
@@ -68,6 +73,7 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "applied",
+    "diff",
     "drift",
     "extract",
     "merge",

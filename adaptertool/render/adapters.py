@@ -14,7 +14,7 @@ from adaptertool.adapter_reports import (
     TensorExtracted,
     TruncateReport,
 )
-from adaptertool.render.text import size
+from adaptertool.render.text import size, starred
 
 Layer = LayerSummed | LayerTruncated
 Told = TypeVar("Told", LayerSummed | LayerTruncated, TensorExtracted)
@@ -119,9 +119,7 @@ def _groups(found: Sequence[Told], *, one_by_one: bool) -> Iterable[tuple[str, l
     groups: dict[str, list[Told]] = {}
     for one in found:
         name = one.tensor if isinstance(one, TensorExtracted) else one.layer
-        if not one_by_one:
-            name = ".".join("*" if part.isdecimal() else part for part in name.split("."))
-        groups.setdefault(name, []).append(one)
+        groups.setdefault(name if one_by_one else starred(name), []).append(one)
     return groups.items()
 
 
