@@ -19,6 +19,7 @@ from adaptertool.blocks import Block, Workspace, blocks_of, compute
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
+from adaptertool.fisher import Weighted
 from adaptertool.plan import verbatim
 from adaptertool.rescale import Rescaled
 from adaptertool.settle import Settled
@@ -186,18 +187,27 @@ def _edit_jobs(
     elif computed and step.makes is not None:
         factor = Rescaled(crew.inputs, step)
         for first, last in factor.cuts():
-            yield functools.partial(_rescale, crew, factor, first, last, computed)
+            yield functools.partial(_for_each, crew, factor, first, last, computed)
+    elif computed and step.fisher is not None:
+        weighted = Weighted(crew.inputs, step)
+        for first, last in weighted.cuts():
+            yield functools.partial(_for_each, crew, weighted, first, last, computed)
     elif computed:
         for block in blocks_of(crew.inputs, step):
             yield functools.partial(_edit, crew, block, computed)
 
 
-def _rescale(
-    crew: Crew, factor: Rescaled, first: int, last: int, outputs: Sequence[tuple[OutputFile, float]], _: Workspace
+def _for_each(
+    crew: Crew,
+    tensor: Rescaled | Weighted,
+    first: int,
+    last: int,
+    outputs: Sequence[tuple[OutputFile, float]],
+    _: Workspace,
 ) -> None:
-    results = factor.compute(first, last, [alpha for _, alpha in outputs])
+    results = tensor.compute(first, last, [alpha for _, alpha in outputs])
     for (file, _alpha), data in zip(outputs, results, strict=True):
-        file.write(factor.target(first), data)
+        file.write(tensor.target(first), data)
         crew.progress(len(data))
 
 
