@@ -16,7 +16,8 @@ import numpy as np
 
 from adaptertool.chain import Chain
 from adaptertool.errors import NonFiniteError, shown
-from adaptertool.files.reader import Inputs, read_into
+from adaptertool.files.reader import Inputs
+from adaptertool.files.writer import COPY_CHUNK
 from adaptertool.kinds import FULL, Size, has_few_bits, interpolated
 from adaptertool.kinds.full import TUNED
 from adaptertool.numerics.grain import grain_of
@@ -47,6 +48,7 @@ class Workspace:
     def __init__(self) -> None:
         self._size = 0
         self.counts = Settled()
+        self.copied = memoryview(bytearray(COPY_CHUNK))
 
     def fit(self, size: int) -> None:
         if size > self._size:
@@ -107,7 +109,7 @@ def compute(
     space.fit(block.numel)
     stored = part(space.stored, STORED[base.spec.dtype], block.numel)
     result = part(space.rounded, STORED[target], block.numel)
-    read_into(inputs.get(base.path), block.source, as_bytes(stored))
+    inputs.read_into(base.path, block.source, as_bytes(stored))
     run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
     if exact and run.unit != UNIT and not (math.isfinite(run.changed.error) and run.changed.largest < 2.0**126):
         run = _evaluate(block, stored, alphas, space, np.float64, exact=exact)

@@ -162,8 +162,8 @@ class Plan:
 
     command: str
     base: Path
-    base_files: Mapping[str, int]  # its shards: name -> size
     sources: tuple[Path, ...]  # the adapters, or the tuned checkpoint
+    files: tuple[Mapping[str, Path], ...]  # of the base and of each source: name -> path, all of them in `inputs`
     weights: tuple[float, ...]
     shards: tuple[Shard, ...]
     assets: tuple[Asset, ...]

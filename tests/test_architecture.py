@@ -32,7 +32,7 @@ ROOMS = [
     ["region", "demands"],
     ["chain", "as_adapter", "blend_plan"],
     ["settle"],
-    ["blocks", "rescale", "blend", "budget"],
+    ["blocks", "rescale", "blend", "budget", "reads"],
     ["workers", "changes"],
     ["engine", "preflight"],
     ["reports"],

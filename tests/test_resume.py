@@ -49,7 +49,7 @@ class Place:
             for folder in left_behind(self.out)
             if (folder / "journal").exists()
             for line in (folder / "journal").read_text().splitlines()
-            for path in [folder / "work" / json.loads(line)["name"]]
+            for path in [folder / "work" / json.loads(line).get("name", "an input")]
             if path.exists()  # else it is published
         }
 

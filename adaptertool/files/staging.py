@@ -15,19 +15,21 @@ import fcntl
 import glob
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from blake3 import blake3
 
 from adaptertool.errors import AdapterToolError, OutputError, StorageError
+from adaptertool.files.hashing import DEFAULT, Digests, digests_of
 from adaptertool.files.publish import make_directory, sync_directory
 from adaptertool.interrupts import deferred
 
-_CHUNK = 4 << 20
+_HEX = re.compile("[0-9a-f]{64}")
 _LONGEST = 200  # bytes of a name, of the 255 that file systems allow
 _PART = ".part-"
 
@@ -36,16 +38,7 @@ class Finished(NamedTuple):
     """A file that is complete, durable and under its own name."""
 
     size: int
-    digest: str  # BLAKE3, hexadecimal
-
-
-def digest_of(path: Path) -> str:
-    """BLAKE3 of a whole file."""
-    state, buffer = blake3(), bytearray(_CHUNK)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            state.update(memoryview(buffer)[:count])
-    return state.hexdigest()
+    digests: Digests
 
 
 class Staging:
@@ -55,12 +48,13 @@ class Staging:
     finished: the next such run goes on from there.
     """
 
-    def __init__(self, out: Path, key: str) -> None:
-        self._out, self._lock = out, -1
+    def __init__(self, out: Path, key: str, hashes: tuple[str, ...] = DEFAULT) -> None:
+        self._out, self._lock, self.hashes = out, -1, hashes
         self.folder = staging_folder(out, key)
         self.work = self.folder / "work"
         self._journal = self.folder / "journal"
         self.finished: dict[str, Finished] = {}
+        self.inputs: dict[str, Digests] = {}  # that were read to their end, by path
 
     # Not a generator: a signal between its yield and the body of the `with` would leave the directory behind.
     def __enter__(self) -> Staging:
@@ -68,7 +62,7 @@ class Staging:
             with deferred():  # nor must one come between the lock and our knowing of it
                 self._lock = _locked(self.folder, self._out)
             make_directory(self.work)
-            self.finished = dict(self._trusted())
+            self._read_journal()
             self._remove_unfinished()
             return self
         except BaseException:
@@ -98,31 +92,54 @@ class Staging:
         make_directory(path.parent)
         return path.with_name(f"{_PART}{secrets.token_hex(8)}")
 
-    def finish(self, part: Path, name: str, digest: str) -> None:
+    def finish(self, part: Path, name: str, digests: Digests) -> None:
         """Give a complete, durable file its name, and note it."""
         path = self.work / name
-        known = Finished(part.stat().st_size, digest)
-        entry = {"name": name, "size": known.size, "blake3": known.digest}
+        known = Finished(part.stat().st_size, digests)
         try:
             part.rename(path)
             sync_directory(path.parent)
-            with self._journal.open("ab") as file:
-                file.write(json.dumps(entry).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            self._note({"name": name, "size": known.size, **digests})
         except OSError as error:
             raise StorageError(f"finishing {path} failed: {error.strerror}") from error
         self.finished[name] = known
 
-    def _trusted(self) -> Iterator[tuple[str, Finished]]:
-        """What an earlier run finished: a file is trusted by its hash only."""
+    def has_read(self, path: Path, digests: Digests) -> None:
+        """Note the digests of an input, for a run that goes on from here and need not read it. They hold as long as the
+        directory is found by its key, in which the stamps of all inputs are."""
+        try:
+            self._note({"input": str(path), **digests})
+        except OSError as error:
+            raise StorageError(f"noting the hash of {path} failed: {error.strerror}") from error
+
+    def _note(self, entry: Mapping[str, object]) -> None:
+        with self._journal.open("ab") as file:
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read_journal(self) -> None:
+        """What an earlier run finished: a file is trusted by its hash only. Lines of another form are passed over."""
         lines = self._journal.read_bytes().split(b"\n")[:-1] if self._journal.exists() else []
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError, OSError):  # a line that a kill cut short
+            with contextlib.suppress(ValueError, RecursionError, OSError):  # a line that a kill cut short
                 entry = json.loads(line)
-                path, known = self.work / entry["name"], Finished(entry["size"], entry["blake3"])
-                if path.is_file() and path.stat().st_size == known.size and digest_of(path) == known.digest:
-                    yield entry["name"], known
+                if not isinstance(entry, dict):
+                    continue
+                digests = {name: str(entry.get(name)) for name in self.hashes}
+                if not all(map(_HEX.fullmatch, digests.values())):
+                    continue
+                if isinstance(given := entry.get("input"), str):
+                    self.inputs[given] = digests
+                elif isinstance(name := entry.get("name"), str) and self._holds(name, entry.get("size"), digests):
+                    self.finished[name] = Finished(entry["size"], digests)
+
+    def _holds(self, name: str, size: object, digests: Digests) -> bool:
+        """Whether this file is in `work`, itself and not through a link, and as it was noted."""
+        path = self.work / name
+        if PurePosixPath(name).as_posix() != name or path.resolve() != self.work.resolve() / name:
+            return False
+        return path.is_file() and path.stat().st_size == size and digests_of(path, self.hashes) == digests
 
     def _remove_unfinished(self) -> None:
         for path in self.work.rglob("*"):

@@ -52,6 +52,7 @@ def run(
         with Staging(out, recipe_key(plan)) as stage:
             folder, written = stage.work, progress or (lambda _: None)
             publish.check_space(out, bytes_to_write(plan) - sum(file.size for file in stage.finished.values()))
+            inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
             settled = run_plan(plan, stage, inputs, threads, written)
             for output in plan.outputs:
                 for name, content in output.files:
@@ -60,7 +61,7 @@ def run(
             inputs.check_unchanged()
             work = folder / plan.shards[0].name if makes_file(plan, out) else folder
             if work == folder:
-                write_manifests(plan, stage)
+                write_manifests(plan, stage, inputs.digests)
             publish.sync_tree(folder)
             if verify:
                 _verify(plan, folder, threads)
