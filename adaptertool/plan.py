@@ -196,7 +196,7 @@ def make_plan(
         command=command,
         base=base.path,
         sources=tuple(source.path for source in sources),
-        files=(_files(base, assets=True), *map(_files, sources)),
+        files=({asset.name: asset.source for asset in base.assets} | base.named, *(source.named for source in sources)),
         weights=tuple(weights),
         shards=shards,
         assets=assets_of(base, shards, changes),
@@ -207,14 +207,6 @@ def make_plan(
         single_file=base.is_file,
         notes=(*base.notes, *notes),
     )
-
-
-def _files(source: Adapter | Checkpoint, *, assets: bool = False) -> dict[str, Path]:
-    """What is read of it, by name. Of a tuned checkpoint the weights only: its assets play no part."""
-    if isinstance(source, Adapter):
-        return {path.name: path for path in source.files}
-    files = {asset.name: asset.source for asset in source.assets} if assets else {}
-    return files | {header.path.name: header.path for header in source.headers}
 
 
 def _inputs(base: Checkpoint, sources: Sequence[Adapter | Checkpoint]) -> dict[Path, Stamp]:

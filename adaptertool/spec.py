@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,4 +174,5 @@ class Plan:
     single_file: bool  # the base is one .safetensors file, not a directory
     notes: tuple[str, ...]  # what the user should know before the run
     precision: str = EXACT
+    choices: Mapping[str, object] = field(default_factory=dict)  # of the user, beside the above: for the manifest
     as_adapter: bool = False  # outputs are adapters, and shards the file of their factors

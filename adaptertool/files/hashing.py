@@ -89,18 +89,17 @@ class InOrder:
         self.done += len(data)
 
 
-def digests_of(path: Path, hashes: tuple[str, ...] = DEFAULT) -> Digests:
-    """Of a whole file. Raises OSError."""
+def digests_of(
+    path: Path, hashes: tuple[str, ...] = DEFAULT, progress: Callable[[int], None] = lambda _: None
+) -> Digests:
+    """Of a whole file, which must not be a link. Raises OSError."""
     states, buffer = {name: _NEW[name]() for name in hashes}, memoryview(bytearray(_PIECE))
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         while count := os.readv(fd, [buffer]):
             for state in states.values():
                 state.update(buffer[:count])
+            progress(count)
     finally:
         os.close(fd)
     return {name: state.hexdigest() for name, state in states.items()}
-
-
-def digests_of_bytes(data: bytes, hashes: tuple[str, ...] = DEFAULT) -> Digests:
-    return {name: _NEW[name](data).hexdigest() for name in hashes}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
-from adaptertool.files.checkpoint import MANIFEST
+from adaptertool.files.checkpoint import MANIFEST, SUMS
 from adaptertool.files.jsonfile import load_json
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -51,7 +51,8 @@ def _check_free(out: Path, *, as_file: bool, force: bool) -> None:
     if not (out / MANIFEST).is_file():
         raise OutputError(f"{out} was not made by adaptertool (it has no {MANIFEST}); --force does not replace it")
     ours = load_json(out / MANIFEST).get("files")
-    present = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()} - {MANIFEST}
+    present = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    present -= {MANIFEST, SUMS}
     if strange := sorted(present.difference(ours if isinstance(ours, dict | list) else ())):
         raise OutputError(f"{out} holds {shown(strange[0])}, which adaptertool did not put there; move it away first")
 

@@ -1,70 +1,109 @@
-"""`adaptertool.manifest.json`: how a checkpoint came to be. The same inputs and recipe give the same bytes."""
+"""`adaptertool.manifest.json`: how a checkpoint came to be, with the hash of every file of it and of every input; and
+`SHA256SUMS`. The same inputs and recipe give the same bytes: no time, no absolute path, no mark of having gone on."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 
 from adaptertool import __version__
-from adaptertool.files.checkpoint import MANIFEST
-from adaptertool.files.hashing import Digests, digests_of
+from adaptertool.files.checkpoint import MANIFEST, SUMS
+from adaptertool.files.hashing import SHA256, Digests, digests_of
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import write_small
 from adaptertool.plan import all_steps
 from adaptertool.spec import Plan
 
+Facts = dict[str, int | str]  # size, and hashes by name
 
-def recipe_key(plan: Plan) -> str:
+
+def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
     """What tells a run from every other: the version, the recipe, each input file as it was found, each edit."""
     outputs = [(output.folder, output.alpha, output.files) for output in plan.outputs]
     inputs = sorted((str(path), stamp) for path, stamp in plan.inputs.items())
-    state = blake3(repr((__version__, plan.command, plan.weights, plan.precision, outputs, inputs)).encode())
+    recipe = plan.command, plan.weights, plan.precision, sorted(plan.choices.items()), hashes
+    state = blake3(repr((__version__, recipe, outputs, inputs)).encode())
     for step in all_steps(plan):
         if step.edits:
             state.update(repr(step).encode())
     return state.hexdigest(8)
 
 
-def write_manifests(plan: Plan, stage: Staging, inputs: Mapping[Path, Digests]) -> None:
-    """One beside every output, and one at the top of a sweep. No time, no absolute path."""
-    for output in plan.outputs:
-        _write(plan, stage, inputs, stage.work / output.folder, [output.alpha])
-    if plan.outputs[0].folder:
-        _write(plan, stage, inputs, stage.work, [output.alpha for output in plan.outputs])
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of the files of a run when all are written."""
+
+    plan: Plan
+    stage: Staging
+    digests: Mapping[Path, Digests]  # of inputs
+
+    def inputs(self) -> tuple[dict[str, Facts], ...]:
+        """Of the base and of each source, by name. Of a file of which only the header was needed (a shard of the base,
+        with --as-adapter) the size alone."""
+        sizes = self.plan.inputs
+        return tuple(
+            {name: {"size": sizes[files[name]][2], **self.digests.get(files[name], {})} for name in sorted(files)}
+            for files in self.plan.files
+        )
+
+    def outputs(self, folder: Path) -> dict[str, Facts]:
+        """Of every file below `folder`, by its path from there."""
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {path.relative_to(folder).as_posix(): self._facts(path) for path in files}
+
+    def _facts(self, path: Path) -> Facts:
+        if known := self.stage.finished.get(path.relative_to(self.stage.work).as_posix()):
+            return {"size": known.size, **known.digests}
+        return {"size": path.stat().st_size, **digests_of(path, self.stage.hashes)}
+
+    def recipe(self, alphas: list[float]) -> dict[str, Any]:
+        sources = zip(self.plan.sources, self.plan.weights, strict=True)
+        return {
+            "command": self.plan.command,
+            "base": self.plan.base.resolve().name,
+            "sources": [{"name": path.resolve().name, "weight": weight} for path, weight in sources],
+            "alphas": alphas,
+            "precision": self.plan.precision,
+            **self.plan.choices,
+        }
 
 
-def _write(plan: Plan, stage: Staging, inputs: Mapping[Path, Digests], folder: Path, alphas: list[float]) -> None:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    base, *sources = ({name: _input(plan, inputs, files[name]) for name in sorted(files)} for files in plan.files)
+def write_manifests(record: Record) -> None:
+    """One beside every output, and one at the top of a sweep; with sha256, SHA256SUMS beside each."""
+    outputs, work = record.plan.outputs, record.stage.work
+    for output in outputs:
+        _write(record, work / output.folder, [output.alpha])
+    if outputs[0].folder:
+        _write(record, work, [output.alpha for output in outputs])
+
+
+def _write(record: Record, folder: Path, alphas: list[float]) -> None:
+    base, *sources = record.inputs()
+    files = record.outputs(folder)
     content = {
         "schema": "manifest/1",
         "adaptertool": __version__,
-        "command": plan.command,
-        "sources": [
-            {"name": path.resolve().name, "weight": weight, "files": facts}
-            for path, weight, facts in zip(plan.sources, plan.weights, sources, strict=True)
-        ],
-        "alphas": alphas,
-        "precision": plan.precision,
-        "base": base,
-        # --force replaces a folder that holds these and no others
-        "files": {path.relative_to(folder).as_posix(): _output(stage, path) for path in files},
+        "recipe": record.recipe(alphas),
+        "inputs": {"base": base, "sources": sources},
+        "files": files,  # --force replaces a folder that holds these, the manifest, SHA256SUMS, and no others
     }
     write_small(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+    if SHA256 in record.stage.hashes:
+        files[MANIFEST] = {**digests_of(folder / MANIFEST, record.stage.hashes)}
+        write_small(folder / SUMS, sums({name: str(facts[SHA256]) for name, facts in files.items()}))
 
 
-Facts = dict[str, int | str]
-
-
-def _input(plan: Plan, inputs: Mapping[Path, Digests], path: Path) -> Facts:
-    """Size and hashes; of a file of which only the header was needed (--as-adapter) the size."""
-    return {"size": plan.inputs[path][2], **inputs.get(path, {})}
-
-
-def _output(stage: Staging, path: Path) -> Facts:
-    if known := stage.finished.get(path.relative_to(stage.work).as_posix()):
-        return {"size": known.size, **known.digests}
-    return {"size": path.stat().st_size, **digests_of(path, stage.hashes)}
+def sums(files: Mapping[str, str]) -> bytes:
+    """SHA256SUMS as `sha256sum` writes it: of every file but itself; a name with a backslash or a line break is
+    escaped, and a backslash before the line says so."""
+    lines = []
+    for name in sorted(files):
+        escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+        lines.append(("\\" if escaped != name else "") + f"{files[name]}  {escaped}\n")
+    return b"".join(map(os.fsencode, lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import resource
 import sys
@@ -14,15 +15,18 @@ from adaptertool.engine import run_plan
 from adaptertool.errors import StorageError, UsageError, shown
 from adaptertool.files import publish
 from adaptertool.files.checkpoint import open_checkpoint
+from adaptertool.files.hashing import DEFAULT, WITH_SHA256
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import forget, write_small
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
+from adaptertool.settle import Settled
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.common import check_output, makes_file, summary, thread_count
-from adaptertool.tasks.manifest import recipe_key, write_manifests
+from adaptertool.tasks.manifest import Facts, Record, recipe_key, write_manifests
+from adaptertool.tasks.provenance import Prepared, check_provenance, statement
 from adaptertool.tasks.verify import check
 
 
@@ -35,38 +39,41 @@ def run(
     progress: Callable[[int], None] | None,
     verify: bool = False,
     before_publish: Callable[[], None] = lambda: None,
+    sha256: bool = False,
+    provenance: Path | None = None,
 ) -> RunReport:
     """Check, compute in a staging directory, publish. On any error OUT is as it was before.
 
     verify: read back what was written, from the disk, and judge it before it is published.
     before_publish: called when all is computed, just before OUT changes.
+    sha256: hash with sha256 too, and write SHA256SUMS
+    provenance: where to write a statement of provenance (tasks.provenance says when); implies sha256
     """
     start = time.perf_counter()
     threads = thread_count(threads)
     if verify and plan.as_adapter:
         raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
-    check_output(plan, out, force=force)
-    with Inputs(plan.inputs) as inputs:
+    check_output(plan, out, force=force, sha256=sha256)
+    if provenance is not None:
+        check_provenance(plan, out, provenance, force=force)
+    hashes = WITH_SHA256 if sha256 or provenance is not None else DEFAULT
+    with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
         require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
-        with Staging(out, recipe_key(plan)) as stage:
-            folder, written = stage.work, progress or (lambda _: None)
+        with Staging(out, recipe_key(plan, hashes), hashes) as stage:
             publish.check_space(out, bytes_to_write(plan) - sum(file.size for file in stage.finished.values()))
-            inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
-            settled = run_plan(plan, stage, inputs, threads, written)
-            for output in plan.outputs:
-                for name, content in output.files:
-                    write_small(folder / output.folder / name, content)
-                    written(len(content))
+            settled = _write(plan, stage, inputs, threads, progress or (lambda _: None))
             inputs.check_unchanged()
-            work = folder / plan.shards[0].name if makes_file(plan, out) else folder
-            if work == folder:
-                write_manifests(plan, stage, inputs.digests)
-            publish.sync_tree(folder)
+            record = Record(plan, stage, inputs.digests)
+            work, subjects = _complete(record, out)
             if verify:
-                _verify(plan, folder, threads)
+                _verify(plan, stage.work, threads)
+            if provenance is not None:
+                prepared = opened.enter_context(Prepared(provenance, statement(record, subjects)))
             before_publish()
             publish.publish(work, out, force=force)
+        if provenance is not None:  # the staging is gone: what fails here does not begin again
+            prepared.publish()
     fields = summary(plan, out, threads)
     seconds = time.perf_counter() - start
     return RunReport(
@@ -79,6 +86,30 @@ def run(
         compiled=bool(FUNCTIONS),
         verified=verify,
     )
+
+
+def _write(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress: Callable[[int], None]) -> Settled:
+    """All files but those that speak of the others."""
+    inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
+    settled = run_plan(plan, stage, inputs, threads, progress)
+    for output in plan.outputs:
+        for name, content in output.files:
+            write_small(stage.work / output.folder / name, content)
+            progress(len(content))
+    return settled
+
+
+def _complete(record: Record, out: Path) -> tuple[Path, dict[str, Facts]]:
+    """Write what speaks of the other files, and make all durable. What is to become OUT, and the facts of its files."""
+    folder = work = record.stage.work
+    if makes_file(record.plan, out):
+        work = folder / record.plan.shards[0].name
+        subjects = {out.name: record.outputs(folder)[work.name]}
+    else:
+        write_manifests(record)
+        subjects = record.outputs(folder)
+    publish.sync_tree(folder)
+    return work, subjects
 
 
 def _verify(plan: Plan, folder: Path, threads: int) -> None:
