@@ -20,7 +20,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
 from adaptertool.plan import verbatim
-from adaptertool.reads import beside, copied_whole, to_hash
+from adaptertool.reads import copied_whole, to_hash, unread
 from adaptertool.rescale import Rescaled
 from adaptertool.settle import Settled
 from adaptertool.spec import EXACT, Asset, Output, Plan, Ref, Shard, Step
@@ -129,7 +129,7 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
     run = _Run(shard.source, 0, 0, shard.data_start)
     if shard.header is not None:
         run = _Run(shard.source, 0, 0, 0)
-        for offset, size in beside(shard):
+        for offset, size in unread(shard):
             crew.inputs.has(shard.source, offset, size)
         yield functools.partial(_write, crew, shard.header, files)
     for step in shard.steps:

@@ -42,7 +42,7 @@ def copied_whole(shard: Shard, outputs: Sequence[Output]) -> int | None:
     return None
 
 
-def beside(shard: Shard) -> Iterator[tuple[int, int]]:
+def unread(shard: Shard) -> Iterator[tuple[int, int]]:
     """(offset, size) of what a file of the base has and the output does not: its header where that is made anew, and
     tensors that others take the place of."""
     if shard.header is None:

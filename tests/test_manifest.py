@@ -20,7 +20,7 @@ from conftest import FIXTURES, adaptertool, lora_factors, snapshot, write_adapte
 
 from adaptertool import merge, plan, wise
 from adaptertool.errors import AdapterToolError, InputError, OutputError, StorageError, UsageError
-from adaptertool.files import hashing, staging, writer
+from adaptertool.files import beside, hashing, writer
 from adaptertool.files.hashing import InOrder
 from adaptertool.render.machine import to_json
 from adaptertool.render.text import files_text
@@ -471,4 +471,4 @@ def test_options_of_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / SUMS).is_file() and (tmp_path / "p.json").is_file()
     assert adaptertool(*command, "--provenance", tmp_path / "p.json", "--force").returncode == 0
-    assert staging.left_behind(tmp_path / "out") == []
+    assert beside.left_behind(tmp_path / "out") == []

@@ -12,6 +12,8 @@ from typing import Any
 
 from blake3 import blake3
 
+from adaptertool.errors import StorageError
+
 BLAKE3, SHA256 = "blake3", "sha256"
 DEFAULT, WITH_SHA256 = (BLAKE3,), (BLAKE3, SHA256)
 Digests = Mapping[str, str]  # by name of the hash, hexadecimal
@@ -92,14 +94,17 @@ class InOrder:
 def digests_of(
     path: Path, hashes: tuple[str, ...] = DEFAULT, progress: Callable[[int], None] = lambda _: None
 ) -> Digests:
-    """Of a whole file, which must not be a link. Raises OSError."""
+    """Of a whole file, which must not be a link. Raises StorageError."""
     states, buffer = {name: _NEW[name]() for name in hashes}, memoryview(bytearray(_PIECE))
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        while count := os.readv(fd, [buffer]):
-            for state in states.values():
-                state.update(buffer[:count])
-            progress(count)
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            while count := os.readv(fd, [buffer]):
+                for state in states.values():
+                    state.update(buffer[:count])
+                progress(count)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StorageError(f"reading {path} failed: {error.strerror}") from error
     return {name: state.hexdigest() for name, state in states.items()}

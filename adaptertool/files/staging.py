@@ -10,28 +10,21 @@ In .OUT.adaptertool-KEY:
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import glob
 import json
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from blake3 import blake3
-
-from adaptertool.errors import AdapterToolError, OutputError, StorageError
+from adaptertool.errors import AdapterToolError, StorageError
+from adaptertool.files.beside import JOURNAL, PART, WORK, discard, locked, only_plain, restore, staging_folder
 from adaptertool.files.hashing import DEFAULT, Digests, digests_of
 from adaptertool.files.publish import make_directory, sync_directory
 from adaptertool.interrupts import deferred
 
 _HEX = re.compile("[0-9a-f]{64}")
-_LONGEST = 200  # bytes of a name, of the 255 that file systems allow
-_PART = ".part-"
 
 
 class Finished(NamedTuple):
@@ -51,8 +44,8 @@ class Staging:
     def __init__(self, out: Path, key: str, hashes: tuple[str, ...] = DEFAULT) -> None:
         self._out, self._lock, self.hashes = out, -1, hashes
         self.folder = staging_folder(out, key)
-        self.work = self.folder / "work"
-        self._journal = self.folder / "journal"
+        self.work = self.folder / WORK
+        self._journal = self.folder / JOURNAL
         self.finished: dict[str, Finished] = {}
         self.inputs: dict[str, Digests] = {}  # that were read to their end, by path
 
@@ -60,7 +53,9 @@ class Staging:
     def __enter__(self) -> Staging:
         try:
             with deferred():  # nor must one come between the lock and our knowing of it
-                self._lock = _locked(self.folder, self._out)
+                self._lock = locked(self.folder, self._out)
+            restore(self.folder, self._out)
+            only_plain(self.folder)
             make_directory(self.work)
             self._read_journal()
             self._remove_unfinished()
@@ -81,8 +76,7 @@ class Staging:
         if self._lock < 0:
             return
         if not keep:
-            for _ in range(2):  # what a single failing call left
-                shutil.rmtree(self.folder, ignore_errors=True)
+            discard(self.folder)
         os.close(self._lock)
         self._lock = -1
 
@@ -90,7 +84,7 @@ class Staging:
         """Where to write a file until it is finished: a name that no other run uses, in the directory of its own."""
         path = self.work / name
         make_directory(path.parent)
-        return path.with_name(f"{_PART}{secrets.token_hex(8)}")
+        return path.with_name(f"{PART}{secrets.token_hex(8)}")
 
     def finish(self, part: Path, name: str, digests: Digests) -> None:
         """Give a complete, durable file its name, and note it."""
@@ -120,9 +114,12 @@ class Staging:
 
     def _read_journal(self) -> None:
         """What an earlier run finished: a file is trusted by its hash only. Lines of another form are passed over."""
-        lines = self._journal.read_bytes().split(b"\n")[:-1] if self._journal.exists() else []
+        content = self._journal.read_bytes() if self._journal.exists() else b""
+        *lines, last = content.split(b"\n")
+        if last:
+            self._journal.write_bytes(content + b"\n")  # or the next line would become part of it
         for line in lines:
-            with contextlib.suppress(ValueError, RecursionError, OSError):  # a line that a kill cut short
+            with contextlib.suppress(ValueError, RecursionError, OSError, StorageError):  # a line that a kill cut short
                 entry = json.loads(line)
                 if not isinstance(entry, dict):
                     continue
@@ -137,7 +134,8 @@ class Staging:
     def _holds(self, name: str, size: object, digests: Digests) -> bool:
         """Whether this file is in `work`, itself and not through a link, and as it was noted."""
         path = self.work / name
-        if PurePosixPath(name).as_posix() != name or path.resolve() != self.work.resolve() / name:
+        plain = PurePosixPath(name).as_posix() == name and not name.startswith("/")
+        if not plain or type(size) is not int or path.resolve() != self.work.resolve() / name:
             return False
         return path.is_file() and path.stat().st_size == size and digests_of(path, self.hashes) == digests
 
@@ -145,58 +143,3 @@ class Staging:
         for path in self.work.rglob("*"):
             if path.is_file() and path.relative_to(self.work).as_posix() not in self.finished:
                 path.unlink()
-
-
-def staging_folder(out: Path, key: str) -> Path:
-    place = out.resolve()
-    return place.parent / f".{_label(place)}.adaptertool-{key}"
-
-
-def left_behind(out: Path) -> list[Path]:
-    """The staging directories of runs that were to make OUT."""
-    place = out.resolve()
-    return sorted(place.parent.glob(f".{glob.escape(_label(place))}.adaptertool-*"))
-
-
-def _label(place: Path) -> str:
-    """Its name; where that leaves no room for more, a part of it and a hash, so that no two have the same."""
-    name = os.fsencode(place.name)
-    return place.name if len(name) <= _LONGEST else f"{place.name[:40]}-{blake3(name).hexdigest(8)}"
-
-
-def remove(folder: Path, out: Path) -> None:
-    """Remove what a run left behind. Raises OutputError where a run is at work there."""
-    lock = _locked(folder, out)
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise StorageError(f"removing {folder} failed: {error.strerror}") from error
-    finally:
-        os.close(lock)
-
-
-def _locked(folder: Path, out: Path) -> int:
-    """The descriptor of the lock, held; the folder is made. Another run may remove it between our open and our lock:
-    then what we hold is no longer the file of that name, and we begin again."""
-    while True:
-        make_directory(folder)
-        try:
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # if it is empty: ours, or of no use
-            raise StorageError(f"{folder} cannot be locked: {error.strerror}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_ino == (folder / "lock").stat().st_ino:
-                return lock
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            os.close(lock)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise OutputError(f"another run is making {out} at this moment; wait for it, or stop it") from error
-            raise StorageError(f"{folder} cannot be locked: {error.strerror}") from error
-        os.close(lock)

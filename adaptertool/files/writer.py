@@ -186,7 +186,14 @@ def _kernel_copy(source: InputFile, offset: int, output: OutputFile, target: int
         _fail(output.path, error)
     if count == 0:
         # Some file systems answer 0 where they cannot copy; a read tells that from a file that was cut short.
-        if os.pread(source.fd, 1, offset):
+        if _has_more(source, offset):
             return None
         raise InputError(f"{source.path} ends at byte {offset:,}; it was shortened while it was read")
     return count
+
+
+def _has_more(source: InputFile, offset: int) -> bool:
+    try:
+        return bool(os.pread(source.fd, 1, offset))
+    except OSError as error:
+        raise StorageError(f"reading {source.path} failed: {error.strerror}") from error

@@ -13,6 +13,7 @@ from typing import Any
 from blake3 import blake3
 
 from adaptertool import __version__
+from adaptertool.errors import StorageError, shown
 from adaptertool.files.checkpoint import MANIFEST, SUMS
 from adaptertool.files.hashing import SHA256, Digests, digests_of
 from adaptertool.files.staging import Staging
@@ -55,12 +56,29 @@ class Record:
     def outputs(self, folder: Path) -> dict[str, Facts]:
         """Of every file below `folder`, by its path from there."""
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        return {path.relative_to(folder).as_posix(): self._facts(path) for path in files}
+        return {path.relative_to(folder).as_posix(): self.facts(path) for path in files}
 
-    def _facts(self, path: Path) -> Facts:
+    def facts(self, path: Path) -> Facts:
         if known := self.stage.finished.get(path.relative_to(self.stage.work).as_posix()):
             return {"size": known.size, **known.digests}
         return {"size": path.stat().st_size, **digests_of(path, self.stage.hashes)}
+
+    def require_all(self) -> None:
+        """Raises StorageError unless the files are there, all of them and no others: somebody may have been there."""
+        plan, work = self.plan, self.stage.work
+        expected = {
+            f"{output.folder}/{name}".lstrip("/")
+            for output in plan.outputs
+            for name in (
+                *(shard.name for shard in plan.shards),
+                *(asset.name for asset in plan.assets),
+                *(name for name, _ in output.files),
+            )
+        }
+        present = {path.relative_to(work).as_posix() for path in work.rglob("*") if not path.is_dir()}
+        if wrong := sorted(expected ^ present):
+            what = "is gone from" if wrong[0] in expected else "came into"
+            raise StorageError(f"{shown(wrong[0])} {what} {work} during the run; nothing was published, run again")
 
     def recipe(self, alphas: list[float]) -> dict[str, Any]:
         sources = zip(self.plan.sources, self.plan.weights, strict=True)

@@ -25,7 +25,7 @@ from adaptertool.reports import RunReport
 from adaptertool.settle import Settled
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.common import check_output, makes_file, summary, thread_count
-from adaptertool.tasks.manifest import Facts, Record, recipe_key, write_manifests
+from adaptertool.tasks.manifest import Record, recipe_key, write_manifests
 from adaptertool.tasks.provenance import Prepared, check_provenance, statement
 from adaptertool.tasks.verify import check
 
@@ -65,10 +65,11 @@ def run(
             settled = _write(plan, stage, inputs, threads, progress or (lambda _: None))
             inputs.check_unchanged()
             record = Record(plan, stage, inputs.digests)
-            work, subjects = _complete(record, out)
+            work = _complete(record, out)
             if verify:
                 _verify(plan, stage.work, threads)
             if provenance is not None:
+                subjects = record.outputs(stage.work) if work == stage.work else {out.name: record.facts(work)}
                 prepared = opened.enter_context(Prepared(provenance, statement(record, subjects)))
             before_publish()
             publish.publish(work, out, force=force)
@@ -99,17 +100,14 @@ def _write(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress: C
     return settled
 
 
-def _complete(record: Record, out: Path) -> tuple[Path, dict[str, Facts]]:
-    """Write what speaks of the other files, and make all durable. What is to become OUT, and the facts of its files."""
-    folder = work = record.stage.work
-    if makes_file(record.plan, out):
-        work = folder / record.plan.shards[0].name
-        subjects = {out.name: record.outputs(folder)[work.name]}
-    else:
+def _complete(record: Record, out: Path) -> Path:
+    """Write what speaks of the other files, and make all durable. Returns what is to become OUT."""
+    work = record.stage.work
+    record.require_all()
+    if not makes_file(record.plan, out):
         write_manifests(record)
-        subjects = record.outputs(folder)
-    publish.sync_tree(folder)
-    return work, subjects
+    publish.sync_tree(work)
+    return work / record.plan.shards[0].name if makes_file(record.plan, out) else work
 
 
 def _verify(plan: Plan, folder: Path, threads: int) -> None:
