@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from adaptertool.rescale import Rescaled
 from adaptertool.settle import Settled
 from adaptertool.spec import EXACT, Asset, Output, Plan, Ref, Shard, Step
 from adaptertool.workers import Job, Shared, all_done, drain, one_core_each
+
+_UNFINISHED = 16  # files that are written and not yet durable, but at least one for each output: all of them are open
 
 Progress = Callable[[int], None]  # told the bytes just written
 MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per output
@@ -58,20 +61,15 @@ def run_plan(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress:
         folders, spaces = [output.folder for output in plan.outputs], [Workspace() for _ in range(threads)]
         exact = plan.precision == EXACT
         crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact=exact)
-        finishing = []
         try:
             streamed, aside = to_hash(plan)
             for path in streamed:
                 inputs.stream(path)
-            finishing.append(finisher.submit(_hash, crew, aside))
-            for shard in plan.shards:
-                jobs = functools.partial(_shard_jobs, crew, shard, plan.outputs)
-                same = copied_whole(shard, plan.outputs)
-                finishing.append(_write_file(crew, shard.source, shard.name, shard.size, jobs, same))
-            for asset in plan.assets:
-                jobs = functools.partial(_asset_jobs, crew, asset)
-                same = 0 if asset.content is None else None
-                finishing.append(_write_file(crew, asset.source, asset.name, asset.size, jobs, same))
+            finishing = deque([finisher.submit(_hash, crew, aside)])
+            for source, name, size, jobs, same in _files(crew, plan):
+                finishing.append(_write_file(crew, source, name, size, jobs, same))
+                while len(finishing) * len(folders) > max(_UNFINISHED, len(folders)):
+                    all_done(crew.stop, [finishing.popleft()])
             finishing.append(finisher.submit(_hash, crew, streamed))
             all_done(crew.stop, finishing)
         except BaseException:
@@ -79,6 +77,16 @@ def run_plan(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress:
             raise
     counts = [workspace.counts for workspace in crew.workspaces]
     return Settled(sum(c.exactly for c in counts), sum(c.one_by_one for c in counts))
+
+
+def _files(crew: Crew, plan: Plan) -> Iterator[tuple[Path, str, int, MakeJobs, int | None]]:
+    """What `_write_file` wants to know of each shard and asset."""
+    for shard in plan.shards:
+        jobs = functools.partial(_shard_jobs, crew, shard, plan.outputs)
+        yield shard.source, shard.name, shard.size, jobs, copied_whole(shard, plan.outputs)
+    for asset in plan.assets:
+        jobs = functools.partial(_asset_jobs, crew, asset)
+        yield asset.source, asset.name, asset.size, jobs, 0 if asset.content is None else None
 
 
 def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJobs, same: int | None) -> Future[None]:

@@ -47,6 +47,7 @@ class Staging:
         self.work = self.folder / WORK
         self._journal = self.folder / JOURNAL
         self.finished: dict[str, Finished] = {}
+        self._noted: list[Mapping[str, object]] = []
         self.inputs: dict[str, Digests] = {}  # that were read to their end, by path
 
     # Not a generator: a signal between its yield and the body of the `with` would leave the directory behind.
@@ -99,18 +100,17 @@ class Staging:
         self.finished[name] = known
 
     def has_read(self, path: Path, digests: Digests) -> None:
-        """Note the digests of an input, for a run that goes on from here and need not read it. They hold as long as the
-        directory is found by its key, in which the stamps of all inputs are."""
-        try:
-            self._note({"input": str(path), **digests})
-        except OSError as error:
-            raise StorageError(f"noting the hash of {path} failed: {error.strerror}") from error
+        """Note the digests of an input with the next file, for a run that goes on from here and need not read it. They
+        hold as long as the directory is found by its key, in which the stamps of all inputs are."""
+        self._noted.append({"input": str(path), **digests})
 
     def _note(self, entry: Mapping[str, object]) -> None:
+        lines = [json.dumps(one).encode() + b"\n" for one in (*self._noted, entry)]
         with self._journal.open("ab") as file:
-            file.write(json.dumps(entry).encode() + b"\n")
+            file.write(b"".join(lines))
             file.flush()
             os.fsync(file.fileno())
+        self._noted.clear()
 
     def _read_journal(self) -> None:
         """What an earlier run finished: a file is trusted by its hash only. Lines of another form are passed over."""

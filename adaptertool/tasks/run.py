@@ -29,6 +29,8 @@ from adaptertool.tasks.manifest import Record, recipe_key, write_manifests
 from adaptertool.tasks.provenance import Prepared, check_provenance, statement
 from adaptertool.tasks.verify import check
 
+_FILES = 150  # open at the same time, beside three for each output
+
 
 def run(
     plan: Plan,
@@ -56,6 +58,7 @@ def run(
     check_output(plan, out, force=force, sha256=sha256)
     if provenance is not None:
         check_provenance(plan, out, provenance, force=force)
+    _allow_files(3 * len(plan.outputs) + _FILES)
     hashes = WITH_SHA256 if sha256 or provenance is not None else DEFAULT
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
         require_finite_factors(plan, inputs)
@@ -124,6 +127,14 @@ def _verify(plan: Plan, folder: Path, threads: int) -> None:
             bad = next((tensor for tensor in report.tensors if tensor.status != "exact"), None)
             what = f"{shown(bad.name)} is {bad.status}" if bad else report.problems[0]
             raise StorageError(f"{path} was written, but is not what was computed: {what}; is the disk sound?")
+
+
+def _allow_files(count: int) -> None:
+    """Raise the number of files that this process may have open, as far as it is allowed to: a sweep has many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _peak_memory() -> int:
