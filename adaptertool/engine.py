@@ -48,7 +48,9 @@ class Crew:
     exact: bool
 
 
-def run_plan(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress: Progress) -> Settled:
+def run_plan(
+    plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress: Progress, *, hash_inputs: bool = True
+) -> Settled:
     """Write all outputs of `plan` that are not finished; returns how many elements exact arithmetic had to decide.
 
     Raises the first error of any job; the rest then stop.
@@ -62,7 +64,7 @@ def run_plan(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress:
         exact = plan.precision == EXACT
         crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact=exact)
         try:
-            streamed, aside = to_hash(plan)
+            streamed, aside = to_hash(plan) if hash_inputs else ((), ())
             for path in streamed:
                 inputs.stream(path)
             finishing = deque([finisher.submit(_hash, crew, aside)])
@@ -198,7 +200,7 @@ def _copies(crew: Crew, run: _Run, files: Sequence[OutputFile]) -> Iterator[Job]
 def _copy(
     crew: Crew, source: Path, offset: int, size: int, places: Sequence[tuple[OutputFile, int]], space: Workspace
 ) -> None:
-    copy_range(crew.inputs, source, offset, size, places, space.copied)
+    copy_range(crew.inputs, source, offset, places, space.copied[:size], space.loans)
     crew.progress(size * len(places))
 
 
@@ -248,6 +250,7 @@ def _blend(
 
 def _edit(crew: Crew, block: Block, outputs: Sequence[tuple[OutputFile, float]], space: Workspace) -> None:
     results = compute(crew.inputs, block, [alpha for _, alpha in outputs], space, exact=crew.exact)
+    loans = space.loans if len(outputs) == 1 else None  # else the next result takes the place of this
     for (file, _), data in zip(outputs, results, strict=True):
-        file.write(block.target, data)
+        file.write(block.target, data, loans)
         crew.progress(len(data))

@@ -132,7 +132,7 @@ def test_large_header(tmp_path: Path, adapter: Path, what: str) -> None:
 
 def test_outputs_of_a_long_sweep(tmp_path: Path, adapter: Path) -> None:
     """Each has a file open, and those of the shard before are still being finished."""
-    base = base_of(tmp_path / "base", ["a", "b"], 3)
+    base = base_of(tmp_path / "base", ["a", "b", "c"], 3)
     out, alphas = tmp_path / "out", 1000 // SHARE
     command = ["wise", str(base), str(adapter), "--alpha", f"0:1:{1 / (alphas - 1):.20f}", "-o", str(out), "-q"]
     done = subprocess.run(

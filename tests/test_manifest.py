@@ -21,7 +21,7 @@ from conftest import FIXTURES, adaptertool, lora_factors, snapshot, write_adapte
 from adaptertool import merge, plan, wise
 from adaptertool.errors import AdapterToolError, InputError, OutputError, StorageError, UsageError
 from adaptertool.files import beside, hashing, writer
-from adaptertool.files.hashing import InOrder
+from adaptertool.files.hashing import InOrder, Loans
 from adaptertool.render.machine import to_json
 from adaptertool.render.text import files_text
 from adaptertool.tasks.check_files import check_files
@@ -194,11 +194,16 @@ def test_parts_in_any_order(seed: int) -> None:
     def read(offset: int, view: memoryview) -> None:
         view[:] = data[offset : offset + len(view)]
 
-    state = InOrder(len(data), read, hashing.WITH_SHA256)
-    for _ in range(number(40)):
+    state, loans, lent = InOrder(len(data), read, hashing.WITH_SHA256), Loans(), [bytearray(), bytearray()]
+    for _ in range(number(60) + 1):
         begin = number(len(data) + 1)
         size = number(len(data) - begin + 1)
-        state.has(begin, size, memoryview(data)[begin : begin + size] if number(2) else None)
+        loans.next_job()
+        lent.append(bytearray(data[begin : begin + size]))
+        gone = lent.pop(0)
+        gone[:] = b"x" * len(gone)  # what was lent is used for something else
+        how = number(3)
+        state.has(begin, size, memoryview(lent[-1]) if how else None, loans if how == 2 else None)
     assert state.digests() == {"blake3": blake3(data).hexdigest(), "sha256": hashlib.sha256(data).hexdigest()}
 
 

@@ -34,27 +34,30 @@ class InOrder:
         """read: fills a buffer with the bytes of the file from an offset on, or raises."""
         self._size, self._read, self._states = size, read, {name: _NEW[name]() for name in hashes}
         self._early: list[tuple[int, int]] = []  # a heap of (begin, end)
+        self._lent: dict[int, memoryview] = {}  # bytes of these, from their offset on
         self._noting, self._turn = threading.Lock(), threading.Lock()
         self._buffer = memoryview(b"")
         self.done = 0  # bytes that are hashed
 
-    def is_next(self, offset: int, size: int) -> bool:
-        """Whether a part would be hashed from memory, as far as can be told without waiting."""
-        return offset <= self.done < offset + size
-
-    def has(self, offset: int, size: int, data: memoryview | None = None) -> None:
-        """These bytes of the file are what they are to be; `data`: they are here."""
-        if not self._turn.acquire(timeout=_PATIENCE):
-            self._note(offset, size)  # who has the turn, or has the next, reads it back
+    def has(self, offset: int, size: int, data: memoryview | None = None, loans: Loans | None = None) -> None:
+        """These bytes of the file are what they are to be; `data`: they are here, and with `loans` stay for a while."""
+        if not self._turn.acquire(timeout=0 if loans else _PATIENCE):
+            self._note(offset, size, data, loans)  # for who has the turn, or has the next
             return
         try:
             if data is not None and offset <= self.done < offset + size:
                 self._update(data[self.done - offset :])
             else:
-                self._note(offset, size)
+                self._note(offset, size, data, loans)
             self._catch_up()
         finally:
             self._turn.release()
+
+    def take_back(self, offset: int) -> None:
+        """The part that was lent will change: if it was not hashed yet, it is read back."""
+        if offset in self._lent:
+            with self._turn:
+                self._lent.pop(offset, None)
 
     def digests(self) -> Digests:
         """Of the whole file; what nobody had is read."""
@@ -69,15 +72,21 @@ class InOrder:
             self._catch_up()
             return self.done
 
-    def _note(self, offset: int, size: int) -> None:
+    def _note(self, offset: int, size: int, data: memoryview | None = None, loans: Loans | None = None) -> None:
         if offset + size > self.done:
+            if data is not None and loans is not None:
+                self._lent[offset] = data
+                loans.lent(self, offset)
             with self._noting:
                 heapq.heappush(self._early, (offset, offset + size))
 
     def _catch_up(self) -> None:
         while self._early and self._early[0][0] <= self.done:
             with self._noting:
-                _, end = heapq.heappop(self._early)
+                begin, end = heapq.heappop(self._early)
+            if (data := self._lent.get(begin)) is not None:
+                self._update(data[self.done - begin :])
+                self._lent.pop(begin, None)  # not before, or it would be overwritten meanwhile
             while self.done < end:
                 if not self._buffer:
                     self._buffer = memoryview(bytearray(min(_PIECE, self._size)))
@@ -89,6 +98,23 @@ class InOrder:
         for state in self._states.values():
             state.update(data)
         self.done += len(data)
+
+
+class Loans:
+    """What a thread has lent to be hashed. It has two buffers in turn, so a loan lasts to the end of its next job: by
+    then those who had the parts before have come, as a rule."""
+
+    def __init__(self) -> None:
+        self._now: list[tuple[InOrder, int]] = []
+        self._before: list[tuple[InOrder, int]] = []
+
+    def lent(self, state: InOrder, offset: int) -> None:
+        self._now.append((state, offset))
+
+    def next_job(self) -> None:
+        for state, offset in self._before:
+            state.take_back(offset)
+        self._before, self._now = self._now, []
 
 
 def digests_of(

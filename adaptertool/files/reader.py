@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, Interrupted, StorageError
-from adaptertool.files.hashing import DEFAULT, Digests, InOrder
+from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
 from adaptertool.spec import Ref, Stamp
 
 _CHUNK = 16 << 20
@@ -146,11 +146,11 @@ class Inputs:
     def _close(self, path: Path) -> None:
         os.close(self._open.pop(path).fd)
 
-    def read_into(self, path: Path, offset: int, view: memoryview) -> None:
+    def read_into(self, path: Path, offset: int, view: memoryview, loans: Loans | None = None) -> None:
         """As the function, and hash what is read where the file is to be."""
         with self.opened(path) as file:
             read_into(file, offset, view)
-        self.has(path, offset, len(view), view)
+        self.has(path, offset, len(view), view, loans)
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
         buffer = bytearray(size)
@@ -169,14 +169,12 @@ class Inputs:
 
             self._streams[path] = InOrder(self._stamps[path][2], read, self._hashes)
 
-    def has(self, path: Path, offset: int, size: int, data: memoryview | None = None) -> None:
+    def has(
+        self, path: Path, offset: int, size: int, data: memoryview | None = None, loans: Loans | None = None
+    ) -> None:
         """This part of a file is read, or is to be; nothing where it is not hashed."""
         if (stream := self._streams.get(path)) is not None:
-            stream.has(offset, size, data)
-
-    def is_next(self, path: Path, offset: int, size: int) -> bool:
-        stream = self._streams.get(path)
-        return stream is not None and stream.is_next(offset, size)
+            stream.has(offset, size, data, loans)
 
     def hash(self, path: Path) -> Digests:
         """The digests of a file: of what was read, and what was not is read now."""

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from safetensors import SafetensorError, safe_open
 
 from adaptertool.errors import InputError, InternalError, StorageError
-from adaptertool.files.hashing import DEFAULT, Digests, InOrder
+from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
 from adaptertool.files.reader import InputFile, Inputs, read_into
 
 COPY_CHUNK = 2 << 20  # bytes copied at once; of a thread's buffer, through which they go to be hashed
@@ -53,19 +53,19 @@ class OutputFile:
             os.close(self.fd)
             _fail(path, error)
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: int, data: memoryview, loans: Loans | None = None) -> None:
         done = 0
         while done < len(data):
             try:
                 done += os.pwrite(self.fd, data[done:], offset + done)
             except OSError as error:
                 _fail(self.path, error)
-        self.has(offset, len(data), data)
+        self.has(offset, len(data), data, loans)
 
-    def has(self, offset: int, size: int, data: memoryview | None = None) -> None:
+    def has(self, offset: int, size: int, data: memoryview | None = None, loans: Loans | None = None) -> None:
         """These bytes are written: the disk may begin on them, and they are hashed when it is their turn."""
         self._begin_writing(offset, size)
-        self.hashes.has(offset, size, data)
+        self.hashes.has(offset, size, data, loans)
 
     def read_back(self, offset: int, view: memoryview) -> None:
         try:
@@ -150,28 +150,30 @@ def _allocate(fd: int, size: int) -> None:
 
 
 def copy_range(
-    inputs: Inputs, path: Path, offset: int, size: int, outputs: Sequence[tuple[OutputFile, int]], buffer: memoryview
+    inputs: Inputs,
+    path: Path,
+    offset: int,
+    outputs: Sequence[tuple[OutputFile, int]],
+    buffer: memoryview,
+    loans: Loans,
 ) -> None:
-    """Copy `size` bytes from `offset` of `path` to each (output, offset), in the kernel where it can: some file systems
-    then share the blocks. What is hashed of it goes once through `buffer`, for the input and all outputs."""
+    """Copy as many bytes as `buffer` has from `offset` of `path` to each (output, offset), in the kernel where it can:
+    some file systems then share the blocks. To be hashed they are read once, for the input and all outputs."""
     with inputs.opened(path) as source:
         for output, target in outputs:
             done = 0
-            while done < size:
-                count = _kernel_copy(source, offset + done, output, target + done, size - done)
+            while done < len(buffer):
+                count = _kernel_copy(source, offset + done, output, target + done, len(buffer) - done)
                 if count is None:
-                    read_into(source, offset + done, buffer[: size - done])
-                    output.write(target + done, buffer[: size - done])
+                    read_into(source, offset + done, buffer[done:])
+                    output.write(target + done, buffer[done:])
                     break
                 done += count
-    states = [(output, target) for output, target in outputs if output.hashes.is_next(target, size)]
-    read = None
-    if states or inputs.is_next(path, offset, size):
-        read, (first, at) = buffer[:size], outputs[0]
-        first.read_back(at, read)
-    inputs.has(path, offset, size, read)
+    first, target = outputs[0]
+    first.read_back(target, buffer)
+    inputs.has(path, offset, len(buffer), buffer, loans)
     for output, target in outputs:
-        output.has(target, size, read)
+        output.has(target, len(buffer), buffer, loans)
 
 
 def _kernel_copy(source: InputFile, offset: int, output: OutputFile, target: int, size: int) -> int | None:

@@ -22,7 +22,6 @@ from adaptertool.files.writer import forget, write_small
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
-from adaptertool.settle import Settled
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.common import check_output, makes_file, summary, thread_count
 from adaptertool.tasks.manifest import Record, recipe_key, write_manifests
@@ -65,7 +64,14 @@ def run(
         require_equal(plan, inputs)
         with Staging(out, recipe_key(plan, hashes), hashes) as stage:
             publish.check_space(out, bytes_to_write(plan) - sum(file.size for file in stage.finished.values()))
-            settled = _write(plan, stage, inputs, threads, progress or (lambda _: None))
+            inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
+            told = progress or (lambda _: None)
+            hash_inputs = provenance is not None or not makes_file(plan, out)  # one file has no manifest
+            settled = run_plan(plan, stage, inputs, threads, told, hash_inputs=hash_inputs)
+            for output in plan.outputs:
+                for name, content in output.files:
+                    write_small(stage.work / output.folder / name, content)
+                    told(len(content))
             inputs.check_unchanged()
             record = Record(plan, stage, inputs.digests)
             work = _complete(record, out)
@@ -90,17 +96,6 @@ def run(
         compiled=bool(FUNCTIONS),
         verified=verify,
     )
-
-
-def _write(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress: Callable[[int], None]) -> Settled:
-    """All files but those that speak of the others."""
-    inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
-    settled = run_plan(plan, stage, inputs, threads, progress)
-    for output in plan.outputs:
-        for name, content in output.files:
-            write_small(stage.work / output.folder / name, content)
-            progress(len(content))
-    return settled
 
 
 def _complete(record: Record, out: Path) -> Path:
