@@ -117,6 +117,15 @@ def test_two_checkpoints(tmp_path: Path, threads: int, alphas: str) -> None:
         assert found["inputs"]["sources"] == [weights]
 
 
+def test_a_method_on_a_checkpoint_and_an_adapter(tmp_path: Path) -> None:
+    base, tuned, adapter = checkpoint(tmp_path / "base"), checkpoint(tmp_path / "tuned", seed=1), lora(tmp_path / "a")
+    merge(base, [tuned, adapter], tmp_path / "out", method="ties", density="0.5", threads=2)
+    found = manifest(tmp_path / "out")
+    weights = {name: own for name, own in tree(tuned).items() if name.endswith(".safetensors")}
+    assert found["inputs"] == {"base": tree(base), "sources": [weights, tree(adapter)]}
+    assert {"method": "ties", "density": 0.5, "seed": 0, "renames": []}.items() <= found["recipe"].items()
+
+
 def test_tensors_that_others_take_the_place_of(tmp_path: Path) -> None:
     """Of a saved module the base's is never read, yet it is in a file that is hashed."""
     base = checkpoint(tmp_path / "base", shards=1)
