@@ -18,13 +18,13 @@ import torch
 from blake3 import blake3
 from conftest import FIXTURES, adaptertool, lora_factors, snapshot, write_adapter, write_checkpoint
 
-from adaptertool import merge, plan, wise
+from adaptertool import merge, plan, sum_adapters, wise
 from adaptertool.errors import AdapterToolError, InputError, OutputError, StorageError, UsageError
 from adaptertool.files import beside, hashing, writer
 from adaptertool.files.hashing import InOrder, Loans
 from adaptertool.render.machine import to_json
 from adaptertool.render.text import files_text
-from adaptertool.tasks.check_files import check_files
+from adaptertool.tasks.integrity import check_files
 
 MANIFEST, SUMS = "adaptertool.manifest.json", "SHA256SUMS"
 PROJ = "model.layers.0.mlp.up_proj"
@@ -486,3 +486,38 @@ def test_options_of_the_command_line(tmp_path: Path) -> None:
     assert (tmp_path / "out" / SUMS).is_file() and (tmp_path / "p.json").is_file()
     assert adaptertool(*command, "--provenance", tmp_path / "p.json", "--force").returncode == 0
     assert beside.left_behind(tmp_path / "out") == []
+
+
+def test_verify_without_a_base(tmp_path: Path) -> None:
+    base, adapter, out = checkpoint(tmp_path / "base"), lora(tmp_path / "a"), tmp_path / "out"
+    merge(base, [adapter], out)
+    done = adaptertool("verify", out)
+    assert done.returncode == 0
+    assert "files are as the manifest says" in done.stdout
+    weights = next(out.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    done = adaptertool("verify", out, "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert (found["schema"], found["wrong"]) == ("files/1", [{"name": weights.name, "status": "content"}])
+    done = adaptertool("verify", out, "--strict")
+    assert (done.returncode, "give the BASE too" in done.stderr) == (2, True)
+    done = adaptertool("verify", base)
+    assert (done.returncode, "has no adaptertool.manifest.json" in done.stderr) == (3, True)
+
+
+def test_the_manifest_of_a_sum(tmp_path: Path) -> None:
+    """Of adapters made of adapters too: every input and output file."""
+    adapters, out = [lora(tmp_path / "a"), lora(tmp_path / "b")], tmp_path / "out"
+    sum_adapters(adapters, out, weights=[1, "0.5"])
+    found = manifest(out)
+    assert found["inputs"] == {"sources": [tree(adapter) for adapter in adapters]}
+    assert found["files"] == {name: own for name, own in tree(out).items() if name != MANIFEST}
+    assert found["recipe"] == {
+        "command": "sum",
+        "sources": [{"name": "a"}, {"name": "b"}],
+        "weights": ["1", "0.5"],
+        "method": "cat",
+        "cut": {},
+    }
+    assert check_files(out).ok

@@ -18,7 +18,7 @@ from test_resume import Place
 
 from adaptertool import merge
 from adaptertool.files.beside import left_behind
-from adaptertool.tasks.check_files import check_files
+from adaptertool.tasks.integrity import check_files
 
 WRITES = ("pwrite64", "copy_file_range", "fallocate", "fsync", "rename,renameat,renameat2", "mkdir,mkdirat", "flock")
 KILLED = (*WRITES, "unlink,unlinkat,rmdir", "ftruncate", "sync_file_range")

@@ -59,6 +59,10 @@ class InOrder:
             with self._turn:
                 self._lent.pop(offset, None)
 
+    def shorten(self, size: int) -> None:
+        """The file turned out to have so many bytes."""
+        self._size = size
+
     def digests(self) -> Digests:
         """Of the whole file; what nobody had is read."""
         with self._turn:

@@ -92,6 +92,15 @@ class OutputFile:
         if last > first and _begin is not None:
             _begin(self.fd, first * _EARLY, (last - first) * _EARLY, _BEGIN_WRITING)
 
+    def shorten(self, size: int) -> None:
+        """The file turned out to have so many bytes, fewer than it was made for."""
+        try:
+            os.truncate(self.fd, size)
+        except OSError as error:
+            _fail(self.path, error)
+        self.size = size
+        self.hashes.shorten(size)
+
     def close(self) -> None:
         """May be called again: only the first closes."""
         fd, self.fd = self.fd, -1
@@ -155,7 +164,7 @@ def copy_range(
     offset: int,
     outputs: Sequence[tuple[OutputFile, int]],
     buffer: memoryview,
-    loans: Loans,
+    loans: Loans | None = None,
 ) -> None:
     """Copy as many bytes as `buffer` has from `offset` of `path` to each (output, offset), in the kernel where it can:
     some file systems then share the blocks. To be hashed they are read once, for the input and all outputs."""

@@ -16,7 +16,7 @@ from adaptertool import __version__
 from adaptertool.errors import StorageError, shown
 from adaptertool.files.checkpoint import MANIFEST, SUMS
 from adaptertool.files.hashing import SHA256, Digests, digests_of
-from adaptertool.files.staging import Staging
+from adaptertool.files.staging import Finished, Staging
 from adaptertool.files.writer import write_small
 from adaptertool.plan import all_steps
 from adaptertool.spec import Plan
@@ -55,13 +55,8 @@ class Record:
 
     def outputs(self, folder: Path) -> dict[str, Facts]:
         """Of every file below `folder`, by its path from there."""
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        return {path.relative_to(folder).as_posix(): self.facts(path) for path in files}
-
-    def facts(self, path: Path) -> Facts:
-        if known := self.stage.finished.get(path.relative_to(self.stage.work).as_posix()):
-            return {"size": known.size, **known.digests}
-        return {"size": path.stat().st_size, **digests_of(path, self.stage.hashes)}
+        known = {self.stage.work / name: finished for name, finished in self.stage.finished.items()}
+        return facts_of(folder, known, self.stage.hashes)
 
     def require_all(self) -> None:
         """Raises StorageError unless the files are there, all of them and no others: somebody may have been there."""
@@ -103,18 +98,41 @@ def write_manifests(record: Record) -> None:
 
 def _write(record: Record, folder: Path, alphas: list[float]) -> None:
     base, *sources = record.inputs()
-    files = record.outputs(folder)
+    inputs = {"base": base, "sources": sources}
+    write_manifest(folder, record.recipe(alphas), inputs, record.outputs(folder), record.stage.hashes)
+
+
+def write_manifest(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    files: Mapping[str, Facts],
+    hashes: tuple[str, ...],
+) -> None:
     content = {
         "schema": "manifest/1",
         "adaptertool": __version__,
-        "recipe": record.recipe(alphas),
-        "inputs": {"base": base, "sources": sources},
+        "recipe": recipe,
+        "inputs": inputs,
         "files": files,  # --force replaces a folder that holds these, the manifest, SHA256SUMS, and no others
     }
     write_small(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
-    if SHA256 in record.stage.hashes:
-        files[MANIFEST] = {**digests_of(folder / MANIFEST, record.stage.hashes)}
-        write_small(folder / SUMS, sums({name: str(facts[SHA256]) for name, facts in files.items()}))
+    if SHA256 in hashes:
+        known = {**files, MANIFEST: digests_of(folder / MANIFEST, hashes)}
+        write_small(folder / SUMS, sums({name: str(facts[SHA256]) for name, facts in known.items()}))
+
+
+def facts_of(folder: Path, known: Mapping[Path, Finished], hashes: tuple[str, ...]) -> dict[str, Facts]:
+    """Of every file below `folder`, by its path from there. known: those that need not be read."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            {"size": known[path].size, **known[path].digests}
+            if path in known
+            else {"size": path.stat().st_size, **digests_of(path, hashes)}
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def sums(files: Mapping[str, str]) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,9 @@ from adaptertool.files.writer import forget, write_small
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
+from adaptertool.settle import Settled
 from adaptertool.spec import EXACT, Plan
-from adaptertool.tasks.common import check_output, makes_file, summary, thread_count
+from adaptertool.tasks.common import check_output, makes_file, peak_memory, summary, thread_count
 from adaptertool.tasks.manifest import Record, recipe_key, write_manifests
 from adaptertool.tasks.provenance import Prepared, check_provenance, statement
 from adaptertool.tasks.verify import check
@@ -78,23 +78,27 @@ def run(
             if verify:
                 _verify(plan, stage.work, threads)
             if provenance is not None:
-                subjects = record.outputs(stage.work) if work == stage.work else {out.name: record.facts(work)}
+                files = record.outputs(stage.work)
+                subjects = files if work == stage.work else {out.name: files[work.name]}
                 prepared = opened.enter_context(Prepared(provenance, statement(record, subjects)))
             before_publish()
             publish.publish(work, out, force=force)
         if provenance is not None:  # the staging is gone: what fails here does not begin again
             prepared.publish()
+    return _report(plan, out, threads, settled, time.perf_counter() - start, verified=verify)
+
+
+def _report(plan: Plan, out: Path, threads: int, settled: Settled, seconds: float, *, verified: bool) -> RunReport:
     fields = summary(plan, out, threads)
-    seconds = time.perf_counter() - start
     return RunReport(
         **fields,
         settled=settled.exactly,
         settled_one_by_one=settled.one_by_one,
         seconds=seconds,
         bytes_per_second=(fields["bytes_read"] + fields["bytes_written"]) / seconds,
-        peak_memory=_peak_memory(),
+        peak_memory=peak_memory(),
         compiled=bool(FUNCTIONS),
-        verified=verify,
+        verified=verified,
     )
 
 
@@ -130,15 +134,3 @@ def _allow_files(count: int) -> None:
     most = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _peak_memory() -> int:
-    """High-water mark of resident memory. VmHWM, since ru_maxrss may be that of the process that started us."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
