@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
     from adaptertool.reports import DriftReport as DriftReport
+    from adaptertool.reports import FilesReport as FilesReport
     from adaptertool.reports import PlanReport as PlanReport
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.reports import VerifyReport as VerifyReport
     from adaptertool.tasks.diff import diff as diff
     from adaptertool.tasks.drift import drift as drift
     from adaptertool.tasks.extract import extract as extract
+    from adaptertool.tasks.integrity import check_files as check_files
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
     from adaptertool.tasks.preview import preview as preview
@@ -40,12 +42,14 @@ _HOMES = {
     "DiffReport": "adaptertool.comparison_report",
     "DriftReport": "adaptertool.reports",
     "ExtractReport": "adaptertool.adapter_reports",
+    "FilesReport": "adaptertool.reports",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
     "SumReport": "adaptertool.adapter_reports",
     "TruncateReport": "adaptertool.adapter_reports",
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
+    "check_files": "adaptertool.tasks.integrity",
     "diff": "adaptertool.tasks.diff",
     "drift": "adaptertool.tasks.drift",
     "extract": "adaptertool.tasks.extract",
@@ -61,32 +65,7 @@ _HOMES = {
     "wise": "adaptertool.tasks.wise",
 }
 
-__all__ = [
-    "AdapterToolError",
-    "DiffReport",
-    "DriftReport",
-    "ExtractReport",
-    "PlanReport",
-    "RunReport",
-    "SumReport",
-    "TruncateReport",
-    "VerifyReport",
-    "__version__",
-    "applied",
-    "diff",
-    "drift",
-    "extract",
-    "merge",
-    "prepare_merge",
-    "prepare_wise",
-    "preview",
-    "scaled",
-    "sum_adapters",
-    "sweep",
-    "truncate",
-    "verify",
-    "wise",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

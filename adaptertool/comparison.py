@@ -13,7 +13,7 @@ from adaptertool.blocks import Workspace
 from adaptertool.comparison_report import TensorDiff
 from adaptertool.difference import Difference
 from adaptertool.errors import NonFiniteError
-from adaptertool.files.reader import Inputs, read_exact
+from adaptertool.files.reader import Inputs
 from adaptertool.numerics.distance import ulps
 from adaptertool.numerics.rounding import STORED, WORD, Array, doubles
 from adaptertool.numerics.sketch import effective_ranks, leading_of_rank
@@ -97,7 +97,7 @@ class Comparison:
     def _read(self, ref: Ref, first: int) -> bytes:
         """A block, as it is stored."""
         width, count = max(DTYPE_BITS[ref.spec.dtype] // 8, 1), min(_ELEMENTS, self._count - first)
-        return read_exact(self._inputs.get(ref.path), ref.offset + first * width, count * width)
+        return self._inputs.read(ref.path, ref.offset + first * width, count * width)
 
     def _compare(self, first: int, _: Workspace) -> None:
         dtype, other_dtype = self.a.spec.dtype, self.b.spec.dtype

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from adaptertool.errors import NonFiniteError, shown
-from adaptertool.files.reader import Inputs, read_into
+from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import STORED, WORD, Array, widen
 from adaptertool.spec import Ref
 from adaptertool.tensors import as_bytes
@@ -38,7 +38,7 @@ class Difference:
             count = min(step, high - first) * wide
             for ref, bits, into in zip(self._refs, stored, numbers, strict=True):
                 offset = ref.offset + first * wide * bits.itemsize
-                read_into(self._inputs.get(ref.path), offset, as_bytes(bits[:count]))
+                self._inputs.read_into(ref.path, offset, as_bytes(bits[:count]))
                 if not math.isfinite(widen(bits[:count], ref.spec.dtype, into[:count])):
                     raise NonFiniteError(f"{ref.path}: {shown(ref.spec.name)} holds NaN or infinity, and was changed")
             rows = numbers[0, :count]
@@ -55,7 +55,7 @@ def differ(inputs: Inputs, one: Ref, other: Ref) -> bool:
     for first in range(0, count, _ELEMENTS):
         parts = [bits[: min(_ELEMENTS, count - first)] for bits in buffers]
         for ref, bits in zip((one, other), parts, strict=True):
-            read_into(inputs.get(ref.path), ref.offset + first * bits.itemsize, as_bytes(bits))
+            inputs.read_into(ref.path, ref.offset + first * bits.itemsize, as_bytes(bits))
         if one.spec.dtype == other.spec.dtype and np.array_equal(*(bits.view(WORD[one.spec.dtype]) for bits in parts)):
             continue
         numbers = np.empty((2, len(parts[0])))

@@ -35,6 +35,7 @@ def plan_fisher(
         command="wise --fisher",
         sources=(*plan.sources, *(weights.path for weights in fisher)),
         weights=(*plan.weights, 1.0, 1.0),
+        files=(*plan.files, *(weights.named for weights in fisher)),
         inputs={**plan.inputs, **{header.path: header.stamp for weights in fisher for header in weights.headers}},
         shards=shards,
         notes=(

@@ -35,7 +35,7 @@ ROOMS = [
     ["chain", "as_adapter", "blend_plan", "fisher_plan"],
     ["lines"],
     ["settle"],
-    ["blocks", "rescale", "blend", "fisher", "budget"],
+    ["blocks", "rescale", "blend", "fisher", "budget", "reads"],
     ["workers", "changes"],
     ["engine", "preflight", "production"],
     ["factors", "difference"],
