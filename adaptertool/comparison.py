@@ -15,12 +15,13 @@ from adaptertool.difference import Difference
 from adaptertool.errors import NonFiniteError
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.distance import ulps
-from adaptertool.numerics.rounding import STORED, WORD, Array, doubles
+from adaptertool.numerics.rounding import STORED, WORD, Array, doubles, widen
 from adaptertool.numerics.sketch import effective_ranks, leading_of_rank
 from adaptertool.spec import COMPUTED, DTYPE_BITS, Ref
 from adaptertool.workers import Job, run_jobs
 
 _ELEMENTS = 1 << 20  # of a block
+_CACHED = 1 << 15  # elements that are compared at once
 _SPECTRUM = 32  # singular values that are found, where there are many
 
 
@@ -33,6 +34,17 @@ class _Part(NamedTuple):
     largest: float = 0.0  # |B − A|
     apart: int = 0  # representable numbers
     size: float | None = None  # ‖A‖²; None: not known yet
+
+    def and_then(self, other: _Part) -> _Part:
+        """Both as one, where sizes are known."""
+        return _Part(
+            self.differ + other.differ,
+            self.not_finite + other.not_finite,
+            self.square + other.square,
+            max(self.largest, other.largest),
+            max(self.apart, other.apart),
+            (self.size or 0.0) + (other.size or 0.0),
+        )
 
 
 class Comparison:
@@ -73,17 +85,16 @@ class Comparison:
         status, share = "changed" if same_dtype else "dtype-changed", self.differ / max(self._count, 1)
         if not self._computed:
             return TensorDiff(name, status, a, b, self.differ, share)
-        parts = [self._parts[first] for first in sorted(self._parts)]
-        norm = math.sqrt(sum(part.square for part in parts))
-        size = math.sqrt(sum(part.size or 0.0 for part in parts))
+        whole = functools.reduce(_Part.and_then, (self._parts[first] for first in sorted(self._parts)), _Part())
+        norm, size = math.sqrt(whole.square), math.sqrt(whole.size or 0.0)
         stable, effective = self._ranks or (None, None)
         return TensorDiff(
             name, status, a, b, self.differ, share,
             rel_error=_number(norm / size) if size else None,
             norm=_number(norm),
-            max_abs=_number(max(part.largest for part in parts)),
-            max_ulp=max(part.apart for part in parts) if same_dtype else None,
-            not_finite=sum(part.not_finite for part in parts),
+            max_abs=_number(whole.largest),
+            max_ulp=whole.apart if same_dtype else None,
+            not_finite=whole.not_finite,
             stable_rank=stable,
             effective_rank=effective,
         )  # fmt: skip
@@ -144,24 +155,37 @@ def _elements(stored: bytes, dtype: str) -> Array:
 
 
 def _apart(one: Array, dtype: str, other: Array, other_dtype: str) -> _Part:
-    before, after = doubles(one, dtype), doubles(other, other_dtype)
-    if dtype == other_dtype:
-        where = one.view(WORD[dtype]) != other.view(WORD[dtype])
+    """In pieces that stay in the cache, one after the other."""
+    found = _Part(size=0.0)
+    for first in range(0, len(one), _CACHED):
+        last = first + _CACHED
+        found = found.and_then(_piece(one[first:last], dtype, other[first:last], other_dtype))
+    return found
+
+
+def _piece(one: Array, dtype: str, other: Array, other_dtype: str) -> _Part:
+    before, after = np.empty(len(one)), np.empty(len(other))
+    largest = widen(one, dtype, before), widen(other, other_dtype, after)
+    differ = one.view(WORD[dtype]) != other.view(WORD[dtype]) if dtype == other_dtype else _unequal(before, after)
+    count, odd = int(np.count_nonzero(differ)), 0
+    if not all(map(math.isfinite, largest)):
+        finite = np.isfinite(before) & np.isfinite(after)
+        odd = int(np.count_nonzero(differ & ~finite))
+        one, other = one[finite], other[finite]
+        after = np.where(finite, after, 0.0)
+        before = _finite(before)
+        off = np.where(finite, after - before, 0.0)
     else:
-        where = (before != after) & ~(np.isnan(before) & np.isnan(after))
-    finite = np.isfinite(before) & np.isfinite(after)
-    both = where & finite
-    off = np.where(both, after, 0.0) - np.where(both, before, 0.0)
-    apart = ulps(one[both], other[both], dtype).max(initial=0) if dtype == other_dtype else 0
-    size = _finite(before)
-    return _Part(
-        differ=int(np.count_nonzero(where)),
-        not_finite=int(np.count_nonzero(where & ~finite)),
-        square=float(off @ off),
-        largest=float(abs(off).max()),
-        apart=int(apart),
-        size=float(size @ size),
-    )
+        off = after - before
+    apart = int(ulps(one, other, dtype).max(initial=0)) if count and dtype == other_dtype else 0
+    far = max(float(off.max()), -float(off.min()))
+    return _Part(count, odd, float(off @ off), far, apart, float(before @ before))
+
+
+def _unequal(one: Array, other: Array) -> Array:
+    """NaN is equal to NaN."""
+    unequal: Array = (one != other) & ~(np.isnan(one) & np.isnan(other))
+    return unequal
 
 
 def _finite(numbers: Array) -> Array:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FIXTURES, load, same_bits, snapshot, write_checkpoint
+from blake3 import blake3
+from conftest import FIXTURES, load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -335,3 +336,53 @@ def test_saved_modules_keep_the_bits_of_the_tuned_checkpoint(pair: tuple[Path, P
     for key, tensor in load(tmp_path / "out").items():
         if "lora_" not in key:
             assert same_bits(tensor, tuned[key.removeprefix("base_model.model.")])
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_what_was_merged_in_float32_is_recovered(tmp_path: Path, rank: int) -> None:
+    """Extract after merge gives the delta of the adapter, at its rank."""
+    base = {f"{name}.weight": torch.randn(90, 70) for name in ("x", "y", "z")}
+    path = write_checkpoint(tmp_path / "base", base)
+    factors = {key: t for name in ("x", "y") for key, t in lora_factors(name, (90, 70), rank).items()}
+    merge(path, [write_adapter(tmp_path / "lora", factors, r=rank)], tmp_path / "merged")
+    report = extract(path, tmp_path / "merged", tmp_path / "out", rank=rank)
+    assert {one.tensor for one in report.tensors} == {"x.weight", "y.weight"}
+    again = load(tmp_path / "out")
+    for name in ("x", "y"):
+        wanted = 8 / rank * factors[f"{name}.lora_B.weight"].double() @ factors[f"{name}.lora_A.weight"].double()
+        b, a = (again[f"base_model.model.{name}.lora_{role}.weight"].double() for role in "BA")
+        assert float((b @ a - wanted).norm() / wanted.norm()) < 1e-5
+
+
+def test_misfits_are_found_before_any_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"model.embed_tokens.weight": torch.randn(50, 8), "x.weight": torch.randn(8, 8)}
+    tuned = {"model.embed_tokens.weight": torch.randn(52, 8), "x.weight": torch.randn(8, 8)}
+    paths = write_pair(tmp_path, base, tuned, tie_word_embeddings=False)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("adaptertool.files.reader.Inputs.read_into", fail)
+    with pytest.raises(MismatchError, match=r"embed_tokens.weight is F32 50×8 .* but F32 52×8"):
+        extract(*paths, tmp_path / "out", rank=2)
+    with pytest.raises(AssertionError, match="weights were read"):
+        extract(paths[0], paths[0], tmp_path / "out", rank=2)
+
+
+def test_the_manifest_names_what_it_was_made_of(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    extract(*pair, tmp_path / "out", energy="0.5", leave_out=["norm"])
+    manifest = json.loads((tmp_path / "out" / "adaptertool.manifest.json").read_text())
+    assert (manifest["recipe"]["command"], manifest["recipe"]["cut"]) == ("extract", {"energy": "0.5"})
+    assert [source["name"] for source in manifest["recipe"]["sources"]] == ["base", "tuned"]
+    for source, path in zip(manifest["inputs"]["sources"], pair, strict=True):
+        facts = source["model.safetensors"]
+        data = (path / "model.safetensors").read_bytes()
+        assert facts == {"size": len(data), "blake3": blake3(data).hexdigest()}
+
+
+def test_notes(tmp_path: Path) -> None:
+    a, b = {"x.weight": EYE, "n.weight": EYE[0].clone()}, {"x.weight": 2 * EYE, "n.weight": EYE[1].double()}
+    base, tuned = write_checkpoint(tmp_path / "a", a), write_checkpoint(tmp_path / "b", b, config={"vocab_size": 9})
+    notes = extract(base, tuned, tmp_path / "out", rank=4).notes
+    assert notes[0].startswith("config.json differs: model_type, tie_word_embeddings, vocab_size; an adapter changes")
+    assert notes[1].startswith("saved tensors are stored as F64")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from adaptertool.comparison_report import DiffReport, TensorDiff
-from adaptertool.errors import InputError, shown
+from adaptertool.errors import InputError
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
 from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.peft import CONFIG, WEIGHTS, is_adapter
 from adaptertool.spec import COMPUTED, Ref
 from adaptertool.tasks.arguments import PathLike, as_path
-from adaptertool.tasks.common import peak_memory, thread_count
+from adaptertool.tasks.common import config_notes, peak_memory, thread_count
 
 
 def diff(
@@ -95,12 +94,6 @@ def _notes(paths: tuple[Path, Path], a: Checkpoint, b: Checkpoint) -> Iterator[s
     yield from dict.fromkeys((*a.notes, *b.notes))
     adapters = [is_adapter(path) for path in paths]
     if all(adapters):
-        yield from _configs(CONFIG, *(load_json(path / CONFIG) for path in paths))
+        yield from config_notes(CONFIG, *(load_json(path / CONFIG) for path in paths))
     elif not any(adapters):
-        yield from _configs("config.json", a.config, b.config)
-
-
-def _configs(name: str, one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> Iterator[str]:
-    if one is not None and other is not None and one != other:
-        keys = sorted({*one, *other})
-        yield f"{name} differs: {', '.join(shown(key) for key in keys if one.get(key) != other.get(key))}"
+        yield from config_notes("config.json", a.config, b.config)

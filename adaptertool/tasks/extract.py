@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from adaptertool.resolve import open_subject
 from adaptertool.selection import FACTORS, SAVED, Selection, left_out, select
 from adaptertool.spec import Cut, Ref
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
-from adaptertool.tasks.common import thread_count
+from adaptertool.tasks.common import config_notes, thread_count
 from adaptertool.tuned import pairs_of
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
@@ -113,7 +113,6 @@ def _output(base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut,
 
     choices = in_order(selection.choices, dtype)
     sources = (base, tuned)
-    wide = sorted({one.tuned.spec.dtype for one in selection.of(SAVED) if one.tuned.spec.dtype != one.base.spec.dtype})
     return Output(
         command="extract",
         recipe={"cut": cut.as_typed(), "dtype": dtype, "tensors": [(one.base.spec.name, one.how) for one in choices]},
@@ -123,9 +122,18 @@ def _output(base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut,
         metadata={"format": "pt"},
         jobs=lambda inputs: jobs(choices, cut, dtype, inputs),
         config=lambda said: config_text(_fields(base, selection), _written(said)),
-        notes=[f"saved tensors are stored as {', '.join(wide)}, as in {tuned.path}"] if wide else [],
+        notes=list(_notes(base, tuned, selection)),
         reserved=None if cut.rank else 0,
     )
+
+
+def _notes(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> Iterator[str]:
+    yield from (*base.notes, *tuned.notes)
+    for note in config_notes("config.json", base.config, tuned.config):
+        yield f"{note}; an adapter changes nothing of it"
+    dtypes = {one.tuned.spec.dtype for one in selection.of(SAVED) if one.tuned.spec.dtype != one.base.spec.dtype}
+    if dtypes:
+        yield f"saved tensors are stored as {', '.join(sorted(dtypes))}, as in {tuned.path}"
 
 
 def _written(said: Sequence[Extracted]) -> list[Written]:
