@@ -65,3 +65,24 @@ class SumReport(AdapterReport):
     cut: dict[str, str | int]  # rank or energy, where asked for
     saved: tuple[str, ...]  # tensors that are saved whole, and kept
     layers: tuple[LayerSummed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorExtracted:
+    """Of a tensor whose change is D = T − W."""
+
+    tensor: str
+    how: str  # "factors", "saved" (whole, as it is in the tuned checkpoint) or "left out"
+    rank: int  # of its factors; else 0
+    norm: float  # ‖D‖, Frobenius
+    energy: float  # share of ‖D‖² kept
+    error: float  # ‖D − B·A‖/‖D‖, measured on the factors as they are stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractReport(AdapterReport):
+    schema: ClassVar[str] = "extract/1"
+    cut: dict[str, str | int]  # rank, energy or max_error, as asked for
+    dtype: str  # of the factors
+    unchanged: int  # tensors that are the same in both
+    tensors: tuple[TensorExtracted, ...]  # those that differ, and what had to be saved with them

@@ -8,23 +8,25 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import algebra, boundary, clean, drift, merge, verify
+from adaptertool.cli import algebra, boundary, clean, diff, drift, merge, verify
 
 COMMANDS: tuple[click.Command, ...] = (
     merge.merge,
     merge.wise,
     algebra.sum_command,
     algebra.truncate,
+    algebra.extract,
     verify.verify,
     drift.drift,
+    diff.diff,
     clean.clean,
 )
 
 EXIT_CODES = """\b
 Exit codes:
   0    done, and good
-  1    a check failed: verify found a checkpoint wrong, or drift more than
-       rounding explains
+  1    a check failed: verify found a checkpoint wrong, drift more than
+       rounding explains, or diff that two are not equal
   2    wrong usage
   3    bad input: a file is malformed, inputs do not fit together, or
        something is refused by name

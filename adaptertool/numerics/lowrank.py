@@ -31,7 +31,7 @@ class Svd(NamedTuple):
 def svd_of_product(b: Array, a: Array) -> Svd:
     """Of b @ a, for b (out, r) and a (r, in), finite float64; n is the least of out, r and in."""
     b, a, exponent = _levelled(b, a)
-    (left, first), (right, second) = _qr(b), _qr(a.T)
+    (left, first), (right, second) = qr(b), qr(a.T)
     core_left, values, core_right = np.linalg.svd(first @ second.T, full_matrices=False)
     noise = np.finfo(np.float64).eps * len(a) * np.linalg.norm(first) * np.linalg.norm(second)
     more = int(np.frexp(values.max(initial=0.0))[1])
@@ -91,7 +91,7 @@ def storing_error(svd: Svd, exact: Factors, stored: Factors, *, balanced: bool) 
     return float(parts / np.linalg.norm(svd.values))
 
 
-def _qr(matrix: Array) -> Factors:
+def qr(matrix: Array) -> Factors:
     """Q (n, min(n, r)) and R of (n, r). A high one in blocks of rows that stay in the cache, and then of their Rs: up
     to twice as fast, and as exact (J. Demmel et al., "Communication-optimal parallel and sequential QR", 2012)."""
     high, wide = matrix.shape
