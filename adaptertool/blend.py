@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -47,8 +47,8 @@ class Blended:
         """Where row `first` lies in the output file."""
         return self._step.offset + first * self._columns * DTYPE_BITS[self._step.spec.dtype] // 8
 
-    def compute(self, first: int, last: int) -> memoryview:
-        """The bytes of rows first..last. Raises NonFiniteError."""
+    def compute(self, first: int, last: int, alphas: Sequence[float]) -> Iterator[memoryview]:
+        """The bytes of rows first..last, for each output (there is one). Raises NonFiniteError."""
         method, settings = self._method, self._settings
         with self._lock:
             bounds = self._bounds if method.trims else {}
@@ -71,7 +71,8 @@ class Blended:
                 f"{self._step.base.path}: {shown(self._step.spec.name)}: the result holds what is no number, or is "
                 f"beyond the range of {dtype}"
             )
-        return as_bytes(stored)
+        for _ in alphas:
+            yield as_bytes(stored)
 
     def _base(self, first: int, last: int) -> Array:
         return read_rows(self._inputs, self._step.base, first, last, self._columns).reshape(-1)

@@ -18,7 +18,7 @@ def to_hash(plan: Plan) -> tuple[list[Path], list[Path]]:
     copied = {asset.source for asset in plan.assets if asset.content is None}
     used = {shard.source for shard in plan.shards}
     for step in all_steps(plan):
-        used.add(step.base.path)
+        used.update(ref.path for ref in (step.base, *(step.fisher or ())))
         if plan.tuned_is_checkpoint:
             used.update(ref.path for edit in step.edits for ref in edit.factors.values())
     adapters = set() if plan.tuned_is_checkpoint else {path for files in plan.files[1:] for path in files.values()}

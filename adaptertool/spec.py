@@ -132,6 +132,7 @@ class Step(NamedTuple):
     base: Ref
     edits: tuple[Edit, ...] = ()
     blend: Blend | None = None  # not one edit after the other, but the changes that the sources' make, combined so
+    fisher: tuple[Ref, Ref] | None = None  # F₀ and F₁: between base and tuned tensor, weighted by these
     makes: str | None = None  # not the edited base tensor, but this factor of its one edit, made anew for each alpha
 
 

@@ -230,3 +230,8 @@ def test_the_largest_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_chance_depends_on_the_place_alone(first: int, size: int) -> None:
     assert np.array_equal(uniform("name", 0, 1100)[first : first + size], uniform("name", first, size))
     assert not np.array_equal(uniform("other", first, size), uniform("name", first, size))
+
+
+def test_what_a_method_combines_is_not_verified(place: Path) -> None:
+    with pytest.raises(UsageError, match="not for methods"):
+        merged(place, ["0", "1"], method="ties", density=0.5, verify=True)

@@ -19,6 +19,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import forget, write_small
 from adaptertool.numerics.compiled import FUNCTIONS
+from adaptertool.plan import all_steps
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
 from adaptertool.settle import Settled
@@ -52,11 +53,7 @@ def run(
     """
     start = time.perf_counter()
     threads = thread_count(threads)
-    if verify and plan.as_adapter:
-        raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
-    check_output(plan, out, force=force, sha256=sha256)
-    if provenance is not None:
-        check_provenance(plan, out, provenance, force=force)
+    _check(plan, out, force=force, verify=verify, sha256=sha256, provenance=provenance)
     _allow_files(3 * len(plan.outputs) + _FILES)
     hashes = WITH_SHA256 if sha256 or provenance is not None else DEFAULT
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
@@ -86,6 +83,17 @@ def run(
         if provenance is not None:  # the staging is gone: what fails here does not begin again
             prepared.publish()
     return _report(plan, out, threads, settled, time.perf_counter() - start, verified=verify)
+
+
+def _check(plan: Plan, out: Path, *, force: bool, verify: bool, sha256: bool, provenance: Path | None) -> None:
+    """Refuse, before anything is read or computed, what would have to be refused later."""
+    if verify and plan.as_adapter:
+        raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
+    if verify and any(step.blend or step.fisher for step in all_steps(plan)):
+        raise UsageError("verifying is for sums of changes and plain interpolation, not for methods and Fisher weights")
+    check_output(plan, out, force=force, sha256=sha256)
+    if provenance is not None:
+        check_provenance(plan, out, provenance, force=force)
 
 
 def _report(plan: Plan, out: Path, threads: int, settled: Settled, seconds: float, *, verified: bool) -> RunReport:
