@@ -48,7 +48,7 @@ class Blended:
         return self._step.offset + first * self._columns * DTYPE_BITS[self._step.spec.dtype] // 8
 
     def compute(self, first: int, last: int, alphas: Sequence[float]) -> Iterator[memoryview]:
-        """The bytes of rows first..last, for each output (there is one). Raises NonFiniteError."""
+        """The bytes of rows first..last, the same for each α: a merge has one. Raises NonFiniteError."""
         method, settings = self._method, self._settings
         with self._lock:
             bounds = self._bounds if method.trims else {}
@@ -71,8 +71,7 @@ class Blended:
                 f"{self._step.base.path}: {shown(self._step.spec.name)}: the result holds what is no number, or is "
                 f"beyond the range of {dtype}"
             )
-        for _ in alphas:
-            yield as_bytes(stored)
+        yield from [as_bytes(stored)] * len(alphas)
 
     def _base(self, first: int, last: int) -> Array:
         return read_rows(self._inputs, self._step.base, first, last, self._columns).reshape(-1)

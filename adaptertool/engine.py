@@ -220,25 +220,24 @@ def _edit_jobs(
             yield from _copies(crew, _Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
     if not computed:
         return
-    if (form := _form(step)) is not None:
-        tensor = form(crew.inputs, step)
+    if (tensor := _made_of_its_own(crew.inputs, step)) is not None:
         for first, last in tensor.cuts():
-            yield functools.partial(_for_each, crew, tensor, first, last, computed)
+            yield functools.partial(_make, crew, tensor, first, last, computed)
     else:
         for block in blocks_of(crew.inputs, step):
             yield functools.partial(_edit, crew, block, computed)
 
 
-def _form(step: Step) -> type[Blended | Rescaled | Weighted] | None:
-    """What makes this tensor, where it is not edits one after the other."""
+def _made_of_its_own(inputs: Inputs, step: Step) -> Blended | Rescaled | Weighted | None:
+    """A tensor that is not made by one edit after the other."""
     if step.blend is not None:
-        return Blended
+        return Blended(inputs, step)
     if step.makes is not None:
-        return Rescaled
-    return None if step.fisher is None else Weighted
+        return Rescaled(inputs, step)
+    return Weighted(inputs, step) if step.fisher is not None else None
 
 
-def _for_each(
+def _make(
     crew: Crew,
     tensor: Blended | Rescaled | Weighted,
     first: int,

@@ -50,8 +50,8 @@ def all_done(stop: threading.Event, futures: Sequence[Future[None]]) -> None:
             future.exception()
         raise
     errors = [error for future in futures if (error := future.exception()) is not None]
-    if errors:  # that a thread was stopped says less than why
-        raise min(errors, key=lambda error: isinstance(error, Interrupted))
+    if errors:  # of one that fails others may hear in the middle of their work, and stop: that is not what went wrong
+        raise next((error for error in errors if not isinstance(error, Interrupted)), errors[0])
 
 
 class Shared:

@@ -53,7 +53,13 @@ def run(
     """
     start = time.perf_counter()
     threads = thread_count(threads)
-    _check(plan, out, force=force, verify=verify, sha256=sha256, provenance=provenance)
+    if verify and plan.as_adapter:
+        raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
+    if verify and any(step.blend or step.fisher for step in all_steps(plan)):
+        raise UsageError("verifying is for sums of changes and plain interpolation, not for methods and Fisher weights")
+    check_output(plan, out, force=force, sha256=sha256)
+    if provenance is not None:
+        check_provenance(plan, out, provenance, force=force)
     _allow_files(3 * len(plan.outputs) + _FILES)
     hashes = WITH_SHA256 if sha256 or provenance is not None else DEFAULT
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
