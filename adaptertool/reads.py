@@ -18,7 +18,7 @@ def to_hash(plan: Plan) -> tuple[list[Path], list[Path]]:
     copied = {asset.source for asset in plan.assets if asset.content is None}
     used = {shard.source for shard in plan.shards}
     for step in all_steps(plan):
-        used.update(ref.path for ref in (step.base, *(step.fisher or ())))
+        used.add(step.base.path)
         if plan.tuned_is_checkpoint:
             used.update(ref.path for edit in step.edits for ref in edit.factors.values())
             used.update(ref.path for ref in step.fisher or ())

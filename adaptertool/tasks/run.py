@@ -91,17 +91,6 @@ def run(
     return _report(plan, out, threads, settled, time.perf_counter() - start, verified=verify)
 
 
-def _check(plan: Plan, out: Path, *, force: bool, verify: bool, sha256: bool, provenance: Path | None) -> None:
-    """Refuse, before anything is read or computed, what would have to be refused later."""
-    if verify and plan.as_adapter:
-        raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
-    if verify and any(step.blend or step.fisher for step in all_steps(plan)):
-        raise UsageError("verifying is for sums of changes and plain interpolation, not for methods and Fisher weights")
-    check_output(plan, out, force=force, sha256=sha256)
-    if provenance is not None:
-        check_provenance(plan, out, provenance, force=force)
-
-
 def _report(plan: Plan, out: Path, threads: int, settled: Settled, seconds: float, *, verified: bool) -> RunReport:
     fields = summary(plan, out, threads)
     return RunReport(
