@@ -53,7 +53,7 @@ class LayerSummed:
     exact: bool  # nothing was rounded, or cut off
     rounded: int  # elements that were rounded to the dtype, each by at most half a unit in its last place
     energy: float  # as in LayerTruncated
-    error: float
+    error: float  # the same; of a method on factors: how far from the sum of the changes, relative to that
     storing: float
 
 
@@ -62,6 +62,8 @@ class SumReport(AdapterReport):
     schema: ClassVar[str] = "sum/1"
     weights: tuple[float, ...]
     method: str
+    density: float | None  # of methods that drop some
+    seed: int | None
     cut: dict[str, str | int]  # rank or energy, where asked for
     saved: tuple[str, ...]  # tensors that are saved whole, and kept
     layers: tuple[LayerSummed, ...]

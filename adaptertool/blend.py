@@ -57,12 +57,8 @@ class Blended:
         place = Place(self._step.spec.name, first * self._columns, base.size, settings.seed)
         changes = []
         for number in self._sources:
-            change = self._change(number, base, first)
-            if method.trims:
-                change *= bounds[number].mask(change, first // block_rows(self._columns))
-            if method.prune is not None:
-                change = method.prune(change, settings.density, place, number)
-            changes.append(change)
+            change, part = self._change(number, base, first), first // block_rows(self._columns)
+            changes.append(method.thinned(change, settings.density, place, number, bounds.get(number), part))
         weights = [settings.weights[number] for number in self._sources]
         dtype = self._step.spec.dtype
         stored = rounded(method.combine(base, changes, weights, *sums), dtype)

@@ -124,6 +124,15 @@ class Blend(NamedTuple):
     seed: int
 
 
+class Mix(NamedTuple):
+    """A way of combining adapters into one (mixing)."""
+
+    method: str  # of methods.METHODS
+    on_factors: bool  # and not on the changes that they make
+    density: float
+    seed: int
+
+
 class Step(NamedTuple):
     """One output tensor: what it is made from, and the edits made to that, in order. No edits: copied as bytes."""
 

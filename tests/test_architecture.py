@@ -40,6 +40,7 @@ ROOMS = [
     ["engine", "preflight", "production"],
     ["factors", "difference"],
     ["reduction", "summation", "extraction"],
+    ["mixing"],
     ["reports", "adapter_reports", "comparison_report"],
     ["verdict", "fidelity", "comparison"],
     ["tasks"],

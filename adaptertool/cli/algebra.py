@@ -33,7 +33,9 @@ makes_adapter = with_options(
 @click.command("sum")
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
 @click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
-@click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="Concatenation.")
+@click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="By PEFT's names; see below.")
+@click.option("--density", help="The share of elements that stays: ties, dare, magnitude_prune.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
 @with_options(RANK, ENERGY)
 @makes_adapter
 def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bool, **options: Any) -> None:
@@ -41,6 +43,10 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
 
     A negative weight subtracts. The rank of a layer is the sum of its ranks; --rank or --energy cut it down after that,
     by the factored SVD.
+
+    Other methods: svd cuts the sum to the largest rank. linear, ties, dare_linear, dare_ties and magnitude_prune
+    combine A and B apart, as PEFT does: that has cross terms, and is not the sum. With _svd at their end they combine
+    the changes.
     """
     from adaptertool.render.adapters import sum_text  # noqa: PLC0415
     from adaptertool.tasks.sum import sum_adapters  # noqa: PLC0415

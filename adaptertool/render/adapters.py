@@ -15,6 +15,7 @@ from adaptertool.adapter_reports import (
     TruncateReport,
 )
 from adaptertool.render.text import size, starred
+from adaptertool.tasks.sum import ON_FACTORS
 
 Layer = LayerSummed | LayerTruncated
 Told = TypeVar("Told", LayerSummed | LayerTruncated, TensorExtracted)
@@ -35,12 +36,18 @@ def sum_text(report: SumReport, *, one_by_one: bool = False) -> str:
         source + (f" (weight {weight:g})" if weight != 1 else "")
         for source, weight in zip(report.sources, report.weights, strict=True)
     ]
-    lines = [f"sum {' + '.join(sources)} -> {report.out}" + _dry(report)]
+    how = "" if report.method == "cat" else f" by {report.method}"
+    share = "" if report.density in (None, 1) else f" at density {report.density:g}"
+    lines = [f"sum {' + '.join(sources)}{how}{share} -> {report.out}" + _dry(report)]
     dtypes = ", ".join(sorted({one.dtype for one in report.layers}))
     lines.append(f"  layers   {len(report.layers):,}: rank {_span(one.rank for one in report.layers)}, {dtypes}")
     if report.saved:
         lines.append(f"  saved    {len(report.saved):,} tensors that take the place of the base's, as they are")
-    if cut := _cut_off([one for one in report.layers if one.error or one.storing]):
+    if report.method in ON_FACTORS:
+        lines.append(
+            f"  differs  by {max(one.error for one in report.layers):.3g} of the sum, at most: factors were mixed"
+        )
+    elif cut := _cut_off([one for one in report.layers if one.error or one.storing]):
         lines += cut
     elif several := sum(not one.exact for one in report.layers):
         count = sum(one.rounded for one in report.layers)
@@ -125,8 +132,10 @@ def _groups(found: Sequence[Told], *, one_by_one: bool) -> Iterable[tuple[str, l
 
 def _told(layers: Sequence[Layer]) -> str:
     text = f"rank {_span(one.rank for one in layers)} of {_span(_before(one) for one in layers)}"
+    if (energy := min(one.energy for one in layers)) < 1:
+        text += f"  energy {energy:.4g}"
     if any(one.error for one in layers):
-        text += f"  energy {min(one.energy for one in layers):.4g}  error {max(one.error for one in layers):.3g}"
+        text += f"  error {max(one.error for one in layers):.3g}"
     return text + (f"  ({len(layers)} layers)" if len(layers) > 1 else "")
 
 
