@@ -8,9 +8,17 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import boundary, clean, drift, merge, verify
+from adaptertool.cli import algebra, boundary, clean, drift, merge, verify
 
-COMMANDS: tuple[click.Command, ...] = (merge.merge, merge.wise, verify.verify, drift.drift, clean.clean)
+COMMANDS: tuple[click.Command, ...] = (
+    merge.merge,
+    merge.wise,
+    algebra.sum_command,
+    algebra.truncate,
+    verify.verify,
+    drift.drift,
+    clean.clean,
+)
 
 EXIT_CODES = """\b
 Exit codes:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 
+from adaptertool.adapter_reports import AdapterReport
 from adaptertool.errors import AdapterToolError
 from adaptertool.reports import DriftReport, Report, VerifyReport
 
 
-def to_json(report: Report | DriftReport | VerifyReport) -> str:
+def to_json(report: Report | DriftReport | VerifyReport | AdapterReport) -> str:
     return json.dumps({"schema": report.schema, **dataclasses.asdict(report)}, allow_nan=False)
 
 
