@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from adaptertool.adapter_reports import SumReport as SumReport
     from adaptertool.adapter_reports import TruncateReport as TruncateReport
     from adaptertool.errors import AdapterToolError as AdapterToolError
+    from adaptertool.inspect_reports import InspectReport as InspectReport
     from adaptertool.live import applied as applied
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.reports import VerifyReport as VerifyReport
     from adaptertool.tasks.drift import drift as drift
+    from adaptertool.tasks.inspect import inspect as inspect
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
     from adaptertool.tasks.preview import preview as preview
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
     "DriftReport": "adaptertool.reports",
+    "InspectReport": "adaptertool.inspect_reports",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
     "SumReport": "adaptertool.adapter_reports",
@@ -41,6 +44,7 @@ _HOMES = {
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
     "drift": "adaptertool.tasks.drift",
+    "inspect": "adaptertool.tasks.inspect",
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
     "preview": "adaptertool.tasks.preview",
@@ -56,6 +60,7 @@ _HOMES = {
 __all__ = [
     "AdapterToolError",
     "DriftReport",
+    "InspectReport",
     "PlanReport",
     "RunReport",
     "SumReport",
@@ -64,6 +69,7 @@ __all__ = [
     "__version__",
     "applied",
     "drift",
+    "inspect",
     "merge",
     "prepare_merge",
     "prepare_wise",
