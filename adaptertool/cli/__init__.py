@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import algebra, boundary, clean, drift, merge, verify
+from adaptertool.cli import algebra, boundary, clean, drift, inspect, merge, verify
 
 COMMANDS: tuple[click.Command, ...] = (
     merge.merge,
@@ -17,6 +17,7 @@ COMMANDS: tuple[click.Command, ...] = (
     algebra.truncate,
     verify.verify,
     drift.drift,
+    inspect.inspect,
     clean.clean,
 )
 

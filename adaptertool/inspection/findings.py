@@ -69,21 +69,18 @@ def rules(facts: AdapterFacts, fields: Mapping[str, Any]) -> Iterator[str]:
     """Of LoRA only; none for other kinds."""
     if not any(module.scale is not None for module in facts.modules):
         return
-    yield (
-        f"learning rate: the best for LoRA is about {LEARNING_RATE} times that of full fine-tuning, whatever the rank "
-        f"({_REGRET})"
-    )
+    yield (f"learning rate: the best for LoRA is about {LEARNING_RATE} times that of full fine-tuning ({_REGRET})")
     rank, alpha = fields.get("r"), fields.get("lora_alpha")
     if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
         return
     if facts.rank_stabilised:
         yield (
             f"scale: rsLoRA's alpha/√r is {alpha / math.sqrt(rank):.4g}, where alpha/r would be {alpha / rank:.4g}; "
-            "the change grows with the rank, and so the best learning rate falls (Kalajdzievski 2023)"
+            "so that updates do not shrink as the rank grows (Kalajdzievski 2023)"
         )
     else:
         yield (
-            f"scale: alpha/r is {alpha / rank:.4g}; it makes the best learning rate nearly independent of the rank "
-            f"({_REGRET}). rsLoRA's alpha/√r would be {alpha / math.sqrt(rank):.4g}, √r times as much (Kalajdzievski "
-            "2023)"
+            f"scale: alpha/r is {alpha / rank:.4g}; the best learning rate is then nearly independent of the rank "
+            f"({_REGRET}). rsLoRA's alpha/√r would be {alpha / math.sqrt(rank):.4g}, √r times as much, so that updates "
+            "do not shrink as the rank grows (Kalajdzievski 2023)"
         )

@@ -7,10 +7,11 @@ import json
 
 from adaptertool.adapter_reports import AdapterReport
 from adaptertool.errors import AdapterToolError
+from adaptertool.inspect_reports import InspectReport
 from adaptertool.reports import DriftReport, Report, VerifyReport
 
 
-def to_json(report: Report | DriftReport | VerifyReport | AdapterReport) -> str:
+def to_json(report: Report | DriftReport | InspectReport | VerifyReport | AdapterReport) -> str:
     return json.dumps({"schema": report.schema, **dataclasses.asdict(report)}, allow_nan=False)
 
 
