@@ -31,6 +31,7 @@ ROOMS = [
     ["plan"],
     ["region", "demands"],
     ["chain", "as_adapter", "blend_plan"],
+    ["lines"],
     ["settle"],
     ["blocks", "rescale", "blend", "budget"],
     ["workers", "changes"],

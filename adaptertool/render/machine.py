@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any, ClassVar, Protocol
 
-from adaptertool.adapter_reports import AdapterReport
 from adaptertool.errors import AdapterToolError
-from adaptertool.inspect_reports import InspectReport
-from adaptertool.reports import DriftReport, Report, VerifyReport
 
 
-def to_json(report: Report | DriftReport | InspectReport | VerifyReport | AdapterReport) -> str:
+class Report(Protocol):
+    """A dataclass that names its schema."""
+
+    schema: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def to_json(report: Report) -> str:
     return json.dumps({"schema": report.schema, **dataclasses.asdict(report)}, allow_nan=False)
 
 
