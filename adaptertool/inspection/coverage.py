@@ -21,17 +21,26 @@ def coverage_of(modules: Sequence[Found], base: Checkpoint | None, plan: Plan | 
     count = Counter(module.family for module in modules)
     trainable: Counter[str] = Counter()
     adapted: Counter[str] = Counter()
+    unknown: set[str] = set()
     for module in modules:
         trainable[module.family] += sum(ref.spec.numel for ref in module.refs)
-        if plan is None and module.shape is not None:
-            adapted[module.family] += module.experts * math.prod(module.shape)
+        if plan is None and module.adapted is None:
+            unknown.add(module.family)
+        elif plan is None:
+            adapted[module.family] += module.adapted or 0
     whole: Counter[str] = Counter()
     for name, ref in (base.tensors if base else {}).items():
         whole[family_of(name)] += ref.spec.numel
     for step in all_steps(plan) if plan else ():
         adapted[family_of(step.spec.name)] += _touched(step.edits, step.base)
     return tuple(
-        Coverage(family, count[family], trainable[family], adapted[family], whole[family] if base else None)
+        Coverage(
+            family,
+            count[family],
+            trainable[family],
+            None if family in unknown else adapted[family],
+            whole[family] if base else None,
+        )
         for family in SHOWN_FIRST
         if count[family] or whole[family]
     )

@@ -16,10 +16,12 @@ from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.peft import CONFIG, WEIGHTS, read_adapter
 from adaptertool.formats.peft_config import LoraConfig, parse_config
 from adaptertool.inspection.families import OTHER, family_of
-from adaptertool.kinds import DORA, FULL, LORA
+from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.lora import A, B
 from adaptertool.spec import Ref
 
+ROWS = "rows"  # what is shown of kind full where it is for some rows of the base's tensor
+_IN_PLACE = frozenset({FULL.name, OFFSET.name, ROWS})  # with an element for each of the base's
 _PREFIX = "base_model.model."
 # Parameters of PEFT's tuners (0.21.2); what stands before them in a key is the module.
 _FACTOR = re.compile(
@@ -48,6 +50,13 @@ class Found(NamedTuple):
             return None
         a, b = self.product
         return b.spec.shape[0], math.prod(a.spec.shape[1:])
+
+    @property
+    def adapted(self) -> int | None:
+        """Elements of the base that it changes; None where its tensors do not tell."""
+        if self.shape is not None:
+            return self.experts * math.prod(self.shape)
+        return sum(ref.spec.numel for ref in self.refs) if self.kind in _IN_PLACE else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +95,7 @@ def _as_far_as_clear(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
 def _of_module(module: Module) -> Found:
     refs = tuple(module.factors.values())
     if module.kind not in (LORA.name, DORA.name):
-        kind = module.kind if module.rows is None else "rows"
+        kind = module.kind if module.rows is None else ROWS
         return Found(module.name, kind, family_of(module.name), refs, scale=None)
     a, b = module.factors[A], module.factors[B]
     wide = a.shape[0]

@@ -11,6 +11,7 @@ from adaptertool.inspect_reports import AdapterFacts, InspectedModule
 from adaptertool.inspection.capacity import capacity_of
 from adaptertool.inspection.coverage import coverage_of
 from adaptertool.inspection.described import Described
+from adaptertool.inspection.families import EMBEDDINGS
 from adaptertool.spec import Plan
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
@@ -49,7 +50,8 @@ def adapter_facts(
     fields, tensors = described.fields, described.header.tensors
     ignored = described.adapter.ignored if described.adapter else frozenset()
     trainable = sum(ref.spec.numel for name, ref in tensors.items() if name not in ignored)
-    forms = [(*module.shape, module.rank) for module in modules if module.shape and module.rank]
+    layers = [module for module in modules if module.family != EMBEDDINGS]  # embeddings are looked up, not multiplied
+    forms = [(*module.shape, module.rank) for module in layers if module.shape and module.rank]
     return AdapterFacts(
         peft_type=str(fields.get("peft_type")),
         peft_version=_text(fields, "peft_version"),

@@ -10,17 +10,17 @@ from typing import Any
 from adaptertool.errors import shown
 from adaptertool.inspect_reports import AdapterFacts, Coverage, InspectedModule
 from adaptertool.inspection.capacity import LEARNING_RATE
-from adaptertool.inspection.families import ATTENTION, EXPERTS, MLP
-from adaptertool.kinds import FULL, OFFSET
+from adaptertool.inspection.families import ATTENTION, EXPERTS, MLP, OTHER
+from adaptertool.kinds import OFFSET
 
 _REGRET = "LoRA Without Regret, Thinking Machines 2025"
 _UNUSED = 0.5  # a share of the rank, from which on it is remarked on
-_SAVED = frozenset({FULL.name, OFFSET.name, "rows"})
 
 
-def findings(path: str, facts: AdapterFacts) -> Iterator[str]:
+def findings(path: str, facts: AdapterFacts, *, refused: bool) -> Iterator[str]:
+    """refused: whether all of adaptertool refuses the adapter, so that no command can be advised."""
     yield from _of_coverage(facts.modules, facts.coverage)
-    yield from _of_spectra(path, facts.modules)
+    yield from _of_spectra(None if refused else path, facts.modules)
     for module in facts.modules:
         if module.problem:
             yield module.problem
@@ -34,13 +34,15 @@ def findings(path: str, facts: AdapterFacts) -> Iterator[str]:
 
 
 def _of_coverage(modules: Sequence[InspectedModule], coverage: Sequence[Coverage]) -> Iterator[str]:
-    families = {module.family for module in modules if module.kind not in _SAVED}
-    if ATTENTION in families and not families & {MLP, EXPERTS}:
+    families = {module.family for module in modules if module.kind != OFFSET.name}
+    bases = [one.base for one in coverage if one.family in (MLP, EXPERTS)]  # none of a model named in ways unknown here
+    known = any(bases) or all(one.base is None for one in coverage)
+    if ATTENTION in families and not families & {MLP, EXPERTS, OTHER} and known:
         yield (
             "attention-only: no MLP or expert layer is adapted. Attention-only LoRA does worse than MLP-only, also at "
             f"equal parameters; MLP and MoE layers matter most ({_REGRET})"
         )
-    elif any(one.family == EXPERTS and one.base and not one.adapted for one in coverage) and families:
+    elif any(one.family == EXPERTS and one.base and not one.modules for one in coverage) and families:
         whole = sum(one.base or 0 for one in coverage)
         own = next(one.base or 0 for one in coverage if one.family == EXPERTS)
         yield (
@@ -49,7 +51,7 @@ def _of_coverage(modules: Sequence[InspectedModule], coverage: Sequence[Coverage
         )
 
 
-def _of_spectra(path: str, modules: Sequence[InspectedModule]) -> Iterator[str]:
+def _of_spectra(path: str | None, modules: Sequence[InspectedModule]) -> Iterator[str]:
     some = [(module, module.spectrum) for module in modules if module.spectrum is not None and module.rank]
     live = [(module, spectrum) for module, spectrum in some if any(spectrum.values)]
     if len(live) < len(some):
@@ -59,9 +61,10 @@ def _of_spectra(path: str, modules: Sequence[InspectedModule]) -> Iterator[str]:
         ranks = [module.rank or 0 for module, _ in live]
         entropy = statistics.median(spectrum.entropy_rank for _, spectrum in live)
         most = max(spectrum.rank_energy for _, spectrum in live)
+        how = f"--rank {most}" if most < max(ranks) else "--energy 0.99"
         yield (
             f"unused rank: of rank {max(ranks)} the effective rank is {entropy:.3g} (median), and rank {most} keeps "
-            f"99% of every Σσ²: adaptertool truncate {shown(path)} -o OUT --rank {most}"
+            "99% of every Σσ²" + (f": adaptertool truncate {shown(path)} -o OUT {how}" if path else "")
         )
 
 

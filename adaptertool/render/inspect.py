@@ -6,11 +6,14 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
 from adaptertool.errors import by, shown
-from adaptertool.inspect_reports import AdapterFacts, Capacity, CheckpointFacts, InspectedModule, InspectReport
+from adaptertool.inspect_reports import AdapterFacts, Capacity, CheckpointFacts, InspectedModule, InspectReport, Portion
 from adaptertool.render.drift import number, table
 from adaptertool.render.text import size, starred
 
 _LINES = 24  # of a table, without -v
+_PORTION = ("tensors", "parameters", "bytes")
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # its head, and its rows
 
 
 def inspect_text(report: InspectReport, *, every_module: bool) -> str:
@@ -26,7 +29,7 @@ def inspect_text(report: InspectReport, *, every_module: bool) -> str:
         lines += ["", *table(*coverage_table(report.adapter))]
         lines += _modules(report.adapter, every_module=every_module)
     if report.checkpoint is not None:
-        lines += ["", *table(*portions_table(report.checkpoint, shards=every_module))]
+        lines += ["", *_portions(report.checkpoint, shards=every_module)]
     if report.findings:
         lines += ["", *(f"  finding  {line}" for line in report.findings)]
     lines += [f"  rule     {line}" for line in report.rules]
@@ -81,19 +84,26 @@ def capacity_lines(capacity: Capacity) -> list[str]:
     return [first, f"the data has {capacity.needed:,.0f} bits, {capacity.load:.3g} times that: {what}"]
 
 
-def coverage_table(facts: AdapterFacts) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def coverage_table(facts: AdapterFacts) -> Table:
     """With the share of the base's parameters where there is a base, else the number that is adapted."""
     rows = []
     for one in facts.coverage:
         rows.append((one.family, f"{one.modules:,}", f"{one.trainable:,}", _share(one.adapted, one.base)))
     if len(rows) > 1:
-        sums = [
-            sum(getattr(one, name) or 0 for one in facts.coverage)
-            for name in ("modules", "trainable", "adapted", "base")
-        ]
-        rows.append(("all", f"{sums[0]:,}", f"{sums[1]:,}", _share(sums[2], sums[3] or None)))
-    of = "adapted, of the base's" if any(one.base is not None for one in facts.coverage) else "adapted weights"
+        modules, trainable = sum(one.modules for one in facts.coverage), sum(one.trainable for one in facts.coverage)
+        rows.append(("all", f"{modules:,}", f"{trainable:,}", _share(adapted(facts), base_size(facts))))
+    of = "of base" if any(one.base is not None for one in facts.coverage) else "of weights"
     return ("family", "modules", "trainable", of), rows
+
+
+def adapted(facts: AdapterFacts) -> int | None:
+    """Parameters of the base that lie in what is adapted; None where that is not known of some family."""
+    some = [one.adapted for one in facts.coverage if one.adapted is not None]
+    return sum(some) if len(some) == len(facts.coverage) else None
+
+
+def base_size(facts: AdapterFacts) -> int | None:
+    return sum(one.base or 0 for one in facts.coverage) or None
 
 
 def _share(part: int | None, whole: int | None) -> str:
@@ -102,7 +112,7 @@ def _share(part: int | None, whole: int | None) -> str:
     return f"{part:,}" if whole is None else f"{part / whole:.1%}" if whole else "-"
 
 
-def spectra_table(modules: Sequence[InspectedModule]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def spectra_table(modules: Sequence[InspectedModule]) -> Table:
     """Modules whose names differ in numbers only are told together: ranks by their median, those needed by the most."""
     groups: dict[str, list[InspectedModule]] = {}
     for module in modules:
@@ -193,20 +203,30 @@ def _checkpoint(facts: CheckpointFacts) -> Iterator[str]:
     yield f"  made by  {manifest_summary(facts)}"
 
 
-def portions_table(facts: CheckpointFacts, *, shards: bool) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def portions_tables(facts: CheckpointFacts) -> list[Table]:
     """By family, by dtype, and by shard."""
-    rows = []
-    for kind, some in (("family", facts.families), ("dtype", facts.dtypes), ("shard", facts.shards if shards else ())):
-        for number, one in enumerate(some):
-            label = kind if number == 0 else ""
-            rows.append((f"{label:<6} {shown(one.name)}", f"{one.tensors:,}", f"{one.parameters:,}", size(one.bytes)))
-    return ("by", "tensors", "parameters", "bytes"), rows
+    kinds = ("family", facts.families), ("dtype", facts.dtypes), ("shard", facts.shards)
+    return [((kind, *_PORTION), [_portion_row(one) for one in some]) for kind, some in kinds]
+
+
+def _portion_row(one: Portion) -> tuple[str, ...]:
+    return shown(one.name), f"{one.tensors:,}", f"{one.parameters:,}", size(one.bytes)
+
+
+def _portions(facts: CheckpointFacts, *, shards: bool) -> Iterator[str]:
+    """All in one table; each kind is named in its first row."""
+    rows: list[tuple[str, ...]] = []
+    for head, some in portions_tables(facts)[: None if shards else -1]:
+        for place, row in enumerate(some):
+            rows.append((f"{head[0] if place == 0 else '':<6} {row[0]}", *row[1:]))
+    return table(("by", *_PORTION), rows)
 
 
 def config_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
     """A line for the architecture, and one for its sizes."""
     config = dict(facts.config)
-    kind, of = config.pop("model_type", "not named"), ", ".join(map(str, config.pop("architectures", ())))
+    kind, architectures = config.pop("model_type", "not named"), config.pop("architectures", ())
+    of = ", ".join(map(str, architectures)) if isinstance(architectures, list | tuple) else str(architectures)
     version = config.pop("transformers_version", None)
     text = f"{kind}" + (f" ({of})" if of else "") + (f", of transformers {version}" if version else "")
     sizes = ", ".join(f"{name.removeprefix('num_')} {value}" for name, value in config.items())

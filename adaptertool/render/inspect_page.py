@@ -9,6 +9,8 @@ from typing import Any
 from adaptertool.inspect_reports import AdapterFacts, CheckpointFacts, InspectedModule, InspectReport
 from adaptertool.render.drift import number, share
 from adaptertool.render.inspect import (
+    adapted,
+    base_size,
     base_summary,
     capacity_lines,
     compatibility,
@@ -16,7 +18,7 @@ from adaptertool.render.inspect import (
     coverage_table,
     manifest_summary,
     module_summary,
-    portions_table,
+    portions_tables,
     relative_norm,
     size_summary,
     span,
@@ -46,7 +48,7 @@ def inspect_page(report: InspectReport) -> str:
         figures=_figures(measured, checkpoint),
         coverage=coverage_table(adapter) if adapter else None,
         spectra=spectra_table(measured) if measured else None,
-        portions=portions_table(checkpoint, shards=True) if checkpoint else None,
+        portions=portions_tables(checkpoint) if checkpoint else (),
     )
 
 
@@ -58,16 +60,18 @@ def _verdict(report: InspectReport) -> tuple[str, str] | None:
 
 
 def _adapter(facts: AdapterFacts) -> list[tuple[str, str]]:
-    found = [("rank", span(module.rank for module in facts.modules)), ("modules", f"{len(facts.modules):,}")]
-    found.append(("trainable parameters", f"{facts.capacity.trainable:,}"))
+    found = [
+        ("rank", span(module.rank for module in facts.modules)),
+        ("trainable parameters", f"{facts.capacity.trainable:,}"),
+    ]
     ranks = [module.spectrum.entropy_rank for module in facts.modules if module.spectrum]
     if ranks:
         found.append(("effective rank (median)", number(statistics.median(ranks))))
     relative = [one for module in facts.modules if (one := relative_norm(module)) is not None]
     if relative:
         found.append(("|Δ| / |W| (median)", number(statistics.median(relative))))
-    if whole := sum(one.base or 0 for one in facts.coverage):
-        found.append(("of the base adapted", share(sum(one.adapted or 0 for one in facts.coverage) / whole)))
+    if (whole := base_size(facts)) is not None and (part := adapted(facts)) is not None:
+        found.append(("of the base adapted", share(part / whole)))
     if facts.capacity.load is not None:
         found.append(("data / capacity", number(facts.capacity.load)))
     return found
@@ -88,7 +92,7 @@ def _lines(report: InspectReport) -> list[tuple[str, str]]:
     if report.adapter is not None:
         facts = report.adapter
         said = [("modules", module_summary(facts)), ("file", size_summary(facts)), ("base", base_summary(facts))]
-        return [*said, *(("capacity", line) for line in capacity_lines(facts.capacity))]
+        return [*said, ("capacity", "; ".join(capacity_lines(facts.capacity)))]
     if report.checkpoint is None:
         return []
     found = [*config_rows(report.checkpoint), ("tied", report.checkpoint.tied)]
@@ -105,22 +109,13 @@ def _figures(modules: Sequence[InspectedModule], checkpoint: CheckpointFacts | N
         return [(bars, "Parameters by family of modules.")]
     if not modules:
         return []
-    lines = figure(lambda axes: _spectra(axes, modules), _HEIGHT, title="Spectra by family of modules")
     ranks = [(module.name, module.spectrum.entropy_rank if module.spectrum else 0.0, False) for module in modules]
-    found = [
-        (
-            lines,
-            "Singular values of the changes over the largest: the median of each family, and all between the ends.",
-        ),
-        (
-            layer_map(ranks, title="Effective rank by layer and module"),
-            "Effective rank, exp of the spectrum's entropy.",
-        ),
-    ]
+    found = [(layer_map(ranks, title="Effective rank by layer and module"), "Effective rank, exp of the entropy.")]
     relative = [(module.name, one, False) for module in modules if (one := relative_norm(module)) is not None]
     if relative:
-        found.append((layer_map(relative, title="Size of the change by layer and module"), "|Δ| / |W|."))
-    return found
+        found.append((layer_map(relative, title="Size of the change by layer and module"), "Size, |Δ| / |W|."))
+    lines = figure(lambda axes: _spectra(axes, modules), _HEIGHT, title="Spectra by family of modules")
+    return [*found, (lines, "Singular values over the largest: the median of each family, and the range.")]
 
 
 def _spectra(axes: Any, modules: Sequence[InspectedModule]) -> None:

@@ -58,3 +58,4 @@ def _draw(axes: Any, rows: list[str], columns: list[str], cells: Cells) -> None:
     bar = axes.figure.colorbar(mesh, ax=axes, format="%.2g", pad=0.02)
     bar.outline.set_visible(False)
     bar.solids.set_rasterized(False)
+    bar.solids.set_edgecolor("face")  # or the seams between its colours show

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.errors import InputError, UsageError
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.formats.peft import is_adapter
-from adaptertool.inspect_reports import InspectReport
+from adaptertool.inspect_reports import InspectedModule, InspectReport
 from adaptertool.inspection.capacity import BITS_PER_EPISODE, bits_of_tokens
 from adaptertool.inspection.checkpoints import checkpoint_facts
 from adaptertool.inspection.coverage import places_of
 from adaptertool.inspection.described import Described, describe
 from adaptertool.inspection.facts import adapter_facts, modules_of
 from adaptertool.inspection.findings import findings, rules
+from adaptertool.kinds import DORA
 from adaptertool.names import holder, rename
 from adaptertool.plan import plan_merge
 from adaptertool.spec import Cut, Plan, Stamp
@@ -136,10 +137,15 @@ def _adapter(
         "refusal": refusal,
         "adapter": facts,
         "checkpoint": None,
-        "findings": tuple(findings(str(path), facts)),
+        "findings": tuple(findings(str(path), facts, refused=described.refusal is not None)),
         "rules": tuple(rules(facts, described.fields)),
-        "notes": plan.notes if plan else described.adapter.notes if described.adapter else (),
+        "notes": (*(plan.notes if plan else described.adapter.notes if described.adapter else ()), *_said(modules)),
     }
+
+
+def _said(modules: Sequence[InspectedModule]) -> Iterator[str]:
+    if any(module.kind == DORA.name and module.spectrum for module in modules):
+        yield "DoRA: spectra and |Δ| are those of scale·B·A alone, before the magnitudes set the norms of W + scale·B·A"
 
 
 def _measured(
