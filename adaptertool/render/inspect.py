@@ -86,7 +86,7 @@ def capacity_lines(capacity: Capacity) -> list[str]:
 
 def coverage_table(facts: AdapterFacts) -> Table:
     """With the share of the base's parameters where there is a base, else the number that is adapted."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in facts.coverage:
         rows.append((one.family, f"{one.modules:,}", f"{one.trainable:,}", _share(one.adapted, one.base)))
     if len(rows) > 1:

@@ -140,7 +140,10 @@ def _spectra(axes: Any, modules: Sequence[InspectedModule]) -> None:
 
 
 def _bars(axes: Any, facts: CheckpointFacts) -> None:
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415  # an extra
+
     families = facts.families[::-1]
     axes.barh([one.name for one in families], [one.parameters for one in families], color=NEUTRAL)
     axes.set_xlabel("parameters")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.tick_params(left=False)
