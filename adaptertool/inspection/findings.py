@@ -17,10 +17,10 @@ _REGRET = "LoRA Without Regret, Thinking Machines 2025"
 _UNUSED = 0.5  # a share of the rank, from which on it is remarked on
 
 
-def findings(path: str, facts: AdapterFacts, *, refused: bool) -> Iterator[str]:
-    """refused: whether all of adaptertool refuses the adapter, so that no command can be advised."""
+def findings(path: str, facts: AdapterFacts, *, truncates: bool) -> Iterator[str]:
+    """truncates: whether `truncate` takes the adapter, and can be advised."""
     yield from _of_coverage(facts.modules, facts.coverage)
-    yield from _of_spectra(None if refused else path, facts.modules)
+    yield from _of_spectra(path if truncates else None, facts.modules)
     for module in facts.modules:
         if module.problem:
             yield module.problem

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.errors import InputError, UsageError
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.formats.peft import is_adapter
+from adaptertool.formats.peft_layers import read_layered
 from adaptertool.inspect_reports import InspectedModule, InspectReport
 from adaptertool.inspection.capacity import BITS_PER_EPISODE, bits_of_tokens
 from adaptertool.inspection.checkpoints import checkpoint_facts
@@ -137,10 +138,19 @@ def _adapter(
         "refusal": refusal,
         "adapter": facts,
         "checkpoint": None,
-        "findings": tuple(findings(str(path), facts, refused=described.refusal is not None)),
+        "findings": tuple(findings(str(path), facts, truncates=_truncates(path))),
         "rules": tuple(rules(facts, described.fields)),
         "notes": (*(plan.notes if plan else described.adapter.notes if described.adapter else ()), *_said(modules)),
     }
+
+
+def _truncates(path: Path) -> bool:
+    """Whether `truncate` takes it."""
+    try:
+        read_layered(path)
+    except InputError:
+        return False
+    return True
 
 
 def _said(modules: Sequence[InspectedModule]) -> Iterator[str]:
