@@ -15,7 +15,7 @@ class Spectrum:
     entropy_rank: float
     stable_rank: float
     rank_energy: int  # the smallest that keeps 99% of Σσ², as `truncate --energy 0.99`
-    rank_error: int  # the smallest that is at most 1% off in Frobenius norm, as `truncate --max-error 0.01`
+    rank_error: int  # the smallest that is at most 1% off in Frobenius norm, before it is stored
     values: tuple[float, ...]  # singular values over the largest, in descending order; of the expert that changes most
 
 

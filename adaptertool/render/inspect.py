@@ -114,11 +114,8 @@ def _share(part: int | None, whole: int | None) -> str:
 
 def spectra_table(modules: Sequence[InspectedModule]) -> Table:
     """Modules whose names differ in numbers only are told together: ranks by their median, those needed by the most."""
-    groups: dict[str, list[InspectedModule]] = {}
-    for module in modules:
-        groups.setdefault(starred(module.name), []).append(module)
     head = ("module", "rank", "effective", "stable", "99% energy", "1% error", "|Δ|", "|Δ|/|W|")
-    return head, [_spectra_row(name, some) for name, some in groups.items()]
+    return head, [_spectra_row(name, some) for name, some in _alike(modules)]
 
 
 def _spectra_row(name: str, modules: Sequence[InspectedModule]) -> tuple[str, ...]:
@@ -167,7 +164,8 @@ def _modules(facts: AdapterFacts, *, every_module: bool) -> Iterator[str]:
         head, rows = spectra_table(measured)
     else:
         head = ("module", "kind", "tensors of", "parameters")
-        rows = [_plain_row(module.name, [module]) for module in facts.modules] if every_module else _plain(facts)
+        each = ((module.name, [module]) for module in facts.modules)
+        rows = [_plain_row(name, some) for name, some in (each if every_module else _alike(facts.modules))]
     if rows:
         yield ""
         yield from table(head, rows if every_module else rows[:_LINES])
@@ -175,11 +173,13 @@ def _modules(facts: AdapterFacts, *, every_module: bool) -> Iterator[str]:
         yield f"  and {len(rows) - _LINES:,} more (-v shows all)"
 
 
-def _plain(facts: AdapterFacts) -> list[tuple[str, ...]]:
+def _alike(modules: Sequence[InspectedModule]) -> Iterator[tuple[str, list[InspectedModule]]]:
+    """Together with the name that stands for them."""
     groups: dict[str, list[InspectedModule]] = {}
-    for module in facts.modules:
+    for module in modules:
         groups.setdefault(starred(module.name), []).append(module)
-    return [_plain_row(name, some) for name, some in groups.items()]
+    for name, some in groups.items():
+        yield (name if len(some) > 1 else some[0].name), some
 
 
 def _plain_row(name: str, modules: Sequence[InspectedModule]) -> tuple[str, ...]:
@@ -236,7 +236,11 @@ def config_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
 def manifest_summary(facts: CheckpointFacts) -> str:
     if facts.manifest is None:
         return "not by adaptertool, or without its manifest"
-    said = {name: value for name, value in facts.manifest.items() if value and name not in ("changed", "adaptertool")}
-    text = f"adaptertool {facts.manifest.get('adaptertool')}: " + ", ".join(f"{k} {v}" for k, v in said.items())
+    said = [
+        f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in facts.manifest.items()
+        if value and name not in ("changed", "adaptertool")
+    ]
+    text = f"adaptertool {facts.manifest.get('adaptertool')}: {', '.join(said)}"
     changed = facts.manifest["changed"]
     return shown(text + (f"; CHANGED since: {', '.join(changed)}" if changed else ""))
