@@ -166,7 +166,8 @@ def test_manifest_and_what_changed_since(run: Any, tmp_path: Path) -> None:
 def test_parts_quantised_tied_and_stray(run: Any, tmp_path: Path) -> None:
     tensors = {"model.embed_tokens.weight": torch.ones(8, 4), f"{UP}.weight": torch.ones(4, 4).to(torch.float8_e4m3fn)}
     config = {
-        "model_type": "llama", "tie_word_embeddings": True, "text_config": {"num_hidden_layers": 3},
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True,
+        "text_config": {"num_hidden_layers": 3},
         "quantization_config": {"quant_method": "fp8"},
     }  # fmt: skip
     base = write_checkpoint(tmp_path / "b", tensors, config=config)

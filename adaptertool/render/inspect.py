@@ -191,7 +191,7 @@ def _plain_row(name: str, modules: Sequence[InspectedModule]) -> tuple[str, ...]
 
 def _checkpoint(facts: CheckpointFacts) -> Iterator[str]:
     shards = f"{len(facts.shards)} shards" if len(facts.shards) > 1 else "1 file"
-    assets = f", {facts.assets} other files" if facts.assets else ""
+    assets = f", {facts.assets} other file{'s' if facts.assets > 1 else ''}" if facts.assets else ""
     yield f"  tensors  {facts.tensors:,}, {facts.parameters:,} parameters, {size(facts.bytes)} in {shards}{assets}"
     for name, value in config_rows(facts):
         yield f"  {name:<8} {value}"
