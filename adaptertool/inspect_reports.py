@@ -42,7 +42,7 @@ class Coverage:
     family: str
     modules: int
     trainable: int
-    adapted: int | None  # parameters of the base; None where that is not known of a kind that is not handled
+    adapted: int | None  # parameters of the base; None where it does not fit, or is of a kind that is not handled
     base: int | None  # all that the base has of this family
 
 

@@ -328,6 +328,7 @@ def test_an_adapter_of_another_model(tmp_path: Path) -> None:
             adaptertool.prepare_merge(base, [path])
         assert report.fits is False and report.refusal == str(refused.value)
         assert all(module.spectrum for module in adapter_of(report).modules)
+        assert all(one.adapted is None for one in adapter_of(report).coverage if one.modules)
 
 
 def test_renamings_are_those_of_merge(tmp_path: Path) -> None:

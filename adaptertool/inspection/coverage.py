@@ -16,15 +16,15 @@ from adaptertool.spec import Edit, Plan, Ref, View
 
 
 def coverage_of(modules: Sequence[Found], base: Checkpoint | None, plan: Plan | None) -> tuple[Coverage, ...]:
-    """One for each family that the adapter or the base has. Without a plan of the merge the sizes of what is adapted
-    are those that the factors are for."""
+    """One for each family that the adapter or the base has. Without a base the sizes of what is adapted are those that
+    the factors are for."""
     count = Counter(module.family for module in modules)
     trainable: Counter[str] = Counter()
     adapted: Counter[str] = Counter()
     unknown: set[str] = set()
     for module in modules:
         trainable[module.family] += sum(ref.spec.numel for ref in module.refs)
-        if plan is None and module.adapted is None:
+        if plan is None and (base is not None or module.adapted is None):  # a base that it does not fit
             unknown.add(module.family)
         elif plan is None:
             adapted[module.family] += module.adapted or 0
