@@ -154,7 +154,9 @@ def test_manifest_and_what_changed_since(run: Any, tmp_path: Path) -> None:
     done = adaptertool("merge", BASE, FIXTURES / "lora", FIXTURES / "rslora", "-w", 1, "-w", -0.5, "-o", tmp_path / "m")
     assert done.returncode == 0
     _, out, _ = run(tmp_path / "m")
-    assert "made by  adaptertool 0.1.0: command merge, sources lora rslora, weights 1.0 -0.5" in out
+    assert (
+        "made by  adaptertool 0.1.0: command merge, base base, sources lora 1 rslora -0.5, alphas 1, precision" in out
+    )
     (tmp_path / "m" / "tokenizer.json").write_text("{}")
     (tmp_path / "m" / "generation_config.json").unlink()
     _, out, _ = run(tmp_path / "m")

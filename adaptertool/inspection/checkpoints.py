@@ -22,7 +22,6 @@ _FIELDS = (
     "n_routed_experts", "num_experts_per_tok", "vocab_size", "max_position_embeddings", "dtype", "torch_dtype",
     "transformers_version",
 )  # fmt: skip
-_MANIFEST_FIELDS = ("adaptertool", "command", "sources", "weights", "alphas", "precision")
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
@@ -87,15 +86,15 @@ def _manifest(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if checkpoint.is_file or not path.exists():
         return None
     content = load_json(path)
-    files = content.get("files")
-    if not isinstance(files, dict):
-        raise InputError(f"{path} has no files: it is no manifest of adaptertool")
+    files, recipe = content.get("files"), content.get("recipe")
+    if not isinstance(files, dict) or not isinstance(recipe, dict):
+        raise InputError(f"{path} has no recipe or no files: it is no manifest of this version of adaptertool")
     changed = [
         name
         for name, facts in files.items()
         if not isinstance(facts, dict) or _size(checkpoint, name) != facts.get("size")
     ]
-    return {name: content[name] for name in _MANIFEST_FIELDS if name in content} | {"changed": changed}
+    return {"adaptertool": content.get("adaptertool"), "recipe": recipe, "changed": changed}
 
 
 def _size(checkpoint: Checkpoint, name: str) -> int | None:

@@ -236,11 +236,13 @@ def config_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
 def manifest_summary(facts: CheckpointFacts) -> str:
     if facts.manifest is None:
         return "not by adaptertool, or without its manifest"
-    said = [
-        f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in facts.manifest.items()
-        if value and name not in ("changed", "adaptertool")
-    ]
-    text = f"adaptertool {facts.manifest.get('adaptertool')}: {', '.join(said)}"
+    said = ", ".join(f"{name} {_plain(value)}" for name, value in facts.manifest["recipe"].items() if value)
+    text = f"adaptertool {facts.manifest['adaptertool']}: {said}"
     changed = facts.manifest["changed"]
     return shown(text + (f"; CHANGED since: {', '.join(changed)}" if changed else ""))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict | list):
+        return " ".join(map(_plain, value.values() if isinstance(value, dict) else value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
