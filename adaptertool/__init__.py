@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from adaptertool.adapter_reports import TruncateReport as TruncateReport
     from adaptertool.comparison_report import DiffReport as DiffReport
     from adaptertool.errors import AdapterToolError as AdapterToolError
+    from adaptertool.inspect_reports import InspectReport as InspectReport
     from adaptertool.live import applied as applied
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from adaptertool.tasks.diff import diff as diff
     from adaptertool.tasks.drift import drift as drift
     from adaptertool.tasks.extract import extract as extract
+    from adaptertool.tasks.inspect import inspect as inspect
     from adaptertool.tasks.integrity import check_files as check_files
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
@@ -43,6 +45,7 @@ _HOMES = {
     "DriftReport": "adaptertool.reports",
     "ExtractReport": "adaptertool.adapter_reports",
     "FilesReport": "adaptertool.reports",
+    "InspectReport": "adaptertool.inspect_reports",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
     "SumReport": "adaptertool.adapter_reports",
@@ -53,6 +56,7 @@ _HOMES = {
     "diff": "adaptertool.tasks.diff",
     "drift": "adaptertool.tasks.drift",
     "extract": "adaptertool.tasks.extract",
+    "inspect": "adaptertool.tasks.inspect",
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
     "preview": "adaptertool.tasks.preview",

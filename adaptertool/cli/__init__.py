@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import algebra, boundary, clean, diff, drift, merge, verify
+from adaptertool.cli import algebra, boundary, clean, diff, drift, inspect, merge, verify
 
 COMMANDS: tuple[click.Command, ...] = (
     merge.merge,
@@ -19,6 +19,7 @@ COMMANDS: tuple[click.Command, ...] = (
     verify.verify,
     drift.drift,
     diff.diff,
+    inspect.inspect,
     clean.clean,
 )
 
