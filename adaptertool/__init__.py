@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adaptertool.errors import AdapterToolError as AdapterToolError
     from adaptertool.live import applied as applied
+    from adaptertool.live import attached as attached
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
     from adaptertool.reports import PlanReport as PlanReport
@@ -31,6 +32,7 @@ _HOMES = {
     "RunReport": "adaptertool.reports",
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
+    "attached": "adaptertool.live",
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
     "preview": "adaptertool.tasks.preview",
@@ -48,6 +50,7 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "applied",
+    "attached",
     "merge",
     "prepare_merge",
     "prepare_wise",

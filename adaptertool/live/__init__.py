@@ -91,6 +91,37 @@ def sweep(
 
 
 @contextlib.contextmanager
+def attached(
+    model: Model,
+    adapter: PathLike | Sequence[PathLike],
+    *,
+    weights: Sequence[Number] | None = None,
+    renames: Sequence[str] = (),
+    compose: str = "sequential",
+) -> Iterator[Model]:
+    """Within the block the adapters act beside the weights, unmerged: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ, by hooks on the layers.
+
+    DoRA: y = d·(x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b with d = m/‖W + s·B·A‖. Several adapters act in order, each on the output that
+    those before it gave, which is that of the merge but for rounding. weights, renames, compose: as for `merge`;
+    compose="mixed" is what PEFT does with several active adapters.
+
+    The delta and its sum with the layer's output are computed in float32 (float64 for float64) and rounded once, to the
+    dtype of the output; the norms in float64, once. Memory: the factors on the device of the model.
+
+    What no output of a layer shows alone is put in place, as by `applied`: saved modules, biases, rows of tokens (whose
+    unmerged form is the same), and, with a warning, parameters of fused experts, chains that hold a saved tensor, and
+    layers with a forward of their own. Warns too, at the end, of layers with an adapter that the model never called.
+
+    Raises as `applied`. Source: the layers of PEFT 0.21.2, against which this is checked in the tests.
+    """
+    _require_torch()
+    from adaptertool.live.attach import attaching  # noqa: PLC0415  # needs torch
+
+    with attaching(model, adapter, weights, renames, compose):
+        yield model
+
+
+@contextlib.contextmanager
 def scaled(peft_model: Model, alpha: Number) -> Iterator[Model]:
     """Within the block the adapters that are active in a live PEFT model act α times: y = x·(W + α·(W' − W))ᵀ.
 

@@ -20,6 +20,11 @@ from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precisi
 COMPOSITIONS = ("sequential", "mixed")
 
 
+def check_compose(compose: str) -> None:
+    if compose not in COMPOSITIONS:
+        raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
+
+
 def prepare_merge(
     base: PathLike,
     adapters: Sequence[PathLike],
@@ -44,8 +49,7 @@ def prepare_merge(
         raise UsageError(
             f"{len(weights)} weights for {len(adapters)} adapters; give a weight for each adapter, or none at all"
         )
-    if compose not in COMPOSITIONS:
-        raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
+    check_compose(compose)
     if method is not None:
         if compose != COMPOSITIONS[0]:
             raise UsageError("a method says itself how adapters are composed; leave out --compose")
