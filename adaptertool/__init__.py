@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptertool.errors import AdapterToolError as AdapterToolError
+    from adaptertool.evaluation import evaluate as evaluate
     from adaptertool.live import applied as applied
     from adaptertool.live import attached as attached
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
+    from adaptertool.reports import EvaluationReport as EvaluationReport
     from adaptertool.reports import PlanReport as PlanReport
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.reports import VerifyReport as VerifyReport
@@ -28,11 +30,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
+    "EvaluationReport": "adaptertool.reports",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
     "attached": "adaptertool.live",
+    "evaluate": "adaptertool.evaluation",
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
     "preview": "adaptertool.tasks.preview",
@@ -45,12 +49,14 @@ _HOMES = {
 
 __all__ = [
     "AdapterToolError",
+    "EvaluationReport",
     "PlanReport",
     "RunReport",
     "VerifyReport",
     "__version__",
     "applied",
     "attached",
+    "evaluate",
     "merge",
     "prepare_merge",
     "prepare_wise",

@@ -39,6 +39,7 @@ ROOMS = [
     ["verdict"],
     ["tasks"],
     ["live"],
+    ["evaluation"],
     ["render"],
     ["cli"],
     ["__main__"],
@@ -79,7 +80,14 @@ def test_every_room_stands_on_a_level() -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "allowed"), [("click", {"cli"}), ("tqdm", {"cli"}), ("torch", {"live"}), ("peft", {"live"})]
+    ("library", "allowed"),
+    [
+        ("click", {"cli"}),
+        ("tqdm", {"cli"}),
+        ("torch", {"live", "evaluation"}),
+        ("transformers", {"evaluation"}),
+        ("peft", {"live"}),
+    ],
 )
 def test_only_one_room_knows(library: str, allowed: set[str]) -> None:
     users = {room(path) for path in SOURCES if any(name.split(".")[0] == library for name in imported(path))}

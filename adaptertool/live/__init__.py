@@ -6,6 +6,7 @@ The rest of this folder needs torch, which adaptertool itself does not: it is im
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -117,7 +118,10 @@ def attached(
     _require_torch()
     from adaptertool.live.attach import attaching  # noqa: PLC0415  # needs torch
 
-    with attaching(model, adapter, weights, renames, compose):
+    def tell(note: str) -> None:
+        warnings.warn(note, stacklevel=6)
+
+    with attaching(model, adapter, weights, renames, compose, tell):
         yield model
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,13 +55,14 @@ def attaching(
     weights: Sequence[Number] | None,
     renames: Sequence[str],
     compose: str,
+    tell: Callable[[str], None],
 ) -> Iterator[None]:
-    """See `adaptertool.attached`."""
+    """See `adaptertool.attached`. `tell` is given what a user should know."""
     check_compose(compose)
     found = resolve_live(model, adapter, weights, renames, mixed=compose == COMPOSITIONS[1])
     hooked, placed = _shared_out(found)
     for note in (*found.notes, *_merged_after_all(placed)):
-        warnings.warn(note, stacklevel=5)
+        tell(note)
     unmet: set[str] = set()
     with contextlib.ExitStack() as stack:
         inputs = stack.enter_context(Inputs(found.files))
@@ -80,10 +80,9 @@ def attaching(
         stack.callback(model.register_forward_pre_hook(lambda *_: runs.append(None)).remove)
         yield
     if runs and unmet:
-        warnings.warn(
+        tell(
             f"the adapter played no part in {len(unmet)} of {len(hooked)} layers, which the model did not call: "
-            f"{shown(min(unmet))}, ...",
-            stacklevel=5,
+            f"{shown(min(unmet))}, ..."
         )
 
 
