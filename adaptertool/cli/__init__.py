@@ -8,14 +8,14 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import boundary, clean, merge, verify
+from adaptertool.cli import boundary, clean, evaluate, merge, verify
 
-COMMANDS: tuple[click.Command, ...] = (merge.merge, merge.wise, verify.verify, clean.clean)
+COMMANDS: tuple[click.Command, ...] = (merge.merge, merge.wise, verify.verify, evaluate.evaluate, clean.clean)
 
 EXIT_CODES = """\b
 Exit codes:
   0    done, and good
-  1    a check failed: verify found a checkpoint wrong
+  1    a check failed: verify found a checkpoint wrong, evaluate one too far
   2    wrong usage
   3    bad input: a file is malformed, inputs do not fit together, or
        something is refused by name

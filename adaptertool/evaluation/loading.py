@@ -41,14 +41,10 @@ def load_model(path: Path, device: torch.device) -> tuple[Any, list[str]]:
             path, dtype="auto", use_safetensors=True, output_loading_info=True, **_LOCAL
         )
         model = model.eval().to(device)
-    for what, names in (
-        ("lacks weights", info["missing_keys"]),
-        ("has weights that do not fit", info["mismatched_keys"]),
-    ):
+    kind = type(model).__name__
+    for what, names in (("lacks", info["missing_keys"]), ("has in other shapes", info["mismatched_keys"])):
         if names:  # transformers would draw them at random
-            raise InputError(
-                f"{path} {what} of {type(model).__name__}: {shown(min(map(str, names)))} ({len(names)} in all)"
-            )
+            raise InputError(f"{path} {what} {len(names)} weights of {kind}: {shown(min(map(str, names)))}")
     # Greedy decoding by the model alone: no penalty, no sampling that a generation_config.json may ask for
     plain = model.generation_config
     model.generation_config = _HF.GenerationConfig(

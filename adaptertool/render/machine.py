@@ -6,10 +6,10 @@ import dataclasses
 import json
 
 from adaptertool.errors import AdapterToolError
-from adaptertool.reports import Report, VerifyReport
+from adaptertool.reports import EvaluationReport, Report, VerifyReport
 
 
-def to_json(report: Report | VerifyReport) -> str:
+def to_json(report: Report | VerifyReport | EvaluationReport) -> str:
     return json.dumps({"schema": report.schema, **dataclasses.asdict(report)}, allow_nan=False)
 
 
