@@ -9,19 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adaptertool.adapter_reports import SumReport as SumReport
+    from adaptertool.adapter_reports import TruncateReport as TruncateReport
     from adaptertool.errors import AdapterToolError as AdapterToolError
     from adaptertool.evaluation import evaluate as evaluate
+    from adaptertool.evaluation_reports import EvaluationReport as EvaluationReport
     from adaptertool.live import applied as applied
     from adaptertool.live import attached as attached
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
-    from adaptertool.reports import EvaluationReport as EvaluationReport
+    from adaptertool.reports import DriftReport as DriftReport
     from adaptertool.reports import PlanReport as PlanReport
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.reports import VerifyReport as VerifyReport
+    from adaptertool.tasks.drift import drift as drift
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
     from adaptertool.tasks.preview import preview as preview
+    from adaptertool.tasks.sum import sum_adapters as sum_adapters
+    from adaptertool.tasks.truncate import truncate as truncate
     from adaptertool.tasks.verify import verify as verify
     from adaptertool.tasks.wise import prepare_wise as prepare_wise
     from adaptertool.tasks.wise import wise as wise
@@ -30,39 +36,51 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
-    "EvaluationReport": "adaptertool.reports",
+    "DriftReport": "adaptertool.reports",
+    "EvaluationReport": "adaptertool.evaluation_reports",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
+    "SumReport": "adaptertool.adapter_reports",
+    "TruncateReport": "adaptertool.adapter_reports",
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
     "attached": "adaptertool.live",
+    "drift": "adaptertool.tasks.drift",
     "evaluate": "adaptertool.evaluation",
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
     "preview": "adaptertool.tasks.preview",
     "prepare_wise": "adaptertool.tasks.wise",
     "scaled": "adaptertool.live",
+    "sum_adapters": "adaptertool.tasks.sum",
     "sweep": "adaptertool.live",
+    "truncate": "adaptertool.tasks.truncate",
     "verify": "adaptertool.tasks.verify",
     "wise": "adaptertool.tasks.wise",
 }
 
 __all__ = [
     "AdapterToolError",
+    "DriftReport",
     "EvaluationReport",
     "PlanReport",
     "RunReport",
+    "SumReport",
+    "TruncateReport",
     "VerifyReport",
     "__version__",
     "applied",
     "attached",
+    "drift",
     "evaluate",
     "merge",
     "prepare_merge",
     "prepare_wise",
     "preview",
     "scaled",
+    "sum_adapters",
     "sweep",
+    "truncate",
     "verify",
     "wise",
 ]

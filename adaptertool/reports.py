@@ -116,57 +116,105 @@ class VerifyReport:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class LogitDrift:
-    """How far the logits of a model are from those of the reference, over all positions of all prompts."""
-
-    max_logit: float  # largest difference
-    mean_logit: float  # mean absolute difference
-    mean_kl: float  # KL(reference ‖ model), nats per token
-    max_kl: float
-    worst_line: int  # of the prompts, where the largest is
-    top1_agreement: float  # share of positions with the same first choice
-    text_equality: float | None  # share of prompts that greedy decoding continues the same way; None: not asked for
+# The ways in which `drift` computes with adapters: what each is stands in adaptertool.fidelity.paths.
+MERGED, UNMERGED, STACKED, STEPWISE = PATHS = ("merged", "unmerged", "stacked", "stepwise")
 
 
 @dataclass(frozen=True, slots=True)
-class EditScores:
-    """How well a model knows the facts that it was edited to know; shares, and losses in nats per token."""
+class Distance:
+    """How far the outputs of one path are from those of another; relative to the length of the other."""
 
-    targets: str  # "single-token" or "multi-token"
-    count: int
-    success: float  # greedy decoding gives the target, exactly
-    rephrase: float | None  # the same after another wording of the prompt
-    locality: float | None  # tokens that are chosen as by the base, after prompts that the edit is not about
-    loss_last_token: float | None
-    loss_sequence: float | None
+    path: str
+    against: str
+    rel_error: float | None
+    max_abs: float
+    cosine: float | None
+    explained: float | None  # the relative error that rounding is expected to cause; None: the formulas differ
+    expected: bool  # whether what was measured is within that, with its margin
 
 
 @dataclass(frozen=True, slots=True)
-class ModelScores:
-    name: str
-    role: str  # "base", "unmerged" or "merged"
-    drift: LogitDrift | None  # None for the reference
-    edits: tuple[EditScores, ...]
-    seconds: float
+class WeightDrift:
+    """How far the stored merged weight W' is from W + Δ. None: there is nothing to relate it to (Δ = 0, or W = 0)."""
+
+    rel_error: float | None  # ‖W' − W − Δ‖ / ‖W + Δ‖
+    explained: float | None  # as much of it as rounding is expected to cause
+    expected: bool
+    max_ulp: float  # of W' − W − Δ, in units in the last place of W + Δ
+    norm: float  # ‖W + Δ‖
+    delta_norm: float  # ‖Δ‖
+    delta_size: float | None  # ‖Δ‖ / ‖W‖
+    touched: int  # elements that Δ moves
+    survival: float | None  # ⟨W' − W, Δ⟩ / ⟨Δ, Δ⟩
+    survival_exact: float | None  # that of the exact merge
+    survival_expected: bool
+    noise: float | None  # ‖W' − W − Δ‖ / ‖Δ‖
+    unchanged: float | None  # of these, the share that are stored as they were
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleDrift:
+    name: str  # of the tensor
+    kinds: tuple[str, ...]
+    adapters: tuple[int, ...]  # positions on the command line, from 0
+    dtype: str
+    shape: tuple[int, ...]
+    rank: int  # of all adapters together
+    weight: WeightDrift
+    inputs: int  # rows of input that outputs were computed for
+    outputs: tuple[Distance, ...]  # each path against `exact`, then against each other
+    no_outputs: str | None  # why there are none
+    drift: float | None  # the relative error of merged against unmerged; of the weight where there are no outputs
+    verdict: str  # "expected" or "suspect"
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PathSummary:
+    """Over all modules."""
+
+    path: str
+    against: str
+    rel_error: float  # root mean square of the modules'
+    worst: float
+    max_abs: float
+    cosine: float | None  # the smallest
+    modules: int  # in which these paths differ
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """Of all layers of one form. Seconds for one pass through one layer."""
+
+    shape: tuple[int, int]  # out, in
+    rank: int
+    layers: int
+    batch: int
+    merged: float
+    unmerged: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationReport:
-    """Models on prompts: how far apart they are, and what they know."""
-
-    schema: ClassVar[str] = "evaluate/1"
-    ok: bool
+class DriftReport:
+    schema: ClassVar[str] = "drift/1"
     base: str
-    adapters: tuple[str, ...]
+    sources: tuple[str, ...]
     weights: tuple[float, ...]
-    merged: tuple[str, ...]
-    reference: str  # the model that all others are compared with
-    prompts: int
-    tokens: int  # of the prompts
-    generated: int  # tokens after each prompt
-    device: str
+    merged: str | None  # the checkpoint that was judged, if not our own merge
+    compose: str
+    inputs: str  # where the inputs came from
+    verdict: str
+    ok: bool  # expected, and not above the limit
+    drift: float  # the largest of any module
     fail_above: float | None
-    models: tuple[ModelScores, ...]
+    survival: float | None  # of all updates together
+    noise: float | None
+    unchanged: float | None
+    rel_error: float | None  # of all merged weights together
+    advice: tuple[str, ...]
+    paths: tuple[PathSummary, ...]
+    modules: tuple[ModuleDrift, ...]  # the worst first
+    cost: tuple[LayerCost, ...]
     notes: tuple[str, ...]
+    threads: int
     seconds: float

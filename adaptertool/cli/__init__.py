@@ -8,14 +8,24 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import boundary, clean, evaluate, merge, verify
+from adaptertool.cli import algebra, boundary, clean, drift, evaluate, merge, verify
 
-COMMANDS: tuple[click.Command, ...] = (merge.merge, merge.wise, verify.verify, evaluate.evaluate, clean.clean)
+COMMANDS: tuple[click.Command, ...] = (
+    merge.merge,
+    merge.wise,
+    algebra.sum_command,
+    algebra.truncate,
+    verify.verify,
+    drift.drift,
+    evaluate.evaluate,
+    clean.clean,
+)
 
 EXIT_CODES = """\b
 Exit codes:
   0    done, and good
-  1    a check failed: verify found a checkpoint wrong, evaluate one too far
+  1    a check failed: verify found a checkpoint wrong, drift is more than
+       rounding explains, or evaluate's --fail-above is passed
   2    wrong usage
   3    bad input: a file is malformed, inputs do not fit together, or
        something is refused by name

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 
 from adaptertool.errors import UsageError
-from adaptertool.reports import EvaluationReport
-from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal
+from adaptertool.evaluation_reports import EvaluationReport
+from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal, decimals
 from adaptertool.tasks.merge import check_compose
 
 LOSSES = ("last-token", "sequence")
@@ -59,12 +59,11 @@ def evaluate(
         raise UsageError(f"loss is {' or '.join(LOSSES)}, not {loss!r}")
     if not 0 <= generate <= MAX_GENERATED:
         raise UsageError(f"0 to {MAX_GENERATED:,} tokens can be generated, not {generate}")
-    if weights is not None and len(weights) != len(adapters):
-        raise UsageError(f"{len(weights)} weights for {len(adapters)} adapters; give one for each, or none at all")
     limit = None if fail_above is None else float(decimal(fail_above, "the limit of KL"))
     if limit is not None and (limit < 0 or not (merged or each)):
         raise UsageError("a limit of KL is 0 or more, and needs a checkpoint to judge (--merged), or --each")
     check_compose(compose)
+    numbers = tuple(float(weight) for weight in decimals(weights, "weight", len(adapters)))
     try:
         import torch  # noqa: F401, PLC0415  # no dependency of adaptertool
         import transformers  # noqa: F401, PLC0415
@@ -77,7 +76,7 @@ def evaluate(
         adapters=tuple(as_path(path, "ADAPTER") for path in adapters),
         merged=tuple(as_path(path, "--merged") for path in merged),
         prompts=as_path(prompts, "--prompts"),
-        weights=tuple(1.0 if weights is None else float(decimal(weights[n], "weight")) for n in range(len(adapters))),
+        weights=numbers,
         compose=compose,
         renames=tuple(renames),
         each=each,

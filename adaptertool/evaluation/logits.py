@@ -16,7 +16,7 @@ import torch
 
 from adaptertool.errors import MismatchError, NonFiniteError, StorageError
 from adaptertool.evaluation.encoding import Case
-from adaptertool.reports import LogitDrift
+from adaptertool.evaluation_reports import LogitDrift
 
 _IN_MEMORY = 256 << 20
 _AT_ONCE = 1 << 22  # elements that are compared at once, in float64

@@ -18,8 +18,8 @@ from adaptertool.evaluation.encoding import Case, Encoder, check_lengths
 from adaptertool.evaluation.loading import context_of, device_of, load_model, load_tokenizer, quiet
 from adaptertool.evaluation.logits import Reference
 from adaptertool.evaluation.prompts import read_prompts
+from adaptertool.evaluation_reports import EvaluationReport, ModelScores
 from adaptertool.live.attach import attaching
-from adaptertool.reports import EvaluationReport, ModelScores
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,74 @@
+"""`drift`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from adaptertool.cli.boundary import say
+from adaptertool.cli.options import DEBUG, JSON, QUIET, RENAME, THREADS, bar, with_options
+from adaptertool.render.drift import drift_text
+from adaptertool.render.machine import to_json
+from adaptertool.reports import PATHS
+from adaptertool.tasks import drift as task
+from adaptertool.tasks.merge import COMPOSITIONS
+
+
+@click.command()
+@click.argument("base", type=click.Path())
+@click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
+@with_options(
+    click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each."),
+    click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge."),
+    click.option("--merged", metavar="DIR", help="Judge this checkpoint, in the place of our own merge."),
+    click.option("--paths", default=",".join(PATHS), metavar="A,B", help=f"Which to compare, of {', '.join(PATHS)}."),
+    click.option(
+        "--probe", type=int, default=task.PROBE, metavar="N", help=f"Gaussian inputs per layer (default {task.PROBE})."
+    ),
+    click.option("--activations", metavar="FILE", help="Real inputs, a .safetensors by module name."),
+    click.option("--fail-above", type=float, metavar="REL", help="Exit 1 where a module drifts by more."),
+    click.option("--time", "cost", is_flag=True, help="Time the layers, merged and unmerged."),
+    click.option("--html", metavar="FILE", help="Also write a page with pictures."),
+    RENAME,
+    THREADS,
+    JSON,
+    QUIET,
+    click.option("-v", "--verbose", is_flag=True, help="Every module."),
+    DEBUG,
+)
+def drift(
+    base: str,
+    adapters: tuple[str, ...],
+    weights: tuple[str, ...],
+    paths: str,
+    html: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> int:
+    """How far merging ADAPTERS into BASE moves its outputs from those of the unmerged adapters.
+
+    Measured from the weights alone, layer by layer: what rounding does to the stored weight and to the update,
+    and what inputs become on each path. Exit 1 where the drift is more than rounding explains.
+    """
+    if html is not None:
+        from adaptertool.render import page  # noqa: PLC0415  # loads what the extra `report` holds
+
+        page.require(html)
+    with bar("drift", None, quiet=quiet) as progress:
+        report = task.drift(
+            base, adapters, weights=weights or None, paths=paths.split(","), progress=progress, **options
+        )
+    if html is not None:
+        from adaptertool.render.drift_page import drift_page  # noqa: PLC0415  # as above
+
+        page.write(html, drift_page(report))
+    if not quiet:
+        for note in report.notes:
+            say(f"adaptertool: note: {note}", sys.stderr)
+    if not quiet or as_json:
+        say(to_json(report) if as_json else drift_text(report, every_module=verbose), sys.stdout)
+    return 0 if report.ok else 1

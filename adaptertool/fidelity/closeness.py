@@ -1,0 +1,122 @@
+"""Sums over blocks that tell how near two things are, added in the order of the blocks: the same every time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from adaptertool.fidelity.model import coarser, explains, rounding, summing, survival_slack, ulps
+from adaptertool.numerics.rounding import Array
+from adaptertool.reports import Distance, WeightDrift
+
+
+def _squares(values: Array) -> float:
+    flat = values.reshape(-1)
+    return float(flat @ flat)
+
+
+@dataclass(slots=True)
+class Closeness:
+    """Of outputs y to others z that stand for what is right."""
+
+    apart: float = 0.0  # Σ(y − z)²
+    own: float = 0.0  # Σy²
+    other: float = 0.0  # Σz²
+    both: float = 0.0  # Σy·z
+    largest: float = 0.0  # max |y − z|
+
+    def add(self, y: Array, z: Array) -> None:
+        """Both float64."""
+        difference = y - z
+        self.apart += _squares(difference)
+        self.own, self.other = self.own + _squares(y), self.other + _squares(z)
+        self.both += float(y.reshape(-1) @ z.reshape(-1))
+        self.largest = max(self.largest, float(abs(difference).max(initial=0.0)))
+
+    def report(self, one: str, other: str, variance: float | None) -> Distance:
+        """variance: None where they differ by more than rounding."""
+        scale = math.sqrt(self.other)
+        return Distance(
+            path=one,
+            against=other,
+            rel_error=_ratio(math.sqrt(self.apart), scale),
+            max_abs=self.largest,
+            cosine=min(1.0, self.both / math.sqrt(self.own) / scale) if self.own and scale else None,
+            explained=None if variance is None else _ratio(math.sqrt(variance), scale),
+            expected=variance is None or explains(variance, math.sqrt(self.apart)),
+        )
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else (0.0 if part == 0 else None)
+
+
+@dataclass(slots=True)
+class WeightTally:
+    """Of a stored weight W' to W + Δ, which it should be."""
+
+    dtype: str
+    base: float = 0.0  # ΣW²
+    exact: float = 0.0  # Σ(W + Δ)²
+    moved: float = 0.0  # Σ(W + Δ)², where Δ is not 0
+    delta: float = 0.0  # ΣΔ²
+    error: float = 0.0  # Σ(W' − W − Δ)²
+    along: float = 0.0  # Σ(W' − W)·Δ
+    most_ulps: float = 0.0
+    touched: int = 0  # elements where Δ is not 0
+    same: int = 0  # of these, those with W' = W
+    variance: float = 0.0  # of the factors, and of their products
+
+    def add(self, before: Array, exact: Array, stored: Array) -> None:
+        """W, W + Δ and W', in float64."""
+        delta, error = exact - before, stored - exact
+        touched = delta != 0
+        self.base, self.exact = self.base + _squares(before), self.exact + _squares(exact)
+        self.delta, self.error = self.delta + _squares(delta), self.error + _squares(error)
+        self.along += float((stored - before).reshape(-1) @ delta.reshape(-1))
+        count = int(np.count_nonzero(touched))
+        self.moved += _squares(exact if count == touched.size else exact[touched])
+        self.touched += count
+        self.same += int(np.count_nonzero(touched & (stored == before)))
+        self.most_ulps = max(self.most_ulps, ulps(stored, exact, self.dtype))
+
+    def of_factors(self, dtype: str, rank: int, through: float, delta: float) -> None:
+        """An edit s·B·A with Σ_k ‖a_k‖²·‖b_k‖²·s² = through and ‖s·B·A‖² = delta: both factors, the product, the scaled
+        product and the sum may each have been rounded to the coarser of the dtypes that play a part."""
+        dtype = coarser(dtype, self.dtype)
+        self.variance += rounding(dtype, 2 * through + 3 * delta) + summing(dtype, rank, through)
+
+    @property
+    def survival(self) -> float | None:
+        """⟨W' − W, Δ⟩ / ⟨Δ, Δ⟩"""
+        return self.along / self.delta if self.delta else None
+
+    def report(self, roundings: int, honest: tuple[float | None, ...]) -> WeightDrift:
+        """roundings: how many the weight may have been through; honest: the survival in merges that are known to be
+        right."""
+        variance = self.variance + roundings * rounding(self.dtype, self.moved, self.touched)
+        length = math.sqrt(self.delta)
+        noise = math.sqrt(self.error) / length if length else None
+        known = [survival for survival in honest if survival is not None]
+        kept = True
+        if self.survival is not None and noise is not None and known:
+            slack = survival_slack(self.dtype, noise, self.touched)
+            kept = min(known) - slack <= self.survival <= max(known) + slack
+        scale = math.sqrt(self.exact)
+        return WeightDrift(
+            rel_error=_ratio(math.sqrt(self.error), scale),
+            explained=_ratio(math.sqrt(variance), scale),
+            expected=explains(variance, math.sqrt(self.error)),
+            max_ulp=self.most_ulps,
+            norm=scale,
+            delta_norm=length,
+            delta_size=_ratio(length, math.sqrt(self.base)),
+            touched=self.touched,
+            survival=self.survival,
+            survival_exact=known[0] if known else None,
+            survival_expected=kept,
+            noise=noise,
+            unchanged=self.same / self.touched if self.touched else None,
+        )

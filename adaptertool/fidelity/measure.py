@@ -1,0 +1,166 @@
+"""One tensor, block by block: its stored weight against the formula, and what layers compute with either."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from adaptertool.blocks import Block, Workspace
+from adaptertool.chain import Chain
+from adaptertool.changes import changed, numbers
+from adaptertool.errors import NonFiniteError, shown
+from adaptertool.fidelity.closeness import WeightTally
+from adaptertool.fidelity.model import unit
+from adaptertool.fidelity.outputs import Outputs
+from adaptertool.fidelity.paths import LOW_RANK, Variants, is_looked_up, why_no_outputs
+from adaptertool.fidelity.probe import Probe
+from adaptertool.fidelity.summary import EXPECTED, SUSPECT
+from adaptertool.files.reader import Inputs
+from adaptertool.kinds import DORA
+from adaptertool.kinds.lora import A, B
+from adaptertool.numerics.rounding import Array, doubles
+from adaptertool.plan import matrix
+from adaptertool.region import choose
+from adaptertool.reports import MERGED, STEPWISE, UNMERGED, ModuleDrift, WeightDrift
+from adaptertool.spec import Ref, Step
+from adaptertool.tensors import read_tensor
+
+PART = 1 << 17  # elements of a block
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One tensor to judge. step: in the dtype of what is judged; candidate: another's W', None for our own."""
+
+    step: Step
+    adapters: int
+    candidate: Ref | None
+
+    @property
+    def rank(self) -> int:
+        """Of all adapters together; of experts, that of one."""
+        ranks: dict[int, int] = {}
+        for edit in self.step.edits:
+            if edit.kind in LOW_RANK:
+                ranks[edit.adapter] = max(ranks.get(edit.adapter, 0), edit.factors[A].shape[0])
+        return sum(ranks.values())
+
+    @property
+    def form(self) -> tuple[int, int, int] | None:
+        """(out, in, rank) of the layer, where it is one matrix that inputs are multiplied with."""
+        low = [edit for edit in self.step.edits if edit.kind in LOW_RANK]
+        if why_no_outputs(self.step) is not None or is_looked_up(low[0]) or any(edit.view for edit in low):
+            return None
+        rows, columns = matrix(self.step)
+        return (columns, rows, self.rank) if low[0].transposed else (rows, columns, self.rank)
+
+
+def measure(inputs: Inputs, subject: Subject, probe: Probe, paths: frozenset[str], space: Workspace) -> ModuleDrift:
+    """Raises NonFiniteError, InputError."""
+    step, dtype = subject.step, subject.step.spec.dtype
+    judged, ours, stepwise = (WeightTally(dtype) for _ in range(3))
+    reason = why_no_outputs(step)
+    variants = Variants(inputs, step, subject.adapters) if reason is None else None
+    outputs = Outputs.of(inputs, step, variants, probe, paths) if variants else None
+    if variants and not outputs:
+        reason = "no inputs were recorded"
+    for block in _parts(inputs, step):
+        before, after = changed(inputs, block, 1.0, space)
+        stored = doubles(after, dtype).reshape(-1, block.columns)
+        base, exact = numbers(block, before, 1.0)
+        given = stored if subject.candidate is None else _given(inputs, subject.candidate, block)
+        judged.add(base, exact, given)
+        _count_factors(judged, block)
+        if subject.candidate is not None:
+            ours.add(base, exact, stored)
+        if outputs is not None and variants is not None:
+            weights = variants.weights(block, base, given)
+            if STEPWISE in weights:
+                stepwise.add(base, exact, weights[STEPWISE][0])
+            outputs.add(block, exact, exact != base, weights)
+    if not math.isfinite(judged.exact + judged.error + judged.delta):
+        raise NonFiniteError(
+            f"{step.base.path}: {shown(step.spec.name)}: the squares of its numbers are beyond float64"
+        )
+    honest = (ours.survival, stepwise.survival) if subject.candidate else ()
+    weight = judged.report(_roundings(step), honest)
+    return _report(subject, weight, outputs, reason)
+
+
+def _parts(inputs: Inputs, step: Step) -> Iterator[Block]:
+    """A tensor cut into blocks: smaller ones than for a merge, for all that is made of one to stay in the cache."""
+    chain, (rows, columns) = Chain(inputs, step), matrix(step)
+    at_once = max(1, PART // columns)
+    for first in range(0, rows, at_once):
+        yield Block(step, first, min(rows, first + at_once), columns, chain)
+
+
+def _given(inputs: Inputs, candidate: Ref, block: Block) -> Array:
+    given = read_tensor(inputs, candidate, block.start, block.start + block.numel).reshape(-1, block.columns)
+    if not np.isfinite(given).all():
+        raise NonFiniteError(f"{candidate.path}: {shown(candidate.spec.name)} holds NaN or infinity")
+    return given
+
+
+def _count_factors(tally: WeightTally, block: Block) -> None:
+    """What other recipes may have rounded on the way to the merged weight."""
+    for number, edit in enumerate(block.step.edits):
+        chosen = choose(edit, block.first, block.last)
+        if chosen is None or edit.kind not in LOW_RANK:
+            continue
+        factors = block.chain.factors(number, edit, chosen.places)
+        a, b, times = factors[A], factors[B], (edit.scale * edit.weight) ** 2
+        through = float(np.square(a).sum(1) @ np.square(b).sum(0)) * times
+        delta = float(((a @ a.T) * (b.T @ b)).sum()) * times  # ‖B·A‖², without the product itself
+        coarsest = max((ref.spec.dtype for ref in edit.factors.values()), key=unit)
+        tally.of_factors(coarsest, len(a), through, max(delta, 0.0))
+
+
+def _roundings(step: Step) -> int:
+    """Of the weight, at most: for each adapter one, and for DoRA those of m, the norm, their quotient and V."""
+    by_ratio = {edit.adapter for edit in step.edits if edit.kind == DORA.name}
+    return len({edit.adapter for edit in step.edits}) + 4 * len(by_ratio)
+
+
+def _report(subject: Subject, weight: WeightDrift, outputs: Outputs | None, reason: str | None) -> ModuleDrift:
+    step, found = subject.step, outputs.report() if outputs else ()
+    reasons = list(_of_weight(weight))
+    for distance in found:
+        if not distance.expected:
+            reasons.append(
+                f"{distance.path} against {distance.against}: {_show(distance.rel_error)} apart, where rounding "
+                f"explains {_show(distance.explained)}"
+            )
+    apart = [distance.rel_error for distance in found if (distance.path, distance.against) == (MERGED, UNMERGED)]
+    return ModuleDrift(
+        name=step.spec.name,
+        kinds=tuple(dict.fromkeys(edit.kind for edit in step.edits)),
+        adapters=tuple(dict.fromkeys(edit.adapter for edit in step.edits)),
+        dtype=step.spec.dtype,
+        shape=step.spec.shape,
+        rank=subject.rank,
+        weight=weight,
+        inputs=outputs.count if outputs else 0,
+        outputs=found,
+        no_outputs=reason,
+        drift=apart[0] if apart else weight.rel_error,
+        verdict=SUSPECT if reasons else EXPECTED,
+        reasons=tuple(reasons),
+    )
+
+
+def _of_weight(weight: WeightDrift) -> Iterator[str]:
+    if not weight.expected:
+        yield f"the weight is {_show(weight.rel_error)} off W + Δ, where rounding explains {_show(weight.explained)}"
+    if not weight.survival_expected:
+        yield (
+            f"{_show(weight.survival)} of the update is in the weight, where the exact merge keeps "
+            f"{_show(weight.survival_exact)}"
+        )
+
+
+def _show(number: float | None) -> str:
+    return "infinitely far" if number is None else f"{number:.3g}"

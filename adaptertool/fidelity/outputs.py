@@ -1,0 +1,157 @@
+"""What a layer makes of its inputs on each path, against the exact value and each other.
+
+A layer is y = x·Wᵀ for a weight (out, in), of which each block of rows gives some of the outputs; y = x·W for one that
+is stored (in, out), where the products of its blocks are summed; or a row of an embedding, looked up. A convolution
+counts as its matrix, applied to one patch; of fused experts each is a layer of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from adaptertool.blocks import Block
+from adaptertool.errors import NonFiniteError, shown
+from adaptertool.fidelity.closeness import Closeness
+from adaptertool.fidelity.inference import energy, held, low_rank, powers, with_dora, with_lora, working
+from adaptertool.fidelity.model import rounding, summing
+from adaptertool.fidelity.paths import EXACTLY, LOW_RANK, Beside, Norms, Variants, is_looked_up
+from adaptertool.fidelity.probe import Probe
+from adaptertool.files.reader import Inputs
+from adaptertool.kinds import DORA
+from adaptertool.kinds.dora import MAGNITUDE
+from adaptertool.kinds.lora import A, B
+from adaptertool.numerics.rounding import Array
+from adaptertool.plan import matrix
+from adaptertool.region import Region, choose
+from adaptertool.reports import Distance
+from adaptertool.spec import Edit, Step
+
+Weights = Mapping[str, tuple[Array, Norms]]
+
+
+class Outputs:
+    """Sums over the outputs of one tensor's layers, block by block in order."""
+
+    def __init__(self, step: Step, variants: Variants, paths: Sequence[str], x: Array | None) -> None:
+        self._variants, self._paths, self._dtype = variants, paths, step.spec.dtype
+        self._name, (self._rows, self._columns) = step.spec.name, matrix(step)
+        turned = any(edit.transposed for edit in step.edits if edit.kind in LOW_RANK)
+        self._period = step.spec.shape[-2] if turned and x is not None else 0  # rows of one layer that is stored so
+        self._x = None if x is None else held(x, self._dtype)
+        self._power = np.ones(1) if self._x is None else powers(self._x, 0)
+        pairs = [(path, EXACTLY) for path in paths] + list(itertools.combinations(paths, 2))
+        self._pairs = {pair: Closeness() for pair in pairs}
+        self._variance = dict.fromkeys((*paths, EXACTLY), 0.0)
+        self._sums: dict[str, Array] = {}
+        self._norms: dict[str, Norms] = {}
+        self.count = self._rows if x is None else len(x)
+
+    @classmethod
+    def of(cls, inputs: Inputs, step: Step, variants: Variants, probe: Probe, paths: frozenset[str]) -> Outputs | None:
+        """None where no inputs were recorded for this tensor."""
+        low = [edit for edit in step.edits if edit.kind in LOW_RANK]
+        chosen = [path for path in variants.paths if path in paths]
+        if is_looked_up(low[0]):
+            return cls(step, variants, chosen, None)
+        columns = matrix(step)[1]
+        x = probe.inputs(inputs, step.spec.name, step.spec.shape[-2] if low[0].transposed else columns)
+        return None if x is None else cls(step, variants, chosen, x)
+
+    def add(self, block: Block, exact: Array, touched: Array, weights: Weights) -> None:
+        """exact: W + Δ; touched: where Δ is not 0; weights: those of each path. All of the block's rows."""
+        squares = np.square(exact)
+        numbers = squares, squares if touched.all() else squares * touched, touched
+        if self._period:
+            begin = block.first
+            while begin < block.last:  # layer by layer
+                end = min(block.last, (begin // self._period + 1) * self._period)
+                cut = slice(begin - block.first, end - block.first)
+                inside = slice(begin % self._period, (end - 1) % self._period + 1)
+                self._count([part[cut].sum(1) for part in numbers], self._power[inside])
+                self._sum(exact[cut], {path: (w[cut], norms) for path, (w, norms) in weights.items()}, inside)
+                if end % self._period == 0:
+                    self._finish(self._sums, self._norms, end - self._period, end)
+                    self._sums = {}
+                begin = end
+            return
+        self._count([part.sum(0) for part in numbers], self._power)
+        if self._x is None:
+            products = {EXACTLY: exact} | {path: w.astype(working(self._dtype)) for path, (w, _) in weights.items()}
+        else:
+            products = {EXACTLY: self._x.astype(np.float64) @ exact.T}
+            products |= {path: self._x @ w.astype(self._x.dtype).T for path, (w, _) in weights.items()}
+        self._finish(products, {path: norms for path, (_, norms) in weights.items()}, block.first, block.last)
+
+    def _sum(self, exact: Array, weights: Weights, inside: slice) -> None:
+        assert self._x is not None
+        x = self._x[:, inside]
+        products = {EXACTLY: x.astype(np.float64) @ exact}
+        products |= {path: x @ w.astype(x.dtype) for path, (w, _) in weights.items()}
+        for path, product in products.items():
+            self._sums[path] = self._sums[path] + product if path in self._sums else product
+        self._norms = {path: norms for path, (_, norms) in weights.items()}
+
+    def _count(self, sums: Sequence[Array], power: Array) -> None:
+        """The variance that comes from rounded weights, and from sums of products with them.
+
+        sums: for each of a layer's inputs the squares of W + Δ, those where Δ is not 0, and how many these are.
+        """
+        squares, moved, touched = (float((part * power).sum()) for part in sums)
+        rounded = rounding(self._dtype, moved, touched)
+        summed = summing(self._dtype, 0 if self._x is None else self._x.shape[1], squares)
+        for path in self._paths:
+            self._variance[path] += self._variants.roundings(path) * rounded + summed
+
+    def _finish(self, products: Mapping[str, Array], norms: Mapping[str, Norms], first: int, last: int) -> None:
+        """The outputs of rows first..last, or of a whole layer that is stored (in, out)."""
+        ends = {EXACTLY: products[EXACTLY]}
+        for path in self._paths:
+            y = held(products[path], self._dtype)
+            if self._x is not None:
+                self._variance[path] += rounding(self._dtype, energy(y), y.size)
+            if (beside := self._variants.beside(path)) is not None:
+                self._apply(path, beside, y, norms[path], first, last)
+            if not np.isfinite(y).all():
+                raise NonFiniteError(
+                    f"{shown(self._name)}: outputs of the path '{path}' are beyond the range of {self._dtype}"
+                )
+            ends[path] = y.astype(np.float64)
+        for (one, other), closeness in self._pairs.items():
+            closeness.add(ends[one], ends[other])
+
+    def _apply(self, path: str, beside: Beside, y: Array, norms: Norms, first: int, last: int) -> None:
+        """Add to y, in place, what the edits beside the weight make of the inputs."""
+        for number, edit in enumerate(beside.edits):
+            chosen = choose(edit, first, last)
+            if chosen is None:
+                continue
+            factors = beside.low.factors(number, edit, chosen.places)
+            index = self._index(chosen)
+            change = low_rank(self._x, factors[A], factors[B], self._dtype)
+            y[index], variance = self._with(edit, y[index], change, factors, norms.get(number))
+            self._variance[path] += variance
+
+    def _index(self, chosen: Region) -> tuple[slice | list[int], slice | list[int]]:
+        """Which of y the edit acts on."""
+        if self._x is None:
+            return chosen.index, chosen.columns
+        return slice(None), chosen.columns if self._period else chosen.index
+
+    def _with(
+        self, edit: Edit, y: Array, change: tuple[Array, Array], factors: Mapping[str, Array], norm: Array | None
+    ) -> tuple[Array, float]:
+        if edit.kind != DORA.name:
+            return with_lora(y, change, edit.scale * edit.weight, self._dtype)
+        assert norm is not None
+        vectors = factors[MAGNITUDE].reshape(-1), norm.reshape(-1)
+        return with_dora(y, change, edit.scale, self._dtype, *vectors, edit.weight, looked_up=self._x is None)
+
+    def report(self) -> tuple[Distance, ...]:
+        same = self._variants.same_formula
+        return tuple(
+            closeness.report(one, other, self._variance[one] + self._variance[other] if same(one, other) else None)
+            for (one, other), closeness in self._pairs.items()
+        )

@@ -1,0 +1,104 @@
+"""The report of `drift` as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from adaptertool.errors import shown
+from adaptertool.reports import DriftReport, ModuleDrift
+
+_SHOWN = 12  # modules in the text, without -v
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def drift_text(report: DriftReport, *, every_module: bool) -> str:
+    what = report.merged or "merged"
+    lines = [f"drift {report.base} + {' + '.join(report.sources)}: {what} against unmerged, {report.inputs}"]
+    lines.append(f"  verdict   {verdict(report)}")
+    lines.append(f"  weights   {number(report.rel_error)} off W + Δ")
+    lines.append(
+        f"  update    {share(report.survival)} survives, noise {share(report.noise)}, "
+        f"{share(report.unchanged)} of its elements change nothing"
+    )
+    lines += [f"  advice    {line}" for line in report.advice]
+    if report.paths:
+        rows: list[tuple[str, ...]] = [
+            (p.path, p.against, number(p.rel_error), number(p.worst), number(p.max_abs), _cosine(p.cosine))
+            for p in report.paths
+        ]
+        lines += ["", *_table(("path", "against", "rel error", "worst", "max abs", "1 - cosine"), rows)]
+    chosen = report.modules if every_module else report.modules[:_SHOWN]
+    rows = [tuple(map(str, _row(module))) for module in chosen]
+    head = ("module, worst first", "drift", "weight", "ulp", "|Δ|/|W|", "survival", "unchanged", "verdict")
+    lines += ["", *_table(head, rows)]
+    if len(report.modules) > len(chosen):
+        lines.append(f"  and {len(report.modules) - len(chosen)} more (-v shows all)")
+    for module in chosen:
+        lines += [f"  {module.name}: {reason}" for reason in module.reasons]
+    if report.cost:
+        lines += ["", *_table(*cost_table(report))]
+    return "\n".join(lines)
+
+
+def verdict(report: DriftReport) -> str:
+    suspects = sum(module.verdict == "suspect" for module in report.modules)
+    if suspects:
+        return f"suspect: {suspects} of {len(report.modules)} modules drift by more than rounding explains"
+    text = "expected: rounding explains the drift of every module"
+    if report.fail_above is not None and not report.ok:
+        text += f", but the largest, {report.drift:.3g}, is above {report.fail_above:g}"
+    return text
+
+
+def cost_table(report: DriftReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{cost.shape[0]}×{cost.shape[1]}, rank {cost.rank}",
+            str(cost.layers),
+            str(cost.batch),
+            f"{cost.merged * 1e6:.1f} µs",
+            f"{cost.unmerged * 1e6:.1f} µs",
+            f"{cost.unmerged / cost.merged - 1:+.0%}",
+        )
+        for cost in report.cost
+    ]
+    for batch in dict.fromkeys(cost.batch for cost in report.cost):
+        some = [cost for cost in report.cost if cost.batch == batch]
+        merged, unmerged = (sum(getattr(c, way) * c.layers for c in some) for way in ("merged", "unmerged"))
+        layers = str(sum(cost.layers for cost in some))
+        times = f"{merged * 1e6:.1f} µs", f"{unmerged * 1e6:.1f} µs", f"{unmerged / merged - 1:+.0%}"
+        rows.append(("all layers", layers, str(batch), *times))
+    return ("layer", "layers", "batch", "merged", "unmerged", "overhead"), rows
+
+
+def _row(module: ModuleDrift) -> Sequence[str]:
+    weight = module.weight
+    return (
+        module.name,
+        number(module.drift),
+        number(weight.rel_error),
+        f"{weight.max_ulp:.3g}",
+        number(weight.delta_size),
+        share(weight.survival),
+        share(weight.unchanged),
+        module.verdict,
+    )
+
+
+def _cosine(value: float | None) -> str:
+    return "-" if value is None else number(1 - value)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    cells = [[shown(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        first = row[0].ljust(widths[0])
+        yield "  " + "  ".join([first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])

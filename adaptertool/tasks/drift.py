@@ -1,0 +1,100 @@
+"""`drift`: how far merged and unmerged adapters drift apart in floating point, without a model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from adaptertool.errors import UsageError
+from adaptertool.fidelity.summary import summary
+from adaptertool.files.checkpoint import open_checkpoint
+from adaptertool.files.header import read_header
+from adaptertool.kinds import DORA
+from adaptertool.plan import all_steps
+from adaptertool.reports import PATHS, DriftReport
+from adaptertool.spec import Plan, Step
+from adaptertool.tasks.arguments import Number, PathLike, as_path
+from adaptertool.tasks.common import thread_count
+from adaptertool.tasks.merge import prepare_merge
+
+MAX_PROBE = 1024
+PROBE = 16
+
+
+def drift(
+    base: PathLike,
+    adapters: Sequence[PathLike],
+    *,
+    weights: Sequence[Number] | None = None,
+    compose: str = "sequential",
+    renames: Sequence[str] = (),
+    merged: PathLike | None = None,
+    paths: Sequence[str] = PATHS,
+    probe: int = PROBE,
+    activations: PathLike | None = None,
+    fail_above: float | None = None,
+    cost: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> DriftReport:
+    """Measure, for every tensor that `adapters` change, what rounding does to the merged weight and to its outputs.
+
+    Of the stored weight W': ‖W' − W − Δ‖ / ‖W + Δ‖, and what survives of the update, ⟨W' − W, Δ⟩ / ⟨Δ, Δ⟩. Of outputs
+    y = x·W'ᵀ (merged) and y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ (unmerged, rounded as at inference in the storage dtype): relative
+    error, largest difference and cosine, to the value in float64 and to each other. fidelity/model.py judges them.
+
+    base, adapters, weights, compose, renames: as for `merge`
+    merged:      a checkpoint that another tool made of them: its W' is judged in the place of our own
+    paths:       which to compare, of those in adaptertool.fidelity.paths
+    probe:       so many Gaussian inputs of unit variance for each layer, the same in every run
+    activations: a .safetensors file with inputs (..., in) by module name, instead of the probe
+    fail_above:  `ok` is False where the drift of any module is above this relative error
+    cost:        also time layers of these shapes, merged and unmerged
+    threads:     the available cores, up to 8, where None; the result does not depend on it
+    progress:    called with the number of bytes of the base that were just measured, from several threads
+
+    Raises AdapterToolError (see `adaptertool.errors`).
+    """
+    start = time.perf_counter()
+    _check(paths, probe, fail_above, recorded=activations is not None)
+    threads, plan = thread_count(threads), prepare_merge(base, adapters, weights, compose=compose, renames=renames)
+    steps = [step for step in all_steps(plan) if step.edits and step.spec.numel]
+    candidate = None if merged is None else open_checkpoint(as_path(merged, "--merged"))
+    header = None if activations is None else read_header(as_path(activations, "--activations"))
+    others = [*(candidate.headers if candidate else ()), *([header] if header else ())]
+    from adaptertool.fidelity import run  # noqa: PLC0415  # loads numpy
+
+    subjects = [run.subject_of(step, len(plan.sources), candidate) for step in steps]
+    source = run.probe_of(probe, steps, header)
+    modules = run.measure_all(plan, others, subjects, source, frozenset(paths), threads, progress or (lambda _: None))
+    return DriftReport(
+        base=str(plan.base),
+        sources=tuple(map(str, plan.sources)),
+        weights=plan.weights,
+        merged=None if merged is None else str(merged),
+        compose=compose,
+        inputs=f"{probe} Gaussian rows" if activations is None else str(activations),
+        cost=run.costs_of(subjects) if cost else (),
+        notes=(*plan.notes, *source.notes, *_notes(plan, steps)),
+        threads=threads,
+        seconds=time.perf_counter() - start,
+        **summary(modules, fail_above),
+    )
+
+
+def _check(paths: Sequence[str], probe: int, fail_above: float | None, *, recorded: bool) -> None:
+    if unknown := set(paths) - set(PATHS):
+        raise UsageError(f"no path {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(PATHS)}")
+    if not recorded and not 1 <= probe <= MAX_PROBE:
+        raise UsageError(f"probe must be 1 to {MAX_PROBE} rows, not {probe}")
+    if fail_above is not None and not (math.isfinite(fail_above) and fail_above >= 0):
+        raise UsageError(f"the limit for the drift is a number from 0 on, not {fail_above}")
+
+
+def _notes(plan: Plan, steps: Iterable[Step]) -> Iterator[str]:
+    if len(plan.sources) > 1 and any(edit.kind == DORA.name for step in steps for edit in step.edits):
+        yield (
+            "with DoRA, adapters together (unmerged) and in turn (stacked, stepwise) are different formulas; where "
+            "they meet in one tensor their distance is more than rounding, and is not judged"
+        )
