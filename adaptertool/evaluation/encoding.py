@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptertool.errors import InputError
+from adaptertool.errors import InputError, MismatchError
 from adaptertool.evaluation.prompts import Line
 
 
@@ -74,9 +75,18 @@ class Encoder:
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def check_lengths(cases: Sequence[Case], context: int | None, more: int, where: str) -> None:
-    """Raises InputError for a line that is longer than the model takes, with `more` tokens generated after it."""
+def check_fit(cases: Sequence[Case], model: str, context: int | None, vocabulary: int, more: int) -> None:
+    """Raises MismatchError for a line that the model cannot take, with `more` tokens generated after it."""
     for case in cases:
-        longest = max([len(case.prompt) + more, *(len(q.prompt) + len(q.answer) for q in case.queries)])
+        texts = [query.prompt + query.answer for query in case.queries]
+        longest = max([len(case.prompt) + more, *map(len, texts)])
         if context is not None and longest > context:
-            raise InputError(f"{where}: line {case.line} takes {longest:,} tokens; the model's context is {context:,}")
+            raise MismatchError(
+                f"{model} takes {context:,} tokens, and line {case.line} of the prompts has {longest:,}, those to be "
+                "generated among them; give shorter prompts, or --generate 0"
+            )
+        if (largest := max(itertools.chain(case.prompt, *texts))) >= vocabulary:
+            raise MismatchError(
+                f"{model} knows {vocabulary:,} tokens, and line {case.line} of the prompts has token {largest:,} of "
+                "the tokenizer of BASE: they do not belong together"
+            )

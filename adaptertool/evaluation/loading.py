@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 
 from adaptertool.errors import AdapterToolError, InputError, UsageError, shown
 
 _HF: Any = transformers  # whose types are not those that it has when it runs
+OUT_OF_MEMORY = torch.cuda.OutOfMemoryError  # what torch calls it of every device, and did before 2.5
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -29,14 +31,13 @@ def device_of(name: str) -> torch.device:
 
 
 def load_tokenizer(path: Path) -> Any:
-    with _explained(path, "has no tokenizer that transformers can load without a network"):
+    with explained(f"{path} has no tokenizer that transformers can load without a network", InputError):
         return _HF.AutoTokenizer.from_pretrained(path, **_LOCAL)
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Any, list[str]]:
     """The causal language model in the dtype of its checkpoint; and notes. Raises InputError for missing weights."""
-    _check_folder(path)
-    with _explained(path, "cannot be loaded by transformers as a causal language model"):
+    with explained(f"{path} cannot be loaded by transformers as a causal language model", InputError):
         model, info = _HF.AutoModelForCausalLM.from_pretrained(
             path, dtype="auto", use_safetensors=True, output_loading_info=True, **_LOCAL
         )
@@ -61,7 +62,18 @@ def context_of(model: Any) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def _check_folder(path: Path) -> None:
+def vocabulary_of(model: Any) -> int:
+    """How many tokens the model has an embedding of."""
+    size: int = model.get_input_embeddings().weight.shape[0]
+    return size
+
+
+def has_tokenizer(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
+
+
+def check_folder(path: Path) -> None:
+    """Raises InputError for what is no folder of a model; transformers would take it for a name on the hub."""
     if not (path / "config.json").is_file():
         raise InputError(f"{path} is no directory with a config.json, so no model can be made of it")
     if (path / "adapter_config.json").exists():  # transformers would load what it is an adapter of, too
@@ -69,27 +81,31 @@ def _check_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path, what: str) -> Iterator[None]:
-    if not path.is_dir():  # else transformers takes it for a name on the hub
-        raise InputError(f"{path} is not a directory")
+def explained(what: str, kind: type[AdapterToolError]) -> Iterator[None]:
+    """What transformers raises, as an error of that kind that begins with `what`."""
     try:
         yield
-    except (AdapterToolError, MemoryError, torch.OutOfMemoryError):
+    except (AdapterToolError, MemoryError, OUT_OF_MEMORY):
         raise
     except Exception as error:  # anything may come of the code of hundreds of models, and of a malformed config
-        raise InputError(f"{path} {what}: {_reason(error)}") from error
+        raise kind(f"{what}: {_reason(error)}") from error
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the bars and reports of transformers; what they say of missing weights is an error here."""
-    logs = _HF.utils.logging
-    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+def alone() -> Iterator[None]:
+    """Without a network, whatever a config asks for (`attn_implementation` may name a kernel to download, and run).
+
+    And without the bars and reports of transformers: what they say of missing weights is an error here.
+    """
+    logs, hub = _HF.utils.logging, huggingface_hub.constants
+    level, bars, offline = logs.get_verbosity(), logs.is_progress_bar_enabled(), hub.HF_HUB_OFFLINE
     logs.set_verbosity_error()
     logs.disable_progress_bar()
+    hub.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
+        hub.HF_HUB_OFFLINE = offline
         logs.set_verbosity(level)
         if bars:
             logs.enable_progress_bar()

@@ -6,6 +6,7 @@ that has no name. So one model is in memory at a time, with the logits of one pr
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,9 @@ from typing import Any
 
 import torch
 
-from adaptertool.errors import MismatchError, NonFiniteError, StorageError
+from adaptertool.errors import MismatchError, NonFiniteError, StorageError, UnsupportedError
 from adaptertool.evaluation.encoding import Case
+from adaptertool.evaluation.loading import explained
 from adaptertool.evaluation_reports import LogitDrift
 
 _IN_MEMORY = 256 << 20
@@ -25,19 +27,19 @@ _AT_ONCE = 1 << 22  # elements that are compared at once, in float64
 def logits_of(model: Any, tokens: Sequence[int], line: int, name: str) -> torch.Tensor:
     """(positions, vocabulary), float32, on the device of the model."""
     ids = torch.tensor([tokens], device=model.device)
-    with torch.inference_mode():
+    with _running(name, line):
         logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
     if not bool(torch.isfinite(logits).all()):
         raise NonFiniteError(f"{name} gives logits that are not finite, on line {line} of the prompts")
     return logits.float()
 
 
-def generate(model: Any, tokens: Sequence[int], count: int) -> list[int]:
+def generate(model: Any, case: Case, count: int, name: str) -> list[int]:
     """Up to `count` tokens by greedy decoding, the one that ends the text included."""
     if not count:
         return []
-    ids = torch.tensor([tokens], device=model.device)
-    with torch.inference_mode():
+    ids = torch.tensor([case.prompt], device=model.device)
+    with _running(name, case.line):
         out = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -46,8 +48,15 @@ def generate(model: Any, tokens: Sequence[int], count: int) -> list[int]:
             max_new_tokens=count,
             pad_token_id=model.generation_config.pad_token_id or 0,  # one text at a time has no padding
         )
-    made: list[int] = out[0, len(tokens) :].tolist()
+    made: list[int] = out[0, len(case.prompt) :].tolist()
     return made
+
+
+@contextlib.contextmanager
+def _running(name: str, line: int) -> Iterator[None]:
+    what = f"{name} cannot be run by transformers on line {line} of the prompts"
+    with explained(what, UnsupportedError), torch.inference_mode():
+        yield
 
 
 class Reference:
@@ -55,7 +64,7 @@ class Reference:
 
     def __init__(self, model: Any, name: str, cases: Sequence[Case], count: int) -> None:
         self._count, self._cases, self._width = count, cases, 0
-        self._texts = [generate(model, case.prompt, count) for case in cases]
+        self._texts = [generate(model, case, count, name) for case in cases]
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115  # closed by close
         for case in cases:
             logits = logits_of(model, case.prompt, case.line, name)
@@ -76,7 +85,7 @@ class Reference:
                     f"{self._width:,}"
                 )
             total.add(self._read(len(ours)).to(ours.device), ours, case.line)
-        made = [generate(model, case.prompt, self._count) for case in self._cases]
+        made = [generate(model, case, self._count, name) for case in self._cases]
         equal = sum(one == other for one, other in zip(made, self._texts, strict=True))
         return total.drift(equal / len(self._cases) if self._count else None)
 

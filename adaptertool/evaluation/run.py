@@ -14,8 +14,18 @@ import torch
 
 from adaptertool.errors import StorageError
 from adaptertool.evaluation.answers import Answers, answers_of, score
-from adaptertool.evaluation.encoding import Case, Encoder, check_lengths
-from adaptertool.evaluation.loading import context_of, device_of, load_model, load_tokenizer, quiet
+from adaptertool.evaluation.encoding import Case, Encoder, check_fit
+from adaptertool.evaluation.loading import (
+    OUT_OF_MEMORY,
+    alone,
+    check_folder,
+    context_of,
+    device_of,
+    has_tokenizer,
+    load_model,
+    load_tokenizer,
+    vocabulary_of,
+)
 from adaptertool.evaluation.logits import Reference
 from adaptertool.evaluation.prompts import read_prompts
 from adaptertool.evaluation_reports import EvaluationReport, ModelScores
@@ -52,21 +62,20 @@ class Request:
 
 
 def run(request: Request) -> EvaluationReport:
-    """See `adaptertool.evaluate`. All that can be refused before a model is run is refused first."""
-    start = time.perf_counter()
+    """See `adaptertool.evaluate`."""
+    with alone():
+        return _run(request, time.perf_counter())
+
+
+def _run(request: Request, start: float) -> EvaluationReport:
     device = device_of(request.device)
-    lines, notes = read_prompts(request.prompts)
-    encoder = Encoder(load_tokenizer(request.base), str(request.prompts))
-    cases = [encoder.case(line) for line in lines]
-    if encoder.cut_within:
-        notes.append(
-            f"{request.prompts}: on {len(set(encoder.cut_within))} lines a token would reach from the prompt into the "
-            f"answer, so these were made tokens apart (first on line {encoder.cut_within[0]})"
-        )
+    for path in (request.base, *request.merged):
+        check_folder(path)
+    cases, notes = _cases(request)
     try:
-        with quiet(), contextlib.closing(_Run(request, device, cases, notes)) as models:
+        with contextlib.closing(_Models(request, device, cases, notes)) as models:
             scores = [*models.on_base(), *models.merged()]
-    except torch.OutOfMemoryError as error:
+    except OUT_OF_MEMORY as error:
         raise StorageError(f"out of memory on {device}: give shorter prompts, or --device cpu") from error
     judged = [one.drift for one in scores if one.drift is not None and one.role != "base"]
     return EvaluationReport(
@@ -87,7 +96,27 @@ def run(request: Request) -> EvaluationReport:
     )
 
 
-class _Run:
+def _cases(request: Request) -> tuple[list[Case], list[str]]:
+    """The lines of the file as tokens of the base's tokenizer, and notes."""
+    lines, notes = read_prompts(request.prompts)
+    encoder = Encoder(load_tokenizer(request.base), str(request.prompts))
+    cases = [encoder.case(line) for line in lines]
+    if encoder.cut_within:
+        notes.append(
+            f"{request.prompts}: on {len(set(encoder.cut_within))} lines a token would reach from the prompt into the "
+            f"answer, so these were made tokens apart (first on line {encoder.cut_within[0]})"
+        )
+    for path in filter(has_tokenizer, request.merged):
+        own = Encoder(load_tokenizer(path), str(request.prompts))
+        if other := [line.number for line, case in zip(lines, cases, strict=True) if own.case(line) != case]:
+            notes.append(
+                f"{path}: its own tokenizer makes other tokens of {len(other)} lines (first of line {other[0]}); "
+                "all models are given the tokens of the base's"
+            )
+    return cases, notes
+
+
+class _Models:
     def __init__(self, request: Request, device: torch.device, cases: Sequence[Case], notes: list[str]) -> None:
         self._request, self._device, self._cases, self._notes = request, device, cases, notes
         self._before: list[Answers] = []
@@ -129,7 +158,7 @@ class _Run:
     def _load(self, path: Path) -> Any:
         model, notes = load_model(path, self._device)
         self._notes += notes
-        check_lengths(self._cases, context_of(model), self._request.generate, str(self._request.prompts))
+        check_fit(self._cases, str(path), context_of(model), vocabulary_of(model), self._request.generate)
         return model
 
     def _attached(self, model: Any, group: Sequence[int]) -> contextlib.AbstractContextManager[None]:
