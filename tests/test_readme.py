@@ -27,6 +27,7 @@ VARIES = (
     (r"[\d.]+ [kMG]B at the peak", "#"),
     (r"[\d.]+ [kMGT]B free", "#"),
     (r"at most [\d.]+ [kMG]B \(\d+ threads?\)", "#"),
+    (r" +(\d\.\d\de[+-]\d\d|\d+\.\d{4})(?= |$)", " #"),  # of `evaluate`: bfloat16 is added up as the processor likes
 )
 
 
