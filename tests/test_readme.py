@@ -27,7 +27,9 @@ VARIES = (
     (r"[\d.]+ [kMG]B at the peak", "#"),
     (r"[\d.]+ [kMGT]B free", "#"),
     (r"at most [\d.]+ [kMG]B \(\d+ threads?\)", "#"),
-    (r" +(\d\.\d\de[+-]\d\d|\d+\.\d{4})(?= |$)", " #"),  # of `evaluate`: bfloat16 is added up as the processor likes
+    # What `evaluate` says of models in bfloat16, whose sums differ from one processor to another
+    (r"( +\d\.\d\de[+-]\d\d){4}( +\d+\.\d%)+", " #"),
+    (r"(?m)( +\d+\.\d{4})+$", " #"),
 )
 
 
