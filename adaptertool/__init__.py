@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
     from adaptertool.reports import DriftReport as DriftReport
+    from adaptertool.reports import FilesReport as FilesReport
     from adaptertool.reports import PlanReport as PlanReport
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.reports import VerifyReport as VerifyReport
     from adaptertool.tasks.drift import drift as drift
+    from adaptertool.tasks.integrity import check_files as check_files
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
     from adaptertool.tasks.preview import preview as preview
@@ -38,6 +40,7 @@ _HOMES = {
     "AdapterToolError": "adaptertool.errors",
     "DriftReport": "adaptertool.reports",
     "EvaluationReport": "adaptertool.evaluation_reports",
+    "FilesReport": "adaptertool.reports",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
     "SumReport": "adaptertool.adapter_reports",
@@ -45,6 +48,7 @@ _HOMES = {
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
     "attached": "adaptertool.live",
+    "check_files": "adaptertool.tasks.integrity",
     "drift": "adaptertool.tasks.drift",
     "evaluate": "adaptertool.evaluation",
     "merge": "adaptertool.tasks.merge",
@@ -59,31 +63,7 @@ _HOMES = {
     "wise": "adaptertool.tasks.wise",
 }
 
-__all__ = [
-    "AdapterToolError",
-    "DriftReport",
-    "EvaluationReport",
-    "PlanReport",
-    "RunReport",
-    "SumReport",
-    "TruncateReport",
-    "VerifyReport",
-    "__version__",
-    "applied",
-    "attached",
-    "drift",
-    "evaluate",
-    "merge",
-    "prepare_merge",
-    "prepare_wise",
-    "preview",
-    "scaled",
-    "sum_adapters",
-    "sweep",
-    "truncate",
-    "verify",
-    "wise",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
