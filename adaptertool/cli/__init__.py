@@ -8,24 +8,28 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import algebra, boundary, clean, drift, evaluate, merge, verify
+from adaptertool.cli import algebra, boundary, clean, diff, drift, evaluate, inspect, merge, verify
 
 COMMANDS: tuple[click.Command, ...] = (
     merge.merge,
     merge.wise,
     algebra.sum_command,
     algebra.truncate,
+    algebra.extract,
     verify.verify,
     drift.drift,
+    diff.diff,
     evaluate.evaluate,
+    inspect.inspect,
     clean.clean,
 )
 
 EXIT_CODES = """\b
 Exit codes:
   0    done, and good
-  1    a check failed: verify found a checkpoint wrong, drift is more than
-       rounding explains, or evaluate's --fail-above is passed
+  1    a check failed: verify found a checkpoint wrong, drift more than
+       rounding explains, diff that two are not equal, or evaluate that one
+       is further from the reference than --fail-above
   2    wrong usage
   3    bad input: a file is malformed, inputs do not fit together, or
        something is refused by name

@@ -65,14 +65,28 @@ def merge(
 @click.argument("tuned", type=click.Path())
 @click.option("--alpha", required=True, help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.")
 @click.option("--as-adapter", is_flag=True, help="Write an adapter that, merged into BASE, gives the same.")
+@click.option(
+    "--fisher",
+    nargs=2,
+    type=click.Path(),
+    metavar="F0 F1",
+    help="Weigh each element by these: checkpoints of Fisher information, of BASE and of TUNED.",
+)
 @writes
 def wise(
-    base: str, tuned: str, alpha: str, as_adapter: bool, renames: tuple[str, ...], precision: str, **options: Any
+    base: str,
+    tuned: str,
+    alpha: str,
+    as_adapter: bool,
+    fisher: tuple[str, str] | None,
+    renames: tuple[str, ...],
+    precision: str,
+    **options: Any,
 ) -> None:
     """Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT).
 
     TUNED is an adapter or a fine-tuned checkpoint. Several alphas are written to OUT/alpha-0.300 and so on,
     with one read of the base.
     """
-    plan = prepare_wise(base, tuned, alpha, renames=renames, precision=precision, as_adapter=as_adapter)
+    plan = prepare_wise(base, tuned, alpha, renames=renames, precision=precision, as_adapter=as_adapter, fisher=fisher)
     execute(plan, **options)

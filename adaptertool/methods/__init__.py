@@ -10,4 +10,4 @@ from adaptertool.methods.ties import TIES
 METHODS: tuple[Method, ...] = (LINEAR, TIES, DARE_LINEAR, DARE_TIES, MAGNITUDE_PRUNE, SLERP)
 METHOD_BY_NAME = {method.name: method for method in METHODS}
 
-__all__ = ["METHODS", "METHOD_BY_NAME", "Method", "Place"]
+__all__ = ["LINEAR", "METHODS", "METHOD_BY_NAME", "Method", "Place"]

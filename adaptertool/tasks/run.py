@@ -19,6 +19,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import forget, write_small
 from adaptertool.numerics.compiled import FUNCTIONS
+from adaptertool.plan import all_steps
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
 from adaptertool.settle import Settled
@@ -54,6 +55,8 @@ def run(
     threads = thread_count(threads)
     if verify and plan.as_adapter:
         raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
+    if verify and any(step.blend or step.fisher for step in all_steps(plan)):
+        raise UsageError("verifying is for sums of changes and plain interpolation, not for methods and Fisher weights")
     check_output(plan, out, force=force, sha256=sha256)
     if provenance is not None:
         check_provenance(plan, out, provenance, force=force)
