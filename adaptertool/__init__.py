@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from adaptertool.adapter_reports import TruncateReport as TruncateReport
     from adaptertool.comparison_report import DiffReport as DiffReport
     from adaptertool.errors import AdapterToolError as AdapterToolError
+    from adaptertool.evaluation import evaluate as evaluate
+    from adaptertool.evaluation_reports import EvaluationReport as EvaluationReport
     from adaptertool.inspect_reports import InspectReport as InspectReport
     from adaptertool.live import applied as applied
+    from adaptertool.live import attached as attached
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
     from adaptertool.reports import DriftReport as DriftReport
@@ -43,6 +46,7 @@ _HOMES = {
     "AdapterToolError": "adaptertool.errors",
     "DiffReport": "adaptertool.comparison_report",
     "DriftReport": "adaptertool.reports",
+    "EvaluationReport": "adaptertool.evaluation_reports",
     "ExtractReport": "adaptertool.adapter_reports",
     "FilesReport": "adaptertool.reports",
     "InspectReport": "adaptertool.inspect_reports",
@@ -52,9 +56,11 @@ _HOMES = {
     "TruncateReport": "adaptertool.adapter_reports",
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
+    "attached": "adaptertool.live",
     "check_files": "adaptertool.tasks.integrity",
     "diff": "adaptertool.tasks.diff",
     "drift": "adaptertool.tasks.drift",
+    "evaluate": "adaptertool.evaluation",
     "extract": "adaptertool.tasks.extract",
     "inspect": "adaptertool.tasks.inspect",
     "merge": "adaptertool.tasks.merge",

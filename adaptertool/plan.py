@@ -34,7 +34,7 @@ def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[
     """
     edits, changes, notes = adapter_edits(open_subject(base), adapters, weights, mixed=mixed)
     if mixed:
-        _require_mixable(edits)
+        require_mixable(edits)
     notes += _replacements(edits)
     notes += [f"{adapter.path} is given twice, and is applied twice" for adapter in _repeated(adapters)]
     return make_plan("merge", base, adapters, weights, edits, changes, (Output("", 1.0),), notes)
@@ -119,7 +119,7 @@ def _replacements(edits: Mapping[str, Sequence[Edit]]) -> list[str]:
     ]
 
 
-def _require_mixable(edits: Mapping[str, Sequence[Edit]]) -> None:
+def require_mixable(edits: Mapping[str, Sequence[Edit]]) -> None:
     """Refuse what has no agreed meaning when adapters act together: DoRA with a weight, or on a replaced weight, and
     a saved tensor beside another adapter's change."""
     for target, chain in edits.items():

@@ -41,10 +41,11 @@ ROOMS = [
     ["factors", "difference"],
     ["reduction", "summation", "extraction"],
     ["mixing"],
-    ["reports", "adapter_reports", "comparison_report", "inspect_reports"],
+    ["reports", "adapter_reports", "comparison_report", "inspect_reports", "evaluation_reports"],
     ["verdict", "fidelity", "comparison", "inspection"],
     ["tasks"],
     ["live"],
+    ["evaluation"],
     ["render"],
     ["cli"],
     ["__main__"],
@@ -85,7 +86,14 @@ def test_every_room_stands_on_a_level() -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "allowed"), [("click", {"cli"}), ("tqdm", {"cli"}), ("torch", {"live"}), ("peft", {"live"})]
+    ("library", "allowed"),
+    [
+        ("click", {"cli"}),
+        ("tqdm", {"cli"}),
+        ("torch", {"live", "evaluation"}),
+        ("transformers", {"evaluation"}),
+        ("peft", {"live"}),
+    ],
 )
 def test_only_one_room_knows(library: str, allowed: set[str]) -> None:
     users = {room(path) for path in SOURCES if any(name.split(".")[0] == library for name in imported(path))}

@@ -28,6 +28,9 @@ VARIES = (
     (r"[\d.]+ [kMG]B at the peak", "#"),
     (r"[\d.]+ [kMGT]B free", "#"),
     (r"at most [\d.]+ [kMG]B \(\d+ threads?\)", "#"),
+    # What `evaluate` says of models in bfloat16, whose sums differ from one processor to another
+    (r"( +\d\.\d\de[+-]\d\d){4}( +\d+\.\d%)+", " #"),
+    (r"(?m)( +\d+\.\d{4})+$", " #"),
 )
 
 

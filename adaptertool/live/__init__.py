@@ -6,6 +6,7 @@ The rest of this folder needs torch, which adaptertool itself does not: it is im
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -88,6 +89,40 @@ def sweep(
                 session.take_back()
 
     return steps()
+
+
+@contextlib.contextmanager
+def attached(
+    model: Model,
+    adapter: PathLike | Sequence[PathLike],
+    *,
+    weights: Sequence[Number] | None = None,
+    renames: Sequence[str] = (),
+    compose: str = "sequential",
+) -> Iterator[Model]:
+    """Within the block the adapters act beside the weights, unmerged: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ, by hooks on the layers.
+
+    DoRA: y = d·(x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b with d = m/‖W + s·B·A‖. Several adapters act in order, each on the output that
+    those before it gave, which is that of the merge but for rounding. weights, renames, compose: as for `merge`;
+    compose="mixed" is what PEFT does with several active adapters.
+
+    The delta and its sum with the layer's output are computed in float32 (float64 for float64) and rounded once, to the
+    dtype of the output; the norms in float64, once. Memory: the factors on the device of the model.
+
+    What no output of a layer shows alone is put in place, as by `applied`: saved modules, biases, rows of tokens (whose
+    unmerged form is the same), and, with a warning, parameters of fused experts, chains that hold a saved tensor, and
+    layers with a forward of their own. Warns too, at the end, of layers with an adapter that the model never called.
+
+    Raises as `applied`. Source: the layers of PEFT 0.21.2, against which this is checked in the tests.
+    """
+    _require_torch()
+    from adaptertool.live.attach import attaching  # noqa: PLC0415  # needs torch
+
+    def tell(note: str) -> None:
+        warnings.warn(note, stacklevel=6)
+
+    with attaching(model, adapter, weights, renames, compose, tell):
+        yield model
 
 
 @contextlib.contextmanager

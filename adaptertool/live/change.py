@@ -83,17 +83,17 @@ def change(tensor: torch.Tensor, step: Step, alpha: float, inputs: Inputs) -> No
 
 
 def _changed(part: torch.Tensor, step: Step, alpha: float, chain: Chain, first: int) -> torch.Tensor:
-    before = part.to(_arithmetic(part), copy=True)
+    before = part.to(arithmetic(part), copy=True)
     after = before.clone()
     for number, edit in enumerate(step.edits):
-        _make(after, first, chain, number, edit)
+        make_edit(after, first, chain, number, edit)
     if alpha == 1 and replaces(step):
         return after
     value = after if alpha == 1 else before + (after - before) * alpha
     return torch.where((value == 0) & (before == 0), before, value)  # where nothing was added to −0 it stays
 
 
-def _arithmetic(tensor: torch.Tensor) -> torch.dtype:
+def arithmetic(tensor: torch.Tensor) -> torch.dtype:
     return torch.float32 if tensor.element_size() == 2 else _widest(tensor)
 
 
@@ -101,7 +101,7 @@ def _widest(tensor: torch.Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-def _make(rows: torch.Tensor, first: int, chain: Chain, number: int, edit: Edit) -> None:
+def make_edit(rows: torch.Tensor, first: int, chain: Chain, number: int, edit: Edit) -> None:
     """Make one edit to rows from `first` on, in place; as Chain.apply does to arrays of numpy."""
     chosen = choose(edit, first, first + len(rows))
     if chosen is None:
@@ -110,19 +110,19 @@ def _make(rows: torch.Tensor, first: int, chain: Chain, number: int, edit: Edit)
     some = rows[chosen.index, chosen.columns]
     weight = some.T if edit.transposed else some
     stored = chain.factors(number, edit, chosen.places)
-    factors = {role: _like(factor, rows.device, rows.dtype) for role, factor in stored.items()}
+    factors = {role: as_torch(factor, rows.device, rows.dtype) for role, factor in stored.items()}
     if kind.squares is not None:
-        factors[NORM] = _norm(kind, weight, stored, edit.scale).to(rows.dtype)
+        factors[NORM] = norm_of(kind, weight, stored, edit.scale).to(rows.dtype)
     kind.apply(weight, factors, edit.scale, edit.weight)
     if isinstance(chosen.index, list):  # else `some` shares its memory with `rows`
         rows[chosen.index] = some
 
 
-def _norm(kind: Kind, weight: torch.Tensor, stored: dict[str, Any], scale: float) -> torch.Tensor:
+def norm_of(kind: Kind, weight: torch.Tensor, stored: dict[str, Any], scale: float) -> torch.Tensor:
     """‖V‖ of each row, (n, 1), summed in float64 where the device has it, over some columns at a time."""
     assert kind.squares is not None
     wide = _widest(weight)
-    factors = {role: _like(factor, weight.device, wide) for role, factor in stored.items()}
+    factors = {role: as_torch(factor, weight.device, wide) for role, factor in stored.items()}
     total = torch.zeros((len(weight), 1), dtype=wide, device=weight.device)
     size = max(1, BLOCK_ELEMENTS // len(weight))
     for first in range(0, weight.shape[1], size):
@@ -132,7 +132,7 @@ def _norm(kind: Kind, weight: torch.Tensor, stored: dict[str, Any], scale: float
     return total.sqrt()
 
 
-def _like(factor: Any, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def as_torch(factor: Any, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """A factor, float64 of numpy, as torch has it."""
     narrowed = np.ascontiguousarray(factor, np.float32 if dtype == torch.float32 else np.float64)
     return torch.from_numpy(narrowed).to(device)

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,8 +20,8 @@ from adaptertool.live.change import change, plain_arithmetic
 from adaptertool.live.memory import Model, Slot, open_model, place_of, why_not_plain
 from adaptertool.live.originals import Copies, FromBase, Originals
 from adaptertool.names import holder, rename
-from adaptertool.plan import adapter_edits
-from adaptertool.spec import Edit, Step
+from adaptertool.plan import adapter_edits, require_mixable
+from adaptertool.spec import Edit, Stamp, Step
 from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal
 from adaptertool.ties import STORED_APART
 
@@ -53,7 +54,7 @@ class Session:
         """W + α·(W' − W). Raises; `take_back` is to be called all the same."""
         if alpha == 0:
             return
-        self._take()
+        self.take({*self._steps, *self._apart})
         for name in self._apart:
             self._untie(name)
         for name, step in self._steps.items():
@@ -86,11 +87,10 @@ class Session:
         if failed is not None:
             raise failed
 
-    def _take(self) -> None:
+    def take(self, names: Collection[str]) -> None:
         """Raises UsageError where some other session holds a weight."""
-        names = {*self._steps, *self._apart}
         storages = {_storage(self._slots[name].tensor) for name in names if self._slots[name].tensor.numel()}
-        if _taken & storages:
+        if _taken & (storages - self._taken):
             raise UsageError(
                 "an adapter is applied to these weights already: give all of them to one call, applied(model, [...]), "
                 "or leave the block, or close() the sweep, that is still open"
@@ -129,26 +129,53 @@ def open_session(
     base: PathLike | None,
 ) -> Iterator[Session]:
     """The arguments are those of `applied`. Nothing is changed yet; at the end all is taken back."""
-    paths = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
-    numbers = _weights(paths, weights)
     if restore not in ("copy", "recompute") or (base is None) is (restore == "recompute"):
         raise UsageError(f'restore is "copy", or "recompute" with base=PATH, not {restore!r} with base={base!r}')
+    found = resolve_live(model, adapter, weights, renames)
+    for note in found.notes:
+        warnings.warn(note, stacklevel=7)
+    with contextlib.ExitStack() as stack:
+        inputs = stack.enter_context(Inputs(found.files))
+        originals: Originals = Copies()
+        if base is not None:
+            touched = [name for name in found.edits if name not in found.apart]
+            originals = from_base = FromBase(as_path(base, "base"), touched)
+            stack.callback(from_base.close)
+            stack.callback(from_base.check_unchanged)
+        session = Session(found.held, found.edits, found.apart, originals, inputs)
+        stack.callback(session.take_back)
+        yield session
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """What adapters do to a model in memory."""
+
+    held: Model
+    edits: Mapping[str, Sequence[Edit]]  # by tensor
+    apart: Sequence[str]  # ends that are tied to others now, and must come apart
+    files: Mapping[Path, Stamp]  # of the adapters
+    notes: Sequence[str]
+
+
+def resolve_live(
+    model: nn.Module,
+    adapter: PathLike | Sequence[PathLike],
+    weights: Sequence[Number] | None,
+    renames: Sequence[str],
+    *,
+    mixed: bool = False,
+) -> Found:
+    """The edits of the adapters, as far as they change something. Raises what `applied` does; changes nothing."""
+    paths = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
+    numbers = _weights(paths, weights)
     held = open_model(model)
     has = holder(held.subject.base, renames)
     adapters = [rename(read_adapter(as_path(path, "adapter"), has), renames) for path in paths]
-    edits, apart = _edits(held, adapters, numbers)
-    touched = [name for name in edits if edits[name]]
-    _refuse_special(held, {*touched, *apart})
-    with contextlib.ExitStack() as stack:
-        inputs = stack.enter_context(Inputs({path: stamp for one in adapters for path, stamp in one.files.items()}))
-        originals: Originals = Copies()
-        if base is not None:
-            originals = from_base = FromBase(as_path(base, "base"), [name for name in touched if name not in apart])
-            stack.callback(from_base.close)
-            stack.callback(from_base.check_unchanged)
-        session = Session(held, edits, apart, originals, inputs)
-        stack.callback(session.take_back)
-        yield session
+    edits, apart, notes = _edits(held, adapters, numbers, mixed=mixed)
+    edits = {name: made for name, made in edits.items() if made}
+    _refuse_special(held, {*edits, *apart})
+    return Found(held, edits, apart, {path: stamp for one in adapters for path, stamp in one.files.items()}, notes)
 
 
 def _weights(paths: Sequence[PathLike], weights: Sequence[Number] | None) -> list[float]:
@@ -160,13 +187,15 @@ def _weights(paths: Sequence[PathLike], weights: Sequence[Number] | None) -> lis
 
 
 def _edits(
-    held: Model, adapters: Sequence[Adapter], weights: Sequence[float]
-) -> tuple[dict[str, list[Edit]], list[str]]:
-    """The edits by tensor, and the ends that must come apart for them. Warns of what a user should know."""
+    held: Model, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool
+) -> tuple[dict[str, list[Edit]], list[str], list[str]]:
+    """The edits by tensor, the ends that must come apart for them, and what a user should know."""
     subject = held.subject
     if not (subject.base.config or {})["_name_or_path"]:  # then there is nothing to compare with
         adapters = [dataclasses.replace(adapter, trained_on="") for adapter in adapters]
-    edits, changes, notes = adapter_edits(subject, adapters, weights)
+    edits, changes, notes = adapter_edits(subject, adapters, weights, mixed=mixed)
+    if mixed:
+        require_mixable(edits)
     if subject.resized:
         name, ref = next(iter(subject.resized.items()))
         raise UnsupportedError(
@@ -178,9 +207,7 @@ def _edits(
         edits.pop(end, None)
     if shared := [end for end in apart if not isinstance(held.slots[end].tensor, nn.Parameter)]:
         raise UnsupportedError(f"{shown(shared[0])} is a buffer that shares its memory; it cannot be changed alone")
-    for note in notes:
-        warnings.warn(note.replace(STORED_APART, "they are apart while the adapter is applied"), stacklevel=7)
-    return edits, apart
+    return edits, apart, [note.replace(STORED_APART, "they are apart while the adapter is applied") for note in notes]
 
 
 def _refuse_special(held: Model, touched: set[str]) -> None:

@@ -20,6 +20,11 @@ from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precisi
 COMPOSITIONS = ("sequential", "mixed")
 
 
+def check_compose(compose: str) -> None:
+    if compose not in COMPOSITIONS:
+        raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
+
+
 def prepare_merge(
     base: PathLike,
     adapters: Sequence[PathLike],
@@ -40,8 +45,7 @@ def prepare_merge(
         raise UsageError("adapters must be a list of paths, also where there is only one")
     if not adapters:
         raise UsageError("no adapter given")
-    if compose not in COMPOSITIONS:
-        raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
+    check_compose(compose)
     numbers = [float(weight) for weight in decimals(weights, "weight", len(adapters))]
     if method is not None:
         if compose != COMPOSITIONS[0]:

@@ -1,0 +1,69 @@
+"""`evaluate`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from adaptertool import evaluation as task
+from adaptertool.cli.boundary import say
+from adaptertool.cli.options import DEBUG, JSON, QUIET, RENAME, with_options
+from adaptertool.render.evaluation import evaluation_text
+from adaptertool.render.machine import to_json
+from adaptertool.tasks.merge import COMPOSITIONS
+
+
+@click.command()
+@click.argument("base", type=click.Path())
+@click.argument("adapters", nargs=-1, type=click.Path(), metavar="[ADAPTER]...")
+@click.option("--merged", multiple=True, type=click.Path(), help="A merged or fine-tuned checkpoint; any number.")
+@click.option("--prompts", required=True, type=click.Path(), help="JSONL: a prompt, or a fact to be known, a line.")
+@click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
+@click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
+@click.option("--each", is_flag=True, help="Each ADAPTER is a model of its own, not all of them one.")
+@click.option("--loss", type=click.Choice(task.LOSSES), help="Of the answers to facts; both unless given.")
+@click.option("--generate", type=click.IntRange(0, task.MAX_GENERATED), default=16, help="Tokens after each prompt.")
+@click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps.")
+@click.option("--fail-above", metavar="KL", help="Exit code 1 where the mean KL is above it (nats per token).")
+@with_options(RENAME, JSON, QUIET, DEBUG)
+def evaluate(
+    base: str,
+    adapters: tuple[str, ...],
+    merged: tuple[str, ...],
+    prompts: str,
+    weights: tuple[str, ...],
+    compose: str,
+    each: bool,
+    loss: str | None,
+    generate: int,
+    device: str,
+    fail_above: str | None,
+    renames: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Run BASE with its ADAPTERs unmerged, and merged checkpoints, on prompts, and compare their logits and texts.
+
+    Lines with "target_new" are facts to be known, as EasyEdit has them: also says how well each model knows them, in
+    one table, answers of one token and of several apart. Needs the extra `model` (torch and transformers).
+    """
+    report = task.evaluate(
+        base,
+        adapters,
+        prompts=prompts,
+        merged=merged,
+        weights=weights or None,
+        compose=compose,
+        renames=renames,
+        each=each,
+        loss=loss,
+        generate=generate,
+        device=device,
+        fail_above=fail_above,
+    )
+    for note in () if quiet else report.notes:
+        say(f"adaptertool: note: {note}", sys.stderr)
+    if not quiet or as_json:
+        say(to_json(report) if as_json else evaluation_text(report), sys.stdout)
+    return 0 if report.ok else 1
