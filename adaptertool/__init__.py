@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adaptertool.curve import CurveReport as CurveReport
     from adaptertool.errors import AdapterToolError as AdapterToolError
     from adaptertool.live import applied as applied
     from adaptertool.live import scaled as scaled
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from adaptertool.reports import PlanReport as PlanReport
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.reports import VerifyReport as VerifyReport
+    from adaptertool.tasks.curve import wise_curve as wise_curve
     from adaptertool.tasks.drift import drift as drift
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
+    "CurveReport": "adaptertool.curve",
     "DriftReport": "adaptertool.reports",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
@@ -43,10 +46,12 @@ _HOMES = {
     "sweep": "adaptertool.live",
     "verify": "adaptertool.tasks.verify",
     "wise": "adaptertool.tasks.wise",
+    "wise_curve": "adaptertool.tasks.curve",
 }
 
 __all__ = [
     "AdapterToolError",
+    "CurveReport",
     "DriftReport",
     "PlanReport",
     "RunReport",
@@ -62,6 +67,7 @@ __all__ = [
     "sweep",
     "verify",
     "wise",
+    "wise_curve",
 ]
 
 

@@ -35,11 +35,11 @@ ROOMS = [
     ["blocks", "rescale", "blend", "budget"],
     ["workers", "changes"],
     ["engine", "preflight"],
-    ["reports"],
+    ["reports", "curve"],
+    ["render"],
     ["verdict", "fidelity"],
     ["tasks"],
     ["live"],
-    ["render"],
     ["cli"],
     ["__main__"],
 ]

@@ -8,15 +8,15 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import boundary, clean, drift, merge, verify
+from adaptertool.cli import boundary, clean, drift, merge, verify, wise
 
-COMMANDS: tuple[click.Command, ...] = (merge.merge, merge.wise, verify.verify, drift.drift, clean.clean)
+COMMANDS: tuple[click.Command, ...] = (merge.merge, wise.wise, verify.verify, drift.drift, clean.clean)
 
 EXIT_CODES = """\b
 Exit codes:
   0    done, and good
-  1    a check failed: verify found a checkpoint wrong, or drift more than
-       rounding explains
+  1    a check failed: verify found a checkpoint wrong, drift more than
+       rounding explains, or a point of a curve could not be scored
   2    wrong usage
   3    bad input: a file is malformed, inputs do not fit together, or
        something is refused by name

@@ -52,7 +52,7 @@ class Staging:
     """The staging directory of a run, as a context: found or made, and held under lock; removed at the end.
 
     It stays where the run failed, or was interrupted, in a way that the same command may get over, and a file was
-    finished: the next such run goes on from there.
+    finished: the next such run goes on from there. Where `precious` is set it stays after any failure.
     """
 
     def __init__(self, out: Path, key: str) -> None:
@@ -61,6 +61,7 @@ class Staging:
         self.work = self.folder / "work"
         self._journal = self.folder / "journal"
         self.finished: dict[str, Finished] = {}
+        self.precious = False  # what is there took more than our own work to make
 
     # Not a generator: a signal between its yield and the body of the `with` would leave the directory behind.
     def __enter__(self) -> Staging:
@@ -76,12 +77,13 @@ class Staging:
             raise
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        resumable = error if isinstance(error, AdapterToolError) and error.resumable and self.finished else None
-        self._leave(keep=resumable is not None)
-        if resumable is not None:
+        resumable = isinstance(error, AdapterToolError) and error.resumable and bool(self.finished)
+        keep = resumable or (error is not None and self.precious)
+        self._leave(keep=keep)
+        if keep and isinstance(error, AdapterToolError):
             count = f"{len(self.finished)} finished file{'s' if len(self.finished) > 1 else ''}"
             hint = f"the same command goes on from there; `adaptertool clean {self._out}` removes it"
-            raise type(resumable)(f"{resumable}; {count} kept in {self.folder}: {hint}") from resumable
+            raise type(error)(f"{error}; {count} kept in {self.folder}: {hint}") from error
 
     def _leave(self, *, keep: bool) -> None:
         if self._lock < 0:
@@ -113,6 +115,27 @@ class Staging:
         except OSError as error:
             raise StorageError(f"finishing {path} failed: {error.strerror}") from error
         self.finished[name] = known
+
+    def discard(self, name: str) -> None:
+        """Remove a file, or a directory and all in it."""
+        path = self.work / name
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"removing {path} failed: {error.strerror}") from error
+        inside = f"{name}/"
+        self.finished = {key: known for key, known in self.finished.items() if not f"{key}/".startswith(inside)}
+
+    def adopt(self, source: Path, name: str, digest: str) -> None:
+        """Take a file over, as a link, if its hash is this. Else, and where there are no links, nothing happens."""
+        with contextlib.suppress(OSError):
+            if name not in self.finished and digest_of(source) == digest:
+                part = self.part(name)
+                os.link(source, part)
+                self.finish(part, name, digest)
 
     def _trusted(self) -> Iterator[tuple[str, Finished]]:
         """What an earlier run finished: a file is trusted by its hash only."""

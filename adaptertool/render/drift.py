@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from adaptertool.errors import shown
+from adaptertool.render.text import table
 from adaptertool.reports import DriftReport, ModuleDrift
 
 _SHOWN = 12  # modules in the text, without -v
@@ -33,17 +33,17 @@ def drift_text(report: DriftReport, *, every_module: bool) -> str:
             (p.path, p.against, number(p.rel_error), number(p.worst), number(p.max_abs), _cosine(p.cosine))
             for p in report.paths
         ]
-        lines += ["", *_table(("path", "against", "rel error", "worst", "max abs", "1 - cosine"), rows)]
+        lines += ["", *table(("path", "against", "rel error", "worst", "max abs", "1 - cosine"), rows)]
     chosen = report.modules if every_module else report.modules[:_SHOWN]
     rows = [tuple(map(str, _row(module))) for module in chosen]
     head = ("module, worst first", "drift", "weight", "ulp", "|Δ|/|W|", "survival", "unchanged", "verdict")
-    lines += ["", *_table(head, rows)]
+    lines += ["", *table(head, rows)]
     if len(report.modules) > len(chosen):
         lines.append(f"  and {len(report.modules) - len(chosen)} more (-v shows all)")
     for module in chosen:
         lines += [f"  {module.name}: {reason}" for reason in module.reasons]
     if report.cost:
-        lines += ["", *_table(*cost_table(report))]
+        lines += ["", *table(*cost_table(report))]
     return "\n".join(lines)
 
 
@@ -94,11 +94,3 @@ def _row(module: ModuleDrift) -> Sequence[str]:
 
 def _cosine(value: float | None) -> str:
     return "-" if value is None else number(1 - value)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    cells = [[shown(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        first = row[0].ljust(widths[0])
-        yield "  " + "  ".join([first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 
+from adaptertool.curve import CurveReport
 from adaptertool.errors import AdapterToolError
 from adaptertool.reports import DriftReport, Report, VerifyReport
 
 
-def to_json(report: Report | DriftReport | VerifyReport) -> str:
-    return json.dumps({"schema": report.schema, **dataclasses.asdict(report)}, allow_nan=False)
+def to_json(report: Report | CurveReport | DriftReport | VerifyReport, *, indent: int | None = None) -> str:
+    return json.dumps({"schema": report.schema, **dataclasses.asdict(report)}, allow_nan=False, indent=indent)
 
 
 def error_to_json(error: AdapterToolError) -> str:

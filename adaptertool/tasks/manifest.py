@@ -27,10 +27,10 @@ def recipe_key(plan: Plan) -> str:
 
 
 def write_manifests(plan: Plan, stage: Staging) -> None:
-    """One beside every output, and one at the top of a sweep. No time, no absolute path."""
+    """One beside every output, and one at the top of several. No time, no absolute path."""
     for output in plan.outputs:
         _write(plan, stage, stage.work / output.folder, [output.alpha])
-    if plan.outputs[0].folder:
+    if [output.folder for output in plan.outputs] != [""]:
         _write(plan, stage, stage.work, [output.alpha for output in plan.outputs])
 
 

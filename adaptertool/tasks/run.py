@@ -43,8 +43,7 @@ def run(
     """
     start = time.perf_counter()
     threads = thread_count(threads)
-    if verify and plan.as_adapter:
-        raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
+    require_verifiable(plan, verify=verify)
     check_output(plan, out, force=force)
     with Inputs(plan.inputs) as inputs:
         require_finite_factors(plan, inputs)
@@ -63,7 +62,7 @@ def run(
                 write_manifests(plan, stage)
             publish.sync_tree(folder)
             if verify:
-                _verify(plan, folder, threads)
+                verify_outputs(plan, folder, threads)
             before_publish()
             publish.publish(work, out, force=force)
     fields = summary(plan, out, threads)
@@ -80,7 +79,12 @@ def run(
     )
 
 
-def _verify(plan: Plan, folder: Path, threads: int) -> None:
+def require_verifiable(plan: Plan, *, verify: bool) -> None:
+    if verify and plan.as_adapter:
+        raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
+
+
+def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
     """Raise StorageError unless each output holds what the plan makes. It is computed again for that."""
     base = open_checkpoint(plan.base)
     for output in plan.outputs:

@@ -1,0 +1,109 @@
+"""The report of `wise --score` as a page: scores against α, and target against reference, as the Wise-FT paper draws
+them (M. Wortsman et al., arXiv:2109.01903, figure 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from adaptertool.curve import MEAN, CurvePoint, CurveReport, best_point, names_of, value_of
+from adaptertool.errors import shown
+from adaptertool.render.curve import number, title
+from adaptertool.render.page import INK, NEUTRAL, figure, render
+
+_HEIGHT = 3.4  # inches
+_COLOURS = (NEUTRAL, "#d9822b", "#2e9e6b", "#9a5fd0", "#0fa3b1", "#c2528b")  # readable on white and on black
+_OTHER = "#8b949e"  # of scores for which there is no colour, and of what is beside the curve
+_ENDS = ("#2e9e6b", "#d9822b")  # as the paper marks the zero-shot model and the fine-tuned one: a star, a diamond
+_WIDE = 30.0  # positive scores whose largest is so many times the smallest stand on a logarithmic axis
+
+
+def curve_page(report: CurveReport) -> str:
+    names = names_of(report.points)
+    return render(
+        "curve.html",
+        filters={"number": number},
+        report=report,
+        title=title(report),
+        names=names,
+        most={report.target, report.reference},  # what a narrow page shows of the table
+        value_of=value_of,
+        figures=_figures(report, names),
+    )
+
+
+def scale_of(values: Sequence[float]) -> str:
+    """Of an axis: logit where all lie in (0, 1), as shares do; else by how far apart they are."""
+    if all(0 < value < 1 for value in values):
+        return "logit"
+    return "log" if min(values) > 0 and max(values) >= _WIDE * min(values) else "linear"
+
+
+def _figures(report: CurveReport, names: list[str]) -> list[tuple[Any, str]]:
+    points = sorted((point for point in report.points if point.scores), key=lambda point: point.alpha)
+    if not points:
+        return []
+    better = "lower is better" if report.minimise else "higher is better"
+    by_alpha = figure(lambda axes: _by_alpha(axes, report, names, points), _HEIGHT, title="Scores against alpha")
+    found = [(by_alpha, f"Scores against α, {better}. A ring is the best of its score.")]
+    if report.reference is not None:
+        against = figure(lambda axes: _against(axes, report, points), _HEIGHT, title="Target against reference")
+        found.append(
+            (against, f"{shown(report.target)} against {shown(report.reference)}, from the base to the tuned.")
+        )
+    return found
+
+
+def _by_alpha(axes: Any, report: CurveReport, names: list[str], points: list[CurvePoint]) -> None:
+    has_mean = points[0].mean is not None
+    real = names[:-1] if has_mean else names
+    first = [name for name in real if name in (report.target, report.reference)]  # they get a colour if any does
+    colours = dict(zip(dict.fromkeys([*first, *real]), _COLOURS, strict=False))
+    for name, best in zip(names, report.best, strict=True):
+        mean = has_mean and name == MEAN
+        colour = INK if mean else colours.get(name, _OTHER)
+        label = shown(name) if mean or name in colours else None
+        values = [value_of(point, name) for point in points]
+        style = "--" if mean else "-"
+        axes.plot([p.alpha for p in points], values, style, color=colour, marker=".", linewidth=1.5, label=label)
+        axes.plot(best.alpha, best.value, marker="o", markersize=9, fillstyle="none", color=colour)
+    _scale(axes.yaxis, [value_of(point, name) for point in points for name in names])
+    axes.set_xlabel("α")
+    _legend(axes)
+
+
+def _against(axes: Any, report: CurveReport, points: list[CurvePoint]) -> None:
+    assert report.target is not None and report.reference is not None
+    across = [value_of(point, report.reference) for point in points]
+    up = [value_of(point, report.target) for point in points]
+    axes.plot(across, up, color=NEUTRAL, marker=".", markersize=7, linewidth=1.5, zorder=2)
+    for alpha, mark, size, label in ((0, "*", 14, "base, α = 0"), (1, "D", 8, "tuned, α = 1")):
+        for x, y in [(x, y) for point, x, y in zip(points, across, up, strict=True) if point.alpha == alpha]:
+            axes.plot(x, y, mark, markersize=size, color=_ENDS[alpha], label=label, linestyle="none", zorder=3)
+    best = best_point(points, report.target, minimise=report.minimise)
+    middle = best_point(points, MEAN, minimise=report.minimise) if best.mean is not None else best
+    for point in dict.fromkeys((best.alpha, middle.alpha)):
+        at = next(number for number, one in enumerate(points) if one.alpha == point)
+        axes.annotate(f"α = {point:g}", (across[at], up[at]), xytext=(9, 5), textcoords="offset points", fontsize=8)
+    _scale(axes.xaxis, across)
+    _scale(axes.yaxis, up)
+    axes.set_xlabel(shown(report.reference))
+    axes.set_ylabel(shown(report.target))
+    _legend(axes)
+
+
+def _legend(axes: Any) -> None:
+    axes.grid(color=_OTHER, alpha=0.25, linewidth=0.6)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+
+
+def _scale(axis: Any, values: Sequence[float]) -> None:
+    """Sets it, with ticks in plain numbers."""
+    from matplotlib import ticker  # noqa: PLC0415  # an extra
+
+    scale = scale_of(values)
+    axis.axes.set(**{f"{axis.axis_name}scale": scale})
+    axis.set_major_locator(ticker.LogLocator() if scale == "log" else ticker.MaxNLocator(6))
+    axis.set_minor_locator(ticker.NullLocator())
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,0 +1,155 @@
+"""What scores a checkpoint: a command that is given its path and prints numbers, or a function."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import numbers
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from adaptertool.curve import Scores
+from adaptertool.errors import InputError, UsageError, shown
+from adaptertool.files.jsonfile import parse_json
+from adaptertool.interrupts import deferred
+
+Score = str | Callable[[str], object]  # a command, or a function
+
+PLACE = "{}"
+WANTED = "a number, or a JSON object of named numbers, is to be the last line on stdout"
+_END_BYTES, _END_LINES = 2000, 20  # of each stream, of what a command that failed has printed
+_LAST_LINE = 100_000  # bytes of stdout among which the last line must lie
+_PATIENCE = 5.0  # seconds that an interrupted command has to end by itself
+
+
+class ScoringError(Exception):
+    """One checkpoint could not be scored; the others may be. The message says why, over several lines."""
+
+
+class Scorer(NamedTuple):
+    name: str  # as it was given
+    identity: str  # scores are taken over from a scorer of the same identity only
+    score: Callable[[Path], Scores]  # raises ScoringError
+
+
+def scorer_of(score: Score) -> Scorer:
+    """Raises UsageError for a command that cannot be one. Paths in it are those of the current directory."""
+    if isinstance(score, str):
+        arguments = parse_command(score)
+        return Scorer(score, repr((arguments, os.getcwd())), functools.partial(_by_command, arguments))
+    name = getattr(score, "__qualname__", type(score).__qualname__)
+    return Scorer(name, secrets.token_hex(), functools.partial(_by_function, score))
+
+
+def parse_command(text: str) -> list[str]:
+    """The arguments of a command as a shell would split them; none is run. Raises UsageError."""
+    try:
+        arguments = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"the scoring command {text!r} cannot be split: {error}") from error
+    if not any(PLACE in argument for argument in arguments):
+        raise UsageError(f"the scoring command {text!r} has no {PLACE}, where the path of the checkpoint is to stand")
+    if shutil.which(arguments[0]) is None:
+        raise UsageError(f"the scoring command begins with {arguments[0]!r}, which is no program that can be run")
+    return arguments
+
+
+def _by_command(arguments: Sequence[str], path: Path) -> Scores:
+    """Runs it, without a shell, with the path in the place of each {}."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            code = _run([argument.replace(PLACE, str(path)) for argument in arguments], out, err)
+            if code:
+                raise ScoringError(f"killed by signal {-code}" if code < 0 else f"exit code {code}")
+            return parse_scores(_end(out, _LAST_LINE))
+        except OSError as error:
+            raise ScoringError(f"could not be run: {error.strerror}") from error
+        except ScoringError as error:
+            raise ScoringError("\n".join([str(error), *_quoted("stdout", out), *_quoted("stderr", err)])) from error
+
+
+def _by_function(function: Callable[[str], object], path: Path) -> Scores:
+    """Calls it with the path; an exception of its own counts as a failure of that point."""
+    try:
+        return checked_scores(function(str(path)))
+    except ScoringError:
+        raise
+    except Exception as error:  # whatever it raises: the other points are not to be lost
+        raise ScoringError(f"{type(error).__name__}: {error}") from error
+
+
+def parse_scores(text: str) -> Scores:
+    """The scores of a command's output: of its last line that is not empty."""
+    last = next((line.strip() for line in reversed(text.split("\n")) if line.strip()), None)
+    if last is None:
+        raise ScoringError(f"nothing on stdout: {WANTED}")
+    if last.startswith("{"):
+        try:
+            return checked_scores(parse_json(last.encode(errors="backslashreplace"), "its last line"))
+        except InputError as error:
+            raise ScoringError(f"{error}: {WANTED}") from error
+    try:
+        return checked_scores(float(last))
+    except ValueError as error:
+        raise ScoringError(f"its last line is no number: {WANTED}") from error
+
+
+def checked_scores(value: object) -> dict[str, float]:
+    """Finite floats by name; a number alone is called "score". Raises ScoringError."""
+    named = value if isinstance(value, Mapping) else {"score": value}
+    if not named:
+        raise ScoringError(f"no scores: {WANTED}")
+    scores = {}
+    for name, number in named.items():
+        if not isinstance(name, str) or isinstance(number, bool) or not isinstance(number, numbers.Real):
+            raise ScoringError(f"the score {shown(name)} is no number but {shown(repr(number)[:100])}: {WANTED}")
+        try:
+            scores[name] = float(number)
+        except OverflowError as error:
+            raise ScoringError(f"the score {shown(name)} is too large") from error
+        if not math.isfinite(scores[name]):
+            raise ScoringError(f"the score {shown(name)} is {number}, which is not finite")
+    return scores
+
+
+def _run(arguments: Sequence[str], out: IO[bytes], err: IO[bytes]) -> int:
+    """Its exit code. In a process group of its own, so that an interruption reaches it once, through us."""
+    child = None
+    try:
+        with deferred():  # a signal must not come between its start and our knowing of it
+            child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=err, process_group=0)
+        return child.wait()
+    except BaseException:
+        if child is not None:
+            _stop(child)
+        raise
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """SIGINT to it and what it has started; what is left after a while is killed."""
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(child.pid, signal.SIGINT)
+        child.wait(_PATIENCE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _end(file: IO[bytes], size: int) -> str:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+    return file.read().decode(errors="backslashreplace")
+
+
+def _quoted(name: str, file: IO[bytes]) -> list[str]:
+    """The last lines of a stream, as they may be printed."""
+    lines = _end(file, _END_BYTES).rstrip().split("\n")[-_END_LINES:]
+    return [f"  {name}: {shown(line)}" for line in lines if line]
