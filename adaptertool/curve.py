@@ -62,12 +62,14 @@ def value_of(point: CurvePoint, name: str) -> float:
     return point.mean if point.mean is not None and name == MEAN else point.scores[name]
 
 
-def names_of(points: Iterable[CurvePoint]) -> list[str]:
-    """The scores, and their mean; all points that were measured have the same."""
-    for point in points:
-        if point.scores:
-            return [*point.scores, *([MEAN] if point.mean is not None else [])]
-    return []
+def score_names(points: Iterable[CurvePoint]) -> list[str]:
+    """The scores; all points that were measured have the same."""
+    return next((list(point.scores) for point in points if point.scores), [])
+
+
+def names_of(points: Sequence[CurvePoint]) -> list[str]:
+    """The scores, and their mean where there is one."""
+    return score_names(points) + ([MEAN] if any(point.mean is not None for point in points) else [])
 
 
 def best_point(points: Sequence[CurvePoint], name: str, *, minimise: bool) -> CurvePoint:
@@ -94,7 +96,12 @@ def target_and_reference(
     for what, name in (("target", target), ("reference", reference)):
         if name is not None and name not in names:
             raise UsageError(f"{what} {shown(name)} is none of the scores: {', '.join(map(shown, names))}")
-    target = target if target is not None else next(name for name in names if name != reference or len(names) == 1)
-    if reference is None:
-        reference = next((name for name in names if name not in (target, MEAN)), None)
-    return target, reference
+    scores = score_names(points)
+    target = target if target is not None else next((name for name in scores if name != reference), scores[0])
+    return target, reference if reference is not None else next((n for n in scores if n != drawn(points, target)), None)
+
+
+def drawn(points: Sequence[CurvePoint], target: str, reference: str | None = None) -> str:
+    """What is drawn for the target against the reference: where the target is the mean, a score."""
+    scores = score_names(points)
+    return target if target in scores else next(name for name in scores if name != reference)

@@ -31,12 +31,13 @@ def curve_text(report: CurveReport, measured: int) -> str:
         lines.append(f"  {failures(report)} of {len(report.points)} points could not be scored:")
         for point in report.points:
             lines += failure_lines(point)
-    kept = [point.path for point in report.points if point.path]
-    if report.out is None and not names:
+    if not names:
         lines.append("  nothing was published, since there is no score")
-    if report.out is not None:
-        lines += [f"  {path}" for path in (*kept, *(f"{report.out}/{name}" for name in _files(report)))]
-    return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip("\n")
+    elif report.out is not None:
+        kept = [point.path for point in report.points if point.path]
+        lines.append(f"  checkpoints  {kept[0] if len(kept) == 1 else f'{len(kept)} kept' if kept else 'none kept'}")
+        lines.append(f"  results      {', '.join(_files(report))}")
+    return "\n".join(lines).rstrip("\n")
 
 
 def title(report: CurveReport) -> str:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from adaptertool.curve import MEAN, CurvePoint, CurveReport, best_point, names_of, value_of
+from adaptertool.curve import MEAN, CurvePoint, CurveReport, best_point, drawn, names_of, value_of
 from adaptertool.errors import shown
-from adaptertool.render.curve import number, title
+from adaptertool.render.curve import number
 from adaptertool.render.page import INK, NEUTRAL, figure, render
 
 _HEIGHT = 3.4  # inches
@@ -24,9 +24,8 @@ def curve_page(report: CurveReport) -> str:
         "curve.html",
         filters={"number": number},
         report=report,
-        title=title(report),
         names=names,
-        most={report.target, report.reference},  # what a narrow page shows of the table
+        most={report.target, report.reference, MEAN},  # what a narrow page shows of the table
         value_of=value_of,
         figures=_figures(report, names),
     )
@@ -46,11 +45,14 @@ def _figures(report: CurveReport, names: list[str]) -> list[tuple[Any, str]]:
     better = "lower is better" if report.minimise else "higher is better"
     by_alpha = figure(lambda axes: _by_alpha(axes, report, names, points), _HEIGHT, title="Scores against alpha")
     found = [(by_alpha, f"Scores against α, {better}. A ring is the best of its score.")]
-    if report.reference is not None:
-        against = figure(lambda axes: _against(axes, report, points), _HEIGHT, title="Target against reference")
-        found.append(
-            (against, f"{shown(report.target)} against {shown(report.reference)}, from the base to the tuned.")
+    if report.target is not None and (reference := report.reference) is not None:
+        target = drawn(points, report.target, reference)
+        against = figure(
+            lambda axes: _against(axes, points, target, reference, minimise=report.minimise),
+            _HEIGHT,
+            title="Target against reference",
         )
+        found.append((against, f"{shown(target)} against {shown(reference)}, from the base to the tuned."))
     return found
 
 
@@ -67,28 +69,30 @@ def _by_alpha(axes: Any, report: CurveReport, names: list[str], points: list[Cur
         style = "--" if mean else "-"
         axes.plot([p.alpha for p in points], values, style, color=colour, marker=".", linewidth=1.5, label=label)
         axes.plot(best.alpha, best.value, marker="o", markersize=9, fillstyle="none", color=colour)
-    _scale(axes.yaxis, [value_of(point, name) for point in points for name in names])
+    together = [value_of(point, name) for point in points for name in names]
+    _scale(axes.yaxis, together, scale_of(together))
     axes.set_xlabel("α")
     _legend(axes)
 
 
-def _against(axes: Any, report: CurveReport, points: list[CurvePoint]) -> None:
-    assert report.target is not None and report.reference is not None
-    across = [value_of(point, report.reference) for point in points]
-    up = [value_of(point, report.target) for point in points]
+def _against(axes: Any, points: list[CurvePoint], target: str, reference: str, *, minimise: bool) -> None:
+    across = [value_of(point, reference) for point in points]
+    up = [value_of(point, target) for point in points]
     axes.plot(across, up, color=NEUTRAL, marker=".", markersize=7, linewidth=1.5, zorder=2)
     for alpha, mark, size, label in ((0, "*", 14, "base, α = 0"), (1, "D", 8, "tuned, α = 1")):
         for x, y in [(x, y) for point, x, y in zip(points, across, up, strict=True) if point.alpha == alpha]:
             axes.plot(x, y, mark, markersize=size, color=_ENDS[alpha], label=label, linestyle="none", zorder=3)
-    best = best_point(points, report.target, minimise=report.minimise)
-    middle = best_point(points, MEAN, minimise=report.minimise) if best.mean is not None else best
-    for point in dict.fromkeys((best.alpha, middle.alpha)):
-        at = next(number for number, one in enumerate(points) if one.alpha == point)
-        axes.annotate(f"α = {point:g}", (across[at], up[at]), xytext=(9, 5), textcoords="offset points", fontsize=8)
-    _scale(axes.xaxis, across)
-    _scale(axes.yaxis, up)
-    axes.set_xlabel(shown(report.reference))
-    axes.set_ylabel(shown(report.target))
+    beside = {"textcoords": "offset points", "fontsize": 8}
+    named = {best_point(points, name, minimise=minimise).alpha: name for name in (names_of(points)[-1], target)}
+    for point, x, y in zip(points, across, up, strict=True):
+        if point.alpha in named and point.alpha not in (0, 1):
+            place = {"xytext": (8, 5)} if named[point.alpha] == target else {"xytext": (-6, -12), "ha": "right"}
+            axes.annotate(f"α = {point.alpha:g}", (x, y), **place, **beside)
+    scale = scale_of(across + up)
+    _scale(axes.xaxis, across, scale)
+    _scale(axes.yaxis, up, scale)
+    axes.set_xlabel(shown(reference))
+    axes.set_ylabel(shown(target))
     _legend(axes)
 
 
@@ -98,12 +102,12 @@ def _legend(axes: Any) -> None:
         axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
 
 
-def _scale(axis: Any, values: Sequence[float]) -> None:
-    """Sets it, with ticks in plain numbers."""
+def _scale(axis: Any, values: Sequence[float], scale: str) -> None:
+    """Sets the scale, with ticks in plain numbers."""
     from matplotlib import ticker  # noqa: PLC0415  # an extra
 
-    scale = scale_of(values)
     axis.axes.set(**{f"{axis.axis_name}scale": scale})
-    axis.set_major_locator(ticker.LogLocator() if scale == "log" else ticker.MaxNLocator(6))
+    some = (1.0,) if max(values) >= _WIDE * abs(min(values)) else (1.0, 2.0, 5.0)
+    axis.set_major_locator(ticker.LogLocator(subs=some) if scale == "log" else ticker.MaxNLocator(6))
     axis.set_minor_locator(ticker.NullLocator())
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

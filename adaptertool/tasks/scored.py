@@ -49,10 +49,7 @@ class Bench:
 
     def make(self, outputs: Sequence[Output]) -> None:
         """Those that are not there yet, with one read of the base."""
-        names = [file.name for file in (*self.plan.shards, *self.plan.assets)]
-        missing = tuple(
-            one for one in outputs if any(f"{one.folder}/{name}" not in self.stage.finished for name in names)
-        )
+        missing = tuple(one for one in outputs if not self.stage.finished.keys() >= _files_of(self.plan, one))
         if missing:
             part = dataclasses.replace(self.plan, outputs=missing)
             publish.check_space(self.out, bytes_to_write(part))
@@ -76,6 +73,12 @@ class Bench:
         points = [{"alpha": alpha, "scores": scores} for alpha, scores in curve.known.items()]
         put(self.stage, SCORES, json.dumps({"key": curve.key, "points": points}).encode())
         self.stage.precious = True
+
+
+def _files_of(plan: Plan, output: Output) -> set[str]:
+    """The files that `run_plan` makes of an output."""
+    names = [shard.name for shard in plan.shards] + [asset.name for asset in plan.assets]
+    return {f"{output.folder}/{name}" for name in names}
 
 
 def put(stage: Staging, name: str, content: bytes) -> None:
@@ -131,11 +134,7 @@ def _begin(bench: Bench, curve: Curve, *, anew: bool, adopt: bool) -> None:
         stage.precious = True
         curve.known = read_points(load_json(stage.work / SCORES), stage.work / SCORES)
     if adopt and curve.wishes.keep in (ALL, BEST):
-        ours = {
-            f"{output.folder}/{file.name}"
-            for output in bench.plan.outputs
-            for file in (*bench.plan.shards, *bench.plan.assets)
-        }
+        ours = set().union(*(_files_of(bench.plan, output) for output in bench.plan.outputs))
         for name, facts in load_json(bench.out / MANIFEST)["files"].items():
             if name in ours:
                 stage.adopt(bench.out / name, name, facts["blake3"])

@@ -45,7 +45,7 @@ def scorer_of(score: Score) -> Scorer:
     """Raises UsageError for a command that cannot be one. Paths in it are those of the current directory."""
     if isinstance(score, str):
         arguments = parse_command(score)
-        return Scorer(score, repr((arguments, os.getcwd())), functools.partial(_by_command, arguments))
+        return Scorer(score, repr((arguments, str(Path.cwd()))), functools.partial(_by_command, arguments))
     name = getattr(score, "__qualname__", type(score).__qualname__)
     return Scorer(name, secrets.token_hex(), functools.partial(_by_function, score))
 
