@@ -15,6 +15,7 @@ _HEIGHT = 3.4  # inches
 _COLOURS = (NEUTRAL, "#d9822b", "#2e9e6b", "#9a5fd0", "#0fa3b1", "#c2528b")  # readable on white and on black
 _OTHER = "#8b949e"  # of scores for which there is no colour, and of what is beside the curve
 _ENDS = ("#2e9e6b", "#d9822b")  # as the paper marks the zero-shot model and the fine-tuned one: a star, a diamond
+_AXES = {"logit": ", on logit axes", "log": ", on logarithmic axes", "linear": ""}
 _WIDE = 30.0  # positive scores whose largest is so many times the smallest stand on a logarithmic axis
 
 
@@ -47,12 +48,13 @@ def _figures(report: CurveReport, names: list[str]) -> list[tuple[Any, str]]:
     found = [(by_alpha, f"Scores against α, {better}. A ring is the best of its score.")]
     if report.target is not None and (reference := report.reference) is not None:
         target = drawn(points, report.target, reference)
+        scale = scale_of([value_of(point, name) for point in points for name in (target, reference)])
         against = figure(
-            lambda axes: _against(axes, points, target, reference, minimise=report.minimise),
+            lambda axes: _against(axes, points, target, reference, scale, minimise=report.minimise),
             _HEIGHT,
             title="Target against reference",
         )
-        found.append((against, f"{shown(target)} against {shown(reference)}, from the base to the tuned."))
+        found.append((against, f"{shown(target)} against {shown(reference)}, from base to tuned{_AXES[scale]}."))
     return found
 
 
@@ -75,7 +77,7 @@ def _by_alpha(axes: Any, report: CurveReport, names: list[str], points: list[Cur
     _legend(axes)
 
 
-def _against(axes: Any, points: list[CurvePoint], target: str, reference: str, *, minimise: bool) -> None:
+def _against(axes: Any, points: list[CurvePoint], target: str, reference: str, scale: str, *, minimise: bool) -> None:
     across = [value_of(point, reference) for point in points]
     up = [value_of(point, target) for point in points]
     axes.plot(across, up, color=NEUTRAL, marker=".", markersize=7, linewidth=1.5, zorder=2)
@@ -86,9 +88,8 @@ def _against(axes: Any, points: list[CurvePoint], target: str, reference: str, *
     named = {best_point(points, name, minimise=minimise).alpha: name for name in (names_of(points)[-1], target)}
     for point, x, y in zip(points, across, up, strict=True):
         if point.alpha in named and point.alpha not in (0, 1):
-            place = {"xytext": (8, 5)} if named[point.alpha] == target else {"xytext": (-6, -12), "ha": "right"}
+            place = {"xytext": (8, 5)} if named[point.alpha] == target else {"xytext": (0, -14), "ha": "center"}
             axes.annotate(f"α = {point.alpha:g}", (x, y), **place, **beside)
-    scale = scale_of(across + up)
     _scale(axes.xaxis, across, scale)
     _scale(axes.yaxis, up, scale)
     axes.set_xlabel(shown(reference))

@@ -135,9 +135,10 @@ def _begin(bench: Bench, curve: Curve, *, anew: bool, adopt: bool) -> None:
         curve.known = read_points(load_json(stage.work / SCORES), stage.work / SCORES)
     if adopt and curve.wishes.keep in (ALL, BEST):
         ours = set().union(*(_files_of(bench.plan, output) for output in bench.plan.outputs))
-        for name, facts in load_json(bench.out / MANIFEST)["files"].items():
-            if name in ours:
-                stage.adopt(bench.out / name, name, facts["blake3"])
+        files = load_json(bench.out / MANIFEST).get("files")
+        for name, facts in files.items() if isinstance(files, dict) else ():
+            if name in ours and isinstance(facts, dict):
+                stage.adopt(bench.out / name, name, facts.get("blake3", ""))
 
 
 def _score_all(bench: Bench, curve: Curve, progress: Callable[[CurvePoint], None]) -> None:
