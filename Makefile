@@ -31,6 +31,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/merge_8b.py
 	$(BIN)/python benchmarks/settling.py
+	$(BIN)/python benchmarks/truncate_8b.py
 	$(BIN)/python benchmarks/plan_671b.py
 
 bench-peers:

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adaptertool.adapter_reports import SumReport as SumReport
+    from adaptertool.adapter_reports import TruncateReport as TruncateReport
     from adaptertool.curve import CurveReport as CurveReport
     from adaptertool.errors import AdapterToolError as AdapterToolError
     from adaptertool.live import applied as applied
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
     from adaptertool.tasks.preview import preview as preview
+    from adaptertool.tasks.sum import sum_adapters as sum_adapters
+    from adaptertool.tasks.truncate import truncate as truncate
     from adaptertool.tasks.verify import verify as verify
     from adaptertool.tasks.wise import prepare_wise as prepare_wise
     from adaptertool.tasks.wise import wise as wise
@@ -35,6 +39,8 @@ _HOMES = {
     "DriftReport": "adaptertool.reports",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
+    "SumReport": "adaptertool.adapter_reports",
+    "TruncateReport": "adaptertool.adapter_reports",
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
     "drift": "adaptertool.tasks.drift",
@@ -43,7 +49,9 @@ _HOMES = {
     "preview": "adaptertool.tasks.preview",
     "prepare_wise": "adaptertool.tasks.wise",
     "scaled": "adaptertool.live",
+    "sum_adapters": "adaptertool.tasks.sum",
     "sweep": "adaptertool.live",
+    "truncate": "adaptertool.tasks.truncate",
     "verify": "adaptertool.tasks.verify",
     "wise": "adaptertool.tasks.wise",
     "wise_curve": "adaptertool.tasks.curve",
@@ -55,6 +63,8 @@ __all__ = [
     "DriftReport",
     "PlanReport",
     "RunReport",
+    "SumReport",
+    "TruncateReport",
     "VerifyReport",
     "__version__",
     "applied",
@@ -64,7 +74,9 @@ __all__ = [
     "prepare_wise",
     "preview",
     "scaled",
+    "sum_adapters",
     "sweep",
+    "truncate",
     "verify",
     "wise",
     "wise_curve",

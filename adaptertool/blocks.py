@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from adaptertool.chain import Chain
+from adaptertool.chain import UNIT, Chain
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_into
 from adaptertool.kinds import FULL, Size, has_few_bits, interpolated
 from adaptertool.kinds.full import TUNED
+from adaptertool.lines import Lines
 from adaptertool.numerics.grain import grain_of
 from adaptertool.numerics.rounding import (
     FINITE,
@@ -32,7 +33,7 @@ from adaptertool.numerics.rounding import (
     widen,
 )
 from adaptertool.plan import block_rows, matrix, replaces
-from adaptertool.settle import UNIT, Open, Settled
+from adaptertool.settle import Open, Settled
 from adaptertool.spec import Step
 from adaptertool.tensors import as_bytes, read_tensor
 
@@ -109,10 +110,10 @@ def compute(
     result = part(space.rounded, STORED[target], block.numel)
     read_into(inputs.get(base.path), block.source, as_bytes(stored))
     run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
-    if exact and run.unit != UNIT and not (math.isfinite(run.changed.error) and run.changed.largest < 2.0**126):
+    if exact and run.unit != UNIT and not all(run.size_at(alpha).is_below(2.0**126) for alpha in (1.0, *alphas)):
         run = _evaluate(block, stored, alphas, space, np.float64, exact=exact)
     for alpha in alphas:
-        value, size = run.at(alpha)
+        value, size = run.at(alpha), run.size_at(alpha)
         replaced = alpha == 1 and replaces(block.step)
         if exact and run.changed is run.size and base.spec.dtype == target:
             result[:] = stored
@@ -121,12 +122,12 @@ def compute(
         elif not exact or size.exact or not math.isfinite(size.error):
             round_within(value, 0.0, 0.0, target, result)
         elif len(where := round_within(value, *size.margin(run.unit), target, result, quick=True)):
+            before = doubles(stored[where], base.spec.dtype)
+            rows = (block.first, block.last, block.columns)
             if run.unit != UNIT:
                 changed = chain.size(run.size, block.first, block.last, run.norms, UNIT)
                 size = changed if alpha == 1 else interpolated(run.size, changed, alpha, UNIT)
-            before = doubles(stored[where], base.spec.dtype)
-            rows = (block.first, block.last, block.columns)
-            some = Open(chain, *rows, run.norms, size, alpha, replaced, target, space.counts)
+            some = Open(chain, Lines(chain), *rows, run.norms, size, alpha, replaced, target, space.counts)
             result[where] = some.settle(where, before, value[where] if run.unit == UNIT else None)
         if not replaced and (not exact or size.exact):
             _sign_zeros(block, stored, value, result)
@@ -154,13 +155,16 @@ class _Run:
     norms: Mapping[int, Array]
     unit: float
 
-    def at(self, alpha: float) -> tuple[Array, Size]:
-        """before + α·(after − before), and its size."""
+    def at(self, alpha: float) -> Array:
+        """before + α·(after − before)"""
         if alpha == 1:
-            return self.after, self.changed
+            return self.after
         np.multiply(self.delta, alpha, out=self.mix)
         np.add(self.before, self.mix, out=self.mix)
-        return self.mix, interpolated(self.size, self.changed, alpha, self.unit)
+        return self.mix
+
+    def size_at(self, alpha: float) -> Size:
+        return self.changed if alpha == 1 else interpolated(self.size, self.changed, alpha, self.unit)
 
 
 def _evaluate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Mapping
 from fractions import Fraction
@@ -13,14 +12,13 @@ import numpy as np
 from adaptertool.demands import demands_of
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME, NORM, Factor, Size
-from adaptertool.numerics.interval import Interval, intervals, roots
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.whole import Whole
 from adaptertool.plan import matrix
 from adaptertool.region import Places, Take, as_floats, choose, picked
 from adaptertool.spec import Edit, Ref, Step
 from adaptertool.tensors import read_rows
 
+UNIT = 2.0**-53  # of float64
 _PASS_ELEMENTS = 1 << 19
 _RECENT = 32  # cut factors that are kept, of all threads
 
@@ -34,11 +32,12 @@ class Chain:
         """cut: rows and columns, as others have the tensor; absolute: with magnitudes of factors, scales, weights."""
         if absolute:
             step = step._replace(edits=tuple(e._replace(scale=abs(e.scale), weight=abs(e.weight)) for e in step.edits))
-        self._inputs, self._step, self._absolute = inputs, step, absolute
-        self._rows, self._columns = cut or matrix(step)
+        self.inputs, self.step, self._absolute = inputs, step, absolute
+        self.rows, self.columns = cut or matrix(step)
         self.demands = demands_of(step.edits)
+        self.transposed = any(edit.transposed for edit in step.edits)
         self._whole: dict[tuple[int, str], Factor] = {}
-        self._squares: dict[int, Array] = {}
+        self._squares: dict[int, tuple[Array, Size]] = {}
         self._recent: dict[tuple[int, int], tuple[slice | list[int], dict[str, Factor]]] = {}
         self._lock = threading.RLock()
 
@@ -57,7 +56,7 @@ class Chain:
         """
         self._forget(first)
         norms = dict(known or {})
-        for number, edit in enumerate(self._step.edits[:upto]):
+        for number, edit in enumerate(self.step.edits[:upto]):
             chosen = choose(edit, first, first + len(rows))
             if chosen is None:
                 continue
@@ -67,8 +66,10 @@ class Chain:
                 factors[NORM] = norms[number]
             elif kind.squares is not None:
                 old = before[chosen.index, chosen.columns] if edit.on_base else some
-                turned = edit.transposed
-                squares = self._squares_of_columns(number, edit) if turned else kind.squares(old, factors, edit.scale)
+                if edit.transposed:
+                    squares, _ = self._squares_of_columns(number, edit)
+                else:
+                    squares = kind.squares(old, factors, edit.scale)
                 factors[NORM] = norms[number] = np.sqrt(squares)
             factors = {role: factor.astype(rows.dtype, copy=False) for role, factor in factors.items()}
             kind.apply(some.T if edit.transposed else some, factors, edit.scale, edit.weight)
@@ -76,18 +77,40 @@ class Chain:
                 rows[chosen.index] = some
         return norms
 
-    def size(self, size: Size, first: int, last: int, norms: Mapping[int, Array], unit: float) -> Size:
-        """The size of rows first..last after all edits, in arithmetic of that unit; `size` where nothing changes."""
-        for number, edit in enumerate(self._step.edits):
+    def size(
+        self,
+        size: Size,
+        first: int,
+        last: int,
+        norms: Mapping[int, Array],
+        unit: float,
+        *,
+        row: int | None = None,
+        upto: int | None = None,
+    ) -> Size:
+        """The size of rows first..last after the edits (the first `upto` of them), in arithmetic of that unit; `size`
+        where nothing changes.
+
+        row: of this output row of them alone (region.Region.row_of), for a `size` that is its own.
+        """
+        for number, edit in enumerate(self.step.edits[:upto]):
             chosen = choose(edit, first, last)
             if chosen is None:
                 continue
-            factors, length = dict(self._known(number, edit, chosen.places)), self._columns
+            factors, length = dict(self._known(number, edit, chosen.places)), self.columns
             if number in norms:
                 factors[NORM] = Factor(norms[number])
                 if edit.transposed:
-                    length = 32 * self._rows  # summed in parts: as if each were a row (numerics.product.roundings)
-            after = BY_NAME[edit.kind].bound(size, factors, edit.scale, edit.weight, unit, length)
+                    factors[NORM] = Factor(norms[number], self._squares_of_columns(number, edit)[1])
+                    length = 32 * self.rows  # summed in parts: as if each were a row (numerics.product.roundings)
+            kind = BY_NAME[edit.kind]
+            if row is not None:
+                place = chosen.row_of(row, transposed=self.transposed)
+                if place is None:
+                    continue
+                for role in {*kind.by_row, NORM} & set(factors) if not kind.elementwise else ():
+                    factors[role] = Factor(factors[role].array[place : place + 1], factors[role].size)
+            after = kind.bound(size, factors, edit.scale, edit.weight, unit, length)
             if after is not size:  # what lies outside of its view stays as it was
                 size = size.either(after)
         return size
@@ -107,7 +130,7 @@ class Chain:
         them, or (1, 1, 1) that of the only element.
         """
         rows = before.copy()
-        for number, edit in enumerate(self._step.edits):
+        for number, edit in enumerate(self.step.edits):
             chosen = choose(edit, first, last)
             if chosen is None:
                 continue
@@ -126,68 +149,6 @@ class Chain:
             if some is not rows:
                 rows[where] = some
         return rows
-
-    def norms_of_base(self, row: int, column: int, bits: int) -> Mapping[int, Any] | None:
-        """The norms that an element needs, to about `bits` bits; None where they are not those of the base and one
-        change, but of what other edits made before."""
-        norms = {}
-        turned = any(edit.transposed for edit in self._step.edits)
-        first, last = (0, self._rows) if turned else (row, row + 1)
-        floats = self._line(row, column, turned=turned)
-        for number, edit in enumerate(self._step.edits):
-            kind, chosen = BY_NAME[edit.kind], choose(edit, first, last)
-            if kind.squares is None or chosen is None:
-                continue
-            columns = range(self._columns)[chosen.columns]
-            if (number and not edit.on_base) or (turned and column not in columns):
-                return None
-            cut, old = self.factors(number, edit, chosen.places), floats[chosen.index]
-            if turned:
-                place = columns.index(column)
-                cut = {role: t[place : place + 1] if role in kind.by_row else t for role, t in cut.items()}
-            old = old.T if turned else old[:, chosen.columns]
-            factors = {role: Whole.of(tensor) for role, tensor in cut.items()}
-            square = kind.squares(Whole.of(old), factors, Fraction(edit.scale)).item()
-            norms[number] = np.full((1, 1, 1), Interval.of(square).sqrt(bits))
-        return norms
-
-    def line(self, row: int, column: int, bits: int) -> tuple[Interval, Interval]:
-        """(before, after) of one element, where norms of whole rows play a part: that row, or the column of a tensor
-        that is stored transposed, in intervals; roots to about `bits` bits."""
-        turned = any(edit.transposed for edit in self._step.edits)
-        first, last = (0, self._rows) if turned else (row, row + 1)
-        rows = intervals(self._line(row, column, turned=turned))
-        before = rows.copy()
-        for number, edit in enumerate(self._step.edits):
-            chosen = choose(edit, first, last)
-            if chosen is None:
-                continue
-            cut = self.factors(number, edit, chosen.places)
-            columns = range(self._columns)[chosen.columns]
-            kind, index = BY_NAME[edit.kind], (chosen.index, chosen.columns)
-            if turned:
-                if column not in columns:
-                    continue
-                place = columns.index(column)
-                cut = {role: t[place : place + 1] if role in kind.by_row else t for role, t in cut.items()}
-                index = (chosen.index, slice(0, 1))
-            factors = {role: intervals(tensor) for role, tensor in cut.items()}
-            some, old = (array[index].T if edit.transposed else array[index] for array in (rows, before))
-            scale, weight = Fraction(edit.scale), Fraction(edit.weight)
-            if kind.squares is not None:
-                factors[NORM] = roots(kind.squares(old if edit.on_base else some, factors, scale), bits)
-            kind.apply(some, factors, scale, weight)
-            if isinstance(chosen.index, list):
-                rows[index] = some
-        at = (row, 0) if turned else (0, column)
-        return before[at], rows[at]
-
-    def _line(self, row: int, column: int, *, turned: bool) -> Any:
-        """A row of the base (1, columns), or a column (rows, 1) of a tensor that is stored transposed."""
-        if not turned:
-            return read_rows(self._inputs, self._step.base, row, row + 1, self._columns)
-        column_only = dataclasses.replace(self._step.base, columns=range(column, column + 1))
-        return read_rows(self._inputs, column_only, 0, self._rows, self._columns)
 
     def factors(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Array]:
         """All factors of edit `number` as float64 matrices, cut to those rows (as stored) of what it acts on."""
@@ -208,8 +169,8 @@ class Chain:
         cut = {}
         for role, ref in edit.factors.items():
             if role in by_row and isinstance(places, slice):
-                width = ref.spec.numel // (self._rows if edit.view is None else len(edit.view.rows))
-                cut[role] = Factor(read_rows(self._inputs, ref, places.start, places.stop, width))
+                width = ref.spec.numel // (self.rows if edit.view is None else len(edit.view.rows))
+                cut[role] = Factor(read_rows(self.inputs, ref, places.start, places.stop, width))
                 continue
             cut[role] = self._read_whole(number, role, ref)
             if role in by_row:
@@ -222,39 +183,44 @@ class Chain:
         with self._lock:
             if (number, role) not in self._whole:
                 rows = ref.spec.shape[0]
-                self._whole[number, role] = Factor(read_rows(self._inputs, ref, 0, rows, ref.spec.numel // rows))
+                self._whole[number, role] = Factor(read_rows(self.inputs, ref, 0, rows, ref.spec.numel // rows))
             return self._whole[number, role]
 
     def _forget(self, first: int) -> None:
         """Let go of what belongs to edits that end before row `first`: a tensor may hold hundreds of experts."""
         with self._lock:
             for number, role in list(self._whole):
-                view = self._step.edits[number].view
+                view = self.step.edits[number].view
                 if view is not None and max(view.rows[0], view.rows[-1]) < first and isinstance(view.rows, range):
                     del self._whole[number, role]
 
-    def _squares_of_columns(self, number: int, edit: Edit) -> Array:
-        """‖V‖² of every stored column of a tensor that is stored transposed: one pass over all of its rows.
+    def _squares_of_columns(self, number: int, edit: Edit) -> tuple[Array, Size]:
+        """‖V‖² of every stored column of a tensor that is stored transposed, and the size of V: one pass over all of
+        its rows, for an error in one block is an error of the norms in all.
 
         In steps of fixed size, so that the sum does not depend on how the run is cut into blocks.
         """
         with self._lock:
             if number not in self._squares:
-                kind_squares = BY_NAME[edit.kind].squares
-                assert kind_squares is not None
+                kind = BY_NAME[edit.kind]
+                assert kind.squares is not None and kind.squared is not None
                 view = edit.view
-                begin, end = (0, self._rows) if view is None else (view.rows[0], view.rows[-1] + 1)
-                columns = self._columns if view is None else len(view.columns)
-                total = np.zeros((columns, 1))
-                step = max(1, _PASS_ELEMENTS // self._columns)
+                begin, end = (0, self.rows) if view is None else (view.rows[0], view.rows[-1] + 1)
+                columns = self.columns if view is None else len(view.columns)
+                total, whole = np.zeros((columns, 1)), Size(0.0)
+                step = max(1, _PASS_ELEMENTS // self.columns)
                 for first in range(begin, end, step):
                     last = min(end, first + step)
-                    rows = read_rows(self._inputs, self._step.base, first, last, self._columns)
+                    rows = read_rows(self.inputs, self.step.base, first, last, self.columns)
+                    size = Size(float(abs(rows).max()))
                     if not edit.on_base:
-                        self.apply(rows, first, before=rows, upto=number)
+                        norms = self.apply(rows, first, before=rows, upto=number)
+                        size = self.size(size, first, last, norms, UNIT, upto=number)
                     chosen = choose(edit, first, last)
                     assert chosen is not None
                     some = rows[chosen.index, chosen.columns]
-                    total += kind_squares(some.T, self.factors(number, edit, chosen.places), edit.scale)
-                self._squares[number] = total
+                    total += kind.squares(some.T, self.factors(number, edit, chosen.places), edit.scale)
+                    known = self._known(number, edit, chosen.places)
+                    whole = whole.either(kind.squared(size, known, edit.scale, 1.0, UNIT, self.columns))
+                self._squares[number] = total, whole
             return self._squares[number]

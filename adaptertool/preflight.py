@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from adaptertool.errors import MismatchError, NonFiniteError, shown
+from adaptertool.errors import MismatchError, shown
 from adaptertool.files.reader import Inputs, read_exact
 from adaptertool.files.writer import COPY_CHUNK
 from adaptertool.interrupts import deferred, look
-from adaptertool.plan import BLOCK_ELEMENTS
 from adaptertool.spec import Plan, Ref
-from adaptertool.tensors import read_tensor
+from adaptertool.tensors import require_finite
 
 
 @deferred()
@@ -22,15 +19,8 @@ def require_finite_factors(plan: Plan, inputs: Inputs) -> None:
     A tuned checkpoint is as large as the base; its tensors are checked as they are read.
     """
     for ref in {(ref.path, ref.offset, ref.spec): ref for ref in _factors(plan)}.values():
-        for first in range(0, ref.spec.numel, BLOCK_ELEMENTS):
-            look()
-            part = read_tensor(inputs, ref, first, min(ref.spec.numel, first + BLOCK_ELEMENTS))
-            if not np.isfinite(part).all():
-                where = int(np.flatnonzero(~np.isfinite(part))[0])
-                raise NonFiniteError(
-                    f"{ref.path}: {shown(ref.spec.name)} holds {part[where].item()} at element {first + where:,}; "
-                    "the adapter is damaged, or its training diverged"
-                )
+        look()
+        require_finite(inputs, ref)
 
 
 def _factors(plan: Plan) -> Iterator[Ref]:

@@ -1,8 +1,9 @@
 """Settles the elements that floating point leaves open: those so near to the middle of two stored values that the
 error of the arithmetic counts.
 
-Three stages, each for what the one before left: float64 with its error bound; exact residues modulo 2^64, which tell
-the side of a middle (numerics.residue), all at once; and rationals, one by one (numerics.interval).
+Stages, each for what the one before left: float64 with its error bound; with that of single rows, where there are
+norms; or exact residues modulo 2^64, which tell the side of a middle (numerics.residue), all at once; and rationals,
+one by one (numerics.interval).
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from adaptertool.chain import Chain
+from adaptertool.chain import UNIT, Chain
 from adaptertool.errors import InternalError
-from adaptertool.kinds import Size
+from adaptertool.kinds import Size, interpolated
+from adaptertool.lines import Lines
 from adaptertool.numerics.interval import Interval, intervals
 from adaptertool.numerics.residue import Residue
 from adaptertool.numerics.rounding import FINITE, STORED, WORD, Array, doubles, round_within, rounded, to_odd
 from adaptertool.region import as_floats, as_intervals, as_residues
 
-UNIT = 2.0**-53
 _AT_ONCE = 1 << 17  # factors of single elements
+_MANY = 4  # open elements of a row: then the error of that row alone is looked at
 _MOST_BITS = 1 << 14
 
 
@@ -45,6 +47,7 @@ class Open:
     """The open elements of a block: rows first..last of a tensor with `columns` elements each."""
 
     chain: Chain
+    lines: Lines
     first: int
     last: int
     columns: int
@@ -62,21 +65,29 @@ class Open:
         """
         found = np.empty(len(where), STORED[self.dtype])
         count = max(64, _AT_ONCE // self.chain.demands.width)
-        for at in range(0, len(where), count):
-            part = slice(at, at + count)
-            self._settle(where[part], before[part], None if values is None else values[part], found[part])
+        order = np.argsort(self._row(where), kind="stable") if self.norms else np.arange(len(where))
+        for start in range(0, len(where), count):
+            part = order[start : start + count]
+            own = None if values is None else values[part]
+            found[part] = self._settle(where[part], before[part], own)
         return found
 
-    def _settle(self, where: Array, before: Array, values: Array | None, found: Array) -> None:
-        at = (where // self.columns, where % self.columns)
+    def _row(self, where: Array) -> Array:
+        """The output row of each: a row of the block, or a column of a tensor that is stored transposed."""
+        rows: Array = where % self.columns if self.chain.transposed else where // self.columns
+        return rows
+
+    def _settle(self, where: Array, before: Array, values: Array | None) -> Array:
+        at, found = (where // self.columns, where % self.columns), np.empty(len(where), STORED[self.dtype])
         if values is None:
             start = before.reshape(-1, 1, 1)
             rows = (self.first, self.last, at, start)
             after = self.chain.pick(as_floats, *rows, norms=self.norms)
             values = interpolate(start, after, self.alpha).reshape(-1)
-        error, relative = self.size.margin(UNIT)
-        left = round_within(values, error, relative, self.dtype, found)
+        left = round_within(values, *self.size.margin(UNIT), self.dtype, found)
         left = left[np.isfinite(values[left])]
+        if len(left) and self.norms:
+            left = self._by_row(left, self._row(where), before, values, found)
         self.counts.exactly += len(left)
         if len(left) and self.chain.demands.rational:
             left = self._by_residues(left, at, before, values, found)
@@ -84,6 +95,27 @@ class Open:
         for place in left.tolist():
             value = self._by_rationals(int(at[0][place]), int(at[1][place]), before[place].item(), values[place].item())
             found[place] = rounded(np.array([value]), self.dtype)[0]
+        return found
+
+    def _by_row(self, left: Array, row: Array, before: Array, values: Array, found: Array) -> Array:
+        """Decide those that are certain by the error of their own row; returns what is left. A row of tiny norm, by
+        which DoRA divides, has all rows of its block taken for as uncertain as itself."""
+        still = []
+        for number, count in zip(*np.unique(row[left], return_counts=True), strict=True):
+            some = left[row[left] == number]
+            if count > _MANY:
+                size = self._size_of_row(int(number), before[some])
+                certain = np.empty(len(some), STORED[self.dtype])
+                open_still = round_within(values[some], *size.margin(UNIT), self.dtype, certain)
+                found[some] = certain
+                some = some[open_still]
+            still.append(some)
+        return np.concatenate(still)
+
+    def _size_of_row(self, row: int, before: Array) -> Size:
+        base = Size(float(abs(before).max()))
+        changed = self.chain.size(base, self.first, self.last, self.norms, UNIT, row=row)
+        return changed if self.alpha == 1 else interpolated(base, changed, self.alpha, UNIT)
 
     def _by_residues(self, left: Array, at: Any, before: Array, values: Array, found: Array) -> Array:
         """Decide what residues can; returns what is left."""
@@ -124,9 +156,9 @@ class Open:
         bits = 128
         while bits <= _MOST_BITS:
             rational = self.chain.demands.rational
-            norms = {} if rational else self.chain.norms_of_base(self.first + row, column, bits)
+            norms = {} if rational else self.lines.norms_of_base(self.first + row, column, bits)
             if norms is None:
-                yield interpolate(*self.chain.line(self.first + row, column, bits), alpha)
+                yield interpolate(*self.lines.line(self.first + row, column, bits), alpha)
             else:
                 after = self.chain.pick(as_intervals, self.first, self.last, at, start, norms=norms)
                 yield interpolate(start, after, alpha)[0, 0, 0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,19 @@ WINDOW, KEPT = 32 << 20, 8
 
 # The dtypes that arithmetic is done on; all others are only ever copied as bytes.
 COMPUTED = ("BF16", "F16", "F32", "F64")
+
+
+class Cut(NamedTuple):
+    """How much of the spectrum of a change is to stay: one of the three."""
+
+    rank: int | None = None
+    energy: Decimal | None = None  # the smallest rank that keeps this share of Σσ²
+    max_error: Decimal | None = None  # the smallest rank whose error, relative in Frobenius norm, is at most this
+
+    def as_typed(self) -> dict[str, str | int]:
+        """The one that is given, as JSON."""
+        given = {name: value for name, value in self._asdict().items() if value is not None}
+        return {name: value if isinstance(value, int) else str(value) for name, value in given.items()}
 
 
 class TensorSpec(NamedTuple):

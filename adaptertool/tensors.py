@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs, read_into
 from adaptertool.numerics.rounding import STORED, Array, doubles
 from adaptertool.spec import KEPT, WINDOW, Ref
@@ -20,6 +21,18 @@ def _read_stored(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
     stored = np.empty(last - first, STORED[ref.spec.dtype])
     read_into(inputs.get(ref.path), ref.offset + first * stored.itemsize, as_bytes(stored))
     return stored
+
+
+def require_finite(inputs: Inputs, ref: Ref) -> None:
+    """Read a factor once. Raises NonFiniteError, naming the tensor, for NaN or infinity."""
+    for first in range(0, ref.spec.numel, _PART):
+        part = read_tensor(inputs, ref, first, min(ref.spec.numel, first + _PART))
+        if not np.isfinite(part).all():
+            where = int(np.flatnonzero(~np.isfinite(part))[0])
+            raise NonFiniteError(
+                f"{ref.path}: {shown(ref.spec.name)} holds {part[where].item()} at element {first + where:,}; "
+                "the adapter is damaged, or its training diverged"
+            )
 
 
 def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Array:

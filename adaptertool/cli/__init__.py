@@ -8,9 +8,17 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import boundary, clean, drift, merge, verify, wise
+from adaptertool.cli import algebra, boundary, clean, drift, merge, verify, wise
 
-COMMANDS: tuple[click.Command, ...] = (merge.merge, wise.wise, verify.verify, drift.drift, clean.clean)
+COMMANDS: tuple[click.Command, ...] = (
+    merge.merge,
+    wise.wise,
+    algebra.sum_command,
+    algebra.truncate,
+    verify.verify,
+    drift.drift,
+    clean.clean,
+)
 
 EXIT_CODES = """\b
 Exit codes:

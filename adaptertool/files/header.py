@@ -85,15 +85,18 @@ def _validated(file: InputFile, data_start: int, fields: dict[str, Any]) -> Head
     return Header(file.path, file.size, data_start, {ref.spec.name: ref for ref in refs}, metadata, file.stamp)
 
 
-def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """The first bytes of a file with these tensors one after the other, padded with spaces to a multiple of 8."""
+def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str], room: int = 0) -> bytes:
+    """The first bytes of a file with these tensors one after the other, padded with spaces to a multiple of 8.
+
+    room: so many bytes, where data follows that was written before the header was known.
+    """
     fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for spec in specs:
         fields[spec.name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (offset, offset + spec.nbytes)}
         offset += spec.nbytes
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * max(room - 8 - len(text), -len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 

@@ -102,6 +102,14 @@ class OutputFile:
         if last > first and _begin is not None:
             _begin(self.fd, first * _EARLY, (last - first) * _EARLY, _BEGIN_WRITING)
 
+    def shorten(self, size: int) -> None:
+        """The file turned out to have so many bytes, fewer than it was made for."""
+        try:
+            os.truncate(self.fd, size)
+        except OSError as error:
+            _fail(self.path, error)
+        self.size = size
+
     def close(self) -> None:
         """May be called again: only the first closes."""
         fd, self.fd = self.fd, -1

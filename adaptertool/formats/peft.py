@@ -18,7 +18,7 @@ from adaptertool.files.reader import stamp_of
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.peft_config import LoraConfig, parse_config
 from adaptertool.formats.peft_parameters import on_parameter, parameters_in
-from adaptertool.formats.peft_saved import OUT_PROJ, Saved
+from adaptertool.formats.peft_saved import OUT_PROJ, OUT_PROJ_TIMES, Saved
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.full import TUNED
@@ -44,10 +44,6 @@ _FACTORS = {  # what follows the name of a module, from the mark on
 # (is_transposed) up to the second one. Later it still does so under transformers 5, but not under 4, which has no mark.
 _LAST_ON_FIRST = (0, 19, 0)
 _LAST_MARKED_ON_FIRST = (0, 18, 1)
-
-# torch.nn.MultiheadAttention: its input and its output projection are changed together, and PEFT applies the change of
-# the second twice, also in training (lora.MultiheadAttention; its source says that this is known).
-_OUT_PROJ_TIMES = 2
 
 
 def is_adapter(path: Path) -> bool:
@@ -160,8 +156,8 @@ def _in_attention(config: LoraConfig, file: Path, name: str, roles: Mapping[str,
         raise InputError(f"{file}: {shown(name)} has {', '.join(sorted(roles))}, not {A} and {B}")
     rank, scale = _rank(config, file, module, roles[A]), config.scale_of(module)
     if name == module:
-        return Module(name, f"{module}.in_proj_weight", LORA.name, roles, scale, rank)
-    return Module(name, f"{module}.out_proj.weight", LORA.name, roles, scale * _OUT_PROJ_TIMES, rank)
+        return Module(name, f"{module}.in_proj_weight", LORA.name, roles, scale, rank, layer=module)
+    return Module(name, f"{module}.out_proj.weight", LORA.name, roles, scale * OUT_PROJ_TIMES, rank, layer=module)
 
 
 def _token_rows(config: LoraConfig, file: Path, tokens: Mapping[str, Ref]) -> list[Module]:
@@ -199,6 +195,7 @@ def _lora_modules(
     rank = _rank(config, file, name, weight[A])
     scale = config.scale_of(name)
     # An embedding looks up rows of (vocabulary, d): the transpose of the layer that its factors describe.
-    yield Module(name, f"{name}.weight", kind.name, weight, scale, rank, transposed=True if embedding else None)
+    turned = True if embedding else None
+    yield Module(name, f"{name}.weight", kind.name, weight, scale, rank, transposed=turned, layer=name)
     if config.bias:
-        yield Module(name, f"{name}.bias", OFFSET.name, {BIAS: roles[BIAS]}, scale)
+        yield Module(name, f"{name}.bias", OFFSET.name, {BIAS: roles[BIAS]}, scale, layer=name)

@@ -74,4 +74,4 @@ def on_parameter(config: LoraConfig, file: Path, parameter: Parameter, roles: Ma
             f"{file}: the factors of {shown(target)} are {roles[A].spec} and {roles[B].spec}, but {config.path.name} "
             f"gives it rank {rank} (r and rank_pattern); the scale alpha/r would be ambiguous"
         )
-    return Module(parameter.module, target, LORA.name, roles, config.scale_of(target), rank)
+    return Module(parameter.module, target, LORA.name, roles, config.scale_of(target), rank, layer=target)

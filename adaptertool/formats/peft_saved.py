@@ -9,7 +9,9 @@ from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.reader import same_bytes
 from adaptertool.spec import Ref
 
-OUT_PROJ = ".base_layer.out_proj"
+# torch.nn.MultiheadAttention: its input and its output projection are changed together, and PEFT applies the change of
+# the second twice, also in training (lora.MultiheadAttention; its source says that this is known).
+OUT_PROJ, OUT_PROJ_TIMES = ".base_layer.out_proj", 2
 
 # Parts of a key that name something with a meaning of its own; never to be taken for a plain tensor name.
 _REFUSED = {

@@ -73,6 +73,7 @@ def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float
 
     With f = m / ‖V‖ and its relative error e:  |x̂ − x| ≤ unit·|x̂| + f̂·|v̂ − v| + e·|x|, and ‖V̂ − V‖ is no larger than
     relative·‖V̂‖ + error·√length. Norms are computed in float64, and from the base where the rest is not.
+    Where V is next to nothing beside what it is the sum of, little more is known than |x| ≤ |m|.
     """
     combined = lora.bound(size, factors, scale, 1.0, unit, length)
     if not math.isfinite(combined.error):
@@ -84,21 +85,22 @@ def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float
     if not smallest > 0:
         return Size(math.inf, math.inf)
     double = 2.0**-53
-    whole = lora.bound(size if unit == double else Size(size.largest), factors, scale, 1.0, double, length)
+    whole = factors[NORM].size
+    if whole is None:
+        whole = lora.bound(size if unit == double else Size(size.largest), factors, scale, 1.0, double, length)
     norm = whole.relative + whole.error * math.sqrt(length) / smallest + (roundings(length) + 8) * double
     norm += 3 * unit  # of the ratio: its quotient, rounded; and of m, where it has more bits
-    if norm > 0.25:  # V is next to nothing beside what it is the sum of
-        return Size(math.inf, math.inf if unit != double else 2.0**1000)
+    lost = norm > 0.25
     ratio, slack = Factor(factors[MAGNITUDE].array / norms), 1 + 2.0**-10 + 4 * norm
-    if not in_range([ratio.extent, factors[MAGNITUDE].extent, factors[NORM].extent], unit):
+    ends = [ratio.extent, factors[MAGNITUDE].extent, factors[NORM].extent]
+    if not in_range(ends, unit) or (lost and unit != double):
         return Size(math.inf, math.inf)
     largest = ratio.largest * combined.largest * slack
-    changed = Size(
-        largest,
-        error=ratio.largest * combined.error * slack + tiny(unit),
-        relative=(unit + combined.relative + norm) * slack,
-        moved=size.moved + size.largest + largest,
-    )
+    error, relative = ratio.largest * combined.error * slack + tiny(unit), (unit + combined.relative + norm) * slack
+    if lost:
+        largest = 2 * ratio.largest * (combined.largest + combined.absolute) + factors[MAGNITUDE].largest
+        error, relative = largest, 0.0
+    changed = Size(largest, error=error, relative=relative, moved=size.moved + size.largest + largest)
     return changed if weight == 1 else mixed(size, changed, weight, unit)
 
 
@@ -131,4 +133,5 @@ DORA = Kind(
     apply=apply,
     bound=bound,
     squares=squares,
+    squared=lora.bound,
 )

@@ -36,12 +36,18 @@ class Size:
 
     @property
     def absolute(self) -> float:
-        """No number is further from the exact value."""
+        """No number is further from the exact value; infinite where the relative part says nothing."""
+        if self.relative >= 0.5:
+            return math.inf
         return (self.error + self.relative * self.largest) / (1 - self.relative)
 
     @property
     def exact(self) -> bool:
         return self.error == 0 and self.relative == 0
+
+    def is_below(self, limit: float) -> bool:
+        """Whether all numbers are known, and smaller than that."""
+        return math.isfinite(self.error) and self.largest < limit
 
     def margin(self, unit: float) -> tuple[float, float]:
         """(error, relative), wide enough for x ± (error + relative·|x|) that is computed with roundings of `unit`."""
@@ -86,8 +92,9 @@ class Size:
 class Factor:
     """A factor, cut to a block, and what bounds need to know of it: found out when asked for, and once."""
 
-    def __init__(self, array: Array) -> None:
+    def __init__(self, array: Array, size: Size | None = None) -> None:
         self.array = array
+        self.size = size  # of norms: of what they are the norms of, in float64; None where that is all in the block
 
     @functools.cached_property
     def largest(self) -> float:
@@ -156,6 +163,7 @@ class Kind:
                  that it was given where `apply` changes nothing at all.
     squares:     (block, factors, scale) -> the sum of squares of each row as far as the block goes. Where it is
                  given, `apply` finds the norm of each whole row among its factors, under the role NORM.
+    squared:     as `bound`, of the numbers whose squares those are.
     elementwise: each element depends on the same element of the factors alone, so blocks may be cut
                  anywhere and the weight may have any number of dimensions.
     """
@@ -168,6 +176,7 @@ class Kind:
     bound: Callable[[Size, Mapping[str, Factor], float, float, float, int], Size]
     by_column: frozenset[str] = frozenset()
     squares: Callable[[Array, Mapping[str, Array], Any], Array] | None = None
+    squared: Callable[[Size, Mapping[str, Factor], float, float, float, int], Size] | None = None
     elementwise: bool = False
 
 
@@ -176,6 +185,12 @@ def in_range(extents: Iterable[tuple[float, float]], unit: float) -> bool:
     product of two."""
     limit = 60 if unit > 2.0**-30 else 500
     return all(smallest > 2.0**-limit and largest < 2.0**limit for smallest, largest in extents)
+
+
+def may_overflow(unit: float, *numbers: float) -> bool:
+    """Whether one of these magnitudes is, or may become, infinite in arithmetic of that unit: times 0 it is NaN."""
+    limit = 2.0**120 if unit > 2.0**-30 else 2.0**1000
+    return not all(number < limit for number in numbers)
 
 
 def tiny(unit: float) -> float:

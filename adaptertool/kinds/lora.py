@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Array, Factor, Kind, Shape, Size, in_range, tiny
+from adaptertool.kinds.kind import Array, Factor, Kind, Shape, Size, in_range, may_overflow, tiny
 
 A, B = "lora_A", "lora_B"
 
@@ -62,7 +62,7 @@ def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float
     a, b = factors[A], factors[B]
     times, rank = abs(weight * scale), len(a.array)
     if 0 in (weight, scale, a.largest, b.largest):
-        return size
+        return Size(math.inf, math.inf) if may_overflow(unit, times, a.largest, b.largest, b.largest * times) else size
     scaled = [end * times for end in b.extent]
     if not in_range((a.extent, b.extent, (min(scaled), max(scaled))), unit):
         return Size(math.inf, math.inf)

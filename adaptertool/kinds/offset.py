@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Array, Factor, Kind, Shape, Size, in_range
+from adaptertool.kinds.kind import Array, Factor, Kind, Shape, Size, in_range, may_overflow
 
 BIAS = "lora_B.bias"
 
@@ -26,11 +26,11 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
 
 def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
     """Two products and a sum."""
-    change = abs(weight * scale) * factors[BIAS].largest * (1 + 2.0**-20)
+    times, extent = abs(weight * scale), factors[BIAS].extent
+    change = times * factors[BIAS].largest * (1 + 2.0**-20)
     if 0 in (weight, scale, factors[BIAS].largest):
-        return size
-    extent = factors[BIAS].extent
-    if not in_range((extent, (extent[0] * abs(weight * scale), change)), unit):
+        return Size(math.inf, math.inf) if may_overflow(unit, times, factors[BIAS].largest) else size
+    if not in_range((extent, (extent[0] * times, change)), unit):
         return Size(math.inf, math.inf)
     return size.plus(change, 3 * unit * change, unit, size.grain_with(factors[BIAS], scale, weight))
 

@@ -39,6 +39,7 @@ FINITE: Mapping[str, tuple[float, float]] = {
     "F64": ((2 - 2.0**-52) * 2.0**1023, 2.0**971),
 }
 # More than what rounding to float32 may add to an error: half a unit in the last place, also of its subnormal numbers.
+_MOST_INDICES = 2**31 - 1  # that the compiled kernel counts up to
 _TWICE, _TWICE_LEAST = 2.0**-24 * (1 + 2.0**-10), 2.0**-148
 
 
@@ -93,11 +94,12 @@ def round_within(values: Array, error: float, relative: float, dtype: str, out: 
     indices are returned; where none is, `out` is right all the same.
     """
     name = f"_{values.dtype.str[1:]}_{dtype}"
-    call = FUNCTIONS.get("twice" + name) if quick else None
+    known = FUNCTIONS if values.size <= _MOST_INDICES else {}
+    call = known.get("twice" + name) if quick else None
     if call is not None:
         error, relative = error + _TWICE_LEAST, relative + _TWICE
     else:
-        call = FUNCTIONS.get("round" + name)
+        call = known.get("round" + name)
     if call is not None:
         found = np.empty(out.size, np.int32)
         addresses = address(out, STORED[dtype], values.size), out.size, address(found, np.int32, out.size)

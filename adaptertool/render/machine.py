@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any, ClassVar, Protocol
 
-from adaptertool.curve import CurveReport
 from adaptertool.errors import AdapterToolError
-from adaptertool.reports import DriftReport, Report, VerifyReport
 
 
-def to_json(report: Report | CurveReport | DriftReport | VerifyReport, *, indent: int | None = None) -> str:
+class Report(Protocol):
+    """A dataclass that names its schema."""
+
+    schema: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def to_json(report: Report, *, indent: int | None = None) -> str:
     return json.dumps({"schema": report.schema, **dataclasses.asdict(report)}, allow_nan=False, indent=indent)
 
 

@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation, Overflow, localcontext
 from pathlib import Path
 
 from adaptertool.errors import UsageError
-from adaptertool.spec import PRECISIONS
+from adaptertool.spec import PRECISIONS, Cut
 
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
@@ -26,6 +26,30 @@ def decimal(value: Number, what: str) -> Decimal:
     if not number.is_finite() or not math.isfinite(float(number)):
         raise UsageError(f"{what} {value!r} is not a finite number")
     return number if number else Decimal(0)  # −0 is 0
+
+
+def decimals(values: Sequence[Number] | None, what: str, count: int) -> list[Decimal]:
+    """One for each of `count` adapters; 1 where None."""
+    if values is None:
+        return [Decimal(1)] * count
+    if isinstance(values, str) or len(values) != count:
+        raise UsageError(f"{len(values)} {what}s for {count} adapters; give a {what} for each adapter, or none at all")
+    return [decimal(value, what) for value in values]
+
+
+def cut_of(*, rank: int | None = None, energy: Number | None = None, max_error: Number | None = None) -> Cut:
+    """Raises UsageError unless just one of them is given, and makes sense."""
+    if sum(given is not None for given in (rank, energy, max_error)) != 1:
+        raise UsageError("give one of rank, energy and max_error")
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise UsageError(f"rank must be a whole number from 1 on, not {rank!r}")
+    share = None if energy is None else decimal(energy, "energy")
+    if share is not None and not 0 < share <= 1:
+        raise UsageError(f"energy is a share of the squared spectrum, above 0 and at most 1, not {energy}")
+    most = None if max_error is None else decimal(max_error, "max_error")
+    if most is not None and not 0 <= most < 1:
+        raise UsageError(f"max_error is relative: from 0 to below 1, not {max_error}")
+    return Cut(rank, share, most)
 
 
 def as_path(value: PathLike, what: str) -> Path:

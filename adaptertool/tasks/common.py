@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +62,15 @@ def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
         "precision": plan.precision,
         "notes": plan.notes,
     }
+
+
+def peak_memory() -> int:
+    """High-water mark of resident memory. VmHWM, since ru_maxrss may be that of the process that started us."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from blake3 import blake3
 
 from adaptertool import __version__
 from adaptertool.files.checkpoint import MANIFEST
-from adaptertool.files.staging import Staging, digest_of
+from adaptertool.files.staging import Finished, Staging, digest_of
 from adaptertool.files.writer import write_small
 from adaptertool.plan import all_steps
 from adaptertool.spec import Plan
@@ -35,23 +36,31 @@ def write_manifests(plan: Plan, stage: Staging) -> None:
 
 
 def _write(plan: Plan, stage: Staging, folder: Path, alphas: list[float]) -> None:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    content = {
-        "schema": "manifest/1",
-        "adaptertool": __version__,
+    fields = {
         "command": plan.command,
         "sources": [path.resolve().name for path in plan.sources],
         "weights": plan.weights,
         "alphas": alphas,
         "precision": plan.precision,
         "base": plan.base_files,
+    }
+    known = {stage.work / name: finished for name, finished in stage.finished.items()}
+    write_manifest(folder, fields, known)
+
+
+def write_manifest(folder: Path, fields: Mapping[str, object], known: Mapping[Path, Finished]) -> None:
+    """The manifest of all files in `folder`. known: those whose size and hash need not be found."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    content = {
+        "schema": "manifest/1",
+        "adaptertool": __version__,
+        **fields,
         # --force replaces a folder that holds these and no others
-        "files": {path.relative_to(folder).as_posix(): _facts(stage, path) for path in files},
+        "files": {path.relative_to(folder).as_posix(): _facts(path, known) for path in files},
     }
     write_small(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _facts(stage: Staging, path: Path) -> dict[str, int | str]:
-    known = stage.finished.get(path.relative_to(stage.work).as_posix())
-    size, digest = known or (path.stat().st_size, digest_of(path))
+def _facts(path: Path, known: Mapping[Path, Finished]) -> dict[str, int | str]:
+    size, digest = known.get(path) or (path.stat().st_size, digest_of(path))
     return {"size": size, "blake3": digest}

@@ -15,7 +15,7 @@ from adaptertool.names import holder, rename
 from adaptertool.plan import plan_merge
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Blend, Plan
-from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, decimal
+from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, decimal, decimals
 
 COMPOSITIONS = ("sequential", "mixed")
 
@@ -40,19 +40,15 @@ def prepare_merge(
         raise UsageError("adapters must be a list of paths, also where there is only one")
     if not adapters:
         raise UsageError("no adapter given")
-    if weights is not None and len(weights) != len(adapters):
-        raise UsageError(
-            f"{len(weights)} weights for {len(adapters)} adapters; give a weight for each adapter, or none at all"
-        )
     if compose not in COMPOSITIONS:
         raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
+    numbers = [float(weight) for weight in decimals(weights, "weight", len(adapters))]
     if method is not None:
         if compose != COMPOSITIONS[0]:
             raise UsageError("a method says itself how adapters are composed; leave out --compose")
-        return _prepare_blend(base, adapters, weights, renames, check_precision(precision), method, density, seed)
+        return _prepare_blend(base, adapters, numbers, renames, check_precision(precision), method, density, seed)
     if density is not None or seed is not None:
         raise UsageError("density and seed belong to a method (--method)")
-    numbers = [1.0] * len(adapters) if weights is None else [float(decimal(weight, "weight")) for weight in weights]
     checkpoint = open_checkpoint(as_path(base, "BASE"))
     has = holder(checkpoint, renames)
     opened = [rename(read_adapter(as_path(path, "ADAPTER"), has), renames) for path in adapters]
@@ -63,7 +59,7 @@ def prepare_merge(
 def _prepare_blend(
     base: PathLike,
     sources: Sequence[PathLike],
-    weights: Sequence[Number] | None,
+    numbers: Sequence[float],
     renames: Sequence[str],
     precision: str,
     method: str,
@@ -83,7 +79,6 @@ def _prepare_blend(
     if not 0 < share <= 1:
         raise UsageError(f"density is a share over 0, up to 1, not {density}")
     checkpoint, paths = open_checkpoint(as_path(base, "BASE")), [as_path(path, "ADAPTER") for path in sources]
-    numbers = [1.0] * len(paths) if weights is None else [float(decimal(weight, "weight")) for weight in weights]
     has = holder(checkpoint, renames)
     opened = [rename(read_adapter(path, has), renames) if is_adapter(path) else open_checkpoint(path) for path in paths]
     return plan_blend(checkpoint, opened, numbers, Blend(method, tuple(numbers), share, seed or 0))

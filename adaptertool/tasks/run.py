@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,7 @@ from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Plan
-from adaptertool.tasks.common import check_output, makes_file, summary, thread_count
+from adaptertool.tasks.common import check_output, makes_file, peak_memory, summary, thread_count
 from adaptertool.tasks.manifest import recipe_key, write_manifests
 from adaptertool.tasks.verify import check
 
@@ -73,7 +71,7 @@ def run(
         settled_one_by_one=settled.one_by_one,
         seconds=seconds,
         bytes_per_second=(fields["bytes_read"] + fields["bytes_written"]) / seconds,
-        peak_memory=_peak_memory(),
+        peak_memory=peak_memory(),
         compiled=bool(FUNCTIONS),
         verified=verify,
     )
@@ -98,15 +96,3 @@ def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
             bad = next((tensor for tensor in report.tensors if tensor.status != "exact"), None)
             what = f"{shown(bad.name)} is {bad.status}" if bad else report.problems[0]
             raise StorageError(f"{path} was written, but is not what was computed: {what}; is the disk sound?")
-
-
-def _peak_memory() -> int:
-    """High-water mark of resident memory. VmHWM, since ru_maxrss may be that of the process that started us."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,67 @@
+"""What the commands that make adapters of adapters have to say, as frozen data. `render/` makes text or JSON of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterReport:
+    """What the making of an adapter did, or with dry_run would do. Sizes in bytes."""
+
+    schema: ClassVar[str]
+    command: str
+    sources: tuple[str, ...]
+    out: str
+    bytes_read: int
+    bytes_written: int
+    threads: int
+    seconds: float
+    peak_memory: int  # of the whole process, resident
+    dry_run: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTruncated:
+    layer: str
+    rank_before: int
+    rank: int
+    energy: float  # share of Σσ² kept
+    error: float  # of what was cut off, relative in Frobenius norm: the least that this rank can have
+    storing: float  # what rounding to the stored dtype adds to that, at most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TruncateReport(AdapterReport):
+    """Of the worst pair of factors, or expert, where a layer has several."""
+
+    schema: ClassVar[str] = "truncate/1"
+    cut: dict[str, str | int]  # rank, energy or max_error, as asked for
+    balanced: bool
+    layers: tuple[LayerTruncated, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSummed:
+    layer: str
+    ranks: tuple[int, ...]  # of the terms
+    rank: int
+    dtype: str
+    scale: float
+    exact: bool  # nothing was rounded, or cut off
+    rounded: int  # elements that were rounded to the dtype, each by at most half a unit in its last place
+    energy: float  # as in LayerTruncated
+    error: float
+    storing: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumReport(AdapterReport):
+    schema: ClassVar[str] = "sum/1"
+    weights: tuple[float, ...]
+    method: str
+    cut: dict[str, str | int]  # rank or energy, where asked for
+    saved: tuple[str, ...]  # tensors that are saved whole, and kept
+    layers: tuple[LayerSummed, ...]

@@ -1,0 +1,182 @@
+"""The plan of a sum of adapters: which factors of which adapter make a layer, and by what they are multiplied.
+
+Σ cᵢ·Bᵢ·Aᵢ = S·[q₁·B₁ q₂·B₂ ...]·[A₁; A₂; ...] with qᵢ = cᵢ/S, where cᵢ is the weight times the adapter's own scale.
+S is chosen so that most qᵢ are powers of two: such products lose nothing. Where one is not, the factors are stored as
+float32 or wider.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from adaptertool.errors import MismatchError, UnsupportedError, UsageError, by, shown
+from adaptertool.formats.peft_layers import Layer, Layered, Pair
+from adaptertool.formats.peft_write import alpha_for
+from adaptertool.kinds.lora import scaling
+from adaptertool.spec import DTYPE_BITS, TensorSpec
+
+_NEAR = Fraction(1, 2**50)  # a factor so near to a power of two is taken for it: what lora_alpha cannot express
+_LEAST = Fraction(1, 2**900)
+_WEIGHT, _BIAS = ".lora_B.weight", ".lora_B.bias"
+
+
+class Term(NamedTuple):
+    layer: Layer
+    times: float  # q
+    exact: bool  # q is 0 or a power of two, up to its sign
+
+
+class Combined(NamedTuple):
+    """A layer of the sum."""
+
+    path: str
+    terms: tuple[Term, ...]
+    dtype: str
+    rank: int
+    alpha: float
+    scale: float  # S, as PEFT computes it from them
+    bias: str | None  # the key of its lora_B.bias, if it is to have one
+
+    @property
+    def first(self) -> Layer:
+        return self.terms[0].layer
+
+    def of_pair(self, number: int) -> tuple[TensorSpec, TensorSpec]:
+        """A and B of a pair."""
+        pair, wide = self.first.pairs[number], self.first.experts * self.rank
+        a = _spec(pair.a.spec.name, self.dtype, (wide, *pair.a.spec.shape[1:]))
+        return a, _spec(pair.b.spec.name, self.dtype, (pair.outputs, wide, *pair.b.spec.shape[2:]))
+
+    def of_bias(self) -> TensorSpec | None:
+        return None if self.bias is None else _spec(self.bias, self.dtype, (self.first.pairs[0].outputs,))
+
+    def specs(self) -> list[TensorSpec]:
+        """All its tensors, in their order."""
+        pairs = [spec for number in range(len(self.first.pairs)) for spec in self.of_pair(number)]
+        return pairs if (bias := self.of_bias()) is None else [*pairs, bias]
+
+
+def _spec(name: str, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
+    return TensorSpec(name, dtype, shape, math.prod(shape) * DTYPE_BITS[dtype] // 8)
+
+
+def combined(adapters: Sequence[Layered], weights: Sequence[Fraction]) -> list[Combined]:
+    """The layers of the sum, in the order in which they are met. Raises for what has no sum."""
+    terms: dict[str, list[tuple[Fraction, Layer]]] = {}
+    for adapter, weight in zip(adapters, weights, strict=True):
+        for path, layer in adapter.layers.items():
+            if layer.magnitude is not None:
+                raise UnsupportedError(
+                    f"{adapter.adapter.path}: {shown(path)} is DoRA; what it changes is of full rank, so no sum of "
+                    "factors holds it, and the magnitude is not dropped: merge it into its base and extract a LoRA"
+                )
+            terms.setdefault(path, []).append((weight * Fraction(layer.scale), layer))
+    biased = any(layer.bias is not None for some in terms.values() for _, layer in some)
+    return [_combined(path, some, biased=biased) for path, some in terms.items()]
+
+
+def _combined(path: str, terms: Sequence[tuple[Fraction, Layer]], *, biased: bool) -> Combined:
+    first = terms[0][1]
+    for _, layer in terms[1:]:
+        _require_alike(first, layer)
+    bias = _bias_key(first) if biased else None
+    rank = sum(layer.rank for _, layer in terms)
+    alpha = alpha_for(_common([times for times, _ in terms], path), rank)
+    scale = scaling(alpha, rank, rank_stabilised=False)
+    parts = tuple(_term(layer, times / Fraction(scale)) for times, layer in terms)
+    dtypes = {ref.spec.dtype for _, layer in terms for ref in layer.refs}
+    if not all(term.exact for term in parts):
+        dtypes.add("F32")
+    return Combined(path, parts, widest(dtypes), rank, alpha, scale, bias)
+
+
+def widest(dtypes: set[str]) -> str:
+    """The narrowest dtype that holds all of these."""
+    if dtypes == {"F16", "BF16"}:
+        return "F32"
+    return max(dtypes, key=lambda dtype: DTYPE_BITS[dtype])
+
+
+def _common(times: Sequence[Fraction], path: str) -> float:
+    """The scale that most of these are a power of two away from; 1 where all are 0."""
+    wholes = [abs(number) for number in times if number]
+    if not wholes:
+        return 1.0
+    odd, _ = Counter(map(_odd_part, wholes)).most_common(1)[0]
+    common = max(number for number in wholes if _odd_part(number) == odd)
+    for number in (common, *(number / common for number in wholes)):
+        if not _LEAST < number < 1 / _LEAST:
+            raise UsageError(f"weights times scales of {shown(path)} lie too far apart, or beyond what a number holds")
+    return float(common)
+
+
+def _odd_part(number: Fraction) -> Fraction:
+    """`number`, positive, without its powers of two."""
+    top, bottom = number.numerator, number.denominator
+    return Fraction(top // (top & -top), bottom // (bottom & -bottom))
+
+
+def _term(layer: Layer, times: Fraction) -> Term:
+    if not times:
+        return Term(layer, 0.0, exact=True)
+    size = abs(times)
+    about = size.numerator.bit_length() - size.denominator.bit_length()
+    for power in (about - 1, about, about + 1):
+        if abs(size - Fraction(2) ** power) <= _NEAR * size:
+            return Term(layer, math.copysign(2.0**power, times), exact=True)
+    return Term(layer, float(times), exact=False)
+
+
+def _require_alike(first: Layer, other: Layer) -> None:
+    """Raises MismatchError where two layers of one name are not changes of the same weight."""
+    for one, two in zip(first.pairs, other.pairs, strict=False):
+        here, there = (_form(pair) for pair in (one, two))
+        if here != there:
+            raise MismatchError(
+                f"{shown(first.path)} is for a weight of {by(here[1])} ({shown(here[0])}) in {one.a.path}, and of "
+                f"{by(there[1])} ({shown(there[0])}) in {two.a.path}: adapters of one model?"
+            )
+    if (len(first.pairs), first.experts) != (len(other.pairs), other.experts):
+        raise MismatchError(
+            f"{shown(first.path)} has {first.experts} experts and {len(first.pairs)} pairs of factors in "
+            f"{first.pairs[0].a.path}, and {other.experts} and {len(other.pairs)} in {other.pairs[0].a.path}"
+        )
+
+
+def _form(pair: Pair) -> tuple[str, tuple[int, ...]]:
+    """The key of A, and the shape of the weight that it is for."""
+    return pair.a.spec.name, (pair.outputs, *pair.a.spec.shape[1:])
+
+
+def _bias_key(layer: Layer) -> str:
+    """With lora_bias every layer has one. Raises UnsupportedError for those that cannot."""
+    key = layer.pairs[0].b.spec.name
+    if layer.is_parameter or len(layer.pairs) > 1 or not key.endswith(_WEIGHT):
+        raise UnsupportedError(
+            f"{layer.pairs[0].a.path}: {shown(layer.path)} can have no lora_bias, and another adapter has it"
+        )
+    return key.removesuffix(_WEIGHT) + _BIAS
+
+
+def overlaps(adapters: Sequence[Layered]) -> Mapping[str, str]:
+    """Layers of one adapter -> those of another that seem to be the same under another name: one is the end of the
+    other, or has the same parts in another order. Without a base that is all that can be told."""
+    known: dict[str, tuple[str, int]] = {}  # an end, or the sorted parts -> (a whole path, its adapter)
+    for number, adapter in enumerate(adapters):
+        for path in adapter.layers:
+            known.setdefault(".".join(sorted(path.split("."))), (path, number))
+    paths = {path: number for number, adapter in enumerate(adapters) for path in adapter.layers}
+    found = {}
+    for number, adapter in enumerate(adapters):
+        for path in adapter.layers:
+            twin, of = known[".".join(sorted(path.split(".")))]
+            ends = [path[at + 1 :] for at, letter in enumerate(path) if letter == "." and path[at + 1 :] in paths]
+            if twin != path and of != number:
+                found[path] = twin
+            elif any("." in end and end not in adapter.layers for end in ends):
+                found[path] = next(end for end in ends if end not in adapter.layers)
+    return found

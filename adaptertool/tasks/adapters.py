@@ -1,0 +1,147 @@
+"""From layers to a published adapter: the part that all commands that make adapters of adapters share."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from blake3 import blake3
+
+from adaptertool import __version__
+from adaptertool.errors import UsageError
+from adaptertool.files import publish
+from adaptertool.files.reader import Inputs
+from adaptertool.files.staging import Finished, Staging
+from adaptertool.files.writer import OutputFile, copy_range, write_small
+from adaptertool.formats.peft import CONFIG, WEIGHTS
+from adaptertool.production import Job, results, write_tensors
+from adaptertool.spec import Asset, Stamp, TensorSpec
+from adaptertool.tasks.common import peak_memory, thread_count
+from adaptertool.tasks.manifest import write_manifest
+
+Said = TypeVar("Said")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output(Generic[Said]):
+    """An adapter that is to be written. From headers and configs alone."""
+
+    command: str
+    recipe: Mapping[str, Any]  # for the manifest: what else makes it, as JSON
+    sources: Sequence[Path]
+    stamps: Mapping[Path, Stamp]  # of every file that is read
+    largest: Sequence[TensorSpec]  # its tensors in their order, none smaller than it will be
+    metadata: Mapping[str, str]
+    jobs: Callable[[Inputs], Iterable[Job[Said]]]  # make them, in the same order
+    config: Callable[[Sequence[Said]], bytes]  # adapter_config.json, from what the jobs have said
+    assets: Sequence[Asset] = ()
+    notes: Sequence[str] = ()  # what the user should know
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[Said]):
+    said: list[Said]
+    bytes_written: int
+    threads: int
+    seconds: float
+    peak_memory: int
+
+    def summary(self, output: Output[Said], out: Path, options: Options) -> dict[str, Any]:
+        """The fields that every AdapterReport has."""
+        return {
+            "command": output.command,
+            "sources": tuple(map(str, output.sources)),
+            "out": str(out),
+            "bytes_read": sum(size for _, _, size, _, _ in output.stamps.values()),
+            "bytes_written": self.bytes_written,
+            "threads": self.threads,
+            "seconds": self.seconds,
+            "peak_memory": self.peak_memory,
+            "dry_run": options.dry_run,
+            "notes": tuple(output.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to run. dry_run: compute all that the report tells, and write nothing."""
+
+    force: bool = False
+    threads: int | None = None
+    dry_run: bool = False
+    progress: Callable[[int], None] = field(default=lambda _: None)
+    before_publish: Callable[[], None] = field(default=lambda: None)
+
+    def calling(self, progress: Callable[[int], None] | None, before_publish: Callable[[], None] | None) -> Options:
+        return replace(self, progress=progress or self.progress, before_publish=before_publish or self.before_publish)
+
+
+def check_out(out: Path, sources: Sequence[Path], *, force: bool) -> None:
+    """Refuse an OUT that cannot or must not be written."""
+    publish.check_target(out, sources, as_file=False, force=force)
+    if out.suffix == ".safetensors":
+        raise UsageError(f"OUT {out} is named like a file, but an adapter is a directory; give a name without the end")
+
+
+def write_adapter(output: Output[Said], out: Path, options: Options) -> Done[Said]:
+    """Compute in a staging directory, and publish. On any error OUT is as it was before."""
+    start = time.perf_counter()
+    threads = thread_count(options.threads)
+    check_out(out, output.sources, force=options.force)
+    written = 0
+    with Inputs(output.stamps) as inputs:
+        if options.dry_run:
+            with contextlib.closing(results(output.jobs(inputs), threads)) as made:
+                said = [told for _, told in made]
+        else:
+            with Staging(out, _key(output)) as stage:
+                said = _write(output, stage.work, out, inputs, threads, options)
+                written = sum(path.stat().st_size for path in stage.work.rglob("*") if path.is_file())
+                options.before_publish()
+                publish.publish(stage.work, out, force=options.force)
+    return Done(said, written, threads, time.perf_counter() - start, peak_memory())
+
+
+def _write(output: Output[Said], folder: Path, out: Path, inputs: Inputs, threads: int, options: Options) -> list[Said]:
+    publish.check_space(out, sum(spec.nbytes for spec in output.largest) + sum(a.size for a in output.assets))
+    said, size, digest = write_tensors(
+        folder / WEIGHTS,
+        output.largest,
+        output.metadata,
+        output.jobs(inputs),
+        inputs,
+        threads=threads,
+        progress=options.progress,
+    )
+    write_small(folder / CONFIG, output.config(said))
+    for asset in output.assets:
+        _copy(asset, folder / asset.name, inputs)
+    inputs.check_unchanged()
+    write_manifest(folder, _recipe(output), {folder / WEIGHTS: Finished(size, digest)})
+    publish.sync_tree(folder)
+    return said
+
+
+def _copy(asset: Asset, path: Path, inputs: Inputs) -> None:
+    publish.make_directory(path.parent)
+    with contextlib.closing(OutputFile(path, asset.size)) as file:
+        copy_range(inputs.get(asset.source), 0, asset.size, [(file, 0)])
+        file.finish()
+
+
+def _recipe(output: Output[Said]) -> dict[str, Any]:
+    return {
+        "command": output.command,
+        "sources": [path.resolve().name for path in output.sources],
+        **output.recipe,
+    }
+
+
+def _key(output: Output[Said]) -> str:
+    """What tells a run from every other: the version, the recipe, and each input file as it was found."""
+    inputs = sorted((str(path), stamp) for path, stamp in output.stamps.items())
+    return blake3(repr((__version__, _recipe(output), inputs)).encode()).hexdigest(8)

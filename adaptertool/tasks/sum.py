@@ -1,0 +1,160 @@
+"""`sum`: adapters into one, Σ wᵢ·Δᵢ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.adapter_reports import LayerSummed, SumReport
+from adaptertool.combine import Combined, combined, overlaps
+from adaptertool.combine_saved import fields_of, saved_of
+from adaptertool.errors import MismatchError, UsageError, shown
+from adaptertool.files.checkpoint import read_assets
+from adaptertool.formats.peft_layers import Layered, read_layered
+from adaptertool.formats.peft_write import Written, alpha_for, config_text
+from adaptertool.spec import Cut
+from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of, decimals
+
+if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
+    from adaptertool.summation import LayerSaid
+    from adaptertool.tasks.adapters import Output
+
+METHODS = ("cat",)
+
+
+def sum_adapters(
+    adapters: Sequence[PathLike],
+    out: PathLike,
+    *,
+    weights: Sequence[Number] | None = None,
+    method: str = "cat",
+    rank: int | None = None,
+    energy: Number | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int], None] | None = None,
+    before_publish: Callable[[], None] | None = None,
+) -> SumReport:
+    """Write to `out` the adapter whose change is Σ wᵢ·Δᵢ, by concatenation: B = [c₁·B₁ ...], A = [A₁; ...].
+
+    weights: one for each adapter, by order; 1 where None; negative ones subtract
+    method:  "cat"
+    rank, energy: cut off after that, as `truncate` does
+    dry_run: compute the report, and write nothing
+
+    The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
+    powers of two only; elsewhere B is rounded, to float32 at least, and the report says so. Names count as they stand.
+    Saved tensors are kept where their weight is 1; DoRA is refused.
+    Raises AdapterToolError; `out` is then as it was before.
+    """
+    from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
+
+    if isinstance(adapters, str | os.PathLike) or not adapters:
+        raise UsageError("adapters must be a list of one or more paths")
+    if method not in METHODS:
+        raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
+    numbers = decimals(weights, "weight", len(adapters))
+    cut = None if rank is None and energy is None else cut_of(rank=rank, energy=energy)
+    paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
+    check_out(target, paths, force=force)
+    output, layers = _output([read_layered(path) for path in paths], numbers, cut)
+    options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
+    done = write_adapter(output, target, options)
+    return SumReport(
+        **done.summary(output, target, options),
+        weights=tuple(map(float, numbers)),
+        method=method,
+        cut={} if cut is None else cut.as_typed(),
+        saved=tuple(sorted(spec.name for spec in output.largest if spec.name not in _own(layers))),
+        layers=tuple(map(_summed, _whole(done.said).values())),
+    )
+
+
+def _output(
+    adapters: Sequence[Layered], weights: Sequence[Decimal], cut: Cut | None
+) -> tuple[Output[LayerSaid | None], list[Combined]]:
+    from adaptertool.summation import jobs, specs  # noqa: PLC0415  # loads numpy
+    from adaptertool.tasks.adapters import Output  # noqa: PLC0415
+
+    if twins := overlaps(adapters):
+        one, other = min(twins.items())
+        raise MismatchError(
+            f"{shown(one)} and {shown(other)} seem to be the same layer under the names of two versions; without their "
+            "base that is not known: rename the keys of one adapter to those of the other"
+        )
+    layers = combined(adapters, [Fraction(float(weight)) for weight in weights])
+    saved, fields = saved_of(adapters, weights), fields_of(adapters)
+    paths = {layer.path for layer in layers}
+    targets = next(
+        (one.fields for one in adapters if one.layers.keys() == paths and "target_modules" in one.fields), None
+    )
+    output = Output(
+        command="sum",
+        recipe={
+            "weights": [str(weight) for weight in weights],
+            "method": METHODS[0],
+            "cut": {} if cut is None else cut.as_typed(),
+        },
+        sources=[adapter.adapter.path for adapter in adapters],
+        stamps={path: stamp for adapter in adapters for path, stamp in adapter.adapter.files.items()},
+        largest=specs(layers, saved),
+        metadata=adapters[0].metadata,
+        jobs=lambda inputs: jobs(layers, saved, cut, inputs),
+        config=lambda said: _config(fields, targets, _whole(said)),
+        notes=_notes(adapters),
+    )
+    return output, layers
+
+
+def _notes(adapters: Sequence[Layered]) -> list[str]:
+    notes = [note for adapter in adapters for note in adapter.adapter.notes]
+    bases = dict.fromkeys(adapter.adapter.trained_on for adapter in adapters)
+    if len(bases) > 1:
+        names = ", ".join(shown(base) or "none" for base in bases)
+        notes.append(f"the adapters name different bases, so the sum names none: {names}")
+    others = {asset.name for adapter in adapters for asset in read_assets(adapter.adapter.path)[0]}
+    if others:
+        notes.append(f"left out, since they belong to one adapter: {', '.join(map(shown, sorted(others)))}")
+    return notes
+
+
+def _own(layers: Sequence[Combined]) -> set[str]:
+    return {spec.name for layer in layers for spec in layer.specs()}
+
+
+def _whole(said: Sequence[LayerSaid | None]) -> dict[str, LayerSaid]:
+    """What the parts of each layer say, together."""
+    found: dict[str, LayerSaid] = {}
+    for one in said:
+        if one is not None:
+            known = found.get(one.layer.path)
+            found[one.layer.path] = one if known is None else known._replace(rounded=known.rounded + one.rounded)
+    return found
+
+
+def _config(fields: Mapping[str, Any], targets: Mapping[str, Any] | None, said: Mapping[str, LayerSaid]) -> bytes:
+    written = [
+        Written(path, one.rank, alpha_for(one.layer.scale, one.rank), is_parameter=one.layer.first.is_parameter)
+        for path, one in said.items()
+    ]
+    return config_text(fields, written, targets_of=targets)
+
+
+def _summed(said: LayerSaid) -> LayerSummed:
+    layer = said.layer
+    return LayerSummed(
+        layer=layer.path,
+        ranks=tuple(term.layer.rank for term in layer.terms),
+        rank=said.rank,
+        dtype=layer.dtype,
+        scale=layer.scale,
+        exact=said.rank == layer.rank and not said.rounded and all(term.exact for term in layer.terms),
+        rounded=said.rounded,
+        energy=said.energy,
+        error=said.error,
+        storing=said.storing,
+    )

@@ -1,0 +1,127 @@
+"""`truncate`: an adapter at smaller ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adaptertool.adapter_reports import LayerTruncated, TruncateReport
+from adaptertool.errors import UsageError, shown
+from adaptertool.files.checkpoint import read_assets
+from adaptertool.files.reader import open_input, read_exact
+from adaptertool.formats.peft import CONFIG, WEIGHTS
+from adaptertool.formats.peft_layers import Layered, read_layered
+from adaptertool.formats.peft_write import Written, alpha_for, config_text
+from adaptertool.spec import Cut
+from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
+
+if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
+    from adaptertool.reduction import LayerSaid
+    from adaptertool.tasks.adapters import Output
+
+_DORA = "DoRA: the magnitudes stay as they were trained, so V/‖V‖ changes and the norms of W' = m·V/‖V‖ do not"
+
+
+def truncate(
+    adapter: PathLike,
+    out: PathLike,
+    *,
+    rank: int | None = None,
+    energy: Number | None = None,
+    max_error: Number | None = None,
+    balance: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int], None] | None = None,
+    before_publish: Callable[[], None] | None = None,
+) -> TruncateReport:
+    """Write to `out` the adapter with B·A of each layer replaced by its best approximation of a smaller rank.
+
+    Exactly one of these is given:
+    rank:      at most this rank
+    energy:    the smallest rank that keeps this share of Σσ², in (0, 1]; for each layer its own
+    max_error: the smallest rank whose error, relative in Frobenius norm, is at most this, in [0, 1); what rounding to
+               the stored dtype adds is counted in; for each layer its own
+    balance:   A and B both carry the square roots of the singular values. Otherwise the rows of A are orthonormal, and
+               B carries the singular values.
+    dry_run:   compute the report, and write nothing
+
+    The scale of each layer stays. Layers that lose nothing keep their factors byte for byte, and so do saved tensors,
+    biases and the magnitudes of DoRA: DoRA's W' = m·V/‖V‖ then has the norms that it was trained with, and only the
+    direction of V changes. The pairs of a MultiheadAttention and the experts of a parameter have one rank between them,
+    the largest that one of them needs. By QR of both factors and the SVD of the core (numerics.lowrank).
+    Raises AdapterToolError; `out` is then as it was before.
+    """
+    from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
+
+    cut = cut_of(rank=rank, energy=energy, max_error=max_error)
+    path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
+    check_out(target, [path], force=force)
+    layered = read_layered(path)
+    if not layered.layers:
+        raise UsageError(f"{path} has no factors to truncate: it holds saved tensors only")
+    output = _output(layered, cut, balance=balance)
+    options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
+    done = write_adapter(output, target, options)
+    return TruncateReport(
+        **done.summary(output, target, options),
+        cut=cut.as_typed(),
+        balanced=balance,
+        layers=tuple(
+            LayerTruncated(one.layer.path, one.layer.rank, one.rank, one.energy, one.error, one.storing)
+            for one in _each_once(done.said)
+        ),
+    )
+
+
+def _output(layered: Layered, cut: Cut, *, balance: bool) -> Output[LayerSaid | None]:
+    from adaptertool.reduction import in_order, jobs  # noqa: PLC0415  # loads numpy
+    from adaptertool.tasks.adapters import Output  # noqa: PLC0415
+
+    path = layered.adapter.path
+    assets, left = read_assets(path)
+    others = ", ".join(shown(name) for name in left if name not in (CONFIG, WEIGHTS))
+    notes = [_DORA] if any(layer.magnitude is not None for layer in layered.layers.values()) else []
+    if others:
+        notes.append(f"left out (other copies of the weights, or not part of it): {others}")
+    return Output(
+        command="truncate",
+        recipe={"cut": cut.as_typed(), "balance": balance},
+        sources=[path],
+        stamps={**layered.adapter.files, **{asset.source: asset.stamp for asset in assets}},
+        largest=[ref.spec for _, refs in in_order(layered) for ref in refs],
+        metadata=layered.metadata,
+        jobs=lambda inputs: jobs(layered, cut, inputs, balanced=balance),
+        config=lambda said: _config(layered, said),
+        assets=assets,
+        notes=(*layered.adapter.notes, *notes),
+    )
+
+
+def _each_once(said: Sequence[LayerSaid | None]) -> list[LayerSaid]:
+    """A layer with tensors of several dtypes is spoken of once for each."""
+    return list({one.layer.path: one for one in said if one is not None}.values())
+
+
+def _config(layered: Layered, said: Sequence[LayerSaid | None]) -> bytes:
+    layers = _each_once(said)
+    if all(one.rank == one.layer.rank for one in layers):
+        return _text(layered.adapter.path / CONFIG)
+    stabilised = bool(layered.fields.get("use_rslora"))
+    written = [
+        Written(
+            one.layer.path,
+            one.rank,
+            alpha_for(one.layer.scale, one.rank, rank_stabilised=stabilised),
+            is_parameter=one.layer.is_parameter,
+        )
+        for one in layers
+    ]
+    return config_text(layered.fields, written, targets_of=layered.fields)
+
+
+def _text(path: Path) -> bytes:
+    with open_input(path) as file:
+        return read_exact(file, 0, file.size)
