@@ -55,7 +55,8 @@ def wise(
 
     TUNED is an adapter or a fine-tuned checkpoint. Several alphas are written to OUT/alpha-0.300 and so on,
     with one read of the base. With --score the curve is measured: CMD is run (without a shell) with the path of each
-    checkpoint in the place of {}. The same command goes on where it was interrupted, or where CMD failed.
+    checkpoint in the place of {}, and prints a number, or a JSON object of named numbers. The same command goes on
+    where it was interrupted, or where CMD failed.
     """
     recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter}
     if score is None:
@@ -85,7 +86,9 @@ def _curve(
     verbose: bool,
 ) -> int:
     if dry_run or verbose:
-        raise UsageError("--dry-run shows the plan of a sweep, and nothing of scores: leave --score away for it")
+        raise UsageError(
+            "--dry-run and -v show the plan of a sweep, and nothing of scores: leave --score away for them"
+        )
     from adaptertool.tasks.scored import score_curve  # noqa: PLC0415  # loads numpy: not for a plan, or --help
 
     measured: list[CurvePoint] = []

@@ -52,7 +52,8 @@ class Staging:
     """The staging directory of a run, as a context: found or made, and held under lock; removed at the end.
 
     It stays where the run failed, or was interrupted, in a way that the same command may get over, and a file was
-    finished: the next such run goes on from there. Where `precious` is set it stays after any failure.
+    finished: the next such run goes on from there. Where `precious` is set it stays after any failure, and where
+    `stays` is set in any case.
     """
 
     def __init__(self, out: Path, key: str) -> None:
@@ -62,6 +63,7 @@ class Staging:
         self._journal = self.folder / "journal"
         self.finished: dict[str, Finished] = {}
         self.precious = False  # what is there took more than our own work to make
+        self.stays = False
 
     # Not a generator: a signal between its yield and the body of the `with` would leave the directory behind.
     def __enter__(self) -> Staging:
@@ -78,7 +80,7 @@ class Staging:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         resumable = isinstance(error, AdapterToolError) and error.resumable and bool(self.finished)
-        keep = resumable or (error is not None and self.precious)
+        keep = resumable or self.stays or (error is not None and self.precious)
         self._leave(keep=keep)
         if keep and isinstance(error, AdapterToolError):
             count = f"{len(self.finished)} finished file{'s' if len(self.finished) > 1 else ''}"

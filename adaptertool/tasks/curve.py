@@ -80,11 +80,13 @@ def wise_curve(
     base, tuned, alphas, as_adapter, and the rest: as for `wise`
     out:      for scores.json, scores.csv, curve.html (with the extra `report`), and alpha-0.300 and so on; None: only
               the report is returned, and while it works there is a hidden directory in the current one
-    score:    a command, split as a shell would but run without one, with the checkpoint's path in the place of {}; its
-              last line on stdout is a number, or a JSON object of named numbers. Or a function that is given the path
-              and returns one of these.
+    score:    a command, split as a shell would but run without one, with the checkpoint's path in the place of {}, so
+              that nothing in a path needs quotes; the last line on stdout, or all of it, is a number or a JSON object
+              of named numbers. For pipes and the like: `sh -c 'A "$1" | B' sh {}`; for a limit of time: `timeout 1h
+              CMD {}`. Or a function that is given the path and returns a number, or numbers by name.
     keep:     "all" checkpoints (as where there is an `out`), the "best" by `target`, or "none". All are made with one
-              read of the base; else there is one at a time, or two with the best so far.
+              read of the base if all are kept, or take at most half of the free space; else there is one at a time, or
+              two with the best so far.
     target:   the score that the best is chosen by, or "mean"; the first unless given. `reference` stands against it
               in the picture; the next unless given.
     minimise: lower is better
@@ -92,8 +94,9 @@ def wise_curve(
 
     A point that cannot be scored is in the report, with the end of the output, and the others go on. What the same
     command measured on the same inputs, at the same α, is taken over from an interrupted run or from `out`, which is
-    replaced then. What the command itself reads is not looked at: force=True measures all anew. The scores of a
-    function are never taken over. Raises UsageError, and what `wise` raises.
+    replaced then. It is the same command if its words are, the current directory, and the program and the arguments
+    that are files (by size and time). What else it reads is not looked at: force=True measures all anew. The scores of
+    a function are never taken over. Raises UsageError, and what `wise` raises.
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
     """
     wishes = Wishes.of(keep, target, reference, minimise=minimise, published=out is not None)

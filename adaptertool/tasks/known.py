@@ -23,6 +23,7 @@ from adaptertool.curve import (
 from adaptertool.errors import InputError, OutputError, shown
 from adaptertool.files.checkpoint import MANIFEST
 from adaptertool.files.jsonfile import load_json
+from adaptertool.files.staging import digest_of
 from adaptertool.spec import Output, Plan
 from adaptertool.tasks.curve import ALL, BEST, Wishes
 from adaptertool.tasks.manifest import recipe_key
@@ -98,10 +99,16 @@ class Curve:
         are not to be lost: of another curve, or of alphas that are not asked for now."""
         if not (out / SCORES).is_file() or not (out / MANIFEST).is_file():
             return None
-        content = load_json(out / SCORES)
+        content, files = load_json(out / SCORES), load_json(out / MANIFEST).get("files")
         remedy = "choose another OUT, or replace it with --force"
+        facts = files.get(SCORES) if isinstance(files, dict) else None
+        if not isinstance(facts, dict) or facts.get("blake3") != digest_of(out / SCORES):
+            raise OutputError(f"{out / SCORES} is not as adaptertool wrote it; {remedy}")
         if content.get("key") != self.key:
-            raise OutputError(f"{out} holds the scores of another command, or of other inputs; {remedy}")
+            raise OutputError(
+                f"{out} holds the scores of another command, or of other inputs, or one of their files was changed "
+                f"since; {remedy}"
+            )
         more = set(read_points(content, out / SCORES)) - {output.alpha for output in self.plan.outputs}
         if more:
             raise OutputError(f"{out} has alpha {min(more):g} too, which is not asked for now; {remedy}")

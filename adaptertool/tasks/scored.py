@@ -1,31 +1,32 @@
 """Makes the checkpoints of a curve, has each scored, and publishes what was found.
 
-A score is noted in the staging directory once it is known; what was noted, or published, is not measured again. In
-OUT: alpha-0.300 and so on, scores.json (the report), scores.csv, curve.html.
+Each score is noted, in a file of its own in the staging directory, once it is known; what was noted, or published, is
+not measured again. In OUT: alpha-0.300 and so on, scores.json (the report), scores.csv, curve.html.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from adaptertool.budget import bytes_to_write
-from adaptertool.curve import SCORES, CurvePoint, CurveReport
+from adaptertool.curve import SCORES, CurvePoint, CurveReport, Scores
 from adaptertool.engine import run_plan
 from adaptertool.errors import UsageError, shown
 from adaptertool.files import publish
 from adaptertool.files.checkpoint import MANIFEST
 from adaptertool.files.jsonfile import load_json
-from adaptertool.files.reader import Inputs, stamp_of
+from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging, digest_of
 from adaptertool.files.writer import write_small
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.render.curve import result_files, without_page
 from adaptertool.render.machine import to_json
-from adaptertool.spec import Output, Plan, Stamp
+from adaptertool.spec import Output, Plan
 from adaptertool.tasks.common import check_output, thread_count
 from adaptertool.tasks.curve import ALL, BEST, Wishes
 from adaptertool.tasks.known import Curve, read_points
@@ -33,7 +34,8 @@ from adaptertool.tasks.manifest import write_manifests
 from adaptertool.tasks.run import require_verifiable, verify_outputs
 from adaptertool.tasks.scorer import Scorer, ScoringError
 
-_NOWHERE = Path("wise-curve")  # where nothing is published, the staging directory is named after this
+_NOTES = "scores"  # the folder of the scores that are known, in the staging directory
+_SHARE = 2  # of the free space, one part for checkpoints; the rest is for what scores them, and for others
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,9 @@ class Bench:
         missing = tuple(one for one in outputs if not self.stage.finished.keys() >= _files_of(self.plan, one))
         if missing:
             part = dataclasses.replace(self.plan, outputs=missing)
-            publish.check_space(self.out, bytes_to_write(part))
+            names = set().union(*(_files_of(self.plan, one) for one in missing))
+            there = sum(file.size for name, file in self.stage.finished.items() if name in names)
+            publish.check_space(self.out, bytes_to_write(part) - there)
             run_plan(part, self.stage, self.inputs, self.threads, lambda _: None)
         for one in outputs:
             for name, content in one.files:
@@ -62,16 +66,21 @@ class Bench:
         if missing and self.verify:
             verify_outputs(part, self.stage.work, self.threads)
 
-    def leave_only(self, outputs: Iterable[Output]) -> None:
-        folders = {output.folder for output in outputs}
+    def has_room(self, outputs: Sequence[Output]) -> bool:
+        """Whether there may well be all of them at once."""
+        part = dataclasses.replace(self.plan, outputs=tuple(outputs))
+        return bytes_to_write(part) <= publish.free_space(self.out) // _SHARE
+
+    def leave_only(self, outputs: Iterable[Output], *more: str) -> None:
+        folders = {*more, *(output.folder for output in outputs)}
         for path in self.stage.work.iterdir():
             if path.is_dir() and path.name not in folders:
                 self.stage.discard(path.name)
 
-    def note(self, curve: Curve) -> None:
-        """Make what is known durable, so that it outlives this run."""
-        points = [{"alpha": alpha, "scores": scores} for alpha, scores in curve.known.items()]
-        put(self.stage, SCORES, json.dumps({"key": curve.key, "points": points}).encode())
+    def note(self, output: Output, scores: Scores) -> None:
+        """Make scores durable, so that they outlive this run."""
+        points = [{"alpha": output.alpha, "scores": scores}]
+        put(self.stage, f"{_NOTES}/{output.folder}.json", json.dumps({"points": points}).encode())
         self.stage.precious = True
 
 
@@ -104,14 +113,16 @@ def score_curve(
     require_verifiable(plan, verify=verify)
     curve, earlier = Curve.of(plan, scorer, wishes, out), None
     notes = without_page() if out is not None else ()
-    if out is not None:
+    place = out or Path(f"curve-{curve.key}")  # where nothing is published, the staging directory is named after this
+    if out is None:
+        check_output(plan, place, force=False)
+    else:
         earlier = None if force else curve.published(out)
         check_output(plan, out, force=force or earlier is not None)
         if earlier is not None:
             curve.known = read_points(earlier, out / SCORES)
             if json.loads(to_json(curve.report(notes))) == earlier:
                 return curve.report(notes)
-    place = out or _NOWHERE
     with Inputs(plan.inputs) as inputs:
         require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
@@ -122,6 +133,11 @@ def score_curve(
             report = curve.report(notes)
             if report.out is not None:
                 _publish(bench, curve, report, force=force or earlier is not None, before=before_publish)
+            elif curve.known and not report.ok:
+                bench.leave_only((), _NOTES)
+                stage.stays = True
+                hint = f"the same command goes on from there; `adaptertool clean {place}` removes it"
+                return curve.report((*notes, f"the scores so far are kept in {stage.folder}: {hint}"))
     return report
 
 
@@ -129,10 +145,12 @@ def _begin(bench: Bench, curve: Curve, *, anew: bool, adopt: bool) -> None:
     """Take over what an interrupted run has noted, else what is published; and the published checkpoints."""
     stage = bench.stage
     if anew:
+        stage.discard(_NOTES)
         stage.discard(SCORES)
-    elif SCORES in stage.finished:
-        stage.precious = True
-        curve.known = read_points(load_json(stage.work / SCORES), stage.work / SCORES)
+    for name in stage.finished:
+        if name == SCORES or name.startswith(f"{_NOTES}/"):
+            stage.precious = True
+            curve.known |= read_points(load_json(stage.work / name), stage.work / name)
     if adopt and curve.wishes.keep in (ALL, BEST):
         ours = set().union(*(_files_of(bench.plan, output) for output in bench.plan.outputs))
         files = load_json(bench.out / MANIFEST).get("files")
@@ -142,46 +160,53 @@ def _begin(bench: Bench, curve: Curve, *, anew: bool, adopt: bool) -> None:
 
 
 def _score_all(bench: Bench, curve: Curve, progress: Callable[[CurvePoint], None]) -> None:
-    at_once = curve.wishes.keep == ALL
-    bench.make(bench.plan.outputs if at_once else curve.kept())
-    for output in bench.plan.outputs:
-        if output.alpha in curve.known:
-            continue
-        if not at_once:
-            bench.make([output])
-        folder = bench.stage.work / output.folder
-        before = _stamps(folder)
-        try:
-            curve.add(output.alpha, curve.scorer.score(folder))
-            bench.note(curve)
-        except ScoringError as error:
-            curve.failures[output.alpha] = str(error)
-        progress(curve.point(output))
-        kept = curve.kept()
-        if output in kept and (changed := _difference(before, _stamps(folder))):
-            raise UsageError(
-                f"{shown(curve.scorer.name)} changed {shown(changed)} in the checkpoint that it was to score, which "
-                "then is not what adaptertool made: have it write elsewhere, or use --keep none"
-            )
-        if not at_once:
-            bench.leave_only(kept)
+    """With one read of the base for all checkpoints, where all are to be kept or there is room; else one by one."""
+    left = [output for output in bench.plan.outputs if output.alpha not in curve.known]
+    wanted = bench.plan.outputs if curve.wishes.keep == ALL else tuple(left)
+    if at_once := curve.wishes.keep == ALL or bench.has_room(wanted):
+        bench.make(wanted)
+    while left:
+        _score(bench, curve, left.pop(0), progress)
+        bench.leave_only([*curve.kept(), *(left if at_once else ())], _NOTES)
 
 
-def _stamps(folder: Path) -> dict[str, Stamp]:
-    return {str(path.relative_to(folder)): stamp_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+def _score(bench: Bench, curve: Curve, output: Output, progress: Callable[[CurvePoint], None]) -> None:
+    bench.make([output])
+    work = bench.stage.work
+    before = _states(work)
+    try:
+        curve.add(output.alpha, curve.scorer.score(work / output.folder))
+    except ScoringError as error:
+        curve.failures[output.alpha] = str(error)
+    changed = [name for name, _ in sorted(before ^ _states(work))]
+    if output.alpha in curve.known:
+        bench.note(output, curve.known[output.alpha])
+    progress(curve.point(output))
+    if output not in curve.kept():  # then it may do with it what it likes
+        changed = [name for name in changed if Path(name).parts[0] != output.folder]
+    if changed:
+        raise UsageError(
+            f"{shown(curve.scorer.name)} changed {shown(changed[0])} among the checkpoints that it was to score, which "
+            "then are not what adaptertool made: have it write elsewhere"
+        )
 
 
-def _difference(before: dict[str, Stamp], after: dict[str, Stamp]) -> str | None:
-    """The first file that came, went or changed."""
-    return next((name for name in sorted(before | after) if before.get(name) != after.get(name)), None)
+def _states(folder: Path) -> set[tuple[str, tuple[int, ...]]]:
+    """What is in it, by name, with what tells whether it was changed; of a folder inside that it is there."""
+    found = set()
+    for path in folder.rglob("*"):
+        facts = path.lstat()
+        state = () if stat.S_ISDIR(facts.st_mode) else (facts.st_mode, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        found.add((str(path.relative_to(folder)), state))
+    return found
 
 
 def _publish(bench: Bench, curve: Curve, report: CurveReport, *, force: bool, before: Callable[[], None]) -> None:
     stage, kept = bench.stage, curve.kept()
     bench.make(kept)
-    bench.leave_only(kept)
     for name, content in result_files(report).items():
         put(stage, name, content)
+    bench.leave_only(kept)  # now that the scores stand in the report, without the notes
     write_manifests(dataclasses.replace(bench.plan, outputs=kept), stage)
     publish.sync_tree(stage.work)
     bench.inputs.check_unchanged()

@@ -25,9 +25,10 @@ from adaptertool.interrupts import deferred
 Score = str | Callable[[str], object]  # a command, or a function
 
 PLACE = "{}"
-WANTED = "a number, or a JSON object of named numbers, is to be the last line on stdout"
+WANTED = "a number, or a JSON object of named numbers, is to be the last line on stdout, or all of it"
 _END_BYTES, _END_LINES = 2000, 20  # of each stream, of what a command that failed has printed
 _LAST_LINE = 100_000  # bytes of stdout among which the last line must lie
+_GONE = (ProcessLookupError, PermissionError)  # macOS says the latter of a group of which only zombies are left
 _PATIENCE = 5.0  # seconds that an interrupted command has to end by itself
 
 
@@ -45,7 +46,8 @@ def scorer_of(score: Score) -> Scorer:
     """Raises UsageError for a command that cannot be one. Paths in it are those of the current directory."""
     if isinstance(score, str):
         arguments = parse_command(score)
-        return Scorer(score, repr((arguments, str(Path.cwd()))), functools.partial(_by_command, arguments))
+        identity = repr((arguments, str(Path.cwd()), _files_among(arguments)))
+        return Scorer(score, identity, functools.partial(_by_command, arguments))
     name = getattr(score, "__qualname__", type(score).__qualname__)
     return Scorer(name, secrets.token_hex(), functools.partial(_by_function, score))
 
@@ -61,6 +63,13 @@ def parse_command(text: str) -> list[str]:
     if shutil.which(arguments[0]) is None:
         raise UsageError(f"the scoring command begins with {arguments[0]!r}, which is no program that can be run")
     return arguments
+
+
+def _files_among(arguments: Sequence[str]) -> list[tuple[str, int, int]]:
+    """The program, and the arguments that are files, such as its script, as they are now."""
+    paths = [shutil.which(arguments[0]) or "", *arguments[1:]]
+    found = [(path, os.stat(path)) for path in paths if os.path.isfile(path)]
+    return [(path, facts.st_size, facts.st_mtime_ns) for path, facts in found]
 
 
 def _by_command(arguments: Sequence[str], path: Path) -> Scores:
@@ -88,10 +97,14 @@ def _by_function(function: Callable[[str], object], path: Path) -> Scores:
 
 
 def parse_scores(text: str) -> Scores:
-    """The scores of a command's output: of its last line that is not empty."""
-    last = next((line.strip() for line in reversed(text.split("\n")) if line.strip()), None)
-    if last is None:
+    """The scores of a command's output: of all of it, if that is a JSON object; else of its last line."""
+    whole = text.strip()
+    if not whole:
         raise ScoringError(f"nothing on stdout: {WANTED}")
+    if "\n" in whole and whole.startswith("{"):
+        with contextlib.suppress(InputError):
+            return checked_scores(parse_json(whole.encode(errors="backslashreplace"), "stdout"))
+    last = whole.rsplit("\n", 1)[-1].strip()
     if last.startswith("{"):
         try:
             return checked_scores(parse_json(last.encode(errors="backslashreplace"), "its last line"))
@@ -116,6 +129,8 @@ def checked_scores(value: object) -> dict[str, float]:
             scores[name] = float(number)
         except OverflowError as error:
             raise ScoringError(f"the score {shown(name)} is too large") from error
+        if name == "alpha":
+            raise ScoringError("a score cannot be called alpha, which is the first column of the table")
         if not math.isfinite(scores[name]):
             raise ScoringError(f"the score {shown(name)} is {number}, which is not finite")
     return scores
@@ -136,10 +151,10 @@ def _run(arguments: Sequence[str], out: IO[bytes], err: IO[bytes]) -> int:
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
     """SIGINT to it and what it has started; what is left after a while is killed."""
-    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+    with contextlib.suppress(*_GONE, subprocess.TimeoutExpired):
         os.killpg(child.pid, signal.SIGINT)
         child.wait(_PATIENCE)
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(*_GONE):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
