@@ -9,6 +9,7 @@ from typing import ClassVar
 from adaptertool.errors import UsageError, shown
 
 SCORES, TABLE, PAGE = "scores.json", "scores.csv", "curve.html"  # the files of a curve
+ALL, BEST, NONE = KEEP = ("all", "best", "none")  # of the checkpoints
 MEAN = "mean"  # of all scores of a point, as if it were another score
 
 Scores = Mapping[str, float]

@@ -9,13 +9,13 @@ import click
 
 from adaptertool.cli.boundary import ignore_signals, say
 from adaptertool.cli.options import execute, with_options, writes
-from adaptertool.curve import CurvePoint
+from adaptertool.curve import KEEP, CurvePoint
 from adaptertool.errors import UsageError
 from adaptertool.render.curve import curve_text, point_text
 from adaptertool.render.machine import to_json
 from adaptertool.spec import Plan
 from adaptertool.tasks.arguments import as_path
-from adaptertool.tasks.curve import KEEP, Wishes, prepare_curve
+from adaptertool.tasks.curve import Wishes, prepare_curve
 from adaptertool.tasks.scorer import Scorer, scorer_of
 from adaptertool.tasks.wise import prepare_wise
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from adaptertool.curve import PAGE, SCORES, TABLE, CurvePoint, CurveReport, names_of, value_of
+from adaptertool.curve import BEST, PAGE, SCORES, TABLE, CurvePoint, CurveReport, names_of, value_of
 from adaptertool.errors import UsageError, shown
 from adaptertool.render.machine import to_json
 from adaptertool.render.page import require_libraries
@@ -24,8 +24,8 @@ def curve_text(report: CurveReport, measured: int) -> str:
     if old := sum(bool(point.scores) for point in report.points) - measured + failures(report):
         lines.append(f"  {old} of {len(report.points)} points are from an earlier run")
     if names:
-        rows = [[f"{point.alpha:g}", *_cells(point, names)] for point in report.points]
-        rows.append([f"best alpha ({direction})", *(f"{best.alpha:g}" for best in report.best)])
+        rows = [[f"{point.alpha:.12g}", *_cells(point, names)] for point in report.points]
+        rows.append([f"best alpha ({direction})", *(f"{best.alpha:.12g}" for best in report.best)])
         lines += ["", *table(["alpha", *names], rows), ""]
     if not report.ok:
         lines.append(f"  {failures(report)} of {len(report.points)} points could not be scored:")
@@ -34,10 +34,16 @@ def curve_text(report: CurveReport, measured: int) -> str:
     if not names:
         lines.append("  nothing was published, since there is no score")
     elif report.out is not None:
-        kept = [point.path for point in report.points if point.path]
-        lines.append(f"  checkpoints  {kept[0] if len(kept) == 1 else f'{len(kept)} kept' if kept else 'none kept'}")
+        lines.append(f"  checkpoints  {_kept(report)}")
         lines.append(f"  results      {', '.join(_files(report))}")
     return "\n".join(lines).rstrip("\n")
+
+
+def _kept(report: CurveReport) -> str:
+    paths = [point.path for point in report.points if point.path]
+    if report.keep == BEST:
+        return f"{paths[0]}, the best by {shown(report.target)}"
+    return f"{len(paths)} kept" if paths else "none kept"
 
 
 def title(report: CurveReport) -> str:
@@ -53,12 +59,12 @@ def point_text(point: CurvePoint) -> str:
     if point.failure is not None:
         return "\n".join(line.strip() for line in failure_lines(point))
     scores = ", ".join(f"{shown(name)} {number(value)}" for name, value in point.scores.items())
-    return f"alpha {point.alpha:g}: {scores}"
+    return f"alpha {point.alpha:.12g}: {scores}"
 
 
 def failure_lines(point: CurvePoint) -> list[str]:
     first, *rest = (point.failure or "").split("\n")
-    return [f"  alpha {point.alpha:g}: {first}", *(f"  {line}" for line in rest)] if point.failure else []
+    return [f"  alpha {point.alpha:.12g}: {first}", *(f"  {line}" for line in rest)] if point.failure else []
 
 
 def without_page() -> tuple[str, ...]:

@@ -16,6 +16,8 @@ _COLOURS = (NEUTRAL, "#d9822b", "#2e9e6b", "#9a5fd0", "#0fa3b1", "#c2528b")  # r
 _OTHER = "#8b949e"  # of scores for which there is no colour, and of what is beside the curve
 _ENDS = ("#2e9e6b", "#d9822b")  # as the paper marks the zero-shot model and the fine-tuned one: a star, a diamond
 _AXES = {"logit": ", on logit axes", "log": ", on logarithmic axes", "linear": ""}
+_TICKS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)  # of a short logarithmic axis, times powers of ten
+_SHARES, _FAR = (0.001, 0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.99, 0.999), 0.4  # of a long logit axis
 _WIDE = 30.0  # positive scores whose largest is so many times the smallest stand on a logarithmic axis
 
 
@@ -73,6 +75,7 @@ def _by_alpha(axes: Any, report: CurveReport, names: list[str], points: list[Cur
         axes.plot(best.alpha, best.value, marker="o", markersize=9, fillstyle="none", color=colour)
     together = [value_of(point, name) for point in points for name in names]
     _scale(axes.yaxis, together, scale_of(together))
+    _scale(axes.xaxis, [point.alpha for point in points], "linear")
     axes.set_xlabel("α")
     _legend(axes)
 
@@ -84,17 +87,25 @@ def _against(axes: Any, points: list[CurvePoint], target: str, reference: str, s
     for alpha, mark, size, label in ((0, "*", 14, "base, α = 0"), (1, "D", 8, "tuned, α = 1")):
         for x, y in [(x, y) for point, x, y in zip(points, across, up, strict=True) if point.alpha == alpha]:
             axes.plot(x, y, mark, markersize=size, color=_ENDS[alpha], label=label, linestyle="none", zorder=3)
-    beside = {"textcoords": "offset points", "fontsize": 8}
-    named = {best_point(points, name, minimise=minimise).alpha: name for name in (names_of(points)[-1], target)}
-    for point, x, y in zip(points, across, up, strict=True):
-        if point.alpha in named and point.alpha not in (0, 1):
-            place = {"xytext": (8, 5)} if named[point.alpha] == target else {"xytext": (0, -14), "ha": "center"}
-            axes.annotate(f"α = {point.alpha:g}", (x, y), **place, **beside)
     _scale(axes.xaxis, across, scale)
     _scale(axes.yaxis, up, scale)
+    best = {best_point(points, name, minimise=minimise).alpha for name in (names_of(points)[-1], target)}
+    for place, point in enumerate(points):
+        if point.alpha in best - {0, 1}:
+            near = slice(max(place - 1, 0), place + 2)
+            _label(
+                axes, f"α = {point.alpha:g}", (across[place], up[place]), list(zip(across[near], up[near], strict=True))
+            )
     axes.set_xlabel(shown(reference))
     axes.set_ylabel(shown(target))
     _legend(axes)
+
+
+def _label(axes: Any, text: str, at: tuple[float, float], near: list[tuple[float, float]]) -> None:
+    """Beside a point of a curve, where the curve is not: it bends towards the middle of the points that are near."""
+    right, above = axes.transData.transform(at) >= axes.transData.transform(near).mean(axis=0)
+    place = {"xytext": (7 if right else -7, 7 if above else -7), "ha": "left" if right else "right"}
+    axes.annotate(text, at, textcoords="offset points", fontsize=8, va="bottom" if above else "top", **place)
 
 
 def _legend(axes: Any) -> None:
@@ -108,7 +119,11 @@ def _scale(axis: Any, values: Sequence[float], scale: str) -> None:
     from matplotlib import ticker  # noqa: PLC0415  # an extra
 
     axis.axes.set(**{f"{axis.axis_name}scale": scale})
-    some = (1.0,) if max(values) >= _WIDE * abs(min(values)) else (1.0, 2.0, 5.0)
-    axis.set_major_locator(ticker.LogLocator(subs=some) if scale == "log" else ticker.MaxNLocator(6))
+    ticks: ticker.Locator = ticker.MaxNLocator(6)
+    if scale == "log":
+        ticks = ticker.LogLocator(subs=_TICKS if max(values) < _WIDE * min(values) else (1.0,))
+    elif scale == "logit" and max(values) - min(values) > _FAR:
+        ticks = ticker.FixedLocator(_SHARES)
+    axis.set_major_locator(ticks)
     axis.set_minor_locator(ticker.NullLocator())
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

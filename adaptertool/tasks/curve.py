@@ -6,15 +6,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from adaptertool.curve import CurvePoint, CurveReport
+from adaptertool.curve import ALL, KEEP, NONE, CurvePoint, CurveReport
 from adaptertool.errors import UsageError
 from adaptertool.plan import in_folders
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, parse_alphas
 from adaptertool.tasks.scorer import Score, scorer_of
 from adaptertool.tasks.wise import prepare_wise
-
-ALL, BEST, NONE = KEEP = ("all", "best", "none")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from typing import Any
 from blake3 import blake3
 
 from adaptertool.curve import (
+    ALL,
+    BEST,
     SCORES,
     CurvePoint,
     CurveReport,
@@ -25,7 +27,7 @@ from adaptertool.files.checkpoint import MANIFEST
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.staging import digest_of
 from adaptertool.spec import Output, Plan
-from adaptertool.tasks.curve import ALL, BEST, Wishes
+from adaptertool.tasks.curve import Wishes
 from adaptertool.tasks.manifest import recipe_key
 from adaptertool.tasks.scorer import Scorer, ScoringError, checked_scores
 

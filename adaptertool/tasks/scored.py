@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptertool.budget import bytes_to_write
-from adaptertool.curve import SCORES, CurvePoint, CurveReport, Scores
+from adaptertool.curve import ALL, BEST, SCORES, CurvePoint, CurveReport, Scores
 from adaptertool.engine import run_plan
 from adaptertool.errors import UsageError, shown
 from adaptertool.files import publish
@@ -28,7 +28,7 @@ from adaptertool.render.curve import result_files, without_page
 from adaptertool.render.machine import to_json
 from adaptertool.spec import Output, Plan
 from adaptertool.tasks.common import check_output, thread_count
-from adaptertool.tasks.curve import ALL, BEST, Wishes
+from adaptertool.tasks.curve import Wishes
 from adaptertool.tasks.known import Curve, read_points
 from adaptertool.tasks.manifest import write_manifests
 from adaptertool.tasks.run import require_verifiable, verify_outputs
@@ -193,7 +193,7 @@ def _score(bench: Bench, curve: Curve, output: Output, progress: Callable[[Curve
 
 def _states(folder: Path) -> set[tuple[str, tuple[int, ...]]]:
     """What is in it, by name, with what tells whether it was changed; of a folder inside that it is there."""
-    found = set()
+    found: set[tuple[str, tuple[int, ...]]] = set()
     for path in folder.rglob("*"):
         facts = path.lstat()
         state = () if stat.S_ISDIR(facts.st_mode) else (facts.st_mode, facts.st_ino, facts.st_size, facts.st_mtime_ns)

@@ -11,6 +11,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -67,9 +68,13 @@ def parse_command(text: str) -> list[str]:
 
 def _files_among(arguments: Sequence[str]) -> list[tuple[str, int, int]]:
     """The program, and the arguments that are files, such as its script, as they are now."""
-    paths = [shutil.which(arguments[0]) or "", *arguments[1:]]
-    found = [(path, os.stat(path)) for path in paths if os.path.isfile(path)]
-    return [(path, facts.st_size, facts.st_mtime_ns) for path, facts in found]
+    found = []
+    for path in (shutil.which(arguments[0]) or "", *arguments[1:]):
+        with contextlib.suppress(OSError, ValueError):  # no path at all, or too long for one
+            facts = Path(path).stat()
+            if stat.S_ISREG(facts.st_mode):
+                found.append((path, facts.st_size, facts.st_mtime_ns))
+    return found
 
 
 def _by_command(arguments: Sequence[str], path: Path) -> Scores:

@@ -1,0 +1,60 @@
+"""Pages as headless Chromium shows them."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+_CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+needs_browser = pytest.mark.skipif(_CHROMIUM is None, reason="no Chromium here to look at the page with")
+_FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+VIEWS = [(1200, False), (1200, True), (390, False)]  # width, dark
+
+
+def _chromium(folder: Path, *arguments: str) -> str:
+    assert _CHROMIUM is not None
+    profile = f"--user-data-dir={folder / 'profile'}"
+    done = subprocess.run(
+        [_CHROMIUM, *_FLAGS, profile, *arguments], capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
+
+
+def look(folder: Path, page: Path, width: int, *, dark: bool) -> None:
+    """Ink from the top of the page to the bottom, on paper that fits the mode, and colours of pictures."""
+    mode = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    _chromium(folder, *mode, f"--window-size={width},1500", f"--screenshot={folder / 'shot.png'}", page.as_uri())
+    picture = np.asarray(Image.open(folder / "shot.png").convert("L")).astype(int)
+    assert picture.shape == (1500, width)
+    paper = picture[2, 2]
+    assert paper < 40 if dark else paper > 215
+    for third in np.array_split(abs(picture - paper) > 60, 3):
+        assert third.mean() > 0.005
+    colours = np.asarray(Image.open(folder / "shot.png").convert("HSV"))
+    assert (colours[..., 1] > 120).mean() > 0.02
+
+
+def width_of(folder: Path, page: Path, width: int) -> int:
+    """How wide the page is in a frame of that width, since a window has a least one."""
+    frame = folder / "frame.html"
+    frame.write_text(
+        f'<body><iframe id="f" width="{width}" height="900" style="border:0" srcdoc="{html.escape(page.read_text())}">'
+        "</iframe><script>onload = () => { const d = f.contentDocument.documentElement;"
+        "document.body.dataset.widths = d.scrollWidth + '/' + d.clientWidth }</script>"
+    )
+    dom = _chromium(folder, "--window-size=1400,1000", "--dump-dom", frame.as_uri())
+    found = re.search(r'data-widths="(\d+)/(\d+)"', dom)
+    assert found is not None and int(found[2]) == width
+    return int(found[1])
