@@ -87,6 +87,7 @@ def _against(axes: Any, points: list[CurvePoint], target: str, reference: str, s
     for alpha, mark, size, label in ((0, "*", 14, "base, α = 0"), (1, "D", 8, "tuned, α = 1")):
         for x, y in [(x, y) for point, x, y in zip(points, across, up, strict=True) if point.alpha == alpha]:
             axes.plot(x, y, mark, markersize=size, color=_ENDS[alpha], label=label, linestyle="none", zorder=3)
+    axes.margins(0.1)
     _scale(axes.xaxis, across, scale)
     _scale(axes.yaxis, up, scale)
     best = {best_point(points, name, minimise=minimise).alpha for name in (names_of(points)[-1], target)}

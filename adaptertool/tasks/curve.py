@@ -92,9 +92,9 @@ def wise_curve(
 
     A point that cannot be scored is in the report, with the end of the output, and the others go on. What the same
     command measured on the same inputs, at the same α, is taken over from an interrupted run or from `out`, which is
-    replaced then. It is the same command if its words are, the current directory, and the program and the arguments
-    that are files (by size and time). What else it reads is not looked at: force=True measures all anew. The scores of
-    a function are never taken over. Raises UsageError, and what `wise` raises.
+    replaced then. It is the same command if its words are, the current directory, and by size and time the program and
+    its script (files named before the first option and before {}). What else it reads is not looked at: force=True
+    measures all anew. The scores of a function are never taken over. Raises UsageError, and what `wise` raises.
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
     """
     wishes = Wishes.of(keep, target, reference, minimise=minimise, published=out is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import numbers
 import os
@@ -47,7 +48,7 @@ def scorer_of(score: Score) -> Scorer:
     """Raises UsageError for a command that cannot be one. Paths in it are those of the current directory."""
     if isinstance(score, str):
         arguments = parse_command(score)
-        identity = repr((arguments, str(Path.cwd()), _files_among(arguments)))
+        identity = repr((arguments, str(Path.cwd()), _programs(arguments)))
         return Scorer(score, identity, functools.partial(_by_command, arguments))
     name = getattr(score, "__qualname__", type(score).__qualname__)
     return Scorer(name, secrets.token_hex(), functools.partial(_by_function, score))
@@ -66,10 +67,12 @@ def parse_command(text: str) -> list[str]:
     return arguments
 
 
-def _files_among(arguments: Sequence[str]) -> list[tuple[str, int, int]]:
-    """The program, and the arguments that are files, such as its script, as they are now."""
+def _programs(arguments: Sequence[str]) -> list[tuple[str, int, int]]:
+    """The program and its script as they are now: of its arguments, the files before the first option and before {}.
+    Those after may be files that it writes."""
     found = []
-    for path in (shutil.which(arguments[0]) or "", *arguments[1:]):
+    script = itertools.takewhile(lambda word: not word.startswith("-") and PLACE not in word, arguments[1:])
+    for path in (shutil.which(arguments[0]) or "", *script):
         with contextlib.suppress(OSError, ValueError):  # no path at all, or too long for one
             facts = Path(path).stat()
             if stat.S_ISREG(facts.st_mode):
