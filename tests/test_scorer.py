@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -79,8 +80,6 @@ def test_what_is_no_score(text: str, complaint: str) -> None:
 @given(st.dictionaries(st.text(max_size=5).filter(lambda name: name != "alpha"), st.floats(allow_nan=False,
        allow_infinity=False), min_size=1))  # fmt: skip
 def test_numbers_survive_to_the_bit(scores: dict[str, float]) -> None:
-    import json  # noqa: PLC0415
-
     for indent in (None, 1):
         found = parse_scores(json.dumps(scores, indent=indent))
         assert {name: value.hex() for name, value in found.items()} == {n: v.hex() for n, v in scores.items()}
@@ -107,8 +106,8 @@ def test_the_path_needs_no_quotes(tmp_path: Path) -> None:
     """No shell sees it: not even with a name that would be three commands."""
     path = tmp_path / "a b; touch stolen $(touch stolen) 'x' \"y\" {} *"
     path.mkdir()
-    code = "import os, sys; assert os.path.isdir(sys.argv[1]); print(len(sys.argv[1]) + (sys.argv[2] == '-p=' + sys.argv[1]))"
-    assert python(code, "{}", "-p={}").score(path) == {"score": len(str(path)) + 1}
+    code = "import os, sys; a, b = sys.argv[1:]; assert os.path.isdir(a) and b == '-p=' + a; print(len(a))"
+    assert python(code, "{}", "-p={}").score(path) == {"score": len(str(path))}
     shell = scorer_of("""sh -c 'test -d "$1" && echo 3 | tr 3 4' sh {}""")
     assert shell.score(path) == {"score": 4}
     assert not list(tmp_path.rglob("stolen"))
