@@ -47,7 +47,8 @@ def _kept(report: CurveReport) -> str:
 
 
 def title(report: CurveReport) -> str:
-    return f"{report.command} {report.base} + {' + '.join(report.sources)} at {len(report.points)} alphas"
+    inputs = " + ".join(map(shown, (report.base, *report.sources)))
+    return f"{report.command} {inputs} at {len(report.points)} alpha{'s' if len(report.points) > 1 else ''}"
 
 
 def failures(report: CurveReport) -> int:
@@ -63,7 +64,7 @@ def point_text(point: CurvePoint) -> str:
 
 
 def failure_lines(point: CurvePoint) -> list[str]:
-    first, *rest = (point.failure or "").split("\n")
+    first, *rest = map(shown, (point.failure or "").split("\n"))
     return [f"  alpha {point.alpha:.12g}: {first}", *(f"  {line}" for line in rest)] if point.failure else []
 
 

@@ -12,6 +12,8 @@ from adaptertool.render.curve import number
 from adaptertool.render.page import INK, NEUTRAL, figure, render
 
 _HEIGHT = 3.4  # inches
+_LEAST, _MOST = 1e-99, 1e99  # of what is drawn; beyond, what is computed for the axes may overflow
+_LONGEST = 28  # letters of a name in a picture
 _COLOURS = (NEUTRAL, "#d9822b", "#2e9e6b", "#9a5fd0", "#0fa3b1", "#c2528b")  # readable on white and on black
 _OTHER = "#8b949e"  # of scores for which there is no colour, and of what is beside the curve
 _ENDS = ("#2e9e6b", "#d9822b")  # as the paper marks the zero-shot model and the fine-tuned one: a star, a diamond
@@ -43,7 +45,8 @@ def scale_of(values: Sequence[float]) -> str:
 
 def _figures(report: CurveReport, names: list[str]) -> list[tuple[Any, str]]:
     points = sorted((point for point in report.points if point.scores), key=lambda point: point.alpha)
-    if not points:
+    sizes = [abs(value_of(point, name)) for point in points for name in names]
+    if not points or any(size and not _LEAST <= size <= _MOST for size in sizes):
         return []
     better = "lower is better" if report.minimise else "higher is better"
     by_alpha = figure(lambda axes: _by_alpha(axes, report, names, points), _HEIGHT, title="Scores against alpha")
@@ -68,7 +71,7 @@ def _by_alpha(axes: Any, report: CurveReport, names: list[str], points: list[Cur
     for name, best in zip(names, report.best, strict=True):
         mean = has_mean and name == MEAN
         colour = INK if mean else colours.get(name, _OTHER)
-        label = shown(name) if mean or name in colours else None
+        label = _short(name) if mean or name in colours else None
         values = [value_of(point, name) for point in points]
         style = "--" if mean else "-"
         axes.plot([p.alpha for p in points], values, style, color=colour, marker=".", linewidth=1.5, label=label)
@@ -97,8 +100,8 @@ def _against(axes: Any, points: list[CurvePoint], target: str, reference: str, s
             _label(
                 axes, f"α = {point.alpha:g}", (across[place], up[place]), list(zip(across[near], up[near], strict=True))
             )
-    axes.set_xlabel(shown(reference))
-    axes.set_ylabel(shown(target))
+    axes.set_xlabel(_short(reference))
+    axes.set_ylabel(_short(target))
     _legend(axes)
 
 
@@ -111,8 +114,15 @@ def _label(axes: Any, text: str, at: tuple[float, float], near: list[tuple[float
 
 def _legend(axes: Any) -> None:
     axes.grid(color=_OTHER, alpha=0.25, linewidth=0.6)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+    if labels := axes.get_legend_handles_labels()[1]:
+        columns = 4 if max(map(len, labels)) <= _LONGEST // 2 else 2
+        axes.legend(
+            frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2
+        )
+
+
+def _short(name: str) -> str:
+    return text if len(text := shown(name)) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _scale(axis: Any, values: Sequence[float], scale: str) -> None:

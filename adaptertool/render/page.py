@@ -62,7 +62,7 @@ def figure(draw: Callable[[Any], None], height: float, *, title: str) -> Markup:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     style: Any = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    style |= {"svg.hashsalt": "adaptertool", "svg.fonttype": "none", "font.size": 9.0}
+    style |= {"svg.hashsalt": "adaptertool", "svg.fonttype": "none", "font.size": 9.0, "text.parse_math": False}
     with mpl.rc_context(style):
         drawn = Figure(figsize=(5.2, height), layout="constrained")
         axes = drawn.add_subplot()
