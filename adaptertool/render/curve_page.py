@@ -13,6 +13,7 @@ from adaptertool.render.page import INK, NEUTRAL, figure, render
 
 _HEIGHT = 3.4  # inches
 _LEAST, _MOST = 1e-99, 1e99  # of what is drawn; beyond, what is computed for the axes may overflow
+_CARDS = 12
 _LONGEST = 28  # letters of a name in a picture
 _COLOURS = (NEUTRAL, "#d9822b", "#2e9e6b", "#9a5fd0", "#0fa3b1", "#c2528b")  # readable on white and on black
 _OTHER = "#8b949e"  # of scores for which there is no colour, and of what is beside the curve
@@ -25,12 +26,14 @@ _WIDE = 30.0  # positive scores whose largest is so many times the smallest stan
 
 def curve_page(report: CurveReport) -> str:
     names = names_of(report.points)
+    most = {report.target, report.reference, MEAN}  # what there is room for
     return render(
         "curve.html",
         filters={"number": number},
         report=report,
         names=names,
-        most={report.target, report.reference, MEAN},  # what a narrow page shows of the table
+        most=most,
+        told=[best for best in report.best if best.score in most] if len(report.best) > _CARDS else report.best,
         value_of=value_of,
         figures=_figures(report, names),
     )
@@ -122,7 +125,9 @@ def _legend(axes: Any) -> None:
 
 
 def _short(name: str) -> str:
-    return text if len(text := shown(name)) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    """Its beginning and its end: names that are long differ there."""
+    half = _LONGEST // 2
+    return text if len(text := shown(name)) <= _LONGEST else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def _scale(axis: Any, values: Sequence[float], scale: str) -> None:
