@@ -18,7 +18,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2
 
 fault-test: $(STAMP)
-	ADAPTERTOOL_ALL_FAULTS=1 $(BIN)/python -m pytest -n 2 tests/test_resume.py
+	ADAPTERTOOL_ALL_FAULTS=1 $(BIN)/python -m pytest -n 2 tests/test_resume.py tests/test_curve.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
