@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
     from adaptertool.reports import DriftReport as DriftReport
+    from adaptertool.reports import FilesReport as FilesReport
     from adaptertool.reports import PlanReport as PlanReport
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.reports import VerifyReport as VerifyReport
     from adaptertool.tasks.curve import wise_curve as wise_curve
     from adaptertool.tasks.drift import drift as drift
+    from adaptertool.tasks.integrity import check_files as check_files
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
     from adaptertool.tasks.preview import preview as preview
@@ -37,12 +39,14 @@ _HOMES = {
     "AdapterToolError": "adaptertool.errors",
     "CurveReport": "adaptertool.curve",
     "DriftReport": "adaptertool.reports",
+    "FilesReport": "adaptertool.reports",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
     "SumReport": "adaptertool.adapter_reports",
     "TruncateReport": "adaptertool.adapter_reports",
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
+    "check_files": "adaptertool.tasks.integrity",
     "drift": "adaptertool.tasks.drift",
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
@@ -57,30 +61,7 @@ _HOMES = {
     "wise_curve": "adaptertool.tasks.curve",
 }
 
-__all__ = [
-    "AdapterToolError",
-    "CurveReport",
-    "DriftReport",
-    "PlanReport",
-    "RunReport",
-    "SumReport",
-    "TruncateReport",
-    "VerifyReport",
-    "__version__",
-    "applied",
-    "drift",
-    "merge",
-    "prepare_merge",
-    "prepare_wise",
-    "preview",
-    "scaled",
-    "sum_adapters",
-    "sweep",
-    "truncate",
-    "verify",
-    "wise",
-    "wise_curve",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -63,6 +63,7 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
         assets=assets,
         outputs=outputs,
         inputs=inputs | {asset.source: asset.stamp for asset in assets},
+        files=(plan.files[0], {**plan.files[1], **{asset.name: asset.source for asset in assets}}),
         single_file=False,
         notes=(*(note.replace(STORED_APART, _TO_BE_APART) for note in plan.notes[len(base.notes) :]), *notes),
         as_adapter=True,

@@ -16,7 +16,9 @@ import numpy as np
 
 from adaptertool.chain import UNIT, Chain
 from adaptertool.errors import NonFiniteError, shown
-from adaptertool.files.reader import Inputs, read_into
+from adaptertool.files.hashing import Loans
+from adaptertool.files.reader import Inputs
+from adaptertool.files.writer import COPY_CHUNK
 from adaptertool.kinds import FULL, Size, has_few_bits, interpolated
 from adaptertool.kinds.full import TUNED
 from adaptertool.lines import Lines
@@ -48,11 +50,22 @@ class Workspace:
     def __init__(self) -> None:
         self._size = 0
         self.counts = Settled()
+        self.loans = Loans()
+        self.copied, self._copied = memoryview(bytearray(COPY_CHUNK)), memoryview(bytearray(COPY_CHUNK))
 
     def fit(self, size: int) -> None:
         if size > self._size:
             self._size = size
-            self.stored, self.rounded, self.before, self.after, self.delta, self.mix = np.empty((6, 8 * size), np.uint8)
+            self.stored, self._stored, self.rounded, self._rounded = np.empty((4, 8 * size), np.uint8)
+            self.before, self.after, self.delta, self.mix = np.empty((4, 8 * size), np.uint8)
+
+    def next_job(self) -> None:
+        """What is read and written now goes into other buffers: those of the last job are hashed meanwhile."""
+        self.loans.next_job()
+        self.copied, self._copied = self._copied, self.copied
+        if self._size:
+            self.stored, self._stored = self._stored, self.stored
+            self.rounded, self._rounded = self._rounded, self.rounded
 
 
 def part(buffer: Array, dtype: Any, numel: int) -> Array:
@@ -108,7 +121,7 @@ def compute(
     space.fit(block.numel)
     stored = part(space.stored, STORED[base.spec.dtype], block.numel)
     result = part(space.rounded, STORED[target], block.numel)
-    read_into(inputs.get(base.path), block.source, as_bytes(stored))
+    inputs.read_into(base.path, block.source, as_bytes(stored), space.loans)
     run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
     if exact and run.unit != UNIT and not all(run.size_at(alpha).is_below(2.0**126) for alpha in (1.0, *alphas)):
         run = _evaluate(block, stored, alphas, space, np.float64, exact=exact)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from adaptertool.blend import Blended
@@ -20,10 +21,13 @@ from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
 from adaptertool.plan import verbatim
+from adaptertool.reads import copied_whole, to_hash, unread
 from adaptertool.rescale import Rescaled
 from adaptertool.settle import Settled
 from adaptertool.spec import EXACT, Asset, Output, Plan, Ref, Shard, Step
 from adaptertool.workers import Job, Shared, all_done, drain, one_core_each
+
+_UNFINISHED = 16  # files that are written and not yet durable, but at least one for each output: all of them are open
 
 Progress = Callable[[int], None]  # told the bytes just written
 MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per output
@@ -40,11 +44,13 @@ class Crew:
     workers: ThreadPoolExecutor
     finisher: ThreadPoolExecutor
     workspaces: Sequence[Workspace]
+    stop: threading.Event
     exact: bool
-    stop: threading.Event = field(default_factory=threading.Event)
 
 
-def run_plan(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress: Progress) -> Settled:
+def run_plan(
+    plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress: Progress, *, hash_inputs: bool = True
+) -> Settled:
     """Write all outputs of `plan` that are not finished; returns how many elements exact arithmetic had to decide.
 
     Raises the first error of any job; the rest then stop.
@@ -55,15 +61,18 @@ def run_plan(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress:
         ThreadPoolExecutor(1, thread_name_prefix="adaptertool-finish") as finisher,
     ):
         folders, spaces = [output.folder for output in plan.outputs], [Workspace() for _ in range(threads)]
-        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, exact=plan.precision == EXACT)
-        finishing = []
+        exact = plan.precision == EXACT
+        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact=exact)
         try:
-            for shard in plan.shards:
-                jobs = functools.partial(_shard_jobs, crew, shard, plan.outputs)
-                finishing.append(_write_file(crew, shard.source, shard.name, shard.size, jobs))
-            for asset in plan.assets:
-                jobs = functools.partial(_asset_jobs, crew, asset)
-                finishing.append(_write_file(crew, asset.source, asset.name, asset.size, jobs))
+            streamed, aside = to_hash(plan) if hash_inputs else ((), ())
+            for path in streamed:
+                inputs.stream(path)
+            finishing = deque([finisher.submit(_hash, crew, aside)])
+            for source, name, size, jobs, same in _files(crew, plan):
+                finishing.append(_write_file(crew, source, name, size, jobs, same))
+                while len(finishing) * len(folders) > max(_UNFINISHED, len(folders)):
+                    all_done(crew.stop, [finishing.popleft()])
+            finishing.append(finisher.submit(_hash, crew, streamed))
             all_done(crew.stop, finishing)
         except BaseException:
             crew.stop.set()
@@ -72,31 +81,56 @@ def run_plan(plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress:
     return Settled(sum(c.exactly for c in counts), sum(c.one_by_one for c in counts))
 
 
-def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJobs) -> Future[None]:
-    """Write one file of every output; what makes it durable then runs beside the next."""
+def _files(crew: Crew, plan: Plan) -> Iterator[tuple[Path, str, int, MakeJobs, int | None]]:
+    """What `_write_file` wants to know of each shard and asset."""
+    for shard in plan.shards:
+        jobs = functools.partial(_shard_jobs, crew, shard, plan.outputs)
+        yield shard.source, shard.name, shard.size, jobs, copied_whole(shard, plan.outputs)
+    for asset in plan.assets:
+        jobs = functools.partial(_asset_jobs, crew, asset)
+        yield asset.source, asset.name, asset.size, jobs, 0 if asset.content is None else None
+
+
+def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJobs, same: int | None) -> Future[None]:
+    """Write one file of every output; what makes it durable then runs beside the next.
+
+    same: the number of an output that has this file of the base as it is, and so its hashes.
+    """
     names = [(Path(folder) / name).as_posix() for folder in crew.folders]
     if all(name in crew.stage.finished for name in names):  # by an earlier run
+        if same is not None:
+            crew.inputs.digests[source] = crew.stage.finished[names[same]].digests
         crew.progress(size * len(names))
         return crew.finisher.submit(_finish, crew, {})
     with contextlib.ExitStack() as opened:
         files = []
         for own in names:
-            files.append(OutputFile(crew.stage.work / own, size, crew.stage.part(own)))
+            files.append(OutputFile(crew.stage.work / own, size, crew.stage.part(own), crew.stage.hashes))
             opened.callback(files[-1].close)
         jobs = Shared(make_jobs(files))
         all_done(crew.stop, [crew.workers.submit(drain, crew.stop, jobs, workspace) for workspace in crew.workspaces])
         opened.pop_all()
-    crew.inputs.release(source)
-    return crew.finisher.submit(_finish, crew, dict(zip(names, files, strict=True)))
+    return crew.finisher.submit(_finish, crew, dict(zip(names, files, strict=True)), source, same)
 
 
-def _finish(crew: Crew, files: Mapping[str, OutputFile]) -> None:
+def _finish(crew: Crew, files: Mapping[str, OutputFile], source: Path | None = None, same: int | None = None) -> None:
     with contextlib.ExitStack() as opened:
         for file in files.values():
             opened.callback(file.close)
-        for name, file in files.items():
+        digests = [file.digests for file in files.values()]
+        if source is not None and same is not None:
+            crew.inputs.digests[source] = digests[same]
+        _hash(crew, crew.inputs.complete())
+        for (name, file), own in zip(files.items(), digests, strict=True):
             file.finish()
-            crew.stage.finish(file.part, name, file.digest)
+            crew.stage.finish(file.part, name, own)
+
+
+def _hash(crew: Crew, paths: Sequence[Path]) -> None:
+    """Hash input files, those that were read by what was read, and note it for a run that goes on."""
+    for path in paths:
+        if path not in crew.inputs.digests:
+            crew.stage.has_read(path, crew.inputs.hash(path))
 
 
 def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequence[OutputFile]) -> Iterator[Job]:
@@ -105,6 +139,8 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
     run = _Run(shard.source, 0, 0, shard.data_start)
     if shard.header is not None:
         run = _Run(shard.source, 0, 0, 0)
+        for offset, size in unread(shard):
+            crew.inputs.has(shard.source, offset, size)
         yield functools.partial(_write, crew, shard.header, files)
     for step in shard.steps:
         own = _Run(step.base.path, step.base.offset, step.offset, step.spec.nbytes)
@@ -117,6 +153,8 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
             run = own
         else:
             yield from _copies(crew, run, files)
+            if not any(source is None or source is step.base for source in sources):  # nobody reads it
+                crew.inputs.has(own.path, own.offset, step.base.spec.nbytes)
             yield from _edit_jobs(crew, step, outputs, files, sources)
             run = _Run(own.path, own.offset + step.base.spec.nbytes, step.offset + own.size, 0)
     yield from _copies(crew, run, files)
@@ -160,9 +198,9 @@ def _copies(crew: Crew, run: _Run, files: Sequence[OutputFile]) -> Iterator[Job]
 
 
 def _copy(
-    crew: Crew, source: Path, offset: int, size: int, places: Sequence[tuple[OutputFile, int]], _: Workspace
+    crew: Crew, source: Path, offset: int, size: int, places: Sequence[tuple[OutputFile, int]], space: Workspace
 ) -> None:
-    copy_range(crew.inputs.get(source), offset, size, places)
+    copy_range(crew.inputs, source, offset, places, space.copied[:size], space.loans)
     crew.progress(size * len(places))
 
 
@@ -212,6 +250,7 @@ def _blend(
 
 def _edit(crew: Crew, block: Block, outputs: Sequence[tuple[OutputFile, float]], space: Workspace) -> None:
     results = compute(crew.inputs, block, [alpha for _, alpha in outputs], space, exact=crew.exact)
+    loans = space.loans if len(outputs) == 1 else None  # else the next result takes the place of this
     for (file, _), data in zip(outputs, results, strict=True):
-        file.write(block.target, data)
+        file.write(block.target, data, loans)
         crew.progress(len(data))

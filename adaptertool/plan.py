@@ -195,8 +195,8 @@ def make_plan(
     return Plan(
         command=command,
         base=base.path,
-        base_files={header.path.name: header.size for header in base.headers},
         sources=tuple(source.path for source in sources),
+        files=({asset.name: asset.source for asset in base.assets} | base.named, *(source.named for source in sources)),
         weights=tuple(weights),
         shards=shards,
         assets=assets_of(base, shards, changes),

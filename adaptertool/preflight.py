@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adaptertool.errors import MismatchError, shown
-from adaptertool.files.reader import Inputs, read_exact
+from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK
 from adaptertool.interrupts import deferred, look
 from adaptertool.spec import Plan, Ref
@@ -42,7 +42,7 @@ def require_equal(plan: Plan, inputs: Inputs) -> None:
         for at in range(0, ours.spec.nbytes, COPY_CHUNK):
             look()
             size = min(COPY_CHUNK, ours.spec.nbytes - at)
-            pair = [read_exact(inputs.get(ref.path), ref.offset + at, size) for ref in (ours, theirs)]
+            pair = [inputs.read(ref.path, ref.offset + at, size) for ref in (ours, theirs)]
             if pair[0] != pair[1]:
                 raise MismatchError(
                     f"{shown(ours.spec.name)} ({ours.spec}) differs between {ours.path} and {theirs.path}; "

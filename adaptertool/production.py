@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from adaptertool.errors import InternalError
+from adaptertool.files.hashing import Digests
 from adaptertool.files.header import build_header
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
@@ -80,12 +81,13 @@ def write_tensors(
     *,
     threads: int,
     progress: Callable[[int], None],
-) -> tuple[list[Outcome], int, str]:
+) -> tuple[list[Outcome], int, Digests]:
     """Write a safetensors file of what `jobs` make, in their order: wide dtypes first, so that all are aligned.
 
     largest: the tensors, none smaller than it will be, in the same order
-    Returns what the jobs said, and the size and the BLAKE3 hash of the file.
+    Returns what the jobs said, and the size and the hashes of the file.
     """
+    buffer = memoryview(bytearray(COPY_CHUNK))
     room = len(build_header(largest, metadata))
     at, specs, said = room, list[TensorSpec](), list[Outcome]()
     with (
@@ -96,7 +98,7 @@ def write_tensors(
             for spec, data in parts:
                 if not specs or specs[-1] != spec:
                     specs.append(spec)
-                at += _write(file, at, data, inputs, progress)
+                at += _write(file, at, data, inputs, buffer, progress)
             said.append(outcome)
         header = build_header(specs, metadata, room)
         if len(header) != room or at - room != sum(spec.nbytes for spec in specs):
@@ -104,17 +106,25 @@ def write_tensors(
         file.shorten(at)
         file.write(0, memoryview(header))
         progress(room)
+        digests = file.digests
         file.finish()
-        return said, at, file.digest
+        return said, at, digests
 
 
-def _write(file: OutputFile, at: int, data: memoryview | Ref, inputs: Inputs, progress: Callable[[int], None]) -> int:
+def _write(
+    file: OutputFile,
+    at: int,
+    data: memoryview | Ref,
+    inputs: Inputs,
+    buffer: memoryview,
+    progress: Callable[[int], None],
+) -> int:
     """In chunks, since they are read once more, to be hashed in order."""
     size = data.spec.nbytes if isinstance(data, Ref) else len(data)
     for begin in range(0, size, COPY_CHUNK):
         count = min(COPY_CHUNK, size - begin)
         if isinstance(data, Ref):
-            copy_range(inputs.get(data.path), data.offset + begin, count, [(file, at + begin)])
+            copy_range(inputs, data.path, data.offset + begin, [(file, at + begin)], buffer[:count])
         else:
             file.write(at + begin, data[begin : begin + count])
         progress(count)

@@ -116,6 +116,26 @@ class VerifyReport:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class FileStatus:
+    name: str  # its path within OUT
+    status: str  # "missing", "not in the manifest", "no plain file", "size" or "content"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesReport:
+    """The files of OUT beside its manifest."""
+
+    schema: ClassVar[str] = "files/1"
+    out: str
+    ok: bool
+    files: int  # that there should be, the manifest among them
+    right: int
+    bytes: int  # that were read and hashed
+    hashes: tuple[str, ...]
+    wrong: tuple[FileStatus, ...]
+
+
 # The ways in which `drift` computes with adapters: what each is stands in adaptertool.fidelity.paths.
 MERGED, UNMERGED, STACKED, STEPWISE = PATHS = ("merged", "unmerged", "stacked", "stepwise")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -176,8 +176,8 @@ class Plan:
 
     command: str
     base: Path
-    base_files: Mapping[str, int]  # its shards: name -> size
     sources: tuple[Path, ...]  # the adapters, or the tuned checkpoint
+    files: tuple[Mapping[str, Path], ...]  # of the base and of each source: name -> path, all of them in `inputs`
     weights: tuple[float, ...]
     shards: tuple[Shard, ...]
     assets: tuple[Asset, ...]
@@ -188,4 +188,5 @@ class Plan:
     single_file: bool  # the base is one .safetensors file, not a directory
     notes: tuple[str, ...]  # what the user should know before the run
     precision: str = EXACT
+    choices: Mapping[str, object] = field(default_factory=dict)  # of the user, beside the above: for the manifest
     as_adapter: bool = False  # outputs are adapters, and shards the file of their factors

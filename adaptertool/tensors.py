@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from adaptertool.errors import NonFiniteError, shown
-from adaptertool.files.reader import Inputs, read_into
+from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import STORED, Array, doubles
 from adaptertool.spec import KEPT, WINDOW, Ref
 
@@ -19,7 +19,7 @@ def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
 
 def _read_stored(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
     stored = np.empty(last - first, STORED[ref.spec.dtype])
-    read_into(inputs.get(ref.path), ref.offset + first * stored.itemsize, as_bytes(stored))
+    inputs.read_into(ref.path, ref.offset + first * stored.itemsize, as_bytes(stored))
     return stored
 
 

@@ -68,6 +68,7 @@ def drain(stop: threading.Event, jobs: Shared, workspace: Workspace) -> None:
         standard_arithmetic()  # a thread has its own, from the one that started it
         with np.errstate(all="ignore"):  # what is not finite is looked for
             while not stop.is_set() and (job := jobs.take()) is not None:
+                workspace.next_job()
                 job(workspace)
     except BaseException:
         stop.set()

@@ -33,7 +33,7 @@ ROOMS = [
     ["chain", "as_adapter", "blend_plan"],
     ["lines"],
     ["settle"],
-    ["blocks", "rescale", "blend", "budget"],
+    ["blocks", "rescale", "blend", "budget", "reads"],
     ["workers", "changes"],
     ["engine", "preflight", "production"],
     ["factors"],

@@ -482,8 +482,11 @@ def test_other_files_travel_and_stale_weights_do_not(tmp_path: Path) -> None:
     assert sum(told) == report.bytes_written
     assert any("left out" in note and note.endswith(": adapter_model.bin") for note in report.notes)
     manifest = json.loads((tmp_path / "out/alpha-0.500/adaptertool.manifest.json").read_text())
-    assert manifest["base"] == {"model.safetensors": (base / "model.safetensors").stat().st_size}
-    assert (manifest["command"], manifest["alphas"], manifest["sources"]) == ("wise --as-adapter", [0.5], ["a"])
+    # No weight of the base is read, so it is not hashed.
+    assert manifest["inputs"]["base"]["model.safetensors"] == {"size": (base / "model.safetensors").stat().st_size}
+    recipe = manifest["recipe"]
+    assert (recipe["command"], recipe["alphas"]) == ("wise --as-adapter", [0.5])
+    assert recipe["sources"] == [{"name": "a", "weight": 1.0}]
     found = snapshot(tmp_path / "out" / "alpha-0.500")
     assert (
         set(found) - {"adaptertool.manifest.json"}

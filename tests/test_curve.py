@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -17,12 +18,13 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from conftest import ROOT, adaptertool, load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
 
-from adaptertool import CurveReport, wise, wise_curve
+from adaptertool import CurveReport, check_files, wise, wise_curve
 from adaptertool.errors import AdapterToolError, OutputError, StorageError, UsageError
 from adaptertool.files import publish
-from adaptertool.files.staging import left_behind
+from adaptertool.files.beside import left_behind
 from adaptertool.tasks import scored as scored_module
 from adaptertool.tasks.clean import clean
 
@@ -166,7 +168,7 @@ def test_few_kept(
     assert [path.name for path in place.out.glob("alpha-*")] == [f"alpha-{alpha:.3f}" for alpha in left]
     for alpha in left:
         assert load(place.out / f"alpha-{alpha:.3f}")["w"].eq(alpha).all()
-    assert json.loads((place.out / "adaptertool.manifest.json").read_text())["alphas"] == left
+    assert json.loads((place.out / "adaptertool.manifest.json").read_text())["recipe"]["alphas"] == left
 
 
 def test_without_out(place: Place) -> None:
@@ -459,6 +461,36 @@ def test_every_call_in_turn(tmp_path: Path, kind: str, keep: str) -> None:
         assert len(list(place.out.glob("alpha-*/model.safetensors"))) == (3 if keep == "all" else 1), what
 
 
+@pytest.mark.parametrize("keep", ["all", "best", "none"])
+@pytest.mark.parametrize("sha256", [False, True])
+def test_hashes(place: Place, keep: str, sha256: bool) -> None:
+    """Manifests as those of other commands: of all files, and of the inputs. Also where nothing was read but the
+    inputs of an earlier run, and where its checkpoints were taken over."""
+
+    def check() -> None:
+        for folder in (place.out, *place.out.glob("alpha-*")):
+            assert check_files(folder).ok and (folder / "SHA256SUMS").exists() == sha256
+            manifest = json.loads((folder / "adaptertool.manifest.json").read_text())
+            for name, source in (("base", place.base), ("sources", place.tuned)):
+                (facts,) = [manifest["inputs"][name]] if name == "base" else manifest["inputs"][name]
+                assert facts.keys() >= (
+                    {"model.safetensors", "config.json"} if name == "base" else {"model.safetensors"}
+                )
+                for file in facts:
+                    content = (source / file).read_bytes()
+                    assert facts[file]["blake3"] == blake3(content).hexdigest() and facts[file]["size"] == len(content)
+                    assert not sha256 or facts[file]["sha256"] == hashlib.sha256(content).hexdigest()
+
+    place.run("0,1", keep=keep, sha256=sha256)
+    check()
+    place.run(keep=keep, sha256=sha256)
+    check()
+    place.calls()
+    place.run(keep="none" if keep == "all" else "all", sha256=sha256)
+    check()
+    assert place.calls() == []
+
+
 def test_one_alpha(place: Place) -> None:
     report = place.run("0.5")
     assert scores_of(report) == {0.5: EXPECTED[0.5]} and (place.out / "alpha-0.500/model.safetensors").exists()
@@ -573,6 +605,7 @@ def test_command_line(place: Place) -> None:
         ([], "-o is missing"),
         (["--score", "cat {}", "--dry-run"], "leave --score away"),
         (["--score", "cat"], "no {}"),
+        (["--score", "cat {}", "--provenance", "file"], "with the alpha that is chosen"),
         (["--score", "cat {}", "--keep", "best"], "there must be an OUT"),
     ],
 )

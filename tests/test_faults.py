@@ -172,7 +172,14 @@ def test_a_second_signal_does_not_stop_the_cleaning(
     place.check_untouched()
 
 
-TRACED = ("files/publish.py", "files/staging.py", "tasks/run.py", "cli/boundary.py", "cli/options.py")
+TRACED = (
+    "files/publish.py",
+    "files/staging.py",
+    "files/beside.py",
+    "tasks/run.py",
+    "cli/boundary.py",
+    "cli/options.py",
+)
 
 
 def _interrupt_at(n: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[object, str]:

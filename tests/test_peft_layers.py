@@ -132,7 +132,8 @@ def test_two_adapters(tmp_path: Path, kinds: tuple[bool, bool], compose: str) ->
     check(base, tmp_path / "out", peft_merge(zoo, *adapters, together=compose == "mixed"), len(layers))
     other = "mixed" if compose == "sequential" else "sequential"
     adaptertool.merge(base, adapters, tmp_path / "other", compose=other)
-    assert (snapshot(tmp_path / "other") == snapshot(tmp_path / "out")) == (not kinds[1])
+    ours, theirs = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "other"))
+    assert (ours == theirs) == (not kinds[1])
 
 
 def test_mixed_refuses_what_has_no_agreed_meaning(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ BLOCKS = [[match.groups() for match in re.finditer(r"^\$ (.*)\n((?:(?!\$ ).*\n)*
 VARIES = (
     (r'"(seconds|bytes_per_second|threads|peak_memory)": [\d.e+]+', r'"\1": #'),
     (r"[\d.]+ s, [\d.]+ [kMG]?B/s, \d+ threads?", "#"),
+    (r"[\d.]+ s, \d+ threads?", "#"),
     (r"[\d.]+ [kMG]B at the peak", "#"),
     (r"[\d.]+ [kMGT]B free", "#"),
     (r"at most [\d.]+ [kMG]B \(\d+ threads?\)", "#"),

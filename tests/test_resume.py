@@ -16,8 +16,9 @@ from conftest import ROOT, lora_factors, snapshot, write_adapter, write_checkpoi
 
 from adaptertool import merge
 from adaptertool.errors import OutputError
-from adaptertool.files import staging as staging_module
-from adaptertool.files.staging import Staging, left_behind
+from adaptertool.files import beside as staging_module
+from adaptertool.files.beside import left_behind
+from adaptertool.files.staging import Staging
 from adaptertool.tasks.clean import clean
 
 EVERY = 1 if os.environ.get("ADAPTERTOOL_ALL_FAULTS") else 7
@@ -49,7 +50,7 @@ class Place:
             for folder in left_behind(self.out)
             if (folder / "journal").exists()
             for line in (folder / "journal").read_text().splitlines()
-            for path in [folder / "work" / json.loads(line)["name"]]
+            for path in [folder / "work" / json.loads(line).get("name", "an input")]
             if path.exists()  # else it is published
         }
 

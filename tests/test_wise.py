@@ -208,9 +208,15 @@ def test_folder_names(tmp_path: Path) -> None:
 def test_manifest_names_the_recipe(tmp_path: Path) -> None:
     base, tuned = pair(tmp_path)
     adaptertool.wise(base, tuned, tmp_path / "out", [0, 0.5])
-    assert json.loads((tmp_path / "out" / "adaptertool.manifest.json").read_text())["alphas"] == [0.0, 0.5]
+    assert json.loads((tmp_path / "out" / "adaptertool.manifest.json").read_text())["recipe"]["alphas"] == [0.0, 0.5]
     single = json.loads((tmp_path / "out" / "alpha-0.500" / "adaptertool.manifest.json").read_text())
-    assert (single["command"], single["alphas"], single["sources"]) == ("wise", [0.5], ["tuned"])
+    assert single["recipe"] == {
+        "command": "wise",
+        "base": "base",
+        "sources": [{"name": "tuned", "weight": 1.0}],
+        "alphas": [0.5],
+        "precision": "exact",
+    }
 
 
 def test_a_replacement_keeps_its_zeros_where_the_dtype_is_cast(tmp_path: Path) -> None:

@@ -46,6 +46,10 @@ writes = with_options(
         default=EXACT,
         help="Correctly rounded, or in float32 and rounded once.",
     ),
+    click.option("--sha256", is_flag=True, help="Hash with SHA-256 too, and write OUT/SHA256SUMS."),
+    click.option(
+        "--provenance", type=click.Path(), metavar="FILE", help="Write in-toto/SLSA provenance; implies --sha256."
+    ),
     click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made."),
     click.option("--verify", is_flag=True, help="Read back what was written, and judge it, before it is published."),
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
@@ -77,6 +81,8 @@ def execute(
     plan: Plan,
     *,
     out: str,
+    sha256: bool,
+    provenance: str | None,
     force: bool,
     verify: bool,
     dry_run: bool,
@@ -93,12 +99,21 @@ def execute(
         say(to_json(report) if as_json else plan_text(report, every_tensor=verbose), sys.stdout)
         return
     target = as_path(out, "OUT")
-    check_output(plan, target, force=force)  # before numpy is loaded
+    check_output(plan, target, force=force, sha256=sha256)  # before numpy is loaded
+    file = None if provenance is None else as_path(provenance, "FILE")
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: not for a plan, or --help
 
     with bar(plan.command, bytes_to_write(plan), quiet=quiet) as progress:
         done = run(
-            plan, target, force=force, threads=threads, progress=progress, verify=verify, before_publish=ignore_signals
+            plan,
+            target,
+            force=force,
+            threads=threads,
+            progress=progress,
+            verify=verify,
+            before_publish=ignore_signals,
+            sha256=sha256,
+            provenance=file,
         )
     if not quiet or as_json:
         say(to_json(done) if as_json else run_text(done), sys.stdout)

@@ -10,7 +10,9 @@ import click
 
 from adaptertool.cli.boundary import say
 from adaptertool.cli.options import DEBUG, JSON, QUIET, RENAME, THREADS, bar, with_options
+from adaptertool.errors import UsageError
 from adaptertool.render.machine import to_json
+from adaptertool.render.text import files_text
 from adaptertool.render.verify import verify_markdown, verify_text, write_junit
 from adaptertool.tasks import verify as task
 from adaptertool.tasks.merge import COMPOSITIONS
@@ -18,7 +20,7 @@ from adaptertool.tasks.merge import COMPOSITIONS
 
 @click.command()
 @click.argument("merged", type=click.Path())
-@click.argument("base", type=click.Path())
+@click.argument("base", required=False, type=click.Path())
 @click.argument("sources", nargs=-1, type=click.Path(), metavar="[ADAPTER]...")
 @click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
 @click.option("--alpha", help="It is an interpolation (wise) towards ADAPTER, or a tuned checkpoint.")
@@ -30,7 +32,7 @@ from adaptertool.tasks.merge import COMPOSITIONS
 )
 def verify(
     merged: str,
-    base: str,
+    base: str | None,
     sources: tuple[str, ...],
     weights: tuple[str, ...],
     alpha: str | None,
@@ -47,7 +49,13 @@ def verify(
 
     Exit code 0: right (bit for bit, or within what rounding explains), 1: not, 3: unreadable. Names what is wrong:
     not-applied, applied-twice, wrong-scale, rslora-ignored, transposed, wrong-base, ...
+
+    Without BASE: whether the files of MERGED are those that its manifest was written for.
     """
+    if base is None:
+        if weights or alpha is not None or strict or junit is not None or renames or compose != COMPOSITIONS[0]:
+            raise UsageError("without a BASE only the files are checked against their manifest; give the BASE too")
+        return _files(merged, threads, as_json=as_json, quiet=quiet)
     with bar("verify", None, quiet=quiet) as progress:
         report = task.verify(
             merged,
@@ -70,4 +78,14 @@ def verify(
         say(f"adaptertool: note: {note}", sys.stderr)
     if not quiet or as_json:
         say(to_json(report) if as_json else verify_text(report, every_tensor=verbose), sys.stdout)
+    return 0 if report.ok else 1
+
+
+def _files(out: str, threads: int | None, *, as_json: bool, quiet: bool) -> int:
+    from adaptertool.tasks.integrity import check_files  # noqa: PLC0415  # loads numpy
+
+    with bar("verify", None, quiet=quiet) as progress:
+        report = check_files(out, progress, threads=threads)
+    if not quiet or as_json:
+        say(to_json(report) if as_json else files_text(report), sys.stdout)
     return 0 if report.ok else 1

@@ -79,6 +79,8 @@ def _curve(
     *,
     force: bool,
     verify: bool,
+    sha256: bool,
+    provenance: str | None,
     dry_run: bool,
     threads: int | None,
     as_json: bool,
@@ -89,6 +91,8 @@ def _curve(
         raise UsageError(
             "--dry-run and -v show the plan of a sweep, and nothing of scores: leave --score away for them"
         )
+    if provenance is not None:
+        raise UsageError("--provenance is of one OUT that is made; make it with the alpha that is chosen by the scores")
     from adaptertool.tasks.scored import score_curve  # noqa: PLC0415  # loads numpy: not for a plan, or --help
 
     measured: list[CurvePoint] = []
@@ -105,6 +109,7 @@ def _curve(
         wishes,
         force=force,
         verify=verify,
+        sha256=sha256,
         threads=threads,
         progress=progress,
         before_publish=ignore_signals,

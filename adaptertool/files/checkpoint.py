@@ -19,13 +19,14 @@ from adaptertool.spec import Asset, Ref
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "adaptertool.manifest.json"
+SUMS = "SHA256SUMS"
 
 # Other copies of the weights: beside edited tensors they would be stale. And adapters, which loaders would apply to
-# the output. They stay behind, and it is said.
+# the output. And sums of the files, which no longer are. They stay behind, and it is said.
 OTHER_WEIGHTS = (
     "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json",
     "adapter_config.json", "adapter_model.*", "consolidated*.pth", "tf_model*.h5", "flax_model*.msgpack", "model.ckpt*",
-    "rust_model.ot", "*.gguf",
+    "rust_model.ot", "*.gguf", SUMS,
 )  # fmt: skip
 OTHER_FOLDERS = frozenset({".git", ".cache", "original", "metal", "onnx", "openvino", "coreml"})
 
@@ -43,6 +44,11 @@ class Checkpoint:
     assets: tuple[Asset, ...]
     notes: tuple[str, ...]
     is_file: bool = False
+
+    @property
+    def named(self) -> dict[str, Path]:
+        """The files of its weights, by name."""
+        return {header.path.name: header.path for header in self.headers}
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

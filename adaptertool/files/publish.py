@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
-from adaptertool.files.checkpoint import MANIFEST
+from adaptertool.files.checkpoint import MANIFEST, SUMS
 from adaptertool.files.jsonfile import load_json
 
+ASIDE = "old"  # name in the staging directory
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
@@ -51,7 +52,8 @@ def _check_free(out: Path, *, as_file: bool, force: bool) -> None:
     if not (out / MANIFEST).is_file():
         raise OutputError(f"{out} was not made by adaptertool (it has no {MANIFEST}); --force does not replace it")
     ours = load_json(out / MANIFEST).get("files")
-    present = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()} - {MANIFEST}
+    present = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_symlink() or not path.is_dir()}
+    present -= {MANIFEST, SUMS}
     if strange := sorted(present.difference(ours if isinstance(ours, dict | list) else ())):
         raise OutputError(f"{out} holds {shown(strange[0])}, which adaptertool did not put there; move it away first")
 
@@ -70,9 +72,15 @@ def free_space(out: Path) -> int:
     return shutil.disk_usage(out.resolve().parent).free
 
 
-def make_directory(folder: Path) -> None:
+def make_directory(folder: Path, mode: int = 0o777) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir(mode, parents=True, exist_ok=True)
+                return
+            except FileExistsError:
+                if os.path.lexists(folder):
+                    raise  # it is no directory; else another run removed it just now
     except OSError as error:
         raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
 
@@ -143,7 +151,11 @@ def _exchange(first: Path, second: Path) -> None:
         paths = os.fsencode(first), os.fsencode(second)
         if libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
             return
-    aside = first.with_name(first.name + "-old")
+    aside = first.with_name(ASIDE)  # from where files.staging puts it back after a kill
     second.rename(aside)
-    first.rename(second)
+    try:
+        first.rename(second)
+    except BaseException:
+        aside.rename(second)
+        raise
     aside.rename(first)

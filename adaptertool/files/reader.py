@@ -6,19 +6,23 @@ resident memory grow with the file; pread gives an error and keeps memory flat.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import threading
-from collections.abc import Hashable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptertool.errors import InputError, StorageError
+from adaptertool.errors import InputError, Interrupted, StorageError
+from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
 from adaptertool.spec import Ref, Stamp
 
 _CHUNK = 16 << 20
+_MOST_OPEN = 64  # input files that are kept open at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +98,16 @@ def same_bytes(one: Ref, other: Ref) -> bool:
 
 
 class Inputs:
-    """The input files of a run, each opened once. They must be, to the end, the files that were planned with."""
+    """The input files of a run, some of them open. They must be, to the end, the files that were planned with."""
 
-    def __init__(self, stamps: Mapping[Path, Stamp]) -> None:
-        self._open: dict[Path, InputFile] = {}
-        self._stamps = stamps
+    def __init__(self, stamps: Mapping[Path, Stamp], hashes: tuple[str, ...] = DEFAULT) -> None:
+        self._open: dict[Path, InputFile] = {}  # those that were used the longest ago first
+        self._users: Counter[Path] = Counter()
+        self._stamps, self._hashes = stamps, hashes
         self._lock = threading.Lock()
+        self._streams: dict[Path, InOrder] = {}
+        self.stopped = threading.Event()  # nothing more is to be hashed
+        self.digests: dict[Path, Digests] = {}  # of those that are known
         self.kept: dict[Hashable, Any] = {}  # what those who read keep of them, for others of this run
         self.kept_lock = threading.Lock()
 
@@ -108,22 +116,77 @@ class Inputs:
 
     def __exit__(self, *_: object) -> None:
         for path in tuple(self._open):
-            self.release(path)
+            self._close(path)
 
-    def get(self, path: Path) -> InputFile:
+    @contextlib.contextmanager
+    def opened(self, path: Path) -> Iterator[InputFile]:
+        """The file, open as long as this lasts; and afterwards, until many others were."""
         with self._lock:
-            file = self._open.get(path)
-            if file is None:
-                file = self._open[path] = open_input(path)
-                self._check(path, file.stamp)
-            return file
+            file = self._open.pop(path, None) or self._opened(path)
+            self._open[path] = file
+            self._users[path] += 1
+        try:
+            yield file
+        finally:
+            with self._lock:
+                self._users[path] -= 1
+                if (more := len(self._open) - _MOST_OPEN) > 0:
+                    for idle in [path for path in self._open if not self._users[path]][:more]:
+                        self._close(idle)
 
-    def release(self, path: Path) -> None:
-        """Close `path`; a later `get` opens it again."""
-        with self._lock:
-            file = self._open.pop(path, None)
-        if file is not None:
+    def _opened(self, path: Path) -> InputFile:
+        file = open_input(path)
+        try:
+            self._check(path, file.stamp)
+        except InputError:
             os.close(file.fd)
+            raise
+        return file
+
+    def _close(self, path: Path) -> None:
+        os.close(self._open.pop(path).fd)
+
+    def read_into(self, path: Path, offset: int, view: memoryview, loans: Loans | None = None) -> None:
+        """As the function, and hash what is read where the file is to be."""
+        with self.opened(path) as file:
+            read_into(file, offset, view)
+        self.has(path, offset, len(view), view, loans)
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        buffer = bytearray(size)
+        self.read_into(path, offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def stream(self, path: Path) -> None:
+        """Hash this file from now on, as it is read."""
+        if path not in self.digests:
+
+            def read(offset: int, view: memoryview) -> None:
+                if self.stopped.is_set():
+                    raise Interrupted("interrupted; nothing was published")
+                with self.opened(path) as file:
+                    read_into(file, offset, view)
+
+            self._streams[path] = InOrder(self._stamps[path][2], read, self._hashes)
+
+    def has(
+        self, path: Path, offset: int, size: int, data: memoryview | None = None, loans: Loans | None = None
+    ) -> None:
+        """This part of a file is read, or is to be; nothing where it is not hashed."""
+        if (stream := self._streams.get(path)) is not None:
+            stream.has(offset, size, data, loans)
+
+    def hash(self, path: Path) -> Digests:
+        """The digests of a file: of what was read, and what was not is read now."""
+        if path not in self.digests:
+            if path not in self._streams:
+                self.stream(path)
+            self.digests[path] = self._streams.pop(path).digests()
+        return self.digests[path]
+
+    def complete(self) -> list[Path]:
+        """The files that are hashed as they are read, and of which all was."""
+        return [path for path, stream in self._streams.items() if stream.caught_up() == self._stamps[path][2]]
 
     def check_unchanged(self) -> None:
         """Raise if an input is no longer the file that was planned with: the output would be a silent mixture."""

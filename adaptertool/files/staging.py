@@ -10,42 +10,29 @@ In .OUT.adaptertool-KEY:
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import glob
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from blake3 import blake3
-
-from adaptertool.errors import AdapterToolError, OutputError, StorageError
+from adaptertool.errors import AdapterToolError, StorageError
+from adaptertool.files.beside import JOURNAL, PART, WORK, discard, locked, only_plain, restore, staging_folder
+from adaptertool.files.hashing import DEFAULT, Digests, digests_of
 from adaptertool.files.publish import make_directory, sync_directory
 from adaptertool.interrupts import deferred
 
-_CHUNK = 4 << 20
-_LONGEST = 200  # bytes of a name, of the 255 that file systems allow
-_PART = ".part-"
+_HEX = re.compile("[0-9a-f]{64}")
 
 
 class Finished(NamedTuple):
     """A file that is complete, durable and under its own name."""
 
     size: int
-    digest: str  # BLAKE3, hexadecimal
-
-
-def digest_of(path: Path) -> str:
-    """BLAKE3 of a whole file."""
-    state, buffer = blake3(), bytearray(_CHUNK)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            state.update(memoryview(buffer)[:count])
-    return state.hexdigest()
+    digests: Digests
 
 
 class Staging:
@@ -56,22 +43,26 @@ class Staging:
     `stays` is set in any case.
     """
 
-    def __init__(self, out: Path, key: str) -> None:
-        self._out, self._lock = out, -1
+    def __init__(self, out: Path, key: str, hashes: tuple[str, ...] = DEFAULT) -> None:
+        self._out, self._lock, self.hashes = out, -1, hashes
         self.folder = staging_folder(out, key)
-        self.work = self.folder / "work"
-        self._journal = self.folder / "journal"
+        self.work = self.folder / WORK
+        self._journal = self.folder / JOURNAL
         self.finished: dict[str, Finished] = {}
         self.precious = False  # what is there took more than our own work to make
         self.stays = False
+        self._noted: list[Mapping[str, object]] = []
+        self.inputs: dict[str, Digests] = {}  # that were read to their end, by path
 
     # Not a generator: a signal between its yield and the body of the `with` would leave the directory behind.
     def __enter__(self) -> Staging:
         try:
             with deferred():  # nor must one come between the lock and our knowing of it
-                self._lock = _locked(self.folder, self._out)
+                self._lock = locked(self.folder, self._out)
+            restore(self.folder, self._out)
+            only_plain(self.folder)
             make_directory(self.work)
-            self.finished = dict(self._trusted())
+            self._read_journal()
             self._remove_unfinished()
             return self
         except BaseException:
@@ -91,8 +82,7 @@ class Staging:
         if self._lock < 0:
             return
         if not keep:
-            for _ in range(2):  # what a single failing call left
-                shutil.rmtree(self.folder, ignore_errors=True)
+            discard(self.folder)
         os.close(self._lock)
         self._lock = -1
 
@@ -100,20 +90,16 @@ class Staging:
         """Where to write a file until it is finished: a name that no other run uses, in the directory of its own."""
         path = self.work / name
         make_directory(path.parent)
-        return path.with_name(f"{_PART}{secrets.token_hex(8)}")
+        return path.with_name(f"{PART}{secrets.token_hex(8)}")
 
-    def finish(self, part: Path, name: str, digest: str) -> None:
+    def finish(self, part: Path, name: str, digests: Digests) -> None:
         """Give a complete, durable file its name, and note it."""
         path = self.work / name
-        known = Finished(part.stat().st_size, digest)
-        entry = {"name": name, "size": known.size, "blake3": known.digest}
+        known = Finished(part.stat().st_size, digests)
         try:
             part.rename(path)
             sync_directory(path.parent)
-            with self._journal.open("ab") as file:
-                file.write(json.dumps(entry).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            self._note({"name": name, "size": known.size, **digests})
         except OSError as error:
             raise StorageError(f"finishing {path} failed: {error.strerror}") from error
         self.finished[name] = known
@@ -131,80 +117,55 @@ class Staging:
         inside = f"{name}/"
         self.finished = {key: known for key, known in self.finished.items() if not f"{key}/".startswith(inside)}
 
-    def adopt(self, source: Path, name: str, digest: str) -> None:
-        """Take a file over, as a link, if its hash is this. Else, and where there are no links, nothing happens."""
-        with contextlib.suppress(OSError):
-            if name not in self.finished and digest_of(source) == digest:
+    def adopt(self, source: Path, name: str, digests: Digests) -> None:
+        """Take a file over, as a link, if its hashes are these. Else, and where there are no links, nothing happens."""
+        with contextlib.suppress(OSError, StorageError):
+            if name not in self.finished and digests_of(source, self.hashes) == digests:
                 part = self.part(name)
                 os.link(source, part)
-                self.finish(part, name, digest)
+                self.finish(part, name, digests)
 
-    def _trusted(self) -> Iterator[tuple[str, Finished]]:
-        """What an earlier run finished: a file is trusted by its hash only."""
-        lines = self._journal.read_bytes().split(b"\n")[:-1] if self._journal.exists() else []
+    def has_read(self, path: Path, digests: Digests) -> None:
+        """Note the digests of an input with the next file, for a run that goes on from here and need not read it. They
+        hold as long as the directory is found by its key, in which the stamps of all inputs are."""
+        self._noted.append({"input": str(path), **digests})
+
+    def _note(self, entry: Mapping[str, object]) -> None:
+        lines = [json.dumps(one).encode() + b"\n" for one in (*self._noted, entry)]
+        with self._journal.open("ab") as file:
+            file.write(b"".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
+        self._noted.clear()
+
+    def _read_journal(self) -> None:
+        """What an earlier run finished: a file is trusted by its hash only. Lines of another form are passed over."""
+        content = self._journal.read_bytes() if self._journal.exists() else b""
+        *lines, last = content.split(b"\n")
+        if last:
+            self._journal.write_bytes(content + b"\n")  # or the next line would become part of it
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError, OSError):  # a line that a kill cut short
+            with contextlib.suppress(ValueError, RecursionError, OSError, StorageError):  # a line that a kill cut short
                 entry = json.loads(line)
-                path, known = self.work / entry["name"], Finished(entry["size"], entry["blake3"])
-                if path.is_file() and path.stat().st_size == known.size and digest_of(path) == known.digest:
-                    yield entry["name"], known
+                if not isinstance(entry, dict):
+                    continue
+                digests = {name: str(entry.get(name)) for name in self.hashes}
+                if not all(map(_HEX.fullmatch, digests.values())):
+                    continue
+                if isinstance(given := entry.get("input"), str):
+                    self.inputs[given] = digests
+                elif isinstance(name := entry.get("name"), str) and self._holds(name, entry.get("size"), digests):
+                    self.finished[name] = Finished(entry["size"], digests)
+
+    def _holds(self, name: str, size: object, digests: Digests) -> bool:
+        """Whether this file is in `work`, itself and not through a link, and as it was noted."""
+        path = self.work / name
+        plain = PurePosixPath(name).as_posix() == name and not name.startswith("/")
+        if not plain or type(size) is not int or path.resolve() != self.work.resolve() / name:
+            return False
+        return path.is_file() and path.stat().st_size == size and digests_of(path, self.hashes) == digests
 
     def _remove_unfinished(self) -> None:
         for path in self.work.rglob("*"):
             if path.is_file() and path.relative_to(self.work).as_posix() not in self.finished:
                 path.unlink()
-
-
-def staging_folder(out: Path, key: str) -> Path:
-    place = out.resolve()
-    return place.parent / f".{_label(place)}.adaptertool-{key}"
-
-
-def left_behind(out: Path) -> list[Path]:
-    """The staging directories of runs that were to make OUT."""
-    place = out.resolve()
-    return sorted(place.parent.glob(f".{glob.escape(_label(place))}.adaptertool-*"))
-
-
-def _label(place: Path) -> str:
-    """Its name; where that leaves no room for more, a part of it and a hash, so that no two have the same."""
-    name = os.fsencode(place.name)
-    return place.name if len(name) <= _LONGEST else f"{place.name[:40]}-{blake3(name).hexdigest(8)}"
-
-
-def remove(folder: Path, out: Path) -> None:
-    """Remove what a run left behind. Raises OutputError where a run is at work there."""
-    lock = _locked(folder, out)
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise StorageError(f"removing {folder} failed: {error.strerror}") from error
-    finally:
-        os.close(lock)
-
-
-def _locked(folder: Path, out: Path) -> int:
-    """The descriptor of the lock, held; the folder is made. Another run may remove it between our open and our lock:
-    then what we hold is no longer the file of that name, and we begin again."""
-    while True:
-        make_directory(folder)
-        try:
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # if it is empty: ours, or of no use
-            raise StorageError(f"{folder} cannot be locked: {error.strerror}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_ino == (folder / "lock").stat().st_ino:
-                return lock
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            os.close(lock)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise OutputError(f"another run is making {out} at this moment; wait for it, or stop it") from error
-            raise StorageError(f"{folder} cannot be locked: {error.strerror}") from error
-        os.close(lock)

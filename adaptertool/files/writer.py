@@ -7,18 +7,17 @@ import ctypes
 import errno
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 
 from adaptertool.errors import InputError, InternalError, StorageError
-from adaptertool.files.reader import InputFile, read_exact
+from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
+from adaptertool.files.reader import InputFile, Inputs, read_into
 
-COPY_CHUNK = 16 << 20  # the kernel copies this much per call and output; also what a fallback holds in memory
+COPY_CHUNK = 2 << 20  # bytes copied at once; of a thread's buffer, through which they go to be hashed
 
 _EARLY = 32 << 20  # bytes of which writing to the disk is begun at once
 
@@ -39,10 +38,10 @@ _BEGIN_WRITING, _begin = 2, _sync_file_range()  # SYNC_FILE_RANGE_WRITE
 class OutputFile:
     """A new file of known size. `finish` makes it durable; until then it is not part of any checkpoint."""
 
-    def __init__(self, path: Path, size: int, part: Path | None = None) -> None:
+    def __init__(self, path: Path, size: int, part: Path | None = None, hashes: tuple[str, ...] = DEFAULT) -> None:
         """part: the name that the file has until it is finished, if not its own."""
         self.path, self.size, self.part = path, size, part or path
-        self._state, self._hashed, self._waiting, self._lock = blake3(), 0, dict[int, int](), threading.Lock()
+        self.hashes = InOrder(size, self.read_back, hashes)
         try:
             self.fd = os.open(self.part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         except OSError as error:
@@ -54,43 +53,34 @@ class OutputFile:
             os.close(self.fd)
             _fail(path, error)
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: int, data: memoryview, loans: Loans | None = None) -> None:
         done = 0
         while done < len(data):
             try:
                 done += os.pwrite(self.fd, data[done:], offset + done)
             except OSError as error:
                 _fail(self.path, error)
-        self.has(offset, len(data), data)
+        self.has(offset, len(data), data, loans)
 
-    def has(self, offset: int, size: int, data: memoryview | None = None) -> None:
+    def has(self, offset: int, size: int, data: memoryview | None = None, loans: Loans | None = None) -> None:
         """These bytes are written: the disk may begin on them, and they are hashed when it is their turn."""
         self._begin_writing(offset, size)
-        with self._lock:
-            if offset == self._hashed and data is not None:
-                self._state.update(data)
-                self._hashed += size
-            elif size:
-                self._waiting[offset] = size
-            while (size := self._waiting.pop(self._hashed, 0)) > 0:  # copied by the kernel, or written early
-                self._state.update(self._read_back(size))
-                self._hashed += size
+        self.hashes.has(offset, size, data, loans)
 
-    def _read_back(self, size: int) -> bytes:
+    def read_back(self, offset: int, view: memoryview) -> None:
         try:
-            found = os.pread(self.fd, size, self._hashed)
+            count = os.preadv(self.fd, [view], offset)
         except OSError as error:
             _fail(self.path, error)
-        if len(found) != size:
-            raise StorageError(f"{self.path} could not be read back at byte {self._hashed:,}")
-        return found
+        if count != len(view):
+            raise StorageError(f"{self.path} could not be read back at byte {offset:,}")
 
     @property
-    def digest(self) -> str:
-        """BLAKE3 of all that was written, hexadecimal. Every byte must have been, once."""
-        if self._hashed != self.size:
-            raise InternalError(f"{self.path} was hashed up to byte {self._hashed:,} of {self.size:,}")
-        return self._state.hexdigest()
+    def digests(self) -> Digests:
+        """Of all that was written, which must be every byte."""
+        if (done := self.hashes.caught_up()) != self.size:
+            raise InternalError(f"{self.path} was hashed up to byte {done:,} of {self.size:,}")
+        return self.hashes.digests()
 
     def _begin_writing(self, offset: int, size: int) -> None:
         """Where these bytes end a range, the disk is to begin on it, so that fsync finds little left.
@@ -109,6 +99,7 @@ class OutputFile:
         except OSError as error:
             _fail(self.path, error)
         self.size = size
+        self.hashes.shorten(size)
 
     def close(self) -> None:
         """May be called again: only the first closes."""
@@ -167,17 +158,31 @@ def _allocate(fd: int, size: int) -> None:
         os.truncate(fd, size)  # a file system without preallocation
 
 
-def copy_range(source: InputFile, offset: int, size: int, outputs: Sequence[tuple[OutputFile, int]]) -> None:
-    """Copy `size` bytes from `offset` of `source` to each (output, offset): in the kernel where it can."""
+def copy_range(
+    inputs: Inputs,
+    path: Path,
+    offset: int,
+    outputs: Sequence[tuple[OutputFile, int]],
+    buffer: memoryview,
+    loans: Loans | None = None,
+) -> None:
+    """Copy as many bytes as `buffer` has from `offset` of `path` to each (output, offset), in the kernel where it can:
+    some file systems then share the blocks. To be hashed they are read once, for the input and all outputs."""
+    with inputs.opened(path) as source:
+        for output, target in outputs:
+            done = 0
+            while done < len(buffer):
+                count = _kernel_copy(source, offset + done, output, target + done, len(buffer) - done)
+                if count is None:
+                    read_into(source, offset + done, buffer[done:])
+                    output.write(target + done, buffer[done:])
+                    break
+                done += count
+    first, target = outputs[0]
+    first.read_back(target, buffer)
+    inputs.has(path, offset, len(buffer), buffer, loans)
     for output, target in outputs:
-        done = 0
-        while done < size:
-            count = _kernel_copy(source, offset + done, output, target + done, size - done)
-            if count is None:
-                output.write(target + done, memoryview(read_exact(source, offset + done, size - done)))
-                break
-            done += count
-        output.has(target, done)
+        output.has(target, len(buffer), buffer, loans)
 
 
 def _kernel_copy(source: InputFile, offset: int, output: OutputFile, target: int, size: int) -> int | None:
@@ -192,7 +197,14 @@ def _kernel_copy(source: InputFile, offset: int, output: OutputFile, target: int
         _fail(output.path, error)
     if count == 0:
         # Some file systems answer 0 where they cannot copy; a read tells that from a file that was cut short.
-        if os.pread(source.fd, 1, offset):
+        if _has_more(source, offset):
             return None
         raise InputError(f"{source.path} ends at byte {offset:,}; it was shortened while it was read")
     return count
+
+
+def _has_more(source: InputFile, offset: int) -> bool:
+    try:
+        return bool(os.pread(source.fd, 1, offset))
+    except OSError as error:
+        raise StorageError(f"reading {source.path} failed: {error.strerror}") from error

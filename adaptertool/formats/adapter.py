@@ -40,3 +40,7 @@ class Adapter:
     ignored: frozenset[str] = frozenset()  # tensors of its file that play no part
     notes: tuple[str, ...] = ()
     claims_transposed: bool = False  # the config says so; where shapes or the model family tell, they count
+
+    @property
+    def named(self) -> dict[str, Path]:
+        return {path.name: path for path in self.files}

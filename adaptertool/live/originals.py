@@ -11,7 +11,7 @@ import torch
 from adaptertool.conversion import Pieces
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import open_checkpoint
-from adaptertool.files.reader import Inputs, read_into
+from adaptertool.files.reader import Inputs
 from adaptertool.live.memory import DTYPES
 from adaptertool.names import Names
 from adaptertool.spec import Ref
@@ -101,7 +101,7 @@ class FromBase:
         if ref.spec.dtype not in _TORCH:
             raise UnsupportedError(f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}; it is not read for models")
         data = bytearray(ref.spec.nbytes)
-        read_into(self._inputs.get(ref.path), ref.offset, memoryview(data))
+        self._inputs.read_into(ref.path, ref.offset, memoryview(data))
         if not data:
             return torch.empty(ref.spec.shape, dtype=_TORCH[ref.spec.dtype])
         return torch.frombuffer(data, dtype=_TORCH[ref.spec.dtype]).view(ref.spec.shape)

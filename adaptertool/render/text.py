@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from adaptertool.errors import by, shown
-from adaptertool.reports import PlanReport, RunReport, TensorPlan
+from adaptertool.reports import FilesReport, PlanReport, RunReport, TensorPlan
 from adaptertool.spec import EXACT
 
 Edits = tuple[tuple[str, float, float, int | None, bool, int], ...]  # as in EditReport, without the module
@@ -66,6 +66,14 @@ def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
         counts[_line(*form, report.sources)] += count
     lines += [f"  {line}" + (f"  ({count} tensors)" if count > 1 else "") for line, count in counts.items()]
     return "\n".join(lines)
+
+
+def files_text(report: FilesReport) -> str:
+    read = f"{size(report.bytes)} hashed by {' and '.join(report.hashes)}"
+    if report.ok:
+        return f"{report.out}: all {report.files:,} files are as the manifest says, {read}"
+    lines = [f"{report.out}: {report.right:,} of {report.files:,} files are as the manifest says, {read}"]
+    return "\n".join([*lines, *(f"  {wrong.status}: {shown(wrong.name)}" for wrong in report.wrong)])
 
 
 def _what(report: RunReport | PlanReport) -> str:

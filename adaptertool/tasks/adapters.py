@@ -14,6 +14,7 @@ from blake3 import blake3
 from adaptertool import __version__
 from adaptertool.errors import UsageError
 from adaptertool.files import publish
+from adaptertool.files.hashing import DEFAULT, Digests
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Finished, Staging
 from adaptertool.files.writer import OutputFile, copy_range, write_small
@@ -21,7 +22,7 @@ from adaptertool.formats.peft import CONFIG, WEIGHTS
 from adaptertool.production import Job, results, write_tensors
 from adaptertool.spec import Asset, Stamp, TensorSpec
 from adaptertool.tasks.common import peak_memory, thread_count
-from adaptertool.tasks.manifest import write_manifest
+from adaptertool.tasks.manifest import Facts, facts_of, write_manifest
 
 Said = TypeVar("Said")
 
@@ -108,7 +109,9 @@ def write_adapter(output: Output[Said], out: Path, options: Options) -> Done[Sai
 
 def _write(output: Output[Said], folder: Path, out: Path, inputs: Inputs, threads: int, options: Options) -> list[Said]:
     publish.check_space(out, sum(spec.nbytes for spec in output.largest) + sum(a.size for a in output.assets))
-    said, size, digest = write_tensors(
+    for path in output.stamps:
+        inputs.stream(path)
+    said, size, weights = write_tensors(
         folder / WEIGHTS,
         output.largest,
         output.metadata,
@@ -120,23 +123,40 @@ def _write(output: Output[Said], folder: Path, out: Path, inputs: Inputs, thread
     write_small(folder / CONFIG, output.config(said))
     for asset in output.assets:
         _copy(asset, folder / asset.name, inputs)
+    digests = {path: inputs.hash(path) for path in output.stamps}
     inputs.check_unchanged()
-    write_manifest(folder, _recipe(output), {folder / WEIGHTS: Finished(size, digest)})
+    files = facts_of(folder, {folder / WEIGHTS: Finished(size, weights)}, DEFAULT)
+    write_manifest(
+        folder,
+        _recipe(output),
+        {"sources": [_facts(output, source, digests) for source in output.sources]},
+        files,
+        DEFAULT,
+    )
     publish.sync_tree(folder)
     return said
+
+
+def _facts(output: Output[Said], source: Path, digests: Mapping[Path, Digests]) -> dict[str, Facts]:
+    """Of the files of one source that were read, by name."""
+    return {
+        path.relative_to(source if source.is_dir() else source.parent).as_posix(): {"size": stamp[2], **digests[path]}
+        for path, stamp in sorted(output.stamps.items())
+        if path == source or source in path.parents
+    }
 
 
 def _copy(asset: Asset, path: Path, inputs: Inputs) -> None:
     publish.make_directory(path.parent)
     with contextlib.closing(OutputFile(path, asset.size)) as file:
-        copy_range(inputs.get(asset.source), 0, asset.size, [(file, 0)])
+        copy_range(inputs, asset.source, 0, [(file, 0)], memoryview(bytearray(asset.size)))
         file.finish()
 
 
 def _recipe(output: Output[Said]) -> dict[str, Any]:
     return {
         "command": output.command,
-        "sources": [path.resolve().name for path in output.sources],
+        "sources": [{"name": path.resolve().name} for path in output.sources],
         **output.recipe,
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adaptertool.files.staging import left_behind, remove
+from adaptertool.files.beside import left_behind, remove
 from adaptertool.tasks.arguments import PathLike, as_path
 
 

@@ -33,7 +33,7 @@ def makes_file(plan: Plan, out: Path) -> bool:
     return plan.single_file and [output.folder for output in plan.outputs] == [""] and out.suffix == ".safetensors"
 
 
-def check_output(plan: Plan, out: Path, *, force: bool) -> None:
+def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) -> None:
     """Refuse an OUT that the run would have to refuse, before anything is read or computed."""
     as_file = makes_file(plan, out)
     check_target(out, (plan.base, *plan.sources), as_file=as_file, force=force)
@@ -41,6 +41,8 @@ def check_output(plan: Plan, out: Path, *, force: bool) -> None:
         raise UsageError(
             f"OUT {out} is named like a file, but this run makes a directory; give a name without .safetensors"
         )
+    if as_file and sha256:
+        raise UsageError(f"OUT {out} is one file, without a place for SHA256SUMS; use --provenance, or sha256sum")
 
 
 def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:

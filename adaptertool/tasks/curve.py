@@ -72,6 +72,7 @@ def wise_curve(
     verify: bool = False,
     threads: int | None = None,
     progress: Callable[[CurvePoint], None] | None = None,
+    sha256: bool = False,
 ) -> CurveReport:
     """Make W + α·(T − W) for each α, score it, and publish the scores with the checkpoints that are to be kept.
 
@@ -103,6 +104,7 @@ def wise_curve(
     from adaptertool.tasks.scored import score_curve  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     place = None if out is None else as_path(out, "OUT")
+    told = progress or (lambda _: None)
     return score_curve(
-        plan, place, scorer, wishes, force=force, verify=verify, threads=threads, progress=progress or (lambda _: None)
+        plan, place, scorer, wishes, force=force, verify=verify, sha256=sha256, threads=threads, progress=told
     )

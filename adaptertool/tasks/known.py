@@ -24,8 +24,8 @@ from adaptertool.curve import (
 )
 from adaptertool.errors import InputError, OutputError, shown
 from adaptertool.files.checkpoint import MANIFEST
+from adaptertool.files.hashing import BLAKE3, digests_of
 from adaptertool.files.jsonfile import load_json
-from adaptertool.files.staging import digest_of
 from adaptertool.spec import Output, Plan
 from adaptertool.tasks.curve import Wishes
 from adaptertool.tasks.manifest import recipe_key
@@ -43,8 +43,8 @@ class Curve:
     failures: dict[float, str]
 
     @classmethod
-    def of(cls, plan: Plan, scorer: Scorer, wishes: Wishes, out: Path | None) -> Curve:
-        recipe = recipe_key(dataclasses.replace(plan, outputs=()))  # with other alphas it is the same curve
+    def of(cls, plan: Plan, scorer: Scorer, wishes: Wishes, out: Path | None, hashes: tuple[str, ...]) -> Curve:
+        recipe = recipe_key(dataclasses.replace(plan, outputs=()), hashes)  # with other alphas it is the same curve
         key = blake3(repr((recipe, scorer.identity)).encode()).hexdigest(8)
         return cls(plan, scorer, wishes, out, key, {}, {})
 
@@ -104,7 +104,7 @@ class Curve:
         content, files = load_json(out / SCORES), load_json(out / MANIFEST).get("files")
         remedy = "choose another OUT, or replace it with --force"
         facts = files.get(SCORES) if isinstance(files, dict) else None
-        if not isinstance(facts, dict) or facts.get("blake3") != digest_of(out / SCORES):
+        if not isinstance(facts, dict) or facts.get(BLAKE3) != digests_of(out / SCORES)[BLAKE3]:
             raise OutputError(f"{out / SCORES} is not as adaptertool wrote it; {remedy}")
         if content.get("key") != self.key:
             raise OutputError(

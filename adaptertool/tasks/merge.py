@@ -53,7 +53,8 @@ def prepare_merge(
     has = holder(checkpoint, renames)
     opened = [rename(read_adapter(as_path(path, "ADAPTER"), has), renames) for path in adapters]
     plan = plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
-    return dataclasses.replace(plan, precision=check_precision(precision))
+    choices = {"compose": compose, "renames": list(renames)}
+    return dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
 
 
 def _prepare_blend(
@@ -81,7 +82,9 @@ def _prepare_blend(
     checkpoint, paths = open_checkpoint(as_path(base, "BASE")), [as_path(path, "ADAPTER") for path in sources]
     has = holder(checkpoint, renames)
     opened = [rename(read_adapter(path, has), renames) if is_adapter(path) else open_checkpoint(path) for path in paths]
-    return plan_blend(checkpoint, opened, numbers, Blend(method, tuple(numbers), share, seed or 0))
+    plan = plan_blend(checkpoint, opened, numbers, Blend(method, tuple(numbers), share, seed or 0))
+    choices = {"method": method, "density": share, "seed": seed or 0, "renames": list(renames)}
+    return dataclasses.replace(plan, choices=choices)
 
 
 def merge(
@@ -100,6 +103,8 @@ def merge(
     verify: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
+    sha256: bool = False,
+    provenance: PathLike | None = None,
 ) -> RunReport:
     """Write to `out` the checkpoint `base` with `adapters` merged: W' = W + Σ w_i·Δ_i, in order.
 
@@ -121,6 +126,8 @@ def merge(
     verify:   read back what was written and judge it, as `verify` does, before it is published
     threads:  the available cores, up to 8, where None; the result does not depend on it
     progress: called with the number of bytes just written, from several threads
+    sha256:   sha256 beside BLAKE3 in the manifest, and a file SHA256SUMS (as `sha256sum -c` reads it)
+    provenance: where to write an in-toto statement with SLSA provenance; implies sha256
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
@@ -137,4 +144,6 @@ def merge(
     )
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
-    return run(plan, as_path(out, "OUT"), force=force, threads=threads, verify=verify, progress=progress)
+    file = None if provenance is None else as_path(provenance, "the file for the provenance")
+    target, told = as_path(out, "OUT"), progress
+    return run(plan, target, force=force, threads=threads, verify=verify, progress=told, sha256=sha256, provenance=file)

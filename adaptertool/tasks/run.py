@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +14,21 @@ from adaptertool.engine import run_plan
 from adaptertool.errors import StorageError, UsageError, shown
 from adaptertool.files import publish
 from adaptertool.files.checkpoint import open_checkpoint
+from adaptertool.files.hashing import DEFAULT, WITH_SHA256
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import forget, write_small
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
+from adaptertool.settle import Settled
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.common import check_output, makes_file, peak_memory, summary, thread_count
-from adaptertool.tasks.manifest import recipe_key, write_manifests
+from adaptertool.tasks.manifest import Record, recipe_key, write_manifests
+from adaptertool.tasks.provenance import Prepared, check_provenance, statement
 from adaptertool.tasks.verify import check
+
+_FILES = 150  # open at the same time, beside three for each output
 
 
 def run(
@@ -33,38 +40,55 @@ def run(
     progress: Callable[[int], None] | None,
     verify: bool = False,
     before_publish: Callable[[], None] = lambda: None,
+    sha256: bool = False,
+    provenance: Path | None = None,
 ) -> RunReport:
     """Check, compute in a staging directory, publish. On any error OUT is as it was before.
 
     verify: read back what was written, from the disk, and judge it before it is published.
     before_publish: called when all is computed, just before OUT changes.
+    sha256: hash with sha256 too, and write SHA256SUMS
+    provenance: where to write a statement of provenance (tasks.provenance says when); implies sha256
     """
     start = time.perf_counter()
     threads = thread_count(threads)
     require_verifiable(plan, verify=verify)
-    check_output(plan, out, force=force)
-    with Inputs(plan.inputs) as inputs:
+    check_output(plan, out, force=force, sha256=sha256)
+    if provenance is not None:
+        check_provenance(plan, out, provenance, force=force)
+    allow_files(len(plan.outputs))
+    hashes = WITH_SHA256 if sha256 or provenance is not None else DEFAULT
+    with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
         require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
-        with Staging(out, recipe_key(plan)) as stage:
-            folder, written = stage.work, progress or (lambda _: None)
+        with Staging(out, recipe_key(plan, hashes), hashes) as stage:
             publish.check_space(out, bytes_to_write(plan) - sum(file.size for file in stage.finished.values()))
-            settled = run_plan(plan, stage, inputs, threads, written)
+            inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
+            told = progress or (lambda _: None)
+            hash_inputs = provenance is not None or not makes_file(plan, out)  # one file has no manifest
+            settled = run_plan(plan, stage, inputs, threads, told, hash_inputs=hash_inputs)
             for output in plan.outputs:
                 for name, content in output.files:
-                    write_small(folder / output.folder / name, content)
-                    written(len(content))
+                    write_small(stage.work / output.folder / name, content)
+                    told(len(content))
             inputs.check_unchanged()
-            work = folder / plan.shards[0].name if makes_file(plan, out) else folder
-            if work == folder:
-                write_manifests(plan, stage)
-            publish.sync_tree(folder)
+            record = Record(plan, stage, inputs.digests)
+            work = _complete(record, out)
             if verify:
-                verify_outputs(plan, folder, threads)
+                verify_outputs(plan, stage.work, threads)
+            if provenance is not None:
+                files = record.outputs(stage.work)
+                subjects = files if work == stage.work else {out.name: files[work.name]}
+                prepared = opened.enter_context(Prepared(provenance, statement(record, subjects)))
             before_publish()
             publish.publish(work, out, force=force)
+        if provenance is not None:  # the staging is gone: what fails here does not begin again
+            prepared.publish()
+    return _report(plan, out, threads, settled, time.perf_counter() - start, verified=verify)
+
+
+def _report(plan: Plan, out: Path, threads: int, settled: Settled, seconds: float, *, verified: bool) -> RunReport:
     fields = summary(plan, out, threads)
-    seconds = time.perf_counter() - start
     return RunReport(
         **fields,
         settled=settled.exactly,
@@ -73,13 +97,23 @@ def run(
         bytes_per_second=(fields["bytes_read"] + fields["bytes_written"]) / seconds,
         peak_memory=peak_memory(),
         compiled=bool(FUNCTIONS),
-        verified=verify,
+        verified=verified,
     )
 
 
 def require_verifiable(plan: Plan, *, verify: bool) -> None:
     if verify and plan.as_adapter:
         raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
+
+
+def _complete(record: Record, out: Path) -> Path:
+    """Write what speaks of the other files, and make all durable. Returns what is to become OUT."""
+    work = record.stage.work
+    record.require_all()
+    if not makes_file(record.plan, out):
+        write_manifests(record)
+    publish.sync_tree(work)
+    return work / record.plan.shards[0].name if makes_file(record.plan, out) else work
 
 
 def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
@@ -96,3 +130,12 @@ def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
             bad = next((tensor for tensor in report.tensors if tensor.status != "exact"), None)
             what = f"{shown(bad.name)} is {bad.status}" if bad else report.problems[0]
             raise StorageError(f"{path} was written, but is not what was computed: {what}; is the disk sound?")
+
+
+def allow_files(outputs: int) -> None:
+    """Raise the number of files that this process may have open, as far as it is allowed to: a sweep has many."""
+    count = 3 * outputs + _FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -19,19 +19,21 @@ from adaptertool.engine import run_plan
 from adaptertool.errors import UsageError, shown
 from adaptertool.files import publish
 from adaptertool.files.checkpoint import MANIFEST
+from adaptertool.files.hashing import DEFAULT, WITH_SHA256, digests_of
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import Inputs
-from adaptertool.files.staging import Staging, digest_of
+from adaptertool.files.staging import Staging
 from adaptertool.files.writer import write_small
 from adaptertool.preflight import require_equal, require_finite_factors
+from adaptertool.reads import read_files
 from adaptertool.render.curve import result_files, without_page
 from adaptertool.render.machine import to_json
 from adaptertool.spec import Output, Plan
 from adaptertool.tasks.common import check_output, thread_count
 from adaptertool.tasks.curve import Wishes
 from adaptertool.tasks.known import Curve, read_points
-from adaptertool.tasks.manifest import write_manifests
-from adaptertool.tasks.run import require_verifiable, verify_outputs
+from adaptertool.tasks.manifest import Record, write_manifests
+from adaptertool.tasks.run import allow_files, require_verifiable, verify_outputs
 from adaptertool.tasks.scorer import Scorer, ScoringError
 
 _NOTES = "scores"  # the folder of the scores that are known, in the staging directory
@@ -57,6 +59,7 @@ class Bench:
             names = set().union(*(_files_of(self.plan, one) for one in missing))
             there = sum(file.size for name, file in self.stage.finished.items() if name in names)
             publish.check_space(self.out, bytes_to_write(part) - there)
+            allow_files(len(missing))
             run_plan(part, self.stage, self.inputs, self.threads, lambda _: None)
         for one in outputs:
             for name, content in one.files:
@@ -93,7 +96,7 @@ def _files_of(plan: Plan, output: Output) -> set[str]:
 def put(stage: Staging, name: str, content: bytes) -> None:
     part = stage.part(name)
     write_small(part, content)
-    stage.finish(part, name, digest_of(part))
+    stage.finish(part, name, digests_of(part, stage.hashes))
 
 
 def score_curve(
@@ -104,6 +107,7 @@ def score_curve(
     *,
     force: bool,
     verify: bool,
+    sha256: bool,
     threads: int | None,
     progress: Callable[[CurvePoint], None],
     before_publish: Callable[[], None] = lambda: None,
@@ -111,7 +115,8 @@ def score_curve(
     """The arguments are those of `wise_curve`. before_publish: called when all is done, just before OUT changes."""
     threads = thread_count(threads)
     require_verifiable(plan, verify=verify)
-    curve, earlier = Curve.of(plan, scorer, wishes, out), None
+    hashes = WITH_SHA256 if sha256 else DEFAULT
+    curve, earlier = Curve.of(plan, scorer, wishes, out, hashes), None
     notes = without_page() if out is not None else ()
     place = out or Path(f"curve-{curve.key}")  # where nothing is published, the staging directory is named after this
     if out is None:
@@ -123,10 +128,11 @@ def score_curve(
             curve.known = read_points(earlier, out / SCORES)
             if json.loads(to_json(curve.report(notes))) == earlier:
                 return curve.report(notes)
-    with Inputs(plan.inputs) as inputs:
+    with Inputs(plan.inputs, hashes) as inputs:
         require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
-        with Staging(place, curve.key) as stage:
+        with Staging(place, curve.key, hashes) as stage:
+            inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
             bench = Bench(plan, place, stage, inputs, threads, verify)
             _begin(bench, curve, anew=force, adopt=earlier is not None)
             _score_all(bench, curve, progress)
@@ -156,7 +162,7 @@ def _begin(bench: Bench, curve: Curve, *, anew: bool, adopt: bool) -> None:
         files = load_json(bench.out / MANIFEST).get("files")
         for name, facts in files.items() if isinstance(files, dict) else ():
             if name in ours and isinstance(facts, dict):
-                stage.adopt(bench.out / name, name, facts.get("blake3", ""))
+                stage.adopt(bench.out / name, name, {kind: facts.get(kind, "") for kind in stage.hashes})
 
 
 def _score_all(bench: Bench, curve: Curve, progress: Callable[[CurvePoint], None]) -> None:
@@ -204,10 +210,15 @@ def _states(folder: Path) -> set[tuple[str, tuple[int, ...]]]:
 def _publish(bench: Bench, curve: Curve, report: CurveReport, *, force: bool, before: Callable[[], None]) -> None:
     stage, kept = bench.stage, curve.kept()
     bench.make(kept)
-    for name, content in result_files(report).items():
+    files = result_files(report)
+    for name, content in files.items():
         put(stage, name, content)
     bench.leave_only(kept)  # now that the scores stand in the report, without the notes
-    write_manifests(dataclasses.replace(bench.plan, outputs=kept), stage)
+    for path in read_files(bench.plan):
+        bench.inputs.hash(path)  # if it was not on the way
+    record = Record(dataclasses.replace(bench.plan, outputs=kept), stage, bench.inputs.digests)
+    record.require_all(*files)
+    write_manifests(record)
     publish.sync_tree(stage.work)
     bench.inputs.check_unchanged()
     before()

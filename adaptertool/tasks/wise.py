@@ -43,7 +43,9 @@ def prepare_wise(
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
     adapter = rename(read_adapter(path, holder(checkpoint, renames)), renames)
-    plan = dataclasses.replace(plan_wise(checkpoint, adapter, exact), precision=check_precision(precision))
+    plan = dataclasses.replace(
+        plan_wise(checkpoint, adapter, exact), precision=check_precision(precision), choices={"renames": list(renames)}
+    )
     return into_adapter(plan, checkpoint, adapter, exact) if as_adapter else plan
 
 
@@ -60,6 +62,8 @@ def wise(
     verify: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
+    sha256: bool = False,
+    provenance: PathLike | None = None,
 ) -> RunReport:
     """Write W + α·(T − W) for each α: to `out` itself for one, to `out`/alpha-0.300 and so on for several.
 
@@ -75,4 +79,6 @@ def wise(
     plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter, precision=precision)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
-    return run(plan, as_path(out, "OUT"), force=force, threads=threads, verify=verify, progress=progress)
+    file = None if provenance is None else as_path(provenance, "the file for the provenance")
+    target, told = as_path(out, "OUT"), progress
+    return run(plan, target, force=force, threads=threads, verify=verify, progress=told, sha256=sha256, provenance=file)

@@ -13,7 +13,7 @@ import numpy as np
 from adaptertool.blocks import Block, Workspace, blocks_of
 from adaptertool.chain import Chain
 from adaptertool.changes import changed
-from adaptertool.files.reader import Inputs, read_into
+from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME
 from adaptertool.numerics.rounding import STORED, WORD, Array, doubles, rounded
 from adaptertool.plan import verbatim
@@ -117,7 +117,7 @@ class Subject:
         """Elements first..last of the candidate, as stored."""
         stored = np.empty(last - first, STORED[self.dtype])
         ref = self.candidate
-        read_into(self.inputs.get(ref.path), ref.offset + first * stored.itemsize, as_bytes(stored))
+        self.inputs.read_into(ref.path, ref.offset + first * stored.itemsize, as_bytes(stored))
         return stored
 
     def add(self, tally: Tally) -> None:
@@ -167,14 +167,14 @@ def _same(subject: Subject, source: Ref, first: int, last: int, _: Workspace) ->
         begin, end = (place * DTYPE_BITS[ours] // 8 for place in (first, last))
         expected, found = (np.empty(end - begin, np.uint8) for _ in range(2))
         for ref, bits in ((source, expected), (subject.candidate, found)):
-            read_into(subject.inputs.get(ref.path), ref.offset + begin, bits.data)
+            subject.inputs.read_into(ref.path, ref.offset + begin, bits.data)
         if ours not in COMPUTED or np.array_equal(expected, found):
             subject.add(Tally(differ=int(np.count_nonzero(expected != found))))
             return
         expected, found = expected.view(STORED[ours]), found.view(STORED[ours])
     else:
         stored = np.empty(last - first, STORED[ours])
-        read_into(subject.inputs.get(source.path), source.offset + first * stored.itemsize, as_bytes(stored))
+        subject.inputs.read_into(source.path, source.offset + first * stored.itemsize, as_bytes(stored))
         expected, found = rounded(doubles(stored, ours), theirs), subject.read(first, last)
     subject.add(compared(expected, found, theirs)[0])
 

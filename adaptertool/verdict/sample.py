@@ -10,7 +10,6 @@ import numpy as np
 
 from adaptertool.blocks import Block
 from adaptertool.chain import Chain
-from adaptertool.files.reader import read_into
 from adaptertool.numerics.rounding import STORED, Array, doubles
 from adaptertool.plan import matrix
 from adaptertool.spec import Edit
@@ -71,7 +70,7 @@ def samples_of(subject: Subject) -> Iterator[Sample]:
 def _stored(subject: Subject, block: Block) -> Array:
     base = subject.step.base
     stored = np.empty(block.numel, STORED[base.spec.dtype])
-    read_into(subject.inputs.get(base.path), block.source, as_bytes(stored))
+    subject.inputs.read_into(base.path, block.source, as_bytes(stored))
     return stored
 
 
