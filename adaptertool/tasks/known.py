@@ -99,7 +99,7 @@ class Curve:
     def published(self, out: Path) -> Mapping[str, Any] | None:
         """The report that stands in `out`, if it is one of this curve. Raises OutputError where `out` has points that
         are not to be lost: of another curve, or of alphas that are not asked for now."""
-        if not (out / SCORES).is_file() or not (out / MANIFEST).is_file():
+        if not self.scorer.lasting or not (out / SCORES).is_file() or not (out / MANIFEST).is_file():
             return None
         content, files = load_json(out / SCORES), load_json(out / MANIFEST).get("files")
         remedy = "choose another OUT, or replace it with --force"

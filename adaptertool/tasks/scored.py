@@ -134,12 +134,12 @@ def score_curve(
         with Staging(place, curve.key, hashes) as stage:
             inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
             bench = Bench(plan, place, stage, inputs, threads, verify)
-            _begin(bench, curve, anew=force, adopt=earlier is not None)
+            _begin(bench, curve, anew=force or not scorer.lasting, adopt=earlier is not None)
             _score_all(bench, curve, progress)
             report = curve.report(notes)
             if report.out is not None:
                 _publish(bench, curve, report, force=force or earlier is not None, before=before_publish)
-            elif curve.known and not report.ok:
+            elif curve.scorer.lasting and curve.known and not report.ok:
                 bench.leave_only((), _NOTES)
                 stage.stays = True
                 hint = f"the same command goes on from there; `adaptertool clean {place}` removes it"
@@ -185,7 +185,7 @@ def _score(bench: Bench, curve: Curve, output: Output, progress: Callable[[Curve
     except ScoringError as error:
         curve.failures[output.alpha] = str(error)
     changed = [name for name, _ in sorted(before ^ _states(work))]
-    if output.alpha in curve.known:
+    if curve.scorer.lasting and output.alpha in curve.known:
         bench.note(output, curve.known[output.alpha])
     progress(curve.point(output))
     if output not in curve.kept():  # then it may do with it what it likes

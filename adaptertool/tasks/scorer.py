@@ -8,7 +8,6 @@ import itertools
 import math
 import numbers
 import os
-import secrets
 import shlex
 import shutil
 import signal
@@ -40,8 +39,9 @@ class ScoringError(Exception):
 
 class Scorer(NamedTuple):
     name: str  # as it was given
-    identity: str  # scores are taken over from a scorer of the same identity only
+    identity: str  # what was made for a scorer is taken over for one of the same identity only
     score: Callable[[Path], Scores]  # raises ScoringError
+    lasting: bool  # whether what it says now may be taken over later
 
 
 def scorer_of(score: Score) -> Scorer:
@@ -49,9 +49,11 @@ def scorer_of(score: Score) -> Scorer:
     if isinstance(score, str):
         arguments = parse_command(score)
         identity = repr((arguments, str(Path.cwd()), _programs(arguments)))
-        return Scorer(score, identity, functools.partial(_by_command, arguments))
+        return Scorer(score, identity, functools.partial(_by_command, arguments), lasting=True)
     name = getattr(score, "__qualname__", type(score).__qualname__)
-    return Scorer(name, secrets.token_hex(), functools.partial(_by_function, score))
+    return Scorer(
+        name, f"function {name}", functools.partial(_by_function, score), lasting=False
+    )  # who knows what it is
 
 
 def parse_command(text: str) -> list[str]:
