@@ -9,10 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adaptertool.adapter_reports import ExtractReport as ExtractReport
     from adaptertool.adapter_reports import SumReport as SumReport
     from adaptertool.adapter_reports import TruncateReport as TruncateReport
+    from adaptertool.comparison_report import DiffReport as DiffReport
     from adaptertool.curve import CurveReport as CurveReport
     from adaptertool.errors import AdapterToolError as AdapterToolError
+    from adaptertool.inspect_reports import InspectReport as InspectReport
     from adaptertool.live import applied as applied
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.reports import VerifyReport as VerifyReport
     from adaptertool.tasks.curve import wise_curve as wise_curve
+    from adaptertool.tasks.diff import diff as diff
     from adaptertool.tasks.drift import drift as drift
+    from adaptertool.tasks.extract import extract as extract
+    from adaptertool.tasks.inspect import inspect as inspect
     from adaptertool.tasks.integrity import check_files as check_files
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
@@ -38,8 +44,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
     "CurveReport": "adaptertool.curve",
+    "DiffReport": "adaptertool.comparison_report",
     "DriftReport": "adaptertool.reports",
+    "ExtractReport": "adaptertool.adapter_reports",
     "FilesReport": "adaptertool.reports",
+    "InspectReport": "adaptertool.inspect_reports",
     "PlanReport": "adaptertool.reports",
     "RunReport": "adaptertool.reports",
     "SumReport": "adaptertool.adapter_reports",
@@ -47,7 +56,10 @@ _HOMES = {
     "VerifyReport": "adaptertool.reports",
     "applied": "adaptertool.live",
     "check_files": "adaptertool.tasks.integrity",
+    "diff": "adaptertool.tasks.diff",
     "drift": "adaptertool.tasks.drift",
+    "extract": "adaptertool.tasks.extract",
+    "inspect": "adaptertool.tasks.inspect",
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
     "preview": "adaptertool.tasks.preview",

@@ -53,7 +53,7 @@ class LayerSummed:
     exact: bool  # nothing was rounded, or cut off
     rounded: int  # elements that were rounded to the dtype, each by at most half a unit in its last place
     energy: float  # as in LayerTruncated
-    error: float
+    error: float  # the same; of a method on factors: how far from the sum of the changes, relative to that
     storing: float
 
 
@@ -62,6 +62,29 @@ class SumReport(AdapterReport):
     schema: ClassVar[str] = "sum/1"
     weights: tuple[float, ...]
     method: str
+    density: float | None  # of methods that drop some
+    seed: int | None
     cut: dict[str, str | int]  # rank or energy, where asked for
     saved: tuple[str, ...]  # tensors that are saved whole, and kept
     layers: tuple[LayerSummed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorExtracted:
+    """Of a tensor whose change is D = T − W."""
+
+    tensor: str
+    how: str  # "factors", "saved" (whole, as it is in the tuned checkpoint) or "left out"
+    rank: int  # of its factors; else 0
+    norm: float  # ‖D‖, Frobenius
+    energy: float  # share of ‖D‖² kept
+    error: float  # ‖D − B·A‖/‖D‖, measured on the factors as they are stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractReport(AdapterReport):
+    schema: ClassVar[str] = "extract/1"
+    cut: dict[str, str | int]  # rank, energy or max_error, as asked for
+    dtype: str  # of the factors
+    unchanged: int  # tensors that are the same in both
+    tensors: tuple[TensorExtracted, ...]  # those that differ, and what had to be saved with them

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -47,8 +47,8 @@ class Blended:
         """Where row `first` lies in the output file."""
         return self._step.offset + first * self._columns * DTYPE_BITS[self._step.spec.dtype] // 8
 
-    def compute(self, first: int, last: int) -> memoryview:
-        """The bytes of rows first..last. Raises NonFiniteError."""
+    def compute(self, first: int, last: int, alphas: Sequence[float]) -> Iterator[memoryview]:
+        """The bytes of rows first..last, the same for each α: a merge has one. Raises NonFiniteError."""
         method, settings = self._method, self._settings
         with self._lock:
             bounds = self._bounds if method.trims else {}
@@ -57,12 +57,8 @@ class Blended:
         place = Place(self._step.spec.name, first * self._columns, base.size, settings.seed)
         changes = []
         for number in self._sources:
-            change = self._change(number, base, first)
-            if method.trims:
-                change *= bounds[number].mask(change, first // block_rows(self._columns))
-            if method.prune is not None:
-                change = method.prune(change, settings.density, place, number)
-            changes.append(change)
+            change, part = self._change(number, base, first), first // block_rows(self._columns)
+            changes.append(method.thinned(change, settings.density, place, number, bounds.get(number), part))
         weights = [settings.weights[number] for number in self._sources]
         dtype = self._step.spec.dtype
         stored = rounded(method.combine(base, changes, weights, *sums), dtype)
@@ -71,7 +67,7 @@ class Blended:
                 f"{self._step.base.path}: {shown(self._step.spec.name)}: the result holds what is no number, or is "
                 f"beyond the range of {dtype}"
             )
-        return as_bytes(stored)
+        yield from [as_bytes(stored)] * len(alphas)
 
     def _base(self, first: int, last: int) -> Array:
         return read_rows(self._inputs, self._step.base, first, last, self._columns).reshape(-1)

@@ -10,9 +10,10 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter
 from adaptertool.layout import Changes
 from adaptertool.methods import METHOD_BY_NAME
-from adaptertool.plan import adapter_edits, full_edits, make_plan
+from adaptertool.plan import adapter_edits, make_plan
 from adaptertool.resolve import open_subject
 from adaptertool.spec import Blend, Edit, Output, Plan, Ref
+from adaptertool.tuned import full_edits
 
 
 def plan_blend(

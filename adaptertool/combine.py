@@ -66,6 +66,43 @@ def _spec(name: str, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
 
 def combined(adapters: Sequence[Layered], weights: Sequence[Fraction]) -> list[Combined]:
     """The layers of the sum, in the order in which they are met. Raises for what has no sum."""
+    terms = {
+        path: [(weight * Fraction(layer.scale), layer) for weight, layer in some]
+        for path, some in _terms(adapters, weights).items()
+    }
+    biased = any(layer.bias is not None for some in terms.values() for _, layer in some)
+    return [_combined(path, some, biased=biased) for path, some in terms.items()]
+
+
+def mixed(
+    adapters: Sequence[Layered], weights: Sequence[Fraction], *, on_factors: bool, rank: int | None
+) -> list[Combined]:
+    """The layers that a method makes (mixing), of scale 1.
+
+    rank: that of each layer, unless it is on factors; None where it will be known only later
+    """
+    layers = []
+    for path, some in _terms(adapters, weights).items():
+        first = some[0][1]
+        for _, layer in some:
+            _require_alike(first, layer)
+            if layer.bias is not None:
+                raise UnsupportedError(f"{layer.bias.path}: {shown(path)} has a lora_bias; that is for --method cat")
+            if on_factors and layer.rank != first.rank:
+                raise MismatchError(
+                    f"{shown(path)} has rank {first.rank} in {first.pairs[0].a.path}, and {layer.rank} in "
+                    f"{layer.pairs[0].a.path}: on factors they must be the same; take the method on changes (..._svd)"
+                )
+        most = max(min(pair.outputs, pair.inputs) for pair in first.pairs)
+        own = first.rank if on_factors else min(most, rank or most)
+        dtype = widest({"F32", *(ref.spec.dtype for _, layer in some for ref in layer.refs)})
+        parts = tuple(Term(layer, float(weight * Fraction(layer.scale)), exact=False) for weight, layer in some)
+        layers.append(Combined(path, parts, dtype, own, float(own), 1.0, None))
+    return layers
+
+
+def _terms(adapters: Sequence[Layered], weights: Sequence[Fraction]) -> Mapping[str, list[tuple[Fraction, Layer]]]:
+    """The weighted layers of each name. Raises UnsupportedError for DoRA."""
     terms: dict[str, list[tuple[Fraction, Layer]]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for path, layer in adapter.layers.items():
@@ -74,9 +111,8 @@ def combined(adapters: Sequence[Layered], weights: Sequence[Fraction]) -> list[C
                     f"{adapter.adapter.path}: {shown(path)} is DoRA; what it changes is of full rank, so no sum of "
                     "factors holds it, and the magnitude is not dropped: merge it into its base and extract a LoRA"
                 )
-            terms.setdefault(path, []).append((weight * Fraction(layer.scale), layer))
-    biased = any(layer.bias is not None for some in terms.values() for _, layer in some)
-    return [_combined(path, some, biased=biased) for path, some in terms.items()]
+            terms.setdefault(path, []).append((weight, layer))
+    return terms
 
 
 def _combined(path: str, terms: Sequence[tuple[Fraction, Layer]], *, biased: bool) -> Combined:

@@ -20,6 +20,7 @@ from adaptertool.blocks import Block, Workspace, blocks_of, compute
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
+from adaptertool.fisher import Weighted
 from adaptertool.plan import verbatim
 from adaptertool.reads import copied_whole, to_hash, unread
 from adaptertool.rescale import Rescaled
@@ -217,33 +218,35 @@ def _edit_jobs(
             computed.append((file, output.alpha))
         else:
             yield from _copies(crew, _Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
-    if computed and step.blend is not None:
-        blended = Blended(crew.inputs, step)
-        for first, last in blended.cuts():
-            yield functools.partial(_blend, crew, blended, first, last, computed)
-    elif computed and step.makes is not None:
-        factor = Rescaled(crew.inputs, step)
-        for first, last in factor.cuts():
-            yield functools.partial(_rescale, crew, factor, first, last, computed)
-    elif computed:
+    if not computed:
+        return
+    if (tensor := _made_of_its_own(crew.inputs, step)) is not None:
+        for first, last in tensor.cuts():
+            yield functools.partial(_make, crew, tensor, first, last, computed)
+    else:
         for block in blocks_of(crew.inputs, step):
             yield functools.partial(_edit, crew, block, computed)
 
 
-def _rescale(
-    crew: Crew, factor: Rescaled, first: int, last: int, outputs: Sequence[tuple[OutputFile, float]], _: Workspace
+def _made_of_its_own(inputs: Inputs, step: Step) -> Blended | Rescaled | Weighted | None:
+    """A tensor that is not made by one edit after the other."""
+    if step.blend is not None:
+        return Blended(inputs, step)
+    if step.makes is not None:
+        return Rescaled(inputs, step)
+    return Weighted(inputs, step) if step.fisher is not None else None
+
+
+def _make(
+    crew: Crew,
+    tensor: Blended | Rescaled | Weighted,
+    first: int,
+    last: int,
+    outputs: Sequence[tuple[OutputFile, float]],
+    _: Workspace,
 ) -> None:
-    results = factor.compute(first, last, [alpha for _, alpha in outputs])
+    results = tensor.compute(first, last, [alpha for _, alpha in outputs])
     for (file, _alpha), data in zip(outputs, results, strict=True):
-        file.write(factor.target(first), data)
-        crew.progress(len(data))
-
-
-def _blend(
-    crew: Crew, tensor: Blended, first: int, last: int, outputs: Sequence[tuple[OutputFile, float]], _: Workspace
-) -> None:
-    data = tensor.compute(first, last)
-    for file, _alpha in outputs:
         file.write(tensor.target(first), data)
         crew.progress(len(data))
 

@@ -63,13 +63,13 @@ def reduced(
     svds = [[svd_of_product(b, a) for b, a in experts] for experts in pairs]
     rank = max(kept(svd.values, cut) for some in svds for svd in some)
     for attempt in range(rank, full):
-        found = _at_rank(svds, attempt, dtypes, balanced=balanced)
+        found = at_rank(svds, attempt, dtypes, balanced=balanced)
         if cut.max_error is None or found.error + found.storing <= cut.max_error:
             return found
     return None
 
 
-def _at_rank(svds: Sequence[Sequence[Svd]], rank: int, dtypes: Sequence[tuple[str, str]], *, balanced: bool) -> Reduced:
+def at_rank(svds: Sequence[Sequence[Svd]], rank: int, dtypes: Sequence[tuple[str, str]], *, balanced: bool) -> Reduced:
     pairs, storing = [], 0.0
     for some, dtypes_of in zip(svds, dtypes, strict=True):
         stored = []

@@ -11,16 +11,16 @@ from decimal import Decimal
 from pathlib import Path, PurePath
 from typing import NoReturn
 
-from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
+from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter
 from adaptertool.kinds import BY_NAME, DORA, FULL
 from adaptertool.kinds.full import TUNED
 from adaptertool.layout import Changes, assets_of, shards_of
-from adaptertool.resolve import Subject, nearest, open_subject, resolve
-from adaptertool.spec import COMPUTED, Edit, Output, Plan, Ref, Stamp, Step
+from adaptertool.resolve import Subject, open_subject, resolve
+from adaptertool.spec import Edit, Output, Plan, Ref, Stamp, Step
 from adaptertool.ties import settle
-from adaptertool.traits import read_traits
+from adaptertool.tuned import full_edits
 
 MAX_DIGITS = 20  # of an alpha, in the name of its folder
 BLOCK_ELEMENTS = 1 << 20  # elements of a weight computed at once: smaller blocks cost more in calls
@@ -144,40 +144,6 @@ def in_folders(alphas: Sequence[Decimal]) -> tuple[Output, ...]:
     if digits > MAX_DIGITS or any(abs(alpha) >= 10**MAX_DIGITS for alpha in alphas):
         raise UsageError(f"an alpha with more than {MAX_DIGITS} digits before or after the point names no folder")
     return tuple(Output(f"alpha-{alpha:.{digits}f}", float(alpha)) for alpha in alphas)
-
-
-def full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edit]], list[tuple[Ref, Ref]], list[str]]:
-    """One `full` edit for each tensor, the pairs that must be equal instead (integers have no values between),
-    and notes. Raises MismatchError unless names and shapes agree."""
-    for ours, theirs in ((base, tuned), (tuned, base)):
-        if only := [name for name in ours.tensors if name not in theirs.tensors]:
-            near = nearest(only[0], theirs.tensors)
-            hint = f"; nearest there: {', '.join(map(shown, near))}" if near else ""
-            raise MismatchError(
-                f"{len(only)} tensors are in {ours.path} but not in {theirs.path}: "
-                f"{', '.join(shown(name) for name in only[:5])}{' ...' if len(only) > 5 else ''}{hint}"
-            )
-    edits: dict[str, list[Edit]] = {}
-    equal: list[tuple[Ref, Ref]] = []
-    casts: set[str] = set()
-    traits = read_traits(base)
-    for name, ref in base.tensors.items():
-        other = tuned.tensors[name]
-        here, there = ref.spec, other.spec
-        computed = here.dtype in COMPUTED and there.dtype in COMPUTED
-        if here.shape != there.shape or (here.dtype != there.dtype and not computed):
-            raise MismatchError(f"{shown(name)} is {here} in {ref.path}, but {there} in {other.path}")
-        if not computed:
-            equal.append((ref, other))
-            continue
-        traits.refuse_quantised(ref)
-        edits[name] = [Edit(FULL.name, 0, name, {TUNED: other}, 1.0, 1.0)]
-        if here.dtype != there.dtype:
-            casts.add(f"tuned tensors of dtype {there.dtype} are stored as {here.dtype}, as in the base")
-    notes = sorted(casts)
-    if base.config is not None and tuned.config is not None and base.config != tuned.config:
-        notes.append("config.json of base and tuned checkpoint differ; the base's is kept, like all its assets")
-    return edits, equal, notes
 
 
 def make_plan(

@@ -81,17 +81,21 @@ def write_tensors(
     *,
     threads: int,
     progress: Callable[[int], None],
+    reserved: int | None = None,
 ) -> tuple[list[Outcome], int, Digests]:
     """Write a safetensors file of what `jobs` make, in their order: wide dtypes first, so that all are aligned.
 
     largest: the tensors, none smaller than it will be, in the same order
+    reserved: bytes of disk to have ready for them, where that is not as many as `largest` says
     Returns what the jobs said, and the size and the hashes of the file.
     """
     buffer = memoryview(bytearray(COPY_CHUNK))
     room = len(build_header(largest, metadata))
     at, specs, said = room, list[TensorSpec](), list[Outcome]()
     with (
-        contextlib.closing(OutputFile(path, room + sum(spec.nbytes for spec in largest))) as file,
+        contextlib.closing(
+            OutputFile(path, room + (sum(spec.nbytes for spec in largest) if reserved is None else reserved))
+        ) as file,
         contextlib.closing(results(jobs, threads)) as made,
     ):
         for parts, outcome in made:

@@ -22,6 +22,7 @@ def to_hash(plan: Plan) -> tuple[list[Path], list[Path]]:
         used.add(step.base.path)
         if plan.tuned_is_checkpoint:
             used.update(ref.path for edit in step.edits for ref in edit.factors.values())
+            used.update(ref.path for ref in step.fisher or ())
     adapters = set() if plan.tuned_is_checkpoint else {path for files in plan.files[1:] for path in files.values()}
     streamed = used - adapters - whole
     unused = {

@@ -142,7 +142,7 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
     fits = _misfits(ref, module, transposed=transposed) == {}
     if module.transposed is None and len(shape) == 2 and not BY_NAME[module.kind].elementwise:
         if fits and shape[0] == shape[1]:
-            return traits.square_is_transposed(ref, claimed=claimed)
+            return traits.is_transposed(ref, claimed=claimed)
         if not fits and traits.may_transpose(ref) and _misfits(ref, module, transposed=True) == {}:
             return True
     if not fits:

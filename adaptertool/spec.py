@@ -124,6 +124,15 @@ class Blend(NamedTuple):
     seed: int
 
 
+class Mix(NamedTuple):
+    """A way of combining adapters into one (mixing)."""
+
+    method: str  # of methods.METHODS
+    on_factors: bool  # and not on the changes that they make
+    density: float
+    seed: int
+
+
 class Step(NamedTuple):
     """One output tensor: what it is made from, and the edits made to that, in order. No edits: copied as bytes."""
 
@@ -132,6 +141,7 @@ class Step(NamedTuple):
     base: Ref
     edits: tuple[Edit, ...] = ()
     blend: Blend | None = None  # not one edit after the other, but the changes that the sources' make, combined so
+    fisher: tuple[Ref, Ref] | None = None  # F₀ and F₁: between base and tuned tensor, weighted by these
     makes: str | None = None  # not the edited base tensor, but this factor of its one edit, made anew for each alpha
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from adaptertool.combine import Combined
 from adaptertool.errors import shown
-from adaptertool.factors import made, one_by_one, read_pair, reduced
+from adaptertool.factors import Reduced, made, one_by_one, read_pair, reduced
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.lowrank import Factors
 from adaptertool.numerics.rounding import Array, doubles, rounded
@@ -32,6 +32,9 @@ class LayerSaid(NamedTuple):
     storing: float = 0.0
 
 
+Maker = Callable[[Combined, Inputs], Iterable[Job[LayerSaid | None]]]
+
+
 def specs(layers: Sequence[Combined], saved: Sequence[Ref]) -> list[TensorSpec]:
     """All tensors, wide dtypes first: so that all are aligned."""
     own = [spec for layer in layers for spec in layer.specs()]
@@ -39,15 +42,13 @@ def specs(layers: Sequence[Combined], saved: Sequence[Ref]) -> list[TensorSpec]:
 
 
 def jobs(
-    layers: Sequence[Combined], saved: Sequence[Ref], cut: Cut | None, inputs: Inputs
+    layers: Sequence[Combined], saved: Sequence[Ref], make: Maker, inputs: Inputs
 ) -> Iterator[Job[LayerSaid | None]]:
-    """In the order of `specs`."""
+    """In the order of `specs`. make: what gives the jobs of a layer."""
     for width in sorted(set(DTYPE_BITS.values()), reverse=True):
         for layer in layers:
             if DTYPE_BITS[layer.dtype] == width:
-                yield from (
-                    _concatenation(layer, inputs) if cut is None else [functools.partial(_cut, layer, cut, inputs)]
-                )
+                yield from make(layer, inputs)
         for ref in saved:
             if DTYPE_BITS[ref.spec.dtype] == width:
                 yield functools.partial(_copied, ref, inputs)
@@ -58,7 +59,7 @@ def _copied(ref: Ref, inputs: Inputs) -> tuple[list[Made], None]:
     return [Made(ref.spec, ref)], None
 
 
-def _concatenation(layer: Combined, inputs: Inputs) -> Iterator[Job[LayerSaid | None]]:
+def concatenation(layer: Combined, inputs: Inputs) -> Iterator[Job[LayerSaid | None]]:
     """A in one job; B in blocks of rows, since it has to be computed; the bias."""
     for number in range(len(layer.first.pairs)):
         a, b = layer.of_pair(number)
@@ -112,24 +113,31 @@ def _stored(layer: Combined, spec: TensorSpec, values: Array) -> tuple[list[Made
     return [part], LayerSaid(layer, layer.rank, rounded=int(np.count_nonzero(doubles(stored, spec.dtype) != values)))
 
 
-def _cut(layer: Combined, cut: Cut, inputs: Inputs) -> tuple[list[Made], LayerSaid]:
+def cut_down(layer: Combined, cut: Cut, inputs: Inputs) -> tuple[list[Made], LayerSaid]:
     """The whole layer, at the rank that `cut` leaves it."""
-    pairs = [_joined(layer, number, inputs) for number in range(len(layer.first.pairs))]
+    pairs = [joined(layer, number, inputs) for number in range(len(layer.first.pairs))]
     found = reduced(pairs, cut, [(layer.dtype, layer.dtype)] * len(pairs), balanced=False)
     if found is None:
-        done = [job() for job in _concatenation(layer, inputs)]
+        done = [job() for job in concatenation(layer, inputs)]
         lost = sum(told.rounded for _, told in done if told is not None)
         return [part for parts, _ in done for part in parts], LayerSaid(layer, layer.rank, rounded=lost)
-    small = layer._replace(rank=found.rank)
-    parts, where = [], f"the sum for {shown(layer.path)}"
-    for number, (b, a) in enumerate(found.pairs):
-        parts += [made(spec, factor, where) for spec, factor in zip(small.of_pair(number), (a, b), strict=True)]
+    parts = of_pairs(layer, found, f"the sum for {shown(layer.path)}")
     if (bias := layer.of_bias()) is not None:
         parts += _bias(layer, bias, inputs)[0]
     return parts, LayerSaid(layer, found.rank, 0, found.energy, found.error, found.storing)
 
 
-def _joined(layer: Combined, number: int, inputs: Inputs) -> list[Factors]:
+def of_pairs(layer: Combined, found: Reduced, where: str) -> list[Made]:
+    """The tensors of the layer at another rank."""
+    small = layer._replace(rank=found.rank)
+    return [
+        made(spec, factor, where)
+        for number, (b, a) in enumerate(found.pairs)
+        for spec, factor in zip(small.of_pair(number), (a, b), strict=True)
+    ]
+
+
+def joined(layer: Combined, number: int, inputs: Inputs) -> list[Factors]:
     """The factors of the sum for each expert, in float64."""
     terms = [
         one_by_one(b * term.times, a, layer.first.experts)

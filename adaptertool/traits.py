@@ -68,14 +68,14 @@ class Traits:
 
     def refuse_tied(self, ref: Ref) -> None:
         """Refuse to edit an embedding or head that may be tied: loaders would apply it twice or not at all."""
-        if self.why_tied and self._is_embedding(ref):
+        if self.why_tied and self.may_be_end(ref):
             raise UnsupportedError(
                 f"{ref.path}: {shown(ref.spec.name)} is an embedding or output head, and may be tied: "
                 f"{self.why_tied}; edits of it are supported only where it is known what is tied to what"
             )
 
-    def _is_embedding(self, ref: Ref) -> bool:
-        """Whether it may be an end that models tie, by name or by size. When unsure: yes."""
+    def may_be_end(self, ref: Ref) -> bool:
+        """Whether it may be an embedding or head, an end that models tie, by name or by size. When unsure: yes."""
         if len(ref.spec.shape) != 2:
             return False
         name = ref.spec.name
@@ -86,14 +86,15 @@ class Traits:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
         return bool(self._transposes or not self.families or _named_transposed(ref.spec.name))
 
-    def square_is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
-        """Whether a square weight is stored (in, out): its shape does not tell. Raises where nothing tells."""
+    def is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
+        """Whether a weight is stored (in, out), where its shape does not tell. Raises where nothing tells."""
         named = _named_transposed(ref.spec.name)
         if self._transposes and named:
             return True
         if (named and not self.families & _LINEAR_FAMILIES) or (claimed and not self.families):
+            square = "is square, and " if len(set(ref.shape)) == 1 else ""
             raise UnsupportedError(
-                f"{ref.path}: {shown(ref.spec.name)} is square, and may be stored transposed as GPT-2's layers are; "
+                f"{ref.path}: {shown(ref.spec.name)} {square}may be stored transposed as GPT-2's layers are; "
                 "config.json has no model_type that tells"
             )
         return False

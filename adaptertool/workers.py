@@ -13,6 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from adaptertool.blocks import Workspace
+from adaptertool.errors import Interrupted
 from adaptertool.interrupts import LOOK_EVERY, deferred, look
 from adaptertool.numerics.rounding import standard_arithmetic
 
@@ -48,8 +49,9 @@ def all_done(stop: threading.Event, futures: Sequence[Future[None]]) -> None:
         for future in futures:
             future.exception()
         raise
-    for future in futures:
-        future.result()
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:  # of one that fails others may hear in the middle of their work, and stop: that is not what went wrong
+        raise next((error for error in errors if not isinstance(error, Interrupted)), errors[0])
 
 
 class Shared:

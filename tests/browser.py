@@ -20,7 +20,7 @@ _FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-VIEWS = [(1200, False), (1200, True), (390, False)]  # width, dark
+VIEWS = [(1280, False), (1280, True), (390, False)]  # width, dark
 
 
 def _chromium(folder: Path, *arguments: str) -> str:

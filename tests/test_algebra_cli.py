@@ -1,4 +1,4 @@
-"""`sum` and `truncate` on the command line: what they print, their exit codes, and what a failure leaves."""
+"""`sum`, `truncate` and `extract` on the command line: what they print, their exit codes, and what a failure leaves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adaptertool.interrupts import Interrupted, interrupt
 from adaptertool.tasks.sum import sum_adapters
 from adaptertool.tasks.truncate import truncate
 
-LORA = str(FIXTURES / "lora")
+LORA, BASE, TUNED = (str(FIXTURES / name) for name in ("lora", "base", "tuned"))
 
 
 def run(arguments: list[object], monkeypatch: pytest.MonkeyPatch) -> object:
@@ -55,6 +55,22 @@ def test_truncate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "d"]
 
 
+def test_extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["extract", FIXTURES / "base", FIXTURES / "tuned", "--rank", 4]
+    assert run([*arguments, "--leave-out", "layernorm", "-o", tmp_path / "a"], monkeypatch) == 0
+    text = capsys.readouterr().out
+    assert f"{FIXTURES / 'tuned'} --rank 4 -> {tmp_path / 'a'}" in text
+    assert "lost     what was changed in 8 tensors" in text
+    assert "model.layers.*.self_attn.k_proj.weight  rank 4  energy 0." in text
+    assert "model.layers.*.input_layernorm.weight  left out  |T - W| 0." in text
+    assert "model.norm.weight  saved" in text
+    assert run([*arguments, "-o", tmp_path / "b", "--json", "-q", "--dtype", "bf16", "--dry-run"], monkeypatch) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["schema"], report["cut"], report["dtype"]) == ("extract/1", {"rank": 4}, "bf16")
+    assert {one["how"] for one in report["tensors"]} == {"factors", "saved"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -62,6 +78,10 @@ def test_truncate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["truncate", LORA, "--rank", "0", "-o", "OUT"], 2, "--rank"),
         (["truncate", LORA, "--energy", "2", "-o", "OUT"], 2, "above 0 and at most 1"),
         (["truncate", str(FIXTURES / "base"), "--rank", "1", "-o", "OUT"], 3, "is not an adapter"),
+        (["extract", BASE, TUNED, "-o", "OUT"], 2, "give one of rank, energy and max_error"),
+        (["extract", BASE, BASE, "--rank", "1", "-o", "OUT"], 2, "do not differ"),
+        (["extract", BASE, LORA, "--rank", "1", "-o", "OUT"], 3, "is an adapter already"),
+        (["extract", BASE, TUNED, "--rank", "1", "--leave-out", "nothing", "-o", "OUT"], 2, "is found in no name"),
         (["sum", LORA, "-w", "1", "-w", "2", "-o", "OUT"], 2, "2 weights for 1 adapters"),
         (["sum", "-o", "OUT"], 2, "ADAPTER"),
         (["sum", LORA, LORA, "-o", LORA], 2, "overlap"),

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from browser import VIEWS, look, needs_browser, width_of
 from conftest import FIXTURES, lora_factors, main_here, write_adapter, write_checkpoint
 from conftest import adaptertool as command
-from PIL import Image
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to look at the page with")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +23,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = command("drift", *sources, "--merged", folder / "merged", "--time", "--html", folder / "page.html", "-q")
     assert done.returncode == 1, done.stderr
     return folder / "page.html"
-
-
-def chromium(folder: Path, *arguments: str) -> str:
-    assert CHROMIUM is not None
-    profile = f"--user-data-dir={folder / 'profile'}"
-    done = subprocess.run(
-        [CHROMIUM, *FLAGS, profile, *arguments], capture_output=True, text=True, timeout=60, check=True
-    )
-    return done.stdout
 
 
 def test_self_contained_and_whole(page: Path) -> None:
@@ -87,32 +65,12 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 
 @needs_browser
-@pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (390, False)])
+@pytest.mark.parametrize(("width", "dark"), VIEWS)
 def test_screenshot(tmp_path: Path, page: Path, width: int, dark: bool) -> None:
-    mode = ["--blink-settings=preferredColorScheme=0"] if dark else []
-    chromium(tmp_path, *mode, f"--window-size={width},1500", f"--screenshot={tmp_path / 'shot.png'}", page.as_uri())
-    picture = np.asarray(Image.open(tmp_path / "shot.png").convert("L")).astype(int)
-    assert picture.shape == (1500, width)
-    paper = picture[2, 2]
-    assert paper < 40 if dark else paper > 215
-    for third in np.array_split(abs(picture - paper) > 60, 3):  # ink from the top to the bottom
-        assert third.mean() > 0.005
-    heat = np.asarray(Image.open(tmp_path / "shot.png").convert("HSV"))
-    assert (heat[..., 1] > 120).mean() > 0.02  # colours of the pictures
+    look(tmp_path, page, width, dark=dark)
 
 
 @needs_browser
 @pytest.mark.parametrize("width", [390, 1200])
 def test_nothing_is_wider_than_the_window(tmp_path: Path, page: Path, width: int) -> None:
-    """In a frame of that width, since a window has a least one."""
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f'<body><iframe id="f" width="{width}" height="900" style="border:0" srcdoc="{html.escape(page.read_text())}">'
-        "</iframe><script>onload = () => { const d = f.contentDocument.documentElement;"
-        "document.body.dataset.widths = d.scrollWidth + '/' + d.clientWidth }</script>"
-    )
-    dom = chromium(tmp_path, "--window-size=1400,1000", "--dump-dom", frame.as_uri())
-    found = re.search(r'data-widths="(\d+)/(\d+)"', dom)
-    assert found is not None
-    scroll, client = map(int, found.groups())
-    assert scroll == client == width
+    assert width_of(tmp_path, page, width) == width

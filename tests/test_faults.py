@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,11 +27,12 @@ import torch
 from conftest import adaptertool, load, lora_factors, main_here, snapshot, write_adapter, write_checkpoint
 
 from adaptertool import merge, prepare_merge, wise
-from adaptertool.errors import AdapterToolError, InputError, OutputError, StorageError, UsageError
+from adaptertool.errors import AdapterToolError, InputError, Interrupted, OutputError, StorageError, UsageError
 from adaptertool.files import publish
 from adaptertool.files.staging import Staging
 from adaptertool.tasks.clean import clean
 from adaptertool.tasks.run import run
+from adaptertool.workers import all_done
 
 MODULE = "model.layers.0.mlp.up_proj"
 WEIGHT = f"{MODULE}.weight"
@@ -589,3 +591,12 @@ def test_inputs_may_be_read_only_and_in_use(place: Place, merged: dict[str, byte
         place.merge()
     assert snapshot(place.out) == merged
     assert load(place.out).keys() == load(place.base).keys()
+
+
+def test_the_error_is_told_and_not_that_others_were_stopped() -> None:
+    """A thread that hashes stops as soon as another fails, and may come first."""
+    futures = [Future[None](), Future[None](), Future[None]()]
+    for future, error in zip(futures, (Interrupted("stopped"), InputError("the cause"), None), strict=True):
+        future.set_result(None) if error is None else future.set_exception(error)
+    with pytest.raises(InputError, match="the cause"):
+        all_done(threading.Event(), futures)

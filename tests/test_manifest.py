@@ -17,6 +17,7 @@ import pytest
 import torch
 from blake3 import blake3
 from conftest import FIXTURES, adaptertool, lora_factors, snapshot, write_adapter, write_checkpoint
+from safetensors.torch import load_file, save_file
 
 from adaptertool import merge, plan, sum_adapters, wise
 from adaptertool.errors import AdapterToolError, InputError, OutputError, StorageError, UsageError
@@ -124,6 +125,21 @@ def test_a_method_on_a_checkpoint_and_an_adapter(tmp_path: Path) -> None:
     weights = {name: own for name, own in tree(tuned).items() if name.endswith(".safetensors")}
     assert found["inputs"] == {"base": tree(base), "sources": [weights, tree(adapter)]}
     assert {"method": "ties", "density": 0.5, "seed": 0, "renames": []}.items() <= found["recipe"].items()
+
+
+def test_fisher_weights(tmp_path: Path) -> None:
+    base, tuned, f0, f1 = (
+        checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate(("base", "t", "f0", "f1"))
+    )
+    for folder in (f0, f1):
+        for file in folder.glob("*.safetensors"):
+            save_file({name: tensor.abs() for name, tensor in load_file(file).items()}, file)
+    wise(base, tuned, tmp_path / "out", "0.5", fisher=(f0, f1))
+    found = manifest(tmp_path / "out")["inputs"]
+    assert found["base"] == tree(base)
+    assert found["sources"] == [
+        {name: own for name, own in tree(folder).items() if name.endswith(".safetensors")} for folder in (tuned, f0, f1)
+    ]
 
 
 def test_tensors_that_others_take_the_place_of(tmp_path: Path) -> None:

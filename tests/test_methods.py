@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from peft.utils import merge_utils
 
 import adaptertool
 from adaptertool import plan as plans
-from adaptertool.errors import AdapterToolError, MismatchError, UnsupportedError, UsageError
+from adaptertool.errors import AdapterToolError, Interrupted, MismatchError, UnsupportedError, UsageError
 from adaptertool.numerics.chance import uniform
 from adaptertool.numerics.trim import largest
+from adaptertool.workers import all_done
 
 Tensors = dict[str, torch.Tensor]
 SHAPES = {"a.weight": (24, 16), "b.weight": (16, 16), "norm.weight": (16,)}
@@ -230,3 +233,18 @@ def test_the_largest_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_chance_depends_on_the_place_alone(first: int, size: int) -> None:
     assert np.array_equal(uniform("name", 0, 1100)[first : first + size], uniform("name", first, size))
     assert not np.array_equal(uniform("other", first, size), uniform("name", first, size))
+
+
+def test_what_a_method_combines_is_not_verified(place: Path) -> None:
+    with pytest.raises(UsageError, match="not for methods"):
+        merged(place, ["0", "1"], method="ties", density=0.5, verify=True)
+
+
+def test_the_error_is_told_and_not_who_stopped_because_of_it() -> None:
+    stopped, failed = Future[None](), Future[None]()
+    stopped.set_exception(Interrupted("interrupted"))
+    failed.set_exception(MismatchError("what went wrong"))
+    with pytest.raises(MismatchError, match="what went wrong"):
+        all_done(threading.Event(), [stopped, failed])
+    with pytest.raises(Interrupted):
+        all_done(threading.Event(), [stopped])

@@ -8,15 +8,18 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import algebra, boundary, clean, drift, merge, verify, wise
+from adaptertool.cli import algebra, boundary, clean, diff, drift, inspect, merge, verify, wise
 
 COMMANDS: tuple[click.Command, ...] = (
     merge.merge,
     wise.wise,
     algebra.sum_command,
     algebra.truncate,
+    algebra.extract,
     verify.verify,
     drift.drift,
+    diff.diff,
+    inspect.inspect,
     clean.clean,
 )
 
@@ -24,7 +27,8 @@ EXIT_CODES = """\b
 Exit codes:
   0    done, and good
   1    a check failed: verify found a checkpoint wrong, drift more than
-       rounding explains, or a point of a curve could not be scored
+       rounding explains, diff that two are not equal, or a point of a curve
+       could not be scored
   2    wrong usage
   3    bad input: a file is malformed, inputs do not fit together, or
        something is refused by name

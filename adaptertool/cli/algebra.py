@@ -1,9 +1,9 @@
-"""`sum` and `truncate`: adapters of adapters."""
+"""`sum`, `truncate` and `extract`: what makes adapters."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -12,9 +12,11 @@ from adaptertool.adapter_reports import AdapterReport
 from adaptertool.cli.boundary import ignore_signals, say
 from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, bar, with_options
 from adaptertool.render.machine import to_json
+from adaptertool.tasks.extract import DTYPES
 from adaptertool.tasks.sum import METHODS
 
 RANK = click.option("--rank", type=click.IntRange(min=1), help="At most this rank.")
+MAX_ERROR = click.option("--max-error", help="The smallest rank with at most this error, relative in Frobenius norm.")
 ENERGY = click.option("--energy", help="The smallest rank that keeps this share of the squared spectrum, such as 0.99.")
 makes_adapter = with_options(
     click.option("-o", "--out", required=True, type=click.Path(), help="Where to write."),
@@ -23,7 +25,7 @@ makes_adapter = with_options(
     THREADS,
     JSON,
     QUIET,
-    click.option("-v", "--verbose", is_flag=True, help="Every layer on a line of its own."),
+    click.option("-v", "--verbose", is_flag=True, help="Every layer, or tensor, on a line of its own."),
     DEBUG,
 )
 
@@ -31,7 +33,9 @@ makes_adapter = with_options(
 @click.command("sum")
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
 @click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
-@click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="Concatenation.")
+@click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="By PEFT's names; see below.")
+@click.option("--density", help="The share of elements that stays: ties, dare, magnitude_prune.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
 @with_options(RANK, ENERGY)
 @makes_adapter
 def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bool, **options: Any) -> None:
@@ -39,11 +43,15 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
 
     A negative weight subtracts. The rank of a layer is the sum of its ranks; --rank or --energy cut it down after that,
     by the factored SVD.
+
+    Other methods: svd cuts the sum to the largest rank. linear, ties, dare_linear, dare_ties and magnitude_prune
+    combine A and B apart, as PEFT does: that has cross terms, and is not the sum. With _svd at their end they combine
+    the changes.
     """
     from adaptertool.render.adapters import sum_text  # noqa: PLC0415
     from adaptertool.tasks.sum import sum_adapters  # noqa: PLC0415
 
-    _run(sum_adapters, sum_text, adapters, weights=weights or None, verbose=verbose, **options)
+    _run(sum_adapters, sum_text, [adapters], weights=weights or None, verbose=verbose, **options)
 
 
 @click.command()
@@ -51,7 +59,7 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
 @with_options(
     RANK,
     ENERGY,
-    click.option("--max-error", help="The smallest rank with at most this error, relative in Frobenius norm."),
+    MAX_ERROR,
     click.option("--balance", is_flag=True, help="Share the singular values between A and B."),
 )
 @makes_adapter
@@ -63,13 +71,38 @@ def truncate(adapter: str, verbose: bool, **options: Any) -> None:
     from adaptertool.render.adapters import truncate_text  # noqa: PLC0415
     from adaptertool.tasks import truncate as task  # noqa: PLC0415
 
-    _run(task.truncate, truncate_text, adapter, verbose=verbose, **options)
+    _run(task.truncate, truncate_text, [adapter], verbose=verbose, **options)
+
+
+@click.command()
+@click.argument("base", type=click.Path())
+@click.argument("tuned", type=click.Path())
+@with_options(
+    RANK,
+    ENERGY,
+    MAX_ERROR,
+    click.option("--dtype", type=click.Choice(list(DTYPES)), default="f32", help="Of the factors; f32 unless given."),
+    click.option(
+        "--leave-out", multiple=True, metavar="REGEX", help="Lose what changed in tensors of such names; it is said."
+    ),
+)
+@makes_adapter
+def extract(base: str, tuned: str, verbose: bool, **options: Any) -> None:
+    """Make an adapter of what a fine-tuned checkpoint, TUNED, has changed in BASE.
+
+    One of --rank, --energy and --max-error is needed. Linear layers become factors, by the SVD of T - W; norms,
+    biases, embeddings and the like are saved whole. What was not changed is not in it.
+    """
+    from adaptertool.render.adapters import extract_text  # noqa: PLC0415
+    from adaptertool.tasks import extract as task  # noqa: PLC0415
+
+    _run(task.extract, extract_text, [base, tuned], verbose=verbose, **options)
 
 
 def _run(
     task: Callable[..., AdapterReport],
     text: Callable[..., str],
-    source: Any,
+    sources: Sequence[Any],
     *,
     as_json: bool,
     quiet: bool,
@@ -78,8 +111,8 @@ def _run(
     **options: Any,
 ) -> None:
     with bar(task.__name__, None, quiet=quiet) as progress:
-        report = task(source, out, progress=progress, before_publish=ignore_signals, **options)
+        report = task(*sources, out, progress=progress, before_publish=ignore_signals, **options)
     for note in () if quiet else report.notes:
         say(f"adaptertool: note: {note}", sys.stderr)
     if not quiet or as_json:
-        say(to_json(report) if as_json else text(report, every_layer=verbose), sys.stdout)
+        say(to_json(report) if as_json else text(report, one_by_one=verbose), sys.stdout)

@@ -33,6 +33,13 @@ _SCORES = with_options(
 @click.argument("tuned", type=click.Path())
 @click.option("--alpha", required=True, help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.")
 @click.option("--as-adapter", is_flag=True, help="Write an adapter that, merged into BASE, gives the same.")
+@click.option(
+    "--fisher",
+    nargs=2,
+    type=click.Path(),
+    metavar="F0 F1",
+    help="Weigh each element by these: checkpoints of Fisher information, of BASE and of TUNED.",
+)
 @_SCORES
 @click.option("-o", "--out", type=click.Path(), help="Where to write. With --score it may be left out.")
 @writes
@@ -40,6 +47,7 @@ def wise(
     base: str,
     tuned: str,
     alpha: str,
+    fisher: tuple[str, str] | None,
     score: str | None,
     keep: str | None,
     target: str | None,
@@ -58,7 +66,7 @@ def wise(
     checkpoint in the place of {}, and prints a number, or a JSON object of named numbers. The same command goes on
     where it was interrupted, or where CMD failed.
     """
-    recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter}
+    recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
     if score is None:
         if keep or target is not None or reference is not None or minimise:
             raise UsageError("--keep, --target, --reference and --minimise are for scores: give --score too")

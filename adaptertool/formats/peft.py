@@ -8,8 +8,9 @@ tensor. All others are refused by name. As PEFT 0.21.2 writes them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.files.header import read_header
@@ -50,15 +51,20 @@ def is_adapter(path: Path) -> bool:
     return (path / CONFIG).exists()
 
 
-def read_adapter(path: Path, base_has: Callable[[str], bool]) -> Adapter:
+def read_adapter(
+    path: Path,
+    base_has: Callable[[str], bool],
+    read_config: Callable[[Path, Mapping[str, Any]], LoraConfig] = parse_config,
+) -> Adapter:
     """Read config and header of an adapter directory; no factor is read. Raises InputError.
 
     base_has: whether the base has a tensor that the adapter calls so. Asked only of parameters, where config and file
     leave it open which of them were targeted.
+    read_config: another than parse_config describes adapters that must not be merged.
     """
     _check_present(path)
     stamp = stamp_of(path / CONFIG)
-    config = parse_config(path / CONFIG, load_json(path / CONFIG))
+    config = read_config(path / CONFIG, load_json(path / CONFIG))
     header = read_header(path / WEIGHTS)
     factors: dict[str, dict[str, Ref]] = {}
     embeddings: set[str] = set()
@@ -73,18 +79,7 @@ def read_adapter(path: Path, base_has: Callable[[str], bool]) -> Adapter:
         _file(header.path, key.removeprefix(_PREFIX), ref, factors, saved, tokens)
         if ".lora_embedding_" in key:
             embeddings.add(key.removeprefix(_PREFIX).rpartition(".")[0])
-    wrapped = parameters_in(config, header.path, factors, base_has)
-    attentions = {name.removesuffix(OUT_PROJ) for name in factors if name.endswith(OUT_PROJ)}
-    if halves := attentions - factors.keys():
-        raise InputError(f"{header.path} holds factors for out_proj of {shown(min(halves))}, but none for its in_proj")
-    modules: list[Module] = []
-    for name, roles in factors.items():
-        if name in wrapped:
-            modules.append(on_parameter(config, header.path, wrapped[name], roles))
-        elif name.removesuffix(OUT_PROJ) in attentions:
-            modules.append(_in_attention(config, header.path, name, roles))
-        else:
-            modules += _lora_modules(config, header.path, name, roles, embedding=name in embeddings)
+    modules = _low_rank(config, header.path, factors, embeddings, base_has)
     ignored = saved.without_copies()
     modules += [Module(name, name, FULL.name, {TUNED: ref}, 1.0) for name, ref in saved.tensors.items()]
     modules += _token_rows(config, header.path, tokens)
@@ -137,6 +132,29 @@ def _file(
         tokens[key.removesuffix(_TOKENS)] = ref
     else:
         saved.add(key, ref)
+
+
+def _low_rank(
+    config: LoraConfig,
+    file: Path,
+    factors: Mapping[str, Mapping[str, Ref]],
+    embeddings: Collection[str],
+    base_has: Callable[[str], bool],
+) -> list[Module]:
+    """The low-rank changes, in the order of the file."""
+    wrapped = parameters_in(config, file, factors, base_has)
+    attentions = {name.removesuffix(OUT_PROJ) for name in factors if name.endswith(OUT_PROJ)}
+    if halves := attentions - factors.keys():
+        raise InputError(f"{file} holds factors for out_proj of {shown(min(halves))}, but none for its in_proj")
+    modules: list[Module] = []
+    for name, roles in factors.items():
+        if name in wrapped:
+            modules.append(on_parameter(config, file, wrapped[name], roles))
+        elif name.removesuffix(OUT_PROJ) in attentions:
+            modules.append(_in_attention(config, file, name, roles))
+        else:
+            modules += _lora_modules(config, file, name, roles, embedding=name in embeddings)
+    return modules
 
 
 def _rank(config: LoraConfig, file: Path, name: str, a: Ref) -> int:

@@ -64,9 +64,9 @@ class LiveTraits(Traits):
         known = self.turned.get(ref.spec.name)
         return Traits.may_transpose(self, ref) if known is None else known
 
-    def square_is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
+    def is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
         known = self.turned.get(ref.spec.name)
-        return Traits.square_is_transposed(self, ref, claimed=claimed) if known is None else known
+        return Traits.is_transposed(self, ref, claimed=claimed) if known is None else known
 
 
 class LiveNames(Names):

@@ -43,6 +43,13 @@ class Method:
     dense: bool = False
     only: int | None = None
 
+    def thinned(self, change: Array, density: float, place: Place, source: int, largest: Any, part: int) -> Array:
+        """What stays of a block of a change. largest: of the whole change (numerics.trim), if the method trims; part:
+        the number of this block there."""
+        if self.trims:
+            change = change * largest.mask(change, part)
+        return change if self.prune is None else self.prune(change, density, place, source)
+
 
 def weighted_sum(base: Array, changes: Sequence[Array], weights: Sequence[float]) -> Array:
     """W + Σ w_i·δ_i, in order."""

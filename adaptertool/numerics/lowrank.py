@@ -31,15 +31,28 @@ class Svd(NamedTuple):
 def svd_of_product(b: Array, a: Array) -> Svd:
     """Of b @ a, for b (out, r) and a (r, in), finite float64; n is the least of out, r and in."""
     b, a, exponent = _levelled(b, a)
-    (left, first), (right, second) = _qr(b), _qr(a.T)
+    (left, first), (right, second) = qr(b), qr(a.T)
     core_left, values, core_right = np.linalg.svd(first @ second.T, full_matrices=False)
-    noise = np.finfo(np.float64).eps * len(a) * np.linalg.norm(first) * np.linalg.norm(second)
-    more = int(np.frexp(values.max(initial=0.0))[1])
-    more += (exponent + more) % 2
-    values = np.ldexp(np.where(values > noise, values, 0.0), -more)
+    values, more = _told_from_noise(values, first, second, exponent)
     right = core_right @ right.T
     right *= (signs := _signs(right))
     return Svd(left @ (core_left * signs[:, 0]), values, right, exponent + more)
+
+
+def singular_values(b: Array, a: Array) -> tuple[Array, int]:
+    """(values, exponent) as in svd_of_product, without the vectors: in a third of the time."""
+    b, a, exponent = _levelled(b, a)
+    first, second = _upper(b), _upper(a.T)
+    values, more = _told_from_noise(np.linalg.svd(first @ second.T, compute_uv=False), first, second, exponent)
+    return values, exponent + more
+
+
+def _told_from_noise(values: Array, first: Array, second: Array, exponent: int) -> tuple[Array, int]:
+    """Those of first @ second.T, times 2^−more, with 0 for what rounding may have made; exponent + more is even."""
+    noise = np.finfo(np.float64).eps * second.shape[1] * np.linalg.norm(first) * np.linalg.norm(second)
+    more = int(np.frexp(values.max(initial=0.0))[1])
+    more += (exponent + more) % 2
+    return np.ldexp(np.where(values > noise, values, 0.0), -more), more
 
 
 def errors(values: Array) -> Array:
@@ -91,7 +104,7 @@ def storing_error(svd: Svd, exact: Factors, stored: Factors, *, balanced: bool) 
     return float(parts / np.linalg.norm(svd.values))
 
 
-def _qr(matrix: Array) -> Factors:
+def qr(matrix: Array) -> Factors:
     """Q (n, min(n, r)) and R of (n, r). A high one in blocks of rows that stay in the cache, and then of their Rs: up
     to twice as fast, and as exact (J. Demmel et al., "Communication-optimal parallel and sequential QR", 2012)."""
     high, wide = matrix.shape
@@ -105,6 +118,23 @@ def _qr(matrix: Array) -> Factors:
     np.matmul(inner, outer[: count * wide].reshape(count, wide, wide), out=q[: count * size].reshape(count, size, wide))
     q[count * size :] = outer[count * wide :]
     return q, found
+
+
+def _upper(matrix: Array) -> Array:
+    """R alone, as in _qr."""
+    high, wide = matrix.shape
+    size = _ROWS * wide
+    count = high // size if size else 0
+    if count < 2:
+        return _r(matrix)
+    upper = _r(matrix[: count * size].reshape(count, size, wide))
+    return _r(np.concatenate([upper.reshape(-1, wide), matrix[count * size :]]))
+
+
+def _r(matrix: Array) -> Array:
+    factor: Any = np.linalg.qr  # its types have no mode "r"
+    upper: Array = factor(matrix, mode="r")
+    return upper
 
 
 def _levelled(b: Array, a: Array) -> tuple[Array, Array, int]:

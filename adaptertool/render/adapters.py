@@ -1,44 +1,97 @@
-"""Reports on adapters that were made of adapters, as text for a person."""
+"""Reports on adapters that were made, as text for a person."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
-from adaptertool.adapter_reports import AdapterReport, LayerSummed, LayerTruncated, SumReport, TruncateReport
-from adaptertool.render.text import size
+from adaptertool.adapter_reports import (
+    AdapterReport,
+    ExtractReport,
+    LayerSummed,
+    LayerTruncated,
+    SumReport,
+    TensorExtracted,
+    TruncateReport,
+)
+from adaptertool.methods import ON_FACTORS
+from adaptertool.render.text import size, starred
 
 Layer = LayerSummed | LayerTruncated
+Told = TypeVar("Told", LayerSummed | LayerTruncated, TensorExtracted)
 
 
-def truncate_text(report: TruncateReport, *, every_layer: bool = False) -> str:
-    limit = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in report.cut.items())
-    lines = [f"truncate {report.sources[0]} {limit} -> {report.out}" + _dry(report)]
+def truncate_text(report: TruncateReport, *, one_by_one: bool = False) -> str:
+    lines = [f"truncate {report.sources[0]} {_limit(report.cut)} -> {report.out}" + _dry(report)]
     before, after = (one.rank_before for one in report.layers), (one.rank for one in report.layers)
     kept = sum(one.rank == one.rank_before for one in report.layers)
     as_they_are = f", {kept:,} with their bytes as they are" if kept else ""
     lines.append(f"  layers   {len(report.layers):,}: rank {_span(before)} to {_span(after)}{as_they_are}")
     lines += _cut_off(report.layers)
-    return "\n".join([*lines, *_costs(report), *_layers(report.layers, one_by_one=every_layer)])
+    return "\n".join([*lines, *_costs(report), *_layers(report.layers, one_by_one=one_by_one)])
 
 
-def sum_text(report: SumReport, *, every_layer: bool = False) -> str:
+def sum_text(report: SumReport, *, one_by_one: bool = False) -> str:
     sources = [
         source + (f" (weight {weight:g})" if weight != 1 else "")
         for source, weight in zip(report.sources, report.weights, strict=True)
     ]
-    lines = [f"sum {' + '.join(sources)} -> {report.out}" + _dry(report)]
+    how = "" if report.method == "cat" else f" by {report.method}"
+    share = "" if report.density in (None, 1) else f" at density {report.density:g}"
+    lines = [f"sum {' + '.join(sources)}{how}{share} -> {report.out}" + _dry(report)]
     dtypes = ", ".join(sorted({one.dtype for one in report.layers}))
     lines.append(f"  layers   {len(report.layers):,}: rank {_span(one.rank for one in report.layers)}, {dtypes}")
     if report.saved:
         lines.append(f"  saved    {len(report.saved):,} tensors that take the place of the base's, as they are")
-    if cut := _cut_off([one for one in report.layers if one.error or one.storing]):
+    if report.method in ON_FACTORS:
+        lines.append(
+            f"  differs  by {max(one.error for one in report.layers):.3g} of the sum, at most: factors were mixed"
+        )
+    elif cut := _cut_off([one for one in report.layers if one.error or one.storing]):
         lines += cut
     elif several := sum(not one.exact for one in report.layers):
         count = sum(one.rounded for one in report.layers)
         lines.append(f"  rounded  {count:,} elements of B in {several:,} layers, each by half a unit at most")
     else:
         lines.append("  exact    nothing was rounded")
-    return "\n".join([*lines, *_costs(report), *_layers(report.layers, one_by_one=every_layer)])
+    return "\n".join([*lines, *_costs(report), *_layers(report.layers, one_by_one=one_by_one)])
+
+
+def extract_text(report: ExtractReport, *, one_by_one: bool = False) -> str:
+    lines = [f"extract {' -> '.join(report.sources)} {_limit(report.cut)} -> {report.out}" + _dry(report)]
+    by_how: dict[str, list[TensorExtracted]] = {"factors": [], "saved": [], "left out": []}
+    for one in report.tensors:
+        by_how[one.how].append(one)
+    factors = by_how["factors"]
+    ranks = _span(one.rank for one in factors)
+    lines.append(f"  factors  {len(factors):,} layers: rank {ranks}, {report.dtype}; {_worst(factors)}, at worst")
+    if saved := by_how["saved"]:
+        lines.append(f"  saved    {len(saved):,} tensors whole, as they were tuned")
+    if lost := by_how["left out"]:
+        lines.append(f"  lost     what was changed in {len(lost):,} tensors, which are left out")
+    lines.append(f"  the rest {report.unchanged:,} tensors that are the same in both")
+    groups = [f"  {name}  {_became(some)}" for name, some in _groups(report.tensors, one_by_one=one_by_one)]
+    return "\n".join([*lines, *_costs(report), *groups])
+
+
+def _became(some: Sequence[TensorExtracted]) -> str:
+    """Of tensors of one group, which may differ in how they are kept."""
+    told = []
+    for how in dict.fromkeys(one.how for one in some):
+        alike = [one for one in some if one.how == how]
+        text = f"rank {_span(one.rank for one in alike)}  {_worst(alike)}" if how == "factors" else how
+        if how == "left out":
+            text += f"  |T - W| {max(one.norm for one in alike):.3g}"
+        told.append(text + (f"  ({len(alike)} tensors)" if len(alike) > 1 else ""))
+    return "; ".join(told)
+
+
+def _worst(some: Sequence[TensorExtracted]) -> str:
+    return f"energy {min(one.energy for one in some):.4g}  error {max(one.error for one in some):.3g}"
+
+
+def _limit(cut: Mapping[str, str | int]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in cut.items())
 
 
 def _dry(report: AdapterReport) -> str:
@@ -65,20 +118,24 @@ def _costs(report: AdapterReport) -> list[str]:
 
 
 def _layers(layers: Sequence[Layer], *, one_by_one: bool) -> list[str]:
-    """Layers whose names differ in numbers only are told together."""
-    groups: dict[str, list[Layer]] = {}
-    for one in layers:
-        name = one.layer
-        if not one_by_one:
-            name = ".".join("*" if part.isdecimal() else part for part in name.split("."))
-        groups.setdefault(name, []).append(one)
-    return [f"  {name}  {_told(some)}" for name, some in groups.items()]
+    return [f"  {name}  {_told(some)}" for name, some in _groups(layers, one_by_one=one_by_one)]
+
+
+def _groups(found: Sequence[Told], *, one_by_one: bool) -> Iterable[tuple[str, list[Told]]]:
+    """Those whose names differ in numbers only are told together."""
+    groups: dict[str, list[Told]] = {}
+    for one in found:
+        name = one.tensor if isinstance(one, TensorExtracted) else one.layer
+        groups.setdefault(name if one_by_one else starred(name), []).append(one)
+    return groups.items()
 
 
 def _told(layers: Sequence[Layer]) -> str:
     text = f"rank {_span(one.rank for one in layers)} of {_span(_before(one) for one in layers)}"
+    if (energy := min(one.energy for one in layers)) < 1:
+        text += f"  energy {energy:.4g}"
     if any(one.error for one in layers):
-        text += f"  energy {min(one.energy for one in layers):.4g}  error {max(one.error for one in layers):.3g}"
+        text += f"  error {max(one.error for one in layers):.3g}"
     return text + (f"  ({len(layers)} layers)" if len(layers) > 1 else "")
 
 

@@ -41,6 +41,13 @@ class Output(Generic[Said]):
     config: Callable[[Sequence[Said]], bytes]  # adapter_config.json, from what the jobs have said
     assets: Sequence[Asset] = ()
     notes: Sequence[str] = ()  # what the user should know
+    reserved: int | None = None  # bytes of disk for the tensors, where `largest` says far too many
+
+    @property
+    def needed(self) -> int:
+        """Bytes of disk."""
+        tensors = sum(spec.nbytes for spec in self.largest) if self.reserved is None else self.reserved
+        return tensors + sum(asset.size for asset in self.assets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +115,7 @@ def write_adapter(output: Output[Said], out: Path, options: Options) -> Done[Sai
 
 
 def _write(output: Output[Said], folder: Path, out: Path, inputs: Inputs, threads: int, options: Options) -> list[Said]:
-    publish.check_space(out, sum(spec.nbytes for spec in output.largest) + sum(a.size for a in output.assets))
+    publish.check_space(out, output.needed)
     for path in output.stamps:
         inputs.stream(path)
     said, size, weights = write_tensors(
@@ -119,6 +126,7 @@ def _write(output: Output[Said], folder: Path, out: Path, inputs: Inputs, thread
         inputs,
         threads=threads,
         progress=options.progress,
+        reserved=output.reserved,
     )
     write_small(folder / CONFIG, output.config(said))
     for asset in output.assets:

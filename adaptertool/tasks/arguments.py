@@ -9,6 +9,7 @@ from decimal import Decimal, InvalidOperation, Overflow, localcontext
 from pathlib import Path
 
 from adaptertool.errors import UsageError
+from adaptertool.methods import Method
 from adaptertool.spec import PRECISIONS, Cut
 
 PathLike = str | os.PathLike[str]
@@ -50,6 +51,18 @@ def cut_of(*, rank: int | None = None, energy: Number | None = None, max_error: 
     if most is not None and not 0 <= most < 1:
         raise UsageError(f"max_error is relative: from 0 to below 1, not {max_error}")
     return Cut(rank, share, most)
+
+
+def thinning(method: Method, density: Number | None, seed: int | None) -> tuple[float, int]:
+    """The density and the seed for a method. Raises UsageError for what it has no use for, or needs."""
+    if (density is None) != method.dense:
+        raise UsageError(f"{method.name} {'has no' if method.dense else 'needs a'} density")
+    if seed is not None and method.prune is None:
+        raise UsageError(f"nothing is left to chance in {method.name}; it has no seed")
+    share = 1.0 if density is None else float(decimal(density, "density"))
+    if not 0 < share <= 1:
+        raise UsageError(f"density is a share over 0, up to 1, not {density}")
+    return share, seed or 0
 
 
 def as_path(value: PathLike, what: str) -> Path:

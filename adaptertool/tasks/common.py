@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from adaptertool.budget import bytes_to_read, bytes_to_write, count_tensors
-from adaptertool.errors import UsageError
+from adaptertool.errors import UsageError, shown
 from adaptertool.files.publish import check_target
 from adaptertool.spec import Plan
 
@@ -76,3 +77,10 @@ def peak_memory() -> int:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def config_notes(name: str, one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> Iterator[str]:
+    """Which keys differ, where there are two configs."""
+    if one is not None and other is not None and one != other:
+        keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
+        yield f"{name} differs: {', '.join(map(shown, keys))}"

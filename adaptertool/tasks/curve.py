@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from adaptertool.curve import ALL, KEEP, NONE, CurvePoint, CurveReport
 from adaptertool.errors import UsageError
@@ -46,9 +47,11 @@ def prepare_curve(
     renames: Sequence[str] = (),
     precision: str = EXACT,
     as_adapter: bool = False,
+    fisher: tuple[PathLike, PathLike] | None = None,
 ) -> Plan:
     """The plan of `prepare_wise`, in which every alpha has a folder, also where there is one only."""
-    plan = prepare_wise(base, tuned, alphas, renames=renames, precision=precision, as_adapter=as_adapter)
+    recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
+    plan = prepare_wise(base, tuned, alphas, **recipe)
     named = in_folders(parse_alphas(alphas))
     outputs = (dataclasses.replace(own, folder=name.folder) for own, name in zip(plan.outputs, named, strict=True))
     return dataclasses.replace(plan, outputs=tuple(outputs))
@@ -73,6 +76,7 @@ def wise_curve(
     threads: int | None = None,
     progress: Callable[[CurvePoint], None] | None = None,
     sha256: bool = False,
+    fisher: tuple[PathLike, PathLike] | None = None,
 ) -> CurveReport:
     """Make W + α·(T − W) for each α, score it, and publish the scores with the checkpoints that are to be kept.
 
@@ -100,7 +104,8 @@ def wise_curve(
     """
     wishes = Wishes.of(keep, target, reference, minimise=minimise, published=out is not None)
     scorer = scorer_of(score)
-    plan = prepare_curve(base, tuned, alphas, renames=renames, precision=precision, as_adapter=as_adapter)
+    recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
+    plan = prepare_curve(base, tuned, alphas, **recipe)
     from adaptertool.tasks.scored import score_curve  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     place = None if out is None else as_path(out, "OUT")

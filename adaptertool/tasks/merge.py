@@ -15,7 +15,7 @@ from adaptertool.names import holder, rename
 from adaptertool.plan import plan_merge
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Blend, Plan
-from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, decimal, decimals
+from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, decimals, thinning
 
 COMPOSITIONS = ("sequential", "mixed")
 
@@ -72,18 +72,12 @@ def _prepare_blend(
     if precision != EXACT:
         raise UsageError(f"{method} has one precision: float64, rounded once")
     chosen = METHOD_BY_NAME[method]
-    if (density is None) != chosen.dense:
-        raise UsageError(f"{method} {'has no' if chosen.dense else 'needs a'} density")
-    if seed is not None and chosen.prune is None:
-        raise UsageError(f"nothing is left to chance in {method}; it has no seed")
-    share = 1.0 if density is None else float(decimal(density, "density"))
-    if not 0 < share <= 1:
-        raise UsageError(f"density is a share over 0, up to 1, not {density}")
+    share, seed = thinning(chosen, density, seed)
     checkpoint, paths = open_checkpoint(as_path(base, "BASE")), [as_path(path, "ADAPTER") for path in sources]
     has = holder(checkpoint, renames)
     opened = [rename(read_adapter(path, has), renames) if is_adapter(path) else open_checkpoint(path) for path in paths]
-    plan = plan_blend(checkpoint, opened, numbers, Blend(method, tuple(numbers), share, seed or 0))
-    choices = {"method": method, "density": share, "seed": seed or 0, "renames": list(renames)}
+    plan = plan_blend(checkpoint, opened, numbers, Blend(method, tuple(numbers), share, seed))
+    choices = {"method": method, "density": share, "seed": seed, "renames": list(renames)}
     return dataclasses.replace(plan, choices=choices)
 
 

@@ -19,6 +19,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import forget, write_small
 from adaptertool.numerics.compiled import FUNCTIONS
+from adaptertool.plan import all_steps
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
 from adaptertool.settle import Settled
@@ -104,6 +105,8 @@ def _report(plan: Plan, out: Path, threads: int, settled: Settled, seconds: floa
 def require_verifiable(plan: Plan, *, verify: bool) -> None:
     if verify and plan.as_adapter:
         raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
+    if verify and any(step.blend or step.fisher for step in all_steps(plan)):
+        raise UsageError("verifying is for sums of changes and plain interpolation, not for methods and Fisher weights")
 
 
 def _complete(record: Record, out: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -9,20 +10,27 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.adapter_reports import LayerSummed, SumReport
-from adaptertool.combine import Combined, combined, overlaps
+from adaptertool.combine import Combined, combined, mixed, overlaps
 from adaptertool.combine_saved import fields_of, saved_of
 from adaptertool.errors import MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import read_assets
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
-from adaptertool.spec import Cut
-from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of, decimals
+from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
+from adaptertool.spec import Cut, Mix
+from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of, decimals, thinning
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
-    from adaptertool.summation import LayerSaid
+    from adaptertool.summation import LayerSaid, Maker
     from adaptertool.tasks.adapters import Output
 
-METHODS = ("cat",)
+CAT, SVD, _ON_CHANGES = "cat", "svd", "_svd"
+METHODS = (
+    CAT,
+    SVD,
+    *ON_FACTORS,
+    *(name + _ON_CHANGES for name in ON_FACTORS if name != LINEAR.name),
+)  # the names of PEFT
 
 
 def sum_adapters(
@@ -33,6 +41,8 @@ def sum_adapters(
     method: str = "cat",
     rank: int | None = None,
     energy: Number | None = None,
+    density: Number | None = None,
+    seed: int | None = None,
     force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
@@ -42,8 +52,11 @@ def sum_adapters(
     """Write to `out` the adapter whose change is Σ wᵢ·Δᵢ, by concatenation: B = [c₁·B₁ ...], A = [A₁; ...].
 
     weights: one for each adapter, by order; 1 where None; negative ones subtract
-    method:  "cat"
+    method:  "cat" is the sum; "svd" the sum, cut to `rank` (the largest of the adapters', where None). "linear",
+             "ties", "dare_linear", "dare_ties" and "magnitude_prune" combine A and B apart, as PEFT does, which has
+             cross terms and is not the sum; with "_svd" at their end they combine the changes, and are cut as "svd" is
     rank, energy: cut off after that, as `truncate` does
+    density, seed: the share of elements that stays, and of chance, where the method drops some
     dry_run: compute the report, and write nothing
 
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
@@ -58,24 +71,55 @@ def sum_adapters(
     if method not in METHODS:
         raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
     numbers = decimals(weights, "weight", len(adapters))
-    cut = None if rank is None and energy is None else cut_of(rank=rank, energy=energy)
     paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
     check_out(target, paths, force=force)
-    output, layers = _output([read_layered(path) for path in paths], numbers, cut)
+    opened = [read_layered(path) for path in paths]
+    if rank is None and energy is None and method.endswith(SVD):
+        rank = max((layer.rank for adapter in opened for layer in adapter.layers.values()), default=1)
+    cut = None if rank is None and energy is None else cut_of(rank=rank, energy=energy)
+    mix = _mix(method, density, seed)
+    output, layers = _output(opened, numbers, method, mix, cut)
     options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return SumReport(
         **done.summary(output, target, options),
         weights=tuple(map(float, numbers)),
         method=method,
+        density=None if mix is None else mix.density,
+        seed=None if mix is None else mix.seed,
         cut={} if cut is None else cut.as_typed(),
         saved=tuple(sorted(spec.name for spec in output.largest if spec.name not in _own(layers))),
         layers=tuple(map(_summed, _whole(done.said).values())),
     )
 
 
+def _mix(method: str, density: Number | None, seed: int | None) -> Mix | None:
+    if method in (CAT, SVD):
+        if density is not None or seed is not None:
+            raise UsageError(f"{method} has no density and no seed")
+        return None
+    chosen = METHOD_BY_NAME[method.removesuffix(_ON_CHANGES)]
+    return Mix(chosen.name, chosen.name == method, *thinning(chosen, density, seed))
+
+
+def _maker(mix: Mix | None, cut: Cut | None) -> Maker:
+    """What makes the tensors of a layer: the jobs for it."""
+    from adaptertool import mixing, summation  # noqa: PLC0415  # loads numpy
+
+    if mix is None:
+        if cut is None:
+            return summation.concatenation
+        whole = functools.partial(summation.cut_down, cut=cut)
+    elif mix.on_factors:
+        whole = functools.partial(mixing.on_factors, mix=mix)
+    else:
+        assert cut is not None
+        whole = functools.partial(mixing.on_changes, mix=mix, cut=cut)
+    return lambda layer, inputs: [functools.partial(whole, layer, inputs=inputs)]
+
+
 def _output(
-    adapters: Sequence[Layered], weights: Sequence[Decimal], cut: Cut | None
+    adapters: Sequence[Layered], weights: Sequence[Decimal], method: str, mix: Mix | None, cut: Cut | None
 ) -> tuple[Output[LayerSaid | None], list[Combined]]:
     from adaptertool.summation import jobs, specs  # noqa: PLC0415  # loads numpy
     from adaptertool.tasks.adapters import Output  # noqa: PLC0415
@@ -86,26 +130,35 @@ def _output(
             f"{shown(one)} and {shown(other)} seem to be the same layer under the names of two versions; without their "
             "base that is not known: rename the keys of one adapter to those of the other"
         )
-    layers = combined(adapters, [Fraction(float(weight)) for weight in weights])
+    exact = [Fraction(float(weight)) for weight in weights]
+    if mix is None:
+        layers = combined(adapters, exact)
+    else:
+        layers = mixed(adapters, exact, on_factors=mix.on_factors, rank=None if cut is None else cut.rank)
     saved, fields = saved_of(adapters, weights), fields_of(adapters)
     paths = {layer.path for layer in layers}
     targets = next(
         (one.fields for one in adapters if one.layers.keys() == paths and "target_modules" in one.fields), None
     )
+    if mix is not None and mix.on_factors and cut is not None:
+        raise UsageError(f"{method} keeps the rank; cut it down with `adaptertool truncate` after that")
+    make = _maker(mix, cut)
     output = Output(
         command="sum",
         recipe={
             "weights": [str(weight) for weight in weights],
-            "method": METHODS[0],
+            "method": method,
             "cut": {} if cut is None else cut.as_typed(),
+            **({} if mix is None else {"density": mix.density, "seed": mix.seed}),
         },
         sources=[adapter.adapter.path for adapter in adapters],
         stamps={path: stamp for adapter in adapters for path, stamp in adapter.adapter.files.items()},
         largest=specs(layers, saved),
         metadata=adapters[0].metadata,
-        jobs=lambda inputs: jobs(layers, saved, cut, inputs),
+        jobs=lambda inputs: jobs(layers, saved, make, inputs),
         config=lambda said: _config(fields, targets, _whole(said)),
         notes=_notes(adapters),
+        reserved=0 if mix is not None and cut is not None and cut.rank is None else None,
     )
     return output, layers
 

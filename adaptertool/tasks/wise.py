@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from pathlib import Path
 
 from adaptertool.as_adapter import into_adapter
 from adaptertool.errors import InputError, UsageError
-from adaptertool.files.checkpoint import INDEX, SINGLE, open_checkpoint
+from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
+from adaptertool.fisher_plan import plan_fisher
 from adaptertool.formats.peft import is_adapter, read_adapter
 from adaptertool.names import holder, rename
 from adaptertool.plan import plan_wise
@@ -24,12 +28,15 @@ def prepare_wise(
     renames: Sequence[str] = (),
     precision: str = EXACT,
     as_adapter: bool = False,
+    fisher: tuple[PathLike, PathLike] | None = None,
 ) -> Plan:
     """The plan of an interpolation, from headers and configs alone. The arguments are those of `wise`.
 
     Raises UsageError for an alpha that is no finite number or stands there twice, InputError for what the files hold.
     """
     exact, checkpoint, path = parse_alphas(alphas), open_checkpoint(as_path(base, "BASE")), as_path(tuned, "TUNED")
+    if fisher is not None:
+        return _prepare_fisher(checkpoint, path, exact, fisher, plain=not (renames or as_adapter or precision != EXACT))
     if not is_adapter(path):
         if renames:
             raise UsageError("renamings are for adapters; the tensors of two checkpoints must have the same names")
@@ -49,6 +56,19 @@ def prepare_wise(
     return into_adapter(plan, checkpoint, adapter, exact) if as_adapter else plan
 
 
+def _prepare_fisher(
+    base: Checkpoint, tuned: Path, alphas: Sequence[Decimal], fisher: tuple[PathLike, PathLike], *, plain: bool
+) -> Plan:
+    if not plain:
+        raise UsageError("with Fisher weights there are no renamings, no --as-adapter, and one precision: float64")
+    if is_adapter(tuned):
+        raise UsageError(f"{tuned} is an adapter; Fisher weights are for two checkpoints: merge it first")
+    if isinstance(fisher, str | os.PathLike) or len(fisher) != 2:
+        raise UsageError("fisher takes two checkpoints of weights, F0 and F1")
+    ours, theirs = (open_checkpoint(as_path(path, name)) for path, name in zip(fisher, ("F0", "F1"), strict=True))
+    return plan_fisher(base, open_checkpoint(tuned), (ours, theirs), alphas)
+
+
 def wise(
     base: PathLike,
     tuned: PathLike,
@@ -58,6 +78,7 @@ def wise(
     renames: Sequence[str] = (),
     precision: str = EXACT,
     as_adapter: bool = False,
+    fisher: tuple[PathLike, PathLike] | None = None,
     force: bool = False,
     verify: bool = False,
     threads: int | None = None,
@@ -72,11 +93,15 @@ def wise(
     alphas: a number, several, or text as on the command line ("0:1:0.1"); a float counts as the decimal that Python
             prints for it. α = 0 gives the base byte for byte, α = 1 the tuned checkpoint (or the merge).
     as_adapter: write not the checkpoint, but the adapter that makes it when it is merged into the base
+    fisher: two checkpoints of weights F₀, F₁ ≥ 0 with the tensors of the base, such as the diagonals of the Fisher
+            information of both models: writes ((1 − α)·F₀·W + α·F₁·T) / ((1 − α)·F₀ + α·F₁) for α in 0..1; where both
+            are 0, W + α·(T − W). TUNED is a checkpoint then. Computed in float64 and rounded once.
     The rest as for `merge`. The base is read once, however many alphas there are; with as_adapter only where needed,
     under DoRA more than once.
-    Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
+    Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903);
+    of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
     """
-    plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter, precision=precision)
+    plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter, precision=precision, fisher=fisher)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     file = None if provenance is None else as_path(provenance, "the file for the provenance")

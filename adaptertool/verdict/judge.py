@@ -15,12 +15,13 @@ from adaptertool.chain import Chain
 from adaptertool.changes import changed
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME
+from adaptertool.numerics.distance import ulps
 from adaptertool.numerics.rounding import STORED, WORD, Array, doubles, rounded
 from adaptertool.plan import verbatim
 from adaptertool.region import as_floats
 from adaptertool.spec import COMPUTED, DTYPE_BITS, Ref, Step
 from adaptertool.tensors import as_bytes
-from adaptertool.verdict.likeness import RECIPES, ROUNDOFF, Manner, Values, limits, ulps
+from adaptertool.verdict.likeness import RECIPES, ROUNDOFF, Manner, Values, limits
 from adaptertool.workers import Job
 
 EXACT, ROUNDING, WRONG, CHANGED = "exact", "rounding", "wrong", "untouched_changed"

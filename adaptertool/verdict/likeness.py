@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adaptertool.numerics.rounding import WORD, Array
+from adaptertool.numerics.rounding import Array
 
 RECIPES = ("float32", "rounded delta", "narrow factors")
 
@@ -47,22 +47,6 @@ class Manner(NamedTuple):
     depth: int  # terms of the longest sum: the ranks
     roundings: int  # times that the weight may have been stored on the way
     products: float  # roundings of products with the weight itself: DoRA, (1 − α)·W
-
-
-def ulps(one: Array, other: Array, dtype: str) -> Array:
-    """How many representable numbers apart; −0.0 and 0.0 are none apart."""
-    apart: Array = abs(_order(one, dtype) - _order(other, dtype))
-    return apart
-
-
-def _order(stored: Array, dtype: str) -> Array:
-    """Integers in the order of the numbers."""
-    bits = WORD[dtype](0).nbytes * 8
-    signed = stored.view(WORD[dtype]).astype(np.int32 if bits == 16 else np.int64)
-    size = signed & (1 << bits - 1) - 1
-    negative = signed >> bits - 1 & 1
-    order: Array = (size ^ -negative) + negative  # −size where it is negative, without a branch
-    return order
 
 
 def half_ulp(size: Array, dtype: str) -> Array:

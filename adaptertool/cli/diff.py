@@ -1,0 +1,34 @@
+"""`diff`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from adaptertool.cli.boundary import say
+from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, bar, with_options
+from adaptertool.render.diff import diff_text
+from adaptertool.render.machine import to_json
+from adaptertool.tasks import diff as task
+
+
+@click.command()
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
+@click.option("--ranks", is_flag=True, help="Also the stable and the effective rank of each change; takes longer.")
+@with_options(
+    THREADS, JSON, QUIET, click.option("-v", "--verbose", is_flag=True, help="Every tensor that differs."), DEBUG
+)
+def diff(a: str, b: str, ranks: bool, threads: int | None, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Compare two checkpoints, or two adapters, tensor by tensor: which differ, and by how much.
+
+    Exit code 0: all bits are equal, 1: not.
+    """
+    with bar("diff", None, quiet=quiet) as progress:
+        report = task.diff(a, b, ranks=ranks, threads=threads, progress=progress)
+    for note in () if quiet else report.notes:
+        say(f"adaptertool: note: {note}", sys.stderr)
+    if not quiet or as_json:
+        say(to_json(report) if as_json else diff_text(report, every_tensor=verbose), sys.stdout)
+    return 0 if report.equal else 1

@@ -1,0 +1,54 @@
+"""`inspect`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from adaptertool.cli.boundary import say
+from adaptertool.cli.options import DEBUG, JSON, QUIET, RENAME, THREADS, bar, with_options
+from adaptertool.render.inspect import inspect_text
+from adaptertool.render.machine import to_json
+from adaptertool.tasks import inspect as task
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@with_options(
+    click.option("--base", type=click.Path(), help="Does it fit there? And its changes against these weights."),
+    click.option("--tokens", type=float, metavar="N", help="Tokens of the training data; with --nats-per-token."),
+    click.option("--nats-per-token", type=float, metavar="X", help="Their mean log loss in the first epoch."),
+    click.option("--episodes", type=float, metavar="N", help="Of reinforcement learning, 1 bit each."),
+    click.option("--spectra/--no-spectra", default=True, help="Read the factors, and with --base its weights."),
+    click.option("--html", metavar="FILE", help="Also write a page with pictures."),
+    RENAME,
+    THREADS,
+    JSON,
+    QUIET,
+    click.option("-v", "--verbose", is_flag=True, help="Every module on a line of its own."),
+    DEBUG,
+)
+def inspect(
+    path: str, base: str | None, html: str | None, as_json: bool, quiet: bool, verbose: bool, **options: Any
+) -> int:
+    """Describe an adapter or a checkpoint: what it holds, covers and can hold, and its spectra.
+
+    What a merge refuses is described too. With --base, exit code 1 where it does not fit.
+    """
+    if html is not None:
+        from adaptertool.render import page  # noqa: PLC0415  # loads what the extra `report` holds
+
+        page.require(html)
+    with bar("inspect", None, quiet=quiet) as progress:
+        report = task.inspect(path, base, progress=progress, **options)
+    if html is not None:
+        from adaptertool.render.inspect_page import inspect_page  # noqa: PLC0415  # as above
+
+        page.write(html, inspect_page(report))
+    for note in () if quiet else report.notes:
+        say(f"adaptertool: note: {note}", sys.stderr)
+    if not quiet or as_json:
+        say(to_json(report) if as_json else inspect_text(report, every_module=verbose), sys.stdout)
+    return 1 if report.fits is False else 0

@@ -1,0 +1,1 @@
+"""What an adapter or a checkpoint is, described without running anything."""

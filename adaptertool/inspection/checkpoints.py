@@ -1,0 +1,102 @@
+"""A checkpoint's tensors by shard, dtype and family, and what its config and manifest say. Headers only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from adaptertool.errors import InputError, shown
+from adaptertool.files.checkpoint import MANIFEST, Checkpoint, read_assets
+from adaptertool.files.jsonfile import load_json
+from adaptertool.inspect_reports import CheckpointFacts, Portion
+from adaptertool.inspection.families import SHOWN_FIRST, family_of
+from adaptertool.resolve import open_subject
+from adaptertool.spec import Ref
+from adaptertool.traits import read_traits
+
+# Fields of a config that tell the architecture, in the order in which they are shown
+_FIELDS = (
+    "model_type", "architectures", "num_hidden_layers", "n_layer", "hidden_size", "n_embd", "intermediate_size",
+    "num_attention_heads", "n_head", "num_key_value_heads", "head_dim", "num_experts", "num_local_experts",
+    "n_routed_experts", "num_experts_per_tok", "vocab_size", "max_position_embeddings", "dtype", "torch_dtype",
+    "transformers_version",
+)  # fmt: skip
+
+
+def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
+    refs = checkpoint.tensors.values()
+    shards = [_portion(header.path.name, header.tensors.values()) for header in checkpoint.headers]
+    names = {header.path.name for header in checkpoint.headers}
+    stray = [] if checkpoint.is_file else [name for name in read_assets(checkpoint.path)[1] if name not in names]
+    families = _grouped(refs, lambda ref: family_of(ref.spec.name))
+    return CheckpointFacts(
+        tensors=len(refs),
+        parameters=sum(ref.spec.numel for ref in refs),
+        bytes=sum(header.size for header in checkpoint.headers),
+        shards=tuple(shards),
+        dtypes=tuple(sorted(_grouped(refs, lambda ref: ref.spec.dtype), key=lambda one: -one.bytes)),
+        families=tuple(sorted(families, key=lambda one: SHOWN_FIRST.index(one.name))),
+        config=_config(checkpoint.config or {}),
+        tied=_tied(checkpoint),
+        quantised=_quantised(checkpoint),
+        stray=tuple(stray),
+        assets=len(checkpoint.assets),
+        manifest=_manifest(checkpoint),
+    )
+
+
+def _portion(name: str, refs: Iterable[Ref]) -> Portion:
+    some = list(refs)
+    return Portion(name, len(some), sum(ref.spec.numel for ref in some), sum(ref.spec.nbytes for ref in some))
+
+
+def _grouped(refs: Iterable[Ref], key: Callable[[Ref], str]) -> list[Portion]:
+    groups: dict[str, list[Ref]] = {}
+    for ref in refs:
+        groups.setdefault(key(ref), []).append(ref)
+    return [_portion(name, some) for name, some in groups.items()]
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a model that is made of parts (text, vision), those of its text come where it has none of its own."""
+    text = config.get("text_config")
+    whole = {**(text if isinstance(text, dict) else {}), **config}
+    return {name: whole[name] for name in _FIELDS if isinstance(whole.get(name), str | int | float | bool | list)}
+
+
+def _tied(checkpoint: Checkpoint) -> str:
+    subject = open_subject(checkpoint)
+    if subject.ends:
+        return ", ".join(f"{shown(end)} is {shown(source)}" for end, source in subject.ends.items())
+    return f"may be: {subject.traits.why_tied}" if subject.traits.why_tied else "no"
+
+
+def _quantised(checkpoint: Checkpoint) -> str | None:
+    traits = read_traits(checkpoint)
+    if traits.quantisation:
+        return traits.quantisation
+    beside = next(iter(traits.code_stems.values()), None)
+    return None if beside is None else f"{len(traits.code_stems):,} weights have scales beside them ({shown(beside)})"
+
+
+def _manifest(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What the manifest says, and which of its files are not as it says, by their sizes."""
+    path = checkpoint.path / MANIFEST
+    if checkpoint.is_file or not path.exists():
+        return None
+    content = load_json(path)
+    files, recipe = content.get("files"), content.get("recipe")
+    if not isinstance(files, dict) or not isinstance(recipe, dict):
+        raise InputError(f"{path} has no recipe or no files: it is no manifest of this version of adaptertool")
+    changed = [
+        name
+        for name, facts in files.items()
+        if not isinstance(facts, dict) or _size(checkpoint, name) != facts.get("size")
+    ]
+    return {"adaptertool": content.get("adaptertool"), "recipe": recipe, "changed": changed}
+
+
+def _size(checkpoint: Checkpoint, name: str) -> int | None:
+    path = os.path.join(checkpoint.path, name)  # noqa: PTH118  # as below
+    return os.path.getsize(path) if os.path.isfile(path) else None  # noqa: PTH113, PTH202  # never raise for a name

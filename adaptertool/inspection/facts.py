@@ -1,0 +1,80 @@
+"""The facts of an adapter, put together for its report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.inspect_reports import AdapterFacts, InspectedModule
+from adaptertool.inspection.capacity import capacity_of
+from adaptertool.inspection.coverage import coverage_of
+from adaptertool.inspection.described import Described
+from adaptertool.inspection.families import EMBEDDINGS
+from adaptertool.spec import Plan
+
+if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
+    from adaptertool.inspection.spectra import Measured
+
+
+def modules_of(described: Described, measured: Sequence[Measured] | None) -> tuple[InspectedModule, ...]:
+    """measured: one for each module; None where no factors were read."""
+    return tuple(
+        InspectedModule(
+            name=module.name,
+            family=module.family,
+            kind=module.kind,
+            shape=module.shape,
+            experts=module.experts,
+            rank=module.rank,
+            scale=module.scale,
+            dtypes=tuple(dict.fromkeys(ref.spec.dtype for ref in module.refs)),
+            parameters=sum(ref.spec.numel for ref in module.refs),
+            spectrum=measured[number].spectrum if measured else None,
+            base_norm=measured[number].base_norm if measured else None,
+            problem=measured[number].problem if measured else None,
+        )
+        for number, module in enumerate(described.modules)
+    )
+
+
+def adapter_facts(
+    described: Described,
+    modules: tuple[InspectedModule, ...],
+    base: Checkpoint | None,
+    plan: Plan | None,
+    needed: float | None,
+) -> AdapterFacts:
+    """plan: of a merge into `base`, where there can be one; needed: bits of the training data."""
+    fields, tensors = described.fields, described.header.tensors
+    ignored = described.adapter.ignored if described.adapter else frozenset()
+    trainable = sum(ref.spec.numel for name, ref in tensors.items() if name not in ignored)
+    layers = [module for module in modules if module.family != EMBEDDINGS]  # embeddings are looked up, not multiplied
+    forms = [(*module.shape, module.rank) for module in layers if module.shape and module.rank]
+    return AdapterFacts(
+        peft_type=str(fields.get("peft_type")),
+        peft_version=_text(fields, "peft_version"),
+        trained_on=_text(fields, "base_model_name_or_path"),
+        initialiser=_initialiser(fields.get("init_lora_weights")),
+        rank_stabilised=fields.get("use_rslora") is True,
+        kinds=dict(Counter(module.kind for module in modules)),
+        dtypes=dict(Counter(ref.spec.dtype for ref in tensors.values())),
+        tensors=len(tensors),
+        bytes=described.header.size,
+        modules=modules,
+        coverage=coverage_of(described.modules, base, plan),
+        capacity=capacity_of(trainable, forms, needed),
+    )
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def _initialiser(init: object) -> str:
+    """In PEFT true is Kaiming for A and zeros for B, and false random numbers for both."""
+    if isinstance(init, str):
+        return init
+    return "random" if init is False else "default"

@@ -1,0 +1,137 @@
+"""The spectrum of each low-rank change, and the norm of what it changes: one job for each module."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from adaptertool.blocks import Workspace
+from adaptertool.errors import NonFiniteError
+from adaptertool.files.reader import Inputs
+from adaptertool.inspect_reports import Spectrum
+from adaptertool.inspection.described import Found
+from adaptertool.numerics.lowrank import Factors, kept, singular_values
+from adaptertool.numerics.rounding import Array
+from adaptertool.numerics.spectrum import entropy_rank, stable_rank
+from adaptertool.spec import Cut, Ref, Stamp, View
+from adaptertool.tensors import read_rows, read_tensor, require_finite
+from adaptertool.workers import run_jobs
+
+_PART = 1 << 20  # elements of a weight that are read at once
+_DIGITS = 6  # of the values that are reported
+MAX_VALUES = 2_000_000  # that are reported of all modules together
+
+Places = Sequence[tuple[Ref, View | None]]  # where in the base what a module changes is stored
+
+
+class Measured(NamedTuple):
+    spectrum: Spectrum | None = None
+    base_norm: float | None = None
+    problem: str | None = None
+
+
+def measure(
+    modules: Sequence[Found],
+    places: Mapping[int, Places],
+    files: Mapping[Path, Stamp],
+    cuts: tuple[Cut, Cut],
+    threads: int,
+    progress: Callable[[int], None],
+) -> list[Measured]:
+    """For each module. places: by the number of a module; cuts: those that rank_energy and rank_error tell of."""
+    found = [Measured()] * len(modules)
+    most = max(1, MAX_VALUES // max(len(modules), 1))
+
+    def one(inputs: Inputs, number: int, _: Workspace) -> None:
+        found[number] = _measure(inputs, modules[number], places.get(number, ()), cuts, most)
+        progress(sum(ref.spec.nbytes for ref in modules[number].refs))
+
+    def jobs(inputs: Inputs) -> Iterator[Callable[[Workspace], None]]:
+        for number, module in enumerate(modules):
+            if module.product is not None:
+                yield functools.partial(one, inputs, number)
+
+    with Inputs(files) as inputs:
+        run_jobs(jobs(inputs), threads)
+        inputs.check_unchanged()
+    return found
+
+
+def _measure(inputs: Inputs, module: Found, places: Places, cuts: tuple[Cut, Cut], most: int) -> Measured:
+    try:
+        spectrum = _spectrum(inputs, module, cuts, most)
+    except NonFiniteError as error:
+        return Measured(problem=str(error))
+    return Measured(spectrum, _norm(inputs, places) if places else None)
+
+
+def _spectrum(inputs: Inputs, module: Found, cuts: tuple[Cut, Cut], most: int) -> Spectrum:
+    squares, needed, entropy, stable = 0.0, [0, 0], 0.0, 0.0
+    widest, top = np.zeros(0), -1.0
+    for expert in range(module.experts):
+        values, exponent = singular_values(*_factors(inputs, module, expert))
+        norm = _finite(float(np.linalg.norm(values)), exponent)
+        squares = math.hypot(squares, norm)
+        if values.any():
+            needed = [max(old, kept(values, cut)) for old, cut in zip(needed, cuts, strict=True)]
+        entropy, stable = max(entropy, entropy_rank(values)), max(stable, stable_rank(values))
+        if norm > top:
+            widest, top = values, norm
+    length = squares * abs(module.scale) if module.scale is not None else math.inf
+    largest = widest.max(initial=0.0) or 1.0
+    values = np.round(widest[:most] / largest, _DIGITS)
+    return Spectrum(
+        length if math.isfinite(length) else None, entropy, stable, needed[0], needed[1], tuple(values.tolist())
+    )
+
+
+def _finite(norm: float, exponent: int) -> float:
+    try:
+        return math.ldexp(norm, exponent)
+    except OverflowError:
+        return math.inf
+
+
+def _factors(inputs: Inputs, module: Found, expert: int) -> Factors:
+    """B (out, r) and A (r, in) of one expert: in A one follows the other, in B they take turns.
+    Raises NonFiniteError."""
+    assert module.product is not None
+    a, b = module.product
+    wide, inner = a.shape[0], math.prod(a.shape[1:])
+    rank = wide // module.experts
+    first = read_rows(inputs, a, expert * rank, (expert + 1) * rank, inner)
+    if module.experts == 1:
+        second = read_tensor(inputs, b, 0, b.spec.numel).reshape(b.shape[0], wide)
+    else:
+        columns = Ref(b.path, b.offset, b.spec, range(expert, wide, module.experts))
+        second = read_rows(inputs, columns, 0, b.shape[0], wide)
+    for factor, ref in ((first, a), (second, b)):
+        if not np.isfinite(factor).all():
+            require_finite(inputs, ref)  # says where
+    return second, first
+
+
+def _norm(inputs: Inputs, places: Places) -> float | None:
+    """In Frobenius norm; None where it is not finite."""
+    total = 0.0
+    for ref, view in places:
+        for part in _parts(inputs, ref, view):
+            total = math.hypot(total, float(np.linalg.norm(part)))
+    return total if math.isfinite(total) else None
+
+
+def _parts(inputs: Inputs, ref: Ref, view: View | None) -> Iterator[Array]:
+    if view is None:
+        for first in range(0, ref.spec.numel, _PART):
+            yield read_tensor(inputs, ref, first, min(ref.spec.numel, first + _PART))
+        return
+    assert isinstance(view.rows, range)  # only what is saved acts on chosen rows
+    step = max(1, _PART // view.width) * view.rows.step
+    for first in range(view.rows.start, view.rows.stop, step):
+        rows = read_rows(inputs, ref, first, min(view.rows.stop, first + step), view.width)
+        yield rows[:: view.rows.step, view.columns.start : view.columns.stop : view.columns.step]

@@ -1,0 +1,61 @@
+"""A picture of what there is for each module of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.errors import shown
+from adaptertool.render.page import ALARMING, figure
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+_OUTSIDE = "other"  # the row of what belongs to no layer
+
+Cells = dict[tuple[str, str], tuple[float, bool]]  # by layer and module: the largest value, and whether it is marked
+
+
+def layer_map(modules: Iterable[tuple[str, float, bool]], *, title: str) -> Markup:
+    """modules: name, value, and whether it is marked with a cross."""
+    rows, columns, cells = _grid(modules)
+    height = min(12.0, max(3.4, 1.6 + 0.2 * len(rows)))
+    return figure(lambda axes: _draw(axes, rows, columns, cells), height, title=title)
+
+
+def _grid(modules: Iterable[tuple[str, float, bool]]) -> tuple[list[str], list[str], Cells]:
+    """Layers, modules, and what there is of each."""
+    cells: Cells = {}
+    for name, value, marked in modules:
+        parts = name.removesuffix(".weight").split(".")
+        layer = next((part for part in parts if part.isdecimal()), _OUTSIDE)
+        after = parts[parts.index(layer) + 1 :] if layer != _OUTSIDE else parts[-2:]
+        place = layer, shown(".".join("*" if part.isdecimal() else part for part in after) or parts[-1])
+        largest, before = cells.get(place, (0.0, False))
+        cells[place] = max(largest, value), before or marked
+    rows = sorted({row for row, _ in cells}, key=lambda row: (row == _OUTSIDE, int(row) if row.isdecimal() else 0))
+    return rows, sorted({column for _, column in cells}), cells
+
+
+def _draw(axes: Any, rows: list[str], columns: list[str], cells: Cells) -> None:
+    import numpy as np  # noqa: PLC0415  # only pages need it here
+
+    values = np.ma.masked_invalid(
+        [[cells.get((row, column), (np.nan, False))[0] for column in columns] for row in rows]
+    )
+    mesh = axes.pcolormesh(values, cmap="cividis", edgecolors="face", linewidth=0.3)
+    for (row, column), (_, marked) in cells.items():
+        if marked:
+            place = columns.index(column) + 0.5, rows.index(row) + 0.5
+            axes.plot(*place, marker="X", color=ALARMING, markeredgecolor="white", markeredgewidth=0.5)
+    step = max(1, len(rows) // 40)
+    axes.set_xticks([n + 0.5 for n in range(len(columns))], columns, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks([n + 0.5 for n in range(0, len(rows), step)], rows[::step])
+    axes.set_ylabel("layer")
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = axes.figure.colorbar(mesh, ax=axes, format="%.2g", pad=0.02)
+    bar.outline.set_visible(False)
+    bar.solids.set_rasterized(False)
+    bar.solids.set_edgecolor("face")  # or the seams between its colours show

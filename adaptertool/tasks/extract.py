@@ -1,0 +1,154 @@
+"""`extract`: an adapter from a base and what was tuned from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.adapter_reports import ExtractReport, TensorExtracted
+from adaptertool.conversion import architecture_of
+from adaptertool.errors import InputError, UsageError
+from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
+from adaptertool.formats.peft import is_adapter
+from adaptertool.formats.peft_write import Written, alpha_for, config_text
+from adaptertool.resolve import open_subject
+from adaptertool.selection import FACTORS, SAVED, Selection, left_out, select
+from adaptertool.spec import Cut, Ref
+from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
+from adaptertool.tasks.common import config_notes, thread_count
+from adaptertool.tuned import pairs_of
+
+if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
+    from adaptertool.extraction import Extracted
+    from adaptertool.tasks.adapters import Output
+
+DTYPES: Mapping[str, str] = {"f32": "F32", "bf16": "BF16", "f16": "F16", "f64": "F64"}
+
+
+def extract(
+    base: PathLike,
+    tuned: PathLike,
+    out: PathLike,
+    *,
+    rank: int | None = None,
+    energy: Number | None = None,
+    max_error: Number | None = None,
+    dtype: str = "f32",
+    leave_out: Sequence[str] = (),
+    force: bool = False,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int], None] | None = None,
+    before_publish: Callable[[], None] | None = None,
+) -> ExtractReport:
+    """Write to `out` an adapter that, merged into `base`, gives the checkpoint `tuned`, as far as its rank goes.
+
+    Exactly one of these is given, for each linear layer that was changed, by D = T − W:
+    rank:      of B·A, at most
+    energy:    the smallest rank that keeps this share of ‖D‖², in (0, 1]
+    max_error: the smallest rank with ‖D − B·A‖ ≤ max_error·‖D‖, Frobenius norms, with the factors as they are stored
+    dtype:     of the factors: "f32", "bf16", "f16" or "f64"
+    leave_out: regexes; changes of tensors in whose names one is found are lost, and the report says how large they were
+    dry_run:   compute the report, and write nothing
+
+    Only what was changed is in the adapter. Linear layers have factors, with s = 1; all else is saved whole, as it is
+    in `tuned` (selection.py). Layers that are hardly larger than the rank are decomposed exactly, others by subspace
+    iteration (numerics.sketch); for both the error is that of the stored factors, added up over all elements. The same
+    inputs give the same bytes, whatever the threads.
+    Raises AdapterToolError; `out` is then as it was before.
+    """
+    from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
+
+    cut = cut_of(rank=rank, energy=energy, max_error=max_error)
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
+    base_path, path, target = as_path(base, "BASE"), as_path(tuned, "TUNED"), as_path(out, "OUT")
+    check_out(target, [base_path, path], force=force)
+    if is_adapter(path):
+        raise InputError(f"{path} is an adapter already; for a smaller rank there is `adaptertool truncate`")
+    checkpoint, other = open_checkpoint(base_path), open_checkpoint(path)
+    selection, count = _selection(checkpoint, other, leave_out, thread_count(threads))
+    output = _output(checkpoint, other, selection, cut, DTYPES[dtype])
+    options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
+    done = write_adapter(output, target, options)
+    return ExtractReport(
+        **done.summary(output, target, options),
+        cut=cut.as_typed(),
+        dtype=dtype,
+        unchanged=count,
+        tensors=tuple(map(_told, done.said)),
+    )
+
+
+def _told(one: Extracted) -> TensorExtracted:
+    return TensorExtracted(one.choice.base.spec.name, one.choice.how, one.rank, one.norm, 1 - one.error**2, one.error)
+
+
+def _selection(base: Checkpoint, tuned: Checkpoint, leave_out: Sequence[str], threads: int) -> tuple[Selection, int]:
+    """What is to become of each tensor, and how many were not changed. All headers are compared before any weight."""
+    from adaptertool.extraction import changed_of  # noqa: PLC0415  # loads numpy
+    from adaptertool.files.reader import Inputs  # noqa: PLC0415
+
+    subject, unwanted = open_subject(base), left_out(leave_out, base.tensors)
+    pairs, fixed = list[tuple[Ref, Ref]](), list[tuple[Ref, Ref]]()
+    for ref, other, computed in pairs_of(base, tuned):
+        (pairs if computed else fixed).append((ref, other))
+    with Inputs({header.path: header.stamp for header in (*base.headers, *tuned.headers)}) as inputs:
+        changed = changed_of(inputs, pairs, fixed, threads)
+    if not changed - unwanted:
+        raise UsageError(f"{base.path} and {tuned.path} do not differ: there is nothing to extract")
+    selection = select(subject, tuned.tensors, changed, unwanted)
+    if not selection.of(FACTORS):
+        raise UsageError(
+            f"no linear layer differs between {base.path} and {tuned.path}; PEFT loads no adapter without one: "
+            "copy the changed tensors as they are"
+        )
+    return selection, len(base.tensors) - len(changed)
+
+
+def _output(base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut, dtype: str) -> Output[Extracted]:
+    from adaptertool.extraction import in_order, jobs, specs_of  # noqa: PLC0415  # loads numpy
+    from adaptertool.tasks.adapters import Output  # noqa: PLC0415
+
+    choices = in_order(selection.choices, dtype)
+    sources = (base, tuned)
+    return Output(
+        command="extract",
+        recipe={"cut": cut.as_typed(), "dtype": dtype, "tensors": [(one.base.spec.name, one.how) for one in choices]},
+        sources=[source.path for source in sources],
+        stamps={header.path: header.stamp for source in sources for header in source.headers},
+        largest=[spec for choice in choices for spec in specs_of(choice, cut, dtype)],
+        metadata={"format": "pt"},
+        jobs=lambda inputs: jobs(choices, cut, dtype, inputs),
+        config=lambda said: config_text(_fields(base, selection), _written(said)),
+        notes=list(_notes(base, tuned, selection)),
+        reserved=None if cut.rank else 0,
+    )
+
+
+def _notes(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> Iterator[str]:
+    yield from (*base.notes, *tuned.notes)
+    for note in config_notes("config.json", base.config, tuned.config):
+        yield f"{note}; an adapter changes nothing of it"
+    dtypes = {one.tuned.spec.dtype for one in selection.of(SAVED) if one.tuned.spec.dtype != one.base.spec.dtype}
+    if dtypes:
+        yield f"saved tensors are stored as {', '.join(sorted(dtypes))}, as in {tuned.path}"
+
+
+def _written(said: Sequence[Extracted]) -> list[Written]:
+    return [Written(one.choice.module, one.rank, alpha_for(1.0, one.rank)) for one in said if one.rank]
+
+
+def _fields(base: Checkpoint, selection: Selection) -> dict[str, Any]:
+    named = (base.config or {}).get("_name_or_path")
+    causal = architecture_of(base.config).endswith("ForCausalLM")
+    return {
+        "base_model_name_or_path": named if isinstance(named, str) and named else Path(base.path).resolve().name,
+        "bias": "all" if selection.biases else "none",
+        "fan_in_fan_out": any(choice.transposed for choice in selection.choices),
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "modules_to_save": list(selection.saved_modules) or None,
+        "task_type": "CAUSAL_LM" if causal else None,
+    }

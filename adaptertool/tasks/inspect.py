@@ -1,0 +1,169 @@
+"""`inspect`: what an adapter or a checkpoint is, before anything is done with it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.errors import InputError, UsageError
+from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
+from adaptertool.formats.peft import is_adapter
+from adaptertool.formats.peft_layers import read_layered
+from adaptertool.inspect_reports import InspectedModule, InspectReport
+from adaptertool.inspection.capacity import BITS_PER_EPISODE, bits_of_tokens
+from adaptertool.inspection.checkpoints import checkpoint_facts
+from adaptertool.inspection.coverage import places_of
+from adaptertool.inspection.described import Described, describe
+from adaptertool.inspection.facts import adapter_facts, modules_of
+from adaptertool.inspection.findings import findings, rules
+from adaptertool.kinds import DORA
+from adaptertool.names import holder, rename
+from adaptertool.plan import plan_merge
+from adaptertool.spec import Cut, Plan, Stamp
+from adaptertool.tasks.arguments import PathLike, as_path
+from adaptertool.tasks.common import thread_count
+from adaptertool.tasks.wise import prepare_wise
+
+if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
+    from adaptertool.inspection.spectra import Measured
+
+# What of a spectrum is needed: as for `truncate --energy` and `--max-error`.
+ENERGY, MAX_ERROR = Cut(energy=Decimal("0.99")), Cut(max_error=Decimal("0.01"))
+
+
+def inspect(
+    path: PathLike,
+    base: PathLike | None = None,
+    *,
+    tokens: float | None = None,
+    nats_per_token: float | None = None,
+    episodes: float | None = None,
+    spectra: bool = True,
+    renames: Sequence[str] = (),
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> InspectReport:
+    """Describe the adapter or checkpoint at `path`; nothing is written.
+
+    An adapter that a merge refuses is described too, with what the merge says in `refusal`.
+
+    base:     the checkpoint that it is for: `fits` then tells whether a merge (of a checkpoint: `wise`) would run, made
+              from headers alone; norms are related to its weights, which are read for that
+    tokens, nats_per_token: of the training data, nats being the mean log loss in the first epoch; their product is the
+              description length that the capacity is held against
+    episodes: of reinforcement learning, each of about 1 bit
+    spectra:  compute the singular values of each low-rank change scale·B·A, by QR of both factors and the SVD of the
+              core: entropy rank exp(−Σ p·ln p) with p = σ/Σσ, stable rank Σσ²/max σ²; and norms of base weights
+    renames:  as for `merge`
+    threads:  the available cores, up to 8, where None; the result does not depend on it
+    progress: called with the number of bytes of factors that were just read, from several threads
+
+    Sources of the rules: adaptertool.inspection.capacity. Raises UsageError for numbers that make no sense, InputError
+    for files that are missing or malformed.
+    """
+    start, needed = time.perf_counter(), _needed(tokens, nats_per_token, episodes)
+    target, count = as_path(path, "PATH"), thread_count(threads)
+    checkpoint = None if base is None else open_checkpoint(as_path(base, "BASE"))
+    if is_adapter(target):
+        told = progress or (lambda _: None)
+        found = _adapter(target, checkpoint, needed, renames, count if spectra else 0, told)
+    elif needed is None and not renames:
+        found = _checkpoint(target, base)
+    else:
+        raise UsageError(f"{target} is no adapter; tokens, episodes and renamings are for adapters")
+    fits = None if base is None else found["refusal"] is None
+    seconds, named = time.perf_counter() - start, None if base is None else str(base)
+    return InspectReport(path=str(target), base=named, fits=fits, threads=count, seconds=seconds, **found)
+
+
+def _needed(tokens: float | None, nats_per_token: float | None, episodes: float | None) -> float | None:
+    """Bits of the training data."""
+    for name, number in (("tokens", tokens), ("nats per token", nats_per_token), ("episodes", episodes)):
+        if number is not None and not (math.isfinite(number) and number > 0):
+            raise UsageError(f"{name} must be a number above 0, not {number}")
+    if (tokens is None) != (nats_per_token is None):
+        raise UsageError("tokens and nats per token go together: their product is the description length of the data")
+    if tokens is not None and episodes is not None:
+        raise UsageError("give tokens (supervised) or episodes (reinforcement learning), not both")
+    if tokens is not None and nats_per_token is not None:
+        return bits_of_tokens(tokens, nats_per_token)
+    return None if episodes is None else BITS_PER_EPISODE * episodes
+
+
+def _checkpoint(path: Path, base: PathLike | None) -> dict[str, Any]:
+    opened, refusal = open_checkpoint(path), None
+    if base is not None:
+        try:
+            prepare_wise(base, path, "0.5")
+        except InputError as error:
+            refusal = str(error)
+    factors = [name for name in opened.tensors if ".lora_" in name]
+    remarks = ["its tensors are those of an adapter: give the directory with its config"] if factors else []
+    return {
+        "what": "checkpoint",
+        "refusal": refusal,
+        "adapter": None,
+        "checkpoint": checkpoint_facts(opened),
+        "findings": tuple(remarks),
+        "rules": (),
+        "notes": opened.notes,
+    }
+
+
+def _adapter(
+    path: Path,
+    base: Checkpoint | None,
+    needed: float | None,
+    renames: Sequence[str],
+    threads: int,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    described = describe(path, holder(base, renames) if base else lambda _: True)
+    refusal, plan = described.refusal, None
+    if base is not None and described.adapter is not None:
+        try:
+            plan = plan_merge(base, [rename(described.adapter, renames)], [1.0])
+        except InputError as error:
+            refusal = refusal or str(error)
+    measured = _measured(described, base, plan, threads, progress) if threads else None
+    modules = modules_of(described, measured)
+    facts = adapter_facts(described, modules, base, plan, needed)
+    refusal = refusal or next((module.problem for module in modules if module.problem), None)
+    return {
+        "what": "adapter",
+        "refusal": refusal,
+        "adapter": facts,
+        "checkpoint": None,
+        "findings": tuple(findings(str(path), facts, truncates=_truncates(path))),
+        "rules": tuple(rules(facts, described.fields)),
+        "notes": (*(plan.notes if plan else described.adapter.notes if described.adapter else ()), *_said(modules)),
+    }
+
+
+def _truncates(path: Path) -> bool:
+    """Whether `truncate` takes it."""
+    try:
+        read_layered(path)
+    except InputError:
+        return False
+    return True
+
+
+def _said(modules: Sequence[InspectedModule]) -> Iterator[str]:
+    if any(module.kind == DORA.name and module.spectrum for module in modules):
+        yield "DoRA: spectra and |Δ| are those of scale·B·A alone, before the magnitudes set the norms of W + scale·B·A"
+
+
+def _measured(
+    described: Described, base: Checkpoint | None, plan: Plan | None, threads: int, progress: Callable[[int], None]
+) -> list[Measured]:
+    from adaptertool.inspection.spectra import measure  # noqa: PLC0415  # loads numpy
+
+    files: dict[Path, Stamp] = {described.header.path: described.header.stamp}
+    files |= {header.path: header.stamp for header in (base.headers if base else ())}
+    places = places_of(described.modules, plan) if plan else {}
+    return measure(described.modules, places, files, (ENERGY, MAX_ERROR), threads, progress)
