@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from adaptertool.adapter_reports import SumReport as SumReport
     from adaptertool.adapter_reports import TruncateReport as TruncateReport
     from adaptertool.comparison_report import DiffReport as DiffReport
+    from adaptertool.curve import CurveReport as CurveReport
     from adaptertool.errors import AdapterToolError as AdapterToolError
     from adaptertool.evaluation import evaluate as evaluate
     from adaptertool.evaluation_reports import EvaluationReport as EvaluationReport
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from adaptertool.reports import PlanReport as PlanReport
     from adaptertool.reports import RunReport as RunReport
     from adaptertool.reports import VerifyReport as VerifyReport
+    from adaptertool.tasks.curve import wise_curve as wise_curve
     from adaptertool.tasks.diff import diff as diff
     from adaptertool.tasks.drift import drift as drift
     from adaptertool.tasks.extract import extract as extract
@@ -44,6 +46,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
+    "CurveReport": "adaptertool.curve",
     "DiffReport": "adaptertool.comparison_report",
     "DriftReport": "adaptertool.reports",
     "EvaluationReport": "adaptertool.evaluation_reports",
@@ -73,6 +76,7 @@ _HOMES = {
     "truncate": "adaptertool.tasks.truncate",
     "verify": "adaptertool.tasks.verify",
     "wise": "adaptertool.tasks.wise",
+    "wise_curve": "adaptertool.tasks.curve",
 }
 
 __all__ = ["__version__", *_HOMES]

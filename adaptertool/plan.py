@@ -54,7 +54,8 @@ def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[De
     else:
         edits, equal, more = full_edits(base, tuned)
     notes += more
-    return make_plan("wise", base, [tuned], [1.0], edits, changes, _outputs(alphas), notes, equal)
+    outputs = in_folders(alphas) if len(alphas) > 1 else (Output("", float(alphas[0])),)
+    return make_plan("wise", base, [tuned], [1.0], edits, changes, outputs, notes, equal)
 
 
 def adapter_edits(
@@ -137,9 +138,8 @@ def _repeated(adapters: Sequence[Adapter]) -> list[Adapter]:
     return [adapter for number, adapter in enumerate(adapters) if paths[number] in paths[:number]]
 
 
-def _outputs(alphas: Sequence[Decimal]) -> tuple[Output, ...]:
-    if len(alphas) == 1:
-        return (Output("", float(alphas[0])),)
+def in_folders(alphas: Sequence[Decimal]) -> tuple[Output, ...]:
+    """alpha-0.300 and so on: three decimals, more for all where one needs them. Raises UsageError."""
     digits = max(3, *(-int(alpha.normalize().as_tuple().exponent) for alpha in alphas))
     if digits > MAX_DIGITS or any(abs(alpha) >= 10**MAX_DIGITS for alpha in alphas):
         raise UsageError(f"an alpha with more than {MAX_DIGITS} digits before or after the point names no folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def to_hash(plan: Plan) -> tuple[list[Path], list[Path]]:
     }
     aside = plan.inputs.keys() - streamed - whole - copied - unused
     return sorted(streamed), sorted(aside)
+
+
+def read_files(plan: Plan) -> list[Path]:
+    """All input files but those of which nothing is read but their headers."""
+    streamed, aside = to_hash(dataclasses.replace(plan, outputs=()))
+    return sorted({*streamed, *aside, *(asset.source for asset in plan.assets if asset.content is None)})
 
 
 def copied_whole(shard: Shard, outputs: Sequence[Output]) -> int | None:

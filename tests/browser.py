@@ -32,8 +32,9 @@ def _chromium(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def look(folder: Path, page: Path, width: int, *, dark: bool) -> None:
-    """Ink from the top of the page to the bottom, on paper that fits the mode, and colours of pictures."""
+def look(folder: Path, page: Path, width: int, *, dark: bool, colour: float = 0.02) -> None:
+    """Ink from the top of the page to the bottom, on paper that fits the mode, and colours of pictures: a share of
+    `colour` at least."""
     mode = ["--blink-settings=preferredColorScheme=0"] if dark else []
     _chromium(folder, *mode, f"--window-size={width},1500", f"--screenshot={folder / 'shot.png'}", page.as_uri())
     picture = np.asarray(Image.open(folder / "shot.png").convert("L")).astype(int)
@@ -43,7 +44,7 @@ def look(folder: Path, page: Path, width: int, *, dark: bool) -> None:
     for third in np.array_split(abs(picture - paper) > 60, 3):
         assert third.mean() > 0.005
     colours = np.asarray(Image.open(folder / "shot.png").convert("HSV"))
-    assert (colours[..., 1] > 120).mean() > 0.02
+    assert (colours[..., 1] > 120).mean() > colour
 
 
 def width_of(folder: Path, page: Path, width: int) -> int:

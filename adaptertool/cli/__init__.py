@@ -8,11 +8,11 @@ from typing import NoReturn
 import click
 
 from adaptertool import __version__
-from adaptertool.cli import algebra, boundary, clean, diff, drift, evaluate, inspect, merge, verify
+from adaptertool.cli import algebra, boundary, clean, diff, drift, evaluate, inspect, merge, verify, wise
 
 COMMANDS: tuple[click.Command, ...] = (
     merge.merge,
-    merge.wise,
+    wise.wise,
     algebra.sum_command,
     algebra.truncate,
     algebra.extract,
@@ -28,8 +28,9 @@ EXIT_CODES = """\b
 Exit codes:
   0    done, and good
   1    a check failed: verify found a checkpoint wrong, drift more than
-       rounding explains, diff that two are not equal, or evaluate that one
-       is further from the reference than --fail-above
+       rounding explains, diff that two are not equal, evaluate that one is
+       further from the reference than --fail-above, or a point of a curve
+       could not be scored
   2    wrong usage
   3    bad input: a file is malformed, inputs do not fit together, or
        something is refused by name

@@ -1,4 +1,4 @@
-"""`merge` and `wise`."""
+"""`merge`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import click
 from adaptertool.cli.options import execute, writes
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.tasks.merge import COMPOSITIONS, prepare_merge
-from adaptertool.tasks.wise import prepare_wise
 
 
 @click.command()
@@ -29,6 +28,7 @@ from adaptertool.tasks.wise import prepare_wise
 )
 @click.option("--density", help="The share of each change that stays: ties, dare, magnitude_prune.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
+@click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
 @writes
 def merge(
     base: str,
@@ -57,36 +57,4 @@ def merge(
         density=density,
         seed=seed,
     )
-    execute(plan, **options)
-
-
-@click.command()
-@click.argument("base", type=click.Path())
-@click.argument("tuned", type=click.Path())
-@click.option("--alpha", required=True, help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.")
-@click.option("--as-adapter", is_flag=True, help="Write an adapter that, merged into BASE, gives the same.")
-@click.option(
-    "--fisher",
-    nargs=2,
-    type=click.Path(),
-    metavar="F0 F1",
-    help="Weigh each element by these: checkpoints of Fisher information, of BASE and of TUNED.",
-)
-@writes
-def wise(
-    base: str,
-    tuned: str,
-    alpha: str,
-    as_adapter: bool,
-    fisher: tuple[str, str] | None,
-    renames: tuple[str, ...],
-    precision: str,
-    **options: Any,
-) -> None:
-    """Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT).
-
-    TUNED is an adapter or a fine-tuned checkpoint. Several alphas are written to OUT/alpha-0.300 and so on,
-    with one read of the base.
-    """
-    plan = prepare_wise(base, tuned, alpha, renames=renames, precision=precision, as_adapter=as_adapter, fisher=fisher)
     execute(plan, **options)

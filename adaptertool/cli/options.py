@@ -39,7 +39,6 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 
 
 writes = with_options(
-    click.option("-o", "--out", required=True, type=click.Path(), help="Where to write."),
     RENAME,
     click.option(
         "--precision",

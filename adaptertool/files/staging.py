@@ -14,6 +14,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -38,7 +39,8 @@ class Staging:
     """The staging directory of a run, as a context: found or made, and held under lock; removed at the end.
 
     It stays where the run failed, or was interrupted, in a way that the same command may get over, and a file was
-    finished: the next such run goes on from there.
+    finished: the next such run goes on from there. Where `precious` is set it stays after any failure, and where
+    `stays` is set in any case.
     """
 
     def __init__(self, out: Path, key: str, hashes: tuple[str, ...] = DEFAULT) -> None:
@@ -47,6 +49,8 @@ class Staging:
         self.work = self.folder / WORK
         self._journal = self.folder / JOURNAL
         self.finished: dict[str, Finished] = {}
+        self.precious = False  # what is there took more than our own work to make
+        self.stays = False
         self._noted: list[Mapping[str, object]] = []
         self.inputs: dict[str, Digests] = {}  # that were read to their end, by path
 
@@ -66,12 +70,13 @@ class Staging:
             raise
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        resumable = error if isinstance(error, AdapterToolError) and error.resumable and self.finished else None
-        self._leave(keep=resumable is not None)
-        if resumable is not None:
+        resumable = isinstance(error, AdapterToolError) and error.resumable and bool(self.finished)
+        keep = resumable or self.stays or (error is not None and self.precious)
+        self._leave(keep=keep)
+        if keep and isinstance(error, AdapterToolError):
             count = f"{len(self.finished)} finished file{'s' if len(self.finished) > 1 else ''}"
             hint = f"the same command goes on from there; `adaptertool clean {self._out}` removes it"
-            raise type(resumable)(f"{resumable}; {count} kept in {self.folder}: {hint}") from resumable
+            raise type(error)(f"{error}; {count} kept in {self.folder}: {hint}") from error
 
     def _leave(self, *, keep: bool) -> None:
         if self._lock < 0:
@@ -98,6 +103,27 @@ class Staging:
         except OSError as error:
             raise StorageError(f"finishing {path} failed: {error.strerror}") from error
         self.finished[name] = known
+
+    def discard(self, name: str) -> None:
+        """Remove a file, or a directory and all in it."""
+        path = self.work / name
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"removing {path} failed: {error.strerror}") from error
+        inside = f"{name}/"
+        self.finished = {key: known for key, known in self.finished.items() if not f"{key}/".startswith(inside)}
+
+    def adopt(self, source: Path, name: str, digests: Digests) -> None:
+        """Take a file over, as a link, if its hashes are these. Else, and where there are no links, nothing happens."""
+        with contextlib.suppress(OSError, StorageError):
+            if name not in self.finished and digests_of(source, self.hashes) == digests:
+                part = self.part(name)
+                os.link(source, part)
+                self.finish(part, name, digests)
 
     def has_read(self, path: Path, digests: Digests) -> None:
         """Note the digests of an input with the next file, for a run that goes on from here and need not read it. They

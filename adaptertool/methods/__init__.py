@@ -9,5 +9,6 @@ from adaptertool.methods.ties import TIES
 
 METHODS: tuple[Method, ...] = (LINEAR, TIES, DARE_LINEAR, DARE_TIES, MAGNITUDE_PRUNE, SLERP)
 METHOD_BY_NAME = {method.name: method for method in METHODS}
+ON_FACTORS = tuple(method.name for method in METHODS if not method.spans)  # in sums of adapters
 
-__all__ = ["LINEAR", "METHODS", "METHOD_BY_NAME", "Method", "Place"]
+__all__ = ["LINEAR", "METHODS", "METHOD_BY_NAME", "ON_FACTORS", "Method", "Place"]

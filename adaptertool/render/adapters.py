@@ -14,8 +14,8 @@ from adaptertool.adapter_reports import (
     TensorExtracted,
     TruncateReport,
 )
+from adaptertool.methods import ON_FACTORS
 from adaptertool.render.text import size, starred
-from adaptertool.tasks.sum import ON_FACTORS
 
 Layer = LayerSummed | LayerTruncated
 Told = TypeVar("Told", LayerSummed | LayerTruncated, TensorExtracted)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from adaptertool.errors import shown
+from adaptertool.render.text import table
 from adaptertool.reports import DriftReport, ModuleDrift
 
 _SHOWN = 12  # modules in the text, without -v
@@ -94,11 +94,3 @@ def _row(module: ModuleDrift) -> Sequence[str]:
 
 def _cosine(value: float | None) -> str:
     return "-" if value is None else number(1 - value)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    cells = [[shown(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        first = row[0].ljust(widths[0])
-        yield "  " + "  ".join([first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])

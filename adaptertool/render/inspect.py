@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from adaptertool.errors import by, shown
 from adaptertool.inspect_reports import AdapterFacts, Capacity, CheckpointFacts, InspectedModule, InspectReport, Portion
-from adaptertool.render.drift import number, table
-from adaptertool.render.text import size, starred
+from adaptertool.render.drift import number
+from adaptertool.render.text import size, starred, table
 
 _LINES = 24  # of a table, without -v
 _PORTION = ("tensors", "parameters", "bytes")

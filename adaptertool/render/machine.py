@@ -16,8 +16,8 @@ class Report(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
-def to_json(report: Report) -> str:
-    return json.dumps({"schema": report.schema, **dataclasses.asdict(report)}, allow_nan=False)
+def to_json(report: Report, *, indent: int | None = None) -> str:
+    return json.dumps({"schema": report.schema, **dataclasses.asdict(report)}, allow_nan=False, indent=indent)
 
 
 def error_to_json(error: AdapterToolError) -> str:

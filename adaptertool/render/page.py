@@ -20,18 +20,23 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 NEUTRAL, ALARMING = "#3b7dd8", "#e5484d"  # readable on white and on black
-_INK = "#0a0b0c"  # stands for the colour of the page's text, which depends on its mode
+INK = "#0a0b0c"  # stands for the colour of the page's text, which depends on its mode
 
 
 def require(path: str) -> None:
     """Before anything is computed: raises UsageError where a page cannot be made, or not be written there."""
+    require_libraries()
+    if not path or os.path.isdir(path) or not os.path.isdir(Path(path).parent):
+        raise UsageError(f"{path or 'an empty path'} cannot be a page: it must be a file in a folder that exists")
+
+
+def require_libraries() -> None:
+    """Raises UsageError where those that pages are made with are missing."""
     for library in ("jinja2", "matplotlib"):
         try:
             importlib.import_module(library)
         except ImportError as error:
             raise UsageError(f"a page needs {library}, which is not here: pip install 'adaptertool[report]'") from error
-    if not path or os.path.isdir(path) or not os.path.isdir(Path(path).parent):
-        raise UsageError(f"{path or 'an empty path'} cannot be a page: it must be a file in a folder that exists")
 
 
 def render(template: str, filters: Mapping[str, Callable[..., str]], **values: Any) -> str:
@@ -56,8 +61,8 @@ def figure(draw: Callable[[Any], None], height: float, *, title: str) -> Markup:
     from markupsafe import Markup, escape  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    style: Any = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
-    style |= {"svg.hashsalt": "adaptertool", "svg.fonttype": "none", "font.size": 9.0}
+    style: Any = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    style |= {"svg.hashsalt": "adaptertool", "svg.fonttype": "none", "font.size": 9.0, "text.parse_math": False}
     with mpl.rc_context(style):
         drawn = Figure(figsize=(5.2, height), layout="constrained")
         axes = drawn.add_subplot()
@@ -66,7 +71,7 @@ def figure(draw: Callable[[Any], None], height: float, *, title: str) -> Markup:
         file = io.StringIO()
         drawn.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
     head, rest = text.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)  # the page sets them; the viewBox keeps the proportions
     return Markup(f'{head} role="img" aria-label="{escape(title)}">{rest}')  # our own: nothing in it needs escaping

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from adaptertool.errors import by, shown
 from adaptertool.reports import FilesReport, PlanReport, RunReport, TensorPlan
@@ -23,6 +23,15 @@ def size(count: int) -> str:
         if number < 999.5 or unit == "TB":
             break
     return f"{number:.3g} {unit}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Its lines: the first column to the left, the others to the right."""
+    cells = [[shown(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        first = row[0].ljust(widths[0])
+        yield "  " + "  ".join([first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
 
 
 def run_text(report: RunReport) -> str:

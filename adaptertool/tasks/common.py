@@ -31,7 +31,7 @@ def thread_count(threads: int | None) -> int:
 
 def makes_file(plan: Plan, out: Path) -> bool:
     """A base that is one file makes one file, where OUT is named like one."""
-    return plan.single_file and len(plan.outputs) == 1 and out.suffix == ".safetensors"
+    return plan.single_file and [output.folder for output in plan.outputs] == [""] and out.suffix == ".safetensors"
 
 
 def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) -> None:

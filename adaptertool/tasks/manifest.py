@@ -58,10 +58,11 @@ class Record:
         known = {self.stage.work / name: finished for name, finished in self.stage.finished.items()}
         return facts_of(folder, known, self.stage.hashes)
 
-    def require_all(self) -> None:
-        """Raises StorageError unless the files are there, all of them and no others: somebody may have been there."""
+    def require_all(self, *more: str) -> None:
+        """Raises StorageError unless the files are there, all of them and no others but `more`: somebody may have been
+        there."""
         plan, work = self.plan, self.stage.work
-        expected = {
+        expected = set(more) | {
             f"{output.folder}/{name}".lstrip("/")
             for output in plan.outputs
             for name in (
@@ -88,11 +89,11 @@ class Record:
 
 
 def write_manifests(record: Record) -> None:
-    """One beside every output, and one at the top of a sweep; with sha256, SHA256SUMS beside each."""
+    """One beside every output, and one at the top of several; with sha256, SHA256SUMS beside each."""
     outputs, work = record.plan.outputs, record.stage.work
     for output in outputs:
         _write(record, work / output.folder, [output.alpha])
-    if outputs[0].folder:
+    if [output.folder for output in outputs] != [""]:
         _write(record, work, [output.alpha for output in outputs])
 
 

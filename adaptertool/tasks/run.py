@@ -53,14 +53,11 @@ def run(
     """
     start = time.perf_counter()
     threads = thread_count(threads)
-    if verify and plan.as_adapter:
-        raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
-    if verify and any(step.blend or step.fisher for step in all_steps(plan)):
-        raise UsageError("verifying is for sums of changes and plain interpolation, not for methods and Fisher weights")
+    require_verifiable(plan, verify=verify)
     check_output(plan, out, force=force, sha256=sha256)
     if provenance is not None:
         check_provenance(plan, out, provenance, force=force)
-    _allow_files(3 * len(plan.outputs) + _FILES)
+    allow_files(len(plan.outputs))
     hashes = WITH_SHA256 if sha256 or provenance is not None else DEFAULT
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
         require_finite_factors(plan, inputs)
@@ -79,7 +76,7 @@ def run(
             record = Record(plan, stage, inputs.digests)
             work = _complete(record, out)
             if verify:
-                _verify(plan, stage.work, threads)
+                verify_outputs(plan, stage.work, threads)
             if provenance is not None:
                 files = record.outputs(stage.work)
                 subjects = files if work == stage.work else {out.name: files[work.name]}
@@ -105,6 +102,13 @@ def _report(plan: Plan, out: Path, threads: int, settled: Settled, seconds: floa
     )
 
 
+def require_verifiable(plan: Plan, *, verify: bool) -> None:
+    if verify and plan.as_adapter:
+        raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
+    if verify and any(step.blend or step.fisher for step in all_steps(plan)):
+        raise UsageError("verifying is for sums of changes and plain interpolation, not for methods and Fisher weights")
+
+
 def _complete(record: Record, out: Path) -> Path:
     """Write what speaks of the other files, and make all durable. Returns what is to become OUT."""
     work = record.stage.work
@@ -115,7 +119,7 @@ def _complete(record: Record, out: Path) -> Path:
     return work / record.plan.shards[0].name if makes_file(record.plan, out) else work
 
 
-def _verify(plan: Plan, folder: Path, threads: int) -> None:
+def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
     """Raise StorageError unless each output holds what the plan makes. It is computed again for that."""
     base = open_checkpoint(plan.base)
     for output in plan.outputs:
@@ -131,8 +135,9 @@ def _verify(plan: Plan, folder: Path, threads: int) -> None:
             raise StorageError(f"{path} was written, but is not what was computed: {what}; is the disk sound?")
 
 
-def _allow_files(count: int) -> None:
+def allow_files(outputs: int) -> None:
     """Raise the number of files that this process may have open, as far as it is allowed to: a sweep has many."""
+    count = 3 * outputs + _FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < most:

@@ -16,8 +16,7 @@ from adaptertool.errors import MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import read_assets
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
-from adaptertool.methods import LINEAR, METHOD_BY_NAME
-from adaptertool.methods import METHODS as BY_METHODS
+from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
 from adaptertool.spec import Cut, Mix
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of, decimals, thinning
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.tasks.adapters import Output
 
 CAT, SVD, _ON_CHANGES = "cat", "svd", "_svd"
-ON_FACTORS = tuple(method.name for method in BY_METHODS if not method.spans)
 METHODS = (
     CAT,
     SVD,

@@ -1,0 +1,130 @@
+"""`wise`, and its curve."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from adaptertool.cli.boundary import ignore_signals, say
+from adaptertool.cli.options import execute, with_options, writes
+from adaptertool.curve import KEEP, CurvePoint
+from adaptertool.errors import UsageError
+from adaptertool.render.curve import curve_text, point_text
+from adaptertool.render.machine import to_json
+from adaptertool.spec import Plan
+from adaptertool.tasks.arguments import as_path
+from adaptertool.tasks.curve import Wishes, prepare_curve
+from adaptertool.tasks.scorer import Scorer, scorer_of
+from adaptertool.tasks.wise import prepare_wise
+
+_SCORES = with_options(
+    click.option("--score", metavar="'CMD {}'", help="Run CMD on each checkpoint; it prints a number, or JSON."),
+    click.option("--keep", type=click.Choice(KEEP), help="With --score: which checkpoints (default: all with -o)."),
+    click.option("--target", metavar="NAME", help="The score to choose the best by; or mean (default: the first)."),
+    click.option("--reference", metavar="NAME", help="The score to draw it against (default: the next)."),
+    click.option("--minimise", is_flag=True, help="Lower scores are better."),
+)
+
+
+@click.command()
+@click.argument("base", type=click.Path())
+@click.argument("tuned", type=click.Path())
+@click.option("--alpha", required=True, help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.")
+@click.option("--as-adapter", is_flag=True, help="Write an adapter that, merged into BASE, gives the same.")
+@click.option(
+    "--fisher",
+    nargs=2,
+    type=click.Path(),
+    metavar="F0 F1",
+    help="Weigh each element by these: checkpoints of Fisher information, of BASE and of TUNED.",
+)
+@_SCORES
+@click.option("-o", "--out", type=click.Path(), help="Where to write. With --score it may be left out.")
+@writes
+def wise(
+    base: str,
+    tuned: str,
+    alpha: str,
+    fisher: tuple[str, str] | None,
+    score: str | None,
+    keep: str | None,
+    target: str | None,
+    reference: str | None,
+    minimise: bool,
+    out: str | None,
+    renames: tuple[str, ...],
+    precision: str,
+    as_adapter: bool,
+    **options: Any,
+) -> int:
+    """Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT).
+
+    TUNED is an adapter or a fine-tuned checkpoint. Several alphas are written to OUT/alpha-0.300 and so on,
+    with one read of the base. With --score the curve is measured: CMD is run (without a shell) with the path of each
+    checkpoint in the place of {}, and prints a number, or a JSON object of named numbers. The same command goes on
+    where it was interrupted, or where CMD failed.
+    """
+    recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
+    if score is None:
+        if keep or target is not None or reference is not None or minimise:
+            raise UsageError("--keep, --target, --reference and --minimise are for scores: give --score too")
+        if out is None:
+            raise UsageError("-o is missing: where to write (only with --score it may be left out)")
+        execute(prepare_wise(base, tuned, alpha, **recipe), out=out, **options)
+        return 0
+    wishes = Wishes.of(keep, target, reference, minimise=minimise, published=out is not None)
+    scorer = scorer_of(score)
+    return _curve(prepare_curve(base, tuned, alpha, **recipe), out, scorer, wishes, **options)
+
+
+def _curve(
+    plan: Plan,
+    out: str | None,
+    scorer: Scorer,
+    wishes: Wishes,
+    *,
+    force: bool,
+    verify: bool,
+    sha256: bool,
+    provenance: str | None,
+    dry_run: bool,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    if dry_run or verbose:
+        raise UsageError(
+            "--dry-run and -v show the plan of a sweep, and nothing of scores: leave --score away for them"
+        )
+    if provenance is not None:
+        raise UsageError("--provenance is of one OUT that is made; make it with the alpha that is chosen by the scores")
+    from adaptertool.tasks.scored import score_curve  # noqa: PLC0415  # loads numpy: not for a plan, or --help
+
+    measured: list[CurvePoint] = []
+
+    def progress(point: CurvePoint) -> None:
+        measured.append(point)
+        if not quiet:
+            say(point_text(point), sys.stderr)
+
+    report = score_curve(
+        plan,
+        None if out is None else as_path(out, "OUT"),
+        scorer,
+        wishes,
+        force=force,
+        verify=verify,
+        sha256=sha256,
+        threads=threads,
+        progress=progress,
+        before_publish=ignore_signals,
+    )
+    if not quiet:
+        for note in report.notes:
+            say(f"adaptertool: note: {note}", sys.stderr)
+    if not quiet or as_json:
+        say(to_json(report) if as_json else curve_text(report, len(measured)), sys.stdout)
+    return 0 if report.ok else 1

@@ -1,0 +1,106 @@
+"""The report of `wise --score` as text, and as the files in OUT."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from adaptertool.curve import BEST, PAGE, SCORES, TABLE, CurvePoint, CurveReport, names_of, value_of
+from adaptertool.errors import UsageError, shown
+from adaptertool.render.machine import to_json
+from adaptertool.render.page import require_libraries
+from adaptertool.render.text import table
+
+
+def number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def curve_text(report: CurveReport, measured: int) -> str:
+    """measured: how many of the points were measured now, and not taken from an earlier run."""
+    names = names_of(report.points)
+    direction = "lower" if report.minimise else "higher"
+    lines = [f"{title(report)} -> {report.out or 'nothing is kept'}", f"  scored by {shown(report.scored_by)}"]
+    if old := sum(bool(point.scores) for point in report.points) - measured + failures(report):
+        lines.append(f"  {old} of {len(report.points)} points are from an earlier run")
+    if names:
+        rows = [[f"{point.alpha:.12g}", *_cells(point, names)] for point in report.points]
+        rows.append([f"best alpha ({direction})", *(f"{best.alpha:.12g}" for best in report.best)])
+        lines += ["", *table(["alpha", *names], rows), ""]
+    if not report.ok:
+        lines.append(f"  {failures(report)} of {len(report.points)} points could not be scored:")
+        for point in report.points:
+            lines += failure_lines(point)
+    if not names:
+        lines.append("  nothing was published, since there is no score")
+    elif report.out is not None:
+        lines.append(f"  checkpoints  {_kept(report)}")
+        lines.append(f"  results      {', '.join(_files(report))}")
+    return "\n".join(lines).rstrip("\n")
+
+
+def _kept(report: CurveReport) -> str:
+    paths = [point.path for point in report.points if point.path]
+    if report.keep == BEST:
+        return f"{paths[0]}, the best by {shown(report.target)}"
+    return f"{len(paths)} kept" if paths else "none kept"
+
+
+def title(report: CurveReport) -> str:
+    inputs = " + ".join(map(shown, (report.base, *report.sources)))
+    return f"{report.command} {inputs} at {len(report.points)} alpha{'s' if len(report.points) > 1 else ''}"
+
+
+def failures(report: CurveReport) -> int:
+    return sum(point.failure is not None for point in report.points)
+
+
+def point_text(point: CurvePoint) -> str:
+    """One point, as it is told while the others are not measured yet."""
+    if point.failure is not None:
+        return "\n".join(line.strip() for line in failure_lines(point))
+    scores = ", ".join(f"{shown(name)} {number(value)}" for name, value in point.scores.items())
+    return f"alpha {point.alpha:.12g}: {scores}"
+
+
+def failure_lines(point: CurvePoint) -> list[str]:
+    first, *rest = map(shown, (point.failure or "").split("\n"))
+    return [f"  alpha {point.alpha:.12g}: {first}", *(f"  {line}" for line in rest)] if point.failure else []
+
+
+def without_page() -> tuple[str, ...]:
+    """A note where no page can be made."""
+    try:
+        require_libraries()
+    except UsageError as error:
+        return (f"there is no {PAGE}: {error}",)
+    return ()
+
+
+def result_files(report: CurveReport) -> dict[str, bytes]:
+    """What stands in OUT beside the checkpoints, by name."""
+    files = {SCORES: to_json(report, indent=2) + "\n", TABLE: _csv(report)}
+    if not without_page():
+        from adaptertool.render.curve_page import curve_page  # noqa: PLC0415  # loads what the extra `report` holds
+
+        files[PAGE] = curve_page(report)
+    return {name: text.encode(errors="backslashreplace") for name, text in files.items()}
+
+
+def _files(report: CurveReport) -> tuple[str, ...]:
+    return (SCORES, TABLE) if any(PAGE in note for note in report.notes) else (SCORES, TABLE, PAGE)
+
+
+def _csv(report: CurveReport) -> str:
+    """A line for each alpha; nothing where measuring failed."""
+    names = names_of(report.points)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["alpha", *names])
+    for point in report.points:
+        writer.writerow([point.alpha, *(value_of(point, name) if point.scores else "" for name in names)])
+    return file.getvalue()
+
+
+def _cells(point: CurvePoint, names: list[str]) -> list[str]:
+    return [number(value_of(point, name)) if point.scores else "failed" for name in names]

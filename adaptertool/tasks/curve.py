@@ -1,0 +1,115 @@
+"""`wise --score`: a Wise-FT curve, that is a sweep whose every checkpoint is scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adaptertool.curve import ALL, KEEP, NONE, CurvePoint, CurveReport
+from adaptertool.errors import UsageError
+from adaptertool.plan import in_folders
+from adaptertool.spec import EXACT, Plan
+from adaptertool.tasks.arguments import Number, PathLike, as_path, parse_alphas
+from adaptertool.tasks.scorer import Score, scorer_of
+from adaptertool.tasks.wise import prepare_wise
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is to become of the scores, and of the checkpoints."""
+
+    keep: str
+    target: str | None
+    reference: str | None
+    minimise: bool
+
+    @staticmethod
+    def of(keep: str | None, target: str | None, reference: str | None, *, minimise: bool, published: bool) -> Wishes:
+        """Raises UsageError. Where nothing is published nothing is kept."""
+        if keep is None:
+            keep = ALL if published else NONE
+        if keep not in KEEP:
+            raise UsageError(f"keep is {', '.join(KEEP)}, not {keep!r}")
+        if keep != NONE and not published:
+            raise UsageError(f"to keep {keep} there must be an OUT to keep it in")
+        if target is not None and target == reference:
+            raise UsageError(f"target and reference are the same score, {target!r}")
+        return Wishes(keep, target, reference, minimise)
+
+
+def prepare_curve(
+    base: PathLike,
+    tuned: PathLike,
+    alphas: Number | Sequence[Number],
+    *,
+    renames: Sequence[str] = (),
+    precision: str = EXACT,
+    as_adapter: bool = False,
+    fisher: tuple[PathLike, PathLike] | None = None,
+) -> Plan:
+    """The plan of `prepare_wise`, in which every alpha has a folder, also where there is one only."""
+    recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
+    plan = prepare_wise(base, tuned, alphas, **recipe)
+    named = in_folders(parse_alphas(alphas))
+    outputs = (dataclasses.replace(own, folder=name.folder) for own, name in zip(plan.outputs, named, strict=True))
+    return dataclasses.replace(plan, outputs=tuple(outputs))
+
+
+def wise_curve(
+    base: PathLike,
+    tuned: PathLike,
+    out: PathLike | None,
+    alphas: Number | Sequence[Number],
+    score: Score,
+    *,
+    keep: str | None = None,
+    target: str | None = None,
+    reference: str | None = None,
+    minimise: bool = False,
+    renames: Sequence[str] = (),
+    precision: str = EXACT,
+    as_adapter: bool = False,
+    force: bool = False,
+    verify: bool = False,
+    threads: int | None = None,
+    progress: Callable[[CurvePoint], None] | None = None,
+    sha256: bool = False,
+    fisher: tuple[PathLike, PathLike] | None = None,
+) -> CurveReport:
+    """Make W + α·(T − W) for each α, score it, and publish the scores with the checkpoints that are to be kept.
+
+    base, tuned, alphas, as_adapter, and the rest: as for `wise`
+    out:      for scores.json, scores.csv, curve.html (with the extra `report`), and alpha-0.300 and so on; None: only
+              the report is returned, and while it works there is a hidden directory in the current one
+    score:    a command, split as a shell would but run without one, with the checkpoint's path in the place of {}, so
+              that nothing in a path needs quotes; the last line on stdout, or all of it, is a number or a JSON object
+              of named numbers. For pipes and the like: `sh -c 'A "$1" | B' sh {}`; for a limit of time: `timeout 1h
+              CMD {}`. Or a function that is given the path and returns a number, or numbers by name.
+    keep:     "all" checkpoints (as where there is an `out`), the "best" by `target`, or "none". All are made with one
+              read of the base if all are kept, or take at most half of the free space; else there is one at a time, or
+              two with the best so far.
+    target:   the score that the best is chosen by, or "mean"; the first unless given. `reference` stands against it
+              in the picture; the next unless given.
+    minimise: lower is better
+    progress: told each point that was measured
+
+    A point that cannot be scored is in the report, with the end of the output, and the others go on. What the same
+    command measured on the same inputs, at the same α, is taken over from an interrupted run or from `out`, which is
+    replaced then. It is the same command if its words are, the current directory, and by size and time the program and
+    its script (files named before the first option and before {}). What else it reads is not looked at: force=True
+    measures all anew. The scores of a function are never taken over. Raises UsageError, and what `wise` raises.
+    Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
+    """
+    wishes = Wishes.of(keep, target, reference, minimise=minimise, published=out is not None)
+    scorer = scorer_of(score)
+    recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
+    plan = prepare_curve(base, tuned, alphas, **recipe)
+    from adaptertool.tasks.scored import score_curve  # noqa: PLC0415  # loads numpy: only where tensors are touched
+
+    place = None if out is None else as_path(out, "OUT")
+    told = progress or (lambda _: None)
+    return score_curve(
+        plan, place, scorer, wishes, force=force, verify=verify, sha256=sha256, threads=threads, progress=told
+    )
