@@ -9,6 +9,7 @@ matrix of that rank can have: by torch.linalg.svdvals, for the layers of one blo
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -60,9 +61,16 @@ def excess(adapter: Path) -> float:
             pattern = name.removesuffix(".weight")
             alpha = fields.get("alpha_pattern", {}).get(pattern, fields["lora_alpha"])
             left = change - alpha / len(a) * (b @ a)
-            least = torch.linalg.svdvals(change)[len(a) :].norm()
-            worst = max(worst, float(left.norm() / least) - 1)
+            worst = max(worst, float(left.norm()) / least(name, len(a)) - 1)
     return worst
+
+
+@functools.cache
+def least(name: str, rank: int) -> float:
+    """What any matrix of that rank leaves of the change of a layer (Eckart and Young)."""
+    with safe_open(BASE / "model.safetensors", "pt") as base, safe_open(TUNED / "model.safetensors", "pt") as tuned:
+        change = tuned.get_tensor(name).double() - base.get_tensor(name).double()
+    return float(torch.linalg.svdvals(change)[rank:].norm())
 
 
 def main(runs: int, layers: int, mergekit: str | None) -> None:
