@@ -33,6 +33,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/merge_1b.py
 	$(BIN)/python benchmarks/kinds_1b.py
 	$(BIN)/python benchmarks/verify_1b.py
+	$(BIN)/python benchmarks/hashing_1b.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/merge_8b.py
 	$(BIN)/python benchmarks/settling.py
