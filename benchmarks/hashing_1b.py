@@ -14,9 +14,9 @@ BASE, OUT = WORK / "base", WORK / "out"
 WITHOUT = """
 from adaptertool import cli
 from adaptertool.files import hashing
-def pass_over(state, data):
-    state.done += len(data)
-hashing.InOrder._update = pass_over
+none = lambda *_: None
+hashing.InOrder.has, hashing.InOrder.caught_up = none, lambda state: state._size
+hashing.InOrder.digests = lambda state: dict.fromkeys(state._states, "0" * 64)
 cli.main()
 """
 MERGE = ["merge", BASE, WORK / "adapter", "-o", OUT]
