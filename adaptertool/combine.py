@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -94,10 +94,12 @@ def mixed(
                     f"{layer.pairs[0].a.path}: on factors they must be the same; take the method on changes (..._svd)"
                 )
         most = max(min(pair.outputs, pair.inputs) for pair in first.pairs)
-        own = first.rank if on_factors else min(most, rank or most)
+        wide = first.rank if on_factors else min(most, rank or most)
         dtype = widest({"F32", *(ref.spec.dtype for _, layer in some for ref in layer.refs)})
-        parts = tuple(Term(layer, float(weight * Fraction(layer.scale)), exact=False) for weight, layer in some)
-        layers.append(Combined(path, parts, dtype, own, float(own), 1.0, None))
+        times = [weight * Fraction(layer.scale) for weight, layer in some]
+        _require_numbers(times, path)
+        parts = tuple(Term(layer, float(own), exact=False) for own, (_, layer) in zip(times, some, strict=True))
+        layers.append(Combined(path, parts, dtype, wide, float(wide), 1.0, None))
     return layers
 
 
@@ -144,10 +146,13 @@ def _common(times: Sequence[Fraction], path: str) -> float:
         return 1.0
     odd, _ = Counter(map(_odd_part, wholes)).most_common(1)[0]
     common = max(number for number in wholes if _odd_part(number) == odd)
-    for number in (common, *(number / common for number in wholes)):
-        if not _LEAST < number < 1 / _LEAST:
-            raise UsageError(f"weights times scales of {shown(path)} lie too far apart, or beyond what a number holds")
+    _require_numbers((common, *(number / common for number in wholes)), path)
     return float(common)
+
+
+def _require_numbers(times: Iterable[Fraction], path: str) -> None:
+    if any(number and not _LEAST < abs(number) < 1 / _LEAST for number in times):
+        raise UsageError(f"weights times scales of {shown(path)} lie too far apart, or beyond what a number holds")
 
 
 def _odd_part(number: Fraction) -> Fraction:

@@ -14,7 +14,7 @@ from adaptertool.spec import Ref
 from adaptertool.tensors import as_bytes
 
 _ELEMENTS = 1 << 19
-_LARGEST = 1e140  # whose square may still be added up; only float64 goes beyond
+LARGEST = 1e140  # whose square may still be added up; only float64 goes beyond
 
 
 class Difference:
@@ -43,7 +43,7 @@ class Difference:
                     raise NonFiniteError(f"{ref.path}: {shown(ref.spec.name)} holds NaN or infinity, and was changed")
             rows = numbers[0, :count]
             rows -= numbers[1, :count]
-            if "F64" in dtypes and np.abs(rows).max() > _LARGEST:
+            if "F64" in dtypes and np.abs(rows).max() > LARGEST:
                 raise NonFiniteError(f"{where} is too far from the base: the square of what was changed is no float64")
             yield first, rows.reshape(-1, wide)
 

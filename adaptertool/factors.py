@@ -77,7 +77,7 @@ def at_rank(svds: Sequence[Sequence[Svd]], rank: int, dtypes: Sequence[tuple[str
             exact = split(svd, rank, balanced=balanced)
             b, a = (rounded(factor, dtype) for factor, dtype in zip(exact, dtypes_of, strict=True))
             wide = doubles(b, dtypes_of[0]), doubles(a, dtypes_of[1])
-            storing = max(storing, storing_error(svd, exact, wide, balanced=balanced))
+            storing = max(storing, storing_error(svd, wide, balanced=balanced))
             stored.append(_padded(b, a, rank))
         pairs.append(together(stored))
     error = max(float(errors(svd.values)[min(rank, len(svd.values))]) for some in svds for svd in some)

@@ -16,12 +16,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from adaptertool.combine import Combined
-from adaptertool.errors import shown
+from adaptertool.difference import LARGEST
+from adaptertool.errors import NonFiniteError, shown
 from adaptertool.factors import at_rank, made, one_by_one, read_pair
 from adaptertool.files.reader import Inputs
 from adaptertool.methods import METHOD_BY_NAME, Place
 from adaptertool.numerics.lowrank import Factors, kept, svd_of_product
-from adaptertool.numerics.rounding import Array, rounded
+from adaptertool.numerics.rounding import Array, doubles, rounded
 from adaptertool.numerics.sketch import leading, leading_of_rank
 from adaptertool.numerics.trim import Largest, largest
 from adaptertool.production import Made
@@ -32,7 +33,8 @@ _BLOCK = 1 << 18  # elements of a change made at once
 
 
 def on_factors(layer: Combined, mix: Mix, inputs: Inputs) -> tuple[list[Made], LayerSaid]:
-    """The whole layer. `error`: how far its product is from the weighted sum of the changes, relative to that."""
+    """The whole layer. `error`: how far its product, as stored, is from the weighted sum of the changes, relative to
+    that."""
     parts, error = list[Made](), 0.0
     for number in range(len(layer.first.pairs)):
         pairs = [read_pair(inputs, term.layer.pairs[number]) for term in layer.terms]
@@ -40,8 +42,9 @@ def on_factors(layer: Combined, mix: Mix, inputs: Inputs) -> tuple[list[Made], L
         signed = [math.copysign(root, term.times) for root, term in zip(roots, layer.terms, strict=True)]
         b = _whole([b for b, _ in pairs], roots, mix, f"{layer.path}/{number}/B")
         a = _whole([a for _, a in pairs], signed, mix, f"{layer.path}/{number}/A")
-        for spec, factor in zip(layer.of_pair(number), (a, b), strict=True):
-            parts.append(made(spec, rounded(factor, spec.dtype), _where(layer)))
+        stored = [rounded(factor, layer.dtype) for factor in (a, b)]
+        parts += [made(spec, own, _where(layer)) for spec, own in zip(layer.of_pair(number), stored, strict=True)]
+        a, b = (doubles(own, layer.dtype).reshape(factor.shape) for own, factor in zip(stored, (a, b), strict=True))
         error = max(error, _apart(joined(layer, number, inputs), one_by_one(b, a, layer.first.experts)))
     return parts, LayerSaid(layer, layer.rank, error=error)
 
@@ -79,8 +82,10 @@ def _apart(wanted: Sequence[Factors], found: Sequence[Factors]) -> float:
 class Mixture:
     """What a method makes of changes B·A of one shape, as a Matrix (numerics.sketch)."""
 
-    def __init__(self, factors: Sequence[Factors], weights: Sequence[float], mix: Mix, name: str) -> None:
-        self._factors, self._weights, self._mix, self.name = factors, weights, mix, name
+    def __init__(
+        self, factors: Sequence[Factors], weights: Sequence[float], mix: Mix, name: str, where: str = ""
+    ) -> None:
+        self._factors, self._weights, self._mix, self.name, self._where = factors, weights, mix, name, where
         self._method = METHOD_BY_NAME[mix.method]
         self.shape = len(factors[0][0]), factors[0][1].shape[1]
         self._step = max(1, _BLOCK // max(1, self.shape[1]))
@@ -95,7 +100,10 @@ class Mixture:
                 )
                 for source in range(len(self._factors))
             ]
-            yield first, self._method.combine(np.zeros(place.size), changes, self._weights).reshape(-1, wide)
+            rows = self._method.combine(np.zeros(place.size), changes, self._weights)
+            if not np.abs(rows).max() <= LARGEST:
+                raise NonFiniteError(f"{self._where}: the square of what it changes is no float64")
+            yield first, rows.reshape(-1, wide)
 
     def _rows(self, source: int, first: int) -> Array:
         b, a = self._factors[source]
@@ -138,7 +146,7 @@ def _mixtures(layer: Combined, number: int, mix: Mix, inputs: Inputs) -> list[Mi
     ]
     weights = [term.times / term.layer.scale if term.times else 0.0 for term in layer.terms]
     return [
-        Mixture(some, weights, mix, f"{layer.path}/{number}/{expert}")
+        Mixture(some, weights, mix, f"{layer.path}/{number}/{expert}", _where(layer))
         for expert, some in enumerate(zip(*terms, strict=True))
     ]
 

@@ -99,18 +99,26 @@ def _side_by_side(
 
 
 def _bias(layer: Combined, spec: TensorSpec, inputs: Inputs) -> tuple[list[Made], LayerSaid]:
-    total = np.zeros(spec.shape)
+    total, lost = np.zeros(spec.shape), np.zeros(spec.shape, bool)
     for term in layer.terms:
         if (ref := term.layer.bias) is not None:
             require_finite(inputs, ref)
-            total += read_tensor(inputs, ref, 0, ref.spec.numel) * term.times
-    return _stored(layer, spec, total)
+            more, before = read_tensor(inputs, ref, 0, ref.spec.numel) * term.times, total
+            total = before + more
+            part = total - before
+            lost |= (before - (total - part)) + (more - part) != 0  # D. Knuth's two-sum: what float64 does not hold
+    return _stored(layer, spec, total, lost)
 
 
-def _stored(layer: Combined, spec: TensorSpec, values: Array) -> tuple[list[Made], LayerSaid]:
+def _stored(
+    layer: Combined, spec: TensorSpec, values: Array, lost: Array | bool = False
+) -> tuple[list[Made], LayerSaid]:
+    """lost: which of the values are rounded already."""
     stored = rounded(values, spec.dtype)
     part = made(spec, stored, f"the sum for {shown(layer.path)}")
-    return [part], LayerSaid(layer, layer.rank, rounded=int(np.count_nonzero(doubles(stored, spec.dtype) != values)))
+    return [part], LayerSaid(
+        layer, layer.rank, rounded=int(np.count_nonzero((doubles(stored, spec.dtype) != values) | lost))
+    )
 
 
 def cut_down(layer: Combined, cut: Cut, inputs: Inputs) -> tuple[list[Made], LayerSaid]:

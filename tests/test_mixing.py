@@ -22,7 +22,7 @@ from test_peft_layers import LAYERS, Zoo, make_adapter
 from test_sum import close, deltas, expected
 from test_truncate import best
 
-from adaptertool.errors import AdapterToolError, MismatchError, UnsupportedError, UsageError
+from adaptertool.errors import AdapterToolError, MismatchError, NonFiniteError, UnsupportedError, UsageError
 from adaptertool.mixing import Mixture
 from adaptertool.numerics.sketch import left_over
 from adaptertool.spec import Mix
@@ -200,3 +200,28 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert "of the sum, at most: factors were mixed" in done.stdout
     text = adaptertool("sum", "--help").stdout
     assert all(method in text for method in METHODS)
+
+
+@pytest.mark.parametrize("method", ["linear", "dare_ties", "ties_svd"])
+def test_numbers_beyond_float64_are_refused(tmp_path: Path, method: str) -> None:
+    density = {} if method == "linear" else {"density": 0.5}
+    plain = write_adapter(tmp_path / "plain", lora_factors("m.q", (6, 5)), lora_alpha=1e300)
+    with pytest.raises(UsageError, match="too far apart, or beyond"):
+        sum_adapters([plain], tmp_path / "out", weights=["1e300"], method=method, **density)
+    huge = {key: 1e100 * factor for key, factor in lora_factors("m.q", (6, 5), dtype=torch.float64).items()}
+    if method == "ties_svd":
+        with pytest.raises(NonFiniteError, match=r"the mixture for m\.q: the square of what it changes"):
+            sum_adapters([write_adapter(tmp_path / "huge", huge)], tmp_path / "out", method=method, **density)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("weight", [1e-60, 1e-70])
+def test_the_error_on_factors_is_that_of_what_is_stored(tmp_path: Path, weight: float) -> None:
+    factors = {key: factor * 1e-8 for key, factor in lora_factors("m.q", (6, 5)).items()}
+    adapter = write_adapter(tmp_path / "a", factors, lora_alpha=4)
+    (told,) = sum_adapters([adapter], tmp_path / "out", weights=[weight], method="linear").layers
+    stored = load(tmp_path / "out")
+    b, a = (stored[f"{PREFIX}m.q.lora_{end}.weight"].double() for end in "BA")
+    wanted = weight * factors["m.q.lora_B.weight"].double() @ factors["m.q.lora_A.weight"].double()
+    assert told.error == pytest.approx(float((b @ a - wanted).norm() / wanted.norm()), rel=1e-6)
+    assert told.error > 0

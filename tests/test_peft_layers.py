@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 import adaptertool
 from adaptertool import plan as plan_module
 from adaptertool.errors import InputError, MismatchError, NonFiniteError, UnsupportedError, UsageError
+from adaptertool.formats.peft_layers import read_layered
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LAYERS = ["linear", "turned", "embedding", "conv1", "conv2", "conv3"]
@@ -325,3 +326,10 @@ def test_half_of_an_attention_is_refused(tmp_path: Path) -> None:
     factors = {**factors, **lora_factors("attn", (32, 16))}
     with pytest.raises(MismatchError, match=r"attn\.in_proj_weight is F32 48×16"):
         adaptertool.merge(base, [write_adapter(tmp_path / "b", factors)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (6, 0)])
+def test_factors_of_no_elements_are_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
+    factors = {"m.q.lora_A.weight": torch.ones(4, shape[1]), "m.q.lora_B.weight": torch.ones(shape[0], 4)}
+    with pytest.raises(UnsupportedError, match=r"m\.q has factors of no elements"):
+        read_layered(write_adapter(tmp_path / "a", factors))

@@ -450,3 +450,13 @@ def test_large_rank_patterns_are_few() -> None:
 def test_refusals_are_errors_of_ours(tmp_path: Path) -> None:
     with pytest.raises(AdapterToolError, match="does not exist"):
         sum_adapters([tmp_path / "none"], tmp_path / "out")
+
+
+def test_a_bias_that_float64_does_not_hold_is_rounded(tmp_path: Path) -> None:
+    adapters = []
+    for number, values in enumerate(([1.0, 1.0, 0.5], [2.0**-60, 1.0, -0.5])):
+        factors = {**lora_factors("m.q", (3, 5)), "m.q.lora_B.bias": torch.tensor(values)}
+        adapters.append(write_adapter(tmp_path / str(number), factors, lora_bias=True))
+    (told,) = sum_adapters(adapters, tmp_path / "out").layers
+    assert (told.rounded, told.exact) == (1, False)
+    assert load(tmp_path / "out")[f"{PREFIX}m.q.lora_B.bias"].tolist() == [1, 2, 0]

@@ -116,6 +116,10 @@ def _layer(module: Module) -> Layer:
             f"{a.path}: {shown(module.name)} has {shown(a.spec.name)} {a.spec} and {shown(b.spec.name)} {b.spec}; "
             "these make no product"
         )
+    if not a.spec.numel or not b.spec.numel:
+        raise UnsupportedError(
+            f"{a.path}: {shown(module.name)} has factors of no elements: of shards that were not gathered?"
+        )
     return Layer(
         module.layer,
         module.rank,

@@ -17,6 +17,7 @@ from adaptertool.spec import Cut
 
 Factors = tuple[Array, Array]
 _ROWS = 8  # times as many rows as columns are factored at once
+_MOST = 2044  # 2^1022 twice: by more nothing but 0 is multiplied
 
 
 class Svd(NamedTuple):
@@ -84,20 +85,22 @@ def split(svd: Svd, rank: int, *, balanced: bool) -> Factors:
     return _times_two_to(left * roots, half), _times_two_to(roots[:, None] * right, half)
 
 
-def storing_error(svd: Svd, exact: Factors, stored: Factors, *, balanced: bool) -> float:
-    """How far the product of `exact`, from `split`, may be from that of the same factors as they are `stored`, relative
-    to the whole product.
+def storing_error(svd: Svd, stored: Factors, *, balanced: bool) -> float:
+    """How far the product of the factors from `split` may be from that of the same as they are `stored`, relative to
+    the whole product. What is too small for float64 counts as well.
 
     ‖B'A' − BA‖ ≤ ‖(B' − B)·A‖ + ‖B·(A' − A)‖ + ‖B' − B‖·‖A' − A‖ in Frobenius norm; each row of A and column of B is
     as long as its share of the singular value, and orthogonal to the others.
     """
     if not svd.values.any():
         return 0.0
-    values, half = svd.values[: exact[0].shape[1]], svd.exponent // 2
+    exact = split(svd._replace(exponent=0), stored[0].shape[1], balanced=balanced)
+    values, half = svd.values[: stored[0].shape[1]], svd.exponent // 2
     up, down = (half, half) if balanced else (svd.exponent, 0)
     wide, high = (values, values) if balanced else (np.square(values), np.ones(len(values)))  # squares of the lengths
     of_b, of_a = (
-        _times_two_to(own - other, -power) for own, other, power in zip(stored, exact, (up, down), strict=True)
+        _times_two_to(own, min(-power, _MOST)) - other
+        for own, other, power in zip(stored, exact, (up, down), strict=True)
     )
     columns, rows = np.einsum("ij,ij->j", of_b, of_b), np.einsum("ij,ij->i", of_a, of_a)
     parts = np.sqrt(columns @ high) + np.sqrt(rows @ wide) + np.sqrt(columns.sum() * rows.sum())
