@@ -138,3 +138,23 @@ def test_what_is_too_small_for_float64_counts_as_lost(balanced: bool) -> None:
     svd = svd_of_product(np.ldexp(b, -1060), np.ldexp(a, -1060))
     lost = storing_error(svd, split(svd, 6, balanced=balanced), balanced=balanced)
     assert lost < 1e-3 if balanced else lost == pytest.approx(1)
+
+
+def test_what_cancels_between_equal_rows_hides_nothing() -> None:
+    b, a = factors(40, 2, 30)
+    large = np.ldexp(np.random.default_rng(2).standard_normal((40, 1)), 60)
+    row = np.random.default_rng(3).standard_normal((1, 30))
+    svd = svd_of_product(np.concatenate([large, b, -large], axis=1), np.concatenate([row, a, row]))
+    found = np.ldexp(svd.left * svd.values @ svd.right, svd.exponent)
+    assert np.linalg.norm(found - b @ a) <= 1e-14 * np.linalg.norm(b @ a)
+
+
+def test_what_rounding_hides_is_said() -> None:
+    b, a = factors(40, 2, 30)
+    large = np.ldexp(np.random.default_rng(2).standard_normal((40, 1)), 60)
+    row = np.random.default_rng(3).standard_normal((1, 30))
+    svd = svd_of_product(np.concatenate([large, b, large], axis=1), np.concatenate([row, a, -row]))
+    assert not svd.values.any()  # B·A is not 0, but too small beside what is cancelled in it
+    assert storing_error(svd, split(svd, 1, balanced=False), balanced=False) == 1
+    zero = svd_of_product(np.concatenate([b, -b], axis=1), np.concatenate([a, a]))
+    assert storing_error(zero, split(zero, 1, balanced=False), balanced=False) == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import load, lora_factors, same_bits, snapshot, write_adapter
+from conftest import PREFIX, load, lora_factors, same_bits, snapshot, write_adapter
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from test_architectures import build
@@ -255,3 +255,17 @@ def test_inputs_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"x\.lora_B\.weight holds nan at element 13"):
         truncate(write_adapter(tmp_path / "c", bad), tmp_path / "out", rank=1)
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c", "there"}
+
+
+@pytest.mark.parametrize("limit", [{"rank": 1}, {"energy": 1}, {"max_error": 0}])
+def test_what_cancels_takes_nothing_along(tmp_path: Path, limit: dict[str, Any]) -> None:
+    one, other = torch.randn(6), torch.randn(6)
+    b = torch.stack([1e17 * one, -1e17 * one, other], 1)
+    a = torch.randn(2, 5)[[0, 0, 1]]
+    factors = {"m.q.lora_A.weight": a, "m.q.lora_B.weight": b}
+    (told,) = truncate(write_adapter(tmp_path / "a", factors, r=3), tmp_path / "out", **limit).layers
+    stored = load(tmp_path / "out")
+    found = stored[f"{PREFIX}m.q.lora_B.weight"].double() @ stored[f"{PREFIX}m.q.lora_A.weight"].double()
+    wanted = torch.outer(other, a[2]).double()
+    assert (found - wanted).norm() <= (told.error + told.storing + 1e-15) * wanted.norm()
+    assert told.error + told.storing < 1e-6

@@ -8,6 +8,7 @@ depend on their number.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from adaptertool.spec import Cut
 
 Factors = tuple[Array, Array]
 _ROWS = 8  # times as many rows as columns are factored at once
+_HEAVY = 2.0**-24  # noise that says that much of what the factors hold is cancelled in their product
+_SUMMED = 1e300  # larger numbers are not added up
 _MOST = 2044  # 2^1022 twice: by more nothing but 0 is multiplied
 
 
@@ -27,33 +30,49 @@ class Svd(NamedTuple):
     values: Array  # (n,), the first between 1/4 and 1, or all 0
     right: Array  # (n, in), orthonormal rows; the largest element of each is positive
     exponent: int  # even
+    noise: float = 0.0  # how far rounding may have moved the product, Frobenius, in units of the values
 
 
 def svd_of_product(b: Array, a: Array) -> Svd:
     """Of b @ a, for b (out, r) and a (r, in), finite float64; n is the least of out, r and in."""
+    svd = _svd(b, a)
+    clear = svd.noise <= _HEAVY * svd.values.max(initial=0.0)
+    return svd if clear or np.abs(b).max() > _SUMMED else _svd(*_gathered(b, a))
+
+
+def _svd(b: Array, a: Array) -> Svd:
     b, a, exponent = _levelled(b, a)
     (left, first), (right, second) = qr(b), qr(a.T)
     core_left, values, core_right = np.linalg.svd(first @ second.T, full_matrices=False)
-    values, more = _told_from_noise(values, first, second, exponent)
+    values, more, noise = _told_from_noise(values, first, second, exponent)
     right = core_right @ right.T
     right *= (signs := _signs(right))
-    return Svd(left @ (core_left * signs[:, 0]), values, right, exponent + more)
+    return Svd(left @ (core_left * signs[:, 0]), values, right, exponent + more, noise)
+
+
+def _gathered(b: Array, a: Array) -> Factors:
+    """Of the same product, each row of A once: what equal ones cancel of each other is then no longer there."""
+    rows, places = np.unique(a, axis=0, return_inverse=True)
+    columns = [b[:, places.reshape(-1) == row] for row in range(len(rows))]
+    sums = [some[:, 0] if some.shape[1] == 1 else [math.fsum(own) for own in some] for some in columns]
+    return np.array(sums).reshape(len(rows), len(b)).T, rows
 
 
 def singular_values(b: Array, a: Array) -> tuple[Array, int]:
     """(values, exponent) as in svd_of_product, without the vectors: in a third of the time."""
     b, a, exponent = _levelled(b, a)
     first, second = _upper(b), _upper(a.T)
-    values, more = _told_from_noise(np.linalg.svd(first @ second.T, compute_uv=False), first, second, exponent)
+    values, more, _ = _told_from_noise(np.linalg.svd(first @ second.T, compute_uv=False), first, second, exponent)
     return values, exponent + more
 
 
-def _told_from_noise(values: Array, first: Array, second: Array, exponent: int) -> tuple[Array, int]:
-    """Those of first @ second.T, times 2^−more, with 0 for what rounding may have made; exponent + more is even."""
+def _told_from_noise(values: Array, first: Array, second: Array, exponent: int) -> tuple[Array, int, float]:
+    """Those of first @ second.T, times 2^−more, with 0 for what rounding may have made, and how much that may be;
+    exponent + more is even."""
     noise = np.finfo(np.float64).eps * second.shape[1] * np.linalg.norm(first) * np.linalg.norm(second)
     more = int(np.frexp(values.max(initial=0.0))[1])
     more += (exponent + more) % 2
-    return np.ldexp(np.where(values > noise, values, 0.0), -more), more
+    return np.ldexp(np.where(values > noise, values, 0.0), -more), more, float(np.ldexp(noise, -more))
 
 
 def errors(values: Array) -> Array:
@@ -87,13 +106,14 @@ def split(svd: Svd, rank: int, *, balanced: bool) -> Factors:
 
 def storing_error(svd: Svd, stored: Factors, *, balanced: bool) -> float:
     """How far the product of the factors from `split` may be from that of the same as they are `stored`, relative to
-    the whole product. What is too small for float64 counts as well.
+    the whole product. What is too small for float64 counts as well, and what rounding hid of a product in which most
+    of the factors is cancelled; 1 where that may be all.
 
     ‖B'A' − BA‖ ≤ ‖(B' − B)·A‖ + ‖B·(A' − A)‖ + ‖B' − B‖·‖A' − A‖ in Frobenius norm; each row of A and column of B is
     as long as its share of the singular value, and orthogonal to the others.
     """
     if not svd.values.any():
-        return 0.0
+        return 1.0 if svd.noise else 0.0
     exact = split(svd._replace(exponent=0), stored[0].shape[1], balanced=balanced)
     values, half = svd.values[: stored[0].shape[1]], svd.exponent // 2
     up, down = (half, half) if balanced else (svd.exponent, 0)
@@ -104,7 +124,8 @@ def storing_error(svd: Svd, stored: Factors, *, balanced: bool) -> float:
     )
     columns, rows = np.einsum("ij,ij->j", of_b, of_b), np.einsum("ij,ij->i", of_a, of_a)
     parts = np.sqrt(columns @ high) + np.sqrt(rows @ wide) + np.sqrt(columns.sum() * rows.sum())
-    return float(parts / np.linalg.norm(svd.values))
+    hidden = svd.noise if svd.noise > _HEAVY * svd.values[0] else 0.0
+    return float((parts + hidden) / np.linalg.norm(svd.values))
 
 
 def qr(matrix: Array) -> Factors:
