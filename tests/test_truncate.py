@@ -266,6 +266,6 @@ def test_what_cancels_takes_nothing_along(tmp_path: Path, limit: dict[str, Any])
     (told,) = truncate(write_adapter(tmp_path / "a", factors, r=3), tmp_path / "out", **limit).layers
     stored = load(tmp_path / "out")
     found = stored[f"{PREFIX}m.q.lora_B.weight"].double() @ stored[f"{PREFIX}m.q.lora_A.weight"].double()
-    wanted = torch.outer(other, a[2]).double()
+    wanted = torch.outer(other.double(), a[2].double())
     assert (found - wanted).norm() <= (told.error + told.storing + 1e-15) * wanted.norm()
     assert told.error + told.storing < 1e-6
