@@ -23,6 +23,7 @@ from adaptertool.tensors import require_finite
 from adaptertool.workers import run_jobs
 
 _PREFIX = "base_model.model."
+_SMALLEST = 1e-140  # norm, whose square may still be added up; only float64 goes below
 
 
 class Extracted(NamedTuple):
@@ -109,13 +110,18 @@ def _factored(choice: Choice, cut: Cut, dtype: str, inputs: Inputs) -> tuple[lis
             )
         found = leading_of_rank(matrix, 2 * found.reliable, name)
     reduced, rest, norm = done
+    if norm < _SMALLEST:
+        raise UnsupportedError(
+            f"{choice.tuned.path}: {shown(name)} is so near to the base that the square of what was changed is no "
+            "float64; leave it out with --leave-out"
+        )
     ((b, a),) = reduced.pairs
     if choice.transposed:
         b, a = a.T, b.T
     specs = specs_of(choice, Cut(rank=reduced.rank), dtype)
     where = f"{choice.tuned.path}: the factors of {shown(name)}"
     parts = [made(spec, factor, where) for spec, factor in zip(specs, (a, b), strict=True)]
-    return parts, Extracted(choice, reduced.rank, norm, rest / norm if norm else 0.0)
+    return parts, Extracted(choice, reduced.rank, norm, rest / norm)
 
 
 def _within(matrix: Difference, found: Leading, cut: Cut, dtype: str) -> tuple[Reduced, float, float] | None:

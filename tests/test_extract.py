@@ -386,3 +386,14 @@ def test_notes(tmp_path: Path) -> None:
     notes = extract(base, tuned, tmp_path / "out", rank=4).notes
     assert notes[0].startswith("config.json differs: model_type, tie_word_embeddings, vocab_size; an adapter changes")
     assert notes[1].startswith("saved tensors are stored as F64")
+
+
+def test_a_change_below_the_squares_of_float64_is_refused(tmp_path: Path) -> None:
+    name, other = (f"model.layers.0.self_attn.{end}_proj.weight" for end in "qk")
+    plain = {name: torch.zeros(6, 5, dtype=torch.float64), other: torch.zeros(6, 5)}
+    tuned = {name: 1e-170 * torch.randn(6, 5, dtype=torch.float64), other: torch.randn(6, 5)}
+    pair = write_checkpoint(tmp_path / "base", plain), write_checkpoint(tmp_path / "tuned", tuned)
+    with pytest.raises(UnsupportedError, match=r"q_proj\.weight is so near to the base"):
+        extract(*pair, tmp_path / "out", rank=2)
+    assert not (tmp_path / "out").exists()
+    extract(*pair, tmp_path / "out", rank=2, leave_out=["q_proj"])
