@@ -90,12 +90,15 @@ def _side_by_side(
     layer: Combined, number: int, spec: TensorSpec, first: int, last: int, inputs: Inputs
 ) -> tuple[list[Made], LayerSaid]:
     """Rows of B. The experts' columns take turns, so those of one adapter stay together."""
-    rows = []
+    rows, lost = [], []
     for term in layer.terms:
         ref = term.layer.pairs[number].b
         require_finite(inputs, ref.rows(first, last))
-        rows.append(read_rows(inputs, ref, first, last, ref.spec.shape[1]) * term.times)
-    return _stored(layer, spec, np.concatenate(rows, axis=1))
+        own = read_rows(inputs, ref, first, last, ref.spec.shape[1])
+        rows.append(own * term.times)
+        # A power of two loses nothing, but of what is then too small for float64.
+        lost.append(rows[-1] / term.times != own if term.exact and term.times else np.zeros(own.shape, bool))
+    return _stored(layer, spec, np.concatenate(rows, axis=1), np.concatenate(lost, axis=1))
 
 
 def _bias(layer: Combined, spec: TensorSpec, inputs: Inputs) -> tuple[list[Made], LayerSaid]:

@@ -460,3 +460,11 @@ def test_a_bias_that_float64_does_not_hold_is_rounded(tmp_path: Path) -> None:
     (told,) = sum_adapters(adapters, tmp_path / "out").layers
     assert (told.rounded, told.exact) == (1, False)
     assert load(tmp_path / "out")[f"{PREFIX}m.q.lora_B.bias"].tolist() == [1, 2, 0]
+
+
+def test_what_is_too_small_for_float64_is_rounded(tmp_path: Path) -> None:
+    plain = lora_factors("m.q", (3, 5), dtype=torch.float64)
+    small = {key: factor * (1e-300 if "lora_B" in key else 1e300) for key, factor in plain.items()}
+    adapters = [write_adapter(tmp_path / "0", plain), write_adapter(tmp_path / "1", small, lora_alpha=8 * 2.0**-100)]
+    (told,) = sum_adapters(adapters, tmp_path / "out").layers
+    assert (told.rounded, told.exact) == (12, False)
