@@ -26,7 +26,7 @@ import pytest
 import torch
 from conftest import adaptertool, load, lora_factors, main_here, snapshot, write_adapter, write_checkpoint
 
-from adaptertool import merge, prepare_merge, wise
+from adaptertool import merge, prepare_merge, sum_adapters, wise
 from adaptertool.errors import AdapterToolError, InputError, Interrupted, OutputError, StorageError, UsageError
 from adaptertool.files import publish
 from adaptertool.files.staging import Staging
@@ -509,6 +509,23 @@ def test_force_keeps_the_old_one_until_the_end(place: Place) -> None:
     assert snapshot(place.out).keys() == old.keys()
     assert snapshot(place.out) != old
     assert place.staged == []
+
+
+def test_force_spares_inputs_that_are_links_into_out(place: Place) -> None:
+    place.merge()
+    sum_adapters([place.adapter], place.folder / "sum")
+    (place.base / "config.json").unlink()
+    (place.base / "config.json").symlink_to("../out/config.json")
+    latest = place.folder / "latest"
+    latest.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (latest / name).symlink_to(f"../sum/{name}")
+    before = snapshot(place.folder)
+    with pytest.raises(UsageError, match=r"out and the input .*base/config\.json overlap"):
+        place.merge(force=True)
+    with pytest.raises(UsageError, match=r"sum and the input .*latest/adapter_\w+\.\w+ overlap"):
+        sum_adapters([latest], place.folder / "sum", force=True)
+    assert snapshot(place.folder) == before
 
 
 @pytest.mark.parametrize("what", ["directory", "empty manifest folder", "link to ours", "safetensors file"])

@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
@@ -17,13 +17,16 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
 
-def check_target(out: Path, inputs: Sequence[Path], *, as_file: bool, force: bool) -> None:
-    """Refuse an OUT that cannot or must not be written, before anything is read or computed."""
+def check_target(out: Path, inputs: Sequence[Path], files: Iterable[Path] = (), *, as_file: bool, force: bool) -> None:
+    """Refuse an OUT that cannot or must not be written, before anything is read or computed.
+
+    inputs: as they were given. files: those that will be read; in `inputs` they may be links that lead into OUT.
+    """
     try:
         real = out.resolve()
     except (OSError, RuntimeError) as error:
         raise UsageError(f"OUT {out} is no usable path: {error}") from error
-    for given in inputs:
+    for given in (*inputs, *(files if os.path.lexists(real) else ())):
         source = given.resolve()
         if real == source or real in source.parents or source in real.parents:
             raise UsageError(f"OUT {out} and the input {given} overlap; inputs are never changed: choose another OUT")
