@@ -352,6 +352,12 @@ def test_provenance_that_cannot_be_written(tmp_path: Path, case: str) -> None:
     assert snapshot(tmp_path) == before and not (tmp_path / "out").exists()
 
 
+def test_provenance_of_the_longest_name(tmp_path: Path) -> None:
+    base, adapter, file = checkpoint(tmp_path / "base"), lora(tmp_path / "a"), tmp_path / ("\U0001f9ca" * 63)
+    merge(base, [adapter], tmp_path / "out", provenance=file)
+    assert b"in-toto" in file.read_bytes()
+
+
 def test_provenance_replaces_only_its_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a base that is one file stands a config, which is read."""
     base, adapter = checkpoint(tmp_path / "base", shards=1), lora(tmp_path / "a")

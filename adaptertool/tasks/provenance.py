@@ -117,7 +117,7 @@ class Prepared:
     def __init__(self, file: Path, content: bytes, *, force: bool) -> None:
         """force: what stands there is replaced."""
         self._file, self._force = file.resolve(), force
-        self._part = self._file.with_name(f".{self._file.name[:100]}.{secrets.token_hex(8)}")
+        self._part = self._file.with_name(f".{self._file.name[:50]}.{secrets.token_hex(8)}")
         self._content = content
 
     def __enter__(self) -> Prepared:
