@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import adaptertool, load, lora_factors, main_here, snapshot, write_adapter, write_checkpoint
+from conftest import ROOT, adaptertool, load, lora_factors, main_here, snapshot, write_adapter, write_checkpoint
 
 from adaptertool import merge, prepare_merge, sum_adapters, wise
 from adaptertool.errors import AdapterToolError, InputError, Interrupted, OutputError, StorageError, UsageError
@@ -234,6 +234,12 @@ def test_ctrl_c_at_every_line(
     assert n > 50
     assert (code, line) == (0, "")
     assert not wrong, "\n".join(wrong)
+
+
+def test_ctrl_c_while_the_command_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    done = adaptertool("--help", env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert (done.returncode, done.stderr) == (130, "adaptertool: interrupted; nothing was published\n")
 
 
 def _remove(path: Path) -> None:
