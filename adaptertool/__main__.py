@@ -1,3 +1,17 @@
-from adaptertool.cli import main
+"""Where the command begins: `adaptertool`, and `python -m adaptertool`."""
 
-main()
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    try:
+        from adaptertool.cli import main as run  # noqa: PLC0415  # takes a while, in which there may be a Ctrl-C
+    except KeyboardInterrupt:
+        print("adaptertool: interrupted; nothing was published", file=sys.stderr)
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

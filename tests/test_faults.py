@@ -24,9 +24,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import adaptertool, load, lora_factors, main_here, snapshot, write_adapter, write_checkpoint
+from conftest import ROOT, adaptertool, load, lora_factors, main_here, snapshot, write_adapter, write_checkpoint
 
-from adaptertool import merge, prepare_merge, wise
+from adaptertool import merge, prepare_merge, sum_adapters, wise
 from adaptertool.errors import AdapterToolError, InputError, Interrupted, OutputError, StorageError, UsageError
 from adaptertool.files import publish
 from adaptertool.files.staging import Staging
@@ -234,6 +234,12 @@ def test_ctrl_c_at_every_line(
     assert n > 50
     assert (code, line) == (0, "")
     assert not wrong, "\n".join(wrong)
+
+
+def test_ctrl_c_while_the_command_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    done = adaptertool("--help", env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert (done.returncode, done.stderr) == (130, "adaptertool: interrupted; nothing was published\n")
 
 
 def _remove(path: Path) -> None:
@@ -509,6 +515,23 @@ def test_force_keeps_the_old_one_until_the_end(place: Place) -> None:
     assert snapshot(place.out).keys() == old.keys()
     assert snapshot(place.out) != old
     assert place.staged == []
+
+
+def test_force_spares_inputs_that_are_links_into_out(place: Place) -> None:
+    place.merge()
+    sum_adapters([place.adapter], place.folder / "sum")
+    (place.base / "config.json").unlink()
+    (place.base / "config.json").symlink_to("../out/config.json")
+    latest = place.folder / "latest"
+    latest.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (latest / name).symlink_to(f"../sum/{name}")
+    before = snapshot(place.folder)
+    with pytest.raises(UsageError, match=r"out and the input .*base/config\.json overlap"):
+        place.merge(force=True)
+    with pytest.raises(UsageError, match=r"sum and the input .*latest/adapter_\w+\.\w+ overlap"):
+        sum_adapters([latest], place.folder / "sum", force=True)
+    assert snapshot(place.folder) == before
 
 
 @pytest.mark.parametrize("what", ["directory", "empty manifest folder", "link to ours", "safetensors file"])

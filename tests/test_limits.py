@@ -148,3 +148,20 @@ def test_outputs_of_a_long_sweep(tmp_path: Path, adapter: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(list(out.iterdir())) == alphas + 1
     assert check_files(out).ok
+
+
+def test_more_outputs_than_files_that_may_be_open(tmp_path: Path, adapter: Path) -> None:
+    base, out = base_of(tmp_path / "base", ["a", "b", "c"], 3), tmp_path / "out"
+    for alphas, code in ((79, 4), (77, 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "adaptertool", "wise", base, adapter, "--alpha", f"1:{alphas}:1", "-o", out, "-q"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)),
+        )
+        assert done.returncode == code, done.stderr
+        if code:
+            assert "79 outputs at once need 258 open files, but this process may have 256" in done.stderr
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]

@@ -19,7 +19,7 @@ from blake3 import blake3
 from conftest import FIXTURES, adaptertool, lora_factors, snapshot, write_adapter, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from adaptertool import merge, plan, sum_adapters, wise
+from adaptertool import inspect, merge, plan, sum_adapters, wise
 from adaptertool.errors import AdapterToolError, InputError, OutputError, StorageError, UsageError
 from adaptertool.files import beside, hashing, writer
 from adaptertool.files.hashing import InOrder, Loans
@@ -271,6 +271,20 @@ def test_sums_are_those_of_sha256sum(tmp_path: Path, alphas: str) -> None:
     assert not (tmp_path / "out" / SUMS).exists()
 
 
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    base, adapter, out = checkpoint(tmp_path / "base"), lora(tmp_path / "a"), tmp_path / "out"
+    odd = os.fsdecode(b"odd\xff.txt")
+    (base / odd).write_text("odd")
+    for _ in range(2):  # the second takes the place of the first
+        merge(base, [adapter], out, sha256=True, force=True)
+        assert check_files(out).ok
+        subprocess.run(["sha256sum", "-c", "--strict", SUMS], cwd=out, capture_output=True, check=True)
+    assert (facts_of := inspect(out).checkpoint) and facts_of.manifest and facts_of.manifest["changed"] == []
+    (out / odd).write_text("even")
+    assert [file.name for file in check_files(out).wrong] == [odd]
+    assert adaptertool("verify", out).returncode == 1
+
+
 def test_sums_have_no_place_beside_one_file(tmp_path: Path) -> None:
     base, adapter = checkpoint(tmp_path / "base", shards=1), lora(tmp_path / "a")
     file, out = base / "model.safetensors", tmp_path / "out.safetensors"
@@ -336,9 +350,35 @@ def test_provenance_that_cannot_be_written(tmp_path: Path, case: str) -> None:
     with pytest.raises(error):
         merge(base, [adapter], tmp_path / "out", provenance=file)
     assert snapshot(tmp_path) == before and not (tmp_path / "out").exists()
-    if case == "exists":
-        merge(base, [adapter], tmp_path / "out", provenance=file, force=True)
-        assert b"in-toto" in file.read_bytes()
+
+
+def test_provenance_of_the_longest_name(tmp_path: Path) -> None:
+    base, adapter, file = checkpoint(tmp_path / "base"), lora(tmp_path / "a"), tmp_path / ("\U0001f9ca" * 63)
+    merge(base, [adapter], tmp_path / "out", provenance=file)
+    assert b"in-toto" in file.read_bytes()
+
+
+def test_provenance_replaces_only_its_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a base that is one file stands a config, which is read."""
+    base, adapter = checkpoint(tmp_path / "base", shards=1), lora(tmp_path / "a")
+    out, file = tmp_path / "out.safetensors", tmp_path / "p.json"
+    for number, text in enumerate([None, "", "[]", "{}", '{"predicate": 1}']):
+        other = base / "config.json" if text is None else tmp_path / f"{number}.json"
+        if text is not None:
+            other.write_text(text)
+        before = snapshot(tmp_path)
+        with pytest.raises(OutputError, match="no provenance by adaptertool"):
+            merge(base / "model.safetensors", [adapter], out, provenance=other, force=True)
+        assert snapshot(tmp_path) == before
+    merge(base, [adapter], tmp_path / "out", provenance=file)
+    old = file.read_bytes()
+    merge(base, [adapter], tmp_path / "out", weights=[0.5], provenance=file, force=True)
+    assert b"in-toto" in file.read_bytes() and file.read_bytes() != old
+    late = tmp_path / "late.json"  # comes while the run is at work
+    monkeypatch.setattr("adaptertool.tasks.run.publish.publish", lambda *_, **__: late.write_text("dear"))
+    with pytest.raises(StorageError, match="could not be put in place"):
+        merge(base, [adapter], tmp_path / "out2", provenance=late)
+    assert late.read_text() == "dear"
 
 
 def test_provenance_is_there_only_with_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,13 +393,12 @@ def test_provenance_is_there_only_with_out(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(OSError):
             merge(base, [adapter], tmp_path / "out", provenance=file)
     assert not file.exists() and not (tmp_path / "out").exists()
-    rename = os.rename
 
     def not_that(source: Any, target: Any, **options: Any) -> None:
-        (fail if os.fspath(target) == str(file) else rename)(source, target, **options)
+        (fail if os.fspath(target) == str(file) else real)(source, target, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "rename", not_that)
+        patched.setattr(os, "link", not_that)
         with pytest.raises(StorageError, match="OUT is complete, but the provenance") as caught:
             merge(base, [adapter], tmp_path / "out", provenance=file)
     assert "goes on" not in str(caught.value)

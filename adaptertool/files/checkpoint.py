@@ -163,6 +163,11 @@ def _agree(index_path: Path, header: Header, named: set[str]) -> None:
         raise InputError(f"{header.path} holds {shown(extra[0])}, which {index_path.name} does not put there")
 
 
+def load_manifest(root: Path) -> dict[str, Any]:
+    """What adaptertool wrote of the files of a checkpoint, whose names need not be UTF-8."""
+    return load_json(root / MANIFEST, halves=True)
+
+
 def read_assets(root: Path) -> tuple[tuple[Asset, ...], list[str]]:
     """The files to carry over, and the names of those to leave behind (the shards among them)."""
     assets: list[Asset] = []

@@ -64,9 +64,10 @@ def _refuse_halves(text: bytes) -> None:
         raise ValueError(f"{found[0].decode()} is half of a surrogate pair: byte {found.start()}")
 
 
-def parse_json(text: bytes, what: str, strings_in: StringsIn | None = None) -> dict[str, Any]:
+def parse_json(text: bytes, what: str, strings_in: StringsIn | None = None, *, halves: bool = False) -> dict[str, Any]:
     """Parse one JSON object; `what` names it in the error.
 
+    halves: half of a pair of surrogates may stand there; so Python has names of files that are not UTF-8
     strings_in: how many strings, keys among them, a value has if it is of the form that the caller accepts. To look at
     every object for a key that stands there twice takes more than half as long again as parsing; but where nothing is
     escaped a quote begins or ends a string, so a value with half as many strings as there are quotes has lost no key.
@@ -75,7 +76,8 @@ def parse_json(text: bytes, what: str, strings_in: StringsIn | None = None) -> d
         raise InputError(f"{what} has more than {MAX_MARKS:,} commas and brackets; so much is refused unread")
     try:
         value = _parsed(text, strings_in)
-        _refuse_halves(text)
+        if not halves:
+            _refuse_halves(text)
     except (ValueError, RecursionError) as error:
         if remark := told_apart(text):
             raise InputError(f"{what} {remark}") from error
@@ -86,12 +88,12 @@ def parse_json(text: bytes, what: str, strings_in: StringsIn | None = None) -> d
     return value
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """Read a file that must hold one JSON object."""
+def load_json(path: Path, *, halves: bool = False) -> dict[str, Any]:
+    """Read a file that must hold one JSON object. halves: as in `parse_json`."""
     with open_input(path) as file:
         if file.size > MAX_JSON_BYTES:
             raise InputError(f"{path} has {file.size:,} bytes; a JSON file over {MAX_JSON_BYTES:,} is refused")
-        return parse_json(read_exact(file, 0, file.size), str(path))
+        return parse_json(read_exact(file, 0, file.size), str(path), halves=halves)
 
 
 def objects(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,25 +6,27 @@ import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
-from adaptertool.files.checkpoint import MANIFEST, SUMS
-from adaptertool.files.jsonfile import load_json
+from adaptertool.files.checkpoint import MANIFEST, SUMS, load_manifest
 
 ASIDE = "old"  # name in the staging directory
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
 
-def check_target(out: Path, inputs: Sequence[Path], *, as_file: bool, force: bool) -> None:
-    """Refuse an OUT that cannot or must not be written, before anything is read or computed."""
+def check_target(out: Path, inputs: Sequence[Path], files: Iterable[Path] = (), *, as_file: bool, force: bool) -> None:
+    """Refuse an OUT that cannot or must not be written, before anything is read or computed.
+
+    inputs: as they were given. files: those that will be read; in `inputs` they may be links that lead into OUT.
+    """
     try:
         real = out.resolve()
     except (OSError, RuntimeError) as error:
         raise UsageError(f"OUT {out} is no usable path: {error}") from error
-    for given in inputs:
+    for given in (*inputs, *(files if os.path.lexists(real) else ())):
         source = given.resolve()
         if real == source or real in source.parents or source in real.parents:
             raise UsageError(f"OUT {out} and the input {given} overlap; inputs are never changed: choose another OUT")
@@ -51,7 +53,7 @@ def _check_free(out: Path, *, as_file: bool, force: bool) -> None:
         )
     if not (out / MANIFEST).is_file():
         raise OutputError(f"{out} was not made by adaptertool (it has no {MANIFEST}); --force does not replace it")
-    ours = load_json(out / MANIFEST).get("files")
+    ours = load_manifest(out).get("files")
     present = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_symlink() or not path.is_dir()}
     present -= {MANIFEST, SUMS}
     if strange := sorted(present.difference(ours if isinstance(ours, dict | list) else ())):
@@ -116,7 +118,7 @@ def publish(work: Path, out: Path, *, force: bool) -> None:
         if exchange:
             _exchange(work, target)
         elif as_file:
-            _place_file(work, target)
+            place_file(work, target)
         else:
             work.rename(target)  # replaces an empty directory, and nothing else
     except OSError as error:
@@ -135,7 +137,7 @@ def publish(work: Path, out: Path, *, force: bool) -> None:
         raise
 
 
-def _place_file(work: Path, target: Path) -> None:
+def place_file(work: Path, target: Path) -> None:
     try:
         os.link(work, target)  # unlike a rename, never replaces
     except OSError as error:

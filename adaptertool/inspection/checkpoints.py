@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from adaptertool.errors import InputError, shown
-from adaptertool.files.checkpoint import MANIFEST, Checkpoint, read_assets
-from adaptertool.files.jsonfile import load_json
+from adaptertool.files.checkpoint import MANIFEST, Checkpoint, load_manifest, read_assets
 from adaptertool.inspect_reports import CheckpointFacts, Portion
 from adaptertool.inspection.families import SHOWN_FIRST, family_of
 from adaptertool.resolve import open_subject
@@ -85,7 +84,7 @@ def _manifest(checkpoint: Checkpoint) -> dict[str, Any] | None:
     path = checkpoint.path / MANIFEST
     if checkpoint.is_file or not path.exists():
         return None
-    content = load_json(path)
+    content = load_manifest(checkpoint.path)
     files, recipe = content.get("files"), content.get("recipe")
     if not isinstance(files, dict) or not isinstance(recipe, dict):
         raise InputError(f"{path} has no recipe or no files: it is no manifest of this version of adaptertool")

@@ -88,9 +88,9 @@ class Options:
         return replace(self, progress=progress or self.progress, before_publish=before_publish or self.before_publish)
 
 
-def check_out(out: Path, sources: Sequence[Path], *, force: bool) -> None:
-    """Refuse an OUT that cannot or must not be written."""
-    publish.check_target(out, sources, as_file=False, force=force)
+def check_out(out: Path, sources: Sequence[Path], files: Iterable[Path] = (), *, force: bool) -> None:
+    """Refuse an OUT that cannot or must not be written. The arguments are those of `publish.check_target`."""
+    publish.check_target(out, sources, files, as_file=False, force=force)
     if out.suffix == ".safetensors":
         raise UsageError(f"OUT {out} is named like a file, but an adapter is a directory; give a name without the end")
 
@@ -99,7 +99,7 @@ def write_adapter(output: Output[Said], out: Path, options: Options) -> Done[Sai
     """Compute in a staging directory, and publish. On any error OUT is as it was before."""
     start = time.perf_counter()
     threads = thread_count(options.threads)
-    check_out(out, output.sources, force=options.force)
+    check_out(out, output.sources, output.stamps, force=options.force)
     written = 0
     with Inputs(output.stamps) as inputs:
         if options.dry_run:

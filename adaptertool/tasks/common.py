@@ -37,7 +37,7 @@ def makes_file(plan: Plan, out: Path) -> bool:
 def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) -> None:
     """Refuse an OUT that the run would have to refuse, before anything is read or computed."""
     as_file = makes_file(plan, out)
-    check_target(out, (plan.base, *plan.sources), as_file=as_file, force=force)
+    check_target(out, (plan.base, *plan.sources), plan.inputs, as_file=as_file, force=force)
     if out.suffix == ".safetensors" and not as_file:
         raise UsageError(
             f"OUT {out} is named like a file, but this run makes a directory; give a name without .safetensors"

@@ -13,9 +13,8 @@ from typing import Any
 
 from adaptertool.blocks import Workspace
 from adaptertool.errors import InputError, Interrupted, StorageError, UnsupportedError, shown
-from adaptertool.files.checkpoint import MANIFEST, SUMS
+from adaptertool.files.checkpoint import MANIFEST, SUMS, load_manifest
 from adaptertool.files.hashing import BLAKE3, SHA256, digests_of
-from adaptertool.files.jsonfile import load_json
 from adaptertool.interrupts import deferred
 from adaptertool.reports import FilesReport, FileStatus
 from adaptertool.tasks.arguments import PathLike, as_path
@@ -80,7 +79,7 @@ def _manifest(root: Path) -> dict[str, dict[str, Any]]:
         )
     if path.is_symlink():
         raise InputError(f"{path} is a link; a manifest is a plain file")
-    content = load_json(path)
+    content = load_manifest(root)
     if content.get("schema") != _SCHEMA:
         raise UnsupportedError(f"{path} is of schema {shown(content.get('schema'))[:80]}; this version reads {_SCHEMA}")
     files = content.get("files")

@@ -23,7 +23,7 @@ from adaptertool.curve import (
     target_and_reference,
 )
 from adaptertool.errors import InputError, OutputError, shown
-from adaptertool.files.checkpoint import MANIFEST
+from adaptertool.files.checkpoint import MANIFEST, load_manifest
 from adaptertool.files.hashing import BLAKE3, digests_of
 from adaptertool.files.jsonfile import load_json
 from adaptertool.spec import Output, Plan
@@ -101,7 +101,7 @@ class Curve:
         are not to be lost: of another curve, or of alphas that are not asked for now."""
         if not self.scorer.lasting or not (out / SCORES).is_file() or not (out / MANIFEST).is_file():
             return None
-        content, files = load_json(out / SCORES), load_json(out / MANIFEST).get("files")
+        content, files = load_json(out / SCORES), load_manifest(out).get("files")
         remedy = "choose another OUT, or replace it with --force"
         facts = files.get(SCORES) if isinstance(files, dict) else None
         if not isinstance(facts, dict) or facts.get(BLAKE3) != digests_of(out / SCORES)[BLAKE3]:

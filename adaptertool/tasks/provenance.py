@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool import __version__
-from adaptertool.errors import OutputError, StorageError, UsageError
+from adaptertool.errors import InputError, OutputError, StorageError, UsageError
 from adaptertool.files.hashing import SHA256
-from adaptertool.files.publish import sync_directory
+from adaptertool.files.jsonfile import load_json
+from adaptertool.files.publish import place_file, sync_directory
 from adaptertool.files.writer import write_small
 from adaptertool.spec import Plan
 from adaptertool.tasks.manifest import Facts, Record
@@ -49,11 +50,22 @@ def check_provenance(plan: Plan, out: Path, file: Path, *, force: bool) -> None:
                 raise OutputError(f"{file} is no plain file, and is not replaced; choose another path")
             if not force:
                 raise OutputError(f"{file} exists; choose another path, or replace it with --force")
+            _require_ours(file)
         if not os.access(real.parent, os.W_OK | os.X_OK):
             raise StorageError(f"the directory {real.parent} for the provenance cannot be written to")
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"the provenance {file} is no usable path: {error}") from error
     _times()
+
+
+def _require_ours(file: Path) -> None:
+    """Raise OutputError unless it is a statement of ours: else --force might replace an input."""
+    try:
+        ours = load_json(file, halves=True)["predicate"]["runDetails"]["builder"]["id"] == BUILDER
+    except (InputError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise OutputError(f"{file} is no provenance by adaptertool, and --force does not replace it; remove it first")
 
 
 def _times() -> dict[str, str]:
@@ -102,9 +114,10 @@ class Prepared:
     """A small file, complete and durable beside its place, as a context: at the end it is removed, unless `publish`
     gave it its name."""
 
-    def __init__(self, file: Path, content: bytes) -> None:
-        self._file = file.resolve()
-        self._part = self._file.with_name(f".{self._file.name[:100]}.{secrets.token_hex(8)}")
+    def __init__(self, file: Path, content: bytes, *, force: bool) -> None:
+        """force: what stands there is replaced."""
+        self._file, self._force = file.resolve(), force
+        self._part = self._file.with_name(f".{self._file.name[:50]}.{secrets.token_hex(8)}")
         self._content = content
 
     def __enter__(self) -> Prepared:
@@ -120,7 +133,10 @@ class Prepared:
 
     def publish(self) -> None:
         try:
-            self._part.rename(self._file)
+            if self._force:
+                self._part.rename(self._file)
+            else:
+                place_file(self._part, self._file)
         except OSError as error:
             raise StorageError(
                 f"OUT is complete, but the provenance {self._file} could not be put in place: {error.strerror}"

@@ -30,6 +30,7 @@ from adaptertool.tasks.provenance import Prepared, check_provenance, statement
 from adaptertool.tasks.verify import check
 
 _FILES = 150  # open at the same time, beside three for each output
+_LEAST = 100  # beside two: one that is written, one that is made durable
 
 
 def run(
@@ -80,7 +81,7 @@ def run(
             if provenance is not None:
                 files = record.outputs(stage.work)
                 subjects = files if work == stage.work else {out.name: files[work.name]}
-                prepared = opened.enter_context(Prepared(provenance, statement(record, subjects)))
+                prepared = opened.enter_context(Prepared(provenance, statement(record, subjects), force=force))
             before_publish()
             publish.publish(work, out, force=force)
         if provenance is not None:  # the staging is gone: what fails here does not begin again
@@ -136,9 +137,15 @@ def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
 
 
 def allow_files(outputs: int) -> None:
-    """Raise the number of files that this process may have open, as far as it is allowed to: a sweep has many."""
-    count = 3 * outputs + _FILES
+    """Raise the number of files that this process may have open, as far as it is allowed to: a sweep has many. Raises
+    StorageError where that is too few."""
+    count, least = 3 * outputs + _FILES, 2 * outputs + _LEAST
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if most < least and outputs > 1:
+        raise StorageError(
+            f"{outputs:,} outputs at once need {least:,} open files, but this process may have {most:,}: give fewer "
+            "alphas at a time, or have the limit raised (ulimit -Hn)"
+        )
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

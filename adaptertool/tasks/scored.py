@@ -18,7 +18,7 @@ from adaptertool.curve import ALL, BEST, SCORES, CurvePoint, CurveReport, Scores
 from adaptertool.engine import run_plan
 from adaptertool.errors import UsageError, shown
 from adaptertool.files import publish
-from adaptertool.files.checkpoint import MANIFEST
+from adaptertool.files.checkpoint import load_manifest
 from adaptertool.files.hashing import DEFAULT, WITH_SHA256, digests_of
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import Inputs
@@ -159,7 +159,7 @@ def _begin(bench: Bench, curve: Curve, *, anew: bool, adopt: bool) -> None:
             curve.known |= read_points(load_json(stage.work / name), stage.work / name)
     if adopt and curve.wishes.keep in (ALL, BEST):
         ours = set().union(*(_files_of(bench.plan, output) for output in bench.plan.outputs))
-        files = load_json(bench.out / MANIFEST).get("files")
+        files = load_manifest(bench.out).get("files")
         for name, facts in files.items() if isinstance(files, dict) else ():
             if name in ours and isinstance(facts, dict):
                 stage.adopt(bench.out / name, name, {kind: facts.get(kind, "") for kind in stage.hashes})
