@@ -16,7 +16,7 @@ import numpy as np
 from adaptertool.chain import Chain
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import LORA
+from adaptertool.kinds import DORA
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.lowrank import Factors, singular_values
 from adaptertool.numerics.rounding import STORED, Array
@@ -65,7 +65,7 @@ def steps_of(plan: Plan) -> Steps:
 
 def needs_base(step: Step) -> bool:
     """Whether more than factors is read."""
-    return any(edit.kind != LORA.name for edit in step.edits)
+    return any(edit.kind == DORA.name for edit in step.edits)
 
 
 def effect(inputs: Inputs, steps: Sequence[Step], others: Mapping[str, Other]) -> float | None:
@@ -88,8 +88,8 @@ def effect(inputs: Inputs, steps: Sequence[Step], others: Mapping[str, Other]) -
 
 def _not_finite(step: Step) -> NonFiniteError:
     return NonFiniteError(
-        f"{step.base.path}: {shown(step.spec.name)}: the merged weight, or the norm of a row that DoRA divides by, is no "
-        "finite number, or 0, or of a size whose squares are beyond float64; without --base truncate needs no weights"
+        f"{step.base.path}: {shown(step.spec.name)}: the merged weight is no finite number, or the norm of a row "
+        "that DoRA divides by is 0 or beyond 2^±500; without --base no weights are needed"
     )
 
 
@@ -97,7 +97,7 @@ def _from_factors(old: Chain, new: Chain) -> Iterator[tuple[float, float]]:
     """‖W'' − W'‖ and ‖W' − W‖, of each edit."""
     for number, edit in enumerate(old.step.edits):
         chosen = choose(edit, 0, old.rows)
-        if chosen is None:
+        if chosen is None or A not in edit.factors:
             continue
         (b, a), (other_b, other_a) = (_product(chain, number, chosen.places) for chain in (old, new))
         times = abs(edit.scale)

@@ -10,7 +10,7 @@ import click
 
 from adaptertool.adapter_reports import AdapterReport
 from adaptertool.cli.boundary import ignore_signals, say
-from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, bar, with_options
+from adaptertool.cli.options import DEBUG, JSON, QUIET, RENAME, THREADS, bar, with_options
 from adaptertool.render.machine import to_json
 from adaptertool.tasks.extract import DTYPES
 from adaptertool.tasks.sum import METHODS
@@ -63,6 +63,7 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
     MAX_ERROR,
     click.option("--balance", is_flag=True, help="Share the singular values between A and B."),
     click.option("--base", type=click.Path(), help="Tell how far the merged weights move: of DoRA its norms count."),
+    RENAME,
     click.option("--html", metavar="FILE", help="Also write a page with pictures."),
 )
 @makes_adapter

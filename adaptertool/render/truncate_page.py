@@ -11,7 +11,6 @@ from adaptertool.render.drift import number
 from adaptertool.render.layer_map import layer_map
 from adaptertool.render.page import render
 from adaptertool.render.spectra import spectra
-from adaptertool.render.text import size
 
 
 def truncate_page(report: TruncateReport) -> str:
@@ -37,7 +36,7 @@ def _facts(report: TruncateReport) -> list[tuple[str, str]]:
     ]
     if effects := [one.effect for one in layers if one.effect is not None]:
         found.append(("effect, at most", number(max(effects))))
-    return [*found, ("bytes written", size(report.bytes_written))]
+    return found
 
 
 def _figures(report: TruncateReport) -> list[tuple[Any, str]]:

@@ -34,6 +34,7 @@ def truncate(
     max_error: Number | None = None,
     balance: bool = False,
     base: PathLike | None = None,
+    renames: Sequence[str] = (),
     spectra: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -53,6 +54,7 @@ def truncate(
     base:      the checkpoint that the adapter is for: the report tells of each layer how far the merged weights move,
                ‖W'' − W'‖/‖W' − W‖ with W' = W + Δ of the adapter and W'' of the truncated one. For LoRA that is the
                error of the change; for DoRA also what the norms do. A base that does not fit is refused first
+    renames:   as for `merge`, for the names of that base
     spectra:   the report tells the singular values of each layer as well
     dry_run:   compute the report, and write nothing
 
@@ -68,23 +70,25 @@ def truncate(
     path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
     beside = None if base is None else as_path(base, "BASE")
     check_out(target, [path] if beside is None else [path, beside], force=force)
-    layered = read_layered(path)
-    if not layered.layers:
-        raise UsageError(f"{path} has no factors to truncate: it holds saved tensors only")
-    plan = None if beside is None else prepare_merge(beside, [path])
+    layered, plan = _opened(path, beside, renames)
     output = _output(layered, plan, cut, balance=balance, spectra=spectra)
     options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     said = [one for one in done.said if one is not None]
     summary = done.summary(output, target, options)
     summary["bytes_read"] += sum(one.read for one in said)
-    return TruncateReport(
-        **summary,
-        cut=cut.as_typed(),
-        balanced=balance,
-        base=None if beside is None else str(beside),
-        layers=tuple(map(_told, said)),
-    )
+    named, layers = None if beside is None else str(beside), tuple(map(_told, said))
+    return TruncateReport(**summary, cut=cut.as_typed(), balanced=balance, base=named, layers=layers)
+
+
+def _opened(path: Path, base: Path | None, renames: Sequence[str]) -> tuple[Layered, Plan | None]:
+    """The adapter, and what a merge into the base would do. From headers and configs alone."""
+    if renames and base is None:
+        raise UsageError("renamings are for a base, and there is none (--base)")
+    layered = read_layered(path)
+    if not layered.layers:
+        raise UsageError(f"{path} has no factors to truncate: it holds saved tensors only")
+    return layered, None if base is None else prepare_merge(base, [path], renames=renames)
 
 
 def _told(said: LayerSaid) -> LayerTruncated:
