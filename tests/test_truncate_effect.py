@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import load, lora_factors, main_here, write_adapter, write_checkpoint
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from test_architectures import build
-from test_experts import MODELS
+from test_experts import H_, LLAMA, MODELS, PHI, SIZES, Q, fuse, split_weights
 from test_experts import train as train_experts
-from test_peft_layers import LAYERS, make_adapter, make_base, peft_merge
+from test_peft_layers import LAYERS, Attention, make_adapter, make_base, peft_merge
 
+import adaptertool
 from adaptertool import plan
 from adaptertool.errors import MismatchError, NonFiniteError
 from adaptertool.tasks.truncate import truncate
@@ -90,6 +92,43 @@ def test_experts_of_one_tensor(tmp_path: Path) -> None:
     for one in report.layers:
         wanted = moved(before[one.layer], whole[one.layer], cut[one.layer])
         assert one.effect == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_projections_that_the_base_has_otherwise(tmp_path: Path, fused: bool, dora: bool) -> None:
+    """Factors of one for a part of a tensor, or for several tensors: the effect is that on a base that has them as the
+    adapter."""
+    weights = split_weights(bias=False)
+    sizes = {"qkv_proj": 16} if fused else SIZES
+    factors: dict[str, torch.Tensor] = {}
+    for name, rows in sizes.items():
+        factors |= lora_factors(f"{Q}.{name}", (rows, H_))
+        if dora:
+            factors[f"{Q}.{name}.lora_magnitude_vector"] = torch.rand(rows) + 1
+    adapter = write_adapter(tmp_path / "a", factors, use_dora=dora)
+    found = []
+    for number, (config, stored) in enumerate(((LLAMA, weights), (PHI, fuse(weights)))):
+        base = write_checkpoint(tmp_path / f"base{number}", stored, config=config)
+        found.append([one.effect for one in truncate(adapter, tmp_path / f"out{number}", rank=2, base=base).layers])
+    assert len(found[0]) == len(sizes) and all(effect is not None and effect > 0.01 for effect in found[0])
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+def test_both_projections_of_a_multihead_attention(tmp_path: Path) -> None:
+    """As merged: twice the change of out_proj."""
+    model = Attention().double()
+    base = write_checkpoint(tmp_path / "base", {name: tensor.clone() for name, tensor in model.state_dict().items()})
+    tuned = get_peft_model(model, LoraConfig(target_modules=["attn"], r=6, lora_alpha=5, init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "a")
+    (one,) = truncate(tmp_path / "a", tmp_path / "out", rank=2, base=base).layers
+    for name in ("a", "out"):
+        adaptertool.merge(base, [tmp_path / name], tmp_path / f"merged-{name}")
+    before, whole, cut = (
+        torch.cat([load(tmp_path / name)[key] for key in ("attn.in_proj_weight", "attn.out_proj.weight")])
+        for name in ("base", "merged-a", "merged-out")
+    )
+    assert one.effect == pytest.approx(moved(before, whole, cut), rel=1e-9)
 
 
 def test_layers_that_keep_their_rank_move_nothing(tmp_path: Path) -> None:
