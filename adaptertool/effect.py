@@ -20,12 +20,14 @@ from adaptertool.kinds import DORA
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.lowrank import Factors, singular_values
 from adaptertool.numerics.rounding import STORED, Array
-from adaptertool.plan import all_steps, block_rows, matrix
+from adaptertool.plan import all_steps, matrix
 from adaptertool.region import choose
 from adaptertool.spec import Plan, Ref, Step
 from adaptertool.tensors import read_rows
 
 _SMALLEST = 2.0**-500  # norm whose squares are known: smaller ones, or larger than its inverse, are not
+
+_PART = 1 << 17  # elements of a block, for all that is made of one to stay in the cache
 
 Steps = Mapping[str, Sequence[Step]]
 
@@ -121,10 +123,13 @@ def _from_base(old: Chain, new: Chain) -> Iterator[tuple[float, float]]:
     step, cut = old.step, matrix(old.step)
     without = Chain(old.inputs, step._replace(edits=tuple(e for e in step.edits if A not in e.factors)), cut)
     rows, columns = cut
-    for first in range(0, rows, block_rows(columns)):
-        before = read_rows(old.inputs, step.base, first, min(rows, first + block_rows(columns)), columns)
+    at_once = max(1, _PART // max(columns, 1))
+    for first in range(0, rows, at_once):
+        before = read_rows(old.inputs, step.base, first, min(rows, first + at_once), columns)
         weight, other, plain = (_applied(chain, before, first) for chain in (old, new, without))
-        yield _length(other - weight), _length(weight - plain)
+        other -= weight
+        weight -= plain
+        yield _length(other), _length(weight)
 
 
 def _applied(chain: Chain, before: Array, first: int) -> Array:
@@ -136,6 +141,9 @@ def _applied(chain: Chain, before: Array, first: int) -> Array:
 
 
 def _length(rows: Array) -> float:
-    """‖rows‖; the largest is taken out, whose square might be beyond float64."""
+    """‖rows‖; where a square may be beyond float64, without the largest first."""
+    length = float(np.linalg.norm(rows))
+    if _SMALLEST < length < 1 / _SMALLEST:
+        return length
     largest = float(abs(rows).max(initial=0.0))
     return largest * float(np.linalg.norm(rows / largest)) if largest else 0.0

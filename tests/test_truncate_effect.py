@@ -18,7 +18,7 @@ from test_experts import train as train_experts
 from test_peft_layers import LAYERS, Attention, make_adapter, make_base, peft_merge
 
 import adaptertool
-from adaptertool import plan
+from adaptertool import effect
 from adaptertool.errors import MismatchError, NonFiniteError
 from adaptertool.tasks.truncate import truncate
 
@@ -33,7 +33,7 @@ def moved(before: torch.Tensor, whole: torch.Tensor, cut: torch.Tensor) -> float
 def test_every_layer_against_peft(
     tmp_path: Path, dora: bool, dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(effect, "_PART", block)
     zoo, base = make_base(tmp_path / "base", dtype)
     patterns = {"rank_pattern": {"conv2": 5, "linear": 6}, "alpha_pattern": {"embedding": 9}, "use_rslora": True}
     adapter = make_adapter(tmp_path / "a", zoo, target_modules=LAYERS, r=4, use_dora=dora, bias="all", **patterns)
