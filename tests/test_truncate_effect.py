@@ -242,7 +242,7 @@ def test_on_the_command_line(
     arguments = ["truncate", str(adapter), "--rank", "1", "--base", str(base)]
     assert main_here([*arguments, "-o", str(tmp_path / "out")], monkeypatch) == 0
     text = capsys.readouterr().out
-    assert f"of a change of the merged weights of {base}, at most" in text and "  effect 0." in text
+    assert f"effect   the merged weights of {base} move by 0." in text and "  effect 0." in text
     assert main_here([*arguments, "-o", str(tmp_path / "b"), "--json", "-q"], monkeypatch) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["base"] == str(base) and all(0 < one["effect"] < 2 for one in report["layers"])

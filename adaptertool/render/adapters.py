@@ -29,7 +29,9 @@ def truncate_text(report: TruncateReport, *, one_by_one: bool = False) -> str:
     lines.append(f"  layers   {len(report.layers):,}: rank {span(before)} to {span(after)}{as_they_are}")
     lines += _cut_off(report.layers)
     if effects := [one.effect for one in report.layers if one.effect is not None]:
-        lines.append(f"  effect   {max(effects):.3g} of a change of the merged weights of {report.base}, at most")
+        lines.append(
+            f"  effect   the merged weights of {report.base} move by {max(effects):.3g} of their change, at most"
+        )
     return "\n".join([*lines, *_costs(report), *_layers(report.layers, one_by_one=one_by_one)])
 
 
