@@ -49,8 +49,10 @@ def _figures(report: TruncateReport) -> list[tuple[Any, str]]:
     found = [
         spectra(((one.family, one.values) for one in layers), kept),
         (layer_map(cells, title="Error by layer and module"), "Error, |Δ - Δ'| / |Δ| of what was cut off."),
-        (layer_map([(one.layer, one.rank, False) for one in layers], title="Rank by layer and module"), "Rank kept."),
     ]
+    if len({one.rank for one in layers}) > 1:
+        cells = [(one.layer, one.rank, False) for one in layers]
+        found.append((layer_map(cells, title="Rank by layer and module"), "Rank kept."))
     if effects := [(one.layer, one.effect, False) for one in layers if one.effect is not None]:
         moved = layer_map(effects, title="Effect by layer and module")
         found.append((moved, "Effect, |W'' - W'| / |W' - W| of the merged weights."))
