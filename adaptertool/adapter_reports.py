@@ -31,6 +31,9 @@ class LayerTruncated:
     energy: float  # share of Σσ² kept
     error: float  # of what was cut off, relative in Frobenius norm: the least that this rank can have
     storing: float  # what rounding to the stored dtype adds to that, at most
+    family: str  # of modules: attention, MLP, ...
+    effect: float | None  # ‖W'' − W'‖/‖W' − W‖ of merged weights; None without a base, or where W' is W and W'' is not
+    values: tuple[float, ...]  # singular values before, over the largest, in descending order; where asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,7 @@ class TruncateReport(AdapterReport):
     schema: ClassVar[str] = "truncate/1"
     cut: dict[str, str | int]  # rank, energy or max_error, as asked for
     balanced: bool
+    base: str | None  # that the effect is measured on
     layers: tuple[LayerTruncated, ...]
 
 

@@ -170,7 +170,7 @@ class Chain:
         for role, ref in edit.factors.items():
             if role in by_row and isinstance(places, slice):
                 width = ref.spec.numel // (self.rows if edit.view is None else len(edit.view.rows))
-                cut[role] = Factor(read_rows(self.inputs, ref, places.start, places.stop, width))
+                cut[role] = Factor(self.read(ref, places.start, places.stop, width))
                 continue
             cut[role] = self._read_whole(number, role, ref)
             if role in by_row:
@@ -183,8 +183,12 @@ class Chain:
         with self._lock:
             if (number, role) not in self._whole:
                 rows = ref.spec.shape[0]
-                self._whole[number, role] = Factor(read_rows(self.inputs, ref, 0, rows, ref.spec.numel // rows))
+                self._whole[number, role] = Factor(self.read(ref, 0, rows, ref.spec.numel // rows))
             return self._whole[number, role]
+
+    def read(self, ref: Ref, first: int, last: int, width: int) -> Array:
+        """Rows first..last of a factor, of `width` elements each as it is stored; of its columns if chosen."""
+        return read_rows(self.inputs, ref, first, last, width)
 
     def _forget(self, first: int) -> None:
         """Let go of what belongs to edits that end before row `first`: a tensor may hold hundreds of experts."""

@@ -78,13 +78,13 @@ def at_rank(svds: Sequence[Sequence[Svd]], rank: int, dtypes: Sequence[tuple[str
             b, a = (rounded(factor, dtype) for factor, dtype in zip(exact, dtypes_of, strict=True))
             wide = doubles(b, dtypes_of[0]), doubles(a, dtypes_of[1])
             storing = max(storing, storing_error(svd, exact, wide, balanced=balanced))
-            stored.append(_padded(b, a, rank))
+            stored.append(padded(b, a, rank))
         pairs.append(together(stored))
     error = max(float(errors(svd.values)[min(rank, len(svd.values))]) for some in svds for svd in some)
     return Reduced(rank, tuple(pairs), 1 - error**2, error, storing)
 
 
-def _padded(b: Array, a: Array, rank: int) -> Factors:
+def padded(b: Array, a: Array, rank: int) -> Factors:
     """With zeros, where a weight is smaller than the rank."""
     if not (missing := rank - len(a)):
         return b, a

@@ -6,13 +6,26 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from adaptertool.effect import Other, Steps, effect, needs_base
 from adaptertool.errors import shown
-from adaptertool.factors import Reduced, made, one_by_one, read_pair, reduced, reduced_spec
+from adaptertool.factors import Reduced, made, one_by_one, padded, read_pair, reduced, reduced_spec, together
 from adaptertool.files.reader import Inputs
 from adaptertool.formats.peft_layers import Layer, Layered
+from adaptertool.numerics.lowrank import Factors, singular_values
+from adaptertool.numerics.rounding import doubles
+from adaptertool.numerics.spectrum import profile
 from adaptertool.production import Job, Made
-from adaptertool.spec import DTYPE_BITS, Cut, Ref
+from adaptertool.spec import DTYPE_BITS, Cut, Ref, Step
 from adaptertool.tensors import require_finite
+
+
+class How(NamedTuple):
+    """What to do with each layer, and what to find out."""
+
+    cut: Cut
+    balanced: bool
+    values: int = 0  # singular values to tell of, of each layer
+    steps: Steps | None = None  # with a base: what the adapter does to it, which the effect is measured on
 
 
 class LayerSaid(NamedTuple):
@@ -23,6 +36,9 @@ class LayerSaid(NamedTuple):
     energy: float = 1.0
     error: float = 0.0
     storing: float = 0.0
+    effect: float | None = None  # as effect.effect; None where no base is looked at
+    values: tuple[float, ...] = ()  # where asked for
+    read: int = 0  # bytes of the base
 
 
 def in_order(layered: Layered) -> Iterator[tuple[Layer | None, list[Ref]]]:
@@ -36,12 +52,12 @@ def in_order(layered: Layered) -> Iterator[tuple[Layer | None, list[Ref]]]:
                 yield None, refs
 
 
-def jobs(layered: Layered, cut: Cut, inputs: Inputs, *, balanced: bool) -> Iterator[Job[LayerSaid | None]]:
+def jobs(layered: Layered, inputs: Inputs, how: How) -> Iterator[Job[LayerSaid | None]]:
     for layer, refs in in_order(layered):
         if layer is None or not any(ref in pair for pair in layer.pairs for ref in refs):
             yield functools.partial(_copied, refs, inputs)
         else:
-            yield functools.partial(_reduced, layer, refs, cut, inputs, balanced=balanced)
+            yield functools.partial(_reduced, layer, refs, inputs, how)
 
 
 def _copied(refs: Sequence[Ref], inputs: Inputs) -> tuple[list[Made], None]:
@@ -50,18 +66,48 @@ def _copied(refs: Sequence[Ref], inputs: Inputs) -> tuple[list[Made], None]:
     return [Made(ref.spec, ref) for ref in refs], None
 
 
-def _reduced(
-    layer: Layer, refs: Sequence[Ref], cut: Cut, inputs: Inputs, *, balanced: bool
-) -> tuple[list[Made], LayerSaid]:
-    """Those of the layer's tensors that `refs` names."""
+def _reduced(layer: Layer, refs: Sequence[Ref], inputs: Inputs, how: How) -> tuple[list[Made], LayerSaid | None]:
+    """Those of the layer's tensors that `refs` names. Of several jobs for one layer that with lora_A speaks of it."""
     pairs = [one_by_one(*read_pair(inputs, pair), layer.experts) for pair in layer.pairs]
     dtypes = [(pair.b.spec.dtype, pair.a.spec.dtype) for pair in layer.pairs]
-    found = reduced(pairs, cut, dtypes, balanced=balanced)
+    found = reduced(pairs, how.cut, dtypes, balanced=how.balanced)
+    new = {} if found is None else _made(layer, found)
+    copied, _ = _copied([ref for ref in refs if ref.spec.name not in new], inputs)
+    by_name = {part.spec.name: part for part in copied} | new
+    parts = [by_name[ref.spec.name] for ref in refs]
+    if layer.pairs[0].a not in refs:
+        return parts, None
+    return parts, _said(layer, found, pairs, inputs, how)
+
+
+def _said(
+    layer: Layer, found: Reduced | None, pairs: Sequence[Sequence[Factors]], inputs: Inputs, how: How
+) -> LayerSaid:
+    values = _widest(pairs, how.values) if how.values else ()
     if found is None:
-        return _copied(refs, inputs)[0], LayerSaid(layer, layer.rank)
-    new = _made(layer, found)
-    said = LayerSaid(layer, found.rank, found.energy, found.error, found.storing)
-    return [new.get(ref.spec.name) or Made(ref.spec, ref) for ref in refs], said
+        return LayerSaid(layer, layer.rank, effect=None if how.steps is None else 0.0, values=values)
+    done, read = (None, 0) if how.steps is None else _effect(layer, found, inputs, how.steps)
+    return LayerSaid(layer, found.rank, found.energy, found.error, found.storing, done, values, read)
+
+
+def _effect(layer: Layer, found: Reduced, inputs: Inputs, steps: Steps) -> tuple[float | None, int]:
+    """Of the factors as they are stored, and the bytes of the base that it took to find it. With zeros the factors have
+    the shapes of those that they replace."""
+    others: dict[str, Other] = {}
+    of_layer: list[Step] = []
+    for pair, stored in zip(layer.pairs, found.pairs, strict=True):
+        b, a = (doubles(factor, ref.spec.dtype) for factor, ref in zip(stored, (pair.b, pair.a), strict=True))
+        b, a = together([padded(*factors, layer.rank) for factors in one_by_one(b, a, layer.experts)])
+        others[pair.b.spec.name], others[pair.a.spec.name] = Other(pair.b, b), Other(pair.a, a)
+        of_layer += steps[pair.a.spec.name]
+    return effect(inputs, of_layer, others), sum(step.base.spec.nbytes for step in of_layer if needs_base(step))
+
+
+def _widest(pairs: Sequence[Sequence[Factors]], most: int) -> tuple[float, ...]:
+    """The spectrum with the largest value, of all pairs and experts: profile, and at most so many values."""
+    found = [singular_values(b, a) for experts in pairs for b, a in experts]
+    values, _ = max(found, key=lambda one: (one[0].any(), one[1], one[0].max(initial=0.0)))
+    return profile(values, most)
 
 
 def _made(layer: Layer, found: Reduced) -> dict[str, Made]:

@@ -38,7 +38,7 @@ ROOMS = [
     ["blocks", "rescale", "blend", "fisher", "budget", "reads"],
     ["workers", "changes"],
     ["engine", "preflight", "production"],
-    ["factors", "difference"],
+    ["factors", "difference", "effect"],
     ["reduction", "summation", "extraction"],
     ["mixing"],
     ["reports", "adapter_reports", "comparison_report", "inspect_reports", "evaluation_reports", "curve"],

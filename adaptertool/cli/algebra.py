@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -15,6 +15,7 @@ from adaptertool.render.machine import to_json
 from adaptertool.tasks.extract import DTYPES
 from adaptertool.tasks.sum import METHODS
 
+Report = TypeVar("Report", bound=AdapterReport)
 RANK = click.option("--rank", type=click.IntRange(min=1), help="At most this rank.")
 MAX_ERROR = click.option("--max-error", help="The smallest rank with at most this error, relative in Frobenius norm.")
 ENERGY = click.option("--energy", help="The smallest rank that keeps this share of the squared spectrum, such as 0.99.")
@@ -61,17 +62,27 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
     ENERGY,
     MAX_ERROR,
     click.option("--balance", is_flag=True, help="Share the singular values between A and B."),
+    click.option("--base", type=click.Path(), help="Tell how far the merged weights move: of DoRA its norms count."),
+    click.option("--html", metavar="FILE", help="Also write a page with pictures."),
 )
 @makes_adapter
-def truncate(adapter: str, verbose: bool, **options: Any) -> None:
+def truncate(adapter: str, verbose: bool, html: str | None, **options: Any) -> None:
     """Reduce the rank of ADAPTER: of each layer the best approximation of B·A, by QR and a small SVD.
 
     One of --rank, --energy and --max-error is needed. Layers that lose nothing keep their bytes.
     """
+    if html is not None:
+        from adaptertool.render import page  # noqa: PLC0415  # loads what the extra `report` holds
+
+        page.require(html)
     from adaptertool.render.adapters import truncate_text  # noqa: PLC0415
     from adaptertool.tasks import truncate as task  # noqa: PLC0415
 
-    _run(task.truncate, truncate_text, [adapter], verbose=verbose, **options)
+    report = _run(task.truncate, truncate_text, [adapter], verbose=verbose, spectra=html is not None, **options)
+    if html is not None:
+        from adaptertool.render.truncate_page import truncate_page  # noqa: PLC0415  # as above
+
+        page.write(html, truncate_page(report))
 
 
 @click.command()
@@ -100,7 +111,7 @@ def extract(base: str, tuned: str, verbose: bool, **options: Any) -> None:
 
 
 def _run(
-    task: Callable[..., AdapterReport],
+    task: Callable[..., Report],
     text: Callable[..., str],
     sources: Sequence[Any],
     *,
@@ -109,10 +120,11 @@ def _run(
     verbose: bool,
     out: str,
     **options: Any,
-) -> None:
+) -> Report:
     with bar(task.__name__, None, quiet=quiet) as progress:
         report = task(*sources, out, progress=progress, before_publish=ignore_signals, **options)
     for note in () if quiet else report.notes:
         say(f"adaptertool: note: {note}", sys.stderr)
     if not quiet or as_json:
         say(to_json(report) if as_json else text(report, one_by_one=verbose), sys.stdout)
+    return report

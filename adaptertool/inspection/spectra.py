@@ -17,14 +17,12 @@ from adaptertool.inspect_reports import Spectrum
 from adaptertool.inspection.described import Found
 from adaptertool.numerics.lowrank import Factors, kept, singular_values
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.spectrum import entropy_rank, stable_rank
+from adaptertool.numerics.spectrum import MAX_VALUES, entropy_rank, profile, stable_rank
 from adaptertool.spec import Cut, Ref, Stamp, View
 from adaptertool.tensors import read_rows, read_tensor, require_finite
 from adaptertool.workers import run_jobs
 
 _PART = 1 << 20  # elements of a weight that are read at once
-_DIGITS = 6  # of the values that are reported
-MAX_VALUES = 2_000_000  # that are reported of all modules together
 
 Places = Sequence[tuple[Ref, View | None]]  # where in the base what a module changes is stored
 
@@ -83,11 +81,8 @@ def _spectrum(inputs: Inputs, module: Found, cuts: tuple[Cut, Cut], most: int) -
         if norm > top:
             widest, top = values, norm
     length = squares * abs(module.scale) if module.scale is not None else math.inf
-    largest = widest.max(initial=0.0) or 1.0
-    values = np.round(widest[:most] / largest, _DIGITS)
-    return Spectrum(
-        length if math.isfinite(length) else None, entropy, stable, needed[0], needed[1], tuple(values.tolist())
-    )
+    known = length if math.isfinite(length) else None
+    return Spectrum(known, entropy, stable, needed[0], needed[1], profile(widest, most))
 
 
 def _finite(norm: float, exponent: int) -> float:

@@ -22,12 +22,14 @@ Told = TypeVar("Told", LayerSummed | LayerTruncated, TensorExtracted)
 
 
 def truncate_text(report: TruncateReport, *, one_by_one: bool = False) -> str:
-    lines = [f"truncate {report.sources[0]} {_limit(report.cut)} -> {report.out}" + _dry(report)]
+    lines = [f"truncate {report.sources[0]} {limit(report.cut)} -> {report.out}" + _dry(report)]
     before, after = (one.rank_before for one in report.layers), (one.rank for one in report.layers)
     kept = sum(one.rank == one.rank_before for one in report.layers)
     as_they_are = f", {kept:,} with their bytes as they are" if kept else ""
-    lines.append(f"  layers   {len(report.layers):,}: rank {_span(before)} to {_span(after)}{as_they_are}")
+    lines.append(f"  layers   {len(report.layers):,}: rank {span(before)} to {span(after)}{as_they_are}")
     lines += _cut_off(report.layers)
+    if effects := [one.effect for one in report.layers if one.effect is not None]:
+        lines.append(f"  effect   {max(effects):.3g} of a change of the merged weights of {report.base}, at most")
     return "\n".join([*lines, *_costs(report), *_layers(report.layers, one_by_one=one_by_one)])
 
 
@@ -40,7 +42,7 @@ def sum_text(report: SumReport, *, one_by_one: bool = False) -> str:
     share = "" if report.density in (None, 1) else f" at density {report.density:g}"
     lines = [f"sum {' + '.join(sources)}{how}{share} -> {report.out}" + _dry(report)]
     dtypes = ", ".join(sorted({one.dtype for one in report.layers}))
-    lines.append(f"  layers   {len(report.layers):,}: rank {_span(one.rank for one in report.layers)}, {dtypes}")
+    lines.append(f"  layers   {len(report.layers):,}: rank {span(one.rank for one in report.layers)}, {dtypes}")
     if report.saved:
         lines.append(f"  saved    {len(report.saved):,} tensors that take the place of the base's, as they are")
     if report.method in ON_FACTORS:
@@ -58,12 +60,12 @@ def sum_text(report: SumReport, *, one_by_one: bool = False) -> str:
 
 
 def extract_text(report: ExtractReport, *, one_by_one: bool = False) -> str:
-    lines = [f"extract {' -> '.join(report.sources)} {_limit(report.cut)} -> {report.out}" + _dry(report)]
+    lines = [f"extract {' -> '.join(report.sources)} {limit(report.cut)} -> {report.out}" + _dry(report)]
     by_how: dict[str, list[TensorExtracted]] = {"factors": [], "saved": [], "left out": []}
     for one in report.tensors:
         by_how[one.how].append(one)
     factors = by_how["factors"]
-    ranks = _span(one.rank for one in factors)
+    ranks = span(one.rank for one in factors)
     lines.append(f"  factors  {len(factors):,} layers: rank {ranks}, {report.dtype}; {_worst(factors)}, at worst")
     if saved := by_how["saved"]:
         lines.append(f"  saved    {len(saved):,} tensors whole, as they were tuned")
@@ -79,7 +81,7 @@ def _became(some: Sequence[TensorExtracted]) -> str:
     told = []
     for how in dict.fromkeys(one.how for one in some):
         alike = [one for one in some if one.how == how]
-        text = f"rank {_span(one.rank for one in alike)}  {_worst(alike)}" if how == "factors" else how
+        text = f"rank {span(one.rank for one in alike)}  {_worst(alike)}" if how == "factors" else how
         if how == "left out":
             text += f"  |T - W| {max(one.norm for one in alike):.3g}"
         told.append(text + (f"  ({len(alike)} tensors)" if len(alike) > 1 else ""))
@@ -90,7 +92,7 @@ def _worst(some: Sequence[TensorExtracted]) -> str:
     return f"energy {min(one.energy for one in some):.4g}  error {max(one.error for one in some):.3g}"
 
 
-def _limit(cut: Mapping[str, str | int]) -> str:
+def limit(cut: Mapping[str, str | int]) -> str:
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in cut.items())
 
 
@@ -131,11 +133,13 @@ def _groups(found: Sequence[Told], *, one_by_one: bool) -> Iterable[tuple[str, l
 
 
 def _told(layers: Sequence[Layer]) -> str:
-    text = f"rank {_span(one.rank for one in layers)} of {_span(_before(one) for one in layers)}"
+    text = f"rank {span(one.rank for one in layers)} of {span(_before(one) for one in layers)}"
     if (energy := min(one.energy for one in layers)) < 1:
         text += f"  energy {energy:.4g}"
     if any(one.error for one in layers):
         text += f"  error {max(one.error for one in layers):.3g}"
+    if effects := [one.effect for one in layers if isinstance(one, LayerTruncated) and one.effect]:
+        text += f"  effect {max(effects):.3g}"
     return text + (f"  ({len(layers)} layers)" if len(layers) > 1 else "")
 
 
@@ -143,6 +147,6 @@ def _before(layer: Layer) -> int:
     return layer.rank_before if isinstance(layer, LayerTruncated) else sum(layer.ranks)
 
 
-def _span(numbers: Iterable[int]) -> str:
+def span(numbers: Iterable[int]) -> str:
     found = sorted(numbers)
     return f"{found[0]}" if not found or found[0] == found[-1] else f"{found[0]}–{found[-1]}"

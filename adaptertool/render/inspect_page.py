@@ -27,10 +27,10 @@ from adaptertool.render.inspect import (
 )
 from adaptertool.render.layer_map import layer_map
 from adaptertool.render.page import NEUTRAL, figure, render
+from adaptertool.render.spectra import spectra
 from adaptertool.render.text import size
 
 _HEIGHT = 3.4  # inches
-_COLOURS = (NEUTRAL, "#d9822b", "#2f9e6e", "#9b6dd7", "#c2527f", "#7a8a99", "#b0a030")  # on white and on black
 
 
 def inspect_page(report: InspectReport) -> str:
@@ -114,29 +114,7 @@ def _figures(modules: Sequence[InspectedModule], checkpoint: CheckpointFacts | N
     relative = [(module.name, one, False) for module in modules if (one := relative_norm(module)) is not None]
     if relative:
         found.append((layer_map(relative, title="Size of the change by layer and module"), "Size, |Δ| / |W|."))
-    lines = figure(lambda axes: _spectra(axes, modules), _HEIGHT, title="Spectra by family of modules")
-    return [*found, (lines, "Singular values over the largest: the median of each family, and the range.")]
-
-
-def _spectra(axes: Any, modules: Sequence[InspectedModule]) -> None:
-    """By position: the median, and the range."""
-    families: dict[str, list[tuple[float, ...]]] = {}
-    for module in modules:
-        if module.spectrum:
-            families.setdefault(module.family, []).append(module.spectrum.values)
-    for (family, spectra), colour in zip(families.items(), _COLOURS, strict=False):
-        places = range(max(map(len, spectra)))
-        columns = [[values[place] for values in spectra if place < len(values)] for place in places]
-        numbers = [place + 1 for place in places]
-        axes.fill_between(
-            numbers, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2, linewidth=0
-        )
-        axes.plot(numbers, list(map(statistics.median, columns)), color=colour, marker=".", label=family)
-    axes.set_ylim(0, 1.05)
-    axes.set_xlabel("singular value")
-    axes.set_ylabel("over the largest")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
+    return [*found, spectra((module.family, module.spectrum.values) for module in modules if module.spectrum)]
 
 
 def _bars(axes: Any, facts: CheckpointFacts) -> None:

@@ -42,6 +42,7 @@ class Output(Generic[Said]):
     assets: Sequence[Asset] = ()
     notes: Sequence[str] = ()  # what the user should know
     reserved: int | None = None  # bytes of disk for the tensors, where `largest` says far too many
+    looked_at: Mapping[Path, Stamp] = field(default_factory=dict)  # files that only the report is made from
 
     @property
     def needed(self) -> int:
@@ -101,7 +102,7 @@ def write_adapter(output: Output[Said], out: Path, options: Options) -> Done[Sai
     threads = thread_count(options.threads)
     check_out(out, output.sources, force=options.force)
     written = 0
-    with Inputs(output.stamps) as inputs:
+    with Inputs({**output.looked_at, **output.stamps}) as inputs:
         if options.dry_run:
             with contextlib.closing(results(output.jobs(inputs), threads)) as made:
                 said = [told for _, told in made]

@@ -13,8 +13,10 @@ from adaptertool.files.reader import open_input, read_exact
 from adaptertool.formats.peft import CONFIG, WEIGHTS
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
-from adaptertool.spec import Cut
+from adaptertool.inspection.families import family_of
+from adaptertool.spec import Cut, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
+from adaptertool.tasks.merge import prepare_merge
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.reduction import LayerSaid
@@ -31,6 +33,8 @@ def truncate(
     energy: Number | None = None,
     max_error: Number | None = None,
     balance: bool = False,
+    base: PathLike | None = None,
+    spectra: bool = False,
     force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
@@ -46,6 +50,10 @@ def truncate(
                the stored dtype adds is counted in; for each layer its own
     balance:   A and B both carry the square roots of the singular values. Otherwise the rows of A are orthonormal, and
                B carries the singular values.
+    base:      the checkpoint that the adapter is for: the report tells of each layer how far the merged weights move,
+               ‖W'' − W'‖/‖W' − W‖ with W' = W + Δ of the adapter and W'' of the truncated one. For LoRA that is the
+               error of the change; for DoRA also what the norms do. A base that does not fit is refused first
+    spectra:   the report tells the singular values of each layer as well
     dry_run:   compute the report, and write nothing
 
     The scale of each layer stays. Layers that lose nothing keep their factors byte for byte, and so do saved tensors,
@@ -58,26 +66,45 @@ def truncate(
 
     cut = cut_of(rank=rank, energy=energy, max_error=max_error)
     path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
-    check_out(target, [path], force=force)
+    beside = None if base is None else as_path(base, "BASE")
+    check_out(target, [path] if beside is None else [path, beside], force=force)
     layered = read_layered(path)
     if not layered.layers:
         raise UsageError(f"{path} has no factors to truncate: it holds saved tensors only")
-    output = _output(layered, cut, balance=balance)
+    plan = None if beside is None else prepare_merge(beside, [path])
+    output = _output(layered, plan, cut, balance=balance, spectra=spectra)
     options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
     done = write_adapter(output, target, options)
+    said = [one for one in done.said if one is not None]
+    summary = done.summary(output, target, options)
+    summary["bytes_read"] += sum(one.read for one in said)
     return TruncateReport(
-        **done.summary(output, target, options),
+        **summary,
         cut=cut.as_typed(),
         balanced=balance,
-        layers=tuple(
-            LayerTruncated(one.layer.path, one.layer.rank, one.rank, one.energy, one.error, one.storing)
-            for one in _each_once(done.said)
-        ),
+        base=None if beside is None else str(beside),
+        layers=tuple(map(_told, said)),
     )
 
 
-def _output(layered: Layered, cut: Cut, *, balance: bool) -> Output[LayerSaid | None]:
-    from adaptertool.reduction import in_order, jobs  # noqa: PLC0415  # loads numpy
+def _told(said: LayerSaid) -> LayerTruncated:
+    return LayerTruncated(
+        said.layer.path,
+        said.layer.rank,
+        said.rank,
+        said.energy,
+        said.error,
+        said.storing,
+        family_of(said.layer.path),
+        said.effect,
+        said.values,
+    )
+
+
+def _output(layered: Layered, plan: Plan | None, cut: Cut, *, balance: bool, spectra: bool) -> Output[LayerSaid | None]:
+    from adaptertool.effect import steps_of  # noqa: PLC0415  # loads numpy
+    from adaptertool.numerics.spectrum import MAX_VALUES  # noqa: PLC0415
+    from adaptertool.reduction import How, in_order, jobs  # noqa: PLC0415
     from adaptertool.tasks.adapters import Output  # noqa: PLC0415
 
     path = layered.adapter.path
@@ -86,6 +113,8 @@ def _output(layered: Layered, cut: Cut, *, balance: bool) -> Output[LayerSaid | 
     notes = [_DORA] if any(layer.magnitude is not None for layer in layered.layers.values()) else []
     if others:
         notes.append(f"left out (other copies of the weights, or not part of it): {others}")
+    most = max(1, MAX_VALUES // len(layered.layers)) if spectra else 0
+    how = How(cut, balance, most, None if plan is None else steps_of(plan))
     return Output(
         command="truncate",
         recipe={"cut": cut.as_typed(), "balance": balance},
@@ -93,20 +122,16 @@ def _output(layered: Layered, cut: Cut, *, balance: bool) -> Output[LayerSaid | 
         stamps={**layered.adapter.files, **{asset.source: asset.stamp for asset in assets}},
         largest=[ref.spec for _, refs in in_order(layered) for ref in refs],
         metadata=layered.metadata,
-        jobs=lambda inputs: jobs(layered, cut, inputs, balanced=balance),
+        jobs=lambda inputs: jobs(layered, inputs, how),
         config=lambda said: _config(layered, said),
         assets=assets,
-        notes=(*layered.adapter.notes, *notes),
+        notes=(*(layered.adapter.notes if plan is None else plan.notes), *notes),
+        looked_at={} if plan is None else plan.inputs,
     )
 
 
-def _each_once(said: Sequence[LayerSaid | None]) -> list[LayerSaid]:
-    """A layer with tensors of several dtypes is spoken of once for each."""
-    return list({one.layer.path: one for one in said if one is not None}.values())
-
-
 def _config(layered: Layered, said: Sequence[LayerSaid | None]) -> bytes:
-    layers = _each_once(said)
+    layers = [one for one in said if one is not None]
     if all(one.rank == one.layer.rank for one in layers):
         return _text(layered.adapter.path / CONFIG)
     stabilised = bool(layered.fields.get("use_rslora"))
