@@ -32,10 +32,13 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/merge_1b.py
 	$(BIN)/python benchmarks/kinds_1b.py
+	$(BIN)/python benchmarks/verify_1b.py
+	$(BIN)/python benchmarks/hashing_1b.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/merge_8b.py
 	$(BIN)/python benchmarks/settling.py
 	$(BIN)/python benchmarks/truncate_8b.py
+	$(BIN)/python benchmarks/extract_1b.py
 	$(BIN)/python benchmarks/plan_671b.py
 
 bench-peers:

@@ -28,6 +28,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_self_contained_and_whole(page: Path) -> None:
     text = page.read_text()
     assert text.count("<svg") == 2 and "<script" not in text and "currentColor" in text
+    assert "mathdefault" not in text  # numbers on axes are no formulas
     assert not re.search(r'(src|href)="(?!#)(?!http://www\.w3\.org)', text.replace("xlink:", ""))
     assert "model.<wbr>layers.<wbr>0.<wbr>self_attn.<wbr>q_proj" in text and "suspect" in text and "overhead" in text
 

@@ -9,7 +9,7 @@ from typing import Any
 from adaptertool.curve import MEAN, CurvePoint, CurveReport, best_point, drawn, names_of, value_of
 from adaptertool.errors import shown
 from adaptertool.render.curve import number
-from adaptertool.render.page import INK, NEUTRAL, figure, render
+from adaptertool.render.page import INK, NEUTRAL, WIDE, figure, render, set_scale
 
 _HEIGHT = 3.4  # inches
 _LEAST, _MOST = 1e-99, 1e99  # of what is drawn; beyond, what is computed for the axes may overflow
@@ -19,9 +19,6 @@ _COLOURS = (NEUTRAL, "#d9822b", "#2e9e6b", "#9a5fd0", "#0fa3b1", "#c2528b")  # r
 _OTHER = "#8b949e"  # of scores for which there is no colour, and of what is beside the curve
 _ENDS = ("#2e9e6b", "#d9822b")  # as the paper marks the zero-shot model and the fine-tuned one: a star, a diamond
 _AXES = {"logit": ", on logit axes", "log": ", on logarithmic axes", "linear": ""}
-_TICKS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)  # of a short logarithmic axis, times powers of ten
-_SHARES, _FAR = (0.001, 0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.99, 0.999), 0.4  # of a long logit axis
-_WIDE = 30.0  # positive scores whose largest is so many times the smallest stand on a logarithmic axis
 
 
 def curve_page(report: CurveReport) -> str:
@@ -43,7 +40,7 @@ def scale_of(values: Sequence[float]) -> str:
     """Of an axis: logit where all lie in (0, 1), as shares do; else by how far apart they are."""
     if all(0 < value < 1 for value in values):
         return "logit"
-    return "log" if min(values) > 0 and max(values) >= _WIDE * min(values) else "linear"
+    return "log" if min(values) > 0 and max(values) >= WIDE * min(values) else "linear"
 
 
 def _figures(report: CurveReport, names: list[str]) -> list[tuple[Any, str]]:
@@ -80,8 +77,8 @@ def _by_alpha(axes: Any, report: CurveReport, names: list[str], points: list[Cur
         axes.plot([p.alpha for p in points], values, style, color=colour, marker=".", linewidth=1.5, label=label)
         axes.plot(best.alpha, best.value, marker="o", markersize=9, fillstyle="none", color=colour)
     together = [value_of(point, name) for point in points for name in names]
-    _scale(axes.yaxis, together, scale_of(together))
-    _scale(axes.xaxis, [point.alpha for point in points], "linear")
+    set_scale(axes.yaxis, together, scale_of(together))
+    set_scale(axes.xaxis, [point.alpha for point in points], "linear")
     axes.set_xlabel("α")
     _legend(axes)
 
@@ -94,8 +91,8 @@ def _against(axes: Any, points: list[CurvePoint], target: str, reference: str, s
         for x, y in [(x, y) for point, x, y in zip(points, across, up, strict=True) if point.alpha == alpha]:
             axes.plot(x, y, mark, markersize=size, color=_ENDS[alpha], label=label, linestyle="none", zorder=3)
     axes.margins(0.1)
-    _scale(axes.xaxis, across, scale)
-    _scale(axes.yaxis, up, scale)
+    set_scale(axes.xaxis, across, scale)
+    set_scale(axes.yaxis, up, scale)
     best = {best_point(points, name, minimise=minimise).alpha for name in (names_of(points)[-1], target)}
     for place, point in enumerate(points):
         if point.alpha in best - {0, 1}:
@@ -128,18 +125,3 @@ def _short(name: str) -> str:
     """Its beginning and its end: names that are long differ there."""
     half = _LONGEST // 2
     return text if len(text := shown(name)) <= _LONGEST else f"{text[: half - 1]}…{text[-half:]}"
-
-
-def _scale(axis: Any, values: Sequence[float], scale: str) -> None:
-    """Sets the scale, with ticks in plain numbers."""
-    from matplotlib import ticker  # noqa: PLC0415  # an extra
-
-    axis.axes.set(**{f"{axis.axis_name}scale": scale})
-    ticks: ticker.Locator = ticker.MaxNLocator(6)
-    if scale == "log":
-        ticks = ticker.LogLocator(subs=_TICKS if max(values) < _WIDE * min(values) else (1.0,))
-    elif scale == "logit" and max(values) - min(values) > _FAR:
-        ticks = ticker.FixedLocator(_SHARES)
-    axis.set_major_locator(ticks)
-    axis.set_minor_locator(ticker.NullLocator())
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

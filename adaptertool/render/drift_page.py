@@ -6,7 +6,7 @@ from typing import Any
 
 from adaptertool.render.drift import cost_table, number, share, verdict
 from adaptertool.render.layer_map import layer_map
-from adaptertool.render.page import ALARMING, NEUTRAL, figure, render
+from adaptertool.render.page import ALARMING, NEUTRAL, figure, render, set_scale
 from adaptertool.reports import DriftReport, ModuleDrift
 
 _HEIGHT = 3.4  # inches
@@ -55,7 +55,7 @@ def _dots(axes: Any, modules: tuple[ModuleDrift, ...]) -> None:
             axes.scatter(
                 *zip(*dots, strict=True), s=22, c=colour, marker=mark, alpha=0.75, linewidths=0, label=verdict_
             )
-    axes.set_xscale("log")
+    set_scale(axes.xaxis, [m.weight.delta_size for m in modules if m.weight.delta_size], "log")
     axes.axhline(1, color=NEUTRAL, linewidth=0.8, alpha=0.5)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -0.02), max(high, 1.1))

@@ -9,7 +9,7 @@ import importlib
 import io
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 NEUTRAL, ALARMING = "#3b7dd8", "#e5484d"  # readable on white and on black
 INK = "#0a0b0c"  # stands for the colour of the page's text, which depends on its mode
+_TICKS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)  # of a short logarithmic axis, times powers of ten
+_SHARES, _FAR = (0.001, 0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.99, 0.999), 0.4  # of a long logit axis
+WIDE = 30.0  # positive values whose largest is so many times the smallest stand on a logarithmic axis
 
 
 def require(path: str) -> None:
@@ -75,3 +78,18 @@ def figure(draw: Callable[[Any], None], height: float, *, title: str) -> Markup:
     head, rest = text.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)  # the page sets them; the viewBox keeps the proportions
     return Markup(f'{head} role="img" aria-label="{escape(title)}">{rest}')  # our own: nothing in it needs escaping
+
+
+def set_scale(axis: Any, values: Sequence[float], scale: str) -> None:
+    """Sets the scale, with ticks in plain numbers."""
+    from matplotlib import ticker  # noqa: PLC0415  # an extra
+
+    axis.axes.set(**{f"{axis.axis_name}scale": scale})
+    ticks: ticker.Locator = ticker.MaxNLocator(6)
+    if scale == "log":
+        ticks = ticker.LogLocator(subs=_TICKS if max(values) < WIDE * min(values) else (1.0,))
+    elif scale == "logit" and max(values) - min(values) > _FAR:
+        ticks = ticker.FixedLocator(_SHARES)
+    axis.set_major_locator(ticks)
+    axis.set_minor_locator(ticker.NullLocator())
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

@@ -74,7 +74,10 @@ def _manifest(root: Path) -> dict[str, dict[str, Any]]:
         what = "is no directory" if os.path.lexists(root) else "does not exist"
         raise InputError(f"{root} {what}; the files of a checkpoint are checked against the {MANIFEST} in it")
     if not os.path.lexists(path):
-        raise InputError(f"{root} has no {MANIFEST}: adaptertool did not write it, or it is not complete")
+        raise InputError(
+            f"{root} has no {MANIFEST}: adaptertool did not write it, or it is not complete; "
+            "what its tensors should be is judged beside a base: adaptertool verify MERGED BASE ADAPTER"
+        )
     if path.is_symlink():
         raise InputError(f"{path} is a link; a manifest is a plain file")
     content = load_json(path)
