@@ -88,8 +88,8 @@ def effect(inputs: Inputs, steps: Sequence[Step], others: Mapping[str, Other]) -
 
 def _not_finite(step: Step) -> NonFiniteError:
     return NonFiniteError(
-        f"{step.base.path}: {shown(step.spec.name)}: the merged weight, or the norm of a row that DoRA divides by, is no "
-        "finite number, or 0, or of a size whose squares are beyond float64; without --base truncate needs no weights"
+        f"{step.base.path}: {shown(step.spec.name)}: the merged weight, or the norm of a row that DoRA divides by, is "
+        "no finite number, or 0, or of a size whose squares are beyond float64; without --base no weights are needed"
     )
 
 
