@@ -45,6 +45,10 @@ class Combined(NamedTuple):
     def first(self) -> Layer:
         return self.terms[0].layer
 
+    @property
+    def has_dora(self) -> bool:
+        return any(term.layer.magnitude is not None for term in self.terms)
+
     def of_pair(self, number: int) -> tuple[TensorSpec, TensorSpec]:
         """A and B of a pair."""
         pair, wide = self.first.pairs[number], self.first.experts * self.rank
@@ -64,14 +68,21 @@ def _spec(name: str, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
     return TensorSpec(name, dtype, shape, math.prod(shape) * DTYPE_BITS[dtype] // 8)
 
 
-def combined(adapters: Sequence[Layered], weights: Sequence[Fraction]) -> list[Combined]:
-    """The layers of the sum, in the order in which they are met. Raises for what has no sum."""
-    terms = {
-        path: [(weight * Fraction(layer.scale), layer) for weight, layer in some]
-        for path, some in _terms(adapters, weights).items()
-    }
+def combined(
+    adapters: Sequence[Layered], weights: Sequence[Fraction], *, dora: bool = False, rank: int | None = None
+) -> list[Combined]:
+    """The layers of the sum, in the order in which they are met. Raises for what has no sum.
+
+    dora: layers of DoRA may be among them; they are of scale 1, and of that rank, or as large as they can be
+    """
+    terms = _terms(adapters, weights, dora=dora)
     biased = any(layer.bias is not None for some in terms.values() for _, layer in some)
-    return [_combined(path, some, biased=biased) for path, some in terms.items()]
+    return [
+        _of_scale_one(path, some, _at_most(some[0][1], rank), biased=biased)
+        if any(layer.magnitude is not None for _, layer in some)
+        else _combined(path, [(weight * Fraction(layer.scale), layer) for weight, layer in some], biased=biased)
+        for path, some in terms.items()
+    ]
 
 
 def mixed(
@@ -82,36 +93,51 @@ def mixed(
     rank: that of each layer, unless it is on factors; None where it will be known only later
     """
     layers = []
-    for path, some in _terms(adapters, weights).items():
+    for path, some in _terms(adapters, weights, dora=False).items():
         first = some[0][1]
         for _, layer in some:
-            _require_alike(first, layer)
-            if layer.bias is not None:
-                raise UnsupportedError(f"{layer.bias.path}: {shown(path)} has a lora_bias; that is for --method cat")
             if on_factors and layer.rank != first.rank:
                 raise MismatchError(
                     f"{shown(path)} has rank {first.rank} in {first.pairs[0].a.path}, and {layer.rank} in "
                     f"{layer.pairs[0].a.path}: on factors they must be the same; take the method on changes (..._svd)"
                 )
-        most = max(min(pair.outputs, pair.inputs) for pair in first.pairs)
-        wide = first.rank if on_factors else min(most, rank or most)
-        dtype = widest({"F32", *(ref.spec.dtype for _, layer in some for ref in layer.refs)})
-        times = [weight * Fraction(layer.scale) for weight, layer in some]
-        _require_numbers(times, path)
-        parts = tuple(Term(layer, float(own), exact=False) for own, (_, layer) in zip(times, some, strict=True))
-        layers.append(Combined(path, parts, dtype, wide, float(wide), 1.0, None))
+        biased = any(layer.bias is not None for _, layer in some)
+        wide = first.rank if on_factors else _at_most(first, rank)
+        layers.append(_of_scale_one(path, some, wide, biased=biased))
     return layers
 
 
-def _terms(adapters: Sequence[Layered], weights: Sequence[Fraction]) -> Mapping[str, list[tuple[Fraction, Layer]]]:
-    """The weighted layers of each name. Raises UnsupportedError for DoRA."""
+def _at_most(layer: Layer, rank: int | None) -> int:
+    """`rank`, or as large as it can be."""
+    most = max(min(pair.outputs, pair.inputs) for pair in layer.pairs)
+    return min(most, rank or most)
+
+
+def _of_scale_one(path: str, terms: Sequence[tuple[Fraction, Layer]], rank: int, *, biased: bool) -> Combined:
+    first = terms[0][1]
+    for _, layer in terms[1:]:
+        _require_alike(first, layer)
+    if biased:
+        raise UnsupportedError(f"{first.pairs[0].a.path}: {shown(path)}: only plain sums of LoRA keep a lora_bias")
+    dtype = widest({"F32", *(ref.spec.dtype for _, layer in terms for ref in layer.refs)})
+    times = [weight * Fraction(layer.scale) for weight, layer in terms]
+    _require_numbers(times, path)
+    parts = tuple(Term(layer, float(own), exact=False) for own, (_, layer) in zip(times, terms, strict=True))
+    return Combined(path, parts, dtype, rank, float(rank), 1.0, None)
+
+
+def _terms(
+    adapters: Sequence[Layered], weights: Sequence[Fraction], *, dora: bool
+) -> Mapping[str, list[tuple[Fraction, Layer]]]:
+    """The weighted layers of each name. Raises UnsupportedError for DoRA, unless it is wanted."""
     terms: dict[str, list[tuple[Fraction, Layer]]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for path, layer in adapter.layers.items():
-            if layer.magnitude is not None:
+            if layer.magnitude is not None and not dora:
                 raise UnsupportedError(
                     f"{adapter.adapter.path}: {shown(path)} is DoRA; what it changes is of full rank, so no sum of "
-                    "factors holds it, and the magnitude is not dropped: merge it into its base and extract a LoRA"
+                    "factors holds it, and the magnitude is not dropped: give the base (--base) and a --rank, and the "
+                    "leading part is extracted"
                 )
             terms.setdefault(path, []).append((weight, layer))
     return terms

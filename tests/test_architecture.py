@@ -40,7 +40,7 @@ ROOMS = [
     ["engine", "preflight", "production"],
     ["factors", "difference", "effect"],
     ["reduction", "summation", "extraction"],
-    ["mixing"],
+    ["mixing", "based"],
     ["reports", "adapter_reports", "comparison_report", "inspect_reports", "evaluation_reports", "curve"],
     ["render"],
     ["verdict", "fidelity", "comparison", "inspection"],

@@ -35,6 +35,7 @@ makes_adapter = with_options(
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
 @click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
 @click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="By PEFT's names; see below.")
+@click.option("--base", type=click.Path(), help="Needed for DoRA: what it changes is extracted, at --rank or --energy.")
 @click.option("--density", help="The share of elements that stays: ties, dare, magnitude_prune.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
 @with_options(RANK, ENERGY)

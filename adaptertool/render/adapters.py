@@ -38,7 +38,7 @@ def truncate_text(report: TruncateReport, *, one_by_one: bool = False) -> str:
 def sum_text(report: SumReport, *, one_by_one: bool = False) -> str:
     sources = [
         source + (f" (weight {weight:g})" if weight != 1 else "")
-        for source, weight in zip(report.sources, report.weights, strict=True)
+        for source, weight in zip(report.sources, report.weights, strict=False)  # the base may come after them
     ]
     how = "" if report.method == "cat" else f" by {report.method}"
     share = "" if report.density in (None, 1) else f" at density {report.density:g}"

@@ -17,10 +17,14 @@ from adaptertool.files.checkpoint import read_assets
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
 from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
-from adaptertool.spec import Cut, Mix
+from adaptertool.spec import Cut, Mix, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of, decimals, thinning
+from adaptertool.tasks.merge import prepare_merge
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
+    from adaptertool.based import Share
+    from adaptertool.files.reader import Inputs
+    from adaptertool.production import Job
     from adaptertool.summation import LayerSaid, Maker
     from adaptertool.tasks.adapters import Output
 
@@ -41,6 +45,7 @@ def sum_adapters(
     method: str = "cat",
     rank: int | None = None,
     energy: Number | None = None,
+    base: PathLike | None = None,
     density: Number | None = None,
     seed: int | None = None,
     force: bool = False,
@@ -56,12 +61,14 @@ def sum_adapters(
              "ties", "dare_linear", "dare_ties" and "magnitude_prune" combine A and B apart, as PEFT does, which has
              cross terms and is not the sum; with "_svd" at their end they combine the changes, and are cut as "svd" is
     rank, energy: cut off after that, as `truncate` does
+    base: the checkpoint that the adapters are for, needed where one is DoRA. What that changes is of full rank: of its
+          layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed
     density, seed: the share of elements that stays, and of chance, where the method drops some
     dry_run: compute the report, and write nothing
 
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
     powers of two only; elsewhere B is rounded, to float32 at least, and the report says so. Names count as they stand.
-    Saved tensors are kept where their weight is 1; DoRA is refused.
+    Saved tensors are kept where their weight is 1.
     Raises AdapterToolError; `out` is then as it was before.
     """
     from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
@@ -72,25 +79,32 @@ def sum_adapters(
         raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
     numbers = decimals(weights, "weight", len(adapters))
     paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
-    check_out(target, paths, force=force)
+    beside = None if base is None else as_path(base, "BASE")
+    check_out(target, paths if beside is None else [*paths, beside], force=force)
     opened = [read_layered(path) for path in paths]
-    if rank is None and energy is None and method.endswith(SVD):
-        rank = max((layer.rank for adapter in opened for layer in adapter.layers.values()), default=1)
-    cut = None if rank is None and energy is None else cut_of(rank=rank, energy=energy)
-    mix = _mix(method, density, seed)
-    output, layers = _output(opened, numbers, method, mix, cut)
+    cut, mix = _cut(method, rank, energy, opened), _mix(method, density, seed)
+    plans = [prepare_merge(beside, [path]) for path in paths if beside is not None]
+    output, layers = _output(opened, numbers, method, mix, cut, plans)
     options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return SumReport(
         **done.summary(output, target, options),
         weights=tuple(map(float, numbers)),
         method=method,
-        density=None if mix is None else mix.density,
-        seed=None if mix is None else mix.seed,
+        density=mix and mix.density,
+        seed=mix and mix.seed,
         cut={} if cut is None else cut.as_typed(),
         saved=tuple(sorted(spec.name for spec in output.largest if spec.name not in _own(layers))),
         layers=tuple(map(_summed, _whole(done.said).values())),
     )
+
+
+def _cut(method: str, rank: int | None, energy: Number | None, adapters: Sequence[Layered]) -> Cut | None:
+    if rank is None and energy is None:
+        if not method.endswith(SVD):
+            return None
+        rank = max((layer.rank for adapter in adapters for layer in adapter.layers.values()), default=1)
+    return cut_of(rank=rank, energy=energy)
 
 
 def _mix(method: str, density: Number | None, seed: int | None) -> Mix | None:
@@ -102,9 +116,9 @@ def _mix(method: str, density: Number | None, seed: int | None) -> Mix | None:
     return Mix(chosen.name, chosen.name == method, *thinning(chosen, density, seed))
 
 
-def _maker(mix: Mix | None, cut: Cut | None) -> Maker:
-    """What makes the tensors of a layer: the jobs for it."""
-    from adaptertool import mixing, summation  # noqa: PLC0415  # loads numpy
+def _maker(mix: Mix | None, cut: Cut | None, shares: Mapping[str, Sequence[Share]]) -> Maker:
+    """What makes the tensors of a layer: the jobs for it. shares: of layers that are DoRA."""
+    from adaptertool import based, mixing, summation  # noqa: PLC0415  # loads numpy
 
     if mix is None:
         if cut is None:
@@ -115,13 +129,25 @@ def _maker(mix: Mix | None, cut: Cut | None) -> Maker:
     else:
         assert cut is not None
         whole = functools.partial(mixing.on_changes, mix=mix, cut=cut)
-    return lambda layer, inputs: [functools.partial(whole, layer, inputs=inputs)]
+
+    def make(layer: Combined, inputs: Inputs) -> list[Job[LayerSaid | None]]:
+        if layer.path in shares and cut is not None:
+            return [functools.partial(based.extracted, layer, shares[layer.path], cut, inputs)]
+        return [functools.partial(whole, layer, inputs=inputs)]
+
+    return make
 
 
 def _output(
-    adapters: Sequence[Layered], weights: Sequence[Decimal], method: str, mix: Mix | None, cut: Cut | None
+    adapters: Sequence[Layered],
+    weights: Sequence[Decimal],
+    method: str,
+    mix: Mix | None,
+    cut: Cut | None,
+    plans: Sequence[Plan],
 ) -> tuple[Output[LayerSaid | None], list[Combined]]:
-    from adaptertool.summation import jobs, specs  # noqa: PLC0415  # loads numpy
+    from adaptertool.based import shares_on  # noqa: PLC0415  # loads numpy
+    from adaptertool.summation import jobs, specs  # noqa: PLC0415
     from adaptertool.tasks.adapters import Output  # noqa: PLC0415
 
     if twins := overlaps(adapters):
@@ -130,9 +156,13 @@ def _output(
             f"{shown(one)} and {shown(other)} seem to be the same layer under the names of two versions; without their "
             "base that is not known: rename the keys of one adapter to those of the other"
         )
+    if plans and (mix is not None or cut is None):
+        raise UsageError("a base is for sums of DoRA, which are cut: give rank or energy, and no method but cat or svd")
+    if mix is not None and mix.on_factors and cut is not None:
+        raise UsageError(f"{method} keeps the rank; cut it down with `adaptertool truncate` after that")
     exact = [Fraction(float(weight)) for weight in weights]
     if mix is None:
-        layers = combined(adapters, exact)
+        layers = combined(adapters, exact, dora=bool(plans), rank=None if cut is None else cut.rank)
     else:
         layers = mixed(adapters, exact, on_factors=mix.on_factors, rank=None if cut is None else cut.rank)
     saved, fields = saved_of(adapters, weights), fields_of(adapters)
@@ -140,9 +170,7 @@ def _output(
     targets = next(
         (one.fields for one in adapters if one.layers.keys() == paths and "target_modules" in one.fields), None
     )
-    if mix is not None and mix.on_factors and cut is not None:
-        raise UsageError(f"{method} keeps the rank; cut it down with `adaptertool truncate` after that")
-    make = _maker(mix, cut)
+    make = _maker(mix, cut, shares_on(plans, list(map(float, weights)), layers) if plans else {})
     output = Output(
         command="sum",
         recipe={
@@ -150,15 +178,19 @@ def _output(
             "method": method,
             "cut": {} if cut is None else cut.as_typed(),
             **({} if mix is None else {"density": mix.density, "seed": mix.seed}),
+            **({"base": plans[0].base.resolve().name} if plans else {}),
         },
-        sources=[adapter.adapter.path for adapter in adapters],
-        stamps={path: stamp for adapter in adapters for path, stamp in adapter.adapter.files.items()},
+        sources=[*(adapter.adapter.path for adapter in adapters), *(plan.base for plan in plans[:1])],
+        stamps={
+            **(plans[0].inputs if plans else {}),
+            **{path: stamp for adapter in adapters for path, stamp in adapter.adapter.files.items()},
+        },
         largest=specs(layers, saved),
         metadata=adapters[0].metadata,
         jobs=lambda inputs: jobs(layers, saved, make, inputs),
         config=lambda said: _config(fields, targets, _whole(said)),
         notes=_notes(adapters),
-        reserved=0 if mix is not None and cut is not None and cut.rank is None else None,
+        reserved=0 if cut is not None and cut.rank is None and (mix is not None or plans) else None,
     )
     return output, layers
 
