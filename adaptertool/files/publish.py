@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -80,9 +82,10 @@ def make_directory(folder: Path, mode: int = 0o777) -> None:
             try:
                 folder.mkdir(mode, parents=True, exist_ok=True)
                 return
-            except FileExistsError:
-                if os.path.lexists(folder):
-                    raise  # it is no directory; else another run removed it just now
+            except FileExistsError:  # of a directory: another run removed it just now, and may have made it again
+                with contextlib.suppress(FileNotFoundError):
+                    if not stat.S_ISDIR(folder.lstat().st_mode):
+                        raise
     except OSError as error:
         raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
 

@@ -111,13 +111,7 @@ def _layer(module: Module) -> Layer:
     times = OUT_PROJ_TIMES if module.name.endswith(OUT_PROJ) else 1
     a, b = module.factors[A], module.factors[B]
     wide = a.shape[0]
-    if (
-        0 in (*a.shape, *b.shape)
-        or len(a.shape) < 2
-        or b.shape[1:2] != (wide,)
-        or math.prod(b.shape[2:]) != 1
-        or wide % module.rank
-    ):
+    if len(a.shape) < 2 or b.shape[1:2] != (wide,) or math.prod(b.shape[2:]) != 1 or wide % module.rank:
         raise MismatchError(
             f"{a.path}: {shown(module.name)} has {shown(a.spec.name)} {a.spec} and {shown(b.spec.name)} {b.spec}; "
             "these make no product"
