@@ -18,7 +18,7 @@ from test_experts import train as train_experts
 from test_peft_layers import LAYERS, Attention, Zoo, make_adapter, peft_merge
 from torch import nn
 
-from adaptertool.errors import NonFiniteError, OutputError, UsageError
+from adaptertool.errors import NonFiniteError, OutputError, UnsupportedError, UsageError
 from adaptertool.tasks.truncate import truncate
 
 
