@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from adaptertool.adapter_reports import AdapterReport
-from adaptertool.cli.boundary import ignore_signals, say
-from adaptertool.cli.options import DEBUG, JSON, QUIET, RENAME, THREADS, bar, with_options
-from adaptertool.render.machine import to_json
+from adaptertool.cli.boundary import ignore_signals
+from adaptertool.cli.options import DEBUG, FORCE, HTML, JSON, QUIET, RENAME, THREADS, WEIGHT, bar, tell, with_options
 from adaptertool.tasks.extract import DTYPES
 from adaptertool.tasks.sum import METHODS
 
@@ -21,7 +19,7 @@ MAX_ERROR = click.option("--max-error", help="The smallest rank with at most thi
 ENERGY = click.option("--energy", help="The smallest rank that keeps this share of the squared spectrum, such as 0.99.")
 makes_adapter = with_options(
     click.option("-o", "--out", required=True, type=click.Path(), help="Where to write."),
-    click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made."),
+    FORCE,
     click.option("--dry-run", is_flag=True, help="Compute the report and write nothing."),
     THREADS,
     JSON,
@@ -33,7 +31,7 @@ makes_adapter = with_options(
 
 @click.command("sum")
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
-@click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
+@WEIGHT
 @click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="By PEFT's names; see below.")
 @click.option("--base", type=click.Path(), help="Needed for DoRA: what it changes is extracted, at --rank or --energy.")
 @click.option("--density", help="The share of elements that stays: ties, dare, magnitude_prune.")
@@ -65,7 +63,7 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
     click.option("--balance", is_flag=True, help="Share the singular values between A and B."),
     click.option("--base", type=click.Path(), help="Tell how far the merged weights move: of DoRA its norms count."),
     RENAME,
-    click.option("--html", metavar="FILE", help="Also write a page with pictures."),
+    HTML,
 )
 @makes_adapter
 def truncate(adapter: str, verbose: bool, html: str | None, **options: Any) -> None:
@@ -125,8 +123,5 @@ def _run(
 ) -> Report:
     with bar(task.__name__, None, quiet=quiet) as progress:
         report = task(*sources, out, progress=progress, before_publish=ignore_signals, **options)
-    for note in () if quiet else report.notes:
-        say(f"adaptertool: note: {note}", sys.stderr)
-    if not quiet or as_json:
-        say(to_json(report) if as_json else text(report, one_by_one=verbose), sys.stdout)
+    tell(report, lambda: text(report, one_by_one=verbose), as_json=as_json, quiet=quiet)
     return report

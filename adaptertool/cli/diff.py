@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from adaptertool.cli.boundary import say
-from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, bar, with_options
+from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, bar, tell, with_options
 from adaptertool.render.diff import diff_text
-from adaptertool.render.machine import to_json
 from adaptertool.tasks import diff as task
 
 
@@ -27,8 +23,5 @@ def diff(a: str, b: str, ranks: bool, threads: int | None, as_json: bool, quiet:
     """
     with bar("diff", None, quiet=quiet) as progress:
         report = task.diff(a, b, ranks=ranks, threads=threads, progress=progress)
-    for note in () if quiet else report.notes:
-        say(f"adaptertool: note: {note}", sys.stderr)
-    if not quiet or as_json:
-        say(to_json(report) if as_json else diff_text(report, every_tensor=verbose), sys.stdout)
+    tell(report, lambda: diff_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)
     return 0 if report.equal else 1

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
-from adaptertool.cli.boundary import say
-from adaptertool.cli.options import DEBUG, JSON, QUIET, RENAME, THREADS, bar, with_options
+from adaptertool.cli.options import COMPOSE, DEBUG, HTML, JSON, QUIET, RENAME, THREADS, WEIGHT, bar, tell, with_options
 from adaptertool.render.drift import drift_text
-from adaptertool.render.machine import to_json
 from adaptertool.reports import PATHS
 from adaptertool.tasks import drift as task
-from adaptertool.tasks.merge import COMPOSITIONS
 
 
 @click.command()
 @click.argument("base", type=click.Path())
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
 @with_options(
-    click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each."),
-    click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge."),
+    WEIGHT,
+    COMPOSE,
     click.option("--merged", metavar="DIR", help="Judge this checkpoint, in the place of our own merge."),
     click.option("--paths", default=",".join(PATHS), metavar="A,B", help=f"Which to compare, of {', '.join(PATHS)}."),
     click.option(
@@ -30,7 +26,7 @@ from adaptertool.tasks.merge import COMPOSITIONS
     click.option("--activations", metavar="FILE", help="Real inputs, a .safetensors by module name."),
     click.option("--fail-above", type=float, metavar="REL", help="Exit 1 where a module drifts by more."),
     click.option("--time", "cost", is_flag=True, help="Time the layers, merged and unmerged."),
-    click.option("--html", metavar="FILE", help="Also write a page with pictures."),
+    HTML,
     RENAME,
     THREADS,
     JSON,
@@ -66,9 +62,5 @@ def drift(
         from adaptertool.render.drift_page import drift_page  # noqa: PLC0415  # as above
 
         page.write(html, drift_page(report))
-    if not quiet:
-        for note in report.notes:
-            say(f"adaptertool: note: {note}", sys.stderr)
-    if not quiet or as_json:
-        say(to_json(report) if as_json else drift_text(report, every_module=verbose), sys.stdout)
+    tell(report, lambda: drift_text(report, every_module=verbose), as_json=as_json, quiet=quiet)
     return 0 if report.ok else 1

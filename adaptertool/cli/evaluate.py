@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from adaptertool import evaluation as task
-from adaptertool.cli.boundary import say
-from adaptertool.cli.options import DEBUG, JSON, QUIET, RENAME, with_options
+from adaptertool.cli.options import COMPOSE, DEBUG, JSON, QUIET, RENAME, WEIGHT, tell, with_options
 from adaptertool.render.evaluation import evaluation_text
-from adaptertool.render.machine import to_json
-from adaptertool.tasks.merge import COMPOSITIONS
 
 
 @click.command()
@@ -19,8 +14,8 @@ from adaptertool.tasks.merge import COMPOSITIONS
 @click.argument("adapters", nargs=-1, type=click.Path(), metavar="[ADAPTER]...")
 @click.option("--merged", multiple=True, type=click.Path(), help="A merged or fine-tuned checkpoint; any number.")
 @click.option("--prompts", required=True, type=click.Path(), help="JSONL: a prompt, or a fact to be known, a line.")
-@click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
-@click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
+@WEIGHT
+@COMPOSE
 @click.option("--each", is_flag=True, help="Each ADAPTER is a model of its own, not all of them one.")
 @click.option("--loss", type=click.Choice(task.LOSSES), help="Of the answers to facts; both unless given.")
 @click.option("--generate", type=click.IntRange(0, task.MAX_GENERATED), default=16, help="Tokens after each prompt.")
@@ -62,8 +57,5 @@ def evaluate(
         device=device,
         fail_above=fail_above,
     )
-    for note in () if quiet else report.notes:
-        say(f"adaptertool: note: {note}", sys.stderr)
-    if not quiet or as_json:
-        say(to_json(report) if as_json else evaluation_text(report), sys.stdout)
+    tell(report, lambda: evaluation_text(report), as_json=as_json, quiet=quiet)
     return 0 if report.ok else 1

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
-from adaptertool.cli.boundary import say
-from adaptertool.cli.options import DEBUG, JSON, QUIET, RENAME, THREADS, bar, with_options
+from adaptertool.cli.options import DEBUG, HTML, JSON, QUIET, RENAME, THREADS, bar, tell, with_options
 from adaptertool.render.inspect import inspect_text
-from adaptertool.render.machine import to_json
 from adaptertool.tasks import inspect as task
 
 
@@ -22,7 +19,7 @@ from adaptertool.tasks import inspect as task
     click.option("--nats-per-token", type=float, metavar="X", help="Their mean log loss in the first epoch."),
     click.option("--episodes", type=float, metavar="N", help="Of reinforcement learning, 1 bit each."),
     click.option("--spectra/--no-spectra", default=True, help="Read the factors, and with --base its weights."),
-    click.option("--html", metavar="FILE", help="Also write a page with pictures."),
+    HTML,
     RENAME,
     THREADS,
     JSON,
@@ -47,8 +44,5 @@ def inspect(
         from adaptertool.render.inspect_page import inspect_page  # noqa: PLC0415  # as above
 
         page.write(html, inspect_page(report))
-    for note in () if quiet else report.notes:
-        say(f"adaptertool: note: {note}", sys.stderr)
-    if not quiet or as_json:
-        say(to_json(report) if as_json else inspect_text(report, every_module=verbose), sys.stdout)
+    tell(report, lambda: inspect_text(report, every_module=verbose), as_json=as_json, quiet=quiet)
     return 1 if report.fits is False else 0

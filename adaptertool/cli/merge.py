@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from adaptertool.cli.options import execute, writes
+from adaptertool.cli.options import WEIGHT, execute, writes
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.tasks.merge import COMPOSITIONS, prepare_merge
 
@@ -14,7 +14,7 @@ from adaptertool.tasks.merge import COMPOSITIONS, prepare_merge
 @click.command()
 @click.argument("base", type=click.Path())
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
-@click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
+@WEIGHT
 @click.option(
     "--compose",
     type=click.Choice(COMPOSITIONS),

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import click
 
 from adaptertool.budget import bytes_to_write
 from adaptertool.cli.boundary import ignore_signals, say
-from adaptertool.render.machine import to_json
+from adaptertool.render.machine import Report, to_json
 from adaptertool.render.text import plan_text, run_text
 from adaptertool.spec import EXACT, PRECISIONS, Plan
 from adaptertool.tasks.arguments import as_path
 from adaptertool.tasks.common import MAX_THREADS, check_output
+from adaptertool.tasks.merge import COMPOSITIONS
 from adaptertool.tasks.preview import preview
 
 Command = Callable[..., int | None]
@@ -24,6 +26,10 @@ RENAME = click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW"
 THREADS = click.option("--threads", type=click.IntRange(min=1, max=MAX_THREADS), help="Default: cores, up to 8.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")
+WEIGHT = click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
+COMPOSE = click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
+FORCE = click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made.")
+HTML = click.option("--html", metavar="FILE", help="Also write a page with pictures.")
 DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
@@ -50,7 +56,7 @@ writes = with_options(
     click.option(
         "--provenance", type=click.Path(), metavar="FILE", help="Write in-toto/SLSA provenance; implies --sha256."
     ),
-    click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made."),
+    FORCE,
     click.option("--verify", is_flag=True, help="Read back what was written, and judge it, before it is published."),
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
     THREADS,
@@ -77,6 +83,23 @@ def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int
         yield progress
 
 
+class Noted(Report, Protocol):
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+
+def tell(report: Noted, text: Callable[[], str], *, as_json: bool, quiet: bool) -> None:
+    """Its notes on stderr; and on stdout `text` of it, or JSON, which is said also where the rest is quiet."""
+    say_notes(report.notes, quiet=quiet)
+    if not quiet or as_json:
+        say(to_json(report) if as_json else text(), sys.stdout)
+
+
+def say_notes(notes: Iterable[str], *, quiet: bool) -> None:
+    for note in () if quiet else notes:
+        say(f"adaptertool: note: {note}", sys.stderr)
+
+
 def execute(
     plan: Plan,
     *,
@@ -91,9 +114,7 @@ def execute(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    if not quiet:
-        for note in plan.notes:
-            say(f"adaptertool: note: {note}", sys.stderr)
+    say_notes(plan.notes, quiet=quiet)
     if dry_run:
         report = preview(plan, out, force=force, threads=threads)
         say(to_json(report) if as_json else plan_text(report, every_tensor=verbose), sys.stdout)

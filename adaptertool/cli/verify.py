@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from adaptertool.cli.boundary import say
-from adaptertool.cli.options import DEBUG, JSON, QUIET, RENAME, THREADS, bar, with_options
+from adaptertool.cli.options import COMPOSE, DEBUG, JSON, QUIET, RENAME, THREADS, WEIGHT, bar, tell, with_options
 from adaptertool.errors import UsageError
 from adaptertool.render.machine import to_json
 from adaptertool.render.text import files_text
@@ -22,9 +22,9 @@ from adaptertool.tasks.merge import COMPOSITIONS
 @click.argument("merged", type=click.Path())
 @click.argument("base", required=False, type=click.Path())
 @click.argument("sources", nargs=-1, type=click.Path(), metavar="[ADAPTER]...")
-@click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
+@WEIGHT
 @click.option("--alpha", help="It is an interpolation (wise) towards ADAPTER, or a tuned checkpoint.")
-@click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
+@COMPOSE
 @click.option("--strict", is_flag=True, help="What rounding explains is wrong too.")
 @click.option("--junit", type=click.Path(), help="Write JUnit XML to this file, a test case for each tensor.")
 @with_options(
@@ -74,10 +74,7 @@ def verify(
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(verify_markdown(report))
-    for note in () if quiet else report.notes:
-        say(f"adaptertool: note: {note}", sys.stderr)
-    if not quiet or as_json:
-        say(to_json(report) if as_json else verify_text(report, every_tensor=verbose), sys.stdout)
+    tell(report, lambda: verify_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)
     return 0 if report.ok else 1
 
 

@@ -8,11 +8,10 @@ from typing import Any
 import click
 
 from adaptertool.cli.boundary import ignore_signals, say
-from adaptertool.cli.options import execute, with_options, writes
+from adaptertool.cli.options import execute, tell, with_options, writes
 from adaptertool.curve import KEEP, CurvePoint
 from adaptertool.errors import UsageError
 from adaptertool.render.curve import curve_text, point_text
-from adaptertool.render.machine import to_json
 from adaptertool.spec import Plan
 from adaptertool.tasks.arguments import as_path
 from adaptertool.tasks.curve import Wishes, prepare_curve
@@ -122,9 +121,5 @@ def _curve(
         progress=progress,
         before_publish=ignore_signals,
     )
-    if not quiet:
-        for note in report.notes:
-            say(f"adaptertool: note: {note}", sys.stderr)
-    if not quiet or as_json:
-        say(to_json(report) if as_json else curve_text(report, len(measured)), sys.stdout)
+    tell(report, lambda: curve_text(report, len(measured)), as_json=as_json, quiet=quiet)
     return 0 if report.ok else 1
