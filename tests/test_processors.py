@@ -1,5 +1,5 @@
-"""The same bytes on every processor: fixed recipes give the hashes that were recorded, also with instructions, kernels of
-BLAS and our own kernel turned off."""
+"""The same bytes on every processor: fixed recipes give the hashes that were recorded, also with instruction sets
+and kernels turned off."""
 
 from __future__ import annotations
 
