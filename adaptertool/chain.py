@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -27,12 +27,20 @@ class Chain:
     """The edits of one tensor, with their factors: those needed whole are read once, by the first block that asks."""
 
     def __init__(
-        self, inputs: Inputs, step: Step, cut: tuple[int, int] | None = None, *, absolute: bool = False
+        self,
+        inputs: Inputs,
+        step: Step,
+        cut: tuple[int, int] | None = None,
+        *,
+        absolute: bool = False,
+        through: Callable[[Array], Array] | None = None,
     ) -> None:
-        """cut: rows and columns, as others have the tensor; absolute: with magnitudes of factors, scales, weights."""
+        """cut: rows and columns, as others have the tensor; absolute: with magnitudes of factors, scales, weights;
+        through: what becomes of every factor before it is used (rounded, as by tools that convert them)."""
         if absolute:
             step = step._replace(edits=tuple(e._replace(scale=abs(e.scale), weight=abs(e.weight)) for e in step.edits))
-        self.inputs, self.step, self._absolute = inputs, step, absolute
+            through = abs
+        self.inputs, self.step, self._through = inputs, step, through
         self.rows, self.columns = cut or matrix(step)
         self.demands = demands_of(step.edits)
         self.transposed = any(edit.transposed for edit in step.edits)
@@ -177,7 +185,9 @@ class Chain:
                 cut[role] = Factor(cut[role].array[places])
             elif edit.transposed and role in kind.by_column:
                 cut[role] = Factor(cut[role].array[:, places])
-        return {role: Factor(abs(factor.array)) for role, factor in cut.items()} if self._absolute else cut
+        if self._through is None:
+            return cut
+        return {role: Factor(self._through(factor.array)) for role, factor in cut.items()}
 
     def _read_whole(self, number: int, role: str, ref: Ref) -> Factor:
         with self._lock:

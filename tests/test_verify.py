@@ -179,7 +179,8 @@ def test_honest_two_adapters_with_a_rounding_each(tmp_path: Path, dtype: torch.d
     assert report.ok, report.tensors
     if size > 0.01:
         wrong = place.judge(naive(place.tensors, first), *paths)
-        assert not wrong.ok and wrong.summary.diagnosis == ("stale-tensor",)
+        assert not wrong.ok and wrong.summary.diagnosis == ("not-applied",)
+        assert all("adapter 2" in t.detail for t in wrong.tensors if t.status == "wrong")
 
 
 def test_strict_wants_the_bits(place: Place) -> None:
@@ -357,7 +358,7 @@ FAULTS: dict[str, tuple[Planted, str, tuple[str, ...]]] = {
     "an untouched norm": (at(NORM, lambda t: t + 1), "unknown", (NORM,)),
     "more rows": (at(EMBED, lambda t: torch.cat([t, t[:4]])), "shape-changed", (EMBED,)),
     "fewer columns": (at(UP, lambda t: t[:, :60]), "shape-changed", (UP,)),
-    "through fp8": (at(UP, lambda t: t.to(torch.float8_e4m3fn).to(BF16)), "unknown", (UP,)),
+    "through fp8": (at(UP, lambda t: t.to(torch.float8_e4m3fn).to(BF16)), "lower-precision", (UP,)),
     "another dtype": (at(UP, lambda t: t.to(torch.int32)), "dtype-changed", (UP,)),
     "a rank too few": (a_rank_too_few, "unknown", tuple(SHAPES)),
     "zeros": (at(K, torch.zeros_like), "unknown", (K,)),

@@ -99,10 +99,11 @@ def check(
         require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
         pairs = pair(plan, output.alpha, ends, candidate, inputs)
-        verdicts = judge(pairs, _readings(plan), thread_count(threads), progress or (lambda _: None))
+        names = list(map(str, plan.sources))
+        verdicts, pooled = judge(pairs, _readings(plan), names, thread_count(threads), progress or (lambda _: None))
         inputs.check_unchanged()
     counts = {status: sum(verdict.status == status for verdict in verdicts) for status in STATUSES}
-    problems = tuple(problems_of(plan, base, ends, candidate))
+    problems = (*problems_of(plan, base, ends, candidate), *pooled)
     right = counts["exact"] + (0 if strict else counts["rounding"])
     return VerifyReport(
         ok=right == len(verdicts) and not problems,

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from adaptertool.chain import Chain
 from adaptertool.errors import shown
 from adaptertool.numerics.rounding import Array, doubles
-from adaptertool.spec import Ref
 from adaptertool.tensors import read_rows
-from adaptertool.verdict.judge import Subject
 from adaptertool.verdict.sample import Sample
+from adaptertool.verdict.subject import Subject
 
 _PROBES = 4  # rows that are looked for
 _WIDTH = 8  # elements that tell one row from another
+_WIDE = 32  # elements that make a row of their own where a tensor has more than two dimensions
 _AT_ONCE = 1 << 18  # elements that are searched
 _NEAR, _NEARER = 0.3, 0.4  # distance to what it may be: relative to its length, and to the distance from where it is
 
@@ -30,7 +31,7 @@ def is_turned(subject: Subject, samples: Sequence[Sample]) -> bool:
     for row in _bad_rows(samples, width):
         column = dataclasses.replace(subject.candidate, columns=range(row, row + 1))
         found = read_rows(subject.inputs, column, 0, shape[0], shape[1])[:, 0]
-        right = _exact_row(subject, samples, row, width)
+        right = _exact_rows(subject, [row], width)[0]
         if np.linalg.norm(found - right) > 0.02 * np.linalg.norm(right):
             return False
     return True
@@ -45,57 +46,73 @@ def _bad_rows(samples: Sequence[Sample], width: int) -> list[int]:
     return rows[:: max(1, len(rows) // _PROBES)][:_PROBES]
 
 
-def _exact_row(subject: Subject, samples: Sequence[Sample], row: int, width: int) -> Array:
-    for sample in samples:
-        place = np.flatnonzero(sample.block.first + sample.bad == row)
-        if len(place) and sample.block.columns == width:
-            found: Array = sample.exact[place[0]]
-            return found
-    return _row(subject, subject.step.base, row, width)
+def _exact_rows(subject: Subject, rows: Sequence[int], width: int) -> Array:
+    """Some rows of `width` elements each of what a tensor should hold, in float64."""
+    chain = Chain(subject.inputs, subject.step)
+    return np.stack([_exact(subject, chain, row, row + 1, width)[0] for row in rows])
 
 
-def _row(subject: Subject, ref: Ref, row: int, width: int) -> Array:
-    numbers: Array = read_rows(subject.inputs, ref, row, row + 1, width)[0]
-    return numbers
+def _base_rows(subject: Subject, rows: Sequence[int], width: int) -> Array:
+    return np.stack([read_rows(subject.inputs, subject.step.base, row, row + 1, width)[0] for row in rows])
+
+
+def _exact(subject: Subject, chain: Chain, first: int, last: int, width: int) -> Array:
+    begin, end = first * width // chain.columns, -(-last * width // chain.columns)  # of the matrix that edits act on
+    base = read_rows(subject.inputs, subject.step.base, begin, end, chain.columns)
+    after = base.copy()
+    chain.apply(after, begin, base)
+    exact = after if subject.alpha == 1 else base + subject.alpha * (after - base)
+    skipped = first * width - begin * chain.columns
+    cut: Array = exact.reshape(-1)[skipped : skipped + (last - first) * width].reshape(-1, width)
+    return cut
 
 
 def elsewhere(subject: Subject, samples: Sequence[Sample], others: Sequence[Subject]) -> str:
     """Where the data may come from, in words; empty where that is not found."""
     shape, numel = subject.step.spec.shape, subject.step.spec.numel
-    width = numel // shape[0] if len(shape) > 1 else numel
+    width = shape[-1] if shape and shape[-1] >= _WIDE else numel // shape[0] if len(shape) > 1 else numel
     if width < _WIDTH:
         return ""
     probes = _bad_rows(samples, width)
     found = np.stack([doubles(subject.read(row * width, (row + 1) * width), subject.dtype) for row in probes])
-    own = np.linalg.norm(found - [_exact_row(subject, samples, row, width) for row in probes], axis=1)
+    own = np.linalg.norm(found - _exact_rows(subject, probes, width), axis=1)
     near = np.minimum(_NEAR * np.linalg.norm(found, axis=1), _NEARER * own)
     for other in others:
-        away = np.linalg.norm(found - [_row(subject, other.step.base, row, width) for row in probes], axis=1)
-        if (away < near).all():
-            return f"holds the data of {shown(other.name)}"
+        for what, rows_of in (("data", _exact_rows), ("base's data", _base_rows)):
+            away = np.linalg.norm(found - rows_of(other, probes, width), axis=1)
+            if (away < near).all():
+                return f"holds the {what} of {shown(other.name)}"
     rows, distances = _nearest_rows(subject, found, width)
     if (distances < near).all():
-        offset, count = Counter(row - probe for row, probe in zip(rows, probes, strict=True)).most_common(1)[0]
-        return f"its rows are shifted by {-offset}" if count == len(probes) else "its rows are in another order"
+        offsets = Counter(row - probe for row, probe in zip(rows, probes, strict=True))
+        offset, count = offsets.most_common(1)[0]
+        if count == len(probes):
+            return f"its rows are shifted by {-offset}"
+        moved = ", ".join(f"{probe} holds {row}" for row, probe in zip(rows, probes, strict=True))
+        return f"its rows are in another order: {moved}"
     for other in others:
         edits = other.step.edits
         plain = bool(edits and subject.step.edits) and all(edit.view is None for edit in edits)
-        if plain and all(sample.nearer(sample.under(subject, edits)) for sample in samples):
+        if plain and all(_nearer(sample, sample.under(subject, edits)) for sample in samples):
             return f"holds the change that belongs to {shown(other.name)}"
     return ""
 
 
 def _nearest_rows(subject: Subject, found: Array, width: int) -> tuple[list[int], Array]:
-    """Of each of some rows: the nearest row of the base's tensor, and how far it is."""
-    base = subject.step.base
-    count = base.spec.numel // width
+    """The nearest row of what the tensor should hold to each of some rows, and how far it is."""
+    count = subject.step.spec.numel // width
     best, where = np.full(len(found), np.inf), np.zeros(len(found), np.int64)
-    step = max(1, _AT_ONCE // width)
+    step, chain = max(1, _AT_ONCE // width), Chain(subject.inputs, subject.step)
     for first in range(0, count, step):
-        rows = read_rows(subject.inputs, base, first, min(count, first + step), width)
+        rows = _exact(subject, chain, first, min(count, first + step), width)
         squares = (rows * rows).sum(1) - 2 * found @ rows.T
         nearest = squares.argmin(1)
         least = squares[np.arange(len(found)), nearest]
         better = least < best
         best[better], where[better] = least[better], first + nearest[better]
     return where.tolist(), np.sqrt(np.maximum(best + (found * found).sum(1), 0))
+
+
+def _nearer(sample: Sample, other: Array) -> bool:
+    """Whether a change is much more like what is stored than the right one."""
+    return sample.may_be(other) and bool(2 * sample.excess(other).mean() < sample.excess(sample.exact).mean())

@@ -14,14 +14,19 @@ from adaptertool.kinds import DORA, LORA
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.spec import COMPUTED, Edit
 from adaptertool.verdict.elsewhere import elsewhere, is_turned
-from adaptertool.verdict.judge import Subject, narrowed
+from adaptertool.verdict.judge import narrowed
 from adaptertool.verdict.likeness import half_ulp
-from adaptertool.verdict.sample import Sample, fitted, samples_of
+from adaptertool.verdict.precision import has_few_bits, lost_precision
+from adaptertool.verdict.roundings import is_stochastic, is_truncated
+from adaptertool.verdict.sample import Sample, samples_of
+from adaptertool.verdict.scales import scales_of
+from adaptertool.verdict.subject import Subject
 
 Edits = tuple[Edit, ...]
 Reading = Callable[[Edit], Edit]
 
-_CLEAR = 0.25  # standard error of a fitted scale that is of use
+_BETTER = 0.5  # what a fault leaves over of the differences, at most
+_ALIKE = 1.05  # of several faults that leave about as much over the first is named
 
 
 class Fault(NamedTuple):
@@ -30,53 +35,88 @@ class Fault(NamedTuple):
     detail: str = ""
 
 
-def fault_of(subject: Subject, readings: Mapping[str, Reading], others: Sequence[Subject]) -> Fault:
+def fault_of(
+    subject: Subject, readings: Mapping[str, Reading], others: Sequence[Subject], names: Sequence[str] = ()
+) -> Fault:
     """What is wrong with a tensor of the right shape.
 
     readings: other ways to read the adapters' configs, by code: an edit -> as it would be then
     others:   tensors of the same shape, whose data it may hold
+    names:    of the adapters
     """
-    if subject.tally.not_finite:
-        return Fault("nan", detail=f"{subject.tally.not_finite:,} elements are not finite")
+    tally = subject.tally
+    if tally.beyond and tally.beyond == tally.not_finite:
+        return Fault("overflow", detail=f"{tally.beyond:,} numbers are beyond the range of {subject.dtype}")
+    if tally.not_finite:
+        return Fault("nan", detail=f"{tally.not_finite:,} elements are not finite")
     samples = list(samples_of(subject)) if subject.dtype in COMPUTED else []
     if not samples:
         return Fault("unknown")
-    scale, error = fitted(samples) if subject.step.edits else (0.0, np.inf)
-    shown = scale if error < _CLEAR else None
-    for code, edits in _hypotheses(subject.step.edits, readings):
-        if all(sample.nearer(sample.under(subject, edits)) for sample in samples):
-            return Fault(code, shown)
-    if _narrow_on_the_way(subject, samples):
-        return Fault("dtype-changed", shown, "was rounded to a narrower dtype on the way")
-    if is_turned(subject, samples):
-        return Fault("transposed", shown)
-    if shown is not None and all(s.nearer(s.base + scale * (s.exact - s.base), slack=0.05, most=0.99) for s in samples):
-        return Fault("wrong-scale", scale)
-    if detail := elsewhere(subject, samples, others):
-        return Fault("row-shifted", shown, detail)
-    if shown is not None and abs(scale - 1) <= 3 * error:
-        return Fault("wrong-base", scale)
-    near = not subject.step.edits and subject.tally.error < subject.tally.size / 4
-    return Fault("wrong-base" if near else "unknown", shown)
+    bad = [sample for sample in samples if len(sample.bad)]
+    scaled = scales_of(subject, samples, bad) if subject.step.edits else None
+    scale = None if scaled is None else scaled.scale
+    if found := _by_other_edits(subject, bad, readings, names):
+        return Fault(found[0], scale, found[1])
+    if found := _by_rounding(subject, samples, bad):
+        return Fault(found[0], scale, found[1])
+    if bad and is_turned(subject, bad):
+        return Fault("transposed", scale)
+    if scaled is not None and scaled.explains:
+        return Fault("wrong-scale", scale, scaled.detail)
+    if bad and (detail := elsewhere(subject, bad, others)):
+        return Fault("row-shifted", scale, detail)
+    if bad and scaled is not None and lost_precision(bad, subject, scaled):
+        return Fault("lower-precision", scale, "the change was computed in fewer bits")
+    near = not subject.step.edits and tally.error < tally.size / 4
+    return Fault("wrong-base" if near or (scaled is not None and scaled.near_one) else "unknown", scale)
 
 
-def _hypotheses(edits: Edits, readings: Mapping[str, Reading]) -> Iterator[tuple[str, Edits]]:
+def _by_other_edits(
+    subject: Subject, bad: Sequence[Sample], readings: Mapping[str, Reading], names: Sequence[str]
+) -> tuple[str, str] | None:
+    """The known fault that leaves the least over, if that is much less than the right edits do."""
+    left = _excess(bad, [sample.exact for sample in bad])
+    found: list[tuple[float, str, str]] = []
+    for code, edits, detail in _hypotheses(subject.step.edits, readings, names) if left else ():
+        meant = [sample.under(subject, edits) for sample in bad]
+        if all(sample.may_be(numbers) for sample, numbers in zip(bad, meant, strict=True)):
+            found.append((_excess(bad, meant), code, detail))
+    least = min((excess for excess, *_ in found), default=np.inf)
+    if not least <= _BETTER * left:
+        return None
+    return next((code, detail) for excess, code, detail in found if excess <= _ALIKE * least + 1e-9)
+
+
+def _excess(samples: Sequence[Sample], meant: Sequence[np.ndarray]) -> float:
+    parts = [sample.excess(numbers) for sample, numbers in zip(samples, meant, strict=True)]
+    return float(sum(part.sum() for part in parts) / max(1, sum(part.size for part in parts)))
+
+
+def _hypotheses(
+    edits: Edits, readings: Mapping[str, Reading], names: Sequence[str]
+) -> Iterator[tuple[str, Edits, str]]:
+    """(code, the edits that it would be, which adapter)"""
     if not edits:
         return
-    yield "not-applied", ()
+    yield "not-applied", (), ""
     adapters = sorted({edit.adapter for edit in edits})
-    for count in range(1, len(adapters)):
-        yield "stale-tensor", tuple(edit for edit in edits if edit.adapter in adapters[:count])
-    for left_out in adapters[:-1]:
-        yield "not-applied", tuple(edit for edit in edits if edit.adapter != left_out)
-    yield "applied-twice", edits + edits
-    yield "negated", tuple(edit._replace(weight=-edit.weight) for edit in edits)
+    if len(adapters) > 1:
+        for one in adapters:
+            said = f"adapter {one + 1}" + (f", {names[one]}," if one < len(names) else "")
+            yield "not-applied", tuple(edit for edit in edits if edit.adapter != one), f"{said} is not in it"
+        for one in adapters:
+            said = f"adapter {one + 1}" + (f", {names[one]}," if one < len(names) else "")
+            own = tuple(edit for edit in edits if edit.adapter == one)
+            yield "not-applied", own, f"only {said} is in it"
+            yield "applied-twice", edits + own, f"{said} is in it twice"
+    yield "applied-twice", edits + edits, ""
+    yield "negated", tuple(edit._replace(weight=-edit.weight) for edit in edits), ""
     if any(edit.kind == DORA.name for edit in edits):
-        yield "magnitude-ignored", tuple(map(_without_magnitude, edits))
+        yield "magnitude-ignored", tuple(map(_without_magnitude, edits)), ""
     for code, reading in readings.items():
-        yield code, tuple(map(reading, edits))
+        yield code, tuple(map(reading, edits)), ""
     if all(edit.kind == LORA.name and edit.view is None for edit in edits) and _square(edits):
-        yield "transposed", tuple(edit._replace(transposed=not edit.transposed) for edit in edits)
+        yield "transposed", tuple(edit._replace(transposed=not edit.transposed) for edit in edits), ""
 
 
 def _square(edits: Edits) -> bool:
@@ -88,6 +128,20 @@ def _without_magnitude(edit: Edit) -> Edit:
         return edit
     factors = {role: ref for role, ref in edit.factors.items() if role != MAGNITUDE}
     return edit._replace(kind=LORA.name, factors=factors)
+
+
+def _by_rounding(subject: Subject, samples: Sequence[Sample], bad: Sequence[Sample]) -> tuple[str, str] | None:
+    """Whether the right numbers were stored by another rounding than to nearest, or through another dtype."""
+    found, exact = (np.concatenate([getattr(s, name).ravel() for s in samples]) for name in ("found", "exact"))
+    if is_truncated(found, exact, subject.dtype):
+        return "truncated", "cut off towards 0, not rounded to nearest"
+    if is_stochastic(found, exact, subject.dtype):
+        return "stochastic", "rounded to either side by chance, not to nearest"
+    if bad and _narrow_on_the_way(subject, bad):
+        return "dtype-changed", "was rounded to a narrower dtype on the way"
+    if bad and has_few_bits(samples, subject.dtype):
+        return "lower-precision", "holds numbers of fewer bits than its dtype has"
+    return None
 
 
 def _narrow_on_the_way(subject: Subject, samples: Sequence[Sample]) -> bool:

@@ -7,9 +7,12 @@ the unit roundoff, a right merge in one of the usual recipes stores a number wit
     rounded delta   ... + 3·u·|Δ|                       the change is rounded to the storage or adapter dtype on its way
     narrow factors  ... + 2·u·S                         so are the factors, before they are multiplied
 
-of v, where h is half a unit in the last place, once for each adapter that is merged and stored by itself. Where the
+of v, where h is half a unit in the last place, once for each adapter that is merged and stored by itself, and once more
+where the numbers were stored in the base's dtype before they were cast to another. Where the
 weight itself is multiplied the products are rounded too: V and m/‖V‖ of DoRA (4·u·S', with S' = (m/‖V‖)·(|W| + S)), and
 (1 − α)·W and α·T of an interpolation (1.5·u·S', with S' = |1 − α|·|W| + |α|·|T|).
+
+Within these bounds a number may be right. Whether all together are is for verdict.evidence to say.
 
 Source: N. Higham, Accuracy and Stability of Numerical Algorithms (2002), section 2. The
 recipes are those of PEFT 0.21.2 and of others, which the tests run.
@@ -32,7 +35,7 @@ _PRECISION: Mapping[str, tuple[int, int]] = {"BF16": (8, -126), "F16": (11, -14)
 
 
 class Values(NamedTuple):
-    """Of some elements, in float64: W, v, and the magnitudes |W| + S, or S'."""
+    """Some elements, in float64: W, v, and the magnitudes |W| + S, or S'."""
 
     base: Array
     exact: Array
@@ -43,6 +46,7 @@ class Manner(NamedTuple):
     """What a recipe's error depends on, beside the values."""
 
     dtype: str  # of the storage
+    through: str  # the dtype that it may have been stored in before: the base's
     roundoff: float  # the largest of the storage and of the factors
     depth: int  # terms of the longest sum: the ranks
     roundings: int  # times that the weight may have been stored on the way
@@ -66,5 +70,7 @@ def limits(values: Values, found: Array, manner: Manner) -> tuple[Array, ...]:
         largest = np.maximum(largest, terms)
     single = ROUNDOFF["F32"] * (manner.depth + 8) * terms + 2.0**-149
     plain = manner.roundings * half_ulp(largest, manner.dtype) * (1 + 2.0**-20) + single
+    if manner.through != manner.dtype:
+        plain += half_ulp(largest, manner.through)
     delta = plain + manner.roundoff * (3 * np.maximum(moved, summed * (manner.roundings > 1)) + manner.products * terms)
     return plain, delta, delta + 2 * manner.roundoff * summed

@@ -16,7 +16,7 @@ from adaptertool.layout import CONFIG
 from adaptertool.plan import all_steps
 from adaptertool.spec import COMPUTED, DTYPE_BITS, Plan, Step, TensorSpec
 from adaptertool.ties import FLAG
-from adaptertool.verdict.judge import Subject
+from adaptertool.verdict.subject import Subject
 
 # Buffers that models compute for themselves: older checkpoints hold them, and who loads and saves one may drop them.
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|\bposition_ids|attn\.masked_bias)$")

@@ -3,43 +3,59 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from adaptertool.blocks import Workspace
 from adaptertool.reports import TensorVerdict
 from adaptertool.verdict.elsewhere import is_turned
+from adaptertool.verdict.examine import Finding, examine
 from adaptertool.verdict.faults import Fault, Reading, fault_of
-from adaptertool.verdict.judge import CHANGED, WRONG, Subject, jobs_of
+from adaptertool.verdict.judge import jobs_of
 from adaptertool.verdict.pairs import Pairs
+from adaptertool.verdict.pooled import is_doubtful, pooled
 from adaptertool.verdict.sample import samples_of
+from adaptertool.verdict.subject import CHANGED, WRONG, Subject
 from adaptertool.workers import Job, run_jobs
 
-_OTHERS = 32  # tensors of the same shape that are compared with one that is wrong
+_OTHERS = 256  # tensors of the same shape that are compared with one that is wrong
 _LOOKED_AT = 1000  # wrong tensors that are looked at closely
 
 
+class Verdicts(NamedTuple):
+    tensors: list[TensorVerdict]  # in the order of the plan; what is missing and extra at the end
+    problems: list[str]  # what all tensors together say, and none alone
+
+
 def judge(
-    pairs: Pairs, readings: Mapping[str, Reading], threads: int, progress: Callable[[int], None]
-) -> list[TensorVerdict]:
-    """In the order of the plan; what is missing and extra at the end."""
+    pairs: Pairs,
+    readings: Mapping[str, Reading],
+    names: Sequence[str],
+    threads: int,
+    progress: Callable[[int], None],
+) -> Verdicts:
+    """Compare all; look closer at what is not exact; name what is wrong. names: of the adapters."""
     run_jobs(_all_jobs(pairs.subjects, progress), threads)
+    findings: dict[str, Finding] = {}
+    doubtful = [subject for subject in pairs.subjects if is_doubtful(subject)]
+    run_jobs((functools.partial(_examine, subject, findings) for subject in doubtful), threads)
     faults: dict[str, Fault] = {}
     wrong = [subject for subject in pairs.subjects if subject.verdict()[0] in (WRONG, CHANGED)]
-    run_jobs(
-        (functools.partial(_look, subject, pairs.subjects, readings, faults) for subject in wrong[:_LOOKED_AT]), threads
-    )
+    look = functools.partial(_look, subjects=pairs.subjects, readings=readings, faults=faults, names=names)
+    run_jobs((functools.partial(look, subject) for subject in wrong[:_LOOKED_AT]), threads)
     _by_majority(pairs.subjects, wrong, faults)
     verdicts = [_verdict(subject, faults.get(subject.name)) for subject in pairs.subjects]
     for subject, code in pairs.misfits:
-        turned = code == "shape-changed" and is_turned(subject, list(samples_of(subject)))
+        turned = subject.candidate.spec.shape[::-1] == subject.step.spec.shape
+        turned = turned and code == "shape-changed" and is_turned(subject, list(samples_of(subject)))
         detail = f"{subject.candidate.spec}, not {subject.step.spec}"
         code = "transposed" if turned else code
         verdicts.append(TensorVerdict(subject.name, WRONG, diagnosis=code, detail=detail))
     verdicts += [TensorVerdict(name, "missing") for name in pairs.missing]
-    return verdicts + [TensorVerdict(name, "extra") for name in pairs.extra]
+    verdicts += [TensorVerdict(name, "extra") for name in pairs.extra]
+    return Verdicts(verdicts, list(pooled(pairs.subjects, findings, names, threads)))
 
 
 def _all_jobs(subjects: Sequence[Subject], progress: Callable[[int], None]) -> Iterator[Job]:
@@ -48,16 +64,24 @@ def _all_jobs(subjects: Sequence[Subject], progress: Callable[[int], None]) -> I
         progress(subject.candidate.spec.nbytes)
 
 
+def _examine(subject: Subject, findings: dict[str, Finding], _: Workspace) -> None:
+    findings[subject.name] = finding = examine(subject)
+    subject.explained = finding.recipe
+
+
 def _look(
     subject: Subject,
+    _: Workspace,
+    *,
     subjects: Sequence[Subject],
     readings: Mapping[str, Reading],
     faults: dict[str, Fault],
-    _: Workspace,
+    names: Sequence[str],
 ) -> None:
-    shape = subject.step.spec.shape
-    alike = (other for other in subjects if other is not subject and other.step.spec.shape == shape)
-    faults[subject.name] = fault_of(subject, readings, list(itertools.islice(alike, _OTHERS)))
+    shape, parts = subject.step.spec.shape, subject.name.split(".")
+    alike = [other for other in subjects if other is not subject and other.step.spec.shape == shape]
+    alike.sort(key=lambda other: -sum(map(str.__eq__, parts, other.name.split("."))))
+    faults[subject.name] = fault_of(subject, readings, alike[:_OTHERS], names)
 
 
 def _by_majority(subjects: Sequence[Subject], wrong: Sequence[Subject], faults: dict[str, Fault]) -> None:
@@ -68,7 +92,7 @@ def _by_majority(subjects: Sequence[Subject], wrong: Sequence[Subject], faults: 
     unexplained = [subject for subject in wrong if _code(faults, subject) in ("wrong-base", "unknown")]
     suspects = {subject for subject in unexplained if _code(faults, subject) == "wrong-base"}
     changed = [s for s in unexplained if s in copies and 2 * s.tally.differ > s.step.spec.numel]
-    another = 2 * len(changed) > len(copies) or 2 * len(suspects.intersection(matrices)) > len(matrices)
+    another = 2 * len(changed) > len(copies) if copies else 2 * len(suspects.intersection(matrices)) > len(matrices)
     for subject in unexplained:
         code = "wrong-base" if another and (changed or subject in suspects) else "unknown"
         faults[subject.name] = faults[subject.name]._replace(code=code)

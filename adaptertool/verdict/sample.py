@@ -1,8 +1,7 @@
-"""Some rows of a tensor that is wrong: the first wrong ones, and some from all of it."""
+"""Some rows of a tensor: from all of it, and about the first element that no rounding explains."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,57 +13,71 @@ from adaptertool.numerics.rounding import STORED, Array, doubles
 from adaptertool.plan import matrix
 from adaptertool.spec import Edit
 from adaptertool.tensors import as_bytes
-from adaptertool.verdict.judge import Subject
 from adaptertool.verdict.likeness import limits
+from adaptertool.verdict.subject import Subject
 
-_ELEMENTS = 1 << 16  # of each part
+_ELEMENTS = 1 << 15  # of each part
 _PARTS = 4
 
 
 class Sample(NamedTuple):
-    """Rows first..last, of which `bad` are wrong: float64 matrices of these only."""
+    """Rows of a block, of which `bad` hold what no rounding explains: float64 matrices (rows, columns)."""
 
     block: Block
-    bad: Array  # from `first` on
+    bad: Array
     base: Array
     exact: Array
     found: Array
-    limit: Array  # how far rounding may take an element from `exact`
+    plain: Array  # how far rounding may take an element from `exact`: in float32,
+    limit: Array  # and in the narrowest recipe
+    directions: Sequence[Array]  # as Subject.directions has them
 
     def under(self, subject: Subject, edits: Sequence[Edit]) -> Array:
-        """What other edits would have made of these rows, before it is rounded."""
+        """What other edits would have made of all rows, before it is rounded."""
         block, step = self.block, subject.step._replace(edits=tuple(edits))
-        rows = doubles(_stored(subject, block), step.base.spec.dtype).reshape(-1, block.columns)
-        after = rows.copy()
-        Chain(subject.inputs, step, matrix(subject.step)).apply(after, block.first, rows)
-        mixed: Array = (after if subject.alpha == 1 else rows + subject.alpha * (after - rows))[self.bad]
-        return mixed
+        rows = self.base.copy()
+        Chain(subject.inputs, step, matrix(subject.step)).apply(rows, block.first, self.base)
+        return rows if subject.alpha == 1 else self.base + subject.alpha * (rows - self.base)
 
-    def nearer(self, other: Array, *, slack: float = 0.0, most: float = 0.999) -> bool:
-        """Whether what is stored is `other`, rounded, and is much nearer to that than to what it should be."""
-        off = abs(self.found - other)
-        within = np.mean(off <= 2 * self.limit + slack * abs(other - self.base))
-        return bool(within >= most and off.mean() < abs(self.found - self.exact).mean() / 2)
+    def excess(self, other: Array) -> Array:
+        """By how much each element of the bad rows is farther from `other` than one rounding takes it, in roundings."""
+        off, plain = abs(self.found - other)[self.bad], self.plain[self.bad]
+        beyond: Array = np.maximum(off - plain, 0) / np.maximum(plain, np.finfo(float).tiny)
+        return beyond
+
+    def may_be(self, other: Array, *, most: float = 0.999) -> bool:
+        """Whether rounding, in some recipe, leads from `other` to what the bad rows hold."""
+        return bool(np.mean(abs(self.found - other)[self.bad] <= 2 * self.limit[self.bad]) >= most)
 
 
-def samples_of(subject: Subject) -> Iterator[Sample]:
+def samples_of(subject: Subject, elements: int = _ELEMENTS) -> Iterator[Sample]:
+    """Parts of the tensor, at even distances; rows of one element each count as a part's rows all the same."""
     rows, columns = matrix(subject.step)
     if not rows * columns:
         return
-    count = max(1, min(rows, _ELEMENTS // columns))
+    count = max(1, min(rows, elements // columns))
     wanted = {part * (rows - count) // (_PARTS - 1) for part in range(_PARTS)}
     if subject.tally.first_outside is not None:
         wanted.add(min(subject.tally.first_outside // columns, rows - count))
     chain, terms = (Chain(subject.inputs, subject.step, absolute=absolute) for absolute in (False, True))
+    end = 0
     for first in sorted(wanted):
-        block = Block(subject.step, first, first + count, columns, chain)
-        values = subject.values(block, _stored(subject, block), terms)
+        if first < end:  # a small tensor: no row twice
+            if first + count <= end:
+                continue
+            first = min(end, rows - 1)
+        last = min(rows, first + count)
+        end = last
+        block = Block(subject.step, first, last, columns, chain)
+        before = _stored(subject, block)
+        values = subject.values(block, before, terms)
         found = doubles(subject.read(block.start, block.start + block.numel), subject.dtype)
-        limit = limits(values, found, subject.manner)[-1]
-        shaped = [array.reshape(count, columns) for array in (values.base, values.exact, found, limit)]
-        bad = np.flatnonzero((abs(shaped[2] - shaped[1]) > shaped[3]).any(1))
-        if len(bad):
-            yield Sample(block, bad, *(array[bad] for array in shaped))
+        plain, *_, limit = limits(values, found, subject.manner)
+        along = subject.directions(block, before)
+        flat = (values.base, values.exact, found, plain, limit)
+        base, exact, found, plain, limit = (array.reshape(-1, columns) for array in flat)
+        bad = np.flatnonzero(~(abs(found - exact) <= limit).all(1))
+        yield Sample(block, bad, base, exact, found, plain, limit, [array.reshape(-1, columns) for array in along])
 
 
 def _stored(subject: Subject, block: Block) -> Array:
@@ -72,15 +85,3 @@ def _stored(subject: Subject, block: Block) -> Array:
     stored = np.empty(block.numel, STORED[base.spec.dtype])
     subject.inputs.read_into(base.path, block.source, as_bytes(stored))
     return stored
-
-
-def fitted(samples: Sequence[Sample]) -> tuple[float, float]:
-    """(c, its standard error) of the least squares C − W ≈ c·Δ: 1 where the change is there as it should be."""
-    moved = np.concatenate([(sample.found - sample.base).ravel() for sample in samples])
-    change = np.concatenate([(sample.exact - sample.base).ravel() for sample in samples])
-    square = float(change @ change)
-    if not square > 0:
-        return 0.0, math.inf
-    scale = float(moved @ change) / square
-    rest = moved - scale * change
-    return scale, math.sqrt(float(rest @ rest) / max(len(rest) - 1, 1) / square)
