@@ -36,10 +36,11 @@ class Chain:
         through: Callable[[Array], Array] | None = None,
     ) -> None:
         """cut: rows and columns, as others have the tensor; absolute: with magnitudes of factors, scales, weights;
-        through: what becomes of every factor before it is used (rounded, as by tools that convert them)."""
+        through: what becomes of every factor before it is used: rounded, as by tools that convert it; or its magnitude.
+        """
         if absolute:
             step = step._replace(edits=tuple(e._replace(scale=abs(e.scale), weight=abs(e.weight)) for e in step.edits))
-            through = abs
+            through = through or abs
         self.inputs, self.step, self._through = inputs, step, through
         self.rows, self.columns = cut or matrix(step)
         self.demands = demands_of(step.edits)

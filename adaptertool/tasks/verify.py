@@ -113,7 +113,7 @@ def check(
         weights=plan.weights,
         alpha=output.alpha,
         strict=strict,
-        summary=VerdictCounts(**counts, diagnosis=most_frequent(verdicts)),
+        summary=VerdictCounts(**counts, diagnosis=most_frequent(verdicts, pooled)),
         tensors=tuple(verdicts),
         problems=problems,
         notes=(*plan.notes, *notes_of(candidate, pairs)),

@@ -19,9 +19,10 @@ from adaptertool.verdict.subject import Subject
 _ELEMENTS = 1 << 14  # of each part of a tensor
 _SAME = 0.999  # share of the elements in which a recipe agrees that is surely the one
 _MAY_BE_ANOTHER = 0.9  # below this share no recipe known here was at work
+_AS_MANY = 1.25  # times the differences that a recipe leaves which explains nothing
 # What an honest recipe may change of a scale, relatively: roundings of numbers that are all alike do not average out.
 FLOOR, NARROW_FLOOR = 2.0**-18, 2.0**-12
-_LEANING = 0.05  # share of the differences by which more of them lead to one side than to the other
+_LEANING = 0.02  # share of all elements by which more lead to one side than to the other: ties that go one way are few
 
 
 class Finding(NamedTuple):
@@ -36,22 +37,21 @@ def examine(subject: Subject, *, thorough: bool = False) -> Finding:
     """Compare rows from all of a tensor with what honest recipes store, the likeliest first.
 
     A recipe explains them if it leaves nothing over that leads along the change of an adapter (or along W' under DoRA),
-    or to one side. Of those that do the one that agrees in the most elements counts. thorough: all are compared, also
-    where one agrees in nearly all.
+    or to one side. Of those that do the one that agrees in the most elements counts; not if one that does not explain
+    them agrees in many more: then it is noise of a recipe that nobody used that hides what is wrong. thorough: all are
+    compared, also where one agrees in nearly all.
     """
     samples = list(samples_of(subject, _ELEMENTS))
     if not samples:
         return Finding(None)
     found, exact = _stacked([s.found for s in samples]), _stacked([s.exact for s in samples])
     along = [_stacked(parts) for parts in zip(*(sample.directions for sample in samples), strict=True)]
-    best, most = Finding(None), -1.0
+    best, most, most_without = Finding(None), -1.0, 0.0
     for name, narrow, stored in _stored_by_recipes(subject, samples):
         off = found - stored
         if not np.isfinite(off).all():
             continue
         same = float(np.mean(off == 0))
-        if same <= most:
-            continue
         leans = tuple(lean(off, direction) for direction in along)
         floor = NARROW_FLOOR if narrow else FLOOR
         leads = any(
@@ -59,11 +59,16 @@ def examine(subject: Subject, *, thorough: bool = False) -> Finding:
             for one, direction in zip(leans, along, strict=True)
         )
         side = toward_zero(off, exact)
-        if leads or (side.significant and abs(side.shift) > _LEANING * np.count_nonzero(off)):
+        if leads or (side.significant and abs(side.shift) > _LEANING * off.size):
+            most_without = max(most_without, same)
+            continue
+        if same <= most:
             continue
         best, most = Finding(name, leans[: len(subject.adapters)]), same
         if same == 1 or (same > _SAME and not thorough):
             break
+    if 1 - most > _AS_MANY * (1 - most_without):
+        return Finding(None)
     if most < _MAY_BE_ANOTHER and best.recipe is not None:
         if is_stochastic(found, exact, subject.dtype):
             return Finding(None)

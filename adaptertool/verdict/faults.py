@@ -12,11 +12,13 @@ import numpy as np
 
 from adaptertool.kinds import DORA, LORA
 from adaptertool.kinds.dora import MAGNITUDE
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec import COMPUTED, Edit
 from adaptertool.verdict.elsewhere import elsewhere, is_turned
 from adaptertool.verdict.judge import narrowed
 from adaptertool.verdict.likeness import half_ulp
 from adaptertool.verdict.precision import has_few_bits, lost_precision
+from adaptertool.verdict.recipes import through
 from adaptertool.verdict.roundings import is_stochastic, is_truncated
 from adaptertool.verdict.sample import Sample, samples_of
 from adaptertool.verdict.scales import scales_of
@@ -53,9 +55,10 @@ def fault_of(
     if not samples:
         return Fault("unknown")
     bad = [sample for sample in samples if len(sample.bad)]
+    looked_at = bad or [sample._replace(bad=np.arange(len(sample.found))) for sample in samples]
     scaled = scales_of(subject, samples, bad) if subject.step.edits else None
     scale = None if scaled is None else scaled.scale
-    if found := _by_other_edits(subject, bad, readings, names):
+    if found := _by_other_edits(subject, looked_at, readings, names):
         return Fault(found[0], scale, found[1])
     if found := _by_rounding(subject, samples, bad):
         return Fault(found[0], scale, found[1])
@@ -75,21 +78,27 @@ def _by_other_edits(
     subject: Subject, bad: Sequence[Sample], readings: Mapping[str, Reading], names: Sequence[str]
 ) -> tuple[str, str] | None:
     """The known fault that leaves the least over, if that is much less than the right edits do."""
-    left = _excess(bad, [sample.exact for sample in bad])
+    left = _excess(subject, bad, [sample.exact for sample in bad])
     found: list[tuple[float, str, str]] = []
     for code, edits, detail in _hypotheses(subject.step.edits, readings, names) if left else ():
         meant = [sample.under(subject, edits) for sample in bad]
         if all(sample.may_be(numbers) for sample, numbers in zip(bad, meant, strict=True)):
-            found.append((_excess(bad, meant), code, detail))
+            found.append((_excess(subject, bad, meant), code, detail))
     least = min((excess for excess, *_ in found), default=np.inf)
     if not least <= _BETTER * left:
         return None
     return next((code, detail) for excess, code, detail in found if excess <= _ALIKE * least + 1e-9)
 
 
-def _excess(samples: Sequence[Sample], meant: Sequence[np.ndarray]) -> float:
-    parts = [sample.excess(numbers) for sample, numbers in zip(samples, meant, strict=True)]
-    return float(sum(part.sum() for part in parts) / max(1, sum(part.size for part in parts)))
+def _excess(subject: Subject, samples: Sequence[Sample], meant: Sequence[Array]) -> float:
+    """What numbers leave over of bad rows, beyond one rounding; and how many elements they do not store as they are,
+    which counts where rounding may explain each."""
+    to, total = through(subject.dtype), 0.0
+    for sample, numbers in zip(samples, meant, strict=True):
+        with np.errstate(all="ignore"):
+            apart = to(numbers[sample.bad]) != sample.found[sample.bad]
+        total += float(sample.excess(numbers).sum()) + 1e-3 * np.count_nonzero(apart)
+    return total
 
 
 def _hypotheses(

@@ -32,7 +32,7 @@ def jobs_of(subject: Subject) -> Iterator[Job]:
         for first in range(0, whole, size):
             yield functools.partial(_same, subject, subject.source, first, min(whole, first + size))
     else:
-        terms = Chain(subject.inputs, subject.step, absolute=True)
+        terms = subject.terms()
         for block in blocks_of(subject.inputs, subject.step):
             yield functools.partial(_judge, subject, block, terms)
 

@@ -30,6 +30,8 @@ from adaptertool.numerics.rounding import Array
 RECIPES = ("float32", "rounded delta", "narrow factors")
 
 ROUNDOFF: Mapping[str, float] = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24, "F64": 2.0**-53}
+# Half the smallest number, where numbers of factors and changes may be as small.
+SMALLEST: Mapping[str, float] = {"F16": 2.0**-25}
 # Significant bits, and the exponent of the smallest normal number.
 _PRECISION: Mapping[str, tuple[int, int]] = {"BF16": (8, -126), "F16": (11, -14), "F32": (24, -126), "F64": (53, -1022)}
 
@@ -72,5 +74,8 @@ def limits(values: Values, found: Array, manner: Manner) -> tuple[Array, ...]:
     plain = manner.roundings * half_ulp(largest, manner.dtype) * (1 + 2.0**-20) + single
     if manner.through != manner.dtype:
         plain += half_ulp(largest, manner.through)
-    delta = plain + manner.roundoff * (3 * np.maximum(moved, summed * (manner.roundings > 1)) + manner.products * terms)
+    plain_delta = plain + 3 * SMALLEST.get(manner.dtype, 0.0)
+    delta = plain_delta + manner.roundoff * (
+        3 * np.maximum(moved, summed * (manner.roundings > 1)) + manner.products * terms
+    )
     return plain, delta, delta + 2 * manner.roundoff * summed

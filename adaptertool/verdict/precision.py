@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from adaptertool.numerics.rounding import Array, doubles, rounded
-from adaptertool.verdict.likeness import ROUNDOFF
 from adaptertool.verdict.sample import Sample
 from adaptertool.verdict.scales import Scaled
 from adaptertool.verdict.subject import Subject
@@ -16,6 +15,7 @@ _FEW = 0.4  # of the distinct magnitudes that the right numbers have
 _ENOUGH = 64  # distinct magnitudes that the right numbers have at least
 _EIGHT_BITS = 2.0**-4  # the roundoff of F8_E4M3
 _NEARLY_ALL = 0.999
+_NEAR = 0.03  # of a scale
 _MANY = 0.02  # share of the elements of rows that are wrong
 
 
@@ -46,5 +46,10 @@ def lost_precision(bad: Sequence[Sample], subject: Subject, scaled: Scaled) -> b
     size = sum(part.size for part in within)
     share = sum(part.sum() for part in within) / size
     off = sum(np.count_nonzero(sample.excess(sample.exact)) for sample in bad) / size
-    narrow = subject.manner.roundoff >= ROUNDOFF["F16"]
-    return scaled.near_one and narrow and bool(share >= _NEARLY_ALL and off >= _MANY)
+    change, moved = (
+        np.concatenate([(a - s.base).ravel() for a, s in zip(arrays, bad, strict=True)])
+        for arrays in ([s.exact for s in bad], [s.found for s in bad])
+    )
+    scale = float(change @ moved) / max(float(change @ change), np.finfo(float).tiny)
+    near_one = scaled.near_one or abs(scale - 1) <= _NEAR
+    return near_one and bool(share >= _NEARLY_ALL and off >= _MANY)

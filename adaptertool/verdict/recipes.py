@@ -19,10 +19,11 @@ from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.numerics.rounding import Array, doubles, rounded
 from adaptertool.plan import matrix
 from adaptertool.region import choose
-from adaptertool.spec import COMPUTED
+from adaptertool.spec import COMPUTED, Edit
 from adaptertool.verdict.likeness import ROUNDOFF
 from adaptertool.verdict.subject import Subject
 
+Edits = tuple[Edit, ...]
 Round = Callable[[Array], Array]
 Turn = Callable[[Array, Array], Array]  # m and ‖V‖ -> their ratio
 
@@ -86,6 +87,7 @@ class Simulated:
                     if narrowing or norm or way:
                         said = ", ".join(filter(None, (name, "norms rounded" if norm else "", way)))
                         yield Outcome(said, True, self._mixed(numbers))
+        yield from self._rounded_before_the_norms()
         for name, share in self._scales():
             states = self._states(None, None)
             yield Outcome(name, True, self._mixed(states[0] + share * (states[-1] - states[0])))
@@ -94,8 +96,9 @@ class Simulated:
         yield "", None
         for dtype in self._narrow:
             yield f"factors in {dtype}", through(dtype)
-        yield "factors in TF32", _tf32
-        yield "factors cut to TF32", _cut_tf32
+        if self._narrow:  # beside float32 storage TF32 is no rounding that can be ignored
+            yield "factors in TF32", _tf32
+            yield "factors cut to TF32", _cut_tf32
 
     def _norms(self) -> Iterator[Turn | None]:
         """Ways from m and ‖V‖ to the ratio of both."""
@@ -105,6 +108,25 @@ class Simulated:
             yield functools.partial(_ratio, norm=to, ratio=_as_it_is)
             yield functools.partial(_ratio, norm=_as_it_is, ratio=to)
             yield functools.partial(_ratio, norm=to, ratio=to)
+
+    def _rounded_before_the_norms(self) -> Iterator[Outcome]:
+        """V = W + Δ of a DoRA rounded, before it is multiplied by m/‖V‖."""
+        edits = self._subject.step.edits
+        if not self._turns or len(edits) > 1 or edits[0].view or edits[0].transposed or edits[0].weight != 1:
+            return
+        for dtype, narrowing in itertools.product(self._narrow, (None, *map(through, self._narrow))):
+            to = through(dtype)
+            chain = self._chain(edits, narrowing)
+            after = self._rows.copy()
+            (norm,) = chain.apply(after, self._first, self._rows).values()
+            magnitude = chain.factors(0, edits[0], slice(self._first, self._first + len(after)))[MAGNITUDE]
+            whole = to(after * (norm / magnitude))
+            for norms, ratio in itertools.product((_as_it_is, to), repeat=2):
+                yield Outcome(f"W + Δ in {dtype}", True, self._mixed(whole * ratio(magnitude / norms(norm))))
+
+    def _chain(self, edits: Edits, narrowing: Round | None) -> Chain:
+        step = self._subject.step._replace(edits=edits)
+        return Chain(self._subject.inputs, step, matrix(self._subject.step), through=narrowing)
 
     def _sums(self, states: Sequence[Array]) -> Iterator[tuple[str, Array]]:
         """What becomes of the changes that the adapters make: summed at once, or stored after each."""
@@ -145,7 +167,7 @@ class Simulated:
 
     def _interpolations(self) -> Iterator[Outcome]:
         alpha, rows, full = self._subject.alpha, self._rows, self._states(None, None)[-1]
-        for dtype in self._narrow:
+        for dtype in dict.fromkeys((*self._narrow, self._subject.dtype)):
             to = through(dtype)
             share = float(to(np.array([alpha]))[0])
             for tuned, own in itertools.product((full, to(full)), dict.fromkeys((alpha, share))):
@@ -161,8 +183,7 @@ class Simulated:
         states, first, rows = [self._rows], self._first, self._rows
         for count in range(1, len(self._adapters) + 1):
             edits = tuple(edit for edit in self._subject.step.edits if edit.adapter in self._adapters[:count])
-            step = self._subject.step._replace(edits=edits)
-            chain = Chain(self._subject.inputs, step, matrix(self._subject.step), through=narrowing)
+            chain = self._chain(edits, narrowing)
             after = rows.copy()
             norms = dict(chain.apply(after, first, rows))
             if turn is not None and norms:

@@ -115,6 +115,7 @@ def _verdict(subject: Subject, fault: Fault | None) -> TensorVerdict:
     return TensorVerdict(subject.name, status, apart, error, fault.fitted_scale, fault.code, fault.detail)
 
 
-def most_frequent(verdicts: Sequence[TensorVerdict]) -> tuple[str, ...]:
+def most_frequent(verdicts: Sequence[TensorVerdict], pooled: Sequence[str] = ()) -> tuple[str, ...]:
     counts = Counter(verdict.diagnosis for verdict in verdicts if verdict.diagnosis)
+    counts.update(["wrong-scale"] * len(pooled))
     return tuple(code for code, _ in counts.most_common())

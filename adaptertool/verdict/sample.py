@@ -59,7 +59,7 @@ def samples_of(subject: Subject, elements: int = _ELEMENTS) -> Iterator[Sample]:
     wanted = {part * (rows - count) // (_PARTS - 1) for part in range(_PARTS)}
     if subject.tally.first_outside is not None:
         wanted.add(min(subject.tally.first_outside // columns, rows - count))
-    chain, terms = (Chain(subject.inputs, subject.step, absolute=absolute) for absolute in (False, True))
+    chain, terms = Chain(subject.inputs, subject.step), subject.terms()
     end = 0
     for first in sorted(wanted):
         if first < end:  # a small tensor: no row twice

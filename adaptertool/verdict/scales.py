@@ -89,7 +89,9 @@ def _combined(sample: Sample, scales: Sequence[float]) -> Array:
 
 
 def _one_by_one(samples: Sequence[Sample], count: int) -> list[float]:
-    scales = [1.0] * count
+    changes = np.stack([np.concatenate([s.directions[n].ravel() for s in samples]) for n in range(count)])
+    moved = np.concatenate([(s.found - s.base).ravel() for s in samples])
+    scales: list[float] = np.linalg.lstsq(changes @ changes.T, changes @ moved, rcond=None)[0].tolist()  # to begin with
     for _ in range(_ROUNDS):
         for number in range(count):
             others = [0.0 if other == number else c for other, c in enumerate(scales)]

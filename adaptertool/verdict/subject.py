@@ -20,7 +20,7 @@ from adaptertool.region import as_floats
 from adaptertool.spec import COMPUTED, Ref, Step
 from adaptertool.tensors import as_bytes
 from adaptertool.verdict.evidence import DEVIATIONS
-from adaptertool.verdict.likeness import RECIPES, ROUNDOFF, Manner, Values
+from adaptertool.verdict.likeness import RECIPES, ROUNDOFF, SMALLEST, Manner, Values
 
 EXACT, ROUNDING, WRONG, CHANGED = "exact", "rounding", "wrong", "untouched_changed"
 
@@ -105,6 +105,12 @@ class Subject:
         if self.source is not None:
             return CHANGED if self.source is self.step.base else WRONG, None
         return (WRONG, None) if self.explained is None else (ROUNDING, self.explained)
+
+    def terms(self) -> Chain:
+        """The edits with magnitudes in the place of numbers; of factors in F16 with as much more as their rounding may
+        take where they are too small for its relative error."""
+        small = SMALLEST.get(self.dtype, 0.0) / ROUNDOFF.get(self.dtype, 1.0)
+        return Chain(self.inputs, self.step, absolute=True, through=lambda factor: abs(factor) + small)
 
     def read(self, first: int, last: int) -> Array:
         """Elements first..last of the candidate, as stored."""
