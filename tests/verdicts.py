@@ -343,8 +343,8 @@ def page() -> str:
         f"- Of {len(honest)} honest merges {honest.count('right')} are called right.",
         "",
         "*found*: wrong, under another name. *missed*: called right; of a change so small that next to nothing of it",
-        "is stored, nothing is left to tell by; and float32 weights rounded by chance are not told from those of float32",
-        "sums in another order.",
+        "is stored, nothing is left to tell by; and float32 weights rounded by chance are not told from float32 sums in",
+        "another order.",
         "",
     ]
     for title, names in (("Faults", FAULTS), ("Honest merges", HONEST)):

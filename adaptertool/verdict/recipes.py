@@ -166,17 +166,22 @@ class Simulated:
         return after if alpha == 1 else rows + alpha * (after - rows)
 
     def _interpolations(self) -> Iterator[Outcome]:
-        alpha, rows, full = self._subject.alpha, self._rows, self._states(None, None)[-1]
+        rows, full = self._rows, self._states(None, None)[-1]
         for dtype in dict.fromkeys((*self._narrow, self._subject.dtype)):
             to = through(dtype)
-            share = float(to(np.array([alpha]))[0])
-            for tuned, own in itertools.product((full, to(full)), dict.fromkeys((alpha, share))):
+            for tuned, (rest, own) in itertools.product((full, to(full)), self._shares(to)):
                 apart = to(tuned - rows)
-                yield Outcome(f"two products in {dtype}", True, to((1 - own) * rows) + to(own * tuned))
+                yield Outcome(f"two products in {dtype}", True, to(rest * rows) + to(own * tuned))
                 yield Outcome(f"product in {dtype}", True, rows + to(own * apart))
                 yield Outcome(f"difference in {dtype}", True, rows + own * apart)
-                yield Outcome(f"difference from the tuned in {dtype}", True, tuned - to((1 - own) * apart))
+                yield Outcome(f"difference from the tuned in {dtype}", True, tuned - to(rest * apart))
                 yield Outcome(f"tuned in {dtype}", True, rows + own * (tuned - rows))
+
+    def _shares(self, to: Round) -> Sequence[tuple[float, float]]:
+        """(1 − α, α) as they may be rounded: each by itself, or α first."""
+        exact = np.array([1 - self._subject.alpha, self._subject.alpha])
+        both = [exact, through("F32")(exact), to(exact), np.array([1 - to(exact)[1], to(exact)[1]])]
+        return list(dict.fromkeys((float(rest), float(own)) for rest, own in both))
 
     def _states(self, narrowing: Round | None, turn: Turn | None) -> list[Array]:
         """[W, after the first adapter, ...]"""
