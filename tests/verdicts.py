@@ -12,7 +12,7 @@ import dataclasses
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -306,13 +306,16 @@ def is_honest(name: str, dtype: torch.dtype) -> bool:
     return "bf16" not in name or dtype == BF16
 
 
-def verdicts(folder: Path, dtype: str, size: float) -> Mapping[str, str]:
-    """name -> what came of it: "right" or "WRONG" of an honest merge; "named", "found" or "missed" of a fault."""
+def verdicts(folder: Path, dtype: str, size: float, names: Collection[str] = ()) -> Mapping[str, str]:
+    """name -> what came of it: "right" or "WRONG" of an honest merge; "named", "found" or "missed" of a fault. names: of
+    those that are to be tried; all where there are none."""
     case, results = Case(folder, DTYPES[dtype], size), {}
     for name in HONEST:
-        if is_honest(name, case.dtype):
+        if is_honest(name, case.dtype) and (not names or name in names):
             results[name] = "right" if judged(case, name)[0] else "WRONG"
     for name, (*_, codes) in FAULTS.items():
+        if names and name not in names:
+            continue
         right, found = judged(case, name)
         results[name] = "missed" if right else "named" if found & codes else "found"
     return results
@@ -343,8 +346,8 @@ def page() -> str:
         f"- Of {len(honest)} honest merges {honest.count('right')} are called right.",
         "",
         "*found*: wrong, under another name. *missed*: called right; of a change so small that next to nothing of it",
-        "is stored, nothing is left to tell by; and float32 weights rounded by chance are not told from float32 sums in",
-        "another order.",
+        "is stored, nothing is left to tell by; and float32 weights rounded by chance are not told from float32 sums",
+        "in another order.",
         "",
     ]
     for title, names in (("Faults", FAULTS), ("Honest merges", HONEST)):

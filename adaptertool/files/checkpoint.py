@@ -168,6 +168,11 @@ def load_manifest(root: Path) -> dict[str, Any]:
     return load_json(root / MANIFEST, halves=True)
 
 
+def has_manifest(checkpoint: Checkpoint) -> bool:
+    """Whether adaptertool made it."""
+    return not checkpoint.is_file and (checkpoint.path / MANIFEST).exists()
+
+
 def read_assets(root: Path) -> tuple[tuple[Asset, ...], list[str]]:
     """The files to carry over, and the names of those to leave behind (the shards among them)."""
     assets: list[Asset] = []

@@ -47,7 +47,9 @@ def _folded(verdicts: Sequence[TensorVerdict]) -> Iterator[str]:
 
 
 def _good(verdict: TensorVerdict, report: VerifyReport) -> bool:
-    return verdict.status == "exact" or (verdict.status == "rounding" and not report.strict)
+    if report.strict:
+        return verdict.status == "exact" and verdict.diagnosis is None
+    return verdict.status in ("exact", "rounding")
 
 
 def _recipe(report: VerifyReport) -> str:

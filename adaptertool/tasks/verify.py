@@ -89,7 +89,7 @@ def check(
     """Judge `candidate` against what `plan`, which has one output, makes of `base`."""
     from adaptertool.files.reader import Inputs  # noqa: PLC0415
     from adaptertool.preflight import require_equal, require_finite_factors  # noqa: PLC0415  # loads numpy
-    from adaptertool.verdict.pairs import notes_of, pair, problems_of  # noqa: PLC0415
+    from adaptertool.verdict.pairs import hints, notes_of, odd_ones, pair, problems_of  # noqa: PLC0415
     from adaptertool.verdict.run import judge, most_frequent  # noqa: PLC0415
 
     start, ends = time.perf_counter(), open_subject(base).ends
@@ -100,11 +100,14 @@ def check(
         require_equal(plan, inputs)
         pairs = pair(plan, output.alpha, ends, candidate, inputs)
         names = list(map(str, plan.sources))
-        verdicts, pooled = judge(pairs, _readings(plan), names, thread_count(threads), progress or (lambda _: None))
+        odd, told = odd_ones(pairs.subjects, candidate), progress or (lambda _: None)
+        verdicts, pooled = judge(pairs, odd, _readings(plan), names, thread_count(threads), told)
         inputs.check_unchanged()
     counts = {status: sum(verdict.status == status for verdict in verdicts) for status in STATUSES}
-    problems = (*problems_of(plan, base, ends, candidate), *pooled)
+    problems = (*problems_of(plan, base, ends, candidate), *pooled, *hints(verdicts, base, candidate))
     right = counts["exact"] + (0 if strict else counts["rounding"])
+    if strict:
+        right -= sum(verdict.status == "exact" and verdict.diagnosis is not None for verdict in verdicts)
     return VerifyReport(
         ok=right == len(verdicts) and not problems,
         merged=str(candidate.path),
@@ -116,7 +119,7 @@ def check(
         summary=VerdictCounts(**counts, diagnosis=most_frequent(verdicts, pooled)),
         tensors=tuple(verdicts),
         problems=problems,
-        notes=(*plan.notes, *notes_of(candidate, pairs)),
+        notes=(*plan.notes, *notes_of(candidate, pairs, odd)),
         bytes_read=sum(header.size for header in (*base.headers, *candidate.headers)),
         seconds=time.perf_counter() - start,
     )

@@ -84,10 +84,11 @@ def elsewhere(subject: Subject, samples: Sequence[Sample], others: Sequence[Subj
                 return f"holds the {what} of {shown(other.name)}"
     rows, distances = _nearest_rows(subject, found, width)
     if (distances < near).all():
-        offsets = Counter(row - probe for row, probe in zip(rows, probes, strict=True))
+        offsets = Counter((row - probe) % (numel // width) for row, probe in zip(rows, probes, strict=True))
         offset, count = offsets.most_common(1)[0]
-        if count == len(probes):
-            return f"its rows are shifted by {-offset}"
+        if 2 * count > len(probes):
+            back = numel // width - offset  # rows roll over: the first ones come from the end
+            return f"its rows are shifted by {back if back <= offset else -offset}"
         moved = ", ".join(f"{probe} holds {row}" for row, probe in zip(rows, probes, strict=True))
         return f"its rows are in another order: {moved}"
     for other in others:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from adaptertool.numerics.rounding import Array
-from adaptertool.spec import COMPUTED
-from adaptertool.verdict.evidence import Lean, lean, toward_zero
+from adaptertool.verdict.evidence import DEVIATIONS, Lean, lean, toward_zero
 from adaptertool.verdict.likeness import RECIPES
-from adaptertool.verdict.recipes import Simulated, through
+from adaptertool.verdict.recipes import Recipe, Round, Simulated, through
 from adaptertool.verdict.roundings import is_stochastic
 from adaptertool.verdict.sample import Sample, samples_of
 from adaptertool.verdict.subject import Subject
 
 _ELEMENTS = 1 << 14  # of each part of a tensor
+_CHOSEN = 10  # recipes that are compared in all parts
 _SAME = 0.999  # share of the elements in which a recipe agrees that is surely the one
 _MAY_BE_ANOTHER = 0.9  # below this share no recipe known here was at work
 _AS_MANY = 1.25  # times the differences that a recipe leaves which explains nothing
@@ -52,17 +53,19 @@ def examine(subject: Subject, *, thorough: bool = False) -> Finding:
         if not np.isfinite(off).all():
             continue
         same = float(np.mean(off == 0))
+        if same <= most or 1 - same > _AS_MANY * (1 - most_without):
+            continue
         leans = tuple(lean(off, direction) for direction in along)
         floor = NARROW_FLOOR if narrow else FLOOR
         leads = any(
             one.significant and abs(one.shift) > floor * float(np.vdot(direction, direction))
             for one, direction in zip(leans, along, strict=True)
         )
+        if name == RECIPES[0]:  # of which the whole tensor is known
+            leads = leads or _leads_in_all(subject, along)
         side = toward_zero(off, exact)
         if leads or (side.significant and abs(side.shift) > _LEANING * off.size):
             most_without = max(most_without, same)
-            continue
-        if same <= most:
             continue
         best, most = Finding(name, leans[: len(subject.adapters)]), same
         if same == 1 or (same > _SAME and not thorough):
@@ -76,18 +79,41 @@ def examine(subject: Subject, *, thorough: bool = False) -> Finding:
     return best
 
 
+def _leads_in_all(subject: Subject, along: Sequence[Array]) -> bool:
+    """Whether the differences from the exact merge lead along a direction, in all of the tensor. Each difference is a
+    sample of its own, since float32 sums have no errors in common. along: the directions, in some of the elements."""
+    floor = FLOOR * subject.step.spec.numel * np.array([np.mean(direction * direction) for direction in along])
+    shift, spread = subject.tally.shift[: len(along)], subject.tally.spread[: len(along)]
+    return bool(((abs(shift) > DEVIATIONS * np.sqrt(spread)) & (abs(shift) > floor)).any())
+
+
 def _stacked(parts: Sequence[Array]) -> Array:
     return np.concatenate(list(parts))
 
 
 def _stored_by_recipes(subject: Subject, samples: Sequence[Sample]) -> Iterator[tuple[str, bool, Array]]:
-    """(name, whether it loses more than float32 does, what it stores)"""
-    own, dtype = subject.step.spec.dtype, subject.dtype
-    simulated = [Simulated(subject, sample.block.first, sample.base) for sample in samples]
+    """(name, whether it loses more than float32 does, what it stores): float32, then those that agree best in the first
+    rows, the best first."""
+    simulated = [list(Simulated(subject, sample.block.first, sample.base).recipes()) for sample in samples]
+    stores = {"": through(subject.dtype)}
+    if subject.manner.through != subject.dtype:
+        own = through(subject.manner.through)
+        stores[f", stored as {subject.manner.through} first"] = lambda numbers: through(subject.dtype)(own(numbers))
+    choices = list(itertools.product(range(len(simulated[0])), stores))
     with np.errstate(all="ignore"):
-        for outcomes in zip(*(one.outcomes() for one in simulated), strict=True):
-            numbers = _stacked([outcome.numbers for outcome in outcomes])
-            yield outcomes[0].name, outcomes[0].is_narrow, through(dtype)(numbers)
-            if own != dtype and own in COMPUTED:
-                name = f"{outcomes[0].name}, stored as {own} first"
-                yield name, outcomes[0].is_narrow, through(dtype)(through(own)(numbers))
+        yield from (_stored(simulated, stores, choice) for choice in choices[: len(stores)])
+        agreed = []
+        for choice in choices[len(stores) :]:
+            _, _, stored = _stored(simulated[:1], stores, choice)
+            agreed.append((float(np.mean(stored == samples[0].found)), choice))
+        agreed.sort(key=lambda pair: -pair[0])
+        yield from (_stored(simulated, stores, choice) for _, choice in agreed[:_CHOSEN])
+
+
+def _stored(
+    simulated: Sequence[Sequence[Recipe]], stores: Mapping[str, Round], choice: tuple[int, str]
+) -> tuple[str, bool, Array]:
+    number, how = choice
+    recipe = simulated[0][number]
+    numbers = _stacked([recipes[number].numbers() for recipes in simulated])
+    return recipe.name + how, recipe.is_narrow, stores[how](numbers)

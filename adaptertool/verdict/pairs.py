@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from adaptertool.conversion import architecture_of, ties_of
 from adaptertool.errors import shown
-from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.checkpoint import Checkpoint, has_manifest
 from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import Inputs
 from adaptertool.layout import CONFIG
 from adaptertool.plan import all_steps
+from adaptertool.reports import TensorVerdict
 from adaptertool.spec import COMPUTED, DTYPE_BITS, Plan, Step, TensorSpec
 from adaptertool.ties import FLAG
+from adaptertool.verdict.config import config_problems
 from adaptertool.verdict.subject import Subject
 
 # Buffers that models compute for themselves: older checkpoints hold them, and who loads and saves one may drop them.
@@ -75,6 +77,18 @@ def _may_be_cast(ours: str, theirs: str, candidate: Checkpoint) -> bool:
     return declared in (None, theirs) or (declared == ours and DTYPE_BITS[theirs] > DTYPE_BITS[ours])
 
 
+def odd_ones(subjects: Sequence[Subject], candidate: Checkpoint) -> list[Subject]:
+    """Tensors that are stored in another dtype than they should be, though the config does not ask for it and others of
+    their dtype are not."""
+    declared = declared_dtype(candidate)
+    kept = {subject.dtype for subject in subjects if subject.dtype == subject.step.spec.dtype}
+    return [
+        subject
+        for subject in subjects
+        if subject.dtype not in (subject.step.spec.dtype, declared) and subject.step.spec.dtype in kept
+    ]
+
+
 def declared_dtype(checkpoint: Checkpoint) -> str | None:
     for part in objects(checkpoint.config or {}):
         for key in ("dtype", "torch_dtype"):
@@ -94,21 +108,45 @@ def _tied(candidate: Checkpoint, steps: Mapping[str, Step]) -> Mapping[str, str]
 
 def problems_of(plan: Plan, base: Checkpoint, ends: Mapping[str, str], candidate: Checkpoint) -> Iterator[str]:
     """What is wrong beside the tensors: a config that makes loaders tie ends that differ, or leaves one without."""
-    if candidate.config is None or base.config is None:
+    if base.config is None or base.is_file or candidate.is_file:
+        return
+    if candidate.config is None:
+        yield "config.json is missing; no loader accepts that"
         return
     contents = [asset.content for asset in plan.assets if asset.name == CONFIG and asset.content is not None]
-    expected = json.loads(contents[0]) if contents else base.config
-    flag = candidate.config.get(FLAG)
+    expected = dict(json.loads(contents[0]) if contents else base.config)
+    found, flag = dict(candidate.config), candidate.config.get(FLAG)
     if expected.get(FLAG) is False and flag is not False and base.config.get(FLAG) is not False:
         yield f"config.json does not say {FLAG}: false; loaders would tie ends that are no longer the same"
+    elif expected.get(FLAG) is False and flag is True:
+        yield f"config.json says {FLAG}: true; loaders would tie ends that are not the same"
     if flag is False and (lost := [end for end in ends if end not in candidate.tensors]):
         yield f"config.json says {FLAG}: false, but {shown(lost[0])} is not stored; loaders would make it up"
-    if (size := candidate.config.get("vocab_size")) != expected.get("vocab_size"):
-        yield f"config.json has vocab_size {shown(size)}, not {shown(expected.get('vocab_size'))}"
+    for config in (expected, found):  # said above; a head may be stored beside an embedding that it is tied to
+        config.pop(FLAG, None)
+    yield from config_problems(expected, found)
 
 
-def notes_of(candidate: Checkpoint, pairs: Pairs) -> Iterator[str]:
+def hints(verdicts: Sequence[TensorVerdict], base: Checkpoint, candidate: Checkpoint) -> Iterator[str]:
+    """What the likeliest cause is where all that should have changed has changed the wrong way."""
+    edited = [verdict for verdict in verdicts if verdict.status == "wrong"]
+    turned = [v for v in edited if v.diagnosis == "negated" or (v.fitted_scale is not None and v.fitted_scale < -0.9)]
+    made = has_manifest(base) and not has_manifest(candidate)
+    if edited and (2 * len(turned) > len(edited) or made):
+        why = "the change is in it the other way round"
+        if made:
+            why = f"{base.path} was made by adaptertool, and {candidate.path} was not"
+        yield f"did you swap MERGED and BASE? {why}"
+
+
+def notes_of(candidate: Checkpoint, pairs: Pairs, odd: Sequence[Subject]) -> Iterator[str]:
     yield from candidate.notes
+    if odd:
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        yield (
+            f"{shown(odd[0].name)}{more}: stored as {odd[0].dtype} where others of the base's {odd[0].step.spec.dtype} "
+            "are not, and config.json does not ask for it; wrong with --strict"
+        )
     if pairs.buffers:
         yield f"{len(pairs.buffers)} buffers that models compute for themselves are in one of both only"
     declared, stored = declared_dtype(candidate), {ref.spec.dtype for ref in candidate.tensors.values()}

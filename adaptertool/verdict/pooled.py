@@ -43,6 +43,8 @@ def pooled(
         narrow = any(findings[subject.name].recipe != "float32" for subject in own)
         scale = _fitted(own[:: math.ceil(len(own) / _TENSORS)], adapter)
         if deviations > DEVIATIONS and scale is not None and abs(scale - 1) > (NARROW_FLOOR if narrow else FLOOR):
+            for subject in own:
+                subject.scale = scale
             said = f" ({names[adapter]})" if adapter < len(names) else ""
             yield (
                 f"adapter {adapter + 1}{said} is applied {scale:.6g} times: too little to show in one tensor, but all "

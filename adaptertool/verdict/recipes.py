@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from adaptertool.chain import Chain
-from adaptertool.kinds import BY_NAME
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.numerics.rounding import Array, doubles, rounded
 from adaptertool.plan import matrix
@@ -55,10 +54,29 @@ def _ratio(magnitude: Array, norms: Array, *, norm: Round, ratio: Round) -> Arra
     return ratio(magnitude / norm(norms))
 
 
-class Outcome(NamedTuple):
+class _Ends(NamedTuple):
+    """W and T, how far from each (1 − α and α), and the rounding on the way."""
+
+    rows: Array
+    tuned: Array
+    rest: float
+    own: float
+    to: Round
+
+
+_WAYS: Mapping[str, Callable[[_Ends], Array]] = {
+    "two products": lambda e: e.to(e.rest * e.rows) + e.to(e.own * e.tuned),
+    "product": lambda e: e.rows + e.to(e.own * e.to(e.tuned - e.rows)),
+    "difference": lambda e: e.rows + e.own * e.to(e.tuned - e.rows),
+    "difference from the tuned": lambda e: e.tuned - e.to(e.rest * e.to(e.tuned - e.rows)),
+    "tuned": lambda e: e.rows + e.own * (e.tuned - e.rows),
+}
+
+
+class Recipe(NamedTuple):
     name: str
     is_narrow: bool  # loses more than float32 does
-    numbers: Array  # before they are stored
+    numbers: Callable[[], Array]  # computes what it makes of the rows, before that is stored
 
 
 class Simulated:
@@ -68,29 +86,29 @@ class Simulated:
         self._subject, self._first, self._rows = subject, first, rows
         edits = subject.step.edits
         dtypes = {ref.spec.dtype for edit in edits for ref in edit.factors.values()}
-        self._narrow = sorted(
-            {subject.dtype, subject.step.spec.dtype, *dtypes} & set(COMPUTED), key=ROUNDOFF.__getitem__
-        )
-        self._narrow = [dtype for dtype in self._narrow if ROUNDOFF[dtype] > ROUNDOFF["F32"]]
-        self._adapters = sorted({edit.adapter for edit in edits})
-        self._turns = any(BY_NAME[edit.kind].squares is not None for edit in edits)
+        stored = sorted({subject.dtype, subject.step.spec.dtype, *dtypes} & set(COMPUTED), key=ROUNDOFF.__getitem__)
+        self._narrow = [dtype for dtype in stored if ROUNDOFF[dtype] > ROUNDOFF["F32"]]
+        self._known: dict[tuple[str, str], list[Array]] = {}
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def recipes(self) -> Iterator[Recipe]:
         """The likeliest first. What is the same as one before it may come again."""
-        yield Outcome("float32", False, self._mixed(self._states(None, None)[-1]))
+        yield Recipe("float32", False, lambda: self._mixed(self._states()[-1]))
         if self._subject.alpha not in (0, 1):
             yield from self._interpolations()
-        for name, narrowing in self._factors():
-            for norm in self._norms() if self._turns else [None]:
-                states = self._states(narrowing, norm)
-                for way, numbers in self._sums(states):
-                    if narrowing or norm or way:
-                        said = ", ".join(filter(None, (name, "norms rounded" if norm else "", way)))
-                        yield Outcome(said, True, self._mixed(numbers))
+        for (name, narrowing), (turn, ratio) in itertools.product(self._factors(), self._norms()):
+            for way, total in self._sums(name, narrowing, turn, ratio):
+                if said := ", ".join(filter(None, (name, turn, way))):
+                    yield Recipe(said, True, functools.partial(self._computed, total))
         yield from self._rounded_before_the_norms()
         for name, share in self._scales():
-            states = self._states(None, None)
-            yield Outcome(name, True, self._mixed(states[0] + share * (states[-1] - states[0])))
+            yield Recipe(name, True, functools.partial(self._scaled, share))
+
+    def _computed(self, total: Callable[[], Array]) -> Array:
+        return self._mixed(total())
+
+    def _scaled(self, share: float) -> Array:
+        first, *_, last = self._states()
+        return self._mixed(first + share * (last - first))
 
     def _factors(self) -> Iterator[tuple[str, Round | None]]:
         yield "", None
@@ -100,54 +118,62 @@ class Simulated:
             yield "factors in TF32", _tf32
             yield "factors cut to TF32", _cut_tf32
 
-    def _norms(self) -> Iterator[Turn | None]:
+    def _norms(self) -> Iterator[tuple[str, Turn | None]]:
         """Ways from m and ‖V‖ to the ratio of both."""
-        yield None
-        for dtype in self._narrow:
+        yield "", None
+        for dtype in self._narrow if self._subject.turns else ():
             to = through(dtype)
-            yield functools.partial(_ratio, norm=to, ratio=_as_it_is)
-            yield functools.partial(_ratio, norm=_as_it_is, ratio=to)
-            yield functools.partial(_ratio, norm=to, ratio=to)
+            yield f"norms in {dtype}", functools.partial(_ratio, norm=to, ratio=_as_it_is)
+            yield f"m/‖V‖ in {dtype}", functools.partial(_ratio, norm=_as_it_is, ratio=to)
+            yield f"norms and m/‖V‖ in {dtype}", functools.partial(_ratio, norm=to, ratio=to)
 
-    def _rounded_before_the_norms(self) -> Iterator[Outcome]:
+    def _rounded_before_the_norms(self) -> Iterator[Recipe]:
         """V = W + Δ of a DoRA rounded, before it is multiplied by m/‖V‖."""
         edits = self._subject.step.edits
-        if not self._turns or len(edits) > 1 or edits[0].view or edits[0].transposed or edits[0].weight != 1:
-            return
-        for dtype, narrowing in itertools.product(self._narrow, (None, *map(through, self._narrow))):
-            to = through(dtype)
-            chain = self._chain(edits, narrowing)
-            after = self._rows.copy()
-            (norm,) = chain.apply(after, self._first, self._rows).values()
-            magnitude = chain.factors(0, edits[0], slice(self._first, self._first + len(after)))[MAGNITUDE]
-            whole = to(after * (norm / magnitude))
-            for norms, ratio in itertools.product((_as_it_is, to), repeat=2):
-                yield Outcome(f"W + Δ in {dtype}", True, self._mixed(whole * ratio(magnitude / norms(norm))))
+        plain = len(edits) == 1 and not (edits[0].view or edits[0].transposed) and edits[0].weight == 1
+        for dtype in self._narrow if self._subject.turns and plain else ():
+            to, narrowings = through(dtype), (None, *map(through, self._narrow))
+            for narrowing, norm, ratio in itertools.product(narrowings, (_as_it_is, to), (_as_it_is, to)):
+                make = functools.partial(self._turned, to, narrowing, norm, ratio)
+                yield Recipe(f"W + Δ in {dtype}", True, make)
+
+    def _turned(self, to: Round, narrowing: Round | None, norm: Round, ratio: Round) -> Array:
+        edits = self._subject.step.edits
+        chain = self._chain(edits, narrowing)
+        after = self._rows.copy()
+        (norms,) = chain.apply(after, self._first, self._rows).values()
+        magnitude = chain.factors(0, edits[0], slice(self._first, self._first + len(after)))[MAGNITUDE]
+        return self._mixed(to(after * (norms / magnitude)) * _ratio(magnitude, norms, norm=norm, ratio=ratio))
 
     def _chain(self, edits: Edits, narrowing: Round | None) -> Chain:
         step = self._subject.step._replace(edits=edits)
         return Chain(self._subject.inputs, step, matrix(self._subject.step), through=narrowing)
 
-    def _sums(self, states: Sequence[Array]) -> Iterator[tuple[str, Array]]:
+    def _sums(
+        self, name: str, narrowing: Round | None, turn: str, ratio: Turn | None
+    ) -> Iterator[tuple[str, Callable[[], Array]]]:
         """What becomes of the changes that the adapters make: summed at once, or stored after each."""
-        changes = [after - before for before, after in itertools.pairwise(states)]
-        stepwise = [False, True] if len(changes) > 1 else [False]
-        for dtype, often, steps in itertools.product([None, *self._narrow], (1, 2), stepwise):
-            if dtype is None and often > 1:
+        for dtype, often, steps in itertools.product([None, *self._narrow], (1, 2), (False, True)):
+            if (dtype is None and often > 1) or (steps and len(self._subject.adapters) < 2):
                 continue
-            total = states[0]
-            for number, change in enumerate(changes):
-                narrow = change if dtype is None else self._narrowed(change, number, dtype, often)
-                total = total + narrow
-                total = through(self._subject.step.spec.dtype)(total) if steps else total
+            states = functools.partial(self._states, name, narrowing, turn, ratio)
             said = "" if dtype is None else f"change in {dtype}"
+            total = functools.partial(self._summed, states, dtype, often, steps=steps)
             yield ", ".join(filter(None, (said, "stored after each adapter" if steps else ""))), total
+
+    def _summed(self, states: Callable[[], list[Array]], dtype: str | None, often: int, *, steps: bool) -> Array:
+        total, store = states()[0], through(self._subject.step.spec.dtype)
+        for number, (before, after) in enumerate(itertools.pairwise(states())):
+            change = after - before
+            total = total + (change if dtype is None else self._narrowed(change, number, dtype, often))
+            total = store(total) if steps else total
+        return total
 
     def _narrowed(self, change: Array, number: int, dtype: str, often: int) -> Array:
         """The change rounded; or first the product of the factors, then its multiple by the scale."""
         if often == 1:
             return through(dtype)(change)
-        own = [edit for edit in self._subject.step.edits if edit.adapter == self._adapters[number]]
+        own = [edit for edit in self._subject.step.edits if edit.adapter == self._subject.adapters[number]]
         scale = own[0].scale * own[0].weight or 1.0
         return through(dtype)(scale * through(dtype)(change / scale))
 
@@ -165,17 +191,16 @@ class Simulated:
         alpha, rows = self._subject.alpha, self._rows
         return after if alpha == 1 else rows + alpha * (after - rows)
 
-    def _interpolations(self) -> Iterator[Outcome]:
-        rows, full = self._rows, self._states(None, None)[-1]
+    def _interpolations(self) -> Iterator[Recipe]:
         for dtype in dict.fromkeys((*self._narrow, self._subject.dtype)):
             to = through(dtype)
-            for tuned, (rest, own) in itertools.product((full, to(full)), self._shares(to)):
-                apart = to(tuned - rows)
-                yield Outcome(f"two products in {dtype}", True, to(rest * rows) + to(own * tuned))
-                yield Outcome(f"product in {dtype}", True, rows + to(own * apart))
-                yield Outcome(f"difference in {dtype}", True, rows + own * apart)
-                yield Outcome(f"difference from the tuned in {dtype}", True, tuned - to(rest * apart))
-                yield Outcome(f"tuned in {dtype}", True, rows + own * (tuned - rows))
+            for tuned, (rest, own) in itertools.product((_as_it_is, to), self._shares(to)):
+                for name, way in _WAYS.items():
+                    make = functools.partial(self._between, way, tuned, rest, own, to)
+                    yield Recipe(f"{name} in {dtype}", True, make)
+
+    def _between(self, way: Callable[[_Ends], Array], tuned: Round, rest: float, own: float, to: Round) -> Array:
+        return way(_Ends(self._rows, tuned(self._states()[-1]), rest, own, to))
 
     def _shares(self, to: Round) -> Sequence[tuple[float, float]]:
         """(1 − α, α) as they may be rounded: each by itself, or α first."""
@@ -183,22 +208,27 @@ class Simulated:
         both = [exact, through("F32")(exact), to(exact), np.array([1 - to(exact)[1], to(exact)[1]])]
         return list(dict.fromkeys((float(rest), float(own)) for rest, own in both))
 
-    def _states(self, narrowing: Round | None, turn: Turn | None) -> list[Array]:
-        """[W, after the first adapter, ...]"""
+    def _states(
+        self, name: str = "", narrowing: Round | None = None, turn: str = "", ratio: Turn | None = None
+    ) -> list[Array]:
+        """[W, after the first adapter, ...]; name and turn say what the functions beside them do."""
+        if (name, turn) in self._known:
+            return self._known[name, turn]
         states, first, rows = [self._rows], self._first, self._rows
-        for count in range(1, len(self._adapters) + 1):
-            edits = tuple(edit for edit in self._subject.step.edits if edit.adapter in self._adapters[:count])
+        for last in self._subject.adapters:
+            edits = tuple(edit for edit in self._subject.step.edits if edit.adapter <= last)
             chain = self._chain(edits, narrowing)
             after = rows.copy()
             norms = dict(chain.apply(after, first, rows))
-            if turn is not None and norms:
+            if ratio is not None and norms:
                 for number, norm in norms.items():
                     chosen = choose(edits[number], first, first + len(rows))
                     assert chosen is not None
                     magnitude = chain.factors(number, edits[number], chosen.places)[MAGNITUDE]
                     with np.errstate(all="ignore"):
-                        norms[number] = magnitude / turn(magnitude, norm)
+                        norms[number] = magnitude / ratio(magnitude, norm)
                 after = rows.copy()
                 chain.apply(after, first, rows, known=norms)
             states.append(after)
+        self._known[name, turn] = states
         return states

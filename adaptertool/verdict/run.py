@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from adaptertool.blocks import Workspace
@@ -17,7 +17,7 @@ from adaptertool.verdict.judge import jobs_of
 from adaptertool.verdict.pairs import Pairs
 from adaptertool.verdict.pooled import is_doubtful, pooled
 from adaptertool.verdict.sample import samples_of
-from adaptertool.verdict.subject import CHANGED, WRONG, Subject
+from adaptertool.verdict.subject import CHANGED, EXACT, ROUNDING, WRONG, Subject
 from adaptertool.workers import Job, run_jobs
 
 _OTHERS = 256  # tensors of the same shape that are compared with one that is wrong
@@ -31,12 +31,16 @@ class Verdicts(NamedTuple):
 
 def judge(
     pairs: Pairs,
+    odd: Collection[Subject],
     readings: Mapping[str, Reading],
     names: Sequence[str],
     threads: int,
     progress: Callable[[int], None],
 ) -> Verdicts:
-    """Compare all; look closer at what is not exact; name what is wrong. names: of the adapters."""
+    """Compare all; look closer at what is not exact; name what is wrong.
+
+    odd: what is stored in another dtype than its like; names: of the adapters.
+    """
     run_jobs(_all_jobs(pairs.subjects, progress), threads)
     findings: dict[str, Finding] = {}
     doubtful = [subject for subject in pairs.subjects if is_doubtful(subject)]
@@ -46,7 +50,8 @@ def judge(
     look = functools.partial(_look, subjects=pairs.subjects, readings=readings, faults=faults, names=names)
     run_jobs((functools.partial(look, subject) for subject in wrong[:_LOOKED_AT]), threads)
     _by_majority(pairs.subjects, wrong, faults)
-    verdicts = [_verdict(subject, faults.get(subject.name)) for subject in pairs.subjects]
+    problems = list(pooled(pairs.subjects, findings, names, threads))
+    verdicts = [_verdict(subject, faults.get(subject.name), odd=subject in odd) for subject in pairs.subjects]
     for subject, code in pairs.misfits:
         turned = subject.candidate.spec.shape[::-1] == subject.step.spec.shape
         turned = turned and code == "shape-changed" and is_turned(subject, list(samples_of(subject)))
@@ -55,7 +60,7 @@ def judge(
         verdicts.append(TensorVerdict(subject.name, WRONG, diagnosis=code, detail=detail))
     verdicts += [TensorVerdict(name, "missing") for name in pairs.missing]
     verdicts += [TensorVerdict(name, "extra") for name in pairs.extra]
-    return Verdicts(verdicts, list(pooled(pairs.subjects, findings, names, threads)))
+    return Verdicts(verdicts, problems)
 
 
 def _all_jobs(subjects: Sequence[Subject], progress: Callable[[int], None]) -> Iterator[Job]:
@@ -103,19 +108,23 @@ def _code(faults: Mapping[str, Fault], subject: Subject) -> str | None:
     return None if fault is None else fault.code
 
 
-def _verdict(subject: Subject, fault: Fault | None) -> TensorVerdict:
+def _verdict(subject: Subject, fault: Fault | None, *, odd: bool) -> TensorVerdict:
     status, recipe = subject.verdict()
     tally = subject.tally
     error = math.sqrt(tally.error / tally.size) if tally.size > 0 else 0.0 if tally.error == 0 else None
     if error is not None and not math.isfinite(error):
         error = None
+    if fault is None and odd:
+        said = f"stored as {subject.dtype}, its like as {subject.step.spec.dtype}"
+        return TensorVerdict(subject.name, status, tally.apart, error, diagnosis="dtype-changed", detail=said)
     if fault is None:
-        return TensorVerdict(subject.name, status, tally.apart, error, detail=recipe or "")
+        return TensorVerdict(subject.name, status, tally.apart, error, subject.scale, detail=recipe or "")
     apart = None if tally.not_finite else tally.apart
     return TensorVerdict(subject.name, status, apart, error, fault.fitted_scale, fault.code, fault.detail)
 
 
 def most_frequent(verdicts: Sequence[TensorVerdict], pooled: Sequence[str] = ()) -> tuple[str, ...]:
-    counts = Counter(verdict.diagnosis for verdict in verdicts if verdict.diagnosis)
+    wrong = (verdict for verdict in verdicts if verdict.status not in (EXACT, ROUNDING))
+    counts = Counter(verdict.diagnosis for verdict in wrong if verdict.diagnosis)
     counts.update(["wrong-scale"] * len(pooled))
     return tuple(code for code, _ in counts.most_common())

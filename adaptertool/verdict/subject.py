@@ -73,6 +73,7 @@ class Subject:
         self.tally, self._lock = Tally(), threading.RLock()
         self.source = verbatim(step, alpha)  # the bytes that it should have, where nothing is computed
         self._chains: dict[int, Chain] = {}
+        self.scale: float | None = None  # of an adapter's change, where all tensors together say that it is not 1
         self.explained: str | None = None  # the recipe by which it is right, though not exact
 
     @property
@@ -100,7 +101,7 @@ class Subject:
 
     def verdict(self) -> tuple[str, str | None]:
         """(status, recipe)."""
-        if not self.tally.differ:
+        if not self.tally.differ and not self.tally.not_finite:
             return EXACT, None
         if self.source is not None:
             return CHANGED if self.source is self.step.base else WRONG, None
