@@ -2,6 +2,7 @@
 # make test    lint, types, tests
 # make fault-test  every call that changes the disk killed or failing in turn (make test: a sample)
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
+# make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
 # make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
 #              left out where there is less), cost of exactness, plan of 671 B; tables into README.md
 # make bench-peers   tinker-cookbook into an environment of its own, so that make bench measures it too
@@ -10,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TINKER := benchmarks/.venv-tinker
 
-.PHONY: demo test fault-test limits-test lint bench bench-peers clean
+.PHONY: demo test fault-test limits-test verdicts lint bench bench-peers clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo.py
@@ -23,6 +24,9 @@ fault-test: $(STAMP)
 
 limits-test: $(STAMP)
 	ADAPTERTOOL_LIMITS=1 $(BIN)/python -m pytest -n 2 tests/test_limits.py
+
+verdicts: $(STAMP)
+	$(BIN)/python tests/verdicts.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -307,8 +307,10 @@ def is_honest(name: str, dtype: torch.dtype) -> bool:
 
 
 def verdicts(folder: Path, dtype: str, size: float, names: Collection[str] = ()) -> Mapping[str, str]:
-    """name -> what came of it: "right" or "WRONG" of an honest merge; "named", "found" or "missed" of a fault. names: of
-    those that are to be tried; all where there are none."""
+    """name -> what came of it: "right" or "WRONG" of an honest merge; "named", "found" or "missed" of a fault.
+
+    names: of those that are to be tried; all where there are none.
+    """
     case, results = Case(folder, DTYPES[dtype], size), {}
     for name in HONEST:
         if is_honest(name, case.dtype) and (not names or name in names):

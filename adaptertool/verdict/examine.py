@@ -61,7 +61,7 @@ def examine(subject: Subject, *, thorough: bool = False) -> Finding:
             one.significant and abs(one.shift) > floor * float(np.vdot(direction, direction))
             for one, direction in zip(leans, along, strict=True)
         )
-        if name == RECIPES[0]:  # of which the whole tensor is known
+        if name == RECIPES[0] and not subject.turns:  # the whole tensor is known, and no error goes with its rows
             leads = leads or _leads_in_all(subject, along)
         side = toward_zero(off, exact)
         if leads or (side.significant and abs(side.shift) > _LEANING * off.size):
