@@ -34,6 +34,8 @@ def check_target(out: Path, inputs: Sequence[Path], files: Iterable[Path] = (), 
             raise UsageError(f"OUT {out} and the input {given} overlap; inputs are never changed: choose another OUT")
     if real == Path.cwd():
         raise UsageError("OUT is the current directory; give a path that does not exist yet")
+    if file := next((folder for folder in real.parents if folder.is_file()), None):
+        raise UsageError(f"{file} is a file, so OUT {out} cannot be made in it; choose another OUT")
     if not real.parent.is_dir():
         raise UsageError(f"the directory {real.parent} for OUT does not exist; create it first")
     if not os.access(real.parent, os.W_OK | os.X_OK):
