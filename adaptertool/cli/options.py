@@ -23,6 +23,9 @@ from adaptertool.tasks.preview import preview
 Command = Callable[..., int | None]
 
 RENAME = click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names in adapters.")
+LEAVE_OUT = click.option(
+    "--leave-out", multiple=True, metavar="REGEX|FILE", help="Do without such files beside an adapter; it is said."
+)
 THREADS = click.option("--threads", type=click.IntRange(min=1, max=MAX_THREADS), help="Default: cores, up to 8.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")

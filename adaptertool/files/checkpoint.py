@@ -20,6 +20,7 @@ from adaptertool.spec import Asset, Ref
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 MANIFEST = "adaptertool.manifest.json"
 SUMS = "SHA256SUMS"
 STAGING = r"\..+\.adaptertool-[0-9a-f]{16}"  # names of the directories that runs work in (files.beside)
@@ -29,7 +30,7 @@ STAGING = r"\..+\.adaptertool-[0-9a-f]{16}"  # names of the directories that run
 # said.
 OTHER_WEIGHTS = (
     "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json",
-    "adapter_config.json", "adapter_model.*", "consolidated*.pth", "tf_model*.h5", "flax_model*.msgpack", "model.ckpt*",
+    ADAPTER, "adapter_model.*", "consolidated*.pth", "tf_model*.h5", "flax_model*.msgpack", "model.ckpt*",
     "rust_model.ot", "*.gguf", "*.onnx", "*.onnx_data", "*.onnx.data", SUMS,
 )  # fmt: skip
 OTHER_FOLDERS = frozenset({".git", ".cache", "original", "metal", "onnx", "openvino", "coreml"})
@@ -124,7 +125,7 @@ def _config(root: Path) -> Mapping[str, Any] | None:
 
 
 def _nothing_found(root: Path) -> str:
-    if (root / "adapter_config.json").exists():
+    if (root / ADAPTER).exists():
         return f"{root} is an adapter, not a checkpoint; the checkpoint comes first, then the adapters"
     pickles = sorted(p.name for p in root.glob("pytorch_model*.bin"))
     if pickles:

@@ -171,7 +171,7 @@ def resolve_live(
     numbers = _weights(paths, weights)
     held = open_model(model)
     has = holder(held.subject.base, renames)
-    adapters = [rename(read_adapter(as_path(path, "adapter"), has), renames) for path in paths]
+    adapters = [rename(read_adapter(as_path(path, "adapter"), has, base=held.subject.base), renames) for path in paths]
     edits, apart, notes = _edits(held, adapters, numbers, mixed=mixed)
     edits = {name: made for name, made in edits.items() if made}
     _refuse_special(held, {*edits, *apart})
