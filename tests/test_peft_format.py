@@ -152,6 +152,32 @@ def test_every_field_that_peft_knows_is_acted_on_harmless_or_refused_by_name(bas
     assert edits(base, adapter(base, tensors, **{name: value}))[f"{Q}.weight"][0].scale == scale
 
 
+OF_OTHER_TRAINERS: dict[str, Any] = {
+    "lora_dtype": "bfloat16", "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-6, "lora_plus_lr_ratio": 16.0,
+    "loraplus_lr_ratio": 16.0, "loraplus_lr_embedding": 1e-6, "swift_type": "LORA", "merge_weights": True,
+    "unsloth_version": "2025.1", "auto_mapping": {"base_model_class": "X", "unsloth_fixed": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_OTHER_TRAINERS)
+def test_fields_of_other_trainers_that_touch_no_arithmetic(base: Path, name: str) -> None:
+    assert edits(base, adapter(base, **{name: OF_OTHER_TRAINERS[name]}))[f"{Q}.weight"][0].scale == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("swift_type", "LONGLORA"), ("use_qa_lora", True), ("enable_lora", [True, False]),
+                        ("lora_scale", 2.0), ("lora_dtypes", "bf16")],
+)  # fmt: skip
+def test_fields_of_other_trainers_that_may_touch_it(base: Path, name: str, value: object) -> None:
+    assert f"{name}" in refusal(base, adapter(base, **{name: value}), UnsupportedError)
+
+
+@pytest.mark.parametrize("config", [{"lora_alpha": "8"}, {"r": "4"}, {"alpha_pattern": {"q_proj": " 1.5e1"}}], ids=str)
+def test_numbers_as_text(base: Path, config: dict[str, Any]) -> None:
+    assert "take away the quotation marks" in refusal(base, adapter(base, **config))
+    assert "quotation" not in refusal(base, adapter(base, lora_alpha="eight"))
+
+
 @pytest.mark.parametrize("name", WITH_FIELD)
 def test_field_and_file_must_agree(base: Path, name: str) -> None:
     (role,) = WITH_FIELD[name]
@@ -529,21 +555,6 @@ def test_config_of_the_base_with_odd_types_gives_no_traceback(tmp_path: Path, co
         assert str(base) in str(error)
 
 
-QUANTISED_CONFIGS = [
-    {"quantization_config": {"quant_method": "gptq"}}, {"quantization_config": {"quant_method": "fp8"}},
-    {"quantization_config": {"x": 1}}, {"compression_config": {"quant_method": "compressed-tensors"}},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("tensors", [lora_factors(Q, (8, 6)), {f"{Q}.weight": torch.ones(8, 6)}], ids=["lora", "full"])
-@pytest.mark.parametrize("config", QUANTISED_CONFIGS, ids=str)
-def test_base_quantised_by_its_config(tmp_path: Path, config: dict[str, Any], tensors: Tensors) -> None:
-    base = base_of(tmp_path, UNTIED | config)
-    message = refusal(base, adapter(base, tensors), UnsupportedError)
-    assert f"{Q}.weight looks quantised" in message
-    assert "config.json" in message
-
-
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2, torch.int32])
 def test_base_quantised_by_its_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     base = base_of(tmp_path, UNTIED, BASE | {f"{Q}.weight": torch.zeros(8, 6).to(dtype)})
@@ -553,8 +564,10 @@ def test_base_quantised_by_its_dtype(tmp_path: Path, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize(
     "sibling",
-    ["weight_scale", "weight_scale_inv", "weight.absmax", "weight.quant_map", "SCB", "weight.SCB",
-     "qweight", "weight_packed", "scales"],
+    ["weight_scale", "weight_scale_inv", "weight_scale_2", "weight_scales", "weight_global_scale", "weight.absmax",
+     "weight.quant_map", "weight.quant_state.bitsandbytes__nf4", "weight.nested_absmax", "SCB", "weight.SCB",
+     "weight_format", "qweight", "qzeros", "g_idx", "weight_packed", "weight_zero_point", "weight_g_idx", "scales",
+     "W_q", "weight._data", "weight._scale", "weight_qdata", "input_scale", "qscale_weight"],
 )  # fmt: skip
 def test_base_quantised_by_what_stands_beside_it(tmp_path: Path, sibling: str) -> None:
     base = base_of(tmp_path, UNTIED, BASE | {f"{Q}.{sibling}": torch.zeros(8)})
