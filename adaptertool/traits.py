@@ -38,7 +38,7 @@ _VOCABULARY = re.compile(r"^(?!type_).*vocab|^n_words$")  # keys of a config
 # among them, but for input_scale, which goes with codes.
 _OF_TENSOR = (
     "_scale", "_scale_inv", "_scale_2", "_scales", "_global_scale", "_packed", "_blocks", "_shape", "_zero_point",
-    "_g_idx", "_format", ".absmax", ".quant_map", ".SCB", ".nested_absmax", ".nested_quant_map", "._data", "._scale",
+    "_g_idx", "_format", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", "._data", "._scale",
     "._shift", "._zeropoint", "_qdata",
 )  # fmt: skip
 _OF_MODULE = (
@@ -193,7 +193,7 @@ def _codes_of(base: Checkpoint, name: str) -> str | None:
     """The tensor, there or not, beside whose codes this one stands; None where it stands beside none."""
     module = name.rpartition(".")[0]
     if name.endswith(_OF_MODULE):
-        return f"{module}.weight"
+        return module if module.endswith("weight") else f"{module}.weight"
     if name.endswith(_SCALE):
         weight = base.tensors.get(f"{module}.weight")
         return None if weight is None or weight.spec.dtype in COMPUTED else weight.spec.name

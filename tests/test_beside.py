@@ -218,6 +218,16 @@ def test_inspect_describes_what_a_merge_refuses(base: Path, adapter: Path) -> No
     assert report.adapter is not None
 
 
+def test_diff_of_an_adapter(base: Path, adapter: Path) -> None:
+    """With a checkpoint it has no tensor in common, whichever comes first, and however it is given."""
+    for one, other in ((base, adapter), (adapter, base), (base, adapter / "adapter_model.safetensors")):
+        done = adaptertool("diff", one, other)
+        assert done.returncode == 3 and "is an adapter" in done.stderr and "a checkpoint" in done.stderr
+    (adapter / "value_head.bin").write_bytes(b"\x80\x02.")
+    report = library.diff(adapter, adapter)
+    assert report.equal and any("not compared" in note and "value_head.bin" in note for note in report.notes)
+
+
 def test_nothing_is_left_out_of_checkpoints() -> None:
     with pytest.raises(UsageError, match="leaves nothing out"):
         library.prepare_wise(FIXTURES / "base", FIXTURES / "tuned", 0.5, leave_out=["x"])

@@ -22,8 +22,9 @@ from conftest import PREFIX, Tensors, lora_factors, write_adapter, write_checkpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+import adaptertool
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
 from adaptertool.formats.peft_config import parse_config
 from adaptertool.spec import Edit
@@ -853,3 +854,65 @@ def test_factors_of_any_shape_end_in_an_error_of_ours(tmp_path: Path, place: str
     saved = {f"{name.removesuffix('.weight')}.weight": torch.ones(shape) for name in stored}
     with contextlib.suppress(InputError):
         prepare_merge(base, [write_adapter(tmp_path / "all", saved)])
+
+
+# What people give in the place of an adapter, and where it is.
+
+
+def test_adapters_one_level_down_are_listed(base: Path) -> None:
+    root = base.parent / "training"
+    for number in (1000, 500):
+        write_adapter(root / f"checkpoint-{number}", lora_factors(Q, (8, 6)))
+    assert f"give one of {root}/checkpoint-500, {root}/checkpoint-1000" in refusal(base, root)
+    write_adapter(root / "x" / "style", lora_factors(Q, (8, 6)))
+    assert f"there is one in {root}/x/style: give that path" in refusal(base, root / "x")
+
+
+def test_adapter_in_the_cache_of_the_hub(base: Path) -> None:
+    root = base.parent / "models--someone--lora"
+    write_adapter(root / "snapshots" / "0123abcd", lora_factors(Q, (8, 6)))
+    assert f"there is one in {root}/snapshots/0123abcd: give that path" in refusal(base, root)
+
+
+@pytest.mark.parametrize("given", ["someone/my-lora", "https://huggingface.co/someone/my-lora"])
+def test_adapter_by_its_name_on_the_hub(base: Path, given: str) -> None:
+    assert "hf download someone/my-lora --local-dir" in refusal(base, Path(given))
+
+
+def test_the_way_from_a_pickle_to_safetensors(base: Path) -> None:
+    """The command that the message gives is run, as a shell would."""
+    folder = adapter(base).rename(base.parent / "an adapter's")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({name: tensor.T.contiguous().T for name, tensor in tensors.items()}, folder / "adapter_model.bin")
+    command = refusal(base, folder).splitlines()[-1]
+    done = subprocess.run(["/bin/sh", "-c", command.replace("python ", f"{sys.executable} ", 1)], check=False)
+    assert done.returncode == 0
+    assert edits(base, folder).keys() == {f"{Q}.weight"}
+
+
+@pytest.mark.parametrize("key", [f"{Q}.lora_A.weight", "model.norm.weight"])
+def test_tensors_that_were_saved_without_gathering(base: Path, key: str) -> None:
+    tensors = dict(lora_factors(Q, (8, 6))) | {key: torch.zeros(0)}
+    assert "stage3_gather_16bit_weights_on_model_save" in refusal(base, adapter(base, tensors))
+
+
+def test_base_that_was_saved_without_gathering(tmp_path: Path) -> None:
+    base = base_of(tmp_path, UNTIED, BASE | {f"{Q}.weight": torch.zeros(0)})
+    assert "ZeRO-3 saved without gathering" in refusal(base, adapter(base))
+
+
+@pytest.mark.parametrize("name", [f"{Q}.base_layer.weight", f"{Q}.lora_A.default.weight", "x.lora_magnitude_vector"])
+def test_base_with_an_adapter_that_is_not_merged(tmp_path: Path, name: str) -> None:
+    base = base_of(tmp_path, UNTIED, BASE | {name: torch.zeros(8, 6)})
+    message = refusal(base, adapter(base), UnsupportedError)
+    assert name in message and "merge_and_unload" in message
+    with pytest.raises(UnsupportedError, match="merge_and_unload"):
+        adaptertool.prepare_wise(base, base, 0.5)
+
+
+def test_one_shard_given_as_the_base(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", BASE, shards=2)
+    shards = [path for path in base.glob("*.safetensors") if f"{Q}.weight" not in load_file(path)]
+    message = refusal(shards[0], adapter(base))
+    assert f"is one shard of many; give the directory: {base}" in message and "another model" not in message

@@ -110,6 +110,15 @@ def assets_of(root: Path) -> tuple[tuple[Asset, ...], list[str]]:
     return tuple(asset for asset in assets if asset.name not in weights), [*left, *weights]
 
 
+def weights_beside(root: Path) -> list[str]:
+    """The names of other files in the folder of an adapter that may hold weights."""
+    return [
+        path.relative_to(root).as_posix()
+        for path in _files(root, None, [])
+        if path.name not in (CONFIG, WEIGHTS) and _may_hold(path)
+    ]
+
+
 def _files(root: Path, base: Checkpoint | None, notes: list[str]) -> Iterator[Path]:
     """All files, but those of trainers, of other adapters and checkpoints, of our own, and hidden ones."""
 

@@ -78,18 +78,9 @@ def read_adapter(
     embeddings: set[str] = set()
     saved, tokens = Saved(header.path), dict[str, Ref]()
     for key, ref in header.tensors.items():
-        if ref.spec.dtype not in COMPUTED:
-            raise UnsupportedError(
-                f"{header.path}: {shown(key)} is {ref.spec.dtype}; factors are {', '.join(COMPUTED)}"
-            )
+        _require_numbers(header.path, ref)
         if not key.startswith(PREFIX):
             raise UnsupportedError(f"{header.path}: the key {shown(key)} does not begin with {PREFIX}")
-        if ref.shape == (0,):
-            raise InputError(
-                f"{header.path}: {shown(key)} has no elements, as where ZeRO-3 or FSDP saved without gathering the "
-                "parts: save it again with stage3_gather_16bit_weights_on_model_save, or take it out of the trainer's "
-                "checkpoint by zero_to_fp32.py"
-            )
         _file(header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
         if ".lora_embedding_" in key:
             embeddings.add(key.removeprefix(PREFIX).rpartition(".")[0])
@@ -101,13 +92,12 @@ def read_adapter(
         raise InputError(f"{header.path} holds no tensors")
     beside = Beside() if leave_out is None else read_beside(path, modules, base, base_has, leave_out)
     files = {path / CONFIG: stamp, header.path: header.stamp, **beside.files}
-    on_first = None if config.version is None else config.version <= _LAST_ON_FIRST
     return Adapter(
         path,
         files,
         (*modules, *beside.modules),
         config.base,
-        experts_on_first=on_first,
+        experts_on_first=None if config.version is None else config.version <= _LAST_ON_FIRST,
         marked_on_first=True if config.version is not None and config.version <= _LAST_MARKED_ON_FIRST else None,
         ties_ends=config.ties_ends,
         claims_transposed=config.fan_in_fan_out,
@@ -138,6 +128,17 @@ def _check_present(path: Path) -> None:
             )
             hint += f"  {from_pickle(pickle, path / WEIGHTS)}"
         raise InputError(f"{path} has no {WEIGHTS}{hint}")
+
+
+def _require_numbers(file: Path, ref: Ref) -> None:
+    if ref.spec.dtype not in COMPUTED:
+        raise UnsupportedError(f"{file}: {shown(ref.spec.name)} is {ref.spec.dtype}; factors are {', '.join(COMPUTED)}")
+    if ref.shape == (0,):
+        raise InputError(
+            f"{file}: {shown(ref.spec.name)} has no elements, as where ZeRO-3 or FSDP saved without gathering: save it "
+            "again with stage3_gather_16bit_weights_on_model_save, or take it out of the trainer's checkpoint by "
+            "zero_to_fp32.py"
+        )
 
 
 def _file(

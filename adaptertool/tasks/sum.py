@@ -85,8 +85,7 @@ def sum_adapters(
     paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
     beside = None if base is None else as_path(base, "BASE")
     check_out(target, paths if beside is None else [*paths, beside], force=force)
-    opened = [read_layered(path, leave_out) for path in paths]
-    require_used(leave_out, [one.adapter for one in opened])
+    opened = _opened(paths, leave_out)
     cut, mix = _cut(method, rank, energy, opened), _mix(method, density, seed)
     plans = [_on_base(beside, one.adapter) for one in opened if beside is not None]
     output, layers = _output(opened, numbers, method, mix, cut, plans)
@@ -102,6 +101,12 @@ def sum_adapters(
         saved=tuple(sorted(spec.name for spec in output.largest if spec.name not in _own(layers))),
         layers=tuple(map(_summed, _whole(done.said).values())),
     )
+
+
+def _opened(paths: Sequence[Path], leave_out: Sequence[str]) -> list[Layered]:
+    opened = [read_layered(path, leave_out) for path in paths]
+    require_used(leave_out, [one.adapter for one in opened])
+    return opened
 
 
 def _on_base(base: Path, adapter: Adapter) -> Plan:
