@@ -78,8 +78,8 @@ def _require_alike(a: Checkpoint, b: Checkpoint) -> None:
     if len(adapters) == 1:
         adapter, other = (a, b) if adapters[0] is a else (b, a)
         raise MismatchError(
-            f"{adapter.path} is an adapter, and {other.path} a checkpoint; they have no tensors in common. Merge it, and "
-            "compare what that makes; `adaptertool inspect ADAPTER --base BASE` tells what it is and what it changes"
+            f"{adapter.path} is an adapter, and {other.path} a checkpoint; they have no tensors in common. Merge it, "
+            "and compare what it makes; `adaptertool inspect ADAPTER --base BASE` tells what it changes"
         )
 
 

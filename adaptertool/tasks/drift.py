@@ -51,10 +51,9 @@ def drift(
     probe:       so many Gaussian inputs of unit variance for each layer, the same in every run
     activations: a .safetensors file with inputs (..., in) by module name, instead of the probe
     fail_above:  `ok` is False where the drift of any module is above this relative error
-    cost:        also time layers of these shapes, merged and unmerged
+    cost:        also time layers of these shapes
     threads:     the available cores, up to 8, where None; the result does not depend on it
     progress:    called with the number of bytes of the base that were just measured, from several threads
-
     Raises AdapterToolError (see `adaptertool.errors`).
     """
     start = time.perf_counter()
@@ -64,9 +63,9 @@ def drift(
     steps = [step for step in all_steps(plan) if step.edits and step.spec.numel]
     candidate = None if merged is None else open_checkpoint(as_path(merged, "--merged"))
     header = None if activations is None else read_header(as_path(activations, "--activations"))
-    others = [*(candidate.headers if candidate else ()), *([header] if header else ())]
     from adaptertool.fidelity import run  # noqa: PLC0415  # loads numpy
 
+    others = [*(candidate.headers if candidate else ()), *([header] if header else ())]
     subjects = [run.subject_of(step, len(plan.sources), candidate) for step in steps]
     source = run.probe_of(probe, steps, header)
     modules = run.measure_all(plan, others, subjects, source, frozenset(paths), threads, progress or (lambda _: None))

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from adaptertool.blend_plan import plan_blend
 from adaptertool.errors import UsageError
@@ -153,18 +154,9 @@ def merge(
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
-    plan = prepare_merge(
-        base,
-        adapters,
-        weights,
-        compose=compose,
-        renames=renames,
-        precision=precision,
-        method=method,
-        density=density,
-        seed=seed,
-        leave_out=leave_out,
-    )
+    recipe: dict[str, Any] = {"compose": compose, "renames": renames, "precision": precision, "leave_out": leave_out}
+    recipe |= {"method": method, "density": density, "seed": seed}
+    plan = prepare_merge(base, adapters, weights, **recipe)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     file = None if provenance is None else as_path(provenance, "the file for the provenance")

@@ -66,14 +66,12 @@ def sum_adapters(
     rank, energy: cut off after that, as `truncate` does
     base: the checkpoint that the adapters are for, needed where one is DoRA. What that changes is of full rank: of its
           layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed
-    leave_out: files beside the adapters that may hold weights, and are to play no part, as for `merge`
     density, seed: the share of elements that stays, and of chance, where the method drops some
-    dry_run: compute the report, and write nothing
+    leave_out: as for `merge`. dry_run: compute the report, and write nothing
 
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
     powers of two only; elsewhere B is rounded, to float32 at least, and the report says so. Names count as they stand.
-    Saved tensors are kept where their weight is 1.
-    Raises AdapterToolError; `out` is then as it was before.
+    Saved tensors are kept where their weight is 1. Raises AdapterToolError; `out` is then as it was before.
     """
     from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
@@ -81,8 +79,8 @@ def sum_adapters(
         raise UsageError("adapters must be a list of one or more paths")
     if method not in METHODS:
         raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
-    numbers = decimals(weights, "weight", len(adapters))
-    paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
+    numbers, target = decimals(weights, "weight", len(adapters)), as_path(out, "OUT")
+    paths = [as_path(path, "ADAPTER") for path in adapters]
     beside = None if base is None else as_path(base, "BASE")
     check_out(target, paths if beside is None else [*paths, beside], force=force)
     opened = _opened(paths, leave_out)
