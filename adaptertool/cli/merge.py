@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from adaptertool.cli.options import LEAVE_OUT, WEIGHT, execute, writes
+from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, WEIGHT, execute, writes
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.tasks.merge import COMPOSITIONS, prepare_merge
 
@@ -29,6 +29,7 @@ from adaptertool.tasks.merge import COMPOSITIONS, prepare_merge
 @click.option("--density", help="The share of each change that stays: ties, dare, magnitude_prune.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
 @LEAVE_OUT
+@TOKENIZER
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
 @writes
 def merge(
@@ -40,6 +41,7 @@ def merge(
     density: str | None,
     seed: int | None,
     leave_out: tuple[str, ...],
+    tokenizer: str | None,
     renames: tuple[str, ...],
     precision: str,
     **options: Any,
@@ -59,5 +61,6 @@ def merge(
         density=density,
         seed=seed,
         leave_out=leave_out,
+        tokenizer=tokenizer,
     )
     execute(plan, **options)

@@ -17,6 +17,7 @@ from adaptertool.spec import Plan, Step
 from adaptertool.tasks.arguments import Number, PathLike, as_path
 from adaptertool.tasks.common import thread_count
 from adaptertool.tasks.merge import prepare_merge
+from adaptertool.tasks.tokenizer import BASE
 
 MAX_PROBE = 1024
 PROBE = 16
@@ -59,7 +60,7 @@ def drift(
     start = time.perf_counter()
     _check(paths, probe, fail_above, recorded=activations is not None)
     threads = thread_count(threads)
-    plan = prepare_merge(base, adapters, weights, compose=compose, renames=renames, leave_out=leave_out)
+    plan = prepare_merge(base, adapters, weights, compose=compose, renames=renames, leave_out=leave_out, tokenizer=BASE)
     steps = [step for step in all_steps(plan) if step.edits and step.spec.numel]
     candidate = None if merged is None else open_checkpoint(as_path(merged, "--merged"))
     header = None if activations is None else read_header(as_path(activations, "--activations"))

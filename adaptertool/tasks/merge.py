@@ -20,6 +20,7 @@ from adaptertool.plan import plan_merge
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Blend, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, decimals, thinning
+from adaptertool.tasks.tokenizer import with_tokenizer
 
 COMPOSITIONS = ("sequential", "mixed")
 
@@ -41,6 +42,7 @@ def prepare_merge(
     density: Number | None = None,
     seed: int | None = None,
     leave_out: Sequence[str] = (),
+    tokenizer: str | None = None,
 ) -> Plan:
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
 
@@ -55,8 +57,9 @@ def prepare_merge(
     if method is not None:
         if compose != COMPOSITIONS[0]:
             raise UsageError("a method says itself how adapters are composed; leave out --compose")
-        blend = _blend(method, numbers, density, seed)
-        return _prepare_blend(base, adapters, renames, check_precision(precision), blend, leave_out)
+        blend = _blend(method, numbers, density, seed, check_precision(precision))
+        checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
+        return with_tokenizer(_prepare_blend(checkpoint, adapters, renames, blend, leave_out), checkpoint, tokenizer)
     if density is not None or seed is not None:
         raise UsageError("density and seed belong to a method (--method)")
     checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
@@ -64,7 +67,8 @@ def prepare_merge(
     require_used(leave_out, opened)
     plan = plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
     choices = {"compose": compose, "renames": list(renames), **left_out(leave_out)}
-    return dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
+    plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
+    return with_tokenizer(plan, checkpoint, tokenizer)
 
 
 def open_adapter(path: Path, base: Checkpoint, renames: Sequence[str], leave_out: Sequence[str]) -> Adapter:
@@ -77,23 +81,21 @@ def left_out(leave_out: Sequence[str]) -> dict[str, list[str]]:
     return {"leave_out": list(leave_out)} if leave_out else {}
 
 
-def _blend(method: str, numbers: Sequence[float], density: Number | None, seed: int | None) -> Blend:
+def _blend(method: str, numbers: Sequence[float], density: Number | None, seed: int | None, precision: str) -> Blend:
     if method not in METHOD_BY_NAME:
         raise UsageError(f"method is {', '.join(METHOD_BY_NAME)}, not {method!r}")
+    if precision != EXACT:
+        raise UsageError(f"{method} has one precision: float64, rounded once")
     return Blend(method, tuple(numbers), *thinning(METHOD_BY_NAME[method], density, seed))
 
 
 def _prepare_blend(
-    base: PathLike,
+    checkpoint: Checkpoint,
     sources: Sequence[PathLike],
     renames: Sequence[str],
-    precision: str,
     blend: Blend,
     leave_out: Sequence[str],
 ) -> Plan:
-    if precision != EXACT:
-        raise UsageError(f"{blend.method} has one precision: float64, rounded once")
-    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
     paths = [as_path(path, "ADAPTER") for path in sources]
     opened = [
         open_adapter(path, checkpoint, renames, leave_out)
@@ -120,6 +122,7 @@ def merge(
     density: Number | None = None,
     seed: int | None = None,
     leave_out: Sequence[str] = (),
+    tokenizer: str | None = None,
     force: bool = False,
     verify: bool = False,
     threads: int | None = None,
@@ -145,6 +148,8 @@ def merge(
     seed:     of what is dropped by chance; 0 where None
     leave_out: files beside the adapters that may hold weights, and are to play no part: regexes that are found in their
               names, or paths. Others are read where their tensors have names of the base, or the merge is refused
+    tokenizer: "base" or "adapter": whose tokenizer and chat template the output has; where None the base's, but the
+              adapter's where the vocabulary is the adapter's
     force:    replace an `out` that adaptertool made
     verify:   read back what was written and judge it, as `verify` does, before it is published
     threads:  the available cores, up to 8, where None; the result does not depend on it
@@ -155,7 +160,7 @@ def merge(
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
     recipe: dict[str, Any] = {"compose": compose, "renames": renames, "precision": precision, "leave_out": leave_out}
-    recipe |= {"method": method, "density": density, "seed": seed}
+    recipe |= {"method": method, "density": density, "seed": seed, "tokenizer": tokenizer}
     plan = prepare_merge(base, adapters, weights, **recipe)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 

@@ -22,6 +22,7 @@ from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
 from adaptertool.spec import Cut, Mix, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of, decimals, thinning
 from adaptertool.tasks.merge import left_out, prepare_merge
+from adaptertool.tasks.tokenizer import BASE
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.based import Share
@@ -108,7 +109,7 @@ def _opened(paths: Sequence[Path], leave_out: Sequence[str]) -> list[Layered]:
 
 
 def _on_base(base: Path, adapter: Adapter) -> Plan:
-    return prepare_merge(base, [adapter.path], leave_out=sorted(adapter.left))
+    return prepare_merge(base, [adapter.path], leave_out=sorted(adapter.left), tokenizer=BASE)
 
 
 def _cut(method: str, rank: int | None, energy: Number | None, adapters: Sequence[Layered]) -> Cut | None:

@@ -17,6 +17,7 @@ from adaptertool.inspection.families import family_of
 from adaptertool.spec import Cut, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.tasks.merge import left_out, prepare_merge
+from adaptertool.tasks.tokenizer import BASE
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.reduction import LayerSaid
@@ -93,7 +94,9 @@ def _opened(
     require_used(leave_out, [layered.adapter])
     if not layered.layers:
         raise UsageError(f"{path} has no factors to truncate: it holds saved tensors only")
-    return layered, None if base is None else prepare_merge(base, [path], renames=renames, leave_out=leave_out)
+    return layered, None if base is None else prepare_merge(
+        base, [path], renames=renames, leave_out=leave_out, tokenizer=BASE
+    )
 
 
 def _told(said: LayerSaid) -> LayerTruncated:

@@ -19,6 +19,7 @@ from adaptertool.spec import Edit, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path
 from adaptertool.tasks.common import thread_count
 from adaptertool.tasks.merge import prepare_merge
+from adaptertool.tasks.tokenizer import BASE
 from adaptertool.tasks.wise import prepare_wise
 
 STATUSES = ("exact", "rounding", "wrong", "untouched_changed", "missing", "extra")
@@ -38,10 +39,10 @@ def prepare_verify(
     if alpha is not None:
         if len(sources) != 1 or weights:
             raise UsageError("with an alpha there is one adapter, or one tuned checkpoint, and no weight")
-        return prepare_wise(base, sources[0], [alpha], renames=renames, leave_out=leave_out)
+        return prepare_wise(base, sources[0], [alpha], renames=renames, leave_out=leave_out, tokenizer=BASE)
     if not sources:
         return plan_merge(open_checkpoint(as_path(base, "BASE")), [], [])
-    return prepare_merge(base, sources, weights, compose=compose, renames=renames, leave_out=leave_out)
+    return prepare_merge(base, sources, weights, compose=compose, renames=renames, leave_out=leave_out, tokenizer=BASE)
 
 
 def verify(

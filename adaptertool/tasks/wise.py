@@ -19,6 +19,7 @@ from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, parse_alphas
 from adaptertool.tasks.merge import left_out, open_adapter
+from adaptertool.tasks.tokenizer import with_tokenizer
 
 
 def prepare_wise(
@@ -31,6 +32,7 @@ def prepare_wise(
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
     leave_out: Sequence[str] = (),
+    tokenizer: str | None = None,
 ) -> Plan:
     """The plan of an interpolation, from headers and configs alone. The arguments are those of `wise`.
 
@@ -41,7 +43,12 @@ def prepare_wise(
     if not is_adapter(path):
         require_used(leave_out, [])
     if fisher is not None:
-        return _prepare_fisher(checkpoint, path, exact, fisher, plain=not (renames or as_adapter or precision != EXACT))
+        plain = not (renames or as_adapter or precision != EXACT)
+        return with_tokenizer(_prepare_fisher(checkpoint, path, exact, fisher, plain=plain), checkpoint, tokenizer)
+    if as_adapter and tokenizer is not None:
+        raise UsageError(
+            "an adapter keeps the tokenizer beside it: --tokenizer is for checkpoints, without --as-adapter"
+        )
     if not is_adapter(path):
         if renames:
             raise UsageError("renamings are for adapters; the tensors of two checkpoints must have the same names")
@@ -51,7 +58,8 @@ def prepare_wise(
                 f"{path} is a full checkpoint, and --as-adapter is for adapters; without it `adaptertool wise` writes "
                 "a checkpoint"
             )
-        return dataclasses.replace(plan_wise(checkpoint, other, exact), precision=check_precision(precision))
+        plan = dataclasses.replace(plan_wise(checkpoint, other, exact), precision=check_precision(precision))
+        return with_tokenizer(plan, checkpoint, tokenizer)
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
     adapter = open_adapter(path, checkpoint, renames, leave_out)
@@ -59,7 +67,9 @@ def prepare_wise(
     choices = {"renames": list(renames), **left_out(leave_out)}
     plan = plan_wise(checkpoint, adapter, exact)
     plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
-    return into_adapter(plan, checkpoint, adapter, exact) if as_adapter else plan
+    if as_adapter:
+        return into_adapter(plan, checkpoint, adapter, exact)
+    return with_tokenizer(plan, checkpoint, tokenizer)
 
 
 def _prepare_fisher(
@@ -86,6 +96,7 @@ def wise(
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
     leave_out: Sequence[str] = (),
+    tokenizer: str | None = None,
     force: bool = False,
     verify: bool = False,
     threads: int | None = None,
@@ -117,6 +128,7 @@ def wise(
         precision=precision,
         fisher=fisher,
         leave_out=leave_out,
+        tokenizer=tokenizer,
     )
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
