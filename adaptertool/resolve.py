@@ -60,7 +60,10 @@ def resolve(subject: Subject, adapter: Adapter) -> tuple[Mapping[str, list[Modul
     targets, change = names.find_all(wanted)
     if unmatched := [module for found, module in zip(targets, adapter.modules, strict=True) if found is None]:
         if why := traits.quantised:
-            raise UnsupportedError(f"{base.path} is quantised ({why}).\n{_unmatched(base, adapter, unmatched)}")
+            raise UnsupportedError(
+                f"{base.path} is quantised ({why}), and arithmetic on quantised weights is not supported: use the "
+                f"checkpoint that it was made from.\n{_unmatched(base, adapter, unmatched)}"
+            )
         raise MismatchError(_unmatched(base, adapter, unmatched))
     found = [(module, pieces) for module, pieces in zip(adapter.modules, targets, strict=True) if pieces is not None]
     if change and change.stripped and read_traits(base).why_tied:

@@ -90,7 +90,7 @@ def test_what_holds_no_weights_makes_no_noise(base: Path, adapter: Path) -> None
 def test_tensors_of_the_base_are_read(base: Path, adapter: Path, tmp_path: Path, prefix: str) -> None:
     save_file({prefix + name: tensor for name, tensor in TRAINED.items()}, adapter / "mm_projector.safetensors")
     report = library.merge(base, [adapter], tmp_path / "out")
-    assert any("mm_projector.safetensors: its 2 tensors replace those of the base" in note for note in report.notes)
+    assert any("mm_projector.safetensors is read: it replaces 2 of the base's tensors" in note for note in report.notes)
     merged = load(tmp_path / "out")
     assert all(same_bits(merged[name], tensor) for name, tensor in TRAINED.items())
     assert not merged[f"{Q}.weight"].equal(WEIGHTS[f"{Q}.weight"])
@@ -109,7 +109,7 @@ def test_renamed_tensors_are_read(base: Path, adapter: Path) -> None:
     save_file({name.replace("model.mm_", ""): tensor for name, tensor in TRAINED.items()}, adapter / "p.safetensors")
     message = refusal(base, adapter)
     assert "projector.0.weight is no tensor of" in message or "projector.0.bias is no tensor of" in message
-    assert "its 2 tensors replace" in notes(base, adapter, renames=["^projector=>model.mm_projector"])
+    assert "it replaces 2 of the base's tensors" in notes(base, adapter, renames=["^projector=>model.mm_projector"])
 
 
 def test_a_changed_file_beside_the_factors_is_noticed(base: Path, adapter: Path) -> None:
@@ -226,6 +226,22 @@ def test_diff_of_an_adapter(base: Path, adapter: Path) -> None:
     (adapter / "value_head.bin").write_bytes(b"\x80\x02.")
     report = library.diff(adapter, adapter)
     assert report.equal and any("not compared" in note and "value_head.bin" in note for note in report.notes)
+
+
+def test_models_in_memory(adapter: Path) -> None:
+    """As a merge does: tensors of the model are read, others refused unless they are left out, with a warning."""
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"q": torch.nn.Linear(6, 8), "p": torch.nn.Linear(4, 6)})
+    write_adapter(adapter, lora_factors("q", (8, 6)))
+    save_file({"p.bias": torch.full((6,), 2.0)}, adapter / "p.safetensors")
+    with pytest.warns(UserWarning, match="it replaces 1 of the base's tensors"), library.applied(model, adapter):
+        assert model["p"].bias.eq(2).all()
+    (adapter / "value_head.bin").write_bytes(b"\x80\x02.")
+    for way in (library.applied, library.attached):
+        with pytest.raises(UnsupportedError, match="would be lost"), way(model, adapter):
+            pass
+        with pytest.warns(UserWarning, match=r"value_head\.bin is left out"), way(model, adapter, leave_out=["value"]):
+            assert model["p"].bias.eq(2).all()
 
 
 def test_nothing_is_left_out_of_checkpoints() -> None:

@@ -214,7 +214,7 @@ def _take(found: Beside, path: Path, taken: Sequence[Module]) -> None:
     found.files[path] = header.stamp
     if refs:
         names = ", ".join(map(shown, list(refs)[:3])) + (" ..." if len(refs) > 3 else "")
-        found.notes.append(f"{path}: its {len(refs)} tensors replace those of the base: {names}")
+        found.notes.append(f"{path} is read: it replaces {len(refs)} of the base's tensors: {names}")
 
 
 def _lost(root: Path, lost: dict[str, str]) -> str:
@@ -222,5 +222,7 @@ def _lost(root: Path, lost: dict[str, str]) -> str:
     lines += [f"  {shown(name)}: {why}" for name, why in list(lost.items())[:_LISTED]]
     if len(lost) > _LISTED:
         lines.append(f"  and {len(lost) - _LISTED} more")
-    lines.append(f"What the adapter can do without is named so: --leave-out {shown(shlex.quote(min(lost)))}")
+    lines.append(
+        f"To do without a file name it, or give a regex for several: --leave-out {shown(shlex.quote(min(lost)))}"
+    )
     return "\n".join(lines)
