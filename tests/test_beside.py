@@ -44,7 +44,7 @@ def refusal(base: Path, adapter: Path, error: type[Exception] = UnsupportedError
 LOST = [
     "value_head.safetensors", "new_embeddings.safetensors", "vit.safetensors", "non_lora_trainables.bin",
     "mm_projector.bin", "pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "value_head.pt", "head.pth",
-    "state.ckpt", "emb.npz", "emb.npy", "head.pkl", "model.onnx", "flax_model.msgpack", "tf_model.h5", "x.gguf",
+    "state.ckpt", "emb.npz", "emb.npy", "head.pkl", "flax_model.msgpack", "tf_model.h5",
     "vision_tower/model.safetensors", "vision_tower/pytorch_model.bin", "a/b/head.PT", "head", "weights.dat",
 ]  # fmt: skip
 
@@ -147,6 +147,11 @@ def test_base_and_adapter_in_one_folder(base: Path) -> None:
     assert "left out (other copies" in notes(base, base)
 
 
+def test_exports_are_said(base: Path, adapter: Path) -> None:
+    (adapter / "lora-f16.gguf").write_bytes(b"GGUF")
+    assert "lora-f16.gguf is an export to another format" in notes(base, adapter)
+
+
 def test_a_pickle_beside_its_safetensors_is_said(base: Path, adapter: Path) -> None:
     (adapter / "adapter_model.bin").write_bytes(b"\x80\x02}.")
     assert "adapter_model.bin is not read: adapter_model.safetensors stands beside it" in notes(base, adapter)
@@ -175,7 +180,7 @@ def test_ways_to_leave_a_file_out(base: Path, adapter: Path, tmp_path: Path, way
     given = WAYS[way](file)
     library.merge(base, [adapter], tmp_path / "out", leave_out=[given])
     manifest = json.loads((tmp_path / "out" / "adaptertool.manifest.json").read_text())
-    assert manifest["recipe"]["leave_out"] == [given]
+    assert manifest["recipe"]["leave_out"] == ["value_head.safetensors"]
     for command in (["merge", base, adapter, "-o", tmp_path / "o2"], ["verify", tmp_path / "out", base, adapter]):
         done = adaptertool(*command, "--leave-out", given)
         assert done.returncode == 0 and "value_head.safetensors is left out" in done.stderr

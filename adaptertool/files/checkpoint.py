@@ -137,7 +137,8 @@ def _nothing_found(root: Path) -> str:
 
 def require_merged(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint. Raises UnsupportedError where it holds a model of PEFT's with an adapter that is not merged."""
-    if name := next((name for name in checkpoint.tensors if _UNMERGED.search(name)), None):
+    own = (checkpoint.config or {}).get("model_type") == "phi4mm"  # Phi-4-multimodal has such tensors of its own
+    if name := next((name for name in checkpoint.tensors if not own and _UNMERGED.search(name)), None):
         raise UnsupportedError(
             f"{checkpoint.path} holds {shown(name)}: it was saved from a model of PEFT's with an adapter in it, and is "
             "no checkpoint. Give the base that the adapter was trained on; or merge it there first (PEFT: "

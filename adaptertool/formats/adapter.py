@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ class Adapter:
     ties_ends: bool = False  # one change for the embedding and the head that is tied to it
     ignored: frozenset[str] = frozenset()  # tensors of its file that play no part
     notes: tuple[str, ...] = ()
-    left: frozenset[str] = frozenset()  # of what was to be left out: that which was found
+    left: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what was left out: as said -> names of files
     claims_transposed: bool = False  # the config says so; where shapes or the model family tell, they count
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,10 +32,11 @@ PREFIX = "base_model.model."
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 _MAY_HOLD = _PICKLES | frozenset(
     {
-        ".safetensors", ".npz", ".npy", ".h5", ".hdf5", ".keras", ".msgpack", ".gguf", ".ggml", ".onnx", ".onnx_data",
-        ".pb", ".tflite", ".ot", ".joblib", ".params", ".weights", ".nemo", ".mlpackage", ".mlmodel",
+        ".safetensors", ".npz", ".npy", ".h5", ".hdf5", ".keras", ".msgpack", ".ot", ".joblib",
+        ".params", ".weights", ".nemo",
     }
 )  # fmt: skip
+_EXPORTS = frozenset({".gguf", ".ggml", ".onnx", ".onnx_data", ".tflite", ".mlmodel"})  # nothing is trained into these
 # Text, pictures, tokenizers (.model is SentencePiece's)
 _NO_WEIGHTS = frozenset(
     {
@@ -56,7 +57,7 @@ class Beside:
     modules: list[Module] = field(default_factory=list)
     files: dict[Path, Stamp] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    left: set[str] = field(default_factory=set)  # of leave_out: what was found
+    left: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of leave_out, what was found: names of files
 
 
 def read_beside(
@@ -81,8 +82,10 @@ def read_beside(
         if name in own or path.resolve() in known or not _may_hold(path):
             continue
         if patterns := [text for text in leave_out if _means(text, path, name)]:
-            found.left.update(patterns)
+            found.left |= {text: (*found.left.get(text, ()), name) for text in patterns}
             found.notes.append(f"{root}: {shown(name)} is left out, and what it holds is lost")
+        elif path.suffix.lower() in _EXPORTS:
+            found.notes.append(f"{path} is an export to another format, and is not read")
         elif path.suffix.lower() in _PICKLES and path.with_suffix(".safetensors").exists():
             found.notes.append(f"{path} is not read: {path.with_suffix('.safetensors').name} stands beside it")
         elif why := _why_not(path, base, base_has, in_root=path.parent == root):
@@ -100,6 +103,12 @@ def require_used(leave_out: Sequence[str], adapters: Sequence[Adapter]) -> None:
         if not any(text in adapter.left for adapter in adapters):
             where = ", ".join(str(adapter.path) for adapter in adapters) or "the sources, which are no adapters"
             raise UsageError(f"{text!r} leaves nothing out: there is no such file with weights in {where}")
+
+
+def left_out(adapters: Iterable[Adapter]) -> dict[str, list[str]]:
+    """What the manifest says of the files that were left out; nothing where there are none."""
+    names = {name for adapter in adapters for found in adapter.left.values() for name in found}
+    return {"leave_out": sorted(names)} if names else {}
 
 
 def assets_of(root: Path) -> tuple[tuple[Asset, ...], list[str]]:
@@ -157,7 +166,7 @@ def _architecture(folder: Path) -> object:
 def _may_hold(path: Path) -> bool:
     """Whether a file may hold weights: by its name, or where that does not tell by its first bytes."""
     suffix = path.suffix.lower()
-    if suffix in _MAY_HOLD:
+    if suffix in _MAY_HOLD or suffix in _EXPORTS:
         return True
     if suffix in _NO_WEIGHTS or path.name.startswith("tokenizer") or not path.is_file():
         return False

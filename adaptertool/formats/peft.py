@@ -102,7 +102,7 @@ def read_adapter(
         ties_ends=config.ties_ends,
         claims_transposed=config.fan_in_fan_out,
         ignored=frozenset(ignored),
-        left=frozenset(beside.left),
+        left=beside.left,
         notes=(
             *(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
             *beside.notes,

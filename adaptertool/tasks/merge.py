@@ -12,7 +12,7 @@ from adaptertool.blend_plan import plan_blend
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
 from adaptertool.formats.adapter import Adapter
-from adaptertool.formats.beside import require_used
+from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.peft import is_adapter, read_adapter
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.names import holder, rename
@@ -66,7 +66,7 @@ def prepare_merge(
     opened = [open_adapter(as_path(path, "ADAPTER"), checkpoint, renames, leave_out) for path in adapters]
     require_used(leave_out, opened)
     plan = plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
-    choices = {"compose": compose, "renames": list(renames), **left_out(leave_out)}
+    choices = {"compose": compose, "renames": list(renames), **left_out(opened)}
     plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
     return with_tokenizer(plan, checkpoint, tokenizer)
 
@@ -74,11 +74,6 @@ def prepare_merge(
 def open_adapter(path: Path, base: Checkpoint, renames: Sequence[str], leave_out: Sequence[str]) -> Adapter:
     """The adapter, with the names that it has in the base after all renamings."""
     return rename(read_adapter(path, holder(base, renames), base=base, leave_out=leave_out), renames)
-
-
-def left_out(leave_out: Sequence[str]) -> dict[str, list[str]]:
-    """What the manifest says of it: nothing where nothing is left out."""
-    return {"leave_out": list(leave_out)} if leave_out else {}
 
 
 def _blend(method: str, numbers: Sequence[float], density: Number | None, seed: int | None, precision: str) -> Blend:
@@ -103,10 +98,11 @@ def _prepare_blend(
         else require_merged(open_checkpoint(path))
         for path in paths
     ]
-    require_used(leave_out, [source for source in opened if isinstance(source, Adapter)])
+    adapters = [source for source in opened if isinstance(source, Adapter)]
+    require_used(leave_out, adapters)
     plan = plan_blend(checkpoint, opened, blend.weights, blend)
     choices = {"method": blend.method, "density": blend.density, "seed": blend.seed, "renames": list(renames)}
-    return dataclasses.replace(plan, choices={**choices, **left_out(leave_out)})
+    return dataclasses.replace(plan, choices={**choices, **left_out(adapters)})
 
 
 def merge(

@@ -15,13 +15,13 @@ from adaptertool.combine import Combined, combined, mixed, overlaps
 from adaptertool.combine_saved import fields_of, saved_of
 from adaptertool.errors import MismatchError, UsageError, shown
 from adaptertool.formats.adapter import Adapter
-from adaptertool.formats.beside import assets_of, require_used
+from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
 from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
 from adaptertool.spec import Cut, Mix, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of, decimals, thinning
-from adaptertool.tasks.merge import left_out, prepare_merge
+from adaptertool.tasks.merge import prepare_merge
 from adaptertool.tasks.tokenizer import BASE
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
@@ -191,7 +191,7 @@ def _output(
             "method": method,
             "cut": {} if cut is None else cut.as_typed(),
             **({} if mix is None else {"density": mix.density, "seed": mix.seed}),
-            **left_out(sorted({text for one in adapters for text in one.adapter.left})),
+            **left_out(one.adapter for one in adapters),
             **({"base": plans[0].base.resolve().name} if plans else {}),
         },
         sources=[*(adapter.adapter.path for adapter in adapters), *(plan.base for plan in plans[:1])],

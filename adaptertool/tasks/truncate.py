@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from adaptertool.adapter_reports import LayerTruncated, TruncateReport
 from adaptertool.errors import UsageError, shown
 from adaptertool.files.reader import open_input, read_exact
-from adaptertool.formats.beside import assets_of, require_used
+from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.peft import CONFIG
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
 from adaptertool.inspection.families import family_of
 from adaptertool.spec import Cut, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
-from adaptertool.tasks.merge import left_out, prepare_merge
+from adaptertool.tasks.merge import prepare_merge
 from adaptertool.tasks.tokenizer import BASE
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
@@ -129,7 +129,7 @@ def _output(layered: Layered, plan: Plan | None, cut: Cut, *, balance: bool, spe
     how = How(cut, balance, most, None if plan is None else steps_of(plan))
     return Output(
         command="truncate",
-        recipe={"cut": cut.as_typed(), "balance": balance, **left_out(sorted(layered.adapter.left))},
+        recipe={"cut": cut.as_typed(), "balance": balance, **left_out([layered.adapter])},
         sources=[path],
         stamps={**layered.adapter.files, **{asset.source: asset.stamp for asset in assets}},
         largest=[ref.spec for _, refs in in_order(layered) for ref in refs],

@@ -12,13 +12,13 @@ from adaptertool.as_adapter import into_adapter
 from adaptertool.errors import InputError, UsageError
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint, require_merged
 from adaptertool.fisher_plan import plan_fisher
-from adaptertool.formats.beside import require_used
+from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.peft import is_adapter
 from adaptertool.plan import plan_wise
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, parse_alphas
-from adaptertool.tasks.merge import left_out, open_adapter
+from adaptertool.tasks.merge import open_adapter
 from adaptertool.tasks.tokenizer import with_tokenizer
 
 
@@ -64,7 +64,7 @@ def prepare_wise(
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
     adapter = open_adapter(path, checkpoint, renames, leave_out)
     require_used(leave_out, [adapter])
-    choices = {"renames": list(renames), **left_out(leave_out)}
+    choices = {"renames": list(renames), **left_out([adapter])}
     plan = plan_wise(checkpoint, adapter, exact)
     plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
     if as_adapter:
