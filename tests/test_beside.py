@@ -164,6 +164,9 @@ def test_other_adapters_and_checkpoints_below_are_said(base: Path, adapter: Path
     assert f"{adapter}/second is another adapter" in said and f"{adapter}/merged is a checkpoint of its own" in said
     tower = write_checkpoint(adapter / "tower", TRAINED, config={"architectures": ["CLIPVisionModel"]})
     assert f"  {tower.name}/model.safetensors: " in refusal(base, adapter)
+    for architectures in ([], None):
+        (base / "config.json").write_text(json.dumps(CONFIG | {"architectures": architectures}))
+        assert f"  {tower.name}/model.safetensors: " in refusal(base, adapter)
 
 
 WAYS: dict[str, Callable[[Path], str]] = {
@@ -191,6 +194,12 @@ def test_leaving_out_what_is_not_there(base: Path, adapter: Path, text: str) -> 
     (adapter / "README.md").write_text("x")
     (adapter / "value_head.bin").write_bytes(b"\x80\x02.")
     refusal(base, adapter, UsageError, leave_out=["value_head", text])
+
+
+@pytest.mark.parametrize("leave_out", ["value_head", [""]], ids=str)
+def test_leaving_out_what_is_not_said(base: Path, adapter: Path, leave_out: Any) -> None:
+    """A text would be taken letter by letter, and what an unset variable leaves behind is found in every name."""
+    assert "none of them empty" in refusal(base, adapter, UsageError, leave_out=leave_out)
 
 
 def test_one_pattern_for_the_adapters_that_need_it(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -74,12 +74,13 @@ def read_beside(
 
     taken: what the adapter's own file holds; InputError where a file beside it holds a tensor for the same
     """
+    if isinstance(leave_out, str) or "" in leave_out:
+        raise UsageError("what to leave out is a list of regexes or files, none of them empty")
     found, lost = Beside(), dict[str, str]()
-    own = {CONFIG, WEIGHTS}
     known = {} if base is None else {header.path.resolve() for header in base.headers}
     for path in _files(root, base, found.notes):
         name = path.relative_to(root).as_posix()
-        if name in own or path.resolve() in known or not _may_hold(path):
+        if name in (CONFIG, WEIGHTS) or path.resolve() in known or not _may_hold(path):
             continue
         if patterns := [text for text in leave_out if _means(text, path, name)]:
             found.left |= {text: (*found.left.get(text, ()), name) for text in patterns}
@@ -149,18 +150,17 @@ def _is_other(folder: Path, base: Checkpoint | None, notes: list[str]) -> bool:
         notes.append(f"{folder} is a link to a directory, and is not looked into")
     elif (folder / CONFIG).exists():
         notes.append(f"{folder} is another adapter, and is not applied; give its own path for that")
-    elif base is not None and base.config and _architecture(folder) == base.config.get("architectures"):
+    elif base is not None and base.config and _is_checkpoint_of(folder, base.config.get("architectures")):
         notes.append(f"{folder} is a checkpoint of its own, and is not read")
     else:
         return False
     return True
 
 
-def _architecture(folder: Path) -> object:
-    """`architectures` of the checkpoint in a folder; an empty list where there is none."""
+def _is_checkpoint_of(folder: Path, architectures: object) -> bool:
     if not any((folder / name).exists() for name in (SINGLE, INDEX)) or not (folder / "config.json").exists():
-        return []
-    return load_json(folder / "config.json").get("architectures") or []
+        return False
+    return bool(architectures) and load_json(folder / "config.json").get("architectures") == architectures
 
 
 def _may_hold(path: Path) -> bool:
