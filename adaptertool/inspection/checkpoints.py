@@ -74,7 +74,7 @@ def _tied(checkpoint: Checkpoint) -> str:
 def _quantised(checkpoint: Checkpoint) -> str | None:
     traits = read_traits(checkpoint)
     if traits.quantisation:
-        return traits.quantisation
+        return traits.quantisation if traits.has_codes else f"{traits.quantisation}, but no tensor is"
     beside = next(iter(traits.codes.values()), None)
     return None if beside is None else f"{len(traits.codes):,} weights have scales beside them ({shown(beside)})"
 
