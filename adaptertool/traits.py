@@ -45,6 +45,7 @@ _OF_MODULE = (
     ".qweight", ".qzeros", ".scales", ".g_idx", ".SCB", ".W_q", ".qscale_weight", ".input_scale",
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
+_ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
 _STATE = ".quant_state."  # bitsandbytes: then the name of the format
 _NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
 
@@ -183,7 +184,8 @@ def _codes(base: Checkpoint) -> tuple[Mapping[str, str], frozenset[str]]:
     codes: dict[str, str] = {}
     beside = set()
     for name in base.tensors:
-        if (of := _codes_of(base, name)) is not None:
+        soon = name.endswith(_ENDS) or _STATE in name  # of a million names hardly one is looked at
+        if soon and (of := _codes_of(base, name)) is not None:
             codes.setdefault(of, name)
             beside.add(name)
     return codes, frozenset(beside)
