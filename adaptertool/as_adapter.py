@@ -16,11 +16,12 @@ from fractions import Fraction
 from typing import Any
 
 from adaptertool.errors import UnsupportedError, UsageError, shown
-from adaptertool.files.checkpoint import Checkpoint, read_assets
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import build_header, read_header
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import same_bytes
 from adaptertool.formats.adapter import Adapter
+from adaptertool.formats.beside import assets_of
 from adaptertool.formats.peft import CONFIG, WEIGHTS
 from adaptertool.kinds import DORA, FULL
 from adaptertool.kinds.dora import MAGNITUDE, widened
@@ -43,8 +44,13 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
     kinds = {edit.kind for step in all_steps(plan) for edit in step.edits} - {FULL.name}
     if DORA.name in kinds and len(kinds) > 1:
         raise UnsupportedError(f"{config}: DoRA beside plain LoRA: --as-adapter would need a lora_alpha for each")
+    if others := [path for path in adapter.files if path not in (config, adapter.path / WEIGHTS)]:
+        raise UnsupportedError(
+            f"{others[0]} holds tensors beside {WEIGHTS}, and --as-adapter writes one file: move them in there, or do "
+            f"without them (--leave-out {others[0].name}), or write a checkpoint"
+        )
     shard, notes = _factors_file(plan, adapter)
-    assets, left = read_assets(adapter.path)
+    assets, left = assets_of(adapter.path)
     outputs, inputs = plan.outputs, dict(plan.inputs)
     if kinds - {DORA.name}:
         fields = load_json(config)
@@ -54,7 +60,7 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
         )
     else:
         assets = (*assets, Asset(config, inputs[config], CONFIG, inputs[config][2]))
-    if left := [name for name in left if name not in (CONFIG, WEIGHTS)]:
+    if left:
         notes.append(f"left out (other copies of the weights, or not part of it): {', '.join(map(shown, left))}")
     return dataclasses.replace(
         plan,

@@ -88,6 +88,7 @@ def adapter_edits(
     apart, more = settle(
         edits, subject.ends, subject.resized, [n for n, adapter in enumerate(adapters) if adapter.ties_ends]
     )
+    notes += subject.traits.notes_on(edits)
     changes = Changes({end: subject.ends[end] for end in apart}, subject.resized)
     for name, ref in subject.resized.items():
         notes.append(f"{shown(name)} has {ref.spec.shape[0]:,} rows in the adapter, and so in the output")

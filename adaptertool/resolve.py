@@ -59,9 +59,10 @@ def resolve(subject: Subject, adapter: Adapter) -> tuple[Mapping[str, list[Modul
     wanted = [(module.target, module.kind == FULL.name and module.rows is None) for module in adapter.modules]
     targets, change = names.find_all(wanted)
     if unmatched := [module for found, module in zip(targets, adapter.modules, strict=True) if found is None]:
-        if traits.quantisation:
+        if why := traits.quantised:
             raise UnsupportedError(
-                f"{base.path} is quantised ({traits.quantisation}).\n{_unmatched(base, adapter, unmatched)}"
+                f"{base.path} is quantised ({why}), and arithmetic on quantised weights is not supported: use the "
+                f"checkpoint that it was made from.\n{_unmatched(base, adapter, unmatched)}"
             )
         raise MismatchError(_unmatched(base, adapter, unmatched))
     found = [(module, pieces) for module, pieces in zip(adapter.modules, targets, strict=True) if pieces is not None]
@@ -189,6 +190,8 @@ def _misfits(ref: Ref, module: Module, *, transposed: bool) -> dict[str, Shape] 
 def _fail(ref: Ref, module: Module, *, transposed: bool) -> NoReturn:
     misfits = _misfits(ref, module, transposed=transposed)
     where = f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}" + (" (stored transposed)" if transposed else "")
+    if ref.spec.shape == (0,):
+        raise MismatchError(f"{where}; it has no elements, as where ZeRO-3 saved without gathering the parts")
     if not misfits:
         raise UnsupportedError(f"{where}; {module.kind} on a weight of that shape is not supported yet")
     role, shape = next(iter(misfits.items()))
@@ -206,6 +209,9 @@ def _unmatched(base: Checkpoint, adapter: Adapter, modules: Sequence[Module]) ->
         lines.append(f"  {shown(module.target)}" + (f"  nearest: {', '.join(map(shown, near))}" if near else ""))
     if len(modules) > _SHOWN:
         lines.append(f"  and {len(modules) - _SHOWN} more")
+    if base.is_shard:
+        lines.append(f"{base.path.name} is one shard of many; give the directory: {base.path.parent}")
+        return "\n".join(lines)
     lines.append("Is this adapter for another model? If only names differ: --rename 'regex=>replacement'.")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ Each of these makes an edit that looks right come out wrong, so each is refused 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,38 +33,74 @@ _ANY_OF_THEM = re.compile(rf"embed|{_MORE_EMBEDDINGS}|{_HEADS}")  # seldom there
 
 _VOCABULARY = re.compile(r"^(?!type_).*vocab|^n_words$")  # keys of a config
 
-# Tensors that stand beside a weight `<stem>weight` that holds codes: scales and the like.
-_CODE_ENDINGS = (
-    "weight_scale", "weight_scale_inv", "weight_packed", "weight.absmax", "weight.quant_map", "weight.SCB", "SCB",
-    "qweight", "scales",
+# Names of what stands beside codes, their scales and the like: what follows the name of the tensor that the codes are,
+# and what stands in the place of `weight`. Scales of activations and of a cache of keys and values (k_scale) are not
+# among them, but for input_scale, which goes with codes.
+_OF_TENSOR = (
+    "_scale", "_scale_inv", "_scale_2", "_scales", "_global_scale", "_packed", "_blocks", "_shape", "_zero_point",
+    "_g_idx", "_format", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", "._data", "._scale",
+    "._shift", "._zeropoint", "_qdata",
 )  # fmt: skip
+_OF_MODULE = (
+    ".qweight", ".qzeros", ".scales", ".g_idx", ".SCB", ".W_q", ".qscale_weight", ".input_scale",
+)  # fmt: skip
+_SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
+_ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
+_STATE = ".quant_state."  # bitsandbytes: then the name of the format
+_NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
     families: frozenset[str]  # model_type of the model and of those that it is made of
     quantisation: str | None  # what config.json says of it
-    code_stems: Mapping[str, str]  # stem of a quantised weight -> the tensor beside it that shows this
+    codes: Mapping[str, str]  # quantised tensor, or what would be it -> a tensor beside it that shows this
+    beside_codes: frozenset[str]  # all of those
+    has_codes: bool  # whether any tensor is quantised
     vocabularies: tuple[object, ...]  # vocab_size and the like, as the config has them
     kv_rows: int | None  # output rows of k_proj, and of v_proj
     surely_tied: bool  # config.json says tie_word_embeddings: true
     why_tied: str | None  # why embedding and output head may be one; None where they are not
 
+    @property
+    def quantised(self) -> str | None:
+        """How the base is quantised; None where no tensor is, whatever the config says."""
+        if not self.has_codes:
+            return None
+        return self.quantisation or next((f"it holds {shown(name)}" for name in self.beside_codes), None)
+
     def refuse_quantised(self, ref: Ref) -> None:
-        """Refuse to edit a tensor whose stored numbers are codes, not weights."""
+        """Refuse to edit a tensor whose stored numbers are codes, or belong to codes.
+
+        What is stored tells. The config names a method for the whole model, and often not what was kept as it was:
+        heads, routers, attention.
+        """
         name = ref.spec.name
-        if self.quantisation:
-            why = self.quantisation
-        elif ref.spec.dtype not in COMPUTED:
+        if ref.spec.dtype not in COMPUTED:
             why = f"it is stored as {ref.spec.dtype}"
-        elif name.endswith("weight") and name.removesuffix("weight") in self.code_stems:
-            why = f"{shown(self.code_stems[name.removesuffix('weight')])} stands beside it"
+        elif name in self.codes:
+            why = f"{shown(self.codes[name])} stands beside it"
+        elif name in self.beside_codes:
+            why = "it belongs to the codes of another tensor"
+        elif self.quantisation and len(ref.spec.shape) == 2 and ref.spec.shape[0] > ref.spec.shape[1] == 1:
+            why = f"{self.quantisation}, and it is a column, as bytes of codes are stored"
         else:
             return
         raise UnsupportedError(
             f"{ref.path}: {shown(name)} looks quantised ({why}); arithmetic on quantised weights is not supported: "
             "use the checkpoint that it was made from"
         )
+
+    def notes_on(self, edited: Collection[str]) -> list[str]:
+        """What to say where the config names a quantisation, and tensors are changed."""
+        if not self.quantisation or not edited:
+            return []
+        if self.has_codes:
+            return [f"{self.quantisation}; the {len(edited)} tensors that are changed are not quantised, and stay so"]
+        return [
+            f"{self.quantisation}, but no tensor is quantised; config.json stays so, and loaders that heed it quantise "
+            "the weights: take quantization_config out of it where they are not to"
+        ]
 
     def refuse_tied(self, ref: Ref) -> None:
         """Refuse to edit an embedding or head that may be tied: loaders would apply it twice or not at all."""
@@ -110,10 +146,13 @@ def _named_transposed(name: str) -> bool:
 
 def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
     parts = objects(base.config or {})
+    codes, beside = _codes(base)
     return Traits(
         families=frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str)),
         quantisation=_quantisation(base.config or {}),
-        code_stems=_code_stems(base),
+        codes=codes,
+        beside_codes=beside,
+        has_codes=bool(codes) or any(ref.spec.dtype not in _NOT_CODES for ref in base.tensors.values()),
         vocabularies=tuple(part[key] for part in parts for key in part if _VOCABULARY.search(key)),
         kv_rows=_kv_rows(base.config or {}),
         surely_tied=(base.config or {}).get("tie_word_embeddings") is True,
@@ -132,20 +171,40 @@ def _kv_rows(config: Mapping[str, Any]) -> int | None:
 
 
 def _quantisation(config: Mapping[str, Any]) -> str | None:
-    settings = config.get("quantization_config") or config.get("compression_config")
-    if not settings:
-        return None
-    method = settings.get("quant_method") if isinstance(settings, dict) else settings
-    return f"config.json: quant_method {shown(method)}"
+    for part in objects(config):
+        for key in ("quantization_config", "compression_config"):
+            if settings := part.get(key):
+                method = settings.get("quant_method") if isinstance(settings, dict) else settings
+                return f"config.json: quant_method {shown(method)[:80]}"
+    return None
 
 
-def _code_stems(base: Checkpoint) -> Mapping[str, str]:
-    stems = {}
+def _codes(base: Checkpoint) -> tuple[Mapping[str, str], frozenset[str]]:
+    """Tensors that hold codes, each with one that stands beside it and shows this; and all that stand so."""
+    codes: dict[str, str] = {}
+    beside = set()
     for name in base.tensors:
-        if name.endswith(_CODE_ENDINGS):
-            ending = max((ending for ending in _CODE_ENDINGS if name.endswith(ending)), key=len)
-            stems[name.removesuffix(ending)] = name
-    return stems
+        soon = name.endswith(_ENDS) or _STATE in name  # of a million names hardly one is looked at
+        if soon and (of := _codes_of(base, name)) is not None:
+            codes.setdefault(of, name)
+            beside.add(name)
+    return codes, frozenset(beside)
+
+
+def _codes_of(base: Checkpoint, name: str) -> str | None:
+    """The tensor, there or not, beside whose codes this one stands; None where it stands beside none."""
+    module = name.rpartition(".")[0]
+    if name.endswith(_OF_MODULE):
+        return module if module.endswith("weight") else f"{module}.weight"
+    if name.endswith(_SCALE):
+        weight = base.tensors.get(f"{module}.weight")
+        return None if weight is None or weight.spec.dtype in COMPUTED else weight.spec.name
+    if name.endswith(_OF_TENSOR):
+        of = name.removesuffix(max((end for end in _OF_TENSOR if name.endswith(end)), key=len))
+        blocks = base.tensors.get(f"{of}_blocks")  # MXFP4 of GPT-OSS has no tensor of the parameter's own name
+        mine = of in base.tensors or of.endswith("weight") or (blocks and blocks.spec.dtype not in COMPUTED)
+        return of if mine else None
+    return name.partition(_STATE)[0] if _STATE in name else None
 
 
 def _why_tied(config: Mapping[str, Any] | None, parts: Sequence[Mapping[str, Any]]) -> str | None:

@@ -42,7 +42,7 @@ def full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edit
     casts: set[str] = set()
     traits = read_traits(base)
     for ref, other, computed in pairs_of(base, tuned):
-        if not computed:
+        if not computed or ref.spec.name in traits.beside_codes:
             equal.append((ref, other))
             continue
         traits.refuse_quantised(ref)
@@ -50,7 +50,7 @@ def full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edit
         edits[name] = [Edit(FULL.name, 0, name, {TUNED: other}, 1.0, 1.0)]
         if here != there:
             casts.add(f"tuned tensors of dtype {there} are stored as {here}, as in the base")
-    notes = sorted(casts)
+    notes = [*sorted(casts), *traits.notes_on(edits)]
     if base.config is not None and tuned.config is not None and base.config != tuned.config:
         notes.append("config.json of base and tuned checkpoint differ; the base's is kept, like all its assets")
     return edits, equal, notes

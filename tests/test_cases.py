@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, Tensors, lora_factors, write_adapter, write_checkpoint
+from safetensors.torch import save_file
 from test_architectures import MODELS
 from test_experts import MODELS as EXPERTS
 from test_ties import MODELS as TIED
@@ -74,6 +75,20 @@ HANDLED = [
      "test_ties.py::test_both_ends_have_token_rows_of_their_own"),
     ("save_embedding_layers=True with token rows or modules_to_save", "copies are left out by name",
      "test_ties.py::test_modules_to_save_and_the_whole_embeddings"),
+    ("Trained weights in a file beside the adapter", "safetensors with names of the base: they replace its tensors",
+     "test_beside.py::test_tensors_of_the_base_are_read"),
+    ("What trainers leave beside an adapter, OUTs of ours in its folder", "known, and no part of it",
+     "test_beside.py::test_what_holds_no_weights_makes_no_noise"),
+    ("State of a trainer beside the base (optimizer.pt, global_step500/)", "left out, and it is said",
+     "test_checkpoint.py::test_folder_of_a_trainer"),
+    ("A shard that the index does not name, whose tensors are elsewhere", "left out, and it is said",
+     "test_checkpoint.py::test_stray_shard_whose_tensors_are_all_indexed_elsewhere"),
+    ("Tokenizer or chat template beside the adapter", "a note; --tokenizer adapter takes it",
+     "test_tokenizer.py::test_the_tokenizer_of_the_adapter"),
+    ("Weights that are not quantised in a base that is, or by its config", "edited; what is stored tells",
+     "test_quantised.py::test_what_is_not_quantised_merges_beside_what_is"),
+    ("Config fields of other trainers that touch no arithmetic (ms-swift, LoRA+, unsloth)", "passed over by name",
+     "test_peft_format.py::test_fields_of_other_trainers_that_touch_no_arithmetic"),
     ("Adapter that names another base", "a note", "test_peft_format.py::test_an_adapter_for_another_base_is_noted"),
 ]  # fmt: skip
 
@@ -86,7 +101,8 @@ def case(
     what: str, *, config: dict[str, Any] | None = None, weights: Tensors | None = None, tensors: Tensors | None = None,
     **fields: Any,
 ) -> tuple[str, dict[str, Any], Tensors, Tensors, dict[str, Any]]:  # fmt: skip
-    """A base and an adapter that are refused: the config and tensors of each, where they are not the usual ones."""
+    """A base and an adapter that are refused: the config and tensors of each, where they are not the usual ones; and
+    tensors in a file `beside` those of the adapter."""
     return what, LLAMA | (config or {}), WEIGHTS if weights is None else weights, tensors or LORA, fields
 
 
@@ -111,11 +127,17 @@ REFUSED = [
     case("A factor that is not known", tensors=LORA | {f"{Q}.lora_velora_embed": torch.ones(2)}),
     case("A module that the base does not have", tensors=lora_factors("model.layers.7.self_attn.q_proj", (8, 6))),
     case("An adapter for a model of other shapes", tensors=lora_factors(Q, (8, 7))),
+    case("Factors that were saved without gathering them (ZeRO-3)", tensors={name: torch.zeros(0) for name in LORA}),
+    case("What may be trained weights beside the adapter", beside={"v_head.summary.weight": torch.ones(1, 6)}),
+    case("lora_alpha as text", lora_alpha="8"),
+    case("A base that holds an adapter that is not merged", weights=WEIGHTS | {
+        f"{Q}.base_layer.weight": torch.zeros(8, 6)}),
     case("NaN in a factor", tensors={name: tensor * float("nan") for name, tensor in LORA.items()}),
     case("Grouped convolution", weights={"conv.weight": torch.zeros(8, 2, 3)}, tensors={
         "conv.lora_A.weight": torch.zeros(4, 4, 3), "conv.lora_B.weight": torch.zeros(8, 4, 1)}),
-    case("Base quantised by its config (bitsandbytes, GPTQ, AWQ, fp8, MXFP4, compressed-tensors)",
-         config={"quantization_config": {"quant_method": "gptq"}}),
+    case("Base whose layers hold codes (bitsandbytes, GPTQ, AWQ, fp8, MXFP4, compressed-tensors)",
+         config={"quantization_config": {"quant_method": "gptq"}},
+         weights={f"{Q}.qweight": torch.zeros(1, 8, dtype=torch.int32), f"{Q}.scales": torch.zeros(1, 8)}),
     case("Base quantised by what stands beside a weight", weights=WEIGHTS | {f"{Q}.weight_scale_inv": torch.ones(1)}),
     case("Base stored as fp8", weights=WEIGHTS | {f"{Q}.weight": torch.zeros(8, 6).to(torch.float8_e4m3fn)}),
     case("Embedding of an architecture whose ties are not known", config={
@@ -154,7 +176,9 @@ HOW = "| {} | {} |"
 def message(folder: Path, entry: Any) -> str:
     what, config, weights, tensors, fields = entry
     base = write_checkpoint(folder / "base", weights, config=config)
-    adapter = write_adapter(folder / "adapter", tensors, **fields)
+    adapter = write_adapter(folder / "adapter", tensors, **{key: fields[key] for key in fields if key != "beside"})
+    if "beside" in fields:
+        save_file(fields["beside"], adapter / "value_head.safetensors")
     with pytest.raises(InputError) as caught:
         adaptertool.merge(base, [adapter], folder / "out")
     assert not (folder / "out").exists(), what

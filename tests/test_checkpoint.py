@@ -193,11 +193,57 @@ def test_both_single_and_index(sharded: Path) -> None:
 
 
 @pytest.mark.parametrize("stray", ["model-00003-of-00003.safetensors", "model-1-of-2.safetensors"])
+def test_stray_shard_beside_a_single_file(single: Path, stray: str) -> None:
+    shutil.copy(single / SINGLE, single / stray)
+    assert f"holds {stray}" in refusal(single)
+
+
+@pytest.mark.parametrize("stray", ["model-00003-of-00003.safetensors", "model-1-of-2.safetensors"])
+def test_stray_shard_whose_tensors_are_all_indexed_elsewhere(sharded: Path, stray: str) -> None:
+    """Left over from a save in more shards: loaders go by the index."""
+    save_file({"a": torch.ones(5), "d": torch.ones(1)}, sharded / stray)
+    checkpoint = open_checkpoint(sharded)
+    (note,) = checkpoint.notes
+    assert stray in note and "stale" in note
+    assert checkpoint.tensors["a"].path == sharded / FIRST and stray not in asset_names(checkpoint)
+
+
+@pytest.mark.parametrize("content", ["another tensor", "cut"])
+def test_stray_shard_that_may_be_needed(sharded: Path, content: str) -> None:
+    stray = sharded / "model-00003-of-00003.safetensors"
+    save_file({"a": torch.ones(5), "only here": torch.ones(1)}, stray)
+    if content == "cut":
+        os.truncate(stray, 20)
+    message = refusal(sharded)
+    assert f"holds {stray.name}, but the index does not name it" in message
+    assert ("only here is in no other file" if content != "cut" else "cut short") in message
+
+
+TRAINER = (
+    "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_0.pth", "latest",
+    "random_states_0.pkl", "trainer_state.json", "training_args.bin", "zero_to_fp32.py", "model.onnx",
+    "model.onnx_data", "events.out.tfevents.1700000000.host.1.0",
+)  # fmt: skip
+TRAINER_FOLDERS = ("global_step500", "checkpoint-500", "runs", "wandb", "optimizer_0")
+
+
 @pytest.mark.parametrize("shards", [1, 2])
-def test_stray_shard(tmp_path: Path, stray: str, shards: int) -> None:
+def test_folder_of_a_trainer(tmp_path: Path, shards: int) -> None:
+    """Its state is no part of the model, and is as large as three of it."""
     root = write_checkpoint(tmp_path / "base", TENSORS, shards=shards)
-    shutil.copy(next(root.glob("*.safetensors")), root / stray)
-    assert f"holds {stray}" in refusal(root)
+    put(root, "tokenizer.json", "modeling.py", *TRAINER, *(f"{folder}/part.pt" for folder in TRAINER_FOLDERS))
+    checkpoint = open_checkpoint(root)
+    kept = {"config.json", "tokenizer.json", "modeling.py"} | ({INDEX} if shards > 1 else set())
+    assert asset_names(checkpoint) == kept
+    (note,) = checkpoint.notes
+    assert set(note.split(": ", 1)[1].split(", ")) == {*TRAINER, *(f"{folder}/" for folder in TRAINER_FOLDERS)}
+
+
+def test_what_we_made_inside_a_folder_is_no_part_of_it(single: Path) -> None:
+    put(single, f"merged/{MANIFEST}", "merged/model.safetensors", ".merged.adaptertool-0123456789abcdef/lock")
+    checkpoint = open_checkpoint(single)
+    assert asset_names(checkpoint) == {"config.json"}
+    assert "merged/" in checkpoint.notes[0]
 
 
 @pytest.mark.parametrize("claimed", [0, 95, 97, "96", -1, 1e300, [], True])
@@ -425,6 +471,32 @@ def test_path_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_only_a_hub_id_gets_the_hint_of_the_hub(tmp_path: Path) -> None:
     assert "hf download" not in refusal(tmp_path / "a" / "b")
+
+
+@pytest.mark.parametrize("given", ["https://huggingface.co/org/small", "http://hf.co/org/small/tree/main"])
+def test_an_address_of_the_hub_is_no_path(given: str) -> None:
+    assert "hf download org/small --local-dir" in refusal(Path(given))
+
+
+def test_folder_of_the_cache_of_the_hub(tmp_path: Path) -> None:
+    """The checkpoint lies in a snapshot: of several the present one is named first."""
+    root = tmp_path / "models--org--small"
+    for snapshot in ("0123abcd", "ffff0000"):
+        write_checkpoint(root / "snapshots" / snapshot, TENSORS)
+        (root / "blobs").mkdir(exist_ok=True)
+    assert f"give one of {root}/snapshots/0123abcd, {root}/snapshots/ffff0000" in refusal(root)
+    put(root, "refs/main")
+    (root / "refs" / "main").write_text("ffff0000\n")
+    assert f"give one of {root}/snapshots/ffff0000, {root}/snapshots/0123abcd" in refusal(root)
+    shutil.rmtree(root / "snapshots" / "0123abcd")
+    assert f"there is one in {root}/snapshots/ffff0000: give that path" in refusal(root)
+    assert f"there is one in {root}/snapshots/ffff0000" in refusal(root / "snapshots")
+
+
+def test_checkpoints_one_level_down(tmp_path: Path) -> None:
+    for number in (1000, 500):
+        write_checkpoint(tmp_path / f"checkpoint-{number}", TENSORS)
+    assert f"give one of {tmp_path}/checkpoint-500, {tmp_path}/checkpoint-1000" in refusal(tmp_path)
 
 
 def test_index_given_in_place_of_its_directory(sharded: Path) -> None:

@@ -185,7 +185,8 @@ def test_single_file(tmp_path: Path, small: tuple[Path, Path]) -> None:
         (("merge", BASE, LORA, "-o", "x", "-w", "1e999"), "1e999"),
         (("merge", BASE, LORA, "-o", "x", "-w", "half"), "half"),
         (("merge", BASE, LORA, "-o", "missing/x"), "does not exist"),
-        (("merge", BASE, LORA, "-o", "file/x"), "file"),
+        (("merge", BASE, LORA, "-o", "file/x"), "file is a file, so OUT file/x cannot be made in it"),
+        (("merge", BASE, LORA, "-o", "file/x/y"), "file is a file"),
         (("wise", BASE, TUNED, "-o", "x"), "--alpha"),
     ],
 )
@@ -204,7 +205,7 @@ def test_out_overlaps_an_input(small: tuple[Path, Path], tmp_path: Path, where: 
         "inside": base / "out",
         "around": tmp_path,
         "link": tmp_path / "link/out",
-        "adapter": adapter / "out",
+        "adapter": adapter,
     }[where]
     before = snapshot(tmp_path)
     refused(adaptertool("merge", base, adapter, "-o", out, "--force", "--dry-run"), 2, "overlap")

@@ -22,8 +22,9 @@ from conftest import PREFIX, Tensors, lora_factors, write_adapter, write_checkpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+import adaptertool
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
 from adaptertool.formats.peft_config import parse_config
 from adaptertool.spec import Edit
@@ -150,6 +151,32 @@ def test_every_field_that_peft_knows_is_acted_on_harmless_or_refused_by_name(bas
     more = TOKENS if name == "trainable_token_indices" else WITH_FIELD.get(name, {})
     tensors = {**lora_factors(Q, (8, 6)), **more}
     assert edits(base, adapter(base, tensors, **{name: value}))[f"{Q}.weight"][0].scale == scale
+
+
+OF_OTHER_TRAINERS: dict[str, Any] = {
+    "lora_dtype": "bfloat16", "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-6, "lora_plus_lr_ratio": 16.0,
+    "loraplus_lr_ratio": 16.0, "loraplus_lr_embedding": 1e-6, "swift_type": "LORA", "merge_weights": True,
+    "unsloth_version": "2025.1", "auto_mapping": {"base_model_class": "X", "unsloth_fixed": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_OTHER_TRAINERS)
+def test_fields_of_other_trainers_that_touch_no_arithmetic(base: Path, name: str) -> None:
+    assert edits(base, adapter(base, **{name: OF_OTHER_TRAINERS[name]}))[f"{Q}.weight"][0].scale == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("swift_type", "LONGLORA"), ("use_qa_lora", True), ("enable_lora", [True, False]),
+                        ("lora_scale", 2.0), ("lora_dtypes", "bf16")],
+)  # fmt: skip
+def test_fields_of_other_trainers_that_may_touch_it(base: Path, name: str, value: object) -> None:
+    assert f"{name}" in refusal(base, adapter(base, **{name: value}), UnsupportedError)
+
+
+@pytest.mark.parametrize("config", [{"lora_alpha": "8"}, {"r": "4"}, {"alpha_pattern": {"q_proj": " 1.5e1"}}], ids=str)
+def test_numbers_as_text(base: Path, config: dict[str, Any]) -> None:
+    assert "take away the quotation marks" in refusal(base, adapter(base, **config))
+    assert "quotation" not in refusal(base, adapter(base, lora_alpha="eight"))
 
 
 @pytest.mark.parametrize("name", WITH_FIELD)
@@ -529,21 +556,6 @@ def test_config_of_the_base_with_odd_types_gives_no_traceback(tmp_path: Path, co
         assert str(base) in str(error)
 
 
-QUANTISED_CONFIGS = [
-    {"quantization_config": {"quant_method": "gptq"}}, {"quantization_config": {"quant_method": "fp8"}},
-    {"quantization_config": {"x": 1}}, {"compression_config": {"quant_method": "compressed-tensors"}},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("tensors", [lora_factors(Q, (8, 6)), {f"{Q}.weight": torch.ones(8, 6)}], ids=["lora", "full"])
-@pytest.mark.parametrize("config", QUANTISED_CONFIGS, ids=str)
-def test_base_quantised_by_its_config(tmp_path: Path, config: dict[str, Any], tensors: Tensors) -> None:
-    base = base_of(tmp_path, UNTIED | config)
-    message = refusal(base, adapter(base, tensors), UnsupportedError)
-    assert f"{Q}.weight looks quantised" in message
-    assert "config.json" in message
-
-
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2, torch.int32])
 def test_base_quantised_by_its_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     base = base_of(tmp_path, UNTIED, BASE | {f"{Q}.weight": torch.zeros(8, 6).to(dtype)})
@@ -553,8 +565,10 @@ def test_base_quantised_by_its_dtype(tmp_path: Path, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize(
     "sibling",
-    ["weight_scale", "weight_scale_inv", "weight.absmax", "weight.quant_map", "SCB", "weight.SCB",
-     "qweight", "weight_packed", "scales"],
+    ["weight_scale", "weight_scale_inv", "weight_scale_2", "weight_scales", "weight_global_scale", "weight.absmax",
+     "weight.quant_map", "weight.quant_state.bitsandbytes__nf4", "weight.nested_absmax", "SCB", "weight.SCB",
+     "weight_format", "qweight", "qzeros", "g_idx", "weight_packed", "weight_zero_point", "weight_g_idx", "scales",
+     "W_q", "weight._data", "weight._scale", "weight_qdata", "input_scale", "qscale_weight"],
 )  # fmt: skip
 def test_base_quantised_by_what_stands_beside_it(tmp_path: Path, sibling: str) -> None:
     base = base_of(tmp_path, UNTIED, BASE | {f"{Q}.{sibling}": torch.zeros(8)})
@@ -840,3 +854,65 @@ def test_factors_of_any_shape_end_in_an_error_of_ours(tmp_path: Path, place: str
     saved = {f"{name.removesuffix('.weight')}.weight": torch.ones(shape) for name in stored}
     with contextlib.suppress(InputError):
         prepare_merge(base, [write_adapter(tmp_path / "all", saved)])
+
+
+# What people give in the place of an adapter, and where it is.
+
+
+def test_adapters_one_level_down_are_listed(base: Path) -> None:
+    root = base.parent / "training"
+    for number in (1000, 500):
+        write_adapter(root / f"checkpoint-{number}", lora_factors(Q, (8, 6)))
+    assert f"give one of {root}/checkpoint-500, {root}/checkpoint-1000" in refusal(base, root)
+    write_adapter(root / "x" / "style", lora_factors(Q, (8, 6)))
+    assert f"there is one in {root}/x/style: give that path" in refusal(base, root / "x")
+
+
+def test_adapter_in_the_cache_of_the_hub(base: Path) -> None:
+    root = base.parent / "models--someone--lora"
+    write_adapter(root / "snapshots" / "0123abcd", lora_factors(Q, (8, 6)))
+    assert f"there is one in {root}/snapshots/0123abcd: give that path" in refusal(base, root)
+
+
+@pytest.mark.parametrize("given", ["someone/my-lora", "https://huggingface.co/someone/my-lora"])
+def test_adapter_by_its_name_on_the_hub(base: Path, given: str) -> None:
+    assert "hf download someone/my-lora --local-dir" in refusal(base, Path(given))
+
+
+def test_the_way_from_a_pickle_to_safetensors(base: Path) -> None:
+    """The command that the message gives is run, as a shell would."""
+    folder = adapter(base).rename(base.parent / "an adapter's")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({name: tensor.T.contiguous().T for name, tensor in tensors.items()}, folder / "adapter_model.bin")
+    command = refusal(base, folder).splitlines()[-1]
+    done = subprocess.run(["/bin/sh", "-c", command.replace("python ", f"{sys.executable} ", 1)], check=False)
+    assert done.returncode == 0
+    assert edits(base, folder).keys() == {f"{Q}.weight"}
+
+
+@pytest.mark.parametrize("key", [f"{Q}.lora_A.weight", "model.norm.weight"])
+def test_tensors_that_were_saved_without_gathering(base: Path, key: str) -> None:
+    tensors = dict(lora_factors(Q, (8, 6))) | {key: torch.zeros(0)}
+    assert "stage3_gather_16bit_weights_on_model_save" in refusal(base, adapter(base, tensors))
+
+
+def test_base_that_was_saved_without_gathering(tmp_path: Path) -> None:
+    base = base_of(tmp_path, UNTIED, BASE | {f"{Q}.weight": torch.zeros(0)})
+    assert "ZeRO-3 saved without gathering" in refusal(base, adapter(base))
+
+
+@pytest.mark.parametrize("name", [f"{Q}.base_layer.weight", f"{Q}.lora_A.default.weight", "x.lora_magnitude_vector"])
+def test_base_with_an_adapter_that_is_not_merged(tmp_path: Path, name: str) -> None:
+    base = base_of(tmp_path, UNTIED, BASE | {name: torch.zeros(8, 6)})
+    message = refusal(base, adapter(base), UnsupportedError)
+    assert name in message and "merge_and_unload" in message
+    with pytest.raises(UnsupportedError, match="merge_and_unload"):
+        adaptertool.prepare_wise(base, base, 0.5)
+
+
+def test_one_shard_given_as_the_base(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", BASE, shards=2)
+    shards = [path for path in base.glob("*.safetensors") if f"{Q}.weight" not in load_file(path)]
+    message = refusal(shards[0], adapter(base))
+    assert f"is one shard of many; give the directory: {base}" in message and "another model" not in message

@@ -253,7 +253,7 @@ _SHARDS: dict[str, object] = {
     "surrogate escape": "\udc80.safetensors",
 }  # fmt: skip
 _SHARD_VALUES: dict[str, object] = {"null": None, "number": 1, "true": True, "list": [FIRST], "object": {FIRST: 1}}
-_Q_ONLY = {f"{Q}.weight": torch.zeros(8, 6)}
+_MORE = {f"{Q}.weight": torch.zeros(8, 6), "more": torch.zeros(1)}
 
 CHECKPOINTS: dict[str, tuple[Spoil, str]] = {
     **{f"index: {name}": (written(INDEX, text), INDEX) for name, text in _INDEXES.items()},
@@ -263,7 +263,7 @@ CHECKPOINTS: dict[str, tuple[Spoil, str]] = {
     **{f"shard name is {name}": (shard_named(value), "must map") for name, value in _SHARD_VALUES.items()},
     "shard missing": (without(SECOND), SECOND),
     "all shards missing": (without(FIRST, SECOND), FIRST),
-    "shard not in the index": (shard_with("model-00003-of-00003.safetensors", _Q_ONLY), "model-00003-of-00003"),
+    "shard not in the index": (shard_with("model-00003-of-00003.safetensors", _MORE), "model-00003-of-00003"),
     "shard of the index forgotten": (index_with(
         lambda index: [index["weight_map"].pop(name) for name, shard in list(index["weight_map"].items())
                        if shard == SECOND]), SECOND),

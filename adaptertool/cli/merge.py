@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from adaptertool.cli.options import WEIGHT, execute, writes
+from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, WEIGHT, execute, writes
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.tasks.merge import COMPOSITIONS, prepare_merge
 
@@ -28,6 +28,8 @@ from adaptertool.tasks.merge import COMPOSITIONS, prepare_merge
 )
 @click.option("--density", help="The share of each change that stays: ties, dare, magnitude_prune.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
+@LEAVE_OUT
+@TOKENIZER
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
 @writes
 def merge(
@@ -38,6 +40,8 @@ def merge(
     method: str | None,
     density: str | None,
     seed: int | None,
+    leave_out: tuple[str, ...],
+    tokenizer: str | None,
     renames: tuple[str, ...],
     precision: str,
     **options: Any,
@@ -56,5 +60,7 @@ def merge(
         method=method,
         density=density,
         seed=seed,
+        leave_out=leave_out,
+        tokenizer=tokenizer,
     )
     execute(plan, **options)

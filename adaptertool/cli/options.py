@@ -19,10 +19,19 @@ from adaptertool.tasks.arguments import as_path
 from adaptertool.tasks.common import MAX_THREADS, check_output
 from adaptertool.tasks.merge import COMPOSITIONS
 from adaptertool.tasks.preview import preview
+from adaptertool.tasks.tokenizer import TOKENIZERS
 
 Command = Callable[..., int | None]
 
 RENAME = click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names in adapters.")
+LEAVE_OUT = click.option(
+    "--leave-out", multiple=True, metavar="REGEX|FILE", help="Do without such files beside an adapter; it is said."
+)
+TOKENIZER = click.option(
+    "--tokenizer",
+    type=click.Choice(TOKENIZERS),
+    help="Whose tokenizer and chat template OUT has; the base's, unless the vocabulary is the adapter's.",
+)
 THREADS = click.option("--threads", type=click.IntRange(min=1, max=MAX_THREADS), help="Default: cores, up to 8.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")

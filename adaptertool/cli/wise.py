@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from adaptertool.cli.boundary import ignore_signals, say
-from adaptertool.cli.options import execute, tell, with_options, writes
+from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, execute, tell, with_options, writes
 from adaptertool.curve import KEEP, CurvePoint
 from adaptertool.errors import UsageError
 from adaptertool.render.curve import curve_text, point_text
@@ -39,6 +39,8 @@ _SCORES = with_options(
     metavar="F0 F1",
     help="Weigh each element by these: checkpoints of Fisher information, of BASE and of TUNED.",
 )
+@LEAVE_OUT
+@TOKENIZER
 @_SCORES
 @click.option("-o", "--out", type=click.Path(), help="Where to write. With --score it may be left out.")
 @writes
@@ -56,6 +58,8 @@ def wise(
     renames: tuple[str, ...],
     precision: str,
     as_adapter: bool,
+    leave_out: tuple[str, ...],
+    tokenizer: str | None,
     **options: Any,
 ) -> int:
     """Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT).
@@ -66,6 +70,7 @@ def wise(
     where it was interrupted, or where CMD failed.
     """
     recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
+    recipe |= {"leave_out": leave_out, "tokenizer": tokenizer}
     if score is None:
         if keep or target is not None or reference is not None or minimise:
             raise UsageError("--keep, --target, --reference and --minimise are for scores: give --score too")

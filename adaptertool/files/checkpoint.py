@@ -10,27 +10,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptertool.errors import InputError, StorageError, shown
+from adaptertool.errors import InputError, StorageError, UnsupportedError, shown
 from adaptertool.files.header import Header, read_header
+from adaptertool.files.hints import found_below, not_there
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import open_input
+from adaptertool.files.trainer import is_trainer_file, is_trainer_folder
 from adaptertool.spec import Asset, Ref
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 MANIFEST = "adaptertool.manifest.json"
 SUMS = "SHA256SUMS"
+STAGING = r"\..+\.adaptertool-[0-9a-f]{16}"  # names of the directories that runs work in (files.beside)
 
 # Other copies of the weights: beside edited tensors they would be stale. And adapters, which loaders would apply to
-# the output. And sums of the files, which no longer are. They stay behind, and it is said.
+# the output. And sums of the files, which no longer are. They stay behind, as the state of trainers does, and it is
+# said.
 OTHER_WEIGHTS = (
     "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json",
-    "adapter_config.json", "adapter_model.*", "consolidated*.pth", "tf_model*.h5", "flax_model*.msgpack", "model.ckpt*",
-    "rust_model.ot", "*.gguf", SUMS,
+    ADAPTER, "adapter_model.*", "consolidated*.pth", "tf_model*.h5", "flax_model*.msgpack", "model.ckpt*",
+    "rust_model.ot", "*.gguf", "*.onnx", "*.onnx_data", "*.onnx.data", SUMS,
 )  # fmt: skip
 OTHER_FOLDERS = frozenset({".git", ".cache", "original", "metal", "onnx", "openvino", "coreml"})
 
 _SHARD_OF_MANY = re.compile(r"model-\d+-of-\d+\.safetensors")
+_UNMERGED = re.compile(r"\.base_layer\.|\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +56,18 @@ class Checkpoint:
         """The files of its weights, by name."""
         return {header.path.name: header.path for header in self.headers}
 
+    @property
+    def is_shard(self) -> bool:
+        """Whether it is one file of those that make a checkpoint."""
+        return self.is_file and _SHARD_OF_MANY.fullmatch(self.path.name) is not None
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights."""
     if os.path.isdir(path):
         return _open_directory(path)
     if not os.path.exists(path):  # unlike Path.exists, never raises
-        hint = ""
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-            hint = f" (if it is a model on the hub: `hf download {path} --local-dir DIR` first)"
-        raise InputError(f"{shown(path)} does not exist{hint}")
+        raise InputError(not_there(path))
     if path.name.endswith(".index.json"):
         raise InputError(f"{path} is an index; give the directory that it stands in")
     if path.suffix != ".safetensors":
@@ -68,7 +76,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     # Not part of the output, but a config that stands beside the file says what the file is.
     notes = []
     if _SHARD_OF_MANY.fullmatch(path.name):
-        notes.append(f"{path.name} is one shard of many; the others are not read")
+        notes.append(f"{path.name} is one shard of many; the others are not read. The checkpoint is {path.parent}")
     return Checkpoint(path, (header,), header.tensors, _config(path.parent), (), tuple(notes), is_file=True)
 
 
@@ -88,15 +96,28 @@ def _open_directory(root: Path) -> Checkpoint:
     else:
         raise InputError(_nothing_found(root))
     names = {header.path.name for header in headers}
+    tensors = {name: ref for header in headers for name, ref in header.tensors.items()}
     stray = sorted(p.name for p in root.iterdir() if _SHARD_OF_MANY.fullmatch(p.name) and p.name not in names)
-    if stray:
-        where = "the index does not name it" if has_index else f"it stands beside {SINGLE}"
-        raise InputError(f"{root} holds {stray[0]}, but {where}; remove the stale file")
-    left = [name for name in left if name not in names]
+    if stray and not has_index:
+        raise InputError(f"{root} holds {stray[0]}, but it stands beside {SINGLE}; remove the stale file")
+    for name in stray:
+        _require_stale(root / name, tensors)
+        notes.append(f"left out as stale, since the index has all of its tensors in other files: {name}")
+    left = [name for name in left if name not in names and name not in stray]
     if left:
         notes.append(f"left out (other copies of the weights, or not part of the model): {', '.join(map(shown, left))}")
-    tensors = {name: ref for header in headers for name, ref in header.tensors.items()}
     return Checkpoint(root, headers, tensors, _config(root), assets, tuple(notes))
+
+
+def _require_stale(path: Path, tensors: Mapping[str, Ref]) -> None:
+    """Raise InputError where a shard that the index does not name holds tensors that are nowhere else."""
+    where = f"{path.parent} holds {path.name}, but the index does not name it"
+    try:
+        only = [name for name in read_header(path).tensors if name not in tensors]
+    except InputError as error:
+        raise InputError(f"{where}; remove the stale file ({error})") from error
+    if only:
+        raise InputError(f"{where}, and {shown(only[0])} is in no other file; remove the one that is stale")
 
 
 def _config(root: Path) -> Mapping[str, Any] | None:
@@ -104,14 +125,26 @@ def _config(root: Path) -> Mapping[str, Any] | None:
 
 
 def _nothing_found(root: Path) -> str:
-    if (root / "adapter_config.json").exists():
+    if (root / ADAPTER).exists():
         return f"{root} is an adapter, not a checkpoint; the checkpoint comes first, then the adapters"
     pickles = sorted(p.name for p in root.glob("pytorch_model*.bin"))
     if pickles:
         return f"{root} has only pickled weights ({pickles[0]}); pickles are never opened: convert to safetensors"
     others = sorted(p.name for p in root.glob("*.safetensors") if p.exists())
-    hint = f"; to use {shown(others[0])}, give the path of that file" if others else ""
+    hint = f"; to use {shown(others[0])}, give the path of that file" if others else found_below(root, (SINGLE, INDEX))
     return f"{root} has neither {SINGLE} nor {INDEX}{hint}"
+
+
+def require_merged(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint. Raises UnsupportedError where it holds a model of PEFT's with an adapter that is not merged."""
+    own = (checkpoint.config or {}).get("model_type") == "phi4mm"  # Phi-4-multimodal has such tensors of its own
+    if name := next((name for name in checkpoint.tensors if not own and _UNMERGED.search(name)), None):
+        raise UnsupportedError(
+            f"{checkpoint.path} holds {shown(name)}: it was saved from a model of PEFT's with an adapter in it, and is "
+            "no checkpoint. Give the base that the adapter was trained on; or merge it there first (PEFT: "
+            "model.merge_and_unload())"
+        )
+    return checkpoint
 
 
 def _contained(root: Path, name: str) -> Path:
@@ -181,12 +214,21 @@ def read_assets(root: Path) -> tuple[tuple[Asset, ...], list[str]]:
         name = path.relative_to(root).as_posix()
         if name == MANIFEST:
             continue
-        if path.parent == root and name != INDEX and any(fnmatch.fnmatchcase(name, p) for p in OTHER_WEIGHTS):
+        if path.parent == root and name != INDEX and (_is_other(name) or is_trainer_file(name)):
             left.append(name)
             continue
         with open_input(path) as file:
             assets.append(Asset(path, file.stamp, name, file.size))
     return tuple(assets), left
+
+
+def _is_other(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in OTHER_WEIGHTS)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a run of ours made it, or works in it: an OUT, or its staging directory."""
+    return re.fullmatch(STAGING, folder.name) is not None or os.path.lexists(folder / MANIFEST)
 
 
 def _walk(root: Path, left: list[str]) -> Iterator[Path]:
@@ -196,7 +238,8 @@ def _walk(root: Path, left: list[str]) -> Iterator[Path]:
     for folder, folders, files in os.walk(root, onerror=fail):
         here = Path(folder)
         for name in sorted(folders):
-            if (here == root and name in OTHER_FOLDERS) or (here / name).is_symlink():
+            other = here == root and (name in OTHER_FOLDERS or is_trainer_folder(name))
+            if other or (here / name).is_symlink() or is_ours(here / name):
                 folders.remove(name)
                 left.append((here / name).relative_to(root).as_posix() + "/")
         folders.sort()

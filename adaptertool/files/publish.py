@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
-from adaptertool.files.checkpoint import MANIFEST, SUMS, load_manifest
+from adaptertool.files.checkpoint import ADAPTER, INDEX, MANIFEST, SINGLE, SUMS, load_manifest
 
 ASIDE = "old"  # name in the staging directory
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -22,6 +22,7 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 def check_target(out: Path, inputs: Sequence[Path], files: Iterable[Path] = (), *, as_file: bool, force: bool) -> None:
     """Refuse an OUT that cannot or must not be written, before anything is read or computed.
 
+    In the folder of an adapter there is room for it: what lies beside the adapter's own files is no part of it.
     inputs: as they were given. files: those that will be read; in `inputs` they may be links that lead into OUT.
     """
     try:
@@ -30,10 +31,12 @@ def check_target(out: Path, inputs: Sequence[Path], files: Iterable[Path] = (), 
         raise UsageError(f"OUT {out} is no usable path: {error}") from error
     for given in (*inputs, *(files if os.path.lexists(real) else ())):
         source = given.resolve()
-        if real == source or real in source.parents or source in real.parents:
+        if real == source or real in source.parents or (source in real.parents and not _is_adapter_alone(source)):
             raise UsageError(f"OUT {out} and the input {given} overlap; inputs are never changed: choose another OUT")
     if real == Path.cwd():
         raise UsageError("OUT is the current directory; give a path that does not exist yet")
+    if file := next((folder for folder in real.parents if folder.is_file()), None):
+        raise UsageError(f"{file} is a file, so OUT {out} cannot be made in it; choose another OUT")
     if not real.parent.is_dir():
         raise UsageError(f"the directory {real.parent} for OUT does not exist; create it first")
     if not os.access(real.parent, os.W_OK | os.X_OK):
@@ -41,6 +44,10 @@ def check_target(out: Path, inputs: Sequence[Path], files: Iterable[Path] = (), 
     if out.is_symlink() and not out.exists():
         raise OutputError(f"{out} is a link that leads nowhere; remove it, or choose another OUT")
     _check_free(out, as_file=as_file, force=force)
+
+
+def _is_adapter_alone(folder: Path) -> bool:
+    return (folder / ADAPTER).exists() and not any((folder / name).exists() for name in (SINGLE, INDEX))
 
 
 def _check_free(out: Path, *, as_file: bool, force: bool) -> None:

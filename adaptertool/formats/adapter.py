@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +39,9 @@ class Adapter:
     ties_ends: bool = False  # one change for the embedding and the head that is tied to it
     ignored: frozenset[str] = frozenset()  # tensors of its file that play no part
     notes: tuple[str, ...] = ()
+    left: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what was left out: as said -> names of files
     claims_transposed: bool = False  # the config says so; where shapes or the model family tell, they count
 
     @property
     def named(self) -> dict[str, Path]:
-        return {path.name: path for path in self.files}
+        return {path.relative_to(self.path).as_posix(): path for path in self.files}

@@ -8,15 +8,20 @@ tensor. All others are refused by name. As PEFT 0.21.2 writes them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import read_header
+from adaptertool.files.hints import found_below, from_pickle, not_there
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import stamp_of
 from adaptertool.formats.adapter import Adapter, Module
+from adaptertool.formats.beside import CONFIG as CONFIG
+from adaptertool.formats.beside import PREFIX, Beside, read_beside
+from adaptertool.formats.beside import WEIGHTS as WEIGHTS
 from adaptertool.formats.peft_config import LoraConfig, parse_config
 from adaptertool.formats.peft_parameters import on_parameter, parameters_in
 from adaptertool.formats.peft_saved import OUT_PROJ, OUT_PROJ_TIMES, Saved
@@ -27,8 +32,6 @@ from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
 from adaptertool.spec import COMPUTED, Ref
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 _TOKENS = ".token_adapter.trainable_tokens_delta"  # replacement rows, for all their name
 _MARK = ".lora_"
 _FACTORS = {  # what follows the name of a module, from the mark on
@@ -55,12 +58,17 @@ def read_adapter(
     path: Path,
     base_has: Callable[[str], bool],
     read_config: Callable[[Path, Mapping[str, Any]], LoraConfig] = parse_config,
+    *,
+    base: Checkpoint | None = None,
+    leave_out: Sequence[str] | None = (),
 ) -> Adapter:
-    """Read config and header of an adapter directory; no factor is read. Raises InputError.
+    """Read config and header of an adapter directory, and what lies beside them; no factor is read. Raises InputError.
 
     base_has: whether the base has a tensor that the adapter calls so. Asked only of parameters, where config and file
     leave it open which of them were targeted.
     read_config: another than parse_config describes adapters that must not be merged.
+    base, leave_out: what the files beside it are held against, and which of them to do without (formats.beside); where
+    leave_out is None they are not looked at.
     """
     _check_present(path)
     stamp = stamp_of(path / CONFIG)
@@ -70,51 +78,67 @@ def read_adapter(
     embeddings: set[str] = set()
     saved, tokens = Saved(header.path), dict[str, Ref]()
     for key, ref in header.tensors.items():
-        if ref.spec.dtype not in COMPUTED:
-            raise UnsupportedError(
-                f"{header.path}: {shown(key)} is {ref.spec.dtype}; factors are {', '.join(COMPUTED)}"
-            )
-        if not key.startswith(_PREFIX):
-            raise UnsupportedError(f"{header.path}: the key {shown(key)} does not begin with {_PREFIX}")
-        _file(header.path, key.removeprefix(_PREFIX), ref, factors, saved, tokens)
+        _require_numbers(header.path, ref)
+        if not key.startswith(PREFIX):
+            raise UnsupportedError(f"{header.path}: the key {shown(key)} does not begin with {PREFIX}")
+        _file(header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
         if ".lora_embedding_" in key:
-            embeddings.add(key.removeprefix(_PREFIX).rpartition(".")[0])
+            embeddings.add(key.removeprefix(PREFIX).rpartition(".")[0])
     modules = _low_rank(config, header.path, factors, embeddings, base_has)
     ignored = saved.without_copies()
     modules += [Module(name, name, FULL.name, {TUNED: ref}, 1.0) for name, ref in saved.tensors.items()]
     modules += _token_rows(config, header.path, tokens)
     if not modules:
         raise InputError(f"{header.path} holds no tensors")
-    files = {path / CONFIG: stamp, header.path: header.stamp}
-    on_first = None if config.version is None else config.version <= _LAST_ON_FIRST
+    beside = Beside() if leave_out is None else read_beside(path, modules, base, base_has, leave_out)
+    files = {path / CONFIG: stamp, header.path: header.stamp, **beside.files}
     return Adapter(
         path,
         files,
-        tuple(modules),
+        (*modules, *beside.modules),
         config.base,
-        experts_on_first=on_first,
+        experts_on_first=None if config.version is None else config.version <= _LAST_ON_FIRST,
         marked_on_first=True if config.version is not None and config.version <= _LAST_MARKED_ON_FIRST else None,
         ties_ends=config.ties_ends,
         claims_transposed=config.fan_in_fan_out,
         ignored=frozenset(ignored),
-        notes=tuple(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
+        left=beside.left,
+        notes=(
+            *(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
+            *beside.notes,
+        ),
     )
 
 
 def _check_present(path: Path) -> None:
     if not os.path.exists(path):
-        raise InputError(f"{shown(path)} does not exist")
+        raise InputError(not_there(path))
     if not os.path.isdir(path):
         raise InputError(f"{path} is not a directory; an adapter is a directory with {CONFIG} and {WEIGHTS}")
     if not is_adapter(path):
-        hint = ""
+        hint = found_below(path, (CONFIG,))
         if any(path.glob("*.safetensors")):
             hint = "; a fine-tuned checkpoint is combined with its base by `adaptertool wise`"
         raise InputError(f"{path} is not an adapter: it has no {CONFIG}{hint}")
     if not (path / WEIGHTS).exists():
-        pickle = (path / "adapter_model.bin").exists()
-        hint = "only adapter_model.bin, a pickle; pickles are never opened: save it as safetensors" if pickle else ""
-        raise InputError(f"{path} has no {WEIGHTS}" + (f", {hint}" if hint else ""))
+        pickle, hint = path / "adapter_model.bin", ""
+        if pickle.exists():
+            hint = (
+                f", only {pickle.name}, a pickle, and pickles are never opened. This makes a safetensors file of it:\n"
+            )
+            hint += f"  {from_pickle(pickle, path / WEIGHTS)}"
+        raise InputError(f"{path} has no {WEIGHTS}{hint}")
+
+
+def _require_numbers(file: Path, ref: Ref) -> None:
+    if ref.spec.dtype not in COMPUTED:
+        raise UnsupportedError(f"{file}: {shown(ref.spec.name)} is {ref.spec.dtype}; factors are {', '.join(COMPUTED)}")
+    if ref.shape == (0,):
+        raise InputError(
+            f"{file}: {shown(ref.spec.name)} has no elements, as where ZeRO-3 or FSDP saved without gathering: save it "
+            "again with stage3_gather_16bit_weights_on_model_save, or take it out of the trainer's checkpoint by "
+            "zero_to_fp32.py"
+        )
 
 
 def _file(

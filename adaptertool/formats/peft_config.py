@@ -44,6 +44,14 @@ _HARMLESS = frozenset(
         "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config",
         # settings of an initialiser; init_lora_weights says which one was used
         "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+        # of other trainers. LoRA+ gives lora_B (and embeddings) a learning rate of their own: ms-swift, LLaMA-Factory,
+        # axolotl and the paper's authors each name it otherwise
+        "lorap_lr_ratio", "lorap_emb_lr", "loraplus_lr_ratio", "loraplus_lr_embedding", "lora_plus_lr_ratio",
+        "loraplus_weight_decay",
+        "lora_dtype",  # ms-swift: the dtype that the factors were trained in; as stored they say their own
+        "swift_type",  # ms-swift: peft_type by another name, where that is LORA
+        "merge_weights",  # PEFT before 0.3: whether layers merge while they are evaluated
+        "unsloth_version",  # unsloth: which version wrote it
     }
 )  # fmt: skip
 
@@ -131,6 +139,8 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
             continue
         reason = _REFUSED.get(name, "this field is not known; it may change the arithmetic, so it is not ignored")
         raise UnsupportedError(f"{path}: {shown(name)} = {shown(value)[:80]}: {reason}")
+    if fields.get("swift_type") not in (None, "LORA"):
+        raise UnsupportedError(f"{path}: swift_type {shown(fields['swift_type'])[:80]} is not supported; LORA is")
     init = fields.get("init_lora_weights")
     if init not in HARMLESS_INITS:
         raise UnsupportedError(
@@ -198,11 +208,19 @@ def _flag(path: Path, fields: Mapping[str, Any], key: str) -> bool:
 
 def _rank(path: Path, key: str, value: object) -> int:
     if type(value) is not int or value < 1:
-        raise InputError(f"{path}: {shown(key)} must be a whole number from 1 on, not {shown(value)[:80]}")
+        raise InputError(
+            f"{path}: {shown(key)} must be a whole number from 1 on, not {shown(value)[:80]}{_as_text(value)}"
+        )
     return value
 
 
 def _alpha(path: Path, key: str, value: object) -> float:
     if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
-        raise InputError(f"{path}: {shown(key)} must be a finite number, not {shown(value)[:80]}")
+        raise InputError(f"{path}: {shown(key)} must be a finite number, not {shown(value)[:80]}{_as_text(value)}")
     return value  # type: ignore[return-value]  # an int stays an int: alpha / r is then PEFT's own expression
+
+
+def _as_text(value: object) -> str:
+    """What to say of a number that stands there as text."""
+    number = isinstance(value, str) and re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value)
+    return ", which is text there: take away the quotation marks around the number" if number else ""

@@ -6,7 +6,7 @@ A layer has one pair of factors; a MultiheadAttention has two, and a parameter w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,9 +73,10 @@ class Layered:
     metadata: Mapping[str, str]  # of its file of tensors
 
 
-def read_layered(path: Path) -> Layered:
-    """Read an adapter without its base, which is taken to have all that is targeted; no factor is read."""
-    adapter, fields = read_adapter(path, lambda _: True), load_json(path / CONFIG)
+def read_layered(path: Path, leave_out: Sequence[str] | None = ()) -> Layered:
+    """Read an adapter without its base, which is taken to have all that is targeted; no factor is read. leave_out: as
+    for `read_adapter`"""
+    adapter, fields = read_adapter(path, lambda _: True, leave_out=leave_out), load_json(path / CONFIG)
     if {"gate_up_proj", "up_proj"} <= {name.rpartition(".")[2] for name in fields.get("target_parameters") or ()}:
         raise UnsupportedError(
             f"{path / CONFIG}: target_parameters names gate_up_proj and up_proj; which of them the base has is not "

@@ -74,9 +74,9 @@ def _tied(checkpoint: Checkpoint) -> str:
 def _quantised(checkpoint: Checkpoint) -> str | None:
     traits = read_traits(checkpoint)
     if traits.quantisation:
-        return traits.quantisation
-    beside = next(iter(traits.code_stems.values()), None)
-    return None if beside is None else f"{len(traits.code_stems):,} weights have scales beside them ({shown(beside)})"
+        return traits.quantisation if traits.has_codes else f"{traits.quantisation}, but no tensor is"
+    beside = next(iter(traits.codes.values()), None)
+    return None if beside is None else f"{len(traits.codes):,} weights have scales beside them ({shown(beside)})"
 
 
 def _manifest(checkpoint: Checkpoint) -> dict[str, Any] | None:

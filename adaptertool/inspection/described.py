@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adaptertool.errors import InputError
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header, read_header
 from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.adapter import Adapter, Module
@@ -68,11 +69,11 @@ class Described:
     refusal: str | None  # what a merge says, without the base
 
 
-def describe(path: Path, base_has: Callable[[str], bool]) -> Described:
+def describe(path: Path, base_has: Callable[[str], bool], base: Checkpoint | None = None) -> Described:
     """Raises InputError where its files are missing or malformed; whatever they hold is described."""
     refusal = adapter = None
     try:
-        adapter = read_adapter(path, base_has)
+        adapter = read_adapter(path, base_has, base=base)
     except InputError as error:
         try:
             fields, header = load_json(path / CONFIG), read_header(path / WEIGHTS)
@@ -80,7 +81,7 @@ def describe(path: Path, base_has: Callable[[str], bool]) -> Described:
             raise error from None  # it tells more
         refusal = str(error)
         try:
-            adapter = read_adapter(path, base_has, _as_far_as_clear)
+            adapter = read_adapter(path, base_has, _as_far_as_clear, leave_out=None)
         except InputError:
             return Described(fields, header, tuple(_by_names(fields, header)), None, refusal)
     else:

@@ -56,10 +56,11 @@ def attaching(
     renames: Sequence[str],
     compose: str,
     tell: Callable[[str], None],
+    leave_out: Sequence[str] = (),
 ) -> Iterator[None]:
     """See `adaptertool.attached`. `tell` is given what a user should know."""
     check_compose(compose)
-    found = resolve_live(model, adapter, weights, renames, mixed=compose == COMPOSITIONS[1])
+    found = resolve_live(model, adapter, weights, renames, mixed=compose == COMPOSITIONS[1], leave_out=leave_out)
     hooked, placed = _shared_out(found)
     for note in (*found.notes, *_merged_after_all(placed)):
         tell(note)

@@ -15,14 +15,13 @@ from torch import nn
 from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.formats.adapter import Adapter
-from adaptertool.formats.peft import read_adapter
 from adaptertool.live.change import change, plain_arithmetic
 from adaptertool.live.memory import Model, Slot, open_model, place_of, why_not_plain
 from adaptertool.live.originals import Copies, FromBase, Originals
-from adaptertool.names import holder, rename
 from adaptertool.plan import adapter_edits, require_mixable
 from adaptertool.spec import Edit, Stamp, Step
 from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal
+from adaptertool.tasks.merge import open_adapter
 from adaptertool.ties import STORED_APART
 
 _taken: set[tuple[torch.device, int]] = set()  # the storages that hold changed weights, of all sessions
@@ -127,11 +126,12 @@ def open_session(
     renames: Sequence[str],
     restore: str,
     base: PathLike | None,
+    leave_out: Sequence[str] = (),
 ) -> Iterator[Session]:
     """The arguments are those of `applied`. Nothing is changed yet; at the end all is taken back."""
     if restore not in ("copy", "recompute") or (base is None) is (restore == "recompute"):
         raise UsageError(f'restore is "copy", or "recompute" with base=PATH, not {restore!r} with base={base!r}')
-    found = resolve_live(model, adapter, weights, renames)
+    found = resolve_live(model, adapter, weights, renames, leave_out=leave_out)
     for note in found.notes:
         warnings.warn(note, stacklevel=7)
     with contextlib.ExitStack() as stack:
@@ -165,13 +165,13 @@ def resolve_live(
     renames: Sequence[str],
     *,
     mixed: bool = False,
+    leave_out: Sequence[str] = (),
 ) -> Found:
     """The edits of the adapters, as far as they change something. Raises what `applied` does; changes nothing."""
     paths = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
     numbers = _weights(paths, weights)
     held = open_model(model)
-    has = holder(held.subject.base, renames)
-    adapters = [rename(read_adapter(as_path(path, "adapter"), has), renames) for path in paths]
+    adapters = [open_adapter(as_path(path, "adapter"), held.subject.base, renames, leave_out) for path in paths]
     edits, apart, notes = _edits(held, adapters, numbers, mixed=mixed)
     edits = {name: made for name, made in edits.items() if made}
     _refuse_special(held, {*edits, *apart})

@@ -48,10 +48,12 @@ def prepare_curve(
     precision: str = EXACT,
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
+    leave_out: Sequence[str] = (),
+    tokenizer: str | None = None,
 ) -> Plan:
     """The plan of `prepare_wise`, in which every alpha has a folder, also where there is one only."""
     recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
-    plan = prepare_wise(base, tuned, alphas, **recipe)
+    plan = prepare_wise(base, tuned, alphas, **recipe, leave_out=leave_out, tokenizer=tokenizer)
     named = in_folders(parse_alphas(alphas))
     outputs = (dataclasses.replace(own, folder=name.folder) for own, name in zip(plan.outputs, named, strict=True))
     return dataclasses.replace(plan, outputs=tuple(outputs))
@@ -77,6 +79,8 @@ def wise_curve(
     progress: Callable[[CurvePoint], None] | None = None,
     sha256: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
+    leave_out: Sequence[str] = (),
+    tokenizer: str | None = None,
 ) -> CurveReport:
     """Make W + α·(T − W) for each α, score it, and publish the scores with the checkpoints that are to be kept.
 
@@ -105,7 +109,7 @@ def wise_curve(
     wishes = Wishes.of(keep, target, reference, minimise=minimise, published=out is not None)
     scorer = scorer_of(score)
     recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
-    plan = prepare_curve(base, tuned, alphas, **recipe)
+    plan = prepare_curve(base, tuned, alphas, **recipe, leave_out=leave_out, tokenizer=tokenizer)
     from adaptertool.tasks.scored import score_curve  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     place = None if out is None else as_path(out, "OUT")

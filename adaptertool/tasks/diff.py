@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from adaptertool.comparison_report import DiffReport, TensorDiff
-from adaptertool.errors import InputError
+from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
 from adaptertool.files.jsonfile import load_json
+from adaptertool.formats.beside import PREFIX, weights_beside
 from adaptertool.formats.peft import CONFIG, WEIGHTS, is_adapter
 from adaptertool.spec import COMPUTED, Ref
 from adaptertool.tasks.arguments import PathLike, as_path
@@ -39,6 +40,7 @@ def diff(
 
     start, count, paths = time.perf_counter(), thread_count(threads), (as_path(a, "A"), as_path(b, "B"))
     ours, theirs = map(_opened, paths)
+    _require_alike(ours, theirs)
     headers = {header.path: header for header in (*ours.headers, *theirs.headers)}
     fits = {
         name: _comparable(ref, theirs.tensors[name]) for name, ref in ours.tensors.items() if name in theirs.tensors
@@ -71,6 +73,16 @@ def _opened(path: Path) -> Checkpoint:
     return open_checkpoint(path / WEIGHTS)
 
 
+def _require_alike(a: Checkpoint, b: Checkpoint) -> None:
+    adapters = [one for one in (a, b) if any(name.startswith(PREFIX) for name in one.tensors)]
+    if len(adapters) == 1:
+        adapter, other = (a, b) if adapters[0] is a else (b, a)
+        raise MismatchError(
+            f"{adapter.path} is an adapter, and {other.path} a checkpoint; they have no tensors in common. Merge it, "
+            "and compare what it makes; `adaptertool inspect ADAPTER --base BASE` tells what it changes"
+        )
+
+
 def _comparable(one: Ref, other: Ref) -> bool:
     computed = one.spec.dtype in COMPUTED and other.spec.dtype in COMPUTED
     return one.spec.shape == other.spec.shape and (one.spec.dtype == other.spec.dtype or computed)
@@ -93,6 +105,9 @@ def _misfits(a: Checkpoint, b: Checkpoint, fits: Mapping[str, bool]) -> Iterator
 def _notes(paths: tuple[Path, Path], a: Checkpoint, b: Checkpoint) -> Iterator[str]:
     yield from dict.fromkeys((*a.notes, *b.notes))
     adapters = [is_adapter(path) for path in paths]
+    for path in (path for path, adapter in zip(paths, adapters, strict=True) if adapter):
+        if beside := weights_beside(path):
+            yield f"not compared, beside the factors in {path}: {', '.join(map(shown, beside))}"
     if all(adapters):
         yield from config_notes(CONFIG, *(load_json(path / CONFIG) for path in paths))
     elif not any(adapters):

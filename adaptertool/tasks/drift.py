@@ -17,6 +17,7 @@ from adaptertool.spec import Plan, Step
 from adaptertool.tasks.arguments import Number, PathLike, as_path
 from adaptertool.tasks.common import thread_count
 from adaptertool.tasks.merge import prepare_merge
+from adaptertool.tasks.tokenizer import BASE
 
 MAX_PROBE = 1024
 PROBE = 16
@@ -29,6 +30,7 @@ def drift(
     weights: Sequence[Number] | None = None,
     compose: str = "sequential",
     renames: Sequence[str] = (),
+    leave_out: Sequence[str] = (),
     merged: PathLike | None = None,
     paths: Sequence[str] = PATHS,
     probe: int = PROBE,
@@ -44,27 +46,27 @@ def drift(
     y = x·W'ᵀ (merged) and y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ (unmerged, rounded as at inference in the storage dtype): relative
     error, largest difference and cosine, to the value in float64 and to each other. fidelity/model.py judges them.
 
-    base, adapters, weights, compose, renames: as for `merge`
+    base, adapters, weights, compose, renames, leave_out: as for `merge`
     merged:      a checkpoint that another tool made of them: its W' is judged in the place of our own
     paths:       which to compare, of those in adaptertool.fidelity.paths
     probe:       so many Gaussian inputs of unit variance for each layer, the same in every run
     activations: a .safetensors file with inputs (..., in) by module name, instead of the probe
     fail_above:  `ok` is False where the drift of any module is above this relative error
-    cost:        also time layers of these shapes, merged and unmerged
+    cost:        also time layers of these shapes
     threads:     the available cores, up to 8, where None; the result does not depend on it
     progress:    called with the number of bytes of the base that were just measured, from several threads
-
     Raises AdapterToolError (see `adaptertool.errors`).
     """
     start = time.perf_counter()
     _check(paths, probe, fail_above, recorded=activations is not None)
-    threads, plan = thread_count(threads), prepare_merge(base, adapters, weights, compose=compose, renames=renames)
+    threads = thread_count(threads)
+    plan = prepare_merge(base, adapters, weights, compose=compose, renames=renames, leave_out=leave_out, tokenizer=BASE)
     steps = [step for step in all_steps(plan) if step.edits and step.spec.numel]
     candidate = None if merged is None else open_checkpoint(as_path(merged, "--merged"))
     header = None if activations is None else read_header(as_path(activations, "--activations"))
-    others = [*(candidate.headers if candidate else ()), *([header] if header else ())]
     from adaptertool.fidelity import run  # noqa: PLC0415  # loads numpy
 
+    others = [*(candidate.headers if candidate else ()), *([header] if header else ())]
     subjects = [run.subject_of(step, len(plan.sources), candidate) for step in steps]
     source = run.probe_of(probe, steps, header)
     modules = run.measure_all(plan, others, subjects, source, frozenset(paths), threads, progress or (lambda _: None))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.adapter_reports import ExtractReport, TensorExtracted
 from adaptertool.conversion import architecture_of
 from adaptertool.errors import InputError, UsageError
-from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
+from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
 from adaptertool.formats.peft import is_adapter
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
 from adaptertool.resolve import open_subject
@@ -67,7 +67,7 @@ def extract(
     check_out(target, [base_path, path], force=force)
     if is_adapter(path):
         raise InputError(f"{path} is an adapter already; for a smaller rank there is `adaptertool truncate`")
-    checkpoint, other = open_checkpoint(base_path), open_checkpoint(path)
+    checkpoint, other = (require_merged(open_checkpoint(one)) for one in (base_path, path))
     selection, count = _selection(checkpoint, other, leave_out, thread_count(threads))
     output = _output(checkpoint, other, selection, cut, DTYPES[dtype])
     options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)

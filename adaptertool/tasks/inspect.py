@@ -122,7 +122,7 @@ def _adapter(
     threads: int,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    described = describe(path, holder(base, renames) if base else lambda _: True)
+    described = describe(path, holder(base, renames) if base else lambda _: True, base)
     refusal, plan = described.refusal, None
     if base is not None and described.adapter is not None:
         try:

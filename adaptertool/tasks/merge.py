@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from adaptertool.blend_plan import plan_blend
 from adaptertool.errors import UsageError
-from adaptertool.files.checkpoint import open_checkpoint
+from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
+from adaptertool.formats.adapter import Adapter
+from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.peft import is_adapter, read_adapter
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.names import holder, rename
@@ -16,6 +20,7 @@ from adaptertool.plan import plan_merge
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Blend, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, decimals, thinning
+from adaptertool.tasks.tokenizer import with_tokenizer
 
 COMPOSITIONS = ("sequential", "mixed")
 
@@ -36,6 +41,8 @@ def prepare_merge(
     method: str | None = None,
     density: Number | None = None,
     seed: int | None = None,
+    leave_out: Sequence[str] = (),
+    tokenizer: str | None = None,
 ) -> Plan:
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
 
@@ -50,39 +57,52 @@ def prepare_merge(
     if method is not None:
         if compose != COMPOSITIONS[0]:
             raise UsageError("a method says itself how adapters are composed; leave out --compose")
-        return _prepare_blend(base, adapters, numbers, renames, check_precision(precision), method, density, seed)
+        blend = _blend(method, numbers, density, seed, check_precision(precision))
+        checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
+        return with_tokenizer(_prepare_blend(checkpoint, adapters, renames, blend, leave_out), checkpoint, tokenizer)
     if density is not None or seed is not None:
         raise UsageError("density and seed belong to a method (--method)")
-    checkpoint = open_checkpoint(as_path(base, "BASE"))
-    has = holder(checkpoint, renames)
-    opened = [rename(read_adapter(as_path(path, "ADAPTER"), has), renames) for path in adapters]
+    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
+    opened = [open_adapter(as_path(path, "ADAPTER"), checkpoint, renames, leave_out) for path in adapters]
+    require_used(leave_out, opened)
     plan = plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
-    choices = {"compose": compose, "renames": list(renames)}
-    return dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
+    choices = {"compose": compose, "renames": list(renames), **left_out(opened)}
+    plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
+    return with_tokenizer(plan, checkpoint, tokenizer)
 
 
-def _prepare_blend(
-    base: PathLike,
-    sources: Sequence[PathLike],
-    numbers: Sequence[float],
-    renames: Sequence[str],
-    precision: str,
-    method: str,
-    density: Number | None,
-    seed: int | None,
-) -> Plan:
+def open_adapter(path: Path, base: Checkpoint, renames: Sequence[str], leave_out: Sequence[str]) -> Adapter:
+    """The adapter, with the names that it has in the base after all renamings."""
+    return rename(read_adapter(path, holder(base, renames), base=base, leave_out=leave_out), renames)
+
+
+def _blend(method: str, numbers: Sequence[float], density: Number | None, seed: int | None, precision: str) -> Blend:
     if method not in METHOD_BY_NAME:
         raise UsageError(f"method is {', '.join(METHOD_BY_NAME)}, not {method!r}")
     if precision != EXACT:
         raise UsageError(f"{method} has one precision: float64, rounded once")
-    chosen = METHOD_BY_NAME[method]
-    share, seed = thinning(chosen, density, seed)
-    checkpoint, paths = open_checkpoint(as_path(base, "BASE")), [as_path(path, "ADAPTER") for path in sources]
-    has = holder(checkpoint, renames)
-    opened = [rename(read_adapter(path, has), renames) if is_adapter(path) else open_checkpoint(path) for path in paths]
-    plan = plan_blend(checkpoint, opened, numbers, Blend(method, tuple(numbers), share, seed))
-    choices = {"method": method, "density": share, "seed": seed, "renames": list(renames)}
-    return dataclasses.replace(plan, choices=choices)
+    return Blend(method, tuple(numbers), *thinning(METHOD_BY_NAME[method], density, seed))
+
+
+def _prepare_blend(
+    checkpoint: Checkpoint,
+    sources: Sequence[PathLike],
+    renames: Sequence[str],
+    blend: Blend,
+    leave_out: Sequence[str],
+) -> Plan:
+    paths = [as_path(path, "ADAPTER") for path in sources]
+    opened = [
+        open_adapter(path, checkpoint, renames, leave_out)
+        if is_adapter(path)
+        else require_merged(open_checkpoint(path))
+        for path in paths
+    ]
+    adapters = [source for source in opened if isinstance(source, Adapter)]
+    require_used(leave_out, adapters)
+    plan = plan_blend(checkpoint, opened, blend.weights, blend)
+    choices = {"method": blend.method, "density": blend.density, "seed": blend.seed, "renames": list(renames)}
+    return dataclasses.replace(plan, choices={**choices, **left_out(adapters)})
 
 
 def merge(
@@ -97,6 +117,8 @@ def merge(
     method: str | None = None,
     density: Number | None = None,
     seed: int | None = None,
+    leave_out: Sequence[str] = (),
+    tokenizer: str | None = None,
     force: bool = False,
     verify: bool = False,
     threads: int | None = None,
@@ -120,6 +142,10 @@ def merge(
               checkpoints too. Computed in float64 and rounded once.
     density:  the share of each change that stays, where the method drops some
     seed:     of what is dropped by chance; 0 where None
+    leave_out: files beside the adapters that may hold weights, and are to play no part: regexes that are found in their
+              names, or paths. Others are read where their tensors have names of the base, or the merge is refused
+    tokenizer: "base" or "adapter": whose tokenizer and chat template the output has; where None the base's, but the
+              adapter's where the vocabulary is the adapter's
     force:    replace an `out` that adaptertool made
     verify:   read back what was written and judge it, as `verify` does, before it is published
     threads:  the available cores, up to 8, where None; the result does not depend on it
@@ -129,17 +155,9 @@ def merge(
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
-    plan = prepare_merge(
-        base,
-        adapters,
-        weights,
-        compose=compose,
-        renames=renames,
-        precision=precision,
-        method=method,
-        density=density,
-        seed=seed,
-    )
+    recipe: dict[str, Any] = {"compose": compose, "renames": renames, "precision": precision, "leave_out": leave_out}
+    recipe |= {"method": method, "density": density, "seed": seed, "tokenizer": tokenizer}
+    plan = prepare_merge(base, adapters, weights, **recipe)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     file = None if provenance is None else as_path(provenance, "the file for the provenance")

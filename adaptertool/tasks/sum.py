@@ -7,19 +7,22 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.adapter_reports import LayerSummed, SumReport
 from adaptertool.combine import Combined, combined, mixed, overlaps
 from adaptertool.combine_saved import fields_of, saved_of
 from adaptertool.errors import MismatchError, UsageError, shown
-from adaptertool.files.checkpoint import read_assets
+from adaptertool.formats.adapter import Adapter
+from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
 from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
 from adaptertool.spec import Cut, Mix, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of, decimals, thinning
 from adaptertool.tasks.merge import prepare_merge
+from adaptertool.tasks.tokenizer import BASE
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.based import Share
@@ -48,6 +51,7 @@ def sum_adapters(
     base: PathLike | None = None,
     density: Number | None = None,
     seed: int | None = None,
+    leave_out: Sequence[str] = (),
     force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
@@ -64,12 +68,11 @@ def sum_adapters(
     base: the checkpoint that the adapters are for, needed where one is DoRA. What that changes is of full rank: of its
           layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed
     density, seed: the share of elements that stays, and of chance, where the method drops some
-    dry_run: compute the report, and write nothing
+    leave_out: as for `merge`. dry_run: compute the report, and write nothing
 
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
     powers of two only; elsewhere B is rounded, to float32 at least, and the report says so. Names count as they stand.
-    Saved tensors are kept where their weight is 1.
-    Raises AdapterToolError; `out` is then as it was before.
+    Saved tensors are kept where their weight is 1. Raises AdapterToolError; `out` is then as it was before.
     """
     from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
@@ -77,13 +80,13 @@ def sum_adapters(
         raise UsageError("adapters must be a list of one or more paths")
     if method not in METHODS:
         raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
-    numbers = decimals(weights, "weight", len(adapters))
-    paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
+    numbers, target = decimals(weights, "weight", len(adapters)), as_path(out, "OUT")
+    paths = [as_path(path, "ADAPTER") for path in adapters]
     beside = None if base is None else as_path(base, "BASE")
     check_out(target, paths if beside is None else [*paths, beside], force=force)
-    opened = [read_layered(path) for path in paths]
+    opened = _opened(paths, leave_out)
     cut, mix = _cut(method, rank, energy, opened), _mix(method, density, seed)
-    plans = [prepare_merge(beside, [path]) for path in paths if beside is not None]
+    plans = [_on_base(beside, one.adapter) for one in opened if beside is not None]
     output, layers = _output(opened, numbers, method, mix, cut, plans)
     options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
     done = write_adapter(output, target, options)
@@ -97,6 +100,16 @@ def sum_adapters(
         saved=tuple(sorted(spec.name for spec in output.largest if spec.name not in _own(layers))),
         layers=tuple(map(_summed, _whole(done.said).values())),
     )
+
+
+def _opened(paths: Sequence[Path], leave_out: Sequence[str]) -> list[Layered]:
+    opened = [read_layered(path, leave_out) for path in paths]
+    require_used(leave_out, [one.adapter for one in opened])
+    return opened
+
+
+def _on_base(base: Path, adapter: Adapter) -> Plan:
+    return prepare_merge(base, [adapter.path], leave_out=sorted(adapter.left), tokenizer=BASE)
 
 
 def _cut(method: str, rank: int | None, energy: Number | None, adapters: Sequence[Layered]) -> Cut | None:
@@ -178,6 +191,7 @@ def _output(
             "method": method,
             "cut": {} if cut is None else cut.as_typed(),
             **({} if mix is None else {"density": mix.density, "seed": mix.seed}),
+            **left_out(one.adapter for one in adapters),
             **({"base": plans[0].base.resolve().name} if plans else {}),
         },
         sources=[*(adapter.adapter.path for adapter in adapters), *(plan.base for plan in plans[:1])],
@@ -201,7 +215,7 @@ def _notes(adapters: Sequence[Layered]) -> list[str]:
     if len(bases) > 1:
         names = ", ".join(shown(base) or "none" for base in bases)
         notes.append(f"the adapters name different bases, so the sum names none: {names}")
-    others = {asset.name for adapter in adapters for asset in read_assets(adapter.adapter.path)[0]}
+    others = {asset.name for adapter in adapters for asset in assets_of(adapter.adapter.path)[0]}
     if others:
         notes.append(f"left out, since they belong to one adapter: {', '.join(map(shown, sorted(others)))}")
     return notes

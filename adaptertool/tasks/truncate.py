@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 from adaptertool.adapter_reports import LayerTruncated, TruncateReport
 from adaptertool.errors import UsageError, shown
-from adaptertool.files.checkpoint import read_assets
 from adaptertool.files.reader import open_input, read_exact
-from adaptertool.formats.peft import CONFIG, WEIGHTS
+from adaptertool.formats.beside import assets_of, left_out, require_used
+from adaptertool.formats.peft import CONFIG
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
 from adaptertool.inspection.families import family_of
 from adaptertool.spec import Cut, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.tasks.merge import prepare_merge
+from adaptertool.tasks.tokenizer import BASE
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.reduction import LayerSaid
@@ -35,6 +36,7 @@ def truncate(
     balance: bool = False,
     base: PathLike | None = None,
     renames: Sequence[str] = (),
+    leave_out: Sequence[str] = (),
     spectra: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -55,6 +57,7 @@ def truncate(
                ‖W'' − W'‖/‖W' − W‖ with W' = W + Δ of the adapter and W'' of the truncated one. For LoRA that is the
                error of the change; for DoRA also what the norms do. A base that does not fit is refused first
     renames:   as for `merge`, for the names of that base
+    leave_out: files beside the adapter that may hold weights, and are to play no part, as for `merge`
     spectra:   the report tells the singular values of each layer as well
     dry_run:   compute the report, and write nothing
 
@@ -70,7 +73,7 @@ def truncate(
     path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
     beside = None if base is None else as_path(base, "BASE")
     check_out(target, [path] if beside is None else [path, beside], force=force)
-    layered, plan = _opened(path, beside, renames)
+    layered, plan = _opened(path, beside, renames, leave_out)
     output = _output(layered, plan, cut, balance=balance, spectra=spectra)
     options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
     done = write_adapter(output, target, options)
@@ -81,14 +84,19 @@ def truncate(
     return TruncateReport(**summary, cut=cut.as_typed(), balanced=balance, base=named, layers=layers)
 
 
-def _opened(path: Path, base: Path | None, renames: Sequence[str]) -> tuple[Layered, Plan | None]:
+def _opened(
+    path: Path, base: Path | None, renames: Sequence[str], leave_out: Sequence[str]
+) -> tuple[Layered, Plan | None]:
     """The adapter, and what a merge into the base would do. From headers and configs alone."""
     if renames and base is None:
         raise UsageError("renamings are for a base, and there is none (--base)")
-    layered = read_layered(path)
+    layered = read_layered(path, leave_out)
+    require_used(leave_out, [layered.adapter])
     if not layered.layers:
         raise UsageError(f"{path} has no factors to truncate: it holds saved tensors only")
-    return layered, None if base is None else prepare_merge(base, [path], renames=renames)
+    return layered, None if base is None else prepare_merge(
+        base, [path], renames=renames, leave_out=leave_out, tokenizer=BASE
+    )
 
 
 def _told(said: LayerSaid) -> LayerTruncated:
@@ -112,8 +120,8 @@ def _output(layered: Layered, plan: Plan | None, cut: Cut, *, balance: bool, spe
     from adaptertool.tasks.adapters import Output  # noqa: PLC0415
 
     path = layered.adapter.path
-    assets, left = read_assets(path)
-    others = ", ".join(shown(name) for name in left if name not in (CONFIG, WEIGHTS))
+    assets, left = assets_of(path)
+    others = ", ".join(map(shown, left))
     notes = [_DORA] if any(layer.magnitude is not None for layer in layered.layers.values()) else []
     if others:
         notes.append(f"left out (other copies of the weights, or not part of it): {others}")
@@ -121,7 +129,7 @@ def _output(layered: Layered, plan: Plan | None, cut: Cut, *, balance: bool, spe
     how = How(cut, balance, most, None if plan is None else steps_of(plan))
     return Output(
         command="truncate",
-        recipe={"cut": cut.as_typed(), "balance": balance},
+        recipe={"cut": cut.as_typed(), "balance": balance, **left_out([layered.adapter])},
         sources=[path],
         stamps={**layered.adapter.files, **{asset.source: asset.stamp for asset in assets}},
         largest=[ref.spec for _, refs in in_order(layered) for ref in refs],

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from adaptertool.as_adapter import into_adapter
 from adaptertool.errors import InputError, UsageError
-from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
+from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint, require_merged
 from adaptertool.fisher_plan import plan_fisher
-from adaptertool.formats.peft import is_adapter, read_adapter
-from adaptertool.names import holder, rename
+from adaptertool.formats.beside import left_out, require_used
+from adaptertool.formats.peft import is_adapter
 from adaptertool.plan import plan_wise
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, parse_alphas
+from adaptertool.tasks.merge import open_adapter
+from adaptertool.tasks.tokenizer import with_tokenizer
 
 
 def prepare_wise(
@@ -29,31 +31,45 @@ def prepare_wise(
     precision: str = EXACT,
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
+    leave_out: Sequence[str] = (),
+    tokenizer: str | None = None,
 ) -> Plan:
     """The plan of an interpolation, from headers and configs alone. The arguments are those of `wise`.
 
     Raises UsageError for an alpha that is no finite number or stands there twice, InputError for what the files hold.
     """
-    exact, checkpoint, path = parse_alphas(alphas), open_checkpoint(as_path(base, "BASE")), as_path(tuned, "TUNED")
+    exact, path = parse_alphas(alphas), as_path(tuned, "TUNED")
+    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
+    if not is_adapter(path):
+        require_used(leave_out, [])
     if fisher is not None:
-        return _prepare_fisher(checkpoint, path, exact, fisher, plain=not (renames or as_adapter or precision != EXACT))
+        plain = not (renames or as_adapter or precision != EXACT)
+        return with_tokenizer(_prepare_fisher(checkpoint, path, exact, fisher, plain=plain), checkpoint, tokenizer)
+    if as_adapter and tokenizer is not None:
+        raise UsageError(
+            "an adapter keeps the tokenizer beside it: --tokenizer is for checkpoints, without --as-adapter"
+        )
     if not is_adapter(path):
         if renames:
             raise UsageError("renamings are for adapters; the tensors of two checkpoints must have the same names")
-        other = open_checkpoint(path)
+        other = require_merged(open_checkpoint(path))
         if as_adapter:
             raise UsageError(
                 f"{path} is a full checkpoint, and --as-adapter is for adapters; without it `adaptertool wise` writes "
                 "a checkpoint"
             )
-        return dataclasses.replace(plan_wise(checkpoint, other, exact), precision=check_precision(precision))
+        plan = dataclasses.replace(plan_wise(checkpoint, other, exact), precision=check_precision(precision))
+        return with_tokenizer(plan, checkpoint, tokenizer)
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
-    adapter = rename(read_adapter(path, holder(checkpoint, renames)), renames)
-    plan = dataclasses.replace(
-        plan_wise(checkpoint, adapter, exact), precision=check_precision(precision), choices={"renames": list(renames)}
-    )
-    return into_adapter(plan, checkpoint, adapter, exact) if as_adapter else plan
+    adapter = open_adapter(path, checkpoint, renames, leave_out)
+    require_used(leave_out, [adapter])
+    choices = {"renames": list(renames), **left_out([adapter])}
+    plan = plan_wise(checkpoint, adapter, exact)
+    plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
+    if as_adapter:
+        return into_adapter(plan, checkpoint, adapter, exact)
+    return with_tokenizer(plan, checkpoint, tokenizer)
 
 
 def _prepare_fisher(
@@ -79,6 +95,8 @@ def wise(
     precision: str = EXACT,
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
+    leave_out: Sequence[str] = (),
+    tokenizer: str | None = None,
     force: bool = False,
     verify: bool = False,
     threads: int | None = None,
@@ -101,7 +119,17 @@ def wise(
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903);
     of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
     """
-    plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter, precision=precision, fisher=fisher)
+    plan = prepare_wise(
+        base,
+        tuned,
+        alphas,
+        renames=renames,
+        as_adapter=as_adapter,
+        precision=precision,
+        fisher=fisher,
+        leave_out=leave_out,
+        tokenizer=tokenizer,
+    )
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     file = None if provenance is None else as_path(provenance, "the file for the provenance")
