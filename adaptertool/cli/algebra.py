@@ -9,7 +9,21 @@ import click
 
 from adaptertool.adapter_reports import AdapterReport
 from adaptertool.cli.boundary import ignore_signals
-from adaptertool.cli.options import DEBUG, FORCE, HTML, JSON, QUIET, RENAME, THREADS, WEIGHT, bar, tell, with_options
+from adaptertool.cli.options import (
+    CLEAN,
+    DEBUG,
+    FORCE,
+    HTML,
+    JSON,
+    QUIET,
+    RENAME,
+    THREADS,
+    WEIGHT,
+    bar,
+    say_notes,
+    tell,
+    with_options,
+)
 from adaptertool.tasks.extract import DTYPES
 from adaptertool.tasks.sum import METHODS
 
@@ -20,6 +34,7 @@ ENERGY = click.option("--energy", help="The smallest rank that keeps this share 
 makes_adapter = with_options(
     click.option("-o", "--out", required=True, type=click.Path(), help="Where to write."),
     FORCE,
+    CLEAN,
     click.option("--dry-run", is_flag=True, help="Compute the report and write nothing."),
     THREADS,
     JSON,
@@ -121,7 +136,10 @@ def _run(
     out: str,
     **options: Any,
 ) -> Report:
+    def note(text: str) -> None:
+        say_notes([text], quiet=quiet)
+
     with bar(task.__name__, None, quiet=quiet) as progress:
-        report = task(*sources, out, progress=progress, before_publish=ignore_signals, **options)
+        report = task(*sources, out, progress=progress, before_publish=ignore_signals, note=note, **options)
     tell(report, lambda: text(report, one_by_one=verbose), as_json=as_json, quiet=quiet)
     return report

@@ -96,13 +96,15 @@ def write_junit(report: VerifyReport, path: Path) -> None:
     except ImportError as error:
         raise UsageError("--junit needs junitparser: pip install 'adaptertool[report]'") from error
     suite = TestSuite(f"adaptertool verify {shown(report.merged)}")
+    suite.time = report.seconds  # of all: tensors are judged together
     for verdict in report.tensors:
-        case = TestCase(shown(verdict.name), classname=verdict.status)
+        module, _, _ = verdict.name.rpartition(".")
+        case = TestCase(shown(verdict.name), classname=shown(module or verdict.name))
         if not _good(verdict, report):
             case.result = [Failure(_line(verdict), verdict.diagnosis or verdict.status)]
         suite.add_testcase(case)
     for problem in report.problems:
-        case = TestCase("config", classname="problem")
+        case = TestCase("config", classname="config")
         case.result = [Failure(shown(problem))]
         suite.add_testcase(case)
     document = JUnitXml("adaptertool verify")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from adaptertool.blend_plan import plan_blend
-from adaptertool.errors import UsageError
+from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import open_checkpoint
 from adaptertool.formats.peft import is_adapter, read_adapter
 from adaptertool.methods import METHOD_BY_NAME
@@ -52,7 +52,7 @@ def prepare_merge(
             raise UsageError("a method says itself how adapters are composed; leave out --compose")
         return _prepare_blend(base, adapters, numbers, renames, check_precision(precision), method, density, seed)
     if density is not None or seed is not None:
-        raise UsageError("density and seed belong to a method (--method)")
+        raise UsageError(f"{argument('density')} and {argument('seed')} belong to a method (--method)")
     checkpoint = open_checkpoint(as_path(base, "BASE"))
     has = holder(checkpoint, renames)
     opened = [rename(read_adapter(as_path(path, "ADAPTER"), has), renames) for path in adapters]
@@ -103,6 +103,8 @@ def merge(
     progress: Callable[[int], None] | None = None,
     sha256: bool = False,
     provenance: PathLike | None = None,
+    clean: bool = False,
+    fail_if_unchanged: bool = False,
 ) -> RunReport:
     """Write to `out` the checkpoint `base` with `adapters` merged: W' = W + Σ w_i·Δ_i, in order.
 
@@ -126,6 +128,8 @@ def merge(
     progress: called with the number of bytes just written, from several threads
     sha256:   sha256 beside BLAKE3 in the manifest, and a file SHA256SUMS (as `sha256sum -c` reads it)
     provenance: where to write an in-toto statement with SLSA provenance; implies sha256
+    clean:    once `out` is published, remove what runs that were killed have left beside it
+    fail_if_unchanged: raise UnchangedError, and publish nothing, where no element differs from the base's
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
@@ -140,8 +144,16 @@ def merge(
         density=density,
         seed=seed,
     )
-    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
+    from adaptertool.tasks.run import Options, run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
-    file = None if provenance is None else as_path(provenance, "the file for the provenance")
-    target, told = as_path(out, "OUT"), progress
-    return run(plan, target, force=force, threads=threads, verify=verify, progress=told, sha256=sha256, provenance=file)
+    options = Options(
+        force=force,
+        threads=threads,
+        verify=verify,
+        progress=progress,
+        sha256=sha256,
+        provenance=None if provenance is None else as_path(provenance, "the file for the provenance"),
+        clean=clean,
+        fail_if_unchanged=fail_if_unchanged,
+    )
+    return run(plan, as_path(out, "OUT"), options)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.adapter_reports import LayerSummed, SumReport
 from adaptertool.combine import Combined, combined, mixed, overlaps
 from adaptertool.combine_saved import fields_of, saved_of
-from adaptertool.errors import MismatchError, UsageError, shown
+from adaptertool.errors import MismatchError, UsageError, argument, shown
 from adaptertool.files.checkpoint import read_assets
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
@@ -53,6 +53,8 @@ def sum_adapters(
     dry_run: bool = False,
     progress: Callable[[int], None] | None = None,
     before_publish: Callable[[], None] | None = None,
+    clean: bool = False,
+    note: Callable[[str], None] | None = None,
 ) -> SumReport:
     """Write to `out` the adapter whose change is Σ wᵢ·Δᵢ, by concatenation: B = [c₁·B₁ ...], A = [A₁; ...].
 
@@ -65,6 +67,7 @@ def sum_adapters(
           layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed
     density, seed: the share of elements that stays, and of chance, where the method drops some
     dry_run: compute the report, and write nothing
+    clean: as for `merge`; note: told what other runs have left beside `out`, before anything is computed
 
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
     powers of two only; elsewhere B is rounded, to float32 at least, and the report says so. Names count as they stand.
@@ -85,7 +88,8 @@ def sum_adapters(
     cut, mix = _cut(method, rank, energy, opened), _mix(method, density, seed)
     plans = [prepare_merge(beside, [path]) for path in paths if beside is not None]
     output, layers = _output(opened, numbers, method, mix, cut, plans)
-    options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
+    options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean)
+    options = options.calling(progress, before_publish, note)
     done = write_adapter(output, target, options)
     return SumReport(
         **done.summary(output, target, options),
@@ -104,7 +108,7 @@ def _cut(method: str, rank: int | None, energy: Number | None, adapters: Sequenc
         if not method.endswith(SVD):
             return None
         rank = max((layer.rank for adapter in adapters for layer in adapter.layers.values()), default=1)
-    return cut_of(rank=rank, energy=energy)
+    return cut_of(rank=rank, energy=energy, names=("rank", "energy"))
 
 
 def _mix(method: str, density: Number | None, seed: int | None) -> Mix | None:
@@ -157,7 +161,10 @@ def _output(
             "base that is not known: rename the keys of one adapter to those of the other"
         )
     if plans and (mix is not None or cut is None):
-        raise UsageError("a base is for sums of DoRA, which are cut: give rank or energy, and no method but cat or svd")
+        raise UsageError(
+            f"a base is for sums of DoRA, which are cut: give {argument('rank')} or {argument('energy')}, and no "
+            "method but cat or svd"
+        )
     if mix is not None and mix.on_factors and cut is not None:
         raise UsageError(f"{method} keeps the rank; cut it down with `adaptertool truncate` after that")
     exact = [Fraction(float(weight)) for weight in weights]

@@ -85,6 +85,8 @@ def wise(
     progress: Callable[[int], None] | None = None,
     sha256: bool = False,
     provenance: PathLike | None = None,
+    clean: bool = False,
+    fail_if_unchanged: bool = False,
 ) -> RunReport:
     """Write W + α·(T − W) for each α: to `out` itself for one, to `out`/alpha-0.300 and so on for several.
 
@@ -102,8 +104,16 @@ def wise(
     of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
     """
     plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter, precision=precision, fisher=fisher)
-    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
+    from adaptertool.tasks.run import Options, run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
-    file = None if provenance is None else as_path(provenance, "the file for the provenance")
-    target, told = as_path(out, "OUT"), progress
-    return run(plan, target, force=force, threads=threads, verify=verify, progress=told, sha256=sha256, provenance=file)
+    options = Options(
+        force=force,
+        threads=threads,
+        verify=verify,
+        progress=progress,
+        sha256=sha256,
+        provenance=None if provenance is None else as_path(provenance, "the file for the provenance"),
+        clean=clean,
+        fail_if_unchanged=fail_if_unchanged,
+    )
+    return run(plan, as_path(out, "OUT"), options)
