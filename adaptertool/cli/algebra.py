@@ -20,7 +20,6 @@ from adaptertool.cli.options import (
     THREADS,
     WEIGHT,
     bar,
-    say_notes,
     tell,
     with_options,
 )
@@ -136,10 +135,7 @@ def _run(
     out: str,
     **options: Any,
 ) -> Report:
-    def note(text: str) -> None:
-        say_notes([text], quiet=quiet)
-
     with bar(task.__name__, None, quiet=quiet) as progress:
-        report = task(*sources, out, progress=progress, before_publish=ignore_signals, note=note, **options)
+        report = task(*sources, out, progress=progress, before_publish=ignore_signals, **options)
     tell(report, lambda: text(report, one_by_one=verbose), as_json=as_json, quiet=quiet)
     return report

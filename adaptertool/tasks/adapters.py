@@ -85,22 +85,11 @@ class Options:
     threads: int | None = None
     dry_run: bool = False
     clean: bool = False  # remove what other runs have left beside OUT, when it is published
-    note: Callable[[str], None] = field(default=lambda _: None)  # told what is known at the start
     progress: Callable[[int], None] = field(default=lambda _: None)
     before_publish: Callable[[], None] = field(default=lambda: None)
 
-    def calling(
-        self,
-        progress: Callable[[int], None] | None,
-        before_publish: Callable[[], None] | None,
-        note: Callable[[str], None] | None,
-    ) -> Options:
-        return replace(
-            self,
-            progress=progress or self.progress,
-            before_publish=before_publish or self.before_publish,
-            note=note or self.note,
-        )
+    def calling(self, progress: Callable[[int], None] | None, before_publish: Callable[[], None] | None) -> Options:
+        return replace(self, progress=progress or self.progress, before_publish=before_publish or self.before_publish)
 
 
 def check_out(out: Path, sources: Sequence[Path], files: Iterable[Path] = (), *, force: bool) -> None:
@@ -123,8 +112,6 @@ def write_adapter(output: Output[Said], out: Path, options: Options) -> Done[Sai
         else:
             with Staging(out, _key(output)) as stage:
                 others = Leftovers(out, stage.folder, clean=options.clean)
-                for note in others.at_start():
-                    options.note(note)
                 stage.require_space(output.needed)
                 said = _write(output, stage.work, inputs, threads, options)
                 stage.sync()

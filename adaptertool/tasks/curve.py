@@ -111,15 +111,5 @@ def wise_curve(
 
     place = None if out is None else as_path(out, "OUT")
     told = progress or (lambda _: None)
-    return score_curve(
-        plan,
-        place,
-        scorer,
-        wishes,
-        force=force,
-        verify=verify,
-        sha256=sha256,
-        threads=threads,
-        progress=told,
-        clean=clean,
-    )
+    how: dict[str, Any] = {"force": force, "verify": verify, "sha256": sha256, "threads": threads, "clean": clean}
+    return score_curve(plan, place, scorer, wishes, progress=told, **how)

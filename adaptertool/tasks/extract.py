@@ -42,7 +42,6 @@ def extract(
     progress: Callable[[int], None] | None = None,
     before_publish: Callable[[], None] | None = None,
     clean: bool = False,
-    note: Callable[[str], None] | None = None,
 ) -> ExtractReport:
     """Write to `out` an adapter that, merged into `base`, gives the checkpoint `tuned`, as far as its rank goes.
 
@@ -53,7 +52,7 @@ def extract(
     dtype:     of the factors: "f32", "bf16", "f16" or "f64"
     leave_out: regexes; changes of tensors in whose names one is found are lost, and the report says how large they were
     dry_run:   compute the report, and write nothing
-    clean:     as for `merge`; note: told what other runs have left beside `out`, before anything is computed
+    clean:     as for `merge`
 
     Only what was changed is in the adapter. Linear layers have factors, with s = 1; all else is saved whole, as it is
     in `tuned` (selection.py). Layers that are hardly larger than the rank are decomposed exactly, others by subspace
@@ -73,8 +72,7 @@ def extract(
     checkpoint, other = open_checkpoint(base_path), open_checkpoint(path)
     selection, count = _selection(checkpoint, other, leave_out, thread_count(threads))
     output = _output(checkpoint, other, selection, cut, DTYPES[dtype])
-    options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean)
-    options = options.calling(progress, before_publish, note)
+    options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return ExtractReport(
         **done.summary(output, target, options),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from adaptertool.blend_plan import plan_blend
 from adaptertool.errors import UsageError, argument
@@ -133,27 +134,9 @@ def merge(
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
-    plan = prepare_merge(
-        base,
-        adapters,
-        weights,
-        compose=compose,
-        renames=renames,
-        precision=precision,
-        method=method,
-        density=density,
-        seed=seed,
-    )
-    from adaptertool.tasks.run import Options, run  # noqa: PLC0415  # loads numpy: only where tensors are touched
+    way: dict[str, Any] = {"compose": compose, "method": method, "density": density, "seed": seed}
+    plan = prepare_merge(base, adapters, weights, renames=renames, precision=precision, **way)
+    from adaptertool.tasks.run import run_as  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
-    options = Options(
-        force=force,
-        threads=threads,
-        verify=verify,
-        progress=progress,
-        sha256=sha256,
-        provenance=None if provenance is None else as_path(provenance, "the file for the provenance"),
-        clean=clean,
-        fail_if_unchanged=fail_if_unchanged,
-    )
-    return run(plan, as_path(out, "OUT"), options)
+    how: dict[str, Any] = {"force": force, "verify": verify, "threads": threads, "progress": progress, "clean": clean}
+    return run_as(plan, out, provenance, sha256=sha256, fail_if_unchanged=fail_if_unchanged, **how)

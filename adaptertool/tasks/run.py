@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from adaptertool.budget import bytes_to_write
 from adaptertool.engine import run_plan
@@ -24,6 +25,7 @@ from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tally import Tally
+from adaptertool.tasks.arguments import PathLike, as_path
 from adaptertool.tasks.common import check_output, makes_file, peak_memory, summary, thread_count
 from adaptertool.tasks.leftovers import Leftovers
 from adaptertool.tasks.manifest import Record, recipe_key, write_manifests
@@ -102,6 +104,12 @@ def run(plan: Plan, out: Path, options: Options) -> RunReport:
             prepared.publish()
     seconds = time.perf_counter() - start
     return _report(plan, out, started, tallies, notes, seconds, verified=options.verify)
+
+
+def run_as(plan: Plan, out: PathLike, provenance: PathLike | None, **how: Any) -> RunReport:
+    """The same for the public functions, which take paths as they are given. how: other fields of Options"""
+    file = None if provenance is None else as_path(provenance, "the file for the provenance")
+    return run(plan, as_path(out, "OUT"), Options(provenance=file, **how))
 
 
 def _check(plan: Plan, out: Path, options: Options) -> None:

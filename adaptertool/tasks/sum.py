@@ -54,7 +54,6 @@ def sum_adapters(
     progress: Callable[[int], None] | None = None,
     before_publish: Callable[[], None] | None = None,
     clean: bool = False,
-    note: Callable[[str], None] | None = None,
 ) -> SumReport:
     """Write to `out` the adapter whose change is Σ wᵢ·Δᵢ, by concatenation: B = [c₁·B₁ ...], A = [A₁; ...].
 
@@ -67,7 +66,7 @@ def sum_adapters(
           layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed
     density, seed: the share of elements that stays, and of chance, where the method drops some
     dry_run: compute the report, and write nothing
-    clean: as for `merge`; note: told what other runs have left beside `out`, before anything is computed
+    clean: as for `merge`
 
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
     powers of two only; elsewhere B is rounded, to float32 at least, and the report says so. Names count as they stand.
@@ -76,10 +75,7 @@ def sum_adapters(
     """
     from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
-    if isinstance(adapters, str | os.PathLike) or not adapters:
-        raise UsageError("adapters must be a list of one or more paths")
-    if method not in METHODS:
-        raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
+    _check(adapters, method)
     numbers = decimals(weights, "weight", len(adapters))
     paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
     beside = None if base is None else as_path(base, "BASE")
@@ -88,8 +84,7 @@ def sum_adapters(
     cut, mix = _cut(method, rank, energy, opened), _mix(method, density, seed)
     plans = [prepare_merge(beside, [path]) for path in paths if beside is not None]
     output, layers = _output(opened, numbers, method, mix, cut, plans)
-    options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean)
-    options = options.calling(progress, before_publish, note)
+    options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return SumReport(
         **done.summary(output, target, options),
@@ -101,6 +96,13 @@ def sum_adapters(
         saved=tuple(sorted(spec.name for spec in output.largest if spec.name not in _own(layers))),
         layers=tuple(map(_summed, _whole(done.said).values())),
     )
+
+
+def _check(adapters: Sequence[PathLike], method: str) -> None:
+    if isinstance(adapters, str | os.PathLike) or not adapters:
+        raise UsageError("adapters must be a list of one or more paths")
+    if method not in METHODS:
+        raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
 
 
 def _cut(method: str, rank: int | None, energy: Number | None, adapters: Sequence[Layered]) -> Cut | None:

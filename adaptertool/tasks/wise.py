@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from adaptertool.as_adapter import into_adapter
 from adaptertool.errors import InputError, UsageError
@@ -104,16 +105,7 @@ def wise(
     of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
     """
     plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter, precision=precision, fisher=fisher)
-    from adaptertool.tasks.run import Options, run  # noqa: PLC0415  # loads numpy: only where tensors are touched
+    from adaptertool.tasks.run import run_as  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
-    options = Options(
-        force=force,
-        threads=threads,
-        verify=verify,
-        progress=progress,
-        sha256=sha256,
-        provenance=None if provenance is None else as_path(provenance, "the file for the provenance"),
-        clean=clean,
-        fail_if_unchanged=fail_if_unchanged,
-    )
-    return run(plan, as_path(out, "OUT"), options)
+    how: dict[str, Any] = {"force": force, "verify": verify, "threads": threads, "progress": progress, "clean": clean}
+    return run_as(plan, out, provenance, sha256=sha256, fail_if_unchanged=fail_if_unchanged, **how)
