@@ -38,9 +38,7 @@ def run(cli: click.Group) -> NoReturn:
     except SystemExit:
         code = 0  # click's answer where the reader of our stdout has gone away, as in `--help | head`
     except click.ClickException as error:
-        shown_error = _explained(error)
-        shown_error.show()
-        code = _fail(UsageError(shown_error.format_message()), said=True)
+        code = _misused(_explained(error))
     except Exception as error:  # the one boundary: nothing passes it but with --debug
         if "--debug" in sys.argv:
             raise
@@ -55,6 +53,14 @@ def _explained(error: click.ClickException) -> click.ClickException:
         if reason is not None:
             return click.UsageError(f"There is no {error.option_name}: {reason}", error.ctx)
     return error
+
+
+def _misused(error: click.ClickException) -> int:
+    """As click tells it, with the usage; the exit code."""
+    text = io.StringIO()
+    error.show(text)
+    say(text.getvalue().rstrip("\n"), sys.stderr)
+    return _fail(UsageError(error.format_message()), said=True)
 
 
 def _known(error: Exception) -> AdapterToolError:

@@ -158,9 +158,9 @@ def locked(folder: Path, out: Path) -> int:
             os.close(lock)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise OutputError(f"another run is making {out} at this moment; wait for it, or stop it") from error
+            if set(_listed(folder)) == {LOCK}:  # what we made
+                discard(folder)
             if error.errno in _NO_LOCKS:
-                if set(_listed(folder)) == {LOCK}:  # what we made
-                    discard(folder)
                 hint = f"if no run is at work in it, remove it by hand: rm -r {folder}"
                 why = f"the file system has no locks ({error.strerror})"
                 raise NoLocksError(f"{folder} cannot be locked: {why}; {hint}") from error
