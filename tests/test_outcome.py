@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FIXTURES, Tensors, adaptertool, load, lora_factors, snapshot, write_adapter, write_checkpoint
+from conftest import FIXTURES, Tensors, adaptertool, load, lora_factors, write_adapter, write_checkpoint
 
 from adaptertool import RunReport, merge, wise
 from adaptertool.errors import UnchangedError, UsageError
@@ -98,10 +98,8 @@ def test_sweeps_tell_each_alpha(tmp_path: Path) -> None:
     report = wise(FIXTURES / "base", FIXTURES / "lora", tmp_path / "out", ["0", "0.5", "1"])
     whole = merge(FIXTURES / "base", [FIXTURES / "lora"], tmp_path / "whole")
     assert report.elements_changed is not None and report.survival is not None
-    assert report.elements_changed[0] == 0 and report.survival[0] is None
-    assert (report.elements_changed[2], report.survival[2]) == (whole.elements_changed, whole.survival)[0:1][0] + tuple(
-        whole.survival or ()
-    )
+    assert (report.elements_changed[0], report.survival[0]) == (0, None)
+    assert (report.elements_changed[2:], report.survival[2:]) == (whole.elements_changed, whole.survival)
     assert report.notes == ()
 
 
@@ -113,9 +111,7 @@ def test_between_checkpoints(tmp_path: Path) -> None:
     counts = [sum(int((base[name] != made[name]).sum()) for name in base) for made in (half, tuned)]
     assert report.elements_changed == tuple(counts)
     assert report.elements_edited == sum(tensor.numel() for tensor in base.values())
-    assert (
-        report.survival is not None and report.survival[1] == 1.0 and report.survival[0] == pytest.approx(1, abs=0.01)
-    )
+    assert report.survival == (pytest.approx(1, abs=0.01), 1.0)
 
 
 def test_saved_modules_are_counted(place: Place) -> None:
@@ -274,4 +270,3 @@ def test_what_the_report_says(place: Place) -> None:
     assert line in done.stdout and done.stderr == ""
     done = adaptertool("wise", "base", "adapter", "--alpha", "0,1", "-o", "sweep", cwd=place.folder)
     assert f"  changed  0 to {count:,} of 11,520 elements; {survival:.1%}" in done.stdout
-    assert snapshot(place.out).items() <= snapshot(place.out).items()

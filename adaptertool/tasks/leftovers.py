@@ -25,7 +25,7 @@ class Leftovers:
             elif self._clean and left.held is False and not left.holds_old:
                 yield f"{_what(left)}, which is removed when this one is published"
             else:
-                yield self._hint(left)
+                yield self._hint(left, f"{_what(left)}, which this one has no use for")
 
     def at_end(self) -> Iterator[str]:
         """Notes, after OUT was published. What a run at work holds is never removed."""
@@ -33,7 +33,9 @@ class Leftovers:
             if left.held:
                 continue
             if not self._clean or left.held is None or left.holds_old:
-                yield self._hint(left)
+                yield self._hint(
+                    left, f"what an earlier run has left is still there: {left.folder} ({left.size:,} bytes)"
+                )
                 continue
             try:
                 remove(left.folder, self._out)
@@ -46,14 +48,14 @@ class Leftovers:
             return left_by_others(self._out, self._own)
         return []
 
-    def _hint(self, left: Left) -> str:
+    def _hint(self, left: Left, what: str) -> str:
         if left.held is None:
             return (
                 f"there is {left.folder} ({left.size:,} bytes), of another run; the file system does not tell whether "
                 f"that is at work. If it is not, remove it by hand: rm -r {left.folder}"
             )
         old = f"; it holds the old {self._out}, which a run that was killed was to replace" if left.holds_old else ""
-        return f"{_what(left)}, which this one has no use for{old}; `adaptertool clean {self._out}` removes it"
+        return f"{what}{old}; `adaptertool clean {self._out}` removes it"
 
 
 def _what(left: Left) -> str:
