@@ -103,7 +103,7 @@ def tell(report: Noted, text: Callable[[], str], *, as_json: bool, quiet: bool) 
 def failed(what: str, *, quiet: bool) -> int:
     """The exit code of a check that failed; what it says, where the rest is quiet."""
     if quiet:
-        say(f"adaptertool: {what}", sys.stderr)
+        say(f"adaptertool: {what.splitlines()[0]}", sys.stderr)
     return 1
 
 

@@ -96,7 +96,6 @@ def write_junit(report: VerifyReport, path: Path) -> None:
     except ImportError as error:
         raise UsageError("--junit needs junitparser: pip install 'adaptertool[report]'") from error
     suite = TestSuite(f"adaptertool verify {shown(report.merged)}")
-    suite.time = report.seconds  # of all: tensors are judged together
     for verdict in report.tensors:
         module, _, _ = verdict.name.rpartition(".")
         case = TestCase(shown(verdict.name), classname=shown(module or verdict.name))
@@ -107,8 +106,10 @@ def write_junit(report: VerifyReport, path: Path) -> None:
         case = TestCase("config", classname="config")
         case.result = [Failure(shown(problem))]
         suite.add_testcase(case)
+    suite.time = report.seconds  # of all: tensors are judged together
     document = JUnitXml("adaptertool verify")
     document.add_testsuite(suite)
+    document.time = report.seconds
     document.write(str(path))
 
 
