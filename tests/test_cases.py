@@ -74,6 +74,12 @@ HANDLED = [
      "test_ties.py::test_both_ends_have_token_rows_of_their_own"),
     ("save_embedding_layers=True with token rows or modules_to_save", "copies are left out by name",
      "test_ties.py::test_modules_to_save_and_the_whole_embeddings"),
+    ("lora_B of zeros, rows of it that are zero, lora_alpha 0; an update that is lost in rounding",
+     "notes, and counts of what changed; --fail-if-unchanged", "test_outcome.py::test_rows_of_lora_b_that_are_zero"),
+    ("File systems without flock, fsync of directories, fallocate, hard links, or a count of free space",
+     "the run goes on, and a note says what is lost", "test_file_systems.py::test_goes_on_and_says_so"),
+    ("What a killed run of another recipe left", "named with its size; --clean removes it",
+     "test_leftovers.py::test_said_at_the_start_and_at_the_end"),
     ("Adapter that names another base", "a note", "test_peft_format.py::test_an_adapter_for_another_base_is_noted"),
 ]  # fmt: skip
 
