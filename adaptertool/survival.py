@@ -9,7 +9,7 @@ from adaptertool.numerics.rounding import WORD, Array, doubles
 from adaptertool.settle import Settled
 from adaptertool.tally import Tally, sums
 
-_SAMPLE = 4096  # elements of a block, at least, where it has as many
+_SAMPLE = 2048  # elements of a block, about, where it has as many
 
 
 def tally_of(before: Array, value: Array, result: Array, dtype: str, base_dtype: str, settled: Settled) -> Tally:
