@@ -49,7 +49,7 @@ class Pool:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         for number in range(threads):
-            thread = threading.Thread(target=self._work, name=f"{name}_{number}")
+            thread = threading.Thread(target=self._work, name=f"{name}_{number}", daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # how Python says that the system starts no more

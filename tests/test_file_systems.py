@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, snapshot
+from conftest import ROOT, adaptertool, snapshot
 from test_staging import Place
 
 from adaptertool import sum_adapters, wise_curve
@@ -207,6 +207,23 @@ def test_a_pool_goes_on_with_the_threads_that_start(monkeypatch: pytest.MonkeyPa
                 failed = pool.submit(int, "x")
         assert [future.result() for future in futures] == [2**number for number in range(20)]
         assert isinstance(failed.exception(), ValueError)
+
+
+COMMANDS = {
+    "verify": (["verify", "out", "base", "adapter"], 0),
+    "verify the files": (["verify", "out"], 0),
+    "diff": (["diff", "out", "base"], 1),
+    "truncate": (["truncate", "adapter", "--rank", "2", "-o", "new"], 0),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_other_commands_without_a_thread(place: Place, library: Path, case: str) -> None:
+    place.merge()
+    arguments, code = COMMANDS[case]
+    environment = {**os.environ, "LD_PRELOAD": str(library), "FAIL": failing(pthread_create="EAGAIN")}
+    done = adaptertool(*arguments, cwd=place.folder, env=environment)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
 
 
 # --- closed streams ---

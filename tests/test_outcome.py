@@ -138,6 +138,12 @@ def _ones(folder: Path) -> Path:
     return write_checkpoint(folder, {name: torch.ones_like(tensor) for name, tensor in load(FIXTURES / "base").items()})
 
 
+def test_a_base_that_is_one_file(place: Place) -> None:
+    adapter, out = write_adapter(place.folder / "adapter", place.factors), place.folder / "out.safetensors"
+    report = merge(place.base / "model.safetensors", [adapter], out)
+    assert (report.elements_edited, report.elements_changed) == (96 * 80 + 48 * 80, (place.true(out)[0],))
+
+
 def test_adapters_have_no_such_counts(tmp_path: Path) -> None:
     report = wise(FIXTURES / "base", FIXTURES / "lora", tmp_path / "out", "0.5", as_adapter=True)
     assert facts(report) == (None, None, None)
