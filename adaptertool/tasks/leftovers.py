@@ -55,7 +55,7 @@ class Leftovers:
                 f"that is at work. If it is not, remove it by hand: rm -r {left.folder}"
             )
         old = f"; it holds the old {self._out}, which a run that was killed was to replace" if left.holds_old else ""
-        return f"{what}{old}; `adaptertool clean {self._out}` removes it"
+        return f"{what}{old}; `adaptertool clean {self._out}` removes it{' with that' if old else ''}"
 
 
 def _what(left: Left) -> str:

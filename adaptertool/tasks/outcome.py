@@ -55,7 +55,7 @@ def notes_of(plan: Plan, tallies: tuple[Tally, ...]) -> Iterator[str]:
         at = f" at alpha {output.alpha:g}" if len(plan.outputs) > 1 else ""
         share = tally.survival
         if not tally.changed:
-            lost = "all of the update is lost" if tally.update else "the update is zero, or far below what is not lost"
+            lost = "all of the update is lost" if tally.update else "the update is zero, or all of it is lost"
             yield f"0 of {count:,} elements changed{at}: {lost} in the rounding to {dtypes}"
         elif share is not None and share < _LOW:
             yield (
