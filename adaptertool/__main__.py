@@ -3,8 +3,11 @@
 import sys
 from typing import NoReturn
 
+from adaptertool.process import prepare
+
 
 def main() -> NoReturn:
+    prepare(sys.argv[1:])
     try:
         from adaptertool.cli import main as run  # noqa: PLC0415  # takes a while, in which there may be a Ctrl-C
     except KeyboardInterrupt:

@@ -16,7 +16,10 @@ from adaptertool.methods import METHOD_BY_NAME, Place
 from adaptertool.numerics.rounding import Array, largest_stored, rounded
 from adaptertool.numerics.trim import Largest, largest
 from adaptertool.plan import block_rows, matrix
+from adaptertool.settle import Settled
 from adaptertool.spec import DTYPE_BITS, Step
+from adaptertool.survival import tally_of
+from adaptertool.tally import Tally
 from adaptertool.tensors import as_bytes, read_rows
 
 
@@ -47,7 +50,7 @@ class Blended:
         """Where row `first` lies in the output file."""
         return self._step.offset + first * self._columns * DTYPE_BITS[self._step.spec.dtype] // 8
 
-    def compute(self, first: int, last: int, alphas: Sequence[float]) -> Iterator[memoryview]:
+    def compute(self, first: int, last: int, alphas: Sequence[float], tallies: list[Tally]) -> Iterator[memoryview]:
         """The bytes of rows first..last, the same for each α: a merge has one. Raises NonFiniteError."""
         method, settings = self._method, self._settings
         with self._lock:
@@ -61,13 +64,16 @@ class Blended:
             changes.append(method.thinned(change, settings.density, place, number, bounds.get(number), part))
         weights = [settings.weights[number] for number in self._sources]
         dtype = self._step.spec.dtype
-        stored = rounded(method.combine(base, changes, weights, *sums), dtype)
+        value = method.combine(base, changes, weights, *sums)
+        stored = rounded(value, dtype)
         if not math.isfinite(largest_stored(stored, dtype)):
             raise NonFiniteError(
                 f"{self._step.base.path}: {shown(self._step.spec.name)}: the result holds what is no number, or is "
                 f"beyond the range of {dtype}"
             )
-        yield from [as_bytes(stored)] * len(alphas)
+        for _alpha in alphas:
+            tallies.append(tally_of(rounded(base, dtype), value, stored, dtype, dtype, Settled()))
+            yield as_bytes(stored)
 
     def _base(self, first: int, last: int) -> Array:
         return read_rows(self._inputs, self._step.base, first, last, self._columns).reshape(-1)

@@ -37,6 +37,8 @@ from adaptertool.numerics.rounding import (
 from adaptertool.plan import block_rows, matrix, replaces
 from adaptertool.settle import Open, Settled
 from adaptertool.spec import Step
+from adaptertool.survival import tally_of
+from adaptertool.tally import Tally
 from adaptertool.tensors import as_bytes, read_tensor
 
 _MOST_SINGLE = 32  # rank up to which float32 leaves few elements open
@@ -49,7 +51,6 @@ class Workspace:
 
     def __init__(self) -> None:
         self._size = 0
-        self.counts = Settled()
         self.loans = Loans()
         self.copied, self._copied = memoryview(bytearray(COPY_CHUNK)), memoryview(bytearray(COPY_CHUNK))
 
@@ -110,11 +111,18 @@ def blocks_of(inputs: Inputs, step: Step) -> Iterator[Block]:
 
 
 def compute(
-    inputs: Inputs, block: Block, alphas: Sequence[float], space: Workspace, *, exact: bool = True
+    inputs: Inputs,
+    block: Block,
+    alphas: Sequence[float],
+    space: Workspace,
+    *,
+    exact: bool = True,
+    tallies: list[Tally] | None = None,
 ) -> Iterator[memoryview]:
     """The bytes of before + α·(after − before) for each α, from one read of the block.
 
     exact: correctly rounded; else in single precision (in double where the output is single), rounded once.
+    tallies: what became of the elements is added here, for each α
     A view is valid until the next is taken. Raises NonFiniteError.
     """
     base, target, chain = block.step.base, block.step.spec.dtype, block.chain
@@ -126,7 +134,7 @@ def compute(
     if exact and run.unit != UNIT and not all(run.size_at(alpha).is_below(2.0**126) for alpha in (1.0, *alphas)):
         run = _evaluate(block, stored, alphas, space, np.float64, exact=exact)
     for alpha in alphas:
-        value, size = run.at(alpha), run.size_at(alpha)
+        value, size, settled = run.at(alpha), run.size_at(alpha), Settled()
         replaced = alpha == 1 and replaces(block.step)
         if exact and run.changed is run.size and base.spec.dtype == target:
             result[:] = stored
@@ -140,7 +148,7 @@ def compute(
             if run.unit != UNIT:
                 changed = chain.size(run.size, block.first, block.last, run.norms, UNIT)
                 size = changed if alpha == 1 else interpolated(run.size, changed, alpha, UNIT)
-            some = Open(chain, Lines(chain), *rows, run.norms, size, alpha, replaced, target, space.counts)
+            some = Open(chain, Lines(chain), *rows, run.norms, size, alpha, replaced, target, settled)
             result[where] = some.settle(where, before, value[where] if run.unit == UNIT else None)
         if not replaced and (not exact or size.exact):
             _sign_zeros(block, stored, value, result)
@@ -152,6 +160,8 @@ def compute(
                 f"{base.path}: {shown(base.spec.name)}: numbers of the adapter are so large or so small that float64 "
                 "loses them on the way; the adapter is damaged, or --precision fast takes it as it comes"
             )
+        if tallies is not None:
+            tallies.append(tally_of(stored, value, result, target, base.spec.dtype, settled))
         yield as_bytes(result)
 
 
@@ -247,8 +257,4 @@ def _fail_not_finite(inputs: Inputs, block: Block, stored: Array, result: Array)
 
 
 def _index(element: int, shape: Sequence[int]) -> tuple[int, ...]:
-    index = []
-    for size in reversed(shape):
-        element, position = divmod(element, size)
-        index.append(position)
-    return tuple(reversed(index))
+    return tuple(int(position) for position in np.unravel_index(element, shape))

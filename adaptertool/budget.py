@@ -81,6 +81,16 @@ def bytes_to_write(plan: Plan) -> int:
     return _bytes_per_output(plan) * len(plan.outputs) + own
 
 
+def count_elements(plan: Plan) -> int:
+    """Those of tensors that at least one output does not copy from the base: edited, or of another size."""
+    alphas, base = [output.alpha for output in plan.outputs], set(plan.files[0].values())
+    return sum(
+        step.spec.numel
+        for step in all_steps(plan)
+        if step.base.path not in base or any(verbatim(step, alpha) is not step.base for alpha in alphas)
+    )
+
+
 def count_tensors(plan: Plan) -> tuple[int, int]:
     """(tensors, those of which at least one output differs from a copy of the base's bytes)"""
     alphas = [output.alpha for output in plan.outputs]

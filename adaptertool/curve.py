@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptertool.errors import UsageError, shown
+from adaptertool.errors import UsageError, argument, shown
 
 SCORES, TABLE, PAGE = "scores.json", "scores.csv", "curve.html"  # the files of a curve
 ALL, BEST, NONE = KEEP = ("all", "best", "none")  # of the checkpoints
@@ -96,7 +96,7 @@ def target_and_reference(
         return None, None
     for what, name in (("target", target), ("reference", reference)):
         if name is not None and name not in names:
-            raise UsageError(f"{what} {shown(name)} is none of the scores: {', '.join(map(shown, names))}")
+            raise UsageError(f"{argument(what)} {shown(name)} is none of the scores: {', '.join(map(shown, names))}")
     scores = score_names(points)
     target = target if target is not None else next((name for name in scores if name != reference), scores[0])
     return target, reference if reference is not None else next((n for n in scores if n != drawn(points, target)), None)

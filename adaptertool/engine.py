@@ -8,62 +8,42 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future
 from pathlib import Path
 
 from adaptertool.blend import Blended
 from adaptertool.blocks import Block, Workspace, blocks_of, compute
+from adaptertool.crew import Crew, Progress, Run, copies, replacements, write
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
-from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
+from adaptertool.files.writer import OutputFile
 from adaptertool.fisher import Weighted
 from adaptertool.plan import verbatim
 from adaptertool.reads import copied_whole, to_hash, unread
 from adaptertool.rescale import Rescaled
-from adaptertool.settle import Settled
 from adaptertool.spec import EXACT, Asset, Output, Plan, Ref, Shard, Step
-from adaptertool.workers import Job, Shared, all_done, drain, one_core_each
+from adaptertool.tally import Tally, total
+from adaptertool.workers import Job, Pool, Shared, all_done, drain, one_core_each
 
 _UNFINISHED = 16  # files that are written and not yet durable, but at least one for each output: all of them are open
 
-Progress = Callable[[int], None]  # told the bytes just written
 MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per output
-
-
-@dataclass(slots=True)
-class Crew:
-    """The threads of a run, and what they share. Finishing (fsync) of one file goes on beside the next."""
-
-    inputs: Inputs
-    progress: Progress
-    stage: Staging
-    folders: Sequence[str]  # of the outputs, within it
-    workers: ThreadPoolExecutor
-    finisher: ThreadPoolExecutor
-    workspaces: Sequence[Workspace]
-    stop: threading.Event
-    exact: bool
 
 
 def run_plan(
     plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress: Progress, *, hash_inputs: bool = True
-) -> Settled:
-    """Write all outputs of `plan` that are not finished; returns how many elements exact arithmetic had to decide.
+) -> int:
+    """Write all outputs of `plan` that are not finished; returns how many threads the system gave us for it.
 
     Raises the first error of any job; the rest then stop.
     """
-    with (
-        one_core_each(),
-        ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as workers,
-        ThreadPoolExecutor(1, thread_name_prefix="adaptertool-finish") as finisher,
-    ):
-        folders, spaces = [output.folder for output in plan.outputs], [Workspace() for _ in range(threads)]
+    with one_core_each(), Pool(threads) as workers, Pool(1, "adaptertool-finish") as finisher:
+        folders, spaces = [output.folder for output in plan.outputs], [Workspace() for _ in range(workers.size)]
+        base = frozenset(() if plan.as_adapter else plan.files[0].values())
         exact = plan.precision == EXACT
-        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact=exact)
+        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact, base)
         try:
             streamed, aside = to_hash(plan) if hash_inputs else ((), ())
             for path in streamed:
@@ -78,8 +58,7 @@ def run_plan(
         except BaseException:
             crew.stop.set()
             raise
-    counts = [workspace.counts for workspace in crew.workspaces]
-    return Settled(sum(c.exactly for c in counts), sum(c.one_by_one for c in counts))
+    return workers.size
 
 
 def _files(crew: Crew, plan: Plan) -> Iterator[tuple[Path, str, int, MakeJobs, int | None]]:
@@ -124,7 +103,7 @@ def _finish(crew: Crew, files: Mapping[str, OutputFile], source: Path | None = N
         _hash(crew, crew.inputs.complete())
         for (name, file), own in zip(files.items(), digests, strict=True):
             file.finish()
-            crew.stage.finish(file.part, name, own)
+            crew.stage.finish(file.part, name, own, total(file.tallies))
 
 
 def _hash(crew: Crew, paths: Sequence[Path]) -> None:
@@ -137,72 +116,40 @@ def _hash(crew: Crew, paths: Sequence[Path]) -> None:
 def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequence[OutputFile]) -> Iterator[Job]:
     """The jobs of one shard in order of offset. Neighbouring copies from one file become one run of bytes."""
     # Bytes to copy and not yet handed out: the header, then untouched tensors
-    run = _Run(shard.source, 0, 0, shard.data_start)
+    run = Run(shard.source, 0, 0, shard.data_start)
     if shard.header is not None:
-        run = _Run(shard.source, 0, 0, 0)
+        run = Run(shard.source, 0, 0, 0)
         for offset, size in unread(shard):
             crew.inputs.has(shard.source, offset, size)
-        yield functools.partial(_write, crew, shard.header, files)
+        yield functools.partial(write, crew, shard.header, files)
     for step in shard.steps:
-        own = _Run(step.base.path, step.base.offset, step.offset, step.spec.nbytes)
+        if crew.base and step.base.path not in crew.base:  # of another size than the base's
+            for file in files:
+                file.tallies.append(Tally(changed=step.spec.numel))
+        own = Run(step.base.path, step.base.offset, step.offset, step.spec.nbytes)
         sources = [verbatim(step, output.alpha) for output in outputs]
         if all(source is step.base for source in sources):
             if (longer := run.then(own)) is not None:
                 run = longer
                 continue
-            yield from _copies(crew, run, files)
+            yield from copies(crew, run, files)
             run = own
         else:
-            yield from _copies(crew, run, files)
-            if not any(source is None or source is step.base for source in sources):  # nobody reads it
+            yield from copies(crew, run, files)
+            if not crew.base and not any(
+                source is None or source is step.base for source in sources
+            ):  # nobody reads it
                 crew.inputs.has(own.path, own.offset, step.base.spec.nbytes)
             yield from _edit_jobs(crew, step, outputs, files, sources)
-            run = _Run(own.path, own.offset + step.base.spec.nbytes, step.offset + own.size, 0)
-    yield from _copies(crew, run, files)
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """`size` bytes to copy from `offset` of a file to `target` in the outputs."""
-
-    path: Path
-    offset: int
-    target: int
-    size: int
-
-    def then(self, other: _Run) -> _Run | None:
-        """Both as one, where the other follows on this."""
-        if (self.path, self.offset + self.size, self.target + self.size) != (other.path, other.offset, other.target):
-            return None
-        return _Run(self.path, self.offset, self.target, self.size + other.size)
+            run = Run(own.path, own.offset + step.base.spec.nbytes, step.offset + own.size, 0)
+    yield from copies(crew, run, files)
 
 
 def _asset_jobs(crew: Crew, asset: Asset, files: Sequence[OutputFile]) -> Iterator[Job]:
     if asset.content is not None:
-        yield functools.partial(_write, crew, asset.content, files)
+        yield functools.partial(write, crew, asset.content, files)
     else:
-        yield from _copies(crew, _Run(asset.source, 0, 0, asset.size), files)
-
-
-def _write(crew: Crew, content: bytes, files: Sequence[OutputFile], _: Workspace) -> None:
-    for file in files:
-        file.write(0, memoryview(content))
-        crew.progress(len(content))
-
-
-def _copies(crew: Crew, run: _Run, files: Sequence[OutputFile]) -> Iterator[Job]:
-    """Copy in chunks, each to all outputs before the next, so that the disk is read once."""
-    for at in range(0, run.size, COPY_CHUNK):
-        length = min(COPY_CHUNK, run.size - at)
-        places = [(file, run.target + at) for file in files]
-        yield functools.partial(_copy, crew, run.path, run.offset + at, length, places)
-
-
-def _copy(
-    crew: Crew, source: Path, offset: int, size: int, places: Sequence[tuple[OutputFile, int]], space: Workspace
-) -> None:
-    copy_range(crew.inputs, source, offset, places, space.copied[:size], space.loans)
-    crew.progress(size * len(places))
+        yield from copies(crew, Run(asset.source, 0, 0, asset.size), files)
 
 
 def _edit_jobs(
@@ -216,8 +163,10 @@ def _edit_jobs(
     for output, file, source in zip(outputs, files, sources, strict=True):
         if source is None:
             computed.append((file, output.alpha))
+        elif source is not step.base and step.base.path in crew.base:
+            yield from replacements(crew, step.base, source, step.offset, file)
         else:
-            yield from _copies(crew, _Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
+            yield from copies(crew, Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
     if not computed:
         return
     if (tensor := _made_of_its_own(crew.inputs, step)) is not None:
@@ -245,15 +194,27 @@ def _make(
     outputs: Sequence[tuple[OutputFile, float]],
     _: Workspace,
 ) -> None:
-    results = tensor.compute(first, last, [alpha for _, alpha in outputs])
+    tallies: list[Tally] = []
+    results = tensor.compute(first, last, [alpha for _, alpha in outputs], tallies)
     for (file, _alpha), data in zip(outputs, results, strict=True):
         file.write(tensor.target(first), data)
         crew.progress(len(data))
+    _tell(tallies, outputs)
 
 
 def _edit(crew: Crew, block: Block, outputs: Sequence[tuple[OutputFile, float]], space: Workspace) -> None:
-    results = compute(crew.inputs, block, [alpha for _, alpha in outputs], space, exact=crew.exact)
+    tallies: list[Tally] = []
+    alphas = [alpha for _, alpha in outputs]
+    results = compute(crew.inputs, block, alphas, space, exact=crew.exact, tallies=tallies)
     loans = space.loans if len(outputs) == 1 else None  # else the next result takes the place of this
     for (file, _), data in zip(outputs, results, strict=True):
         file.write(block.target, data, loans)
         crew.progress(len(data))
+    if block.step.base.path not in crew.base:  # all of it is counted already, or nothing is
+        tallies = [tally._replace(changed=0) for tally in tallies]
+    _tell(tallies, outputs)
+
+
+def _tell(tallies: Sequence[Tally], outputs: Sequence[tuple[OutputFile, float]]) -> None:
+    for (file, _), tally in zip(outputs, tallies, strict=False):
+        file.tallies.append(tally)

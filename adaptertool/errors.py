@@ -1,6 +1,7 @@
 """Every error that adaptertool raises on purpose, and the exit code that the command line gives it.
 
     AdapterToolError
+    ├── UnchangedError      1   a check that was asked for: no element would change
     ├── UsageError          2   the call is wrong: an option, the path of OUT, a number of weights
     ├── InputError          3   an input file is not what it must be
     │   ├── MismatchError   3   inputs that are good alone but do not fit together
@@ -16,8 +17,12 @@ A message says what is wrong, in which file and tensor, and what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
+
+_OPTION = re.compile("\ue000([a-z_]+)\ue001")  # an argument in a message, between characters that nobody uses
+_ON_COMMAND_LINE: Mapping[str, str] = {"weight": "-w", "weights": "-w", "alphas": "--alpha", "renames": "--rename"}
 
 
 class AdapterToolError(Exception):
@@ -29,7 +34,14 @@ class AdapterToolError(Exception):
     def __init__(self, message: str) -> None:
         # Paths and the like are escaped here. Names from files are `shown` where the message is made, because
         # here a newline inside a name could not be told from one between lines.
-        super().__init__("\n".join(map(shown, message.split("\n"))))
+        super().__init__(_escaped(_OPTION.sub(r"\1", message)))
+        self.on_command_line = _escaped(_OPTION.sub(lambda found: _option(found[1]), message))
+
+
+class UnchangedError(AdapterToolError):
+    """No element of the output differs from the base's, and that was to be an error."""
+
+    exit_code = 1
 
 
 class UsageError(AdapterToolError):
@@ -80,6 +92,19 @@ class Interrupted(AdapterToolError):
 
     exit_code = 130
     resumable = True
+
+
+def argument(name: str) -> str:
+    """An argument of a public function, for a message: the command line calls it by its option."""
+    return f"\ue000{name}\ue001"
+
+
+def _option(name: str) -> str:
+    return _ON_COMMAND_LINE.get(name, f"--{name.replace('_', '-')}")
+
+
+def _escaped(message: str) -> str:
+    return "\n".join(map(shown, message.split("\n")))
 
 
 def by(shape: Iterable[int]) -> str:

@@ -12,7 +12,10 @@ from adaptertool.files.reader import Inputs
 from adaptertool.kinds.full import TUNED
 from adaptertool.methods.fisher import between
 from adaptertool.numerics.rounding import Array, largest_stored, rounded
+from adaptertool.settle import Settled
 from adaptertool.spec import DTYPE_BITS, Ref, Step
+from adaptertool.survival import tally_of
+from adaptertool.tally import Tally
 from adaptertool.tensors import as_bytes, read_tensor
 
 _ELEMENTS = 1 << 19  # of a block
@@ -37,18 +40,20 @@ class Weighted:
         """Where that element lies in the output file."""
         return self._step.offset + first * DTYPE_BITS[self._step.spec.dtype] // 8
 
-    def compute(self, first: int, last: int, alphas: Sequence[float]) -> Iterator[memoryview]:
+    def compute(self, first: int, last: int, alphas: Sequence[float], tallies: list[Tally]) -> Iterator[memoryview]:
         """The bytes of elements first..last for each α. Raises NonFiniteError, and InputError for a negative weight."""
         base, tuned = (read_tensor(self._inputs, ref, first, last) for ref in self._thetas)
         ours, theirs = (self._read_weight(ref, first, last) for ref in self._weights)
         dtype = self._step.spec.dtype
         for alpha in alphas:
-            stored = rounded(between(base, tuned, ours, theirs, alpha), dtype)
+            value = between(base, tuned, ours, theirs, alpha)
+            stored = rounded(value, dtype)
             if not math.isfinite(largest_stored(stored, dtype)):
                 raise NonFiniteError(
                     f"{self._thetas[1].path}: {shown(self._step.spec.name)}: it, or the base, holds what is no number, "
                     f"or the result is beyond the range of {dtype}"
                 )
+            tallies.append(tally_of(rounded(base, dtype), value, stored, dtype, dtype, Settled()))
             yield as_bytes(stored)
 
     def _read_weight(self, ref: Ref, first: int, last: int) -> Array:

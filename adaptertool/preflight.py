@@ -2,25 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 
 from adaptertool.errors import MismatchError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK
 from adaptertool.interrupts import deferred, look
-from adaptertool.spec import Plan, Ref
+from adaptertool.kinds.lora import A, B
+from adaptertool.plan import all_steps
+from adaptertool.spec import Plan, Ref, TensorSpec
 from adaptertool.tensors import require_finite
+
+Key = tuple[Path, int, TensorSpec]
 
 
 @deferred()
-def require_finite_factors(plan: Plan, inputs: Inputs) -> None:
-    """Read every factor of every adapter once. Raises NonFiniteError, naming the tensor, for NaN or infinity.
+def require_finite_factors(plan: Plan, inputs: Inputs) -> list[str]:
+    """Read every factor of every adapter once; returns what the user should know of zeros in them.
 
-    A tuned checkpoint is as large as the base; its tensors are checked as they are read.
+    Raises NonFiniteError, naming the tensor, for NaN or infinity. A tuned checkpoint is as large as the base; its
+    tensors are checked as they are read.
     """
-    for ref in {(ref.path, ref.offset, ref.spec): ref for ref in _factors(plan)}.values():
+    zero: dict[Key, int] = {}
+    for key, ref in {_key(ref): ref for ref in _factors(plan)}.items():
         look()
-        require_finite(inputs, ref)
+        zero[key] = require_finite(inputs, ref)
+    return [note for number, path in enumerate(plan.sources) for note in _zeros(plan, number, path, zero)]
+
+
+def _zeros(plan: Plan, number: int, path: Path, zero: Mapping[Key, int]) -> Iterator[str]:
+    """Notes on one adapter. zero: of each factor, how many rows are all zero."""
+    modules, nothing, unscaled = set(), set(), set()
+    partly: dict[Key, str] = {}
+    for step in all_steps(plan):
+        for edit in step.edits:
+            if edit.adapter != number or not {A, B} <= edit.factors.keys() or _key(edit.factors[B]) not in zero:
+                continue
+            modules.add(edit.module)
+            keys = [_key(edit.factors[role]) for role in (A, B)]
+            if any(zero[key] == max(1, _rows(key)) for key in keys):
+                nothing.add(edit.module)
+            elif zero[keys[1]]:
+                partly[keys[1]] = edit.module
+            if edit.scale == 0:
+                unscaled.add(edit.module)
+    if nothing:
+        yield f"{path}: lora_B, or lora_A, is zero throughout in {_of(nothing, modules)}; their product changes nothing"
+    if partly:
+        share = sum(zero[key] for key in partly) / sum(map(_rows, partly))
+        yield (
+            f"{path}: in {_of(partly.values(), modules)} whole rows of lora_B are zero and others are not: {share:.1%} "
+            "of these rows. Was it saved by one of several processes, without what the others had?"
+        )
+    if unscaled:
+        yield f"{path}: lora_alpha is 0, and so the scale, in {_of(unscaled, modules)}; these change nothing"
+
+
+def _of(some: Collection[str], modules: Collection[str]) -> str:
+    """How many of the modules, and one of them."""
+    return f"{len(set(some)):,} of {len(modules):,} modules ({shown(min(some))}{', ...' if len(some) > 1 else ''})"
+
+
+def _key(ref: Ref) -> Key:
+    return ref.path, ref.offset, ref.spec
+
+
+def _rows(key: Key) -> int:
+    return key[2].shape[0]
 
 
 def _factors(plan: Plan) -> Iterator[Ref]:

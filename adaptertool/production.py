@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -24,7 +24,7 @@ from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
 from adaptertool.interrupts import LOOK_EVERY, look
 from adaptertool.numerics.rounding import standard_arithmetic
 from adaptertool.spec import Ref, TensorSpec
-from adaptertool.workers import one_core_each
+from adaptertool.workers import Pool, one_core_each
 
 Outcome = TypeVar("Outcome")
 _AHEAD = 2  # jobs for each thread that are begun before their turn to be written
@@ -44,7 +44,7 @@ def results(jobs: Iterable[Job[Outcome]], threads: int) -> Generator[tuple[Seque
     """What the jobs return, in their order. Raises the first error of any; the rest are then not begun."""
     jobs = iter(jobs)
     waiting: deque[Future[tuple[Sequence[Made], Outcome]]] = deque()
-    with one_core_each(), ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as workers:
+    with one_core_each(), Pool(threads) as workers:
         try:
             while True:
                 for job in itertools.islice(jobs, threads * _AHEAD - len(waiting)):
@@ -54,7 +54,7 @@ def results(jobs: Iterable[Job[Outcome]], threads: int) -> Generator[tuple[Seque
                 yield _result(waiting[0])
                 waiting.popleft()
         finally:
-            workers.shutdown(wait=True, cancel_futures=True)
+            workers.cancel()
 
 
 def _done(job: Job[Outcome]) -> tuple[Sequence[Made], Outcome]:

@@ -55,7 +55,7 @@ class PlanReport(Report):
 
     schema: ClassVar[str] = "plan/1"
     disk_needed: int
-    disk_free: int
+    disk_free: int | None  # None: the file system does not tell
     memory_predicted: int  # an upper bound for the whole process, resident
     tensors: tuple[TensorPlan, ...]
 
@@ -65,6 +65,10 @@ class RunReport(Report):
     """What a run did; `seconds` from the first check to the published OUT."""
 
     schema: ClassVar[str] = "run/1"
+    elements_edited: int | None  # of the tensors that are edited, or have another size; None: adapters were written
+    elements_changed: tuple[int, ...] | None  # for each alpha: those whose stored bits are not the base's
+    survival: tuple[float | None, ...] | None  # for each alpha: ⟨W' − W, Δ⟩ / ⟨Δ, Δ⟩, what the rounding of W + Δ leaves
+    # of the update, over a sample of what is computed; 1 where all that changed was copied, None where nothing was to
     settled: int  # elements so near to the middle of two stored values that exact arithmetic decided
     settled_one_by_one: int  # of these, those that it took rationals for
     seconds: float

@@ -19,6 +19,7 @@ from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.rounding import Array, doubles, largest_stored, rounded
 from adaptertool.plan import block_rows, matrix
 from adaptertool.spec import Step
+from adaptertool.tally import Tally
 from adaptertool.tensors import as_bytes, read_rows
 
 Part = tuple[Array, Array]  # some output rows × inputs of the weight, and A for these inputs
@@ -43,7 +44,7 @@ class Rescaled:
         """Where output row `first` lies in the output file."""
         return self._step.offset + self._step.spec.nbytes // self._outputs * first
 
-    def compute(self, first: int, last: int, alphas: Sequence[float]) -> Iterator[memoryview]:
+    def compute(self, first: int, last: int, alphas: Sequence[float], _: list[Tally]) -> Iterator[memoryview]:
         """The bytes of rows first..last of the factor for each α. m' goes with B' as it is stored.
 
         Raises UnsupportedError where e ≤ 0, NonFiniteError for what is no number.

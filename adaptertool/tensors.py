@@ -23,16 +23,24 @@ def _read_stored(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
     return stored
 
 
-def require_finite(inputs: Inputs, ref: Ref) -> None:
-    """Read a factor once. Raises NonFiniteError, naming the tensor, for NaN or infinity."""
-    for first in range(0, ref.spec.numel, _PART):
-        part = read_tensor(inputs, ref, first, min(ref.spec.numel, first + _PART))
+def require_finite(inputs: Inputs, ref: Ref) -> int:
+    """Read a factor once; returns how many of its rows (along its first dimension) are all zero.
+
+    Raises NonFiniteError, naming the tensor, for NaN or infinity.
+    """
+    width = max(1, ref.spec.numel // max(1, ref.spec.shape[0] if ref.spec.shape else 1))
+    zero, step = 0, max(1, _PART // width) * width
+    for first in range(0, ref.spec.numel, step):
+        part = read_tensor(inputs, ref, first, min(ref.spec.numel, first + step))
+        if np.count_nonzero(part == 0) >= width:  # else there is no such row
+            zero += int(np.count_nonzero(~part.reshape(-1, width).any(axis=1)))
         if not np.isfinite(part).all():
             where = int(np.flatnonzero(~np.isfinite(part))[0])
             raise NonFiniteError(
                 f"{ref.path}: {shown(ref.spec.name)} holds {part[where].item()} at element {first + where:,}; "
                 "the adapter is damaged, or its training diverged"
             )
+    return zero
 
 
 def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Array:

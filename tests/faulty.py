@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-CALLS = ("open", "pwrite", "fsync", "rename", "link", "copy_file_range", "posix_fallocate", "mkdir", "unlink")
+CALLS = ("open", "pwrite", "fsync", "rename", "link", "copy_file_range", "mkdir", "unlink")
 
 
 def main(kind: str, number: int, arguments: list[str]) -> None:
@@ -40,9 +40,11 @@ def main(kind: str, number: int, arguments: list[str]) -> None:
         return faulty
 
     from adaptertool.cli import main as run  # noqa: PLC0415  # before what it imports is wrapped
+    from adaptertool.files import writer  # noqa: PLC0415
 
     for name in CALLS if kind == "kill" else CALLS[:-1]:  # what fails to write can still remove
         setattr(os, name, wrapped(name, getattr(os, name)))
+    writer.allocate = wrapped("allocate", writer.allocate)
     sys.argv = ["adaptertool", *arguments]
     try:
         run()

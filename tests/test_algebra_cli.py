@@ -74,11 +74,11 @@ def test_extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["truncate", LORA, "-o", "OUT"], 2, "give one of rank, energy and max_error"),
+        (["truncate", LORA, "-o", "OUT"], 2, "give one of --rank, --energy and --max-error"),
         (["truncate", LORA, "--rank", "0", "-o", "OUT"], 2, "--rank"),
         (["truncate", LORA, "--energy", "2", "-o", "OUT"], 2, "above 0 and at most 1"),
         (["truncate", str(FIXTURES / "base"), "--rank", "1", "-o", "OUT"], 3, "is not an adapter"),
-        (["extract", BASE, TUNED, "-o", "OUT"], 2, "give one of rank, energy and max_error"),
+        (["extract", BASE, TUNED, "-o", "OUT"], 2, "give one of --rank, --energy and --max-error"),
         (["extract", BASE, BASE, "--rank", "1", "-o", "OUT"], 2, "do not differ"),
         (["extract", BASE, LORA, "--rank", "1", "-o", "OUT"], 3, "is an adapter already"),
         (["extract", BASE, TUNED, "--rank", "1", "--leave-out", "nothing", "-o", "OUT"], 2, "is found in no name"),

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "adaptertool"
 # Rooms from the lowest to the highest; a room may import from those before it, and from itself.
 ROOMS = [
     ["errors"],
-    ["interrupts"],
-    ["spec"],
+    ["interrupts", "process"],
+    ["spec", "tally"],
     ["numerics"],
     ["files"],
     ["kinds", "methods"],
@@ -35,8 +35,10 @@ ROOMS = [
     ["chain", "as_adapter", "blend_plan", "fisher_plan"],
     ["lines"],
     ["settle"],
+    ["survival"],
     ["blocks", "rescale", "blend", "fisher", "budget", "reads"],
     ["workers", "changes"],
+    ["crew"],
     ["engine", "preflight", "production"],
     ["factors", "difference", "effect"],
     ["reduction", "summation", "extraction"],

@@ -89,6 +89,12 @@ HANDLED = [
      "test_quantised.py::test_what_is_not_quantised_merges_beside_what_is"),
     ("Config fields of other trainers that touch no arithmetic (ms-swift, LoRA+, unsloth)", "passed over by name",
      "test_peft_format.py::test_fields_of_other_trainers_that_touch_no_arithmetic"),
+    ("lora_B of zeros, rows of it that are zero, lora_alpha 0; an update that is lost in rounding",
+     "notes, and counts of what changed; --fail-if-unchanged", "test_outcome.py::test_rows_of_lora_b_that_are_zero"),
+    ("File systems without flock, fsync of directories, fallocate, hard links, or a count of free space",
+     "the run goes on, and a note says what is lost", "test_file_systems.py::test_goes_on_and_says_so"),
+    ("What a killed run of another recipe left", "named with its size; --clean removes it",
+     "test_leftovers.py::test_said_at_the_start_and_at_the_end"),
     ("Adapter that names another base", "a note", "test_peft_format.py::test_an_adapter_for_another_base_is_noted"),
 ]  # fmt: skip
 

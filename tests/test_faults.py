@@ -28,10 +28,10 @@ from conftest import ROOT, adaptertool, load, lora_factors, main_here, snapshot,
 
 from adaptertool import merge, prepare_merge, sum_adapters, wise
 from adaptertool.errors import AdapterToolError, InputError, Interrupted, OutputError, StorageError, UsageError
-from adaptertool.files import publish
+from adaptertool.files import publish, writer
 from adaptertool.files.staging import Staging
 from adaptertool.tasks.clean import clean
-from adaptertool.tasks.run import run
+from adaptertool.tasks.run import Options, run
 from adaptertool.workers import all_done
 
 MODULE = "model.layers.0.mlp.up_proj"
@@ -256,12 +256,13 @@ def _remove(path: Path) -> None:
 # --- calls that fail ---
 
 
-@pytest.mark.parametrize("name", ["open", "fsync", "pwrite", "preadv", "copy_file_range", "posix_fallocate", "rename"])
+@pytest.mark.parametrize("name", ["open", "fsync", "pwrite", "preadv", "copy_file_range", "allocate", "rename"])
 def test_every_call_fails_once(
     place: Place, merged: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """For n = 1, 2, ...: the n-th call of `name` fails, until a run has fewer calls and succeeds."""
-    real = getattr(os, name)
+    module = writer if name == "allocate" else os
+    real = getattr(module, name)
     lock = threading.Lock()
     calls = fails = 0
 
@@ -278,7 +279,7 @@ def test_every_call_fails_once(
     for fails in range(1, 200):  # read by `failing`
         calls = 0
         with monkeypatch.context() as patched:
-            patched.setattr(os, name, failing)
+            patched.setattr(module, name, failing)
             told = ""
             try:
                 place.merge()
@@ -299,14 +300,14 @@ def test_every_call_fails_once(
     assert snapshot(place.out) == merged
 
 
-@pytest.mark.parametrize("call", ["pwrite", "fsync", "copy_file_range", "posix_fallocate"])
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "copy_file_range", "allocate"])
 def test_failure_leaks_nothing(place: Place, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """An error in one of many threads stops all of them, and closes every file."""
 
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, call, fail)
+    monkeypatch.setattr(writer if call == "allocate" else os, call, fail)
     assert "No space left on device" in place.check_refusal(StorageError, threads=8)
 
 
@@ -463,7 +464,7 @@ def test_input_changes_between_plan_and_run(place: Place, change: str, file: str
     plan = prepare_merge(place.base, [place.adapter])
     CHANGES[change](path)
     with pytest.raises(InputError, match=path.name):
-        run(plan, place.out, force=False, threads=2, progress=None)
+        run(plan, place.out, Options(threads=2))
     assert not place.out.exists()
     assert place.staged == []
 

@@ -29,8 +29,8 @@ Exit codes:
   0    done, and good
   1    a check failed: verify found a checkpoint wrong, drift more than
        rounding explains, diff that two are not equal, evaluate that one is
-       further from the reference than --fail-above, or a point of a curve
-       could not be scored
+       further from the reference than --fail-above, --fail-if-unchanged
+       that nothing would change, or a point of a curve could not be scored
   2    wrong usage
   3    bad input: a file is malformed, inputs do not fit together, or
        something is refused by name

@@ -10,6 +10,7 @@ import click
 from adaptertool.adapter_reports import AdapterReport
 from adaptertool.cli.boundary import ignore_signals
 from adaptertool.cli.options import (
+    CLEAN,
     DEBUG,
     FORCE,
     HTML,
@@ -33,6 +34,7 @@ ENERGY = click.option("--energy", help="The smallest rank that keeps this share 
 makes_adapter = with_options(
     click.option("-o", "--out", required=True, type=click.Path(), help="Where to write."),
     FORCE,
+    CLEAN,
     click.option("--dry-run", is_flag=True, help="Compute the report and write nothing."),
     THREADS,
     JSON,

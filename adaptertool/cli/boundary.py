@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -18,6 +19,9 @@ from adaptertool.errors import AdapterToolError, InternalError, StorageError, Us
 from adaptertool.interrupts import interrupt
 from adaptertool.render.machine import error_to_json
 
+_KEPT = "the output keeps the dtype of each tensor of BASE. For another, convert BASE before it, or OUT after it."
+# Options that are looked for, by command, and why it does not have them
+_UNKNOWN: Mapping[tuple[str | None, str], str] = {("merge", "--dtype"): _KEPT, ("wise", "--dtype"): _KEPT}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -34,13 +38,29 @@ def run(cli: click.Group) -> NoReturn:
     except SystemExit:
         code = 0  # click's answer where the reader of our stdout has gone away, as in `--help | head`
     except click.ClickException as error:
-        error.show()
-        code = _fail(UsageError(error.format_message()), said=True)
+        code = _misused(_explained(error))
     except Exception as error:  # the one boundary: nothing passes it but with --debug
         if "--debug" in sys.argv:
             raise
         code = _fail(_known(error))
     sys.exit(code)
+
+
+def _explained(error: click.ClickException) -> click.ClickException:
+    """With a reason where an option is not there that one may well look for."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        reason = _UNKNOWN.get((error.ctx.command.name, error.option_name))
+        if reason is not None:
+            return click.UsageError(f"There is no {error.option_name}: {reason}", error.ctx)
+    return error
+
+
+def _misused(error: click.ClickException) -> int:
+    """As click tells it, with the usage; the exit code."""
+    text = io.StringIO()
+    error.show(text)
+    say(text.getvalue().rstrip("\n"), sys.stderr)
+    return _fail(UsageError(error.format_message()), said=True)
 
 
 def _known(error: Exception) -> AdapterToolError:
@@ -57,7 +77,7 @@ def _known(error: Exception) -> AdapterToolError:
 def _fail(error: AdapterToolError, *, said: bool = False) -> int:
     """Say what is wrong, on stderr and with --json on stdout too; the exit code."""
     if not said:
-        say(f"adaptertool: {error}", sys.stderr)
+        say(f"adaptertool: {error.on_command_line}", sys.stderr)
     if "--json" in sys.argv:  # asked here and not of click, since the error may be in parsing
         with contextlib.suppress(AdapterToolError):  # the error that is being told counts more than a full stdout
             say(error_to_json(error), sys.stdout)
@@ -65,7 +85,8 @@ def _fail(error: AdapterToolError, *, said: bool = False) -> int:
 
 
 def say(text: str, stream: TextIO | None) -> None:
-    """Print, with control characters escaped. A reader that has gone away is no error; a full disk is."""
+    """Print, with control characters escaped. A reader that has gone away is no error; a full disk is, for what is
+    asked for: what is said on stderr beside it must not end a run."""
     if stream is None:  # closed by the caller
         return
     try:
@@ -73,7 +94,7 @@ def say(text: str, stream: TextIO | None) -> None:
     except OSError as error:
         # Nothing more can be written there; without this Python would try again when it exits, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if error.errno != errno.EPIPE:
+        if error.errno != errno.EPIPE and stream is not sys.stderr:
             raise StorageError(f"writing to {stream.name} failed: {error.strerror}") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, bar, tell, with_options
+from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, bar, failed, tell, with_options
 from adaptertool.render.diff import diff_text
 from adaptertool.tasks import diff as task
 
@@ -24,4 +24,6 @@ def diff(a: str, b: str, ranks: bool, threads: int | None, as_json: bool, quiet:
     with bar("diff", None, quiet=quiet) as progress:
         report = task.diff(a, b, ranks=ranks, threads=threads, progress=progress)
     tell(report, lambda: diff_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)
-    return 0 if report.equal else 1
+    if report.equal:
+        return 0
+    return failed(f"diff {report.a} {report.b}: DIFFERENT in {len(report.tensors):,} tensors", quiet=quiet)

@@ -17,10 +17,11 @@ from adaptertool.cli.options import (
     THREADS,
     WEIGHT,
     bar,
+    failed,
     tell,
     with_options,
 )
-from adaptertool.render.drift import drift_text
+from adaptertool.render.drift import drift_text, verdict
 from adaptertool.reports import PATHS
 from adaptertool.tasks import drift as task
 
@@ -77,4 +78,6 @@ def drift(
 
         page.write(html, drift_page(report))
     tell(report, lambda: drift_text(report, every_module=verbose), as_json=as_json, quiet=quiet)
-    return 0 if report.ok else 1
+    if report.ok:
+        return 0
+    return failed(f"drift {report.base}: {verdict(report)}", quiet=quiet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from adaptertool import evaluation as task
-from adaptertool.cli.options import COMPOSE, DEBUG, JSON, LEAVE_OUT, QUIET, RENAME, WEIGHT, tell, with_options
+from adaptertool.cli.options import COMPOSE, DEBUG, JSON, LEAVE_OUT, QUIET, RENAME, WEIGHT, failed, tell, with_options
 from adaptertool.render.evaluation import evaluation_text
 
 
@@ -60,4 +60,11 @@ def evaluate(
         fail_above=fail_above,
     )
     tell(report, lambda: evaluation_text(report), as_json=as_json, quiet=quiet)
-    return 0 if report.ok else 1
+    if report.ok:
+        return 0
+    above = [
+        f"{model.name} {model.drift.mean_kl:.2e}"
+        for model in report.models
+        if model.role != "base" and model.drift is not None and not model.drift.mean_kl <= float(fail_above or 0)
+    ]
+    return failed(f"evaluate {report.base}: KL per token is above {fail_above}: {', '.join(above)}", quiet=quiet)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from adaptertool.cli.options import DEBUG, HTML, JSON, QUIET, RENAME, THREADS, bar, tell, with_options
+from adaptertool.cli.options import DEBUG, HTML, JSON, QUIET, RENAME, THREADS, bar, failed, tell, with_options
 from adaptertool.render.inspect import inspect_text
 from adaptertool.tasks import inspect as task
 
@@ -45,4 +45,6 @@ def inspect(
 
         page.write(html, inspect_page(report))
     tell(report, lambda: inspect_text(report, every_module=verbose), as_json=as_json, quiet=quiet)
-    return 1 if report.fits is False else 0
+    if report.fits is not False:
+        return 0
+    return failed(f"inspect {report.path}: does not fit {report.base}: {report.refusal}", quiet=quiet)

@@ -38,6 +38,7 @@ QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report
 WEIGHT = click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
 COMPOSE = click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
 FORCE = click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made.")
+CLEAN = click.option("--clean", is_flag=True, help="Once OUT is published, remove what killed runs left beside it.")
 HTML = click.option("--html", metavar="FILE", help="Also write a page with pictures.")
 DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
@@ -66,6 +67,8 @@ writes = with_options(
         "--provenance", type=click.Path(), metavar="FILE", help="Write in-toto/SLSA provenance; implies --sha256."
     ),
     FORCE,
+    CLEAN,
+    click.option("--fail-if-unchanged", is_flag=True, help="Exit 1 and write nothing where no element would change."),
     click.option("--verify", is_flag=True, help="Read back what was written, and judge it, before it is published."),
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
     THREADS,
@@ -83,7 +86,9 @@ def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int
 
     lock = threading.Lock()
     # disable=None: no bar where stderr is not a terminal
-    with tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=True if quiet else None) as shown:
+    tqdm.monitor_interval = 0  # no thread beside ours
+    hidden = True if quiet or sys.stderr is None else None
+    with tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=hidden) as shown:
 
         def progress(count: int) -> None:
             with lock:
@@ -104,6 +109,13 @@ def tell(report: Noted, text: Callable[[], str], *, as_json: bool, quiet: bool) 
         say(to_json(report) if as_json else text(), sys.stdout)
 
 
+def failed(what: str, *, quiet: bool) -> int:
+    """The exit code of a check that failed; what it says, where the rest is quiet."""
+    if quiet:
+        say(f"adaptertool: {what.splitlines()[0]}", sys.stderr)
+    return 1
+
+
 def say_notes(notes: Iterable[str], *, quiet: bool) -> None:
     for note in () if quiet else notes:
         say(f"adaptertool: note: {note}", sys.stderr)
@@ -116,6 +128,8 @@ def execute(
     sha256: bool,
     provenance: str | None,
     force: bool,
+    clean: bool,
+    fail_if_unchanged: bool,
     verify: bool,
     dry_run: bool,
     threads: int | None,
@@ -123,7 +137,15 @@ def execute(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    say_notes(plan.notes, quiet=quiet)
+    said: list[str] = []
+
+    def note(text: str) -> None:
+        if text not in said:
+            said.append(text)
+            say_notes([text], quiet=quiet)
+
+    for text in plan.notes:
+        note(text)
     if dry_run:
         report = preview(plan, out, force=force, threads=threads)
         say(to_json(report) if as_json else plan_text(report, every_tensor=verbose), sys.stdout)
@@ -131,12 +153,10 @@ def execute(
     target = as_path(out, "OUT")
     check_output(plan, target, force=force, sha256=sha256)  # before numpy is loaded
     file = None if provenance is None else as_path(provenance, "FILE")
-    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: not for a plan, or --help
+    from adaptertool.tasks.run import Options, run  # noqa: PLC0415  # loads numpy: not for a plan, or --help
 
     with bar(plan.command, bytes_to_write(plan), quiet=quiet) as progress:
-        done = run(
-            plan,
-            target,
+        options = Options(
             force=force,
             threads=threads,
             progress=progress,
@@ -144,6 +164,12 @@ def execute(
             before_publish=ignore_signals,
             sha256=sha256,
             provenance=file,
+            clean=clean,
+            fail_if_unchanged=fail_if_unchanged,
+            note=note,
         )
+        done = run(plan, target, options)
+    for text in done.notes:
+        note(text)
     if not quiet or as_json:
         say(to_json(done) if as_json else run_text(done), sys.stdout)

@@ -19,13 +19,15 @@ from adaptertool.cli.options import (
     THREADS,
     WEIGHT,
     bar,
+    failed,
     tell,
     with_options,
 )
-from adaptertool.errors import UsageError
+from adaptertool.errors import UsageError, shown
 from adaptertool.render.machine import to_json
 from adaptertool.render.text import files_text
 from adaptertool.render.verify import verify_markdown, verify_text, write_junit
+from adaptertool.reports import VerifyReport
 from adaptertool.tasks import verify as task
 from adaptertool.tasks.merge import COMPOSITIONS
 
@@ -103,7 +105,13 @@ def verify(
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(verify_markdown(report))
     tell(report, lambda: verify_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)
-    return 0 if report.ok else 1
+    return 0 if report.ok else failed(_wrong(report), quiet=quiet)
+
+
+def _wrong(report: VerifyReport) -> str:
+    good = report.summary.exact + (0 if report.strict else report.summary.rounding)
+    found = [*report.summary.diagnosis, *map(shown, report.problems)]
+    return f"verify {report.merged}: WRONG: {len(report.tensors) - good:,} tensors ({'; '.join(found) or 'see -v'})"
 
 
 def _files(out: str, threads: int | None, *, as_json: bool, quiet: bool) -> int:
@@ -113,4 +121,4 @@ def _files(out: str, threads: int | None, *, as_json: bool, quiet: bool) -> int:
         report = check_files(out, progress, threads=threads)
     if not quiet or as_json:
         say(to_json(report) if as_json else files_text(report), sys.stdout)
-    return 0 if report.ok else 1
+    return 0 if report.ok else failed(files_text(report).splitlines()[0], quiet=quiet)

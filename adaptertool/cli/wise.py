@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from adaptertool.cli.boundary import ignore_signals, say
-from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, execute, tell, with_options, writes
+from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, execute, failed, say_notes, tell, with_options, writes
 from adaptertool.curve import KEEP, CurvePoint
 from adaptertool.errors import UsageError
-from adaptertool.render.curve import curve_text, point_text
+from adaptertool.render.curve import curve_text, failures, point_text, title
 from adaptertool.spec import Plan
 from adaptertool.tasks.arguments import as_path
 from adaptertool.tasks.curve import Wishes, prepare_curve
@@ -90,6 +90,8 @@ def _curve(
     wishes: Wishes,
     *,
     force: bool,
+    clean: bool,
+    fail_if_unchanged: bool,
     verify: bool,
     sha256: bool,
     provenance: str | None,
@@ -103,6 +105,8 @@ def _curve(
         raise UsageError(
             "--dry-run and -v show the plan of a sweep, and nothing of scores: leave --score away for them"
         )
+    if fail_if_unchanged:
+        raise UsageError("--fail-if-unchanged is for one OUT that is made, not for scores")
     if provenance is not None:
         raise UsageError("--provenance is of one OUT that is made; make it with the alpha that is chosen by the scores")
     from adaptertool.tasks.scored import score_curve  # noqa: PLC0415  # loads numpy: not for a plan, or --help
@@ -113,6 +117,9 @@ def _curve(
         measured.append(point)
         if not quiet:
             say(point_text(point), sys.stderr)
+
+    def note(text: str) -> None:
+        say_notes([text], quiet=quiet)
 
     report = score_curve(
         plan,
@@ -125,6 +132,12 @@ def _curve(
         threads=threads,
         progress=progress,
         before_publish=ignore_signals,
+        clean=clean,
+        note=note,
     )
     tell(report, lambda: curve_text(report, len(measured)), as_json=as_json, quiet=quiet)
-    return 0 if report.ok else 1
+    if report.ok:
+        return 0
+    return failed(
+        f"{title(report)}: {failures(report)} of {len(report.points)} points could not be scored", quiet=quiet
+    )

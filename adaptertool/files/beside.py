@@ -11,6 +11,7 @@ import secrets
 import shutil
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -21,6 +22,11 @@ _LONGEST = 200  # bytes of a name, of the 255 that file systems allow
 PART = ".part-"
 LOCK, JOURNAL, WORK = "lock", "journal", "work"
 _OURS = {LOCK, JOURNAL, WORK, ASIDE}
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+
+
+class NoLocksError(StorageError):
+    """The file system has no locks."""
 
 
 def staging_folder(out: Path, key: str) -> Path:
@@ -152,5 +158,66 @@ def locked(folder: Path, out: Path) -> int:
             os.close(lock)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise OutputError(f"another run is making {out} at this moment; wait for it, or stop it") from error
+            if set(_listed(folder)) == {LOCK}:  # what we made
+                discard(folder)
+            if error.errno in _NO_LOCKS:
+                hint = f"if no run is at work in it, remove it by hand: rm -r {folder}"
+                why = f"the file system has no locks ({error.strerror})"
+                raise NoLocksError(f"{folder} cannot be locked: {why}; {hint}") from error
             raise StorageError(f"{folder} cannot be locked: {error.strerror}") from error
         os.close(lock)
+
+
+def made_alone(out: Path) -> tuple[Path, int]:
+    """A staging directory for this run alone, where there are no locks: of a name that no other run takes, with the
+    descriptor of the lock file in it, on which there is no lock."""
+    folder = staging_folder(out, secrets.token_hex(8))
+    try:
+        folder.mkdir(0o700)
+        return folder, os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+class Left(NamedTuple):
+    """A staging directory beside OUT, of another run than this one."""
+
+    folder: Path
+    size: int  # bytes of its files
+    held: bool | None  # by a run that is at work; None: it cannot be told
+
+    @property
+    def holds_old(self) -> bool:
+        """Whether the OUT that was to be replaced is in it (files.publish)."""
+        return os.path.lexists(self.folder / ASIDE)
+
+
+def left_by_others(out: Path, own: Path) -> list[Left]:
+    """The staging directories of other runs that are, or were, to make OUT."""
+    return [Left(folder, _size(folder), _held(folder)) for folder in left_behind(out) if folder != own]
+
+
+def _held(folder: Path) -> bool | None:
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return True if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    finally:
+        os.close(lock)
+    return False
+
+
+def _size(folder: Path) -> int:
+    """Of all its files; of what cannot be looked at, nothing."""
+    total = 0
+    for here, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += (Path(here) / name).lstat().st_size
+    return total

@@ -212,7 +212,7 @@ def read_assets(root: Path) -> tuple[tuple[Asset, ...], list[str]]:
     left: list[str] = []
     for path in _walk(root, left):
         name = path.relative_to(root).as_posix()
-        if name == MANIFEST:
+        if name == MANIFEST or (name == SUMS and (root / MANIFEST).is_file()):  # ours, of these files
             continue
         if path.parent == root and name != INDEX and (_is_other(name) or is_trainer_file(name)):
             left.append(name)

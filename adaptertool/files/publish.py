@@ -16,6 +16,7 @@ from adaptertool.files.checkpoint import ADAPTER, INDEX, MANIFEST, SINGLE, SUMS,
 
 ASIDE = "old"  # name in the staging directory
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NO_SUCH_CALL = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # for files of this kind, or file system
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -38,6 +39,9 @@ def check_target(out: Path, inputs: Sequence[Path], files: Iterable[Path] = (), 
     if file := next((folder for folder in real.parents if folder.is_file()), None):
         raise UsageError(f"{file} is a file, so OUT {out} cannot be made in it; choose another OUT")
     if not real.parent.is_dir():
+        above = next(folder for folder in real.parents if os.path.lexists(folder))
+        if not above.is_dir():
+            raise UsageError(f"OUT {out} would lie in {above}, which is a file and no directory; choose another OUT")
         raise UsageError(f"the directory {real.parent} for OUT does not exist; create it first")
     if not os.access(real.parent, os.W_OK | os.X_OK):
         raise StorageError(f"the directory {real.parent} for OUT cannot be written to")
@@ -69,18 +73,24 @@ def _check_free(out: Path, *, as_file: bool, force: bool) -> None:
         raise OutputError(f"{out} holds {shown(strange[0])}, which adaptertool did not put there; move it away first")
 
 
-def check_space(out: Path, needed: int) -> None:
-    """Refuse a run that the disk cannot hold, before the first byte."""
+def check_space(out: Path, needed: int) -> bool:
+    """Refuse a run that the disk cannot hold, before the first byte. False where the file system does not tell."""
     free = free_space(out)
-    if needed > free:
+    if free is not None and needed > free:
         raise StorageError(
             f"{out.resolve().parent} has {free:,} bytes free, but {needed:,} are needed; "
             "make room, or put OUT on another disk"
         )
+    return free is not None
 
 
-def free_space(out: Path) -> int:
-    return shutil.disk_usage(out.resolve().parent).free
+def free_space(out: Path) -> int | None:
+    """Bytes; None where the file system does not tell: some count no blocks at all."""
+    try:
+        usage = shutil.disk_usage(out.resolve().parent)
+    except OSError:
+        return None
+    return usage.free if usage.total else None
 
 
 def make_directory(folder: Path, mode: int = 0o777) -> None:
@@ -97,13 +107,16 @@ def make_directory(folder: Path, mode: int = 0o777) -> None:
         raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
 
 
-def sync_tree(folder: Path) -> None:
-    """Make the directory entries below `folder` durable."""
+def sync_tree(folder: Path) -> bool:
+    """Make the directory entries below `folder` durable; False where the file system cannot."""
+    able = True
     for here, _, _ in os.walk(folder):
-        sync_directory(Path(here))
+        able = sync_directory(Path(here)) and able
+    return able
 
 
-def sync_directory(folder: Path) -> None:
+def sync_directory(folder: Path) -> bool:
+    """Make its entries durable; False where the file system has no such call, and sees to that by itself or not."""
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -111,7 +124,10 @@ def sync_directory(folder: Path) -> None:
         finally:
             os.close(fd)
     except OSError as error:
+        if error.errno in _NO_SUCH_CALL:
+            return False
         raise StorageError(f"making {folder} durable failed: {error.strerror}") from error
+    return True
 
 
 def publish(work: Path, out: Path, *, force: bool) -> None:

@@ -5,6 +5,8 @@ In .OUT.adaptertool-KEY:
     lock      held (flock) while a run is at work
     journal   a line for each file that is finished: its name, size and hash
     work      what is to be OUT; files that are not finished have other names
+
+Where the file system has no locks each run has a directory of its own, with a random KEY, and no other goes on from it.
 """
 
 from __future__ import annotations
@@ -20,12 +22,28 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from adaptertool.errors import AdapterToolError, StorageError
-from adaptertool.files.beside import JOURNAL, PART, WORK, discard, locked, only_plain, restore, staging_folder
+from adaptertool.files import publish
+from adaptertool.files.beside import (
+    JOURNAL,
+    PART,
+    WORK,
+    NoLocksError,
+    discard,
+    locked,
+    made_alone,
+    only_plain,
+    restore,
+    staging_folder,
+)
 from adaptertool.files.hashing import DEFAULT, Digests, digests_of
 from adaptertool.files.publish import make_directory, sync_directory
 from adaptertool.interrupts import deferred
+from adaptertool.tally import Tally, noted
 
 _HEX = re.compile("[0-9a-f]{64}")
+
+
+NOTHING = Tally()
 
 
 class Finished(NamedTuple):
@@ -33,6 +51,7 @@ class Finished(NamedTuple):
 
     size: int
     digests: Digests
+    tally: Tally = NOTHING  # of the elements that were edited in it
 
 
 class Staging:
@@ -51,6 +70,8 @@ class Staging:
         self.finished: dict[str, Finished] = {}
         self.precious = False  # what is there took more than our own work to make
         self.stays = False
+        self.alone = False  # there are no locks: no other run finds it
+        self._lacks: dict[str, None] = {}  # what the file system does not have, and what follows
         self._noted: list[Mapping[str, object]] = []
         self.inputs: dict[str, Digests] = {}  # that were read to their end, by path
 
@@ -58,7 +79,7 @@ class Staging:
     def __enter__(self) -> Staging:
         try:
             with deferred():  # nor must one come between the lock and our knowing of it
-                self._lock = locked(self.folder, self._out)
+                self._hold()
             restore(self.folder, self._out)
             only_plain(self.folder)
             make_directory(self.work)
@@ -69,13 +90,41 @@ class Staging:
             self._leave(keep=bool(self.finished))
             raise
 
+    def _hold(self) -> None:
+        try:
+            self._lock = locked(self.folder, self._out)
+        except NoLocksError:
+            self.alone = True
+            self.folder, self._lock = made_alone(self._out)
+            self.work, self._journal = self.folder / WORK, self.folder / JOURNAL
+            self._lacks["locks, so the work is done in a directory of its own and cannot be continued"] = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the file system does not have, and the run went on without; one note at most."""
+        if not self._lacks:
+            return ()
+        return (f"{self.folder.parent} is on a file system without {'; without '.join(self._lacks)}",)
+
+    def require_space(self, needed: int) -> None:
+        """Raises StorageError where the disk cannot hold so many bytes more."""
+        if not publish.check_space(self._out, needed):
+            self._lacks["a count of its free space, so a full disk is found only when it is full"] = None
+
+    def sync(self, folder: Path | None = None) -> None:
+        """Make the entries of a directory in it durable; of all of them, where None."""
+        if not (publish.sync_tree(self.work) if folder is None else sync_directory(folder)):
+            self._lacks["fsync of directories, so that OUT outlasts a power cut is not certain"] = None
+
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        resumable = isinstance(error, AdapterToolError) and error.resumable and bool(self.finished)
+        resumable = isinstance(error, AdapterToolError) and error.resumable and bool(self.finished) and not self.alone
         keep = resumable or self.stays or (error is not None and self.precious)
         self._leave(keep=keep)
         if keep and isinstance(error, AdapterToolError):
             count = f"{len(self.finished)} finished file{'s' if len(self.finished) > 1 else ''}"
             hint = f"the same command goes on from there; `adaptertool clean {self._out}` removes it"
+            if self.alone:
+                hint = "no command goes on from there, since the file system has no locks; remove it by hand"
             raise type(error)(f"{error}; {count} kept in {self.folder}: {hint}") from error
 
     def _leave(self, *, keep: bool) -> None:
@@ -92,14 +141,14 @@ class Staging:
         make_directory(path.parent)
         return path.with_name(f"{PART}{secrets.token_hex(8)}")
 
-    def finish(self, part: Path, name: str, digests: Digests) -> None:
+    def finish(self, part: Path, name: str, digests: Digests, tally: Tally = NOTHING) -> None:
         """Give a complete, durable file its name, and note it."""
         path = self.work / name
-        known = Finished(part.stat().st_size, digests)
+        known = Finished(part.stat().st_size, digests, tally)
         try:
             part.rename(path)
-            sync_directory(path.parent)
-            self._note({"name": name, "size": known.size, **digests})
+            self.sync(path.parent)
+            self._note({"name": name, "size": known.size, **digests, "tally": tally})
         except OSError as error:
             raise StorageError(f"finishing {path} failed: {error.strerror}") from error
         self.finished[name] = known
@@ -154,8 +203,10 @@ class Staging:
                     continue
                 if isinstance(given := entry.get("input"), str):
                     self.inputs[given] = digests
+                elif (tally := noted(entry.get("tally"))) is None:
+                    continue
                 elif isinstance(name := entry.get("name"), str) and self._holds(name, entry.get("size"), digests):
-                    self.finished[name] = Finished(entry["size"], digests)
+                    self.finished[name] = Finished(entry["size"], digests, tally)
 
     def _holds(self, name: str, size: object, digests: Digests) -> bool:
         """Whether this file is in `work`, itself and not through a link, and as it was noted."""

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from adaptertool.errors import InputError, InternalError, StorageError
 from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
 from adaptertool.files.reader import InputFile, Inputs, read_into
+from adaptertool.tally import Tally
 
 COPY_CHUNK = 2 << 20  # bytes copied at once; of a thread's buffer, through which they go to be hashed
 
@@ -35,6 +36,19 @@ def _sync_file_range() -> Any:
 _BEGIN_WRITING, _begin = 2, _sync_file_range()  # SYNC_FILE_RANGE_WRITE
 
 
+def _fallocate() -> Any:
+    """The call of Linux that gives a file its blocks; None elsewhere. Not posix_fallocate, in the place of which the C
+    library writes a byte into each block where the file system has no such call: that takes as long as the run."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None) if sys.platform == "linux" else None
+    if call is not None:
+        call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return call
+
+
+_give_blocks = _fallocate()
+
+
 class OutputFile:
     """A new file of known size. `finish` makes it durable; until then it is not part of any checkpoint."""
 
@@ -42,13 +56,14 @@ class OutputFile:
         """part: the name that the file has until it is finished, if not its own."""
         self.path, self.size, self.part = path, size, part or path
         self.hashes = InOrder(size, self.read_back, hashes)
+        self.tallies: list[Tally] = []  # of the parts of it, by those who make them
         try:
             self.fd = os.open(self.part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         except OSError as error:
             _fail(path, error)
         try:
             if size:
-                _allocate(self.fd, size)
+                allocate(self.fd, size)
         except OSError as error:
             os.close(self.fd)
             _fail(path, error)
@@ -57,9 +72,12 @@ class OutputFile:
         done = 0
         while done < len(data):
             try:
-                done += os.pwrite(self.fd, data[done:], offset + done)
+                count = os.pwrite(self.fd, data[done:], offset + done)
             except OSError as error:
                 _fail(self.path, error)
+            if not count:
+                raise StorageError(f"writing {self.path} failed: the system takes no more bytes")
+            done += count
         self.has(offset, len(data), data, loans)
 
     def has(self, offset: int, size: int, data: memoryview | None = None, loans: Loans | None = None) -> None:
@@ -68,12 +86,15 @@ class OutputFile:
         self.hashes.has(offset, size, data, loans)
 
     def read_back(self, offset: int, view: memoryview) -> None:
-        try:
-            count = os.preadv(self.fd, [view], offset)
-        except OSError as error:
-            _fail(self.path, error)
-        if count != len(view):
-            raise StorageError(f"{self.path} could not be read back at byte {offset:,}")
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self.fd, [view[done:]], offset + done)
+            except OSError as error:
+                _fail(self.path, error)
+            if not count:
+                raise StorageError(f"{self.path} could not be read back at byte {offset + done:,}")
+            done += count
 
     @property
     def digests(self) -> Digests:
@@ -146,16 +167,18 @@ def _fail(path: Path, error: OSError) -> NoReturn:
     raise StorageError(f"writing {path} failed: {error.strerror}") from error
 
 
-def _allocate(fd: int, size: int) -> None:
-    if not hasattr(os, "posix_fallocate"):
-        os.truncate(fd, size)
-        return
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.truncate(fd, size)  # a file system without preallocation
+def allocate(fd: int, size: int) -> None:
+    """Make an empty file so long, with its blocks on the disk where the file system can, so that a full disk is found
+    at once. Raises OSError."""
+    while _give_blocks is not None:
+        if _give_blocks(fd, 0, 0, size) == 0:
+            return
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            break  # a file system without preallocation
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    os.truncate(fd, size)
 
 
 def copy_range(

@@ -21,5 +21,5 @@ def to_json(report: Report, *, indent: int | None = None) -> str:
 
 
 def error_to_json(error: AdapterToolError) -> str:
-    body = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+    body = {"type": type(error).__name__, "message": error.on_command_line, "exit_code": error.exit_code}
     return json.dumps({"schema": "error/1", "error": body})

@@ -38,6 +38,8 @@ def run_text(report: RunReport) -> str:
     lines = [f"{_what(report)} -> {report.out}"]
     lines.append(f"  tensors  {report.tensors_edited:,} edited, {report.tensors_copied:,} copied")
     lines.append(f"  bytes    {size(report.bytes_read)} read, {size(report.bytes_written)} written")
+    if report.elements_edited and report.elements_changed and report.survival:
+        lines.append(f"  changed  {_changed(report.elements_changed, report.elements_edited, report.survival)}")
     if report.precision == EXACT:
         lines.append(f"  exact    {report.settled:,} elements near the middle of two values, settled exactly")
     if report.verified:
@@ -52,11 +54,20 @@ def run_text(report: RunReport) -> str:
     return "\n".join(lines)
 
 
+def _changed(changed: Sequence[int], edited: int, survival: Sequence[float | None]) -> str:
+    least, most = min(changed), max(changed)
+    counts = f"{least:,} to {most:,}" if least < most else f"{most:,}"
+    left = [share for share in survival if share is not None]
+    at_least = "at least " if len(left) > 1 else ""
+    told = f"; {at_least}{min(left):.1%} of the update survives the rounding" if left else ""
+    return f"{counts} of {edited:,} elements{told}"
+
+
 def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
     lines = [f"{_what(report)} -> {report.out}   (dry run: nothing is written)"]
     lines.append(f"  tensors  {report.tensors_edited:,} to edit, {report.tensors_copied:,} to copy")
     lines.append(f"  bytes    {size(report.bytes_read)} to read, {size(report.bytes_written)} to write")
-    lines.append(f"  disk     {size(report.disk_needed)} needed, {size(report.disk_free)} free")
+    lines.append(f"  disk     {size(report.disk_needed)} needed, {_free(report.disk_free)} free")
     lines.append(f"  memory   at most {size(report.memory_predicted)} ({_threads(report.threads)})")
     if len(report.outputs) > 1:
         lines.append(f"  outputs  {len(report.outputs)}: {report.outputs[0]} ... {report.outputs[-1]}")
@@ -66,6 +77,10 @@ def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
         counts[_line(*form, report.sources)] += count
     lines += [f"  {line}" + (f"  ({count} tensors)" if count > 1 else "") for line, count in counts.items()]
     return "\n".join(lines)
+
+
+def _free(count: int | None) -> str:
+    return "nobody knows how much" if count is None else size(count)
 
 
 def files_text(report: FilesReport) -> str:

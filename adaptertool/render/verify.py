@@ -99,16 +99,19 @@ def write_junit(report: VerifyReport, path: Path) -> None:
         raise UsageError("--junit needs junitparser: pip install 'adaptertool[report]'") from error
     suite = TestSuite(f"adaptertool verify {shown(report.merged)}")
     for verdict in report.tensors:
-        case = TestCase(shown(verdict.name), classname=verdict.status)
+        module, _, _ = verdict.name.rpartition(".")
+        case = TestCase(shown(verdict.name), classname=shown(module or verdict.name))
         if not _good(verdict, report):
             case.result = [Failure(_line(verdict), verdict.diagnosis or verdict.status)]
         suite.add_testcase(case)
     for problem in report.problems:
-        case = TestCase("config", classname="problem")
+        case = TestCase("config", classname="config")
         case.result = [Failure(shown(problem))]
         suite.add_testcase(case)
+    suite.time = report.seconds  # of all: tensors are judged together
     document = JUnitXml("adaptertool verify")
     document.add_testsuite(suite)
+    document.time = report.seconds
     document.write(str(path))
 
 

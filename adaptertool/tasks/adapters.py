@@ -22,6 +22,7 @@ from adaptertool.formats.peft import CONFIG, WEIGHTS
 from adaptertool.production import Job, results, write_tensors
 from adaptertool.spec import Asset, Stamp, TensorSpec
 from adaptertool.tasks.common import peak_memory, thread_count
+from adaptertool.tasks.leftovers import Leftovers
 from adaptertool.tasks.manifest import Facts, facts_of, write_manifest
 
 Said = TypeVar("Said")
@@ -58,6 +59,7 @@ class Done(Generic[Said]):
     threads: int
     seconds: float
     peak_memory: int
+    notes: tuple[str, ...] = ()
 
     def summary(self, output: Output[Said], out: Path, options: Options) -> dict[str, Any]:
         """The fields that every AdapterReport has."""
@@ -71,7 +73,7 @@ class Done(Generic[Said]):
             "seconds": self.seconds,
             "peak_memory": self.peak_memory,
             "dry_run": options.dry_run,
-            "notes": tuple(output.notes),
+            "notes": (*output.notes, *self.notes),
         }
 
 
@@ -82,6 +84,7 @@ class Options:
     force: bool = False
     threads: int | None = None
     dry_run: bool = False
+    clean: bool = False  # remove what other runs have left beside OUT, when it is published
     progress: Callable[[int], None] = field(default=lambda _: None)
     before_publish: Callable[[], None] = field(default=lambda: None)
 
@@ -101,22 +104,25 @@ def write_adapter(output: Output[Said], out: Path, options: Options) -> Done[Sai
     start = time.perf_counter()
     threads = thread_count(options.threads)
     check_out(out, output.sources, output.stamps, force=options.force)
-    written = 0
+    written, notes = 0, []
     with Inputs({**output.looked_at, **output.stamps}) as inputs:
         if options.dry_run:
             with contextlib.closing(results(output.jobs(inputs), threads)) as made:
                 said = [told for _, told in made]
         else:
             with Staging(out, _key(output)) as stage:
-                said = _write(output, stage.work, out, inputs, threads, options)
+                others = Leftovers(out, stage.folder, clean=options.clean)
+                stage.require_space(output.needed)
+                said = _write(output, stage.work, inputs, threads, options)
+                stage.sync()
                 written = sum(path.stat().st_size for path in stage.work.rglob("*") if path.is_file())
                 options.before_publish()
                 publish.publish(stage.work, out, force=options.force)
-    return Done(said, written, threads, time.perf_counter() - start, peak_memory())
+                notes = [*stage.notes, *others.at_end()]
+    return Done(said, written, threads, time.perf_counter() - start, peak_memory(), tuple(notes))
 
 
-def _write(output: Output[Said], folder: Path, out: Path, inputs: Inputs, threads: int, options: Options) -> list[Said]:
-    publish.check_space(out, output.needed)
+def _write(output: Output[Said], folder: Path, inputs: Inputs, threads: int, options: Options) -> list[Said]:
     for path in output.stamps:
         inputs.stream(path)
     said, size, weights = write_tensors(
@@ -142,7 +148,6 @@ def _write(output: Output[Said], folder: Path, out: Path, inputs: Inputs, thread
         files,
         DEFAULT,
     )
-    publish.sync_tree(folder)
     return said
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation, Overflow, localcontext
 from pathlib import Path
 
-from adaptertool.errors import UsageError
+from adaptertool.errors import UsageError, argument
 from adaptertool.methods import Method
 from adaptertool.spec import PRECISIONS, Cut
 
@@ -35,21 +35,30 @@ def decimals(values: Sequence[Number] | None, what: str, count: int) -> list[Dec
         return [Decimal(1)] * count
     if isinstance(values, str) or len(values) != count:
         raise UsageError(f"{len(values)} {what}s for {count} adapters; give a {what} for each adapter, or none at all")
-    return [decimal(value, what) for value in values]
+    return [decimal(value, argument(what)) for value in values]
 
 
-def cut_of(*, rank: int | None = None, energy: Number | None = None, max_error: Number | None = None) -> Cut:
-    """Raises UsageError unless just one of them is given, and makes sense."""
+def cut_of(
+    *,
+    rank: int | None = None,
+    energy: Number | None = None,
+    max_error: Number | None = None,
+    names: Sequence[str] = ("rank", "energy", "max_error"),
+) -> Cut:
+    """Raises UsageError unless just one of them is given, and makes sense. names: those that the caller has"""
     if sum(given is not None for given in (rank, energy, max_error)) != 1:
-        raise UsageError("give one of rank, energy and max_error")
+        *others, last = map(argument, names)
+        raise UsageError(f"give one of {', '.join(others)} and {last}")
     if rank is not None and (type(rank) is not int or rank < 1):
-        raise UsageError(f"rank must be a whole number from 1 on, not {rank!r}")
-    share = None if energy is None else decimal(energy, "energy")
+        raise UsageError(f"{argument('rank')} must be a whole number from 1 on, not {rank!r}")
+    share = None if energy is None else decimal(energy, argument("energy"))
     if share is not None and not 0 < share <= 1:
-        raise UsageError(f"energy is a share of the squared spectrum, above 0 and at most 1, not {energy}")
-    most = None if max_error is None else decimal(max_error, "max_error")
+        raise UsageError(
+            f"{argument('energy')} is a share of the squared spectrum, above 0 and at most 1, not {energy}"
+        )
+    most = None if max_error is None else decimal(max_error, argument("max_error"))
     if most is not None and not 0 <= most < 1:
-        raise UsageError(f"max_error is relative: from 0 to below 1, not {max_error}")
+        raise UsageError(f"{argument('max_error')} is relative: from 0 to below 1, not {max_error}")
     return Cut(rank, share, most)
 
 
@@ -59,9 +68,9 @@ def thinning(method: Method, density: Number | None, seed: int | None) -> tuple[
         raise UsageError(f"{method.name} {'has no' if method.dense else 'needs a'} density")
     if seed is not None and method.prune is None:
         raise UsageError(f"nothing is left to chance in {method.name}; it has no seed")
-    share = 1.0 if density is None else float(decimal(density, "density"))
+    share = 1.0 if density is None else float(decimal(density, argument("density")))
     if not 0 < share <= 1:
-        raise UsageError(f"density is a share over 0, up to 1, not {density}")
+        raise UsageError(f"{argument('density')} is a share over 0, up to 1, not {density}")
     return share, seed or 0
 
 
@@ -81,11 +90,11 @@ def check_precision(precision: str) -> str:
 def parse_alphas(alphas: Number | Sequence[Number]) -> list[Decimal]:
     """Each alpha once. Text is `0.3`, `0,0.3,1`, or `START:STOP:STEP` with both ends: 0:0.3:0.1 ends at 0.3."""
     if isinstance(alphas, str):
-        exact = _sweep(alphas) if ":" in alphas else [decimal(part, "alpha") for part in alphas.split(",")]
+        exact = _sweep(alphas) if ":" in alphas else [decimal(part, argument("alpha")) for part in alphas.split(",")]
     elif isinstance(alphas, Sequence):
-        exact = [decimal(alpha, "alpha") for alpha in alphas]
+        exact = [decimal(alpha, argument("alpha")) for alpha in alphas]
     else:
-        exact = [decimal(alphas, "alpha")]
+        exact = [decimal(alphas, argument("alpha"))]
     if not exact:
         raise UsageError("no alpha given")
     if len(set(exact)) != len(exact):
@@ -103,7 +112,7 @@ def _steps(text: str) -> list[Decimal]:
     parts = text.split(":")
     if len(parts) != 3:
         raise UsageError(f"a sweep is START:STOP:STEP, for instance 0:1:0.1, not {text!r}")
-    start, stop, step = (decimal(part, "alpha") for part in parts)
+    start, stop, step = (decimal(part, argument("alpha")) for part in parts)
     if step and abs((stop - start) / step) >= MAX_ALPHAS:
         raise UsageError(f"the sweep {text!r} has more than {MAX_ALPHAS:,} points")
     if step == 0:

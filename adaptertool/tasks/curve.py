@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptertool.curve import ALL, KEEP, NONE, CurvePoint, CurveReport
-from adaptertool.errors import UsageError
+from adaptertool.errors import UsageError, argument
 from adaptertool.plan import in_folders
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, parse_alphas
@@ -35,7 +35,7 @@ class Wishes:
         if keep != NONE and not published:
             raise UsageError(f"to keep {keep} there must be an OUT to keep it in")
         if target is not None and target == reference:
-            raise UsageError(f"target and reference are the same score, {target!r}")
+            raise UsageError(f"{argument('target')} and {argument('reference')} are the same score, {target!r}")
         return Wishes(keep, target, reference, minimise)
 
 
@@ -81,6 +81,7 @@ def wise_curve(
     fisher: tuple[PathLike, PathLike] | None = None,
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
+    clean: bool = False,
 ) -> CurveReport:
     """Make W + α·(T − W) for each α, score it, and publish the scores with the checkpoints that are to be kept.
 
@@ -114,6 +115,5 @@ def wise_curve(
 
     place = None if out is None else as_path(out, "OUT")
     told = progress or (lambda _: None)
-    return score_curve(
-        plan, place, scorer, wishes, force=force, verify=verify, sha256=sha256, threads=threads, progress=told
-    )
+    how: dict[str, Any] = {"force": force, "verify": verify, "sha256": sha256, "threads": threads, "clean": clean}
+    return score_curve(plan, place, scorer, wishes, progress=told, **how)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from adaptertool.errors import UsageError
+from adaptertool.errors import UsageError, argument
 from adaptertool.fidelity.summary import summary
 from adaptertool.files.checkpoint import open_checkpoint
 from adaptertool.files.header import read_header
@@ -89,7 +89,7 @@ def _check(paths: Sequence[str], probe: int, fail_above: float | None, *, record
     if unknown := set(paths) - set(PATHS):
         raise UsageError(f"no path {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(PATHS)}")
     if not recorded and not 1 <= probe <= MAX_PROBE:
-        raise UsageError(f"probe must be 1 to {MAX_PROBE} rows, not {probe}")
+        raise UsageError(f"{argument('probe')} must be 1 to {MAX_PROBE} rows, not {probe}")
     if fail_above is not None and not (math.isfinite(fail_above) and fail_above >= 0):
         raise UsageError(f"the limit for the drift is a number from 0 on, not {fail_above}")
 

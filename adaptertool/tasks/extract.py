@@ -41,6 +41,7 @@ def extract(
     dry_run: bool = False,
     progress: Callable[[int], None] | None = None,
     before_publish: Callable[[], None] | None = None,
+    clean: bool = False,
 ) -> ExtractReport:
     """Write to `out` an adapter that, merged into `base`, gives the checkpoint `tuned`, as far as its rank goes.
 
@@ -51,6 +52,7 @@ def extract(
     dtype:     of the factors: "f32", "bf16", "f16" or "f64"
     leave_out: regexes; changes of tensors in whose names one is found are lost, and the report says how large they were
     dry_run:   compute the report, and write nothing
+    clean:     as for `merge`
 
     Only what was changed is in the adapter. Linear layers have factors, with s = 1; all else is saved whole, as it is
     in `tuned` (selection.py). Layers that are hardly larger than the rank are decomposed exactly, others by subspace
@@ -70,7 +72,7 @@ def extract(
     checkpoint, other = (require_merged(open_checkpoint(one)) for one in (base_path, path))
     selection, count = _selection(checkpoint, other, leave_out, thread_count(threads))
     output = _output(checkpoint, other, selection, cut, DTYPES[dtype])
-    options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
+    options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return ExtractReport(
         **done.summary(output, target, options),

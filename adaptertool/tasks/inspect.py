@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.errors import InputError, UsageError
+from adaptertool.errors import InputError, UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.formats.peft import is_adapter
 from adaptertool.formats.peft_layers import read_layered
@@ -82,13 +82,18 @@ def inspect(
 
 def _needed(tokens: float | None, nats_per_token: float | None, episodes: float | None) -> float | None:
     """Bits of the training data."""
-    for name, number in (("tokens", tokens), ("nats per token", nats_per_token), ("episodes", episodes)):
+    for name, number in (("tokens", tokens), ("nats_per_token", nats_per_token), ("episodes", episodes)):
         if number is not None and not (math.isfinite(number) and number > 0):
-            raise UsageError(f"{name} must be a number above 0, not {number}")
+            raise UsageError(f"{argument(name)} must be a number above 0, not {number}")
     if (tokens is None) != (nats_per_token is None):
-        raise UsageError("tokens and nats per token go together: their product is the description length of the data")
+        raise UsageError(
+            f"{argument('tokens')} and {argument('nats_per_token')} go together: their product is the description "
+            "length of the data"
+        )
     if tokens is not None and episodes is not None:
-        raise UsageError("give tokens (supervised) or episodes (reinforcement learning), not both")
+        raise UsageError(
+            f"give {argument('tokens')} (supervised) or {argument('episodes')} (reinforcement learning), not both"
+        )
     if tokens is not None and nats_per_token is not None:
         return bits_of_tokens(tokens, nats_per_token)
     return None if episodes is None else BITS_PER_EPISODE * episodes

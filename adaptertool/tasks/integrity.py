@@ -7,7 +7,6 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from adaptertool.reports import FilesReport, FileStatus
 from adaptertool.tasks.arguments import PathLike, as_path
 from adaptertool.tasks.common import thread_count
 from adaptertool.tasks.manifest import sums
-from adaptertool.workers import Shared, all_done, drain
+from adaptertool.workers import Pool, Shared, all_done, drain
 
 _HEX = re.compile("[0-9a-f]{64}")
 _SCHEMA = "manifest/1"
@@ -143,7 +142,7 @@ def _differing(
             yield lambda _, name=name: check(name)  # type: ignore[misc]
 
     shared = Shared(jobs())
-    with deferred(), ThreadPoolExecutor(threads, thread_name_prefix="adaptertool") as pool:
+    with deferred(), Pool(threads) as pool:
         all_done(stop, [pool.submit(drain, stop, shared, Workspace()) for _ in range(threads)])
     return wrong
 

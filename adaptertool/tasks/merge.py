@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool.blend_plan import plan_blend
-from adaptertool.errors import UsageError
+from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
 from adaptertool.formats.adapter import Adapter
 from adaptertool.formats.beside import left_out, require_used
@@ -61,7 +61,7 @@ def prepare_merge(
         checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
         return with_tokenizer(_prepare_blend(checkpoint, adapters, renames, blend, leave_out), checkpoint, tokenizer)
     if density is not None or seed is not None:
-        raise UsageError("density and seed belong to a method (--method)")
+        raise UsageError(f"{argument('density')} and {argument('seed')} belong to a method (--method)")
     checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
     opened = [open_adapter(as_path(path, "ADAPTER"), checkpoint, renames, leave_out) for path in adapters]
     require_used(leave_out, opened)
@@ -125,6 +125,8 @@ def merge(
     progress: Callable[[int], None] | None = None,
     sha256: bool = False,
     provenance: PathLike | None = None,
+    clean: bool = False,
+    fail_if_unchanged: bool = False,
 ) -> RunReport:
     """Write to `out` the checkpoint `base` with `adapters` merged: W' = W + Σ w_i·Δ_i, in order.
 
@@ -152,14 +154,15 @@ def merge(
     progress: called with the number of bytes just written, from several threads
     sha256:   sha256 beside BLAKE3 in the manifest, and a file SHA256SUMS (as `sha256sum -c` reads it)
     provenance: where to write an in-toto statement with SLSA provenance; implies sha256
+    clean:    once `out` is published, remove what runs that were killed have left beside it
+    fail_if_unchanged: raise UnchangedError, and publish nothing, where no element differs from the base's
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
     recipe: dict[str, Any] = {"compose": compose, "renames": renames, "precision": precision, "leave_out": leave_out}
     recipe |= {"method": method, "density": density, "seed": seed, "tokenizer": tokenizer}
     plan = prepare_merge(base, adapters, weights, **recipe)
-    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
+    from adaptertool.tasks.run import run_as  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
-    file = None if provenance is None else as_path(provenance, "the file for the provenance")
-    target, told = as_path(out, "OUT"), progress
-    return run(plan, target, force=force, threads=threads, verify=verify, progress=told, sha256=sha256, provenance=file)
+    how: dict[str, Any] = {"force": force, "verify": verify, "threads": threads, "progress": progress, "clean": clean}
+    return run_as(plan, out, provenance, sha256=sha256, fail_if_unchanged=fail_if_unchanged, **how)

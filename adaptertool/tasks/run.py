@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from adaptertool.budget import bytes_to_write
 from adaptertool.engine import run_plan
@@ -22,10 +23,13 @@ from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.plan import all_steps
 from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reports import RunReport
-from adaptertool.settle import Settled
 from adaptertool.spec import EXACT, Plan
+from adaptertool.tally import Tally
+from adaptertool.tasks.arguments import PathLike, as_path
 from adaptertool.tasks.common import check_output, makes_file, peak_memory, summary, thread_count
+from adaptertool.tasks.leftovers import Leftovers
 from adaptertool.tasks.manifest import Record, recipe_key, write_manifests
+from adaptertool.tasks.outcome import fields_of, notes_of, require_changed, tallies_of
 from adaptertool.tasks.provenance import Prepared, check_provenance, statement
 from adaptertool.tasks.verify import check
 
@@ -33,68 +37,112 @@ _FILES = 150  # open at the same time, beside three for each output
 _LEAST = 100  # beside two: one that is written, one that is made durable
 
 
-def run(
-    plan: Plan,
-    out: Path,
-    *,
-    force: bool,
-    threads: int | None,
-    progress: Callable[[int], None] | None,
-    verify: bool = False,
-    before_publish: Callable[[], None] = lambda: None,
-    sha256: bool = False,
-    provenance: Path | None = None,
-) -> RunReport:
-    """Check, compute in a staging directory, publish. On any error OUT is as it was before.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to run.
 
     verify: read back what was written, from the disk, and judge it before it is published.
-    before_publish: called when all is computed, just before OUT changes.
     sha256: hash with sha256 too, and write SHA256SUMS
     provenance: where to write a statement of provenance (tasks.provenance says when); implies sha256
+    clean: when OUT is published, remove what other runs have left beside it
+    fail_if_unchanged: publish nothing where no element differs from the base's
+    before_publish: called when all is computed, just before OUT changes.
+    note: told what the user should know as soon as it is known
     """
+
+    force: bool = False
+    threads: int | None = None
+    progress: Callable[[int], None] | None = None
+    verify: bool = False
+    sha256: bool = False
+    provenance: Path | None = None
+    clean: bool = False
+    fail_if_unchanged: bool = False
+    before_publish: Callable[[], None] = lambda: None
+    note: Callable[[str], None] = lambda _: None
+
+
+def run(plan: Plan, out: Path, options: Options) -> RunReport:
+    """Check, compute in a staging directory, publish. On any error OUT is as it was before."""
     start = time.perf_counter()
-    threads = thread_count(threads)
-    require_verifiable(plan, verify=verify)
-    check_output(plan, out, force=force, sha256=sha256)
-    if provenance is not None:
-        check_provenance(plan, out, provenance, force=force)
+    threads = thread_count(options.threads)
+    _check(plan, out, options)
     allow_files(len(plan.outputs))
-    hashes = WITH_SHA256 if sha256 or provenance is not None else DEFAULT
+    provenance, force, told = options.provenance, options.force, options.progress or (lambda _: None)
+    hashes = WITH_SHA256 if options.sha256 or provenance is not None else DEFAULT
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
-        require_finite_factors(plan, inputs)
+        notes = require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
         with Staging(out, recipe_key(plan, hashes), hashes) as stage:
-            publish.check_space(out, bytes_to_write(plan) - sum(file.size for file in stage.finished.values()))
+            others = Leftovers(out, stage.folder, clean=options.clean)
+            for note in (*notes, *others.at_start()):
+                options.note(note)
+            stage.require_space(bytes_to_write(plan) - sum(file.size for file in stage.finished.values()))
             inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
-            told = progress or (lambda _: None)
             hash_inputs = provenance is not None or not makes_file(plan, out)  # one file has no manifest
-            settled = run_plan(plan, stage, inputs, threads, told, hash_inputs=hash_inputs)
+            started = run_plan(plan, stage, inputs, threads, told, hash_inputs=hash_inputs)
             for output in plan.outputs:
                 for name, content in output.files:
                     write_small(stage.work / output.folder / name, content)
                     told(len(content))
             inputs.check_unchanged()
+            tallies = tallies_of(plan, stage)
+            if options.fail_if_unchanged:
+                require_changed(plan, tallies)
             record = Record(plan, stage, inputs.digests)
             work = _complete(record, out)
-            if verify:
+            if options.verify:
                 verify_outputs(plan, stage.work, threads)
             if provenance is not None:
                 files = record.outputs(stage.work)
                 subjects = files if work == stage.work else {out.name: files[work.name]}
                 prepared = opened.enter_context(Prepared(provenance, statement(record, subjects), force=force))
-            before_publish()
+            options.before_publish()
             publish.publish(work, out, force=force)
+            notes += [*fewer(started, threads), *stage.notes, *notes_of(plan, tallies), *others.at_end()]
         if provenance is not None:  # the staging is gone: what fails here does not begin again
             prepared.publish()
-    return _report(plan, out, threads, settled, time.perf_counter() - start, verified=verify)
+    seconds = time.perf_counter() - start
+    return _report(plan, out, started, tallies, notes, seconds, verified=options.verify)
 
 
-def _report(plan: Plan, out: Path, threads: int, settled: Settled, seconds: float, *, verified: bool) -> RunReport:
+def run_as(plan: Plan, out: PathLike, provenance: PathLike | None, **how: Any) -> RunReport:
+    """The same for the public functions, which take paths as they are given. how: other fields of Options"""
+    file = None if provenance is None else as_path(provenance, "the file for the provenance")
+    return run(plan, as_path(out, "OUT"), Options(provenance=file, **how))
+
+
+def _check(plan: Plan, out: Path, options: Options) -> None:
+    """Refuse what cannot be done, before anything is read."""
+    require_verifiable(plan, verify=options.verify)
+    if options.fail_if_unchanged and plan.as_adapter:
+        raise UsageError("--fail-if-unchanged is for checkpoints; an adapter has no elements of the base")
+    check_output(plan, out, force=options.force, sha256=options.sha256)
+    if options.provenance is not None:
+        check_provenance(plan, out, options.provenance, force=options.force)
+
+
+def fewer(started: int, threads: int) -> Iterator[str]:
+    """A note where the system did not start as many threads as there were to be."""
+    if started < threads:
+        yield f"the system started no more than {started} of {threads} threads, which did the work (see ulimit -u)"
+
+
+def _report(
+    plan: Plan,
+    out: Path,
+    threads: int,
+    tallies: tuple[Tally, ...],
+    notes: Sequence[str],
+    seconds: float,
+    *,
+    verified: bool,
+) -> RunReport:
     fields = summary(plan, out, threads)
+    fields["notes"] += tuple(notes)
     return RunReport(
         **fields,
-        settled=settled.exactly,
-        settled_one_by_one=settled.one_by_one,
+        **fields_of(plan, tallies),
         seconds=seconds,
         bytes_per_second=(fields["bytes_read"] + fields["bytes_written"]) / seconds,
         peak_memory=peak_memory(),
@@ -116,7 +164,7 @@ def _complete(record: Record, out: Path) -> Path:
     record.require_all()
     if not makes_file(record.plan, out):
         write_manifests(record)
-    publish.sync_tree(work)
+    record.stage.sync()
     return work / record.plan.shards[0].name if makes_file(record.plan, out) else work
 
 

@@ -32,6 +32,7 @@ from adaptertool.spec import Output, Plan
 from adaptertool.tasks.common import check_output, thread_count
 from adaptertool.tasks.curve import Wishes
 from adaptertool.tasks.known import Curve, read_points
+from adaptertool.tasks.leftovers import Leftovers
 from adaptertool.tasks.manifest import Record, write_manifests
 from adaptertool.tasks.run import allow_files, require_verifiable, verify_outputs
 from adaptertool.tasks.scorer import Scorer, ScoringError
@@ -58,7 +59,7 @@ class Bench:
             part = dataclasses.replace(self.plan, outputs=missing)
             names = set().union(*(_files_of(self.plan, one) for one in missing))
             there = sum(file.size for name, file in self.stage.finished.items() if name in names)
-            publish.check_space(self.out, bytes_to_write(part) - there)
+            self.stage.require_space(bytes_to_write(part) - there)
             allow_files(len(missing))
             run_plan(part, self.stage, self.inputs, self.threads, lambda _: None)
         for one in outputs:
@@ -72,7 +73,8 @@ class Bench:
     def has_room(self, outputs: Sequence[Output]) -> bool:
         """Whether there may well be all of them at once."""
         part = dataclasses.replace(self.plan, outputs=tuple(outputs))
-        return bytes_to_write(part) <= publish.free_space(self.out) // _SHARE
+        free = publish.free_space(self.out)
+        return free is not None and bytes_to_write(part) <= free // _SHARE
 
     def leave_only(self, outputs: Iterable[Output], *more: str) -> None:
         folders = {*more, *(output.folder for output in outputs)}
@@ -111,8 +113,11 @@ def score_curve(
     threads: int | None,
     progress: Callable[[CurvePoint], None],
     before_publish: Callable[[], None] = lambda: None,
+    clean: bool = False,
+    note: Callable[[str], None] = lambda _: None,
 ) -> CurveReport:
-    """The arguments are those of `wise_curve`. before_publish: called when all is done, just before OUT changes."""
+    """The arguments are those of `wise_curve`. before_publish: called when all is done, just before OUT changes.
+    note: told what is known before the first score"""
     threads = thread_count(threads)
     require_verifiable(plan, verify=verify)
     hashes = WITH_SHA256 if sha256 else DEFAULT
@@ -129,9 +134,12 @@ def score_curve(
             if json.loads(to_json(curve.report(notes))) == earlier:
                 return curve.report(notes)
     with Inputs(plan.inputs, hashes) as inputs:
-        require_finite_factors(plan, inputs)
+        more = require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
         with Staging(place, curve.key, hashes) as stage:
+            others = Leftovers(place, stage.folder, clean=clean)
+            for text in others.at_start():
+                note(text)
             inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
             bench = Bench(plan, place, stage, inputs, threads, verify)
             _begin(bench, curve, anew=force or not scorer.lasting, adopt=earlier is not None)
@@ -139,12 +147,13 @@ def score_curve(
             report = curve.report(notes)
             if report.out is not None:
                 _publish(bench, curve, report, force=force or earlier is not None, before=before_publish)
-            elif curve.scorer.lasting and curve.known and not report.ok:
+            elif curve.scorer.lasting and curve.known and not report.ok and not stage.alone:
                 bench.leave_only((), _NOTES)
                 stage.stays = True
                 hint = f"the same command goes on from there; `adaptertool clean {place}` removes it"
-                return curve.report((*notes, f"the scores so far are kept in {stage.folder}: {hint}"))
-    return report
+                more.append(f"the scores so far are kept in {stage.folder}: {hint}")
+            more += [*stage.notes, *others.at_end()]
+    return dataclasses.replace(report, notes=(*report.notes, *more))
 
 
 def _begin(bench: Bench, curve: Curve, *, anew: bool, adopt: bool) -> None:
@@ -219,7 +228,7 @@ def _publish(bench: Bench, curve: Curve, report: CurveReport, *, force: bool, be
     record = Record(dataclasses.replace(bench.plan, outputs=kept), stage, bench.inputs.digests)
     record.require_all(*files)
     write_manifests(record)
-    publish.sync_tree(stage.work)
+    stage.sync()
     bench.inputs.check_unchanged()
     before()
     publish.publish(stage.work, bench.out, force=force)

@@ -22,6 +22,7 @@ from adaptertool.curve import Scores
 from adaptertool.errors import InputError, UsageError, shown
 from adaptertool.files.jsonfile import parse_json
 from adaptertool.interrupts import deferred
+from adaptertool.process import environment
 
 Score = str | Callable[[str], object]  # a command, or a function
 
@@ -151,7 +152,9 @@ def _run(arguments: Sequence[str], out: IO[bytes], err: IO[bytes]) -> int:
     child = None
     try:
         with deferred():  # a signal must not come between its start and our knowing of it
-            child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=err, process_group=0)
+            child = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=err, process_group=0, env=environment()
+            )
         return child.wait()
     except BaseException:
         if child is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.adapter_reports import LayerSummed, SumReport
 from adaptertool.combine import Combined, combined, mixed, overlaps
 from adaptertool.combine_saved import fields_of, saved_of
-from adaptertool.errors import MismatchError, UsageError, shown
+from adaptertool.errors import MismatchError, UsageError, argument, shown
 from adaptertool.formats.adapter import Adapter
 from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.peft_layers import Layered, read_layered
@@ -57,6 +57,7 @@ def sum_adapters(
     dry_run: bool = False,
     progress: Callable[[int], None] | None = None,
     before_publish: Callable[[], None] | None = None,
+    clean: bool = False,
 ) -> SumReport:
     """Write to `out` the adapter whose change is Σ wᵢ·Δᵢ, by concatenation: B = [c₁·B₁ ...], A = [A₁; ...].
 
@@ -68,7 +69,7 @@ def sum_adapters(
     base: the checkpoint that the adapters are for, needed where one is DoRA. What that changes is of full rank: of its
           layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed
     density, seed: the share of elements that stays, and of chance, where the method drops some
-    leave_out: as for `merge`. dry_run: compute the report, and write nothing
+    leave_out, clean: as for `merge`. dry_run: compute the report, and write nothing
 
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
     powers of two only; elsewhere B is rounded, to float32 at least, and the report says so. Names count as they stand.
@@ -76,19 +77,16 @@ def sum_adapters(
     """
     from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
-    if isinstance(adapters, str | os.PathLike) or not adapters:
-        raise UsageError("adapters must be a list of one or more paths")
-    if method not in METHODS:
-        raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
-    numbers, target = decimals(weights, "weight", len(adapters)), as_path(out, "OUT")
-    paths = [as_path(path, "ADAPTER") for path in adapters]
+    _check(adapters, method)
+    numbers = decimals(weights, "weight", len(adapters))
+    paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
     beside = None if base is None else as_path(base, "BASE")
     check_out(target, paths if beside is None else [*paths, beside], force=force)
     opened = _opened(paths, leave_out)
     cut, mix = _cut(method, rank, energy, opened), _mix(method, density, seed)
     plans = [_on_base(beside, one.adapter) for one in opened if beside is not None]
     output, layers = _output(opened, numbers, method, mix, cut, plans)
-    options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
+    options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return SumReport(
         **done.summary(output, target, options),
@@ -112,12 +110,19 @@ def _on_base(base: Path, adapter: Adapter) -> Plan:
     return prepare_merge(base, [adapter.path], leave_out=sorted(adapter.left), tokenizer=BASE)
 
 
+def _check(adapters: Sequence[PathLike], method: str) -> None:
+    if isinstance(adapters, str | os.PathLike) or not adapters:
+        raise UsageError("adapters must be a list of one or more paths")
+    if method not in METHODS:
+        raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
+
+
 def _cut(method: str, rank: int | None, energy: Number | None, adapters: Sequence[Layered]) -> Cut | None:
     if rank is None and energy is None:
         if not method.endswith(SVD):
             return None
         rank = max((layer.rank for adapter in adapters for layer in adapter.layers.values()), default=1)
-    return cut_of(rank=rank, energy=energy)
+    return cut_of(rank=rank, energy=energy, names=("rank", "energy"))
 
 
 def _mix(method: str, density: Number | None, seed: int | None) -> Mix | None:
@@ -170,7 +175,10 @@ def _output(
             "base that is not known: rename the keys of one adapter to those of the other"
         )
     if plans and (mix is not None or cut is None):
-        raise UsageError("a base is for sums of DoRA, which are cut: give rank or energy, and no method but cat or svd")
+        raise UsageError(
+            f"a base is for sums of DoRA, which are cut: give {argument('rank')} or {argument('energy')}, and no "
+            "method but cat or svd"
+        )
     if mix is not None and mix.on_factors and cut is not None:
         raise UsageError(f"{method} keeps the rank; cut it down with `adaptertool truncate` after that")
     exact = [Fraction(float(weight)) for weight in weights]

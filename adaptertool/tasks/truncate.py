@@ -43,6 +43,7 @@ def truncate(
     dry_run: bool = False,
     progress: Callable[[int], None] | None = None,
     before_publish: Callable[[], None] | None = None,
+    clean: bool = False,
 ) -> TruncateReport:
     """Write to `out` the adapter with B·A of each layer replaced by its best approximation of a smaller rank.
 
@@ -60,6 +61,7 @@ def truncate(
     leave_out: files beside the adapter that may hold weights, and are to play no part, as for `merge`
     spectra:   the report tells the singular values of each layer as well
     dry_run:   compute the report, and write nothing
+    clean:     as for `merge`
 
     The scale of each layer stays. Layers that lose nothing keep their factors byte for byte, and so do saved tensors,
     biases and the magnitudes of DoRA: DoRA's W' = m·V/‖V‖ then has the norms that it was trained with, and only the
@@ -75,7 +77,7 @@ def truncate(
     check_out(target, [path] if beside is None else [path, beside], force=force)
     layered, plan = _opened(path, beside, renames, leave_out)
     output = _output(layered, plan, cut, balance=balance, spectra=spectra)
-    options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
+    options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     said = [one for one in done.said if one is not None]
     summary = done.summary(output, target, options)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from adaptertool.as_adapter import into_adapter
 from adaptertool.errors import InputError, UsageError
@@ -103,6 +104,8 @@ def wise(
     progress: Callable[[int], None] | None = None,
     sha256: bool = False,
     provenance: PathLike | None = None,
+    clean: bool = False,
+    fail_if_unchanged: bool = False,
 ) -> RunReport:
     """Write W + α·(T − W) for each α: to `out` itself for one, to `out`/alpha-0.300 and so on for several.
 
@@ -119,19 +122,9 @@ def wise(
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903);
     of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
     """
-    plan = prepare_wise(
-        base,
-        tuned,
-        alphas,
-        renames=renames,
-        as_adapter=as_adapter,
-        precision=precision,
-        fisher=fisher,
-        leave_out=leave_out,
-        tokenizer=tokenizer,
-    )
-    from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
+    way: dict[str, Any] = {"as_adapter": as_adapter, "fisher": fisher, "leave_out": leave_out, "tokenizer": tokenizer}
+    plan = prepare_wise(base, tuned, alphas, renames=renames, precision=precision, **way)
+    from adaptertool.tasks.run import run_as  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
-    file = None if provenance is None else as_path(provenance, "the file for the provenance")
-    target, told = as_path(out, "OUT"), progress
-    return run(plan, target, force=force, threads=threads, verify=verify, progress=told, sha256=sha256, provenance=file)
+    how: dict[str, Any] = {"force": force, "verify": verify, "threads": threads, "progress": progress, "clean": clean}
+    return run_as(plan, out, provenance, sha256=sha256, fail_if_unchanged=fail_if_unchanged, **how)

@@ -1,0 +1,50 @@
+"""What became of the elements that a run edits, as numbers that add up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+_LARGEST = 1e290  # of a sum that is told: a million of them can be added
+
+
+class Tally(NamedTuple):
+    """Counts of elements; and of those of a sample, sums over what was stored, W', what was there, W, and the change in
+    floats before it was rounded, Δ."""
+
+    changed: int = 0  # whose stored bits are not the base's
+    settled: int = 0  # so near to the middle of two stored values that exact arithmetic decided
+    one_by_one: int = 0  # of these, those that it took rationals for
+    kept: float = 0.0  # Σ (W' − W)·Δ
+    update: float = 0.0  # Σ Δ²
+
+    @property
+    def survival(self) -> float | None:
+        """⟨W' − W, Δ⟩ / ⟨Δ, Δ⟩: the share of the update that the rounding leaves. 1 where what changed was not rounded,
+        None where there is no update."""
+        if self.update:
+            return self.kept / self.update
+        return 1.0 if self.changed else None
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """The same in any order: each sum of floats is rounded once."""
+    columns = list(zip(*tallies, strict=True)) or [()] * len(Tally._fields)
+    changed, settled, one_by_one = map(sum, columns[:3])
+    return Tally(changed, settled, one_by_one, *map(math.fsum, columns[3:]))
+
+
+def sums(kept: float, update: float) -> tuple[float, float]:
+    """Both; nothing where they are beyond what can be added up."""
+    return (kept, update) if abs(kept) < _LARGEST and update < _LARGEST else (0.0, 0.0)
+
+
+def noted(tally: object) -> Tally | None:
+    """A tally from JSON; None where it is none."""
+    if not isinstance(tally, list) or len(tally) != len(Tally._fields):
+        return None
+    counts, floats = tally[:3], tally[3:]
+    if all(type(count) is int and count >= 0 for count in counts) and all(type(one) is float for one in floats):
+        return Tally(*counts, *floats) if sums(*floats) == tuple(floats) else None
+    return None
