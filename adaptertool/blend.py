@@ -61,7 +61,9 @@ class Blended:
             changes.append(method.thinned(change, settings.density, place, number, bounds.get(number), part))
         weights = [settings.weights[number] for number in self._sources]
         dtype = self._step.spec.dtype
-        stored = rounded(method.combine(base, changes, weights, *sums), dtype)
+        combined = method.combine(base, changes, weights, *sums)
+        # −0.0 + 0 is +0.0: where nothing was added, the base's bits stay.
+        stored = rounded(np.where(combined == base, base, combined), dtype)
         if not math.isfinite(largest_stored(stored, dtype)):
             raise NonFiniteError(
                 f"{self._step.base.path}: {shown(self._step.spec.name)}: the result holds what is no number, or is "
