@@ -234,6 +234,35 @@ def test_what_is_left_out_is_said(pair: tuple[Path, Path], tmp_path: Path) -> No
     assert all("lora_" in key for key in load(tmp_path / "out"))
 
 
+def test_what_is_left_out_needs_no_equal_shapes(tmp_path: Path) -> None:
+    model = model_of("llama", tie_word_embeddings=False)
+    base = saved(model, tmp_path / "base")
+    model.resize_token_embeddings(53)
+    tune(model)
+    tuned = saved(model, tmp_path / "tuned")
+    for one, other in (("lm_head", "embed_tokens"), ("embed_tokens", "lm_head")):
+        with pytest.raises(MismatchError, match=rf"{other}.weight is F32 50×24 .* but F32 53×24"):
+            extract(base, tuned, tmp_path / "out", rank=3, leave_out=[one])
+    report = extract(base, tuned, tmp_path / "out", rank=3, leave_out=["embed_tokens|lm_head"])
+    assert f"lm_head.weight is left out: it is F32 50×24 in {base}, and F32 53×24 in {tuned}" in report.notes
+    assert sum("is left out" in note for note in report.notes) == 2
+    assert not {one.tensor for one in report.tensors} & {"lm_head.weight", "model.embed_tokens.weight"}
+    merge(base, [tmp_path / "out"], tmp_path / "merged")
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_left_out_may_be_on_one_side_only(tmp_path: Path, side: int) -> None:
+    tensors = [{"a.weight": torch.eye(4), "i": torch.arange(3)}, {"a.weight": 2 * torch.eye(4), "i": torch.arange(3)}]
+    tensors[side]["lm_head.weight"] = torch.eye(4)
+    paths = write_pair(tmp_path, *tensors, tie_word_embeddings=False)
+    report = extract(*paths, tmp_path / "out", rank=4, leave_out=["lm_head"])
+    places = ["F32 4×4", "absent"][:: 1 if side == 0 else -1]
+    note = f"lm_head.weight is left out: it is {places[0]} in {paths[0]}, and {places[1]} in {paths[1]}"
+    assert note in report.notes and report.unchanged == 1
+    with pytest.raises(MismatchError, match=r"lm_head\.weight"):
+        extract(*paths, tmp_path / "no", rank=4)
+
+
 def test_signs_of_zeros_and_equal_nans_are_no_change(tmp_path: Path) -> None:
     base = {"a.weight": torch.zeros(4, 4), "b.weight": torch.eye(4), "odd.weight": torch.full((3,), torch.nan)}
     tuned = {**base, "a.weight": -torch.zeros(4, 4), "b.weight": 2 * torch.eye(4)}

@@ -80,7 +80,7 @@ def test_the_order_counts_where_a_saved_weight_replaces_factors(tmp_path: Path) 
     sum_adapters([saved, low], tmp_path / "out")
     with pytest.raises(UnsupportedError, match=r"base_layer\.weight replaces what the factors .*; give .*/a first"):
         sum_adapters([low, saved], tmp_path / "no")
-    with pytest.raises(UnsupportedError, match="replaces what .* no sum of both does so$"):
+    with pytest.raises(UnsupportedError, match=r"replaces what .* no sum of both does so$"):
         sum_adapters([saved, saved], tmp_path / "no")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.adapter_reports import ExtractReport, TensorExtracted
 from adaptertool.conversion import architecture_of
-from adaptertool.errors import InputError, UsageError
+from adaptertool.errors import InputError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.formats.peft import is_adapter
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
@@ -49,7 +49,8 @@ def extract(
     energy:    the smallest rank that keeps this share of ‖D‖², in (0, 1]
     max_error: the smallest rank with ‖D − B·A‖ ≤ max_error·‖D‖, Frobenius norms, with the factors as they are stored
     dtype:     of the factors: "f32", "bf16", "f16" or "f64"
-    leave_out: regexes; changes of tensors in whose names one is found are lost, and the report says how large they were
+    leave_out: regexes; changes of tensors in whose names one is found are lost, and the report says how large they were.
+               Such tensors may have different shapes in `base` and `tuned`, or be in one of them only; this is said
     dry_run:   compute the report, and write nothing
 
     Only what was changed is in the adapter. Linear layers have factors, with s = 1; all else is saved whole, as it is
@@ -68,8 +69,8 @@ def extract(
     if is_adapter(path):
         raise InputError(f"{path} is an adapter already; for a smaller rank there is `adaptertool truncate`")
     checkpoint, other = open_checkpoint(base_path), open_checkpoint(path)
-    selection, count = _selection(checkpoint, other, leave_out, thread_count(threads))
-    output = _output(checkpoint, other, selection, cut, DTYPES[dtype])
+    selection, count, misfits = _selection(checkpoint, other, leave_out, thread_count(threads))
+    output = _output(checkpoint, other, selection, cut, DTYPES[dtype], misfits)
     options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return ExtractReport(
@@ -85,14 +86,17 @@ def _told(one: Extracted) -> TensorExtracted:
     return TensorExtracted(one.choice.base.spec.name, one.choice.how, one.rank, one.norm, 1 - one.error**2, one.error)
 
 
-def _selection(base: Checkpoint, tuned: Checkpoint, leave_out: Sequence[str], threads: int) -> tuple[Selection, int]:
-    """What is to become of each tensor, and how many were not changed. All headers are compared before any weight."""
+def _selection(
+    base: Checkpoint, tuned: Checkpoint, leave_out: Sequence[str], threads: int
+) -> tuple[Selection, int, list[str]]:
+    """What is to become of each tensor, how many were not changed, and notes on those that are left out and could not
+    be compared. All headers are compared before any weight."""
     from adaptertool.extraction import changed_of  # noqa: PLC0415  # loads numpy
     from adaptertool.files.reader import Inputs  # noqa: PLC0415
 
-    subject, unwanted = open_subject(base), left_out(leave_out, base.tensors)
+    subject, unwanted = open_subject(base), left_out(leave_out, {**base.tensors, **tuned.tensors})
     pairs, fixed = list[tuple[Ref, Ref]](), list[tuple[Ref, Ref]]()
-    for ref, other, computed in pairs_of(base, tuned):
+    for ref, other, computed in pairs_of(base, tuned, unwanted):
         (pairs if computed else fixed).append((ref, other))
     with Inputs({header.path: header.stamp for header in (*base.headers, *tuned.headers)}) as inputs:
         changed = changed_of(inputs, pairs, fixed, threads)
@@ -104,10 +108,19 @@ def _selection(base: Checkpoint, tuned: Checkpoint, leave_out: Sequence[str], th
             f"no linear layer differs between {base.path} and {tuned.path}; PEFT loads no adapter without one: "
             "copy the changed tensors as they are"
         )
-    return selection, len(base.tensors) - len(changed)
+    return selection, len(pairs) + len(fixed) - len(changed), list(_misfits(base, tuned, unwanted))
 
 
-def _output(base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut, dtype: str) -> Output[Extracted]:
+def _misfits(base: Checkpoint, tuned: Checkpoint, unwanted: frozenset[str]) -> Iterator[str]:
+    compared = {ref.spec.name for ref, _, _ in pairs_of(base, tuned, unwanted)}
+    for name in sorted(unwanted - compared):
+        here, there = (str(one.tensors[name].spec) if name in one.tensors else "absent" for one in (base, tuned))
+        yield f"{shown(name)} is left out: it is {here} in {base.path}, and {there} in {tuned.path}"
+
+
+def _output(
+    base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut, dtype: str, misfits: Sequence[str]
+) -> Output[Extracted]:
     from adaptertool.extraction import in_order, jobs, specs_of  # noqa: PLC0415  # loads numpy
     from adaptertool.tasks.adapters import Output  # noqa: PLC0415
 
@@ -122,7 +135,7 @@ def _output(base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut,
         metadata={"format": "pt"},
         jobs=lambda inputs: jobs(choices, cut, dtype, inputs),
         config=lambda said: config_text(_fields(base, selection), _written(said)),
-        notes=list(_notes(base, tuned, selection)),
+        notes=[*_notes(base, tuned, selection), *misfits],
         reserved=None if cut.rank else 0,
     )
 
