@@ -172,6 +172,41 @@ def test_peft_loads_what_is_extracted_from_many_architectures(tmp_path: Path, fa
         assert (merged[name].double() - tensor.double()).abs().max() < 1e-7, name
 
 
+MAMBA = {"hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 50, "state_size": 4}
+MAMBAS = {
+    "mamba": MAMBA | {"time_step_rank": 3, "use_bias": True},
+    "falcon_mamba": MAMBA | {"time_step_rank": 3},
+    "mamba2": MAMBA | {"num_heads": 6, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
+    "falcon_h1": TINY | {"mamba_d_ssm": 24, "mamba_n_heads": 4, "mamba_d_head": 6, "mamba_d_state": 4,
+                         "mamba_n_groups": 1, "mamba_chunk_size": 8},
+    "nemotron_h": {key: value for key, value in TINY.items() if key != "num_hidden_layers"} | {
+        "layers_block_type": ["mamba", "attention"], "head_dim": 12, "mamba_num_heads": 4, "mamba_head_dim": 12,
+        "ssm_state_size": 4, "n_groups": 1, "chunk_size": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", MAMBAS)
+def test_layers_that_peft_takes_no_factors_for_are_saved_whole(tmp_path: Path, family: str) -> None:
+    config = AutoConfig.for_model(family, **MAMBAS[family], tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_config(config).float()
+    base = saved(model, tmp_path / "base")
+    tune(model)
+    tuned = saved(model, tmp_path / "tuned")
+    report = extract(base, tuned, tmp_path / "out", rank=100)
+    assert f"in {family} models PEFT does not load, or does not use, factors for them" in report.notes[-1]
+    how = {one.tensor.split(".")[-2]: one.how for one in report.tensors}
+    assert (how["in_proj"], how["out_proj"], how["conv1d"]) == ("factors", "saved", "saved")
+    text = torch.arange(10)[None]
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(tuned)(text).logits
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
+        assert (adapted(text).logits - wanted).abs().max() < 1e-4
+    merge(base, [tmp_path / "out"], tmp_path / "merged")
+    merged = load(tmp_path / "merged")
+    for name, tensor in load(tuned).items():
+        assert (merged[name].double() - tensor.double()).abs().max() < 1e-7, name
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_tied_ends_stay_tied(tmp_path: Path, family: str) -> None:
     model = model_of(family, tie_word_embeddings=True)

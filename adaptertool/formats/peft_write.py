@@ -20,6 +20,12 @@ from adaptertool.kinds.lora import scaling
 # be initialised is overwritten when it is loaded, but some initialisers refuse odd ranks, or look for data.
 _DROPPED = ("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config")
 
+# Linear layers whose factors PEFT does not load, or loads and then does nothing with: kernels read their weights, and
+# call no layer. By the last part of the path, with the types of the models: those of PEFT's own check
+# (tuners_utils._check_lora_target_modules_mamba), and for dt_proj those of which transformers 5.23 reads the weight.
+_MAMBAS = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+_NO_TARGETS = {"out_proj": _MAMBAS, "conv1d": _MAMBAS, "dt_proj": frozenset({"mamba", "falcon_mamba", "jamba"})}
+
 _Number = TypeVar("_Number", int, float)
 
 
@@ -30,6 +36,11 @@ class Written(NamedTuple):
     rank: int
     alpha: float
     is_parameter: bool = False
+
+
+def may_have_factors(model_type: object, module: str) -> bool:
+    """Whether PEFT loads, and uses, factors for the linear layer of that path; model_type: of the model's config."""
+    return model_type not in _NO_TARGETS.get(_end(module), ())
 
 
 def alpha_for(scale: float, rank: int, *, rank_stabilised: bool = False) -> float:

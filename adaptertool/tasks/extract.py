@@ -11,7 +11,7 @@ from adaptertool.conversion import architecture_of
 from adaptertool.errors import InputError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.formats.peft import is_adapter
-from adaptertool.formats.peft_write import Written, alpha_for, config_text
+from adaptertool.formats.peft_write import Written, alpha_for, config_text, may_have_factors
 from adaptertool.resolve import open_subject
 from adaptertool.selection import FACTORS, SAVED, Selection, left_out, select
 from adaptertool.spec import Cut, Ref
@@ -49,7 +49,7 @@ def extract(
     energy:    the smallest rank that keeps this share of ‖D‖², in (0, 1]
     max_error: the smallest rank with ‖D − B·A‖ ≤ max_error·‖D‖, Frobenius norms, with the factors as they are stored
     dtype:     of the factors: "f32", "bf16", "f16" or "f64"
-    leave_out: regexes; changes of tensors in whose names one is found are lost, and the report says how large they were.
+    leave_out: regexes; changes of tensors in whose names one is found are lost; the report says how large they were.
                Such tensors may have different shapes in `base` and `tuned`, or be in one of them only; this is said
     dry_run:   compute the report, and write nothing
 
@@ -144,6 +144,13 @@ def _notes(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> Iterato
     yield from (*base.notes, *tuned.notes)
     for note in config_notes("config.json", base.config, tuned.config):
         yield f"{note}; an adapter changes nothing of it"
+    model_type = (base.config or {}).get("model_type")
+    barred = [one for one in selection.of(SAVED) if one.module and not may_have_factors(model_type, one.module)]
+    if linear := [one for one in barred if len(one.base.shape) == 2]:
+        yield (
+            f"{len(linear)} linear layers are saved whole, {shown(linear[0].module)} and its like: in "
+            f"{shown(model_type)} models PEFT does not load, or does not use, factors for them"
+        )
     dtypes = {one.tuned.spec.dtype for one in selection.of(SAVED) if one.tuned.spec.dtype != one.base.spec.dtype}
     if dtypes:
         yield f"saved tensors are stored as {', '.join(sorted(dtypes))}, as in {tuned.path}"
