@@ -9,7 +9,20 @@ import click
 
 from adaptertool.adapter_reports import AdapterReport
 from adaptertool.cli.boundary import ignore_signals
-from adaptertool.cli.options import DEBUG, FORCE, HTML, JSON, QUIET, RENAME, THREADS, WEIGHT, bar, tell, with_options
+from adaptertool.cli.options import (
+    DEBUG,
+    EXPERT_LAYOUT,
+    FORCE,
+    HTML,
+    JSON,
+    QUIET,
+    RENAME,
+    THREADS,
+    WEIGHT,
+    bar,
+    tell,
+    with_options,
+)
 from adaptertool.tasks.extract import DTYPES
 from adaptertool.tasks.sum import METHODS
 
@@ -36,7 +49,7 @@ makes_adapter = with_options(
 @click.option("--base", type=click.Path(), help="Needed for DoRA: what it changes is extracted, at --rank or --energy.")
 @click.option("--density", help="The share of elements that stays: ties, dare, magnitude_prune.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
-@with_options(RANK, ENERGY)
+@with_options(RANK, ENERGY, EXPERT_LAYOUT)
 @makes_adapter
 def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Add ADAPTERs into one: Σ w·(alpha/r)·B·A, exact by concatenation; no base is needed.
@@ -63,6 +76,7 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
     click.option("--balance", is_flag=True, help="Share the singular values between A and B."),
     click.option("--base", type=click.Path(), help="Tell how far the merged weights move: of DoRA its norms count."),
     RENAME,
+    EXPERT_LAYOUT,
     HTML,
 )
 @makes_adapter

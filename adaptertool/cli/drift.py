@@ -6,7 +6,20 @@ from typing import Any
 
 import click
 
-from adaptertool.cli.options import COMPOSE, DEBUG, HTML, JSON, QUIET, RENAME, THREADS, WEIGHT, bar, tell, with_options
+from adaptertool.cli.options import (
+    COMPOSE,
+    DEBUG,
+    EXPERT_LAYOUT,
+    HTML,
+    JSON,
+    QUIET,
+    RENAME,
+    THREADS,
+    WEIGHT,
+    bar,
+    tell,
+    with_options,
+)
 from adaptertool.render.drift import drift_text
 from adaptertool.reports import PATHS
 from adaptertool.tasks import drift as task
@@ -28,6 +41,7 @@ from adaptertool.tasks import drift as task
     click.option("--time", "cost", is_flag=True, help="Time the layers, merged and unmerged."),
     HTML,
     RENAME,
+    EXPERT_LAYOUT,
     THREADS,
     JSON,
     QUIET,

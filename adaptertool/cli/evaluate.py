@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from adaptertool import evaluation as task
-from adaptertool.cli.options import COMPOSE, DEBUG, JSON, QUIET, RENAME, WEIGHT, tell, with_options
+from adaptertool.cli.options import COMPOSE, DEBUG, EXPERT_LAYOUT, JSON, QUIET, RENAME, WEIGHT, tell, with_options
 from adaptertool.render.evaluation import evaluation_text
 
 
@@ -21,7 +21,7 @@ from adaptertool.render.evaluation import evaluation_text
 @click.option("--generate", type=click.IntRange(0, task.MAX_GENERATED), default=16, help="Tokens after each prompt.")
 @click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps.")
 @click.option("--fail-above", metavar="KL", help="Exit code 1 where the mean KL is above it (nats per token).")
-@with_options(RENAME, JSON, QUIET, DEBUG)
+@with_options(RENAME, EXPERT_LAYOUT, JSON, QUIET, DEBUG)
 def evaluate(
     base: str,
     adapters: tuple[str, ...],
@@ -35,6 +35,7 @@ def evaluate(
     device: str,
     fail_above: str | None,
     renames: tuple[str, ...],
+    expert_layout: str | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -51,6 +52,7 @@ def evaluate(
         weights=weights or None,
         compose=compose,
         renames=renames,
+        expert_layout=expert_layout,
         each=each,
         loss=loss,
         generate=generate,

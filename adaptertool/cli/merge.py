@@ -39,6 +39,7 @@ def merge(
     density: str | None,
     seed: int | None,
     renames: tuple[str, ...],
+    expert_layout: str | None,
     precision: str,
     **options: Any,
 ) -> None:
@@ -52,6 +53,7 @@ def merge(
         weights or None,
         compose=compose,
         renames=renames,
+        expert_layout=expert_layout,
         precision=precision,
         method=method,
         density=density,

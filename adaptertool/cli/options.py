@@ -12,6 +12,7 @@ import click
 
 from adaptertool.budget import bytes_to_write
 from adaptertool.cli.boundary import ignore_signals, say
+from adaptertool.formats.peft_packing import LAYOUTS
 from adaptertool.render.machine import Report, to_json
 from adaptertool.render.text import plan_text, run_text
 from adaptertool.spec import EXACT, PRECISIONS, Plan
@@ -23,6 +24,11 @@ from adaptertool.tasks.preview import preview
 Command = Callable[..., int | None]
 
 RENAME = click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names in adapters.")
+EXPERT_LAYOUT = click.option(
+    "--expert-layout",
+    type=click.Choice(LAYOUTS),
+    help="How lora_B of fused experts is packed, where the adapter's config does not say (unsloth).",
+)
 THREADS = click.option("--threads", type=click.IntRange(min=1, max=MAX_THREADS), help="Default: cores, up to 8.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")
@@ -46,6 +52,7 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 
 writes = with_options(
     RENAME,
+    EXPERT_LAYOUT,
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),

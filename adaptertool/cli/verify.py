@@ -9,7 +9,19 @@ from pathlib import Path
 import click
 
 from adaptertool.cli.boundary import say
-from adaptertool.cli.options import COMPOSE, DEBUG, JSON, QUIET, RENAME, THREADS, WEIGHT, bar, tell, with_options
+from adaptertool.cli.options import (
+    COMPOSE,
+    DEBUG,
+    EXPERT_LAYOUT,
+    JSON,
+    QUIET,
+    RENAME,
+    THREADS,
+    WEIGHT,
+    bar,
+    tell,
+    with_options,
+)
 from adaptertool.errors import UsageError
 from adaptertool.render.machine import to_json
 from adaptertool.render.text import files_text
@@ -28,7 +40,13 @@ from adaptertool.tasks.merge import COMPOSITIONS
 @click.option("--strict", is_flag=True, help="What rounding explains is wrong too.")
 @click.option("--junit", type=click.Path(), help="Write JUnit XML to this file, a test case for each tensor.")
 @with_options(
-    RENAME, THREADS, JSON, QUIET, click.option("-v", "--verbose", is_flag=True, help="List every tensor."), DEBUG
+    RENAME,
+    EXPERT_LAYOUT,
+    THREADS,
+    JSON,
+    QUIET,
+    click.option("-v", "--verbose", is_flag=True, help="List every tensor."),
+    DEBUG,
 )
 def verify(
     merged: str,
@@ -40,6 +58,7 @@ def verify(
     strict: bool,
     junit: str | None,
     renames: tuple[str, ...],
+    expert_layout: str | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -53,7 +72,15 @@ def verify(
     Without BASE: whether the files of MERGED are those that its manifest was written for.
     """
     if base is None:
-        if weights or alpha is not None or strict or junit is not None or renames or compose != COMPOSITIONS[0]:
+        if (
+            weights
+            or alpha is not None
+            or strict
+            or junit is not None
+            or renames
+            or expert_layout
+            or compose != COMPOSITIONS[0]
+        ):
             raise UsageError("without a BASE only the files are checked against their manifest; give the BASE too")
         return _files(merged, threads, as_json=as_json, quiet=quiet)
     with bar("verify", None, quiet=quiet) as progress:
@@ -65,6 +92,7 @@ def verify(
             alpha=alpha,
             compose=compose,
             renames=renames,
+            expert_layout=expert_layout,
             strict=strict,
             threads=threads,
             progress=progress,

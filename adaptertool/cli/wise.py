@@ -54,6 +54,7 @@ def wise(
     minimise: bool,
     out: str | None,
     renames: tuple[str, ...],
+    expert_layout: str | None,
     precision: str,
     as_adapter: bool,
     **options: Any,
@@ -66,6 +67,7 @@ def wise(
     where it was interrupted, or where CMD failed.
     """
     recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
+    recipe |= {"expert_layout": expert_layout}
     if score is None:
         if keep or target is not None or reference is not None or minimise:
             raise UsageError("--keep, --target, --reference and --minimise are for scores: give --score too")

@@ -33,6 +33,7 @@ def evaluate(
     weights: Sequence[Number] | None = None,
     compose: str = "sequential",
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     each: bool = False,
     loss: str | None = None,
     generate: int = 16,
@@ -42,7 +43,7 @@ def evaluate(
     """Run the base with its adapters unmerged, and merged checkpoints, on prompts; say how far apart they are.
 
     base:     a directory that transformers can load as a causal language model, with its tokenizer, which all share
-    adapters: act on the base beside its weights (`adaptertool.attached`); weights, compose, renames as for `merge`
+    adapters: act on the base beside its weights (`adaptertool.attached`); the rest as for `merge`
     prompts:  JSONL: {"prompt": ...}, or facts to be known, as EasyEdit has them (evaluation/prompts.py)
     merged:   directories of merged, or fine-tuned, checkpoints
     each:     every adapter is a model of its own, as every merged checkpoint is
@@ -72,6 +73,7 @@ def evaluate(
         weights=tuple(map(float, numbers)),
         compose=compose,
         renames=tuple(renames),
+        expert_layout=expert_layout,
         each=each,
         losses=LOSSES if loss is None else (loss,),
         generate=generate,

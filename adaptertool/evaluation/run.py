@@ -43,6 +43,7 @@ class Request:
     weights: tuple[float, ...]
     compose: str
     renames: tuple[str, ...]
+    expert_layout: str | None
     each: bool
     losses: tuple[str, ...]
     generate: int
@@ -164,7 +165,8 @@ class _Models:
     def _attached(self, model: Any, group: Sequence[int]) -> contextlib.AbstractContextManager[None]:
         request = self._request
         paths, weights = [request.adapters[n] for n in group], [request.weights[n] for n in group]
-        return attaching(model, paths, weights, request.renames, request.compose, self._notes.append)
+        how = request.renames, request.compose, self._notes.append, request.expert_layout
+        return attaching(model, paths, weights, *how)
 
     def _scores(
         self, model: Any, name: str, role: str, start: float, answers: Sequence[Answers], *, refers: bool = False

@@ -18,7 +18,7 @@ from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import stamp_of
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.peft_config import LoraConfig, parse_config
-from adaptertool.formats.peft_parameters import on_parameter, parameters_in
+from adaptertool.formats.peft_parameters import on_parameter, packing_notes, parameters_in
 from adaptertool.formats.peft_saved import OUT_PROJ, OUT_PROJ_TIMES, Saved
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.dora import MAGNITUDE
@@ -80,6 +80,7 @@ def read_adapter(
         if ".lora_embedding_" in key:
             embeddings.add(key.removeprefix(_PREFIX).rpartition(".")[0])
     modules = _low_rank(config, header.path, factors, embeddings, base_has)
+    notes = packing_notes(config, modules)
     ignored = saved.without_copies()
     modules += [Module(name, name, FULL.name, {TUNED: ref}, 1.0) for name, ref in saved.tensors.items()]
     modules += _token_rows(config, header.path, tokens)
@@ -97,7 +98,10 @@ def read_adapter(
         ties_ends=config.ties_ends,
         claims_transposed=config.fan_in_fan_out,
         ignored=frozenset(ignored),
-        notes=tuple(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
+        notes=(
+            *notes,
+            *(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
+        ),
     )
 
 

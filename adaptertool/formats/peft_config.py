@@ -3,15 +3,18 @@ is refused by name. Field names and rules as in PEFT 0.21.2."""
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, UnsupportedError, shown
+from adaptertool.formats import peft_packing
 from adaptertool.formats.patterns import by_pattern, check
+from adaptertool.formats.peft_packing import Packing, packing_of
 from adaptertool.kinds import lora
 
 # Read and acted on below.
@@ -33,6 +36,7 @@ _HANDLED = frozenset(
         "peft_version",
         "ensure_weight_tying",
         "base_model_name_or_path",
+        *peft_packing.FIELDS,
     }
 )
 
@@ -83,6 +87,7 @@ class LoraConfig:
     tokens: Mapping[str, tuple[int, ...]]  # trainable_token_indices: module, or "" for the only one -> rows
     parameters: tuple[str, ...]  # target_parameters: parameters of modules that are no layers, fused experts above all
     version: tuple[int, ...] | None  # of PEFT
+    packing: Packing  # of lora_B of fused experts
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
 
@@ -121,7 +126,12 @@ class LoraConfig:
         return lora.scaling(alpha, self.rank_of(module), rank_stabilised=self.rank_stabilised)
 
 
-def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
+def reading(expert_layout: str | None) -> Callable[[Path, Mapping[str, Any]], LoraConfig]:
+    """parse_config, with a layout of lora_B of fused experts that counts where the config does not say one."""
+    return functools.partial(parse_config, expert_layout=expert_layout)
+
+
+def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | None = None) -> LoraConfig:
     """Raises UnsupportedError for what is refused by name, InputError for values of a wrong type."""
     peft_type = fields.get("peft_type")
     if peft_type != "LORA":
@@ -154,6 +164,7 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
         ties_ends=_flag(path, fields, "ensure_weight_tying"),
         parameters=_names(path, "target_parameters", fields.get("target_parameters")),
         version=_version(fields.get("peft_version")),
+        packing=packing_of(path, fields, expert_layout),
         tokens=_tokens(path, fields.get("trainable_token_indices")),
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},

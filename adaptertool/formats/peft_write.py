@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from adaptertool.formats.patterns import MAX_PATTERN
+from adaptertool.formats.peft_packing import as_peft_packs
 from adaptertool.kinds.lora import scaling
 
 # Settings of initialisers and of training: of no meaning for an adapter that was not trained as it stands. What would
@@ -59,15 +60,15 @@ def alpha_for(scale: float, rank: int, *, rank_stabilised: bool = False) -> floa
 def config_text(
     fields: Mapping[str, Any], layers: Sequence[Written], *, targets_of: Mapping[str, Any] | None = None
 ) -> bytes:
-    """The config with `fields`, but rank, alpha and targets as `layers` have them.
+    """The config with `fields`, but rank, alpha and targets as `layers` have them, whose lora_B is packed as by PEFT.
 
     targets_of: a config that targets just these layers, to be followed in how it names them.
     """
     ranks = {layer.path: layer.rank for layer in layers}
     alphas = {layer.path: layer.alpha for layer in layers}
     rank, alpha = (Counter(numbers.values()).most_common(1)[0][0] if layers else 1 for numbers in (ranks, alphas))
-    whole = {
-        **{name: value for name, value in fields.items() if name not in _DROPPED},
+    whole: dict[str, Any] = {
+        **{name: value for name, value in as_peft_packs(fields).items() if name not in _DROPPED},
         "peft_type": "LORA",
         "init_lora_weights": True,
         "r": rank,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from adaptertool.files.header import Header, read_header
 from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.peft import CONFIG, WEIGHTS, read_adapter
-from adaptertool.formats.peft_config import LoraConfig, parse_config
+from adaptertool.formats.peft_config import LoraConfig, parse_config, reading
 from adaptertool.inspection.families import OTHER, family_of
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.lora import A, B
@@ -43,6 +44,7 @@ class Found(NamedTuple):
     scale: float | None = None
     product: tuple[Ref, Ref] | None = None  # A and B, where the change is scale·B·A
     experts: int = 1
+    grouped: bool = False  # of lora_B of experts: as of a Module
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -68,11 +70,11 @@ class Described:
     refusal: str | None  # what a merge says, without the base
 
 
-def describe(path: Path, base_has: Callable[[str], bool]) -> Described:
+def describe(path: Path, base_has: Callable[[str], bool], expert_layout: str | None = None) -> Described:
     """Raises InputError where its files are missing or malformed; whatever they hold is described."""
     refusal = adapter = None
     try:
-        adapter = read_adapter(path, base_has)
+        adapter = read_adapter(path, base_has, reading(expert_layout))
     except InputError as error:
         try:
             fields, header = load_json(path / CONFIG), read_header(path / WEIGHTS)
@@ -80,7 +82,7 @@ def describe(path: Path, base_has: Callable[[str], bool]) -> Described:
             raise error from None  # it tells more
         refusal = str(error)
         try:
-            adapter = read_adapter(path, base_has, _as_far_as_clear)
+            adapter = read_adapter(path, base_has, functools.partial(_as_far_as_clear, expert_layout))
         except InputError:
             return Described(fields, header, tuple(_by_names(fields, header)), None, refusal)
     else:
@@ -88,8 +90,8 @@ def describe(path: Path, base_has: Callable[[str], bool]) -> Described:
     return Described(fields, header, tuple(map(_of_module, adapter.modules)), adapter, refusal)
 
 
-def _as_far_as_clear(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
-    return parse_config(path, {**fields, **_CLEAR})
+def _as_far_as_clear(expert_layout: str | None, path: Path, fields: Mapping[str, Any]) -> LoraConfig:
+    return parse_config(path, {**fields, **_CLEAR}, expert_layout)
 
 
 def _of_module(module: Module) -> Found:
@@ -109,6 +111,7 @@ def _of_module(module: Module) -> Found:
         module.scale,
         (a, b) if fit else None,
         wide // module.rank,
+        module.grouped,
     )
 
 

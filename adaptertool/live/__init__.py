@@ -29,6 +29,7 @@ def applied(
     *,
     weights: Sequence[Number] | None = None,
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     restore: str = "copy",
     base: PathLike | None = None,
 ) -> Iterator[Model]:
@@ -38,7 +39,7 @@ def applied(
              where no adapter of it is active or merged
     adapter: a PEFT adapter directory, or several, each applied to what those before it produced
     alpha:   0 changes nothing, 1 is the merge; also beyond
-    weights, renames: as for `merge`
+    weights, renames, expert_layout: as for `merge`
     restore: "copy" keeps a copy of every weight that is changed, on its device. "recompute" keeps none: the bits are
              read from the checkpoint `base`, one tensor at a time. That it holds them is checked before the change.
 
@@ -56,7 +57,7 @@ def applied(
     Source of α: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
     """
     factor = float(decimal(alpha, "alpha"))
-    with _session(model, adapter, weights, renames, restore, base) as session:
+    with _session(model, adapter, weights, renames, restore, base, expert_layout) as session:
         session.put(factor)
         yield model
 
@@ -68,6 +69,7 @@ def sweep(
     *,
     weights: Sequence[Number] | None = None,
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     restore: str = "copy",
     base: PathLike | None = None,
 ) -> Iterator[tuple[float, Model]]:
@@ -82,7 +84,7 @@ def sweep(
     _require_torch()
 
     def steps() -> Iterator[tuple[float, Model]]:
-        with _session(model, adapter, weights, renames, restore, base) as session:
+        with _session(model, adapter, weights, renames, restore, base, expert_layout) as session:
             for factor in factors:
                 session.put(factor)
                 yield factor, model
@@ -98,13 +100,14 @@ def attached(
     *,
     weights: Sequence[Number] | None = None,
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     compose: str = "sequential",
 ) -> Iterator[Model]:
     """Within the block the adapters act beside the weights, unmerged: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ, by hooks on the layers.
 
     DoRA: y = d·(x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b with d = m/‖W + s·B·A‖. Several adapters act in order, each on the output that
-    those before it gave, which is that of the merge but for rounding. weights, renames, compose: as for `merge`;
-    compose="mixed" is what PEFT does with several active adapters.
+    those before it gave, which is that of the merge but for rounding. weights, renames, expert_layout, compose: as for
+    `merge`; compose="mixed" is what PEFT does with several active adapters.
 
     The delta and its sum with the layer's output are computed in float32 (float64 for float64) and rounded once, to the
     dtype of the output; the norms in float64, once. Memory: the factors on the device of the model.
@@ -121,7 +124,7 @@ def attached(
     def tell(note: str) -> None:
         warnings.warn(note, stacklevel=6)
 
-    with attaching(model, adapter, weights, renames, compose, tell):
+    with attaching(model, adapter, weights, renames, compose, tell, expert_layout):
         yield model
 
 
@@ -155,11 +158,12 @@ def _session(
     renames: Sequence[str],
     restore: str,
     base: PathLike | None,
+    expert_layout: str | None,
 ) -> Iterator[Session]:
     _require_torch()
     from adaptertool.live.session import open_session  # noqa: PLC0415  # needs torch
 
-    with open_session(model, adapter, weights, renames, restore, base) as session:
+    with open_session(model, adapter, weights, renames, restore, base, expert_layout) as session:
         yield session
 
 

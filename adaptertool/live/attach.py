@@ -56,10 +56,12 @@ def attaching(
     renames: Sequence[str],
     compose: str,
     tell: Callable[[str], None],
+    expert_layout: str | None = None,
 ) -> Iterator[None]:
     """See `adaptertool.attached`. `tell` is given what a user should know."""
     check_compose(compose)
-    found = resolve_live(model, adapter, weights, renames, mixed=compose == COMPOSITIONS[1])
+    mixed = compose == COMPOSITIONS[1]
+    found = resolve_live(model, adapter, weights, renames, expert_layout=expert_layout, mixed=mixed)
     hooked, placed = _shared_out(found)
     for note in (*found.notes, *_merged_after_all(placed)):
         tell(note)

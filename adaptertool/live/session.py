@@ -16,6 +16,7 @@ from adaptertool.errors import MismatchError, UnsupportedError, UsageError, show
 from adaptertool.files.reader import Inputs
 from adaptertool.formats.adapter import Adapter
 from adaptertool.formats.peft import read_adapter
+from adaptertool.formats.peft_config import reading
 from adaptertool.live.change import change, plain_arithmetic
 from adaptertool.live.memory import Model, Slot, open_model, place_of, why_not_plain
 from adaptertool.live.originals import Copies, FromBase, Originals
@@ -127,11 +128,12 @@ def open_session(
     renames: Sequence[str],
     restore: str,
     base: PathLike | None,
+    expert_layout: str | None = None,
 ) -> Iterator[Session]:
     """The arguments are those of `applied`. Nothing is changed yet; at the end all is taken back."""
     if restore not in ("copy", "recompute") or (base is None) is (restore == "recompute"):
         raise UsageError(f'restore is "copy", or "recompute" with base=PATH, not {restore!r} with base={base!r}')
-    found = resolve_live(model, adapter, weights, renames)
+    found = resolve_live(model, adapter, weights, renames, expert_layout=expert_layout)
     for note in found.notes:
         warnings.warn(note, stacklevel=7)
     with contextlib.ExitStack() as stack:
@@ -164,6 +166,7 @@ def resolve_live(
     weights: Sequence[Number] | None,
     renames: Sequence[str],
     *,
+    expert_layout: str | None = None,
     mixed: bool = False,
 ) -> Found:
     """The edits of the adapters, as far as they change something. Raises what `applied` does; changes nothing."""
@@ -171,7 +174,8 @@ def resolve_live(
     numbers = _weights(paths, weights)
     held = open_model(model)
     has = holder(held.subject.base, renames)
-    adapters = [rename(read_adapter(as_path(path, "adapter"), has), renames) for path in paths]
+    read = reading(expert_layout)
+    adapters = [rename(read_adapter(as_path(path, "adapter"), has, read), renames) for path in paths]
     edits, apart, notes = _edits(held, adapters, numbers, mixed=mixed)
     edits = {name: made for name, made in edits.items() if made}
     _refuse_special(held, {*edits, *apart})

@@ -29,6 +29,7 @@ def drift(
     weights: Sequence[Number] | None = None,
     compose: str = "sequential",
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     merged: PathLike | None = None,
     paths: Sequence[str] = PATHS,
     probe: int = PROBE,
@@ -44,7 +45,7 @@ def drift(
     y = x·W'ᵀ (merged) and y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ (unmerged, rounded as at inference in the storage dtype): relative
     error, largest difference and cosine, to the value in float64 and to each other. fidelity/model.py judges them.
 
-    base, adapters, weights, compose, renames: as for `merge`
+    base, adapters, weights, compose, renames, expert_layout: as for `merge`
     merged:      a checkpoint that another tool made of them: its W' is judged in the place of our own
     paths:       which to compare, of those in adaptertool.fidelity.paths
     probe:       so many Gaussian inputs of unit variance for each layer, the same in every run
@@ -58,7 +59,8 @@ def drift(
     """
     start = time.perf_counter()
     _check(paths, probe, fail_above, recorded=activations is not None)
-    threads, plan = thread_count(threads), prepare_merge(base, adapters, weights, compose=compose, renames=renames)
+    threads = thread_count(threads)
+    plan = prepare_merge(base, adapters, weights, compose=compose, renames=renames, expert_layout=expert_layout)
     steps = [step for step in all_steps(plan) if step.edits and step.spec.numel]
     candidate = None if merged is None else open_checkpoint(as_path(merged, "--merged"))
     header = None if activations is None else read_header(as_path(activations, "--activations"))

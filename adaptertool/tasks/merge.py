@@ -10,6 +10,7 @@ from adaptertool.blend_plan import plan_blend
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import open_checkpoint
 from adaptertool.formats.peft import is_adapter, read_adapter
+from adaptertool.formats.peft_config import reading
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.names import holder, rename
 from adaptertool.plan import plan_merge
@@ -25,6 +26,11 @@ def check_compose(compose: str) -> None:
         raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
 
 
+def layout_chosen(expert_layout: str | None) -> dict[str, str]:
+    """For the manifest, where it is given."""
+    return {} if expert_layout is None else {"expert_layout": expert_layout}
+
+
 def prepare_merge(
     base: PathLike,
     adapters: Sequence[PathLike],
@@ -32,6 +38,7 @@ def prepare_merge(
     *,
     compose: str = "sequential",
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     precision: str = EXACT,
     method: str | None = None,
     density: Number | None = None,
@@ -50,14 +57,15 @@ def prepare_merge(
     if method is not None:
         if compose != COMPOSITIONS[0]:
             raise UsageError("a method says itself how adapters are composed; leave out --compose")
-        return _prepare_blend(base, adapters, numbers, renames, check_precision(precision), method, density, seed)
+        chosen = check_precision(precision), method, density, seed
+        return _prepare_blend(base, adapters, numbers, *chosen, renames=renames, expert_layout=expert_layout)
     if density is not None or seed is not None:
         raise UsageError("density and seed belong to a method (--method)")
     checkpoint = open_checkpoint(as_path(base, "BASE"))
-    has = holder(checkpoint, renames)
-    opened = [rename(read_adapter(as_path(path, "ADAPTER"), has), renames) for path in adapters]
+    has, read = holder(checkpoint, renames), reading(expert_layout)
+    opened = [rename(read_adapter(as_path(path, "ADAPTER"), has, read), renames) for path in adapters]
     plan = plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
-    choices = {"compose": compose, "renames": list(renames)}
+    choices = {"compose": compose, "renames": list(renames), **layout_chosen(expert_layout)}
     return dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
 
 
@@ -65,11 +73,13 @@ def _prepare_blend(
     base: PathLike,
     sources: Sequence[PathLike],
     numbers: Sequence[float],
-    renames: Sequence[str],
     precision: str,
     method: str,
     density: Number | None,
     seed: int | None,
+    *,
+    renames: Sequence[str],
+    expert_layout: str | None,
 ) -> Plan:
     if method not in METHOD_BY_NAME:
         raise UsageError(f"method is {', '.join(METHOD_BY_NAME)}, not {method!r}")
@@ -78,10 +88,13 @@ def _prepare_blend(
     chosen = METHOD_BY_NAME[method]
     share, seed = thinning(chosen, density, seed)
     checkpoint, paths = open_checkpoint(as_path(base, "BASE")), [as_path(path, "ADAPTER") for path in sources]
-    has = holder(checkpoint, renames)
-    opened = [rename(read_adapter(path, has), renames) if is_adapter(path) else open_checkpoint(path) for path in paths]
+    has, read = holder(checkpoint, renames), reading(expert_layout)
+    opened = [
+        rename(read_adapter(path, has, read), renames) if is_adapter(path) else open_checkpoint(path) for path in paths
+    ]
     plan = plan_blend(checkpoint, opened, numbers, Blend(method, tuple(numbers), share, seed))
     choices = {"method": method, "density": share, "seed": seed, "renames": list(renames)}
+    choices |= layout_chosen(expert_layout)
     return dataclasses.replace(plan, choices=choices)
 
 
@@ -93,6 +106,7 @@ def merge(
     weights: Sequence[Number] | None = None,
     compose: str = "sequential",
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     precision: str = EXACT,
     method: str | None = None,
     density: Number | None = None,
@@ -112,6 +126,8 @@ def merge(
     compose:  "sequential": each adapter is applied to what the ones before it produced. "mixed": they act together,
               as unmerged adapters do at inference. For LoRA these are the same, for DoRA they are not.
     renames:  "regex=>replacement" on the tensor names of the adapters, where they are not those of the base
+    expert_layout: how lora_B of fused experts is packed in adapters whose config has no lora_B_layout: "rank_major", as
+              by PEFT and where None, or "grouped_by_expert", as by unsloth before September 2026
     precision: "exact": every element is the correct rounding of the formula over what is stored, so the bytes are the
               same on every machine. "fast": float32 arithmetic (float64 for float32 storage), rounded once; the error
               is at most max(1 ulp, (r+4)·u·(|W| + |s|·|B||A|)), u that of the arithmetic.
@@ -135,6 +151,7 @@ def merge(
         weights,
         compose=compose,
         renames=renames,
+        expert_layout=expert_layout,
         precision=precision,
         method=method,
         density=density,

@@ -46,6 +46,7 @@ def sum_adapters(
     rank: int | None = None,
     energy: Number | None = None,
     base: PathLike | None = None,
+    expert_layout: str | None = None,
     density: Number | None = None,
     seed: int | None = None,
     force: bool = False,
@@ -63,6 +64,7 @@ def sum_adapters(
     rank, energy: cut off after that, as `truncate` does
     base: the checkpoint that the adapters are for, needed where one is DoRA. What that changes is of full rank: of its
           layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed
+    expert_layout: as for `merge`; the sum has PEFT's layout, rank_major
     density, seed: the share of elements that stays, and of chance, where the method drops some
     dry_run: compute the report, and write nothing
 
@@ -81,9 +83,9 @@ def sum_adapters(
     paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
     beside = None if base is None else as_path(base, "BASE")
     check_out(target, paths if beside is None else [*paths, beside], force=force)
-    opened = [read_layered(path) for path in paths]
+    opened = [read_layered(path, expert_layout) for path in paths]
     cut, mix = _cut(method, rank, energy, opened), _mix(method, density, seed)
-    plans = [prepare_merge(beside, [path]) for path in paths if beside is not None]
+    plans = [prepare_merge(beside, [path], expert_layout=expert_layout) for path in paths if beside is not None]
     output, layers = _output(opened, numbers, method, mix, cut, plans)
     options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
     done = write_adapter(output, target, options)

@@ -35,6 +35,7 @@ def truncate(
     balance: bool = False,
     base: PathLike | None = None,
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     spectra: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -55,6 +56,7 @@ def truncate(
                ‖W'' − W'‖/‖W' − W‖ with W' = W + Δ of the adapter and W'' of the truncated one. For LoRA that is the
                error of the change; for DoRA also what the norms do. A base that does not fit is refused first
     renames:   as for `merge`, for the names of that base
+    expert_layout: as for `merge`; what is written has PEFT's layout, rank_major
     spectra:   the report tells the singular values of each layer as well
     dry_run:   compute the report, and write nothing
 
@@ -70,7 +72,7 @@ def truncate(
     path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
     beside = None if base is None else as_path(base, "BASE")
     check_out(target, [path] if beside is None else [path, beside], force=force)
-    layered, plan = _opened(path, beside, renames)
+    layered, plan = _opened(path, beside, renames, expert_layout)
     output = _output(layered, plan, cut, balance=balance, spectra=spectra)
     options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
     done = write_adapter(output, target, options)
@@ -81,14 +83,16 @@ def truncate(
     return TruncateReport(**summary, cut=cut.as_typed(), balanced=balance, base=named, layers=layers)
 
 
-def _opened(path: Path, base: Path | None, renames: Sequence[str]) -> tuple[Layered, Plan | None]:
+def _opened(
+    path: Path, base: Path | None, renames: Sequence[str], expert_layout: str | None
+) -> tuple[Layered, Plan | None]:
     """The adapter, and what a merge into the base would do. From headers and configs alone."""
     if renames and base is None:
         raise UsageError("renamings are for a base, and there is none (--base)")
-    layered = read_layered(path)
+    layered = read_layered(path, expert_layout)
     if not layered.layers:
         raise UsageError(f"{path} has no factors to truncate: it holds saved tensors only")
-    return layered, None if base is None else prepare_merge(base, [path], renames=renames)
+    return layered, None if base is None else prepare_merge(base, [path], renames=renames, expert_layout=expert_layout)
 
 
 def _told(said: LayerSaid) -> LayerTruncated:
@@ -136,7 +140,7 @@ def _output(layered: Layered, plan: Plan | None, cut: Cut, *, balance: bool, spe
 
 def _config(layered: Layered, said: Sequence[LayerSaid | None]) -> bytes:
     layers = [one for one in said if one is not None]
-    if all(one.rank == one.layer.rank for one in layers):
+    if all(one.rank == one.layer.rank and not one.layer.grouped for one in layers):
         return _text(layered.adapter.path / CONFIG)
     stabilised = bool(layered.fields.get("use_rslora"))
     written = [

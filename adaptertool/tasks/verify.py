@@ -32,15 +32,16 @@ def prepare_verify(
     alpha: Number | None = None,
     compose: str = "sequential",
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
 ) -> Plan:
     """The plan of what a checkpoint should be. The arguments are those of `verify`."""
     if alpha is not None:
         if len(sources) != 1 or weights:
             raise UsageError("with an alpha there is one adapter, or one tuned checkpoint, and no weight")
-        return prepare_wise(base, sources[0], [alpha], renames=renames)
+        return prepare_wise(base, sources[0], [alpha], renames=renames, expert_layout=expert_layout)
     if not sources:
         return plan_merge(open_checkpoint(as_path(base, "BASE")), [], [])
-    return prepare_merge(base, sources, weights, compose=compose, renames=renames)
+    return prepare_merge(base, sources, weights, compose=compose, renames=renames, expert_layout=expert_layout)
 
 
 def verify(
@@ -52,13 +53,14 @@ def verify(
     alpha: Number | None = None,
     compose: str = "sequential",
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     strict: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Judge every tensor of the checkpoint `merged`, made by any tool, against the exact merge. One pass, streaming.
 
-    base, sources, weights, compose, renames: what it should have been made of, as for `merge`
+    base, sources, weights, compose, renames, expert_layout: what it should have been made of, as for `merge`
     alpha:  where it should be an interpolation, as by `wise`: of an adapter or of a tuned checkpoint
     strict: what rounding explains counts as wrong too
 
@@ -70,7 +72,9 @@ def verify(
 
     Raises InputError where something cannot be read, or the merge itself is refused.
     """
-    plan = prepare_verify(base, sources, weights, alpha=alpha, compose=compose, renames=renames)
+    plan = prepare_verify(
+        base, sources, weights, alpha=alpha, compose=compose, renames=renames, expert_layout=expert_layout
+    )
     opened = open_checkpoint(as_path(base, "BASE"))
     candidate = open_checkpoint(as_path(merged, "MERGED"))
     report = check(plan, opened, candidate, strict=strict, threads=threads, progress=progress)

@@ -13,11 +13,13 @@ from adaptertool.errors import InputError, UsageError
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
 from adaptertool.fisher_plan import plan_fisher
 from adaptertool.formats.peft import is_adapter, read_adapter
+from adaptertool.formats.peft_config import reading
 from adaptertool.names import holder, rename
 from adaptertool.plan import plan_wise
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, parse_alphas
+from adaptertool.tasks.merge import layout_chosen
 
 
 def prepare_wise(
@@ -26,6 +28,7 @@ def prepare_wise(
     alphas: Number | Sequence[Number],
     *,
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     precision: str = EXACT,
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
@@ -36,10 +39,14 @@ def prepare_wise(
     """
     exact, checkpoint, path = parse_alphas(alphas), open_checkpoint(as_path(base, "BASE")), as_path(tuned, "TUNED")
     if fisher is not None:
-        return _prepare_fisher(checkpoint, path, exact, fisher, plain=not (renames or as_adapter or precision != EXACT))
+        return _prepare_fisher(
+            checkpoint, path, exact, fisher, plain=not (renames or expert_layout or as_adapter or precision != EXACT)
+        )
     if not is_adapter(path):
         if renames:
             raise UsageError("renamings are for adapters; the tensors of two checkpoints must have the same names")
+        if expert_layout is not None:
+            raise UsageError(f"{path} is a full checkpoint; --expert-layout is for adapters")
         other = open_checkpoint(path)
         if as_adapter:
             raise UsageError(
@@ -49,10 +56,10 @@ def prepare_wise(
         return dataclasses.replace(plan_wise(checkpoint, other, exact), precision=check_precision(precision))
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
-    adapter = rename(read_adapter(path, holder(checkpoint, renames)), renames)
-    plan = dataclasses.replace(
-        plan_wise(checkpoint, adapter, exact), precision=check_precision(precision), choices={"renames": list(renames)}
-    )
+    adapter = rename(read_adapter(path, holder(checkpoint, renames), reading(expert_layout)), renames)
+    choices = {"renames": list(renames), **layout_chosen(expert_layout)}
+    plan = plan_wise(checkpoint, adapter, exact)
+    plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
     return into_adapter(plan, checkpoint, adapter, exact) if as_adapter else plan
 
 
@@ -76,6 +83,7 @@ def wise(
     alphas: Number | Sequence[Number],
     *,
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     precision: str = EXACT,
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
@@ -101,7 +109,16 @@ def wise(
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903);
     of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
     """
-    plan = prepare_wise(base, tuned, alphas, renames=renames, as_adapter=as_adapter, precision=precision, fisher=fisher)
+    plan = prepare_wise(
+        base,
+        tuned,
+        alphas,
+        renames=renames,
+        expert_layout=expert_layout,
+        as_adapter=as_adapter,
+        precision=precision,
+        fisher=fisher,
+    )
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     file = None if provenance is None else as_path(provenance, "the file for the provenance")
