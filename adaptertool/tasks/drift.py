@@ -57,9 +57,8 @@ def drift(
 
     Raises AdapterToolError (see `adaptertool.errors`).
     """
-    start = time.perf_counter()
+    start, threads = time.perf_counter(), thread_count(threads)
     _check(paths, probe, fail_above, recorded=activations is not None)
-    threads = thread_count(threads)
     plan = prepare_merge(base, adapters, weights, compose=compose, renames=renames, expert_layout=expert_layout)
     steps = [step for step in all_steps(plan) if step.edits and step.spec.numel]
     candidate = None if merged is None else open_checkpoint(as_path(merged, "--merged"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from adaptertool.blend_plan import plan_blend
 from adaptertool.errors import UsageError
@@ -145,18 +146,9 @@ def merge(
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
-    plan = prepare_merge(
-        base,
-        adapters,
-        weights,
-        compose=compose,
-        renames=renames,
-        expert_layout=expert_layout,
-        precision=precision,
-        method=method,
-        density=density,
-        seed=seed,
-    )
+    how: dict[str, Any] = {"compose": compose, "method": method, "density": density, "seed": seed}
+    names: dict[str, Any] = {"renames": renames, "expert_layout": expert_layout}
+    plan = prepare_merge(base, adapters, weights, **how, **names, precision=precision)
     from adaptertool.tasks.run import run  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     file = None if provenance is None else as_path(provenance, "the file for the provenance")

@@ -67,7 +67,6 @@ def sum_adapters(
     expert_layout: as for `merge`; the sum has PEFT's layout, rank_major
     density, seed: the share of elements that stays, and of chance, where the method drops some
     dry_run: compute the report, and write nothing
-
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
     powers of two only; elsewhere B is rounded, to float32 at least, and the report says so. Names count as they stand.
     Saved tensors are kept where their weight is 1.
@@ -79,9 +78,8 @@ def sum_adapters(
         raise UsageError("adapters must be a list of one or more paths")
     if method not in METHODS:
         raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
-    numbers = decimals(weights, "weight", len(adapters))
-    paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
-    beside = None if base is None else as_path(base, "BASE")
+    numbers, target = decimals(weights, "weight", len(adapters)), as_path(out, "OUT")
+    paths, beside = [as_path(path, "ADAPTER") for path in adapters], None if base is None else as_path(base, "BASE")
     check_out(target, paths if beside is None else [*paths, beside], force=force)
     opened = [read_layered(path, expert_layout) for path in paths]
     cut, mix = _cut(method, rank, energy, opened), _mix(method, density, seed)
