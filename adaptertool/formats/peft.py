@@ -82,6 +82,7 @@ def read_adapter(
     modules = _low_rank(config, header.path, factors, embeddings, base_has)
     notes = packing_notes(config, modules)
     ignored = saved.without_copies()
+    saved.refuse_beside({module.target: config.saves(module.layer) for module in modules})
     modules += [Module(name, name, FULL.name, {TUNED: ref}, 1.0) for name, ref in saved.tensors.items()]
     modules += _token_rows(config, header.path, tokens)
     if not modules:

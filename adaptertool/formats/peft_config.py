@@ -85,6 +85,7 @@ class LoraConfig:
     fan_in_fan_out: bool
     ties_ends: bool  # ensure_weight_tying
     tokens: Mapping[str, tuple[int, ...]]  # trainable_token_indices: module, or "" for the only one -> rows
+    saved: tuple[str, ...]  # modules_to_save
     parameters: tuple[str, ...]  # target_parameters: parameters of modules that are no layers, fused experts above all
     version: tuple[int, ...] | None  # of PEFT
     packing: Packing  # of lora_B of fused experts
@@ -93,6 +94,10 @@ class LoraConfig:
 
     def rank_of(self, module: str) -> int:
         return by_pattern(f"{self.path}: rank_pattern", self.rank_pattern, module, self.rank)
+
+    def saves(self, module: str) -> bool:
+        """Whether modules_to_save names it, by PEFT's rule: a name is the end of the module's path."""
+        return any(module == name or module.endswith(f".{name}") for name in self.saved)
 
     def tokens_of(self, module: str) -> tuple[int, ...] | None:
         """The rows that were trained, by PEFT's rule: a name is the end of the module's path."""
@@ -162,6 +167,7 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         bias=_flag(path, fields, "lora_bias"),
         fan_in_fan_out=_flag(path, fields, "fan_in_fan_out"),
         ties_ends=_flag(path, fields, "ensure_weight_tying"),
+        saved=_names(path, "modules_to_save", fields.get("modules_to_save")),
         parameters=_names(path, "target_parameters", fields.get("target_parameters")),
         version=_version(fields.get("peft_version")),
         packing=packing_of(path, fields, expert_layout),
