@@ -26,7 +26,7 @@ ROOMS = [
     ["formats"],
     ["conversion"],
     ["traits", "names", "experts", "combine", "combine_saved"],
-    ["place", "ties", "resize"],
+    ["place", "ties", "resize", "heads"],
     ["resolve", "layout"],
     ["selection"],
     ["tuned"],

@@ -32,6 +32,7 @@ class Adapter:
     path: Path
     files: Mapping[Path, Stamp]
     modules: tuple[Module, ...]
+    task: str = ""  # task_type: what it was trained for
     trained_on: str = ""  # the name of its base, as far as it says so
     # Whether lora_A of square fused experts belongs to their first dimension, not the last; where the model marks them
     # as is_transposed, and where not. None: not known

@@ -93,6 +93,7 @@ def read_adapter(
         path,
         files,
         tuple(modules),
+        config.task,
         config.base,
         experts_on_first=on_first,
         marked_on_first=True if config.version is not None and config.version <= _LAST_MARKED_ON_FIRST else None,

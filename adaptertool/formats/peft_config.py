@@ -77,6 +77,7 @@ class LoraConfig:
 
     path: Path
     base: str  # base_model_name_or_path
+    task: str  # task_type
     rank: int
     alpha: float
     rank_stabilised: bool
@@ -160,6 +161,7 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
     return LoraConfig(
         path=path,
         base=base if isinstance(base, str) else "",
+        task=task if isinstance(task := fields.get("task_type"), str) else "",
         rank=_rank(path, "r", fields.get("r")),
         alpha=_alpha(path, "lora_alpha", fields.get("lora_alpha")),
         rank_stabilised=_flag(path, fields, "use_rslora"),

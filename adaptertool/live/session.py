@@ -200,6 +200,11 @@ def _edits(
     edits, changes, notes = adapter_edits(subject, adapters, weights, mixed=mixed)
     if mixed:
         require_mixable(edits)
+    if changes.head:
+        raise UnsupportedError(
+            f"an adapter brings the head of a {changes.head.architecture} with {changes.head.labels} labels; load the "
+            "model as such"
+        )
     if subject.resized:
         name, ref = next(iter(subject.resized.items()))
         raise UnsupportedError(
