@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from importlib.resources import files
 from typing import Any
 
-from adaptertool.conversion import architecture_of
+from adaptertool.conversion import architecture_of, into_memory, rules_for
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter, Module
@@ -48,7 +48,7 @@ class Head:
         """What to say of it. Raises UnsupportedError where the adapters change what such a model does not have."""
         if lost := [name for name in (*self.dropped, *ends) if name in changed]:
             raise UnsupportedError(
-                f"{shown(lost[0])} is changed, but {self.architecture}, which the new head makes of {base.path}, lacks it"
+                f"{shown(lost[0])} is changed, but a new head makes {base.path} a {self.architecture}, which has none"
             )
         found = [
             f"the output is a {self.architecture} with {self.labels} labels, as its config.json says (architectures, "
@@ -98,15 +98,16 @@ def take_head(base: Checkpoint, names: Names, adapter: Adapter) -> tuple[Head | 
             f"{where}, but not {shown(lost[0])}, which {model['class']} has too, and which {base.path} does not hold: "
             "modules_to_save must name all of the head in training"
         )
-    prefix = model["prefix"] if any(name.startswith(model["prefix"]) for name in base.tensors) else ""
-    body = [prefix + name.removeprefix(model["prefix"]) for name in model["body"]]
+    outside = _outside(base, model)
+    bare = len(outside) == len(base.tensors)  # saved without the prefix of the head
+    body = [name.removeprefix(model["prefix"]) if bare else name for name in model["body"]]
     if lost := [name for name in body if not names.find(name) and name not in saved]:
         raise UnsupportedError(
             f"{where}, but {base.path} has no {shown(lost[0])}, which {model['class']} needs; that would be new, and "
             "not what the adapter was trained on"
         )
     labels = _labels(base, model, tensors, where)
-    dropped = [name for name in base.tensors if not name.startswith(prefix) and name not in wanted]
+    dropped = [name for name in outside if not bare and name not in wanted]
     rest = tuple(one for one in adapter.modules if saved.get(one.target) is not one or one.target not in tensors)
     return Head(model["class"], labels, tensors, tuple(dropped)), dataclasses.replace(adapter, modules=rest)
 
@@ -116,12 +117,22 @@ def _differs(base: Checkpoint, names: Names, module: Module) -> bool:
     return names.find(module.target) is None if ref is None else ref.shape != module.factors[TUNED].shape
 
 
+def _outside(base: Checkpoint, model: Mapping[str, Any]) -> list[str]:
+    """The tensors that do not lie below the model's prefix, as it has them in memory."""
+    rules = rules_for(model["class"])
+    return [
+        disk
+        for disk in base.tensors
+        if not any(name.startswith(model["prefix"]) for name, _ in into_memory(rules, disk))
+    ]
+
+
 def _labels(base: Checkpoint, model: Mapping[str, Any], tensors: Mapping[str, Ref], where: str) -> int:
     """Their number: the rows of these tensors. Raises unless all agree, and the head reads what the base gives."""
     counts = {(tensors.get(name) or base.tensors[name]).shape[0] for name in model["labelled"]}
     if len(counts) != 1:
         raise MismatchError(f"{where}, whose tensors have {sorted(counts)} rows: there must be one for each label")
-    widths = {base.config[key] for key in _WIDTHS if key in (base.config or {})} if base.config else set()
+    widths = {base.config[key] for key in _WIDTHS if key in base.config} if base.config else set()
     for name, ref in tensors.items():
         if len(ref.shape) == 2 and widths and ref.shape[1] not in widths:
             raise MismatchError(

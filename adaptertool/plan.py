@@ -49,8 +49,10 @@ def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[De
     if isinstance(tuned, Adapter):
         edits, changes, more = adapter_edits(open_subject(base), [tuned], [1.0])
         if (changes.resized or changes.head) and any(alpha != 1 for alpha in alphas):
-            what = "brings a new head" if changes.head else "resizes the vocabulary"
-            raise UnsupportedError(f"{tuned.path} {what}; between tensors of different shapes there is nothing")
+            what = "resizes the vocabulary; between embeddings of different sizes there is nothing"
+            if changes.head:
+                what = "brings a new head; between none and it there is nothing"
+            raise UnsupportedError(f"{tuned.path} {what}")
     else:
         edits, equal, more = full_edits(base, tuned)
     notes += more
