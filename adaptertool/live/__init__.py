@@ -113,8 +113,11 @@ def attached(
     dtype of the output; the norms in float64, once. Memory: the factors on the device of the model.
 
     What no output of a layer shows alone is put in place, as by `applied`: saved modules, biases, rows of tokens (whose
-    unmerged form is the same), and, with a warning, parameters of fused experts, chains that hold a saved tensor, and
-    layers with a forward of their own. Warns too, at the end, of layers with an adapter that the model never called.
+    unmerged form is the same), and, with a warning, parameters of fused experts, chains that hold a saved tensor,
+    layers with a forward of their own, and weights that another module reads (F.linear(x, self.a.weight)), as its
+    source tells.
+    Warns too, after the first run, of layers that were passed by, and at the end of those that the model never called.
+    What torch.compile has made before is dropped, with a warning, and compiled anew: it would pass the hooks by.
 
     Raises as `applied`. Source: the layers of PEFT 0.21.2, against which this is checked in the tests.
     """

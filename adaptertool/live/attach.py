@@ -16,7 +16,7 @@ from adaptertool.errors import shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME, DORA, LORA, NORM
 from adaptertool.kinds.lora import A
-from adaptertool.live.bypass import forget_compiled, parent_of, readers_in
+from adaptertool.live.bypass import forget_compiled, parents_in, readers_in
 from adaptertool.live.change import arithmetic, as_torch, make_edit, norm_of, plain_arithmetic
 from adaptertool.live.memory import Slot
 from adaptertool.live.originals import Copies
@@ -99,9 +99,9 @@ def _watching(
     model: nn.Module, layers: Mapping[str, nn.Module], unmet: Collection[str], tell: Callable[[str], None]
 ) -> Iterator[set[str]]:
     """Tells, after the first run of the model, of layers that were not called by a module that ran and holds them: it
-    uses their weights in some other way. Others, of experts above all, may be called later. Gives those that it told of.
-    """
-    parents = {name: parent for name, layer in layers.items() if (parent := parent_of(model, layer)) is not None}
+    uses their weights in some other way. Others, of experts above all, may be called later. Gives those it told of."""
+    holds = parents_in(model)
+    parents = {name: holds[layer] for name, layer in layers.items() if layer in holds}
     ran, told = set[nn.Module](), set[str]()
 
     def look(*_: Any) -> None:

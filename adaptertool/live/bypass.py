@@ -52,12 +52,10 @@ def readers_in(model: nn.Module) -> Callable[[nn.Module], bool]:
     return is_read
 
 
-def parent_of(model: nn.Module, layer: nn.Module) -> nn.Module | None:
-    """The module that should call the layer; None for a list of modules, which runs none itself."""
-    for module in model.modules():
-        if any(child is layer for child in module.children()):
-            return None if isinstance(module, nn.ModuleList | nn.ModuleDict) else module
-    return None
+def parents_in(model: nn.Module) -> Mapping[nn.Module, nn.Module]:
+    """Each module -> the one that should call it; without those in a list of modules, which runs none itself."""
+    lists = (nn.ModuleList, nn.ModuleDict)
+    return {child: one for one in model.modules() if not isinstance(one, lists) for child in one.children()}
 
 
 def _is_read(path: str, modules: Mapping[str, nn.Module]) -> bool:
@@ -69,14 +67,14 @@ def _is_read(path: str, modules: Mapping[str, nn.Module]) -> bool:
     use = re.compile(rf"\b{re.escape(name)}\.(weight\b{_ASKED}(?!\s*=[^=])|forward\()")
     while path:
         path = path.rpartition(".")[0]
-        kind: type[Any] = type(modules[path])
+        kind: Any = type(modules[path])
         if use.search(_source(kind)):
             return True
     return False
 
 
 @functools.cache
-def _source(kind: type) -> str:
+def _source(kind: Any) -> str:
     """Of all that a module does when it runs."""
     texts = []
     for base in kind.__mro__:
