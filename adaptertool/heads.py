@@ -129,17 +129,21 @@ def _outside(base: Checkpoint, model: Mapping[str, Any]) -> list[str]:
 
 def _labels(base: Checkpoint, model: Mapping[str, Any], tensors: Mapping[str, Ref], where: str) -> int:
     """Their number: the rows of these tensors. Raises unless all agree, and the head reads what the base gives."""
-    counts = {(tensors.get(name) or base.tensors[name]).shape[0] for name in model["labelled"]}
-    if len(counts) != 1:
-        raise MismatchError(f"{where}, whose tensors have {sorted(counts)} rows: there must be one for each label")
-    widths = {base.config[key] for key in _WIDTHS if key in base.config} if base.config else set()
+    for name, ref in tensors.items():
+        if len(ref.shape) != (2 if name.endswith("weight") else 1) or not ref.spec.numel:
+            raise MismatchError(f"{where}, but {shown(name)} is {ref.spec}, which is no part of a head")
+    counts = {(tensors.get(name) or base.tensors[name]).shape[:1] for name in model["labelled"]}
+    if len(counts) != 1 or () in counts:
+        rows = sorted(rows for count in counts for rows in count)
+        raise MismatchError(f"{where}, whose tensors have {rows} rows: there must be one for each label")
+    widths = {width for key in _WIDTHS if type(width := (base.config or {}).get(key)) is int}
     for name, ref in tensors.items():
         if len(ref.shape) == 2 and widths and ref.shape[1] not in widths:
             raise MismatchError(
                 f"{where}, but {shown(name)} is {ref.spec}, and {base.path} has {sorted(widths)} features; is this "
                 "adapter for another model?"
             )
-    return counts.pop()
+    return counts.pop()[0]
 
 
 def dtype_in(base: Checkpoint, ref: Ref) -> str:

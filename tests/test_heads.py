@@ -252,6 +252,9 @@ def test_what_is_not_certain_is_refused(tmp_path: Path, llama: tuple[Path, Path]
         r"lm_head\.weight is changed, but a new head makes .* a LlamaForSeq",
         write_adapter(tmp_path / "both", both, task_type="SEQ_CLS"),
     )
+    for number, odd in enumerate((torch.tensor(1.0), torch.zeros(0, 24), torch.zeros(3, 24, 1))):
+        name = tmp_path / f"odd{number}"
+        refused("which is no part of a head", write_adapter(name, head | {"score.weight": odd}, task_type="SEQ_CLS"))
     bias = head | {"score.bias": torch.randn(4)}
     refused(r"tensors have \[3, 4\] rows", write_adapter(tmp_path / "rows", bias, task_type="TOKEN_CLS"))
     refused("but not score.bias", write_adapter(tmp_path / "token", head, task_type="TOKEN_CLS"))
