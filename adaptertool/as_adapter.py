@@ -23,6 +23,7 @@ from adaptertool.files.reader import same_bytes
 from adaptertool.formats.adapter import Adapter
 from adaptertool.formats.beside import assets_of
 from adaptertool.formats.peft import CONFIG, WEIGHTS
+from adaptertool.formats.peft_packing import layout_of
 from adaptertool.kinds import DORA, FULL
 from adaptertool.kinds.dora import MAGNITUDE, widened
 from adaptertool.kinds.full import TUNED
@@ -54,6 +55,7 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
     outputs, inputs = plan.outputs, dict(plan.inputs)
     if kinds - {DORA.name}:
         fields = load_json(config)
+        fields |= layout_of(adapter, fields)
         outputs = tuple(
             dataclasses.replace(output, files=((CONFIG, _rescaled(fields, alpha)),))
             for output, alpha in zip(outputs, alphas, strict=True)

@@ -65,7 +65,8 @@ class Blended:
         weights = [settings.weights[number] for number in self._sources]
         dtype = self._step.spec.dtype
         value = method.combine(base, changes, weights, *sums)
-        stored = rounded(value, dtype)
+        # −0.0 + 0 is +0.0: where nothing was added, the base's bits stay.
+        stored = rounded(np.where(value == base, base, value), dtype)
         if not math.isfinite(largest_stored(stored, dtype)):
             raise NonFiniteError(
                 f"{self._step.base.path}: {shown(self._step.spec.name)}: the result holds what is no number, or is "

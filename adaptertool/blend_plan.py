@@ -32,8 +32,14 @@ def plan_blend(
         adapters = [source for source in sources if isinstance(source, Adapter)]
         edits, changes, notes = adapter_edits(open_subject(base), adapters, [1.0] * len(adapters))
         edits = {name: [e._replace(adapter=numbers[e.adapter]) for e in own] for name, own in edits.items()}
-    if changes.resized or (changes.apart and len(numbers) < len(sources)):
-        what = "resizes the vocabulary" if changes.resized else "changes one of two tied ends, beside checkpoints"
+    if changes.resized or changes.head or (changes.apart and len(numbers) < len(sources)):
+        what = (
+            "resizes the vocabulary"
+            if changes.resized
+            else "brings a new head"
+            if changes.head
+            else "changes one of two tied ends, beside checkpoints"
+        )
         raise UnsupportedError(f"{sources[numbers[0]].path} {what}; the method {method.name} cannot be used there")
     for number, source in enumerate(sources):
         if isinstance(source, Adapter):

@@ -33,11 +33,11 @@ def predicted_memory(plan: Plan, threads: int) -> int:
 def _windows(plan: Plan) -> int:
     """Bytes of the factors in turn that are kept (tensors.read_rows)."""
     sizes = {
-        (ref.path, ref.offset): max(min(ref.spec.nbytes, WINDOW), ref.spec.nbytes // ref.columns.step)
+        (ref.path, ref.offset): max(min(ref.spec.nbytes, WINDOW), ref.spec.nbytes // ref.turns)
         for step in all_steps(plan)
         for edit in step.edits
         for ref in edit.factors.values()
-        if ref.columns is not None and ref.columns.step > 1
+        if ref.turns > 1
     }
     return KEPT * max(sizes.values(), default=0) if len(sizes) > KEPT else sum(sizes.values())
 

@@ -10,6 +10,7 @@ from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.reader import same_bytes
 from adaptertool.formats.adapter import Module
 from adaptertool.formats.peft_layers import Layered
+from adaptertool.kinds import DORA, FULL
 from adaptertool.kinds.full import TUNED
 from adaptertool.spec import Ref
 
@@ -17,8 +18,8 @@ _MUST_AGREE = ("ensure_weight_tying",)  # what would be summed depends on it
 
 
 def saved_of(adapters: Sequence[Layered], weights: Sequence[Decimal]) -> list[Ref]:
-    """The tensors that take the place of the base's: T of W + w·(T − W), which is T where w is 1. So they are kept
-    where the weights of the adapters that hold them, all with the same bytes, make 1 together.
+    """The tensors that take the place of the base's: T of W + w·(T − W). One after the other, as `merge` applies them,
+    adapters that hold the same T make W + (1 − Π(1 − wᵢ))·(T − W): it is T, and kept, where one of the weights is 1.
 
     Raises UnsupportedError for others: what they make depends on the base.
     """
@@ -29,7 +30,7 @@ def saved_of(adapters: Sequence[Layered], weights: Sequence[Decimal]) -> list[Re
     kept = []
     for some in holders.values():
         first, module = adapters[some[0][0]].adapter.path, some[0][1]
-        ref, total = module.factors[TUNED], sum((weights[number] for number, _ in some), Decimal(0))
+        ref, own = module.factors[TUNED], [weights[number] for number, _ in some]
         what = f"{first}: the saved tensor {shown(ref.spec.name)}"
         for number, other in some[1:]:
             twin = other.factors[TUNED]
@@ -37,10 +38,10 @@ def saved_of(adapters: Sequence[Layered], weights: Sequence[Decimal]) -> list[Re
                 raise UnsupportedError(
                     f"{what} is another in {adapters[number].adapter.path}; what they make together depends on the base"
                 )
-        if total != 1:
+        if 1 not in own:
             raise UnsupportedError(
-                f"{what} takes the place of the base's and has weight {total}, not 1; what that makes depends on the "
-                "base: give it weight 1, or merge into the base and extract"
+                f"{what} takes the place of the base's and has weight {' and '.join(map(str, own))}, not 1; what that "
+                "makes depends on the base: give it weight 1, or merge into the base and extract"
             )
         _require_alone(adapters, [number for number, _ in some], module, what)
         kept.append(ref)
@@ -48,7 +49,8 @@ def saved_of(adapters: Sequence[Layered], weights: Sequence[Decimal]) -> list[Re
 
 
 def _require_alone(adapters: Sequence[Layered], holders: Sequence[int], module: Module, what: str) -> None:
-    """Raises UnsupportedError where another adapter changes the same tensor, or a part of a saved module."""
+    """Raises UnsupportedError where another adapter changes the same tensor, or a part of a saved module; and where
+    factors come before the saved tensor, which in a merge replaces what they did."""
     parts = module.name.split(".")
     own = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
     entries = adapters[holders[0]].fields.get("modules_to_save") or ()
@@ -60,6 +62,17 @@ def _require_alone(adapters: Sequence[Layered], holders: Sequence[int], module: 
                     f"{what} and the factors of {shown(path)} in {adapter.adapter.path} change the same module; no "
                     "adapter holds both"
                 )
+    for number, adapter in enumerate(adapters):
+        kinds = {one.kind for one in adapter.adapter.modules if one.target == module.target} - {FULL.name}
+        if kinds and number < holders[-1]:
+            last = adapters[holders[-1]].adapter.path
+            hint = "" if number in holders else f"; give {last} first"
+            raise UnsupportedError(
+                f"{what} replaces what the factors in {adapter.adapter.path} change, where {last} is merged after it; "
+                f"no sum of both does so{hint}"
+            )
+        if DORA.name in kinds:
+            raise UnsupportedError(f"{what} is a weight that DoRA changes in {adapter.adapter.path}; these have no sum")
 
 
 def fields_of(adapters: Sequence[Layered]) -> dict[str, Any]:

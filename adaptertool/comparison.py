@@ -16,7 +16,8 @@ from adaptertool.errors import NonFiniteError
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.distance import ulps
 from adaptertool.numerics.rounding import STORED, WORD, Array, doubles, widen
-from adaptertool.numerics.sketch import effective_ranks, leading_of_rank
+from adaptertool.numerics.sketch import leading_of_rank
+from adaptertool.numerics.spectrum import entropy_rank, stable_rank
 from adaptertool.spec import COMPUTED, DTYPE_BITS, Ref
 from adaptertool.workers import Job, run_jobs
 
@@ -132,7 +133,8 @@ class Comparison:
             return  # it is counted, and has no spectrum
         values = found.svd.values  # the last is the norm of all that was not found
         if values.any():
-            self._ranks = effective_ranks(values[:-1], float(np.linalg.norm(values)))
+            known, rest = values[:-1], float(values[-1] ** 2)
+            self._ranks = stable_rank(known, rest), entropy_rank(known, rest)
 
 
 def compare(

@@ -22,7 +22,7 @@ class TensorDiff:
     max_ulp: int | None = None  # largest distance, in representable numbers
     not_finite: int | None = None  # elements that differ and are NaN or infinite in A or B
     stable_rank: float | None = None  # of B − A: ‖D‖²/σ₁²
-    effective_rank: float | None = None  # exp of the entropy of σ²/‖D‖²; where there are many values, at least this
+    effective_rank: float | None = None  # exp of the entropy of σ/Σσ; where there are many values, at least this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Changes of fused experts: a stack of weights in one tensor, (E, out, in) or (E, in, out).
 
 PEFT keeps the factors of all experts in one pair: A (E·r, in), expert after expert, and B (out, E·r), in which the
-expert counts fastest (lora.ParamWrapper of PEFT 0.21.2, checked against it in the tests). Adapters from before
+expert counts fastest (lora.ParamWrapper of PEFT 0.21.2, checked against it in the tests), unless the module is
+`grouped`: then one expert's columns follow another's (formats.peft_packing). Adapters from before
 transformers 5 change one expert at a time.
 """
 
@@ -50,10 +51,11 @@ def require_stack(module: Module, stack: Stack) -> None:
 
 def of_expert(module: Module, stack: Stack, expert: int, rows: range, *, on_first: bool) -> dict[str, Ref]:
     """The factors of one expert, cut to some of its rows as the tensor has them in memory."""
-    a, b, rank = module.factors[A], module.factors[B], module.rank
+    a, b, rank, wide = module.factors[A], module.factors[B], module.rank, stack[0] * module.rank
+    own_columns = range(expert * rank, (expert + 1) * rank) if module.grouped else range(expert, wide, stack[0])
     own = {
         A: a.rows(expert * rank, (expert + 1) * rank),
-        B: Ref(b.path, b.offset, b.spec, range(expert, stack[0] * rank, stack[0])),
+        B: Ref(b.path, b.offset, b.spec, own_columns),
     }
     if not on_first:
         own[B] = own[B].rows(rows.start, rows.stop)

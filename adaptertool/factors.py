@@ -10,7 +10,7 @@ import numpy as np
 
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
-from adaptertool.formats.peft_layers import Pair
+from adaptertool.formats.peft_layers import Layer
 from adaptertool.numerics.lowrank import Factors, Svd, errors, kept, split, storing_error, svd_of_product
 from adaptertool.numerics.rounding import Array, doubles, largest_stored, rounded
 from adaptertool.production import Made
@@ -28,12 +28,28 @@ class Reduced(NamedTuple):
     storing: float  # what rounding to the stored dtype adds to that, at most
 
 
-def read_pair(inputs: Inputs, pair: Pair) -> Factors:
-    """B (out, E·r) and A (E·r, in), a convolution's with all but the first dimension as one."""
+def read_pair(inputs: Inputs, layer: Layer, number: int) -> Factors:
+    """B (out, E·r) and A (E·r, in) of a pair, a convolution's with all but the first dimension as one."""
+    pair = layer.pairs[number]
     for ref in pair:
         require_finite(inputs, ref)
     a, b = (read_tensor(inputs, ref, 0, ref.spec.numel) for ref in pair)
-    return b.reshape(pair.outputs, -1), a.reshape(-1, pair.inputs)
+    return in_turns(layer, b.reshape(pair.outputs, -1)), a.reshape(-1, pair.inputs)
+
+
+def in_turns(layer: Layer, b: Array) -> Array:
+    """Rows of lora_B (.., E·r) as they are stored, with the columns of the experts taking turns, as PEFT has them."""
+    return _repacked(b, layer.experts, layer.rank) if layer.grouped else b
+
+
+def as_stored(layer: Layer, b: Array) -> Array:
+    """The other way round."""
+    return _repacked(b, layer.rank, layer.experts) if layer.grouped else b
+
+
+def _repacked(b: Array, slow: int, fast: int) -> Array:
+    """Columns i·fast + j as j·slow + i."""
+    return b.reshape(len(b), slow, fast).swapaxes(1, 2).reshape(b.shape)
 
 
 def one_by_one(b: Array, a: Array, experts: int) -> list[Factors]:

@@ -1,7 +1,7 @@
 """The files of the output: as a rule those of the base, with the same headers, index and config.
 
-Where an end is stored apart, or a vocabulary has another size, the header of that shard, the index and config.json
-follow.
+Where an end is stored apart, a vocabulary has another size, or a head is new, the header of that shard, the index and
+config.json follow.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import INDEX, Checkpoint
 from adaptertool.files.header import Header, build_header
 from adaptertool.files.jsonfile import load_json, objects
+from adaptertool.heads import Head, dtype_in
 from adaptertool.spec import DTYPE_BITS, Asset, Edit, Ref, Shard, Step, TensorSpec
 from adaptertool.ties import FLAG
 
@@ -30,25 +31,45 @@ class Changes:
 
     apart: Mapping[str, str] = dataclasses.field(default_factory=dict)  # new tensors -> the one that they were tied to
     resized: Mapping[str, Ref] = dataclasses.field(default_factory=dict)  # what takes the place of a tensor
+    head: Head | None = None  # in the place of another, or where there was none
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        return () if self.head is None else self.head.dropped
 
 
 def shards_of(base: Checkpoint, edits: Edits, changes: Changes) -> tuple[Shard, ...]:
-    return tuple(_shard(header, edits, changes) for header in base.headers)
+    home = _home(base, changes.head)
+    return tuple(_shard(base, header, edits, changes, is_home=header is home) for header in base.headers)
 
 
-def _shard(header: Header, edits: Edits, changes: Changes) -> Shard:
+def _home(base: Checkpoint, head: Head | None) -> Header | None:
+    """The file that a new head goes to: that of the old one, or the last."""
+    if head is None:
+        return None
+    old = {*head.dropped, *head.tensors}
+    return next((header for header in base.headers if not old.isdisjoint(header.tensors)), base.headers[-1])
+
+
+def _shard(base: Checkpoint, header: Header, edits: Edits, changes: Changes, *, is_home: bool) -> Shard:
     added = [end for end, source in changes.apart.items() if source in header.tensors]
-    if not added and changes.resized.keys().isdisjoint(header.tensors):
+    head = {} if changes.head is None else changes.head.tensors
+    touched = {*changes.resized, *head, *changes.dropped}
+    if not added and not is_home and touched.isdisjoint(header.tensors):
         steps = [Step(ref.spec, ref.offset, ref, tuple(edits.get(name, ()))) for name, ref in header.tensors.items()]
         return Shard(header.path, header.data_start, header.size, tuple(steps))
     refs = dict(header.tensors)
     for end in added:
         refs[end] = header.tensors[changes.apart[end]]
     tensors = []
-    for name, ref in refs.items():
-        used = changes.resized.get(name, ref)
-        size = used.spec.numel * DTYPE_BITS[ref.spec.dtype] // 8
-        tensors.append((TensorSpec(name, ref.spec.dtype, used.spec.shape, size), used))
+    for name, ref in {**refs, **(head if is_home else {})}.items():
+        used, dtype = changes.resized.get(name, ref), ref.spec.dtype
+        if name in head:
+            used, dtype = head[name], dtype_in(base, head[name])
+        if name in changes.dropped or (name in head and not is_home):
+            continue
+        size = used.spec.numel * DTYPE_BITS[dtype] // 8
+        tensors.append((TensorSpec(name, dtype, used.spec.shape, size), used))
     tensors.sort(key=lambda pair: -DTYPE_BITS[pair[0].dtype])  # wide ones first, so that all are aligned
     content = build_header([spec for spec, _ in tensors], header.metadata)
     offset, steps = len(content), []
@@ -60,13 +81,13 @@ def _shard(header: Header, edits: Edits, changes: Changes) -> Shard:
 
 def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: Changes) -> tuple[Asset, ...]:
     """The base's assets; index and config follow the changes."""
-    if not changes.apart and not changes.resized:
+    if not changes.apart and not changes.resized and changes.head is None:
         return base.assets
     new: dict[str, bytes] = {}
     if base.config is not None:
         new[CONFIG] = _dump(_config(base, changes))
     if any(asset.name == INDEX for asset in base.assets):
-        new[INDEX] = _dump(_index(load_json(base.path / INDEX), shards))
+        new[INDEX] = _dump(_index(load_json(base.path / INDEX), shards, changes.dropped))
     return tuple(
         dataclasses.replace(asset, content=new[asset.name], size=len(new[asset.name])) if asset.name in new else asset
         for asset in base.assets
@@ -77,9 +98,11 @@ def _dump(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _index(index: dict[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+def _index(index: dict[str, Any], shards: Sequence[Shard], dropped: Sequence[str]) -> dict[str, Any]:
     steps = [(shard, step) for shard in shards for step in shard.steps]
     index["weight_map"] |= {step.spec.name: shard.name for shard, step in steps}
+    for name in dropped:
+        index["weight_map"].pop(name, None)
     totals = {
         "total_size": sum(step.spec.nbytes for _, step in steps),
         "total_parameters": sum(step.spec.numel for _, step in steps),
@@ -99,7 +122,7 @@ def _config(base: Checkpoint, changes: Changes) -> dict[str, Any]:
     for name, ref in changes.resized.items():
         if name in base.tensors:
             _resize(base, config, name, base.tensors[name].spec.shape[0], ref.spec.shape[0])
-    return config
+    return config if changes.head is None else changes.head.configured(config)
 
 
 def _resize(base: Checkpoint, config: Mapping[str, Any], name: str, old: int, new: int) -> None:

@@ -37,7 +37,7 @@ def on_factors(layer: Combined, mix: Mix, inputs: Inputs) -> tuple[list[Made], L
     that."""
     parts, error = list[Made](), 0.0
     for number in range(len(layer.first.pairs)):
-        pairs = [read_pair(inputs, term.layer.pairs[number]) for term in layer.terms]
+        pairs = [read_pair(inputs, term.layer, number) for term in layer.terms]
         roots = [math.sqrt(abs(term.times)) for term in layer.terms]
         signed = [math.copysign(root, term.times) for root, term in zip(roots, layer.terms, strict=True)]
         b = _whole([b for b, _ in pairs], roots, mix, f"{layer.path}/{number}/B")
@@ -142,7 +142,7 @@ def _mixtures(layer: Combined, number: int, mix: Mix, inputs: Inputs) -> list[Mi
     terms = [
         one_by_one(b * term.layer.scale, a, layer.first.experts)
         for term in layer.terms
-        for b, a in (read_pair(inputs, term.layer.pairs[number]),)
+        for b, a in (read_pair(inputs, term.layer, number),)
     ]
     weights = [term.times / term.layer.scale if term.times else 0.0 for term in layer.terms]
     return [

@@ -14,6 +14,7 @@ from typing import NoReturn
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.adapter import Adapter
+from adaptertool.heads import Head, require_only, take_head
 from adaptertool.kinds import BY_NAME, DORA, FULL
 from adaptertool.kinds.full import TUNED
 from adaptertool.layout import Changes, assets_of, shards_of
@@ -47,10 +48,11 @@ def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[De
     changes = Changes()
     if isinstance(tuned, Adapter):
         edits, changes, more = adapter_edits(open_subject(base), [tuned], [1.0])
-        if changes.resized and any(alpha != 1 for alpha in alphas):
-            raise UnsupportedError(
-                f"{tuned.path} resizes the vocabulary; between embeddings of different sizes there is nothing"
-            )
+        if (changes.resized or changes.head) and any(alpha != 1 for alpha in alphas):
+            what = "resizes the vocabulary; between embeddings of different sizes there is nothing"
+            if changes.head:
+                what = "brings a new head; between none and it there is nothing"
+            raise UnsupportedError(f"{tuned.path} {what}")
     else:
         edits, equal, more = full_edits(base, tuned)
     notes += more
@@ -64,8 +66,13 @@ def adapter_edits(
     """What the adapters change, by the names of the tensors; how the set of tensors changes; and notes."""
     edits: dict[str, list[Edit]] = {}
     notes: list[str] = []
-    for number, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
+    head: Head | None = None
+    for number, (whole, weight) in enumerate(zip(adapters, weights, strict=True)):
         before = len(subject.resized)
+        new, adapter = take_head(subject.base, subject.names, whole)
+        if new is not None:
+            require_only(adapter, weight, head)
+            head = new
         resolved, more = resolve(subject, adapter)
         if len(subject.resized) > before and (weight != 1 or edits):
             _refuse_resizing(adapter, weight)
@@ -85,11 +92,13 @@ def adapter_edits(
                 )
                 for module in modules
             )
-    apart, more = settle(
-        edits, subject.ends, subject.resized, [n for n, adapter in enumerate(adapters) if adapter.ties_ends]
-    )
+    ends = subject.ends if head is None else {}  # such a model has no end that could be tied
+    tying = [number for number, adapter in enumerate(adapters) if adapter.ties_ends]
+    apart, more = settle(edits, ends, subject.resized, tying)
     notes += subject.traits.notes_on(edits)
-    changes = Changes({end: subject.ends[end] for end in apart}, subject.resized)
+    changes = Changes({end: ends[end] for end in apart}, subject.resized, head)
+    if head is not None:
+        notes += head.notes(subject.base, subject.ends, edits)
     for name, ref in subject.resized.items():
         notes.append(f"{shown(name)} has {ref.spec.shape[0]:,} rows in the adapter, and so in the output")
     return edits, changes, notes + more

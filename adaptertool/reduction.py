@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from adaptertool.effect import Other, Steps, effect, needs_base
 from adaptertool.errors import shown
-from adaptertool.factors import Reduced, made, one_by_one, padded, read_pair, reduced, reduced_spec, together
+from adaptertool.factors import Reduced, as_stored, made, one_by_one, padded, read_pair, reduced, reduced_spec, together
 from adaptertool.files.reader import Inputs
 from adaptertool.formats.peft_layers import Layer, Layered
 from adaptertool.numerics.lowrank import Factors, singular_values
-from adaptertool.numerics.rounding import doubles
+from adaptertool.numerics.rounding import doubles, rounded
 from adaptertool.numerics.spectrum import profile
 from adaptertool.production import Job, Made
 from adaptertool.spec import DTYPE_BITS, Cut, Ref, Step
@@ -68,10 +68,11 @@ def _copied(refs: Sequence[Ref], inputs: Inputs) -> tuple[list[Made], None]:
 
 def _reduced(layer: Layer, refs: Sequence[Ref], inputs: Inputs, how: How) -> tuple[list[Made], LayerSaid | None]:
     """Those of the layer's tensors that `refs` names. Of several jobs for one layer that with lora_A speaks of it."""
-    pairs = [one_by_one(*read_pair(inputs, pair), layer.experts) for pair in layer.pairs]
+    whole = [read_pair(inputs, layer, number) for number in range(len(layer.pairs))]
+    pairs = [one_by_one(b, a, layer.experts) for b, a in whole]
     dtypes = [(pair.b.spec.dtype, pair.a.spec.dtype) for pair in layer.pairs]
     found = reduced(pairs, how.cut, dtypes, balanced=how.balanced)
-    new = {} if found is None else _made(layer, found)
+    new = _repacked(layer, whole) if found is None else _made(layer, found)
     copied, _ = _copied([ref for ref in refs if ref.spec.name not in new], inputs)
     by_name = {part.spec.name: part for part in copied} | new
     parts = [by_name[ref.spec.name] for ref in refs]
@@ -98,7 +99,7 @@ def _effect(layer: Layer, found: Reduced, inputs: Inputs, steps: Steps) -> tuple
     for pair, stored in zip(layer.pairs, found.pairs, strict=True):
         b, a = (doubles(factor, ref.spec.dtype) for factor, ref in zip(stored, (pair.b, pair.a), strict=True))
         b, a = together([padded(*factors, layer.rank) for factors in one_by_one(b, a, layer.experts)])
-        others[pair.b.spec.name], others[pair.a.spec.name] = Other(pair.b, b), Other(pair.a, a)
+        others[pair.b.spec.name], others[pair.a.spec.name] = Other(pair.b, as_stored(layer, b)), Other(pair.a, a)
         of_layer += steps[pair.a.spec.name]
     return effect(inputs, of_layer, others), sum(step.base.spec.nbytes for step in of_layer if needs_base(step))
 
@@ -108,6 +109,15 @@ def _widest(pairs: Sequence[Sequence[Factors]], most: int) -> tuple[float, ...]:
     found = [singular_values(b, a) for experts in pairs for b, a in experts]
     values, _ = max(found, key=lambda one: (one[0].any(), one[1], one[0].max(initial=0.0)))
     return profile(values, most)
+
+
+def _repacked(layer: Layer, whole: Sequence[Factors]) -> dict[str, Made]:
+    """lora_B of a layer that loses nothing, where it has to be packed as PEFT does it, by key."""
+    return {
+        pair.b.spec.name: made(pair.b.spec, rounded(b, pair.b.spec.dtype), str(pair.b.path))
+        for pair, (b, _) in zip(layer.pairs, whole, strict=True)
+        if layer.grouped
+    }
 
 
 def _made(layer: Layer, found: Reduced) -> dict[str, Made]:

@@ -1,8 +1,9 @@
 """What becomes of the tensors that a fine-tuned checkpoint changed, in an adapter that PEFT loads.
 
 The weight of a linear layer becomes factors. All else is saved whole: embeddings and output heads (whose changes are
-seldom of low rank, and which may be tied), norms, convolutions, routers, biases. PEFT saves whole modules, so with a
-tensor go the others of its module. What has no layer of its own in memory is refused by name.
+seldom of low rank, and which may be tied), norms, convolutions, routers, biases, and linear layers that PEFT takes no
+factors for. PEFT saves whole modules, so with a tensor go the others of its module. What has no layer of its own in
+memory is refused by name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from adaptertool.conversion import Memory, Piece, architecture_of, into_memory, rules_for, ties_of
 from adaptertool.errors import UnsupportedError, UsageError, shown
+from adaptertool.formats.peft_write import may_have_factors
 from adaptertool.resolve import Subject
 from adaptertool.spec import COMPUTED, Ref
 
@@ -125,8 +127,10 @@ def _choice(subject: Subject, tuned: Ref, name: str) -> Choice:
 
 
 def _is_linear(subject: Subject, ref: Ref, module: str) -> bool:
+    """Whether its change is to be factors."""
     plain = len(ref.shape) == 2 and ref.spec.numel > 0 and not _NO_LINEAR.search(module)
-    return plain and not subject.traits.may_be_end(ref)
+    allowed = may_have_factors((subject.base.config or {}).get("model_type"), module)
+    return plain and allowed and not subject.traits.may_be_end(ref)
 
 
 def _require_numbers(ref: Ref) -> None:

@@ -80,6 +80,16 @@ class Ref:
     def shape(self) -> tuple[int, ...]:
         return self.spec.shape if self.columns is None else (self.spec.shape[0], len(self.columns))
 
+    @property
+    def turns(self) -> int:
+        """How many such sets of columns the matrix has, that are read together: they take turns, or lie side by side.
+        1 where these are read by themselves."""
+        if self.columns is None or self.columns.step > 1:
+            return 1 if self.columns is None else self.columns.step
+        width, size = self.spec.shape[1], max(len(self.columns), 1)
+        apart = width % size == 0 and self.columns.start % size == 0 and width // size > 2  # not halves of a factor
+        return width // size if apart else 1
+
     def rows(self, first: int, last: int) -> Ref:
         """Rows first..last (of the first dimension) as a tensor of their own."""
         size = self.spec.nbytes // max(self.spec.shape[0], 1)

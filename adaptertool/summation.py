@@ -10,7 +10,7 @@ import numpy as np
 
 from adaptertool.combine import Combined
 from adaptertool.errors import shown
-from adaptertool.factors import Reduced, made, one_by_one, read_pair, reduced
+from adaptertool.factors import Reduced, in_turns, made, one_by_one, read_pair, reduced
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.lowrank import Factors
 from adaptertool.numerics.rounding import Array, doubles, rounded
@@ -94,7 +94,7 @@ def _side_by_side(
     for term in layer.terms:
         ref = term.layer.pairs[number].b
         require_finite(inputs, ref.rows(first, last))
-        own = read_rows(inputs, ref, first, last, ref.spec.shape[1])
+        own = in_turns(term.layer, read_rows(inputs, ref, first, last, ref.spec.shape[1]))
         rows.append(own * term.times)
         # A power of two loses nothing, but of what is then too small for float64.
         lost.append(rows[-1] / term.times != own if term.exact and term.times else np.zeros(own.shape, bool))
@@ -153,7 +153,7 @@ def joined(layer: Combined, number: int, inputs: Inputs) -> list[Factors]:
     terms = [
         one_by_one(b * term.times, a, layer.first.experts)
         for term in layer.terms
-        for b, a in (read_pair(inputs, term.layer.pairs[number]),)
+        for b, a in (read_pair(inputs, term.layer, number),)
     ]
     return [
         (np.concatenate([b for b, _ in some], axis=1), np.concatenate([a for _, a in some]))

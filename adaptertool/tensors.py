@@ -47,7 +47,7 @@ def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Ar
     """Rows first..last of a tensor on disk, of `width` elements each, as a float64 matrix; of its columns if chosen."""
     if ref.columns is None:
         return read_tensor(inputs, ref, first * width, last * width).reshape(last - first, width)
-    if ref.columns.step > 1:
+    if ref.turns > 1:
         return doubles(_read_in_turn(inputs, ref, width)[first:last], ref.spec.dtype)
     chosen = np.empty((last - first, len(ref.columns)))
     step = max(1, _PART // width)  # what is read beside the columns is let go of soon
@@ -60,10 +60,11 @@ def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Ar
 
 
 def _read_in_turn(inputs: Inputs, ref: Ref, width: int) -> Array:
-    """Columns that take turns with those of others (experts), as stored. The next will be asked for as well, and all
-    rows are read to find them: so those of several are kept at once, in KEPT windows of WINDOW bytes at most."""
+    """The columns of one of many (experts), as stored. The next will be asked for as well, and all rows are read to
+    find them: so those of several are kept at once, in KEPT windows of WINDOW bytes at most."""
     assert ref.columns is not None
-    turn, turns, rows = ref.columns.start, ref.columns.step, ref.spec.shape[0]
+    in_turn, turns, rows = ref.columns.step > 1, ref.turns, ref.spec.shape[0]
+    turn = ref.columns.start if in_turn else ref.columns.start // len(ref.columns)
     several = max(1, WINDOW * turns // max(ref.spec.nbytes, 1))
     begin = turn - turn % several
     key = (ref.path, ref.offset, ref.spec, begin)
@@ -76,8 +77,10 @@ def _read_in_turn(inputs: Inputs, ref: Ref, width: int) -> Array:
             step = max(1, _PART // width)
             for start in range(0, rows, step):
                 end = min(rows, start + step)
-                stored = _read_stored(inputs, ref, start * width, end * width).reshape(end - start, -1, turns)
-                window[:, start:end] = stored[:, :, begin : begin + len(window)].transpose(2, 0, 1)
+                stored = _read_stored(inputs, ref, start * width, end * width)
+                cut = (end - start, -1, turns) if in_turn else (end - start, turns, -1)
+                sets = stored.reshape(cut).transpose((2, 0, 1) if in_turn else (1, 0, 2))
+                window[:, start:end] = sets[begin : begin + len(window)]
         inputs.kept[key] = window
     chosen: Array = window[turn - begin]
     return chosen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from adaptertool.errors import MismatchError, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -13,13 +13,14 @@ from adaptertool.spec import COMPUTED, Edit, Ref
 from adaptertool.traits import read_traits
 
 
-def pairs_of(base: Checkpoint, tuned: Checkpoint) -> Iterator[tuple[Ref, Ref, bool]]:
+def pairs_of(base: Checkpoint, tuned: Checkpoint, unwanted: Collection[str] = ()) -> Iterator[tuple[Ref, Ref, bool]]:
     """The tensors of both, and whether arithmetic is done on them: integers and codes have no values between.
 
-    Raises MismatchError unless names and shapes agree, and dtypes where there is no arithmetic.
+    Raises MismatchError unless names and shapes agree, and dtypes where there is no arithmetic. Those of `unwanted`
+    that do not agree are passed over.
     """
     for ours, theirs in ((base, tuned), (tuned, base)):
-        if only := [name for name in ours.tensors if name not in theirs.tensors]:
+        if only := [name for name in ours.tensors if name not in theirs.tensors and name not in unwanted]:
             near = nearest(only[0], theirs.tensors)
             hint = f"; nearest there: {', '.join(map(shown, near))}" if near else ""
             raise MismatchError(
@@ -27,10 +28,13 @@ def pairs_of(base: Checkpoint, tuned: Checkpoint) -> Iterator[tuple[Ref, Ref, bo
                 f"{', '.join(shown(name) for name in only[:5])}{' ...' if len(only) > 5 else ''}{hint}"
             )
     for name, ref in base.tensors.items():
-        other = tuned.tensors[name]
+        if (other := tuned.tensors.get(name)) is None:
+            continue
         here, there = ref.spec, other.spec
         computed = here.dtype in COMPUTED and there.dtype in COMPUTED
         if here.shape != there.shape or (here.dtype != there.dtype and not computed):
+            if name in unwanted:
+                continue
             raise MismatchError(f"{shown(name)} is {here} in {ref.path}, but {there} in {other.path}")
         yield ref, other, computed
 

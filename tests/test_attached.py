@@ -210,21 +210,22 @@ def test_a_layer_with_a_forward_of_its_own_is_merged_in_memory(tmp_path: Path) -
             assert torch.allclose(model(x), expected, rtol=1e-12)
 
 
-class Lazy(nn.Module):
-    """Uses one of its layers only, and the weight of the other by itself."""
+class Chosen(nn.Module):
+    """Of several layers it calls the first only, as one that is chosen among experts."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(self.one(x), self.other.weight)
+        result: torch.Tensor = self.layers[0](x)
+        return result
 
 
 def test_layers_that_are_not_called_are_told(tmp_path: Path) -> None:
-    factors = {**lora_factors("one", (4, 4)), **lora_factors("other", (4, 4))}
-    model, adapter = Lazy(), write_adapter(tmp_path / "a", factors)
-    with pytest.warns(UserWarning, match="no part in 1 of 2 layers, which the model did not call: other.weight"):  # noqa: SIM117
+    factors = {**lora_factors("layers.0", (4, 4)), **lora_factors("layers.1", (4, 4))}
+    model, adapter = Chosen(), write_adapter(tmp_path / "a", factors)
+    with pytest.warns(UserWarning, match=r"no part in 1 of 2 layers, which the model did not call: layers\.1\.weight"):  # noqa: SIM117
         with adaptertool.attached(model, adapter):
             model(torch.randn(2, 4))
     with warnings.catch_warnings():

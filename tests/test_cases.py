@@ -95,6 +95,19 @@ HANDLED = [
      "the run goes on, and a note says what is lost", "test_file_systems.py::test_goes_on_and_says_so"),
     ("What a killed run of another recipe left", "named with its size; --clean removes it",
      "test_leftovers.py::test_said_at_the_start_and_at_the_end"),
+    ("lora_B of fused experts packed by expert (unsloth)", "as lora_B_layout of the config says; where it does not, as "
+     "PEFT has it, with a note, or by --expert-layout; sum and truncate write PEFT's packing",
+     "test_expert_layout.py::test_the_same_merge_onto_every_way_of_storing_experts"),
+    ("A new head for labels (score, classifier), or another number of labels", "added; config.json follows, the old "
+     "head is left out", "test_heads.py::test_decoders"),
+    ("Layers of Mamba models that PEFT takes no factors for (out_proj)", "extract saves them whole",
+     "test_extract.py::test_layers_that_peft_takes_no_factors_for_are_saved_whole"),
+    ("extract --leave-out of tensors whose shapes differ, or that one side lacks", "left out, and said",
+     "test_extract.py::test_what_is_left_out_needs_no_equal_shapes"),
+    ("Saved tensors in a sum", "kept where a weight is 1, and what is merged is the same; else refused",
+     "test_sum_saved.py::test_merging_a_sum_is_merging_its_adapters"),
+    ("attached, on a compiled model, or on weights that are used without their layer", "compiled anew; changed in "
+     "place; both are said", "test_bypass.py::test_compiled_before"),
     ("Adapter that names another base", "a note", "test_peft_format.py::test_an_adapter_for_another_base_is_noted"),
 ]  # fmt: skip
 
@@ -138,6 +151,11 @@ REFUSED = [
     case("lora_alpha as text", lora_alpha="8"),
     case("A base that holds an adapter that is not merged", weights=WEIGHTS | {
         f"{Q}.base_layer.weight": torch.zeros(8, 6)}),
+    case("A saved weight beside factors for it, not as their base layer", tensors=LORA | {
+        f"{Q}.weight": torch.zeros(8, 6)}),
+    case("A layout of lora_B that is not known", lora_B_layout="other"),
+    case("A new head, and no task_type", tensors=LORA | {"score.weight": torch.zeros(3, 6)}),
+    case("A new head that is not all there", tensors=LORA | {"score.weight": torch.zeros(3, 6)}, task_type="TOKEN_CLS"),
     case("NaN in a factor", tensors={name: tensor * float("nan") for name, tensor in LORA.items()}),
     case("Grouped convolution", weights={"conv.weight": torch.zeros(8, 2, 3)}, tensors={
         "conv.lora_A.weight": torch.zeros(4, 4, 3), "conv.lora_B.weight": torch.zeros(8, 4, 1)}),

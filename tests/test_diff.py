@@ -143,15 +143,28 @@ def test_ranks_of_the_change(tmp_path: Path) -> None:
         "v": torch.zeros(9),
     }
     found = differing(tmp_path, a, b, ranks=True)
-    shares = values**2 / 21
+    shares = values / 7
     assert found["few.weight"].stable_rank == pytest.approx(21 / 16)
     assert found["few.weight"].effective_rank == pytest.approx(float(torch.exp(-(shares * shares.log()).sum())))
-    spectrum = torch.linalg.svdvals(b["many.weight"]) ** 2
+    spectrum = torch.linalg.svdvals(b["many.weight"])
     shares = spectrum / spectrum.sum()
-    assert found["many.weight"].stable_rank == pytest.approx(1 / float(shares[0]), rel=0.02)
+    stable = float(spectrum.square().sum() / spectrum[0] ** 2)
+    assert found["many.weight"].stable_rank == pytest.approx(stable, rel=0.02)
     effective = found["many.weight"].effective_rank
     assert effective is not None and 60 < effective <= float(torch.exp(-(shares * shares.log()).sum()))
     assert found["v"].stable_rank is None
+
+
+def test_diff_and_inspect_tell_the_same_ranks(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "a", lora_factors("x", (60, 40), rank=8), r=8)
+    base = write_checkpoint(tmp_path / "base", {"x.weight": torch.zeros(60, 40).double()})
+    adaptertool.merge(base, [adapter], tmp_path / "merged")
+    found = {one.name: one for one in diff(base, tmp_path / "merged", ranks=True).tensors}["x.weight"]
+    facts = adaptertool.inspect(adapter).adapter
+    assert facts is not None and facts.modules[0].spectrum is not None
+    spectrum = facts.modules[0].spectrum
+    assert found.effective_rank == pytest.approx(spectrum.entropy_rank, rel=1e-6)
+    assert found.stable_rank == pytest.approx(spectrum.stable_rank, rel=1e-6)
 
 
 def test_adapters(tmp_path: Path) -> None:

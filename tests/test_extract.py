@@ -172,6 +172,41 @@ def test_peft_loads_what_is_extracted_from_many_architectures(tmp_path: Path, fa
         assert (merged[name].double() - tensor.double()).abs().max() < 1e-7, name
 
 
+MAMBA = {"hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 50, "state_size": 4}
+MAMBAS = {
+    "mamba": MAMBA | {"time_step_rank": 3, "use_bias": True},
+    "falcon_mamba": MAMBA | {"time_step_rank": 3},
+    "mamba2": MAMBA | {"num_heads": 6, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
+    "falcon_h1": TINY | {"mamba_d_ssm": 24, "mamba_n_heads": 4, "mamba_d_head": 6, "mamba_d_state": 4,
+                         "mamba_n_groups": 1, "mamba_chunk_size": 8},
+    "nemotron_h": {key: value for key, value in TINY.items() if key != "num_hidden_layers"} | {
+        "layers_block_type": ["mamba", "attention"], "head_dim": 12, "mamba_num_heads": 4, "mamba_head_dim": 12,
+        "ssm_state_size": 4, "n_groups": 1, "chunk_size": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", MAMBAS)
+def test_layers_that_peft_takes_no_factors_for_are_saved_whole(tmp_path: Path, family: str) -> None:
+    config = AutoConfig.for_model(family, **MAMBAS[family], tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_config(config).float()
+    base = saved(model, tmp_path / "base")
+    tune(model)
+    tuned = saved(model, tmp_path / "tuned")
+    report = extract(base, tuned, tmp_path / "out", rank=100)
+    assert f"in {family} models PEFT does not load, or does not use, factors for them" in report.notes[-1]
+    how = {one.tensor.split(".")[-2]: one.how for one in report.tensors}
+    assert (how["in_proj"], how["out_proj"], how["conv1d"]) == ("factors", "saved", "saved")
+    text = torch.arange(10)[None]
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(tuned)(text).logits
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
+        assert (adapted(text).logits - wanted).abs().max() < 1e-4
+    merge(base, [tmp_path / "out"], tmp_path / "merged")
+    merged = load(tmp_path / "merged")
+    for name, tensor in load(tuned).items():
+        assert (merged[name].double() - tensor.double()).abs().max() < 1e-7, name
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_tied_ends_stay_tied(tmp_path: Path, family: str) -> None:
     model = model_of(family, tie_word_embeddings=True)
@@ -232,6 +267,35 @@ def test_what_is_left_out_is_said(pair: tuple[Path, Path], tmp_path: Path) -> No
             assert (one.error, one.energy) == (1, 0)
             assert one.norm == pytest.approx(float(wanted[one.tensor].norm()))
     assert all("lora_" in key for key in load(tmp_path / "out"))
+
+
+def test_what_is_left_out_needs_no_equal_shapes(tmp_path: Path) -> None:
+    model = model_of("llama", tie_word_embeddings=False)
+    base = saved(model, tmp_path / "base")
+    model.resize_token_embeddings(53)
+    tune(model)
+    tuned = saved(model, tmp_path / "tuned")
+    for one, other in (("lm_head", "embed_tokens"), ("embed_tokens", "lm_head")):
+        with pytest.raises(MismatchError, match=rf"{other}.weight is F32 50×24 .* but F32 53×24"):
+            extract(base, tuned, tmp_path / "out", rank=3, leave_out=[one])
+    report = extract(base, tuned, tmp_path / "out", rank=3, leave_out=["embed_tokens|lm_head"])
+    assert f"lm_head.weight is left out: it is F32 50×24 in {base}, and F32 53×24 in {tuned}" in report.notes
+    assert sum("is left out" in note for note in report.notes) == 2
+    assert not {one.tensor for one in report.tensors} & {"lm_head.weight", "model.embed_tokens.weight"}
+    merge(base, [tmp_path / "out"], tmp_path / "merged")
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_left_out_may_be_on_one_side_only(tmp_path: Path, side: int) -> None:
+    tensors = [{"a.weight": torch.eye(4), "i": torch.arange(3)}, {"a.weight": 2 * torch.eye(4), "i": torch.arange(3)}]
+    tensors[side]["lm_head.weight"] = torch.eye(4)
+    paths = write_pair(tmp_path, *tensors, tie_word_embeddings=False)
+    report = extract(*paths, tmp_path / "out", rank=4, leave_out=["lm_head"])
+    places = ["F32 4×4", "absent"][:: 1 if side == 0 else -1]
+    note = f"lm_head.weight is left out: it is {places[0]} in {paths[0]}, and {places[1]} in {paths[1]}"
+    assert note in report.notes and report.unchanged == 1
+    with pytest.raises(MismatchError, match=r"lm_head\.weight"):
+        extract(*paths, tmp_path / "no", rank=4)
 
 
 def test_signs_of_zeros_and_equal_nans_are_no_change(tmp_path: Path) -> None:

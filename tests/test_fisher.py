@@ -185,3 +185,11 @@ def test_the_command(
     assert f"wise --fisher {base} + {tuned} + {weights[0]} + {weights[1]} at alpha 0.5" in told.out
     assert "where both Fisher weights are 0 it is plain Wise-FT" in told.err
     assert main_here(arguments[:-1], monkeypatch) == 2
+
+
+def test_where_nothing_is_added_to_a_negative_zero_it_stays(tmp_path: Path) -> None:
+    zero, one = -torch.zeros(2), torch.ones(2)
+    checkpoints = ({"x": zero}, {"x": torch.tensor([1.0, -0.0])}, {"x": one}, {"x": 0 * one})
+    base, tuned, *weights = (write_checkpoint(tmp_path / str(n), tensors) for n, tensors in enumerate(checkpoints))
+    adaptertool.wise(base, tuned, tmp_path / "out", "0.5", fisher=(weights[0], weights[1]))
+    assert same_bits(load(tmp_path / "out")["x"], zero)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES, load, lora_factors, main_here, write_adapter, write_checkpoint
+from conftest import FIXTURES, load, lora_factors, main_here, same_bits, write_adapter, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -248,3 +248,23 @@ def test_the_error_is_told_and_not_who_stopped_because_of_it() -> None:
         all_done(threading.Event(), [stopped, failed])
     with pytest.raises(Interrupted):
         all_done(threading.Event(), [stopped])
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune", "slerp"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_where_nothing_is_added_to_a_negative_zero_it_stays(tmp_path: Path, method: str, dtype: torch.dtype) -> None:
+    weight = torch.randn(8, 6).to(dtype)
+    weight[0], weight[1] = -0.0, 0.0
+    base = write_checkpoint(tmp_path / "base", {"x.weight": weight, "norm.weight": -torch.zeros(6, dtype=dtype)})
+    tuned = weight.clone()
+    tuned[2:] += 1
+    same = write_checkpoint(tmp_path / "tuned", {"x.weight": tuned, "norm.weight": -torch.zeros(6, dtype=dtype)})
+    factors = dict(lora_factors("x", (8, 6)))
+    factors["x.lora_B.weight"][:2] = 0
+    sources = [write_adapter(tmp_path / "a", factors), same][: 1 if method == "slerp" else 2]
+    thinned = {} if method in ("linear", "slerp") else {"density": 0.5}
+    adaptertool.merge(base, sources, tmp_path / "out", method=method, weights=[0.7, -0.3][: len(sources)], **thinned)
+    out = load(tmp_path / "out")
+    assert same_bits(out["x.weight"][:2], weight[:2])
+    assert same_bits(out["norm.weight"], -torch.zeros(6, dtype=dtype))
+    assert not out["x.weight"][2:].equal(weight[2:])

@@ -82,8 +82,16 @@ def test_every_factor_is_used_exactly_once(base: Path) -> None:
 
 
 def test_a_saved_weight_comes_before_the_delta_on_it(base: Path) -> None:
-    tensors = {**lora_factors(Q, (8, 6)), f"{Q}.weight": torch.ones(8, 6)}
+    tensors = {**lora_factors(Q, (8, 6)), f"{Q}.base_layer.weight": torch.ones(8, 6)}
     assert [edit.kind for edit in edits(base, adapter(base, tensors))[f"{Q}.weight"]] == ["full", "lora"]
+
+
+@pytest.mark.parametrize("key", ["weight", "modules_to_save.weight"])
+@pytest.mark.parametrize("fields", [{}, {"modules_to_save": ["q_proj"]}])
+def test_a_saved_weight_beside_factors_for_it_is_refused(base: Path, key: str, fields: dict[str, Any]) -> None:
+    tensors = {**lora_factors(Q, (8, 6)), f"{Q}.{key}": torch.ones(8, 6)}
+    message = refusal(base, adapter(base, tensors, **fields), UnsupportedError)
+    assert f"{PREFIX}{Q}.{key} is saved whole, and there are factors for {Q}.weight as well" in message
 
 
 @pytest.mark.parametrize(
@@ -464,7 +472,7 @@ def test_many_unmatched_modules_are_counted(base: Path) -> None:
         (f"{Q}.lora_B.weight", (8, 5), "8×4"),
         (f"{Q}.lora_B.weight", (4, 8), "8×4"),
         (f"{Q}.lora_B.weight", (), "8×4"),
-        (f"{Q}.weight", (6, 8), "8×6"),
+        (f"{Q}.base_layer.weight", (6, 8), "8×6"),
         (f"{Q}.bias", (9,), "8"),
         (f"{Q}.bias", (8, 1), "8"),
         ("lm_head.weight", (11, 6), "10×6"),
@@ -473,7 +481,7 @@ def test_many_unmatched_modules_are_counted(base: Path) -> None:
 def test_wrong_shapes_name_both_sides(base: Path, key: str, shape: tuple[int, ...], wanted: str) -> None:
     tensors = {**lora_factors(Q, (8, 6)), key: torch.ones(shape)}
     message = refusal(base, adapter(base, tensors), MismatchError)
-    target = key.replace("lora_A.", "").replace("lora_B.", "")
+    target = re.sub(r"(lora_A|lora_B|base_layer)\.", "", key)
     assert f"{target} is F32 {'×'.join(map(str, BASE[target].shape))}, so" in message
     assert f"{PREFIX + key} must be {wanted}, but it is F32 {'×'.join(map(str, shape)) or 'scalar'}" in message
 

@@ -186,6 +186,40 @@ def test_base_layer_weight_replaces_and_the_delta_comes_on_top(tmp_path: Path) -
     assert half_ulp_excess(load(tmp_path / "out")["linear.weight"], exact).max() <= 1 + 1e-6
 
 
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.y = nn.Linear(7, 9), nn.Linear(9, 5)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.y(self.x(inputs))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [("x.base_layer.weight", False), ("x.weight", False), ("x.modules_to_save.weight", False), ("x.weight", True)],
+)
+def test_what_peft_makes_of_a_saved_weight_beside_factors(tmp_path: Path, key: str, named: bool) -> None:
+    """Only base_layer.weight counts beside the factors; else PEFT leaves out one or the other, and we refuse."""
+    model, saved = Two(), torch.randn(9, 7)
+    factors = {**lora_factors("x", (9, 7)), **lora_factors("y", (5, 9))}
+    tensors = {**factors, key: saved} | ({"x.bias": model.x.bias.detach().clone()} if named else {})
+    delta = 2 * factors["x.lora_B.weight"] @ factors["x.lora_A.weight"]
+    fields = {"target_modules": ["x", "y"], "modules_to_save": ["x"] if named else None}
+    base = write_checkpoint(tmp_path / "base", {name: tensor.clone() for name, tensor in model.state_dict().items()})
+    path, before = write_adapter(tmp_path / "a", tensors, **fields), model.x.weight.detach().clone()
+    after = PeftModel.from_pretrained(model, path).merge_and_unload().x.weight
+    on_top = key == "x.base_layer.weight"
+    assert torch.allclose(after, saved + delta if on_top else saved if named else before + delta, atol=1e-6)
+    if on_top:
+        adaptertool.merge(base, [path], tmp_path / "out")
+        assert torch.allclose(load(tmp_path / "out")["x.weight"], after, atol=1e-6)
+    else:
+        with pytest.raises(UnsupportedError, match=r"is saved whole, and there are factors for x\.weight"):
+            adaptertool.merge(base, [path], tmp_path / "out")
+
+
 def test_dora_needs_its_magnitude(tmp_path: Path) -> None:
     zoo, base = make_base(tmp_path / "base")
     for name, dora, other in (("a", True, False), ("b", False, True)):

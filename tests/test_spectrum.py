@@ -62,3 +62,13 @@ def test_laws(found: list[float], scale: float) -> None:
 def test_entropy_by_hand() -> None:
     entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
     assert entropy_rank(np.array([0.75, 0.25])) == pytest.approx(math.exp(entropy))
+
+
+@given(values=st.lists(st.floats(1e-3, 1), min_size=2, max_size=30), data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_what_is_not_known_of_a_spectrum_makes_a_lower_bound(values: list[float], data: st.DataObject) -> None:
+    whole = np.array(sorted(values, reverse=True))
+    known = data.draw(st.integers(1, len(whole)))
+    rest = float(np.square(whole[known:]).sum())
+    assert entropy_rank(whole[:known], rest) <= entropy_rank(whole) * (1 + 1e-9)
+    assert stable_rank(whole[:known], rest) == pytest.approx(stable_rank(whole))

@@ -261,7 +261,10 @@ def test_saved_tensors_are_kept_where_their_weight_is_one(tmp_path: Path) -> Non
     assert (fields["modules_to_save"], fields["bias"]) == (["head", "norm"], "all")
     with pytest.raises(UnsupportedError, match=r"a: the saved tensor .*head\.weight takes .* has weight 0\.5, not 1"):
         sum_adapters([first, second], tmp_path / "no", weights=["0.5", "1"])
-    report = sum_adapters([first, first], tmp_path / "same", weights=["0.1", "0.9"])
+    for weights in (["0.1", "0.9"], ["0.5", "0.5"], ["0", "0"], ["2", "-1"]):
+        with pytest.raises(UnsupportedError, match=rf"has weight {weights[0]} and {weights[1]}, not 1"):
+            sum_adapters([first, first], tmp_path / "no", weights=weights)
+    report = sum_adapters([first, first], tmp_path / "same", weights=["0.5", "1"])
     assert len(report.saved) == 1
     other = write_adapter(tmp_path / "c", {"head.weight": head + 1})
     with pytest.raises(UnsupportedError, match="is another in"):

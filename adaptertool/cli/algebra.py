@@ -12,6 +12,7 @@ from adaptertool.cli.boundary import ignore_signals
 from adaptertool.cli.options import (
     CLEAN,
     DEBUG,
+    EXPERT_LAYOUT,
     FORCE,
     HTML,
     JSON,
@@ -51,7 +52,7 @@ makes_adapter = with_options(
 @click.option("--base", type=click.Path(), help="Needed for DoRA: what it changes is extracted, at --rank or --energy.")
 @click.option("--density", help="The share of elements that stays: ties, dare, magnitude_prune.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
-@with_options(RANK, ENERGY, LEAVE_OUT)
+@with_options(RANK, ENERGY, LEAVE_OUT, EXPERT_LAYOUT)
 @makes_adapter
 def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Add ADAPTERs into one: Σ w·(alpha/r)·B·A, exact by concatenation; no base is needed.
@@ -79,6 +80,7 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
     click.option("--base", type=click.Path(), help="Tell how far the merged weights move: of DoRA its norms count."),
     RENAME,
     LEAVE_OUT,
+    EXPERT_LAYOUT,
     HTML,
 )
 @makes_adapter

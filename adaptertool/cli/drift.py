@@ -9,6 +9,7 @@ import click
 from adaptertool.cli.options import (
     COMPOSE,
     DEBUG,
+    EXPERT_LAYOUT,
     HTML,
     JSON,
     LEAVE_OUT,
@@ -43,6 +44,7 @@ from adaptertool.tasks import drift as task
     HTML,
     RENAME,
     LEAVE_OUT,
+    EXPERT_LAYOUT,
     THREADS,
     JSON,
     QUIET,

@@ -5,7 +5,19 @@ from __future__ import annotations
 import click
 
 from adaptertool import evaluation as task
-from adaptertool.cli.options import COMPOSE, DEBUG, JSON, LEAVE_OUT, QUIET, RENAME, WEIGHT, failed, tell, with_options
+from adaptertool.cli.options import (
+    COMPOSE,
+    DEBUG,
+    EXPERT_LAYOUT,
+    JSON,
+    LEAVE_OUT,
+    QUIET,
+    RENAME,
+    WEIGHT,
+    failed,
+    tell,
+    with_options,
+)
 from adaptertool.render.evaluation import evaluation_text
 
 
@@ -21,7 +33,7 @@ from adaptertool.render.evaluation import evaluation_text
 @click.option("--generate", type=click.IntRange(0, task.MAX_GENERATED), default=16, help="Tokens after each prompt.")
 @click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps.")
 @click.option("--fail-above", metavar="KL", help="Exit code 1 where the mean KL is above it (nats per token).")
-@with_options(RENAME, LEAVE_OUT, JSON, QUIET, DEBUG)
+@with_options(RENAME, LEAVE_OUT, EXPERT_LAYOUT, JSON, QUIET, DEBUG)
 def evaluate(
     base: str,
     adapters: tuple[str, ...],
@@ -36,6 +48,7 @@ def evaluate(
     fail_above: str | None,
     renames: tuple[str, ...],
     leave_out: tuple[str, ...],
+    expert_layout: str | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -53,6 +66,7 @@ def evaluate(
         compose=compose,
         renames=renames,
         leave_out=leave_out,
+        expert_layout=expert_layout,
         each=each,
         loss=loss,
         generate=generate,

@@ -6,7 +6,19 @@ from typing import Any
 
 import click
 
-from adaptertool.cli.options import DEBUG, HTML, JSON, QUIET, RENAME, THREADS, bar, failed, tell, with_options
+from adaptertool.cli.options import (
+    DEBUG,
+    EXPERT_LAYOUT,
+    HTML,
+    JSON,
+    QUIET,
+    RENAME,
+    THREADS,
+    bar,
+    failed,
+    tell,
+    with_options,
+)
 from adaptertool.render.inspect import inspect_text
 from adaptertool.tasks import inspect as task
 
@@ -21,6 +33,7 @@ from adaptertool.tasks import inspect as task
     click.option("--spectra/--no-spectra", default=True, help="Read the factors, and with --base its weights."),
     HTML,
     RENAME,
+    EXPERT_LAYOUT,
     THREADS,
     JSON,
     QUIET,

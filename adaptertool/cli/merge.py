@@ -43,6 +43,7 @@ def merge(
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     renames: tuple[str, ...],
+    expert_layout: str | None,
     precision: str,
     **options: Any,
 ) -> None:
@@ -56,6 +57,7 @@ def merge(
         weights or None,
         compose=compose,
         renames=renames,
+        expert_layout=expert_layout,
         precision=precision,
         method=method,
         density=density,

@@ -12,6 +12,7 @@ import click
 
 from adaptertool.budget import bytes_to_write
 from adaptertool.cli.boundary import ignore_signals, say
+from adaptertool.formats.peft_packing import LAYOUTS
 from adaptertool.render.machine import Report, to_json
 from adaptertool.render.text import plan_text, run_text
 from adaptertool.spec import EXACT, PRECISIONS, Plan
@@ -31,6 +32,11 @@ TOKENIZER = click.option(
     "--tokenizer",
     type=click.Choice(TOKENIZERS),
     help="Whose tokenizer and chat template OUT has; the base's, unless the vocabulary is the adapter's.",
+)
+EXPERT_LAYOUT = click.option(
+    "--expert-layout",
+    type=click.Choice(LAYOUTS),
+    help="How lora_B of fused experts is packed, where the adapter's config does not say (unsloth).",
 )
 THREADS = click.option("--threads", type=click.IntRange(min=1, max=MAX_THREADS), help="Default: cores, up to 8.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -56,6 +62,7 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 
 writes = with_options(
     RENAME,
+    EXPERT_LAYOUT,
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),

@@ -12,6 +12,7 @@ from adaptertool.cli.boundary import say
 from adaptertool.cli.options import (
     COMPOSE,
     DEBUG,
+    EXPERT_LAYOUT,
     JSON,
     LEAVE_OUT,
     QUIET,
@@ -44,6 +45,7 @@ from adaptertool.tasks.merge import COMPOSITIONS
 @with_options(
     RENAME,
     LEAVE_OUT,
+    EXPERT_LAYOUT,
     THREADS,
     JSON,
     QUIET,
@@ -61,6 +63,7 @@ def verify(
     junit: str | None,
     renames: tuple[str, ...],
     leave_out: tuple[str, ...],
+    expert_layout: str | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -81,6 +84,7 @@ def verify(
             or junit is not None
             or renames
             or leave_out
+            or expert_layout
             or compose != COMPOSITIONS[0]
         ):
             raise UsageError("without a BASE only the files are checked against their manifest; give the BASE too")
@@ -95,6 +99,7 @@ def verify(
             compose=compose,
             renames=renames,
             leave_out=leave_out,
+            expert_layout=expert_layout,
             strict=strict,
             threads=threads,
             progress=progress,

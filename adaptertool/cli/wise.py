@@ -56,6 +56,7 @@ def wise(
     minimise: bool,
     out: str | None,
     renames: tuple[str, ...],
+    expert_layout: str | None,
     precision: str,
     as_adapter: bool,
     leave_out: tuple[str, ...],
@@ -71,6 +72,7 @@ def wise(
     """
     recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
     recipe |= {"leave_out": leave_out, "tokenizer": tokenizer}
+    recipe |= {"expert_layout": expert_layout}
     if score is None:
         if keep or target is not None or reference is not None or minimise:
             raise UsageError("--keep, --target, --reference and --minimise are for scores: give --score too")

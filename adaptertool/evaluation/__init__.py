@@ -34,6 +34,7 @@ def evaluate(
     compose: str = "sequential",
     renames: Sequence[str] = (),
     leave_out: Sequence[str] = (),
+    expert_layout: str | None = None,
     each: bool = False,
     loss: str | None = None,
     generate: int = 16,
@@ -43,8 +44,7 @@ def evaluate(
     """Run the base with its adapters unmerged, and merged checkpoints, on prompts; say how far apart they are.
 
     base:     a directory that transformers can load as a causal language model, with its tokenizer, which all share
-    adapters: act on the base beside its weights (`adaptertool.attached`); weights, compose, renames,
-              leave_out as for `merge`
+    adapters: act on the base beside its weights (`adaptertool.attached`); the rest as for `merge`
     prompts:  JSONL: {"prompt": ...}, or facts to be known, as EasyEdit has them (evaluation/prompts.py)
     merged:   directories of merged, or fine-tuned, checkpoints
     each:     every adapter is a model of its own, as every merged checkpoint is
@@ -75,6 +75,7 @@ def evaluate(
         compose=compose,
         renames=tuple(renames),
         leave_out=tuple(leave_out),
+        expert_layout=expert_layout,
         each=each,
         losses=LOSSES if loss is None else (loss,),
         generate=generate,

@@ -44,6 +44,7 @@ class Request:
     compose: str
     renames: tuple[str, ...]
     leave_out: tuple[str, ...]
+    expert_layout: str | None
     each: bool
     losses: tuple[str, ...]
     generate: int
@@ -165,8 +166,8 @@ class _Models:
     def _attached(self, model: Any, group: Sequence[int]) -> contextlib.AbstractContextManager[None]:
         request = self._request
         paths, weights = [request.adapters[n] for n in group], [request.weights[n] for n in group]
-        left = request.leave_out
-        return attaching(model, paths, weights, request.renames, request.compose, self._notes.append, left)
+        names = request.renames, request.compose, self._notes.append
+        return attaching(model, paths, weights, *names, request.leave_out, request.expert_layout)
 
     def _scores(
         self, model: Any, name: str, role: str, start: float, answers: Sequence[Answers], *, refers: bool = False

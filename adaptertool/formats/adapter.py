@@ -23,6 +23,7 @@ class Module(NamedTuple):
     shared: bool = False  # and on those of the end that is tied to it
     view: View | None = None  # the part of the base tensor that it acts on, once that is found
     transposed: bool | None = None  # stored (in, out); None: to be decided by shapes and model family
+    grouped: bool = False  # lora_B of fused experts: the columns of one expert follow those of another (peft_packing)
     layer: str = ""  # of a low-rank change: the path that its rank and scale belong to; several may have one
 
 
@@ -31,6 +32,7 @@ class Adapter:
     path: Path
     files: Mapping[Path, Stamp]
     modules: tuple[Module, ...]
+    task: str = ""  # task_type: what it was trained for
     trained_on: str = ""  # the name of its base, as far as it says so
     # Whether lora_A of square fused experts belongs to their first dimension, not the last; where the model marks them
     # as is_transposed, and where not. None: not known

@@ -23,7 +23,7 @@ from adaptertool.formats.beside import CONFIG as CONFIG
 from adaptertool.formats.beside import PREFIX, Beside, read_beside
 from adaptertool.formats.beside import WEIGHTS as WEIGHTS
 from adaptertool.formats.peft_config import LoraConfig, parse_config
-from adaptertool.formats.peft_parameters import on_parameter, parameters_in
+from adaptertool.formats.peft_parameters import on_parameter, packing_notes, parameters_in
 from adaptertool.formats.peft_saved import OUT_PROJ, OUT_PROJ_TIMES, Saved
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.dora import MAGNITUDE
@@ -85,7 +85,9 @@ def read_adapter(
         if ".lora_embedding_" in key:
             embeddings.add(key.removeprefix(PREFIX).rpartition(".")[0])
     modules = _low_rank(config, header.path, factors, embeddings, base_has)
+    notes = packing_notes(config, modules)
     ignored = saved.without_copies()
+    saved.refuse_beside({module.target: config.saves(module.layer) for module in modules})
     modules += [Module(name, name, FULL.name, {TUNED: ref}, 1.0) for name, ref in saved.tensors.items()]
     modules += _token_rows(config, header.path, tokens)
     if not modules:
@@ -96,6 +98,7 @@ def read_adapter(
         path,
         files,
         (*modules, *beside.modules),
+        config.task,
         config.base,
         experts_on_first=None if config.version is None else config.version <= _LAST_ON_FIRST,
         marked_on_first=True if config.version is not None and config.version <= _LAST_MARKED_ON_FIRST else None,
@@ -104,6 +107,7 @@ def read_adapter(
         ignored=frozenset(ignored),
         left=beside.left,
         notes=(
+            *notes,
             *(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
             *beside.notes,
         ),

@@ -3,15 +3,18 @@ is refused by name. Field names and rules as in PEFT 0.21.2."""
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, UnsupportedError, shown
+from adaptertool.formats import peft_packing
 from adaptertool.formats.patterns import by_pattern, check
+from adaptertool.formats.peft_packing import Packing, packing_of
 from adaptertool.kinds import lora
 
 # Read and acted on below.
@@ -33,6 +36,7 @@ _HANDLED = frozenset(
         "peft_version",
         "ensure_weight_tying",
         "base_model_name_or_path",
+        *peft_packing.FIELDS,
     }
 )
 
@@ -81,6 +85,7 @@ class LoraConfig:
 
     path: Path
     base: str  # base_model_name_or_path
+    task: str  # task_type
     rank: int
     alpha: float
     rank_stabilised: bool
@@ -89,13 +94,19 @@ class LoraConfig:
     fan_in_fan_out: bool
     ties_ends: bool  # ensure_weight_tying
     tokens: Mapping[str, tuple[int, ...]]  # trainable_token_indices: module, or "" for the only one -> rows
+    saved: tuple[str, ...]  # modules_to_save
     parameters: tuple[str, ...]  # target_parameters: parameters of modules that are no layers, fused experts above all
     version: tuple[int, ...] | None  # of PEFT
+    packing: Packing  # of lora_B of fused experts
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
 
     def rank_of(self, module: str) -> int:
         return by_pattern(f"{self.path}: rank_pattern", self.rank_pattern, module, self.rank)
+
+    def saves(self, module: str) -> bool:
+        """Whether modules_to_save names it, by PEFT's rule: a name is the end of the module's path."""
+        return any(module == name or module.endswith(f".{name}") for name in self.saved)
 
     def tokens_of(self, module: str) -> tuple[int, ...] | None:
         """The rows that were trained, by PEFT's rule: a name is the end of the module's path."""
@@ -129,7 +140,12 @@ class LoraConfig:
         return lora.scaling(alpha, self.rank_of(module), rank_stabilised=self.rank_stabilised)
 
 
-def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
+def reading(expert_layout: str | None) -> Callable[[Path, Mapping[str, Any]], LoraConfig]:
+    """parse_config, with a layout of lora_B of fused experts that counts where the config does not say one."""
+    return functools.partial(parse_config, expert_layout=expert_layout)
+
+
+def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | None = None) -> LoraConfig:
     """Raises UnsupportedError for what is refused by name, InputError for values of a wrong type."""
     peft_type = fields.get("peft_type")
     if peft_type != "LORA":
@@ -155,6 +171,7 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
     return LoraConfig(
         path=path,
         base=base if isinstance(base, str) else "",
+        task=task if isinstance(task := fields.get("task_type"), str) else "",
         rank=_rank(path, "r", fields.get("r")),
         alpha=_alpha(path, "lora_alpha", fields.get("lora_alpha")),
         rank_stabilised=_flag(path, fields, "use_rslora"),
@@ -162,8 +179,10 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
         bias=_flag(path, fields, "lora_bias"),
         fan_in_fan_out=_flag(path, fields, "fan_in_fan_out"),
         ties_ends=_flag(path, fields, "ensure_weight_tying"),
+        saved=_names(path, "modules_to_save", fields.get("modules_to_save")),
         parameters=_names(path, "target_parameters", fields.get("target_parameters")),
         version=_version(fields.get("peft_version")),
+        packing=packing_of(path, fields, expert_layout),
         tokens=_tokens(path, fields.get("trainable_token_indices")),
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},

@@ -16,6 +16,7 @@ from adaptertool.files.header import read_header
 from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.peft import CONFIG, WEIGHTS, read_adapter
+from adaptertool.formats.peft_config import reading
 from adaptertool.formats.peft_saved import OUT_PROJ, OUT_PROJ_TIMES
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.dora import MAGNITUDE
@@ -25,8 +26,8 @@ from adaptertool.spec import Ref
 
 
 class Pair(NamedTuple):
-    """lora_A (E·r, in, ...), expert after expert, and lora_B (out, E·r, ...), in which the expert counts fastest; their
-    names are the keys of the file. Without experts E is 1."""
+    """lora_A (E·r, in, ...), expert after expert, and lora_B (out, E·r, ...), in which the expert counts fastest, but
+    in a grouped layer;  their names are the keys of the file. Without experts E is 1."""
 
     a: Ref
     b: Ref
@@ -50,6 +51,7 @@ class Layer(NamedTuple):
     bias: Ref | None  # lora_B.bias
     magnitude: Ref | None  # DoRA
     is_parameter: bool  # of target_parameters
+    grouped: bool = False  # of lora_B of experts: as of a Module
 
     @property
     def experts(self) -> int:
@@ -73,10 +75,14 @@ class Layered:
     metadata: Mapping[str, str]  # of its file of tensors
 
 
-def read_layered(path: Path, leave_out: Sequence[str] | None = ()) -> Layered:
-    """Read an adapter without its base, which is taken to have all that is targeted; no factor is read. leave_out: as
-    for `read_adapter`"""
-    adapter, fields = read_adapter(path, lambda _: True, leave_out=leave_out), load_json(path / CONFIG)
+def read_layered(path: Path, leave_out: Sequence[str] | None = (), expert_layout: str | None = None) -> Layered:
+    """Read an adapter without its base, which is taken to have all that is targeted; no factor is read.
+
+    leave_out: as for `read_adapter`
+    expert_layout: of lora_B of fused experts, where its config does not say
+    """
+    adapter = read_adapter(path, lambda _: True, reading(expert_layout), leave_out=leave_out)
+    fields = load_json(path / CONFIG)
     if {"gate_up_proj", "up_proj"} <= {name.rpartition(".")[2] for name in fields.get("target_parameters") or ()}:
         raise UnsupportedError(
             f"{path / CONFIG}: target_parameters names gate_up_proj and up_proj; which of them the base has is not "
@@ -129,4 +135,5 @@ def _layer(module: Module) -> Layer:
         None,
         module.factors.get(MAGNITUDE),
         is_parameter=module.layer == module.target,
+        grouped=module.grouped,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.formats.adapter import Module
 from adaptertool.formats.peft_config import LoraConfig
+from adaptertool.formats.peft_packing import GROUPED
 from adaptertool.kinds import LORA
 from adaptertool.kinds.lora import A, B
 from adaptertool.spec import Ref
@@ -74,4 +75,12 @@ def on_parameter(config: LoraConfig, file: Path, parameter: Parameter, roles: Ma
             f"{file}: the factors of {shown(target)} are {roles[A].spec} and {roles[B].spec}, but {config.path.name} "
             f"gives it rank {rank} (r and rank_pattern); the scale alpha/r would be ambiguous"
         )
-    return Module(parameter.module, target, LORA.name, roles, config.scale_of(target), rank, layer=target)
+    grouped = config.packing.of(parameter.name) == GROUPED and shapes[0][0] > rank > 1
+    scale = config.scale_of(target)
+    return Module(parameter.module, target, LORA.name, roles, scale, rank, grouped=grouped, layer=target)
+
+
+def packing_notes(config: LoraConfig, modules: Iterable[Module]) -> list[str]:
+    """What to say of the packing of lora_B, where it matters: of several experts, and more than rank 1."""
+    own = (one for one in modules if one.target == one.layer and one.factors[A].shape[0] > one.rank > 1)
+    return list(config.packing.notes({one.target.rpartition(".")[2] for one in own}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from adaptertool.errors import InputError, UnsupportedError, shown
@@ -46,6 +47,20 @@ class Saved:
         if name in into:
             raise InputError(f"{self._file} holds two tensors for {shown(name)}")
         into[name] = ref
+
+    def refuse_beside(self, factored: Mapping[str, bool]) -> None:
+        """Raises UnsupportedError for a tensor that is saved beside factors for it, and not as their base layer: PEFT
+        0.21.2 loads one of them, and leaves the other out without a word.
+
+        factored: the tensors with factors, and whether modules_to_save names their module
+        """
+        for name, ref in self.tensors.items():
+            if name in factored and (factored[name] or ".base_layer." not in ref.spec.name):
+                raise UnsupportedError(
+                    f"{self._file}: {shown(ref.spec.name)} is saved whole, and there are factors for {shown(name)} as "
+                    "well; PEFT leaves the factors out where modules_to_save names the module, and else the saved "
+                    "tensor: remove one of them; a weight that the factors come on top of has base_layer in its key"
+                )
 
     def without_copies(self) -> dict[str, str]:
         """The keys that play no part, each with what it is. Raises where a copy is none.

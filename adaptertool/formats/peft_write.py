@@ -14,11 +14,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from adaptertool.formats.patterns import MAX_PATTERN
+from adaptertool.formats.peft_packing import as_peft_packs
 from adaptertool.kinds.lora import scaling
 
 # Settings of initialisers and of training: of no meaning for an adapter that was not trained as it stands. What would
 # be initialised is overwritten when it is loaded, but some initialisers refuse odd ranks, or look for data.
 _DROPPED = ("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config")
+
+# Linear layers whose factors PEFT does not load, or loads and then does nothing with: kernels read their weights, and
+# call no layer. By the last part of the path, with the types of the models: those of PEFT's own check
+# (tuners_utils._check_lora_target_modules_mamba), and for dt_proj those of which transformers 5.23 reads the weight.
+_MAMBAS = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+_NO_TARGETS = {"out_proj": _MAMBAS, "conv1d": _MAMBAS, "dt_proj": frozenset({"mamba", "falcon_mamba", "jamba"})}
 
 _Number = TypeVar("_Number", int, float)
 
@@ -30,6 +37,11 @@ class Written(NamedTuple):
     rank: int
     alpha: float
     is_parameter: bool = False
+
+
+def may_have_factors(model_type: object, module: str) -> bool:
+    """Whether PEFT loads, and uses, factors for the linear layer of that path; model_type: of the model's config."""
+    return model_type not in _NO_TARGETS.get(_end(module), ())
 
 
 def alpha_for(scale: float, rank: int, *, rank_stabilised: bool = False) -> float:
@@ -48,15 +60,15 @@ def alpha_for(scale: float, rank: int, *, rank_stabilised: bool = False) -> floa
 def config_text(
     fields: Mapping[str, Any], layers: Sequence[Written], *, targets_of: Mapping[str, Any] | None = None
 ) -> bytes:
-    """The config with `fields`, but rank, alpha and targets as `layers` have them.
+    """The config with `fields`, but rank, alpha and targets as `layers` have them, whose lora_B is packed as by PEFT.
 
     targets_of: a config that targets just these layers, to be followed in how it names them.
     """
     ranks = {layer.path: layer.rank for layer in layers}
     alphas = {layer.path: layer.alpha for layer in layers}
     rank, alpha = (Counter(numbers.values()).most_common(1)[0][0] if layers else 1 for numbers in (ranks, alphas))
-    whole = {
-        **{name: value for name, value in fields.items() if name not in _DROPPED},
+    whole: dict[str, Any] = {
+        **{name: value for name, value in as_peft_packs(fields).items() if name not in _DROPPED},
         "peft_type": "LORA",
         "init_lora_weights": True,
         "r": rank,

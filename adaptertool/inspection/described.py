@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from adaptertool.files.header import Header, read_header
 from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.peft import CONFIG, WEIGHTS, read_adapter
-from adaptertool.formats.peft_config import LoraConfig, parse_config
+from adaptertool.formats.peft_config import LoraConfig, parse_config, reading
 from adaptertool.inspection.families import OTHER, family_of
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.lora import A, B
@@ -44,6 +45,7 @@ class Found(NamedTuple):
     scale: float | None = None
     product: tuple[Ref, Ref] | None = None  # A and B, where the change is scale·B·A
     experts: int = 1
+    grouped: bool = False  # of lora_B of experts: as of a Module
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -69,11 +71,16 @@ class Described:
     refusal: str | None  # what a merge says, without the base
 
 
-def describe(path: Path, base_has: Callable[[str], bool], base: Checkpoint | None = None) -> Described:
+def describe(
+    path: Path,
+    base_has: Callable[[str], bool],
+    base: Checkpoint | None = None,
+    expert_layout: str | None = None,
+) -> Described:
     """Raises InputError where its files are missing or malformed; whatever they hold is described."""
     refusal = adapter = None
     try:
-        adapter = read_adapter(path, base_has, base=base)
+        adapter = read_adapter(path, base_has, reading(expert_layout), base=base)
     except InputError as error:
         try:
             fields, header = load_json(path / CONFIG), read_header(path / WEIGHTS)
@@ -81,7 +88,7 @@ def describe(path: Path, base_has: Callable[[str], bool], base: Checkpoint | Non
             raise error from None  # it tells more
         refusal = str(error)
         try:
-            adapter = read_adapter(path, base_has, _as_far_as_clear, leave_out=None)
+            adapter = read_adapter(path, base_has, functools.partial(_as_far_as_clear, expert_layout), leave_out=None)
         except InputError:
             return Described(fields, header, tuple(_by_names(fields, header)), None, refusal)
     else:
@@ -89,8 +96,8 @@ def describe(path: Path, base_has: Callable[[str], bool], base: Checkpoint | Non
     return Described(fields, header, tuple(map(_of_module, adapter.modules)), adapter, refusal)
 
 
-def _as_far_as_clear(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
-    return parse_config(path, {**fields, **_CLEAR})
+def _as_far_as_clear(expert_layout: str | None, path: Path, fields: Mapping[str, Any]) -> LoraConfig:
+    return parse_config(path, {**fields, **_CLEAR}, expert_layout)
 
 
 def _of_module(module: Module) -> Found:
@@ -110,6 +117,7 @@ def _of_module(module: Module) -> Found:
         module.scale,
         (a, b) if fit else None,
         wide // module.rank,
+        module.grouped,
     )
 
 

@@ -93,7 +93,7 @@ def _finite(norm: float, exponent: int) -> float:
 
 
 def _factors(inputs: Inputs, module: Found, expert: int) -> Factors:
-    """B (out, r) and A (r, in) of one expert: in A one follows the other, in B they take turns.
+    """B (out, r) and A (r, in) of one expert: in A one follows the other, in B they take turns, unless it is grouped.
     Raises NonFiniteError."""
     assert module.product is not None
     a, b = module.product
@@ -103,7 +103,8 @@ def _factors(inputs: Inputs, module: Found, expert: int) -> Factors:
     if module.experts == 1:
         second = read_tensor(inputs, b, 0, b.spec.numel).reshape(b.shape[0], wide)
     else:
-        columns = Ref(b.path, b.offset, b.spec, range(expert, wide, module.experts))
+        own = range(expert * rank, (expert + 1) * rank) if module.grouped else range(expert, wide, module.experts)
+        columns = Ref(b.path, b.offset, b.spec, own)
         second = read_rows(inputs, columns, 0, b.shape[0], wide)
     for factor, ref in ((first, a), (second, b)):
         if not np.isfinite(factor).all():

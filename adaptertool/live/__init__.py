@@ -30,6 +30,7 @@ def applied(
     weights: Sequence[Number] | None = None,
     renames: Sequence[str] = (),
     leave_out: Sequence[str] = (),
+    expert_layout: str | None = None,
     restore: str = "copy",
     base: PathLike | None = None,
 ) -> Iterator[Model]:
@@ -39,7 +40,7 @@ def applied(
              where no adapter of it is active or merged
     adapter: a PEFT adapter directory, or several, each applied to what those before it produced
     alpha:   0 changes nothing, 1 is the merge; also beyond
-    weights, renames, leave_out: as for `merge`
+    weights, renames, leave_out, expert_layout: as for `merge`
     restore: "copy" keeps a copy of every weight that is changed, on its device. "recompute" keeps none: the bits are
              read from the checkpoint `base`, one tensor at a time. That it holds them is checked before the change.
 
@@ -57,7 +58,7 @@ def applied(
     Source of α: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
     """
     factor = float(decimal(alpha, "alpha"))
-    with _session(model, adapter, weights, renames, restore, base, leave_out) as session:
+    with _session(model, adapter, weights, renames, restore, base, leave_out, expert_layout) as session:
         session.put(factor)
         yield model
 
@@ -70,6 +71,7 @@ def sweep(
     weights: Sequence[Number] | None = None,
     renames: Sequence[str] = (),
     leave_out: Sequence[str] = (),
+    expert_layout: str | None = None,
     restore: str = "copy",
     base: PathLike | None = None,
 ) -> Iterator[tuple[float, Model]]:
@@ -84,7 +86,7 @@ def sweep(
     _require_torch()
 
     def steps() -> Iterator[tuple[float, Model]]:
-        with _session(model, adapter, weights, renames, restore, base, leave_out) as session:
+        with _session(model, adapter, weights, renames, restore, base, leave_out, expert_layout) as session:
             for factor in factors:
                 session.put(factor)
                 yield factor, model
@@ -101,20 +103,24 @@ def attached(
     weights: Sequence[Number] | None = None,
     renames: Sequence[str] = (),
     leave_out: Sequence[str] = (),
+    expert_layout: str | None = None,
     compose: str = "sequential",
 ) -> Iterator[Model]:
     """Within the block the adapters act beside the weights, unmerged: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ, by hooks on the layers.
 
     DoRA: y = d·(x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b with d = m/‖W + s·B·A‖. Several adapters act in order, each on the output that
-    those before it gave, which is that of the merge but for rounding. weights, renames, leave_out, compose: as for
-    `merge`; compose="mixed" is what PEFT does with several active adapters.
+    those before it gave, which is that of the merge but for rounding. weights, renames, leave_out, expert_layout,
+    compose: as for `merge`; compose="mixed" is what PEFT does with several active adapters.
 
     The delta and its sum with the layer's output are computed in float32 (float64 for float64) and rounded once, to the
     dtype of the output; the norms in float64, once. Memory: the factors on the device of the model.
 
     What no output of a layer shows alone is put in place, as by `applied`: saved modules, biases, rows of tokens (whose
-    unmerged form is the same), and, with a warning, parameters of fused experts, chains that hold a saved tensor, and
-    layers with a forward of their own. Warns too, at the end, of layers with an adapter that the model never called.
+    unmerged form is the same), and, with a warning, parameters of fused experts, chains that hold a saved tensor,
+    layers with a forward of their own, and weights that another module reads (F.linear(x, self.a.weight)), as its
+    source tells.
+    Warns too, after the first run, of layers that were passed by, and at the end of those that the model never called.
+    What torch.compile has made before is dropped, with a warning, and compiled anew: it would pass the hooks by.
 
     Raises as `applied`. Source: the layers of PEFT 0.21.2, against which this is checked in the tests.
     """
@@ -124,7 +130,7 @@ def attached(
     def tell(note: str) -> None:
         warnings.warn(note, stacklevel=6)
 
-    with attaching(model, adapter, weights, renames, compose, tell, leave_out):
+    with attaching(model, adapter, weights, renames, compose, tell, leave_out, expert_layout):
         yield model
 
 
@@ -159,11 +165,12 @@ def _session(
     restore: str,
     base: PathLike | None,
     leave_out: Sequence[str],
+    expert_layout: str | None,
 ) -> Iterator[Session]:
     _require_torch()
     from adaptertool.live.session import open_session  # noqa: PLC0415  # needs torch
 
-    with open_session(model, adapter, weights, renames, restore, base, leave_out) as session:
+    with open_session(model, adapter, weights, renames, restore, base, leave_out, expert_layout) as session:
         yield session
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from adaptertool.errors import shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME, DORA, LORA, NORM
 from adaptertool.kinds.lora import A
+from adaptertool.live.bypass import forget_compiled, parents_in, readers_in
 from adaptertool.live.change import arithmetic, as_torch, make_edit, norm_of, plain_arithmetic
 from adaptertool.live.memory import Slot
 from adaptertool.live.originals import Copies
@@ -57,15 +58,22 @@ def attaching(
     compose: str,
     tell: Callable[[str], None],
     leave_out: Sequence[str] = (),
+    expert_layout: str | None = None,
 ) -> Iterator[None]:
     """See `adaptertool.attached`. `tell` is given what a user should know."""
     check_compose(compose)
-    found = resolve_live(model, adapter, weights, renames, mixed=compose == COMPOSITIONS[1], leave_out=leave_out)
-    hooked, placed = _shared_out(found)
+    mixed = compose == COMPOSITIONS[1]
+    found = resolve_live(
+        model, adapter, weights, renames, mixed=mixed, leave_out=leave_out, expert_layout=expert_layout
+    )
+    hooked, placed = _shared_out(found, readers_in(model))
     for note in (*found.notes, *_merged_after_all(placed)):
         tell(note)
+    if hooked and forget_compiled():
+        tell("what torch.compile has made in this process is dropped, and is made anew: it would pass the adapter by")
     unmet: set[str] = set()
     with contextlib.ExitStack() as stack:
+        stack.callback(forget_compiled)  # else it might keep the adapter
         inputs = stack.enter_context(Inputs(found.files))
         apart = [end for end in found.apart if {end, found.held.subject.ends[end]} & placed.keys()]
         session = Session(found.held, placed, apart, Copies(), inputs)
@@ -79,15 +87,48 @@ def attaching(
             unmet.add(name)
         runs: list[None] = []
         stack.callback(model.register_forward_pre_hook(lambda *_: runs.append(None)).remove)
+        layers = {name: found.held.slots[name].module for name in hooked}
+        told = stack.enter_context(_watching(model, layers, unmet, tell))
         yield
-    if runs and unmet:
+    if runs and (left := unmet - told):
         tell(
-            f"the adapter played no part in {len(unmet)} of {len(hooked)} layers, which the model did not call: "
-            f"{shown(min(unmet))}, ..."
+            f"the adapter played no part in {len(left)} of {len(hooked)} layers, which the model did not call: "
+            f"{shown(min(left))}, ..."
         )
 
 
-def _shared_out(found: Found) -> tuple[dict[str, list[Edit]], dict[str, list[Edit]]]:
+@contextlib.contextmanager
+def _watching(
+    model: nn.Module, layers: Mapping[str, nn.Module], unmet: Collection[str], tell: Callable[[str], None]
+) -> Iterator[set[str]]:
+    """Tells, after the first run of the model, of layers that were not called by a module that ran and holds them: it
+    uses their weights in some other way. Others, of experts above all, may be called later. Gives those it told of."""
+    holds = parents_in(model)
+    parents = {name: holds[layer] for name, layer in layers.items() if layer in holds}
+    ran, told = set[nn.Module](), set[str]()
+
+    def look(*_: Any) -> None:
+        for handle in handles:
+            handle.remove()
+        if passed := sorted(name for name in unmet if parents.get(name) in ran):
+            told.update(passed)
+            tell(
+                f"the adapter does nothing in {len(passed)} of {len(layers)} layers: the model ran what holds "
+                f"{shown(passed[0])}, and did not call it; adaptertool.applied changes the weight itself"
+            )
+
+    handles = [parent.register_forward_hook(lambda module, *_: ran.add(module)) for parent in set(parents.values())]
+    handles.append(model.register_forward_hook(look))
+    try:
+        yield told
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _shared_out(
+    found: Found, is_read: Callable[[nn.Module], bool]
+) -> tuple[dict[str, list[Edit]], dict[str, list[Edit]]]:
     """(edits that hooks make, edits that are made in place), by tensor. Ends that stay tied have both the same."""
     both = {name: [edit for edit in edits if edit.weight] for name, edits in found.edits.items()}
     both = {name: edits for name, edits in both.items() if edits}
@@ -96,7 +137,8 @@ def _shared_out(found: Found) -> tuple[dict[str, list[Edit]], dict[str, list[Edi
     hooked: dict[str, list[Edit]] = {}
     for name, edits in both.items():
         ends = (name, *together.get(name, ()))
-        if all(_acts_on_output(found.held.slots[end], edits) for end in ends):
+        slots = [found.held.slots[end] for end in ends]
+        if all(_acts_on_output(slot, edits) and not is_read(slot.module) for slot in slots):
             hooked |= dict.fromkeys(ends, edits)
     return hooked, {name: edits for name, edits in both.items() if name not in hooked}
 

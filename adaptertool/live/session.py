@@ -127,11 +127,12 @@ def open_session(
     restore: str,
     base: PathLike | None,
     leave_out: Sequence[str] = (),
+    expert_layout: str | None = None,
 ) -> Iterator[Session]:
     """The arguments are those of `applied`. Nothing is changed yet; at the end all is taken back."""
     if restore not in ("copy", "recompute") or (base is None) is (restore == "recompute"):
         raise UsageError(f'restore is "copy", or "recompute" with base=PATH, not {restore!r} with base={base!r}')
-    found = resolve_live(model, adapter, weights, renames, leave_out=leave_out)
+    found = resolve_live(model, adapter, weights, renames, leave_out=leave_out, expert_layout=expert_layout)
     for note in found.notes:
         warnings.warn(note, stacklevel=7)
     with contextlib.ExitStack() as stack:
@@ -164,6 +165,7 @@ def resolve_live(
     weights: Sequence[Number] | None,
     renames: Sequence[str],
     *,
+    expert_layout: str | None = None,
     mixed: bool = False,
     leave_out: Sequence[str] = (),
 ) -> Found:
@@ -171,7 +173,8 @@ def resolve_live(
     paths = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
     numbers = _weights(paths, weights)
     held = open_model(model)
-    adapters = [open_adapter(as_path(path, "adapter"), held.subject.base, renames, leave_out) for path in paths]
+    base = held.subject.base
+    adapters = [open_adapter(as_path(path, "adapter"), base, renames, leave_out, expert_layout) for path in paths]
     edits, apart, notes = _edits(held, adapters, numbers, mixed=mixed)
     edits = {name: made for name, made in edits.items() if made}
     _refuse_special(held, {*edits, *apart})
@@ -196,6 +199,11 @@ def _edits(
     edits, changes, notes = adapter_edits(subject, adapters, weights, mixed=mixed)
     if mixed:
         require_mixable(edits)
+    if changes.head:
+        raise UnsupportedError(
+            f"an adapter brings the head of a {changes.head.architecture} with {changes.head.labels} labels; load the "
+            "model as such"
+        )
     if subject.resized:
         name, ref = next(iter(subject.resized.items()))
         raise UnsupportedError(

@@ -17,7 +17,7 @@ def between(base: Array, tuned: Array, ours: Array, theirs: Array, alpha: float)
     """The interpolation of float64 arrays, for α in 0..1; ours and theirs: F₀ and F₁, finite and not negative.
 
     Of the ratios of F alone, so that neither their products with θ nor their sums leave the range of float64. Where
-    θ₀ = θ₁ it is θ₀, sign of zero included.
+    θ₀ = θ₁, or nothing is added to θ₀, it is θ₀, sign of zero included.
     """
     if alpha in (0, 1):
         mixture: Array = tuned if alpha else base
@@ -28,4 +28,4 @@ def between(base: Array, tuned: Array, ours: Array, theirs: Array, alpha: float)
             of_base = (1 - alpha) / ((1 - alpha) + alpha * (abs(theirs) / abs(ours)))
         of_tuned[unknown], of_base[unknown] = alpha, 1 - alpha
         mixture = of_base * base + of_tuned * tuned
-    return np.where(base == tuned, base, mixture)
+    return np.where((base == tuned) | (mixture == base), base, mixture)

@@ -96,21 +96,6 @@ def left_over(matrix: Matrix, factors: Factors) -> tuple[float, float]:
     return math.sqrt(rest), math.sqrt(square)
 
 
-def effective_ranks(values: Array, norm: float) -> tuple[float, float]:
-    """(stable rank ‖D‖²/σ₁², entropy rank exp(−Σ p·log p) with p = σ²/‖D‖²) of the singular values that are known;
-    of the rest, as if it were spread evenly over as many values of its largest possible size, σₙ, as it can fill.
-
-    The first is exact as far as σ₁ is; the second is then a lower bound. Source: O. Roy, M. Vetterli, "The effective
-    rank" (EUSIPCO 2007), with squares in place of the values.
-    """
-    shares = np.square(values[values > 0] / norm)
-    rest = max(0.0, 1.0 - float(shares.sum()))
-    entropy = -float((shares * np.log(shares)).sum())
-    if rest > 1e-14:
-        entropy -= rest * math.log(min(float(shares[-1]), rest))
-    return 1.0 / float(shares[0]), math.exp(entropy)
-
-
 def _whole(matrix: Matrix) -> Leading:
     rows = np.concatenate([block.copy() for _, block in matrix.blocks()])
     high, wide = rows.shape

@@ -12,19 +12,28 @@ from adaptertool.numerics.rounding import Array
 
 MAX_VALUES = 2_000_000  # that are told of all changes of an adapter together
 _DIGITS = 6  # of each
+_SEEN = 1e-14  # of squares added up; below it nothing is seen of a rest
 
 
-def entropy_rank(values: Array) -> float:
-    """exp(−Σ p·ln p) with p = σ/Σσ: n where n values are equal and the rest is 0. 0 where all are."""
-    total = values.sum()
-    shares = values[values > 0] / total if total else values[:0]
-    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
+def entropy_rank(values: Array, rest: float = 0.0) -> float:
+    """exp(−Σ p·ln p) with p = σ/Σσ: n where n values are equal and the rest is 0. 0 where all are.
+
+    rest: Σσ² of the values that are not among `values`, none of which is larger. They count as rest/σₙ² values of size
+    σₙ, the smallest one known: the fewest that they can be, so the result is then a lower bound.
+    """
+    values = values[values > 0]
+    if not len(values):
+        return 0.0
+    tail = rest / values.min() if rest > _SEEN * np.square(values).sum() else 0.0
+    total = values.sum() + tail
+    shares = values / total
+    return float(np.exp(-(shares * np.log(shares)).sum() - tail / total * np.log(shares.min())))
 
 
-def stable_rank(values: Array) -> float:
-    """Σσ² / max σ²: never above the rank, and hardly moved by small values. 0 where all are."""
+def stable_rank(values: Array, rest: float = 0.0) -> float:
+    """Σσ² / max σ²: never above the rank, and hardly moved by small values. 0 where all are. rest: as above."""
     largest = values.max(initial=0.0)
-    return float(np.square(values / largest).sum()) if largest else 0.0
+    return float(np.square(values / largest).sum() + rest / largest**2) if largest else 0.0
 
 
 def profile(values: Array, most: int) -> tuple[float, ...]:

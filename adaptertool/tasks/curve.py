@@ -45,6 +45,7 @@ def prepare_curve(
     alphas: Number | Sequence[Number],
     *,
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     precision: str = EXACT,
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
@@ -53,7 +54,8 @@ def prepare_curve(
 ) -> Plan:
     """The plan of `prepare_wise`, in which every alpha has a folder, also where there is one only."""
     recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
-    plan = prepare_wise(base, tuned, alphas, **recipe, leave_out=leave_out, tokenizer=tokenizer)
+    recipe |= {"leave_out": leave_out, "expert_layout": expert_layout, "tokenizer": tokenizer}
+    plan = prepare_wise(base, tuned, alphas, **recipe)
     named = in_folders(parse_alphas(alphas))
     outputs = (dataclasses.replace(own, folder=name.folder) for own, name in zip(plan.outputs, named, strict=True))
     return dataclasses.replace(plan, outputs=tuple(outputs))
@@ -71,6 +73,7 @@ def wise_curve(
     reference: str | None = None,
     minimise: bool = False,
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     precision: str = EXACT,
     as_adapter: bool = False,
     force: bool = False,
@@ -110,7 +113,8 @@ def wise_curve(
     wishes = Wishes.of(keep, target, reference, minimise=minimise, published=out is not None)
     scorer = scorer_of(score)
     recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
-    plan = prepare_curve(base, tuned, alphas, **recipe, leave_out=leave_out, tokenizer=tokenizer)
+    recipe |= {"leave_out": leave_out, "expert_layout": expert_layout, "tokenizer": tokenizer}
+    plan = prepare_curve(base, tuned, alphas, **recipe)
     from adaptertool.tasks.scored import score_curve  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     place = None if out is None else as_path(out, "OUT")

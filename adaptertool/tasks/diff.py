@@ -29,8 +29,8 @@ def diff(
 
     a, b:  directories or .safetensors files. Of adapters the factors are compared as they are stored: others may make
            the same change
-    ranks: also the stable and the effective rank of each matrix B − A; takes longer
-           (O. Roy, M. Vetterli, "The effective rank", 2007, of the squares)
+    ranks: also the stable and the effective rank of each matrix B − A (numerics.spectrum, as in `inspect`); takes
+           longer
 
     Bits count: −0.0 and 0.0 differ, NaN and the same NaN do not. Figures are float64 and do not depend on threads.
     Raises InputError where something cannot be read.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.fidelity.summary import summary
@@ -31,6 +32,7 @@ def drift(
     compose: str = "sequential",
     renames: Sequence[str] = (),
     leave_out: Sequence[str] = (),
+    expert_layout: str | None = None,
     merged: PathLike | None = None,
     paths: Sequence[str] = PATHS,
     probe: int = PROBE,
@@ -46,7 +48,7 @@ def drift(
     y = x·W'ᵀ (merged) and y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ (unmerged, rounded as at inference in the storage dtype): relative
     error, largest difference and cosine, to the value in float64 and to each other. fidelity/model.py judges them.
 
-    base, adapters, weights, compose, renames, leave_out: as for `merge`
+    base, adapters, weights, compose, renames, leave_out, expert_layout: as for `merge`
     merged:      a checkpoint that another tool made of them: its W' is judged in the place of our own
     paths:       which to compare, of those in adaptertool.fidelity.paths
     probe:       so many Gaussian inputs of unit variance for each layer, the same in every run
@@ -57,10 +59,11 @@ def drift(
     progress:    called with the number of bytes of the base that were just measured, from several threads
     Raises AdapterToolError (see `adaptertool.errors`).
     """
-    start = time.perf_counter()
+    start, threads = time.perf_counter(), thread_count(threads)
     _check(paths, probe, fail_above, recorded=activations is not None)
     threads = thread_count(threads)
-    plan = prepare_merge(base, adapters, weights, compose=compose, renames=renames, leave_out=leave_out, tokenizer=BASE)
+    way: dict[str, Any] = {"renames": renames, "leave_out": leave_out, "expert_layout": expert_layout}
+    plan = prepare_merge(base, adapters, weights, compose=compose, **way, tokenizer=BASE)
     steps = [step for step in all_steps(plan) if step.edits and step.spec.numel]
     candidate = None if merged is None else open_checkpoint(as_path(merged, "--merged"))
     header = None if activations is None else read_header(as_path(activations, "--activations"))

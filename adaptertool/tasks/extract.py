@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.adapter_reports import ExtractReport, TensorExtracted
 from adaptertool.conversion import architecture_of
-from adaptertool.errors import InputError, UsageError
+from adaptertool.errors import InputError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
 from adaptertool.formats.peft import is_adapter
-from adaptertool.formats.peft_write import Written, alpha_for, config_text
+from adaptertool.formats.peft_write import Written, alpha_for, config_text, may_have_factors
 from adaptertool.resolve import open_subject
 from adaptertool.selection import FACTORS, SAVED, Selection, left_out, select
 from adaptertool.spec import Cut, Ref
@@ -50,7 +50,8 @@ def extract(
     energy:    the smallest rank that keeps this share of ‖D‖², in (0, 1]
     max_error: the smallest rank with ‖D − B·A‖ ≤ max_error·‖D‖, Frobenius norms, with the factors as they are stored
     dtype:     of the factors: "f32", "bf16", "f16" or "f64"
-    leave_out: regexes; changes of tensors in whose names one is found are lost, and the report says how large they were
+    leave_out: regexes; changes of tensors in whose names one is found are lost; the report says how large they were.
+               Such tensors may have different shapes in `base` and `tuned`, or be in one of them only; this is said
     dry_run:   compute the report, and write nothing
     clean:     as for `merge`
 
@@ -70,8 +71,8 @@ def extract(
     if is_adapter(path):
         raise InputError(f"{path} is an adapter already; for a smaller rank there is `adaptertool truncate`")
     checkpoint, other = (require_merged(open_checkpoint(one)) for one in (base_path, path))
-    selection, count = _selection(checkpoint, other, leave_out, thread_count(threads))
-    output = _output(checkpoint, other, selection, cut, DTYPES[dtype])
+    selection, count, misfits = _selection(checkpoint, other, leave_out, thread_count(threads))
+    output = _output(checkpoint, other, selection, cut, DTYPES[dtype], misfits)
     options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return ExtractReport(
@@ -87,14 +88,17 @@ def _told(one: Extracted) -> TensorExtracted:
     return TensorExtracted(one.choice.base.spec.name, one.choice.how, one.rank, one.norm, 1 - one.error**2, one.error)
 
 
-def _selection(base: Checkpoint, tuned: Checkpoint, leave_out: Sequence[str], threads: int) -> tuple[Selection, int]:
-    """What is to become of each tensor, and how many were not changed. All headers are compared before any weight."""
+def _selection(
+    base: Checkpoint, tuned: Checkpoint, leave_out: Sequence[str], threads: int
+) -> tuple[Selection, int, list[str]]:
+    """What is to become of each tensor, how many were not changed, and notes on those that are left out and could not
+    be compared. All headers are compared before any weight."""
     from adaptertool.extraction import changed_of  # noqa: PLC0415  # loads numpy
     from adaptertool.files.reader import Inputs  # noqa: PLC0415
 
-    subject, unwanted = open_subject(base), left_out(leave_out, base.tensors)
+    subject, unwanted = open_subject(base), left_out(leave_out, {**base.tensors, **tuned.tensors})
     pairs, fixed = list[tuple[Ref, Ref]](), list[tuple[Ref, Ref]]()
-    for ref, other, computed in pairs_of(base, tuned):
+    for ref, other, computed in pairs_of(base, tuned, unwanted):
         (pairs if computed else fixed).append((ref, other))
     with Inputs({header.path: header.stamp for header in (*base.headers, *tuned.headers)}) as inputs:
         changed = changed_of(inputs, pairs, fixed, threads)
@@ -106,10 +110,19 @@ def _selection(base: Checkpoint, tuned: Checkpoint, leave_out: Sequence[str], th
             f"no linear layer differs between {base.path} and {tuned.path}; PEFT loads no adapter without one: "
             "copy the changed tensors as they are"
         )
-    return selection, len(base.tensors) - len(changed)
+    return selection, len(pairs) + len(fixed) - len(changed), list(_misfits(base, tuned, unwanted))
 
 
-def _output(base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut, dtype: str) -> Output[Extracted]:
+def _misfits(base: Checkpoint, tuned: Checkpoint, unwanted: frozenset[str]) -> Iterator[str]:
+    compared = {ref.spec.name for ref, _, _ in pairs_of(base, tuned, unwanted)}
+    for name in sorted(unwanted - compared):
+        here, there = (str(one.tensors[name].spec) if name in one.tensors else "absent" for one in (base, tuned))
+        yield f"{shown(name)} is left out: it is {here} in {base.path}, and {there} in {tuned.path}"
+
+
+def _output(
+    base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut, dtype: str, misfits: Sequence[str]
+) -> Output[Extracted]:
     from adaptertool.extraction import in_order, jobs, specs_of  # noqa: PLC0415  # loads numpy
     from adaptertool.tasks.adapters import Output  # noqa: PLC0415
 
@@ -124,7 +137,7 @@ def _output(base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut,
         metadata={"format": "pt"},
         jobs=lambda inputs: jobs(choices, cut, dtype, inputs),
         config=lambda said: config_text(_fields(base, selection), _written(said)),
-        notes=list(_notes(base, tuned, selection)),
+        notes=[*_notes(base, tuned, selection), *misfits],
         reserved=None if cut.rank else 0,
     )
 
@@ -133,6 +146,13 @@ def _notes(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> Iterato
     yield from (*base.notes, *tuned.notes)
     for note in config_notes("config.json", base.config, tuned.config):
         yield f"{note}; an adapter changes nothing of it"
+    model_type = (base.config or {}).get("model_type")
+    barred = [one for one in selection.of(SAVED) if one.module and not may_have_factors(model_type, one.module)]
+    if linear := [one for one in barred if len(one.base.shape) == 2]:
+        yield (
+            f"{len(linear)} linear layers are saved whole, {shown(linear[0].module)} and its like: in "
+            f"{shown(model_type)} models PEFT does not load, or does not use, factors for them"
+        )
     dtypes = {one.tuned.spec.dtype for one in selection.of(SAVED) if one.tuned.spec.dtype != one.base.spec.dtype}
     if dtypes:
         yield f"saved tensors are stored as {', '.join(sorted(dtypes))}, as in {tuned.path}"

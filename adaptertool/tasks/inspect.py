@@ -44,6 +44,7 @@ def inspect(
     episodes: float | None = None,
     spectra: bool = True,
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> InspectReport:
@@ -58,7 +59,7 @@ def inspect(
     episodes: of reinforcement learning, each of about 1 bit
     spectra:  compute the singular values of each low-rank change scale·B·A, by QR of both factors and the SVD of the
               core: entropy rank exp(−Σ p·ln p) with p = σ/Σσ, stable rank Σσ²/max σ²; and norms of base weights
-    renames:  as for `merge`
+    renames, expert_layout: as for `merge`
     threads:  the available cores, up to 8, where None; the result does not depend on it
     progress: called with the number of bytes of factors that were just read, from several threads
 
@@ -70,11 +71,13 @@ def inspect(
     checkpoint = None if base is None else open_checkpoint(as_path(base, "BASE"))
     if is_adapter(target):
         told = progress or (lambda _: None)
-        found = _adapter(target, checkpoint, needed, renames, count if spectra else 0, told)
-    elif needed is None and not renames:
+        has = holder(checkpoint, renames) if checkpoint else lambda _: True
+        described = describe(target, has, checkpoint, expert_layout)
+        found = _adapter(described, checkpoint, needed, renames, count if spectra else 0, told)
+    elif needed is None and not renames and expert_layout is None:
         found = _checkpoint(target, base)
     else:
-        raise UsageError(f"{target} is no adapter; tokens, episodes and renamings are for adapters")
+        raise UsageError(f"{target} is no adapter; tokens, episodes, renamings and layouts are for adapters")
     fits = None if base is None else found["refusal"] is None
     seconds, named = time.perf_counter() - start, None if base is None else str(base)
     return InspectReport(path=str(target), base=named, fits=fits, threads=count, seconds=seconds, **found)
@@ -120,14 +123,13 @@ def _checkpoint(path: Path, base: PathLike | None) -> dict[str, Any]:
 
 
 def _adapter(
-    path: Path,
+    described: Described,
     base: Checkpoint | None,
     needed: float | None,
     renames: Sequence[str],
     threads: int,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    described = describe(path, holder(base, renames) if base else lambda _: True, base)
     refusal, plan = described.refusal, None
     if base is not None and described.adapter is not None:
         try:
@@ -143,7 +145,9 @@ def _adapter(
         "refusal": refusal,
         "adapter": facts,
         "checkpoint": None,
-        "findings": tuple(findings(str(path), facts, truncates=_truncates(path))),
+        "findings": tuple(
+            findings(str(described.header.path.parent), facts, truncates=_truncates(described.header.path.parent))
+        ),
         "rules": tuple(rules(facts, described.fields)),
         "notes": (*(plan.notes if plan else described.adapter.notes if described.adapter else ()), *_said(modules)),
     }

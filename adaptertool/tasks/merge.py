@@ -14,6 +14,7 @@ from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_me
 from adaptertool.formats.adapter import Adapter
 from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.peft import is_adapter, read_adapter
+from adaptertool.formats.peft_config import reading
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.names import holder, rename
 from adaptertool.plan import plan_merge
@@ -30,6 +31,11 @@ def check_compose(compose: str) -> None:
         raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
 
 
+def layout_chosen(expert_layout: str | None) -> dict[str, str]:
+    """For the manifest, where it is given."""
+    return {} if expert_layout is None else {"expert_layout": expert_layout}
+
+
 def prepare_merge(
     base: PathLike,
     adapters: Sequence[PathLike],
@@ -37,6 +43,7 @@ def prepare_merge(
     *,
     compose: str = "sequential",
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     precision: str = EXACT,
     method: str | None = None,
     density: Number | None = None,
@@ -59,21 +66,26 @@ def prepare_merge(
             raise UsageError("a method says itself how adapters are composed; leave out --compose")
         blend = _blend(method, numbers, density, seed, check_precision(precision))
         checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
-        return with_tokenizer(_prepare_blend(checkpoint, adapters, renames, blend, leave_out), checkpoint, tokenizer)
+        way = renames, leave_out, expert_layout
+        return with_tokenizer(_prepare_blend(checkpoint, adapters, blend, *way), checkpoint, tokenizer)
     if density is not None or seed is not None:
         raise UsageError(f"{argument('density')} and {argument('seed')} belong to a method (--method)")
     checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
-    opened = [open_adapter(as_path(path, "ADAPTER"), checkpoint, renames, leave_out) for path in adapters]
+    paths = [as_path(path, "ADAPTER") for path in adapters]
+    opened = [open_adapter(path, checkpoint, renames, leave_out, expert_layout) for path in paths]
     require_used(leave_out, opened)
     plan = plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
-    choices = {"compose": compose, "renames": list(renames), **left_out(opened)}
+    choices = {"compose": compose, "renames": list(renames), **left_out(opened), **layout_chosen(expert_layout)}
     plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
     return with_tokenizer(plan, checkpoint, tokenizer)
 
 
-def open_adapter(path: Path, base: Checkpoint, renames: Sequence[str], leave_out: Sequence[str]) -> Adapter:
+def open_adapter(
+    path: Path, base: Checkpoint, renames: Sequence[str], leave_out: Sequence[str], expert_layout: str | None
+) -> Adapter:
     """The adapter, with the names that it has in the base after all renamings."""
-    return rename(read_adapter(path, holder(base, renames), base=base, leave_out=leave_out), renames)
+    has, read = holder(base, renames), reading(expert_layout)
+    return rename(read_adapter(path, has, read, base=base, leave_out=leave_out), renames)
 
 
 def _blend(method: str, numbers: Sequence[float], density: Number | None, seed: int | None, precision: str) -> Blend:
@@ -87,13 +99,14 @@ def _blend(method: str, numbers: Sequence[float], density: Number | None, seed: 
 def _prepare_blend(
     checkpoint: Checkpoint,
     sources: Sequence[PathLike],
-    renames: Sequence[str],
     blend: Blend,
+    renames: Sequence[str],
     leave_out: Sequence[str],
+    expert_layout: str | None,
 ) -> Plan:
     paths = [as_path(path, "ADAPTER") for path in sources]
     opened = [
-        open_adapter(path, checkpoint, renames, leave_out)
+        open_adapter(path, checkpoint, renames, leave_out, expert_layout)
         if is_adapter(path)
         else require_merged(open_checkpoint(path))
         for path in paths
@@ -102,7 +115,7 @@ def _prepare_blend(
     require_used(leave_out, adapters)
     plan = plan_blend(checkpoint, opened, blend.weights, blend)
     choices = {"method": blend.method, "density": blend.density, "seed": blend.seed, "renames": list(renames)}
-    return dataclasses.replace(plan, choices={**choices, **left_out(adapters)})
+    return dataclasses.replace(plan, choices={**choices, **left_out(adapters), **layout_chosen(expert_layout)})
 
 
 def merge(
@@ -113,6 +126,7 @@ def merge(
     weights: Sequence[Number] | None = None,
     compose: str = "sequential",
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     precision: str = EXACT,
     method: str | None = None,
     density: Number | None = None,
@@ -136,6 +150,8 @@ def merge(
     compose:  "sequential": each adapter is applied to what the ones before it produced. "mixed": they act together,
               as unmerged adapters do at inference. For LoRA these are the same, for DoRA they are not.
     renames:  "regex=>replacement" on the tensor names of the adapters, where they are not those of the base
+    expert_layout: how lora_B of fused experts is packed in adapters whose config has no lora_B_layout: "rank_major", as
+              by PEFT and where None, or "grouped_by_expert", as by unsloth before September 2026
     precision: "exact": every element is the correct rounding of the formula over what is stored, so the bytes are the
               same on every machine. "fast": float32 arithmetic (float64 for float32 storage), rounded once; the error
               is at most max(1 ulp, (r+4)·u·(|W| + |s|·|B||A|)), u that of the arithmetic.
@@ -161,7 +177,7 @@ def merge(
     """
     recipe: dict[str, Any] = {"compose": compose, "renames": renames, "precision": precision, "leave_out": leave_out}
     recipe |= {"method": method, "density": density, "seed": seed, "tokenizer": tokenizer}
-    plan = prepare_merge(base, adapters, weights, **recipe)
+    plan = prepare_merge(base, adapters, weights, **recipe, expert_layout=expert_layout)
     from adaptertool.tasks.run import run_as  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     how: dict[str, Any] = {"force": force, "verify": verify, "threads": threads, "progress": progress, "clean": clean}

@@ -49,6 +49,7 @@ def sum_adapters(
     rank: int | None = None,
     energy: Number | None = None,
     base: PathLike | None = None,
+    expert_layout: str | None = None,
     density: Number | None = None,
     seed: int | None = None,
     leave_out: Sequence[str] = (),
@@ -68,9 +69,9 @@ def sum_adapters(
     rank, energy: cut off after that, as `truncate` does
     base: the checkpoint that the adapters are for, needed where one is DoRA. What that changes is of full rank: of its
           layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed
+    expert_layout: as for `merge`; the sum has PEFT's layout, rank_major
     density, seed: the share of elements that stays, and of chance, where the method drops some
     leave_out, clean: as for `merge`. dry_run: compute the report, and write nothing
-
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
     powers of two only; elsewhere B is rounded, to float32 at least, and the report says so. Names count as they stand.
     Saved tensors are kept where their weight is 1. Raises AdapterToolError; `out` is then as it was before.
@@ -78,13 +79,12 @@ def sum_adapters(
     from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
     _check(adapters, method)
-    numbers = decimals(weights, "weight", len(adapters))
-    paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
-    beside = None if base is None else as_path(base, "BASE")
+    numbers, target = decimals(weights, "weight", len(adapters)), as_path(out, "OUT")
+    paths, beside = [as_path(path, "ADAPTER") for path in adapters], None if base is None else as_path(base, "BASE")
     check_out(target, paths if beside is None else [*paths, beside], force=force)
-    opened = _opened(paths, leave_out)
+    opened = _opened(paths, leave_out, expert_layout)
     cut, mix = _cut(method, rank, energy, opened), _mix(method, density, seed)
-    plans = [_on_base(beside, one.adapter) for one in opened if beside is not None]
+    plans = [_on_base(beside, one.adapter, expert_layout) for one in opened if beside is not None]
     output, layers = _output(opened, numbers, method, mix, cut, plans)
     options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
     done = write_adapter(output, target, options)
@@ -100,14 +100,15 @@ def sum_adapters(
     )
 
 
-def _opened(paths: Sequence[Path], leave_out: Sequence[str]) -> list[Layered]:
-    opened = [read_layered(path, leave_out) for path in paths]
+def _opened(paths: Sequence[Path], leave_out: Sequence[str], expert_layout: str | None) -> list[Layered]:
+    opened = [read_layered(path, leave_out, expert_layout) for path in paths]
     require_used(leave_out, [one.adapter for one in opened])
     return opened
 
 
-def _on_base(base: Path, adapter: Adapter) -> Plan:
-    return prepare_merge(base, [adapter.path], leave_out=sorted(adapter.left), tokenizer=BASE)
+def _on_base(base: Path, adapter: Adapter, expert_layout: str | None) -> Plan:
+    left = sorted(adapter.left)
+    return prepare_merge(base, [adapter.path], leave_out=left, expert_layout=expert_layout, tokenizer=BASE)
 
 
 def _check(adapters: Sequence[PathLike], method: str) -> None:

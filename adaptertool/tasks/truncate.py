@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adaptertool.adapter_reports import LayerTruncated, TruncateReport
 from adaptertool.errors import UsageError, shown
@@ -37,6 +37,7 @@ def truncate(
     base: PathLike | None = None,
     renames: Sequence[str] = (),
     leave_out: Sequence[str] = (),
+    expert_layout: str | None = None,
     spectra: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -59,6 +60,7 @@ def truncate(
                error of the change; for DoRA also what the norms do. A base that does not fit is refused first
     renames:   as for `merge`, for the names of that base
     leave_out: files beside the adapter that may hold weights, and are to play no part, as for `merge`
+    expert_layout: as for `merge`; what is written has PEFT's layout, rank_major
     spectra:   the report tells the singular values of each layer as well
     dry_run:   compute the report, and write nothing
     clean:     as for `merge`
@@ -75,7 +77,7 @@ def truncate(
     path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
     beside = None if base is None else as_path(base, "BASE")
     check_out(target, [path] if beside is None else [path, beside], force=force)
-    layered, plan = _opened(path, beside, renames, leave_out)
+    layered, plan = _opened(path, beside, renames, leave_out, expert_layout)
     output = _output(layered, plan, cut, balance=balance, spectra=spectra)
     options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
     done = write_adapter(output, target, options)
@@ -87,18 +89,17 @@ def truncate(
 
 
 def _opened(
-    path: Path, base: Path | None, renames: Sequence[str], leave_out: Sequence[str]
+    path: Path, base: Path | None, renames: Sequence[str], leave_out: Sequence[str], expert_layout: str | None
 ) -> tuple[Layered, Plan | None]:
     """The adapter, and what a merge into the base would do. From headers and configs alone."""
     if renames and base is None:
         raise UsageError("renamings are for a base, and there is none (--base)")
-    layered = read_layered(path, leave_out)
+    layered = read_layered(path, leave_out, expert_layout)
     require_used(leave_out, [layered.adapter])
     if not layered.layers:
         raise UsageError(f"{path} has no factors to truncate: it holds saved tensors only")
-    return layered, None if base is None else prepare_merge(
-        base, [path], renames=renames, leave_out=leave_out, tokenizer=BASE
-    )
+    way: dict[str, Any] = {"renames": renames, "leave_out": leave_out, "expert_layout": expert_layout}
+    return layered, None if base is None else prepare_merge(base, [path], **way, tokenizer=BASE)
 
 
 def _told(said: LayerSaid) -> LayerTruncated:
@@ -146,7 +147,7 @@ def _output(layered: Layered, plan: Plan | None, cut: Cut, *, balance: bool, spe
 
 def _config(layered: Layered, said: Sequence[LayerSaid | None]) -> bytes:
     layers = [one for one in said if one is not None]
-    if all(one.rank == one.layer.rank for one in layers):
+    if all(one.rank == one.layer.rank and not one.layer.grouped for one in layers):
         return _text(layered.adapter.path / CONFIG)
     stabilised = bool(layered.fields.get("use_rslora"))
     written = [

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
@@ -34,15 +35,27 @@ def prepare_verify(
     compose: str = "sequential",
     renames: Sequence[str] = (),
     leave_out: Sequence[str] = (),
+    expert_layout: str | None = None,
 ) -> Plan:
     """The plan of what a checkpoint should be. The arguments are those of `verify`."""
     if alpha is not None:
         if len(sources) != 1 or weights:
             raise UsageError("with an alpha there is one adapter, or one tuned checkpoint, and no weight")
-        return prepare_wise(base, sources[0], [alpha], renames=renames, leave_out=leave_out, tokenizer=BASE)
+        return prepare_wise(
+            base, sources[0], [alpha], renames=renames, leave_out=leave_out, tokenizer=BASE, expert_layout=expert_layout
+        )
     if not sources:
         return plan_merge(open_checkpoint(as_path(base, "BASE")), [], [])
-    return prepare_merge(base, sources, weights, compose=compose, renames=renames, leave_out=leave_out, tokenizer=BASE)
+    return prepare_merge(
+        base,
+        sources,
+        weights,
+        compose=compose,
+        renames=renames,
+        leave_out=leave_out,
+        tokenizer=BASE,
+        expert_layout=expert_layout,
+    )
 
 
 def verify(
@@ -55,13 +68,14 @@ def verify(
     compose: str = "sequential",
     renames: Sequence[str] = (),
     leave_out: Sequence[str] = (),
+    expert_layout: str | None = None,
     strict: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Judge every tensor of the checkpoint `merged`, made by any tool, against the exact merge. One pass, streaming.
 
-    base, sources, weights, compose, renames, leave_out: what it should have been made of, as for `merge`
+    base, sources, weights, compose, renames, leave_out, expert_layout: what it should have been made of, as for `merge`
     alpha:  where it should be an interpolation, as by `wise`: of an adapter or of a tuned checkpoint
     strict: what rounding explains counts as wrong too
 
@@ -73,7 +87,8 @@ def verify(
 
     Raises InputError where something cannot be read, or the merge itself is refused.
     """
-    plan = prepare_verify(base, sources, weights, alpha=alpha, compose=compose, renames=renames, leave_out=leave_out)
+    way: dict[str, Any] = {"renames": renames, "leave_out": leave_out, "expert_layout": expert_layout}
+    plan = prepare_verify(base, sources, weights, alpha=alpha, compose=compose, **way)
     opened = open_checkpoint(as_path(base, "BASE"))
     candidate = open_checkpoint(as_path(merged, "MERGED"))
     report = check(plan, opened, candidate, strict=strict, threads=threads, progress=progress)

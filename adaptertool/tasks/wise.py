@@ -19,7 +19,7 @@ from adaptertool.plan import plan_wise
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, parse_alphas
-from adaptertool.tasks.merge import open_adapter
+from adaptertool.tasks.merge import layout_chosen, open_adapter
 from adaptertool.tasks.tokenizer import with_tokenizer
 
 
@@ -29,6 +29,7 @@ def prepare_wise(
     alphas: Number | Sequence[Number],
     *,
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     precision: str = EXACT,
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
@@ -44,7 +45,7 @@ def prepare_wise(
     if not is_adapter(path):
         require_used(leave_out, [])
     if fisher is not None:
-        plain = not (renames or as_adapter or precision != EXACT)
+        plain = not (renames or expert_layout or as_adapter or precision != EXACT)
         return with_tokenizer(_prepare_fisher(checkpoint, path, exact, fisher, plain=plain), checkpoint, tokenizer)
     if as_adapter and tokenizer is not None:
         raise UsageError(
@@ -53,6 +54,8 @@ def prepare_wise(
     if not is_adapter(path):
         if renames:
             raise UsageError("renamings are for adapters; the tensors of two checkpoints must have the same names")
+        if expert_layout is not None:
+            raise UsageError(f"{path} is a full checkpoint; --expert-layout is for adapters")
         other = require_merged(open_checkpoint(path))
         if as_adapter:
             raise UsageError(
@@ -63,9 +66,9 @@ def prepare_wise(
         return with_tokenizer(plan, checkpoint, tokenizer)
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
-    adapter = open_adapter(path, checkpoint, renames, leave_out)
+    adapter = open_adapter(path, checkpoint, renames, leave_out, expert_layout)
     require_used(leave_out, [adapter])
-    choices = {"renames": list(renames), **left_out([adapter])}
+    choices = {"renames": list(renames), **left_out([adapter]), **layout_chosen(expert_layout)}
     plan = plan_wise(checkpoint, adapter, exact)
     plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
     if as_adapter:
@@ -93,6 +96,7 @@ def wise(
     alphas: Number | Sequence[Number],
     *,
     renames: Sequence[str] = (),
+    expert_layout: str | None = None,
     precision: str = EXACT,
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
@@ -123,7 +127,7 @@ def wise(
     of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
     """
     way: dict[str, Any] = {"as_adapter": as_adapter, "fisher": fisher, "leave_out": leave_out, "tokenizer": tokenizer}
-    plan = prepare_wise(base, tuned, alphas, renames=renames, precision=precision, **way)
+    plan = prepare_wise(base, tuned, alphas, renames=renames, precision=precision, **way, expert_layout=expert_layout)
     from adaptertool.tasks.run import run_as  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     how: dict[str, Any] = {"force": force, "verify": verify, "threads": threads, "progress": progress, "clean": clean}
