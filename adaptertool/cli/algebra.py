@@ -96,6 +96,7 @@ def truncate(adapter: str, verbose: bool, html: str | None, **options: Any) -> N
     click.option(
         "--leave-out", multiple=True, metavar="REGEX", help="Lose what changed in tensors of such names; it is said."
     ),
+    click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names of TUNED."),
 )
 @makes_adapter
 def extract(base: str, tuned: str, verbose: bool, **options: Any) -> None:

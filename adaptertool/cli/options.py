@@ -22,7 +22,13 @@ from adaptertool.tasks.preview import preview
 
 Command = Callable[..., int | None]
 
-RENAME = click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names in adapters.")
+RENAME = click.option(
+    "--rename",
+    "renames",
+    multiple=True,
+    metavar="REGEX=>NEW",
+    help="Change names of adapters, and of tuned or merged checkpoints.",
+)
 THREADS = click.option("--threads", type=click.IntRange(min=1, max=MAX_THREADS), help="Default: cores, up to 8.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")

@@ -19,8 +19,8 @@ from adaptertool.formats.peft import read_adapter
 from adaptertool.live.change import change, plain_arithmetic
 from adaptertool.live.memory import Model, Slot, open_model, place_of, why_not_plain
 from adaptertool.live.originals import Copies, FromBase, Originals
-from adaptertool.names import holder, rename
 from adaptertool.plan import adapter_edits, require_mixable
+from adaptertool.renaming import renaming
 from adaptertool.spec import Edit, Stamp, Step
 from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal
 from adaptertool.ties import STORED_APART
@@ -170,8 +170,9 @@ def resolve_live(
     paths = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
     numbers = _weights(paths, weights)
     held = open_model(model)
-    has = holder(held.subject.base, renames)
-    adapters = [rename(read_adapter(as_path(path, "adapter"), has), renames) for path in paths]
+    with renaming(renames) as own:
+        has = own.holder(held.subject.base)
+        adapters = [own.adapter(read_adapter(as_path(path, "adapter"), has)) for path in paths]
     edits, apart, notes = _edits(held, adapters, numbers, mixed=mixed)
     edits = {name: made for name, made in edits.items() if made}
     _refuse_special(held, {*edits, *apart})

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.adapter_reports import ExtractReport, TensorExtracted
 from adaptertool.conversion import architecture_of
-from adaptertool.errors import InputError, UsageError
+from adaptertool.errors import InputError, MismatchError, UsageError
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.formats.peft import is_adapter
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
+from adaptertool.renaming import renaming
 from adaptertool.resolve import open_subject
 from adaptertool.selection import FACTORS, SAVED, Selection, left_out, select
-from adaptertool.spec import Cut, Ref
+from adaptertool.spec import Cut
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.tasks.common import config_notes, thread_count
-from adaptertool.tuned import pairs_of
+from adaptertool.tuned import no_copy, pairs_of
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.extraction import Extracted
@@ -36,6 +38,7 @@ def extract(
     max_error: Number | None = None,
     dtype: str = "f32",
     leave_out: Sequence[str] = (),
+    renames: Sequence[str] = (),
     force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
@@ -50,6 +53,7 @@ def extract(
     max_error: the smallest rank with ‖D − B·A‖ ≤ max_error·‖D‖, Frobenius norms, with the factors as they are stored
     dtype:     of the factors: "f32", "bf16", "f16" or "f64"
     leave_out: regexes; changes of tensors in whose names one is found are lost, and the report says how large they were
+    renames:   "regex=>replacement" on the names of `tuned` that the base does not have
     dry_run:   compute the report, and write nothing
 
     Only what was changed is in the adapter. Linear layers have factors, with s = 1; all else is saved whole, as it is
@@ -67,9 +71,12 @@ def extract(
     check_out(target, [base_path, path], force=force)
     if is_adapter(path):
         raise InputError(f"{path} is an adapter already; for a smaller rank there is `adaptertool truncate`")
-    checkpoint, other = open_checkpoint(base_path), open_checkpoint(path)
-    selection, count = _selection(checkpoint, other, leave_out, thread_count(threads))
+    checkpoint = open_checkpoint(base_path)
+    with renaming(renames) as own:
+        other = own.checkpoint(open_checkpoint(path), checkpoint)
+    selection, count, notes = _selection(checkpoint, other, leave_out, thread_count(threads))
     output = _output(checkpoint, other, selection, cut, DTYPES[dtype])
+    output = dataclasses.replace(output, notes=[*output.notes, *notes])
     options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return ExtractReport(
@@ -85,26 +92,30 @@ def _told(one: Extracted) -> TensorExtracted:
     return TensorExtracted(one.choice.base.spec.name, one.choice.how, one.rank, one.norm, 1 - one.error**2, one.error)
 
 
-def _selection(base: Checkpoint, tuned: Checkpoint, leave_out: Sequence[str], threads: int) -> tuple[Selection, int]:
-    """What is to become of each tensor, and how many were not changed. All headers are compared before any weight."""
+def _selection(
+    base: Checkpoint, tuned: Checkpoint, leave_out: Sequence[str], threads: int
+) -> tuple[Selection, int, list[str]]:
+    """What is to become of each tensor, how many were not changed, and notes. All headers are compared before any
+    weight."""
     from adaptertool.extraction import changed_of  # noqa: PLC0415  # loads numpy
-    from adaptertool.files.reader import Inputs  # noqa: PLC0415
+    from adaptertool.files.reader import Inputs, same_bytes  # noqa: PLC0415
 
     subject, unwanted = open_subject(base), left_out(leave_out, base.tensors)
-    pairs, fixed = list[tuple[Ref, Ref]](), list[tuple[Ref, Ref]]()
-    for ref, other, computed in pairs_of(base, tuned):
-        (pairs if computed else fixed).append((ref, other))
+    pairs = pairs_of(base, tuned)
     with Inputs({header.path: header.stamp for header in (*base.headers, *tuned.headers)}) as inputs:
-        changed = changed_of(inputs, pairs, fixed, threads)
+        changed = changed_of(inputs, pairs.computed, pairs.fixed, threads)
+    for end, source in pairs.copies:
+        if not same_bytes(end, source):
+            raise MismatchError(no_copy(end, source))
     if not changed - unwanted:
         raise UsageError(f"{base.path} and {tuned.path} do not differ: there is nothing to extract")
-    selection = select(subject, tuned.tensors, changed, unwanted)
+    selection = select(subject, {**base.tensors, **pairs.tuned}, changed, unwanted)
     if not selection.of(FACTORS):
         raise UsageError(
             f"no linear layer differs between {base.path} and {tuned.path}; PEFT loads no adapter without one: "
             "copy the changed tensors as they are"
         )
-    return selection, len(base.tensors) - len(changed)
+    return selection, len(base.tensors) - len(changed), pairs.notes
 
 
 def _output(base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut, dtype: str) -> Output[Extracted]:

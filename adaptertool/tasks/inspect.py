@@ -21,8 +21,8 @@ from adaptertool.inspection.described import Described, describe
 from adaptertool.inspection.facts import adapter_facts, modules_of
 from adaptertool.inspection.findings import findings, rules
 from adaptertool.kinds import DORA
-from adaptertool.names import holder, rename
 from adaptertool.plan import plan_merge
+from adaptertool.renaming import Renames, renaming
 from adaptertool.spec import Cut, Plan, Stamp
 from adaptertool.tasks.arguments import PathLike, as_path
 from adaptertool.tasks.common import thread_count
@@ -122,11 +122,13 @@ def _adapter(
     threads: int,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    described = describe(path, holder(base, renames) if base else lambda _: True)
+    described = describe(path, Renames(renames).holder(base) if base else lambda _: True)
     refusal, plan = described.refusal, None
     if base is not None and described.adapter is not None:
         try:
-            plan = plan_merge(base, [rename(described.adapter, renames)], [1.0])
+            with renaming(renames) as own:
+                adapter = own.adapter(described.adapter)
+            plan = plan_merge(base, [adapter], [1.0])
         except InputError as error:
             refusal = refusal or str(error)
     measured = _measured(described, base, plan, threads, progress) if threads else None

@@ -11,8 +11,8 @@ from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import open_checkpoint
 from adaptertool.formats.peft import is_adapter, read_adapter
 from adaptertool.methods import METHOD_BY_NAME
-from adaptertool.names import holder, rename
 from adaptertool.plan import plan_merge
+from adaptertool.renaming import Renames, renaming
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Blend, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, decimals, thinning
@@ -31,7 +31,7 @@ def prepare_merge(
     weights: Sequence[Number] | None = None,
     *,
     compose: str = "sequential",
-    renames: Sequence[str] = (),
+    renames: Sequence[str] | Renames = (),
     precision: str = EXACT,
     method: str | None = None,
     density: Number | None = None,
@@ -54,10 +54,11 @@ def prepare_merge(
     if density is not None or seed is not None:
         raise UsageError("density and seed belong to a method (--method)")
     checkpoint = open_checkpoint(as_path(base, "BASE"))
-    has = holder(checkpoint, renames)
-    opened = [rename(read_adapter(as_path(path, "ADAPTER"), has), renames) for path in adapters]
+    with renaming(renames) as own:
+        has = own.holder(checkpoint)
+        opened = [own.adapter(read_adapter(as_path(path, "ADAPTER"), has)) for path in adapters]
     plan = plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
-    choices = {"compose": compose, "renames": list(renames)}
+    choices = {"compose": compose, "renames": list(own.texts)}
     return dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
 
 
@@ -65,7 +66,7 @@ def _prepare_blend(
     base: PathLike,
     sources: Sequence[PathLike],
     numbers: Sequence[float],
-    renames: Sequence[str],
+    renames: Sequence[str] | Renames,
     precision: str,
     method: str,
     density: Number | None,
@@ -78,10 +79,16 @@ def _prepare_blend(
     chosen = METHOD_BY_NAME[method]
     share, seed = thinning(chosen, density, seed)
     checkpoint, paths = open_checkpoint(as_path(base, "BASE")), [as_path(path, "ADAPTER") for path in sources]
-    has = holder(checkpoint, renames)
-    opened = [rename(read_adapter(path, has), renames) if is_adapter(path) else open_checkpoint(path) for path in paths]
+    with renaming(renames) as own:
+        has = own.holder(checkpoint)
+        opened = [
+            own.adapter(read_adapter(path, has))
+            if is_adapter(path)
+            else own.checkpoint(open_checkpoint(path), checkpoint)
+            for path in paths
+        ]
     plan = plan_blend(checkpoint, opened, numbers, Blend(method, tuple(numbers), share, seed))
-    choices = {"method": method, "density": share, "seed": seed, "renames": list(renames)}
+    choices = {"method": method, "density": share, "seed": seed, "renames": list(own.texts)}
     return dataclasses.replace(plan, choices=choices)
 
 
@@ -111,7 +118,8 @@ def merge(
     weights:  one for each adapter, by order; 1 where None
     compose:  "sequential": each adapter is applied to what the ones before it produced. "mixed": they act together,
               as unmerged adapters do at inference. For LoRA these are the same, for DoRA they are not.
-    renames:  "regex=>replacement" on the tensor names of the adapters, where they are not those of the base
+    renames:  "regex=>replacement" on the tensor names of the adapters, where they are not those of the base (with a
+              method, of checkpoints too); each must change a name
     precision: "exact": every element is the correct rounding of the formula over what is stored, so the bytes are the
               same on every machine. "fast": float32 arithmetic (float64 for float32 storage), rounded once; the error
               is at most max(1 ulp, (r+4)·u·(|W| + |s|·|B||A|)), u that of the arithmetic.

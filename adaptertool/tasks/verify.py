@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from adaptertool.correspondence import aligned, ties_in
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.peft import CONFIG, is_adapter
 from adaptertool.formats.peft_config import LoraConfig, parse_config
-from adaptertool.plan import plan_merge
+from adaptertool.plan import all_steps, plan_merge
+from adaptertool.renaming import Renames, renaming
 from adaptertool.reports import VerdictCounts, VerifyReport
 from adaptertool.resolve import open_subject
 from adaptertool.spec import Edit, Plan
@@ -31,7 +33,7 @@ def prepare_verify(
     *,
     alpha: Number | None = None,
     compose: str = "sequential",
-    renames: Sequence[str] = (),
+    renames: Sequence[str] | Renames = (),
 ) -> Plan:
     """The plan of what a checkpoint should be. The arguments are those of `verify`."""
     if alpha is not None:
@@ -58,7 +60,8 @@ def verify(
 ) -> VerifyReport:
     """Judge every tensor of the checkpoint `merged`, made by any tool, against the exact merge. One pass, streaming.
 
-    base, sources, weights, compose, renames: what it should have been made of, as for `merge`
+    base, sources, weights, compose: what it should have been made of, as for `merge`
+    renames: on the names of sources and of `merged`; each must change a name of one of them
     alpha:  where it should be an interpolation, as by `wise`: of an adapter or of a tuned checkpoint
     strict: what rounding explains counts as wrong too
 
@@ -70,9 +73,10 @@ def verify(
 
     Raises InputError where something cannot be read, or the merge itself is refused.
     """
-    plan = prepare_verify(base, sources, weights, alpha=alpha, compose=compose, renames=renames)
-    opened = open_checkpoint(as_path(base, "BASE"))
-    candidate = open_checkpoint(as_path(merged, "MERGED"))
+    with renaming(renames) as own:
+        plan = prepare_verify(base, sources, weights, alpha=alpha, compose=compose, renames=own)
+        opened = open_checkpoint(as_path(base, "BASE"))
+        candidate = own.checkpoint(open_checkpoint(as_path(merged, "MERGED")), opened)
     report = check(plan, opened, candidate, strict=strict, threads=threads, progress=progress)
     return dataclasses.replace(report, sources=tuple(map(str, plan.sources)))
 
@@ -93,12 +97,16 @@ def check(
     from adaptertool.verdict.run import judge, most_frequent  # noqa: PLC0415
 
     start, ends = time.perf_counter(), open_subject(base).ends
+    steps = {step.spec.name for step in all_steps(plan)}
+    candidate, found = aligned(steps, base.config, candidate)
+    names = (*steps, *(name for name in candidate.tensors if name not in steps))
+    tied = {end: of for end, of in ties_in(names, base.config, unsaid=True).items() if end not in steps and of in steps}
     stamps = {**plan.inputs, **{header.path: header.stamp for header in candidate.headers}}
     (output,) = plan.outputs
     with Inputs(stamps) as inputs:
         require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
-        pairs = pair(plan, output.alpha, ends, candidate, inputs)
+        pairs = pair(plan, output.alpha, {**tied, **ends}, candidate, inputs)
         verdicts = judge(pairs, _readings(plan), thread_count(threads), progress or (lambda _: None))
         inputs.check_unchanged()
     counts = {status: sum(verdict.status == status for verdict in verdicts) for status in STATUSES}
@@ -115,7 +123,7 @@ def check(
         summary=VerdictCounts(**counts, diagnosis=most_frequent(verdicts)),
         tensors=tuple(verdicts),
         problems=problems,
-        notes=(*plan.notes, *notes_of(candidate, pairs)),
+        notes=(*plan.notes, *found, *notes_of(candidate, pairs)),
         bytes_read=sum(header.size for header in (*base.headers, *candidate.headers)),
         seconds=time.perf_counter() - start,
     )
