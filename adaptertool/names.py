@@ -25,7 +25,7 @@ from adaptertool.conversion import (
     rules_for,
 )
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
-from adaptertool.prefix import Prefix, changes, is_outside
+from adaptertool.prefix import Prefix, changes
 
 # Projections that are stored together, in the order of their rows. Of the fused ones cut by convention, and not by a
 # rule of transformers, the order was read off the families below.
@@ -55,17 +55,20 @@ class Names:
     def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], Prefix | None]:
         """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing.
 
-        Where none of the changed layers is found as it stands, one change of prefix is tried for all of them: that of
-        the model with a head or of a tower, added or stripped (prefix.py). Saved tensors and heads may stand outside.
+        One change of prefix is tried for all that is not found as it stands: that of the model with a head or of a
+        tower, added or stripped (prefix.py). No layer that is found may have that prefix; saved tensors may.
         Raises MismatchError where a name, or the prefix, could mean several things.
         """
         exact = [self.find(name) for name, _ in wanted]
         both = list(zip(wanted, exact, strict=True))
         missing = [name for (name, _), disk in both if disk is None]
-        if not missing or any(disk and not saved and not is_outside(name) for (name, saved), disk in both):
+        if not missing:
             return exact, None
+        held = [one for (name, saved), disk in both if disk and not saved for one in (name, *(p.disk for p in disk))]
         fitting: dict[tuple[Pieces | None, ...], Prefix] = {}
         for change in self._changes(missing):
+            if any(name.startswith(change.whole) for name in held):  # no mixture of with and without
+                continue
             found = tuple(disk or self.find(change(name)) for (name, _), disk in both)
             if None not in found:
                 fitting.setdefault(found, change)

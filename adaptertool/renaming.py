@@ -63,7 +63,9 @@ class Renames:
         """Raises UsageError for a renaming that has changed nothing."""
         for text in self.texts:
             if text not in self._used:
-                raise UsageError(f"the renaming {text!r} changes no name")
+                raise UsageError(
+                    f"the renaming {text!r} changes no name of an adapter, and none of a checkpoint that the base has not"
+                )
 
 
 @contextlib.contextmanager

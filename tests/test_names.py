@@ -147,7 +147,7 @@ def test_rename(tmp_path: Path) -> None:
     for wrong, message in wrongs.items():
         with pytest.raises(UsageError, match=message):
             adaptertool.merge(base, [adapter], tmp_path / "o2", renames=[wrong])
-    with pytest.raises(UsageError, match="for adapters"):
+    with pytest.raises(UsageError, match="changes no name"):
         adaptertool.wise(FIXTURES / "base", FIXTURES / "tuned", tmp_path / "o3", 0.5, renames=["a=>b"])
 
 

@@ -118,8 +118,7 @@ def merge(
     weights:  one for each adapter, by order; 1 where None
     compose:  "sequential": each adapter is applied to what the ones before it produced. "mixed": they act together,
               as unmerged adapters do at inference. For LoRA these are the same, for DoRA they are not.
-    renames:  "regex=>replacement" on the tensor names of the adapters, where they are not those of the base (with a
-              method, of checkpoints too); each must change a name
+    renames:  "regex=>replacement" on the tensor names of the sources, where they are not those of the base
     precision: "exact": every element is the correct rounding of the formula over what is stored, so the bytes are the
               same on every machine. "fast": float32 arithmetic (float64 for float32 storage), rounded once; the error
               is at most max(1 ulp, (r+4)·u·(|W| + |s|·|B||A|)), u that of the arithmetic.

@@ -97,10 +97,7 @@ def check(
     from adaptertool.verdict.run import judge, most_frequent  # noqa: PLC0415
 
     start, ends = time.perf_counter(), open_subject(base).ends
-    steps = {step.spec.name for step in all_steps(plan)}
-    candidate, found = aligned(steps, base.config, candidate)
-    names = (*steps, *(name for name in candidate.tensors if name not in steps))
-    tied = {end: of for end, of in ties_in(names, base.config, unsaid=True).items() if end not in steps and of in steps}
+    candidate, tied, found = _corresponding(plan, base, candidate)
     stamps = {**plan.inputs, **{header.path: header.stamp for header in candidate.headers}}
     (output,) = plan.outputs
     with Inputs(stamps) as inputs:
@@ -123,10 +120,21 @@ def check(
         summary=VerdictCounts(**counts, diagnosis=most_frequent(verdicts)),
         tensors=tuple(verdicts),
         problems=problems,
-        notes=(*plan.notes, *found, *notes_of(candidate, pairs)),
+        notes=tuple(dict.fromkeys((*plan.notes, *found, *notes_of(candidate, pairs)))),
         bytes_read=sum(header.size for header in (*base.headers, *candidate.headers)),
         seconds=time.perf_counter() - start,
     )
+
+
+def _corresponding(
+    plan: Plan, base: Checkpoint, candidate: Checkpoint
+) -> tuple[Checkpoint, Mapping[str, str], list[str]]:
+    """The candidate with the names of the plan; the ends that the plan leaves out since they are tied; and a note."""
+    steps = {step.spec.name: step for step in all_steps(plan)}
+    candidate, notes = aligned(steps, base.config, candidate)
+    more = [name for name in candidate.tensors if name not in steps]
+    ties = ties_in((*steps, *more), base.config, unsaid=True) if more else {}
+    return candidate, {end: source for end, source in ties.items() if end in more and source in steps}, notes
 
 
 def _readings(plan: Plan) -> Mapping[str, Callable[[Edit], Edit]]:
