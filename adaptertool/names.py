@@ -56,7 +56,7 @@ class Names:
         """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing.
 
         One change of prefix is tried for all that is not found as it stands: that of the model with a head or of a
-        tower, added or stripped (prefix.py). No layer that is found may have that prefix; saved tensors may.
+        tower, added or stripped (prefix.py), unless layers that are found begin as those do; saved tensors may.
         Raises MismatchError where a name, or the prefix, could mean several things.
         """
         exact = [self.find(name) for name, _ in wanted]
@@ -64,11 +64,11 @@ class Names:
         missing = [name for (name, _), disk in both if disk is None]
         if not missing:
             return exact, None
-        held = [one for (name, saved), disk in both if disk and not saved for one in (name, *(p.disk for p in disk))]
+        held = {name.partition(".")[0] for (name, saved), disk in both if disk and not saved}
         fitting: dict[tuple[Pieces | None, ...], Prefix] = {}
         for change in self._changes(missing):
-            if any(name.startswith(change.whole) for name in held):  # no mixture of with and without
-                continue
+            if not held.isdisjoint(one.partition(".")[0] for name in missing for one in (name, change(name))):
+                continue  # no mixture of with and without
             found = tuple(disk or self.find(change(name)) for (name, _), disk in both)
             if None not in found:
                 fitting.setdefault(found, change)

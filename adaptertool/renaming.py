@@ -64,7 +64,7 @@ class Renames:
         for text in self.texts:
             if text not in self._used:
                 raise UsageError(
-                    f"the renaming {text!r} changes no name of an adapter, and none of a checkpoint that the base has not"
+                    f"the renaming {text!r} changes no name of an adapter, nor of a checkpoint that the base has not"
                 )
 
 

@@ -18,6 +18,7 @@ from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import stamp_of
 from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.peft_config import LoraConfig, parse_config
+from adaptertool.formats.peft_keys import PREFIX, plain_keys
 from adaptertool.formats.peft_parameters import on_parameter, parameters_in
 from adaptertool.formats.peft_saved import OUT_PROJ, OUT_PROJ_TIMES, Saved
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
@@ -28,7 +29,6 @@ from adaptertool.kinds.offset import BIAS
 from adaptertool.spec import COMPUTED, Ref
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 _TOKENS = ".token_adapter.trainable_tokens_delta"  # replacement rows, for all their name
 _MARK = ".lora_"
 _FACTORS = {  # what follows the name of a module, from the mark on
@@ -69,16 +69,15 @@ def read_adapter(
     factors: dict[str, dict[str, Ref]] = {}
     embeddings: set[str] = set()
     saved, tokens = Saved(header.path), dict[str, Ref]()
-    for key, ref in header.tensors.items():
+    tensors, read_so = plain_keys(header.path, header.tensors)
+    for key, ref in tensors.items():
         if ref.spec.dtype not in COMPUTED:
             raise UnsupportedError(
                 f"{header.path}: {shown(key)} is {ref.spec.dtype}; factors are {', '.join(COMPUTED)}"
             )
-        if not key.startswith(_PREFIX):
-            raise UnsupportedError(f"{header.path}: the key {shown(key)} does not begin with {_PREFIX}")
-        _file(header.path, key.removeprefix(_PREFIX), ref, factors, saved, tokens)
+        _file(header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
         if ".lora_embedding_" in key:
-            embeddings.add(key.removeprefix(_PREFIX).rpartition(".")[0])
+            embeddings.add(key.removeprefix(PREFIX).rpartition(".")[0])
     modules = _low_rank(config, header.path, factors, embeddings, base_has)
     ignored = saved.without_copies()
     modules += [Module(name, name, FULL.name, {TUNED: ref}, 1.0) for name, ref in saved.tensors.items()]
@@ -97,7 +96,10 @@ def read_adapter(
         ties_ends=config.ties_ends,
         claims_transposed=config.fan_in_fan_out,
         ignored=frozenset(ignored),
-        notes=tuple(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
+        notes=(
+            *read_so,
+            *(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
+        ),
     )
 
 
