@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -138,18 +138,24 @@ def rules_for(architecture: str) -> list[Rule]:
             f"adapters on {shown(architecture)} are not supported yet: transformers renames its tensors on loading "
             "in a way that is not known here"
         )
-    return [
-        Rule(
-            re.compile(rule["regex"]),
-            rule["target"],
-            rule.get("scope"),
-            rule.get("base"),
-            rule.get("join"),
-            tuple(rule["cut"]) if "cut" in rule else None,
-            rule.get("turned", False),
-        )
-        for rule in _table()["lists"][number]
-    ]
+    return list(map(_rule, _table()["lists"][number]))
+
+
+def all_rules() -> Iterator[list[Rule]]:
+    """Those of every architecture, each list once."""
+    return (list(map(_rule, rules)) for rules in _table()["lists"])
+
+
+def _rule(fields: Mapping[str, Any]) -> Rule:
+    return Rule(
+        re.compile(fields["regex"]),
+        fields["target"],
+        fields.get("scope"),
+        fields.get("base"),
+        fields.get("join"),
+        tuple(fields["cut"]) if "cut" in fields else None,
+        fields.get("turned", False),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def aligned(names: Collection[str], config: Config, other: Checkpoint) -> tuple[
     if not left or not more:
         return other, []
     their_config = other.config if architecture_of(other.config) else config
-    ours, theirs = _meanings(left, config), _meanings(more, their_config)
+    ours, theirs = meanings(left, config), meanings(more, their_config)
     found, how = _same(ours, theirs, other), ""
     ours = {name: meaning for name, meaning in ours.items() if name not in found.values()}
     theirs = {name: meaning for name, meaning in theirs.items() if name not in found}
@@ -140,7 +140,7 @@ def ties_in(names: Collection[str], config: Config, *, unsaid: bool) -> Mapping[
     architecture = architecture_of(config)
     if not all(_flags(config) or [unsaid]):
         return ties
-    in_memory = {own[0][0]: name for name, own in _meanings(names, config).items() if own[0][1] == Piece("")}
+    in_memory = {own[0][0]: name for name, own in meanings(names, config).items() if own[0][1] == Piece("")}
     for end, source in (ties_of(architecture) or (_OF_T5 if _T5.match(architecture) else {})).items():
         ours, theirs = (in_memory.get(one) or in_memory.get(one.partition(".")[2]) for one in (end, source))
         if ours and theirs:
@@ -157,7 +157,7 @@ def is_buffer(spec: TensorSpec) -> bool:
     return bool(_BUFFER.search(spec.name) or (_MASK.search(spec.name) and len(spec.shape) == 4))
 
 
-def _meanings(names: Iterable[str], config: Config) -> dict[str, Meaning]:
+def meanings(names: Iterable[str], config: Config) -> dict[str, Meaning]:
     """What the tensors are in memory; without those whose numbers are other there, or may be."""
     rules, found = _rules(config), {}
     for name in names:

@@ -32,7 +32,7 @@ ROOMS = [
     ["tuned"],
     ["plan"],
     ["region", "demands"],
-    ["chain", "as_adapter", "blend_plan", "fisher_plan"],
+    ["chain", "as_adapter", "blend_plan", "fisher_plan", "namesakes"],
     ["lines"],
     ["settle"],
     ["blocks", "rescale", "blend", "fisher", "budget", "reads"],

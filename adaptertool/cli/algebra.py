@@ -33,10 +33,10 @@ makes_adapter = with_options(
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
 @WEIGHT
 @click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="By PEFT's names; see below.")
-@click.option("--base", type=click.Path(), help="Needed for DoRA: what it changes is extracted, at --rank or --energy.")
+@click.option("--base", type=click.Path(), help="Needed for DoRA, extracted at --rank or --energy; tells names.")
 @click.option("--density", help="The share of elements that stays: ties, dare, magnitude_prune.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
-@with_options(RANK, ENERGY)
+@with_options(RANK, ENERGY, RENAME)
 @makes_adapter
 def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Add ADAPTERs into one: Σ w·(alpha/r)·B·A, exact by concatenation; no base is needed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +11,17 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.adapter_reports import LayerSummed, SumReport
-from adaptertool.combine import Combined, combined, mixed, overlaps
+from adaptertool.combine import Combined, combined, mixed
 from adaptertool.combine_saved import fields_of, saved_of
-from adaptertool.errors import MismatchError, UsageError, shown
-from adaptertool.files.checkpoint import read_assets
+from adaptertool.errors import UsageError, shown
+from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, read_assets
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
 from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
+from adaptertool.namesakes import under_one_name
+from adaptertool.plan import plan_merge
 from adaptertool.spec import Cut, Mix, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of, decimals, thinning
-from adaptertool.tasks.merge import prepare_merge
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.based import Share
@@ -46,6 +48,7 @@ def sum_adapters(
     rank: int | None = None,
     energy: Number | None = None,
     base: PathLike | None = None,
+    renames: Sequence[str] = (),
     density: Number | None = None,
     seed: int | None = None,
     force: bool = False,
@@ -62,29 +65,26 @@ def sum_adapters(
              cross terms and is not the sum; with "_svd" at their end they combine the changes, and are cut as "svd" is
     rank, energy: cut off after that, as `truncate` does
     base: the checkpoint that the adapters are for, needed where one is DoRA. What that changes is of full rank: of its
-          layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed
+          layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed.
+          It also tells what is one layer under the names of two versions of transformers
     density, seed: the share of elements that stays, and of chance, where the method drops some
-    dry_run: compute the report, and write nothing
+    dry_run: write nothing; renames: as for `merge`
 
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
-    powers of two only; elsewhere B is rounded, to float32 at least, and the report says so. Names count as they stand.
-    Saved tensors are kept where their weight is 1.
-    Raises AdapterToolError; `out` is then as it was before.
+    powers of two only; elsewhere B is rounded, to float32 at least, and the report says so.
+    Saved tensors are kept where their weight is 1. Raises AdapterToolError; `out` is then as it was before.
     """
     from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
-    if isinstance(adapters, str | os.PathLike) or not adapters:
-        raise UsageError("adapters must be a list of one or more paths")
-    if method not in METHODS:
-        raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
+    _require_usable(adapters, method)
     numbers = decimals(weights, "weight", len(adapters))
     paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
-    beside = None if base is None else as_path(base, "BASE")
-    check_out(target, paths if beside is None else [*paths, beside], force=force)
-    opened = [read_layered(path) for path in paths]
+    checkpoint = None if base is None else open_checkpoint(as_path(base, "BASE"))
+    check_out(target, [*paths, *([checkpoint.path] if checkpoint else [])], force=force)
+    opened, notes = under_one_name([read_layered(path) for path in paths], checkpoint, renames)
     cut, mix = _cut(method, rank, energy, opened), _mix(method, density, seed)
-    plans = [prepare_merge(beside, [path]) for path in paths if beside is not None]
-    output, layers = _output(opened, numbers, method, mix, cut, plans)
+    output, layers = _output(opened, numbers, method, mix, cut, _plans(opened, checkpoint))
+    output = _with_names(output, notes, checkpoint, renames)
     options = Options(force=force, threads=threads, dry_run=dry_run).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return SumReport(
@@ -97,6 +97,29 @@ def sum_adapters(
         saved=tuple(sorted(spec.name for spec in output.largest if spec.name not in _own(layers))),
         layers=tuple(map(_summed, _whole(done.said).values())),
     )
+
+
+def _require_usable(adapters: Sequence[PathLike], method: str) -> None:
+    if isinstance(adapters, str | os.PathLike) or not adapters:
+        raise UsageError("adapters must be a list of one or more paths")
+    if method not in METHODS:
+        raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
+
+
+def _with_names(
+    output: Output[LayerSaid | None], notes: Sequence[str], base: Checkpoint | None, renames: Sequence[str]
+) -> Output[LayerSaid | None]:
+    """With what has decided the names. Of a base that is for nothing else only headers and config are read."""
+    choices = {"base": base and base.path.resolve().name, "renames": list(renames)}
+    recipe = {**output.recipe, **{name: choice for name, choice in choices.items() if choice}}
+    stamps = {header.path: header.stamp for header in base.headers} if base else {}
+    return dataclasses.replace(output, recipe=recipe, notes=[*output.notes, *notes], looked_at=stamps)
+
+
+def _plans(adapters: Sequence[Layered], base: Checkpoint | None) -> list[Plan]:
+    """Of each adapter alone merged into the base, where one is DoRA."""
+    dora = any(layer.magnitude is not None for adapter in adapters for layer in adapter.layers.values())
+    return [plan_merge(base, [adapter.adapter], [1.0]) for adapter in adapters if base is not None and dora]
 
 
 def _cut(method: str, rank: int | None, energy: Number | None, adapters: Sequence[Layered]) -> Cut | None:
@@ -150,12 +173,6 @@ def _output(
     from adaptertool.summation import jobs, specs  # noqa: PLC0415
     from adaptertool.tasks.adapters import Output  # noqa: PLC0415
 
-    if twins := overlaps(adapters):
-        one, other = min(twins.items())
-        raise MismatchError(
-            f"{shown(one)} and {shown(other)} seem to be the same layer under the names of two versions; without their "
-            "base that is not known: rename the keys of one adapter to those of the other"
-        )
     if plans and (mix is not None or cut is None):
         raise UsageError("a base is for sums of DoRA, which are cut: give rank or energy, and no method but cat or svd")
     if mix is not None and mix.on_factors and cut is not None:
@@ -178,7 +195,6 @@ def _output(
             "method": method,
             "cut": {} if cut is None else cut.as_typed(),
             **({} if mix is None else {"density": mix.density, "seed": mix.seed}),
-            **({"base": plans[0].base.resolve().name} if plans else {}),
         },
         sources=[*(adapter.adapter.path for adapter in adapters), *(plan.base for plan in plans[:1])],
         stamps={
@@ -230,9 +246,8 @@ def _config(fields: Mapping[str, Any], targets: Mapping[str, Any] | None, said: 
 
 
 def _summed(said: LayerSaid) -> LayerSummed:
-    layer = said.layer
     return LayerSummed(
-        layer=layer.path,
+        layer=(layer := said.layer).path,
         ranks=tuple(term.layer.rank for term in layer.terms),
         rank=said.rank,
         dtype=layer.dtype,
