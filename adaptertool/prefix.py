@@ -88,7 +88,7 @@ def _of_towers(names: Collection[str], known: Collection[str], family: str) -> I
         for first, second in sorted(theirs):
             if tower_of(second) == tower and all(own == first for own, _ in starts):
                 yield Prefix(second, stripped=False, after=first)
-    for first, second in starts if len(starts) == 1 else ():
+    for first, second in sorted(starts):
         if tower_of(first) == LANGUAGE and is_of_head(second, family):
             yield Prefix(first, stripped=True)
         elif tower_of(second) == LANGUAGE and is_of_head(first, family):
