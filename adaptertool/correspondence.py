@@ -66,10 +66,11 @@ def aligned(names: Collection[str], config: Config, other: Checkpoint) -> tuple[
     their_config = other.config if architecture_of(other.config) else config
     ours, theirs = meanings(left, config), meanings(more, their_config)
     found, how = _same(ours, theirs, other), ""
-    ours = {name: meaning for name, meaning in ours.items() if name not in found.values()}
+    taken = set(found.values())
+    ours = {name: meaning for name, meaning in ours.items() if name not in taken}
     theirs = {name: meaning for name, meaning in theirs.items() if name not in found}
     if ours and theirs:
-        matched = [*(name for name in other.tensors if name in names), *found, *found.values()]
+        matched = [*(name for name in other.tensors if name in names), *found, *taken]
         families = {str(one.get("model_type") or "") for one in (config, their_config) if one} or {""}
         tried = {
             change: pairs
@@ -113,7 +114,7 @@ def counterparts(base: Checkpoint, other: Checkpoint) -> Counterparts:
             if end in extra and source in tensors:
                 copies.append((extra[end], other.tensors[source]))
                 stands[end] = source
-        buffers = [name for name, ref in (missing | extra).items() if is_buffer(ref.spec)]
+        buffers = {name: ref for name, ref in (missing | extra).items() if is_buffer(ref.spec)}
         if stands:
             notes.append(f"stored in one of {base.path} and {other.path} only, since it is tied: {_listed(stands)}")
         if buffers:

@@ -386,6 +386,7 @@ def test_merges_of_peft_onto_a_base_of_other_names(tmp_path: Path, name: str) ->
     assert adaptertool.verify(tmp_path / "merged", base, [adapter]).ok
     assert adaptertool.verify(resaved(tmp_path / "merged", tmp_path / "m", older), tmp_path / "plain", [adapter]).ok
     assert not adaptertool.verify(tmp_path / "merged", base, [adapter], weights=[0.9]).ok
+    assert adaptertool.drift(base, [adapter], merged=tmp_path / "merged").ok
     adaptertool.merge(base, [adapter], tmp_path / "ours")
     adaptertool.merge(tmp_path / "plain", [adapter], tmp_path / "theirs")
     assert adaptertool.diff(tmp_path / "ours", tmp_path / "theirs").equal
