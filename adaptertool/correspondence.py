@@ -8,6 +8,7 @@ compute for themselves.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -95,37 +96,38 @@ def aligned(names: Collection[str], config: Config, other: Checkpoint) -> tuple[
     return other.renamed(found), [note]
 
 
+def with_tied(names: Collection[str], config: Config, other: Checkpoint) -> tuple[Checkpoint, list[str]]:
+    """`other`, aligned with a checkpoint of `names` and `config`, with the ends that it leaves out since they are tied:
+    each is what it is tied to. And which these are."""
+    if all(name in other.tensors for name in names):
+        return other, []
+    every = (*names, *(name for name in other.tensors if name not in names))
+    ends = {
+        end: other.tensors[source].renamed(end)
+        for end, source in ties_in(every, other.config or config, unsaid=all(_flags(config))).items()
+        if end in names and end not in other.tensors and source in other.tensors
+    }
+    return dataclasses.replace(other, tensors={**other.tensors, **ends}), list(ends)
+
+
 def counterparts(base: Checkpoint, other: Checkpoint) -> Counterparts:
     """What `other` has for each tensor of the base. Raises MismatchError as `aligned` does."""
     other, notes = aligned(base.tensors, base.config, other)
+    other, tied = with_tied(base.tensors, base.config, other)
     tensors = {name: ref for name, ref in other.tensors.items() if name in base.tensors}
     missing = {name: ref for name, ref in base.tensors.items() if name not in tensors}
     extra = {name: ref for name, ref in other.tensors.items() if name not in tensors}
     copies: list[tuple[Ref, Ref]] = []
-    if missing or extra:
-        names = (*base.tensors, *extra)
-        stands = {
-            end: source
-            for end, source in ties_in(names, other.config or base.config, unsaid=all(_flags(base.config))).items()
-            if end in missing and source in tensors
-        }
-        tensors |= {end: tensors[source].renamed(end) for end, source in stands.items()}
-        for end, source in ties_in(names, base.config, unsaid=True).items():
-            if end in extra and source in tensors:
-                copies.append((extra[end], other.tensors[source]))
-                stands[end] = source
-        buffers = {name: ref for name, ref in (missing | extra).items() if is_buffer(ref.spec)}
-        if stands:
-            notes.append(f"stored in one of {base.path} and {other.path} only, since it is tied: {_listed(stands)}")
-        if buffers:
-            notes.append(
-                f"stored in one of {base.path} and {other.path} only, since models compute it themselves: "
-                f"{_listed(buffers)}"
-            )
-        missing, extra = (
-            {name: ref for name, ref in some.items() if name not in stands and name not in buffers}
-            for some in (missing, extra)
-        )
+    for end, source in ties_in((*base.tensors, *extra), base.config, unsaid=True).items() if extra else ():
+        if end in extra and source in tensors:
+            copies.append((extra[end], tensors[source]))
+            tied.append(end)
+    buffers = [name for name, ref in (missing | extra).items() if is_buffer(ref.spec)]
+    for some, why in ((tied, "it is tied"), (buffers, "models compute it themselves")):
+        if some:
+            notes.append(f"stored in one of {base.path} and {other.path} only, since {why}: {_listed(some)}")
+    known = {*tied, *buffers}
+    missing, extra = ({name: ref for name, ref in some.items() if name not in known} for some in (missing, extra))
     return Counterparts(tensors, missing, extra, tuple(copies), tuple(notes))
 
 

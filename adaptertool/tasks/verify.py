@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from adaptertool.correspondence import aligned, ties_in
+from adaptertool.correspondence import aligned, ties_in, with_tied
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.files.jsonfile import load_json
@@ -132,6 +132,7 @@ def _corresponding(
     """The candidate with the names of the plan; the ends that the plan leaves out since they are tied; and a note."""
     steps = {step.spec.name: step for step in all_steps(plan)}
     candidate, notes = aligned(steps, base.config, candidate)
+    candidate, _ = with_tied(steps, base.config, candidate)
     more = [name for name in candidate.tensors if name not in steps]
     ties = ties_in((*steps, *more), base.config, unsaid=True) if more else {}
     return candidate, {end: source for end, source in ties.items() if end in more and source in steps}, notes

@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from adaptertool.correspondence import is_buffer, ties_in
+from adaptertool.correspondence import is_buffer
 from adaptertool.errors import shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import Inputs
 from adaptertool.layout import CONFIG
 from adaptertool.plan import all_steps
-from adaptertool.spec import COMPUTED, DTYPE_BITS, Plan, Step
+from adaptertool.spec import COMPUTED, DTYPE_BITS, Plan
 from adaptertool.ties import FLAG
 from adaptertool.verdict.judge import Subject
 
@@ -30,12 +30,11 @@ class Pairs(NamedTuple):
 
 def pair(plan: Plan, alpha: float, ends: Mapping[str, str], candidate: Checkpoint, inputs: Inputs) -> Pairs:
     """ends: tied and not stored in the base -> the tensor that they are tied to. The candidate has the plan's names, as
-    far as its own correspond (correspondence.aligned)."""
+    far as its own correspond (correspondence.aligned), and the ends that it leaves out (with_tied)."""
     pairs, left = Pairs([], [], [], [], []), dict(candidate.tensors)
     steps = {step.spec.name: step for step in all_steps(plan)}
-    tied = _tied(candidate, steps)
     for name, step in steps.items():
-        ref = left.pop(name, None) or (candidate.tensors.get(tied[name]) if name in tied else None)
+        ref = left.pop(name, None)
         if ref is None:
             (pairs.buffers if is_buffer(step.spec) else pairs.missing).append(name)
         else:
@@ -73,13 +72,6 @@ def declared_dtype(checkpoint: Checkpoint) -> str | None:
             if isinstance(part.get(key), str):
                 return _DECLARED.get(part[key].removeprefix("torch."))
     return None
-
-
-def _tied(candidate: Checkpoint, steps: Mapping[str, Step]) -> Mapping[str, str]:
-    """Ends that the candidate leaves out since its config ties them -> the tensor that stands for them."""
-    old = str((candidate.config or {}).get("transformers_version")).startswith("4.")  # it writes the flag where false
-    ties = ties_in({*steps, *candidate.tensors}, candidate.config, unsaid=old)
-    return {end: source for end, source in ties.items() if end in steps and source in candidate.tensors}
 
 
 def problems_of(plan: Plan, base: Checkpoint, ends: Mapping[str, str], candidate: Checkpoint) -> Iterator[str]:
