@@ -23,6 +23,7 @@ from adaptertool.files.reader import same_bytes
 from adaptertool.formats.adapter import Adapter
 from adaptertool.formats.beside import assets_of
 from adaptertool.formats.peft import CONFIG, WEIGHTS
+from adaptertool.formats.peft_keys import plain_keys
 from adaptertool.formats.peft_packing import layout_of
 from adaptertool.kinds import DORA, FULL
 from adaptertool.kinds.dora import MAGNITUDE, widened
@@ -98,6 +99,7 @@ def _rescaled(fields: Mapping[str, Any], alpha: Decimal) -> bytes:
 def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
     """The file of factors: those that are made anew, and the others as they are; and notes."""
     header = read_header(adapter.path / WEIGHTS)
+    tensors, _ = plain_keys(header.path, header.tensors)
     made: dict[str, dict[int, Step]] = {}  # name -> where in the file its parts lie, and how they are made
     for step in all_steps(plan):
         for edit in step.edits:
@@ -116,7 +118,7 @@ def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
                     f"{ref.path}: {shown(ref.spec.name)} changes nothing that the base stores by itself; write a "
                     "checkpoint, without --as-adapter"
                 )
-    specs = {name: ref.spec for name, ref in header.tensors.items() if name not in adapter.ignored}
+    specs = {name: ref.spec for name, ref in tensors.items() if name not in adapter.ignored}
     for name, pieces in made.items():
         specs[name] = _as_dtype(specs[name], next(iter(pieces.values())).spec.dtype)
     # In the order of the file; where dtypes differ wide ones come first, as in all files of the reference writer.
@@ -124,7 +126,7 @@ def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
     text = build_header(ordered, header.metadata)
     steps, end = [], len(text)
     for spec in ordered:
-        old = header.tensors[spec.name]
+        old = tensors[spec.name]
         grown = DTYPE_BITS[spec.dtype] // DTYPE_BITS[old.spec.dtype]
         if spec.name in made:
             steps += [

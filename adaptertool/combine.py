@@ -227,23 +227,3 @@ def _bias_key(layer: Layer) -> str:
             f"{layer.pairs[0].a.path}: {shown(layer.path)} can have no lora_bias, and another adapter has it"
         )
     return key.removesuffix(_WEIGHT) + _BIAS
-
-
-def overlaps(adapters: Sequence[Layered]) -> Mapping[str, str]:
-    """Layers of one adapter -> those of another that seem to be the same under another name: one is the end of the
-    other, or has the same parts in another order. Without a base that is all that can be told."""
-    known: dict[str, tuple[str, int]] = {}  # an end, or the sorted parts -> (a whole path, its adapter)
-    for number, adapter in enumerate(adapters):
-        for path in adapter.layers:
-            known.setdefault(".".join(sorted(path.split("."))), (path, number))
-    paths = {path: number for number, adapter in enumerate(adapters) for path in adapter.layers}
-    found = {}
-    for number, adapter in enumerate(adapters):
-        for path in adapter.layers:
-            twin, of = known[".".join(sorted(path.split(".")))]
-            ends = [path[at + 1 :] for at, letter in enumerate(path) if letter == "." and path[at + 1 :] in paths]
-            if twin != path and of != number:
-                found[path] = twin
-            elif any("." in end and end not in adapter.layers for end in ends):
-                found[path] = next(end for end in ends if end not in adapter.layers)
-    return found

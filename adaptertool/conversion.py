@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -47,6 +47,14 @@ class Piece(NamedTuple):
 
 
 Pieces = tuple[Piece, ...]
+
+# As parameters were called, and are.
+_OTHER_PARAMETERS = (
+    (".gamma", ".weight"),
+    (".beta", ".bias"),
+    (".weight_g", ".parametrizations.weight.original0"),
+    (".weight_v", ".parametrizations.weight.original1"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +138,24 @@ def rules_for(architecture: str) -> list[Rule]:
             f"adapters on {shown(architecture)} are not supported yet: transformers renames its tensors on loading "
             "in a way that is not known here"
         )
-    return [
-        Rule(
-            re.compile(rule["regex"]),
-            rule["target"],
-            rule.get("scope"),
-            rule.get("base"),
-            rule.get("join"),
-            tuple(rule["cut"]) if "cut" in rule else None,
-            rule.get("turned", False),
-        )
-        for rule in _table()["lists"][number]
-    ]
+    return list(map(_rule, _table()["lists"][number]))
+
+
+def all_rules() -> Iterator[list[Rule]]:
+    """Those of every architecture, each list once."""
+    return (list(map(_rule, rules)) for rules in _table()["lists"])
+
+
+def _rule(fields: Mapping[str, Any]) -> Rule:
+    return Rule(
+        re.compile(fields["regex"]),
+        fields["target"],
+        fields.get("scope"),
+        fields.get("base"),
+        fields.get("join"),
+        tuple(fields["cut"]) if "cut" in fields else None,
+        fields.get("turned", False),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +191,22 @@ def into_memory(rules: Sequence[Rule], disk: str) -> list[tuple[str, Piece]]:
     return [(name, Piece(disk))] if conversion is None else conversion.pieces(name, disk)
 
 
+def other_parameters(name: str) -> list[str]:
+    """What older checkpoints call a parameter, or newer ones: gamma and beta of norms, and weight_g and weight_v of
+    torch's older weight_norm. Loaders rename them."""
+    return [
+        name.removesuffix(end) + other
+        for pair in _OTHER_PARAMETERS
+        for end, other in (pair, pair[::-1])
+        if name.endswith(end)
+    ]
+
+
+def newest_parameter(name: str) -> str:
+    """The name with the newest of these endings."""
+    return next((name.removesuffix(old) + new for old, new in _OTHER_PARAMETERS if name.endswith(old)), name)
+
+
 class Memory:
     """All tensors of a model in memory, by name."""
 
@@ -187,6 +217,11 @@ class Memory:
 
     def of(self, name: str) -> Sequence[Piece]:
         return self._pieces.get(name, ())
+
+    @property
+    def names(self) -> Collection[str]:
+        """Those in memory, where there are rules."""
+        return self._pieces.keys()
 
     @functools.cached_property
     def _pieces(self) -> Mapping[str, Sequence[Piece]]:

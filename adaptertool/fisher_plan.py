@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
+from adaptertool.correspondence import Counterparts, counterparts
 from adaptertool.errors import MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.plan import all_steps, plan_wise
@@ -24,11 +25,9 @@ def plan_fisher(
     if outside := [alpha for alpha in alphas if not 0 <= alpha <= 1]:
         raise UsageError(f"with Fisher weights alpha lies in 0..1, not at {outside[0]}")
     plan = plan_wise(base, tuned, alphas)
-    for weights in fisher:
-        _require_fit(base, weights, (step for step in all_steps(plan) if step.edits))
+    found = [_fitting(base, weights, [step for step in all_steps(plan) if step.edits]) for weights in fisher]
     shards = tuple(
-        dataclasses.replace(shard, steps=tuple(_weighted(step, fisher) for step in shard.steps))
-        for shard in plan.shards
+        dataclasses.replace(shard, steps=tuple(_weighted(step, found) for step in shard.steps)) for shard in plan.shards
     )
     return dataclasses.replace(
         plan,
@@ -40,6 +39,7 @@ def plan_fisher(
         shards=shards,
         notes=(
             *plan.notes,
+            *(note for weights in found for note in weights.notes),
             "where both Fisher weights are 0 it is plain Wise-FT: (1 - alpha)*W + alpha*T",
             "Fisher weights are applied in float64, and the result rounded once; it is the same everywhere, but not "
             "settled",
@@ -47,20 +47,20 @@ def plan_fisher(
     )
 
 
-def _weighted(step: Step, fisher: tuple[Checkpoint, Checkpoint]) -> Step:
+def _weighted(step: Step, fisher: Sequence[Counterparts]) -> Step:
     if not step.edits:
         return step
     ours, theirs = (weights.tensors[step.spec.name] for weights in fisher)
     return step._replace(fisher=(ours, theirs))
 
 
-def _require_fit(base: Checkpoint, weights: Checkpoint, steps: Iterable[Step]) -> None:
-    """The names and shapes of the base; what no arithmetic is done on may be missing."""
-    for name in weights.tensors:
-        if name not in base.tensors:
-            raise MismatchError(f"{weights.path} has weights for {shown(name)}, which {base.path} does not hold")
+def _fitting(base: Checkpoint, weights: Checkpoint, steps: Iterable[Step]) -> Counterparts:
+    """The weights of each tensor, of its shape; what no arithmetic is done on may be missing."""
+    fitting = counterparts(base, weights)
+    for name in fitting.extra:
+        raise MismatchError(f"{weights.path} has weights for {shown(name)}, which {base.path} does not hold")
     for step in steps:
-        found = weights.tensors.get(step.spec.name)
+        found = fitting.tensors.get(step.spec.name)
         if found is None:
             near = nearest(step.spec.name, weights.tensors)
             hint = f"; nearest there: {', '.join(map(shown, near))}" if near else ""
@@ -70,3 +70,4 @@ def _require_fit(base: Checkpoint, weights: Checkpoint, steps: Iterable[Step]) -
                 f"{shown(step.spec.name)} is {step.spec} in {base.path}, but its Fisher weights in {weights.path} are "
                 f"{found.spec}: they must be floats of that shape"
             )
+    return fitting

@@ -7,17 +7,25 @@ names of one differ from the other's by a first part. And projections may be fus
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adaptertool.conversion import Cut, Memory, Piece, Pieces, architecture_of, expert_layout, into_memory, rules_for
-from adaptertool.errors import InputError, MismatchError, UnsupportedError, UsageError, shown
-from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.formats.adapter import Adapter
+from adaptertool.conversion import (
+    Cut,
+    Memory,
+    Piece,
+    Pieces,
+    architecture_of,
+    expert_layout,
+    into_memory,
+    other_parameters,
+    rules_for,
+)
+from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
+from adaptertool.prefix import Prefix, changes
 
 # Projections that are stored together, in the order of their rows. Of the fused ones cut by convention, and not by a
 # rule of transformers, the order was read off the families below.
@@ -31,22 +39,6 @@ _IN_FUSED = {  # part and number of parts
 _EXPERT = re.compile(rf"(.*\.experts)\.(\d+)\.({'|'.join(_IN_FUSED)})\.weight")
 
 _NUMBERED = re.compile(r"(.*\.experts)\.(\d{1,9})\.([^.]*)\.weight")
-
-_BASE_PREFIXES = frozenset({"model", "transformer", "backbone", "bert", "roberta", "deberta"})
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Prefix:
-    """A change of prefix by which all names of an adapter fit."""
-
-    first: str
-    stripped: bool
-
-    def __call__(self, name: str) -> str:
-        return name.partition(".")[2] if self.stripped else f"{self.first}.{name}"
-
-    def __str__(self) -> str:
-        return f"the prefix {shown(self.first)} {'stripped' if self.stripped else 'added'}"
 
 
 class Names:
@@ -63,28 +55,29 @@ class Names:
     def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], Prefix | None]:
         """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing.
 
-        Where none of the changed layers is found as it stands, one change of prefix is tried for all of them: that of
-        the model with a head, added or stripped. Saved tensors (a head) may stand outside of it. A prefix that names a
-        part of a model (vision_model, decoder) is never touched: the other part may have the same shapes.
+        One change of prefix is tried for all that is not found as it stands: that of the model with a head or of a
+        tower, added or stripped (prefix.py), unless layers that are found begin as those do; saved tensors may.
         Raises MismatchError where a name, or the prefix, could mean several things.
         """
         exact = [self.find(name) for name, _ in wanted]
-        missing = [name for (name, _), disk in zip(wanted, exact, strict=True) if disk is None]
-        if not missing or any(disk and not saved for (_, saved), disk in zip(wanted, exact, strict=True)):
+        both = list(zip(wanted, exact, strict=True))
+        missing = [name for (name, _), disk in both if disk is None]
+        if not missing:
             return exact, None
-        fitting = {}
+        held = {name.partition(".")[0] for (name, saved), disk in both if disk and not saved}
+        fitting: dict[tuple[Pieces | None, ...], Prefix] = {}
         for change in self._changes(missing):
-            found = [disk or self.find(change(name)) for (name, _), disk in zip(wanted, exact, strict=True)]
+            if not held.isdisjoint(one.partition(".")[0] for name in missing for one in (name, change(name))):
+                continue  # no mixture of with and without
+            found = tuple(disk or self.find(change(name)) for (name, _), disk in both)
             if None not in found:
-                fitting[change] = found
+                fitting.setdefault(found, change)
         if len(fitting) > 1:
             raise MismatchError(
-                f"the adapter fits with {' and with '.join(sorted(map(str, fitting)))}; say which with --rename"
+                f"the adapter fits with {' and with '.join(sorted(map(str, fitting.values())))}; say which with "
+                "--rename"
             )
-        if not fitting:
-            return exact, None
-        ((change, found),) = fitting.items()
-        return found, change
+        return next(((list(found), change) for found, change in fitting.items()), (exact, None))
 
     def has(self, name: str) -> bool:
         """Whether it means anything here, as it stands or by a change of prefix."""
@@ -94,7 +87,13 @@ class Names:
             return True
 
     def find(self, name: str) -> Pieces | None:
-        return self._as_named(name) or self._one_expert(name) or self._cut_from_fused(name) or self._joined(name)
+        return (
+            self._as_named(name)
+            or self._of_other_age(name)
+            or self._one_expert(name)
+            or self._cut_from_fused(name)
+            or self._joined(name)
+        )
 
     def _as_named(self, name: str) -> Pieces | None:
         """By its name on the disk, or the one that it has in memory."""
@@ -115,6 +114,13 @@ class Names:
                 "interleaved on loading); adapters on such a tensor are not supported yet"
             )
         return result
+
+    def _of_other_age(self, name: str) -> Pieces | None:
+        """By the name that older checkpoints have, of a base that has the newer one; or with gamma for weight."""
+        ((memory, piece), *more) = into_memory(self._rules, name)
+        if memory != name and not more and piece == Piece(name):
+            return self._as_named(memory)
+        return next((found for other in other_parameters(name) if (found := self._as_named(other))), None)
 
     def _one_expert(self, name: str) -> Pieces | None:
         """One expert of a fused tensor, as adapters from before transformers 5 name it."""
@@ -191,17 +197,7 @@ class Names:
 
     def _changes(self, missing: Sequence[str]) -> Iterator[Prefix]:
         """The changes of prefix that could be meant."""
-        firsts = {name.partition(".")[0] for name in missing}
-        if len(firsts) == 1 and self._is_base_prefix(first := firsts.pop()):
-            yield Prefix(first, stripped=True)
-        for first in sorted({disk.partition(".")[0] for disk in self._disk}):
-            if self._is_base_prefix(first):
-                yield Prefix(first, stripped=False)
-
-    def _is_base_prefix(self, part: str) -> bool:
-        """Whether models with a head keep the model without one under this name: "model", or after the family."""
-        family = self._family.replace("-", "").replace("_", "")
-        return part in _BASE_PREFIXES or (len(part) > 2 and family.startswith(part.replace("_", "")))
+        return changes(missing, self._disk.union(self._memory.names), self._family)
 
 
 def _split(name: str) -> tuple[str, str, str]:
@@ -209,47 +205,3 @@ def _split(name: str) -> tuple[str, str, str]:
     prefix, _, kind = name.rpartition(".")
     before, dot, projection = prefix.rpartition(".")
     return before + dot, projection, kind
-
-
-def rename(adapter: Adapter, renames: Sequence[str]) -> Adapter:
-    """The adapter with the names of its tensors changed by each `regex=>replacement` in turn, as by re.sub.
-
-    Raises UsageError for a renaming that is malformed, or changes nothing.
-    """
-    modules = list(adapter.modules)
-    for text, (pattern, replacement) in zip(renames, _parse(renames), strict=True):
-        try:
-            targets = [pattern.sub(replacement, module.target) for module in modules]
-        except (re.error, IndexError) as error:
-            raise UsageError(f"the renaming {text!r} has no valid replacement: {error}") from error
-        if all(target == module.target for target, module in zip(targets, modules, strict=True)):
-            raise UsageError(f"the renaming {text!r} changes no name of {adapter.path}")
-        modules = [module._replace(target=target) for target, module in zip(targets, modules, strict=True)]
-    return dataclasses.replace(adapter, modules=tuple(modules))
-
-
-def holder(base: Checkpoint, renames: Sequence[str]) -> Callable[[str], bool]:
-    """Whether `base` has what an adapter calls by some name. Made when one asks: most need not."""
-    names: list[Names] = []
-
-    def has(name: str) -> bool:
-        if not names:
-            names.append(Names(tuple(base.tensors), base.config))
-        for pattern, replacement in _parse(renames):
-            name = pattern.sub(replacement, name)
-        return names[0].has(name)
-
-    return has
-
-
-def _parse(texts: Sequence[str]) -> list[tuple[re.Pattern[str], str]]:
-    renames = []
-    for text in texts:
-        pattern, arrow, replacement = text.partition("=>")
-        if not arrow:
-            raise UsageError(f"a renaming is 'regex=>replacement', not {text!r}")
-        try:
-            renames.append((re.compile(pattern), replacement))
-        except re.error as error:
-            raise UsageError(f"the renaming {text!r} has no valid regex: {error}") from error
-    return renames

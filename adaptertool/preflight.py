@@ -13,6 +13,7 @@ from adaptertool.kinds.lora import A, B
 from adaptertool.plan import all_steps
 from adaptertool.spec import Plan, Ref, TensorSpec
 from adaptertool.tensors import require_finite
+from adaptertool.tuned import no_copy
 
 Key = tuple[Path, int, TensorSpec]
 
@@ -86,12 +87,15 @@ def _factors(plan: Plan) -> Iterator[Ref]:
 
 @deferred()
 def require_equal(plan: Plan, inputs: Inputs) -> None:
-    """Integers and codes have no values between: such tensors must be the same in both checkpoints."""
+    """Integers and codes have no values between: such tensors must be the same in both checkpoints. And so must an end
+    that only the tuned one stores be what it is tied to."""
     for ours, theirs in plan.equal:
         for at in range(0, ours.spec.nbytes, COPY_CHUNK):
             look()
             size = min(COPY_CHUNK, ours.spec.nbytes - at)
             pair = [inputs.read(ref.path, ref.offset + at, size) for ref in (ours, theirs)]
+            if pair[0] != pair[1] and ours.spec.name != theirs.spec.name:
+                raise MismatchError(no_copy(ours, theirs))
             if pair[0] != pair[1]:
                 raise MismatchError(
                     f"{shown(ours.spec.name)} ({ours.spec}) differs between {ours.path} and {theirs.path}; "

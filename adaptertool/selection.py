@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from adaptertool.conversion import Memory, Piece, architecture_of, into_memory, rules_for, ties_of
+from adaptertool.conversion import Memory, Piece, architecture_of, into_memory, newest_parameter, rules_for, ties_of
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.formats.peft_write import may_have_factors
 from adaptertool.resolve import Subject
@@ -152,7 +152,9 @@ def in_memory(subject: Subject) -> dict[str, str]:
     rules = rules_for(architecture)
     converted = Memory(tuple(base.tensors), rules).converted
     found = {disk: into_memory(rules, disk) for disk in base.tensors if disk not in converted}
-    names = {disk: own[0][0] for disk, own in found.items() if [piece for _, piece in own] == [Piece(disk)]}
+    names = {
+        disk: newest_parameter(own[0][0]) for disk, own in found.items() if [piece for _, piece in own] == [Piece(disk)]
+    }
     present, prefix = set(names.values()), ""
     for source in (ties_of(architecture) or {}).values():
         first, _, rest = source.partition(".")

@@ -97,6 +97,10 @@ class Ref:
         spec = TensorSpec(self.spec.name, self.spec.dtype, shape, (last - first) * size)
         return Ref(self.path, self.offset + first * size, spec, self.columns)
 
+    def renamed(self, name: str) -> Ref:
+        """The same tensor, under the name that another checkpoint has for it."""
+        return Ref(self.path, self.offset, self.spec._replace(name=name), self.columns)
+
 
 @dataclass(frozen=True, slots=True)
 class View:

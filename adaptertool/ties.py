@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from adaptertool.conversion import Piece, architecture_of, into_memory, rules_for, ties_of
+from adaptertool.correspondence import FLAG as FLAG
 from adaptertool.errors import InputError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
@@ -19,7 +20,6 @@ from adaptertool.kinds.lora import A, B
 from adaptertool.names import Names
 from adaptertool.spec import Edit, Ref
 
-FLAG = "tie_word_embeddings"
 STORED_APART = f"stored apart, and config.json says {FLAG}: false"
 
 

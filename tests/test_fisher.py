@@ -160,7 +160,7 @@ def test_refused_by_name(
 def test_what_does_not_go_together(four: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
     base, tuned, *rest = four
     weights = (rest[0], rest[1])
-    for options in ({"as_adapter": True}, {"precision": "fast"}, {"renames": ["a=>b"]}, {"verify": True}):
+    for options in ({"as_adapter": True}, {"precision": "fast"}, {"verify": True}):
         with pytest.raises(UsageError, match="Fisher weights"):
             adaptertool.wise(base, tuned, tmp_path / "out", "0.5", fisher=weights, **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="alpha lies in"):

@@ -26,7 +26,8 @@ from adaptertool.errors import AdapterToolError, MismatchError, NonFiniteError, 
 from adaptertool.mixing import Mixture
 from adaptertool.numerics.sketch import left_over
 from adaptertool.spec import Mix
-from adaptertool.tasks.sum import METHODS, sum_adapters
+from adaptertool.tasks.sum import sum_adapters
+from adaptertool.tasks.sum_methods import METHODS
 
 ALIKE: list[dict[str, Any]] = [{"r": 3, "lora_alpha": 5}, {"r": 3, "lora_alpha": 2, "use_rslora": True}]
 Tensors = dict[str, torch.Tensor]

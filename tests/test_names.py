@@ -96,6 +96,64 @@ def test_with_and_without_the_prefix_of_the_head() -> None:
     assert find(table, whole, "encoder.layer.1.q.weight") == [whole, None]  # no mixture of with and without
 
 
+VISION = "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight"
+OLD, NEW = (f"{prefix}.layers.0.self_attn.q_proj.weight" for prefix in ("language_model.model", "model.language_model"))
+ALONE = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize("name", ["Llava", "Gemma3", "PaliGemma", "Mistral3", "Qwen2VL", "Qwen2_5_VL"])
+def test_names_of_transformers_4_in_checkpoints_of_5(name: str) -> None:
+    """Also of the language model by itself: the vision tower has layers of the same names, and is never meant."""
+    qwen, architecture = "Qwen" in name, f"{name}ForConditionalGeneration"
+    vision, older = ("visual.blocks.0.attn.qkv.weight", ALONE) if qwen else (VISION, OLD)
+    table = names(NEW, f"model.{vision}", "lm_head.weight", architecture=architecture)
+    assert find(table, older, vision) == [NEW, f"model.{vision}"]
+    assert find(table, NEW) == [NEW]
+    assert find(table, ALONE, "lm_head.weight") == [NEW, "lm_head.weight"]
+    before = names(
+        older, vision, "lm_head.weight" if qwen else "language_model.lm_head.weight", architecture=architecture
+    )
+    assert find(before, ALONE) == find(before, NEW) == find(before, older) == [older]
+
+
+def test_the_language_model_by_itself() -> None:
+    """Onto a model of an architecture without rules; and the change is said."""
+    table = names(NEW, "model.visual.blocks.0.attn.qkv.weight", "lm_head.weight", architecture="Qwen3VLForX")
+    found, change = table.find_all([(ALONE, False), ("lm_head.weight", False)])
+    assert found == [(Piece(NEW),), (Piece("lm_head.weight"),)]
+    assert str(change) == "the prefix model.language_model added"
+    assert find(names(ALONE, "lm_head.weight"), NEW, "lm_head.weight") == [ALONE, "lm_head.weight"]
+    assert find(names(ALONE), OLD) == [ALONE]
+    assert find(table, ALONE, "model.layers.7.q_proj.weight") == [None, None]  # all, or nothing
+    two = names(NEW, NEW.replace("language_model", "text_model"))
+    with pytest.raises(MismatchError, match=r"model\.language_model added and with the prefix model\.text_model added"):
+        find(two, ALONE)
+
+
+@pytest.mark.parametrize(
+    "disk",
+    [VISION, f"model.{VISION}", "vision_tower.model.layers.0.self_attn.q_proj.weight",
+     "model.visual.layers.0.self_attn.q_proj.weight", "audio_tower.model.layers.0.self_attn.q_proj.weight"],
+)  # fmt: skip
+def test_another_tower_is_never_taken_for_the_language_model(disk: str) -> None:
+    assert find(names(disk), ALONE) == [None]
+    assert find(names(ALONE), disk) == [None]
+
+
+def test_a_vision_model_by_itself() -> None:
+    alone = VISION.removeprefix("vision_tower.")
+    assert find(names(VISION, OLD), alone) == [VISION]
+    assert find(names(VISION, OLD), alone.removeprefix("vision_model.")) == [None]
+
+
+def test_norms_of_older_checkpoints() -> None:
+    gamma = "bert.encoder.layer.0.output.LayerNorm.gamma"
+    table = names(gamma, gamma.replace("gamma", "beta"))
+    assert find(table, gamma.replace("gamma", "weight"), gamma.replace("gamma", "bias")) == [
+        gamma, gamma.replace("gamma", "beta")
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("disk", "wanted"),
     [
@@ -147,7 +205,7 @@ def test_rename(tmp_path: Path) -> None:
     for wrong, message in wrongs.items():
         with pytest.raises(UsageError, match=message):
             adaptertool.merge(base, [adapter], tmp_path / "o2", renames=[wrong])
-    with pytest.raises(UsageError, match="for adapters"):
+    with pytest.raises(UsageError, match="changes no name"):
         adaptertool.wise(FIXTURES / "base", FIXTURES / "tuned", tmp_path / "o3", 0.5, renames=["a=>b"])
 
 

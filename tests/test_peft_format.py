@@ -391,9 +391,10 @@ def test_keys_with_a_meaning_that_is_not_handled_are_refused_by_name(base: Path,
 @pytest.mark.parametrize(
     "key", [f"{Q}.lora_A.weight", f"model.{Q}.lora_A.weight", "base_model.layers.0.q_proj.lora_A", ""]
 )
-def test_keys_without_the_prefix_of_peft_are_refused(base: Path, key: str) -> None:
+def test_some_keys_without_the_prefix_of_peft_are_refused(base: Path, key: str) -> None:
+    """Where all are without it they are read: test_peft_keys.py."""
     folder = adapter(base)
-    save_file({key: torch.ones(4, 6)}, folder / "adapter_model.safetensors")
+    save_file({key: torch.ones(4, 6), f"{PREFIX}x.weight": torch.ones(1)}, folder / "adapter_model.safetensors")
     assert f"the key {key} does not begin with {PREFIX}" in refusal(base, folder, UnsupportedError)
 
 

@@ -426,8 +426,9 @@ ADAPTERS: dict[str, tuple[Spoil, str]] = {
                                 f"{Q}.lora_magnitude_vector.weight": torch.ones(8)}), Q),
     "one bias under two keys": (factors({f"{Q}.bias": torch.ones(8), f"{Q}.base_layer.bias": torch.ones(8)}),
                                 f"{Q}.bias"),
-    "keys without the prefix": (factors({}, prefix=""), "does not begin with"),
-    "keys with half the prefix": (factors({}, prefix="model."), "does not begin with"),
+    "some keys without the prefix": (written(ADAPTER_WEIGHTS, save(
+        {PREFIX + A: torch.ones(4, 6), B: torch.ones(8, 4)})), "does not begin with"),
+    "tensors of a model, and no factors": (written(ADAPTER_WEIGHTS, save({"x.weight": torch.ones(2)})), "no factors"),
     "key with a terminal escape": (factors({"\x1b[2J": torch.ones(1)}), "\\x1b[2J"),
     "target_parameters without factors": (config(target_parameters=["experts.w"]), "target_parameters"),
 }  # fmt: skip

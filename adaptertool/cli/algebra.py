@@ -26,7 +26,7 @@ from adaptertool.cli.options import (
     with_options,
 )
 from adaptertool.tasks.extract import DTYPES
-from adaptertool.tasks.sum import METHODS
+from adaptertool.tasks.sum_methods import METHODS
 
 Report = TypeVar("Report", bound=AdapterReport)
 RANK = click.option("--rank", type=click.IntRange(min=1), help="At most this rank.")
@@ -49,10 +49,10 @@ makes_adapter = with_options(
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
 @WEIGHT
 @click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="By PEFT's names; see below.")
-@click.option("--base", type=click.Path(), help="Needed for DoRA: what it changes is extracted, at --rank or --energy.")
+@click.option("--base", type=click.Path(), help="Needed for DoRA, extracted at --rank or --energy; tells names.")
 @click.option("--density", help="The share of elements that stays: ties, dare, magnitude_prune.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
-@with_options(RANK, ENERGY, LEAVE_OUT, EXPERT_LAYOUT)
+@with_options(RANK, ENERGY, LEAVE_OUT, EXPERT_LAYOUT, RENAME)
 @makes_adapter
 def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Add ADAPTERs into one: Σ w·(alpha/r)·B·A, exact by concatenation; no base is needed.
@@ -114,6 +114,7 @@ def truncate(adapter: str, verbose: bool, html: str | None, **options: Any) -> N
     click.option(
         "--leave-out", multiple=True, metavar="REGEX", help="Lose what changed in tensors of such names; it is said."
     ),
+    click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names of TUNED."),
 )
 @makes_adapter
 def extract(base: str, tuned: str, verbose: bool, **options: Any) -> None:

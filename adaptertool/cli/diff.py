@@ -14,15 +14,29 @@ from adaptertool.tasks import diff as task
 @click.argument("b", type=click.Path())
 @click.option("--ranks", is_flag=True, help="Also the stable and the effective rank of each change; takes longer.")
 @with_options(
-    THREADS, JSON, QUIET, click.option("-v", "--verbose", is_flag=True, help="Every tensor that differs."), DEBUG
+    click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names of B."),
+    THREADS,
+    JSON,
+    QUIET,
+    click.option("-v", "--verbose", is_flag=True, help="Every tensor that differs."),
+    DEBUG,
 )
-def diff(a: str, b: str, ranks: bool, threads: int | None, as_json: bool, quiet: bool, verbose: bool) -> int:
+def diff(
+    a: str,
+    b: str,
+    ranks: bool,
+    renames: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
     """Compare two checkpoints, or two adapters, tensor by tensor: which differ, and by how much.
 
     Exit code 0: all bits are equal, 1: not.
     """
     with bar("diff", None, quiet=quiet) as progress:
-        report = task.diff(a, b, ranks=ranks, threads=threads, progress=progress)
+        report = task.diff(a, b, ranks=ranks, renames=renames, threads=threads, progress=progress)
     tell(report, lambda: diff_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)
     if report.equal:
         return 0

@@ -24,7 +24,13 @@ from adaptertool.tasks.tokenizer import TOKENIZERS
 
 Command = Callable[..., int | None]
 
-RENAME = click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names in adapters.")
+RENAME = click.option(
+    "--rename",
+    "renames",
+    multiple=True,
+    metavar="REGEX=>NEW",
+    help="Change names of adapters, and of tuned or merged checkpoints.",
+)
 LEAVE_OUT = click.option(
     "--leave-out", multiple=True, metavar="REGEX|FILE", help="Do without such files beside an adapter; it is said."
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import os
 import re
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptertool.errors import InputError, StorageError, UnsupportedError, shown
+from adaptertool.errors import InputError, MismatchError, StorageError, UnsupportedError, shown
 from adaptertool.files.header import Header, read_header
 from adaptertool.files.hints import found_below, not_there
 from adaptertool.files.jsonfile import load_json
@@ -60,6 +61,16 @@ class Checkpoint:
     def is_shard(self) -> bool:
         """Whether it is one file of those that make a checkpoint."""
         return self.is_file and _SHARD_OF_MANY.fullmatch(self.path.name) is not None
+
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """Some of its tensors under other names. Raises MismatchError where two would have the same."""
+        tensors: dict[str, Ref] = {}
+        for name, ref in self.tensors.items():
+            new = names.get(name, name)
+            if new in tensors:
+                raise MismatchError(f"{self.path}: {shown(name)} and another tensor would both be {shown(new)}")
+            tensors[new] = ref if new == name else ref.renamed(new)
+        return dataclasses.replace(self, tensors=tensors)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -23,6 +23,7 @@ from adaptertool.formats.beside import CONFIG as CONFIG
 from adaptertool.formats.beside import PREFIX, Beside, read_beside
 from adaptertool.formats.beside import WEIGHTS as WEIGHTS
 from adaptertool.formats.peft_config import LoraConfig, parse_config
+from adaptertool.formats.peft_keys import plain_keys
 from adaptertool.formats.peft_parameters import on_parameter, packing_notes, parameters_in
 from adaptertool.formats.peft_saved import OUT_PROJ, OUT_PROJ_TIMES, Saved
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
@@ -77,10 +78,9 @@ def read_adapter(
     factors: dict[str, dict[str, Ref]] = {}
     embeddings: set[str] = set()
     saved, tokens = Saved(header.path), dict[str, Ref]()
-    for key, ref in header.tensors.items():
+    tensors, read_so = plain_keys(header.path, header.tensors)
+    for key, ref in tensors.items():
         _require_numbers(header.path, ref)
-        if not key.startswith(PREFIX):
-            raise UnsupportedError(f"{header.path}: the key {shown(key)} does not begin with {PREFIX}")
         _file(header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
         if ".lora_embedding_" in key:
             embeddings.add(key.removeprefix(PREFIX).rpartition(".")[0])
@@ -107,6 +107,7 @@ def read_adapter(
         ignored=frozenset(ignored),
         left=beside.left,
         notes=(
+            *read_so,
             *notes,
             *(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
             *beside.notes,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +95,13 @@ def read_layered(path: Path, leave_out: Sequence[str] | None = (), expert_layout
         tuple(module for module in adapter.modules if module.kind == FULL.name),
         read_header(path / WEIGHTS).metadata,
     )
+
+
+def with_modules(layered: Layered, modules: tuple[Module, ...], fields: Mapping[str, Any]) -> Layered:
+    """The adapter with others in the place of its modules."""
+    adapter = replace(layered.adapter, modules=modules)
+    saved = tuple(module for module in modules if module.kind == FULL.name)
+    return Layered(adapter, fields, _layers(adapter), saved, layered.metadata)
 
 
 def _layers(adapter: Adapter) -> dict[str, Layer]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.formats.peft_keys import plain_keys
 from adaptertool.inspect_reports import AdapterFacts, InspectedModule
 from adaptertool.inspection.capacity import capacity_of
 from adaptertool.inspection.coverage import coverage_of
@@ -47,7 +48,8 @@ def adapter_facts(
     needed: float | None,
 ) -> AdapterFacts:
     """plan: of a merge into `base`, where there can be one; needed: bits of the training data."""
-    fields, tensors = described.fields, described.header.tensors
+    fields, header = described.fields, described.header
+    tensors = plain_keys(header.path, header.tensors)[0] if described.adapter else header.tensors
     ignored = described.adapter.ignored if described.adapter else frozenset()
     trainable = sum(ref.spec.numel for name, ref in tensors.items() if name not in ignored)
     layers = [module for module in modules if module.family != EMBEDDINGS]  # embeddings are looked up, not multiplied

@@ -19,6 +19,7 @@ from adaptertool.live.change import change, plain_arithmetic
 from adaptertool.live.memory import Model, Slot, open_model, place_of, why_not_plain
 from adaptertool.live.originals import Copies, FromBase, Originals
 from adaptertool.plan import adapter_edits, require_mixable
+from adaptertool.renaming import renaming
 from adaptertool.spec import Edit, Stamp, Step
 from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal
 from adaptertool.tasks.merge import open_adapter
@@ -174,7 +175,8 @@ def resolve_live(
     numbers = _weights(paths, weights)
     held = open_model(model)
     base = held.subject.base
-    adapters = [open_adapter(as_path(path, "adapter"), base, renames, leave_out, expert_layout) for path in paths]
+    with renaming(renames) as own:
+        adapters = [open_adapter(as_path(path, "adapter"), base, own, leave_out, expert_layout) for path in paths]
     edits, apart, notes = _edits(held, adapters, numbers, mixed=mixed)
     edits = {name: made for name, made in edits.items() if made}
     _refuse_special(held, {*edits, *apart})

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adaptertool.comparison_report import DiffReport, TensorDiff
+from adaptertool.correspondence import Counterparts, counterparts
 from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
 from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.beside import PREFIX, weights_beside
 from adaptertool.formats.peft import CONFIG, WEIGHTS, is_adapter
+from adaptertool.renaming import renaming
 from adaptertool.spec import COMPUTED, Ref
 from adaptertool.tasks.arguments import PathLike, as_path
 from adaptertool.tasks.common import config_notes, peak_memory, thread_count
@@ -22,6 +24,7 @@ def diff(
     b: PathLike,
     *,
     ranks: bool = False,
+    renames: Sequence[str] = (),
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> DiffReport:
@@ -31,6 +34,11 @@ def diff(
            the same change
     ranks: also the stable and the effective rank of each matrix B − A (numerics.spectrum, as in `inspect`); takes
            longer
+    renames: "regex=>replacement" on the names of `b` that `a` does not have
+
+    Tensors of checkpoints are found by other names too, those of another version of transformers for one
+    (correspondence.py); the report has the names of `a`. What one of both leaves out since it is tied and the same, or
+    since models compute it themselves, is no difference.
 
     Bits count: −0.0 and 0.0 differ, NaN and the same NaN do not. Figures are float64 and do not depend on threads.
     Raises InputError where something cannot be read.
@@ -41,23 +49,26 @@ def diff(
     start, count, paths = time.perf_counter(), thread_count(threads), (as_path(a, "A"), as_path(b, "B"))
     ours, theirs = map(_opened, paths)
     _require_alike(ours, theirs)
+    with renaming(renames) as own:
+        theirs = own.checkpoint(theirs, ours)
+    found = _counterparts(ours, theirs, plain=any(map(is_adapter, paths)))
+    sources = {end.spec.name: (ours.tensors[source.spec.name], end) for end, source in found.copies}
+    both = {name: (ref, found.tensors[name]) for name, ref in ours.tensors.items() if name in found.tensors}
+    both |= {end: (one.renamed(end), other) for end, (one, other) in sources.items()}
     headers = {header.path: header for header in (*ours.headers, *theirs.headers)}
-    fits = {
-        name: _comparable(ref, theirs.tensors[name]) for name, ref in ours.tensors.items() if name in theirs.tensors
-    }
     with Inputs({path: header.stamp for path, header in headers.items()}) as inputs:
-        pairs = [Comparison(inputs, ours.tensors[name], theirs.tensors[name]) for name, fit in fits.items() if fit]
+        pairs = [Comparison(inputs, *pair) for pair in both.values() if _comparable(*pair)]
         told = list(compare(pairs, count, progress or (lambda _: None), ranks=ranks))
         inputs.check_unchanged()
-    found = {one.name: one for one in (*_misfits(ours, theirs, fits), *told) if one is not None}
-    order = [name for name in (*ours.tensors, *(name for name in theirs.tensors if name not in fits)) if name in found]
+    differ = {one.name: one for one in (*_misfits(found, both), *told) if one is not None}
+    order = [name for name in (*ours.tensors, *sources, *found.extra) if name in differ]
     return DiffReport(
-        equal=not found,
+        equal=not differ,
         a=str(paths[0]),
         b=str(paths[1]),
         same=sum(one is None for one in told),
-        tensors=tuple(found[name] for name in order),
-        notes=tuple(_notes(paths, ours, theirs)),
+        tensors=tuple(differ[name] for name in order),
+        notes=(*_notes(paths, ours, theirs), *found.notes),
         bytes_read=sum(header.size for header in headers.values()),
         threads=count,
         seconds=time.perf_counter() - start,
@@ -83,23 +94,30 @@ def _require_alike(a: Checkpoint, b: Checkpoint) -> None:
         )
 
 
+def _counterparts(a: Checkpoint, b: Checkpoint, *, plain: bool) -> Counterparts:
+    """plain: by equal names alone, as the tensors of adapters are compared."""
+    if not plain:
+        return counterparts(a, b)
+    both = {name: ref for name, ref in b.tensors.items() if name in a.tensors}
+    missing, extra = ({name: ref for name, ref in one.tensors.items() if name not in both} for one in (a, b))
+    return Counterparts(both, missing, extra, (), ())
+
+
 def _comparable(one: Ref, other: Ref) -> bool:
     computed = one.spec.dtype in COMPUTED and other.spec.dtype in COMPUTED
     return one.spec.shape == other.spec.shape and (one.spec.dtype == other.spec.dtype or computed)
 
 
-def _misfits(a: Checkpoint, b: Checkpoint, fits: Mapping[str, bool]) -> Iterator[TensorDiff]:
+def _misfits(found: Counterparts, both: Mapping[str, tuple[Ref, Ref]]) -> Iterator[TensorDiff]:
     """What is told by the headers alone."""
-    for name, ref in a.tensors.items():
-        if name not in fits:
-            yield TensorDiff(name, "missing", str(ref.spec), None)
-        elif not fits[name]:
-            other = b.tensors[name].spec
-            status = "shape-changed" if ref.spec.shape != other.shape else "dtype-changed"
-            yield TensorDiff(name, status, str(ref.spec), str(other))
-    for name, ref in b.tensors.items():
-        if name not in fits:
-            yield TensorDiff(name, "extra", None, str(ref.spec))
+    for name, (one, other) in both.items():
+        if not _comparable(one, other):
+            status = "shape-changed" if one.spec.shape != other.spec.shape else "dtype-changed"
+            yield TensorDiff(name, status, str(one.spec), str(other.spec))
+    for name, ref in found.missing.items():
+        yield TensorDiff(name, "missing", str(ref.spec), None)
+    for name, ref in found.extra.items():
+        yield TensorDiff(name, "extra", None, str(ref.spec))
 
 
 def _notes(paths: tuple[Path, Path], a: Checkpoint, b: Checkpoint) -> Iterator[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from adaptertool.correspondence import aligned
 from adaptertool.errors import UsageError, argument
 from adaptertool.fidelity.summary import summary
-from adaptertool.files.checkpoint import open_checkpoint
+from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.files.header import read_header
 from adaptertool.kinds import DORA
 from adaptertool.plan import all_steps
@@ -65,7 +67,7 @@ def drift(
     way: dict[str, Any] = {"renames": renames, "leave_out": leave_out, "expert_layout": expert_layout}
     plan = prepare_merge(base, adapters, weights, compose=compose, **way, tokenizer=BASE)
     steps = [step for step in all_steps(plan) if step.edits and step.spec.numel]
-    candidate = None if merged is None else open_checkpoint(as_path(merged, "--merged"))
+    candidate, found = (None, []) if merged is None else _opened(as_path(merged, "--merged"), plan)
     header = None if activations is None else read_header(as_path(activations, "--activations"))
     from adaptertool.fidelity import run  # noqa: PLC0415  # loads numpy
 
@@ -81,11 +83,17 @@ def drift(
         compose=compose,
         inputs=f"{probe} Gaussian rows" if activations is None else str(activations),
         cost=run.costs_of(subjects) if cost else (),
-        notes=(*plan.notes, *source.notes, *_notes(plan, steps)),
+        notes=(*plan.notes, *found, *source.notes, *_notes(plan, steps)),
         threads=threads,
         seconds=time.perf_counter() - start,
         **summary(modules, fail_above),
     )
+
+
+def _opened(merged: Path, plan: Plan) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint with the names of the plan, and a note of that."""
+    names = dict.fromkeys(step.spec.name for step in all_steps(plan))
+    return aligned(names, open_checkpoint(plan.base).config, open_checkpoint(merged))
 
 
 def _check(paths: Sequence[str], probe: int, fail_above: float | None, *, recorded: bool) -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.adapter_reports import ExtractReport, TensorExtracted
 from adaptertool.conversion import architecture_of
-from adaptertool.errors import InputError, UsageError, shown
+from adaptertool.errors import InputError, MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
 from adaptertool.formats.peft import is_adapter
 from adaptertool.formats.peft_write import Written, alpha_for, config_text, may_have_factors
+from adaptertool.renaming import renaming
 from adaptertool.resolve import open_subject
 from adaptertool.selection import FACTORS, SAVED, Selection, left_out, select
-from adaptertool.spec import Cut, Ref
+from adaptertool.spec import Cut
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.tasks.common import config_notes, thread_count
-from adaptertool.tuned import pairs_of
+from adaptertool.tuned import no_copy, pairs_of
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.extraction import Extracted
@@ -36,6 +37,7 @@ def extract(
     max_error: Number | None = None,
     dtype: str = "f32",
     leave_out: Sequence[str] = (),
+    renames: Sequence[str] = (),
     force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
@@ -52,6 +54,7 @@ def extract(
     dtype:     of the factors: "f32", "bf16", "f16" or "f64"
     leave_out: regexes; changes of tensors in whose names one is found are lost; the report says how large they were.
                Such tensors may have different shapes in `base` and `tuned`, or be in one of them only; this is said
+    renames:   "regex=>replacement" on the names of `tuned` that the base does not have
     dry_run:   compute the report, and write nothing
     clean:     as for `merge`
 
@@ -70,9 +73,11 @@ def extract(
     check_out(target, [base_path, path], force=force)
     if is_adapter(path):
         raise InputError(f"{path} is an adapter already; for a smaller rank there is `adaptertool truncate`")
-    checkpoint, other = (require_merged(open_checkpoint(one)) for one in (base_path, path))
-    selection, count, misfits = _selection(checkpoint, other, leave_out, thread_count(threads))
-    output = _output(checkpoint, other, selection, cut, DTYPES[dtype], misfits)
+    checkpoint = require_merged(open_checkpoint(base_path))
+    with renaming(renames) as own:
+        other = own.checkpoint(require_merged(open_checkpoint(path)), checkpoint)
+    selection, count, notes = _selection(checkpoint, other, leave_out, thread_count(threads))
+    output = _output(checkpoint, other, selection, cut, DTYPES[dtype], notes)
     options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return ExtractReport(
@@ -91,31 +96,33 @@ def _told(one: Extracted) -> TensorExtracted:
 def _selection(
     base: Checkpoint, tuned: Checkpoint, leave_out: Sequence[str], threads: int
 ) -> tuple[Selection, int, list[str]]:
-    """What is to become of each tensor, how many were not changed, and notes on those that are left out and could not
-    be compared. All headers are compared before any weight."""
+    """What is to become of each tensor, how many were not changed, and notes, also on those that are left out and could
+    not be compared. All headers are compared before any weight."""
     from adaptertool.extraction import changed_of  # noqa: PLC0415  # loads numpy
-    from adaptertool.files.reader import Inputs  # noqa: PLC0415
+    from adaptertool.files.reader import Inputs, same_bytes  # noqa: PLC0415
 
     subject, unwanted = open_subject(base), left_out(leave_out, {**base.tensors, **tuned.tensors})
-    pairs, fixed = list[tuple[Ref, Ref]](), list[tuple[Ref, Ref]]()
-    for ref, other, computed in pairs_of(base, tuned, unwanted):
-        (pairs if computed else fixed).append((ref, other))
+    pairs = pairs_of(base, tuned, unwanted)
     with Inputs({header.path: header.stamp for header in (*base.headers, *tuned.headers)}) as inputs:
-        changed = changed_of(inputs, pairs, fixed, threads)
+        changed = changed_of(inputs, pairs.computed, pairs.fixed, threads)
+    for end, source in pairs.copies:
+        if not same_bytes(end, source):
+            raise MismatchError(no_copy(end, source))
     if not changed - unwanted:
         raise UsageError(f"{base.path} and {tuned.path} do not differ: there is nothing to extract")
-    selection = select(subject, tuned.tensors, changed, unwanted)
+    selection = select(subject, {**base.tensors, **pairs.tuned}, changed, unwanted)
     if not selection.of(FACTORS):
         raise UsageError(
             f"no linear layer differs between {base.path} and {tuned.path}; PEFT loads no adapter without one: "
             "copy the changed tensors as they are"
         )
-    return selection, len(pairs) + len(fixed) - len(changed), list(_misfits(base, tuned, unwanted))
+    compared = {*pairs.tuned, *(other.spec.name for other in pairs.tuned.values())}
+    notes = [*pairs.notes, *_misfits(base, tuned, unwanted - compared)]
+    return selection, len(pairs.computed) + len(pairs.fixed) - len(changed), notes
 
 
-def _misfits(base: Checkpoint, tuned: Checkpoint, unwanted: frozenset[str]) -> Iterator[str]:
-    compared = {ref.spec.name for ref, _, _ in pairs_of(base, tuned, unwanted)}
-    for name in sorted(unwanted - compared):
+def _misfits(base: Checkpoint, tuned: Checkpoint, names: Collection[str]) -> Iterator[str]:
+    for name in sorted(names):
         here, there = (str(one.tensors[name].spec) if name in one.tensors else "absent" for one in (base, tuned))
         yield f"{shown(name)} is left out: it is {here} in {base.path}, and {there} in {tuned.path}"
 

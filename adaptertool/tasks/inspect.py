@@ -21,8 +21,8 @@ from adaptertool.inspection.described import Described, describe
 from adaptertool.inspection.facts import adapter_facts, modules_of
 from adaptertool.inspection.findings import findings, rules
 from adaptertool.kinds import DORA
-from adaptertool.names import holder, rename
 from adaptertool.plan import plan_merge
+from adaptertool.renaming import Renames, renaming
 from adaptertool.spec import Cut, Plan, Stamp
 from adaptertool.tasks.arguments import PathLike, as_path
 from adaptertool.tasks.common import thread_count
@@ -71,7 +71,7 @@ def inspect(
     checkpoint = None if base is None else open_checkpoint(as_path(base, "BASE"))
     if is_adapter(target):
         told = progress or (lambda _: None)
-        has = holder(checkpoint, renames) if checkpoint else lambda _: True
+        has = Renames(renames).holder(checkpoint) if checkpoint else lambda _: True
         described = describe(target, has, checkpoint, expert_layout)
         found = _adapter(described, checkpoint, needed, renames, count if spectra else 0, told)
     elif needed is None and not renames and expert_layout is None:
@@ -133,7 +133,9 @@ def _adapter(
     refusal, plan = described.refusal, None
     if base is not None and described.adapter is not None:
         try:
-            plan = plan_merge(base, [rename(described.adapter, renames)], [1.0])
+            with renaming(renames) as own:
+                adapter = own.adapter(described.adapter)
+            plan = plan_merge(base, [adapter], [1.0])
         except InputError as error:
             refusal = refusal or str(error)
     measured = _measured(described, base, plan, threads, progress) if threads else None

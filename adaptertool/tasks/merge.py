@@ -16,8 +16,8 @@ from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.peft import is_adapter, read_adapter
 from adaptertool.formats.peft_config import reading
 from adaptertool.methods import METHOD_BY_NAME
-from adaptertool.names import holder, rename
 from adaptertool.plan import plan_merge
+from adaptertool.renaming import Renames, renaming
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Blend, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, decimals, thinning
@@ -42,7 +42,7 @@ def prepare_merge(
     weights: Sequence[Number] | None = None,
     *,
     compose: str = "sequential",
-    renames: Sequence[str] = (),
+    renames: Sequence[str] | Renames = (),
     expert_layout: str | None = None,
     precision: str = EXACT,
     method: str | None = None,
@@ -72,20 +72,21 @@ def prepare_merge(
         raise UsageError(f"{argument('density')} and {argument('seed')} belong to a method (--method)")
     checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
     paths = [as_path(path, "ADAPTER") for path in adapters]
-    opened = [open_adapter(path, checkpoint, renames, leave_out, expert_layout) for path in paths]
+    with renaming(renames) as own:
+        opened = [open_adapter(path, checkpoint, own, leave_out, expert_layout) for path in paths]
     require_used(leave_out, opened)
     plan = plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
-    choices = {"compose": compose, "renames": list(renames), **left_out(opened), **layout_chosen(expert_layout)}
+    choices = {"compose": compose, "renames": list(own.texts), **left_out(opened), **layout_chosen(expert_layout)}
     plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
     return with_tokenizer(plan, checkpoint, tokenizer)
 
 
 def open_adapter(
-    path: Path, base: Checkpoint, renames: Sequence[str], leave_out: Sequence[str], expert_layout: str | None
+    path: Path, base: Checkpoint, renames: Renames, leave_out: Sequence[str], expert_layout: str | None
 ) -> Adapter:
     """The adapter, with the names that it has in the base after all renamings."""
-    has, read = holder(base, renames), reading(expert_layout)
-    return rename(read_adapter(path, has, read, base=base, leave_out=leave_out), renames)
+    has, read = renames.holder(base), reading(expert_layout)
+    return renames.adapter(read_adapter(path, has, read, base=base, leave_out=leave_out))
 
 
 def _blend(method: str, numbers: Sequence[float], density: Number | None, seed: int | None, precision: str) -> Blend:
@@ -100,21 +101,22 @@ def _prepare_blend(
     checkpoint: Checkpoint,
     sources: Sequence[PathLike],
     blend: Blend,
-    renames: Sequence[str],
+    renames: Sequence[str] | Renames,
     leave_out: Sequence[str],
     expert_layout: str | None,
 ) -> Plan:
     paths = [as_path(path, "ADAPTER") for path in sources]
-    opened = [
-        open_adapter(path, checkpoint, renames, leave_out, expert_layout)
-        if is_adapter(path)
-        else require_merged(open_checkpoint(path))
-        for path in paths
-    ]
+    with renaming(renames) as own:
+        opened = [
+            open_adapter(path, checkpoint, own, leave_out, expert_layout)
+            if is_adapter(path)
+            else own.checkpoint(require_merged(open_checkpoint(path)), checkpoint)
+            for path in paths
+        ]
     adapters = [source for source in opened if isinstance(source, Adapter)]
     require_used(leave_out, adapters)
     plan = plan_blend(checkpoint, opened, blend.weights, blend)
-    choices = {"method": blend.method, "density": blend.density, "seed": blend.seed, "renames": list(renames)}
+    choices = {"method": blend.method, "density": blend.density, "seed": blend.seed, "renames": list(own.texts)}
     return dataclasses.replace(plan, choices={**choices, **left_out(adapters), **layout_chosen(expert_layout)})
 
 
@@ -149,7 +151,7 @@ def merge(
     weights:  one for each adapter, by order; 1 where None
     compose:  "sequential": each adapter is applied to what the ones before it produced. "mixed": they act together,
               as unmerged adapters do at inference. For LoRA these are the same, for DoRA they are not.
-    renames:  "regex=>replacement" on the tensor names of the adapters, where they are not those of the base
+    renames:  "regex=>replacement" on the tensor names of the sources, where they are not those of the base
     expert_layout: how lora_B of fused experts is packed in adapters whose config has no lora_B_layout: "rank_major", as
               by PEFT and where None, or "grouped_by_expert", as by unsloth before September 2026
     precision: "exact": every element is the correct rounding of the formula over what is stored, so the bytes are the

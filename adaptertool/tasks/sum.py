@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.adapter_reports import LayerSummed, SumReport
-from adaptertool.combine import Combined, combined, mixed, overlaps
+from adaptertool.combine import Combined, combined, mixed
 from adaptertool.combine_saved import fields_of, saved_of
-from adaptertool.errors import MismatchError, UsageError, argument, shown
-from adaptertool.formats.adapter import Adapter
+from adaptertool.errors import UsageError, argument, shown
+from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
 from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
-from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
+from adaptertool.namesakes import under_one_name
+from adaptertool.plan import plan_merge
 from adaptertool.spec import Cut, Mix, Plan
-from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of, decimals, thinning
-from adaptertool.tasks.merge import prepare_merge
-from adaptertool.tasks.tokenizer import BASE
+from adaptertool.tasks.arguments import Number, PathLike, as_path, decimals
+from adaptertool.tasks.sum_methods import check_adapters, cut_for, mix_for
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.based import Share
@@ -30,14 +30,6 @@ if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.production import Job
     from adaptertool.summation import LayerSaid, Maker
     from adaptertool.tasks.adapters import Output
-
-CAT, SVD, _ON_CHANGES = "cat", "svd", "_svd"
-METHODS = (
-    CAT,
-    SVD,
-    *ON_FACTORS,
-    *(name + _ON_CHANGES for name in ON_FACTORS if name != LINEAR.name),
-)  # the names of PEFT
 
 
 def sum_adapters(
@@ -50,6 +42,7 @@ def sum_adapters(
     energy: Number | None = None,
     base: PathLike | None = None,
     expert_layout: str | None = None,
+    renames: Sequence[str] = (),
     density: Number | None = None,
     seed: int | None = None,
     leave_out: Sequence[str] = (),
@@ -68,24 +61,26 @@ def sum_adapters(
              cross terms and is not the sum; with "_svd" at their end they combine the changes, and are cut as "svd" is
     rank, energy: cut off after that, as `truncate` does
     base: the checkpoint that the adapters are for, needed where one is DoRA. What that changes is of full rank: of its
-          layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed
+          layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed.
+          It also tells what is one layer under the names of two versions of transformers
     expert_layout: as for `merge`; the sum has PEFT's layout, rank_major
     density, seed: the share of elements that stays, and of chance, where the method drops some
-    leave_out, clean: as for `merge`. dry_run: compute the report, and write nothing
+    renames, leave_out, clean: as for `merge`. dry_run: compute the report, and write nothing
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
-    powers of two only; elsewhere B is rounded, to float32 at least, and the report says so. Names count as they stand.
+    powers of two only; elsewhere B is rounded, to float32 at least, and the report says so.
     Saved tensors are kept where their weight is 1. Raises AdapterToolError; `out` is then as it was before.
     """
     from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
-    _check(adapters, method)
-    numbers, target = decimals(weights, "weight", len(adapters)), as_path(out, "OUT")
-    paths, beside = [as_path(path, "ADAPTER") for path in adapters], None if base is None else as_path(base, "BASE")
-    check_out(target, paths if beside is None else [*paths, beside], force=force)
-    opened = _opened(paths, leave_out, expert_layout)
-    cut, mix = _cut(method, rank, energy, opened), _mix(method, density, seed)
-    plans = [_on_base(beside, one.adapter, expert_layout) for one in opened if beside is not None]
-    output, layers = _output(opened, numbers, method, mix, cut, plans)
+    check_adapters(adapters, method)
+    numbers = decimals(weights, "weight", len(adapters))
+    paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
+    checkpoint = None if base is None else require_merged(open_checkpoint(as_path(base, "BASE")))
+    check_out(target, [*paths, *([checkpoint.path] if checkpoint else [])], force=force)
+    opened, notes = under_one_name(_opened(paths, leave_out, expert_layout), checkpoint, renames)
+    cut, mix = cut_for(method, rank, energy, opened), mix_for(method, density, seed)
+    output, layers = _output(opened, numbers, method, mix, cut, _plans(opened, checkpoint))
+    output = _with_names(output, notes, checkpoint, renames)
     options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return SumReport(
@@ -106,33 +101,20 @@ def _opened(paths: Sequence[Path], leave_out: Sequence[str], expert_layout: str 
     return opened
 
 
-def _on_base(base: Path, adapter: Adapter, expert_layout: str | None) -> Plan:
-    left = sorted(adapter.left)
-    return prepare_merge(base, [adapter.path], leave_out=left, expert_layout=expert_layout, tokenizer=BASE)
+def _with_names(
+    output: Output[LayerSaid | None], notes: Sequence[str], base: Checkpoint | None, renames: Sequence[str]
+) -> Output[LayerSaid | None]:
+    """With what has decided the names. Of a base that is for nothing else only headers and config are read."""
+    choices = {"base": base and base.path.resolve().name, "renames": list(renames)}
+    recipe = {**output.recipe, **{name: choice for name, choice in choices.items() if choice}}
+    stamps = {header.path: header.stamp for header in base.headers} if base else {}
+    return dataclasses.replace(output, recipe=recipe, notes=[*output.notes, *notes], looked_at=stamps)
 
 
-def _check(adapters: Sequence[PathLike], method: str) -> None:
-    if isinstance(adapters, str | os.PathLike) or not adapters:
-        raise UsageError("adapters must be a list of one or more paths")
-    if method not in METHODS:
-        raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
-
-
-def _cut(method: str, rank: int | None, energy: Number | None, adapters: Sequence[Layered]) -> Cut | None:
-    if rank is None and energy is None:
-        if not method.endswith(SVD):
-            return None
-        rank = max((layer.rank for adapter in adapters for layer in adapter.layers.values()), default=1)
-    return cut_of(rank=rank, energy=energy, names=("rank", "energy"))
-
-
-def _mix(method: str, density: Number | None, seed: int | None) -> Mix | None:
-    if method in (CAT, SVD):
-        if density is not None or seed is not None:
-            raise UsageError(f"{method} has no density and no seed")
-        return None
-    chosen = METHOD_BY_NAME[method.removesuffix(_ON_CHANGES)]
-    return Mix(chosen.name, chosen.name == method, *thinning(chosen, density, seed))
+def _plans(adapters: Sequence[Layered], base: Checkpoint | None) -> list[Plan]:
+    """Of each adapter alone merged into the base, where one is DoRA."""
+    dora = any(layer.magnitude is not None for adapter in adapters for layer in adapter.layers.values())
+    return [plan_merge(base, [adapter.adapter], [1.0]) for adapter in adapters if base is not None and dora]
 
 
 def _maker(mix: Mix | None, cut: Cut | None, shares: Mapping[str, Sequence[Share]]) -> Maker:
@@ -169,12 +151,6 @@ def _output(
     from adaptertool.summation import jobs, specs  # noqa: PLC0415
     from adaptertool.tasks.adapters import Output  # noqa: PLC0415
 
-    if twins := overlaps(adapters):
-        one, other = min(twins.items())
-        raise MismatchError(
-            f"{shown(one)} and {shown(other)} seem to be the same layer under the names of two versions; without their "
-            "base that is not known: rename the keys of one adapter to those of the other"
-        )
     if plans and (mix is not None or cut is None):
         raise UsageError(
             f"a base is for sums of DoRA, which are cut: give {argument('rank')} or {argument('energy')}, and no "
@@ -201,7 +177,6 @@ def _output(
             "cut": {} if cut is None else cut.as_typed(),
             **({} if mix is None else {"density": mix.density, "seed": mix.seed}),
             **left_out(one.adapter for one in adapters),
-            **({"base": plans[0].base.resolve().name} if plans else {}),
         },
         sources=[*(adapter.adapter.path for adapter in adapters), *(plan.base for plan in plans[:1])],
         stamps={
@@ -253,9 +228,8 @@ def _config(fields: Mapping[str, Any], targets: Mapping[str, Any] | None, said: 
 
 
 def _summed(said: LayerSaid) -> LayerSummed:
-    layer = said.layer
     return LayerSummed(
-        layer=layer.path,
+        layer=(layer := said.layer).path,
         ranks=tuple(term.layer.rank for term in layer.terms),
         rank=said.rank,
         dtype=layer.dtype,

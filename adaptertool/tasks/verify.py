@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adaptertool.correspondence import aligned, ties_in, with_tied
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.peft import CONFIG, is_adapter
 from adaptertool.formats.peft_config import LoraConfig, parse_config
-from adaptertool.plan import plan_merge
+from adaptertool.plan import all_steps, plan_merge
+from adaptertool.renaming import Renames, renaming
 from adaptertool.reports import VerdictCounts, VerifyReport
 from adaptertool.resolve import open_subject
 from adaptertool.spec import Edit, Plan
@@ -33,7 +35,7 @@ def prepare_verify(
     *,
     alpha: Number | None = None,
     compose: str = "sequential",
-    renames: Sequence[str] = (),
+    renames: Sequence[str] | Renames = (),
     leave_out: Sequence[str] = (),
     expert_layout: str | None = None,
 ) -> Plan:
@@ -75,7 +77,8 @@ def verify(
 ) -> VerifyReport:
     """Judge every tensor of the checkpoint `merged`, made by any tool, against the exact merge. One pass, streaming.
 
-    base, sources, weights, compose, renames, leave_out, expert_layout: what it should have been made of, as for `merge`
+    base, sources, weights, compose, leave_out, expert_layout: what it should have been made of, as for `merge`
+    renames: on the names of sources and of `merged`; each must change a name of one of them
     alpha:  where it should be an interpolation, as by `wise`: of an adapter or of a tuned checkpoint
     strict: what rounding explains counts as wrong too
 
@@ -87,10 +90,11 @@ def verify(
 
     Raises InputError where something cannot be read, or the merge itself is refused.
     """
-    way: dict[str, Any] = {"renames": renames, "leave_out": leave_out, "expert_layout": expert_layout}
-    plan = prepare_verify(base, sources, weights, alpha=alpha, compose=compose, **way)
-    opened = open_checkpoint(as_path(base, "BASE"))
-    candidate = open_checkpoint(as_path(merged, "MERGED"))
+    with renaming(renames) as own:
+        way: dict[str, Any] = {"renames": own, "leave_out": leave_out, "expert_layout": expert_layout}
+        plan = prepare_verify(base, sources, weights, alpha=alpha, compose=compose, **way)
+        opened = open_checkpoint(as_path(base, "BASE"))
+        candidate = own.checkpoint(open_checkpoint(as_path(merged, "MERGED")), opened)
     report = check(plan, opened, candidate, strict=strict, threads=threads, progress=progress)
     return dataclasses.replace(report, sources=tuple(map(str, plan.sources)))
 
@@ -111,12 +115,13 @@ def check(
     from adaptertool.verdict.run import judge, most_frequent  # noqa: PLC0415
 
     start, ends = time.perf_counter(), open_subject(base).ends
+    candidate, tied, found = _corresponding(plan, base, candidate)
     stamps = {**plan.inputs, **{header.path: header.stamp for header in candidate.headers}}
     (output,) = plan.outputs
     with Inputs(stamps) as inputs:
         require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
-        pairs = pair(plan, output.alpha, ends, candidate, inputs)
+        pairs = pair(plan, output.alpha, {**tied, **ends}, candidate, inputs)
         names = list(map(str, plan.sources))
         odd, told = odd_ones(pairs.subjects, candidate), progress or (lambda _: None)
         verdicts, pooled = judge(pairs, odd, _readings(plan), names, thread_count(threads), told)
@@ -137,10 +142,22 @@ def check(
         summary=VerdictCounts(**counts, diagnosis=most_frequent(verdicts, pooled)),
         tensors=tuple(verdicts),
         problems=problems,
-        notes=(*plan.notes, *notes_of(candidate, pairs, odd)),
+        notes=tuple(dict.fromkeys((*plan.notes, *found, *notes_of(candidate, pairs, odd)))),
         bytes_read=sum(header.size for header in (*base.headers, *candidate.headers)),
         seconds=time.perf_counter() - start,
     )
+
+
+def _corresponding(
+    plan: Plan, base: Checkpoint, candidate: Checkpoint
+) -> tuple[Checkpoint, Mapping[str, str], list[str]]:
+    """The candidate with the names of the plan; the ends that the plan leaves out since they are tied; and a note."""
+    steps = {step.spec.name: step for step in all_steps(plan)}
+    candidate, notes = aligned(steps, base.config, candidate)
+    candidate, _ = with_tied(steps, base.config, candidate)
+    more = [name for name in candidate.tensors if name not in steps]
+    ties = ties_in((*steps, *more), base.config, unsaid=True) if more else {}
+    return candidate, {end: source for end, source in ties.items() if end in more and source in steps}, notes
 
 
 def _readings(plan: Plan) -> Mapping[str, Callable[[Edit], Edit]]:

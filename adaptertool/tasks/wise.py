@@ -16,6 +16,7 @@ from adaptertool.fisher_plan import plan_fisher
 from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.peft import is_adapter
 from adaptertool.plan import plan_wise
+from adaptertool.renaming import Renames, renaming
 from adaptertool.reports import RunReport
 from adaptertool.spec import EXACT, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, parse_alphas
@@ -28,7 +29,7 @@ def prepare_wise(
     tuned: PathLike,
     alphas: Number | Sequence[Number],
     *,
-    renames: Sequence[str] = (),
+    renames: Sequence[str] | Renames = (),
     expert_layout: str | None = None,
     precision: str = EXACT,
     as_adapter: bool = False,
@@ -45,30 +46,33 @@ def prepare_wise(
     if not is_adapter(path):
         require_used(leave_out, [])
     if fisher is not None:
-        plain = not (renames or expert_layout or as_adapter or precision != EXACT)
-        return with_tokenizer(_prepare_fisher(checkpoint, path, exact, fisher, plain=plain), checkpoint, tokenizer)
+        if as_adapter or expert_layout is not None or precision != EXACT:
+            raise UsageError(
+                "with Fisher weights there is no --as-adapter, no --expert-layout, and one precision: float64"
+            )
+        return with_tokenizer(_prepare_fisher(checkpoint, path, exact, fisher, renames), checkpoint, tokenizer)
     if as_adapter and tokenizer is not None:
         raise UsageError(
             "an adapter keeps the tokenizer beside it: --tokenizer is for checkpoints, without --as-adapter"
         )
     if not is_adapter(path):
-        if renames:
-            raise UsageError("renamings are for adapters; the tensors of two checkpoints must have the same names")
         if expert_layout is not None:
             raise UsageError(f"{path} is a full checkpoint; --expert-layout is for adapters")
-        other = require_merged(open_checkpoint(path))
+        with renaming(renames) as own:
+            other = own.checkpoint(require_merged(open_checkpoint(path)), checkpoint)
         if as_adapter:
             raise UsageError(
                 f"{path} is a full checkpoint, and --as-adapter is for adapters; without it `adaptertool wise` writes "
                 "a checkpoint"
             )
         plan = dataclasses.replace(plan_wise(checkpoint, other, exact), precision=check_precision(precision))
-        return with_tokenizer(plan, checkpoint, tokenizer)
+        return with_tokenizer(_renamed(plan, own), checkpoint, tokenizer)
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
-    adapter = open_adapter(path, checkpoint, renames, leave_out, expert_layout)
+    with renaming(renames) as own:
+        adapter = open_adapter(path, checkpoint, own, leave_out, expert_layout)
     require_used(leave_out, [adapter])
-    choices = {"renames": list(renames), **left_out([adapter]), **layout_chosen(expert_layout)}
+    choices = {"renames": list(own.texts), **left_out([adapter]), **layout_chosen(expert_layout)}
     plan = plan_wise(checkpoint, adapter, exact)
     plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
     if as_adapter:
@@ -77,16 +81,25 @@ def prepare_wise(
 
 
 def _prepare_fisher(
-    base: Checkpoint, tuned: Path, alphas: Sequence[Decimal], fisher: tuple[PathLike, PathLike], *, plain: bool
+    base: Checkpoint,
+    tuned: Path,
+    alphas: Sequence[Decimal],
+    fisher: tuple[PathLike, PathLike],
+    renames: Sequence[str] | Renames,
 ) -> Plan:
-    if not plain:
-        raise UsageError("with Fisher weights there are no renamings, no --as-adapter, and one precision: float64")
     if is_adapter(tuned):
         raise UsageError(f"{tuned} is an adapter; Fisher weights are for two checkpoints: merge it first")
     if isinstance(fisher, str | os.PathLike) or len(fisher) != 2:
         raise UsageError("fisher takes two checkpoints of weights, F0 and F1")
-    ours, theirs = (open_checkpoint(as_path(path, name)) for path, name in zip(fisher, ("F0", "F1"), strict=True))
-    return plan_fisher(base, open_checkpoint(tuned), (ours, theirs), alphas)
+    paths = (tuned, *(as_path(path, name) for path, name in zip(fisher, ("F0", "F1"), strict=True)))
+    with renaming(renames) as own:
+        other, *weights = (own.checkpoint(open_checkpoint(path), base) for path in paths)
+    return _renamed(plan_fisher(base, other, (weights[0], weights[1]), alphas), own)
+
+
+def _renamed(plan: Plan, own: Renames) -> Plan:
+    """The plan, with the renamings of a checkpoint among its choices."""
+    return dataclasses.replace(plan, choices={**plan.choices, "renames": list(own.texts)}) if own.texts else plan
 
 
 def wise(
@@ -114,7 +127,9 @@ def wise(
     """Write W + α·(T − W) for each α: to `out` itself for one, to `out`/alpha-0.300 and so on for several.
 
     base:   a checkpoint, as for `merge`
-    tuned:  an adapter (T is then the merged checkpoint), or a fine-tuned checkpoint of the same tensors
+    tuned:  an adapter (T is then the merged checkpoint), or a fine-tuned checkpoint of the same tensors, under the same
+            names or those that correspond to them (correspondence.py)
+    renames: as for `merge`; also on the names of a tuned checkpoint, and of Fisher weights
     alphas: a number, several, or text as on the command line ("0:1:0.1"); a float counts as the decimal that Python
             prints for it. α = 0 gives the base byte for byte, α = 1 the tuned checkpoint (or the merge).
     as_adapter: write not the checkpoint, but the adapter that makes it when it is merged into the base

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from adaptertool.conversion import architecture_of, ties_of
+from adaptertool.correspondence import is_buffer
 from adaptertool.errors import shown
 from adaptertool.files.checkpoint import Checkpoint, has_manifest
 from adaptertool.files.jsonfile import objects
@@ -15,14 +14,10 @@ from adaptertool.files.reader import Inputs
 from adaptertool.layout import CONFIG
 from adaptertool.plan import all_steps
 from adaptertool.reports import TensorVerdict
-from adaptertool.spec import COMPUTED, DTYPE_BITS, Plan, Step, TensorSpec
+from adaptertool.spec import COMPUTED, DTYPE_BITS, Plan
 from adaptertool.ties import FLAG
 from adaptertool.verdict.config import config_problems
 from adaptertool.verdict.subject import Subject
-
-# Buffers that models compute for themselves: older checkpoints hold them, and who loads and saves one may drop them.
-_BUFFER = re.compile(r"(rotary_emb\.inv_freq|\bposition_ids|attn\.masked_bias)$")
-_MASK = re.compile(r"attn\.bias$")  # of GPT-2: (1, 1, n, n)
 
 _DECLARED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 
@@ -36,20 +31,20 @@ class Pairs(NamedTuple):
 
 
 def pair(plan: Plan, alpha: float, ends: Mapping[str, str], candidate: Checkpoint, inputs: Inputs) -> Pairs:
-    """ends: tied and not stored in the base -> the tensor that they are tied to."""
+    """ends: tied and not stored in the base -> the tensor that they are tied to. The candidate has the plan's names, as
+    far as its own correspond (correspondence.aligned), and the ends that it leaves out (with_tied)."""
     pairs, left = Pairs([], [], [], [], []), dict(candidate.tensors)
     steps = {step.spec.name: step for step in all_steps(plan)}
-    tied = _tied(candidate, steps)
     for name, step in steps.items():
-        ref = left.pop(name, None) or (candidate.tensors.get(tied[name]) if name in tied else None)
+        ref = left.pop(name, None)
         if ref is None:
-            (pairs.buffers if _is_buffer(step.spec) else pairs.missing).append(name)
+            (pairs.buffers if is_buffer(step.spec) else pairs.missing).append(name)
         else:
             _put(pairs, Subject(step, alpha, ref, inputs), candidate)
     for name, ref in left.items():
         source = ends.get(name)
         if source is None:
-            (pairs.buffers if _is_buffer(ref.spec) else pairs.extra).append(name)
+            (pairs.buffers if is_buffer(ref.spec) else pairs.extra).append(name)
         else:  # an end that is tied, and is stored all the same
             spec = steps[source].spec._replace(name=name)
             _put(pairs, Subject(steps[source]._replace(spec=spec), alpha, ref, inputs), candidate)
@@ -65,10 +60,6 @@ def _put(pairs: Pairs, subject: Subject, candidate: Checkpoint) -> None:
         pairs.misfits.append((subject, "dtype-changed"))
     else:
         pairs.subjects.append(subject)
-
-
-def _is_buffer(spec: TensorSpec) -> bool:
-    return bool(_BUFFER.search(spec.name) or (_MASK.search(spec.name) and len(spec.shape) == 4))
 
 
 def _may_be_cast(ours: str, theirs: str, candidate: Checkpoint) -> bool:
@@ -95,15 +86,6 @@ def declared_dtype(checkpoint: Checkpoint) -> str | None:
             if isinstance(part.get(key), str):
                 return _DECLARED.get(part[key].removeprefix("torch."))
     return None
-
-
-def _tied(candidate: Checkpoint, steps: Mapping[str, Step]) -> Mapping[str, str]:
-    """Ends that the candidate leaves out since its config ties them -> the tensor that stands for them."""
-    config = candidate.config or {}
-    if config.get(FLAG) is not True:
-        return {}
-    ties = ties_of(architecture_of(config)) or {}
-    return {end: source for end, source in ties.items() if end in steps and source in steps}
 
 
 def problems_of(plan: Plan, base: Checkpoint, ends: Mapping[str, str], candidate: Checkpoint) -> Iterator[str]:

@@ -1,0 +1,106 @@
+"""The keys of an adapter's file as PEFT saves them, of one that other tools wrote: with a wrapper's prefix, without
+PEFT's, or with the adapter's name inside, as a model in memory has them. PEFT itself warns of such keys, and loads
+nothing of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from adaptertool.errors import InputError, UnsupportedError, shown
+from adaptertool.spec import Ref
+
+PREFIX = "base_model.model."
+
+# Modules that wrap others, and have no tensors of their own: torch.compile, FSDP, activation checkpointing, DDP.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPER = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(_WRAPPERS)})\.")
+_IN_FRONT = "module."
+_PREFIXED = re.compile(r"((?:.*?\.)?)base_model\.model\.")
+
+_USUAL = (".lora_A.weight", ".lora_B.weight")
+_NAMED = re.compile(
+    r"(.*\.lora_(?:A|B))\.(?P<linear>[^.]+)(\.(?:weight|bias))|(.*\.lora_embedding_[AB])\.(?P<embedding>(?!weight$)[^.]+)()"
+    r"|(.*\.lora_magnitude_vector)\.(?P<magnitude>(?!weight$)[^.]+)(\.weight)?"
+)
+_FACTOR = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
+
+
+def plain_keys(file: Path, tensors: Mapping[str, Ref]) -> tuple[Mapping[str, Ref], list[str]]:
+    """The tensors by the keys that PEFT would have saved, which their specs have too; and a note of what was not so.
+
+    Raises UnsupportedError where only some keys have PEFT's prefix, or there are several adapters; InputError where two
+    keys become one.
+    """
+    if all(key.startswith(PREFIX) and key.endswith(_USUAL) and not _WRAPPER.search(key) for key in tensors):
+        return tensors, []
+    keys, said = dict(zip(tensors, tensors, strict=True)), list[str]()
+    for step in (_unwrapped, _unprefixed, _unnamed):
+        new, what = step(file, keys)
+        keys, said = new, said + what
+    if not said:
+        return tensors, []
+    plain: dict[str, Ref] = {}
+    for key, ref in tensors.items():
+        name = keys[key]
+        if name in plain:
+            raise InputError(f"{file} holds two tensors for {shown(name)}; one of them is {shown(key)}")
+        plain[name] = ref.renamed(name)
+    return plain, [f"{file}: its keys are not as PEFT saves them, and are read {', '.join(said)}"]
+
+
+def _unwrapped(file: Path, keys: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:  # noqa: ARG001
+    plain = {key: _WRAPPER.sub("", name) for key, name in keys.items()}
+    found = [wrapper for wrapper in _WRAPPERS if any(f"{wrapper}." in name for name in keys.values())]
+    return plain, [f"without {wrapper}" for wrapper in found] if plain != keys else []
+
+
+def _unprefixed(file: Path, keys: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Before PEFT's prefix there may be others. Where no key has that, it is added."""
+    fronts = {key: match[1] if (match := _PREFIXED.match(name)) else None for key, name in keys.items()}
+    if without := [key for key, front in fronts.items() if front is None]:
+        if len(without) < len(keys) or not any(map(_FACTOR.search, keys.values())):
+            others = ", as others do" if len(without) < len(keys) else ", and there are no factors of LoRA"
+            raise UnsupportedError(f"{file}: the key {shown(without[0])} does not begin with {PREFIX}{others}")
+        wrapped = all(name.startswith(_IN_FRONT) for name in keys.values())
+        plain = {key: PREFIX + (name.removeprefix(_IN_FRONT) if wrapped else name) for key, name in keys.items()}
+        return plain, [*(["without module"] if wrapped else []), f"with {PREFIX[:-1]} before them"]
+    found = sorted({front for front in fronts.values() if front})
+    if len(found) > 1 or (found not in ([], [_IN_FRONT]) and "" in fronts.values()):
+        raise UnsupportedError(
+            f"{file}: some keys have {shown(found[0][:-1])} before {PREFIX[:-1]}, and others have not; of one adapter "
+            "all are alike"
+        )
+    plain = {key: name.removeprefix(fronts[key] or "") for key, name in keys.items()}
+    return plain, [f"without {shown(front[:-1])}" for front in found]
+
+
+def _unnamed(file: Path, keys: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Without the name of the adapter, which stands behind every factor or none."""
+    names = {key: _name_in(name) for key, name in keys.items() if _FACTOR.search(name)}
+    if not any(names.values()):
+        return dict(keys), []
+    if bare := [key for key, name in names.items() if name is None]:
+        other = next(key for key, name in names.items() if name)
+        raise UnsupportedError(f"{file}: {shown(other)} has an adapter's name in it, and {shown(bare[0])} has none")
+    found = sorted({name for name in names.values() if name})
+    if len(found) > 1:
+        raise UnsupportedError(
+            f"{file} holds several adapters, {', '.join(map(shown, found[:5]))}: give a file with the keys of one"
+        )
+    plain = {key: _without(name, found[0]) for key, name in keys.items()}
+    return plain, [f"without the adapter's name, {shown(found[0])}"]
+
+
+def _name_in(key: str) -> str | None:
+    match = _NAMED.fullmatch(key)
+    return None if match is None else next(name for name in match.groupdict().values() if name)
+
+
+def _without(key: str, name: str) -> str:
+    if match := _NAMED.fullmatch(key):
+        return "".join(part for part in match.group(1, 3, 4, 6, 7, 9) if part)
+    # Saved modules and token rows, which a model in memory has by the adapter's name too
+    rows = f"trainable_tokens_delta.{name}"
+    return key.removesuffix(f".{name}") if key.endswith(rows) else key.replace(f".modules_to_save.{name}.", ".", 1)

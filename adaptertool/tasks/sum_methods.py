@@ -1,0 +1,44 @@
+"""The names of the ways in which `sum` combines adapters, and the settings that go with each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from adaptertool.errors import UsageError
+from adaptertool.formats.peft_layers import Layered
+from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
+from adaptertool.spec import Cut, Mix
+from adaptertool.tasks.arguments import Number, PathLike, cut_of, thinning
+
+CAT, SVD, _ON_CHANGES = "cat", "svd", "_svd"
+METHODS = (
+    CAT,
+    SVD,
+    *ON_FACTORS,
+    *(name + _ON_CHANGES for name in ON_FACTORS if name != LINEAR.name),
+)  # the names of PEFT
+
+
+def check_adapters(adapters: Sequence[PathLike], method: str) -> None:
+    if isinstance(adapters, str | os.PathLike) or not adapters:
+        raise UsageError("adapters must be a list of one or more paths")
+    if method not in METHODS:
+        raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
+
+
+def cut_for(method: str, rank: int | None, energy: Number | None, adapters: Sequence[Layered]) -> Cut | None:
+    if rank is None and energy is None:
+        if not method.endswith(SVD):
+            return None
+        rank = max((layer.rank for adapter in adapters for layer in adapter.layers.values()), default=1)
+    return cut_of(rank=rank, energy=energy, names=("rank", "energy"))
+
+
+def mix_for(method: str, density: Number | None, seed: int | None) -> Mix | None:
+    if method in (CAT, SVD):
+        if density is not None or seed is not None:
+            raise UsageError(f"{method} has no density and no seed")
+        return None
+    chosen = METHOD_BY_NAME[method.removesuffix(_ON_CHANGES)]
+    return Mix(chosen.name, chosen.name == method, *thinning(chosen, density, seed))
