@@ -82,11 +82,12 @@ def verify(
     alpha:  where it should be an interpolation, as by `wise`: of an adapter or of a tuned checkpoint
     strict: what rounding explains counts as wrong too
 
-    A tensor is "exact" (the bits of the exact merge), "rounding" (what a known lesser recipe explains:
-    verdict.likeness), "wrong", "untouched_changed", "missing" or "extra". Of what is wrong the fault is named:
-    not-applied, applied-twice, wrong-scale (with the fitted ratio), rslora-ignored, alpha-pattern-ignored, transposed,
-    magnitude-ignored, negated, wrong-base, stale-tensor (without the later adapters), row-shifted (other rows', or
-    another tensor's data), nan, dtype-changed, shape-changed, unknown.
+    A tensor is "exact" (the bits of the exact merge), "rounding" (what an honest recipe explains: verdict.examine),
+    "wrong", "untouched_changed", "missing" or "extra". Of what is wrong the fault is named: not-applied, applied-twice,
+    wrong-scale (with the fitted scale), rslora-ignored, alpha-pattern-ignored, transposed, magnitude-ignored, negated,
+    wrong-base, row-shifted (other rows', or another tensor's data), truncated, stochastic, lower-precision, nan,
+    overflow, dtype-changed, shape-changed, unknown. `problems` has what is wrong beside single tensors: fields of
+    config.json, and a scale that shows in all tensors together only.
 
     Raises InputError where something cannot be read, or the merge itself is refused.
     """
