@@ -24,6 +24,7 @@ class Pairs(NamedTuple):
     fixed: list[tuple[Ref, Ref]]  # integers and codes have no values between: these must be the same
     copies: list[tuple[Ref, Ref]]  # of the tuned one, a tied end that the base leaves out, and what it must be equal to
     notes: list[str]
+    passed: list[str]  # unwanted, and without a counterpart that fits
 
     @property
     def tuned(self) -> dict[str, Ref]:
@@ -36,8 +37,9 @@ def pairs_of(base: Checkpoint, tuned: Checkpoint, unwanted: Collection[str] = ()
 
     unwanted: names of tensors that are passed over where they do not agree
     """
-    found = counterparts(base, tuned)
+    found, passed = counterparts(base, tuned), list[str]()
     for names, ours, theirs in ((found.missing, base, tuned), (found.extra, tuned, base)):
+        passed += [name for name in names if name in unwanted]
         if only := [name for name in names if name not in unwanted]:
             first, *more = only
             near = nearest(first, theirs.tensors)
@@ -47,13 +49,14 @@ def pairs_of(base: Checkpoint, tuned: Checkpoint, unwanted: Collection[str] = ()
                 f"{', '.join(map(shown, (first, *more[:4])))}{' ...' if len(only) > 5 else ''}"
                 f"{_in_parts(first, theirs) or hint}"
             )
-    pairs = Pairs([], [], list(found.copies), list(found.notes))
+    pairs = Pairs([], [], list(found.copies), list(found.notes), passed)
     for name, other in found.tensors.items():
         ref = base.tensors[name]
         here, there = ref.spec, other.spec
         computed = here.dtype in COMPUTED and there.dtype in COMPUTED
         if here.shape != there.shape or (here.dtype != there.dtype and not computed):
             if name in unwanted:
+                passed.append(name)
                 continue
             raise MismatchError(f"{shown(name)} is {here} in {ref.path}, but {there} in {other.path}")
         (pairs.computed if computed else pairs.fixed).append((ref, other))

@@ -121,7 +121,7 @@ def test_a_chain_of_everything_rational(tmp_path: Path, output: torch.dtype, kin
     first, second = lora((6, 8), torch.bfloat16, kind), lora((6, 8), torch.float32, kind)
     offset = grid((1, 6), torch.float32, kind)
     checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": base, "x.bias": bias[0]})
-    one = write_adapter(tmp_path / "1", {**first, "x.weight": saved}, r=R, lora_alpha=2)
+    one = write_adapter(tmp_path / "1", {**first, "x.base_layer.weight": saved}, r=R, lora_alpha=2)
     two = write_adapter(tmp_path / "2", {**second, "x.lora_B.bias": offset[0]}, r=R, lora_alpha=3, lora_bias=True)
     adaptertool.merge(checkpoint, [one, two], tmp_path / "out", weights=[0.7, 1.1])
     w1, w2, s1, s2 = Fraction(0.7), Fraction(1.1), Fraction(2 / 3), Fraction(1)
@@ -462,7 +462,7 @@ def test_a_change_below_all_floats_still_decides_a_tie(tmp_path: Path) -> None:
     saved = torch.tensor([[1 + 2.0**-8, 1 + 3 * 2.0**-8]])
     checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": torch.zeros(1, 2).bfloat16()})
     tensors = {
-        "x.weight": saved,
+        "x.base_layer.weight": saved,
         "x.lora_A.weight": torch.tensor([[1e-200, -1e-200]], dtype=torch.float64),
         "x.lora_B.weight": torch.tensor([[1e-200]], dtype=torch.float64),
     }
@@ -490,7 +490,7 @@ def test_bad_numbers_are_told_at_once(tmp_path: Path) -> None:
 
 def test_signs_of_zeros_do_not_depend_on_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = {
-        "x.weight": torch.full((6, 8), -0.0), "x.lora_A.weight": torch.randn(2, 8),
+        "x.base_layer.weight": torch.full((6, 8), -0.0), "x.lora_A.weight": torch.randn(2, 8),
         "x.lora_B.weight": torch.tensor([[0.0, 0.0], [1.0, 2.0]]).repeat(3, 1),
     }  # fmt: skip
     checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": torch.ones(6, 8)})

@@ -65,7 +65,7 @@ def test_a_file_as_the_parent_of_out(tmp_path: Path, command: list[str], out: st
     (tmp_path / "file").write_text("dear")
     done = adaptertool(*command, "-o", out, cwd=tmp_path)
     assert done.returncode == 2
-    assert f"would lie in {tmp_path}/file, which is a file and no directory" in done.stderr
+    assert f"{tmp_path}/file is a file, so OUT" in done.stderr
     done = adaptertool(*command, "-o", "none/out", cwd=tmp_path)
     assert done.returncode == 2 and f"the directory {tmp_path}/none for OUT does not exist; create it" in done.stderr
 

