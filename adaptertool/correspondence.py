@@ -25,6 +25,7 @@ from adaptertool.conversion import (
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
+from adaptertool.files.reader import same_bytes
 from adaptertool.prefix import Prefix, changes
 from adaptertool.spec import Ref, TensorSpec
 
@@ -96,16 +97,19 @@ def aligned(names: Collection[str], config: Config, other: Checkpoint) -> tuple[
     return other.renamed(found), [note]
 
 
-def with_tied(names: Collection[str], config: Config, other: Checkpoint) -> tuple[Checkpoint, list[str]]:
-    """`other`, aligned with a checkpoint of `names` and `config`, with the ends that it leaves out since they are tied:
-    each is what it is tied to. And which these are."""
+def with_tied(names: Mapping[str, Ref], config: Config, other: Checkpoint) -> tuple[Checkpoint, list[str]]:
+    """`other`, aligned with a checkpoint of these tensors and `config`, with the ends that it leaves out since they are
+    tied: each is what it is tied to. And which these are. Where no config says so, the checkpoint that holds both ends
+    does: they are the same there."""
     if all(name in other.tensors for name in names):
         return other, []
     every = (*names, *(name for name in other.tensors if name not in names))
+    said = bool(_flags(config) or _flags(other.config))
     ends = {
         end: other.tensors[source].renamed(end)
         for end, source in ties_in(every, other.config or config, unsaid=all(_flags(config))).items()
         if end in names and end not in other.tensors and source in other.tensors
+        if said or _is_copy(names[end], names.get(source))
     }
     return dataclasses.replace(other, tensors={**other.tensors, **ends}), list(ends)
 
@@ -149,6 +153,10 @@ def ties_in(names: Collection[str], config: Config, *, unsaid: bool) -> Mapping[
         if ours and theirs:
             ties[ours] = theirs
     return ties
+
+
+def _is_copy(end: Ref, source: Ref | None) -> bool:
+    return source is not None and end.spec[1:] == source.spec[1:] and same_bytes(end, source)
 
 
 def _flags(config: Config) -> list[bool]:

@@ -80,6 +80,8 @@ def take_head(base: Checkpoint, names: Names, adapter: Adapter) -> tuple[Head | 
     models = _table().get(str((base.config or {}).get("model_type")), {})
     own = {name for model in models.values() for name in (*model["labelled"], *model["others"])}
     new = [name for name in saved if name in own and _differs(base, names, saved[name])]
+    if not new and (model := models.get(adapter.task)) and _is_another(base, models, model):
+        new = [name for name in saved if name in model["labelled"]]
     if not new:
         return None, adapter
     where = f"{adapter.path} brings a new head, {', '.join(map(shown, new))}"
@@ -110,6 +112,12 @@ def take_head(base: Checkpoint, names: Names, adapter: Adapter) -> tuple[Head | 
     dropped = [name for name in outside if not bare and name not in wanted]
     rest = tuple(one for one in adapter.modules if saved.get(one.target) is not one or one.target not in tensors)
     return Head(model["class"], labels, tensors, tuple(dropped)), dataclasses.replace(adapter, modules=rest)
+
+
+def _is_another(base: Checkpoint, models: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
+    """Whether the base is a model with another sort of labels, whose head may have the same shape."""
+    own = architecture_of(base.config)
+    return own != model["class"] and own in {one["class"] for one in models.values()}
 
 
 def _differs(base: Checkpoint, names: Names, module: Module) -> bool:

@@ -13,7 +13,8 @@ from typing import NoReturn
 
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.formats.adapter import Adapter
+from adaptertool.files.reader import same_bytes
+from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.heads import Head, require_only, take_head
 from adaptertool.kinds import BY_NAME, DORA, FULL
 from adaptertool.kinds.full import TUNED
@@ -78,6 +79,8 @@ def adapter_edits(
             _refuse_resizing(adapter, weight)
         notes += more + _other_base(subject.base, adapter)
         for target, modules in resolved.items():
+            if edits.get(target):
+                modules = _without_copies(subject, adapter, target, modules)
             edits.setdefault(target, []).extend(
                 Edit(
                     module.kind,
@@ -102,6 +105,24 @@ def adapter_edits(
     for name, ref in subject.resized.items():
         notes.append(f"{shown(name)} has {ref.spec.shape[0]:,} rows in the adapter, and so in the output")
     return edits, changes, notes + more
+
+
+def _without_copies(subject: Subject, adapter: Adapter, target: str, modules: Sequence[Module]) -> list[Module]:
+    """Without the base's own weight, which PEFT saves below the factors of an embedding: beside the change of another
+    adapter it is none. Raises UnsupportedError where it is another."""
+    kept = []
+    for module in modules:
+        ref = module.factors.get(TUNED)
+        if len(modules) > 1 and module.kind == FULL.name and module.rows is None and ref is not None:
+            base = subject.tensors[target]
+            if ref.spec[1:] != base.spec[1:] or not same_bytes(ref, base):
+                raise UnsupportedError(
+                    f"{adapter.path}: {shown(ref.spec.name)} is saved below factors, is not the base's, and another "
+                    f"adapter changes {shown(target)} too: there is no agreed meaning"
+                )
+            continue
+        kept.append(module)
+    return kept
 
 
 def _other_base(base: Checkpoint, adapter: Adapter) -> list[str]:

@@ -108,11 +108,21 @@ def _require_apart(adapter: Adapter, target: str, modules: Sequence[Module]) -> 
         first, last = _span(module.view)
         begun = [(end, other) for end, other in begun if end > first]
         for _, other in begun:
-            if _is_whole(other) == _is_whole(module) and _overlap(module.view, other.view):
+            alike = _is_whole(other) == _is_whole(module) or not _comes_below(other, module)
+            if alike and _overlap(module.view, other.view):
                 raise MismatchError(
                     f"{adapter.path}: {shown(other.name)} and {shown(module.name)} both change {shown(target)}"
                 )
         begun.append((last, module))
+
+
+def _comes_below(one: Module, other: Module) -> bool:
+    """Whether one of both is a saved weight that the other comes on top of: PEFT has them in one file, and for factors
+    the key of the weight has base_layer in it. Else PEFT leaves one of both out."""
+    saved, more = (one, other) if _is_whole(one) else (other, one)
+    (weight,) = saved.factors.values()
+    together = all(ref.path == weight.path for ref in more.factors.values())
+    return together and (more.kind == FULL.name or ".base_layer." in weight.spec.name)
 
 
 def _is_whole(module: Module) -> bool:

@@ -74,8 +74,8 @@ def read_beside(
 
     taken: what the adapter's own file holds; InputError where a file beside it holds a tensor for the same
     """
-    if isinstance(leave_out, str) or "" in leave_out:
-        raise UsageError("what to leave out is a list of regexes or files, none of them empty")
+    if isinstance(leave_out, str) or not all(isinstance(text, str) and text for text in leave_out):
+        raise UsageError("what to leave out is a list of regexes or names of files (text), none of them empty")
     found, lost = Beside(), dict[str, str]()
     known = {} if base is None else {header.path.resolve() for header in base.headers}
     for path in _files(root, base, found.notes):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.adapter_reports import ExtractReport, TensorExtracted
 from adaptertool.conversion import architecture_of
+from adaptertool.correspondence import aligned
 from adaptertool.errors import InputError, MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
 from adaptertool.formats.peft import is_adapter
@@ -101,7 +102,8 @@ def _selection(
     from adaptertool.extraction import changed_of  # noqa: PLC0415  # loads numpy
     from adaptertool.files.reader import Inputs, same_bytes  # noqa: PLC0415
 
-    subject, unwanted = open_subject(base), left_out(leave_out, {**base.tensors, **tuned.tensors})
+    subject, named = open_subject(base), aligned(base.tensors, base.config, tuned)[0]  # names are those of the base
+    unwanted = left_out(leave_out, {**base.tensors, **named.tensors})
     pairs = pairs_of(base, tuned, unwanted)
     with Inputs({header.path: header.stamp for header in (*base.headers, *tuned.headers)}) as inputs:
         changed = changed_of(inputs, pairs.computed, pairs.fixed, threads)

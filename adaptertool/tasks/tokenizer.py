@@ -57,7 +57,8 @@ def _has_other_vocabulary(plan: Plan, base: Checkpoint) -> bool:
     new = next((asset.content for asset in plan.assets if asset.name == "config.json"), None)
     if new is None or base.config is None:
         return False
-    before, after = ([part.get("vocab_size") for part in objects(one)] for one in (base.config, json.loads(new)))
+    configs = base.config, json.loads(new)
+    before, after = ([part["vocab_size"] for part in objects(one) if "vocab_size" in part] for one in configs)
     return before != after
 
 

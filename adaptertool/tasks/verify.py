@@ -155,7 +155,7 @@ def _corresponding(
     """The candidate with the names of the plan; the ends that the plan leaves out since they are tied; and a note."""
     steps = {step.spec.name: step for step in all_steps(plan)}
     candidate, notes = aligned(steps, base.config, candidate)
-    candidate, _ = with_tied(steps, base.config, candidate)
+    candidate, _ = with_tied({name: step.base for name, step in steps.items()}, base.config, candidate)
     more = [name for name in candidate.tensors if name not in steps]
     ties = ties_in((*steps, *more), base.config, unsaid=True) if more else {}
     return candidate, {end: source for end, source in ties.items() if end in more and source in steps}, notes

@@ -24,7 +24,9 @@ _NEEDED = re.compile(
     r"model_type|architectures|vocab_size|hidden_size|intermediate_size|num_(hidden_layers|attention_heads|key_value_heads)"
     r"|n_(layer|head|embd)|d_(model|ff|kv)|num_(layers|heads)|head_dim|rope|rope_theta|rms_norm_eps|layer_norm_eps(ilon)?"
     r"|hidden_act|activation_function|sliding_window|layer_types|num_(local_)?experts.*|.*_(multiplier|softcapping|scalar)"
-    r"|attention_bias|mlp_bias|partial_rotary_factor|logits?_scal(e|ing)"
+    r"|attention_bias|mlp_bias|partial_rotary_factor|logits?_scal(e|ing)|routed_scaling_factor|n_group|topk_group"
+    r"|norm_topk_prob|moe_intermediate_size|feed_forward_proj|original_max_position_embeddings|factor"
+    r"|use_parallel_residual|state_size|scoring_func|n_(routed|shared)_experts"
 )
 # One thing under several names; since transformers 5 all of a rotary embedding is one object.
 _NAMES = {"torch_dtype": "dtype", "num_experts": "num_local_experts"}
@@ -49,7 +51,7 @@ def _differences(
             continue
         own, other, place = expected.get(name), found.get(name), shown(within + name)
         if isinstance(own, Mapping) and isinstance(other, Mapping):
-            one, two = (own, other) if name == "rope" else (_plain(own), _plain(other))
+            one, two = (own, other) if name.startswith("rope") else (_plain(own), _plain(other))
             yield from _differences(one, two, f"{within}{name}.", elsewhere)
         elif own == other or (not own and not other):
             continue
@@ -57,15 +59,26 @@ def _differences(
             yield f"config.json has a {place}, which the base has not: loaders take its weights for quantised ones"
         elif name in found and name in expected:
             yield f"config.json has {place} {_said(other)}, not {_said(own)} as it should be"
-        elif name in expected and _NEEDED.fullmatch(name) and not any(part.get(name) == own for part in elsewhere):
+        elif (
+            name in expected
+            and (_NEEDED.fullmatch(name) or isinstance(own, Mapping))
+            and not any(part.get(name) == own for part in elsewhere)
+        ):
             yield f"config.json has no {place}, which should be {_said(own)}"
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with one name for each thing."""
     plain = {_NAMES.get(name, name): value for name, value in config.items() if name not in _ROPE}
-    rope = _rope(config)
-    if rope and not any(isinstance(part, Mapping) for part in rope.values()):  # else one for each type of layer
+    if config.get("use_sliding_window") is False:  # what is not used may be left out
+        plain = {name: value for name, value in plain.items() if name not in ("sliding_window", "max_window_layers")}
+    rope, local = _rope(config), plain.pop("rope_local_base_freq", None)
+    kinds = {name: part for name, part in rope.items() if isinstance(part, Mapping)}  # one for each type of layer
+    if not kinds and local is not None:  # as Gemma 3 had them before transformers 5
+        kinds = {"full_attention": rope, "sliding_attention": {"rope_theta": local}}
+    for name, part in kinds.items():
+        plain[f"rope of {name}"] = _rope({"rope_parameters": part})
+    if rope and not kinds:
         plain["rope"] = rope
     return plain
 

@@ -36,8 +36,8 @@ class Lean(NamedTuple):
         return abs(self.shift) / math.sqrt(self.variance) if self.variance > 0 else 0.0
 
 
-def lean(off: Array, direction: Array) -> Lean:
-    """The sum of off·direction, matrices (rows, columns)."""
+def lean(off: Array, direction: Array, *, by_row: bool = False) -> Lean:
+    """The sum of off·direction, matrices (rows, columns). by_row: errors go with rows, so too few rows tell nothing."""
     terms = off * direction
     shift, variance, strengths = float(terms.sum()), 0.0, []
     for samples in (terms.ravel(), terms.sum(1), terms.sum(0)):
@@ -48,7 +48,8 @@ def lean(off: Array, direction: Array) -> Lean:
         limit = DEVIATIONS * (1 + 14 / count)
         strengths.append(abs(shift) / (limit * math.sqrt(own)) if own > 0 else math.inf if shift else 0.0)
         variance = max(variance, own)
-    return Lean(shift, variance, min(strengths, default=0.0) > 1)
+    tells = len(terms) >= _FEWEST or not by_row
+    return Lean(shift, variance, tells and min(strengths, default=0.0) > 1)
 
 
 def toward_zero(off: Array, exact: Array) -> Lean:

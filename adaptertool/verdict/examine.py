@@ -10,9 +10,9 @@ import numpy as np
 
 from adaptertool.numerics.rounding import Array
 from adaptertool.verdict.evidence import DEVIATIONS, Lean, lean, toward_zero
-from adaptertool.verdict.likeness import RECIPES
+from adaptertool.verdict.likeness import RECIPES, ROUNDOFF
 from adaptertool.verdict.recipes import Recipe, Round, Simulated, through
-from adaptertool.verdict.roundings import is_stochastic
+from adaptertool.verdict.roundings import is_stochastic, is_truncated
 from adaptertool.verdict.sample import Sample, samples_of
 from adaptertool.verdict.subject import Subject
 
@@ -55,7 +55,7 @@ def examine(subject: Subject, *, thorough: bool = False) -> Finding:
         same = float(np.mean(off == 0))
         if same <= most or 1 - same > _AS_MANY * (1 - most_without):
             continue
-        leans = tuple(lean(off, direction) for direction in along)
+        leans = tuple(lean(off, direction, by_row=subject.turns) for direction in along)
         floor = NARROW_FLOOR if narrow else FLOOR
         leads = any(
             one.significant and abs(one.shift) > floor * float(np.vdot(direction, direction))
@@ -63,8 +63,7 @@ def examine(subject: Subject, *, thorough: bool = False) -> Finding:
         )
         if name == RECIPES[0] and not subject.turns:  # the whole tensor is known, and no error goes with its rows
             leads = leads or _leads_in_all(subject, along)
-        side = toward_zero(off, exact)
-        if leads or (side.significant and abs(side.shift) > _LEANING * off.size):
+        if leads or _is_one_sided(off, found, exact, subject.dtype):
             most_without = max(most_without, same)
             continue
         best, most = Finding(name, leans[: len(subject.adapters)]), same
@@ -77,6 +76,15 @@ def examine(subject: Subject, *, thorough: bool = False) -> Finding:
             return Finding(None)
         return best._replace(recipe=RECIPES[subject.tally.recipe or 0])
     return best
+
+
+def _is_one_sided(off: Array, found: Array, exact: Array, dtype: str) -> bool:
+    """Whether more is stored on one side than rounding to nearest leads to. Of float32 only the cut towards 0 is told:
+    a scale that float32 does not hold is off by 3e-8, and turns as many roundings one way."""
+    if dtype in ("F32", "F64"):
+        return is_truncated(found, exact, dtype)
+    side = toward_zero(off, exact)
+    return side.significant and abs(side.shift) > _LEANING * off.size
 
 
 def _leads_in_all(subject: Subject, along: Sequence[Array]) -> bool:
@@ -95,10 +103,14 @@ def _stored_by_recipes(subject: Subject, samples: Sequence[Sample]) -> Iterator[
     """(name, whether it loses more than float32 does, what it stores): float32, then those that agree best in the first
     rows, the best first."""
     simulated = [list(Simulated(subject, sample.block.first, sample.base).recipes()) for sample in samples]
-    stores = {"": through(subject.dtype)}
-    if subject.manner.through != subject.dtype:
-        own = through(subject.manner.through)
-        stores[f", stored as {subject.manner.through} first"] = lambda numbers: through(subject.dtype)(own(numbers))
+    own, dtype = subject.manner.through, subject.dtype
+    if ROUNDOFF[dtype] > ROUNDOFF[own]:  # the base may have been cast before anything was added to it
+        for recipes, sample in zip(simulated, samples, strict=True):
+            cast = Simulated(subject, sample.block.first, through(dtype)(sample.base), store=dtype).recipes()
+            recipes += [recipe._replace(name=f"base in {dtype}, {recipe.name}", is_narrow=True) for recipe in cast]
+    stores = {"": through(dtype)}
+    if own != dtype:
+        stores[f", stored as {own} first"] = lambda numbers: through(dtype)(through(own)(numbers))
     choices = list(itertools.product(range(len(simulated[0])), stores))
     with np.errstate(all="ignore"):
         yield from (_stored(simulated, stores, choice) for choice in choices[: len(stores)])

@@ -10,7 +10,7 @@ the unit roundoff, a right merge in one of the usual recipes stores a number wit
 of v, where h is half a unit in the last place, once for each adapter that is merged and stored by itself, and once more
 where the numbers were stored in the base's dtype before they were cast to another. Where the
 weight itself is multiplied the products are rounded too: V and m/‖V‖ of DoRA (4·u·S', with S' = (m/‖V‖)·(|W| + S)), and
-(1 − α)·W and α·T of an interpolation (1.5·u·S', with S' = |1 − α|·|W| + |α|·|T|).
+(1 − α)·W and α·T, itself rounded, of an interpolation (2.5·u·S', with S' = |1 − α|·|W| + |α|·|T|).
 
 Within these bounds a number may be right. Whether all together are is for verdict.evidence to say.
 
@@ -52,6 +52,7 @@ class Manner(NamedTuple):
     roundoff: float  # the largest of the storage and of the factors
     depth: int  # terms of the longest sum: the ranks
     roundings: int  # times that the weight may have been stored on the way
+    smallest: float  # half the smallest number of the narrowest of the dtypes, times the scale of what is added
     products: float  # roundings of products with the weight itself: DoRA, (1 − α)·W
 
 
@@ -73,9 +74,9 @@ def limits(values: Values, found: Array, manner: Manner) -> tuple[Array, ...]:
     single = ROUNDOFF["F32"] * (manner.depth + 8) * terms + 2.0**-149
     plain = manner.roundings * half_ulp(largest, manner.dtype) * (1 + 2.0**-20) + single
     if manner.through != manner.dtype:
-        plain += half_ulp(largest, manner.through)
-    plain_delta = plain + 3 * SMALLEST.get(manner.dtype, 0.0)
-    delta = plain_delta + manner.roundoff * (
-        3 * np.maximum(moved, summed * (manner.roundings > 1)) + manner.products * terms
-    )
+        plain += manner.roundings * half_ulp(largest, manner.through)
+    least = plain + 3 * manner.smallest
+    if ROUNDOFF[manner.dtype] > ROUNDOFF[manner.through]:  # the base may have been cast before anything was added to it
+        least = least + (1 + manner.roundings) * half_ulp(largest, manner.dtype)
+    delta = least + manner.roundoff * (3 * np.maximum(moved, summed * (manner.roundings > 1)) + manner.products * terms)
     return plain, delta, delta + 2 * manner.roundoff * summed

@@ -82,7 +82,9 @@ class Recipe(NamedTuple):
 class Simulated:
     """Rows of a tensor, in float64, as honest recipes make them."""
 
-    def __init__(self, subject: Subject, first: int, rows: Array) -> None:
+    def __init__(self, subject: Subject, first: int, rows: Array, *, store: str = "") -> None:
+        """first: the row where they begin; store: the dtype of the weight between two adapters, if not its own."""
+        self._store = store or subject.step.spec.dtype
         self._subject, self._first, self._rows = subject, first, rows
         edits = subject.step.edits
         dtypes = {ref.spec.dtype for edit in edits for ref in edit.factors.values()}
@@ -162,7 +164,7 @@ class Simulated:
             yield ", ".join(filter(None, (said, "stored after each adapter" if steps else ""))), total
 
     def _summed(self, states: Callable[[], list[Array]], dtype: str | None, often: int, *, steps: bool) -> Array:
-        total, store = states()[0], through(self._subject.step.spec.dtype)
+        total, store = states()[0], through(self._store)
         for number, (before, after) in enumerate(itertools.pairwise(states())):
             change = after - before
             total = total + (change if dtype is None else self._narrowed(change, number, dtype, often))

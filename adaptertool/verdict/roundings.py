@@ -7,6 +7,7 @@ import numpy as np
 from adaptertool.numerics.rounding import STORED, WORD, Array, doubles, rounded
 
 _NEARLY_ALL = 0.999
+_ENOUGH = 64  # elements
 _FEW = 0.01  # share of differences that one rounding in the place of another makes at least, where it can be told
 
 
@@ -35,7 +36,7 @@ def is_stochastic(found: Array, exact: Array, dtype: str) -> bool:
     inner, outer = neighbours(exact, dtype)
     gap = outer - inner
     between = np.flatnonzero(gap)
-    if not len(between) or np.mean((found == inner) | (found == outer)) < _NEARLY_ALL:
+    if len(between) < _ENOUGH or np.mean((found == inner) | (found == outer)) < _NEARLY_ALL:
         return False
     place = ((exact - inner).ravel()[between] / gap.ravel()[between]).clip(0, 1)
     far = (found == outer).ravel()[between] != (place > 0.5)

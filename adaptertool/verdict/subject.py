@@ -96,7 +96,8 @@ class Subject:
             max(ROUNDOFF[dtype] for dtype in dtypes if dtype in ROUNDOFF),
             sum(min(ref.spec.shape, default=1) for ref in refs),
             max(1, len({edit.adapter for edit in edits})),
-            4.0 if self.turns else 1.5 if self.alpha not in (0, 1) else 0.0,
+            max(SMALLEST.get(dtype, 0.0) for dtype in dtypes) * max(1.0, *(abs(e.scale * e.weight) for e in edits)),
+            4.0 if self.turns else 2.5 if self.alpha not in (0, 1) else 0.0,
         )
 
     def verdict(self) -> tuple[str, str | None]:
@@ -110,7 +111,7 @@ class Subject:
     def terms(self) -> Chain:
         """The edits with magnitudes in the place of numbers; of factors in F16 with as much more as their rounding may
         take where they are too small for its relative error."""
-        small = SMALLEST.get(self.dtype, 0.0) / ROUNDOFF.get(self.dtype, 1.0)
+        small = self.manner.smallest / ROUNDOFF["F16"]
         return Chain(self.inputs, self.step, absolute=True, through=lambda factor: abs(factor) + small)
 
     def read(self, first: int, last: int) -> Array:
