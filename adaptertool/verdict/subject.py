@@ -96,7 +96,7 @@ class Subject:
             max(ROUNDOFF[dtype] for dtype in dtypes if dtype in ROUNDOFF),
             sum(min(ref.spec.shape, default=1) for ref in refs),
             max(1, len({edit.adapter for edit in edits})),
-            max(SMALLEST.get(dtype, 0.0) for dtype in dtypes) * max(1.0, *(abs(e.scale * e.weight) for e in edits)),
+            max(SMALLEST.get(dtype, 0.0) for dtype in dtypes) * max([1.0, *(abs(e.scale * e.weight) for e in edits)]),
             4.0 if self.turns else 2.5 if self.alpha not in (0, 1) else 0.0,
         )
 
