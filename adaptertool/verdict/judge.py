@@ -78,7 +78,8 @@ def _judge(subject: Subject, block: Block, terms: Chain, space: Workspace) -> No
         few = where if len(where) <= _FEW else None
         values = subject.values(block, before, terms, few)
         _explain(tally, values, block, few, found, subject.manner._replace(dtype=dtype))
-        _sum_up(tally, subject, block, before, where, expected, found, dtype)
+        if not tally.outside[-1]:  # else it is wrong, whatever the differences say together
+            _sum_up(tally, subject, block, before, where, expected, found, dtype)
     subject.add(tally)
 
 
