@@ -40,24 +40,15 @@ def prepare_verify(
     expert_layout: str | None = None,
 ) -> Plan:
     """The plan of what a checkpoint should be. The arguments are those of `verify`."""
+    way: dict[str, Any] = {"renames": renames, "leave_out": leave_out, "expert_layout": expert_layout}
+    way |= {"tokenizer": BASE}
     if alpha is not None:
         if len(sources) != 1 or weights:
             raise UsageError("with an alpha there is one adapter, or one tuned checkpoint, and no weight")
-        return prepare_wise(
-            base, sources[0], [alpha], renames=renames, leave_out=leave_out, tokenizer=BASE, expert_layout=expert_layout
-        )
+        return prepare_wise(base, sources[0], [alpha], **way)
     if not sources:
         return plan_merge(open_checkpoint(as_path(base, "BASE")), [], [])
-    return prepare_merge(
-        base,
-        sources,
-        weights,
-        compose=compose,
-        renames=renames,
-        leave_out=leave_out,
-        tokenizer=BASE,
-        expert_layout=expert_layout,
-    )
+    return prepare_merge(base, sources, weights, compose=compose, **way)
 
 
 def verify(

@@ -68,10 +68,6 @@ class Fit(NamedTuple):
     def error(self) -> float:
         return (self.high - self.low) / 2
 
-    @property
-    def is_one(self) -> bool:
-        return self.low <= 1 <= self.high
-
 
 def interval(found: Array, rest: Array, change: Array, half: Array) -> tuple[Array, Array]:
     """(low, high): the c for which each element is within `half` of rest + c·change. All flat."""
