@@ -8,25 +8,27 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from adaptertool.adapter_reports import ExtractReport as ExtractReport
-    from adaptertool.adapter_reports import SumReport as SumReport
-    from adaptertool.adapter_reports import TruncateReport as TruncateReport
-    from adaptertool.comparison_report import DiffReport as DiffReport
-    from adaptertool.curve import CurveReport as CurveReport
     from adaptertool.errors import AdapterToolError as AdapterToolError
     from adaptertool.evaluation import evaluate as evaluate
-    from adaptertool.evaluation_reports import EvaluationReport as EvaluationReport
-    from adaptertool.inspect_reports import InspectReport as InspectReport
     from adaptertool.live import applied as applied
     from adaptertool.live import attached as attached
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
-    from adaptertool.reports import DriftReport as DriftReport
-    from adaptertool.reports import FilesReport as FilesReport
-    from adaptertool.reports import PlanReport as PlanReport
-    from adaptertool.reports import RunReport as RunReport
-    from adaptertool.reports import VerifyReport as VerifyReport
+    from adaptertool.reports.adapters import ExtractReport as ExtractReport
+    from adaptertool.reports.adapters import SumReport as SumReport
+    from adaptertool.reports.adapters import TruncateReport as TruncateReport
+    from adaptertool.reports.curve import CurveReport as CurveReport
+    from adaptertool.reports.diff import DiffReport as DiffReport
+    from adaptertool.reports.drift import DriftReport as DriftReport
+    from adaptertool.reports.evaluate import EvaluationReport as EvaluationReport
+    from adaptertool.reports.inspect import InspectReport as InspectReport
+    from adaptertool.reports.run import PlanReport as PlanReport
+    from adaptertool.reports.run import RunReport as RunReport
+    from adaptertool.reports.verify import FilesReport as FilesReport
+    from adaptertool.reports.verify import VerifyReport as VerifyReport
     from adaptertool.tasks.curve import wise_curve as wise_curve
     from adaptertool.tasks.diff import diff as diff
     from adaptertool.tasks.drift import drift as drift
@@ -42,22 +44,21 @@ if TYPE_CHECKING:
     from adaptertool.tasks.wise import prepare_wise as prepare_wise
     from adaptertool.tasks.wise import wise as wise
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
-    "CurveReport": "adaptertool.curve",
-    "DiffReport": "adaptertool.comparison_report",
-    "DriftReport": "adaptertool.reports",
-    "EvaluationReport": "adaptertool.evaluation_reports",
-    "ExtractReport": "adaptertool.adapter_reports",
-    "FilesReport": "adaptertool.reports",
-    "InspectReport": "adaptertool.inspect_reports",
-    "PlanReport": "adaptertool.reports",
-    "RunReport": "adaptertool.reports",
-    "SumReport": "adaptertool.adapter_reports",
-    "TruncateReport": "adaptertool.adapter_reports",
-    "VerifyReport": "adaptertool.reports",
+    "CurveReport": "adaptertool.reports.curve",
+    "DiffReport": "adaptertool.reports.diff",
+    "DriftReport": "adaptertool.reports.drift",
+    "EvaluationReport": "adaptertool.reports.evaluate",
+    "ExtractReport": "adaptertool.reports.adapters",
+    "FilesReport": "adaptertool.reports.verify",
+    "InspectReport": "adaptertool.reports.inspect",
+    "PlanReport": "adaptertool.reports.run",
+    "RunReport": "adaptertool.reports.run",
+    "SumReport": "adaptertool.reports.adapters",
+    "TruncateReport": "adaptertool.reports.adapters",
+    "VerifyReport": "adaptertool.reports.verify",
     "applied": "adaptertool.live",
     "attached": "adaptertool.live",
     "check_files": "adaptertool.tasks.integrity",
@@ -68,8 +69,8 @@ _HOMES = {
     "inspect": "adaptertool.tasks.inspect",
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
-    "preview": "adaptertool.tasks.preview",
     "prepare_wise": "adaptertool.tasks.wise",
+    "preview": "adaptertool.tasks.preview",
     "scaled": "adaptertool.live",
     "sum_adapters": "adaptertool.tasks.sum",
     "sweep": "adaptertool.live",

@@ -20,7 +20,6 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import build_header, read_header
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import same_bytes
-from adaptertool.formats.adapter import Adapter
 from adaptertool.formats.beside import assets_of
 from adaptertool.formats.peft import CONFIG, WEIGHTS
 from adaptertool.formats.peft_keys import plain_keys
@@ -30,7 +29,9 @@ from adaptertool.kinds.dora import MAGNITUDE, widened
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.lora import B
 from adaptertool.plan import all_steps
-from adaptertool.spec import DTYPE_BITS, Asset, Edit, Plan, Ref, Shard, Step, TensorSpec
+from adaptertool.spec.adapter import Adapter
+from adaptertool.spec.plan import Asset, Edit, Plan, Shard, Step
+from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 from adaptertool.ties import FLAG, STORED_APART
 
 _ANEW = {DORA.name: (B, MAGNITUDE), FULL.name: (TUNED,)}  # what is made anew, by kind

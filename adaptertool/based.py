@@ -22,7 +22,8 @@ from adaptertool.numerics.rounding import Array, doubles
 from adaptertool.numerics.sketch import leading, left_over
 from adaptertool.plan import block_rows
 from adaptertool.production import Made
-from adaptertool.spec import Cut, Plan, Step
+from adaptertool.spec.choices import Cut
+from adaptertool.spec.plan import Plan, Step
 from adaptertool.summation import LayerSaid, of_pairs
 from adaptertool.tensors import read_rows
 

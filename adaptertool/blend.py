@@ -17,9 +17,10 @@ from adaptertool.numerics.rounding import Array, largest_stored, rounded
 from adaptertool.numerics.trim import Largest, largest
 from adaptertool.plan import block_rows, matrix
 from adaptertool.settle import Settled
-from adaptertool.spec import DTYPE_BITS, Step
+from adaptertool.spec.plan import Step
+from adaptertool.spec.tally import Tally
+from adaptertool.spec.tensors import DTYPE_BITS
 from adaptertool.survival import tally_of
-from adaptertool.tally import Tally
 from adaptertool.tensors import as_bytes, read_rows
 
 

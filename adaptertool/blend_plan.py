@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from adaptertool.errors import UnsupportedError, UsageError
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.formats.adapter import Adapter
 from adaptertool.layout import Changes
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.plan import adapter_edits, make_plan
 from adaptertool.resolve import open_subject
-from adaptertool.spec import Blend, Edit, Output, Plan, Ref
+from adaptertool.spec.adapter import Adapter
+from adaptertool.spec.plan import Blend, Edit, Output, Plan
+from adaptertool.spec.tensors import Ref
 from adaptertool.tuned import full_edits
 
 

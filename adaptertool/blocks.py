@@ -36,9 +36,9 @@ from adaptertool.numerics.rounding import (
 )
 from adaptertool.plan import block_rows, matrix, replaces
 from adaptertool.settle import Open, Settled
-from adaptertool.spec import Step
+from adaptertool.spec.plan import Step
+from adaptertool.spec.tally import Tally
 from adaptertool.survival import tally_of
-from adaptertool.tally import Tally
 from adaptertool.tensors import as_bytes, read_tensor
 
 _MOST_SINGLE = 32  # rank up to which float32 leaves few elements open

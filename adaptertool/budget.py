@@ -7,7 +7,8 @@ from pathlib import Path
 
 from adaptertool.kinds import BY_NAME
 from adaptertool.plan import BLOCK_ELEMENTS, all_steps, block_rows, matrix, verbatim
-from adaptertool.spec import KEPT, WINDOW, Plan, Step
+from adaptertool.spec.plan import Plan, Step
+from adaptertool.spec.tensors import KEPT, WINDOW
 
 BASE_MEMORY = 64 << 20  # resident with numpy loaded and nothing to do, rounded up
 _BYTES_PER_ELEMENT = 80  # per thread: six buffers and what is open (≤ 52), and arrays on the way to them

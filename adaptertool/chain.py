@@ -15,7 +15,8 @@ from adaptertool.kinds import BY_NAME, NORM, Factor, Size
 from adaptertool.numerics.rounding import Array
 from adaptertool.plan import matrix
 from adaptertool.region import Places, Take, as_floats, choose, picked
-from adaptertool.spec import Edit, Ref, Step
+from adaptertool.spec.plan import Edit, Step
+from adaptertool.spec.tensors import Ref
 from adaptertool.tensors import read_rows
 
 UNIT = 2.0**-53  # of float64

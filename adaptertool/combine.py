@@ -17,7 +17,7 @@ from adaptertool.errors import MismatchError, UnsupportedError, UsageError, by, 
 from adaptertool.formats.peft_layers import Layer, Layered, Pair
 from adaptertool.formats.peft_write import alpha_for
 from adaptertool.kinds.lora import scaling
-from adaptertool.spec import DTYPE_BITS, TensorSpec
+from adaptertool.spec.tensors import DTYPE_BITS, TensorSpec
 
 _NEAR = Fraction(1, 2**50)  # a factor so near to a power of two is taken for it: what lora_alpha cannot express
 _LEAST = Fraction(1, 2**900)

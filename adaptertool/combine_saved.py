@@ -8,11 +8,11 @@ from typing import Any
 
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.reader import same_bytes
-from adaptertool.formats.adapter import Module
 from adaptertool.formats.peft_layers import Layered
 from adaptertool.kinds import DORA, FULL
 from adaptertool.kinds.full import TUNED
-from adaptertool.spec import Ref
+from adaptertool.spec.adapter import Module
+from adaptertool.spec.tensors import Ref
 
 _MUST_AGREE = ("ensure_weight_tying",)  # what would be summed depends on it
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from adaptertool.blocks import Workspace
-from adaptertool.comparison_report import TensorDiff
 from adaptertool.difference import Difference
 from adaptertool.errors import NonFiniteError
 from adaptertool.files.reader import Inputs
@@ -18,7 +17,8 @@ from adaptertool.numerics.distance import ulps
 from adaptertool.numerics.rounding import STORED, WORD, Array, doubles, widen
 from adaptertool.numerics.sketch import leading_of_rank
 from adaptertool.numerics.spectrum import entropy_rank, stable_rank
-from adaptertool.spec import COMPUTED, DTYPE_BITS, Ref
+from adaptertool.reports.diff import TensorDiff
+from adaptertool.spec.tensors import COMPUTED, DTYPE_BITS, Ref
 from adaptertool.workers import Job, run_jobs
 
 _ELEMENTS = 1 << 20  # of a block

@@ -27,7 +27,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import same_bytes
 from adaptertool.prefix import Prefix, changes
-from adaptertool.spec import Ref, TensorSpec
+from adaptertool.spec.tensors import Ref, TensorSpec
 
 FLAG = "tie_word_embeddings"
 Config = Mapping[str, Any] | None

@@ -15,9 +15,9 @@ from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
 from adaptertool.numerics.rounding import STORED
-from adaptertool.spec import Ref
+from adaptertool.spec.tally import Tally
+from adaptertool.spec.tensors import Ref
 from adaptertool.survival import changed
-from adaptertool.tally import Tally
 from adaptertool.tensors import as_bytes
 from adaptertool.workers import Job, Pool
 

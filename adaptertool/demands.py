@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adaptertool.kinds import BY_NAME, FULL, LORA
-from adaptertool.spec import Edit
+from adaptertool.spec.plan import Edit
 
 
 @dataclass(frozen=True, slots=True)

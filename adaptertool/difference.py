@@ -10,7 +10,7 @@ import numpy as np
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import STORED, WORD, Array, widen
-from adaptertool.spec import Ref
+from adaptertool.spec.tensors import Ref
 from adaptertool.tensors import as_bytes
 
 _ELEMENTS = 1 << 19

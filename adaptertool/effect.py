@@ -22,7 +22,8 @@ from adaptertool.numerics.lowrank import Factors, singular_values
 from adaptertool.numerics.rounding import STORED, Array
 from adaptertool.plan import all_steps, matrix
 from adaptertool.region import choose
-from adaptertool.spec import Plan, Ref, Step
+from adaptertool.spec.plan import Plan, Step
+from adaptertool.spec.tensors import Ref
 from adaptertool.tensors import read_rows
 
 _SMALLEST = 2.0**-500  # norm whose squares are known: smaller ones, or larger than its inverse, are not

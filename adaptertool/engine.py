@@ -23,8 +23,10 @@ from adaptertool.fisher import Weighted
 from adaptertool.plan import verbatim
 from adaptertool.reads import copied_whole, to_hash, unread
 from adaptertool.rescale import Rescaled
-from adaptertool.spec import EXACT, Asset, Output, Plan, Ref, Shard, Step
-from adaptertool.tally import Tally, total
+from adaptertool.spec.choices import EXACT
+from adaptertool.spec.plan import Asset, Output, Plan, Shard, Step
+from adaptertool.spec.tally import Tally, total
+from adaptertool.spec.tensors import Ref
 from adaptertool.workers import Job, Pool, Shared, all_done, drain, one_core_each
 
 _UNFINISHED = 16  # files that are written and not yet durable, but at least one for each output: all of them are open

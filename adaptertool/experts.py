@@ -12,11 +12,11 @@ from collections.abc import Mapping
 
 from adaptertool.conversion import Cut, ExpertLayout
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
-from adaptertool.formats.adapter import Module
 from adaptertool.kinds import BY_NAME
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.lora import A, B
-from adaptertool.spec import Ref, TensorSpec, View
+from adaptertool.spec.adapter import Module
+from adaptertool.spec.tensors import Ref, TensorSpec, View
 
 Stack = tuple[int, int, int]  # experts, rows, columns of a fused tensor as it lies, or would lie, in memory
 

@@ -18,7 +18,8 @@ from adaptertool.numerics.rounding import doubles
 from adaptertool.numerics.sketch import Leading, leading, leading_of_rank, left_over
 from adaptertool.production import Job, Made
 from adaptertool.selection import FACTORS, LEFT_OUT, SAVED, Choice
-from adaptertool.spec import DTYPE_BITS, Cut, Ref, TensorSpec
+from adaptertool.spec.choices import Cut
+from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 from adaptertool.tensors import require_finite
 from adaptertool.workers import run_jobs
 

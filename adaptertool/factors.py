@@ -14,7 +14,8 @@ from adaptertool.formats.peft_layers import Layer
 from adaptertool.numerics.lowrank import Factors, Svd, errors, kept, split, storing_error, svd_of_product
 from adaptertool.numerics.rounding import Array, doubles, largest_stored, rounded
 from adaptertool.production import Made
-from adaptertool.spec import DTYPE_BITS, Cut, TensorSpec
+from adaptertool.spec.choices import Cut
+from adaptertool.spec.tensors import DTYPE_BITS, TensorSpec
 from adaptertool.tensors import as_bytes, read_tensor, require_finite
 
 

@@ -13,9 +13,10 @@ from adaptertool.kinds.full import TUNED
 from adaptertool.methods.fisher import between
 from adaptertool.numerics.rounding import Array, largest_stored, rounded
 from adaptertool.settle import Settled
-from adaptertool.spec import DTYPE_BITS, Ref, Step
+from adaptertool.spec.plan import Step
+from adaptertool.spec.tally import Tally
+from adaptertool.spec.tensors import DTYPE_BITS, Ref
 from adaptertool.survival import tally_of
-from adaptertool.tally import Tally
 from adaptertool.tensors import as_bytes, read_tensor
 
 _ELEMENTS = 1 << 19  # of a block

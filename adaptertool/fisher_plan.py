@@ -11,7 +11,8 @@ from adaptertool.errors import MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.plan import all_steps, plan_wise
 from adaptertool.resolve import nearest
-from adaptertool.spec import COMPUTED, Plan, Step
+from adaptertool.spec.plan import Plan, Step
+from adaptertool.spec.tensors import COMPUTED
 
 
 def plan_fisher(

@@ -17,11 +17,11 @@ from typing import Any
 from adaptertool.conversion import architecture_of, into_memory, rules_for
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.kinds import FULL
 from adaptertool.kinds.full import TUNED
 from adaptertool.names import Names
-from adaptertool.spec import COMPUTED, Ref
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.tensors import COMPUTED, Ref
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 

@@ -17,7 +17,8 @@ from adaptertool.files.checkpoint import INDEX, Checkpoint
 from adaptertool.files.header import Header, build_header
 from adaptertool.files.jsonfile import load_json, objects
 from adaptertool.heads import Head, dtype_in
-from adaptertool.spec import DTYPE_BITS, Asset, Edit, Ref, Shard, Step, TensorSpec
+from adaptertool.spec.plan import Asset, Edit, Shard, Step
+from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 from adaptertool.ties import FLAG
 
 CONFIG = "config.json"

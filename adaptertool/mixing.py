@@ -26,7 +26,7 @@ from adaptertool.numerics.rounding import Array, doubles, rounded
 from adaptertool.numerics.sketch import leading, leading_of_rank
 from adaptertool.numerics.trim import Largest, largest
 from adaptertool.production import Made
-from adaptertool.spec import Cut, Mix
+from adaptertool.spec.choices import Cut, Mix
 from adaptertool.summation import LayerSaid, joined, of_pairs
 
 _BLOCK = 1 << 18  # elements of a change made at once

@@ -14,7 +14,6 @@ from adaptertool.conversion import all_rules, into_memory
 from adaptertool.correspondence import meanings
 from adaptertool.errors import MismatchError, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.formats.adapter import Module
 from adaptertool.formats.peft_keys import PREFIX
 from adaptertool.formats.peft_layers import Layered, with_modules
 from adaptertool.kinds import FULL
@@ -22,7 +21,8 @@ from adaptertool.plan import adapter_edits
 from adaptertool.prefix import tower_of
 from adaptertool.renaming import renaming
 from adaptertool.resolve import open_subject
-from adaptertool.spec import Edit
+from adaptertool.spec.adapter import Module
+from adaptertool.spec.plan import Edit
 
 Identity = Mapping[str, Hashable]  # name of a module -> what it is; the same for the same, whatever adapter has it
 

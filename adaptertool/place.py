@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from adaptertool.conversion import Cut, ExpertLayout, Piece, Pieces
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.experts import Stack, in_expert, is_on_first, of_expert, require_stack
-from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.kinds import BY_NAME, FULL, LORA, OFFSET
 from adaptertool.kinds.lora import A
-from adaptertool.spec import Ref, TensorSpec, View
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.tensors import Ref, TensorSpec, View
 
 Found = Sequence[tuple[Module, Pieces]]
 

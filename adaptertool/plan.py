@@ -14,13 +14,14 @@ from typing import NoReturn
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.reader import same_bytes
-from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.heads import Head, require_only, take_head
 from adaptertool.kinds import BY_NAME, DORA, FULL
 from adaptertool.kinds.full import TUNED
 from adaptertool.layout import Changes, assets_of, shards_of
 from adaptertool.resolve import Subject, open_subject, resolve
-from adaptertool.spec import Edit, Output, Plan, Ref, Stamp, Step
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.plan import Edit, Output, Plan, Step
+from adaptertool.spec.tensors import Ref, Stamp
 from adaptertool.ties import settle
 from adaptertool.tuned import full_edits
 

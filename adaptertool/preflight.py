@@ -11,7 +11,8 @@ from adaptertool.files.writer import COPY_CHUNK
 from adaptertool.interrupts import deferred, look
 from adaptertool.kinds.lora import A, B
 from adaptertool.plan import all_steps
-from adaptertool.spec import Plan, Ref, TensorSpec
+from adaptertool.spec.plan import Plan
+from adaptertool.spec.tensors import Ref, TensorSpec
 from adaptertool.tensors import require_finite
 from adaptertool.tuned import no_copy
 

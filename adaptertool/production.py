@@ -23,7 +23,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
 from adaptertool.interrupts import LOOK_EVERY, look
 from adaptertool.numerics.rounding import standard_arithmetic
-from adaptertool.spec import Ref, TensorSpec
+from adaptertool.spec.tensors import Ref, TensorSpec
 from adaptertool.workers import Pool, one_core_each
 
 Outcome = TypeVar("Outcome")

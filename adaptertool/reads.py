@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adaptertool.plan import all_steps, verbatim
-from adaptertool.spec import Output, Plan, Shard
+from adaptertool.spec.plan import Output, Plan, Shard
 
 
 def to_hash(plan: Plan) -> tuple[list[Path], list[Path]]:

@@ -15,7 +15,9 @@ from adaptertool.numerics.lowrank import Factors, singular_values
 from adaptertool.numerics.rounding import doubles, rounded
 from adaptertool.numerics.spectrum import profile
 from adaptertool.production import Job, Made
-from adaptertool.spec import DTYPE_BITS, Cut, Ref, Step
+from adaptertool.spec.choices import Cut
+from adaptertool.spec.plan import Step
+from adaptertool.spec.tensors import DTYPE_BITS, Ref
 from adaptertool.tensors import require_finite
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from adaptertool.kinds import NORM, Factor, Kind
 from adaptertool.numerics.interval import intervals
 from adaptertool.numerics.residue import Residue
-from adaptertool.spec import Edit
+from adaptertool.spec.plan import Edit
 
 Places = tuple[Any, Any]  # rows and columns of single elements, arrays of integers
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.formats.adapter import Adapter
 from adaptertool.names import Names
+from adaptertool.spec.adapter import Adapter
 
 
 class Renames:

@@ -18,8 +18,8 @@ from adaptertool.kinds.dora import MAGNITUDE, interpolated, squares, widened
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.rounding import Array, doubles, largest_stored, rounded
 from adaptertool.plan import block_rows, matrix
-from adaptertool.spec import Step
-from adaptertool.tally import Tally
+from adaptertool.spec.plan import Step
+from adaptertool.spec.tally import Tally
 from adaptertool.tensors import as_bytes, read_rows
 
 Part = tuple[Array, Array]  # some output rows × inputs of the weight, and A for these inputs

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from adaptertool.conversion import Pieces
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.kinds import FULL
 from adaptertool.kinds.full import TUNED
-from adaptertool.spec import Ref
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.tensors import Ref
 from adaptertool.traits import Traits
 
 Found = list[tuple[Module, Pieces]]

@@ -10,14 +10,14 @@ from typing import NoReturn
 
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.kinds import BY_NAME, FULL
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
 from adaptertool.names import Names
 from adaptertool.place import Placer
 from adaptertool.resize import take_resized
-from adaptertool.spec import Ref, View
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.tensors import Ref, View
 from adaptertool.ties import FLAG, ends_of
 from adaptertool.traits import Traits, read_traits
 

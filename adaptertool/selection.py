@@ -17,7 +17,7 @@ from adaptertool.conversion import Memory, Piece, architecture_of, into_memory, 
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.formats.peft_write import may_have_factors
 from adaptertool.resolve import Subject
-from adaptertool.spec import COMPUTED, Ref
+from adaptertool.spec.tensors import COMPUTED, Ref
 
 FACTORS, SAVED, LEFT_OUT = "factors", "saved", "left out"
 

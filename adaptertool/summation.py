@@ -15,7 +15,8 @@ from adaptertool.files.reader import Inputs
 from adaptertool.numerics.lowrank import Factors
 from adaptertool.numerics.rounding import Array, doubles, rounded
 from adaptertool.production import Job, Made
-from adaptertool.spec import DTYPE_BITS, Cut, Ref, TensorSpec
+from adaptertool.spec.choices import Cut
+from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 from adaptertool.tensors import read_rows, read_tensor, require_finite
 
 _BLOCK = 1 << 21  # elements of B made at once

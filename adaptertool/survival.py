@@ -7,7 +7,7 @@ import numpy as np
 
 from adaptertool.numerics.rounding import WORD, Array, doubles
 from adaptertool.settle import Settled
-from adaptertool.tally import Tally, sums
+from adaptertool.spec.tally import Tally, sums
 
 _SAMPLE = 2048  # elements of a block, about, where it has as many
 

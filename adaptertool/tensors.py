@@ -7,7 +7,7 @@ import numpy as np
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import STORED, Array, doubles
-from adaptertool.spec import KEPT, WINDOW, Ref
+from adaptertool.spec.tensors import KEPT, WINDOW, Ref
 
 _PART = 1 << 18  # elements
 

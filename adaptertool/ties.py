@@ -18,7 +18,8 @@ from adaptertool.files.reader import open_input, read_exact, same_bytes
 from adaptertool.kinds import FULL, LORA
 from adaptertool.kinds.lora import A, B
 from adaptertool.names import Names
-from adaptertool.spec import Edit, Ref
+from adaptertool.spec.plan import Edit
+from adaptertool.spec.tensors import Ref
 
 STORED_APART = f"stored apart, and config.json says {FLAG}: false"
 

@@ -13,7 +13,8 @@ from adaptertool.kinds import FULL
 from adaptertool.kinds.full import TUNED
 from adaptertool.names import Names
 from adaptertool.resolve import nearest
-from adaptertool.spec import COMPUTED, Edit, Ref
+from adaptertool.spec.plan import Edit
+from adaptertool.spec.tensors import COMPUTED, Ref
 from adaptertool.traits import read_traits
 
 

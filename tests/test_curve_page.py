@@ -18,9 +18,9 @@ from browser import VIEWS, look, needs_browser, width_of
 from conftest import FIXTURES
 
 from adaptertool import CurveReport, wise_curve
-from adaptertool.curve import CurvePoint, best_alphas, mean_of, target_and_reference
 from adaptertool.render.curve import curve_text, result_files
 from adaptertool.render.curve_page import curve_page, scale_of
+from adaptertool.reports.curve import CurvePoint, best_alphas, mean_of, target_and_reference
 
 ALPHAS = [number / 20 for number in range(21)]
 

@@ -13,8 +13,8 @@ from conftest import FIXTURES, load, lora_factors, main_here, snapshot, write_ad
 
 import adaptertool
 from adaptertool import comparison
-from adaptertool.comparison_report import TensorDiff
 from adaptertool.errors import InputError
+from adaptertool.reports.diff import TensorDiff
 from adaptertool.tasks.diff import diff
 
 

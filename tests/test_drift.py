@@ -27,7 +27,7 @@ import adaptertool
 from adaptertool.errors import MismatchError, NonFiniteError, UsageError
 from adaptertool.fidelity import measure as measure_module
 from adaptertool.fidelity.inference import held
-from adaptertool.reports import DriftReport, ModuleDrift
+from adaptertool.reports.drift import DriftReport, ModuleDrift
 
 Q = "model.layers.0.self_attn.q_proj"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import adaptertool
 from adaptertool.errors import MismatchError, NonFiniteError, UnsupportedError
-from adaptertool.reports import DriftReport
+from adaptertool.reports.drift import DriftReport
 
 Q = "model.layers.0.self_attn.q_proj"
 SHAPE = (96, 128)

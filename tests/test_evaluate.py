@@ -26,7 +26,7 @@ from adaptertool.evaluation import logits, run
 from adaptertool.evaluation.encoding import Encoder
 from adaptertool.evaluation.loading import alone
 from adaptertool.evaluation.prompts import Fact, Line
-from adaptertool.evaluation_reports import EvaluationReport, ModelScores
+from adaptertool.reports.evaluate import EvaluationReport, ModelScores
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

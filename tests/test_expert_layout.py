@@ -13,8 +13,8 @@ from conftest import adaptertool, load, lora_factors, same_bits, write_adapter, 
 from test_experts import CONFIGS, E_, H_, I_, X, experts, store
 
 import adaptertool as api
-from adaptertool.adapter_reports import AdapterReport
 from adaptertool.errors import InputError, UnsupportedError, UsageError
+from adaptertool.reports.adapters import AdapterReport
 
 RANK = 5  # the rank and the experts differ, so no layout is the other one turned round
 PARAMETERS = ["experts.gate_up_proj", "experts.down_proj"]

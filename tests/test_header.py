@@ -22,7 +22,7 @@ from adaptertool.errors import InputError, StorageError
 from adaptertool.files import jsonfile
 from adaptertool.files.header import MAX_HEADER_BYTES, read_header
 from adaptertool.files.jsonfile import load_json, parse_json
-from adaptertool.spec import DTYPE_BITS
+from adaptertool.spec.tensors import DTYPE_BITS
 
 Entry = dict[str, Any]
 

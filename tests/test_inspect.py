@@ -20,7 +20,7 @@ from test_peft_layers import LAYERS, Attention, make_adapter, make_base, peft_me
 
 import adaptertool
 from adaptertool.errors import InputError, UsageError
-from adaptertool.inspect_reports import AdapterFacts, InspectedModule, InspectReport, Spectrum
+from adaptertool.reports.inspect import AdapterFacts, InspectedModule, InspectReport, Spectrum
 
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"
 

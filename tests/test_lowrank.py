@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptertool.numerics.lowrank import Svd, errors, kept, split, storing_error, svd_of_product
-from adaptertool.spec import Cut
+from adaptertool.spec.choices import Cut
 
 SHAPES = [  # out, r, in
     (9, 4, 7), (100, 2, 5), (35, 2, 50), (64, 3, 49), (3, 5, 8), (8, 6, 2), (1, 1, 1), (5, 5, 5), (2, 9, 2),

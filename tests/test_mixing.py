@@ -25,7 +25,7 @@ from test_truncate import best
 from adaptertool.errors import AdapterToolError, MismatchError, NonFiniteError, UnsupportedError, UsageError
 from adaptertool.mixing import Mixture
 from adaptertool.numerics.sketch import left_over
-from adaptertool.spec import Mix
+from adaptertool.spec.choices import Mix
 from adaptertool.tasks.sum import sum_adapters
 from adaptertool.tasks.sum_methods import METHODS
 

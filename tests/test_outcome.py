@@ -14,7 +14,7 @@ from conftest import FIXTURES, Tensors, adaptertool, load, lora_factors, write_a
 from adaptertool import RunReport, merge, wise
 from adaptertool.errors import UnchangedError, UsageError
 from adaptertool.files.beside import left_behind
-from adaptertool.tally import Tally, noted, total
+from adaptertool.spec.tally import Tally, noted, total
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
 

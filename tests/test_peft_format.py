@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 import adaptertool
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
 from adaptertool.formats.peft_config import parse_config
-from adaptertool.spec import Edit
+from adaptertool.spec.plan import Edit
 from adaptertool.tasks.merge import prepare_merge
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from conftest import ROOT, write_adapter, write_checkpoint
 
-from adaptertool.reports import VerifyReport
+from adaptertool.reports.verify import VerifyReport
 from adaptertool.tasks.verify import verify
 
 PAGE = ROOT / "docs" / "verdicts.md"

@@ -7,8 +7,8 @@ from typing import NoReturn
 
 import click
 
-from adaptertool import __version__
 from adaptertool.cli import algebra, boundary, clean, diff, drift, evaluate, inspect, merge, verify, wise
+from adaptertool.version import __version__
 
 COMMANDS: tuple[click.Command, ...] = (
     merge.merge,

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import click
 
-from adaptertool.adapter_reports import AdapterReport
 from adaptertool.cli.boundary import ignore_signals
 from adaptertool.cli.options import (
     CLEAN,
@@ -25,6 +24,7 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
+from adaptertool.reports.adapters import AdapterReport
 from adaptertool.tasks.extract import DTYPES
 from adaptertool.tasks.sum_methods import METHODS
 

@@ -23,7 +23,7 @@ from adaptertool.cli.options import (
     with_options,
 )
 from adaptertool.render.drift import drift_text, verdict
-from adaptertool.reports import PATHS
+from adaptertool.reports.run import PATHS
 from adaptertool.tasks import drift as task
 
 

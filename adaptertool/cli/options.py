@@ -15,7 +15,8 @@ from adaptertool.cli.boundary import ignore_signals, say
 from adaptertool.formats.peft_packing import LAYOUTS
 from adaptertool.render.machine import Report, to_json
 from adaptertool.render.text import plan_text, run_text
-from adaptertool.spec import EXACT, PRECISIONS, Plan
+from adaptertool.spec.choices import EXACT, PRECISIONS
+from adaptertool.spec.plan import Plan
 from adaptertool.tasks.arguments import as_path
 from adaptertool.tasks.common import MAX_THREADS, check_output
 from adaptertool.tasks.merge import COMPOSITIONS

@@ -28,7 +28,7 @@ from adaptertool.errors import UsageError, shown
 from adaptertool.render.machine import to_json
 from adaptertool.render.text import files_text
 from adaptertool.render.verify import verify_markdown, verify_text, write_junit
-from adaptertool.reports import VerifyReport
+from adaptertool.reports.verify import VerifyReport
 from adaptertool.tasks import verify as task
 from adaptertool.tasks.merge import COMPOSITIONS
 

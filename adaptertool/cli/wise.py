@@ -9,10 +9,10 @@ import click
 
 from adaptertool.cli.boundary import ignore_signals, say
 from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, execute, failed, say_notes, tell, with_options, writes
-from adaptertool.curve import KEEP, CurvePoint
 from adaptertool.errors import UsageError
 from adaptertool.render.curve import curve_text, failures, point_text, title
-from adaptertool.spec import Plan
+from adaptertool.reports.curve import KEEP, CurvePoint
+from adaptertool.spec.plan import Plan
 from adaptertool.tasks.arguments import as_path
 from adaptertool.tasks.curve import Wishes, prepare_curve
 from adaptertool.tasks.scorer import Scorer, scorer_of

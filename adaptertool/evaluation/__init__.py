@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 
 from adaptertool.errors import UsageError
-from adaptertool.evaluation_reports import EvaluationReport
+from adaptertool.reports.evaluate import EvaluationReport
 from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal, decimals
 from adaptertool.tasks.merge import check_compose
 

@@ -21,7 +21,7 @@ import torch
 from adaptertool.evaluation import LOSSES
 from adaptertool.evaluation.encoding import Case, Query
 from adaptertool.evaluation.logits import logits_of
-from adaptertool.evaluation_reports import EditScores
+from adaptertool.reports.evaluate import EditScores
 
 LAST_TOKEN, SEQUENCE = LOSSES
 GROUPS = ("single-token", "multi-token")

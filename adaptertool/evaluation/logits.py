@@ -18,7 +18,7 @@ import torch
 from adaptertool.errors import MismatchError, NonFiniteError, StorageError, UnsupportedError
 from adaptertool.evaluation.encoding import Case
 from adaptertool.evaluation.loading import explained
-from adaptertool.evaluation_reports import LogitDrift
+from adaptertool.reports.evaluate import LogitDrift
 
 _IN_MEMORY = 256 << 20
 _AT_ONCE = 1 << 22  # elements that are compared at once, in float64

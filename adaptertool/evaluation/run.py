@@ -28,8 +28,8 @@ from adaptertool.evaluation.loading import (
 )
 from adaptertool.evaluation.logits import Reference
 from adaptertool.evaluation.prompts import read_prompts
-from adaptertool.evaluation_reports import EvaluationReport, ModelScores
 from adaptertool.live.attach import attaching
+from adaptertool.reports.evaluate import EvaluationReport, ModelScores
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from adaptertool.fidelity.model import coarser, explains, rounding, summing, survival_slack, ulps
 from adaptertool.numerics.rounding import Array
-from adaptertool.reports import Distance, WeightDrift
+from adaptertool.reports.drift import Distance, WeightDrift
 
 
 def _squares(values: Array) -> float:

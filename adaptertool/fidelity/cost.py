@@ -9,7 +9,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from adaptertool.numerics.rounding import Array
-from adaptertool.reports import LayerCost
+from adaptertool.reports.drift import LayerCost
 
 BATCHES = (1, 64)  # tokens at once
 _ELEMENTS = 1 << 26  # of the weight that is timed: of larger ones a part of the rows

@@ -24,8 +24,10 @@ from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.rounding import Array, doubles
 from adaptertool.plan import matrix
 from adaptertool.region import choose
-from adaptertool.reports import MERGED, STEPWISE, UNMERGED, ModuleDrift, WeightDrift
-from adaptertool.spec import Ref, Step
+from adaptertool.reports.drift import ModuleDrift, WeightDrift
+from adaptertool.reports.run import MERGED, STEPWISE, UNMERGED
+from adaptertool.spec.plan import Step
+from adaptertool.spec.tensors import Ref
 from adaptertool.tensors import read_tensor
 
 PART = 1 << 17  # elements of a block

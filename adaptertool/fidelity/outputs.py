@@ -26,8 +26,8 @@ from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.rounding import Array
 from adaptertool.plan import matrix
 from adaptertool.region import Region, choose
-from adaptertool.reports import Distance
-from adaptertool.spec import Edit, Step
+from adaptertool.reports.drift import Distance
+from adaptertool.spec.plan import Edit, Step
 
 Weights = Mapping[str, tuple[Array, Norms]]
 

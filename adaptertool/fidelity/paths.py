@@ -19,8 +19,8 @@ from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME, DORA, FULL, LORA
 from adaptertool.kinds.lora import A
 from adaptertool.numerics.rounding import Array, doubles, rounded
-from adaptertool.reports import MERGED, PATHS, STACKED, STEPWISE, UNMERGED
-from adaptertool.spec import Edit, Step
+from adaptertool.reports.run import MERGED, PATHS, STACKED, STEPWISE, UNMERGED
+from adaptertool.spec.plan import Edit, Step
 
 EXACTLY = "exact"  # merged in real numbers
 LOW_RANK = (LORA.name, DORA.name)

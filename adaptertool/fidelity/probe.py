@@ -14,7 +14,7 @@ from adaptertool.files.header import Header
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
 from adaptertool.resolve import nearest
-from adaptertool.spec import COMPUTED, Ref
+from adaptertool.spec.tensors import COMPUTED, Ref
 from adaptertool.tensors import read_tensor
 
 MAX_ROWS = 1024  # of recorded inputs, of each module

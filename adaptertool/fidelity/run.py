@@ -16,9 +16,10 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header
 from adaptertool.files.reader import Inputs
 from adaptertool.preflight import require_finite_factors
-from adaptertool.reports import LayerCost, ModuleDrift
+from adaptertool.reports.drift import LayerCost, ModuleDrift
 from adaptertool.resolve import nearest
-from adaptertool.spec import COMPUTED, Plan, Step
+from adaptertool.spec.plan import Plan, Step
+from adaptertool.spec.tensors import COMPUTED
 from adaptertool.workers import run_jobs
 
 

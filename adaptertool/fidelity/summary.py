@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from adaptertool.reports import Distance, ModuleDrift, PathSummary
+from adaptertool.reports.drift import Distance, ModuleDrift, PathSummary
 
 SUSPECT, EXPECTED = "suspect", "expected"
 

@@ -17,7 +17,8 @@ from adaptertool.files.hints import found_below, not_there
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import open_input
 from adaptertool.files.trainer import is_trainer_file, is_trainer_folder
-from adaptertool.spec import Asset, Ref
+from adaptertool.spec.plan import Asset
+from adaptertool.spec.tensors import Ref
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -17,7 +17,7 @@ from adaptertool.errors import InputError, shown
 from adaptertool.files.foreign import START, as_text, told_apart
 from adaptertool.files.jsonfile import parse_json
 from adaptertool.files.reader import InputFile, open_input, read_exact
-from adaptertool.spec import DTYPE_BITS, Ref, Stamp, TensorSpec
+from adaptertool.spec.tensors import DTYPE_BITS, Ref, Stamp, TensorSpec
 
 _Form = tuple[str, tuple[int, ...], int]  # dtype, shape, bytes
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from adaptertool.errors import InputError, Interrupted, StorageError
 from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
-from adaptertool.spec import Ref, Stamp
+from adaptertool.spec.tensors import Ref, Stamp
 
 _CHUNK = 16 << 20
 _MOST_OPEN = 64  # input files that are kept open at the same time

@@ -38,7 +38,7 @@ from adaptertool.files.beside import (
 from adaptertool.files.hashing import DEFAULT, Digests, digests_of
 from adaptertool.files.publish import make_directory, sync_directory
 from adaptertool.interrupts import deferred
-from adaptertool.tally import Tally, noted
+from adaptertool.spec.tally import Tally, noted
 
 _HEX = re.compile("[0-9a-f]{64}")
 

@@ -11,7 +11,7 @@ from typing import Any
 from adaptertool.errors import InputError, shown
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import open_input, read_exact
-from adaptertool.spec import Asset
+from adaptertool.spec.plan import Asset
 
 # What says which tokens there are; any of these may be the whole vocabulary, in a form of its own
 _VOCABULARY = frozenset(

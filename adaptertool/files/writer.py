@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from adaptertool.errors import InputError, InternalError, StorageError
 from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
 from adaptertool.files.reader import InputFile, Inputs, read_into
-from adaptertool.tally import Tally
+from adaptertool.spec.tally import Tally
 
 COPY_CHUNK = 2 << 20  # bytes copied at once; of a thread's buffer, through which they go to be hashed
 

@@ -21,10 +21,11 @@ from adaptertool.files.hints import from_pickle
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.files.trainer import is_trainer_file, is_trainer_folder
-from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.kinds import FULL
 from adaptertool.kinds.full import TUNED
-from adaptertool.spec import COMPUTED, Asset, Ref, Stamp
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.plan import Asset
+from adaptertool.spec.tensors import COMPUTED, Ref, Stamp
 
 CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 PREFIX = "base_model.model."

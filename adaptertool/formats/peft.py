@@ -18,7 +18,6 @@ from adaptertool.files.header import read_header
 from adaptertool.files.hints import found_below, from_pickle, not_there
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import stamp_of
-from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.beside import CONFIG as CONFIG
 from adaptertool.formats.beside import PREFIX, Beside, read_beside
 from adaptertool.formats.beside import WEIGHTS as WEIGHTS
@@ -31,7 +30,8 @@ from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
-from adaptertool.spec import COMPUTED, Ref
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.tensors import COMPUTED, Ref
 
 _TOKENS = ".token_adapter.trainable_tokens_delta"  # replacement rows, for all their name
 _MARK = ".lora_"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adaptertool.errors import InputError, UnsupportedError, shown
-from adaptertool.spec import Ref
+from adaptertool.spec.tensors import Ref
 
 PREFIX = "base_model.model."
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.header import read_header
 from adaptertool.files.jsonfile import load_json
-from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.peft import CONFIG, WEIGHTS, read_adapter
 from adaptertool.formats.peft_config import reading
 from adaptertool.formats.peft_saved import OUT_PROJ, OUT_PROJ_TIMES
@@ -22,7 +21,8 @@ from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
-from adaptertool.spec import Ref
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.tensors import Ref
 
 
 class Pair(NamedTuple):

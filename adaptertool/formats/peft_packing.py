@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, UnsupportedError, UsageError, shown
-from adaptertool.formats.adapter import Adapter
+from adaptertool.spec.adapter import Adapter
 
 RANK_MAJOR, GROUPED = LAYOUTS = ("rank_major", "grouped_by_expert")
 LAYOUT, DETAIL = FIELDS = ("lora_B_layout", "unsloth_fused_expert_lora")  # of the config; the second by parameter

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptertool.errors import InputError, MismatchError, shown
-from adaptertool.formats.adapter import Module
 from adaptertool.formats.peft_config import LoraConfig
 from adaptertool.formats.peft_packing import GROUPED
 from adaptertool.kinds import LORA
 from adaptertool.kinds.lora import A, B
-from adaptertool.spec import Ref
+from adaptertool.spec.adapter import Module
+from adaptertool.spec.tensors import Ref
 
 
 @dataclass(frozen=True, slots=True)

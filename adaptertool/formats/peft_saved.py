@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.reader import same_bytes
-from adaptertool.spec import Ref
+from adaptertool.spec.tensors import Ref
 
 # torch.nn.MultiheadAttention: its input and its output projection are changed together, and PEFT applies the change of
 # the second twice, also in training (lora.MultiheadAttention; its source says that this is known).

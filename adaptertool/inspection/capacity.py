@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from adaptertool.inspect_reports import Capacity
+from adaptertool.reports.inspect import Capacity
 
 # Knowledge that a parameter can store: Z. Allen-Zhu, Y. Li, "Physics of Language Models: Part 3.3, Knowledge Capacity
 # Scaling Laws", 2024.

@@ -8,10 +8,10 @@ from typing import Any
 
 from adaptertool.errors import InputError, shown
 from adaptertool.files.checkpoint import MANIFEST, Checkpoint, load_manifest, read_assets
-from adaptertool.inspect_reports import CheckpointFacts, Portion
 from adaptertool.inspection.families import SHOWN_FIRST, family_of
+from adaptertool.reports.inspect import CheckpointFacts, Portion
 from adaptertool.resolve import open_subject
-from adaptertool.spec import Ref
+from adaptertool.spec.tensors import Ref
 from adaptertool.traits import read_traits
 
 # Fields of a config that tell the architecture, in the order in which they are shown

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.inspect_reports import Coverage
 from adaptertool.inspection.described import Found
 from adaptertool.inspection.families import SHOWN_FIRST, family_of
 from adaptertool.kinds.lora import A
 from adaptertool.plan import all_steps
-from adaptertool.spec import Edit, Plan, Ref, View
+from adaptertool.reports.inspect import Coverage
+from adaptertool.spec.plan import Edit, Plan
+from adaptertool.spec.tensors import Ref, View
 
 
 def coverage_of(modules: Sequence[Found], base: Checkpoint | None, plan: Plan | None) -> tuple[Coverage, ...]:

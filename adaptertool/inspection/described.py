@@ -14,13 +14,13 @@ from adaptertool.errors import InputError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header, read_header
 from adaptertool.files.jsonfile import load_json
-from adaptertool.formats.adapter import Adapter, Module
 from adaptertool.formats.peft import CONFIG, WEIGHTS, read_adapter
 from adaptertool.formats.peft_config import LoraConfig, parse_config, reading
 from adaptertool.inspection.families import OTHER, family_of
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.lora import A, B
-from adaptertool.spec import Ref
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.tensors import Ref
 
 ROWS = "rows"  # what is shown of kind full where it is for some rows of the base's tensor
 _IN_PLACE = frozenset({FULL.name, OFFSET.name, ROWS})  # with an element for each of the base's

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.peft_keys import plain_keys
-from adaptertool.inspect_reports import AdapterFacts, InspectedModule
 from adaptertool.inspection.capacity import capacity_of
 from adaptertool.inspection.coverage import coverage_of
 from adaptertool.inspection.described import Described
 from adaptertool.inspection.families import EMBEDDINGS
-from adaptertool.spec import Plan
+from adaptertool.reports.inspect import AdapterFacts, InspectedModule
+from adaptertool.spec.plan import Plan
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.inspection.spectra import Measured

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from adaptertool.errors import shown
-from adaptertool.inspect_reports import AdapterFacts, Coverage, InspectedModule
 from adaptertool.inspection.capacity import LEARNING_RATE
 from adaptertool.inspection.families import ATTENTION, EXPERTS, MLP, OTHER
 from adaptertool.kinds import OFFSET
+from adaptertool.reports.inspect import AdapterFacts, Coverage, InspectedModule
 
 _REGRET = "LoRA Without Regret, Thinking Machines 2025"
 _UNUSED = 0.5  # a share of the rank, from which on it is remarked on

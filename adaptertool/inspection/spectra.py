@@ -13,12 +13,13 @@ import numpy as np
 from adaptertool.blocks import Workspace
 from adaptertool.errors import NonFiniteError
 from adaptertool.files.reader import Inputs
-from adaptertool.inspect_reports import Spectrum
 from adaptertool.inspection.described import Found
 from adaptertool.numerics.lowrank import Factors, kept, singular_values
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.spectrum import MAX_VALUES, entropy_rank, profile, stable_rank
-from adaptertool.spec import Cut, Ref, Stamp, View
+from adaptertool.reports.inspect import Spectrum
+from adaptertool.spec.choices import Cut
+from adaptertool.spec.tensors import Ref, Stamp, View
 from adaptertool.tensors import read_rows, read_tensor, require_finite
 from adaptertool.workers import run_jobs
 

@@ -23,7 +23,7 @@ from adaptertool.live.originals import Copies
 from adaptertool.live.session import Found, Session, resolve_live
 from adaptertool.plan import matrix
 from adaptertool.region import choose
-from adaptertool.spec import Edit, Step
+from adaptertool.spec.plan import Edit, Step
 from adaptertool.tasks.arguments import Number, PathLike
 from adaptertool.tasks.merge import COMPOSITIONS, check_compose
 

@@ -15,7 +15,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME, NORM, Kind
 from adaptertool.plan import matrix, replaces
 from adaptertool.region import choose
-from adaptertool.spec import Edit, Step
+from adaptertool.spec.plan import Edit, Step
 
 BLOCK_ELEMENTS = 1 << 22  # of a weight computed at once: smaller ones cost more in calls
 

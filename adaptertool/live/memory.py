@@ -16,7 +16,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.live import wrapped
 from adaptertool.names import Names
 from adaptertool.resolve import Subject
-from adaptertool.spec import Ref, TensorSpec
+from adaptertool.spec.tensors import Ref, TensorSpec
 from adaptertool.ties import FLAG
 from adaptertool.traits import Traits, read_traits
 

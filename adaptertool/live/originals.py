@@ -14,7 +14,7 @@ from adaptertool.files.checkpoint import open_checkpoint
 from adaptertool.files.reader import Inputs
 from adaptertool.live.memory import DTYPES
 from adaptertool.names import Names
-from adaptertool.spec import Ref
+from adaptertool.spec.tensors import Ref
 
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}

@@ -14,13 +14,14 @@ from torch import nn
 
 from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
 from adaptertool.files.reader import Inputs
-from adaptertool.formats.adapter import Adapter
 from adaptertool.live.change import change, plain_arithmetic
 from adaptertool.live.memory import Model, Slot, open_model, place_of, why_not_plain
 from adaptertool.live.originals import Copies, FromBase, Originals
 from adaptertool.plan import adapter_edits, require_mixable
 from adaptertool.renaming import renaming
-from adaptertool.spec import Edit, Stamp, Step
+from adaptertool.spec.adapter import Adapter
+from adaptertool.spec.plan import Edit, Step
+from adaptertool.spec.tensors import Stamp
 from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal
 from adaptertool.tasks.merge import open_adapter
 from adaptertool.ties import STORED_APART

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adaptertool.numerics.rounding import Array
-from adaptertool.spec import Cut
+from adaptertool.spec.choices import Cut
 
 Factors = tuple[Array, Array]
 _ROWS = 8  # times as many rows as columns are factored at once

@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from adaptertool.numerics.lowrank import Factors, Svd, kept, qr, svd_of_product
 from adaptertool.numerics.rounding import Array
-from adaptertool.spec import Cut
+from adaptertool.spec.choices import Cut
 
 _START = 16  # the rank looked for where it is not known
 _MORE = 10  # columns of a sketch beyond the rank, at least; half of the rank where that is more

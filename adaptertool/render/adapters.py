@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from adaptertool.adapter_reports import (
+from adaptertool.methods import ON_FACTORS
+from adaptertool.render.text import size, starred
+from adaptertool.reports.adapters import (
     AdapterReport,
     ExtractReport,
     LayerSummed,
@@ -14,8 +16,6 @@ from adaptertool.adapter_reports import (
     TensorExtracted,
     TruncateReport,
 )
-from adaptertool.methods import ON_FACTORS
-from adaptertool.render.text import size, starred
 
 Layer = LayerSummed | LayerTruncated
 Told = TypeVar("Told", LayerSummed | LayerTruncated, TensorExtracted)

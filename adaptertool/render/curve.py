@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 
-from adaptertool.curve import BEST, PAGE, SCORES, TABLE, CurvePoint, CurveReport, names_of, value_of
 from adaptertool.errors import UsageError, shown
 from adaptertool.render.machine import to_json
 from adaptertool.render.page import require_libraries
 from adaptertool.render.text import table
+from adaptertool.reports.curve import BEST, PAGE, SCORES, TABLE, CurvePoint, CurveReport, names_of, value_of
 
 
 def number(value: float) -> str:

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from adaptertool.curve import MEAN, CurvePoint, CurveReport, best_point, drawn, names_of, value_of
 from adaptertool.errors import shown
 from adaptertool.render.curve import number
 from adaptertool.render.page import INK, NEUTRAL, WIDE, figure, render, set_scale
+from adaptertool.reports.curve import MEAN, CurvePoint, CurveReport, best_point, drawn, names_of, value_of
 
 _HEIGHT = 3.4  # inches
 _LEAST, _MOST = 1e-99, 1e99  # of what is drawn; beyond, what is computed for the axes may overflow

@@ -6,9 +6,9 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from adaptertool.comparison_report import DiffReport, TensorDiff
 from adaptertool.errors import shown
 from adaptertool.render.text import size, starred
+from adaptertool.reports.diff import DiffReport, TensorDiff
 
 _LISTED = 40
 _STATUSES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptertool.render.text import table
-from adaptertool.reports import DriftReport, ModuleDrift
+from adaptertool.reports.drift import DriftReport, ModuleDrift
 
 _SHOWN = 12  # modules in the text, without -v
 

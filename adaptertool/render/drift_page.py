@@ -7,7 +7,7 @@ from typing import Any
 from adaptertool.render.drift import cost_table, number, share, verdict
 from adaptertool.render.layer_map import layer_map
 from adaptertool.render.page import ALARMING, NEUTRAL, figure, render, set_scale
-from adaptertool.reports import DriftReport, ModuleDrift
+from adaptertool.reports.drift import DriftReport, ModuleDrift
 
 _HEIGHT = 3.4  # inches
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptertool.errors import shown
-from adaptertool.evaluation_reports import EditScores, EvaluationReport, LogitDrift, ModelScores
+from adaptertool.reports.evaluate import EditScores, EvaluationReport, LogitDrift, ModelScores
 
 _DRIFT = ("max |Δ|", "mean |Δ|", "KL/token", "max KL", "top-1", "text")
 _EDITS = ("n", "success", "rephrase", "locality")

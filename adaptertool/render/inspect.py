@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
 from adaptertool.errors import by, shown
-from adaptertool.inspect_reports import AdapterFacts, Capacity, CheckpointFacts, InspectedModule, InspectReport, Portion
 from adaptertool.render.drift import number
 from adaptertool.render.text import size, starred, table
+from adaptertool.reports.inspect import AdapterFacts, Capacity, CheckpointFacts, InspectedModule, InspectReport, Portion
 
 _LINES = 24  # of a table, without -v
 _PORTION = ("tensors", "parameters", "bytes")

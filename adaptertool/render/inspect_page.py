@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from adaptertool.inspect_reports import AdapterFacts, CheckpointFacts, InspectedModule, InspectReport
 from adaptertool.render.drift import number, share
 from adaptertool.render.inspect import (
     adapted,
@@ -29,6 +28,7 @@ from adaptertool.render.layer_map import layer_map
 from adaptertool.render.page import NEUTRAL, figure, render
 from adaptertool.render.spectra import spectra
 from adaptertool.render.text import size
+from adaptertool.reports.inspect import AdapterFacts, CheckpointFacts, InspectedModule, InspectReport
 
 _HEIGHT = 3.4  # inches
 

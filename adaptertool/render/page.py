@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptertool import __version__
 from adaptertool.errors import UsageError, shown
+from adaptertool.version import __version__
 
 if TYPE_CHECKING:
     from markupsafe import Markup

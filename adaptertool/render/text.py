@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from adaptertool.errors import by, shown
-from adaptertool.reports import FilesReport, PlanReport, RunReport, TensorPlan
-from adaptertool.spec import EXACT
+from adaptertool.reports.run import PlanReport, RunReport, TensorPlan
+from adaptertool.reports.verify import FilesReport
+from adaptertool.spec.choices import EXACT
 
 Edits = tuple[tuple[str, float, float, int | None, bool, int], ...]  # as in EditReport, without the module
 

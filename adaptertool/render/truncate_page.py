@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from adaptertool.adapter_reports import TruncateReport
 from adaptertool.render.adapters import limit, span
 from adaptertool.render.drift import number
 from adaptertool.render.layer_map import layer_map
 from adaptertool.render.page import render
 from adaptertool.render.spectra import spectra
+from adaptertool.reports.adapters import TruncateReport
 
 
 def truncate_page(report: TruncateReport) -> str:

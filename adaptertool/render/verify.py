@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adaptertool.errors import UsageError, shown
 from adaptertool.render.text import starred
-from adaptertool.reports import TensorVerdict, VerifyReport
+from adaptertool.reports.verify import TensorVerdict, VerifyReport
 
 _LISTED = 20
 

@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 
 from blake3 import blake3
 
-from adaptertool import __version__
 from adaptertool.errors import UsageError
 from adaptertool.files import publish
 from adaptertool.files.hashing import DEFAULT, Digests
@@ -20,10 +19,12 @@ from adaptertool.files.staging import Finished, Staging
 from adaptertool.files.writer import OutputFile, copy_range, write_small
 from adaptertool.formats.peft import CONFIG, WEIGHTS
 from adaptertool.production import Job, results, write_tensors
-from adaptertool.spec import Asset, Stamp, TensorSpec
+from adaptertool.spec.plan import Asset
+from adaptertool.spec.tensors import Stamp, TensorSpec
 from adaptertool.tasks.common import peak_memory, thread_count
 from adaptertool.tasks.leftovers import Leftovers
 from adaptertool.tasks.manifest import Facts, facts_of, write_manifest
+from adaptertool.version import __version__
 
 Said = TypeVar("Said")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.methods import Method
-from adaptertool.spec import PRECISIONS, Cut
+from adaptertool.spec.choices import PRECISIONS, Cut
 
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str

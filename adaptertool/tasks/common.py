@@ -12,7 +12,7 @@ from typing import Any
 from adaptertool.budget import bytes_to_read, bytes_to_write, count_tensors
 from adaptertool.errors import UsageError, shown
 from adaptertool.files.publish import check_target
-from adaptertool.spec import Plan
+from adaptertool.spec.plan import Plan
 
 # More threads than this wait for the disk, and each takes up to 80 MB.
 MAX_DEFAULT_THREADS = 8

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptertool.curve import ALL, KEEP, NONE, CurvePoint, CurveReport
 from adaptertool.errors import UsageError, argument
 from adaptertool.plan import in_folders
-from adaptertool.spec import EXACT, Plan
+from adaptertool.reports.curve import ALL, KEEP, NONE, CurvePoint, CurveReport
+from adaptertool.spec.choices import EXACT
+from adaptertool.spec.plan import Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, parse_alphas
 from adaptertool.tasks.scorer import Score, scorer_of
 from adaptertool.tasks.wise import prepare_wise

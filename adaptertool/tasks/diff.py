@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from adaptertool.comparison_report import DiffReport, TensorDiff
 from adaptertool.correspondence import Counterparts, counterparts
 from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
@@ -14,7 +13,8 @@ from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.beside import PREFIX, weights_beside
 from adaptertool.formats.peft import CONFIG, WEIGHTS, is_adapter
 from adaptertool.renaming import renaming
-from adaptertool.spec import COMPUTED, Ref
+from adaptertool.reports.diff import DiffReport, TensorDiff
+from adaptertool.spec.tensors import COMPUTED, Ref
 from adaptertool.tasks.arguments import PathLike, as_path
 from adaptertool.tasks.common import config_notes, peak_memory, thread_count
 

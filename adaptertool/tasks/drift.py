@@ -15,8 +15,9 @@ from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.files.header import read_header
 from adaptertool.kinds import DORA
 from adaptertool.plan import all_steps
-from adaptertool.reports import PATHS, DriftReport
-from adaptertool.spec import Plan, Step
+from adaptertool.reports.drift import DriftReport
+from adaptertool.reports.run import PATHS
+from adaptertool.spec.plan import Plan, Step
 from adaptertool.tasks.arguments import Number, PathLike, as_path
 from adaptertool.tasks.common import thread_count
 from adaptertool.tasks.merge import prepare_merge

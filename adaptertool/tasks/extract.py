@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.adapter_reports import ExtractReport, TensorExtracted
 from adaptertool.conversion import architecture_of
 from adaptertool.correspondence import aligned
 from adaptertool.errors import InputError, MismatchError, UsageError, shown
@@ -14,9 +13,10 @@ from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_me
 from adaptertool.formats.peft import is_adapter
 from adaptertool.formats.peft_write import Written, alpha_for, config_text, may_have_factors
 from adaptertool.renaming import renaming
+from adaptertool.reports.adapters import ExtractReport, TensorExtracted
 from adaptertool.resolve import open_subject
 from adaptertool.selection import FACTORS, SAVED, Selection, left_out, select
-from adaptertool.spec import Cut
+from adaptertool.spec.choices import Cut
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.tasks.common import config_notes, thread_count
 from adaptertool.tuned import no_copy, pairs_of

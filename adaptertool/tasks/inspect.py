@@ -13,7 +13,6 @@ from adaptertool.errors import InputError, UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.formats.peft import is_adapter
 from adaptertool.formats.peft_layers import read_layered
-from adaptertool.inspect_reports import InspectedModule, InspectReport
 from adaptertool.inspection.capacity import BITS_PER_EPISODE, bits_of_tokens
 from adaptertool.inspection.checkpoints import checkpoint_facts
 from adaptertool.inspection.coverage import places_of
@@ -23,7 +22,10 @@ from adaptertool.inspection.findings import findings, rules
 from adaptertool.kinds import DORA
 from adaptertool.plan import plan_merge
 from adaptertool.renaming import Renames, renaming
-from adaptertool.spec import Cut, Plan, Stamp
+from adaptertool.reports.inspect import InspectedModule, InspectReport
+from adaptertool.spec.choices import Cut
+from adaptertool.spec.plan import Plan
+from adaptertool.spec.tensors import Stamp
 from adaptertool.tasks.arguments import PathLike, as_path
 from adaptertool.tasks.common import thread_count
 from adaptertool.tasks.wise import prepare_wise

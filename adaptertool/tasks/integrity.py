@@ -15,7 +15,7 @@ from adaptertool.errors import InputError, Interrupted, StorageError, Unsupporte
 from adaptertool.files.checkpoint import MANIFEST, SUMS, load_manifest
 from adaptertool.files.hashing import BLAKE3, SHA256, digests_of
 from adaptertool.interrupts import deferred
-from adaptertool.reports import FilesReport, FileStatus
+from adaptertool.reports.verify import FilesReport, FileStatus
 from adaptertool.tasks.arguments import PathLike, as_path
 from adaptertool.tasks.common import thread_count
 from adaptertool.tasks.manifest import sums

@@ -10,7 +10,11 @@ from typing import Any
 
 from blake3 import blake3
 
-from adaptertool.curve import (
+from adaptertool.errors import InputError, OutputError, shown
+from adaptertool.files.checkpoint import MANIFEST, load_manifest
+from adaptertool.files.hashing import BLAKE3, digests_of
+from adaptertool.files.jsonfile import load_json
+from adaptertool.reports.curve import (
     ALL,
     BEST,
     SCORES,
@@ -22,11 +26,7 @@ from adaptertool.curve import (
     mean_of,
     target_and_reference,
 )
-from adaptertool.errors import InputError, OutputError, shown
-from adaptertool.files.checkpoint import MANIFEST, load_manifest
-from adaptertool.files.hashing import BLAKE3, digests_of
-from adaptertool.files.jsonfile import load_json
-from adaptertool.spec import Output, Plan
+from adaptertool.spec.plan import Output, Plan
 from adaptertool.tasks.curve import Wishes
 from adaptertool.tasks.manifest import recipe_key
 from adaptertool.tasks.scorer import Scorer, ScoringError, checked_scores

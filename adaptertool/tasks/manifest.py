@@ -12,14 +12,14 @@ from typing import Any
 
 from blake3 import blake3
 
-from adaptertool import __version__
 from adaptertool.errors import StorageError, shown
 from adaptertool.files.checkpoint import MANIFEST, SUMS
 from adaptertool.files.hashing import SHA256, Digests, digests_of
 from adaptertool.files.staging import Finished, Staging
 from adaptertool.files.writer import write_small
 from adaptertool.plan import all_steps
-from adaptertool.spec import Plan
+from adaptertool.spec.plan import Plan
+from adaptertool.version import __version__
 
 Facts = dict[str, int | str]  # size, and hashes by name
 

@@ -11,15 +11,16 @@ from typing import Any
 from adaptertool.blend_plan import plan_blend
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
-from adaptertool.formats.adapter import Adapter
 from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.peft import is_adapter, read_adapter
 from adaptertool.formats.peft_config import reading
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.plan import plan_merge
 from adaptertool.renaming import Renames, renaming
-from adaptertool.reports import RunReport
-from adaptertool.spec import EXACT, Blend, Plan
+from adaptertool.reports.run import RunReport
+from adaptertool.spec.adapter import Adapter
+from adaptertool.spec.choices import EXACT
+from adaptertool.spec.plan import Blend, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, decimals, thinning
 from adaptertool.tasks.tokenizer import with_tokenizer
 

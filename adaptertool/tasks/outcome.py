@@ -10,8 +10,8 @@ from adaptertool.budget import count_elements
 from adaptertool.errors import UnchangedError
 from adaptertool.files.staging import Staging
 from adaptertool.plan import all_steps, verbatim
-from adaptertool.spec import Plan
-from adaptertool.tally import Tally, total
+from adaptertool.spec.plan import Plan
+from adaptertool.spec.tally import Tally, total
 
 _LOW = 0.5  # a survival that is said
 _DIGITS = 4  # of a survival: it is of a sample

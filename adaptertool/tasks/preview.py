@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from adaptertool.budget import bytes_to_write, predicted_memory
 from adaptertool.files.publish import free_space
-from adaptertool.reports import EditReport, PlanReport, TensorPlan
-from adaptertool.spec import Plan, Step
+from adaptertool.reports.run import EditReport, PlanReport, TensorPlan
+from adaptertool.spec.plan import Plan, Step
 from adaptertool.tasks.arguments import PathLike, as_path
 from adaptertool.tasks.common import check_output, summary, thread_count
 

@@ -23,14 +23,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adaptertool import __version__
 from adaptertool.errors import InputError, OutputError, StorageError, UsageError
 from adaptertool.files.hashing import SHA256
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.publish import place_file, sync_directory
 from adaptertool.files.writer import write_small
-from adaptertool.spec import Plan
+from adaptertool.spec.plan import Plan
 from adaptertool.tasks.manifest import Facts, Record
+from adaptertool.version import __version__
 
 BUILDER = "pkg:generic/adaptertool"
 EPOCH = "SOURCE_DATE_EPOCH"

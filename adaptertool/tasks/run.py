@@ -22,9 +22,10 @@ from adaptertool.files.writer import forget, write_small
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.plan import all_steps
 from adaptertool.preflight import require_equal, require_finite_factors
-from adaptertool.reports import RunReport
-from adaptertool.spec import EXACT, Plan
-from adaptertool.tally import Tally
+from adaptertool.reports.run import RunReport
+from adaptertool.spec.choices import EXACT
+from adaptertool.spec.plan import Plan
+from adaptertool.spec.tally import Tally
 from adaptertool.tasks.arguments import PathLike, as_path
 from adaptertool.tasks.common import check_output, makes_file, peak_memory, summary, thread_count
 from adaptertool.tasks.leftovers import Leftovers

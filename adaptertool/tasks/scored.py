@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptertool.budget import bytes_to_write
-from adaptertool.curve import ALL, BEST, SCORES, CurvePoint, CurveReport, Scores
 from adaptertool.engine import run_plan
 from adaptertool.errors import UsageError, shown
 from adaptertool.files import publish
@@ -28,7 +27,8 @@ from adaptertool.preflight import require_equal, require_finite_factors
 from adaptertool.reads import read_files
 from adaptertool.render.curve import result_files, without_page
 from adaptertool.render.machine import to_json
-from adaptertool.spec import Output, Plan
+from adaptertool.reports.curve import ALL, BEST, SCORES, CurvePoint, CurveReport, Scores
+from adaptertool.spec.plan import Output, Plan
 from adaptertool.tasks.common import check_output, thread_count
 from adaptertool.tasks.curve import Wishes
 from adaptertool.tasks.known import Curve, read_points

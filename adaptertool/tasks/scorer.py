@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from adaptertool.curve import Scores
 from adaptertool.errors import InputError, UsageError, shown
 from adaptertool.files.jsonfile import parse_json
 from adaptertool.interrupts import deferred
 from adaptertool.process import environment
+from adaptertool.reports.curve import Scores
 
 Score = str | Callable[[str], object]  # a command, or a function
 

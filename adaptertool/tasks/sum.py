@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.adapter_reports import LayerSummed, SumReport
 from adaptertool.combine import Combined, combined, mixed
 from adaptertool.combine_saved import fields_of, saved_of
 from adaptertool.errors import UsageError, argument, shown
@@ -20,7 +19,9 @@ from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
 from adaptertool.namesakes import under_one_name
 from adaptertool.plan import plan_merge
-from adaptertool.spec import Cut, Mix, Plan
+from adaptertool.reports.adapters import LayerSummed, SumReport
+from adaptertool.spec.choices import Cut, Mix
+from adaptertool.spec.plan import Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, decimals
 from adaptertool.tasks.sum_methods import check_adapters, cut_for, mix_for
 

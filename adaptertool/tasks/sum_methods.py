@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from adaptertool.errors import UsageError
 from adaptertool.formats.peft_layers import Layered
 from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
-from adaptertool.spec import Cut, Mix
+from adaptertool.spec.choices import Cut, Mix
 from adaptertool.tasks.arguments import Number, PathLike, cut_of, thinning
 
 CAT, SVD, _ON_CHANGES = "cat", "svd", "_svd"

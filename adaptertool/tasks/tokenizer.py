@@ -10,7 +10,7 @@ from adaptertool.errors import MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
 from adaptertool.files.tokenizer import Files, differences, is_tokenizer_file, read_tokenizer, stale
-from adaptertool.spec import Plan
+from adaptertool.spec.plan import Plan
 
 BASE, ADAPTER = TOKENIZERS = ("base", "adapter")
 _HOW = "--tokenizer adapter takes what is there"

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.adapter_reports import LayerTruncated, TruncateReport
 from adaptertool.errors import UsageError, shown
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.formats.beside import assets_of, left_out, require_used
@@ -14,7 +13,9 @@ from adaptertool.formats.peft import CONFIG
 from adaptertool.formats.peft_layers import Layered, read_layered
 from adaptertool.formats.peft_write import Written, alpha_for, config_text
 from adaptertool.inspection.families import family_of
-from adaptertool.spec import Cut, Plan
+from adaptertool.reports.adapters import LayerTruncated, TruncateReport
+from adaptertool.spec.choices import Cut
+from adaptertool.spec.plan import Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.tasks.merge import prepare_merge
 from adaptertool.tasks.tokenizer import BASE

@@ -16,9 +16,9 @@ from adaptertool.formats.peft import CONFIG, is_adapter
 from adaptertool.formats.peft_config import LoraConfig, parse_config
 from adaptertool.plan import all_steps, plan_merge
 from adaptertool.renaming import Renames, renaming
-from adaptertool.reports import VerdictCounts, VerifyReport
+from adaptertool.reports.verify import VerdictCounts, VerifyReport
 from adaptertool.resolve import open_subject
-from adaptertool.spec import Edit, Plan
+from adaptertool.spec.plan import Edit, Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path
 from adaptertool.tasks.common import thread_count
 from adaptertool.tasks.merge import prepare_merge

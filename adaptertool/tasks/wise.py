@@ -17,8 +17,9 @@ from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.peft import is_adapter
 from adaptertool.plan import plan_wise
 from adaptertool.renaming import Renames, renaming
-from adaptertool.reports import RunReport
-from adaptertool.spec import EXACT, Plan
+from adaptertool.reports.run import RunReport
+from adaptertool.spec.choices import EXACT
+from adaptertool.spec.plan import Plan
 from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, parse_alphas
 from adaptertool.tasks.merge import layout_chosen, open_adapter
 from adaptertool.tasks.tokenizer import with_tokenizer

@@ -13,7 +13,8 @@ import numpy as np
 from adaptertool.kinds import DORA, LORA
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.numerics.rounding import Array
-from adaptertool.spec import COMPUTED, Edit
+from adaptertool.spec.plan import Edit
+from adaptertool.spec.tensors import COMPUTED
 from adaptertool.verdict.elsewhere import elsewhere, is_turned
 from adaptertool.verdict.judge import narrowed
 from adaptertool.verdict.likeness import half_ulp

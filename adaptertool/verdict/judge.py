@@ -13,7 +13,7 @@ from adaptertool.changes import changed, numbers
 from adaptertool.errors import NonFiniteError
 from adaptertool.numerics.distance import ulps
 from adaptertool.numerics.rounding import STORED, WORD, Array, doubles, rounded
-from adaptertool.spec import COMPUTED, DTYPE_BITS, Ref
+from adaptertool.spec.tensors import COMPUTED, DTYPE_BITS, Ref
 from adaptertool.tensors import as_bytes
 from adaptertool.verdict.likeness import Manner, Values, limits
 from adaptertool.verdict.subject import Subject, Tally

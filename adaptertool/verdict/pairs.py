@@ -13,8 +13,9 @@ from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import Inputs
 from adaptertool.layout import CONFIG
 from adaptertool.plan import all_steps
-from adaptertool.reports import TensorVerdict
-from adaptertool.spec import COMPUTED, DTYPE_BITS, Plan
+from adaptertool.reports.verify import TensorVerdict
+from adaptertool.spec.plan import Plan
+from adaptertool.spec.tensors import COMPUTED, DTYPE_BITS
 from adaptertool.ties import FLAG
 from adaptertool.verdict.config import config_problems
 from adaptertool.verdict.subject import Subject

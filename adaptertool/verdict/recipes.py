@@ -18,7 +18,8 @@ from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.numerics.rounding import Array, doubles, rounded
 from adaptertool.plan import matrix
 from adaptertool.region import choose
-from adaptertool.spec import COMPUTED, Edit
+from adaptertool.spec.plan import Edit
+from adaptertool.spec.tensors import COMPUTED
 from adaptertool.verdict.likeness import ROUNDOFF
 from adaptertool.verdict.subject import Subject
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from adaptertool.blocks import Workspace
-from adaptertool.reports import TensorVerdict
+from adaptertool.reports.verify import TensorVerdict
 from adaptertool.verdict.elsewhere import is_turned
 from adaptertool.verdict.examine import Finding, examine
 from adaptertool.verdict.faults import Fault, Reading, fault_of

@@ -11,7 +11,7 @@ from adaptertool.blocks import Block
 from adaptertool.chain import Chain
 from adaptertool.numerics.rounding import STORED, Array, doubles
 from adaptertool.plan import matrix
-from adaptertool.spec import Edit
+from adaptertool.spec.plan import Edit
 from adaptertool.tensors import as_bytes
 from adaptertool.verdict.likeness import limits
 from adaptertool.verdict.subject import Subject

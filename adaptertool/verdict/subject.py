@@ -17,7 +17,8 @@ from adaptertool.kinds import BY_NAME
 from adaptertool.numerics.rounding import STORED, Array, doubles
 from adaptertool.plan import matrix, verbatim
 from adaptertool.region import as_floats
-from adaptertool.spec import COMPUTED, Ref, Step
+from adaptertool.spec.plan import Step
+from adaptertool.spec.tensors import COMPUTED, Ref
 from adaptertool.tensors import as_bytes
 from adaptertool.verdict.evidence import DEVIATIONS
 from adaptertool.verdict.likeness import RECIPES, ROUNDOFF, SMALLEST, Manner, Values

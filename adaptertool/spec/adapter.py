@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from adaptertool.spec import Ref, Stamp, View
+from adaptertool.spec.tensors import Ref, Stamp, View
 
 
 class Module(NamedTuple):

@@ -1,0 +1,1 @@
+"""The records that the others hand on to each other, as frozen data: tensors, adapters, plans, counts."""

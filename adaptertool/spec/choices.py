@@ -1,0 +1,31 @@
+"""What callers choose: the precision, how much of a spectrum stays, and how adapters become one."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import NamedTuple
+
+# How results are computed: correctly rounded from the real formula, or in single precision and rounded once.
+EXACT, FAST = PRECISIONS = ("exact", "fast")
+
+
+class Cut(NamedTuple):
+    """How much of the spectrum of a change is to stay: one of the three."""
+
+    rank: int | None = None
+    energy: Decimal | None = None  # the smallest rank that keeps this share of Σσ²
+    max_error: Decimal | None = None  # the smallest rank whose error, relative in Frobenius norm, is at most this
+
+    def as_typed(self) -> dict[str, str | int]:
+        """The one that is given, as JSON."""
+        given = {name: value for name, value in self._asdict().items() if value is not None}
+        return {name: value if isinstance(value, int) else str(value) for name, value in given.items()}
+
+
+class Mix(NamedTuple):
+    """A way of combining adapters into one (mixing)."""
+
+    method: str  # of methods.METHODS
+    on_factors: bool  # and not on the changes that they make
+    density: float
+    seed: int

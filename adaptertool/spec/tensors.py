@@ -1,0 +1,101 @@
+"""Tensors on disk as frozen data: their dtype, shape, and place in a file. Dtypes are the strings of safetensors.
+
+What there is for each tensor is a named tuple: a plan makes a million of them, and a frozen dataclass takes three times
+as long to make.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from adaptertool.errors import by
+
+# Bits per element, every dtype that the safetensors format (0.8) defines.
+DTYPE_BITS: Mapping[str, int] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+
+# Device, inode, size, mtime and ctime of a file: what tells that it is still the one that was planned with.
+# The ctime is there because a copy in place can put the mtime back.
+Stamp = tuple[int, int, int, int, int]
+
+
+# Of factors whose columns lie in turn (experts) those of several are read at once: at most so many bytes for each
+# tensor, of so many tensors. A layer's gate, up and down are asked for in turn.
+WINDOW, KEPT = 32 << 20, 8
+
+
+# The dtypes that arithmetic is done on; all others are only ever copied as bytes.
+COMPUTED = ("BF16", "F16", "F32", "F64")
+
+
+class TensorSpec(NamedTuple):
+    """Name, dtype, shape and size of a tensor, as a safetensors header gives them."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {by(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A tensor in a file: `nbytes` bytes from `offset` (counted from the start of the file), or columns of it."""
+
+    path: Path
+    offset: int
+    spec: TensorSpec
+    columns: range | None = None  # of a matrix; None: all
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape if self.columns is None else (self.spec.shape[0], len(self.columns))
+
+    @property
+    def turns(self) -> int:
+        """How many such sets of columns the matrix has, that are read together: they take turns, or lie side by side.
+        1 where these are read by themselves."""
+        if self.columns is None or self.columns.step > 1:
+            return 1 if self.columns is None else self.columns.step
+        width, size = self.spec.shape[1], max(len(self.columns), 1)
+        apart = width % size == 0 and self.columns.start % size == 0 and width // size > 2  # not halves of a factor
+        return width // size if apart else 1
+
+    def rows(self, first: int, last: int) -> Ref:
+        """Rows first..last (of the first dimension) as a tensor of their own."""
+        size = self.spec.nbytes // max(self.spec.shape[0], 1)
+        shape = (last - first, *self.spec.shape[1:])
+        spec = TensorSpec(self.spec.name, self.spec.dtype, shape, (last - first) * size)
+        return Ref(self.path, self.offset + first * size, spec, self.columns)
+
+    def renamed(self, name: str) -> Ref:
+        """The same tensor, under the name that another checkpoint has for it."""
+        return Ref(self.path, self.offset, self.spec._replace(name=name), self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A part of a stored tensor: some rows and columns of it as a matrix whose rows have `width` elements.
+
+    A 2D tensor (rows, width), experts (E, d1, d2) as (E·d1, d2), a convolution (out, in, k) as (out, in·k).
+    """
+
+    width: int
+    rows: range | tuple[int, ...]  # a tuple: in the order of the factors' rows
+    columns: range
+    shape: tuple[int, ...]  # of the part, as it is stored
