@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from adaptertool.live import attached as attached
     from adaptertool.live import scaled as scaled
     from adaptertool.live import sweep as sweep
+    from adaptertool.output.integrity import check_files as check_files
+    from adaptertool.output.preview import preview as preview
     from adaptertool.reports.adapters import ExtractReport as ExtractReport
     from adaptertool.reports.adapters import SumReport as SumReport
     from adaptertool.reports.adapters import TruncateReport as TruncateReport
@@ -34,10 +36,8 @@ if TYPE_CHECKING:
     from adaptertool.tasks.drift import drift as drift
     from adaptertool.tasks.extract import extract as extract
     from adaptertool.tasks.inspect import inspect as inspect
-    from adaptertool.tasks.integrity import check_files as check_files
     from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
-    from adaptertool.tasks.preview import preview as preview
     from adaptertool.tasks.sum import sum_adapters as sum_adapters
     from adaptertool.tasks.truncate import truncate as truncate
     from adaptertool.tasks.verify import verify as verify
@@ -61,7 +61,7 @@ _HOMES = {
     "VerifyReport": "adaptertool.reports.verify",
     "applied": "adaptertool.live",
     "attached": "adaptertool.live",
-    "check_files": "adaptertool.tasks.integrity",
+    "check_files": "adaptertool.output.integrity",
     "diff": "adaptertool.tasks.diff",
     "drift": "adaptertool.tasks.drift",
     "evaluate": "adaptertool.evaluation",
@@ -70,7 +70,7 @@ _HOMES = {
     "merge": "adaptertool.tasks.merge",
     "prepare_merge": "adaptertool.tasks.merge",
     "prepare_wise": "adaptertool.tasks.wise",
-    "preview": "adaptertool.tasks.preview",
+    "preview": "adaptertool.output.preview",
     "scaled": "adaptertool.live",
     "sum_adapters": "adaptertool.tasks.sum",
     "sweep": "adaptertool.live",

@@ -14,45 +14,23 @@ import adaptertool
 
 PACKAGE = ROOT / "adaptertool"
 
-# Rooms from the lowest to the highest; a room may import from those before it, and from itself.
-ROOMS = [
-    ["version", "errors"],
-    ["interrupts", "process"],
-    ["spec"],
-    ["numerics"],
-    ["files"],
-    ["kinds", "methods"],
-    ["tensors"],
-    ["formats"],
-    ["conversion", "prefix"],
-    ["traits", "names", "experts", "combine", "combine_saved", "correspondence"],
-    ["place", "ties", "resize", "heads", "renaming"],
-    ["resolve", "layout"],
-    ["selection"],
-    ["tuned"],
-    ["plan"],
-    ["region", "demands"],
-    ["chain", "as_adapter", "blend_plan", "fisher_plan", "namesakes"],
-    ["lines"],
-    ["settle"],
-    ["survival"],
-    ["blocks", "rescale", "blend", "fisher", "budget", "reads"],
-    ["workers", "changes"],
-    ["crew"],
-    ["engine", "preflight", "production"],
-    ["factors", "difference", "effect"],
-    ["reduction", "summation", "extraction"],
-    ["mixing", "based"],
-    ["reports"],
-    ["render"],
-    ["verdict", "fidelity", "comparison", "inspection"],
+# Rooms from the lowest level to the highest; a room may import from the levels before its own, and from itself.
+LEVELS = [
+    ["version", "errors", "process"],
+    ["interrupts", "spec", "reports"],
+    ["numerics", "files"],
+    ["kinds", "methods", "codecs", "architectures"],
+    ["arguments", "render", "formats", "resolution", "arithmetic"],
+    ["planning"],
+    ["engine", "live"],
+    ["algebra", "verification", "fidelity", "inspection", "evaluation"],
+    ["output"],
+    ["scoring"],
     ["tasks"],
-    ["live"],
-    ["evaluation"],
     ["cli"],
     ["__main__"],
 ]
-LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -34,12 +34,12 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import adaptertool
-from adaptertool import plan as plan_module
-from adaptertool.as_adapter import into_adapter
+from adaptertool.arithmetic import tiling
 from adaptertool.errors import AdapterToolError, NonFiniteError, OutputError, UnsupportedError, UsageError
 from adaptertool.files.checkpoint import open_checkpoint
-from adaptertool.formats.peft import read_adapter
+from adaptertool.formats.peft.read import read_adapter
 from adaptertool.kinds.dora import interpolated
+from adaptertool.planning.as_adapter import into_adapter
 
 U = 2.0**-24
 ALPHAS = ["0", "0.25", "1", "1.5", "-0.5"]
@@ -389,7 +389,7 @@ def test_threads_blocks_and_sweeps_change_no_byte(tmp_path: Path, monkeypatch: p
     options: dict[str, Any] = {"as_adapter": True}
     report = adaptertool.wise(base, adapter, tmp_path / "1", "0:1:0.25", threads=1, **options)
     assert [Path(folder).name for folder in report.outputs][1:3] == ["alpha-0.250", "alpha-0.500"]
-    monkeypatch.setattr(plan_module, "BLOCK_ELEMENTS", 40)
+    monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", 40)
     adaptertool.wise(base, adapter, tmp_path / "2", "0:1:0.25", threads=5, **options)
     assert snapshot(tmp_path / "1") == snapshot(tmp_path / "2")
     for folder in report.outputs:
@@ -409,7 +409,7 @@ def refused(tmp_path: Path, base: Path, tuned: Path, kind: type[AdapterToolError
 def test_a_magnitude_that_is_not_positive_is_refused(
     tmp_path: Path, layer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module, "BLOCK_ELEMENTS", 24)  # two rows of the linear layer
+    monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", 24)  # two rows of the linear layer
     zoo, base = make_base(tmp_path / "base")
     adapter = train(tmp_path / "a", zoo, target_modules=[layer], use_dora=True)
     tensors = load(adapter)

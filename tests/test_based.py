@@ -14,7 +14,7 @@ from test_sum import close, deltas, expected
 from test_truncate import best
 
 from adaptertool.errors import AdapterToolError, MismatchError, UnsupportedError, UsageError
-from adaptertool.tasks.integrity import check_files
+from adaptertool.output.integrity import check_files
 from adaptertool.tasks.sum import sum_adapters
 
 WEIGHTS = [0.7, -1.3]

@@ -17,7 +17,7 @@ from test_architectures import MODELS, TEXT, VISION, build
 from test_experts import train
 
 import adaptertool
-from adaptertool.conversion import into_memory, rules_for
+from adaptertool.architectures.conversion import into_memory, rules_for
 from adaptertool.errors import MismatchError, UsageError
 
 Tensors = dict[str, torch.Tensor]

@@ -24,8 +24,8 @@ from conftest import ROOT, adaptertool, load, lora_factors, same_bits, snapshot,
 from adaptertool import CurveReport, check_files, wise, wise_curve
 from adaptertool.errors import AdapterToolError, OutputError, StorageError, UsageError
 from adaptertool.files import publish
-from adaptertool.files.beside import left_behind
-from adaptertool.tasks import scored as scored_module
+from adaptertool.files.leftovers import left_behind
+from adaptertool.scoring import run as scored_module
 from adaptertool.tasks.clean import clean
 
 # Of tensors that are 0 in the base and 1 in the tuned: so a score says of which alpha the checkpoint is

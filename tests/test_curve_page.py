@@ -18,7 +18,8 @@ from browser import VIEWS, look, needs_browser, width_of
 from conftest import FIXTURES
 
 from adaptertool import CurveReport, wise_curve
-from adaptertool.render.curve import curve_text, result_files
+from adaptertool.render.curve import curve_text
+from adaptertool.render.curve_files import result_files
 from adaptertool.render.curve_page import curve_page, scale_of
 from adaptertool.reports.curve import CurvePoint, best_alphas, mean_of, target_and_reference
 

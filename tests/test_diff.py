@@ -12,8 +12,8 @@ import torch
 from conftest import FIXTURES, load, lora_factors, main_here, snapshot, write_adapter, write_checkpoint
 
 import adaptertool
-from adaptertool import comparison
 from adaptertool.errors import InputError
+from adaptertool.inspection import diff as comparison
 from adaptertool.reports.diff import TensorDiff
 from adaptertool.tasks.diff import diff
 

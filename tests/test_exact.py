@@ -22,11 +22,10 @@ from hypothesis import strategies as st
 from oracle import fractions, round_fraction
 
 import adaptertool
-from adaptertool import blocks, settle
-from adaptertool import plan as plan_module
+from adaptertool.arithmetic import blocks, correct_rounding, tiling
 from adaptertool.errors import NonFiniteError
 from adaptertool.numerics.interval import Interval, intervals, roots
-from adaptertool.numerics.residue import Residue
+from adaptertool.numerics.modular import Residue
 from adaptertool.numerics.rounding import doubles, rounded, to_odd
 
 NARROW = [torch.bfloat16, torch.float16]
@@ -258,7 +257,7 @@ def test_blocks_threads_and_views_do_not_change_a_bit(tmp_path: Path, monkeypatc
     adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
     whole = (tmp_path / "out" / "model.safetensors").read_bytes()
     for size, threads in ((1, 1), (50, 3), (1000, 2)):
-        monkeypatch.setattr(plan_module, "BLOCK_ELEMENTS", size)
+        monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", size)
         adaptertool.merge(checkpoint, [adapter], tmp_path / f"{size}", threads=threads)
         assert (tmp_path / f"{size}" / "model.safetensors").read_bytes() == whole
 
@@ -403,7 +402,7 @@ def test_stages_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         adapter = write_adapter(tmp_path / name, tensors, r=R, lora_alpha=2, **fields)
         adaptertool.merge(checkpoint, [adapter], tmp_path / f"{name}-out")
         with monkeypatch.context() as patch:
-            patch.setattr(settle, "UNIT", 2.0**-10)
+            patch.setattr(correct_rounding, "UNIT", 2.0**-10)
             patch.setattr(blocks, "round_within", all_open)
             report = adaptertool.merge(checkpoint, [adapter], tmp_path / f"{name}-slow")
         assert report.settled > 5
@@ -496,7 +495,7 @@ def test_signs_of_zeros_do_not_depend_on_blocks(tmp_path: Path, monkeypatch: pyt
     checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": torch.ones(6, 8)})
     adapter = write_adapter(tmp_path / "a", tensors, r=2, lora_alpha=2)
     adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
-    monkeypatch.setattr(plan_module, "BLOCK_ELEMENTS", 8)
+    monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", 8)
     adaptertool.merge(checkpoint, [adapter], tmp_path / "small")
     assert same_bits(load(tmp_path / "out")["x.weight"], load(tmp_path / "small")["x.weight"])
 

@@ -15,8 +15,7 @@ from oracle import fractions
 from test_exact import OUTPUTS, delta, dora_exactly, matrix, require
 
 import adaptertool
-from adaptertool import blocks, settle
-from adaptertool import plan as plan_module
+from adaptertool.arithmetic import blocks, correct_rounding, tiling
 from adaptertool.errors import NonFiniteError
 from adaptertool.numerics import rounding
 
@@ -103,7 +102,7 @@ def test_norms_are_as_uncertain_as_the_worst_block_of_a_transposed_weight(
     checkpoint = write_checkpoint(tmp_path / "base", {f"{name}.weight": base.T.contiguous()}, config=GPT2)
     factors = {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b, f"{name}.lora_magnitude_vector": magnitude}
     adapter = write_adapter(tmp_path / "a", factors, r=outputs, lora_alpha=3 * outputs, use_dora=True)
-    monkeypatch.setattr(plan_module, "BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", 1)
     adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
     change = [[3 * d for d in row] for row in delta(a, b)]
     exact = dora_exactly(matrix(base), change, fractions(magnitude), Fraction(1))
@@ -128,7 +127,7 @@ def test_rationals_of_a_saved_weight_that_is_stored_transposed(
         return np.arange(len(values))
 
     with monkeypatch.context() as patch:
-        patch.setattr(settle, "UNIT", 2.0**-10)
+        patch.setattr(correct_rounding, "UNIT", 2.0**-10)
         patch.setattr(blocks, "round_within", all_open)
         report = adaptertool.merge(checkpoint, [first, second], tmp_path / "slow", weights=[weight, 1.0])
     assert report.settled_one_by_one > 5

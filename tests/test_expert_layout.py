@@ -185,7 +185,7 @@ def test_in_a_model_in_memory(tmp_path: Path) -> None:
 
 
 def test_many_experts_are_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptertool.tensors.WINDOW", 64)
+    monkeypatch.setattr("adaptertool.codecs.tensors.WINDOW", 64)
     base = write_checkpoint(tmp_path / "base", store(*experts(), "fused"), config=CONFIGS["fused"])
     own = factors()
     for name, tensors, fields in (("a", own, {}), ("b", grouped(own), {"lora_B_layout": "grouped_by_expert"})):

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from test_architectures import MOE, TEXT, build, compare
 
 import adaptertool
-from adaptertool import tensors as tensors_module
+from adaptertool.codecs import tensors as tensors_module
 from adaptertool.errors import AdapterToolError, InputError, MismatchError, UnsupportedError
-from adaptertool.render.text import plan_text
+from adaptertool.render.run import plan_text
 
 FUSED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 FED = ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
@@ -313,8 +313,8 @@ def test_many_blocks_and_threads_give_the_same_bits(tmp_path: Path, monkeypatch:
     weights = experts()
     adapter = write_adapter(tmp_path / "a", fused_factors(False), r=R_, target_parameters=FUSED)
     whole = merged_experts(tmp_path, "fused", weights, adapter)
-    monkeypatch.setattr("adaptertool.plan.BLOCK_ELEMENTS", 2 * H_ + 1)
-    monkeypatch.setattr("adaptertool.chain._PASS_ELEMENTS", 5)
+    monkeypatch.setattr("adaptertool.arithmetic.tiling.BLOCK_ELEMENTS", 2 * H_ + 1)
+    monkeypatch.setattr("adaptertool.arithmetic.chain._PASS_ELEMENTS", 5)
     for name, tensor in merged_experts(tmp_path / "small", "fused", weights, adapter, threads=3).items():
         assert same_bits(tensor, whole[name])
 

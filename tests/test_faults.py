@@ -27,12 +27,12 @@ import torch
 from conftest import ROOT, adaptertool, load, lora_factors, main_here, snapshot, write_adapter, write_checkpoint
 
 from adaptertool import merge, prepare_merge, sum_adapters, wise
+from adaptertool.engine.pool import all_done
 from adaptertool.errors import AdapterToolError, InputError, Interrupted, OutputError, StorageError, UsageError
 from adaptertool.files import publish, writer
 from adaptertool.files.staging import Staging
+from adaptertool.output.checkpoint import Options, run
 from adaptertool.tasks.clean import clean
-from adaptertool.tasks.run import Options, run
-from adaptertool.workers import all_done
 
 MODULE = "model.layers.0.mlp.up_proj"
 WEIGHT = f"{MODULE}.weight"
@@ -177,8 +177,8 @@ def test_a_second_signal_does_not_stop_the_cleaning(
 TRACED = (
     "files/publish.py",
     "files/staging.py",
-    "files/beside.py",
-    "tasks/run.py",
+    "files/leftovers.py",
+    "output/checkpoint.py",
     "cli/boundary.py",
     "cli/options.py",
 )

@@ -19,10 +19,10 @@ from conftest import ROOT, adaptertool, snapshot
 from test_staging import Place
 
 from adaptertool import sum_adapters, wise_curve
+from adaptertool.engine.pool import Pool
 from adaptertool.errors import OutputError, StorageError
-from adaptertool.files.beside import left_behind
+from adaptertool.files.leftovers import left_behind
 from adaptertool.tasks.clean import clean
-from adaptertool.workers import Pool
 
 
 @pytest.fixture

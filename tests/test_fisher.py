@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from oracle import fractions, half_ulp_excess, round_fraction
 
 import adaptertool
-from adaptertool import fisher
+from adaptertool.arithmetic import fisher
 from adaptertool.errors import AdapterToolError, InputError, MismatchError, NonFiniteError, UsageError
 from adaptertool.methods.fisher import between
 

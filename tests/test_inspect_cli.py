@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import FIXTURES, adaptertool, load, lora_factors, main_here, write_adapter, write_checkpoint
 
-from adaptertool.inspection.families import family_of
+from adaptertool.architectures.families import family_of
 from adaptertool.tasks.inspect import inspect
 
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"

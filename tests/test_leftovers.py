@@ -14,8 +14,8 @@ from test_staging import Place
 
 from adaptertool import extract, merge, sum_adapters, truncate, wise, wise_curve
 from adaptertool.errors import OutputError
-from adaptertool.files import beside, publish
-from adaptertool.files.beside import left_behind
+from adaptertool.files import leftovers, publish
+from adaptertool.files.leftovers import left_behind
 
 KEY = "0123456789abcdef"
 
@@ -143,5 +143,5 @@ def test_a_folder_that_cannot_be_listed(place: Place, left: Path, monkeypatch: p
             raise PermissionError(13, "Permission denied")
         return real(path)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(beside.os, "scandir", fail)
+    monkeypatch.setattr(leftovers.os, "scandir", fail)
     assert merge(place.base, [place.adapter], place.out).notes == () and left.exists()

@@ -19,7 +19,7 @@ from conftest import lora_factors, write_adapter
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from adaptertool.tasks.integrity import check_files
+from adaptertool.output.integrity import check_files
 
 WHOLE = bool(os.environ.get("ADAPTERTOOL_LIMITS"))
 SHARE = 1 if WHOLE else 20

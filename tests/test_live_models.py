@@ -17,7 +17,7 @@ from test_experts import train
 from test_live import enter
 
 import adaptertool
-from adaptertool.conversion import Cut, Piece
+from adaptertool.architectures.conversion import Cut, Piece
 from adaptertool.errors import MismatchError
 from adaptertool.live.memory import LiveNames
 

@@ -19,13 +19,14 @@ from blake3 import blake3
 from conftest import FIXTURES, adaptertool, lora_factors, snapshot, write_adapter, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from adaptertool import inspect, merge, plan, sum_adapters, wise
+from adaptertool import inspect, merge, sum_adapters, wise
+from adaptertool.arithmetic import tiling
 from adaptertool.errors import AdapterToolError, InputError, OutputError, StorageError, UsageError
-from adaptertool.files import beside, hashing, writer
+from adaptertool.files import hashing, leftovers, writer
 from adaptertool.files.hashing import InOrder, Loans
+from adaptertool.output.integrity import check_files
 from adaptertool.render.machine import to_json
-from adaptertool.render.text import files_text
-from adaptertool.tasks.integrity import check_files
+from adaptertool.render.run import files_text
 
 MANIFEST, SUMS = "adaptertool.manifest.json", "SHA256SUMS"
 PROJ = "model.layers.0.mlp.up_proj"
@@ -62,7 +63,7 @@ def lora(folder: Path, modules: tuple[str, ...] = (PROJ,), **config: Any) -> Pat
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that these small files have many parts, which come out of order."""
-    monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 160)
+    monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", 160)
     monkeypatch.setattr(hashing, "_PIECE", 192)
 
 
@@ -375,7 +376,7 @@ def test_provenance_replaces_only_its_like(tmp_path: Path, monkeypatch: pytest.M
     merge(base, [adapter], tmp_path / "out", weights=[0.5], provenance=file, force=True)
     assert b"in-toto" in file.read_bytes() and file.read_bytes() != old
     late = tmp_path / "late.json"  # comes while the run is at work
-    monkeypatch.setattr("adaptertool.tasks.run.publish.publish", lambda *_, **__: late.write_text("dear"))
+    monkeypatch.setattr("adaptertool.output.checkpoint.publish.publish", lambda *_, **__: late.write_text("dear"))
     with pytest.raises(StorageError, match="could not be put in place"):
         merge(base, [adapter], tmp_path / "out2", provenance=late)
     assert late.read_text() == "dear"
@@ -540,7 +541,7 @@ def test_options_of_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / SUMS).is_file() and (tmp_path / "p.json").is_file()
     assert adaptertool(*command, "--provenance", tmp_path / "p.json", "--force").returncode == 0
-    assert beside.left_behind(tmp_path / "out") == []
+    assert leftovers.left_behind(tmp_path / "out") == []
 
 
 def test_verify_without_a_base(tmp_path: Path) -> None:

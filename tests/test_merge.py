@@ -16,7 +16,7 @@ from oracle import fractions, half_ulp_excess, round_fraction
 from safetensors.torch import save_file
 
 import adaptertool
-from adaptertool import plan as plan_module
+from adaptertool.arithmetic import tiling
 from adaptertool.errors import NonFiniteError, UnsupportedError, UsageError
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -240,7 +240,7 @@ def test_same_bytes_for_any_blocks_and_threads(
     adapter = write_adapter(tmp_path / "a", factors, r=rank, bias="all")
     adaptertool.merge(base, [adapter], tmp_path / "1", threads=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_module, "BLOCK_ELEMENTS", block)
+        patch.setattr(tiling, "BLOCK_ELEMENTS", block)
         adaptertool.merge(base, [adapter], tmp_path / "2", threads=threads)
     assert snapshot(tmp_path / "1") == snapshot(tmp_path / "2")
 

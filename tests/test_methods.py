@@ -18,11 +18,11 @@ from hypothesis.extra import numpy as arrays
 from peft.utils import merge_utils
 
 import adaptertool
-from adaptertool import plan as plans
+from adaptertool.arithmetic import tiling
+from adaptertool.engine.pool import all_done
 from adaptertool.errors import AdapterToolError, Interrupted, MismatchError, UnsupportedError, UsageError
-from adaptertool.numerics.chance import uniform
-from adaptertool.numerics.trim import largest
-from adaptertool.workers import all_done
+from adaptertool.numerics.counter_random import uniform
+from adaptertool.numerics.top_k import largest
 
 Tensors = dict[str, torch.Tensor]
 SHAPES = {"a.weight": (24, 16), "b.weight": (16, 16), "norm.weight": (16,)}
@@ -121,7 +121,7 @@ def test_threads_and_blocks_do_not_matter(place: Path, method: str, monkeypatch:
     sources = ["0"] if method == "slerp" else ["0", "1"]
     options: dict[str, Any] = {"method": method} | ({} if method in ("slerp", "linear") else {"density": 0.4})
     whole = merged(place, sources, threads=1, **options)
-    monkeypatch.setattr(plans, "BLOCK_ELEMENTS", 37)
+    monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", 37)
     cut = merged(place, sources, threads=3, **options)
     assert all(torch.equal(whole[name], cut[name]) for name in SHAPES)
 
@@ -220,7 +220,7 @@ def test_the_largest(vector: np.ndarray, cut: int, share: float) -> None:
 
 def test_the_largest_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """In several passes, where too many begin alike to be sorted at once."""
-    monkeypatch.setattr("adaptertool.numerics.trim._COLLECTED", 10)
+    monkeypatch.setattr("adaptertool.numerics.top_k._COLLECTED", 10)
     vector = np.random.default_rng(1).standard_normal(5000)
     vector[::7] = vector[3]
     test = largest(lambda: [vector[:2500], vector[2500:]], 1700)

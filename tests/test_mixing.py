@@ -22,9 +22,9 @@ from test_peft_layers import LAYERS, Zoo, make_adapter
 from test_sum import close, deltas, expected
 from test_truncate import best
 
+from adaptertool.algebra.mix import Mixture
 from adaptertool.errors import AdapterToolError, MismatchError, NonFiniteError, UnsupportedError, UsageError
-from adaptertool.mixing import Mixture
-from adaptertool.numerics.sketch import left_over
+from adaptertool.numerics.randomized_svd import left_over
 from adaptertool.spec.choices import Mix
 from adaptertool.tasks.sum import sum_adapters
 from adaptertool.tasks.sum_methods import METHODS

@@ -14,11 +14,11 @@ from transformers.conversion_mapping import _build_checkpoint_conversion_mapping
 from transformers.core_model_loading import GroupWeightRename, Inkling2IndexOffsetWeightRename, WeightConverter
 
 import adaptertool
-from adaptertool.conversion import Piece, Rule
+from adaptertool.architectures.conversion import Piece, Rule
 from adaptertool.errors import MismatchError, UnsupportedError, UsageError
-from adaptertool.names import Names
+from adaptertool.resolution.names import Names
 
-TABLE = json.loads((ROOT / "adaptertool" / "names.json").read_text())
+TABLE = json.loads((ROOT / "adaptertool" / "architectures" / "names.json").read_text())
 MARKS = [[rule for rule in rules if rule["target"] is None] for rules in TABLE["lists"]]
 TRANSFORMS = [
     transform

@@ -13,7 +13,7 @@ from conftest import FIXTURES, Tensors, adaptertool, load, lora_factors, write_a
 
 from adaptertool import RunReport, merge, wise
 from adaptertool.errors import UnchangedError, UsageError
-from adaptertool.files.beside import left_behind
+from adaptertool.files.leftovers import left_behind
 from adaptertool.spec.tally import Tally, noted, total
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
@@ -86,7 +86,7 @@ def test_the_same_for_all_threads(place: Place, options: dict[str, Any], tmp_pat
 
 
 def test_many_blocks(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("adaptertool.plan.BLOCK_ELEMENTS", 320)
+    monkeypatch.setattr("adaptertool.arithmetic.tiling.BLOCK_ELEMENTS", 320)
     first = place.merge(threads=1)
     assert facts(merge(place.base, [place.adapter], tmp_path / "again", threads=4)) == facts(first)
     count, survival = place.true()

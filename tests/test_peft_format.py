@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
-from adaptertool.formats.peft_config import parse_config
+from adaptertool.formats.peft.config import parse_config
 from adaptertool.spec.plan import Edit
 from adaptertool.tasks.merge import prepare_merge
 

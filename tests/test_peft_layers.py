@@ -17,9 +17,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.pytorch_utils import Conv1D
 
 import adaptertool
-from adaptertool import plan as plan_module
+from adaptertool.arithmetic import tiling
 from adaptertool.errors import InputError, MismatchError, NonFiniteError, UnsupportedError, UsageError
-from adaptertool.formats.peft_layers import read_layered
+from adaptertool.formats.peft.layers import read_layered
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LAYERS = ["linear", "turned", "embedding", "conv1", "conv2", "conv3"]
@@ -156,7 +156,7 @@ def test_dora_does_not_depend_on_blocks_and_threads(tmp_path: Path, layer: str) 
     adapters = [make_adapter(tmp_path / name, zoo, target_modules=[layer], use_dora=True) for name in "ab"]
     adaptertool.merge(base, adapters, tmp_path / "1", threads=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_module, "BLOCK_ELEMENTS", 17)
+        patch.setattr(tiling, "BLOCK_ELEMENTS", 17)
         adaptertool.merge(base, adapters, tmp_path / "2", threads=3)
     assert snapshot(tmp_path / "1") == snapshot(tmp_path / "2")
 
@@ -289,7 +289,7 @@ def test_trained_token_rows(tmp_path: Path, tokens: Any, weight: float, tied: bo
     model.save_pretrained(tmp_path / "base")
     adapter = make_adapter(tmp_path / "a", model, target_modules=["q_proj"], trainable_token_indices=tokens)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_module, "BLOCK_ELEMENTS", 64)  # several blocks, some without a trained row
+        patch.setattr(tiling, "BLOCK_ELEMENTS", 64)  # several blocks, some without a trained row
         adaptertool.merge(tmp_path / "base", [adapter], tmp_path / "out", weights=[weight])
     before, after = load(tmp_path / "base"), load(tmp_path / "out")
     exact = {name: tensor for name, tensor in peft_merge(model, adapter).items() if name in before}

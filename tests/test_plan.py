@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import adaptertool
-from adaptertool.budget import BASE_MEMORY, bytes_to_read, bytes_to_write, predicted_memory
-from adaptertool.tasks.preview import preview
+from adaptertool.engine.budget import BASE_MEMORY, bytes_to_read, bytes_to_write, predicted_memory
+from adaptertool.output.preview import preview
 
 EXPERTS = [f"model.layers.{layer}.mlp.experts.{expert}" for layer in range(2) for expert in range(40)]
 

@@ -16,8 +16,8 @@ from conftest import ROOT, lora_factors, snapshot, write_adapter, write_checkpoi
 
 from adaptertool import merge
 from adaptertool.errors import OutputError
-from adaptertool.files import beside as staging_module
-from adaptertool.files.beside import left_behind
+from adaptertool.files import leftovers as staging_module
+from adaptertool.files.leftovers import left_behind
 from adaptertool.files.staging import Staging
 from adaptertool.tasks.clean import clean
 

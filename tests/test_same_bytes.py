@@ -13,9 +13,10 @@ import pytest
 import torch
 from conftest import lora_factors, snapshot, write_adapter, write_checkpoint
 
-from adaptertool import merge, plan, wise
+from adaptertool import merge, wise
+from adaptertool.arithmetic import tiling
 from adaptertool.errors import StorageError
-from adaptertool.files.beside import left_behind
+from adaptertool.files.leftovers import left_behind
 from adaptertool.files.staging import Staging
 
 NAMES = [f"model.layers.{number}.mlp.up_proj" for number in range(4)]
@@ -68,7 +69,7 @@ def test_threads_and_blocks(
     run: Any, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, elements: int
 ) -> None:
     begin, expected = run
-    monkeypatch.setattr(plan, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", elements)
     begin(inputs, tmp_path / "out", threads=threads)
     assert snapshot(tmp_path / "out") == expected
 

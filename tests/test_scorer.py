@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptertool.errors import UsageError
-from adaptertool.tasks.scorer import Scorer, ScoringError, checked_scores, parse_scores, scorer_of
+from adaptertool.scoring.scorer import Scorer, ScoringError, checked_scores, parse_scores, scorer_of
 
 
 def python(code: str, *arguments: str) -> Scorer:

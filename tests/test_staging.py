@@ -18,13 +18,13 @@ from conftest import lora_factors, snapshot, write_adapter, write_checkpoint
 
 from adaptertool import merge, prepare_merge
 from adaptertool.errors import InputError, OutputError, StorageError
-from adaptertool.files import beside, publish
-from adaptertool.files.beside import left_behind, staging_folder
+from adaptertool.files import leftovers, publish
 from adaptertool.files.hashing import DEFAULT
+from adaptertool.files.leftovers import left_behind, staging_folder
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
+from adaptertool.output.manifest import recipe_key
 from adaptertool.tasks.clean import clean
-from adaptertool.tasks.manifest import recipe_key
 
 MODULE = "model.layers.0.mlp.up_proj"
 KEY = "0123456789abcdef"
@@ -119,7 +119,7 @@ def test_a_staging_of_another_user_is_not_taken_over(place: Place, monkeypatch: 
     user = place.stage.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     with monkeypatch.context() as patched:
-        patched.setattr(beside, "_owner_of_new", lambda _: user + 1)
+        patched.setattr(leftovers, "_owner_of_new", lambda _: user + 1)
         with pytest.raises(OutputError, match="belongs to another user"):
             place.merge()
     place.merge()
@@ -286,7 +286,7 @@ def test_clean_spares_what_others_put_there(tmp_path: Path) -> None:
 def test_clean_that_is_not_permitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = staging_folder(tmp_path / "out", KEY)
     (folder / "work").mkdir(parents=True)
-    monkeypatch.setattr(beside.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(leftovers.shutil, "rmtree", lambda *_, **__: None)
     with pytest.raises(StorageError, match="work cannot be removed"):
         clean(tmp_path / "out")
     monkeypatch.undo()

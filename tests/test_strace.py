@@ -17,8 +17,8 @@ from conftest import ROOT, snapshot
 from test_resume import Place
 
 from adaptertool import merge
-from adaptertool.files.beside import left_behind
-from adaptertool.tasks.integrity import check_files
+from adaptertool.files.leftovers import left_behind
+from adaptertool.output.integrity import check_files
 
 WRITES = ("pwrite64", "copy_file_range", "fallocate", "fsync", "rename,renameat,renameat2", "mkdir,mkdirat", "flock")
 READS = "preadv,preadv2"  # Python makes the second of the first, where there is one

@@ -23,8 +23,8 @@ from test_truncate import best, deltas
 from torch import nn
 
 from adaptertool.errors import AdapterToolError, MismatchError, NonFiniteError, UnsupportedError, UsageError
-from adaptertool.formats.patterns import by_pattern, check
-from adaptertool.formats.peft_write import Written, alpha_for, config_text
+from adaptertool.formats.peft.patterns import by_pattern, check
+from adaptertool.formats.peft.write import Written, alpha_for, config_text
 from adaptertool.tasks.sum import sum_adapters
 
 PATTERNS: list[dict[str, Any]] = [
@@ -356,7 +356,7 @@ def test_the_same_bytes_by_any_number_of_threads_and_in_blocks(tmp_path: Path, m
     zoo = Zoo()
     adapters = three(tmp_path, zoo)
     sum_adapters(adapters, tmp_path / "one", threads=1)
-    monkeypatch.setattr("adaptertool.summation._BLOCK", 13)
+    monkeypatch.setattr("adaptertool.algebra.sum._BLOCK", 13)
     sum_adapters(adapters, tmp_path / "two", threads=3)
     assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two")
     dry = sum_adapters(adapters, tmp_path / "dry", dry_run=True)

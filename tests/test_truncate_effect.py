@@ -18,7 +18,7 @@ from test_experts import train as train_experts
 from test_peft_layers import LAYERS, Attention, make_adapter, make_base, peft_merge
 
 import adaptertool
-from adaptertool import effect
+from adaptertool.algebra import effect
 from adaptertool.errors import MismatchError, NonFiniteError
 from adaptertool.tasks.truncate import truncate
 

@@ -17,9 +17,9 @@ from test_verify import BF16, EMBED, F16, F32, SHAPES, UP, K, Place, Q, delta, n
 
 import adaptertool
 from adaptertool.tasks.verify import verify
-from adaptertool.verdict.config import config_problems
-from adaptertool.verdict.evidence import interval, lean, most_common, toward_zero
-from adaptertool.verdict.roundings import neighbours
+from adaptertool.verification.config import config_problems
+from adaptertool.verification.evidence import interval, lean, most_common, toward_zero
+from adaptertool.verification.roundings import neighbours
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "rope_theta": 1e4}
 

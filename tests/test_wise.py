@@ -16,8 +16,8 @@ from oracle import fractions, half_ulp_excess, round_fraction
 from safetensors.torch import save_file
 
 import adaptertool
+from adaptertool.arguments import parse_alphas
 from adaptertool.errors import InputError, MismatchError, NonFiniteError, UnsupportedError, UsageError
-from adaptertool.tasks.arguments import parse_alphas
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

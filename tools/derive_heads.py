@@ -1,4 +1,5 @@
-"""Write adaptertool/heads.json: the models with a head for labels that transformers has for each type of model.
+"""Write adaptertool/architectures/heads.json: the models with a head for labels that transformers has for each type of
+model.
 
     HF_HUB_OFFLINE=1 python tools/derive_heads.py
 
@@ -18,7 +19,7 @@ import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
-OUTPUT = Path(__file__).parent.parent / "adaptertool" / "heads.json"
+OUTPUT = Path(__file__).parent.parent / "adaptertool" / "architectures" / "heads.json"
 LABELS = 137  # no other dimension is that
 TASKS = {
     "SEQ_CLS": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,

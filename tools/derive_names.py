@@ -1,4 +1,4 @@
-"""Write adaptertool/names.json: how each architecture of transformers has in memory what is on the disk.
+"""Write adaptertool/architectures/names.json: how each architecture of transformers has in memory what is on the disk.
 
     HF_HUB_OFFLINE=1 python tools/derive_names.py
 
@@ -26,7 +26,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, g
 from transformers.core_model_loading import GroupWeightRename, Inkling2IndexOffsetWeightRename, WeightConverter
 from transformers.models.auto import modeling_auto
 
-OUTPUT = Path(__file__).parent.parent / "adaptertool" / "names.json"
+OUTPUT = Path(__file__).parent.parent / "adaptertool" / "architectures" / "names.json"
 SECONDS_PER_CLASS = 30
 STATEFUL = (GroupWeightRename, Inkling2IndexOffsetWeightRename)  # depend on other names, or count: not in the table
 EXPERTS_WITHOUT_MARK = {"Llama4TextExperts": [False, True, True]}  # read off the class; the others say it themselves

@@ -8,7 +8,8 @@ import click
 
 from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, WEIGHT, execute, writes
 from adaptertool.methods import METHOD_BY_NAME
-from adaptertool.tasks.merge import COMPOSITIONS, prepare_merge
+from adaptertool.planning.sources import COMPOSITIONS
+from adaptertool.tasks.merge import prepare_merge
 
 
 @click.command()

@@ -10,18 +10,19 @@ from typing import Protocol
 
 import click
 
-from adaptertool.budget import bytes_to_write
+from adaptertool.arguments import as_path
 from adaptertool.cli.boundary import ignore_signals, say
-from adaptertool.formats.peft_packing import LAYOUTS
+from adaptertool.engine.budget import bytes_to_write
+from adaptertool.engine.resources import MAX_THREADS
+from adaptertool.formats.peft.packing import LAYOUTS
+from adaptertool.output.preview import preview
+from adaptertool.output.target import check_output
+from adaptertool.planning.sources import COMPOSITIONS
+from adaptertool.planning.tokenizer import TOKENIZERS
 from adaptertool.render.machine import Report, to_json
-from adaptertool.render.text import plan_text, run_text
+from adaptertool.render.run import plan_text, run_text
 from adaptertool.spec.choices import EXACT, PRECISIONS
 from adaptertool.spec.plan import Plan
-from adaptertool.tasks.arguments import as_path
-from adaptertool.tasks.common import MAX_THREADS, check_output
-from adaptertool.tasks.merge import COMPOSITIONS
-from adaptertool.tasks.preview import preview
-from adaptertool.tasks.tokenizer import TOKENIZERS
 
 Command = Callable[..., int | None]
 
@@ -167,7 +168,7 @@ def execute(
     target = as_path(out, "OUT")
     check_output(plan, target, force=force, sha256=sha256)  # before numpy is loaded
     file = None if provenance is None else as_path(provenance, "FILE")
-    from adaptertool.tasks.run import Options, run  # noqa: PLC0415  # loads numpy: not for a plan, or --help
+    from adaptertool.output.checkpoint import Options, run  # noqa: PLC0415  # loads numpy: not for a plan, or --help
 
     with bar(plan.command, bytes_to_write(plan), quiet=quiet) as progress:
         options = Options(

@@ -25,12 +25,12 @@ from adaptertool.cli.options import (
     with_options,
 )
 from adaptertool.errors import UsageError, shown
+from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.render.machine import to_json
-from adaptertool.render.text import files_text
+from adaptertool.render.run import files_text
 from adaptertool.render.verify import verify_markdown, verify_text, write_junit
 from adaptertool.reports.verify import VerifyReport
 from adaptertool.tasks import verify as task
-from adaptertool.tasks.merge import COMPOSITIONS
 
 
 @click.command()
@@ -120,7 +120,7 @@ def _wrong(report: VerifyReport) -> str:
 
 
 def _files(out: str, threads: int | None, *, as_json: bool, quiet: bool) -> int:
-    from adaptertool.tasks.integrity import check_files  # noqa: PLC0415  # loads numpy
+    from adaptertool.output.integrity import check_files  # noqa: PLC0415  # loads numpy
 
     with bar("verify", None, quiet=quiet) as progress:
         report = check_files(out, progress, threads=threads)

@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
+from adaptertool.arguments import as_path
 from adaptertool.cli.boundary import ignore_signals, say
 from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, execute, failed, say_notes, tell, with_options, writes
 from adaptertool.errors import UsageError
 from adaptertool.render.curve import curve_text, failures, point_text, title
 from adaptertool.reports.curve import KEEP, CurvePoint
+from adaptertool.scoring.scorer import Scorer, scorer_of
+from adaptertool.scoring.settings import CurveSettings
 from adaptertool.spec.plan import Plan
-from adaptertool.tasks.arguments import as_path
-from adaptertool.tasks.curve import Wishes, prepare_curve
-from adaptertool.tasks.scorer import Scorer, scorer_of
+from adaptertool.tasks.curve import prepare_curve
 from adaptertool.tasks.wise import prepare_wise
 
 _SCORES = with_options(
@@ -80,7 +81,7 @@ def wise(
             raise UsageError("-o is missing: where to write (only with --score it may be left out)")
         execute(prepare_wise(base, tuned, alpha, **recipe), out=out, **options)
         return 0
-    wishes = Wishes.of(keep, target, reference, minimise=minimise, published=out is not None)
+    wishes = CurveSettings.of(keep, target, reference, minimise=minimise, published=out is not None)
     scorer = scorer_of(score)
     return _curve(prepare_curve(base, tuned, alpha, **recipe), out, scorer, wishes, **options)
 
@@ -89,7 +90,7 @@ def _curve(
     plan: Plan,
     out: str | None,
     scorer: Scorer,
-    wishes: Wishes,
+    wishes: CurveSettings,
     *,
     force: bool,
     clean: bool,
@@ -111,7 +112,7 @@ def _curve(
         raise UsageError("--fail-if-unchanged is for one OUT that is made, not for scores")
     if provenance is not None:
         raise UsageError("--provenance is of one OUT that is made; make it with the alpha that is chosen by the scores")
-    from adaptertool.tasks.scored import score_curve  # noqa: PLC0415  # loads numpy: not for a plan, or --help
+    from adaptertool.scoring.run import score_curve  # noqa: PLC0415  # loads numpy: not for a plan, or --help
 
     measured: list[CurvePoint] = []
 

@@ -15,10 +15,10 @@ import math
 import os
 from collections.abc import Sequence
 
+from adaptertool.arguments import Number, PathLike, as_path, decimal, decimals
 from adaptertool.errors import UsageError
+from adaptertool.planning.sources import check_compose
 from adaptertool.reports.evaluate import EvaluationReport
-from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal, decimals
-from adaptertool.tasks.merge import check_compose
 
 LOSSES = ("last-token", "sequence")
 MAX_GENERATED = 4096

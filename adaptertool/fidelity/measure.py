@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaptertool.blocks import Block, Workspace
-from adaptertool.chain import Chain
-from adaptertool.changes import changed, numbers
+from adaptertool.arithmetic.before_after import changed, numbers
+from adaptertool.arithmetic.blocks import Block
+from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.region import choose
+from adaptertool.arithmetic.tiling import matrix
+from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.codecs.tensors import read_tensor
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.fidelity.closeness import WeightTally
 from adaptertool.fidelity.model import unit
@@ -22,13 +26,10 @@ from adaptertool.files.reader import Inputs
 from adaptertool.kinds import DORA
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.rounding import Array, doubles
-from adaptertool.plan import matrix
-from adaptertool.region import choose
 from adaptertool.reports.drift import ModuleDrift, WeightDrift
 from adaptertool.reports.run import MERGED, STEPWISE, UNMERGED
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tensors import Ref
-from adaptertool.tensors import read_tensor
 
 PART = 1 << 17  # elements of a block
 

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from adaptertool.blocks import Block
+from adaptertool.arithmetic.blocks import Block
+from adaptertool.arithmetic.region import Region, choose
+from adaptertool.arithmetic.tiling import matrix
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.fidelity.closeness import Closeness
 from adaptertool.fidelity.inference import energy, held, low_rank, powers, with_dora, with_lora, working
@@ -24,8 +26,6 @@ from adaptertool.kinds import DORA
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.rounding import Array
-from adaptertool.plan import matrix
-from adaptertool.region import Region, choose
 from adaptertool.reports.drift import Distance
 from adaptertool.spec.plan import Edit, Step
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaptertool.blocks import Block
-from adaptertool.chain import Chain
+from adaptertool.arithmetic.blocks import Block
+from adaptertool.arithmetic.chain import Chain
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME, DORA, FULL, LORA
 from adaptertool.kinds.lora import A

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from adaptertool.codecs.tensors import read_tensor
 from adaptertool.errors import MismatchError, NonFiniteError, UnsupportedError, by, shown
 from adaptertool.files.header import Header
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
-from adaptertool.resolve import nearest
+from adaptertool.resolution.nearest import nearest
 from adaptertool.spec.tensors import COMPUTED, Ref
-from adaptertool.tensors import read_tensor
 
 MAX_ROWS = 1024  # of recorded inputs, of each module
 

@@ -6,7 +6,9 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from adaptertool.blocks import Workspace
+from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.engine.pool import run_jobs
+from adaptertool.engine.preflight import require_finite_factors
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.fidelity.cost import layer_costs
 from adaptertool.fidelity.measure import Subject, measure
@@ -15,12 +17,10 @@ from adaptertool.fidelity.probe import Probe, recorded
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header
 from adaptertool.files.reader import Inputs
-from adaptertool.preflight import require_finite_factors
 from adaptertool.reports.drift import LayerCost, ModuleDrift
-from adaptertool.resolve import nearest
+from adaptertool.resolution.nearest import nearest
 from adaptertool.spec.plan import Plan, Step
 from adaptertool.spec.tensors import COMPUTED
-from adaptertool.workers import run_jobs
 
 
 def subject_of(step: Step, adapters: int, candidate: Checkpoint | None) -> Subject:

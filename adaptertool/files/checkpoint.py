@@ -25,7 +25,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 MANIFEST = "adaptertool.manifest.json"
 SUMS = "SHA256SUMS"
-STAGING = r"\..+\.adaptertool-[0-9a-f]{16}"  # names of the directories that runs work in (files.beside)
+STAGING = r"\..+\.adaptertool-[0-9a-f]{16}"  # names of the directories that runs work in (files.leftovers)
 
 # Other copies of the weights: beside edited tensors they would be stale. And adapters, which loaders would apply to
 # the output. And sums of the files, which no longer are. They stay behind, as the state of trainers does, and it is

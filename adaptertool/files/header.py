@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, shown
-from adaptertool.files.foreign import START, as_text, told_apart
 from adaptertool.files.jsonfile import parse_json
+from adaptertool.files.magic import START, as_text, told_apart
 from adaptertool.files.reader import InputFile, open_input, read_exact
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, Stamp, TensorSpec
 

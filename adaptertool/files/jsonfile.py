@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from adaptertool.errors import InputError, shown
-from adaptertool.files.foreign import told_apart
+from adaptertool.files.magic import told_apart
 from adaptertool.files.reader import open_input, read_exact
 
 MAX_JSON_BYTES = 100_000_000  # an index of 671 B parameters has 12.4 MB

@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 from adaptertool.errors import AdapterToolError, StorageError
 from adaptertool.files import publish
-from adaptertool.files.beside import (
+from adaptertool.files.hashing import DEFAULT, Digests, digests_of
+from adaptertool.files.leftovers import (
     JOURNAL,
     PART,
     WORK,
@@ -35,7 +36,6 @@ from adaptertool.files.beside import (
     restore,
     staging_folder,
 )
-from adaptertool.files.hashing import DEFAULT, Digests, digests_of
 from adaptertool.files.publish import make_directory, sync_directory
 from adaptertool.interrupts import deferred
 from adaptertool.spec.tally import Tally, noted

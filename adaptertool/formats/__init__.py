@@ -1,1 +1,1 @@
-"""Names on disk <-> (module, role). One file per format; PEFT is the first."""
+"""Names on disk <-> (module, role). One file or folder per format; PEFT is the first."""

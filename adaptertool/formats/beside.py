@@ -15,10 +15,10 @@ from pathlib import Path
 
 from adaptertool.errors import InputError, StorageError, UnsupportedError, UsageError, shown
 from adaptertool.files.checkpoint import ADAPTER, INDEX, SINGLE, Checkpoint, is_ours, read_assets
-from adaptertool.files.foreign import START, told_apart
 from adaptertool.files.header import read_header
 from adaptertool.files.hints import from_pickle
 from adaptertool.files.jsonfile import load_json
+from adaptertool.files.magic import START, told_apart
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.files.trainer import is_trainer_file, is_trainer_folder
 from adaptertool.kinds import FULL

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from adaptertool.architectures.families import SHOWN_FIRST, family_of
+from adaptertool.architectures.traits import read_traits
 from adaptertool.errors import InputError, shown
 from adaptertool.files.checkpoint import MANIFEST, Checkpoint, load_manifest, read_assets
-from adaptertool.inspection.families import SHOWN_FIRST, family_of
 from adaptertool.reports.inspect import CheckpointFacts, Portion
-from adaptertool.resolve import open_subject
+from adaptertool.resolution.resolve import open_subject
 from adaptertool.spec.tensors import Ref
-from adaptertool.traits import read_traits
 
 # Fields of a config that tell the architecture, in the order in which they are shown
 _FIELDS = (

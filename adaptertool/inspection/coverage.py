@@ -6,11 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from adaptertool.architectures.families import SHOWN_FIRST, family_of
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.inspection.described import Found
-from adaptertool.inspection.families import SHOWN_FIRST, family_of
 from adaptertool.kinds.lora import A
-from adaptertool.plan import all_steps
 from adaptertool.reports.inspect import Coverage
 from adaptertool.spec.plan import Edit, Plan
 from adaptertool.spec.tensors import Ref, View
@@ -32,7 +31,7 @@ def coverage_of(modules: Sequence[Found], base: Checkpoint | None, plan: Plan | 
     whole: Counter[str] = Counter()
     for name, ref in (base.tensors if base else {}).items():
         whole[family_of(name)] += ref.spec.numel
-    for step in all_steps(plan) if plan else ():
+    for step in plan.steps() if plan else ():
         adapted[family_of(step.spec.name)] += _touched(step.edits, step.base)
     return tuple(
         Coverage(
@@ -57,7 +56,7 @@ def places_of(modules: Sequence[Found], plan: Plan) -> Mapping[int, list[tuple[R
     """By the number of each low-rank module: where in the base the weight is that it changes."""
     numbers = {module.product[0].spec.name: number for number, module in enumerate(modules) if module.product}
     places: dict[int, list[tuple[Ref, View | None]]] = {}
-    for step in all_steps(plan):
+    for step in plan.steps():
         for edit in step.edits:
             if A in edit.factors:
                 places.setdefault(numbers[edit.factors[A].spec.name], []).append((step.base, edit.view))

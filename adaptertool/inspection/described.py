@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adaptertool.architectures.families import OTHER, family_of
 from adaptertool.errors import InputError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header, read_header
 from adaptertool.files.jsonfile import load_json
-from adaptertool.formats.peft import CONFIG, WEIGHTS, read_adapter
-from adaptertool.formats.peft_config import LoraConfig, parse_config, reading
-from adaptertool.inspection.families import OTHER, family_of
+from adaptertool.formats.peft.config import LoraConfig, parse_config, reading
+from adaptertool.formats.peft.read import CONFIG, WEIGHTS, read_adapter
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.lora import A, B
 from adaptertool.spec.adapter import Adapter, Module

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.architectures.families import EMBEDDINGS
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.formats.peft_keys import plain_keys
+from adaptertool.formats.peft.keys import plain_keys
 from adaptertool.inspection.capacity import capacity_of
 from adaptertool.inspection.coverage import coverage_of
 from adaptertool.inspection.described import Described
-from adaptertool.inspection.families import EMBEDDINGS
 from adaptertool.reports.inspect import AdapterFacts, InspectedModule
 from adaptertool.spec.plan import Plan
 

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from adaptertool.architectures.families import ATTENTION, EXPERTS, MLP, OTHER
 from adaptertool.errors import shown
 from adaptertool.inspection.capacity import LEARNING_RATE
-from adaptertool.inspection.families import ATTENTION, EXPERTS, MLP, OTHER
 from adaptertool.kinds import OFFSET
 from adaptertool.reports.inspect import AdapterFacts, Coverage, InspectedModule
 

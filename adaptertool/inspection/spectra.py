@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adaptertool.blocks import Workspace
+from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.codecs.tensors import read_rows, read_tensor, require_finite
+from adaptertool.engine.pool import run_jobs
 from adaptertool.errors import NonFiniteError
 from adaptertool.files.reader import Inputs
 from adaptertool.inspection.described import Found
@@ -20,8 +22,6 @@ from adaptertool.numerics.spectrum import MAX_VALUES, entropy_rank, profile, sta
 from adaptertool.reports.inspect import Spectrum
 from adaptertool.spec.choices import Cut
 from adaptertool.spec.tensors import Ref, Stamp, View
-from adaptertool.tensors import read_rows, read_tensor, require_finite
-from adaptertool.workers import run_jobs
 
 _PART = 1 << 20  # elements of a weight that are read at once
 

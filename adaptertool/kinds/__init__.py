@@ -2,9 +2,10 @@
 
 from adaptertool.kinds.dora import DORA
 from adaptertool.kinds.full import FULL
-from adaptertool.kinds.kind import NORM, Array, Factor, Kind, Size, has_few_bits, interpolated
+from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.numerics.error_bound import Array, Factor, Size, has_few_bits, interpolated
 
 KINDS: tuple[Kind, ...] = (LORA, DORA, OFFSET, FULL)
 BY_NAME = {kind.name: kind for kind in KINDS}

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptertool.kinds import lora
-from adaptertool.kinds.kind import NORM, Array, Factor, Kind, Shape, Size, in_range, mixed, tiny
+from adaptertool.kinds.kind import NORM, Kind, Shape
 from adaptertool.kinds.lora import A, B
+from adaptertool.numerics.error_bound import Array, Factor, Size, in_range, mixed, tiny
 
 MAGNITUDE = "lora_magnitude_vector"
 

@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Array, Factor, Kind, Shape, Size, mixed
+from adaptertool.kinds.kind import Kind, Shape
+from adaptertool.numerics.error_bound import Array, Factor, Size, mixed
 
 TUNED = "tuned"
 

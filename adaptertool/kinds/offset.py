@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Array, Factor, Kind, Shape, Size, in_range, may_overflow
+from adaptertool.kinds.kind import Kind, Shape
+from adaptertool.numerics.error_bound import Array, Factor, Size, in_range, may_overflow
 
 BIAS = "lora_B.bias"
 

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from adaptertool.arguments import Number, PathLike, decimal, parse_alphas
 from adaptertool.errors import UsageError
-from adaptertool.tasks.arguments import Number, PathLike, decimal, parse_alphas
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptertool.chain import Chain
+from adaptertool.arguments import Number, PathLike
+from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.region import choose
+from adaptertool.arithmetic.tiling import matrix
 from adaptertool.errors import shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME, DORA, LORA, NORM
@@ -21,11 +24,8 @@ from adaptertool.live.change import arithmetic, as_torch, make_edit, norm_of, pl
 from adaptertool.live.memory import Slot
 from adaptertool.live.originals import Copies
 from adaptertool.live.session import Found, Session, resolve_live
-from adaptertool.plan import matrix
-from adaptertool.region import choose
+from adaptertool.planning.sources import COMPOSITIONS, check_compose
 from adaptertool.spec.plan import Edit, Step
-from adaptertool.tasks.arguments import Number, PathLike
-from adaptertool.tasks.merge import COMPOSITIONS, check_compose
 
 _Lower = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x, A) -> A·x, laid out like the output
 

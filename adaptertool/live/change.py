@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from adaptertool.chain import Chain
+from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.region import choose
+from adaptertool.arithmetic.tiling import matrix
+from adaptertool.arithmetic.verbatim import replaces
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME, NORM, Kind
-from adaptertool.plan import matrix, replaces
-from adaptertool.region import choose
 from adaptertool.spec.plan import Edit, Step
 
 BLOCK_ELEMENTS = 1 << 22  # of a weight computed at once: smaller ones cost more in calls

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptertool.conversion import Cut, Memory, Piece, Pieces, into_memory, rules_for
+from adaptertool.architectures.conversion import Cut, Memory, Piece, Pieces, into_memory, rules_for
+from adaptertool.architectures.traits import Traits, read_traits
 from adaptertool.errors import UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.live import wrapped
-from adaptertool.names import Names
-from adaptertool.resolve import Subject
+from adaptertool.resolution.names import Names
+from adaptertool.resolution.resolve import Subject
+from adaptertool.resolution.ties import FLAG
 from adaptertool.spec.tensors import Ref, TensorSpec
-from adaptertool.ties import FLAG
-from adaptertool.traits import Traits, read_traits
 
 DTYPES = {
     torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64", torch.bool: "BOOL",

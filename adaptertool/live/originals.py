@@ -8,12 +8,12 @@ from typing import Protocol
 
 import torch
 
-from adaptertool.conversion import Pieces
+from adaptertool.architectures.conversion import Pieces
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import open_checkpoint
 from adaptertool.files.reader import Inputs
 from adaptertool.live.memory import DTYPES
-from adaptertool.names import Names
+from adaptertool.resolution.names import Names
 from adaptertool.spec.tensors import Ref
 
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

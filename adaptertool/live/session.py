@@ -12,19 +12,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from adaptertool.arguments import Number, PathLike, as_path, decimal
 from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.live.change import change, plain_arithmetic
 from adaptertool.live.memory import Model, Slot, open_model, place_of, why_not_plain
 from adaptertool.live.originals import Copies, FromBase, Originals
-from adaptertool.plan import adapter_edits, require_mixable
-from adaptertool.renaming import renaming
+from adaptertool.planning.edits import adapter_edits
+from adaptertool.planning.merge import require_mixable
+from adaptertool.planning.sources import open_adapter
+from adaptertool.resolution.renaming import renaming
+from adaptertool.resolution.ties import STORED_APART
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Edit, Step
 from adaptertool.spec.tensors import Stamp
-from adaptertool.tasks.arguments import Number, PathLike, as_path, decimal
-from adaptertool.tasks.merge import open_adapter
-from adaptertool.ties import STORED_APART
 
 _taken: set[tuple[torch.device, int]] = set()  # the storages that hold changed weights, of all sessions
 

@@ -12,7 +12,7 @@ from adaptertool.methods.ties import elected
 
 def dropped(change: Array, density: float, place: Place, source: int) -> Array:
     """The change with elements dropped, the rest divided by the density."""
-    from adaptertool.numerics.chance import uniform  # noqa: PLC0415  # plans are made without numpy
+    from adaptertool.numerics.counter_random import uniform  # noqa: PLC0415  # plans are made without numpy
 
     drawn = uniform(f"{place.seed}/{source}/{place.tensor}", place.first, place.size)
     kept: Array = (drawn < density) * (change / density)

@@ -44,7 +44,7 @@ class Method:
     only: int | None = None
 
     def thinned(self, change: Array, density: float, place: Place, source: int, largest: Any, part: int) -> Array:
-        """What stays of a block of a change. largest: of the whole change (numerics.trim), if the method trims; part:
+        """What stays of a block of a change. largest: of the whole change (numerics.top_k), if the method trims; part:
         the number of this block there."""
         if self.trims:
             change = change * largest.mask(change, part)

@@ -1,1 +1,1 @@
-"""Pure functions over tensors: correct rounding. No I/O."""
+"""Pure functions of arrays: correct rounding, exact number systems, error bounds, factored SVD. No I/O."""

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
-from adaptertool.errors import UsageError, shown
-from adaptertool.render.machine import to_json
-from adaptertool.render.page import require_libraries
+from adaptertool.errors import shown
 from adaptertool.render.text import table
 from adaptertool.reports.curve import BEST, PAGE, SCORES, TABLE, CurvePoint, CurveReport, names_of, value_of
 
@@ -68,38 +63,8 @@ def failure_lines(point: CurvePoint) -> list[str]:
     return [f"  alpha {point.alpha:.12g}: {first}", *(f"  {line}" for line in rest)] if point.failure else []
 
 
-def without_page() -> tuple[str, ...]:
-    """A note where no page can be made."""
-    try:
-        require_libraries()
-    except UsageError as error:
-        return (f"there is no {PAGE}: {error}",)
-    return ()
-
-
-def result_files(report: CurveReport) -> dict[str, bytes]:
-    """What stands in OUT beside the checkpoints, by name."""
-    files = {SCORES: to_json(report, indent=2) + "\n", TABLE: _csv(report)}
-    if not without_page():
-        from adaptertool.render.curve_page import curve_page  # noqa: PLC0415  # loads what the extra `report` holds
-
-        files[PAGE] = curve_page(report)
-    return {name: text.encode(errors="backslashreplace") for name, text in files.items()}
-
-
 def _files(report: CurveReport) -> tuple[str, ...]:
     return (SCORES, TABLE) if any(PAGE in note for note in report.notes) else (SCORES, TABLE, PAGE)
-
-
-def _csv(report: CurveReport) -> str:
-    """A line for each alpha; nothing where measuring failed."""
-    names = names_of(report.points)
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["alpha", *names])
-    for point in report.points:
-        writer.writerow([point.alpha, *(value_of(point, name) if point.scores else "" for name in names)])
-    return file.getvalue()
 
 
 def _cells(point: CurvePoint, names: list[str]) -> list[str]:

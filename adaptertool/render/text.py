@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from adaptertool.errors import by, shown
-from adaptertool.reports.run import PlanReport, RunReport, TensorPlan
-from adaptertool.reports.verify import FilesReport
-from adaptertool.spec.choices import EXACT
-
-Edits = tuple[tuple[str, float, float, int | None, bool, int], ...]  # as in EditReport, without the module
+from adaptertool.errors import shown
 
 
 def size(count: int) -> str:
@@ -35,100 +28,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  " + "  ".join([first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
 
 
-def run_text(report: RunReport) -> str:
-    lines = [f"{_what(report)} -> {report.out}"]
-    lines.append(f"  tensors  {report.tensors_edited:,} edited, {report.tensors_copied:,} copied")
-    lines.append(f"  bytes    {size(report.bytes_read)} read, {size(report.bytes_written)} written")
-    if report.elements_edited and report.elements_changed and report.survival:
-        lines.append(f"  changed  {_changed(report.elements_changed, report.elements_edited, report.survival)}")
-    if report.precision == EXACT:
-        lines.append(f"  exact    {report.settled:,} elements near the middle of two values, settled exactly")
-    if report.verified:
-        lines.append("  verified read back from the disk, and as computed")
-    rate = size(round(report.bytes_per_second))
-    lines.append(f"  time     {report.seconds:.2f} s, {rate}/s, {_threads(report.threads)}")
-    if not report.compiled:
-        lines.append("  slow     there was no C compiler when this was installed; with one it is several times as fast")
-    lines.append(f"  memory   {size(report.peak_memory)} at the peak")
-    if len(report.outputs) > 1:
-        lines += [f"  {path}" for path in report.outputs]
-    return "\n".join(lines)
-
-
-def _changed(changed: Sequence[int], edited: int, survival: Sequence[float | None]) -> str:
-    least, most = min(changed), max(changed)
-    counts = f"{least:,} to {most:,}" if least < most else f"{most:,}"
-    left = [share for share in survival if share is not None]
-    at_least = "at least " if len(left) > 1 else ""
-    told = f"; {at_least}{min(left):.1%} of the update survives the rounding" if left else ""
-    return f"{counts} of {edited:,} elements{told}"
-
-
-def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
-    lines = [f"{_what(report)} -> {report.out}   (dry run: nothing is written)"]
-    lines.append(f"  tensors  {report.tensors_edited:,} to edit, {report.tensors_copied:,} to copy")
-    lines.append(f"  bytes    {size(report.bytes_read)} to read, {size(report.bytes_written)} to write")
-    lines.append(f"  disk     {size(report.disk_needed)} needed, {_free(report.disk_free)} free")
-    lines.append(f"  memory   at most {size(report.memory_predicted)} ({_threads(report.threads)})")
-    if len(report.outputs) > 1:
-        lines.append(f"  outputs  {len(report.outputs)}: {report.outputs[0]} ... {report.outputs[-1]}")
-    forms = Counter(_form(tensor, one_by_one=every_tensor) for tensor in report.tensors)
-    counts: Counter[str] = Counter()
-    for form, count in forms.items():
-        counts[_line(*form, report.sources)] += count
-    lines += [f"  {line}" + (f"  ({count} tensors)" if count > 1 else "") for line, count in counts.items()]
-    return "\n".join(lines)
-
-
-def _free(count: int | None) -> str:
-    return "nobody knows how much" if count is None else size(count)
-
-
-def files_text(report: FilesReport) -> str:
-    read = f"{size(report.bytes)} hashed by {' and '.join(report.hashes)}"
-    if report.ok:
-        return f"{report.out}: all {report.files:,} files are as the manifest says, {read}"
-    lines = [f"{report.out}: {report.right:,} of {report.files:,} files are as the manifest says, {read}"]
-    return "\n".join([*lines, *(f"  {wrong.status}: {shown(wrong.name)}" for wrong in report.wrong)])
-
-
-def _what(report: RunReport | PlanReport) -> str:
-    sources = [
-        source + (f" (weight {weight:g})" if weight != 1 else "")
-        for source, weight in zip(report.sources, report.weights, strict=True)
-    ]
-    alphas = (
-        f" at alpha {', '.join(f'{alpha:g}' for alpha in report.alphas)}" if report.command.startswith("wise") else ""
-    )
-    return f"{report.command} {report.base} + {' + '.join(sources)}{alphas}"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
-
-
 def starred(name: str) -> str:
     """A name in which numbers are *, so that the layers fall together."""
     return ".".join(["*" if part.isdecimal() else part for part in name.split(".")])
-
-
-def _form(tensor: TensorPlan, *, one_by_one: bool) -> tuple[str, str, str, tuple[int, ...], Edits]:
-    """What the line of a tensor tells; numbers in its name become * so that the layers fall together."""
-    name = tensor.name if one_by_one else starred(tensor.name)
-    edits = [(edit.kind, edit.scale, edit.weight, edit.rows, edit.transposed, edit.adapter) for edit in tensor.edits]
-    return tensor.action, name, tensor.dtype, tensor.shape, tuple(edits)
-
-
-def _line(action: str, name: str, dtype: str, shape: tuple[int, ...], edits: Edits, sources: Sequence[str]) -> str:
-    texts = [
-        kind
-        + (f" scale {scale:g}" if kind != "full" else "")
-        + (f" weight {weight:g}" if weight != 1 else "")
-        + (f" {rows} rows" if rows is not None else "")
-        + (" transposed" if transposed else "")
-        + (f" of {sources[adapter]}" if len(sources) > 1 else "")
-        for kind, scale, weight, rows, transposed, adapter in edits
-    ]
-    folded = [(text, len(list(same))) for text, same in itertools.groupby(texts)]  # experts, or the same twice
-    text = " then ".join(f"{count} times {text}" if count > 1 else text for text, count in folded)
-    return f"{action}  {name}  {dtype} {by(shape)}" + (f"  {text}" if text else "")

@@ -5,7 +5,7 @@ Nothing here reads a file or touches a tensor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -104,3 +104,8 @@ class Plan:
     precision: str = EXACT
     choices: Mapping[str, object] = field(default_factory=dict)  # of the user, beside the above: for the manifest
     as_adapter: bool = False  # outputs are adapters, and shards the file of their factors
+
+    def steps(self) -> Iterator[Step]:
+        """The steps of all output tensors, shard after shard."""
+        for shard in self.shards:
+            yield from shard.steps

@@ -1,1 +1,1 @@
-"""One file per command: merge, wise. Each makes a plan and hands it to `run`."""
+"""One file per command: each opens its inputs, makes a plan, has it run, and returns a report."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from adaptertool.files.beside import left_behind, remove
-from adaptertool.tasks.arguments import PathLike, as_path
+from adaptertool.arguments import PathLike, as_path
+from adaptertool.files.leftovers import left_behind, remove
 
 
 def clean(out: PathLike) -> tuple[str, ...]:

@@ -4,40 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from adaptertool.errors import UsageError, argument
-from adaptertool.plan import in_folders
-from adaptertool.reports.curve import ALL, KEEP, NONE, CurvePoint, CurveReport
+from adaptertool.arguments import Number, PathLike, as_path, parse_alphas
+from adaptertool.planning.wise import in_folders
+from adaptertool.reports.curve import CurvePoint, CurveReport
+from adaptertool.scoring.scorer import Score, scorer_of
+from adaptertool.scoring.settings import CurveSettings
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Plan
-from adaptertool.tasks.arguments import Number, PathLike, as_path, parse_alphas
-from adaptertool.tasks.scorer import Score, scorer_of
 from adaptertool.tasks.wise import prepare_wise
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What is to become of the scores, and of the checkpoints."""
-
-    keep: str
-    target: str | None
-    reference: str | None
-    minimise: bool
-
-    @staticmethod
-    def of(keep: str | None, target: str | None, reference: str | None, *, minimise: bool, published: bool) -> Wishes:
-        """Raises UsageError. Where nothing is published nothing is kept."""
-        if keep is None:
-            keep = ALL if published else NONE
-        if keep not in KEEP:
-            raise UsageError(f"keep is {', '.join(KEEP)}, not {keep!r}")
-        if keep != NONE and not published:
-            raise UsageError(f"to keep {keep} there must be an OUT to keep it in")
-        if target is not None and target == reference:
-            raise UsageError(f"{argument('target')} and {argument('reference')} are the same score, {target!r}")
-        return Wishes(keep, target, reference, minimise)
 
 
 def prepare_curve(
@@ -111,12 +87,12 @@ def wise_curve(
     measures all anew. The scores of a function are never taken over. Raises UsageError, and what `wise` raises.
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
     """
-    wishes = Wishes.of(keep, target, reference, minimise=minimise, published=out is not None)
+    wishes = CurveSettings.of(keep, target, reference, minimise=minimise, published=out is not None)
     scorer = scorer_of(score)
     recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
     recipe |= {"leave_out": leave_out, "expert_layout": expert_layout, "tokenizer": tokenizer}
     plan = prepare_curve(base, tuned, alphas, **recipe)
-    from adaptertool.tasks.scored import score_curve  # noqa: PLC0415  # loads numpy: only where tensors are touched
+    from adaptertool.scoring.run import score_curve  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     place = None if out is None else as_path(out, "OUT")
     told = progress or (lambda _: None)

@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from adaptertool.correspondence import Counterparts, counterparts
+from adaptertool.arguments import PathLike, as_path
+from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
 from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.beside import PREFIX, weights_beside
-from adaptertool.formats.peft import CONFIG, WEIGHTS, is_adapter
-from adaptertool.renaming import renaming
+from adaptertool.formats.peft.read import CONFIG, WEIGHTS, is_adapter
+from adaptertool.output.target import config_notes
 from adaptertool.reports.diff import DiffReport, TensorDiff
+from adaptertool.resolution.correspondence import Counterparts, counterparts
+from adaptertool.resolution.renaming import renaming
 from adaptertool.spec.tensors import COMPUTED, Ref
-from adaptertool.tasks.arguments import PathLike, as_path
-from adaptertool.tasks.common import config_notes, peak_memory, thread_count
 
 
 def diff(
@@ -37,14 +38,14 @@ def diff(
     renames: "regex=>replacement" on the names of `b` that `a` does not have
 
     Tensors of checkpoints are found by other names too, those of another version of transformers for one
-    (correspondence.py); the report has the names of `a`. What one of both leaves out since it is tied and the same, or
-    since models compute it themselves, is no difference.
+    (resolution/correspondence.py); the report has the names of `a`. What one of both leaves out since it is tied and
+    the same, or since models compute it themselves, is no difference.
 
     Bits count: −0.0 and 0.0 differ, NaN and the same NaN do not. Figures are float64 and do not depend on threads.
     Raises InputError where something cannot be read.
     """
-    from adaptertool.comparison import Comparison, compare  # noqa: PLC0415  # loads numpy
     from adaptertool.files.reader import Inputs  # noqa: PLC0415
+    from adaptertool.inspection.diff import Comparison, compare  # noqa: PLC0415  # loads numpy
 
     start, count, paths = time.perf_counter(), thread_count(threads), (as_path(a, "A"), as_path(b, "B"))
     ours, theirs = map(_opened, paths)

@@ -8,20 +8,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptertool.correspondence import aligned
+from adaptertool.arguments import Number, PathLike, as_path
+from adaptertool.engine.resources import thread_count
 from adaptertool.errors import UsageError, argument
 from adaptertool.fidelity.summary import summary
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.files.header import read_header
 from adaptertool.kinds import DORA
-from adaptertool.plan import all_steps
+from adaptertool.planning.tokenizer import BASE
 from adaptertool.reports.drift import DriftReport
 from adaptertool.reports.run import PATHS
+from adaptertool.resolution.correspondence import aligned
 from adaptertool.spec.plan import Plan, Step
-from adaptertool.tasks.arguments import Number, PathLike, as_path
-from adaptertool.tasks.common import thread_count
 from adaptertool.tasks.merge import prepare_merge
-from adaptertool.tasks.tokenizer import BASE
 
 MAX_PROBE = 1024
 PROBE = 16
@@ -67,7 +66,7 @@ def drift(
     threads = thread_count(threads)
     way: dict[str, Any] = {"renames": renames, "leave_out": leave_out, "expert_layout": expert_layout}
     plan = prepare_merge(base, adapters, weights, compose=compose, **way, tokenizer=BASE)
-    steps = [step for step in all_steps(plan) if step.edits and step.spec.numel]
+    steps = [step for step in plan.steps() if step.edits and step.spec.numel]
     candidate, found = (None, []) if merged is None else _opened(as_path(merged, "--merged"), plan)
     header = None if activations is None else read_header(as_path(activations, "--activations"))
     from adaptertool.fidelity import run  # noqa: PLC0415  # loads numpy
@@ -93,7 +92,7 @@ def drift(
 
 def _opened(merged: Path, plan: Plan) -> tuple[Checkpoint, list[str]]:
     """The checkpoint with the names of the plan, and a note of that."""
-    names = dict.fromkeys(step.spec.name for step in all_steps(plan))
+    names = dict.fromkeys(step.spec.name for step in plan.steps())
     return aligned(names, open_checkpoint(plan.base).config, open_checkpoint(merged))
 
 

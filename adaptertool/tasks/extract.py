@@ -6,24 +6,25 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.conversion import architecture_of
-from adaptertool.correspondence import aligned
+from adaptertool.architectures.conversion import architecture_of
+from adaptertool.arguments import Number, PathLike, as_path, cut_of
+from adaptertool.engine.resources import thread_count
 from adaptertool.errors import InputError, MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
-from adaptertool.formats.peft import is_adapter
-from adaptertool.formats.peft_write import Written, alpha_for, config_text, may_have_factors
-from adaptertool.renaming import renaming
+from adaptertool.formats.peft.read import is_adapter
+from adaptertool.formats.peft.write import Written, alpha_for, config_text, may_have_factors
+from adaptertool.output.target import config_notes
+from adaptertool.planning.extract import FACTORS, SAVED, Selection, left_out, select
+from adaptertool.planning.finetuned import no_copy, pairs_of
 from adaptertool.reports.adapters import ExtractReport, TensorExtracted
-from adaptertool.resolve import open_subject
-from adaptertool.selection import FACTORS, SAVED, Selection, left_out, select
+from adaptertool.resolution.correspondence import aligned
+from adaptertool.resolution.renaming import renaming
+from adaptertool.resolution.resolve import open_subject
 from adaptertool.spec.choices import Cut
-from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
-from adaptertool.tasks.common import config_notes, thread_count
-from adaptertool.tuned import no_copy, pairs_of
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
-    from adaptertool.extraction import Extracted
-    from adaptertool.tasks.adapters import Output
+    from adaptertool.algebra.extract import Extracted
+    from adaptertool.output.adapter import Output
 
 DTYPES: Mapping[str, str] = {"f32": "F32", "bf16": "BF16", "f16": "F16", "f64": "F64"}
 
@@ -60,12 +61,12 @@ def extract(
     clean:     as for `merge`
 
     Only what was changed is in the adapter. Linear layers have factors, with s = 1; all else is saved whole, as it is
-    in `tuned` (selection.py). Layers that are hardly larger than the rank are decomposed exactly, others by subspace
-    iteration (numerics.sketch); for both the error is that of the stored factors, added up over all elements. The same
-    inputs give the same bytes, whatever the threads.
-    Raises AdapterToolError; `out` is then as it was before.
+    in `tuned` (planning/extract.py). Layers that are hardly larger than the rank are decomposed exactly, others by
+    subspace iteration (numerics.randomized_svd); for both the error is that of the stored factors, added up over all
+    elements. The same inputs give the same bytes, whatever the threads. Raises AdapterToolError; `out` is then as it
+    was before.
     """
-    from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
+    from adaptertool.output.adapter import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
     cut = cut_of(rank=rank, energy=energy, max_error=max_error)
     if dtype not in DTYPES:
@@ -99,7 +100,7 @@ def _selection(
 ) -> tuple[Selection, int, list[str]]:
     """What is to become of each tensor, how many were not changed, and notes, also on those that are left out and could
     not be compared. All headers are compared before any weight."""
-    from adaptertool.extraction import changed_of  # noqa: PLC0415  # loads numpy
+    from adaptertool.algebra.extract import changed_of  # noqa: PLC0415  # loads numpy
     from adaptertool.files.reader import Inputs, same_bytes  # noqa: PLC0415
 
     subject, named = open_subject(base), aligned(base.tensors, base.config, tuned)[0]  # names are those of the base
@@ -131,8 +132,8 @@ def _misfits(base: Checkpoint, tuned: Checkpoint, names: Collection[str]) -> Ite
 def _output(
     base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut, dtype: str, misfits: Sequence[str]
 ) -> Output[Extracted]:
-    from adaptertool.extraction import in_order, jobs, specs_of  # noqa: PLC0415  # loads numpy
-    from adaptertool.tasks.adapters import Output  # noqa: PLC0415
+    from adaptertool.algebra.extract import in_order, jobs, specs_of  # noqa: PLC0415  # loads numpy
+    from adaptertool.output.adapter import Output  # noqa: PLC0415
 
     choices = in_order(selection.choices, dtype)
     sources = (base, tuned)

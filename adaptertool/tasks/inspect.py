@@ -9,10 +9,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.arguments import PathLike, as_path
+from adaptertool.engine.resources import thread_count
 from adaptertool.errors import InputError, UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
-from adaptertool.formats.peft import is_adapter
-from adaptertool.formats.peft_layers import read_layered
+from adaptertool.formats.peft.layers import read_layered
+from adaptertool.formats.peft.read import is_adapter
 from adaptertool.inspection.capacity import BITS_PER_EPISODE, bits_of_tokens
 from adaptertool.inspection.checkpoints import checkpoint_facts
 from adaptertool.inspection.coverage import places_of
@@ -20,14 +22,12 @@ from adaptertool.inspection.described import Described, describe
 from adaptertool.inspection.facts import adapter_facts, modules_of
 from adaptertool.inspection.findings import findings, rules
 from adaptertool.kinds import DORA
-from adaptertool.plan import plan_merge
-from adaptertool.renaming import Renames, renaming
+from adaptertool.planning.merge import plan_merge
 from adaptertool.reports.inspect import InspectedModule, InspectReport
+from adaptertool.resolution.renaming import Renames, renaming
 from adaptertool.spec.choices import Cut
 from adaptertool.spec.plan import Plan
 from adaptertool.spec.tensors import Stamp
-from adaptertool.tasks.arguments import PathLike, as_path
-from adaptertool.tasks.common import thread_count
 from adaptertool.tasks.wise import prepare_wise
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched

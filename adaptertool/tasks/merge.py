@@ -5,36 +5,23 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from adaptertool.blend_plan import plan_blend
+from adaptertool.arguments import Number, PathLike, as_path, check_precision, decimals, thinning
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
 from adaptertool.formats.beside import left_out, require_used
-from adaptertool.formats.peft import is_adapter, read_adapter
-from adaptertool.formats.peft_config import reading
+from adaptertool.formats.peft.read import is_adapter
 from adaptertool.methods import METHOD_BY_NAME
-from adaptertool.plan import plan_merge
-from adaptertool.renaming import Renames, renaming
+from adaptertool.planning.blend import plan_blend
+from adaptertool.planning.merge import plan_merge
+from adaptertool.planning.sources import COMPOSITIONS, check_compose, layout_chosen, open_adapter
+from adaptertool.planning.tokenizer import with_tokenizer
 from adaptertool.reports.run import RunReport
+from adaptertool.resolution.renaming import Renames, renaming
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Blend, Plan
-from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, decimals, thinning
-from adaptertool.tasks.tokenizer import with_tokenizer
-
-COMPOSITIONS = ("sequential", "mixed")
-
-
-def check_compose(compose: str) -> None:
-    if compose not in COMPOSITIONS:
-        raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
-
-
-def layout_chosen(expert_layout: str | None) -> dict[str, str]:
-    """For the manifest, where it is given."""
-    return {} if expert_layout is None else {"expert_layout": expert_layout}
 
 
 def prepare_merge(
@@ -80,14 +67,6 @@ def prepare_merge(
     choices = {"compose": compose, "renames": list(own.texts), **left_out(opened), **layout_chosen(expert_layout)}
     plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
     return with_tokenizer(plan, checkpoint, tokenizer)
-
-
-def open_adapter(
-    path: Path, base: Checkpoint, renames: Renames, leave_out: Sequence[str], expert_layout: str | None
-) -> Adapter:
-    """The adapter, with the names that it has in the base after all renamings."""
-    has, read = renames.holder(base), reading(expert_layout)
-    return renames.adapter(read_adapter(path, has, read, base=base, leave_out=leave_out))
 
 
 def _blend(method: str, numbers: Sequence[float], density: Number | None, seed: int | None, precision: str) -> Blend:
@@ -181,7 +160,7 @@ def merge(
     recipe: dict[str, Any] = {"compose": compose, "renames": renames, "precision": precision, "leave_out": leave_out}
     recipe |= {"method": method, "density": density, "seed": seed, "tokenizer": tokenizer}
     plan = prepare_merge(base, adapters, weights, **recipe, expert_layout=expert_layout)
-    from adaptertool.tasks.run import run_as  # noqa: PLC0415  # loads numpy: only where tensors are touched
+    from adaptertool.output.checkpoint import run_as  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     how: dict[str, Any] = {"force": force, "verify": verify, "threads": threads, "progress": progress, "clean": clean}
     return run_as(plan, out, provenance, sha256=sha256, fail_if_unchanged=fail_if_unchanged, **how)

@@ -10,27 +10,28 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.combine import Combined, combined, mixed
-from adaptertool.combine_saved import fields_of, saved_of
+from adaptertool.arguments import Number, PathLike, as_path, decimals
 from adaptertool.errors import UsageError, argument, shown
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
 from adaptertool.formats.beside import assets_of, left_out, require_used
-from adaptertool.formats.peft_layers import Layered, read_layered
-from adaptertool.formats.peft_write import Written, alpha_for, config_text
-from adaptertool.namesakes import under_one_name
-from adaptertool.plan import plan_merge
+from adaptertool.formats.peft.layers import read_layered
+from adaptertool.formats.peft.write import Written, alpha_for, config_text
+from adaptertool.planning.merge import plan_merge
+from adaptertool.planning.namesakes import under_one_name
+from adaptertool.planning.sum import Combined, combined, mixed
+from adaptertool.planning.sum_saved import fields_of, saved_of
 from adaptertool.reports.adapters import LayerSummed, SumReport
 from adaptertool.spec.choices import Cut, Mix
+from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Plan
-from adaptertool.tasks.arguments import Number, PathLike, as_path, decimals
 from adaptertool.tasks.sum_methods import check_adapters, cut_for, mix_for
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
-    from adaptertool.based import Share
+    from adaptertool.algebra.leading_part import Share
+    from adaptertool.algebra.sum import LayerSaid, Maker
+    from adaptertool.engine.produce import Job
     from adaptertool.files.reader import Inputs
-    from adaptertool.production import Job
-    from adaptertool.summation import LayerSaid, Maker
-    from adaptertool.tasks.adapters import Output
+    from adaptertool.output.adapter import Output
 
 
 def sum_adapters(
@@ -71,7 +72,7 @@ def sum_adapters(
     powers of two only; elsewhere B is rounded, to float32 at least, and the report says so.
     Saved tensors are kept where their weight is 1. Raises AdapterToolError; `out` is then as it was before.
     """
-    from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
+    from adaptertool.output.adapter import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
     check_adapters(adapters, method)
     numbers = decimals(weights, "weight", len(adapters))
@@ -120,7 +121,9 @@ def _plans(adapters: Sequence[Layered], base: Checkpoint | None) -> list[Plan]:
 
 def _maker(mix: Mix | None, cut: Cut | None, shares: Mapping[str, Sequence[Share]]) -> Maker:
     """What makes the tensors of a layer: the jobs for it. shares: of layers that are DoRA."""
-    from adaptertool import based, mixing, summation  # noqa: PLC0415  # loads numpy
+    from adaptertool.algebra import leading_part  # noqa: PLC0415  # loads numpy
+    from adaptertool.algebra import mix as mixing  # noqa: PLC0415
+    from adaptertool.algebra import sum as summation  # noqa: PLC0415
 
     if mix is None:
         if cut is None:
@@ -134,7 +137,7 @@ def _maker(mix: Mix | None, cut: Cut | None, shares: Mapping[str, Sequence[Share
 
     def make(layer: Combined, inputs: Inputs) -> list[Job[LayerSaid | None]]:
         if layer.path in shares and cut is not None:
-            return [functools.partial(based.extracted, layer, shares[layer.path], cut, inputs)]
+            return [functools.partial(leading_part.extracted, layer, shares[layer.path], cut, inputs)]
         return [functools.partial(whole, layer, inputs=inputs)]
 
     return make
@@ -148,9 +151,9 @@ def _output(
     cut: Cut | None,
     plans: Sequence[Plan],
 ) -> tuple[Output[LayerSaid | None], list[Combined]]:
-    from adaptertool.based import shares_on  # noqa: PLC0415  # loads numpy
-    from adaptertool.summation import jobs, specs  # noqa: PLC0415
-    from adaptertool.tasks.adapters import Output  # noqa: PLC0415
+    from adaptertool.algebra.leading_part import shares_on  # noqa: PLC0415  # loads numpy
+    from adaptertool.algebra.sum import jobs, specs  # noqa: PLC0415
+    from adaptertool.output.adapter import Output  # noqa: PLC0415
 
     if plans and (mix is not None or cut is None):
         raise UsageError(

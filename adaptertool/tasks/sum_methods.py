@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from adaptertool.arguments import Number, PathLike, cut_of, thinning
 from adaptertool.errors import UsageError
-from adaptertool.formats.peft_layers import Layered
 from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
 from adaptertool.spec.choices import Cut, Mix
-from adaptertool.tasks.arguments import Number, PathLike, cut_of, thinning
+from adaptertool.spec.layers import Layered
 
 CAT, SVD, _ON_CHANGES = "cat", "svd", "_svd"
 METHODS = (

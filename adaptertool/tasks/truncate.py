@@ -6,23 +6,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.architectures.families import family_of
+from adaptertool.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.errors import UsageError, shown
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.formats.beside import assets_of, left_out, require_used
-from adaptertool.formats.peft import CONFIG
-from adaptertool.formats.peft_layers import Layered, read_layered
-from adaptertool.formats.peft_write import Written, alpha_for, config_text
-from adaptertool.inspection.families import family_of
+from adaptertool.formats.peft.layers import read_layered
+from adaptertool.formats.peft.read import CONFIG
+from adaptertool.formats.peft.write import Written, alpha_for, config_text
+from adaptertool.planning.tokenizer import BASE
 from adaptertool.reports.adapters import LayerTruncated, TruncateReport
 from adaptertool.spec.choices import Cut
+from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Plan
-from adaptertool.tasks.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.tasks.merge import prepare_merge
-from adaptertool.tasks.tokenizer import BASE
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
-    from adaptertool.reduction import LayerSaid
-    from adaptertool.tasks.adapters import Output
+    from adaptertool.algebra.truncate import LayerSaid
+    from adaptertool.output.adapter import Output
 
 _DORA = "DoRA: the magnitudes stay as they were trained, so V/‖V‖ changes and the norms of W' = m·V/‖V‖ do not"
 
@@ -72,7 +73,7 @@ def truncate(
     the largest that one of them needs. By QR of both factors and the SVD of the core (numerics.lowrank).
     Raises AdapterToolError; `out` is then as it was before.
     """
-    from adaptertool.tasks.adapters import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
+    from adaptertool.output.adapter import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
     cut = cut_of(rank=rank, energy=energy, max_error=max_error)
     path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
@@ -118,10 +119,10 @@ def _told(said: LayerSaid) -> LayerTruncated:
 
 
 def _output(layered: Layered, plan: Plan | None, cut: Cut, *, balance: bool, spectra: bool) -> Output[LayerSaid | None]:
-    from adaptertool.effect import steps_of  # noqa: PLC0415  # loads numpy
+    from adaptertool.algebra.effect import steps_of  # noqa: PLC0415  # loads numpy
+    from adaptertool.algebra.truncate import How, in_order, jobs  # noqa: PLC0415
     from adaptertool.numerics.spectrum import MAX_VALUES  # noqa: PLC0415
-    from adaptertool.reduction import How, in_order, jobs  # noqa: PLC0415
-    from adaptertool.tasks.adapters import Output  # noqa: PLC0415
+    from adaptertool.output.adapter import Output  # noqa: PLC0415
 
     path = layered.adapter.path
     assets, left = assets_of(path)

@@ -9,20 +9,20 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from adaptertool.as_adapter import into_adapter
+from adaptertool.arguments import Number, PathLike, as_path, check_precision, parse_alphas
 from adaptertool.errors import InputError, UsageError
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint, require_merged
-from adaptertool.fisher_plan import plan_fisher
 from adaptertool.formats.beside import left_out, require_used
-from adaptertool.formats.peft import is_adapter
-from adaptertool.plan import plan_wise
-from adaptertool.renaming import Renames, renaming
+from adaptertool.formats.peft.read import is_adapter
+from adaptertool.planning.as_adapter import into_adapter
+from adaptertool.planning.fisher import plan_fisher
+from adaptertool.planning.sources import layout_chosen, open_adapter
+from adaptertool.planning.tokenizer import with_tokenizer
+from adaptertool.planning.wise import plan_wise
 from adaptertool.reports.run import RunReport
+from adaptertool.resolution.renaming import Renames, renaming
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Plan
-from adaptertool.tasks.arguments import Number, PathLike, as_path, check_precision, parse_alphas
-from adaptertool.tasks.merge import layout_chosen, open_adapter
-from adaptertool.tasks.tokenizer import with_tokenizer
 
 
 def prepare_wise(
@@ -129,7 +129,7 @@ def wise(
 
     base:   a checkpoint, as for `merge`
     tuned:  an adapter (T is then the merged checkpoint), or a fine-tuned checkpoint of the same tensors, under the same
-            names or those that correspond to them (correspondence.py)
+            names or those that correspond to them (resolution/correspondence.py)
     renames: as for `merge`; also on the names of a tuned checkpoint, and of Fisher weights
     alphas: a number, several, or text as on the command line ("0:1:0.1"); a float counts as the decimal that Python
             prints for it. α = 0 gives the base byte for byte, α = 1 the tuned checkpoint (or the merge).
@@ -144,7 +144,7 @@ def wise(
     """
     way: dict[str, Any] = {"as_adapter": as_adapter, "fisher": fisher, "leave_out": leave_out, "tokenizer": tokenizer}
     plan = prepare_wise(base, tuned, alphas, renames=renames, precision=precision, **way, expert_layout=expert_layout)
-    from adaptertool.tasks.run import run_as  # noqa: PLC0415  # loads numpy: only where tensors are touched
+    from adaptertool.output.checkpoint import run_as  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     how: dict[str, Any] = {"force": force, "verify": verify, "threads": threads, "progress": progress, "clean": clean}
     return run_as(plan, out, provenance, sha256=sha256, fail_if_unchanged=fail_if_unchanged, **how)

@@ -1,0 +1,1 @@
+"""Adapters from adapters, and from the difference of two checkpoints: sums, truncation, extraction."""

@@ -1,0 +1,101 @@
+"""What adapters, DoRA among them, change in a layer of their base together, as factors: the leading part of
+Σ wᵢ·(W'ᵢ − W), where W'ᵢ is the weight that adapter i alone makes of W.
+
+What DoRA changes is of full rank, so factors hold a part of it only; what they leave is measured as they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from adaptertool.algebra.effect import steps_of
+from adaptertool.algebra.factors import at_rank
+from adaptertool.algebra.sum import LayerSaid, of_pairs
+from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.tiling import block_rows
+from adaptertool.codecs.tensors import read_rows
+from adaptertool.engine.produce import Made
+from adaptertool.errors import NonFiniteError, UnsupportedError, shown
+from adaptertool.files.reader import Inputs
+from adaptertool.numerics.lowrank import kept
+from adaptertool.numerics.randomized_svd import leading, left_over
+from adaptertool.numerics.rounding import Array, doubles
+from adaptertool.planning.sum import Combined
+from adaptertool.spec.choices import Cut
+from adaptertool.spec.plan import Plan, Step
+
+
+class Share(NamedTuple):
+    """What one adapter does to a tensor of the base, and its weight in the sum."""
+
+    step: Step
+    weight: float
+
+
+def shares_on(
+    plans: Sequence[Plan], weights: Sequence[float], layers: Sequence[Combined]
+) -> Mapping[str, Sequence[Share]]:
+    """Of each layer that is DoRA, by its path. plans: of each adapter alone, merged into the base.
+
+    Raises UnsupportedError for a layer that is not one tensor of the base.
+    """
+    by_key, found = [steps_of(plan) for plan in plans], {}
+    for layer in layers:
+        if not layer.has_dora:
+            continue
+        key = layer.first.pairs[0].a.spec.name
+        several = [(steps.get(key, ()), weight) for steps, weight in zip(by_key, weights, strict=True)]
+        whole = len(layer.first.pairs) == layer.first.experts == 1
+        if not whole or any(len(steps) > 1 or any(map(_of_a_part, steps)) for steps, _ in several):
+            raise UnsupportedError(
+                f"{shown(layer.path)} is DoRA, and {plans[0].base} stores it as a part of a tensor, or as several: "
+                "merge it into its base, and extract a LoRA"
+            )
+        found[layer.path] = [Share(steps[0], weight) for steps, weight in several if steps]
+    return found
+
+
+def _of_a_part(step: Step) -> bool:
+    return any(edit.view is not None for edit in step.edits)
+
+
+class Change:
+    """Of one tensor, as a Matrix (numerics.randomized_svd)."""
+
+    def __init__(self, inputs: Inputs, shares: Sequence[Share]) -> None:
+        self._inputs, self._chains = inputs, [(Chain(inputs, step), weight) for step, weight in shares]
+        self._base = shares[0].step.base
+        self.shape = self._chains[0][0].rows, self._chains[0][0].columns
+
+    def blocks(self) -> Iterator[tuple[int, Array]]:
+        high, wide = self.shape
+        for first in range(0, high, block_rows(wide)):
+            before = read_rows(self._inputs, self._base, first, min(high, first + block_rows(wide)), wide)
+            total = np.zeros(before.shape)
+            for chain, weight in self._chains:
+                after = before.copy()
+                chain.apply(after, first, before)
+                after -= before
+                total += weight * after
+            if not np.isfinite(total).all():
+                raise NonFiniteError(
+                    f"{self._base.path}: {shown(self._base.spec.name)}: the merged weight, or the norm of a row that "
+                    "DoRA divides by, is no finite number, or 0"
+                )
+            yield first, total
+
+
+def extracted(layer: Combined, shares: Sequence[Share], cut: Cut, inputs: Inputs) -> tuple[list[Made], LayerSaid]:
+    matrix, dtypes = Change(inputs, shares), (layer.dtype, layer.dtype)
+    found = leading(matrix, cut, layer.path)
+    reduced = at_rank([[found.svd]], min(kept(found.svd.values, cut), found.available), [dtypes], balanced=False)
+    ((b, a),) = reduced.pairs
+    rest, norm = left_over(matrix, (doubles(b, layer.dtype), doubles(a, layer.dtype)))
+    error = rest / norm if norm else 0.0
+    if any(edit.transposed for edit in shares[0].step.edits):
+        b, a = a.T, b.T
+    parts = of_pairs(layer, reduced._replace(pairs=((b, a),)), f"the sum for {shown(layer.path)}")
+    return parts, LayerSaid(layer, reduced.rank, energy=1 - error**2, error=error, storing=reduced.storing)

@@ -1,0 +1,1 @@
+"""The arithmetic of one tensor, block by block: edits applied in floats, each element rounded once and correctly."""

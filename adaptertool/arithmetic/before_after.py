@@ -1,0 +1,27 @@
+"""What a plan changes, block by block, for those who look at it and write nothing: verify, drift."""
+
+from __future__ import annotations
+
+from adaptertool.arithmetic.blocks import Block, compute, part
+from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.files.reader import Inputs
+from adaptertool.numerics.rounding import STORED, Array, doubles
+
+
+def changed(inputs: Inputs, block: Block, alpha: float, space: Workspace) -> tuple[Array, Array]:
+    """(before, after): a block as the base has it, and as an exact run stores it; flat, held as in rounding.STORED.
+
+    Both are valid until `space` is used again. Raises NonFiniteError.
+    """
+    for _ in compute(inputs, block, [alpha], space):
+        pass
+    before, after = (STORED[spec.dtype] for spec in (block.step.base.spec, block.step.spec))
+    return part(space.stored, before, block.numel), part(space.rounded, after, block.numel)
+
+
+def numbers(block: Block, before: Array, alpha: float) -> tuple[Array, Array]:
+    """(W, W + alpha·(W' − W)) of a block in float64, not rounded to what is stored: (rows, columns) each."""
+    base = doubles(before, block.step.base.spec.dtype).reshape(-1, block.columns)
+    after = base.copy()
+    block.chain.apply(after, block.first, base)
+    return base, after if alpha == 1 else base + alpha * (after - base)

@@ -1,0 +1,236 @@
+"""The arithmetic of one block: read rows of a tensor, apply the edits, round once.
+
+The chain of all edits is evaluated in floats without rounding to the stored dtype in between, and the result is rounded
+once, correctly: where the error of the floats leaves two values possible, `settle` decides. Where nothing was added to
+−0.0 the base's bits stay. NaN and infinity never leave this file: they are errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from adaptertool.arithmetic.chain import UNIT, Chain
+from adaptertool.arithmetic.correct_rounding import Open, Settled
+from adaptertool.arithmetic.exact_norms import Lines
+from adaptertool.arithmetic.survival import tally_of
+from adaptertool.arithmetic.tiling import block_rows, matrix
+from adaptertool.arithmetic.verbatim import replaces
+from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.codecs.tensors import as_bytes, read_tensor
+from adaptertool.errors import NonFiniteError, shown
+from adaptertool.files.reader import Inputs
+from adaptertool.kinds import FULL, Size, has_few_bits, interpolated
+from adaptertool.kinds.full import TUNED
+from adaptertool.numerics.lowest_bit import grain_of
+from adaptertool.numerics.rounding import (
+    FINITE,
+    STORED,
+    WORD,
+    Array,
+    doubles,
+    largest_stored,
+    round_within,
+    rounded,
+    widen,
+)
+from adaptertool.spec.plan import Step
+from adaptertool.spec.tally import Tally
+
+_MOST_SINGLE = 32  # rank up to which float32 leaves few elements open
+_SAMPLE = 4096  # elements
+
+
+def part(buffer: Array, dtype: Any, numel: int) -> Array:
+    return buffer[: numel * np.dtype(dtype).itemsize].view(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows first..last of one tensor."""
+
+    step: Step
+    first: int
+    last: int
+    columns: int
+    chain: Chain
+
+    @property
+    def start(self) -> int:
+        """Elements of the tensor before this block."""
+        return self.first * self.columns
+
+    @property
+    def source(self) -> int:
+        """Where it begins in the base file."""
+        return self.step.base.offset + self.start * STORED[self.step.base.spec.dtype].itemsize
+
+    @property
+    def target(self) -> int:
+        """Where it begins in the output file."""
+        return self.step.offset + self.start * STORED[self.step.spec.dtype].itemsize
+
+    @property
+    def numel(self) -> int:
+        return (self.last - self.first) * self.columns
+
+
+def blocks_of(inputs: Inputs, step: Step) -> Iterator[Block]:
+    """A tensor cut into blocks."""
+    chain, (rows, columns) = Chain(inputs, step), matrix(step)
+    for first in range(0, rows, block_rows(columns)):
+        yield Block(step, first, min(rows, first + block_rows(columns)), columns, chain)
+
+
+def compute(
+    inputs: Inputs,
+    block: Block,
+    alphas: Sequence[float],
+    space: Workspace,
+    *,
+    exact: bool = True,
+    tallies: list[Tally] | None = None,
+) -> Iterator[memoryview]:
+    """The bytes of before + α·(after − before) for each α, from one read of the block.
+
+    exact: correctly rounded; else in single precision (in double where the output is single), rounded once.
+    tallies: what became of the elements is added here, for each α
+    A view is valid until the next is taken. Raises NonFiniteError.
+    """
+    base, target, chain = block.step.base, block.step.spec.dtype, block.chain
+    space.fit(block.numel)
+    stored = part(space.stored, STORED[base.spec.dtype], block.numel)
+    result = part(space.rounded, STORED[target], block.numel)
+    inputs.read_into(base.path, block.source, as_bytes(stored), space.loans)
+    run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
+    if exact and run.unit != UNIT and not all(run.size_at(alpha).is_below(2.0**126) for alpha in (1.0, *alphas)):
+        run = _evaluate(block, stored, alphas, space, np.float64, exact=exact)
+    for alpha in alphas:
+        value, size, settled = run.at(alpha), run.size_at(alpha), Settled()
+        replaced = alpha == 1 and replaces(block.step)
+        if exact and run.changed is run.size and base.spec.dtype == target:
+            result[:] = stored
+        elif target == "F64":
+            result[:] = value
+        elif not exact or size.exact or not math.isfinite(size.error):
+            round_within(value, 0.0, 0.0, target, result)
+        elif len(where := round_within(value, *size.margin(run.unit), target, result, quick=True)):
+            before = doubles(stored[where], base.spec.dtype)
+            rows = (block.first, block.last, block.columns)
+            if run.unit != UNIT:
+                changed = chain.size(run.size, block.first, block.last, run.norms, UNIT)
+                size = changed if alpha == 1 else interpolated(run.size, changed, alpha, UNIT)
+            some = Open(chain, Lines(chain), *rows, run.norms, size, alpha, replaced, target, settled)
+            result[where] = some.settle(where, before, value[where] if run.unit == UNIT else None)
+        if not replaced and (not exact or size.exact):
+            _sign_zeros(block, stored, value, result)
+        within = size.largest + size.absolute < FINITE[target][0] / 2
+        if not (exact and within) and not math.isfinite(largest_stored(result, target)):
+            _fail_not_finite(inputs, block, stored, result)
+        if exact and target != "F64" and not math.isfinite(size.error):
+            raise NonFiniteError(
+                f"{base.path}: {shown(base.spec.name)}: numbers of the adapter are so large or so small that float64 "
+                "loses them on the way; the adapter is damaged, or --precision fast takes it as it comes"
+            )
+        if tallies is not None:
+            tallies.append(tally_of(stored, value, result, target, base.spec.dtype, settled))
+        yield as_bytes(result)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A block after all edits, in arithmetic of some unit, with the bounds of its error."""
+
+    before: Array
+    after: Array
+    delta: Array
+    mix: Array  # a buffer
+    size: Size  # of the base
+    changed: Size
+    norms: Mapping[int, Array]
+    unit: float
+
+    def at(self, alpha: float) -> Array:
+        """before + α·(after − before)"""
+        if alpha == 1:
+            return self.after
+        np.multiply(self.delta, alpha, out=self.mix)
+        np.add(self.before, self.mix, out=self.mix)
+        return self.mix
+
+    def size_at(self, alpha: float) -> Size:
+        return self.changed if alpha == 1 else interpolated(self.size, self.changed, alpha, self.unit)
+
+
+def _evaluate(
+    block: Block, stored: Array, alphas: Sequence[float], space: Workspace, arithmetic: Any, *, exact: bool
+) -> _Run:
+    buffers = space.before, space.after, space.delta, space.mix
+    before, after, delta, mix = (part(buffer, arithmetic, block.numel) for buffer in buffers)
+    mixing = any(alpha != 1 for alpha in alphas)
+    size = Size(widen(stored, block.step.base.spec.dtype, after))
+    if mixing or block.chain.demands.before:
+        before[:] = after
+    if exact and arithmetic == np.float64 and block.chain.demands.few_bits and any(map(has_few_bits, alphas)):
+        sample = Size(size.largest, grain=grain_of(after[:_SAMPLE]))
+        if block.chain.size(sample, block.first, block.last, {}, UNIT).exact:  # not without hope
+            size = Size(size.largest, grain=grain_of(after))
+    norms = block.chain.apply(after.reshape(-1, block.columns), block.first, before.reshape(-1, block.columns))
+    if mixing:
+        np.subtract(after, before, out=delta)
+    unit = float(np.finfo(arithmetic).eps) / 2
+    changed = block.chain.size(size, block.first, block.last, norms, unit) if exact else size
+    return _Run(before, after, delta, mix, size, changed, norms, unit)
+
+
+def _arithmetic(block: Block, alphas: Sequence[float], *, exact: bool) -> Any:
+    """Single precision where that is sure to leave few elements open: LoRA and DoRA on 16-bit weights."""
+    narrow = all(STORED[spec.dtype].itemsize == 2 for spec in (block.step.base.spec, block.step.spec))
+    plain = block.chain.demands.single and block.chain.demands.width <= _MOST_SINGLE  # the error grows with the rank
+    numbers = [abs(number) for number in (*alphas, *(edit.weight for edit in block.step.edits)) if number]
+    plain = plain and min(numbers, default=1) > 2.0**-60 and max(numbers, default=1) < 2.0**60  # as kinds.in_range
+    return np.float32 if narrow and (plain or not exact) else np.float64
+
+
+def _sign_zeros(block: Block, stored: Array, value: Array, result: Array) -> None:
+    """Where nothing was added to a zero its sign stays; all other results that are exactly 0 are +0."""
+    base, target = block.step.base.spec.dtype, block.step.spec.dtype
+    where = np.union1d(_negative_zeros(stored, base), _negative_zeros(result, target))
+    where = where[value[where] == 0]
+    if len(where):
+        before = doubles(stored[where], base)
+        result[where] = rounded(np.where(before == 0, before, 0.0), target)
+
+
+def _negative_zeros(stored: Array, dtype: str) -> Array:
+    word = WORD[dtype]
+    return np.flatnonzero(stored.view(word) == word(int(np.iinfo(word).max) // 2 + 1))
+
+
+def _fail_not_finite(inputs: Inputs, block: Block, stored: Array, result: Array) -> NoReturn:
+    base, dtype = block.step.base, block.step.spec.dtype
+    numbers = doubles(result, dtype)
+    where = int(np.flatnonzero(~np.isfinite(numbers))[0])
+    element, place = block.start + where, shown(base.spec.name)
+    if base.spec.shape:
+        place += f", element {_index(element, base.spec.shape)}"
+    if not np.isfinite(before := doubles(stored[where : where + 1], base.spec.dtype)[0]):
+        raise NonFiniteError(f"{base.path}: {place} holds {before}; such a tensor cannot be edited")
+    for edit in block.step.edits:
+        if edit.kind == FULL.name and edit.view is None:
+            ref = edit.factors[TUNED]
+            if not np.isfinite(number := read_tensor(inputs, ref, element, element + 1)[0]):
+                raise NonFiniteError(f"{ref.path}: {place} holds {number}; it cannot be interpolated")
+    if np.isnan(numbers[where]):
+        raise NonFiniteError(f"{base.path}: {place}: the result is not a number (DoRA of a weight of norm 0?)")
+    raise NonFiniteError(
+        f"{base.path}: {place}: the result is beyond the range of {dtype} (largest: {FINITE[dtype][0]:g})"
+    )
+
+
+def _index(element: int, shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(position) for position in np.unravel_index(element, shape))

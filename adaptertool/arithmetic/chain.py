@@ -1,0 +1,242 @@
+"""The edits of one tensor, applied in order to float64 rows of it, without rounding in between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from adaptertool.arithmetic.region import Places, Take, as_floats, choose, picked
+from adaptertool.arithmetic.requirements import demands_of
+from adaptertool.arithmetic.tiling import matrix
+from adaptertool.codecs.tensors import read_rows
+from adaptertool.files.reader import Inputs
+from adaptertool.kinds import BY_NAME, NORM, Factor, Size
+from adaptertool.numerics.rounding import Array
+from adaptertool.spec.plan import Edit, Step
+from adaptertool.spec.tensors import Ref
+
+UNIT = 2.0**-53  # of float64
+_PASS_ELEMENTS = 1 << 19
+_RECENT = 32  # cut factors that are kept, of all threads
+
+
+class Chain:
+    """The edits of one tensor, with their factors: those needed whole are read once, by the first block that asks."""
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        step: Step,
+        cut: tuple[int, int] | None = None,
+        *,
+        absolute: bool = False,
+        through: Callable[[Array], Array] | None = None,
+    ) -> None:
+        """cut: rows and columns, as others have the tensor; absolute: with magnitudes of factors, scales, weights;
+        through: what becomes of every factor before it is used: rounded, as by tools that convert it; or its magnitude.
+        """
+        if absolute:
+            step = step._replace(edits=tuple(e._replace(scale=abs(e.scale), weight=abs(e.weight)) for e in step.edits))
+            through = through or abs
+        self.inputs, self.step, self._through = inputs, step, through
+        self.rows, self.columns = cut or matrix(step)
+        self.demands = demands_of(step.edits)
+        self.transposed = any(edit.transposed for edit in step.edits)
+        self._whole: dict[tuple[int, str], Factor] = {}
+        self._squares: dict[int, tuple[Array, Size]] = {}
+        self._recent: dict[tuple[int, int], tuple[slice | list[int], dict[str, Factor]]] = {}
+        self._lock = threading.RLock()
+
+    def apply(
+        self,
+        rows: Array,
+        first: int,
+        before: Array,
+        upto: int | None = None,
+        known: Mapping[int, Array] | None = None,
+    ) -> Mapping[int, Array]:
+        """Make the edits (the first `upto` of them) to rows from `first` on, float64 or float32, in place.
+
+        before: the rows as the base has them, for the edits that take their norms from them. Returns these norms.
+        known: the norms, where they are not to be those of these rows.
+        """
+        self._forget(first)
+        norms = dict(known or {})
+        for number, edit in enumerate(self.step.edits[:upto]):
+            chosen = choose(edit, first, first + len(rows))
+            if chosen is None:
+                continue
+            kind, some = BY_NAME[edit.kind], rows[chosen.index, chosen.columns]
+            factors = self.factors(number, edit, chosen.places)
+            if number in norms:
+                factors[NORM] = norms[number]
+            elif kind.squares is not None:
+                old = before[chosen.index, chosen.columns] if edit.on_base else some
+                if edit.transposed:
+                    squares, _ = self._squares_of_columns(number, edit)
+                else:
+                    squares = kind.squares(old, factors, edit.scale)
+                factors[NORM] = norms[number] = np.sqrt(squares)
+            factors = {role: factor.astype(rows.dtype, copy=False) for role, factor in factors.items()}
+            kind.apply(some.T if edit.transposed else some, factors, edit.scale, edit.weight)
+            if isinstance(chosen.index, list):  # else `some` shares its memory with `rows`
+                rows[chosen.index] = some
+        return norms
+
+    def size(
+        self,
+        size: Size,
+        first: int,
+        last: int,
+        norms: Mapping[int, Array],
+        unit: float,
+        *,
+        row: int | None = None,
+        upto: int | None = None,
+    ) -> Size:
+        """The size of rows first..last after the edits (the first `upto` of them), in arithmetic of that unit; `size`
+        where nothing changes.
+
+        row: of this output row of them alone (region.Region.row_of), for a `size` that is its own.
+        """
+        for number, edit in enumerate(self.step.edits[:upto]):
+            chosen = choose(edit, first, last)
+            if chosen is None:
+                continue
+            factors, length = dict(self._known(number, edit, chosen.places)), self.columns
+            if number in norms:
+                factors[NORM] = Factor(norms[number])
+                if edit.transposed:
+                    factors[NORM] = Factor(norms[number], self._squares_of_columns(number, edit)[1])
+                    length = 32 * self.rows  # summed in parts: as if each were a row (numerics.product.roundings)
+            kind = BY_NAME[edit.kind]
+            if row is not None:
+                place = chosen.row_of(row, transposed=self.transposed)
+                if place is None:
+                    continue
+                for role in {*kind.by_row, NORM} & set(factors) if not kind.elementwise else ():
+                    factors[role] = Factor(factors[role].array[place : place + 1], factors[role].size)
+            after = kind.bound(size, factors, edit.scale, edit.weight, unit, length)
+            if after is not size:  # what lies outside of its view stays as it was
+                size = size.either(after)
+        return size
+
+    def pick(
+        self,
+        take: Take,
+        first: int,
+        last: int,
+        at: Places,
+        before: Any,
+        norms: Mapping[int, Any] | None = None,
+    ) -> Any:
+        """The edits made to single elements of rows first..last, as a batch (n, 1, 1) in the number system of `take`.
+
+        at: rows (from `first` on) and columns; before: their values; norms: by the number of the edit, as `apply` gives
+        them, or (1, 1, 1) that of the only element.
+        """
+        rows = before.copy()
+        for number, edit in enumerate(self.step.edits):
+            chosen = choose(edit, first, last)
+            if chosen is None:
+                continue
+            where, places = chosen.inside(at)
+            if not len(where):
+                continue
+            kind = BY_NAME[edit.kind]
+            cut = self._known(number, edit, chosen.places).items()
+            factors = {role: take(kind, role, factor, edit, places) for role, factor in cut}
+            if norms and number in norms:
+                norm = norms[number]
+                factors[NORM] = norm if norm.ndim == 3 else picked(kind, NORM, norm, edit, places)
+            some = rows if len(where) == len(at[0]) else rows[where]
+            numbers = (edit.scale, edit.weight)
+            kind.apply(some, factors, *(numbers if take is as_floats else map(Fraction, numbers)))
+            if some is not rows:
+                rows[where] = some
+        return rows
+
+    def factors(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Array]:
+        """All factors of edit `number` as float64 matrices, cut to those rows (as stored) of what it acts on."""
+        return {role: factor.array for role, factor in self._known(number, edit, places).items()}
+
+    def _known(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Factor]:
+        key = (threading.get_ident(), number)  # a block asks for them several times
+        found = self._recent.get(key)
+        if found is None or found[0] != places:
+            if len(self._recent) >= _RECENT:
+                self._recent.clear()
+            found = self._recent[key] = (places, self._cut(number, edit, places))
+        return found[1]
+
+    def _cut(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Factor]:
+        kind = BY_NAME[edit.kind]
+        by_row = frozenset() if edit.transposed else kind.by_row
+        cut = {}
+        for role, ref in edit.factors.items():
+            if role in by_row and isinstance(places, slice):
+                width = ref.spec.numel // (self.rows if edit.view is None else len(edit.view.rows))
+                cut[role] = Factor(self.read(ref, places.start, places.stop, width))
+                continue
+            cut[role] = self._read_whole(number, role, ref)
+            if role in by_row:
+                cut[role] = Factor(cut[role].array[places])
+            elif edit.transposed and role in kind.by_column:
+                cut[role] = Factor(cut[role].array[:, places])
+        if self._through is None:
+            return cut
+        return {role: Factor(self._through(factor.array)) for role, factor in cut.items()}
+
+    def _read_whole(self, number: int, role: str, ref: Ref) -> Factor:
+        with self._lock:
+            if (number, role) not in self._whole:
+                rows = ref.spec.shape[0]
+                self._whole[number, role] = Factor(self.read(ref, 0, rows, ref.spec.numel // rows))
+            return self._whole[number, role]
+
+    def read(self, ref: Ref, first: int, last: int, width: int) -> Array:
+        """Rows first..last of a factor, of `width` elements each as it is stored; of its columns if chosen."""
+        return read_rows(self.inputs, ref, first, last, width)
+
+    def _forget(self, first: int) -> None:
+        """Let go of what belongs to edits that end before row `first`: a tensor may hold hundreds of experts."""
+        with self._lock:
+            for number, role in list(self._whole):
+                view = self.step.edits[number].view
+                if view is not None and max(view.rows[0], view.rows[-1]) < first and isinstance(view.rows, range):
+                    del self._whole[number, role]
+
+    def _squares_of_columns(self, number: int, edit: Edit) -> tuple[Array, Size]:
+        """‖V‖² of every stored column of a tensor that is stored transposed, and the size of V: one pass over all of
+        its rows, for an error in one block is an error of the norms in all.
+
+        In steps of fixed size, so that the sum does not depend on how the run is cut into blocks.
+        """
+        with self._lock:
+            if number not in self._squares:
+                kind = BY_NAME[edit.kind]
+                assert kind.squares is not None and kind.squared is not None
+                view = edit.view
+                begin, end = (0, self.rows) if view is None else (view.rows[0], view.rows[-1] + 1)
+                columns = self.columns if view is None else len(view.columns)
+                total, whole = np.zeros((columns, 1)), Size(0.0)
+                step = max(1, _PASS_ELEMENTS // self.columns)
+                for first in range(begin, end, step):
+                    last = min(end, first + step)
+                    rows = read_rows(self.inputs, self.step.base, first, last, self.columns)
+                    size = Size(float(abs(rows).max()))
+                    if not edit.on_base:
+                        norms = self.apply(rows, first, before=rows, upto=number)
+                        size = self.size(size, first, last, norms, UNIT, upto=number)
+                    chosen = choose(edit, first, last)
+                    assert chosen is not None
+                    some = rows[chosen.index, chosen.columns]
+                    total += kind.squares(some.T, self.factors(number, edit, chosen.places), edit.scale)
+                    known = self._known(number, edit, chosen.places)
+                    whole = whole.either(kind.squared(size, known, edit.scale, 1.0, UNIT, self.columns))
+                self._squares[number] = total, whole
+            return self._squares[number]

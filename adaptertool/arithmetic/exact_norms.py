@@ -1,0 +1,114 @@
+"""What single elements need whole rows for, exactly: the norms by which DoRA divides."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.region import choose
+from adaptertool.codecs.tensors import read_rows
+from adaptertool.kinds import BY_NAME, NORM, Kind
+from adaptertool.numerics.dyadic import Whole
+from adaptertool.numerics.interval import Interval, intervals, roots
+from adaptertool.numerics.rounding import Array
+
+_FEW = 4  # that are kept
+
+
+class Lines:
+    """The rows of a tensor, or the columns of one that is stored transposed, with the edits that `chain` makes to them,
+    in exact arithmetic. The last are kept, for the next element of the same."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    def norms_of_base(self, row: int, column: int, bits: int) -> Mapping[int, Any] | None:
+        """The norms that an element needs, to about `bits` bits; None where they are not those of the base and one
+        change, but of what other edits made before."""
+        key = ("norms", column if self._chain.transposed else row, bits)
+        norms: Mapping[int, Any] | None = self._kept(key, lambda: self._norms_of_base(row, column, bits))
+        return norms
+
+    def _norms_of_base(self, row: int, column: int, bits: int) -> Mapping[int, Any] | None:
+        norms, turned = {}, self._chain.transposed
+        first, last = (0, self._chain.rows) if turned else (row, row + 1)
+        floats = self._stored(row, column, turned=turned)
+        for number, edit in enumerate(self._chain.step.edits):
+            kind, chosen = BY_NAME[edit.kind], choose(edit, first, last)
+            if kind.squares is None or chosen is None:
+                continue
+            columns = range(self._chain.columns)[chosen.columns]
+            if (number and not edit.on_base) or (turned and column not in columns):
+                return None
+            cut, old = self._chain.factors(number, edit, chosen.places), floats[chosen.index]
+            if turned:
+                cut = _cut_to(cut, kind, columns.index(column))
+            old = old.T if turned else old[:, chosen.columns]
+            factors = {role: Whole.of(tensor) for role, tensor in cut.items()}
+            square = kind.squares(Whole.of(old), factors, Fraction(edit.scale)).item()
+            norms[number] = np.full((1, 1, 1), Interval.of(square).sqrt(bits))
+        return norms
+
+    def line(self, row: int, column: int, bits: int) -> tuple[Interval, Interval]:
+        """(before, after) of one element, where norms of whole rows play a part: that row, or the column of a tensor
+        that is stored transposed, in intervals; roots to about `bits` bits."""
+        key = ("line", column if self._chain.transposed else row, bits)
+        before, rows = self._kept(key, lambda: self._made_of(row, column, bits))
+        at = (row, 0) if self._chain.transposed else (0, column)
+        return before[at], rows[at]
+
+    def _kept(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            made = make()
+            if len(self._made) >= _FEW:
+                self._made.clear()
+            self._made[key] = made
+        return self._made[key]
+
+    def _made_of(self, row: int, column: int, bits: int) -> tuple[Any, Any]:
+        turned = self._chain.transposed
+        first, last = (0, self._chain.rows) if turned else (row, row + 1)
+        rows = intervals(self._stored(row, column, turned=turned))
+        before = rows.copy()
+        for number, edit in enumerate(self._chain.step.edits):
+            chosen = choose(edit, first, last)
+            if chosen is None:
+                continue
+            cut = self._chain.factors(number, edit, chosen.places)
+            columns = range(self._chain.columns)[chosen.columns]
+            kind, index = BY_NAME[edit.kind], (chosen.index, chosen.columns)
+            if turned:
+                if column not in columns:
+                    continue
+                cut = _cut_to(cut, kind, columns.index(column))
+                index = (chosen.index, slice(0, 1))
+            factors = {role: intervals(tensor) for role, tensor in cut.items()}
+            some, old = (array[index].T if edit.transposed else array[index] for array in (rows, before))
+            scale, weight = Fraction(edit.scale), Fraction(edit.weight)
+            if kind.squares is not None:
+                factors[NORM] = roots(kind.squares(old if edit.on_base else some, factors, scale), bits)
+            kind.apply(some, factors, scale, weight)
+            if isinstance(chosen.index, list):
+                rows[index] = some
+        return before, rows
+
+    def _stored(self, row: int, column: int, *, turned: bool) -> Any:
+        """A row of the base (1, columns), or a column (rows, 1) of a tensor that is stored transposed."""
+        if not turned:
+            return read_rows(self._chain.inputs, self._chain.step.base, row, row + 1, self._chain.columns)
+        column_only = dataclasses.replace(self._chain.step.base, columns=range(column, column + 1))
+        return read_rows(self._chain.inputs, column_only, 0, self._chain.rows, self._chain.columns)
+
+
+def _cut_to(factors: Mapping[str, Array], kind: Kind, column: int) -> dict[str, Array]:
+    """Cut to what belongs to one column of a tensor that is stored transposed: to one output row."""
+    part = slice(column, column + 1)
+    if kind.elementwise:  # as the tensor itself is stored
+        return {role: factor[:, part] for role, factor in factors.items()}
+    return {role: factor[part] if role in kind.by_row else factor for role, factor in factors.items()}

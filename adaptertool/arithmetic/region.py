@@ -1,0 +1,101 @@
+"""Which part of a block an edit acts on, and which part of its factors belongs to that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adaptertool.kinds import NORM, Factor, Kind
+from adaptertool.numerics.interval import intervals
+from adaptertool.numerics.modular import Residue
+from adaptertool.spec.plan import Edit
+
+Places = tuple[Any, Any]  # rows and columns of single elements, arrays of integers
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """What an edit acts on within a block: rows and columns of the block, and which rows of its factors they are."""
+
+    index: slice | list[int]
+    columns: slice
+    places: slice | list[int]
+
+    def inside(self, at: Places) -> tuple[Any, Places]:
+        """Which of the elements it acts on, and where they are within what it acts on."""
+        rows, columns = at
+        if isinstance(self.index, list):
+            order = np.argsort(self.index)
+            found = order[np.minimum(np.searchsorted(self.index, rows, sorter=order), len(order) - 1)]
+            row, in_rows = found, np.asarray(self.index)[found] == rows
+        else:
+            row, in_rows = _place(self.index, rows)
+        column, in_columns = _place(self.columns, columns)
+        where = np.flatnonzero(in_rows & in_columns)
+        return where, (row[where], column[where])
+
+    def row_of(self, row: int, *, transposed: bool) -> int | None:
+        """Which row of its factors makes an output row: a row of the block, or a column of a tensor that is stored
+        transposed. None where it does not act on that."""
+        if isinstance(self.index, list) and not transposed:
+            return self.index.index(row) if row in self.index else None
+        cut = self.columns if transposed else self.index
+        assert isinstance(cut, slice)
+        place, within = _place(cut, row)
+        return place if within else None
+
+
+def _place(cut: slice, numbers: Any) -> tuple[Any, Any]:
+    """Positions within a slice, and whether they are in it."""
+    start, step = cut.start or 0, cut.step or 1
+    place = (numbers - start) // step
+    within = (numbers >= start) & (start + place * step == numbers)
+    return place, within if cut.stop is None else within & (numbers < cut.stop)
+
+
+def picked(kind: Kind, role: str, factor: Any, edit: Edit, places: Places) -> Any:
+    """What of a factor the elements need, as a batch: an element, a row, or a column each."""
+    row, column = places[::-1] if edit.transposed else places
+    if kind.elementwise:
+        return factor[row, column][:, None, None]
+    if role in kind.by_row or role == NORM:
+        return factor[row][:, None, :]
+    return factor[:, column].T[:, :, None]
+
+
+# How single elements are computed: a way to take what they need of a factor, as a batch in some number system.
+Take = Callable[[Kind, str, Factor, Edit, Places], Any]
+
+
+def as_floats(kind: Kind, role: str, factor: Factor, edit: Edit, places: Places) -> Any:
+    return picked(kind, role, factor.array, edit, places)
+
+
+def as_residues(kind: Kind, role: str, factor: Factor, edit: Edit, places: Places) -> Any:
+    """Of a factor all of which is made into residues once, if elements share its rows or columns."""
+    if kind.elementwise:
+        return Residue.of(picked(kind, role, factor.array, edit, places))
+    whole = factor.residues_by_row if role in kind.by_row else factor.residues_by_column
+    return picked(kind, role, whole, edit, places)
+
+
+def as_intervals(kind: Kind, role: str, factor: Factor, edit: Edit, places: Places) -> Any:
+    return intervals(picked(kind, role, factor.array, edit, places))
+
+
+def choose(edit: Edit, first: int, last: int) -> Region | None:
+    """What edit acts on within rows first..last of the tensor."""
+    if edit.view is None:
+        return Region(slice(None), slice(None), slice(first, last))
+    rows, columns = edit.view.rows, edit.view.columns
+    cut = slice(columns.start, columns.stop, columns.step)
+    if isinstance(rows, tuple):
+        inside = [(place, row - first) for place, row in enumerate(rows) if first <= row < last]
+        return Region([row for _, row in inside], cut, [place for place, _ in inside]) if inside else None
+    step = rows.step
+    low, high = (min(len(rows), max(0, -((rows.start - end) // step))) for end in (first, last))
+    index = slice(rows.start + low * step - first, rows.start + high * step - first, step)
+    return Region(index, cut, slice(low, high)) if low < high else None

@@ -1,0 +1,31 @@
+"""How many elements of a block changed, and how much of its change the rounding leaves: a pass over stored numbers that
+are in the cache, and a sample of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from adaptertool.arithmetic.correct_rounding import Settled
+from adaptertool.numerics.rounding import WORD, Array, doubles
+from adaptertool.spec.tally import Tally, sums
+
+_SAMPLE = 2048  # elements of a block, about, where it has as many
+
+
+def tally_of(before: Array, value: Array, result: Array, dtype: str, base_dtype: str, settled: Settled) -> Tally:
+    """Of a block, flat: `before` as the base stores it (base_dtype), `value` in floats, and that stored (dtype).
+
+    The sums are over every n-th element, n odd so that all columns have their turn: by position alone.
+    """
+    every = max(1, result.size // _SAMPLE) | 1
+    old, new = doubles(before[::every], base_dtype), doubles(result[::every], dtype)
+    delta = value[::every].astype(np.float64) - old
+    kept, update = sums(float(((new - old) * delta).sum()), float((delta * delta).sum()))
+    return Tally(changed(before, result, dtype, base_dtype), settled.exactly, settled.one_by_one, kept, update)
+
+
+def changed(before: Array, result: Array, dtype: str, base_dtype: str) -> int:
+    """How many are not stored as they were; between dtypes, how many are another number."""
+    if dtype != base_dtype:
+        return int(np.count_nonzero(doubles(before, base_dtype) != doubles(result, dtype)))
+    return int(np.count_nonzero(before.view(WORD[dtype]) != result.view(WORD[dtype])))

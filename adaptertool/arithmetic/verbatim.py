@@ -1,0 +1,30 @@
+"""Which outputs are the bytes of a tensor that is stored: the rule that budgets and the engine share."""
+
+from __future__ import annotations
+
+from adaptertool.kinds import FULL
+from adaptertool.kinds.full import TUNED
+from adaptertool.spec.plan import Step
+from adaptertool.spec.tensors import Ref
+
+
+def verbatim(step: Step, alpha: float) -> Ref | None:
+    """The tensor whose bytes this output is, or None where it must be computed.
+
+    Without edits, and at α = 0, the base; at α = 1 a tensor that replaces it. That is what makes α = 0 and
+    α = 1 of two checkpoints equal to them byte for byte, NaN and −0.0 included.
+    """
+    source = None
+    if step.makes is not None or (step.blend is not None and step.edits):
+        return None
+    if alpha == 0 or step.base.spec.numel == 0 or all(edit.weight == 0 for edit in step.edits):
+        source = step.base
+    elif alpha == 1 and replaces(step):
+        source = step.edits[-1].factors[TUNED]
+    return source if source is not None and source.spec.dtype == step.spec.dtype else None
+
+
+def replaces(step: Step) -> bool:
+    """Whether the last edit puts another tensor in the place of all that was before."""
+    last = step.edits[-1] if step.edits else None
+    return last is not None and last.kind == FULL.name and last.weight == 1 and last.view is None

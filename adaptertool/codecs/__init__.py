@@ -1,0 +1,1 @@
+"""Rows of a stored tensor as numbers, and numbers as what is stored."""

@@ -1,0 +1,66 @@
+"""What a tuned tensor has more than that of the base, T − W, in blocks of rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from adaptertool.codecs.tensors import as_bytes
+from adaptertool.errors import NonFiniteError, shown
+from adaptertool.files.reader import Inputs
+from adaptertool.numerics.rounding import STORED, WORD, Array, widen
+from adaptertool.spec.tensors import Ref
+
+_ELEMENTS = 1 << 19
+LARGEST = 1e140  # whose square may still be added up; only float64 goes beyond
+
+
+class Difference:
+    """As a matrix: all dimensions but the first as one. In float64, where differences of 16-bit numbers of about one
+    size are exact, and others rounded once."""
+
+    def __init__(self, inputs: Inputs, base: Ref, tuned: Ref) -> None:
+        self._inputs, self._refs = inputs, (tuned, base)
+        high = base.shape[0] if base.shape else 1
+        self.shape = high, base.spec.numel // max(high, 1)
+
+    def blocks(self) -> Iterator[tuple[int, Array]]:
+        """(first row, some rows), valid until the next. Raises NonFiniteError, naming the tensor."""
+        high, wide = self.shape
+        step = max(1, min(high, _ELEMENTS // max(wide, 1)))
+        numbers = np.empty((2, step * wide))
+        dtypes = [ref.spec.dtype for ref in self._refs]
+        stored = [np.empty(step * wide, STORED[dtype]) for dtype in dtypes]
+        where = f"{self._refs[0].path}: {shown(self._refs[0].spec.name)}"
+        for first in range(0, high, step):
+            count = min(step, high - first) * wide
+            for ref, bits, into in zip(self._refs, stored, numbers, strict=True):
+                offset = ref.offset + first * wide * bits.itemsize
+                self._inputs.read_into(ref.path, offset, as_bytes(bits[:count]))
+                if not math.isfinite(widen(bits[:count], ref.spec.dtype, into[:count])):
+                    raise NonFiniteError(f"{ref.path}: {shown(ref.spec.name)} holds NaN or infinity, and was changed")
+            rows = numbers[0, :count]
+            rows -= numbers[1, :count]
+            if "F64" in dtypes and np.abs(rows).max() > LARGEST:
+                raise NonFiniteError(f"{where} is too far from the base: the square of what was changed is no float64")
+            yield first, rows.reshape(-1, wide)
+
+
+def differ(inputs: Inputs, one: Ref, other: Ref) -> bool:
+    """Whether any number differs; −0.0 and 0.0 do not. Of equal bits NaN is equal too."""
+    count = one.spec.numel
+    buffers = [np.empty(min(count, _ELEMENTS), STORED[ref.spec.dtype]) for ref in (one, other)]
+    for first in range(0, count, _ELEMENTS):
+        parts = [bits[: min(_ELEMENTS, count - first)] for bits in buffers]
+        for ref, bits in zip((one, other), parts, strict=True):
+            inputs.read_into(ref.path, ref.offset + first * bits.itemsize, as_bytes(bits))
+        if one.spec.dtype == other.spec.dtype and np.array_equal(*(bits.view(WORD[one.spec.dtype]) for bits in parts)):
+            continue
+        numbers = np.empty((2, len(parts[0])))
+        for ref, bits, into in zip((one, other), parts, numbers, strict=True):
+            widen(bits, ref.spec.dtype, into)
+        if (numbers[0] != numbers[1]).any():
+            return True
+    return False

@@ -1,0 +1,104 @@
+"""What a plan costs: memory, bytes to read and to write. From the plan alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from adaptertool.arithmetic.tiling import BLOCK_ELEMENTS, block_rows, matrix
+from adaptertool.arithmetic.verbatim import verbatim
+from adaptertool.kinds import BY_NAME
+from adaptertool.spec.plan import Plan, Step
+from adaptertool.spec.tensors import KEPT, WINDOW
+
+BASE_MEMORY = 64 << 20  # resident with numpy loaded and nothing to do, rounded up
+_BYTES_PER_ELEMENT = 80  # per thread: six buffers and what is open (≤ 52), and arrays on the way to them
+
+
+def predicted_memory(plan: Plan, threads: int) -> int:
+    """Upper estimate of peak resident bytes: a constant, the blocks of each thread, factors, and the plan itself."""
+    block = whole = own = tensors = 0
+    for step in plan.steps():
+        tensors += 1
+        if not step.edits:
+            continue
+        rows, columns = matrix(step)
+        at_once = block_rows(columns)
+        block = max(block, columns * at_once)
+        held, by_row = _factors(step, rows, threads * at_once)
+        whole, own = max(whole, held), max(own, min(at_once, rows) * by_row)
+    # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
+    each = max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole + own
+    return BASE_MEMORY + threads * each + _windows(plan) + tensors * 2000
+
+
+def _windows(plan: Plan) -> int:
+    """Bytes of the factors in turn that are kept (tensors.read_rows)."""
+    sizes = {
+        (ref.path, ref.offset): max(min(ref.spec.nbytes, WINDOW), ref.spec.nbytes // ref.turns)
+        for step in plan.steps()
+        for edit in step.edits
+        for ref in edit.factors.values()
+        if ref.turns > 1
+    }
+    return KEPT * max(sizes.values(), default=0) if len(sizes) > KEPT else sum(sizes.values())
+
+
+def _factors(step: Step, rows: int, at_once: int) -> tuple[int, int]:
+    """Bytes of the factors that are kept whole at one time, of many experts only those that the threads are at; and of
+    one row of the factors that go by row: as stored, widened, and times the scale."""
+    held = widest = longest = 0
+    for edit in step.edits:
+        kind, view = BY_NAME[edit.kind], edit.view
+        longest = max(longest, rows if view is None else len(view.rows))
+        kept = edit.transposed or (view is not None and isinstance(view.rows, tuple))
+        for role, factor in edit.factors.items():
+            shape, goes_by_row = factor.shape, role in kind.by_row
+            if kept or not goes_by_row:
+                held += 8 * math.prod(shape)
+            if goes_by_row and len(shape) > 1 and not kind.elementwise:
+                widest = max(widest, shape[1])
+    window = at_once + 2 * longest
+    return held if window >= rows else -(-held * window // rows), 24 * widest
+
+
+def bytes_to_read(plan: Plan) -> int:
+    """Every tensor that is needed, header and asset once (the check before the run reads the factors a second time)."""
+    tensors: dict[tuple[Path, int], int] = {}
+    for step in plan.steps():
+        tensors[step.base.path, step.base.offset] = step.base.spec.nbytes
+        for edit in step.edits:
+            for ref in (*edit.factors.values(), *(step.fisher or ())):
+                tensors[ref.path, ref.offset] = ref.spec.nbytes
+    others = sum(shard.data_start for shard in plan.shards) + sum(asset.size for asset in plan.assets)
+    return others + sum(tensors.values())
+
+
+def _bytes_per_output(plan: Plan) -> int:
+    return sum(shard.size for shard in plan.shards) + sum(asset.size for asset in plan.assets)
+
+
+def bytes_to_write(plan: Plan) -> int:
+    own = sum(len(content) for output in plan.outputs for _, content in output.files)
+    return _bytes_per_output(plan) * len(plan.outputs) + own
+
+
+def count_elements(plan: Plan) -> int:
+    """Those of tensors that at least one output does not copy from the base: edited, or of another size."""
+    alphas, base = [output.alpha for output in plan.outputs], set(plan.files[0].values())
+    return sum(
+        step.spec.numel
+        for step in plan.steps()
+        if step.base.path not in base or any(verbatim(step, alpha) is not step.base for alpha in alphas)
+    )
+
+
+def count_tensors(plan: Plan) -> tuple[int, int]:
+    """(tensors, those of which at least one output differs from a copy of the base's bytes)"""
+    alphas = [output.alpha for output in plan.outputs]
+    names, edited = set(), set()
+    for step in plan.steps():
+        names.add(step.spec.name)
+        if any(verbatim(step, alpha) is not step.base for alpha in alphas):
+            edited.add(step.spec.name)
+    return len(names), len(edited)

@@ -1,0 +1,96 @@
+"""The threads of a run, what they share, and the jobs that copy bytes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adaptertool.arithmetic.survival import changed
+from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.codecs.tensors import as_bytes
+from adaptertool.engine.pool import Job, Pool
+from adaptertool.files.reader import Inputs
+from adaptertool.files.staging import Staging
+from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
+from adaptertool.numerics.rounding import STORED
+from adaptertool.spec.tally import Tally
+from adaptertool.spec.tensors import Ref
+
+Progress = Callable[[int], None]  # told the bytes just written
+
+
+@dataclass(slots=True)
+class Crew:
+    """The threads of a run, and what they share. Finishing (fsync) of one file goes on beside the next."""
+
+    inputs: Inputs
+    progress: Progress
+    stage: Staging
+    folders: Sequence[str]  # of the outputs, within it
+    workers: Pool
+    finisher: Pool
+    workspaces: Sequence[Workspace]
+    stop: threading.Event
+    exact: bool
+    base: frozenset[Path]  # files of the base; none where no checkpoint is made, and nothing is counted
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`size` bytes to copy from `offset` of a file to `target` in the outputs."""
+
+    path: Path
+    offset: int
+    target: int
+    size: int
+
+    def then(self, other: Run) -> Run | None:
+        """Both as one, where the other follows on this."""
+        if (self.path, self.offset + self.size, self.target + self.size) != (other.path, other.offset, other.target):
+            return None
+        return Run(self.path, self.offset, self.target, self.size + other.size)
+
+
+def write(crew: Crew, content: bytes, files: Sequence[OutputFile], _: Workspace) -> None:
+    for file in files:
+        file.write(0, memoryview(content))
+        crew.progress(len(content))
+
+
+def copies(crew: Crew, run: Run, files: Sequence[OutputFile]) -> Iterator[Job]:
+    """Copy in chunks, each to all outputs before the next, so that the disk is read once."""
+    for at in range(0, run.size, COPY_CHUNK):
+        length = min(COPY_CHUNK, run.size - at)
+        places = [(file, run.target + at) for file in files]
+        yield functools.partial(_copy, crew, run.path, run.offset + at, length, places)
+
+
+def _copy(
+    crew: Crew, source: Path, offset: int, size: int, places: Sequence[tuple[OutputFile, int]], space: Workspace
+) -> None:
+    copy_range(crew.inputs, source, offset, places, space.copied[:size], space.loans)
+    crew.progress(size * len(places))
+
+
+def replacements(crew: Crew, base: Ref, source: Ref, target: int, file: OutputFile) -> Iterator[Job]:
+    """Copy a tensor that takes the place of one of the base, and count what differs."""
+    for at in range(0, source.spec.nbytes, COPY_CHUNK):
+        length = min(COPY_CHUNK, source.spec.nbytes - at)
+        yield functools.partial(_replace, crew, base, source, (at, length), (file, target + at))
+
+
+def _replace(
+    crew: Crew, base: Ref, source: Ref, part: tuple[int, int], place: tuple[OutputFile, int], space: Workspace
+) -> None:
+    (at, length), dtype = part, source.spec.dtype
+    copied = space.copied[:length]
+    copy_range(crew.inputs, source.path, source.offset + at, [place], copied, space.loans)
+    before = np.empty(length // STORED[dtype].itemsize, STORED[dtype])
+    crew.inputs.read_into(base.path, base.offset + at, as_bytes(before), space.loans)
+    place[0].tallies.append(Tally(changed(before, np.frombuffer(copied, STORED[dtype]), dtype, base.spec.dtype)))
+    crew.progress(length)

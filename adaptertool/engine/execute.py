@@ -1,0 +1,223 @@
+"""Runs a plan: cuts it into jobs, hands them to threads, writes their results at known offsets.
+
+A job is a block of one edited tensor, or a run of bytes that is copied. Threads take jobs from one shared
+iterator, so few exist at once. Products run on one thread each: the result does not depend on their number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+from adaptertool.arithmetic.blend import Blended
+from adaptertool.arithmetic.blocks import Block, blocks_of, compute
+from adaptertool.arithmetic.fisher import Weighted
+from adaptertool.arithmetic.rescale import Rescaled
+from adaptertool.arithmetic.verbatim import verbatim
+from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.engine.crew import Crew, Progress, Run, copies, replacements, write
+from adaptertool.engine.pool import Job, Pool, Shared, all_done, drain, one_core_each
+from adaptertool.engine.reads import copied_whole, to_hash, unread
+from adaptertool.files.reader import Inputs
+from adaptertool.files.staging import Staging
+from adaptertool.files.writer import OutputFile
+from adaptertool.spec.choices import EXACT
+from adaptertool.spec.plan import Asset, Output, Plan, Shard, Step
+from adaptertool.spec.tally import Tally, total
+from adaptertool.spec.tensors import Ref
+
+_UNFINISHED = 16  # files that are written and not yet durable, but at least one for each output: all of them are open
+
+MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per output
+
+
+def run_plan(
+    plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress: Progress, *, hash_inputs: bool = True
+) -> int:
+    """Write all outputs of `plan` that are not finished; returns how many threads the system gave us for it.
+
+    Raises the first error of any job; the rest then stop.
+    """
+    with one_core_each(), Pool(threads) as workers, Pool(1, "adaptertool-finish") as finisher:
+        folders, spaces = [output.folder for output in plan.outputs], [Workspace() for _ in range(workers.size)]
+        base = frozenset(() if plan.as_adapter else plan.files[0].values())
+        exact = plan.precision == EXACT
+        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact, base)
+        try:
+            streamed, aside = to_hash(plan) if hash_inputs else ((), ())
+            for path in streamed:
+                inputs.stream(path)
+            finishing = deque([finisher.submit(_hash, crew, aside)])
+            for source, name, size, jobs, same in _files(crew, plan):
+                finishing.append(_write_file(crew, source, name, size, jobs, same))
+                while len(finishing) * len(folders) > max(_UNFINISHED, len(folders)):
+                    all_done(crew.stop, [finishing.popleft()])
+            finishing.append(finisher.submit(_hash, crew, streamed))
+            all_done(crew.stop, finishing)
+        except BaseException:
+            crew.stop.set()
+            raise
+    return workers.size
+
+
+def _files(crew: Crew, plan: Plan) -> Iterator[tuple[Path, str, int, MakeJobs, int | None]]:
+    """What `_write_file` wants to know of each shard and asset."""
+    for shard in plan.shards:
+        jobs = functools.partial(_shard_jobs, crew, shard, plan.outputs)
+        yield shard.source, shard.name, shard.size, jobs, copied_whole(shard, plan.outputs)
+    for asset in plan.assets:
+        jobs = functools.partial(_asset_jobs, crew, asset)
+        yield asset.source, asset.name, asset.size, jobs, 0 if asset.content is None else None
+
+
+def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJobs, same: int | None) -> Future[None]:
+    """Write one file of every output; what makes it durable then runs beside the next.
+
+    same: the number of an output that has this file of the base as it is, and so its hashes.
+    """
+    names = [(Path(folder) / name).as_posix() for folder in crew.folders]
+    if all(name in crew.stage.finished for name in names):  # by an earlier run
+        if same is not None:
+            crew.inputs.digests[source] = crew.stage.finished[names[same]].digests
+        crew.progress(size * len(names))
+        return crew.finisher.submit(_finish, crew, {})
+    with contextlib.ExitStack() as opened:
+        files = []
+        for own in names:
+            files.append(OutputFile(crew.stage.work / own, size, crew.stage.part(own), crew.stage.hashes))
+            opened.callback(files[-1].close)
+        jobs = Shared(make_jobs(files))
+        all_done(crew.stop, [crew.workers.submit(drain, crew.stop, jobs, workspace) for workspace in crew.workspaces])
+        opened.pop_all()
+    return crew.finisher.submit(_finish, crew, dict(zip(names, files, strict=True)), source, same)
+
+
+def _finish(crew: Crew, files: Mapping[str, OutputFile], source: Path | None = None, same: int | None = None) -> None:
+    with contextlib.ExitStack() as opened:
+        for file in files.values():
+            opened.callback(file.close)
+        digests = [file.digests for file in files.values()]
+        if source is not None and same is not None:
+            crew.inputs.digests[source] = digests[same]
+        _hash(crew, crew.inputs.complete())
+        for (name, file), own in zip(files.items(), digests, strict=True):
+            file.finish()
+            crew.stage.finish(file.part, name, own, total(file.tallies))
+
+
+def _hash(crew: Crew, paths: Sequence[Path]) -> None:
+    """Hash input files, those that were read by what was read, and note it for a run that goes on."""
+    for path in paths:
+        if path not in crew.inputs.digests:
+            crew.stage.has_read(path, crew.inputs.hash(path))
+
+
+def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequence[OutputFile]) -> Iterator[Job]:
+    """The jobs of one shard in order of offset. Neighbouring copies from one file become one run of bytes."""
+    # Bytes to copy and not yet handed out: the header, then untouched tensors
+    run = Run(shard.source, 0, 0, shard.data_start)
+    if shard.header is not None:
+        run = Run(shard.source, 0, 0, 0)
+        for offset, size in unread(shard):
+            crew.inputs.has(shard.source, offset, size)
+        yield functools.partial(write, crew, shard.header, files)
+    for step in shard.steps:
+        if crew.base and step.base.path not in crew.base:  # of another size than the base's
+            for file in files:
+                file.tallies.append(Tally(changed=step.spec.numel))
+        own = Run(step.base.path, step.base.offset, step.offset, step.spec.nbytes)
+        sources = [verbatim(step, output.alpha) for output in outputs]
+        if all(source is step.base for source in sources):
+            if (longer := run.then(own)) is not None:
+                run = longer
+                continue
+            yield from copies(crew, run, files)
+            run = own
+        else:
+            yield from copies(crew, run, files)
+            if not crew.base and not any(
+                source is None or source is step.base for source in sources
+            ):  # nobody reads it
+                crew.inputs.has(own.path, own.offset, step.base.spec.nbytes)
+            yield from _edit_jobs(crew, step, outputs, files, sources)
+            run = Run(own.path, own.offset + step.base.spec.nbytes, step.offset + own.size, 0)
+    yield from copies(crew, run, files)
+
+
+def _asset_jobs(crew: Crew, asset: Asset, files: Sequence[OutputFile]) -> Iterator[Job]:
+    if asset.content is not None:
+        yield functools.partial(write, crew, asset.content, files)
+    else:
+        yield from copies(crew, Run(asset.source, 0, 0, asset.size), files)
+
+
+def _edit_jobs(
+    crew: Crew,
+    step: Step,
+    outputs: Sequence[Output],
+    files: Sequence[OutputFile],
+    sources: Sequence[Ref | None],
+) -> Iterator[Job]:
+    computed = []
+    for output, file, source in zip(outputs, files, sources, strict=True):
+        if source is None:
+            computed.append((file, output.alpha))
+        elif source is not step.base and step.base.path in crew.base:
+            yield from replacements(crew, step.base, source, step.offset, file)
+        else:
+            yield from copies(crew, Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
+    if not computed:
+        return
+    if (tensor := _made_of_its_own(crew.inputs, step)) is not None:
+        for first, last in tensor.cuts():
+            yield functools.partial(_make, crew, tensor, first, last, computed)
+    else:
+        for block in blocks_of(crew.inputs, step):
+            yield functools.partial(_edit, crew, block, computed)
+
+
+def _made_of_its_own(inputs: Inputs, step: Step) -> Blended | Rescaled | Weighted | None:
+    """A tensor that is not made by one edit after the other."""
+    if step.blend is not None:
+        return Blended(inputs, step)
+    if step.makes is not None:
+        return Rescaled(inputs, step)
+    return Weighted(inputs, step) if step.fisher is not None else None
+
+
+def _make(
+    crew: Crew,
+    tensor: Blended | Rescaled | Weighted,
+    first: int,
+    last: int,
+    outputs: Sequence[tuple[OutputFile, float]],
+    _: Workspace,
+) -> None:
+    tallies: list[Tally] = []
+    results = tensor.compute(first, last, [alpha for _, alpha in outputs], tallies)
+    for (file, _alpha), data in zip(outputs, results, strict=True):
+        file.write(tensor.target(first), data)
+        crew.progress(len(data))
+    _tell(tallies, outputs)
+
+
+def _edit(crew: Crew, block: Block, outputs: Sequence[tuple[OutputFile, float]], space: Workspace) -> None:
+    tallies: list[Tally] = []
+    alphas = [alpha for _, alpha in outputs]
+    results = compute(crew.inputs, block, alphas, space, exact=crew.exact, tallies=tallies)
+    loans = space.loans if len(outputs) == 1 else None  # else the next result takes the place of this
+    for (file, _), data in zip(outputs, results, strict=True):
+        file.write(block.target, data, loans)
+        crew.progress(len(data))
+    if block.step.base.path not in crew.base:  # all of it is counted already, or nothing is
+        tallies = [tally._replace(changed=0) for tally in tallies]
+    _tell(tallies, outputs)
+
+
+def _tell(tallies: Sequence[Tally], outputs: Sequence[tuple[OutputFile, float]]) -> None:
+    for (file, _), tally in zip(outputs, tallies, strict=False):
+        file.tallies.append(tally)

@@ -1,0 +1,62 @@
+"""What a run reads of its input files, and which of them are hashed on the way. From the plan alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from adaptertool.arithmetic.verbatim import verbatim
+from adaptertool.spec.plan import Output, Plan, Shard
+
+
+def to_hash(plan: Plan) -> tuple[list[Path], list[Path]]:
+    """(large files, hashed as they are read; the others that have no copy in the output, which has their hash).
+
+    A shard of the base of which nothing is read but its header (where adapters are written) is in neither.
+    """
+    whole = {shard.source for shard in plan.shards if copied_whole(shard, plan.outputs) is not None}
+    copied = {asset.source for asset in plan.assets if asset.content is None}
+    used = {shard.source for shard in plan.shards}
+    for step in plan.steps():
+        used.add(step.base.path)
+        if plan.tuned_is_checkpoint:
+            used.update(ref.path for edit in step.edits for ref in edit.factors.values())
+            used.update(ref.path for ref in step.fisher or ())
+    adapters = set() if plan.tuned_is_checkpoint else {path for files in plan.files[1:] for path in files.values()}
+    streamed = used - adapters - whole
+    unused = {
+        path
+        for path in plan.files[0].values()
+        if plan.as_adapter and path.suffix == ".safetensors" and path not in used
+    }
+    aside = plan.inputs.keys() - streamed - whole - copied - unused
+    return sorted(streamed), sorted(aside)
+
+
+def read_files(plan: Plan) -> list[Path]:
+    """All input files but those of which nothing is read but their headers."""
+    streamed, aside = to_hash(dataclasses.replace(plan, outputs=()))
+    return sorted({*streamed, *aside, *(asset.source for asset in plan.assets if asset.content is None)})
+
+
+def copied_whole(shard: Shard, outputs: Sequence[Output]) -> int | None:
+    """The number of an output that has this file of the base as it is."""
+    if shard.header is not None:
+        return None
+    for number, output in enumerate(outputs):
+        if all(verbatim(step, output.alpha) is step.base for step in shard.steps):
+            return number
+    return None
+
+
+def unread(shard: Shard) -> Iterator[tuple[int, int]]:
+    """(offset, size) of what a file of the base has and the output does not: its header where that is made anew, and
+    tensors that others take the place of."""
+    if shard.header is None:
+        return
+    end = 0
+    for step in sorted((step for step in shard.steps if step.base.path == shard.source), key=lambda s: s.base.offset):
+        if step.base.offset > end:
+            yield end, step.base.offset - end
+        end = max(end, step.base.offset + step.base.spec.nbytes)

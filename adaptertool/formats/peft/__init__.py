@@ -1,0 +1,1 @@
+"""PEFT: its adapters read, described layer by layer, and written."""

@@ -1,0 +1,245 @@
+"""`adapter_config.json` of PEFT, read strictly: a field that may change the arithmetic and is not handled
+is refused by name. Field names and rules as in PEFT 0.21.2."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptertool.errors import InputError, UnsupportedError, shown
+from adaptertool.formats.peft import packing
+from adaptertool.formats.peft.packing import Packing, packing_of
+from adaptertool.formats.peft.patterns import by_pattern, check
+from adaptertool.kinds import lora
+
+# Read and acted on below.
+_HANDLED = frozenset(
+    {
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "bias",
+        "init_lora_weights",
+        "use_dora",
+        "lora_bias",
+        "fan_in_fan_out",
+        "trainable_token_indices",
+        "target_parameters",
+        "peft_version",
+        "ensure_weight_tying",
+        "base_model_name_or_path",
+        *packing.FIELDS,
+    }
+)
+
+# Known not to change what the stored factors mean: they steer training, or say again what the keys say.
+_HARMLESS = frozenset(
+    {
+        "task_type", "auto_mapping", "revision", "inference_mode",
+        "target_modules", "exclude_modules", "lora_dropout", "modules_to_save", "layers_to_transform",
+        "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config",
+        # settings of an initialiser; init_lora_weights says which one was used
+        "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+        # of other trainers. LoRA+ gives lora_B (and embeddings) a learning rate of their own: ms-swift, LLaMA-Factory,
+        # axolotl and the paper's authors each name it otherwise
+        "lorap_lr_ratio", "lorap_emb_lr", "loraplus_lr_ratio", "loraplus_lr_embedding", "lora_plus_lr_ratio",
+        "loraplus_weight_decay",
+        "lora_dtype",  # ms-swift: the dtype that the factors were trained in; as stored they say their own
+        "swift_type",  # ms-swift: peft_type by another name, where that is LORA
+        "merge_weights",  # PEFT before 0.3: whether layers merge while they are evaluated
+        "unsloth_version",  # unsloth: which version wrote it
+    }
+)  # fmt: skip
+
+# Understood, and not handled (yet): refused where set.
+_REFUSED = {
+    "layer_replication": "the model was built from replicated layers; a merge onto the original is wrong",
+    "alora_invocation_tokens": "aLoRA acts only after its invocation tokens; it cannot be merged",
+    "use_qalora": "QA-LoRA pools its inputs; it cannot be merged into a weight",
+    "arrow_config": "Arrow routes between adapters by input; it cannot be merged",
+    "use_bdlora": "BD-LoRA is not supported yet",
+    "kasa_config": "KaSA is not supported yet",
+    "velora_config": "VeLoRA is not supported yet",
+    "monteclora_config": "MonteCLoRA is not supported yet",
+    "megatron_config": "Megatron's parallel layers are not supported",
+}
+
+# PEFT wraps the parameters of one module in the order in which it holds them; this is transformers' own.
+_PARAMETER_ORDER = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
+
+# Initialisers that leave the base weights as they are.
+HARMLESS_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """The part of a LoRA adapter's config that the arithmetic depends on."""
+
+    path: Path
+    base: str  # base_model_name_or_path
+    task: str  # task_type
+    rank: int
+    alpha: float
+    rank_stabilised: bool
+    dora: bool
+    bias: bool  # lora_bias: the second factor has a bias
+    fan_in_fan_out: bool
+    ties_ends: bool  # ensure_weight_tying
+    tokens: Mapping[str, tuple[int, ...]]  # trainable_token_indices: module, or "" for the only one -> rows
+    saved: tuple[str, ...]  # modules_to_save
+    parameters: tuple[str, ...]  # target_parameters: parameters of modules that are no layers, fused experts above all
+    version: tuple[int, ...] | None  # of PEFT
+    packing: Packing  # of lora_B of fused experts
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+
+    def rank_of(self, module: str) -> int:
+        return by_pattern(f"{self.path}: rank_pattern", self.rank_pattern, module, self.rank)
+
+    def saves(self, module: str) -> bool:
+        """Whether modules_to_save names it, by PEFT's rule: a name is the end of the module's path."""
+        return any(module == name or module.endswith(f".{name}") for name in self.saved)
+
+    def tokens_of(self, module: str) -> tuple[int, ...] | None:
+        """The rows that were trained, by PEFT's rule: a name is the end of the module's path."""
+        for name, rows in self.tokens.items():
+            if not name or module == name or module.endswith(f".{name}"):
+                return rows
+        return None
+
+    def parameters_of(self, module: str) -> list[str]:
+        """The parameters of `module` that may have been targeted, by PEFT's rule: an entry is the end of a parameter's
+        path. In the order in which transformers' modules hold them."""
+        split = [parameter.rpartition(".") for parameter in self.parameters]
+        names = {name for path, _, name in split if not path or module == path or module.endswith(f".{path}")}
+        return sorted(names, key=lambda name: (name not in _PARAMETER_ORDER, (*_PARAMETER_ORDER, name).index(name)))
+
+    def require_known_order(self, module: str, parameters: Sequence[str]) -> None:
+        if len(parameters) > 1 and not set(parameters) <= set(_PARAMETER_ORDER):
+            raise UnsupportedError(
+                f"{self.path}: target_parameters names {', '.join(map(shown, sorted(parameters)))} of {shown(module)}; "
+                "which of their factors are whose is not known"
+            )
+
+    @property
+    def names_bare_parameters(self) -> bool:
+        """Whether target_parameters has a name without a path, as PEFT writes it for target_modules that it converts:
+        it fits below every module."""
+        return any("." not in parameter for parameter in self.parameters)
+
+    def scale_of(self, module: str) -> float:
+        alpha = by_pattern(f"{self.path}: alpha_pattern", self.alpha_pattern, module, self.alpha)
+        return lora.scaling(alpha, self.rank_of(module), rank_stabilised=self.rank_stabilised)
+
+
+def reading(expert_layout: str | None) -> Callable[[Path, Mapping[str, Any]], LoraConfig]:
+    """parse_config, with a layout of lora_B of fused experts that counts where the config does not say one."""
+    return functools.partial(parse_config, expert_layout=expert_layout)
+
+
+def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | None = None) -> LoraConfig:
+    """Raises UnsupportedError for what is refused by name, InputError for values of a wrong type."""
+    peft_type = fields.get("peft_type")
+    if peft_type != "LORA":
+        raise UnsupportedError(f"{path}: peft_type {shown(peft_type)[:80]} is not supported; LORA is")
+    for name, value in fields.items():
+        if name in _HANDLED or name in _HARMLESS or not value:
+            continue
+        reason = _REFUSED.get(name, "this field is not known; it may change the arithmetic, so it is not ignored")
+        raise UnsupportedError(f"{path}: {shown(name)} = {shown(value)[:80]}: {reason}")
+    if fields.get("swift_type") not in (None, "LORA"):
+        raise UnsupportedError(f"{path}: swift_type {shown(fields['swift_type'])[:80]} is not supported; LORA is")
+    init = fields.get("init_lora_weights")
+    if init not in HARMLESS_INITS:
+        raise UnsupportedError(
+            f"{path}: init_lora_weights = {shown(init)[:80]} may have changed the base weights, so this adapter may "
+            "belong to the residual model, not to the original: convert it to plain LoRA first (PEFT: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...))"
+        )
+    if fields.get("bias", "none") not in ("none", "all", "lora_only"):
+        raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])[:80]} is not known")
+    base = fields.get("base_model_name_or_path")
+    rank_pattern, alpha_pattern = (_patterns(path, fields, key) for key in ("rank_pattern", "alpha_pattern"))
+    return LoraConfig(
+        path=path,
+        base=base if isinstance(base, str) else "",
+        task=task if isinstance(task := fields.get("task_type"), str) else "",
+        rank=_rank(path, "r", fields.get("r")),
+        alpha=_alpha(path, "lora_alpha", fields.get("lora_alpha")),
+        rank_stabilised=_flag(path, fields, "use_rslora"),
+        dora=_flag(path, fields, "use_dora"),
+        bias=_flag(path, fields, "lora_bias"),
+        fan_in_fan_out=_flag(path, fields, "fan_in_fan_out"),
+        ties_ends=_flag(path, fields, "ensure_weight_tying"),
+        saved=_names(path, "modules_to_save", fields.get("modules_to_save")),
+        parameters=_names(path, "target_parameters", fields.get("target_parameters")),
+        version=_version(fields.get("peft_version")),
+        packing=packing_of(path, fields, expert_layout),
+        tokens=_tokens(path, fields.get("trainable_token_indices")),
+        rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
+        alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
+    )
+
+
+def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    patterns = fields.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise InputError(f"{path}: {key} must be an object, not {shown(patterns)[:80]}")
+    for pattern in patterns:
+        check(f"{path}: {key} holds '{shown(pattern)[:80]}'", pattern)
+    return patterns
+
+
+def _tokens(path: Path, value: Any) -> Mapping[str, tuple[int, ...]]:
+    by_module = value if isinstance(value, dict) else {"": value} if value else {}
+    for rows in by_module.values():
+        good = isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows)
+        if not good or len(set(rows)) != len(rows):
+            raise InputError(f"{path}: trainable_token_indices must list row numbers, each once: {shown(value)[:80]}")
+    return {name: tuple(rows) for name, rows in by_module.items()}
+
+
+def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value or [], list) or not all(isinstance(name, str) for name in value or []):
+        raise InputError(f"{path}: {key} must be a list of names, not {shown(value)[:80]}")
+    return tuple(value or ())
+
+
+def _version(value: object) -> tuple[int, ...] | None:
+    numbers = re.match(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?", value) if isinstance(value, str) else None
+    return None if numbers is None else tuple(int(number or 0) for number in numbers.groups())
+
+
+def _flag(path: Path, fields: Mapping[str, Any], key: str) -> bool:
+    value = fields.get(key) or False
+    if not isinstance(value, bool):
+        raise InputError(f"{path}: {key} must be true or false, not {shown(value)}")
+    return value
+
+
+def _rank(path: Path, key: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise InputError(
+            f"{path}: {shown(key)} must be a whole number from 1 on, not {shown(value)[:80]}{_as_text(value)}"
+        )
+    return value
+
+
+def _alpha(path: Path, key: str, value: object) -> float:
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
+        raise InputError(f"{path}: {shown(key)} must be a finite number, not {shown(value)[:80]}{_as_text(value)}")
+    return value  # type: ignore[return-value]  # an int stays an int: alpha / r is then PEFT's own expression
+
+
+def _as_text(value: object) -> str:
+    """What to say of a number that stands there as text."""
+    number = isinstance(value, str) and re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value)
+    return ", which is text there: take away the quotation marks around the number" if number else ""

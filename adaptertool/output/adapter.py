@@ -1,0 +1,182 @@
+"""From layers to a published adapter: the part that all commands that make adapters of adapters share."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from blake3 import blake3
+
+from adaptertool.engine.produce import Job, results, write_tensors
+from adaptertool.engine.resources import peak_memory, thread_count
+from adaptertool.errors import UsageError
+from adaptertool.files import publish
+from adaptertool.files.hashing import DEFAULT, Digests
+from adaptertool.files.reader import Inputs
+from adaptertool.files.staging import Finished, Staging
+from adaptertool.files.writer import OutputFile, copy_range, write_small
+from adaptertool.formats.peft.read import CONFIG, WEIGHTS
+from adaptertool.output.leftovers import Leftovers
+from adaptertool.output.manifest import Facts, facts_of, write_manifest
+from adaptertool.spec.plan import Asset
+from adaptertool.spec.tensors import Stamp, TensorSpec
+from adaptertool.version import __version__
+
+Said = TypeVar("Said")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output(Generic[Said]):
+    """An adapter that is to be written. From headers and configs alone."""
+
+    command: str
+    recipe: Mapping[str, Any]  # for the manifest: what else makes it, as JSON
+    sources: Sequence[Path]
+    stamps: Mapping[Path, Stamp]  # of every file that is read
+    largest: Sequence[TensorSpec]  # its tensors in their order, none smaller than it will be
+    metadata: Mapping[str, str]
+    jobs: Callable[[Inputs], Iterable[Job[Said]]]  # make them, in the same order
+    config: Callable[[Sequence[Said]], bytes]  # adapter_config.json, from what the jobs have said
+    assets: Sequence[Asset] = ()
+    notes: Sequence[str] = ()  # what the user should know
+    reserved: int | None = None  # bytes of disk for the tensors, where `largest` says far too many
+    looked_at: Mapping[Path, Stamp] = field(default_factory=dict)  # files that only the report is made from
+
+    @property
+    def needed(self) -> int:
+        """Bytes of disk."""
+        tensors = sum(spec.nbytes for spec in self.largest) if self.reserved is None else self.reserved
+        return tensors + sum(asset.size for asset in self.assets)
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[Said]):
+    said: list[Said]
+    bytes_written: int
+    threads: int
+    seconds: float
+    peak_memory: int
+    notes: tuple[str, ...] = ()
+
+    def summary(self, output: Output[Said], out: Path, options: Options) -> dict[str, Any]:
+        """The fields that every AdapterReport has."""
+        return {
+            "command": output.command,
+            "sources": tuple(map(str, output.sources)),
+            "out": str(out),
+            "bytes_read": sum(size for _, _, size, _, _ in output.stamps.values()),
+            "bytes_written": self.bytes_written,
+            "threads": self.threads,
+            "seconds": self.seconds,
+            "peak_memory": self.peak_memory,
+            "dry_run": options.dry_run,
+            "notes": (*output.notes, *self.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to run. dry_run: compute all that the report tells, and write nothing."""
+
+    force: bool = False
+    threads: int | None = None
+    dry_run: bool = False
+    clean: bool = False  # remove what other runs have left beside OUT, when it is published
+    progress: Callable[[int], None] = field(default=lambda _: None)
+    before_publish: Callable[[], None] = field(default=lambda: None)
+
+    def calling(self, progress: Callable[[int], None] | None, before_publish: Callable[[], None] | None) -> Options:
+        return replace(self, progress=progress or self.progress, before_publish=before_publish or self.before_publish)
+
+
+def check_out(out: Path, sources: Sequence[Path], files: Iterable[Path] = (), *, force: bool) -> None:
+    """Refuse an OUT that cannot or must not be written. The arguments are those of `publish.check_target`."""
+    publish.check_target(out, sources, files, as_file=False, force=force)
+    if out.suffix == ".safetensors":
+        raise UsageError(f"OUT {out} is named like a file, but an adapter is a directory; give a name without the end")
+
+
+def write_adapter(output: Output[Said], out: Path, options: Options) -> Done[Said]:
+    """Compute in a staging directory, and publish. On any error OUT is as it was before."""
+    start = time.perf_counter()
+    threads = thread_count(options.threads)
+    check_out(out, output.sources, output.stamps, force=options.force)
+    written, notes = 0, []
+    with Inputs({**output.looked_at, **output.stamps}) as inputs:
+        if options.dry_run:
+            with contextlib.closing(results(output.jobs(inputs), threads)) as made:
+                said = [told for _, told in made]
+        else:
+            with Staging(out, _key(output)) as stage:
+                others = Leftovers(out, stage.folder, clean=options.clean)
+                stage.require_space(output.needed)
+                said = _write(output, stage.work, inputs, threads, options)
+                stage.sync()
+                written = sum(path.stat().st_size for path in stage.work.rglob("*") if path.is_file())
+                options.before_publish()
+                publish.publish(stage.work, out, force=options.force)
+                notes = [*stage.notes, *others.at_end()]
+    return Done(said, written, threads, time.perf_counter() - start, peak_memory(), tuple(notes))
+
+
+def _write(output: Output[Said], folder: Path, inputs: Inputs, threads: int, options: Options) -> list[Said]:
+    for path in output.stamps:
+        inputs.stream(path)
+    said, size, weights = write_tensors(
+        folder / WEIGHTS,
+        output.largest,
+        output.metadata,
+        output.jobs(inputs),
+        inputs,
+        threads=threads,
+        progress=options.progress,
+        reserved=output.reserved,
+    )
+    write_small(folder / CONFIG, output.config(said))
+    for asset in output.assets:
+        _copy(asset, folder / asset.name, inputs)
+    digests = {path: inputs.hash(path) for path in output.stamps}
+    inputs.check_unchanged()
+    files = facts_of(folder, {folder / WEIGHTS: Finished(size, weights)}, DEFAULT)
+    write_manifest(
+        folder,
+        _recipe(output),
+        {"sources": [_facts(output, source, digests) for source in output.sources]},
+        files,
+        DEFAULT,
+    )
+    return said
+
+
+def _facts(output: Output[Said], source: Path, digests: Mapping[Path, Digests]) -> dict[str, Facts]:
+    """Of the files of one source that were read, by name."""
+    return {
+        path.relative_to(source if source.is_dir() else source.parent).as_posix(): {"size": stamp[2], **digests[path]}
+        for path, stamp in sorted(output.stamps.items())
+        if path == source or source in path.parents
+    }
+
+
+def _copy(asset: Asset, path: Path, inputs: Inputs) -> None:
+    publish.make_directory(path.parent)
+    with contextlib.closing(OutputFile(path, asset.size)) as file:
+        copy_range(inputs, asset.source, 0, [(file, 0)], memoryview(bytearray(asset.size)))
+        file.finish()
+
+
+def _recipe(output: Output[Said]) -> dict[str, Any]:
+    return {
+        "command": output.command,
+        "sources": [{"name": path.resolve().name} for path in output.sources],
+        **output.recipe,
+    }
+
+
+def _key(output: Output[Said]) -> str:
+    """What tells a run from every other: the version, the recipe, and each input file as it was found."""
+    inputs = sorted((str(path), stamp) for path, stamp in output.stamps.items())
+    return blake3(repr((__version__, _recipe(output), inputs)).encode()).hexdigest(8)

@@ -1,0 +1,145 @@
+"""`adaptertool.manifest.json`: how a checkpoint came to be, with the hash of every file of it and of every input; and
+`SHA256SUMS`. The same inputs and recipe give the same bytes: no time, no absolute path, no mark of having gone on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from adaptertool.errors import StorageError, shown
+from adaptertool.files.checkpoint import MANIFEST, SUMS
+from adaptertool.files.hashing import SHA256, Digests, digests_of
+from adaptertool.files.staging import Finished, Staging
+from adaptertool.files.writer import write_small
+from adaptertool.spec.plan import Plan
+from adaptertool.version import __version__
+
+Facts = dict[str, int | str]  # size, and hashes by name
+
+
+def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
+    """What tells a run from every other: the version, the recipe, each input file as it was found, each edit."""
+    outputs = [(output.folder, output.alpha, output.files) for output in plan.outputs]
+    inputs = sorted((str(path), stamp) for path, stamp in plan.inputs.items())
+    recipe = plan.command, plan.weights, plan.precision, sorted(plan.choices.items()), hashes
+    state = blake3(repr((__version__, recipe, outputs, inputs)).encode())
+    for step in plan.steps():
+        if step.edits:
+            state.update(repr(step).encode())
+    return state.hexdigest(8)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of the files of a run when all are written."""
+
+    plan: Plan
+    stage: Staging
+    digests: Mapping[Path, Digests]  # of inputs
+
+    def inputs(self) -> tuple[dict[str, Facts], ...]:
+        """Of the base and of each source, by name. Of a file of which only the header was needed (a shard of the base,
+        with --as-adapter) the size alone."""
+        sizes = self.plan.inputs
+        return tuple(
+            {name: {"size": sizes[files[name]][2], **self.digests.get(files[name], {})} for name in sorted(files)}
+            for files in self.plan.files
+        )
+
+    def outputs(self, folder: Path) -> dict[str, Facts]:
+        """Of every file below `folder`, by its path from there."""
+        known = {self.stage.work / name: finished for name, finished in self.stage.finished.items()}
+        return facts_of(folder, known, self.stage.hashes)
+
+    def require_all(self, *more: str) -> None:
+        """Raises StorageError unless the files are there, all of them and no others but `more`: somebody may have been
+        there."""
+        plan, work = self.plan, self.stage.work
+        expected = set(more) | {
+            f"{output.folder}/{name}".lstrip("/")
+            for output in plan.outputs
+            for name in (
+                *(shard.name for shard in plan.shards),
+                *(asset.name for asset in plan.assets),
+                *(name for name, _ in output.files),
+            )
+        }
+        present = {path.relative_to(work).as_posix() for path in work.rglob("*") if not path.is_dir()}
+        if wrong := sorted(expected ^ present):
+            what = "is gone from" if wrong[0] in expected else "came into"
+            raise StorageError(f"{shown(wrong[0])} {what} {work} during the run; nothing was published, run again")
+
+    def recipe(self, alphas: list[float]) -> dict[str, Any]:
+        sources = zip(self.plan.sources, self.plan.weights, strict=True)
+        return {
+            "command": self.plan.command,
+            "base": self.plan.base.resolve().name,
+            "sources": [{"name": path.resolve().name, "weight": weight} for path, weight in sources],
+            "alphas": alphas,
+            "precision": self.plan.precision,
+            **self.plan.choices,
+        }
+
+
+def write_manifests(record: Record) -> None:
+    """One beside every output, and one at the top of several; with sha256, SHA256SUMS beside each."""
+    outputs, work = record.plan.outputs, record.stage.work
+    for output in outputs:
+        _write(record, work / output.folder, [output.alpha])
+    if [output.folder for output in outputs] != [""]:
+        _write(record, work, [output.alpha for output in outputs])
+
+
+def _write(record: Record, folder: Path, alphas: list[float]) -> None:
+    base, *sources = record.inputs()
+    inputs = {"base": base, "sources": sources}
+    write_manifest(folder, record.recipe(alphas), inputs, record.outputs(folder), record.stage.hashes)
+
+
+def write_manifest(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    files: Mapping[str, Facts],
+    hashes: tuple[str, ...],
+) -> None:
+    content = {
+        "schema": "manifest/1",
+        "adaptertool": __version__,
+        "recipe": recipe,
+        "inputs": inputs,
+        "files": files,  # --force replaces a folder that holds these, the manifest, SHA256SUMS, and no others
+    }
+    write_small(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+    if SHA256 in hashes:
+        known = {**files, MANIFEST: digests_of(folder / MANIFEST, hashes)}
+        write_small(folder / SUMS, sums({name: str(facts[SHA256]) for name, facts in known.items()}))
+
+
+def facts_of(folder: Path, known: Mapping[Path, Finished], hashes: tuple[str, ...]) -> dict[str, Facts]:
+    """Of every file below `folder`, by its path from there. known: those that need not be read."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            {"size": known[path].size, **known[path].digests}
+            if path in known
+            else {"size": path.stat().st_size, **digests_of(path, hashes)}
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def sums(files: Mapping[str, str]) -> bytes:
+    """SHA256SUMS as `sha256sum` writes it: of every file but itself; a name with a backslash or a line break is
+    escaped, and a backslash before the line says so."""
+    lines = []
+    for name in sorted(files):
+        escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+        lines.append(("\\" if escaped != name else "") + f"{files[name]}  {escaped}\n")
+    return b"".join(map(os.fsencode, lines))

@@ -1,0 +1,65 @@
+"""What a run did to the elements that it edits: counts, and what the user should know about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adaptertool.arithmetic.verbatim import verbatim
+from adaptertool.engine.budget import count_elements
+from adaptertool.errors import UnchangedError
+from adaptertool.files.staging import Staging
+from adaptertool.spec.plan import Plan
+from adaptertool.spec.tally import Tally, total
+
+_LOW = 0.5  # a survival that is said
+_DIGITS = 4  # of a survival: it is of a sample
+
+
+def tallies_of(plan: Plan, stage: Staging) -> tuple[Tally, ...]:
+    """One for each output, also of what an earlier run has finished."""
+    return tuple(
+        total(stage.finished[(Path(output.folder) / shard.name).as_posix()].tally for shard in plan.shards)
+        for output in plan.outputs
+    )
+
+
+def fields_of(plan: Plan, tallies: tuple[Tally, ...]) -> dict[str, Any]:
+    """The fields of a RunReport that count elements."""
+    counted = not plan.as_adapter
+    survival = [tally.survival for tally in tallies]
+    return {
+        "elements_edited": count_elements(plan) if counted else None,
+        "elements_changed": tuple(tally.changed for tally in tallies) if counted else None,
+        "survival": tuple(None if one is None else round(one, _DIGITS) for one in survival) if counted else None,
+        "settled": sum(tally.settled for tally in tallies),
+        "settled_one_by_one": sum(tally.one_by_one for tally in tallies),
+    }
+
+
+def require_changed(plan: Plan, tallies: tuple[Tally, ...]) -> None:
+    """Raises UnchangedError where no element of any output differs from the base's."""
+    if not any(tally.changed for tally in tallies):
+        reason = next(notes_of(plan, tallies), "nothing is edited")
+        raise UnchangedError(f"{reason}; nothing was published, as --fail-if-unchanged asks for")
+
+
+def notes_of(plan: Plan, tallies: tuple[Tally, ...]) -> Iterator[str]:
+    """What the user should know of each output: that nothing changed, or that little of the update is left."""
+    count = 0 if plan.as_adapter else count_elements(plan)
+    dtypes = ", ".join(sorted({step.spec.dtype for step in plan.steps() if step.edits and step.makes is None}))
+    for output, tally in zip(plan.outputs, tallies, strict=True):
+        if not count or all(verbatim(step, output.alpha) is step.base for step in plan.steps()):
+            continue  # it was to be the base
+        at = f" at alpha {output.alpha:g}" if len(plan.outputs) > 1 else ""
+        share = tally.survival
+        if not tally.changed:
+            lost = "all of the update is lost" if tally.update else "the update is zero, or all of it is lost"
+            yield f"0 of {count:,} elements changed{at}: {lost} in the rounding to {dtypes}"
+        elif share is not None and share < _LOW:
+            yield (
+                f"{share:.1%} of the update survives the rounding to {dtypes}{at}: most of it is below half a unit of "
+                "what is stored there. To keep it, merge into a copy of the base in a wider dtype, such as float32, or "
+                "leave the adapter unmerged; `adaptertool drift` tells more"
+            )

@@ -1,0 +1,58 @@
+"""What a plan would do, as a report: `--dry-run`. Reads no weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from adaptertool.arguments import PathLike, as_path
+from adaptertool.engine.budget import bytes_to_write, predicted_memory
+from adaptertool.engine.resources import thread_count
+from adaptertool.files.publish import free_space
+from adaptertool.output.target import check_output, summary
+from adaptertool.reports.run import EditReport, PlanReport, TensorPlan
+from adaptertool.spec.plan import Plan, Step
+
+
+def preview(plan: Plan, out: PathLike, *, force: bool = False, threads: int | None = None) -> PlanReport:
+    """The report of a plan. An OUT that the run would refuse is refused here too; nothing is written."""
+    path, threads = as_path(out, "OUT"), thread_count(threads)
+    check_output(plan, path, force=force)
+    return PlanReport(
+        **summary(plan, path, threads),
+        disk_needed=bytes_to_write(plan),
+        disk_free=free_space(path),
+        memory_predicted=predicted_memory(plan, threads),
+        tensors=tuple(
+            _tensor(shard.name, list(steps))
+            for shard in plan.shards
+            for _, steps in itertools.groupby(shard.steps, key=lambda step: step.spec.name)
+        ),
+    )
+
+
+def _tensor(shard: str, steps: Sequence[Step]) -> TensorPlan:
+    """One tensor, which several steps make where its rows come from several places."""
+    spec = steps[0].spec
+    edits = [
+        EditReport(
+            kind=edit.kind,
+            adapter=edit.adapter,
+            module=edit.module,
+            scale=edit.scale,
+            weight=edit.weight,
+            rows=None if edit.view is None else len(edit.view.rows),
+            transposed=edit.transposed,
+        )
+        for step in steps
+        for edit in step.edits
+    ]
+    return TensorPlan(
+        name=spec.name,
+        shard=shard,
+        dtype=spec.dtype,
+        shape=spec.shape if len(steps) == 1 else (sum(step.spec.shape[0] for step in steps), *spec.shape[1:]),
+        action="edit" if edits else "copy",
+        bytes=sum(step.spec.nbytes for step in steps),
+        edits=tuple(dict.fromkeys(edits) if len(edits) > 1 else edits),
+    )

@@ -1,0 +1,57 @@
+"""What the tasks share before any of them computes: cores, OUT, and the part of a report that plan and run have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from adaptertool.engine.budget import bytes_to_read, bytes_to_write, count_tensors
+from adaptertool.errors import UsageError, shown
+from adaptertool.files.publish import check_target
+from adaptertool.spec.plan import Plan
+
+
+def makes_file(plan: Plan, out: Path) -> bool:
+    """A base that is one file makes one file, where OUT is named like one."""
+    return plan.single_file and [output.folder for output in plan.outputs] == [""] and out.suffix == ".safetensors"
+
+
+def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) -> None:
+    """Refuse an OUT that the run would have to refuse, before anything is read or computed."""
+    as_file = makes_file(plan, out)
+    check_target(out, (plan.base, *plan.sources), plan.inputs, as_file=as_file, force=force)
+    if out.suffix == ".safetensors" and not as_file:
+        raise UsageError(
+            f"OUT {out} is named like a file, but this run makes a directory; give a name without .safetensors"
+        )
+    if as_file and sha256:
+        raise UsageError(f"OUT {out} is one file, without a place for SHA256SUMS; use --provenance, or sha256sum")
+
+
+def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
+    """The fields that every Report has."""
+    count, edited = count_tensors(plan)
+    return {
+        "command": plan.command,
+        "base": str(plan.base),
+        "sources": tuple(map(str, plan.sources)),
+        "weights": plan.weights,
+        "alphas": tuple(output.alpha for output in plan.outputs),
+        "out": str(out),
+        "outputs": tuple(str(out / output.folder) for output in plan.outputs),
+        "tensors_edited": edited,
+        "tensors_copied": count - edited,
+        "bytes_read": bytes_to_read(plan),
+        "bytes_written": bytes_to_write(plan),
+        "threads": threads,
+        "precision": plan.precision,
+        "notes": plan.notes,
+    }
+
+
+def config_notes(name: str, one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> Iterator[str]:
+    """Which keys differ, where there are two configs."""
+    if one is not None and other is not None and one != other:
+        keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
+        yield f"{name} differs: {', '.join(map(shown, keys))}"

@@ -1,0 +1,99 @@
+"""What adapters change in a base: edits by the names of its tensors, and how the set of tensors changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import NoReturn
+
+from adaptertool.errors import UnsupportedError, shown
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.reader import same_bytes
+from adaptertool.kinds import FULL
+from adaptertool.kinds.full import TUNED
+from adaptertool.planning.layout import Changes
+from adaptertool.resolution.heads import Head, require_only, take_head
+from adaptertool.resolution.resolve import Subject, resolve
+from adaptertool.resolution.ties import settle
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.plan import Edit
+
+
+def adapter_edits(
+    subject: Subject, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False
+) -> tuple[dict[str, list[Edit]], Changes, list[str]]:
+    """What the adapters change, by the names of the tensors; how the set of tensors changes; and notes."""
+    edits: dict[str, list[Edit]] = {}
+    notes: list[str] = []
+    head: Head | None = None
+    for number, (whole, weight) in enumerate(zip(adapters, weights, strict=True)):
+        before = len(subject.resized)
+        new, adapter = take_head(subject.base, subject.names, whole)
+        if new is not None:
+            require_only(adapter, weight, head)
+            head = new
+        resolved, more = resolve(subject, adapter)
+        if len(subject.resized) > before and (weight != 1 or edits):
+            _refuse_resizing(adapter, weight)
+        notes += more + _other_base(subject.base, adapter)
+        for target, modules in resolved.items():
+            if edits.get(target):
+                modules = _without_copies(subject, adapter, target, modules)
+            edits.setdefault(target, []).extend(
+                Edit(
+                    module.kind,
+                    number,
+                    module.name,
+                    module.factors,
+                    module.scale,
+                    weight,
+                    transposed=bool(module.transposed),
+                    view=module.view,
+                    on_base=mixed,
+                )
+                for module in modules
+            )
+    ends = subject.ends if head is None else {}  # such a model has no end that could be tied
+    tying = [number for number, adapter in enumerate(adapters) if adapter.ties_ends]
+    apart, more = settle(edits, ends, subject.resized, tying)
+    notes += subject.traits.notes_on(edits)
+    changes = Changes({end: ends[end] for end in apart}, subject.resized, head)
+    if head is not None:
+        notes += head.notes(subject.base, subject.ends, edits)
+    for name, ref in subject.resized.items():
+        notes.append(f"{shown(name)} has {ref.spec.shape[0]:,} rows in the adapter, and so in the output")
+    return edits, changes, notes + more
+
+
+def _without_copies(subject: Subject, adapter: Adapter, target: str, modules: Sequence[Module]) -> list[Module]:
+    """Without the base's own weight, which PEFT saves below the factors of an embedding: beside the change of another
+    adapter it is none. Raises UnsupportedError where it is another."""
+    kept = []
+    for module in modules:
+        ref = module.factors.get(TUNED)
+        if len(modules) > 1 and module.kind == FULL.name and module.rows is None and ref is not None:
+            base = subject.tensors[target]
+            if ref.spec[1:] != base.spec[1:] or not same_bytes(ref, base):
+                raise UnsupportedError(
+                    f"{adapter.path}: {shown(ref.spec.name)} is saved below factors, is not the base's, and another "
+                    f"adapter changes {shown(target)} too: there is no agreed meaning"
+                )
+            continue
+        kept.append(module)
+    return kept
+
+
+def _other_base(base: Checkpoint, adapter: Adapter) -> list[str]:
+    """A note where the adapter names another base: a fine-tune of the same shapes is told by its name alone."""
+    folder = (base.path.parent if base.is_file else base.path).resolve()
+    hub = [part.rpartition("--")[2] for part in folder.parts if part.startswith("models--")]
+    said = (base.config or {}).get("_name_or_path")
+    names = {folder.name, *hub, *([PurePath(said).name] if isinstance(said, str) else [])}
+    if not adapter.trained_on or PurePath(adapter.trained_on).name.lower() in {name.lower() for name in names}:
+        return []
+    return [f"{adapter.path} says it was trained on {shown(adapter.trained_on)}; is {base.path} that? Its shapes fit"]
+
+
+def _refuse_resizing(adapter: Adapter, weight: float) -> NoReturn:
+    how = f"with weight {weight:g}" if weight != 1 else "after other adapters; give it first"
+    raise UnsupportedError(f"{adapter.path} resizes the vocabulary; that cannot be done {how}")

@@ -1,0 +1,149 @@
+"""The files of the output: as a rule those of the base, with the same headers, index and config.
+
+Where an end is stored apart, a vocabulary has another size, or a head is new, the header of that shard, the index and
+config.json follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adaptertool.errors import UnsupportedError, shown
+from adaptertool.files.checkpoint import INDEX, Checkpoint
+from adaptertool.files.header import Header, build_header
+from adaptertool.files.jsonfile import load_json, objects
+from adaptertool.resolution.heads import Head, dtype_in
+from adaptertool.resolution.ties import FLAG
+from adaptertool.spec.plan import Asset, Edit, Shard, Step
+from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
+
+CONFIG = "config.json"
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+Edits = Mapping[str, Sequence[Edit]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Changes:
+    """How the tensors of the output differ from the base's, in more than their numbers."""
+
+    apart: Mapping[str, str] = dataclasses.field(default_factory=dict)  # new tensors -> the one that they were tied to
+    resized: Mapping[str, Ref] = dataclasses.field(default_factory=dict)  # what takes the place of a tensor
+    head: Head | None = None  # in the place of another, or where there was none
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        return () if self.head is None else self.head.dropped
+
+
+def shards_of(base: Checkpoint, edits: Edits, changes: Changes) -> tuple[Shard, ...]:
+    home = _home(base, changes.head)
+    return tuple(_shard(base, header, edits, changes, is_home=header is home) for header in base.headers)
+
+
+def _home(base: Checkpoint, head: Head | None) -> Header | None:
+    """The file that a new head goes to: that of the old one, or the last."""
+    if head is None:
+        return None
+    old = {*head.dropped, *head.tensors}
+    return next((header for header in base.headers if not old.isdisjoint(header.tensors)), base.headers[-1])
+
+
+def _shard(base: Checkpoint, header: Header, edits: Edits, changes: Changes, *, is_home: bool) -> Shard:
+    added = [end for end, source in changes.apart.items() if source in header.tensors]
+    head = {} if changes.head is None else changes.head.tensors
+    touched = {*changes.resized, *head, *changes.dropped}
+    if not added and not is_home and touched.isdisjoint(header.tensors):
+        steps = [Step(ref.spec, ref.offset, ref, tuple(edits.get(name, ()))) for name, ref in header.tensors.items()]
+        return Shard(header.path, header.data_start, header.size, tuple(steps))
+    refs = dict(header.tensors)
+    for end in added:
+        refs[end] = header.tensors[changes.apart[end]]
+    tensors = []
+    for name, ref in {**refs, **(head if is_home else {})}.items():
+        used, dtype = changes.resized.get(name, ref), ref.spec.dtype
+        if name in head:
+            used, dtype = head[name], dtype_in(base, head[name])
+        if name in changes.dropped or (name in head and not is_home):
+            continue
+        size = used.spec.numel * DTYPE_BITS[dtype] // 8
+        tensors.append((TensorSpec(name, dtype, used.spec.shape, size), used))
+    tensors.sort(key=lambda pair: -DTYPE_BITS[pair[0].dtype])  # wide ones first, so that all are aligned
+    content = build_header([spec for spec, _ in tensors], header.metadata)
+    offset, steps = len(content), []
+    for spec, ref in tensors:
+        steps.append(Step(spec, offset, ref, tuple(edits.get(spec.name, ()))))
+        offset += spec.nbytes
+    return Shard(header.path, len(content), offset, tuple(steps), content)
+
+
+def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: Changes) -> tuple[Asset, ...]:
+    """The base's assets; index and config follow the changes."""
+    if not changes.apart and not changes.resized and changes.head is None:
+        return base.assets
+    new: dict[str, bytes] = {}
+    if base.config is not None:
+        new[CONFIG] = _dump(_config(base, changes))
+    if any(asset.name == INDEX for asset in base.assets):
+        new[INDEX] = _dump(_index(load_json(base.path / INDEX), shards, changes.dropped))
+    return tuple(
+        dataclasses.replace(asset, content=new[asset.name], size=len(new[asset.name])) if asset.name in new else asset
+        for asset in base.assets
+    )
+
+
+def _dump(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _index(index: dict[str, Any], shards: Sequence[Shard], dropped: Sequence[str]) -> dict[str, Any]:
+    steps = [(shard, step) for shard in shards for step in shard.steps]
+    index["weight_map"] |= {step.spec.name: shard.name for shard, step in steps}
+    for name in dropped:
+        index["weight_map"].pop(name, None)
+    totals = {
+        "total_size": sum(step.spec.nbytes for _, step in steps),
+        "total_parameters": sum(step.spec.numel for _, step in steps),
+    }
+    if isinstance(metadata := index.get("metadata"), dict):
+        metadata |= {key: total for key, total in totals.items() if key in metadata}
+    return index
+
+
+def _config(base: Checkpoint, changes: Changes) -> dict[str, Any]:
+    config = load_json(base.path / CONFIG)
+    parts = objects(config)
+    if changes.apart:
+        for part in parts:
+            if part is config or FLAG in part:
+                part[FLAG] = False
+    for name, ref in changes.resized.items():
+        if name in base.tensors:
+            _resize(base, config, name, base.tensors[name].spec.shape[0], ref.spec.shape[0])
+    return config if changes.head is None else changes.head.configured(config)
+
+
+def _resize(base: Checkpoint, config: Mapping[str, Any], name: str, old: int, new: int) -> None:
+    """Set vocab_size. Raises UnsupportedError where it is not clear in which parts, or a token would lie outside."""
+    where = f"{base.path / CONFIG}"
+    holders = [part for part in objects(config) if part.get("vocab_size") == old]
+    if not holders and not any(part.get("vocab_size") == new for part in objects(config)):  # a second end finds it done
+        raise UnsupportedError(
+            f"{where} has no vocab_size of {old}, which {shown(name)} has and the adapter makes {new}"
+        )
+    for outer, inner in itertools.pairwise(holders):  # from the outermost on
+        if not any(part is inner for part in objects(outer)):
+            raise UnsupportedError(
+                f"{where} has a vocab_size of {old} in several parts; which is that of {shown(name)}?"
+            )
+    for part in holders:
+        part["vocab_size"] = new
+        for key in _TOKENS:
+            ids = part.get(key)
+            if any(type(one) is int and one >= new for one in (ids if isinstance(ids, list) else [ids])):
+                raise UnsupportedError(
+                    f"{where} has {key} {ids}, but the adapter makes the vocabulary {new}: no loader accepts that"
+                )

@@ -1,0 +1,60 @@
+"""The plan: what becomes of every tensor, made from headers and configs alone. No weights are read.
+
+Also the two rules that planning and running share: which outputs are verbatim copies, and how tensors are
+cut into blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from adaptertool.errors import UnsupportedError, shown
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.kinds import DORA, FULL
+from adaptertool.planning.assemble import make_plan
+from adaptertool.planning.edits import adapter_edits
+from adaptertool.resolution.resolve import open_subject
+from adaptertool.spec.adapter import Adapter
+from adaptertool.spec.plan import Edit, Output, Plan
+
+
+def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False) -> Plan:
+    """Each adapter is applied, with its weight, to what the ones before it produced; rounded once at the end.
+
+    mixed: the adapters act together, as unmerged ones do at inference: the norms of DoRA are those of the base
+    weight and its own delta. For LoRA the two are the same. Source: PEFT 0.21.2, checked against it in the tests.
+    """
+    edits, changes, notes = adapter_edits(open_subject(base), adapters, weights, mixed=mixed)
+    if mixed:
+        require_mixable(edits)
+    notes += _replacements(edits)
+    notes += [f"{adapter.path} is given twice, and is applied twice" for adapter in _repeated(adapters)]
+    return make_plan("merge", base, adapters, weights, edits, changes, (Output("", 1.0),), notes)
+
+
+def _replacements(edits: Mapping[str, Sequence[Edit]]) -> list[str]:
+    """Say where a saved tensor takes the place of what an adapter before it did."""
+    return [
+        f"{shown(target)}: the saved tensor of adapter {last.adapter + 1} replaces the changes of those before it"
+        for target, chain in edits.items()
+        for last in chain
+        if last.kind == FULL.name and last.weight != 0 and last.adapter > chain[0].adapter
+    ]
+
+
+def require_mixable(edits: Mapping[str, Sequence[Edit]]) -> None:
+    """Refuse what has no agreed meaning when adapters act together: DoRA with a weight, or on a replaced weight, and
+    a saved tensor beside another adapter's change."""
+    for target, chain in edits.items():
+        if any(edit.kind == FULL.name for edit in chain) and len({edit.adapter for edit in chain}) > 1:
+            raise UnsupportedError(f"{shown(target)}: a replaced weight and another adapter in mixed composition")
+        if len(chain) > 1 and any(edit.kind == DORA.name for edit in chain):
+            if any(edit.weight != 1 for edit in chain):
+                raise UnsupportedError(f"{shown(target)}: weights other than 1 with DoRA in mixed composition")
+            if any(edit.kind == FULL.name for edit in chain):
+                raise UnsupportedError(f"{shown(target)}: a replaced weight with DoRA in mixed composition")
+
+
+def _repeated(adapters: Sequence[Adapter]) -> list[Adapter]:
+    paths = [adapter.path.resolve() for adapter in adapters]
+    return [adapter for number, adapter in enumerate(adapters) if paths[number] in paths[:number]]

@@ -1,0 +1,46 @@
+"""The plan of an interpolation: W + α·(W' − W) for each α."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+from adaptertool.errors import UnsupportedError, UsageError
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.planning.assemble import make_plan
+from adaptertool.planning.edits import adapter_edits
+from adaptertool.planning.finetuned import full_edits
+from adaptertool.planning.layout import Changes
+from adaptertool.resolution.resolve import open_subject
+from adaptertool.spec.adapter import Adapter
+from adaptertool.spec.plan import Output, Plan
+from adaptertool.spec.tensors import Ref
+
+MAX_DIGITS = 20  # of an alpha, in the name of its folder
+
+
+def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[Decimal]) -> Plan:
+    """W + α·(T − W) for each α, where T is the base with the adapter merged, or the tuned checkpoint."""
+    notes = [f"alpha {alpha} lies outside 0..1: this extrapolates" for alpha in alphas if not 0 <= alpha <= 1]
+    equal: list[tuple[Ref, Ref]] = []
+    changes = Changes()
+    if isinstance(tuned, Adapter):
+        edits, changes, more = adapter_edits(open_subject(base), [tuned], [1.0])
+        if (changes.resized or changes.head) and any(alpha != 1 for alpha in alphas):
+            what = "resizes the vocabulary; between embeddings of different sizes there is nothing"
+            if changes.head:
+                what = "brings a new head; between none and it there is nothing"
+            raise UnsupportedError(f"{tuned.path} {what}")
+    else:
+        edits, equal, more = full_edits(base, tuned)
+    notes += more
+    outputs = in_folders(alphas) if len(alphas) > 1 else (Output("", float(alphas[0])),)
+    return make_plan("wise", base, [tuned], [1.0], edits, changes, outputs, notes, equal)
+
+
+def in_folders(alphas: Sequence[Decimal]) -> tuple[Output, ...]:
+    """alpha-0.300 and so on: three decimals, more for all where one needs them. Raises UsageError."""
+    digits = max(3, *(-int(alpha.normalize().as_tuple().exponent) for alpha in alphas))
+    if digits > MAX_DIGITS or any(abs(alpha) >= 10**MAX_DIGITS for alpha in alphas):
+        raise UsageError(f"an alpha with more than {MAX_DIGITS} digits before or after the point names no folder")
+    return tuple(Output(f"alpha-{alpha:.{digits}f}", float(alpha)) for alpha in alphas)

@@ -1,0 +1,208 @@
+"""Names in an adapter -> tensors on the disk.
+
+An adapter names modules as its model had them in memory (architectures/conversion.py), or, from before transformers 5,
+as they are on the disk. It may also come from the model with a head and the base from the one without, or the reverse:
+then all names of one differ from the other's by a first part. And projections may be fused on one side and split on the
+other.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from adaptertool.architectures.conversion import (
+    Cut,
+    Memory,
+    Piece,
+    Pieces,
+    architecture_of,
+    expert_layout,
+    into_memory,
+    other_parameters,
+    rules_for,
+)
+from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
+from adaptertool.resolution.prefix import Prefix, changes
+
+# Projections that are stored together, in the order of their rows. Of the fused ones cut by convention, and not by a
+# rule of transformers, the order was read off the families below.
+_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+_OTHER_FUSED = ("qkv", "Wqkv", "wqkv", "W_pack", "query_key_value", "c_attn", "in_proj", "w12", "gate_up")
+_FUSED_FAMILIES = frozenset({"phi3", "phi4_multimodal", "glm", "glm4"})
+_IN_FUSED = {  # part and number of parts
+    "gate_proj": ("gate_up_proj", 0, 2), "up_proj": ("gate_up_proj", 1, 2), "down_proj": ("down_proj", 0, 1),
+    "w1": ("gate_up_proj", 0, 2), "w3": ("gate_up_proj", 1, 2), "w2": ("down_proj", 0, 1),
+}  # fmt: skip
+_EXPERT = re.compile(rf"(.*\.experts)\.(\d+)\.({'|'.join(_IN_FUSED)})\.weight")
+
+_NUMBERED = re.compile(r"(.*\.experts)\.(\d{1,9})\.([^.]*)\.weight")
+
+
+class Names:
+    """Finds the tensors on the disk that names mean. Made once per base."""
+
+    def __init__(self, on_disk: Sequence[str], config: Mapping[str, Any] | None) -> None:
+        self._disk = frozenset(on_disk)
+        family = (config or {}).get("model_type")
+        self._family = family if isinstance(family, str) else ""
+        self.layout = expert_layout(architecture_of(config))
+        self._rules = rules_for(architecture_of(config))
+        self._memory = Memory(on_disk, self._rules)
+
+    def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], Prefix | None]:
+        """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing.
+
+        One change of prefix is tried for all that is not found as it stands: that of the model with a head or of a
+        tower, added or stripped (resolution/prefix.py), unless layers that are found begin as those do; saved tensors
+        may. Raises MismatchError where a name, or the prefix, could mean several things.
+        """
+        exact = [self.find(name) for name, _ in wanted]
+        both = list(zip(wanted, exact, strict=True))
+        missing = [name for (name, _), disk in both if disk is None]
+        if not missing:
+            return exact, None
+        held = {name.partition(".")[0] for (name, saved), disk in both if disk and not saved}
+        fitting: dict[tuple[Pieces | None, ...], Prefix] = {}
+        for change in self._changes(missing):
+            if not held.isdisjoint(one.partition(".")[0] for name in missing for one in (name, change(name))):
+                continue  # no mixture of with and without
+            found = tuple(disk or self.find(change(name)) for (name, _), disk in both)
+            if None not in found:
+                fitting.setdefault(found, change)
+        if len(fitting) > 1:
+            raise MismatchError(
+                f"the adapter fits with {' and with '.join(sorted(map(str, fitting.values())))}; say which with "
+                "--rename"
+            )
+        return next(((list(found), change) for found, change in fitting.items()), (exact, None))
+
+    def has(self, name: str) -> bool:
+        """Whether it means anything here, as it stands or by a change of prefix."""
+        try:
+            return any(self.find(meant) for meant in (name, *(change(name) for change in self._changes([name]))))
+        except InputError:
+            return True
+
+    def find(self, name: str) -> Pieces | None:
+        return (
+            self._as_named(name)
+            or self._of_other_age(name)
+            or self._one_expert(name)
+            or self._cut_from_fused(name)
+            or self._joined(name)
+        )
+
+    def _as_named(self, name: str) -> Pieces | None:
+        """By its name on the disk, or the one that it has in memory."""
+        if self._memory.keeps_names and name in self._disk:
+            return (Piece(name),)
+        pieces = self._memory.of(name)
+        joined = tuple(piece for piece in pieces if piece.part is not None)
+        found = {(piece,) for piece in pieces if piece.part is None} | ({joined} if joined else set())
+        if name in self._disk:
+            found.add((Piece(name),))
+        if len(found) > 1:
+            disks = sorted({piece.disk for candidate in found for piece in candidate})
+            raise MismatchError(f"{shown(name)} can mean {', '.join(map(shown, disks))}; say which with --rename")
+        result = next(iter(found), None)
+        if result and (converted := {piece.disk for piece in result} & self._memory.converted):
+            raise UnsupportedError(
+                f"{shown(min(converted))} is not stored as the model has it in memory (transposed, permuted or "
+                "interleaved on loading); adapters on such a tensor are not supported yet"
+            )
+        return result
+
+    def _of_other_age(self, name: str) -> Pieces | None:
+        """By the name that older checkpoints have, of a base that has the newer one; or with gamma for weight."""
+        ((memory, piece), *more) = into_memory(self._rules, name)
+        if memory != name and not more and piece == Piece(name):
+            return self._as_named(memory)
+        return next((found for other in other_parameters(name) if (found := self._as_named(other))), None)
+
+    def _one_expert(self, name: str) -> Pieces | None:
+        """One expert of a fused tensor, as adapters from before transformers 5 name it."""
+        if (match := _EXPERT.fullmatch(name)) is None:
+            return None
+        prefix, expert, projection = match[1], int(match[2]), match[3]
+        fused, part, parts = _IN_FUSED[projection]
+        meant = [(f"{prefix}.{fused}", part, parts), (f"{prefix}.{projection}", 0, 1)]
+        for memory, piece in into_memory(self._rules, name):
+            if piece.part is not None:
+                meant.append((memory, piece.part, piece.parts))
+        for memory, part, parts in meant:
+            if not (pieces := self._as_named(memory)):
+                continue
+            if pieces[0].part is not None:
+                own = [piece for piece in pieces if (piece.expert, piece.part) == (expert, part)]
+                return tuple(Piece(piece.disk) for piece in own) or None
+            if parts > 1 and self.layout is None:
+                raise UnsupportedError(
+                    f"{shown(name)} is stored inside {shown(pieces[0].disk)}, and how gate and up lie in there is not "
+                    "known for this architecture"
+                )
+            interleaved = parts > 1 and self.layout is not None and not self.layout.concatenated
+            return (Piece(pieces[0].disk, cut=Cut(part, parts, expert, interleaved=interleaved)),)
+        return None
+
+    def _cut_from_fused(self, name: str) -> Pieces | None:
+        """A projection that is stored together with others."""
+        prefix, projection, kind = _split(name)
+        known = self._family in _FUSED_FAMILIES
+        for fused, parts in _FUSED.items():
+            if projection in parts and known and (disk := f"{prefix}{fused}.{kind}") in self._disk:
+                return (Piece(disk, cut=Cut(parts.index(projection), len(parts), grouped=fused == "qkv_proj")),)
+        for fused in (*_FUSED, *_OTHER_FUSED) if any(projection in parts for parts in _FUSED.values()) else ():
+            if (disk := f"{prefix}{fused}.{kind}") in self._disk:
+                raise UnsupportedError(
+                    f"{shown(name)} seems to be stored inside {shown(disk)}; in which order the parts lie in there is "
+                    "not known for this architecture"
+                )
+        return None
+
+    def _joined(self, name: str) -> Pieces | None:
+        """A fused projection whose parts are stored apart, also those of every expert."""
+        prefix, projection, kind = _split(name)
+        if projection in _FUSED:
+            parts = [f"{prefix}{part}.{kind}" for part in _FUSED[projection]]
+            if all(part in self._disk for part in parts):
+                return tuple(Piece(disk, part, len(parts)) for part, disk in enumerate(parts))
+        prefix, _, projection = name.rpartition(".")
+        own = _FUSED.get(projection, (projection,))
+        pieces = []
+        if prefix.endswith(".experts"):
+            for expert in itertools.count():
+                disks = [f"{prefix}.{expert}.{part}.weight" for part in own]
+                if not all(disk in self._disk for disk in disks):
+                    if any(self._last_expert.get((prefix, part), -1) >= expert for part in own):
+                        raise MismatchError(
+                            f"{shown(name)} means all of {shown(prefix)}, but {shown(disks[0])} and its like are "
+                            "not all there, while some of later experts are"
+                        )
+                    break
+                pieces += [Piece(disk, part, len(own), expert) for part, disk in enumerate(disks)]
+        return tuple(pieces) or None
+
+    @functools.cached_property
+    def _last_expert(self) -> Mapping[tuple[str, str], int]:
+        """(prefix, projection) -> the highest number of an expert that has it."""
+        last: dict[tuple[str, str], int] = {}
+        for disk in self._disk:
+            if match := _NUMBERED.fullmatch(disk):
+                key = match[1], match[3]
+                last[key] = max(last.get(key, -1), int(match[2]))
+        return last
+
+    def _changes(self, missing: Sequence[str]) -> Iterator[Prefix]:
+        """The changes of prefix that could be meant."""
+        return changes(missing, self._disk.union(self._memory.names), self._family)
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """(all before, projection, "weight" or "bias")"""
+    prefix, _, kind = name.rpartition(".")
+    before, dot, projection = prefix.rpartition(".")
+    return before + dot, projection, kind

@@ -1,0 +1,202 @@
+"""Where a module's change acts: on a whole tensor, a part of one, or several tensors that were one in memory.
+
+A change of a weight (out, in) is cut by output rows where the weight is joined from several tensors or is a part of
+one. Fused experts are a stack of weights (resolution/experts.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from adaptertool.architectures.conversion import Cut, ExpertLayout, Piece, Pieces
+from adaptertool.errors import MismatchError, UnsupportedError, by, shown
+from adaptertool.kinds import BY_NAME, FULL, LORA, OFFSET
+from adaptertool.kinds.lora import A
+from adaptertool.resolution.experts import Stack, in_expert, is_on_first, of_expert, require_stack
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.tensors import Ref, TensorSpec, View
+
+Found = Sequence[tuple[Module, Pieces]]
+
+
+class Placer:
+    """Places the modules of one adapter. Raises MismatchError where shapes do not add up."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Ref],
+        layout: ExpertLayout | None,
+        kv_rows: int | None,
+        adapter: Adapter,
+        found: Found,
+    ) -> None:
+        self._tensors, self._layout, self._kv_rows, self._adapter = tensors, layout, kv_rows, adapter
+        # PEFT decides for all parameters of a module alike, so one that is not square tells for one that is.
+        self._decided: dict[str, bool] = {}
+        for module, pieces in found:
+            if self._is_fused(module, pieces):
+                first = is_on_first(module, self._stack(pieces))
+                if first is not None:
+                    self._decided[module.name] = first
+
+    def place(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
+        """(tensor on the disk, the module as it acts on that tensor)"""
+        piece = pieces[0]
+        if self._is_fused(module, pieces):
+            yield from self._on_experts(module, pieces)
+        elif piece.part is not None:
+            yield from self._on_joined(module, pieces)
+        elif piece.cut is not None:
+            spec = self._tensors[piece.disk].spec
+            if piece.cut.expert is None:
+                yield piece.disk, _in_rows(module, piece.cut, spec, self._kv_rows)
+            else:
+                yield piece.disk, in_expert(module, piece.cut, spec, self._layout)
+        else:
+            yield piece.disk, module
+
+    def _is_fused(self, module: Module, pieces: Pieces) -> bool:
+        """Whether its factors are those of all experts of a fused tensor."""
+        piece = pieces[0]
+        if piece.cut is not None or (piece.expert is None and len(self._tensors[piece.disk].spec.shape) != 3):
+            return False
+        return module.kind == LORA.name and len(module.factors[A].shape) == 2
+
+    def _stack(self, pieces: Pieces) -> Stack:
+        first = self._tensors[pieces[0].disk].spec.shape
+        if pieces[0].expert is None:
+            return first[0], first[1], first[2]
+        experts, sizes = self._joined(pieces)
+        return experts, sum(sizes), first[1] if len(first) > 1 else 1
+
+    def _joined(self, pieces: Pieces) -> tuple[int, list[int]]:
+        """(experts or 1, rows of each part). Raises unless all are there and alike."""
+        parts = pieces[0].parts
+        at = {(piece.expert or 0, piece.part or 0): self._tensors[piece.disk].spec.shape for piece in pieces}
+        experts = max(expert for expert, _ in at) + 1
+        sizes = [at[0, part][0] if at.get((0, part)) else 0 for part in range(parts)]
+        for expert in range(experts):
+            for part in range(parts):
+                shape = at.get((expert, part))
+                if shape is None or shape != at.get((0, part)) or shape[1:] != at[0, 0][1:]:
+                    raise MismatchError(
+                        f"{pieces[0].disk} and its like make one tensor in memory, but they are not all there, or not "
+                        f"of one shape: see part {part} of expert {expert}"
+                    )
+        return experts, sizes
+
+    def _on_experts(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
+        stack = self._stack(pieces)
+        require_stack(module, stack)
+        on_first = self._is_on_first(module, stack)
+        if pieces[0].expert is None:
+            experts, rows, columns = stack
+            for expert in range(experts):
+                own = of_expert(module, stack, expert, range(rows), on_first=on_first)
+                view = View(columns, range(expert * rows, (expert + 1) * rows), range(columns), (rows, columns))
+                yield pieces[0].disk, module._replace(factors=own, view=view, transposed=on_first)
+            return
+        for piece, inside in self._offsets(pieces):
+            own = of_expert(module, stack, piece.expert or 0, inside, on_first=on_first)
+            yield piece.disk, module._replace(factors=own, transposed=on_first)
+
+    def _is_on_first(self, module: Module, stack: Stack) -> bool:
+        """Whether lora_A belongs to the first of the two dimensions of an expert: that has changed with PEFT's
+        versions."""
+        first = is_on_first(module, stack)
+        if first is None:
+            first = self._decided.get(module.name)
+        marked = None if self._layout is None else self._layout.marked
+        if first is None and marked is not None:
+            first = self._adapter.marked_on_first if marked else self._adapter.experts_on_first
+        if first is None:
+            why = "peft_version in its config does not tell"
+            if marked is None:
+                why = "how the architecture marks its experts is not known"
+            elif marked and self._adapter.experts_on_first is not None:
+                why = "since PEFT 0.19 that depends on the version of transformers in training, which is not saved"
+            raise UnsupportedError(
+                f"{shown(module.target)}: its experts are square ({by(stack[1:])}), and no other parameter of the "
+                f"module tells to which side lora_A in {self._adapter.path} belongs; {why}"
+            )
+        return first
+
+    def _offsets(self, pieces: Pieces) -> Iterator[tuple[Piece, range]]:
+        """Each piece with its rows within its expert."""
+        _, sizes = self._joined(pieces)
+        for piece in pieces:
+            start = sum(sizes[: piece.part])
+            yield piece, range(start, start + sizes[piece.part or 0])
+
+    def _on_joined(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
+        """A change of a weight whose output rows are stored in several tensors."""
+        experts, sizes = self._joined(pieces)
+        kind, total = BY_NAME[module.kind], sum(sizes)
+        stacked = pieces[0].expert is not None
+        shape = self._tensors[pieces[0].disk].spec.shape
+        wanted = (*([experts] if stacked else []), total, *shape[1:])
+        shapes = {role: ref.shape for role, ref in module.factors.items()}
+        expected = kind.expected(wanted, shapes)
+        if (stacked and module.kind != FULL.name) or expected is None or (len(shape) > 2 and module.kind != FULL.name):
+            raise UnsupportedError(
+                f"{shown(module.target)} is stored in several tensors; {module.kind} on it is not supported yet"
+            )
+        _require(module, expected, f"{shown(module.target)} is stored in {len(pieces)} tensors, {wanted} in all")
+        for piece, inside in self._offsets(pieces):
+            begin = (piece.expert or 0) * total
+            cut = {
+                role: (_stacked(ref) if stacked else ref).rows(begin + inside.start, begin + inside.stop)
+                if role in kind.by_row
+                else ref
+                for role, ref in module.factors.items()
+            }
+            yield piece.disk, module._replace(factors=cut, transposed=False)
+
+
+def _in_rows(module: Module, cut: Cut, spec: TensorSpec, kv_rows: int | None) -> Module:
+    """A change of one of several projections that are stored one after the other; k and v have `kv_rows` rows."""
+    kind = BY_NAME[module.kind]
+    total = spec.shape[0] if spec.shape else 0
+    own = next((ref.shape[0] for role, ref in module.factors.items() if role in kind.by_row and ref.shape), 0)
+    if cut.grouped:
+        if kv_rows is None:
+            raise UnsupportedError(
+                f"{shown(module.target)} lies in {shown(spec.name)}, and config.json has no num_key_value_heads and "
+                "head_dim (or hidden_size and num_attention_heads) that tell where"
+            )
+        query = total - 2 * kv_rows
+        starts = (0, query, query + kv_rows, total)
+        rows = range(starts[cut.index], starts[cut.index + 1]) if query >= kv_rows else range(0)
+        fits = own == len(rows) > 0
+    else:
+        fits = total % cut.count == 0 and own == total // cut.count
+        rows = cut.of(total)
+    width = spec.numel // total if total else 0
+    view = View(width, rows, range(width), (len(rows), *spec.shape[1:]))
+    expected = kind.expected(view.shape, {role: ref.shape for role, ref in module.factors.items()})
+    if len(spec.shape) > 2 and module.kind not in (FULL.name, OFFSET.name):
+        expected = None
+    if expected is None:
+        raise UnsupportedError(f"{shown(spec.name)} is {spec}; {module.kind} on a part of it is not supported yet")
+    where = f"{shown(module.target)} is part {cut.index + 1} of {cut.count} of {shown(spec.name)}, {spec}"
+    if not fits:
+        raise MismatchError(f"{where}, but its factors are for {own} rows; is this adapter for another model?")
+    _require(module, expected, where)
+    return module._replace(view=view, transposed=False)
+
+
+def _stacked(ref: Ref) -> Ref:
+    """(E, rows, ...) as (E·rows, ...)"""
+    shape = ref.spec.shape
+    return dataclasses.replace(ref, spec=ref.spec._replace(shape=(math.prod(shape[:2]), *shape[2:])))
+
+
+def _require(module: Module, expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    for role, ref in module.factors.items():
+        if ref.shape != expected[role]:
+            raise MismatchError(
+                f"{where}, so {shown(ref.spec.name)} must be {by(expected[role])}, but it is {ref.spec} in "
+                f"{ref.path}; is this adapter for another model?"
+            )

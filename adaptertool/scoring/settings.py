@@ -1,0 +1,33 @@
+"""What is to become of the scores, and of the checkpoints, of a curve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptertool.errors import UsageError, argument
+from adaptertool.reports.curve import ALL, KEEP, NONE
+
+
+@dataclass(frozen=True, slots=True)
+class CurveSettings:
+    """What is to become of the scores, and of the checkpoints."""
+
+    keep: str
+    target: str | None
+    reference: str | None
+    minimise: bool
+
+    @staticmethod
+    def of(
+        keep: str | None, target: str | None, reference: str | None, *, minimise: bool, published: bool
+    ) -> CurveSettings:
+        """Raises UsageError. Where nothing is published nothing is kept."""
+        if keep is None:
+            keep = ALL if published else NONE
+        if keep not in KEEP:
+            raise UsageError(f"keep is {', '.join(KEEP)}, not {keep!r}")
+        if keep != NONE and not published:
+            raise UsageError(f"to keep {keep} there must be an OUT to keep it in")
+        if target is not None and target == reference:
+            raise UsageError(f"{argument('target')} and {argument('reference')} are the same score, {target!r}")
+        return CurveSettings(keep, target, reference, minimise)

@@ -1,0 +1,61 @@
+"""An adapter as the layers that share one rank and one alpha."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.tensors import Ref
+
+
+class Pair(NamedTuple):
+    """lora_A (E·r, in, ...), expert after expert, and lora_B (out, E·r, ...), in which the expert counts fastest, but
+    in a grouped layer;  their names are the keys of the file. Without experts E is 1."""
+
+    a: Ref
+    b: Ref
+
+    @property
+    def inputs(self) -> int:
+        return math.prod(self.a.spec.shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        return self.b.spec.shape[0]
+
+
+class Layer(NamedTuple):
+    """The low-rank change of one layer, or of one parameter: scale·B·A for each pair."""
+
+    path: str  # which rank_pattern and alpha_pattern are matched against
+    rank: int
+    scale: float  # as PEFT computes it; that it applies out_proj of a MultiheadAttention twice is left to it
+    pairs: tuple[Pair, ...]
+    bias: Ref | None  # lora_B.bias
+    magnitude: Ref | None  # DoRA
+    is_parameter: bool  # of target_parameters
+    grouped: bool = False  # of lora_B of experts: as of a Module
+
+    @property
+    def experts(self) -> int:
+        return self.pairs[0].a.spec.shape[0] // self.rank
+
+    @property
+    def refs(self) -> Iterable[Ref]:
+        for pair in self.pairs:
+            yield from pair
+        yield from (ref for ref in (self.bias, self.magnitude) if ref is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Layered:
+    """An adapter with what it takes to write it again."""
+
+    adapter: Adapter
+    fields: Mapping[str, Any]  # of its config
+    layers: Mapping[str, Layer]  # by path, in the order of the file
+    saved: tuple[Module, ...]  # what is stored itself, not as factors: saved modules, biases, token rows
+    metadata: Mapping[str, str]  # of its file of tensors

@@ -1,1 +1,0 @@
-"""Judging a checkpoint that any tool may have made, tensor by tensor, against what it should hold."""

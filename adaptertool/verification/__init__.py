@@ -1,0 +1,1 @@
+"""Is a checkpoint what it should be? Judged tensor by tensor, whatever tool made it."""

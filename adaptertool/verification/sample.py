@@ -1,0 +1,87 @@
+"""Some rows of a tensor: from all of it, and about the first element that no rounding explains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from adaptertool.arithmetic.blocks import Block
+from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.tiling import matrix
+from adaptertool.codecs.tensors import as_bytes
+from adaptertool.numerics.rounding import STORED, Array, doubles
+from adaptertool.spec.plan import Edit
+from adaptertool.verification.subject import Subject
+from adaptertool.verification.tolerance import limits
+
+_ELEMENTS = 1 << 15  # of each part
+_PARTS = 4
+
+
+class Sample(NamedTuple):
+    """Rows of a block, of which `bad` hold what no rounding explains: float64 matrices (rows, columns)."""
+
+    block: Block
+    bad: Array
+    base: Array
+    exact: Array
+    found: Array
+    plain: Array  # how far rounding may take an element from `exact`: in float32,
+    limit: Array  # and in the narrowest recipe
+    directions: Sequence[Array]  # as Subject.directions has them
+
+    def under(self, subject: Subject, edits: Sequence[Edit]) -> Array:
+        """What other edits would have made of all rows, before it is rounded."""
+        block, step = self.block, subject.step._replace(edits=tuple(edits))
+        rows = self.base.copy()
+        Chain(subject.inputs, step, matrix(subject.step)).apply(rows, block.first, self.base)
+        return rows if subject.alpha == 1 else self.base + subject.alpha * (rows - self.base)
+
+    def excess(self, other: Array) -> Array:
+        """By how much each element of the bad rows is farther from `other` than one rounding takes it, in roundings."""
+        off, plain = abs(self.found - other)[self.bad], self.plain[self.bad]
+        beyond: Array = np.maximum(off - plain, 0) / np.maximum(plain, np.finfo(float).tiny)
+        return beyond
+
+    def may_be(self, other: Array, *, most: float = 0.999) -> bool:
+        """Whether rounding, in some recipe, leads from `other` to what the bad rows hold."""
+        return bool(np.mean(abs(self.found - other)[self.bad] <= 2 * self.limit[self.bad]) >= most)
+
+
+def samples_of(subject: Subject, elements: int = _ELEMENTS) -> Iterator[Sample]:
+    """Parts of the tensor, at even distances; rows of one element each count as a part's rows all the same."""
+    rows, columns = matrix(subject.step)
+    if not rows * columns:
+        return
+    count = max(1, min(rows, elements // columns))
+    wanted = {part * (rows - count) // (_PARTS - 1) for part in range(_PARTS)}
+    if subject.tally.first_outside is not None:
+        wanted.add(min(subject.tally.first_outside // columns, rows - count))
+    chain, terms = Chain(subject.inputs, subject.step), subject.terms()
+    end = 0
+    for first in sorted(wanted):
+        if first < end:  # a small tensor: no row twice
+            if first + count <= end:
+                continue
+            first = min(end, rows - 1)
+        last = min(rows, first + count)
+        end = last
+        block = Block(subject.step, first, last, columns, chain)
+        before = _stored(subject, block)
+        values = subject.values(block, before, terms)
+        found = doubles(subject.read(block.start, block.start + block.numel), subject.dtype)
+        plain, *_, limit = limits(values, found, subject.manner)
+        along = subject.directions(block, before)
+        flat = (values.base, values.exact, found, plain, limit)
+        base, exact, found, plain, limit = (array.reshape(-1, columns) for array in flat)
+        bad = np.flatnonzero(~(abs(found - exact) <= limit).all(1))
+        yield Sample(block, bad, base, exact, found, plain, limit, [array.reshape(-1, columns) for array in along])
+
+
+def _stored(subject: Subject, block: Block) -> Array:
+    base = subject.step.base
+    stored = np.empty(block.numel, STORED[base.spec.dtype])
+    subject.inputs.read_into(base.path, block.source, as_bytes(stored))
+    return stored

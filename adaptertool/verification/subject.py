@@ -1,0 +1,190 @@
+"""One tensor of a candidate, with what it should hold and what was found of it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from adaptertool.arithmetic.blocks import Block
+from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.region import as_floats
+from adaptertool.arithmetic.tiling import matrix
+from adaptertool.arithmetic.verbatim import verbatim
+from adaptertool.codecs.tensors import as_bytes
+from adaptertool.files.reader import Inputs
+from adaptertool.kinds import BY_NAME
+from adaptertool.numerics.rounding import STORED, Array, doubles
+from adaptertool.spec.plan import Step
+from adaptertool.spec.tensors import COMPUTED, Ref
+from adaptertool.verification.evidence import DEVIATIONS
+from adaptertool.verification.tolerance import RECIPES, ROUNDOFF, SMALLEST, Manner, Values
+
+EXACT, ROUNDING, WRONG, CHANGED = "exact", "rounding", "wrong", "untouched_changed"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was found of a tensor, by several threads."""
+
+    differ: int = 0  # elements that are not stored as they should be
+    apart: int = 0  # largest distance, in representable numbers
+    not_finite: int = 0  # where a number should be
+    beyond: int = 0  # of these: numbers that the dtype does not hold
+    error: float = 0.0  # ‖C − E‖², of what is stored and what should be
+    size: float = 0.0  # ‖E‖²
+    outside: list[int] = field(default_factory=lambda: [0] * len(RECIPES))  # elements that a recipe does not explain
+    first_outside: int | None = None
+    # Along each of Subject.directions, and for the signs of C − E along those of E: sums, and sums of squares
+    shift: Array = field(default_factory=lambda: np.zeros(0))
+    spread: Array = field(default_factory=lambda: np.zeros(0))
+
+    def add(self, other: Tally) -> None:
+        for name in ("differ", "not_finite", "beyond", "error", "size"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.apart = max(self.apart, other.apart)
+        self.outside = [one + two for one, two in zip(self.outside, other.outside, strict=True)]
+        places = [place for place in (self.first_outside, other.first_outside) if place is not None]
+        self.first_outside = min(places, default=None)
+        if len(other.shift):
+            self.shift = self.shift + other.shift if len(self.shift) else other.shift
+            self.spread = self.spread + other.spread if len(self.spread) else other.spread
+
+    @property
+    def recipe(self) -> int | None:
+        """The first of RECIPES that explains each difference by itself; None where none does."""
+        if self.not_finite:
+            return None
+        return next((number for number, count in enumerate(self.outside) if not count), None)
+
+    @property
+    def leans(self) -> bool:
+        """Whether the differences may have a direction in common: then all must be looked at together."""
+        return bool((abs(self.shift) > DEVIATIONS * np.sqrt(self.spread)).any())
+
+
+class Subject:
+    """One tensor of the candidate, with what it should hold: `step` at `alpha`."""
+
+    def __init__(self, step: Step, alpha: float, candidate: Ref, inputs: Inputs) -> None:
+        self.step, self.alpha, self.candidate, self.inputs = step, alpha, candidate, inputs
+        self.tally, self._lock = Tally(), threading.RLock()
+        self.source = verbatim(step, alpha)  # the bytes that it should have, where nothing is computed
+        self._chains: dict[int, Chain] = {}
+        self.scale: float | None = None  # of an adapter's change, where all tensors together say that it is not 1
+        self.explained: str | None = None  # the recipe by which it is right, though not exact
+
+    @property
+    def name(self) -> str:
+        return self.step.spec.name
+
+    @property
+    def dtype(self) -> str:
+        """As the candidate stores it."""
+        return self.candidate.spec.dtype
+
+    @functools.cached_property
+    def manner(self) -> Manner:
+        edits = self.step.edits
+        refs = [ref for edit in edits for ref in edit.factors.values()]
+        dtypes = {self.dtype, self.step.spec.dtype, *(ref.spec.dtype for ref in refs)}
+        return Manner(
+            self.dtype,
+            self.step.spec.dtype if self.step.spec.dtype in COMPUTED else self.dtype,
+            max(ROUNDOFF[dtype] for dtype in dtypes if dtype in ROUNDOFF),
+            sum(min(ref.spec.shape, default=1) for ref in refs),
+            max(1, len({edit.adapter for edit in edits})),
+            max(SMALLEST.get(dtype, 0.0) for dtype in dtypes) * max([1.0, *(abs(e.scale * e.weight) for e in edits)]),
+            4.0 if self.turns else 2.5 if self.alpha not in (0, 1) else 0.0,
+        )
+
+    def verdict(self) -> tuple[str, str | None]:
+        """(status, recipe)."""
+        if not self.tally.differ and not self.tally.not_finite:
+            return EXACT, None
+        if self.source is not None:
+            return CHANGED if self.source is self.step.base else WRONG, None
+        return (WRONG, None) if self.explained is None else (ROUNDING, self.explained)
+
+    def terms(self) -> Chain:
+        """The edits with magnitudes in the place of numbers; of factors in F16 with as much more as their rounding may
+        take where they are too small for its relative error."""
+        small = self.manner.smallest / ROUNDOFF["F16"]
+        return Chain(self.inputs, self.step, absolute=True, through=lambda factor: abs(factor) + small)
+
+    def read(self, first: int, last: int) -> Array:
+        """Elements first..last of the candidate, as stored."""
+        stored = np.empty(last - first, STORED[self.dtype])
+        ref = self.candidate
+        self.inputs.read_into(ref.path, ref.offset + first * stored.itemsize, as_bytes(stored))
+        return stored
+
+    def add(self, tally: Tally) -> None:
+        with self._lock:
+            self.tally.add(tally)
+
+    @functools.cached_property
+    def turns(self) -> bool:
+        """Whether an edit depends on the norms of whole rows."""
+        return any(BY_NAME[edit.kind].squares is not None for edit in self.step.edits)
+
+    @functools.cached_property
+    def adapters(self) -> list[int]:
+        return sorted({edit.adapter for edit in self.step.edits})
+
+    def directions(self, block: Block, before: Array, where: Array | None = None) -> list[Array]:
+        """What each adapter changes, in order, and under DoRA W' itself: of elements of a block, or of all, float64."""
+        states = [doubles(before if where is None or self.turns else before[where], self.step.base.spec.dtype)]
+        for chain in self._prefixes(block):
+            if where is None or self.turns:
+                rows = states[0].reshape(-1, block.columns)
+                after = rows.copy()
+                chain.apply(after, block.first, rows)
+                states.append(after.reshape(-1))
+            else:
+                states.append(self._picked(chain, block, where, states[0]))
+        if where is not None and self.turns:
+            states = [state[where] for state in states]
+        along = [self.alpha * (after - before) for before, after in itertools.pairwise(states)]
+        if self.turns:
+            along.append(states[0] + self.alpha * (states[-1] - states[0]))
+        return along
+
+    def _picked(self, chain: Chain, block: Block, where: Array, numbers: Array) -> Array:
+        at = where // block.columns, where % block.columns
+        picked: Array = chain.pick(as_floats, block.first, block.last, at, numbers[:, None, None]).ravel()
+        return picked
+
+    def _prefixes(self, block: Block) -> Iterator[Chain]:
+        """The edits of the first adapter, of the first two, ... of all."""
+        for count in self.adapters[1:]:
+            with self._lock:
+                if count not in self._chains:
+                    edits = tuple(edit for edit in self.step.edits if edit.adapter < count)
+                    self._chains[count] = Chain(self.inputs, self.step._replace(edits=edits), matrix(self.step))
+            yield self._chains[count]
+        yield block.chain
+
+    def values(self, block: Block, before: Array, terms: Chain, where: Array | None = None) -> Values:
+        """Of elements of a block, or of all. terms: the chain of magnitudes."""
+        chain, alpha = block.chain, self.alpha
+        if where is not None and not self.turns:
+            base = doubles(before[where], self.step.base.spec.dtype)
+            full, most = (
+                self._picked(*each) for each in ((chain, block, where, base), (terms, block, where, abs(base)))
+            )
+        else:
+            rows = doubles(before, self.step.base.spec.dtype).reshape(-1, block.columns)
+            after, sizes = rows.copy(), abs(rows)
+            norms = chain.apply(after, block.first, rows)
+            terms.apply(sizes, block.first, abs(rows), known=norms)
+            chosen = slice(None) if where is None else where
+            base, full, most = (array.reshape(-1)[chosen] for array in (rows, after, sizes))
+        most = np.maximum(most, abs(full))
+        if alpha == 1:
+            return Values(base, full, most)
+        return Values(base, base + alpha * (full - base), abs(1 - alpha) * abs(base) + abs(alpha) * most)
