@@ -24,8 +24,14 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
+from adaptertool.render import page
+from adaptertool.render.adapters import extract_text, sum_text, truncate_text
+from adaptertool.render.truncate_page import truncate_page
 from adaptertool.reports.adapters import AdapterReport
+from adaptertool.tasks import extract as extract_task
+from adaptertool.tasks import truncate as truncate_task
 from adaptertool.tasks.extract import DTYPES
+from adaptertool.tasks.sum import sum_adapters
 from adaptertool.tasks.sum_methods import METHODS
 
 Report = TypeVar("Report", bound=AdapterReport)
@@ -64,8 +70,6 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
     combine A and B apart, as PEFT does: that has cross terms, and is not the sum. With _svd at their end they combine
     the changes.
     """
-    from adaptertool.render.adapters import sum_text  # noqa: PLC0415
-    from adaptertool.tasks.sum import sum_adapters  # noqa: PLC0415
 
     _run(sum_adapters, sum_text, [adapters], weights=weights or None, verbose=verbose, **options)
 
@@ -90,16 +94,12 @@ def truncate(adapter: str, verbose: bool, html: str | None, **options: Any) -> N
     One of --rank, --energy and --max-error is needed. Layers that lose nothing keep their bytes.
     """
     if html is not None:
-        from adaptertool.render import page  # noqa: PLC0415  # loads what the extra `report` holds
-
         page.require(html)
-    from adaptertool.render.adapters import truncate_text  # noqa: PLC0415
-    from adaptertool.tasks import truncate as task  # noqa: PLC0415
 
-    report = _run(task.truncate, truncate_text, [adapter], verbose=verbose, spectra=html is not None, **options)
+    report = _run(
+        truncate_task.truncate, truncate_text, [adapter], verbose=verbose, spectra=html is not None, **options
+    )
     if html is not None:
-        from adaptertool.render.truncate_page import truncate_page  # noqa: PLC0415  # as above
-
         page.write(html, truncate_page(report))
 
 
@@ -123,10 +123,8 @@ def extract(base: str, tuned: str, verbose: bool, **options: Any) -> None:
     One of --rank, --energy and --max-error is needed. Linear layers become factors, by the SVD of T - W; norms,
     biases, embeddings and the like are saved whole. What was not changed is not in it.
     """
-    from adaptertool.render.adapters import extract_text  # noqa: PLC0415
-    from adaptertool.tasks import extract as task  # noqa: PLC0415
 
-    _run(task.extract, extract_text, [base, tuned], verbose=verbose, **options)
+    _run(extract_task.extract, extract_text, [base, tuned], verbose=verbose, **options)
 
 
 def _run(

@@ -8,6 +8,7 @@ import click
 
 from adaptertool.cli.boundary import say
 from adaptertool.cli.options import DEBUG
+from adaptertool.tasks import clean as task
 
 
 @click.command()
@@ -15,7 +16,6 @@ from adaptertool.cli.options import DEBUG
 @DEBUG
 def clean(out: str) -> None:
     """Remove what killed or failed runs have left beside OUT. OUT itself is not touched."""
-    from adaptertool.tasks import clean as task  # noqa: PLC0415  # not for a plan, or --help
 
     removed = task.clean(out)
     say("\n".join(f"removed {folder}" for folder in removed) or f"nothing was left beside {out}", sys.stdout)

@@ -22,7 +22,9 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
+from adaptertool.render import page
 from adaptertool.render.drift import drift_text, verdict
+from adaptertool.render.drift_page import drift_page
 from adaptertool.reports.run import PATHS
 from adaptertool.tasks import drift as task
 
@@ -68,16 +70,12 @@ def drift(
     and what inputs become on each path. Exit 1 where the drift is more than rounding explains.
     """
     if html is not None:
-        from adaptertool.render import page  # noqa: PLC0415  # loads what the extra `report` holds
-
         page.require(html)
     with bar("drift", None, quiet=quiet) as progress:
         report = task.drift(
             base, adapters, weights=weights or None, paths=paths.split(","), progress=progress, **options
         )
     if html is not None:
-        from adaptertool.render.drift_page import drift_page  # noqa: PLC0415  # as above
-
         page.write(html, drift_page(report))
     tell(report, lambda: drift_text(report, every_module=verbose), as_json=as_json, quiet=quiet)
     if report.ok:

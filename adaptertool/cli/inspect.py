@@ -19,7 +19,9 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
+from adaptertool.render import page
 from adaptertool.render.inspect import inspect_text
+from adaptertool.render.inspect_page import inspect_page
 from adaptertool.tasks import inspect as task
 
 
@@ -48,14 +50,10 @@ def inspect(
     What a merge refuses is described too. With --base, exit code 1 where it does not fit.
     """
     if html is not None:
-        from adaptertool.render import page  # noqa: PLC0415  # loads what the extra `report` holds
-
         page.require(html)
     with bar("inspect", None, quiet=quiet) as progress:
         report = task.inspect(path, base, progress=progress, **options)
     if html is not None:
-        from adaptertool.render.inspect_page import inspect_page  # noqa: PLC0415  # as above
-
         page.write(html, inspect_page(report))
     tell(report, lambda: inspect_text(report, every_module=verbose), as_json=as_json, quiet=quiet)
     if report.fits is not False:

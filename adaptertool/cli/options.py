@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import click
+from tqdm import tqdm
 
 from adaptertool.arguments import as_path
 from adaptertool.cli.boundary import ignore_signals, say
 from adaptertool.engine.budget import bytes_to_write
 from adaptertool.engine.resources import MAX_THREADS
 from adaptertool.formats.peft.packing import LAYOUTS
+from adaptertool.output.checkpoint import Options, run
 from adaptertool.output.preview import preview
 from adaptertool.output.target import check_output
 from adaptertool.planning.sources import COMPOSITIONS
@@ -97,7 +99,6 @@ writes = with_options(
 @contextlib.contextmanager
 def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr, if that is a terminal; what it gives is told the bytes that are done, by any thread."""
-    from tqdm import tqdm  # noqa: PLC0415  # not for a plan, or --help
 
     lock = threading.Lock()
     # disable=None: no bar where stderr is not a terminal
@@ -168,7 +169,6 @@ def execute(
     target = as_path(out, "OUT")
     check_output(plan, target, force=force, sha256=sha256)  # before numpy is loaded
     file = None if provenance is None else as_path(provenance, "FILE")
-    from adaptertool.output.checkpoint import Options, run  # noqa: PLC0415  # loads numpy: not for a plan, or --help
 
     with bar(plan.command, bytes_to_write(plan), quiet=quiet) as progress:
         options = Options(

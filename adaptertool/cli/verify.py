@@ -25,6 +25,7 @@ from adaptertool.cli.options import (
     with_options,
 )
 from adaptertool.errors import UsageError, shown
+from adaptertool.output.integrity import check_files
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.render.machine import to_json
 from adaptertool.render.run import files_text
@@ -120,7 +121,6 @@ def _wrong(report: VerifyReport) -> str:
 
 
 def _files(out: str, threads: int | None, *, as_json: bool, quiet: bool) -> int:
-    from adaptertool.output.integrity import check_files  # noqa: PLC0415  # loads numpy
 
     with bar("verify", None, quiet=quiet) as progress:
         report = check_files(out, progress, threads=threads)

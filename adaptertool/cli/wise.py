@@ -13,6 +13,7 @@ from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, execute, failed, say_n
 from adaptertool.errors import UsageError
 from adaptertool.render.curve import curve_text, failures, point_text, title
 from adaptertool.reports.curve import KEEP, CurvePoint
+from adaptertool.scoring.run import score_curve
 from adaptertool.scoring.scorer import Scorer, scorer_of
 from adaptertool.scoring.settings import CurveSettings
 from adaptertool.spec.plan import Plan
@@ -112,7 +113,6 @@ def _curve(
         raise UsageError("--fail-if-unchanged is for one OUT that is made, not for scores")
     if provenance is not None:
         raise UsageError("--provenance is of one OUT that is made; make it with the alpha that is chosen by the scores")
-    from adaptertool.scoring.run import score_curve  # noqa: PLC0415  # loads numpy: not for a plan, or --help
 
     measured: list[CurvePoint] = []
 

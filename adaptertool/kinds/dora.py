@@ -13,7 +13,9 @@ from typing import Any
 from adaptertool.kinds import lora
 from adaptertool.kinds.kind import NORM, Kind, Shape
 from adaptertool.kinds.lora import A, B
+from adaptertool.numerics import product
 from adaptertool.numerics.error_bound import Array, Factor, Size, in_range, mixed, tiny
+from adaptertool.numerics.product import roundings
 
 MAGNITUDE = "lora_magnitude_vector"
 
@@ -41,8 +43,6 @@ def _combined(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
 def squares(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
     """‖V‖² of each row, as far as the columns in `rows` go: (n, 1). Of float32 rows, too, in float64."""
     if lora.is_block(rows):
-        from adaptertool.numerics import product  # noqa: PLC0415  # plans are made without numpy
-
         return product.squares(rows, factors[B] * scale, factors[A])
     changed = _combined(rows, factors, scale)
     return (changed * changed).sum(1)[:, None]
@@ -79,7 +79,6 @@ def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float
     combined = lora.bound(size, factors, scale, 1.0, unit, length)
     if not math.isfinite(combined.error):
         return combined
-    from adaptertool.numerics.product import roundings  # noqa: PLC0415  # plans are made without numpy
 
     norms = factors[NORM].array
     smallest = float(norms.min()) if norms.size else 1.0

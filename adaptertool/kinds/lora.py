@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptertool.kinds.kind import Kind, Shape
+from adaptertool.numerics import product
 from adaptertool.numerics.error_bound import Array, Factor, Size, in_range, may_overflow, tiny
 
 A, B = "lora_A", "lora_B"
@@ -41,8 +42,6 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
 def add_product(rows: Array, left: Array, right: Array) -> None:
     """rows += left @ right, in place."""
     if is_block(rows):
-        from adaptertool.numerics import product  # noqa: PLC0415  # plans are made without numpy
-
         product.add_product(rows, left, right)
     else:
         rows += left @ right

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from adaptertool.methods.method import Array, Method, Place, weighted_sum
 from adaptertool.methods.ties import elected
+from adaptertool.numerics.counter_random import uniform
 
 
 def dropped(change: Array, density: float, place: Place, source: int) -> Array:
     """The change with elements dropped, the rest divided by the density."""
-    from adaptertool.numerics.counter_random import uniform  # noqa: PLC0415  # plans are made without numpy
 
     drawn = uniform(f"{place.seed}/{source}/{place.tensor}", place.first, place.size)
     kept: Array = (drawn < density) * (change / density)

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from adaptertool.numerics.lowest_bit import grain_of
+from adaptertool.numerics.modular import Residue
+
 _MOST_BITS = 24  # of a factor; products with more are rounded anyhow
 
 
@@ -129,14 +132,12 @@ class Factor:
         return self._residues(0)
 
     def _residues(self, axis: int) -> Array:
-        from adaptertool.numerics.modular import Residue  # noqa: PLC0415  # plans are made without numpy
 
         return Residue.of(self.array, axis)
 
     @functools.cached_property
     def grain(self) -> int:
         """All its numbers are multiples of 2^grain."""
-        from adaptertool.numerics.lowest_bit import grain_of  # noqa: PLC0415  # plans are made without numpy
 
         return grain_of(self.array)
 

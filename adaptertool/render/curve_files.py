@@ -6,6 +6,7 @@ import csv
 import io
 
 from adaptertool.errors import UsageError
+from adaptertool.render.curve_page import curve_page
 from adaptertool.render.machine import to_json
 from adaptertool.render.page import require_libraries
 from adaptertool.reports.curve import PAGE, SCORES, TABLE, CurveReport, names_of, value_of
@@ -24,8 +25,6 @@ def result_files(report: CurveReport) -> dict[str, bytes]:
     """What stands in OUT beside the checkpoints, by name."""
     files = {SCORES: to_json(report, indent=2) + "\n", TABLE: _csv(report)}
     if not without_page():
-        from adaptertool.render.curve_page import curve_page  # noqa: PLC0415  # loads what the extra `report` holds
-
         files[PAGE] = curve_page(report)
     return {name: text.encode(errors="backslashreplace") for name, text in files.items()}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from adaptertool.errors import shown
 from adaptertool.render.page import ALARMING, figure
 
@@ -38,7 +40,6 @@ def _grid(modules: Iterable[tuple[str, float, bool]]) -> tuple[list[str], list[s
 
 
 def _draw(axes: Any, rows: list[str], columns: list[str], cells: Cells) -> None:
-    import numpy as np  # noqa: PLC0415  # only pages need it here
 
     values = np.ma.masked_invalid(
         [[cells.get((row, column), (np.nan, False))[0] for column in columns] for row in rows]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import numpy as np
+
 from adaptertool.architectures.conversion import Piece, architecture_of, into_memory, rules_for, ties_of
 from adaptertool.errors import InputError, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -126,7 +128,6 @@ def _same_numbers(one: Ref, other: Ref, *, transposed: bool = False) -> bool:
         return False
     if not transposed:
         return same_bytes(one, other)
-    import numpy as np  # noqa: PLC0415  # most plans do without
 
     kind = f"u{one.spec.nbytes // max(one.spec.numel, 1)}"
     arrays = []

@@ -9,6 +9,7 @@ from typing import Any
 from adaptertool.arguments import Number, PathLike, as_path, parse_alphas
 from adaptertool.planning.wise import in_folders
 from adaptertool.reports.curve import CurvePoint, CurveReport
+from adaptertool.scoring.run import score_curve
 from adaptertool.scoring.scorer import Score, scorer_of
 from adaptertool.scoring.settings import CurveSettings
 from adaptertool.spec.choices import EXACT
@@ -92,7 +93,6 @@ def wise_curve(
     recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
     recipe |= {"leave_out": leave_out, "expert_layout": expert_layout, "tokenizer": tokenizer}
     plan = prepare_curve(base, tuned, alphas, **recipe)
-    from adaptertool.scoring.run import score_curve  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     place = None if out is None else as_path(out, "OUT")
     told = progress or (lambda _: None)

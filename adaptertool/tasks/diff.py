@@ -11,8 +11,10 @@ from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
 from adaptertool.files.jsonfile import load_json
+from adaptertool.files.reader import Inputs
 from adaptertool.formats.beside import PREFIX, weights_beside
 from adaptertool.formats.peft.read import CONFIG, WEIGHTS, is_adapter
+from adaptertool.inspection.diff import Comparison, compare
 from adaptertool.output.target import config_notes
 from adaptertool.reports.diff import DiffReport, TensorDiff
 from adaptertool.resolution.correspondence import Counterparts, counterparts
@@ -44,8 +46,6 @@ def diff(
     Bits count: −0.0 and 0.0 differ, NaN and the same NaN do not. Figures are float64 and do not depend on threads.
     Raises InputError where something cannot be read.
     """
-    from adaptertool.files.reader import Inputs  # noqa: PLC0415
-    from adaptertool.inspection.diff import Comparison, compare  # noqa: PLC0415  # loads numpy
 
     start, count, paths = time.perf_counter(), thread_count(threads), (as_path(a, "A"), as_path(b, "B"))
     ours, theirs = map(_opened, paths)

@@ -11,6 +11,7 @@ from typing import Any
 from adaptertool.arguments import Number, PathLike, as_path
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import UsageError, argument
+from adaptertool.fidelity import run
 from adaptertool.fidelity.summary import summary
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.files.header import read_header
@@ -69,7 +70,6 @@ def drift(
     steps = [step for step in plan.steps() if step.edits and step.spec.numel]
     candidate, found = (None, []) if merged is None else _opened(as_path(merged, "--merged"), plan)
     header = None if activations is None else read_header(as_path(activations, "--activations"))
-    from adaptertool.fidelity import run  # noqa: PLC0415  # loads numpy
 
     others = [*(candidate.headers if candidate else ()), *([header] if header else ())]
     subjects = [run.subject_of(step, len(plan.sources), candidate) for step in steps]

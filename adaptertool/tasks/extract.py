@@ -6,13 +6,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.algebra.extract import changed_of, in_order, jobs, specs_of
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import InputError, MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
+from adaptertool.files.reader import Inputs, same_bytes
 from adaptertool.formats.peft.read import is_adapter
 from adaptertool.formats.peft.write import Written, alpha_for, config_text, may_have_factors
+from adaptertool.output.adapter import Options, Output, check_out, write_adapter
 from adaptertool.output.target import config_notes
 from adaptertool.planning.extract import FACTORS, SAVED, Selection, left_out, select
 from adaptertool.planning.finetuned import no_copy, pairs_of
@@ -66,7 +69,6 @@ def extract(
     elements. The same inputs give the same bytes, whatever the threads. Raises AdapterToolError; `out` is then as it
     was before.
     """
-    from adaptertool.output.adapter import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
     cut = cut_of(rank=rank, energy=energy, max_error=max_error)
     if dtype not in DTYPES:
@@ -100,8 +102,6 @@ def _selection(
 ) -> tuple[Selection, int, list[str]]:
     """What is to become of each tensor, how many were not changed, and notes, also on those that are left out and could
     not be compared. All headers are compared before any weight."""
-    from adaptertool.algebra.extract import changed_of  # noqa: PLC0415  # loads numpy
-    from adaptertool.files.reader import Inputs, same_bytes  # noqa: PLC0415
 
     subject, named = open_subject(base), aligned(base.tensors, base.config, tuned)[0]  # names are those of the base
     unwanted = left_out(leave_out, {**base.tensors, **named.tensors})
@@ -132,8 +132,6 @@ def _misfits(base: Checkpoint, tuned: Checkpoint, names: Collection[str]) -> Ite
 def _output(
     base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut, dtype: str, misfits: Sequence[str]
 ) -> Output[Extracted]:
-    from adaptertool.algebra.extract import in_order, jobs, specs_of  # noqa: PLC0415  # loads numpy
-    from adaptertool.output.adapter import Output  # noqa: PLC0415
 
     choices = in_order(selection.choices, dtype)
     sources = (base, tuned)

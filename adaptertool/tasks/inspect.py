@@ -21,6 +21,7 @@ from adaptertool.inspection.coverage import places_of
 from adaptertool.inspection.described import Described, describe
 from adaptertool.inspection.facts import adapter_facts, modules_of
 from adaptertool.inspection.findings import findings, rules
+from adaptertool.inspection.spectra import measure
 from adaptertool.kinds import DORA
 from adaptertool.planning.merge import plan_merge
 from adaptertool.reports.inspect import InspectedModule, InspectReport
@@ -174,7 +175,6 @@ def _said(modules: Sequence[InspectedModule]) -> Iterator[str]:
 def _measured(
     described: Described, base: Checkpoint | None, plan: Plan | None, threads: int, progress: Callable[[int], None]
 ) -> list[Measured]:
-    from adaptertool.inspection.spectra import measure  # noqa: PLC0415  # loads numpy
 
     files: dict[Path, Stamp] = {described.header.path: described.header.stamp}
     files |= {header.path: header.stamp for header in (base.headers if base else ())}

@@ -13,6 +13,7 @@ from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_me
 from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.peft.read import is_adapter
 from adaptertool.methods import METHOD_BY_NAME
+from adaptertool.output.checkpoint import run_as
 from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.merge import plan_merge
 from adaptertool.planning.sources import COMPOSITIONS, check_compose, layout_chosen, open_adapter
@@ -160,7 +161,6 @@ def merge(
     recipe: dict[str, Any] = {"compose": compose, "renames": renames, "precision": precision, "leave_out": leave_out}
     recipe |= {"method": method, "density": density, "seed": seed, "tokenizer": tokenizer}
     plan = prepare_merge(base, adapters, weights, **recipe, expert_layout=expert_layout)
-    from adaptertool.output.checkpoint import run_as  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     how: dict[str, Any] = {"force": force, "verify": verify, "threads": threads, "progress": progress, "clean": clean}
     return run_as(plan, out, provenance, sha256=sha256, fail_if_unchanged=fail_if_unchanged, **how)

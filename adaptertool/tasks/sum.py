@@ -10,12 +10,18 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.algebra import leading_part
+from adaptertool.algebra import mix as mixing
+from adaptertool.algebra import sum as summation
+from adaptertool.algebra.leading_part import shares_on
+from adaptertool.algebra.sum import jobs, specs
 from adaptertool.arguments import Number, PathLike, as_path, decimals
 from adaptertool.errors import UsageError, argument, shown
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
 from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.peft.layers import read_layered
 from adaptertool.formats.peft.write import Written, alpha_for, config_text
+from adaptertool.output.adapter import Options, Output, check_out, write_adapter
 from adaptertool.planning.merge import plan_merge
 from adaptertool.planning.namesakes import under_one_name
 from adaptertool.planning.sum import Combined, combined, mixed
@@ -72,7 +78,6 @@ def sum_adapters(
     powers of two only; elsewhere B is rounded, to float32 at least, and the report says so.
     Saved tensors are kept where their weight is 1. Raises AdapterToolError; `out` is then as it was before.
     """
-    from adaptertool.output.adapter import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
     check_adapters(adapters, method)
     numbers = decimals(weights, "weight", len(adapters))
@@ -121,9 +126,6 @@ def _plans(adapters: Sequence[Layered], base: Checkpoint | None) -> list[Plan]:
 
 def _maker(mix: Mix | None, cut: Cut | None, shares: Mapping[str, Sequence[Share]]) -> Maker:
     """What makes the tensors of a layer: the jobs for it. shares: of layers that are DoRA."""
-    from adaptertool.algebra import leading_part  # noqa: PLC0415  # loads numpy
-    from adaptertool.algebra import mix as mixing  # noqa: PLC0415
-    from adaptertool.algebra import sum as summation  # noqa: PLC0415
 
     if mix is None:
         if cut is None:
@@ -151,9 +153,6 @@ def _output(
     cut: Cut | None,
     plans: Sequence[Plan],
 ) -> tuple[Output[LayerSaid | None], list[Combined]]:
-    from adaptertool.algebra.leading_part import shares_on  # noqa: PLC0415  # loads numpy
-    from adaptertool.algebra.sum import jobs, specs  # noqa: PLC0415
-    from adaptertool.output.adapter import Output  # noqa: PLC0415
 
     if plans and (mix is not None or cut is None):
         raise UsageError(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.algebra.effect import steps_of
+from adaptertool.algebra.truncate import How, in_order, jobs
 from adaptertool.architectures.families import family_of
 from adaptertool.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.errors import UsageError, shown
@@ -14,6 +16,8 @@ from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.peft.layers import read_layered
 from adaptertool.formats.peft.read import CONFIG
 from adaptertool.formats.peft.write import Written, alpha_for, config_text
+from adaptertool.numerics.spectrum import MAX_VALUES
+from adaptertool.output.adapter import Options, Output, check_out, write_adapter
 from adaptertool.planning.tokenizer import BASE
 from adaptertool.reports.adapters import LayerTruncated, TruncateReport
 from adaptertool.spec.choices import Cut
@@ -73,7 +77,6 @@ def truncate(
     the largest that one of them needs. By QR of both factors and the SVD of the core (numerics.lowrank).
     Raises AdapterToolError; `out` is then as it was before.
     """
-    from adaptertool.output.adapter import Options, check_out, write_adapter  # noqa: PLC0415  # loads numpy
 
     cut = cut_of(rank=rank, energy=energy, max_error=max_error)
     path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
@@ -119,10 +122,6 @@ def _told(said: LayerSaid) -> LayerTruncated:
 
 
 def _output(layered: Layered, plan: Plan | None, cut: Cut, *, balance: bool, spectra: bool) -> Output[LayerSaid | None]:
-    from adaptertool.algebra.effect import steps_of  # noqa: PLC0415  # loads numpy
-    from adaptertool.algebra.truncate import How, in_order, jobs  # noqa: PLC0415
-    from adaptertool.numerics.spectrum import MAX_VALUES  # noqa: PLC0415
-    from adaptertool.output.adapter import Output  # noqa: PLC0415
 
     path = layered.adapter.path
     assets, left = assets_of(path)

@@ -14,6 +14,7 @@ from adaptertool.errors import InputError, UsageError
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint, require_merged
 from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.peft.read import is_adapter
+from adaptertool.output.checkpoint import run_as
 from adaptertool.planning.as_adapter import into_adapter
 from adaptertool.planning.fisher import plan_fisher
 from adaptertool.planning.sources import layout_chosen, open_adapter
@@ -144,7 +145,6 @@ def wise(
     """
     way: dict[str, Any] = {"as_adapter": as_adapter, "fisher": fisher, "leave_out": leave_out, "tokenizer": tokenizer}
     plan = prepare_wise(base, tuned, alphas, renames=renames, precision=precision, **way, expert_layout=expert_layout)
-    from adaptertool.output.checkpoint import run_as  # noqa: PLC0415  # loads numpy: only where tensors are touched
 
     how: dict[str, Any] = {"force": force, "verify": verify, "threads": threads, "progress": progress, "clean": clean}
     return run_as(plan, out, provenance, sha256=sha256, fail_if_unchanged=fail_if_unchanged, **how)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from adaptertool.engine.preflight import require_equal, require_finite_factors
 from adaptertool.engine.resources import thread_count
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.reader import Inputs
 from adaptertool.formats.peft.misreadings import readings
 from adaptertool.reports.verify import VerdictCounts, VerifyReport
 from adaptertool.resolution.correspondence import aligned, ties_in, with_tied
 from adaptertool.resolution.resolve import open_subject
 from adaptertool.spec.plan import Plan
+from adaptertool.verification.pairing import hints, notes_of, odd_ones, pair, problems_of
+from adaptertool.verification.run import judge, most_frequent
 
 STATUSES = ("exact", "rounding", "wrong", "untouched_changed", "missing", "extra")
 
@@ -26,10 +30,6 @@ def check(
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Judge `candidate` against what `plan`, which has one output, makes of `base`."""
-    from adaptertool.engine.preflight import require_equal, require_finite_factors  # noqa: PLC0415  # loads numpy
-    from adaptertool.files.reader import Inputs  # noqa: PLC0415
-    from adaptertool.verification.pairing import hints, notes_of, odd_ones, pair, problems_of  # noqa: PLC0415
-    from adaptertool.verification.run import judge, most_frequent  # noqa: PLC0415
 
     start, ends = time.perf_counter(), open_subject(base).ends
     candidate, tied, found = _corresponding(plan, base, candidate)
