@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.methods import Method
-from adaptertool.spec.choices import PRECISIONS, Cut
+from adaptertool.spec.choices import PRECISIONS, RankChoice
 
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
@@ -44,7 +44,7 @@ def cut_of(
     energy: Number | None = None,
     max_error: Number | None = None,
     names: Sequence[str] = ("rank", "energy", "max_error"),
-) -> Cut:
+) -> RankChoice:
     """Raises UsageError unless just one of them is given, and makes sense. names: those that the caller has"""
     if sum(given is not None for given in (rank, energy, max_error)) != 1:
         *others, last = map(argument, names)
@@ -59,7 +59,7 @@ def cut_of(
     most = None if max_error is None else decimal(max_error, argument("max_error"))
     if most is not None and not 0 <= most < 1:
         raise UsageError(f"{argument('max_error')} is relative: from 0 to below 1, not {max_error}")
-    return Cut(rank, share, most)
+    return RankChoice(rank, share, most)
 
 
 def thinning(method: Method, density: Number | None, seed: int | None) -> tuple[float, int]:

@@ -93,7 +93,7 @@ EXPECTED = {alpha: {"old": 1 - alpha**2, "new": alpha / 2} for alpha in SWEEP}
 
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scored_module.Bench, "has_room", lambda _self, _outputs: False)
+    monkeypatch.setattr(scored_module.CheckpointMaker, "has_room", lambda _self, _outputs: False)
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptertool.numerics.lowrank import Svd, errors, kept, split, storing_error, svd_of_product
-from adaptertool.spec.choices import Cut
+from adaptertool.spec.choices import RankChoice
 
 SHAPES = [  # out, r, in
     (9, 4, 7), (100, 2, 5), (35, 2, 50), (64, 3, 49), (3, 5, 8), (8, 6, 2), (1, 1, 1), (5, 5, 5), (2, 9, 2),
@@ -70,10 +70,14 @@ def test_dependent_columns_and_zeros_leave_no_singular_values_behind() -> None:
     assert np.count_nonzero(svd.values) == 0  # B − 3·B + 2·B: nothing at all
     svd = svd_of_product(np.concatenate([b, b], axis=1), np.concatenate([a, a]))
     assert np.count_nonzero(svd.values) == 3
-    assert kept(svd.values, Cut(energy=Decimal(1))) == 3
+    assert kept(svd.values, RankChoice(energy=Decimal(1))) == 3
     for zero in (svd_of_product(b, 0 * a), svd_of_product(0 * b, a), svd_of_product(0 * b, 0 * a)):
         assert not zero.values.any()
-        assert kept(zero.values, Cut(energy=Decimal("0.5"))) == kept(zero.values, Cut(max_error=Decimal(0))) == 1
+        assert (
+            kept(zero.values, RankChoice(energy=Decimal("0.5")))
+            == kept(zero.values, RankChoice(max_error=Decimal(0)))
+            == 1
+        )
         assert not split(zero, 1, balanced=True)[0].any()
 
 
@@ -102,8 +106,8 @@ def test_components_of_very_different_sizes_are_all_found() -> None:
 def test_the_rank_is_the_smallest_that_is_enough(values: list[float], share: Decimal) -> None:
     spectrum = np.sort(values)[::-1]
     total = np.square(spectrum).sum()
-    count = kept(spectrum, Cut(energy=share))
-    close = kept(spectrum, Cut(max_error=1 - share))
+    count = kept(spectrum, RankChoice(energy=share))
+    close = kept(spectrum, RankChoice(max_error=1 - share))
     tail = [float(np.square(spectrum[rank:]).sum()) for rank in range(len(values) + 1)]
     slack = 1e-12 * total
     assert tail[count] <= float(1 - share) * total + slack
@@ -114,7 +118,7 @@ def test_the_rank_is_the_smallest_that_is_enough(values: list[float], share: Dec
 
 def test_a_rank_is_kept_within_what_there_is() -> None:
     values = np.array([1.0, 0.5])
-    assert [kept(values, Cut(rank=rank)) for rank in (1, 2, 3)] == [1, 2, 2]
+    assert [kept(values, RankChoice(rank=rank)) for rank in (1, 2, 3)] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("balanced", [False, True])

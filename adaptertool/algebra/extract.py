@@ -20,7 +20,7 @@ from adaptertool.numerics.lowrank import Factors, kept
 from adaptertool.numerics.randomized_svd import Leading, leading, leading_of_rank, left_over
 from adaptertool.numerics.rounding import doubles
 from adaptertool.planning.extract import FACTORS, LEFT_OUT, SAVED, Choice
-from adaptertool.spec.choices import Cut
+from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 
 _PREFIX = "base_model.model."
@@ -50,7 +50,7 @@ def changed_of(
     return frozenset(found)
 
 
-def specs_of(choice: Choice, cut: Cut, dtype: str) -> list[TensorSpec]:
+def specs_of(choice: Choice, cut: RankChoice, dtype: str) -> list[TensorSpec]:
     """The tensors of the adapter, as large as they may become: A and B, or the tuned tensor."""
     if choice.how == SAVED:
         return [choice.tuned.spec._replace(name=_PREFIX + key) for key in choice.keys]
@@ -69,7 +69,7 @@ def in_order(choices: Sequence[Choice], dtype: str) -> list[Choice]:
     return sorted(choices, key=lambda one: -DTYPE_BITS[dtype if one.how == FACTORS else one.tuned.spec.dtype])
 
 
-def jobs(choices: Sequence[Choice], cut: Cut, dtype: str, inputs: Inputs) -> Iterator[Job[Extracted]]:
+def jobs(choices: Sequence[Choice], cut: RankChoice, dtype: str, inputs: Inputs) -> Iterator[Job[Extracted]]:
     """In the order of `choices`."""
     by_name: dict[str, Callable[[Choice], tuple[list[Made], Extracted]]] = {
         FACTORS: functools.partial(_factored, cut=cut, dtype=dtype, inputs=inputs),
@@ -82,7 +82,7 @@ def jobs(choices: Sequence[Choice], cut: Cut, dtype: str, inputs: Inputs) -> Ite
 
 def _saved(choice: Choice, inputs: Inputs) -> tuple[list[Made], Extracted]:
     require_finite(inputs, choice.tuned)
-    parts = [Made(spec, choice.tuned) for spec in specs_of(choice, Cut(), "")]
+    parts = [Made(spec, choice.tuned) for spec in specs_of(choice, RankChoice(), "")]
     return parts, Extracted(choice, 0, _norm(choice, inputs), 0.0)
 
 
@@ -100,7 +100,7 @@ def _difference(choice: Choice, inputs: Inputs) -> Difference:
     return Difference(inputs, choice.base, choice.tuned)
 
 
-def _factored(choice: Choice, cut: Cut, dtype: str, inputs: Inputs) -> tuple[list[Made], Extracted]:
+def _factored(choice: Choice, cut: RankChoice, dtype: str, inputs: Inputs) -> tuple[list[Made], Extracted]:
     matrix, name = _difference(choice, inputs), choice.base.spec.name
     found = leading(matrix, cut, name)
     while (done := _within(matrix, found, cut, dtype)) is None:
@@ -119,13 +119,13 @@ def _factored(choice: Choice, cut: Cut, dtype: str, inputs: Inputs) -> tuple[lis
     ((b, a),) = reduced.pairs
     if choice.transposed:
         b, a = a.T, b.T
-    specs = specs_of(choice, Cut(rank=reduced.rank), dtype)
+    specs = specs_of(choice, RankChoice(rank=reduced.rank), dtype)
     where = f"{choice.tuned.path}: the factors of {shown(name)}"
     parts = [made(spec, factor, where) for spec, factor in zip(specs, (a, b), strict=True)]
     return parts, Extracted(choice, reduced.rank, norm, rest / norm)
 
 
-def _within(matrix: Difference, found: Leading, cut: Cut, dtype: str) -> tuple[Reduced, float, float] | None:
+def _within(matrix: Difference, found: Leading, cut: RankChoice, dtype: str) -> tuple[Reduced, float, float] | None:
     """Factors that are as near as `cut` asks for, as they are stored; and what they leave, measured, with ‖D‖.
 
     None where the leading part that was found does not reach so far.

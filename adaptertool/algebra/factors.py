@@ -14,7 +14,7 @@ from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.lowrank import Factors, Svd, errors, kept, split, storing_error, svd_of_product
 from adaptertool.numerics.rounding import Array, doubles, largest_stored, rounded
-from adaptertool.spec.choices import Cut
+from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.layers import Layer
 from adaptertool.spec.tensors import DTYPE_BITS, TensorSpec
 
@@ -67,7 +67,7 @@ def together(parts: Sequence[Factors]) -> Factors:
 
 
 def reduced(
-    pairs: Sequence[Sequence[Factors]], cut: Cut, dtypes: Sequence[tuple[str, str]], *, balanced: bool
+    pairs: Sequence[Sequence[Factors]], cut: RankChoice, dtypes: Sequence[tuple[str, str]], *, balanced: bool
 ) -> Reduced | None:
     """What is left of a layer by `cut`: of all its pairs, and of their experts, the same rank. None where nothing is
     cut off, so that its factors may stay as they are.

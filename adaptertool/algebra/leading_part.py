@@ -13,7 +13,7 @@ import numpy as np
 
 from adaptertool.algebra.effect import steps_of
 from adaptertool.algebra.factors import at_rank
-from adaptertool.algebra.sum import LayerSaid, of_pairs
+from adaptertool.algebra.sum import LayerOutcome, of_pairs
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.tiling import block_rows
 from adaptertool.codecs.tensors import read_rows
@@ -24,7 +24,7 @@ from adaptertool.numerics.lowrank import kept
 from adaptertool.numerics.randomized_svd import leading, left_over
 from adaptertool.numerics.rounding import Array, doubles
 from adaptertool.planning.sum import Combined
-from adaptertool.spec.choices import Cut
+from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.plan import Plan, Step
 
 
@@ -88,7 +88,9 @@ class Change:
             yield first, total
 
 
-def extracted(layer: Combined, shares: Sequence[Share], cut: Cut, inputs: Inputs) -> tuple[list[Made], LayerSaid]:
+def extracted(
+    layer: Combined, shares: Sequence[Share], cut: RankChoice, inputs: Inputs
+) -> tuple[list[Made], LayerOutcome]:
     matrix, dtypes = Change(inputs, shares), (layer.dtype, layer.dtype)
     found = leading(matrix, cut, layer.path)
     reduced = at_rank([[found.svd]], min(kept(found.svd.values, cut), found.available), [dtypes], balanced=False)
@@ -98,4 +100,4 @@ def extracted(layer: Combined, shares: Sequence[Share], cut: Cut, inputs: Inputs
     if any(edit.transposed for edit in shares[0].step.edits):
         b, a = a.T, b.T
     parts = of_pairs(layer, reduced._replace(pairs=((b, a),)), f"the sum for {shown(layer.path)}")
-    return parts, LayerSaid(layer, reduced.rank, energy=1 - error**2, error=error, storing=reduced.storing)
+    return parts, LayerOutcome(layer, reduced.rank, energy=1 - error**2, error=error, storing=reduced.storing)

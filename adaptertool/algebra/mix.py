@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from adaptertool.algebra.factors import at_rank, made, one_by_one, read_pair
-from adaptertool.algebra.sum import LayerSaid, joined, of_pairs
+from adaptertool.algebra.sum import LayerOutcome, joined, of_pairs
 from adaptertool.codecs.difference import LARGEST
 from adaptertool.engine.produce import Made
 from adaptertool.errors import NonFiniteError, shown
@@ -27,12 +27,12 @@ from adaptertool.numerics.randomized_svd import leading, leading_of_rank
 from adaptertool.numerics.rounding import Array, doubles, rounded
 from adaptertool.numerics.top_k import Largest, largest
 from adaptertool.planning.sum import Combined
-from adaptertool.spec.choices import Cut, Mix
+from adaptertool.spec.choices import Mix, RankChoice
 
 _BLOCK = 1 << 18  # elements of a change made at once
 
 
-def on_factors(layer: Combined, mix: Mix, inputs: Inputs) -> tuple[list[Made], LayerSaid]:
+def on_factors(layer: Combined, mix: Mix, inputs: Inputs) -> tuple[list[Made], LayerOutcome]:
     """The whole layer. `error`: how far its product, as stored, is from the weighted sum of the changes, relative to
     that."""
     parts, error = list[Made](), 0.0
@@ -46,7 +46,7 @@ def on_factors(layer: Combined, mix: Mix, inputs: Inputs) -> tuple[list[Made], L
         parts += [made(spec, own, _where(layer)) for spec, own in zip(layer.of_pair(number), stored, strict=True)]
         a, b = (doubles(own, layer.dtype).reshape(factor.shape) for own, factor in zip(stored, (a, b), strict=True))
         error = max(error, _apart(joined(layer, number, inputs), one_by_one(b, a, layer.first.experts)))
-    return parts, LayerSaid(layer, layer.rank, error=error)
+    return parts, LayerOutcome(layer, layer.rank, error=error)
 
 
 def _whole(factors: Sequence[Array], weights: Sequence[float], mix: Mix, name: str) -> Array:
@@ -120,7 +120,7 @@ class Mixture:
         return [largest(functools.partial(self._parts, one), count) if self._method.trims else None for one in sources]
 
 
-def on_changes(layer: Combined, mix: Mix, cut: Cut, inputs: Inputs) -> tuple[list[Made], LayerSaid]:
+def on_changes(layer: Combined, mix: Mix, cut: RankChoice, inputs: Inputs) -> tuple[list[Made], LayerOutcome]:
     """The whole layer: of each matrix the leading part, all of the same rank, found and stored."""
     mixtures = [_mixtures(layer, number, mix, inputs) for number in range(len(layer.first.pairs))]
     found = [[leading(one, cut, one.name) for one in some] for some in mixtures]
@@ -133,7 +133,7 @@ def on_changes(layer: Combined, mix: Mix, cut: Cut, inputs: Inputs) -> tuple[lis
         for both in zip(mixtures, found, strict=True)
     ]
     reduced = at_rank(svds, rank, [(layer.dtype, layer.dtype)] * len(svds), balanced=False)
-    said = LayerSaid(layer, rank, energy=reduced.energy, error=reduced.error, storing=reduced.storing)
+    said = LayerOutcome(layer, rank, energy=reduced.energy, error=reduced.error, storing=reduced.storing)
     return of_pairs(layer, reduced, _where(layer)), said
 
 

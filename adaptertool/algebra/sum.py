@@ -16,13 +16,13 @@ from adaptertool.files.reader import Inputs
 from adaptertool.numerics.lowrank import Factors
 from adaptertool.numerics.rounding import Array, doubles, rounded
 from adaptertool.planning.sum import Combined
-from adaptertool.spec.choices import Cut
+from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 
 _BLOCK = 1 << 21  # elements of B made at once
 
 
-class LayerSaid(NamedTuple):
+class LayerOutcome(NamedTuple):
     """What became of a layer, or of a part of it. Shares as in factors.Reduced."""
 
     layer: Combined
@@ -33,7 +33,7 @@ class LayerSaid(NamedTuple):
     storing: float = 0.0
 
 
-Maker = Callable[[Combined, Inputs], Iterable[Job[LayerSaid | None]]]
+Maker = Callable[[Combined, Inputs], Iterable[Job[LayerOutcome | None]]]
 
 
 def specs(layers: Sequence[Combined], saved: Sequence[Ref]) -> list[TensorSpec]:
@@ -44,7 +44,7 @@ def specs(layers: Sequence[Combined], saved: Sequence[Ref]) -> list[TensorSpec]:
 
 def jobs(
     layers: Sequence[Combined], saved: Sequence[Ref], make: Maker, inputs: Inputs
-) -> Iterator[Job[LayerSaid | None]]:
+) -> Iterator[Job[LayerOutcome | None]]:
     """In the order of `specs`. make: what gives the jobs of a layer."""
     for width in sorted(set(DTYPE_BITS.values()), reverse=True):
         for layer in layers:
@@ -60,7 +60,7 @@ def _copied(ref: Ref, inputs: Inputs) -> tuple[list[Made], None]:
     return [Made(ref.spec, ref)], None
 
 
-def concatenation(layer: Combined, inputs: Inputs) -> Iterator[Job[LayerSaid | None]]:
+def concatenation(layer: Combined, inputs: Inputs) -> Iterator[Job[LayerOutcome | None]]:
     """A in one job; B in blocks of rows, since it has to be computed; the bias."""
     for number in range(len(layer.first.pairs)):
         a, b = layer.of_pair(number)
@@ -72,7 +72,7 @@ def concatenation(layer: Combined, inputs: Inputs) -> Iterator[Job[LayerSaid | N
         yield functools.partial(_bias, layer, bias, inputs)
 
 
-def _stacked(layer: Combined, number: int, spec: TensorSpec, inputs: Inputs) -> tuple[list[Made], LayerSaid]:
+def _stacked(layer: Combined, number: int, spec: TensorSpec, inputs: Inputs) -> tuple[list[Made], LayerOutcome]:
     """A: of each expert the rows of one adapter after those of the other."""
     parts = []
     for expert in range(layer.first.experts):
@@ -84,12 +84,12 @@ def _stacked(layer: Combined, number: int, spec: TensorSpec, inputs: Inputs) -> 
             else:
                 values = read_tensor(inputs, own, 0, own.spec.numel)
                 parts.append(made(spec, rounded(values, spec.dtype), str(ref.path)))
-    return parts, LayerSaid(layer, layer.rank)
+    return parts, LayerOutcome(layer, layer.rank)
 
 
 def _side_by_side(
     layer: Combined, number: int, spec: TensorSpec, first: int, last: int, inputs: Inputs
-) -> tuple[list[Made], LayerSaid]:
+) -> tuple[list[Made], LayerOutcome]:
     """Rows of B. The experts' columns take turns, so those of one adapter stay together."""
     rows, lost = [], []
     for term in layer.terms:
@@ -102,7 +102,7 @@ def _side_by_side(
     return _stored(layer, spec, np.concatenate(rows, axis=1), np.concatenate(lost, axis=1))
 
 
-def _bias(layer: Combined, spec: TensorSpec, inputs: Inputs) -> tuple[list[Made], LayerSaid]:
+def _bias(layer: Combined, spec: TensorSpec, inputs: Inputs) -> tuple[list[Made], LayerOutcome]:
     total, lost = np.zeros(spec.shape), np.zeros(spec.shape, bool)
     for term in layer.terms:
         if (ref := term.layer.bias) is not None:
@@ -116,27 +116,27 @@ def _bias(layer: Combined, spec: TensorSpec, inputs: Inputs) -> tuple[list[Made]
 
 def _stored(
     layer: Combined, spec: TensorSpec, values: Array, lost: Array | bool = False
-) -> tuple[list[Made], LayerSaid]:
+) -> tuple[list[Made], LayerOutcome]:
     """lost: which of the values are rounded already."""
     stored = rounded(values, spec.dtype)
     part = made(spec, stored, f"the sum for {shown(layer.path)}")
-    return [part], LayerSaid(
+    return [part], LayerOutcome(
         layer, layer.rank, rounded=int(np.count_nonzero((doubles(stored, spec.dtype) != values) | lost))
     )
 
 
-def cut_down(layer: Combined, cut: Cut, inputs: Inputs) -> tuple[list[Made], LayerSaid]:
+def cut_down(layer: Combined, cut: RankChoice, inputs: Inputs) -> tuple[list[Made], LayerOutcome]:
     """The whole layer, at the rank that `cut` leaves it."""
     pairs = [joined(layer, number, inputs) for number in range(len(layer.first.pairs))]
     found = reduced(pairs, cut, [(layer.dtype, layer.dtype)] * len(pairs), balanced=False)
     if found is None:
         done = [job() for job in concatenation(layer, inputs)]
         lost = sum(told.rounded for _, told in done if told is not None)
-        return [part for parts, _ in done for part in parts], LayerSaid(layer, layer.rank, rounded=lost)
+        return [part for parts, _ in done for part in parts], LayerOutcome(layer, layer.rank, rounded=lost)
     parts = of_pairs(layer, found, f"the sum for {shown(layer.path)}")
     if (bias := layer.of_bias()) is not None:
         parts += _bias(layer, bias, inputs)[0]
-    return parts, LayerSaid(layer, found.rank, 0, found.energy, found.error, found.storing)
+    return parts, LayerOutcome(layer, found.rank, 0, found.energy, found.error, found.storing)
 
 
 def of_pairs(layer: Combined, found: Reduced, where: str) -> list[Made]:

@@ -25,7 +25,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.numerics.lowrank import Factors, singular_values
 from adaptertool.numerics.rounding import doubles, rounded
 from adaptertool.numerics.spectrum import profile
-from adaptertool.spec.choices import Cut
+from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.layers import Layer, Layered
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tensors import DTYPE_BITS, Ref
@@ -34,13 +34,13 @@ from adaptertool.spec.tensors import DTYPE_BITS, Ref
 class How(NamedTuple):
     """What to do with each layer, and what to find out."""
 
-    cut: Cut
+    cut: RankChoice
     balanced: bool
     values: int = 0  # singular values to tell of, of each layer
     steps: Steps | None = None  # with a base: what the adapter does to it, which the effect is measured on
 
 
-class LayerSaid(NamedTuple):
+class LayerOutcome(NamedTuple):
     """What became of a layer: shares as in factors.Reduced; nothing is lost where the rank stays."""
 
     layer: Layer
@@ -64,7 +64,7 @@ def in_order(layered: Layered) -> Iterator[tuple[Layer | None, list[Ref]]]:
                 yield None, refs
 
 
-def jobs(layered: Layered, inputs: Inputs, how: How) -> Iterator[Job[LayerSaid | None]]:
+def jobs(layered: Layered, inputs: Inputs, how: How) -> Iterator[Job[LayerOutcome | None]]:
     for layer, refs in in_order(layered):
         if layer is None or not any(ref in pair for pair in layer.pairs for ref in refs):
             yield functools.partial(_copied, refs, inputs)
@@ -78,7 +78,7 @@ def _copied(refs: Sequence[Ref], inputs: Inputs) -> tuple[list[Made], None]:
     return [Made(ref.spec, ref) for ref in refs], None
 
 
-def _reduced(layer: Layer, refs: Sequence[Ref], inputs: Inputs, how: How) -> tuple[list[Made], LayerSaid | None]:
+def _reduced(layer: Layer, refs: Sequence[Ref], inputs: Inputs, how: How) -> tuple[list[Made], LayerOutcome | None]:
     """Those of the layer's tensors that `refs` names. Of several jobs for one layer that with lora_A speaks of it."""
     whole = [read_pair(inputs, layer, number) for number in range(len(layer.pairs))]
     pairs = [one_by_one(b, a, layer.experts) for b, a in whole]
@@ -95,12 +95,12 @@ def _reduced(layer: Layer, refs: Sequence[Ref], inputs: Inputs, how: How) -> tup
 
 def _said(
     layer: Layer, found: Reduced | None, pairs: Sequence[Sequence[Factors]], inputs: Inputs, how: How
-) -> LayerSaid:
+) -> LayerOutcome:
     values = _widest(pairs, how.values) if how.values else ()
     if found is None:
-        return LayerSaid(layer, layer.rank, effect=None if how.steps is None else 0.0, values=values)
+        return LayerOutcome(layer, layer.rank, effect=None if how.steps is None else 0.0, values=values)
     done, read = (None, 0) if how.steps is None else _effect(layer, found, inputs, how.steps)
-    return LayerSaid(layer, found.rank, found.energy, found.error, found.storing, done, values, read)
+    return LayerOutcome(layer, found.rank, found.energy, found.error, found.storing, done, values, read)
 
 
 def _effect(layer: Layer, found: Reduced, inputs: Inputs, steps: Steps) -> tuple[float | None, int]:

@@ -20,7 +20,7 @@ from adaptertool.errors import UnsupportedError, shown
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Part:
     """Which part of a tensor on the disk is meant."""
 
     index: int = 0
@@ -43,7 +43,7 @@ class Piece(NamedTuple):
     part: int | None = None  # one of several that are joined along the rows, in this order
     parts: int = 1  # so many
     expert: int | None = None  # and these are the rows of that expert
-    cut: Cut | None = None
+    cut: Part | None = None
 
 
 Pieces = tuple[Piece, ...]
@@ -100,7 +100,7 @@ class Rule:
         """What `disk`, renamed to `name`, is in memory: (name in memory, which part of it)."""
         if self.cut is not None:
             count = len(self.cut)
-            return [(self(name, target), Piece(disk, cut=Cut(i, count))) for i, target in enumerate(self.cut)]
+            return [(self(name, target), Piece(disk, cut=Part(i, count))) for i, target in enumerate(self.cut)]
         matched = self._match(name)
         assert matched is not None
         expert = None

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from adaptertool.arithmetic.chain import UNIT, Chain
-from adaptertool.arithmetic.correct_rounding import Open, Settled
-from adaptertool.arithmetic.exact_norms import Lines
+from adaptertool.arithmetic.correct_rounding import OpenElements, Settled
+from adaptertool.arithmetic.exact_norms import ExactRows
 from adaptertool.arithmetic.survival import tally_of
 from adaptertool.arithmetic.tiling import block_rows, matrix
 from adaptertool.arithmetic.verbatim import replaces
@@ -24,7 +24,7 @@ from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs.tensors import as_bytes, read_tensor
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import FULL, Size, has_few_bits, interpolated
+from adaptertool.kinds import FULL, Bound, has_few_bits, interpolated
 from adaptertool.kinds.full import TUNED
 from adaptertool.numerics.lowest_bit import grain_of
 from adaptertool.numerics.rounding import (
@@ -124,7 +124,7 @@ def compute(
             if run.unit != UNIT:
                 changed = chain.size(run.size, block.first, block.last, run.norms, UNIT)
                 size = changed if alpha == 1 else interpolated(run.size, changed, alpha, UNIT)
-            some = Open(chain, Lines(chain), *rows, run.norms, size, alpha, replaced, target, settled)
+            some = OpenElements(chain, ExactRows(chain), *rows, run.norms, size, alpha, replaced, target, settled)
             result[where] = some.settle(where, before, value[where] if run.unit == UNIT else None)
         if not replaced and (not exact or size.exact):
             _sign_zeros(block, stored, value, result)
@@ -149,8 +149,8 @@ class _Run:
     after: Array
     delta: Array
     mix: Array  # a buffer
-    size: Size  # of the base
-    changed: Size
+    size: Bound  # of the base
+    changed: Bound
     norms: Mapping[int, Array]
     unit: float
 
@@ -162,7 +162,7 @@ class _Run:
         np.add(self.before, self.mix, out=self.mix)
         return self.mix
 
-    def size_at(self, alpha: float) -> Size:
+    def size_at(self, alpha: float) -> Bound:
         return self.changed if alpha == 1 else interpolated(self.size, self.changed, alpha, self.unit)
 
 
@@ -172,13 +172,13 @@ def _evaluate(
     buffers = space.before, space.after, space.delta, space.mix
     before, after, delta, mix = (part(buffer, arithmetic, block.numel) for buffer in buffers)
     mixing = any(alpha != 1 for alpha in alphas)
-    size = Size(widen(stored, block.step.base.spec.dtype, after))
-    if mixing or block.chain.demands.before:
+    size = Bound(widen(stored, block.step.base.spec.dtype, after))
+    if mixing or block.chain.requirements.before:
         before[:] = after
-    if exact and arithmetic == np.float64 and block.chain.demands.few_bits and any(map(has_few_bits, alphas)):
-        sample = Size(size.largest, grain=grain_of(after[:_SAMPLE]))
+    if exact and arithmetic == np.float64 and block.chain.requirements.few_bits and any(map(has_few_bits, alphas)):
+        sample = Bound(size.largest, grain=grain_of(after[:_SAMPLE]))
         if block.chain.size(sample, block.first, block.last, {}, UNIT).exact:  # not without hope
-            size = Size(size.largest, grain=grain_of(after))
+            size = Bound(size.largest, grain=grain_of(after))
     norms = block.chain.apply(after.reshape(-1, block.columns), block.first, before.reshape(-1, block.columns))
     if mixing:
         np.subtract(after, before, out=delta)
@@ -190,7 +190,9 @@ def _evaluate(
 def _arithmetic(block: Block, alphas: Sequence[float], *, exact: bool) -> Any:
     """Single precision where that is sure to leave few elements open: LoRA and DoRA on 16-bit weights."""
     narrow = all(STORED[spec.dtype].itemsize == 2 for spec in (block.step.base.spec, block.step.spec))
-    plain = block.chain.demands.single and block.chain.demands.width <= _MOST_SINGLE  # the error grows with the rank
+    plain = (
+        block.chain.requirements.single and block.chain.requirements.width <= _MOST_SINGLE
+    )  # the error grows with the rank
     numbers = [abs(number) for number in (*alphas, *(edit.weight for edit in block.step.edits)) if number]
     plain = plain and min(numbers, default=1) > 2.0**-60 and max(numbers, default=1) < 2.0**60  # as kinds.in_range
     return np.float32 if narrow and (plain or not exact) else np.float64

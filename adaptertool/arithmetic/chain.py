@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from adaptertool.arithmetic.region import Places, Take, as_floats, choose, picked
-from adaptertool.arithmetic.requirements import demands_of
+from adaptertool.arithmetic.requirements import requirements_of
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import BY_NAME, NORM, Factor, Size
+from adaptertool.kinds import BY_NAME, NORM, Bound, Factor
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit, Step
 from adaptertool.spec.tensors import Ref
@@ -44,10 +44,10 @@ class Chain:
             through = through or abs
         self.inputs, self.step, self._through = inputs, step, through
         self.rows, self.columns = cut or matrix(step)
-        self.demands = demands_of(step.edits)
+        self.requirements = requirements_of(step.edits)
         self.transposed = any(edit.transposed for edit in step.edits)
         self._whole: dict[tuple[int, str], Factor] = {}
-        self._squares: dict[int, tuple[Array, Size]] = {}
+        self._squares: dict[int, tuple[Array, Bound]] = {}
         self._recent: dict[tuple[int, int], tuple[slice | list[int], dict[str, Factor]]] = {}
         self._lock = threading.RLock()
 
@@ -89,7 +89,7 @@ class Chain:
 
     def size(
         self,
-        size: Size,
+        size: Bound,
         first: int,
         last: int,
         norms: Mapping[int, Array],
@@ -97,7 +97,7 @@ class Chain:
         *,
         row: int | None = None,
         upto: int | None = None,
-    ) -> Size:
+    ) -> Bound:
         """The size of rows first..last after the edits (the first `upto` of them), in arithmetic of that unit; `size`
         where nothing changes.
 
@@ -210,7 +210,7 @@ class Chain:
                 if view is not None and max(view.rows[0], view.rows[-1]) < first and isinstance(view.rows, range):
                     del self._whole[number, role]
 
-    def _squares_of_columns(self, number: int, edit: Edit) -> tuple[Array, Size]:
+    def _squares_of_columns(self, number: int, edit: Edit) -> tuple[Array, Bound]:
         """‖V‖² of every stored column of a tensor that is stored transposed, and the size of V: one pass over all of
         its rows, for an error in one block is an error of the norms in all.
 
@@ -223,12 +223,12 @@ class Chain:
                 view = edit.view
                 begin, end = (0, self.rows) if view is None else (view.rows[0], view.rows[-1] + 1)
                 columns = self.columns if view is None else len(view.columns)
-                total, whole = np.zeros((columns, 1)), Size(0.0)
+                total, whole = np.zeros((columns, 1)), Bound(0.0)
                 step = max(1, _PASS_ELEMENTS // self.columns)
                 for first in range(begin, end, step):
                     last = min(end, first + step)
                     rows = read_rows(self.inputs, self.step.base, first, last, self.columns)
-                    size = Size(float(abs(rows).max()))
+                    size = Bound(float(abs(rows).max()))
                     if not edit.on_base:
                         norms = self.apply(rows, first, before=rows, upto=number)
                         size = self.size(size, first, last, norms, UNIT, upto=number)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from adaptertool.arithmetic.chain import UNIT, Chain
-from adaptertool.arithmetic.exact_norms import Lines
+from adaptertool.arithmetic.exact_norms import ExactRows
 from adaptertool.arithmetic.region import as_floats, as_intervals, as_residues
 from adaptertool.errors import InternalError
-from adaptertool.kinds import Size, interpolated
+from adaptertool.kinds import Bound, interpolated
 from adaptertool.numerics.interval import Interval, intervals
 from adaptertool.numerics.modular import Residue
 from adaptertool.numerics.rounding import FINITE, STORED, WORD, Array, doubles, round_within, rounded, to_odd
@@ -43,16 +43,16 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class OpenElements:
     """The open elements of a block: rows first..last of a tensor with `columns` elements each."""
 
     chain: Chain
-    lines: Lines
+    lines: ExactRows
     first: int
     last: int
     columns: int
     norms: Mapping[int, Array]  # in float64, by the number of the edit
-    size: Size  # of the values in float64, errors included
+    size: Bound  # of the values in float64, errors included
     alpha: float
     replaced: bool  # the result is a stored tensor itself: its zeros keep their sign
     dtype: str  # of the output
@@ -64,7 +64,7 @@ class Open:
         before: what the base has there; values: the results in float64, or None to compute them here.
         """
         found = np.empty(len(where), STORED[self.dtype])
-        count = max(64, _AT_ONCE // self.chain.demands.width)
+        count = max(64, _AT_ONCE // self.chain.requirements.width)
         order = np.argsort(self._row(where), kind="stable") if self.norms else np.arange(len(where))
         for start in range(0, len(where), count):
             part = order[start : start + count]
@@ -89,7 +89,7 @@ class Open:
         if len(left) and self.norms:
             left = self._by_row(left, self._row(where), before, values, found)
         self.counts.exactly += len(left)
-        if len(left) and self.chain.demands.rational:
+        if len(left) and self.chain.requirements.rational:
             left = self._by_residues(left, at, before, values, found)
         self.counts.one_by_one += len(left)
         for place in left.tolist():
@@ -112,8 +112,8 @@ class Open:
             still.append(some)
         return np.concatenate(still)
 
-    def _size_of_row(self, row: int, before: Array) -> Size:
-        base = Size(float(abs(before).max()))
+    def _size_of_row(self, row: int, before: Array) -> Bound:
+        base = Bound(float(abs(before).max()))
         changed = self.chain.size(base, self.first, self.last, self.norms, UNIT, row=row)
         return changed if self.alpha == 1 else interpolated(base, changed, self.alpha, UNIT)
 
@@ -155,7 +155,7 @@ class Open:
         start, at = intervals(np.full((1, 1, 1), before)), (np.array([row]), np.array([column]))
         bits = 128
         while bits <= _MOST_BITS:
-            rational = self.chain.demands.rational
+            rational = self.chain.requirements.rational
             norms = {} if rational else self.lines.norms_of_base(self.first + row, column, bits)
             if norms is None:
                 yield interpolate(*self.lines.line(self.first + row, column, bits), alpha)

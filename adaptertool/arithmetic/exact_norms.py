@@ -13,14 +13,14 @@ from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import choose
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.kinds import BY_NAME, NORM, Kind
-from adaptertool.numerics.dyadic import Whole
+from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import Interval, intervals, roots
 from adaptertool.numerics.rounding import Array
 
 _FEW = 4  # that are kept
 
 
-class Lines:
+class ExactRows:
     """The rows of a tensor, or the columns of one that is stored transposed, with the edits that `chain` makes to them,
     in exact arithmetic. The last are kept, for the next element of the same."""
 
@@ -50,8 +50,8 @@ class Lines:
             if turned:
                 cut = _cut_to(cut, kind, columns.index(column))
             old = old.T if turned else old[:, chosen.columns]
-            factors = {role: Whole.of(tensor) for role, tensor in cut.items()}
-            square = kind.squares(Whole.of(old), factors, Fraction(edit.scale)).item()
+            factors = {role: Dyadic.of(tensor) for role, tensor in cut.items()}
+            square = kind.squares(Dyadic.of(old), factors, Fraction(edit.scale)).item()
             norms[number] = np.full((1, 1, 1), Interval.of(square).sqrt(bits))
         return norms
 

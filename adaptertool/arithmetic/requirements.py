@@ -10,7 +10,7 @@ from adaptertool.spec.plan import Edit
 
 
 @dataclass(frozen=True, slots=True)
-class Demands:
+class Requirements:
     """before:   what the base has is needed to the end, for norms of it
     rational: an element of the result is a sum of products of what is stored: there are no norms
     single:   float32 serves: products, and norms only of what the base has, which are float64 all the same
@@ -25,7 +25,7 @@ class Demands:
     width: int
 
 
-def demands_of(edits: Sequence[Edit]) -> Demands:
+def requirements_of(edits: Sequence[Edit]) -> Requirements:
     kinds = [BY_NAME[edit.kind] for edit in edits]
     has_norms = [kind.squares is not None for kind in kinds]
     first = [edit.on_base or number == 0 for number, edit in enumerate(edits)]
@@ -36,7 +36,7 @@ def demands_of(edits: Sequence[Edit]) -> Demands:
         for role, ref in edit.factors.items()
         if role in kind.by_column
     ]
-    return Demands(
+    return Requirements(
         before=any(edit.on_base for edit in edits),
         rational=not any(has_norms),
         single=all((norm and alone) or kind is LORA for kind, norm, alone in zip(kinds, has_norms, first, strict=True)),

@@ -35,7 +35,7 @@ PART = 1 << 17  # elements of a block
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Measured:
     """One tensor to judge. step: in the dtype of what is judged; candidate: another's W', None for our own."""
 
     step: Step
@@ -61,7 +61,7 @@ class Subject:
         return (columns, rows, self.rank) if low[0].transposed else (rows, columns, self.rank)
 
 
-def measure(inputs: Inputs, subject: Subject, probe: Probe, paths: frozenset[str], space: Workspace) -> ModuleDrift:
+def measure(inputs: Inputs, subject: Measured, probe: Probe, paths: frozenset[str], space: Workspace) -> ModuleDrift:
     """Raises NonFiniteError, InputError."""
     step, dtype = subject.step, subject.step.spec.dtype
     judged, ours, stepwise = (WeightTally(dtype) for _ in range(3))
@@ -128,7 +128,7 @@ def _roundings(step: Step) -> int:
     return len({edit.adapter for edit in step.edits}) + 4 * len(by_ratio)
 
 
-def _report(subject: Subject, weight: WeightDrift, outputs: Outputs | None, reason: str | None) -> ModuleDrift:
+def _report(subject: Measured, weight: WeightDrift, outputs: Outputs | None, reason: str | None) -> ModuleDrift:
     step, found = subject.step, outputs.report() if outputs else ()
     reasons = list(_of_weight(weight))
     for distance in found:

@@ -11,7 +11,7 @@ from adaptertool.engine.pool import run_jobs
 from adaptertool.engine.preflight import require_finite_factors
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.fidelity.cost import layer_costs
-from adaptertool.fidelity.measure import Subject, measure
+from adaptertool.fidelity.measure import Measured, measure
 from adaptertool.fidelity.paths import LOW_RANK, is_looked_up, why_no_outputs
 from adaptertool.fidelity.probe import Probe, recorded
 from adaptertool.files.checkpoint import Checkpoint
@@ -23,10 +23,10 @@ from adaptertool.spec.plan import Plan, Step
 from adaptertool.spec.tensors import COMPUTED
 
 
-def subject_of(step: Step, adapters: int, candidate: Checkpoint | None) -> Subject:
+def subject_of(step: Step, adapters: int, candidate: Checkpoint | None) -> Measured:
     """Raises MismatchError where the candidate has no such tensor, or of another shape."""
     if candidate is None:
-        return Subject(step, adapters, None)
+        return Measured(step, adapters, None)
     name = step.spec.name
     if (ref := candidate.tensors.get(name)) is None:
         near = nearest(name, candidate.tensors)
@@ -38,7 +38,7 @@ def subject_of(step: Step, adapters: int, candidate: Checkpoint | None) -> Subje
         raise MismatchError(f"{ref.path}: {shown(name)} is {ref.spec}, but must be {step.spec}")
     if ref.spec.dtype not in COMPUTED:
         raise UnsupportedError(f"{ref.path}: {shown(name)} is {ref.spec}; only {', '.join(COMPUTED)} can be judged")
-    return Subject(step._replace(spec=ref.spec), adapters, ref)
+    return Measured(step._replace(spec=ref.spec), adapters, ref)
 
 
 def probe_of(rows: int, steps: Sequence[Step], header: Header | None) -> Probe:
@@ -57,7 +57,7 @@ def probe_of(rows: int, steps: Sequence[Step], header: Header | None) -> Probe:
 def measure_all(
     plan: Plan,
     others: Iterable[Header],
-    subjects: Sequence[Subject],
+    subjects: Sequence[Measured],
     probe: Probe,
     selected: frozenset[str],
     threads: int,
@@ -77,5 +77,5 @@ def measure_all(
     return [module for module in found if module is not None]
 
 
-def costs_of(subjects: Iterable[Subject]) -> tuple[LayerCost, ...]:
+def costs_of(subjects: Iterable[Measured]) -> tuple[LayerCost, ...]:
     return layer_costs(Counter(form for subject in subjects if (form := subject.form) is not None))

@@ -11,7 +11,7 @@ from adaptertool.architectures.traits import read_traits
 from adaptertool.errors import InputError, shown
 from adaptertool.files.checkpoint import MANIFEST, Checkpoint, load_manifest, read_assets
 from adaptertool.reports.inspect import CheckpointFacts, Portion
-from adaptertool.resolution.resolve import open_subject
+from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.tensors import Ref
 
 # Fields of a config that tell the architecture, in the order in which they are shown
@@ -65,7 +65,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tied(checkpoint: Checkpoint) -> str:
-    subject = open_subject(checkpoint)
+    subject = open_base(checkpoint)
     if subject.ends:
         return ", ".join(f"{shown(end)} is {shown(source)}" for end, source in subject.ends.items())
     return f"may be: {subject.traits.why_tied}" if subject.traits.why_tied else "no"

@@ -20,7 +20,7 @@ from adaptertool.numerics.lowrank import Factors, kept, singular_values
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.spectrum import MAX_VALUES, entropy_rank, profile, stable_rank
 from adaptertool.reports.inspect import Spectrum
-from adaptertool.spec.choices import Cut
+from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.tensors import Ref, Stamp, View
 
 _PART = 1 << 20  # elements of a weight that are read at once
@@ -38,7 +38,7 @@ def measure(
     modules: Sequence[Found],
     places: Mapping[int, Places],
     files: Mapping[Path, Stamp],
-    cuts: tuple[Cut, Cut],
+    cuts: tuple[RankChoice, RankChoice],
     threads: int,
     progress: Callable[[int], None],
 ) -> list[Measured]:
@@ -61,7 +61,7 @@ def measure(
     return found
 
 
-def _measure(inputs: Inputs, module: Found, places: Places, cuts: tuple[Cut, Cut], most: int) -> Measured:
+def _measure(inputs: Inputs, module: Found, places: Places, cuts: tuple[RankChoice, RankChoice], most: int) -> Measured:
     try:
         spectrum = _spectrum(inputs, module, cuts, most)
     except NonFiniteError as error:
@@ -69,7 +69,7 @@ def _measure(inputs: Inputs, module: Found, places: Places, cuts: tuple[Cut, Cut
     return Measured(spectrum, _norm(inputs, places) if places else None)
 
 
-def _spectrum(inputs: Inputs, module: Found, cuts: tuple[Cut, Cut], most: int) -> Spectrum:
+def _spectrum(inputs: Inputs, module: Found, cuts: tuple[RankChoice, RankChoice], most: int) -> Spectrum:
     squares, needed, entropy, stable = 0.0, [0, 0], 0.0, 0.0
     widest, top = np.zeros(0), -1.0
     for expert in range(module.experts):

@@ -14,7 +14,7 @@ from adaptertool.kinds import lora
 from adaptertool.kinds.kind import NORM, Kind, Shape
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics import product
-from adaptertool.numerics.error_bound import Array, Factor, Size, in_range, mixed, tiny
+from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, mixed, tiny
 from adaptertool.numerics.product import roundings
 
 MAGNITUDE = "lora_magnitude_vector"
@@ -69,7 +69,7 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
         rows += changed
 
 
-def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Size:
+def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:
     """V as in LoRA; the sum of `length` squares, its root, a quotient; then the product with V, and the mixture.
 
     With f = m / ‖V‖ and its relative error e:  |x̂ − x| ≤ unit·|x̂| + f̂·|v̂ − v| + e·|x|, and ‖V̂ − V‖ is no larger than
@@ -83,24 +83,24 @@ def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float
     norms = factors[NORM].array
     smallest = float(norms.min()) if norms.size else 1.0
     if not smallest > 0:
-        return Size(math.inf, math.inf)
+        return Bound(math.inf, math.inf)
     double = 2.0**-53
     whole = factors[NORM].size
     if whole is None:
-        whole = lora.bound(size if unit == double else Size(size.largest), factors, scale, 1.0, double, length)
+        whole = lora.bound(size if unit == double else Bound(size.largest), factors, scale, 1.0, double, length)
     norm = whole.relative + whole.error * math.sqrt(length) / smallest + (roundings(length) + 8) * double
     norm += 3 * unit  # of the ratio: its quotient, rounded; and of m, where it has more bits
     lost = norm > 0.25
     ratio, slack = Factor(factors[MAGNITUDE].array / norms), 1 + 2.0**-10 + 4 * norm
     ends = [ratio.extent, factors[MAGNITUDE].extent, factors[NORM].extent]
     if not in_range(ends, unit) or (lost and unit != double):
-        return Size(math.inf, math.inf)
+        return Bound(math.inf, math.inf)
     largest = ratio.largest * combined.largest * slack
     error, relative = ratio.largest * combined.error * slack + tiny(unit), (unit + combined.relative + norm) * slack
     if lost:
         largest = 2 * ratio.largest * (combined.largest + combined.absolute) + factors[MAGNITUDE].largest
         error, relative = largest, 0.0
-    changed = Size(largest, error=error, relative=relative, moved=size.moved + size.largest + largest)
+    changed = Bound(largest, error=error, relative=relative, moved=size.moved + size.largest + largest)
     return changed if weight == 1 else mixed(size, changed, weight, unit)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptertool.kinds.kind import Kind, Shape
-from adaptertool.numerics.error_bound import Array, Factor, Size, mixed
+from adaptertool.numerics.error_bound import Array, Bound, Factor, mixed
 
 TUNED = "tuned"
 
@@ -30,12 +30,12 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
         rows += (tuned - rows) * weight
 
 
-def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
+def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:  # noqa: ARG001
     """T itself, or the mixture with it."""
     largest = factors[TUNED].largest
     if not math.isfinite(largest):  # for the caller to find where
-        return Size(math.inf, math.inf)
-    tuned = Size(largest, grain=size.grain_with(factors[TUNED]), moved=size.moved + size.largest + largest)
+        return Bound(math.inf, math.inf)
+    tuned = Bound(largest, grain=size.grain_with(factors[TUNED]), moved=size.moved + size.largest + largest)
     return tuned if weight == 1 else mixed(size, tuned, weight, unit)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adaptertool.numerics.error_bound import Array, Factor, Size
+from adaptertool.numerics.error_bound import Array, Bound, Factor
 
 Shape = tuple[int, ...]
 NORM = "norm"
@@ -44,8 +44,8 @@ class Kind:
     by_row: frozenset[str]
     expected: Callable[[Shape, Mapping[str, Shape]], Mapping[str, Shape] | None]
     apply: Callable[[Array, Mapping[str, Array], Any, Any], None]
-    bound: Callable[[Size, Mapping[str, Factor], float, float, float, int], Size]
+    bound: Callable[[Bound, Mapping[str, Factor], float, float, float, int], Bound]
     by_column: frozenset[str] = frozenset()
     squares: Callable[[Array, Mapping[str, Array], Any], Array] | None = None
-    squared: Callable[[Size, Mapping[str, Factor], float, float, float, int], Size] | None = None
+    squared: Callable[[Bound, Mapping[str, Factor], float, float, float, int], Bound] | None = None
     elementwise: bool = False

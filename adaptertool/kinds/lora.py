@@ -12,7 +12,7 @@ from typing import Any
 
 from adaptertool.kinds.kind import Kind, Shape
 from adaptertool.numerics import product
-from adaptertool.numerics.error_bound import Array, Factor, Size, in_range, may_overflow, tiny
+from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, may_overflow, tiny
 
 A, B = "lora_A", "lora_B"
 
@@ -52,7 +52,7 @@ def is_block(rows: Array) -> bool:
     return getattr(rows, "dtype", None) in ("float32", "float64") and rows.ndim == 2
 
 
-def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
+def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:  # noqa: ARG001
     """The r products and sums, and three roundings of factors and scale; then the sum with the weight. No element of
     |B|·|A| is larger than the longest row of B times the longest column of A (Cauchy and Schwarz).
 
@@ -62,10 +62,10 @@ def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float
     a, b = factors[A], factors[B]
     times, rank = abs(weight * scale), len(a.array)
     if 0 in (weight, scale, a.largest, b.largest):
-        return Size(math.inf, math.inf) if may_overflow(unit, times, a.largest, b.largest, b.largest * times) else size
+        return Bound(math.inf, math.inf) if may_overflow(unit, times, a.largest, b.largest, b.largest * times) else size
     scaled = [end * times for end in b.extent]
     if not in_range((a.extent, b.extent, (min(scaled), max(scaled))), unit):
-        return Size(math.inf, math.inf)
+        return Bound(math.inf, math.inf)
     change = math.sqrt(a.longest_column) * times * math.sqrt(b.longest_row) * (1 + 2.0**-20)
     relative = (rank + 5) * unit / (1 - (rank + 5) * unit)
     grain = size.grain_with(a, scale, weight)

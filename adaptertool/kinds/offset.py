@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptertool.kinds.kind import Kind, Shape
-from adaptertool.numerics.error_bound import Array, Factor, Size, in_range, may_overflow
+from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, may_overflow
 
 BIAS = "lora_B.bias"
 
@@ -25,14 +25,14 @@ def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) ->
     rows += factors[BIAS] * (weight * scale)
 
 
-def bound(size: Size, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Size:  # noqa: ARG001
+def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:  # noqa: ARG001
     """Two products and a sum."""
     times, extent = abs(weight * scale), factors[BIAS].extent
     change = times * factors[BIAS].largest * (1 + 2.0**-20)
     if 0 in (weight, scale, factors[BIAS].largest):
-        return Size(math.inf, math.inf) if may_overflow(unit, times, factors[BIAS].largest) else size
+        return Bound(math.inf, math.inf) if may_overflow(unit, times, factors[BIAS].largest) else size
     if not in_range((extent, (extent[0] * times, change)), unit):
-        return Size(math.inf, math.inf)
+        return Bound(math.inf, math.inf)
     return size.plus(change, 3 * unit * change, unit, size.grain_with(factors[BIAS], scale, weight))
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptertool.architectures.conversion import Cut, Memory, Piece, Pieces, into_memory, rules_for
+from adaptertool.architectures.conversion import Memory, Part, Piece, Pieces, into_memory, rules_for
 from adaptertool.architectures.traits import Traits, read_traits
 from adaptertool.errors import UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.live import wrapped
 from adaptertool.resolution.names import Names
-from adaptertool.resolution.resolve import Subject
+from adaptertool.resolution.resolve import Base
 from adaptertool.resolution.ties import FLAG
 from adaptertool.spec.tensors import Ref, TensorSpec
 
@@ -50,7 +50,7 @@ class Slot:
 class Model:
     """What adapters are resolved against, and where each of its tensors is held."""
 
-    subject: Subject
+    subject: Base
     slots: Mapping[str, Slot]
 
 
@@ -89,7 +89,7 @@ class LiveNames(Names):
         if len(loaded) > 1:  # cut into several
             return tuple(Piece(memory, part, len(loaded)) for part, (memory, _) in enumerate(loaded))
         ((memory, piece),) = loaded
-        return (Piece(memory) if piece.part is None else Piece(memory, cut=Cut(piece.part, piece.parts)),)
+        return (Piece(memory) if piece.part is None else Piece(memory, cut=Part(piece.part, piece.parts)),)
 
 
 def open_model(model: nn.Module) -> Model:
@@ -106,7 +106,7 @@ def open_model(model: nn.Module) -> Model:
     traits = read_traits(base, ties_known=True)
     fields = {field.name: getattr(traits, field.name) for field in dataclasses.fields(traits)}
     live = LiveTraits(**fields, turned={name: turned for name, slot in slots.items() for turned in _turned(slot)})
-    return Model(Subject(base, LiveNames(slots, aliases, config), live, ends, refs), slots)
+    return Model(Base(base, LiveNames(slots, aliases, config), live, ends, refs), slots)
 
 
 def _slots(root: nn.Module) -> tuple[dict[str, Slot], dict[str, str]]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-class Whole:
+class Dyadic:
     """bits·2^exponent, for an object array of Python integers."""
 
     __slots__ = ("bits", "exponent")
@@ -19,7 +19,7 @@ class Whole:
         self.bits, self.exponent = bits, exponent
 
     @classmethod
-    def of(cls, values: npt.NDArray[np.float64]) -> Whole:
+    def of(cls, values: npt.NDArray[np.float64]) -> Dyadic:
         """Finite floats, exactly."""
         fraction, exponent = np.frexp(values)
         unit = int(exponent.min(initial=1024)) - 53
@@ -31,25 +31,25 @@ class Whole:
         shape: tuple[int, ...] = self.bits.shape
         return shape
 
-    def __add__(self, other: Whole) -> Whole:
+    def __add__(self, other: Dyadic) -> Dyadic:
         unit = min(self.exponent, other.exponent)
         bits = (self.bits << (self.exponent - unit)) + (other.bits << (other.exponent - unit))
-        return Whole(bits, unit)
+        return Dyadic(bits, unit)
 
-    def __mul__(self, other: Fraction | Whole) -> Whole:
+    def __mul__(self, other: Fraction | Dyadic) -> Dyadic:
         """By a dyadic rational, or element by element."""
-        if isinstance(other, Whole):
-            return Whole(self.bits * other.bits, self.exponent + other.exponent)
-        return Whole(self.bits * other.numerator, self.exponent - (other.denominator.bit_length() - 1))
+        if isinstance(other, Dyadic):
+            return Dyadic(self.bits * other.bits, self.exponent + other.exponent)
+        return Dyadic(self.bits * other.numerator, self.exponent - (other.denominator.bit_length() - 1))
 
-    def __matmul__(self, other: Whole) -> Whole:
-        return Whole(self.bits @ other.bits, self.exponent + other.exponent)
+    def __matmul__(self, other: Dyadic) -> Dyadic:
+        return Dyadic(self.bits @ other.bits, self.exponent + other.exponent)
 
-    def __getitem__(self, key: Any) -> Whole:
-        return Whole(self.bits[key], self.exponent)
+    def __getitem__(self, key: Any) -> Dyadic:
+        return Dyadic(self.bits[key], self.exponent)
 
-    def sum(self, axis: int) -> Whole:
-        return Whole(self.bits.sum(axis), self.exponent)
+    def sum(self, axis: int) -> Dyadic:
+        return Dyadic(self.bits.sum(axis), self.exponent)
 
     def item(self) -> Fraction:
         return int(self.bits.item()) * Fraction(2) ** self.exponent

@@ -18,7 +18,7 @@ Array = Any  # of numpy: floats, or numerics.interval.Interval; or numerics.modu
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class Bound:
     """Of the numbers of a block: none is larger than `largest`, and none, as computed, further than
     error + relative·(its magnitude as computed) from the exact value.
 
@@ -53,22 +53,22 @@ class Size:
         wider = 1 + 2.0**-10
         return self.error * wider + 4 * tiny(unit), (self.relative + unit) * wider
 
-    def either(self, other: Size) -> Size:
+    def either(self, other: Bound) -> Bound:
         """Of numbers some of which are of the one size, some of the other."""
         if not all(map(math.isfinite, (self.largest, self.error, other.largest, other.error))):
-            return Size(math.inf, math.inf)  # max() would lose a NaN
+            return Bound(math.inf, math.inf)  # max() would lose a NaN
         grain = None if self.grain is None or other.grain is None else min(self.grain, other.grain)
         largest, error = max(self.largest, other.largest), max(self.error, other.error)
-        return Size(largest, error, grain, max(self.relative, other.relative), max(self.moved, other.moved))
+        return Bound(largest, error, grain, max(self.relative, other.relative), max(self.moved, other.moved))
 
-    def then(self, *, largest: float, error: float, grain: int | None, relative: float, moved: float) -> Size:
+    def then(self, *, largest: float, error: float, grain: int | None, relative: float, moved: float) -> Bound:
         """After a step in which nothing exceeds `largest`, with these errors unless float64 makes none."""
         known = grain is not None and grain > -1000 and self.exact
         if known and grain is not None and largest < math.ldexp(1.0, min(grain + 53, 1000)):
-            return Size(largest, grain=grain, moved=moved)
-        return Size(largest, error + 2.0**-1072, grain, relative, moved)
+            return Bound(largest, grain=grain, moved=moved)
+        return Bound(largest, error + 2.0**-1072, grain, relative, moved)
 
-    def plus(self, change: float, error: float, unit: float, grain: int | None) -> Size:
+    def plus(self, change: float, error: float, unit: float, grain: int | None) -> Bound:
         """Of v + p, rounded, for p no larger than `change` and computed to within `error`.
 
         |fl(v̂ + p̂) − (v + p)| ≤ unit·|result| + |v̂ − v| + |p̂ − p|, and |v̂| ≤ (1 + unit)·|result| + |p̂|.
@@ -91,7 +91,7 @@ class Size:
 class Factor:
     """A factor, cut to a block, and what bounds need to know of it: found out when asked for, and once."""
 
-    def __init__(self, array: Array, size: Size | None = None) -> None:
+    def __init__(self, array: Array, size: Bound | None = None) -> None:
         self.array = array
         self.size = size  # of norms: of what they are the norms of, in float64; None where that is all in the block
 
@@ -173,7 +173,7 @@ def grain_times(grain: int, own: int, *numbers: float) -> int | None:
     return min(grain, own)
 
 
-def mixed(size: Size, other: Size, weight: float, unit: float) -> Size:
+def mixed(size: Bound, other: Bound, weight: float, unit: float) -> Bound:
     """Of v + weight·(x − v), for v of `size` and x of size `other`."""
     apart = size.largest + other.largest
     times = abs(weight)
@@ -191,7 +191,7 @@ def mixed(size: Size, other: Size, weight: float, unit: float) -> Size:
     )
 
 
-def interpolated(before: Size, after: Size, alpha: float, unit: float) -> Size:
+def interpolated(before: Bound, after: Bound, alpha: float, unit: float) -> Bound:
     """Of b + alpha·(x − b), for what the base has, exactly, and what was made of it.
 
     With d = x − b, no larger than `moved`: |fl(x̂ − b) − d| ≤ unit·|d̂| + |x̂ − x|, two roundings more for alpha and

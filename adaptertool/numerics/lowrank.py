@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adaptertool.numerics.rounding import Array
-from adaptertool.spec.choices import Cut
+from adaptertool.spec.choices import RankChoice
 
 Factors = tuple[Array, Array]
 _ROWS = 8  # times as many rows as columns are factored at once
@@ -81,7 +81,7 @@ def errors(values: Array) -> Array:
     return left / left[0] if left[0] else left
 
 
-def kept(values: Array, cut: Cut) -> int:
+def kept(values: Array, cut: RankChoice) -> int:
     """How many singular values stay: at least 1, since no adapter has rank 0."""
     if cut.rank is not None:
         return max(1, min(cut.rank, len(values)))

@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from adaptertool.numerics.lowrank import Factors, Svd, kept, qr, svd_of_product
 from adaptertool.numerics.rounding import Array
-from adaptertool.spec.choices import Cut
+from adaptertool.spec.choices import RankChoice
 
 _START = 16  # the rank looked for where it is not known
 _MORE = 10  # columns of a sketch beyond the rank, at least; half of the rank where that is more
@@ -54,7 +54,7 @@ class Leading(NamedTuple):
         return len(self.svd.right)
 
 
-def leading(matrix: Matrix, cut: Cut, seed: str) -> Leading:
+def leading(matrix: Matrix, cut: RankChoice, seed: str) -> Leading:
     """As much of the matrix as `cut` asks for. The random start depends on `seed` alone."""
     rank = cut.rank or _START
     while True:

@@ -30,7 +30,7 @@ Said = TypeVar("Said")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Output(Generic[Said]):
+class AdapterJob(Generic[Said]):
     """An adapter that is to be written. From headers and configs alone."""
 
     command: str
@@ -62,7 +62,7 @@ class Done(Generic[Said]):
     peak_memory: int
     notes: tuple[str, ...] = ()
 
-    def summary(self, output: Output[Said], out: Path, options: Options) -> dict[str, Any]:
+    def summary(self, output: AdapterJob[Said], out: Path, options: Options) -> dict[str, Any]:
         """The fields that every AdapterReport has."""
         return {
             "command": output.command,
@@ -100,7 +100,7 @@ def check_out(out: Path, sources: Sequence[Path], files: Iterable[Path] = (), *,
         raise UsageError(f"OUT {out} is named like a file, but an adapter is a directory; give a name without the end")
 
 
-def write_adapter(output: Output[Said], out: Path, options: Options) -> Done[Said]:
+def write_adapter(output: AdapterJob[Said], out: Path, options: Options) -> Done[Said]:
     """Compute in a staging directory, and publish. On any error OUT is as it was before."""
     start = time.perf_counter()
     threads = thread_count(options.threads)
@@ -123,7 +123,7 @@ def write_adapter(output: Output[Said], out: Path, options: Options) -> Done[Sai
     return Done(said, written, threads, time.perf_counter() - start, peak_memory(), tuple(notes))
 
 
-def _write(output: Output[Said], folder: Path, inputs: Inputs, threads: int, options: Options) -> list[Said]:
+def _write(output: AdapterJob[Said], folder: Path, inputs: Inputs, threads: int, options: Options) -> list[Said]:
     for path in output.stamps:
         inputs.stream(path)
     said, size, weights = write_tensors(
@@ -152,7 +152,7 @@ def _write(output: Output[Said], folder: Path, inputs: Inputs, threads: int, opt
     return said
 
 
-def _facts(output: Output[Said], source: Path, digests: Mapping[Path, Digests]) -> dict[str, Facts]:
+def _facts(output: AdapterJob[Said], source: Path, digests: Mapping[Path, Digests]) -> dict[str, Facts]:
     """Of the files of one source that were read, by name."""
     return {
         path.relative_to(source if source.is_dir() else source.parent).as_posix(): {"size": stamp[2], **digests[path]}
@@ -168,7 +168,7 @@ def _copy(asset: Asset, path: Path, inputs: Inputs) -> None:
         file.finish()
 
 
-def _recipe(output: Output[Said]) -> dict[str, Any]:
+def _recipe(output: AdapterJob[Said]) -> dict[str, Any]:
     return {
         "command": output.command,
         "sources": [{"name": path.resolve().name} for path in output.sources],
@@ -176,7 +176,7 @@ def _recipe(output: Output[Said]) -> dict[str, Any]:
     }
 
 
-def _key(output: Output[Said]) -> str:
+def _key(output: AdapterJob[Said]) -> str:
     """What tells a run from every other: the version, the recipe, and each input file as it was found."""
     inputs = sorted((str(path), stamp) for path, stamp in output.stamps.items())
     return blake3(repr((__version__, _recipe(output), inputs)).encode()).hexdigest(8)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.planning.layout import Changes, assets_of, shards_of
+from adaptertool.planning.layout import TensorSetChange, assets_of, shards_of
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Edit, Output, Plan
 from adaptertool.spec.tensors import Ref, Stamp
@@ -18,7 +18,7 @@ def make_plan(
     sources: Sequence[Adapter | Checkpoint],
     weights: Sequence[float],
     edits: Mapping[str, Sequence[Edit]],
-    changes: Changes,
+    changes: TensorSetChange,
     outputs: tuple[Output, ...],
     notes: Sequence[str],
     equal: Sequence[tuple[Ref, Ref]] = (),

@@ -11,8 +11,8 @@ from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.planning.assemble import make_plan
 from adaptertool.planning.edits import adapter_edits
 from adaptertool.planning.finetuned import full_edits
-from adaptertool.planning.layout import Changes
-from adaptertool.resolution.resolve import open_subject
+from adaptertool.planning.layout import TensorSetChange
+from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Blend, Edit, Output, Plan
 from adaptertool.spec.tensors import Ref
@@ -28,11 +28,11 @@ def plan_blend(
     edits: dict[str, list[Edit]] = {}
     equal: list[tuple[Ref, Ref]] = []
     notes: list[str] = []
-    changes = Changes()
+    changes = TensorSetChange()
     numbers = [number for number, source in enumerate(sources) if isinstance(source, Adapter)]
     if numbers:
         adapters = [source for source in sources if isinstance(source, Adapter)]
-        edits, changes, notes = adapter_edits(open_subject(base), adapters, [1.0] * len(adapters))
+        edits, changes, notes = adapter_edits(open_base(base), adapters, [1.0] * len(adapters))
         edits = {name: [e._replace(adapter=numbers[e.adapter]) for e in own] for name, own in edits.items()}
     if changes.resized or changes.head or (changes.apart and len(numbers) < len(sources)):
         what = (

@@ -11,17 +11,17 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.reader import same_bytes
 from adaptertool.kinds import FULL
 from adaptertool.kinds.full import TUNED
-from adaptertool.planning.layout import Changes
+from adaptertool.planning.layout import TensorSetChange
 from adaptertool.resolution.heads import Head, require_only, take_head
-from adaptertool.resolution.resolve import Subject, resolve
-from adaptertool.resolution.ties import settle
+from adaptertool.resolution.resolve import Base, resolve
+from adaptertool.resolution.ties import decide
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.plan import Edit
 
 
 def adapter_edits(
-    subject: Subject, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False
-) -> tuple[dict[str, list[Edit]], Changes, list[str]]:
+    subject: Base, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False
+) -> tuple[dict[str, list[Edit]], TensorSetChange, list[str]]:
     """What the adapters change, by the names of the tensors; how the set of tensors changes; and notes."""
     edits: dict[str, list[Edit]] = {}
     notes: list[str] = []
@@ -55,9 +55,9 @@ def adapter_edits(
             )
     ends = subject.ends if head is None else {}  # such a model has no end that could be tied
     tying = [number for number, adapter in enumerate(adapters) if adapter.ties_ends]
-    apart, more = settle(edits, ends, subject.resized, tying)
+    apart, more = decide(edits, ends, subject.resized, tying)
     notes += subject.traits.notes_on(edits)
-    changes = Changes({end: ends[end] for end in apart}, subject.resized, head)
+    changes = TensorSetChange({end: ends[end] for end in apart}, subject.resized, head)
     if head is not None:
         notes += head.notes(subject.base, subject.ends, edits)
     for name, ref in subject.resized.items():
@@ -65,7 +65,7 @@ def adapter_edits(
     return edits, changes, notes + more
 
 
-def _without_copies(subject: Subject, adapter: Adapter, target: str, modules: Sequence[Module]) -> list[Module]:
+def _without_copies(subject: Base, adapter: Adapter, target: str, modules: Sequence[Module]) -> list[Module]:
     """Without the base's own weight, which PEFT saves below the factors of an embedding: beside the change of another
     adapter it is none. Raises UnsupportedError where it is another."""
     kept = []

@@ -24,7 +24,7 @@ from adaptertool.architectures.conversion import (
 )
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.formats.peft.write import may_have_factors
-from adaptertool.resolution.resolve import Subject
+from adaptertool.resolution.resolve import Base
 from adaptertool.spec.tensors import COMPUTED, Ref
 
 FACTORS, SAVED, LEFT_OUT = "factors", "saved", "left out"
@@ -71,9 +71,7 @@ def left_out(patterns: Sequence[str], names: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def select(
-    subject: Subject, tuned: Mapping[str, Ref], changed: Collection[str], unwanted: Collection[str]
-) -> Selection:
+def select(subject: Base, tuned: Mapping[str, Ref], changed: Collection[str], unwanted: Collection[str]) -> Selection:
     """What becomes of the changed tensors. Raises UnsupportedError, naming one, for what an adapter cannot hold."""
     base, memory = subject.base.tensors, in_memory(subject)
     choices: dict[str, Choice] = {}
@@ -99,7 +97,7 @@ def select(
     return Selection(tuple(ordered), tuple(sorted(whole)), biases)
 
 
-def _left_out(subject: Subject, tuned: Ref, name: str) -> Choice:  # noqa: ARG001
+def _left_out(subject: Base, tuned: Ref, name: str) -> Choice:  # noqa: ARG001
     return Choice(subject.base.tensors[tuned.spec.name], tuned, LEFT_OUT)
 
 
@@ -109,7 +107,7 @@ def _beside_factors(choice: Choice, factored: Collection[str]) -> Choice:
     return choice._replace(keys=(f"{module}.base_layer.bias",)) if module in factored else choice
 
 
-def _choice(subject: Subject, tuned: Ref, name: str) -> Choice:
+def _choice(subject: Base, tuned: Ref, name: str) -> Choice:
     ref = subject.base.tensors[tuned.spec.name]
     _require_numbers(ref)
     subject.traits.refuse_quantised(ref)
@@ -134,7 +132,7 @@ def _choice(subject: Subject, tuned: Ref, name: str) -> Choice:
     return Choice(ref, tuned, SAVED, "" if of_linear else module, (name,))
 
 
-def _is_linear(subject: Subject, ref: Ref, module: str) -> bool:
+def _is_linear(subject: Base, ref: Ref, module: str) -> bool:
     """Whether its change is to be factors."""
     plain = len(ref.shape) == 2 and ref.spec.numel > 0 and not _NO_LINEAR.search(module)
     allowed = may_have_factors((subject.base.config or {}).get("model_type"), module)
@@ -149,7 +147,7 @@ def _require_numbers(ref: Ref) -> None:
         )
 
 
-def in_memory(subject: Subject) -> dict[str, str]:
+def in_memory(subject: Base) -> dict[str, str]:
     """Name on the disk -> name in memory, as PEFT sees it, of the tensors that are the same in both.
 
     A checkpoint that was saved from the model without its head lacks a first part of all names: that of the embedding

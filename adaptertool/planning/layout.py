@@ -27,7 +27,7 @@ Edits = Mapping[str, Sequence[Edit]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Changes:
+class TensorSetChange:
     """How the tensors of the output differ from the base's, in more than their numbers."""
 
     apart: Mapping[str, str] = dataclasses.field(default_factory=dict)  # new tensors -> the one that they were tied to
@@ -39,7 +39,7 @@ class Changes:
         return () if self.head is None else self.head.dropped
 
 
-def shards_of(base: Checkpoint, edits: Edits, changes: Changes) -> tuple[Shard, ...]:
+def shards_of(base: Checkpoint, edits: Edits, changes: TensorSetChange) -> tuple[Shard, ...]:
     home = _home(base, changes.head)
     return tuple(_shard(base, header, edits, changes, is_home=header is home) for header in base.headers)
 
@@ -52,7 +52,7 @@ def _home(base: Checkpoint, head: Head | None) -> Header | None:
     return next((header for header in base.headers if not old.isdisjoint(header.tensors)), base.headers[-1])
 
 
-def _shard(base: Checkpoint, header: Header, edits: Edits, changes: Changes, *, is_home: bool) -> Shard:
+def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetChange, *, is_home: bool) -> Shard:
     added = [end for end, source in changes.apart.items() if source in header.tensors]
     head = {} if changes.head is None else changes.head.tensors
     touched = {*changes.resized, *head, *changes.dropped}
@@ -80,7 +80,7 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: Changes, *, 
     return Shard(header.path, len(content), offset, tuple(steps), content)
 
 
-def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: Changes) -> tuple[Asset, ...]:
+def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: TensorSetChange) -> tuple[Asset, ...]:
     """The base's assets; index and config follow the changes."""
     if not changes.apart and not changes.resized and changes.head is None:
         return base.assets
@@ -113,7 +113,7 @@ def _index(index: dict[str, Any], shards: Sequence[Shard], dropped: Sequence[str
     return index
 
 
-def _config(base: Checkpoint, changes: Changes) -> dict[str, Any]:
+def _config(base: Checkpoint, changes: TensorSetChange) -> dict[str, Any]:
     config = load_json(base.path / CONFIG)
     parts = objects(config)
     if changes.apart:

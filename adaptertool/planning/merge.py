@@ -13,7 +13,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import DORA, FULL
 from adaptertool.planning.assemble import make_plan
 from adaptertool.planning.edits import adapter_edits
-from adaptertool.resolution.resolve import open_subject
+from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Edit, Output, Plan
 
@@ -24,7 +24,7 @@ def plan_merge(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[
     mixed: the adapters act together, as unmerged ones do at inference: the norms of DoRA are those of the base
     weight and its own delta. For LoRA the two are the same. Source: PEFT 0.21.2, checked against it in the tests.
     """
-    edits, changes, notes = adapter_edits(open_subject(base), adapters, weights, mixed=mixed)
+    edits, changes, notes = adapter_edits(open_base(base), adapters, weights, mixed=mixed)
     if mixed:
         require_mixable(edits)
     notes += _replacements(edits)

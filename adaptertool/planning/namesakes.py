@@ -21,7 +21,7 @@ from adaptertool.planning.edits import adapter_edits
 from adaptertool.resolution.correspondence import meanings
 from adaptertool.resolution.prefix import tower_of
 from adaptertool.resolution.renaming import renaming
-from adaptertool.resolution.resolve import open_subject
+from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Edit
@@ -41,7 +41,7 @@ def under_one_name(
     with renaming(renames) as own:
         adapters = [_renamed(adapter, _new_names(adapter, own)) for adapter in adapters]
     if base is not None:
-        edits = [adapter_edits(open_subject(base), [adapter.adapter], [1.0])[0] for adapter in adapters]
+        edits = [adapter_edits(open_base(base), [adapter.adapter], [1.0])[0] for adapter in adapters]
         return _joined(adapters, list(map(_by_edits, edits)))
     notes: list[str] = []
     if identities := _by_architecture(adapters):

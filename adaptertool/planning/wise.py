@@ -10,8 +10,8 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.planning.assemble import make_plan
 from adaptertool.planning.edits import adapter_edits
 from adaptertool.planning.finetuned import full_edits
-from adaptertool.planning.layout import Changes
-from adaptertool.resolution.resolve import open_subject
+from adaptertool.planning.layout import TensorSetChange
+from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Output, Plan
 from adaptertool.spec.tensors import Ref
@@ -23,9 +23,9 @@ def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[De
     """W + α·(T − W) for each α, where T is the base with the adapter merged, or the tuned checkpoint."""
     notes = [f"alpha {alpha} lies outside 0..1: this extrapolates" for alpha in alphas if not 0 <= alpha <= 1]
     equal: list[tuple[Ref, Ref]] = []
-    changes = Changes()
+    changes = TensorSetChange()
     if isinstance(tuned, Adapter):
-        edits, changes, more = adapter_edits(open_subject(base), [tuned], [1.0])
+        edits, changes, more = adapter_edits(open_base(base), [tuned], [1.0])
         if (changes.resized or changes.head) and any(alpha != 1 for alpha in alphas):
             what = "resizes the vocabulary; between embeddings of different sizes there is nothing"
             if changes.head:

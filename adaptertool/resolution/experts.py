@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adaptertool.architectures.conversion import Cut, ExpertLayout
+from adaptertool.architectures.conversion import ExpertLayout, Part
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.kinds import BY_NAME
 from adaptertool.kinds.full import TUNED
@@ -64,7 +64,7 @@ def of_expert(module: Module, stack: Stack, expert: int, rows: range, *, on_firs
     return own
 
 
-def in_expert(module: Module, cut: Cut, spec: TensorSpec, layout: ExpertLayout | None) -> Module:
+def in_expert(module: Module, cut: Part, spec: TensorSpec, layout: ExpertLayout | None) -> Module:
     """A change of one expert, or of a part of it, in a fused tensor."""
     where = f"{shown(spec.name)} is {spec}"
     if cut.expert is None or len(spec.shape) != 3 or cut.expert >= spec.shape[0]:
@@ -83,7 +83,9 @@ def in_expert(module: Module, cut: Cut, spec: TensorSpec, layout: ExpertLayout |
     return module._replace(view=view, transposed=transposed)
 
 
-def _fits_transposed(module: Module, cut: Cut, shape: tuple[int, int], where: str, layout: ExpertLayout | None) -> bool:
+def _fits_transposed(
+    module: Module, cut: Part, shape: tuple[int, int], where: str, layout: ExpertLayout | None
+) -> bool:
     """Whether experts are stored (in, out): as shapes tell, and where they do not, the architecture."""
     own = _weight_shape(module.factors)
     fits = [

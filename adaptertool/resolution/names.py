@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from adaptertool.architectures.conversion import (
-    Cut,
     Memory,
+    Part,
     Piece,
     Pieces,
     architecture_of,
@@ -145,7 +145,7 @@ class Names:
                     "known for this architecture"
                 )
             interleaved = parts > 1 and self.layout is not None and not self.layout.concatenated
-            return (Piece(pieces[0].disk, cut=Cut(part, parts, expert, interleaved=interleaved)),)
+            return (Piece(pieces[0].disk, cut=Part(part, parts, expert, interleaved=interleaved)),)
         return None
 
     def _cut_from_fused(self, name: str) -> Pieces | None:
@@ -154,7 +154,7 @@ class Names:
         known = self._family in _FUSED_FAMILIES
         for fused, parts in _FUSED.items():
             if projection in parts and known and (disk := f"{prefix}{fused}.{kind}") in self._disk:
-                return (Piece(disk, cut=Cut(parts.index(projection), len(parts), grouped=fused == "qkv_proj")),)
+                return (Piece(disk, cut=Part(parts.index(projection), len(parts), grouped=fused == "qkv_proj")),)
         for fused in (*_FUSED, *_OTHER_FUSED) if any(projection in parts for parts in _FUSED.values()) else ():
             if (disk := f"{prefix}{fused}.{kind}") in self._disk:
                 raise UnsupportedError(

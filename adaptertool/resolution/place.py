@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from adaptertool.architectures.conversion import Cut, ExpertLayout, Piece, Pieces
+from adaptertool.architectures.conversion import ExpertLayout, Part, Piece, Pieces
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.kinds import BY_NAME, FULL, LORA, OFFSET
 from adaptertool.kinds.lora import A
@@ -155,7 +155,7 @@ class Placer:
             yield piece.disk, module._replace(factors=cut, transposed=False)
 
 
-def _in_rows(module: Module, cut: Cut, spec: TensorSpec, kv_rows: int | None) -> Module:
+def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -> Module:
     """A change of one of several projections that are stored one after the other; k and v have `kv_rows` rows."""
     kind = BY_NAME[module.kind]
     total = spec.shape[0] if spec.shape else 0

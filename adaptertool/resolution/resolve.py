@@ -25,7 +25,7 @@ _SHOWN = 8  # unmatched modules that an error lists in full
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Subject:
+class Base:
     """What adapters are resolved against, made once for all of them."""
 
     base: Checkpoint
@@ -36,7 +36,7 @@ class Subject:
     resized: dict[str, Ref] = dataclasses.field(default_factory=dict)
 
 
-def open_subject(base: Checkpoint) -> Subject:
+def open_base(base: Checkpoint) -> Base:
     names = Names(tuple(base.tensors), base.config)
     ends = ends_of(base, names)
     tensors = dict(base.tensors)
@@ -45,10 +45,10 @@ def open_subject(base: Checkpoint) -> Subject:
         tensors[end] = dataclasses.replace(ref, spec=ref.spec._replace(name=end))
     if ends:
         names = Names(tuple(tensors), base.config)
-    return Subject(base, names, read_traits(base, ties_known=ends is not None), ends or {}, tensors)
+    return Base(base, names, read_traits(base, ties_known=ends is not None), ends or {}, tensors)
 
 
-def resolve(subject: Subject, adapter: Adapter) -> tuple[Mapping[str, list[Module]], list[str]]:
+def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]], list[str]]:
     """Base tensor name -> the modules of `adapter` that change it, replacements before deltas; and notes.
 
     What it resizes is put into `subject`.
@@ -88,7 +88,7 @@ def resolve(subject: Subject, adapter: Adapter) -> tuple[Mapping[str, list[Modul
     return resolved, [*adapter.notes, *fits]
 
 
-def _fitted(subject: Subject, traits: Traits, adapter: Adapter, target: str, module: Module) -> Module:
+def _fitted(subject: Base, traits: Traits, adapter: Adapter, target: str, module: Module) -> Module:
     """The module as it acts on that tensor. Raises where it does not fit, or must not be edited."""
     ref = subject.tensors[target]
     traits.refuse_quantised(ref)
@@ -165,7 +165,7 @@ def _stored_shape(ref: Ref, module: Module) -> Shape:
     return ref.spec.shape if module.view is None else module.view.shape
 
 
-def _row_view(subject: Subject, ref: Ref, module: Module) -> View:
+def _row_view(subject: Base, ref: Ref, module: Module) -> View:
     """Rows of an embedding: they must be there. In a tied model that stores one end, they are right for both."""
     assert module.rows is not None
     same = [other for other in subject.base.tensors.values() if other.spec.shape == ref.spec.shape]

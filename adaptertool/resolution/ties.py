@@ -51,7 +51,7 @@ def ends_of(base: Checkpoint, names: Names) -> Mapping[str, str] | None:
     return ends
 
 
-def settle(
+def decide(
     edits: dict[str, list[Edit]], ends: Mapping[str, str], resized: Mapping[str, Ref], tying: Collection[int]
 ) -> tuple[frozenset[str], list[str]]:
     """Which ends must be stored on their own, with what to say of it; `edits` then has their changes.

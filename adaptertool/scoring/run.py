@@ -43,7 +43,7 @@ _SHARE = 2  # of the free space, one part for checkpoints; the rest is for what 
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class CheckpointMaker:
     """Where checkpoints are made."""
 
     plan: Plan
@@ -142,7 +142,7 @@ def score_curve(
             for text in others.at_start():
                 note(text)
             inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
-            bench = Bench(plan, place, stage, inputs, threads, verify)
+            bench = CheckpointMaker(plan, place, stage, inputs, threads, verify)
             _begin(bench, curve, anew=force or not scorer.lasting, adopt=earlier is not None)
             _score_all(bench, curve, progress)
             report = curve.report(notes)
@@ -157,7 +157,7 @@ def score_curve(
     return dataclasses.replace(report, notes=(*report.notes, *more))
 
 
-def _begin(bench: Bench, curve: Curve, *, anew: bool, adopt: bool) -> None:
+def _begin(bench: CheckpointMaker, curve: Curve, *, anew: bool, adopt: bool) -> None:
     """Take over what an interrupted run has noted, else what is published; and the published checkpoints."""
     stage = bench.stage
     if anew:
@@ -175,7 +175,7 @@ def _begin(bench: Bench, curve: Curve, *, anew: bool, adopt: bool) -> None:
                 stage.adopt(bench.out / name, name, {kind: facts.get(kind, "") for kind in stage.hashes})
 
 
-def _score_all(bench: Bench, curve: Curve, progress: Callable[[CurvePoint], None]) -> None:
+def _score_all(bench: CheckpointMaker, curve: Curve, progress: Callable[[CurvePoint], None]) -> None:
     """With one read of the base for all checkpoints, where all are to be kept or there is room; else one by one."""
     left = [output for output in bench.plan.outputs if output.alpha not in curve.known]
     wanted = bench.plan.outputs if curve.wishes.keep == ALL else tuple(left)
@@ -186,7 +186,7 @@ def _score_all(bench: Bench, curve: Curve, progress: Callable[[CurvePoint], None
         bench.leave_only([*curve.kept(), *(left if at_once else ())], _NOTES)
 
 
-def _score(bench: Bench, curve: Curve, output: Output, progress: Callable[[CurvePoint], None]) -> None:
+def _score(bench: CheckpointMaker, curve: Curve, output: Output, progress: Callable[[CurvePoint], None]) -> None:
     bench.make([output])
     work = bench.stage.work
     before = _states(work)
@@ -217,7 +217,9 @@ def _states(folder: Path) -> set[tuple[str, tuple[int, ...]]]:
     return found
 
 
-def _publish(bench: Bench, curve: Curve, report: CurveReport, *, force: bool, before: Callable[[], None]) -> None:
+def _publish(
+    bench: CheckpointMaker, curve: Curve, report: CurveReport, *, force: bool, before: Callable[[], None]
+) -> None:
     stage, kept = bench.stage, curve.kept()
     bench.make(kept)
     files = result_files(report)

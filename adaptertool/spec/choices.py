@@ -9,7 +9,7 @@ from typing import NamedTuple
 EXACT, FAST = PRECISIONS = ("exact", "fast")
 
 
-class Cut(NamedTuple):
+class RankChoice(NamedTuple):
     """How much of the spectrum of a change is to stay: one of the three."""
 
     rank: int | None = None

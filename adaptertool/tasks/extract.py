@@ -15,19 +15,19 @@ from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_me
 from adaptertool.files.reader import Inputs, same_bytes
 from adaptertool.formats.peft.read import is_adapter
 from adaptertool.formats.peft.write import Written, alpha_for, config_text, may_have_factors
-from adaptertool.output.adapter import Options, Output, check_out, write_adapter
+from adaptertool.output.adapter import AdapterJob, Options, check_out, write_adapter
 from adaptertool.output.target import config_notes
 from adaptertool.planning.extract import FACTORS, SAVED, Selection, left_out, select
 from adaptertool.planning.finetuned import no_copy, pairs_of
 from adaptertool.reports.adapters import ExtractReport, TensorExtracted
 from adaptertool.resolution.correspondence import aligned
 from adaptertool.resolution.renaming import renaming
-from adaptertool.resolution.resolve import open_subject
-from adaptertool.spec.choices import Cut
+from adaptertool.resolution.resolve import open_base
+from adaptertool.spec.choices import RankChoice
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.algebra.extract import Extracted
-    from adaptertool.output.adapter import Output
+    from adaptertool.output.adapter import AdapterJob
 
 DTYPES: Mapping[str, str] = {"f32": "F32", "bf16": "BF16", "f16": "F16", "f64": "F64"}
 
@@ -103,7 +103,7 @@ def _selection(
     """What is to become of each tensor, how many were not changed, and notes, also on those that are left out and could
     not be compared. All headers are compared before any weight."""
 
-    subject, named = open_subject(base), aligned(base.tensors, base.config, tuned)[0]  # names are those of the base
+    subject, named = open_base(base), aligned(base.tensors, base.config, tuned)[0]  # names are those of the base
     unwanted = left_out(leave_out, {**base.tensors, **named.tensors})
     pairs = pairs_of(base, tuned, unwanted)
     with Inputs({header.path: header.stamp for header in (*base.headers, *tuned.headers)}) as inputs:
@@ -130,12 +130,12 @@ def _misfits(base: Checkpoint, tuned: Checkpoint, names: Collection[str]) -> Ite
 
 
 def _output(
-    base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: Cut, dtype: str, misfits: Sequence[str]
-) -> Output[Extracted]:
+    base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: RankChoice, dtype: str, misfits: Sequence[str]
+) -> AdapterJob[Extracted]:
 
     choices = in_order(selection.choices, dtype)
     sources = (base, tuned)
-    return Output(
+    return AdapterJob(
         command="extract",
         recipe={"cut": cut.as_typed(), "dtype": dtype, "tensors": [(one.base.spec.name, one.how) for one in choices]},
         sources=[source.path for source in sources],

@@ -26,7 +26,7 @@ from adaptertool.kinds import DORA
 from adaptertool.planning.merge import plan_merge
 from adaptertool.reports.inspect import InspectedModule, InspectReport
 from adaptertool.resolution.renaming import Renames, renaming
-from adaptertool.spec.choices import Cut
+from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.plan import Plan
 from adaptertool.spec.tensors import Stamp
 from adaptertool.tasks.wise import prepare_wise
@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.inspection.spectra import Measured
 
 # What of a spectrum is needed: as for `truncate --energy` and `--max-error`.
-ENERGY, MAX_ERROR = Cut(energy=Decimal("0.99")), Cut(max_error=Decimal("0.01"))
+ENERGY, MAX_ERROR = RankChoice(energy=Decimal("0.99")), RankChoice(max_error=Decimal("0.01"))
 
 
 def inspect(

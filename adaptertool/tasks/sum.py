@@ -21,23 +21,23 @@ from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_me
 from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.peft.layers import read_layered
 from adaptertool.formats.peft.write import Written, alpha_for, config_text
-from adaptertool.output.adapter import Options, Output, check_out, write_adapter
+from adaptertool.output.adapter import AdapterJob, Options, check_out, write_adapter
 from adaptertool.planning.merge import plan_merge
 from adaptertool.planning.namesakes import under_one_name
 from adaptertool.planning.sum import Combined, combined, mixed
 from adaptertool.planning.sum_saved import fields_of, saved_of
 from adaptertool.reports.adapters import LayerSummed, SumReport
-from adaptertool.spec.choices import Cut, Mix
+from adaptertool.spec.choices import Mix, RankChoice
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Plan
 from adaptertool.tasks.sum_methods import check_adapters, cut_for, mix_for
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.algebra.leading_part import Share
-    from adaptertool.algebra.sum import LayerSaid, Maker
+    from adaptertool.algebra.sum import LayerOutcome, Maker
     from adaptertool.engine.produce import Job
     from adaptertool.files.reader import Inputs
-    from adaptertool.output.adapter import Output
+    from adaptertool.output.adapter import AdapterJob
 
 
 def sum_adapters(
@@ -109,8 +109,8 @@ def _opened(paths: Sequence[Path], leave_out: Sequence[str], expert_layout: str 
 
 
 def _with_names(
-    output: Output[LayerSaid | None], notes: Sequence[str], base: Checkpoint | None, renames: Sequence[str]
-) -> Output[LayerSaid | None]:
+    output: AdapterJob[LayerOutcome | None], notes: Sequence[str], base: Checkpoint | None, renames: Sequence[str]
+) -> AdapterJob[LayerOutcome | None]:
     """With what has decided the names. Of a base that is for nothing else only headers and config are read."""
     choices = {"base": base and base.path.resolve().name, "renames": list(renames)}
     recipe = {**output.recipe, **{name: choice for name, choice in choices.items() if choice}}
@@ -124,7 +124,7 @@ def _plans(adapters: Sequence[Layered], base: Checkpoint | None) -> list[Plan]:
     return [plan_merge(base, [adapter.adapter], [1.0]) for adapter in adapters if base is not None and dora]
 
 
-def _maker(mix: Mix | None, cut: Cut | None, shares: Mapping[str, Sequence[Share]]) -> Maker:
+def _maker(mix: Mix | None, cut: RankChoice | None, shares: Mapping[str, Sequence[Share]]) -> Maker:
     """What makes the tensors of a layer: the jobs for it. shares: of layers that are DoRA."""
 
     if mix is None:
@@ -137,7 +137,7 @@ def _maker(mix: Mix | None, cut: Cut | None, shares: Mapping[str, Sequence[Share
         assert cut is not None
         whole = functools.partial(mixing.on_changes, mix=mix, cut=cut)
 
-    def make(layer: Combined, inputs: Inputs) -> list[Job[LayerSaid | None]]:
+    def make(layer: Combined, inputs: Inputs) -> list[Job[LayerOutcome | None]]:
         if layer.path in shares and cut is not None:
             return [functools.partial(leading_part.extracted, layer, shares[layer.path], cut, inputs)]
         return [functools.partial(whole, layer, inputs=inputs)]
@@ -150,9 +150,9 @@ def _output(
     weights: Sequence[Decimal],
     method: str,
     mix: Mix | None,
-    cut: Cut | None,
+    cut: RankChoice | None,
     plans: Sequence[Plan],
-) -> tuple[Output[LayerSaid | None], list[Combined]]:
+) -> tuple[AdapterJob[LayerOutcome | None], list[Combined]]:
 
     if plans and (mix is not None or cut is None):
         raise UsageError(
@@ -172,7 +172,7 @@ def _output(
         (one.fields for one in adapters if one.layers.keys() == paths and "target_modules" in one.fields), None
     )
     make = _maker(mix, cut, shares_on(plans, list(map(float, weights)), layers) if plans else {})
-    output = Output(
+    output = AdapterJob(
         command="sum",
         recipe={
             "weights": [str(weight) for weight in weights],
@@ -212,9 +212,9 @@ def _own(layers: Sequence[Combined]) -> set[str]:
     return {spec.name for layer in layers for spec in layer.specs()}
 
 
-def _whole(said: Sequence[LayerSaid | None]) -> dict[str, LayerSaid]:
+def _whole(said: Sequence[LayerOutcome | None]) -> dict[str, LayerOutcome]:
     """What the parts of each layer say, together."""
-    found: dict[str, LayerSaid] = {}
+    found: dict[str, LayerOutcome] = {}
     for one in said:
         if one is not None:
             known = found.get(one.layer.path)
@@ -222,7 +222,7 @@ def _whole(said: Sequence[LayerSaid | None]) -> dict[str, LayerSaid]:
     return found
 
 
-def _config(fields: Mapping[str, Any], targets: Mapping[str, Any] | None, said: Mapping[str, LayerSaid]) -> bytes:
+def _config(fields: Mapping[str, Any], targets: Mapping[str, Any] | None, said: Mapping[str, LayerOutcome]) -> bytes:
     written = [
         Written(path, one.rank, alpha_for(one.layer.scale, one.rank), is_parameter=one.layer.first.is_parameter)
         for path, one in said.items()
@@ -230,7 +230,7 @@ def _config(fields: Mapping[str, Any], targets: Mapping[str, Any] | None, said: 
     return config_text(fields, written, targets_of=targets)
 
 
-def _summed(said: LayerSaid) -> LayerSummed:
+def _summed(said: LayerOutcome) -> LayerSummed:
     return LayerSummed(
         layer=(layer := said.layer).path,
         ranks=tuple(term.layer.rank for term in layer.terms),

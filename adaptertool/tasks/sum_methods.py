@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from adaptertool.arguments import Number, PathLike, cut_of, thinning
 from adaptertool.errors import UsageError
 from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
-from adaptertool.spec.choices import Cut, Mix
+from adaptertool.spec.choices import Mix, RankChoice
 from adaptertool.spec.layers import Layered
 
 CAT, SVD, _ON_CHANGES = "cat", "svd", "_svd"
@@ -27,7 +27,7 @@ def check_adapters(adapters: Sequence[PathLike], method: str) -> None:
         raise UsageError(f"method is {' or '.join(METHODS)}, not {method!r}")
 
 
-def cut_for(method: str, rank: int | None, energy: Number | None, adapters: Sequence[Layered]) -> Cut | None:
+def cut_for(method: str, rank: int | None, energy: Number | None, adapters: Sequence[Layered]) -> RankChoice | None:
     if rank is None and energy is None:
         if not method.endswith(SVD):
             return None

@@ -17,17 +17,17 @@ from adaptertool.formats.peft.layers import read_layered
 from adaptertool.formats.peft.read import CONFIG
 from adaptertool.formats.peft.write import Written, alpha_for, config_text
 from adaptertool.numerics.spectrum import MAX_VALUES
-from adaptertool.output.adapter import Options, Output, check_out, write_adapter
+from adaptertool.output.adapter import AdapterJob, Options, check_out, write_adapter
 from adaptertool.planning.tokenizer import BASE
 from adaptertool.reports.adapters import LayerTruncated, TruncateReport
-from adaptertool.spec.choices import Cut
+from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Plan
 from adaptertool.tasks.merge import prepare_merge
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
-    from adaptertool.algebra.truncate import LayerSaid
-    from adaptertool.output.adapter import Output
+    from adaptertool.algebra.truncate import LayerOutcome
+    from adaptertool.output.adapter import AdapterJob
 
 _DORA = "DoRA: the magnitudes stay as they were trained, so V/‖V‖ changes and the norms of W' = m·V/‖V‖ do not"
 
@@ -107,7 +107,7 @@ def _opened(
     return layered, None if base is None else prepare_merge(base, [path], **way, tokenizer=BASE)
 
 
-def _told(said: LayerSaid) -> LayerTruncated:
+def _told(said: LayerOutcome) -> LayerTruncated:
     return LayerTruncated(
         said.layer.path,
         said.layer.rank,
@@ -121,7 +121,9 @@ def _told(said: LayerSaid) -> LayerTruncated:
     )
 
 
-def _output(layered: Layered, plan: Plan | None, cut: Cut, *, balance: bool, spectra: bool) -> Output[LayerSaid | None]:
+def _output(
+    layered: Layered, plan: Plan | None, cut: RankChoice, *, balance: bool, spectra: bool
+) -> AdapterJob[LayerOutcome | None]:
 
     path = layered.adapter.path
     assets, left = assets_of(path)
@@ -131,7 +133,7 @@ def _output(layered: Layered, plan: Plan | None, cut: Cut, *, balance: bool, spe
         notes.append(f"left out (other copies of the weights, or not part of it): {others}")
     most = max(1, MAX_VALUES // len(layered.layers)) if spectra else 0
     how = How(cut, balance, most, None if plan is None else steps_of(plan))
-    return Output(
+    return AdapterJob(
         command="truncate",
         recipe={"cut": cut.as_typed(), "balance": balance, **left_out([layered.adapter])},
         sources=[path],
@@ -146,7 +148,7 @@ def _output(layered: Layered, plan: Plan | None, cut: Cut, *, balance: bool, spe
     )
 
 
-def _config(layered: Layered, said: Sequence[LayerSaid | None]) -> bytes:
+def _config(layered: Layered, said: Sequence[LayerOutcome | None]) -> bytes:
     layers = [one for one in said if one is not None]
     if all(one.rank == one.layer.rank and not one.layer.grouped for one in layers):
         return _text(layered.adapter.path / CONFIG)

@@ -12,7 +12,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.formats.peft.misreadings import readings
 from adaptertool.reports.verify import VerdictCounts, VerifyReport
 from adaptertool.resolution.correspondence import aligned, ties_in, with_tied
-from adaptertool.resolution.resolve import open_subject
+from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.plan import Plan
 from adaptertool.verification.pairing import hints, notes_of, odd_ones, pair, problems_of
 from adaptertool.verification.run import judge, most_frequent
@@ -31,7 +31,7 @@ def check(
 ) -> VerifyReport:
     """Judge `candidate` against what `plan`, which has one output, makes of `base`."""
 
-    start, ends = time.perf_counter(), open_subject(base).ends
+    start, ends = time.perf_counter(), open_base(base).ends
     candidate, tied, found = _corresponding(plan, base, candidate)
     stamps = {**plan.inputs, **{header.path: header.stamp for header in candidate.headers}}
     (output,) = plan.outputs

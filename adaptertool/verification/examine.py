@@ -13,7 +13,7 @@ from adaptertool.verification.evidence import DEVIATIONS, Lean, lean, toward_zer
 from adaptertool.verification.recipes import Recipe, Round, Simulated, through
 from adaptertool.verification.roundings import is_stochastic, is_truncated
 from adaptertool.verification.sample import Sample, samples_of
-from adaptertool.verification.subject import Subject
+from adaptertool.verification.subject import Candidate
 from adaptertool.verification.tolerance import RECIPES, ROUNDOFF
 
 _ELEMENTS = 1 << 14  # of each part of a tensor
@@ -34,7 +34,7 @@ class Finding(NamedTuple):
     leans: tuple[Lean, ...] = ()
 
 
-def examine(subject: Subject, *, thorough: bool = False) -> Finding:
+def examine(subject: Candidate, *, thorough: bool = False) -> Finding:
     """Compare rows from all of a tensor with what honest recipes store, the likeliest first.
 
     A recipe explains them if it leaves nothing over that leads along the change of an adapter (or along W' under DoRA),
@@ -87,7 +87,7 @@ def _is_one_sided(off: Array, found: Array, exact: Array, dtype: str) -> bool:
     return side.significant and abs(side.shift) > _LEANING * off.size
 
 
-def _leads_in_all(subject: Subject, along: Sequence[Array]) -> bool:
+def _leads_in_all(subject: Candidate, along: Sequence[Array]) -> bool:
     """Whether the differences from the exact merge lead along a direction, in all of the tensor. Each difference is a
     sample of its own, since float32 sums have no errors in common. along: the directions, in some of the elements."""
     floor = FLOOR * subject.step.spec.numel * np.array([np.mean(direction * direction) for direction in along])
@@ -99,7 +99,7 @@ def _stacked(parts: Sequence[Array]) -> Array:
     return np.concatenate(list(parts))
 
 
-def _stored_by_recipes(subject: Subject, samples: Sequence[Sample]) -> Iterator[tuple[str, bool, Array]]:
+def _stored_by_recipes(subject: Candidate, samples: Sequence[Sample]) -> Iterator[tuple[str, bool, Array]]:
     """(name, whether it loses more than float32 does, what it stores): float32, then those that agree best in the first
     rows, the best first."""
     simulated = [list(Simulated(subject, sample.block.first, sample.base).recipes()) for sample in samples]

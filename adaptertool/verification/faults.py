@@ -22,7 +22,7 @@ from adaptertool.verification.recipes import through
 from adaptertool.verification.roundings import is_stochastic, is_truncated
 from adaptertool.verification.sample import Sample, samples_of
 from adaptertool.verification.scales import scales_of
-from adaptertool.verification.subject import Subject
+from adaptertool.verification.subject import Candidate
 from adaptertool.verification.tolerance import half_ulp
 
 Edits = tuple[Edit, ...]
@@ -39,7 +39,7 @@ class Fault(NamedTuple):
 
 
 def fault_of(
-    subject: Subject, readings: Mapping[str, Reading], others: Sequence[Subject], names: Sequence[str] = ()
+    subject: Candidate, readings: Mapping[str, Reading], others: Sequence[Candidate], names: Sequence[str] = ()
 ) -> Fault:
     """What is wrong with a tensor of the right shape.
 
@@ -76,7 +76,7 @@ def fault_of(
 
 
 def _by_other_edits(
-    subject: Subject, bad: Sequence[Sample], readings: Mapping[str, Reading], names: Sequence[str]
+    subject: Candidate, bad: Sequence[Sample], readings: Mapping[str, Reading], names: Sequence[str]
 ) -> tuple[str, str] | None:
     """The known fault that leaves the least over, if that is much less than the right edits do."""
     left = _excess(subject, bad, [sample.exact for sample in bad])
@@ -91,7 +91,7 @@ def _by_other_edits(
     return next((code, detail) for excess, code, detail in found if excess <= _ALIKE * least + 1e-9)
 
 
-def _excess(subject: Subject, samples: Sequence[Sample], meant: Sequence[Array]) -> float:
+def _excess(subject: Candidate, samples: Sequence[Sample], meant: Sequence[Array]) -> float:
     """What numbers leave over of bad rows, beyond one rounding; and how many elements they do not store as they are,
     which counts where rounding may explain each."""
     to, total = through(subject.dtype), 0.0
@@ -140,7 +140,7 @@ def _without_magnitude(edit: Edit) -> Edit:
     return edit._replace(kind=LORA.name, factors=factors)
 
 
-def _by_rounding(subject: Subject, samples: Sequence[Sample], bad: Sequence[Sample]) -> tuple[str, str] | None:
+def _by_rounding(subject: Candidate, samples: Sequence[Sample], bad: Sequence[Sample]) -> tuple[str, str] | None:
     """Whether the right numbers were stored by another rounding than to nearest, or through another dtype."""
     found, exact = (np.concatenate([getattr(s, name).ravel() for s in samples]) for name in ("found", "exact"))
     if is_truncated(found, exact, subject.dtype):
@@ -154,7 +154,7 @@ def _by_rounding(subject: Subject, samples: Sequence[Sample], bad: Sequence[Samp
     return None
 
 
-def _narrow_on_the_way(subject: Subject, samples: Sequence[Sample]) -> bool:
+def _narrow_on_the_way(subject: Candidate, samples: Sequence[Sample]) -> bool:
     """Whether all that is stored are numbers of a narrower dtype, as near to the right ones as these can be."""
     for narrow in ("BF16", "F16"):
         if narrow == subject.dtype:

@@ -17,7 +17,7 @@ from adaptertool.errors import NonFiniteError
 from adaptertool.numerics.rounding import STORED, WORD, Array, doubles, rounded
 from adaptertool.numerics.ulps import ulps
 from adaptertool.spec.tensors import COMPUTED, DTYPE_BITS, Ref
-from adaptertool.verification.subject import Subject, Tally
+from adaptertool.verification.subject import Candidate, Tally
 from adaptertool.verification.tolerance import Manner, Values, limits
 
 _FEW = 1 << 12  # elements that are looked at one by one
@@ -26,7 +26,7 @@ _CACHED = 1 << 15  # elements that are compared at once
 _COPIED = 1 << 22  # bytes of an untouched tensor that are compared at once
 
 
-def jobs_of(subject: Subject) -> Iterator[Job]:
+def jobs_of(subject: Candidate) -> Iterator[Job]:
     if subject.source is not None:
         size = max(1, _COPIED * 8 // DTYPE_BITS[subject.dtype])
         whole = subject.candidate.spec.numel
@@ -38,7 +38,7 @@ def jobs_of(subject: Subject) -> Iterator[Job]:
             yield functools.partial(_judge, subject, block, terms)
 
 
-def _same(subject: Subject, source: Ref, first: int, last: int, _: Workspace) -> None:
+def _same(subject: Candidate, source: Ref, first: int, last: int, _: Workspace) -> None:
     """Of a tensor that is a copy of another."""
     ours, theirs = source.spec.dtype, subject.dtype
     if ours == theirs:
@@ -65,7 +65,7 @@ def _beyond(numbers: Array, stored: Array, dtype: str) -> int:
     return int(np.count_nonzero(np.isfinite(numbers) & ~np.isfinite(doubles(stored, dtype))))
 
 
-def _judge(subject: Subject, block: Block, terms: Chain, space: Workspace) -> None:
+def _judge(subject: Candidate, block: Block, terms: Chain, space: Workspace) -> None:
     """Of a block that is computed."""
     found, own = subject.read(block.start, block.start + block.numel), subject.step.spec.dtype
     dtype = subject.dtype
@@ -84,7 +84,7 @@ def _judge(subject: Subject, block: Block, terms: Chain, space: Workspace) -> No
     subject.add(tally)
 
 
-def _expected(subject: Subject, block: Block, dtype: str, space: Workspace) -> tuple[Array, Array, int]:
+def _expected(subject: Candidate, block: Block, dtype: str, space: Workspace) -> tuple[Array, Array, int]:
     """(W, what should be stored as `dtype`, how many numbers that does not hold)"""
     step = subject.step._replace(spec=subject.step.spec._replace(dtype=dtype))
     own = Block(step, block.first, block.last, block.columns, block.chain)
@@ -111,7 +111,14 @@ def _explain(tally: Tally, values: Values, block: Block, where: Array | None, fo
 
 
 def _sum_up(
-    tally: Tally, subject: Subject, block: Block, before: Array, where: Array, expected: Array, found: Array, dtype: str
+    tally: Tally,
+    subject: Candidate,
+    block: Block,
+    before: Array,
+    where: Array,
+    expected: Array,
+    found: Array,
+    dtype: str,
 ) -> None:
     """Put into `tally` where the differences at `where` lead, as if each were independent of the others."""
     right = doubles(expected[where], dtype)

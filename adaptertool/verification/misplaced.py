@@ -13,7 +13,7 @@ from adaptertool.codecs.tensors import read_rows
 from adaptertool.errors import shown
 from adaptertool.numerics.rounding import Array, doubles
 from adaptertool.verification.sample import Sample
-from adaptertool.verification.subject import Subject
+from adaptertool.verification.subject import Candidate
 
 _PROBES = 4  # rows that are looked for
 _WIDTH = 8  # elements that tell one row from another
@@ -22,7 +22,7 @@ _AT_ONCE = 1 << 18  # elements that are searched
 _NEAR, _NEARER = 0.3, 0.4  # distance to what it may be: relative to its length, and to the distance from where it is
 
 
-def is_turned(subject: Subject, samples: Sequence[Sample]) -> bool:
+def is_turned(subject: Candidate, samples: Sequence[Sample]) -> bool:
     """Whether a matrix is stored transposed: its columns are the rows that should be there."""
     shape = subject.candidate.spec.shape
     if len(shape) != 2 or shape[::-1] != subject.step.spec.shape:
@@ -46,17 +46,17 @@ def _bad_rows(samples: Sequence[Sample], width: int) -> list[int]:
     return rows[:: max(1, len(rows) // _PROBES)][:_PROBES]
 
 
-def _exact_rows(subject: Subject, rows: Sequence[int], width: int) -> Array:
+def _exact_rows(subject: Candidate, rows: Sequence[int], width: int) -> Array:
     """Some rows of `width` elements each of what a tensor should hold, in float64."""
     chain = Chain(subject.inputs, subject.step)
     return np.stack([_exact(subject, chain, row, row + 1, width)[0] for row in rows])
 
 
-def _base_rows(subject: Subject, rows: Sequence[int], width: int) -> Array:
+def _base_rows(subject: Candidate, rows: Sequence[int], width: int) -> Array:
     return np.stack([read_rows(subject.inputs, subject.step.base, row, row + 1, width)[0] for row in rows])
 
 
-def _exact(subject: Subject, chain: Chain, first: int, last: int, width: int) -> Array:
+def _exact(subject: Candidate, chain: Chain, first: int, last: int, width: int) -> Array:
     begin, end = first * width // chain.columns, -(-last * width // chain.columns)  # of the matrix that edits act on
     base = read_rows(subject.inputs, subject.step.base, begin, end, chain.columns)
     after = base.copy()
@@ -67,7 +67,7 @@ def _exact(subject: Subject, chain: Chain, first: int, last: int, width: int) ->
     return cut
 
 
-def elsewhere(subject: Subject, samples: Sequence[Sample], others: Sequence[Subject]) -> str:
+def elsewhere(subject: Candidate, samples: Sequence[Sample], others: Sequence[Candidate]) -> str:
     """Where the data may come from, in words; empty where that is not found."""
     shape, numel = subject.step.spec.shape, subject.step.spec.numel
     width = shape[-1] if shape and shape[-1] >= _WIDE else numel // shape[0] if len(shape) > 1 else numel
@@ -99,7 +99,7 @@ def elsewhere(subject: Subject, samples: Sequence[Sample], others: Sequence[Subj
     return ""
 
 
-def _nearest_rows(subject: Subject, found: Array, width: int) -> tuple[list[int], Array]:
+def _nearest_rows(subject: Candidate, found: Array, width: int) -> tuple[list[int], Array]:
     """The nearest row of what the tensor should hold to each of some rows, and how far it is."""
     count = subject.step.spec.numel // width
     best, where = np.full(len(found), np.inf), np.zeros(len(found), np.int64)

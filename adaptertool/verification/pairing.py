@@ -17,14 +17,14 @@ from adaptertool.resolution.ties import FLAG
 from adaptertool.spec.plan import Plan
 from adaptertool.spec.tensors import COMPUTED, DTYPE_BITS
 from adaptertool.verification.config import config_problems
-from adaptertool.verification.subject import Subject
+from adaptertool.verification.subject import Candidate
 
 _DECLARED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 
 
 class Pairs(NamedTuple):
-    subjects: list[Subject]  # to be judged
-    misfits: list[tuple[Subject, str]]  # with the code of what is wrong already: shape or dtype
+    subjects: list[Candidate]  # to be judged
+    misfits: list[tuple[Candidate, str]]  # with the code of what is wrong already: shape or dtype
     missing: list[str]
     extra: list[str]
     buffers: list[str]  # missing or extra, and of no account
@@ -40,18 +40,18 @@ def pair(plan: Plan, alpha: float, ends: Mapping[str, str], candidate: Checkpoin
         if ref is None:
             (pairs.buffers if is_buffer(step.spec) else pairs.missing).append(name)
         else:
-            _put(pairs, Subject(step, alpha, ref, inputs), candidate)
+            _put(pairs, Candidate(step, alpha, ref, inputs), candidate)
     for name, ref in left.items():
         source = ends.get(name)
         if source is None:
             (pairs.buffers if is_buffer(ref.spec) else pairs.extra).append(name)
         else:  # an end that is tied, and is stored all the same
             spec = steps[source].spec._replace(name=name)
-            _put(pairs, Subject(steps[source]._replace(spec=spec), alpha, ref, inputs), candidate)
+            _put(pairs, Candidate(steps[source]._replace(spec=spec), alpha, ref, inputs), candidate)
     return pairs
 
 
-def _put(pairs: Pairs, subject: Subject, candidate: Checkpoint) -> None:
+def _put(pairs: Pairs, subject: Candidate, candidate: Checkpoint) -> None:
     ours, theirs = subject.step.spec, subject.candidate.spec
     computed = ours.dtype in COMPUTED and theirs.dtype in COMPUTED
     if ours.shape != theirs.shape:
@@ -67,7 +67,7 @@ def _may_be_cast(ours: str, theirs: str, candidate: Checkpoint) -> bool:
     return declared_dtype(candidate) in (None, theirs) or DTYPE_BITS[theirs] > DTYPE_BITS[ours]
 
 
-def odd_ones(subjects: Sequence[Subject], candidate: Checkpoint) -> list[Subject]:
+def odd_ones(subjects: Sequence[Candidate], candidate: Checkpoint) -> list[Candidate]:
     """Tensors that are stored in another dtype than they should be, though the config does not ask for it and others of
     their dtype are not."""
     declared = declared_dtype(candidate)
@@ -122,7 +122,7 @@ def hints(verdicts: Sequence[TensorVerdict], base: Checkpoint, candidate: Checkp
         yield f"did you swap MERGED and BASE? {why}"
 
 
-def notes_of(candidate: Checkpoint, pairs: Pairs, odd: Sequence[Subject]) -> Iterator[str]:
+def notes_of(candidate: Checkpoint, pairs: Pairs, odd: Sequence[Candidate]) -> Iterator[str]:
     yield from candidate.notes
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""

@@ -13,13 +13,13 @@ from adaptertool.engine.pool import run_jobs
 from adaptertool.verification.evidence import DEVIATIONS, interval, joined, most_common
 from adaptertool.verification.examine import FLOOR, NARROW_FLOOR, Finding, examine
 from adaptertool.verification.sample import samples_of
-from adaptertool.verification.subject import ROUNDING, Subject
+from adaptertool.verification.subject import ROUNDING, Candidate
 
 _TENSORS = 64  # that a scale is fitted on
 _ELEMENTS = 1 << 13  # of each part of these
 
 
-def is_doubtful(subject: Subject) -> bool:
+def is_doubtful(subject: Candidate) -> bool:
     """Whether a tensor needs a closer look: each difference by itself may be rounding. Sets what needs none."""
     recipe = subject.tally.recipe
     if not subject.tally.differ or subject.source is not None or recipe is None:
@@ -31,7 +31,7 @@ def is_doubtful(subject: Subject) -> bool:
 
 
 def pooled(
-    subjects: Sequence[Subject], findings: dict[str, Finding], names: Sequence[str], threads: int
+    subjects: Sequence[Candidate], findings: dict[str, Finding], names: Sequence[str], threads: int
 ) -> Iterator[str]:
     """What is wrong with an adapter's change in all tensors that are right by themselves. Adds to `findings`."""
     for adapter in sorted({adapter for subject in subjects for adapter in subject.adapters}):
@@ -52,7 +52,7 @@ def pooled(
             )
 
 
-def _deviations(subjects: Sequence[Subject], findings: Mapping[str, Finding], adapter: int) -> float:
+def _deviations(subjects: Sequence[Candidate], findings: Mapping[str, Finding], adapter: int) -> float:
     """How many standard errors what is left over lies along the change of the adapter, in all tensors together."""
     shift, variance = 0.0, 0.0
     for subject in subjects:
@@ -66,12 +66,12 @@ def _deviations(subjects: Sequence[Subject], findings: Mapping[str, Finding], ad
     return abs(shift) / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def _again(subject: Subject, findings: dict[str, Finding], _: Workspace) -> None:
+def _again(subject: Candidate, findings: dict[str, Finding], _: Workspace) -> None:
     """By the recipe that agrees best: in one tensor several may explain the few differences that there are."""
     findings[subject.name] = examine(subject, thorough=True)
 
 
-def _fitted(subjects: Sequence[Subject], adapter: int) -> float | None:
+def _fitted(subjects: Sequence[Candidate], adapter: int) -> float | None:
     parts = []
     for subject in subjects:
         for sample in samples_of(subject, _ELEMENTS):

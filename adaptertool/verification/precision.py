@@ -9,7 +9,7 @@ import numpy as np
 from adaptertool.numerics.rounding import Array, doubles, rounded
 from adaptertool.verification.sample import Sample
 from adaptertool.verification.scales import Scaled
-from adaptertool.verification.subject import Subject
+from adaptertool.verification.subject import Candidate
 
 _FEW = 0.4  # of the distinct magnitudes that the right numbers have
 _ENOUGH = 64  # distinct magnitudes that the right numbers have at least
@@ -39,7 +39,7 @@ def _few(found: Array, right: Array) -> bool:
     return wanted >= _ENOUGH and 2 < own < _FEW * wanted
 
 
-def lost_precision(bad: Sequence[Sample], subject: Subject, scaled: Scaled) -> bool:
+def lost_precision(bad: Sequence[Sample], subject: Candidate, scaled: Scaled) -> bool:
     """Whether the change is there with the right scale, but as far off as eight bits make it."""
     times = _EIGHT_BITS / subject.manner.roundoff
     within = [abs(s.found - s.exact) <= s.plain + times * (s.limit - s.plain) for s in bad]

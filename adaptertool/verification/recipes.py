@@ -20,7 +20,7 @@ from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.numerics.rounding import Array, doubles, rounded
 from adaptertool.spec.plan import Edit
 from adaptertool.spec.tensors import COMPUTED
-from adaptertool.verification.subject import Subject
+from adaptertool.verification.subject import Candidate
 from adaptertool.verification.tolerance import ROUNDOFF
 
 Edits = tuple[Edit, ...]
@@ -83,7 +83,7 @@ class Recipe(NamedTuple):
 class Simulated:
     """Rows of a tensor, in float64, as honest recipes make them."""
 
-    def __init__(self, subject: Subject, first: int, rows: Array, *, store: str = "") -> None:
+    def __init__(self, subject: Candidate, first: int, rows: Array, *, store: str = "") -> None:
         """first: the row where they begin; store: the dtype of the weight between two adapters, if not its own."""
         self._store = store or subject.step.spec.dtype
         self._subject, self._first, self._rows = subject, first, rows

@@ -18,7 +18,7 @@ from adaptertool.verification.misplaced import is_turned
 from adaptertool.verification.pairing import Pairs
 from adaptertool.verification.pooled import is_doubtful, pooled
 from adaptertool.verification.sample import samples_of
-from adaptertool.verification.subject import CHANGED, EXACT, ROUNDING, WRONG, Subject
+from adaptertool.verification.subject import CHANGED, EXACT, ROUNDING, WRONG, Candidate
 
 _OTHERS = 256  # tensors of the same shape that are compared with one that is wrong
 _LOOKED_AT = 1000  # wrong tensors that are looked at closely
@@ -31,7 +31,7 @@ class Verdicts(NamedTuple):
 
 def judge(
     pairs: Pairs,
-    odd: Collection[Subject],
+    odd: Collection[Candidate],
     readings: Mapping[str, Reading],
     names: Sequence[str],
     threads: int,
@@ -63,22 +63,22 @@ def judge(
     return Verdicts(verdicts, problems)
 
 
-def _all_jobs(subjects: Sequence[Subject], progress: Callable[[int], None]) -> Iterator[Job]:
+def _all_jobs(subjects: Sequence[Candidate], progress: Callable[[int], None]) -> Iterator[Job]:
     for subject in subjects:
         yield from jobs_of(subject)
         progress(subject.candidate.spec.nbytes)
 
 
-def _examine(subject: Subject, findings: dict[str, Finding], _: Workspace) -> None:
+def _examine(subject: Candidate, findings: dict[str, Finding], _: Workspace) -> None:
     findings[subject.name] = finding = examine(subject)
     subject.explained = finding.recipe
 
 
 def _look(
-    subject: Subject,
+    subject: Candidate,
     _: Workspace,
     *,
-    subjects: Sequence[Subject],
+    subjects: Sequence[Candidate],
     readings: Mapping[str, Reading],
     faults: dict[str, Fault],
     names: Sequence[str],
@@ -89,7 +89,7 @@ def _look(
     faults[subject.name] = fault_of(subject, readings, alike[:_OTHERS], names)
 
 
-def _by_majority(subjects: Sequence[Subject], wrong: Sequence[Subject], faults: dict[str, Fault]) -> None:
+def _by_majority(subjects: Sequence[Candidate], wrong: Sequence[Candidate], faults: dict[str, Fault]) -> None:
     """That it was made from another base is said where it shows in most of what it should: a fault that nothing
     explains, in all matrices, or in most of those that nothing should have changed."""
     matrices = [subject for subject in subjects if len(subject.step.spec.shape) > 1]
@@ -103,12 +103,12 @@ def _by_majority(subjects: Sequence[Subject], wrong: Sequence[Subject], faults: 
         faults[subject.name] = faults[subject.name]._replace(code=code)
 
 
-def _code(faults: Mapping[str, Fault], subject: Subject) -> str | None:
+def _code(faults: Mapping[str, Fault], subject: Candidate) -> str | None:
     fault = faults.get(subject.name)
     return None if fault is None else fault.code
 
 
-def _verdict(subject: Subject, fault: Fault | None, *, odd: bool) -> TensorVerdict:
+def _verdict(subject: Candidate, fault: Fault | None, *, odd: bool) -> TensorVerdict:
     status, recipe = subject.verdict()
     tally = subject.tally
     error = math.sqrt(tally.error / tally.size) if tally.size > 0 else 0.0 if tally.error == 0 else None

@@ -13,7 +13,7 @@ from adaptertool.arithmetic.tiling import matrix
 from adaptertool.codecs.tensors import as_bytes
 from adaptertool.numerics.rounding import STORED, Array, doubles
 from adaptertool.spec.plan import Edit
-from adaptertool.verification.subject import Subject
+from adaptertool.verification.subject import Candidate
 from adaptertool.verification.tolerance import limits
 
 _ELEMENTS = 1 << 15  # of each part
@@ -32,7 +32,7 @@ class Sample(NamedTuple):
     limit: Array  # and in the narrowest recipe
     directions: Sequence[Array]  # as Subject.directions has them
 
-    def under(self, subject: Subject, edits: Sequence[Edit]) -> Array:
+    def under(self, subject: Candidate, edits: Sequence[Edit]) -> Array:
         """What other edits would have made of all rows, before it is rounded."""
         block, step = self.block, subject.step._replace(edits=tuple(edits))
         rows = self.base.copy()
@@ -50,7 +50,7 @@ class Sample(NamedTuple):
         return bool(np.mean(abs(self.found - other)[self.bad] <= 2 * self.limit[self.bad]) >= most)
 
 
-def samples_of(subject: Subject, elements: int = _ELEMENTS) -> Iterator[Sample]:
+def samples_of(subject: Candidate, elements: int = _ELEMENTS) -> Iterator[Sample]:
     """Parts of the tensor, at even distances; rows of one element each count as a part's rows all the same."""
     rows, columns = matrix(subject.step)
     if not rows * columns:
@@ -80,7 +80,7 @@ def samples_of(subject: Subject, elements: int = _ELEMENTS) -> Iterator[Sample]:
         yield Sample(block, bad, base, exact, found, plain, limit, [array.reshape(-1, columns) for array in along])
 
 
-def _stored(subject: Subject, block: Block) -> Array:
+def _stored(subject: Candidate, block: Block) -> Array:
     base = subject.step.base
     stored = np.empty(block.numel, STORED[base.spec.dtype])
     subject.inputs.read_into(base.path, block.source, as_bytes(stored))

@@ -11,7 +11,7 @@ from adaptertool.numerics.rounding import Array
 from adaptertool.verification.evidence import Fit, interval, joined, lean, most_common
 from adaptertool.verification.recipes import through
 from adaptertool.verification.sample import Sample
-from adaptertool.verification.subject import Subject
+from adaptertool.verification.subject import Candidate
 
 _ROUNDS = 6  # of a fit of several scales, one after the other
 _BETTER = 0.5
@@ -30,7 +30,7 @@ class Scaled(NamedTuple):
         return self.scale is not None and abs(self.scale - 1) <= _NEAR
 
 
-def scales_of(subject: Subject, samples: Sequence[Sample], bad: Sequence[Sample]) -> Scaled:
+def scales_of(subject: Candidate, samples: Sequence[Sample], bad: Sequence[Sample]) -> Scaled:
     """The fit on all rows; where it explains nothing, on the bad ones alone: the rest may be right."""
     first = _scales(subject, samples, whole=True)
     if first.explains or not bad:
@@ -48,7 +48,7 @@ def _only_bad(sample: Sample) -> Sample:
     return Sample(sample.block, np.arange(len(own)), base, exact, found, plain, limit, along)
 
 
-def _scales(subject: Subject, samples: Sequence[Sample], *, whole: bool) -> Scaled:
+def _scales(subject: Candidate, samples: Sequence[Sample], *, whole: bool) -> Scaled:
     common = _fit([(s.found, s.base, s.exact - s.base, s.plain) for s in samples])
     clear = common is not None and _is_clear(samples, common)
     if (
@@ -101,7 +101,7 @@ def _one_by_one(samples: Sequence[Sample], count: int) -> list[float]:
     return scales
 
 
-def _explains(subject: Subject, samples: Sequence[Sample], meant: Sequence[Array]) -> bool:
+def _explains(subject: Candidate, samples: Sequence[Sample], meant: Sequence[Array]) -> bool:
     """Whether these numbers leave much less over than the right ones do: beyond one rounding, or, where each element is
     within what rounding may do, along the change."""
     pairs = list(zip(samples, meant, strict=True))

@@ -67,7 +67,7 @@ class Tally:
         return bool((abs(self.shift) > DEVIATIONS * np.sqrt(self.spread)).any())
 
 
-class Subject:
+class Candidate:
     """One tensor of the candidate, with what it should hold: `step` at `alpha`."""
 
     def __init__(self, step: Step, alpha: float, candidate: Ref, inputs: Inputs) -> None:
