@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from adaptertool.arithmetic.region import Places, Take, as_floats, choose, picked
+from adaptertool.arithmetic.region import Places, choose, picked, taken
 from adaptertool.arithmetic.requirements import requirements_of
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME, NORM, Bound, Factor
+from adaptertool.numerics.ops import BLOCKS, Ops
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit, Step
 from adaptertool.spec.tensors import Ref
@@ -74,15 +75,15 @@ class Chain:
             factors = self.factors(number, edit, chosen.places)
             if number in norms:
                 factors[NORM] = norms[number]
-            elif kind.squares is not None:
+            elif kind.norms is not None:
                 old = before[chosen.index, chosen.columns] if edit.on_base else some
                 if edit.transposed:
                     squares, _ = self._squares_of_columns(number, edit)
                 else:
-                    squares = kind.squares(old, factors, edit.scale)
+                    squares = kind.norms.squares(BLOCKS, old, factors, edit.scale)
                 factors[NORM] = norms[number] = np.sqrt(squares)
             factors = {role: factor.astype(rows.dtype, copy=False) for role, factor in factors.items()}
-            kind.apply(some.T if edit.transposed else some, factors, edit.scale, edit.weight)
+            kind.apply(BLOCKS, some.T if edit.transposed else some, factors, edit.scale, edit.weight)
             if isinstance(chosen.index, list):  # else `some` shares its memory with `rows`
                 rows[chosen.index] = some
         return norms
@@ -127,14 +128,14 @@ class Chain:
 
     def pick(
         self,
-        take: Take,
+        ops: Ops,
         first: int,
         last: int,
         at: Places,
         before: Any,
         norms: Mapping[int, Any] | None = None,
     ) -> Any:
-        """The edits made to single elements of rows first..last, as a batch (n, 1, 1) in the number system of `take`.
+        """The edits made to single elements of rows first..last, as a batch (n, 1, 1) in a number system.
 
         at: rows (from `first` on) and columns; before: their values; norms: by the number of the edit, as `apply` gives
         them, or (1, 1, 1) that of the only element.
@@ -149,13 +150,13 @@ class Chain:
                 continue
             kind = BY_NAME[edit.kind]
             cut = self._known(number, edit, chosen.places).items()
-            factors = {role: take(kind, role, factor, edit, places) for role, factor in cut}
+            factors = {role: taken(ops, kind, role, factor, edit, places) for role, factor in cut}
             if norms and number in norms:
                 norm = norms[number]
                 factors[NORM] = norm if norm.ndim == 3 else picked(kind, NORM, norm, edit, places)
             some = rows if len(where) == len(at[0]) else rows[where]
-            numbers = (edit.scale, edit.weight)
-            kind.apply(some, factors, *(numbers if take is as_floats else map(Fraction, numbers)))
+            scale, weight = map(Fraction, (edit.scale, edit.weight)) if ops.exact else (edit.scale, edit.weight)
+            kind.apply(ops, some, factors, scale, weight)
             if some is not rows:
                 rows[where] = some
         return rows
@@ -219,7 +220,7 @@ class Chain:
         with self._lock:
             if number not in self._squares:
                 kind = BY_NAME[edit.kind]
-                assert kind.squares is not None and kind.squared is not None
+                assert kind.norms is not None
                 view = edit.view
                 begin, end = (0, self.rows) if view is None else (view.rows[0], view.rows[-1] + 1)
                 columns = self.columns if view is None else len(view.columns)
@@ -235,8 +236,8 @@ class Chain:
                     chosen = choose(edit, first, last)
                     assert chosen is not None
                     some = rows[chosen.index, chosen.columns]
-                    total += kind.squares(some.T, self.factors(number, edit, chosen.places), edit.scale)
+                    total += kind.norms.squares(BLOCKS, some.T, self.factors(number, edit, chosen.places), edit.scale)
                     known = self._known(number, edit, chosen.places)
-                    whole = whole.either(kind.squared(size, known, edit.scale, 1.0, UNIT, self.columns))
+                    whole = whole.either(kind.norms.bound(size, known, edit.scale, 1.0, UNIT, self.columns))
                 self._squares[number] = total, whole
             return self._squares[number]

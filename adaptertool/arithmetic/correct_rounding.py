@@ -17,11 +17,11 @@ import numpy as np
 
 from adaptertool.arithmetic.chain import UNIT, Chain
 from adaptertool.arithmetic.exact_norms import ExactRows
-from adaptertool.arithmetic.region import as_floats, as_intervals, as_residues
-from adaptertool.errors import InternalError
+from adaptertool.errors import InternalError, UnsupportedError, argument, shown
 from adaptertool.kinds import Bound, interpolated
 from adaptertool.numerics.interval import Interval, intervals
 from adaptertool.numerics.modular import Residue
+from adaptertool.numerics.ops import FLOATS, INTERVALS, RESIDUES
 from adaptertool.numerics.rounding import FINITE, STORED, WORD, Array, doubles, round_within, rounded, to_odd
 
 _AT_ONCE = 1 << 17  # factors of single elements
@@ -82,14 +82,14 @@ class OpenElements:
         if values is None:
             start = before.reshape(-1, 1, 1)
             rows = (self.first, self.last, at, start)
-            after = self.chain.pick(as_floats, *rows, norms=self.norms)
+            after = self.chain.pick(FLOATS, *rows, norms=self.norms)
             values = interpolate(start, after, self.alpha).reshape(-1)
         left = round_within(values, *self.size.margin(UNIT), self.dtype, found)
         left = left[np.isfinite(values[left])]
         if len(left) and self.norms:
             left = self._by_row(left, self._row(where), before, values, found)
         self.counts.exactly += len(left)
-        if len(left) and self.chain.requirements.rational:
+        if len(left) and RESIDUES.can(self.chain.requirements.operations):
             left = self._by_residues(left, at, before, values, found)
         self.counts.one_by_one += len(left)
         for place in left.tolist():
@@ -123,7 +123,7 @@ class OpenElements:
         reach = error + relative * abs(values[left])
         low, high = found[left], rounded(values[left] + reach, self.dtype)
         start = Residue.of(before[left][:, None, None])
-        after = self.chain.pick(as_residues, self.first, self.last, (at[0][left], at[1][left]), start)
+        after = self.chain.pick(RESIDUES, self.first, self.last, (at[0][left], at[1][left]), start)
         exact = interpolate(start, after, Fraction(self.alpha))
         # The value itself, where it is small: above all exact zeros.
         sign, certain = exact.signs(reach)
@@ -151,6 +151,11 @@ class OpenElements:
 
     def _narrowing(self, row: int, column: int, before: float) -> Iterator[Interval]:
         """The exact value, or ever narrower intervals that hold it."""
+        if not INTERVALS.can(self.chain.requirements.operations):
+            raise UnsupportedError(
+                f"{shown(self.chain.step.spec.name)}: no exact arithmetic here can do what kind "
+                f"{self.chain.step.edits[-1].kind} computes; take it with {argument('precision')} fast"
+            )
         alpha = Fraction(self.alpha)
         start, at = intervals(np.full((1, 1, 1), before)), (np.array([row]), np.array([column]))
         bits = 128
@@ -160,7 +165,7 @@ class OpenElements:
             if norms is None:
                 yield interpolate(*self.lines.line(self.first + row, column, bits), alpha)
             else:
-                after = self.chain.pick(as_intervals, self.first, self.last, at, start, norms=norms)
+                after = self.chain.pick(INTERVALS, self.first, self.last, at, start, norms=norms)
                 yield interpolate(start, after, alpha)[0, 0, 0]
             if not norms and norms is not None:
                 return

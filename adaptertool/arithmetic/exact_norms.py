@@ -15,6 +15,7 @@ from adaptertool.codecs.tensors import read_rows
 from adaptertool.kinds import BY_NAME, NORM, Kind
 from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import Interval, intervals, roots
+from adaptertool.numerics.ops import DYADICS, INTERVALS
 from adaptertool.numerics.rounding import Array
 
 _FEW = 4  # that are kept
@@ -41,7 +42,7 @@ class ExactRows:
         floats = self._stored(row, column, turned=turned)
         for number, edit in enumerate(self._chain.step.edits):
             kind, chosen = BY_NAME[edit.kind], choose(edit, first, last)
-            if kind.squares is None or chosen is None:
+            if kind.norms is None or chosen is None:
                 continue
             columns = range(self._chain.columns)[chosen.columns]
             if (number and not edit.on_base) or (turned and column not in columns):
@@ -51,7 +52,7 @@ class ExactRows:
                 cut = _cut_to(cut, kind, columns.index(column))
             old = old.T if turned else old[:, chosen.columns]
             factors = {role: Dyadic.of(tensor) for role, tensor in cut.items()}
-            square = kind.squares(Dyadic.of(old), factors, Fraction(edit.scale)).item()
+            square = kind.norms.squares(DYADICS, Dyadic.of(old), factors, Fraction(edit.scale)).item()
             norms[number] = np.full((1, 1, 1), Interval.of(square).sqrt(bits))
         return norms
 
@@ -91,9 +92,10 @@ class ExactRows:
             factors = {role: intervals(tensor) for role, tensor in cut.items()}
             some, old = (array[index].T if edit.transposed else array[index] for array in (rows, before))
             scale, weight = Fraction(edit.scale), Fraction(edit.weight)
-            if kind.squares is not None:
-                factors[NORM] = roots(kind.squares(old if edit.on_base else some, factors, scale), bits)
-            kind.apply(some, factors, scale, weight)
+            if kind.norms is not None:
+                squares = kind.norms.squares(INTERVALS, old if edit.on_base else some, factors, scale)
+                factors[NORM] = roots(squares, bits)
+            kind.apply(INTERVALS, some, factors, scale, weight)
             if isinstance(chosen.index, list):
                 rows[index] = some
         return before, rows

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from adaptertool.kinds import NORM, Factor, Kind
-from adaptertool.numerics.interval import intervals
-from adaptertool.numerics.modular import Residue
+from adaptertool.numerics.ops import RESIDUES, Ops
 from adaptertool.spec.plan import Edit
 
 Places = tuple[Any, Any]  # rows and columns of single elements, arrays of integers
@@ -57,33 +55,22 @@ def _place(cut: slice, numbers: Any) -> tuple[Any, Any]:
 
 
 def picked(kind: Kind, role: str, factor: Any, edit: Edit, places: Places) -> Any:
-    """What of a factor the elements need, as a batch: an element, a row, or a column each."""
+    """What of a factor the elements need, as a batch: an element, a row, or a column each; or all of it for all."""
     row, column = places[::-1] if edit.transposed else places
     if kind.elementwise:
         return factor[row, column][:, None, None]
     if role in kind.by_row or role == NORM:
         return factor[row][:, None, :]
-    return factor[:, column].T[:, :, None]
+    return factor[:, column].T[:, :, None] if role in kind.by_column else factor[None]
 
 
-# How single elements are computed: a way to take what they need of a factor, as a batch in some number system.
-Take = Callable[[Kind, str, Factor, Edit, Places], Any]
-
-
-def as_floats(kind: Kind, role: str, factor: Factor, edit: Edit, places: Places) -> Any:
-    return picked(kind, role, factor.array, edit, places)
-
-
-def as_residues(kind: Kind, role: str, factor: Factor, edit: Edit, places: Places) -> Any:
-    """Of a factor all of which is made into residues once, if elements share its rows or columns."""
-    if kind.elementwise:
-        return Residue.of(picked(kind, role, factor.array, edit, places))
-    whole = factor.residues_by_row if role in kind.by_row else factor.residues_by_column
-    return picked(kind, role, whole, edit, places)
-
-
-def as_intervals(kind: Kind, role: str, factor: Factor, edit: Edit, places: Places) -> Any:
-    return intervals(picked(kind, role, factor.array, edit, places))
+def taken(ops: Ops, kind: Kind, role: str, factor: Factor, edit: Edit, places: Places) -> Any:
+    """The same in a number system. All of a factor is made into residues once, if elements share its rows or columns:
+    there are many of them."""
+    if ops is RESIDUES and not kind.elementwise and role in kind.by_row | kind.by_column:
+        whole = factor.residues_by_row if role in kind.by_row else factor.residues_by_column
+        return picked(kind, role, whole, edit, places)
+    return ops.array(picked(kind, role, factor.array, edit, places))
 
 
 def choose(edit: Edit, first: int, last: int) -> Region | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptertool.kinds import BY_NAME, FULL, LORA
+from adaptertool.kinds import BY_NAME
 from adaptertool.spec.plan import Edit
 
 
@@ -13,6 +13,7 @@ from adaptertool.spec.plan import Edit
 class Requirements:
     """before:   what the base has is needed to the end, for norms of it
     rational: an element of the result is a sum of products of what is stored: there are no norms
+    operations: those that a number system must have (numerics.ops)
     single:   float32 serves: products, and norms only of what the base has, which are float64 all the same
     few_bits: the numbers have so few bits that float64 may compute with them exactly
     width:    how many numbers of a factor go into one element, at most
@@ -20,6 +21,7 @@ class Requirements:
 
     before: bool
     rational: bool
+    operations: frozenset[str]
     single: bool
     few_bits: bool
     width: int
@@ -27,19 +29,18 @@ class Requirements:
 
 def requirements_of(edits: Sequence[Edit]) -> Requirements:
     kinds = [BY_NAME[edit.kind] for edit in edits]
-    has_norms = [kind.squares is not None for kind in kinds]
+    has_norms = [kind.norms is not None for kind in kinds]
     first = [edit.on_base or number == 0 for number, edit in enumerate(edits)]
-    stored = [ref for edit in edits if edit.kind != FULL.name for ref in edit.factors.values()]
-    widths = [
-        ref.shape[0]
-        for kind, edit in zip(kinds, edits, strict=True)
-        for role, ref in edit.factors.items()
-        if role in kind.by_column
-    ]
+    pairs = list(zip(kinds, edits, strict=True))
+    stored = [ref for kind, edit in pairs if not kind.replaces for ref in edit.factors.values()]
+    widths = [ref.shape[0] for kind, edit in pairs for role, ref in edit.factors.items() if role in kind.by_column]
     return Requirements(
         before=any(edit.on_base for edit in edits),
         rational=not any(has_norms),
-        single=all((norm and alone) or kind is LORA for kind, norm, alone in zip(kinds, has_norms, first, strict=True)),
+        operations=frozenset().union(*(kind.operations for kind in kinds)),
+        single=all(
+            kind.single and (alone or not norm) for kind, norm, alone in zip(kinds, has_norms, first, strict=True)
+        ),
         few_bits=not any(has_norms) and all(ref.spec.dtype in ("BF16", "F16") for ref in stored),
         width=max(widths, default=1),
     )

@@ -18,6 +18,7 @@ from adaptertool.errors import NonFiniteError, UnsupportedError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds.dora import MAGNITUDE, interpolated, squares, widened
 from adaptertool.kinds.lora import A, B
+from adaptertool.numerics.ops import BLOCKS
 from adaptertool.numerics.rounding import Array, doubles, largest_stored, rounded
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Tally
@@ -67,7 +68,7 @@ class Rescaled:
         """‖W + s·b·A‖ of the rows of `parts`: (n, 1)."""
         total = np.zeros((len(b), 1))
         for weight, a in parts:
-            total += squares(weight, {A: a, B: b}, self._edit.scale)
+            total += squares(BLOCKS, weight, {A: a, B: b}, self._edit.scale)
         return np.sqrt(total)
 
     def _parts(self, first: int, last: int) -> Iterator[Part]:

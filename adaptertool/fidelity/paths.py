@@ -73,7 +73,7 @@ class Beside:
             rows = rows.copy()
             self.replaced.apply(rows, first, rows.copy())
             rows = _stored(rows, dtype)
-        if not any(BY_NAME[edit.kind].squares for edit in self.edits):
+        if not any(BY_NAME[edit.kind].norms for edit in self.edits):
             return rows, {}
         return rows, self.low.apply(rows.copy(), first, rows)
 

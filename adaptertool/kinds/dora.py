@@ -11,62 +11,52 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptertool.kinds import lora
-from adaptertool.kinds.kind import NORM, Kind, Shape
+from adaptertool.kinds.kind import NORM, Factors, Kind, Norms, Shape
 from adaptertool.kinds.lora import A, B
-from adaptertool.numerics import product
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, mixed, tiny
+from adaptertool.numerics.ops import DIVIDE, TIMES, Ops
 from adaptertool.numerics.product import roundings
+from adaptertool.spec.plan import Edit
 
 MAGNITUDE = "lora_magnitude_vector"
 
-_PART = 1 << 17  # elements
 
-
-def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
+def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
     """Factors as for LoRA; m (out,), or (1, out, 1, ...) for a convolution."""
-    shapes = lora.expected(weight, factors)
-    if shapes is None:
+    expected = lora.shapes(weight, factors)
+    if expected is None:
         return None
     rest = len(weight) - 2
-    return {**shapes, MAGNITUDE: (1, weight[0], *[1] * rest) if rest else (weight[0],)}
+    return {**expected, MAGNITUDE: (1, weight[0], *[1] * rest) if rest else (weight[0],)}
 
 
-def _combined(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
-    """V = W + s·B·A"""
-    if not lora.is_block(rows):
-        return factors[B] * scale @ factors[A] + rows
-    changed = rows.copy()
-    lora.apply(changed, factors, scale, 1.0)
-    return changed
+def squares(ops: Ops, rows: Array, factors: Factors, scale: Any) -> Array:
+    """‖V‖² of each row, as far as the columns in `rows` go: (n, 1). Of blocks of float32, too, in float64."""
+    return ops.squares(rows, factors[B] * scale, factors[A])
 
 
-def squares(rows: Array, factors: Mapping[str, Array], scale: Any) -> Array:
-    """‖V‖² of each row, as far as the columns in `rows` go: (n, 1). Of float32 rows, too, in float64."""
-    if lora.is_block(rows):
-        return product.squares(rows, factors[B] * scale, factors[A])
-    changed = _combined(rows, factors, scale)
-    return (changed * changed).sum(1)[:, None]
-
-
-def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:
+def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:
     """rows += weight·((m / ‖V‖)·V − rows), in place. rows (n, columns); A (r, columns); B (n, r); m and the norm
     (n, 1)."""
-    ratio = factors[MAGNITUDE] / factors[NORM]
-    if weight == 1 and lora.is_block(rows):  # as below, in place, and in parts that stay in the cache
-        step = max(1, _PART // max(rows.shape[1], 1))
-        for first in range(0, len(rows), step):
-            part = slice(first, first + step)
-            lora.apply(rows[part], {A: factors[A], B: factors[B][part]}, scale, 1.0)
-            rows[part] *= ratio[part]
-        return
-    changed = _combined(rows, factors, scale)
-    changed *= ratio
+    assert ops.divide is not None
+    ratio, left = ops.divide(factors[MAGNITUDE], factors[NORM]), factors[B] * scale
     if weight == 1:
-        rows[...] = changed
-    else:
-        changed -= rows
-        changed *= weight
-        rows += changed
+        for part in ops.parts(rows):
+            some = rows[part]
+            ops.add_product(some, left[part], factors[A])
+            some *= ratio[part]
+        return
+    changed = ops.plus_product(rows, left, factors[A])
+    changed *= ratio
+    changed -= rows
+    changed *= weight
+    rows += changed
+
+
+def without_magnitude(edit: Edit) -> Edit:
+    """The edit as it is where the magnitude is not read: LoRA's."""
+    factors = {role: ref for role, ref in edit.factors.items() if role != MAGNITUDE}
+    return edit._replace(kind=lora.LORA.name, factors=factors)
 
 
 def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:
@@ -125,13 +115,16 @@ def widened(dtype: str) -> str:
 
 
 DORA = Kind(
-    "dora",
-    needs=frozenset({A, B, MAGNITUDE}),
+    name="dora",
+    roles=frozenset({A, B, MAGNITUDE}),
     by_row=frozenset({B, MAGNITUDE}),
     by_column=frozenset({A}),
-    expected=expected,
+    shapes=shapes,
     apply=apply,
     bound=bound,
-    squares=squares,
-    squared=lora.bound,
+    operations=frozenset({TIMES, DIVIDE}),
+    norms=Norms(squares=squares, bound=lora.bound, length=MAGNITUDE),
+    single=True,
+    pair=(B, A),
+    misreadings={"magnitude-ignored": without_magnitude},
 )

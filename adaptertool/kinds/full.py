@@ -10,18 +10,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Kind, Shape
+from adaptertool.kinds.kind import Factors, Kind, Shape
 from adaptertool.numerics.error_bound import Array, Bound, Factor, mixed
+from adaptertool.numerics.ops import Ops
 
 TUNED = "tuned"
 
 
-def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]:  # noqa: ARG001
+def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]:  # noqa: ARG001
     """The shape of the weight itself."""
     return {TUNED: weight}
 
 
-def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:  # noqa: ARG001
+def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:  # noqa: ARG001
     """rows += weight·(T − rows), in place; exactly T where the weight is 1. `scale` plays no part."""
     tuned = factors[TUNED]
     if weight == 1:
@@ -40,11 +41,12 @@ def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: floa
 
 
 FULL = Kind(
-    "full",
-    needs=frozenset({TUNED}),
+    name="full",
+    roles=frozenset({TUNED}),
     by_row=frozenset({TUNED}),
-    expected=expected,
+    shapes=shapes,
     apply=apply,
     bound=bound,
     elementwise=True,
+    replaces=True,
 )

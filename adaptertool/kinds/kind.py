@@ -1,51 +1,87 @@
-"""What a kind of adapter is: a name, the factors that it needs, and pure functions over them.
+"""What a kind of adapter is: a name, the roles of its factors, and pure functions over them.
 
-The functions are written with operators alone, so one formula serves every number system: float32 and float64 blocks
-(numpy), exact residues and intervals of rationals (numerics), which settle the elements that floats leave open.
+The functions are given the operations of a number system (numerics.ops), so one formula serves them all: float32 and
+float64 blocks, tensors of torch, and the exact systems that settle the elements which floats leave open.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor
+from adaptertool.numerics.ops import Ops
+from adaptertool.spec.plan import Edit
 
 Shape = tuple[int, ...]
+Factors = Mapping[str, Array]  # by role
 NORM = "norm"
 
+# (bound, factors, scale, weight, unit, length) -> the bound after a step, in arithmetic whose roundings are each of at
+# most `unit`, relatively; `length` elements make a row of the weight.
+BoundAfter = Callable[[Bound, Mapping[str, Factor], float, float, float, int], Bound]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norms:
+    """The norms of whole rows that a kind divides by.
+
+    squares: (ops, rows, factors, scale) -> (n, 1), the sum of squares of each row, as far as the columns in `rows` go
+    bound:   of the numbers whose squares these are
+    length:  the role of the vector, one number for each output row, that stands over the norm
+    """
+
+    squares: Callable[[Ops, Array, Factors, Any], Array]
+    bound: BoundAfter
+    length: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """How factors change a weight.
+    """How factors change a weight. What a kind cannot do is None or empty: callers refuse it by name.
 
-    needs:       the roles of its factors; all must be there
+    roles:       the roles of its factors; all must be there
     by_row:      roles whose rows go with the output rows of the weight
-    by_column:   roles whose columns go with the input columns of the weight
+    by_column:   roles whose columns go with the input columns of the weight. Roles that are in neither are needed whole
                  A block of a weight (out, in) is made of rows, and needs only those rows of the factors that go
                  by row. Of a weight that is stored transposed, a block is made of columns.
-    expected:    shapes of the weight (out, in, ...) and of the factors -> the shapes that the factors must have,
+    shapes:      shapes of the weight (out, in, ...) and of the factors -> the shapes that the factors must have,
                  or None where this kind cannot change a weight of such a shape.
-    apply:       (block, factors, scale, weight): changes a block of the weight (out, in) in place; factors as
-                 matrices, cut to the block. Or a batch of single elements (n, 1, 1), with factors to match.
-    bound:       (size, factors, scale, weight, unit, length) -> the size after `apply`, in arithmetic whose roundings
-                 are each of at most `unit`, relatively; `length` elements make a row of the weight. The very `size`
-                 that it was given where `apply` changes nothing at all.
-    squares:     (block, factors, scale) -> the sum of squares of each row as far as the block goes. Where it is
-                 given, `apply` finds the norm of each whole row among its factors, under the role NORM.
-    squared:     as `bound`, of the numbers whose squares those are.
+    apply:       (ops, rows, factors, scale, weight): changes rows (n, columns) of the weight (out, in) in place;
+                 factors as matrices, cut to these. Or a batch of single elements (n, 1, 1), with factors to match.
+    bound:       the bound after `apply`. The very bound that it was given where `apply` changes nothing at all.
+    operations:  of numerics.ops.OPERATIONS, those that `apply` needs of a number system
+    norms:       where `apply` needs the norm of each whole row, which it finds among its factors, under the role NORM
     elementwise: each element depends on the same element of the factors alone, so blocks may be cut
                  anywhere and the weight may have any number of dimensions.
+    single:      float32 leaves few elements open, as a sum of products does
+    replaces:    its only factor takes the place of the weight; its scale plays no part
+    follows:     it belongs to the change of the same layer's weight, and is none by itself
+    pair:        roles (B, A): what it changes is made of scale·B·A, (out, r) and (r, in), which inputs can be
+                 multiplied with one after the other
+    is_product:  what it changes is scale·B·A and nothing else
+    low_rank:    (ops, factors) -> (B, A) with scale·B·A the whole change, (out, r) and (r, in): of what has no pair
+    misreadings: what verify calls the fault of a tool that read it otherwise -> the edit as it would be then
+    spellings:   how it is written, by the name of the format
     """
 
     name: str
-    needs: frozenset[str]
-    by_row: frozenset[str]
-    expected: Callable[[Shape, Mapping[str, Shape]], Mapping[str, Shape] | None]
-    apply: Callable[[Array, Mapping[str, Array], Any, Any], None]
-    bound: Callable[[Bound, Mapping[str, Factor], float, float, float, int], Bound]
+    roles: frozenset[str]
+    shapes: Callable[[Shape, Mapping[str, Shape]], Mapping[str, Shape] | None]
+    apply: Callable[[Ops, Array, Factors, Any, Any], None]
+    bound: BoundAfter
+    by_row: frozenset[str] = frozenset()
     by_column: frozenset[str] = frozenset()
-    squares: Callable[[Array, Mapping[str, Array], Any], Array] | None = None
-    squared: Callable[[Bound, Mapping[str, Factor], float, float, float, int], Bound] | None = None
+    operations: frozenset[str] = frozenset()
+    norms: Norms | None = None
     elementwise: bool = False
+    single: bool = False
+    replaces: bool = False
+    follows: bool = False
+    pair: tuple[str, str] | None = None
+    is_product: bool = False
+    low_rank: Callable[[Ops, Factors], tuple[Array, Array]] | None = None
+    misreadings: Mapping[str, Callable[[Edit], Edit]] = field(default_factory=dict)
+    spellings: Mapping[str, Spelling] = field(default_factory=dict)

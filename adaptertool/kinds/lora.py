@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Kind, Shape
-from adaptertool.numerics import product
+from adaptertool.kinds.kind import Factors, Kind, Shape
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, may_overflow, tiny
+from adaptertool.numerics.ops import Ops
 
 A, B = "lora_A", "lora_B"
 
@@ -22,7 +22,7 @@ def scaling(alpha: float, rank: int, *, rank_stabilised: bool) -> float:
     return alpha / math.sqrt(rank) if rank_stabilised else alpha / rank
 
 
-def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
+def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
     """A (r, in) and B (out, r) for a weight (out, in); r is what lora_A has.
 
     For a convolution (out, in, k, ...): A (r, in, k, ...) and B (out, r, 1, ...). The delta is that of the
@@ -34,22 +34,9 @@ def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]
     return {A: (rank, *weight[1:]), B: (weight[0], rank, *[1] * (len(weight) - 2))}
 
 
-def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:
+def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:
     """rows += weight·scale·B·A, in place. rows (n, columns); A (r, columns); B (n, r)."""
-    add_product(rows, factors[B] * (weight * scale), factors[A])
-
-
-def add_product(rows: Array, left: Array, right: Array) -> None:
-    """rows += left @ right, in place."""
-    if is_block(rows):
-        product.add_product(rows, left, right)
-    else:
-        rows += left @ right
-
-
-def is_block(rows: Array) -> bool:
-    """Rows of floats: no single elements, no exact numbers."""
-    return getattr(rows, "dtype", None) in ("float32", "float64") and rows.ndim == 2
+    ops.add_product(rows, factors[B] * (weight * scale), factors[A])
 
 
 def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:  # noqa: ARG001
@@ -75,11 +62,14 @@ def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: floa
 
 
 LORA = Kind(
-    "lora",
-    needs=frozenset({A, B}),
+    name="lora",
+    roles=frozenset({A, B}),
     by_row=frozenset({B}),
     by_column=frozenset({A}),
-    expected=expected,
+    shapes=shapes,
     apply=apply,
     bound=bound,
+    single=True,
+    pair=(B, A),
+    is_product=True,
 )

@@ -9,18 +9,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Kind, Shape
+from adaptertool.kinds.kind import Factors, Kind, Shape
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, may_overflow
+from adaptertool.numerics.ops import Ops
 
 BIAS = "lora_B.bias"
 
 
-def expected(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]:  # noqa: ARG001
+def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]:  # noqa: ARG001
     """The shape of the bias itself."""
     return {BIAS: weight}
 
 
-def apply(rows: Array, factors: Mapping[str, Array], scale: Any, weight: Any) -> None:
+def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:  # noqa: ARG001
     """rows += weight·scale·c, in place."""
     rows += factors[BIAS] * (weight * scale)
 
@@ -37,11 +38,12 @@ def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: floa
 
 
 OFFSET = Kind(
-    "offset",
-    needs=frozenset({BIAS}),
+    name="offset",
+    roles=frozenset({BIAS}),
     by_row=frozenset({BIAS}),
-    expected=expected,
+    shapes=shapes,
     apply=apply,
     bound=bound,
     elementwise=True,
+    follows=True,
 )

@@ -24,6 +24,7 @@ from adaptertool.live.change import arithmetic, as_torch, make_edit, norm_of, pl
 from adaptertool.live.memory import Slot
 from adaptertool.live.originals import Copies
 from adaptertool.live.session import Found, Session, resolve_live
+from adaptertool.numerics.ops import FLOATS
 from adaptertool.planning.sources import COMPOSITIONS, check_compose
 from adaptertool.spec.plan import Edit, Step
 
@@ -193,11 +194,11 @@ def _parts(slot: Slot, step: Step, inputs: Inputs) -> list[_Part]:
             assert chosen is not None
             stored = chain.factors(number, edit, chosen.places)
             factors = {role: as_torch(factor, tensor.device, wide) for role, factor in stored.items()}
-            if kind.squares is not None:
+            if kind.norms is not None:
                 some = (base if edit.on_base else now)[chosen.index, chosen.columns]
                 norm = norm_of(kind, some.T if edit.transposed else some, stored, edit.scale)
                 factors[NORM] = norm.to(wide)
-            if any(BY_NAME[later.kind].squares for later in step.edits[number + 1 :]):
+            if any(BY_NAME[later.kind].norms for later in step.edits[number + 1 :]):
                 now = now.to(arithmetic(tensor), copy=now is base)
                 make_edit(now, 0, chain, number, edit)
             ends = (chosen.columns, chosen.index)  # of a weight stored (out, in)
@@ -238,10 +239,10 @@ def _with_parts(
         lowered = layer.lower(x[..., part.inputs], factors[A]).movedim(layer.axis, 0)
         factors[A] = lowered.reshape(len(lowered), -1)
         some = rows[part.outputs]
-        offset = bias[part.outputs] if bias is not None and kind.squares is not None else None
+        offset = bias[part.outputs] if bias is not None and kind.norms is not None else None
         if offset is not None:
             some -= offset
-        kind.apply(some, factors, part.edit.scale, part.edit.weight)
+        kind.apply(FLOATS, some, factors, part.edit.scale, part.edit.weight)
         if offset is not None:
             some += offset
         if isinstance(part.outputs, list):  # else `some` shares its memory with `rows`

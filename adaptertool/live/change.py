@@ -16,6 +16,7 @@ from adaptertool.arithmetic.verbatim import replaces
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME, NORM, Kind
+from adaptertool.numerics.ops import FLOATS
 from adaptertool.spec.plan import Edit, Step
 
 BLOCK_ELEMENTS = 1 << 22  # of a weight computed at once: smaller ones cost more in calls
@@ -68,7 +69,7 @@ def change(tensor: torch.Tensor, step: Step, alpha: float, inputs: Inputs) -> No
         whole = written if written.is_contiguous() else written.contiguous()
         rows, columns = matrix(step)
         # The norms of a weight that is stored transposed are those of its columns.
-        turned = any(edit.transposed and BY_NAME[edit.kind].squares for edit in step.edits)
+        turned = any(edit.transposed and BY_NAME[edit.kind].norms for edit in step.edits)
         size = rows if turned else max(1, BLOCK_ELEMENTS // columns)
         chain = Chain(inputs, step)
         for first in range(0, rows, size):
@@ -112,16 +113,16 @@ def make_edit(rows: torch.Tensor, first: int, chain: Chain, number: int, edit: E
     weight = some.T if edit.transposed else some
     stored = chain.factors(number, edit, chosen.places)
     factors = {role: as_torch(factor, rows.device, rows.dtype) for role, factor in stored.items()}
-    if kind.squares is not None:
+    if kind.norms is not None:
         factors[NORM] = norm_of(kind, weight, stored, edit.scale).to(rows.dtype)
-    kind.apply(weight, factors, edit.scale, edit.weight)
+    kind.apply(FLOATS, weight, factors, edit.scale, edit.weight)
     if isinstance(chosen.index, list):  # else `some` shares its memory with `rows`
         rows[chosen.index] = some
 
 
 def norm_of(kind: Kind, weight: torch.Tensor, stored: dict[str, Any], scale: float) -> torch.Tensor:
     """‖V‖ of each row, (n, 1), summed in float64 where the device has it, over some columns at a time."""
-    assert kind.squares is not None
+    assert kind.norms is not None
     wide = _widest(weight)
     factors = {role: as_torch(factor, weight.device, wide) for role, factor in stored.items()}
     total = torch.zeros((len(weight), 1), dtype=wide, device=weight.device)
@@ -129,7 +130,7 @@ def norm_of(kind: Kind, weight: torch.Tensor, stored: dict[str, Any], scale: flo
     for first in range(0, weight.shape[1], size):
         columns = slice(first, first + size)
         cut = {role: factor[:, columns] if role in kind.by_column else factor for role, factor in factors.items()}
-        total += kind.squares(weight[:, columns].to(wide), cut, scale)
+        total += kind.norms.squares(FLOATS, weight[:, columns].to(wide), cut, scale)
     return total.sqrt()
 
 

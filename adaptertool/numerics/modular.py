@@ -53,10 +53,12 @@ class Residue:
     def __sub__(self, other: Residue) -> Residue:
         return self + Residue(-other.bits, other.exponent)
 
-    def __mul__(self, number: Fraction) -> Residue:
-        """By a dyadic rational."""
-        bits = (number.numerator + 2**63) % 2**64 - 2**63
-        return Residue(self.bits * np.int64(bits), self.exponent - (number.denominator.bit_length() - 1))
+    def __mul__(self, other: Fraction | Residue) -> Residue:
+        """By a dyadic rational, or element by element."""
+        if isinstance(other, Residue):
+            return Residue(self.bits * other.bits, self.exponent + other.exponent)
+        bits = (other.numerator + 2**63) % 2**64 - 2**63
+        return Residue(self.bits * np.int64(bits), self.exponent - (other.denominator.bit_length() - 1))
 
     def __matmul__(self, other: Residue) -> Residue:
         products = self.bits * other.bits.swapaxes(1, 2)

@@ -138,7 +138,7 @@ class Placer:
         shape = self._tensors[pieces[0].disk].spec.shape
         wanted = (*([experts] if stacked else []), total, *shape[1:])
         shapes = {role: ref.shape for role, ref in module.factors.items()}
-        expected = kind.expected(wanted, shapes)
+        expected = kind.shapes(wanted, shapes)
         if (stacked and module.kind != FULL.name) or expected is None or (len(shape) > 2 and module.kind != FULL.name):
             raise UnsupportedError(
                 f"{shown(module.target)} is stored in several tensors; {module.kind} on it is not supported yet"
@@ -175,7 +175,7 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
         rows = cut.of(total)
     width = spec.numel // total if total else 0
     view = View(width, rows, range(width), (len(rows), *spec.shape[1:]))
-    expected = kind.expected(view.shape, {role: ref.shape for role, ref in module.factors.items()})
+    expected = kind.shapes(view.shape, {role: ref.shape for role, ref in module.factors.items()})
     if len(spec.shape) > 2 and module.kind not in (FULL.name, OFFSET.name):
         expected = None
     if expected is None:

@@ -191,7 +191,7 @@ def _misfits(ref: Ref, module: Module, *, transposed: bool) -> dict[str, Shape] 
     """Roles whose shape is wrong, with the right one; None where the kind cannot change such a weight at all."""
     shapes = {role: factor.shape for role, factor in module.factors.items()}
     weight = _stored_shape(ref, module)
-    expected = BY_NAME[module.kind].expected(weight[::-1] if transposed else weight, shapes)
+    expected = BY_NAME[module.kind].shapes(weight[::-1] if transposed else weight, shapes)
     if expected is None:
         return None
     return {role: expected[role] for role, shape in shapes.items() if shape != expected[role]}

@@ -12,12 +12,12 @@ import numpy as np
 
 from adaptertool.arithmetic.blocks import Block
 from adaptertool.arithmetic.chain import Chain
-from adaptertool.arithmetic.region import as_floats
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.codecs.tensors import as_bytes
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import BY_NAME
+from adaptertool.numerics.ops import FLOATS
 from adaptertool.numerics.rounding import STORED, Array, doubles
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tensors import COMPUTED, Ref
@@ -130,7 +130,7 @@ class Candidate:
     @functools.cached_property
     def turns(self) -> bool:
         """Whether an edit depends on the norms of whole rows."""
-        return any(BY_NAME[edit.kind].squares is not None for edit in self.step.edits)
+        return any(BY_NAME[edit.kind].norms is not None for edit in self.step.edits)
 
     @functools.cached_property
     def adapters(self) -> list[int]:
@@ -156,7 +156,7 @@ class Candidate:
 
     def _picked(self, chain: Chain, block: Block, where: Array, numbers: Array) -> Array:
         at = where // block.columns, where % block.columns
-        picked: Array = chain.pick(as_floats, block.first, block.last, at, numbers[:, None, None]).ravel()
+        picked: Array = chain.pick(FLOATS, block.first, block.last, at, numbers[:, None, None]).ravel()
         return picked
 
     def _prefixes(self, block: Block) -> Iterator[Chain]:

@@ -67,7 +67,7 @@ def on_parameter(config: LoraConfig, file: Path, parameter: Parameter, roles: Ma
     """The low-rank change of a parameter; of fused experts one for each, in factors of E·r rows and columns."""
     target = f"{parameter.module}.{parameter.name}"
     rank = config.rank_of(target)
-    if roles.keys() != LORA.needs:
+    if roles.keys() != LORA.roles:
         raise InputError(f"{file}: {shown(target)} has {', '.join(sorted(roles))}, not {A} and {B}")
     shapes = [roles[role].spec.shape for role in (A, B)]
     if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1] or shapes[0][0] % rank:

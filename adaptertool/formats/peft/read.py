@@ -199,7 +199,7 @@ def _rank(config: LoraConfig, file: Path, name: str, a: Ref) -> int:
 def _in_attention(config: LoraConfig, file: Path, name: str, roles: Mapping[str, Ref]) -> Module:
     """The change of one of the two projections of a MultiheadAttention."""
     module = name.removesuffix(OUT_PROJ)
-    if roles.keys() != LORA.needs:
+    if roles.keys() != LORA.roles:
         raise InputError(f"{file}: {shown(name)} has {', '.join(sorted(roles))}, not {A} and {B}")
     rank, scale = _rank(config, file, module, roles[A]), config.scale_of(module)
     if name == module:
@@ -231,7 +231,7 @@ def _lora_modules(
 ) -> Iterator[Module]:
     """The low-rank change of a module's weight, and with `lora_bias` that of its bias."""
     kind = DORA if config.dora else LORA
-    expected = kind.needs | {BIAS} if config.bias else kind.needs
+    expected = kind.roles | {BIAS} if config.bias else kind.roles
     if roles.keys() != expected:
         missing, more = ", ".join(sorted(expected - roles.keys())), ", ".join(sorted(roles.keys() - expected))
         what = f"has no {missing}" if missing else f"has {more}, which {config.path.name} does not announce"

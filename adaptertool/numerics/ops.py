@@ -1,0 +1,135 @@
+"""What a number system can do, as a record of functions: the formulas of kinds are written once and run in each.
+
++, −, and the product with one number are operators in every system; what differs, or is lacking in some, stands here.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from adaptertool.numerics import product
+from adaptertool.numerics.dyadic import Dyadic
+from adaptertool.numerics.interval import intervals
+from adaptertool.numerics.modular import Residue
+
+Array = Any  # of numpy or torch: floats, or Interval; or Residue, or Dyadic
+
+TIMES, DIVIDE = OPERATIONS = ("times", "divide")  # what a system may lack
+
+_PART = 1 << 17  # elements that stay in the cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ops:
+    """The operations of one number system. One that is None it cannot do: it is passed over for what needs it.
+
+    array:        floats (numpy, float64), exactly, as numbers of this system
+    add_product:  (rows, left, right): rows += left @ right, in place; (n, columns), (n, r), (r, columns)
+    plus_product: the same, returned; `rows` stay as they are
+    squares:      (rows, left, right) -> (n, 1), the sum of squares of each row of rows + left @ right
+    times:        element by element, of shapes that broadcast
+    divide:       the same, by positive numbers
+    parts:        (rows) -> slices of rows that together are all of them, to be worked on one after another
+    """
+
+    name: str
+    exact: bool  # no result is rounded
+    array: Callable[[Any], Array]
+    add_product: Callable[[Array, Array, Array], None]
+    plus_product: Callable[[Array, Array, Array], Array]
+    squares: Callable[[Array, Array, Array], Array]
+    times: Callable[[Array, Array], Array] | None = None
+    divide: Callable[[Array, Array], Array] | None = None
+    parts: Callable[[Array], Iterator[slice]] = lambda _: iter((slice(None),))
+
+    def can(self, operations: frozenset[str]) -> bool:
+        """Whether it has all of these OPERATIONS."""
+        return all(getattr(self, name) is not None for name in operations)
+
+
+def _same(numbers: Array) -> Array:
+    return numbers
+
+
+def _add_product(rows: Array, left: Array, right: Array) -> None:
+    rows += left @ right
+
+
+def _plus_product(rows: Array, left: Array, right: Array) -> Array:
+    return left @ right + rows
+
+
+def _squares(rows: Array, left: Array, right: Array) -> Array:
+    whole = left @ right + rows
+    return (whole * whole).sum(1)[:, None]
+
+
+def _block_plus_product(rows: Array, left: Array, right: Array) -> Array:
+    whole = rows.copy()
+    product.add_product(whole, left, right)
+    return whole
+
+
+def _cached(rows: Array) -> Iterator[slice]:
+    step = max(1, _PART // max(rows.shape[1], 1))
+    return (slice(first, first + step) for first in range(0, len(rows), step))
+
+
+# Rows of float32 or float64, (n, columns), by the kernel or BLAS; squares are float64
+BLOCKS = Ops(
+    name="blocks",
+    exact=False,
+    array=_same,
+    add_product=product.add_product,
+    plus_product=_block_plus_product,
+    squares=product.squares,
+    times=operator.mul,
+    divide=operator.truediv,
+    parts=_cached,
+)
+# Floats by operators: batches of single elements (n, 1, 1) of numpy, and tensors of torch
+FLOATS = Ops(
+    name="floats",
+    exact=False,
+    array=_same,
+    add_product=_add_product,
+    plus_product=_plus_product,
+    squares=_squares,
+    times=operator.mul,
+    divide=operator.truediv,
+)
+# Modulo 2^64: for many elements at once; a residue has no inverse
+RESIDUES = Ops(
+    name="residues",
+    exact=True,
+    array=Residue.of,
+    add_product=_add_product,
+    plus_product=_plus_product,
+    squares=_squares,
+    times=operator.mul,
+)
+# Integers of any size times a power of two (numerics.dyadic)
+DYADICS = Ops(
+    name="dyadics",
+    exact=True,
+    array=Dyadic.of,
+    add_product=_add_product,
+    plus_product=_plus_product,
+    squares=_squares,
+    times=operator.mul,
+)
+# Arrays of intervals between rationals (numerics.interval)
+INTERVALS = Ops(
+    name="intervals",
+    exact=True,
+    array=intervals,
+    add_product=_add_product,
+    plus_product=_plus_product,
+    squares=_squares,
+    times=operator.mul,
+    divide=operator.truediv,
+)
+SYSTEMS: tuple[Ops, ...] = (BLOCKS, FLOATS, RESIDUES, DYADICS, INTERVALS)
