@@ -19,7 +19,7 @@ from adaptertool.arithmetic.tiling import matrix
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import DORA
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.lowrank import Factors, singular_values
 from adaptertool.numerics.rounding import STORED, Array
@@ -68,7 +68,7 @@ def steps_of(plan: Plan) -> Steps:
 
 def needs_base(step: Step) -> bool:
     """Whether more than factors is read."""
-    return any(edit.kind == DORA.name for edit in step.edits)
+    return any(kind_of(edit).norms for edit in step.edits)
 
 
 def effect(inputs: Inputs, steps: Sequence[Step], others: Mapping[str, Other]) -> float | None:

@@ -24,8 +24,9 @@ from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs.tensors import as_bytes, read_tensor
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import FULL, Bound, has_few_bits, interpolated
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
+from adaptertool.numerics.error_bound import Bound, has_few_bits, interpolated
 from adaptertool.numerics.lowest_bit import grain_of
 from adaptertool.numerics.rounding import (
     FINITE,
@@ -223,7 +224,7 @@ def _fail_not_finite(inputs: Inputs, block: Block, stored: Array, result: Array)
     if not np.isfinite(before := doubles(stored[where : where + 1], base.spec.dtype)[0]):
         raise NonFiniteError(f"{base.path}: {place} holds {before}; such a tensor cannot be edited")
     for edit in block.step.edits:
-        if edit.kind == FULL.name and edit.view is None:
+        if kind_of(edit).replaces and edit.view is None:
             ref = edit.factors[TUNED]
             if not np.isfinite(number := read_tensor(inputs, ref, element, element + 1)[0]):
                 raise NonFiniteError(f"{ref.path}: {place} holds {number}; it cannot be interpolated")

@@ -14,7 +14,8 @@ from adaptertool.arithmetic.requirements import requirements_of
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import BY_NAME, NORM, Bound, Factor
+from adaptertool.kinds import NORM, kind_of
+from adaptertool.numerics.error_bound import Bound, Factor
 from adaptertool.numerics.ops import BLOCKS, Ops
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit, Step
@@ -71,7 +72,7 @@ class Chain:
             chosen = choose(edit, first, first + len(rows))
             if chosen is None:
                 continue
-            kind, some = BY_NAME[edit.kind], rows[chosen.index, chosen.columns]
+            kind, some = kind_of(edit), rows[chosen.index, chosen.columns]
             factors = self.factors(number, edit, chosen.places)
             if number in norms:
                 factors[NORM] = norms[number]
@@ -114,7 +115,7 @@ class Chain:
                 if edit.transposed:
                     factors[NORM] = Factor(norms[number], self._squares_of_columns(number, edit)[1])
                     length = 32 * self.rows  # summed in parts: as if each were a row (numerics.product.roundings)
-            kind = BY_NAME[edit.kind]
+            kind = kind_of(edit)
             if row is not None:
                 place = chosen.row_of(row, transposed=self.transposed)
                 if place is None:
@@ -148,7 +149,7 @@ class Chain:
             where, places = chosen.inside(at)
             if not len(where):
                 continue
-            kind = BY_NAME[edit.kind]
+            kind = kind_of(edit)
             cut = self._known(number, edit, chosen.places).items()
             factors = {role: taken(ops, kind, role, factor, edit, places) for role, factor in cut}
             if norms and number in norms:
@@ -175,7 +176,7 @@ class Chain:
         return found[1]
 
     def _cut(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Factor]:
-        kind = BY_NAME[edit.kind]
+        kind = kind_of(edit)
         by_row = frozenset() if edit.transposed else kind.by_row
         cut = {}
         for role, ref in edit.factors.items():
@@ -219,7 +220,7 @@ class Chain:
         """
         with self._lock:
             if number not in self._squares:
-                kind = BY_NAME[edit.kind]
+                kind = kind_of(edit)
                 assert kind.norms is not None
                 view = edit.view
                 begin, end = (0, self.rows) if view is None else (view.rows[0], view.rows[-1] + 1)

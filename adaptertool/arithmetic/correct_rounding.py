@@ -18,7 +18,7 @@ import numpy as np
 from adaptertool.arithmetic.chain import UNIT, Chain
 from adaptertool.arithmetic.exact_norms import ExactRows
 from adaptertool.errors import InternalError, UnsupportedError, argument, shown
-from adaptertool.kinds import Bound, interpolated
+from adaptertool.numerics.error_bound import Bound, interpolated
 from adaptertool.numerics.interval import Interval, intervals
 from adaptertool.numerics.modular import Residue
 from adaptertool.numerics.ops import FLOATS, INTERVALS, RESIDUES

@@ -12,7 +12,7 @@ import numpy as np
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import choose
 from adaptertool.codecs.tensors import read_rows
-from adaptertool.kinds import BY_NAME, NORM, Kind
+from adaptertool.kinds import NORM, Kind, kind_of
 from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import Interval, intervals, roots
 from adaptertool.numerics.ops import DYADICS, INTERVALS
@@ -41,7 +41,7 @@ class ExactRows:
         first, last = (0, self._chain.rows) if turned else (row, row + 1)
         floats = self._stored(row, column, turned=turned)
         for number, edit in enumerate(self._chain.step.edits):
-            kind, chosen = BY_NAME[edit.kind], choose(edit, first, last)
+            kind, chosen = kind_of(edit), choose(edit, first, last)
             if kind.norms is None or chosen is None:
                 continue
             columns = range(self._chain.columns)[chosen.columns]
@@ -83,7 +83,7 @@ class ExactRows:
                 continue
             cut = self._chain.factors(number, edit, chosen.places)
             columns = range(self._chain.columns)[chosen.columns]
-            kind, index = BY_NAME[edit.kind], (chosen.index, chosen.columns)
+            kind, index = kind_of(edit), (chosen.index, chosen.columns)
             if turned:
                 if column not in columns:
                     continue

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from adaptertool.kinds import NORM, Factor, Kind
+from adaptertool.kinds import NORM, Kind
+from adaptertool.numerics.error_bound import Factor
 from adaptertool.numerics.ops import RESIDUES, Ops
 from adaptertool.spec.plan import Edit
 

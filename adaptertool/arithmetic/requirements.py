@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptertool.kinds import BY_NAME
+from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Edit
 
 
@@ -28,7 +28,7 @@ class Requirements:
 
 
 def requirements_of(edits: Sequence[Edit]) -> Requirements:
-    kinds = [BY_NAME[edit.kind] for edit in edits]
+    kinds = [kind_of(edit) for edit in edits]
     has_norms = [kind.norms is not None for kind in kinds]
     first = [edit.on_base or number == 0 for number, edit in enumerate(edits)]
     pairs = list(zip(kinds, edits, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adaptertool.kinds import BY_NAME
+from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Step
 
 BLOCK_ELEMENTS = 1 << 20  # elements of a weight computed at once: smaller blocks cost more in calls
@@ -12,7 +12,7 @@ def matrix(step: Step) -> tuple[int, int]:
     """(rows, columns) of the tensor as it is cut into blocks; rows of one element where the edits allow it."""
     numel = step.base.spec.numel
     views = [edit.view for edit in step.edits if edit.view is not None]
-    if not views and all(BY_NAME[edit.kind].elementwise for edit in step.edits):
+    if not views and all(kind_of(edit).elementwise for edit in step.edits):
         return numel, 1
     rows = max(step.base.spec.shape[0], 1)
     width = views[0].width if views else numel // rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adaptertool.kinds import FULL
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tensors import Ref
@@ -27,4 +27,4 @@ def verbatim(step: Step, alpha: float) -> Ref | None:
 def replaces(step: Step) -> bool:
     """Whether the last edit puts another tensor in the place of all that was before."""
     last = step.edits[-1] if step.edits else None
-    return last is not None and last.kind == FULL.name and last.weight == 1 and last.view is None
+    return last is not None and kind_of(last).replaces and last.weight == 1 and last.view is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adaptertool.arithmetic.tiling import BLOCK_ELEMENTS, block_rows, matrix
 from adaptertool.arithmetic.verbatim import verbatim
-from adaptertool.kinds import BY_NAME
+from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Plan, Step
 from adaptertool.spec.tensors import KEPT, WINDOW
 
@@ -49,7 +49,7 @@ def _factors(step: Step, rows: int, at_once: int) -> tuple[int, int]:
     one row of the factors that go by row: as stored, widened, and times the scale."""
     held = widest = longest = 0
     for edit in step.edits:
-        kind, view = BY_NAME[edit.kind], edit.view
+        kind, view = kind_of(edit), edit.view
         longest = max(longest, rows if view is None else len(view.rows))
         kept = edit.transposed or (view is not None and isinstance(view.rows, tuple))
         for role, factor in edit.factors.items():

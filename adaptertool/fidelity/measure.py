@@ -19,11 +19,11 @@ from adaptertool.errors import NonFiniteError, shown
 from adaptertool.fidelity.closeness import WeightTally
 from adaptertool.fidelity.model import unit
 from adaptertool.fidelity.outputs import Outputs
-from adaptertool.fidelity.paths import LOW_RANK, Variants, is_looked_up, why_no_outputs
+from adaptertool.fidelity.paths import Variants, is_looked_up, why_no_outputs
 from adaptertool.fidelity.probe import Probe
 from adaptertool.fidelity.summary import EXPECTED, SUSPECT
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import DORA
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.rounding import Array, doubles
 from adaptertool.reports.drift import ModuleDrift, WeightDrift
@@ -47,14 +47,14 @@ class Measured:
         """Of all adapters together; of experts, that of one."""
         ranks: dict[int, int] = {}
         for edit in self.step.edits:
-            if edit.kind in LOW_RANK:
+            if kind_of(edit).pair:
                 ranks[edit.adapter] = max(ranks.get(edit.adapter, 0), edit.factors[A].shape[0])
         return sum(ranks.values())
 
     @property
     def form(self) -> tuple[int, int, int] | None:
         """(out, in, rank) of the layer, where it is one matrix that inputs are multiplied with."""
-        low = [edit for edit in self.step.edits if edit.kind in LOW_RANK]
+        low = [edit for edit in self.step.edits if kind_of(edit).pair]
         if why_no_outputs(self.step) is not None or is_looked_up(low[0]) or any(edit.view for edit in low):
             return None
         rows, columns = matrix(self.step)
@@ -112,7 +112,7 @@ def _count_factors(tally: WeightTally, block: Block) -> None:
     """What other recipes may have rounded on the way to the merged weight."""
     for number, edit in enumerate(block.step.edits):
         chosen = choose(edit, block.first, block.last)
-        if chosen is None or edit.kind not in LOW_RANK:
+        if chosen is None or not kind_of(edit).pair:
             continue
         factors = block.chain.factors(number, edit, chosen.places)
         a, b, times = factors[A], factors[B], (edit.scale * edit.weight) ** 2
@@ -124,7 +124,7 @@ def _count_factors(tally: WeightTally, block: Block) -> None:
 
 def _roundings(step: Step) -> int:
     """Of the weight, at most: for each adapter one, and for DoRA those of m, the norm, their quotient and V."""
-    by_ratio = {edit.adapter for edit in step.edits if edit.kind == DORA.name}
+    by_ratio = {edit.adapter for edit in step.edits if kind_of(edit).norms}
     return len({edit.adapter for edit in step.edits}) + 4 * len(by_ratio)
 
 

@@ -19,10 +19,10 @@ from adaptertool.errors import NonFiniteError, shown
 from adaptertool.fidelity.closeness import Closeness
 from adaptertool.fidelity.inference import energy, held, low_rank, powers, with_dora, with_lora, working
 from adaptertool.fidelity.model import rounding, summing
-from adaptertool.fidelity.paths import EXACTLY, LOW_RANK, Beside, Norms, Variants, is_looked_up
+from adaptertool.fidelity.paths import EXACTLY, Beside, Norms, Variants, is_looked_up
 from adaptertool.fidelity.probe import Probe
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import DORA
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.rounding import Array
@@ -38,7 +38,7 @@ class Outputs:
     def __init__(self, step: Step, variants: Variants, paths: Sequence[str], x: Array | None) -> None:
         self._variants, self._paths, self._dtype = variants, paths, step.spec.dtype
         self._name, (self._rows, self._columns) = step.spec.name, matrix(step)
-        turned = any(edit.transposed for edit in step.edits if edit.kind in LOW_RANK)
+        turned = any(edit.transposed for edit in step.edits if kind_of(edit).pair)
         self._period = step.spec.shape[-2] if turned and x is not None else 0  # rows of one layer that is stored so
         self._x = None if x is None else held(x, self._dtype)
         self._power = np.ones(1) if self._x is None else powers(self._x, 0)
@@ -52,7 +52,7 @@ class Outputs:
     @classmethod
     def of(cls, inputs: Inputs, step: Step, variants: Variants, probe: Probe, paths: frozenset[str]) -> Outputs | None:
         """None where no inputs were recorded for this tensor."""
-        low = [edit for edit in step.edits if edit.kind in LOW_RANK]
+        low = [edit for edit in step.edits if kind_of(edit).pair]
         chosen = [path for path in variants.paths if path in paths]
         if is_looked_up(low[0]):
             return cls(step, variants, chosen, None)
@@ -143,7 +143,7 @@ class Outputs:
     def _with(
         self, edit: Edit, y: Array, change: tuple[Array, Array], factors: Mapping[str, Array], norm: Array | None
     ) -> tuple[Array, float]:
-        if edit.kind != DORA.name:
+        if kind_of(edit).norms is None:
             return with_lora(y, change, edit.scale * edit.weight, self._dtype)
         assert norm is not None
         vectors = factors[MAGNITUDE].reshape(-1), norm.reshape(-1)

@@ -16,24 +16,22 @@ import numpy as np
 from adaptertool.arithmetic.blocks import Block
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import BY_NAME, DORA, FULL, LORA
-from adaptertool.kinds.lora import A
+from adaptertool.kinds import kind_of
 from adaptertool.numerics.rounding import Array, doubles, rounded
 from adaptertool.reports.run import MERGED, PATHS, STACKED, STEPWISE, UNMERGED
 from adaptertool.spec.plan import Edit, Step
 
 EXACTLY = "exact"  # merged in real numbers
-LOW_RANK = (LORA.name, DORA.name)
 
 Norms = Mapping[int, Array]
 
 
 def why_no_outputs(step: Step) -> str | None:
     """Why nothing is computed with this weight that merging could change; None where outputs can be compared."""
-    low = [edit for edit in step.edits if edit.kind in LOW_RANK]
-    others = [edit for edit in step.edits if edit.kind not in LOW_RANK]
-    if any(edit.kind != FULL.name or edit.view is not None for edit in others):
-        vector = all(BY_NAME[edit.kind].elementwise for edit in others) and not low
+    low = [edit for edit in step.edits if kind_of(edit).pair]
+    others = [edit for edit in step.edits if not kind_of(edit).pair]
+    if any(not kind_of(edit).replaces or edit.view is not None for edit in others):
+        vector = all(kind_of(edit).elementwise for edit in others) and not low
         return "added or looked up, never multiplied" if vector else "of these kinds only the weight is compared"
     if not low:
         return "replaced whole: merged or not, the same is computed"
@@ -46,7 +44,7 @@ def why_no_outputs(step: Step) -> str | None:
 
 def is_looked_up(edit: Edit) -> bool:
     """Whether the layer is an embedding, of which inputs choose rows. The factors' names tell."""
-    return edit.kind in LOW_RANK and ".lora_embedding_" in edit.factors[A].spec.name
+    return any(".lora_embedding_" in ref.spec.name for ref in edit.factors.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class Beside:
 
     @classmethod
     def of(cls, inputs: Inputs, step: Step, edits: Sequence[Edit]) -> Beside:
-        last = max((n for n, edit in enumerate(edits) if edit.kind == FULL.name), default=-1)
+        last = max((n for n, edit in enumerate(edits) if kind_of(edit).replaces), default=-1)
         full, low = edits[last : last + 1] if last >= 0 else (), tuple(edits[last + 1 :])
         return cls(
             Chain(inputs, step._replace(edits=tuple(full))) if full else None,
@@ -73,7 +71,7 @@ class Beside:
             rows = rows.copy()
             self.replaced.apply(rows, first, rows.copy())
             rows = _stored(rows, dtype)
-        if not any(BY_NAME[edit.kind].norms for edit in self.edits):
+        if not any(kind_of(edit).norms for edit in self.edits):
             return rows, {}
         return rows, self.low.apply(rows.copy(), first, rows)
 
@@ -94,7 +92,7 @@ class Variants:
         on_top = self._each[-1] if own[-1] else []
         self.last = Beside.of(inputs, step, on_top)
         self._below = len(self._each) - bool(on_top)
-        dora = len(self._each) > 1 and any(edit.kind == DORA.name for edit in step.edits)
+        dora = len(self._each) > 1 and any(kind_of(edit).norms for edit in step.edits)
         self._order_matters = dora
         # Norms of a tensor stored (in, out) are taken over all of its rows on the disk, not of what others made of it
         turned = dora and any(edit.transposed for edit in step.edits)

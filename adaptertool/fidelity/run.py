@@ -12,11 +12,12 @@ from adaptertool.engine.preflight import require_finite_factors
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.fidelity.cost import layer_costs
 from adaptertool.fidelity.measure import Measured, measure
-from adaptertool.fidelity.paths import LOW_RANK, is_looked_up, why_no_outputs
+from adaptertool.fidelity.paths import is_looked_up, why_no_outputs
 from adaptertool.fidelity.probe import Probe, recorded
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header
 from adaptertool.files.reader import Inputs
+from adaptertool.kinds import kind_of
 from adaptertool.reports.drift import LayerCost, ModuleDrift
 from adaptertool.resolution.nearest import nearest
 from adaptertool.spec.plan import Plan, Step
@@ -47,7 +48,7 @@ def probe_of(rows: int, steps: Sequence[Step], header: Header | None) -> Probe:
         return Probe(rows)
     names = {}
     for step in steps:
-        low = [edit for edit in step.edits if edit.kind in LOW_RANK]
+        low = [edit for edit in step.edits if kind_of(edit).pair]
         if why_no_outputs(step) is None and not is_looked_up(low[0]):
             own = (step.spec.name.removesuffix(".weight"), step.spec.name, *(edit.module for edit in low))
             names[step.spec.name] = tuple(dict.fromkeys(own))
@@ -79,3 +80,6 @@ def measure_all(
 
 def costs_of(subjects: Iterable[Measured]) -> tuple[LayerCost, ...]:
     return layer_costs(Counter(form for subject in subjects if (form := subject.form) is not None))
+
+
+# TODO kind_of

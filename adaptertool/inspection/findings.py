@@ -10,7 +10,7 @@ from typing import Any
 from adaptertool.architectures.families import ATTENTION, EXPERTS, MLP, OTHER
 from adaptertool.errors import shown
 from adaptertool.inspection.capacity import LEARNING_RATE
-from adaptertool.kinds import OFFSET
+from adaptertool.kinds import BY_NAME, kind_of
 from adaptertool.reports.inspect import AdapterFacts, Coverage, InspectedModule
 
 _REGRET = "LoRA Without Regret, Thinking Machines 2025"
@@ -34,7 +34,7 @@ def findings(path: str, facts: AdapterFacts, *, truncates: bool) -> Iterator[str
 
 
 def _of_coverage(modules: Sequence[InspectedModule], coverage: Sequence[Coverage]) -> Iterator[str]:
-    families = {module.family for module in modules if module.kind != OFFSET.name}
+    families = {module.family for module in modules if module.kind not in BY_NAME or not kind_of(module).follows}
     bases = [one.base for one in coverage if one.family in (MLP, EXPERTS)]  # none of a model named in ways unknown here
     known = any(bases) or all(one.base is None for one in coverage)
     if ATTENTION in families and not families & {MLP, EXPERTS, OTHER} and known:

@@ -126,5 +126,6 @@ DORA = Kind(
     norms=Norms(squares=squares, bound=lora.bound, length=MAGNITUDE),
     single=True,
     pair=(B, A),
+    anew=(B, MAGNITUDE),
     misreadings={"magnitude-ignored": without_magnitude},
 )

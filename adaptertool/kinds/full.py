@@ -49,4 +49,5 @@ FULL = Kind(
     bound=bound,
     elementwise=True,
     replaces=True,
+    anew=(TUNED,),
 )

@@ -62,6 +62,9 @@ class Kind:
     pair:        roles (B, A): what it changes is made of scale·B·A, (out, r) and (r, in), which inputs can be
                  multiplied with one after the other
     is_product:  what it changes is scale·B·A and nothing else
+    linear:      what it changes is proportional to its scale
+    anew:        roles of the factors that another adapter of this kind has, which makes W + α·(W' − W); none where that
+                 is made by another scale, or by no adapter of this kind
     low_rank:    (ops, factors) -> (B, A) with scale·B·A the whole change, (out, r) and (r, in): of what has no pair
     misreadings: what verify calls the fault of a tool that read it otherwise -> the edit as it would be then
     spellings:   how it is written, by the name of the format
@@ -82,6 +85,8 @@ class Kind:
     follows: bool = False
     pair: tuple[str, str] | None = None
     is_product: bool = False
+    linear: bool = False
+    anew: tuple[str, ...] = ()
     low_rank: Callable[[Ops, Factors], tuple[Array, Array]] | None = None
     misreadings: Mapping[str, Callable[[Edit], Edit]] = field(default_factory=dict)
     spellings: Mapping[str, Spelling] = field(default_factory=dict)

@@ -72,4 +72,5 @@ LORA = Kind(
     single=True,
     pair=(B, A),
     is_product=True,
+    linear=True,
 )

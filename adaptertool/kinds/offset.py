@@ -46,4 +46,5 @@ OFFSET = Kind(
     bound=bound,
     elementwise=True,
     follows=True,
+    linear=True,
 )

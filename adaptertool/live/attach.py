@@ -17,7 +17,7 @@ from adaptertool.arithmetic.region import choose
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.errors import shown
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import BY_NAME, DORA, LORA, NORM
+from adaptertool.kinds import BY_NAME, NORM, kind_of
 from adaptertool.kinds.lora import A
 from adaptertool.live.bypass import forget_compiled, parents_in, readers_in
 from adaptertool.live.change import arithmetic, as_torch, make_edit, norm_of, plain_arithmetic
@@ -147,7 +147,7 @@ def _shared_out(
 def _acts_on_output(slot: Slot, edits: Sequence[Edit]) -> bool:
     layer = _layer(slot.module) if slot.key == "weight" else None
     return layer is not None and all(
-        edit.kind in (LORA.name, DORA.name)
+        kind_of(edit).pair
         and edit.transposed == layer.transposed
         and (edit.view is None or isinstance(slot.module, nn.Linear) or layer.transposed)
         for edit in edits
@@ -155,7 +155,7 @@ def _acts_on_output(slot: Slot, edits: Sequence[Edit]) -> bool:
 
 
 def _merged_after_all(placed: Mapping[str, Sequence[Edit]]) -> list[str]:
-    names = [name for name, edits in placed.items() if any(edit.kind in (LORA.name, DORA.name) for edit in edits)]
+    names = [name for name, edits in placed.items() if any(kind_of(edit).pair for edit in edits)]
     if not names:
         return []
     return [f"{len(names)} weights are merged in memory, since no layer's output shows them alone: {shown(names[0])}"]
@@ -190,7 +190,7 @@ def _parts(slot: Slot, step: Step, inputs: Inputs) -> list[_Part]:
     with plain_arithmetic(tensor):
         base = now = tensor.reshape(rows, columns)
         for number, edit in enumerate(step.edits):
-            kind, chosen = BY_NAME[edit.kind], choose(edit, 0, rows)
+            kind, chosen = kind_of(edit), choose(edit, 0, rows)
             assert chosen is not None
             stored = chain.factors(number, edit, chosen.places)
             factors = {role: as_torch(factor, tensor.device, wide) for role, factor in stored.items()}
@@ -198,7 +198,7 @@ def _parts(slot: Slot, step: Step, inputs: Inputs) -> list[_Part]:
                 some = (base if edit.on_base else now)[chosen.index, chosen.columns]
                 norm = norm_of(kind, some.T if edit.transposed else some, stored, edit.scale)
                 factors[NORM] = norm.to(wide)
-            if any(BY_NAME[later.kind].norms for later in step.edits[number + 1 :]):
+            if any(kind_of(later).norms for later in step.edits[number + 1 :]):
                 now = now.to(arithmetic(tensor), copy=now is base)
                 make_edit(now, 0, chain, number, edit)
             ends = (chosen.columns, chosen.index)  # of a weight stored (out, in)

@@ -15,7 +15,7 @@ from adaptertool.arithmetic.tiling import matrix
 from adaptertool.arithmetic.verbatim import replaces
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import BY_NAME, NORM, Kind
+from adaptertool.kinds import NORM, Kind, kind_of
 from adaptertool.numerics.ops import FLOATS
 from adaptertool.spec.plan import Edit, Step
 
@@ -69,7 +69,7 @@ def change(tensor: torch.Tensor, step: Step, alpha: float, inputs: Inputs) -> No
         whole = written if written.is_contiguous() else written.contiguous()
         rows, columns = matrix(step)
         # The norms of a weight that is stored transposed are those of its columns.
-        turned = any(edit.transposed and BY_NAME[edit.kind].norms for edit in step.edits)
+        turned = any(edit.transposed and kind_of(edit).norms for edit in step.edits)
         size = rows if turned else max(1, BLOCK_ELEMENTS // columns)
         chain = Chain(inputs, step)
         for first in range(0, rows, size):
@@ -108,7 +108,7 @@ def make_edit(rows: torch.Tensor, first: int, chain: Chain, number: int, edit: E
     chosen = choose(edit, first, first + len(rows))
     if chosen is None:
         return
-    kind = BY_NAME[edit.kind]
+    kind = kind_of(edit)
     some = rows[chosen.index, chosen.columns]
     weight = some.T if edit.transposed else some
     stored = chain.factors(number, edit, chosen.places)

@@ -24,8 +24,8 @@ from adaptertool.formats.beside import assets_of
 from adaptertool.formats.peft.keys import plain_keys
 from adaptertool.formats.peft.packing import layout_of
 from adaptertool.formats.peft.read import CONFIG, WEIGHTS
-from adaptertool.kinds import DORA, FULL
-from adaptertool.kinds.dora import MAGNITUDE, widened
+from adaptertool.kinds import kind_of
+from adaptertool.kinds.dora import widened
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.lora import B
 from adaptertool.resolution.ties import FLAG, STORED_APART
@@ -33,7 +33,6 @@ from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Asset, Edit, Plan, Shard, Step
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 
-_ANEW = {DORA.name: (B, MAGNITUDE), FULL.name: (TUNED,)}  # what is made anew, by kind
 _TO_BE_APART = f"a merge of OUT stores them apart, and its config.json says {FLAG}: false"
 
 
@@ -43,8 +42,13 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
     Raises UnsupportedError for what is no adapter again, UsageError for a lora_alpha beyond what a number holds.
     """
     config = adapter.path / CONFIG
-    kinds = {edit.kind for step in plan.steps() for edit in step.edits} - {FULL.name}
-    if DORA.name in kinds and len(kinds) > 1:
+    kinds = [kind_of(edit) for step in plan.steps() for edit in step.edits]
+    for kind in kinds:
+        if not kind.linear and not kind.anew:
+            raise UnsupportedError(
+                f"{config}: between {kind.name} and the base lies no adapter of its kind that is known"
+            )
+    if any(kind.norms for kind in kinds) and any(kind.linear for kind in kinds):
         raise UnsupportedError(f"{config}: DoRA beside plain LoRA: --as-adapter would need a lora_alpha for each")
     if others := [path for path in adapter.files if path not in (config, adapter.path / WEIGHTS)]:
         raise UnsupportedError(
@@ -54,7 +58,7 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
     shard, notes = _factors_file(plan, adapter)
     assets, left = assets_of(adapter.path)
     outputs, inputs = plan.outputs, dict(plan.inputs)
-    if kinds - {DORA.name}:
+    if any(kind.linear for kind in kinds):
         fields = load_json(config)
         fields |= layout_of(adapter, fields)
         outputs = tuple(
@@ -106,7 +110,7 @@ def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
             for ref, new in _made(step, edit):
                 made.setdefault(ref.spec.name, {})[ref.offset] = new
     for module in adapter.modules:
-        for role in _ANEW.get(module.kind, ()):
+        for role in kind_of(module).anew:
             ref = module.factors[role]
             if ref.spec.name in made or not ref.spec.numel:
                 continue
@@ -153,16 +157,16 @@ def _is_twin(step: Step, ref: Ref) -> bool:
 
 def _made(step: Step, edit: Edit) -> Iterator[tuple[Ref, Step]]:
     """(tensor of the adapter or some rows of it, how it is made anew) for all that `edit` has of such."""
-    if edit.kind == DORA.name:
-        if any(other.kind == FULL.name for other in step.edits):
+    if kind_of(edit).norms:
+        if any(kind_of(other).replaces for other in step.edits):
             raise UnsupportedError(
                 f"{edit.factors[B].path}: {shown(edit.module)} has a saved weight under DoRA; between it and the base "
                 "lies no DoRA adapter: write a checkpoint, without --as-adapter"
             )
-        for role in _ANEW[DORA.name]:
+        for role in kind_of(edit).anew:
             ref = edit.factors[role]
             yield ref, Step(_as_dtype(ref.spec, widened(ref.spec.dtype)), 0, step.base, (edit,), makes=role)
-    elif edit.kind == FULL.name:
+    elif kind_of(edit).replaces:
         for base, ref in _saved(step.base, edit):
             yield ref, Step(ref.spec, 0, base, (edit._replace(factors={TUNED: ref}, view=None),))
 

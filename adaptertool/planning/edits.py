@@ -9,7 +9,7 @@ from typing import NoReturn
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.reader import same_bytes
-from adaptertool.kinds import FULL
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.planning.layout import TensorSetChange
 from adaptertool.resolution.heads import Head, require_only, take_head
@@ -71,7 +71,7 @@ def _without_copies(subject: Base, adapter: Adapter, target: str, modules: Seque
     kept = []
     for module in modules:
         ref = module.factors.get(TUNED)
-        if len(modules) > 1 and module.kind == FULL.name and module.rows is None and ref is not None:
+        if len(modules) > 1 and kind_of(module).replaces and module.rows is None and ref is not None:
             base = subject.tensors[target]
             if ref.spec[1:] != base.spec[1:] or not same_bytes(ref, base):
                 raise UnsupportedError(

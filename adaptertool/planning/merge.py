@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.kinds import DORA, FULL
+from adaptertool.kinds import kind_of
 from adaptertool.planning.assemble import make_plan
 from adaptertool.planning.edits import adapter_edits
 from adaptertool.resolution.resolve import open_base
@@ -38,7 +38,7 @@ def _replacements(edits: Mapping[str, Sequence[Edit]]) -> list[str]:
         f"{shown(target)}: the saved tensor of adapter {last.adapter + 1} replaces the changes of those before it"
         for target, chain in edits.items()
         for last in chain
-        if last.kind == FULL.name and last.weight != 0 and last.adapter > chain[0].adapter
+        if kind_of(last).replaces and last.weight != 0 and last.adapter > chain[0].adapter
     ]
 
 
@@ -46,12 +46,12 @@ def require_mixable(edits: Mapping[str, Sequence[Edit]]) -> None:
     """Refuse what has no agreed meaning when adapters act together: DoRA with a weight, or on a replaced weight, and
     a saved tensor beside another adapter's change."""
     for target, chain in edits.items():
-        if any(edit.kind == FULL.name for edit in chain) and len({edit.adapter for edit in chain}) > 1:
+        if any(kind_of(edit).replaces for edit in chain) and len({edit.adapter for edit in chain}) > 1:
             raise UnsupportedError(f"{shown(target)}: a replaced weight and another adapter in mixed composition")
-        if len(chain) > 1 and any(edit.kind == DORA.name for edit in chain):
+        if len(chain) > 1 and any(kind_of(edit).norms for edit in chain):
             if any(edit.weight != 1 for edit in chain):
                 raise UnsupportedError(f"{shown(target)}: weights other than 1 with DoRA in mixed composition")
-            if any(edit.kind == FULL.name for edit in chain):
+            if any(kind_of(edit).replaces for edit in chain):
                 raise UnsupportedError(f"{shown(target)}: a replaced weight with DoRA in mixed composition")
 
 

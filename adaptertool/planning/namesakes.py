@@ -16,7 +16,7 @@ from adaptertool.errors import MismatchError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.peft.keys import PREFIX
 from adaptertool.formats.peft.layers import with_modules
-from adaptertool.kinds import FULL
+from adaptertool.kinds import kind_of
 from adaptertool.planning.edits import adapter_edits
 from adaptertool.resolution.correspondence import meanings
 from adaptertool.resolution.prefix import tower_of
@@ -83,7 +83,7 @@ def _by_edits(edits: Mapping[str, Sequence[Edit]]) -> Identity:
     for target, chain in edits.items():
         for edit in chain:
             place = None if edit.view is None else (edit.view.rows, edit.view.columns)
-            found.setdefault(edit.module, []).append((target, place, edit.kind == FULL.name))
+            found.setdefault(edit.module, []).append((target, place, kind_of(edit).replaces))
     return {name: tuple(places) for name, places in found.items()}
 
 
@@ -224,7 +224,7 @@ def _path(module: Module) -> str:
 
 
 def _is_saved(module: Module) -> bool:
-    return module.kind == FULL.name and module.rows is None
+    return kind_of(module).replaces and module.rows is None
 
 
 def _tensor(module: Module) -> str:

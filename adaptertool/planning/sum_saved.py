@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.reader import same_bytes
-from adaptertool.kinds import DORA, FULL
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.layers import Layered
@@ -63,7 +63,8 @@ def _require_alone(adapters: Sequence[Layered], holders: Sequence[int], module: 
                     "adapter holds both"
                 )
     for number, adapter in enumerate(adapters):
-        kinds = {one.kind for one in adapter.adapter.modules if one.target == module.target} - {FULL.name}
+        on_it = [kind_of(one) for one in adapter.adapter.modules if one.target == module.target]
+        kinds = [kind for kind in on_it if not kind.replaces]
         if kinds and number < holders[-1]:
             last = adapters[holders[-1]].adapter.path
             hint = "" if number in holders else f"; give {last} first"
@@ -71,7 +72,7 @@ def _require_alone(adapters: Sequence[Layered], holders: Sequence[int], module: 
                 f"{what} replaces what the factors in {adapter.adapter.path} change, where {last} is merged after it; "
                 f"no sum of both does so{hint}"
             )
-        if DORA.name in kinds:
+        if any(kind.norms for kind in kinds):
             raise UnsupportedError(f"{what} is a weight that DoRA changes in {adapter.adapter.path}; these have no sum")
 
 

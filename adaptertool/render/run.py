@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from adaptertool.errors import by, shown
+from adaptertool.kinds import BY_NAME
 from adaptertool.render.text import size, starred
 from adaptertool.reports.run import PlanReport, RunReport, TensorPlan
 from adaptertool.reports.verify import FilesReport
@@ -97,7 +98,7 @@ def _form(tensor: TensorPlan, *, one_by_one: bool) -> tuple[str, str, str, tuple
 def _line(action: str, name: str, dtype: str, shape: tuple[int, ...], edits: Edits, sources: Sequence[str]) -> str:
     texts = [
         kind
-        + (f" scale {scale:g}" if kind != "full" else "")
+        + (f" scale {scale:g}" if not BY_NAME[kind].replaces else "")
         + (f" weight {weight:g}" if weight != 1 else "")
         + (f" {rows} rows" if rows is not None else "")
         + (" transposed" if transposed else "")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from adaptertool.architectures.conversion import ExpertLayout, Part
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
-from adaptertool.kinds import BY_NAME
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.lora import A, B
 from adaptertool.spec.adapter import Module
@@ -71,7 +71,7 @@ def in_expert(module: Module, cut: Part, spec: TensorSpec, layout: ExpertLayout 
         raise MismatchError(f"{where}; it holds no expert {cut.expert} for {shown(module.target)}")
     rows, columns = spec.shape[1:]
     transposed = _fits_transposed(module, cut, (rows, columns), where, layout)
-    if transposed and BY_NAME[module.kind].elementwise:
+    if transposed and kind_of(module).elementwise:
         raise UnsupportedError(f"{where}: saved weights on experts that are stored transposed are not supported yet")
     part = cut.of(columns if transposed else rows)
     first = cut.expert * rows

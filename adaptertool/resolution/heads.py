@@ -17,7 +17,7 @@ from typing import Any
 from adaptertool.architectures.conversion import architecture_of, into_memory, rules_for
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.kinds import FULL
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.resolution.names import Names
 from adaptertool.spec.adapter import Adapter, Module
@@ -76,7 +76,7 @@ def take_head(base: Checkpoint, names: Names, adapter: Adapter) -> tuple[Head | 
 
     Raises UnsupportedError where it is not certain which model it makes of the base, or not all of that is there.
     """
-    saved = {one.target: one for one in adapter.modules if one.kind == FULL.name and one.rows is None}
+    saved = {one.target: one for one in adapter.modules if kind_of(one).replaces and one.rows is None}
     models = _table().get(str((base.config or {}).get("model_type")), {})
     own = {name for model in models.values() for name in (*model["labelled"], *model["others"])}
     new = [name for name in saved if name in own and _differs(base, names, saved[name])]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from adaptertool.architectures.conversion import ExpertLayout, Part, Piece, Pieces
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
-from adaptertool.kinds import BY_NAME, FULL, LORA, OFFSET
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A
 from adaptertool.resolution.experts import Stack, in_expert, is_on_first, of_expert, require_stack
 from adaptertool.spec.adapter import Adapter, Module
@@ -62,7 +62,7 @@ class Placer:
         piece = pieces[0]
         if piece.cut is not None or (piece.expert is None and len(self._tensors[piece.disk].spec.shape) != 3):
             return False
-        return module.kind == LORA.name and len(module.factors[A].shape) == 2
+        return kind_of(module).is_product and len(module.factors[A].shape) == 2
 
     def _stack(self, pieces: Pieces) -> Stack:
         first = self._tensors[pieces[0].disk].spec.shape
@@ -133,13 +133,17 @@ class Placer:
     def _on_joined(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
         """A change of a weight whose output rows are stored in several tensors."""
         experts, sizes = self._joined(pieces)
-        kind, total = BY_NAME[module.kind], sum(sizes)
+        kind, total = kind_of(module), sum(sizes)
         stacked = pieces[0].expert is not None
         shape = self._tensors[pieces[0].disk].spec.shape
         wanted = (*([experts] if stacked else []), total, *shape[1:])
         shapes = {role: ref.shape for role, ref in module.factors.items()}
         expected = kind.shapes(wanted, shapes)
-        if (stacked and module.kind != FULL.name) or expected is None or (len(shape) > 2 and module.kind != FULL.name):
+        if (
+            (stacked and not kind_of(module).replaces)
+            or expected is None
+            or (len(shape) > 2 and not kind_of(module).replaces)
+        ):
             raise UnsupportedError(
                 f"{shown(module.target)} is stored in several tensors; {module.kind} on it is not supported yet"
             )
@@ -157,7 +161,7 @@ class Placer:
 
 def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -> Module:
     """A change of one of several projections that are stored one after the other; k and v have `kv_rows` rows."""
-    kind = BY_NAME[module.kind]
+    kind = kind_of(module)
     total = spec.shape[0] if spec.shape else 0
     own = next((ref.shape[0] for role, ref in module.factors.items() if role in kind.by_row and ref.shape), 0)
     if cut.grouped:
@@ -176,7 +180,7 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
     width = spec.numel // total if total else 0
     view = View(width, rows, range(width), (len(rows), *spec.shape[1:]))
     expected = kind.shapes(view.shape, {role: ref.shape for role, ref in module.factors.items()})
-    if len(spec.shape) > 2 and module.kind not in (FULL.name, OFFSET.name):
+    if len(spec.shape) > 2 and not kind.elementwise:
         expected = None
     if expected is None:
         raise UnsupportedError(f"{shown(spec.name)} is {spec}; {module.kind} on a part of it is not supported yet")

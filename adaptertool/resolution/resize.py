@@ -11,7 +11,7 @@ from adaptertool.architectures.conversion import Pieces
 from adaptertool.architectures.traits import Traits
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.kinds import FULL
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
@@ -33,7 +33,7 @@ def take_resized(
     rest: Found = []
     for module, pieces in found:
         ref = tensors[pieces[0].disk]
-        if module.kind == FULL.name and _is_resized(traits, ref, module, pieces):
+        if kind_of(module).replaces and _is_resized(traits, ref, module, pieces):
             resized[pieces[0].disk] = module.factors[TUNED]
         else:
             rest.append((module, pieces))

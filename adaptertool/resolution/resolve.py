@@ -10,7 +10,7 @@ from typing import NoReturn
 from adaptertool.architectures.traits import Traits, read_traits
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.kinds import BY_NAME, FULL
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
 from adaptertool.resolution.names import Names
@@ -56,7 +56,7 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
     UnsupportedError for a base whose weights cannot be edited as they are stored.
     """
     base, names, traits = subject.base, subject.names, subject.traits
-    wanted = [(module.target, module.kind == FULL.name and module.rows is None) for module in adapter.modules]
+    wanted = [(module.target, kind_of(module).replaces and module.rows is None) for module in adapter.modules]
     targets, change = names.find_all(wanted)
     if unmatched := [module for found, module in zip(targets, adapter.modules, strict=True) if found is None]:
         if why := traits.quantised:
@@ -83,7 +83,7 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
         if len(modules) > 1:
             _require_apart(adapter, target, modules)
             # A saved weight, then the rows or the delta on it
-            modules.sort(key=lambda module: (module.kind != FULL.name, module.rows is not None))
+            modules.sort(key=lambda module: (not kind_of(module).replaces, module.rows is not None))
     fits = [f"{adapter.path}: names fit with {change}"] if change else []
     return resolved, [*adapter.notes, *fits]
 
@@ -122,11 +122,11 @@ def _comes_below(one: Module, other: Module) -> bool:
     saved, more = (one, other) if _is_whole(one) else (other, one)
     (weight,) = saved.factors.values()
     together = all(ref.path == weight.path for ref in more.factors.values())
-    return together and (more.kind == FULL.name or ".base_layer." in weight.spec.name)
+    return together and (kind_of(more).replaces or ".base_layer." in weight.spec.name)
 
 
 def _is_whole(module: Module) -> bool:
-    return module.kind == FULL.name and module.rows is None
+    return kind_of(module).replaces and module.rows is None
 
 
 def _span(view: View | None) -> tuple[float, float]:
@@ -151,7 +151,7 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
     """
     shape, transposed = _stored_shape(ref, module), bool(module.transposed)
     fits = _misfits(ref, module, transposed=transposed) == {}
-    if module.transposed is None and len(shape) == 2 and not BY_NAME[module.kind].elementwise:
+    if module.transposed is None and len(shape) == 2 and not kind_of(module).elementwise:
         if fits and shape[0] == shape[1]:
             return traits.is_transposed(ref, claimed=claimed)
         if not fits and traits.may_transpose(ref) and _misfits(ref, module, transposed=True) == {}:
@@ -191,7 +191,7 @@ def _misfits(ref: Ref, module: Module, *, transposed: bool) -> dict[str, Shape] 
     """Roles whose shape is wrong, with the right one; None where the kind cannot change such a weight at all."""
     shapes = {role: factor.shape for role, factor in module.factors.items()}
     weight = _stored_shape(ref, module)
-    expected = BY_NAME[module.kind].shapes(weight[::-1] if transposed else weight, shapes)
+    expected = kind_of(module).shapes(weight[::-1] if transposed else weight, shapes)
     if expected is None:
         return None
     return {role: expected[role] for role, shape in shapes.items() if shape != expected[role]}

@@ -16,7 +16,7 @@ from adaptertool.errors import InputError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import open_input, read_exact, same_bytes
-from adaptertool.kinds import FULL, LORA
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
 from adaptertool.resolution.correspondence import FLAG as FLAG
 from adaptertool.resolution.names import Names
@@ -98,7 +98,7 @@ def _share(edits: dict[str, list[Edit]], ends: Mapping[str, str], tying: Collect
 
 
 def _order(edit: Edit) -> tuple[int, bool, bool]:
-    return edit.adapter, edit.kind != FULL.name, _on_rows(edit)
+    return edit.adapter, not kind_of(edit).replaces, _on_rows(edit)
 
 
 def _on_rows(edit: Edit) -> bool:
@@ -113,7 +113,7 @@ def _alike(one: Edit, other: Edit) -> bool:
     if one.transposed == other.transposed:
         return all(_same_numbers(ref, other.factors[role]) for role, ref in one.factors.items())
     swapped = {A: B, B: A}
-    return one.kind == LORA.name and all(
+    return kind_of(one).is_product and all(
         _same_numbers(one.factors[role], other.factors[swap], transposed=True) for role, swap in swapped.items()
     )
 

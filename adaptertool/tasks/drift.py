@@ -15,7 +15,7 @@ from adaptertool.fidelity import run
 from adaptertool.fidelity.summary import summary
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.files.header import read_header
-from adaptertool.kinds import DORA
+from adaptertool.kinds import kind_of
 from adaptertool.planning.tokenizer import BASE
 from adaptertool.reports.drift import DriftReport
 from adaptertool.reports.run import PATHS
@@ -106,7 +106,7 @@ def _check(paths: Sequence[str], probe: int, fail_above: float | None, *, record
 
 
 def _notes(plan: Plan, steps: Iterable[Step]) -> Iterator[str]:
-    if len(plan.sources) > 1 and any(edit.kind == DORA.name for step in steps for edit in step.edits):
+    if len(plan.sources) > 1 and any(kind_of(edit).norms for step in steps for edit in step.edits):
         yield (
             "with DoRA, adapters together (unmerged) and in turn (stacked, stepwise) are different formulas; where "
             "they meet in one tensor their distance is more than rounding, and is not judged"

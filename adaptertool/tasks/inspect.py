@@ -22,7 +22,7 @@ from adaptertool.inspection.described import Described, describe
 from adaptertool.inspection.facts import adapter_facts, modules_of
 from adaptertool.inspection.findings import findings, rules
 from adaptertool.inspection.spectra import measure
-from adaptertool.kinds import DORA
+from adaptertool.kinds import kind_of
 from adaptertool.planning.merge import plan_merge
 from adaptertool.reports.inspect import InspectedModule, InspectReport
 from adaptertool.resolution.renaming import Renames, renaming
@@ -168,7 +168,7 @@ def _truncates(path: Path) -> bool:
 
 
 def _said(modules: Sequence[InspectedModule]) -> Iterator[str]:
-    if any(module.kind == DORA.name and module.spectrum for module in modules):
+    if any(module.spectrum and kind_of(module).norms for module in modules):
         yield "DoRA: spectra and |Δ| are those of scale·B·A alone, before the magnitudes set the norms of W + scale·B·A"
 
 

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adaptertool.kinds import DORA, LORA
-from adaptertool.kinds.dora import MAGNITUDE
+from adaptertool.kinds import kind_of
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit
 from adaptertool.spec.tensors import COMPUTED
@@ -121,11 +120,11 @@ def _hypotheses(
             yield "applied-twice", edits + own, f"{said} is in it twice"
     yield "applied-twice", edits + edits, ""
     yield "negated", tuple(edit._replace(weight=-edit.weight) for edit in edits), ""
-    if any(edit.kind == DORA.name for edit in edits):
-        yield "magnitude-ignored", tuple(map(_without_magnitude, edits)), ""
+    for code in sorted({code for edit in edits for code in kind_of(edit).misreadings}):
+        yield code, tuple(_misread(edit, code) for edit in edits), ""
     for code, reading in readings.items():
         yield code, tuple(map(reading, edits)), ""
-    if all(edit.kind == LORA.name and edit.view is None for edit in edits) and _square(edits):
+    if all(kind_of(edit).is_product and edit.view is None for edit in edits) and _square(edits):
         yield "transposed", tuple(edit._replace(transposed=not edit.transposed) for edit in edits), ""
 
 
@@ -133,11 +132,10 @@ def _square(edits: Edits) -> bool:
     return all(len({max(ref.spec.shape) for ref in edit.factors.values()}) == 1 for edit in edits)
 
 
-def _without_magnitude(edit: Edit) -> Edit:
-    if edit.kind != DORA.name:
-        return edit
-    factors = {role: ref for role, ref in edit.factors.items() if role != MAGNITUDE}
-    return edit._replace(kind=LORA.name, factors=factors)
+def _misread(edit: Edit, code: str) -> Edit:
+    """The edit as a tool with this fault reads it."""
+    misread = kind_of(edit).misreadings.get(code)
+    return edit if misread is None else misread(edit)
 
 
 def _by_rounding(subject: Candidate, samples: Sequence[Sample], bad: Sequence[Sample]) -> tuple[str, str] | None:

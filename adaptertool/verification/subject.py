@@ -16,7 +16,7 @@ from adaptertool.arithmetic.tiling import matrix
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.codecs.tensors import as_bytes
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import BY_NAME
+from adaptertool.kinds import kind_of
 from adaptertool.numerics.ops import FLOATS
 from adaptertool.numerics.rounding import STORED, Array, doubles
 from adaptertool.spec.plan import Step
@@ -130,7 +130,7 @@ class Candidate:
     @functools.cached_property
     def turns(self) -> bool:
         """Whether an edit depends on the norms of whole rows."""
-        return any(BY_NAME[edit.kind].norms is not None for edit in self.step.edits)
+        return any(kind_of(edit).norms is not None for edit in self.step.edits)
 
     @functools.cached_property
     def adapters(self) -> list[int]:

@@ -17,7 +17,7 @@ from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.peft.config import reading
 from adaptertool.formats.peft.read import CONFIG, WEIGHTS, read_adapter
 from adaptertool.formats.peft.saved import OUT_PROJ, OUT_PROJ_TIMES
-from adaptertool.kinds import DORA, FULL, LORA, OFFSET
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
@@ -42,7 +42,7 @@ def read_layered(path: Path, leave_out: Sequence[str] | None = (), expert_layout
         adapter,
         fields,
         _layers(adapter),
-        tuple(module for module in adapter.modules if module.kind == FULL.name),
+        tuple(module for module in adapter.modules if kind_of(module).replaces),
         read_header(path / WEIGHTS).metadata,
     )
 
@@ -50,7 +50,7 @@ def read_layered(path: Path, leave_out: Sequence[str] | None = (), expert_layout
 def with_modules(layered: Layered, modules: tuple[Module, ...], fields: Mapping[str, Any]) -> Layered:
     """The adapter with others in the place of its modules."""
     adapter = replace(layered.adapter, modules=modules)
-    saved = tuple(module for module in modules if module.kind == FULL.name)
+    saved = tuple(module for module in modules if kind_of(module).replaces)
     return Layered(adapter, fields, _layers(adapter), saved, layered.metadata)
 
 
@@ -58,11 +58,11 @@ def _layers(adapter: Adapter) -> dict[str, Layer]:
     layers: dict[str, Layer] = {}
     for module in adapter.modules:
         path = module.layer
-        if module.kind == FULL.name:
+        if kind_of(module).replaces:
             continue
-        if module.kind == OFFSET.name:  # follows the change of the weight
+        if kind_of(module).follows:  # follows the change of the weight
             layers[path] = layers[path]._replace(bias=module.factors[BIAS])
-        elif module.kind not in (LORA.name, DORA.name):
+        elif not kind_of(module).pair:
             raise UnsupportedError(f"{adapter.path}: {shown(module.name)} is of kind {module.kind}, which is no B·A")
         elif path in layers:
             layers[path] = layers[path]._replace(pairs=(*layers[path].pairs, *_layer(module).pairs))

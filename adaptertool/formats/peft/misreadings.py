@@ -9,6 +9,7 @@ from pathlib import Path
 from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.peft.config import LoraConfig, parse_config
 from adaptertool.formats.peft.read import CONFIG, is_adapter
+from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Edit, Plan
 
 
@@ -30,7 +31,7 @@ def _config(path: Path) -> LoraConfig | None:
 def _scaled_as(configs: Sequence[LoraConfig | None], **other: object) -> Callable[[Edit], Edit]:
     def read(edit: Edit) -> Edit:
         config = configs[edit.adapter]
-        if config is None or edit.kind == "full":
+        if config is None or kind_of(edit).replaces:
             return edit
         own = config.scale_of(edit.module)
         otherwise = dataclasses.replace(config, **other).scale_of(edit.module)  # type: ignore[arg-type]
