@@ -17,7 +17,7 @@ from test_experts import train
 from test_live import enter
 
 import adaptertool
-from adaptertool.architectures.conversion import Cut, Piece
+from adaptertool.architectures.conversion import Part, Piece
 from adaptertool.errors import MismatchError
 from adaptertool.live.memory import LiveNames
 
@@ -120,5 +120,5 @@ def test_parts_that_are_joined_on_loading() -> None:
     held: Any = {"mlp.gate_up_proj.weight": None, "mlp.down_proj.weight": None}
     names = LiveNames(held, {}, {"architectures": ["MiniMaxM3VLModel"]})
     cut = names.find("mlp.up_proj.weight")
-    assert cut == (Piece("mlp.gate_up_proj.weight", cut=Cut(1, 2)),)
+    assert cut == (Piece("mlp.gate_up_proj.weight", cut=Part(1, 2)),)
     assert names.find("mlp.side_proj.weight") is None
