@@ -1,7 +1,7 @@
 """What goes wrong from outside: signals, a full disk, failing calls, inputs that change, two runs at once.
 
 After every failure: OUT is as it was, inputs are untouched, no thread or descriptor leaks, and nothing is left beside
-OUT but what the message says is kept for the next run (tests/test_resume.py).
+OUT but what the message says is kept for the next run (tests/output/test_resume.py).
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
-HERE = Path(__file__).parent
-RECORDED = json.loads((HERE / "recorded.json").read_text())
+RECORDED = json.loads((ROOT / "tests/recorded.json").read_text())
 
 
 def dispatched() -> str:
@@ -39,7 +39,7 @@ LESS = {
 @pytest.mark.parametrize("less", LESS)
 def test_recorded_hashes(tmp_path: Path, less: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", HERE / "recipes.py", tmp_path],
+        [sys.executable, "-W", "ignore", ROOT / "tests/recipes.py", tmp_path],
         env=os.environ | LESS[less],
         capture_output=True,
         text=True,
