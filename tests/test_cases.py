@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, Tensors, lora_factors, write_adapter, write_checkpoint
+from expert_models import MODELS as EXPERTS
+from models import MODELS
 from safetensors.torch import save_file
-from test_architectures import MODELS
-from test_experts import MODELS as EXPERTS
-from test_ties import MODELS as TIED
+from tied_models import MODELS as TIED
 
 import adaptertool
 from adaptertool.errors import InputError
@@ -112,7 +112,7 @@ HANDLED = [
     ("File systems without flock, fsync of directories, fallocate, hard links, or a count of free space",
      "the run goes on, and a note says what is lost", "files/test_file_systems.py::test_goes_on_and_says_so"),
     ("What a killed run of another recipe left", "named with its size; --clean removes it",
-     "output/test_leftovers.py::test_said_at_the_start_and_at_the_end"),
+     "files/test_leftovers.py::test_said_at_the_start_and_at_the_end"),
     ("lora_B of fused experts packed by expert (unsloth)", "as lora_B_layout of the config says; where it does not, as "
      "PEFT has it, with a note, or by --expert-layout; sum and truncate write PEFT's packing",
      "resolution/test_expert_layout.py::test_the_same_merge_onto_every_way_of_storing_experts"),

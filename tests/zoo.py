@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from conftest import PREFIX, Tensors, lora_factors, write_adapter, write_checkpoint
+from headers import FIELD, GOOD, MALFORMED, entry, one, packed, raw_one
 from safetensors.torch import save, save_file
-from test_header import FIELD, GOOD, MALFORMED, entry, one, packed, raw_one
 
 Q = "model.layers.0.self_attn.q_proj"
 K = "model.layers.0.self_attn.k_proj"

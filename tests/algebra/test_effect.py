@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import load, lora_factors, main_here, write_adapter, write_checkpoint
+from expert_models import H_, LLAMA, MODELS, PHI, SIZES, Q, fuse, split_weights
+from expert_models import train as train_experts
+from layers import LAYERS, Attention, make_adapter, make_base, peft_merge
+from models import build
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from test_architectures import build
-from test_experts import H_, LLAMA, MODELS, PHI, SIZES, Q, fuse, split_weights
-from test_experts import train as train_experts
-from test_peft_layers import LAYERS, Attention, make_adapter, make_base, peft_merge
 
 import adaptertool
 from adaptertool.algebra import effect

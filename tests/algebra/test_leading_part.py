@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import adaptertool, load, lora_factors, snapshot, write_adapter, write_checkpoint
-from test_peft_layers import LAYERS, Zoo, make_adapter, make_base
-from test_sum import close, deltas, expected
-from test_truncate import best
+from deltas import best, close, deltas, expected
+from layers import LAYERS, Zoo, make_adapter, make_base
 
 from adaptertool.errors import AdapterToolError, MismatchError, UnsupportedError, UsageError
 from adaptertool.output.integrity import check_files

@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import PREFIX, adaptertool, load, lora_factors, snapshot, write_adapter
+from deltas import best, close, deltas, expected
+from expert_models import MODELS
+from expert_models import train as train_experts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import LAYERS, Zoo, make_adapter
+from models import build
 from peft import PeftModel
-from test_architectures import build
-from test_experts import MODELS
-from test_experts import train as train_experts
-from test_peft_layers import LAYERS, Zoo, make_adapter
-from test_sum import close, deltas, expected
-from test_truncate import best
 
 from adaptertool.algebra.mix import Mixture
 from adaptertool.errors import AdapterToolError, MismatchError, NonFiniteError, UnsupportedError, UsageError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import PREFIX, load, lora_factors, same_bits, snapshot, write_adapter
+from deltas import best, close, deltas, expected
+from expert_models import MODELS
+from expert_models import train as train_experts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import LAYERS, Attention, Zoo, make_adapter
+from models import build
 from peft import LoraConfig, PeftModel
-from test_architectures import build
-from test_experts import MODELS
-from test_experts import train as train_experts
-from test_peft_layers import LAYERS, Attention, Zoo, make_adapter
-from test_truncate import best, deltas
 from torch import nn
 
 from adaptertool.errors import AdapterToolError, MismatchError, NonFiniteError, UnsupportedError, UsageError
@@ -44,19 +43,6 @@ def three(tmp_path: Path, zoo: nn.Module) -> list[Path]:
         make_adapter(tmp_path / str(number), zoo, **{"target_modules": LAYERS} | options)
         for number, options in enumerate(PATTERNS)
     ]
-
-
-def expected(model: nn.Module, adapters: Sequence[Path], weights: Sequence[float]) -> dict[str, torch.Tensor]:
-    total: dict[str, torch.Tensor] = {}
-    for adapter, weight in zip(adapters, weights, strict=True):
-        for name, delta in deltas(model, adapter).items():
-            total[name] = total.get(name, 0) + weight * delta
-    return total
-
-
-def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], bound: float) -> bool:
-    """Beside the rounding of the oracle itself, W' − W in float64."""
-    return all((found[name] - wanted[name]).norm() <= bound * wanted[name].norm() + 1e-13 for name in wanted)
 
 
 @pytest.mark.parametrize("weights", [None, ["0.7", "-1.3", "2"], ["1", "0", "0.5"]])

@@ -10,29 +10,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import PREFIX, load, lora_factors, same_bits, snapshot, write_adapter
+from deltas import best, deltas
+from expert_models import MODELS
+from expert_models import train as train_experts
+from layers import LAYERS, Attention, Zoo, make_adapter, peft_merge
+from models import build
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from test_architectures import build
-from test_experts import MODELS
-from test_experts import train as train_experts
-from test_peft_layers import LAYERS, Attention, Zoo, make_adapter, peft_merge
 from torch import nn
 
 from adaptertool.errors import NonFiniteError, OutputError, UnsupportedError, UsageError
 from adaptertool.tasks.truncate import truncate
-
-
-def deltas(model: nn.Module, *adapters: Path) -> dict[str, torch.Tensor]:
-    """What PEFT makes of it, in float64: W' − W by name."""
-    before = copy.deepcopy(model).double().state_dict()
-    return {name: tensor - before[name] for name, tensor in peft_merge(model, *adapters).items()}
-
-
-def best(delta: torch.Tensor, rank: int) -> torch.Tensor:
-    """Of a weight as the matrix that its factors describe, up to transposition."""
-    flat = delta.flatten(1)
-    left, values, right = torch.linalg.svd(flat, full_matrices=False)
-    return (left[:, :rank] * values[:rank] @ right[:rank]).reshape(delta.shape)
 
 
 @pytest.mark.parametrize("balance", [False, True])

@@ -6,7 +6,6 @@ The oracle is written apart from the package: fractions for sums and products, d
 from __future__ import annotations
 
 import decimal
-import itertools
 import math
 from decimal import Decimal
 from fractions import Fraction
@@ -20,6 +19,7 @@ from conftest import load, same_bits, write_adapter, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import fractions, round_fraction
+from rationals import OUTPUTS, Matrix, delta, dora_exactly, matrix, require
 
 import adaptertool
 from adaptertool.arithmetic import blocks, correct_rounding, tiling
@@ -28,35 +28,8 @@ from adaptertool.numerics.interval import Interval, intervals, roots
 from adaptertool.numerics.modular import Residue
 from adaptertool.numerics.rounding import doubles, rounded, to_odd
 
-NARROW = [torch.bfloat16, torch.float16]
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
-OUTPUTS = [*NARROW, torch.float32]
 FACTORS = [*OUTPUTS, torch.float64]
-Matrix = list[list[Fraction]]
-
-
-def matrix(tensor: torch.Tensor) -> Matrix:
-    return [fractions(row) for row in tensor]
-
-
-def delta(a: torch.Tensor, b: torch.Tensor) -> Matrix:
-    columns = list(zip(*matrix(a), strict=True))
-    return [
-        [sum((x * y for x, y in zip(row, column, strict=True)), Fraction()) for column in columns] for row in matrix(b)
-    ]
-
-
-def require(found: torch.Tensor, exact: Matrix, base: torch.Tensor | None = None) -> None:
-    """Every element, bit by bit; the sign of zeros too."""
-    for (i, row), j in itertools.product(enumerate(exact), range(len(exact[0]))):
-        value = row[j]
-        got = found[i, j]
-        expected = round_fraction(value, found.dtype)
-        assert expected is not None
-        assert Fraction(got.item()) == expected, (i, j, got.item(), float(value))
-        if expected == 0:
-            negative = value < 0 or (value == 0 and base is not None and bool(base[i, j] == 0 and base[i, j].signbit()))
-            assert bool(got.signbit()) == negative, (i, j, value)
 
 
 def grid(shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> torch.Tensor:
@@ -140,19 +113,6 @@ def test_a_chain_of_everything_rational(tmp_path: Path, output: torch.dtype, kin
         for rows in zip(matrix(base), matrix(saved), d1, strict=True)
     ]
     require(load(tmp_path / "part")["x.weight"], exact, base)
-
-
-def dora_exactly(base: Matrix, change: Matrix, magnitude: list[Fraction], weight: Fraction) -> Matrix:
-    """W + w·(m/‖W + Δ‖·(W + Δ) − W), to 120 digits."""
-    with decimal.localcontext(prec=120):
-        result = []
-        for row, add, m in zip(base, change, magnitude, strict=True):
-            combined = [w + d for w, d in zip(row, add, strict=True)]
-            square = sum((v * v for v in combined), Fraction())
-            norm = (Decimal(square.numerator) / Decimal(square.denominator)).sqrt()
-            factor = Fraction(Decimal(m.numerator) / Decimal(m.denominator) / norm)
-            result.append([w + weight * (factor * v - w) for w, v in zip(row, combined, strict=True)])
-        return result
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import load, same_bits, write_adapter, write_checkpoint
 from oracle import fractions
-from test_exact import OUTPUTS, delta, dora_exactly, matrix, require
+from rationals import OUTPUTS, delta, dora_exactly, matrix, require
 
 import adaptertool
 from adaptertool.arithmetic import blocks, correct_rounding, tiling

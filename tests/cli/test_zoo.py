@@ -16,8 +16,8 @@ import pytest
 import torch
 import zoo
 from conftest import adaptertool, main_here, write_adapter
+from headers import FIELD, VALID, entry, packed
 from safetensors import deserialize
-from test_header import FIELD, VALID, entry, packed
 
 Run = Callable[..., tuple[object, str]]
 

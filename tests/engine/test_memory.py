@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import PREFIX, adaptertool, lora_factors, write_adapter
-from test_plan import write_sparse
+from conftest import PREFIX, adaptertool, lora_factors, write_adapter, write_sparse
 
 
 @pytest.mark.slow

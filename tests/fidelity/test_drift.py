@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import FIXTURES, lora_factors, write_adapter, write_checkpoint
 from conftest import adaptertool as command
+from expert_models import CONFIGS, experts, store
+from expert_models import X as EXPERTS
+from layers import make_adapter, make_base, peft_merge
 from oracle import half_ulp_excess
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_experts import CONFIGS, experts, store
-from test_experts import X as EXPERTS
-from test_peft_layers import make_adapter, make_base, peft_merge
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 

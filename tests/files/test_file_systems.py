@@ -16,25 +16,13 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, adaptertool, snapshot
-from test_staging import Place
+from staged import Place
 
 from adaptertool import sum_adapters, wise_curve
 from adaptertool.engine.pool import Pool
 from adaptertool.errors import OutputError, StorageError
 from adaptertool.files.leftovers import left_behind
 from adaptertool.tasks.clean import clean
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    good = Place(tmp_path_factory.mktemp("good"))
-    good.merge()
-    return snapshot(good.out)
 
 
 @pytest.fixture(scope="module")

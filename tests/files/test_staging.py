@@ -9,57 +9,20 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from blake3 import blake3
-from conftest import lora_factors, snapshot, write_adapter, write_checkpoint
+from conftest import snapshot
+from staged import Place
 
-from adaptertool import merge, prepare_merge
 from adaptertool.errors import InputError, OutputError, StorageError
 from adaptertool.files import leftovers, publish
-from adaptertool.files.hashing import DEFAULT
 from adaptertool.files.leftovers import left_behind, staging_folder
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
-from adaptertool.output.manifest import recipe_key
 from adaptertool.tasks.clean import clean
 
-MODULE = "model.layers.0.mlp.up_proj"
 KEY = "0123456789abcdef"
-
-
-class Place:
-    def __init__(self, folder: Path) -> None:
-        torch.manual_seed(0)
-        self.folder, self.out = folder, folder / "out"
-        tensors = {f"{MODULE}.weight": torch.randn(24, 16).bfloat16(), "model.norm.weight": torch.ones(16)}
-        self.base = write_checkpoint(folder / "base", tensors, shards=2)
-        (self.base / "sub").mkdir()
-        (self.base / "sub/notes.txt").write_text("notes")
-        self.adapter = write_adapter(folder / "adapter", lora_factors(MODULE, (24, 16)))
-
-    def merge(self, **options: Any) -> None:
-        merge(self.base, [self.adapter], options.pop("out", self.out), **options)
-
-    @property
-    def stage(self) -> Path:
-        """Where a merge into OUT will work."""
-        plan = prepare_merge(self.base, [self.adapter])
-        return staging_folder(self.out, recipe_key(plan, DEFAULT))
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    good = Place(tmp_path_factory.mktemp("good"))
-    good.merge()
-    return snapshot(good.out)
 
 
 # --- planted ---

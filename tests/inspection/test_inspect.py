@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import FIXTURES, load, lora_factors, snapshot, write_adapter, write_checkpoint
+from expert_models import CONFIGS as EXPERT_CONFIGS
+from expert_models import E_, FUSED, H_, I_, R_, X, experts, fused_factors, store
+from layers import LAYERS, Attention, make_adapter, make_base, peft_merge
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from test_experts import CONFIGS as EXPERT_CONFIGS
-from test_experts import E_, FUSED, H_, I_, R_, X, experts, fused_factors, store
-from test_peft_layers import LAYERS, Attention, make_adapter, make_base, peft_merge
 
 import adaptertool
 from adaptertool.errors import InputError, UsageError

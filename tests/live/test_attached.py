@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import FIXTURES, lora_factors, write_adapter
+from in_memory import restored
+from layers import LAYERS, Zoo, make_adapter, make_base
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_live import restored
-from test_peft_layers import LAYERS, Zoo, make_adapter, make_base
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,

@@ -2,74 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import FIXTURES, load, lora_factors, same_bits, write_adapter, write_checkpoint
+from in_memory import TOKENS, assert_same, changed, enter, llama, near, restored, state, tuned_on
+from layers import DTYPES, LAYERS, Attention, Zoo, make_adapter, make_base, peft_merge
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_peft_layers import DTYPES, LAYERS, Attention, Zoo, make_adapter, make_base, peft_merge
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import adaptertool
 from adaptertool.errors import AdapterToolError, InputError, MismatchError, NonFiniteError, UnsupportedError, UsageError
 from adaptertool.live import change as change_module
 from adaptertool.live import session as session_module
 
-State = dict[str, tuple[int, int, int, torch.Tensor]]
-
-
-def state(model: nn.Module) -> State:
-    """Every parameter and buffer, under every name: which object, at which address, with which bits."""
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: (id(t), t.data_ptr(), t.requires_grad, t.detach().contiguous().clone()) for name, t in named}
-
-
-def assert_same(before: State, model: nn.Module) -> None:
-    after = state(model)
-    assert before.keys() == after.keys()
-    for name, (*who, tensor) in after.items():
-        assert who == list(before[name][:3]), name
-        assert same_bits(tensor, before[name][3]), name
-
-
-def changed(before: State, model: nn.Module) -> set[str]:
-    return {name for name, (*_, tensor) in state(model).items() if not same_bits(tensor, before[name][3])}
-
-
-@contextlib.contextmanager
-def restored(model: nn.Module) -> Iterator[State]:
-    before = state(model)
-    yield before
-    assert_same(before, model)
-
-
-def enter(*arguments: Any, **options: Any) -> None:
-    """A block with nothing in it."""
-    with adaptertool.applied(*arguments, **options):
-        pass
-
 
 @pytest.fixture(scope="module")
 def trained() -> Any:
     return AutoModelForCausalLM.from_pretrained(FIXTURES / "base")
-
-
-def near(got: torch.Tensor, base: torch.Tensor, exact: torch.Tensor) -> bool:
-    """Within what the precision promises, for the small numbers and ranks of these tests."""
-    unit = 2.0**-24 if got.element_size() == 2 else 2.0**-53
-    ulp = 2.0 ** (torch.floor(torch.log2(exact.abs().clamp(min=2.0**-14))) - {2: 10, 4: 23}[got.element_size()])
-    ulp *= 8 if got.dtype == torch.bfloat16 else 1
-    bound = torch.maximum(ulp, 32 * unit * (base.double().abs() + exact.abs() + 4))
-    return bool(((got.double() - exact).abs() <= bound).all())
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -364,27 +321,6 @@ def test_a_weight_that_does_not_follow_its_rows_in_memory(tmp_path: Path) -> Non
     assert not zoo.linear.weight.is_contiguous()
     with restored(zoo), adaptertool.applied(zoo, adapter):
         assert all(tensor.equal(plain[name]) for name, tensor in zoo.state_dict().items())
-
-
-def llama(**options: Any) -> Any:
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, **options
-    )
-    return LlamaForCausalLM(config).double().eval()
-
-
-def tuned_on(model: Any, folder: Path, **options: Any) -> Any:
-    """A live PEFT model with random factors, and its adapter in `folder`."""
-    with pytest.warns() if options.get("ensure_weight_tying") else contextlib.nullcontext():
-        tuned = get_peft_model(copy.deepcopy(model), LoraConfig(**{"r": 2, "init_lora_weights": False} | options))
-    with torch.no_grad():
-        for parameter in {id(p): p for p in tuned.parameters() if p.requires_grad}.values():
-            parameter.add_(torch.randn(parameter.shape) / 8)
-    tuned.save_pretrained(folder, save_embedding_layers=False)
-    return tuned.eval()
-
-
-TOKENS = torch.arange(12).reshape(2, 6) * 5 % 50
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import PREFIX, load, lora_factors, same_bits, write_adapter
+from expert_models import MODELS as EXPERTS
+from expert_models import train
+from in_memory import enter
+from models import MODELS, VISION, attention_of, build
 from peft import LoraConfig, get_peft_model
-from test_architectures import MODELS, VISION, attention_of, build
-from test_experts import MODELS as EXPERTS
-from test_experts import train
-from test_live import enter
 
 import adaptertool
 from adaptertool.architectures.conversion import Part, Piece

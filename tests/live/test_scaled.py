@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from expert_models import MODELS as EXPERTS
+from in_memory import TOKENS, llama, tuned_on
+from layers import Attention, Zoo
+from models import build
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from peft.helpers import rescale_adapter_scale
-from test_architectures import build
-from test_experts import MODELS as EXPERTS
-from test_live import TOKENS, llama, tuned_on
-from test_peft_layers import Attention, Zoo
 
 import adaptertool
 from adaptertool.errors import UnsupportedError, UsageError

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FIXTURES, Tensors, adaptertool, load, lora_factors, write_adapter, write_checkpoint
+from sharded import Place as Sharded
 
 from adaptertool import RunReport, merge, wise
 from adaptertool.errors import UnchangedError, UsageError
@@ -163,8 +164,6 @@ def test_a_vocabulary_of_another_size_has_changed(tmp_path: Path) -> None:
 
 def test_a_continued_run_tells_the_same(tmp_path: Path) -> None:
     """The counts of finished files stand in the journal."""
-    from test_resume import Place as Sharded  # noqa: PLC0415
-
     undisturbed, place = Sharded(tmp_path / "one"), Sharded(tmp_path / "two")
     expected = merge(undisturbed.base, [undisturbed.adapter], undisturbed.out, threads=1)
     assert place.run("kill", 45).returncode == -9

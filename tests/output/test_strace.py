@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, snapshot
-from test_resume import Place
+from sharded import Place
 
 from adaptertool import merge
 from adaptertool.files.leftovers import left_behind

@@ -23,13 +23,13 @@ import pytest
 import torch
 from conftest import FIXTURES, PREFIX, load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
 from conftest import adaptertool as command
+from expert_models import CONFIGS, E_, H_, I_, MODELS, R_, X, experts, one_by_one, store
+from expert_models import train as train_model
+from layers import LAYERS, make_base, peft_merge
+from models import build, compare
 from oracle import fractions, half_ulp_excess, round_fraction
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from test_architectures import build
-from test_experts import CONFIGS, E_, H_, I_, MODELS, R_, X, compare, experts, one_by_one, store
-from test_experts import train as train_model
-from test_peft_layers import LAYERS, make_base, peft_merge
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 

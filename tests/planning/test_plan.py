@@ -5,25 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from conftest import write_sparse
+
 import adaptertool
 from adaptertool.engine.budget import BASE_MEMORY, bytes_to_read, bytes_to_write, predicted_memory
 from adaptertool.output.preview import preview
 
 EXPERTS = [f"model.layers.{layer}.mlp.experts.{expert}" for layer in range(2) for expert in range(40)]
-
-
-def write_sparse(path: Path, tensors: dict[str, tuple[str, list[int], int]], metadata: dict[str, str]) -> None:
-    """A safetensors file of zeros that takes no room on disk: any size can be planned on."""
-    header: dict[str, object] = {"__metadata__": metadata}
-    end = 0
-    for name, (dtype, shape, size) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        file.truncate(8 + len(raw) + end)
 
 
 def huge_checkpoint(folder: Path, shards: int = 4) -> Path:

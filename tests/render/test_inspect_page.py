@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
-from browser import VIEWS, look, needs_browser, width_of
+from browser import VIEWS, Nesting, look, needs_browser, width_of
 from conftest import FIXTURES, lora_factors, write_adapter, write_checkpoint
 from conftest import adaptertool as command
 
-VOID = {"meta", "wbr", "br"}
 PAGES = ["adapter", "checkpoint", "refused"]
-
-
-class Nesting(HTMLParser):
-    """Whether every element is closed, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:  # noqa: ARG002  # as it is called
-        self.seen.add(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, tag
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import VIEWS, look, needs_browser, width_of
+from browser import VIEWS, Nesting, look, needs_browser, width_of
 from conftest import FIXTURES, lora_factors, main_here, write_adapter, write_checkpoint
-from test_inspect_page import Nesting
 
 from adaptertool.numerics import spectrum
 from adaptertool.tasks.truncate import truncate

@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 from conftest import FIXTURES, load, lora_factors, main_here, same_bits, snapshot, write_adapter, write_checkpoint
+from expert_models import train
+from models import MODELS, TEXT, VISION, build
 from peft import PeftModel
-from test_architectures import MODELS, TEXT, VISION, build
-from test_experts import train
 
 import adaptertool
 from adaptertool.architectures.conversion import into_memory, rules_for

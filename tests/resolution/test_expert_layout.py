@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import adaptertool, load, lora_factors, same_bits, write_adapter, write_checkpoint
-from test_experts import CONFIGS, E_, H_, I_, X, experts, store
+from expert_models import CONFIGS, E_, H_, I_, X, experts, store
 
 import adaptertool as api
 from adaptertool.errors import InputError, UnsupportedError, UsageError

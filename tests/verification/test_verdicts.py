@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import verdicts
+from candidates import BF16, EMBED, F16, F32, SHAPES, UP, K, Place, Q, delta, naive
 from conftest import FIXTURES, write_adapter, write_checkpoint
 from safetensors.torch import load_file, save_file
-from test_verify import BF16, EMBED, F16, F32, SHAPES, UP, K, Place, Q, delta, naive
 
 import adaptertool
 from adaptertool.tasks.verify import verify

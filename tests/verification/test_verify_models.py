@@ -6,22 +6,22 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import expert_models
+import models
 import pytest
-import test_architectures
-import test_experts
 import torch
+from expert_models import FUSED, train
+from models import build
 from peft import PeftModel
-from test_architectures import build
-from test_experts import FUSED, train
 
 import adaptertool
 
 BF16 = torch.bfloat16
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    **{f"{name}": case for name, case in test_architectures.MODELS.items()},
+    **{f"{name}": case for name, case in models.MODELS.items()},
     **{
         f"{name} experts": (fields, {"target_modules": [], "target_parameters": parameters})
-        for name, (fields, parameters) in test_experts.MODELS.items()
+        for name, (fields, parameters) in expert_models.MODELS.items()
         if parameters is FUSED
     },
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import adaptertool, snapshot
-from test_staging import Place
+from staged import Place
 
 from adaptertool import extract, merge, sum_adapters, truncate, wise, wise_curve
 from adaptertool.errors import OutputError
@@ -18,11 +18,6 @@ from adaptertool.files import leftovers, publish
 from adaptertool.files.leftovers import left_behind
 
 KEY = "0123456789abcdef"
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 @pytest.fixture
