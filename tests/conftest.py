@@ -26,7 +26,6 @@ ROOT = Path(__file__).parent.parent
 pytest.register_assert_rewrite(*(path.stem for path in (ROOT / "tests").glob("*.py")))  # what tests share asserts too
 FIXTURES = ROOT / "fixtures"
 PREFIX = "base_model.model."
-
 Tensors = Mapping[str, torch.Tensor]
 
 

@@ -6,9 +6,13 @@ import decimal
 import itertools
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import torch
+from conftest import load, write_adapter, write_checkpoint
 from oracle import fractions, round_fraction
+
+import adaptertool
 
 NARROW = [torch.bfloat16, torch.float16]
 OUTPUTS = [*NARROW, torch.float32]
@@ -50,3 +54,19 @@ def dora_exactly(base: Matrix, change: Matrix, magnitude: list[Fraction], weight
             factor = Fraction(Decimal(m.numerator) / Decimal(m.denominator) / norm)
             result.append([w + weight * (factor * v - w) for w, v in zip(row, combined, strict=True)])
         return result
+
+
+NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+
+
+def summed(base: torch.Tensor, change: Matrix) -> Matrix:
+    return [[w + d for w, d in zip(*rows, strict=True)] for rows in zip(matrix(base), change, strict=True)]
+
+
+def merged(folder: Path, base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float = 0) -> torch.Tensor:
+    checkpoint = write_checkpoint(folder / "base", {"x.weight": base})
+    adapter = write_adapter(
+        folder / "a", {"x.lora_A.weight": a, "x.lora_B.weight": b}, r=len(a), lora_alpha=alpha or len(a)
+    )
+    adaptertool.merge(checkpoint, [adapter], folder / "out")
+    return load(folder / "out")["x.weight"]

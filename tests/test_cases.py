@@ -58,9 +58,9 @@ HANDLED = [
     ("Mixtral as of transformers 4 (w1, w2, w3)", "the same bytes as the fused adapter",
      "oracle/test_experts.py::test_adapters_of_transformers_4_onto_mixtral"),
     ("Split q, k, v or gate, up onto fused projections", "the rows that they are",
-     "oracle/test_experts.py::test_split_adapters_onto_fused_projections"),
+     "oracle/test_projections.py::test_split_adapters_onto_fused_projections"),
     ("Fused projections onto split ones", "cut by rows",
-     "oracle/test_experts.py::test_fused_adapters_onto_split_projections"),
+     "oracle/test_projections.py::test_fused_adapters_onto_split_projections"),
     ("Names of transformers 4 and 5", "by a table derived from transformers",
      "resolution/test_names.py::test_names_of_both_ages"),
     ("Base saved with or without the prefix of the head", "one change of prefix for the whole adapter, and it is said",
@@ -85,7 +85,7 @@ HANDLED = [
     ("Tied embeddings, the same change at both ends", "made once; they stay tied",
      "resolution/test_ties.py::test_one_change_for_both_is_made_once"),
     ("Resized vocabulary, saved whole", "shapes, config.json, header and index follow",
-     "resolution/test_ties.py::test_resized_vocabulary"),
+     "resolution/test_resize.py::test_resized_vocabulary"),
     ("target_modules that PEFT turns into parameters of experts; lists of them for several architectures",
      "what the base has decides", "oracle/test_experts.py::test_target_modules_that_peft_turns_into_parameters"),
     ("Token rows of both ends", "each end its own; those of the embedding alone go to both",
@@ -105,7 +105,7 @@ HANDLED = [
     ("Weights that are not quantised in a base that is, or by its config", "edited; what is stored tells",
      "architectures/test_quantised.py::test_what_is_not_quantised_merges_beside_what_is"),
     ("Config fields of other trainers that touch no arithmetic (ms-swift, LoRA+, unsloth)", "passed over by name",
-     "formats/test_peft_format.py::test_fields_of_other_trainers_that_touch_no_arithmetic"),
+     "formats/test_peft_config.py::test_fields_of_other_trainers_that_touch_no_arithmetic"),
     ("lora_B of zeros, rows of it that are zero, lora_alpha 0; an update that is lost in rounding",
      "notes, and counts of what changed; --fail-if-unchanged",
      "output/test_outcome.py::test_rows_of_lora_b_that_are_zero"),
@@ -129,7 +129,6 @@ HANDLED = [
     ("Adapter that names another base", "a note",
      "formats/test_peft_format.py::test_an_adapter_for_another_base_is_noted"),
 ]  # fmt: skip
-
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "vocab_size": 10}
 WEIGHTS = {f"{Q}.weight": torch.zeros(8, 6), f"{E}.weight": torch.zeros(10, 6), "lm_head.weight": torch.zeros(10, 6)}
 LORA = dict(lora_factors(Q, (8, 6)))

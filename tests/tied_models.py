@@ -71,3 +71,17 @@ def check(tmp_path: Path, model: Any, adapter: Path) -> Any:
 
 def is_tied(folder: Path) -> bool:
     return bool(json.loads((folder / "config.json").read_text()).get("tie_word_embeddings", True))
+
+
+FLAG = "tie_word_embeddings"
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True, "vocab_size": 12}
+E = "model.embed_tokens.weight"
+
+
+def weights(**more: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Wide and narrow dtypes mixed, so that a new header has something to keep in order."""
+    return {
+        E: torch.randn(12, 6).bfloat16(), "model.norm.weight": torch.randn(5),
+        "flags": torch.ones(3, dtype=torch.uint8),
+        "model.layers.0.q.weight": torch.randn(6, 6).half(), **more,
+    }  # fmt: skip

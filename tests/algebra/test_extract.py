@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,63 +12,13 @@ from blake3 import blake3
 from conftest import FIXTURES, load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
+from tuned_models import EYE, TINY, deltas, in_peft, model_of, saved, tune, write_pair
 
 from adaptertool.errors import (
-    AdapterToolError,
-    InputError,
     MismatchError,
-    NonFiniteError,
-    OutputError,
-    UnsupportedError,
-    UsageError,
 )
 from adaptertool.tasks.extract import extract
 from adaptertool.tasks.merge import merge
-
-TINY = {
-    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "vocab_size": 50, "max_position_embeddings": 16,
-}  # fmt: skip
-GPT2 = {"n_embd": 24, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 16}
-
-
-def model_of(family: str, dtype: torch.dtype = torch.float32, **fields: Any) -> Any:
-    config = AutoConfig.for_model(family, **((GPT2 if family == "gpt2" else TINY) | fields))
-    return AutoModelForCausalLM.from_config(config).to(dtype)
-
-
-def saved(model: Any, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    return folder
-
-
-def tune(model: Any, pattern: str = "", size: float = 0.02) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if re.search(pattern, name):
-                parameter += size * torch.randn_like(parameter)
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """A base and what was tuned from it, all of it."""
-    model = model_of("llama", tie_word_embeddings=False)
-    base = saved(model, tmp_path / "base")
-    tune(model)
-    return base, saved(model, tmp_path / "tuned")
-
-
-def deltas(base: Path, tuned: Path) -> dict[str, torch.Tensor]:
-    before, after = load(base), load(tuned)
-    return {name: after[name].double() - tensor.double() for name, tensor in before.items()}
-
-
-def in_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
-    """W' − W by name, as PEFT merges it, in float64."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    after = PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
-    return {name: after[name] - tensor for name, tensor in before.items()}
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
@@ -326,74 +275,6 @@ def test_the_same_bytes_whatever_the_threads(tmp_path: Path) -> None:
     assert error <= 1.01 * float(values[6:].norm() / values.norm())
 
 
-def write_pair(folder: Path, base: dict[str, Any], tuned: dict[str, Any], **config: Any) -> tuple[Path, Path]:
-    return (
-        write_checkpoint(folder / "base", base, config=config or None),
-        write_checkpoint(folder / "tuned", tuned, config=config or None),
-    )
-
-
-EYE, ZERO, TEN = torch.eye(4), torch.zeros(4, 4), torch.arange(10)
-
-
-@pytest.mark.parametrize(
-    ("base", "tuned", "error", "text"),
-    [
-        ({"a.weight": EYE}, {"b.weight": EYE}, MismatchError, "in .*base but not in .*tuned: a.weight"),
-        ({"a.weight": EYE}, {"a.weight": torch.eye(5)}, MismatchError, "a.weight is F32 4×4 .* but F32 5×5"),
-        ({"a.weight": EYE}, {"a.weight": EYE}, UsageError, "do not differ"),
-        ({"n.weight": EYE[0]}, {"n.weight": EYE[1]}, UsageError, "no linear layer differs"),
-        ({"a.weight": EYE}, {"a.weight": EYE * torch.nan}, NonFiniteError, "tuned/model.*a.weight holds NaN"),
-        ({"a.weight": EYE, "i": TEN}, {"a.weight": EYE, "i": TEN + 1}, UnsupportedError, "i is I64"),
-        ({"a.weight": 1e300 * EYE.double()}, {"a.weight": -EYE.double()}, NonFiniteError, "a.weight is too far"),
-        ({"e.experts.up": torch.zeros(2, 4, 4)}, {"e.experts.up": torch.ones(2, 4, 4)}, UnsupportedError, "fused"),
-        ({"c_proj.weight": EYE}, {"c_proj.weight": ZERO}, UnsupportedError, "may be stored transposed"),
-    ],
-)  # fmt: skip
-def test_refused_by_name(
-    tmp_path: Path, base: dict[str, Any], tuned: dict[str, Any], error: type[AdapterToolError], text: str
-) -> None:
-    with pytest.raises(error, match=text):
-        extract(*write_pair(tmp_path, base, tuned, tie_word_embeddings=False), tmp_path / "out", rank=2)
-    assert not (tmp_path / "out").exists()
-
-
-def test_experts_that_are_joined_in_memory_are_refused(tmp_path: Path) -> None:
-    name = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
-    paths = write_pair(
-        tmp_path, {name: EYE}, {name: ZERO}, architectures=["MixtralForCausalLM"], tie_word_embeddings=False
-    )
-    with pytest.raises(UnsupportedError, match="no tensor of its own in memory"):
-        extract(*paths, tmp_path / "out", rank=2)
-
-
-def test_embeddings_of_unknown_ties_are_refused(tmp_path: Path) -> None:
-    base = {"embed_tokens.weight": torch.eye(4), "a.weight": torch.eye(4)}
-    paths = write_pair(tmp_path, base, {name: 2 * tensor for name, tensor in base.items()}, model_type="x")
-    with pytest.raises(UnsupportedError, match="may be tied"):
-        extract(*paths, tmp_path / "out", rank=2)
-    assert extract(*paths, tmp_path / "out", rank=2, leave_out=["embed"]).tensors[0].how == "factors"
-
-
-def test_wrong_use(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="one of rank"):
-        extract(*pair, tmp_path / "out")
-    with pytest.raises(UsageError, match="found in no name"):
-        extract(*pair, tmp_path / "out", rank=1, leave_out=["nothing"])
-    with pytest.raises(UsageError, match="no valid regex"):
-        extract(*pair, tmp_path / "out", rank=1, leave_out=["("])
-    with pytest.raises(UsageError, match="dtype"):
-        extract(*pair, tmp_path / "out", rank=1, dtype="f8")
-    with pytest.raises(InputError, match="truncate"):
-        extract(FIXTURES / "base", FIXTURES / "lora", tmp_path / "out", rank=1)
-    with pytest.raises(UnsupportedError, match="an error of 1E-9"):
-        extract(*pair, tmp_path / "out", max_error="1e-9")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").touch()
-    with pytest.raises(OutputError):
-        extract(*pair, tmp_path / "out", rank=1)
-
-
 def test_saved_modules_keep_the_bits_of_the_tuned_checkpoint(pair: tuple[Path, Path], tmp_path: Path) -> None:
     extract(*pair, tmp_path / "out", rank=1)
     tuned = load(pair[1])
@@ -418,21 +299,6 @@ def test_what_was_merged_in_float32_is_recovered(tmp_path: Path, rank: int) -> N
         assert float((b @ a - wanted).norm() / wanted.norm()) < 1e-5
 
 
-def test_misfits_are_found_before_any_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = {"model.embed_tokens.weight": torch.randn(50, 8), "x.weight": torch.randn(8, 8)}
-    tuned = {"model.embed_tokens.weight": torch.randn(52, 8), "x.weight": torch.randn(8, 8)}
-    paths = write_pair(tmp_path, base, tuned, tie_word_embeddings=False)
-
-    def fail(*_: object) -> None:
-        raise AssertionError("weights were read")
-
-    monkeypatch.setattr("adaptertool.files.reader.Inputs.read_into", fail)
-    with pytest.raises(MismatchError, match=r"embed_tokens.weight is F32 50×8 .* but F32 52×8"):
-        extract(*paths, tmp_path / "out", rank=2)
-    with pytest.raises(AssertionError, match="weights were read"):
-        extract(paths[0], paths[0], tmp_path / "out", rank=2)
-
-
 def test_the_manifest_names_what_it_was_made_of(pair: tuple[Path, Path], tmp_path: Path) -> None:
     extract(*pair, tmp_path / "out", energy="0.5", leave_out=["norm"])
     manifest = json.loads((tmp_path / "out" / "adaptertool.manifest.json").read_text())
@@ -450,14 +316,3 @@ def test_notes(tmp_path: Path) -> None:
     notes = extract(base, tuned, tmp_path / "out", rank=4).notes
     assert notes[0].startswith("config.json differs: model_type, tie_word_embeddings, vocab_size; an adapter changes")
     assert notes[1].startswith("saved tensors are stored as F64")
-
-
-def test_a_change_below_the_squares_of_float64_is_refused(tmp_path: Path) -> None:
-    name, other = (f"model.layers.0.self_attn.{end}_proj.weight" for end in "qk")
-    plain = {name: torch.zeros(6, 5, dtype=torch.float64), other: torch.zeros(6, 5)}
-    tuned = {name: 1e-170 * torch.randn(6, 5, dtype=torch.float64), other: torch.randn(6, 5)}
-    pair = write_checkpoint(tmp_path / "base", plain), write_checkpoint(tmp_path / "tuned", tuned)
-    with pytest.raises(UnsupportedError, match=r"q_proj\.weight is so near to the base"):
-        extract(*pair, tmp_path / "out", rank=2)
-    assert not (tmp_path / "out").exists()
-    extract(*pair, tmp_path / "out", rank=2, leave_out=["q_proj"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ from models import build
 from peft import LoraConfig, PeftModel
 from torch import nn
 
-from adaptertool.errors import AdapterToolError, MismatchError, NonFiniteError, UnsupportedError, UsageError
-from adaptertool.formats.peft.patterns import by_pattern, check
-from adaptertool.formats.peft.write import Written, alpha_for, config_text
+from adaptertool.errors import AdapterToolError, MismatchError, UnsupportedError
+from adaptertool.formats.peft.patterns import by_pattern
 from adaptertool.tasks.sum import sum_adapters
 
 PATTERNS: list[dict[str, Any]] = [
@@ -277,67 +275,6 @@ def test_token_rows(tmp_path: Path) -> None:
         sum_adapters([first, third], tmp_path / "no", weights=["0.5", "0.5"])
 
 
-def test_what_has_no_sum_is_refused_by_name(tmp_path: Path) -> None:
-    zoo = Zoo()
-    plain = make_adapter(tmp_path / "plain", zoo, target_modules=["linear"])
-    dora = make_adapter(tmp_path / "dora", zoo, target_modules=["linear"], use_dora=True)
-    with pytest.raises(UnsupportedError, match=r"dora: linear is DoRA; .* extract"):
-        sum_adapters([plain, dora], tmp_path / "out")
-    other = write_adapter(tmp_path / "other", lora_factors("linear", (20, 13)))
-    with pytest.raises(MismatchError, match=r"linear is for a weight of 20×12 .* and of 20×13"):
-        sum_adapters([plain, other], tmp_path / "out")
-    embedded = {"linear.lora_embedding_A": torch.randn(4, 12), "linear.lora_embedding_B": torch.randn(20, 4)}
-    with pytest.raises(MismatchError, match="lora_embedding_A"):
-        sum_adapters([plain, write_adapter(tmp_path / "e", embedded)], tmp_path / "out")
-    bad = {name: tensor * math.inf for name, tensor in lora_factors("linear", (20, 12)).items()}
-    with pytest.raises(NonFiniteError, match="lora_A"):
-        sum_adapters([plain, write_adapter(tmp_path / "bad", bad)], tmp_path / "out")
-    grouped = {"c.lora_A.weight": torch.randn(4, 2, 3), "c.lora_B.weight": torch.randn(6, 2, 1)}
-    with pytest.raises(MismatchError, match="make no product"):
-        sum_adapters([plain, write_adapter(tmp_path / "g", grouped)], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("model.language_model.layers.0.q_proj", "language_model.model.layers.0.q_proj"),
-        ("model.layers.0.q_proj", "layers.0.q_proj"),
-        ("layers.0.q_proj", "base.layers.0.q_proj"),
-    ],
-)
-def test_one_layer_under_two_names_is_refused(tmp_path: Path, one: str, other: str) -> None:
-    first, second = (
-        write_adapter(tmp_path / str(n), lora_factors(name, (6, 5))) for n, name in enumerate((one, other))
-    )
-    with pytest.raises(MismatchError, match="seem to be the same layer"):
-        sum_adapters([first, second], tmp_path / "out")
-    apart = write_adapter(tmp_path / "2", lora_factors("vision.layers.0.k_proj", (6, 5)))
-    sum_adapters([first, apart], tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"weights": ["1"]}, "1 weights for 2 adapters"),
-        ({"weights": ["1", "x"]}, "weight 'x' is not a number"),
-        ({"weights": ["1", "inf"]}, "not a finite number"),
-        ({"weights": ["1", "1e-300"]}, "lie too far apart"),
-        ({"method": "median"}, "method is cat"),
-        ({"rank": 0}, "rank must be"),
-        ({"energy": "1.5"}, "above 0 and at most 1"),
-        ({"rank": 2, "energy": "0.5"}, "give one of"),
-    ],
-)
-def test_wrong_calls(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    adapters = [write_adapter(tmp_path / str(n), lora_factors("x.y", (6, 5))) for n in range(2)]
-    with pytest.raises(UsageError, match=message):
-        sum_adapters(adapters, tmp_path / "out", **arguments)
-    for none in ([], adapters[0], str(adapters[0])):
-        with pytest.raises(UsageError, match="list of one or more"):
-            sum_adapters(none, tmp_path / "out")  # type: ignore[arg-type]
-
-
 def test_the_same_bytes_by_any_number_of_threads_and_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo = Zoo()
     adapters = three(tmp_path, zoo)
@@ -384,56 +321,6 @@ def test_experts_whose_parameters_only_a_base_could_tell(tmp_path: Path) -> None
     adapter = write_adapter(tmp_path / "a", factors, r=2, target_parameters=names)
     with pytest.raises(UnsupportedError, match="which of them the base has is not known"):
         sum_adapters([adapter], tmp_path / "out")
-
-
-@given(scale=st.floats(2.0**-40, 2.0**40), rank=st.integers(1, 600), stabilised=st.booleans())
-@settings(max_examples=500, deadline=None)
-def test_alpha_gives_the_scale(scale: float, rank: int, stabilised: bool) -> None:
-    alpha = alpha_for(scale, rank, rank_stabilised=stabilised)
-    found = alpha / math.sqrt(rank) if stabilised else alpha / rank
-    assert abs(found - scale) <= 2.0**-52 * scale
-    whole = max(1, round(scale))  # what a config holds comes back as it is
-    scale = whole / math.sqrt(rank) if stabilised else whole / rank
-    assert alpha_for(scale, rank, rank_stabilised=stabilised) == whole
-
-
-@given(
-    numbers=st.dictionaries(
-        st.lists(st.sampled_from(["a", "b", "q+", "0", "1", "x.y"]), min_size=1, max_size=4).map(".".join),
-        st.integers(1, 3),
-        min_size=1,
-        max_size=12,
-    )
-)
-@settings(max_examples=200, deadline=None)
-def test_patterns_give_each_layer_its_own_by_the_rule_of_peft(numbers: dict[str, int]) -> None:
-    fields = json.loads(config_text({}, [Written(path, number, number / 3) for path, number in numbers.items()]))
-    for path, number in numbers.items():
-        assert by_pattern("", fields["rank_pattern"], path, fields["r"]) == number
-        assert by_pattern("", fields["alpha_pattern"], path, fields["lora_alpha"]) == number / 3
-    for pattern in fields["rank_pattern"]:
-        check("", pattern)
-
-
-def test_peft_wraps_just_the_layers_that_have_factors(tmp_path: Path) -> None:
-    model = nn.ModuleDict(
-        {"head": nn.Linear(4, 4), "b": nn.ModuleDict({"head": nn.Linear(4, 4), "x": nn.Linear(4, 4)})}
-    )
-    adapters = [
-        make_adapter(tmp_path / "0", model, target_modules="head", r=2),
-        make_adapter(tmp_path / "1", model, target_modules=["b.x"], r=3),
-    ]
-    sum_adapters(adapters, tmp_path / "out")
-    loaded = PeftModel.from_pretrained(model, tmp_path / "out")
-    assert sorted(loaded.targeted_module_names) == ["b.x", "head"]
-
-
-def test_large_rank_patterns_are_few() -> None:
-    """One pattern for each layer would be compiled again for each layer: Python keeps 512."""
-    layers = [Written(f"m.layers.{n}.{end}_proj", 1 + n % 3, 4.0) for n in range(500) for end in "qkv"]
-    fields = json.loads(config_text({}, layers))
-    assert len(fields["rank_pattern"]) < 20
-    assert by_pattern("", fields["rank_pattern"], "m.layers.100.k_proj", fields["r"]) == 2
 
 
 def test_refusals_are_errors_of_ours(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ tiny norm, norms over several blocks."""
 
 from __future__ import annotations
 
+import decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import load, same_bits, write_adapter, write_checkpoint
-from oracle import fractions
-from rationals import OUTPUTS, delta, dora_exactly, matrix, require
+from oracle import fractions, round_fraction
+from rationals import OUTPUTS, delta, dora_exactly, matrix, merged, require, summed
 
 import adaptertool
 from adaptertool.arithmetic import blocks, correct_rounding, tiling
@@ -151,3 +152,86 @@ def test_more_elements_than_the_kernel_counts(monkeypatch: pytest.MonkeyPatch) -
     out = np.empty(4, np.uint16)
     where = rounding.round_within(np.array([1.0, 1 + 2.0**-8, 2.0, 3.0]), 1e-9, 0.0, "BF16", out, quick=True)
     assert where.tolist() == [1]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 12])
+def test_many_small_terms_on_a_large_weight(tmp_path: Path, rows: int) -> None:
+    """Each term alone would be lost beside the weight: what BLAS does where it adds into what is there."""
+    x = 2.0**-13
+    a, b = torch.ones(16, 40), torch.full((rows, 16), 0.375 * 2.0**-52)
+    a[0], b[:, 0] = 2.0**-12 * (1 + x), 2.0**-12 * (1 - x)
+    base = torch.ones(rows, 40)
+    require(merged(tmp_path / "f32", base, a, b), summed(base, delta(a, b)))
+    a, b = torch.ones(16, 4), torch.full((rows, 16), 0.375 * 2.0**-23)
+    b[:, 0] = 2.0**-8 - 8 * 2.0**-24
+    base = torch.ones(rows, 4).bfloat16()
+    require(merged(tmp_path / "bf16", base, a, b), summed(base, delta(a, b)))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "alpha"),
+    [
+        (2.0**100, 1.3 * 2.0**-100, 2.0**-45),
+        (1e-30, 1e20, 1e20),
+        (2.0**20, 1.3 * 2.0**-120, 2.0**-25),
+        (1e30, 1e-30, 1),
+    ],
+)
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_numbers_far_apart(tmp_path: Path, a: float, b: float, alpha: float, output: torch.dtype) -> None:
+    """What would under- or overflow on the way in float32."""
+    base, left, right = torch.zeros(1, 2).to(output), torch.tensor([[a, 2 * a]]), torch.tensor([[b]])
+    exact = [[Fraction(alpha) * d for d in row] for row in delta(left, right)]
+    if round_fraction(exact[0][1], output) is None:
+        with pytest.raises(NonFiniteError, match="beyond the range"):
+            merged(tmp_path, base, left, right, alpha)
+    else:
+        require(merged(tmp_path, base, left, right, alpha), exact)
+
+
+def test_a_change_below_all_floats_still_decides_a_tie(tmp_path: Path) -> None:
+    saved = torch.tensor([[1 + 2.0**-8, 1 + 3 * 2.0**-8]])
+    checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": torch.zeros(1, 2).bfloat16()})
+    tensors = {
+        "x.base_layer.weight": saved,
+        "x.lora_A.weight": torch.tensor([[1e-200, -1e-200]], dtype=torch.float64),
+        "x.lora_B.weight": torch.tensor([[1e-200]], dtype=torch.float64),
+    }
+    adapter = write_adapter(tmp_path / "a", tensors, r=1, lora_alpha=1)
+    with pytest.raises(NonFiniteError, match="so small that float64"):
+        adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
+
+
+def test_numbers_at_the_ends_of_the_range(tmp_path: Path) -> None:
+    """Found by a review: norms that float32 does not hold, squares that underflow, bounds that did."""
+    torch.manual_seed(3)
+    rows = torch.randint(1, 6, (6, 9)).double() * 2.0**-133
+    cases = [
+        (rows.bfloat16(), torch.zeros(1, 9), torch.zeros(6, 1), torch.rand(6) * 2.0**-80, 1.0, 1.0),
+        (
+            (torch.randn(6, 9) * 2.0**120).bfloat16(),
+            torch.zeros(1, 9),
+            torch.zeros(6, 1),
+            torch.rand(6) * 2.0**121,
+            1.0,
+            0.5,
+        ),
+        (torch.full((6, 9), 1e-36).bfloat16(), torch.ones(1, 9), torch.ones(6, 1), torch.full((6,), 1e11), 1.0, 6e-46),
+    ]
+    for number, (base, a, b, m, alpha, weight) in enumerate(cases):
+        checkpoint = write_checkpoint(tmp_path / f"base{number}", {"x.weight": base})
+        tensors = {"x.lora_A.weight": a, "x.lora_B.weight": b, "x.lora_magnitude_vector": m}
+        adapter = write_adapter(tmp_path / f"a{number}", tensors, r=1, lora_alpha=alpha, use_dora=True)
+        adaptertool.merge(checkpoint, [adapter], tmp_path / f"out{number}", weights=[weight])
+        found = load(tmp_path / f"out{number}")["x.weight"]
+        with decimal.localcontext(prec=120):
+            for row in range(6):
+                w = [decimal.Decimal(x) for x in base[row].double().tolist()]
+                v = [
+                    x + decimal.Decimal(float(alpha * b[row, 0])) * decimal.Decimal(y)
+                    for x, y in zip(w, a[0].double().tolist(), strict=True)
+                ]
+                ratio = decimal.Decimal(m[row].item()) / sum(x * x for x in v).sqrt()
+                for column in range(9):
+                    exact = w[column] + decimal.Decimal(weight) * (ratio * v[column] - w[column])
+                    assert Fraction(found[row, column].item()) == round_fraction(Fraction(exact), torch.bfloat16)

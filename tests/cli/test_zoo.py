@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import zoo
+import zoo_adapters
 from conftest import adaptertool, main_here, write_adapter
 from headers import FIELD, VALID, entry, packed
 from safetensors import deserialize
@@ -75,7 +76,7 @@ def test_the_zoo_is_as_large_as_promised() -> None:
     assert len(zoo.FILES) >= 90
     assert len({content for content, _ in zoo.FILES.values()}) >= 90
     assert len(zoo.CHECKPOINTS) >= 24
-    assert len(zoo.ADAPTERS) >= 30
+    assert len(zoo_adapters.ADAPTERS) >= 30
 
 
 def test_what_is_spoilt_was_good(ground: zoo.Ground, run: Run) -> None:
@@ -108,9 +109,9 @@ def test_malformed_checkpoint(ground: zoo.Ground, run: Run, case: str) -> None:
     assert words in message
 
 
-@pytest.mark.parametrize("case", zoo.ADAPTERS)
+@pytest.mark.parametrize("case", zoo_adapters.ADAPTERS)
 def test_bad_adapter(ground: zoo.Ground, run: Run, case: str) -> None:
-    spoil, words = zoo.ADAPTERS[case]
+    spoil, words = zoo_adapters.ADAPTERS[case]
     spoil(ground.adapter)
     message = refused(run, ground, ground.base, ground.adapter)
     # what the base has at a name is told of the base's file
@@ -175,7 +176,8 @@ def test_one_of_each_in_a_process_of_its_own(ground: zoo.Ground, case: str) -> N
         "factors are a pickle": (zoo.written("../adapter/adapter_model.safetensors", b"\x80\x04" * 50), "pickle"),
         "config of the base is nested": zoo.CHECKPOINTS["config: nested deep"],
         "pattern": (
-            lambda root: zoo.ADAPTERS["rank_pattern: alternatives in turn"][0](root.parent / "adapter"), "for ever"
+            lambda root: zoo_adapters.ADAPTERS["rank_pattern: alternatives in turn"][0](root.parent / "adapter"),
+            "for ever",
         ),
     }[case]  # fmt: skip
     spoil(ground.base)
@@ -239,7 +241,7 @@ def test_valid_oddity_is_carried_over(ground: zoo.Ground, run: Run, case: str) -
     ids=lambda fields: str(fields)[:40],
 )  # fmt: skip
 def test_odd_config_passes(ground: zoo.Ground, run: Run, fields: dict[str, object]) -> None:
-    zoo.config(**fields)(ground.adapter)
+    zoo_adapters.config(**fields)(ground.adapter)
     code, message = run("merge", ground.base, ground.adapter, "-o", ground.out)
     assert code == 0, message
 

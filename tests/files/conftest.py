@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import snapshot
+from conftest import snapshot, write_checkpoint
+from opened import TENSORS
 from staged import Place
 
 
@@ -20,3 +21,13 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     good = Place(tmp_path_factory.mktemp("good"))
     good.merge()
     return snapshot(good.out)
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "base", TENSORS)
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "base", TENSORS, shards=2)

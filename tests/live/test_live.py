@@ -11,15 +11,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import FIXTURES, load, lora_factors, same_bits, write_adapter, write_checkpoint
-from in_memory import TOKENS, assert_same, changed, enter, llama, near, restored, state, tuned_on
-from layers import DTYPES, LAYERS, Attention, Zoo, make_adapter, make_base, peft_merge
+from in_memory import assert_same, changed, enter, near, restored, state
+from layers import DTYPES, LAYERS, Attention, make_adapter, make_base, peft_merge
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM
 
 import adaptertool
-from adaptertool.errors import AdapterToolError, InputError, MismatchError, NonFiniteError, UnsupportedError, UsageError
+from adaptertool.errors import AdapterToolError, InputError, MismatchError, NonFiniteError, UsageError
 from adaptertool.live import change as change_module
 from adaptertool.live import session as session_module
 
@@ -321,141 +320,6 @@ def test_a_weight_that_does_not_follow_its_rows_in_memory(tmp_path: Path) -> Non
     assert not zoo.linear.weight.is_contiguous()
     with restored(zoo), adaptertool.applied(zoo, adapter):
         assert all(tensor.equal(plain[name]) for name, tensor in zoo.state_dict().items())
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("which", ["embed_tokens", "lm_head"])
-@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
-def test_one_of_two_tied_ends_is_changed_alone(tmp_path: Path, which: str, alpha: float) -> None:
-    """PEFT's forward changes one end only, and so do we: for the block they are two parameters."""
-    model = llama(tie_word_embeddings=True)
-    tuned = tuned_on(model, tmp_path / "a", target_modules=[which])
-    parameters = list(model.parameters())
-    with restored(model), adaptertool.applied(model, tmp_path / "a", alpha):
-        assert (model.lm_head.weight is model.model.embed_tokens.weight) is (alpha == 0)
-        assert model.lm_head.weight.requires_grad
-        if alpha == 1:
-            assert torch.allclose(model(TOKENS).logits, tuned(TOKENS).logits, rtol=1e-6, atol=1e-6)
-    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_tied_ends_that_are_changed_alike_stay_tied(tmp_path: Path) -> None:
-    model = llama(tie_word_embeddings=True)
-    tuned = tuned_on(model, tmp_path / "a", target_modules=["q_proj"], trainable_token_indices=[3, 10])
-    with restored(model), adaptertool.applied(model, tmp_path / "a"):
-        assert model.lm_head.weight is model.model.embed_tokens.weight
-        assert torch.allclose(model(TOKENS).logits, tuned(TOKENS).logits, rtol=1e-6, atol=1e-6)
-
-
-def test_what_ties_is_seen_in_memory_and_said(tmp_path: Path) -> None:
-    """Two parameters over one storage, whatever a config says."""
-    model = llama(tie_word_embeddings=False)
-    model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.detach())
-    tuned_on(llama(tie_word_embeddings=False), tmp_path / "a", target_modules=["lm_head"])
-    with (
-        restored(model) as before,
-        pytest.warns(UserWarning, match="apart while the adapter is applied"),
-        adaptertool.applied(model, tmp_path / "a"),
-    ):
-        assert changed(before, model) == {"lm_head.weight"}
-
-
-def test_peft_models(tmp_path: Path) -> None:
-    """Their base weights, as long as no adapter of theirs acts."""
-    model = llama()
-    tuned_on(model, tmp_path / "a", target_modules=["q_proj", "down_proj"], modules_to_save=["lm_head"])
-    wrapped = tuned_on(model, tmp_path / "b", target_modules="all-linear", modules_to_save=["lm_head"])
-    with adaptertool.applied(model, tmp_path / "a", 0.3):
-        expected = model(TOKENS).logits
-    with restored(wrapped), pytest.raises(UnsupportedError, match=r"adapter default active.*disable_adapter"):
-        enter(wrapped, tmp_path / "a")
-    with restored(wrapped), wrapped.disable_adapter(), adaptertool.applied(wrapped, tmp_path / "a", 0.3):
-        assert torch.equal(wrapped(TOKENS).logits, expected)
-    wrapped.merge_adapter()
-    with pytest.raises(UnsupportedError, match="merged by PEFT"), adaptertool.applied(wrapped, tmp_path / "a"):
-        pass
-
-
-def test_wrappers_around_a_model(tmp_path: Path) -> None:
-    model = llama()
-    tuned_on(model, tmp_path / "a", target_modules=["q_proj"])
-    compiled: Any = torch.compile(model, backend="eager")
-    model.model.layers[0].mlp = torch.compile(model.model.layers[0].mlp, backend="eager")
-    for whole in (compiled, nn.DataParallel(model)):
-        with restored(model) as before, adaptertool.applied(whole, tmp_path / "a"):
-            assert changed(before, model) == {"model.layers.0.self_attn.q_proj.weight"}
-
-
-def test_adapters_for_other_models(tmp_path: Path) -> None:
-    model = llama()
-    factors = {**lora_factors("model.layers.0.self_attn.q_proj", (16, 16)), **lora_factors("model.lm_heat", (50, 16))}
-    missing = (
-        r"1 of 2 modules of .* have no tensor in the model \(LlamaForCausalLM\):\n  model\.lm_heat\.weight  nearest"
-    )
-    with restored(model), pytest.raises(MismatchError, match=missing):
-        enter(model, write_adapter(tmp_path / "a", factors))
-    with restored(model) as before, adaptertool.applied(model, tmp_path / "a", renames=[r"model\.lm_heat=>lm_head"]):
-        assert len(changed(before, model)) == 2
-    narrow = write_adapter(tmp_path / "b", lora_factors("lm_head", (48, 16)))
-    with pytest.raises(MismatchError, match=r"lm_head\.weight is F64 50×16, so .* must be 50×4"):
-        enter(model, narrow)
-    rows = {"lm_head.weight": torch.randn(52, 16), "model.embed_tokens.weight": torch.randn(52, 16)}
-    with pytest.raises(UnsupportedError, match=r"model\.resize_token_embeddings\(52\) first"):
-        enter(model, write_adapter(tmp_path / "c", rows))
-    for call in ({"adapter": []}, {"adapter": [narrow], "weights": [1, 2]}, {"adapter": narrow, "alpha": "nan"}):
-        with pytest.raises(UsageError), adaptertool.applied(model, **call):  # type: ignore[arg-type]
-            pass
-
-
-class DTensor(torch.Tensor):
-    """As torch.distributed.tensor calls it."""
-
-
-def test_weights_that_cannot_be_changed_in_place(tmp_path: Path) -> None:
-    adapter = make_adapter(tmp_path / "a", Zoo(), target_modules=["linear"])
-
-    def refused(spoil: Any, why: str) -> None:
-        zoo = Zoo()
-        spoil(zoo)
-        with pytest.raises((UnsupportedError, MismatchError), match=why), adaptertool.applied(zoo, adapter):
-            pass
-
-    def hold(tensor: torch.Tensor) -> Any:
-        def spoil(zoo: Any) -> None:
-            del zoo.linear.weight
-            zoo.linear.register_buffer("weight", tensor)
-
-        return spoil
-
-    refused(lambda zoo: zoo.to("meta"), r"linear\.weight cannot be changed in memory: it holds no numbers .*offloaded")
-    refused(hold(torch.randn(20, 12).as_subclass(DTensor)), r"sharded \(DTensor\)")
-    refused(hold(torch.zeros(20, 12, dtype=torch.int8)), "quantised .*stored as I8")
-    refused(hold(torch.zeros(20, 12).to(torch.float8_e4m3fn)), "quantised .*stored as F8_E4M3")
-    refused(hold(torch.randn(20, 12).to_sparse()), "layout is torch.sparse_coo")
-    refused(hold(torch.randn(1, 12).expand(20, 12)), "shares a part of its memory")
-    refused(lambda zoo: parametrize.register_parametrization(zoo.linear, "weight", nn.Identity()), "no tensor in")
-
-    def overlap(zoo: Any) -> None:
-        whole = torch.randn(500)
-        zoo.linear.weight, zoo.rest.weight = nn.Parameter(whole[:240].view(20, 12)), nn.Parameter(whole[235:244])
-
-    refused(overlap, r"linear\.weight shares a part of its memory with another")
-
-
-def test_a_weight_replaced_within_the_block_is_an_error(tmp_path: Path) -> None:
-    zoo, _ = make_base(tmp_path / "base", torch.float32)
-    adapter = make_adapter(tmp_path / "a", zoo, target_modules=["linear", "turned"])
-    before = state(zoo)
-    with pytest.raises(MismatchError, match=r"linear\.weight was replaced"), adaptertool.applied(zoo, adapter):
-        zoo.linear.weight = nn.Parameter(torch.zeros(20, 12))
-    assert same_bits(zoo.turned.weight.detach(), before["turned.weight"][3])  # what can be restored is
-    with (
-        pytest.raises(MismatchError, match=r"is torch\.float16 and no longer torch\.float32"),
-        adaptertool.applied(zoo, adapter),
-    ):
-        zoo.half()
 
 
 def test_without_torch() -> None:

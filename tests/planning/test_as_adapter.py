@@ -9,8 +9,6 @@ Saved: correctly rounded, to its own dtype.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
 import math
 import struct
@@ -23,42 +21,21 @@ import pytest
 import torch
 from conftest import FIXTURES, PREFIX, load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
 from conftest import adaptertool as command
-from expert_models import CONFIGS, E_, H_, I_, MODELS, R_, X, experts, one_by_one, store
-from expert_models import train as train_model
+from interpolated import U, closed, train
 from layers import LAYERS, make_base, peft_merge
-from models import build, compare
 from oracle import fractions, half_ulp_excess, round_fraction
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import adaptertool
 from adaptertool.arithmetic import tiling
-from adaptertool.errors import AdapterToolError, NonFiniteError, OutputError, UnsupportedError, UsageError
-from adaptertool.files.checkpoint import open_checkpoint
-from adaptertool.formats.peft.read import read_adapter
+from adaptertool.errors import OutputError, UsageError
 from adaptertool.kinds.dora import interpolated
-from adaptertool.planning.as_adapter import into_adapter
 
-U = 2.0**-24
 ALPHAS = ["0", "0.25", "1", "1.5", "-0.5"]
 DTYPES = [torch.bfloat16, torch.float32]
 PATTERNS = {"rank_pattern": {"conv2": 2, "linear": 5}, "alpha_pattern": {"embedding": 9, "conv1": 2.5}}
 SCALES = {"linear": 5 / 5**0.5, "embedding": 9 / 3**0.5, "conv1": 2.5 / 3**0.5, "conv2": 5 / 2**0.5}
-
-
-def train(folder: Path, model: nn.Module, **config: Any) -> Path:
-    """An adapter of PEFT's whose magnitudes stay near the norms, so that no alpha of ALPHAS takes them below 0."""
-    tuned = get_peft_model(copy.deepcopy(model).float(), LoraConfig(**{"r": 3, "lora_alpha": 5} | config))
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            if parameter.requires_grad and "magnitude" in name:
-                parameter.mul_(1 + torch.randn(parameter.shape) / 16)
-            elif parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape) / 32)
-    tuned.save_pretrained(folder, save_embedding_layers=False)
-    return folder
 
 
 def dora_terms(before: dict[str, torch.Tensor], adapter: Path, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -228,103 +205,6 @@ def test_token_rows(tmp_path: Path, tokens: list[int], dora: bool, tied: bool) -
     assert (tensor.action, tensor.shape, tensor.bytes) == ("edit", (len(tokens), 16), len(tokens) * 64)
 
 
-@pytest.mark.parametrize("name", ["MixtralForCausalLM", "GptOssForCausalLM"])
-def test_fused_experts(tmp_path: Path, name: str) -> None:
-    fields, parameters = MODELS[name]
-    model = build(name, fields).float()
-    model.save_pretrained(tmp_path / "base", max_shard_size="60KB")
-    patterns = {"rank_pattern": {".*experts.down_proj": 3}, "alpha_pattern": {".*experts.gate_up_proj": 5}}
-    adapter = train_model(model, tmp_path / "a", target_parameters=parameters, use_rslora=True, **patterns)
-    adaptertool.wise(tmp_path / "base", adapter, tmp_path / "out", "1", as_adapter=True)
-    adaptertool.merge(tmp_path / "base", [tmp_path / "out"], tmp_path / "merged")
-    assert compare(model, tmp_path / "base", adapter, tmp_path / "merged", torch.float32) == 4
-    adaptertool.wise(tmp_path / "base", adapter, tmp_path / "third", "0.3", as_adapter=True)
-    adaptertool.merge(tmp_path / "base", [tmp_path / "third"], tmp_path / "merged third")
-    adaptertool.wise(tmp_path / "base", adapter, tmp_path / "wise", "0.3")
-    ours, wise, before = (load(tmp_path / folder) for folder in ("merged third", "wise", "base"))
-    for key, tensor in wise.items():
-        assert torch.allclose(ours[key], tensor, rtol=2 * U, atol=1e-9), key
-    assert sum(not same_bits(tensor, before[key]) for key, tensor in ours.items()) >= 4
-
-
-def closed(tmp_path: Path, base: Path, adapter: Path, alpha: str = "0.4") -> int:
-    """OUT merged is the interpolation, to what float32 factors hold; how many tensors it changes."""
-    adaptertool.wise(base, adapter, tmp_path / "out", alpha, as_adapter=True)
-    adaptertool.merge(base, [tmp_path / "out"], tmp_path / "merged")
-    adaptertool.wise(base, adapter, tmp_path / "wise", alpha)
-    before, ours, wise = load(base), load(tmp_path / "merged"), load(tmp_path / "wise")
-    changed = 0
-    for name, tensor in wise.items():
-        if same_bits(tensor, before[name]):
-            assert same_bits(ours[name], tensor)
-        else:
-            changed += 1
-            assert (ours[name] - tensor).norm() <= 2 * U * tensor.norm(), name
-            assert (tensor - before[name]).norm() > 1e-3 * tensor.norm(), name
-    return changed
-
-
-@pytest.mark.parametrize("how", ["apart", "fused", "transposed", "interleaved"])
-@pytest.mark.parametrize("dora", [False, True])
-def test_single_experts(tmp_path: Path, how: str, dora: bool) -> None:
-    factors = one_by_one()
-    if dora:
-        for key in [key for key in factors if "lora_B" in key]:
-            factors[key.replace("lora_B.weight", "lora_magnitude_vector")] = torch.rand(len(factors[key])) + 1
-    adapter = write_adapter(tmp_path / "a", factors, r=R_, use_dora=dora)
-    base = write_checkpoint(tmp_path / "base", store(*experts(), how), config=CONFIGS[how])
-    assert closed(tmp_path, base, adapter) == (3 * E_ if how == "apart" else 2)
-
-
-@pytest.mark.parametrize("how", ["apart", "fused"])
-def test_saved_experts_in_as_many_tensors_as_they_are_stored(tmp_path: Path, how: str) -> None:
-    tuned = store(*experts(), "fused")
-    adapter = write_adapter(tmp_path / "a", tuned, modules_to_save=["experts"])
-    base = write_checkpoint(tmp_path / "base", store(*experts(), how), config=CONFIGS[how])
-    assert closed(tmp_path, base, adapter) == (3 * E_ if how == "apart" else 2)
-    assert {key: t.shape for key, t in load(tmp_path / "out").items()} == {
-        PREFIX + k: t.shape for k, t in tuned.items()
-    }
-
-
-@pytest.mark.parametrize(
-    ("kind", "how"),
-    [(kind, how) for kind in ("lora", "dora", "saved") for how in ("joined", "cut")]
-    + [("lora", "interleaved"), ("dora", "interleaved")],  # saved weights on such experts are refused, as on merging
-)
-def test_fused_and_split_projections(tmp_path: Path, kind: str, how: str) -> None:
-    """Factors of one projection for several tensors, and of several for a part of one."""
-    attention = "model.layers.0.self_attn"
-    if how == "joined":  # the adapter has them as one, the base apart
-        stored = {f"{attention}.{name}_proj.weight": (size, 6) for name, size in (("q", 8), ("k", 4), ("v", 4))}
-        own, config, count = {f"{attention}.qkv_proj": (16, 6)}, None, 3
-    elif how == "cut":
-        stored = {f"{attention}.qkv_proj.weight": (16, 6)}
-        own, config, count = (
-            {f"{attention}.q_proj": (8, 6), f"{attention}.v_proj": (4, 6)},
-            {"model_type": "phi3", "num_key_value_heads": 2, "head_dim": 2},
-            1,
-        )
-    else:
-        stored = {f"{X}.gate_up_proj": (E_, H_, 2 * I_)}
-        own, config, count = {f"{X}.1.up_proj": (I_, H_)}, CONFIGS["interleaved"], 1
-    base = write_checkpoint(
-        tmp_path / "base",
-        {name: torch.randn(shape) for name, shape in stored.items()},
-        config=config and {"tie_word_embeddings": False, **config},
-    )
-    tensors: dict[str, torch.Tensor] = {}
-    for name, shape in own.items():
-        if kind == "saved":
-            tensors[f"{name}.weight"] = torch.randn(shape)
-            continue
-        tensors |= lora_factors(name, shape)
-        if kind == "dora":
-            tensors[f"{name}.lora_magnitude_vector"] = torch.rand(shape[0]) + 2
-            tensors = {key: tensor.bfloat16() for key, tensor in tensors.items()}
-    assert closed(tmp_path, base, write_adapter(tmp_path / "a", tensors, use_dora=kind == "dora")) == count
-
-
 @pytest.mark.parametrize("layer", ["linear", "turned", "embedding", "conv2"])
 def test_dora_in_16_bits_is_stored_in_32(tmp_path: Path, layer: str) -> None:
     """B and m; A stays as it is. Wide tensors come first, aligned. At α = 1 nothing is lost."""
@@ -396,79 +276,6 @@ def test_threads_blocks_and_sweeps_change_no_byte(tmp_path: Path, monkeypatch: p
         alpha = folder.rpartition("-")[2]
         adaptertool.wise(base, adapter, tmp_path / alpha, Decimal(alpha), **options)
         assert snapshot(tmp_path / alpha) == snapshot(Path(folder))
-
-
-def refused(tmp_path: Path, base: Path, tuned: Path, kind: type[AdapterToolError], message: str, alpha: str) -> None:
-    before = snapshot(tmp_path)
-    with pytest.raises(kind, match=message):
-        adaptertool.wise(base, tuned, tmp_path / "out", alpha, as_adapter=True)
-    assert snapshot(tmp_path) == before and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("layer", ["linear", "turned"])
-def test_a_magnitude_that_is_not_positive_is_refused(
-    tmp_path: Path, layer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", 24)  # two rows of the linear layer
-    zoo, base = make_base(tmp_path / "base")
-    adapter = train(tmp_path / "a", zoo, target_modules=[layer], use_dora=True)
-    tensors = load(adapter)
-    tensors[f"{PREFIX}{layer}.lora_magnitude_vector"][4] /= 4
-    save_file(tensors, adapter / "adapter_model.safetensors")
-    message = rf"{layer} with output row 4 of {layer}\.weight.*alpha 1.5 .* = -0\.\d+ .*write a checkpoint"
-    refused(tmp_path, base, adapter, UnsupportedError, message, "1.5")
-    adaptertool.wise(base, adapter, tmp_path / "within", "0.9", as_adapter=True)
-
-
-def test_a_row_of_norm_zero_is_refused(tmp_path: Path) -> None:
-    base = write_checkpoint(tmp_path / "base", {"l.weight": torch.diag(torch.tensor([1.0, 0.0, 2.0]))})
-    factors = {"l.lora_A.weight": torch.ones(1, 3), "l.lora_B.weight": torch.zeros(3, 1)}
-    adapter = write_adapter(
-        tmp_path / "a", factors | {"l.lora_magnitude_vector": torch.ones(3)}, r=1, lora_alpha=1, use_dora=True
-    )
-    refused(tmp_path, base, adapter, NonFiniteError, r"l with output row 1 of l\.weight.* have norm 0", "0.5")
-
-
-def test_a_saved_weight_under_dora_is_refused(tmp_path: Path) -> None:
-    zoo, base = make_base(tmp_path / "base")
-    adapter = train(tmp_path / "a", zoo, target_modules=["linear"], use_dora=True)
-    tensors = load(adapter) | {f"{PREFIX}linear.base_layer.weight": torch.randn(20, 12)}
-    save_file(tensors, adapter / "adapter_model.safetensors")
-    refused(tmp_path, base, adapter, UnsupportedError, "linear has a saved weight under DoRA", "0.5")
-
-
-def test_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    message = "tuned is a full checkpoint, and --as-adapter is for adapters; without it"
-    refused(tmp_path, FIXTURES / "base", FIXTURES / "tuned", UsageError, message, "0.5")
-    done = command("wise", FIXTURES / "base", FIXTURES / "tuned", "-o", tmp_path / "o", "--alpha", 1, "--as-adapter")
-    assert done.returncode == 2 and "full checkpoint" in done.stderr
-
-
-def test_what_no_number_holds_is_refused(tmp_path: Path) -> None:
-    base = write_checkpoint(tmp_path / "base", {"l.weight": torch.randn(6, 5)})
-    adapter = write_adapter(tmp_path / "a", lora_factors("l", (6, 5)), lora_alpha=1e300)
-    refused(tmp_path, base, adapter, UsageError, r"alpha 1e\+10 times lora_alpha 1e\+300", "1e10")
-    factors = lora_factors("l", (6, 5))
-    factors["l.lora_B.weight"][2, 1] = torch.nan
-    broken = write_adapter(tmp_path / "b", factors)
-    refused(tmp_path, base, broken, NonFiniteError, r"l\.lora_B\.weight holds nan at element 9", "0.5")
-    dora = write_adapter(
-        tmp_path / "c", lora_factors("l", (6, 5)) | {"l.lora_magnitude_vector": torch.full((6,), 3e38)}, use_dora=True
-    )
-    refused(tmp_path, base, dora, NonFiniteError, "l: a rescaled factor is beyond the range of F32", "100")
-    weights = {"n.weight": torch.full((3,), 3e38)}
-    far = write_checkpoint(tmp_path / "far", weights)
-    saved = write_adapter(tmp_path / "d", {"n.weight": -weights["n.weight"]}, modules_to_save=["n"])
-    refused(tmp_path, far, saved, NonFiniteError, r"n\.weight, element \(0,\): the result is beyond", "-1")
-
-
-def test_a_saved_tensor_that_no_step_makes_is_refused(tmp_path: Path) -> None:
-    """Copied as it is it would be that of α = 1. No input leads there; a plan that leaves one out would."""
-    base = write_checkpoint(tmp_path / "base", {"n.weight": torch.ones(3)})
-    path = write_adapter(tmp_path / "a", {"n.weight": torch.zeros(3)}, modules_to_save=["n"])
-    plan = dataclasses.replace(adaptertool.prepare_wise(base, path, 0.5), shards=())
-    with pytest.raises(UnsupportedError, match=r"n\.weight changes nothing"):
-        into_adapter(plan, open_checkpoint(base), read_adapter(path, lambda _: True), [Decimal("0.5")])
 
 
 def test_other_files_travel_and_stale_weights_do_not(tmp_path: Path) -> None:
