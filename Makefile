@@ -20,10 +20,10 @@ test: lint
 	$(BIN)/python -m pytest -n 2
 
 fault-test: $(STAMP)
-	ADAPTERTOOL_ALL_FAULTS=1 $(BIN)/python -m pytest -n 2 tests/test_resume.py tests/test_curve.py tests/test_strace.py
+	ADAPTERTOOL_ALL_FAULTS=1 $(BIN)/python -m pytest -n 2 tests/output/test_resume.py tests/scoring/test_curve.py tests/output/test_strace.py
 
 limits-test: $(STAMP)
-	ADAPTERTOOL_LIMITS=1 $(BIN)/python -m pytest -n 2 tests/test_limits.py
+	ADAPTERTOOL_LIMITS=1 $(BIN)/python -m pytest -n 2 tests/engine/test_limits.py
 
 verdicts: $(STAMP)
 	$(BIN)/python tests/verdicts.py

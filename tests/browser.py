@@ -6,6 +6,7 @@ import html
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +60,23 @@ def width_of(folder: Path, page: Path, width: int) -> int:
     found = re.search(r'data-widths="(\d+)/(\d+)"', dom)
     assert found is not None and int(found[2]) == width
     return int(found[1])
+
+
+VOID = {"meta", "wbr", "br"}
+
+
+class Nesting(HTMLParser):
+    """Whether every element is closed, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:  # noqa: ARG002  # as it is called
+        self.seen.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, tag

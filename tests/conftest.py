@@ -23,9 +23,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # the tests run in two processes on two cores
 
 ROOT = Path(__file__).parent.parent
+pytest.register_assert_rewrite(*(path.stem for path in (ROOT / "tests").glob("*.py")))  # what tests share asserts too
 FIXTURES = ROOT / "fixtures"
 PREFIX = "base_model.model."
-
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -110,3 +110,17 @@ def main_here(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> obje
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+def write_sparse(path: Path, tensors: dict[str, tuple[str, list[int], int]], metadata: dict[str, str]) -> None:
+    """A safetensors file of zeros that takes no room on disk: any size can be planned on."""
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, (dtype, shape, size) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + end)

@@ -26,7 +26,6 @@ BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float6
 DTYPES = {"bf16": BF16, "fp16": F16, "fp32": F32}
 SIZES = (1e-3, 1e-2, 1e-1, 1.0)
 Tensors = dict[str, torch.Tensor]
-
 SHAPES = {
     "model.layers.{}.self_attn.q_proj": (256, 256),
     "model.layers.{}.self_attn.k_proj": (128, 256),

@@ -1,0 +1,33 @@
+"""The command line in processes of its own: what it may say where it succeeds, and where it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from conftest import FIXTURES
+
+BASE, LORA, TUNED = FIXTURES / "base", FIXTURES / "lora", FIXTURES / "tuned"
+MODULE = "model.layers.0.mlp.up_proj"
+HOSTILE = "\x1b]0;owned\x07"  # sets a terminal's title; click strips colours only, so this one is for us to escape
+Result = subprocess.CompletedProcess[str]
+COMMAND = [sys.executable, "-m", "adaptertool"]
+
+
+def clean(result: Result, code: int) -> Result:
+    """The exit code is `code`, and nothing looks like a traceback or acts on a terminal."""
+    assert result.returncode == code, result.stderr
+    for stream in (result.stdout, result.stderr):
+        assert "Traceback" not in stream
+        assert "Exception ignored" not in stream
+        assert not any(ord(c) < 32 and c != "\n" for c in stream)
+    return result
+
+
+def refused(result: Result, code: int, *words: str) -> None:
+    """An error: its message on stderr, nothing on stdout."""
+    clean(result, code)
+    assert result.stdout == ""
+    assert result.stderr.strip()
+    for word in words:
+        assert word in result.stderr

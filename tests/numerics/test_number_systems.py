@@ -1,0 +1,71 @@
+"""The exact number systems: residues, integers rounded to odd, intervals; against rationals."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracle import round_fraction
+from rationals import NAMES, OUTPUTS
+
+from adaptertool.numerics.interval import Interval, intervals, roots
+from adaptertool.numerics.modular import Residue
+from adaptertool.numerics.rounding import doubles, rounded, to_odd
+
+# The number systems.
+
+floats = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e30, max_value=1e30)
+small = st.floats(min_value=-64, max_value=64).map(lambda x: round(x * 64) / 64)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(small, small, small), min_size=1, max_size=5), st.fractions(max_denominator=1))
+def test_residues_are_exact(rows: list[tuple[float, float, float]], factor: Fraction) -> None:
+    x, y, z = (torch.tensor(column, dtype=torch.float64).numpy()[:, None, None] for column in zip(*rows, strict=True))
+    sign, certain = ((Residue.of(x) + Residue.of(y) @ Residue.of(z)) * factor - Residue.of(y)).signs(
+        np.full(len(x), 1e6)
+    )
+    for number, (a, b, c) in enumerate(rows):
+        value = (Fraction(a) + Fraction(b) * Fraction(c)) * factor - Fraction(b)
+        assert not certain[number] or abs(value) > 1e6 or sign[number] == (value > 0) - (value < 0)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(floats, floats, floats)
+def test_residues_of_any_floats(a: float, b: float, c: float) -> None:
+    x, y, z = (Residue.of(torch.tensor([[[v]]], dtype=torch.float64).numpy()) for v in (a, b, c))
+    value = Fraction(a) * Fraction(b) - Fraction(c)
+    sign, certain = (x @ y - z).signs(np.array([float(abs(value)) * 1.01]))
+    assert not certain[0] or sign[0] == (value > 0) - (value < 0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.fractions(), st.integers(-200, 200))
+def test_to_odd_keeps_the_side(number: Fraction, power: int) -> None:
+    value = number * Fraction(2) ** power
+    got = to_odd(value)
+    for dtype in OUTPUTS:
+        found = doubles(rounded(np.array([got]), NAMES[dtype]), NAMES[dtype]).item()
+        expected = round_fraction(value, dtype)
+        if expected is None:
+            assert found == math.copysign(math.inf, value)
+        else:
+            assert Fraction(found) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(floats, min_size=3, max_size=3), st.integers(8, 200))
+def test_intervals_hold_the_value(values: list[float], bits: int) -> None:
+    a, b, c = (Interval.of(value) for value in values)
+    exact = (Fraction(values[0]) + Fraction(values[1])) * Fraction(values[2]) - Fraction(values[0])
+    found = (a + b) * c - a
+    assert found.low == found.high == exact
+    root = Interval.of(abs(exact)).sqrt(bits)
+    assert root.low**2 <= abs(exact) <= root.high**2
+    assert root.high - root.low <= root.low * Fraction(1, 1 << (bits - 4)) or exact == 0
+    both = roots(intervals(torch.tensor([4.0, 2.25], dtype=torch.float64).numpy()), bits)
+    assert [one.low for one in both] == [one.high for one in both] == [2, Fraction(3, 2)]

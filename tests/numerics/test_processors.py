@@ -1,0 +1,65 @@
+"""The same bytes on every processor: fixed recipes give the hashes that were recorded, also with instruction sets
+and kernels turned off."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+RECORDED = json.loads((ROOT / "tests/recorded.json").read_text())
+
+
+def dispatched() -> str:
+    """What numpy chooses at run time beyond its baseline, as far as this processor has it."""
+    found = np._core._multiarray_umath  # type: ignore[attr-defined]
+    return " ".join(name for name in found.__cpu_dispatch__ if found.__cpu_features__.get(name))
+
+
+LESS = {
+    "all that this processor has": {},
+    "numpy's baseline": {"NPY_DISABLE_CPU_FEATURES": dispatched()},
+    "the oldest kernels of BLAS and torch": {"OPENBLAS_CORETYPE": "Prescott", "ATEN_CPU_CAPABILITY": "default"},
+    "without the compiled kernel": {"ADAPTERTOOL_KERNEL": "off"},
+    "the least of all": {
+        "NPY_DISABLE_CPU_FEATURES": dispatched(),
+        "OPENBLAS_CORETYPE": "Prescott",
+        "ADAPTERTOOL_KERNEL": "off",
+    },
+}
+
+
+@pytest.mark.parametrize("less", LESS)
+def test_recorded_hashes(tmp_path: Path, less: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", ROOT / "tests/recipes.py", tmp_path],
+        env=os.environ | LESS[less],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == RECORDED
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="a kernel for x86")
+def test_the_kernels_of_blas_can_be_chosen() -> None:
+    """Else the test above would show nothing."""
+    script = (
+        "import numpy, threadpoolctl; print([pool.get('architecture') for pool in threadpoolctl.threadpool_info()])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"OPENBLAS_CORETYPE": "Prescott"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Prescott" in done.stdout or "Katmai" in done.stdout  # how it calls what it has for that
