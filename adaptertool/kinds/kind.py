@@ -65,7 +65,7 @@ class Kind:
     linear:      what it changes is proportional to its scale
     anew:        roles of the factors that another adapter of this kind has, which makes W + α·(W' − W); none where that
                  is made by another scale, or by no adapter of this kind
-    low_rank:    (ops, factors) -> (B, A) with scale·B·A the whole change, (out, r) and (r, in): of what has no pair
+    low_rank:    factors -> (B, A), float64, with scale·B·A the whole change, (out, r) and (r, in): of what has no pair
     misreadings: what verify calls the fault of a tool that read it otherwise -> the edit as it would be then
     spellings:   how it is written, by the name of the format
     """
@@ -87,6 +87,6 @@ class Kind:
     is_product: bool = False
     linear: bool = False
     anew: tuple[str, ...] = ()
-    low_rank: Callable[[Ops, Factors], tuple[Array, Array]] | None = None
+    low_rank: Callable[[Factors], tuple[Array, Array]] | None = None
     misreadings: Mapping[str, Callable[[Edit], Edit]] = field(default_factory=dict)
     spellings: Mapping[str, Spelling] = field(default_factory=dict)

@@ -14,6 +14,7 @@ class Dyadic:
 
     __slots__ = ("bits", "exponent")
     __array_ufunc__ = None  # numpy leaves mixed operations to us
+    __iadd__ = None  # += would leave the rows as they are, and call something else by their name
 
     def __init__(self, bits: Any, exponent: int) -> None:
         self.bits, self.exponent = bits, exponent

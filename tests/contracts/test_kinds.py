@@ -1,0 +1,207 @@
+"""What every kind must hold to, over the tuple of kinds: a new one is tested by its line."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adaptertool.kinds import KINDS, NORM, Kind
+from adaptertool.numerics.error_bound import Bound, Factor
+from adaptertool.numerics.interval import intervals, roots
+from adaptertool.numerics.modular import Residue
+from adaptertool.numerics.ops import BLOCKS, FLOATS, INTERVALS, OPERATIONS, RESIDUES, SYSTEMS, Ops
+
+OUT, IN, RANK = 6, 10, 3
+SCALE, WEIGHT = 0.75, -1.25  # of few bits, so that their product is exact
+UNIT = 2.0**-53
+
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+
+
+def sample(kind: Kind, seed: int = 0, out: int = OUT) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A weight (out, in) and factors as matrices, float64 of few bits."""
+    rng = np.random.default_rng(seed)
+    shapes = kind.shapes((out, IN), dict.fromkeys(kind.roles, (RANK,)))
+    assert shapes is not None
+    numbers = {role: rng.integers(1, 64, size=shape) / 32 for role, shape in sorted(shapes.items())}
+    signs = {role: rng.choice([-1.0, 1.0], size=array.shape) for role, array in numbers.items()}
+    factors = {role: (numbers[role] * signs[role]).reshape(shapes[role][0], -1) for role in numbers}
+    return rng.integers(-64, 64, size=(out, IN)) / 16.0, factors
+
+
+def with_norms(kind: Kind, ops: Ops, rows: Any, factors: Mapping[str, Any], scale: Any = SCALE) -> dict[str, Any]:
+    if kind.norms is None:
+        return dict(factors)
+    squares = kind.norms.squares(ops, rows, factors, scale)
+    return {**factors, NORM: roots(squares, 128) if ops is INTERVALS else np.sqrt(squares)}
+
+
+def exactly(kind: Kind, rows: np.ndarray, factors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The result in intervals of rationals, as float64; each is narrower than 2^-60."""
+    exact = intervals(rows)
+    own = with_norms(kind, INTERVALS, exact, {role: intervals(f) for role, f in factors.items()}, Fraction(SCALE))
+    kind.apply(INTERVALS, exact, own, Fraction(SCALE), Fraction(WEIGHT))
+    assert all(end.high - end.low < Fraction(1, 2**60) for end in exact.flat)
+    return np.array([[float(end.low) for end in row] for row in exact])
+
+
+def applied(kind: Kind, rows: np.ndarray, factors: Mapping[str, np.ndarray], dtype: Any = np.float64) -> np.ndarray:
+    made = rows.astype(dtype)
+    own = with_norms(kind, BLOCKS, made, factors)
+    kind.apply(BLOCKS, made, {role: factor.astype(dtype) for role, factor in own.items()}, SCALE, WEIGHT)
+    return made
+
+
+@every_kind
+def test_roles_are_cut_in_one_way(kind: Kind) -> None:
+    assert kind.by_row | kind.by_column <= kind.roles
+    assert not kind.by_row & kind.by_column
+    assert not kind.elementwise or kind.by_row == kind.roles
+    assert kind.pair is None or set(kind.pair) <= kind.roles
+    assert set(kind.anew) <= kind.roles and kind.operations <= set(OPERATIONS)
+
+
+@every_kind
+def test_shapes_name_every_role_and_do_not_fit_another_weight(kind: Kind) -> None:
+    given = dict.fromkeys(kind.roles, (RANK,))
+    one, other = kind.shapes((OUT, IN), given), kind.shapes((OUT + 1, IN), given)
+    assert one is not None and one.keys() == kind.roles
+    assert one != other
+    if not kind.elementwise:
+        assert kind.shapes((OUT,), given) is None
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_floats_are_within_the_bound_of_the_exact_result(kind: Kind, dtype: Any) -> None:
+    for seed in range(5):
+        rows, factors = sample(kind, seed)
+        made, exact = applied(kind, rows, factors, dtype), exactly(kind, rows, factors)
+        unit = float(np.finfo(dtype).eps) / 2
+        own = {role: Factor(factor) for role, factor in with_norms(kind, BLOCKS, rows, factors).items()}
+        bound = kind.bound(Bound(float(abs(rows).max())), own, SCALE, WEIGHT, unit, IN)
+        assert math.isfinite(bound.error)
+        assert (abs(made - exact) <= bound.error + bound.relative * abs(made)).all()
+        assert abs(made).max() <= bound.largest * (1 + 2 * unit) + bound.absolute
+
+
+@every_kind
+def test_single_elements_are_as_in_blocks(kind: Kind) -> None:
+    """In floats, and where they can be in residues."""
+    rows, factors = sample(kind)
+    exact = exactly(kind, rows, factors)
+    at = np.array([0, 3, 5]), np.array([9, 0, 4])
+    cut = {
+        role: factor[at][:, None, None]
+        if kind.elementwise
+        else factor[at[0]][:, None, :]
+        if role in kind.by_row | {NORM}
+        else factor[:, at[1]].T[:, :, None]
+        if role in kind.by_column
+        else factor[None]
+        for role, factor in with_norms(kind, BLOCKS, rows, factors).items()
+    }
+    some = rows[at][:, None, None]
+    made = some.copy()
+    kind.apply(FLOATS, made, cut, SCALE, WEIGHT)
+    np.testing.assert_allclose(made.ravel(), exact[at], rtol=1e-14)
+    if RESIDUES.can(kind.operations):
+        left = Residue.of(some)
+        own = {role: Residue.of(factor) for role, factor in cut.items()}
+        kind.apply(RESIDUES, left, own, Fraction(SCALE), Fraction(WEIGHT))
+        sign, certain = (left - Residue.of(exact[at][:, None, None])).signs(np.full(3, 2.0**-40))
+        assert not sign.any() and certain.all()
+
+
+@every_kind
+def test_rows_may_be_cut_anywhere(kind: Kind) -> None:
+    rows, factors = sample(kind)
+    whole = applied(kind, rows, factors)
+    for cut in (1, 4):
+        parts = [
+            applied(kind, rows[part], {r: f[part] if r in kind.by_row else f for r, f in factors.items()})
+            for part in (slice(0, cut), slice(cut, None))
+        ]
+        np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-15)
+
+
+@every_kind
+def test_it_asks_for_no_operation_that_it_does_not_announce(kind: Kind) -> None:
+    rows, factors = sample(kind)
+    lacking = dataclasses.replace(BLOCKS, **dict.fromkeys(set(OPERATIONS) - kind.operations))  # type: ignore[arg-type]
+    own = with_norms(kind, BLOCKS, rows, factors)
+    kind.apply(lacking, rows.copy(), own, SCALE, WEIGHT)
+
+
+@every_kind
+def test_an_exact_system_can_do_what_it_needs(kind: Kind) -> None:
+    """Else a merge could not settle an element."""
+    assert any(ops.exact and ops.can(kind.operations) for ops in SYSTEMS)
+    assert INTERVALS.can(kind.operations)
+
+
+@every_kind
+def test_nothing_changes_with_a_weight_of_zero(kind: Kind) -> None:
+    rows, factors = sample(kind)
+    own, made = with_norms(kind, BLOCKS, rows, factors), rows.copy()
+    kind.apply(BLOCKS, made, own, SCALE, 0.0)
+    np.testing.assert_array_equal(made, rows)
+
+
+@every_kind
+def test_the_change_is_proportional_to_the_scale_where_it_is_said(kind: Kind) -> None:
+    rows, factors = sample(kind)
+    changes = []
+    for scale in (1.0, 2.0):
+        made = rows.copy()
+        own = with_norms(kind, BLOCKS, rows, factors, scale)
+        kind.apply(BLOCKS, made, own, scale, 1.0)
+        changes.append(made - rows)
+    assert np.allclose(changes[1], 2 * changes[0], rtol=1e-12) == kind.linear
+
+
+@every_kind
+def test_factors_of_the_whole_change_make_it(kind: Kind) -> None:
+    if kind.low_rank is None and not kind.is_product:
+        return
+    rows, factors = sample(kind)
+    if kind.low_rank is not None:
+        b, a = kind.low_rank(factors)
+    else:
+        assert kind.pair is not None
+        b, a = (factors[role] for role in kind.pair)
+    np.testing.assert_allclose(rows + SCALE * WEIGHT * (b @ a), exactly(kind, rows, factors), rtol=1e-12)
+
+
+@every_kind
+def test_numbers_out_of_range_are_known_for_such(kind: Kind) -> None:
+    """An overflow in floats never goes with a finite bound."""
+    rows, factors = sample(kind)
+    for role in sorted(kind.roles):
+        for power in (300, 900, 1010):
+            huge = {**factors, role: np.ldexp(factors[role], power)}
+            with np.errstate(all="ignore"):
+                made, own = rows.copy(), with_norms(kind, BLOCKS, rows, huge)
+                kind.apply(BLOCKS, made, own, SCALE, WEIGHT)
+                numbers = {name: Factor(factor) for name, factor in own.items()}
+                bound = kind.bound(Bound(4.0), numbers, SCALE, WEIGHT, UNIT, IN)
+            assert np.isfinite(made).all() or not math.isfinite(bound.error)
+
+
+@every_kind
+def test_spellings_name_every_role(kind: Kind) -> None:
+    for spelling in kind.spellings.values():
+        assert set(spelling.keys.values()) == kind.roles
+        assert spelling.tag and not spelling.keys.keys() & spelling.refused.keys()
+
+
+def test_names_are_unique() -> None:
+    assert len({kind.name for kind in KINDS}) == len(KINDS)
+    tags = [(name, spelling.tag) for kind in KINDS for name, spelling in kind.spellings.items()]
+    assert len(set(tags)) == len(tags)
