@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from adaptertool.errors import InputError
-from adaptertool.files.checkpoint import INDEX, Checkpoint, open_checkpoint
+from adaptertool.files.checkpoint import INDEX, Checkpoint
+from adaptertool.formats.checkpoints import open_checkpoint
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 TENSORS = {name: torch.full((2, 3), float(number)) for number, name in enumerate("abcd")}  # a, c | b, d

@@ -9,7 +9,8 @@ import pytest
 from conftest import write_checkpoint
 from opened import TENSORS, asset_names, put, refusal
 
-from adaptertool.files.checkpoint import INDEX, MANIFEST, open_checkpoint
+from adaptertool.files.checkpoint import INDEX, MANIFEST
+from adaptertool.formats.checkpoints import open_checkpoint
 
 # Assets.
 

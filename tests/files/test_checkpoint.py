@@ -13,7 +13,8 @@ from conftest import write_checkpoint
 from opened import FIRST, SECOND, TENSORS, asset_names, edit_index, put, refusal
 from safetensors.torch import save_file
 
-from adaptertool.files.checkpoint import INDEX, MANIFEST, SINGLE, open_checkpoint
+from adaptertool.files.checkpoint import INDEX, MANIFEST, SINGLE
+from adaptertool.formats.checkpoints import open_checkpoint
 
 # What a good checkpoint holds.
 

@@ -11,7 +11,8 @@ from disturbed import Place, alter, once
 
 from adaptertool import prepare_merge
 from adaptertool.errors import InputError
-from adaptertool.output.checkpoint import Options, run
+from adaptertool.output.checkpoint import run
+from adaptertool.output.options import Options
 
 # --- inputs that change ---
 
