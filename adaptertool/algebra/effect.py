@@ -23,7 +23,8 @@ from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.lowrank import Factors, singular_values
 from adaptertool.numerics.rounding import STORED, Array
-from adaptertool.spec.plan import Plan, Step
+from adaptertool.spec.layers import key_of
+from adaptertool.spec.plan import Edit, Plan, Step
 from adaptertool.spec.tensors import Ref
 
 _SMALLEST = 2.0**-500  # norm whose squares are known: smaller ones, or larger than its inverse, are not
@@ -57,13 +58,23 @@ class _Other(Chain):
 
 
 def steps_of(plan: Plan) -> Steps:
-    """By the key of each lora_A: the tensors that it changes, with its edits and those of what is no B·A."""
+    """By the key of each change that is no saved tensor: the tensors that it changes, with its edits and those of
+    saved tensors and biases."""
     found: dict[str, list[Step]] = {}
     for step in plan.steps():
-        for key in dict.fromkeys(edit.factors[A].spec.name for edit in step.edits if A in edit.factors):
-            edits = (e for e in step.edits if A not in e.factors or e.factors[A].spec.name == key)
+        keys = [_key(edit) for edit in step.edits]
+        for key in dict.fromkeys(key for key in keys if key is not None):
+            edits = (edit for edit, own in zip(step.edits, keys, strict=True) if own in (None, key))
             found.setdefault(key, []).append(step._replace(edits=tuple(edits)))
     return found
+
+
+def _key(edit: Edit) -> str | None:
+    """As spec.layers.Layer has it; None for what belongs to no such layer."""
+    kind = kind_of(edit)
+    if kind.replaces or kind.follows:
+        return None
+    return edit.factors[A].spec.name if kind.pair else key_of(edit.factors)
 
 
 def needs_base(step: Step) -> bool:

@@ -44,18 +44,26 @@ def shares_on(
     """
     by_key, found = [steps_of(plan) for plan in plans], {}
     for layer in layers:
-        if not layer.has_dora:
+        if not layer.needs_base:
             continue
-        key = layer.first.pairs[0].a.spec.name
-        several = [(steps.get(key, ()), weight) for steps, weight in zip(by_key, weights, strict=True)]
+        keys = {term.layer.key for term in layer.terms}
+        several = [
+            ([step for key in keys for step in steps.get(key, ())], weight)
+            for steps, weight in zip(by_key, weights, strict=True)
+        ]
         whole = len(layer.first.pairs) == layer.first.experts == 1
         if not whole or any(len(steps) > 1 or any(map(_of_a_part, steps)) for steps, _ in several):
             raise UnsupportedError(
-                f"{shown(layer.path)} is DoRA, and {plans[0].base} stores it as a part of a tensor, or as several: "
-                "merge it into its base, and extract a LoRA"
+                f"{shown(layer.path)} is {_kind(layer)}, and {plans[0].base} stores it as a part of a tensor, or as "
+                "several: merge it into its base, and extract a LoRA"
             )
         found[layer.path] = [Share(steps[0], weight) for steps, weight in several if steps]
     return found
+
+
+def _kind(layer: Combined) -> str:
+    unpaired = [term.layer.unpaired for term in layer.terms]
+    return next((f"of kind {module.kind}" for module in unpaired if module is not None), "DoRA")
 
 
 def _of_a_part(step: Step) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from adaptertool.architectures.families import SHOWN_FIRST, family_of
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.inspection.described import Found
-from adaptertool.kinds.lora import A
 from adaptertool.reports.inspect import Coverage
 from adaptertool.spec.plan import Edit, Plan
 from adaptertool.spec.tensors import Ref, View
@@ -54,10 +53,13 @@ def _touched(edits: Iterable[Edit], ref: Ref) -> int:
 
 def places_of(modules: Sequence[Found], plan: Plan) -> Mapping[int, list[tuple[Ref, View | None]]]:
     """By the number of each low-rank module: where in the base the weight is that it changes."""
-    numbers = {module.product[0].spec.name: number for number, module in enumerate(modules) if module.product}
+    numbers = {
+        ref.spec.name: number for number, module in enumerate(modules) if module.has_spectrum for ref in module.refs
+    }
     places: dict[int, list[tuple[Ref, View | None]]] = {}
     for step in plan.steps():
         for edit in step.edits:
-            if A in edit.factors:
-                places.setdefault(numbers[edit.factors[A].spec.name], []).append((step.base, edit.view))
+            known = {numbers[ref.spec.name] for ref in edit.factors.values() if ref.spec.name in numbers}
+            for number in known:
+                places.setdefault(number, []).append((step.base, edit.view))
     return places

@@ -15,13 +15,15 @@ from adaptertool.files.header import Header
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats import format_at
 from adaptertool.formats.format import Format, Group
-from adaptertool.kinds import DORA, FULL, LORA, OFFSET
+from adaptertool.kinds import BY_NAME, KINDS, kind_of
 from adaptertool.kinds.lora import A, B
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 
 ROWS = "rows"  # what is shown of kind full where it is for some rows of the base's tensor
-_IN_PLACE = frozenset({FULL.name, OFFSET.name, ROWS})  # with an element for each of the base's
+_IN_PLACE = frozenset(
+    {ROWS, *(kind.name for kind in KINDS if kind.elementwise)}
+)  # with an element for each of the base's
 
 
 class Found(NamedTuple):
@@ -36,13 +38,26 @@ class Found(NamedTuple):
     product: tuple[Ref, Ref] | None = None  # A and B, where the change is scale·B·A
     experts: int = 1
     grouped: bool = False  # of lora_B of experts: as of a Module
+    factors: Mapping[str, Ref] | None = None  # where the change is a product of what they make (Kind.low_rank)
+
+    @property
+    def has_spectrum(self) -> bool:
+        """Whether factors alone tell the singular values of the change."""
+        return self.product is not None or self.factors is not None
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        if self.product is None:
+        """(out, in) of the change of one expert, where that is known."""
+        if self.product is not None:
+            a, b = self.product
+            return b.spec.shape[0], math.prod(a.spec.shape[1:])
+        if self.factors is None:
             return None
-        a, b = self.product
-        return b.spec.shape[0], math.prod(a.spec.shape[1:])
+        kind = BY_NAME[self.kind]
+        (high, *_), (wide, *_) = (
+            [self.factors[role].spec.shape for role in sorted(roles)] for roles in (kind.by_row, kind.by_column)
+        )
+        return high[0], math.prod(wide[1:])
 
     @property
     def adapted(self) -> int | None:
@@ -102,10 +117,13 @@ def _of_group(group: Group) -> Found:
 
 
 def _of_module(module: Module) -> Found:
-    refs = tuple(module.factors.values())
-    if module.kind not in (LORA.name, DORA.name):
-        kind = module.kind if module.rows is None else ROWS
-        return Found(module.name, kind, family_of(module.name), refs, scale=None)
+    refs, kind = tuple(module.factors.values()), kind_of(module)
+    if not kind.pair:
+        name = module.kind if module.rows is None else ROWS
+        found = Found(module.name, name, family_of(module.name), refs, scale=None)
+        if kind.low_rank is None:
+            return found
+        return found._replace(rank=module.rank, scale=module.scale, factors=module.factors)
     a, b = module.factors[A], module.factors[B]
     wide = a.shape[0]
     fit = len(a.shape) >= 2 and b.shape[1:2] == (wide,) and math.prod(b.shape[2:]) == 1 and wide % module.rank == 0

@@ -16,6 +16,7 @@ from adaptertool.engine.pool import run_jobs
 from adaptertool.errors import NonFiniteError
 from adaptertool.files.reader import Inputs
 from adaptertool.inspection.described import Found
+from adaptertool.kinds import BY_NAME
 from adaptertool.numerics.lowrank import Factors, kept, singular_values
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.spectrum import MAX_VALUES, entropy_rank, profile, stable_rank
@@ -52,7 +53,7 @@ def measure(
 
     def jobs(inputs: Inputs) -> Iterator[Callable[[Workspace], None]]:
         for number, module in enumerate(modules):
-            if module.product is not None:
+            if module.has_spectrum:
                 yield functools.partial(one, inputs, number)
 
     with Inputs(files) as inputs:
@@ -96,6 +97,8 @@ def _finite(norm: float, exponent: int) -> float:
 def _factors(inputs: Inputs, module: Found, expert: int) -> Factors:
     """B (out, r) and A (r, in) of one expert: in A one follows the other, in B they take turns, unless it is grouped.
     Raises NonFiniteError."""
+    if module.factors is not None:
+        return _made(inputs, module.kind, module.factors)
     assert module.product is not None
     a, b = module.product
     wide, inner = a.shape[0], math.prod(a.shape[1:])
@@ -111,6 +114,18 @@ def _factors(inputs: Inputs, module: Found, expert: int) -> Factors:
         if not np.isfinite(factor).all():
             require_finite(inputs, ref)  # says where
     return second, first
+
+
+def _made(inputs: Inputs, kind: str, refs: Mapping[str, Ref]) -> Factors:
+    """B and A that a kind makes of its factors. Raises NonFiniteError."""
+    factors = {}
+    for role, ref in refs.items():
+        factors[role] = read_tensor(inputs, ref, 0, ref.spec.numel).reshape(ref.shape[0], -1)
+        if not np.isfinite(factors[role]).all():
+            require_finite(inputs, ref)  # says where
+    make = BY_NAME[kind].low_rank
+    assert make is not None
+    return make(factors)
 
 
 def _norm(inputs: Inputs, places: Places) -> float | None:

@@ -17,6 +17,11 @@ KINDS: tuple[Kind, ...] = (
 BY_NAME = {kind.name: kind for kind in KINDS}
 
 
+SPELLED = {
+    (name, spelling.tag): (kind, spelling) for kind in KINDS for name, spelling in kind.spellings.items()
+}  # by format and tag
+
+
 class OfKind(Protocol):
     @property
     def kind(self) -> str: ...
@@ -27,4 +32,4 @@ def kind_of(change: OfKind) -> Kind:
     return BY_NAME[change.kind]
 
 
-__all__ = ["BY_NAME", "DORA", "FULL", "KINDS", "LORA", "NORM", "OFFSET", "Kind", "kind_of"]
+__all__ = ["BY_NAME", "DORA", "FULL", "KINDS", "LORA", "NORM", "OFFSET", "SPELLED", "Kind", "kind_of"]

@@ -11,6 +11,7 @@ class Spelling:
     """A kind in a format whose config has fields, and whose tensors have keys: MODULE + what stands in `keys`.
 
     tag:      what announces the kind: peft_type
+              Its rank is the first dimension of the factors that go by column (kinds.kind.Kind.by_column).
     keys:     what follows a module's name in a key -> role
     rank:     the field with the rank
     alpha:    the field with alpha

@@ -43,8 +43,9 @@ class Combined(NamedTuple):
         return self.terms[0].layer
 
     @property
-    def has_dora(self) -> bool:
-        return any(term.layer.magnitude is not None for term in self.terms)
+    def needs_base(self) -> bool:
+        """Whether factors alone do not tell the sum."""
+        return any(term.layer.needs_base for term in self.terms)
 
     def of_pair(self, number: int) -> tuple[TensorSpec, TensorSpec]:
         """A and B of a pair."""
@@ -82,7 +83,7 @@ def combined(
     biased = any(layer.bias is not None for some in terms.values() for _, layer in some)
     return [
         _of_scale_one(path, some, _at_most(some[0][1], rank), biased=biased)
-        if any(layer.magnitude is not None for _, layer in some)
+        if any(layer.needs_base for _, layer in some)
         else _combined(
             path, [(weight * Fraction(layer.scale), layer) for weight, layer in some], nearest_scale, biased=biased
         )
@@ -138,6 +139,12 @@ def _terms(
     terms: dict[str, list[tuple[Fraction, Layer]]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for path, layer in adapter.layers.items():
+            if layer.unpaired is not None and not dora:
+                raise UnsupportedError(
+                    f"{adapter.adapter.path}: {shown(path)} is of kind {layer.unpaired.kind}; what it changes is "
+                    "made of no pair of factors, so no sum of factors holds it: give the base (--base) and a --rank, "
+                    "and the leading part is extracted"
+                )
             if layer.magnitude is not None and not dora:
                 raise UnsupportedError(
                     f"{adapter.adapter.path}: {shown(path)} is DoRA; what it changes is of full rank, so no sum of "

@@ -11,6 +11,11 @@ from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 
 
+def key_of(factors: Mapping[str, Ref]) -> str:
+    """The name of one of a change's factors, the same for all who ask."""
+    return min(ref.spec.name for ref in factors.values())
+
+
 class Pair(NamedTuple):
     """lora_A (E·r, in, ...), expert after expert, and lora_B (out, E·r, ...), in which the expert counts fastest, but
     in a grouped layer;  their names are the keys of the file. Without experts E is 1."""
@@ -38,6 +43,21 @@ class Layer(NamedTuple):
     magnitude: Ref | None  # DoRA
     is_parameter: bool  # of target_parameters
     grouped: bool = False  # of lora_B of experts: as of a Module
+    # What it changes, where that is made of no such pair. `pairs` then has the names, shapes and dtypes that factors of
+    # its leading part get, and nothing is stored where they say.
+    unpaired: Module | None = None
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether factors alone do not tell what it changes."""
+        return self.magnitude is not None or self.unpaired is not None
+
+    @property
+    def key(self) -> str:
+        """The name of one of its factors, by which its edits are found."""
+        if self.unpaired is not None:
+            return key_of(self.unpaired.factors)
+        return self.pairs[0].a.spec.name
 
     @property
     def experts(self) -> int:

@@ -161,10 +161,10 @@ def _adapter(
 def _truncates(files: Parsed) -> bool:
     """Whether `truncate` takes it."""
     try:
-        read_alone(files)
+        layered = read_alone(files)
     except InputError:
         return False
-    return True
+    return all(layer.unpaired is None for layer in layered.layers.values())
 
 
 def _said(modules: Sequence[InspectedModule]) -> Iterator[str]:

@@ -127,9 +127,11 @@ def _with_names(
 
 
 def _plans(adapters: Sequence[Layered], base: Checkpoint | None) -> list[Plan]:
-    """Of each adapter alone merged into the base, where one is DoRA."""
-    dora = any(layer.magnitude is not None for adapter in adapters for layer in adapter.layers.values())
-    return [plan_merge(open_base(base), [adapter.adapter], [1.0]) for adapter in adapters if base is not None and dora]
+    """The plan of each adapter alone merged into the base, where a layer needs that."""
+    needed = any(layer.needs_base for adapter in adapters for layer in adapter.layers.values())
+    return [
+        plan_merge(open_base(base), [adapter.adapter], [1.0]) for adapter in adapters if base is not None and needed
+    ]
 
 
 def _maker(mix: Mix | None, cut: RankChoice | None, shares: Mapping[str, Sequence[Share]]) -> Maker:

@@ -10,7 +10,7 @@ from adaptertool.algebra.effect import steps_of
 from adaptertool.algebra.truncate import How, in_order, jobs
 from adaptertool.architectures.families import family_of
 from adaptertool.arguments import Number, PathLike, as_path, cut_of
-from adaptertool.errors import UsageError, shown
+from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.formats import BY_NAME, read_alone, writing
@@ -108,6 +108,12 @@ def _opened(path: Path, base: Path | None, reading: Reading) -> tuple[Layered, P
     require_used(reading.leave_out, [layered.adapter])
     if not layered.layers:
         raise UsageError(f"{path} has no factors to truncate: it holds saved tensors only")
+    for name, layer in layered.layers.items():
+        if layer.unpaired is not None:
+            raise UnsupportedError(
+                f"{path}: {shown(name)} is of kind {layer.unpaired.kind}, which is made of no pair of factors to cut: "
+                "`adaptertool sum` with this adapter alone, --base and --rank extracts the leading part as LoRA"
+            )
     if base is None:
         return layered, None
     checkpoint = require_merged(open_checkpoint(base))

@@ -15,7 +15,11 @@ from adaptertool.formats.initialisers import HARMLESS_INITS
 from adaptertool.formats.peft import packing
 from adaptertool.formats.peft.packing import Packing, packing_of
 from adaptertool.formats.peft.patterns import by_pattern, check
-from adaptertool.kinds import lora
+from adaptertool.kinds import SPELLED, Kind, lora
+from adaptertool.kinds.spelling import Spelling
+
+_FORMAT = "peft"  # of kinds.spelling
+_LORA = "LORA"  # and DoRA, and the bias of a factor: they have one config, whose fields say which they are
 
 # Read and acted on below.
 _HANDLED = frozenset(
@@ -38,6 +42,11 @@ _HANDLED = frozenset(
         "base_model_name_or_path",
         *packing.FIELDS,
     }
+)
+
+# Of these, those that the config of every kind may have.
+_ALWAYS_HANDLED = frozenset(
+    {"peft_type", "rank_pattern", "alpha_pattern", "peft_version", "base_model_name_or_path", "bias"}
 )
 
 # Known not to change what the stored factors mean: they steer training, or say again what the keys say.
@@ -81,6 +90,9 @@ class LoraConfig:
     """The part of a LoRA adapter's config that the arithmetic depends on."""
 
     path: Path
+    spelled: (
+        tuple[Kind, Spelling] | None
+    )  # the kind, where it is told by peft_type alone; None: LoRA and what goes with it
     base: str  # base_model_name_or_path
     task: str  # task_type
     rank: int
@@ -134,19 +146,19 @@ class LoraConfig:
 
     def scale_of(self, module: str) -> float:
         alpha = by_pattern(f"{self.path}: alpha_pattern", self.alpha_pattern, module, self.alpha)
+        if self.spelled is not None:
+            return self.spelled[1].scaling(alpha, self.rank_of(module))
         return lora.scaling(alpha, self.rank_of(module), rank_stabilised=self.rank_stabilised)
 
 
 def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | None = None) -> LoraConfig:
     """Raises UnsupportedError for what is refused by name, InputError for values of a wrong type."""
-    peft_type = fields.get("peft_type")
-    if peft_type != "LORA":
-        raise UnsupportedError(f"{path}: peft_type {shown(peft_type)[:80]} is not supported; LORA is")
-    for name, value in fields.items():
-        if name in _HANDLED or name in _HARMLESS or not value:
-            continue
-        reason = _REFUSED.get(name, "this field is not known; it may change the arithmetic, so it is not ignored")
-        raise UnsupportedError(f"{path}: {shown(name)} = {shown(value)[:80]}: {reason}")
+    spelled = spelling_of(fields)
+    if spelled is None and fields.get("peft_type") != _LORA:
+        tags = [_LORA, *sorted(tag for name, tag in SPELLED if name == _FORMAT)]
+        known = f"{', '.join(tags)} {'are' if len(tags) > 1 else 'is'}"
+        raise UnsupportedError(f"{path}: peft_type {shown(fields.get('peft_type'))[:80]} is not supported; {known}")
+    _require_known(path, fields, None if spelled is None else spelled[1])
     if fields.get("swift_type") not in (None, "LORA"):
         raise UnsupportedError(f"{path}: swift_type {shown(fields['swift_type'])[:80]} is not supported; LORA is")
     init = fields.get("init_lora_weights")
@@ -159,13 +171,15 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
     if fields.get("bias", "none") not in ("none", "all", "lora_only"):
         raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])[:80]} is not known")
     base = fields.get("base_model_name_or_path")
+    rank_field, alpha_field = "r" if spelled is None else spelled[1].rank, alpha_field_of(fields)
     rank_pattern, alpha_pattern = (_patterns(path, fields, key) for key in ("rank_pattern", "alpha_pattern"))
     return LoraConfig(
         path=path,
+        spelled=spelled,
         base=base if isinstance(base, str) else "",
         task=task if isinstance(task := fields.get("task_type"), str) else "",
-        rank=_rank(path, "r", fields.get("r")),
-        alpha=_alpha(path, "lora_alpha", fields.get("lora_alpha")),
+        rank=_rank(path, rank_field, fields.get(rank_field)),
+        alpha=_alpha(path, alpha_field, fields.get(alpha_field)),
         rank_stabilised=_flag(path, fields, "use_rslora"),
         dora=_flag(path, fields, "use_dora"),
         bias=_flag(path, fields, "lora_bias"),
@@ -179,6 +193,31 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
     )
+
+
+def spelling_of(fields: Mapping[str, Any]) -> tuple[Kind, Spelling] | None:
+    """The kind that peft_type alone tells; None for LoRA, and for what is not handled."""
+    tag = fields.get("peft_type")
+    return SPELLED.get((_FORMAT, tag)) if isinstance(tag, str) else None
+
+
+def alpha_field_of(fields: Mapping[str, Any]) -> str:
+    """The name of the field with alpha."""
+    spelled = spelling_of(fields)
+    return "lora_alpha" if spelled is None else spelled[1].alpha
+
+
+def _require_known(path: Path, fields: Mapping[str, Any], spelling: Spelling | None) -> None:
+    """Raises UnsupportedError for a field that is set, and is not known or not handled."""
+    handled, refused = _HANDLED, _REFUSED
+    if spelling is not None:
+        handled = _ALWAYS_HANDLED | {spelling.rank, spelling.alpha, *spelling.harmless}
+        refused = {**_REFUSED, **spelling.refused}
+    for name, value in fields.items():
+        if name in handled or name in _HARMLESS or not value:
+            continue
+        reason = refused.get(name, "this field is not known; it may change the arithmetic, so it is not ignored")
+        raise UnsupportedError(f"{path}: {shown(name)} = {shown(value)[:80]}: {reason}")
 
 
 def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:

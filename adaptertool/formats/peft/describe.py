@@ -8,6 +8,7 @@ from typing import Any
 
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats.format import Facts, Group
+from adaptertool.formats.peft.config import alpha_field_of
 from adaptertool.formats.peft.keys import CONFIG, PREFIX, WEIGHTS
 from adaptertool.kinds import FULL
 from adaptertool.spec.tensors import Ref
@@ -43,7 +44,7 @@ def facts(fields: Mapping[str, Any]) -> Facts:
         initialiser=_initialiser(fields.get("init_lora_weights")),
         rank_stabilised=fields.get("use_rslora") is True,
         rank=fields.get("r"),
-        alpha=fields.get("lora_alpha"),
+        alpha=fields.get(alpha_field_of(fields)),
     )
 
 

@@ -28,6 +28,14 @@ _NAMED = re.compile(
 )
 _FACTOR = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
 
+# Parameters of PEFT's tuners (0.21.2), as parts of a key: never plain tensors of a model.
+TUNER_PARAMETER = re.compile(
+    r"lora_.*|ada_(?:lora_)?[ABE]|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|oft_[RSr]|boft_[RSs]|ia3_l"
+    r"|vera_(?:[AB]|lambda_[bd])|hira_(?:embedding_)?[AB]|glora_[A-E].*|randlora_(?:[AB]|lambda|gamma)|vblora_.*"
+    r"|fourierft_spectrum|hra_u|miss_block|shira_(?:weight|indices)|c3a_kernel|road_(?:theta|alpha)"
+    r"|delora_(?:[AB]|lambda|w_norm)|gralora_[AB].*|tinylora_.*|psoft_.*|osf_.*|waveft_spectrum|bone_(?:block|weight)"
+)
+
 
 def plain_keys(file: Path, tensors: Mapping[str, Ref]) -> tuple[Mapping[str, Ref], list[str]]:
     """The tensors by the keys that PEFT would have saved, which their specs have too; and a note of what was not so.

@@ -19,6 +19,7 @@ from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.layers import Layer, Layered, Pair
+from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 
 _TARGETS = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern")
 
@@ -77,12 +78,31 @@ def _layers(adapter: Adapter) -> dict[str, Layer]:
         if kind_of(module).follows:  # follows the change of the weight
             layers[path] = layers[path]._replace(bias=module.factors[BIAS])
         elif not kind_of(module).pair:
-            raise UnsupportedError(f"{adapter.path}: {shown(module.name)} is of kind {module.kind}, which is no B·A")
+            layers[path] = _unpaired(module)
         elif path in layers:
             layers[path] = layers[path]._replace(pairs=(*layers[path].pairs, *_layer(module).pairs))
         else:
             layers[path] = _layer(module)
     return layers
+
+
+def _unpaired(module: Module) -> Layer:
+    """A change that is made of no pair, with the names that factors of its leading part get."""
+    kind, refs = kind_of(module), module.factors
+    out = {refs[role].shape[0] for role in kind.by_row}
+    wide = {math.prod(refs[role].shape[1:]) for role in kind.by_column}
+    if len(out) != 1 or len(wide) != 1 or 0 in out | wide | {module.rank}:
+        raise MismatchError(f"{module.name}: its factors, of kind {module.kind}, do not fit together, or are empty")
+    dtype = max((ref.spec.dtype for ref in refs.values()), key=lambda name: DTYPE_BITS[name])
+    shapes = {A: (module.rank, *wide), B: (*out, module.rank)}
+    some = next(iter(refs.values()))
+    a, b = (
+        Ref(some.path, 0, TensorSpec(f"{PREFIX}{module.layer}.{role}.weight", dtype, shapes[role], 0))
+        for role in (A, B)
+    )
+    return Layer(
+        module.layer, module.rank, module.scale, (Pair(a, b),), None, None, is_parameter=False, unpaired=module
+    )
 
 
 def _layer(module: Module) -> Layer:

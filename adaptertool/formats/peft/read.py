@@ -22,7 +22,7 @@ from adaptertool.formats.peft.config import LoraConfig, parse_config
 from adaptertool.formats.peft.keys import CONFIG, FILES, PREFIX, WEIGHTS, plain_keys
 from adaptertool.formats.peft.parameters import on_parameter, packing_notes, parameters_in
 from adaptertool.formats.peft.saved import OUT_PROJ, OUT_PROJ_TIMES, Saved
-from adaptertool.kinds import DORA, FULL, LORA, OFFSET
+from adaptertool.kinds import DORA, FULL, LORA, OFFSET, Kind
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.lora import A, B
@@ -81,7 +81,7 @@ def read_adapter(
     tensors, read_so = plain_keys(header.path, header.tensors)
     for key, ref in tensors.items():
         _require_numbers(header.path, ref)
-        _file(header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
+        _file(config, header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
         if ".lora_embedding_" in key:
             embeddings.add(key.removeprefix(PREFIX).rpartition(".")[0])
     modules = _low_rank(config, header.path, factors, embeddings, base_has)
@@ -155,12 +155,17 @@ def _require_numbers(file: Path, ref: Ref) -> None:
 
 
 def _file(
-    file: Path, key: str, ref: Ref, factors: dict[str, dict[str, Ref]], saved: Saved, tokens: dict[str, Ref]
+    config: LoraConfig,
+    file: Path,
+    key: str,
+    ref: Ref,
+    factors: dict[str, dict[str, Ref]],
+    saved: Saved,
+    tokens: dict[str, Ref],
 ) -> None:
     """Put one tensor where it belongs: the factor of a module, token rows, or a saved tensor."""
-    mark = key.rfind(_MARK)
-    if role := _FACTORS.get(key[mark:]):
-        name = key[:mark]
+    name, role = _role(config, file, key, ref)
+    if role:
         roles = factors.setdefault(name, {})
         if role in roles:
             raise InputError(f"{file} holds two tensors for {role} of {shown(name)}")
@@ -171,6 +176,21 @@ def _file(
         saved.add(key, ref)
 
 
+def _role(config: LoraConfig, file: Path, key: str, ref: Ref) -> tuple[str, str | None]:
+    """The module that a key names a factor of, and its role; None where it names none."""
+    if config.spelled is None:
+        mark = key.rfind(_MARK)
+        return key[:mark], _FACTORS.get(key[mark:])
+    spelling = config.spelled[1]
+    for ending, role in spelling.keys.items():
+        if key.endswith(ending):
+            return key.removesuffix(ending), role
+    for ending, why in spelling.refused.items():
+        if ending.startswith(".") and key.endswith(ending):
+            raise UnsupportedError(f"{file}: {shown(ref.spec.name)}: {why}")
+    return key, None
+
+
 def _low_rank(
     config: LoraConfig,
     file: Path,
@@ -179,6 +199,8 @@ def _low_rank(
     base_has: BaseHas,
 ) -> list[Module]:
     """The low-rank changes, in the order of the file."""
+    if config.spelled is not None:
+        return [_spelled(config, config.spelled[0], file, name, roles) for name, roles in factors.items()]
     wrapped = parameters_in(config, file, factors, base_has)
     attentions = {name.removesuffix(OUT_PROJ) for name in factors if name.endswith(OUT_PROJ)}
     if halves := attentions - factors.keys():
@@ -192,6 +214,14 @@ def _low_rank(
         else:
             modules += _lora_modules(config, file, name, roles, embedding=name in embeddings)
     return modules
+
+
+def _spelled(config: LoraConfig, kind: Kind, file: Path, name: str, roles: Mapping[str, Ref]) -> Module:
+    """The change of a module by a kind that peft_type alone tells."""
+    if missing := kind.roles - roles.keys():
+        raise InputError(f"{file}: module {shown(name)} has no {', '.join(sorted(missing))}")
+    ranks = {_rank(config, file, name, ref) for role, ref in roles.items() if role in kind.by_column}
+    return Module(name, f"{name}.weight", kind.name, roles, config.scale_of(name), max(ranks, default=0), layer=name)
 
 
 def _rank(config: LoraConfig, file: Path, name: str, a: Ref) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.reader import same_bytes
+from adaptertool.formats.peft.keys import TUNER_PARAMETER
 from adaptertool.spec.tensors import Ref
 
 # torch.nn.MultiheadAttention: its input and its output projection are changed together, and PEFT applies the change of
@@ -41,7 +42,7 @@ class Saved:
                 name, into = name.replace(f".{part}.", ".", 1), other
                 break
         for part in name.split("."):
-            if part in _REFUSED or part.startswith("lora_"):
+            if part in _REFUSED or TUNER_PARAMETER.fullmatch(part):
                 reason = _REFUSED.get(part, "this factor is not known")
                 raise UnsupportedError(f"{self._file}: {shown(ref.spec.name)}: {reason}")
         if name in into:

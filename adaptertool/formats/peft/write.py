@@ -18,14 +18,22 @@ from typing import Any, TypeVar
 
 from adaptertool.errors import UsageError
 from adaptertool.formats.format import Written
+from adaptertool.formats.peft.config import alpha_field_of
 from adaptertool.formats.peft.packing import as_peft_packs, layout_of
 from adaptertool.formats.peft.patterns import MAX_PATTERN
+from adaptertool.kinds import KINDS
 from adaptertool.kinds.lora import scaling
 from adaptertool.spec.adapter import Adapter
 
 # Settings of initialisers and of training: of no meaning for an adapter that was not trained as it stands. What would
 # be initialised is overwritten when it is loaded, but some initialisers refuse odd ranks, or look for data.
-_DROPPED = ("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config")
+_DROPPED = frozenset({"init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"})
+_OF_OTHERS = frozenset(
+    field
+    for kind in KINDS
+    for spelling in kind.spellings.values()
+    for field in (spelling.rank, spelling.alpha, *spelling.harmless)
+)  # fields of kinds that are not LoRA
 
 # Linear layers whose factors PEFT does not load, or loads and then does nothing with: kernels read their weights, and
 # call no layer. By the last part of the path, with the types of the models: those of PEFT's own check
@@ -60,20 +68,21 @@ def nearest_scale(scale: float, rank: int) -> float:
 
 
 def times(adapter: Adapter, alpha: Decimal) -> bytes:
-    """The adapter's config with lora_alpha, and those of alpha_pattern, times alpha.
+    """The adapter's config with lora_alpha, or what it is called there, and those of alpha_pattern, times alpha.
 
-    Raises UsageError for a lora_alpha beyond what a number holds.
+    Raises UsageError for one beyond what a number holds.
     """
     exact = Fraction(alpha) if alpha.adjusted() > -1000 else Fraction(0)  # beyond, all products round to 0
+    name = alpha_field_of(adapter.fields)
 
     def product_with(number: float) -> float:
         product = exact * Fraction(number)
         if abs(product) > Fraction(sys.float_info.max):
-            raise UsageError(f"alpha {alpha:g} times lora_alpha {number:g} is beyond what a number holds")
+            raise UsageError(f"alpha {alpha:g} times {name} {number:g} is beyond what a number holds")
         return int(product) if product.denominator == 1 else float(product)
 
     fields = {**adapter.fields, **layout_of(adapter, adapter.fields)}
-    fields["lora_alpha"] = product_with(fields["lora_alpha"])
+    fields[name] = product_with(fields[name])
     if patterns := fields.get("alpha_pattern"):
         fields["alpha_pattern"] = {key: product_with(number) for key, number in patterns.items()}
     return (json.dumps(fields, indent=2) + "\n").encode()
@@ -106,7 +115,7 @@ def config_text(
     alphas = {layer.path: alpha_for(layer.scale, layer.rank, rank_stabilised=stabilised) for layer in layers}
     rank, alpha = (Counter(numbers.values()).most_common(1)[0][0] if layers else 1 for numbers in (ranks, alphas))
     whole: dict[str, Any] = {
-        **{name: value for name, value in as_peft_packs(fields).items() if name not in _DROPPED},
+        **{name: value for name, value in as_peft_packs(fields).items() if name not in _DROPPED | _OF_OTHERS},
         "peft_type": "LORA",
         "init_lora_weights": True,
         "r": rank,
