@@ -1,5 +1,6 @@
 # make demo    install, merge the fixture adapter, check it against PEFT, sweep alpha
 # make test    lint, types, tests
+# make coverage  the tests, and which lines of the package they run; fails below the share in pyproject.toml
 # make fault-test  every call that changes the disk killed or failing in turn (make test: a sample)
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
@@ -11,13 +12,16 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TINKER := benchmarks/.venv-tinker
 
-.PHONY: demo test fault-test limits-test verdicts lint bench bench-peers clean
+.PHONY: demo test coverage fault-test limits-test verdicts lint bench bench-peers clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 fault-test: $(STAMP)
 	ADAPTERTOOL_ALL_FAULTS=1 $(BIN)/python -m pytest -n 2 tests/output/test_resume.py tests/scoring/test_curve.py tests/output/test_strace.py
@@ -56,4 +60,4 @@ $(STAMP): pyproject.toml setup.py constraints.txt adaptertool/numerics/kernel.c
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv build demo adaptertool/numerics/_kernel* benchmarks/data $(TINKER) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build demo adaptertool/numerics/_kernel* benchmarks/data $(TINKER) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -1,4 +1,4 @@
-"""The structure that the README promises: imports go downwards, and heavy ones happen late."""
+"""The structure that CONTRIBUTING.md promises: imports go downwards, and heavy ones happen late."""
 
 from __future__ import annotations
 

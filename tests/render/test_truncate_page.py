@@ -10,7 +10,6 @@ import torch
 from browser import VIEWS, Nesting, look, needs_browser, width_of
 from conftest import FIXTURES, lora_factors, main_here, write_adapter, write_checkpoint
 
-from adaptertool.numerics import spectrum
 from adaptertool.tasks.truncate import truncate
 
 LORA, BASE = str(FIXTURES / "lora"), str(FIXTURES / "base")
@@ -64,7 +63,7 @@ def test_singular_values_against_a_dense_svd(tmp_path: Path, monkeypatch: pytest
             wanted = torch.linalg.svdvals(b @ a)[:8]
             assert one.values == pytest.approx((wanted / wanted[0]).tolist(), abs=1e-6)
             assert one.family == family
-    monkeypatch.setattr(spectrum, "MAX_VALUES", 6)
+    monkeypatch.setattr("adaptertool.tasks.truncate.MAX_VALUES", 6)
     assert [len(one.values) for one in truncate(adapter, tmp_path / "few", rank=3, spectra=True).layers] == [3, 3]
 
 
