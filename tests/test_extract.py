@@ -24,7 +24,7 @@ from adaptertool.errors import (
     UsageError,
 )
 from adaptertool.tasks.extract import extract
-from adaptertool.tasks.merge import merge
+from adaptertool.tasks.run import merge
 
 TINY = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -26,7 +26,7 @@ from adaptertool.files import hashing, leftovers, writer
 from adaptertool.files.hashing import InOrder, Loans
 from adaptertool.output.integrity import check_files
 from adaptertool.render.machine import to_json
-from adaptertool.render.run import files_text
+from adaptertool.render.verify import files_text
 
 MANIFEST, SUMS = "adaptertool.manifest.json", "SHA256SUMS"
 PROJ = "model.layers.0.mlp.up_proj"

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import click
-from tqdm import tqdm
 
-from adaptertool.arguments import as_path
-from adaptertool.cli.boundary import ignore_signals, say
-from adaptertool.engine.budget import bytes_to_write
+from adaptertool.cli.boundary import say
+from adaptertool.cli.table import load
 from adaptertool.engine.resources import MAX_THREADS
 from adaptertool.formats.peft.packing import LAYOUTS
-from adaptertool.output.checkpoint import Options, run
 from adaptertool.output.preview import preview
-from adaptertool.output.target import check_output
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.planning.tokenizer import TOKENIZERS
 from adaptertool.render.machine import Report, to_json
-from adaptertool.render.run import plan_text, run_text
+from adaptertool.render.run import plan_text
 from adaptertool.spec.choices import EXACT, PRECISIONS
 from adaptertool.spec.plan import Plan
 
@@ -96,23 +90,6 @@ writes = with_options(
 )
 
 
-@contextlib.contextmanager
-def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, if that is a terminal; what it gives is told the bytes that are done, by any thread."""
-
-    lock = threading.Lock()
-    # disable=None: no bar where stderr is not a terminal
-    tqdm.monitor_interval = 0  # no thread beside ours
-    hidden = True if quiet or sys.stderr is None else None
-    with tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=hidden) as shown:
-
-        def progress(count: int) -> None:
-            with lock:
-                shown.update(count)
-
-        yield progress
-
-
 class Noted(Report, Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
@@ -138,21 +115,9 @@ def say_notes(notes: Iterable[str], *, quiet: bool) -> None:
 
 
 def execute(
-    plan: Plan,
-    *,
-    out: str,
-    sha256: bool,
-    provenance: str | None,
-    force: bool,
-    clean: bool,
-    fail_if_unchanged: bool,
-    verify: bool,
-    dry_run: bool,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
+    plan: Plan, *, out: str, dry_run: bool, force: bool, threads: int | None, quiet: bool, verbose: bool, **options: Any
 ) -> None:
+    """Print what the plan would do, or run it. options: the others of `writes`"""
     said: list[str] = []
 
     def note(text: str) -> None:
@@ -164,27 +129,7 @@ def execute(
         note(text)
     if dry_run:
         report = preview(plan, out, force=force, threads=threads)
-        say(to_json(report) if as_json else plan_text(report, every_tensor=verbose), sys.stdout)
-        return
-    target = as_path(out, "OUT")
-    check_output(plan, target, force=force, sha256=sha256)  # before numpy is loaded
-    file = None if provenance is None else as_path(provenance, "FILE")
-
-    with bar(plan.command, bytes_to_write(plan), quiet=quiet) as progress:
-        options = Options(
-            force=force,
-            threads=threads,
-            progress=progress,
-            verify=verify,
-            before_publish=ignore_signals,
-            sha256=sha256,
-            provenance=file,
-            clean=clean,
-            fail_if_unchanged=fail_if_unchanged,
-            note=note,
-        )
-        done = run(plan, target, options)
-    for text in done.notes:
-        note(text)
-    if not quiet or as_json:
-        say(to_json(done) if as_json else run_text(done), sys.stdout)
+        say(to_json(report) if options["as_json"] else plan_text(report, every_tensor=verbose), sys.stdout)
+    else:
+        run_and_tell = load("run", "run_and_tell")
+        run_and_tell(plan, note, out=out, force=force, threads=threads, quiet=quiet, **options)

@@ -1,23 +1,15 @@
-"""`wise`, and its curve."""
+"""`wise`."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
-from adaptertool.arguments import as_path
-from adaptertool.cli.boundary import ignore_signals, say
-from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, execute, failed, say_notes, tell, with_options, writes
+from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, execute, with_options, writes
+from adaptertool.cli.table import load
 from adaptertool.errors import UsageError
-from adaptertool.render.curve import curve_text, failures, point_text, title
-from adaptertool.reports.curve import KEEP, CurvePoint
-from adaptertool.scoring.run import score_curve
-from adaptertool.scoring.scorer import Scorer, scorer_of
-from adaptertool.scoring.settings import CurveSettings
-from adaptertool.spec.plan import Plan
-from adaptertool.tasks.curve import prepare_curve
+from adaptertool.reports.curve import KEEP
 from adaptertool.tasks.wise import prepare_wise
 
 _SCORES = with_options(
@@ -82,65 +74,7 @@ def wise(
             raise UsageError("-o is missing: where to write (only with --score it may be left out)")
         execute(prepare_wise(base, tuned, alpha, **recipe), out=out, **options)
         return 0
-    wishes = CurveSettings.of(keep, target, reference, minimise=minimise, published=out is not None)
-    scorer = scorer_of(score)
-    return _curve(prepare_curve(base, tuned, alpha, **recipe), out, scorer, wishes, **options)
-
-
-def _curve(
-    plan: Plan,
-    out: str | None,
-    scorer: Scorer,
-    wishes: CurveSettings,
-    *,
-    force: bool,
-    clean: bool,
-    fail_if_unchanged: bool,
-    verify: bool,
-    sha256: bool,
-    provenance: str | None,
-    dry_run: bool,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> int:
-    if dry_run or verbose:
-        raise UsageError(
-            "--dry-run and -v show the plan of a sweep, and nothing of scores: leave --score away for them"
-        )
-    if fail_if_unchanged:
-        raise UsageError("--fail-if-unchanged is for one OUT that is made, not for scores")
-    if provenance is not None:
-        raise UsageError("--provenance is of one OUT that is made; make it with the alpha that is chosen by the scores")
-
-    measured: list[CurvePoint] = []
-
-    def progress(point: CurvePoint) -> None:
-        measured.append(point)
-        if not quiet:
-            say(point_text(point), sys.stderr)
-
-    def note(text: str) -> None:
-        say_notes([text], quiet=quiet)
-
-    report = score_curve(
-        plan,
-        None if out is None else as_path(out, "OUT"),
-        scorer,
-        wishes,
-        force=force,
-        verify=verify,
-        sha256=sha256,
-        threads=threads,
-        progress=progress,
-        before_publish=ignore_signals,
-        clean=clean,
-        note=note,
-    )
-    tell(report, lambda: curve_text(report, len(measured)), as_json=as_json, quiet=quiet)
-    if report.ok:
-        return 0
-    return failed(
-        f"{title(report)}: {failures(report)} of {len(report.points)} points could not be scored", quiet=quiet
-    )
+    wishes = {"keep": keep, "target": target, "reference": reference, "minimise": minimise}
+    score_and_tell = load("curve", "score_and_tell")
+    code: int = score_and_tell(base, tuned, alpha, recipe, score, wishes, out, **options)
+    return code
