@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from adaptertool.tasks.drift import drift as drift
     from adaptertool.tasks.extract import extract as extract
     from adaptertool.tasks.inspect import inspect as inspect
-    from adaptertool.tasks.merge import merge as merge
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
+    from adaptertool.tasks.run import merge as merge
+    from adaptertool.tasks.run import wise as wise
     from adaptertool.tasks.sum import sum_adapters as sum_adapters
     from adaptertool.tasks.truncate import truncate as truncate
     from adaptertool.tasks.verify import verify as verify
     from adaptertool.tasks.wise import prepare_wise as prepare_wise
-    from adaptertool.tasks.wise import wise as wise
 
 
 _HOMES = {
@@ -67,7 +67,7 @@ _HOMES = {
     "evaluate": "adaptertool.evaluation",
     "extract": "adaptertool.tasks.extract",
     "inspect": "adaptertool.tasks.inspect",
-    "merge": "adaptertool.tasks.merge",
+    "merge": "adaptertool.tasks.run",
     "prepare_merge": "adaptertool.tasks.merge",
     "prepare_wise": "adaptertool.tasks.wise",
     "preview": "adaptertool.output.preview",
@@ -76,7 +76,7 @@ _HOMES = {
     "sweep": "adaptertool.live",
     "truncate": "adaptertool.tasks.truncate",
     "verify": "adaptertool.tasks.verify",
-    "wise": "adaptertool.tasks.wise",
+    "wise": "adaptertool.tasks.run",
     "wise_curve": "adaptertool.tasks.curve",
 }
 

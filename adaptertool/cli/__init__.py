@@ -7,22 +7,9 @@ from typing import NoReturn
 
 import click
 
-from adaptertool.cli import algebra, boundary, clean, diff, drift, evaluate, inspect, merge, verify, wise
+from adaptertool.cli import boundary
+from adaptertool.cli.table import COMMANDS, Unloaded
 from adaptertool.version import __version__
-
-COMMANDS: tuple[click.Command, ...] = (
-    merge.merge,
-    wise.wise,
-    algebra.sum_command,
-    algebra.truncate,
-    algebra.extract,
-    verify.verify,
-    drift.drift,
-    diff.diff,
-    evaluate.evaluate,
-    inspect.inspect,
-    clean.clean,
-)
 
 EXIT_CODES = """\b
 Exit codes:
@@ -54,8 +41,8 @@ def cli(context: click.Context) -> None:
         context.color = False
 
 
-for _command in COMMANDS:
-    cli.add_command(_command)
+for _entry in COMMANDS:
+    cli.add_command(Unloaded(_entry))
 
 
 def main() -> NoReturn:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from adaptertool.cli.bar import bar
 from adaptertool.cli.boundary import ignore_signals
 from adaptertool.cli.options import (
     CLEAN,
@@ -20,7 +21,6 @@ from adaptertool.cli.options import (
     RENAME,
     THREADS,
     WEIGHT,
-    bar,
     tell,
     with_options,
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, bar, failed, tell, with_options
+from adaptertool.cli.bar import bar
+from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, failed, tell, with_options
 from adaptertool.render.diff import diff_text
 from adaptertool.tasks import diff as task
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from adaptertool.cli.bar import bar
 from adaptertool.cli.options import (
     COMPOSE,
     DEBUG,
@@ -17,7 +18,6 @@ from adaptertool.cli.options import (
     RENAME,
     THREADS,
     WEIGHT,
-    bar,
     failed,
     tell,
     with_options,

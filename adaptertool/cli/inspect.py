@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from adaptertool.cli.bar import bar
 from adaptertool.cli.options import (
     DEBUG,
     EXPERT_LAYOUT,
@@ -14,7 +15,6 @@ from adaptertool.cli.options import (
     QUIET,
     RENAME,
     THREADS,
-    bar,
     failed,
     tell,
     with_options,

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import click
-from tqdm import tqdm
 
 from adaptertool.arguments import as_path
 from adaptertool.cli.boundary import ignore_signals, say
-from adaptertool.engine.budget import bytes_to_write
+from adaptertool.cli.table import load
 from adaptertool.engine.resources import MAX_THREADS
-from adaptertool.output.checkpoint import run
 from adaptertool.output.options import Options
 from adaptertool.output.preview import preview
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.planning.tokenizer import TOKENIZERS
 from adaptertool.render.machine import Report, to_json
-from adaptertool.render.run import plan_text, run_text
+from adaptertool.render.run import plan_text
 from adaptertool.spec.choices import EXACT, EXPERT_LAYOUTS, PRECISIONS
 from adaptertool.spec.plan import Plan
 
@@ -96,23 +92,6 @@ writes = with_options(
 )
 
 
-@contextlib.contextmanager
-def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, if that is a terminal; what it gives is told the bytes that are done, by any thread."""
-
-    lock = threading.Lock()
-    # disable=None: no bar where stderr is not a terminal
-    tqdm.monitor_interval = 0  # no thread beside ours
-    hidden = True if quiet or sys.stderr is None else None
-    with tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=hidden) as shown:
-
-        def progress(count: int) -> None:
-            with lock:
-                shown.update(count)
-
-        yield progress
-
-
 class Noted(Report, Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
@@ -167,10 +146,6 @@ def execute(plan: Plan, out: str, options: Options, printing: Printing) -> None:
     if options.dry_run:
         report = preview(plan, out, force=options.force, threads=options.threads)
         say(to_json(report) if printing.as_json else plan_text(report, every_tensor=printing.verbose), sys.stdout)
-        return
-    with bar(plan.command, bytes_to_write(plan), quiet=printing.quiet) as progress:
-        done = run(plan, as_path(out, "OUT"), dataclasses.replace(options, progress=progress, note=note))
-    for text in done.notes:
-        note(text)
-    if not printing.quiet or printing.as_json:
-        say(to_json(done) if printing.as_json else run_text(done), sys.stdout)
+    else:
+        run_and_tell = load("run", "run_and_tell")
+        run_and_tell(plan, out, dataclasses.replace(options, note=note), printing)

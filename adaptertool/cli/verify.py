@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from adaptertool.cli.bar import bar
 from adaptertool.cli.boundary import say
 from adaptertool.cli.options import (
     COMPOSE,
@@ -19,7 +20,6 @@ from adaptertool.cli.options import (
     RENAME,
     THREADS,
     WEIGHT,
-    bar,
     failed,
     tell,
     with_options,
@@ -28,8 +28,7 @@ from adaptertool.errors import UsageError, shown
 from adaptertool.output.integrity import check_files
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.render.machine import to_json
-from adaptertool.render.run import files_text
-from adaptertool.render.verify import verify_markdown, verify_text, write_junit
+from adaptertool.render.verify import files_text, verify_markdown, verify_text, write_junit
 from adaptertool.reports.verify import VerifyReport
 from adaptertool.tasks import verify as task
 

@@ -1,38 +1,16 @@
-"""`wise`, and its curve."""
+"""`wise`."""
 
 from __future__ import annotations
 
-import dataclasses
-import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from adaptertool.arguments import as_path
-from adaptertool.cli.boundary import say
-from adaptertool.cli.options import (
-    LEAVE_OUT,
-    TOKENIZER,
-    Printing,
-    execute,
-    failed,
-    records,
-    say_notes,
-    tell,
-    with_options,
-    writes,
-)
+from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, execute, records, with_options, writes
+from adaptertool.cli.table import load
 from adaptertool.errors import UsageError
-from adaptertool.output.options import Options
 from adaptertool.planning.sources import Reading
-from adaptertool.render.curve import curve_text, failures, point_text, title
-from adaptertool.reports.curve import KEEP, CurvePoint
-from adaptertool.scoring.run import score_curve
-from adaptertool.scoring.scorer import Scorer, scorer_of
-from adaptertool.scoring.settings import CurveSettings
-from adaptertool.spec.plan import Plan
-from adaptertool.tasks.curve import prepare_curve
+from adaptertool.reports.curve import KEEP
 from adaptertool.tasks.wise import WiseRecipe, prepare
 
 _SCORES = with_options(
@@ -97,37 +75,7 @@ def wise(
             raise UsageError("-o is missing: where to write (only with --score it may be left out)")
         execute(prepare(base, tuned, alpha, recipe, reading).plan, out, how, printing)
         return 0
-    wishes = CurveSettings.of(keep, target, reference, minimise=minimise, published=out is not None)
-    scorer = scorer_of(score)
-    plan = prepare_curve(base, tuned, alpha, recipe, reading)
-    return _curve(plan, None if out is None else as_path(out, "OUT"), scorer, wishes, how, printing)
-
-
-def _curve(
-    plan: Plan, out: Path | None, scorer: Scorer, wishes: CurveSettings, options: Options, printing: Printing
-) -> int:
-    if options.dry_run or printing.verbose:
-        raise UsageError(
-            "--dry-run and -v show the plan of a sweep, and nothing of scores: leave --score away for them"
-        )
-    if options.fail_if_unchanged:
-        raise UsageError("--fail-if-unchanged is for one OUT that is made, not for scores")
-    if options.provenance is not None:
-        raise UsageError("--provenance is of one OUT that is made; make it with the alpha that is chosen by the scores")
-
-    measured: list[CurvePoint] = []
-
-    def progress(point: CurvePoint) -> None:
-        measured.append(point)
-        if not printing.quiet:
-            say(point_text(point), sys.stderr)
-
-    def note(text: str) -> None:
-        say_notes([text], quiet=printing.quiet)
-
-    report = score_curve(plan, out, scorer, wishes, dataclasses.replace(options, note=note), progress)
-    tell(report, lambda: curve_text(report, len(measured)), as_json=printing.as_json, quiet=printing.quiet)
-    if report.ok:
-        return 0
-    what = f"{title(report)}: {failures(report)} of {len(report.points)} points could not be scored"
-    return failed(what, quiet=printing.quiet)
+    wishes = {"keep": keep, "target": target, "reference": reference, "minimise": minimise}
+    score_and_tell = load("curve", "score_and_tell")
+    code: int = score_and_tell((base, tuned, alpha, recipe, reading), score, wishes, out, how, printing)
+    return code

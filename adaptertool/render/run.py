@@ -6,11 +6,10 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 
-from adaptertool.errors import by, shown
+from adaptertool.errors import by
 from adaptertool.kinds import BY_NAME
 from adaptertool.render.text import size, starred
 from adaptertool.reports.run import PlanReport, RunReport, TensorPlan
-from adaptertool.reports.verify import FilesReport
 from adaptertool.spec.choices import EXACT
 
 Edits = tuple[tuple[str, float, float, int | None, bool, int], ...]  # as in EditReport, without the module
@@ -63,14 +62,6 @@ def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
 
 def _free(count: int | None) -> str:
     return "nobody knows how much" if count is None else size(count)
-
-
-def files_text(report: FilesReport) -> str:
-    read = f"{size(report.bytes)} hashed by {' and '.join(report.hashes)}"
-    if report.ok:
-        return f"{report.out}: all {report.files:,} files are as the manifest says, {read}"
-    lines = [f"{report.out}: {report.right:,} of {report.files:,} files are as the manifest says, {read}"]
-    return "\n".join([*lines, *(f"  {wrong.status}: {shown(wrong.name)}" for wrong in report.wrong)])
 
 
 def _what(report: RunReport | PlanReport) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adaptertool.errors import UsageError, shown
-from adaptertool.render.text import starred
-from adaptertool.reports.verify import TensorVerdict, VerifyReport
+from adaptertool.render.text import size, starred
+from adaptertool.reports.verify import FilesReport, TensorVerdict, VerifyReport
 
 _LISTED = 20
 
@@ -142,3 +142,11 @@ def _code(text: str) -> str:
 
 def _plain(text: str) -> str:
     return shown(text).replace("<", "&lt;")
+
+
+def files_text(report: FilesReport) -> str:
+    read = f"{size(report.bytes)} hashed by {' and '.join(report.hashes)}"
+    if report.ok:
+        return f"{report.out}: all {report.files:,} files are as the manifest says, {read}"
+    lines = [f"{report.out}: {report.right:,} of {report.files:,} files are as the manifest says, {read}"]
+    return "\n".join([*lines, *(f"  {wrong.status}: {shown(wrong.name)}" for wrong in report.wrong)])

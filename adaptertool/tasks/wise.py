@@ -1,10 +1,10 @@
-"""`wise`: interpolation in weight space between a base and what was tuned from it (Wise-FT)."""
+"""The plan of `wise`: interpolation in weight space between a base and what was tuned from it (Wise-FT)."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -15,14 +15,11 @@ from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint
 from adaptertool.formats import is_adapter
 from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
-from adaptertool.output.checkpoint import run
-from adaptertool.output.options import Options
 from adaptertool.planning.as_adapter import into_adapter
 from adaptertool.planning.fisher import plan_fisher
 from adaptertool.planning.sources import Prepared, Reading, open_adapter
 from adaptertool.planning.tokenizer import with_tokenizer
 from adaptertool.planning.wise import plan_towards, plan_wise
-from adaptertool.reports.run import RunReport
 from adaptertool.resolution.renaming import Renames, renaming
 from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import EXACT
@@ -136,57 +133,3 @@ def _prepare_fisher(
 def _renamed(plan: Plan, own: Renames) -> Plan:
     """The plan, with the renamings of a checkpoint among its choices."""
     return dataclasses.replace(plan, choices={**plan.choices, "renames": list(own.texts)}) if own.texts else plan
-
-
-def wise(
-    base: PathLike,
-    tuned: PathLike,
-    out: PathLike,
-    alphas: Number | Sequence[Number],
-    *,
-    renames: Sequence[str] = (),
-    expert_layout: str | None = None,
-    precision: str = EXACT,
-    as_adapter: bool = False,
-    fisher: tuple[PathLike, PathLike] | None = None,
-    leave_out: Sequence[str] = (),
-    tokenizer: str | None = None,
-    force: bool = False,
-    verify: bool = False,
-    threads: int | None = None,
-    progress: Callable[[int], None] | None = None,
-    sha256: bool = False,
-    provenance: PathLike | None = None,
-    clean: bool = False,
-    fail_if_unchanged: bool = False,
-) -> RunReport:
-    """Write W + α·(T − W) for each α: to `out` itself for one, to `out`/alpha-0.300 and so on for several.
-
-    base:   a checkpoint, as for `merge`
-    tuned:  an adapter (T is then the merged checkpoint), or a fine-tuned checkpoint of the same tensors, under the same
-            names or those that correspond to them (resolution/correspondence.py)
-    renames: as for `merge`; also on the names of a tuned checkpoint, and of Fisher weights
-    alphas: a number, several, or text as on the command line ("0:1:0.1"); a float counts as the decimal that Python
-            prints for it. α = 0 gives the base byte for byte, α = 1 the tuned checkpoint (or the merge).
-    as_adapter: write not the checkpoint, but the adapter that makes it when it is merged into the base
-    fisher: two checkpoints of weights F₀, F₁ ≥ 0 with the tensors of the base, such as the diagonals of the Fisher
-            information of both models: writes ((1 − α)·F₀·W + α·F₁·T) / ((1 − α)·F₀ + α·F₁) for α in 0..1; where both
-            are 0, W + α·(T − W). TUNED is a checkpoint then. Computed in float64 and rounded once.
-    The rest as for `merge`. The base is read once, however many alphas there are; with as_adapter only where needed,
-    under DoRA more than once.
-    Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903);
-    of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
-    """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer)
-    reading = Reading(renames, leave_out, expert_layout)
-    options = Options(
-        force=force,
-        verify=verify,
-        threads=threads,
-        progress=progress,
-        sha256=sha256,
-        provenance=None if provenance is None else as_path(provenance, "the file for the provenance"),
-        clean=clean,
-        fail_if_unchanged=fail_if_unchanged,
-    )
-    return run(prepare(base, tuned, alphas, recipe, reading).plan, as_path(out, "OUT"), options)

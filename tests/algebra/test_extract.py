@@ -18,7 +18,7 @@ from adaptertool.errors import (
     MismatchError,
 )
 from adaptertool.tasks.extract import extract
-from adaptertool.tasks.merge import merge
+from adaptertool.tasks.run import merge
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])

@@ -17,7 +17,7 @@ from adaptertool.errors import InputError, StorageError
 from adaptertool.files import leftovers
 from adaptertool.output.integrity import check_files
 from adaptertool.render.machine import to_json
-from adaptertool.render.run import files_text
+from adaptertool.render.verify import files_text
 
 pytestmark = pytest.mark.usefixtures("small_pieces")
 

@@ -1,0 +1,27 @@
+"""A plan of `merge` or `wise` is run, and its report printed. Loaded only then: a dry run needs no engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from adaptertool.arguments import as_path
+from adaptertool.cli.bar import bar
+from adaptertool.cli.boundary import say
+from adaptertool.cli.options import Printing
+from adaptertool.engine.budget import bytes_to_write
+from adaptertool.output.checkpoint import run
+from adaptertool.output.options import Options
+from adaptertool.render.machine import to_json
+from adaptertool.render.run import run_text
+from adaptertool.spec.plan import Plan
+
+
+def run_and_tell(plan: Plan, out: str, options: Options, printing: Printing) -> None:
+    """Raises AdapterToolError. `options.note` says a thing once, on stderr."""
+    with bar(plan.command, bytes_to_write(plan), quiet=printing.quiet) as progress:
+        done = run(plan, as_path(out, "OUT"), dataclasses.replace(options, progress=progress))
+    for text in done.notes:
+        options.tell_note(text)
+    if not printing.quiet or printing.as_json:
+        say(to_json(done) if printing.as_json else run_text(done), sys.stdout)

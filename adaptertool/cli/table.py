@@ -1,0 +1,103 @@
+"""The table of commands: what `adaptertool --help` says of each, and where it is. To add one: its file, a line here.
+
+A command is loaded when it is called, or asked for its own help. What it needs only at times, as an engine where it is
+no dry run, is loaded through `load` too: this is the one place of late imports.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import click
+
+from adaptertool.interrupts import deferred
+
+
+class Entry(NamedTuple):
+    """A command that is not loaded yet."""
+
+    name: str
+    module: str  # in this folder
+    attribute: str
+    summary: str  # the first sentence of its help
+
+
+COMMANDS = (
+    Entry("merge", "merge", "merge", "Merge ADAPTERs into BASE: W + w·(alpha/r)·B·A, in order, rounded once."),
+    Entry(
+        "wise", "wise", "wise", "Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT)."
+    ),
+    Entry(
+        "sum",
+        "algebra",
+        "sum_command",
+        "Add ADAPTERs into one: Σ w·(alpha/r)·B·A, exact by concatenation; no base is needed.",
+    ),
+    Entry(
+        "truncate",
+        "algebra",
+        "truncate",
+        "Reduce the rank of ADAPTER: of each layer the best approximation of B·A, by QR and a small SVD.",
+    ),
+    Entry(
+        "extract",
+        "algebra",
+        "extract",
+        "Make an adapter of what a fine-tuned checkpoint, TUNED, has changed in BASE.",
+    ),
+    Entry(
+        "verify",
+        "verify",
+        "verify",
+        "Judge every tensor of MERGED, made by any tool, against the exact merge of ADAPTERs into BASE.",
+    ),
+    Entry(
+        "drift",
+        "drift",
+        "drift",
+        "How far merging ADAPTERS into BASE moves its outputs from those of the unmerged adapters.",
+    ),
+    Entry(
+        "diff",
+        "diff",
+        "diff",
+        "Compare two checkpoints, or two adapters, tensor by tensor: which differ, and by how much.",
+    ),
+    Entry(
+        "evaluate",
+        "evaluate",
+        "evaluate",
+        "Run BASE with its ADAPTERs unmerged, and merged checkpoints, on prompts, and compare their logits and texts.",
+    ),
+    Entry(
+        "inspect",
+        "inspect",
+        "inspect",
+        "Describe an adapter or a checkpoint: what it holds, covers and can hold, and its spectra.",
+    ),
+    Entry(
+        "clean",
+        "clean",
+        "clean",
+        "Remove what killed or failed runs have left beside OUT. OUT itself is not touched.",
+    ),
+)
+
+
+def load(module: str, attribute: str) -> Any:
+    """An attribute of a module of this folder. Raises Interrupted when it is loaded, where a signal came meanwhile."""
+    with deferred():  # an exception amid the machinery of imports could be lost in a callback
+        return getattr(import_module(f"adaptertool.cli.{module}"), attribute)
+
+
+class Unloaded(click.Command):
+    """The stand-in of a command in the group: it has its name and its line, and the command does all else."""
+
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(entry.name, help=entry.summary)
+        self.entry = entry
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        command: click.Command = load(self.entry.module, self.entry.attribute)
+        return command.make_context(*arguments, **options)
