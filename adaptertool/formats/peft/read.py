@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adaptertool.codecs import COMPUTED
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import read_header
@@ -31,7 +32,7 @@ from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Adapter, Module
-from adaptertool.spec.tensors import COMPUTED, Ref
+from adaptertool.spec.tensors import Ref
 
 _TOKENS = ".token_adapter.trainable_tokens_delta"  # replacement rows, for all their name
 _MARK = ".lora_"
