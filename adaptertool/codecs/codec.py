@@ -41,9 +41,9 @@ class Codec:
     decode: Callable[[Array, Array], float]
 
     # (values, error, relative, out): out = x − e as it is stored, rounded to nearest with ties to even; returns the
-    # indices where x + e is stored otherwise, for e = error + relative·|x|. NaN stays NaN; values beyond the range become
-    # infinite, or NaN where there is no infinity. quick: a few more indices may be returned, and `out` is then right
-    # where none is. Flat.
+    # indices where x + e is stored otherwise, for e = error + relative·|x|. NaN stays NaN; values beyond the range are
+    # infinite then, or NaN where there is no infinity. quick: a few more indices may be returned, and `out` is then
+    # right where none is. Flat.
     encode: Encode
 
     @property

@@ -242,7 +242,7 @@ FP8 = Codec(
 
 
 def test_a_codec_is_a_file_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing but the table of codecs is told of FP8: a merge in it is correctly rounded, and diff and verify read it."""
+    """Nothing but the table of codecs is told of FP8: a merge is correctly rounded, and verify and diff read it."""
     random = torch.Generator().manual_seed(3)
     base = (8 * torch.randn((24, 16), generator=random)).to(torch.float8_e4m3fn)
     a, b = torch.randn((4, 16), generator=random), torch.randn((24, 4), generator=random)
