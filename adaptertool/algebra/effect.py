@@ -16,13 +16,13 @@ import numpy as np
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import choose
 from adaptertool.arithmetic.tiling import matrix
-from adaptertool.codecs.tensors import read_rows
+from adaptertool.codecs.tensors import elements_between, read_rows
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.lowrank import Factors, singular_values
-from adaptertool.numerics.rounding import STORED, Array
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec.layers import key_of
 from adaptertool.spec.plan import Edit, Plan, Step
 from adaptertool.spec.tensors import Ref
@@ -51,7 +51,7 @@ class _Other(Chain):
     def read(self, ref: Ref, first: int, last: int, width: int) -> Array:
         if (other := self._others.get(ref.spec.name)) is None:
             return super().read(ref, first, last, width)
-        begin = (ref.offset - other.ref.offset) // STORED[ref.spec.dtype].itemsize  # it may be some rows of the factor
+        begin = elements_between(other.ref, ref)  # it may be some rows of the factor
         flat = other.numbers.reshape(-1)[begin + first * width : begin + last * width]
         rows = flat.reshape(last - first, width)
         return rows if ref.columns is None else rows[:, ref.columns.start : ref.columns.stop : ref.columns.step]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from adaptertool.algebra.factors import Reduced, at_rank, made
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs.difference import Difference, differ
+from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.tensors import require_finite
 from adaptertool.engine.pool import run_jobs
 from adaptertool.engine.produce import Job, Made
@@ -19,7 +20,6 @@ from adaptertool.formats import DEFAULT
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.lowrank import Factors, kept
 from adaptertool.numerics.randomized_svd import Leading, leading, leading_of_rank, left_over
-from adaptertool.numerics.rounding import doubles
 from adaptertool.planning.extract import FACTORS, LEFT_OUT, SAVED, Choice
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adaptertool.codecs.numbers import doubles, largest_stored, rounded
 from adaptertool.codecs.tensors import as_bytes, read_tensor, require_finite
 from adaptertool.engine.produce import Made
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.lowrank import Factors, Svd, errors, kept, split, storing_error, svd_of_product
-from adaptertool.numerics.rounding import Array, doubles, largest_stored, rounded
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.layers import Layer
 from adaptertool.spec.tensors import DTYPE_BITS, TensorSpec

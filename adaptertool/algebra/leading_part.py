@@ -16,13 +16,14 @@ from adaptertool.algebra.factors import at_rank
 from adaptertool.algebra.sum import LayerOutcome, of_pairs
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.tiling import block_rows
+from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.engine.produce import Made
 from adaptertool.errors import NonFiniteError, UnsupportedError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.lowrank import kept
 from adaptertool.numerics.randomized_svd import leading, left_over
-from adaptertool.numerics.rounding import Array, doubles
+from adaptertool.numerics.rounding import Array
 from adaptertool.planning.sum import Combined
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.plan import Plan, Step

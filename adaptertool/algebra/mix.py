@@ -18,13 +18,14 @@ import numpy as np
 from adaptertool.algebra.factors import at_rank, made, one_by_one, read_pair
 from adaptertool.algebra.sum import LayerOutcome, joined, of_pairs
 from adaptertool.codecs.difference import LARGEST
+from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.engine.produce import Made
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.methods import METHOD_BY_NAME, Place
 from adaptertool.numerics.lowrank import Factors, kept, svd_of_product
 from adaptertool.numerics.randomized_svd import leading, leading_of_rank
-from adaptertool.numerics.rounding import Array, doubles, rounded
+from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.top_k import Largest, largest
 from adaptertool.planning.sum import Combined
 from adaptertool.spec.choices import Mix, RankChoice

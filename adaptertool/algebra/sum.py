@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from adaptertool.algebra.factors import Reduced, in_turns, made, one_by_one, read_pair, reduced
+from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.codecs.tensors import read_rows, read_tensor, require_finite
 from adaptertool.engine.produce import Job, Made
 from adaptertool.errors import shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.lowrank import Factors
-from adaptertool.numerics.rounding import Array, doubles, rounded
+from adaptertool.numerics.rounding import Array
 from adaptertool.planning.sum import Combined
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec

@@ -18,12 +18,12 @@ from adaptertool.algebra.factors import (
     reduced_spec,
     together,
 )
+from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.codecs.tensors import require_finite
 from adaptertool.engine.produce import Job, Made
 from adaptertool.errors import shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.lowrank import Factors, singular_values
-from adaptertool.numerics.rounding import doubles, rounded
 from adaptertool.numerics.spectrum import profile
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.layers import Layer, Layered

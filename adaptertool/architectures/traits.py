@@ -10,10 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
-from adaptertool.spec.tensors import COMPUTED, Ref
+from adaptertool.spec.tensors import Ref
 
 # Families whose linear layers are stored (in, out): Conv1D of transformers 5.23. Where a weight is square its shape
 # does not tell, so the family must. A family on neither list (code from a hub, say) may be a fork of GPT-2.

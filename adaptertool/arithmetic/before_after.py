@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from adaptertool.arithmetic.blocks import Block, compute, part
 from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.codecs import BY_DTYPE
+from adaptertool.codecs.numbers import doubles
 from adaptertool.files.reader import Inputs
-from adaptertool.numerics.rounding import STORED, Array, doubles
+from adaptertool.numerics.rounding import Array
 
 
 def changed(inputs: Inputs, block: Block, alpha: float, space: Workspace) -> tuple[Array, Array]:
-    """(before, after): a block as the base has it, and as an exact run stores it; flat, held as in rounding.STORED.
+    """(before, after): a block as the base has it, and as an exact run stores it; flat, held as its codec says.
 
     Both are valid until `space` is used again. Raises NonFiniteError.
     """
     for _ in compute(inputs, block, [alpha], space):
         pass
-    before, after = (STORED[spec.dtype] for spec in (block.step.base.spec, block.step.spec))
+    before, after = (BY_DTYPE[spec.dtype].held for spec in (block.step.base.spec, block.step.spec))
     return part(space.stored, before, block.numel), part(space.rounded, after, block.numel)
 
 

@@ -13,15 +13,15 @@ from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.correct_rounding import Settled
 from adaptertool.arithmetic.survival import tally_of
 from adaptertool.arithmetic.tiling import block_rows, matrix
-from adaptertool.codecs.tensors import as_bytes, read_rows
+from adaptertool.codecs.numbers import largest_stored, rounded
+from adaptertool.codecs.tensors import as_bytes, byte_of, read_rows
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.methods import METHOD_BY_NAME, Place
-from adaptertool.numerics.rounding import Array, largest_stored, rounded
+from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.top_k import Largest, largest
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Tally
-from adaptertool.spec.tensors import DTYPE_BITS
 
 
 class Blended:
@@ -49,7 +49,7 @@ class Blended:
 
     def target(self, first: int) -> int:
         """Where row `first` lies in the output file."""
-        return self._step.offset + first * self._columns * DTYPE_BITS[self._step.spec.dtype] // 8
+        return byte_of(self._step.offset, self._step.spec.dtype, first * self._columns)
 
     def compute(self, first: int, last: int, alphas: Sequence[float], tallies: list[Tally]) -> Iterator[memoryview]:
         """The bytes of rows first..last, the same for each α: a merge has one. Raises NonFiniteError."""

@@ -21,24 +21,16 @@ from adaptertool.arithmetic.survival import tally_of
 from adaptertool.arithmetic.tiling import block_rows, matrix
 from adaptertool.arithmetic.verbatim import replaces
 from adaptertool.arithmetic.workspace import Workspace
-from adaptertool.codecs.tensors import as_bytes, read_tensor
+from adaptertool.codecs import BY_DTYPE
+from adaptertool.codecs.numbers import doubles, largest_stored, rounded
+from adaptertool.codecs.tensors import as_bytes, byte_of, read_stored, read_tensor
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.numerics.error_bound import Bound, has_few_bits, interpolated
 from adaptertool.numerics.lowest_bit import grain_of
-from adaptertool.numerics.rounding import (
-    FINITE,
-    STORED,
-    WORD,
-    Array,
-    doubles,
-    largest_stored,
-    round_within,
-    rounded,
-    widen,
-)
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Tally
 
@@ -66,14 +58,9 @@ class Block:
         return self.first * self.columns
 
     @property
-    def source(self) -> int:
-        """Where it begins in the base file."""
-        return self.step.base.offset + self.start * STORED[self.step.base.spec.dtype].itemsize
-
-    @property
     def target(self) -> int:
         """Where it begins in the output file."""
-        return self.step.offset + self.start * STORED[self.step.spec.dtype].itemsize
+        return byte_of(self.step.offset, self.step.spec.dtype, self.start)
 
     @property
     def numel(self) -> int:
@@ -104,9 +91,10 @@ def compute(
     """
     base, target, chain = block.step.base, block.step.spec.dtype, block.chain
     space.fit(block.numel)
-    stored = part(space.stored, STORED[base.spec.dtype], block.numel)
-    result = part(space.rounded, STORED[target], block.numel)
-    inputs.read_into(base.path, block.source, as_bytes(stored), space.loans)
+    codec = BY_DTYPE[target]
+    stored = part(space.stored, BY_DTYPE[base.spec.dtype].held, block.numel)
+    result = part(space.rounded, codec.held, block.numel)
+    read_stored(inputs, base, block.start, block.start + block.numel, stored, space.loans)
     run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
     if exact and run.unit != UNIT and not all(run.size_at(alpha).is_below(2.0**126) for alpha in (1.0, *alphas)):
         run = _evaluate(block, stored, alphas, space, np.float64, exact=exact)
@@ -115,11 +103,9 @@ def compute(
         replaced = alpha == 1 and replaces(block.step)
         if exact and run.changed is run.size and base.spec.dtype == target:
             result[:] = stored
-        elif target == "F64":
-            result[:] = value
-        elif not exact or size.exact or not math.isfinite(size.error):
-            round_within(value, 0.0, 0.0, target, result)
-        elif len(where := round_within(value, *size.margin(run.unit), target, result, quick=True)):
+        elif not codec.rounds or not exact or size.exact or not math.isfinite(size.error):
+            codec.encode(value, 0.0, 0.0, result)
+        elif len(where := codec.encode(value, *size.margin(run.unit), result, quick=True)):
             before = doubles(stored[where], base.spec.dtype)
             rows = (block.first, block.last, block.columns)
             if run.unit != UNIT:
@@ -129,10 +115,10 @@ def compute(
             result[where] = some.settle(where, before, value[where] if run.unit == UNIT else None)
         if not replaced and (not exact or size.exact):
             _sign_zeros(block, stored, value, result)
-        within = size.largest + size.absolute < FINITE[target][0] / 2
+        within = size.largest + size.absolute < codec.largest / 2
         if not (exact and within) and not math.isfinite(largest_stored(result, target)):
             _fail_not_finite(inputs, block, stored, result)
-        if exact and target != "F64" and not math.isfinite(size.error):
+        if exact and codec.rounds and not math.isfinite(size.error):
             raise NonFiniteError(
                 f"{base.path}: {shown(base.spec.name)}: numbers of the adapter are so large or so small that float64 "
                 "loses them on the way; the adapter is damaged, or --precision fast takes it as it comes"
@@ -173,7 +159,7 @@ def _evaluate(
     buffers = space.before, space.after, space.delta, space.mix
     before, after, delta, mix = (part(buffer, arithmetic, block.numel) for buffer in buffers)
     mixing = any(alpha != 1 for alpha in alphas)
-    size = Bound(widen(stored, block.step.base.spec.dtype, after))
+    size = Bound(BY_DTYPE[block.step.base.spec.dtype].decode(stored, after))
     if mixing or block.chain.requirements.before:
         before[:] = after
     if exact and arithmetic == np.float64 and block.chain.requirements.few_bits and any(map(has_few_bits, alphas)):
@@ -190,7 +176,7 @@ def _evaluate(
 
 def _arithmetic(block: Block, alphas: Sequence[float], *, exact: bool) -> Any:
     """Single precision where that is sure to leave few elements open: LoRA and DoRA on 16-bit weights."""
-    narrow = all(STORED[spec.dtype].itemsize == 2 for spec in (block.step.base.spec, block.step.spec))
+    narrow = all(BY_DTYPE[spec.dtype].held.itemsize <= 2 for spec in (block.step.base.spec, block.step.spec))
     plain = (
         block.chain.requirements.single and block.chain.requirements.width <= _MOST_SINGLE
     )  # the error grows with the rank
@@ -210,8 +196,8 @@ def _sign_zeros(block: Block, stored: Array, value: Array, result: Array) -> Non
 
 
 def _negative_zeros(stored: Array, dtype: str) -> Array:
-    word = WORD[dtype]
-    return np.flatnonzero(stored.view(word) == word(int(np.iinfo(word).max) // 2 + 1))
+    words = BY_DTYPE[dtype].words(stored)
+    return np.flatnonzero(words == words.dtype.type(int(np.iinfo(words.dtype).max) // 2 + 1))
 
 
 def _fail_not_finite(inputs: Inputs, block: Block, stored: Array, result: Array) -> NoReturn:
@@ -231,7 +217,7 @@ def _fail_not_finite(inputs: Inputs, block: Block, stored: Array, result: Array)
     if np.isnan(numbers[where]):
         raise NonFiniteError(f"{base.path}: {place}: the result is not a number (DoRA of a weight of norm 0?)")
     raise NonFiniteError(
-        f"{base.path}: {place}: the result is beyond the range of {dtype} (largest: {FINITE[dtype][0]:g})"
+        f"{base.path}: {place}: the result is beyond the range of {dtype} (largest: {BY_DTYPE[dtype].largest:g})"
     )
 
 

@@ -17,12 +17,14 @@ import numpy as np
 
 from adaptertool.arithmetic.chain import UNIT, Chain
 from adaptertool.arithmetic.exact_norms import ExactRows
+from adaptertool.codecs import BY_DTYPE
+from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.errors import InternalError, UnsupportedError, argument, shown
 from adaptertool.numerics.error_bound import Bound, interpolated
 from adaptertool.numerics.interval import Interval, intervals
 from adaptertool.numerics.modular import Residue
 from adaptertool.numerics.ops import FLOATS, INTERVALS, RESIDUES
-from adaptertool.numerics.rounding import FINITE, STORED, WORD, Array, doubles, round_within, rounded, to_odd
+from adaptertool.numerics.rounding import Array, to_odd
 
 _AT_ONCE = 1 << 17  # factors of single elements
 _MANY = 4  # open elements of a row: then the error of that row alone is looked at
@@ -63,7 +65,7 @@ class OpenElements:
 
         before: what the base has there; values: the results in float64, or None to compute them here.
         """
-        found = np.empty(len(where), STORED[self.dtype])
+        found = np.empty(len(where), BY_DTYPE[self.dtype].held)
         count = max(64, _AT_ONCE // self.chain.requirements.width)
         order = np.argsort(self._row(where), kind="stable") if self.norms else np.arange(len(where))
         for start in range(0, len(where), count):
@@ -78,13 +80,13 @@ class OpenElements:
         return rows
 
     def _settle(self, where: Array, before: Array, values: Array | None) -> Array:
-        at, found = (where // self.columns, where % self.columns), np.empty(len(where), STORED[self.dtype])
+        at, found = (where // self.columns, where % self.columns), np.empty(len(where), BY_DTYPE[self.dtype].held)
         if values is None:
             start = before.reshape(-1, 1, 1)
             rows = (self.first, self.last, at, start)
             after = self.chain.pick(FLOATS, *rows, norms=self.norms)
             values = interpolate(start, after, self.alpha).reshape(-1)
-        left = round_within(values, *self.size.margin(UNIT), self.dtype, found)
+        left = BY_DTYPE[self.dtype].encode(values, *self.size.margin(UNIT), found)
         left = left[np.isfinite(values[left])]
         if len(left) and self.norms:
             left = self._by_row(left, self._row(where), before, values, found)
@@ -105,8 +107,8 @@ class OpenElements:
             some = left[row[left] == number]
             if count > _MANY:
                 size = self._size_of_row(int(number), before[some])
-                certain = np.empty(len(some), STORED[self.dtype])
-                open_still = round_within(values[some], *size.margin(UNIT), self.dtype, certain)
+                certain = np.empty(len(some), BY_DTYPE[self.dtype].held)
+                open_still = BY_DTYPE[self.dtype].encode(values[some], *size.margin(UNIT), certain)
                 found[some] = certain
                 some = some[open_still]
             still.append(some)
@@ -133,7 +135,7 @@ class OpenElements:
         middle, single = _middles(low, high, self.dtype)
         side, certain = (exact - Residue.of(middle[:, None, None])).signs(2 * reach)
         decided = certain & single & ~zero
-        even = low.view(WORD[self.dtype]) & 1 == 0
+        even = BY_DTYPE[self.dtype].words(low) & 1 == 0
         result = np.where((side < 0) | ((side == 0) & even), low, high)
         found[left[decided]] = result[decided]
         undecided: Array = left[~(decided | zero)]
@@ -144,7 +146,7 @@ class OpenElements:
             if exact.low == exact.high == 0:
                 return float(self._zeros(np.array([before]), np.array([value]))[0])
             ends = rounded(np.array([to_odd(exact.low), to_odd(exact.high)]), self.dtype)
-            low, high = ends.view(WORD[self.dtype])
+            low, high = BY_DTYPE[self.dtype].words(ends)
             if low == high:
                 return float(doubles(ends, self.dtype)[0])
         raise InternalError(f"an element cannot be rounded: it is {value} to {_MOST_BITS} bits")
@@ -181,7 +183,7 @@ class OpenElements:
 def _middles(low: Array, high: Array, dtype: str) -> tuple[Array, Array]:
     """The middle of two neighbours, and whether they are neighbours: −0 and +0 are, with the middle 0."""
     below, above = doubles(low, dtype), doubles(high, dtype)
-    largest, step = FINITE[dtype]
+    largest, step = BY_DTYPE[dtype].largest, BY_DTYPE[dtype].last_step
     middle = (np.maximum(below, -largest) + np.minimum(above, largest)) / 2
     middle = np.where(np.isinf(above), largest + step / 2, np.where(np.isinf(below), -largest - step / 2, middle))
     return middle, _ordered(high, dtype) - _ordered(low, dtype) == 1
@@ -189,7 +191,7 @@ def _middles(low: Array, high: Array, dtype: str) -> tuple[Array, Array]:
 
 def _ordered(stored: Array, dtype: str) -> Array:
     """Integers in the order of the floats, −0 one below +0."""
-    bits = stored.view(WORD[dtype]).astype(np.int64)
-    half = (int(np.iinfo(WORD[dtype]).max) + 1) // 2
+    words = BY_DTYPE[dtype].words(stored)
+    bits, half = words.astype(np.int64), (int(np.iinfo(words.dtype).max) + 1) // 2
     ordered: Array = np.where(bits < half, bits, half - 1 - bits)
     return ordered

@@ -9,15 +9,16 @@ import numpy as np
 
 from adaptertool.arithmetic.correct_rounding import Settled
 from adaptertool.arithmetic.survival import tally_of
-from adaptertool.codecs.tensors import as_bytes, read_tensor
+from adaptertool.codecs.numbers import largest_stored, rounded
+from adaptertool.codecs.tensors import as_bytes, byte_of, read_tensor
 from adaptertool.errors import InputError, NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds.full import TUNED
 from adaptertool.methods.fisher import between
-from adaptertool.numerics.rounding import Array, largest_stored, rounded
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Tally
-from adaptertool.spec.tensors import DTYPE_BITS, Ref
+from adaptertool.spec.tensors import Ref
 
 _ELEMENTS = 1 << 19  # of a block
 
@@ -39,7 +40,7 @@ class Weighted:
 
     def target(self, first: int) -> int:
         """Where that element lies in the output file."""
-        return self._step.offset + first * DTYPE_BITS[self._step.spec.dtype] // 8
+        return byte_of(self._step.offset, self._step.spec.dtype, first)
 
     def compute(self, first: int, last: int, alphas: Sequence[float], tallies: list[Tally]) -> Iterator[memoryview]:
         """The bytes of elements first..last for each α. Raises NonFiniteError, and InputError for a negative weight."""

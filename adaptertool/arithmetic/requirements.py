@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from adaptertool.codecs import BY_DTYPE, F16
 from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Edit
 
@@ -41,6 +42,6 @@ def requirements_of(edits: Sequence[Edit]) -> Requirements:
         single=all(
             kind.single and (alone or not norm) for kind, norm, alone in zip(kinds, has_norms, first, strict=True)
         ),
-        few_bits=not any(has_norms) and all(ref.spec.dtype in ("BF16", "F16") for ref in stored),
+        few_bits=not any(has_norms) and all(BY_DTYPE[ref.spec.dtype].digits <= F16.digits for ref in stored),
         width=max(widths, default=1),
     )

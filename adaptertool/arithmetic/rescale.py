@@ -13,13 +13,14 @@ import numpy as np
 
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.tiling import block_rows, matrix
-from adaptertool.codecs.tensors import as_bytes, read_rows
+from adaptertool.codecs.numbers import doubles, largest_stored, rounded
+from adaptertool.codecs.tensors import as_bytes, byte_of, read_rows
 from adaptertool.errors import NonFiniteError, UnsupportedError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds.dora import MAGNITUDE, interpolated, squares, widened
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.ops import BLOCKS
-from adaptertool.numerics.rounding import Array, doubles, largest_stored, rounded
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Tally
 
@@ -43,7 +44,8 @@ class Rescaled:
 
     def target(self, first: int) -> int:
         """Where output row `first` lies in the output file."""
-        return self._step.offset + self._step.spec.nbytes // self._outputs * first
+        spec = self._step.spec
+        return byte_of(self._step.offset, spec.dtype, spec.numel // self._outputs * first)
 
     def compute(self, first: int, last: int, alphas: Sequence[float], _: list[Tally]) -> Iterator[memoryview]:
         """The bytes of rows first..last of the factor for each α. m' goes with B' as it is stored.

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from adaptertool.arithmetic.correct_rounding import Settled
-from adaptertool.numerics.rounding import WORD, Array, doubles
+from adaptertool.codecs.numbers import doubles, same_bits
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tally import Tally, sums
 
 _SAMPLE = 2048  # elements of a block, about, where it has as many
@@ -28,4 +29,4 @@ def changed(before: Array, result: Array, dtype: str, base_dtype: str) -> int:
     """How many are not stored as they were; between dtypes, how many are another number."""
     if dtype != base_dtype:
         return int(np.count_nonzero(doubles(before, base_dtype) != doubles(result, dtype)))
-    return int(np.count_nonzero(before.view(WORD[dtype]) != result.view(WORD[dtype])))
+    return before.size - int(np.count_nonzero(same_bits(before, result)))

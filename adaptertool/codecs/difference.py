@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from adaptertool.codecs.tensors import as_bytes
+from adaptertool.codecs import BY_DTYPE
+from adaptertool.codecs.numbers import same_bits
+from adaptertool.codecs.tensors import held_as, read_stored
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
-from adaptertool.numerics.rounding import STORED, WORD, Array, widen
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import Ref
 
 _ELEMENTS = 1 << 19
@@ -32,14 +34,14 @@ class Difference:
         step = max(1, min(high, _ELEMENTS // max(wide, 1)))
         numbers = np.empty((2, step * wide))
         dtypes = [ref.spec.dtype for ref in self._refs]
-        stored = [np.empty(step * wide, STORED[dtype]) for dtype in dtypes]
+        stored = [np.empty(step * wide, held_as(dtype)) for dtype in dtypes]
         where = f"{self._refs[0].path}: {shown(self._refs[0].spec.name)}"
         for first in range(0, high, step):
             count = min(step, high - first) * wide
             for ref, bits, into in zip(self._refs, stored, numbers, strict=True):
-                offset = ref.offset + first * wide * bits.itemsize
-                self._inputs.read_into(ref.path, offset, as_bytes(bits[:count]))
-                if not math.isfinite(widen(bits[:count], ref.spec.dtype, into[:count])):
+                begin = first * wide
+                read_stored(self._inputs, ref, begin, begin + count, bits[:count])
+                if not math.isfinite(BY_DTYPE[ref.spec.dtype].decode(bits[:count], into[:count])):
                     raise NonFiniteError(f"{ref.path}: {shown(ref.spec.name)} holds NaN or infinity, and was changed")
             rows = numbers[0, :count]
             rows -= numbers[1, :count]
@@ -51,16 +53,16 @@ class Difference:
 def differ(inputs: Inputs, one: Ref, other: Ref) -> bool:
     """Whether any number differs; −0.0 and 0.0 do not. Of equal bits NaN is equal too."""
     count = one.spec.numel
-    buffers = [np.empty(min(count, _ELEMENTS), STORED[ref.spec.dtype]) for ref in (one, other)]
+    buffers = [np.empty(min(count, _ELEMENTS), held_as(ref.spec.dtype)) for ref in (one, other)]
     for first in range(0, count, _ELEMENTS):
         parts = [bits[: min(_ELEMENTS, count - first)] for bits in buffers]
         for ref, bits in zip((one, other), parts, strict=True):
-            inputs.read_into(ref.path, ref.offset + first * bits.itemsize, as_bytes(bits))
-        if one.spec.dtype == other.spec.dtype and np.array_equal(*(bits.view(WORD[one.spec.dtype]) for bits in parts)):
+            read_stored(inputs, ref, first, first + len(bits), bits)
+        if one.spec.dtype == other.spec.dtype and same_bits(*parts).all():
             continue
         numbers = np.empty((2, len(parts[0])))
         for ref, bits, into in zip((one, other), parts, numbers, strict=True):
-            widen(bits, ref.spec.dtype, into)
+            BY_DTYPE[ref.spec.dtype].decode(bits, into)
         if (numbers[0] != numbers[1]).any():
             return True
     return False

@@ -1,26 +1,58 @@
-"""Stored tensors, as numpy has them."""
+"""Stored tensors as numpy has them: where their elements lie in a file, and what is read of them.
+
+Elements are those of the tensor as one row, in the order of the file. Of dtypes with less than 8 bits, which are never
+computed on, a byte counts as an element.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from adaptertool.codecs import BY_DTYPE
+from adaptertool.codecs.numbers import doubles
 from adaptertool.errors import NonFiniteError, shown
+from adaptertool.files.hashing import Loans
 from adaptertool.files.reader import Inputs
-from adaptertool.numerics.rounding import STORED, Array, doubles
-from adaptertool.spec.tensors import KEPT, WINDOW, Ref
+from adaptertool.numerics.rounding import Array
+from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Ref
 
 _PART = 1 << 18  # elements
 
 
+def held_as(dtype: str) -> np.dtype[Any]:
+    """What an element is held as: by its codec, or unsigned integers of its size where no arithmetic is done on it."""
+    codec = BY_DTYPE.get(dtype)
+    return np.dtype(f"u{max(DTYPE_BITS[dtype] // 8, 1)}") if codec is None else codec.held
+
+
+def byte_of(offset: int, dtype: str, first: int) -> int:
+    """The byte of a file where element `first` lies of a tensor that begins at `offset`."""
+    return offset + first * held_as(dtype).itemsize
+
+
+def elements_between(whole: Ref, part: Ref) -> int:
+    """How many elements of a tensor come before a part of it."""
+    return (part.offset - whole.offset) // held_as(whole.spec.dtype).itemsize
+
+
+def read_stored(
+    inputs: Inputs, ref: Ref, first: int, last: int, out: Array | None = None, loans: Loans | None = None
+) -> Array:
+    """Elements first..last of a tensor on disk, flat, as they are stored: in `out`, or in a new array.
+
+    loans: as Inputs.read_into has them
+    """
+    if out is None:
+        out = np.empty(last - first, held_as(ref.spec.dtype))
+    inputs.read_into(ref.path, byte_of(ref.offset, ref.spec.dtype, first), as_bytes(out), loans)
+    return out
+
+
 def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
     """Elements first..last of a tensor on disk, flat, as float64 (exact for every dtype computed on)."""
-    return doubles(_read_stored(inputs, ref, first, last), ref.spec.dtype)
-
-
-def _read_stored(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
-    stored = np.empty(last - first, STORED[ref.spec.dtype])
-    inputs.read_into(ref.path, ref.offset + first * stored.itemsize, as_bytes(stored))
-    return stored
+    return doubles(read_stored(inputs, ref, first, last), ref.spec.dtype)
 
 
 def require_finite(inputs: Inputs, ref: Ref) -> int:
@@ -53,7 +85,7 @@ def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Ar
     step = max(1, _PART // width)  # what is read beside the columns is let go of soon
     for begin in range(first, last, step):
         end = min(last, begin + step)
-        stored = _read_stored(inputs, ref, begin * width, end * width).reshape(end - begin, width)
+        stored = read_stored(inputs, ref, begin * width, end * width).reshape(end - begin, width)
         columns = stored[:, ref.columns.start : ref.columns.stop : ref.columns.step]
         chosen[begin - first : end - first] = doubles(columns, ref.spec.dtype)
     return chosen
@@ -73,11 +105,11 @@ def _read_in_turn(inputs: Inputs, ref: Ref, width: int) -> Array:
             while len(inputs.kept) >= KEPT:
                 del inputs.kept[next(iter(inputs.kept))]  # what was not asked for the longest
             shape = (min(several, turns - begin), rows, len(ref.columns))
-            window = np.empty(shape, STORED[ref.spec.dtype])
+            window = np.empty(shape, held_as(ref.spec.dtype))
             step = max(1, _PART // width)
             for start in range(0, rows, step):
                 end = min(rows, start + step)
-                stored = _read_stored(inputs, ref, start * width, end * width)
+                stored = read_stored(inputs, ref, start * width, end * width)
                 cut = (end - start, -1, turns) if in_turn else (end - start, turns, -1)
                 sets = stored.reshape(cut).transpose((2, 0, 1) if in_turn else (1, 0, 2))
                 window[:, start:end] = sets[begin : begin + len(window)]

@@ -12,12 +12,11 @@ import numpy as np
 
 from adaptertool.arithmetic.survival import changed
 from adaptertool.arithmetic.workspace import Workspace
-from adaptertool.codecs.tensors import as_bytes
+from adaptertool.codecs.tensors import held_as, read_stored
 from adaptertool.engine.pool import Job, Pool
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
-from adaptertool.numerics.rounding import STORED
 from adaptertool.spec.tally import Tally
 from adaptertool.spec.tensors import Ref
 
@@ -90,7 +89,8 @@ def _replace(
     (at, length), dtype = part, source.spec.dtype
     copied = space.copied[:length]
     copy_range(crew.inputs, source.path, source.offset + at, [place], copied, space.loans)
-    before = np.empty(length // STORED[dtype].itemsize, STORED[dtype])
-    crew.inputs.read_into(base.path, base.offset + at, as_bytes(before), space.loans)
-    place[0].tallies.append(Tally(changed(before, np.frombuffer(copied, STORED[dtype]), dtype, base.spec.dtype)))
+    after = np.frombuffer(copied, held_as(dtype))
+    first = at // after.itemsize
+    before = read_stored(crew.inputs, base, first, first + len(after), loans=space.loans)
+    place[0].tallies.append(Tally(changed(before, after, dtype, base.spec.dtype)))
     crew.progress(length)

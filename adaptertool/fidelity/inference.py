@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from adaptertool.codecs import BY_DTYPE
+from adaptertool.codecs.numbers import rounded
 from adaptertool.fidelity.model import rounding, summing
-from adaptertool.numerics.rounding import Array, rounded, widen
+from adaptertool.numerics.rounding import Array
 
 Result = tuple[Array, float]
 
 
 def working(dtype: str) -> Any:
     """What numbers of a dtype are computed in."""
-    return np.float64 if dtype == "F64" else np.float32
+    return BY_DTYPE[dtype].wide
 
 
 def held(values: Array, dtype: str) -> Array:
@@ -28,7 +30,7 @@ def held(values: Array, dtype: str) -> Array:
         return values.copy()
     stored = rounded(values, dtype)
     out = np.empty(values.shape, working(dtype))
-    widen(stored.reshape(-1), dtype, out.reshape(-1))
+    BY_DTYPE[dtype].decode(stored.reshape(-1), out.reshape(-1))
     return out
 
 

@@ -14,6 +14,7 @@ from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import choose
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.tensors import read_tensor
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.fidelity.closeness import WeightTally
@@ -25,7 +26,7 @@ from adaptertool.fidelity.summary import EXPECTED, SUSPECT
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
-from adaptertool.numerics.rounding import Array, doubles
+from adaptertool.numerics.rounding import Array
 from adaptertool.reports.drift import ModuleDrift, WeightDrift
 from adaptertool.reports.run import MERGED, STEPWISE, UNMERGED
 from adaptertool.spec.plan import Step

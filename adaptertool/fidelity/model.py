@@ -18,19 +18,17 @@ import math
 
 import numpy as np
 
+from adaptertool.codecs import BY_DTYPE
 from adaptertool.numerics.rounding import Array
 
 MARGIN = 2.0
 _EXPONENT = 0x7FF << 52  # of float64
 _SIGMAS = 6.0  # how far a mean over many elements may be from what is expected
 
-# Significant bits, and the exponent of the smallest normal number.
-_FORMATS = {"BF16": (8, -126), "F16": (11, -14), "F32": (24, -126), "F64": (53, -1022)}
-
 
 def unit(dtype: str) -> float:
     """u: how far a number is rounded at most, relatively."""
-    return math.ldexp(1.0, -_FORMATS[dtype][0])
+    return BY_DTYPE[dtype].roundoff
 
 
 def coarser(one: str, other: str) -> str:
@@ -41,8 +39,8 @@ def coarser(one: str, other: str) -> str:
 def rounding(dtype: str, energy: float, count: float = 0.0) -> float:
     """The expected sum of squared errors from rounding numbers with this sum of squares once: u²·energy/3; and where
     they are subnormal, half of the smallest number for each of `count`."""
-    bits, least = _FORMATS[dtype]
-    return (unit(dtype) ** 2 * energy + math.ldexp(1.0, least - bits) ** 2 * count) / 3
+    codec = BY_DTYPE[dtype]
+    return (codec.roundoff**2 * energy + (codec.smallest / 2) ** 2 * count) / 3
 
 
 def summing(dtype: str, length: int, energy: float) -> float:
@@ -59,10 +57,10 @@ def ulps(values: Array, exact: Array, dtype: str) -> float:
     """The largest |value − exact| in units in the last place of the exact value: at most ½ if rounded correctly."""
     if not values.size:
         return 0.0
-    bits, least = _FORMATS[dtype]
+    codec = BY_DTYPE[dtype]
     power = (exact.view(np.int64) & _EXPONENT).view(np.float64)  # the power of two at or below each
-    np.maximum(power, math.ldexp(1.0, least), out=power)
-    return math.ldexp(float((abs(values - exact) / power).max()), bits - 1)
+    np.maximum(power, math.ldexp(1.0, codec.lowest), out=power)
+    return math.ldexp(float((abs(values - exact) / power).max()), codec.digits - 1)
 
 
 def survival_slack(dtype: str, noise: float, count: int) -> float:

@@ -15,9 +15,10 @@ import numpy as np
 
 from adaptertool.arithmetic.blocks import Block
 from adaptertool.arithmetic.chain import Chain
+from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
-from adaptertool.numerics.rounding import Array, doubles, rounded
+from adaptertool.numerics.rounding import Array
 from adaptertool.reports.run import MERGED, PATHS, STACKED, STEPWISE, UNMERGED
 from adaptertool.spec.plan import Edit, Step
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.tensors import read_tensor
 from adaptertool.errors import MismatchError, NonFiniteError, UnsupportedError, by, shown
 from adaptertool.files.header import Header
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
 from adaptertool.resolution.nearest import nearest
-from adaptertool.spec.tensors import COMPUTED, Ref
+from adaptertool.spec.tensors import Ref
 
 MAX_ROWS = 1024  # of recorded inputs, of each module
 

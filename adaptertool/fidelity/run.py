@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.codecs import COMPUTED
 from adaptertool.engine.pool import run_jobs
 from adaptertool.engine.preflight import require_finite_factors
 from adaptertool.errors import MismatchError, UnsupportedError, shown
@@ -21,7 +22,6 @@ from adaptertool.kinds import kind_of
 from adaptertool.reports.drift import LayerCost, ModuleDrift
 from adaptertool.resolution.nearest import nearest
 from adaptertool.spec.plan import Plan, Step
-from adaptertool.spec.tensors import COMPUTED
 
 
 def subject_of(step: Step, adapters: int, candidate: Checkpoint | None) -> Measured:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adaptertool.errors import InputError, MismatchError, StorageError, shown
+from adaptertool.errors import InputError, MismatchError, shown
+from adaptertool.files import store_of
 from adaptertool.files.header import Header, read_header
 from adaptertool.files.hints import found_below, not_there
 from adaptertool.files.jsonfile import load_json
-from adaptertool.files.reader import open_input
+from adaptertool.files.reader import exists, names_in, open_input
+from adaptertool.files.store import FILE, FOLDER
 from adaptertool.files.trainer import is_trainer_file, is_trainer_folder
 from adaptertool.spec.plan import Asset
 from adaptertool.spec.tensors import Ref
@@ -85,9 +86,9 @@ class Checkpoint:
 
 def open_checkpoint(path: Path, adapters: Adapters = _NO_ADAPTERS) -> Checkpoint:
     """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights."""
-    if os.path.isdir(path):
+    if store_of(path).look(path) == FOLDER:
         return _open_directory(path, adapters)
-    if not os.path.exists(path):  # unlike Path.exists, never raises
+    if not exists(path):
         raise InputError(not_there(path))
     if path.name.endswith(".index.json"):
         raise InputError(f"{path} is an index; give the directory that it stands in")
@@ -103,7 +104,8 @@ def open_checkpoint(path: Path, adapters: Adapters = _NO_ADAPTERS) -> Checkpoint
 
 def _open_directory(root: Path, adapters: Adapters) -> Checkpoint:
     # A link to nothing, as to a blob that the hub's cache has lost, is there: what it names is then missing.
-    has_single, has_index = os.path.lexists(root / SINGLE), os.path.lexists(root / INDEX)
+    look = store_of(root).look
+    has_single, has_index = look(root / SINGLE) is not None, look(root / INDEX) is not None
     if has_single and has_index:
         raise InputError(f"{root} has both {SINGLE} and {INDEX}; remove the one that is stale")
     # Assets first: what identifies a config or an index is noted before it is read.
@@ -120,7 +122,7 @@ def _open_directory(root: Path, adapters: Adapters) -> Checkpoint:
         raise InputError(_nothing_found(root, adapters))
     names = {header.path.name for header in headers}
     tensors = {name: ref for header in headers for name, ref in header.tensors.items()}
-    stray = sorted(p.name for p in root.iterdir() if _SHARD_OF_MANY.fullmatch(p.name) and p.name not in names)
+    stray = [name for name in names_in(root, "*") if _SHARD_OF_MANY.fullmatch(name) and name not in names]
     if stray and not has_index:
         raise InputError(f"{root} holds {stray[0]}, but it stands beside {SINGLE}; remove the stale file")
     for name in stray:
@@ -145,16 +147,15 @@ def _require_stale(path: Path, tensors: Mapping[str, Ref]) -> None:
 
 
 def _config(root: Path) -> Mapping[str, Any] | None:
-    return load_json(root / "config.json") if (root / "config.json").exists() else None
+    return load_json(root / "config.json") if exists(root / "config.json") else None
 
 
 def _nothing_found(root: Path, adapters: Adapters) -> str:
     if adapters.recognise(root):
         return f"{root} is an adapter, not a checkpoint; the checkpoint comes first, then the adapters"
-    pickles = sorted(p.name for p in root.glob("pytorch_model*.bin"))
-    if pickles:
+    if pickles := names_in(root, "pytorch_model*.bin"):
         return f"{root} has only pickled weights ({pickles[0]}); pickles are never opened: convert to safetensors"
-    others = sorted(p.name for p in root.glob("*.safetensors") if p.exists())
+    others = [name for name in names_in(root, "*.safetensors") if exists(root / name)]
     hint = f"; to use {shown(others[0])}, give the path of that file" if others else found_below(root, (SINGLE, INDEX))
     return f"{root} has neither {SINGLE} nor {INDEX}{hint}"
 
@@ -166,7 +167,7 @@ def _contained(root: Path, name: str) -> Path:
         raise InputError(f"{root / INDEX} names the shard '{shown(name)}'; a shard is a plain .safetensors file name")
     path = root / name
     try:
-        real, real_root = path.resolve(strict=True), root.resolve()
+        real, real_root = (store_of(root).real(one) for one in (path, root))
     except (OSError, RuntimeError) as error:
         raise InputError(f"{shown(path)} is missing, though the checkpoint needs it") from error
     blobs = real_root.parent.parent / "blobs"
@@ -214,7 +215,7 @@ def load_manifest(root: Path) -> dict[str, Any]:
 
 def has_manifest(checkpoint: Checkpoint) -> bool:
     """Whether adaptertool made it."""
-    return not checkpoint.is_file and (checkpoint.path / MANIFEST).exists()
+    return not checkpoint.is_file and exists(checkpoint.path / MANIFEST)
 
 
 def read_assets(root: Path, adapter_files: tuple[str, ...] = ()) -> tuple[tuple[Asset, ...], list[str]]:
@@ -224,9 +225,9 @@ def read_assets(root: Path, adapter_files: tuple[str, ...] = ()) -> tuple[tuple[
     """
     assets: list[Asset] = []
     left: list[str] = []
-    for path in _walk(root, left):
+    for path in _walk(root, root, left):
         name = path.relative_to(root).as_posix()
-        if name == MANIFEST or (name == SUMS and (root / MANIFEST).is_file()):  # ours, of these files
+        if name == MANIFEST or (name == SUMS and store_of(root).look(root / MANIFEST) == FILE):  # ours, of these files
             continue
         if path.parent == root and name != INDEX and (_is_other(name, adapter_files) or is_trainer_file(name)):
             left.append(name)
@@ -242,19 +243,19 @@ def _is_other(name: str, adapter_files: tuple[str, ...]) -> bool:
 
 def is_ours(folder: Path) -> bool:
     """Whether a run of ours made it, or works in it: an OUT, or its staging directory."""
-    return re.fullmatch(STAGING, folder.name) is not None or os.path.lexists(folder / MANIFEST)
+    return re.fullmatch(STAGING, folder.name) is not None or store_of(folder).look(folder / MANIFEST) is not None
 
 
-def _walk(root: Path, left: list[str]) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise StorageError(f"{error.filename} cannot be listed: {error.strerror}")
-
-    for folder, folders, files in os.walk(root, onerror=fail):
-        here = Path(folder)
-        for name in sorted(folders):
-            other = here == root and (name in OTHER_FOLDERS or is_trainer_folder(name))
-            if other or (here / name).is_symlink() or is_ours(here / name):
-                folders.remove(name)
-                left.append((here / name).relative_to(root).as_posix() + "/")
-        folders.sort()
-        yield from (here / name for name in sorted(files))
+def _walk(root: Path, here: Path, left: list[str]) -> Iterator[Path]:
+    """The files below `here`, those of a folder before those of its folders; what is passed over goes into `left`."""
+    entries = store_of(here).entries(here)
+    folders = []
+    for name, link in ((entry.name, entry.is_link) for entry in entries if entry.is_folder):
+        other = here == root and (name in OTHER_FOLDERS or is_trainer_folder(name))
+        if other or link or is_ours(here / name):
+            left.append((here / name).relative_to(root).as_posix() + "/")
+        else:
+            folders.append(here / name)
+    yield from (here / entry.name for entry in entries if not entry.is_folder)
+    for folder in folders:
+        yield from _walk(root, folder, left)

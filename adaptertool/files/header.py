@@ -16,7 +16,8 @@ from typing import Any
 from adaptertool.errors import InputError, shown
 from adaptertool.files.jsonfile import parse_json
 from adaptertool.files.magic import START, as_text, told_apart
-from adaptertool.files.reader import InputFile, open_input, read_exact
+from adaptertool.files.reader import open_input, read_exact
+from adaptertool.files.store import InputFile
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, Stamp, TensorSpec
 
 _Form = tuple[str, tuple[int, ...], int]  # dtype, shape, bytes

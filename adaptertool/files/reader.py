@@ -1,58 +1,39 @@
-"""Reading by pread on validated offsets, never by mmap.
-
-A mapped file that is truncated while it is read kills the process (SIGBUS), and mapping a checkpoint makes
-resident memory grow with the file; pread gives an error and keeps memory flat.
-"""
+"""Reading of input files, in whatever store they lie: the files of a run, which must stay what they were."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import stat
+import fnmatch
 import threading
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, Interrupted, StorageError
+from adaptertool.files import store_of
 from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
+from adaptertool.files.store import BROKEN, InputFile
 from adaptertool.spec.tensors import Ref, Stamp
 
 _CHUNK = 16 << 20
 _MOST_OPEN = 64  # input files that are kept open at the same time
 
 
-@dataclass(frozen=True, slots=True)
-class InputFile:
-    """An open regular file and what identified it when it was opened."""
-
-    path: Path
-    fd: int
-    size: int
-    stamp: Stamp
-
-    def __enter__(self) -> InputFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
-
-
 def open_input(path: Path) -> InputFile:
-    """Open for reading. FIFOs and devices are refused, and opening one does not hang (O_NONBLOCK)."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise _opening_error(path, error) from error
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
-        os.close(fd)
-        raise InputError(f"{path} is not a regular file")
-    stamp = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-    return InputFile(path, fd, info.st_size, stamp)
+    """Open for reading. Raises InputError for what is no file, StorageError."""
+    return store_of(path).open(path)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything; a link to nothing is nothing."""
+    return store_of(path).look(path) not in (None, BROKEN)
+
+
+def names_in(folder: Path, pattern: str) -> list[str]:
+    """What lies in a folder under names like that, in order. Raises StorageError."""
+    names = [entry.name for entry in store_of(folder).entries(folder)]
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -60,20 +41,12 @@ def stamp_of(path: Path) -> Stamp:
         return file.stamp
 
 
-def _opening_error(path: Path, error: OSError) -> InputError | StorageError:
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return InputError(f"{path} does not exist")
-    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO):
-        return InputError(f"{path} cannot be opened: {error.strerror}")
-    return StorageError(f"{path} cannot be opened: {error.strerror}")
-
-
 def read_into(file: InputFile, offset: int, view: memoryview) -> None:
     """Fill `view` with the bytes from `offset` on; a file that ends early is an error."""
     done = 0
     while done < len(view):
         try:
-            count = os.preadv(file.fd, [view[done:]], offset + done)
+            count = file.read_at(offset + done, view[done:])
         except OSError as error:
             raise StorageError(f"reading {file.path} failed: {error.strerror}") from error
         if count == 0:
@@ -139,12 +112,12 @@ class Inputs:
         try:
             self._check(path, file.stamp)
         except InputError:
-            os.close(file.fd)
+            file.close()
             raise
         return file
 
     def _close(self, path: Path) -> None:
-        os.close(self._open.pop(path).fd)
+        self._open.pop(path).close()
 
     def read_into(self, path: Path, offset: int, view: memoryview, loans: Loans | None = None) -> None:
         """As the function, and hash what is read where the file is to be."""

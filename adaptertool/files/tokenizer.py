@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, shown
+from adaptertool.files import store_of
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import open_input, read_exact
+from adaptertool.files.store import FILE, FOLDER
 from adaptertool.spec.plan import Asset
 
 # What says which tokens there are; any of these may be the whole vocabulary, in a form of its own
@@ -24,7 +26,8 @@ _CONFIG = "tokenizer_config.json"
 _SETTINGS = frozenset({_CONFIG, "special_tokens_map.json", "added_tokens.json"})
 _JINJA, _JSON = "chat_template.jinja", "chat_template.json"
 _TEMPLATE = "chat_template"  # the key of a JSON file
-_MORE_TEMPLATES = re.compile(r"additional_chat_templates/[^/]+\.jinja")
+_MORE = "additional_chat_templates"  # a folder
+_MORE_TEMPLATES = re.compile(_MORE + r"/[^/]+\.jinja")
 _MAX_PARSED = 4 << 20  # bytes; parsed JSON takes ten times as much, and larger files are compared by their bytes
 _CHUNK = 1 << 20
 
@@ -38,10 +41,12 @@ def is_tokenizer_file(name: str) -> bool:
 def read_tokenizer(folder: Path) -> dict[str, Asset]:
     """The files of the tokenizer in a folder, by name."""
     names = [*_VOCABULARY, *_SETTINGS, _JINJA, _JSON]
-    names += [path.relative_to(folder).as_posix() for path in folder.glob("additional_chat_templates/*.jinja")]
+    store = store_of(folder)
+    if store.look(folder / _MORE) == FOLDER:
+        names += [f"{_MORE}/{entry.name}" for entry in store.entries(folder / _MORE) if entry.name.endswith(".jinja")]
     found = {}
     for name in sorted(names):
-        if (folder / name).is_file():
+        if store.look(folder / name) == FILE:
             with open_input(folder / name) as file:
                 found[name] = Asset(folder / name, file.stamp, name, file.size)
     return found

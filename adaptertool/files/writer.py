@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from adaptertool.errors import InputError, InternalError, StorageError
 from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
-from adaptertool.files.reader import InputFile, Inputs, read_into
+from adaptertool.files.reader import Inputs, read_into
+from adaptertool.files.store import InputFile
 from adaptertool.spec.tally import Tally
 
 COPY_CHUNK = 2 << 20  # bytes copied at once; of a thread's buffer, through which they go to be hashed
@@ -210,7 +211,7 @@ def copy_range(
 
 def _kernel_copy(source: InputFile, offset: int, output: OutputFile, target: int, size: int) -> int | None:
     """Bytes copied, or None where this pair of files, or this system, does not copy in the kernel."""
-    if not hasattr(os, "copy_file_range"):
+    if source.fd is None or not hasattr(os, "copy_file_range"):
         return None
     try:
         count = os.copy_file_range(source.fd, output.fd, size, offset, target)
@@ -228,6 +229,6 @@ def _kernel_copy(source: InputFile, offset: int, output: OutputFile, target: int
 
 def _has_more(source: InputFile, offset: int) -> bool:
     try:
-        return bool(os.pread(source.fd, 1, offset))
+        return bool(source.read_at(offset, memoryview(bytearray(1))))
     except OSError as error:
         raise StorageError(f"reading {source.path} failed: {error.strerror}") from error

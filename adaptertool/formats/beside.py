@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adaptertool.codecs import COMPUTED
 from adaptertool.errors import InputError, StorageError, UnsupportedError, UsageError, shown
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, is_ours, read_assets
 from adaptertool.files.header import Header
@@ -27,7 +28,7 @@ from adaptertool.kinds import FULL
 from adaptertool.kinds.full import TUNED
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.plan import Asset
-from adaptertool.spec.tensors import COMPUTED, Ref, Stamp
+from adaptertool.spec.tensors import Ref, Stamp
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 _MAY_HOLD = _PICKLES | frozenset(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from adaptertool.architectures.families import SHOWN_FIRST, family_of
 from adaptertool.architectures.traits import read_traits
 from adaptertool.errors import InputError, shown
-from adaptertool.files.checkpoint import MANIFEST, Checkpoint, load_manifest
+from adaptertool.files import store_of
+from adaptertool.files.checkpoint import MANIFEST, Checkpoint, has_manifest, load_manifest
+from adaptertool.files.reader import open_input
+from adaptertool.files.store import FILE
 from adaptertool.reports.inspect import CheckpointFacts, Portion
 from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.tensors import Ref
@@ -80,7 +82,7 @@ def _quantised(checkpoint: Checkpoint) -> str | None:
 def _manifest(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """What the manifest says, and which of its files are not as it says, by their sizes."""
     path = checkpoint.path / MANIFEST
-    if checkpoint.is_file or not path.exists():
+    if not has_manifest(checkpoint):
         return None
     content = load_manifest(checkpoint.path)
     files, recipe = content.get("files"), content.get("recipe")
@@ -95,5 +97,8 @@ def _manifest(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _size(checkpoint: Checkpoint, name: str) -> int | None:
-    path = os.path.join(checkpoint.path, name)  # noqa: PTH118  # as below
-    return os.path.getsize(path) if os.path.isfile(path) else None  # noqa: PTH113, PTH202  # never raise for a name
+    path = checkpoint.path / name
+    if store_of(path).look(path) != FILE:
+        return None
+    with open_input(path) as file:
+        return file.size

@@ -10,16 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.codecs import BY_DTYPE, COMPUTED
 from adaptertool.codecs.difference import Difference
+from adaptertool.codecs.numbers import doubles, same_bits
+from adaptertool.codecs.tensors import held_as, read_stored
 from adaptertool.engine.pool import Job, run_jobs
 from adaptertool.errors import NonFiniteError
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.randomized_svd import leading_of_rank
-from adaptertool.numerics.rounding import STORED, WORD, Array, doubles, widen
+from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.spectrum import entropy_rank, stable_rank
 from adaptertool.numerics.ulps import ulps
 from adaptertool.reports.diff import TensorDiff
-from adaptertool.spec.tensors import COMPUTED, DTYPE_BITS, Ref
+from adaptertool.spec.tensors import Ref
 
 _ELEMENTS = 1 << 20  # of a block
 _CACHED = 1 << 15  # elements that are compared at once
@@ -103,27 +106,25 @@ class Comparison:
     @property
     def _count(self) -> int:
         """Elements; bytes, where several may share one."""
-        spec = self.a.spec
-        return spec.numel if DTYPE_BITS[spec.dtype] >= 8 else spec.nbytes
+        return self.a.spec.nbytes // held_as(self.a.spec.dtype).itemsize
 
-    def _read(self, ref: Ref, first: int) -> bytes:
+    def _read(self, ref: Ref, first: int) -> Array:
         """A block, as it is stored."""
-        width, count = max(DTYPE_BITS[ref.spec.dtype] // 8, 1), min(_ELEMENTS, self._count - first)
-        return self._inputs.read(ref.path, ref.offset + first * width, count * width)
+        return read_stored(self._inputs, ref, first, min(first + _ELEMENTS, self._count))
 
     def _compare(self, first: int, _: Workspace) -> None:
         dtype, other_dtype = self.a.spec.dtype, self.b.spec.dtype
         one, other = self._read(self.a, first), self._read(self.b, first)
-        if dtype == other_dtype and one == other:
+        same = int(np.count_nonzero(same_bits(one, other))) if dtype == other_dtype else 0
+        if same == len(one):
             self._parts[first] = _Part()
         elif self._computed:
-            self._parts[first] = _apart(_elements(one, dtype), dtype, _elements(other, other_dtype), other_dtype)
+            self._parts[first] = _apart(one, dtype, other, other_dtype)
         else:
-            self._parts[first] = _Part(int(np.count_nonzero(_elements(one, dtype) != _elements(other, dtype))))
+            self._parts[first] = _Part(len(one) - same)
 
     def _measure(self, first: int, _: Workspace) -> None:
-        dtype = self.a.spec.dtype
-        numbers = _finite(doubles(_elements(self._read(self.a, first), dtype), dtype))
+        numbers = _finite(doubles(self._read(self.a, first), self.a.spec.dtype))
         self._parts[first] = self._parts[first]._replace(size=float(numbers @ numbers))
 
     def _find_ranks(self, _: Workspace) -> None:
@@ -152,10 +153,6 @@ def _reported(found: list[Comparison], progress: Callable[[int], None]) -> Itera
         progress(one.a.spec.nbytes + one.b.spec.nbytes)
 
 
-def _elements(stored: bytes, dtype: str) -> Array:
-    return np.frombuffer(stored, STORED.get(dtype, np.dtype(f"u{max(DTYPE_BITS[dtype] // 8, 1)}")))
-
-
 def _apart(one: Array, dtype: str, other: Array, other_dtype: str) -> _Part:
     """In pieces that stay in the cache, one after the other."""
     found = _Part(size=0.0)
@@ -167,8 +164,9 @@ def _apart(one: Array, dtype: str, other: Array, other_dtype: str) -> _Part:
 
 def _piece(one: Array, dtype: str, other: Array, other_dtype: str) -> _Part:
     before, after = np.empty(len(one)), np.empty(len(other))
-    largest = widen(one, dtype, before), widen(other, other_dtype, after)
-    differ = one.view(WORD[dtype]) != other.view(WORD[dtype]) if dtype == other_dtype else _unequal(before, after)
+    codec, other_codec = BY_DTYPE[dtype], BY_DTYPE[other_dtype]
+    largest = codec.decode(one, before), other_codec.decode(other, after)
+    differ = ~same_bits(one, other) if dtype == other_dtype else _unequal(before, after)
     count, odd = int(np.count_nonzero(differ)), 0
     if not all(map(math.isfinite, largest)):
         finite = np.isfinite(before) & np.isfinite(after)
@@ -179,7 +177,8 @@ def _piece(one: Array, dtype: str, other: Array, other_dtype: str) -> _Part:
         off = np.where(finite, after - before, 0.0)
     else:
         off = after - before
-    apart = int(ulps(one, other, dtype).max(initial=0)) if count and dtype == other_dtype else 0
+    known = count and dtype == other_dtype
+    apart = int(ulps(codec.words(one), codec.words(other)).max(initial=0)) if known else 0
     far = max(float(off.max()), -float(off.min()))
     return _Part(count, odd, float(off @ off), far, apart, float(before @ before))
 

@@ -29,17 +29,11 @@ STORED: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
+_FLOAT: Mapping[str, Any] = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 # Unsigned integers of their size: the order of bits is that of magnitudes.
 WORD: Mapping[str, Any] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F64": np.uint64}
-# The largest finite number, and the distance from it to the number below.
-FINITE: Mapping[str, tuple[float, float]] = {
-    "BF16": ((2 - 2.0**-7) * 2.0**127, 2.0**120),
-    "F16": (65504.0, 32.0),
-    "F32": ((2 - 2.0**-23) * 2.0**127, 2.0**104),
-    "F64": ((2 - 2.0**-52) * 2.0**1023, 2.0**971),
-}
-# More than what rounding to float32 may add to an error: half a unit in the last place, also of its subnormal numbers.
 _MOST_INDICES = 2**31 - 1  # that the compiled kernel counts up to
+# More than what rounding to float32 may add to an error: half a unit in the last place, also of its subnormal numbers.
 _TWICE, _TWICE_LEAST = 2.0**-24 * (1 + 2.0**-10), 2.0**-148
 
 
@@ -62,18 +56,10 @@ def widen(stored: Array, dtype: str, out: Array) -> float:
         largest = call(address(stored, STORED[dtype], out.size), address(out, out.dtype, out.size), out.size)
         return float(np.uint32(largest).view(np.float32))
     np.copyto(out, _numbers(stored, dtype), casting="same_kind")
-    return largest_stored(stored, dtype)
+    return _largest(stored, dtype)
 
 
-def doubles(stored: Array, dtype: str) -> Array:
-    """The same in a new array of float64."""
-    out = np.empty(stored.shape)
-    widen(np.ascontiguousarray(stored).reshape(-1), dtype, out.reshape(-1))
-    return out
-
-
-def largest_stored(stored: Array, dtype: str) -> float:
-    """The largest magnitude; infinity or NaN where one is not finite."""
+def _largest(stored: Array, dtype: str) -> float:
     if not stored.size:
         return 0.0
     sizes = stored.view(WORD[dtype]) & WORD[dtype](np.iinfo(WORD[dtype]).max >> 1)
@@ -93,6 +79,9 @@ def round_within(values: Array, error: float, relative: float, dtype: str, out: 
     quick: the ends may be rounded twice, by way of float32. They lie further apart by what that may do, so a few more
     indices are returned; where none is, `out` is right all the same.
     """
+    if values.dtype == out.dtype and not error and not relative:  # nothing to round
+        out[:] = values
+        return np.empty(0, np.int64)
     name = f"_{values.dtype.str[1:]}_{dtype}"
     known = FUNCTIONS if values.size <= _MOST_INDICES else {}
     call = known.get("twice" + name) if quick else None
@@ -113,19 +102,10 @@ def round_within(values: Array, error: float, relative: float, dtype: str, out: 
     return np.flatnonzero(out.view(WORD[dtype]) != upper.view(WORD[dtype]))
 
 
-def rounded(values: Array, dtype: str) -> Array:
-    """The correctly rounded float64 values, as `dtype` is stored, in a new array."""
-    if dtype == "F64":
-        return values.copy()
-    out = np.empty(values.shape, STORED[dtype])
-    round_within(np.ascontiguousarray(values).reshape(-1), 0.0, 0.0, dtype, out.reshape(-1))
-    return out
-
-
 def _rounded(values: Array, dtype: str) -> Array:
     with np.errstate(all="ignore"):
         if dtype != "BF16":
-            return values.astype(np.float16 if dtype == "F16" else np.float32).view(STORED[dtype])
+            return values.astype(_FLOAT[dtype]).view(STORED[dtype])
         single = values.astype(np.float32)
         bits = single.view(np.uint32)
         if values.dtype == np.float64:

@@ -22,10 +22,11 @@ from adaptertool.architectures.conversion import (
     rules_for,
     ties_of,
 )
+from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.formats import DEFAULT, writing
 from adaptertool.resolution.resolve import Base
-from adaptertool.spec.tensors import COMPUTED, Ref
+from adaptertool.spec.tensors import Ref
 
 FACTORS, SAVED, LEFT_OUT = "factors", "saved", "left out"
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from adaptertool.architectures.traits import read_traits
+from adaptertool.codecs import COMPUTED
 from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import FULL
@@ -15,7 +16,7 @@ from adaptertool.resolution.correspondence import counterparts
 from adaptertool.resolution.names import Names
 from adaptertool.resolution.nearest import nearest
 from adaptertool.spec.plan import Edit
-from adaptertool.spec.tensors import COMPUTED, Ref
+from adaptertool.spec.tensors import Ref
 
 
 class Pairs(NamedTuple):

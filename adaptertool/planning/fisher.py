@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
+from adaptertool.codecs import COMPUTED
 from adaptertool.errors import MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.planning.wise import plan_wise
 from adaptertool.resolution.correspondence import Counterparts, counterparts
 from adaptertool.resolution.nearest import nearest
 from adaptertool.spec.plan import Plan, Step
-from adaptertool.spec.tensors import COMPUTED
 
 
 def plan_fisher(

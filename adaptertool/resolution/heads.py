@@ -15,13 +15,14 @@ from importlib.resources import files
 from typing import Any
 
 from adaptertool.architectures.conversion import architecture_of, into_memory, rules_for
+from adaptertool.codecs import COMPUTED
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.resolution.names import Names
 from adaptertool.spec.adapter import Adapter, Module
-from adaptertool.spec.tensors import COMPUTED, Ref
+from adaptertool.spec.tensors import Ref
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 

@@ -33,10 +33,6 @@ Stamp = tuple[int, int, int, int, int]
 WINDOW, KEPT = 32 << 20, 8
 
 
-# The dtypes that arithmetic is done on; all others are only ever copied as bytes.
-COMPUTED = ("BF16", "F16", "F32", "F64")
-
-
 class TensorSpec(NamedTuple):
     """Name, dtype, shape and size of a tensor, as a safetensors header gives them."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adaptertool.arguments import PathLike, as_path
+from adaptertool.codecs import COMPUTED
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint
@@ -20,7 +21,7 @@ from adaptertool.output.target import config_notes
 from adaptertool.reports.diff import DiffReport, TensorDiff
 from adaptertool.resolution.correspondence import Counterparts, counterparts
 from adaptertool.resolution.renaming import renaming
-from adaptertool.spec.tensors import COMPUTED, Ref
+from adaptertool.spec.tensors import Ref
 
 
 def diff(

@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adaptertool.codecs import BY_DTYPE, F32
 from adaptertool.numerics.rounding import Array
 from adaptertool.verification.evidence import DEVIATIONS, Lean, lean, toward_zero
 from adaptertool.verification.recipes import Recipe, Round, Simulated, through
 from adaptertool.verification.roundings import is_stochastic, is_truncated
 from adaptertool.verification.sample import Sample, samples_of
 from adaptertool.verification.subject import Candidate
-from adaptertool.verification.tolerance import RECIPES, ROUNDOFF
+from adaptertool.verification.tolerance import RECIPES
 
 _ELEMENTS = 1 << 14  # of each part of a tensor
 _CHOSEN = 10  # recipes that are compared in all parts
@@ -81,7 +82,7 @@ def examine(subject: Candidate, *, thorough: bool = False) -> Finding:
 def _is_one_sided(off: Array, found: Array, exact: Array, dtype: str) -> bool:
     """Whether more is stored on one side than rounding to nearest leads to. Of float32 only the cut towards 0 is told:
     a scale that float32 does not hold is off by 3e-8, and turns as many roundings one way."""
-    if dtype in ("F32", "F64"):
+    if BY_DTYPE[dtype].digits >= F32.digits:
         return is_truncated(found, exact, dtype)
     side = toward_zero(off, exact)
     return side.significant and abs(side.shift) > _LEANING * off.size
@@ -104,7 +105,7 @@ def _stored_by_recipes(subject: Candidate, samples: Sequence[Sample]) -> Iterato
     rows, the best first."""
     simulated = [list(Simulated(subject, sample.block.first, sample.base).recipes()) for sample in samples]
     own, dtype = subject.manner.through, subject.dtype
-    if ROUNDOFF[dtype] > ROUNDOFF[own]:  # the base may have been cast before anything was added to it
+    if BY_DTYPE[dtype].roundoff > BY_DTYPE[own].roundoff:  # the base may have been cast before anything was added to it
         for recipes, sample in zip(simulated, samples, strict=True):
             cast = Simulated(subject, sample.block.first, through(dtype)(sample.base), store=dtype).recipes()
             recipes += [recipe._replace(name=f"base in {dtype}, {recipe.name}", is_narrow=True) for recipe in cast]

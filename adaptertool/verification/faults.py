@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adaptertool.codecs import CODECS, COMPUTED, F32
 from adaptertool.kinds import kind_of
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit
-from adaptertool.spec.tensors import COMPUTED
 from adaptertool.verification.judge import narrowed
 from adaptertool.verification.misplaced import elsewhere, is_turned
 from adaptertool.verification.precision import has_few_bits, lost_precision
@@ -154,7 +154,7 @@ def _by_rounding(subject: Candidate, samples: Sequence[Sample], bad: Sequence[Sa
 
 def _narrow_on_the_way(subject: Candidate, samples: Sequence[Sample]) -> bool:
     """Whether all that is stored are numbers of a narrower dtype, as near to the right ones as these can be."""
-    for narrow in ("BF16", "F16"):
+    for narrow in (codec.name for codec in CODECS if codec.roundoff > F32.roundoff):
         if narrow == subject.dtype:
             continue
         for sample in samples:

@@ -11,12 +11,14 @@ from adaptertool.arithmetic.before_after import changed, numbers
 from adaptertool.arithmetic.blocks import Block, blocks_of
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.workspace import Workspace
-from adaptertool.codecs.tensors import as_bytes
+from adaptertool.codecs import BY_DTYPE, COMPUTED
+from adaptertool.codecs.numbers import doubles, rounded, same_bits
+from adaptertool.codecs.tensors import held_as, read_stored, read_tensor
 from adaptertool.engine.pool import Job
 from adaptertool.errors import NonFiniteError
-from adaptertool.numerics.rounding import STORED, WORD, Array, doubles, rounded
+from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.ulps import ulps
-from adaptertool.spec.tensors import COMPUTED, DTYPE_BITS, Ref
+from adaptertool.spec.tensors import DTYPE_BITS, Ref
 from adaptertool.verification.subject import Candidate, Tally
 from adaptertool.verification.tolerance import Manner, Values, limits
 
@@ -28,8 +30,8 @@ _COPIED = 1 << 22  # bytes of an untouched tensor that are compared at once
 
 def jobs_of(subject: Candidate) -> Iterator[Job]:
     if subject.source is not None:
-        size = max(1, _COPIED * 8 // DTYPE_BITS[subject.dtype])
-        whole = subject.candidate.spec.numel
+        item = held_as(subject.dtype).itemsize
+        size, whole = _COPIED // item, subject.candidate.spec.nbytes // item
         for first in range(0, whole, size):
             yield functools.partial(_same, subject, subject.source, first, min(whole, first + size))
     else:
@@ -42,18 +44,12 @@ def _same(subject: Candidate, source: Ref, first: int, last: int, _: Workspace) 
     """Of a tensor that is a copy of another."""
     ours, theirs = source.spec.dtype, subject.dtype
     if ours == theirs:
-        begin, end = (place * DTYPE_BITS[ours] // 8 for place in (first, last))
-        expected, found = (np.empty(end - begin, np.uint8) for _ in range(2))
-        for ref, bits in ((source, expected), (subject.candidate, found)):
-            subject.inputs.read_into(ref.path, ref.offset + begin, bits.data)
-        if ours not in COMPUTED or np.array_equal(expected, found):
-            subject.add(Tally(differ=int(np.count_nonzero(expected != found))))
+        expected, found = read_stored(subject.inputs, source, first, last), subject.read(first, last)
+        if ours not in COMPUTED or same_bits(expected, found).all():
+            subject.add(Tally(differ=int(np.count_nonzero(expected.view(np.uint8) != found.view(np.uint8)))))
             return
-        expected, found = expected.view(STORED[ours]), found.view(STORED[ours])
     else:
-        stored = np.empty(last - first, STORED[ours])
-        subject.inputs.read_into(source.path, source.offset + first * stored.itemsize, as_bytes(stored))
-        numbers = doubles(stored, ours)
+        numbers = read_tensor(subject.inputs, source, first, last)
         expected, found = rounded(numbers, theirs), subject.read(first, last)
         beyond = _beyond(numbers, expected, theirs)
         subject.add(Tally(not_finite=beyond, beyond=beyond))
@@ -131,12 +127,12 @@ def _sum_up(
 
 def compared(expected: Array, found: Array, dtype: str) -> tuple[Tally, Array]:
     """What differs, and where."""
-    word, tally, places = WORD[dtype], Tally(), []
+    words, tally, places = BY_DTYPE[dtype].words, Tally(), []
     for first in range(0, len(expected), _CACHED):
         right, stored = expected[first : first + _CACHED], found[first : first + _CACHED]
         numbers = doubles(right, dtype)
         tally.size += float(numbers @ numbers)
-        where = np.flatnonzero(right.view(word) != stored.view(word))
+        where = np.flatnonzero(~same_bits(right, stored))
         if not len(where):
             continue
         if 2 * len(where) < len(right):
@@ -146,7 +142,7 @@ def compared(expected: Array, found: Array, dtype: str) -> tuple[Tally, Array]:
             tally.not_finite += int(np.count_nonzero(~finite & np.isfinite(numbers)))
             off[~finite] = 0
         tally.differ += len(where)
-        tally.apart = max(tally.apart, int(ulps(right, stored, dtype).max()))
+        tally.apart = max(tally.apart, int(ulps(words(right), words(stored)).max()))
         tally.error += float(off @ off)
         places.append(where + first)
     return tally, np.concatenate(places) if places else np.empty(0, np.int64)

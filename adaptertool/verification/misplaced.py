@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from adaptertool.arithmetic.chain import Chain
+from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.errors import shown
-from adaptertool.numerics.rounding import Array, doubles
+from adaptertool.numerics.rounding import Array
 from adaptertool.verification.sample import Sample
 from adaptertool.verification.subject import Candidate
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from adaptertool.codecs import COMPUTED
 from adaptertool.errors import shown
 from adaptertool.files.checkpoint import Checkpoint, has_manifest
 from adaptertool.files.jsonfile import objects
@@ -15,7 +16,7 @@ from adaptertool.reports.verify import TensorVerdict
 from adaptertool.resolution.correspondence import is_buffer
 from adaptertool.resolution.ties import FLAG
 from adaptertool.spec.plan import Plan
-from adaptertool.spec.tensors import COMPUTED, DTYPE_BITS
+from adaptertool.spec.tensors import DTYPE_BITS
 from adaptertool.verification.config import config_problems
 from adaptertool.verification.subject import Candidate
 

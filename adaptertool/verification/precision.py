@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adaptertool.numerics.rounding import Array, doubles, rounded
+from adaptertool.codecs.numbers import doubles, rounded
+from adaptertool.numerics.rounding import Array
 from adaptertool.verification.sample import Sample
 from adaptertool.verification.scales import Scaled
 from adaptertool.verification.subject import Candidate

@@ -16,18 +16,22 @@ import numpy as np
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import choose
 from adaptertool.arithmetic.tiling import matrix
+from adaptertool.codecs import BY_DTYPE, COMPUTED, F32
+from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.kinds.dora import MAGNITUDE
-from adaptertool.numerics.rounding import Array, doubles, rounded
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit
-from adaptertool.spec.tensors import COMPUTED
 from adaptertool.verification.subject import Candidate
-from adaptertool.verification.tolerance import ROUNDOFF
 
 Edits = tuple[Edit, ...]
 Round = Callable[[Array], Array]
 Turn = Callable[[Array, Array], Array]  # m and ‖V‖ -> their ratio
 
 _TF32 = 11  # significant bits
+
+
+def _roundoff(dtype: str) -> float:
+    return BY_DTYPE[dtype].roundoff
 
 
 def through(dtype: str) -> Round:
@@ -89,8 +93,8 @@ class Simulated:
         self._subject, self._first, self._rows = subject, first, rows
         edits = subject.step.edits
         dtypes = {ref.spec.dtype for edit in edits for ref in edit.factors.values()}
-        stored = sorted({subject.dtype, subject.step.spec.dtype, *dtypes} & set(COMPUTED), key=ROUNDOFF.__getitem__)
-        self._narrow = [dtype for dtype in stored if ROUNDOFF[dtype] > ROUNDOFF["F32"]]
+        stored = sorted({subject.dtype, subject.step.spec.dtype, *dtypes} & set(COMPUTED), key=_roundoff)
+        self._narrow = [dtype for dtype in stored if _roundoff(dtype) > F32.roundoff]
         self._known: dict[tuple[str, str], list[Array]] = {}
 
     def recipes(self) -> Iterator[Recipe]:

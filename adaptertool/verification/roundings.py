@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from adaptertool.numerics.rounding import STORED, WORD, Array, doubles, rounded
+from adaptertool.codecs import BY_DTYPE
+from adaptertool.codecs.numbers import doubles, rounded
+from adaptertool.numerics.rounding import Array
 
 _NEARLY_ALL = 0.999
 _ENOUGH = 64  # elements
@@ -14,10 +16,11 @@ _FEW = 0.01  # share of differences that one rounding in the place of another ma
 def neighbours(exact: Array, dtype: str) -> tuple[Array, Array]:
     """The numbers of `dtype` on both sides of each value, that nearer to 0 first; twice itself where it is one."""
     near = rounded(exact, dtype)
-    back, word = abs(doubles(near, dtype)), near.view(WORD[dtype])
+    codec = BY_DTYPE[dtype]
+    back, word = abs(doubles(near, dtype)), codec.words(near)
     inner = np.where(back > abs(exact), word - word.dtype.type(1), word).astype(word.dtype)
     outer = np.where(back < abs(exact), word + word.dtype.type(1), word).astype(word.dtype)
-    return doubles(inner.view(STORED[dtype]), dtype), doubles(outer.view(STORED[dtype]), dtype)
+    return doubles(inner.view(codec.held), dtype), doubles(outer.view(codec.held), dtype)
 
 
 def is_truncated(found: Array, exact: Array, dtype: str) -> bool:

@@ -10,8 +10,9 @@ import numpy as np
 from adaptertool.arithmetic.blocks import Block
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.tiling import matrix
-from adaptertool.codecs.tensors import as_bytes
-from adaptertool.numerics.rounding import STORED, Array, doubles
+from adaptertool.codecs.numbers import doubles
+from adaptertool.codecs.tensors import read_stored
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit
 from adaptertool.verification.subject import Candidate
 from adaptertool.verification.tolerance import limits
@@ -69,7 +70,7 @@ def samples_of(subject: Candidate, elements: int = _ELEMENTS) -> Iterator[Sample
         last = min(rows, first + count)
         end = last
         block = Block(subject.step, first, last, columns, chain)
-        before = _stored(subject, block)
+        before = read_stored(subject.inputs, subject.step.base, block.start, block.start + block.numel)
         values = subject.values(block, before, terms)
         found = doubles(subject.read(block.start, block.start + block.numel), subject.dtype)
         plain, *_, limit = limits(values, found, subject.manner)
@@ -78,10 +79,3 @@ def samples_of(subject: Candidate, elements: int = _ELEMENTS) -> Iterator[Sample
         base, exact, found, plain, limit = (array.reshape(-1, columns) for array in flat)
         bad = np.flatnonzero(~(abs(found - exact) <= limit).all(1))
         yield Sample(block, bad, base, exact, found, plain, limit, [array.reshape(-1, columns) for array in along])
-
-
-def _stored(subject: Candidate, block: Block) -> Array:
-    base = subject.step.base
-    stored = np.empty(block.numel, STORED[base.spec.dtype])
-    subject.inputs.read_into(base.path, block.source, as_bytes(stored))
-    return stored

@@ -14,15 +14,17 @@ from adaptertool.arithmetic.blocks import Block
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.arithmetic.verbatim import verbatim
-from adaptertool.codecs.tensors import as_bytes
+from adaptertool.codecs import BY_DTYPE, COMPUTED
+from adaptertool.codecs.numbers import doubles
+from adaptertool.codecs.tensors import read_stored
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
 from adaptertool.numerics.ops import FLOATS
-from adaptertool.numerics.rounding import STORED, Array, doubles
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Step
-from adaptertool.spec.tensors import COMPUTED, Ref
+from adaptertool.spec.tensors import Ref
 from adaptertool.verification.evidence import DEVIATIONS
-from adaptertool.verification.tolerance import RECIPES, ROUNDOFF, SMALLEST, Manner, Values
+from adaptertool.verification.tolerance import RECIPES, Manner, Values, least_normal
 
 EXACT, ROUNDING, WRONG, CHANGED = "exact", "rounding", "wrong", "untouched_changed"
 
@@ -88,17 +90,26 @@ class Candidate:
         return self.candidate.spec.dtype
 
     @functools.cached_property
+    def _dtypes(self) -> set[str]:
+        """Those of the storage and of the factors that arithmetic is done on."""
+        refs = [ref for edit in self.step.edits for ref in edit.factors.values()]
+        return {self.dtype, self.step.spec.dtype, *(ref.spec.dtype for ref in refs)} & COMPUTED
+
+    @property
+    def _largest_scale(self) -> float:
+        return max([1.0, *(abs(edit.scale * edit.weight) for edit in self.step.edits)])
+
+    @functools.cached_property
     def manner(self) -> Manner:
         edits = self.step.edits
         refs = [ref for edit in edits for ref in edit.factors.values()]
-        dtypes = {self.dtype, self.step.spec.dtype, *(ref.spec.dtype for ref in refs)}
         return Manner(
             self.dtype,
             self.step.spec.dtype if self.step.spec.dtype in COMPUTED else self.dtype,
-            max(ROUNDOFF[dtype] for dtype in dtypes if dtype in ROUNDOFF),
+            max(BY_DTYPE[dtype].roundoff for dtype in self._dtypes),
             sum(min(ref.spec.shape, default=1) for ref in refs),
             max(1, len({edit.adapter for edit in edits})),
-            max(SMALLEST.get(dtype, 0.0) for dtype in dtypes) * max([1.0, *(abs(e.scale * e.weight) for e in edits)]),
+            max(least_normal(dtype) * BY_DTYPE[dtype].roundoff for dtype in self._dtypes) * self._largest_scale,
             4.0 if self.turns else 2.5 if self.alpha not in (0, 1) else 0.0,
         )
 
@@ -113,15 +124,12 @@ class Candidate:
     def terms(self) -> Chain:
         """The edits with magnitudes in the place of numbers; of factors in F16 with as much more as their rounding may
         take where they are too small for its relative error."""
-        small = self.manner.smallest / ROUNDOFF["F16"]
+        small = max(map(least_normal, self._dtypes)) * self._largest_scale
         return Chain(self.inputs, self.step, absolute=True, through=lambda factor: abs(factor) + small)
 
     def read(self, first: int, last: int) -> Array:
         """Elements first..last of the candidate, as stored."""
-        stored = np.empty(last - first, STORED[self.dtype])
-        ref = self.candidate
-        self.inputs.read_into(ref.path, ref.offset + first * stored.itemsize, as_bytes(stored))
-        return stored
+        return read_stored(self.inputs, self.candidate, first, last)
 
     def add(self, tally: Tally) -> None:
         with self._lock:

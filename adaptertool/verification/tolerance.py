@@ -20,20 +20,15 @@ recipes are those of PEFT 0.21.2 and of others, which the tests run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import NamedTuple
 
 import numpy as np
 
+from adaptertool.codecs import BY_DTYPE, F32
 from adaptertool.numerics.rounding import Array
 
 RECIPES = ("float32", "rounded delta", "narrow factors")
-
-ROUNDOFF: Mapping[str, float] = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24, "F64": 2.0**-53}
-# Half the smallest number, where numbers of factors and changes may be as small.
-SMALLEST: Mapping[str, float] = {"F16": 2.0**-25}
-# Significant bits, and the exponent of the smallest normal number.
-_PRECISION: Mapping[str, tuple[int, int]] = {"BF16": (8, -126), "F16": (11, -14), "F32": (24, -126), "F64": (53, -1022)}
 
 
 class Values(NamedTuple):
@@ -58,10 +53,15 @@ class Manner(NamedTuple):
 
 def half_ulp(size: Array, dtype: str) -> Array:
     """Half the distance between neighbours at that magnitude."""
-    bits, smallest = _PRECISION[dtype]
-    exponent = np.maximum(np.frexp(size)[1] - 1, smallest)
-    half: Array = np.ldexp(1.0, exponent - bits)
+    half: Array = BY_DTYPE[dtype].spacing(size) / 2
     return half
+
+
+def least_normal(dtype: str) -> float:
+    """The magnitude below which a dtype rounds by more than its roundoff, where numbers of factors and changes may be
+    as small: 0 where its range is that of float32."""
+    codec = BY_DTYPE[dtype]
+    return math.ldexp(1.0, codec.lowest) if codec.lowest > F32.lowest else 0.0
 
 
 def limits(values: Values, found: Array, manner: Manner) -> tuple[Array, ...]:
@@ -71,12 +71,13 @@ def limits(values: Values, found: Array, manner: Manner) -> tuple[Array, ...]:
     largest = np.maximum(abs(exact), abs(found))
     if manner.roundings > 1:  # what was stored on the way may have been larger
         largest = np.maximum(largest, terms)
-    single = ROUNDOFF["F32"] * (manner.depth + 8) * terms + 2.0**-149
+    single = F32.roundoff * (manner.depth + 8) * terms + 2.0**-149
     plain = manner.roundings * half_ulp(largest, manner.dtype) * (1 + 2.0**-20) + single
     if manner.through != manner.dtype:
         plain += manner.roundings * half_ulp(largest, manner.through)
     least = plain + 3 * manner.smallest
-    if ROUNDOFF[manner.dtype] > ROUNDOFF[manner.through]:  # the base may have been cast before anything was added to it
+    # The base may have been cast before anything was added to it.
+    if BY_DTYPE[manner.dtype].roundoff > BY_DTYPE[manner.through].roundoff:
         least = least + (1 + manner.roundings) * half_ulp(largest, manner.dtype)
     delta = least + manner.roundoff * (3 * np.maximum(moved, summed * (manner.roundings > 1)) + manner.products * terms)
     return plain, delta, delta + 2 * manner.roundoff * summed

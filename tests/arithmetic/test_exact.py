@@ -5,6 +5,7 @@ The oracle is written apart from the package: fractions for sums and products, d
 
 from __future__ import annotations
 
+import dataclasses
 import decimal
 from decimal import Decimal
 from fractions import Fraction
@@ -20,6 +21,7 @@ from rationals import OUTPUTS, delta, dora_exactly, matrix, merged, require, sum
 
 import adaptertool
 from adaptertool.arithmetic import blocks, correct_rounding, tiling
+from adaptertool.codecs import BF16
 from adaptertool.errors import NonFiniteError
 
 FACTORS = [*OUTPUTS, torch.float64]
@@ -289,10 +291,9 @@ def test_stages_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "dora": ({"x.lora_magnitude_vector": torch.rand(7) + 0.5}, {"use_dora": True}),
     }
     checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": grid((7, 9), torch.bfloat16, "wide")})
-    usual = blocks.round_within
 
     def all_open(values: Any, *rest: Any, **more: Any) -> Any:
-        usual(values, *rest, **more)
+        BF16.encode(values, *rest, **more)
         return np.arange(len(values))
 
     for name, (more, fields) in zoo.items():
@@ -301,7 +302,7 @@ def test_stages_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         adaptertool.merge(checkpoint, [adapter], tmp_path / f"{name}-out")
         with monkeypatch.context() as patch:
             patch.setattr(correct_rounding, "UNIT", 2.0**-10)
-            patch.setattr(blocks, "round_within", all_open)
+            patch.setattr(blocks, "BY_DTYPE", {"BF16": dataclasses.replace(BF16, encode=all_open)})
             report = adaptertool.merge(checkpoint, [adapter], tmp_path / f"{name}-slow")
         assert report.settled > 5
         assert same_bits(*(load(tmp_path / f"{name}-{how}")["x.weight"] for how in ("out", "slow")))

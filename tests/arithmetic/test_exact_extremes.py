@@ -3,6 +3,7 @@ tiny norm, norms over several blocks."""
 
 from __future__ import annotations
 
+import dataclasses
 import decimal
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,7 @@ from rationals import OUTPUTS, delta, dora_exactly, matrix, merged, require, sum
 
 import adaptertool
 from adaptertool.arithmetic import blocks, correct_rounding, tiling
+from adaptertool.codecs import F32
 from adaptertool.errors import NonFiniteError
 from adaptertool.numerics import rounding
 
@@ -121,15 +123,14 @@ def test_rationals_of_a_saved_weight_that_is_stored_transposed(
     first = write_adapter(tmp_path / "1", {f"{name}.weight": saved}, r=3)
     factors = {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b, f"{name}.lora_magnitude_vector": magnitude}
     second = write_adapter(tmp_path / "2", factors, r=3, lora_alpha=3, use_dora=True)
-    usual = blocks.round_within
 
     def all_open(values: Any, *rest: Any, **more: Any) -> Any:
-        usual(values, *rest, **more)
+        F32.encode(values, *rest, **more)
         return np.arange(len(values))
 
     with monkeypatch.context() as patch:
         patch.setattr(correct_rounding, "UNIT", 2.0**-10)
-        patch.setattr(blocks, "round_within", all_open)
+        patch.setattr(blocks, "BY_DTYPE", {"F32": dataclasses.replace(F32, encode=all_open)})
         report = adaptertool.merge(checkpoint, [first, second], tmp_path / "slow", weights=[weight, 1.0])
     assert report.settled_one_by_one > 5
     adaptertool.merge(checkpoint, [first, second], tmp_path / "out", weights=[weight, 1.0])

@@ -12,6 +12,7 @@ from conftest import FIXTURES, write_adapter, write_checkpoint
 from conftest import adaptertool as command
 
 import adaptertool
+from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.numerics import compiled, product, rounding
 
 STORED = ["BF16", "F16", "F32"]
@@ -51,7 +52,7 @@ def test_widening(dtype: str, wide: Any, numpy_only: Any) -> None:
     for off in (False, True):
         numpy_only(off)
         out = np.empty(len(stored), wide)
-        some = np.isfinite(rounding.doubles(stored, dtype))
+        some = np.isfinite(doubles(stored, dtype))
         results.append((rounding.widen(stored, dtype, out), out))
         assert rounding.widen(stored[some], dtype, out[: some.sum()].copy()) < np.inf
     assert np.array_equal(results[0][1], results[1][1], equal_nan=True)
@@ -61,7 +62,7 @@ def test_widening(dtype: str, wide: Any, numpy_only: Any) -> None:
 
 def awkward(dtype: str, wide: Any, rng: np.random.Generator) -> Any:
     """Middles of stored values and what lies beside them, the ends of the range, numbers of all sizes."""
-    stored = rounding.doubles(every_value(dtype, rng), dtype)
+    stored = doubles(every_value(dtype, rng), dtype)
     stored = np.sort(stored[np.isfinite(stored)])
     with np.errstate(all="ignore"):
         middles = ((stored[1:] + stored[:-1]) / 2).astype(wide)
@@ -100,7 +101,7 @@ def test_quick_rounding_is_never_certain_of_too_much(dtype: str, error: float, r
     assert np.isin(np.setdiff1d(open_once, zeros), open_twice).all()
     sure = np.setdiff1d(np.arange(len(values)), open_twice)
     assert np.array_equal(once[sure], twice[sure])
-    others = rounding.rounded(np.random.default_rng(4).standard_normal(10**5), "F32").astype(np.float64)
+    others = rounded(np.random.default_rng(4).standard_normal(10**5), "F32").astype(np.float64)
     assert len(rounding.round_within(others, 0, 0, dtype, np.empty(len(others), np.uint16), quick=True)) < 100
 
 

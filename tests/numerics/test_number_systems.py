@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from oracle import round_fraction
 from rationals import NAMES, OUTPUTS
 
+from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.numerics.interval import Interval, intervals, roots
 from adaptertool.numerics.modular import Residue
-from adaptertool.numerics.rounding import doubles, rounded, to_odd
+from adaptertool.numerics.rounding import to_odd
 
 # The number systems.
 

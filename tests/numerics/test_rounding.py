@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import round_fraction
 
+from adaptertool.codecs import numbers
 from adaptertool.numerics import rounding
 
 NARROW = [torch.bfloat16, torch.float16]
@@ -22,10 +23,10 @@ INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float
 def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """By the compiled kernel and by its twin in numpy, which must agree to the bit."""
     name = NAMES[dtype]
-    out = rounding.rounded(values.numpy(), name)
+    out = numbers.rounded(values.numpy(), name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounding, "FUNCTIONS", {})
-        assert out.tobytes() == rounding.rounded(values.numpy(), name).tobytes()
+        assert out.tobytes() == numbers.rounded(values.numpy(), name).tobytes()
     return torch.from_numpy(out.view(np.dtype(f"i{out.itemsize}"))).view(dtype)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adaptertool.codecs import COMPUTED
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.hints import found_below, from_pickle, not_there
@@ -28,7 +29,7 @@ from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Adapter, Module
-from adaptertool.spec.tensors import COMPUTED, Ref
+from adaptertool.spec.tensors import Ref
 
 NAME = "peft"
 _TOKENS = ".token_adapter.trainable_tokens_delta"  # replacement rows, for all their name

@@ -1,0 +1,39 @@
+"""Stored numbers as float64, which is exact, and float64 as stored numbers, rounded once: in new arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from adaptertool.codecs import BY_DTYPE
+from adaptertool.numerics.rounding import Array
+
+
+def doubles(stored: Array, dtype: str) -> Array:
+    """The numbers that are stored as `dtype`, in float64, of the same shape."""
+    out = np.empty(stored.shape)
+    BY_DTYPE[dtype].decode(np.ascontiguousarray(stored).reshape(-1), out.reshape(-1))
+    return out
+
+
+def rounded(values: Array, dtype: str) -> Array:
+    """The correctly rounded float64 values, of the same shape, as `dtype` stores them."""
+    codec = BY_DTYPE[dtype]
+    out = np.empty(values.shape, codec.held)
+    codec.encode(np.ascontiguousarray(values).reshape(-1), 0.0, 0.0, out.reshape(-1))
+    return out
+
+
+def largest_stored(stored: Array, dtype: str) -> float:
+    """The largest magnitude; infinity or NaN where one is not finite."""
+    if not stored.size:
+        return 0.0
+    codec = BY_DTYPE[dtype]
+    sizes = codec.words(stored) & codec.word.type(np.iinfo(codec.word).max >> 1)
+    return codec.decode(np.atleast_1d(sizes.max()).view(codec.held), np.empty(1))
+
+
+def same_bits(one: Array, other: Array) -> Array:
+    """Where both are stored as the same bits, −0.0 and 0.0 apart and NaN equal to itself: of one dtype, flat."""
+    word = f"u{one.itemsize}"
+    same: Array = one.view(word) == other.view(word)
+    return same
