@@ -94,9 +94,8 @@ def open_checkpoint(path: Path, adapters: Adapters = _NO_ADAPTERS) -> Checkpoint
         raise InputError(f"{path} is an index; give the directory that it stands in")
     if path.suffix != ".safetensors":
         raise InputError(f"{path} is neither a directory nor a .safetensors file; nothing else is read")
-    header = read_header(path)
+    header, notes = read_header(path), list[str]()
     # Not part of the output, but a config that stands beside the file says what the file is.
-    notes = []
     if _SHARD_OF_MANY.fullmatch(path.name):
         notes.append(f"{path.name} is one shard of many; the others are not read. The checkpoint is {path.parent}")
     return Checkpoint(path, (header,), header.tensors, _config(path.parent), (), tuple(notes), is_file=True)

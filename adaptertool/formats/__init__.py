@@ -1,6 +1,6 @@
 """Names on disk <-> (module, role). One folder or file for each format of adapters.
 
-To add one: write its record (formats.format.Format), one line in FORMATS, and a sample in tests/contracts/samples.py.
+To add one: write its record (formats.format.Format), one line in FORMATS, and a sample in tests/samples.py.
 """
 
 from __future__ import annotations

@@ -42,7 +42,6 @@ if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.algebra.sum import LayerOutcome, Maker
     from adaptertool.engine.produce import Job
     from adaptertool.files.reader import Inputs
-    from adaptertool.output.adapter import AdapterJob
 
 
 def sum_adapters(
@@ -97,6 +96,7 @@ def sum_adapters(
     cut, mix = cut_for(method, rank, energy, opened), mix_for(method, density, seed)
     output, layers = _output(opened, numbers, method, mix, cut, _plans(opened, checkpoint))
     output = _with_names(output, notes, checkpoint, renames)
+    own = {spec.name for layer in layers for spec in layer.specs()}
     done = write_adapter(output, target, options)
     return SumReport(
         **done.summary(output, target, options),
@@ -105,7 +105,7 @@ def sum_adapters(
         density=mix and mix.density,
         seed=mix and mix.seed,
         cut={} if cut is None else cut.as_typed(),
-        saved=tuple(sorted(spec.name for spec in output.largest if spec.name not in _own(layers))),
+        saved=tuple(sorted(spec.name for spec in output.largest if spec.name not in own)),
         layers=tuple(map(_summed, _whole(done.said).values())),
     )
 
@@ -223,10 +223,6 @@ def _notes(adapters: Sequence[Layered]) -> list[str]:
     if others:
         notes.append(f"left out, since they belong to one adapter: {', '.join(map(shown, sorted(others)))}")
     return notes
-
-
-def _own(layers: Sequence[Combined]) -> set[str]:
-    return {spec.name for layer in layers for spec in layer.specs()}
 
 
 def _whole(said: Sequence[LayerOutcome | None]) -> dict[str, LayerOutcome]:

@@ -12,74 +12,11 @@ from typing import Any
 
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.formats.initialisers import HARMLESS_INITS
-from adaptertool.formats.peft import packing
+from adaptertool.formats.peft.fields import FORMAT, LORA, alpha_field_of, require_known, spelling_of
 from adaptertool.formats.peft.packing import Packing, packing_of
 from adaptertool.formats.peft.patterns import by_pattern, check
 from adaptertool.kinds import SPELLED, Kind, lora
 from adaptertool.kinds.spelling import Spelling
-
-_FORMAT = "peft"  # of kinds.spelling
-_LORA = "LORA"  # and DoRA, and the bias of a factor: they have one config, whose fields say which they are
-
-# Read and acted on below.
-_HANDLED = frozenset(
-    {
-        "peft_type",
-        "r",
-        "lora_alpha",
-        "use_rslora",
-        "rank_pattern",
-        "alpha_pattern",
-        "bias",
-        "init_lora_weights",
-        "use_dora",
-        "lora_bias",
-        "fan_in_fan_out",
-        "trainable_token_indices",
-        "target_parameters",
-        "peft_version",
-        "ensure_weight_tying",
-        "base_model_name_or_path",
-        *packing.FIELDS,
-    }
-)
-
-# Of these, those that the config of every kind may have.
-_ALWAYS_HANDLED = frozenset(
-    {"peft_type", "rank_pattern", "alpha_pattern", "peft_version", "base_model_name_or_path", "bias"}
-)
-
-# Known not to change what the stored factors mean: they steer training, or say again what the keys say.
-_HARMLESS = frozenset(
-    {
-        "task_type", "auto_mapping", "revision", "inference_mode",
-        "target_modules", "exclude_modules", "lora_dropout", "modules_to_save", "layers_to_transform",
-        "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config",
-        # settings of an initialiser; init_lora_weights says which one was used
-        "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-        # of other trainers. LoRA+ gives lora_B (and embeddings) a learning rate of their own: ms-swift, LLaMA-Factory,
-        # axolotl and the paper's authors each name it otherwise
-        "lorap_lr_ratio", "lorap_emb_lr", "loraplus_lr_ratio", "loraplus_lr_embedding", "lora_plus_lr_ratio",
-        "loraplus_weight_decay",
-        "lora_dtype",  # ms-swift: the dtype that the factors were trained in; as stored they say their own
-        "swift_type",  # ms-swift: peft_type by another name, where that is LORA
-        "merge_weights",  # PEFT before 0.3: whether layers merge while they are evaluated
-        "unsloth_version",  # unsloth: which version wrote it
-    }
-)  # fmt: skip
-
-# Understood, and not handled (yet): refused where set.
-_REFUSED = {
-    "layer_replication": "the model was built from replicated layers; a merge onto the original is wrong",
-    "alora_invocation_tokens": "aLoRA acts only after its invocation tokens; it cannot be merged",
-    "use_qalora": "QA-LoRA pools its inputs; it cannot be merged into a weight",
-    "arrow_config": "Arrow routes between adapters by input; it cannot be merged",
-    "use_bdlora": "BD-LoRA is not supported yet",
-    "kasa_config": "KaSA is not supported yet",
-    "velora_config": "VeLoRA is not supported yet",
-    "monteclora_config": "MonteCLoRA is not supported yet",
-    "megatron_config": "Megatron's parallel layers are not supported",
-}
 
 # PEFT wraps the parameters of one module in the order in which it holds them; this is transformers' own.
 _PARAMETER_ORDER = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
@@ -154,11 +91,11 @@ class LoraConfig:
 def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | None = None) -> LoraConfig:
     """Raises UnsupportedError for what is refused by name, InputError for values of a wrong type."""
     spelled = spelling_of(fields)
-    if spelled is None and fields.get("peft_type") != _LORA:
-        tags = [_LORA, *sorted(tag for name, tag in SPELLED if name == _FORMAT)]
+    if spelled is None and fields.get("peft_type") != LORA:
+        tags = [LORA, *sorted(tag for name, tag in SPELLED if name == FORMAT)]
         known = f"{', '.join(tags)} {'are' if len(tags) > 1 else 'is'}"
         raise UnsupportedError(f"{path}: peft_type {shown(fields.get('peft_type'))[:80]} is not supported; {known}")
-    _require_known(path, fields, None if spelled is None else spelled[1])
+    require_known(path, fields, None if spelled is None else spelled[1])
     if fields.get("swift_type") not in (None, "LORA"):
         raise UnsupportedError(f"{path}: swift_type {shown(fields['swift_type'])[:80]} is not supported; LORA is")
     init = fields.get("init_lora_weights")
@@ -193,31 +130,6 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
     )
-
-
-def spelling_of(fields: Mapping[str, Any]) -> tuple[Kind, Spelling] | None:
-    """The kind that peft_type alone tells; None for LoRA, and for what is not handled."""
-    tag = fields.get("peft_type")
-    return SPELLED.get((_FORMAT, tag)) if isinstance(tag, str) else None
-
-
-def alpha_field_of(fields: Mapping[str, Any]) -> str:
-    """The name of the field with alpha."""
-    spelled = spelling_of(fields)
-    return "lora_alpha" if spelled is None else spelled[1].alpha
-
-
-def _require_known(path: Path, fields: Mapping[str, Any], spelling: Spelling | None) -> None:
-    """Raises UnsupportedError for a field that is set, and is not known or not handled."""
-    handled, refused = _HANDLED, _REFUSED
-    if spelling is not None:
-        handled = _ALWAYS_HANDLED | {spelling.rank, spelling.alpha, *spelling.harmless}
-        refused = {**_REFUSED, **spelling.refused}
-    for name, value in fields.items():
-        if name in handled or name in _HARMLESS or not value:
-            continue
-        reason = refused.get(name, "this field is not known; it may change the arithmetic, so it is not ignored")
-        raise UnsupportedError(f"{path}: {shown(name)} = {shown(value)[:80]}: {reason}")
 
 
 def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats.format import Facts, Group
-from adaptertool.formats.peft.config import alpha_field_of
+from adaptertool.formats.peft.fields import alpha_field_of
 from adaptertool.formats.peft.keys import CONFIG, PREFIX, WEIGHTS
 from adaptertool.kinds import FULL
 from adaptertool.spec.tensors import Ref

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from adaptertool.errors import UsageError
 from adaptertool.formats.format import Written
-from adaptertool.formats.peft.config import alpha_field_of
+from adaptertool.formats.peft.fields import alpha_field_of
 from adaptertool.formats.peft.packing import as_peft_packs, layout_of
 from adaptertool.formats.peft.patterns import MAX_PATTERN
 from adaptertool.kinds import KINDS
