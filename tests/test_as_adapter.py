@@ -36,7 +36,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import adaptertool
 from adaptertool.arithmetic import tiling
 from adaptertool.errors import AdapterToolError, NonFiniteError, OutputError, UnsupportedError, UsageError
-from adaptertool.files.checkpoint import open_checkpoint
+from adaptertool.files.parsed import Parsed
+from adaptertool.formats.checkpoints import open_checkpoint
 from adaptertool.formats.peft.read import read_adapter
 from adaptertool.kinds.dora import interpolated
 from adaptertool.planning.as_adapter import into_adapter
@@ -468,7 +469,7 @@ def test_a_saved_tensor_that_no_step_makes_is_refused(tmp_path: Path) -> None:
     path = write_adapter(tmp_path / "a", {"n.weight": torch.zeros(3)}, modules_to_save=["n"])
     plan = dataclasses.replace(adaptertool.prepare_wise(base, path, 0.5), shards=())
     with pytest.raises(UnsupportedError, match=r"n\.weight changes nothing"):
-        into_adapter(plan, open_checkpoint(base), read_adapter(path, lambda _: True), [Decimal("0.5")])
+        into_adapter(plan, open_checkpoint(base), read_adapter(Parsed(path), lambda _: True), [Decimal("0.5")])
 
 
 def test_other_files_travel_and_stale_weights_do_not(tmp_path: Path) -> None:

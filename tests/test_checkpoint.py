@@ -15,7 +15,8 @@ from conftest import lora_factors, write_adapter, write_checkpoint
 from safetensors.torch import save_file
 
 from adaptertool.errors import InputError
-from adaptertool.files.checkpoint import INDEX, MANIFEST, SINGLE, Checkpoint, open_checkpoint
+from adaptertool.files.checkpoint import INDEX, MANIFEST, SINGLE, Checkpoint
+from adaptertool.formats.checkpoints import open_checkpoint
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 TENSORS = {name: torch.full((2, 3), float(number)) for number, name in enumerate("abcd")}  # a, c | b, d

@@ -31,7 +31,8 @@ from adaptertool.engine.pool import all_done
 from adaptertool.errors import AdapterToolError, InputError, Interrupted, OutputError, StorageError, UsageError
 from adaptertool.files import publish, writer
 from adaptertool.files.staging import Staging
-from adaptertool.output.checkpoint import Options, run
+from adaptertool.output.checkpoint import run
+from adaptertool.output.options import Options
 from adaptertool.tasks.clean import clean
 
 MODULE = "model.layers.0.mlp.up_proj"

@@ -19,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 import adaptertool
 from adaptertool.arithmetic import tiling
 from adaptertool.errors import InputError, MismatchError, NonFiniteError, UnsupportedError, UsageError
-from adaptertool.formats.peft.layers import read_layered
+from adaptertool.files.parsed import Parsed
+from adaptertool.formats import read_alone
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LAYERS = ["linear", "turned", "embedding", "conv1", "conv2", "conv3"]
@@ -366,4 +367,4 @@ def test_half_of_an_attention_is_refused(tmp_path: Path) -> None:
 def test_factors_of_no_elements_are_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
     factors = {"m.q.lora_A.weight": torch.ones(4, shape[1]), "m.q.lora_B.weight": torch.ones(shape[0], 4)}
     with pytest.raises(UnsupportedError, match=r"m\.q has factors of no elements"):
-        read_layered(write_adapter(tmp_path / "a", factors))
+        read_alone(Parsed(write_adapter(tmp_path / "a", factors)))

@@ -23,8 +23,9 @@ from test_truncate import best, deltas
 from torch import nn
 
 from adaptertool.errors import AdapterToolError, MismatchError, NonFiniteError, UnsupportedError, UsageError
+from adaptertool.formats.format import Written
 from adaptertool.formats.peft.patterns import by_pattern, check
-from adaptertool.formats.peft.write import Written, alpha_for, config_text
+from adaptertool.formats.peft.write import alpha_for, config_text
 from adaptertool.tasks.sum import sum_adapters
 
 PATTERNS: list[dict[str, Any]] = [
@@ -424,7 +425,7 @@ def test_patterns_give_each_layer_its_own_by_the_rule_of_peft(numbers: dict[str,
     fields = json.loads(config_text({}, [Written(path, number, number / 3) for path, number in numbers.items()]))
     for path, number in numbers.items():
         assert by_pattern("", fields["rank_pattern"], path, fields["r"]) == number
-        assert by_pattern("", fields["alpha_pattern"], path, fields["lora_alpha"]) == number / 3
+        assert by_pattern("", fields["alpha_pattern"], path, fields["lora_alpha"]) == alpha_for(number / 3, number)
     for pattern in fields["rank_pattern"]:
         check("", pattern)
 

@@ -15,6 +15,7 @@ from adaptertool.engine.pool import run_jobs
 from adaptertool.engine.produce import Job, Made
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.reader import Inputs, same_bytes
+from adaptertool.formats import DEFAULT
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.lowrank import Factors, kept
 from adaptertool.numerics.randomized_svd import Leading, leading, leading_of_rank, left_over
@@ -23,7 +24,7 @@ from adaptertool.planning.extract import FACTORS, LEFT_OUT, SAVED, Choice
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 
-_PREFIX = "base_model.model."
+_PREFIX = DEFAULT.files.prefix
 _SMALLEST = 1e-140  # norm, whose square may still be added up; only float64 goes below
 
 

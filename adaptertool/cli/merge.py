@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, WEIGHT, execute, writes
+from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, WEIGHT, execute, records, writes
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.tasks.merge import prepare_merge
@@ -46,6 +46,7 @@ def merge(
     renames: tuple[str, ...],
     expert_layout: str | None,
     precision: str,
+    out: str,
     **options: Any,
 ) -> None:
     """Merge ADAPTERs into BASE: W + w·(alpha/r)·B·A, in order, rounded once.
@@ -66,4 +67,4 @@ def merge(
         leave_out=leave_out,
         tokenizer=tokenizer,
     )
-    execute(plan, **options)
+    execute(plan, out, *records(options))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import click
 from tqdm import tqdm
@@ -15,15 +16,14 @@ from adaptertool.arguments import as_path
 from adaptertool.cli.boundary import ignore_signals, say
 from adaptertool.engine.budget import bytes_to_write
 from adaptertool.engine.resources import MAX_THREADS
-from adaptertool.formats.peft.packing import LAYOUTS
-from adaptertool.output.checkpoint import Options, run
+from adaptertool.output.checkpoint import run
+from adaptertool.output.options import Options
 from adaptertool.output.preview import preview
-from adaptertool.output.target import check_output
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.planning.tokenizer import TOKENIZERS
 from adaptertool.render.machine import Report, to_json
 from adaptertool.render.run import plan_text, run_text
-from adaptertool.spec.choices import EXACT, PRECISIONS
+from adaptertool.spec.choices import EXACT, EXPERT_LAYOUTS, PRECISIONS
 from adaptertool.spec.plan import Plan
 
 Command = Callable[..., int | None]
@@ -45,7 +45,7 @@ TOKENIZER = click.option(
 )
 EXPERT_LAYOUT = click.option(
     "--expert-layout",
-    type=click.Choice(LAYOUTS),
+    type=click.Choice(EXPERT_LAYOUTS),
     help="How lora_B of fused experts is packed, where the adapter's config does not say (unsloth).",
 )
 THREADS = click.option("--threads", type=click.IntRange(min=1, max=MAX_THREADS), help="Default: cores, up to 8.")
@@ -137,54 +137,40 @@ def say_notes(notes: Iterable[str], *, quiet: bool) -> None:
         say(f"adaptertool: note: {note}", sys.stderr)
 
 
-def execute(
-    plan: Plan,
-    *,
-    out: str,
-    sha256: bool,
-    provenance: str | None,
-    force: bool,
-    clean: bool,
-    fail_if_unchanged: bool,
-    verify: bool,
-    dry_run: bool,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+class Printing(NamedTuple):
+    """What is printed of a run."""
+
+    as_json: bool
+    quiet: bool
+    verbose: bool
+
+
+def records(flags: dict[str, Any]) -> tuple[Options, Printing]:
+    """What the options of `writes` say, as records."""
+    printing = Printing(*(flags.pop(name) for name in Printing._fields))
+    file = flags.pop("provenance")
+    provenance = None if file is None else as_path(file, "FILE")
+    return Options(**flags, provenance=provenance, before_publish=ignore_signals), printing
+
+
+def execute(plan: Plan, out: str, options: Options, printing: Printing) -> None:
+    """Run a plan, or tell what it would do, and print the report."""
     said: list[str] = []
 
     def note(text: str) -> None:
         if text not in said:
             said.append(text)
-            say_notes([text], quiet=quiet)
+            say_notes([text], quiet=printing.quiet)
 
     for text in plan.notes:
         note(text)
-    if dry_run:
-        report = preview(plan, out, force=force, threads=threads)
-        say(to_json(report) if as_json else plan_text(report, every_tensor=verbose), sys.stdout)
+    if options.dry_run:
+        report = preview(plan, out, force=options.force, threads=options.threads)
+        say(to_json(report) if printing.as_json else plan_text(report, every_tensor=printing.verbose), sys.stdout)
         return
-    target = as_path(out, "OUT")
-    check_output(plan, target, force=force, sha256=sha256)  # before numpy is loaded
-    file = None if provenance is None else as_path(provenance, "FILE")
-
-    with bar(plan.command, bytes_to_write(plan), quiet=quiet) as progress:
-        options = Options(
-            force=force,
-            threads=threads,
-            progress=progress,
-            verify=verify,
-            before_publish=ignore_signals,
-            sha256=sha256,
-            provenance=file,
-            clean=clean,
-            fail_if_unchanged=fail_if_unchanged,
-            note=note,
-        )
-        done = run(plan, target, options)
+    with bar(plan.command, bytes_to_write(plan), quiet=printing.quiet) as progress:
+        done = run(plan, as_path(out, "OUT"), dataclasses.replace(options, progress=progress, note=note))
     for text in done.notes:
         note(text)
-    if not quiet or as_json:
-        say(to_json(done) if as_json else run_text(done), sys.stdout)
+    if not printing.quiet or printing.as_json:
+        say(to_json(done) if printing.as_json else run_text(done), sys.stdout)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from adaptertool.arguments import as_path
-from adaptertool.cli.boundary import ignore_signals, say
-from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, execute, failed, say_notes, tell, with_options, writes
+from adaptertool.cli.boundary import say
+from adaptertool.cli.options import (
+    LEAVE_OUT,
+    TOKENIZER,
+    Printing,
+    execute,
+    failed,
+    records,
+    say_notes,
+    tell,
+    with_options,
+    writes,
+)
 from adaptertool.errors import UsageError
+from adaptertool.output.options import Options
+from adaptertool.planning.sources import Reading
 from adaptertool.render.curve import curve_text, failures, point_text, title
 from adaptertool.reports.curve import KEEP, CurvePoint
 from adaptertool.scoring.run import score_curve
@@ -18,7 +33,7 @@ from adaptertool.scoring.scorer import Scorer, scorer_of
 from adaptertool.scoring.settings import CurveSettings
 from adaptertool.spec.plan import Plan
 from adaptertool.tasks.curve import prepare_curve
-from adaptertool.tasks.wise import prepare_wise
+from adaptertool.tasks.wise import WiseRecipe, prepare
 
 _SCORES = with_options(
     click.option("--score", metavar="'CMD {}'", help="Run CMD on each checkpoint; it prints a number, or JSON."),
@@ -72,75 +87,47 @@ def wise(
     checkpoint in the place of {}, and prints a number, or a JSON object of named numbers. The same command goes on
     where it was interrupted, or where CMD failed.
     """
-    recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
-    recipe |= {"leave_out": leave_out, "tokenizer": tokenizer}
-    recipe |= {"expert_layout": expert_layout}
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer)
+    reading = Reading(renames, leave_out, expert_layout)
+    how, printing = records(options)
     if score is None:
         if keep or target is not None or reference is not None or minimise:
             raise UsageError("--keep, --target, --reference and --minimise are for scores: give --score too")
         if out is None:
             raise UsageError("-o is missing: where to write (only with --score it may be left out)")
-        execute(prepare_wise(base, tuned, alpha, **recipe), out=out, **options)
+        execute(prepare(base, tuned, alpha, recipe, reading).plan, out, how, printing)
         return 0
     wishes = CurveSettings.of(keep, target, reference, minimise=minimise, published=out is not None)
     scorer = scorer_of(score)
-    return _curve(prepare_curve(base, tuned, alpha, **recipe), out, scorer, wishes, **options)
+    plan = prepare_curve(base, tuned, alpha, recipe, reading)
+    return _curve(plan, None if out is None else as_path(out, "OUT"), scorer, wishes, how, printing)
 
 
 def _curve(
-    plan: Plan,
-    out: str | None,
-    scorer: Scorer,
-    wishes: CurveSettings,
-    *,
-    force: bool,
-    clean: bool,
-    fail_if_unchanged: bool,
-    verify: bool,
-    sha256: bool,
-    provenance: str | None,
-    dry_run: bool,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
+    plan: Plan, out: Path | None, scorer: Scorer, wishes: CurveSettings, options: Options, printing: Printing
 ) -> int:
-    if dry_run or verbose:
+    if options.dry_run or printing.verbose:
         raise UsageError(
             "--dry-run and -v show the plan of a sweep, and nothing of scores: leave --score away for them"
         )
-    if fail_if_unchanged:
+    if options.fail_if_unchanged:
         raise UsageError("--fail-if-unchanged is for one OUT that is made, not for scores")
-    if provenance is not None:
+    if options.provenance is not None:
         raise UsageError("--provenance is of one OUT that is made; make it with the alpha that is chosen by the scores")
 
     measured: list[CurvePoint] = []
 
     def progress(point: CurvePoint) -> None:
         measured.append(point)
-        if not quiet:
+        if not printing.quiet:
             say(point_text(point), sys.stderr)
 
     def note(text: str) -> None:
-        say_notes([text], quiet=quiet)
+        say_notes([text], quiet=printing.quiet)
 
-    report = score_curve(
-        plan,
-        None if out is None else as_path(out, "OUT"),
-        scorer,
-        wishes,
-        force=force,
-        verify=verify,
-        sha256=sha256,
-        threads=threads,
-        progress=progress,
-        before_publish=ignore_signals,
-        clean=clean,
-        note=note,
-    )
-    tell(report, lambda: curve_text(report, len(measured)), as_json=as_json, quiet=quiet)
+    report = score_curve(plan, out, scorer, wishes, dataclasses.replace(options, note=note), progress)
+    tell(report, lambda: curve_text(report, len(measured)), as_json=printing.as_json, quiet=printing.quiet)
     if report.ok:
         return 0
-    return failed(
-        f"{title(report)}: {failures(report)} of {len(report.points)} points could not be scored", quiet=quiet
-    )
+    what = f"{title(report)}: {failures(report)} of {len(report.points)} points could not be scored"
+    return failed(what, quiet=printing.quiet)

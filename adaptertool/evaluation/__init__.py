@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from adaptertool.arguments import Number, PathLike, as_path, decimal, decimals
 from adaptertool.errors import UsageError
-from adaptertool.planning.sources import check_compose
+from adaptertool.planning.sources import Reading, check_compose
 from adaptertool.reports.evaluate import EvaluationReport
 
 LOSSES = ("last-token", "sequence")
@@ -73,9 +73,7 @@ def evaluate(
         prompts=as_path(prompts, "--prompts"),
         weights=tuple(map(float, numbers)),
         compose=compose,
-        renames=tuple(renames),
-        leave_out=tuple(leave_out),
-        expert_layout=expert_layout,
+        reading=Reading(tuple(renames), tuple(leave_out), expert_layout),
         each=each,
         losses=LOSSES if loss is None else (loss,),
         generate=generate,

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from adaptertool.errors import AdapterToolError, InputError, UsageError, shown
+from adaptertool.formats import is_adapter
 
 _HF: Any = transformers  # whose types are not those that it has when it runs
 OUT_OF_MEMORY = torch.cuda.OutOfMemoryError  # what torch calls it of every device, and did before 2.5
@@ -76,7 +77,7 @@ def check_folder(path: Path) -> None:
     """Raises InputError for what is no folder of a model; transformers would take it for a name on the hub."""
     if not (path / "config.json").is_file():
         raise InputError(f"{path} is no directory with a config.json, so no model can be made of it")
-    if (path / "adapter_config.json").exists():  # transformers would load what it is an adapter of, too
+    if is_adapter(path):  # transformers would load what it is an adapter of, too
         raise InputError(f"{path} is an adapter; give it after BASE, not as a checkpoint")
 
 

@@ -29,6 +29,7 @@ from adaptertool.evaluation.loading import (
 from adaptertool.evaluation.logits import Reference
 from adaptertool.evaluation.prompts import read_prompts
 from adaptertool.live.attach import attaching
+from adaptertool.planning.sources import Reading
 from adaptertool.reports.evaluate import EvaluationReport, ModelScores
 
 
@@ -42,9 +43,7 @@ class Request:
     prompts: Path
     weights: tuple[float, ...]
     compose: str
-    renames: tuple[str, ...]
-    leave_out: tuple[str, ...]
-    expert_layout: str | None
+    reading: Reading
     each: bool
     losses: tuple[str, ...]
     generate: int
@@ -166,8 +165,7 @@ class _Models:
     def _attached(self, model: Any, group: Sequence[int]) -> contextlib.AbstractContextManager[None]:
         request = self._request
         paths, weights = [request.adapters[n] for n in group], [request.weights[n] for n in group]
-        names = request.renames, request.compose, self._notes.append
-        return attaching(model, paths, weights, *names, request.leave_out, request.expert_layout)
+        return attaching(model, paths, weights, request.reading, request.compose, self._notes.append)
 
     def _scores(
         self, model: Any, name: str, role: str, start: float, answers: Sequence[Answers], *, refers: bool = False

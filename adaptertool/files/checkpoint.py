@@ -6,12 +6,12 @@ import dataclasses
 import fnmatch
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from adaptertool.errors import InputError, MismatchError, StorageError, UnsupportedError, shown
+from adaptertool.errors import InputError, MismatchError, StorageError, shown
 from adaptertool.files.header import Header, read_header
 from adaptertool.files.hints import found_below, not_there
 from adaptertool.files.jsonfile import load_json
@@ -22,23 +22,30 @@ from adaptertool.spec.tensors import Ref
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
 MANIFEST = "adaptertool.manifest.json"
 SUMS = "SHA256SUMS"
 STAGING = r"\..+\.adaptertool-[0-9a-f]{16}"  # names of the directories that runs work in (files.leftovers)
 
-# Other copies of the weights: beside edited tensors they would be stale. And adapters, which loaders would apply to
-# the output. And sums of the files, which no longer are. They stay behind, as the state of trainers does, and it is
-# said.
+# Other copies of the weights: beside edited tensors they would be stale. And sums of the files, which no longer are.
+# They stay behind, and it is said; so do the state of trainers, and adapters, which loaders would apply to the output.
 OTHER_WEIGHTS = (
     "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json",
-    ADAPTER, "adapter_model.*", "consolidated*.pth", "tf_model*.h5", "flax_model*.msgpack", "model.ckpt*",
+    "consolidated*.pth", "tf_model*.h5", "flax_model*.msgpack", "model.ckpt*",
     "rust_model.ot", "*.gguf", "*.onnx", "*.onnx_data", "*.onnx.data", SUMS,
 )  # fmt: skip
 OTHER_FOLDERS = frozenset({".git", ".cache", "original", "metal", "onnx", "openvino", "coreml"})
 
 _SHARD_OF_MANY = re.compile(r"model-\d+-of-\d+\.safetensors")
-_UNMERGED = re.compile(r"\.base_layer\.|\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
+
+
+class Adapters(NamedTuple):
+    """What tells an adapter from a checkpoint. Which formats of adapters there are is known above (formats)."""
+
+    recognise: Callable[[Path], bool]
+    files: tuple[str, ...]  # patterns of the names of their files, which stay behind
+
+
+_NO_ADAPTERS = Adapters(lambda _: False, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,8 @@ class Checkpoint:
     assets: tuple[Asset, ...]
     notes: tuple[str, ...]
     is_file: bool = False
+    index: Mapping[str, Any] | None = None  # as its file has it, where there is one
+    left: tuple[str, ...] = ()  # names of files that are neither shards nor assets
 
     @property
     def named(self) -> dict[str, Path]:
@@ -74,10 +83,10 @@ class Checkpoint:
         return dataclasses.replace(self, tensors=tensors)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, adapters: Adapters = _NO_ADAPTERS) -> Checkpoint:
     """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights."""
     if os.path.isdir(path):
-        return _open_directory(path)
+        return _open_directory(path, adapters)
     if not os.path.exists(path):  # unlike Path.exists, never raises
         raise InputError(not_there(path))
     if path.name.endswith(".index.json"):
@@ -92,21 +101,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, (header,), header.tensors, _config(path.parent), (), tuple(notes), is_file=True)
 
 
-def _open_directory(root: Path) -> Checkpoint:
+def _open_directory(root: Path, adapters: Adapters) -> Checkpoint:
     # A link to nothing, as to a blob that the hub's cache has lost, is there: what it names is then missing.
     has_single, has_index = os.path.lexists(root / SINGLE), os.path.lexists(root / INDEX)
     if has_single and has_index:
         raise InputError(f"{root} has both {SINGLE} and {INDEX}; remove the one that is stale")
     # Assets first: what identifies a config or an index is noted before it is read.
-    assets, left = read_assets(root)
+    assets, left = read_assets(root, adapters.files)
     notes: list[str] = []
+    index: Mapping[str, Any] | None = None
     if has_index:
-        headers, note = _open_shards(root)
+        index = load_json(root / INDEX)
+        headers, note = _open_shards(root, index)
         notes += note
     elif has_single:
         headers = (read_header(_contained(root, SINGLE)),)
     else:
-        raise InputError(_nothing_found(root))
+        raise InputError(_nothing_found(root, adapters))
     names = {header.path.name for header in headers}
     tensors = {name: ref for header in headers for name, ref in header.tensors.items()}
     stray = sorted(p.name for p in root.iterdir() if _SHARD_OF_MANY.fullmatch(p.name) and p.name not in names)
@@ -115,10 +126,11 @@ def _open_directory(root: Path) -> Checkpoint:
     for name in stray:
         _require_stale(root / name, tensors)
         notes.append(f"left out as stale, since the index has all of its tensors in other files: {name}")
-    left = [name for name in left if name not in names and name not in stray]
-    if left:
-        notes.append(f"left out (other copies of the weights, or not part of the model): {', '.join(map(shown, left))}")
-    return Checkpoint(root, headers, tensors, _config(root), assets, tuple(notes))
+    left = [name for name in left if name not in names]
+    if others := [name for name in left if name not in stray]:
+        listed = ", ".join(map(shown, others))
+        notes.append(f"left out (other copies of the weights, or not part of the model): {listed}")
+    return Checkpoint(root, headers, tensors, _config(root), assets, tuple(notes), index=index, left=tuple(left))
 
 
 def _require_stale(path: Path, tensors: Mapping[str, Ref]) -> None:
@@ -136,8 +148,8 @@ def _config(root: Path) -> Mapping[str, Any] | None:
     return load_json(root / "config.json") if (root / "config.json").exists() else None
 
 
-def _nothing_found(root: Path) -> str:
-    if (root / ADAPTER).exists():
+def _nothing_found(root: Path, adapters: Adapters) -> str:
+    if adapters.recognise(root):
         return f"{root} is an adapter, not a checkpoint; the checkpoint comes first, then the adapters"
     pickles = sorted(p.name for p in root.glob("pytorch_model*.bin"))
     if pickles:
@@ -145,18 +157,6 @@ def _nothing_found(root: Path) -> str:
     others = sorted(p.name for p in root.glob("*.safetensors") if p.exists())
     hint = f"; to use {shown(others[0])}, give the path of that file" if others else found_below(root, (SINGLE, INDEX))
     return f"{root} has neither {SINGLE} nor {INDEX}{hint}"
-
-
-def require_merged(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint. Raises UnsupportedError where it holds a model of PEFT's with an adapter that is not merged."""
-    own = (checkpoint.config or {}).get("model_type") == "phi4mm"  # Phi-4-multimodal has such tensors of its own
-    if name := next((name for name in checkpoint.tensors if not own and _UNMERGED.search(name)), None):
-        raise UnsupportedError(
-            f"{checkpoint.path} holds {shown(name)}: it was saved from a model of PEFT's with an adapter in it, and is "
-            "no checkpoint. Give the base that the adapter was trained on; or merge it there first (PEFT: "
-            "model.merge_and_unload())"
-        )
-    return checkpoint
 
 
 def _contained(root: Path, name: str) -> Path:
@@ -176,9 +176,8 @@ def _contained(root: Path, name: str) -> Path:
     return path
 
 
-def _open_shards(root: Path) -> tuple[tuple[Header, ...], list[str]]:
+def _open_shards(root: Path, index: Mapping[str, Any]) -> tuple[tuple[Header, ...], list[str]]:
     index_path = root / INDEX
-    index = load_json(index_path)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index_path} has no weight_map")
@@ -218,15 +217,18 @@ def has_manifest(checkpoint: Checkpoint) -> bool:
     return not checkpoint.is_file and (checkpoint.path / MANIFEST).exists()
 
 
-def read_assets(root: Path) -> tuple[tuple[Asset, ...], list[str]]:
-    """The files to carry over, and the names of those to leave behind (the shards among them)."""
+def read_assets(root: Path, adapter_files: tuple[str, ...] = ()) -> tuple[tuple[Asset, ...], list[str]]:
+    """The files to carry over, and the names of those to leave behind (the shards among them).
+
+    adapter_files: patterns of the names of adapters' files, which are left behind
+    """
     assets: list[Asset] = []
     left: list[str] = []
     for path in _walk(root, left):
         name = path.relative_to(root).as_posix()
         if name == MANIFEST or (name == SUMS and (root / MANIFEST).is_file()):  # ours, of these files
             continue
-        if path.parent == root and name != INDEX and (_is_other(name) or is_trainer_file(name)):
+        if path.parent == root and name != INDEX and (_is_other(name, adapter_files) or is_trainer_file(name)):
             left.append(name)
             continue
         with open_input(path) as file:
@@ -234,8 +236,8 @@ def read_assets(root: Path) -> tuple[tuple[Asset, ...], list[str]]:
     return tuple(assets), left
 
 
-def _is_other(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in OTHER_WEIGHTS)
+def _is_other(name: str, adapter_files: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*OTHER_WEIGHTS, *adapter_files))
 
 
 def is_ours(folder: Path) -> bool:

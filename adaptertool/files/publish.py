@@ -8,11 +8,11 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
-from adaptertool.files.checkpoint import ADAPTER, INDEX, MANIFEST, SINGLE, SUMS, load_manifest
+from adaptertool.files.checkpoint import INDEX, MANIFEST, SINGLE, SUMS, load_manifest
 
 ASIDE = "old"  # name in the staging directory
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -20,7 +20,15 @@ _NO_SUCH_CALL = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  #
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
 
-def check_target(out: Path, inputs: Sequence[Path], files: Iterable[Path] = (), *, as_file: bool, force: bool) -> None:
+def check_target(
+    out: Path,
+    inputs: Sequence[Path],
+    files: Iterable[Path] = (),
+    *,
+    as_file: bool,
+    force: bool,
+    is_adapter: Callable[[Path], bool] = lambda _: False,
+) -> None:
     """Refuse an OUT that cannot or must not be written, before anything is read or computed.
 
     In the folder of an adapter there is room for it: what lies beside the adapter's own files is no part of it.
@@ -32,7 +40,11 @@ def check_target(out: Path, inputs: Sequence[Path], files: Iterable[Path] = (), 
         raise UsageError(f"OUT {out} is no usable path: {error}") from error
     for given in (*inputs, *(files if os.path.lexists(real) else ())):
         source = given.resolve()
-        if real == source or real in source.parents or (source in real.parents and not _is_adapter_alone(source)):
+        if (
+            real == source
+            or real in source.parents
+            or (source in real.parents and not (is_adapter(source) and not _is_checkpoint(source)))
+        ):
             raise UsageError(f"OUT {out} and the input {given} overlap; inputs are never changed: choose another OUT")
     if real == Path.cwd():
         raise UsageError("OUT is the current directory; give a path that does not exist yet")
@@ -50,8 +62,8 @@ def check_target(out: Path, inputs: Sequence[Path], files: Iterable[Path] = (), 
     _check_free(out, as_file=as_file, force=force)
 
 
-def _is_adapter_alone(folder: Path) -> bool:
-    return (folder / ADAPTER).exists() and not any((folder / name).exists() for name in (SINGLE, INDEX))
+def _is_checkpoint(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (SINGLE, INDEX))
 
 
 def _check_free(out: Path, *, as_file: bool, force: bool) -> None:

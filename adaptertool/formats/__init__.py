@@ -1,1 +1,68 @@
-"""Names on disk <-> (module, role). One file or folder per format; PEFT is the first."""
+"""Names on disk <-> (module, role). One folder or file for each format of adapters.
+
+To add one: write its record (formats.format.Format), one line in FORMATS, and a sample in tests/contracts/samples.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from adaptertool.errors import InputError, UnsupportedError
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.parsed import Parsed
+from adaptertool.formats.format import Format, Writing
+from adaptertool.formats.peft.format import PEFT
+from adaptertool.spec.adapter import Adapter
+from adaptertool.spec.layers import Layered
+from adaptertool.spec.plan import Edit
+
+FORMATS: tuple[Format, ...] = (PEFT,)
+DEFAULT = FORMATS[0]  # what is written where no adapter among the inputs says a format
+BY_NAME: Mapping[str, Format] = {one.name: one for one in FORMATS}
+
+
+def recognised(path: Path) -> Format | None:
+    """The format of the adapter at `path`; None where there is none. Raises InputError where two take it for theirs."""
+    found = [one for one in FORMATS if one.recognise(path)]
+    if len(found) > 1:
+        raise InputError(
+            f"{path} may be an adapter of {' or of '.join(one.name for one in found)}; leave one of them there"
+        )
+    return found[0] if found else None
+
+
+def is_adapter(path: Path) -> bool:
+    return recognised(path) is not None
+
+
+def format_at(path: Path) -> Format:
+    """That of the adapter at `path`; where there is none the default, which says what is missing when it reads."""
+    return recognised(path) or DEFAULT
+
+
+def read_alone(files: Parsed, leave_out: Sequence[str] | None = (), expert_layout: str | None = None) -> Layered:
+    """An adapter without its base, which is taken to have all that is targeted, as layers; no factor is read.
+
+    The arguments are those of `formats.format.Read`. Raises InputError.
+    """
+    own = format_at(files.path)
+    return own.layered(own.read(files, lambda _: True, leave_out=leave_out, expert_layout=expert_layout))
+
+
+def writing(own: Format) -> Writing:
+    """How adapters of a format are written. Raises UnsupportedError where they are read only."""
+    if own.write is None:
+        raise UnsupportedError(f"adapters of the format {own.name} are read, and not written")
+    return own.write
+
+
+def misreadings(sources: Sequence[Adapter | Checkpoint]) -> Mapping[str, Callable[[Edit], Edit]]:
+    """Other ways to read the adapters among the sources of a plan, which some tools take: by the name of the fault,
+    what becomes of an edit."""
+    own = [BY_NAME[one.format].misreadings(one) if isinstance(one, Adapter) else {} for one in sources]
+
+    def misread(fault: str) -> Callable[[Edit], Edit]:
+        return lambda edit: reads(edit) if (reads := own[edit.adapter].get(fault)) else edit
+
+    return {fault: misread(fault) for some in own for fault in some}

@@ -9,26 +9,25 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from adaptertool.errors import InputError, StorageError, UnsupportedError, UsageError, shown
-from adaptertool.files.checkpoint import ADAPTER, INDEX, SINGLE, Checkpoint, is_ours, read_assets
-from adaptertool.files.header import read_header
+from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, is_ours, read_assets
+from adaptertool.files.header import Header
 from adaptertool.files.hints import from_pickle
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.magic import START, told_apart
+from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.files.trainer import is_trainer_file, is_trainer_folder
+from adaptertool.formats.format import BaseHas, FileNames
 from adaptertool.kinds import FULL
 from adaptertool.kinds.full import TUNED
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.plan import Asset
 from adaptertool.spec.tensors import COMPUTED, Ref, Stamp
-
-CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
-PREFIX = "base_model.model."
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 _MAY_HOLD = _PICKLES | frozenset(
@@ -62,13 +61,14 @@ class Beside:
 
 
 def read_beside(
-    root: Path,
+    files: Parsed,
+    own: FileNames,
     taken: Sequence[Module],
     base: Checkpoint | None,
-    base_has: Callable[[str], bool],
+    base_has: BaseHas,
     leave_out: Sequence[str],
 ) -> Beside:
-    """The files beside config and factors of the adapter in `root`.
+    """The files beside config and factors of an adapter, which are its `own`.
 
     A safetensors file whose tensors all have names of the base is read: they replace the base's. Any other that may
     hold weights raises UnsupportedError, unless `leave_out` has it: regexes that are found in its name, or paths.
@@ -77,11 +77,11 @@ def read_beside(
     """
     if isinstance(leave_out, str) or not all(isinstance(text, str) and text for text in leave_out):
         raise UsageError("what to leave out is a list of regexes or names of files (text), none of them empty")
-    found, lost = Beside(), dict[str, str]()
+    root, found, lost = files.path, Beside(), dict[str, str]()
     known = {} if base is None else {header.path.resolve() for header in base.headers}
-    for path in _files(root, base, found.notes):
+    for path in _files(root, own, base, found.notes):
         name = path.relative_to(root).as_posix()
-        if name in (CONFIG, WEIGHTS) or path.resolve() in known or not _may_hold(path):
+        if name in (own.config, own.weights) or path.resolve() in known or not _may_hold(path):
             continue
         if patterns := [text for text in leave_out if _means(text, path, name)]:
             found.left |= {text: (*found.left.get(text, ()), name) for text in patterns}
@@ -90,10 +90,12 @@ def read_beside(
             found.notes.append(f"{path} is an export to another format, and is not read")
         elif path.suffix.lower() in _PICKLES and path.with_suffix(".safetensors").exists():
             found.notes.append(f"{path} is not read: {path.with_suffix('.safetensors').name} stands beside it")
-        elif why := _why_not(path, base, base_has, in_root=path.parent == root):
+        elif (why := _not_read(path, in_root=path.parent == root)) or (
+            why := _not_of(files.header(name), own, base, base_has)
+        ):
             lost[name] = why
         else:
-            _take(found, path, taken)
+            _take(found, files.header(name), own.prefix, taken)
     if lost:
         raise UnsupportedError(_lost(root, lost))
     return found
@@ -113,24 +115,24 @@ def left_out(adapters: Iterable[Adapter]) -> dict[str, list[str]]:
     return {"leave_out": sorted(names)} if names else {}
 
 
-def assets_of(root: Path) -> tuple[tuple[Asset, ...], list[str]]:
+def assets_of(root: Path, own: FileNames) -> tuple[tuple[Asset, ...], list[str]]:
     """The files that travel with an adapter, and the names of those that do not: other weights above all."""
-    assets, left = read_assets(root)
+    assets, left = read_assets(root, own.patterns)
     weights = [asset.name for asset in assets if _may_hold(asset.source)]
-    left = [name for name in left if name not in (CONFIG, WEIGHTS)]
+    left = [name for name in left if name not in (own.config, own.weights)]
     return tuple(asset for asset in assets if asset.name not in weights), [*left, *weights]
 
 
-def weights_beside(root: Path) -> list[str]:
+def weights_beside(root: Path, own: FileNames) -> list[str]:
     """The names of other files in the folder of an adapter that may hold weights."""
     return [
         path.relative_to(root).as_posix()
-        for path in _files(root, None, [])
-        if path.name not in (CONFIG, WEIGHTS) and _may_hold(path)
+        for path in _files(root, own, None, [])
+        if path.name not in (own.config, own.weights) and _may_hold(path)
     ]
 
 
-def _files(root: Path, base: Checkpoint | None, notes: list[str]) -> Iterator[Path]:
+def _files(root: Path, own: FileNames, base: Checkpoint | None, notes: list[str]) -> Iterator[Path]:
     """All files, but those of trainers, of other adapters and checkpoints, of our own, and hidden ones."""
 
     def fail(error: OSError) -> None:
@@ -138,18 +140,18 @@ def _files(root: Path, base: Checkpoint | None, notes: list[str]) -> Iterator[Pa
 
     for folder, folders, files in os.walk(root, onerror=fail):
         here = Path(folder)
-        folders[:] = [name for name in sorted(folders) if not _is_other(here / name, base, notes)]
+        folders[:] = [name for name in sorted(folders) if not _is_other(here / name, own, base, notes)]
         yield from (here / name for name in sorted(files) if not name.startswith(".") and not is_trainer_file(name))
 
 
-def _is_other(folder: Path, base: Checkpoint | None, notes: list[str]) -> bool:
+def _is_other(folder: Path, own: FileNames, base: Checkpoint | None, notes: list[str]) -> bool:
     if folder.name.startswith(".") or is_trainer_folder(folder.name) or is_ours(folder):
         return True
     if base is not None and folder.resolve() == base.path.resolve():
         return True
     if folder.is_symlink():
         notes.append(f"{folder} is a link to a directory, and is not looked into")
-    elif (folder / CONFIG).exists():
+    elif (folder / own.config).exists():
         notes.append(f"{folder} is another adapter, and is not applied; give its own path for that")
     elif base is not None and base.config and _is_checkpoint_of(folder, base.config.get("architectures")):
         notes.append(f"{folder} is a checkpoint of its own, and is not read")
@@ -186,8 +188,8 @@ def _means(text: str, path: Path, name: str) -> bool:
         raise UsageError(f"{text!r} is neither a file nor a valid regex: {error}") from error
 
 
-def _why_not(path: Path, base: Checkpoint | None, base_has: Callable[[str], bool], *, in_root: bool) -> str:
-    """Why a file is not read as tensors of the base; empty where it is."""
+def _not_read(path: Path, *, in_root: bool) -> str:
+    """Why a file is not read at all; empty where it is."""
     if path.suffix.lower() in _PICKLES:
         return f"a pickle, which is never opened: {from_pickle(path, path.with_suffix('.safetensors'))}"
     if path.suffix != ".safetensors":
@@ -196,23 +198,26 @@ def _why_not(path: Path, base: Checkpoint | None, base_has: Callable[[str], bool
         return "files in folders below are not read"
     if path.name == SINGLE or re.fullmatch(r"model-\d+-of-\d+\.safetensors", path.name):
         return "a checkpoint, and not the base that was given"
-    tensors = read_header(path).tensors
+    return ""
+
+
+def _not_of(header: Header, own: FileNames, base: Checkpoint | None, base_has: BaseHas) -> str:
+    """Why what a file holds does not take the place of tensors of the base; empty where it does."""
     if base is None:
         return "whether its tensors are the base's is not known without it"
-    for key, ref in tensors.items():
+    for key, ref in header.tensors.items():
         if ref.spec.dtype not in COMPUTED:
             return f"{shown(key)} is {ref.spec.dtype}; weights are {', '.join(COMPUTED)}"
-        if not base_has(key.removeprefix(PREFIX)):
+        if not base_has(key.removeprefix(own.prefix)):
             return f"{shown(key)} is no tensor of {base.path}"
     return ""
 
 
-def _take(found: Beside, path: Path, taken: Sequence[Module]) -> None:
-    header = read_header(path)
-    held = {module.target: module for module in (*taken, *found.modules)}
-    refs: dict[str, Ref] = {key.removeprefix(PREFIX): ref for key, ref in header.tensors.items()}
+def _take(found: Beside, header: Header, prefix: str, taken: Sequence[Module]) -> None:
+    path, held = header.path, {module.target: module for module in (*taken, *found.modules)}
+    refs: dict[str, Ref] = {key.removeprefix(prefix): ref for key, ref in header.tensors.items()}
     if len(refs) < len(header.tensors):
-        raise InputError(f"{path} holds tensors of the same name with {PREFIX} before it and without")
+        raise InputError(f"{path} holds tensors of the same name with {prefix} before it and without")
     for name, ref in refs.items():
         if name in held:
             other = next(iter(held[name].factors.values()))

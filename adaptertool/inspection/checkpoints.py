@@ -9,7 +9,7 @@ from typing import Any
 from adaptertool.architectures.families import SHOWN_FIRST, family_of
 from adaptertool.architectures.traits import read_traits
 from adaptertool.errors import InputError, shown
-from adaptertool.files.checkpoint import MANIFEST, Checkpoint, load_manifest, read_assets
+from adaptertool.files.checkpoint import MANIFEST, Checkpoint, load_manifest
 from adaptertool.reports.inspect import CheckpointFacts, Portion
 from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.tensors import Ref
@@ -26,8 +26,6 @@ _FIELDS = (
 def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
     refs = checkpoint.tensors.values()
     shards = [_portion(header.path.name, header.tensors.values()) for header in checkpoint.headers]
-    names = {header.path.name for header in checkpoint.headers}
-    stray = [] if checkpoint.is_file else [name for name in read_assets(checkpoint.path)[1] if name not in names]
     families = _grouped(refs, lambda ref: family_of(ref.spec.name))
     return CheckpointFacts(
         tensors=len(refs),
@@ -39,7 +37,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
         config=_config(checkpoint.config or {}),
         tied=_tied(checkpoint),
         quantised=_quantised(checkpoint),
-        stray=tuple(stray),
+        stray=checkpoint.left,
         assets=len(checkpoint.assets),
         manifest=_manifest(checkpoint),
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +11,10 @@ from typing import Any, NamedTuple
 from adaptertool.architectures.families import OTHER, family_of
 from adaptertool.errors import InputError
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.files.header import Header, read_header
-from adaptertool.files.jsonfile import load_json
-from adaptertool.formats.peft.config import LoraConfig, parse_config, reading
-from adaptertool.formats.peft.read import CONFIG, WEIGHTS, read_adapter
+from adaptertool.files.header import Header
+from adaptertool.files.parsed import Parsed
+from adaptertool.formats import format_at
+from adaptertool.formats.format import Format, Group
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.lora import A, B
 from adaptertool.spec.adapter import Adapter, Module
@@ -24,14 +22,6 @@ from adaptertool.spec.tensors import Ref
 
 ROWS = "rows"  # what is shown of kind full where it is for some rows of the base's tensor
 _IN_PLACE = frozenset({FULL.name, OFFSET.name, ROWS})  # with an element for each of the base's
-_PREFIX = "base_model.model."
-# Parameters of PEFT's tuners (0.21.2); what stands before them in a key is the module.
-_FACTOR = re.compile(
-    r"(.+?)\.((?:lora|ada|hada|lokr|oft|boft|ia3|vera|hira|glora|randlora|vblora|fourierft|hra|miss|shira|c3a|road|delora"
-    r"|gralora|tinylora|psoft|osf|waveft|bone|token_adapter)_.*|token_adapter\..*)"
-)
-# Fields that make a merge wrong, and leave it clear what B·A is.
-_CLEAR = {"init_lora_weights": True, "alora_invocation_tokens": None, "layer_replication": None}
 
 
 class Found(NamedTuple):
@@ -64,11 +54,21 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    fields: Mapping[str, Any]  # of its config
-    header: Header
+    files: Parsed
+    format: Format
     modules: tuple[Found, ...]
     adapter: Adapter | None  # as a merge would have it, but for what it refuses
     refusal: str | None  # what a merge says, without the base
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The fields of its config."""
+        return self.files.json(self.format.files.config)
+
+    @property
+    def header(self) -> Header:
+        """The header of its file of tensors."""
+        return self.files.header(self.format.files.weights)
 
 
 def describe(
@@ -78,26 +78,27 @@ def describe(
     expert_layout: str | None = None,
 ) -> Described:
     """Raises InputError where its files are missing or malformed; whatever they hold is described."""
-    refusal = adapter = None
+    files, own = Parsed(path), format_at(path)
+    refusal = None
     try:
-        adapter = read_adapter(path, base_has, reading(expert_layout), base=base)
+        adapter = own.read(files, base_has, base=base, expert_layout=expert_layout)
     except InputError as error:
-        try:
-            fields, header = load_json(path / CONFIG), read_header(path / WEIGHTS)
-        except InputError:
-            raise error from None  # it tells more
         refusal = str(error)
         try:
-            adapter = read_adapter(path, base_has, functools.partial(_as_far_as_clear, expert_layout), leave_out=None)
+            files.json(own.files.config)
+            files.header(own.files.weights)
         except InputError:
-            return Described(fields, header, tuple(_by_names(fields, header)), None, refusal)
-    else:
-        fields, header = load_json(path / CONFIG), read_header(path / WEIGHTS)
-    return Described(fields, header, tuple(map(_of_module, adapter.modules)), adapter, refusal)
+            raise error from None  # it tells more
+        try:
+            adapter = own.read_as_far_as_clear(files, base_has, expert_layout)
+        except InputError:
+            return Described(files, own, tuple(map(_of_group, own.by_names(files))), None, refusal)
+    return Described(files, own, tuple(map(_of_module, adapter.modules)), adapter, refusal)
 
 
-def _as_far_as_clear(expert_layout: str | None, path: Path, fields: Mapping[str, Any]) -> LoraConfig:
-    return parse_config(path, {**fields, **_CLEAR}, expert_layout)
+def _of_group(group: Group) -> Found:
+    family = family_of(group.name) if group.name != "prompt_embeddings" else OTHER
+    return Found(group.name, group.kind, family, group.refs, group.rank)
 
 
 def _of_module(module: Module) -> Found:
@@ -119,20 +120,3 @@ def _of_module(module: Module) -> Found:
         wide // module.rank,
         module.grouped,
     )
-
-
-def _by_names(fields: Mapping[str, Any], header: Header) -> Iterator[Found]:
-    """Of a kind that is not handled: tensors by the module whose parameters they are."""
-    kind = str(fields.get("peft_type")).lower()
-    rank = fields.get("r")
-    groups: dict[tuple[str, str], list[Ref]] = {}
-    for key, ref in header.tensors.items():
-        name = key.removeprefix(_PREFIX)
-        match = _FACTOR.fullmatch(name)
-        plain = name, FULL.name if key != name else kind  # prompts have no such prefix
-        place = (match[1], kind) if match else plain
-        groups.setdefault(place, []).append(ref)
-    for (name, own), refs in groups.items():
-        is_rank = own == kind and type(rank) is int
-        family = family_of(name) if name != "prompt_embeddings" else OTHER
-        yield Found(name, own, family, tuple(refs), rank if is_rank else None)

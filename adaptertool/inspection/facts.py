@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from adaptertool.architectures.families import EMBEDDINGS
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.formats.peft.keys import plain_keys
 from adaptertool.inspection.capacity import capacity_of
 from adaptertool.inspection.coverage import coverage_of
 from adaptertool.inspection.described import Described
@@ -48,18 +47,18 @@ def adapter_facts(
     needed: float | None,
 ) -> AdapterFacts:
     """plan: of a merge into `base`, where there can be one; needed: bits of the training data."""
-    fields, header = described.fields, described.header
-    tensors = plain_keys(header.path, header.tensors)[0] if described.adapter else header.tensors
+    said, header = described.format.facts(described.fields), described.header
+    tensors = described.adapter.tensors if described.adapter else header.tensors
     ignored = described.adapter.ignored if described.adapter else frozenset()
     trainable = sum(ref.spec.numel for name, ref in tensors.items() if name not in ignored)
     layers = [module for module in modules if module.family != EMBEDDINGS]  # embeddings are looked up, not multiplied
     forms = [(*module.shape, module.rank) for module in layers if module.shape and module.rank]
     return AdapterFacts(
-        peft_type=str(fields.get("peft_type")),
-        peft_version=_text(fields, "peft_version"),
-        trained_on=_text(fields, "base_model_name_or_path"),
-        initialiser=_initialiser(fields.get("init_lora_weights")),
-        rank_stabilised=fields.get("use_rslora") is True,
+        peft_type=said.kind,
+        peft_version=said.version,
+        trained_on=said.trained_on,
+        initialiser=said.initialiser,
+        rank_stabilised=said.rank_stabilised,
         kinds=dict(Counter(module.kind for module in modules)),
         dtypes=dict(Counter(ref.spec.dtype for ref in tensors.values())),
         tensors=len(tensors),
@@ -68,15 +67,3 @@ def adapter_facts(
         coverage=coverage_of(described.modules, base, plan),
         capacity=capacity_of(trainable, forms, needed),
     )
-
-
-def _text(fields: Mapping[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    return value if isinstance(value, str) and value else None
-
-
-def _initialiser(init: object) -> str:
-    """In PEFT true is Kaiming for A and zeros for B, and false random numbers for both."""
-    if isinstance(init, str):
-        return init
-    return "random" if init is False else "default"

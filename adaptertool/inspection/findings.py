@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from adaptertool.architectures.families import ATTENTION, EXPERTS, MLP, OTHER
 from adaptertool.errors import shown
+from adaptertool.formats.format import Facts
 from adaptertool.inspection.capacity import LEARNING_RATE
 from adaptertool.kinds import OFFSET
 from adaptertool.reports.inspect import AdapterFacts, Coverage, InspectedModule
@@ -68,12 +68,12 @@ def _of_spectra(path: str | None, modules: Sequence[InspectedModule]) -> Iterato
         )
 
 
-def rules(facts: AdapterFacts, fields: Mapping[str, Any]) -> Iterator[str]:
-    """Of LoRA only; none for other kinds."""
+def rules(facts: AdapterFacts, said: Facts) -> Iterator[str]:
+    """Rules for LoRA; none for other kinds. said: what its config says."""
     if not any(module.scale is not None for module in facts.modules):
         return
     yield (f"learning rate: the best for LoRA is about {LEARNING_RATE} times that of full fine-tuning ({_REGRET})")
-    rank, alpha = fields.get("r"), fields.get("lora_alpha")
+    rank, alpha = said.rank, said.alpha
     if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
         return
     if facts.rank_stabilised:

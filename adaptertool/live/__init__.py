@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from adaptertool.arguments import Number, PathLike, decimal, parse_alphas
 from adaptertool.errors import UsageError
+from adaptertool.planning.sources import Reading
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,8 +58,8 @@ def applied(
     and absent (meta) weights, NonFiniteError; the model is then as it was.
     Source of α: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
     """
-    factor = float(decimal(alpha, "alpha"))
-    with _session(model, adapter, weights, renames, restore, base, leave_out, expert_layout) as session:
+    factor, reading = float(decimal(alpha, "alpha")), Reading(renames, leave_out, expert_layout)
+    with _session(model, adapter, weights, reading, restore, base) as session:
         session.put(factor)
         yield model
 
@@ -83,10 +84,11 @@ def sweep(
     iterator is let go of. One that is kept is ended by its close().
     """
     factors = [float(alpha) for alpha in parse_alphas(alphas)]
+    reading = Reading(renames, leave_out, expert_layout)
     _require_torch()
 
     def steps() -> Iterator[tuple[float, Model]]:
-        with _session(model, adapter, weights, renames, restore, base, leave_out, expert_layout) as session:
+        with _session(model, adapter, weights, reading, restore, base) as session:
             for factor in factors:
                 session.put(factor)
                 yield factor, model
@@ -130,7 +132,7 @@ def attached(
     def tell(note: str) -> None:
         warnings.warn(note, stacklevel=6)
 
-    with attaching(model, adapter, weights, renames, compose, tell, leave_out, expert_layout):
+    with attaching(model, adapter, weights, Reading(renames, leave_out, expert_layout), compose, tell):
         yield model
 
 
@@ -161,16 +163,14 @@ def _session(
     model: nn.Module,
     adapter: PathLike | Sequence[PathLike],
     weights: Sequence[Number] | None,
-    renames: Sequence[str],
+    reading: Reading,
     restore: str,
     base: PathLike | None,
-    leave_out: Sequence[str],
-    expert_layout: str | None,
 ) -> Iterator[Session]:
     _require_torch()
     from adaptertool.live.session import open_session  # noqa: PLC0415  # needs torch
 
-    with open_session(model, adapter, weights, renames, restore, base, leave_out, expert_layout) as session:
+    with open_session(model, adapter, weights, reading, restore, base) as session:
         yield session
 
 

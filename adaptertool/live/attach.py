@@ -24,7 +24,7 @@ from adaptertool.live.change import arithmetic, as_torch, make_edit, norm_of, pl
 from adaptertool.live.memory import Slot
 from adaptertool.live.originals import Copies
 from adaptertool.live.session import Found, Session, resolve_live
-from adaptertool.planning.sources import COMPOSITIONS, check_compose
+from adaptertool.planning.sources import COMPOSITIONS, Reading, check_compose
 from adaptertool.spec.plan import Edit, Step
 
 _Lower = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x, A) -> A·x, laid out like the output
@@ -54,18 +54,14 @@ def attaching(
     model: nn.Module,
     adapter: PathLike | Sequence[PathLike],
     weights: Sequence[Number] | None,
-    renames: Sequence[str],
+    reading: Reading,
     compose: str,
     tell: Callable[[str], None],
-    leave_out: Sequence[str] = (),
-    expert_layout: str | None = None,
 ) -> Iterator[None]:
     """See `adaptertool.attached`. `tell` is given what a user should know."""
     check_compose(compose)
     mixed = compose == COMPOSITIONS[1]
-    found = resolve_live(
-        model, adapter, weights, renames, mixed=mixed, leave_out=leave_out, expert_layout=expert_layout
-    )
+    found = resolve_live(model, adapter, weights, reading, mixed=mixed)
     hooked, placed = _shared_out(found, readers_in(model))
     for note in (*found.notes, *_merged_after_all(placed)):
         tell(note)

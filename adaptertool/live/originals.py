@@ -10,8 +10,8 @@ import torch
 
 from adaptertool.architectures.conversion import Pieces
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
-from adaptertool.files.checkpoint import open_checkpoint
 from adaptertool.files.reader import Inputs
+from adaptertool.formats.checkpoints import open_checkpoint
 from adaptertool.live.memory import DTYPES
 from adaptertool.resolution.names import Names
 from adaptertool.spec.tensors import Ref

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from adaptertool.errors import UnsupportedError, UsageError, shown
-from adaptertool.formats.peft.config import HARMLESS_INITS
+from adaptertool.formats.initialisers import HARMLESS_INITS
 from adaptertool.live.wrapped import active_in, refuse_prompts, wrappers
 
 _LORA = "peft.tuners.lora."

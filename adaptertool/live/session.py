@@ -20,7 +20,7 @@ from adaptertool.live.memory import Model, Slot, open_model, place_of, why_not_p
 from adaptertool.live.originals import Copies, FromBase, Originals
 from adaptertool.planning.edits import adapter_edits
 from adaptertool.planning.merge import require_mixable
-from adaptertool.planning.sources import open_adapter
+from adaptertool.planning.sources import Reading, open_adapter
 from adaptertool.resolution.renaming import renaming
 from adaptertool.resolution.ties import STORED_APART
 from adaptertool.spec.adapter import Adapter
@@ -126,16 +126,14 @@ def open_session(
     model: nn.Module,
     adapter: PathLike | Sequence[PathLike],
     weights: Sequence[Number] | None,
-    renames: Sequence[str],
+    reading: Reading,
     restore: str,
     base: PathLike | None,
-    leave_out: Sequence[str] = (),
-    expert_layout: str | None = None,
 ) -> Iterator[Session]:
     """The arguments are those of `applied`. Nothing is changed yet; at the end all is taken back."""
     if restore not in ("copy", "recompute") or (base is None) is (restore == "recompute"):
         raise UsageError(f'restore is "copy", or "recompute" with base=PATH, not {restore!r} with base={base!r}')
-    found = resolve_live(model, adapter, weights, renames, leave_out=leave_out, expert_layout=expert_layout)
+    found = resolve_live(model, adapter, weights, reading)
     for note in found.notes:
         warnings.warn(note, stacklevel=7)
     with contextlib.ExitStack() as stack:
@@ -166,19 +164,17 @@ def resolve_live(
     model: nn.Module,
     adapter: PathLike | Sequence[PathLike],
     weights: Sequence[Number] | None,
-    renames: Sequence[str],
+    reading: Reading,
     *,
-    expert_layout: str | None = None,
     mixed: bool = False,
-    leave_out: Sequence[str] = (),
 ) -> Found:
     """The edits of the adapters, as far as they change something. Raises what `applied` does; changes nothing."""
     paths = [adapter] if isinstance(adapter, str | os.PathLike) else list(adapter)
     numbers = _weights(paths, weights)
     held = open_model(model)
     base = held.subject.base
-    with renaming(renames) as own:
-        adapters = [open_adapter(as_path(path, "adapter"), base, own, leave_out, expert_layout) for path in paths]
+    with renaming(reading.renames) as own:
+        adapters = [open_adapter(as_path(path, "adapter"), base, reading, own) for path in paths]
     edits, apart, notes = _edits(held, adapters, numbers, mixed=mixed)
     edits = {name: made for name, made in edits.items() if made}
     _refuse_special(held, {*edits, *apart})

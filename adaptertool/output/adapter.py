@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,9 +19,11 @@ from adaptertool.files.hashing import DEFAULT, Digests
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Finished, Staging
 from adaptertool.files.writer import OutputFile, copy_range, write_small
-from adaptertool.formats.peft.read import CONFIG, WEIGHTS
+from adaptertool.formats import is_adapter
+from adaptertool.formats.format import FileNames
 from adaptertool.output.leftovers import Leftovers
 from adaptertool.output.manifest import Facts, facts_of, write_manifest
+from adaptertool.output.options import Options
 from adaptertool.spec.plan import Asset
 from adaptertool.spec.tensors import Stamp, TensorSpec
 from adaptertool.version import __version__
@@ -36,11 +38,12 @@ class AdapterJob(Generic[Said]):
     command: str
     recipe: Mapping[str, Any]  # for the manifest: what else makes it, as JSON
     sources: Sequence[Path]
+    files: FileNames  # how its own are called
     stamps: Mapping[Path, Stamp]  # of every file that is read
     largest: Sequence[TensorSpec]  # its tensors in their order, none smaller than it will be
     metadata: Mapping[str, str]
     jobs: Callable[[Inputs], Iterable[Job[Said]]]  # make them, in the same order
-    config: Callable[[Sequence[Said]], bytes]  # adapter_config.json, from what the jobs have said
+    config: Callable[[Sequence[Said]], bytes]  # its config, from what the jobs have said
     assets: Sequence[Asset] = ()
     notes: Sequence[str] = ()  # what the user should know
     reserved: int | None = None  # bytes of disk for the tensors, where `largest` says far too many
@@ -78,24 +81,9 @@ class Done(Generic[Said]):
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to run. dry_run: compute all that the report tells, and write nothing."""
-
-    force: bool = False
-    threads: int | None = None
-    dry_run: bool = False
-    clean: bool = False  # remove what other runs have left beside OUT, when it is published
-    progress: Callable[[int], None] = field(default=lambda _: None)
-    before_publish: Callable[[], None] = field(default=lambda: None)
-
-    def calling(self, progress: Callable[[int], None] | None, before_publish: Callable[[], None] | None) -> Options:
-        return replace(self, progress=progress or self.progress, before_publish=before_publish or self.before_publish)
-
-
 def check_out(out: Path, sources: Sequence[Path], files: Iterable[Path] = (), *, force: bool) -> None:
     """Refuse an OUT that cannot or must not be written. The arguments are those of `publish.check_target`."""
-    publish.check_target(out, sources, files, as_file=False, force=force)
+    publish.check_target(out, sources, files, as_file=False, force=force, is_adapter=is_adapter)
     if out.suffix == ".safetensors":
         raise UsageError(f"OUT {out} is named like a file, but an adapter is a directory; give a name without the end")
 
@@ -117,7 +105,7 @@ def write_adapter(output: AdapterJob[Said], out: Path, options: Options) -> Done
                 said = _write(output, stage.work, inputs, threads, options)
                 stage.sync()
                 written = sum(path.stat().st_size for path in stage.work.rglob("*") if path.is_file())
-                options.before_publish()
+                options.begin_publishing()
                 publish.publish(stage.work, out, force=options.force)
                 notes = [*stage.notes, *others.at_end()]
     return Done(said, written, threads, time.perf_counter() - start, peak_memory(), tuple(notes))
@@ -127,21 +115,21 @@ def _write(output: AdapterJob[Said], folder: Path, inputs: Inputs, threads: int,
     for path in output.stamps:
         inputs.stream(path)
     said, size, weights = write_tensors(
-        folder / WEIGHTS,
+        folder / output.files.weights,
         output.largest,
         output.metadata,
         output.jobs(inputs),
         inputs,
         threads=threads,
-        progress=options.progress,
+        progress=options.tell_progress,
         reserved=output.reserved,
     )
-    write_small(folder / CONFIG, output.config(said))
+    write_small(folder / output.files.config, output.config(said))
     for asset in output.assets:
         _copy(asset, folder / asset.name, inputs)
     digests = {path: inputs.hash(path) for path in output.stamps}
     inputs.check_unchanged()
-    files = facts_of(folder, {folder / WEIGHTS: Finished(size, weights)}, DEFAULT)
+    files = facts_of(folder, {folder / output.files.weights: Finished(size, weights)}, DEFAULT)
     write_manifest(
         folder,
         _recipe(output),

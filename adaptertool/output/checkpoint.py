@@ -6,29 +6,29 @@ import contextlib
 import dataclasses
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from adaptertool.arguments import PathLike, as_path
 from adaptertool.engine.budget import bytes_to_write
 from adaptertool.engine.execute import run_plan
 from adaptertool.engine.preflight import require_equal, require_finite_factors
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import StorageError, UsageError, shown
 from adaptertool.files import publish
-from adaptertool.files.checkpoint import open_checkpoint
 from adaptertool.files.hashing import DEFAULT, WITH_SHA256
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import forget, write_small
+from adaptertool.formats.checkpoints import open_checkpoint
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.output.leftovers import Leftovers
 from adaptertool.output.manifest import Record, recipe_key, write_manifests
+from adaptertool.output.options import Options
 from adaptertool.output.outcome import fields_of, notes_of, require_changed, tallies_of
 from adaptertool.output.provenance import Prepared, check_provenance, statement
 from adaptertool.output.target import check_output, makes_file, summary
 from adaptertool.reports.run import RunReport
+from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Plan
 from adaptertool.spec.tally import Tally
@@ -38,38 +38,13 @@ _FILES = 150  # open at the same time, beside three for each output
 _LEAST = 100  # beside two: one that is written, one that is made durable
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to run.
-
-    verify: read back what was written, from the disk, and judge it before it is published.
-    sha256: hash with sha256 too, and write SHA256SUMS
-    provenance: where to write a statement of provenance (output.provenance says when); implies sha256
-    clean: when OUT is published, remove what other runs have left beside it
-    fail_if_unchanged: publish nothing where no element differs from the base's
-    before_publish: called when all is computed, just before OUT changes.
-    note: told what the user should know as soon as it is known
-    """
-
-    force: bool = False
-    threads: int | None = None
-    progress: Callable[[int], None] | None = None
-    verify: bool = False
-    sha256: bool = False
-    provenance: Path | None = None
-    clean: bool = False
-    fail_if_unchanged: bool = False
-    before_publish: Callable[[], None] = lambda: None
-    note: Callable[[str], None] = lambda _: None
-
-
 def run(plan: Plan, out: Path, options: Options) -> RunReport:
     """Check, compute in a staging directory, publish. On any error OUT is as it was before."""
     start = time.perf_counter()
     threads = thread_count(options.threads)
     _check(plan, out, options)
     allow_files(len(plan.outputs))
-    provenance, force, told = options.provenance, options.force, options.progress or (lambda _: None)
+    provenance, force, told = options.provenance, options.force, options.tell_progress
     hashes = WITH_SHA256 if options.sha256 or provenance is not None else DEFAULT
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
         notes = require_finite_factors(plan, inputs)
@@ -77,7 +52,7 @@ def run(plan: Plan, out: Path, options: Options) -> RunReport:
         with Staging(out, recipe_key(plan, hashes), hashes) as stage:
             others = Leftovers(out, stage.folder, clean=options.clean)
             for note in (*notes, *others.at_start()):
-                options.note(note)
+                options.tell_note(note)
             stage.require_space(bytes_to_write(plan) - sum(file.size for file in stage.finished.values()))
             inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
             hash_inputs = provenance is not None or not makes_file(plan, out)  # one file has no manifest
@@ -98,19 +73,13 @@ def run(plan: Plan, out: Path, options: Options) -> RunReport:
                 files = record.outputs(stage.work)
                 subjects = files if work == stage.work else {out.name: files[work.name]}
                 prepared = opened.enter_context(Prepared(provenance, statement(record, subjects), force=force))
-            options.before_publish()
+            options.begin_publishing()
             publish.publish(work, out, force=force)
             notes += [*fewer(started, threads), *stage.notes, *notes_of(plan, tallies), *others.at_end()]
         if provenance is not None:  # the staging is gone: what fails here does not begin again
             prepared.publish()
     seconds = time.perf_counter() - start
     return _report(plan, out, started, tallies, notes, seconds, verified=options.verify)
-
-
-def run_as(plan: Plan, out: PathLike, provenance: PathLike | None, **how: Any) -> RunReport:
-    """The same for the public functions, which take paths as they are given. how: other fields of Options"""
-    file = None if provenance is None else as_path(provenance, "the file for the provenance")
-    return run(plan, as_path(out, "OUT"), Options(provenance=file, **how))
 
 
 def _check(plan: Plan, out: Path, options: Options) -> None:
@@ -171,14 +140,14 @@ def _complete(record: Record, out: Path) -> Path:
 
 def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
     """Raise StorageError unless each output holds what the plan makes. It is computed again for that."""
-    base = open_checkpoint(plan.base)
+    subject = open_base(open_checkpoint(plan.base))
     for output in plan.outputs:
         path = folder / output.folder
         written = open_checkpoint(path / plan.shards[0].name if plan.single_file else path)
         for header in written.headers:
             forget(header.path)
         alone = dataclasses.replace(plan, outputs=(output,))
-        report = check(alone, base, written, strict=plan.precision == EXACT, threads=threads)
+        report = check(alone, subject, written, {}, strict=plan.precision == EXACT, threads=threads)
         if not report.ok:
             bad = next((tensor for tensor in report.tensors if tensor.status != "exact"), None)
             what = f"{shown(bad.name)} is {bad.status}" if bad else report.problems[0]

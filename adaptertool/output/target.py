@@ -9,6 +9,7 @@ from typing import Any
 from adaptertool.engine.budget import bytes_to_read, bytes_to_write, count_tensors
 from adaptertool.errors import UsageError, shown
 from adaptertool.files.publish import check_target
+from adaptertool.formats import is_adapter
 from adaptertool.spec.plan import Plan
 
 
@@ -20,7 +21,7 @@ def makes_file(plan: Plan, out: Path) -> bool:
 def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) -> None:
     """Refuse an OUT that the run would have to refuse, before anything is read or computed."""
     as_file = makes_file(plan, out)
-    check_target(out, (plan.base, *plan.sources), plan.inputs, as_file=as_file, force=force)
+    check_target(out, (plan.base, *plan.sources), plan.inputs, as_file=as_file, force=force, is_adapter=is_adapter)
     if out.suffix == ".safetensors" and not as_file:
         raise UsageError(
             f"OUT {out} is named like a file, but this run makes a directory; give a name without .safetensors"

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from fractions import Fraction
-from typing import Any
+from pathlib import Path
 
-from adaptertool.errors import UnsupportedError, UsageError, shown
+from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.files.header import build_header, read_header
-from adaptertool.files.jsonfile import load_json
+from adaptertool.files.header import build_header
 from adaptertool.files.reader import same_bytes
+from adaptertool.formats import BY_NAME, writing
 from adaptertool.formats.beside import assets_of
-from adaptertool.formats.peft.keys import plain_keys
-from adaptertool.formats.peft.packing import layout_of
-from adaptertool.formats.peft.read import CONFIG, WEIGHTS
 from adaptertool.kinds import DORA, FULL
 from adaptertool.kinds.dora import MAGNITUDE, widened
 from adaptertool.kinds.full import TUNED
@@ -42,27 +36,26 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
 
     Raises UnsupportedError for what is no adapter again, UsageError for a lora_alpha beyond what a number holds.
     """
-    config = adapter.path / CONFIG
+    own = BY_NAME[adapter.format]
+    config, weights = adapter.path / own.files.config, adapter.path / own.files.weights
     kinds = {edit.kind for step in plan.steps() for edit in step.edits} - {FULL.name}
     if DORA.name in kinds and len(kinds) > 1:
         raise UnsupportedError(f"{config}: DoRA beside plain LoRA: --as-adapter would need a lora_alpha for each")
-    if others := [path for path in adapter.files if path not in (config, adapter.path / WEIGHTS)]:
+    if others := [path for path in adapter.files if path not in (config, weights)]:
         raise UnsupportedError(
-            f"{others[0]} holds tensors beside {WEIGHTS}, and --as-adapter writes one file: move them in there, or do "
-            f"without them (--leave-out {others[0].name}), or write a checkpoint"
+            f"{others[0]} holds tensors beside {weights.name}, and --as-adapter writes one file: move them in there, "
+            f"or do without them (--leave-out {others[0].name}), or write a checkpoint"
         )
-    shard, notes = _factors_file(plan, adapter)
-    assets, left = assets_of(adapter.path)
+    shard, notes = _factors_file(plan, adapter, weights)
+    assets, left = assets_of(adapter.path, own.files)
     outputs, inputs = plan.outputs, dict(plan.inputs)
     if kinds - {DORA.name}:
-        fields = load_json(config)
-        fields |= layout_of(adapter, fields)
         outputs = tuple(
-            dataclasses.replace(output, files=((CONFIG, _rescaled(fields, alpha)),))
+            dataclasses.replace(output, files=((config.name, writing(own).times(adapter, alpha)),))
             for output, alpha in zip(outputs, alphas, strict=True)
         )
     else:
-        assets = (*assets, Asset(config, inputs[config], CONFIG, inputs[config][2]))
+        assets = (*assets, Asset(config, inputs[config], config.name, inputs[config][2]))
     if left:
         notes.append(f"left out (other copies of the weights, or not part of it): {', '.join(map(shown, left))}")
     return dataclasses.replace(
@@ -79,27 +72,9 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
     )
 
 
-def _rescaled(fields: Mapping[str, Any], alpha: Decimal) -> bytes:
-    """The config with lora_alpha, and those of alpha_pattern, times alpha."""
-
-    exact = Fraction(alpha) if alpha.adjusted() > -1000 else Fraction(0)  # beyond, all products round to 0
-
-    def times(number: float) -> float:
-        product = exact * Fraction(number)
-        if abs(product) > Fraction(sys.float_info.max):
-            raise UsageError(f"alpha {alpha:g} times lora_alpha {number:g} is beyond what a number holds")
-        return int(product) if product.denominator == 1 else float(product)
-
-    changed = {**fields, "lora_alpha": times(fields["lora_alpha"])}
-    if patterns := fields.get("alpha_pattern"):
-        changed["alpha_pattern"] = {key: times(number) for key, number in patterns.items()}
-    return (json.dumps(changed, indent=2) + "\n").encode()
-
-
-def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
+def _factors_file(plan: Plan, adapter: Adapter, weights: Path) -> tuple[Shard, list[str]]:
     """The file of factors: those that are made anew, and the others as they are; and notes."""
-    header = read_header(adapter.path / WEIGHTS)
-    tensors, _ = plain_keys(header.path, header.tensors)
+    tensors = adapter.tensors
     made: dict[str, dict[int, Step]] = {}  # name -> where in the file its parts lie, and how they are made
     for step in plan.steps():
         for edit in step.edits:
@@ -123,7 +98,7 @@ def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
         specs[name] = _as_dtype(specs[name], next(iter(pieces.values())).spec.dtype)
     # In the order of the file; where dtypes differ wide ones come first, as in all files of the reference writer.
     ordered = sorted(specs.values(), key=lambda spec: -DTYPE_BITS[spec.dtype])
-    text = build_header(ordered, header.metadata)
+    text = build_header(ordered, adapter.metadata)
     steps, end = [], len(text)
     for spec in ordered:
         old = tensors[spec.name]
@@ -136,7 +111,7 @@ def _factors_file(plan: Plan, adapter: Adapter) -> tuple[Shard, list[str]]:
         else:
             steps.append(Step(spec, end, old))
         end += spec.nbytes
-    return Shard(header.path, len(text), end, tuple(steps), text), _narrowed(steps)
+    return Shard(weights, len(text), end, tuple(steps), text), _narrowed(steps)
 
 
 def _steps(made: Mapping[str, Mapping[int, Step]]) -> list[Step]:

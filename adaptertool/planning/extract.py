@@ -23,7 +23,7 @@ from adaptertool.architectures.conversion import (
     ties_of,
 )
 from adaptertool.errors import UnsupportedError, UsageError, shown
-from adaptertool.formats.peft.write import may_have_factors
+from adaptertool.formats import DEFAULT, writing
 from adaptertool.resolution.resolve import Base
 from adaptertool.spec.tensors import COMPUTED, Ref
 
@@ -135,7 +135,7 @@ def _choice(subject: Base, tuned: Ref, name: str) -> Choice:
 def _is_linear(subject: Base, ref: Ref, module: str) -> bool:
     """Whether its change is to be factors."""
     plain = len(ref.shape) == 2 and ref.spec.numel > 0 and not _NO_LINEAR.search(module)
-    allowed = may_have_factors((subject.base.config or {}).get("model_type"), module)
+    allowed = writing(DEFAULT).takes_factors((subject.base.config or {}).get("model_type"), module)
     return plain and allowed and not subject.traits.may_be_end(ref)
 
 

@@ -6,6 +6,7 @@ config.json follow.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -15,7 +16,7 @@ from typing import Any
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import INDEX, Checkpoint
 from adaptertool.files.header import Header, build_header
-from adaptertool.files.jsonfile import load_json, objects
+from adaptertool.files.jsonfile import objects
 from adaptertool.resolution.heads import Head, dtype_in
 from adaptertool.resolution.ties import FLAG
 from adaptertool.spec.plan import Asset, Edit, Shard, Step
@@ -87,8 +88,8 @@ def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: TensorSetChang
     new: dict[str, bytes] = {}
     if base.config is not None:
         new[CONFIG] = _dump(_config(base, changes))
-    if any(asset.name == INDEX for asset in base.assets):
-        new[INDEX] = _dump(_index(load_json(base.path / INDEX), shards, changes.dropped))
+    if base.index is not None:
+        new[INDEX] = _dump(_index(copy.deepcopy(dict(base.index)), shards, changes.dropped))
     return tuple(
         dataclasses.replace(asset, content=new[asset.name], size=len(new[asset.name])) if asset.name in new else asset
         for asset in base.assets
@@ -114,7 +115,7 @@ def _index(index: dict[str, Any], shards: Sequence[Shard], dropped: Sequence[str
 
 
 def _config(base: Checkpoint, changes: TensorSetChange) -> dict[str, Any]:
-    config = load_json(base.path / CONFIG)
+    config = copy.deepcopy(dict(base.config or {}))
     parts = objects(config)
     if changes.apart:
         for part in parts:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from adaptertool.architectures.conversion import all_rules, into_memory
 from adaptertool.errors import MismatchError, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.formats.peft.keys import PREFIX
-from adaptertool.formats.peft.layers import with_modules
+from adaptertool.formats import BY_NAME
 from adaptertool.kinds import FULL
 from adaptertool.planning.edits import adapter_edits
 from adaptertool.resolution.correspondence import meanings
@@ -27,8 +26,6 @@ from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Edit
 
 Identity = Mapping[str, Hashable]  # name of a module -> what it is; the same for the same, whatever adapter has it
-
-_TARGETS = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern")
 
 
 def under_one_name(
@@ -117,18 +114,11 @@ def _renamed(adapter: Layered, names: Mapping[str, tuple[str, str]]) -> Layered:
     """names: of modules -> a name that begins as theirs do, and what it is to be."""
     if not names:
         return adapter
-    modules = tuple(
-        _moved(module, *names[module.name]) if module.name in names else module for module in adapter.adapter.modules
-    )
-    tokens = adapter.fields.get("trainable_token_indices")
-    fields = {name: value for name, value in adapter.fields.items() if name not in _TARGETS}
-    if isinstance(tokens, dict):
-        new = {old.name: module.name for old, module in zip(adapter.adapter.modules, modules, strict=True)}
-        fields["trainable_token_indices"] = {new.get(name, name): rows for name, rows in tokens.items()}
-    return with_modules(adapter, modules, fields)
+    moves = {name: _move(*change) for name, change in names.items()}
+    return BY_NAME[adapter.adapter.format].renamed(adapter, moves)
 
 
-def _moved(module: Module, old_name: str, new_name: str) -> Module:
+def _move(old_name: str, new_name: str) -> Callable[[str], str]:
     before, after = old_name.split("."), new_name.split(".")
     while before and after and before[-1] == after[-1]:
         before.pop()
@@ -139,14 +129,7 @@ def _moved(module: Module, old_name: str, new_name: str) -> Module:
         rest = name.removeprefix(old).removeprefix(".")
         return f"{front}.{rest}" if front and rest else front or rest
 
-    return module._replace(
-        name=move(module.name),
-        target=move(module.target),
-        layer=move(module.layer) if module.layer else "",
-        factors={
-            role: ref.renamed(PREFIX + move(ref.spec.name.removeprefix(PREFIX))) for role, ref in module.factors.items()
-        },
-    )
+    return move
 
 
 def _require_told_apart(adapters: Sequence[Layered]) -> None:

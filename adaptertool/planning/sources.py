@@ -4,15 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.formats.peft.config import reading
-from adaptertool.formats.peft.read import read_adapter
+from adaptertool.files.parsed import Parsed
+from adaptertool.formats import format_at, is_adapter
+from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.resolution.renaming import Renames
+from adaptertool.resolution.resolve import Base
 from adaptertool.spec.adapter import Adapter
+from adaptertool.spec.plan import Plan
 
 COMPOSITIONS = ("sequential", "mixed")
+
+
+class Prepared(NamedTuple):
+    """A plan with what it was made of, so that nobody opens that again."""
+
+    plan: Plan
+    base: Checkpoint
+    subject: Base | None  # the base with the table of its names, where adapters were resolved against it
+    sources: Sequence[Adapter | Checkpoint]
+
+
+class Reading(NamedTuple):
+    """How sources are read."""
+
+    renames: Sequence[str] | Renames = ()  # on the names of their tensors
+    leave_out: Sequence[str] = ()  # files beside adapters that play no part: regexes, or paths
+    expert_layout: str | None = None  # of lora_B of fused experts, where a config does not say
+
+    @property
+    def layout_chosen(self) -> dict[str, str]:
+        """For the manifest, where it is given."""
+        return {} if self.expert_layout is None else {"expert_layout": self.expert_layout}
 
 
 def check_compose(compose: str) -> None:
@@ -20,14 +46,16 @@ def check_compose(compose: str) -> None:
         raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
 
 
-def layout_chosen(expert_layout: str | None) -> dict[str, str]:
-    """For the manifest, where it is given."""
-    return {} if expert_layout is None else {"expert_layout": expert_layout}
+def open_adapter(source: Path | Parsed, base: Checkpoint, reading: Reading, renames: Renames) -> Adapter:
+    """The adapter, with the names that it has in the base after all renamings; what was parsed is not read again."""
+    files = source if isinstance(source, Parsed) else Parsed(source)
+    read, has = format_at(files.path).read, renames.holder(base)
+    found = read(files, has, base=base, leave_out=reading.leave_out, expert_layout=reading.expert_layout)
+    return renames.adapter(found)
 
 
-def open_adapter(
-    path: Path, base: Checkpoint, renames: Renames, leave_out: Sequence[str], expert_layout: str | None
-) -> Adapter:
-    """The adapter, with the names that it has in the base after all renamings."""
-    has, read = renames.holder(base), reading(expert_layout)
-    return renames.adapter(read_adapter(path, has, read, base=base, leave_out=leave_out))
+def open_source(path: Path, base: Checkpoint, reading: Reading, renames: Renames) -> Adapter | Checkpoint:
+    """An adapter, or else a fine-tuned checkpoint, with the names that it has in the base after all renamings."""
+    if is_adapter(path):
+        return open_adapter(path, base, reading, renames)
+    return renames.checkpoint(require_merged(open_checkpoint(path)), base)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 from adaptertool.errors import MismatchError, UnsupportedError, UsageError, by, shown
-from adaptertool.formats.peft.write import alpha_for
-from adaptertool.kinds.lora import scaling
 from adaptertool.spec.layers import Layer, Layered, Pair
 from adaptertool.spec.tensors import DTYPE_BITS, TensorSpec
 
@@ -37,8 +35,7 @@ class Combined(NamedTuple):
     terms: tuple[Term, ...]
     dtype: str
     rank: int
-    alpha: float
-    scale: float  # S, as PEFT computes it from them
+    scale: float  # S, as the config that is written can say it
     bias: str | None  # the key of its lora_B.bias, if it is to have one
 
     @property
@@ -69,10 +66,16 @@ def _spec(name: str, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
 
 
 def combined(
-    adapters: Sequence[Layered], weights: Sequence[Fraction], *, dora: bool = False, rank: int | None = None
+    adapters: Sequence[Layered],
+    weights: Sequence[Fraction],
+    nearest_scale: Callable[[float, int], float],
+    *,
+    dora: bool = False,
+    rank: int | None = None,
 ) -> list[Combined]:
     """The layers of the sum, in the order in which they are met. Raises for what has no sum.
 
+    nearest_scale: of the format that the sum is written in (formats.format.Writing)
     dora: layers of DoRA may be among them; they are of scale 1, and of that rank, or as large as they can be
     """
     terms = _terms(adapters, weights, dora=dora)
@@ -80,7 +83,9 @@ def combined(
     return [
         _of_scale_one(path, some, _at_most(some[0][1], rank), biased=biased)
         if any(layer.magnitude is not None for _, layer in some)
-        else _combined(path, [(weight * Fraction(layer.scale), layer) for weight, layer in some], biased=biased)
+        else _combined(
+            path, [(weight * Fraction(layer.scale), layer) for weight, layer in some], nearest_scale, biased=biased
+        )
         for path, some in terms.items()
     ]
 
@@ -123,7 +128,7 @@ def _of_scale_one(path: str, terms: Sequence[tuple[Fraction, Layer]], rank: int,
     times = [weight * Fraction(layer.scale) for weight, layer in terms]
     _require_numbers(times, path)
     parts = tuple(Term(layer, float(own), exact=False) for own, (_, layer) in zip(times, terms, strict=True))
-    return Combined(path, parts, dtype, rank, float(rank), 1.0, None)
+    return Combined(path, parts, dtype, rank, 1.0, None)
 
 
 def _terms(
@@ -143,19 +148,24 @@ def _terms(
     return terms
 
 
-def _combined(path: str, terms: Sequence[tuple[Fraction, Layer]], *, biased: bool) -> Combined:
+def _combined(
+    path: str,
+    terms: Sequence[tuple[Fraction, Layer]],
+    nearest_scale: Callable[[float, int], float],
+    *,
+    biased: bool,
+) -> Combined:
     first = terms[0][1]
     for _, layer in terms[1:]:
         _require_alike(first, layer)
     bias = _bias_key(first) if biased else None
     rank = sum(layer.rank for _, layer in terms)
-    alpha = alpha_for(_common([times for times, _ in terms], path), rank)
-    scale = scaling(alpha, rank, rank_stabilised=False)
+    scale = nearest_scale(_common([times for times, _ in terms], path), rank)
     parts = tuple(_term(layer, times / Fraction(scale)) for times, layer in terms)
     dtypes = {ref.spec.dtype for _, layer in terms for ref in layer.refs}
     if not all(term.exact for term in parts):
         dtypes.add("F32")
-    return Combined(path, parts, widest(dtypes), rank, alpha, scale, bias)
+    return Combined(path, parts, widest(dtypes), rank, scale, bias)
 
 
 def widest(dtypes: set[str]) -> str:

@@ -11,31 +11,38 @@ from adaptertool.planning.assemble import make_plan
 from adaptertool.planning.edits import adapter_edits
 from adaptertool.planning.finetuned import full_edits
 from adaptertool.planning.layout import TensorSetChange
-from adaptertool.resolution.resolve import open_base
+from adaptertool.resolution.resolve import Base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Output, Plan
-from adaptertool.spec.tensors import Ref
 
 MAX_DIGITS = 20  # of an alpha, in the name of its folder
 
 
-def plan_wise(base: Checkpoint, tuned: Adapter | Checkpoint, alphas: Sequence[Decimal]) -> Plan:
-    """W + α·(T − W) for each α, where T is the base with the adapter merged, or the tuned checkpoint."""
-    notes = [f"alpha {alpha} lies outside 0..1: this extrapolates" for alpha in alphas if not 0 <= alpha <= 1]
-    equal: list[tuple[Ref, Ref]] = []
-    changes = TensorSetChange()
-    if isinstance(tuned, Adapter):
-        edits, changes, more = adapter_edits(open_base(base), [tuned], [1.0])
-        if (changes.resized or changes.head) and any(alpha != 1 for alpha in alphas):
-            what = "resizes the vocabulary; between embeddings of different sizes there is nothing"
-            if changes.head:
-                what = "brings a new head; between none and it there is nothing"
-            raise UnsupportedError(f"{tuned.path} {what}")
-    else:
-        edits, equal, more = full_edits(base, tuned)
-    notes += more
-    outputs = in_folders(alphas) if len(alphas) > 1 else (Output("", float(alphas[0])),)
-    return make_plan("wise", base, [tuned], [1.0], edits, changes, outputs, notes, equal)
+def plan_wise(base: Checkpoint, tuned: Checkpoint, alphas: Sequence[Decimal]) -> Plan:
+    """W + α·(T − W) for each α, where T is the tuned checkpoint."""
+    edits, equal, notes = full_edits(base, tuned)
+    notes = [*_outside(alphas), *notes]
+    return make_plan("wise", base, [tuned], [1.0], edits, TensorSetChange(), _outputs(alphas), notes, equal)
+
+
+def plan_towards(subject: Base, adapter: Adapter, alphas: Sequence[Decimal]) -> Plan:
+    """W + α·(T − W) for each α, where T is the base with the adapter merged."""
+    edits, changes, notes = adapter_edits(subject, [adapter], [1.0])
+    if (changes.resized or changes.head) and any(alpha != 1 for alpha in alphas):
+        what = "resizes the vocabulary; between embeddings of different sizes there is nothing"
+        if changes.head:
+            what = "brings a new head; between none and it there is nothing"
+        raise UnsupportedError(f"{adapter.path} {what}")
+    notes = [*_outside(alphas), *notes]
+    return make_plan("wise", subject.base, [adapter], [1.0], edits, changes, _outputs(alphas), notes)
+
+
+def _outside(alphas: Sequence[Decimal]) -> list[str]:
+    return [f"alpha {alpha} lies outside 0..1: this extrapolates" for alpha in alphas if not 0 <= alpha <= 1]
+
+
+def _outputs(alphas: Sequence[Decimal]) -> tuple[Output, ...]:
+    return in_folders(alphas) if len(alphas) > 1 else (Output("", float(alphas[0])),)
 
 
 def in_folders(alphas: Sequence[Decimal]) -> tuple[Output, ...]:

@@ -29,6 +29,7 @@ from adaptertool.files.writer import write_small
 from adaptertool.output.checkpoint import allow_files, require_verifiable, verify_outputs
 from adaptertool.output.leftovers import Leftovers
 from adaptertool.output.manifest import Record, write_manifests
+from adaptertool.output.options import Options
 from adaptertool.output.target import check_output
 from adaptertool.render.curve_files import result_files, without_page
 from adaptertool.render.machine import to_json
@@ -107,21 +108,13 @@ def score_curve(
     out: Path | None,
     scorer: Scorer,
     wishes: CurveSettings,
-    *,
-    force: bool,
-    verify: bool,
-    sha256: bool,
-    threads: int | None,
+    options: Options,
     progress: Callable[[CurvePoint], None],
-    before_publish: Callable[[], None] = lambda: None,
-    clean: bool = False,
-    note: Callable[[str], None] = lambda _: None,
 ) -> CurveReport:
-    """The arguments are those of `wise_curve`. before_publish: called when all is done, just before OUT changes.
-    note: told what is known before the first score"""
-    threads = thread_count(threads)
-    require_verifiable(plan, verify=verify)
-    hashes = WITH_SHA256 if sha256 else DEFAULT
+    """The arguments are those of `wise_curve`; a note of the options is told what is known before the first score."""
+    threads, force = thread_count(options.threads), options.force
+    require_verifiable(plan, verify=options.verify)
+    hashes = WITH_SHA256 if options.sha256 else DEFAULT
     curve, earlier = Curve.of(plan, scorer, wishes, out, hashes), None
     notes = without_page() if out is not None else ()
     place = out or Path(f"curve-{curve.key}")  # where nothing is published, the staging directory is named after this
@@ -138,16 +131,16 @@ def score_curve(
         more = require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
         with Staging(place, curve.key, hashes) as stage:
-            others = Leftovers(place, stage.folder, clean=clean)
+            others = Leftovers(place, stage.folder, clean=options.clean)
             for text in others.at_start():
-                note(text)
+                options.tell_note(text)
             inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
-            bench = CheckpointMaker(plan, place, stage, inputs, threads, verify)
+            bench = CheckpointMaker(plan, place, stage, inputs, threads, options.verify)
             _begin(bench, curve, anew=force or not scorer.lasting, adopt=earlier is not None)
             _score_all(bench, curve, progress)
             report = curve.report(notes)
             if report.out is not None:
-                _publish(bench, curve, report, force=force or earlier is not None, before=before_publish)
+                _publish(bench, curve, report, force=force or earlier is not None, before=options.begin_publishing)
             elif curve.scorer.lasting and curve.known and not report.ok and not stage.alone:
                 bench.leave_only((), _NOTES)
                 stage.stays = True

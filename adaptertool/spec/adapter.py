@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adaptertool.spec.tensors import Ref, Stamp, View
 
@@ -43,6 +43,10 @@ class Adapter:
     notes: tuple[str, ...] = ()
     left: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what was left out: as said -> names of files
     claims_transposed: bool = False  # the config says so; where shapes or the model family tell, they count
+    format: str = ""  # the name of it (formats.FORMATS)
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of its config, as the file has them
+    tensors: Mapping[str, Ref] = field(default_factory=dict)  # of its file, by the keys that the format gives them
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of its file of tensors
 
     @property
     def named(self) -> dict[str, Path]:

@@ -8,6 +8,9 @@ from typing import NamedTuple
 # How results are computed: correctly rounded from the real formula, or in single precision and rounded once.
 EXACT, FAST = PRECISIONS = ("exact", "fast")
 
+# How the columns of lora_B of fused experts are packed (formats.peft.packing).
+RANK_MAJOR, GROUPED = EXPERT_LAYOUTS = ("rank_major", "grouped_by_expert")
+
 
 class RankChoice(NamedTuple):
     """How much of the spectrum of a change is to stay: one of the three."""

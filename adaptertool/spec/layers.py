@@ -55,7 +55,10 @@ class Layered:
     """An adapter with what it takes to write it again."""
 
     adapter: Adapter
-    fields: Mapping[str, Any]  # of its config
     layers: Mapping[str, Layer]  # by path, in the order of the file
     saved: tuple[Module, ...]  # what is stored itself, not as factors: saved modules, biases, token rows
-    metadata: Mapping[str, str]  # of its file of tensors
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The fields of its config."""
+        return self.adapter.fields

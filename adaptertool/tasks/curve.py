@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from adaptertool.arguments import Number, PathLike, as_path, parse_alphas
+from adaptertool.output.options import Options
+from adaptertool.planning.sources import Reading
 from adaptertool.planning.wise import in_folders
 from adaptertool.reports.curve import CurvePoint, CurveReport
 from adaptertool.scoring.run import score_curve
@@ -14,26 +15,14 @@ from adaptertool.scoring.scorer import Score, scorer_of
 from adaptertool.scoring.settings import CurveSettings
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Plan
-from adaptertool.tasks.wise import prepare_wise
+from adaptertool.tasks.wise import WiseRecipe, prepare
 
 
 def prepare_curve(
-    base: PathLike,
-    tuned: PathLike,
-    alphas: Number | Sequence[Number],
-    *,
-    renames: Sequence[str] = (),
-    expert_layout: str | None = None,
-    precision: str = EXACT,
-    as_adapter: bool = False,
-    fisher: tuple[PathLike, PathLike] | None = None,
-    leave_out: Sequence[str] = (),
-    tokenizer: str | None = None,
+    base: PathLike, tuned: PathLike, alphas: Number | Sequence[Number], recipe: WiseRecipe, reading: Reading
 ) -> Plan:
     """The plan of `prepare_wise`, in which every alpha has a folder, also where there is one only."""
-    recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
-    recipe |= {"leave_out": leave_out, "expert_layout": expert_layout, "tokenizer": tokenizer}
-    plan = prepare_wise(base, tuned, alphas, **recipe)
+    plan = prepare(base, tuned, alphas, recipe, reading).plan
     named = in_folders(parse_alphas(alphas))
     outputs = (dataclasses.replace(own, folder=name.folder) for own, name in zip(plan.outputs, named, strict=True))
     return dataclasses.replace(plan, outputs=tuple(outputs))
@@ -90,11 +79,8 @@ def wise_curve(
     """
     wishes = CurveSettings.of(keep, target, reference, minimise=minimise, published=out is not None)
     scorer = scorer_of(score)
-    recipe: dict[str, Any] = {"renames": renames, "precision": precision, "as_adapter": as_adapter, "fisher": fisher}
-    recipe |= {"leave_out": leave_out, "expert_layout": expert_layout, "tokenizer": tokenizer}
-    plan = prepare_curve(base, tuned, alphas, **recipe)
-
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer)
+    plan = prepare_curve(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout))
+    options = Options(force=force, verify=verify, threads=threads, sha256=sha256, clean=clean)
     place = None if out is None else as_path(out, "OUT")
-    told = progress or (lambda _: None)
-    how: dict[str, Any] = {"force": force, "verify": verify, "sha256": sha256, "threads": threads, "clean": clean}
-    return score_curve(plan, place, scorer, wishes, progress=told, **how)
+    return score_curve(plan, place, scorer, wishes, options, progress or (lambda _: None))

@@ -9,11 +9,12 @@ from pathlib import Path
 from adaptertool.arguments import PathLike, as_path
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import InputError, MismatchError, shown
-from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
+from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import Inputs
-from adaptertool.formats.beside import PREFIX, weights_beside
-from adaptertool.formats.peft.read import CONFIG, WEIGHTS, is_adapter
+from adaptertool.formats import FORMATS, is_adapter, recognised
+from adaptertool.formats.beside import weights_beside
+from adaptertool.formats.checkpoints import open_checkpoint
 from adaptertool.inspection.diff import Comparison, compare
 from adaptertool.output.target import config_notes
 from adaptertool.reports.diff import DiffReport, TensorDiff
@@ -78,15 +79,16 @@ def diff(
 
 
 def _opened(path: Path) -> Checkpoint:
-    if not is_adapter(path):
+    if (own := recognised(path)) is None:
         return open_checkpoint(path)
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; give the path of the file that is meant")
-    return open_checkpoint(path / WEIGHTS)
+    return open_checkpoint(path / own.files.weights)
 
 
 def _require_alike(a: Checkpoint, b: Checkpoint) -> None:
-    adapters = [one for one in (a, b) if any(name.startswith(PREFIX) for name in one.tensors)]
+    prefixes = tuple(one.files.prefix for one in FORMATS)
+    adapters = [one for one in (a, b) if any(name.startswith(prefixes) for name in one.tensors)]
     if len(adapters) == 1:
         adapter, other = (a, b) if adapters[0] is a else (b, a)
         raise MismatchError(
@@ -123,11 +125,13 @@ def _misfits(found: Counterparts, both: Mapping[str, tuple[Ref, Ref]]) -> Iterat
 
 def _notes(paths: tuple[Path, Path], a: Checkpoint, b: Checkpoint) -> Iterator[str]:
     yield from dict.fromkeys((*a.notes, *b.notes))
-    adapters = [is_adapter(path) for path in paths]
-    for path in (path for path, adapter in zip(paths, adapters, strict=True) if adapter):
-        if beside := weights_beside(path):
+    formats = [recognised(path) for path in paths]
+    found = [(path, own) for path, own in zip(paths, formats, strict=True) if own is not None]
+    for path, own in found:
+        if beside := weights_beside(path, own.files):
             yield f"not compared, beside the factors in {path}: {', '.join(map(shown, beside))}"
-    if all(adapters):
-        yield from config_notes(CONFIG, *(load_json(path / CONFIG) for path in paths))
-    elif not any(adapters):
+    if len(found) == len(paths):
+        name = found[0][1].files.config
+        yield from config_notes(name, *(load_json(path / own.files.config) for path, own in found))
+    elif not found:
         yield from config_notes("config.json", a.config, b.config)

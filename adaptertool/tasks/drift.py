@@ -6,22 +6,23 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from adaptertool.arguments import Number, PathLike, as_path
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import UsageError, argument
 from adaptertool.fidelity import run
 from adaptertool.fidelity.summary import summary
-from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import read_header
+from adaptertool.formats.checkpoints import open_checkpoint
 from adaptertool.kinds import DORA
+from adaptertool.planning.sources import Reading
 from adaptertool.planning.tokenizer import BASE
 from adaptertool.reports.drift import DriftReport
 from adaptertool.reports.run import PATHS
 from adaptertool.resolution.correspondence import aligned
 from adaptertool.spec.plan import Plan, Step
-from adaptertool.tasks.merge import prepare_merge
+from adaptertool.tasks.merge import MergeRecipe, prepare
 
 MAX_PROBE = 1024
 PROBE = 16
@@ -65,10 +66,11 @@ def drift(
     start, threads = time.perf_counter(), thread_count(threads)
     _check(paths, probe, fail_above, recorded=activations is not None)
     threads = thread_count(threads)
-    way: dict[str, Any] = {"renames": renames, "leave_out": leave_out, "expert_layout": expert_layout}
-    plan = prepare_merge(base, adapters, weights, compose=compose, **way, tokenizer=BASE)
+    recipe = MergeRecipe(compose=compose, tokenizer=BASE)
+    made = prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout))
+    plan = made.plan
     steps = [step for step in plan.steps() if step.edits and step.spec.numel]
-    candidate, found = (None, []) if merged is None else _opened(as_path(merged, "--merged"), plan)
+    candidate, found = (None, []) if merged is None else _opened(as_path(merged, "--merged"), plan, made.base)
     header = None if activations is None else read_header(as_path(activations, "--activations"))
 
     others = [*(candidate.headers if candidate else ()), *([header] if header else ())]
@@ -90,10 +92,10 @@ def drift(
     )
 
 
-def _opened(merged: Path, plan: Plan) -> tuple[Checkpoint, list[str]]:
+def _opened(merged: Path, plan: Plan, base: Checkpoint) -> tuple[Checkpoint, list[str]]:
     """The checkpoint with the names of the plan, and a note of that."""
     names = dict.fromkeys(step.spec.name for step in plan.steps())
-    return aligned(names, open_checkpoint(plan.base).config, open_checkpoint(merged))
+    return aligned(names, base.config, open_checkpoint(merged))
 
 
 def _check(paths: Sequence[str], probe: int, fail_above: float | None, *, recorded: bool) -> None:

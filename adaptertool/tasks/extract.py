@@ -11,11 +11,13 @@ from adaptertool.architectures.conversion import architecture_of
 from adaptertool.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import InputError, MismatchError, UsageError, shown
-from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.reader import Inputs, same_bytes
-from adaptertool.formats.peft.read import is_adapter
-from adaptertool.formats.peft.write import Written, alpha_for, config_text, may_have_factors
-from adaptertool.output.adapter import AdapterJob, Options, check_out, write_adapter
+from adaptertool.formats import DEFAULT, is_adapter, writing
+from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.formats.format import Written
+from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
+from adaptertool.output.options import Options
 from adaptertool.output.target import config_notes
 from adaptertool.planning.extract import FACTORS, SAVED, Selection, left_out, select
 from adaptertool.planning.finetuned import no_copy, pairs_of
@@ -70,19 +72,21 @@ def extract(
     was before.
     """
 
+    options = Options(
+        force=force, threads=threads, dry_run=dry_run, clean=clean, progress=progress, before_publish=before_publish
+    )
     cut = cut_of(rank=rank, energy=energy, max_error=max_error)
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
     base_path, path, target = as_path(base, "BASE"), as_path(tuned, "TUNED"), as_path(out, "OUT")
-    check_out(target, [base_path, path], force=force)
+    check_out(target, [base_path, path], force=options.force)
     if is_adapter(path):
         raise InputError(f"{path} is an adapter already; for a smaller rank there is `adaptertool truncate`")
     checkpoint = require_merged(open_checkpoint(base_path))
     with renaming(renames) as own:
         other = own.checkpoint(require_merged(open_checkpoint(path)), checkpoint)
-    selection, count, notes = _selection(checkpoint, other, leave_out, thread_count(threads))
+    selection, count, notes = _selection(checkpoint, other, leave_out, thread_count(options.threads))
     output = _output(checkpoint, other, selection, cut, DTYPES[dtype], notes)
-    options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     return ExtractReport(
         **done.summary(output, target, options),
@@ -139,11 +143,12 @@ def _output(
         command="extract",
         recipe={"cut": cut.as_typed(), "dtype": dtype, "tensors": [(one.base.spec.name, one.how) for one in choices]},
         sources=[source.path for source in sources],
+        files=DEFAULT.files,
         stamps={header.path: header.stamp for source in sources for header in source.headers},
         largest=[spec for choice in choices for spec in specs_of(choice, cut, dtype)],
         metadata={"format": "pt"},
         jobs=lambda inputs: jobs(choices, cut, dtype, inputs),
-        config=lambda said: config_text(_fields(base, selection), _written(said)),
+        config=lambda said: writing(DEFAULT).config_text(_fields(base, selection), _written(said)),
         notes=[*_notes(base, tuned, selection), *misfits],
         reserved=None if cut.rank else 0,
     )
@@ -153,8 +158,8 @@ def _notes(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> Iterato
     yield from (*base.notes, *tuned.notes)
     for note in config_notes("config.json", base.config, tuned.config):
         yield f"{note}; an adapter changes nothing of it"
-    model_type = (base.config or {}).get("model_type")
-    barred = [one for one in selection.of(SAVED) if one.module and not may_have_factors(model_type, one.module)]
+    model_type, allowed = (base.config or {}).get("model_type"), writing(DEFAULT).takes_factors
+    barred = [one for one in selection.of(SAVED) if one.module and not allowed(model_type, one.module)]
     if linear := [one for one in barred if len(one.base.shape) == 2]:
         yield (
             f"{len(linear)} linear layers are saved whole, {shown(linear[0].module)} and its like: in "
@@ -166,18 +171,15 @@ def _notes(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> Iterato
 
 
 def _written(said: Sequence[Extracted]) -> list[Written]:
-    return [Written(one.choice.module, one.rank, alpha_for(1.0, one.rank)) for one in said if one.rank]
+    return [Written(one.choice.module, one.rank, 1.0) for one in said if one.rank]
 
 
 def _fields(base: Checkpoint, selection: Selection) -> dict[str, Any]:
     named = (base.config or {}).get("_name_or_path")
-    causal = architecture_of(base.config).endswith("ForCausalLM")
-    return {
-        "base_model_name_or_path": named if isinstance(named, str) and named else Path(base.path).resolve().name,
-        "bias": "all" if selection.biases else "none",
-        "fan_in_fan_out": any(choice.transposed for choice in selection.choices),
-        "inference_mode": True,
-        "lora_dropout": 0.0,
-        "modules_to_save": list(selection.saved_modules) or None,
-        "task_type": "CAUSAL_LM" if causal else None,
-    }
+    return writing(DEFAULT).new_fields(
+        named if isinstance(named, str) and named else Path(base.path).resolve().name,
+        biases=selection.biases,
+        transposed=any(choice.transposed for choice in selection.choices),
+        saved_modules=selection.saved_modules,
+        causal=architecture_of(base.config).endswith("ForCausalLM"),
+    )

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.arguments import PathLike, as_path
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import InputError, UsageError, argument
-from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
-from adaptertool.formats.peft.layers import read_layered
-from adaptertool.formats.peft.read import is_adapter
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.parsed import Parsed
+from adaptertool.formats import is_adapter, read_alone
+from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.inspection.capacity import BITS_PER_EPISODE, bits_of_tokens
 from adaptertool.inspection.checkpoints import checkpoint_facts
 from adaptertool.inspection.coverage import places_of
@@ -24,12 +25,13 @@ from adaptertool.inspection.findings import findings, rules
 from adaptertool.inspection.spectra import measure
 from adaptertool.kinds import DORA
 from adaptertool.planning.merge import plan_merge
+from adaptertool.planning.wise import plan_wise
 from adaptertool.reports.inspect import InspectedModule, InspectReport
 from adaptertool.resolution.renaming import Renames, renaming
+from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.plan import Plan
 from adaptertool.spec.tensors import Stamp
-from adaptertool.tasks.wise import prepare_wise
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.inspection.spectra import Measured
@@ -78,7 +80,7 @@ def inspect(
         described = describe(target, has, checkpoint, expert_layout)
         found = _adapter(described, checkpoint, needed, renames, count if spectra else 0, told)
     elif needed is None and not renames and expert_layout is None:
-        found = _checkpoint(target, base)
+        found = _checkpoint(target, checkpoint)
     else:
         raise UsageError(f"{target} is no adapter; tokens, episodes, renamings and layouts are for adapters")
     fits = None if base is None else found["refusal"] is None
@@ -105,11 +107,11 @@ def _needed(tokens: float | None, nats_per_token: float | None, episodes: float 
     return None if episodes is None else BITS_PER_EPISODE * episodes
 
 
-def _checkpoint(path: Path, base: PathLike | None) -> dict[str, Any]:
+def _checkpoint(path: Path, base: Checkpoint | None) -> dict[str, Any]:
     opened, refusal = open_checkpoint(path), None
     if base is not None:
         try:
-            prepare_wise(base, path, "0.5")
+            plan_wise(require_merged(base), require_merged(opened), [Decimal("0.5")])
         except InputError as error:
             refusal = str(error)
     factors = [name for name in opened.tensors if ".lora_" in name]
@@ -138,7 +140,7 @@ def _adapter(
         try:
             with renaming(renames) as own:
                 adapter = own.adapter(described.adapter)
-            plan = plan_merge(base, [adapter], [1.0])
+            plan = plan_merge(open_base(base), [adapter], [1.0])
         except InputError as error:
             refusal = refusal or str(error)
     measured = _measured(described, base, plan, threads, progress) if threads else None
@@ -150,18 +152,16 @@ def _adapter(
         "refusal": refusal,
         "adapter": facts,
         "checkpoint": None,
-        "findings": tuple(
-            findings(str(described.header.path.parent), facts, truncates=_truncates(described.header.path.parent))
-        ),
-        "rules": tuple(rules(facts, described.fields)),
+        "findings": tuple(findings(str(described.files.path), facts, truncates=_truncates(described.files))),
+        "rules": tuple(rules(facts, described.format.facts(described.fields))),
         "notes": (*(plan.notes if plan else described.adapter.notes if described.adapter else ()), *_said(modules)),
     }
 
 
-def _truncates(path: Path) -> bool:
+def _truncates(files: Parsed) -> bool:
     """Whether `truncate` takes it."""
     try:
-        read_layered(path)
+        read_alone(files)
     except InputError:
         return False
     return True

@@ -5,24 +5,38 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 from adaptertool.arguments import Number, PathLike, as_path, check_precision, decimals, thinning
 from adaptertool.errors import UsageError, argument
-from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.beside import left_out, require_used
-from adaptertool.formats.peft.read import is_adapter
+from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.methods import METHOD_BY_NAME
-from adaptertool.output.checkpoint import run_as
+from adaptertool.output.checkpoint import run
+from adaptertool.output.options import Options
 from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.merge import plan_merge
-from adaptertool.planning.sources import COMPOSITIONS, check_compose, layout_chosen, open_adapter
+from adaptertool.planning.sources import COMPOSITIONS, Prepared, Reading, check_compose, open_adapter, open_source
 from adaptertool.planning.tokenizer import with_tokenizer
 from adaptertool.reports.run import RunReport
 from adaptertool.resolution.renaming import Renames, renaming
+from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Blend, Plan
+
+
+class MergeRecipe(NamedTuple):
+    """How sources are combined. The fields are those of `merge`."""
+
+    compose: str = COMPOSITIONS[0]
+    precision: str = EXACT
+    method: str | None = None
+    density: Number | None = None
+    seed: int | None = None
+    tokenizer: str | None = None
 
 
 def prepare_merge(
@@ -44,61 +58,79 @@ def prepare_merge(
 
     Raises UsageError for a wrong number of weights, InputError for what the files hold.
     """
+    recipe = MergeRecipe(compose, precision, method, density, seed, tokenizer)
+    return prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout)).plan
+
+
+def prepare(
+    base: PathLike,
+    adapters: Sequence[PathLike],
+    weights: Sequence[Number] | None,
+    recipe: MergeRecipe,
+    reading: Reading,
+) -> Prepared:
+    """As `prepare_merge`, with what the plan was made of."""
     if isinstance(adapters, str | os.PathLike):
         raise UsageError("adapters must be a list of paths, also where there is only one")
     if not adapters:
         raise UsageError("no adapter given")
-    check_compose(compose)
+    check_compose(recipe.compose)
     numbers = [float(weight) for weight in decimals(weights, "weight", len(adapters))]
-    if method is not None:
-        if compose != COMPOSITIONS[0]:
-            raise UsageError("a method says itself how adapters are composed; leave out --compose")
-        blend = _blend(method, numbers, density, seed, check_precision(precision))
-        checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
-        way = renames, leave_out, expert_layout
-        return with_tokenizer(_prepare_blend(checkpoint, adapters, blend, *way), checkpoint, tokenizer)
-    if density is not None or seed is not None:
-        raise UsageError(f"{argument('density')} and {argument('seed')} belong to a method (--method)")
+    blend = _blend(recipe, numbers)
     checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
     paths = [as_path(path, "ADAPTER") for path in adapters]
-    with renaming(renames) as own:
-        opened = [open_adapter(path, checkpoint, own, leave_out, expert_layout) for path in paths]
-    require_used(leave_out, opened)
-    plan = plan_merge(checkpoint, opened, numbers, mixed=compose == "mixed")
-    choices = {"compose": compose, "renames": list(own.texts), **left_out(opened), **layout_chosen(expert_layout)}
-    plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
-    return with_tokenizer(plan, checkpoint, tokenizer)
+    if blend is not None:
+        done = _prepare_blend(checkpoint, paths, blend, reading)
+    else:
+        done = _prepare_sum(checkpoint, paths, numbers, recipe, reading)
+    return done._replace(plan=with_tokenizer(done.plan, checkpoint, recipe.tokenizer))
 
 
-def _blend(method: str, numbers: Sequence[float], density: Number | None, seed: int | None, precision: str) -> Blend:
+def _prepare_sum(
+    base: Checkpoint, paths: Sequence[Path], weights: Sequence[float], recipe: MergeRecipe, reading: Reading
+) -> Prepared:
+    """W + Σ w·Δ, one after the other or together."""
+    with renaming(reading.renames) as own:
+        opened = [open_adapter(path, base, reading, own) for path in paths]
+    require_used(reading.leave_out, opened)
+    subject = open_base(base)
+    plan = plan_merge(subject, opened, weights, mixed=recipe.compose == "mixed")
+    choices = {"compose": recipe.compose, "renames": list(own.texts), **left_out(opened), **reading.layout_chosen}
+    plan = dataclasses.replace(plan, precision=check_precision(recipe.precision), choices=choices)
+    return Prepared(plan, base, subject, opened)
+
+
+def _blend(recipe: MergeRecipe, numbers: Sequence[float]) -> Blend | None:
+    """The method that combines the changes, where one is asked for. Raises UsageError."""
+    method = recipe.method
+    if method is None:
+        if recipe.density is not None or recipe.seed is not None:
+            raise UsageError(f"{argument('density')} and {argument('seed')} belong to a method (--method)")
+        return None
+    if recipe.compose != COMPOSITIONS[0]:
+        raise UsageError("a method says itself how adapters are composed; leave out --compose")
+    precision = check_precision(recipe.precision)
     if method not in METHOD_BY_NAME:
         raise UsageError(f"method is {', '.join(METHOD_BY_NAME)}, not {method!r}")
     if precision != EXACT:
         raise UsageError(f"{method} has one precision: float64, rounded once")
-    return Blend(method, tuple(numbers), *thinning(METHOD_BY_NAME[method], density, seed))
+    return Blend(method, tuple(numbers), *thinning(METHOD_BY_NAME[method], recipe.density, recipe.seed))
 
 
-def _prepare_blend(
-    checkpoint: Checkpoint,
-    sources: Sequence[PathLike],
-    blend: Blend,
-    renames: Sequence[str] | Renames,
-    leave_out: Sequence[str],
-    expert_layout: str | None,
-) -> Plan:
-    paths = [as_path(path, "ADAPTER") for path in sources]
-    with renaming(renames) as own:
-        opened = [
-            open_adapter(path, checkpoint, own, leave_out, expert_layout)
-            if is_adapter(path)
-            else own.checkpoint(require_merged(open_checkpoint(path)), checkpoint)
-            for path in paths
-        ]
+def _prepare_blend(base: Checkpoint, paths: Sequence[Path], blend: Blend, reading: Reading) -> Prepared:
+    with renaming(reading.renames) as own:
+        opened = [open_source(path, base, reading, own) for path in paths]
     adapters = [source for source in opened if isinstance(source, Adapter)]
-    require_used(leave_out, adapters)
-    plan = plan_blend(checkpoint, opened, blend.weights, blend)
-    choices = {"method": blend.method, "density": blend.density, "seed": blend.seed, "renames": list(own.texts)}
-    return dataclasses.replace(plan, choices={**choices, **left_out(adapters), **layout_chosen(expert_layout)})
+    require_used(reading.leave_out, adapters)
+    plan = plan_blend(base, opened, blend.weights, blend)
+    choices: dict[str, object] = {
+        "method": blend.method,
+        "density": blend.density,
+        "seed": blend.seed,
+        "renames": list(own.texts),
+    }
+    choices |= {**left_out(adapters), **reading.layout_chosen}
+    return Prepared(dataclasses.replace(plan, choices=choices), base, None, opened)
 
 
 def merge(
@@ -158,9 +190,16 @@ def merge(
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
-    recipe: dict[str, Any] = {"compose": compose, "renames": renames, "precision": precision, "leave_out": leave_out}
-    recipe |= {"method": method, "density": density, "seed": seed, "tokenizer": tokenizer}
-    plan = prepare_merge(base, adapters, weights, **recipe, expert_layout=expert_layout)
-
-    how: dict[str, Any] = {"force": force, "verify": verify, "threads": threads, "progress": progress, "clean": clean}
-    return run_as(plan, out, provenance, sha256=sha256, fail_if_unchanged=fail_if_unchanged, **how)
+    recipe = MergeRecipe(compose, precision, method, density, seed, tokenizer)
+    reading = Reading(renames, leave_out, expert_layout)
+    options = Options(
+        force=force,
+        verify=verify,
+        threads=threads,
+        progress=progress,
+        sha256=sha256,
+        provenance=None if provenance is None else as_path(provenance, "the file for the provenance"),
+        clean=clean,
+        fail_if_unchanged=fail_if_unchanged,
+    )
+    return run(prepare(base, adapters, weights, recipe, reading).plan, as_path(out, "OUT"), options)

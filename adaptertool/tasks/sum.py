@@ -17,16 +17,21 @@ from adaptertool.algebra.leading_part import shares_on
 from adaptertool.algebra.sum import jobs, specs
 from adaptertool.arguments import Number, PathLike, as_path, decimals
 from adaptertool.errors import UsageError, argument, shown
-from adaptertool.files.checkpoint import Checkpoint, open_checkpoint, require_merged
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.parsed import Parsed
+from adaptertool.formats import BY_NAME, read_alone, writing
 from adaptertool.formats.beside import assets_of, left_out, require_used
-from adaptertool.formats.peft.layers import read_layered
-from adaptertool.formats.peft.write import Written, alpha_for, config_text
-from adaptertool.output.adapter import AdapterJob, Options, check_out, write_adapter
+from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.formats.format import Format, Written
+from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
+from adaptertool.output.options import Options
 from adaptertool.planning.merge import plan_merge
 from adaptertool.planning.namesakes import under_one_name
+from adaptertool.planning.sources import Reading
 from adaptertool.planning.sum import Combined, combined, mixed
 from adaptertool.planning.sum_saved import fields_of, saved_of
 from adaptertool.reports.adapters import LayerSummed, SumReport
+from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import Mix, RankChoice
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Plan
@@ -37,7 +42,6 @@ if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.algebra.sum import LayerOutcome, Maker
     from adaptertool.engine.produce import Job
     from adaptertool.files.reader import Inputs
-    from adaptertool.output.adapter import AdapterJob
 
 
 def sum_adapters(
@@ -79,16 +83,20 @@ def sum_adapters(
     Saved tensors are kept where their weight is 1. Raises AdapterToolError; `out` is then as it was before.
     """
 
+    options = Options(
+        force=force, threads=threads, dry_run=dry_run, clean=clean, progress=progress, before_publish=before_publish
+    )
+    reading = Reading(renames, leave_out, expert_layout)
     check_adapters(adapters, method)
     numbers = decimals(weights, "weight", len(adapters))
     paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
     checkpoint = None if base is None else require_merged(open_checkpoint(as_path(base, "BASE")))
-    check_out(target, [*paths, *([checkpoint.path] if checkpoint else [])], force=force)
-    opened, notes = under_one_name(_opened(paths, leave_out, expert_layout), checkpoint, renames)
+    check_out(target, [*paths, *([checkpoint.path] if checkpoint else [])], force=options.force)
+    opened, notes = under_one_name(_opened(paths, reading), checkpoint, renames)
     cut, mix = cut_for(method, rank, energy, opened), mix_for(method, density, seed)
     output, layers = _output(opened, numbers, method, mix, cut, _plans(opened, checkpoint))
     output = _with_names(output, notes, checkpoint, renames)
-    options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
+    own = {spec.name for layer in layers for spec in layer.specs()}
     done = write_adapter(output, target, options)
     return SumReport(
         **done.summary(output, target, options),
@@ -97,14 +105,14 @@ def sum_adapters(
         density=mix and mix.density,
         seed=mix and mix.seed,
         cut={} if cut is None else cut.as_typed(),
-        saved=tuple(sorted(spec.name for spec in output.largest if spec.name not in _own(layers))),
+        saved=tuple(sorted(spec.name for spec in output.largest if spec.name not in own)),
         layers=tuple(map(_summed, _whole(done.said).values())),
     )
 
 
-def _opened(paths: Sequence[Path], leave_out: Sequence[str], expert_layout: str | None) -> list[Layered]:
-    opened = [read_layered(path, leave_out, expert_layout) for path in paths]
-    require_used(leave_out, [one.adapter for one in opened])
+def _opened(paths: Sequence[Path], reading: Reading) -> list[Layered]:
+    opened = [read_alone(Parsed(path), reading.leave_out, reading.expert_layout) for path in paths]
+    require_used(reading.leave_out, [one.adapter for one in opened])
     return opened
 
 
@@ -121,7 +129,7 @@ def _with_names(
 def _plans(adapters: Sequence[Layered], base: Checkpoint | None) -> list[Plan]:
     """Of each adapter alone merged into the base, where one is DoRA."""
     dora = any(layer.magnitude is not None for adapter in adapters for layer in adapter.layers.values())
-    return [plan_merge(base, [adapter.adapter], [1.0]) for adapter in adapters if base is not None and dora]
+    return [plan_merge(open_base(base), [adapter.adapter], [1.0]) for adapter in adapters if base is not None and dora]
 
 
 def _maker(mix: Mix | None, cut: RankChoice | None, shares: Mapping[str, Sequence[Share]]) -> Maker:
@@ -161,9 +169,11 @@ def _output(
         )
     if mix is not None and mix.on_factors and cut is not None:
         raise UsageError(f"{method} keeps the rank; cut it down with `adaptertool truncate` after that")
+    own = BY_NAME[adapters[0].adapter.format]  # in which the sum is written
     exact = [Fraction(float(weight)) for weight in weights]
     if mix is None:
-        layers = combined(adapters, exact, dora=bool(plans), rank=None if cut is None else cut.rank)
+        nearest = writing(own).nearest_scale
+        layers = combined(adapters, exact, nearest, dora=bool(plans), rank=None if cut is None else cut.rank)
     else:
         layers = mixed(adapters, exact, on_factors=mix.on_factors, rank=None if cut is None else cut.rank)
     saved, fields = saved_of(adapters, weights), fields_of(adapters)
@@ -182,14 +192,15 @@ def _output(
             **left_out(one.adapter for one in adapters),
         },
         sources=[*(adapter.adapter.path for adapter in adapters), *(plan.base for plan in plans[:1])],
+        files=own.files,
         stamps={
             **(plans[0].inputs if plans else {}),
             **{path: stamp for adapter in adapters for path, stamp in adapter.adapter.files.items()},
         },
         largest=specs(layers, saved),
-        metadata=adapters[0].metadata,
+        metadata=adapters[0].adapter.metadata,
         jobs=lambda inputs: jobs(layers, saved, make, inputs),
-        config=lambda said: _config(fields, targets, _whole(said)),
+        config=lambda said: _config(own, fields, targets, _whole(said)),
         notes=_notes(adapters),
         reserved=0 if cut is not None and cut.rank is None and (mix is not None or plans) else None,
     )
@@ -202,14 +213,14 @@ def _notes(adapters: Sequence[Layered]) -> list[str]:
     if len(bases) > 1:
         names = ", ".join(shown(base) or "none" for base in bases)
         notes.append(f"the adapters name different bases, so the sum names none: {names}")
-    others = {asset.name for adapter in adapters for asset in assets_of(adapter.adapter.path)[0]}
+    others = {
+        asset.name
+        for adapter in adapters
+        for asset in assets_of(adapter.adapter.path, BY_NAME[adapter.adapter.format].files)[0]
+    }
     if others:
         notes.append(f"left out, since they belong to one adapter: {', '.join(map(shown, sorted(others)))}")
     return notes
-
-
-def _own(layers: Sequence[Combined]) -> set[str]:
-    return {spec.name for layer in layers for spec in layer.specs()}
 
 
 def _whole(said: Sequence[LayerOutcome | None]) -> dict[str, LayerOutcome]:
@@ -222,12 +233,14 @@ def _whole(said: Sequence[LayerOutcome | None]) -> dict[str, LayerOutcome]:
     return found
 
 
-def _config(fields: Mapping[str, Any], targets: Mapping[str, Any] | None, said: Mapping[str, LayerOutcome]) -> bytes:
+def _config(
+    own: Format, fields: Mapping[str, Any], targets: Mapping[str, Any] | None, said: Mapping[str, LayerOutcome]
+) -> bytes:
     written = [
-        Written(path, one.rank, alpha_for(one.layer.scale, one.rank), is_parameter=one.layer.first.is_parameter)
+        Written(path, one.rank, one.layer.scale, is_parameter=one.layer.first.is_parameter)
         for path, one in said.items()
     ]
-    return config_text(fields, written, targets_of=targets)
+    return writing(own).config_text(fields, written, targets_of=targets)
 
 
 def _summed(said: LayerOutcome) -> LayerSummed:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adaptertool.algebra.effect import steps_of
 from adaptertool.algebra.truncate import How, in_order, jobs
 from adaptertool.architectures.families import family_of
 from adaptertool.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.errors import UsageError, shown
+from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import open_input, read_exact
+from adaptertool.formats import BY_NAME, read_alone, writing
 from adaptertool.formats.beside import assets_of, left_out, require_used
-from adaptertool.formats.peft.layers import read_layered
-from adaptertool.formats.peft.read import CONFIG
-from adaptertool.formats.peft.write import Written, alpha_for, config_text
+from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.formats.format import Written
 from adaptertool.numerics.spectrum import MAX_VALUES
-from adaptertool.output.adapter import AdapterJob, Options, check_out, write_adapter
-from adaptertool.planning.tokenizer import BASE
+from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
+from adaptertool.output.options import Options
+from adaptertool.planning.merge import plan_merge
+from adaptertool.planning.sources import Reading, open_adapter
 from adaptertool.reports.adapters import LayerTruncated, TruncateReport
+from adaptertool.resolution.renaming import renaming
+from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Plan
-from adaptertool.tasks.merge import prepare_merge
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.algebra.truncate import LayerOutcome
@@ -78,13 +82,15 @@ def truncate(
     Raises AdapterToolError; `out` is then as it was before.
     """
 
+    options = Options(
+        force=force, threads=threads, dry_run=dry_run, clean=clean, progress=progress, before_publish=before_publish
+    )
     cut = cut_of(rank=rank, energy=energy, max_error=max_error)
     path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
     beside = None if base is None else as_path(base, "BASE")
-    check_out(target, [path] if beside is None else [path, beside], force=force)
-    layered, plan = _opened(path, beside, renames, leave_out, expert_layout)
+    check_out(target, [path] if beside is None else [path, beside], force=options.force)
+    layered, plan = _opened(path, beside, Reading(renames, leave_out, expert_layout))
     output = _output(layered, plan, cut, balance=balance, spectra=spectra)
-    options = Options(force=force, threads=threads, dry_run=dry_run, clean=clean).calling(progress, before_publish)
     done = write_adapter(output, target, options)
     said = [one for one in done.said if one is not None]
     summary = done.summary(output, target, options)
@@ -93,18 +99,22 @@ def truncate(
     return TruncateReport(**summary, cut=cut.as_typed(), balanced=balance, base=named, layers=layers)
 
 
-def _opened(
-    path: Path, base: Path | None, renames: Sequence[str], leave_out: Sequence[str], expert_layout: str | None
-) -> tuple[Layered, Plan | None]:
+def _opened(path: Path, base: Path | None, reading: Reading) -> tuple[Layered, Plan | None]:
     """The adapter, and what a merge into the base would do. From headers and configs alone."""
-    if renames and base is None:
+    if reading.renames and base is None:
         raise UsageError("renamings are for a base, and there is none (--base)")
-    layered = read_layered(path, leave_out, expert_layout)
-    require_used(leave_out, [layered.adapter])
+    files = Parsed(path)
+    layered = read_alone(files, reading.leave_out, reading.expert_layout)
+    require_used(reading.leave_out, [layered.adapter])
     if not layered.layers:
         raise UsageError(f"{path} has no factors to truncate: it holds saved tensors only")
-    way: dict[str, Any] = {"renames": renames, "leave_out": leave_out, "expert_layout": expert_layout}
-    return layered, None if base is None else prepare_merge(base, [path], **way, tokenizer=BASE)
+    if base is None:
+        return layered, None
+    checkpoint = require_merged(open_checkpoint(base))
+    with renaming(reading.renames) as own:
+        adapter = open_adapter(files, checkpoint, reading, own)
+    require_used(reading.leave_out, [adapter])
+    return layered, plan_merge(open_base(checkpoint), [adapter], [1.0])
 
 
 def _told(said: LayerOutcome) -> LayerTruncated:
@@ -125,8 +135,8 @@ def _output(
     layered: Layered, plan: Plan | None, cut: RankChoice, *, balance: bool, spectra: bool
 ) -> AdapterJob[LayerOutcome | None]:
 
-    path = layered.adapter.path
-    assets, left = assets_of(path)
+    path, own = layered.adapter.path, BY_NAME[layered.adapter.format]
+    assets, left = assets_of(path, own.files)
     others = ", ".join(map(shown, left))
     notes = [_DORA] if any(layer.magnitude is not None for layer in layered.layers.values()) else []
     if others:
@@ -137,9 +147,10 @@ def _output(
         command="truncate",
         recipe={"cut": cut.as_typed(), "balance": balance, **left_out([layered.adapter])},
         sources=[path],
+        files=own.files,
         stamps={**layered.adapter.files, **{asset.source: asset.stamp for asset in assets}},
         largest=[ref.spec for _, refs in in_order(layered) for ref in refs],
-        metadata=layered.metadata,
+        metadata=layered.adapter.metadata,
         jobs=lambda inputs: jobs(layered, inputs, how),
         config=lambda said: _config(layered, said),
         assets=assets,
@@ -149,20 +160,13 @@ def _output(
 
 
 def _config(layered: Layered, said: Sequence[LayerOutcome | None]) -> bytes:
-    layers = [one for one in said if one is not None]
+    layers, own = [one for one in said if one is not None], BY_NAME[layered.adapter.format]
     if all(one.rank == one.layer.rank and not one.layer.grouped for one in layers):
-        return _text(layered.adapter.path / CONFIG)
-    stabilised = bool(layered.fields.get("use_rslora"))
+        return _text(layered.adapter.path / own.files.config)
     written = [
-        Written(
-            one.layer.path,
-            one.rank,
-            alpha_for(one.layer.scale, one.rank, rank_stabilised=stabilised),
-            is_parameter=one.layer.is_parameter,
-        )
-        for one in layers
+        Written(one.layer.path, one.rank, one.layer.scale, is_parameter=one.layer.is_parameter) for one in layers
     ]
-    return config_text(layered.fields, written, targets_of=layered.fields)
+    return writing(own).config_text(layered.fields, written, targets_of=layered.fields)
 
 
 def _text(path: Path) -> bytes:

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 from adaptertool.arguments import Number, PathLike, as_path
 from adaptertool.errors import UsageError
-from adaptertool.files.checkpoint import open_checkpoint
+from adaptertool.formats import misreadings
+from adaptertool.formats.checkpoints import open_checkpoint
 from adaptertool.planning.merge import plan_merge
+from adaptertool.planning.sources import COMPOSITIONS, Prepared, Reading
 from adaptertool.planning.tokenizer import BASE
 from adaptertool.reports.verify import VerifyReport
-from adaptertool.resolution.renaming import Renames, renaming
-from adaptertool.spec.plan import Plan
-from adaptertool.tasks.merge import prepare_merge
-from adaptertool.tasks.wise import prepare_wise
+from adaptertool.resolution.renaming import renaming
+from adaptertool.resolution.resolve import open_base
+from adaptertool.tasks import merge, wise
 from adaptertool.verification.check import check
 
 
-def prepare_verify(
-    base: PathLike,
-    sources: Sequence[PathLike] = (),
-    weights: Sequence[Number] | None = None,
-    *,
-    alpha: Number | None = None,
-    compose: str = "sequential",
-    renames: Sequence[str] | Renames = (),
-    leave_out: Sequence[str] = (),
-    expert_layout: str | None = None,
-) -> Plan:
-    """The plan of what a checkpoint should be. The arguments are those of `verify`."""
-    way: dict[str, Any] = {"renames": renames, "leave_out": leave_out, "expert_layout": expert_layout}
-    way |= {"tokenizer": BASE}
-    if alpha is not None:
-        if len(sources) != 1 or weights:
+class VerifyRecipe(NamedTuple):
+    """What a checkpoint should have been made of. The fields are those of `verify`."""
+
+    sources: Sequence[PathLike] = ()
+    weights: Sequence[Number] | None = None
+    alpha: Number | None = None
+    compose: str = COMPOSITIONS[0]
+
+
+def prepare_verify(base: PathLike, recipe: VerifyRecipe, reading: Reading) -> Prepared:
+    """The plan of what a checkpoint should be."""
+    if recipe.alpha is not None:
+        if len(recipe.sources) != 1 or recipe.weights:
             raise UsageError("with an alpha there is one adapter, or one tuned checkpoint, and no weight")
-        return prepare_wise(base, sources[0], [alpha], **way)
-    if not sources:
-        return plan_merge(open_checkpoint(as_path(base, "BASE")), [], [])
-    return prepare_merge(base, sources, weights, compose=compose, **way)
+        between = wise.WiseRecipe(tokenizer=BASE)
+        return wise.prepare(base, recipe.sources[0], [recipe.alpha], between, reading)
+    if not recipe.sources:
+        subject = open_base(open_checkpoint(as_path(base, "BASE")))
+        return Prepared(plan_merge(subject, [], []), subject.base, subject, [])
+    summed = merge.MergeRecipe(compose=recipe.compose, tokenizer=BASE)
+    return merge.prepare(base, recipe.sources, recipe.weights, summed, reading)
 
 
 def verify(
@@ -73,10 +73,9 @@ def verify(
 
     Raises InputError where something cannot be read, or the merge itself is refused.
     """
+    recipe = VerifyRecipe(sources, weights, alpha, compose)
     with renaming(renames) as own:
-        way: dict[str, Any] = {"renames": own, "leave_out": leave_out, "expert_layout": expert_layout}
-        plan = prepare_verify(base, sources, weights, alpha=alpha, compose=compose, **way)
-        opened = open_checkpoint(as_path(base, "BASE"))
-        candidate = own.checkpoint(open_checkpoint(as_path(merged, "MERGED")), opened)
-    report = check(plan, opened, candidate, strict=strict, threads=threads, progress=progress)
-    return dataclasses.replace(report, sources=tuple(map(str, plan.sources)))
+        made = prepare_verify(base, recipe, Reading(own, leave_out, expert_layout))
+        candidate = own.checkpoint(open_checkpoint(as_path(merged, "MERGED")), made.base)
+    subject, readings = made.subject or open_base(made.base), misreadings(made.sources)
+    return check(made.plan, subject, candidate, readings, strict=strict, threads=threads, progress=progress)

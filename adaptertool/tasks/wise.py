@@ -7,23 +7,35 @@ import os
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from adaptertool.arguments import Number, PathLike, as_path, check_precision, parse_alphas
 from adaptertool.errors import InputError, UsageError
-from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint, require_merged
+from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint
+from adaptertool.formats import is_adapter
 from adaptertool.formats.beside import left_out, require_used
-from adaptertool.formats.peft.read import is_adapter
-from adaptertool.output.checkpoint import run_as
+from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.output.checkpoint import run
+from adaptertool.output.options import Options
 from adaptertool.planning.as_adapter import into_adapter
 from adaptertool.planning.fisher import plan_fisher
-from adaptertool.planning.sources import layout_chosen, open_adapter
+from adaptertool.planning.sources import Prepared, Reading, open_adapter
 from adaptertool.planning.tokenizer import with_tokenizer
-from adaptertool.planning.wise import plan_wise
+from adaptertool.planning.wise import plan_towards, plan_wise
 from adaptertool.reports.run import RunReport
 from adaptertool.resolution.renaming import Renames, renaming
+from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Plan
+
+
+class WiseRecipe(NamedTuple):
+    """How base and tuned become one. The fields are those of `wise`."""
+
+    precision: str = EXACT
+    as_adapter: bool = False
+    fisher: tuple[PathLike, PathLike] | None = None
+    tokenizer: str | None = None
 
 
 def prepare_wise(
@@ -43,43 +55,64 @@ def prepare_wise(
 
     Raises UsageError for an alpha that is no finite number or stands there twice, InputError for what the files hold.
     """
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer)
+    return prepare(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout)).plan
+
+
+def prepare(
+    base: PathLike, tuned: PathLike, alphas: Number | Sequence[Number], recipe: WiseRecipe, reading: Reading
+) -> Prepared:
+    """As `prepare_wise`, with what the plan was made of."""
     exact, path = parse_alphas(alphas), as_path(tuned, "TUNED")
     checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
-    if not is_adapter(path):
-        require_used(leave_out, [])
-    if fisher is not None:
-        if as_adapter or expert_layout is not None or precision != EXACT:
+    plain = not is_adapter(path)
+    if plain:
+        require_used(reading.leave_out, [])
+    if recipe.fisher is not None:
+        if recipe.as_adapter or reading.expert_layout is not None or recipe.precision != EXACT:
             raise UsageError(
                 "with Fisher weights there is no --as-adapter, no --expert-layout, and one precision: float64"
             )
-        return with_tokenizer(_prepare_fisher(checkpoint, path, exact, fisher, renames), checkpoint, tokenizer)
-    if as_adapter and tokenizer is not None:
+        done = _prepare_fisher(checkpoint, path, exact, recipe.fisher, reading)
+        return done._replace(plan=with_tokenizer(done.plan, checkpoint, recipe.tokenizer))
+    if recipe.as_adapter and recipe.tokenizer is not None:
         raise UsageError(
             "an adapter keeps the tokenizer beside it: --tokenizer is for checkpoints, without --as-adapter"
         )
-    if not is_adapter(path):
-        if expert_layout is not None:
-            raise UsageError(f"{path} is a full checkpoint; --expert-layout is for adapters")
-        with renaming(renames) as own:
-            other = own.checkpoint(require_merged(open_checkpoint(path)), checkpoint)
-        if as_adapter:
-            raise UsageError(
-                f"{path} is a full checkpoint, and --as-adapter is for adapters; without it `adaptertool wise` writes "
-                "a checkpoint"
-            )
-        plan = dataclasses.replace(plan_wise(checkpoint, other, exact), precision=check_precision(precision))
-        return with_tokenizer(_renamed(plan, own), checkpoint, tokenizer)
+    done = (_between if plain else _towards)(checkpoint, path, exact, recipe, reading)
+    plan = done.plan if recipe.as_adapter else with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
+    return done._replace(plan=plan)
+
+
+def _between(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: WiseRecipe, reading: Reading) -> Prepared:
+    """Between two checkpoints."""
+    if reading.expert_layout is not None:
+        raise UsageError(f"{path} is a full checkpoint; --expert-layout is for adapters")
+    with renaming(reading.renames) as own:
+        other = own.checkpoint(require_merged(open_checkpoint(path)), base)
+    if recipe.as_adapter:
+        raise UsageError(
+            f"{path} is a full checkpoint, and --as-adapter is for adapters; without it `adaptertool wise` writes "
+            "a checkpoint"
+        )
+    plan = dataclasses.replace(plan_wise(base, other, alphas), precision=check_precision(recipe.precision))
+    return Prepared(_renamed(plan, own), base, None, [other])
+
+
+def _towards(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: WiseRecipe, reading: Reading) -> Prepared:
+    """Between a checkpoint and what an adapter makes of it."""
     if any((path / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
-    with renaming(renames) as own:
-        adapter = open_adapter(path, checkpoint, own, leave_out, expert_layout)
-    require_used(leave_out, [adapter])
-    choices = {"renames": list(own.texts), **left_out([adapter]), **layout_chosen(expert_layout)}
-    plan = plan_wise(checkpoint, adapter, exact)
-    plan = dataclasses.replace(plan, precision=check_precision(precision), choices=choices)
-    if as_adapter:
-        return into_adapter(plan, checkpoint, adapter, exact)
-    return with_tokenizer(plan, checkpoint, tokenizer)
+    with renaming(reading.renames) as own:
+        adapter = open_adapter(path, base, reading, own)
+    require_used(reading.leave_out, [adapter])
+    choices = {"renames": list(own.texts), **left_out([adapter]), **reading.layout_chosen}
+    subject = open_base(base)
+    plan = plan_towards(subject, adapter, alphas)
+    plan = dataclasses.replace(plan, precision=check_precision(recipe.precision), choices=choices)
+    if recipe.as_adapter:
+        plan = into_adapter(plan, base, adapter, alphas)
+    return Prepared(plan, base, subject, [adapter])
 
 
 def _prepare_fisher(
@@ -87,16 +120,17 @@ def _prepare_fisher(
     tuned: Path,
     alphas: Sequence[Decimal],
     fisher: tuple[PathLike, PathLike],
-    renames: Sequence[str] | Renames,
-) -> Plan:
+    reading: Reading,
+) -> Prepared:
     if is_adapter(tuned):
         raise UsageError(f"{tuned} is an adapter; Fisher weights are for two checkpoints: merge it first")
     if isinstance(fisher, str | os.PathLike) or len(fisher) != 2:
         raise UsageError("fisher takes two checkpoints of weights, F0 and F1")
     paths = (tuned, *(as_path(path, name) for path, name in zip(fisher, ("F0", "F1"), strict=True)))
-    with renaming(renames) as own:
+    with renaming(reading.renames) as own:
         other, *weights = (own.checkpoint(open_checkpoint(path), base) for path in paths)
-    return _renamed(plan_fisher(base, other, (weights[0], weights[1]), alphas), own)
+    plan = _renamed(plan_fisher(base, other, (weights[0], weights[1]), alphas), own)
+    return Prepared(plan, base, None, [other])
 
 
 def _renamed(plan: Plan, own: Renames) -> Plan:
@@ -143,8 +177,16 @@ def wise(
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903);
     of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
     """
-    way: dict[str, Any] = {"as_adapter": as_adapter, "fisher": fisher, "leave_out": leave_out, "tokenizer": tokenizer}
-    plan = prepare_wise(base, tuned, alphas, renames=renames, precision=precision, **way, expert_layout=expert_layout)
-
-    how: dict[str, Any] = {"force": force, "verify": verify, "threads": threads, "progress": progress, "clean": clean}
-    return run_as(plan, out, provenance, sha256=sha256, fail_if_unchanged=fail_if_unchanged, **how)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer)
+    reading = Reading(renames, leave_out, expert_layout)
+    options = Options(
+        force=force,
+        verify=verify,
+        threads=threads,
+        progress=progress,
+        sha256=sha256,
+        provenance=None if provenance is None else as_path(provenance, "the file for the provenance"),
+        clean=clean,
+        fail_if_unchanged=fail_if_unchanged,
+    )
+    return run(prepare(base, tuned, alphas, recipe, reading).plan, as_path(out, "OUT"), options)

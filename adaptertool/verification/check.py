@@ -9,11 +9,11 @@ from adaptertool.engine.preflight import require_equal, require_finite_factors
 from adaptertool.engine.resources import thread_count
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.reader import Inputs
-from adaptertool.formats.peft.misreadings import readings
 from adaptertool.reports.verify import VerdictCounts, VerifyReport
 from adaptertool.resolution.correspondence import aligned, ties_in, with_tied
-from adaptertool.resolution.resolve import open_base
+from adaptertool.resolution.resolve import Base
 from adaptertool.spec.plan import Plan
+from adaptertool.verification.faults import Reading
 from adaptertool.verification.pairing import hints, notes_of, odd_ones, pair, problems_of
 from adaptertool.verification.run import judge, most_frequent
 
@@ -22,16 +22,19 @@ STATUSES = ("exact", "rounding", "wrong", "untouched_changed", "missing", "extra
 
 def check(
     plan: Plan,
-    base: Checkpoint,
+    subject: Base,
     candidate: Checkpoint,
+    readings: Mapping[str, Reading],
     *,
     strict: bool,
     threads: int | None,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
-    """Judge `candidate` against what `plan`, which has one output, makes of `base`."""
+    """Judge `candidate` against what `plan`, which has one output, makes of the base.
 
-    start, ends = time.perf_counter(), open_base(base).ends
+    readings: other ways to read the adapters of the plan, which some tools take (formats.misreadings)
+    """
+    start, base, ends = time.perf_counter(), subject.base, subject.ends
     candidate, tied, found = _corresponding(plan, base, candidate)
     stamps = {**plan.inputs, **{header.path: header.stamp for header in candidate.headers}}
     (output,) = plan.outputs
@@ -41,7 +44,7 @@ def check(
         pairs = pair(plan, output.alpha, {**tied, **ends}, candidate, inputs)
         names = list(map(str, plan.sources))
         odd, told = odd_ones(pairs.subjects, candidate), progress or (lambda _: None)
-        verdicts, pooled = judge(pairs, odd, readings(plan), names, thread_count(threads), told)
+        verdicts, pooled = judge(pairs, odd, readings, names, thread_count(threads), told)
         inputs.check_unchanged()
     counts = {status: sum(verdict.status == status for verdict in verdicts) for status in STATUSES}
     problems = (*problems_of(plan, base, ends, candidate), *pooled, *hints(verdicts, base, candidate))

@@ -3,15 +3,15 @@ is refused by name. Field names and rules as in PEFT 0.21.2."""
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, UnsupportedError, shown
+from adaptertool.formats.initialisers import HARMLESS_INITS
 from adaptertool.formats.peft import packing
 from adaptertool.formats.peft.packing import Packing, packing_of
 from adaptertool.formats.peft.patterns import by_pattern, check
@@ -75,9 +75,6 @@ _REFUSED = {
 # PEFT wraps the parameters of one module in the order in which it holds them; this is transformers' own.
 _PARAMETER_ORDER = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
 
-# Initialisers that leave the base weights as they are.
-HARMLESS_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
-
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
@@ -138,11 +135,6 @@ class LoraConfig:
     def scale_of(self, module: str) -> float:
         alpha = by_pattern(f"{self.path}: alpha_pattern", self.alpha_pattern, module, self.alpha)
         return lora.scaling(alpha, self.rank_of(module), rank_stabilised=self.rank_stabilised)
-
-
-def reading(expert_layout: str | None) -> Callable[[Path, Mapping[str, Any]], LoraConfig]:
-    """parse_config, with a layout of lora_B of fused experts that counts where the config does not say one."""
-    return functools.partial(parse_config, expert_layout=expert_layout)
 
 
 def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | None = None) -> LoraConfig:

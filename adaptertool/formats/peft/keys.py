@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adaptertool.errors import InputError, UnsupportedError, shown
+from adaptertool.formats.format import FileNames
 from adaptertool.spec.tensors import Ref
 
-PREFIX = "base_model.model."
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+FILES = FileNames(CONFIG, WEIGHTS, PREFIX, patterns=(CONFIG, "adapter_model.*"))
 
 # Modules that wrap others, and have no tensors of their own: torch.compile, FSDP, activation checkpointing, DDP.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")

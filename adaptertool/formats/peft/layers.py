@@ -6,16 +6,12 @@ A layer has one pair of factors; a MultiheadAttention has two, and a parameter w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from adaptertool.errors import MismatchError, UnsupportedError, shown
-from adaptertool.files.header import read_header
-from adaptertool.files.jsonfile import load_json
-from adaptertool.formats.peft.config import reading
-from adaptertool.formats.peft.read import CONFIG, WEIGHTS, read_adapter
+from adaptertool.formats.format import Move
+from adaptertool.formats.peft.keys import CONFIG, PREFIX
 from adaptertool.formats.peft.saved import OUT_PROJ, OUT_PROJ_TIMES
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.dora import MAGNITUDE
@@ -24,34 +20,52 @@ from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.layers import Layer, Layered, Pair
 
+_TARGETS = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern")
 
-def read_layered(path: Path, leave_out: Sequence[str] | None = (), expert_layout: str | None = None) -> Layered:
-    """Read an adapter without its base, which is taken to have all that is targeted; no factor is read.
 
-    leave_out: as for `read_adapter`
-    expert_layout: of lora_B of fused experts, where its config does not say
-    """
-    adapter = read_adapter(path, lambda _: True, reading(expert_layout), leave_out=leave_out)
-    fields = load_json(path / CONFIG)
-    if {"gate_up_proj", "up_proj"} <= {name.rpartition(".")[2] for name in fields.get("target_parameters") or ()}:
+def layered(adapter: Adapter) -> Layered:
+    """The layers of an adapter that was read without its base, which is taken to have all that is targeted."""
+    if {"gate_up_proj", "up_proj"} <= {
+        name.rpartition(".")[2] for name in adapter.fields.get("target_parameters") or ()
+    }:
         raise UnsupportedError(
-            f"{path / CONFIG}: target_parameters names gate_up_proj and up_proj; which of them the base has is not "
-            "known without it: leave only that one"
+            f"{adapter.path / CONFIG}: target_parameters names gate_up_proj and up_proj; which of them the base has is "
+            "not known without it: leave only that one"
         )
-    return Layered(
-        adapter,
-        fields,
-        _layers(adapter),
-        tuple(module for module in adapter.modules if module.kind == FULL.name),
-        read_header(path / WEIGHTS).metadata,
+    return _of(adapter)
+
+
+def renamed(adapter: Layered, moves: Mapping[str, Move]) -> Layered:
+    """The adapter with other names for some of its modules; what its config targets is then open.
+
+    moves: by the name of a module, what becomes of the names that it has: its own, its target's, its layer's and, below
+    the prefix, those of its factors
+    """
+    modules = tuple(
+        _moved(module, moves[module.name]) if module.name in moves else module for module in adapter.adapter.modules
+    )
+    tokens = adapter.fields.get("trainable_token_indices")
+    fields = {name: value for name, value in adapter.fields.items() if name not in _TARGETS}
+    if isinstance(tokens, dict):
+        new = {old.name: module.name for old, module in zip(adapter.adapter.modules, modules, strict=True)}
+        fields["trainable_token_indices"] = {new.get(name, name): rows for name, rows in tokens.items()}
+    return _of(replace(adapter.adapter, modules=modules, fields=fields))
+
+
+def _moved(module: Module, move: Move) -> Module:
+    return module._replace(
+        name=move(module.name),
+        target=move(module.target),
+        layer=move(module.layer) if module.layer else "",
+        factors={
+            role: ref.renamed(PREFIX + move(ref.spec.name.removeprefix(PREFIX))) for role, ref in module.factors.items()
+        },
     )
 
 
-def with_modules(layered: Layered, modules: tuple[Module, ...], fields: Mapping[str, Any]) -> Layered:
-    """The adapter with others in the place of its modules."""
-    adapter = replace(layered.adapter, modules=modules)
-    saved = tuple(module for module in modules if module.kind == FULL.name)
-    return Layered(adapter, fields, _layers(adapter), saved, layered.metadata)
+def _of(adapter: Adapter) -> Layered:
+    saved = tuple(module for module in adapter.modules if module.kind == FULL.name)
+    return Layered(adapter, _layers(adapter), saved)
 
 
 def _layers(adapter: Adapter) -> dict[str, Layer]:

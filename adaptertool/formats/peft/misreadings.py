@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
-from adaptertool.files.jsonfile import load_json
 from adaptertool.formats.peft.config import LoraConfig, parse_config
-from adaptertool.formats.peft.read import CONFIG, is_adapter
-from adaptertool.spec.plan import Edit, Plan
+from adaptertool.formats.peft.keys import CONFIG
+from adaptertool.kinds import FULL
+from adaptertool.spec.adapter import Adapter
+from adaptertool.spec.plan import Edit
 
 
-def readings(plan: Plan) -> Mapping[str, Callable[[Edit], Edit]]:
-    """Other ways to read the configs of the adapters, which some tools take."""
-    configs = [_config(path) for path in plan.sources]
-    readings = {}
-    if any(config is not None and config.rank_stabilised for config in configs):
-        readings["rslora-ignored"] = _scaled_as(configs, rank_stabilised=False)
-    if any(config is not None and config.alpha_pattern for config in configs):
-        readings["alpha-pattern-ignored"] = _scaled_as(configs, alpha_pattern={})
-    return readings
+def misreadings(adapter: Adapter) -> Mapping[str, Callable[[Edit], Edit]]:
+    """By the name of the fault: what the edits of the adapter are to a tool that has it."""
+    config = parse_config(adapter.path / CONFIG, adapter.fields)
+    found = {}
+    if config.rank_stabilised:
+        found["rslora-ignored"] = _scaled_as(config, rank_stabilised=False)
+    if config.alpha_pattern:
+        found["alpha-pattern-ignored"] = _scaled_as(config, alpha_pattern={})
+    return found
 
 
-def _config(path: Path) -> LoraConfig | None:
-    return parse_config(path / CONFIG, load_json(path / CONFIG)) if is_adapter(path) else None
+def _scaled_as(config: LoraConfig, **other: object) -> Callable[[Edit], Edit]:
+    misread = dataclasses.replace(config, **other)  # type: ignore[arg-type]
 
-
-def _scaled_as(configs: Sequence[LoraConfig | None], **other: object) -> Callable[[Edit], Edit]:
     def read(edit: Edit) -> Edit:
-        config = configs[edit.adapter]
-        if config is None or edit.kind == "full":
-            return edit
         own = config.scale_of(edit.module)
-        otherwise = dataclasses.replace(config, **other).scale_of(edit.module)  # type: ignore[arg-type]
-        return edit._replace(scale=edit.scale * otherwise / own) if own else edit
+        if edit.kind == FULL.name or not own:
+            return edit
+        return edit._replace(scale=edit.scale * misread.scale_of(edit.module) / own)
 
     return read

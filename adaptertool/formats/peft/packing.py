@@ -14,8 +14,8 @@ from typing import Any
 
 from adaptertool.errors import InputError, UnsupportedError, UsageError, shown
 from adaptertool.spec.adapter import Adapter
+from adaptertool.spec.choices import EXPERT_LAYOUTS, GROUPED, RANK_MAJOR
 
-RANK_MAJOR, GROUPED = LAYOUTS = ("rank_major", "grouped_by_expert")
 LAYOUT, DETAIL = FIELDS = ("lora_B_layout", "unsloth_fused_expert_lora")  # of the config; the second by parameter
 _ALL = ""
 
@@ -52,8 +52,8 @@ class Packing:
 
 def packing_of(path: Path, fields: Mapping[str, Any], asked: str | None) -> Packing:
     """asked: by the user. Raises UnsupportedError for a layout that is not known, or is said twice and differs."""
-    if asked is not None and asked not in LAYOUTS:
-        raise UsageError(f"expert_layout is {' or '.join(LAYOUTS)}, not {asked!r}")
+    if asked is not None and asked not in EXPERT_LAYOUTS:
+        raise UsageError(f"expert_layout is {' or '.join(EXPERT_LAYOUTS)}, not {asked!r}")
     said = {_ALL: fields[LAYOUT]} if fields.get(LAYOUT) else {}
     detail = fields.get(DETAIL) or {}
     parameters = detail.get("parameters") or {} if isinstance(detail, dict) else None
@@ -63,10 +63,10 @@ def packing_of(path: Path, fields: Mapping[str, Any], asked: str | None) -> Pack
         raise UnsupportedError(f"{path}: {DETAIL}: lora_A_layout {shown(detail['lora_A_layout'])[:80]} is not known")
     said |= {name: own[LAYOUT] for name, own in parameters.items() if own.get(LAYOUT)}
     for name, layout in said.items():
-        if layout not in LAYOUTS:
+        if layout not in EXPERT_LAYOUTS:
             where = f" of {shown(name)}" if name else ""
             raise UnsupportedError(
-                f"{path}: {LAYOUT} {shown(layout)[:80]}{where} is not known; {', '.join(LAYOUTS)} are"
+                f"{path}: {LAYOUT} {shown(layout)[:80]}{where} is not known; {', '.join(EXPERT_LAYOUTS)} are"
             )
         if layout != said.get(_ALL, layout):
             raise UnsupportedError(f"{path}: it says {LAYOUT} {said[_ALL]}, and {layout} for {shown(name)}")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.formats.peft.config import LoraConfig
-from adaptertool.formats.peft.packing import GROUPED
 from adaptertool.kinds import LORA
 from adaptertool.kinds.lora import A, B
 from adaptertool.spec.adapter import Module
+from adaptertool.spec.choices import GROUPED
 from adaptertool.spec.tensors import Ref
 
 

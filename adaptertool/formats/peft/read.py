@@ -8,21 +8,18 @@ tensor. All others are refused by name. As PEFT 0.21.2 writes them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.files.header import read_header
 from adaptertool.files.hints import found_below, from_pickle, not_there
-from adaptertool.files.jsonfile import load_json
-from adaptertool.files.reader import stamp_of
-from adaptertool.formats.beside import CONFIG as CONFIG
-from adaptertool.formats.beside import PREFIX, Beside, read_beside
-from adaptertool.formats.beside import WEIGHTS as WEIGHTS
+from adaptertool.files.parsed import Parsed
+from adaptertool.formats.beside import Beside, read_beside
+from adaptertool.formats.format import BaseHas
 from adaptertool.formats.peft.config import LoraConfig, parse_config
-from adaptertool.formats.peft.keys import plain_keys
+from adaptertool.formats.peft.keys import CONFIG, FILES, PREFIX, WEIGHTS, plain_keys
 from adaptertool.formats.peft.parameters import on_parameter, packing_notes, parameters_in
 from adaptertool.formats.peft.saved import OUT_PROJ, OUT_PROJ_TIMES, Saved
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
@@ -33,6 +30,7 @@ from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import COMPUTED, Ref
 
+NAME = "peft"
 _TOKENS = ".token_adapter.trainable_tokens_delta"  # replacement rows, for all their name
 _MARK = ".lora_"
 _FACTORS = {  # what follows the name of a module, from the mark on
@@ -51,30 +49,32 @@ _LAST_ON_FIRST = (0, 19, 0)
 _LAST_MARKED_ON_FIRST = (0, 18, 1)
 
 
-def is_adapter(path: Path) -> bool:
-    return (path / CONFIG).exists()
+# Fields that make a merge wrong, and leave it clear what B·A is.
+_CLEAR = {"init_lora_weights": True, "alora_invocation_tokens": None, "layer_replication": None}
+
+
+def recognise(path: Path) -> bool:
+    return os.path.exists(path / CONFIG)
 
 
 def read_adapter(
-    path: Path,
-    base_has: Callable[[str], bool],
-    read_config: Callable[[Path, Mapping[str, Any]], LoraConfig] = parse_config,
+    files: Parsed,
+    base_has: BaseHas,
     *,
     base: Checkpoint | None = None,
     leave_out: Sequence[str] | None = (),
+    expert_layout: str | None = None,
+    instead: Mapping[str, Any] | None = None,
 ) -> Adapter:
-    """Read config and header of an adapter directory, and what lies beside them; no factor is read. Raises InputError.
+    """The adapter that config and header describe, with what lies beside them; no factor is read. Raises InputError.
 
-    base_has: whether the base has a tensor that the adapter calls so. Asked only of parameters, where config and file
-    leave it open which of them were targeted.
-    read_config: another than parse_config describes adapters that must not be merged.
-    base, leave_out: what the files beside it are held against, and which of them to do without (formats.beside); where
-    leave_out is None they are not looked at.
+    The arguments are those of `formats.format.Read`; instead: fields that count in the place of the config's.
     """
+    path = files.path
     _check_present(path)
-    stamp = stamp_of(path / CONFIG)
-    config = read_config(path / CONFIG, load_json(path / CONFIG))
-    header = read_header(path / WEIGHTS)
+    fields = files.json(CONFIG)
+    config = parse_config(path / CONFIG, {**fields, **(instead or {})}, expert_layout)
+    header = files.header(WEIGHTS)
     factors: dict[str, dict[str, Ref]] = {}
     embeddings: set[str] = set()
     saved, tokens = Saved(header.path), dict[str, Ref]()
@@ -92,11 +92,10 @@ def read_adapter(
     modules += _token_rows(config, header.path, tokens)
     if not modules:
         raise InputError(f"{header.path} holds no tensors")
-    beside = Beside() if leave_out is None else read_beside(path, modules, base, base_has, leave_out)
-    files = {path / CONFIG: stamp, header.path: header.stamp, **beside.files}
+    beside = Beside() if leave_out is None else read_beside(files, FILES, modules, base, base_has, leave_out)
     return Adapter(
         path,
-        files,
+        {path / CONFIG: files.stamp(CONFIG), header.path: header.stamp, **beside.files},
         (*modules, *beside.modules),
         config.task,
         config.base,
@@ -112,7 +111,16 @@ def read_adapter(
             *(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
             *beside.notes,
         ),
+        format=NAME,
+        fields=fields,
+        tensors=tensors,
+        metadata=header.metadata,
     )
+
+
+def read_as_far_as_clear(files: Parsed, base_has: BaseHas, expert_layout: str | None) -> Adapter:
+    """The adapter without what lies beside it, also where only its base was changed. Raises InputError."""
+    return read_adapter(files, base_has, leave_out=None, expert_layout=expert_layout, instead=_CLEAR)
 
 
 def _check_present(path: Path) -> None:
@@ -120,7 +128,7 @@ def _check_present(path: Path) -> None:
         raise InputError(not_there(path))
     if not os.path.isdir(path):
         raise InputError(f"{path} is not a directory; an adapter is a directory with {CONFIG} and {WEIGHTS}")
-    if not is_adapter(path):
+    if not recognise(path):
         hint = found_below(path, (CONFIG,))
         if any(path.glob("*.safetensors")):
             hint = "; a fine-tuned checkpoint is combined with its base by `adaptertool wise`"
@@ -168,7 +176,7 @@ def _low_rank(
     file: Path,
     factors: Mapping[str, Mapping[str, Ref]],
     embeddings: Collection[str],
-    base_has: Callable[[str], bool],
+    base_has: BaseHas,
 ) -> list[Module]:
     """The low-rank changes, in the order of the file."""
     wrapped = parameters_in(config, file, factors, base_has)

@@ -9,13 +9,19 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, TypeVar
 
-from adaptertool.formats.peft.packing import as_peft_packs
+from adaptertool.errors import UsageError
+from adaptertool.formats.format import Written
+from adaptertool.formats.peft.packing import as_peft_packs, layout_of
 from adaptertool.formats.peft.patterns import MAX_PATTERN
 from adaptertool.kinds.lora import scaling
+from adaptertool.spec.adapter import Adapter
 
 # Settings of initialisers and of training: of no meaning for an adapter that was not trained as it stands. What would
 # be initialised is overwritten when it is loaded, but some initialisers refuse odd ranks, or look for data.
@@ -28,15 +34,6 @@ _MAMBAS = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h
 _NO_TARGETS = {"out_proj": _MAMBAS, "conv1d": _MAMBAS, "dt_proj": frozenset({"mamba", "falcon_mamba", "jamba"})}
 
 _Number = TypeVar("_Number", int, float)
-
-
-class Written(NamedTuple):
-    """A layer of the adapter that is written."""
-
-    path: str
-    rank: int
-    alpha: float
-    is_parameter: bool = False
 
 
 def may_have_factors(model_type: object, module: str) -> bool:
@@ -57,6 +54,46 @@ def alpha_for(scale: float, rank: int, *, rank_stabilised: bool = False) -> floa
     return int(best) if best.is_integer() and abs(best) < 2**53 else best
 
 
+def nearest_scale(scale: float, rank: int) -> float:
+    """The scale nearest to `scale` that a lora_alpha gives a layer of this rank, in plain LoRA."""
+    return scaling(alpha_for(scale, rank), rank, rank_stabilised=False)
+
+
+def times(adapter: Adapter, alpha: Decimal) -> bytes:
+    """The adapter's config with lora_alpha, and those of alpha_pattern, times alpha.
+
+    Raises UsageError for a lora_alpha beyond what a number holds.
+    """
+    exact = Fraction(alpha) if alpha.adjusted() > -1000 else Fraction(0)  # beyond, all products round to 0
+
+    def product_with(number: float) -> float:
+        product = exact * Fraction(number)
+        if abs(product) > Fraction(sys.float_info.max):
+            raise UsageError(f"alpha {alpha:g} times lora_alpha {number:g} is beyond what a number holds")
+        return int(product) if product.denominator == 1 else float(product)
+
+    fields = {**adapter.fields, **layout_of(adapter, adapter.fields)}
+    fields["lora_alpha"] = product_with(fields["lora_alpha"])
+    if patterns := fields.get("alpha_pattern"):
+        fields["alpha_pattern"] = {key: product_with(number) for key, number in patterns.items()}
+    return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+def new_fields(
+    trained_on: str, *, biases: bool, transposed: bool, saved_modules: Sequence[str], causal: bool
+) -> dict[str, Any]:
+    """The fields of an adapter that is made of a fine-tuned checkpoint, but for ranks and targets."""
+    return {
+        "base_model_name_or_path": trained_on,
+        "bias": "all" if biases else "none",
+        "fan_in_fan_out": transposed,
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "modules_to_save": list(saved_modules) or None,
+        "task_type": "CAUSAL_LM" if causal else None,
+    }
+
+
 def config_text(
     fields: Mapping[str, Any], layers: Sequence[Written], *, targets_of: Mapping[str, Any] | None = None
 ) -> bytes:
@@ -64,8 +101,9 @@ def config_text(
 
     targets_of: a config that targets just these layers, to be followed in how it names them.
     """
+    stabilised = bool(fields.get("use_rslora"))
     ranks = {layer.path: layer.rank for layer in layers}
-    alphas = {layer.path: layer.alpha for layer in layers}
+    alphas = {layer.path: alpha_for(layer.scale, layer.rank, rank_stabilised=stabilised) for layer in layers}
     rank, alpha = (Counter(numbers.values()).most_common(1)[0][0] if layers else 1 for numbers in (ranks, alphas))
     whole: dict[str, Any] = {
         **{name: value for name, value in as_peft_packs(fields).items() if name not in _DROPPED},

@@ -1,0 +1,59 @@
+"""What the files of an adapter of PEFT's say, of whatever kind it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from adaptertool.files.parsed import Parsed
+from adaptertool.formats.format import Facts, Group
+from adaptertool.formats.peft.keys import CONFIG, PREFIX, WEIGHTS
+from adaptertool.kinds import FULL
+from adaptertool.spec.tensors import Ref
+
+# Parameters of PEFT's tuners (0.21.2); what stands before them in a key is the module.
+_FACTOR = re.compile(
+    r"(.+?)\.((?:lora|ada|hada|lokr|oft|boft|ia3|vera|hira|glora|randlora|vblora|fourierft|hra|miss|shira|c3a|road|delora"
+    r"|gralora|tinylora|psoft|osf|waveft|bone|token_adapter)_.*|token_adapter\..*)"
+)
+
+
+def by_names(files: Parsed) -> Iterator[Group]:
+    """The tensors of a kind that is not handled by the module whose parameters they are."""
+    fields = files.json(CONFIG)
+    kind = str(fields.get("peft_type")).lower()
+    rank = fields.get("r")
+    groups: dict[tuple[str, str], list[Ref]] = {}
+    for key, ref in files.header(WEIGHTS).tensors.items():
+        name = key.removeprefix(PREFIX)
+        match = _FACTOR.fullmatch(name)
+        plain = name, FULL.name if key != name else kind  # prompts have no such prefix
+        place = (match[1], kind) if match else plain
+        groups.setdefault(place, []).append(ref)
+    for (name, own), refs in groups.items():
+        yield Group(name, own, tuple(refs), rank if own == kind and type(rank) is int else None)
+
+
+def facts(fields: Mapping[str, Any]) -> Facts:
+    return Facts(
+        kind=str(fields.get("peft_type")),
+        version=_text(fields, "peft_version"),
+        trained_on=_text(fields, "base_model_name_or_path"),
+        initialiser=_initialiser(fields.get("init_lora_weights")),
+        rank_stabilised=fields.get("use_rslora") is True,
+        rank=fields.get("r"),
+        alpha=fields.get("lora_alpha"),
+    )
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def _initialiser(init: object) -> str:
+    """In PEFT true is Kaiming for A and zeros for B, and false random numbers for both."""
+    if isinstance(init, str):
+        return init
+    return "random" if init is False else "default"
