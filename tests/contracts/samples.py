@@ -1,0 +1,39 @@
+"""A sample for each format: how to make an adapter of it with one layer, and what to spoil."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import PREFIX, lora_factors, write_adapter
+from safetensors.torch import load_file, save_file
+
+LAYER = "model.layers.0.self_attn.q_proj"  # of a weight (8, 6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    make: Callable[[Path], Path]  # writes an adapter that changes LAYER, and saves "score.weight" whole
+    with_field: Callable[[Path, str, Any], None]  # adds a field to its config
+    with_tensor: Callable[[Path, str], None]  # adds a tensor under a key that the format does not know
+
+
+def _make(folder: Path) -> Path:
+    return write_adapter(folder, {**lora_factors(LAYER, (8, 6)), "score.weight": torch.ones(3, 6)})
+
+
+def _with_field(folder: Path, name: str, value: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+
+
+def _with_tensor(folder: Path, name: str) -> None:
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path) | {f"{PREFIX}{LAYER}.lora_{name}.weight": torch.ones(2)}, path)
+
+
+SAMPLES = {"peft": Sample(make=_make, with_field=_with_field, with_tensor=_with_tensor)}
