@@ -125,6 +125,16 @@ def test_nobody_else_compares_the_name_of_a_kind() -> None:
                 assert not by_name.search(source), f"{path}: {source}"
 
 
+def test_the_rooms_are_told_as_they_are() -> None:
+    """CONTRIBUTING.md lists them, level by level."""
+    told: list[list[str]] = []
+    for line in (ROOT / "CONTRIBUTING.md").read_text().split("```")[3].splitlines():
+        if found := re.match(r"( ?\d+|   ) +([a-z_]+)/? ", line):
+            told += [[]] if found[1].strip() else []
+            told[-1].append(found[2])
+    assert list(map(sorted, told)) == list(map(sorted, LEVELS))
+
+
 def test_every_room_stands_on_a_level() -> None:
     assert {room(path) for path in SOURCES} - {"__init__"} == set(LEVEL)
 
