@@ -32,7 +32,6 @@ _END_BYTES, _END_LINES = 2000, 20  # of each stream, of what a command that fail
 _LAST_LINE = 100_000  # bytes of stdout among which the last line must lie
 _GONE = (ProcessLookupError, PermissionError)  # macOS says the latter of a group of which only zombies are left
 _PATIENCE = 5.0  # seconds that an interrupted command has to end by itself
-_LONGEST_WAIT = 5  # seconds
 
 
 class ScoringError(Exception):
@@ -156,18 +155,11 @@ def _run(arguments: Sequence[str], out: IO[bytes], err: IO[bytes]) -> int:
             child = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=err, process_group=0, env=environment()
             )
-        return _waited(child)
+        return child.wait()
     except BaseException:
         if child is not None:
             _stop(child)
         raise
-
-
-def _waited(child: subprocess.Popen[bytes]) -> int:
-    """Its exit code. In steps: a signal that comes just before a wait is handled only when that ends."""
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return child.wait(_LONGEST_WAIT)
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
