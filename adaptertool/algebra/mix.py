@@ -92,6 +92,8 @@ class Mixture:
         self._step = max(1, _BLOCK // max(1, self.shape[1]))
 
     def blocks(self) -> Iterator[tuple[int, Array]]:
+        """The blocks of the mixture, (first row, rows), float64 (n, in). Raises NonFiniteError where a square
+        overflows."""
         high, wide = self.shape
         for number, first in enumerate(range(0, high, self._step)):
             place = Place(self.name, first * wide, min(self._step, high - first) * wide, self._mix.seed)
@@ -139,7 +141,7 @@ def on_changes(layer: Combined, mix: Mix, cut: RankChoice, inputs: Inputs) -> tu
 
 
 def _mixtures(layer: Combined, number: int, mix: Mix, inputs: Inputs) -> list[Mixture]:
-    """Of each expert."""
+    """The mixture of each expert of pair `number`."""
     terms = [
         one_by_one(b * term.layer.scale, a, layer.first.experts)
         for term in layer.terms

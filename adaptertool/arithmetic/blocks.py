@@ -39,6 +39,7 @@ _SAMPLE = 4096  # elements
 
 
 def part(buffer: Array, dtype: Any, numel: int) -> Array:
+    """The first `numel` elements of a buffer of bytes, as a flat array of that dtype: a view."""
     return buffer[: numel * np.dtype(dtype).itemsize].view(dtype)
 
 
