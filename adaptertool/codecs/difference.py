@@ -20,8 +20,8 @@ LARGEST = 1e140  # whose square may still be added up; only float64 goes beyond
 
 
 class Difference:
-    """As a matrix: all dimensions but the first as one. In float64, where differences of 16-bit numbers of about one
-    size are exact, and others rounded once."""
+    """The difference T − W of two tensors as a matrix: all dimensions but the first as one. In float64, where
+    differences of 16-bit numbers of about one size are exact, and others rounded once."""
 
     def __init__(self, inputs: Inputs, base: Ref, tuned: Ref) -> None:
         self._inputs, self._refs = inputs, (tuned, base)
@@ -29,7 +29,10 @@ class Difference:
         self.shape = high, base.spec.numel // max(high, 1)
 
     def blocks(self) -> Iterator[tuple[int, Array]]:
-        """(first row, some rows), valid until the next. Raises NonFiniteError, naming the tensor."""
+        """The blocks of the difference, (first row, rows), float64 (n, wide), valid until the next.
+
+        Raises NonFiniteError, naming the tensor.
+        """
         high, wide = self.shape
         step = max(1, min(high, _ELEMENTS // max(wide, 1)))
         numbers = np.empty((2, step * wide))

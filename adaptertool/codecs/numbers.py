@@ -24,7 +24,7 @@ def rounded(values: Array, dtype: str) -> Array:
 
 
 def largest_stored(stored: Array, dtype: str) -> float:
-    """The largest magnitude; infinity or NaN where one is not finite."""
+    """The largest magnitude of numbers stored as `dtype`, flat; infinity or NaN where one is not finite."""
     if not stored.size:
         return 0.0
     codec = BY_DTYPE[dtype]

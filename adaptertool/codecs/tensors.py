@@ -119,4 +119,5 @@ def _read_in_turn(inputs: Inputs, ref: Ref, width: int) -> Array:
 
 
 def as_bytes(array: Array) -> memoryview:
+    """The bytes of a contiguous array: a view."""
     return array.view(np.uint8).data

@@ -84,7 +84,8 @@ def bytes_to_write(plan: Plan) -> int:
 
 
 def count_elements(plan: Plan) -> int:
-    """Those of tensors that at least one output does not copy from the base: edited, or of another size."""
+    """How many elements the tensors have that at least one output does not copy from the base: edited, or of another
+    size."""
     alphas, base = [output.alpha for output in plan.outputs], set(plan.files[0].values())
     return sum(
         step.spec.numel

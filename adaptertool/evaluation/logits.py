@@ -25,7 +25,10 @@ _AT_ONCE = 1 << 22  # elements that are compared at once, in float64
 
 
 def logits_of(model: Any, tokens: Sequence[int], line: int, name: str) -> torch.Tensor:
-    """(positions, vocabulary), float32, on the device of the model."""
+    """The logits of a model for `tokens`, (positions, vocabulary), float32, on the device of the model.
+
+    Raises NonFiniteError, which names the line of the prompts.
+    """
     ids = torch.tensor([tokens], device=model.device)
     with _running(name, line):
         logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]

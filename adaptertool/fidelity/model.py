@@ -32,7 +32,7 @@ def unit(dtype: str) -> float:
 
 
 def coarser(one: str, other: str) -> str:
-    """That of two dtypes which rounds by more."""
+    """The one of two dtypes which rounds by more."""
     return max(one, other, key=unit)
 
 
@@ -44,7 +44,8 @@ def rounding(dtype: str, energy: float, count: float = 0.0) -> float:
 
 
 def summing(dtype: str, length: int, energy: float) -> float:
-    """The same for sums of `length` products, of which the squares add up to `energy`: in float32, or in float64."""
+    """The expected sum of squared errors from adding up `length` products, whose squares add up to `energy`: in
+    float32, or in float64 where `dtype` is."""
     return unit("F64" if dtype == "F64" else "F32") ** 2 * length / 6 * energy
 
 

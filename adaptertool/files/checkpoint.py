@@ -70,7 +70,7 @@ class Checkpoint:
 
     @property
     def is_shard(self) -> bool:
-        """Whether it is one file of those that make a checkpoint."""
+        """Whether the file is one of several that make a checkpoint."""
         return self.is_file and _SHARD_OF_MANY.fullmatch(self.path.name) is not None
 
     def renamed(self, names: Mapping[str, str]) -> Checkpoint:

@@ -42,7 +42,7 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def read_into(file: InputFile, offset: int, view: memoryview) -> None:
-    """Fill `view` with the bytes from `offset` on; a file that ends early is an error."""
+    """Fill `view` with the bytes from `offset` on. Raises InputError for a file that ends early, and StorageError."""
     done = 0
     while done < len(view):
         try:
