@@ -40,7 +40,7 @@ class _Part(NamedTuple):
     size: float | None = None  # ‖A‖²; None: not known yet
 
     def and_then(self, other: _Part) -> _Part:
-        """Both as one, where sizes are known."""
+        """What was found in this block and another together, where sizes are known."""
         return _Part(
             self.differ + other.differ,
             self.not_finite + other.not_finite,
@@ -52,7 +52,7 @@ class _Part(NamedTuple):
 
 
 class Comparison:
-    """Of two tensors of one shape, and of one dtype unless arithmetic is done on both."""
+    """The comparison of two tensors of one shape, and of one dtype unless arithmetic is done on both."""
 
     def __init__(self, inputs: Inputs, a: Ref, b: Ref) -> None:
         self.a, self.b, self._inputs = a, b, inputs

@@ -33,7 +33,7 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def is_saved(module: nn.Module) -> bool:
-    """Whether it holds modules_to_save, or trained token rows, beside the module of the model."""
+    """Whether a module holds modules_to_save, or trained token rows, beside the module of the model."""
     return "peft" in sys.modules and isinstance(module, _saved())
 
 

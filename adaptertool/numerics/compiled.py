@@ -58,7 +58,10 @@ FUNCTIONS: Mapping[str, Any] = _functions(_library) if _library is not None else
 
 
 def address(array: npt.NDArray[Any], dtype: npt.DTypeLike, size: int) -> int:
-    """Of the first of `size` contiguous elements. Raises ValueError for any other array: C would not notice."""
+    """The address of the first of `size` contiguous elements of an array of that dtype.
+
+    Raises ValueError for any other array: C would not notice.
+    """
     if array.dtype != dtype or array.size != size or not array.flags.c_contiguous:
         raise ValueError(f"not {size} contiguous elements of {np.dtype(dtype)}: {array.dtype}, {array.shape}")
     pointer: int = array.ctypes.data
