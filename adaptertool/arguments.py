@@ -15,7 +15,7 @@ from adaptertool.spec.choices import PRECISIONS, RankChoice
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
 
-MAX_ALPHAS = 1000
+MAX_ALPHAS = 1000  # points of a sweep that is written as START:STOP:STEP
 
 
 def decimal(value: Number, what: str) -> Decimal:

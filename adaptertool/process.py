@@ -6,7 +6,7 @@ import contextlib
 import os
 
 # OpenBLAS starts a thread for each core as numpy is loaded, and where the system starts no more it ends the process.
-# Ours use one core each (workers). The zero in front tells it from what a user has set.
+# Ours use one core each (engine.pool). The zero in front tells it from what a user has set.
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "01"}
 
 

@@ -71,7 +71,7 @@ class Traits:
         return self.quantisation or next((f"it holds {shown(name)}" for name in self.beside_codes), None)
 
     def refuse_quantised(self, ref: Ref) -> None:
-        """Refuse to edit a tensor whose stored numbers are codes, or belong to codes: raises UnsupportedError.
+        """Refuse to edit a tensor whose stored numbers are codes, or belong to codes. Raises UnsupportedError.
 
         What is stored tells. The config names a method for the whole model, and often not what was kept as it was:
         heads, routers, attention.

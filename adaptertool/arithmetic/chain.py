@@ -22,7 +22,7 @@ from adaptertool.spec.plan import Edit, Step
 from adaptertool.spec.tensors import Ref
 
 UNIT = 2.0**-53  # of float64
-_PASS_ELEMENTS = 1 << 19
+_PASS_ELEMENTS = 1 << 19  # elements of a tensor that a pass over all of it reads at once
 _RECENT = 32  # cut factors that are kept, of all threads
 
 

@@ -28,7 +28,7 @@ from adaptertool.numerics.rounding import Array, to_odd
 
 _AT_ONCE = 1 << 17  # factors of single elements
 _MANY = 4  # open elements of a row: then the error of that row alone is looked at
-_MOST_BITS = 1 << 14
+_MOST_BITS = 1 << 14  # of a root; an element that is open at so many is a fault of ours
 
 
 def interpolate(before: Any, after: Any, alpha: Any) -> Any:

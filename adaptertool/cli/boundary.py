@@ -26,8 +26,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(cli: click.Group) -> NoReturn:
-    """Run the command line: every error becomes a message and an exit code, never a traceback. With --debug it raises
-    what a command raises."""
+    """Run the command line: every error becomes a message and an exit code, never a traceback. Raises what a command
+    raised only with --debug."""
     for number in _SIGNALS:
         signal.signal(number, _interrupted)
     for stream in (sys.stdout, sys.stderr):
@@ -87,7 +87,7 @@ def _fail(error: AdapterToolError, *, said: bool = False) -> int:
 
 def say(text: str, stream: TextIO | None) -> None:
     """Print, with control characters escaped. A reader that has gone away is no error; a full disk is, for what is
-    asked for, and raises StorageError: what is said on stderr beside it must not end a run."""
+    asked for: what is said on stderr beside it must not end a run. Raises StorageError."""
     if stream is None:  # closed by the caller
         return
     try:

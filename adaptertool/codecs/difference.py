@@ -15,7 +15,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import Ref
 
-_ELEMENTS = 1 << 19
+_ELEMENTS = 1 << 19  # elements of a block
 LARGEST = 1e140  # whose square may still be added up; only float64 goes beyond
 
 

@@ -33,7 +33,7 @@ def predicted_memory(plan: Plan, threads: int) -> int:
 
 
 def _windows(plan: Plan) -> int:
-    """Bytes of the factors in turn that are kept (tensors.read_rows)."""
+    """The bytes of the factors in turn that are kept (codecs.tensors.read_rows)."""
     sizes = {
         (ref.path, ref.offset): max(min(ref.spec.nbytes, WINDOW), ref.spec.nbytes // ref.turns)
         for step in plan.steps()

@@ -101,8 +101,8 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
 
 
 def all_done(stop: threading.Event, futures: Sequence[Future[None]]) -> None:
-    """Wait for all, then raise the first error. On Ctrl-C too, which raises Interrupted, all threads stop before files
-    are closed."""
+    """Wait for all, then raise the first error. On Ctrl-C too all threads stop before files are closed. Raises what the
+    futures raised, or Interrupted."""
     # Not concurrent.futures.wait: interrupted while it takes the locks of all futures, it would keep some for ever.
     try:
         for future in futures:

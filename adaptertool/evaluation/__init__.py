@@ -21,7 +21,7 @@ from adaptertool.planning.sources import Reading, check_compose
 from adaptertool.reports.evaluate import EvaluationReport
 
 LOSSES = ("last-token", "sequence")
-MAX_GENERATED = 4096
+MAX_GENERATED = 4096  # tokens after each prompt
 
 
 def evaluate(

@@ -20,7 +20,7 @@ from adaptertool.evaluation.encoding import Case
 from adaptertool.evaluation.loading import explained
 from adaptertool.reports.evaluate import LogitDrift
 
-_IN_MEMORY = 256 << 20
+_IN_MEMORY = 256 << 20  # bytes of logits; more of them are kept in a file
 _AT_ONCE = 1 << 22  # elements that are compared at once, in float64
 
 

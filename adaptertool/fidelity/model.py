@@ -21,7 +21,7 @@ import numpy as np
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.numerics.rounding import Array
 
-MARGIN = 2.0
+MARGIN = 2.0  # times the error that is expected, root of the sum of squares
 _EXPONENT = 0x7FF << 52  # of float64
 _SIGMAS = 6.0  # how far a mean over many elements may be from what is expected
 

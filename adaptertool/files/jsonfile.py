@@ -65,7 +65,7 @@ def _refuse_halves(text: bytes) -> None:
 
 
 def parse_json(text: bytes, what: str, strings_in: StringsIn | None = None, *, halves: bool = False) -> dict[str, Any]:
-    """Parse one JSON object; `what` names it in the InputError that is raised for anything else.
+    """Parse one JSON object. Raises InputError for anything else, in which `what` names it.
 
     halves: half of a pair of surrogates may stand there; so Python has names of files that are not UTF-8
     strings_in: how many strings, keys among them, a value has if it is of the form that the caller accepts. To look at

@@ -15,7 +15,7 @@ from adaptertool.errors import OutputError, StorageError, UsageError, shown
 from adaptertool.files.checkpoint import INDEX, MANIFEST, SINGLE, SUMS, load_manifest
 
 ASIDE = "old"  # name in the staging directory
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: relative to the working directory; exchange both
 _NO_SUCH_CALL = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # for files of this kind, or file system
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
@@ -88,7 +88,7 @@ def _check_free(out: Path, *, as_file: bool, force: bool) -> None:
 
 
 def check_space(out: Path, needed: int) -> bool:
-    """Refuse a run that the disk cannot hold, before the first byte: raises StorageError. False where the file system
+    """Refuse a run that the disk cannot hold, before the first byte. Raises StorageError. False where the file system
     does not tell."""
     free = free_space(out)
     if free is not None and needed > free:

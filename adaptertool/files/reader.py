@@ -16,7 +16,7 @@ from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
 from adaptertool.files.store import BROKEN, InputFile
 from adaptertool.spec.tensors import Ref, Stamp
 
-_CHUNK = 16 << 20
+_CHUNK = 16 << 20  # bytes that are compared at once
 _MOST_OPEN = 64  # input files that are kept open at the same time
 
 

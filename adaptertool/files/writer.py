@@ -101,7 +101,7 @@ class OutputFile:
 
     @property
     def digests(self) -> Digests:
-        """The hashes of all that was written, which must be every byte: raises InternalError where it is not."""
+        """The hashes of all that was written, which must be every byte. Raises InternalError where it is not."""
         if (done := self.hashes.caught_up()) != self.size:
             raise InternalError(f"{self.path} was hashed up to byte {done:,} of {self.size:,}")
         return self.hashes.digests()

@@ -68,8 +68,8 @@ class Session:
             change(tensor, step, alpha, self._inputs)
 
     def take_back(self) -> None:
-        """Put back the original bits. An interrupt waits until all are back; what else goes wrong it raises at the
-        end."""
+        """Put back the original bits. An interrupt waits until all are back. Raises at the end what went wrong on the
+        way."""
         failed: BaseException | None = None
         while self._changed or self._untied or self._taken:
             try:

@@ -14,7 +14,7 @@ from adaptertool.numerics.modular import Residue
 _MOST_BITS = 24  # of a factor; products with more are rounded anyhow
 
 
-Array = Any  # of numpy: floats, or numerics.interval.Interval; or numerics.modular.Residue, numerics.dyadic.Whole
+Array = Any  # of numpy: floats, or numerics.interval.Interval; or numerics.modular.Residue, numerics.dyadic.Dyadic
 
 
 @dataclass(frozen=True, slots=True)

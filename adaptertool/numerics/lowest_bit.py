@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_MANTISSA = (1 << 52) - 1
+_MANTISSA = (1 << 52) - 1  # bits of a float64
 _NONE = 1 << 20  # of zeros, which are multiples of anything
 
 

@@ -42,6 +42,7 @@ class Reading(NamedTuple):
 
 
 def check_compose(compose: str) -> None:
+    """Refuse any other composition than COMPOSITIONS. Raises UsageError."""
     if compose not in COMPOSITIONS:
         raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
 

@@ -81,7 +81,7 @@ class Names:
         return next(((list(found), change) for found, change in fitting.items()), (exact, None))
 
     def has(self, name: str) -> bool:
-        """Whether it means anything here, as it stands or by a change of prefix."""
+        """Whether a name means anything here, as it stands or by a change of prefix."""
         try:
             return any(self.find(meant) for meant in (name, *(change(name) for change in self._changes([name]))))
         except InputError:

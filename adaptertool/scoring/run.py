@@ -55,7 +55,7 @@ class CheckpointMaker:
     verify: bool
 
     def make(self, outputs: Sequence[Output]) -> None:
-        """Those that are not there yet, with one read of the base."""
+        """Make the checkpoints that are not there yet, with one read of the base."""
         missing = tuple(one for one in outputs if not self.stage.finished.keys() >= _files_of(self.plan, one))
         if missing:
             part = dataclasses.replace(self.plan, outputs=missing)

@@ -109,7 +109,8 @@ def _by_function(function: Callable[[str], object], path: Path) -> Scores:
 
 
 def parse_scores(text: str) -> Scores:
-    """The scores of a command's output: of all of it, if that is a JSON object; else of its last line."""
+    """The scores of a command's output: of all of it, if that is a JSON object; else of its last line. Raises
+    ScoringError where there are none."""
     whole = text.strip()
     if not whole:
         raise ScoringError(f"nothing on stdout: {WANTED}")
@@ -149,7 +150,8 @@ def checked_scores(value: object) -> dict[str, float]:
 
 
 def _run(arguments: Sequence[str], out: IO[bytes], err: IO[bytes]) -> int:
-    """Its exit code. In a process group of its own, so that an interruption reaches it once, through us."""
+    """Run a command; returns its exit code. In a process group of its own, so that an interruption reaches it once,
+    through us."""
     child = None
     try:
         with deferred():  # a signal must not come between its start and our knowing of it
@@ -164,7 +166,8 @@ def _run(arguments: Sequence[str], out: IO[bytes], err: IO[bytes]) -> int:
 
 
 def _waited(child: subprocess.Popen[bytes]) -> int:
-    """Its exit code. In steps: a signal that comes just before a wait is handled only when that ends."""
+    """The exit code of a process, waited for in steps: a signal that comes just before a wait is handled only when that
+    ends."""
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return child.wait(_LONGEST_WAIT)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from adaptertool.errors import InputError, UnsupportedError, shown
 
-MAX_REPEATS = 4
+MAX_REPEATS = 4  # signs that repeat something, in one pattern
 MAX_PATTERN = 10_000  # characters
 MAX_STEPS = 100_000_000  # for one name: some seconds
 
