@@ -30,5 +30,5 @@ def _open_standard() -> None:
 
 
 def environment() -> dict[str, str]:
-    """That of this process as its caller has set it, for programs that are started."""
+    """The environment of this process as its caller has set it, for programs that are started."""
     return {name: value for name, value in os.environ.items() if _ONE_THREAD.get(name) != value}

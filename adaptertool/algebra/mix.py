@@ -34,8 +34,8 @@ _BLOCK = 1 << 18  # elements of a change made at once
 
 
 def on_factors(layer: Combined, mix: Mix, inputs: Inputs) -> tuple[list[Made], LayerOutcome]:
-    """The whole layer. `error`: how far its product, as stored, is from the weighted sum of the changes, relative to
-    that."""
+    """The tensors of the whole layer. `error`: how far its product, as stored, is from the weighted sum of the changes,
+    relative to that."""
     parts, error = list[Made](), 0.0
     for number in range(len(layer.first.pairs)):
         pairs = [read_pair(inputs, term.layer, number) for term in layer.terms]

@@ -24,7 +24,7 @@ _BLOCK = 1 << 21  # elements of B made at once
 
 
 class LayerOutcome(NamedTuple):
-    """What became of a layer, or of a part of it. Shares as in factors.Reduced."""
+    """What became of a layer, or of a part of it. Shares are those of algebra.factors.Reduced."""
 
     layer: Combined
     rank: int

@@ -60,7 +60,7 @@ class Block:
 
     @property
     def target(self) -> int:
-        """Where it begins in the output file."""
+        """The byte where the block begins in the output file."""
         return byte_of(self.step.offset, self.step.spec.dtype, self.start)
 
     @property

@@ -48,7 +48,7 @@ def run(cli: click.Group) -> NoReturn:
 
 
 def _explained(error: click.ClickException) -> click.ClickException:
-    """With a reason where an option is not there that one may well look for."""
+    """The error, with a reason where an option is not there that one may well look for."""
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
         reason = _UNKNOWN.get((error.ctx.command.name, error.option_name))
         if reason is not None:
@@ -57,7 +57,7 @@ def _explained(error: click.ClickException) -> click.ClickException:
 
 
 def _misused(error: click.ClickException) -> int:
-    """As click tells it, with the usage; the exit code."""
+    """Say the error as click tells it, with the usage; returns the exit code."""
     text = io.StringIO()
     error.show(text)
     say(text.getvalue().rstrip("\n"), sys.stderr)

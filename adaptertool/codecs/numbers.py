@@ -33,7 +33,7 @@ def largest_stored(stored: Array, dtype: str) -> float:
 
 
 def same_bits(one: Array, other: Array) -> Array:
-    """Where both are stored as the same bits, −0.0 and 0.0 apart and NaN equal to itself: of one dtype, flat."""
+    """Where both arrays are stored as the same bits, −0.0 and 0.0 apart and NaN equal to itself: of one dtype, flat."""
     word = f"u{one.itemsize}"
     same: Array = one.view(word) == other.view(word)
     return same

@@ -76,7 +76,8 @@ def require_finite(inputs: Inputs, ref: Ref) -> int:
 
 
 def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Array:
-    """Rows first..last of a tensor on disk, of `width` elements each, as a float64 matrix; of its columns if chosen."""
+    """Rows first..last of a tensor on disk, of `width` elements each, as a float64 matrix (last − first, width); of its
+    columns if chosen."""
     if ref.columns is None:
         return read_tensor(inputs, ref, first * width, last * width).reshape(last - first, width)
     if ref.turns > 1:

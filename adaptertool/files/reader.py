@@ -120,7 +120,7 @@ class Inputs:
         self._open.pop(path).close()
 
     def read_into(self, path: Path, offset: int, view: memoryview, loans: Loans | None = None) -> None:
-        """As the function, and hash what is read where the file is to be."""
+        """Read as `read_into` of this file does, and hash what is read where the file is to be."""
         with self.opened(path) as file:
             read_into(file, offset, view)
         self.has(path, offset, len(view), view, loans)

@@ -28,7 +28,7 @@ def base_of(model: nn.Module) -> nn.Module:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether PEFT put it in the place of a layer of the model."""
+    """Whether PEFT put a module in the place of a layer of the model."""
     return "peft" in sys.modules and isinstance(module, _layers())
 
 

@@ -36,7 +36,7 @@ def _load() -> ctypes.CDLL | None:
 
 
 def _functions(library: ctypes.CDLL) -> Mapping[str, Any]:
-    """Each with its types: ctypes would pass anything."""
+    """Each function with its types: ctypes would pass anything."""
     library.standard_arithmetic.restype = library.has_products.restype = ctypes.c_int
     found: dict[str, Any] = {"standard_arithmetic": library.standard_arithmetic}
     for wide, real in _REAL.items():

@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The exact value lies in [low, high]; mostly both are one."""
+    """An interval: the exact value lies in [low, high]; mostly both are one."""
 
     low: Fraction
     high: Fraction

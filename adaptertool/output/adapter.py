@@ -51,7 +51,7 @@ class AdapterJob(Generic[Said]):
 
     @property
     def needed(self) -> int:
-        """Bytes of disk."""
+        """The bytes of disk that the adapter needs."""
         tensors = sum(spec.nbytes for spec in self.largest) if self.reserved is None else self.reserved
         return tensors + sum(asset.size for asset in self.assets)
 

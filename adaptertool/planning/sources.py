@@ -37,7 +37,7 @@ class Reading(NamedTuple):
 
     @property
     def layout_chosen(self) -> dict[str, str]:
-        """For the manifest, where it is given."""
+        """The layout of experts, for the manifest, where it is given."""
         return {} if self.expert_layout is None else {"expert_layout": self.expert_layout}
 
 

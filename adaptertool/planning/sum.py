@@ -239,7 +239,8 @@ def _form(pair: Pair) -> tuple[str, tuple[int, ...]]:
 
 
 def _bias_key(layer: Layer) -> str:
-    """With lora_bias every layer has one. Raises UnsupportedError for those that cannot."""
+    """The key of the bias of a layer: with lora_bias every layer has one. Raises UnsupportedError for those that
+    cannot."""
     key = layer.pairs[0].b.spec.name
     if layer.is_parameter or len(layer.pairs) > 1 or not key.endswith(_WEIGHT):
         raise UnsupportedError(

@@ -164,7 +164,7 @@ def _flags(config: Config) -> list[bool]:
 
 
 def is_buffer(spec: TensorSpec) -> bool:
-    """Whether models compute it for themselves, whatever a checkpoint holds."""
+    """Whether models compute a tensor for themselves, whatever a checkpoint holds."""
     return bool(_BUFFER.search(spec.name) or (_MASK.search(spec.name) and len(spec.shape) == 4))
 
 

@@ -96,6 +96,6 @@ def _of_towers(names: Collection[str], known: Collection[str], family: str) -> I
 
 
 def _start(name: str) -> tuple[str, str]:
-    """The first two parts."""
+    """The first two parts of a name."""
     first, second = name.split(".", 2)[:2]
     return first, second
