@@ -15,11 +15,12 @@ from adaptertool.spec.choices import PRECISIONS, RankChoice
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
 
-MAX_ALPHAS = 1000
+MAX_ALPHAS = 1000  # points of a sweep that is written as START:STOP:STEP
 
 
 def decimal(value: Number, what: str) -> Decimal:
-    """The exact decimal of a number as typed; a float counts as the decimal that Python prints for it."""
+    """The exact decimal of a number as typed; a float counts as the decimal that Python prints for it. Raises
+    UsageError where it is no finite number."""
     try:
         number = value if isinstance(value, Decimal) else Decimal(str(value).strip())
     except InvalidOperation as error:
@@ -30,7 +31,8 @@ def decimal(value: Number, what: str) -> Decimal:
 
 
 def decimals(values: Sequence[Number] | None, what: str, count: int) -> list[Decimal]:
-    """One for each of `count` adapters; 1 where None."""
+    """The exact decimals of `values`, one for each of `count` adapters; 1 where None. Raises UsageError where they are
+    not as many."""
     if values is None:
         return [Decimal(1)] * count
     if isinstance(values, str) or len(values) != count:
@@ -75,20 +77,25 @@ def thinning(method: Method, density: Number | None, seed: int | None) -> tuple[
 
 
 def as_path(value: PathLike, what: str) -> Path:
-    """The path as given. An empty one, such as an unset variable leaves behind, would silently mean "here"."""
+    """The path as given. An empty one, such as an unset variable leaves behind, would silently mean "here". Raises
+    UsageError."""
     if not os.fspath(value):
         raise UsageError(f"{what} is an empty path")
     return Path(value)
 
 
 def check_precision(precision: str) -> str:
+    """The precision as given. Raises UsageError for any other than PRECISIONS."""
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {' or '.join(PRECISIONS)}, not {precision!r}")
     return precision
 
 
 def parse_alphas(alphas: Number | Sequence[Number]) -> list[Decimal]:
-    """Each alpha once. Text is `0.3`, `0,0.3,1`, or `START:STOP:STEP` with both ends: 0:0.3:0.1 ends at 0.3."""
+    """The alphas, each once. Text is `0.3`, `0,0.3,1`, or `START:STOP:STEP` with both ends: 0:0.3:0.1 ends at 0.3.
+
+    Raises UsageError where there is none, one stands there twice, or one is no finite number.
+    """
     if isinstance(alphas, str):
         exact = _sweep(alphas) if ":" in alphas else [decimal(part, argument("alpha")) for part in alphas.split(",")]
     elif isinstance(alphas, Sequence):

@@ -6,7 +6,7 @@ import contextlib
 import os
 
 # OpenBLAS starts a thread for each core as numpy is loaded, and where the system starts no more it ends the process.
-# Ours use one core each (workers). The zero in front tells it from what a user has set.
+# Ours use one core each (engine.pool). The zero in front tells it from what a user has set.
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "01"}
 
 
@@ -30,5 +30,5 @@ def _open_standard() -> None:
 
 
 def environment() -> dict[str, str]:
-    """That of this process as its caller has set it, for programs that are started."""
+    """The environment of this process as its caller has set it, for programs that are started."""
     return {name: value for name, value in os.environ.items() if _ONE_THREAD.get(name) != value}

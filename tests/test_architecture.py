@@ -7,6 +7,7 @@ import graphlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,44 @@ def test_files_and_functions_stay_small() -> None:
                     "\n"
                 )  # of a public function with many options
                 assert (node.end_lineno or 0) - node.lineno - told < 60, f"{path}: {node.name}"
+
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def defined(node: ast.AST, name: str, *, public: bool = True) -> Iterator[tuple[str, Definition, bool]]:
+    """All functions and classes below a node, with their full names, and whether callers may use them: no name on the
+    way begins with an underscore, and nothing is inside a function."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Definition):
+            own = public and not child.name.startswith("_")
+            yield f"{name}.{child.name}", child, own
+            yield from defined(child, f"{name}.{child.name}", public=own and isinstance(child, ast.ClassDef))
+        else:
+            yield from defined(child, name, public=public)
+
+
+def raises(node: ast.AST) -> bool:
+    """Whether a function has a `raise` of its own, outside of the functions and classes in it."""
+    inside = [child for child in ast.iter_child_nodes(node) if not isinstance(child, Definition | ast.Lambda)]
+    return any(isinstance(child, ast.Raise) or raises(child) for child in inside)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_docstrings_have_a_subject_and_their_errors(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    for name, node, public in [("module", tree, False), *defined(tree, "module")]:
+        told = ast.get_docstring(node) or ""
+        assert not told.startswith("Of "), f"{path}: {name}: of what?"
+        if public and not isinstance(node, ast.ClassDef) and raises(node):
+            assert re.search(r"\bRaises?\b", told), f"{path}: {name} does not say what it raises"
+
+
+def test_what_raises_is_found() -> None:
+    code = "def f():\n    def g(): raise ValueError\nclass C:\n    def h(self):\n        if 1: raise\n    def _i(_): 0"
+    found = {name: (public, raises(node)) for name, node, public in defined(ast.parse(code), "m")}
+    wanted = {"f": (True, False), "f.g": (False, True), "C": (True, False), "C.h": (True, True), "C._i": (False, False)}
+    assert found == {f"m.{name}": what for name, what in wanted.items()}
 
 
 @pytest.mark.parametrize(

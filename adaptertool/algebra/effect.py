@@ -42,7 +42,7 @@ class Other(NamedTuple):
 
 
 class _Other(Chain):
-    """With other factors, by their keys, in the place of those in the file."""
+    """A chain with other factors, by their keys, in the place of those in the file."""
 
     def __init__(self, inputs: Inputs, step: Step, others: Mapping[str, Other]) -> None:
         super().__init__(inputs, step)
@@ -58,8 +58,8 @@ class _Other(Chain):
 
 
 def steps_of(plan: Plan) -> Steps:
-    """By the key of each change that is no saved tensor: the tensors that it changes, with its edits and those of
-    saved tensors and biases."""
+    """The tensors that each change but a saved tensor acts on, by its key: with its edits, and those of saved tensors
+    and biases."""
     found: dict[str, list[Step]] = {}
     for step in plan.steps():
         keys = [_key(edit) for edit in step.edits]
@@ -70,7 +70,7 @@ def steps_of(plan: Plan) -> Steps:
 
 
 def _key(edit: Edit) -> str | None:
-    """As spec.layers.Layer has it; None for what belongs to no such layer."""
+    """The key of the layer of an edit, as in spec.layers.Layer; None for what belongs to no such layer."""
     kind = kind_of(edit)
     if kind.replaces or kind.follows:
         return None
@@ -83,9 +83,11 @@ def needs_base(step: Step) -> bool:
 
 
 def effect(inputs: Inputs, steps: Sequence[Step], others: Mapping[str, Other]) -> float | None:
-    """Of all these tensors together; None where W' is W, and W'' is not. Raises NonFiniteError.
+    """The share ‖W'' − W'‖ / ‖W' − W‖ of the tensors of all `steps` together; None where W' is W, and W'' is not.
 
-    others: by the keys of the factors
+    others: what takes the place of the factors, by their keys
+
+    Raises NonFiniteError where a merged weight, or a norm that DoRA divides by, is not finite.
     """
     apart = change = 0.0
     for step in steps:
@@ -131,7 +133,7 @@ def _length_of(b: Array, a: Array) -> float:
 
 
 def _from_base(old: Chain, new: Chain) -> Iterator[tuple[float, float]]:
-    """The same, of each block of rows."""
+    """‖W'' − W'‖ and the length of what the factors change in W', of each block of rows."""
     step, cut = old.step, matrix(old.step)
     without = Chain(old.inputs, step._replace(edits=tuple(e for e in step.edits if A not in e.factors)), cut)
     rows, columns = cut

@@ -71,7 +71,7 @@ def in_order(choices: Sequence[Choice], dtype: str) -> list[Choice]:
 
 
 def jobs(choices: Sequence[Choice], cut: RankChoice, dtype: str, inputs: Inputs) -> Iterator[Job[Extracted]]:
-    """In the order of `choices`."""
+    """The jobs that make the tensors, in the order of `choices`."""
     by_name: dict[str, Callable[[Choice], tuple[list[Made], Extracted]]] = {
         FACTORS: functools.partial(_factored, cut=cut, dtype=dtype, inputs=inputs),
         SAVED: functools.partial(_saved, inputs=inputs),

@@ -31,7 +31,7 @@ class Reduced(NamedTuple):
 
 
 def read_pair(inputs: Inputs, layer: Layer, number: int) -> Factors:
-    """B (out, E·r) and A (E·r, in) of a pair, a convolution's with all but the first dimension as one."""
+    """B (out, E·r) and A (E·r, in) of a pair, float64; of a convolution with all but the first dimension as one."""
     pair = layer.pairs[number]
     for ref in pair:
         require_finite(inputs, ref)
@@ -40,12 +40,14 @@ def read_pair(inputs: Inputs, layer: Layer, number: int) -> Factors:
 
 
 def in_turns(layer: Layer, b: Array) -> Array:
-    """Rows of lora_B (.., E·r) as they are stored, with the columns of the experts taking turns, as PEFT has them."""
+    """Rows of lora_B (n, E·r), from the order they are stored in to PEFT's, where the columns of the experts take
+    turns."""
     return _repacked(b, layer.experts, layer.rank) if layer.grouped else b
 
 
 def as_stored(layer: Layer, b: Array) -> Array:
-    """The other way round."""
+    """Rows of lora_B (n, E·r), from PEFT's order, where the columns of the experts take turns, to the one they are
+    stored in."""
     return _repacked(b, layer.rank, layer.experts) if layer.grouped else b
 
 
@@ -55,12 +57,13 @@ def _repacked(b: Array, slow: int, fast: int) -> Array:
 
 
 def one_by_one(b: Array, a: Array, experts: int) -> list[Factors]:
-    """The factors of each expert: in A one follows the other, in B they take turns."""
+    """The factors of each expert, (B (out, r), A (r, in)), of b (out, E·r) and a (E·r, in): in A one expert follows the
+    other, in B they take turns."""
     return [(b[:, expert::experts], part) for expert, part in enumerate(np.split(a, experts))]
 
 
 def together(parts: Sequence[Factors]) -> Factors:
-    """The other way round."""
+    """The factors of all experts, b (out, E·r) and a (E·r, in), of those of each: what `one_by_one` takes apart."""
     if len(parts) == 1:
         return parts[0]
     b = np.stack([b for b, _ in parts], axis=2)
@@ -73,7 +76,8 @@ def reduced(
     """What is left of a layer by `cut`: of all its pairs, and of their experts, the same rank. None where nothing is
     cut off, so that its factors may stay as they are.
 
-    pairs: for each the factors of its experts; dtypes: for each those of B and A as stored
+    pairs: for each the factors of its experts, float64 (out, r) and (r, in); dtypes: for each those of B and A as
+    stored
     """
     full = pairs[0][0][1].shape[0]
     if cut.rank is not None and cut.rank >= full:
@@ -88,6 +92,8 @@ def reduced(
 
 
 def at_rank(svds: Sequence[Sequence[Svd]], rank: int, dtypes: Sequence[tuple[str, str]], *, balanced: bool) -> Reduced:
+    """A layer at that rank, of the decomposed products B·A of the experts of each pair; stored as `dtypes`, those of B
+    and A of each pair."""
     pairs, storing = [], 0.0
     for some, dtypes_of in zip(svds, dtypes, strict=True):
         stored = []
@@ -103,7 +109,7 @@ def at_rank(svds: Sequence[Sequence[Svd]], rank: int, dtypes: Sequence[tuple[str
 
 
 def padded(b: Array, a: Array, rank: int) -> Factors:
-    """With zeros, where a weight is smaller than the rank."""
+    """The factors b (out, r) and a (r, in) with zeros up to `rank`, where a weight is smaller than that."""
     if not (missing := rank - len(a)):
         return b, a
     return np.pad(b, ((0, 0), (0, missing))), np.pad(a, ((0, missing), (0, 0)))
@@ -116,7 +122,10 @@ def reduced_spec(spec: TensorSpec, axis: int, rank: int, dtype: str) -> TensorSp
 
 
 def made(spec: TensorSpec, stored: Array, where: str) -> Made:
-    """A tensor of the output. Raises NonFiniteError, which begins with `where`, for what is beyond its dtype."""
+    """A tensor of the output. stored: its numbers in any shape, held as `spec.dtype` is.
+
+    Raises NonFiniteError, which begins with `where`, for what is beyond the range of the dtype.
+    """
     if not math.isfinite(largest_stored(np.ascontiguousarray(stored).reshape(-1), spec.dtype)):
         raise NonFiniteError(f"{where}: {shown(spec.name)} is beyond the range of {spec.dtype}")
     return Made(spec, as_bytes(np.ascontiguousarray(stored).reshape(-1)))

@@ -39,7 +39,8 @@ class Share(NamedTuple):
 def shares_on(
     plans: Sequence[Plan], weights: Sequence[float], layers: Sequence[Combined]
 ) -> Mapping[str, Sequence[Share]]:
-    """Of each layer that is DoRA, by its path. plans: of each adapter alone, merged into the base.
+    """The shares of the adapters in each layer that is DoRA, by its path. plans: of each adapter alone, merged into the
+    base.
 
     Raises UnsupportedError for a layer that is not one tensor of the base.
     """
@@ -72,7 +73,7 @@ def _of_a_part(step: Step) -> bool:
 
 
 class Change:
-    """Of one tensor, as a Matrix (numerics.randomized_svd)."""
+    """The change Σ wᵢ·(W'ᵢ − W) of one tensor, as a Matrix (numerics.randomized_svd)."""
 
     def __init__(self, inputs: Inputs, shares: Sequence[Share]) -> None:
         self._inputs, self._chains = inputs, [(Chain(inputs, step), weight) for step, weight in shares]
@@ -80,6 +81,8 @@ class Change:
         self.shape = self._chains[0][0].rows, self._chains[0][0].columns
 
     def blocks(self) -> Iterator[tuple[int, Array]]:
+        """The blocks of the change, (first row, rows), float64 (n, in). Raises NonFiniteError for what is not
+        finite."""
         high, wide = self.shape
         for first in range(0, high, block_rows(wide)):
             before = read_rows(self._inputs, self._base, first, min(high, first + block_rows(wide)), wide)

@@ -34,8 +34,8 @@ _BLOCK = 1 << 18  # elements of a change made at once
 
 
 def on_factors(layer: Combined, mix: Mix, inputs: Inputs) -> tuple[list[Made], LayerOutcome]:
-    """The whole layer. `error`: how far its product, as stored, is from the weighted sum of the changes, relative to
-    that."""
+    """The tensors of the whole layer. `error`: how far its product, as stored, is from the weighted sum of the changes,
+    relative to that."""
     parts, error = list[Made](), 0.0
     for number in range(len(layer.first.pairs)):
         pairs = [read_pair(inputs, term.layer, number) for term in layer.terms]
@@ -92,6 +92,8 @@ class Mixture:
         self._step = max(1, _BLOCK // max(1, self.shape[1]))
 
     def blocks(self) -> Iterator[tuple[int, Array]]:
+        """The blocks of the mixture, (first row, rows), float64 (n, in). Raises NonFiniteError where a square
+        overflows."""
         high, wide = self.shape
         for number, first in enumerate(range(0, high, self._step)):
             place = Place(self.name, first * wide, min(self._step, high - first) * wide, self._mix.seed)
@@ -139,7 +141,7 @@ def on_changes(layer: Combined, mix: Mix, cut: RankChoice, inputs: Inputs) -> tu
 
 
 def _mixtures(layer: Combined, number: int, mix: Mix, inputs: Inputs) -> list[Mixture]:
-    """Of each expert."""
+    """The mixture of each expert of pair `number`."""
     terms = [
         one_by_one(b * term.layer.scale, a, layer.first.experts)
         for term in layer.terms

@@ -24,7 +24,7 @@ _BLOCK = 1 << 21  # elements of B made at once
 
 
 class LayerOutcome(NamedTuple):
-    """What became of a layer, or of a part of it. Shares as in factors.Reduced."""
+    """What became of a layer, or of a part of it. Shares are those of algebra.factors.Reduced."""
 
     layer: Combined
     rank: int
@@ -46,7 +46,7 @@ def specs(layers: Sequence[Combined], saved: Sequence[Ref]) -> list[TensorSpec]:
 def jobs(
     layers: Sequence[Combined], saved: Sequence[Ref], make: Maker, inputs: Inputs
 ) -> Iterator[Job[LayerOutcome | None]]:
-    """In the order of `specs`. make: what gives the jobs of a layer."""
+    """The jobs that make the tensors, in the order of `specs`. make: what gives the jobs of a layer."""
     for width in sorted(set(DTYPE_BITS.values()), reverse=True):
         for layer in layers:
             if DTYPE_BITS[layer.dtype] == width:
@@ -151,7 +151,7 @@ def of_pairs(layer: Combined, found: Reduced, where: str) -> list[Made]:
 
 
 def joined(layer: Combined, number: int, inputs: Inputs) -> list[Factors]:
-    """The factors of the sum for each expert, in float64."""
+    """The factors of the sum for each expert, float64 (out, Σr) and (Σr, in)."""
     terms = [
         one_by_one(b * term.times, a, layer.first.experts)
         for term in layer.terms

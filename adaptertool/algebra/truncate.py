@@ -79,7 +79,8 @@ def _copied(refs: Sequence[Ref], inputs: Inputs) -> tuple[list[Made], None]:
 
 
 def _reduced(layer: Layer, refs: Sequence[Ref], inputs: Inputs, how: How) -> tuple[list[Made], LayerOutcome | None]:
-    """Those of the layer's tensors that `refs` names. Of several jobs for one layer that with lora_A speaks of it."""
+    """The parts of the layer's tensors that `refs` names, at their new rank. Several jobs may share a layer: the one
+    with lora_A returns its outcome too."""
     whole = [read_pair(inputs, layer, number) for number in range(len(layer.pairs))]
     pairs = [one_by_one(b, a, layer.experts) for b, a in whole]
     dtypes = [(pair.b.spec.dtype, pair.a.spec.dtype) for pair in layer.pairs]
@@ -104,8 +105,8 @@ def _said(
 
 
 def _effect(layer: Layer, found: Reduced, inputs: Inputs, steps: Steps) -> tuple[float | None, int]:
-    """Of the factors as they are stored, and the bytes of the base that it took to find it. With zeros the factors have
-    the shapes of those that they replace."""
+    """The effect of storing the factors as `found` has them (algebra.effect), and how many bytes of the base it took.
+    With zeros the factors have the shapes of those that they replace."""
     others: dict[str, Other] = {}
     of_layer: list[Step] = []
     for pair, stored in zip(layer.pairs, found.pairs, strict=True):

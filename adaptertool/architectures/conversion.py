@@ -129,7 +129,8 @@ def architecture_of(config: Mapping[str, Any] | None) -> str:
 
 
 def rules_for(architecture: str) -> list[Rule]:
-    """How the architecture that config.json names has in memory what is on the disk; nothing where it is not known."""
+    """How the architecture that config.json names has in memory what is on the disk; nothing where it is not known.
+    Raises UnsupportedError where transformers renames in a way that is not known."""
     number = _table()["architectures"].get(architecture)
     if number is None:
         return []
@@ -142,7 +143,7 @@ def rules_for(architecture: str) -> list[Rule]:
 
 
 def all_rules() -> Iterator[list[Rule]]:
-    """Those of every architecture, each list once."""
+    """The rules of every architecture, each list once."""
     return (list(map(_rule, rules)) for rules in _table()["lists"])
 
 
@@ -220,7 +221,7 @@ class Memory:
 
     @property
     def names(self) -> Collection[str]:
-        """Those in memory, where there are rules."""
+        """The names in memory, where there are rules."""
         return self._pieces.keys()
 
     @functools.cached_property

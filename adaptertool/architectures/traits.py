@@ -71,7 +71,7 @@ class Traits:
         return self.quantisation or next((f"it holds {shown(name)}" for name in self.beside_codes), None)
 
     def refuse_quantised(self, ref: Ref) -> None:
-        """Refuse to edit a tensor whose stored numbers are codes, or belong to codes.
+        """Refuse to edit a tensor whose stored numbers are codes, or belong to codes. Raises UnsupportedError.
 
         What is stored tells. The config names a method for the whole model, and often not what was kept as it was:
         heads, routers, attention.
@@ -104,7 +104,8 @@ class Traits:
         ]
 
     def refuse_tied(self, ref: Ref) -> None:
-        """Refuse to edit an embedding or head that may be tied: loaders would apply it twice or not at all."""
+        """Refuse to edit an embedding or head that may be tied: loaders would apply it twice or not at all. Raises
+        UnsupportedError."""
         if self.why_tied and self.may_be_end(ref):
             raise UnsupportedError(
                 f"{ref.path}: {shown(ref.spec.name)} is an embedding or output head, and may be tied: "
@@ -112,7 +113,8 @@ class Traits:
             )
 
     def may_be_end(self, ref: Ref) -> bool:
-        """Whether it may be an embedding or head, an end that models tie, by name or by size. When unsure: yes."""
+        """Whether a tensor may be an embedding or head, an end that models tie, by name or by size. When unsure:
+        yes."""
         if len(ref.spec.shape) != 2:
             return False
         name = ref.spec.name

@@ -48,7 +48,7 @@ class Blended:
             yield first, min(self._rows, first + size)
 
     def target(self, first: int) -> int:
-        """Where row `first` lies in the output file."""
+        """The byte where row `first` lies in the output file."""
         return byte_of(self._step.offset, self._step.spec.dtype, first * self._columns)
 
     def compute(self, first: int, last: int, alphas: Sequence[float], tallies: list[Tally]) -> Iterator[memoryview]:

@@ -39,6 +39,7 @@ _SAMPLE = 4096  # elements
 
 
 def part(buffer: Array, dtype: Any, numel: int) -> Array:
+    """The first `numel` elements of a buffer of bytes, as a flat array of that dtype: a view."""
     return buffer[: numel * np.dtype(dtype).itemsize].view(dtype)
 
 
@@ -59,7 +60,7 @@ class Block:
 
     @property
     def target(self) -> int:
-        """Where it begins in the output file."""
+        """The byte where the block begins in the output file."""
         return byte_of(self.step.offset, self.step.spec.dtype, self.start)
 
     @property
@@ -181,7 +182,7 @@ def _arithmetic(block: Block, alphas: Sequence[float], *, exact: bool) -> Any:
         block.chain.requirements.single and block.chain.requirements.width <= _MOST_SINGLE
     )  # the error grows with the rank
     numbers = [abs(number) for number in (*alphas, *(edit.weight for edit in block.step.edits)) if number]
-    plain = plain and min(numbers, default=1) > 2.0**-60 and max(numbers, default=1) < 2.0**60  # as kinds.in_range
+    plain = plain and min(numbers, default=1) > 2.0**-60 and max(numbers, default=1) < 2.0**60  # as in_range has it
     return np.float32 if narrow and (plain or not exact) else np.float64
 
 

@@ -22,7 +22,7 @@ from adaptertool.spec.plan import Edit, Step
 from adaptertool.spec.tensors import Ref
 
 UNIT = 2.0**-53  # of float64
-_PASS_ELEMENTS = 1 << 19
+_PASS_ELEMENTS = 1 << 19  # elements of a tensor that a pass over all of it reads at once
 _RECENT = 32  # cut factors that are kept, of all threads
 
 
@@ -61,10 +61,11 @@ class Chain:
         upto: int | None = None,
         known: Mapping[int, Array] | None = None,
     ) -> Mapping[int, Array]:
-        """Make the edits (the first `upto` of them) to rows from `first` on, float64 or float32, in place.
+        """Make the edits (the first `upto` of them) to rows (n, columns) from `first` on, float64 or float32, in place.
 
-        before: the rows as the base has them, for the edits that take their norms from them. Returns these norms.
+        before: the rows as the base has them, for the edits that take their norms from them.
         known: the norms, where they are not to be those of these rows.
+        Returns the norms by the number of the edit, (n, 1) float64 each; of a tensor stored transposed (columns, 1).
         """
         self._forget(first)
         norms = dict(known or {})
@@ -136,10 +137,10 @@ class Chain:
         before: Any,
         norms: Mapping[int, Any] | None = None,
     ) -> Any:
-        """The edits made to single elements of rows first..last, as a batch (n, 1, 1) in a number system.
+        """The edits made to n single elements of rows first..last, as a batch (n, 1, 1) in a number system.
 
-        at: rows (from `first` on) and columns; before: their values; norms: by the number of the edit, as `apply` gives
-        them, or (1, 1, 1) that of the only element.
+        at: rows (from `first` on) and columns, (n,) each; before: their values (n, 1, 1), of the number system
+        norms: by the number of the edit, as `apply` gives them, or (1, 1, 1) that of the only element
         """
         rows = before.copy()
         for number, edit in enumerate(self.step.edits):
@@ -201,7 +202,8 @@ class Chain:
             return self._whole[number, role]
 
     def read(self, ref: Ref, first: int, last: int, width: int) -> Array:
-        """Rows first..last of a factor, of `width` elements each as it is stored; of its columns if chosen."""
+        """Rows first..last of a factor, of `width` elements each as it is stored, float64 (last − first, width); of its
+        columns if chosen."""
         return read_rows(self.inputs, ref, first, last, width)
 
     def _forget(self, first: int) -> None:

@@ -28,11 +28,11 @@ from adaptertool.numerics.rounding import Array, to_odd
 
 _AT_ONCE = 1 << 17  # factors of single elements
 _MANY = 4  # open elements of a row: then the error of that row alone is looked at
-_MOST_BITS = 1 << 14
+_MOST_BITS = 1 << 14  # of a root; an element that is open at so many is a fault of ours
 
 
 def interpolate(before: Any, after: Any, alpha: Any) -> Any:
-    """before + α·(after − before); `after` itself where α is 1."""
+    """before + α·(after − before), of arrays of any one number system and shape; `after` itself where α is 1."""
     return after if alpha == 1 else before + (after - before) * alpha
 
 
@@ -61,9 +61,10 @@ class OpenElements:
     counts: Settled = field(default_factory=Settled)
 
     def settle(self, where: Array, before: Array, values: Array | None) -> Array:
-        """The correctly rounded results at `where` (indices into the block), as stored; a NaN or infinity as it comes.
+        """The correctly rounded results (n,) at `where` (n,), indices into the block, as stored; a NaN or infinity as
+        it comes.
 
-        before: what the base has there; values: the results in float64, or None to compute them here.
+        before: what the base has there, float64 (n,); values: the results in float64 (n,), or None to compute them here
         """
         found = np.empty(len(where), BY_DTYPE[self.dtype].held)
         count = max(64, _AT_ONCE // self.chain.requirements.width)

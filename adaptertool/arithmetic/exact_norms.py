@@ -30,8 +30,8 @@ class ExactRows:
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def norms_of_base(self, row: int, column: int, bits: int) -> Mapping[int, Any] | None:
-        """The norms that an element needs, to about `bits` bits; None where they are not those of the base and one
-        change, but of what other edits made before."""
+        """The norms that an element needs, by the number of the edit, (1, 1, 1) arrays of Interval, to about `bits`
+        bits; None where they are not those of the base and one change, but of what other edits made before."""
         key = ("norms", column if self._chain.transposed else row, bits)
         norms: Mapping[int, Any] | None = self._kept(key, lambda: self._norms_of_base(row, column, bits))
         return norms

@@ -39,7 +39,7 @@ class Weighted:
             yield first, min(count, first + _ELEMENTS)
 
     def target(self, first: int) -> int:
-        """Where that element lies in the output file."""
+        """The byte where that element lies in the output file."""
         return byte_of(self._step.offset, self._step.spec.dtype, first)
 
     def compute(self, first: int, last: int, alphas: Sequence[float], tallies: list[Tally]) -> Iterator[memoryview]:

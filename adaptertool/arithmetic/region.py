@@ -24,7 +24,8 @@ class Region:
     places: slice | list[int]
 
     def inside(self, at: Places) -> tuple[Any, Places]:
-        """Which of the elements it acts on, and where they are within what it acts on."""
+        """Which of the elements the edit acts on, as indices (m,), and where these are within what it acts on, (m,)
+        each."""
         rows, columns = at
         if isinstance(self.index, list):
             order = np.argsort(self.index)
@@ -56,7 +57,8 @@ def _place(cut: slice, numbers: Any) -> tuple[Any, Any]:
 
 
 def picked(kind: Kind, role: str, factor: Any, edit: Edit, places: Places) -> Any:
-    """What of a factor the elements need, as a batch: an element, a row, or a column each; or all of it for all."""
+    """What of a factor the n elements need, as a batch: an element (n, 1, 1), a row (n, 1, r), or a column (n, r, 1)
+    each; or all of the factor for all, (1, ., .)."""
     row, column = places[::-1] if edit.transposed else places
     if kind.elementwise:
         return factor[row, column][:, None, None]
@@ -66,8 +68,8 @@ def picked(kind: Kind, role: str, factor: Any, edit: Edit, places: Places) -> An
 
 
 def taken(ops: Ops, kind: Kind, role: str, factor: Factor, edit: Edit, places: Places) -> Any:
-    """The same in a number system. All of a factor is made into residues once, if elements share its rows or columns:
-    there are many of them."""
+    """What `picked` takes of a factor, in the number system of `ops`. All of a factor is made into residues once, if
+    elements share its rows or columns: there are many of them."""
     if ops is RESIDUES and not kind.elementwise and role in kind.by_row | kind.by_column:
         whole = factor.residues_by_row if role in kind.by_row else factor.residues_by_column
         return picked(kind, role, whole, edit, places)

@@ -43,7 +43,7 @@ class Rescaled:
             yield first, min(self._outputs, first + size)
 
     def target(self, first: int) -> int:
-        """Where output row `first` lies in the output file."""
+        """The byte where output row `first` lies in the output file."""
         spec = self._step.spec
         return byte_of(self._step.offset, spec.dtype, spec.numel // self._outputs * first)
 

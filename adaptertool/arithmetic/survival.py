@@ -14,7 +14,8 @@ _SAMPLE = 2048  # elements of a block, about, where it has as many
 
 
 def tally_of(before: Array, value: Array, result: Array, dtype: str, base_dtype: str, settled: Settled) -> Tally:
-    """Of a block, flat: `before` as the base stores it (base_dtype), `value` in floats, and that stored (dtype).
+    """The tally of a block, flat arrays of one size: `before` as the base stores it (base_dtype), `value` in float64 or
+    float32, and `result`, that as stored (dtype).
 
     The sums are over every n-th element, n odd so that all columns have their turn: by position alone.
     """
@@ -26,7 +27,8 @@ def tally_of(before: Array, value: Array, result: Array, dtype: str, base_dtype:
 
 
 def changed(before: Array, result: Array, dtype: str, base_dtype: str) -> int:
-    """How many are not stored as they were; between dtypes, how many are another number."""
+    """How many elements of `result` are not stored as in `before`, both flat; between dtypes, how many are another
+    number."""
     if dtype != base_dtype:
         return int(np.count_nonzero(doubles(before, base_dtype) != doubles(result, dtype)))
     return before.size - int(np.count_nonzero(same_bits(before, result)))

@@ -26,7 +26,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(cli: click.Group) -> NoReturn:
-    """Run the command line: every error becomes a message and an exit code, never a traceback (but with --debug)."""
+    """Run the command line: every error becomes a message and an exit code, never a traceback. Raises what a command
+    raised only with --debug."""
     for number in _SIGNALS:
         signal.signal(number, _interrupted)
     for stream in (sys.stdout, sys.stderr):
@@ -47,7 +48,7 @@ def run(cli: click.Group) -> NoReturn:
 
 
 def _explained(error: click.ClickException) -> click.ClickException:
-    """With a reason where an option is not there that one may well look for."""
+    """The error, with a reason where an option is not there that one may well look for."""
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
         reason = _UNKNOWN.get((error.ctx.command.name, error.option_name))
         if reason is not None:
@@ -56,7 +57,7 @@ def _explained(error: click.ClickException) -> click.ClickException:
 
 
 def _misused(error: click.ClickException) -> int:
-    """As click tells it, with the usage; the exit code."""
+    """Say the error as click tells it, with the usage; returns the exit code."""
     text = io.StringIO()
     error.show(text)
     say(text.getvalue().rstrip("\n"), sys.stderr)
@@ -86,7 +87,7 @@ def _fail(error: AdapterToolError, *, said: bool = False) -> int:
 
 def say(text: str, stream: TextIO | None) -> None:
     """Print, with control characters escaped. A reader that has gone away is no error; a full disk is, for what is
-    asked for: what is said on stderr beside it must not end a run."""
+    asked for: what is said on stderr beside it must not end a run. Raises StorageError."""
     if stream is None:  # closed by the caller
         return
     try:

@@ -98,7 +98,8 @@ class Noted(Report, Protocol):
 
 
 def tell(report: Noted, text: Callable[[], str], *, as_json: bool, quiet: bool) -> None:
-    """Its notes on stderr; and on stdout `text` of it, or JSON, which is said also where the rest is quiet."""
+    """Say the notes of a report on stderr; and on stdout `text` of it, or JSON, which is said also where the rest is
+    quiet."""
     say_notes(report.notes, quiet=quiet)
     if not quiet or as_json:
         say(to_json(report) if as_json else text(), sys.stdout)

@@ -75,6 +75,8 @@ def verify(
     not-applied, applied-twice, wrong-scale, rslora-ignored, transposed, wrong-base, ...
 
     Without BASE: whether the files of MERGED are those that its manifest was written for.
+    \f
+    Raises UsageError with other options but no BASE.
     """
     if base is None:
         if (

@@ -64,6 +64,8 @@ def wise(
     with one read of the base. With --score the curve is measured: CMD is run (without a shell) with the path of each
     checkpoint in the place of {}, and prints a number, or a JSON object of named numbers. The same command goes on
     where it was interrupted, or where CMD failed.
+    \f
+    Raises UsageError where -o is missing, or options are given that are for --score only.
     """
     recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer)
     reading = Reading(renames, leave_out, expert_layout)

@@ -77,12 +77,12 @@ class Codec:
         return self.digits < np.finfo(np.float64).nmant + 1
 
     def words(self, stored: Array) -> Array:
-        """The bits of what is stored, as unsigned integers: a view."""
+        """The bits of what is stored, as unsigned integers of the same shape: a view."""
         return stored.view(self.word)
 
     def spacing(self, values: Array) -> Array:
         """How far numbers are apart at these magnitudes, which are finite: the distance from a number that is stored to
-        the next one away from 0. In float64."""
+        the next one away from 0. float64, of the shape of `values`."""
         exponent = np.frexp(np.maximum(abs(values), math.ldexp(1.0, self.lowest)))[1]
         step: Array = np.ldexp(1.0, exponent - self.digits)
         return step

@@ -15,13 +15,13 @@ from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import Ref
 
-_ELEMENTS = 1 << 19
+_ELEMENTS = 1 << 19  # elements of a block
 LARGEST = 1e140  # whose square may still be added up; only float64 goes beyond
 
 
 class Difference:
-    """As a matrix: all dimensions but the first as one. In float64, where differences of 16-bit numbers of about one
-    size are exact, and others rounded once."""
+    """The difference T − W of two tensors as a matrix: all dimensions but the first as one. In float64, where
+    differences of 16-bit numbers of about one size are exact, and others rounded once."""
 
     def __init__(self, inputs: Inputs, base: Ref, tuned: Ref) -> None:
         self._inputs, self._refs = inputs, (tuned, base)
@@ -29,7 +29,10 @@ class Difference:
         self.shape = high, base.spec.numel // max(high, 1)
 
     def blocks(self) -> Iterator[tuple[int, Array]]:
-        """(first row, some rows), valid until the next. Raises NonFiniteError, naming the tensor."""
+        """The blocks of the difference, (first row, rows), float64 (n, wide), valid until the next.
+
+        Raises NonFiniteError, naming the tensor.
+        """
         high, wide = self.shape
         step = max(1, min(high, _ELEMENTS // max(wide, 1)))
         numbers = np.empty((2, step * wide))

@@ -24,7 +24,7 @@ def rounded(values: Array, dtype: str) -> Array:
 
 
 def largest_stored(stored: Array, dtype: str) -> float:
-    """The largest magnitude; infinity or NaN where one is not finite."""
+    """The largest magnitude of numbers stored as `dtype`, flat; infinity or NaN where one is not finite."""
     if not stored.size:
         return 0.0
     codec = BY_DTYPE[dtype]
@@ -33,7 +33,7 @@ def largest_stored(stored: Array, dtype: str) -> float:
 
 
 def same_bits(one: Array, other: Array) -> Array:
-    """Where both are stored as the same bits, −0.0 and 0.0 apart and NaN equal to itself: of one dtype, flat."""
+    """Where both arrays are stored as the same bits, −0.0 and 0.0 apart and NaN equal to itself: of one dtype, flat."""
     word = f"u{one.itemsize}"
     same: Array = one.view(word) == other.view(word)
     return same

@@ -76,7 +76,8 @@ def require_finite(inputs: Inputs, ref: Ref) -> int:
 
 
 def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Array:
-    """Rows first..last of a tensor on disk, of `width` elements each, as a float64 matrix; of its columns if chosen."""
+    """Rows first..last of a tensor on disk, of `width` elements each, as a float64 matrix (last − first, width); of its
+    columns if chosen."""
     if ref.columns is None:
         return read_tensor(inputs, ref, first * width, last * width).reshape(last - first, width)
     if ref.turns > 1:
@@ -119,4 +120,5 @@ def _read_in_turn(inputs: Inputs, ref: Ref, width: int) -> Array:
 
 
 def as_bytes(array: Array) -> memoryview:
+    """The bytes of a contiguous array: a view."""
     return array.view(np.uint8).data

@@ -33,7 +33,7 @@ def predicted_memory(plan: Plan, threads: int) -> int:
 
 
 def _windows(plan: Plan) -> int:
-    """Bytes of the factors in turn that are kept (tensors.read_rows)."""
+    """The bytes of the factors in turn that are kept (codecs.tensors.read_rows)."""
     sizes = {
         (ref.path, ref.offset): max(min(ref.spec.nbytes, WINDOW), ref.spec.nbytes // ref.turns)
         for step in plan.steps()
@@ -84,7 +84,8 @@ def bytes_to_write(plan: Plan) -> int:
 
 
 def count_elements(plan: Plan) -> int:
-    """Those of tensors that at least one output does not copy from the base: edited, or of another size."""
+    """How many elements the tensors have that at least one output does not copy from the base: edited, or of another
+    size."""
     alphas, base = [output.alpha for output in plan.outputs], set(plan.files[0].values())
     return sum(
         step.spec.numel

@@ -49,7 +49,7 @@ class Run:
     size: int
 
     def then(self, other: Run) -> Run | None:
-        """Both as one, where the other follows on this."""
+        """This run and the other as one; None where the other does not follow on this."""
         if (self.path, self.offset + self.size, self.target + self.size) != (other.path, other.offset, other.target):
             return None
         return Run(self.path, self.offset, self.target, self.size + other.size)

@@ -101,7 +101,8 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
 
 
 def all_done(stop: threading.Event, futures: Sequence[Future[None]]) -> None:
-    """Wait for all, then raise the first error. On Ctrl-C too, all threads stop before files are closed."""
+    """Wait for all, then raise the first error. On Ctrl-C too all threads stop before files are closed. Raises what the
+    futures raised, or Interrupted."""
     # Not concurrent.futures.wait: interrupted while it takes the locks of all futures, it would keep some for ever.
     try:
         for future in futures:
@@ -132,6 +133,7 @@ class Shared:
 
 
 def drain(stop: threading.Event, jobs: Shared, workspace: Workspace) -> None:
+    """Take jobs and do them, until there are none or `stop` is set. Raises what a job raises, and sets `stop` then."""
     try:
         standard_arithmetic()  # a thread has its own, from the one that started it
         with np.errstate(all="ignore"):  # what is not finite is looked for

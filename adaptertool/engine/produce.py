@@ -88,6 +88,8 @@ def write_tensors(
     largest: the tensors, none smaller than it will be, in the same order
     reserved: bytes of disk to have ready for them, where that is not as many as `largest` says
     Returns what the jobs said, and the size and the hashes of the file.
+
+    Raises InternalError where what the jobs made has another size than they said.
     """
     buffer = memoryview(bytearray(COPY_CHUNK))
     room = len(build_header(largest, metadata))
@@ -123,7 +125,7 @@ def _write(
     buffer: memoryview,
     progress: Callable[[int], None],
 ) -> int:
-    """In chunks, since they are read once more, to be hashed in order."""
+    """Write data in chunks, since they are read once more, to be hashed in order."""
     size = data.spec.nbytes if isinstance(data, Ref) else len(data)
     for begin in range(0, size, COPY_CHUNK):
         count = min(COPY_CHUNK, size - begin)

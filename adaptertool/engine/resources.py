@@ -13,7 +13,7 @@ from adaptertool.errors import UsageError
 MAX_DEFAULT_THREADS = 8
 
 
-MAX_THREADS = 256
+MAX_THREADS = 256  # that may be asked for
 
 
 def thread_count(threads: int | None) -> int:

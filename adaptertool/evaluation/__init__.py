@@ -21,7 +21,7 @@ from adaptertool.evaluation.prompts import LOSSES
 from adaptertool.planning.sources import Reading, check_compose
 from adaptertool.reports.evaluate import EvaluationReport
 
-MAX_GENERATED = 4096
+MAX_GENERATED = 4096  # tokens after each prompt
 
 
 def evaluate(

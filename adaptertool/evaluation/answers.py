@@ -45,7 +45,7 @@ class Answers:
 
 
 def answers_of(model: Any, name: str, cases: Sequence[Case]) -> list[Answers]:
-    """Of the cases that hold a fact."""
+    """The answers of a model to the cases that hold a fact, in their order."""
 
     def answer(case: Case, query: Query) -> Answer:
         return _answer(logits_of(model, query.prompt + query.answer, case.line, name), query)

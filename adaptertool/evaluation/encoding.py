@@ -50,7 +50,8 @@ class Encoder:
         return Case(line.number, rewrite.prompt, rewrite, rephrase, locality)
 
     def _query(self, prompt: str, answer: str | None, line: int) -> Query:
-        """With a space between both, as EasyEdit has it; the answer's tokens are those that follow the prompt's."""
+        """The tokens of a prompt and its answer, with a space between both, as EasyEdit has it; the answer's tokens are
+        those that follow the prompt's."""
         tokens = self._tokens(prompt, line)
         if answer is None:
             return Query(tokens, ())
@@ -62,7 +63,7 @@ class Encoder:
         return Query(tokens, self._plain(gap + answer))
 
     def _tokens(self, text: str, line: int) -> tuple[int, ...]:
-        """With the special tokens that begin a text, without those that end one."""
+        """The tokens of a text, with the special tokens that begin one, without those that end one."""
         plain, whole = self._plain(text), tuple(self._tokenizer(text).input_ids)
         size = len(plain)
         if not plain:

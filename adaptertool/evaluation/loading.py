@@ -83,7 +83,7 @@ def check_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def explained(what: str, kind: type[AdapterToolError]) -> Iterator[None]:
-    """What transformers raises, as an error of that kind that begins with `what`."""
+    """Raises what transformers raises within it as an error of that kind, which begins with `what`."""
     try:
         yield
     except (AdapterToolError, MemoryError, OUT_OF_MEMORY):

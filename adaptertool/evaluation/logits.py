@@ -20,12 +20,15 @@ from adaptertool.evaluation.encoding import Case
 from adaptertool.evaluation.loading import explained
 from adaptertool.reports.evaluate import LogitDrift
 
-_IN_MEMORY = 256 << 20
+_IN_MEMORY = 256 << 20  # bytes of logits; more of them are kept in a file
 _AT_ONCE = 1 << 22  # elements that are compared at once, in float64
 
 
 def logits_of(model: Any, tokens: Sequence[int], line: int, name: str) -> torch.Tensor:
-    """(positions, vocabulary), float32, on the device of the model."""
+    """The logits of a model for `tokens`, (positions, vocabulary), float32, on the device of the model.
+
+    Raises NonFiniteError, which names the line of the prompts.
+    """
     ids = torch.tensor([tokens], device=model.device)
     with _running(name, line):
         logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]

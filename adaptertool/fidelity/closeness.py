@@ -19,7 +19,7 @@ def _squares(values: Array) -> float:
 
 @dataclass(slots=True)
 class Closeness:
-    """Of outputs y to others z that stand for what is right."""
+    """How close outputs y are to others, z, that stand for what is right: sums that blocks are added to."""
 
     apart: float = 0.0  # Σ(y − z)²
     own: float = 0.0  # Σy²
@@ -28,7 +28,7 @@ class Closeness:
     largest: float = 0.0  # max |y − z|
 
     def add(self, y: Array, z: Array) -> None:
-        """Both float64."""
+        """Add a block of outputs to the sums: y and z, float64, of one shape."""
         difference = y - z
         self.apart += _squares(difference)
         self.own, self.other = self.own + _squares(y), self.other + _squares(z)
@@ -36,7 +36,8 @@ class Closeness:
         self.largest = max(self.largest, float(abs(difference).max(initial=0.0)))
 
     def report(self, one: str, other: str, variance: float | None) -> Distance:
-        """variance: None where they differ by more than rounding."""
+        """The distance of y from z, by the names of their paths. variance: None where they differ by more than
+        rounding."""
         scale = math.sqrt(self.other)
         return Distance(
             path=one,
@@ -55,7 +56,7 @@ def _ratio(part: float, whole: float) -> float | None:
 
 @dataclass(slots=True)
 class WeightTally:
-    """Of a stored weight W' to W + Δ, which it should be."""
+    """How far a stored weight W' is from W + Δ, which it should be: sums that blocks are added to."""
 
     dtype: str
     base: float = 0.0  # ΣW²
@@ -70,7 +71,7 @@ class WeightTally:
     variance: float = 0.0  # of the factors, and of their products
 
     def add(self, before: Array, exact: Array, stored: Array) -> None:
-        """W, W + Δ and W', in float64."""
+        """Add a block to the sums: W, W + Δ and W', float64, of one shape."""
         delta, error = exact - before, stored - exact
         touched = delta != 0
         self.base, self.exact = self.base + _squares(before), self.exact + _squares(exact)

@@ -14,7 +14,7 @@ from adaptertool.reports.drift import LayerCost
 BATCHES = (1, 64)  # tokens at once
 _ELEMENTS = 1 << 26  # of the weight that is timed: of larger ones a part of the rows
 _SECONDS = 0.1  # for each way, at least
-_REPEATS = 5
+_REPEATS = 5  # of the timing, each way in turn
 
 Form = tuple[int, int, int]  # out, in, rank
 

@@ -45,7 +45,7 @@ class Measured:
 
     @property
     def rank(self) -> int:
-        """Of all adapters together; of experts, that of one."""
+        """The rank of the changes of all adapters together; of experts, that of one."""
         ranks: dict[int, int] = {}
         for edit in self.step.edits:
             if kind_of(edit).pair:
@@ -124,7 +124,8 @@ def _count_factors(tally: WeightTally, block: Block) -> None:
 
 
 def _roundings(step: Step) -> int:
-    """Of the weight, at most: for each adapter one, and for DoRA those of m, the norm, their quotient and V."""
+    """How often the weight is rounded, at most: for each adapter once, and for DoRA m, the norm, their quotient and V
+    besides."""
     by_ratio = {edit.adapter for edit in step.edits if kind_of(edit).norms}
     return len({edit.adapter for edit in step.edits}) + 4 * len(by_ratio)
 

@@ -21,7 +21,7 @@ import numpy as np
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.numerics.rounding import Array
 
-MARGIN = 2.0
+MARGIN = 2.0  # times the error that is expected, root of the sum of squares
 _EXPONENT = 0x7FF << 52  # of float64
 _SIGMAS = 6.0  # how far a mean over many elements may be from what is expected
 
@@ -32,7 +32,7 @@ def unit(dtype: str) -> float:
 
 
 def coarser(one: str, other: str) -> str:
-    """That of two dtypes which rounds by more."""
+    """The one of two dtypes which rounds by more."""
     return max(one, other, key=unit)
 
 
@@ -44,7 +44,8 @@ def rounding(dtype: str, energy: float, count: float = 0.0) -> float:
 
 
 def summing(dtype: str, length: int, energy: float) -> float:
-    """The same for sums of `length` products, of which the squares add up to `energy`: in float32, or in float64."""
+    """The expected sum of squared errors from adding up `length` products, whose squares add up to `energy`: in
+    float32, or in float64 where `dtype` is."""
     return unit("F64" if dtype == "F64" else "F32") ** 2 * length / 6 * energy
 
 

@@ -51,7 +51,7 @@ class Outputs:
 
     @classmethod
     def of(cls, inputs: Inputs, step: Step, variants: Variants, probe: Probe, paths: frozenset[str]) -> Outputs | None:
-        """None where no inputs were recorded for this tensor."""
+        """The outputs of the layer that a tensor makes; None where no inputs were recorded for it."""
         low = [edit for edit in step.edits if kind_of(edit).pair]
         chosen = [path for path in variants.paths if path in paths]
         if is_looked_up(low[0]):

@@ -118,7 +118,8 @@ class Variants:
         return {UNMERGED: self.together, STACKED: self.last}.get(path)
 
     def weights(self, block: Block, base: Array, merged: Array) -> dict[str, tuple[Array, Norms]]:
-        """Of each path the weight that is multiplied with, and norms for the edits beside it. All float64."""
+        """The weight that each path multiplies with, (rows, columns) of the block, and norms for the edits beside it,
+        (n, 1) each: all float64."""
         found: dict[str, tuple[Array, Norms]] = {MERGED: (merged, {})}
         found[UNMERGED] = self.together.split(base, block.first, self.dtype)
         if STACKED in self.paths:

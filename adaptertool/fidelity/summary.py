@@ -47,7 +47,7 @@ def _paths(modules: Iterable[ModuleDrift]) -> tuple[PathSummary, ...]:
 
 
 def _weights(modules: Sequence[ModuleDrift], *, suspect: bool) -> dict[str, Any]:
-    """Of all weights together: as if they were one."""
+    """The figures of all weights together: as if they were one."""
     weights = [module.weight for module in modules]
     length = math.sqrt(sum(w.delta_norm**2 for w in weights))
     norm = math.sqrt(sum(w.norm**2 for w in weights))

@@ -70,11 +70,11 @@ class Checkpoint:
 
     @property
     def is_shard(self) -> bool:
-        """Whether it is one file of those that make a checkpoint."""
+        """Whether the file is one of several that make a checkpoint."""
         return self.is_file and _SHARD_OF_MANY.fullmatch(self.path.name) is not None
 
     def renamed(self, names: Mapping[str, str]) -> Checkpoint:
-        """Some of its tensors under other names. Raises MismatchError where two would have the same."""
+        """The checkpoint with other names for some tensors. Raises MismatchError where two would have the same."""
         tensors: dict[str, Ref] = {}
         for name, ref in self.tensors.items():
             new = names.get(name, name)
@@ -213,7 +213,7 @@ def load_manifest(root: Path) -> dict[str, Any]:
 
 
 def has_manifest(checkpoint: Checkpoint) -> bool:
-    """Whether adaptertool made it."""
+    """Whether adaptertool made the checkpoint."""
     return not checkpoint.is_file and exists(checkpoint.path / MANIFEST)
 
 

@@ -64,7 +64,7 @@ class InOrder:
         self._size = size
 
     def digests(self) -> Digests:
-        """Of the whole file; what nobody had is read."""
+        """The hashes of the whole file; what nobody had is read."""
         with self._turn:
             self._note(0, self._size)
             self._catch_up()
@@ -124,7 +124,7 @@ class Loans:
 def digests_of(
     path: Path, hashes: tuple[str, ...] = DEFAULT, progress: Callable[[int], None] = lambda _: None
 ) -> Digests:
-    """Of a whole file, which must not be a link. Raises StorageError."""
+    """The hashes of a whole file, which must not be a link. Raises StorageError."""
     states, buffer = {name: _NEW[name]() for name in hashes}, memoryview(bytearray(_PIECE))
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)

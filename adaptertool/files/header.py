@@ -136,7 +136,7 @@ def _bad(path: Path, name: str, what: str) -> InputError:
 
 
 def _are_naturals(values: object) -> bool:
-    """Whether it is a list of numbers from 0 on. A loop: for lists this short all() takes twice as long."""
+    """Whether a value is a list of numbers from 0 on. A loop: for lists this short all() takes twice as long."""
     if not isinstance(values, list):
         return False
     for value in values:  # noqa: SIM110

@@ -65,7 +65,7 @@ def _refuse_halves(text: bytes) -> None:
 
 
 def parse_json(text: bytes, what: str, strings_in: StringsIn | None = None, *, halves: bool = False) -> dict[str, Any]:
-    """Parse one JSON object; `what` names it in the error.
+    """Parse one JSON object. Raises InputError for anything else, in which `what` names it.
 
     halves: half of a pair of surrogates may stand there; so Python has names of files that are not UTF-8
     strings_in: how many strings, keys among them, a value has if it is of the form that the caller accepts. To look at
@@ -89,7 +89,8 @@ def parse_json(text: bytes, what: str, strings_in: StringsIn | None = None, *, h
 
 
 def load_json(path: Path, *, halves: bool = False) -> dict[str, Any]:
-    """Read a file that must hold one JSON object. halves: as in `parse_json`."""
+    """Read a file that must hold one JSON object. halves: as in `parse_json`. Raises InputError where it does not, or
+    is too large."""
     with open_input(path) as file:
         if file.size > MAX_JSON_BYTES:
             raise InputError(f"{path} has {file.size:,} bytes; a JSON file over {MAX_JSON_BYTES:,} is refused")

@@ -35,7 +35,8 @@ def staging_folder(out: Path, key: str) -> Path:
 
 
 def left_behind(out: Path) -> list[Path]:
-    """The staging directories of runs that were to make OUT."""
+    """The staging directories of runs that were to make OUT. Raises StorageError where the directory cannot be
+    listed."""
     place = out.resolve()
     named = re.compile(re.escape(f".{_label(place)}.adaptertool-") + "[0-9a-f]{16}")
     try:
@@ -51,7 +52,8 @@ def left_behind(out: Path) -> list[Path]:
 
 
 def _label(place: Path) -> str:
-    """Its name; where that leaves no room for more, a part of it and a hash, so that no two have the same."""
+    """The name of OUT in that of a staging directory; where it leaves no room for more, a part of it and a hash, so
+    that no two have the same."""
     name = os.fsencode(place.name)
     return place.name if len(name) <= _LONGEST else f"{place.name[:40]}-{blake3(name).hexdigest(8)}"
 
@@ -97,7 +99,8 @@ def discard(folder: Path) -> None:
 
 
 def restore(folder: Path, out: Path) -> None:
-    """Where a run with --force was killed between two renames, put the old OUT back (files.publish)."""
+    """Where a run with --force was killed between two renames, put the old OUT back (files.publish). Raises
+    StorageError where that fails."""
     place, aside = out.resolve(), folder / ASIDE
     if os.path.lexists(aside) and not os.path.lexists(place):
         try:
@@ -135,7 +138,10 @@ def _owner_of_new(folder: Path) -> int:
 
 def locked(folder: Path, out: Path) -> int:
     """The descriptor of the lock, held; the folder is made. Another run may remove it between our open and our lock:
-    then what we hold is no longer the file of that name, and we begin again."""
+    then what we hold is no longer the file of that name, and we begin again.
+
+    Raises OutputError where another run holds the lock, NoLocksError where there are none, and StorageError.
+    """
     while True:
         make_directory(folder, 0o700)  # what is in it, nobody else is to change
         if folder.is_symlink():
@@ -170,7 +176,7 @@ def locked(folder: Path, out: Path) -> int:
 
 def made_alone(out: Path) -> tuple[Path, int]:
     """A staging directory for this run alone, where there are no locks: of a name that no other run takes, with the
-    descriptor of the lock file in it, on which there is no lock."""
+    descriptor of the lock file in it, on which there is no lock. Raises StorageError."""
     folder = staging_folder(out, secrets.token_hex(8))
     try:
         folder.mkdir(0o700)
@@ -214,7 +220,7 @@ def _held(folder: Path) -> bool | None:
 
 
 def _size(folder: Path) -> int:
-    """Of all its files; of what cannot be looked at, nothing."""
+    """The bytes of all files in a folder; what cannot be looked at counts as nothing."""
     total = 0
     for here, _, files in os.walk(folder):
         for name in files:

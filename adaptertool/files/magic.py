@@ -35,7 +35,8 @@ def told_apart(start: bytes) -> str:
 
 
 def as_text(start: bytes) -> str:
-    """The same for a file that should hold no text: what an error of a server was saved as."""
+    """What a file is that should hold no text, and begins with some: what an error of a server was saved as. Empty
+    where it does not."""
     head = start[:60]
     if len(head) < 8 or not all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
         return ""

@@ -15,7 +15,7 @@ from adaptertool.errors import OutputError, StorageError, UsageError, shown
 from adaptertool.files.checkpoint import INDEX, MANIFEST, SINGLE, SUMS, load_manifest
 
 ASIDE = "old"  # name in the staging directory
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: relative to the working directory; exchange both
 _NO_SUCH_CALL = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # for files of this kind, or file system
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
@@ -33,6 +33,8 @@ def check_target(
 
     In the folder of an adapter there is room for it: what lies beside the adapter's own files is no part of it.
     inputs: as they were given. files: those that will be read; in `inputs` they may be links that lead into OUT.
+
+    Raises UsageError, OutputError for what already stands there, or StorageError for a directory without permission.
     """
     try:
         real = out.resolve()
@@ -86,7 +88,8 @@ def _check_free(out: Path, *, as_file: bool, force: bool) -> None:
 
 
 def check_space(out: Path, needed: int) -> bool:
-    """Refuse a run that the disk cannot hold, before the first byte. False where the file system does not tell."""
+    """Refuse a run that the disk cannot hold, before the first byte. Raises StorageError. False where the file system
+    does not tell."""
     free = free_space(out)
     if free is not None and needed > free:
         raise StorageError(
@@ -97,7 +100,8 @@ def check_space(out: Path, needed: int) -> bool:
 
 
 def free_space(out: Path) -> int | None:
-    """Bytes; None where the file system does not tell: some count no blocks at all."""
+    """The bytes that are free where OUT will be; None where the file system does not tell: some count no blocks at
+    all."""
     try:
         usage = shutil.disk_usage(out.resolve().parent)
     except OSError:
@@ -106,6 +110,7 @@ def free_space(out: Path) -> int | None:
 
 
 def make_directory(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder, and those above it, unless it is there. Raises StorageError."""
     try:
         while True:
             try:
@@ -128,7 +133,8 @@ def sync_tree(folder: Path) -> bool:
 
 
 def sync_directory(folder: Path) -> bool:
-    """Make its entries durable; False where the file system has no such call, and sees to that by itself or not."""
+    """Make the entries of a folder durable; False where the file system has no such call, and sees to that by itself or
+    not. Raises StorageError."""
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -146,6 +152,8 @@ def publish(work: Path, out: Path, *, force: bool) -> None:
     """Put `work` (a complete, durable file or directory) in the place of OUT, in one step.
 
     What came to stand there since `check_target` is not replaced. If the step cannot be made durable it is undone.
+
+    Raises OutputError where OUT came to exist during the run, and StorageError.
     """
     target = out.resolve()
     as_file = work.is_file()
@@ -176,6 +184,7 @@ def publish(work: Path, out: Path, *, force: bool) -> None:
 
 
 def place_file(work: Path, target: Path) -> None:
+    """Give a file its name, which must be free, in one step. Raises OSError."""
     try:
         os.link(work, target)  # unlike a rename, never replaces
     except OSError as error:

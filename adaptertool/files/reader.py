@@ -16,7 +16,7 @@ from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
 from adaptertool.files.store import BROKEN, InputFile
 from adaptertool.spec.tensors import Ref, Stamp
 
-_CHUNK = 16 << 20
+_CHUNK = 16 << 20  # bytes that are compared at once
 _MOST_OPEN = 64  # input files that are kept open at the same time
 
 
@@ -42,7 +42,7 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def read_into(file: InputFile, offset: int, view: memoryview) -> None:
-    """Fill `view` with the bytes from `offset` on; a file that ends early is an error."""
+    """Fill `view` with the bytes from `offset` on. Raises InputError for a file that ends early, and StorageError."""
     done = 0
     while done < len(view):
         try:
@@ -120,7 +120,7 @@ class Inputs:
         self._open.pop(path).close()
 
     def read_into(self, path: Path, offset: int, view: memoryview, loans: Loans | None = None) -> None:
-        """As the function, and hash what is read where the file is to be."""
+        """Read as `read_into` of this file does, and hash what is read where the file is to be."""
         with self.opened(path) as file:
             read_into(file, offset, view)
         self.has(path, offset, len(view), view, loans)

@@ -142,7 +142,7 @@ class Staging:
         return path.with_name(f"{PART}{secrets.token_hex(8)}")
 
     def finish(self, part: Path, name: str, digests: Digests, tally: Tally = NOTHING) -> None:
-        """Give a complete, durable file its name, and note it."""
+        """Give a complete, durable file its name, and note it. Raises StorageError."""
         path = self.work / name
         known = Finished(part.stat().st_size, digests, tally)
         try:
@@ -154,7 +154,7 @@ class Staging:
         self.finished[name] = known
 
     def discard(self, name: str) -> None:
-        """Remove a file, or a directory and all in it."""
+        """Remove a file, or a directory and all in it. Raises StorageError."""
         path = self.work / name
         try:
             if path.is_dir():

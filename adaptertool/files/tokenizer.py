@@ -29,7 +29,7 @@ _TEMPLATE = "chat_template"  # the key of a JSON file
 _MORE = "additional_chat_templates"  # a folder
 _MORE_TEMPLATES = re.compile(_MORE + r"/[^/]+\.jinja")
 _MAX_PARSED = 4 << 20  # bytes; parsed JSON takes ten times as much, and larger files are compared by their bytes
-_CHUNK = 1 << 20
+_CHUNK = 1 << 20  # bytes that are compared at once
 
 Files = Mapping[str, Asset]
 

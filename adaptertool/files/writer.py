@@ -70,6 +70,7 @@ class OutputFile:
             _fail(path, error)
 
     def write(self, offset: int, data: memoryview, loans: Loans | None = None) -> None:
+        """Write bytes at an offset, and have them hashed. Raises StorageError. loans: as `has` takes them."""
         done = 0
         while done < len(data):
             try:
@@ -87,6 +88,7 @@ class OutputFile:
         self.hashes.has(offset, size, data, loans)
 
     def read_back(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with the bytes that were written from `offset` on. Raises StorageError."""
         done = 0
         while done < len(view):
             try:
@@ -99,7 +101,7 @@ class OutputFile:
 
     @property
     def digests(self) -> Digests:
-        """Of all that was written, which must be every byte."""
+        """The hashes of all that was written, which must be every byte. Raises InternalError where it is not."""
         if (done := self.hashes.caught_up()) != self.size:
             raise InternalError(f"{self.path} was hashed up to byte {done:,} of {self.size:,}")
         return self.hashes.digests()
@@ -133,6 +135,8 @@ class OutputFile:
         """Check the length, fsync, close. A failed fsync is final: the kernel may have dropped the pages.
 
         A safetensors file must then open in the reference reader, or it is not ready to be published.
+
+        Raises StorageError.
         """
         try:
             if os.fstat(self.fd).st_size != self.size:

@@ -37,7 +37,8 @@ def is_adapter(path: Path) -> bool:
 
 
 def format_at(path: Path) -> Format:
-    """That of the adapter at `path`; where there is none the default, which says what is missing when it reads."""
+    """The format of the adapter at `path`; where there is none the default, which says what is missing when it
+    reads."""
     return recognised(path) or DEFAULT
 
 

@@ -75,6 +75,8 @@ def read_beside(
     hold weights raises UnsupportedError, unless `leave_out` has it: regexes that are found in its name, or paths.
 
     taken: what the adapter's own file holds; InputError where a file beside it holds a tensor for the same
+
+    Raises UsageError where `leave_out` is no list of regexes or names.
     """
     if isinstance(leave_out, str) or not all(isinstance(text, str) and text for text in leave_out):
         raise UsageError("what to leave out is a list of regexes or names of files (text), none of them empty")

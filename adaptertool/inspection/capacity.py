@@ -19,7 +19,8 @@ Form = tuple[int, int, int]  # out, in, rank
 
 
 def capacity_of(trainable: int, forms: Iterable[Form], needed: float | None) -> Capacity:
-    """Of an adapter with so many parameters. needed: bits of the data, of `bits_of_tokens` or one for each episode."""
+    """The capacity of an adapter with so many parameters. needed: bits of the data, of `bits_of_tokens` or one for each
+    episode."""
     bits = BITS_PER_PARAMETER * trainable
     load = None if needed is None or not bits else needed / bits
     return Capacity(
@@ -38,7 +39,7 @@ def bits_of_tokens(tokens: float, nats_per_token: float) -> float:
 
 
 def relative_compute(forms: Iterable[Form]) -> float | None:
-    """Of a forward and backward pass through layers of these forms, relative to full fine-tuning.
+    """The cost of a forward and backward pass through layers of these forms, relative to full fine-tuning.
 
     Multiplications per token: 3·out·in for full fine-tuning (forward, gradients of inputs and of weights), and
     2·out·in + 3·r·(out + in) for LoRA, which needs no gradient of the weight: about 2/3.

@@ -58,7 +58,8 @@ def _grouped(refs: Iterable[Ref], key: Callable[[Ref], str]) -> list[Portion]:
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a model that is made of parts (text, vision), those of its text come where it has none of its own."""
+    """The fields of a config that are shown. A model that is made of parts (text, vision) has those of its text where
+    it has none of its own."""
     text = config.get("text_config")
     whole = {**(text if isinstance(text, dict) else {}), **config}
     return {name: whole[name] for name in _FIELDS if isinstance(whole.get(name), str | int | float | bool | list)}

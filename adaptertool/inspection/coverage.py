@@ -15,8 +15,8 @@ from adaptertool.spec.tensors import Ref, View
 
 
 def coverage_of(modules: Sequence[Found], base: Checkpoint | None, plan: Plan | None) -> tuple[Coverage, ...]:
-    """One for each family that the adapter or the base has. Without a base the sizes of what is adapted are those that
-    the factors are for."""
+    """The coverage of each family that the adapter or the base has. Without a base the sizes of what is adapted are
+    those that the factors are for."""
     count = Counter(module.family for module in modules)
     trainable: Counter[str] = Counter()
     adapted: Counter[str] = Counter()
@@ -52,7 +52,7 @@ def _touched(edits: Iterable[Edit], ref: Ref) -> int:
 
 
 def places_of(modules: Sequence[Found], plan: Plan) -> Mapping[int, list[tuple[Ref, View | None]]]:
-    """By the number of each low-rank module: where in the base the weight is that it changes."""
+    """Where in the base the weights are that low-rank modules change, by the number of the module."""
     numbers = {
         ref.spec.name: number for number, module in enumerate(modules) if module.has_spectrum for ref in module.refs
     }

@@ -40,7 +40,7 @@ class _Part(NamedTuple):
     size: float | None = None  # ‖A‖²; None: not known yet
 
     def and_then(self, other: _Part) -> _Part:
-        """Both as one, where sizes are known."""
+        """What was found in this block and another together, where sizes are known."""
         return _Part(
             self.differ + other.differ,
             self.not_finite + other.not_finite,
@@ -52,7 +52,7 @@ class _Part(NamedTuple):
 
 
 class Comparison:
-    """Of two tensors of one shape, and of one dtype unless arithmetic is done on both."""
+    """The comparison of two tensors of one shape, and of one dtype unless arithmetic is done on both."""
 
     def __init__(self, inputs: Inputs, a: Ref, b: Ref) -> None:
         self.a, self.b, self._inputs = a, b, inputs
@@ -81,7 +81,7 @@ class Comparison:
         return sum(part.differ for part in self._parts.values())
 
     def told(self) -> TensorDiff | None:
-        """None where nothing differs. After all jobs."""
+        """What was found, after all jobs; None where nothing differs."""
         same_dtype = self.a.spec.dtype == self.b.spec.dtype
         if same_dtype and not self.differ:
             return None
@@ -154,7 +154,7 @@ def _reported(found: list[Comparison], progress: Callable[[int], None]) -> Itera
 
 
 def _apart(one: Array, dtype: str, other: Array, other_dtype: str) -> _Part:
-    """In pieces that stay in the cache, one after the other."""
+    """How far two blocks are apart, compared in pieces that stay in the cache, one after the other."""
     found = _Part(size=0.0)
     for first in range(0, len(one), _CACHED):
         last = first + _CACHED
@@ -190,10 +190,10 @@ def _unequal(one: Array, other: Array) -> Array:
 
 
 def _finite(numbers: Array) -> Array:
-    """With 0 in the place of what is not."""
+    """The numbers, with 0 in the place of what is not finite."""
     return np.nan_to_num(numbers, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _number(value: float) -> float | None:
-    """None for what float64 cannot hold."""
+    """The number; None for what float64 cannot hold."""
     return value if math.isfinite(value) else None

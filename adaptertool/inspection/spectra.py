@@ -43,7 +43,8 @@ def measure(
     threads: int,
     progress: Callable[[int], None],
 ) -> list[Measured]:
-    """For each module. places: by the number of a module; cuts: those that rank_energy and rank_error tell of."""
+    """The spectrum of each module. places: by the number of a module; cuts: those that rank_energy and rank_error tell
+    of."""
     found = [Measured()] * len(modules)
     most = max(1, MAX_VALUES // max(len(modules), 1))
 
@@ -129,7 +130,7 @@ def _made(inputs: Inputs, kind: str, refs: Mapping[str, Ref]) -> Factors:
 
 
 def _norm(inputs: Inputs, places: Places) -> float | None:
-    """In Frobenius norm; None where it is not finite."""
+    """The Frobenius norm of the weights at these places; None where it is not finite."""
     total = 0.0
     for ref, view in places:
         for part in _parts(inputs, ref, view):

@@ -31,7 +31,8 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
 
 
 def squares(ops: Ops, rows: Array, factors: Factors, scale: Any) -> Array:
-    """‖V‖² of each row, as far as the columns in `rows` go: (n, 1). Of blocks of float32, too, in float64."""
+    """‖V‖² of each row, for rows (n, columns), A (r, columns) and B (n, r), as far as the columns in `rows` go: (n, 1).
+    Of blocks of float32, too, in float64."""
     return ops.squares(rows, factors[B] * scale, factors[A])
 
 

@@ -23,7 +23,8 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]: 
 
 
 def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:  # noqa: ARG001
-    """rows += weight·(T − rows), in place; exactly T where the weight is 1. `scale` plays no part."""
+    """rows += weight·(T − rows), in place; exactly T where the weight is 1. rows and T have one shape. `scale` plays no
+    part."""
     tuned = factors[TUNED]
     if weight == 1:
         rows[...] = tuned
@@ -32,7 +33,7 @@ def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> N
 
 
 def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:  # noqa: ARG001
-    """T itself, or the mixture with it."""
+    """The bound of T itself, or of the mixture with it."""
     largest = factors[TUNED].largest
     if not math.isfinite(largest):  # for the caller to find where
         return Bound(math.inf, math.inf)

@@ -22,12 +22,12 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]: 
 
 
 def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:  # noqa: ARG001
-    """rows += weight·scale·c, in place."""
+    """rows += weight·scale·c, in place. rows and c have one shape."""
     rows += factors[BIAS] * (weight * scale)
 
 
 def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:  # noqa: ARG001
-    """Two products and a sum."""
+    """The bound after two products and a sum."""
     times, extent = abs(weight * scale), factors[BIAS].extent
     change = times * factors[BIAS].largest * (1 + 2.0**-20)
     if 0 in (weight, scale, factors[BIAS].largest):

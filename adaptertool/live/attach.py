@@ -158,7 +158,7 @@ def _merged_after_all(placed: Mapping[str, Sequence[Edit]]) -> list[str]:
 
 
 def _layer(module: Any) -> _Layer | None:
-    """None where it is not known what the module does with its weight."""
+    """How a module multiplies with its weight; None where that is not known."""
     kind: Any = type(module)
     forward = kind.forward
     if forward is nn.Linear.forward:

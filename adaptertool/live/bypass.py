@@ -75,7 +75,7 @@ def _is_read(path: str, modules: Mapping[str, nn.Module]) -> bool:
 
 @functools.cache
 def _source(kind: Any) -> str:
-    """Of all that a module does when it runs."""
+    """The source text of all that a module does when it runs."""
     texts = []
     for base in kind.__mro__:
         if base.__module__.startswith(_NOT_READ):

@@ -24,7 +24,7 @@ BLOCK_ELEMENTS = 1 << 22  # of a weight computed at once: smaller ones cost more
 
 @contextlib.contextmanager
 def plain_arithmetic(tensor: torch.Tensor) -> Iterator[None]:
-    """Without gradients, autocast and shortened products (TF32, bfloat16), whatever the caller has set."""
+    """A context without gradients, autocast and shortened products (TF32, bfloat16), whatever the caller has set."""
     device = tensor.device.type
     with contextlib.ExitStack() as stack:
         stack.enter_context(_full_products())

@@ -56,7 +56,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiveTraits(Traits):
-    """Of a model in memory the layers tell which weights are stored transposed."""
+    """The traits of a model in memory, whose layers tell which weights are stored transposed."""
 
     turned: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 

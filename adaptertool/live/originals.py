@@ -29,7 +29,7 @@ class Originals(Protocol):
 
 
 class Copies:
-    """Of every tensor that is changed, on its device."""
+    """A copy of every tensor that is changed, on its device."""
 
     def __init__(self) -> None:
         self._copies: dict[str, torch.Tensor] = {}
@@ -43,7 +43,8 @@ class Copies:
 
 
 class FromBase:
-    """Read from a checkpoint when they are needed. That it holds them is checked once, before the first change."""
+    """Originals that are read from a checkpoint when they are needed. That it holds them is checked once, before the
+    first change."""
 
     def __init__(self, base: Path, wanted: Iterable[str]) -> None:
         checkpoint = open_checkpoint(base)
@@ -55,6 +56,7 @@ class FromBase:
         self._checked: set[str] = set()
 
     def keep(self, name: str, tensor: torch.Tensor) -> None:
+        """Make sure that the base holds the bits of a tensor in memory. Raises MismatchError where it does not."""
         if name in self._checked:
             return
         if not same_bits(self.get(name, tensor), tensor.detach()):
@@ -65,6 +67,8 @@ class FromBase:
         self._checked.add(name)
 
     def get(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The original of a tensor, read from the base and cast to its dtype. Raises MismatchError where the base holds
+        none of its shape, and UnsupportedError where it is a part of another."""
         pieces = self._pieces[name]
         if pieces is None:
             raise MismatchError(f'{self._path} holds no tensor for {shown(name)}; restore="copy" keeps a copy')

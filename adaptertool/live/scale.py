@@ -18,7 +18,8 @@ _LORA = "peft.tuners.lora."
 
 @contextlib.contextmanager
 def scaling(model: nn.Module, alpha: float) -> Iterator[None]:
-    """See `adaptertool.scaled`. All layers are looked at before any is scaled."""
+    """See `adaptertool.scaled`. All layers are looked at before any is scaled. Raises UsageError where no adapter is
+    active."""
     refuse_prompts(model)
     layers = [(name, layer) for name, layer in wrappers(model) if active_in(layer)]
     if not layers:

@@ -68,7 +68,8 @@ class Session:
             change(tensor, step, alpha, self._inputs)
 
     def take_back(self) -> None:
-        """The original bits. An interrupt waits until all are back; what else goes wrong is raised at the end."""
+        """Put back the original bits. An interrupt waits until all are back. Raises at the end what went wrong on the
+        way."""
         failed: BaseException | None = None
         while self._changed or self._untied or self._taken:
             try:
@@ -130,7 +131,7 @@ def open_session(
     restore: str,
     base: PathLike | None,
 ) -> Iterator[Session]:
-    """The arguments are those of `applied`. Nothing is changed yet; at the end all is taken back."""
+    """The arguments are those of `applied`. Nothing is changed yet; at the end all is taken back. Raises UsageError."""
     if restore not in ("copy", "recompute") or (base is None) is (restore == "recompute"):
         raise UsageError(f'restore is "copy", or "recompute" with base=PATH, not {restore!r} with base={base!r}')
     found = resolve_live(model, adapter, weights, reading)

@@ -28,12 +28,12 @@ def base_of(model: nn.Module) -> nn.Module:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether PEFT put it in the place of a layer of the model."""
+    """Whether PEFT put a module in the place of a layer of the model."""
     return "peft" in sys.modules and isinstance(module, _layers())
 
 
 def is_saved(module: nn.Module) -> bool:
-    """Whether it holds modules_to_save, or trained token rows, beside the module of the model."""
+    """Whether a module holds modules_to_save, or trained token rows, beside the module of the model."""
     return "peft" in sys.modules and isinstance(module, _saved())
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from adaptertool.methods.method import Array, Method
 
-_PARALLEL = 0.9995
+_PARALLEL = 0.9995  # cosine; beyond it, a line takes the place of the arc
 
 
 def along_the_arc(

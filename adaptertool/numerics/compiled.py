@@ -36,7 +36,7 @@ def _load() -> ctypes.CDLL | None:
 
 
 def _functions(library: ctypes.CDLL) -> Mapping[str, Any]:
-    """Each with its types: ctypes would pass anything."""
+    """Each function with its types: ctypes would pass anything."""
     library.standard_arithmetic.restype = library.has_products.restype = ctypes.c_int
     found: dict[str, Any] = {"standard_arithmetic": library.standard_arithmetic}
     for wide, real in _REAL.items():
@@ -58,7 +58,10 @@ FUNCTIONS: Mapping[str, Any] = _functions(_library) if _library is not None else
 
 
 def address(array: npt.NDArray[Any], dtype: npt.DTypeLike, size: int) -> int:
-    """Of the first of `size` contiguous elements. Raises ValueError for any other array: C would not notice."""
+    """The address of the first of `size` contiguous elements of an array of that dtype.
+
+    Raises ValueError for any other array: C would not notice.
+    """
     if array.dtype != dtype or array.size != size or not array.flags.c_contiguous:
         raise ValueError(f"not {size} contiguous elements of {np.dtype(dtype)}: {array.dtype}, {array.shape}")
     pointer: int = array.ctypes.data

@@ -11,7 +11,8 @@ _DRAWN = 4  # numbers of 64 bits for each step of the counter
 
 
 def uniform(name: str, first: int, count: int) -> Array:
-    """Elements first..first + count of the sequence of that name, uniform in [0, 1): multiples of 2⁻⁵³.
+    """Elements first..first + count of the sequence of that name, float64 (count,), uniform in [0, 1): multiples of
+    2⁻⁵³.
 
     Source: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011): Philox 4×64, keyed by the name.
     """

@@ -21,7 +21,7 @@ class Dyadic:
 
     @classmethod
     def of(cls, values: npt.NDArray[np.float64]) -> Dyadic:
-        """Finite floats, exactly."""
+        """The finite float64 `values`, of any shape, exactly."""
         fraction, exponent = np.frexp(values)
         unit = int(exponent.min(initial=1024)) - 53
         places = (exponent.astype(np.int64) - 53 - unit).astype(object)
@@ -38,7 +38,7 @@ class Dyadic:
         return Dyadic(bits, unit)
 
     def __mul__(self, other: Fraction | Dyadic) -> Dyadic:
-        """By a dyadic rational, or element by element."""
+        """The product with a dyadic rational, or element by element."""
         if isinstance(other, Dyadic):
             return Dyadic(self.bits * other.bits, self.exponent + other.exponent)
         return Dyadic(self.bits * other.numerator, self.exponent - (other.denominator.bit_length() - 1))

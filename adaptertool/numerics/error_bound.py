@@ -14,12 +14,12 @@ from adaptertool.numerics.modular import Residue
 _MOST_BITS = 24  # of a factor; products with more are rounded anyhow
 
 
-Array = Any  # of numpy: floats, or numerics.interval.Interval; or numerics.modular.Residue, numerics.dyadic.Whole
+Array = Any  # of numpy: floats, or numerics.interval.Interval; or numerics.modular.Residue, numerics.dyadic.Dyadic
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Of the numbers of a block: none is larger than `largest`, and none, as computed, further than
+    """A bound of the numbers of a block: none is larger than `largest`, and none, as computed, further than
     error + relative·(its magnitude as computed) from the exact value.
 
     grain: all are multiples of 2^grain; None where that is not known. Multiples of it that are smaller than
@@ -54,7 +54,7 @@ class Bound:
         return self.error * wider + 4 * tiny(unit), (self.relative + unit) * wider
 
     def either(self, other: Bound) -> Bound:
-        """Of numbers some of which are of the one size, some of the other."""
+        """The bound of numbers some of which have this bound, some the other."""
         if not all(map(math.isfinite, (self.largest, self.error, other.largest, other.error))):
             return Bound(math.inf, math.inf)  # max() would lose a NaN
         grain = None if self.grain is None or other.grain is None else min(self.grain, other.grain)
@@ -62,14 +62,14 @@ class Bound:
         return Bound(largest, error, grain, max(self.relative, other.relative), max(self.moved, other.moved))
 
     def then(self, *, largest: float, error: float, grain: int | None, relative: float, moved: float) -> Bound:
-        """After a step in which nothing exceeds `largest`, with these errors unless float64 makes none."""
+        """The bound after a step in which nothing exceeds `largest`, with these errors unless float64 makes none."""
         known = grain is not None and grain > -1000 and self.exact
         if known and grain is not None and largest < math.ldexp(1.0, min(grain + 53, 1000)):
             return Bound(largest, grain=grain, moved=moved)
         return Bound(largest, error + 2.0**-1072, grain, relative, moved)
 
     def plus(self, change: float, error: float, unit: float, grain: int | None) -> Bound:
-        """Of v + p, rounded, for p no larger than `change` and computed to within `error`.
+        """The bound of v + p, rounded, for p no larger than `change` and computed to within `error`.
 
         |fl(v̂ + p̂) − (v + p)| ≤ unit·|result| + |v̂ − v| + |p̂ − p|, and |v̂| ≤ (1 + unit)·|result| + |p̂|.
         """
@@ -82,7 +82,8 @@ class Bound:
         )
 
     def grain_with(self, factor: Factor, *numbers: float, power: int = 0) -> int | None:
-        """Of v + factor·numbers·2^power: None where it is not known, or of no use because a number has many bits."""
+        """The grain of v + factor·numbers·2^power: None where it is not known, or of no use because a number has many
+        bits."""
         if self.grain is None:
             return None
         return grain_times(factor.grain + power, self.grain, *numbers)
@@ -124,11 +125,12 @@ class Factor:
 
     @functools.cached_property
     def residues_by_row(self) -> Array:
-        """numerics.residue.Residue, with one exponent for each row."""
+        """The factor as a numerics.modular.Residue, with one exponent for each row."""
         return self._residues(1)
 
     @functools.cached_property
     def residues_by_column(self) -> Array:
+        """The factor as a numerics.modular.Residue, with one exponent for each column."""
         return self._residues(0)
 
     def _residues(self, axis: int) -> Array:
@@ -165,7 +167,7 @@ def has_few_bits(number: float) -> bool:
 
 
 def grain_times(grain: int, own: int, *numbers: float) -> int | None:
-    """Of v + x·numbers, for v of grain `own` and x of `grain`."""
+    """The grain of v + x·numbers, for v of grain `own` and x of `grain`; None where a number has many bits."""
     for number in numbers:
         if not has_few_bits(number):
             return None
@@ -174,7 +176,7 @@ def grain_times(grain: int, own: int, *numbers: float) -> int | None:
 
 
 def mixed(size: Bound, other: Bound, weight: float, unit: float) -> Bound:
-    """Of v + weight·(x − v), for v of `size` and x of size `other`."""
+    """The bound of v + weight·(x − v), for v of bound `size` and x of bound `other`."""
     apart = size.largest + other.largest
     times = abs(weight)
     grain = None
@@ -192,7 +194,7 @@ def mixed(size: Bound, other: Bound, weight: float, unit: float) -> Bound:
 
 
 def interpolated(before: Bound, after: Bound, alpha: float, unit: float) -> Bound:
-    """Of b + alpha·(x − b), for what the base has, exactly, and what was made of it.
+    """The bound of b + alpha·(x − b), for what the base has, exactly, and what was made of it.
 
     With d = x − b, no larger than `moved`: |fl(x̂ − b) − d| ≤ unit·|d̂| + |x̂ − x|, two roundings more for alpha and
     the product, and unit·|result| for the sum. The relative part of |x̂ − x| goes with

@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The exact value lies in [low, high]; mostly both are one."""
+    """An interval: the exact value lies in [low, high]; mostly both are one."""
 
     low: Fraction
     high: Fraction
@@ -40,7 +40,7 @@ class Interval:
         return Interval(min(ends), max(ends))
 
     def __truediv__(self, other: Interval) -> Interval:
-        """By an interval of positive numbers."""
+        """The quotient by an interval of positive numbers."""
         return self * Interval(1 / other.high, 1 / other.low)
 
     def sqrt(self, bits: int) -> Interval:
@@ -66,4 +66,5 @@ intervals = np.frompyfunc(Interval.of, 1, 1)  # an array of floats, exactly
 
 
 def roots(squares: Any, bits: int) -> Any:
+    """The square roots of an array of Interval, of any shape, to about `bits` bits relatively."""
     return np.frompyfunc(lambda square: square.sqrt(bits), 1, 1)(squares)

@@ -1,7 +1,7 @@
 /* The passes that every block makes: stored numbers to floats, the product of two factors, floats to stored numbers.
 
-   Called through ctypes by rounding.py and product.py, which have a twin of each in numpy; the tests hold both
-   together. Plain loops without branches, so that the compiler makes vector code of them. */
+   Called through ctypes by rounding.py and product.py beside this, which have a twin of each in numpy; the tests hold
+   both together. Plain loops without branches, so that the compiler makes vector code of them. */
 
 #include <fenv.h>
 #include <float.h>
@@ -173,7 +173,7 @@ typedef double doubles __attribute__((vector_size(64)));
         }                                                                                                             \
     }
 
-/* rows += left @ right: each element of the product is added once, which is what lora.py's bound counts on. */
+/* rows += left @ right: each element of the product is added once, which kinds/lora.py's bound counts on. */
 #define ADD_PRODUCT(NAME, REAL, VECTOR)                                                                               \
     WIDEST void NAME(REAL *restrict rows, const REAL *restrict left, const REAL *restrict right, size_t count,        \
                      size_t columns, size_t stride, size_t rank)                                                      \

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_MANTISSA = (1 << 52) - 1
+_MANTISSA = (1 << 52) - 1  # bits of a float64
 _NONE = 1 << 20  # of zeros, which are multiples of anything
 
 
 def grain_of(values: npt.NDArray[Any]) -> int:
-    """The grain of finite float64 values: that of their lowest bit, or somewhat less."""
+    """The grain of finite float64 values of any shape: that of their lowest bit, or somewhat less."""
     if not values.size:
         return _NONE
     bits = np.ascontiguousarray(values).reshape(-1).view(np.int64)

@@ -34,7 +34,8 @@ class Svd(NamedTuple):
 
 
 def svd_of_product(b: Array, a: Array) -> Svd:
-    """Of b @ a, for b (out, r) and a (r, in), finite float64; n is the least of out, r and in."""
+    """The singular value decomposition of b @ a, for b (out, r) and a (r, in), finite float64; n is the least of out, r
+    and in."""
     svd = _svd(b, a)
     clear = svd.noise <= _HEAVY * svd.values.max(initial=0.0)
     return svd if clear or np.abs(b).max() > _SUMMED else _svd(*_gathered(b, a))
@@ -51,7 +52,8 @@ def _svd(b: Array, a: Array) -> Svd:
 
 
 def _gathered(b: Array, a: Array) -> Factors:
-    """Of the same product, each row of A once: what equal ones cancel of each other is then no longer there."""
+    """Factors of the same product b @ a, with each row of A once: what equal ones cancel of each other is then no
+    longer there."""
     rows, places = np.unique(a, axis=0, return_inverse=True)
     columns = [b[:, places.reshape(-1) == row] for row in range(len(rows))]
     sums = [some[:, 0] if some.shape[1] == 1 else [math.fsum(own) for own in some] for some in columns]
@@ -59,7 +61,8 @@ def _gathered(b: Array, a: Array) -> Factors:
 
 
 def singular_values(b: Array, a: Array) -> tuple[Array, int]:
-    """(values, exponent) as in svd_of_product, without the vectors: in a third of the time."""
+    """(values, exponent) of b @ a as in svd_of_product, without the vectors: in a third of the time. values: float64
+    (n,)."""
     b, a, exponent = _levelled(b, a)
     first, second = _upper(b), _upper(a.T)
     values, more, _ = _told_from_noise(np.linalg.svd(first @ second.T, compute_uv=False), first, second, exponent)
@@ -67,8 +70,8 @@ def singular_values(b: Array, a: Array) -> tuple[Array, int]:
 
 
 def _told_from_noise(values: Array, first: Array, second: Array, exponent: int) -> tuple[Array, int, float]:
-    """Those of first @ second.T, times 2^−more, with 0 for what rounding may have made, and how much that may be;
-    exponent + more is even."""
+    """(values, more, noise): the singular values of first @ second.T times 2^−more, with 0 for what rounding may have
+    made, and how much that may be; exponent + more is even."""
     noise = np.finfo(np.float64).eps * second.shape[1] * np.linalg.norm(first) * np.linalg.norm(second)
     more = int(np.frexp(values.max(initial=0.0))[1])
     more += (exponent + more) % 2
@@ -76,13 +79,14 @@ def _told_from_noise(values: Array, first: Array, second: Array, exponent: int) 
 
 
 def errors(values: Array) -> Array:
-    """The relative error in Frobenius norm where 0, 1, ..., n of the singular values are kept (Eckart and Young)."""
+    """The relative error in Frobenius norm where 0, 1, ..., n of the singular values (n,) are kept, float64 (n + 1,)
+    (Eckart and Young)."""
     left: Array = np.sqrt(np.append(np.square(values), 0.0)[::-1].cumsum()[::-1])
     return left / left[0] if left[0] else left
 
 
 def kept(values: Array, cut: RankChoice) -> int:
-    """How many singular values stay: at least 1, since no adapter has rank 0."""
+    """How many of the singular values (n,), in descending order, stay: at least 1, since no adapter has rank 0."""
     if cut.rank is not None:
         return max(1, min(cut.rank, len(values)))
     if cut.energy is not None:
@@ -94,9 +98,9 @@ def kept(values: Array, cut: RankChoice) -> int:
 
 
 def split(svd: Svd, rank: int, *, balanced: bool) -> Factors:
-    """(b, a) of this rank with b @ a the best approximation. balanced: both carry the square roots of the singular
-    values; otherwise b carries them, and the rows of a are orthonormal. What is beyond float64 becomes infinite.
-    """
+    """(b, a), float64 (out, r) and (r, in) with r = rank where there are as many values, and b @ a the best
+    approximation. balanced: both carry the square roots of the singular values; otherwise b carries them, and the rows
+    of a are orthonormal. What is beyond float64 becomes infinite."""
     left, values, right = svd.left[:, :rank], svd.values[:rank], svd.right[:rank]
     if not balanced:
         return _times_two_to(left * values, svd.exponent), right
@@ -105,9 +109,9 @@ def split(svd: Svd, rank: int, *, balanced: bool) -> Factors:
 
 
 def storing_error(svd: Svd, stored: Factors, *, balanced: bool) -> float:
-    """How far the product of the factors from `split` may be from that of the same as they are `stored`, relative to
-    the whole product. What is too small for float64 counts as well, and what rounding hid of a product in which most
-    of the factors is cancelled; 1 where that may be all.
+    """How far the product of the factors from `split` may be from that of `stored`, the same factors after they were
+    rounded (float64), relative to the whole product. What is too small for float64 counts as well, and what rounding
+    hid of a product in which most of the factors is cancelled; 1 where that may be all.
 
     ‖B'A' − BA‖ ≤ ‖(B' − B)·A‖ + ‖B·(A' − A)‖ + ‖B' − B‖·‖A' − A‖ in Frobenius norm; each row of A and column of B is
     as long as its share of the singular value, and orthogonal to the others.
@@ -129,8 +133,9 @@ def storing_error(svd: Svd, stored: Factors, *, balanced: bool) -> float:
 
 
 def qr(matrix: Array) -> Factors:
-    """Q (n, min(n, r)) and R of (n, r). A high one in blocks of rows that stay in the cache, and then of their Rs: up
-    to twice as fast, and as exact (J. Demmel et al., "Communication-optimal parallel and sequential QR", 2012)."""
+    """Q (n, min(n, r)) and R (min(n, r), r) of a matrix (n, r), float64. A high one in blocks of rows that stay in the
+    cache, and then of their Rs: up to twice as fast, and as exact (J. Demmel et al., "Communication-optimal parallel
+    and sequential QR", 2012)."""
     high, wide = matrix.shape
     size = _ROWS * wide
     count = high // size if size else 0
@@ -145,7 +150,7 @@ def qr(matrix: Array) -> Factors:
 
 
 def _upper(matrix: Array) -> Array:
-    """R alone, as in _qr."""
+    """R alone, as `qr` finds it."""
     high, wide = matrix.shape
     size = _ROWS * wide
     count = high // size if size else 0
@@ -179,7 +184,7 @@ def _largest(factor: Array, axis: int) -> Array:
 
 
 def _times_two_to(factor: Array, power: Any) -> Array:
-    """In two steps, since 2^power itself may be beyond the range; ldexp takes ten times as long."""
+    """factor·2^power, in two steps, since 2^power itself may be beyond the range; ldexp takes ten times as long."""
     once: Array = factor * np.ldexp(1.0, power // 2)
     once *= np.ldexp(1.0, power - power // 2)
     return once

@@ -28,7 +28,7 @@ class Residue:
 
     @classmethod
     def of(cls, values: npt.NDArray[np.float64], axis: int | tuple[int, int] = (1, 2)) -> Residue:
-        """Finite floats, exactly, with one exponent along `axis`: of (n, ., .) one for each of the n."""
+        """Finite float64 values, exactly, with one exponent along `axis`: of (n, ., .) one for each of the n."""
         fraction, exponent = np.frexp(values)
         bits = (fraction * 2.0**53).astype(np.int64)
         low = bits & -bits  # the lowest bit that is set
@@ -54,7 +54,7 @@ class Residue:
         return self + Residue(-other.bits, other.exponent)
 
     def __mul__(self, other: Fraction | Residue) -> Residue:
-        """By a dyadic rational, or element by element."""
+        """The product with a dyadic rational, or element by element."""
         if isinstance(other, Residue):
             return Residue(self.bits * other.bits, self.exponent + other.exponent)
         bits = (other.numerator + 2**63) % 2**64 - 2**63
@@ -81,7 +81,8 @@ class Residue:
         return Residue(self.bits.copy(), self.exponent.copy())
 
     def signs(self, bound: npt.NDArray[np.float64]) -> tuple[Integers, npt.NDArray[np.bool_]]:
-        """The sign of each, and whether it is certain, for numbers that are no larger than their `bound`."""
+        """The sign of each number, and whether it is certain, flat, for numbers that are no larger than their `bound`
+        (n,)."""
         with np.errstate(over="ignore"):
             certain = bound < np.ldexp(1.0, np.clip(self.exponent.reshape(-1) + 62, -1080, 1020).astype(np.int32))
         return np.sign(self.bits).reshape(-1), certain

@@ -46,7 +46,7 @@ class Ops:
     parts: Callable[[Array], Iterator[slice]] = lambda _: iter((slice(None),))
 
     def can(self, operations: frozenset[str]) -> bool:
-        """Whether it has all of these OPERATIONS."""
+        """Whether the number system has all of these OPERATIONS."""
         return all(getattr(self, name) is not None for name in operations)
 
 

@@ -34,7 +34,8 @@ def add_product(rows: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArr
 
 
 def squares(rows: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The sum of squares of each row of rows + left @ right, (n, 1), in float64. `rows` may be float32.
+    """The sum of squares of each row of rows + left @ right, float64 (n, 1). Shapes are those of `add_product`; `rows`
+    may be float32 where the factors are float64.
 
     `roundings` bounds how many follow one another in the sum.
     """
@@ -59,7 +60,8 @@ def squares(rows: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArray[A
 
 
 def roundings(length: int) -> int:
-    """That follow one another in a sum of `length` squares, at most: within a group, and of the groups."""
+    """How many roundings follow one another in a sum of `length` squares, at most: within a group, and of the
+    groups."""
     return 2 * _GROUP + length // 32
 
 

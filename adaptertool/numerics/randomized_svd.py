@@ -34,7 +34,7 @@ class Matrix(Protocol):
     def shape(self) -> tuple[int, int]: ...
 
     def blocks(self) -> Iterator[tuple[int, Array]]:
-        """(first row, some rows), float64; valid until the next, and may be changed."""
+        """The blocks (first row, rows), rows float64 (n, wide); valid until the next, and may be changed."""
 
 
 class Leading(NamedTuple):
@@ -86,7 +86,8 @@ def leading_of_rank(matrix: Matrix, rank: int, seed: str) -> Leading:
 
 
 def left_over(matrix: Matrix, factors: Factors) -> tuple[float, float]:
-    """(‖D − B·A‖, ‖D‖), Frobenius norms, added up over all elements: nothing is estimated."""
+    """(‖D − B·A‖, ‖D‖), Frobenius norms, added up over all elements: nothing is estimated. factors: B (high, r) and A
+    (r, wide), float64."""
     b, a = factors
     rest = square = 0.0
     for first, rows in matrix.blocks():

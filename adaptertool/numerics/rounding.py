@@ -49,8 +49,8 @@ def standard_arithmetic() -> None:
 
 
 def widen(stored: Array, dtype: str, out: Array) -> float:
-    """out = the numbers that are stored as `dtype`, in float32 or float64; returns the largest magnitude, which is
-    infinite or NaN if one of them is. All flat."""
+    """Write to `out` the numbers that are stored as `dtype`, in float32 or float64; returns the largest magnitude,
+    which is infinite or NaN if one of them is. All flat."""
     call = FUNCTIONS.get(f"widen_{dtype}_{out.dtype.str[1:]}")
     if call is not None:
         largest = call(address(stored, STORED[dtype], out.size), address(out, out.dtype, out.size), out.size)

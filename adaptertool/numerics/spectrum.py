@@ -16,7 +16,8 @@ _SEEN = 1e-14  # of squares added up; below it nothing is seen of a rest
 
 
 def entropy_rank(values: Array, rest: float = 0.0) -> float:
-    """exp(−Σ p·ln p) with p = σ/Σσ: n where n values are equal and the rest is 0. 0 where all are.
+    """exp(−Σ p·ln p) with p = σ/Σσ, of singular values σ: n where n of them are equal and the others 0. 0 where all
+    are.
 
     rest: Σσ² of the values that are not among `values`, none of which is larger. They count as rest/σₙ² values of size
     σₙ, the smallest one known: the fewest that they can be, so the result is then a lower bound.
@@ -31,12 +32,13 @@ def entropy_rank(values: Array, rest: float = 0.0) -> float:
 
 
 def stable_rank(values: Array, rest: float = 0.0) -> float:
-    """Σσ² / max σ²: never above the rank, and hardly moved by small values. 0 where all are. rest: as above."""
+    """Σσ² / max σ², of singular values (n,): never above the rank, and hardly moved by small values. 0 where all are.
+    rest: as in `entropy_rank`."""
     largest = values.max(initial=0.0)
     return float(np.square(values / largest).sum() + rest / largest**2) if largest else 0.0
 
 
 def profile(values: Array, most: int) -> tuple[float, ...]:
-    """The first `most`, over the largest, with the digits that are worth telling."""
+    """The first `most` of the singular values (n,), over the largest, with the digits that are worth telling."""
     found: list[float] = np.round(values[:most] / (values.max(initial=0.0) or 1.0), _DIGITS).tolist()
     return tuple(found)

@@ -23,7 +23,7 @@ class Largest(NamedTuple):
     before: tuple[int, ...]  # of each part: how many in the parts before it are equal to the bound
 
     def mask(self, part: Array, number: int) -> Array:
-        """Which elements of part `number` are among them."""
+        """Which elements of part `number`, flat, are among the largest: bool, of the same shape."""
         sizes = abs(part)
         same = np.flatnonzero(sizes == self.bound)
         kept: Array = sizes > self.bound

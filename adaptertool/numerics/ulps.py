@@ -8,7 +8,8 @@ from adaptertool.numerics.rounding import Array
 
 
 def ulps(one: Array, other: Array) -> Array:
-    """How many representable numbers apart two arrays are, in unsigned integers; −0.0 and 0.0 are none apart.
+    """How many representable numbers apart two arrays of one shape are, in unsigned integers; −0.0 and 0.0 are none
+    apart.
 
     one, other: stored numbers as words, a sign above a magnitude
     """

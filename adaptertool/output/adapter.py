@@ -51,7 +51,7 @@ class AdapterJob(Generic[Said]):
 
     @property
     def needed(self) -> int:
-        """Bytes of disk."""
+        """The bytes of disk that the adapter needs."""
         tensors = sum(spec.nbytes for spec in self.largest) if self.reserved is None else self.reserved
         return tensors + sum(asset.size for asset in self.assets)
 
@@ -82,7 +82,8 @@ class Done(Generic[Said]):
 
 
 def check_out(out: Path, sources: Sequence[Path], files: Iterable[Path] = (), *, force: bool) -> None:
-    """Refuse an OUT that cannot or must not be written. The arguments are those of `publish.check_target`."""
+    """Refuse an OUT that cannot or must not be written. The arguments are those of `publish.check_target`, and so are
+    the errors. Raises UsageError for a name of a file too."""
     publish.check_target(out, sources, files, as_file=False, force=force, is_adapter=is_adapter)
     if out.suffix == ".safetensors":
         raise UsageError(f"OUT {out} is named like a file, but an adapter is a directory; give a name without the end")
@@ -141,7 +142,7 @@ def _write(output: AdapterJob[Said], folder: Path, inputs: Inputs, threads: int,
 
 
 def _facts(output: AdapterJob[Said], source: Path, digests: Mapping[Path, Digests]) -> dict[str, Facts]:
-    """Of the files of one source that were read, by name."""
+    """Size and hashes of the files of one source that were read, by name."""
     return {
         path.relative_to(source if source.is_dir() else source.parent).as_posix(): {"size": stamp[2], **digests[path]}
         for path, stamp in sorted(output.stamps.items())

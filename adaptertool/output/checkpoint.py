@@ -122,6 +122,7 @@ def _report(
 
 
 def require_verifiable(plan: Plan, *, verify: bool) -> None:
+    """Refuse to verify what cannot be. Raises UsageError for adapters, methods and Fisher weights."""
     if verify and plan.as_adapter:
         raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
     if verify and any(step.blend or step.fisher for step in plan.steps()):

@@ -123,7 +123,7 @@ def _found(root: Path) -> dict[str, int | None]:
 def _differing(
     root: Path, files: Mapping[str, Mapping[str, Any]], names: list[str], threads: int, progress: Callable[[int], None]
 ) -> list[str]:
-    """Those whose hashes are others. Threads take one file after the other, the largest first."""
+    """The names of the files whose hashes are others. Threads take one file after the other, the largest first."""
     stop, wrong = threading.Event(), list[str]()
 
     def told(count: int) -> None:

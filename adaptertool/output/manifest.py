@@ -44,8 +44,8 @@ class Record:
     digests: Mapping[Path, Digests]  # of inputs
 
     def inputs(self) -> tuple[dict[str, Facts], ...]:
-        """Of the base and of each source, by name. Of a file of which only the header was needed (a shard of the base,
-        with --as-adapter) the size alone."""
+        """Size and hashes of the files of the base and of each source, by name. Where only the header of a file was
+        needed (a shard of the base, with --as-adapter) the size alone."""
         sizes = self.plan.inputs
         return tuple(
             {name: {"size": sizes[files[name]][2], **self.digests.get(files[name], {})} for name in sorted(files)}
@@ -53,7 +53,7 @@ class Record:
         )
 
     def outputs(self, folder: Path) -> dict[str, Facts]:
-        """Of every file below `folder`, by its path from there."""
+        """Size and hashes of every file below `folder`, by its path from there."""
         known = {self.stage.work / name: finished for name, finished in self.stage.finished.items()}
         return facts_of(folder, known, self.stage.hashes)
 
@@ -123,7 +123,7 @@ def write_manifest(
 
 
 def facts_of(folder: Path, known: Mapping[Path, Finished], hashes: tuple[str, ...]) -> dict[str, Facts]:
-    """Of every file below `folder`, by its path from there. known: those that need not be read."""
+    """Size and hashes of every file below `folder`, by its path from there. known: those that need not be read."""
     return {
         path.relative_to(folder).as_posix(): (
             {"size": known[path].size, **known[path].digests}

@@ -18,7 +18,7 @@ _DIGITS = 4  # of a survival: it is of a sample
 
 
 def tallies_of(plan: Plan, stage: Staging) -> tuple[Tally, ...]:
-    """One for each output, also of what an earlier run has finished."""
+    """The tally of each output, also of what an earlier run has finished."""
     return tuple(
         total(stage.finished[(Path(output.folder) / shard.name).as_posix()].tally for shard in plan.shards)
         for output in plan.outputs

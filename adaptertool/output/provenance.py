@@ -37,7 +37,8 @@ EPOCH = "SOURCE_DATE_EPOCH"
 
 
 def check_provenance(plan: Plan, out: Path, file: Path, *, force: bool) -> None:
-    """Refuse a FILE that cannot or must not be written, before anything is read or computed."""
+    """Refuse a FILE that cannot or must not be written, before anything is read or computed. Raises UsageError,
+    OutputError and StorageError."""
     try:
         real = file.resolve()
         inside = [path for path in (out, plan.base, *plan.sources) if real.is_relative_to(path.resolve())]
@@ -132,6 +133,7 @@ class Prepared:
         self._part.unlink(missing_ok=True)
 
     def publish(self) -> None:
+        """Put the provenance in its place, as the last of all. Raises StorageError."""
         try:
             if self._force:
                 self._part.rename(self._file)

@@ -1,4 +1,4 @@
-"""What the tasks share before any of them computes: cores, OUT, and the part of a report that plan and run have."""
+"""What the tasks share before any of them computes: a check of OUT, and the part of a report that plan and run have."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def makes_file(plan: Plan, out: Path) -> bool:
 
 
 def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) -> None:
-    """Refuse an OUT that the run would have to refuse, before anything is read or computed."""
+    """Refuse an OUT that the run would have to refuse, before anything is read or computed. Raises what
+    `publish.check_target` raises, and UsageError."""
     as_file = makes_file(plan, out)
     check_target(out, (plan.base, *plan.sources), plan.inputs, as_file=as_file, force=force, is_adapter=is_adapter)
     if out.suffix == ".safetensors" and not as_file:

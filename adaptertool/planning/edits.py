@@ -66,8 +66,8 @@ def adapter_edits(
 
 
 def _without_copies(subject: Base, adapter: Adapter, target: str, modules: Sequence[Module]) -> list[Module]:
-    """Without the base's own weight, which PEFT saves below the factors of an embedding: beside the change of another
-    adapter it is none. Raises UnsupportedError where it is another."""
+    """The changes of a tensor without the base's own weight, which PEFT saves below the factors of an embedding: beside
+    the change of another adapter it is none. Raises UnsupportedError where it is another."""
     kept = []
     for module in modules:
         ref = module.factors.get(TUNED)

@@ -134,7 +134,7 @@ def _choice(subject: Base, tuned: Ref, name: str) -> Choice:
 
 
 def _is_linear(subject: Base, ref: Ref, module: str) -> bool:
-    """Whether its change is to be factors."""
+    """Whether the change of a tensor is to be factors."""
     plain = len(ref.shape) == 2 and ref.spec.numel > 0 and not _NO_LINEAR.search(module)
     allowed = writing(DEFAULT).takes_factors((subject.base.config or {}).get("model_type"), module)
     return plain and allowed and not subject.traits.may_be_end(ref)

@@ -18,7 +18,7 @@ from adaptertool.spec.plan import Plan, Step
 def plan_fisher(
     base: Checkpoint, tuned: Checkpoint, fisher: tuple[Checkpoint, Checkpoint], alphas: Sequence[Decimal]
 ) -> Plan:
-    """As plan_wise, of two checkpoints; each tensor with its weights (methods.fisher).
+    """The plan as of plan_wise, of two checkpoints; each tensor with its weights (methods.fisher).
 
     Raises UsageError for an α outside of 0..1, where a weighted mean has no meaning; MismatchError for weights that
     are not those of the base.

@@ -1,8 +1,5 @@
-"""The plan: what becomes of every tensor, made from headers and configs alone. No weights are read.
-
-Also the two rules that planning and running share: which outputs are verbatim copies, and how tensors are
-cut into blocks.
-"""
+"""The plan of a merge of adapters: what becomes of every tensor, made from headers and configs alone. No weights are
+read."""
 
 from __future__ import annotations
 
@@ -42,8 +39,8 @@ def _replacements(edits: Mapping[str, Sequence[Edit]]) -> list[str]:
 
 
 def require_mixable(edits: Mapping[str, Sequence[Edit]]) -> None:
-    """Refuse what has no agreed meaning when adapters act together: DoRA with a weight, or on a replaced weight, and
-    a saved tensor beside another adapter's change."""
+    """Refuse what has no agreed meaning when adapters act together: DoRA with a weight, or on a replaced weight, and a
+    saved tensor beside another adapter's change. Raises UnsupportedError."""
     for target, chain in edits.items():
         if any(kind_of(edit).replaces for edit in chain) and len({edit.adapter for edit in chain}) > 1:
             raise UnsupportedError(f"{shown(target)}: a replaced weight and another adapter in mixed composition")

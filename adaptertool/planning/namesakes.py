@@ -53,7 +53,8 @@ def _new_names(adapter: Layered, rename: Callable[[str], str]) -> dict[str, tupl
 
 
 def _by_architecture(adapters: Sequence[Layered]) -> list[Identity] | None:
-    """By the rules of the architecture that the adapters were trained on (auto_mapping), where they say it."""
+    """The identities of modules by the rules of the architecture that the adapters were trained on (auto_mapping),
+    where they say it."""
     said = {
         name
         for adapter in adapters
@@ -75,7 +76,7 @@ def _by_architecture(adapters: Sequence[Layered]) -> list[Identity] | None:
 
 
 def _by_edits(edits: Mapping[str, Sequence[Edit]]) -> Identity:
-    """By what a merge into the base would change: the tensor, or the part of it."""
+    """The identity of modules by what a merge into the base would change: the tensor, or the part of it."""
     found: dict[str, list[Hashable]] = {}
     for target, chain in edits.items():
         for edit in chain:

@@ -37,11 +37,12 @@ class Reading(NamedTuple):
 
     @property
     def layout_chosen(self) -> dict[str, str]:
-        """For the manifest, where it is given."""
+        """The layout of experts, for the manifest, where it is given."""
         return {} if self.expert_layout is None else {"expert_layout": self.expert_layout}
 
 
 def check_compose(compose: str) -> None:
+    """Refuse any other composition than COMPOSITIONS. Raises UsageError."""
     if compose not in COMPOSITIONS:
         raise UsageError(f"compose is {' or '.join(COMPOSITIONS)}, not {compose!r}")
 

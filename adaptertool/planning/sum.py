@@ -94,9 +94,11 @@ def combined(
 def mixed(
     adapters: Sequence[Layered], weights: Sequence[Fraction], *, on_factors: bool, rank: int | None
 ) -> list[Combined]:
-    """The layers that a method makes (mixing), of scale 1.
+    """The layers that a method makes (algebra.mix), of scale 1.
 
     rank: that of each layer, unless it is on factors; None where it will be known only later
+
+    Raises MismatchError where the method is on factors, and they differ in rank.
     """
     layers = []
     for path, some in _terms(adapters, weights, dora=False).items():
@@ -237,7 +239,8 @@ def _form(pair: Pair) -> tuple[str, tuple[int, ...]]:
 
 
 def _bias_key(layer: Layer) -> str:
-    """With lora_bias every layer has one. Raises UnsupportedError for those that cannot."""
+    """The key of the bias of a layer: with lora_bias every layer has one. Raises UnsupportedError for those that
+    cannot."""
     key = layer.pairs[0].b.spec.name
     if layer.is_parameter or len(layer.pairs) > 1 or not key.endswith(_WEIGHT):
         raise UnsupportedError(

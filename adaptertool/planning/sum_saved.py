@@ -77,7 +77,8 @@ def _require_alone(adapters: Sequence[Layered], holders: Sequence[int], module: 
 
 
 def fields_of(adapters: Sequence[Layered]) -> dict[str, Any]:
-    """The config of a sum but for ranks and targets: what all agree on, and what follows from each."""
+    """The config of a sum but for ranks and targets: what all agree on, and what follows from each. Raises
+    MismatchError for what must agree, and does not."""
     configs = [adapter.fields for adapter in adapters]
     for name in _MUST_AGREE:
         if len({bool(config.get(name)) for config in configs}) > 1:
@@ -105,7 +106,7 @@ def _paths(adapters: Sequence[Layered]) -> Iterator[str]:
 
 
 def _tokens(adapters: Sequence[Layered]) -> Any:
-    """Those of the adapters that hold token rows; of several, one name after the other."""
+    """The trainable_token_indices of the adapters that hold token rows; of several, one name after the other."""
     own = [adapter.fields["trainable_token_indices"] for adapter in adapters if any(m.rows for m in adapter.saved)]
     if not own or all(value == own[0] for value in own):
         return own[0] if own else None

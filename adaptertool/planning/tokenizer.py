@@ -63,7 +63,7 @@ def _has_other_vocabulary(plan: Plan, base: Checkpoint) -> bool:
 
 
 def _only(plan: Plan, own: Mapping[int, Files]) -> tuple[int, Files]:
-    """That of the first adapter that has one. Raises MismatchError where others have different ones."""
+    """The tokenizer of the first adapter that has one. Raises MismatchError where others have different ones."""
     (first, files), *others = own.items()
     for number, more in others:
         if which := differences(files, more) or differences(more, files):

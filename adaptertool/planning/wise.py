@@ -26,7 +26,8 @@ def plan_wise(base: Checkpoint, tuned: Checkpoint, alphas: Sequence[Decimal]) ->
 
 
 def plan_towards(subject: Base, adapter: Adapter, alphas: Sequence[Decimal]) -> Plan:
-    """W + α·(T − W) for each α, where T is the base with the adapter merged."""
+    """W + α·(T − W) for each α, where T is the base with the adapter merged. Raises UnsupportedError where there is
+    nothing between, as for a new head."""
     edits, changes, notes = adapter_edits(subject, [adapter], [1.0])
     if (changes.resized or changes.head) and any(alpha != 1 for alpha in alphas):
         what = "resizes the vocabulary; between embeddings of different sizes there is nothing"

@@ -79,7 +79,7 @@ def extract_text(report: ExtractReport, *, one_by_one: bool = False) -> str:
 
 
 def _became(some: Sequence[TensorExtracted]) -> str:
-    """Of tensors of one group, which may differ in how they are kept."""
+    """What tensors of one group became, which may differ in how they are kept."""
     told = []
     for how in dict.fromkeys(one.how for one in some):
         alike = [one for one in some if one.how == how]
@@ -126,7 +126,7 @@ def _layers(layers: Sequence[Layer], *, one_by_one: bool) -> list[str]:
 
 
 def _groups(found: Sequence[Told], *, one_by_one: bool) -> Iterable[tuple[str, list[Told]]]:
-    """Those whose names differ in numbers only are told together."""
+    """The tensors or layers to tell of, by name: names that differ in numbers only are told together."""
     groups: dict[str, list[Told]] = {}
     for one in found:
         name = one.tensor if isinstance(one, TensorExtracted) else one.layer

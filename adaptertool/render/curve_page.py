@@ -13,7 +13,7 @@ from adaptertool.reports.curve import MEAN, CurvePoint, CurveReport, best_point,
 
 _HEIGHT = 3.4  # inches
 _LEAST, _MOST = 1e-99, 1e99  # of what is drawn; beyond, what is computed for the axes may overflow
-_CARDS = 12
+_CARDS = 12  # best points that there is room for; of more, those in `most` are told
 _LONGEST = 28  # letters of a name in a picture
 _COLOURS = (NEUTRAL, "#d9822b", "#2e9e6b", "#9a5fd0", "#0fa3b1", "#c2528b")  # readable on white and on black
 _OTHER = "#8b949e"  # of scores for which there is no colour, and of what is beside the curve
@@ -37,7 +37,7 @@ def curve_page(report: CurveReport) -> str:
 
 
 def scale_of(values: Sequence[float]) -> str:
-    """Of an axis: logit where all lie in (0, 1), as shares do; else by how far apart they are."""
+    """The scale of an axis: logit where all values lie in (0, 1), as shares do; else by how far apart they are."""
     if all(0 < value < 1 for value in values):
         return "logit"
     return "log" if min(values) > 0 and max(values) >= WIDE * min(values) else "linear"
@@ -122,6 +122,6 @@ def _legend(axes: Any) -> None:
 
 
 def _short(name: str) -> str:
-    """Its beginning and its end: names that are long differ there."""
+    """The beginning and the end of a name: names that are long differ there."""
     half = _LONGEST // 2
     return text if len(text := shown(name)) <= _LONGEST else f"{text[: half - 1]}…{text[-half:]}"

@@ -10,7 +10,7 @@ from adaptertool.errors import shown
 from adaptertool.render.text import size, starred
 from adaptertool.reports.diff import DiffReport, TensorDiff
 
-_LISTED = 40
+_LISTED = 40  # lines, each of a tensor or of several that are alike
 _STATUSES = {
     "changed": "changed",
     "dtype-changed": "of another dtype",

@@ -85,7 +85,8 @@ def capacity_lines(capacity: Capacity) -> list[str]:
 
 
 def coverage_table(facts: AdapterFacts) -> Table:
-    """With the share of the base's parameters where there is a base, else the number that is adapted."""
+    """The table of coverage, with the share of the base's parameters where there is a base, else the number that is
+    adapted."""
     rows: list[tuple[str, ...]] = []
     for one in facts.coverage:
         rows.append((one.family, f"{one.modules:,}", f"{one.trainable:,}", _share(one.adapted, one.base)))
@@ -204,7 +205,7 @@ def _checkpoint(facts: CheckpointFacts) -> Iterator[str]:
 
 
 def portions_tables(facts: CheckpointFacts) -> list[Table]:
-    """By family, by dtype, and by shard."""
+    """The tables of portions: by family, by dtype, and by shard."""
     kinds = ("family", facts.families), ("dtype", facts.dtypes), ("shard", facts.shards)
     return [((kind, *_PORTION), [_portion_row(one) for one in some]) for kind, some in kinds]
 

@@ -29,7 +29,7 @@ WIDE = 30.0  # positive values whose largest is so many times the smallest stand
 
 
 def require(path: str) -> None:
-    """Before anything is computed: raises UsageError where a page cannot be made, or not be written there."""
+    """Refuse a page that cannot be made, or not be written there, before anything is computed. Raises UsageError."""
     require_libraries()
     if not path or os.path.isdir(path) or not os.path.isdir(Path(path).parent):
         raise UsageError(f"{path or 'an empty path'} cannot be a page: it must be a file in a folder that exists")

@@ -15,7 +15,8 @@ Spectrum = Sequence[float]  # singular values over the largest, descending
 
 
 def spectra(modules: Iterable[tuple[str, Spectrum]], kept: Mapping[str, float] | None = None) -> tuple[Any, str]:
-    """With its caption. modules: family and spectrum of each; kept: of a family, how many of them stay."""
+    """The figure of spectra, with its caption. modules: family and spectrum of each; kept: of a family, how many of
+    them stay."""
     families: dict[str, list[Spectrum]] = {}
     for family, values in modules:
         families.setdefault(family, []).append(values)
@@ -25,7 +26,7 @@ def spectra(modules: Iterable[tuple[str, Spectrum]], kept: Mapping[str, float] |
 
 
 def _draw(axes: Any, families: Mapping[str, Sequence[Spectrum]], kept: Mapping[str, float]) -> None:
-    """By position: the median, and the range."""
+    """Draw by position: the median, and the range."""
     for (family, found), colour in zip(families.items(), _COLOURS, strict=False):
         places = range(max(map(len, found)))
         columns = [[values[place] for values in found if place < len(values)] for place in places]

@@ -20,7 +20,7 @@ def size(count: int) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Its lines: the first column to the left, the others to the right."""
+    """The lines of a table: the first column to the left, the others to the right."""
     cells = [[shown(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:

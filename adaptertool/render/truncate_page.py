@@ -14,7 +14,7 @@ from adaptertool.reports.adapters import TruncateReport
 
 
 def truncate_page(report: TruncateReport) -> str:
-    """Of a report with spectra."""
+    """The page of a report with spectra, as HTML."""
     return render(
         "truncate.html",
         filters={"number": number},

@@ -11,7 +11,7 @@ from adaptertool.errors import UsageError, shown
 from adaptertool.render.text import size, starred
 from adaptertool.reports.verify import FilesReport, TensorVerdict, VerifyReport
 
-_LISTED = 20
+_LISTED = 20  # lines, each of a tensor or of several that are alike
 
 
 def verify_text(report: VerifyReport, *, every_tensor: bool = False) -> str:

@@ -38,7 +38,7 @@ class LayerTruncated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruncateReport(AdapterReport):
-    """Of the worst pair of factors, or expert, where a layer has several."""
+    """What `truncate` did. Figures are of the worst pair of factors, or expert, where a layer has several."""
 
     schema: ClassVar[str] = "truncate/1"
     cut: dict[str, str | int]  # rank, energy or max_error, as asked for
@@ -75,7 +75,7 @@ class SumReport(AdapterReport):
 
 @dataclass(frozen=True, slots=True)
 class TensorExtracted:
-    """Of a tensor whose change is D = T − W."""
+    """What became of a tensor whose change is D = T − W."""
 
     tensor: str
     how: str  # "factors", "saved" (whole, as it is in the tuned checkpoint) or "left out"

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class TensorDiff:
-    """Of a tensor that is not the same in both. None: there is no such figure, as where shapes differ."""
+    """How a tensor differs that is not the same in both. None: there is no such figure, as where shapes differ."""
 
     name: str
     status: str  # "changed", "dtype-changed", "shape-changed", "missing" (only in A) or "extra" (only in B)

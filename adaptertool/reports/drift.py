@@ -70,7 +70,7 @@ class PathSummary:
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """Of all layers of one form. Seconds for one pass through one layer."""
+    """What the layers of one form cost: seconds for one pass through one layer."""
 
     shape: tuple[int, int]  # out, in
     rank: int

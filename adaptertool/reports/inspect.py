@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """Of the change B·A of a module; of several experts together, the ranks are those of the one that needs most."""
+    """The spectrum of the change B·A of a module; of several experts together, the ranks are those of the one that
+    needs most."""
 
     norm: float | None  # ‖scale·B·A‖ in Frobenius norm; None where the scale is not known, or it is beyond float64
     entropy_rank: float
@@ -37,7 +38,7 @@ class InspectedModule:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Of a family of modules: what the adapter has for it, and what of the base lies in what it changes."""
+    """What the adapter has for a family of modules, and what of the base lies in what it changes."""
 
     family: str
     modules: int

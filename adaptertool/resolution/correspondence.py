@@ -136,8 +136,8 @@ def counterparts(base: Checkpoint, other: Checkpoint) -> Counterparts:
 
 
 def ties_in(names: Collection[str], config: Config, *, unsaid: bool) -> Mapping[str, str]:
-    """Those of these names that are ends which a checkpoint of this config may leave out, since they are tied -> the
-    names that they are tied to. unsaid: whether a config without the flag ties, as that of transformers 4 does."""
+    """The ends among these names that a checkpoint of this config may leave out, since they are tied -> the names that
+    they are tied to. unsaid: whether a config without the flag ties, as that of transformers 4 does."""
     known = frozenset(names)
     ties = {
         name: source
@@ -164,7 +164,7 @@ def _flags(config: Config) -> list[bool]:
 
 
 def is_buffer(spec: TensorSpec) -> bool:
-    """Whether models compute it for themselves, whatever a checkpoint holds."""
+    """Whether models compute a tensor for themselves, whatever a checkpoint holds."""
     return bool(_BUFFER.search(spec.name) or (_MASK.search(spec.name) and len(spec.shape) == 4))
 
 

@@ -22,7 +22,8 @@ Stack = tuple[int, int, int]  # experts, rows, columns of a fused tensor as it l
 
 
 def is_on_first(module: Module, stack: Stack) -> bool | None:
-    """Whether lora_A belongs to the first of the two dimensions of an expert, by shapes; None where both sides fit."""
+    """Whether lora_A belongs to the first of the two dimensions of an expert, by shapes; None where both sides fit.
+    Raises MismatchError where none does."""
     _, rows, columns = stack
     if any(len(module.factors[role].shape) != 2 for role in (A, B)):
         raise MismatchError(
@@ -40,6 +41,8 @@ def is_on_first(module: Module, stack: Stack) -> bool | None:
 
 
 def require_stack(module: Module, stack: Stack) -> None:
+    """Refuse factors that are not those of all experts of a stack, A (E·r, ...) and B (..., E·r). Raises
+    MismatchError."""
     a, b, wide = module.factors[A], module.factors[B], stack[0] * module.rank
     if a.shape[0] != wide or b.shape[1:] != (wide,):
         raise MismatchError(
@@ -65,7 +68,8 @@ def of_expert(module: Module, stack: Stack, expert: int, rows: range, *, on_firs
 
 
 def in_expert(module: Module, cut: Part, spec: TensorSpec, layout: ExpertLayout | None) -> Module:
-    """A change of one expert, or of a part of it, in a fused tensor."""
+    """A change of one expert, or of a part of it, in a fused tensor. Raises MismatchError where the tensor has no such
+    expert, and UnsupportedError."""
     where = f"{shown(spec.name)} is {spec}"
     if cut.expert is None or len(spec.shape) != 3 or cut.expert >= spec.shape[0]:
         raise MismatchError(f"{where}; it holds no expert {cut.expert} for {shown(module.target)}")

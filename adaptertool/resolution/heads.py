@@ -137,7 +137,8 @@ def _outside(base: Checkpoint, model: Mapping[str, Any]) -> list[str]:
 
 
 def _labels(base: Checkpoint, model: Mapping[str, Any], tensors: Mapping[str, Ref], where: str) -> int:
-    """Their number: the rows of these tensors. Raises unless all agree, and the head reads what the base gives."""
+    """The number of labels: the rows of these tensors. Raises unless all agree, and the head reads what the base
+    gives."""
     for name, ref in tensors.items():
         if len(ref.shape) != (2 if name.endswith("weight") else 1) or not ref.spec.numel:
             raise MismatchError(f"{where}, but {shown(name)} is {ref.spec}, which is no part of a head")

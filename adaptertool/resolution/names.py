@@ -81,7 +81,7 @@ class Names:
         return next(((list(found), change) for found, change in fitting.items()), (exact, None))
 
     def has(self, name: str) -> bool:
-        """Whether it means anything here, as it stands or by a change of prefix."""
+        """Whether a name means anything here, as it stands or by a change of prefix."""
         try:
             return any(self.find(meant) for meant in (name, *(change(name) for change in self._changes([name]))))
         except InputError:
@@ -97,7 +97,7 @@ class Names:
         )
 
     def _as_named(self, name: str) -> Pieces | None:
-        """By its name on the disk, or the one that it has in memory."""
+        """The pieces of a tensor by its name on the disk, or the one that it has in memory."""
         if self._memory.keeps_names and name in self._disk:
             return (Piece(name),)
         pieces = self._memory.of(name)
@@ -117,7 +117,8 @@ class Names:
         return result
 
     def _of_other_age(self, name: str) -> Pieces | None:
-        """By the name that older checkpoints have, of a base that has the newer one; or with gamma for weight."""
+        """The pieces of a tensor by the name that older checkpoints have, of a base that has the newer one; or with
+        gamma for weight."""
         ((memory, piece), *more) = into_memory(self._rules, name)
         if memory != name and not more and piece == Piece(name):
             return self._as_named(memory)

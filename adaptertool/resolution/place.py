@@ -58,7 +58,7 @@ class Placer:
             yield piece.disk, module
 
     def _is_fused(self, module: Module, pieces: Pieces) -> bool:
-        """Whether its factors are those of all experts of a fused tensor."""
+        """Whether the factors of a module are those of all experts of a fused tensor."""
         piece = pieces[0]
         if piece.cut is not None or (piece.expert is None and len(self._tensors[piece.disk].spec.shape) != 3):
             return False

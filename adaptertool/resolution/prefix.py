@@ -60,7 +60,7 @@ def is_of_head(part: str, family: str) -> bool:
 
 
 def is_outside(name: str) -> bool:
-    """Whether it is a tensor of a module at the top, as heads are: prefixes need not be theirs."""
+    """Whether a name is that of a tensor of a module at the top, as heads are: prefixes need not be theirs."""
     return name.count(".") < 2
 
 
@@ -96,6 +96,6 @@ def _of_towers(names: Collection[str], known: Collection[str], family: str) -> I
 
 
 def _start(name: str) -> tuple[str, str]:
-    """The first two parts."""
+    """The first two parts of a name."""
     first, second = name.split(".", 2)[:2]
     return first, second

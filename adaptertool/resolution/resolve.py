@@ -136,7 +136,7 @@ def _span(view: View | None) -> tuple[float, float]:
 
 
 def _overlap(a: View | None, b: View | None) -> bool:
-    """Of views whose rows begin and end within each other."""
+    """Whether the rows of two views begin and end within each other."""
     if a is None or b is None or isinstance(a.rows, tuple) or isinstance(b.rows, tuple):
         return True
     pairs = ((a.rows, b.rows), (a.columns, b.columns))

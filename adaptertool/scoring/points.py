@@ -118,7 +118,7 @@ class Curve:
 
 
 def read_points(content: Mapping[str, Any], path: Path) -> dict[float, Scores]:
-    """The points that were measured, by alpha, of a file that adaptertool wrote."""
+    """The points that were measured, by alpha, of a file that adaptertool wrote. Raises InputError for any other."""
     try:
         measured = [point for point in content["points"] if point["scores"]]
         return {float(point["alpha"]): checked_scores(point["scores"]) for point in measured}

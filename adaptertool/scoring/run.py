@@ -45,7 +45,7 @@ _SHARE = 2  # of the free space, one part for checkpoints; the rest is for what 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointMaker:
-    """Where checkpoints are made."""
+    """What makes the checkpoints to score, and where."""
 
     plan: Plan
     out: Path
@@ -55,7 +55,7 @@ class CheckpointMaker:
     verify: bool
 
     def make(self, outputs: Sequence[Output]) -> None:
-        """Those that are not there yet, with one read of the base."""
+        """Make the checkpoints that are not there yet, with one read of the base."""
         missing = tuple(one for one in outputs if not self.stage.finished.keys() >= _files_of(self.plan, one))
         if missing:
             part = dataclasses.replace(self.plan, outputs=missing)
@@ -169,7 +169,7 @@ def _begin(bench: CheckpointMaker, curve: Curve, *, anew: bool, adopt: bool) -> 
 
 
 def _score_all(bench: CheckpointMaker, curve: Curve, progress: Callable[[CurvePoint], None]) -> None:
-    """With one read of the base for all checkpoints, where all are to be kept or there is room; else one by one."""
+    """Score all checkpoints with one read of the base, where all are to be kept or there is room; else one by one."""
     left = [output for output in bench.plan.outputs if output.alpha not in curve.known]
     wanted = bench.plan.outputs if curve.wishes.keep == ALL else tuple(left)
     if at_once := curve.wishes.keep == ALL or bench.has_room(wanted):

@@ -108,7 +108,8 @@ def _by_function(function: Callable[[str], object], path: Path) -> Scores:
 
 
 def parse_scores(text: str) -> Scores:
-    """The scores of a command's output: of all of it, if that is a JSON object; else of its last line."""
+    """The scores of a command's output: of all of it, if that is a JSON object; else of its last line. Raises
+    ScoringError where there are none."""
     whole = text.strip()
     if not whole:
         raise ScoringError(f"nothing on stdout: {WANTED}")
@@ -148,7 +149,8 @@ def checked_scores(value: object) -> dict[str, float]:
 
 
 def _run(arguments: Sequence[str], out: IO[bytes], err: IO[bytes]) -> int:
-    """Its exit code. In a process group of its own, so that an interruption reaches it once, through us."""
+    """Run a command; returns its exit code. In a process group of its own, so that an interruption reaches it once,
+    through us."""
     child = None
     try:
         with deferred():  # a signal must not come between its start and our knowing of it

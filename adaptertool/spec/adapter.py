@@ -23,7 +23,7 @@ class Module(NamedTuple):
     shared: bool = False  # and on those of the end that is tied to it
     view: View | None = None  # the part of the base tensor that it acts on, once that is found
     transposed: bool | None = None  # stored (in, out); None: to be decided by shapes and model family
-    grouped: bool = False  # lora_B of fused experts: the columns of one expert follow those of another (peft_packing)
+    grouped: bool = False  # lora_B of fused experts: the columns of one expert follow those of another
     layer: str = ""  # of a low-rank change: the path that its rank and scale belong to; several may have one
 
 

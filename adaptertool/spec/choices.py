@@ -26,7 +26,7 @@ class RankChoice(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """A way of combining adapters into one (mixing)."""
+    """A way of combining adapters into one (algebra.mix)."""
 
     method: str  # of methods.METHODS
     on_factors: bool  # and not on the changes that they make

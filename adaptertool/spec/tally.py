@@ -29,14 +29,14 @@ class Tally(NamedTuple):
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
-    """The same in any order: each sum of floats is rounded once."""
+    """The sum of tallies, the same in any order: each sum of floats is rounded once."""
     columns = list(zip(*tallies, strict=True)) or [()] * len(Tally._fields)
     changed, settled, one_by_one = map(sum, columns[:3])
     return Tally(changed, settled, one_by_one, *map(math.fsum, columns[3:]))
 
 
 def sums(kept: float, update: float) -> tuple[float, float]:
-    """Both; nothing where they are beyond what can be added up."""
+    """The two sums of a tally as they are; zeros where they are beyond what can be added up."""
     return (kept, update) if abs(kept) < _LARGEST and update < _LARGEST else (0.0, 0.0)
 
 

@@ -80,7 +80,7 @@ class Ref:
         return Ref(self.path, self.offset + first * size, spec, self.columns)
 
     def renamed(self, name: str) -> Ref:
-        """The same tensor, under the name that another checkpoint has for it."""
+        """This tensor, under the name that another checkpoint has for it."""
         return Ref(self.path, self.offset, self.spec._replace(name=name), self.columns)
 
 

@@ -24,8 +24,8 @@ from adaptertool.resolution.correspondence import aligned
 from adaptertool.spec.plan import Plan, Step
 from adaptertool.tasks.merge import MergeRecipe, prepare
 
-MAX_PROBE = 1024
-PROBE = 16
+MAX_PROBE = 1024  # inputs for each layer
+PROBE = 16  # inputs for each layer, where the caller does not say
 
 
 def drift(

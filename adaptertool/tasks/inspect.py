@@ -159,7 +159,7 @@ def _adapter(
 
 
 def _truncates(files: Parsed) -> bool:
-    """Whether `truncate` takes it."""
+    """Whether `truncate` takes the adapter."""
     try:
         layered = read_alone(files)
     except InputError:

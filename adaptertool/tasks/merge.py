@@ -66,7 +66,8 @@ def prepare(
     recipe: MergeRecipe,
     reading: Reading,
 ) -> Prepared:
-    """As `prepare_merge`, with what the plan was made of."""
+    """The plan of `prepare_merge`, with what it was made of. Raises UsageError for no adapter, and what planning
+    raises."""
     if isinstance(adapters, str | os.PathLike):
         raise UsageError("adapters must be a list of paths, also where there is only one")
     if not adapters:

@@ -21,6 +21,7 @@ METHODS = (
 
 
 def check_adapters(adapters: Sequence[PathLike], method: str) -> None:
+    """Refuse adapters that are no list, and a method that is not there. Raises UsageError."""
     if isinstance(adapters, str | os.PathLike) or not adapters:
         raise UsageError("adapters must be a list of one or more paths")
     if method not in METHODS:
@@ -36,6 +37,8 @@ def cut_for(method: str, rank: int | None, energy: Number | None, adapters: Sequ
 
 
 def mix_for(method: str, density: Number | None, seed: int | None) -> Mix | None:
+    """The settings of a method; None where adapters are concatenated or cut. Raises UsageError for settings that it
+    does not have."""
     if method in (CAT, SVD):
         if density is not None or seed is not None:
             raise UsageError(f"{method} has no density and no seed")

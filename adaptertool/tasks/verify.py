@@ -29,7 +29,7 @@ class VerifyRecipe(NamedTuple):
 
 
 def prepare_verify(base: PathLike, recipe: VerifyRecipe, reading: Reading) -> Prepared:
-    """The plan of what a checkpoint should be."""
+    """The plan of what a checkpoint should be. Raises UsageError, and what planning raises."""
     if recipe.alpha is not None:
         if len(recipe.sources) != 1 or recipe.weights:
             raise UsageError("with an alpha there is one adapter, or one tuned checkpoint, and no weight")

@@ -59,7 +59,8 @@ def prepare_wise(
 def prepare(
     base: PathLike, tuned: PathLike, alphas: Number | Sequence[Number], recipe: WiseRecipe, reading: Reading
 ) -> Prepared:
-    """As `prepare_wise`, with what the plan was made of."""
+    """The plan of `prepare_wise`, with what it was made of. Raises UsageError for settings that exclude each other, and
+    what planning raises."""
     exact, path = parse_alphas(alphas), as_path(tuned, "TUNED")
     checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
     plain = not is_adapter(path)

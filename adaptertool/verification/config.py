@@ -31,7 +31,7 @@ _NEEDED = re.compile(
 # One thing under several names; since transformers 5 all of a rotary embedding is one object.
 _NAMES = {"torch_dtype": "dtype", "num_experts": "num_local_experts"}
 _ROPE = ("rope_parameters", "rope_scaling", "rope_theta")
-_LISTED = 8
+_LISTED = 8  # fields
 
 
 def config_problems(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from adaptertool.numerics.rounding import Array
 
-DEVIATIONS = 6.0
+DEVIATIONS = 6.0  # standard errors
 _FEWEST = 8  # rows or columns that are samples
 
 

@@ -1,6 +1,6 @@
 """Names the fault in a tensor that is wrong: what is stored is compared with what known faults would have stored.
 
-Most faults are other edits of the same base, so the engine computes what each would give.
+Most faults are other edits of the same base, so what each would give is computed as in a run (arithmetic.chain).
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def jobs_of(subject: Candidate) -> Iterator[Job]:
 
 
 def _same(subject: Candidate, source: Ref, first: int, last: int, _: Workspace) -> None:
-    """Of a tensor that is a copy of another."""
+    """Compare elements first..last of a tensor that should be a copy of another."""
     ours, theirs = source.spec.dtype, subject.dtype
     if ours == theirs:
         expected, found = read_stored(subject.inputs, source, first, last), subject.read(first, last)
@@ -62,7 +62,7 @@ def _beyond(numbers: Array, stored: Array, dtype: str) -> int:
 
 
 def _judge(subject: Candidate, block: Block, terms: Chain, space: Workspace) -> None:
-    """Of a block that is computed."""
+    """Compare a block of a tensor that is computed, and explain what differs."""
     found, own = subject.read(block.start, block.start + block.numel), subject.step.spec.dtype
     dtype = subject.dtype
     if DTYPE_BITS[dtype] > DTYPE_BITS[own] and (narrow := narrowed(found, dtype, own)) is not None:

@@ -64,7 +64,8 @@ def _put(pairs: Pairs, subject: Candidate, candidate: Checkpoint) -> None:
 
 
 def _may_be_cast(ours: str, theirs: str, candidate: Checkpoint) -> bool:
-    """To the dtype that the candidate's config declares, or to one that holds more: models keep some tensors so."""
+    """Whether a tensor may be cast: to the dtype that the candidate's config declares, or to one that holds more:
+    models keep some tensors so."""
     return declared_dtype(candidate) in (None, theirs) or DTYPE_BITS[theirs] > DTYPE_BITS[ours]
 
 

@@ -67,7 +67,8 @@ def _deviations(subjects: Sequence[Candidate], findings: Mapping[str, Finding], 
 
 
 def _again(subject: Candidate, findings: dict[str, Finding], _: Workspace) -> None:
-    """By the recipe that agrees best: in one tensor several may explain the few differences that there are."""
+    """Examine a tensor again, by the recipe that agrees best: in one tensor several may explain the few differences
+    that there are."""
     findings[subject.name] = examine(subject, thorough=True)
 
 

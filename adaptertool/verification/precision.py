@@ -15,7 +15,7 @@ from adaptertool.verification.subject import Candidate
 _FEW = 0.4  # of the distinct magnitudes that the right numbers have
 _ENOUGH = 64  # distinct magnitudes that the right numbers have at least
 _EIGHT_BITS = 2.0**-4  # the roundoff of F8_E4M3
-_NEARLY_ALL = 0.999
+_NEARLY_ALL = 0.999  # share of the elements
 _NEAR = 0.03  # of a scale
 _MANY = 0.02  # share of the elements of rows that are wrong
 

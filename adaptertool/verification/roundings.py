@@ -8,7 +8,7 @@ from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.numerics.rounding import Array
 
-_NEARLY_ALL = 0.999
+_NEARLY_ALL = 0.999  # share of the elements
 _ENOUGH = 64  # elements
 _FEW = 0.01  # share of differences that one rounding in the place of another makes at least, where it can be told
 

@@ -90,7 +90,7 @@ def _look(
 
 
 def _by_majority(subjects: Sequence[Candidate], wrong: Sequence[Candidate], faults: dict[str, Fault]) -> None:
-    """That it was made from another base is said where it shows in most of what it should: a fault that nothing
+    """Say that the candidate was made from another base where it shows in most of what it should: a fault that nothing
     explains, in all matrices, or in most of those that nothing should have changed."""
     matrices = [subject for subject in subjects if len(subject.step.spec.shape) > 1]
     copies = {subject for subject in matrices if not subject.step.edits}

@@ -18,7 +18,7 @@ from adaptertool.verification.subject import Candidate
 from adaptertool.verification.tolerance import limits
 
 _ELEMENTS = 1 << 15  # of each part
-_PARTS = 4
+_PARTS = 4  # of the tensor
 
 
 class Sample(NamedTuple):

@@ -14,7 +14,7 @@ from adaptertool.verification.sample import Sample
 from adaptertool.verification.subject import Candidate
 
 _ROUNDS = 6  # of a fit of several scales, one after the other
-_BETTER = 0.5
+_BETTER = 0.5  # of what the right numbers leave over, or lean: at most this is much less
 _NEAR = 0.03  # of a scale that may be 1: what is else wrong is as large
 _CLEAR = 0.25  # half the width of a fit that is of use
 _LEAST = 0.3  # share of the elements that agree with a fit that is of use

@@ -86,12 +86,12 @@ class Candidate:
 
     @property
     def dtype(self) -> str:
-        """As the candidate stores it."""
+        """The dtype as which the candidate stores the tensor."""
         return self.candidate.spec.dtype
 
     @functools.cached_property
     def _dtypes(self) -> set[str]:
-        """Those of the storage and of the factors that arithmetic is done on."""
+        """The dtypes of the storage and of the factors that arithmetic is done on."""
         refs = [ref for edit in self.step.edits for ref in edit.factors.values()]
         return {self.dtype, self.step.spec.dtype, *(ref.spec.dtype for ref in refs)} & COMPUTED
 
@@ -178,7 +178,8 @@ class Candidate:
         yield block.chain
 
     def values(self, block: Block, before: Array, terms: Chain, where: Array | None = None) -> Values:
-        """Of elements of a block, or of all. terms: the chain of magnitudes."""
+        """The values that a block should have, or its elements `where`: float64, flat. terms: the chain of
+        magnitudes."""
         chain, alpha = block.chain, self.alpha
         if where is not None and not self.turns:
             base = doubles(before[where], self.step.base.spec.dtype)

@@ -341,14 +341,14 @@ def test_factors_of_all_experts_are_read_once(tmp_path: Path, how: str, monkeypa
     weights, factors = experts(), fused_factors(False)
     adapter = write_adapter(tmp_path / "adapter", factors, r=R_, target_parameters=FUSED)
     read: list[int] = []
-    real = tensors_module._read_stored
+    real = tensors_module.read_stored
 
     def counted(inputs: Any, ref: Any, first: int, last: int) -> torch.Tensor:
         if ref.columns is not None:
             read.append(last - first)
         return real(inputs, ref, first, last)
 
-    monkeypatch.setattr(tensors_module, "_read_stored", counted)
+    monkeypatch.setattr(tensors_module, "read_stored", counted)
     found = merged_experts(tmp_path, how, weights, adapter, threads=1)
     assert sum(read) == 2 * sum(  # and once by the check before the run
         tensor.numel() for key, tensor in factors.items() if "lora_B" in key

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -205,6 +206,15 @@ def test_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert identity("cat {}") != known
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A process that a shell starts in the background ignores SIGINT; and so do those that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_ends_the_command_and_what_it_started(tmp_path: Path) -> None:
     """As for a caller in Python: KeyboardInterrupt."""
     code = "import os, sys, time\nos.fork()\nopen(f'{sys.argv[1]}/{os.getpid()}', 'w').close()\ntime.sleep(60)"

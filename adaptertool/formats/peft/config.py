@@ -69,6 +69,8 @@ class LoraConfig:
         return sorted(names, key=lambda name: (name not in _PARAMETER_ORDER, (*_PARAMETER_ORDER, name).index(name)))
 
     def require_known_order(self, module: str, parameters: Sequence[str]) -> None:
+        """Refuse several parameters of one module where it is not known which of their factors are whose. Raises
+        UnsupportedError."""
         if len(parameters) > 1 and not set(parameters) <= set(_PARAMETER_ORDER):
             raise UnsupportedError(
                 f"{self.path}: target_parameters names {', '.join(map(shown, sorted(parameters)))} of {shown(module)}; "

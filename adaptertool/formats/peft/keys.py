@@ -87,7 +87,7 @@ def _unprefixed(file: Path, keys: Mapping[str, str]) -> tuple[dict[str, str], li
 
 
 def _unnamed(file: Path, keys: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Without the name of the adapter, which stands behind every factor or none."""
+    """The keys without the name of the adapter, which stands behind every factor or none."""
     names = {key: _name_in(name) for key, name in keys.items() if _FACTOR.search(name)}
     if not any(names.values()):
         return dict(keys), []

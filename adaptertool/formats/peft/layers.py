@@ -25,7 +25,8 @@ _TARGETS = ("target_modules", "target_parameters", "exclude_modules", "layers_to
 
 
 def layered(adapter: Adapter) -> Layered:
-    """The layers of an adapter that was read without its base, which is taken to have all that is targeted."""
+    """The layers of an adapter that was read without its base, which is taken to have all that is targeted. Raises
+    UnsupportedError where no base has all of it."""
     if {"gate_up_proj", "up_proj"} <= {
         name.rpartition(".")[2] for name in adapter.fields.get("target_parameters") or ()
     }:

@@ -13,7 +13,7 @@ from adaptertool.spec.plan import Edit
 
 
 def misreadings(adapter: Adapter) -> Mapping[str, Callable[[Edit], Edit]]:
-    """By the name of the fault: what the edits of the adapter are to a tool that has it."""
+    """What the edits of the adapter are to a tool that has a fault, by the name of the fault."""
     config = parse_config(adapter.path / CONFIG, adapter.fields)
     found = {}
     if config.rank_stabilised:

@@ -25,7 +25,8 @@ def low_rank(
     embeddings: Collection[str],
     base_has: BaseHas,
 ) -> list[Module]:
-    """The low-rank changes, in the order of the file."""
+    """The low-rank changes, in the order of the file. Raises InputError for one half of an attention without the
+    other."""
     if config.spelled is not None:
         return [_spelled(config, config.spelled[0], file, name, roles) for name, roles in factors.items()]
     wrapped = parameters_in(config, file, factors, base_has)
@@ -73,7 +74,8 @@ def _in_attention(config: LoraConfig, file: Path, name: str, roles: Mapping[str,
 
 
 def token_rows(config: LoraConfig, file: Path, tokens: Mapping[str, Ref]) -> list[Module]:
-    """The trained rows of each embedding. Of tied ends with the same rows PEFT saves one."""
+    """The trained rows of each embedding. Of tied ends with the same rows PEFT saves one. Raises InputError where the
+    config does not match them."""
     rows = {name: config.tokens_of(name) for name in tokens}
     if lost := [name for name, own in rows.items() if own is None]:
         raise InputError(f"{file}: {shown(lost[0])} has no rows in trainable_token_indices of {config.path.name}")

@@ -32,6 +32,8 @@ def parameters_in(
 
     target_parameters may name more than there is: a list for several architectures, or bare names, which fit below any
     module. Then those count that the base has.
+
+    Raises InputError where the factors are not as many as the parameters, or there are none.
     """
     if not config.parameters:
         return {}
@@ -64,7 +66,9 @@ def parameters_in(
 
 
 def on_parameter(config: LoraConfig, file: Path, parameter: Parameter, roles: Mapping[str, Ref]) -> Module:
-    """The low-rank change of a parameter; of fused experts one for each, in factors of E·r rows and columns."""
+    """The low-rank change of a parameter; of fused experts one for each, in factors of E·r rows and columns. Raises
+    InputError for other factors than lora_A and lora_B, and MismatchError where their rank is not that of the
+    config."""
     target = f"{parameter.module}.{parameter.name}"
     rank = config.rank_of(target)
     if roles.keys() != LORA.roles:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from adaptertool.errors import InputError, UnsupportedError, shown
 
-MAX_REPEATS = 4
+MAX_REPEATS = 4  # signs that repeat something, in one pattern
 MAX_PATTERN = 10_000  # characters
 MAX_STEPS = 100_000_000  # for one name: some seconds
 
@@ -34,7 +34,8 @@ def check(where: str, pattern: str) -> None:
 
 
 def by_pattern(where: str, patterns: Mapping[str, _T], module: str, default: _T) -> _T:
-    """PEFT's rule: the first pattern wins that matches the whole path, or the end of it after a dot."""
+    """PEFT's rule: the first pattern wins that matches the whole path, or the end of it after a dot. Raises
+    UnsupportedError for one that may take for ever."""
     for pattern, value in patterns.items():
         if _steps(pattern, len(module)) > MAX_STEPS:
             raise UnsupportedError(

@@ -25,7 +25,7 @@ _REFUSED = {
 
 
 class Saved:
-    """Gathers them by the names of the tensors that they replace."""
+    """Gathers saved tensors by the names of the tensors that they replace."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -34,6 +34,8 @@ class Saved:
         self._originals: dict[str, Ref] = {}  # X.original_module: what the base had
 
     def add(self, key: str, ref: Ref) -> None:
+        """Add a tensor by the name of what it replaces. Raises UnsupportedError for a key that means something else,
+        and InputError where two are for one name."""
         name = re.sub(r"\.base_layer\.(weight|bias)$", r".\1", key).replace(f"{OUT_PROJ}.", ".out_proj.")
         name = re.sub(r"\.token_adapter\.weight$", ".weight", name)
         into = self.tensors

@@ -154,8 +154,8 @@ def _patterns(numbers: Mapping[str, _Number], usual: _Number) -> dict[str, _Numb
 
 
 def _escaped(path: str) -> str:
-    """As a pattern. What means something in one stands there by its number: no sign in it is to be taken for a repeat
-    or a choice by those who bound how long a pattern may take (formats.peft.patterns)."""
+    """A path as a pattern. What means something in one stands there by its number: no sign in it is to be taken for a
+    repeat or a choice by those who bound how long a pattern may take (formats.peft.patterns)."""
     return re.sub(
         r"[^\w.-]", lambda found: re.escape(found[0]) if ord(found[0]) > 127 else f"\\x{ord(found[0]):02x}", path
     ).replace(".", r"\.")
@@ -166,7 +166,7 @@ def _end(path: str) -> str:
 
 
 def _portions(texts: Iterable[str]) -> list[list[str]]:
-    """In order, with at most MAX_PATTERN characters each, and some to spare."""
+    """The texts in portions, in order, with at most MAX_PATTERN characters each, and some to spare."""
     portions: list[list[str]] = []
     room = 0
     for text in texts:
