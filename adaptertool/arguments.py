@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation, Overflow, localcontext
 from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
-from adaptertool.methods import Method
+from adaptertool.methods import Method, Setting, settings_of
 from adaptertool.spec.choices import PRECISIONS, RankChoice
 
 PathLike = str | os.PathLike[str]
@@ -64,16 +64,38 @@ def cut_of(
     return RankChoice(rank, share, most)
 
 
-def thinning(method: Method, density: Number | None, seed: int | None) -> tuple[float, int]:
-    """The density and the seed for a method. Raises UsageError for what it has no use for, or needs."""
-    if (density is None) != method.dense:
-        raise UsageError(f"{method.name} {'has no' if method.dense else 'needs a'} density")
-    if seed is not None and method.prune is None:
-        raise UsageError(f"nothing is left to chance in {method.name}; it has no seed")
-    share = 1.0 if density is None else float(decimal(density, argument("density")))
-    if not 0 < share <= 1:
-        raise UsageError(f"{argument('density')} is a share over 0, up to 1, not {density}")
-    return share, seed or 0
+def given_settings(call: str, known: Mapping[str, Setting], keywords: Mapping[str, Number | None]) -> dict[str, Number]:
+    """The settings of methods among the keywords of a public function. Raises TypeError for others, as Python does."""
+    for name in keywords:
+        if name not in known:
+            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}")
+    return {name: value for name, value in keywords.items() if value is not None}
+
+
+def settings_for(method: Method, given: Mapping[str, Number]) -> dict[str, float | int]:
+    """The settings of a method, and what manifests say of those that it does not have, in one order for all methods.
+
+    Raises UsageError for what the method has no use for, or needs, and for numbers out of range.
+    """
+    known = settings_of()
+    for name, setting in known.items():
+        if name in given and name not in method.settings:
+            raise UsageError(setting.foreign.format(method=method.name, setting=name))
+        if name not in given and name in method.settings and setting.default is None:
+            raise UsageError(f"{method.name} needs {'an' if name[0] in 'aeiou' else 'a'} {name}")
+    values = {name: one.default if name in method.settings else one.elsewhere for name, one in known.items()}
+    values |= {name: _setting(name, known[name], value) for name, value in given.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _setting(name: str, setting: Setting, given: Number) -> float | int:
+    if setting.number is float:
+        number: float | int | None = float(decimal(given, argument(name)))
+    else:
+        number = given if type(given) is int else None
+    if number is None or not setting.allows(number):
+        raise UsageError(f"{argument(name)} is {setting.allowed}, not {given}")
+    return number
 
 
 def as_path(value: PathLike, what: str) -> Path:

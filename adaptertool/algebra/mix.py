@@ -52,18 +52,18 @@ def on_factors(layer: Combined, mix: Mix, inputs: Inputs) -> tuple[list[Made], L
 
 def _whole(factors: Sequence[Array], weights: Sequence[float], mix: Mix, name: str) -> Array:
     """Factors of one shape, combined."""
-    method, place = METHOD_BY_NAME[mix.method], Place(name, 0, factors[0].size, mix.seed)
+    method, place = METHOD_BY_NAME[mix.method], Place(name, 0, factors[0].size)
     changes = []
     for number, factor in enumerate(factors):
         flat = factor.reshape(-1)
         most = largest(lambda flat=flat: [flat], _count(mix, flat.size)) if method.trims else None  # type: ignore[misc]
-        changes.append(method.thinned(flat, mix.density, place, number, most, 0))
-    together: Array = method.combine(np.zeros(factors[0].size), changes, weights)
+        changes.append(method.thinned(flat, mix.settings, place, number, most, 0))
+    together: Array = method.combine(np.zeros(factors[0].size), changes, weights, mix.settings, None)
     return together.reshape(factors[0].shape)
 
 
 def _count(mix: Mix, size: int) -> int:
-    return int(mix.density * size)
+    return int(METHOD_BY_NAME[mix.method].share(mix.settings) * size)
 
 
 def _apart(wanted: Sequence[Factors], found: Sequence[Factors]) -> float:
@@ -96,14 +96,14 @@ class Mixture:
         overflows."""
         high, wide = self.shape
         for number, first in enumerate(range(0, high, self._step)):
-            place = Place(self.name, first * wide, min(self._step, high - first) * wide, self._mix.seed)
+            place = Place(self.name, first * wide, min(self._step, high - first) * wide)
             changes = [
                 self._method.thinned(
-                    self._rows(source, first), self._mix.density, place, source, self._largest[source], number
+                    self._rows(source, first), self._mix.settings, place, source, self._largest[source], number
                 )
                 for source in range(len(self._factors))
             ]
-            rows = self._method.combine(np.zeros(place.size), changes, self._weights)
+            rows = self._method.combine(np.zeros(place.size), changes, self._weights, self._mix.settings, None)
             if not np.abs(rows).max() <= LARGEST:
                 raise NonFiniteError(f"{self._where}: the square of what it changes is no float64")
             yield first, rows.reshape(-1, wide)

@@ -17,7 +17,7 @@ from adaptertool.codecs.numbers import largest_stored, rounded
 from adaptertool.codecs.tensors import as_bytes, byte_of, read_rows
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
-from adaptertool.methods import METHOD_BY_NAME, Place
+from adaptertool.methods import METHOD_BY_NAME, Place, Sums
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.top_k import Largest, largest
 from adaptertool.spec.plan import Step
@@ -29,7 +29,7 @@ class Blended:
 
     def __init__(self, inputs: Inputs, step: Step) -> None:
         assert step.blend is not None
-        self._inputs, self._step, self._settings = inputs, step, step.blend
+        self._inputs, self._step, self._blend = inputs, step, step.blend
         self._method = METHOD_BY_NAME[step.blend.method]
         self._rows, self._columns = matrix(step)
         # A source that does not change this tensor takes part all the same: in TIES it has no vote.
@@ -53,19 +53,19 @@ class Blended:
 
     def compute(self, first: int, last: int, alphas: Sequence[float], tallies: list[Tally]) -> Iterator[memoryview]:
         """The bytes of rows first..last, the same for each α: a merge has one. Raises NonFiniteError."""
-        method, settings = self._method, self._settings
+        method, settings = self._method, self._blend.settings
         with self._lock:
             bounds = self._bounds if method.trims else {}
-            sums = self._sums if method.spans else ()
+            sums = self._sums if method.spans else None
         base = self._base(first, last)
-        place = Place(self._step.spec.name, first * self._columns, base.size, settings.seed)
+        place = Place(self._step.spec.name, first * self._columns, base.size)
         changes = []
         for number in self._sources:
             change, part = self._change(number, base, first), first // block_rows(self._columns)
-            changes.append(method.thinned(change, settings.density, place, number, bounds.get(number), part))
-        weights = [settings.weights[number] for number in self._sources]
+            changes.append(method.thinned(change, settings, place, number, bounds.get(number), part))
+        weights = [self._blend.weights[number] for number in self._sources]
         dtype = self._step.spec.dtype
-        value = method.combine(base, changes, weights, *sums)
+        value = method.combine(base, changes, weights, settings, sums)
         # −0.0 + 0 is +0.0: where nothing was added, the base's bits stay.
         stored = rounded(np.where(value == base, base, value), dtype)
         if not math.isfinite(largest_stored(stored, dtype)):
@@ -90,7 +90,7 @@ class Blended:
 
     @functools.cached_property
     def _bounds(self) -> dict[int, Largest]:
-        count = int(self._settings.density * self._rows * self._columns)
+        count = int(self._method.share(self._blend.settings) * self._rows * self._columns)
         return {number: largest(functools.partial(self._changes, number), count) for number in self._sources}
 
     def _changes(self, number: int) -> Iterator[Array]:
@@ -98,7 +98,7 @@ class Blended:
             yield self._change(number, self._base(*cut), cut[0])
 
     @functools.cached_property
-    def _sums(self) -> tuple[float, float, float]:
+    def _sums(self) -> Sums:
         """‖W‖², ‖T‖² and ⟨W, T⟩, in parts of fixed size and in order."""
         total = np.zeros(3)
         (number,) = self._sources
@@ -106,5 +106,4 @@ class Blended:
             base = self._base(*cut)
             tuned = base + self._change(number, base, cut[0])
             total += (base * base).sum(), (tuned * tuned).sum(), (base * tuned).sum()
-        ours, theirs, product = total.tolist()
-        return ours, theirs, product
+        return Sums(*total.tolist())

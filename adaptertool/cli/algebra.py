@@ -21,6 +21,7 @@ from adaptertool.cli.options import (
     RENAME,
     THREADS,
     WEIGHT,
+    setting_options,
     tell,
     with_options,
 )
@@ -32,7 +33,7 @@ from adaptertool.tasks import extract as extract_task
 from adaptertool.tasks import truncate as truncate_task
 from adaptertool.tasks.extract import DTYPES
 from adaptertool.tasks.sum import sum_adapters
-from adaptertool.tasks.sum_methods import METHODS
+from adaptertool.tasks.sum_methods import METHODS, SETTINGS
 
 Report = TypeVar("Report", bound=AdapterReport)
 RANK = click.option("--rank", type=click.IntRange(min=1), help="At most this rank.")
@@ -56,8 +57,7 @@ makes_adapter = with_options(
 @WEIGHT
 @click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="By PEFT's names; see below.")
 @click.option("--base", type=click.Path(), help="Needed for DoRA, extracted at --rank or --energy; tells names.")
-@click.option("--density", help="The share of elements that stays: ties, dare, magnitude_prune.")
-@click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
+@with_options(*setting_options(SETTINGS, in_sum=True))
 @with_options(RANK, ENERGY, LEAVE_OUT, EXPERT_LAYOUT, RENAME)
 @makes_adapter
 def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bool, **options: Any) -> None:

@@ -6,10 +6,21 @@ from typing import Any
 
 import click
 
-from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, WEIGHT, execute, records, writes
-from adaptertool.methods import METHOD_BY_NAME
+from adaptertool.cli.options import (
+    LEAVE_OUT,
+    TOKENIZER,
+    WEIGHT,
+    execute,
+    records,
+    setting_options,
+    with_options,
+    writes,
+)
+from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.tasks.merge import prepare_merge
+
+SETTINGS = settings_of()
 
 
 @click.command()
@@ -27,8 +38,7 @@ from adaptertool.tasks.merge import prepare_merge
     type=click.Choice(sorted(METHOD_BY_NAME)),
     help="Combine the changes in another way; ADAPTERs may then be tuned checkpoints too.",
 )
-@click.option("--density", help="The share of each change that stays: ties, dare, magnitude_prune.")
-@click.option("--seed", type=click.IntRange(min=0), help="Of what dare drops by chance.")
+@with_options(*setting_options(SETTINGS))
 @LEAVE_OUT
 @TOKENIZER
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
@@ -39,8 +49,6 @@ def merge(
     weights: tuple[str, ...],
     compose: str,
     method: str | None,
-    density: str | None,
-    seed: int | None,
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     renames: tuple[str, ...],
@@ -62,9 +70,8 @@ def merge(
         expert_layout=expert_layout,
         precision=precision,
         method=method,
-        density=density,
-        seed=seed,
         leave_out=leave_out,
         tokenizer=tokenizer,
+        **{name: options.pop(name) for name in SETTINGS},
     )
     execute(plan, out, *records(options))

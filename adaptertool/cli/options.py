@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import click
@@ -13,6 +13,7 @@ from adaptertool.arguments import as_path
 from adaptertool.cli.boundary import ignore_signals, say
 from adaptertool.cli.table import load
 from adaptertool.engine.resources import MAX_THREADS
+from adaptertool.methods import Setting
 from adaptertool.output.options import Options
 from adaptertool.output.preview import preview
 from adaptertool.planning.sources import COMPOSITIONS
@@ -64,6 +65,18 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
         return command
 
     return decorate
+
+
+def setting_options(settings: Mapping[str, Setting], *, in_sum: bool = False) -> list[Callable[[Command], Command]]:
+    """An option for each setting of methods. A number that need not be whole stays text as typed, which is exact."""
+    return [
+        click.option(
+            f"--{name.replace('_', '-')}",
+            type=click.IntRange(setting.least, setting.most) if setting.number is int else str,
+            help=(in_sum and setting.in_sum) or setting.help,
+        )
+        for name, setting in settings.items()
+    ]
 
 
 writes = with_options(

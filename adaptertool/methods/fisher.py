@@ -2,7 +2,8 @@
 
 F₀ and F₁ say how sure each model is of each of its parameters: the diagonals of their Fisher information, or any other
 weights ≥ 0. Where both are 0 nothing is known of either, and it is the plain (1 − α)·θ₀ + α·θ₁; so α = 0 is θ₀ and
-α = 1 is θ₁ everywhere.
+α = 1 is θ₁ everywhere. It is no Method, since each of its two models comes with a second checkpoint, of F: plans would
+have to say for every tensor of every source where that lies, which here are two references in a step.
 Source: M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
 """
 

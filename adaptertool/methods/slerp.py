@@ -1,8 +1,7 @@
 """Slerp: between two tensors along the arc, each tensor as one vector; t = 0 gives W, and t = 1 gives T.
 
 With θ the angle between them:  sin((1 − t)·θ)/sin θ · W + sin(t·θ)/sin θ · T;  where they are nearly parallel (|cos θ|
-over 0.9995, or one is 0) it is (1 − t)·W + t·T.
-Source: K. Shoemake, "Animating rotation with quaternion curves" (1985); the bound is that of mergekit.
+over 0.9995, or one is 0) it is (1 − t)·W + t·T. That bound is mergekit's.
 """
 
 from __future__ import annotations
@@ -10,17 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from adaptertool.methods.method import Array, Method
+from adaptertool.methods.method import Array, Method, Sums
+from adaptertool.methods.setting import Settings
 
 _PARALLEL = 0.9995  # cosine; beyond it, a line takes the place of the arc
 
 
 def along_the_arc(
-    base: Array, changes: Sequence[Array], weights: Sequence[float], ours: float, theirs: float, product: float
+    base: Array, changes: Sequence[Array], weights: Sequence[float], _settings: Settings, sums: Sums | None
 ) -> Array:
-    """ours, theirs, product: ‖W‖², ‖T‖² and ⟨W, T⟩ of the whole tensor."""
+    """The block of the arc's point at t, the only weight; the angle is that of the whole tensors, by their sums."""
+    assert sums is not None
     (change,), (t,) = changes, weights
-    cosine = product / math.sqrt(ours * theirs) if ours > 0 and theirs > 0 else 1.0
+    cosine = sums.product / math.sqrt(sums.base * sums.tuned) if sums.base > 0 and sums.tuned > 0 else 1.0
     if abs(cosine) > _PARALLEL:
         return base + t * change
     angle = math.acos(cosine)
@@ -28,4 +29,10 @@ def along_the_arc(
     return one * base + other * (base + change)
 
 
-SLERP = Method("slerp", along_the_arc, spans=True, dense=True, only=1)
+SLERP = Method(
+    name="slerp",
+    source='K. Shoemake, "Animating rotation with quaternion curves" (1985)',
+    combine=along_the_arc,
+    spans=True,
+    only=1,
+)

@@ -2,18 +2,21 @@
 
 τ_i = trim(δ_i);  s = sign(Σ τ_i), + where that is 0;  W + Σ_{i: sign τ_i = s} w_i·τ_i / |{i: sign τ_i = s}|.
 
-Source: P. Yadav et al., "TIES-Merging" (arXiv:2306.01708); by the formula of PEFT 0.21.2, against which it is checked
-in the tests: weights come after the election, and are not normalised.
+By the formula of PEFT 0.21.2, against which it is checked in the tests: weights come after the election, and are not
+normalised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adaptertool.methods.method import Array, Method
+from adaptertool.methods.method import Array, Method, Sums
+from adaptertool.methods.setting import DENSITY, Settings
 
 
-def elected(base: Array, changes: Sequence[Array], weights: Sequence[float]) -> Array:
+def elected(
+    base: Array, changes: Sequence[Array], weights: Sequence[float], _settings: Settings, _sums: Sums | None
+) -> Array:
     """W plus the mean of the weighted changes that have the elected sign; of trimmed changes."""
     total = changes[0].copy()
     for change in changes[1:]:
@@ -29,4 +32,10 @@ def elected(base: Array, changes: Sequence[Array], weights: Sequence[float]) -> 
     return summed
 
 
-TIES = Method("ties", elected, trims=True)
+TIES = Method(
+    name="ties",
+    source='P. Yadav et al., "TIES-Merging" (arXiv:2306.01708)',
+    combine=elected,
+    settings={"density": DENSITY},
+    trims="density",
+)

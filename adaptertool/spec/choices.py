@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -30,5 +31,4 @@ class Mix(NamedTuple):
 
     method: str  # of methods.METHODS
     on_factors: bool  # and not on the changes that they make
-    density: float
-    seed: int
+    settings: Mapping[str, float | int]  # by name

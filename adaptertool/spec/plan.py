@@ -33,8 +33,7 @@ class Blend(NamedTuple):
 
     method: str
     weights: tuple[float, ...]  # of the sources
-    density: float
-    seed: int
+    settings: Mapping[str, float | int]  # by name
 
 
 class Step(NamedTuple):

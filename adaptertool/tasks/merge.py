@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
-from adaptertool.arguments import Number, PathLike, as_path, check_precision, decimals, thinning
+from adaptertool.arguments import (
+    Number,
+    PathLike,
+    as_path,
+    check_precision,
+    decimals,
+    given_settings,
+    settings_for,
+)
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
-from adaptertool.methods import METHOD_BY_NAME
+from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.merge import plan_merge
 from adaptertool.planning.sources import COMPOSITIONS, Prepared, Reading, check_compose, open_adapter, open_source
@@ -31,8 +40,7 @@ class MergeRecipe(NamedTuple):
     compose: str = COMPOSITIONS[0]
     precision: str = EXACT
     method: str | None = None
-    density: Number | None = None
-    seed: int | None = None
+    settings: Mapping[str, Number] = MappingProxyType({})  # of the method, where given
     tokenizer: str | None = None
 
 
@@ -50,12 +58,14 @@ def prepare_merge(
     seed: int | None = None,
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
+    **settings: Number | None,
 ) -> Plan:
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
 
     Raises UsageError for a wrong number of weights, InputError for what the files hold.
     """
-    recipe = MergeRecipe(compose, precision, method, density, seed, tokenizer)
+    given = given_settings("prepare_merge", settings_of(), {"density": density, "seed": seed, **settings})
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer)
     return prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
@@ -102,8 +112,8 @@ def _blend(recipe: MergeRecipe, numbers: Sequence[float]) -> Blend | None:
     """The method that combines the changes, where one is asked for. Raises UsageError."""
     method = recipe.method
     if method is None:
-        if recipe.density is not None or recipe.seed is not None:
-            raise UsageError(f"{argument('density')} and {argument('seed')} belong to a method (--method)")
+        if recipe.settings:
+            raise UsageError(f"{' and '.join(map(argument, settings_of()))} belong to a method (--method)")
         return None
     if recipe.compose != COMPOSITIONS[0]:
         raise UsageError("a method says itself how adapters are composed; leave out --compose")
@@ -112,7 +122,7 @@ def _blend(recipe: MergeRecipe, numbers: Sequence[float]) -> Blend | None:
         raise UsageError(f"method is {', '.join(METHOD_BY_NAME)}, not {method!r}")
     if precision != EXACT:
         raise UsageError(f"{method} has one precision: float64, rounded once")
-    return Blend(method, tuple(numbers), *thinning(METHOD_BY_NAME[method], recipe.density, recipe.seed))
+    return Blend(method, tuple(numbers), settings_for(METHOD_BY_NAME[method], recipe.settings))
 
 
 def _prepare_blend(base: Checkpoint, paths: Sequence[Path], blend: Blend, reading: Reading) -> Prepared:
@@ -121,11 +131,6 @@ def _prepare_blend(base: Checkpoint, paths: Sequence[Path], blend: Blend, readin
     adapters = [source for source in opened if isinstance(source, Adapter)]
     require_used(reading.leave_out, adapters)
     plan = plan_blend(base, opened, blend.weights, blend)
-    choices: dict[str, object] = {
-        "method": blend.method,
-        "density": blend.density,
-        "seed": blend.seed,
-        "renames": list(own.texts),
-    }
+    choices: dict[str, object] = {"method": blend.method, **blend.settings, "renames": list(own.texts)}
     choices |= {**left_out(adapters), **reading.layout_chosen}
     return Prepared(dataclasses.replace(plan, choices=choices), base, None, opened)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from adaptertool.arguments import Number, PathLike, as_path
+from adaptertool.arguments import Number, PathLike, as_path, given_settings
+from adaptertool.methods import settings_of
 from adaptertool.output.checkpoint import run
 from adaptertool.output.options import Options
 from adaptertool.planning.sources import Reading
@@ -39,6 +40,7 @@ def merge(
     provenance: PathLike | None = None,
     clean: bool = False,
     fail_if_unchanged: bool = False,
+    **settings: Number | None,
 ) -> RunReport:
     """Write to `out` the checkpoint `base` with `adapters` merged: W' = W + Σ w_i·Δ_i, in order.
 
@@ -58,6 +60,7 @@ def merge(
               checkpoints too. Computed in float64 and rounded once.
     density:  the share of each change that stays, where the method drops some
     seed:     of what is dropped by chance; 0 where None
+    settings: others that a method has
     leave_out: files beside the adapters that may hold weights, and are to play no part: regexes that are found in their
               names, or paths. Others are read where their tensors have names of the base, or the merge is refused
     tokenizer: "base" or "adapter": whose tokenizer and chat template the output has; where None the base's, but the
@@ -73,7 +76,8 @@ def merge(
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
-    recipe = MergeRecipe(compose, precision, method, density, seed, tokenizer)
+    given = given_settings("merge", settings_of(), {"density": density, "seed": seed, **settings})
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer)
     reading = Reading(renames, leave_out, expert_layout)
     options = Options(
         force=force,

@@ -15,7 +15,7 @@ from adaptertool.algebra import mix as mixing
 from adaptertool.algebra import sum as summation
 from adaptertool.algebra.leading_part import shares_on
 from adaptertool.algebra.sum import jobs, specs
-from adaptertool.arguments import Number, PathLike, as_path, decimals
+from adaptertool.arguments import Number, PathLike, as_path, decimals, given_settings
 from adaptertool.errors import UsageError, argument, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
@@ -35,7 +35,7 @@ from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import Mix, RankChoice
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Plan
-from adaptertool.tasks.sum_methods import check_adapters, cut_for, mix_for
+from adaptertool.tasks.sum_methods import SETTINGS, check_adapters, cut_for, mix_for
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.algebra.leading_part import Share
@@ -64,6 +64,7 @@ def sum_adapters(
     progress: Callable[[int], None] | None = None,
     before_publish: Callable[[], None] | None = None,
     clean: bool = False,
+    **settings: Number | None,
 ) -> SumReport:
     """Write to `out` the adapter whose change is Σ wᵢ·Δᵢ, by concatenation: B = [c₁·B₁ ...], A = [A₁; ...].
 
@@ -76,16 +77,17 @@ def sum_adapters(
           layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed.
           It also tells what is one layer under the names of two versions of transformers
     expert_layout: as for `merge`; the sum has PEFT's layout, rank_major
-    density, seed: the share of elements that stays, and of chance, where the method drops some
+    density, seed: the share of elements that stays, and of chance, where the method drops some. settings: others that
+             a method has
     renames, leave_out, clean: as for `merge`. dry_run: compute the report, and write nothing
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
     powers of two only; elsewhere B is rounded, to float32 at least, and the report says so.
     Saved tensors are kept where their weight is 1. Raises AdapterToolError; `out` is then as it was before.
     """
-
     options = Options(
         force=force, threads=threads, dry_run=dry_run, clean=clean, progress=progress, before_publish=before_publish
     )
+    given = given_settings("sum_adapters", SETTINGS, {"density": density, "seed": seed, **settings})
     reading = Reading(renames, leave_out, expert_layout)
     check_adapters(adapters, method)
     numbers = decimals(weights, "weight", len(adapters))
@@ -93,7 +95,7 @@ def sum_adapters(
     checkpoint = None if base is None else require_merged(open_checkpoint(as_path(base, "BASE")))
     check_out(target, [*paths, *([checkpoint.path] if checkpoint else [])], force=options.force)
     opened, notes = under_one_name(_opened(paths, reading), checkpoint, renames)
-    cut, mix = cut_for(method, rank, energy, opened), mix_for(method, density, seed)
+    cut, mix = cut_for(method, rank, energy, opened), mix_for(method, given)
     output, layers = _output(opened, numbers, method, mix, cut, _plans(opened, checkpoint))
     output = _with_names(output, notes, checkpoint, renames)
     own = {spec.name for layer in layers for spec in layer.specs()}
@@ -102,8 +104,8 @@ def sum_adapters(
         **done.summary(output, target, options),
         weights=tuple(map(float, numbers)),
         method=method,
-        density=mix and mix.density,
-        seed=mix and mix.seed,
+        density=mix and mix.settings["density"],
+        seed=mix and int(mix.settings["seed"]),
         cut={} if cut is None else cut.as_typed(),
         saved=tuple(sorted(spec.name for spec in output.largest if spec.name not in own)),
         layers=tuple(map(_summed, _whole(done.said).values())),
@@ -136,7 +138,6 @@ def _plans(adapters: Sequence[Layered], base: Checkpoint | None) -> list[Plan]:
 
 def _maker(mix: Mix | None, cut: RankChoice | None, shares: Mapping[str, Sequence[Share]]) -> Maker:
     """What makes the tensors of a layer: the jobs for it. shares: of layers that are DoRA."""
-
     if mix is None:
         if cut is None:
             return summation.concatenation
@@ -163,7 +164,6 @@ def _output(
     cut: RankChoice | None,
     plans: Sequence[Plan],
 ) -> tuple[AdapterJob[LayerOutcome | None], list[Combined]]:
-
     if plans and (mix is not None or cut is None):
         raise UsageError(
             f"a base is for sums of DoRA, which are cut: give {argument('rank')} or {argument('energy')}, and no "
@@ -190,7 +190,7 @@ def _output(
             "weights": [str(weight) for weight in weights],
             "method": method,
             "cut": {} if cut is None else cut.as_typed(),
-            **({} if mix is None else {"density": mix.density, "seed": mix.seed}),
+            **({} if mix is None else mix.settings),
             **left_out(one.adapter for one in adapters),
         },
         sources=[*(adapter.adapter.path for adapter in adapters), *(plan.base for plan in plans[:1])],

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from adaptertool.arguments import Number, PathLike, cut_of, thinning
+from adaptertool.arguments import Number, PathLike, cut_of, settings_for
 from adaptertool.errors import UsageError
-from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS
+from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS, settings_of
 from adaptertool.spec.choices import Mix, RankChoice
 from adaptertool.spec.layers import Layered
 
@@ -18,6 +18,7 @@ METHODS = (
     *ON_FACTORS,
     *(name + _ON_CHANGES for name in ON_FACTORS if name != LINEAR.name),
 )  # the names of PEFT
+SETTINGS = settings_of(ON_FACTORS)
 
 
 def check_adapters(adapters: Sequence[PathLike], method: str) -> None:
@@ -36,12 +37,12 @@ def cut_for(method: str, rank: int | None, energy: Number | None, adapters: Sequ
     return cut_of(rank=rank, energy=energy, names=("rank", "energy"))
 
 
-def mix_for(method: str, density: Number | None, seed: int | None) -> Mix | None:
-    """The settings of a method; None where adapters are concatenated or cut. Raises UsageError for settings that it
-    does not have."""
+def mix_for(method: str, settings: Mapping[str, Number]) -> Mix | None:
+    """How a method combines factors or changes; None where adapters are concatenated or cut. Raises UsageError for
+    settings, of those that are given, which the method does not have."""
     if method in (CAT, SVD):
-        if density is not None or seed is not None:
-            raise UsageError(f"{method} has no density and no seed")
+        if settings:
+            raise UsageError(f"{method} has {' and '.join(f'no {name}' for name in SETTINGS)}")
         return None
     chosen = METHOD_BY_NAME[method.removesuffix(_ON_CHANGES)]
-    return Mix(chosen.name, chosen.name == method, *thinning(chosen, density, seed))
+    return Mix(chosen.name, chosen.name == method, settings_for(chosen, settings))

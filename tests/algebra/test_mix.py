@@ -155,7 +155,7 @@ def test_blocks_of_rows_do_not_matter(shape: tuple[int, int, int], method: str, 
     high, wide, rank = shape
     random = np.random.default_rng(seed)
     factors = [(random.normal(size=(high, rank)), random.normal(size=(rank, wide))) for _ in range(2)]
-    mix = Mix(method, on_factors=False, density=density, seed=seed)
+    mix = Mix(method, on_factors=False, settings={"density": density, "seed": seed})
     whole = Mixture(factors, [0.5, -2], mix, "name")
     ((_, rows),) = whole.blocks()
     parts = Mixture(factors, [0.5, -2], mix, "name")

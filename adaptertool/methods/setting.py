@@ -1,0 +1,63 @@
+"""What a setting of a method is, and the settings that several methods have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Settings = Mapping[str, float | int]  # values by the name of the setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A number, beside the weights, that a method is given: its checks, option and record in manifests follow from it.
+
+    number:    float, which is typed as an exact decimal, or int
+    above:     the number must be above it
+    least:     the number must be this or more
+    most:      the number must be this or less
+    allowed:   what all that comes to, for the refusal of other numbers
+    default:   where it is not given; None: it must be given
+    elsewhere: what manifests say where a method does not have it; None: nothing
+    foreign:   the refusal where a method does not have it
+    help:      of its option
+    in_sum:    the help of `sum`, where it is another
+    """
+
+    number: type[float] | type[int]
+    allowed: str
+    help: str
+    above: float | None = None
+    least: int | None = None
+    most: int | None = None
+    default: float | int | None = None
+    elsewhere: float | int | None = None
+    foreign: str = "{method} has no {setting}"
+    in_sum: str | None = None
+
+    def allows(self, number: float | int) -> bool:
+        return (
+            (self.above is None or number > self.above)
+            and (self.least is None or number >= self.least)
+            and (self.most is None or number <= self.most)
+        )
+
+
+DENSITY = Setting(
+    number=float,
+    above=0,
+    most=1,
+    allowed="a share over 0, up to 1",
+    elsewhere=1.0,
+    help="The share of each change that stays: ties, dare, magnitude_prune.",
+    in_sum="The share of elements that stays: ties, dare, magnitude_prune.",
+)
+SEED = Setting(
+    number=int,
+    least=0,
+    allowed="a whole number from 0 on",
+    default=0,
+    elsewhere=0,
+    foreign="nothing is left to chance in {method}; it has no {setting}",
+    help="Of what dare drops by chance.",
+)
