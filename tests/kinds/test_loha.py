@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import PREFIX, load, same_bits, write_adapter, write_checkpoint
@@ -19,7 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import adaptertool
+from adaptertool.arithmetic import blocks, correct_rounding
+from adaptertool.codecs import BF16
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
+from adaptertool.numerics.ops import INTERVALS, RESIDUES
 
 OUT, IN, RANK = 8, 6, 3
 ROLES = {"hada_w1_a": (OUT, RANK), "hada_w1_b": (RANK, IN), "hada_w2_a": (OUT, RANK), "hada_w2_b": (RANK, IN)}
@@ -94,6 +99,27 @@ def test_every_element_is_the_rounding_of_the_formula(
         for rows in zip(matrix(stored), first, second, strict=True)
     ]
     require(load(tmp_path / "out")["l.weight"], exact, stored)
+
+
+def test_settling_passes_over_systems_that_lack_an_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without residues rationals decide, to the same bytes; where no exact system serves, the kind is named."""
+
+    def all_open(values: Any, *rest: Any, **more: Any) -> Any:
+        BF16.encode(values, *rest, **more)
+        return np.arange(len(values))
+
+    base, adapter = base_of(tmp_path / "base"), one_layer(tmp_path / "a", torch.bfloat16)
+    adaptertool.merge(base, [adapter], tmp_path / "usual")
+    monkeypatch.setattr(blocks, "BY_DTYPE", {"BF16": dataclasses.replace(BF16, encode=all_open)})
+    monkeypatch.setattr(correct_rounding, "RESIDUES", dataclasses.replace(RESIDUES, times=None))
+    monkeypatch.setattr(correct_rounding, "UNIT", 2.0**-10)
+    report = adaptertool.merge(base, [adapter], tmp_path / "rationals")
+    assert report.settled_one_by_one == report.settled > 5
+    assert same_bits(*(load(tmp_path / out)["l.weight"] for out in ("usual", "rationals")))
+    monkeypatch.setattr(correct_rounding, "INTERVALS", dataclasses.replace(INTERVALS, times=None))
+    with pytest.raises(UnsupportedError, match=r"l\.weight: no exact arithmetic .* kind loha .*precision fast"):
+        adaptertool.merge(base, [adapter], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_precision_fast_is_near(tmp_path: Path) -> None:
