@@ -53,6 +53,11 @@ def shares_on(
             ([step for key in keys for step in steps.get(key, ())], weight)
             for steps, weight in zip(by_key, weights, strict=True)
         ]
+        if _kind(layer) != "DoRA" and any(len(step.base.spec.shape) > 2 for steps, _ in several for step in steps):
+            raise UnsupportedError(
+                f"{shown(layer.path)} is {_kind(layer)}, on a convolution: its leading part as LoRA is not supported "
+                "yet; merge it into its base, and extract a LoRA"
+            )
         whole = len(layer.first.pairs) == layer.first.experts == 1
         if not whole or any(len(steps) > 1 or any(map(_of_a_part, steps)) for steps, _ in several):
             raise UnsupportedError(

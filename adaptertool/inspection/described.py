@@ -53,11 +53,7 @@ class Found(NamedTuple):
             return b.spec.shape[0], math.prod(a.spec.shape[1:])
         if self.factors is None:
             return None
-        kind = BY_NAME[self.kind]
-        (high, *_), (wide, *_) = (
-            [self.factors[role].spec.shape for role in sorted(roles)] for roles in (kind.by_row, kind.by_column)
-        )
-        return high[0], math.prod(wide[1:])
+        return BY_NAME[self.kind].weight_of({role: ref.shape for role, ref in self.factors.items()})
 
     @property
     def adapted(self) -> int | None:
@@ -121,7 +117,7 @@ def _of_module(module: Module) -> Found:
     if not kind.pair:
         name = module.kind if module.rows is None else ROWS
         found = Found(module.name, name, family_of(module.name), refs, scale=None)
-        if kind.low_rank is None:
+        if kind.low_rank is None or kind.weight_of({role: ref.shape for role, ref in module.factors.items()}) is None:
             return found
         return found._replace(rank=module.rank, scale=module.scale, factors=module.factors)
     a, b = module.factors[A], module.factors[B]

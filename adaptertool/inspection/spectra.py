@@ -18,6 +18,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.inspection.described import Found
 from adaptertool.kinds import BY_NAME
 from adaptertool.numerics.lowrank import Factors, kept, singular_values
+from adaptertool.numerics.ops import BLOCKS
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.spectrum import MAX_VALUES, entropy_rank, profile, stable_rank
 from adaptertool.reports.inspect import Spectrum
@@ -124,9 +125,18 @@ def _made(inputs: Inputs, kind: str, refs: Mapping[str, Ref]) -> Factors:
         factors[role] = read_tensor(inputs, ref, 0, ref.spec.numel).reshape(ref.shape[0], -1)
         if not np.isfinite(factors[role]).all():
             require_finite(inputs, ref)  # says where
-    make = BY_NAME[kind].low_rank
-    assert make is not None
-    return make(factors)
+    own = BY_NAME[kind]
+    assert own.low_rank is not None
+    some = {
+        role: factor[:1] if role in own.by_row else factor[:, :1] if role in own.by_column else factor
+        for role, factor in factors.items()
+    }
+    weight = own.weight_of({role: factor.shape for role, factor in factors.items()})
+    if weight is None or own.low_rank(some)[0].shape[1] < min(weight) / 2:
+        return own.low_rank(factors)
+    change = np.zeros(weight)  # of a rank so high it is the smaller one
+    own.apply(BLOCKS, change, factors, 1.0, 1.0)
+    return change, np.eye(weight[1])
 
 
 def _norm(inputs: Inputs, places: Places) -> float | None:

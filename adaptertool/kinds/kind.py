@@ -6,6 +6,7 @@ float64 blocks, tensors of torch, and the exact systems that settle the elements
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,3 +91,14 @@ class Kind:
     low_rank: Callable[[Factors], tuple[Array, Array]] | None = None
     misreadings: Mapping[str, Callable[[Edit], Edit]] = field(default_factory=dict)
     spellings: Mapping[str, Spelling] = field(default_factory=dict)
+
+    def weight_of(self, factors: Mapping[str, Shape]) -> tuple[int, int] | None:
+        """(out, in) of the matrix that factors of these shapes change; None where they do not fit together, or have no
+        elements."""
+        out = {shape[0] for role in self.by_row if (shape := factors[role])}
+        wide = {math.prod(shape[1:]) for role in self.by_column if (shape := factors[role])}
+        if len(out) != 1 or len(wide) != 1 or 0 in out | wide or not all(map(math.prod, factors.values())):
+            return None
+        weight = out.pop(), wide.pop()
+        expected = self.shapes(weight, factors)
+        return weight if expected == {role: tuple(shape) for role, shape in factors.items()} else None

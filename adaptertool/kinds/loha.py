@@ -48,14 +48,14 @@ def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: floa
     With |p̂ᵢ − pᵢ| ≤ eᵢ and |pᵢ| ≤ Pᵢ:  |fl(p̂₁·p̂₂) − p₁·p₂| ≤ e₁·P₂ + P₁·e₂ + e₁·e₂ + unit·|p̂₁·p̂₂| + underflow.
     """
     times, ends = abs(weight * scale), [factors[role] for role in (B1, A1, B2, A2)]
+    (p1, e1), (p2, e2) = _product(factors, B1, A1, times, unit), _product(factors, B2, A2, 1.0, unit)
+    numbers = (times, *(factor.largest for factor in ends), factors[B1].largest * times)
+    if may_overflow(unit, *numbers, p1 + e1, p2 + e2, (p1 + e1) * (p2 + e2)):
+        return Bound(math.inf, math.inf)  # also where one product is 0: times infinity it is no number
     if 0 in (weight, scale) or any(factor.largest == 0 for factor in ends):
-        products = (times, *(factor.largest for factor in ends), factors[B1].largest * times)
-        return Bound(math.inf, math.inf) if may_overflow(unit, *products) else size
+        return size
     scaled = [end * times for end in factors[B1].extent]
     if not in_range((*(factor.extent for factor in ends), (min(scaled), max(scaled))), unit):
-        return Bound(math.inf, math.inf)
-    (p1, e1), (p2, e2) = _product(factors, B1, A1, times, unit), _product(factors, B2, A2, 1.0, unit)
-    if may_overflow(unit, p1 + e1, p2 + e2, (p1 + e1) * (p2 + e2)):
         return Bound(math.inf, math.inf)
     error = (e1 * p2 + p1 * e2 + e1 * e2 + unit * (p1 + e1) * (p2 + e2) + tiny(unit)) * (1 + 2.0**-20)
     grain = size.grain_with(factors[B1], scale, weight)

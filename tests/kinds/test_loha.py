@@ -244,6 +244,61 @@ def test_on_a_part_of_a_fused_projection(tmp_path: Path) -> None:
     assert half_ulp_excess(found[OUT : 2 * OUT], fused[OUT : 2 * OUT].double() + change).max() <= 1 + 1e-6
 
 
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_spectrum_of_any_rank(tmp_path: Path, rank: int) -> None:
+    """The singular values of the change itself, whether its factors or its elements are fewer."""
+    shapes = {"hada_w1_a": (OUT, rank), "hada_w1_b": (rank, IN), "hada_w2_a": (OUT, rank), "hada_w2_b": (rank, IN)}
+    own = {role: torch.randn(shape) for role, shape in shapes.items()}
+    adapter = write(tmp_path / "a", {f"l.{role}": tensor for role, tensor in own.items()}, r=rank, alpha=float(rank))
+    report = adaptertool.inspect(adapter)
+    assert report.adapter is not None and (spectrum := report.adapter.modules[0].spectrum) is not None
+    wide = {role: tensor.double() for role, tensor in own.items()}
+    change = (wide["hada_w1_a"] @ wide["hada_w1_b"]) * (wide["hada_w2_a"] @ wide["hada_w2_b"])
+    values = torch.linalg.svdvals(change)
+    assert spectrum.norm == pytest.approx(float(change.norm()), rel=1e-9)
+    assert spectrum.stable_rank == pytest.approx(float((values**2).sum() / values[0] ** 2), rel=1e-9)
+
+
+def test_a_product_that_overflows_beside_zeros_is_no_number(tmp_path: Path) -> None:
+    """0·∞ in float32: computed in float64, and never stored as NaN."""
+    base = base_of(tmp_path / "base")
+    lora = write_adapter(
+        tmp_path / "b", {"l.lora_A.weight": torch.randn(2, IN), "l.lora_B.weight": torch.randn(OUT, 2)}, r=2
+    )
+    for name, config, zero in (("zeros", {}, True), ("alpha", {"alpha": 0.0}, False)):
+        factors = {f"l.{role}": torch.full(shape, 2.0**100) for role, shape in ROLES.items()}
+        factors |= {f"l.{role}": torch.randn(ROLES[role]) * (not zero) for role in ("hada_w1_a", "hada_w1_b")}
+        adapter = write(tmp_path / name, factors, **config)
+        adaptertool.merge(base, [lora, adapter], tmp_path / f"{name}-out")
+        adaptertool.merge(base, [lora], tmp_path / f"{name}-lora")
+        one, other = (load(tmp_path / f"{name}-{out}")["l.weight"] for out in ("out", "lora"))
+        assert same_bits(one, other) and bool(one.isfinite().all())
+
+
+@pytest.mark.parametrize("shape", [(), (OUT,), (0, RANK), (OUT, RANK + 1), (OUT, RANK, 1)], ids=str)
+def test_malformed_factors_are_refused_and_described(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    base, good = base_of(tmp_path / "base"), one_layer(tmp_path / "good")
+    path = one_layer(tmp_path / "a")
+    file = path / "adapter_model.safetensors"
+    save_file({**load_file(file), f"{PREFIX}l.hada_w1_a": torch.ones(shape)}, file)
+    for call in (
+        lambda: adaptertool.merge(base, [path], tmp_path / "out"),
+        lambda: adaptertool.sum_adapters([path, good], tmp_path / "out", base=base, rank=2),
+        lambda: adaptertool.truncate(path, tmp_path / "out", rank=1),
+    ):
+        with pytest.raises(InputError):
+            call()
+    report = adaptertool.inspect(path, base)
+    assert report.adapter is not None and not report.fits and report.adapter.modules[0].spectrum is None
+
+
+def test_sum_on_a_convolution_is_refused_by_name(tmp_path: Path) -> None:
+    zoo, base = make_base(tmp_path / "base")
+    adapter = train(tmp_path / "a", zoo, target_modules=["conv2"])
+    with pytest.raises(UnsupportedError, match=r"conv2 is of kind loha, on a convolution"):
+        adaptertool.sum_adapters([adapter], tmp_path / "out", base=base, rank=2)
+
+
 def test_what_is_no_loha_is_refused_by_name(tmp_path: Path) -> None:
     base = base_of(tmp_path / "base")
     for number, (config, message) in enumerate(

@@ -90,13 +90,16 @@ def _layers(adapter: Adapter) -> dict[str, Layer]:
 def _unpaired(module: Module) -> Layer:
     """A change that is made of no pair, with the names that factors of its leading part get."""
     kind, refs = kind_of(module), module.factors
-    out = {refs[role].shape[0] for role in kind.by_row}
-    wide = {math.prod(refs[role].shape[1:]) for role in kind.by_column}
-    if len(out) != 1 or len(wide) != 1 or 0 in out | wide | {module.rank}:
-        raise MismatchError(f"{module.name}: its factors, of kind {module.kind}, do not fit together, or are empty")
-    dtype = max((ref.spec.dtype for ref in refs.values()), key=lambda name: DTYPE_BITS[name])
-    shapes = {A: (module.rank, *wide), B: (*out, module.rank)}
     some = next(iter(refs.values()))
+    weight = kind.weight_of({role: ref.shape for role, ref in refs.items()})
+    if weight is None:
+        raise MismatchError(
+            f"{some.path}: the factors of {shown(module.name)}, of kind {module.kind}, do not fit together, or "
+            "are empty"
+        )
+    out, wide = weight
+    dtype = max((ref.spec.dtype for ref in refs.values()), key=lambda name: DTYPE_BITS[name])
+    shapes = {A: (module.rank, wide), B: (out, module.rank)}
     a, b = (
         Ref(some.path, 0, TensorSpec(f"{PREFIX}{module.layer}.{role}.weight", dtype, shapes[role], 0))
         for role in (A, B)
