@@ -7,6 +7,7 @@ over 0.9995, or one is 0) it is (1 − t)·W + t·T. That bound is mergekit's.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 from adaptertool.methods.method import Array, Method, Sums
@@ -21,12 +22,20 @@ def along_the_arc(
     """The block of the arc's point at t, the only weight; the angle is that of the whole tensors, by their sums."""
     assert sums is not None
     (change,), (t,) = changes, weights
-    cosine = sums.product / math.sqrt(sums.base * sums.tuned) if sums.base > 0 and sums.tuned > 0 else 1.0
+    cosine = sums.product / _root_of_product(sums.base, sums.tuned) if sums.base > 0 and sums.tuned > 0 else 1.0
     if abs(cosine) > _PARALLEL:
         return base + t * change
     angle = math.acos(cosine)
     one, other = math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
     return one * base + other * (base + change)
+
+
+def _root_of_product(one: float, other: float) -> float:
+    """√(one·other) of positive numbers; by their roots where the product is not in the normal range of float64."""
+    product = one * other
+    if sys.float_info.min <= product < math.inf:
+        return math.sqrt(product)
+    return math.sqrt(one) * math.sqrt(other)
 
 
 SLERP = Method(

@@ -102,6 +102,18 @@ def test_slerp(place: Path) -> None:
             assert near(ours[name], expected)
 
 
+@pytest.mark.parametrize("scale", [2.0**-300, 2.0**300])
+def test_slerp_does_not_depend_on_the_scale(tmp_path: Path, scale: float) -> None:
+    """Also where the product of two sums of squares is no float64."""
+    pair = [torch.randn(6, 5, dtype=torch.float64) for _ in range(2)]
+    found = []
+    for factor in (1.0, scale):
+        for name, tensor in zip(("base", "0"), pair, strict=True):
+            write_checkpoint(tmp_path / str(factor) / name, {"w": tensor * factor})
+        found.append(merged(tmp_path / str(factor), ["0"], method="slerp", weights=[0.25])["w"] / factor)
+    torch.testing.assert_close(*found, rtol=1e-13, atol=0)
+
+
 def test_dare_keeps_a_share_and_its_mean(tmp_path: Path) -> None:
     torch.manual_seed(2)
     write_checkpoint(tmp_path / "base", {"w": torch.zeros(200, 100)})
