@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from conftest import FIXTURES, ROOT
 
 import adaptertool
+from adaptertool.kinds import KINDS
 
 PACKAGE = ROOT / "adaptertool"
 
@@ -39,8 +41,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 def imported(path: Path) -> set[str]:
     """Full names of all modules that a file imports, inside functions too."""
+    return names_in(ast.parse(path.read_text()), path)
+
+
+def names_in(tree: ast.AST, path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -62,6 +68,72 @@ def test_imports_go_downwards(path: Path) -> None:
         parts = name.split(".")
         if parts[0] == "adaptertool":
             assert parts[1] == here or LEVEL[parts[1]] < LEVEL[here], f"{here} imports {name}"
+
+
+def test_planning_and_arithmetic_know_only_the_records() -> None:
+    for path in SOURCES:
+        others = {"planning": "arithmetic", "arithmetic": "planning"}.get(room(path), "")
+        assert not others or not any(name.startswith(f"adaptertool.{others}") for name in imported(path)), path
+
+
+def module_of(path: Path) -> str:
+    return ".".join(("adaptertool", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    modules = {module_of(path): path for path in SOURCES}
+    graph = {
+        name: {one if one in modules else one.rpartition(".")[0] for one in imported(path)} & modules.keys()
+        for name, path in modules.items()
+        if name != "adaptertool"  # the facade
+    }
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+LATE = {"torch", "transformers", "peft", "matplotlib", "jinja2", "junitparser"}
+
+
+def test_imports_stand_at_the_top() -> None:
+    """Late are the libraries of extras, and modules of ours that stand on them."""
+    heavy, grown = set[str](), True
+    tops = {module_of(path): imported_at_the_top(path) for path in SOURCES}
+    while grown:
+        more = {name for name, own in tops.items() if own & heavy or {one.split(".")[0] for one in own} & LATE}
+        grown, heavy = more != heavy, more
+    for path in SOURCES:
+        if path.name == "__main__.py":
+            continue  # a Ctrl-C while the command line is loaded has no traceback
+        for name in imported(path) - imported_at_the_top(path):
+            assert name.split(".")[0] in LATE or name in heavy or name.rpartition(".")[0] in heavy, (path, name)
+
+
+def imported_at_the_top(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    kept = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom | ast.If)]
+    return names_in(ast.Module(kept, []), path) | {
+        name.rpartition(".")[0] for name in names_in(ast.Module(kept, []), path)
+    }
+
+
+def test_nobody_else_compares_the_name_of_a_kind() -> None:
+    """What a kind can do is asked of its record: a new one is one file."""
+    names = "|".join(f'"{kind.name}"' for kind in KINDS)
+    by_name = re.compile(rf"(?:{'|'.join(kind.name.upper() for kind in KINDS)})\.name|kind is (?:not )?[A-Z]|{names}")
+    for path in SOURCES:
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)) if room(path) != "kinds" else ():
+            if isinstance(node, ast.Compare) and "kind" in (source := ast.get_source_segment(text, node) or ""):
+                assert not by_name.search(source), f"{path}: {source}"
+
+
+def test_the_rooms_are_told_as_they_are() -> None:
+    """CONTRIBUTING.md lists them, level by level."""
+    told: list[list[str]] = []
+    for line in (ROOT / "CONTRIBUTING.md").read_text().split("```")[3].splitlines():
+        if found := re.match(r"( ?\d+|   ) +([a-z_]+)/? ", line):
+            told += [[]] if found[1].strip() else []
+            told[-1].append(found[2])
+    assert list(map(sorted, told)) == list(map(sorted, LEVELS))
 
 
 def test_every_room_stands_on_a_level() -> None:

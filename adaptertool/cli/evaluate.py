@@ -18,6 +18,7 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
+from adaptertool.evaluation.prompts import LOSSES
 from adaptertool.render.evaluation import evaluation_text
 
 
@@ -29,7 +30,7 @@ from adaptertool.render.evaluation import evaluation_text
 @WEIGHT
 @COMPOSE
 @click.option("--each", is_flag=True, help="Each ADAPTER is a model of its own, not all of them one.")
-@click.option("--loss", type=click.Choice(task.LOSSES), help="Of the answers to facts; both unless given.")
+@click.option("--loss", type=click.Choice(LOSSES), help="Of the answers to facts; both unless given.")
 @click.option("--generate", type=click.IntRange(0, task.MAX_GENERATED), default=16, help="Tokens after each prompt.")
 @click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps.")
 @click.option("--fail-above", metavar="KL", help="Exit code 1 where the mean KL is above it (nats per token).")

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 
 from adaptertool.arguments import Number, PathLike, as_path, decimal, decimals
 from adaptertool.errors import UsageError
+from adaptertool.evaluation.prompts import LOSSES
 from adaptertool.planning.sources import Reading, check_compose
 from adaptertool.reports.evaluate import EvaluationReport
 
-LOSSES = ("last-token", "sequence")
 MAX_GENERATED = 4096  # tokens after each prompt
 
 

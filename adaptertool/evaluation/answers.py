@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from adaptertool.evaluation import LOSSES
 from adaptertool.evaluation.encoding import Case, Query
 from adaptertool.evaluation.logits import logits_of
+from adaptertool.evaluation.prompts import LOSSES
 from adaptertool.reports.evaluate import EditScores
 
 LAST_TOKEN, SEQUENCE = LOSSES

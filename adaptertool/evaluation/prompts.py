@@ -22,6 +22,8 @@ from adaptertool.errors import InputError, shown
 from adaptertool.files.jsonfile import parse_json
 from adaptertool.files.reader import open_input, read_exact
 
+LOSSES = ("last-token", "sequence")  # of the answers to facts (evaluation/answers.py)
+
 MAX_BYTES, MAX_LINES, MAX_LINE = 100_000_000, 100_000, 1_000_000  # of a file: bytes, and lines; of a line: bytes
 # What EasyEdit's files also hold, and is not needed to score.
 _BESIDE = frozenset({"subject", "ground_truth", "case_id", "id", "cond"})

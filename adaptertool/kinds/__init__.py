@@ -5,6 +5,7 @@ from typing import Protocol
 from adaptertool.kinds.dora import DORA
 from adaptertool.kinds.full import FULL
 from adaptertool.kinds.kind import NORM, Kind
+from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.offset import OFFSET
 
@@ -13,6 +14,7 @@ KINDS: tuple[Kind, ...] = (
     DORA,
     OFFSET,
     FULL,
+    LOHA,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 

@@ -15,6 +15,7 @@ from conftest import lora_factors
 from peft_files import Q, adapter, edits, refusal
 
 from adaptertool.errors import UnsupportedError
+from adaptertool.kinds import SPELLED
 
 # The config, field by field.
 
@@ -134,7 +135,8 @@ def test_unset_field_is_ignored(base: Path, name: str, value: object) -> None:
     assert edits(base, adapter(base, **{name: value}))
 
 
-OTHER_TYPES = [kind.value for kind in peft.PeftType if kind is not peft.PeftType.LORA]
+HANDLED_TYPES = {"LORA", *(tag for _, tag in SPELLED)}
+OTHER_TYPES = [kind.value for kind in peft.PeftType if kind.value not in HANDLED_TYPES]
 
 
 @pytest.mark.parametrize("kind", [*OTHER_TYPES, None, "", "lora", "\x1b[31m", ["LORA"], 1], ids=ascii)

@@ -1,0 +1,102 @@
+"""LoHa: W' = W + w·s·(B₁·A₁) ⊙ (B₂·A₂), with s = alpha/r; ⊙ multiplies element by element.
+
+Sources: N. Hyeon-Woo et al., "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning"
+(arXiv:2108.06098); S. Yeh et al., "Navigating Text-To-Image Customization" (LyCORIS, arXiv:2309.14859). Checked against
+PEFT 0.21.2 in the tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from adaptertool.kinds.kind import Factors, Kind, Shape
+from adaptertool.kinds.spelling import Spelling
+from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, may_overflow, tiny
+from adaptertool.numerics.ops import TIMES, Ops
+
+B1, A1, B2, A2 = "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"
+_TUCKER = "factors of a convolution in Tucker form (use_effective_conv2d) are not supported yet"
+
+
+def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
+    """B₁ and B₂ (out, r), A₁ and A₂ (r, in) for a weight (out, in); of a convolution (out, in, k, ...) for the matrix
+    (out, in·k·...)."""
+    if len(weight) < 2 or not factors[A1] or not factors[A2]:
+        return None
+    columns = math.prod(weight[1:])
+    pairs = ((B1, A1), (B2, A2))
+    return {
+        role: shape
+        for b, a in pairs
+        for role, shape in ((b, (weight[0], factors[a][0])), (a, (factors[a][0], columns)))
+    }
+
+
+def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:
+    """rows += weight·scale·(B₁·A₁) ⊙ (B₂·A₂), in place. rows (n, columns); A (r, columns); B (n, r)."""
+    assert ops.times is not None
+    first = factors[B1] * (weight * scale)
+    for part in ops.parts(rows):
+        rows[part] += ops.times(first[part] @ factors[A1], factors[B2][part] @ factors[A2])
+
+
+def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:  # noqa: ARG001
+    """Two products as in LoRA, p₁ with the scale and p₂; then their product, of which one rounding more.
+
+    With |p̂ᵢ − pᵢ| ≤ eᵢ and |pᵢ| ≤ Pᵢ:  |fl(p̂₁·p̂₂) − p₁·p₂| ≤ e₁·P₂ + P₁·e₂ + e₁·e₂ + unit·|p̂₁·p̂₂| + underflow.
+    """
+    times, ends = abs(weight * scale), [factors[role] for role in (B1, A1, B2, A2)]
+    if 0 in (weight, scale) or any(factor.largest == 0 for factor in ends):
+        products = (times, *(factor.largest for factor in ends), factors[B1].largest * times)
+        return Bound(math.inf, math.inf) if may_overflow(unit, *products) else size
+    scaled = [end * times for end in factors[B1].extent]
+    if not in_range((*(factor.extent for factor in ends), (min(scaled), max(scaled))), unit):
+        return Bound(math.inf, math.inf)
+    (p1, e1), (p2, e2) = _product(factors, B1, A1, times, unit), _product(factors, B2, A2, 1.0, unit)
+    if may_overflow(unit, p1 + e1, p2 + e2, (p1 + e1) * (p2 + e2)):
+        return Bound(math.inf, math.inf)
+    error = (e1 * p2 + p1 * e2 + e1 * e2 + unit * (p1 + e1) * (p2 + e2) + tiny(unit)) * (1 + 2.0**-20)
+    grain = size.grain_with(factors[B1], scale, weight)
+    for role in (A1, B2, A2):
+        grain = None if grain is None else size.grain_with(factors[role], power=grain)
+    return size.plus(p1 * p2 * (1 + 2.0**-20), error, unit, grain)
+
+
+def _product(factors: Mapping[str, Factor], b: str, a: str, times: float, unit: float) -> tuple[float, float]:
+    """(P, e) of times·B·A: by Cauchy and Schwarz, and N. Higham, Accuracy and Stability, section 3.1."""
+    rank = len(factors[a].array)
+    largest = math.sqrt(factors[a].longest_column) * times * math.sqrt(factors[b].longest_row) * (1 + 2.0**-20)
+    return largest, (rank + 5) * unit / (1 - (rank + 5) * unit) * largest + (rank + 1) * tiny(unit)
+
+
+def low_rank(factors: Factors) -> tuple[Array, Array]:
+    """B (out, r₁·r₂) and A (r₁·r₂, in) with B·A = (B₁·A₁) ⊙ (B₂·A₂): rows of B are Kronecker products of rows, and
+    columns of A of columns. Source: C. Khatri, C. Rao, Sankhyā 30 (1968)."""
+    b1, a1, b2, a2 = (factors[role] for role in (B1, A1, B2, A2))
+    b = (b1[:, :, None] * b2[:, None, :]).reshape(len(b1), -1)
+    return b, (a1[:, None, :] * a2[None, :, :]).reshape(-1, a1.shape[1])
+
+
+LOHA = Kind(
+    name="loha",
+    roles=frozenset({B1, A1, B2, A2}),
+    by_row=frozenset({B1, B2}),
+    by_column=frozenset({A1, A2}),
+    shapes=shapes,
+    apply=apply,
+    bound=bound,
+    operations=frozenset({TIMES}),
+    single=True,
+    linear=True,
+    low_rank=low_rank,
+    spellings={
+        "peft": Spelling(
+            tag="LOHA",
+            keys={f".{role}": role for role in (B1, A1, B2, A2)},
+            harmless=frozenset({"rank_dropout", "module_dropout", "init_weights", "use_effective_conv2d"}),
+            refused={".hada_t1": _TUCKER, ".hada_t2": _TUCKER},
+        )
+    },
+)
