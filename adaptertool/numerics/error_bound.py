@@ -134,7 +134,6 @@ class Factor:
         return self._residues(0)
 
     def _residues(self, axis: int) -> Array:
-
         return Residue.of(self.array, axis)
 
     @functools.cached_property

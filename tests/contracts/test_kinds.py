@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from fractions import Fraction
@@ -180,18 +181,22 @@ def test_factors_of_the_whole_change_make_it(kind: Kind) -> None:
 
 
 @every_kind
-def test_numbers_out_of_range_are_known_for_such(kind: Kind) -> None:
-    """An overflow in floats never goes with a finite bound."""
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_numbers_out_of_range_are_known_for_such(kind: Kind, dtype: Any) -> None:
+    """An overflow in floats never goes with a finite bound: else what is no number would be stored."""
     rows, factors = sample(kind)
-    for role in sorted(kind.roles):
-        for power in (300, 900, 1010):
-            huge = {**factors, role: np.ldexp(factors[role], power)}
+    powers, unit = ((60, 100, 126), 2.0**-24) if dtype == np.float32 else ((300, 900, 1010), UNIT)
+    for power, zero, weight in itertools.product(powers, (None, *sorted(kind.roles)), (WEIGHT, 0.0)):
+        for huge in (kind.roles, *({role} for role in sorted(kind.roles))):
+            own = {role: np.ldexp(factor, power) if role in huge else factor for role, factor in factors.items()}
+            own |= {} if zero is None else {zero: np.zeros_like(factors[zero])}
             with np.errstate(all="ignore"):
-                made, own = rows.copy(), with_norms(kind, BLOCKS, rows, huge)
-                kind.apply(BLOCKS, made, own, SCALE, WEIGHT)
-                numbers = {name: Factor(factor) for name, factor in own.items()}
-                bound = kind.bound(Bound(4.0), numbers, SCALE, WEIGHT, UNIT, IN)
-            assert np.isfinite(made).all() or not math.isfinite(bound.error)
+                made = rows.astype(dtype)
+                own = {role: factor.astype(dtype) for role, factor in with_norms(kind, BLOCKS, made, own).items()}
+                kind.apply(BLOCKS, made, own, SCALE, weight)
+                numbers = {name: Factor(factor.astype(np.float64)) for name, factor in own.items()}
+                bound = kind.bound(Bound(4.0), numbers, SCALE, weight, unit, IN)
+            assert np.isfinite(made).all() or not bound.is_below(2.0**126 if dtype == np.float32 else math.inf)
 
 
 @every_kind
