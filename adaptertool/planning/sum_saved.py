@@ -72,8 +72,9 @@ def _require_alone(adapters: Sequence[Layered], holders: Sequence[int], module: 
                 f"{what} replaces what the factors in {adapter.adapter.path} change, where {last} is merged after it; "
                 f"no sum of both does so{hint}"
             )
-        if any(kind.norms for kind in kinds):
-            raise UnsupportedError(f"{what} is a weight that DoRA changes in {adapter.adapter.path}; these have no sum")
+        if whole := [kind for kind in kinds if kind.norms or not (kind.pair or kind.follows)]:
+            by = "DoRA" if whole[0].norms else f"kind {whole[0].name}"
+            raise UnsupportedError(f"{what} is a weight that {by} changes in {adapter.adapter.path}; these have no sum")
 
 
 def fields_of(adapters: Sequence[Layered]) -> dict[str, Any]:

@@ -292,6 +292,17 @@ def test_malformed_factors_are_refused_and_described(tmp_path: Path, shape: tupl
     assert report.adapter is not None and not report.fits and report.adapter.modules[0].spectrum is None
 
 
+def test_a_saved_weight_below_it_has_no_sum(tmp_path: Path) -> None:
+    """The leading part would hold T − W, and the saved tensor once more."""
+    adapter = one_layer(tmp_path / "a")
+    file = adapter / "adapter_model.safetensors"
+    save_file({**load_file(file), f"{PREFIX}l.base_layer.weight": torch.randn(OUT, IN)}, file)
+    base = base_of(tmp_path / "base")
+    with pytest.raises(UnsupportedError, match=r"l\.weight is a weight that kind loha changes"):
+        adaptertool.sum_adapters([adapter], tmp_path / "out", base=base, rank=2)
+    adaptertool.merge(base, [adapter], tmp_path / "merged")
+
+
 def test_sum_on_a_convolution_is_refused_by_name(tmp_path: Path) -> None:
     zoo, base = make_base(tmp_path / "base")
     adapter = train(tmp_path / "a", zoo, target_modules=["conv2"])
