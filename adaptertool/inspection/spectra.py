@@ -136,7 +136,7 @@ def _made(inputs: Inputs, kind: str, refs: Mapping[str, Ref]) -> Factors:
         return own.low_rank(factors)
     change = np.zeros(weight)  # of a rank so high it is the smaller one
     own.apply(BLOCKS, change, factors, 1.0, 1.0)
-    return change, np.eye(weight[1])
+    return (np.eye(weight[0]), change) if weight[0] <= weight[1] else (change, np.eye(weight[1]))
 
 
 def _norm(inputs: Inputs, places: Places) -> float | None:
