@@ -21,9 +21,8 @@ from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 
 ROWS = "rows"  # what is shown of kind full where it is for some rows of the base's tensor
-_IN_PLACE = frozenset(
-    {ROWS, *(kind.name for kind in KINDS if kind.elementwise)}
-)  # with an element for each of the base's
+# With an element for each of the base's
+_IN_PLACE = frozenset({ROWS, *(kind.name for kind in KINDS if kind.elementwise)})
 
 
 class Found(NamedTuple):

@@ -17,11 +17,8 @@ KINDS: tuple[Kind, ...] = (
     LOHA,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
-
-
-SPELLED = {
-    (name, spelling.tag): (kind, spelling) for kind in KINDS for name, spelling in kind.spellings.items()
-}  # by format and tag
+# By format and tag
+SPELLED = {(name, spelling.tag): (kind, spelling) for kind in KINDS for name, spelling in kind.spellings.items()}
 
 
 class OfKind(Protocol):

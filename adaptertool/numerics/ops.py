@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ BLOCKS = Ops(
     divide=operator.truediv,
     parts=_cached,
 )
-# Floats by operators: batches of single elements (n, 1, 1) of numpy, and tensors of torch
+# By operators alone. Floats: batches of single elements (n, 1, 1) of numpy, and tensors of torch
 FLOATS = Ops(
     name="floats",
     exact=False,
@@ -102,34 +103,9 @@ FLOATS = Ops(
     divide=operator.truediv,
 )
 # Modulo 2^64: for many elements at once; a residue has no inverse
-RESIDUES = Ops(
-    name="residues",
-    exact=True,
-    array=Residue.of,
-    add_product=_add_product,
-    plus_product=_plus_product,
-    squares=_squares,
-    times=operator.mul,
-)
+RESIDUES = dataclasses.replace(FLOATS, name="residues", exact=True, array=Residue.of, divide=None)
 # Integers of any size times a power of two (numerics.dyadic)
-DYADICS = Ops(
-    name="dyadics",
-    exact=True,
-    array=Dyadic.of,
-    add_product=_add_product,
-    plus_product=_plus_product,
-    squares=_squares,
-    times=operator.mul,
-)
+DYADICS = dataclasses.replace(RESIDUES, name="dyadics", array=Dyadic.of)
 # Arrays of intervals between rationals (numerics.interval)
-INTERVALS = Ops(
-    name="intervals",
-    exact=True,
-    array=intervals,
-    add_product=_add_product,
-    plus_product=_plus_product,
-    squares=_squares,
-    times=operator.mul,
-    divide=operator.truediv,
-)
+INTERVALS = dataclasses.replace(FLOATS, name="intervals", exact=True, array=intervals)
 SYSTEMS: tuple[Ops, ...] = (BLOCKS, FLOATS, RESIDUES, DYADICS, INTERVALS)

@@ -27,9 +27,8 @@ class LoraConfig:
     """The part of a LoRA adapter's config that the arithmetic depends on."""
 
     path: Path
-    spelled: (
-        tuple[Kind, Spelling] | None
-    )  # the kind, where it is told by peft_type alone; None: LoRA and what goes with it
+    # The kind, where peft_type alone tells it; None: LoRA and what goes with it
+    spelled: tuple[Kind, Spelling] | None
     base: str  # base_model_name_or_path
     task: str  # task_type
     rank: int

@@ -11,7 +11,7 @@ from adaptertool.formats.peft import packing
 from adaptertool.kinds import SPELLED, Kind
 from adaptertool.kinds.spelling import Spelling
 
-FORMAT = "peft"  # of kinds.spelling
+FORMAT = "peft"  # the name of the format, here and in the spellings of kinds
 LORA = "LORA"  # and DoRA, and the bias of a factor: they have one config, whose fields say which they are
 
 # Read and acted on below.

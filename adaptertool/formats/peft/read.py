@@ -20,6 +20,7 @@ from adaptertool.files.parsed import Parsed
 from adaptertool.formats.beside import Beside, read_beside
 from adaptertool.formats.format import BaseHas
 from adaptertool.formats.peft.config import LoraConfig, parse_config
+from adaptertool.formats.peft.fields import FORMAT
 from adaptertool.formats.peft.keys import CONFIG, FILES, PREFIX, WEIGHTS, plain_keys
 from adaptertool.formats.peft.modules import low_rank, token_rows
 from adaptertool.formats.peft.parameters import packing_notes
@@ -32,7 +33,6 @@ from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 
-NAME = "peft"
 _TOKENS = ".token_adapter.trainable_tokens_delta"  # replacement rows, for all their name
 _MARK = ".lora_"
 _FACTORS = {  # what follows the name of a module, from the mark on
@@ -113,7 +113,7 @@ def read_adapter(
             *(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
             *beside.notes,
         ),
-        format=NAME,
+        format=FORMAT,
         fields=fields,
         tensors=tensors,
         metadata=header.metadata,
