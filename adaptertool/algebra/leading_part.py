@@ -53,7 +53,7 @@ def shares_on(
             ([step for key in keys for step in steps.get(key, ())], weight)
             for steps, weight in zip(by_key, weights, strict=True)
         ]
-        if _kind(layer) != "DoRA" and any(len(step.base.spec.shape) > 2 for steps, _ in several for step in steps):
+        if layer.unpaired is not None and any(len(step.base.spec.shape) > 2 for steps, _ in several for step in steps):
             raise UnsupportedError(
                 f"{shown(layer.path)} is {_kind(layer)}, on a convolution: its leading part as LoRA is not supported "
                 "yet; merge it into its base, and extract a LoRA"
@@ -69,8 +69,7 @@ def shares_on(
 
 
 def _kind(layer: Combined) -> str:
-    unpaired = [term.layer.unpaired for term in layer.terms]
-    return next((f"of kind {module.kind}" for module in unpaired if module is not None), "DoRA")
+    return "DoRA" if layer.unpaired is None else f"of kind {layer.unpaired.kind}"
 
 
 def _of_a_part(step: Step) -> bool:

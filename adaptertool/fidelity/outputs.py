@@ -23,7 +23,6 @@ from adaptertool.fidelity.paths import EXACTLY, Beside, Norms, Variants, is_look
 from adaptertool.fidelity.probe import Probe
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
-from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.rounding import Array
 from adaptertool.reports.drift import Distance
@@ -143,10 +142,10 @@ class Outputs:
     def _with(
         self, edit: Edit, y: Array, change: tuple[Array, Array], factors: Mapping[str, Array], norm: Array | None
     ) -> tuple[Array, float]:
-        if kind_of(edit).norms is None:
+        if (norms := kind_of(edit).norms) is None:
             return with_lora(y, change, edit.scale * edit.weight, self._dtype)
         assert norm is not None
-        vectors = factors[MAGNITUDE].reshape(-1), norm.reshape(-1)
+        vectors = factors[norms.length].reshape(-1), norm.reshape(-1)
         return with_dora(y, change, edit.scale, self._dtype, *vectors, edit.weight, looked_up=self._x is None)
 
     def report(self) -> tuple[Distance, ...]:

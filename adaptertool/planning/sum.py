@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from adaptertool.errors import MismatchError, UnsupportedError, UsageError, by, shown
+from adaptertool.spec.adapter import Module
 from adaptertool.spec.layers import Layer, Layered, Pair
 from adaptertool.spec.tensors import DTYPE_BITS, TensorSpec
 
@@ -41,6 +42,11 @@ class Combined(NamedTuple):
     @property
     def first(self) -> Layer:
         return self.terms[0].layer
+
+    @property
+    def unpaired(self) -> Module | None:
+        """The first of its changes that is made of no pair of factors."""
+        return next((term.layer.unpaired for term in self.terms if term.layer.unpaired is not None), None)
 
     @property
     def needs_base(self) -> bool:

@@ -18,7 +18,7 @@ from adaptertool.arithmetic.region import choose
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.codecs import BY_DTYPE, COMPUTED, F32
 from adaptertool.codecs.numbers import doubles, rounded
-from adaptertool.kinds.dora import MAGNITUDE
+from adaptertool.kinds import kind_of
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit
 from adaptertool.verification.subject import Candidate
@@ -57,6 +57,13 @@ def _as_it_is(numbers: Array) -> Array:
 
 def _ratio(magnitude: Array, norms: Array, *, norm: Round, ratio: Round) -> Array:
     return ratio(magnitude / norm(norms))
+
+
+def _length(edit: Edit) -> str:
+    """The role of the factor that stands over the norms of an edit that has such."""
+    norms = kind_of(edit).norms
+    assert norms is not None
+    return norms.length
 
 
 class _Ends(NamedTuple):
@@ -149,7 +156,7 @@ class Simulated:
         chain = self._chain(edits, narrowing)
         after = self._rows.copy()
         (norms,) = chain.apply(after, self._first, self._rows).values()
-        magnitude = chain.factors(0, edits[0], slice(self._first, self._first + len(after)))[MAGNITUDE]
+        magnitude = chain.factors(0, edits[0], slice(self._first, self._first + len(after)))[_length(edits[0])]
         return self._mixed(to(after * (norms / magnitude)) * _ratio(magnitude, norms, norm=norm, ratio=ratio))
 
     def _chain(self, edits: Edits, narrowing: Round | None) -> Chain:
@@ -231,7 +238,7 @@ class Simulated:
                 for number, norm in norms.items():
                     chosen = choose(edits[number], first, first + len(rows))
                     assert chosen is not None
-                    magnitude = chain.factors(number, edits[number], chosen.places)[MAGNITUDE]
+                    magnitude = chain.factors(number, edits[number], chosen.places)[_length(edits[number])]
                     with np.errstate(all="ignore"):
                         norms[number] = magnitude / ratio(magnitude, norm)
                 after = rows.copy()
