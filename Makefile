@@ -53,7 +53,7 @@ bench-peers:
 	$(PYTHON) -m venv $(TINKER)
 	$(TINKER)/bin/pip install --quiet --disable-pip-version-check $(shell grep ^torch== constraints.txt) tinker-cookbook==0.5.8
 
-$(STAMP): pyproject.toml setup.py constraints.txt adaptertool/numerics/kernel.c
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard adaptertool/numerics/kernel/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adaptertool needs Python 3.11 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -1,5 +1,7 @@
-"""kernel.c, compiled when the package was installed; None where there was no compiler, or ADAPTERTOOL_KERNEL is "off".
+"""The functions of kernel/, compiled when the package was installed; none where there was no compiler.
 
+The library holds each function once for every level of instructions (kernel/level.h). The highest that this processor
+has is taken, or a lower one that ADAPTERTOOL_KERNEL names; "off" takes none, and what calls these has a twin in numpy.
 Checkpoints in exact precision do not depend on it: only the time does.
 """
 
@@ -8,53 +10,71 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+LEVELS = ("baseline", "v3", "v4")  # in the order of kernel/levels.c
+_FILE = Path(__file__).with_name("_kernel.so")
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_size_t
 _REAL = {"f4": ctypes.c_float, "f8": ctypes.c_double}
-_ROUND = {
-    "round_f4_BF16", "round_f4_F16", "round_f8_BF16", "round_f8_F16", "round_f8_F32", "twice_f8_BF16", "twice_f8_F16",
-}  # fmt: skip
 
 
-def _load() -> ctypes.CDLL | None:
-    if os.environ.get("ADAPTERTOOL_KERNEL") == "off":
-        return None
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_kernel{suffix}")
-        if path.exists():
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError:  # of another system
-                return None
-    return None
-
-
-def _functions(library: ctypes.CDLL) -> Mapping[str, Any]:
-    """Each function with its types: ctypes would pass anything."""
-    library.standard_arithmetic.restype = library.has_products.restype = ctypes.c_int
-    found: dict[str, Any] = {"standard_arithmetic": library.standard_arithmetic}
+def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
+    """Each function with the type of its result and those of its arguments: ctypes would pass anything."""
+    found: dict[str, tuple[Any, list[Any]]] = {}
     for wide, real in _REAL.items():
         for stored in ("BF16", "F16", "F32"):
-            widen = found[f"widen_{stored}_{wide}"] = library[f"widen_{stored}_{wide}"]
-            widen.argtypes, widen.restype = [_POINTER, _POINTER, _COUNT], ctypes.c_uint32
-        for name in (name for name in _ROUND if f"_{wide}_" in name):
-            rounds = found[name] = library[name]
-            rounds.argtypes, rounds.restype = [_POINTER, real, real, _POINTER, _COUNT, _POINTER], _COUNT
-        if library.has_products():
-            for name, pointers in ((f"add_product_{wide}", 3), (f"squares_{wide}", 4)):
-                found[name] = library[name]
-                found[name].argtypes, found[name].restype = [*[_POINTER] * pointers, *[_COUNT] * 4], None
+            found[f"widen_{stored}_{wide}"] = ctypes.c_uint32, [_POINTER, _POINTER, _COUNT]
+        for name in ("round_f4_BF16", "round_f4_F16", "round_f8_BF16", "round_f8_F16", "round_f8_F32",
+                     "twice_f8_BF16", "twice_f8_F16"):  # fmt: skip
+            if f"_{wide}_" in name:
+                found[name] = _COUNT, [_POINTER, real, real, _POINTER, _COUNT, _POINTER]
+        found[f"add_product_{wide}"] = None, [*[_POINTER] * 3, *[_COUNT] * 4]
+        found[f"squares_{wide}"] = None, [*[_POINTER] * 4, *[_COUNT] * 4]
     return found
 
 
+def _load() -> ctypes.CDLL | None:
+    if os.environ.get("ADAPTERTOOL_KERNEL") == "off" or not _FILE.exists():
+        return None
+    try:
+        library = ctypes.CDLL(str(_FILE))
+    except OSError:  # of another system
+        return None
+    library.highest_level.restype = library.standard_arithmetic.restype = ctypes.c_int
+    return library
+
+
+def levels() -> tuple[str, ...]:
+    """The levels that this processor has and the library too, the lowest first; none where there is no library."""
+    if _library is None:
+        return ()
+    return tuple(
+        level for level in LEVELS[: _library.highest_level() + 1] if hasattr(_library, f"widen_F32_f4_{level}")
+    )
+
+
+def functions(level: str | None) -> Mapping[str, Any]:
+    """The functions of a level, by name; none for None. A level that `levels` does not name would end the process."""
+    if _library is None or level is None:
+        return {}
+    found: dict[str, Any] = {"standard_arithmetic": _library.standard_arithmetic}
+    for name, (result, arguments) in _signatures().items():
+        call = found[name] = _library[f"{name}_{level}"]
+        call.restype, call.argtypes = result, arguments
+    return found
+
+
+def _chosen() -> str | None:
+    found, wanted = levels(), os.environ.get("ADAPTERTOOL_KERNEL")
+    return wanted if wanted in found else found[-1] if found else None
+
+
 _library = _load()
-FUNCTIONS: Mapping[str, Any] = _functions(_library) if _library is not None else {}
+FUNCTIONS = functions(_chosen())
 
 
 def address(array: npt.NDArray[Any], dtype: npt.DTypeLike, size: int) -> int:

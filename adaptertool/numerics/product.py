@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from adaptertool.numerics.compiled import FUNCTIONS, address
 
-_DEEPEST = 256  # as in kernel.c
+_DEEPEST = 256  # as in kernel/product.h
 _GROUP = 64  # squares are summed in groups, so that fewer roundings follow one another
 _PART = 1 << 16  # elements that stay in the cache
 

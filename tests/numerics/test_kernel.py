@@ -1,4 +1,5 @@
-"""The compiled kernel and its twins in numpy give the same bits; sums are within the bounds that are counted on."""
+"""The compiled kernel, at every level of instructions that this processor has, and its twins in numpy give the same
+bits; sums are within the bounds that are counted on."""
 
 from __future__ import annotations
 
@@ -20,11 +21,14 @@ WIDE = [np.float32, np.float64]
 needs_kernel = pytest.mark.skipif(not compiled.FUNCTIONS, reason="no compiled kernel: there was no C compiler")
 
 
+ALL = [None, *compiled.levels()]  # None is numpy
+
+
 @pytest.fixture
-def numpy_only(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def switch(on: bool) -> None:
+def at_level(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def switch(level: str | None) -> None:
         for module in (rounding, product):
-            monkeypatch.setattr(module, "FUNCTIONS", {} if on else compiled.FUNCTIONS)
+            monkeypatch.setattr(module, "FUNCTIONS", compiled.functions(level))
 
     return switch
 
@@ -33,7 +37,17 @@ def test_kernel_is_there_where_a_compiler_is() -> None:
     """Without it all works, and takes longer; but it must not be lost unseen."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
-    assert compiled.FUNCTIONS
+    assert compiled.FUNCTIONS and compiled.levels()[0] == "baseline"
+
+
+def test_a_level_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that this processor does not have is passed over."""
+    for wanted, found in (("off", None), ("v9", compiled.levels()[-1:]), *((level, (level,)) for level in ALL[1:])):
+        monkeypatch.setenv("ADAPTERTOOL_KERNEL", str(wanted))
+        if found is not None:
+            assert compiled._chosen() == (found[0] if found else None)
+        else:
+            assert compiled._load() is None
 
 
 def every_value(dtype: str, rng: np.random.Generator) -> Any:
@@ -46,18 +60,19 @@ def every_value(dtype: str, rng: np.random.Generator) -> Any:
 @needs_kernel
 @pytest.mark.parametrize("wide", WIDE)
 @pytest.mark.parametrize("dtype", STORED)
-def test_widening(dtype: str, wide: Any, numpy_only: Any) -> None:
+def test_widening(dtype: str, wide: Any, at_level: Any) -> None:
     stored = every_value(dtype, np.random.default_rng(0))
     results = []
-    for off in (False, True):
-        numpy_only(off)
+    for level in ALL:
+        at_level(level)
         out = np.empty(len(stored), wide)
         some = np.isfinite(doubles(stored, dtype))
         results.append((rounding.widen(stored, dtype, out), out))
         assert rounding.widen(stored[some], dtype, out[: some.sum()].copy()) < np.inf
-    assert np.array_equal(results[0][1], results[1][1], equal_nan=True)
-    assert np.array_equal(np.signbit(results[0][1]), np.signbit(results[1][1]))
-    assert not np.isfinite(results[0][0]) and not np.isfinite(results[1][0])
+    for largest, out in results:
+        assert np.array_equal(results[0][1], out, equal_nan=True)
+        assert np.array_equal(np.signbit(results[0][1]), np.signbit(out))
+        assert not np.isfinite(largest)
 
 
 def awkward(dtype: str, wide: Any, rng: np.random.Generator) -> Any:
@@ -76,16 +91,17 @@ def awkward(dtype: str, wide: Any, rng: np.random.Generator) -> Any:
 @pytest.mark.parametrize(("error", "relative"), [(0.0, 0.0), (1e-9, 0.0), (2.0**-140, 2.0**-22), (1e30, 0.5)])
 @pytest.mark.parametrize("wide", WIDE)
 @pytest.mark.parametrize("dtype", STORED)
-def test_rounding_within(dtype: str, wide: Any, error: float, relative: float, numpy_only: Any) -> None:
+def test_rounding_within(dtype: str, wide: Any, error: float, relative: float, at_level: Any) -> None:
     if (dtype, wide) == ("F32", np.float32):
         return
     values, results = awkward(dtype, wide, np.random.default_rng(1)), []
-    for off in (False, True):
-        numpy_only(off)
+    for level in ALL:
+        at_level(level)
         out = np.empty(len(values), rounding.STORED[dtype])
         results.append((rounding.round_within(values, error, relative, dtype, out), out))
-    assert np.array_equal(*(where for where, _ in results))
-    assert results[0][1].tobytes() == results[1][1].tobytes()
+    for where, out in results:
+        assert np.array_equal(results[0][0], where)
+        assert results[0][1].tobytes() == out.tobytes()
 
 
 @needs_kernel
@@ -108,15 +124,15 @@ def test_quick_rounding_is_never_certain_of_too_much(dtype: str, error: float, r
 @needs_kernel
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 2), (4, 64, 16), (13, 37, 5), (66, 257, 256), (9, 128, 300)])
 @pytest.mark.parametrize("wide", WIDE)
-def test_products_and_squares(shape: tuple[int, int, int], wide: Any, numpy_only: Any) -> None:
+def test_products_and_squares(shape: tuple[int, int, int], wide: Any, at_level: Any) -> None:
     """Against longer arithmetic, within the bounds of kinds.lora and kinds.dora; also of rows that lie apart."""
     rng, (count, columns, rank) = np.random.default_rng(2), shape
     left, right = rng.standard_normal((count, rank)).astype(wide), rng.standard_normal((rank, columns)).astype(wide)
     unit, longest = float(np.finfo(wide).eps) / 2, [factor.astype(np.longdouble) for factor in (left, right)]
     whole = longest[0] @ longest[1]
     reach = np.sqrt((longest[0] ** 2).sum(1, keepdims=True) * (longest[1] ** 2).sum(0, keepdims=True))
-    for off in (False, True):
-        numpy_only(off)
+    for level in ALL:
+        at_level(level)
         for apart in (0, 3):
             stored = rng.standard_normal((count, columns + apart)).astype(wide)
             rows = stored[:, :columns]
@@ -140,7 +156,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_merges_are_the_same_without_it(tmp_path: Path, dtype: str, dora: bool, numpy_only: Any) -> None:
+def test_merges_are_the_same_at_every_level(tmp_path: Path, dtype: str, dora: bool, at_level: Any) -> None:
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     base = write_checkpoint(tmp_path / "base", {"x.weight": torch.randn(96, 160).to(getattr(torch, dtype))})
@@ -148,11 +164,10 @@ def test_merges_are_the_same_without_it(tmp_path: Path, dtype: str, dora: bool, 
     if dora:
         factors["x.lora_magnitude_vector"] = torch.rand(96) * 9 + 4
     adapter = write_adapter(tmp_path / "adapter", factors, r=8, lora_alpha=4, use_dora=dora)
-    for off in (False, True):
-        numpy_only(off)
-        adaptertool.merge(base, [adapter], tmp_path / f"out{off}")
-    first, second = ((tmp_path / f"out{off}" / "model.safetensors").read_bytes() for off in (False, True))
-    assert first == second
+    for level in ALL:
+        at_level(level)
+        adaptertool.merge(base, [adapter], tmp_path / f"out{level}")
+    assert len({(tmp_path / f"out{level}" / "model.safetensors").read_bytes() for level in ALL}) == 1
 
 
 def test_a_run_without_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

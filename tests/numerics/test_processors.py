@@ -27,6 +27,8 @@ LESS = {
     "all that this processor has": {},
     "numpy's baseline": {"NPY_DISABLE_CPU_FEATURES": dispatched()},
     "the oldest kernels of BLAS and torch": {"OPENBLAS_CORETYPE": "Prescott", "ATEN_CPU_CAPABILITY": "default"},
+    "the kernel's baseline": {"ADAPTERTOOL_KERNEL": "baseline"},
+    "the kernel's AVX2": {"ADAPTERTOOL_KERNEL": "v3"},
     "without the compiled kernel": {"ADAPTERTOOL_KERNEL": "off"},
     "the least of all": {
         "NPY_DISABLE_CPU_FEATURES": dispatched(),
