@@ -10,29 +10,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from adaptertool.arithmetic.chain import UNIT, Chain
 from adaptertool.arithmetic.correct_rounding import OpenElements, Settled
 from adaptertool.arithmetic.exact_norms import ExactRows
+from adaptertool.arithmetic.fused import Fused, buffers
+from adaptertool.arithmetic.not_finite import fail_not_finite
 from adaptertool.arithmetic.survival import tally_of
 from adaptertool.arithmetic.tiling import block_rows, matrix
 from adaptertool.arithmetic.verbatim import replaces
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs import BY_DTYPE
-from adaptertool.codecs.numbers import doubles, largest_stored, rounded
-from adaptertool.codecs.tensors import as_bytes, byte_of, read_stored, read_tensor
+from adaptertool.codecs.numbers import doubles, largest_stored, rounded, same_bits
+from adaptertool.codecs.tensors import as_bytes, byte_of, read_stored
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import kind_of
-from adaptertool.kinds.full import TUNED
 from adaptertool.numerics.error_bound import Bound, has_few_bits, interpolated
 from adaptertool.numerics.lowest_bit import grain_of
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Step
-from adaptertool.spec.tally import Tally
+from adaptertool.spec.tally import Tally, sums
 
 _MOST_SINGLE = 32  # rank up to which float32 leaves few elements open
 _SAMPLE = 4096  # elements
@@ -52,6 +52,7 @@ class Block:
     last: int
     columns: int
     chain: Chain
+    fused: Fused | None = None  # where the kernel can make it in one visit
 
     @property
     def start(self) -> int:
@@ -71,8 +72,9 @@ class Block:
 def blocks_of(inputs: Inputs, step: Step) -> Iterator[Block]:
     """A tensor cut into blocks."""
     chain, (rows, columns) = Chain(inputs, step), matrix(step)
+    fused = Fused.of(chain)
     for first in range(0, rows, block_rows(columns)):
-        yield Block(step, first, min(rows, first + block_rows(columns)), columns, chain)
+        yield Block(step, first, min(rows, first + block_rows(columns)), columns, chain, fused)
 
 
 def compute(
@@ -90,12 +92,18 @@ def compute(
     tallies: what became of the elements is added here, for each α
     A view is valid until the next is taken. Raises NonFiniteError.
     """
-    base, target, chain = block.step.base, block.step.spec.dtype, block.chain
+    base, target = block.step.base, block.step.spec.dtype
     space.fit(block.numel)
     codec = BY_DTYPE[target]
     stored = part(space.stored, BY_DTYPE[base.spec.dtype].held, block.numel)
     result = part(space.rounded, codec.held, block.numel)
     read_stored(inputs, base, block.start, block.start + block.numel, stored, space.loans)
+    if (made := _at_once(block, stored, alphas, space)) is not None:
+        for result, tally in made:
+            if tallies is not None:
+                tallies.append(tally)
+            yield as_bytes(result)
+        return
     run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
     if exact and run.unit != UNIT and not all(run.size_at(alpha).is_below(2.0**126) for alpha in (1.0, *alphas)):
         run = _evaluate(block, stored, alphas, space, np.float64, exact=exact)
@@ -108,17 +116,13 @@ def compute(
             codec.encode(value, 0.0, 0.0, result)
         elif len(where := codec.encode(value, *size.margin(run.unit), result, quick=True)):
             before = doubles(stored[where], base.spec.dtype)
-            rows = (block.first, block.last, block.columns)
-            if run.unit != UNIT:
-                changed = chain.size(run.size, block.first, block.last, run.norms, UNIT)
-                size = changed if alpha == 1 else interpolated(run.size, changed, alpha, UNIT)
-            some = OpenElements(chain, ExactRows(chain), *rows, run.norms, size, alpha, replaced, target, settled)
+            some = _open_elements(block, run.size, run.norms, alpha, settled, replaced=replaced)
             result[where] = some.settle(where, before, value[where] if run.unit == UNIT else None)
         if not replaced and (not exact or size.exact):
             _sign_zeros(block, stored, value, result)
         within = size.largest + size.absolute < codec.largest / 2
         if not (exact and within) and not math.isfinite(largest_stored(result, target)):
-            _fail_not_finite(inputs, block, stored, result)
+            fail_not_finite(inputs, block.step, block.start, stored, result)
         if exact and codec.rounds and not math.isfinite(size.error):
             raise NonFiniteError(
                 f"{base.path}: {shown(base.spec.name)}: numbers of the adapter are so large or so small that float64 "
@@ -127,6 +131,48 @@ def compute(
         if tallies is not None:
             tallies.append(tally_of(stored, value, result, target, base.spec.dtype, settled))
         yield as_bytes(result)
+
+
+def _at_once(
+    block: Block, stored: Array, alphas: Sequence[float], space: Workspace
+) -> list[tuple[Array, Tally]] | None:
+    """The result for each α by the kernel, with what it left open settled, and its tally; None where it cannot make
+    this block."""
+    if block.fused is None or not block.numel:
+        return None
+    room = space.rounded, space.after, space.before, space.delta, space.mix
+    out = buffers(block.step.spec.dtype, len(alphas), block.numel, room)
+    made = block.fused.make(stored, block.first, alphas, out)
+    if made is None:
+        return None
+    tallies = [Tally(one.changed, 0, 0, *sums(one.kept, one.update)) for one in made]
+    if any(len(one.open) for one in made):
+        base = block.step.base.spec.dtype
+        size, norms = Bound(largest_stored(stored, base)), {}
+        if not block.chain.requirements.rational:
+            before = doubles(stored, base).reshape(-1, block.columns)
+            norms = dict(block.chain.apply(before.copy(), block.first, before))
+        if not block.chain.size(size, block.first, block.last, norms, UNIT).is_below(2.0**1000):
+            return None
+        for number, (alpha, result, one) in enumerate(zip(alphas, out, made, strict=True)):
+            settled, old = Settled(), stored[one.open]
+            some = _open_elements(block, size, norms, alpha, settled)
+            new = some.settle(one.open, doubles(old, base), None) if len(one.open) else old
+            again = np.count_nonzero(same_bits(result[one.open], old)) - np.count_nonzero(same_bits(new, old))
+            result[one.open] = new
+            counts = one.changed + int(again), settled.exactly, settled.one_by_one
+            tallies[number] = Tally(*counts, *tallies[number][3:])
+    return list(zip(out, tallies, strict=True))
+
+
+def _open_elements(
+    block: Block, size: Bound, norms: Mapping[int, Array], alpha: float, settled: Settled, *, replaced: bool = False
+) -> OpenElements:
+    """What decides single elements of a block, with the error that they have in float64. size: of the base"""
+    chain, rows = block.chain, (block.first, block.last, block.columns)
+    changed = chain.size(size, block.first, block.last, norms, UNIT)
+    within = changed if alpha == 1 else interpolated(size, changed, alpha, UNIT)
+    return OpenElements(chain, ExactRows(chain), *rows, norms, within, alpha, replaced, block.step.spec.dtype, settled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,28 +245,3 @@ def _sign_zeros(block: Block, stored: Array, value: Array, result: Array) -> Non
 def _negative_zeros(stored: Array, dtype: str) -> Array:
     words = BY_DTYPE[dtype].words(stored)
     return np.flatnonzero(words == words.dtype.type(int(np.iinfo(words.dtype).max) // 2 + 1))
-
-
-def _fail_not_finite(inputs: Inputs, block: Block, stored: Array, result: Array) -> NoReturn:
-    base, dtype = block.step.base, block.step.spec.dtype
-    numbers = doubles(result, dtype)
-    where = int(np.flatnonzero(~np.isfinite(numbers))[0])
-    element, place = block.start + where, shown(base.spec.name)
-    if base.spec.shape:
-        place += f", element {_index(element, base.spec.shape)}"
-    if not np.isfinite(before := doubles(stored[where : where + 1], base.spec.dtype)[0]):
-        raise NonFiniteError(f"{base.path}: {place} holds {before}; such a tensor cannot be edited")
-    for edit in block.step.edits:
-        if kind_of(edit).replaces and edit.view is None:
-            ref = edit.factors[TUNED]
-            if not np.isfinite(number := read_tensor(inputs, ref, element, element + 1)[0]):
-                raise NonFiniteError(f"{ref.path}: {place} holds {number}; it cannot be interpolated")
-    if np.isnan(numbers[where]):
-        raise NonFiniteError(f"{base.path}: {place}: the result is not a number (DoRA of a weight of norm 0?)")
-    raise NonFiniteError(
-        f"{base.path}: {place}: the result is beyond the range of {dtype} (largest: {BY_DTYPE[dtype].largest:g})"
-    )
-
-
-def _index(element: int, shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(position) for position in np.unravel_index(element, shape))

@@ -67,7 +67,7 @@ class Chain:
         known: the norms, where they are not to be those of these rows.
         Returns the norms by the number of the edit, (n, 1) float64 each; of a tensor stored transposed (columns, 1).
         """
-        self._forget(first)
+        self.forget(first)
         norms = dict(known or {})
         for number, edit in enumerate(self.step.edits[:upto]):
             chosen = choose(edit, first, first + len(rows))
@@ -206,7 +206,7 @@ class Chain:
         columns if chosen."""
         return read_rows(self.inputs, ref, first, last, width)
 
-    def _forget(self, first: int) -> None:
+    def forget(self, first: int) -> None:
         """Let go of what belongs to edits that end before row `first`: a tensor may hold hundreds of experts."""
         with self._lock:
             for number, role in list(self._whole):

@@ -124,7 +124,7 @@ DORA = Kind(
     apply=apply,
     bound=bound,
     operations=frozenset({TIMES, DIVIDE}),
-    norms=Norms(squares=squares, bound=lora.bound, length=MAGNITUDE),
+    norms=Norms(squares=squares, bound=lora.bound, length=MAGNITUDE, of_product=True),
     single=True,
     pair=(B, A),
     anew=(B, MAGNITUDE),

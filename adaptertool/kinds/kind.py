@@ -32,11 +32,13 @@ class Norms:
     squares: (ops, rows, factors, scale) -> (n, 1), the sum of squares of each row, as far as the columns in `rows` go
     bound:   of the numbers whose squares these are
     length:  the role of the vector, one number for each output row, that stands over the norm
+    of_product: the rows are those of V = W + scale·B·A, of the kind's `pair`, and W' = length / norm·V
     """
 
     squares: Callable[[Ops, Array, Factors, Any], Array]
     bound: BoundAfter
     length: str
+    of_product: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,3 +22,14 @@ def grain_of(values: npt.NDArray[Any]) -> int:
     lowest = mantissa & -mantissa
     lowest[lowest == 0] = 1 << 52
     return min(_NONE, int(exponent.min()) - 1075 + int(lowest.min()).bit_length() - 1)
+
+
+def powers_of(values: npt.NDArray[Any], axis: int) -> npt.NDArray[np.float64]:
+    """The largest power of two of which all numbers of each row (axis 1) or column (axis 0) of a matrix of finite
+    float64 values are multiples, or 2^900 where that is larger."""
+    fraction, exponent = np.frexp(values)
+    whole = (fraction * 2.0**53).astype(np.int64)
+    lowest = np.frexp((whole & -whole).astype(np.float64))[1] - 54
+    each = np.where(whole == 0, _NONE, exponent + lowest).min(axis=axis, initial=_NONE)
+    powers: npt.NDArray[np.float64] = np.ldexp(1.0, np.minimum(each, 900))
+    return powers

@@ -302,6 +302,7 @@ def test_stages_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         adaptertool.merge(checkpoint, [adapter], tmp_path / f"{name}-out")
         with monkeypatch.context() as patch:
             patch.setattr(correct_rounding, "UNIT", 2.0**-10)
+            patch.setattr(blocks.Fused, "of", lambda _: None)
             patch.setattr(blocks, "BY_DTYPE", {"BF16": dataclasses.replace(BF16, encode=all_open)})
             report = adaptertool.merge(checkpoint, [adapter], tmp_path / f"{name}-slow")
         assert report.settled > 5

@@ -1,7 +1,7 @@
 /* Stored numbers to floats, and floats to stored numbers: rounding.py has a twin of each function in numpy. Plain loops
    without branches, so that the compiler makes vector code of them. */
 
-#define TILE 64 /* elements between two looks at whether one of them is open */
+#define LOOK 64 /* elements between two looks at whether one of them is open */
 
 static inline uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
 static inline float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
@@ -85,9 +85,9 @@ WIDEN(widen_F32_f8, float, double, from_F32)
                        int32_t *restrict open)                                                                        \
     {                                                                                                                 \
         size_t found = 0;                                                                                             \
-        for (size_t start = 0; start < count; start += TILE) {                                                        \
-            uint32_t differs[TILE], low[TILE], any = 0;                                                               \
-            size_t length = count - start < TILE ? count - start : TILE;                                              \
+        for (size_t start = 0; start < count; start += LOOK) {                                                        \
+            uint32_t differs[LOOK], low[LOOK], any = 0;                                                               \
+            size_t length = count - start < LOOK ? count - start : LOOK;                                              \
             for (size_t i = 0; i < length; i++) {                                                                     \
                 WIDE x = in[start + i], size = ABS(x) < LARGEST ? ABS(x) : LARGEST, reach = error + relative * size;  \
                 uint32_t high = NARROW(x + reach);                                                                    \

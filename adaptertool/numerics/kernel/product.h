@@ -81,3 +81,6 @@ ADD_PRODUCT(add_product_f8, double, doubles)
 
 SQUARES(squares_f4, float)
 SQUARES(squares_f8, double)
+
+#undef HIGH
+#undef PARTS

@@ -1,0 +1,170 @@
+"""Blocks that the compiled kernel makes in one visit: LoRA, also several at once, in views of rows, and on tensors that
+are stored transposed; and DoRA. What it cannot do goes the way of all other blocks (arithmetic.blocks)."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.region import Region, choose
+from adaptertool.codecs import BY_DTYPE
+from adaptertool.codecs.numbers import largest_stored
+from adaptertool.kinds import kind_of
+from adaptertool.numerics.compiled import FUNCTIONS
+from adaptertool.numerics.error_bound import has_few_bits
+from adaptertool.numerics.fused import MOST_ALPHAS, Left, Made, Right, add_product
+from adaptertool.numerics.rounding import Array
+from adaptertool.spec.plan import Edit
+
+_KEPT = 4  # right factors of a tensor
+_SAMPLED = 64  # rows of a tensor of which sums are taken, about
+
+
+class Fused:
+    """The changes of one tensor, made of products. Its right factors are laid out by the first block that asks."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self._rights: dict[tuple[int, ...], Right | None] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, chain: Chain) -> Fused | None:
+        """None where the kernel is not there, or the tensor, or an edit of it, is not one that it can do."""
+        step = chain.step
+        if f"lora_{step.spec.dtype}" not in FUNCTIONS or step.base.spec.dtype != step.spec.dtype:
+            return None
+        for edit in step.edits:
+            regular = edit.view is None or (
+                isinstance(edit.view.rows, range)
+                and edit.view.rows.step == 1
+                and edit.view.columns == range(chain.columns)
+            )
+            kind = kind_of(edit)
+            normed = kind.norms is not None and kind.norms.of_product and not edit.transposed
+            if not regular or not (kind.is_product or normed):
+                return None
+        return cls(chain)
+
+    def make(self, stored: Array, first: int, alphas: Sequence[float], out: Sequence[Array]) -> list[Made] | None:
+        """out[a] = rows from `first` on with α times the change, as stored, correctly rounded but for the elements that
+        are told. None where that cannot be: then nothing in `out` counts. All flat, as stored."""
+        self._chain.forget(first)
+        made: list[Made] = []
+        for begin in range(0, len(alphas), MOST_ALPHAS):
+            part = slice(begin, begin + MOST_ALPHAS)
+            some = self._make(stored, first, alphas[part], out[part])
+            if some is None:
+                return None
+            made += some
+        return made
+
+    def _make(self, stored: Array, first: int, alphas: Sequence[float], out: Sequence[Array]) -> list[Made] | None:
+        columns, dtype = self._chain.columns, self._chain.step.spec.dtype
+        count = stored.size // columns
+        chosen = [choose(edit, first, first + count) for edit in self._chain.step.edits]
+        ends = {0, count}
+        for region in filter(None, chosen):
+            ends.update(_rows(region, count))
+        marks, parts = sorted(ends), []
+        for low, high in itertools.pairwise(marks):
+            acting = tuple(n for n, region in enumerate(chosen) if region and _acts(_rows(region, count), low, high))
+            cut = slice(low * columns, high * columns)
+            some, into = stored[cut], [one[cut] for one in out]
+            done = self._add(acting, chosen, (first, low, high), some, alphas, into) if acting else None
+            if not acting:
+                if not largest_stored(some, dtype) < np.inf:
+                    return None
+                for one in into:
+                    one[:] = some
+            elif done is None:
+                return None
+            else:
+                parts.append((low * columns, done))
+        return [_joined([(start, done[a]) for start, done in parts]) for a in range(len(alphas))]
+
+    def _add(
+        self,
+        acting: tuple[int, ...],
+        chosen: Sequence[Region | None],
+        rows: tuple[int, int, int],
+        stored: Array,
+        alphas: Sequence[float],
+        out: Sequence[Array],
+    ) -> list[Made] | None:
+        """Rows low..high of the block, on which the edits of these numbers act."""
+        chain, (first, low, high) = self._chain, rows
+        lefts, rights, edits = [], [], [chain.step.edits[number] for number in acting]
+        length: tuple[Array, float] | None = None
+        for number, edit in zip(acting, edits, strict=True):
+            region, kind = chosen[number], kind_of(edit)
+            assert region is not None and kind.pair is not None
+            own = low - _rows(region, high)[0]
+            part = slice(own, own + high - low)
+            factors = chain.factors(number, edit, region.places)
+            b, a = (factors[role] for role in kind.pair)
+            left, right = (a.T, b.T) if edit.transposed else (b, a)
+            if kind.norms is None:
+                lefts.append(left[part] * (edit.weight * edit.scale))
+            elif len(acting) > 1:
+                return None
+            else:
+                length = np.ascontiguousarray(factors[kind.norms.length].reshape(-1)[part]), edit.weight
+                lefts.append(left[part] * edit.scale)
+            rights.append(right)
+        few_bits = chain.requirements.few_bits and all(map(_has_few_bits, edits))
+        scaled = Left.of(np.concatenate(lefts, axis=1), few_bits=few_bits)
+        with self._lock:
+            if acting not in self._rights:
+                while len(self._rights) >= _KEPT:
+                    del self._rights[next(iter(self._rights))]
+                self._rights[acting] = Right.of(np.concatenate(rights), few_bits=few_bits)
+            packed = self._rights[acting]
+        if packed is None or scaled is None:
+            return None
+        every = max(1, chain.rows // _SAMPLED) | 1
+        return add_product(stored, chain.step.spec.dtype, scaled, packed, alphas, out, (first + low, every), length)
+
+
+def _rows(region: Region, count: int) -> tuple[int, int]:
+    """The rows of a block that an edit acts on, from and to."""
+    assert isinstance(region.index, slice)
+    start, stop, _ = region.index.indices(count)
+    return start, stop
+
+
+def _acts(rows: tuple[int, int], low: int, high: int) -> bool:
+    return rows[0] <= low and high <= rows[1]
+
+
+def _has_few_bits(edit: Edit) -> bool:
+    """Whether the scale and the weight, and so their product, are exact with few bits."""
+    return has_few_bits(edit.scale) and has_few_bits(edit.weight) and has_few_bits(edit.weight * edit.scale)
+
+
+def _joined(parts: Sequence[tuple[int, Made]]) -> Made:
+    """Parts of one block, each with the elements before it."""
+    places = [made.open + start for start, made in parts]
+    return Made(
+        np.concatenate(places) if places else np.empty(0, np.int32),
+        sum(made.changed for _, made in parts),
+        sum(made.kept for _, made in parts),
+        sum(made.update for _, made in parts),
+    )
+
+
+def buffers(dtype: str, count: int, size: int, spaces: Sequence[Array]) -> list[Array]:
+    """Room for `count` results of `size` elements as stored, within buffers of bytes, and new ones where these are
+    full."""
+    held = BY_DTYPE[dtype].held
+    length = size * held.itemsize
+    found = [
+        space[at : at + length].view(held)
+        for space in spaces
+        for at in range(0, len(space) - length + 1, max(length, 1))
+    ]
+    return [*found[:count], *(np.empty(size, held) for _ in range(count - len(found)))]

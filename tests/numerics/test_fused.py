@@ -1,0 +1,176 @@
+"""Blocks made in one visit: every element that the kernel does not leave open is the correctly rounded one, at every
+level of instructions, by an oracle of rationals (roots to 120 digits)."""
+
+from __future__ import annotations
+
+import decimal
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracle import round_fraction
+
+from adaptertool.codecs import BY_DTYPE
+from adaptertool.codecs.numbers import doubles, rounded
+from adaptertool.numerics import compiled, fused
+
+ALL = compiled.levels()
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+ALPHAS = ((1.0,), (1 / 3, 1.0, -2.0, 0.1 + 2.0**-50), tuple(k / 8 for k in range(1, 9)))
+pytestmark = pytest.mark.skipif(not ALL, reason="no compiled kernel: there was no C compiler")
+
+
+def factors(how: str, dtype: str, rows: int, columns: int, rank: int, rng: np.random.Generator) -> tuple[Any, Any, Any]:
+    """(w as stored, left, right)"""
+    w = rng.standard_normal((rows, columns)) * 0.02
+    left, right = rng.standard_normal((rows, rank)) * 0.02, rng.standard_normal((rank, columns)) * 0.1
+    few = "F32"
+    if how == "few bits":
+        few = "BF16"
+    if how == "wide":  # exponents far apart, also among the weights: subnormal numbers, zeros
+        w *= 2.0 ** rng.integers(-130 if dtype != "F16" else -20, 8, w.shape)
+        left *= 2.0 ** rng.integers(-30, 6, left.shape)
+        right *= 2.0 ** rng.integers(-30, 6, right.shape)
+        w[:, ::5], left[::4], right[:, ::3] = 0.0, 0.0, 0.0
+        w[1::2] *= -1
+    stored = rounded(w, dtype)
+    if how == "ties":  # half a unit in the last place of each weight, and what is next to it
+        left, right = np.zeros((rows, rank)), np.zeros((rank, columns))
+        left[:, 0], numbers = 0.5, doubles(stored, dtype)
+        right[0] = BY_DTYPE[dtype].spacing(numbers)[rng.integers(rows, size=columns), np.arange(columns)]
+        right[0] *= rng.choice([-1.0, 1.0], columns)
+        right[0, 1::3] *= 1 + 2.0**-23
+        right[0, 2::3] *= 1 - 2.0**-24
+    return stored, doubles(rounded(left, few), few), doubles(rounded(right, few), few)
+
+
+def exact(w: Any, left: Any, right: Any, i: int, j: int) -> tuple[Fraction, Fraction]:
+    """(w, the sum of products)"""
+    pairs = zip(left[i].tolist(), right[:, j].tolist(), strict=True)
+    return Fraction(w[i, j].item()), sum((Fraction(a) * Fraction(b) for a, b in pairs), Fraction())
+
+
+def require(dtype: str, stored: Any, out: Any, place: tuple[int, int], value: Fraction) -> None:
+    got = doubles(out, dtype)[place]
+    expected = round_fraction(value, DTYPES[dtype])
+    assert expected is not None
+    assert Fraction(got.item()) == expected, (place, got, float(value))
+    if expected == 0:
+        before = doubles(stored, dtype)[place]
+        assert np.signbit(got) == (value < 0 or (value == 0 and before == 0 and np.signbit(before)))
+
+
+@pytest.mark.parametrize("how", ["random", "few bits", "wide", "ties"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(1, 1, 1), (5, 33, 3), (7, 15, 16), (13, 70, 17), (6, 32, 40), (12, 64, 8)]
+    for number, (rows, columns, rank) in enumerate(shapes):
+        alphas = ALPHAS[number % len(ALPHAS)]
+        stored, left, right = factors(how, dtype, rows, columns, rank, rng)
+        few = how in ("few bits", "ties")
+        packed, scaled = fused.Right.of(right, few_bits=few), fused.Left.of(left, few_bits=few)
+        assert packed is not None and scaled is not None
+        w, checked = doubles(stored, dtype), rng.choice(rows * columns, min(rows * columns, 150), replace=False)
+        values = {place: exact(w, left, right, *divmod(place, columns)) for place in checked.tolist()}
+        for level in ALL:
+            monkeypatch.setattr(fused, "FUNCTIONS", compiled.functions(level))
+            out = [np.empty(stored.size, stored.dtype) for _ in alphas]
+            made = fused.add_product(stored.reshape(-1), dtype, scaled, packed, alphas, out, (0, 1))
+            assert made is not None
+            for alpha, result, one in zip(alphas, out, made, strict=True):
+                table = result.reshape(stored.shape)
+                assert len(one.open) <= max(2, 0.01 * stored.size) or how != "random"
+                assert not (few and alpha in (1.0, -2.0, 0.5)) or not len(one.open)
+                assert one.changed == np.count_nonzero(
+                    table.view(f"u{table.itemsize}") != stored.view(f"u{table.itemsize}")
+                )
+                delta = alpha * (left @ right)
+                assert one.update == pytest.approx((delta * delta).sum(), rel=1e-4, abs=1e-30)
+                assert one.kept == pytest.approx(((doubles(table, dtype) - w) * delta).sum(), rel=1e-3, abs=1e-9)
+                for place in set(checked.tolist()) - set(one.open.tolist()):
+                    before, change = values[place]
+                    require(dtype, stored, table, divmod(place, columns), before + Fraction(alpha) * change)
+
+
+@pytest.mark.parametrize("how", ["random", "few bits", "narrow norms"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_with_norms(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, weights = np.random.default_rng(1), (1.0, 0.7, 1.0)
+    for (rows, columns, rank), alphas, weight in zip(
+        [(7, 40, 3), (6, 65, 20), (1, 9, 1)], ALPHAS, weights, strict=True
+    ):
+        stored, left, right = factors("few bits" if how == "few bits" else "random", dtype, rows, columns, rank, rng)
+        m = rng.random(rows) * (1e-3 if how == "narrow norms" else 0.3)
+        packed, scaled = fused.Right.of(right, few_bits=False), fused.Left.of(left, few_bits=False)
+        assert packed is not None and scaled is not None
+        w, values = doubles(stored, dtype), {}
+        for i in range(rows):
+            pairs = [exact(w, left, right, i, j) for j in range(columns)]
+            with decimal.localcontext(prec=120):
+                square = sum(((a + b) ** 2 for a, b in pairs), Fraction())
+                norm = (Decimal(square.numerator) / Decimal(square.denominator)).sqrt()
+                ratio = Fraction(m[i]) / Fraction(norm)
+            for j in rng.choice(columns, min(columns, 12), replace=False).tolist():
+                before, change = pairs[j]
+                values[i, j] = before, Fraction(weight) * (ratio * (before + change) - before)
+        for level in ALL:
+            monkeypatch.setattr(fused, "FUNCTIONS", compiled.functions(level))
+            out = [np.empty(stored.size, stored.dtype) for _ in alphas]
+            made = fused.add_product(stored.reshape(-1), dtype, scaled, packed, alphas, out, (0, 1), (m, weight))
+            assert made is not None
+            for alpha, result, one in zip(alphas, out, made, strict=True):
+                assert len(one.open) <= 1
+                left_open = set(one.open.tolist())
+                for (i, j), (before, change) in values.items():
+                    if i * columns + j not in left_open:
+                        require(dtype, stored, result.reshape(stored.shape), (i, j), before + Fraction(alpha) * change)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_the_kernel_cannot_do_is_left_to_others(dtype: str) -> None:
+    """Numbers that are not finite or too large; a row without a length; factors that are not float32."""
+    stored, left, right = factors("random", dtype, 7, 40, 3, np.random.default_rng(2))
+    assert fused.Right.of(right + 2.0**-40, few_bits=False) is None
+    assert fused.Right.of(right * 1e30, few_bits=False) is None and fused.Left.of(left * 1e30, few_bits=False) is None
+    assert fused.Left.of(left * 2.0**-450, few_bits=False) is None
+    packed, scaled, m = fused.Right.of(right, few_bits=False), fused.Left.of(left, few_bits=False), np.ones(7)
+    assert packed is not None and scaled is not None
+    numbers, codec = doubles(stored, dtype), BY_DTYPE[dtype]
+
+    def call(changed: Any, *more: Any) -> Any:
+        out = [np.empty(stored.size, stored.dtype)]
+        return fused.add_product(rounded(changed, dtype).reshape(-1), dtype, scaled, packed, [1.0], out, (0, 8), *more)
+
+    for bad in (np.nan, np.inf, -np.inf, codec.largest):
+        changed = numbers.copy()
+        changed[5, 39] = bad
+        assert call(changed) is None
+        if not np.isfinite(bad):  # what is divided by its norm is small again
+            assert call(changed, (m, 1.0)) is None
+    assert call(numbers) is not None and call(numbers, (m, 1.0)) is not None
+    none = fused.Left.of(np.zeros((7, 3)), few_bits=False)
+    assert none is not None
+    scaled = none
+    assert call(np.where(np.arange(7)[:, None] == 2, 0.0, numbers), (m, 1.0)) is None
+
+
+def test_rows_to_which_nothing_is_added_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the sign of their zeros."""
+    w = np.where(np.arange(9 * 50).reshape(9, 50) % 3 == 0, -0.0, 1.5)
+    left, right = np.zeros((9, 2)), np.ones((2, 50))
+    left[4] = 1.0
+    packed, scaled = fused.Right.of(right, few_bits=False), fused.Left.of(left, few_bits=False)
+    assert packed is not None and scaled is not None
+    for dtype in DTYPES:
+        for level in ALL:
+            monkeypatch.setattr(fused, "FUNCTIONS", compiled.functions(level))
+            stored = rounded(w, dtype)
+            out = [np.empty(stored.size, stored.dtype)]
+            made = fused.add_product(stored.reshape(-1), dtype, scaled, packed, [1.0], out, (0, 8))
+            assert made is not None
+            others = np.arange(9) != 4
+            assert out[0].reshape(9, 50)[others].tobytes() == stored[others].tobytes() and made[0].changed == 50
