@@ -90,6 +90,7 @@ class Left:
     def of(cls, factor: Array, *, few_bits: bool) -> Left | None:
         """None where numbers are so large, or so small, that they get lost on the way. few_bits: the product with the
         scale is exact, and it may be that sums of products are"""
+        factor = np.ascontiguousarray(factor)
         sizes = abs(factor)
         largest = float(sizes.max(initial=0.0))
         if not largest < 2.0**60 or float(sizes.min(initial=1.0, where=sizes > 0)) < 2.0**-400:
@@ -97,7 +98,7 @@ class Left:
         norm = np.sqrt((factor * factor).sum(1)) * _UP
         norm[(norm < _SHORT) & factor.any(1)] = _SHORT
         power = powers_of(factor, 1) if few_bits else np.zeros(len(factor))
-        return cls(np.ascontiguousarray(factor), factor.astype(np.float32), norm, power, largest)
+        return cls(factor, factor.astype(np.float32), norm, power, largest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ import adaptertool
 from adaptertool.arithmetic import blocks, correct_rounding, tiling
 from adaptertool.codecs import BF16
 from adaptertool.errors import NonFiniteError
+from adaptertool.numerics import compiled
 
 FACTORS = [*OUTPUTS, torch.float64]
 
@@ -243,15 +244,20 @@ def test_fast_keeps_its_bound(tmp_path: Path) -> None:
     assert differing > 0
 
 
-def test_ties_do_not_make_it_crawl(tmp_path: Path) -> None:
-    """bf16 factors on float32 weights: exact middles by the thousand, hardly one of them settled by itself."""
+def test_ties_do_not_make_it_crawl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 factors on float32 weights: exact middles by the thousand, hardly one of them settled by itself; and none at
+    all where a block is made in one visit."""
     base = grid((256, 512), torch.float32, "random")
     factors: dict[str, Any] = lora((256, 512), torch.bfloat16, "few bits")
     checkpoint = write_checkpoint(tmp_path / "base", {"x.weight": base})
     adapter = write_adapter(tmp_path / "a", factors, r=R, lora_alpha=3)
+    at_once = adaptertool.merge(checkpoint, [adapter], tmp_path / "at-once")
+    assert at_once.settled < 10 or not compiled.FUNCTIONS
+    monkeypatch.setattr(blocks.Fused, "of", lambda _: None)
     report = adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
     assert report.settled > 1000
     assert report.settled_one_by_one < 10
+    assert same_bits(*(load(tmp_path / name)["x.weight"] for name in ("at-once", "out")))
 
 
 @pytest.mark.parametrize("compose", ["sequential", "mixed"])

@@ -72,7 +72,7 @@ def test_products(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None
         alphas = ALPHAS[number % len(ALPHAS)]
         stored, left, right = factors(how, dtype, rows, columns, rank, rng)
         few = how in ("few bits", "ties")
-        packed, scaled = fused.Right.of(right, few_bits=few), fused.Left.of(left, few_bits=few)
+        packed, scaled = fused.Right.of(right, few_bits=few), fused.Left.of(np.asfortranarray(left), few_bits=few)
         assert packed is not None and scaled is not None
         w, checked = doubles(stored, dtype), rng.choice(rows * columns, min(rows * columns, 150), replace=False)
         values = {place: exact(w, left, right, *divmod(place, columns)) for place in checked.tolist()}
