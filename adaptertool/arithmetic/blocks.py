@@ -17,7 +17,7 @@ import numpy as np
 from adaptertool.arithmetic.chain import UNIT, Chain
 from adaptertool.arithmetic.correct_rounding import OpenElements, Settled
 from adaptertool.arithmetic.exact_norms import ExactRows
-from adaptertool.arithmetic.fused import Fused, buffers
+from adaptertool.arithmetic.fused import Mixed, Products, buffers, fused_of
 from adaptertool.arithmetic.not_finite import fail_not_finite
 from adaptertool.arithmetic.survival import tally_of
 from adaptertool.arithmetic.tiling import block_rows, matrix
@@ -52,7 +52,7 @@ class Block:
     last: int
     columns: int
     chain: Chain
-    fused: Fused | None = None  # where the kernel can make it in one visit
+    fused: Products | Mixed | None = None  # where the kernel can make it in one visit
 
     @property
     def start(self) -> int:
@@ -72,7 +72,7 @@ class Block:
 def blocks_of(inputs: Inputs, step: Step) -> Iterator[Block]:
     """A tensor cut into blocks."""
     chain, (rows, columns) = Chain(inputs, step), matrix(step)
-    fused = Fused.of(chain)
+    fused = fused_of(chain)
     for first in range(0, rows, block_rows(columns)):
         yield Block(step, first, min(rows, first + block_rows(columns)), columns, chain, fused)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -13,18 +14,57 @@ from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import Region, choose
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import largest_stored
+from adaptertool.codecs.tensors import read_stored
 from adaptertool.kinds import kind_of
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.numerics.error_bound import has_few_bits
-from adaptertool.numerics.fused import MOST_ALPHAS, Left, Made, Right, add_product
+from adaptertool.numerics.fused import MOST_ALPHAS, Left, Made, Right, add_product, blend
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit
+from adaptertool.spec.tensors import Ref
 
 _KEPT = 4  # right factors of a tensor
 _SAMPLED = 64  # rows of a tensor of which sums are taken, about
+_ELEMENTS = 2048  # elements of a block, the same
 
 
-class Fused:
+class Mixed:
+    """A tensor that another takes the place of, in part: W + α·weight·(T − W)."""
+
+    def __init__(self, chain: Chain, tuned: Ref, weight: float) -> None:
+        self._chain, self._tuned, self._weight = chain, tuned, weight
+
+    @classmethod
+    def of(cls, chain: Chain) -> Mixed | None:
+        """None where the kernel cannot."""
+        edit, *others = chain.step.edits
+        if others or edit.view is not None or not kind_of(edit).replaces:
+            return None
+        (tuned,) = edit.factors.values()
+        dtypes = {spec.dtype for spec in (chain.step.base.spec, chain.step.spec, tuned.spec)}
+        plain = tuned.columns is None and not edit.transposed and chain.columns == 1
+        if len(dtypes) > 1 or f"blend_{tuned.spec.dtype}" not in FUNCTIONS or not plain:
+            return None
+        return cls(chain, tuned, edit.weight)
+
+    def make(self, stored: Array, first: int, alphas: Sequence[float], out: Sequence[Array]) -> list[Made] | None:
+        """As Products.make; `first` is an element."""
+        times = [alpha * self._weight for alpha in alphas]
+        if any(Fraction(a) * Fraction(self._weight) != Fraction(t) for a, t in zip(alphas, times, strict=True)):
+            return None
+        tuned = read_stored(self._chain.inputs, self._tuned, first, first + stored.size)
+        every = max(1, stored.size // _ELEMENTS) | 1
+        return blend(stored, tuned, self._tuned.spec.dtype, times, out, (first, every))
+
+
+def fused_of(chain: Chain) -> Products | Mixed | None:
+    """How the kernel makes the blocks of this tensor in one visit; None where it cannot."""
+    if not chain.step.edits:
+        return None
+    return Mixed.of(chain) or Products.of(chain)
+
+
+class Products:
     """The changes of one tensor, made of products. Its right factors are laid out by the first block that asks."""
 
     def __init__(self, chain: Chain) -> None:
@@ -33,7 +73,7 @@ class Fused:
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, chain: Chain) -> Fused | None:
+    def of(cls, chain: Chain) -> Products | None:
         """None where the kernel is not there, or the tensor, or an edit of it, is not one that it can do."""
         step = chain.step
         if f"lora_{step.spec.dtype}" not in FUNCTIONS or step.base.spec.dtype != step.spec.dtype:

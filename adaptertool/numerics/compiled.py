@@ -34,7 +34,7 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
                 found[name] = _COUNT, [_POINTER, real, real, _POINTER, _COUNT, _POINTER]
         found[f"add_product_{wide}"] = None, [*[_POINTER] * 3, *[_COUNT] * 4]
         found[f"squares_{wide}"] = None, [*[_POINTER] * 4, *[_COUNT] * 4]
-    for name in ("lora", "dora"):
+    for name in ("lora", "dora", "blend"):
         for stored in ("BF16", "F16", "F32"):
             found[f"{name}_{stored}"] = ctypes.c_int, [_POINTER]
     return found

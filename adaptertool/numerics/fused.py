@@ -40,6 +40,54 @@ class _Job(ctypes.Structure):
     )
 
 
+class _Blend(ctypes.Structure):
+    """`blend_job` of kernel/fused_double.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("source", "tuned", "out", "alpha")),
+        *((name, ctypes.c_size_t) for name in ("alphas", "count", "first", "every")),
+        ("open", ctypes.c_void_p),
+        ("room", ctypes.c_size_t),
+        *((name, ctypes.c_void_p) for name in ("opened", "changed", "kept", "update")),
+    )
+
+
+class _Results:
+    """What both kinds of jobs write, for several α."""
+
+    def __init__(self, stored: Array, alphas: Sequence[float], out: Sequence[Array], sample: tuple[int, int]) -> None:
+        count = len(alphas)
+        self._room, self._sample = stored.size // _ROOM + 64, sample
+        self._opened, self._changed = np.zeros(count, np.uintp), np.zeros(count, np.uintp)
+        self._sums, self._places = np.zeros((2, count)), np.empty((count, self._room), np.int32)
+        self._alphas = np.array(alphas, np.float64)
+        self._targets = np.array([address(one, stored.dtype, stored.size) for one in out], np.uintp)
+
+    @property
+    def fields(self) -> dict[str, int]:
+        return {
+            "out": self._targets.ctypes.data,
+            "alpha": self._alphas.ctypes.data,
+            "alphas": len(self._alphas),
+            "first": self._sample[0],
+            "every": self._sample[1],
+            "open": self._places.ctypes.data,
+            "room": self._room,
+            "opened": self._opened.ctypes.data,
+            "changed": self._changed.ctypes.data,
+            "kept": self._sums[0].ctypes.data,
+            "update": self._sums[1].ctypes.data,
+        }
+
+    @property
+    def made(self) -> list[Made] | None:
+        """None where more is left open than there was room for."""
+        if self._opened.max() > self._room:
+            return None
+        counts = zip(self._places, self._opened.tolist(), self._changed.tolist(), *self._sums.tolist(), strict=True)
+        return [Made(places[:opened].copy(), changed, *sums) for places, opened, changed, *sums in counts]
+
+
 @dataclass(frozen=True, slots=True)
 class Right:
     """The right factor of a product (rank, columns), as the kernel has it: in groups of columns, and what bounds need
@@ -134,16 +182,10 @@ def add_product(
         return None
     if not left.norm.max(initial=0.0) * float(right.norm.max(initial=0.0)) * most < 2.0**110:
         return None
-    room, count, held = stored.size // _ROOM + 64, len(alphas), stored.dtype
-    opened, changed, sums = np.zeros(count, np.uintp), np.zeros(count, np.uintp), np.zeros((2, count))
-    places, numbers = np.empty((count, room), np.int32), np.array(alphas, np.float64)
-    targets = np.array([address(one, held, stored.size) for one in out], np.uintp)
+    results, held = _Results(stored, alphas, out, sample), stored.dtype
     magnitude, weight = length or (np.empty(0), 1.0)
     job = _Job(
         source=address(stored, held, rows * right.columns),
-        out=targets.ctypes.data,
-        alpha=numbers.ctypes.data,
-        alphas=count,
         rows=rows,
         columns=right.columns,
         rank=right.rank,
@@ -158,17 +200,23 @@ def add_product(
         tiny=most * (1 + left.largest + right.largest) * (right.rank + 2) * 2.0**-147,
         magnitude=address(magnitude, np.float64, rows) if length else None,
         weight=weight,
-        first=sample[0],
-        every=sample[1],
-        open=places.ctypes.data,
-        room=room,
-        opened=opened.ctypes.data,
-        changed=changed.ctypes.data,
-        kept=sums[0].ctypes.data,
-        update=sums[1].ctypes.data,
+        **results.fields,
     )
-    if not call(ctypes.byref(job)) or opened.max() > room:
+    return results.made if call(ctypes.byref(job)) else None
+
+
+def blend(
+    stored: Array, tuned: Array, dtype: str, alphas: Sequence[float], out: Sequence[Array], sample: tuple[int, int]
+) -> list[Made] | None:
+    """out[a] = the rounding of w + α·(t − w), for w and t as stored, both of `dtype`, flat, contiguous. No α is 0 or 1.
+
+    sample: (first, every): sums are taken over the elements for which first + place is a multiple of `every`
+    None where the kernel is not there or cannot, as in `add_product`.
+    """
+    call = FUNCTIONS.get(f"blend_{dtype}")
+    if call is None or not all(2.0**-60 < abs(alpha) < 2.0**60 and alpha != 1 for alpha in alphas):
         return None
-    return [
-        Made(places[a, : opened[a]].copy(), int(changed[a]), float(sums[0, a]), float(sums[1, a])) for a in range(count)
-    ]
+    results = _Results(stored, alphas, out, sample)
+    source, other = (address(one, stored.dtype, stored.size) for one in (stored, tuned))
+    job = _Blend(source=source, tuned=other, count=stored.size, **results.fields)
+    return results.made if call(ctypes.byref(job)) else None

@@ -53,7 +53,7 @@ def exact(w: Any, left: Any, right: Any, i: int, j: int) -> tuple[Fraction, Frac
     return Fraction(w[i, j].item()), sum((Fraction(a) * Fraction(b) for a, b in pairs), Fraction())
 
 
-def require(dtype: str, stored: Any, out: Any, place: tuple[int, int], value: Fraction) -> None:
+def require(dtype: str, stored: Any, out: Any, place: tuple[int, ...], value: Fraction) -> None:
     got = doubles(out, dtype)[place]
     expected = round_fraction(value, DTYPES[dtype])
     assert expected is not None
@@ -174,3 +174,65 @@ def test_rows_to_which_nothing_is_added_stay(monkeypatch: pytest.MonkeyPatch) ->
             assert made is not None
             others = np.arange(9) != 4
             assert out[0].reshape(9, 50)[others].tobytes() == stored[others].tobytes() and made[0].changed == 50
+
+
+def pairs(how: str, dtype: str, count: int, rng: np.random.Generator) -> tuple[Any, Any]:
+    """Two stored arrays. Ordinary numbers do not test error-free transformations: these cancel, or lie far apart."""
+    codec = BY_DTYPE[dtype]
+    spread = {"BF16": 60, "F16": 12, "F32": 60}[dtype]
+    w = rounded(rng.standard_normal(count) * 2.0 ** rng.integers(-spread, spread // 4, count), dtype)
+    numbers = doubles(w, dtype)
+    other = rng.standard_normal(count)
+    if how == "ordinary":
+        t = numbers * (1 + 0.01 * other)
+    elif how == "cancelling":  # w + α·(t − w) next to nothing for α of 1/3, 2/3, 1/2, −1, 3
+        t = numbers * rng.choice([-2.0, -0.5, -1.0, 2.0, 2 / 3], count)
+    elif how == "next to each other":
+        t = numbers + codec.spacing(numbers) * rng.choice([-1.0, 1.0, 2.0, 3.0], count)
+    else:
+        t = other * 2.0 ** rng.integers(-spread, spread // 4, count)
+        t[::7], numbers[::11], numbers[::13] = 0.0, 0.0, -0.0
+        w = rounded(numbers, dtype)
+    return w, rounded(t, dtype)
+
+
+@pytest.mark.parametrize("how", ["ordinary", "cancelling", "next to each other", "apart"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mixtures(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """w + α·(t − w), also where all but the last bits cancel."""
+    monkeypatch.setattr(fused, "_ROOM", 1)
+    rng, count = np.random.default_rng(3), 1003
+    w, t = pairs(how, dtype, count, rng)
+    alphas = (1 / 3, 2 / 3, 0.5, 0.1 + 2.0**-50, -1.0, 3.0, 2.0**-30, 1 - 2.0**-53)
+    olds, news = ([Fraction(one) for one in doubles(stored, dtype).tolist()] for stored in (w, t))
+    left = []
+    for level in ALL:
+        monkeypatch.setattr(fused, "FUNCTIONS", compiled.functions(level))
+        out = [np.empty(count, w.dtype) for _ in alphas]
+        made = fused.blend(w, t, dtype, alphas, out, (5, 3))
+        assert made is not None
+        left.append([one.open.tolist() for one in made])
+        for alpha, result, one in zip(alphas, out, made, strict=True):
+            assert len(one.open) <= (0 if how in ("ordinary", "next to each other") else 0.35 * count)
+            word = f"u{result.itemsize}"
+            assert one.changed == np.count_nonzero(result.view(word) != w.view(word))
+            delta = alpha * (doubles(t, dtype) - doubles(w, dtype))
+            assert one.update == pytest.approx((delta * delta)[1::3].sum(), rel=1e-9)
+            for place in range(0, count, 1 if level == ALL[-1] else 9):
+                if place not in left[-1][alphas.index(alpha)]:
+                    value = olds[place] + Fraction(alpha) * (news[place] - olds[place])
+                    require(dtype, w, result, (place,), value)
+    assert all(some == left[0] for some in left)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mixtures_that_are_left_to_others(dtype: str) -> None:
+    w, t = pairs("ordinary", dtype, 200, np.random.default_rng(4))
+    for bad in (np.nan, np.inf, BY_DTYPE[dtype].largest):
+        for number in range(2):
+            numbers = [doubles(one, dtype) for one in (w, t)]
+            numbers[number][199] = bad
+            one, other = (rounded(some, dtype) for some in numbers)
+            assert fused.blend(one, other, dtype, [0.5], [np.empty_like(w)], (0, 8)) is None
+    for alpha in (1.0, 0.0, 2.0**-70, np.nan):
+        assert fused.blend(w, t, dtype, [alpha], [np.empty_like(w)], (0, 8)) is None

@@ -2,8 +2,8 @@
 
    V = w + left·right, f = m / ‖V‖, and x = w + t·(f·V − w) = (1 − t)·w + t·f·V, with t = α·weight. Computed are c1 of
    1 − t and c2 of t·f. |V̂ − V| ≤ δ + u·|V̂|, with δ = (rank + 5)·u·‖left_i‖·‖right_j‖, so ‖V̂‖ is within
-   (rank + 5)·u·‖left_i‖·‖right‖ + u·‖V̂‖ of the norm, and the sum of squares takes as many roundings as are counted in
-   `roundings`. All of it relatively to the norm is `off`, and f is known to within off + 2·off² + 2·u. */
+   (rank + 5)·u·‖left_i‖·‖right‖ + u·‖V̂‖ of the norm, and the sum of squares, half of whose relative error is that of its root, takes
+   columns/LOOK + 16 roundings one after another. All of it relatively to the norm is `off`, and f is known to within off + 2·off² + 2·u. */
 
 #define FROM GLUED(from, STORED)
 #define ROW GLUED(dora_row, STORED)
@@ -60,7 +60,7 @@ int LEVELLED(GLUED(dora, STORED))(const block_job *job)
 {
     size_t stride = (job->columns + GROUP - 1) / GROUP * GROUP, high;
     double *rows = malloc(TALL * stride * sizeof *rows), u = DOUBLE_UNIT;
-    double roundings = (double)(2 * GROUP + job->columns / LOOK + 8), sums = ((double)job->rank + 5) * u * WIDER;
+    double roundings = (double)(job->columns / LOOK + 16) / 2 + 2, sums = ((double)job->rank + 5) * u * WIDER;
     int fine = rows != NULL;
     for (size_t row = 0; fine && row < job->rows; row += high) {
         size_t which[TALL];

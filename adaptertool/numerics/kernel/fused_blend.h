@@ -1,0 +1,66 @@
+/* w + α·(t − w) of two stored numbers, exactly, and rounded once: included by fused.h once for each dtype, STORED.
+
+   d = t − w is exact, or the element is left. With p = fl(α·d) and its error q, which is a double, the value is
+   w + p + q. Two-sums make of that s + (r + δ): s is the double next to the value but for the last bits of r + δ, of
+   which the sign is right, since r and δ are what three two-sums leave over, each at most half a unit in the last place
+   of the one before. The double beside s whose last bit is 1 rounds as the value does (round to odd, see convert.h).
+   Sources: D. Knuth, TAOCP 2, 4.2.2 (two-sum); T. Dekker, "A floating-point technique for extending the available
+   precision", 1971; the renormalisation is that of Y. Hida, X. Li, D. Bailey, "Quad-double arithmetic", 2001. */
+
+#define FROM GLUED(from, STORED)
+#define TO GLUED(once_to, STORED)
+
+/* Makes the block. Returns 0 where an element is too large, or no number. */
+int LEVELLED(GLUED(blend, STORED))(const blend_job *job)
+{
+    const HELD *restrict in = job->in, *restrict tuned = job->tuned;
+    int32_t fine = -1;
+    for (size_t a = 0; a < job->alphas; a++) {
+        HELD *restrict out = job->out[a];
+        const double alpha = job->alpha[a];
+        for (size_t first = 0; first < job->count; first += LOOK) {
+            uint32_t left[LOOK], any = 0, moved = 0;
+            size_t count = job->count - first < LOOK ? job->count - first : LOOK;
+            for (size_t j = 0; j < count; j++) {
+                double w = FROM(in[first + j]), t = FROM(tuned[first + j]), lost, q, r, e, delta, rest, s;
+                double d = two_sum(t, -w, &lost), p = alpha * d;
+                q = product_error(alpha, d, p);
+                s = two_sum(w, p, &r);
+                e = two_sum(r, q, &delta);
+                s = two_sum(s, e, &r);
+                rest = r + delta;
+                uint64_t bits, of_rest;
+                memcpy(&bits, &s, 8);
+                memcpy(&of_rest, &rest, 8);
+                uint64_t away = (int64_t)(bits ^ of_rest) < 0 ? ~(uint64_t)0 : 1; /* towards the rest */
+                bits += rest != 0 && (bits & 1) == 0 ? away : 0;
+                double x;
+                memcpy(&x, &bits, 8);
+                x = s != 0 ? x : w == 0 ? w : 0; /* where nothing was added to a zero it keeps its sign */
+                uint32_t low = TO(x);
+                left[j] = (uint32_t)(lost != 0) | (uint32_t)((s == 0) & (rest != 0));
+                any |= left[j];
+                moved += low != BITS(in[first + j]);
+                fine &= -(int32_t)(fabs(w) < LIMIT) & -(int32_t)(fabs(t) < LIMIT) & -(int32_t)(fabs(x) < LIMIT);
+                out[first + j] = STORE(low);
+            }
+            job->changed[a] += moved;
+            if (any)
+                for (size_t j = 0; j < count; j++)
+                    if (left[j]) {
+                        size_t found = job->opened[a]++;
+                        if (found < job->room)
+                            job->open[a * job->room + found] = (int32_t)(first + j);
+                    }
+        }
+        for (size_t j = (job->every - job->first % job->every) % job->every; j < job->count; j += job->every) {
+            double w = FROM(in[j]), delta = alpha * (FROM(tuned[j]) - w);
+            job->kept[a] += (FROM(out[j]) - w) * delta;
+            job->update[a] += delta * delta;
+        }
+    }
+    return fine != 0;
+}
+
+#undef FROM
+#undef TO
