@@ -6,13 +6,15 @@
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
 # make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
 #              left out where there is less), cost of exactness, plan of 671 B; tables into README.md
+# make bench-quick  the ratios that matter, in about 5 minutes (8 GB of disk); fails where one is worse by a third than
+#              recorded in benchmarks/quick.json
 # make bench-peers   tinker-cookbook into an environment of its own, so that make bench measures it too
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 TINKER := benchmarks/.venv-tinker
 
-.PHONY: demo test coverage fault-test limits-test verdicts lint bench bench-peers clean
+.PHONY: demo test coverage fault-test limits-test verdicts lint bench bench-quick bench-peers clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo.py
@@ -48,6 +50,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/truncate_8b.py
 	$(BIN)/python benchmarks/extract_1b.py
 	$(BIN)/python benchmarks/plan_671b.py
+
+bench-quick: $(STAMP)
+	$(BIN)/python benchmarks/quick.py
 
 bench-peers:
 	$(PYTHON) -m venv $(TINKER)
