@@ -95,7 +95,7 @@ def compute(
     codec = BY_DTYPE[target]
     stored = part(space.stored, BY_DTYPE[base.spec.dtype].held, block.numel)
     result = part(space.rounded, codec.held, block.numel)
-    read_stored(inputs, base, block.start, block.start + block.numel, stored, space.loans)
+    read_stored(inputs, base, block.start, block.start + block.numel, stored)
     run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
     if exact and run.unit != UNIT and not all(run.size_at(alpha).is_below(2.0**126) for alpha in (1.0, *alphas)):
         run = _evaluate(block, stored, alphas, space, np.float64, exact=exact)
