@@ -23,6 +23,9 @@ from adaptertool.spec.tally import Tally
 
 COPY_CHUNK = 2 << 20  # bytes copied at once; of a thread's buffer
 
+# Bytes read, hashed and written by one call: as many as a core's own cache holds. For more, Linux also takes larger
+# pages, which in a virtual machine may be some that the host has to find first: that took two to four times as long
+_AT_ONCE = 1 << 18
 _EARLY = 32 << 20  # bytes of which writing to the disk is begun at once
 
 # The call of Linux by which two files share blocks, until one is written to; blocks begin at multiples of _BLOCKS bytes
@@ -84,7 +87,7 @@ class OutputFile:
         done = 0
         while done < len(data):
             try:
-                count = os.pwrite(self.fd, data[done:], offset + done)
+                count = os.pwrite(self.fd, data[done : done + _AT_ONCE], offset + done)
             except OSError as error:
                 _fail(self.path, error)
             if not count:
@@ -208,12 +211,14 @@ def copy_range(
     """Copy as many bytes as `buffer` has from `offset` of `path` to each (output, offset). They are read once, hashed
     once for all files that have them at the same offset, and written where the file system cannot share their blocks.
     """
-    with inputs.opened(path) as source:
-        read_into(source, offset, buffer)
-        for output, target in outputs:
-            if not output.shares(source, offset, target, len(buffer)):
-                output.put(target, buffer)
-    places = [(output.hashes, target) for output, target in outputs]
+    states = [(output.hashes, target) for output, target in outputs]
     if (hashed := inputs.hasher(path)) is not None:
-        places.append((hashed, offset))
-    hash_all(places, buffer)
+        states.append((hashed, offset))
+    with inputs.opened(path) as source:
+        written = [place for place in outputs if not place[0].shares(source, offset, place[1], len(buffer))]
+        for at in range(0, len(buffer), _AT_ONCE):
+            part = buffer[at : at + _AT_ONCE]
+            read_into(source, offset + at, part)
+            hash_all([(state, begin + at) for state, begin in states], part)
+            for output, target in written:
+                output.put(target + at, part)
