@@ -170,6 +170,28 @@ def test_parts_in_any_order(seed: int) -> None:
     assert state.digests() == {"blake3": blake3(data).hexdigest(), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_files_of_many_groups(tmp_path: Path, threads: int) -> None:
+    """Large enough that they are hashed by parts: a tensor is edited, another replaced, and the others are copied to
+    outputs that begin as the base does."""
+    torch.manual_seed(0)
+    names = [f"model.layers.{n}.mlp.up_proj" for n in range(4)]
+    tensors = {f"{name}.weight": torch.randn(301, 401).bfloat16() for name in names}
+    base = write_checkpoint(tmp_path / "base", tensors)
+    replaced = {f"{names[1]}.weight": torch.randn(301, 401).bfloat16()}
+    adapter = write_adapter(tmp_path / "a", {**lora_factors(names[2], (301, 401)), **replaced})
+    merge(base, [adapter], tmp_path / "out", threads=threads)
+    check(tmp_path / "out", base, adapter)
+    plain = write_adapter(tmp_path / "b", lora_factors(names[2], (301, 401)))
+    wise(base, plain, tmp_path / "sweep", "0,0.5,1", threads=threads)
+    for alpha in ("0.000", "0.500", "1.000"):
+        check(tmp_path / f"sweep/alpha-{alpha}", base, plain)
+    tuned = write_checkpoint(tmp_path / "tuned", {name: tensors[name] + 1 for name in reversed(tensors)}, shards=3)
+    wise(base, tuned, tmp_path / "between", "0.5", threads=threads)
+    weights = {name: own for name, own in tree(tuned).items() if name.endswith(".safetensors")}
+    assert manifest(tmp_path / "between")["inputs"] == {"base": tree(base), "sources": [weights]}
+
+
 def test_many_shards_need_few_descriptors(tmp_path: Path) -> None:
     """A tuned checkpoint in many files, of a base in one."""
     torch.manual_seed(0)
