@@ -13,7 +13,7 @@ from adaptertool.numerics.tree_hash import GROUP, WORDS, Values, hash_of, values
 NAME = "blake3"
 
 _PIECE = 16  # groups that are read at once
-_KEPT = 64  # groups of a file of which parts are kept; of more, only which parts were there
+_KEPT = 16  # groups of a file of which parts are kept; of more, only which parts were there
 
 
 class Tree:
@@ -24,7 +24,7 @@ class Tree:
         """read: fills a buffer with the bytes of the file from an offset on, or raises."""
         self._size, self._read = size, read
         self._values = np.empty((size // GROUP + 1, WORDS), np.uint32)
-        self._done = np.zeros(size // GROUP + 1, np.bool_)  # which of them are there
+        self._done = bytearray(size // GROUP + 1)  # 1: that value is there
         self._parts: dict[int, _Part] = {}  # of groups that are not whole yet, by number
         self._lock = threading.Lock()  # of the parts
 
@@ -34,10 +34,10 @@ class Tree:
         end = offset + len(data)
         first, last = -(-offset // GROUP), end // GROUP if self._size > GROUP else 0
         head, tail = min(first * GROUP, end), max(last * GROUP, min(first * GROUP, end))
-        if first < last and not self._done[first:last].all():
+        if first < last and 0 in self._done[first:last]:
             known = values_of(data[head - offset : tail - offset], first) if known is None else known
             self._values[first:last] = known
-            self._done[first:last] = True
+            self._done[first:last] = b"\1" * (last - first)
         for begin, stop in ((offset, head), (tail, end)):
             if begin < stop:
                 self._keep(begin, data[begin - offset : stop - offset])
@@ -50,13 +50,13 @@ class Tree:
     def complete(self) -> bool:
         """Whether all bytes were there."""
         whole, rest = self._shape()
-        return bool(self._done[:whole].all()) and (not rest or self._done[whole].item() or self._has_rest())
+        return 0 not in self._done[:whole] and (not rest or bool(self._done[whole]) or self._has_rest())
 
     def digests(self) -> Mapping[str, str]:
         """The hash of the whole file; what nobody had is read."""
         whole, rest = self._shape()
         for begin in range(0, whole, _PIECE):
-            if not self._done[begin : (end := min(begin + _PIECE, whole))].all():
+            if 0 in self._done[begin : (end := min(begin + _PIECE, whole))]:
                 self.has(begin * GROUP, self._bytes(begin * GROUP, (end - begin) * GROUP))
         part = self._parts.get(whole)
         kept = part.content if part is not None and self._has_rest() else None
@@ -87,7 +87,7 @@ class Tree:
             del self._parts[group]
         content = self._bytes(group * GROUP, GROUP) if part.content is None else memoryview(part.content)
         self._values[group] = values_of(content, group)
-        self._done[group] = True
+        self._done[group] = 1
 
     def _bytes(self, offset: int, size: int) -> memoryview:
         buffer = memoryview(bytearray(size))
@@ -106,5 +106,7 @@ class _Part:
         if self.content is not None:
             self.content[begin:end] = data
         beside = [one for one in self.ranges if begin <= one[1] and one[0] <= end]
-        merged = min([begin, *(one[0] for one in beside)]), max([end, *(one[1] for one in beside)])
-        self.ranges = [*(one for one in self.ranges if one not in beside), merged]
+        for one in beside:
+            self.ranges.remove(one)
+            begin, end = min(begin, one[0]), max(end, one[1])
+        self.ranges.append((begin, end))
