@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-CALLS = ("open", "pwrite", "fsync", "rename", "link", "copy_file_range", "mkdir", "unlink")
+CALLS = ("open", "pwrite", "fsync", "rename", "link", "mkdir", "unlink")
 
 
 def main(kind: str, number: int, arguments: list[str]) -> None:

@@ -74,9 +74,6 @@ int renameat2(int a, const char *from, int b, const char *to, unsigned flags)
 int sync_file_range(int fd, off64_t offset, off64_t size, unsigned flags)
 { FAILS(sync_file_range); REAL(sync_file_range); return real(fd, offset, size, flags); }
 
-ssize_t copy_file_range(int from, off64_t *a, int to, off64_t *b, size_t size, unsigned flags)
-{ FAILS(copy_file_range); REAL(copy_file_range); return real(from, a, to, b, most(size), flags); }
-
 ssize_t pwrite64(int fd, const void *data, size_t size, off64_t offset)
 { FAILS(pwrite); REAL(pwrite64); return real(fd, data, most(size), offset); }
 ssize_t pwrite(int fd, const void *data, size_t size, off_t offset) { return pwrite64(fd, data, size, offset); }

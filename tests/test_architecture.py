@@ -22,7 +22,8 @@ PACKAGE = ROOT / "adaptertool"
 LEVELS = [
     ["version", "errors", "process"],
     ["interrupts", "spec", "reports"],
-    ["numerics", "files"],
+    ["numerics"],
+    ["files"],
     ["kinds", "methods", "codecs"],
     ["architectures"],
     ["arguments", "render", "formats", "resolution", "arithmetic"],

@@ -97,7 +97,7 @@ def compute(
     codec = BY_DTYPE[target]
     stored = part(space.stored, BY_DTYPE[base.spec.dtype].held, block.numel)
     result = part(space.rounded, codec.held, block.numel)
-    read_stored(inputs, base, block.start, block.start + block.numel, stored, space.loans)
+    read_stored(inputs, base, block.start, block.start + block.numel, stored)
     if (made := _at_once(block, stored, alphas, space)) is not None:
         for result, tally in made:
             if tallies is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from adaptertool.files.hashing import Loans
 from adaptertool.files.writer import COPY_CHUNK
 
 
@@ -14,19 +13,10 @@ class Workspace:
 
     def __init__(self) -> None:
         self._size = 0
-        self.loans = Loans()
-        self.copied, self._copied = memoryview(bytearray(COPY_CHUNK)), memoryview(bytearray(COPY_CHUNK))
+        self.copied = memoryview(bytearray(COPY_CHUNK))
 
     def fit(self, size: int) -> None:
         if size > self._size:
             self._size = size
-            self.stored, self._stored, self.rounded, self._rounded = np.empty((4, 8 * size), np.uint8)
+            self.stored, self.rounded = np.empty((2, 8 * size), np.uint8)
             self.before, self.after, self.delta, self.mix = np.empty((4, 8 * size), np.uint8)
-
-    def next_job(self) -> None:
-        """What is read and written now goes into other buffers: those of the last job are hashed meanwhile."""
-        self.loans.next_job()
-        self.copied, self._copied = self._copied, self.copied
-        if self._size:
-            self.stored, self._stored = self._stored, self.stored
-            self.rounded, self._rounded = self._rounded, self.rounded

@@ -13,7 +13,6 @@ import numpy as np
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import doubles
 from adaptertool.errors import NonFiniteError, shown
-from adaptertool.files.hashing import Loans
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Ref
@@ -37,16 +36,11 @@ def elements_between(whole: Ref, part: Ref) -> int:
     return (part.offset - whole.offset) // held_as(whole.spec.dtype).itemsize
 
 
-def read_stored(
-    inputs: Inputs, ref: Ref, first: int, last: int, out: Array | None = None, loans: Loans | None = None
-) -> Array:
-    """Elements first..last of a tensor on disk, flat, as they are stored: in `out`, or in a new array.
-
-    loans: as Inputs.read_into has them
-    """
+def read_stored(inputs: Inputs, ref: Ref, first: int, last: int, out: Array | None = None) -> Array:
+    """Elements first..last of a tensor on disk, flat, as they are stored: in `out`, or in a new array."""
     if out is None:
         out = np.empty(last - first, held_as(ref.spec.dtype))
-    inputs.read_into(ref.path, byte_of(ref.offset, ref.spec.dtype, first), as_bytes(out), loans)
+    inputs.read_into(ref.path, byte_of(ref.offset, ref.spec.dtype, first), as_bytes(out))
     return out
 
 

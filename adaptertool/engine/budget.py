@@ -12,7 +12,7 @@ from adaptertool.spec.plan import Plan, Step
 from adaptertool.spec.tensors import KEPT, WINDOW
 
 BASE_MEMORY = 64 << 20  # resident with numpy loaded and nothing to do, rounded up
-_BYTES_PER_ELEMENT = 80  # per thread: six buffers and what is open (≤ 52), and arrays on the way to them
+_BYTES_PER_ELEMENT = 80  # per thread: its buffers and what is open (≤ 52), and arrays on the way to them
 
 
 def predicted_memory(plan: Plan, threads: int) -> int:

@@ -63,17 +63,36 @@ def write(crew: Crew, content: bytes, files: Sequence[OutputFile], _: Workspace)
 
 def copies(crew: Crew, run: Run, files: Sequence[OutputFile]) -> Iterator[Job]:
     """Copy in chunks, each to all outputs before the next, so that the disk is read once."""
-    for at in range(0, run.size, COPY_CHUNK):
-        length = min(COPY_CHUNK, run.size - at)
-        places = [(file, run.target + at) for file in files]
-        yield functools.partial(_copy, crew, run.path, run.offset + at, length, places)
+    for offset, size in chunks(run.offset, run.size):
+        places = [(file, run.target + offset - run.offset) for file in files]
+        yield functools.partial(_copy, crew, run.path, offset, size, places)
+
+
+def chunks(offset: int, size: int) -> Iterator[tuple[int, int]]:
+    """(offset, size) of the parts of a range of a file. They end at multiples of COPY_CHUNK, where blocks end too."""
+    end = offset + size
+    while offset < end:
+        size = min(COPY_CHUNK - offset % COPY_CHUNK, end - offset)
+        yield offset, size
+        offset += size
 
 
 def _copy(
     crew: Crew, source: Path, offset: int, size: int, places: Sequence[tuple[OutputFile, int]], space: Workspace
 ) -> None:
-    copy_range(crew.inputs, source, offset, places, space.copied[:size], space.loans)
+    copy_range(crew.inputs, source, offset, places, space.copied[:size])
     crew.progress(size * len(places))
+
+
+def only_hashed(crew: Crew, path: Path, offset: int, size: int) -> Iterator[Job]:
+    """Read what nobody copies or computes with, where the hash of the file needs it."""
+    if crew.inputs.hasher(path) is not None:
+        for at, length in chunks(offset, size):
+            yield functools.partial(_read, crew, path, at, length)
+
+
+def _read(crew: Crew, path: Path, offset: int, size: int, space: Workspace) -> None:
+    crew.inputs.read_into(path, offset, space.copied[:size])
 
 
 def replacements(crew: Crew, base: Ref, source: Ref, target: int, file: OutputFile) -> Iterator[Job]:
@@ -88,9 +107,9 @@ def _replace(
 ) -> None:
     (at, length), dtype = part, source.spec.dtype
     copied = space.copied[:length]
-    copy_range(crew.inputs, source.path, source.offset + at, [place], copied, space.loans)
+    copy_range(crew.inputs, source.path, source.offset + at, [place], copied)
     after = np.frombuffer(copied, held_as(dtype))
     first = at // after.itemsize
-    before = read_stored(crew.inputs, base, first, first + len(after), loans=space.loans)
+    before = read_stored(crew.inputs, base, first, first + len(after))
     place[0].tallies.append(Tally(changed(before, after, dtype, base.spec.dtype)))
     crew.progress(length)

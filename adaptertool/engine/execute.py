@@ -19,7 +19,7 @@ from adaptertool.arithmetic.fisher import Weighted
 from adaptertool.arithmetic.rescale import Rescaled
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.arithmetic.workspace import Workspace
-from adaptertool.engine.crew import Crew, Progress, Run, copies, replacements, write
+from adaptertool.engine.crew import Crew, Progress, Run, copies, only_hashed, replacements, write
 from adaptertool.engine.pool import Job, Pool, Shared, all_done, drain, one_core_each
 from adaptertool.engine.reads import copied_whole, to_hash, unread
 from adaptertool.files.reader import Inputs
@@ -123,7 +123,7 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
     if shard.header is not None:
         run = Run(shard.source, 0, 0, 0)
         for offset, size in unread(shard):
-            crew.inputs.has(shard.source, offset, size)
+            yield from only_hashed(crew, shard.source, offset, size)
         yield functools.partial(write, crew, shard.header, files)
     for step in shard.steps:
         if crew.base and step.base.path not in crew.base:  # of another size than the base's
@@ -142,7 +142,7 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
             if not crew.base and not any(
                 source is None or source is step.base for source in sources
             ):  # nobody reads it
-                crew.inputs.has(own.path, own.offset, step.base.spec.nbytes)
+                yield from only_hashed(crew, own.path, own.offset, step.base.spec.nbytes)
             yield from _edit_jobs(crew, step, outputs, files, sources)
             run = Run(own.path, own.offset + step.base.spec.nbytes, step.offset + own.size, 0)
     yield from copies(crew, run, files)
@@ -209,9 +209,8 @@ def _edit(crew: Crew, block: Block, outputs: Sequence[tuple[OutputFile, float]],
     tallies: list[Tally] = []
     alphas = [alpha for _, alpha in outputs]
     results = compute(crew.inputs, block, alphas, space, exact=crew.exact, tallies=tallies)
-    loans = space.loans if len(outputs) == 1 else None  # else the next result takes the place of this
     for (file, _), data in zip(outputs, results, strict=True):
-        file.write(block.target, data, loans)
+        file.write(block.target, data)
         crew.progress(len(data))
     if block.step.base.path not in crew.base:  # all of it is counted already, or nothing is
         tallies = [tally._replace(changed=0) for tally in tallies]

@@ -141,7 +141,6 @@ def drain(stop: threading.Event, jobs: Shared, workspace: Workspace) -> None:
             while not stop.is_set() and (job := jobs.take()) is not None:
                 if alone:
                     look()
-                workspace.next_job()
                 job(workspace)
     except BaseException:
         stop.set()

@@ -125,7 +125,7 @@ def _write(
     buffer: memoryview,
     progress: Callable[[int], None],
 ) -> int:
-    """Write data in chunks, since they are read once more, to be hashed in order."""
+    """Write data in chunks."""
     size = data.spec.nbytes if isinstance(data, Ref) else len(data)
     for begin in range(0, size, COPY_CHUNK):
         count = min(COPY_CHUNK, size - begin)

@@ -12,7 +12,7 @@ from typing import Any
 
 from adaptertool.errors import InputError, Interrupted, StorageError
 from adaptertool.files import store_of
-from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
+from adaptertool.files.hashing import DEFAULT, Digests, Hasher, hasher
 from adaptertool.files.store import BROKEN, InputFile
 from adaptertool.spec.tensors import Ref, Stamp
 
@@ -78,7 +78,7 @@ class Inputs:
         self._users: Counter[Path] = Counter()
         self._stamps, self._hashes = stamps, hashes
         self._lock = threading.Lock()
-        self._streams: dict[Path, InOrder] = {}
+        self._streams: dict[Path, Hasher] = {}
         self.stopped = threading.Event()  # nothing more is to be hashed
         self.digests: dict[Path, Digests] = {}  # of those that are known
         self.kept: dict[Hashable, Any] = {}  # what those who read keep of them, for others of this run
@@ -119,11 +119,12 @@ class Inputs:
     def _close(self, path: Path) -> None:
         self._open.pop(path).close()
 
-    def read_into(self, path: Path, offset: int, view: memoryview, loans: Loans | None = None) -> None:
+    def read_into(self, path: Path, offset: int, view: memoryview) -> None:
         """Read as `read_into` of this file does, and hash what is read where the file is to be."""
         with self.opened(path) as file:
             read_into(file, offset, view)
-        self.has(path, offset, len(view), view, loans)
+        if (hashed := self.hasher(path)) is not None:
+            hashed.has(offset, view)
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
         buffer = bytearray(size)
@@ -140,14 +141,11 @@ class Inputs:
                 with self.opened(path) as file:
                     read_into(file, offset, view)
 
-            self._streams[path] = InOrder(self._stamps[path][2], read, self._hashes)
+            self._streams[path] = hasher(self._stamps[path][2], read, self._hashes)
 
-    def has(
-        self, path: Path, offset: int, size: int, data: memoryview | None = None, loans: Loans | None = None
-    ) -> None:
-        """This part of a file is read, or is to be; nothing where it is not hashed."""
-        if (stream := self._streams.get(path)) is not None:
-            stream.has(offset, size, data, loans)
+    def hasher(self, path: Path) -> Hasher | None:
+        """What is to be told of the bytes of a file that are read; None where it is not hashed."""
+        return self._streams.get(path)
 
     def hash(self, path: Path) -> Digests:
         """The digests of a file: of what was read, and what was not is read now."""
@@ -159,7 +157,7 @@ class Inputs:
 
     def complete(self) -> list[Path]:
         """The files that are hashed as they are read, and of which all was."""
-        return [path for path, stream in self._streams.items() if stream.caught_up() == self._stamps[path][2]]
+        return [path for path, stream in self._streams.items() if stream.complete()]
 
     def check_unchanged(self) -> None:
         """Raise if an input is no longer the file that was planned with: the output would be a silent mixture."""

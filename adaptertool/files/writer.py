@@ -1,11 +1,13 @@
-"""Writing at known offsets into preallocated files, and copying bytes without bringing them into the process."""
+"""Writing at known offsets into preallocated files, and copying bytes from inputs."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +15,22 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
-from adaptertool.errors import InputError, InternalError, StorageError
-from adaptertool.files.hashing import DEFAULT, Digests, InOrder, Loans
+from adaptertool.errors import InternalError, StorageError
+from adaptertool.files.hashing import DEFAULT, Digests, hash_all, hasher
 from adaptertool.files.reader import Inputs, read_into
 from adaptertool.files.store import InputFile
 from adaptertool.spec.tally import Tally
 
-COPY_CHUNK = 2 << 20  # bytes copied at once; of a thread's buffer, through which they go to be hashed
+COPY_CHUNK = 2 << 20  # bytes copied at once; of a thread's buffer
 
+# Bytes read, hashed and written by one call: as many as a core's own cache holds. For more, Linux also takes larger
+# pages, which in a virtual machine may be some that the host has to find first: that took two to four times as long
+_AT_ONCE = 1 << 18
 _EARLY = 32 << 20  # bytes of which writing to the disk is begun at once
 
-_NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM)
+# The call of Linux by which two files share blocks, until one is written to; blocks begin at multiples of _BLOCKS bytes
+# on each file system that has it
+_FICLONERANGE, _BLOCKS = 0x4020940D, 1 << 16
 
 
 def _sync_file_range() -> Any:
@@ -56,7 +63,8 @@ class OutputFile:
     def __init__(self, path: Path, size: int, part: Path | None = None, hashes: tuple[str, ...] = DEFAULT) -> None:
         """part: the name that the file has until it is finished, if not its own."""
         self.path, self.size, self.part = path, size, part or path
-        self.hashes = InOrder(size, self.read_back, hashes)
+        self.hashes = hasher(size, self.read_back, hashes)
+        self._can_share = sys.platform == "linux"
         self.tallies: list[Tally] = []  # of the parts of it, by those who make them
         try:
             self.fd = os.open(self.part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
@@ -69,23 +77,34 @@ class OutputFile:
             os.close(self.fd)
             _fail(path, error)
 
-    def write(self, offset: int, data: memoryview, loans: Loans | None = None) -> None:
-        """Write bytes at an offset, and have them hashed. Raises StorageError. loans: as `has` takes them."""
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write bytes at an offset, and have them hashed. Raises StorageError."""
+        self.put(offset, data)
+        self.hashes.has(offset, data)
+
+    def put(self, offset: int, data: memoryview) -> None:
+        """Write bytes at an offset; the disk may begin on them. Raises StorageError."""
         done = 0
         while done < len(data):
             try:
-                count = os.pwrite(self.fd, data[done:], offset + done)
+                count = os.pwrite(self.fd, data[done : done + _AT_ONCE], offset + done)
             except OSError as error:
                 _fail(self.path, error)
             if not count:
                 raise StorageError(f"writing {self.path} failed: the system takes no more bytes")
             done += count
-        self.has(offset, len(data), data, loans)
+        self._begin_writing(offset, len(data))
 
-    def has(self, offset: int, size: int, data: memoryview | None = None, loans: Loans | None = None) -> None:
-        """These bytes are written: the disk may begin on them, and they are hashed when it is their turn."""
-        self._begin_writing(offset, size)
-        self.hashes.has(offset, size, data, loans)
+    def shares(self, source: InputFile, offset: int, target: int, size: int) -> bool:
+        """Have these bytes be the same blocks of the disk as those of an input, where the file system can; returns
+        whether they are. Where it cannot once, it is not asked again."""
+        if not self._can_share or source.fd is None or offset % _BLOCKS or target % _BLOCKS or size % _BLOCKS:
+            return False
+        try:
+            fcntl.ioctl(self.fd, _FICLONERANGE, struct.pack("qQQQ", source.fd, offset, size, target))
+        except OSError:  # whatever it is: writing says so too, if it is not about sharing alone
+            self._can_share = False
+        return self._can_share
 
     def read_back(self, offset: int, view: memoryview) -> None:
         """Fill `view` with the bytes that were written from `offset` on. Raises StorageError."""
@@ -102,8 +121,8 @@ class OutputFile:
     @property
     def digests(self) -> Digests:
         """The hashes of all that was written, which must be every byte. Raises InternalError where it is not."""
-        if (done := self.hashes.caught_up()) != self.size:
-            raise InternalError(f"{self.path} was hashed up to byte {done:,} of {self.size:,}")
+        if not self.hashes.complete():
+            raise InternalError(f"{self.path}: not all of its {self.size:,} bytes were written")
         return self.hashes.digests()
 
     def _begin_writing(self, offset: int, size: int) -> None:
@@ -187,52 +206,19 @@ def allocate(fd: int, size: int) -> None:
 
 
 def copy_range(
-    inputs: Inputs,
-    path: Path,
-    offset: int,
-    outputs: Sequence[tuple[OutputFile, int]],
-    buffer: memoryview,
-    loans: Loans | None = None,
+    inputs: Inputs, path: Path, offset: int, outputs: Sequence[tuple[OutputFile, int]], buffer: memoryview
 ) -> None:
-    """Copy as many bytes as `buffer` has from `offset` of `path` to each (output, offset), in the kernel where it can:
-    some file systems then share the blocks. To be hashed they are read once, for the input and all outputs."""
+    """Copy as many bytes as `buffer` has from `offset` of `path` to each (output, offset). They are read once, hashed
+    once for all files that have them at the same offset, and written where the file system cannot share their blocks.
+    """
+    states = [(output.hashes, target) for output, target in outputs]
+    if (hashed := inputs.hasher(path)) is not None:
+        states.append((hashed, offset))
     with inputs.opened(path) as source:
-        for output, target in outputs:
-            done = 0
-            while done < len(buffer):
-                count = _kernel_copy(source, offset + done, output, target + done, len(buffer) - done)
-                if count is None:
-                    read_into(source, offset + done, buffer[done:])
-                    output.write(target + done, buffer[done:])
-                    break
-                done += count
-    first, target = outputs[0]
-    first.read_back(target, buffer)
-    inputs.has(path, offset, len(buffer), buffer, loans)
-    for output, target in outputs:
-        output.has(target, len(buffer), buffer, loans)
-
-
-def _kernel_copy(source: InputFile, offset: int, output: OutputFile, target: int, size: int) -> int | None:
-    """Bytes copied, or None where this pair of files, or this system, does not copy in the kernel."""
-    if source.fd is None or not hasattr(os, "copy_file_range"):
-        return None
-    try:
-        count = os.copy_file_range(source.fd, output.fd, size, offset, target)
-    except OSError as error:
-        if error.errno in _NO_KERNEL_COPY:
-            return None
-        _fail(output.path, error)
-    if count == 0:
-        # Some file systems answer 0 where they cannot copy; a read tells that from a file that was cut short.
-        if _has_more(source, offset):
-            return None
-        raise InputError(f"{source.path} ends at byte {offset:,}; it was shortened while it was read")
-    return count
-
-
-def _has_more(source: InputFile, offset: int) -> bool:
-    try:
-        return bool(source.read_at(offset, memoryview(bytearray(1))))
-    except OSError as error:
-        raise StorageError(f"reading {source.path} failed: {error.strerror}") from error
+        written = [place for place in outputs if not place[0].shares(source, offset, place[1], len(buffer))]
+        for at in range(0, len(buffer), _AT_ONCE):
+            part = buffer[at : at + _AT_ONCE]
+            read_into(source, offset + at, part)
+            hash_all([(state, begin + at) for state, begin in states], part)
+            for output, target in written:
+                output.put(target + at, part)

@@ -37,6 +37,8 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
     for name in ("lora", "dora", "blend"):
         for stored in ("BF16", "F16", "F32"):
             found[f"{name}_{stored}"] = ctypes.c_int, [_POINTER]
+    found["blake3_groups"] = None, [_POINTER, _COUNT, ctypes.c_uint64, _POINTER]
+    found["blake3_root"] = None, [_POINTER, _COUNT]
     return found
 
 

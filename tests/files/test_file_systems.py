@@ -66,7 +66,6 @@ CASES: dict[str, tuple[dict[str, str], list[str]]] = {
     "fallocate: EOPNOTSUPP": ({"FAIL": failing(fallocate="EOPNOTSUPP")}, []),  # and posix_fallocate aborts
     "fallocate: EINTR": ({"FAIL": failing(fallocate="EINTR:0:2")}, []),
     "sync_file_range: ENOSYS": ({"FAIL": failing(sync_file_range="ENOSYS")}, []),
-    "copy_file_range: EOPNOTSUPP": ({"FAIL": failing(copy_file_range="EOPNOTSUPP")}, []),
     "short reads and writes": ({"SHORT": "100"}, []),
     "pwrite, preadv: EINTR": ({"FAIL": failing(pwrite="EINTR:0:3", preadv="EINTR:0:3")}, []),
     "statvfs: ENOSYS": ({"FAIL": failing(statvfs="ENOSYS")}, [SPACE]),

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from adaptertool import inspect, merge, sum_adapters, wise
 from adaptertool.errors import UsageError
-from adaptertool.files import hashing, writer
-from adaptertool.files.hashing import InOrder, Loans
+from adaptertool.files import hashing
+from adaptertool.files.hashing import InOrder
 from adaptertool.output.integrity import check_files
 
 pytestmark = pytest.mark.usefixtures("small_pieces")
@@ -148,16 +148,9 @@ def test_links_of_the_hub_cache(tmp_path: Path) -> None:
     check(tmp_path / "out", plain, adapter)
 
 
-def test_without_copying_in_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_kernel_copy", lambda *_: None)
-    base, adapter = checkpoint(tmp_path / "base"), lora(tmp_path / "a")
-    merge(base, [adapter], tmp_path / "out")
-    check(tmp_path / "out", base, adapter)
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_parts_in_any_order(seed: int) -> None:
-    """Parts overlap, come early, come twice, come with and without their bytes: the hash is that of the file."""
+    """Parts overlap, come early, come twice, or not at all: the hash is that of the file."""
     generator = torch.Generator().manual_seed(seed)
 
     def number(end: int) -> int:
@@ -168,17 +161,35 @@ def test_parts_in_any_order(seed: int) -> None:
     def read(offset: int, view: memoryview) -> None:
         view[:] = data[offset : offset + len(view)]
 
-    state, loans, lent = InOrder(len(data), read, hashing.WITH_SHA256), Loans(), [bytearray(), bytearray()]
+    state = InOrder(len(data), read, hashing.WITH_SHA256)
     for _ in range(number(60) + 1):
         begin = number(len(data) + 1)
-        size = number(len(data) - begin + 1)
-        loans.next_job()
-        lent.append(bytearray(data[begin : begin + size]))
-        gone = lent.pop(0)
-        gone[:] = b"x" * len(gone)  # what was lent is used for something else
-        how = number(3)
-        state.has(begin, size, memoryview(lent[-1]) if how else None, loans if how == 2 else None)
+        buffer = bytearray(data[begin : begin + number(len(data) - begin + 1)])
+        state.has(begin, memoryview(buffer))
+        buffer[:] = b"x" * len(buffer)  # it is used for something else
     assert state.digests() == {"blake3": blake3(data).hexdigest(), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_files_of_many_groups(tmp_path: Path, threads: int) -> None:
+    """Large enough that they are hashed by parts: a tensor is edited, another replaced, and the others are copied to
+    outputs that begin as the base does."""
+    torch.manual_seed(0)
+    names = [f"model.layers.{n}.mlp.up_proj" for n in range(4)]
+    tensors = {f"{name}.weight": torch.randn(301, 401).bfloat16() for name in names}
+    base = write_checkpoint(tmp_path / "base", tensors)
+    replaced = {f"{names[1]}.weight": torch.randn(301, 401).bfloat16()}
+    adapter = write_adapter(tmp_path / "a", {**lora_factors(names[2], (301, 401)), **replaced})
+    merge(base, [adapter], tmp_path / "out", threads=threads)
+    check(tmp_path / "out", base, adapter)
+    plain = write_adapter(tmp_path / "b", lora_factors(names[2], (301, 401)))
+    wise(base, plain, tmp_path / "sweep", "0,0.5,1", threads=threads)
+    for alpha in ("0.000", "0.500", "1.000"):
+        check(tmp_path / f"sweep/alpha-{alpha}", base, plain)
+    tuned = write_checkpoint(tmp_path / "tuned", {name: tensors[name] + 1 for name in reversed(tensors)}, shards=3)
+    wise(base, tuned, tmp_path / "between", "0.5", threads=threads)
+    weights = {name: own for name, own in tree(tuned).items() if name.endswith(".safetensors")}
+    assert manifest(tmp_path / "between")["inputs"] == {"base": tree(base), "sources": [weights]}
 
 
 def test_many_shards_need_few_descriptors(tmp_path: Path) -> None:

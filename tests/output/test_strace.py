@@ -20,14 +20,14 @@ from adaptertool import merge
 from adaptertool.files.leftovers import left_behind
 from adaptertool.output.integrity import check_files
 
-WRITES = ("pwrite64", "copy_file_range", "fallocate", "fsync", "rename,renameat,renameat2", "mkdir,mkdirat", "flock")
+WRITES = ("pwrite64", "fallocate", "fsync", "rename,renameat,renameat2", "mkdir,mkdirat", "flock")
 READS = "preadv,preadv2"  # Python makes the second of the first, where there is one
 KILLED = (*WRITES, READS, "unlink,unlinkat,rmdir")
 # Once (N) or from there on (N+); the calls that such an error can come from
 ERRORS = {
-    "ENOSPC": ("pwrite64", "copy_file_range", "fallocate", "rename,renameat,renameat2", "mkdir,mkdirat"),
-    "EDQUOT": ("pwrite64", "copy_file_range", "fallocate"),
-    "EIO": ("pwrite64", "copy_file_range", "fsync", READS, "rename,renameat,renameat2"),
+    "ENOSPC": ("pwrite64", "fallocate", "rename,renameat,renameat2", "mkdir,mkdirat"),
+    "EDQUOT": ("pwrite64", "fallocate"),
+    "EIO": ("pwrite64", "fsync", READS, "rename,renameat,renameat2"),
     "EROFS": ("rename,renameat,renameat2", "mkdir,mkdirat"),
 }
 ALL = bool(os.environ.get("ADAPTERTOOL_ALL_FAULTS"))

@@ -11,3 +11,5 @@
 #include "product.h"
 
 #include "fused.h"
+
+#include "blake3.h"
