@@ -22,6 +22,7 @@ class Workspace:
             self._size = size
             self.stored, self._stored, self.rounded, self._rounded = np.empty((4, 8 * size), np.uint8)
             self.before, self.after, self.delta, self.mix = np.empty((4, 8 * size), np.uint8)
+            self.found = np.empty(8 * size, np.uint8)  # what is compared with it
 
     def next_job(self) -> None:
         """What is read and written now goes into other buffers: those of the last job are hashed meanwhile."""
