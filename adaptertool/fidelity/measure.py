@@ -84,7 +84,7 @@ def measure(inputs: Inputs, subject: Measured, probe: Probe, paths: frozenset[st
             weights = variants.weights(block, base, given)
             if STEPWISE in weights:
                 stepwise.add(base, exact, weights[STEPWISE][0])
-            outputs.add(block, exact, exact != base, weights)
+            outputs.add(block, base, exact, weights)
     if not math.isfinite(judged.exact + judged.error + judged.delta):
         raise NonFiniteError(
             f"{step.base.path}: {shown(step.spec.name)}: the squares of its numbers are beyond float64"
