@@ -12,7 +12,7 @@ from adaptertool.arithmetic.blocks import part
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.difference import Difference
-from adaptertool.codecs.numbers import doubles
+from adaptertool.codecs.numbers import apart, doubles
 from adaptertool.codecs.tensors import held_as, read_stored
 from adaptertool.engine.pool import Job, run_jobs
 from adaptertool.errors import NonFiniteError
@@ -20,7 +20,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.numerics.randomized_svd import leading_of_rank
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.spectrum import entropy_rank, stable_rank
-from adaptertool.numerics.statistics import Apart, apart, differing
+from adaptertool.numerics.statistics import Apart, differing
 from adaptertool.reports.diff import TensorDiff
 from adaptertool.spec.tensors import Ref
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from adaptertool.arithmetic.blocks import part
 from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.codecs.numbers import energy
 from adaptertool.codecs.tensors import held_as, read_rows, read_stored, read_tensor, require_finite
 from adaptertool.engine.pool import run_jobs
 from adaptertool.errors import NonFiniteError
@@ -21,7 +22,6 @@ from adaptertool.kinds import BY_NAME
 from adaptertool.numerics.lowrank import Factors, kept, singular_values
 from adaptertool.numerics.ops import BLOCKS
 from adaptertool.numerics.spectrum import MAX_VALUES, entropy_rank, profile, stable_rank
-from adaptertool.numerics.statistics import energy
 from adaptertool.reports.inspect import Spectrum
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.tensors import Ref, Stamp, View

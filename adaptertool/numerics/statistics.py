@@ -6,13 +6,13 @@ kernel/statistics.h.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from adaptertool.numerics.compiled import FUNCTIONS, address
-from adaptertool.numerics.rounding import STORED, WORD, Array, widen
+from adaptertool.numerics.rounding import STORED, Array
 from adaptertool.numerics.ulps import ulps
 
 _ABREAST, _STRETCH = 16, 2048  # as in kernel/statistics.h
@@ -32,8 +32,11 @@ class Apart(NamedTuple):
     largest: float = 0.0  # |B − A|, where both are finite
 
 
-def apart(one: Array, other: Array, dtype: str) -> Apart:
-    """How `other` differs from `one`, both stored as `dtype`."""
+Decode = Callable[[Array], Array]  # stored numbers, as float64
+
+
+def apart(one: Array, other: Array, dtype: str, decode: Decode) -> Apart:
+    """How `other` differs from `one`, both stored as `dtype`; codecs.numbers has it with the `decode` of each."""
     if (call := FUNCTIONS.get(f"compare_{dtype}")) is not None:
         counts, sums = np.empty(4, np.uint64), np.empty(3)
         stored = (address(array, STORED[dtype], one.size) for array in (one, other))
@@ -43,7 +46,7 @@ def apart(one: Array, other: Array, dtype: str) -> Apart:
     counts, totals, ends = np.zeros(3, np.int64), np.zeros((2, _ABREAST)), [(0, 0.0)]
     for part in _parts(one.size):
         a, b = one[part], other[part]
-        words, before, after = (a.view(WORD[dtype]), b.view(WORD[dtype])), _doubles(a, dtype), _doubles(b, dtype)
+        words, before, after = [array.view(f"u{array.itemsize}") for array in (a, b)], decode(a), decode(b)
         differ, known = words[0] != words[1], np.isfinite(before)
         both = known & np.isfinite(after)
         counts += [np.count_nonzero(odd) for odd in (differ, differ & ~both, known & ~both)]
@@ -57,13 +60,13 @@ def apart(one: Array, other: Array, dtype: str) -> Apart:
     return Apart(differ, odd, lost, max(distances), square, size, max(sizes))
 
 
-def energy(stored: Array, dtype: str) -> float:
-    """Σx² of stored numbers: infinite or NaN where one of them is, or where float64 does not hold it."""
+def energy(stored: Array, dtype: str, decode: Decode) -> float:
+    """Σx² of numbers stored as `dtype`: infinite or NaN where one of them is, or where float64 does not hold it."""
     if (call := FUNCTIONS.get(f"energy_{dtype}")) is not None:
         return float(call(address(stored, STORED[dtype], stored.size), stored.size))
     totals = np.zeros((1, _ABREAST))
     for part in _parts(stored.size):
-        numbers = _doubles(stored[part], dtype)
+        numbers = decode(stored[part])
         with np.errstate(all="ignore"):
             _add(totals, numbers * numbers)
     return _ended(totals)[0]
@@ -128,12 +131,6 @@ def column_sums(before: Array, exact: Array) -> tuple[Array, Array, Array]:
         parts = squares, np.where(touched, squares, 0.0), touched.astype(np.float64)
         first, second, third = (np.add.reduce(part, 0) for part in parts)
     return first, second, third
-
-
-def _doubles(stored: Array, dtype: str) -> Array:
-    out = np.empty(stored.size)
-    widen(stored, dtype, out)
-    return out
 
 
 def _parts(size: int) -> Iterator[slice]:

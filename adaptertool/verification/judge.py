@@ -13,12 +13,11 @@ from adaptertool.arithmetic.blocks import Block, blocks_of, part
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs import COMPUTED
-from adaptertool.codecs.numbers import doubles, rounded, same_bits
+from adaptertool.codecs.numbers import apart, doubles, rounded, same_bits
 from adaptertool.codecs.tensors import held_as, read_stored, read_tensor
 from adaptertool.engine.pool import Job
 from adaptertool.errors import NonFiniteError
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.statistics import apart
 from adaptertool.spec.tensors import DTYPE_BITS, Ref
 from adaptertool.verification.subject import Candidate, Tally
 from adaptertool.verification.tolerance import RECIPES, outside

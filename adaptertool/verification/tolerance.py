@@ -69,9 +69,8 @@ def limits(values: Values, found: Array, manner: Manner) -> tuple[Array, ...]:
     """How far from the exact value a number may lie, by each recipe of RECIPES. All flat."""
     if (call := FUNCTIONS.get("limits")) is not None:
         out = np.empty((len(RECIPES), found.size))
-        call(
-            *_addresses(values, found), found.size, _constants(manner).ctypes.data, *(part.ctypes.data for part in out)
-        )
+        constants = _constants(manner)  # has a name, so that it lives as long as the call
+        call(*_addresses(values, found), found.size, constants.ctypes.data, *(part.ctypes.data for part in out))
         return tuple(out)
     base, exact, terms = values
     own = _Constants(*_constants(manner))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptertool.codecs import BY_DTYPE
-from adaptertool.codecs.numbers import doubles, rounded
+from adaptertool.codecs.numbers import apart, doubles, energy, rounded
 from adaptertool.numerics import compiled, statistics
 from adaptertool.verification import tolerance
 
@@ -66,7 +66,7 @@ def near(numbers: Any, seed: int) -> Any:
 def test_apart(dtype: str, size: int, odd: bool) -> None:
     a = stored(dtype, size, 1, odd=odd)
     for b in (a.copy(), near(a, 2), stored(dtype, size, 3, odd=odd)):
-        found = statistics.Apart(*at_all_levels(lambda b=b: statistics.apart(a, b, dtype)))
+        found = statistics.Apart(*at_all_levels(lambda b=b: apart(a, b, dtype)))
         one, other = doubles(a, dtype), doubles(b, dtype)
         pairs = [(x, y) for x, y in zip(one, other, strict=True) if math.isfinite(x) and math.isfinite(y)]
         differ = BY_DTYPE[dtype].words(a) != BY_DTYPE[dtype].words(b)
@@ -90,7 +90,7 @@ def test_distance_is_counted_in_numbers(dtype: str) -> None:
         for y, j in zip(ends, order, strict=True):
             a, b = (rounded(np.array([end]), dtype) for end in (x, y))
             with np.errstate(over="ignore"):
-                found = statistics.Apart(*at_all_levels(lambda a=a, b=b: statistics.apart(a, b, dtype)))
+                found = statistics.Apart(*at_all_levels(lambda a=a, b=b: apart(a, b, dtype)))
             assert found.distance == abs(i - j)
 
 
@@ -99,7 +99,7 @@ def test_all_words_against_each_other(dtype: str) -> None:
     a = np.arange(1 << 16, dtype=np.uint16)
     for shift in (1, 12345, 1 << 15):
         b = np.roll(a, shift)
-        found = at_all_levels(lambda b=b: statistics.apart(a, b, dtype))
+        found = at_all_levels(lambda b=b: apart(a, b, dtype))
         assert found[0] == 1 << 16
 
 
@@ -107,18 +107,18 @@ def test_all_words_against_each_other(dtype: str) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_energy(dtype: str, size: int) -> None:
     a = stored(dtype, size, 4, odd=False)
-    found = at_all_levels(lambda: statistics.energy(a, dtype))
+    found = at_all_levels(lambda: energy(a, dtype))
     assert found == pytest.approx(float(sum((Fraction(x) ** 2 for x in doubles(a, dtype)), Fraction(0))), rel=1e-13)
     if size:
         for end, is_right in ((math.inf, math.isinf), (math.nan, math.isnan)):
             a[size // 2] = rounded(np.array([end]), dtype)[0]
-            assert is_right(at_all_levels(lambda: statistics.energy(a, dtype)))
+            assert is_right(at_all_levels(lambda: energy(a, dtype)))
 
 
 def test_sums_do_not_lose_what_is_small() -> None:
     """Many terms of one size: the error of a sum in one row would be larger."""
     ones = np.full(1 << 21, 1.1, np.float64)
-    assert statistics.energy(ones, "F64") == pytest.approx((1 << 21) * 1.1**2, rel=1e-13)
+    assert energy(ones, "F64") == pytest.approx((1 << 21) * 1.1**2, rel=1e-13)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
