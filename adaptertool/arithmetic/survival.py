@@ -6,8 +6,9 @@ from __future__ import annotations
 import numpy as np
 
 from adaptertool.arithmetic.correct_rounding import Settled
-from adaptertool.codecs.numbers import doubles, same_bits
+from adaptertool.codecs.numbers import doubles
 from adaptertool.numerics.rounding import Array
+from adaptertool.numerics.statistics import differing
 from adaptertool.spec.tally import Tally, sums
 
 _SAMPLE = 2048  # elements of a block, about, where it has as many
@@ -31,4 +32,4 @@ def changed(before: Array, result: Array, dtype: str, base_dtype: str) -> int:
     number."""
     if dtype != base_dtype:
         return int(np.count_nonzero(doubles(before, base_dtype) != doubles(result, dtype)))
-    return before.size - int(np.count_nonzero(same_bits(before, result)))
+    return differing(before, result)

@@ -20,3 +20,4 @@ class Workspace:
             self._size = size
             self.stored, self.rounded = np.empty((2, 8 * size), np.uint8)
             self.before, self.after, self.delta, self.mix = np.empty((4, 8 * size), np.uint8)
+            self.found = np.empty(8 * size, np.uint8)  # what is compared with it

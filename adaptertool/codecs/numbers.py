@@ -1,11 +1,14 @@
-"""Stored numbers as float64, which is exact, and float64 as stored numbers, rounded once: in new arrays."""
+"""Stored numbers as float64, which is exact, and float64 as stored numbers, rounded once: in new arrays. And what can be
+told of stored numbers without that, in one pass."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from adaptertool.codecs import BY_DTYPE
+from adaptertool.numerics import statistics
 from adaptertool.numerics.rounding import Array
+from adaptertool.numerics.statistics import Apart
 
 
 def doubles(stored: Array, dtype: str) -> Array:
@@ -37,3 +40,13 @@ def same_bits(one: Array, other: Array) -> Array:
     word = f"u{one.itemsize}"
     same: Array = one.view(word) == other.view(word)
     return same
+
+
+def apart(one: Array, other: Array, dtype: str) -> Apart:
+    """How `other` differs from `one`, both stored as `dtype`, flat: in bits, and as numbers."""
+    return statistics.apart(one, other, dtype, lambda stored: doubles(stored, dtype))
+
+
+def energy(stored: Array, dtype: str) -> float:
+    """The sum of squares of numbers stored as `dtype`, flat; infinite or NaN where float64 does not hold it."""
+    return statistics.energy(stored, dtype, lambda some: doubles(some, dtype))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
-from adaptertool.fidelity.model import coarser, explains, rounding, summing, survival_slack, ulps
+from adaptertool.codecs import BY_DTYPE
+from adaptertool.fidelity.model import coarser, explains, rounding, summing, survival_slack
 from adaptertool.numerics.rounding import Array
+from adaptertool.numerics.statistics import drifted
 from adaptertool.reports.drift import Distance, WeightDrift
 
 
@@ -71,17 +71,14 @@ class WeightTally:
     variance: float = 0.0  # of the factors, and of their products
 
     def add(self, before: Array, exact: Array, stored: Array) -> None:
-        """Add a block to the sums: W, W + Δ and W', float64, of one shape."""
-        delta, error = exact - before, stored - exact
-        touched = delta != 0
-        self.base, self.exact = self.base + _squares(before), self.exact + _squares(exact)
-        self.delta, self.error = self.delta + _squares(delta), self.error + _squares(error)
-        self.along += float((stored - before).reshape(-1) @ delta.reshape(-1))
-        count = int(np.count_nonzero(touched))
-        self.moved += _squares(exact if count == touched.size else exact[touched])
-        self.touched += count
-        self.same += int(np.count_nonzero(touched & (stored == before)))
-        self.most_ulps = max(self.most_ulps, ulps(stored, exact, self.dtype))
+        """Add a block to the sums: W, W + Δ and W', contiguous float64, of one shape."""
+        codec = BY_DTYPE[self.dtype]
+        least = math.ldexp(1.0, codec.lowest)
+        found = drifted(before.reshape(-1), exact.reshape(-1), stored.reshape(-1), least)
+        for name in ("base", "exact", "moved", "delta", "error", "along", "touched", "same"):
+            setattr(self, name, getattr(self, name) + getattr(found, name))
+        # In units in the last place of the exact value: at most ½ if rounded correctly
+        self.most_ulps = max(self.most_ulps, math.ldexp(found.most, codec.digits - 1))
 
     def of_factors(self, dtype: str, rank: int, through: float, delta: float) -> None:
         """An edit s·B·A with Σ_k ‖a_k‖²·‖b_k‖²·s² = through and ‖s·B·A‖² = delta: both factors, the product, the scaled

@@ -7,7 +7,7 @@ result each function gives the variance, the sum of squared errors that its roun
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,23 +46,34 @@ def powers(values: Array, axis: int) -> Array:
     return sums
 
 
-def low_rank(x: Array | None, a: Array, b: Array, dtype: str) -> tuple[Array, Array]:
-    """x·Aᵀ·Bᵀ with both products rounded: (n, out) from x (n, in), A (r, in), B (out, r). The variance for each output.
+class Inner(NamedTuple):
+    """x·Aᵀ, rounded, and what its errors come from."""
 
-    x None: each input is looked up, as in an embedding: Aᵀ·Bᵀ, and A is (r, n).
-    """
-    a, b = held(a, dtype), held(b, dtype)
-    weights, once = np.square(b, dtype=np.float64), rounding(dtype, 1.0)
+    numbers: Array  # (n, r)
+    variance: Array  # of each of its columns, (r,): from roundings of both factors, and in the products
+
+
+def inner_of(x: Array | None, a: Array, dtype: str) -> Inner:
+    """x·Aᵀ for x (n, in) and A (r, in). x None: each input is looked up, as in an embedding: Aᵀ, and A is (r, n)."""
+    a = held(a, dtype)
     if x is None:
         inner, through = np.ascontiguousarray(a.T), powers(a, 1)
     else:
         inner, through = held(x @ a.T, dtype), np.square(a, dtype=np.float64) @ powers(x, 0)
     passed = powers(inner, 0)
-    result = held(inner @ b.T, dtype)
-    variance: Array = weights @ (once * (2 * passed + through) + summing(dtype, len(a), 1.0) * passed)
-    variance += once * powers(result, 0) + rounding(dtype, 0.0, len(result))
+    once, summed = rounding(dtype, 1.0), summing(dtype, len(a), 1.0) * passed
+    variance = once * (2 * passed + through) + summed
     if x is not None:
-        variance += weights @ through * summing(dtype, a.shape[1], 1.0)
+        variance = variance + through * summing(dtype, a.shape[1], 1.0)
+    return Inner(inner, variance)
+
+
+def low_rank(inner: Inner, b: Array, dtype: str) -> tuple[Array, Array]:
+    """(x·Aᵀ)·Bᵀ, rounded: (n, out) from B (out, r). The variance for each output."""
+    b = held(b, dtype)
+    result = held(inner.numbers @ b.T, dtype)
+    variance: Array = np.square(b, dtype=np.float64) @ inner.variance
+    variance += rounding(dtype, 1.0) * powers(result, 0) + rounding(dtype, 0.0, len(result))
     return result, variance
 
 

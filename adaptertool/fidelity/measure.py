@@ -32,7 +32,7 @@ from adaptertool.reports.run import MERGED, STEPWISE, UNMERGED
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tensors import Ref
 
-PART = 1 << 17  # elements of a block
+PART = 1 << 19  # elements of a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def measure(inputs: Inputs, subject: Measured, probe: Probe, paths: frozenset[st
             weights = variants.weights(block, base, given)
             if STEPWISE in weights:
                 stepwise.add(base, exact, weights[STEPWISE][0])
-            outputs.add(block, exact, exact != base, weights)
+            outputs.add(block, base, exact, weights)
     if not math.isfinite(judged.exact + judged.error + judged.delta):
         raise NonFiniteError(
             f"{step.base.path}: {shown(step.spec.name)}: the squares of its numbers are beyond float64"
@@ -95,7 +95,7 @@ def measure(inputs: Inputs, subject: Measured, probe: Probe, paths: frozenset[st
 
 
 def _parts(inputs: Inputs, step: Step) -> Iterator[Block]:
-    """A tensor cut into blocks: smaller ones than for a merge, for all that is made of one to stay in the cache."""
+    """A tensor cut into blocks: smaller ones than for a merge, since more is made of each."""
     chain, (rows, columns) = Chain(inputs, step), matrix(step)
     at_once = max(1, PART // columns)
     for first in range(0, rows, at_once):

@@ -16,13 +16,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from adaptertool.codecs import BY_DTYPE
-from adaptertool.numerics.rounding import Array
 
 MARGIN = 2.0  # times the error that is expected, root of the sum of squares
-_EXPONENT = 0x7FF << 52  # of float64
 _SIGMAS = 6.0  # how far a mean over many elements may be from what is expected
 
 
@@ -52,16 +48,6 @@ def summing(dtype: str, length: int, energy: float) -> float:
 def explains(variance: float, measured: float) -> bool:
     """Whether rounding with this expected sum of squares explains the root of the sum that was measured."""
     return measured <= MARGIN * math.sqrt(variance)
-
-
-def ulps(values: Array, exact: Array, dtype: str) -> float:
-    """The largest |value − exact| in units in the last place of the exact value: at most ½ if rounded correctly."""
-    if not values.size:
-        return 0.0
-    codec = BY_DTYPE[dtype]
-    power = (exact.view(np.int64) & _EXPONENT).view(np.float64)  # the power of two at or below each
-    np.maximum(power, math.ldexp(1.0, codec.lowest), out=power)
-    return math.ldexp(float((abs(values - exact) / power).max()), codec.digits - 1)
 
 
 def survival_slack(dtype: str, noise: float, count: int) -> float:

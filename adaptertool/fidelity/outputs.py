@@ -17,7 +17,17 @@ from adaptertool.arithmetic.region import Region, choose
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.fidelity.closeness import Closeness
-from adaptertool.fidelity.inference import energy, held, low_rank, powers, with_dora, with_lora, working
+from adaptertool.fidelity.inference import (
+    Inner,
+    energy,
+    held,
+    inner_of,
+    low_rank,
+    powers,
+    with_dora,
+    with_lora,
+    working,
+)
 from adaptertool.fidelity.model import rounding, summing
 from adaptertool.fidelity.paths import EXACTLY, Beside, Norms, Variants, is_looked_up
 from adaptertool.fidelity.probe import Probe
@@ -25,8 +35,11 @@ from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.rounding import Array
+from adaptertool.numerics.statistics import column_sums
 from adaptertool.reports.drift import Distance
 from adaptertool.spec.plan import Edit, Step
+
+_RECENT = 16  # products that are kept: a tensor may hold hundreds of experts
 
 Weights = Mapping[str, tuple[Array, Norms]]
 
@@ -46,6 +59,7 @@ class Outputs:
         self._variance = dict.fromkeys((*paths, EXACTLY), 0.0)
         self._sums: dict[str, Array] = {}
         self._norms: dict[str, Norms] = {}
+        self._inners: dict[tuple[str, int], tuple[Array, Inner]] = {}
         self.count = self._rows if x is None else len(x)
 
     @classmethod
@@ -59,11 +73,11 @@ class Outputs:
         x = probe.inputs(inputs, step.spec.name, step.spec.shape[-2] if low[0].transposed else columns)
         return None if x is None else cls(step, variants, chosen, x)
 
-    def add(self, block: Block, exact: Array, touched: Array, weights: Weights) -> None:
-        """exact: W + Δ; touched: where Δ is not 0; weights: those of each path. All of the block's rows."""
-        squares = np.square(exact)
-        numbers = squares, squares if touched.all() else squares * touched, touched
+    def add(self, block: Block, base: Array, exact: Array, weights: Weights) -> None:
+        """base: W; exact: W + Δ; weights: those of each path. All of the block's rows, contiguous float64."""
         if self._period:
+            squares, touched = np.square(exact), exact != base
+            numbers = squares, squares * touched, touched
             begin = block.first
             while begin < block.last:  # layer by layer
                 end = min(block.last, (begin // self._period + 1) * self._period)
@@ -76,7 +90,7 @@ class Outputs:
                     self._sums = {}
                 begin = end
             return
-        self._count([part.sum(0) for part in numbers], self._power)
+        self._count(column_sums(base, exact), self._power)
         if self._x is None:
             products = {EXACTLY: exact} | {path: w.astype(working(self._dtype)) for path, (w, _) in weights.items()}
         else:
@@ -129,9 +143,18 @@ class Outputs:
                 continue
             factors = beside.low.factors(number, edit, chosen.places)
             index = self._index(chosen)
-            change = low_rank(self._x, factors[A], factors[B], self._dtype)
+            change = low_rank(self._inner(path, number, factors[A]), factors[B], self._dtype)
             y[index], variance = self._with(edit, y[index], change, factors, norms.get(number))
             self._variance[path] += variance
+
+    def _inner(self, path: str, number: int, a: Array) -> Inner:
+        """What A makes of the inputs: the same for all blocks that have the same A."""
+        known = self._inners.get((path, number))
+        if known is None or known[0] is not a:
+            if len(self._inners) >= _RECENT:
+                self._inners.clear()
+            known = self._inners[path, number] = a, inner_of(self._x, a, self._dtype)
+        return known[1]
 
     def _index(self, chosen: Region) -> tuple[slice | list[int], slice | list[int]]:
         """Which of y the edit acts on."""

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adaptertool.arithmetic.blocks import part
 from adaptertool.arithmetic.workspace import Workspace
-from adaptertool.codecs.tensors import read_rows, read_tensor, require_finite
+from adaptertool.codecs.numbers import energy
+from adaptertool.codecs.tensors import held_as, read_rows, read_stored, read_tensor, require_finite
 from adaptertool.engine.pool import run_jobs
 from adaptertool.errors import NonFiniteError
 from adaptertool.files.reader import Inputs
@@ -19,13 +21,12 @@ from adaptertool.inspection.described import Found
 from adaptertool.kinds import BY_NAME
 from adaptertool.numerics.lowrank import Factors, kept, singular_values
 from adaptertool.numerics.ops import BLOCKS
-from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.spectrum import MAX_VALUES, entropy_rank, profile, stable_rank
 from adaptertool.reports.inspect import Spectrum
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.tensors import Ref, Stamp, View
 
-_PART = 1 << 20  # elements of a weight that are read at once
+_PART = 1 << 19  # elements of a weight that are read at once
 
 Places = Sequence[tuple[Ref, View | None]]  # where in the base what a module changes is stored
 
@@ -49,8 +50,11 @@ def measure(
     found = [Measured()] * len(modules)
     most = max(1, MAX_VALUES // max(len(modules), 1))
 
-    def one(inputs: Inputs, number: int, _: Workspace) -> None:
-        found[number] = _measure(inputs, modules[number], places.get(number, ()), cuts, most)
+    def one(inputs: Inputs, number: int, space: Workspace) -> None:
+        measured, own = _measure(inputs, modules[number], cuts, most), places.get(number, ())
+        if own and measured.problem is None:
+            measured = measured._replace(base_norm=_norm(inputs, own, space))
+        found[number] = measured
         progress(sum(ref.spec.nbytes for ref in modules[number].refs))
 
     def jobs(inputs: Inputs) -> Iterator[Callable[[Workspace], None]]:
@@ -64,12 +68,11 @@ def measure(
     return found
 
 
-def _measure(inputs: Inputs, module: Found, places: Places, cuts: tuple[RankChoice, RankChoice], most: int) -> Measured:
+def _measure(inputs: Inputs, module: Found, cuts: tuple[RankChoice, RankChoice], most: int) -> Measured:
     try:
-        spectrum = _spectrum(inputs, module, cuts, most)
+        return Measured(_spectrum(inputs, module, cuts, most))
     except NonFiniteError as error:
         return Measured(problem=str(error))
-    return Measured(spectrum, _norm(inputs, places) if places else None)
 
 
 def _spectrum(inputs: Inputs, module: Found, cuts: tuple[RankChoice, RankChoice], most: int) -> Spectrum:
@@ -139,22 +142,27 @@ def _made(inputs: Inputs, kind: str, refs: Mapping[str, Ref]) -> Factors:
     return (np.eye(weight[0]), change) if weight[0] <= weight[1] else (change, np.eye(weight[1]))
 
 
-def _norm(inputs: Inputs, places: Places) -> float | None:
+def _norm(inputs: Inputs, places: Places, space: Workspace) -> float | None:
     """The Frobenius norm of the weights at these places; None where it is not finite."""
     total = 0.0
     for ref, view in places:
-        for part in _parts(inputs, ref, view):
-            total = math.hypot(total, float(np.linalg.norm(part)))
+        for square in _squares(inputs, ref, view, space):
+            total = math.hypot(total, math.sqrt(square))
     return total if math.isfinite(total) else None
 
 
-def _parts(inputs: Inputs, ref: Ref, view: View | None) -> Iterator[Array]:
+def _squares(inputs: Inputs, ref: Ref, view: View | None, space: Workspace) -> Iterator[float]:
+    """The sum of squares of each part of a weight."""
     if view is None:
+        space.fit(_PART)
         for first in range(0, ref.spec.numel, _PART):
-            yield read_tensor(inputs, ref, first, min(ref.spec.numel, first + _PART))
+            last = min(ref.spec.numel, first + _PART)
+            stored = part(space.stored, held_as(ref.spec.dtype), last - first)
+            yield energy(read_stored(inputs, ref, first, last, stored), ref.spec.dtype)
         return
     assert isinstance(view.rows, range)  # only what is saved acts on chosen rows
     step = max(1, _PART // view.width) * view.rows.step
     for first in range(view.rows.start, view.rows.stop, step):
         rows = read_rows(inputs, ref, first, min(view.rows.stop, first + step), view.width)
-        yield rows[:: view.rows.step, view.columns.start : view.columns.stop : view.columns.step]
+        some = rows[:: view.rows.step, view.columns.start : view.columns.stop : view.columns.step]
+        yield energy(np.ascontiguousarray(some).reshape(-1), "F64")

@@ -18,15 +18,25 @@ import numpy.typing as npt
 
 LEVELS = ("baseline", "v3", "v4")  # in the order of kernel/levels.c
 _FILE = Path(__file__).with_name("_kernel.so")
+_STORED = ("BF16", "F16", "F32", "F64")
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_size_t
 _REAL = {"f4": ctypes.c_float, "f8": ctypes.c_double}
+_STATISTICS: Mapping[str, tuple[Any, list[Any]]] = {
+    **{f"compare_{dtype}": (None, [_POINTER, _POINTER, _COUNT, _POINTER, _POINTER]) for dtype in _STORED},
+    **{f"energy_{dtype}": (ctypes.c_double, [_POINTER, _COUNT]) for dtype in _STORED},
+    **{f"differing_{bits}": (_COUNT, [_POINTER, _POINTER, _COUNT]) for bits in (16, 32, 64)},
+    "drifted": (None, [*[_POINTER] * 3, _COUNT, ctypes.c_double, _POINTER, _POINTER]),
+    "column_sums": (None, [_POINTER, _POINTER, _COUNT, _COUNT, *[_POINTER] * 3]),
+    "limits": (None, [*[_POINTER] * 4, _COUNT, *[_POINTER] * 4]),
+    "outside": (None, [*[_POINTER] * 4, _COUNT, *[_POINTER] * 3]),
+}
 
 
 def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
     """Each function with the type of its result and those of its arguments: ctypes would pass anything."""
-    found: dict[str, tuple[Any, list[Any]]] = {}
+    found: dict[str, tuple[Any, list[Any]]] = {**_STATISTICS}
     for wide, real in _REAL.items():
-        for stored in ("BF16", "F16", "F32"):
+        for stored in _STORED[:3]:
             found[f"widen_{stored}_{wide}"] = ctypes.c_uint32, [_POINTER, _POINTER, _COUNT]
         for name in ("round_f4_BF16", "round_f4_F16", "round_f8_BF16", "round_f8_F16", "round_f8_F32",
                      "twice_f8_BF16", "twice_f8_F16"):  # fmt: skip

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
 import numpy as np
 
 from adaptertool.arithmetic.before_after import changed, numbers
-from adaptertool.arithmetic.blocks import Block, blocks_of
+from adaptertool.arithmetic.blocks import Block, blocks_of, part
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.workspace import Workspace
-from adaptertool.codecs import BY_DTYPE, COMPUTED
-from adaptertool.codecs.numbers import doubles, rounded, same_bits
+from adaptertool.codecs import COMPUTED
+from adaptertool.codecs.numbers import apart, doubles, rounded, same_bits
 from adaptertool.codecs.tensors import held_as, read_stored, read_tensor
 from adaptertool.engine.pool import Job
 from adaptertool.errors import NonFiniteError
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.ulps import ulps
 from adaptertool.spec.tensors import DTYPE_BITS, Ref
 from adaptertool.verification.subject import Candidate, Tally
-from adaptertool.verification.tolerance import Manner, Values, limits
+from adaptertool.verification.tolerance import RECIPES, outside
 
 _FEW = 1 << 12  # elements that are looked at one by one
-_ENOUGH = 1000  # elements that nothing explains: no more are looked at
-_CACHED = 1 << 15  # elements that are compared at once
+_ENOUGH = 1000  # elements of a block that nothing explains: no more are looked at, nor in later blocks
+_AT_ONCE = 1 << 16  # elements that are explained at once
 _COPIED = 1 << 22  # bytes of an untouched tensor that are compared at once
 
 
@@ -40,20 +40,25 @@ def jobs_of(subject: Candidate) -> Iterator[Job]:
             yield functools.partial(_judge, subject, block, terms)
 
 
-def _same(subject: Candidate, source: Ref, first: int, last: int, _: Workspace) -> None:
+def _same(subject: Candidate, source: Ref, first: int, last: int, space: Workspace) -> None:
     """Compare elements first..last of a tensor that should be a copy of another."""
     ours, theirs = source.spec.dtype, subject.dtype
+    space.fit(_COPIED // 8)
+    found = subject.read(first, last, space.found)
     if ours == theirs:
-        expected, found = read_stored(subject.inputs, source, first, last), subject.read(first, last)
-        if ours not in COMPUTED or same_bits(expected, found).all():
-            subject.add(Tally(differ=int(np.count_nonzero(expected.view(np.uint8) != found.view(np.uint8)))))
-            return
+        expected = read_stored(subject.inputs, source, first, last, part(space.stored, held_as(ours), last - first))
+        if ours in COMPUTED:
+            tally = compared(expected, found, theirs)
+        else:
+            tally = Tally(differ=int(np.count_nonzero(expected.view(np.uint8) != found.view(np.uint8))))
     else:
         numbers = read_tensor(subject.inputs, source, first, last)
-        expected, found = rounded(numbers, theirs), subject.read(first, last)
+        expected = rounded(numbers, theirs)
         beyond = _beyond(numbers, expected, theirs)
-        subject.add(Tally(not_finite=beyond, beyond=beyond))
-    subject.add(compared(expected, found, theirs)[0])
+        tally = compared(expected, found, theirs)
+        tally.not_finite += beyond
+        tally.beyond += beyond
+    subject.add(first, tally)
 
 
 def _beyond(numbers: Array, stored: Array, dtype: str) -> int:
@@ -63,21 +68,22 @@ def _beyond(numbers: Array, stored: Array, dtype: str) -> int:
 
 def _judge(subject: Candidate, block: Block, terms: Chain, space: Workspace) -> None:
     """Compare a block of a tensor that is computed, and explain what differs."""
-    found, own = subject.read(block.start, block.start + block.numel), subject.step.spec.dtype
+    space.fit(block.numel)
+    found, own = subject.read(block.start, block.start + block.numel, space.found), subject.step.spec.dtype
     dtype = subject.dtype
     if DTYPE_BITS[dtype] > DTYPE_BITS[own] and (narrow := narrowed(found, dtype, own)) is not None:
         found, dtype = narrow, own  # stored wider than it is
     before, expected, beyond = _expected(subject, block, dtype, space)
-    tally, where = compared(expected, found, dtype)
+    tally = compared(expected, found, dtype)
     tally.not_finite += beyond
     tally.beyond += beyond
-    if len(where) and subject.tally.outside[-1] < _ENOUGH:
+    if tally.differ and not subject.is_wrong_before(block.start):
+        where = np.flatnonzero(~same_bits(expected, found))
         few = where if len(where) <= _FEW else None
-        values = subject.values(block, before, terms, few)
-        _explain(tally, values, block, few, found, subject.manner._replace(dtype=dtype))
+        _explain(tally, subject, block, before, terms, few, found, dtype)
         if not tally.outside[-1]:  # else it is wrong, whatever the differences say together
             _sum_up(tally, subject, block, before, where, expected, found, dtype)
-    subject.add(tally)
+    subject.add(block.start, tally, is_wrong=tally.outside[-1] >= _ENOUGH)
 
 
 def _expected(subject: Candidate, block: Block, dtype: str, space: Workspace) -> tuple[Array, Array, int]:
@@ -95,15 +101,38 @@ def _expected(subject: Candidate, block: Block, dtype: str, space: Workspace) ->
     return before, expected, _beyond(exact, expected, dtype)
 
 
-def _explain(tally: Tally, values: Values, block: Block, where: Array | None, found: Array, manner: Manner) -> None:
-    """Put into `tally` what rounding explains of the elements at `where`, or of all, and what it does not."""
-    stored = doubles(found if where is None else found[where], manner.dtype)
-    for number, limit in enumerate(limits(values, stored, manner)):
-        outside = np.flatnonzero(~(abs(stored - values.exact) <= limit))
-        tally.outside[number] = len(outside)
-        if len(outside):
-            place = outside[0] if where is None else where[outside[0]]
-            tally.first_outside = block.start + int(place)
+def _explain(
+    tally: Tally,
+    subject: Candidate,
+    block: Block,
+    before: Array,
+    terms: Chain,
+    few: Array | None,
+    found: Array,
+    dtype: str,
+) -> None:
+    """Put into `tally` what rounding explains of the elements at `few`, or of all, and what it does not: part by part,
+    until that is enough."""
+    manner, firsts = subject.manner._replace(dtype=dtype), [0] * len(RECIPES)
+    for some in [block] if few is not None else _parts(block):
+        cut = slice(some.start - block.start, some.start - block.start + some.numel)
+        values = subject.values(some, before[cut], terms, few)
+        stored = doubles(found[cut] if few is None else found[few], dtype)
+        for number, (count, place) in enumerate(zip(*outside(values, stored, manner), strict=True)):
+            if count and not tally.outside[number]:
+                firsts[number] = some.start + int(place if few is None else few[place])
+            tally.outside[number] += count
+        if tally.outside[-1] >= _ENOUGH:
+            break
+    tally.first_outside = max(((number, firsts[number]) for number, count in enumerate(tally.outside) if count),
+                              default=(0, None))[1]  # fmt: skip
+
+
+def _parts(block: Block) -> Iterator[Block]:
+    """The block in parts that stay in the cache."""
+    rows = max(1, _AT_ONCE // block.columns)
+    for first in range(block.first, block.last, rows):
+        yield dataclasses.replace(block, first=first, last=min(block.last, first + rows))
 
 
 def _sum_up(
@@ -125,27 +154,10 @@ def _sum_up(
     tally.spread = np.array([term @ term for term in terms])
 
 
-def compared(expected: Array, found: Array, dtype: str) -> tuple[Tally, Array]:
-    """What differs, and where."""
-    words, tally, places = BY_DTYPE[dtype].words, Tally(), []
-    for first in range(0, len(expected), _CACHED):
-        right, stored = expected[first : first + _CACHED], found[first : first + _CACHED]
-        numbers = doubles(right, dtype)
-        tally.size += float(numbers @ numbers)
-        where = np.flatnonzero(~same_bits(right, stored))
-        if not len(where):
-            continue
-        if 2 * len(where) < len(right):
-            right, stored, numbers = right[where], stored[where], numbers[where]
-        off = doubles(stored, dtype) - numbers
-        if not (finite := np.isfinite(off)).all():
-            tally.not_finite += int(np.count_nonzero(~finite & np.isfinite(numbers)))
-            off[~finite] = 0
-        tally.differ += len(where)
-        tally.apart = max(tally.apart, int(ulps(words(right), words(stored)).max()))
-        tally.error += float(off @ off)
-        places.append(where + first)
-    return tally, np.concatenate(places) if places else np.empty(0, np.int64)
+def compared(expected: Array, found: Array, dtype: str) -> Tally:
+    """What differs."""
+    off = apart(expected, found, dtype)
+    return Tally(off.differ, off.distance, not_finite=off.lost, error=off.square, size=off.size)
 
 
 def narrowed(stored: Array, wide: str, narrow: str) -> Array | None:

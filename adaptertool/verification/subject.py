@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from adaptertool.arithmetic.blocks import Block
+from adaptertool.arithmetic.blocks import Block, part
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.codecs import BY_DTYPE, COMPUTED
 from adaptertool.codecs.numbers import doubles
-from adaptertool.codecs.tensors import read_stored
+from adaptertool.codecs.tensors import held_as, read_stored
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
 from adaptertool.numerics.ops import FLOATS
@@ -31,7 +31,7 @@ EXACT, ROUNDING, WRONG, CHANGED = "exact", "rounding", "wrong", "untouched_chang
 
 @dataclass(slots=True)
 class Tally:
-    """What was found of a tensor, by several threads."""
+    """What was found of a tensor, or a part of it."""
 
     differ: int = 0  # elements that are not stored as they should be
     apart: int = 0  # largest distance, in representable numbers
@@ -74,7 +74,8 @@ class Candidate:
 
     def __init__(self, step: Step, alpha: float, candidate: Ref, inputs: Inputs) -> None:
         self.step, self.alpha, self.candidate, self.inputs = step, alpha, candidate, inputs
-        self.tally, self._lock = Tally(), threading.RLock()
+        self._tallies, self._lock = dict[int, Tally](), threading.RLock()
+        self._wrong: int | None = None  # the first block in which enough is wrong for all
         self.source = verbatim(step, alpha)  # the bytes that it should have, where nothing is computed
         self._chains: dict[int, Chain] = {}
         self.scale: float | None = None  # of an adapter's change, where all tensors together say that it is not 1
@@ -127,13 +128,30 @@ class Candidate:
         small = max(map(least_normal, self._dtypes)) * self._largest_scale
         return Chain(self.inputs, self.step, absolute=True, through=lambda factor: abs(factor) + small)
 
-    def read(self, first: int, last: int) -> Array:
-        """Elements first..last of the candidate, as stored."""
-        return read_stored(self.inputs, self.candidate, first, last)
+    def read(self, first: int, last: int, buffer: Array | None = None) -> Array:
+        """Elements first..last of the candidate, as stored; in a buffer of bytes, until that is used again."""
+        out = None if buffer is None else part(buffer, held_as(self.dtype), last - first)
+        return read_stored(self.inputs, self.candidate, first, last, out)
 
-    def add(self, tally: Tally) -> None:
+    def add(self, start: int, tally: Tally, *, is_wrong: bool = False) -> None:
+        """Take what was found from element `start` on; is_wrong: enough to say so of the tensor."""
         with self._lock:
-            self.tally.add(tally)
+            self._tallies[start] = tally
+            if is_wrong:
+                self._wrong = start if self._wrong is None else min(start, self._wrong)
+
+    def is_wrong_before(self, start: int) -> bool:
+        """Whether earlier elements say that the tensor is wrong: then others need not be explained. By place, not by
+        time, so that what is found does not depend on threads."""
+        return self._wrong is not None and self._wrong < start
+
+    @functools.cached_property
+    def tally(self) -> Tally:
+        """What was found of the whole tensor, after all of it was compared."""
+        whole = Tally()
+        for _, tally in sorted(self._tallies.items(), key=lambda one: one[0]):
+            whole.add(tally)
+        return whole
 
     @functools.cached_property
     def turns(self) -> bool:

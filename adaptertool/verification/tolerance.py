@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adaptertool.codecs import BY_DTYPE, F32
+from adaptertool.numerics.compiled import FUNCTIONS, address
 from adaptertool.numerics.rounding import Array
 
 RECIPES = ("float32", "rounded delta", "narrow factors")
@@ -65,19 +66,76 @@ def least_normal(dtype: str) -> float:
 
 
 def limits(values: Values, found: Array, manner: Manner) -> tuple[Array, ...]:
-    """How far from the exact value a number may lie, by each recipe of RECIPES."""
+    """How far from the exact value a number may lie, by each recipe of RECIPES. All flat."""
+    if (call := FUNCTIONS.get("limits")) is not None:
+        out = np.empty((len(RECIPES), found.size))
+        constants = _constants(manner)  # has a name, so that it lives as long as the call
+        call(*_addresses(values, found), found.size, constants.ctypes.data, *(part.ctypes.data for part in out))
+        return tuple(out)
     base, exact, terms = values
+    own = _Constants(*_constants(manner))
     moved, summed = abs(exact - base), np.maximum(terms - abs(base), 0)
     largest = np.maximum(abs(exact), abs(found))
     if manner.roundings > 1:  # what was stored on the way may have been larger
         largest = np.maximum(largest, terms)
-    single = F32.roundoff * (manner.depth + 8) * terms + 2.0**-149
-    plain = manner.roundings * half_ulp(largest, manner.dtype) * (1 + 2.0**-20) + single
+    half = half_ulp(largest, manner.dtype)
+    plain = manner.roundings * half * (1 + 2.0**-20) + (own.single * terms + own.tiny)
     if manner.through != manner.dtype:
         plain += manner.roundings * half_ulp(largest, manner.through)
-    least = plain + 3 * manner.smallest
-    # The base may have been cast before anything was added to it.
-    if BY_DTYPE[manner.dtype].roundoff > BY_DTYPE[manner.through].roundoff:
-        least = least + (1 + manner.roundings) * half_ulp(largest, manner.dtype)
-    delta = least + manner.roundoff * (3 * np.maximum(moved, summed * (manner.roundings > 1)) + manner.products * terms)
+    least = plain + 3 * manner.smallest + own.cast * half
+    delta = least + manner.roundoff * (3 * np.maximum(moved, summed * own.often) + manner.products * terms)
     return plain, delta, delta + 2 * manner.roundoff * summed
+
+
+def outside(values: Values, found: Array, manner: Manner) -> tuple[list[int], list[int]]:
+    """For each recipe of RECIPES, how many numbers lie farther from the exact values than `limits` says, and the first
+    of them, or as many as there are. All flat."""
+    if (call := FUNCTIONS.get("outside")) is not None:
+        counts, firsts = np.empty((2, len(RECIPES)), np.uint64)
+        constants = _constants(manner)
+        call(*_addresses(values, found), found.size, constants.ctypes.data, counts.ctypes.data, firsts.ctypes.data)
+        return counts.tolist(), firsts.tolist()
+    odd = [~(abs(found - values.exact) <= limit) for limit in limits(values, found, manner)]
+    return [int(np.count_nonzero(one)) for one in odd], [int(np.append(one, True).argmax()) for one in odd]
+
+
+class _Constants(NamedTuple):
+    """What `limits` computes with, as kernel/statistics.h has them."""
+
+    roundings: float
+    least: float  # normal number of the dtype
+    half: float  # half an ulp of a number from 1 to 2
+    least_through: float
+    half_through: float  # 0: the dtype is the same
+    single: float  # of the terms, as float32 sums them up
+    tiny: float
+    smallest: float
+    cast: float  # half ulps, where the base may have been cast before anything was added to it
+    roundoff: float
+    often: float  # whether what was stored on the way may have been larger
+    products: float
+
+
+def _constants(manner: Manner) -> Array:
+    own, through = BY_DTYPE[manner.dtype], BY_DTYPE[manner.through]
+    return np.array(
+        _Constants(
+            roundings=manner.roundings,
+            least=math.ldexp(1.0, own.lowest),
+            half=own.roundoff,
+            least_through=math.ldexp(1.0, through.lowest),
+            half_through=0.0 if own is through else through.roundoff,
+            single=F32.roundoff * (manner.depth + 8),
+            tiny=2.0**-149,
+            smallest=manner.smallest,
+            cast=1 + manner.roundings if own.roundoff > through.roundoff else 0,
+            roundoff=manner.roundoff,
+            often=manner.roundings > 1,
+            products=manner.products,
+        ),
+        np.float64,
+    )
+
+
+def _addresses(values: Values, found: Array) -> list[int]:
+    return [address(array, np.float64, found.size) for array in (*values, found)]

@@ -13,3 +13,5 @@
 #include "fused.h"
 
 #include "blake3.h"
+
+#include "statistics.h"
