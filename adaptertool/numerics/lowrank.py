@@ -17,7 +17,10 @@ from adaptertool.numerics.rounding import Array
 from adaptertool.spec.choices import RankChoice
 
 Factors = tuple[Array, Array]
-_ROWS = 8  # times as many rows as columns are factored at once
+_HIGH = 4  # times as many rows as columns has a matrix that is orthogonalised by its columns' products
+_LOST = 2.0**-36  # of the largest of their eigenvalues: smaller ones have too few digits
+_SQUARED = 2.0**-900  # within it, and its inverse, sums of squares have all digits
+_UPRIGHT = 2.0**-48  # largest product of columns that count as orthogonal
 _HEAVY = 2.0**-24  # noise that says that much of what the factors hold is cancelled in their product
 _SUMMED = 1e300  # larger numbers are not added up
 _MOST = 2044  # 2^1022 twice: by more nothing but 0 is multiplied
@@ -64,7 +67,7 @@ def singular_values(b: Array, a: Array) -> tuple[Array, int]:
     """(values, exponent) of b @ a as in svd_of_product, without the vectors: in a third of the time. values: float64
     (n,)."""
     b, a, exponent = _levelled(b, a)
-    first, second = _upper(b), _upper(a.T)
+    first, second = qr(b)[1], qr(a.T)[1]
     values, more, _ = _told_from_noise(np.linalg.svd(first @ second.T, compute_uv=False), first, second, exponent)
     return values, exponent + more
 
@@ -133,37 +136,27 @@ def storing_error(svd: Svd, stored: Factors, *, balanced: bool) -> float:
 
 
 def qr(matrix: Array) -> Factors:
-    """Q (n, min(n, r)) and R (min(n, r), r) of a matrix (n, r), float64. A high one in blocks of rows that stay in the
-    cache, and then of their Rs: up to twice as fast, and as exact (J. Demmel et al., "Communication-optimal parallel
-    and sequential QR", 2012)."""
+    """Q (n, m), with orthonormal columns, and R (m, r), not triangular, with Q @ R the matrix (n, r), float64; m is the
+    least of n and r.
+
+    A high matrix by the eigenvectors V of its columns' products with each other, MᵀM = V·Λ·Vᵀ: the columns of
+    M·V·Λ^−½ are nearly orthonormal, and a triangle next to I makes them so; in a fifth of the time of reflections, and
+    as exact as they are, since V is orthogonal (A. Stathopoulos, K. Wu, "A block orthogonalization procedure with
+    constant synchronization requirements", 2002). Where the smallest of Λ is lost in the rounding of the largest, and
+    of other matrices, by reflections.
+    """
     high, wide = matrix.shape
-    size = _ROWS * wide
-    count = high // size if size else 0
-    if count < 2:
-        return np.linalg.qr(matrix)
-    inner, upper = np.linalg.qr(matrix[: count * size].reshape(count, size, wide))
-    outer, found = np.linalg.qr(np.concatenate([upper.reshape(-1, wide), matrix[count * size :]]))
-    q = np.empty((high, wide))
-    np.matmul(inner, outer[: count * wide].reshape(count, wide, wide), out=q[: count * size].reshape(count, size, wide))
-    q[count * size :] = outer[count * wide :]
-    return q, found
-
-
-def _upper(matrix: Array) -> Array:
-    """R alone, as `qr` finds it."""
-    high, wide = matrix.shape
-    size = _ROWS * wide
-    count = high // size if size else 0
-    if count < 2:
-        return _r(matrix)
-    upper = _r(matrix[: count * size].reshape(count, size, wide))
-    return _r(np.concatenate([upper.reshape(-1, wide), matrix[count * size :]]))
-
-
-def _r(matrix: Array) -> Array:
-    factor: Any = np.linalg.qr  # its types have no mode "r"
-    upper: Array = factor(matrix, mode="r")
-    return upper
+    if wide and high >= _HIGH * wide:
+        squares, turn = np.linalg.eigh(matrix.T @ matrix)
+        if squares[0] > _LOST * squares[-1] and squares[0] > _SQUARED and squares[-1] < 1 / _SQUARED:
+            roots = np.sqrt(squares)
+            q, r = matrix @ (turn / roots), roots[:, None] * turn.T
+            gram = q.T @ q
+            if np.abs(gram - np.eye(wide)).max() > _UPRIGHT:
+                lower = np.linalg.cholesky(gram)
+                q, r = q @ np.linalg.inv(lower).T, lower.T @ r
+            return q, r
+    return np.linalg.qr(matrix)
 
 
 def _levelled(b: Array, a: Array) -> tuple[Array, Array, int]:
