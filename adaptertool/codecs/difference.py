@@ -18,7 +18,7 @@ from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import Ref
 
 _ELEMENTS = 1 << 19  # elements of a block
-_SINGLES = 1 << 17  # of one in float32, which stays in the cache
+_CACHED = 1 << 16  # elements that stay in the cache
 LARGEST = 1e140  # whose square may still be added up; only float64 goes beyond
 
 
@@ -61,19 +61,23 @@ class Difference:
             yield from narrowed(self.blocks(), out)
             return
         high, wide = self.shape
-        step = max(1, min(high, _SINGLES // max(wide, 1)))
-        numbers, sums = np.empty((3, step * wide), np.float32), np.empty((2, SUMS))
+        step = max(1, min(high, _ELEMENTS // max(wide, 1)))
+        numbers, sums = np.empty((2, _CACHED), np.float32), np.empty((2, SUMS))
+        if out is None:
+            own = np.empty((step, wide), np.float32)
         for first in range(0, high, step):
-            count = min(step, high - first) * wide
-            tuned, base, rows = numbers[:, :count]
-            if out is not None:
-                rows = out[first : first + step].reshape(-1)
-            for ref, into in zip(self._refs, (tuned, base), strict=True):
-                self._decode(ref, read_stored(self._inputs, ref, first * wide, first * wide + count), into)
+            rows = own[: high - first] if out is None else out[first : first + step]
+            flat, largest, begin = rows.reshape(-1), 0.0, first * wide
             sums[:] = 0
-            largest = subtract(tuned, base, rows, *sums)
+            for start in range(0, flat.size, _CACHED):
+                part = flat[start : start + _CACHED]
+                tuned, base = numbers[:, : part.size]
+                for ref, into in zip(self._refs, (tuned, base), strict=True):
+                    stored = read_stored(self._inputs, ref, begin + start, begin + start + part.size)
+                    self._decode(ref, stored, into)
+                largest = max(largest, subtract(tuned, base, part, *sums))
             square, rounded = sums.sum(axis=1).tolist()
-            yield Single(first, rows.reshape(-1, wide), square, rounded, largest)
+            yield Single(first, rows, square, rounded, largest)
 
     @staticmethod
     def _decode(ref: Ref, stored: Array, into: Array) -> None:

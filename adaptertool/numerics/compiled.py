@@ -35,6 +35,7 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
         found[f"add_product_{wide}"] = None, [*[_POINTER] * 3, *[_COUNT] * 4]
         found[f"squares_{wide}"] = None, [*[_POINTER] * 4, *[_COUNT] * 4]
     found["subtract"] = ctypes.c_uint32, [*[_POINTER] * 5, _COUNT]
+    found["there_and_back"] = None, [*[_POINTER] * 4, *[_COUNT] * 3]
     return found
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from adaptertool.numerics import product
 from adaptertool.numerics.lowrank import Factors
 from adaptertool.numerics.rounding import Array
+from adaptertool.numerics.there_back import there_and_back
 
 _ROOM = 160 << 20  # bytes of all matrices that are kept at a time
 _SMALL, _LARGE = 2.0**-40, 2.0**40  # largest elements between which the squares of float32 are in its range
@@ -133,14 +134,8 @@ class Held:
         return self._square
 
     def times(self, right: Array, *, back: bool) -> tuple[Array, Array | None]:
-        high, _ = self.matrix.shape
-        left, total = np.empty((high, len(right)), right.dtype), np.zeros(right.shape, right.dtype) if back else None
-        for first, rows in self._singles() if right.dtype == np.float32 else self._doubles():
-            some = left[first : first + len(rows)]
-            np.matmul(rows, right.T, out=some)
-            if total is not None:
-                total += some.T @ rows
-        return left, total
+        blocks = self._singles() if right.dtype == np.float32 else self._doubles()
+        return there_and_back(blocks, right, self.matrix.shape[0], back=back)
 
     def left_over(self, factors: Factors) -> tuple[float, float]:
         """As Products has it. Each element that float32 rounds moves by its 2^25th part at most: where these are few,

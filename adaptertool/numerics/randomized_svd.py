@@ -144,7 +144,8 @@ def _orthonormal(rows: Array, basis: Array) -> Array:
         rows = np.ascontiguousarray(qr(rows.T.astype(np.float64))[0].T)
         if np.abs(inside := rows.astype(basis.dtype) @ basis.T).max(initial=0.0) < little:
             break
-    return rows - inside @ basis
+    orthonormal: Array = rows - inside @ basis
+    return orthonormal
 
 
 def _whole(matrix: Matrix) -> Leading:

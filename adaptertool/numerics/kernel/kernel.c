@@ -11,3 +11,5 @@
 #include "product.h"
 
 #include "difference.h"
+
+#include "there_back.h"
