@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from adaptertool.algebra.factors import Reduced, at_rank, made
@@ -18,7 +19,8 @@ from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.reader import Inputs, same_bytes
 from adaptertool.formats import DEFAULT
 from adaptertool.kinds.lora import A, B
-from adaptertool.numerics.held import Held, Products, Room
+from adaptertool.numerics.device import CPU, Device
+from adaptertool.numerics.held import Products, Room
 from adaptertool.numerics.lowrank import Factors, kept
 from adaptertool.numerics.randomized_svd import Leading, leading, leading_of_rank
 from adaptertool.planning.extract import FACTORS, LEFT_OUT, SAVED, Choice
@@ -71,10 +73,17 @@ def in_order(choices: Sequence[Choice], dtype: str) -> list[Choice]:
     return sorted(choices, key=lambda one: -DTYPE_BITS[dtype if one.how == FACTORS else one.tuned.spec.dtype])
 
 
-def jobs(choices: Sequence[Choice], cut: RankChoice, dtype: str, inputs: Inputs) -> Iterator[Job[Extracted]]:
+def jobs(
+    choices: Sequence[Choice], cut: RankChoice, dtype: str, inputs: Inputs, device: Device = CPU
+) -> Iterator[Job[Extracted]]:
     """The jobs that make the tensors, in the order of `choices`."""
+    room = Room()
+
+    def hold(choice: Choice) -> AbstractContextManager[Products]:
+        return device.hold(_difference(choice, inputs), room)
+
     by_name: dict[str, Callable[[Choice], tuple[list[Made], Extracted]]] = {
-        FACTORS: functools.partial(_factored, cut=cut, dtype=dtype, inputs=inputs, room=Room()),
+        FACTORS: functools.partial(_factored, cut=cut, dtype=dtype, hold=hold),
         SAVED: functools.partial(_saved, inputs=inputs),
         LEFT_OUT: functools.partial(_lost, inputs=inputs),
     }
@@ -102,9 +111,11 @@ def _difference(choice: Choice, inputs: Inputs) -> Difference:
     return Difference(inputs, choice.base, choice.tuned)
 
 
-def _factored(choice: Choice, cut: RankChoice, dtype: str, inputs: Inputs, room: Room) -> tuple[list[Made], Extracted]:
+def _factored(
+    choice: Choice, cut: RankChoice, dtype: str, hold: Callable[[Choice], AbstractContextManager[Products]]
+) -> tuple[list[Made], Extracted]:
     name = choice.base.spec.name
-    with Held(_difference(choice, inputs), room) as held:
+    with hold(choice) as held:
         found = leading(held, cut, name)
         while (done := _within(held, found, cut, dtype)) is None:
             if found.reliable == min(held.matrix.shape):

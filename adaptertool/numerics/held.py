@@ -56,7 +56,7 @@ class Products(Protocol):
     matrix: Matrix
 
     def narrow(self) -> bool:
-        """Whether products may be made in float32."""
+        """Whether products may be made in float32, as far as is known: after the first product it is."""
 
     def square(self) -> float:
         """‖D‖², Frobenius."""
@@ -124,13 +124,12 @@ class Held:
         self._buffer, self._kept = None, []
 
     def narrow(self) -> bool:
+        return self._square < 0 or _SMALL < self._largest < _LARGE
+
+    def square(self) -> float:
         if self._square < 0:
             for _ in self._singles():
                 pass
-        return _SMALL < self._largest < _LARGE
-
-    def square(self) -> float:
-        self.narrow()
         return self._square
 
     def times(self, right: Array, *, back: bool) -> tuple[Array, Array | None]:
@@ -140,7 +139,7 @@ class Held:
     def left_over(self, factors: Factors) -> tuple[float, float]:
         """As Products has it. Each element that float32 rounds moves by its 2^25th part at most: where these are few,
         and more is left than they can move, they are not told apart."""
-        if self.narrow() and self._rounded <= _ROUNDED * self._square:
+        if self._rounded <= _ROUNDED * self.square() and self.narrow():
             rest = _left_of(self._singles(), factors)
             if not self._rounded or rest > _LITTLE * self._square:
                 return math.sqrt(rest), math.sqrt(self._square)

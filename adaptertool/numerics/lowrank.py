@@ -9,6 +9,7 @@ depend on their number.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from adaptertool.numerics.rounding import Array
 from adaptertool.spec.choices import RankChoice
 
 Factors = tuple[Array, Array]
+Qr = Callable[[Array], Factors]
 _HIGH = 4  # times as many rows as columns has a matrix that is orthogonalised by its columns' products
 _LOST = 2.0**-36  # of the largest of their eigenvalues: smaller ones have too few digits
 _SQUARED = 2.0**-900  # within it, and its inverse, sums of squares have all digits
@@ -36,17 +38,17 @@ class Svd(NamedTuple):
     noise: float = 0.0  # how far rounding may have moved the product, Frobenius, in units of the values
 
 
-def svd_of_product(b: Array, a: Array) -> Svd:
+def svd_of_product(b: Array, a: Array, by: Qr | None = None) -> Svd:
     """The singular value decomposition of b @ a, for b (out, r) and a (r, in), finite float64; n is the least of out, r
-    and in."""
-    svd = _svd(b, a)
+    and in. by: what makes the orthogonal factors, `qr` unless given."""
+    svd = _svd(b, a, by or qr)
     clear = svd.noise <= _HEAVY * svd.values.max(initial=0.0)
-    return svd if clear or np.abs(b).max() > _SUMMED else _svd(*_gathered(b, a))
+    return svd if clear or np.abs(b).max() > _SUMMED else _svd(*_gathered(b, a), by or qr)
 
 
-def _svd(b: Array, a: Array) -> Svd:
+def _svd(b: Array, a: Array, by: Qr) -> Svd:
     b, a, exponent = _levelled(b, a)
-    (left, first), (right, second) = qr(b), qr(a.T)
+    (left, first), (right, second) = by(b), by(a.T)
     core_left, values, core_right = np.linalg.svd(first @ second.T, full_matrices=False)
     values, more, noise = _told_from_noise(values, first, second, exponent)
     right = core_right @ right.T
@@ -63,11 +65,11 @@ def _gathered(b: Array, a: Array) -> Factors:
     return np.array(sums).reshape(len(rows), len(b)).T, rows
 
 
-def singular_values(b: Array, a: Array) -> tuple[Array, int]:
-    """(values, exponent) of b @ a as in svd_of_product, without the vectors: in a third of the time. values: float64
-    (n,)."""
+def singular_values(b: Array, a: Array, by: Qr | None = None) -> tuple[Array, int]:
+    """(values, exponent) of b @ a as in svd_of_product, without the vectors. values: float64 (n,)."""
+    by = by or qr
     b, a, exponent = _levelled(b, a)
-    first, second = qr(b)[1], qr(a.T)[1]
+    first, second = by(b)[1], by(a.T)[1]
     values, more, _ = _told_from_noise(np.linalg.svd(first @ second.T, compute_uv=False), first, second, exponent)
     return values, exponent + more
 

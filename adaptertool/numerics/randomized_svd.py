@@ -67,7 +67,7 @@ def leading_of_rank(held: Products, rank: int, seed: str) -> Leading:
         return _whole(held.matrix)
     random = np.random.Generator(np.random.PCG64(int.from_bytes(blake3(seed.encode()).digest(16))))
     start = random.standard_normal((max(rank, _START), wide))
-    found = _krylov(held, start, rank, width, np.float32)
+    found = _krylov(held, start, rank, width, np.float32) if held.narrow() else None
     if found is None or found.rest <= _SEEN:
         found = _krylov(held, start if found is None else found.right, rank, width, np.float64)
         assert found is not None
