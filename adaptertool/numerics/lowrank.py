@@ -148,9 +148,10 @@ def qr(matrix: Array) -> Factors:
     of other matrices, by reflections.
     """
     high, wide = matrix.shape
-    if wide and high >= _HIGH * wide:
-        squares, turn = np.linalg.eigh(matrix.T @ matrix)
-        if squares[0] > _LOST * squares[-1] and squares[0] > _SQUARED and squares[-1] < 1 / _SQUARED:
+    gram = matrix.T @ matrix if high >= _HIGH * wide else np.zeros((0, 0))
+    if _SQUARED < np.trace(gram) < 1 / _SQUARED:
+        squares, turn = np.linalg.eigh(gram)
+        if squares[0] > _LOST * squares[-1]:
             roots = np.sqrt(squares)
             q, r = matrix @ (turn / roots), roots[:, None] * turn.T
             gram = q.T @ q
