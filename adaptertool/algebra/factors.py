@@ -88,7 +88,7 @@ def reduced(
     full = pairs[0][0][1].shape[0]
     if cut.rank is not None and cut.rank >= full:
         return None
-    svds = [[svd_of_product(b, a, device.qr) for b, a in experts] for experts in pairs]
+    svds = [[svd_of_product(b, a, device.qr, cut.rank) for b, a in experts] for experts in pairs]
     rank = max(kept(svd.values, cut) for some in svds for svd in some)
     for attempt in range(rank, full):
         found = at_rank(svds, attempt, dtypes, balanced=balanced)

@@ -13,7 +13,7 @@ import torch
 from adaptertool.errors import StorageError, UsageError, shown
 from adaptertool.numerics.device import Device
 from adaptertool.numerics.held import Matrix, Room
-from adaptertool.numerics.lowrank import Factors
+from adaptertool.numerics.lowrank import Factors, Orthogonal
 from adaptertool.numerics.rounding import Array
 
 OUT_OF_MEMORY = torch.cuda.OutOfMemoryError  # what torch calls it of every device, and did before 2.5
@@ -97,7 +97,7 @@ def _hold(device: torch.device, matrix: Matrix, room: Room) -> Iterator[_Residen
         yield _Resident(matrix, device)
 
 
-def _qr(device: torch.device, matrix: Array) -> Factors:
+def _qr(device: torch.device, matrix: Array) -> Orthogonal:
     with _with_room(device):
         q, r = torch.linalg.qr(torch.from_numpy(np.ascontiguousarray(matrix)).to(device))
-        return _here(q), _here(r)
+        return Orthogonal(_here(q), None, _here(r))

@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from adaptertool.numerics.held import Held, Matrix, Products, Room
-from adaptertool.numerics.lowrank import Factors, qr
-from adaptertool.numerics.rounding import Array
+from adaptertool.numerics.lowrank import Qr, orthogonal
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +15,12 @@ class Device:
     """A device. Arrays are numpy's on both sides of each call.
 
     hold: a matrix for products, as a context
-    qr:   as numerics.lowrank.qr
+    qr:   as numerics.lowrank.orthogonal
     """
 
     name: str
     hold: Callable[[Matrix, Room], AbstractContextManager[Products]]
-    qr: Callable[[Array], Factors]
+    qr: Qr
 
     @property
     def recipe(self) -> dict[str, str]:
@@ -29,4 +28,4 @@ class Device:
         return {} if self.name == "cpu" else {"device": self.name}
 
 
-CPU = Device("cpu", Held, qr)
+CPU = Device("cpu", Held, orthogonal)
