@@ -155,7 +155,8 @@ class Held:
             flat = rows.reshape(-1)
             square += float(flat @ flat)
             yield first, rows
-        self._square = square  # also of what float32 rounds
+        if self._rounded:
+            self._square = square
 
     def _singles(self) -> Iterator[tuple[int, Array]]:
         if self._kept:

@@ -55,8 +55,8 @@ class Svd(NamedTuple):
 
 def svd_of_product(b: Array, a: Array, by: Qr | None = None, most: int | None = None) -> Svd:
     """The singular value decomposition of b @ a, for b (out, r) and a (r, in), finite float64; n is the least of out, r
-    and in. by: what makes the orthogonal factors, `orthogonal` unless given; most: so many vectors are wanted, where not
-    all; the values are all told."""
+    and in. by: what makes the orthogonal factors, `orthogonal` unless given; most: so many vectors are wanted, where
+    not all; the values are all told."""
     svd = _svd(b, a, by or orthogonal, most)
     clear = svd.noise <= _HEAVY * svd.values.max(initial=0.0)
     return svd if clear or np.abs(b).max() > _SUMMED else _svd(*_gathered(b, a), by or orthogonal, most)
