@@ -139,10 +139,11 @@ class Held:
     def left_over(self, factors: Factors) -> tuple[float, float]:
         """As Products has it. Each element that float32 rounds moves by its 2^25th part at most: where these are few,
         and more is left than they can move, they are not told apart."""
-        if self._rounded <= _ROUNDED * self.square() and self.narrow():
+        square = self.square()  # of float32
+        if self.narrow() and self._rounded <= _ROUNDED * square:
             rest = _left_of(self._singles(), factors)
-            if not self._rounded or rest > _LITTLE * self._square:
-                return math.sqrt(rest), math.sqrt(self._square)
+            if not self._rounded or rest > _LITTLE * square:
+                return math.sqrt(rest), math.sqrt(square)
         rest = _left_of(self._doubles(), factors)
         return math.sqrt(rest), math.sqrt(self._square)
 

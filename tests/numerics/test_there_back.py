@@ -114,6 +114,13 @@ def test_what_float32_does_not_hold_is_measured_in_float64(power: int) -> None:
     assert norm == pytest.approx(np.linalg.norm(rows), rel=1e-14)
 
 
+def test_without_a_product_before_it_is_measured_too() -> None:
+    rows = np.random.default_rng(5).standard_normal((20, 31))
+    with Held(Rows(rows), Room()) as held:
+        rest, norm = held.left_over((np.zeros((20, 1)), np.zeros((1, 31))))
+    assert rest == pytest.approx(norm, rel=1e-15) == pytest.approx(np.linalg.norm(rows), rel=1e-14)
+
+
 def test_room_is_shared_and_used_again() -> None:
     room = Room(4 * 1000)
     one = room.take(600)
