@@ -7,6 +7,7 @@ W + s·B·A, from the base, in blocks of rows.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -21,7 +22,8 @@ from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
-from adaptertool.numerics.lowrank import Factors, singular_values
+from adaptertool.numerics.device import CPU, Device
+from adaptertool.numerics.lowrank import Factors, Qr, singular_values
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.layers import key_of
 from adaptertool.spec.plan import Edit, Plan, Step
@@ -82,7 +84,7 @@ def needs_base(step: Step) -> bool:
     return any(kind_of(edit).norms for edit in step.edits)
 
 
-def effect(inputs: Inputs, steps: Sequence[Step], others: Mapping[str, Other]) -> float | None:
+def effect(inputs: Inputs, steps: Sequence[Step], others: Mapping[str, Other], device: Device = CPU) -> float | None:
     """The share ‖W'' − W'‖ / ‖W' − W‖ of the tensors of all `steps` together; None where W' is W, and W'' is not.
 
     others: what takes the place of the factors, by their keys
@@ -92,7 +94,7 @@ def effect(inputs: Inputs, steps: Sequence[Step], others: Mapping[str, Other]) -
     apart = change = 0.0
     for step in steps:
         old, new = Chain(inputs, step), _Other(inputs, step, others)
-        measured = _from_base if needs_base(step) else _from_factors
+        measured = _from_base if needs_base(step) else functools.partial(_from_factors, by=device.qr)
         for distance, length in measured(old, new):
             if not math.isfinite(distance + length):
                 raise _not_finite(step)
@@ -109,7 +111,7 @@ def _not_finite(step: Step) -> NonFiniteError:
     )
 
 
-def _from_factors(old: Chain, new: Chain) -> Iterator[tuple[float, float]]:
+def _from_factors(old: Chain, new: Chain, by: Qr) -> Iterator[tuple[float, float]]:
     """‖W'' − W'‖ and ‖W' − W‖, of each edit."""
     for number, edit in enumerate(old.step.edits):
         chosen = choose(edit, 0, old.rows)
@@ -118,7 +120,7 @@ def _from_factors(old: Chain, new: Chain) -> Iterator[tuple[float, float]]:
         (b, a), (other_b, other_a) = (_product(chain, number, chosen.places) for chain in (old, new))
         times = abs(edit.scale)
         apart = np.concatenate([other_b, -b], axis=1), np.concatenate([other_a, a])
-        yield times * _length_of(*apart), times * _length_of(b, a)
+        yield times * _length_of(*apart, by), times * _length_of(b, a, by)
 
 
 def _product(chain: Chain, number: int, places: slice | list[int]) -> Factors:
@@ -126,9 +128,9 @@ def _product(chain: Chain, number: int, places: slice | list[int]) -> Factors:
     return factors[B], factors[A]
 
 
-def _length_of(b: Array, a: Array) -> float:
+def _length_of(b: Array, a: Array, by: Qr) -> float:
     """‖B·A‖"""
-    values, exponent = singular_values(b, a)
+    values, exponent = singular_values(b, a, by)
     return float(np.ldexp(np.linalg.norm(values), exponent))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from adaptertool.algebra.factors import Reduced, at_rank, made
@@ -18,8 +19,10 @@ from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.reader import Inputs, same_bytes
 from adaptertool.formats import DEFAULT
 from adaptertool.kinds.lora import A, B
+from adaptertool.numerics.device import CPU, Device
+from adaptertool.numerics.held import Products, Room
 from adaptertool.numerics.lowrank import Factors, kept
-from adaptertool.numerics.randomized_svd import Leading, leading, leading_of_rank, left_over
+from adaptertool.numerics.randomized_svd import Leading, leading, leading_of_rank
 from adaptertool.planning.extract import FACTORS, LEFT_OUT, SAVED, Choice
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
@@ -70,10 +73,17 @@ def in_order(choices: Sequence[Choice], dtype: str) -> list[Choice]:
     return sorted(choices, key=lambda one: -DTYPE_BITS[dtype if one.how == FACTORS else one.tuned.spec.dtype])
 
 
-def jobs(choices: Sequence[Choice], cut: RankChoice, dtype: str, inputs: Inputs) -> Iterator[Job[Extracted]]:
+def jobs(
+    choices: Sequence[Choice], cut: RankChoice, dtype: str, inputs: Inputs, device: Device = CPU
+) -> Iterator[Job[Extracted]]:
     """The jobs that make the tensors, in the order of `choices`."""
+    room = Room()
+
+    def hold(choice: Choice) -> AbstractContextManager[Products]:
+        return device.hold(_difference(choice, inputs), room)
+
     by_name: dict[str, Callable[[Choice], tuple[list[Made], Extracted]]] = {
-        FACTORS: functools.partial(_factored, cut=cut, dtype=dtype, inputs=inputs),
+        FACTORS: functools.partial(_factored, cut=cut, dtype=dtype, hold=hold),
         SAVED: functools.partial(_saved, inputs=inputs),
         LEFT_OUT: functools.partial(_lost, inputs=inputs),
     }
@@ -101,16 +111,19 @@ def _difference(choice: Choice, inputs: Inputs) -> Difference:
     return Difference(inputs, choice.base, choice.tuned)
 
 
-def _factored(choice: Choice, cut: RankChoice, dtype: str, inputs: Inputs) -> tuple[list[Made], Extracted]:
-    matrix, name = _difference(choice, inputs), choice.base.spec.name
-    found = leading(matrix, cut, name)
-    while (done := _within(matrix, found, cut, dtype)) is None:
-        if found.reliable == min(matrix.shape):
-            raise UnsupportedError(
-                f"{choice.tuned.path}: {shown(name)} cannot be had to within an error of {cut.max_error} by factors "
-                f"stored as {dtype}: allow more, or store wider"
-            )
-        found = leading_of_rank(matrix, 2 * found.reliable, name)
+def _factored(
+    choice: Choice, cut: RankChoice, dtype: str, hold: Callable[[Choice], AbstractContextManager[Products]]
+) -> tuple[list[Made], Extracted]:
+    name = choice.base.spec.name
+    with hold(choice) as held:
+        found = leading(held, cut, name)
+        while (done := _within(held, found, cut, dtype)) is None:
+            if found.reliable == min(held.matrix.shape):
+                raise UnsupportedError(
+                    f"{choice.tuned.path}: {shown(name)} cannot be had to within an error of {cut.max_error} by "
+                    f"factors stored as {dtype}: allow more, or store wider"
+                )
+            found = leading_of_rank(held, 2 * found.reliable, name)
     reduced, rest, norm = done
     if norm < _SMALLEST:
         raise UnsupportedError(
@@ -126,7 +139,7 @@ def _factored(choice: Choice, cut: RankChoice, dtype: str, inputs: Inputs) -> tu
     return parts, Extracted(choice, reduced.rank, norm, rest / norm)
 
 
-def _within(matrix: Difference, found: Leading, cut: RankChoice, dtype: str) -> tuple[Reduced, float, float] | None:
+def _within(held: Products, found: Leading, cut: RankChoice, dtype: str) -> tuple[Reduced, float, float] | None:
     """Factors that are as near as `cut` asks for, as they are stored; and what they leave, measured, with ‖D‖.
 
     None where the leading part that was found does not reach so far.
@@ -134,7 +147,7 @@ def _within(matrix: Difference, found: Leading, cut: RankChoice, dtype: str) -> 
     for rank in range(min(kept(found.svd.values, cut), found.available), found.available + 1):
         reduced = at_rank([[found.svd]], rank, [(dtype, dtype)], balanced=True)
         if cut.max_error is None or reduced.error + reduced.storing <= cut.max_error:
-            rest, norm = left_over(matrix, _stored(reduced, dtype))
+            rest, norm = held.left_over(_stored(reduced, dtype))
             if cut.max_error is None or rest <= float(cut.max_error) * norm:
                 return reduced, rest, norm
     return None

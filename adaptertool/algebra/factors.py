@@ -13,6 +13,7 @@ from adaptertool.codecs.tensors import as_bytes, read_tensor, require_finite
 from adaptertool.engine.produce import Made
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
+from adaptertool.numerics.device import CPU, Device
 from adaptertool.numerics.lowrank import Factors, Svd, errors, kept, split, storing_error, svd_of_product
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.choices import RankChoice
@@ -71,7 +72,12 @@ def together(parts: Sequence[Factors]) -> Factors:
 
 
 def reduced(
-    pairs: Sequence[Sequence[Factors]], cut: RankChoice, dtypes: Sequence[tuple[str, str]], *, balanced: bool
+    pairs: Sequence[Sequence[Factors]],
+    cut: RankChoice,
+    dtypes: Sequence[tuple[str, str]],
+    *,
+    balanced: bool,
+    device: Device = CPU,
 ) -> Reduced | None:
     """What is left of a layer by `cut`: of all its pairs, and of their experts, the same rank. None where nothing is
     cut off, so that its factors may stay as they are.
@@ -82,7 +88,7 @@ def reduced(
     full = pairs[0][0][1].shape[0]
     if cut.rank is not None and cut.rank >= full:
         return None
-    svds = [[svd_of_product(b, a) for b, a in experts] for experts in pairs]
+    svds = [[svd_of_product(b, a, device.qr, cut.rank) for b, a in experts] for experts in pairs]
     rank = max(kept(svd.values, cut) for some in svds for svd in some)
     for attempt in range(rank, full):
         found = at_rank(svds, attempt, dtypes, balanced=balanced)

@@ -21,8 +21,9 @@ from adaptertool.codecs.tensors import read_rows
 from adaptertool.engine.produce import Made
 from adaptertool.errors import NonFiniteError, UnsupportedError, shown
 from adaptertool.files.reader import Inputs
+from adaptertool.numerics.held import Held, Room, Single, narrowed
 from adaptertool.numerics.lowrank import kept
-from adaptertool.numerics.randomized_svd import leading, left_over
+from adaptertool.numerics.randomized_svd import leading
 from adaptertool.numerics.rounding import Array
 from adaptertool.planning.sum import Combined
 from adaptertool.spec.choices import RankChoice
@@ -103,15 +104,19 @@ class Change:
                 )
             yield first, total
 
+    def singles(self, out: Array | None) -> Iterator[Single]:
+        return narrowed(self.blocks(), out)
+
 
 def extracted(
     layer: Combined, shares: Sequence[Share], cut: RankChoice, inputs: Inputs
 ) -> tuple[list[Made], LayerOutcome]:
-    matrix, dtypes = Change(inputs, shares), (layer.dtype, layer.dtype)
-    found = leading(matrix, cut, layer.path)
-    reduced = at_rank([[found.svd]], min(kept(found.svd.values, cut), found.available), [dtypes], balanced=False)
-    ((b, a),) = reduced.pairs
-    rest, norm = left_over(matrix, (doubles(b, layer.dtype), doubles(a, layer.dtype)))
+    dtypes = layer.dtype, layer.dtype
+    with Held(Change(inputs, shares), Room()) as held:
+        found = leading(held, cut, layer.path)
+        reduced = at_rank([[found.svd]], min(kept(found.svd.values, cut), found.available), [dtypes], balanced=False)
+        ((b, a),) = reduced.pairs
+        rest, norm = held.left_over((doubles(b, layer.dtype), doubles(a, layer.dtype)))
     error = rest / norm if norm else 0.0
     if any(edit.transposed for edit in shares[0].step.edits):
         b, a = a.T, b.T

@@ -23,8 +23,9 @@ from adaptertool.engine.produce import Made
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.methods import METHOD_BY_NAME, Place
+from adaptertool.numerics.held import Held, Room, Single, narrowed
 from adaptertool.numerics.lowrank import Factors, kept, svd_of_product
-from adaptertool.numerics.randomized_svd import leading, leading_of_rank
+from adaptertool.numerics.randomized_svd import Leading, leading
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.top_k import Largest, largest
 from adaptertool.planning.sum import Combined
@@ -108,6 +109,9 @@ class Mixture:
                 raise NonFiniteError(f"{self._where}: the square of what it changes is no float64")
             yield first, rows.reshape(-1, wide)
 
+    def singles(self, out: Array | None) -> Iterator[Single]:
+        return narrowed(self.blocks(), out)
+
     def _rows(self, source: int, first: int) -> Array:
         b, a = self._factors[source]
         rows: Array = b[first : first + self._step] @ a
@@ -126,11 +130,11 @@ class Mixture:
 def on_changes(layer: Combined, mix: Mix, cut: RankChoice, inputs: Inputs) -> tuple[list[Made], LayerOutcome]:
     """The whole layer: of each matrix the leading part, all of the same rank, found and stored."""
     mixtures = [_mixtures(layer, number, mix, inputs) for number in range(len(layer.first.pairs))]
-    found = [[leading(one, cut, one.name) for one in some] for some in mixtures]
+    found = [[_leading(one, cut) for one in some] for some in mixtures]
     rank = max(min(kept(one.svd.values, cut), one.available) for some in found for one in some)
     svds = [
         [
-            (have if have.available >= min(rank, *one.shape) else leading_of_rank(one, rank, one.name)).svd
+            (have if have.available >= min(rank, *one.shape) else _leading(one, RankChoice(rank=rank))).svd
             for one, have in zip(*both, strict=True)
         ]
         for both in zip(mixtures, found, strict=True)
@@ -138,6 +142,11 @@ def on_changes(layer: Combined, mix: Mix, cut: RankChoice, inputs: Inputs) -> tu
     reduced = at_rank(svds, rank, [(layer.dtype, layer.dtype)] * len(svds), balanced=False)
     said = LayerOutcome(layer, rank, energy=reduced.energy, error=reduced.error, storing=reduced.storing)
     return of_pairs(layer, reduced, _where(layer)), said
+
+
+def _leading(mixture: Mixture, cut: RankChoice) -> Leading:
+    with Held(mixture, Room()) as held:
+        return leading(held, cut, mixture.name)
 
 
 def _mixtures(layer: Combined, number: int, mix: Mix, inputs: Inputs) -> list[Mixture]:

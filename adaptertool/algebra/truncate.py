@@ -23,6 +23,7 @@ from adaptertool.codecs.tensors import require_finite
 from adaptertool.engine.produce import Job, Made
 from adaptertool.errors import shown
 from adaptertool.files.reader import Inputs
+from adaptertool.numerics.device import CPU, Device
 from adaptertool.numerics.lowrank import Factors, singular_values
 from adaptertool.numerics.spectrum import profile
 from adaptertool.spec.choices import RankChoice
@@ -37,6 +38,7 @@ class How(NamedTuple):
     cut: RankChoice
     balanced: bool
     values: int = 0  # singular values to tell of, of each layer
+    device: Device = CPU
     steps: Steps | None = None  # with a base: what the adapter does to it, which the effect is measured on
 
 
@@ -84,7 +86,7 @@ def _reduced(layer: Layer, refs: Sequence[Ref], inputs: Inputs, how: How) -> tup
     whole = [read_pair(inputs, layer, number) for number in range(len(layer.pairs))]
     pairs = [one_by_one(b, a, layer.experts) for b, a in whole]
     dtypes = [(pair.b.spec.dtype, pair.a.spec.dtype) for pair in layer.pairs]
-    found = reduced(pairs, how.cut, dtypes, balanced=how.balanced)
+    found = reduced(pairs, how.cut, dtypes, balanced=how.balanced, device=how.device)
     new = _repacked(layer, whole) if found is None else _made(layer, found)
     copied, _ = _copied([ref for ref in refs if ref.spec.name not in new], inputs)
     by_name = {part.spec.name: part for part in copied} | new
@@ -100,11 +102,11 @@ def _said(
     values = _widest(pairs, how.values) if how.values else ()
     if found is None:
         return LayerOutcome(layer, layer.rank, effect=None if how.steps is None else 0.0, values=values)
-    done, read = (None, 0) if how.steps is None else _effect(layer, found, inputs, how.steps)
+    done, read = (None, 0) if how.steps is None else _effect(layer, found, inputs, how.steps, how.device)
     return LayerOutcome(layer, found.rank, found.energy, found.error, found.storing, done, values, read)
 
 
-def _effect(layer: Layer, found: Reduced, inputs: Inputs, steps: Steps) -> tuple[float | None, int]:
+def _effect(layer: Layer, found: Reduced, inputs: Inputs, steps: Steps, device: Device) -> tuple[float | None, int]:
     """The effect of storing the factors as `found` has them (algebra.effect), and how many bytes of the base it took.
     With zeros the factors have the shapes of those that they replace."""
     others: dict[str, Other] = {}
@@ -114,7 +116,7 @@ def _effect(layer: Layer, found: Reduced, inputs: Inputs, steps: Steps) -> tuple
         b, a = together([padded(*factors, layer.rank) for factors in one_by_one(b, a, layer.experts)])
         others[pair.b.spec.name], others[pair.a.spec.name] = Other(pair.b, as_stored(layer, b)), Other(pair.a, a)
         of_layer += steps[pair.a.spec.name]
-    return effect(inputs, of_layer, others), sum(step.base.spec.nbytes for step in of_layer if needs_base(step))
+    return effect(inputs, of_layer, others, device), sum(step.base.spec.nbytes for step in of_layer if needs_base(step))
 
 
 def _widest(pairs: Sequence[Sequence[Factors]], most: int) -> tuple[float, ...]:

@@ -35,6 +35,7 @@ from adaptertool.tasks.extract import DTYPES
 from adaptertool.tasks.sum import sum_adapters
 from adaptertool.tasks.sum_methods import METHODS, SETTINGS
 
+DEVICE = click.option("--device", default="cpu", help="cpu, or one of torch, in float64: cuda, cuda:1.")
 Report = TypeVar("Report", bound=AdapterReport)
 RANK = click.option("--rank", type=click.IntRange(min=1), help="At most this rank.")
 MAX_ERROR = click.option("--max-error", help="The smallest rank with at most this error, relative in Frobenius norm.")
@@ -85,6 +86,7 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
     RENAME,
     LEAVE_OUT,
     EXPERT_LAYOUT,
+    DEVICE,
     HTML,
 )
 @makes_adapter
@@ -115,6 +117,7 @@ def truncate(adapter: str, verbose: bool, html: str | None, **options: Any) -> N
         "--leave-out", multiple=True, metavar="REGEX", help="Lose what changed in tensors of such names; it is said."
     ),
     click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names of TUNED."),
+    DEVICE,
 )
 @makes_adapter
 def extract(base: str, tuned: str, verbose: bool, **options: Any) -> None:

@@ -12,10 +12,13 @@ from adaptertool.codecs.numbers import same_bits
 from adaptertool.codecs.tensors import held_as, read_stored
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
+from adaptertool.numerics.difference import SUMS, subtract
+from adaptertool.numerics.held import Single, narrowed
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import Ref
 
 _ELEMENTS = 1 << 19  # elements of a block
+_CACHED = 1 << 16  # elements that stay in the cache
 LARGEST = 1e140  # whose square may still be added up; only float64 goes beyond
 
 
@@ -44,13 +47,42 @@ class Difference:
             for ref, bits, into in zip(self._refs, stored, numbers, strict=True):
                 begin = first * wide
                 read_stored(self._inputs, ref, begin, begin + count, bits[:count])
-                if not math.isfinite(BY_DTYPE[ref.spec.dtype].decode(bits[:count], into[:count])):
-                    raise NonFiniteError(f"{ref.path}: {shown(ref.spec.name)} holds NaN or infinity, and was changed")
+                self._decode(ref, bits[:count], into[:count])
             rows = numbers[0, :count]
             rows -= numbers[1, :count]
             if "F64" in dtypes and np.abs(rows).max() > LARGEST:
                 raise NonFiniteError(f"{where} is too far from the base: the square of what was changed is no float64")
             yield first, rows.reshape(-1, wide)
+
+    def singles(self, out: Array | None) -> Iterator[Single]:
+        """The difference in float32, rounded once, as Matrix (numerics.held) has it. Raises NonFiniteError, naming the
+        tensor."""
+        if "F64" in (ref.spec.dtype for ref in self._refs):
+            yield from narrowed(self.blocks(), out)
+            return
+        high, wide = self.shape
+        step = max(1, min(high, _ELEMENTS // max(wide, 1)))
+        numbers, sums = np.empty((2, _CACHED), np.float32), np.empty((2, SUMS))
+        if out is None:
+            own = np.empty((step, wide), np.float32)
+        for first in range(0, high, step):
+            rows = own[: high - first] if out is None else out[first : first + step]
+            flat, largest, begin = rows.reshape(-1), 0.0, first * wide
+            sums[:] = 0
+            for start in range(0, flat.size, _CACHED):
+                part = flat[start : start + _CACHED]
+                tuned, base = numbers[:, : part.size]
+                for ref, into in zip(self._refs, (tuned, base), strict=True):
+                    stored = read_stored(self._inputs, ref, begin + start, begin + start + part.size)
+                    self._decode(ref, stored, into)
+                largest = max(largest, subtract(tuned, base, part, *sums))
+            square, rounded = sums.sum(axis=1).tolist()
+            yield Single(first, rows, square, rounded, largest)
+
+    @staticmethod
+    def _decode(ref: Ref, stored: Array, into: Array) -> None:
+        if not math.isfinite(BY_DTYPE[ref.spec.dtype].decode(stored, into)):
+            raise NonFiniteError(f"{ref.path}: {shown(ref.spec.name)} holds NaN or infinity, and was changed")
 
 
 def differ(inputs: Inputs, one: Ref, other: Ref) -> bool:

@@ -11,24 +11,12 @@ import huggingface_hub
 import torch
 import transformers
 
-from adaptertool.errors import AdapterToolError, InputError, UsageError, shown
+from adaptertool.errors import AdapterToolError, InputError, shown
 from adaptertool.formats import is_adapter
+from adaptertool.live.device import OUT_OF_MEMORY, reason
 
 _HF: Any = transformers  # whose types are not those that it has when it runs
-OUT_OF_MEMORY = torch.cuda.OutOfMemoryError  # what torch calls it of every device, and did before 2.5
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
-
-
-def device_of(name: str) -> torch.device:
-    """Raises UsageError where this machine has no such device."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name!r} cannot be used: {_reason(error)}") from error
-    if device.type == "meta":
-        raise UsageError("device 'meta' computes nothing")
-    return device
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -89,7 +77,7 @@ def explained(what: str, kind: type[AdapterToolError]) -> Iterator[None]:
     except (AdapterToolError, MemoryError, OUT_OF_MEMORY):
         raise
     except Exception as error:  # anything may come of the code of hundreds of models, and of a malformed config
-        raise kind(f"{what}: {_reason(error)}") from error
+        raise kind(f"{what}: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -110,8 +98,3 @@ def alone() -> Iterator[None]:
         logs.set_verbosity(level)
         if bars:
             logs.enable_progress_bar()
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shown(lines[0])[:300] if lines else type(error).__name__

@@ -16,11 +16,9 @@ from adaptertool.errors import StorageError
 from adaptertool.evaluation.answers import Answers, answers_of, score
 from adaptertool.evaluation.encoding import Case, Encoder, check_fit
 from adaptertool.evaluation.loading import (
-    OUT_OF_MEMORY,
     alone,
     check_folder,
     context_of,
-    device_of,
     has_tokenizer,
     load_model,
     load_tokenizer,
@@ -29,6 +27,7 @@ from adaptertool.evaluation.loading import (
 from adaptertool.evaluation.logits import Reference
 from adaptertool.evaluation.prompts import read_prompts
 from adaptertool.live.attach import attaching
+from adaptertool.live.device import OUT_OF_MEMORY, device_of
 from adaptertool.planning.sources import Reading
 from adaptertool.reports.evaluate import EvaluationReport, ModelScores
 

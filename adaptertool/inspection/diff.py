@@ -17,6 +17,7 @@ from adaptertool.codecs.tensors import held_as, read_stored
 from adaptertool.engine.pool import Job, run_jobs
 from adaptertool.errors import NonFiniteError
 from adaptertool.files.reader import Inputs
+from adaptertool.numerics.held import Held, Room
 from adaptertool.numerics.randomized_svd import leading_of_rank
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.spectrum import entropy_rank, stable_rank
@@ -99,7 +100,8 @@ class Comparison:
 
     def _find_ranks(self, _: Workspace) -> None:
         try:
-            found = leading_of_rank(Difference(self._inputs, self.a, self.b), _SPECTRUM, self.a.spec.name)
+            with Held(Difference(self._inputs, self.a, self.b), Room()) as held:
+                found = leading_of_rank(held, _SPECTRUM, self.a.spec.name)
         except NonFiniteError:
             return  # it is counted, and has no spectrum
         values = found.svd.values  # the last is the norm of all that was not found

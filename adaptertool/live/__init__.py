@@ -1,4 +1,5 @@
-"""Adapters on a model in memory: merged in place for a while, and then taken back to the last bit.
+"""Adapters on a model in memory: merged in place for a while, and then taken back to the last bit. And the devices that
+torch computes on.
 
 The rest of this folder needs torch, which adaptertool itself does not: it is imported when a function below is called.
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from adaptertool.arguments import Number, PathLike, decimal, parse_alphas
 from adaptertool.errors import UsageError
+from adaptertool.numerics.device import CPU, Device
 from adaptertool.planning.sources import Reading
 
 if TYPE_CHECKING:
@@ -174,8 +176,21 @@ def _session(
         yield session
 
 
-def _require_torch() -> None:
+def device_named(name: str) -> Device:
+    """The device, "cpu" or one of torch ("cuda", "cuda:1"), for products of large matrices.
+
+    Raises UsageError where there is none, or torch is missing.
+    """
+    if name == CPU.name:
+        return CPU
+    _require_torch(f"the device {name!r} needs")
+    from adaptertool.live.device import open_device  # noqa: PLC0415  # needs torch
+
+    return open_device(name)
+
+
+def _require_torch(what: str = "models in memory need") -> None:
     try:
         import torch  # noqa: F401, PLC0415  # no dependency of adaptertool
     except ImportError as error:
-        raise UsageError(f"models in memory need torch: pip install 'adaptertool[live]' ({error})") from error
+        raise UsageError(f"{what} torch: pip install 'adaptertool[live]' ({error})") from error

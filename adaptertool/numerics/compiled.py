@@ -49,6 +49,8 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
             found[f"{name}_{stored}"] = ctypes.c_int, [_POINTER]
     found["blake3_groups"] = None, [_POINTER, _COUNT, ctypes.c_uint64, _POINTER]
     found["blake3_root"] = None, [_POINTER, _COUNT]
+    found["subtract"] = ctypes.c_uint32, [*[_POINTER] * 5, _COUNT]
+    found["there_and_back"] = None, [*[_POINTER] * 4, *[_COUNT] * 3]
     return found
 
 

@@ -16,6 +16,7 @@ from adaptertool.files.reader import Inputs, same_bytes
 from adaptertool.formats import DEFAULT, is_adapter, writing
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.formats.format import Written
+from adaptertool.live import device_named
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
 from adaptertool.output.target import config_notes
@@ -29,6 +30,7 @@ from adaptertool.spec.choices import RankChoice
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.algebra.extract import Extracted
+    from adaptertool.numerics.device import Device
     from adaptertool.output.adapter import AdapterJob
 
 DTYPES: Mapping[str, str] = {"f32": "F32", "bf16": "BF16", "f16": "F16", "f64": "F64"}
@@ -51,6 +53,7 @@ def extract(
     progress: Callable[[int], None] | None = None,
     before_publish: Callable[[], None] | None = None,
     clean: bool = False,
+    device: str = "cpu",
 ) -> ExtractReport:
     """Write to `out` an adapter that, merged into `base`, gives the checkpoint `tuned`, as far as its rank goes.
 
@@ -64,6 +67,7 @@ def extract(
     renames:   "regex=>replacement" on the names of `tuned` that the base does not have
     dry_run:   compute the report, and write nothing
     clean:     as for `merge`
+    device:    "cpu", or one of torch, such as "cuda": large products and QR are then made there, in float64
 
     Only what was changed is in the adapter. Linear layers have factors, with s = 1; all else is saved whole, as it is
     in `tuned` (planning/extract.py). Layers that are hardly larger than the rank are decomposed exactly, others by
@@ -78,6 +82,7 @@ def extract(
     cut = cut_of(rank=rank, energy=energy, max_error=max_error)
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
+    computing = device_named(device)
     base_path, path, target = as_path(base, "BASE"), as_path(tuned, "TUNED"), as_path(out, "OUT")
     check_out(target, [base_path, path], force=options.force)
     if is_adapter(path):
@@ -86,7 +91,7 @@ def extract(
     with renaming(renames) as own:
         other = own.checkpoint(require_merged(open_checkpoint(path)), checkpoint)
     selection, count, notes = _selection(checkpoint, other, leave_out, thread_count(options.threads))
-    output = _output(checkpoint, other, selection, cut, DTYPES[dtype], notes)
+    output = _output(checkpoint, other, selection, cut, DTYPES[dtype], notes, computing)
     done = write_adapter(output, target, options)
     return ExtractReport(
         **done.summary(output, target, options),
@@ -134,20 +139,31 @@ def _misfits(base: Checkpoint, tuned: Checkpoint, names: Collection[str]) -> Ite
 
 
 def _output(
-    base: Checkpoint, tuned: Checkpoint, selection: Selection, cut: RankChoice, dtype: str, misfits: Sequence[str]
+    base: Checkpoint,
+    tuned: Checkpoint,
+    selection: Selection,
+    cut: RankChoice,
+    dtype: str,
+    misfits: Sequence[str],
+    device: Device,
 ) -> AdapterJob[Extracted]:
 
     choices = in_order(selection.choices, dtype)
     sources = (base, tuned)
     return AdapterJob(
         command="extract",
-        recipe={"cut": cut.as_typed(), "dtype": dtype, "tensors": [(one.base.spec.name, one.how) for one in choices]},
+        recipe={
+            "cut": cut.as_typed(),
+            "dtype": dtype,
+            "tensors": [(one.base.spec.name, one.how) for one in choices],
+            **device.recipe,
+        },
         sources=[source.path for source in sources],
         files=DEFAULT.files,
         stamps={header.path: header.stamp for source in sources for header in source.headers},
         largest=[spec for choice in choices for spec in specs_of(choice, cut, dtype)],
         metadata={"format": "pt"},
-        jobs=lambda inputs: jobs(choices, cut, dtype, inputs),
+        jobs=lambda inputs: jobs(choices, cut, dtype, inputs, device),
         config=lambda said: writing(DEFAULT).config_text(_fields(base, selection), _written(said)),
         notes=[*_notes(base, tuned, selection), *misfits],
         reserved=None if cut.rank else 0,

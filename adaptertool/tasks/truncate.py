@@ -17,6 +17,7 @@ from adaptertool.formats import BY_NAME, read_alone, writing
 from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.formats.format import Written
+from adaptertool.live import device_named
 from adaptertool.numerics.spectrum import MAX_VALUES
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
@@ -31,6 +32,7 @@ from adaptertool.spec.plan import Plan
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.algebra.truncate import LayerOutcome
+    from adaptertool.numerics.device import Device
     from adaptertool.output.adapter import AdapterJob
 
 _DORA = "DoRA: the magnitudes stay as they were trained, so V/‖V‖ changes and the norms of W' = m·V/‖V‖ do not"
@@ -55,6 +57,7 @@ def truncate(
     progress: Callable[[int], None] | None = None,
     before_publish: Callable[[], None] | None = None,
     clean: bool = False,
+    device: str = "cpu",
 ) -> TruncateReport:
     """Write to `out` the adapter with B·A of each layer replaced by its best approximation of a smaller rank.
 
@@ -74,6 +77,7 @@ def truncate(
     spectra:   the report tells the singular values of each layer as well
     dry_run:   compute the report, and write nothing
     clean:     as for `merge`
+    device:    "cpu", or one of torch, such as "cuda": large products and QR are then made there, in float64
 
     The scale of each layer stays. Layers that lose nothing keep their factors byte for byte, and so do saved tensors,
     biases and the magnitudes of DoRA: DoRA's W' = m·V/‖V‖ then has the norms that it was trained with, and only the
@@ -87,10 +91,11 @@ def truncate(
     )
     cut = cut_of(rank=rank, energy=energy, max_error=max_error)
     path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
+    computing = device_named(device)
     beside = None if base is None else as_path(base, "BASE")
     check_out(target, [path] if beside is None else [path, beside], force=options.force)
     layered, plan = _opened(path, beside, Reading(renames, leave_out, expert_layout))
-    output = _output(layered, plan, cut, balance=balance, spectra=spectra)
+    output = _output(layered, plan, cut, computing, balance=balance, spectra=spectra)
     done = write_adapter(output, target, options)
     said = [one for one in done.said if one is not None]
     summary = done.summary(output, target, options)
@@ -138,7 +143,7 @@ def _told(said: LayerOutcome) -> LayerTruncated:
 
 
 def _output(
-    layered: Layered, plan: Plan | None, cut: RankChoice, *, balance: bool, spectra: bool
+    layered: Layered, plan: Plan | None, cut: RankChoice, device: Device, *, balance: bool, spectra: bool
 ) -> AdapterJob[LayerOutcome | None]:
 
     path, own = layered.adapter.path, BY_NAME[layered.adapter.format]
@@ -148,10 +153,10 @@ def _output(
     if others:
         notes.append(f"left out (other copies of the weights, or not part of it): {others}")
     most = max(1, MAX_VALUES // len(layered.layers)) if spectra else 0
-    how = How(cut, balance, most, None if plan is None else steps_of(plan))
+    how = How(cut, balance, most, device, None if plan is None else steps_of(plan))
     return AdapterJob(
         command="truncate",
-        recipe={"cut": cut.as_typed(), "balance": balance, **left_out([layered.adapter])},
+        recipe={"cut": cut.as_typed(), "balance": balance, **left_out([layered.adapter]), **device.recipe},
         sources=[path],
         files=own.files,
         stamps={**layered.adapter.files, **{asset.source: asset.stamp for asset in assets}},

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptertool.numerics.lowrank import Svd, errors, kept, split, storing_error, svd_of_product
+from adaptertool.numerics.lowrank import Svd, errors, kept, qr, split, storing_error, svd_of_product
 from adaptertool.spec.choices import RankChoice
 
 SHAPES = [  # out, r, in
@@ -162,3 +162,30 @@ def test_what_rounding_hides_is_said() -> None:
     assert storing_error(svd, split(svd, 1, balanced=False), balanced=False) == 1
     zero = svd_of_product(np.concatenate([b, -b], axis=1), np.concatenate([a, a]))
     assert storing_error(zero, split(zero, 1, balanced=False), balanced=False) == 0
+
+
+@pytest.mark.parametrize("lost", [0, 2, 5, 7, 12, 20])
+@pytest.mark.parametrize("shape", [(300, 30), (1000, 64), (64, 64), (40, 10), (5, 8), (7, 1), (9, 0), (0, 0)])
+def test_orthogonal_factors_are_as_exact_as_those_of_reflections(shape: tuple[int, int], lost: float) -> None:
+    """Whatever the condition: 10^lost between the largest and the smallest direction."""
+    rng, (high, wide) = np.random.default_rng(0), shape
+    least = min(shape)
+    left, right = (np.linalg.qr(rng.standard_normal((size, least)))[0] for size in shape)
+    rows = left * np.logspace(0, -lost, least) @ right.T
+    q, r = qr(rows)
+    assert q.shape == (high, least) and r.shape == (least, wide)
+    np.testing.assert_allclose(q.T @ q, np.eye(least), atol=4e-15)
+    np.testing.assert_allclose(q @ r, rows, atol=4e-15)
+
+
+@pytest.mark.parametrize("power", [-1000, -500, 500, 1000])
+def test_orthogonal_factors_at_the_ends_of_the_range(power: int) -> None:
+    rows = np.random.default_rng(0).standard_normal((60, 4))
+    with np.errstate(over="ignore", invalid="ignore"):
+        q, r = qr(np.ldexp(rows, power))
+    np.testing.assert_allclose(q.T @ q, np.eye(4), atol=4e-15)
+    np.testing.assert_allclose(q @ np.ldexp(r, -power), rows, atol=4e-15)
+    for zeros in (rows * 0, rows * [1, 0, 1, 0], rows[:, [0, 1, 0, 1]]):
+        q, r = qr(zeros)
+        np.testing.assert_allclose(q.T @ q, np.eye(4), atol=4e-15)
+        np.testing.assert_allclose(q @ r, zeros, atol=4e-15)

@@ -15,3 +15,7 @@
 #include "blake3.h"
 
 #include "statistics.h"
+
+#include "difference.h"
+
+#include "there_back.h"
