@@ -9,3 +9,5 @@
 #include "convert.h"
 
 #include "product.h"
+
+#include "double_double.h"
