@@ -104,7 +104,7 @@ def compute(
         replaced = alpha == 1 and replaces(block.step)
         if exact and run.changed is run.size and base.spec.dtype == target:
             result[:] = stored
-        elif not codec.rounds or not exact or size.exact or not math.isfinite(size.error):
+        elif not exact or size.exact or (codec.rounds and not math.isfinite(size.error)):
             codec.encode(value, 0.0, 0.0, result)
         elif len(where := codec.encode(value, *size.margin(run.unit), result, quick=True)):
             before = doubles(stored[where], base.spec.dtype)

@@ -43,15 +43,15 @@ class DoubleDouble:
 
     @classmethod
     def near(cls, number: Fraction) -> DoubleDouble:
-        """A rational, of shape (1, 1), with what is left of it as the error; infinite beyond float64."""
+        """A rational, of shape (), with what is left of it as the error; infinite beyond float64."""
         try:
             high = float(number)
             low = float(number - Fraction(high))
         except OverflowError:
-            return cls(np.full((3, 1, 1), np.inf))
+            return cls(np.full(3, np.inf))
         rest = abs(number - Fraction(high) - Fraction(low))
         error = float(np.nextafter(float(rest), np.inf)) if rest else 0.0
-        return cls(np.array([high, low, error]).reshape(3, 1, 1))
+        return cls(np.array([high, low, error]))
 
     @property
     def high(self) -> Array:
@@ -174,22 +174,20 @@ def _each(
     parts = np.ascontiguousarray(parts)
     kept = into is not None and into.parts.flags.c_contiguous
     out = into.parts if kept and into is not None else np.empty((3, *shape))
-    rows, columns = (shape[0], parts[0].size // shape[0]) if shape and shape[0] else (1, parts[0].size)
-    other, down, across = right.parts, 0, 0
-    if right.shape == shape:
-        down, across = columns, 1
-    elif other[0].size == rows == right.shape[0]:
-        down = 1
-    elif other[0].size != 1:
-        other, down, across = np.broadcast_to(other, (3, *shape)), columns, 1
+    other, rows, columns, down, across = right.parts, 1, out[0].size, 0, 1
+    if right.parts[0].size == 1:
+        across = 0
+    elif right.shape != shape and right.shape[0] == right.parts[0].size == shape[0]:  # one for each row
+        rows, columns, down, across = shape[0], out[0].size // shape[0], 1, 0
+    elif right.shape != shape:
+        other = np.broadcast_to(other, (3, *shape))
     other = np.ascontiguousarray(other)
     call = FUNCTIONS.get(f"pairs_{name}")
     if call is not None:
         given = address(parts, np.float64, parts.size), address(other, np.float64, other.size), other[0].size
         call(*given, address(out, np.float64, out.size), rows, columns, down, across, sign)
     else:
-        wide = other.reshape(3, *((rows, -1) if down else (1, 1)))
-        signed = wide * np.array([sign, sign, 1.0]).reshape(3, 1, 1)
+        signed = other.reshape(3, rows, -1) * np.array([sign, sign, 1.0]).reshape(3, 1, 1)
         with np.errstate(all="ignore"):
             made = (sum_of if name == "sum" else product_of)(parts.reshape(3, rows, columns), signed)
         out[...] = made.reshape(out.shape)

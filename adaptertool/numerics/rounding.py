@@ -116,13 +116,18 @@ def _rounded(values: Array, dtype: str) -> Array:
         return np.where(np.isnan(single), 0x7FC0, narrow).astype(np.uint16)
 
 
+def to_nearest(value: Fraction) -> float:
+    """The float64 nearest to `value`, ties to even; infinite beyond the range."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
 def to_odd(value: Fraction) -> float:
     """The float64 next to `value` towards 0, with its last bit set if that is inexact: rounding it to a narrower
     dtype then is the rounding of `value` itself."""
-    try:
-        nearest = float(value)
-    except OverflowError:
-        return math.copysign(math.inf, value)
+    nearest = to_nearest(value)
     if math.isinf(nearest) or Fraction(nearest) == value:
         return nearest
     if abs(Fraction(nearest)) > abs(value):
