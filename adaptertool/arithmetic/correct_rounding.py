@@ -221,15 +221,11 @@ class OpenElements:
 
 
 def _middles(low: Array, high: Array, dtype: str) -> tuple[Residue, Array]:
-    """The middle of two neighbours, (n, 1, 1), and whether they are neighbours: −0 and +0 are, with the middle 0. Beyond
-    the largest number is one more, if float64 has it."""
-    ends, largest, step = (
-        [doubles(low, dtype), doubles(high, dtype)],
-        BY_DTYPE[dtype].largest,
-        BY_DTYPE[dtype].last_step,
-    )
-    if math.isfinite(largest + step):
-        ends = [np.clip(end, -largest - step, largest + step) for end in ends]
+    """The middle of two neighbours, (n, 1, 1), and whether they are neighbours: −0 and +0 are, with the middle 0.
+    Beyond the largest number is one more, if float64 has it."""
+    ends, beyond = (doubles(low, dtype), doubles(high, dtype)), BY_DTYPE[dtype].largest + BY_DTYPE[dtype].last_step
+    if math.isfinite(beyond):
+        ends = np.clip(ends, -beyond, beyond)
     known = np.isfinite(ends[0]) & np.isfinite(ends[1])
     below, above = (Residue.of(np.where(known, end, 0.0)[:, None, None]) for end in ends)
     return (below + above) * Fraction(1, 2), known & (_ordered(high, dtype) - _ordered(low, dtype) == 1)

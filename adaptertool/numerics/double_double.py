@@ -1,9 +1,9 @@
 """Arithmetic in double-double: a number is the sum of two float64, high + low, with a bound of its error.
 
-It has about 106 bits, and works on arrays: what float64 leaves open by the million is settled here, and little is left to
-rationals. The bound is found as the numbers are computed: sums and products of float64 are split into the rounded one
-and its error, exactly (T. Dekker, Numerische Mathematik 18 (1971); D. Knuth, TAOCP 2, 4.2.2), and what is dropped counts
-with its own size, or u = 2^-53 of what was rounded. So the bound asks for nothing, not even that low is small beside
+It has about 106 bits, and works on arrays: what float64 leaves open by the million is settled here, and little is left
+to rationals. The bound is found as the numbers are computed: sums and products of float64 are split into the rounded
+one and its error, exactly (numerics.error_free), and what is dropped counts with its own size, or u = 2^-53 of what was
+rounded. So the bound asks for nothing, not even that low is small beside
 high; and it is 0 where nothing was dropped, so that a middle of two stored values is known for one. Products so small
 that bits are lost below the subnormal numbers count 2^-1060. What overflows has a bound that is infinite or NaN.
 
@@ -16,12 +16,11 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from adaptertool.numerics.compiled import FUNCTIONS, address
 from adaptertool.numerics.error_free import WIDER, dot_of, ends_of, product_of, sum_of, total_of, two_sum
 
-Array = npt.NDArray[Any]
+Array = Any  # of float64
 
 
 class DoubleDouble:
@@ -150,8 +149,8 @@ class DoubleDouble:
         return DoubleDouble(out)
 
     def ends(self, *, odd: bool) -> tuple[Array, Array]:
-        """Both ends of the interval that holds each number, rounded to nearest; or to odd, so that rounding them to less
-        bits is the rounding of the ends themselves (numerics.rounding.to_odd)."""
+        """Both ends of the interval that holds each number, rounded to nearest; or to odd, so that rounding them to
+        less bits is the rounding of the ends themselves (numerics.rounding.to_odd)."""
         parts, call = np.ascontiguousarray(self.parts), FUNCTIONS.get("pairs_ends")
         if call is None:
             with np.errstate(all="ignore"):
@@ -200,8 +199,8 @@ def _each(
 
 
 def _dot(left: Array, right: Array, *, across: bool) -> Array:
-    """left @ right, (3, n, columns), for left (3, n, r) and right (r, columns); across: of each column with its own left,
-    (3, r, columns)."""
+    """left @ right, (3, n, columns), for left (3, n, r) and right (r, columns); across: of each column with its own
+    left, (3, r, columns)."""
     left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
     (rank, columns), rows = right.shape, 1 if across else left.shape[1]
     call = FUNCTIONS.get("pairs_dot")

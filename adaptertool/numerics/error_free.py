@@ -66,8 +66,8 @@ def _unsafe(x: Array, y: Array, p: Array) -> Array:
 
 
 def dot_of(left: Array, right: Array) -> Array:
-    """The sums over k of left[k]·right[k]: left (3, n, r, 1) or (3, 1, r, columns), right (r, columns); each product and
-    sum is split, and what is split off is summed in float64 (T. Ogita, S. Rump, S. Oishi, SIAM J. Sci. Comput. 26
+    """The sums over k of left[k]·right[k]: left (3, n, r, 1) or (3, 1, r, columns), right (r, columns); each product
+    and sum is split, and what is split off is summed in float64 (T. Ogita, S. Rump, S. Oishi, SIAM J. Sci. Comput. 26
     (2005), algorithm 5.3)."""
     _, rows, rank, _ = left.shape
     total, rest, sizes, given = np.zeros((4, rows, right.shape[1]))
