@@ -225,7 +225,7 @@ def _middles(low: Array, high: Array, dtype: str) -> tuple[Residue, Array]:
     Beyond the largest number is one more, if float64 has it."""
     ends, beyond = (doubles(low, dtype), doubles(high, dtype)), BY_DTYPE[dtype].largest + BY_DTYPE[dtype].last_step
     if math.isfinite(beyond):
-        ends = np.clip(ends, -beyond, beyond)
+        ends = ends[0].clip(-beyond, beyond), ends[1].clip(-beyond, beyond)
     known = np.isfinite(ends[0]) & np.isfinite(ends[1])
     below, above = (Residue.of(np.where(known, end, 0.0)[:, None, None]) for end in ends)
     return (below + above) * Fraction(1, 2), known & (_ordered(high, dtype) - _ordered(low, dtype) == 1)

@@ -66,7 +66,8 @@ class DoubleDouble:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.parts.shape[1:]
+        shape: tuple[int, ...] = self.parts.shape[1:]
+        return shape
 
     @property
     def T(self) -> DoubleDouble:  # as numpy has it

@@ -55,7 +55,8 @@ def product_of(x: Array, y: Array) -> Array:
     f, dropped = two_sum(r, g)
     own, other = abs(x[0]) + abs(x[1]), abs(y[0]) + abs(y[1])
     given = own * y[2] + other * x[2] + x[2] * y[2]
-    inexact = (x[2] + y[2] != 0) | ((x[1] != 0) & (y[1] != 0))
+    off = (x[2] + y[2] != 0) & (own + x[2] != 0) & (other + y[2] != 0)
+    inexact = off | ((x[1] != 0) & (y[1] != 0))
     lost = _unsafe(x[0], y[0], p) + _unsafe(x[0], y[1], m) + _unsafe(x[1], y[0], n) + np.where(inexact, _LOST, 0.0)
     error = (given + abs(dropped) + 8 * UNIT * sizes) * WIDER + lost
     return np.stack([*two_sum(high, f), error])

@@ -47,8 +47,9 @@ static inline dd_bounded dd_product_of(dd_bounded x, dd_bounded y)
     dd_pair f = dd_two_sum(r.low, g), z = dd_two_sum(r.high, f.high);
     double own = fabs(x.high) + fabs(x.low), other = fabs(y.high) + fabs(y.low);
     double given = own * y.error + other * x.error + x.error * y.error;
+    int off = (x.error + y.error != 0) & (own + x.error != 0) & (other + y.error != 0);
     double lost = dd_unsafe(x.high, y.high, p.high) + dd_unsafe(x.high, y.low, m.high) + dd_unsafe(x.low, y.high, n.high)
-        + ((x.error + y.error != 0) | ((x.low != 0) & (y.low != 0)) ? DD_LOST : 0);
+        + (off | ((x.low != 0) & (y.low != 0)) ? DD_LOST : 0);
     return (dd_bounded){z.high, z.low, (given + fabs(f.low) + 8 * DD_UNIT * sizes) * DD_WIDER + lost};
 }
 
