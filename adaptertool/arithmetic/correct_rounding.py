@@ -23,6 +23,7 @@ from adaptertool.arithmetic.exact_norms import ExactRows
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import doubles, rounded, rounded_exactly
 from adaptertool.errors import InternalError, UnsupportedError, argument, shown
+from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.error_bound import Bound, interpolated
 from adaptertool.numerics.interval import Interval, intervals
 from adaptertool.numerics.modular import Residue
@@ -137,23 +138,31 @@ class OpenElements:
 
     def _by_pairs(self, left: Array, where: Array, before: Array, values: Array, found: Array) -> tuple[Array, _Near]:
         """Decide what double-double can; returns what is left, and what is known of that."""
-        codec, still = BY_DTYPE[self.dtype], [(left[:0], found[:0], found[:0], np.empty(0), np.empty(0))]
+        still: list[tuple[Array, ...]] = [(left[:0], found[:0], found[:0], np.empty(0), np.empty(0))]
         rows = (self.first, self.last)
         for part, value in doubled(self.chain, rows, self.columns, where[left], before[left], self.alpha):
-            some, known = left[part], np.isfinite(value.high + value.low + value.error)
-            low, high = (rounded(end, self.dtype) for end in value.ends(odd=codec.rounds))
-            certain = known & (codec.words(low) == codec.words(high))
-            found[some[certain]] = low[certain]
-            zero = np.flatnonzero((value.high == 0) & (value.error == 0))
-            found[some[zero]] = rounded(self._zeros(before[some[zero]], values[some[zero]]), self.dtype)
-            certain[zero] = True
+            some = left[part]
+            low, high, certain = self._decide(some, value, before, values, found)
             if not certain.all():
                 # The ends lie further out by a rounding of `low`.
-                reach = np.where(known, value.error + abs(value.low) * 2.0**-50, np.inf)
+                reach = np.where(value.known, value.error + abs(value.low) * 2.0**-50, np.inf)
                 columns = some, low, high, reach, abs(value.high) + abs(value.low)
                 still.append(tuple(column[~certain] for column in columns))
         left, *near = (np.concatenate(column) for column in zip(*still, strict=True))
         return left, _Near(*near)
+
+    def _decide(
+        self, some: Array, value: DoubleDouble, before: Array, values: Array, found: Array
+    ) -> tuple[Array, ...]:
+        """Decide elements `some` (n,) whose interval rounds to one stored value, or is 0; returns both its ends as
+        stored, and whether they are decided."""
+        codec = BY_DTYPE[self.dtype]
+        low, high = (rounded(end, self.dtype) for end in value.ends(odd=codec.rounds))
+        certain = value.known & (codec.words(low) == codec.words(high))
+        found[some[certain]] = low[certain]
+        zero = some[certain & (value.high == 0) & (value.error == 0)]
+        found[zero] = rounded(self._zeros(before[zero], values[zero]), self.dtype)
+        return low, high, certain
 
     def _by_residues(self, left: Array, where: Array, before: Array, values: Array, found: Array, near: _Near) -> Array:
         """Decide what residues can; returns what is left."""
@@ -161,24 +170,17 @@ class OpenElements:
         for begin in range(0, len(left), count):
             part = slice(begin, begin + count)
             some, low, high, reach, size = left[part], *(column[part] for column in near)
-            start, at = (
-                Residue.of(before[some][:, None, None]),
-                (where[some] // self.columns, where[some] % self.columns),
-            )
+            at = where[some] // self.columns, where[some] % self.columns
+            start = Residue.of(before[some][:, None, None])
             after = self.chain.pick(RESIDUES, self.first, self.last, at, start)
             exact = interpolate(start, after, Fraction(self.alpha))
-            # The value itself, where it is small: above all exact zeros.
-            sign, certain = exact.signs(2 * reach)
-            zero = (sign == 0) & certain & (size <= reach)
-            found[some[zero]] = rounded(self._zeros(before[some[zero]], values[some[zero]]), self.dtype)
-            # The side of the middle, where there is one middle only.
+            # The side of the middle, where there is one middle only; and the value itself, where it is small.
             middle, single = _middles(low, high, self.dtype)
             side, certain = (exact - middle).signs(2 * reach)
-            decided = certain & single & ~zero
             even = BY_DTYPE[self.dtype].words(low) & 1 == 0
-            result = np.where((side < 0) | ((side == 0) & even), low, high)
-            found[some[decided]] = result[decided]
-            still.append(some[~(decided | zero)])
+            found[some] = np.where((side < 0) | ((side == 0) & even), low, high)
+            known = self._decide(some, exact.values(size + reach), before, values, found)[2]
+            still.append(some[~(certain & single | known)])
         return np.concatenate(still)
 
     def _by_rationals(self, row: int, column: int, before: float, value: float) -> float:

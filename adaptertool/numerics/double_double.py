@@ -65,6 +65,11 @@ class DoubleDouble:
         return self.parts[2]
 
     @property
+    def known(self) -> Array:
+        """Whether there is a number, and a bound of its error."""
+        return np.isfinite(self.parts.sum(0))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         shape: tuple[int, ...] = self.parts.shape[1:]
         return shape
