@@ -104,14 +104,10 @@ class Chain:
         norms: Mapping[int, Array],
         unit: float,
         *,
-        row: int | None = None,
         upto: int | None = None,
     ) -> Bound:
         """The size of rows first..last after the edits (the first `upto` of them), in arithmetic of that unit; `size`
-        where nothing changes.
-
-        row: of this output row of them alone (region.Region.row_of), for a `size` that is its own.
-        """
+        where nothing changes."""
         for number, edit in enumerate(self.step.edits[:upto]):
             chosen = choose(edit, first, last)
             if chosen is None:
@@ -123,12 +119,6 @@ class Chain:
                     factors[NORM] = Factor(norms[number], self._squares_of_columns(number, edit)[1])
                     length = 32 * self.rows  # summed in parts: as if each were a row (numerics.product.roundings)
             kind = kind_of(edit)
-            if row is not None:
-                place = chosen.row_of(row, transposed=self.transposed)
-                if place is None:
-                    continue
-                for role in {*kind.by_row, NORM} & set(factors) if not kind.elementwise else ():
-                    factors[role] = Factor(factors[role].array[place : place + 1], factors[role].size)
             after = kind.bound(size, factors, edit.scale, edit.weight, unit, length)
             if after is not size:  # what lies outside of its view stays as it was
                 size = size.either(after)

@@ -1,10 +1,10 @@
 """Settles the elements that floating point leaves open: those so near to the middle of two stored values that the
 error of the arithmetic counts.
 
-Stages, each for what the one before left: float64 with its error bound, and with that of single rows, where there are
-norms; double-double (numerics.double_double), with a bound for each element; where there are no norms exact residues
-modulo 2^64, which tell the side of a middle (numerics.modular); and rationals, one by one (numerics.interval). What is
-stored as float64 begins with the second. All but the last take many elements at once.
+Stages, each for what the one before left: float64 with its error bound; double-double, with a bound for each element
+(numerics.double_double); where there are no norms exact residues modulo 2^64, which tell the side of a middle
+(numerics.modular); and rationals, one by one (numerics.interval). All but the last take many elements at once. Of what
+is stored as float64 the first decides nothing.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from typing import NamedTuple
 import numpy as np
 
 from adaptertool.arithmetic.chain import UNIT, Chain
-from adaptertool.arithmetic.doubled import doubled, interpolate
+from adaptertool.arithmetic.elements import interpolate, values_of
 from adaptertool.arithmetic.exact_norms import ExactRows
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import doubles, rounded, rounded_exactly
 from adaptertool.errors import InternalError, UnsupportedError, argument, shown
 from adaptertool.numerics.double_double import DoubleDouble
-from adaptertool.numerics.error_bound import Bound, interpolated
+from adaptertool.numerics.error_bound import Bound
 from adaptertool.numerics.interval import Interval, intervals
 from adaptertool.numerics.modular import Residue
-from adaptertool.numerics.ops import FLOATS, INTERVALS, RESIDUES
+from adaptertool.numerics.ops import BLOCKS, DOUBLES, INTERVALS, RESIDUES
 from adaptertool.numerics.rounding import Array
 
 _AT_ONCE = 1 << 17  # factors of single elements
-_MANY = 4  # open elements of a row: then the error of that row alone is looked at
 _MOST_BITS = 1 << 14  # of a root; an element that is open at so many is a fault of ours
 
 
@@ -74,19 +73,19 @@ class OpenElements:
 
         before: what the base has there, float64 (n,); values: the results in float64 (n,), or None to compute them here
         """
-        found, rounds = np.empty(len(where), BY_DTYPE[self.dtype].held), BY_DTYPE[self.dtype].rounds
-        if values is None or rounds:
-            own = np.empty(len(where)) if values is None else values
-            left = self._by_floats(where, before, own, found, known=values is not None)
-            values = own
-        else:
-            found[:] = values
-            left = np.flatnonzero(np.isfinite(values))
+        codec, rows = BY_DTYPE[self.dtype], (self.first, self.last)
+        found = np.empty(len(where), codec.held)
+        if values is None:
+            values = np.empty(len(where))
+            for part, own in values_of(BLOCKS, self.chain, rows, where, before, self.alpha, self.norms):
+                values[part] = own
+        left = codec.encode(values, *self.size.margin(UNIT), found)
+        left = left[np.isfinite(values[left])]
         self.counts.exactly += len(left)
         if len(left):
             left, near = self._by_pairs(left, where, before, values, found)
-            if len(left) and RESIDUES.can(self.chain.requirements.operations):
-                left = self._by_residues(left, where, before, values, found, near)
+        if len(left) and RESIDUES.can(self.chain.requirements.operations):
+            left = self._by_residues(left, where, before, values, found, near)
         self.counts.one_by_one += len(left)
         for place in left.tolist():
             row, column = divmod(int(where[place]), self.columns)
@@ -94,55 +93,16 @@ class OpenElements:
             found[place] = rounded(np.array([value]), self.dtype)[0]
         return found
 
-    def _row(self, where: Array) -> Array:
-        """The output row of each: a row of the block, or a column of a tensor that is stored transposed."""
-        rows: Array = where % self.columns if self.chain.transposed else where // self.columns
-        return rows
-
-    def _by_floats(self, where: Array, before: Array, values: Array, found: Array, *, known: bool) -> Array:
-        """Decide those that are certain in float64; returns what is left. values: computed here where not known."""
-        count, still = max(64, _AT_ONCE // self.chain.requirements.width), [np.empty(0, np.int64)]
-        order = np.argsort(self._row(where), kind="stable") if self.norms else np.arange(len(where))
-        for begin in range(0, len(where), count):
-            part = order[begin : begin + count]
-            if not known:
-                start, at = before[part].reshape(-1, 1, 1), (where[part] // self.columns, where[part] % self.columns)
-                after = self.chain.pick(FLOATS, self.first, self.last, at, start, norms=self.norms)
-                values[part] = interpolate(start, after, self.alpha).reshape(-1)
-            certain = np.empty(len(part), found.dtype)
-            left = part[BY_DTYPE[self.dtype].encode(values[part], *self.size.margin(UNIT), certain)]
-            found[part] = certain
-            left = left[np.isfinite(values[left])]
-            still.append(self._by_row(left, self._row(where), before, values, found) if self.norms else left)
-        return np.sort(np.concatenate(still))
-
-    def _by_row(self, left: Array, row: Array, before: Array, values: Array, found: Array) -> Array:
-        """Decide those that are certain by the error of their own row; returns what is left. A row of tiny norm, by
-        which DoRA divides, has all rows of its block taken for as uncertain as itself."""
-        still = [left[:0]]
-        for number, count in zip(*np.unique(row[left], return_counts=True), strict=True):
-            some = left[row[left] == number]
-            if count > _MANY:
-                size = self._size_of_row(int(number), before[some])
-                certain = np.empty(len(some), BY_DTYPE[self.dtype].held)
-                open_still = BY_DTYPE[self.dtype].encode(values[some], *size.margin(UNIT), certain)
-                found[some] = certain
-                some = some[open_still]
-            still.append(some)
-        return np.concatenate(still)
-
-    def _size_of_row(self, row: int, before: Array) -> Bound:
-        base = Bound(float(abs(before).max()))
-        changed = self.chain.size(base, self.first, self.last, self.norms, UNIT, row=row)
-        return changed if self.alpha == 1 else interpolated(base, changed, self.alpha, UNIT)
-
     def _by_pairs(self, left: Array, where: Array, before: Array, values: Array, found: Array) -> tuple[Array, _Near]:
         """Decide what double-double can; returns what is left, and what is known of that."""
         still: list[tuple[Array, ...]] = [(left[:0], found[:0], found[:0], np.empty(0), np.empty(0))]
-        rows = (self.first, self.last)
-        for part, value in doubled(self.chain, rows, self.columns, where[left], before[left], self.alpha):
+        whole, rows = len(left) == len(where), (self.first, self.last)
+        at, base = (where, before) if whole else (where[left], before[left])
+        for part, value in values_of(DOUBLES, self.chain, rows, at, base, self.alpha):
             some = left[part]
-            low, high, certain = self._decide(some, value, before, values, found)
+            low, high, certain = self._ends(value)
+            found[part if whole else some] = low
+            self._sign_zeros(some[(value.high == 0) & certain], before, values, found)
             if not certain.all():
                 # The ends lie further out by a rounding of `low`.
                 reach = np.where(value.known, value.error + abs(value.low) * 2.0**-50, np.inf)
@@ -151,18 +111,17 @@ class OpenElements:
         left, *near = (np.concatenate(column) for column in zip(*still, strict=True))
         return left, _Near(*near)
 
-    def _decide(
-        self, some: Array, value: DoubleDouble, before: Array, values: Array, found: Array
-    ) -> tuple[Array, ...]:
-        """Decide elements `some` (n,) whose interval rounds to one stored value, or is 0; returns both its ends as
-        stored, and whether they are decided."""
+    def _ends(self, value: DoubleDouble) -> tuple[Array, Array, Array]:
+        """Both ends of the intervals as stored, and whether they are one."""
         codec = BY_DTYPE[self.dtype]
         low, high = (rounded(end, self.dtype) for end in value.ends(odd=codec.rounds))
-        certain = value.known & (codec.words(low) == codec.words(high))
-        found[some[certain]] = low[certain]
-        zero = some[certain & (value.high == 0) & (value.error == 0)]
-        found[zero] = rounded(self._zeros(before[zero], values[zero]), self.dtype)
-        return low, high, certain
+        same = (codec.words(low) == codec.words(high)) | ((value.high == 0) & (value.error == 0))  # −0 and +0 are
+        return low, high, value.known & same
+
+    def _sign_zeros(self, some: Array, before: Array, values: Array, found: Array) -> None:
+        """Elements that are exactly 0: where nothing was added to a zero it keeps its sign, a difference is +0."""
+        if len(some):
+            found[some] = rounded(self._zeros(before[some], values[some]), self.dtype)
 
     def _by_residues(self, left: Array, where: Array, before: Array, values: Array, found: Array, near: _Near) -> Array:
         """Decide what residues can; returns what is left."""
@@ -179,7 +138,10 @@ class OpenElements:
             side, certain = (exact - middle).signs(2 * reach)
             even = BY_DTYPE[self.dtype].words(low) & 1 == 0
             found[some] = np.where((side < 0) | ((side == 0) & even), low, high)
-            known = self._decide(some, exact.values(size + reach), before, values, found)[2]
+            value = exact.values(size + reach)
+            own, _, known = self._ends(value)
+            found[some[known]] = own[known]
+            self._sign_zeros(some[known & (value.high == 0)], before, values, found)
             still.append(some[~(certain & single | known)])
         return np.concatenate(still)
 

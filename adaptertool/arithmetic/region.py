@@ -38,16 +38,6 @@ class Region:
         where = np.flatnonzero(in_rows & in_columns)
         return where, (row[where], column[where])
 
-    def row_of(self, row: int, *, transposed: bool) -> int | None:
-        """Which row of its factors makes an output row: a row of the block, or a column of a tensor that is stored
-        transposed. None where it does not act on that."""
-        if isinstance(self.index, list) and not transposed:
-            return self.index.index(row) if row in self.index else None
-        cut = self.columns if transposed else self.index
-        assert isinstance(cut, slice)
-        place, within = _place(cut, row)
-        return place if within else None
-
 
 def _place(cut: slice, numbers: Any) -> tuple[Any, Any]:
     """Positions within a slice, and whether they are in it."""

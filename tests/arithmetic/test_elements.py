@@ -16,7 +16,7 @@ from oracle import fractions
 from rationals import EVERY, delta, dora_exactly, matrix, require, summed
 
 import adaptertool
-from adaptertool.arithmetic import doubled
+from adaptertool.arithmetic import elements
 
 every_output = pytest.mark.parametrize("output", EVERY)
 GPT2 = {"model_type": "gpt2", "tie_word_embeddings": False}
@@ -144,8 +144,8 @@ def test_parts_of_any_size_make_no_difference(
     adapter = write_adapter(tmp_path / "a", tensors, r=3, lora_alpha=3, use_dora=True)
     exact = dora_exactly(matrix(base), delta(factors["A"], factors["B"]), fractions(factors["m"]), Fraction(alpha))
     for size in (1, 40, 1 << 14):
-        monkeypatch.setattr(doubled, "_PART", size)
-        monkeypatch.setattr(doubled, "_GAP", size)
+        monkeypatch.setattr(elements, "_PART", size)
+        monkeypatch.setattr(elements, "_GAP", size)
         report = adaptertool.wise(checkpoint, adapter, tmp_path / f"{size}", alpha)
         found = load(tmp_path / f"{size}")[f"{name}.weight"]
         require(found.T if transposed else found, exact)
@@ -158,7 +158,7 @@ def test_wise_where_all_cancels(
     tmp_path: Path, output: torch.dtype, sparse: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T = −k·W and α = 1/3: 0, or a hair beside it; few by themselves, or all with their rows."""
-    monkeypatch.setattr(doubled, "_SPARSE", sparse)
+    monkeypatch.setattr(elements, "_SPARSE", sparse)
     torch.manual_seed(0)
     base = torch.randn(30, 40, dtype=torch.float64).to(output)
     tuned = (-base.double() * torch.randint(1, 5, base.shape)).to(output)
@@ -176,8 +176,8 @@ def test_runs_hold_every_element_once() -> None:
     for columns in (1, 7, 5000, 1 << 15):
         where = np.sort(rng.choice(20 * columns, size=min(20 * columns, 50), replace=False))
         seen = np.zeros(len(where), int)
-        for part, begin, end in doubled._runs(where // columns, columns):
-            assert begin < end and (end - begin == 1 or (end - begin) * columns <= doubled._PART)
+        for part, begin, end in elements._runs(where // columns, columns):
+            assert begin < end and (end - begin == 1 or (end - begin) * columns <= elements._PART)
             assert ((where[part] // columns >= begin) & (where[part] // columns < end)).all()
             seen[part] += 1
         assert (seen == 1).all()
