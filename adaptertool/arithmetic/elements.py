@@ -14,7 +14,7 @@ from adaptertool.codecs.tensors import read_rows
 from adaptertool.numerics.ops import BLOCKS, FLOATS, Ops
 from adaptertool.numerics.rounding import Array
 
-_PART = 1 << 14  # elements whose numbers stay in the cache
+_PART = 1 << 15  # elements whose numbers stay in the cache
 _FACTORS = 1 << 17  # that belong to single elements
 _SPARSE = 2.0  # factors of single elements for each element of the block: where there are less, that takes less time
 _GAP = 1 << 12  # elements that take less time than to begin anew

@@ -29,7 +29,7 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
         for stored in ("BF16", "F16", "F32"):
             found[f"widen_{stored}_{wide}"] = ctypes.c_uint32, [_POINTER, _POINTER, _COUNT]
         for name in ("round_f4_BF16", "round_f4_F16", "round_f8_BF16", "round_f8_F16", "round_f8_F32",
-                     "twice_f8_BF16", "twice_f8_F16"):  # fmt: skip
+                     "round_f8_F64", "twice_f8_BF16", "twice_f8_F16"):  # fmt: skip
             if f"_{wide}_" in name:
                 found[name] = _COUNT, [_POINTER, real, real, _POINTER, _COUNT, _POINTER]
         found[f"add_product_{wide}"] = None, [*[_POINTER] * 3, *[_COUNT] * 4]

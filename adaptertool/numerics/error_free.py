@@ -72,7 +72,7 @@ def dot_of(left: Array, right: Array) -> Array:
     (2005), algorithm 5.3)."""
     _, rows, rank, _ = left.shape
     total, rest, sizes, given = np.zeros((4, rows, right.shape[1]))
-    plain = (left[1:] == 0).all(0) if left.shape[3] == 1 else np.zeros((rows, rank, 1), bool)
+    plain = (left[1:] == 0).all((0, 2)) if left.shape[3] == 1 else np.zeros((rows, 1), bool)
     for k in range(rank):
         (high, low, error), a = left[:, :, k], right[k]
         (p, p2), second = two_product(high, a), low * a
@@ -82,7 +82,7 @@ def dot_of(left: Array, right: Array) -> Array:
         rest = rest + t
         # Where it is plain, in the order of the kernel: the bound, too, has the same bits.
         few, many = abs(t) + abs(rest), (abs(second) + abs(beside)) + (abs(t) + abs(rest))
-        sizes += np.where(plain[:, k], few, many)
+        sizes += np.where(plain, few, many)
         given += error * abs(a)
     least = [abs(x[x != 0]).min(initial=np.inf) for x in (left[:2], right)]
     exact = not left[2].any()

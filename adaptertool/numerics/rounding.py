@@ -62,6 +62,8 @@ def widen(stored: Array, dtype: str, out: Array) -> float:
 def _largest(stored: Array, dtype: str) -> float:
     if not stored.size:
         return 0.0
+    if dtype == "F64":
+        return float(np.maximum(stored.max(), -stored.min()))
     sizes = stored.view(WORD[dtype]) & WORD[dtype](np.iinfo(WORD[dtype]).max >> 1)
     return float(_numbers(np.atleast_1d(sizes.max()).view(STORED[dtype]), dtype)[0])
 

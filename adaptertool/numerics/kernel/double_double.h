@@ -85,7 +85,7 @@ static inline dd_bounded dd_product_of(dd_bounded x, dd_bounded y)
 DD_EACH(pairs_sum, dd_sum_of)
 DD_EACH(pairs_product, dd_product_of)
 
-enum { DD_STRIP = 256 }; /* columns whose sums stay in the cache */
+enum { DD_DEPTH = 4, DD_STRIP = 256 }; /* columns whose sums stay in the cache */
 
 /* One term x·a more of each of `count` sums, for x = high + low ± error. `across`: x is another for each. */
 static inline void dd_add_terms(const double *high, const double *low, const double *error, size_t across,
@@ -103,16 +103,22 @@ static inline void dd_add_terms(const double *high, const double *low, const dou
     }
 }
 
-/* The same where x = high alone. */
-static inline void dd_add_plain_terms(double high, const double *restrict a, size_t count, double *restrict sum,
-                                   double *restrict rest, double *restrict sizes)
+/* The same where x = high alone, for `depth` terms: rows of a are `apart`. */
+static inline void dd_add_plain_terms(const double *restrict high, size_t depth, const double *restrict a, size_t apart,
+                                      size_t count, double *restrict sum, double *restrict rest, double *restrict sizes)
 {
     for (size_t j = 0; j < count; j++) {
-        dd_pair p = dd_two_product(high, a[j]), s = dd_two_sum(sum[j], p.high);
-        double t = p.low + s.low, total = rest[j] + t;
-        sum[j] = s.high;
+        double own = sum[j], total = rest[j], size = sizes[j];
+        for (size_t k = 0; k < depth; k++) {
+            dd_pair p = dd_two_product(high[k], a[k * apart + j]), s = dd_two_sum(own, p.high);
+            double t = p.low + s.low;
+            own = s.high;
+            total += t;
+            size += fabs(t) + fabs(total);
+        }
+        sum[j] = own;
         rest[j] = total;
-        sizes[j] += fabs(t) + fabs(total);
+        sizes[j] = size;
     }
 }
 
@@ -139,14 +145,19 @@ void LEVELLED(pairs_dot)(const double *left, const double *right, double *out, s
         for (size_t i = 0; i < rows; i++) {
             double sum[DD_STRIP] = {0}, rest[DD_STRIP] = {0}, sizes[DD_STRIP] = {0}, given[DD_STRIP] = {0};
             size_t count = columns - start < DD_STRIP ? columns - start : DD_STRIP;
+            const double *low = left + apart + i * rank;
+            int plain = !across && dd_least_of(low, rank, dd_least_of(low + apart, rank, INFINITY)) == INFINITY;
             for (size_t k = 0; k < rank; k++) {
                 const double *a = right + k * columns + start, *x = left + (across ? k * columns + start : i * rank + k);
                 if (across)
                     dd_add_terms(x, x + apart, x + 2 * apart, 1, a, count, sum, rest, sizes, given);
-                else if (x[apart] == 0 && x[2 * apart] == 0)
-                    dd_add_plain_terms(x[0], a, count, sum, rest, sizes);
-                else
+                else if (!plain)
                     dd_add_terms(x, x + apart, x + 2 * apart, 0, a, count, sum, rest, sizes, given);
+                else if (k + DD_DEPTH <= rank) {
+                    dd_add_plain_terms(x, DD_DEPTH, a, columns, count, sum, rest, sizes);
+                    k += DD_DEPTH - 1;
+                } else
+                    dd_add_plain_terms(x, 1, a, columns, count, sum, rest, sizes);
             }
             double *o = out + i * columns + start;
             for (size_t j = 0; j < count; j++) {
@@ -212,4 +223,19 @@ void LEVELLED(pairs_ends)(const double *restrict x, size_t count, double *restri
         below[i] = dd_end(x[i], down.high - less, (int64_t)odd);
         above[i] = dd_end(x[i], up.high + more, (int64_t)odd);
     }
+}
+
+/* As the functions of this name in convert.h. */
+size_t LEVELLED(round_f8_F64)(const double *restrict in, double error, double relative, double *restrict out,
+                              size_t count, int32_t *restrict open)
+{
+    size_t found = 0;
+    for (size_t i = 0; i < count; i++) {
+        double size = fabs(in[i]) < DBL_MAX ? fabs(in[i]) : DBL_MAX, reach = error + relative * size;
+        double low = in[i] - reach, high = in[i] + reach;
+        out[i] = low;
+        open[found] = (int32_t)i;
+        found += memcmp(&low, &high, 8) != 0;
+    }
+    return found;
 }
