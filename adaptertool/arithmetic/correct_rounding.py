@@ -81,9 +81,10 @@ class OpenElements:
                 values[part] = own
         left = codec.encode(values, *self.size.margin(UNIT), found)
         left = left[np.isfinite(values[left])]
-        self.counts.exactly += len(left)
+        self.counts.exactly += len(left) if codec.rounds else 0
         if len(left):
             left, near = self._by_pairs(left, where, before, values, found)
+        self.counts.exactly += 0 if codec.rounds else len(left)  # float64 itself leaves all of float64 open
         if len(left) and RESIDUES.can(self.chain.requirements.operations):
             left = self._by_residues(left, where, before, values, found, near)
         self.counts.one_by_one += len(left)

