@@ -107,13 +107,14 @@ def compute(
         elif not exact or size.exact or (codec.rounds and not math.isfinite(size.error)):
             codec.encode(value, 0.0, 0.0, result)
         elif len(where := codec.encode(value, *size.margin(run.unit), result, quick=True)):
-            before = doubles(stored[where], base.spec.dtype)
+            some_or_all = slice(None) if len(where) == block.numel else where
+            before = doubles(stored[some_or_all], base.spec.dtype)
             rows = (block.first, block.last, block.columns)
             if run.unit != UNIT:
                 changed = chain.size(run.size, block.first, block.last, run.norms, UNIT)
                 size = changed if alpha == 1 else interpolated(run.size, changed, alpha, UNIT)
             some = OpenElements(chain, ExactRows(chain), *rows, run.norms, size, alpha, replaced, target, settled)
-            result[where] = some.settle(where, before, value[where] if run.unit == UNIT else None)
+            result[some_or_all] = some.settle(where, before, value[some_or_all] if run.unit == UNIT else None)
         if not replaced and (not exact or size.exact):
             _sign_zeros(block, stored, value, result)
         within = size.largest + size.absolute < codec.largest / 2

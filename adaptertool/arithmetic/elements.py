@@ -42,18 +42,22 @@ def values_of(
     """
     first, last = rows
     weight, columns = Fraction(alpha) if ops.exact else alpha, chain.columns
-    few = len(where) * chain.requirements.width < _SPARSE * (last - first) * columns
+    whole = len(where) == (last - first) * columns
+    few = not whole and len(where) * chain.requirements.width < _SPARSE * (last - first) * columns
     if few and (chain.requirements.rational or norms is not None):
-        count, single = max(64, _FACTORS // chain.requirements.width), FLOATS if ops is BLOCKS else ops
+        count, single = max(64, min(_PART, _FACTORS // chain.requirements.width)), FLOATS if ops is BLOCKS else ops
         for start in range(0, len(where), count):
             part = slice(start, start + count)
             at, base = (where[part] // columns, where[part] % columns), ops.array(before[part].reshape(-1, 1, 1))
             after = chain.pick(single, first, last, at, base, norms=norms)
             yield part, interpolate(base, after, weight).reshape(-1)
         return
-    whole = len(where) == (last - first) * columns
     for part, begin, end in _windows(len(where), columns) if whole else _runs(where // columns, columns):
-        base = ops.array(read_rows(chain.inputs, chain.step.base, first + begin, first + end, columns))
+        if whole:
+            stored = before[part].reshape(-1, columns)
+        else:
+            stored = read_rows(chain.inputs, chain.step.base, first + begin, first + end, columns)
+        base = ops.array(stored)
         made = base.copy()
         chain.apply(made, first + begin, base, ops=ops)
         base, made = base.reshape(-1), made.reshape(-1)

@@ -67,7 +67,7 @@ class DoubleDouble:
     @property
     def known(self) -> Array:
         """Whether there is a number, and a bound of its error."""
-        return np.isfinite(self.parts.sum(0))
+        return np.isfinite(self.high + self.low) & np.isfinite(self.error)
 
     @property
     def shape(self) -> tuple[int, ...]:
