@@ -21,7 +21,7 @@ from adaptertool.arithmetic.survival import tally_of
 from adaptertool.arithmetic.tiling import block_rows, matrix
 from adaptertool.arithmetic.verbatim import replaces
 from adaptertool.arithmetic.workspace import Workspace
-from adaptertool.codecs import BY_DTYPE
+from adaptertool.codecs import BY_DTYPE, Codec
 from adaptertool.codecs.numbers import doubles, largest_stored, rounded
 from adaptertool.codecs.tensors import as_bytes, byte_of, read_stored, read_tensor
 from adaptertool.errors import NonFiniteError, shown
@@ -104,7 +104,7 @@ def compute(
         replaced = alpha == 1 and replaces(block.step)
         if exact and run.changed is run.size and base.spec.dtype == target:
             result[:] = stored
-        elif not exact or size.exact or (codec.rounds and not math.isfinite(size.error)):
+        elif not exact or size.exact or not (math.isfinite(size.error) or _all_known(value, codec)):
             codec.encode(value, 0.0, 0.0, result)
         elif len(where := codec.encode(value, *size.margin(run.unit), result, quick=True)):
             some_or_all = slice(None) if len(where) == block.numel else where
@@ -175,6 +175,11 @@ def _evaluate(
     unit = float(np.finfo(arithmetic).eps) / 2
     changed = block.chain.size(size, block.first, block.last, norms, unit) if exact else size
     return _Run(before, after, delta, mix, size, changed, norms, unit)
+
+
+def _all_known(value: Array, codec: Codec) -> bool:
+    """Whether all elements can be settled though nothing is known of the error of float64: where it decides nothing."""
+    return not codec.rounds and bool(np.isfinite(value).all())
 
 
 def _arithmetic(block: Block, alphas: Sequence[float], *, exact: bool) -> Any:

@@ -4,6 +4,7 @@ by one that double-double, or residues, can tell."""
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rationals import EVERY, delta, dora_exactly, matrix, require, summed
 
 import adaptertool
 from adaptertool.arithmetic import elements
+from adaptertool.errors import NonFiniteError
 
 every_output = pytest.mark.parametrize("output", EVERY)
 GPT2 = {"model_type": "gpt2", "tie_word_embeddings": False}
@@ -169,6 +171,32 @@ def test_wise_where_all_cancels(
         exact = [[w + Fraction(alpha) * (t - w) for w, t in zip(*rows, strict=True)] for rows in pairs]
         require(load(tmp_path / f"{alpha}")["x"], exact, base)
         assert report.settled_one_by_one == 0
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("dora", [False, True])
+def test_what_is_no_number_in_float64_storage_is_an_error(tmp_path: Path, number: float, dora: bool) -> None:
+    base, factors = sample((6, 8), torch.float64, seed=1)
+    base[2, 3] = number
+    if not dora:
+        del factors["m"]
+    with pytest.raises(NonFiniteError, match=r"element \(2, 3\) holds|element \(2, 0\)"):
+        merge(tmp_path, base, factors)
+    base[2], factors["B"][2] = 0, 0
+    if dora:
+        with pytest.raises(NonFiniteError, match="norm 0"):
+            merge(tmp_path / "zero", base, factors)
+
+
+@pytest.mark.parametrize("small", [1e-200, 1e-150])
+def test_float64_is_exact_where_the_bound_of_floats_says_nothing(tmp_path: Path, small: float) -> None:
+    """Factors and products below all that float64 computes without loss."""
+    base, factors = sample((6, 8), torch.float64, seed=1)
+    a, b = factors["A"].double() * small, factors["B"].double() * small
+    b[:3] /= small
+    base[3:] *= small
+    found, _ = merge(tmp_path, base, {"A": a, "B": b})
+    require(found, summed(base, delta(a, b)))
 
 
 def test_runs_hold_every_element_once() -> None:

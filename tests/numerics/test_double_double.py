@@ -83,6 +83,23 @@ def test_every_operation_is_within_its_error(powers: int, at_level: Any) -> None
             assert known.all() or powers == 300  # where splitting by multiplication overflows, and fma does not
 
 
+def test_parts_are_changed_in_place(at_level: Any) -> None:
+    """As rows and columns of a view are, and what is stored transposed."""
+    rng = np.random.default_rng(5)
+    x, y = pairs(rng, (6, 8), 3), pairs(rng, (3, 4), 3)
+    for level in LEVELS:
+        at_level(level)
+        own = x.copy()
+        part = own[1:4, ::2].T
+        part += y.T
+        part *= THIRD
+        expected = exactly(x)
+        expected[1:4, ::2] = (expected[1:4, ::2] + exactly(y)) / 3
+        require(own, expected)
+        own[0:3, 4:] = y
+        assert np.array_equal(own.parts[:, :3, 4:], y.parts)
+
+
 def test_quotients_and_roots(at_level: Any) -> None:
     rng = np.random.default_rng(2)
     for level in LEVELS:
