@@ -14,7 +14,7 @@ import torch
 
 Shapes = dict[str, list[int]]
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,15 @@ def save_base(
 
 
 def save_adapter(
-    folder: Path, shapes: Shapes, rank: int, dtype: str = "F32", numbers: torch.Tensor | None = None
+    folder: Path,
+    shapes: Shapes,
+    rank: int,
+    dtype: str = "F32",
+    numbers: torch.Tensor | None = None,
+    *,
+    dora: bool = False,
 ) -> int:
-    """A LoRA on all linear layers as PEFT saves it; how many modules it has."""
+    """A LoRA, or DoRA, on all linear layers as PEFT saves it; how many modules it has."""
     folder.mkdir(parents=True)
     modules = [name.removesuffix(".weight") for name in shapes if name.endswith("_proj.weight")]
     factors = {}
@@ -146,8 +152,9 @@ def save_adapter(
         rows, columns = shapes[f"{module}.weight"]
         factors[f"base_model.model.{module}.lora_A.weight"] = [rank, columns]
         factors[f"base_model.model.{module}.lora_B.weight"] = [rows, rank]
+        factors |= {f"base_model.model.{module}.lora_magnitude_vector": [rows]} if dora else {}
     write(folder / "adapter_model.safetensors", factors, dtype, numbers)
     targets = sorted({module.rpartition(".")[2] for module in modules})
-    fields = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
+    fields = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets, "use_dora": dora}
     (folder / "adapter_config.json").write_text(json.dumps(fields, indent=2))
     return len(modules)

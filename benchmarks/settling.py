@@ -1,4 +1,5 @@
-"""What exactness costs where results lie on the middle of two stored values most often: narrow factors, and wise.
+"""What exactness costs where results lie on the middle of two stored values most often (narrow factors, and wise),
+where norms are of what was made before, and where float64 has no bits more than what is stored.
 
     python benchmarks/settling.py [RUNS]
 
@@ -28,6 +29,10 @@ def kinds() -> dict[str, list[object]]:
     for factors, weights in FACTORS_ON_WEIGHTS:
         name = f"merge, {NAMES[factors]} factors on {NAMES[weights]} weights"
         found[name] = ["merge", FOLDER / f"base_{weights}", FOLDER / f"lora_{factors}"]
+    dora = [FOLDER / f"dora_{number}" for number in (1, 2)]
+    found["merge, DoRA on fp32 weights"] = ["merge", FOLDER / "base_F32", dora[0]]
+    found["merge, two DoRA on fp32 weights"] = ["merge", FOLDER / "base_F32", *dora]
+    found["merge, fp32 factors on fp64 weights"] = ["merge", FOLDER / "base_F64", FOLDER / "lora_F32"]
     for alpha in ("0.1", "0.5"):
         name = f"wise between two bf16 checkpoints at {alpha}"
         found[name] = ["wise", FOLDER / "base_BF16", FOLDER / "tuned", "--alpha", alpha]
@@ -36,10 +41,13 @@ def kinds() -> dict[str, list[object]]:
 
 def make() -> None:
     shapes = MODEL.shapes
-    for dtype in ("BF16", "F32"):
+    for dtype in ("BF16", "F32", "F64"):
         save_base(FOLDER / f"base_{dtype}", [shapes], MODEL.config, dtype, normal(dtype, 0.02))
     for dtype in ("BF16", "F16", "F32"):
         save_adapter(FOLDER / f"lora_{dtype}", shapes, 16, dtype, normal(dtype, 0.0125))
+    for number in (1, 2):
+        factors = normal("F32", 0.0125, seed=number)
+        save_adapter(FOLDER / f"dora_{number}", shapes, 16, "F32", factors, dora=True)
     tuned = normal("F32", 0.02) + normal("F32", 0.001, seed=1)
     save_base(FOLDER / "tuned", [shapes], MODEL.config, "BF16", tuned.bfloat16())
 
@@ -52,7 +60,7 @@ def settled(command: list[object]) -> int:
 
 
 def main(runs: int) -> None:
-    if why := short_of(20 * MODEL.parameters):
+    if why := short_of(50 * MODEL.parameters):
         print(f"settling: {why}", file=sys.stderr)
         return
     lines = [

@@ -14,6 +14,7 @@ _FORMATS = {
     torch.bfloat16: (7, -126, Fraction(torch.finfo(torch.bfloat16).max)),
     torch.float16: (10, -14, Fraction(65504)),
     torch.float32: (23, -126, Fraction(torch.finfo(torch.float32).max)),
+    torch.float64: (52, -1022, Fraction(torch.finfo(torch.float64).max)),
 }
 
 

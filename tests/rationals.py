@@ -16,6 +16,7 @@ import adaptertool
 
 NARROW = [torch.bfloat16, torch.float16]
 OUTPUTS = [*NARROW, torch.float32]
+EVERY = [*OUTPUTS, torch.float64]
 Matrix = list[list[Fraction]]
 
 

@@ -23,7 +23,7 @@ from adaptertool.arithmetic.survival import tally_of
 from adaptertool.arithmetic.tiling import block_rows, matrix
 from adaptertool.arithmetic.verbatim import replaces
 from adaptertool.arithmetic.workspace import Workspace
-from adaptertool.codecs import BY_DTYPE
+from adaptertool.codecs import BY_DTYPE, Codec
 from adaptertool.codecs.numbers import doubles, largest_stored, rounded, same_bits
 from adaptertool.codecs.tensors import as_bytes, byte_of, read_stored
 from adaptertool.errors import NonFiniteError, shown
@@ -112,12 +112,13 @@ def compute(
         replaced = alpha == 1 and replaces(block.step)
         if exact and run.changed is run.size and base.spec.dtype == target:
             result[:] = stored
-        elif not codec.rounds or not exact or size.exact or not math.isfinite(size.error):
+        elif not exact or size.exact or not (math.isfinite(size.error) or _all_known(value, codec)):
             codec.encode(value, 0.0, 0.0, result)
         elif len(where := codec.encode(value, *size.margin(run.unit), result, quick=True)):
-            before = doubles(stored[where], base.spec.dtype)
+            some_or_all = slice(None) if len(where) == block.numel else where
+            before = doubles(stored[some_or_all], base.spec.dtype)
             some = _open_elements(block, run.size, run.norms, alpha, settled, replaced=replaced)
-            result[where] = some.settle(where, before, value[where] if run.unit == UNIT else None)
+            result[some_or_all] = some.settle(where, before, value[some_or_all] if run.unit == UNIT else None)
         if not replaced and (not exact or size.exact):
             _sign_zeros(block, stored, value, result)
         within = size.largest + size.absolute < codec.largest / 2
@@ -209,7 +210,8 @@ def _evaluate(
     size = Bound(BY_DTYPE[block.step.base.spec.dtype].decode(stored, after))
     if mixing or block.chain.requirements.before:
         before[:] = after
-    if exact and arithmetic == np.float64 and block.chain.requirements.few_bits and any(map(has_few_bits, alphas)):
+    few_bits = block.chain.requirements.few_bits and BY_DTYPE[block.step.base.spec.dtype].rounds
+    if exact and arithmetic == np.float64 and few_bits and any(map(has_few_bits, alphas)):
         sample = Bound(size.largest, grain=grain_of(after[:_SAMPLE]))
         if block.chain.size(sample, block.first, block.last, {}, UNIT).exact:  # not without hope
             size = Bound(size.largest, grain=grain_of(after))
@@ -219,6 +221,11 @@ def _evaluate(
     unit = float(np.finfo(arithmetic).eps) / 2
     changed = block.chain.size(size, block.first, block.last, norms, unit) if exact else size
     return _Run(before, after, delta, mix, size, changed, norms, unit)
+
+
+def _all_known(value: Array, codec: Codec) -> bool:
+    """Whether all elements can be settled though nothing is known of the error of float64: where it decides nothing."""
+    return not codec.rounds and bool(np.isfinite(value).all())
 
 
 def _arithmetic(block: Block, alphas: Sequence[float], *, exact: bool) -> Any:

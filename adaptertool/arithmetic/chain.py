@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptertool.arithmetic.region import Places, choose, picked, taken
+from adaptertool.arithmetic.region import Places, choose, picked, taken, whole
 from adaptertool.arithmetic.requirements import requirements_of
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.codecs.tensors import read_rows
@@ -23,6 +23,7 @@ from adaptertool.spec.tensors import Ref
 
 UNIT = 2.0**-53  # of float64
 _PASS_ELEMENTS = 1 << 19  # elements of a tensor that a pass over all of it reads at once
+_PART_ELEMENTS = 1 << 14  # the same in exact arithmetic, which takes more memory for each
 _RECENT = 32  # cut factors that are kept, of all threads
 
 
@@ -49,19 +50,21 @@ class Chain:
         self.requirements = requirements_of(step.edits)
         self.transposed = any(edit.transposed for edit in step.edits)
         self._whole: dict[tuple[int, str], Factor] = {}
-        self._squares: dict[int, tuple[Array, Bound]] = {}
+        self._squares: dict[tuple[int, str], tuple[Any, Bound]] = {}
         self._recent: dict[tuple[int, int], tuple[slice | list[int], dict[str, Factor]]] = {}
         self._lock = threading.RLock()
 
     def apply(
         self,
-        rows: Array,
+        rows: Any,
         first: int,
-        before: Array,
+        before: Any,
         upto: int | None = None,
-        known: Mapping[int, Array] | None = None,
-    ) -> Mapping[int, Array]:
-        """Make the edits (the first `upto` of them) to rows (n, columns) from `first` on, float64 or float32, in place.
+        known: Mapping[int, Any] | None = None,
+        ops: Ops = BLOCKS,
+    ) -> Mapping[int, Any]:
+        """Make the edits (the first `upto` of them) to rows (n, columns) from `first` on, in place: float64, float32,
+        or of the number system of `ops`.
 
         before: the rows as the base has them, for the edits that take their norms from them.
         known: the norms, where they are not to be those of these rows.
@@ -70,22 +73,25 @@ class Chain:
         self.forget(first)
         norms = dict(known or {})
         for number, edit in enumerate(self.step.edits[:upto]):
-            chosen = choose(edit, first, first + len(rows))
+            chosen = choose(edit, first, first + rows.shape[0])
             if chosen is None:
                 continue
             kind, some = kind_of(edit), rows[chosen.index, chosen.columns]
-            factors = self.factors(number, edit, chosen.places)
+            factors = whole(ops, self._known(number, edit, chosen.places))
+            scale, weight = _numbers(ops, edit)
             if number in norms:
                 factors[NORM] = norms[number]
             elif kind.norms is not None:
+                assert ops.root is not None
                 old = before[chosen.index, chosen.columns] if edit.on_base else some
                 if edit.transposed:
-                    squares, _ = self._squares_of_columns(number, edit)
+                    squares, _ = self._squares_of_columns(number, edit, ops)
                 else:
-                    squares = kind.norms.squares(BLOCKS, old, factors, edit.scale)
-                factors[NORM] = norms[number] = np.sqrt(squares)
-            factors = {role: factor.astype(rows.dtype, copy=False) for role, factor in factors.items()}
-            kind.apply(BLOCKS, some.T if edit.transposed else some, factors, edit.scale, edit.weight)
+                    squares = kind.norms.squares(ops, old, factors, scale)
+                factors[NORM] = norms[number] = ops.root(squares)
+            if ops is BLOCKS:
+                factors = {role: factor.astype(rows.dtype, copy=False) for role, factor in factors.items()}
+            kind.apply(ops, some.T if edit.transposed else some, factors, scale, weight)
             if isinstance(chosen.index, list):  # else `some` shares its memory with `rows`
                 rows[chosen.index] = some
         return norms
@@ -98,14 +104,10 @@ class Chain:
         norms: Mapping[int, Array],
         unit: float,
         *,
-        row: int | None = None,
         upto: int | None = None,
     ) -> Bound:
         """The size of rows first..last after the edits (the first `upto` of them), in arithmetic of that unit; `size`
-        where nothing changes.
-
-        row: of this output row of them alone (region.Region.row_of), for a `size` that is its own.
-        """
+        where nothing changes."""
         for number, edit in enumerate(self.step.edits[:upto]):
             chosen = choose(edit, first, last)
             if chosen is None:
@@ -117,12 +119,6 @@ class Chain:
                     factors[NORM] = Factor(norms[number], self._squares_of_columns(number, edit)[1])
                     length = 32 * self.rows  # summed in parts: as if each were a row (numerics.product.roundings)
             kind = kind_of(edit)
-            if row is not None:
-                place = chosen.row_of(row, transposed=self.transposed)
-                if place is None:
-                    continue
-                for role in {*kind.by_row, NORM} & set(factors) if not kind.elementwise else ():
-                    factors[role] = Factor(factors[role].array[place : place + 1], factors[role].size)
             after = kind.bound(size, factors, edit.scale, edit.weight, unit, length)
             if after is not size:  # what lies outside of its view stays as it was
                 size = size.either(after)
@@ -157,8 +153,7 @@ class Chain:
                 norm = norms[number]
                 factors[NORM] = norm if norm.ndim == 3 else picked(kind, NORM, norm, edit, places)
             some = rows if len(where) == len(at[0]) else rows[where]
-            scale, weight = map(Fraction, (edit.scale, edit.weight)) if ops.exact else (edit.scale, edit.weight)
-            kind.apply(ops, some, factors, scale, weight)
+            kind.apply(ops, some, factors, *_numbers(ops, edit))
             if some is not rows:
                 rows[where] = some
         return rows
@@ -214,33 +209,40 @@ class Chain:
                 if view is not None and max(view.rows[0], view.rows[-1]) < first and isinstance(view.rows, range):
                     del self._whole[number, role]
 
-    def _squares_of_columns(self, number: int, edit: Edit) -> tuple[Array, Bound]:
-        """‖V‖² of every stored column of a tensor that is stored transposed, and the size of V: one pass over all of
-        its rows, for an error in one block is an error of the norms in all.
+    def _squares_of_columns(self, number: int, edit: Edit, ops: Ops = BLOCKS) -> tuple[Any, Bound]:
+        """‖V‖² of every stored column of a tensor that is stored transposed, and the size of V in floats: one pass over
+        all of its rows, for an error in one block is an error of the norms in all.
 
         In steps of fixed size, so that the sum does not depend on how the run is cut into blocks.
         """
         with self._lock:
-            if number not in self._squares:
+            if (number, ops.name) not in self._squares:
                 kind = kind_of(edit)
                 assert kind.norms is not None
                 view = edit.view
                 begin, end = (0, self.rows) if view is None else (view.rows[0], view.rows[-1] + 1)
                 columns = self.columns if view is None else len(view.columns)
-                total, whole = np.zeros((columns, 1)), Bound(0.0)
-                step = max(1, _PASS_ELEMENTS // self.columns)
+                total, whole_size = ops.array(np.zeros((columns, 1))), Bound(0.0)
+                step = max(1, (_PASS_ELEMENTS if ops is BLOCKS else _PART_ELEMENTS) // self.columns)
                 for first in range(begin, end, step):
                     last = min(end, first + step)
-                    rows = read_rows(self.inputs, self.step.base, first, last, self.columns)
-                    size = Bound(float(abs(rows).max()))
+                    stored = read_rows(self.inputs, self.step.base, first, last, self.columns)
+                    rows, size = ops.array(stored), Bound(float(abs(stored).max()))
                     if not edit.on_base:
-                        norms = self.apply(rows, first, before=rows, upto=number)
-                        size = self.size(size, first, last, norms, UNIT, upto=number)
+                        rows = rows.copy()
+                        norms = self.apply(rows, first, before=rows, upto=number, ops=ops)
+                        size = self.size(size, first, last, norms, UNIT, upto=number) if ops is BLOCKS else size
                     chosen = choose(edit, first, last)
                     assert chosen is not None
-                    some = rows[chosen.index, chosen.columns]
-                    total += kind.norms.squares(BLOCKS, some.T, self.factors(number, edit, chosen.places), edit.scale)
-                    known = self._known(number, edit, chosen.places)
-                    whole = whole.either(kind.norms.bound(size, known, edit.scale, 1.0, UNIT, self.columns))
-                self._squares[number] = total, whole
-            return self._squares[number]
+                    some, known = rows[chosen.index, chosen.columns], self._known(number, edit, chosen.places)
+                    total = total + kind.norms.squares(ops, some.T, whole(ops, known), _numbers(ops, edit)[0])
+                    if ops is BLOCKS:
+                        own = kind.norms.bound(size, known, edit.scale, 1.0, UNIT, self.columns)
+                        whole_size = whole_size.either(own)
+                self._squares[number, ops.name] = total, whole_size
+            return self._squares[number, ops.name]
+
+
+def _numbers(ops: Ops, edit: Edit) -> tuple[Any, Any]:
+    """The scale and the weight of an edit, as a number system takes them."""
+    return (Fraction(edit.scale), Fraction(edit.weight)) if ops.exact else (edit.scale, edit.weight)

@@ -1,39 +1,37 @@
 """Settles the elements that floating point leaves open: those so near to the middle of two stored values that the
 error of the arithmetic counts.
 
-Stages, each for what the one before left: float64 with its error bound; with that of single rows, where there are
-norms; or exact residues modulo 2^64, which tell the side of a middle (numerics.modular), all at once; and rationals,
-one by one (numerics.interval).
+Stages, each for what the one before left: float64 with its error bound; double-double, with a bound for each element
+(numerics.double_double); where there are no norms exact residues modulo 2^64, which tell the side of a middle
+(numerics.modular); and rationals, one by one (numerics.interval). All but the last take many elements at once. Of what
+is stored as float64 the first decides nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from adaptertool.arithmetic.chain import UNIT, Chain
+from adaptertool.arithmetic.elements import interpolate, values_of
 from adaptertool.arithmetic.exact_norms import ExactRows
 from adaptertool.codecs import BY_DTYPE
-from adaptertool.codecs.numbers import doubles, rounded
+from adaptertool.codecs.numbers import doubles, rounded, rounded_exactly
 from adaptertool.errors import InternalError, UnsupportedError, argument, shown
-from adaptertool.numerics.error_bound import Bound, interpolated
+from adaptertool.numerics.double_double import DoubleDouble
+from adaptertool.numerics.error_bound import Bound
 from adaptertool.numerics.interval import Interval, intervals
 from adaptertool.numerics.modular import Residue
-from adaptertool.numerics.ops import FLOATS, INTERVALS, RESIDUES
-from adaptertool.numerics.rounding import Array, to_odd
+from adaptertool.numerics.ops import BLOCKS, DOUBLES, INTERVALS, RESIDUES
+from adaptertool.numerics.rounding import Array
 
 _AT_ONCE = 1 << 17  # factors of single elements
-_MANY = 4  # open elements of a row: then the error of that row alone is looked at
 _MOST_BITS = 1 << 14  # of a root; an element that is open at so many is a fault of ours
-
-
-def interpolate(before: Any, after: Any, alpha: Any) -> Any:
-    """before + α·(after − before), of arrays of any one number system and shape; `after` itself where α is 1."""
-    return after if alpha == 1 else before + (after - before) * alpha
 
 
 @dataclass(slots=True)
@@ -42,6 +40,15 @@ class Settled:
 
     exactly: int = 0
     one_by_one: int = 0
+
+
+class _Near(NamedTuple):
+    """What double-double knows of elements that it leaves open, (n,) each."""
+
+    low: Array  # both ends of the interval that holds the value, as stored
+    high: Array
+    reach: Array  # from the middle of the interval to its ends
+    size: Array  # of the middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,87 +73,84 @@ class OpenElements:
 
         before: what the base has there, float64 (n,); values: the results in float64 (n,), or None to compute them here
         """
-        found = np.empty(len(where), BY_DTYPE[self.dtype].held)
-        count = max(64, _AT_ONCE // self.chain.requirements.width)
-        order = np.argsort(self._row(where), kind="stable") if self.norms else np.arange(len(where))
-        for start in range(0, len(where), count):
-            part = order[start : start + count]
-            own = None if values is None else values[part]
-            found[part] = self._settle(where[part], before[part], own)
-        return found
-
-    def _row(self, where: Array) -> Array:
-        """The output row of each: a row of the block, or a column of a tensor that is stored transposed."""
-        rows: Array = where % self.columns if self.chain.transposed else where // self.columns
-        return rows
-
-    def _settle(self, where: Array, before: Array, values: Array | None) -> Array:
-        at, found = (where // self.columns, where % self.columns), np.empty(len(where), BY_DTYPE[self.dtype].held)
+        codec, rows = BY_DTYPE[self.dtype], (self.first, self.last)
+        found = np.empty(len(where), codec.held)
         if values is None:
-            start = before.reshape(-1, 1, 1)
-            rows = (self.first, self.last, at, start)
-            after = self.chain.pick(FLOATS, *rows, norms=self.norms)
-            values = interpolate(start, after, self.alpha).reshape(-1)
-        left = BY_DTYPE[self.dtype].encode(values, *self.size.margin(UNIT), found)
+            values = np.empty(len(where))
+            for part, own in values_of(BLOCKS, self.chain, rows, where, before, self.alpha, self.norms):
+                values[part] = own
+        left = codec.encode(values, *self.size.margin(UNIT), found)
         left = left[np.isfinite(values[left])]
-        if len(left) and self.norms:
-            left = self._by_row(left, self._row(where), before, values, found)
-        self.counts.exactly += len(left)
+        self.counts.exactly += len(left) if codec.rounds else 0
+        if len(left):
+            left, near = self._by_pairs(left, where, before, values, found)
+        self.counts.exactly += 0 if codec.rounds else len(left)  # float64 itself leaves all of float64 open
         if len(left) and RESIDUES.can(self.chain.requirements.operations):
-            left = self._by_residues(left, at, before, values, found)
+            left = self._by_residues(left, where, before, values, found, near)
         self.counts.one_by_one += len(left)
         for place in left.tolist():
-            value = self._by_rationals(int(at[0][place]), int(at[1][place]), before[place].item(), values[place].item())
+            row, column = divmod(int(where[place]), self.columns)
+            value = self._by_rationals(row, column, before[place].item(), values[place].item())
             found[place] = rounded(np.array([value]), self.dtype)[0]
         return found
 
-    def _by_row(self, left: Array, row: Array, before: Array, values: Array, found: Array) -> Array:
-        """Decide those that are certain by the error of their own row; returns what is left. A row of tiny norm, by
-        which DoRA divides, has all rows of its block taken for as uncertain as itself."""
-        still = []
-        for number, count in zip(*np.unique(row[left], return_counts=True), strict=True):
-            some = left[row[left] == number]
-            if count > _MANY:
-                size = self._size_of_row(int(number), before[some])
-                certain = np.empty(len(some), BY_DTYPE[self.dtype].held)
-                open_still = BY_DTYPE[self.dtype].encode(values[some], *size.margin(UNIT), certain)
-                found[some] = certain
-                some = some[open_still]
-            still.append(some)
-        return np.concatenate(still)
+    def _by_pairs(self, left: Array, where: Array, before: Array, values: Array, found: Array) -> tuple[Array, _Near]:
+        """Decide what double-double can; returns what is left, and what is known of that."""
+        still: list[tuple[Array, ...]] = [(left[:0], found[:0], found[:0], np.empty(0), np.empty(0))]
+        whole, rows = len(left) == len(where), (self.first, self.last)
+        at, base = (where, before) if whole else (where[left], before[left])
+        for part, value in values_of(DOUBLES, self.chain, rows, at, base, self.alpha):
+            some = left[part]
+            low, high, certain = self._ends(value)
+            found[part if whole else some] = low
+            self._sign_zeros(some[(value.high == 0) & certain], before, values, found)
+            if not certain.all():
+                # The ends lie further out by a rounding of `low`.
+                reach = np.where(value.known, value.error + abs(value.low) * 2.0**-50, np.inf)
+                columns = some, low, high, reach, abs(value.high) + abs(value.low)
+                still.append(tuple(column[~certain] for column in columns))
+        left, *near = (np.concatenate(column) for column in zip(*still, strict=True))
+        return left, _Near(*near)
 
-    def _size_of_row(self, row: int, before: Array) -> Bound:
-        base = Bound(float(abs(before).max()))
-        changed = self.chain.size(base, self.first, self.last, self.norms, UNIT, row=row)
-        return changed if self.alpha == 1 else interpolated(base, changed, self.alpha, UNIT)
+    def _ends(self, value: DoubleDouble) -> tuple[Array, Array, Array]:
+        """Both ends of the intervals as stored, and whether they are one."""
+        codec = BY_DTYPE[self.dtype]
+        low, high = (rounded(end, self.dtype) for end in value.ends(odd=codec.rounds))
+        same = (codec.words(low) == codec.words(high)) | ((value.high == 0) & (value.error == 0))  # −0 and +0 are
+        return low, high, value.known & same
 
-    def _by_residues(self, left: Array, at: Any, before: Array, values: Array, found: Array) -> Array:
+    def _sign_zeros(self, some: Array, before: Array, values: Array, found: Array) -> None:
+        """Elements that are exactly 0: where nothing was added to a zero it keeps its sign, a difference is +0."""
+        if len(some):
+            found[some] = rounded(self._zeros(before[some], values[some]), self.dtype)
+
+    def _by_residues(self, left: Array, where: Array, before: Array, values: Array, found: Array, near: _Near) -> Array:
         """Decide what residues can; returns what is left."""
-        error, relative = self.size.margin(UNIT)
-        reach = error + relative * abs(values[left])
-        low, high = found[left], rounded(values[left] + reach, self.dtype)
-        start = Residue.of(before[left][:, None, None])
-        after = self.chain.pick(RESIDUES, self.first, self.last, (at[0][left], at[1][left]), start)
-        exact = interpolate(start, after, Fraction(self.alpha))
-        # The value itself, where it is small: above all exact zeros.
-        sign, certain = exact.signs(reach)
-        zero = (sign == 0) & certain & (abs(values[left]) <= reach)
-        found[left[zero]] = rounded(self._zeros(before[left[zero]], values[left[zero]]), self.dtype)
-        # The side of the middle, where there is one middle only.
-        middle, single = _middles(low, high, self.dtype)
-        side, certain = (exact - Residue.of(middle[:, None, None])).signs(2 * reach)
-        decided = certain & single & ~zero
-        even = BY_DTYPE[self.dtype].words(low) & 1 == 0
-        result = np.where((side < 0) | ((side == 0) & even), low, high)
-        found[left[decided]] = result[decided]
-        undecided: Array = left[~(decided | zero)]
-        return undecided
+        count, still = max(64, _AT_ONCE // self.chain.requirements.width), [left[:0]]
+        for begin in range(0, len(left), count):
+            part = slice(begin, begin + count)
+            some, low, high, reach, size = left[part], *(column[part] for column in near)
+            at = where[some] // self.columns, where[some] % self.columns
+            start = Residue.of(before[some][:, None, None])
+            after = self.chain.pick(RESIDUES, self.first, self.last, at, start)
+            exact = interpolate(start, after, Fraction(self.alpha))
+            # The side of the middle, where there is one middle only; and the value itself, where it is small.
+            middle, single = _middles(low, high, self.dtype)
+            side, certain = (exact - middle).signs(2 * reach)
+            even = BY_DTYPE[self.dtype].words(low) & 1 == 0
+            found[some] = np.where((side < 0) | ((side == 0) & even), low, high)
+            value = exact.values(size + reach)
+            own, _, known = self._ends(value)
+            found[some[known]] = own[known]
+            self._sign_zeros(some[known & (value.high == 0)], before, values, found)
+            still.append(some[~(certain & single | known)])
+        return np.concatenate(still)
 
     def _by_rationals(self, row: int, column: int, before: float, value: float) -> float:
         for exact in self._narrowing(row, column, before):
             if exact.low == exact.high == 0:
                 return float(self._zeros(np.array([before]), np.array([value]))[0])
-            ends = rounded(np.array([to_odd(exact.low), to_odd(exact.high)]), self.dtype)
+            ends = rounded_exactly([exact.low, exact.high], self.dtype)
             low, high = BY_DTYPE[self.dtype].words(ends)
             if low == high:
                 return float(doubles(ends, self.dtype)[0])
@@ -181,18 +185,20 @@ class OpenElements:
         return np.where(before == 0, before, 0.0)
 
 
-def _middles(low: Array, high: Array, dtype: str) -> tuple[Array, Array]:
-    """The middle of two neighbours, and whether they are neighbours: −0 and +0 are, with the middle 0."""
-    below, above = doubles(low, dtype), doubles(high, dtype)
-    largest, step = BY_DTYPE[dtype].largest, BY_DTYPE[dtype].last_step
-    middle = (np.maximum(below, -largest) + np.minimum(above, largest)) / 2
-    middle = np.where(np.isinf(above), largest + step / 2, np.where(np.isinf(below), -largest - step / 2, middle))
-    return middle, _ordered(high, dtype) - _ordered(low, dtype) == 1
+def _middles(low: Array, high: Array, dtype: str) -> tuple[Residue, Array]:
+    """The middle of two neighbours, (n, 1, 1), and whether they are neighbours: −0 and +0 are, with the middle 0.
+    Beyond the largest number is one more, if float64 has it."""
+    ends, beyond = (doubles(low, dtype), doubles(high, dtype)), BY_DTYPE[dtype].largest + BY_DTYPE[dtype].last_step
+    if math.isfinite(beyond):
+        ends = ends[0].clip(-beyond, beyond), ends[1].clip(-beyond, beyond)
+    known = np.isfinite(ends[0]) & np.isfinite(ends[1])
+    below, above = (Residue.of(np.where(known, end, 0.0)[:, None, None]) for end in ends)
+    return (below + above) * Fraction(1, 2), known & (_ordered(high, dtype) - _ordered(low, dtype) == 1)
 
 
 def _ordered(stored: Array, dtype: str) -> Array:
     """Integers in the order of the floats, −0 one below +0."""
     words = BY_DTYPE[dtype].words(stored)
-    bits, half = words.astype(np.int64), (int(np.iinfo(words.dtype).max) + 1) // 2
-    ordered: Array = np.where(bits < half, bits, half - 1 - bits)
+    bits, largest = words.astype(np.int64), int(np.iinfo(words.dtype).max) // 2
+    ordered: Array = np.where(words <= largest, bits, largest - bits)
     return ordered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from adaptertool.kinds import NORM, Kind
 from adaptertool.numerics.error_bound import Factor
-from adaptertool.numerics.ops import RESIDUES, Ops
+from adaptertool.numerics.ops import DOUBLES, RESIDUES, Ops
 from adaptertool.spec.plan import Edit
 
 Places = tuple[Any, Any]  # rows and columns of single elements, arrays of integers
@@ -36,16 +37,6 @@ class Region:
         column, in_columns = _place(self.columns, columns)
         where = np.flatnonzero(in_rows & in_columns)
         return where, (row[where], column[where])
-
-    def row_of(self, row: int, *, transposed: bool) -> int | None:
-        """Which row of its factors makes an output row: a row of the block, or a column of a tensor that is stored
-        transposed. None where it does not act on that."""
-        if isinstance(self.index, list) and not transposed:
-            return self.index.index(row) if row in self.index else None
-        cut = self.columns if transposed else self.index
-        assert isinstance(cut, slice)
-        place, within = _place(cut, row)
-        return place if within else None
 
 
 def _place(cut: slice, numbers: Any) -> tuple[Any, Any]:
@@ -74,6 +65,11 @@ def taken(ops: Ops, kind: Kind, role: str, factor: Factor, edit: Edit, places: P
         whole = factor.residues_by_row if role in kind.by_row else factor.residues_by_column
         return picked(kind, role, whole, edit, places)
     return ops.array(picked(kind, role, factor.array, edit, places))
+
+
+def whole(ops: Ops, factors: Mapping[str, Factor]) -> dict[str, Any]:
+    """Factors in the number system of `ops`. Those in double-double are made once."""
+    return {role: factor.doubled if ops is DOUBLES else ops.array(factor.array) for role, factor in factors.items()}
 
 
 def choose(edit: Edit, first: int, last: int) -> Region | None:

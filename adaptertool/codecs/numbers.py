@@ -1,13 +1,16 @@
-"""Stored numbers as float64, which is exact, and float64 as stored numbers, rounded once: in new arrays. And what can be
-told of stored numbers without that, in one pass."""
+"""Stored numbers as float64, which is exact, and float64 as stored numbers, rounded once: in new arrays. And what can
+be told of stored numbers without that, in one pass."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.numerics import statistics
-from adaptertool.numerics.rounding import Array
+from adaptertool.numerics.rounding import Array, to_nearest, to_odd
 from adaptertool.numerics.statistics import Apart
 
 
@@ -24,6 +27,12 @@ def rounded(values: Array, dtype: str) -> Array:
     out = np.empty(values.shape, codec.held)
     codec.encode(np.ascontiguousarray(values).reshape(-1), 0.0, 0.0, out.reshape(-1))
     return out
+
+
+def rounded_exactly(values: Sequence[Fraction], dtype: str) -> Array:
+    """The correctly rounded rational values, (n,), as `dtype` stores them."""
+    near = to_odd if BY_DTYPE[dtype].rounds else to_nearest
+    return rounded(np.array([near(value) for value in values]), dtype)
 
 
 def largest_stored(stored: Array, dtype: str) -> float:

@@ -39,7 +39,7 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
         for stored in _STORED[:3]:
             found[f"widen_{stored}_{wide}"] = ctypes.c_uint32, [_POINTER, _POINTER, _COUNT]
         for name in ("round_f4_BF16", "round_f4_F16", "round_f8_BF16", "round_f8_F16", "round_f8_F32",
-                     "twice_f8_BF16", "twice_f8_F16"):  # fmt: skip
+                     "round_f8_F64", "twice_f8_BF16", "twice_f8_F16"):  # fmt: skip
             if f"_{wide}_" in name:
                 found[name] = _COUNT, [_POINTER, real, real, _POINTER, _COUNT, _POINTER]
         found[f"add_product_{wide}"] = None, [*[_POINTER] * 3, *[_COUNT] * 4]
@@ -51,6 +51,12 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
     found["blake3_root"] = None, [_POINTER, _COUNT]
     found["subtract"] = ctypes.c_uint32, [*[_POINTER] * 5, _COUNT]
     found["there_and_back"] = None, [*[_POINTER] * 4, *[_COUNT] * 3]
+    # kernel/double_double.h
+    for name in ("pairs_sum", "pairs_product"):
+        found[name] = None, [_POINTER, _POINTER, _COUNT, _POINTER, *[_COUNT] * 4, ctypes.c_double]
+    found["pairs_dot"] = None, [*[_POINTER] * 3, *[_COUNT] * 4]
+    found["pairs_total"] = None, [*[_POINTER] * 2, *[_COUNT] * 2]
+    found["pairs_ends"] = None, [_POINTER, _COUNT, _POINTER, _POINTER, _COUNT]
     return found
 
 

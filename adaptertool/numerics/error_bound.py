@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.lowest_bit import grain_of
 from adaptertool.numerics.modular import Residue
 
@@ -135,6 +136,11 @@ class Factor:
 
     def _residues(self, axis: int) -> Array:
         return Residue.of(self.array, axis)
+
+    @functools.cached_property
+    def doubled(self) -> DoubleDouble:
+        """The factor as numbers of numerics.double_double."""
+        return DoubleDouble.of(self.array)
 
     @functools.cached_property
     def grain(self) -> int:

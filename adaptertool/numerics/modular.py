@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adaptertool.numerics.double_double import DoubleDouble
+
 Integers = npt.NDArray[np.int64]
 _UNIT = 1 << 20  # the exponent of zero: far above that of any float, so that it never is the smaller one
 
@@ -86,6 +88,18 @@ class Residue:
         with np.errstate(over="ignore"):
             certain = bound < np.ldexp(1.0, np.clip(self.exponent.reshape(-1) + 62, -1080, 1020).astype(np.int32))
         return np.sign(self.bits).reshape(-1), certain
+
+    def values(self, bound: npt.NDArray[np.float64]) -> DoubleDouble:
+        """The numbers themselves, flat, where they are certain to be no larger than their `bound` (n,) and float64 has
+        their last bit; the others with an infinite error."""
+        _, certain = self.signs(bound)
+        exponent = self.exponent.reshape(-1)
+        certain &= (exponent >= -1074) & (exponent <= 900)
+        bits = np.where(certain, self.bits.reshape(-1), 0)
+        high = bits.astype(np.float64)
+        low = (bits - high.astype(np.int64)).astype(np.float64)
+        place = np.where(certain, exponent, 0).astype(np.int32)
+        return DoubleDouble(np.stack([np.ldexp(high, place), np.ldexp(low, place), np.where(certain, 0.0, np.inf)]))
 
 
 def _shifted(bits: Integers, places: Integers) -> Integers:

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from adaptertool.numerics import product
+from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import intervals
 from adaptertool.numerics.modular import Residue
 
-Array = Any  # of numpy or torch: floats, or Interval; or Residue, or Dyadic
+Array = Any  # of numpy or torch: floats, or Interval; or DoubleDouble, Residue, or Dyadic
 
 TIMES, DIVIDE = OPERATIONS = ("times", "divide")  # what a system may lack
 
@@ -33,17 +36,19 @@ class Ops:
     squares:      (rows, left, right) -> (n, 1), the sum of squares of each row of rows + left @ right
     times:        element by element, of shapes that broadcast
     divide:       the same, by positive numbers
+    root:         the square root of each, to the precision of the system; None where that is a matter of choice
     parts:        (rows) -> slices of rows that together are all of them, to be worked on one after another
     """
 
     name: str
-    exact: bool  # no result is rounded
+    exact: bool  # no result is rounded, or each says by how much
     array: Callable[[Any], Array]
     add_product: Callable[[Array, Array, Array], None]
     plus_product: Callable[[Array, Array, Array], Array]
     squares: Callable[[Array, Array, Array], Array]
     times: Callable[[Array, Array], Array] | None = None
     divide: Callable[[Array, Array], Array] | None = None
+    root: Callable[[Array], Array] | None = None
     parts: Callable[[Array], Iterator[slice]] = lambda _: iter((slice(None),))
 
     def can(self, operations: frozenset[str]) -> bool:
@@ -89,6 +94,7 @@ BLOCKS = Ops(
     squares=product.squares,
     times=operator.mul,
     divide=operator.truediv,
+    root=np.sqrt,
     parts=_cached,
 )
 # By operators alone. Floats: batches of single elements (n, 1, 1) of numpy, and tensors of torch
@@ -101,11 +107,14 @@ FLOATS = Ops(
     squares=_squares,
     times=operator.mul,
     divide=operator.truediv,
+    root=np.sqrt,
 )
+# Sums of two float64 with a bound of their error, for many elements at once: rows (n, columns), and batches
+DOUBLES = dataclasses.replace(FLOATS, name="doubles", exact=True, array=DoubleDouble.of, root=DoubleDouble.sqrt)
 # Modulo 2^64: for many elements at once; a residue has no inverse
-RESIDUES = dataclasses.replace(FLOATS, name="residues", exact=True, array=Residue.of, divide=None)
+RESIDUES = dataclasses.replace(FLOATS, name="residues", exact=True, array=Residue.of, divide=None, root=None)
 # Integers of any size times a power of two (numerics.dyadic)
 DYADICS = dataclasses.replace(RESIDUES, name="dyadics", array=Dyadic.of)
 # Arrays of intervals between rationals (numerics.interval)
-INTERVALS = dataclasses.replace(FLOATS, name="intervals", exact=True, array=intervals)
-SYSTEMS: tuple[Ops, ...] = (BLOCKS, FLOATS, RESIDUES, DYADICS, INTERVALS)
+INTERVALS = dataclasses.replace(FLOATS, name="intervals", exact=True, array=intervals, root=None)
+SYSTEMS: tuple[Ops, ...] = (BLOCKS, FLOATS, DOUBLES, RESIDUES, DYADICS, INTERVALS)

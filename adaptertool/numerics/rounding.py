@@ -62,6 +62,8 @@ def widen(stored: Array, dtype: str, out: Array) -> float:
 def _largest(stored: Array, dtype: str) -> float:
     if not stored.size:
         return 0.0
+    if dtype == "F64":
+        return float(np.maximum(stored.max(), -stored.min()))
     sizes = stored.view(WORD[dtype]) & WORD[dtype](np.iinfo(WORD[dtype]).max >> 1)
     return float(_numbers(np.atleast_1d(sizes.max()).view(STORED[dtype]), dtype)[0])
 
@@ -116,13 +118,18 @@ def _rounded(values: Array, dtype: str) -> Array:
         return np.where(np.isnan(single), 0x7FC0, narrow).astype(np.uint16)
 
 
+def to_nearest(value: Fraction) -> float:
+    """The float64 nearest to `value`, ties to even; infinite beyond the range."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
 def to_odd(value: Fraction) -> float:
     """The float64 next to `value` towards 0, with its last bit set if that is inexact: rounding it to a narrower
     dtype then is the rounding of `value` itself."""
-    try:
-        nearest = float(value)
-    except OverflowError:
-        return math.copysign(math.inf, value)
+    nearest = to_nearest(value)
     if math.isinf(nearest) or Fraction(nearest) == value:
         return nearest
     if abs(Fraction(nearest)) > abs(value):

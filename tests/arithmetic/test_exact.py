@@ -17,15 +17,13 @@ import pytest
 import torch
 from conftest import load, same_bits, write_adapter, write_checkpoint
 from oracle import fractions
-from rationals import OUTPUTS, delta, dora_exactly, matrix, merged, require, summed
+from rationals import EVERY, OUTPUTS, delta, dora_exactly, matrix, merged, require, summed
 
 import adaptertool
 from adaptertool.arithmetic import blocks, correct_rounding, tiling
 from adaptertool.codecs import BF16
 from adaptertool.errors import NonFiniteError
 from adaptertool.numerics import compiled
-
-FACTORS = [*OUTPUTS, torch.float64]
 
 
 def grid(shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> torch.Tensor:
@@ -49,8 +47,8 @@ def lora(shape: tuple[int, int], dtype: torch.dtype, kind: str) -> dict[str, tor
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("factor", FACTORS)
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("factor", EVERY)
+@pytest.mark.parametrize("output", EVERY)
 @pytest.mark.parametrize(("alpha", "weight"), [(6, 1.0), (1, 1.0), (6, 0.3), (5, -0.5)])
 def test_lora(tmp_path: Path, kind: str, factor: torch.dtype, output: torch.dtype, alpha: int, weight: float) -> None:
     base, factors = grid((7, 9), output, kind), lora((7, 9), factor, kind)
@@ -64,8 +62,8 @@ def test_lora(tmp_path: Path, kind: str, factor: torch.dtype, output: torch.dtyp
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tuned", OUTPUTS)
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("tuned", EVERY)
+@pytest.mark.parametrize("output", EVERY)
 def test_wise_of_checkpoints(tmp_path: Path, kind: str, tuned: torch.dtype, output: torch.dtype) -> None:
     base, other = grid((9, 11), output, kind), grid((9, 11), tuned, kind)
     one = write_checkpoint(tmp_path / "base", {"x": base})
@@ -81,7 +79,7 @@ def test_wise_of_checkpoints(tmp_path: Path, kind: str, tuned: torch.dtype, outp
         require(load(tmp_path / "out" / f"alpha-{alpha:.3f}")["x"], exact, base)
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("output", EVERY)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_chain_of_everything_rational(tmp_path: Path, output: torch.dtype, kind: str) -> None:
     """A saved tensor with a weight, LoRA of two adapters, lora_bias; also part of the way."""
@@ -113,7 +111,7 @@ def test_a_chain_of_everything_rational(tmp_path: Path, output: torch.dtype, kin
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("factor", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("output", EVERY)
 @pytest.mark.parametrize("weight", [1.0, 0.3])
 def test_dora(tmp_path: Path, factor: torch.dtype, output: torch.dtype, weight: float, transposed: bool) -> None:
     base, factors = grid((7, 9), output, "random"), lora((7, 9), factor, "random")
@@ -150,7 +148,8 @@ def test_dora_on_exact_middles(tmp_path: Path) -> None:
     report = adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
     exact = [[Fraction(w) * m / 5 for w in row] for row, m in zip(rows, fractions(magnitude), strict=True)]
     require(load(tmp_path / "out")["x.weight"], exact)
-    assert report.settled_one_by_one > 0
+    assert report.settled > 0
+    assert report.settled_one_by_one == 0  # the norm is known to be 5: a root without error
 
 
 def beside_the_middle(output: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,7 +160,7 @@ def beside_the_middle(output: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     return weights.repeat(6, 1).to(output), torch.cat([hair, -hair])
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("output", EVERY)
 def test_middles_and_hairs(tmp_path: Path, output: torch.dtype) -> None:
     base, steps = beside_the_middle(output)
     factors = {"x.lora_A.weight": torch.ones(1, base.shape[1]), "x.lora_B.weight": steps[:, None]}
@@ -170,7 +169,7 @@ def test_middles_and_hairs(tmp_path: Path, output: torch.dtype) -> None:
     report = adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
     exact = [[w + d for w in row] for row, d in zip(matrix(base), fractions(steps), strict=True)]
     require(load(tmp_path / "out")["x.weight"], exact)
-    assert report.settled >= base.shape[1]
+    assert report.settled >= base.shape[1] or output == torch.float64  # where double-double does
 
 
 @pytest.mark.parametrize("output", OUTPUTS)

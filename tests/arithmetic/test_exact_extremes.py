@@ -21,6 +21,7 @@ from adaptertool.arithmetic import blocks, correct_rounding, tiling
 from adaptertool.codecs import F32
 from adaptertool.errors import NonFiniteError
 from adaptertool.numerics import rounding
+from adaptertool.numerics.double_double import DoubleDouble
 
 GPT2 = {"model_type": "gpt2", "tie_word_embeddings": False}
 
@@ -128,8 +129,12 @@ def test_rationals_of_a_saved_weight_that_is_stored_transposed(
         F32.encode(values, *rest, **more)
         return np.arange(len(values))
 
+    def unknown(_ops: Any, _chain: Any, _rows: Any, where: Any, *_: Any) -> Any:
+        yield slice(None), DoubleDouble(np.full((3, len(where)), np.inf))
+
     with monkeypatch.context() as patch:
         patch.setattr(correct_rounding, "UNIT", 2.0**-10)
+        patch.setattr(correct_rounding, "values_of", unknown)
         patch.setattr(blocks, "BY_DTYPE", {"F32": dataclasses.replace(F32, encode=all_open)})
         report = adaptertool.merge(checkpoint, [first, second], tmp_path / "slow", weights=[weight, 1.0])
     assert report.settled_one_by_one > 5

@@ -16,7 +16,7 @@ from adaptertool.kinds import KINDS, NORM, Kind
 from adaptertool.numerics.error_bound import Bound, Factor
 from adaptertool.numerics.interval import intervals, roots
 from adaptertool.numerics.modular import Residue
-from adaptertool.numerics.ops import BLOCKS, FLOATS, INTERVALS, OPERATIONS, RESIDUES, SYSTEMS, Ops
+from adaptertool.numerics.ops import BLOCKS, DOUBLES, FLOATS, INTERVALS, OPERATIONS, RESIDUES, SYSTEMS, Ops
 
 OUT, IN, RANK = 6, 10, 3
 SCALE, WEIGHT = 0.75, -1.25  # of few bits, so that their product is exact
@@ -118,6 +118,38 @@ def test_single_elements_are_as_in_blocks(kind: Kind) -> None:
         kind.apply(RESIDUES, left, own, Fraction(SCALE), Fraction(WEIGHT))
         sign, certain = (left - Residue.of(exact[at][:, None, None])).signs(np.full(3, 2.0**-40))
         assert not sign.any() and certain.all()
+
+
+@every_kind
+@pytest.mark.parametrize("weight", [Fraction(1), Fraction(WEIGHT), Fraction(0.1)])
+def test_double_double_holds_the_exact_result(kind: Kind, weight: Fraction) -> None:
+    """Rows, and single elements; to 90 bits."""
+    rows, factors = sample(kind)
+    exact = intervals(rows)
+    own = with_norms(kind, INTERVALS, exact, {role: intervals(f) for role, f in factors.items()}, Fraction(SCALE))
+    kind.apply(INTERVALS, exact, own, Fraction(SCALE), weight)
+    given = {role: DOUBLES.array(factor) for role, factor in factors.items()}
+    whole = DOUBLES.array(rows).copy()
+    if kind.norms is not None:
+        assert DOUBLES.root is not None
+        given[NORM] = DOUBLES.root(kind.norms.squares(DOUBLES, whole, given, Fraction(SCALE)))
+    kind.apply(DOUBLES, whole, given, Fraction(SCALE), weight)
+    at = np.array([0, 3, 5]), np.array([9, 0, 4])
+    cut = {
+        role: factor[at].reshape(-1, 1, 1)
+        if kind.elementwise
+        else factor[at[0]].reshape(3, 1, -1)
+        if role in kind.by_row | {NORM}
+        else DOUBLES.array(factors[role][:, at[1]].T[:, :, None])
+        for role, factor in given.items()
+    }
+    single = DOUBLES.array(rows[at][:, None, None]).copy()
+    kind.apply(DOUBLES, single, cut, Fraction(SCALE), weight)
+    for found, expected in ((whole, exact), (single.reshape(3), exact[at])):
+        for place, end in np.ndenumerate(expected):
+            high, low, error = (Fraction(part[place]) for part in found.parts)
+            assert end.low - error <= high + low <= end.high + error
+            assert error <= (abs(high) + Fraction(1, 64)) / 2**90
 
 
 @every_kind

@@ -19,3 +19,5 @@
 #include "difference.h"
 
 #include "there_back.h"
+
+#include "double_double.h"

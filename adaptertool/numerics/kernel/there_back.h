@@ -2,14 +2,14 @@
    which takes as long as the sums. Columns lie in panels of COLUMNS, row by row: right and back[panel][k][COLUMNS]. */
 
 #define COLUMNS 16 /* as in held.py */
-#define GROUP 6    /* rows at a time: with the columns of a panel they fill the registers */
-#define STRETCH 1024 /* elements of a row before sums are put away: what they meet stays in the cache */
+#define BACK_ROWS 6    /* rows at a time: with the columns of a panel they fill the registers */
+#define BACK_STRETCH 1024 /* elements of a row before sums are put away: what they meet stays in the cache */
 #define VECTORS (COLUMNS / FLOATS)
 
 static inline __attribute__((always_inline)) void there(const float *rows, const float *right, float *left, size_t high,
                                                         size_t stride, size_t apart, size_t length)
 {
-    floats sum[GROUP][VECTORS];
+    floats sum[BACK_ROWS][VECTORS];
     memset(sum, 0, sizeof sum);
     for (size_t k = 0; k < length; k++)
         _Pragma("GCC unroll 8")
@@ -28,7 +28,7 @@ static inline __attribute__((always_inline)) void there(const float *rows, const
 static inline __attribute__((always_inline)) void back_again(const float *rows, const float *left, float *back,
                                                              size_t high, size_t stride, size_t apart, size_t length)
 {
-    floats own[GROUP][VECTORS];
+    floats own[BACK_ROWS][VECTORS];
     memset(own, 0, sizeof own);
     _Pragma("GCC unroll 8")
     for (size_t i = 0; i < high; i++)
@@ -58,13 +58,13 @@ void LEVELLED(there_and_back)(const float *restrict rows, const float *restrict 
     size_t apart = panels * COLUMNS;
     memset(left, 0, count * apart * sizeof *left);
 #define IN_PARTS(CALL, PANELS)                                                                                        \
-    for (size_t k = 0; k < wide; k += STRETCH)                                                                        \
-        for (size_t r = 0; r < count; r += GROUP)                                                                     \
+    for (size_t k = 0; k < wide; k += BACK_STRETCH)                                                                        \
+        for (size_t r = 0; r < count; r += BACK_ROWS)                                                                     \
             for (size_t p = 0; p < panels; p++) {                                                                     \
-                size_t length = wide - k < STRETCH ? wide - k : STRETCH;                                              \
+                size_t length = wide - k < BACK_STRETCH ? wide - k : BACK_STRETCH;                                              \
                 const float *part = rows + r * wide + k;                                                              \
-                if (count - r >= GROUP)                                                                               \
-                    CALL(part, PANELS + (p * wide + k) * COLUMNS, left + r * apart + p * COLUMNS, GROUP);             \
+                if (count - r >= BACK_ROWS)                                                                               \
+                    CALL(part, PANELS + (p * wide + k) * COLUMNS, left + r * apart + p * COLUMNS, BACK_ROWS);             \
                 else                                                                                                  \
                     CALL(part, PANELS + (p * wide + k) * COLUMNS, left + r * apart + p * COLUMNS, count - r);         \
             }

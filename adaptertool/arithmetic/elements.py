@@ -1,0 +1,84 @@
+"""Values of single elements of a block, in float64 or in double-double: by themselves where they are few, else with all
+of their rows, whose norms are then known as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from adaptertool.arithmetic.chain import Chain
+from adaptertool.codecs.tensors import read_rows
+from adaptertool.numerics.ops import BLOCKS, FLOATS, Ops
+from adaptertool.numerics.rounding import Array
+
+_PART = 1 << 15  # elements whose numbers stay in the cache
+_FACTORS = 1 << 17  # that belong to single elements
+_SPARSE = 2.0  # factors of single elements for each element of the block: where there are less, that takes less time
+_GAP = 1 << 12  # elements that take less time than to begin anew
+
+
+def interpolate(before: Any, after: Any, alpha: Any) -> Any:
+    """before + α·(after − before), of arrays of any one number system and shape; `after` itself where α is 1."""
+    return after if alpha == 1 else before + (after - before) * alpha
+
+
+def values_of(
+    ops: Ops,
+    chain: Chain,
+    rows: tuple[int, int],
+    where: Array,
+    before: Array,
+    alpha: float,
+    norms: Mapping[int, Array] | None = None,
+) -> Iterator[tuple[slice, Any]]:
+    """before + α·(after − before) of elements `where` (n,) of a block, ascending: slices of `where`, one after the
+    other, and their values, flat.
+
+    ops: BLOCKS, or DOUBLES; rows: first and last of the block; before: what the base has there, (n,)
+    norms: those of the block in the number system, where they are known: by the number of the edit
+    """
+    first, last = rows
+    weight, columns = Fraction(alpha) if ops.exact else alpha, chain.columns
+    whole = len(where) == (last - first) * columns
+    few = not whole and len(where) * chain.requirements.width < _SPARSE * (last - first) * columns
+    if few and (chain.requirements.rational or norms is not None):
+        count, single = max(64, min(_PART, _FACTORS // chain.requirements.width)), FLOATS if ops is BLOCKS else ops
+        for start in range(0, len(where), count):
+            part = slice(start, start + count)
+            at, base = (where[part] // columns, where[part] % columns), ops.array(before[part].reshape(-1, 1, 1))
+            after = chain.pick(single, first, last, at, base, norms=norms)
+            yield part, interpolate(base, after, weight).reshape(-1)
+        return
+    for part, begin, end in _windows(len(where), columns) if whole else _runs(where // columns, columns):
+        if whole:
+            stored = before[part].reshape(-1, columns)
+        else:
+            stored = read_rows(chain.inputs, chain.step.base, first + begin, first + end, columns)
+        base = ops.array(stored)
+        made = base.copy()
+        chain.apply(made, first + begin, base, ops=ops)
+        base, made = base.reshape(-1), made.reshape(-1)
+        if not whole:
+            own = where[part] - begin * columns
+            base, made = base[own], made[own]
+        yield part, interpolate(base, made, weight)
+
+
+def _windows(count: int, columns: int) -> Iterator[tuple[slice, int, int]]:
+    """As `_runs`, of all elements of a block."""
+    step = max(1, _PART // columns)
+    for begin in range(0, count // columns, step):
+        end = min(count // columns, begin + step)
+        yield slice(begin * columns, end * columns), begin, end
+
+
+def _runs(row: Array, columns: int) -> Iterator[tuple[slice, int, int]]:
+    """Rows that are looked at together, begin..end, and which of the elements, whose rows ascend, lie in them."""
+    window = row // max(1, _PART // max(columns, 1))
+    apart = np.diff(row) > max(1, _GAP // max(columns, 1))
+    cuts = (np.flatnonzero(apart | (np.diff(window) != 0)) + 1).tolist()
+    for start, stop in zip([0, *cuts], [*cuts, len(row)], strict=True):
+        yield slice(start, stop), int(row[start]), int(row[stop - 1]) + 1
