@@ -220,6 +220,6 @@ def copy_range(
         for at in range(0, size, len(buffer)):
             part = buffer[: size - at]
             read_into(source, offset + at, part)
-            hash_all([(state, begin + at) for state, begin in states], part)
             for output, target in written:
                 output.put(target + at, part)
+            hash_all([(state, begin + at) for state, begin in states], part)  # now, since it may read them back

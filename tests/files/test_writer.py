@@ -88,6 +88,15 @@ def test_where_they_cannot_be_shared(inputs: Inputs, source: Path, asked: Any, c
     assert source.with_name("out").read_bytes() == DATA and digest == blake3(DATA).hexdigest()
 
 
+@pytest.mark.parametrize("cut", [100_000, 3 << 16])
+def test_they_are_written_before_they_are_hashed(
+    inputs: Inputs, source: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since to be hashed they may be read back at once."""
+    monkeypatch.setattr("adaptertool.files.tree._KEPT", 0)
+    assert copied(inputs, source, source.with_name("out"), (0, cut), (cut, len(DATA))) == blake3(DATA).hexdigest()
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_to_several_outputs_and_offsets(inputs: Inputs, source: Path, asked: Any, *, shared: bool) -> None:
     """The input is read once."""
