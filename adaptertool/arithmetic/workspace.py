@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from adaptertool.files.writer import COPY_CHUNK
+from adaptertool.files.writer import AT_ONCE
 
 
 class Workspace:
@@ -13,7 +13,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._size = 0
-        self.copied = memoryview(bytearray(COPY_CHUNK))
+        self.copied = memoryview(bytearray(AT_ONCE))
 
     def fit(self, size: int) -> None:
         if size > self._size:

@@ -16,7 +16,7 @@ from adaptertool.codecs.tensors import held_as, read_stored
 from adaptertool.engine.pool import Job, Pool
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
-from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
+from adaptertool.files.writer import AT_ONCE, COPY_CHUNK, OutputFile, copy_range
 from adaptertool.spec.tally import Tally
 from adaptertool.spec.tensors import Ref
 
@@ -63,16 +63,16 @@ def write(crew: Crew, content: bytes, files: Sequence[OutputFile], _: Workspace)
 
 def copies(crew: Crew, run: Run, files: Sequence[OutputFile]) -> Iterator[Job]:
     """Copy in chunks, each to all outputs before the next, so that the disk is read once."""
-    for offset, size in chunks(run.offset, run.size):
+    for offset, size in chunks(run.offset, run.size, COPY_CHUNK):
         places = [(file, run.target + offset - run.offset) for file in files]
         yield functools.partial(_copy, crew, run.path, offset, size, places)
 
 
-def chunks(offset: int, size: int) -> Iterator[tuple[int, int]]:
-    """(offset, size) of the parts of a range of a file. They end at multiples of COPY_CHUNK, where blocks end too."""
+def chunks(offset: int, size: int, step: int) -> Iterator[tuple[int, int]]:
+    """(offset, size) of the parts of a range of a file. They end at multiples of `step`, where blocks end too."""
     end = offset + size
     while offset < end:
-        size = min(COPY_CHUNK - offset % COPY_CHUNK, end - offset)
+        size = min(step - offset % step, end - offset)
         yield offset, size
         offset += size
 
@@ -80,14 +80,14 @@ def chunks(offset: int, size: int) -> Iterator[tuple[int, int]]:
 def _copy(
     crew: Crew, source: Path, offset: int, size: int, places: Sequence[tuple[OutputFile, int]], space: Workspace
 ) -> None:
-    copy_range(crew.inputs, source, offset, places, space.copied[:size])
+    copy_range(crew.inputs, source, offset, size, places, space.copied)
     crew.progress(size * len(places))
 
 
 def only_hashed(crew: Crew, path: Path, offset: int, size: int) -> Iterator[Job]:
     """Read what nobody copies or computes with, where the hash of the file needs it."""
     if crew.inputs.hasher(path) is not None:
-        for at, length in chunks(offset, size):
+        for at, length in chunks(offset, size, AT_ONCE):
             yield functools.partial(_read, crew, path, at, length)
 
 
@@ -97,8 +97,8 @@ def _read(crew: Crew, path: Path, offset: int, size: int, space: Workspace) -> N
 
 def replacements(crew: Crew, base: Ref, source: Ref, target: int, file: OutputFile) -> Iterator[Job]:
     """Copy a tensor that takes the place of one of the base, and count what differs."""
-    for at in range(0, source.spec.nbytes, COPY_CHUNK):
-        length = min(COPY_CHUNK, source.spec.nbytes - at)
+    for at in range(0, source.spec.nbytes, AT_ONCE):
+        length = min(AT_ONCE, source.spec.nbytes - at)
         yield functools.partial(_replace, crew, base, source, (at, length), (file, target + at))
 
 
@@ -107,7 +107,7 @@ def _replace(
 ) -> None:
     (at, length), dtype = part, source.spec.dtype
     copied = space.copied[:length]
-    copy_range(crew.inputs, source.path, source.offset + at, [place], copied)
+    copy_range(crew.inputs, source.path, source.offset + at, length, [place], copied)
     after = np.frombuffer(copied, held_as(dtype))
     first = at // after.itemsize
     before = read_stored(crew.inputs, base, first, first + len(after))

@@ -21,7 +21,7 @@ from adaptertool.errors import InternalError
 from adaptertool.files.hashing import Digests
 from adaptertool.files.header import build_header
 from adaptertool.files.reader import Inputs
-from adaptertool.files.writer import COPY_CHUNK, OutputFile, copy_range
+from adaptertool.files.writer import AT_ONCE, COPY_CHUNK, OutputFile, copy_range
 from adaptertool.interrupts import LOOK_EVERY, look
 from adaptertool.numerics.rounding import standard_arithmetic
 from adaptertool.spec.tensors import Ref, TensorSpec
@@ -91,7 +91,7 @@ def write_tensors(
 
     Raises InternalError where what the jobs made has another size than they said.
     """
-    buffer = memoryview(bytearray(COPY_CHUNK))
+    buffer = memoryview(bytearray(AT_ONCE))
     room = len(build_header(largest, metadata))
     at, specs, said = room, list[TensorSpec](), list[Outcome]()
     with (
@@ -130,7 +130,7 @@ def _write(
     for begin in range(0, size, COPY_CHUNK):
         count = min(COPY_CHUNK, size - begin)
         if isinstance(data, Ref):
-            copy_range(inputs, data.path, data.offset + begin, [(file, at + begin)], buffer[:count])
+            copy_range(inputs, data.path, data.offset + begin, count, [(file, at + begin)], buffer)
         else:
             file.write(at + begin, data[begin : begin + count])
         progress(count)

@@ -21,11 +21,12 @@ from adaptertool.files.reader import Inputs, read_into
 from adaptertool.files.store import InputFile
 from adaptertool.spec.tally import Tally
 
-COPY_CHUNK = 2 << 20  # bytes copied at once; of a thread's buffer
+COPY_CHUNK = 2 << 20  # bytes that a job copies
 
-# Bytes read, hashed and written by one call: as many as a core's own cache holds. For more, Linux also takes larger
-# pages, which in a virtual machine may be some that the host has to find first: that took two to four times as long
-_AT_ONCE = 1 << 18
+# Bytes read, hashed and written by one call, and of the buffer for them: as many as a core's own cache holds. For more,
+# Linux also takes larger pages, which in a virtual machine may be some that the host has to find first: that took two
+# to four times as long
+AT_ONCE = 1 << 18
 _EARLY = 32 << 20  # bytes of which writing to the disk is begun at once
 
 # The call of Linux by which two files share blocks, until one is written to; blocks begin at multiples of _BLOCKS bytes
@@ -87,7 +88,7 @@ class OutputFile:
         done = 0
         while done < len(data):
             try:
-                count = os.pwrite(self.fd, data[done : done + _AT_ONCE], offset + done)
+                count = os.pwrite(self.fd, data[done : done + AT_ONCE], offset + done)
             except OSError as error:
                 _fail(self.path, error)
             if not count:
@@ -206,19 +207,19 @@ def allocate(fd: int, size: int) -> None:
 
 
 def copy_range(
-    inputs: Inputs, path: Path, offset: int, outputs: Sequence[tuple[OutputFile, int]], buffer: memoryview
+    inputs: Inputs, path: Path, offset: int, size: int, outputs: Sequence[tuple[OutputFile, int]], buffer: memoryview
 ) -> None:
-    """Copy as many bytes as `buffer` has from `offset` of `path` to each (output, offset). They are read once, hashed
-    once for all files that have them at the same offset, and written where the file system cannot share their blocks.
+    """Copy bytes from `offset` of `path` to each (output, offset), through `buffer`. They are read once, hashed once
+    for all files that have them at the same offset, and written where the file system cannot share their blocks.
     """
     states = [(output.hashes, target) for output, target in outputs]
     if (hashed := inputs.hasher(path)) is not None:
         states.append((hashed, offset))
     with inputs.opened(path) as source:
-        written = [place for place in outputs if not place[0].shares(source, offset, place[1], len(buffer))]
-        for at in range(0, len(buffer), _AT_ONCE):
-            part = buffer[at : at + _AT_ONCE]
+        written = [place for place in outputs if not place[0].shares(source, offset, place[1], size)]
+        for at in range(0, size, len(buffer)):
+            part = buffer[: size - at]
             read_into(source, offset + at, part)
-            hash_all([(state, begin + at) for state, begin in states], part)
             for output, target in written:
                 output.put(target + at, part)
+            hash_all([(state, begin + at) for state, begin in states], part)  # now, since it may read them back

@@ -18,7 +18,7 @@ from adaptertool.files import publish
 from adaptertool.files.hashing import DEFAULT, Digests
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Finished, Staging
-from adaptertool.files.writer import OutputFile, copy_range, write_small
+from adaptertool.files.writer import AT_ONCE, OutputFile, copy_range, write_small
 from adaptertool.formats import is_adapter
 from adaptertool.formats.format import FileNames
 from adaptertool.output.leftovers import Leftovers
@@ -153,7 +153,7 @@ def _facts(output: AdapterJob[Said], source: Path, digests: Mapping[Path, Digest
 def _copy(asset: Asset, path: Path, inputs: Inputs) -> None:
     publish.make_directory(path.parent)
     with contextlib.closing(OutputFile(path, asset.size)) as file:
-        copy_range(inputs, asset.source, 0, [(file, 0)], memoryview(bytearray(asset.size)))
+        copy_range(inputs, asset.source, 0, asset.size, [(file, 0)], memoryview(bytearray(AT_ONCE)))
         file.finish()
 
 

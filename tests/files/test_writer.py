@@ -62,7 +62,7 @@ def copied(inputs: Inputs, source: Path, out: Path, *ranges: tuple[int, int]) ->
     """A file like the source, of these copied ranges of it; returns the hash that was made on the way."""
     file = OutputFile(out, len(DATA))
     for begin, end in ranges:
-        copy_range(inputs, source, begin, [(file, begin)], memoryview(bytearray(end - begin)))
+        copy_range(inputs, source, begin, end - begin, [(file, begin)], memoryview(bytearray(100_000)))
     found = file.digests["blake3"]
     file.finish()
     return found
@@ -88,6 +88,15 @@ def test_where_they_cannot_be_shared(inputs: Inputs, source: Path, asked: Any, c
     assert source.with_name("out").read_bytes() == DATA and digest == blake3(DATA).hexdigest()
 
 
+@pytest.mark.parametrize("cut", [100_000, 3 << 16])
+def test_they_are_written_before_they_are_hashed(
+    inputs: Inputs, source: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since to be hashed they may be read back at once."""
+    monkeypatch.setattr("adaptertool.files.tree._KEPT", 0)
+    assert copied(inputs, source, source.with_name("out"), (0, cut), (cut, len(DATA))) == blake3(DATA).hexdigest()
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_to_several_outputs_and_offsets(inputs: Inputs, source: Path, asked: Any, *, shared: bool) -> None:
     """The input is read once."""
@@ -104,8 +113,9 @@ def test_to_several_outputs_and_offsets(inputs: Inputs, source: Path, asked: Any
                 inputs,
                 source,
                 begin,
+                end - begin,
                 [(file, at + begin) for file, at in places],
-                memoryview(bytearray(end - begin)),
+                memoryview(bytearray(100_000)),
             )
         assert len(read) == len(set(read))
     for file, shift in places:
@@ -121,7 +131,7 @@ def test_an_input_that_ends_early(inputs: Inputs, source: Path) -> None:
     with inputs.opened(source):
         os.truncate(source, WHOLE)
         with pytest.raises(InputError, match=f"ends at byte {WHOLE:,}; it was shortened while it was read"):
-            copy_range(inputs, source, 0, [(file, 0)], memoryview(bytearray(2 * WHOLE)))
+            copy_range(inputs, source, 0, 2 * WHOLE, [(file, 0)], memoryview(bytearray(100_000)))
     file.close()
 
 
@@ -132,5 +142,5 @@ def test_a_full_disk(inputs: Inputs, source: Path, monkeypatch: pytest.MonkeyPat
     file = OutputFile(source.with_name("out"), len(DATA))
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(StorageError, match="No space left on device"):
-        copy_range(inputs, source, 0, [(file, 0)], memoryview(bytearray(WHOLE)))
+        copy_range(inputs, source, 0, WHOLE, [(file, 0)], memoryview(bytearray(100_000)))
     file.close()
