@@ -105,6 +105,19 @@ def test_rounding_within(dtype: str, wide: Any, error: float, relative: float, a
 
 
 @needs_kernel
+@pytest.mark.parametrize(("error", "relative"), [(1e-9, 0.0), (5e-324, 2.0**-60), (0.0, 2.0**-53), (np.inf, 0.5)])
+def test_rounding_within_of_float64(error: float, relative: float, at_level: Any) -> None:
+    values, results = awkward("F32", np.float64, np.random.default_rng(1)), []
+    for level in ALL:
+        at_level(level)
+        out = np.empty(len(values))
+        results.append((rounding.round_within(values, error, relative, "F64", out), out))
+    for where, out in results:
+        assert np.array_equal(results[0][0], where)
+        assert np.array_equal(results[0][1], out, equal_nan=True)
+
+
+@needs_kernel
 @pytest.mark.parametrize(("error", "relative"), [(0.0, 0.0), (1e-9, 0.0), (2.0**-140, 2.0**-22), (0.0, 2.0**-24)])
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_quick_rounding_is_never_certain_of_too_much(dtype: str, error: float, relative: float) -> None:
