@@ -1,5 +1,5 @@
-"""Stored numbers as float64, which is exact, and float64 as stored numbers, rounded once: in new arrays. And what can
-be told of stored numbers without that, in one pass."""
+"""Stored numbers as float64, which is exact, and float64 as stored numbers, rounded once: in new arrays. And what is
+told of stored numbers without these, in one pass."""
 
 from __future__ import annotations
 
