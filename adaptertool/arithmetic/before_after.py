@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adaptertool.arithmetic.blocks import Block, compute, part
+from adaptertool.arithmetic.block import Block, part
+from adaptertool.arithmetic.blocks import compute
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import doubles

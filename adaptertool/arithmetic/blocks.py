@@ -14,67 +14,28 @@ from typing import Any
 
 import numpy as np
 
-from adaptertool.arithmetic.chain import UNIT, Chain
+from adaptertool.arithmetic.block import Block, part
+from adaptertool.arithmetic.chain import UNIT
 from adaptertool.arithmetic.correct_rounding import OpenElements, Settled
 from adaptertool.arithmetic.exact_norms import ExactRows
-from adaptertool.arithmetic.fused import Mixed, Products, buffers, fused_of
+from adaptertool.arithmetic.fused import buffers
 from adaptertool.arithmetic.not_finite import fail_not_finite
 from adaptertool.arithmetic.survival import tally_of
-from adaptertool.arithmetic.tiling import block_rows, matrix
 from adaptertool.arithmetic.verbatim import replaces
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs import BY_DTYPE, Codec
 from adaptertool.codecs.numbers import doubles, largest_stored, rounded, same_bits
-from adaptertool.codecs.tensors import as_bytes, byte_of, read_stored
+from adaptertool.codecs.tensors import as_bytes, read_stored
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.error_bound import Bound, has_few_bits, interpolated
+from adaptertool.numerics.fused import MOST_ALPHAS
 from adaptertool.numerics.lowest_bit import grain_of
 from adaptertool.numerics.rounding import Array
-from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Tally, sums
 
 _MOST_SINGLE = 32  # rank up to which float32 leaves few elements open
 _SAMPLE = 4096  # elements
-
-
-def part(buffer: Array, dtype: Any, numel: int) -> Array:
-    """The first `numel` elements of a buffer of bytes, as a flat array of that dtype: a view."""
-    return buffer[: numel * np.dtype(dtype).itemsize].view(dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Rows first..last of one tensor."""
-
-    step: Step
-    first: int
-    last: int
-    columns: int
-    chain: Chain
-    fused: Products | Mixed | None = None  # where the kernel can make it in one visit
-
-    @property
-    def start(self) -> int:
-        """Elements of the tensor before this block."""
-        return self.first * self.columns
-
-    @property
-    def target(self) -> int:
-        """The byte where the block begins in the output file."""
-        return byte_of(self.step.offset, self.step.spec.dtype, self.start)
-
-    @property
-    def numel(self) -> int:
-        return (self.last - self.first) * self.columns
-
-
-def blocks_of(inputs: Inputs, step: Step) -> Iterator[Block]:
-    """A tensor cut into blocks."""
-    chain, (rows, columns) = Chain(inputs, step), matrix(step)
-    fused = fused_of(chain)
-    for first in range(0, rows, block_rows(columns)):
-        yield Block(step, first, min(rows, first + block_rows(columns)), columns, chain, fused)
 
 
 def compute(
@@ -92,18 +53,35 @@ def compute(
     tallies: what became of the elements is added here, for each α
     A view is valid until the next is taken. Raises NonFiniteError.
     """
-    base, target = block.step.base, block.step.spec.dtype
+    base, found = block.step.base, [] if tallies is None else tallies
     space.fit(block.numel)
-    codec = BY_DTYPE[target]
     stored = part(space.stored, BY_DTYPE[base.spec.dtype].held, block.numel)
-    result = part(space.rounded, codec.held, block.numel)
     read_stored(inputs, base, block.start, block.start + block.numel, stored)
-    if (made := _at_once(block, stored, alphas, space)) is not None:
+    several = len(alphas) if block.fused is None else MOST_ALPHAS  # so many have room
+    for first in range(0, len(alphas), max(several, 1)):
+        some = alphas[first : first + several]
+        if (made := _at_once(block, stored, some, space)) is None:
+            yield from _in_passes(inputs, block, stored, some, space, found, exact=exact)
+            continue
         for result, tally in made:
-            if tallies is not None:
-                tallies.append(tally)
+            found.append(tally)
             yield as_bytes(result)
-        return
+
+
+def _in_passes(
+    inputs: Inputs,
+    block: Block,
+    stored: Array,
+    alphas: Sequence[float],
+    space: Workspace,
+    tallies: list[Tally],
+    *,
+    exact: bool,
+) -> Iterator[memoryview]:
+    """The same, for all kinds: the block goes through buffers of floats."""
+    base, target = block.step.base, block.step.spec.dtype
+    codec = BY_DTYPE[target]
+    result = part(space.rounded, codec.held, block.numel)
     run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
     if exact and run.unit != UNIT and not all(run.size_at(alpha).is_below(2.0**126) for alpha in (1.0, *alphas)):
         run = _evaluate(block, stored, alphas, space, np.float64, exact=exact)
@@ -129,8 +107,7 @@ def compute(
                 f"{base.path}: {shown(base.spec.name)}: numbers of the adapter are so large or so small that float64 "
                 "loses them on the way; the adapter is damaged, or --precision fast takes it as it comes"
             )
-        if tallies is not None:
-            tallies.append(tally_of(stored, value, result, target, base.spec.dtype, settled))
+        tallies.append(tally_of(stored, value, result, target, base.spec.dtype, settled))
         yield as_bytes(result)
 
 

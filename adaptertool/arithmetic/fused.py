@@ -18,7 +18,7 @@ from adaptertool.codecs.tensors import read_stored
 from adaptertool.kinds import kind_of
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.numerics.error_bound import has_few_bits
-from adaptertool.numerics.fused import MOST_ALPHAS, Left, Made, Right, add_product, blend
+from adaptertool.numerics.fused import Left, Made, Right, add_product, blend
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit
 from adaptertool.spec.tensors import Ref
@@ -94,16 +94,6 @@ class Products:
         """out[a] = rows from `first` on with α times the change, as stored, correctly rounded but for the elements that
         are told. None where that cannot be: then nothing in `out` counts. All flat, as stored."""
         self._chain.forget(first)
-        made: list[Made] = []
-        for begin in range(0, len(alphas), MOST_ALPHAS):
-            part = slice(begin, begin + MOST_ALPHAS)
-            some = self._make(stored, first, alphas[part], out[part])
-            if some is None:
-                return None
-            made += some
-        return made
-
-    def _make(self, stored: Array, first: int, alphas: Sequence[float], out: Sequence[Array]) -> list[Made] | None:
         columns, dtype = self._chain.columns, self._chain.step.spec.dtype
         count = stored.size // columns
         chosen = [choose(edit, first, first + count) for edit in self._chain.step.edits]

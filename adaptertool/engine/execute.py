@@ -14,7 +14,8 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from adaptertool.arithmetic.blend import Blended
-from adaptertool.arithmetic.blocks import Block, blocks_of, compute
+from adaptertool.arithmetic.block import Block, blocks_of
+from adaptertool.arithmetic.blocks import compute
 from adaptertool.arithmetic.fisher import Weighted
 from adaptertool.arithmetic.rescale import Rescaled
 from adaptertool.arithmetic.verbatim import verbatim

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adaptertool.arithmetic.before_after import changed, numbers
-from adaptertool.arithmetic.blocks import Block
+from adaptertool.arithmetic.block import Block
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import choose
 from adaptertool.arithmetic.tiling import matrix

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from adaptertool.arithmetic.blocks import Block
+from adaptertool.arithmetic.block import Block
 from adaptertool.arithmetic.region import Region, choose
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.errors import NonFiniteError, shown

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaptertool.arithmetic.blocks import Block
+from adaptertool.arithmetic.block import Block
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.files.reader import Inputs

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from adaptertool.arithmetic.blocks import part
+from adaptertool.arithmetic.block import part
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.difference import Difference

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adaptertool.arithmetic.blocks import part
+from adaptertool.arithmetic.block import part
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs.numbers import energy
 from adaptertool.codecs.tensors import held_as, read_rows, read_stored, read_tensor, require_finite

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from adaptertool.arithmetic.before_after import changed, numbers
-from adaptertool.arithmetic.blocks import Block, blocks_of, part
+from adaptertool.arithmetic.block import Block, blocks_of, part
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs import COMPUTED

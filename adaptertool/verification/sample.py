@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adaptertool.arithmetic.blocks import Block
+from adaptertool.arithmetic.block import Block
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.codecs.numbers import doubles

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from adaptertool.arithmetic.blocks import Block, part
+from adaptertool.arithmetic.block import Block, part
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.arithmetic.verbatim import verbatim
