@@ -68,8 +68,8 @@ class OpenElements:
     counts: Settled = field(default_factory=Settled)
 
     def settle(self, where: Array, before: Array, values: Array | None) -> Array:
-        """The correctly rounded results (n,) at `where` (n,), indices into the block, as stored; a NaN or infinity as
-        it comes.
+        """The correctly rounded results (n,) at `where` (n,), indices into the block in their order, as stored; a NaN or
+        infinity as it comes.
 
         before: what the base has there, float64 (n,); values: the results in float64 (n,), or None to compute them here
         """
@@ -82,10 +82,11 @@ class OpenElements:
         left = codec.encode(values, *self.size.margin(UNIT), found)
         left = left[np.isfinite(values[left])]
         self.counts.exactly += len(left) if codec.rounds else 0
-        if len(left):
+        near, operations = None, self.chain.requirements.operations
+        if len(left) and DOUBLES.can(operations):
             left, near = self._by_pairs(left, where, before, values, found)
         self.counts.exactly += 0 if codec.rounds else len(left)  # float64 itself leaves all of float64 open
-        if len(left) and RESIDUES.can(self.chain.requirements.operations):
+        if len(left) and near is not None and RESIDUES.can(operations):
             left = self._by_residues(left, where, before, values, found, near)
         self.counts.one_by_one += len(left)
         for place in left.tolist():

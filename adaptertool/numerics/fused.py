@@ -85,7 +85,7 @@ class _Results:
         if self._opened.max() > self._room:
             return None
         counts = zip(self._places, self._opened.tolist(), self._changed.tolist(), *self._sums.tolist(), strict=True)
-        return [Made(places[:opened].copy(), changed, *sums) for places, opened, changed, *sums in counts]
+        return [Made(np.sort(places[:opened]), changed, *sums) for places, opened, changed, *sums in counts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,8 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What became of a block at one α: the elements that are left open, as indices, and what a tally counts."""
+    """What became of a block at one α: the elements that are left open, as indices in their order, and what a tally
+    counts."""
 
     open: Array
     changed: int

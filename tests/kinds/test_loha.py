@@ -24,7 +24,7 @@ import adaptertool
 from adaptertool.arithmetic import blocks, correct_rounding
 from adaptertool.codecs import BF16
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
-from adaptertool.numerics.ops import INTERVALS, RESIDUES
+from adaptertool.numerics.ops import DOUBLES, INTERVALS, RESIDUES
 
 OUT, IN, RANK = 8, 6, 3
 ROLES = {"hada_w1_a": (OUT, RANK), "hada_w1_b": (RANK, IN), "hada_w2_a": (OUT, RANK), "hada_w2_b": (RANK, IN)}
@@ -102,7 +102,7 @@ def test_every_element_is_the_rounding_of_the_formula(
 
 
 def test_settling_passes_over_systems_that_lack_an_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without residues rationals decide, to the same bytes; where no exact system serves, the kind is named."""
+    """Without double-double and residues rationals decide, to the same bytes; where no exact system serves, the kind is named."""
 
     def all_open(values: Any, *rest: Any, **more: Any) -> Any:
         BF16.encode(values, *rest, **more)
@@ -111,6 +111,7 @@ def test_settling_passes_over_systems_that_lack_an_operation(tmp_path: Path, mon
     base, adapter = base_of(tmp_path / "base"), one_layer(tmp_path / "a", torch.bfloat16)
     adaptertool.merge(base, [adapter], tmp_path / "usual")
     monkeypatch.setattr(blocks, "BY_DTYPE", {"BF16": dataclasses.replace(BF16, encode=all_open)})
+    monkeypatch.setattr(correct_rounding, "DOUBLES", dataclasses.replace(DOUBLES, times=None))
     monkeypatch.setattr(correct_rounding, "RESIDUES", dataclasses.replace(RESIDUES, times=None))
     monkeypatch.setattr(correct_rounding, "UNIT", 2.0**-10)
     report = adaptertool.merge(base, [adapter], tmp_path / "rationals")
