@@ -68,7 +68,7 @@ class OpenElements:
     counts: Settled = field(default_factory=Settled)
 
     def settle(self, where: Array, before: Array, values: Array | None) -> Array:
-        """The correctly rounded results (n,) at `where` (n,), indices into the block in their order, as stored; a NaN or
+        """The correctly rounded results (n,) at `where` (n,), ascending indices into the block, as stored; a NaN or
         infinity as it comes.
 
         before: what the base has there, float64 (n,); values: the results in float64 (n,), or None to compute them here

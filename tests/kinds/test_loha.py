@@ -102,7 +102,8 @@ def test_every_element_is_the_rounding_of_the_formula(
 
 
 def test_settling_passes_over_systems_that_lack_an_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without double-double and residues rationals decide, to the same bytes; where no exact system serves, the kind is named."""
+    """Without double-double and residues rationals decide, to the same bytes; where no exact system serves, the kind is
+    named."""
 
     def all_open(values: Any, *rest: Any, **more: Any) -> Any:
         BF16.encode(values, *rest, **more)
