@@ -94,10 +94,10 @@ def write_tensors(
     buffer = memoryview(bytearray(AT_ONCE))
     room = len(build_header(largest, metadata))
     at, specs, said = room, list[TensorSpec](), list[Outcome]()
+    most = room + sum(spec.nbytes for spec in largest)
+    size = most if reserved is None else room + reserved
     with (
-        contextlib.closing(
-            OutputFile(path, room + (sum(spec.nbytes for spec in largest) if reserved is None else reserved))
-        ) as file,
+        contextlib.closing(OutputFile(path, size, most=most)) as file,
         contextlib.closing(results(jobs, threads)) as made,
     ):
         for parts, outcome in made:

@@ -61,10 +61,19 @@ _give_blocks = _fallocate()
 class OutputFile:
     """A new file of known size. `finish` makes it durable; until then it is not part of any checkpoint."""
 
-    def __init__(self, path: Path, size: int, part: Path | None = None, hashes: tuple[str, ...] = DEFAULT) -> None:
-        """part: the name that the file has until it is finished, if not its own."""
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        part: Path | None = None,
+        hashes: tuple[str, ...] = DEFAULT,
+        *,
+        most: int | None = None,
+    ) -> None:
+        """part: the name that the file has until it is finished, if not its own; most: bytes that it may grow to, before
+        it is shortened."""
         self.path, self.size, self.part = path, size, part or path
-        self.hashes = hasher(size, self.read_back, hashes)
+        self.hashes = hasher(size if most is None else most, self.read_back, hashes)
         self._can_share = sys.platform == "linux"
         self.tallies: list[Tally] = []  # of the parts of it, by those who make them
         try:
