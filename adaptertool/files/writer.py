@@ -70,8 +70,9 @@ class OutputFile:
         *,
         most: int | None = None,
     ) -> None:
-        """part: the name that the file has until it is finished, if not its own; most: bytes that it may grow to, before
-        it is shortened."""
+        """part: the name that the file has until it is finished, if not its own
+        most: bytes that it may grow to before it is shortened
+        """
         self.path, self.size, self.part = path, size, part or path
         self.hashes = hasher(size if most is None else most, self.read_back, hashes)
         self._can_share = sys.platform == "linux"
