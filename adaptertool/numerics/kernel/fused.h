@@ -158,19 +158,18 @@ static __attribute__((noinline)) double again(const block_job *job, size_t i, si
 {
     const float *column = job->panels + j / GROUP * GROUP * job->rank + j % GROUP;
     const double *row = job->left_double + i * job->rank;
-    double sum = 0, other = 0;
+    double sums[4] = {0};
     size_t k = 0;
-    for (; k + 1 < job->rank; k += 2) {
-        sum += row[k] * column[k * GROUP];
-        other += row[k + 1] * column[(k + 1) * GROUP];
-    }
-    if (k < job->rank)
-        sum += row[k] * column[k * GROUP];
-    sum += other;
+    for (; k + 3 < job->rank; k += 4)
+        for (size_t n = 0; n < 4; n++)
+            sums[n] += row[k + n] * column[(k + n) * GROUP];
+    for (; k < job->rank; k++)
+        sums[k % 4] += row[k] * column[k * GROUP];
+    double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     double most = job->left_norm[i] * job->right_norm[j] * fabs(alpha) * WIDER, x = w + alpha * sum;
-    double power = job->left_power[i] * job->right_power[j] * lowest(alpha);
+    double power = job->left_power[i] * job->right_power[j];
     *error = ((double)job->rank + 6) * DOUBLE_UNIT * most + 4 * DOUBLE_UNIT * fabs(x) + 0x1p-1060;
-    if (most + fabs(w) < 0x1p53 * fmin(power, lowest(w)))
+    if (power > 0 && most + fabs(w) < 0x1p53 * fmin(power * lowest(alpha), lowest(w)))
         *error = 0;
     return x;
 }
@@ -197,11 +196,13 @@ static inline size_t columns_at_once(size_t rank)
     return columns < GROUP ? GROUP : columns;
 }
 
-/* The next rows of which something changes, from *row on. Returns how many. */
-static inline size_t next_rows(const block_job *job, size_t *row, size_t which[TALL])
+#define BESIDE 8 /* groups of TALL rows that are made for one tile of columns before the next: its panel is at hand */
+
+/* The numbers of the next rows of which something changes, from *row on, at most BESIDE·TALL. Returns how many. */
+static inline size_t next_rows(const block_job *job, size_t *row, size_t *which)
 {
     size_t found = 0;
-    for (; *row < job->rows && found < TALL; ++*row)
+    for (; *row < job->rows && found < BESIDE * TALL; ++*row)
         if (job->left_norm[*row] > 0)
             which[found++] = *row;
     return found;

@@ -1,11 +1,15 @@
-/* HIGH rows, of the numbers `which`, columns c to c + 2·FLOATS of which `wide` are there. Included by fused_float.h. */
+/* HIGH rows, of the numbers `which`, columns c to c + 2·FLOATS of which `wide` are there: all where WHOLE; and as many
+   α as there are, one where ONE. Included by fused_float.h. */
 static void TILE(const block_job *job, const size_t *which, size_t c, size_t wide, checks_16 *checks)
 {
     const size_t rank = job->rank, columns = job->columns;
     const float *panel = job->panels + c / GROUP * GROUP * rank + c % GROUP, *left[HIGH];
     const uint16_t *in[HIGH];
-    uint16_t padded[HIGH][2 * FLOATS];
+    const size_t alphas = ONE ? 1 : job->alphas;
+    uint16_t padded[2 * FLOATS];
     floats sum[HIGH][2], whole[HIGH][2];
+    words fine = checks->fine;
+    signs same = {0};
 
     EACH for (int i = 0; i < HIGH; i++)
     {
@@ -47,15 +51,15 @@ static void TILE(const block_job *job, const size_t *which, size_t c, size_t wid
     {
         const uint16_t *old = in[i];
         const float length = (float)job->left_norm[which[i]];
-        if (wide < 2 * FLOATS) {
+        if (!WHOLE) {
             for (size_t j = 0; j < 2 * FLOATS; j++)
-                padded[i][j] = j < wide ? old[j] : 0x3C00; /* neither tiny nor large */
-            old = padded[i];
+                padded[j] = j < wide ? old[j] : 0x3C00; /* neither tiny nor large */
+            old = padded;
         }
         halves near = *(const loose_halves *)old, far = *(const loose_halves *)(old + FLOATS);
         words stored[2] = {__builtin_convertvector(near, words), __builtin_convertvector(far, words)};
         floats w[2] = {VECTOR_FROM(near), VECTOR_FROM(far)};
-        for (size_t a = 0; a < job->alphas; a++) {
+        for (size_t a = 0; a < alphas; a++) {
             floats times = all_floats(checks->times[a]), error = all_floats(checks->error[a] * length);
             words low[2], differ[2], any = {0};
             EACH for (int v = 0; v < 2; v++)
@@ -63,20 +67,25 @@ static void TILE(const block_job *job, const size_t *which, size_t c, size_t wid
                 floats x = add_times_floats(times, sum[i][v], w[v]), size = size_floats(x);
                 floats reach = add_times_floats(error, norms[v], add_times_floats(unit, size, tiny));
                 low[v] = VECTOR_TO(x - reach, x + reach, &differ[v]);
-                checks->fine &= (words)(size < LIMIT);
-                checks->same[a] += (signs)(low[v] == stored[v]);
+                fine &= (words)(size < LIMIT);
+                same += (signs)(low[v] == stored[v]);
                 any |= differ[v];
             }
-            uint16_t *out = (uint16_t *)job->out[a] + which[i] * columns + c, beside[2 * FLOATS], *to = out;
-            if (wide < 2 * FLOATS)
-                to = beside;
-            store_halves(to, low[0], low[1]);
-            if (wide < 2 * FLOATS)
+            uint16_t *out = (uint16_t *)job->out[a] + which[i] * columns + c, beside[2 * FLOATS];
+            store_halves(WHOLE ? out : beside, low[0], low[1]);
+            if (!WHOLE)
                 memcpy(out, beside, wide * sizeof *out);
+            if (!ONE) {
+                checks->same[a] += same;
+                same = (signs){0};
+            }
             if (any_set(any))
                 for (size_t j = 0; j < wide; j++)
                     if (differ[j / FLOATS][j % FLOATS])
                         AGAIN(job, a, which[i], c + j, in[i][j], out + j);
         }
     }
+    checks->fine = fine;
+    if (ONE)
+        checks->same[0] += same;
 }
