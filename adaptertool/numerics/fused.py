@@ -15,7 +15,7 @@ from adaptertool.numerics.compiled import FUNCTIONS, address
 from adaptertool.numerics.lowest_bit import powers_of
 
 Array = npt.NDArray[Any]
-MOST_ALPHAS, _GROUP = 8, 32  # as in kernel/fused.h
+MOST_ALPHAS, _GROUP, _PAD = 8, 16, 32  # as in kernel/fused.h
 _ROOM = 256  # the share of a block that may be left open is 1 in so many; blocks with more go another way
 _UP = 1 + 2.0**-20  # more than the roundings of a length
 _SHORT = 2.0**-140  # a length whose square may be lost
@@ -111,7 +111,7 @@ class Right:
         largest = float(abs(factor).max(initial=0.0))
         if not largest < 2.0**60 or not np.array_equal(single, factor):
             return None
-        groups = -(-columns // _GROUP)
+        groups = -(-columns // _PAD) * _PAD // _GROUP
         padded = np.zeros((rank, groups * _GROUP), np.float32)
         padded[:, :columns] = single
         panels = np.ascontiguousarray(padded.reshape(rank, groups, _GROUP).transpose(1, 0, 2))

@@ -12,7 +12,8 @@
    Σ|left_ik·right_kj| ≤ ‖left_i‖·‖right_j‖ (Cauchy, Schwarz). Factors are rounded once or twice, and so is α; the sum
    with w once. */
 
-#define GROUP 32 /* columns of a panel, whatever the length of a vector */
+#define GROUP 16 /* columns of a panel, whatever the length of a vector: a line of the cache */
+#define PAD 32   /* columns are as many as this has multiples */
 #define CHAIN 16 /* products that are summed before they are added to the sum of those before */
 #define FLOAT_UNIT 0x1p-24
 #define DOUBLE_UNIT 0x1p-53
@@ -23,7 +24,7 @@ typedef struct {
     void *const *out;          /* for each alpha, the same */
     const double *alpha;       /* none is 0 */
     size_t alphas, rows, columns, rank;
-    const float *panels;       /* the right factor (rank, columns) as [columns / GROUP][rank][GROUP], then zeros */
+    const float *panels;       /* the right factor (rank, columns) as [columns / GROUP][rank][GROUP], zeros up to PAD */
     const float *right_norm;   /* no column is longer than this; as many as the panels have */
     const double *right_power; /* of two, of which all of a column are multiples; 0 where that is not known */
     double right_length;       /* not below the square root of the sum of all squares of the right factor */
@@ -152,11 +153,17 @@ static inline double lowest(double x)
     return x == 0 ? INFINITY : ldexp(1.0, exponent - 53 + __builtin_ctzll(bits | 1ull << 53));
 }
 
+/* The right factor from column c on: a line of GROUP columns for each k. */
+static inline const float *panel_at(const block_job *job, size_t c)
+{
+    return job->panels + c / GROUP * GROUP * job->rank + c % GROUP;
+}
+
 /* w + α·(row i of the left factor times column j of the right), and e: 0 where that is exact. */
 static __attribute__((noinline)) double again(const block_job *job, size_t i, size_t j, double w, double alpha,
                                               double *error)
 {
-    const float *column = job->panels + j / GROUP * GROUP * job->rank + j % GROUP;
+    const float *column = panel_at(job, j);
     const double *row = job->left_double + i * job->rank;
     double sums[4] = {0};
     size_t k = 0;
@@ -192,17 +199,15 @@ static inline void leave(const block_job *job, size_t a, size_t place)
 /* Columns of which the panels stay in the cache. */
 static inline size_t columns_at_once(size_t rank)
 {
-    size_t columns = 192 * 1024 / (sizeof(float) * (rank + 1)) / GROUP * GROUP;
-    return columns < GROUP ? GROUP : columns;
+    size_t columns = 128 * 1024 / (sizeof(float) * (rank + 1)) / PAD * PAD;
+    return columns < PAD ? PAD : columns;
 }
 
-#define BESIDE 8 /* groups of TALL rows that are made for one tile of columns before the next: its panel is at hand */
-
-/* The numbers of the next rows of which something changes, from *row on, at most BESIDE·TALL. Returns how many. */
+/* The numbers of the next rows of which something changes, from *row on, at most TALL. Returns how many. */
 static inline size_t next_rows(const block_job *job, size_t *row, size_t *which)
 {
     size_t found = 0;
-    for (; *row < job->rows && found < BESIDE * TALL; ++*row)
+    for (; *row < job->rows && found < TALL; ++*row)
         if (job->left_norm[*row] > 0)
             which[found++] = *row;
     return found;

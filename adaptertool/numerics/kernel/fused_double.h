@@ -97,7 +97,7 @@ static int row_F32(const block_job *job, size_t a, size_t i, size_t begin, size_
 int LEVELLED(lora_F32)(const block_job *job)
 {
     double sums[TALL * AT_ONCE];
-    size_t which[BESIDE * TALL], found;
+    size_t which[TALL], high;
     int fine = 1;
     for (size_t i = 0; i < job->rows; i++)
         if (!(job->left_norm[i] > 0)) {
@@ -109,14 +109,12 @@ int LEVELLED(lora_F32)(const block_job *job)
         }
     for (size_t begin = 0; begin < job->columns; begin += AT_ONCE) {
         size_t end = begin + AT_ONCE < job->columns ? begin + AT_ONCE : job->columns;
-        for (size_t row = 0; (found = next_rows(job, &row, which)) > 0;)
-            for (size_t first = 0; first < found; first += TALL) {
-                size_t high = found - first < TALL ? found - first : TALL;
-                products(job, which + first, high, begin, end, sums, AT_ONCE);
-                for (size_t i = 0; i < high; i++)
-                    for (size_t a = 0; a < job->alphas; a++)
-                        fine &= row_F32(job, a, which[first + i], begin, end, sums + i * AT_ONCE) != 0;
-            }
+        for (size_t row = 0; (high = next_rows(job, &row, which)) > 0;) {
+            products(job, which, high, begin, end, sums, AT_ONCE);
+            for (size_t i = 0; i < high; i++)
+                for (size_t a = 0; a < job->alphas; a++)
+                    fine &= row_F32(job, a, which[i], begin, end, sums + i * AT_ONCE) != 0;
+        }
     }
     return fine;
 }

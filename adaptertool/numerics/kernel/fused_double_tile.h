@@ -5,7 +5,7 @@ static void SUMS_OF(const block_job *job, const size_t *which, size_t begin, siz
     const double *left[HIGH];
     EACH for (int i = 0; i < HIGH; i++) left[i] = job->left_double + which[i] * job->rank;
     for (size_t c = begin; c < end; c += 2 * DOUBLES) {
-        const float *panel = job->panels + c / GROUP * GROUP * job->rank + c % GROUP;
+        const float *panel = panel_at(job, c);
         doubles sum[HIGH][2];
         EACH for (int i = 0; i < HIGH; i++) sum[i][0] = sum[i][1] = all_doubles(0);
         for (size_t k = 0; k < job->rank; k++) {

@@ -85,7 +85,7 @@ static void SUMS(const block_job *job, size_t i)
 int LEVELLED(GLUED(lora, STORED))(const block_job *job)
 {
     checks_16 checks = {.fine = ~(words){0}};
-    size_t at_once = columns_at_once(job->rank), which[BESIDE * TALL], high;
+    size_t at_once = columns_at_once(job->rank), which[TALL], high;
     size_t roundings = (job->rank < CHAIN ? job->rank : CHAIN) + (job->rank + CHAIN - 1) / CHAIN + 2;
     if (job->alphas > MOST_ALPHAS)
         return 0;
@@ -105,14 +105,15 @@ int LEVELLED(GLUED(lora, STORED))(const block_job *job)
         size_t end = begin + at_once < job->columns ? begin + at_once : job->columns;
         for (size_t row = 0; (high = next_rows(job, &row, which)) > 0;)
             for (size_t c = begin; c < end; c += 2 * FLOATS) {
-                size_t wide = end - c < 2 * FLOATS ? end - c : 2 * FLOATS, i = 0;
-                for (; wide == 2 * FLOATS && i + TALL <= high; i += TALL)
-                    if (job->alphas == 1)
-                        GLUED(usual_tile, STORED)(job, which + i, c, wide, &checks);
-                    else
-                        GLUED(tall_tile, STORED)(job, which + i, c, wide, &checks);
-                for (; i < high; i++)
-                    GLUED(low_tile, STORED)(job, which + i, c, wide, &checks);
+                size_t wide = end - c < 2 * FLOATS ? end - c : 2 * FLOATS;
+                int usual = high == TALL && wide == 2 * FLOATS;
+                if (usual && job->alphas == 1)
+                    GLUED(usual_tile, STORED)(job, which, c, wide, &checks);
+                else if (usual)
+                    GLUED(tall_tile, STORED)(job, which, c, wide, &checks);
+                else
+                    for (size_t i = 0; i < high; i++)
+                        GLUED(low_tile, STORED)(job, which + i, c, wide, &checks);
             }
     }
     for (size_t a = 0; a < job->alphas; a++)

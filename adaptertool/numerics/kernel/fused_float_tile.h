@@ -3,7 +3,7 @@
 static void TILE(const block_job *job, const size_t *which, size_t c, size_t wide, checks_16 *checks)
 {
     const size_t rank = job->rank, columns = job->columns;
-    const float *panel = job->panels + c / GROUP * GROUP * rank + c % GROUP, *left[HIGH];
+    const float *near_panel = panel_at(job, c), *far_panel = panel_at(job, c + FLOATS), *left[HIGH];
     const uint16_t *in[HIGH];
     const size_t alphas = ONE ? 1 : job->alphas;
     uint16_t padded[2 * FLOATS];
@@ -28,8 +28,8 @@ static void TILE(const block_job *job, const size_t *which, size_t c, size_t wid
         }
         end = k + CHAIN < rank ? k + CHAIN : rank;
         for (; k < end; k++) {
-            floats near = *(const loose_floats *)(panel + k * GROUP);
-            floats far = *(const loose_floats *)(panel + k * GROUP + FLOATS);
+            floats near = *(const loose_floats *)(near_panel + k * GROUP);
+            floats far = *(const loose_floats *)(far_panel + k * GROUP);
             EACH for (int i = 0; i < HIGH; i++)
             {
                 floats own = all_floats(left[i][k]);
