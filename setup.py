@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ class Library(build_ext):
     """Compiles one source at several levels; where a compiler does not know one, without it."""
 
     def build_extension(self, ext: Extension) -> None:
-        objects = self._compiled("levels.c", "all", [])
+        text = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]")))
+        objects = self._compiled("levels.c", "all", [f"-DSOURCES={zlib.crc32(text)}u"])  # as compiled.py has it
         for level, flags in LEVELS.items():
             try:
                 objects += self._compiled("kernel.c", level, [*flags, f"-DLEVEL={level}"])

@@ -2,13 +2,15 @@
 
 The library holds each function once for every level of instructions (kernel/level.h). The highest that this processor
 has is taken, or a lower one that ADAPTERTOOL_KERNEL names; "off" takes none, and what calls these has a twin in numpy.
-Checkpoints in exact precision do not depend on it: only the time does.
+A library that was made of other sources than lie beside it is not used. Checkpoints in exact precision do not depend on
+it: only the time does.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,11 @@ def _load() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(_FILE))
-    except OSError:  # of another system
+        library.sources.restype = ctypes.c_uint
+    except (OSError, AttributeError):  # of another system, or old
+        return None
+    text = b"".join(path.read_bytes() for path in sorted(_FILE.with_name("kernel").glob("*.[ch]")))
+    if library.sources() != zlib.crc32(text):  # it may take its arguments otherwise
         return None
     library.highest_level.restype = library.standard_arithmetic.restype = ctypes.c_int
     return library

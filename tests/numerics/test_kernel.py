@@ -50,6 +50,20 @@ def test_a_level_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
             assert compiled._load() is None
 
 
+def test_a_library_of_other_sources_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take its arguments in another order: what it made of them would be wrong in silence."""
+    folder = Path(compiled.__file__).parent
+    if not (folder / "_kernel.so").exists():
+        pytest.skip("no C compiler")
+    shutil.copytree(folder / "kernel", tmp_path / "kernel")
+    shutil.copy(folder / "_kernel.so", tmp_path)
+    monkeypatch.setattr(compiled, "_FILE", tmp_path / "_kernel.so")
+    assert compiled._load() is not None
+    with (tmp_path / "kernel" / "level.h").open("a") as source:
+        source.write("\n")
+    assert compiled._load() is None
+
+
 def every_value(dtype: str, rng: np.random.Generator) -> Any:
     """All 16-bit patterns; of float32 all exponents with many fractions."""
     if dtype != "F32":

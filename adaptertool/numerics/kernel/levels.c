@@ -21,3 +21,6 @@ int highest_level(void)
 
 /* Rounding to nearest, and subnormal numbers kept, in the thread that calls: a library may have set it otherwise. */
 int standard_arithmetic(void) { return fesetenv(FE_DFL_ENV); }
+
+/* The checksum of what this was compiled from: with other sources beside it, it is not to be used. */
+unsigned sources(void) { return SOURCES; }
