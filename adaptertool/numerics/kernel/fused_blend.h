@@ -22,13 +22,11 @@ int LEVELLED(GLUED(blend, STORED))(const blend_job *job)
             uint32_t left[LOOK], any = 0, moved = 0;
             size_t count = job->count - first < LOOK ? job->count - first : LOOK;
             for (size_t j = 0; j < count; j++) {
-                double w = FROM(in[first + j]), t = FROM(tuned[first + j]), lost, q, r, e, delta, rest, s;
-                double d = two_sum(t, -w, &lost), p = alpha * d;
-                q = product_error(alpha, d, p);
-                s = two_sum(w, p, &r);
-                e = two_sum(r, q, &delta);
-                s = two_sum(s, e, &r);
-                rest = r + delta;
+                double w = FROM(in[first + j]), t = FROM(tuned[first + j]);
+                dd_pair d = dd_two_sum(t, -w), p = dd_two_product(alpha, d.high);
+                dd_pair sum = dd_two_sum(w, p.high), e = dd_two_sum(sum.low, p.low);
+                dd_pair whole = dd_two_sum(sum.high, e.high);
+                double s = whole.high, rest = whole.low + e.low;
                 uint64_t bits, of_rest;
                 memcpy(&bits, &s, 8);
                 memcpy(&of_rest, &rest, 8);
@@ -38,7 +36,7 @@ int LEVELLED(GLUED(blend, STORED))(const blend_job *job)
                 memcpy(&x, &bits, 8);
                 x = s != 0 ? x : w == 0 ? w : 0; /* where nothing was added to a zero it keeps its sign */
                 uint32_t low = TO(x);
-                left[j] = (uint32_t)(lost != 0) | (uint32_t)((s == 0) & (rest != 0));
+                left[j] = (uint32_t)(d.low != 0) | (uint32_t)((s == 0) & (rest != 0));
                 any |= left[j];
                 moved += low != BITS(in[first + j]);
                 fine &= -(int32_t)(fabs(w) < LIMIT) & -(int32_t)(fabs(t) < LIMIT) & -(int32_t)(fabs(x) < LIMIT);
@@ -64,3 +62,6 @@ int LEVELLED(GLUED(blend, STORED))(const blend_job *job)
 
 #undef FROM
 #undef TO
+#undef STORED
+#undef QUICK
+#undef LIMIT

@@ -133,26 +133,6 @@ typedef struct {
     double *kept, *update;
 } blend_job;
 
-/* a + b, and what it lacks of the exact sum. */
-static inline double two_sum(double a, double b, double *error)
-{
-    double sum = a + b, second = sum - a, first = sum - second;
-    *error = (a - first) + (b - second);
-    return sum;
-}
-
-/* What p = fl(a·b) lacks of the exact product. */
-static inline double product_error(double a, double b, double p)
-{
-#if defined(__FMA__) || defined(__aarch64__)
-    return __builtin_fma(a, b, -p);
-#else
-    double split_a = a * 0x8000001, split_b = b * 0x8000001; /* 2^27 + 1 */
-    double high_a = split_a - (split_a - a), high_b = split_b - (split_b - b), low_a = a - high_a, low_b = b - high_b;
-    return ((high_a * high_b - p) + high_a * low_b + low_a * high_b) + low_a * low_b;
-#endif
-}
-
 static inline uint32_t once_to_F32(double x) { return to_F32(x); }
 
 /* In DoRA the ends are rounded by way of float, and lie further apart by what that may do: MARGIN, LEAST. */
@@ -166,17 +146,11 @@ static inline uint32_t once_to_F32(double x) { return to_F32(x); }
 #define LIMIT 0x1p126
 #include "fused_dora.h"
 #include "fused_blend.h"
-#undef STORED
-#undef QUICK
-#undef LIMIT
 #define STORED F16
 #define QUICK twice_to_F16
 #define LIMIT 0x1p15
 #include "fused_dora.h"
 #include "fused_blend.h"
-#undef STORED
-#undef QUICK
-#undef LIMIT
 #undef MARGIN
 #undef LEAST
 #undef BITS
@@ -192,9 +166,6 @@ static inline uint32_t once_to_F32(double x) { return to_F32(x); }
 #define LIMIT 0x1p126
 #include "fused_dora.h"
 #include "fused_blend.h"
-#undef STORED
-#undef QUICK
-#undef LIMIT
 #undef MARGIN
 #undef LEAST
 #undef BITS

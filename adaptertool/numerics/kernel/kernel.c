@@ -10,6 +10,8 @@
 
 #include "product.h"
 
+#include "double_double.h"
+
 #include "fused.h"
 
 #include "blake3.h"
@@ -19,5 +21,3 @@
 #include "difference.h"
 
 #include "there_back.h"
-
-#include "double_double.h"
