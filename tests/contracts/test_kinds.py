@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adaptertool.kinds import KINDS, NORM, Kind
+from adaptertool.errors import InternalError
+from adaptertool.kinds import BY_NAME, KINDS, NORM, Kind
 from adaptertool.numerics.error_bound import Bound, Factor
 from adaptertool.numerics.interval import intervals, roots
 from adaptertool.numerics.modular import Residue
@@ -22,7 +23,8 @@ OUT, IN, RANK = 6, 10, 3
 SCALE, WEIGHT = 0.75, -1.25  # of few bits, so that their product is exact
 UNIT = 2.0**-53
 
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+every_kind = pytest.mark.parametrize("kind", [k for k in KINDS if not k.becomes], ids=lambda kind: kind.name)
+those_made = pytest.mark.parametrize("kind", [k for k in KINDS if k.becomes], ids=lambda kind: kind.name)
 
 
 def sample(kind: Kind, seed: int = 0, out: int = OUT) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -231,11 +233,21 @@ def test_numbers_out_of_range_are_known_for_such(kind: Kind, dtype: Any) -> None
             assert np.isfinite(made).all() or not bound.is_below(2.0**126 if dtype == np.float32 else math.inf)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_spellings_name_every_role(kind: Kind) -> None:
     for spelling in kind.spellings.values():
-        assert set(spelling.keys.values()) == kind.roles
+        assert {*spelling.keys.values(), *spelling.embedding.values(), *spelling.shared.values()} == kind.roles
         assert spelling.tag and not spelling.keys.keys() & spelling.refused.keys()
+        assert spelling.bias is None or BY_NAME[spelling.bias].roles <= kind.roles
+
+
+@those_made
+def test_one_that_comes_down_to_others_has_nothing_else(kind: Kind) -> None:
+    assert kind.optional <= kind.roles and kind.by_row | kind.by_column <= kind.roles
+    assert not (kind.pair or kind.is_product or kind.norms or kind.anew or kind.low_rank or kind.misreadings)
+    assert not (kind.single or kind.elementwise or kind.replaces or kind.operations)
+    with pytest.raises(InternalError):
+        kind.apply(BLOCKS, np.zeros((1, 1)), {}, 1.0, 1.0)
 
 
 def test_names_are_unique() -> None:
