@@ -5,11 +5,13 @@ from typing import Protocol
 from adaptertool.kinds.adalora import ADALORA
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
+from adaptertool.kinds.dora_scale import DORA_SCALE
 from adaptertool.kinds.full import FULL
 from adaptertool.kinds.gain import GAIN
 from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.lora import LORA
+from adaptertool.kinds.lora_tucker import LORA_TUCKER
 from adaptertool.kinds.offset import OFFSET
 
 KINDS: tuple[Kind, ...] = (
@@ -21,6 +23,8 @@ KINDS: tuple[Kind, ...] = (
     GAIN,
     LOHA,
     ADALORA,
+    LORA_TUCKER,
+    DORA_SCALE,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

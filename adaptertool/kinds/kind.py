@@ -49,6 +49,7 @@ class Part(NamedTuple):
     kind: str
     factors: Mapping[str, Ref]
     scale: float
+    turned: bool = False  # of the weight (in, out) that is the transpose of what is changed
 
 
 # (factors, the shape (out, in, ...) of the weight, scale, settings) -> the changes that are the same, one after another

@@ -92,11 +92,14 @@ LOHA = Kind(
     linear=True,
     low_rank=low_rank,
     spellings={
+        "kohya": Spelling(
+            tag="LOHA", keys={f".{role}": role for role in (B1, A1, B2, A2)}, rank_of=lambda shapes: shapes[A1][0]
+        ),
         "peft": Spelling(
             tag="LOHA",
             keys={f".{role}": role for role in (B1, A1, B2, A2)},
             harmless=frozenset({"rank_dropout", "module_dropout", "init_weights", "use_effective_conv2d"}),
             refused={".hada_t1": _TUCKER, ".hada_t2": _TUCKER},
-        )
+        ),
     },
 )

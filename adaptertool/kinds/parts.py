@@ -28,6 +28,7 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
             kind=part.kind,
             factors={role: ref.renamed(f"{stem}.{role}.weight") for role, ref in part.factors.items()},
             scale=part.scale,
+            transposed=(not module.transposed) if part.turned else module.transposed,
             settings={},
         )
         for part in kind.becomes(module.factors, weight, module.scale, module.settings)
