@@ -83,7 +83,7 @@ def test_a_linear_layer_may_be_a_convolution_of_size_1(
 def test_names_that_two_tensors_would_have_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", factors("lora_unet_" + FLAT))
     base = base_of(tmp_path / "base", "down_blocks.0.attentions.1.to_out_0.weight")
-    with pytest.raises(MismatchError, match=r"can mean .*to_out\.0.* and|can mean .*to_out.0.weight, .*to_out_0.weight"):
+    with pytest.raises(MismatchError, match=r"can mean .*to_out\.0\.weight, .*to_out_0\.weight"):
         adaptertool.merge(base, [path], tmp_path / "out")
 
 
