@@ -8,6 +8,7 @@ from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.kinds.rotation import ROTATION
 
 KINDS: tuple[Kind, ...] = (
     LORA,
@@ -15,6 +16,7 @@ KINDS: tuple[Kind, ...] = (
     OFFSET,
     FULL,
     LOHA,
+    ROTATION,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

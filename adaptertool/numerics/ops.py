@@ -21,7 +21,7 @@ from adaptertool.numerics.modular import Residue
 
 Array = Any  # of numpy or torch: floats, or Interval; or DoubleDouble, Residue, or Dyadic
 
-TIMES, DIVIDE = OPERATIONS = ("times", "divide")  # what a system may lack
+TIMES, DIVIDE, BLOCKWISE = OPERATIONS = ("times", "divide", "blockwise")  # what a system may lack
 
 _PART = 1 << 17  # elements that stay in the cache
 
@@ -36,6 +36,8 @@ class Ops:
     squares:      (rows, left, right) -> (n, 1), the sum of squares of each row of rows + left @ right
     times:        element by element, of shapes that broadcast
     divide:       the same, by positive numbers
+    blockwise:    (rows, high, low): every b columns of rows (n, columns) times a matrix of their own, returned. These
+                  are high + low, (columns, b) each, one matrix below the other; in floats `high` alone
     root:         the square root of each, to the precision of the system; None where that is a matter of choice
     parts:        (rows) -> slices of rows that together are all of them, to be worked on one after another
     """
@@ -48,6 +50,7 @@ class Ops:
     squares: Callable[[Array, Array, Array], Array]
     times: Callable[[Array, Array], Array] | None = None
     divide: Callable[[Array, Array], Array] | None = None
+    blockwise: Callable[[Array, Array, Array], Array] | None = None
     root: Callable[[Array], Array] | None = None
     parts: Callable[[Array], Iterator[slice]] = lambda _: iter((slice(None),))
 
@@ -73,6 +76,26 @@ def _squares(rows: Array, left: Array, right: Array) -> Array:
     return (whole * whole).sum(1)[:, None]
 
 
+def _blockwise(rows: Array, high: Array, low: Array) -> Array:  # noqa: ARG001
+    """By one product of batches, of numpy or torch."""
+    (columns, wide), count = high.shape, rows.shape[0]
+    blocks = rows.reshape(count, columns // wide, wide).swapaxes(0, 1) @ high.reshape(-1, wide, wide)
+    return blocks.swapaxes(0, 1).reshape(rows.shape)
+
+
+def _pairs_blockwise(rows: DoubleDouble, high: DoubleDouble, low: DoubleDouble) -> DoubleDouble:
+    (columns, wide), made, more = high.shape, rows.copy(), bool(low.high.any())
+    for first in range(0, columns, wide):
+        part = slice(first, first + wide)
+        some = rows[:, part]
+        made[:, part] = some @ high[part] + some @ low[part] if more else some @ high[part]
+    return made
+
+
+def _intervals_blockwise(rows: Array, high: Array, low: Array) -> Array:
+    return _blockwise(rows, high + low, low)
+
+
 def _block_plus_product(rows: Array, left: Array, right: Array) -> Array:
     whole = rows.copy()
     product.add_product(whole, left, right)
@@ -94,6 +117,7 @@ BLOCKS = Ops(
     squares=product.squares,
     times=operator.mul,
     divide=operator.truediv,
+    blockwise=_blockwise,
     root=np.sqrt,
     parts=_cached,
 )
@@ -107,14 +131,26 @@ FLOATS = Ops(
     squares=_squares,
     times=operator.mul,
     divide=operator.truediv,
+    blockwise=_blockwise,
     root=np.sqrt,
 )
 # Sums of two float64 with a bound of their error, for many elements at once: rows (n, columns), and batches
-DOUBLES = dataclasses.replace(FLOATS, name="doubles", exact=True, array=DoubleDouble.of, root=DoubleDouble.sqrt)
+DOUBLES = dataclasses.replace(
+    FLOATS,
+    name="doubles",
+    exact=True,
+    array=DoubleDouble.of,
+    blockwise=_pairs_blockwise,
+    root=DoubleDouble.sqrt,
+)
 # Modulo 2^64: for many elements at once; a residue has no inverse
-RESIDUES = dataclasses.replace(FLOATS, name="residues", exact=True, array=Residue.of, divide=None, root=None)
+RESIDUES = dataclasses.replace(
+    FLOATS, name="residues", exact=True, array=Residue.of, divide=None, blockwise=None, root=None
+)
 # Integers of any size times a power of two (numerics.dyadic)
 DYADICS = dataclasses.replace(RESIDUES, name="dyadics", array=Dyadic.of)
 # Arrays of intervals between rationals (numerics.interval)
-INTERVALS = dataclasses.replace(FLOATS, name="intervals", exact=True, array=intervals, root=None)
+INTERVALS = dataclasses.replace(
+    FLOATS, name="intervals", exact=True, array=intervals, blockwise=_intervals_blockwise, root=None
+)
 SYSTEMS: tuple[Ops, ...] = (BLOCKS, FLOATS, DOUBLES, RESIDUES, DYADICS, INTERVALS)
