@@ -11,7 +11,7 @@ import numpy as np
 
 from adaptertool.arithmetic.region import Places, choose, picked, taken, whole
 from adaptertool.arithmetic.requirements import requirements_of
-from adaptertool.arithmetic.tiling import matrix
+from adaptertool.arithmetic.tiling import matrix, needs_columns
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import NORM, kind_of
@@ -77,7 +77,7 @@ class Chain:
             if chosen is None:
                 continue
             kind, some = kind_of(edit), rows[chosen.index, chosen.columns]
-            factors = whole(ops, self._known(number, edit, chosen.places))
+            factors = whole(ops, kind, self._known(number, edit, chosen.places))
             scale, weight = _numbers(ops, edit)
             if number in norms:
                 factors[NORM] = norms[number]
@@ -90,7 +90,8 @@ class Chain:
                     squares = kind.norms.squares(ops, old, factors, scale)
                 factors[NORM] = norms[number] = ops.root(squares)
             if ops is BLOCKS:
-                factors = {role: factor.astype(rows.dtype, copy=False) for role, factor in factors.items()}
+                cast = factors.keys() - kind.places
+                factors |= {role: factors[role].astype(rows.dtype, copy=False) for role in cast}
             kind.apply(ops, some.T if edit.transposed else some, factors, scale, weight)
             if isinstance(chosen.index, list):  # else `some` shares its memory with `rows`
                 rows[chosen.index] = some
@@ -187,7 +188,8 @@ class Chain:
                 cut[role] = Factor(cut[role].array[:, places])
         if self._through is None:
             return cut
-        return {role: Factor(self._through(factor.array)) for role, factor in cut.items()}
+        through = {role: Factor(self._through(cut[role].array)) for role in cut.keys() - kind.places}
+        return cut | through
 
     def _read_whole(self, number: int, role: str, ref: Ref) -> Factor:
         with self._lock:
@@ -224,6 +226,7 @@ class Chain:
                 columns = self.columns if view is None else len(view.columns)
                 total, whole_size = ops.array(np.zeros((columns, 1))), Bound(0.0)
                 step = max(1, (_PASS_ELEMENTS if ops is BLOCKS else _PART_ELEMENTS) // self.columns)
+                step = end - begin if needs_columns(self.step.edits[:number]) else step
                 for first in range(begin, end, step):
                     last = min(end, first + step)
                     stored = read_rows(self.inputs, self.step.base, first, last, self.columns)
@@ -235,7 +238,7 @@ class Chain:
                     chosen = choose(edit, first, last)
                     assert chosen is not None
                     some, known = rows[chosen.index, chosen.columns], self._known(number, edit, chosen.places)
-                    total = total + kind.norms.squares(ops, some.T, whole(ops, known), _numbers(ops, edit)[0])
+                    total = total + kind.norms.squares(ops, some.T, whole(ops, kind, known), _numbers(ops, edit)[0])
                     if ops is BLOCKS:
                         own = kind.norms.bound(size, known, edit.scale, 1.0, UNIT, self.columns)
                         whole_size = whole_size.either(own)

@@ -13,7 +13,8 @@ from adaptertool.spec.plan import Edit
 @dataclass(frozen=True, slots=True)
 class Requirements:
     """before:   what the base has is needed to the end, for norms of it
-    rational: an element of the result is a sum of products of what is stored: there are no norms
+    rational: an element of the result is a sum of products of what is stored for it: there are no norms, nor whole_rows
+    whole_rows: an element depends on others of its row, as by a rotation: it cannot be made alone
     operations: those that a number system must have (numerics.ops)
     single:   float32 serves: products, and norms only of what the base has, which are float64 all the same
     few_bits: the numbers have so few bits that float64 may compute with them exactly
@@ -22,6 +23,7 @@ class Requirements:
 
     before: bool
     rational: bool
+    whole_rows: bool
     operations: frozenset[str]
     single: bool
     few_bits: bool
@@ -30,14 +32,15 @@ class Requirements:
 
 def requirements_of(edits: Sequence[Edit]) -> Requirements:
     kinds = [kind_of(edit) for edit in edits]
-    has_norms = [kind.norms is not None for kind in kinds]
+    has_norms, whole_rows = [kind.norms is not None for kind in kinds], any(kind.whole_rows for kind in kinds)
     first = [edit.on_base or number == 0 for number, edit in enumerate(edits)]
     pairs = list(zip(kinds, edits, strict=True))
     stored = [ref for kind, edit in pairs if not kind.replaces for ref in edit.factors.values()]
     widths = [ref.shape[0] for kind, edit in pairs for role, ref in edit.factors.items() if role in kind.by_column]
     return Requirements(
         before=any(edit.on_base for edit in edits),
-        rational=not any(has_norms),
+        rational=not any(has_norms) and not whole_rows,
+        whole_rows=whole_rows,
         operations=frozenset().union(*(kind.operations for kind in kinds)),
         single=all(
             kind.single and (alone or not norm) for kind, norm, alone in zip(kinds, has_norms, first, strict=True)

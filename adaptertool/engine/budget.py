@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from adaptertool.arithmetic.tiling import BLOCK_ELEMENTS, block_rows, matrix
+from adaptertool.arithmetic.tiling import BLOCK_ELEMENTS, matrix, rows_at_once
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Plan, Step
@@ -23,7 +23,7 @@ def predicted_memory(plan: Plan, threads: int) -> int:
         if not step.edits:
             continue
         rows, columns = matrix(step)
-        at_once = block_rows(columns)
+        at_once = rows_at_once(step)
         block = max(block, columns * at_once)
         held, by_row = _factors(step, rows, threads * at_once)
         whole, own = max(whole, held), max(own, min(at_once, rows) * by_row)
