@@ -3,7 +3,6 @@ base, under names that begin with n. And what they make, in rationals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import write_adapter, write_checkpoint
-from oracle import fractions
+from conftest import load, write_adapter, write_checkpoint
 from rationals import Matrix
 
 from adaptertool.kinds.rotation import HIGH, LOW, ORDER
 from adaptertool.planning import edits, merge, wise
+from adaptertool.spec.tensors import View
+
+LAYER = "h.0.attn.c_attn"
+GPT2 = {"model_type": "gpt2", "tie_word_embeddings": False}
 
 
 class Rotation(NamedTuple):
@@ -54,7 +56,10 @@ def rotated(rows: Matrix, rotation: Rotation, weight: float = 1.0) -> Matrix:
     blocks, wide = rotation.high.shape[1:3]
     made = [list(row) for row in rows]
     for high, low, order in zip(*rotation, strict=True):
-        exact = [Fraction(h) + Fraction(l) for h, l in zip(high.ravel().tolist(), low.ravel().tolist(), strict=True)]
+        exact = [
+            Fraction(one) + Fraction(rest)
+            for one, rest in zip(high.ravel().tolist(), low.ravel().tolist(), strict=True)
+        ]
         for row in made:
             taken = [row[place] for place in order.tolist()]
             for k in range(blocks):
@@ -65,12 +70,8 @@ def rotated(rows: Matrix, rotation: Rotation, weight: float = 1.0) -> Matrix:
     return [[old + w * (new - old) for old, new in zip(*both, strict=True)] for both in zip(rows, made, strict=True)]
 
 
-def turned(rows: Matrix) -> Matrix:
-    return [list(row) for row in zip(*rows, strict=True)]
-
-
-def use_rotations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on an adapter in whose place the base has a rotation is that."""
+def use_rotations(monkeypatch: pytest.MonkeyPatch, view: View | None = None) -> None:
+    """From now on an adapter in whose place the base has a rotation is that; of a part of the tensor."""
 
     def replaced(subject: Any, *given: Any, **named: Any) -> Any:
         found, *rest = edits.adapter_edits(subject, *given, **named)
@@ -78,34 +79,35 @@ def use_rotations(monkeypatch: pytest.MonkeyPatch) -> None:
             for place, edit in enumerate(chain):
                 own = {role: subject.tensors.get(f"{edit.adapter}.{role}") for role in (HIGH, LOW, ORDER)}
                 if None not in own.values():
-                    chain[place] = edit._replace(kind="rotation", factors=own, scale=1.0)
+                    chain[place] = edit._replace(kind="rotation", factors=own, view=view)
         return found, *rest
 
     for module in (merge, wise):
         monkeypatch.setattr(module, "adapter_edits", replaced)
 
 
-def placed(folder: Path, base: torch.Tensor, *rotations: Rotation | None, **config: Any) -> tuple[Path, list[Path]]:
-    """A checkpoint with `base` as x.weight, and an adapter for each rotation; None: one that the caller writes."""
-    tensors = {"x.weight": base}
-    for number, rotation in enumerate(rotations):
-        tensors |= {} if rotation is None else rotation.tensors(number)
-    shape = base.shape[::-1] if config else base.shape
-    adapters = []
-    for number, rotation in enumerate(rotations):
-        path = folder / f"{number}"
-        if rotation is not None:
-            ones = {"x.lora_A.weight": torch.ones(1, shape[1]), "x.lora_B.weight": torch.ones(shape[0], 1)}
-            write_adapter(path, ones, r=1, lora_alpha=1, fan_in_fan_out=bool(config))
-        adapters.append(path)
-    return write_checkpoint(folder / "base", tensors, config=config or None), adapters
+def placed(
+    folder: Path, base: torch.Tensor, *factors: Rotation | dict[str, torch.Tensor], transposed: bool = False
+) -> tuple[Path, list[Path]]:
+    """A checkpoint with one layer, and an adapter for each of `factors`: rotations, or what follows the name of the
+    layer -> tensors of LoRA and DoRA. transposed: the layer is stored (in, out); `base` is (out, in) all the same."""
+    tensors, adapters = {f"{LAYER}.weight": base.T.contiguous() if transposed else base}, []
+    for number, own in enumerate(factors):
+        held = own
+        if isinstance(own, Rotation):
+            tensors |= own.tensors(number)
+            held = {"lora_A.weight": torch.ones(1, base.shape[1]), "lora_B.weight": torch.ones(len(base), 1)}
+        assert isinstance(held, dict)
+        settings = {"r": len(held["lora_A.weight"]), "use_dora": "lora_magnitude_vector" in held}
+        named = {f"{LAYER}.{role}": tensor for role, tensor in held.items()}
+        adapters.append(write_adapter(folder / f"{number}", named, lora_alpha=settings["r"], **settings))
+    return write_checkpoint(folder / "base", tensors, config=GPT2 if transposed else None), adapters
 
 
-def exactly(base: torch.Tensor, *changes: Callable[[Matrix], Matrix]) -> Matrix:
-    rows = [fractions(row) for row in base]
-    for change in changes:
-        rows = change(rows)
-    return rows
+def result(folder: Path, *, transposed: bool = False) -> torch.Tensor:
+    """The layer of a checkpoint, (out, in)."""
+    found = load(folder)[f"{LAYER}.weight"]
+    return found.T if transposed else found
 
 
 def interpolated(before: Matrix, after: Matrix, alpha: float) -> Matrix:
@@ -113,8 +115,3 @@ def interpolated(before: Matrix, after: Matrix, alpha: float) -> Matrix:
         [old + Fraction(alpha) * (new - old) for old, new in zip(*rows, strict=True)]
         for rows in zip(before, after, strict=True)
     ]
-
-
-__all__: Sequence[str] = [
-    "Rotation", "exactly", "interpolated", "placed", "random", "rotated", "turned", "use_rotations"
-]  # fmt: skip
