@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.single import pick
 from adaptertool.arithmetic.tiling import needs_columns
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.numerics.ops import BLOCKS, FLOATS, Ops
@@ -50,7 +51,7 @@ def values_of(
         for start in range(0, len(where), count):
             part = slice(start, start + count)
             at, base = (where[part] // columns, where[part] % columns), ops.array(before[part].reshape(-1, 1, 1))
-            after = chain.pick(single, first, last, at, base, norms=norms)
+            after = pick(chain, single, rows, at, base, norms=norms)
             yield part, interpolate(base, after, weight).reshape(-1)
         return
     if needs_columns(chain.step.edits):

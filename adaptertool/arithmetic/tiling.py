@@ -33,4 +33,4 @@ def rows_at_once(step: Step) -> int:
 
 def needs_columns(edits: Sequence[Edit]) -> bool:
     """Whether an edit needs whole rows of a weight that is stored transposed."""
-    return any(edit.transposed and kind_of(edit).whole_rows for edit in edits)
+    return any(edit.transposed and kind_of(edit).neighbours for edit in edits)

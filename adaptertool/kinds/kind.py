@@ -42,6 +42,20 @@ class Norms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """What each element depends on beside itself: others of its row of the weight.
+
+    count: (shapes of the factors) -> how many, at most, counted as often as `pick` needs them
+    pick:  (ops, elements, line, factors, columns, weight) changes n single elements (n, 1, 1), in these columns (n,)
+           of the weight, in place. line: columns (n, c) -> elements of the same n rows there, before the change,
+           (n·c, 1, 1). The factors are float64 matrices, whole.
+    """
+
+    count: Callable[[Mapping[str, Shape]], int]
+    pick: Callable[[Ops, Array, Callable[[Array], Array], Factors, Array, Any], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """How factors change a weight. What a kind cannot do is None or empty: callers refuse it by name.
 
@@ -58,7 +72,7 @@ class Kind:
     bound:       the bound after `apply`. The very bound that it was given where `apply` changes nothing at all.
     operations:  of numerics.ops.OPERATIONS, those that `apply` needs of a number system
     norms:       where `apply` needs the norm of each whole row, which it finds among its factors, under the role NORM
-    whole_rows:  each element depends on others of its row, without which it cannot be made
+    neighbours:  where each element depends on others of its row: `apply` then needs whole rows
     elementwise: each element depends on the same element of the factors alone, so blocks may be cut
                  anywhere and the weight may have any number of dimensions.
     single:      float32 leaves few elements open, as a sum of products does
@@ -85,7 +99,7 @@ class Kind:
     places: frozenset[str] = frozenset()
     operations: frozenset[str] = frozenset()
     norms: Norms | None = None
-    whole_rows: bool = False
+    neighbours: Neighbours | None = None
     elementwise: bool = False
     single: bool = False
     replaces: bool = False

@@ -12,12 +12,12 @@ Text-to-Image Diffusion by Orthogonal Finetuning" (arXiv:2306.07280); W. Liu et 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from adaptertool.kinds.kind import Factors, Kind, Shape
+from adaptertool.kinds.kind import Factors, Kind, Neighbours, Shape
 from adaptertool.numerics.error_bound import Array, Bound, Factor, may_overflow, mixed, tiny
 from adaptertool.numerics.ops import BLOCKWISE, Ops
 
@@ -66,6 +66,33 @@ def _taken(rows: Array, columns: Array) -> Array:
     return rows if (columns == np.arange(len(columns))).all() else rows[:, columns]
 
 
+def count(factors: Mapping[str, Shape]) -> int:
+    """b columns by each stage, for each of those of the next."""
+    return math.prod((factors[HIGH][1],) * factors[ORDER][0])
+
+
+def pick(
+    ops: Ops, elements: Array, line: Callable[[Array], Array], factors: Factors, columns: Array, weight: Any
+) -> None:
+    """What `apply` makes of single elements: from the last stage to the first what each needs of the one before; and
+    from the first to the last the sums of b products."""
+    (total, wide), needed, cuts = factors[HIGH].shape, columns, []
+    width = factors[ORDER].shape[1]
+    for first in range(total - width, -1, -width):
+        order = factors[ORDER][first // width].astype(np.int64)
+        block, own = np.divmod(np.argsort(order)[needed], wide)
+        inputs = (block[..., None] * wide + np.arange(wide)).reshape(len(columns), -1)
+        cuts.append((first + inputs.reshape(-1, wide), own.reshape(-1, 1)))
+        needed = order[inputs]
+    made = line(needed)
+    for cut in reversed(cuts):
+        left, (high, low) = made.reshape(-1, 1, wide), (factors[role][cut][:, :, None] for role in (HIGH, LOW))
+        made = left @ ops.array(high)
+        if low.any():
+            made = made + left @ ops.array(low)
+    elements[...] = made if weight == 1 else elements + (made - elements) * weight
+
+
 def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:  # noqa: ARG001
     """A sum of b products for each element and stage, in any order; then the mixture.
 
@@ -108,5 +135,5 @@ ROTATION = Kind(
     apply=apply,
     bound=bound,
     operations=frozenset({BLOCKWISE}),
-    whole_rows=True,
+    neighbours=Neighbours(count=count, pick=pick),
 )

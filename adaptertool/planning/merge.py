@@ -42,7 +42,7 @@ def require_mixable(edits: Mapping[str, Sequence[Edit]]) -> None:
     """Refuse what has no agreed meaning when adapters act together: DoRA with a weight, or on a replaced weight, and a
     saved tensor, or a rotation, beside another adapter's change. Raises UnsupportedError."""
     for target, chain in edits.items():
-        if any(kind_of(edit).whole_rows for edit in chain) and len({edit.adapter for edit in chain}) > 1:
+        if any(kind_of(edit).neighbours for edit in chain) and len({edit.adapter for edit in chain}) > 1:
             raise UnsupportedError(f"{shown(target)}: a rotation and another adapter in mixed composition")
         if any(kind_of(edit).replaces for edit in chain) and len({edit.adapter for edit in chain}) > 1:
             raise UnsupportedError(f"{shown(target)}: a replaced weight and another adapter in mixed composition")

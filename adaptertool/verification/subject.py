@@ -12,6 +12,7 @@ import numpy as np
 
 from adaptertool.arithmetic.block import Block, part
 from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.single import pick
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.codecs import BY_DTYPE, COMPUTED
@@ -161,7 +162,7 @@ class Candidate:
     @functools.cached_property
     def _in_rows(self) -> bool:
         """Whether no element can be computed without its row."""
-        return self.turns or any(kind_of(edit).whole_rows for edit in self.step.edits)
+        return self.turns or any(kind_of(edit).neighbours for edit in self.step.edits)
 
     @functools.cached_property
     def adapters(self) -> list[int]:
@@ -187,7 +188,7 @@ class Candidate:
 
     def _picked(self, chain: Chain, block: Block, where: Array, numbers: Array) -> Array:
         at = where // block.columns, where % block.columns
-        picked: Array = chain.pick(FLOATS, block.first, block.last, at, numbers[:, None, None]).ravel()
+        picked: Array = pick(chain, FLOATS, (block.first, block.last), at, numbers[:, None, None]).ravel()
         return picked
 
     def _prefixes(self, block: Block) -> Iterator[Chain]:

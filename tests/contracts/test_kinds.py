@@ -109,7 +109,7 @@ def test_floats_are_within_the_bound_of_the_exact_result(kind: Kind, dtype: Any)
 @every_kind
 def test_single_elements_are_as_in_blocks(kind: Kind) -> None:
     """In floats, and where they can be in residues."""
-    if kind.whole_rows:
+    if kind.neighbours:
         return
     rows, factors = sample(kind)
     exact = exactly(kind, rows, factors)
@@ -151,7 +151,7 @@ def test_double_double_holds_the_exact_result(kind: Kind, weight: Fraction) -> N
         held[NORM] = DOUBLES.root(kind.norms.squares(DOUBLES, whole, held, Fraction(SCALE)))
     kind.apply(DOUBLES, whole, held, Fraction(SCALE), weight)
     made = [(whole, exact)]
-    if not kind.whole_rows:
+    if not kind.neighbours:
         at = np.array([0, 3, 5]), np.array([9, 0, 4])
         cut = {
             role: factor[at].reshape(-1, 1, 1)

@@ -239,7 +239,7 @@ def test_tensors_of_torch(weight: float) -> None:
     exact = [[float(value) for value in row] for row in rotated(matrix(rows), rotation, weight)]
     for dtype, error in ((torch.float64, 1e-14), (torch.float32, 1e-5)):
         own = {role: tensor.to(dtype) for role, tensor in factors.items()}
-        straight, columns = rows.to(dtype), rows.T.to(dtype).contiguous()
+        straight, columns = rows.to(dtype, copy=True), rows.T.to(dtype).contiguous()
         for some in (straight, columns.T):
             ROTATION.apply(FLOATS, some, own, 1.0, weight)
             torch.testing.assert_close(some.double(), torch.tensor(exact, dtype=torch.float64), atol=error, rtol=error)
