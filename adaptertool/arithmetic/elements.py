@@ -47,7 +47,7 @@ def values_of(
     whole = len(where) == (last - first) * columns
     few = not whole and len(where) * chain.requirements.width < _SPARSE * (last - first) * columns
     if few and (chain.requirements.rational or (norms is not None and not chain.requirements.whole_rows)):
-        count, single = max(64, min(_PART, _FACTORS // chain.requirements.width)), FLOATS if ops is BLOCKS else ops
+        count, single = max(8, min(_PART, _FACTORS // chain.requirements.width)), FLOATS if ops is BLOCKS else ops
         for start in range(0, len(where), count):
             part = slice(start, start + count)
             at, base = (where[part] // columns, where[part] % columns), ops.array(before[part].reshape(-1, 1, 1))

@@ -92,7 +92,7 @@ class ExactRows:
                     continue
                 cut = _cut_to(cut, kind, columns.index(column))
                 index = (chosen.index, slice(0, 1))
-            factors = {role: array if role in kind.places else intervals(array) for role, array in cut.items()}
+            factors = cut if kind.neighbours else {role: intervals(tensor) for role, tensor in cut.items()}
             some, old = (array[index].T if edit.transposed else array[index] for array in (rows, before))
             scale, weight = Fraction(edit.scale), Fraction(edit.weight)
             if kind.norms is not None:

@@ -77,11 +77,10 @@ def taken(ops: Ops, kind: Kind, role: str, factor: Factor, edit: Edit, places: P
 
 
 def whole(ops: Ops, kind: Kind, factors: Mapping[str, Factor]) -> dict[str, Any]:
-    """Factors in the number system of `ops`, but for positions. Those in double-double are made once."""
-    return {
-        role: factor.array if role in kind.places else factor.doubled if ops is DOUBLES else ops.array(factor.array)
-        for role, factor in factors.items()
-    }
+    """Factors in the number system of `ops`, or as the kind wants them. Those in double-double are made once."""
+    if kind.neighbours:
+        return {role: factor.array for role, factor in factors.items()}
+    return {role: factor.doubled if ops is DOUBLES else ops.array(factor.array) for role, factor in factors.items()}
 
 
 def choose(edit: Edit, first: int, last: int) -> Region | None:

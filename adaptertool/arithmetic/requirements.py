@@ -10,7 +10,7 @@ from adaptertool.codecs import BY_DTYPE, F16
 from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Edit
 
-_MOST_NEIGHBOURS = 1 << 11  # with which an element is made alone: with more, whole rows take less time
+_MOST_NEIGHBOURS = 1 << 14  # with which an element is made alone: with more, whole rows take less time
 
 
 @dataclass(frozen=True, slots=True)

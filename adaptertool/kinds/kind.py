@@ -64,7 +64,7 @@ class Kind:
     by_column:   roles whose columns go with the input columns of the weight. Roles that are in neither are needed whole
                  A block of a weight (out, in) is made of rows, and needs only those rows of the factors that go
                  by row. Of a weight that is stored transposed, a block is made of columns.
-    places:      roles whose numbers are positions: integers, in floats whatever the number system
+    places:      roles whose numbers are positions: integers, which are never rounded
     shapes:      shapes of the weight (out, in, ...) and of the factors -> the shapes that the factors must have,
                  or None where this kind cannot change a weight of such a shape.
     apply:       (ops, rows, factors, scale, weight): changes rows (n, columns) of the weight (out, in) in place;
@@ -72,7 +72,8 @@ class Kind:
     bound:       the bound after `apply`. The very bound that it was given where `apply` changes nothing at all.
     operations:  of numerics.ops.OPERATIONS, those that `apply` needs of a number system
     norms:       where `apply` needs the norm of each whole row, which it finds among its factors, under the role NORM
-    neighbours:  where each element depends on others of its row: `apply` then needs whole rows
+    neighbours:  where each element depends on others of its row: `apply` then needs whole rows, and is given its
+                 factors as floats, whatever the number system
     elementwise: each element depends on the same element of the factors alone, so blocks may be cut
                  anywhere and the weight may have any number of dimensions.
     single:      float32 leaves few elements open, as a sum of products does

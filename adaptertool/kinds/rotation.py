@@ -37,7 +37,7 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
 
 def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:  # noqa: ARG001
     """rows += weight·(v − rows), in place; v itself where the weight is 1. rows (n, columns); the factors as in
-    `shapes`, order as floats in every number system. `scale` plays no part."""
+    `shapes`, floats in every number system. `scale` plays no part."""
     orders = np.array(factors[ORDER].tolist(), np.int64)  # also of torch, from any device
     for part in ops.parts(rows):
         some = rows[part]

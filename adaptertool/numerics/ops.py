@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptertool.numerics import product
+from adaptertool.numerics import blockwise, product
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import intervals
@@ -36,8 +36,8 @@ class Ops:
     squares:      (rows, left, right) -> (n, 1), the sum of squares of each row of rows + left @ right
     times:        element by element, of shapes that broadcast
     divide:       the same, by positive numbers
-    blockwise:    (rows, high, low): every b columns of rows (n, columns) times a matrix of their own, returned. These
-                  are high + low, (columns, b) each, one matrix below the other; in floats `high` alone
+    blockwise:    (rows, high, low): every b columns of rows (n, columns) times a matrix of their own, returned
+                  (numerics.blockwise); high and low are floats in every system
     root:         the square root of each, to the precision of the system; None where that is a matter of choice
     parts:        (rows) -> slices of rows that together are all of them, to be worked on one after another
     """
@@ -76,26 +76,6 @@ def _squares(rows: Array, left: Array, right: Array) -> Array:
     return (whole * whole).sum(1)[:, None]
 
 
-def _blockwise(rows: Array, high: Array, low: Array) -> Array:  # noqa: ARG001
-    """By one product of batches, of numpy or torch."""
-    (columns, wide), count = high.shape, rows.shape[0]
-    blocks = rows.reshape(count, columns // wide, wide).swapaxes(0, 1) @ high.reshape(-1, wide, wide)
-    return blocks.swapaxes(0, 1).reshape(rows.shape)
-
-
-def _pairs_blockwise(rows: DoubleDouble, high: DoubleDouble, low: DoubleDouble) -> DoubleDouble:
-    (columns, wide), made, more = high.shape, rows.copy(), bool(low.high.any())
-    for first in range(0, columns, wide):
-        part = slice(first, first + wide)
-        some = rows[:, part]
-        made[:, part] = some @ high[part] + some @ low[part] if more else some @ high[part]
-    return made
-
-
-def _intervals_blockwise(rows: Array, high: Array, low: Array) -> Array:
-    return _blockwise(rows, high + low, low)
-
-
 def _block_plus_product(rows: Array, left: Array, right: Array) -> Array:
     whole = rows.copy()
     product.add_product(whole, left, right)
@@ -117,7 +97,7 @@ BLOCKS = Ops(
     squares=product.squares,
     times=operator.mul,
     divide=operator.truediv,
-    blockwise=_blockwise,
+    blockwise=blockwise.of_floats,
     root=np.sqrt,
     parts=_cached,
 )
@@ -131,7 +111,7 @@ FLOATS = Ops(
     squares=_squares,
     times=operator.mul,
     divide=operator.truediv,
-    blockwise=_blockwise,
+    blockwise=blockwise.of_floats,
     root=np.sqrt,
 )
 # Sums of two float64 with a bound of their error, for many elements at once: rows (n, columns), and batches
@@ -140,7 +120,7 @@ DOUBLES = dataclasses.replace(
     name="doubles",
     exact=True,
     array=DoubleDouble.of,
-    blockwise=_pairs_blockwise,
+    blockwise=blockwise.of_pairs,
     root=DoubleDouble.sqrt,
 )
 # Modulo 2^64: for many elements at once; a residue has no inverse
@@ -151,6 +131,6 @@ RESIDUES = dataclasses.replace(
 DYADICS = dataclasses.replace(RESIDUES, name="dyadics", array=Dyadic.of)
 # Arrays of intervals between rationals (numerics.interval)
 INTERVALS = dataclasses.replace(
-    FLOATS, name="intervals", exact=True, array=intervals, blockwise=_intervals_blockwise, root=None
+    FLOATS, name="intervals", exact=True, array=intervals, blockwise=blockwise.of_intervals, root=None
 )
 SYSTEMS: tuple[Ops, ...] = (BLOCKS, FLOATS, DOUBLES, RESIDUES, DYADICS, INTERVALS)

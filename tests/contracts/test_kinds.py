@@ -47,7 +47,7 @@ def sample(kind: Kind, seed: int = 0, out: int = OUT) -> tuple[np.ndarray, dict[
 
 
 def of_system(kind: Kind, of: Callable[[Any], Any], factors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    return {role: factor if role in kind.places else of(factor) for role, factor in factors.items()}
+    return dict(factors) if kind.neighbours else {role: of(factor) for role, factor in factors.items()}
 
 
 def with_norms(kind: Kind, ops: Ops, rows: Any, factors: Mapping[str, Any], scale: Any = SCALE) -> dict[str, Any]:
