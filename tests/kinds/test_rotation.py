@@ -99,6 +99,29 @@ def test_few_bits_make_middles_and_zeros(tmp_path: Path, output: torch.dtype, *,
 
 @both_ways
 @every_output
+@pytest.mark.parametrize("weight", [1.0, -0.3])
+def test_wide_ranges(tmp_path: Path, output: torch.dtype, weight: float, *, transposed: bool) -> None:
+    """Outliers, cancellation, subnormal numbers; and blocks with a low part that is no rounding of the high one."""
+    rng = np.random.default_rng(1)
+    shape, floor = (
+        (2, 4, 4, 4),
+        {torch.bfloat16: 120, torch.float16: 24, torch.float32: 140, torch.float64: 1050}[output],
+    )
+    high = rng.standard_normal(shape) * 2.0 ** rng.integers(-40, 2, shape)
+    high[rng.random(shape) < 0.3] = 0.0
+    high[0, 0] = [[1, 1, 0, 0], [-1, -1, 0, 0], [1, 1 + 2.0**-52, 0, 1], [0, 2.0**-300, 1, 0]]
+    low = rng.standard_normal(shape) * 2.0 ** rng.integers(-90, -20, shape)
+    rotation = Rotation.of(high, np.stack([rng.permutation(16) for _ in range(2)]), low)
+    base = torch.randn(12, 16, dtype=torch.float64) * 2.0 ** torch.randint(-floor, 6, (12, 16)).double()
+    base[:, :4] = base[:, :1]
+    base[torch.rand(12, 16) < 0.2] = -0.0
+    checkpoint, adapters = placed(tmp_path, base := base.to(output), rotation, transposed=transposed)
+    adaptertool.merge(checkpoint, adapters, tmp_path / "out", weights=[weight])
+    require(result(tmp_path / "out", transposed=transposed), rotated(matrix(base), rotation, weight), base)
+
+
+@both_ways
+@every_output
 @pytest.mark.parametrize("chain", ["lora, rotation", "rotation, lora", "rotation, dora", "dora, rotation, lora"])
 def test_in_chains_with_other_kinds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: torch.dtype, chain: str, *, transposed: bool
