@@ -13,14 +13,18 @@ import torch
 from conftest import same_bits
 from oracle import fractions
 from rationals import EVERY, NARROW, Matrix, delta, dora_exactly, matrix, require
-from rotations import Rotation, interpolated, placed, random, result, rotated, use_rotations
+from rotations import LAYER, Rotation, interpolated, placed, random, result, rotated, use_rotations
 
 import adaptertool
 from adaptertool.arithmetic import blocks, correct_rounding, elements, tiling
 from adaptertool.codecs import BF16
 from adaptertool.errors import UnsupportedError
+from adaptertool.files.header import read_header
+from adaptertool.files.reader import Inputs
 from adaptertool.kinds.rotation import ROTATION
+from adaptertool.live.change import change
 from adaptertool.numerics.ops import DOUBLES, FLOATS
+from adaptertool.spec.plan import Edit, Step
 from adaptertool.spec.tensors import View
 
 every_output = pytest.mark.parametrize("output", EVERY)
@@ -103,10 +107,7 @@ def test_few_bits_make_middles_and_zeros(tmp_path: Path, output: torch.dtype, *,
 def test_wide_ranges(tmp_path: Path, output: torch.dtype, weight: float, *, transposed: bool) -> None:
     """Outliers, cancellation, subnormal numbers; and blocks with a low part that is no rounding of the high one."""
     rng = np.random.default_rng(1)
-    shape, floor = (
-        (2, 4, 4, 4),
-        {torch.bfloat16: 120, torch.float16: 24, torch.float32: 140, torch.float64: 1050}[output],
-    )
+    shape, floor = (2, 4, 4, 4), dict(zip(EVERY, (120, 24, 140, 1050), strict=True))[output]
     high = rng.standard_normal(shape) * 2.0 ** rng.integers(-40, 2, shape)
     high[rng.random(shape) < 0.3] = 0.0
     high[0, 0] = [[1, 1, 0, 0], [-1, -1, 0, 0], [1, 1 + 2.0**-52, 0, 1], [0, 2.0**-300, 1, 0]]
@@ -266,6 +267,21 @@ def test_tensors_of_torch(weight: float) -> None:
         for some in (straight, columns.T):
             ROTATION.apply(FLOATS, some, own, 1.0, weight)
             torch.testing.assert_close(some.double(), torch.tensor(exact, dtype=torch.float64), atol=error, rtol=error)
+
+
+@both_ways
+def test_weights_in_memory(tmp_path: Path, *, transposed: bool) -> None:
+    rotation, base = random(5, 16, 4, 2, mixed=True), torch.randn(6, 16)
+    checkpoint, _ = placed(tmp_path, base, rotation, transposed=transposed)
+    header = read_header(checkpoint / "model.safetensors")
+    ref, factors = header.tensors[f"{LAYER}.weight"], {role: header.tensors[f"0.{role}"] for role in ROTATION.roles}
+    step = Step(ref.spec, 0, ref, (Edit("rotation", 0, LAYER, factors, 1.0, 1.0, transposed=transposed),))
+    tensor = base.T.contiguous() if transposed else base.clone()
+    with Inputs({header.path: header.stamp}) as inputs:
+        change(tensor, step, 1.0, inputs)
+    exact = [[float(value) for value in row] for row in rotated(matrix(base), rotation)]
+    torch.testing.assert_close(tensor.T if transposed else tensor, torch.tensor(exact))
+    assert tiling.rows_at_once(step) == (16 if transposed else tiling.BLOCK_ELEMENTS // 16)
 
 
 def test_no_adapter_holds_a_part_of_it(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ rational = np.frompyfunc(Fraction, 1, 1)
 
 def exactly(rows: np.ndarray, high: np.ndarray, low: np.ndarray) -> np.ndarray:
     """Of rows of rationals."""
-    (columns, wide), made = high.shape, np.empty(rows.shape, object)
+    wide, made = high.shape[1], np.empty(rows.shape, object)
     for (i, j), _ in np.ndenumerate(rows):
         first = j // wide * wide
         matrix = rational(high[first : first + wide, j - first]) + rational(low[first : first + wide, j - first])
