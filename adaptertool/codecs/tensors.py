@@ -15,7 +15,7 @@ from adaptertool.codecs.numbers import doubles
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
-from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Ref
+from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, Ref
 
 _PART = 1 << 18  # elements
 
@@ -37,10 +37,28 @@ def elements_between(whole: Ref, part: Ref) -> int:
 
 
 def read_stored(inputs: Inputs, ref: Ref, first: int, last: int, out: Array | None = None) -> Array:
-    """Elements first..last of a tensor on disk, flat, as they are stored: in `out`, or in a new array."""
+    """Elements first..last of a tensor on disk, flat, as they are stored: in `out`, or in a new array. Of one that is
+    made of such, as they are made."""
+    if ref.made is not None:
+        return _make(inputs, ref, ref.made, first, last, out)
     if out is None:
         out = np.empty(last - first, held_as(ref.spec.dtype))
     inputs.read_into(ref.path, byte_of(ref.offset, ref.spec.dtype, first), as_bytes(out))
+    return out
+
+
+def _make(inputs: Inputs, ref: Ref, made: Making, first: int, last: int, out: Array | None) -> Array:
+    def read(source: Ref, begin: int, end: int) -> Array:
+        width = source.spec.numel // max(source.spec.shape[0], 1)
+        return read_tensor(inputs, source, begin * width, end * width).reshape(end - begin, width)
+
+    width = ref.spec.numel // max(ref.spec.shape[0], 1)
+    begin, end = first // max(width, 1), -(-last // max(width, 1))
+    rows = np.ascontiguousarray(made.rows(read, made.first + begin, made.first + end), np.float64)
+    found = rows.reshape(-1)[first - begin * width : last - begin * width]
+    if out is None:
+        return found
+    out[:] = found
     return out
 
 

@@ -77,7 +77,7 @@ def bytes_to_read(plan: Plan) -> int:
         tensors[step.base.path, step.base.offset] = step.base.spec.nbytes
         for edit in step.edits:
             for ref in (*edit.factors.values(), *(step.fisher or ())):
-                tensors[ref.path, ref.offset] = ref.spec.nbytes
+                tensors.update({(one.path, one.offset): one.spec.nbytes for one in ref.stored})
     others = sum(shard.data_start for shard in plan.shards) + sum(asset.size for asset in plan.assets)
     return others + sum(tensors.values())
 

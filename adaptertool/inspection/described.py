@@ -17,6 +17,7 @@ from adaptertool.formats import format_at
 from adaptertool.formats.format import Format, Group
 from adaptertool.kinds import BY_NAME, KINDS, kind_of
 from adaptertool.kinds.lora import A, B
+from adaptertool.kinds.parts import parts_of
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 
@@ -113,6 +114,10 @@ def _of_group(group: Group) -> Found:
 
 def _of_module(module: Module) -> Found:
     refs, kind = tuple(module.factors.values()), kind_of(module)
+    (part, *others) = parts_of(module) or (module,)
+    if part is not module and not others and kind_of(part).is_product:
+        own = part.factors[A], part.factors[B]
+        return Found(module.name, module.kind, family_of(module.name), refs, module.rank, part.scale, own)
     if not kind.pair:
         name = module.kind if module.rows is None else ROWS
         found = Found(module.name, name, family_of(module.name), refs, scale=None)

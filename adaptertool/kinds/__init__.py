@@ -2,8 +2,11 @@
 
 from typing import Protocol
 
+from adaptertool.kinds.adalora import ADALORA
+from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
 from adaptertool.kinds.full import FULL
+from adaptertool.kinds.gain import GAIN
 from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.lora import LORA
@@ -15,8 +18,11 @@ KINDS: tuple[Kind, ...] = (
     DORA,
     OFFSET,
     FULL,
+    DIFFERENCE,
+    GAIN,
     LOHA,
     ROTATION,
+    ADALORA,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

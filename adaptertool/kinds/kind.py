@@ -7,14 +7,16 @@ float64 blocks, tensors of torch, and the exact systems that settle the elements
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from adaptertool.errors import InternalError
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor
 from adaptertool.numerics.ops import Ops
 from adaptertool.spec.plan import Edit
+from adaptertool.spec.tensors import Ref
 
 Shape = tuple[int, ...]
 Factors = Mapping[str, Array]  # by role
@@ -41,6 +43,22 @@ class Norms:
     of_product: bool = False
 
 
+class Part(NamedTuple):
+    """One of the changes that a change comes down to: by another kind, with factors that are made of its own."""
+
+    kind: str
+    factors: Mapping[str, Ref]
+    scale: float
+
+
+# (factors, the shape (out, in, ...) of the weight, scale, settings) -> the changes that are the same, one after another
+Becomes = Callable[[Mapping[str, Ref], Shape, float, Mapping[str, Any]], Sequence[Part]]
+
+
+def _comes_down(*_: Any) -> Any:
+    raise InternalError("a kind that comes down to others was to be applied")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbours:
     """What each element depends on beside itself: others of its row of the weight.
@@ -59,7 +77,10 @@ class Neighbours:
 class Kind:
     """How factors change a weight. What a kind cannot do is None or empty: callers refuse it by name.
 
-    roles:       the roles of its factors; all must be there
+    A kind has either `apply` and `bound`, or `becomes`: then no edit is of it.
+
+    roles:       the roles of its factors; all must be there, but those that are optional
+    optional:    roles that may be missing: `shapes` has the last word
     by_row:      roles whose rows go with the output rows of the weight
     by_column:   roles whose columns go with the input columns of the weight. Roles that are in neither are needed whole
                  A block of a weight (out, in) is made of rows, and needs only those rows of the factors that go
@@ -86,6 +107,9 @@ class Kind:
     anew:        roles of the factors that another adapter of this kind has, which makes W + α·(W' − W); none where that
                  is made by another scale, or by no adapter of this kind
     low_rank:    factors -> (B, A), float64, with scale·B·A the whole change, (out, r) and (r, in): of what has no pair
+    of_weight:   what it changes depends on the weight that it finds
+    becomes:     the changes by other kinds that it comes down to, from factors that are made of its own
+                 (kinds.made). With any weight w of the edit, they must be the same as W + w·(W' − W)
     misreadings: what verify calls the fault of a tool that read it otherwise -> the edit as it would be then
     spellings:   how it is written, by the name of the format
     """
@@ -93,8 +117,9 @@ class Kind:
     name: str
     roles: frozenset[str]
     shapes: Callable[[Shape, Mapping[str, Shape]], Mapping[str, Shape] | None]
-    apply: Callable[[Ops, Array, Factors, Any, Any], None]
-    bound: BoundAfter
+    apply: Callable[[Ops, Array, Factors, Any, Any], None] = _comes_down
+    bound: BoundAfter = _comes_down
+    optional: frozenset[str] = frozenset()
     by_row: frozenset[str] = frozenset()
     by_column: frozenset[str] = frozenset()
     places: frozenset[str] = frozenset()
@@ -110,14 +135,16 @@ class Kind:
     linear: bool = False
     anew: tuple[str, ...] = ()
     low_rank: Callable[[Factors], tuple[Array, Array]] | None = None
+    of_weight: bool = False
+    becomes: Becomes | None = None
     misreadings: Mapping[str, Callable[[Edit], Edit]] = field(default_factory=dict)
     spellings: Mapping[str, Spelling] = field(default_factory=dict)
 
     def weight_of(self, factors: Mapping[str, Shape]) -> tuple[int, int] | None:
         """(out, in) of the matrix that factors of these shapes change; None where they do not fit together, or have no
         elements."""
-        out = {shape[0] for role in self.by_row if (shape := factors[role])}
-        wide = {math.prod(shape[1:]) for role in self.by_column if (shape := factors[role])}
+        out = {shape[0] for role in self.by_row if (shape := factors.get(role))}
+        wide = {math.prod(shape[1:]) for role in self.by_column if (shape := factors.get(role))}
         if len(out) != 1 or len(wide) != 1 or 0 in out | wide or not all(map(math.prod, factors.values())):
             return None
         weight = out.pop(), wide.pop()

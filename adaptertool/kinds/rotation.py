@@ -136,4 +136,5 @@ ROTATION = Kind(
     bound=bound,
     operations=frozenset({BLOCKWISE}),
     neighbours=Neighbours(count=count, pick=pick),
+    of_weight=True,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,17 +14,34 @@ class Spelling:
     tag:      what announces the kind: peft_type
               Its rank is the first dimension of the factors that go by column (kinds.kind.Kind.by_column).
     keys:     what follows a module's name in a key -> role
-    rank:     the field with the rank
-    alpha:    the field with alpha
+    embedding: the same, of layers that look rows up
+    shared:   whole keys of factors that all modules have in common -> role
+    rank:     the field with the rank; None where there is none, or factors need not agree with it
+    alpha:    the field with alpha; None where there is none
     scaling:  (alpha, rank) -> the scale, by the float64 expression of the library that wrote it
+    scale:    instead of it, where more counts: the scale from all fields of the config; patterns then play no part
+    bias:     the kind of the change that the same factors make to the layer's bias, where it has one
+    settings: fields that count, beside those: the kind has them (Module.settings)
+    check:    (fields) -> why these settings are not handled, or None
     harmless: fields that do not change what the stored factors mean
     refused:  fields, or what follows a module's name in a key, that are understood and not handled -> why
     """
 
     tag: str
     keys: Mapping[str, str]
-    rank: str = "r"
-    alpha: str = "alpha"
+    embedding: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+    rank: str | None = "r"
+    alpha: str | None = "alpha"
     scaling: Callable[[float, int], float] = lambda alpha, rank: alpha / rank
+    scale: Callable[[Mapping[str, Any]], float] | None = None
+    bias: str | None = None
+    settings: frozenset[str] = frozenset()
+    check: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     harmless: frozenset[str] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields that are acted on, or known to change nothing."""
+        return self.harmless | self.settings | {name for name in (self.rank, self.alpha) if name is not None}

@@ -38,8 +38,8 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
     own = BY_NAME[adapter.format]
     config, weights = adapter.path / own.files.config, adapter.path / own.files.weights
     kinds = [kind_of(edit) for step in plan.steps() for edit in step.edits]
-    for kind in kinds:
-        if not kind.linear and not kind.anew:
+    for kind in (*map(kind_of, adapter.modules), *kinds):
+        if kind.becomes or not (kind.linear or kind.anew):
             raise UnsupportedError(
                 f"{config}: between {kind.name} and the base lies no adapter of its kind that is known"
             )

@@ -11,6 +11,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.reader import same_bytes
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
+from adaptertool.kinds.parts import parts_of
 from adaptertool.planning.layout import TensorSetChange
 from adaptertool.resolution.heads import Head, require_only, take_head
 from adaptertool.resolution.resolve import Base, resolve
@@ -39,6 +40,7 @@ def adapter_edits(
         for target, modules in resolved.items():
             if edits.get(target):
                 modules = _without_copies(subject, adapter, target, modules)
+            parts = [part for module in modules for part in _parts(subject, target, module)]
             edits.setdefault(target, []).extend(
                 Edit(
                     module.kind,
@@ -51,7 +53,7 @@ def adapter_edits(
                     view=module.view,
                     on_base=mixed,
                 )
-                for module in modules
+                for module in parts
             )
     ends = subject.ends if head is None else {}  # such a model has no end that could be tied
     tying = [number for number, adapter in enumerate(adapters) if adapter.ties_ends]
@@ -63,6 +65,14 @@ def adapter_edits(
     for name, ref in subject.resized.items():
         notes.append(f"{shown(name)} has {ref.spec.shape[0]:,} rows in the adapter, and so in the output")
     return edits, changes, notes + more
+
+
+def _parts(subject: Base, target: str, module: Module) -> Sequence[Module]:
+    """What a change comes down to, on that tensor."""
+    if kind_of(module).becomes is None:
+        return [module]
+    shape = subject.tensors[target].spec.shape if module.view is None else module.view.shape
+    return parts_of(module, shape[::-1] if module.transposed else shape) or ()
 
 
 def _without_copies(subject: Base, adapter: Adapter, target: str, modules: Sequence[Module]) -> list[Module]:

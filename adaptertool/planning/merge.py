@@ -40,11 +40,14 @@ def _replacements(edits: Mapping[str, Sequence[Edit]]) -> list[str]:
 
 def require_mixable(edits: Mapping[str, Sequence[Edit]]) -> None:
     """Refuse what has no agreed meaning when adapters act together: DoRA with a weight, or on a replaced weight, and a
-    saved tensor, or a rotation, beside another adapter's change. Raises UnsupportedError."""
+    saved tensor beside another adapter's change. Raises UnsupportedError."""
     for target, chain in edits.items():
-        if any(kind_of(edit).neighbours for edit in chain) and len({edit.adapter for edit in chain}) > 1:
-            raise UnsupportedError(f"{shown(target)}: a rotation and another adapter in mixed composition")
-        if any(kind_of(edit).replaces for edit in chain) and len({edit.adapter for edit in chain}) > 1:
+        several = len({edit.adapter for edit in chain}) > 1
+        if several and (own := next((edit.kind for edit in chain if kind_of(edit).of_weight), None)):
+            raise UnsupportedError(
+                f"{shown(target)}: what {own} changes depends on the weight; in mixed composition it is not supported"
+            )
+        if any(kind_of(edit).replaces for edit in chain) and several:
             raise UnsupportedError(f"{shown(target)}: a replaced weight and another adapter in mixed composition")
         if len(chain) > 1 and any(kind_of(edit).norms for edit in chain):
             if any(edit.weight != 1 for edit in chain):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from adaptertool.spec.tensors import Ref, Stamp, View
@@ -25,6 +26,7 @@ class Module(NamedTuple):
     transposed: bool | None = None  # stored (in, out); None: to be decided by shapes and model family
     grouped: bool = False  # lora_B of fused experts: the columns of one expert follow those of another
     layer: str = ""  # of a low-rank change: the path that its rank and scale belong to; several may have one
+    settings: Mapping[str, Any] = MappingProxyType({})  # fields of the config that count, of kinds that have such
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ as long to make.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adaptertool.errors import by
 
@@ -49,14 +49,32 @@ class TensorSpec(NamedTuple):
         return f"{self.dtype} {by(self.shape)}"
 
 
+# (a stored tensor, first row, last row) -> these rows of it, float64 (last − first, all of its other dimensions as one)
+ReadRows = Callable[["Ref", int, int], Any]
+
+
+class Making(NamedTuple):
+    """How the rows of a tensor that lies in no file are made of tensors that do. Its elements are F64.
+
+    rows: (how to read, first row, last row) -> float64 (last − first, all of its other dimensions as one)
+    first: the row of what `rows` makes that is the tensor's first
+    """
+
+    sources: tuple[Ref, ...]
+    rows: Callable[[ReadRows, int, int], Any]
+    first: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A tensor in a file: `nbytes` bytes from `offset` (counted from the start of the file), or columns of it."""
+    """A tensor in a file: `nbytes` bytes from `offset` (counted from the start of the file), or columns of it. Or one
+    that is made of those in files, and has the place of the first of them."""
 
     path: Path
     offset: int
     spec: TensorSpec
     columns: range | None = None  # of a matrix; None: all
+    made: Making | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,11 +95,19 @@ class Ref:
         size = self.spec.nbytes // max(self.spec.shape[0], 1)
         shape = (last - first, *self.spec.shape[1:])
         spec = TensorSpec(self.spec.name, self.spec.dtype, shape, (last - first) * size)
+        if self.made is not None:
+            made = self.made._replace(first=self.made.first + first)
+            return Ref(self.path, self.offset, spec, self.columns, made)
         return Ref(self.path, self.offset + first * size, spec, self.columns)
 
     def renamed(self, name: str) -> Ref:
         """This tensor, under the name that another checkpoint has for it."""
-        return Ref(self.path, self.offset, self.spec._replace(name=name), self.columns)
+        return Ref(self.path, self.offset, self.spec._replace(name=name), self.columns, self.made)
+
+    @property
+    def stored(self) -> tuple[Ref, ...]:
+        """What is read for it of files."""
+        return (self,) if self.made is None else self.made.sources
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adaptertool.kinds import KINDS, NORM, Kind
+from adaptertool.errors import InternalError
+from adaptertool.kinds import BY_NAME, KINDS, NORM, Kind
 from adaptertool.numerics.error_bound import Bound, Factor
 from adaptertool.numerics.interval import intervals, roots
 from adaptertool.numerics.modular import Residue
@@ -25,7 +26,8 @@ UNIT = 2.0**-53
 # Shapes of factors, where they do not follow from a rank
 GIVEN = {"rotation": {"high": (2 * IN, 5), "low": (2 * IN, 5), "order": (2, IN)}}
 
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+every_kind = pytest.mark.parametrize("kind", [k for k in KINDS if not k.becomes], ids=lambda kind: kind.name)
+those_made = pytest.mark.parametrize("kind", [k for k in KINDS if k.becomes], ids=lambda kind: kind.name)
 
 
 def given(kind: Kind) -> dict[str, tuple[int, ...]]:
@@ -251,11 +253,21 @@ def test_numbers_out_of_range_are_known_for_such(kind: Kind, dtype: Any) -> None
             assert np.isfinite(made).all() or not bound.is_below(2.0**126 if dtype == np.float32 else math.inf)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_spellings_name_every_role(kind: Kind) -> None:
     for spelling in kind.spellings.values():
-        assert set(spelling.keys.values()) == kind.roles
+        assert {*spelling.keys.values(), *spelling.embedding.values(), *spelling.shared.values()} == kind.roles
         assert spelling.tag and not spelling.keys.keys() & spelling.refused.keys()
+        assert spelling.bias is None or BY_NAME[spelling.bias].roles <= kind.roles
+
+
+@those_made
+def test_one_that_comes_down_to_others_has_nothing_else(kind: Kind) -> None:
+    assert kind.optional <= kind.roles and kind.by_row | kind.by_column <= kind.roles
+    assert not (kind.pair or kind.is_product or kind.norms or kind.anew or kind.low_rank or kind.misreadings)
+    assert not (kind.single or kind.elementwise or kind.replaces or kind.operations)
+    with pytest.raises(InternalError):
+        kind.apply(BLOCKS, np.zeros((1, 1)), {}, 1.0, 1.0)
 
 
 def test_names_are_unique() -> None:

@@ -45,6 +45,8 @@ class LoraConfig:
     packing: Packing  # of lora_B of fused experts
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    scale: float | None  # of every layer, where ranks and alphas do not make it
+    settings: Mapping[str, Any]  # fields that count beside those, of a kind that has such
 
     def rank_of(self, module: str) -> int:
         return by_pattern(f"{self.path}: rank_pattern", self.rank_pattern, module, self.rank)
@@ -83,6 +85,8 @@ class LoraConfig:
         return any("." not in parameter for parameter in self.parameters)
 
     def scale_of(self, module: str) -> float:
+        if self.scale is not None:
+            return self.scale
         alpha = by_pattern(f"{self.path}: alpha_pattern", self.alpha_pattern, module, self.alpha)
         if self.spelled is not None:
             return self.spelled[1].scaling(alpha, self.rank_of(module))
@@ -97,6 +101,8 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         known = f"{', '.join(tags)} {'are' if len(tags) > 1 else 'is'}"
         raise UnsupportedError(f"{path}: peft_type {shown(fields.get('peft_type'))[:80]} is not supported; {known}")
     require_known(path, fields, None if spelled is None else spelled[1])
+    if spelled is not None and (why := spelled[1].check(fields)):
+        raise UnsupportedError(f"{path}: {why}")
     if fields.get("swift_type") not in (None, "LORA"):
         raise UnsupportedError(f"{path}: swift_type {shown(fields['swift_type'])[:80]} is not supported; LORA is")
     init = fields.get("init_lora_weights")
@@ -109,15 +115,19 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
     if fields.get("bias", "none") not in ("none", "all", "lora_only"):
         raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])[:80]} is not known")
     base = fields.get("base_model_name_or_path")
-    rank_field, alpha_field = "r" if spelled is None else spelled[1].rank, alpha_field_of(fields)
-    rank_pattern, alpha_pattern = (_patterns(path, fields, key) for key in ("rank_pattern", "alpha_pattern"))
+    spelling = None if spelled is None else spelled[1]
+    rank_field, alpha_field = "r" if spelling is None else spelling.rank, alpha_field_of(fields)
+    rank_pattern: Mapping[str, Any] = {}
+    alpha_pattern: Mapping[str, Any] = {}
+    if spelling is None or spelling.scale is None:
+        rank_pattern, alpha_pattern = (_patterns(path, fields, key) for key in ("rank_pattern", "alpha_pattern"))
     return LoraConfig(
         path=path,
         spelled=spelled,
         base=base if isinstance(base, str) else "",
         task=task if isinstance(task := fields.get("task_type"), str) else "",
-        rank=_rank(path, rank_field, fields.get(rank_field)),
-        alpha=_alpha(path, alpha_field, fields.get(alpha_field)),
+        rank=1 if rank_field is None else _rank(path, rank_field, fields.get(rank_field)),
+        alpha=1.0 if alpha_field is None else _alpha(path, alpha_field, fields.get(alpha_field)),
         rank_stabilised=_flag(path, fields, "use_rslora"),
         dora=_flag(path, fields, "use_dora"),
         bias=_flag(path, fields, "lora_bias"),
@@ -130,6 +140,8 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         tokens=_tokens(path, fields.get("trainable_token_indices")),
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
+        scale=None if spelling is None or spelling.scale is None else _scale(path, fields, spelling),
+        settings={} if spelling is None else {name: fields.get(name) for name in sorted(spelling.settings)},
     )
 
 
@@ -181,6 +193,14 @@ def _alpha(path: Path, key: str, value: object) -> float:
     if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
         raise InputError(f"{path}: {shown(key)} must be a finite number, not {shown(value)[:80]}{_as_text(value)}")
     return value  # type: ignore[return-value]  # an int stays an int: alpha / r is then PEFT's own expression
+
+
+def _scale(path: Path, fields: Mapping[str, Any], spelling: Spelling) -> float:
+    assert spelling.scale is not None
+    try:
+        return _alpha(path, "the scale", spelling.scale(fields))
+    except (ArithmeticError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: the scale of {spelling.tag} cannot be computed of its fields: {error!r}") from None
 
 
 def _as_text(value: object) -> str:

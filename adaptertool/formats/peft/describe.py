@@ -44,7 +44,7 @@ def facts(fields: Mapping[str, Any]) -> Facts:
         initialiser=_initialiser(fields.get("init_lora_weights")),
         rank_stabilised=fields.get("use_rslora") is True,
         rank=fields.get("r"),
-        alpha=fields.get(alpha_field_of(fields)),
+        alpha=None if (name := alpha_field_of(fields)) is None else fields.get(name),
     )
 
 

@@ -39,7 +39,8 @@ _HANDLED = frozenset(
 
 # Of these, those that the config of every kind may have.
 _ALWAYS_HANDLED = frozenset(
-    {"peft_type", "rank_pattern", "alpha_pattern", "peft_version", "base_model_name_or_path", "bias"}
+    {"peft_type", "rank_pattern", "alpha_pattern", "peft_version", "base_model_name_or_path", "bias", "fan_in_fan_out"}
+    | {"init_lora_weights"}
 )
 
 # Known not to change what the stored factors mean: they steer training, or say again what the keys say.
@@ -61,6 +62,8 @@ _HARMLESS = frozenset(
     }
 )  # fmt: skip
 
+OF_LORA = _HANDLED | _HARMLESS  # what a config of LoRA may have
+
 # Understood, and not handled (yet): refused where set.
 _REFUSED = {
     "layer_replication": "the model was built from replicated layers; a merge onto the original is wrong",
@@ -81,8 +84,8 @@ def spelling_of(fields: Mapping[str, Any]) -> tuple[Kind, Spelling] | None:
     return SPELLED.get((FORMAT, tag)) if isinstance(tag, str) else None
 
 
-def alpha_field_of(fields: Mapping[str, Any]) -> str:
-    """The name of the field with alpha."""
+def alpha_field_of(fields: Mapping[str, Any]) -> str | None:
+    """The name of the field with alpha; None where there is none."""
     spelled = spelling_of(fields)
     return "lora_alpha" if spelled is None else spelled[1].alpha
 
@@ -91,7 +94,7 @@ def require_known(path: Path, fields: Mapping[str, Any], spelling: Spelling | No
     """Raises UnsupportedError for a field that is set, and is not known or not handled."""
     handled, refused = _HANDLED, _REFUSED
     if spelling is not None:
-        handled = _ALWAYS_HANDLED | {spelling.rank, spelling.alpha, *spelling.harmless}
+        handled = _ALWAYS_HANDLED | spelling.fields
         refused = {**_REFUSED, **spelling.refused}
     for name, value in fields.items():
         if name in handled or name in _HARMLESS or not value:

@@ -17,6 +17,7 @@ from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
+from adaptertool.kinds.parts import parts_of
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.layers import Layer, Layered, Pair
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
@@ -72,8 +73,8 @@ def _of(adapter: Adapter) -> Layered:
 
 def _layers(adapter: Adapter) -> dict[str, Layer]:
     layers: dict[str, Layer] = {}
-    for module in adapter.modules:
-        path = module.layer
+    for whole in adapter.modules:
+        module, path = _as_product(whole), whole.layer
         if kind_of(module).replaces:
             continue
         if kind_of(module).follows:  # follows the change of the weight
@@ -85,6 +86,24 @@ def _layers(adapter: Adapter) -> dict[str, Layer]:
         else:
             layers[path] = _layer(module)
     return layers
+
+
+def _as_product(module: Module) -> Module:
+    """A change that comes down to one product is that."""
+    parts = parts_of(module)
+    if parts is None:
+        (some, *_) = module.factors.values()
+        raise UnsupportedError(
+            f"{some.path}: {shown(module.name)} is of kind {module.kind}, and its factors do not tell what it changes "
+            "without the base: merge it into its base, and extract a LoRA"
+        )
+    (part, *others) = parts
+    if others or (part is not module and not kind_of(part).is_product):
+        raise UnsupportedError(
+            f"{part.factors[min(part.factors)].path}: {shown(module.name)} is of kind {module.kind}; what it "
+            "changes is no product of factors: merge it into its base, and extract a LoRA"
+        )
+    return part
 
 
 def _unpaired(module: Module) -> Layer:

@@ -10,7 +10,7 @@ from adaptertool.formats.format import BaseHas
 from adaptertool.formats.peft.config import LoraConfig
 from adaptertool.formats.peft.parameters import on_parameter, parameters_in
 from adaptertool.formats.peft.saved import OUT_PROJ, OUT_PROJ_TIMES
-from adaptertool.kinds import DORA, FULL, LORA, OFFSET, Kind
+from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
@@ -27,8 +27,6 @@ def low_rank(
 ) -> list[Module]:
     """The low-rank changes, in the order of the file. Raises InputError for one half of an attention without the
     other."""
-    if config.spelled is not None:
-        return [_spelled(config, config.spelled[0], file, name, roles) for name, roles in factors.items()]
     wrapped = parameters_in(config, file, factors, base_has)
     attentions = {name.removesuffix(OUT_PROJ) for name in factors if name.endswith(OUT_PROJ)}
     if halves := attentions - factors.keys():
@@ -44,15 +42,8 @@ def low_rank(
     return modules
 
 
-def _spelled(config: LoraConfig, kind: Kind, file: Path, name: str, roles: Mapping[str, Ref]) -> Module:
-    """The change of a module by a kind that peft_type alone tells."""
-    if missing := kind.roles - roles.keys():
-        raise InputError(f"{file}: module {shown(name)} has no {', '.join(sorted(missing))}")
-    ranks = {_rank(config, file, name, ref) for role, ref in roles.items() if role in kind.by_column}
-    return Module(name, f"{name}.weight", kind.name, roles, config.scale_of(name), max(ranks, default=0), layer=name)
-
-
-def _rank(config: LoraConfig, file: Path, name: str, a: Ref) -> int:
+def rank_of(config: LoraConfig, file: Path, name: str, a: Ref) -> int:
+    """The rank of a module. Raises MismatchError where its factor, whose rows are so many, has another."""
     rank = config.rank_of(name)
     if a.spec.shape[:1] != (rank,):
         raise MismatchError(
@@ -67,7 +58,7 @@ def _in_attention(config: LoraConfig, file: Path, name: str, roles: Mapping[str,
     module = name.removesuffix(OUT_PROJ)
     if roles.keys() != LORA.roles:
         raise InputError(f"{file}: {shown(name)} has {', '.join(sorted(roles))}, not {A} and {B}")
-    rank, scale = _rank(config, file, module, roles[A]), config.scale_of(module)
+    rank, scale = rank_of(config, file, module, roles[A]), config.scale_of(module)
     if name == module:
         return Module(name, f"{module}.in_proj_weight", LORA.name, roles, scale, rank, layer=module)
     return Module(name, f"{module}.out_proj.weight", LORA.name, roles, scale * OUT_PROJ_TIMES, rank, layer=module)
@@ -106,7 +97,7 @@ def _lora_modules(
     if config.dora and config.bias:
         raise UnsupportedError(f"{config.path}: use_dora and lora_bias together have no agreed meaning")
     weight = {role: ref for role, ref in roles.items() if role != BIAS} if config.bias else roles
-    rank = _rank(config, file, name, weight[A])
+    rank = rank_of(config, file, name, weight[A])
     scale = config.scale_of(name)
     # An embedding looks up rows of (vocabulary, d): the transpose of the layer that its factors describe.
     turned = True if embedding else None

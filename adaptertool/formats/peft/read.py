@@ -25,6 +25,7 @@ from adaptertool.formats.peft.keys import CONFIG, FILES, PREFIX, WEIGHTS, plain_
 from adaptertool.formats.peft.modules import low_rank, token_rows
 from adaptertool.formats.peft.parameters import packing_notes
 from adaptertool.formats.peft.saved import Saved
+from adaptertool.formats.peft.spelled import apart, spelled
 from adaptertool.kinds import FULL
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.full import TUNED
@@ -78,15 +79,18 @@ def read_adapter(
     config = parse_config(path / CONFIG, {**fields, **(instead or {})}, expert_layout)
     header = files.header(WEIGHTS)
     factors: dict[str, dict[str, Ref]] = {}
-    embeddings: set[str] = set()
     saved, tokens = Saved(header.path), dict[str, Ref]()
-    tensors, read_so = plain_keys(header.path, header.tensors)
-    for key, ref in tensors.items():
+    own, shared = apart(config, header.tensors)
+    tensors, read_so = plain_keys(header.path, own)
+    for ref in (*tensors.values(), *shared.values()):
         _require_numbers(header.path, ref)
+    for key, ref in tensors.items():
         _file(config, header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
-        if ".lora_embedding_" in key:
-            embeddings.add(key.removeprefix(PREFIX).rpartition(".")[0])
-    modules = low_rank(config, header.path, factors, embeddings, base_has)
+    if config.spelled is None:
+        embeddings = {key.removeprefix(PREFIX).rpartition(".")[0] for key in tensors if ".lora_embedding_" in key}
+        modules = low_rank(config, header.path, factors, embeddings, base_has)
+    else:
+        modules = spelled(config, header.path, factors, shared, base_has)
     notes = packing_notes(config, modules)
     ignored = saved.without_copies()
     saved.refuse_beside({module.target: config.saves(module.layer) for module in modules})
@@ -115,7 +119,7 @@ def read_adapter(
         ),
         format=FORMAT,
         fields=fields,
-        tensors=tensors,
+        tensors={**tensors, **{ref.spec.name: ref for ref in shared.values()}},
         metadata=header.metadata,
     )
 
@@ -184,7 +188,7 @@ def _role(config: LoraConfig, file: Path, key: str, ref: Ref) -> tuple[str, str 
         mark = key.rfind(_MARK)
         return key[:mark], _FACTORS.get(key[mark:])
     spelling = config.spelled[1]
-    for ending, role in spelling.keys.items():
+    for ending, role in (*spelling.keys.items(), *spelling.embedding.items()):
         if key.endswith(ending):
             return key.removesuffix(ending), role
     for ending, why in spelling.refused.items():

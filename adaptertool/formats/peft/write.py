@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from adaptertool.errors import UsageError
 from adaptertool.formats.format import Written
-from adaptertool.formats.peft.fields import alpha_field_of
+from adaptertool.formats.peft.fields import OF_LORA, alpha_field_of
 from adaptertool.formats.peft.packing import as_peft_packs, layout_of
 from adaptertool.formats.peft.patterns import MAX_PATTERN
 from adaptertool.kinds import KINDS
@@ -29,10 +29,7 @@ from adaptertool.spec.adapter import Adapter
 # be initialised is overwritten when it is loaded, but some initialisers refuse odd ranks, or look for data.
 _DROPPED = frozenset({"init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"})
 _OF_OTHERS = frozenset(
-    field
-    for kind in KINDS
-    for spelling in kind.spellings.values()
-    for field in (spelling.rank, spelling.alpha, *spelling.harmless)
+    field for kind in KINDS for spelling in kind.spellings.values() for field in spelling.fields - OF_LORA
 )  # fields of kinds that are not LoRA
 
 # Linear layers whose factors PEFT does not load, or loads and then does nothing with: kernels read their weights, and
@@ -74,6 +71,7 @@ def times(adapter: Adapter, alpha: Decimal) -> bytes:
     """
     exact = Fraction(alpha) if alpha.adjusted() > -1000 else Fraction(0)  # beyond, all products round to 0
     name = alpha_field_of(adapter.fields)
+    assert name is not None
 
     def product_with(number: float) -> float:
         product = exact * Fraction(number)

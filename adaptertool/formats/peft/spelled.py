@@ -1,0 +1,80 @@
+"""The changes of an adapter whose kind peft_type alone tells, as the kind is spelled (kinds.spelling)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from adaptertool.errors import InputError, shown
+from adaptertool.formats.format import BaseHas
+from adaptertool.formats.peft.config import LoraConfig
+from adaptertool.formats.peft.modules import rank_of
+from adaptertool.kinds import BY_NAME, Kind
+from adaptertool.kinds.spelling import Spelling
+from adaptertool.spec.adapter import Module
+from adaptertool.spec.tensors import Ref
+
+
+def apart(config: LoraConfig, tensors: Mapping[str, Ref]) -> tuple[Mapping[str, Ref], Mapping[str, Ref]]:
+    """The tensors of modules by their keys, and those that all modules have in common by role."""
+    if config.spelled is None or not (shared := config.spelled[1].shared):
+        return tensors, {}
+    own = {key: ref for key, ref in tensors.items() if key not in shared}
+    return own, {role: tensors[key] for key, role in shared.items() if key in tensors}
+
+
+def spelled(
+    config: LoraConfig,
+    file: Path,
+    factors: Mapping[str, Mapping[str, Ref]],
+    shared: Mapping[str, Ref],
+    base_has: BaseHas,
+) -> list[Module]:
+    """The changes, in the order of the file: of weights, and of the biases that the same factors change.
+
+    factors: by module and role; shared: those that all modules have in common, by role
+    Raises InputError for a module that lacks a factor, MismatchError for one of another rank.
+    """
+    assert config.spelled is not None
+    kind, spelling = config.spelled
+    return [
+        module
+        for name, roles in factors.items()
+        for module in _modules(config, file, (kind, spelling), name, {**roles, **shared}, base_has)
+    ]
+
+
+def _modules(
+    config: LoraConfig,
+    file: Path,
+    as_spelled: tuple[Kind, Spelling],
+    name: str,
+    roles: Mapping[str, Ref],
+    base_has: BaseHas,
+) -> Iterator[Module]:
+    kind, spelling = as_spelled
+    if missing := kind.roles - kind.optional - roles.keys():
+        raise InputError(f"{file}: module {shown(name)} has no {', '.join(sorted(missing))}")
+    columns = [ref for role, ref in roles.items() if role in kind.by_column]
+    ranks = [rank_of(config, file, name, ref) for ref in columns if spelling.rank is not None]
+    rank = max(ranks, default=max((ref.shape[0] for ref in columns if ref.shape), default=0))
+    looked_up = any(ref.spec.name.endswith(ending) for ref in roles.values() for ending in spelling.embedding)
+    # An embedding looks up rows of (vocabulary, d): the transpose of the layer that its factors describe
+    turned = True if looked_up else None
+    module = Module(
+        name,
+        f"{name}.weight",
+        kind.name,
+        roles,
+        config.scale_of(name),
+        rank,
+        transposed=turned,
+        layer=name,
+        settings=config.settings,
+    )
+    yield module
+    if spelling.bias is not None and base_has(f"{name}.bias"):
+        own = BY_NAME[spelling.bias]
+        some = {role: ref for role, ref in roles.items() if role in own.roles}
+        if own.roles - own.optional <= some.keys():
+            yield module._replace(target=f"{name}.bias", kind=own.name, factors=some, transposed=None)

@@ -1,0 +1,69 @@
+"""Factors that are made of stored ones, a few rows at a time when they are asked for, and what kinds make of them.
+
+They are exact. Where a product of two stored numbers may need more bits than float64 has (one of them is stored as
+F64), it is two terms, high + low, and a matrix product has a set of rows or columns for each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from adaptertool.kinds.kind import Part, Shape
+from adaptertool.kinds.lora import LORA, A, B
+from adaptertool.numerics.error_bound import Array
+from adaptertool.numerics.error_free import two_product
+from adaptertool.spec.tensors import Making, ReadRows, Ref, TensorSpec
+
+# (how to read, first row, last row) -> these rows of each term
+Terms = Callable[[ReadRows, int, int], Sequence[Array]]
+
+
+def made(sources: Iterable[Ref], shape: Shape, rows: Callable[[ReadRows, int, int], Any]) -> Ref:
+    """A factor of that shape, float64, whose rows `rows` makes of `sources` (spec.tensors.Making)."""
+    some = tuple(sources)
+    spec = TensorSpec(some[0].spec.name, "F64", shape, 8 * math.prod(shape))
+    return Ref(some[0].path, some[0].offset, spec, made=Making(some, rows))
+
+
+def whole(read: ReadRows, ref: Ref) -> Array:
+    """All of a stored tensor, float64, in its own shape."""
+    return read(ref, 0, ref.shape[0]).reshape(ref.shape)
+
+
+def terms_of(*refs: Ref) -> int:
+    """How many float64 hold a product of elements of two of these exactly: 24 bits and 24 are within 53."""
+    return 2 if any(ref.spec.dtype == "F64" for ref in refs) else 1
+
+
+def products(x: Array, y: Array, terms: int) -> Sequence[Array]:
+    """x·y, element by element, in so many terms."""
+    return [x * y] if terms == 1 else two_product(*np.broadcast_arrays(x, y))
+
+
+def product(
+    sources: Iterable[Ref],
+    shape: tuple[int, int, int],
+    left: tuple[Terms, int],
+    right: tuple[Terms, int],
+    scale: float,
+) -> Part:
+    """The change scale·B·A as LoRA has it, from the terms of B (out, r) and of A (r, in), and how many these are.
+
+    shape: out, r, in
+    """
+    some, (out, rank, wide) = tuple(sources), shape
+    (b_terms, b_count), (a_terms, a_count) = left, right
+    inner = rank * b_count * a_count
+
+    def b_rows(read: ReadRows, first: int, last: int) -> Array:
+        return np.concatenate([term for term in b_terms(read, first, last) for _ in range(a_count)], axis=1)
+
+    def a_rows(read: ReadRows, first: int, last: int) -> Array:
+        found = list(a_terms(read, 0, rank)) * b_count
+        return (found[0] if len(found) == 1 else np.concatenate(found))[first:last]
+
+    return Part(LORA.name, {A: made(some, (inner, wide), a_rows), B: made(some, (out, inner), b_rows)}, scale)

@@ -1,0 +1,34 @@
+"""What changes come down to: those of kinds that are applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adaptertool.kinds import kind_of
+from adaptertool.kinds.kind import Shape
+from adaptertool.spec.adapter import Module
+
+
+def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | None:
+    """The modules of kinds that are applied which are the same, one after another; the module itself where its kind is
+    applied. None where the shape of the weight must be known.
+
+    weight: the shape (out, in, ...) of what it changes; None: that which the factors tell
+    """
+    kind = kind_of(module)
+    if kind.becomes is None:
+        return [module]
+    weight = weight or kind.weight_of({role: ref.shape for role, ref in module.factors.items()})
+    if weight is None:
+        return None
+    own = min(name for ref in module.factors.values() if module.layer in (name := ref.spec.name))
+    stem = own[: own.index(module.layer) + len(module.layer)]
+    return [
+        module._replace(
+            kind=part.kind,
+            factors={role: ref.renamed(f"{stem}.{role}.weight") for role, ref in part.factors.items()},
+            scale=part.scale,
+            settings={},
+        )
+        for part in kind.becomes(module.factors, weight, module.scale, module.settings)
+    ]

@@ -1,0 +1,52 @@
+"""Every kind of PEFT's that a merge has, against PEFT's own merge in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import peft
+import pytest
+import torch
+from layers import DTYPES, check, make_base, peft_merge
+from peft import get_peft_model
+from torch import nn
+
+import adaptertool
+
+
+class Case(NamedTuple):
+    """Layers of layers.Zoo with adapters of a kind, and how many tensors that changes."""
+
+    config: str
+    fields: Mapping[str, Any]
+    targets: tuple[str, ...]
+    edited: int
+
+
+CASES = {
+    "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
+}
+
+
+def train(folder: Path, zoo: nn.Module, case: Case) -> Path:
+    """An adapter as PEFT saves it, with random factors."""
+    config = getattr(peft, case.config)(target_modules=list(case.targets), **case.fields)
+    tuned = get_peft_model(copy.deepcopy(zoo).float(), config)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) / 8)
+    tuned.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_merge_is_that_of_peft(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    zoo, base = make_base(tmp_path / "base", dtype)
+    adapter = train(tmp_path / "a", zoo, CASES[name])
+    adaptertool.merge(base, [adapter], tmp_path / "out")
+    check(base, tmp_path / "out", peft_merge(zoo, adapter), CASES[name].edited)
