@@ -127,6 +127,7 @@ def _is_identity(factors: Mapping[str, Factor]) -> bool:
     return bool((high.reshape(-1, wide, wide) == np.eye(wide)).all()) and not factors[LOW].array.any()
 
 
+# Not `single`: in float32 the bound leaves 3 to 7 of 100 elements open in BF16, and 18 to 34 in F16, of blocks of 32.
 ROTATION = Kind(
     name="rotation",
     roles=frozenset({HIGH, LOW, ORDER}),

@@ -16,7 +16,7 @@ from rationals import EVERY, NARROW, Matrix, delta, dora_exactly, matrix, requir
 from rotations import LAYER, Rotation, interpolated, placed, random, result, rotated, use_rotations
 
 import adaptertool
-from adaptertool.arithmetic import blocks, correct_rounding, elements, tiling
+from adaptertool.arithmetic import blocks, correct_rounding, elements, requirements, tiling
 from adaptertool.codecs import BF16
 from adaptertool.errors import UnsupportedError
 from adaptertool.files.header import read_header
@@ -202,17 +202,22 @@ def test_settled_by_rationals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert same_bits(result(tmp_path / "usual"), result(tmp_path / "rationals"))
 
 
+@both_ways
+@pytest.mark.parametrize("most", [1, 1 << 14])
 @pytest.mark.parametrize("output", NARROW)
-def test_sparse_and_whole_reads_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: torch.dtype) -> None:
+def test_elements_alone_and_in_rows_are_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: torch.dtype, most: int, *, transposed: bool
+) -> None:
+    monkeypatch.setattr(requirements, "_MOST_NEIGHBOURS", most)
     rotation, base = random(9, 64, 8), base_of(70, 64, output)
     base[:, 8:16] = 0.0  # which stay so, and are open
-    checkpoint, adapters = placed(tmp_path, base, rotation)
+    checkpoint, adapters = placed(tmp_path, base, rotation, transposed=transposed)
     exact = rotated(matrix(base), rotation)
     for size in (1, 200, 1 << 14):
         monkeypatch.setattr(elements, "_PART", size)
         monkeypatch.setattr(elements, "_GAP", size)
         report = adaptertool.merge(checkpoint, adapters, tmp_path / f"{size}")
-        require(result(tmp_path / f"{size}"), exact, base)
+        require(result(tmp_path / f"{size}", transposed=transposed), exact, base)
         assert report.settled > 0 and not report.settled_one_by_one
 
 
