@@ -13,6 +13,7 @@ from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.lora_tucker import LORA_TUCKER
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.kinds.rotation import ROTATION
 
 KINDS: tuple[Kind, ...] = (
     LORA,
@@ -22,6 +23,7 @@ KINDS: tuple[Kind, ...] = (
     DIFFERENCE,
     GAIN,
     LOHA,
+    ROTATION,
     ADALORA,
     LORA_TUCKER,
     DORA_SCALE,
