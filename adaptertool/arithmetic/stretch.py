@@ -63,7 +63,7 @@ class Stretch:
     copied: list[tuple[int, int]] = field(default_factory=list)  # from and to
 
     def takes(self, step: Step, small: Small | None) -> bool:
-        """Whether this is the next tensor, and there was room; it is then part of the stretch. small: if it is edited"""
+        """Whether this is the next tensor, and there was room: then it is part of it. small: if it is edited"""
         base, (begin, end) = step.base, (self.size, self.size + step.spec.nbytes)
         beside = (base.offset, step.offset) == (self.ref.offset + begin, self.target + begin)
         if not beside or end > STRETCH or base.path != self.ref.path:
@@ -82,7 +82,7 @@ class Stretch:
 
 
 def small_of(step: Step) -> Small | None:
-    """The tensor as part of a stretch; None where it is none: large, not edited by LoRA alone, or without the kernel."""
+    """The tensor as part of a stretch; None where it is large, not edited by LoRA alone, or there is no kernel."""
     base, spec = step.base.spec, step.spec
     special = step.blend is not None or step.fisher is not None or step.makes is not None
     if special or not step.edits or not 0 < base.nbytes <= SMALL:
@@ -111,8 +111,10 @@ def small_of(step: Step) -> Small | None:
 def compute_stretch(
     inputs: Inputs, stretch: Stretch, alphas: Sequence[float], space: Workspace, *, exact: bool
 ) -> Iterator[tuple[memoryview, list[Tally]]]:
-    """The bytes of all tensors, first as they were, without tallies, then for each α as `blocks.compute` makes them, and
-    the tallies of those that are edited. No α is 0. They are valid until the next are taken. Raises NonFiniteError."""
+    """The bytes of all tensors, first as they were, without tallies; then for each α, which is not 0, as
+    `blocks.compute` makes them, and the tallies of those that are edited.
+
+    Bytes are valid until the next are taken. Raises NonFiniteError."""
     held = BY_DTYPE[stretch.ref.spec.dtype].held
     count = -(-stretch.size // held.itemsize)
     space.fit(count)

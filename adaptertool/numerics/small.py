@@ -61,9 +61,9 @@ def add_products(
     alphas: Sequence[float],
     out: Sequence[Array],
 ) -> Changes:
-    """Of each tensor in a stretch of a file: out[a] = the rounding of w + α·Σ scale·left @ right. What lies between them
-    is not touched, and tensors that are not made are anything then: numbers are too large, or not finite, or their
-    rounding is not certain. At most fused.MOST_ALPHAS of α, none of them 0.
+    """out[a] = the rounding of w + α·Σ scale·left @ right, for each tensor of a stretch of a file. What lies between
+    them is not touched. Tensors that are not made may be anything: numbers are too large, or not finite, or how they
+    are rounded is not certain. At most fused.MOST_ALPHAS of α, none of them 0.
 
     stored: the stretch, of `dtype`, flat; each of `out` is like it
     tensors: the fields of TENSOR for each: elements of the stretch before it, rows, columns, how many of the products
