@@ -29,6 +29,9 @@ from adaptertool.spec.tensors import Ref
 STRETCH = 1 << 20  # bytes, of weights or of factors
 SMALL = STRETCH // 2  # bytes of the largest tensor: of such there are several in a stretch
 
+# Of the dtypes that the kernel takes factors of, whether products of them may be exact in float64, and sums
+_FEW_BITS = {dtype: BY_DTYPE[dtype].digits <= F16.digits for dtype in ("BF16", "F16", "F32")}
+
 
 class Product(NamedTuple):
     """scale·left @ right, of factors as they are stored."""
@@ -84,26 +87,23 @@ class Stretch:
 def small_of(step: Step) -> Small | None:
     """The tensor as part of a stretch; None where it is large, not edited by LoRA alone, or there is no kernel."""
     base, spec = step.base.spec, step.spec
-    special = step.blend is not None or step.fisher is not None or step.makes is not None
-    if special or not step.edits or not 0 < base.nbytes <= SMALL:
+    if not step.edits or not 0 < base.nbytes <= SMALL or (base.dtype, base.nbytes) != (spec.dtype, spec.nbytes):
         return None
-    if base.dtype != spec.dtype or base.nbytes != spec.nbytes or not can(base.dtype):
+    if step.blend is not None or step.fisher is not None or step.makes is not None or not can(base.dtype):
         return None
     (rows, columns), products, few_bits = matrix(step), list[Product](), True
     for edit in step.edits:
         kind = kind_of(edit)
         if not kind.is_product or kind.pair is None or edit.view is not None or not edit.weight:
             return None
-        b, a = (edit.factors[role] for role in kind.pair)
+        b, a = edit.factors[kind.pair[0]], edit.factors[kind.pair[1]]
         right, left = (b, a) if edit.transposed else (a, b)
-        rank = a.spec.shape[0]
+        rank, dtypes = a.spec.shape[0], (a.spec.dtype, b.spec.dtype)
         if right.spec.numel != rank * columns or left.spec.numel != rank * rows or not rank:
             return None
-        for ref in (a, b):
-            if ref.columns is not None or STORED.get(ref.spec.dtype, 3) == 3:
-                return None
-            few_bits = few_bits and BY_DTYPE[ref.spec.dtype].digits <= F16.digits
-        few_bits = few_bits and exact_scale(edit)
+        if a.columns is not None or b.columns is not None or not _FEW_BITS.keys() >= {*dtypes}:
+            return None
+        few_bits = few_bits and _FEW_BITS[dtypes[0]] and _FEW_BITS[dtypes[1]] and exact_scale(edit)
         products.append(Product(right, left, rank, edit.transposed, edit.weight * edit.scale))
     return Small(step, rows, columns, few_bits, products)
 

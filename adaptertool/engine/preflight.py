@@ -54,14 +54,16 @@ def _zeros(plan: Plan, number: int, path: Path, zero: Mapping[Key, int]) -> Iter
     partly: dict[Key, str] = {}
     for step in plan.steps():
         for edit in step.edits:
-            if edit.adapter != number or not {A, B} <= edit.factors.keys() or _key(edit.factors[B]) not in zero:
+            if edit.adapter != number or not {A, B} <= edit.factors.keys():
+                continue
+            a, b = _key(edit.factors[A]), _key(edit.factors[B])
+            if (rows := zero.get(b)) is None:
                 continue
             modules.add(edit.module)
-            keys = [_key(edit.factors[role]) for role in (A, B)]
-            if any(zero[key] == max(1, _rows(key)) for key in keys):
+            if zero[a] == max(1, _rows(a)) or rows == max(1, _rows(b)):
                 nothing.add(edit.module)
-            elif zero[keys[1]]:
-                partly[keys[1]] = edit.module
+            elif rows:
+                partly[b] = edit.module
             if edit.scale == 0:
                 unscaled.add(edit.module)
     if nothing:

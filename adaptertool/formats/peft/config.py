@@ -47,6 +47,8 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float]
 
     def rank_of(self, module: str) -> int:
+        if not self.rank_pattern:
+            return self.rank
         return by_pattern(f"{self.path}: rank_pattern", self.rank_pattern, module, self.rank)
 
     def saves(self, module: str) -> bool:
@@ -83,7 +85,9 @@ class LoraConfig:
         return any("." not in parameter for parameter in self.parameters)
 
     def scale_of(self, module: str) -> float:
-        alpha = by_pattern(f"{self.path}: alpha_pattern", self.alpha_pattern, module, self.alpha)
+        alpha = self.alpha
+        if self.alpha_pattern:
+            alpha = by_pattern(f"{self.path}: alpha_pattern", self.alpha_pattern, module, alpha)
         if self.spelled is not None:
             return self.spelled[1].scaling(alpha, self.rank_of(module))
         return lora.scaling(alpha, self.rank_of(module), rank_stabilised=self.rank_stabilised)
