@@ -39,7 +39,7 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
     for step in plan.steps():
         if step.edits:
             factors = [[(role, *told(ref)) for role, ref in edit.factors.items()] for edit in step.edits]
-            others = [tuple(edit._replace(factors={})) for edit in step.edits]
+            others = [[field for field in edit if field is not edit.factors] for edit in step.edits]
             made = step.blend, step.fisher, step.makes
             state.update(repr((*step.spec, step.offset, *told(step.base), factors, others, made)).encode())
     return state.hexdigest(8)
