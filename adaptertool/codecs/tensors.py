@@ -92,6 +92,8 @@ def require_finite(inputs: Inputs, ref: Ref) -> int:
 def zero_rows_of(inputs: Inputs, refs: Sequence[Ref]) -> list[int] | None:
     """What `require_finite` returns, for many small factors, read at once; None where a number is not finite, or they
     must be read one by one."""
+    if any(ref.made for ref in refs):
+        return None
     content, begins = inputs.read_parts([(ref.path, ref.offset, ref.spec.nbytes) for ref in refs])
     factors = []
     for ref, begin in zip(refs, begins, strict=True):
