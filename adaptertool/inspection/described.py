@@ -115,7 +115,7 @@ def _of_group(group: Group) -> Found:
 
 
 def _of_module(module: Module) -> Found:
-    refs, kind = tuple(module.factors.values()), kind_of(module)
+    refs, kind = tuple(stored for ref in module.factors.values() for stored in ref.stored), kind_of(module)
     (part, *others) = parts_of(module) or (module,)
     if part is not module and not others and kind_of(part).is_product:
         own = part.factors[A], part.factors[B]

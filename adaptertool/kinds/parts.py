@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adaptertool.kinds import kind_of
+from adaptertool.kinds import BY_NAME, kind_of
 from adaptertool.kinds.kind import Shape
 from adaptertool.spec.adapter import Module
 
@@ -29,6 +29,7 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
             factors={role: ref.renamed(f"{stem}.{role}.weight") for role, ref in part.factors.items()},
             scale=part.scale,
             transposed=(not module.transposed) if part.turned else module.transposed,
+            rank=part.factors[pair[1]].shape[0] if (pair := BY_NAME[part.kind].pair) else module.rank,
             settings={},
         )
         for part in kind.becomes(module.factors, weight, module.scale, module.settings)
