@@ -7,6 +7,7 @@ from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
 from adaptertool.kinds.full import FULL
 from adaptertool.kinds.gain import GAIN
+from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
 from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.lora import LORA
@@ -21,6 +22,9 @@ KINDS: tuple[Kind, ...] = (
     GAIN,
     LOHA,
     ADALORA,
+    IA3,
+    IA3_INPUTS,
+    IA3_BIAS,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

@@ -22,11 +22,25 @@ from adaptertool.spec.tensors import Making, ReadRows, Ref, TensorSpec
 Terms = Callable[[ReadRows, int, int], Sequence[Array]]
 
 
-def made(sources: Iterable[Ref], shape: Shape, rows: Callable[[ReadRows, int, int], Any]) -> Ref:
-    """A factor of that shape, float64, whose rows `rows` makes of `sources` (spec.tensors.Making)."""
+def made(
+    sources: Iterable[Ref],
+    shape: Shape,
+    rows: Callable[[ReadRows, int, int], Any],
+    columns: Callable[[ReadRows, int, int], Any] | None = None,
+) -> Ref:
+    """A factor of that shape, float64, whose rows `rows` makes of `sources`, and the rows of whose transpose `columns`
+    (spec.tensors.Making)."""
     some = tuple(sources)
     spec = TensorSpec(some[0].spec.name, "F64", shape, 8 * math.prod(shape))
-    return Ref(some[0].path, some[0].offset, spec, made=Making(some, rows))
+    return Ref(some[0].path, some[0].offset, spec, made=Making(some, rows, columns=columns))
+
+
+def turned(ref: Ref) -> Ref:
+    """The transpose of a matrix, for a weight that is stored (in, out): what `columns` makes are its rows."""
+    how, shape = ref.made, ref.shape[::-1]
+    if how is None or how.columns is None:
+        return made((ref,) if how is None else how.sources, shape, lambda read, a, b: whole(read, ref)[:, a:b].T)
+    return made(how.sources, shape, how.columns)
 
 
 def whole(read: ReadRows, ref: Ref) -> Array:

@@ -21,6 +21,8 @@ class Spelling:
     scaling:  (alpha, rank) -> the scale, by the float64 expression of the library that wrote it
     scale:    instead of it, where more counts: the scale from all fields of the config; patterns then play no part
     bias:     the kind of the change that the same factors make to the layer's bias, where it has one
+    instead:  (field, kind): modules that the field names, by a pattern or the ends of their paths, are of that kind
+    integers: the roles that may be stored as integers
     settings: fields that count, beside those: the kind has them (Module.settings)
     check:    (fields) -> why these settings are not handled, or None
     harmless: fields that do not change what the stored factors mean
@@ -36,12 +38,20 @@ class Spelling:
     scaling: Callable[[float, int], float] = lambda alpha, rank: alpha / rank
     scale: Callable[[Mapping[str, Any]], float] | None = None
     bias: str | None = None
+    instead: tuple[str, str] | None = None
+    integers: frozenset[str] = frozenset()
     settings: frozenset[str] = frozenset()
     check: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     harmless: frozenset[str] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def integer_keys(self) -> tuple[str, ...]:
+        """What follows a module's name in the keys of tensors that may be integers."""
+        return tuple(ending for ending, role in self.keys.items() if role in self.integers)
+
+    @property
     def fields(self) -> frozenset[str]:
         """The fields that are acted on, or known to change nothing."""
-        return self.harmless | self.settings | {name for name in (self.rank, self.alpha) if name is not None}
+        own = {self.rank, self.alpha, None if self.instead is None else self.instead[0]}
+        return self.harmless | self.settings | {name for name in own if name is not None}

@@ -28,6 +28,14 @@ class Case(NamedTuple):
 
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
+    "ia3": Case("IA3Config", {"feedforward_modules": []}, ("linear", "turned", "conv2", "conv3"), 8),
+    "ia3-inputs": Case(
+        "IA3Config",
+        {"feedforward_modules": ["linear", "turned", "conv2", "conv3"]},
+        ("linear", "turned", "conv2", "conv3"),
+        4,
+    ),
+    "ia3-some": Case("IA3Config", {"feedforward_modules": "lin.*"}, ("linear", "turned"), 3),
 }
 
 

@@ -45,6 +45,7 @@ class LoraConfig:
     packing: Packing  # of lora_B of fused experts
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    others: str | tuple[str, ...]  # modules of another kind (Spelling.instead): a pattern, or ends of their paths
     scale: float | None  # of every layer, where ranks and alphas do not make it
     settings: Mapping[str, Any]  # fields that count beside those, of a kind that has such
 
@@ -140,6 +141,7 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         tokens=_tokens(path, fields.get("trainable_token_indices")),
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
+        others=_others(path, fields, spelling),
         scale=None if spelling is None or spelling.scale is None else _scale(path, fields, spelling),
         settings={} if spelling is None else {name: fields.get(name) for name in sorted(spelling.settings)},
     )
@@ -167,6 +169,17 @@ def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value or [], list) or not all(isinstance(name, str) for name in value or []):
         raise InputError(f"{path}: {key} must be a list of names, not {shown(value)[:80]}")
     return tuple(value or ())
+
+
+def _others(path: Path, fields: Mapping[str, Any], spelling: Spelling | None) -> str | tuple[str, ...]:
+    if spelling is None or spelling.instead is None:
+        return ()
+    key = spelling.instead[0]
+    value = fields.get(key)
+    if not isinstance(value, str):
+        return _names(path, key, value)
+    check(f"{path}: {key} holds '{shown(value)[:80]}'", value)
+    return value
 
 
 def _version(value: object) -> tuple[int, ...] | None:

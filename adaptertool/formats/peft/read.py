@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool.codecs import COMPUTED
+from adaptertool.codecs.tensors import INTEGERS
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.hints import found_below, from_pickle, not_there
@@ -82,8 +83,10 @@ def read_adapter(
     saved, tokens = Saved(header.path), dict[str, Ref]()
     own, shared = apart(config, header.tensors)
     tensors, read_so = plain_keys(header.path, own)
+    integers = () if config.spelled is None else config.spelled[1].integer_keys
     for ref in (*tensors.values(), *shared.values()):
-        _require_numbers(header.path, ref)
+        if not (ref.spec.dtype in INTEGERS and ref.spec.name.endswith(integers)):
+            _require_numbers(header.path, ref)
     for key, ref in tensors.items():
         _file(config, header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
     if config.spelled is None:
