@@ -25,7 +25,9 @@ Formula = Callable[[Matrix], Matrix]
 def write(folder: Path, tensors: Tensors, **config: Any) -> Path:
     """An adapter with no fields but these."""
     folder.mkdir(parents=True)
-    save_file({PREFIX + key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {PREFIX + key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "adapter_model.safetensors"
+    )
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
@@ -97,9 +99,7 @@ def require_commands(
             assert isinstance(error, InputError), error
 
 
-def _in_a_chain(
-    tmp_path: Path, base: Path, weight: torch.Tensor, name: str, adapter: Path, formula: Formula
-) -> None:
+def _in_a_chain(tmp_path: Path, base: Path, weight: torch.Tensor, name: str, adapter: Path, formula: Formula) -> None:
     factors = lora_factors(name.removesuffix(".weight"), weight.shape, 2)
     lora = write_adapter(tmp_path / "lora", factors, r=2, lora_alpha=2)
     adaptertool.merge(base, [lora, adapter], tmp_path / "chain")

@@ -5,7 +5,7 @@ from typing import Protocol
 from adaptertool.kinds.adalora import ADALORA
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
-from adaptertool.kinds.full import FULL
+from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
 from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
 from adaptertool.kinds.kind import NORM, Kind
@@ -29,6 +29,7 @@ KINDS: tuple[Kind, ...] = (
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag
 SPELLED = {(name, spelling.tag): (kind, spelling) for kind in KINDS for name, spelling in kind.spellings.items()}
+SPELLED |= {(name, spelling.tag): (FULL, spelling) for name, several in ALONE.items() for spelling in several}
 
 
 class OfKind(Protocol):

@@ -22,6 +22,8 @@ class Spelling:
     scale:    instead of it, where more counts: the scale from all fields of the config; patterns then play no part
     bias:     the kind of the change that the same factors make to the layer's bias, where it has one
     instead:  (field, kind): modules that the field names, by a pattern or the ends of their paths, are of that kind
+    wraps:    the part of a key, below a module, that tensors which take the place of the module's own have before them
+    tokens:   the field with the numbers of the rows that tensors which stand for some rows of one
     integers: the roles that may be stored as integers
     settings: fields that count, beside those: the kind has them (Module.settings)
     check:    (fields) -> why these settings are not handled, or None
@@ -39,6 +41,8 @@ class Spelling:
     scale: Callable[[Mapping[str, Any]], float] | None = None
     bias: str | None = None
     instead: tuple[str, str] | None = None
+    wraps: str | None = None
+    tokens: str = "trainable_token_indices"
     integers: frozenset[str] = frozenset()
     settings: frozenset[str] = frozenset()
     check: Callable[[Mapping[str, Any]], str | None] = lambda _: None
@@ -53,5 +57,5 @@ class Spelling:
     @property
     def fields(self) -> frozenset[str]:
         """The fields that are acted on, or known to change nothing."""
-        own = {self.rank, self.alpha, None if self.instead is None else self.instead[0]}
+        own = {self.tokens, self.rank, self.alpha, None if self.instead is None else self.instead[0]}
         return self.harmless | self.settings | {name for name in own if name is not None}

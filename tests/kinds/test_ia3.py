@@ -20,7 +20,9 @@ OUT, IN = 6, 4
 
 def vector(count: int, dtype: torch.dtype) -> torch.Tensor:
     """Of both signs, zeros, and bits at both ends of the dtype."""
-    return torch.cat([torch.tensor([0.0, -1.0, 1 + torch.finfo(dtype).eps], dtype=dtype), torch.randn(count - 3).to(dtype)])
+    return torch.cat(
+        [torch.tensor([0.0, -1.0, 1 + torch.finfo(dtype).eps], dtype=dtype), torch.randn(count - 3).to(dtype)]
+    )
 
 
 def by_rows(factor: torch.Tensor, columns: int = IN) -> list[list[Fraction]]:
@@ -110,7 +112,9 @@ def test_a_part_of_a_fused_projection(tmp_path: Path) -> None:
         ((OUT, 1), {"feedforward_modules": "(a+)+"}, UnsupportedError),
     ],
 )
-def test_what_is_refused(tmp_path: Path, shape: tuple[int, ...], config: dict[str, Any], error: type[Exception]) -> None:
+def test_what_is_refused(
+    tmp_path: Path, shape: tuple[int, ...], config: dict[str, Any], error: type[Exception]
+) -> None:
     base = write_checkpoint(tmp_path / "base", {"l.weight": torch.randn(OUT, IN)})
     adapter = write(tmp_path / "a", {"l.ia3_l": torch.ones(shape)}, peft_type="IA3", **config)
     with pytest.raises(error):

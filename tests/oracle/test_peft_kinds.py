@@ -35,6 +35,8 @@ CASES = {
         ("linear", "turned", "conv2", "conv3"),
         4,
     ),
+    "layer-norms": Case("LNTuningConfig", {}, ("rest",), 2),
+    "tokens": Case("TrainableTokensConfig", {"token_indices": [30, 0, 7]}, ("embedding",), 1),
     "ia3-some": Case("IA3Config", {"feedforward_modules": "lin.*"}, ("linear", "turned"), 3),
 }
 

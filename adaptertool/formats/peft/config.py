@@ -15,7 +15,7 @@ from adaptertool.formats.initialisers import HARMLESS_INITS
 from adaptertool.formats.peft.fields import FORMAT, LORA, alpha_field_of, require_known, spelling_of
 from adaptertool.formats.peft.packing import Packing, packing_of
 from adaptertool.formats.peft.patterns import by_pattern, check
-from adaptertool.kinds import SPELLED, Kind, lora
+from adaptertool.kinds import SPELLED, Kind, full, lora
 from adaptertool.kinds.spelling import Spelling
 
 # PEFT wraps the parameters of one module in the order in which it holds them; this is transformers' own.
@@ -55,6 +55,16 @@ class LoraConfig:
     def saves(self, module: str) -> bool:
         """Whether modules_to_save names it, by PEFT's rule: a name is the end of the module's path."""
         return any(module == name or module.endswith(f".{name}") for name in self.saved)
+
+    @property
+    def only_tokens(self) -> bool:
+        """Whether rows of embeddings are what the kind trains."""
+        return self.spelled is not None and self.spelled[1].tag == full.TOKENS
+
+    def plain(self, key: str) -> str:
+        """The key of a tensor that takes the place of a module's own, as the module has it."""
+        wraps = None if self.spelled is None else self.spelled[1].wraps
+        return key if wraps is None else key.replace(f".{wraps}.", ".", 1)
 
     def tokens_of(self, module: str) -> tuple[int, ...] | None:
         """The rows that were trained, by PEFT's rule: a name is the end of the module's path."""
@@ -138,7 +148,7 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         parameters=_names(path, "target_parameters", fields.get("target_parameters")),
         version=_version(fields.get("peft_version")),
         packing=packing_of(path, fields, expert_layout),
-        tokens=_tokens(path, fields.get("trainable_token_indices")),
+        tokens=_tokens(path, fields, "trainable_token_indices" if spelling is None else spelling.tokens),
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
         others=_others(path, fields, spelling),
@@ -156,12 +166,13 @@ def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, A
     return patterns
 
 
-def _tokens(path: Path, value: Any) -> Mapping[str, tuple[int, ...]]:
+def _tokens(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, tuple[int, ...]]:
+    value = fields.get(key)
     by_module = value if isinstance(value, dict) else {"": value} if value else {}
     for rows in by_module.values():
         good = isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows)
         if not good or len(set(rows)) != len(rows):
-            raise InputError(f"{path}: trainable_token_indices must list row numbers, each once: {shown(value)[:80]}")
+            raise InputError(f"{path}: {key} must list row numbers, each once: {shown(value)[:80]}")
     return {name: tuple(rows) for name, rows in by_module.items()}
 
 

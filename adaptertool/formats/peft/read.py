@@ -35,7 +35,8 @@ from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 
-_TOKENS = ".token_adapter.trainable_tokens_delta"  # replacement rows, for all their name
+# Replacement rows, for all their name: beside factors, and where they are all that the adapter has
+_TOKENS, _TOKENS_ALONE = ".token_adapter.trainable_tokens_delta", ".trainable_tokens_delta"
 _MARK = ".lora_"
 _FACTORS = {  # what follows the name of a module, from the mark on
     ".lora_A.weight": A,
@@ -179,10 +180,10 @@ def _file(
         if role in roles:
             raise InputError(f"{file} holds two tensors for {role} of {shown(name)}")
         roles[role] = ref
-    elif key.endswith(_TOKENS):
-        tokens[key.removesuffix(_TOKENS)] = ref
+    elif key.endswith(ending := _TOKENS_ALONE if config.only_tokens else _TOKENS):
+        tokens[key.removesuffix(ending)] = ref
     else:
-        saved.add(key, ref)
+        saved.add(config.plain(key), ref)
 
 
 def _role(config: LoraConfig, file: Path, key: str, ref: Ref) -> tuple[str, str | None]:
