@@ -26,7 +26,8 @@ def write(folder: Path, tensors: Tensors, **config: Any) -> Path:
     """An adapter with no fields but these."""
     folder.mkdir(parents=True)
     save_file(
-        {PREFIX + key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "adapter_model.safetensors"
+        {PREFIX + key: tensor.clone().contiguous() for key, tensor in tensors.items()},
+        folder / "adapter_model.safetensors",
     )
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder

@@ -12,6 +12,7 @@ from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.kinds.shira import SHIRA
 
 KINDS: tuple[Kind, ...] = (
     LORA,
@@ -25,6 +26,7 @@ KINDS: tuple[Kind, ...] = (
     IA3,
     IA3_INPUTS,
     IA3_BIAS,
+    SHIRA,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

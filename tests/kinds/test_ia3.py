@@ -26,24 +26,24 @@ def vector(count: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def by_rows(factor: torch.Tensor, columns: int = IN) -> list[list[Fraction]]:
-    return [[l] * columns for l in fractions(factor.reshape(-1))]
+    return [[each] * columns for each in fractions(factor.reshape(-1))]
 
 
 @pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_outputs(tmp_path: Path, dtype: torch.dtype, factors: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = {"l.weight": torch.randn(OUT, IN).to(dtype), "l.bias": torch.randn(OUT).to(dtype), "rest": torch.ones(2)}
-    l = vector(OUT, factors).reshape(OUT, 1)
-    adapter = write(tmp_path / "a", {"l.ia3_l": l}, peft_type="IA3", feedforward_modules=["down"])
-    formulas = {"l.weight": gain(by_rows(l)), "l.bias": gain(by_rows(l, 1))}
+    scales = vector(OUT, factors).reshape(OUT, 1)
+    adapter = write(tmp_path / "a", {"l.ia3_l": scales}, peft_type="IA3", feedforward_modules=["down"])
+    formulas = {"l.weight": gain(by_rows(scales)), "l.bias": gain(by_rows(scales, 1))}
     require_commands(tmp_path, stored, adapter, formulas, monkeypatch)
 
 
 def test_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = {"l.weight": torch.randn(OUT, IN).to(torch.float16), "l.bias": torch.randn(OUT)}
-    l = vector(IN, torch.float32).reshape(1, IN)
-    adapter = write(tmp_path / "a", {"l.ia3_l": l}, peft_type="IA3", feedforward_modules=r"l|.*\.down")
-    require_commands(tmp_path, stored, adapter, {"l.weight": gain([fractions(l[0])] * OUT)}, monkeypatch)
+    scales = vector(IN, torch.float32).reshape(1, IN)
+    adapter = write(tmp_path / "a", {"l.ia3_l": scales}, peft_type="IA3", feedforward_modules=r"l|.*\.down")
+    require_commands(tmp_path, stored, adapter, {"l.weight": gain([fractions(scales[0])] * OUT)}, monkeypatch)
 
 
 @pytest.mark.parametrize("inputs", [False, True])
@@ -52,12 +52,12 @@ def test_square_weights_that_are_stored_transposed(
 ) -> None:
     """GPT-2's attention has such: the config of the model tells, and never the shapes."""
     name = "h.0.attn.c_proj"
-    l = vector(IN, torch.float32)
-    gains = by_rows(l) if inputs else [fractions(l)] * IN  # of the matrix as it is stored: (in, out)
+    scales = vector(IN, torch.float32)
+    gains = by_rows(scales) if inputs else [fractions(scales)] * IN  # of the matrix as it is stored: (in, out)
     stored = {f"{name}.weight": torch.randn(IN, IN), f"{name}.bias": torch.randn(IN)}
-    factor = {f"transformer.{name}.ia3_l": l.reshape(1, -1) if inputs else l.reshape(-1, 1)}
+    factor = {f"transformer.{name}.ia3_l": scales.reshape(1, -1) if inputs else scales.reshape(-1, 1)}
     adapter = write(tmp_path / "a", factor, peft_type="IA3", feedforward_modules=["c_proj"] if inputs else [])
-    formulas = {f"{name}.weight": gain(gains)} | ({} if inputs else {f"{name}.bias": gain(by_rows(l, 1))})
+    formulas = {f"{name}.weight": gain(gains)} | ({} if inputs else {f"{name}.bias": gain(by_rows(scales, 1))})
     config = '{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}'
     require_commands(tmp_path, stored, adapter, formulas, monkeypatch, config=config, lora=False)
 
@@ -66,13 +66,16 @@ def test_square_weights_that_are_stored_transposed(
 def test_convolutions_of_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: bool) -> None:
     """Of three groups with two inputs and two outputs each."""
     stored = {"l.weight": torch.randn(6, 2, 3, 1), "l.bias": torch.randn(6)}
-    l = vector(6, torch.float32)
-    own = fractions(l)
+    scales = vector(6, torch.float32)
+    own = fractions(scales)
     rows = [[own[o // 2 * 2 + i] if inputs else own[o] for i in range(2) for _ in range(3)] for o in range(6)]
     adapter = write(
-        tmp_path / "a", {"l.ia3_l": l.reshape(1, 6, 1, 1)}, peft_type="IA3", feedforward_modules=["l"] if inputs else []
+        tmp_path / "a",
+        {"l.ia3_l": scales.reshape(1, 6, 1, 1)},
+        peft_type="IA3",
+        feedforward_modules=["l"] if inputs else [],
     )
-    formulas = {"l.weight": gain(rows)} | ({} if inputs else {"l.bias": gain(by_rows(l, 1))})
+    formulas = {"l.weight": gain(rows)} | ({} if inputs else {"l.bias": gain(by_rows(scales, 1))})
     require_commands(tmp_path, stored, adapter, formulas, monkeypatch, lora=False)
 
 
@@ -85,14 +88,16 @@ def test_a_part_of_a_fused_projection(tmp_path: Path) -> None:
         '{"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "num_attention_heads": 2, "hidden_size": 8,'
         ' "num_key_value_heads": 2, "tie_word_embeddings": false}'
     )
-    l = torch.randn(8)
-    adapter = write(tmp_path / "a", {f"{name}.k_proj.ia3_l": l.reshape(8, 1)}, peft_type="IA3", feedforward_modules=[])
+    scales = torch.randn(8)
+    adapter = write(
+        tmp_path / "a", {f"{name}.k_proj.ia3_l": scales.reshape(8, 1)}, peft_type="IA3", feedforward_modules=[]
+    )
     adaptertool.merge(base, [adapter], tmp_path / "out")
     expected = fused.clone()
-    expected[8:16] *= l[:, None]
+    expected[8:16] *= scales[:, None]
     assert load(tmp_path / "out")[f"{name}.qkv_proj.weight"].equal(expected)
     inputs = write(
-        tmp_path / "b", {f"{name}.k_proj.ia3_l": l.reshape(1, 8)}, peft_type="IA3", feedforward_modules=["k_proj"]
+        tmp_path / "b", {f"{name}.k_proj.ia3_l": scales.reshape(1, 8)}, peft_type="IA3", feedforward_modules=["k_proj"]
     )
     with pytest.raises(InputError):
         adaptertool.merge(base, [inputs], tmp_path / "no")

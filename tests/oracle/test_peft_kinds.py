@@ -37,6 +37,7 @@ CASES = {
     ),
     "layer-norms": Case("LNTuningConfig", {}, ("rest",), 2),
     "tokens": Case("TrainableTokensConfig", {"token_indices": [30, 0, 7]}, ("embedding",), 1),
+    "shira": Case("ShiraConfig", {"r": 2}, ("linear",), 1),
     "ia3-some": Case("IA3Config", {"feedforward_modules": "lin.*"}, ("linear", "turned"), 3),
 }
 
