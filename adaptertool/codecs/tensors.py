@@ -64,7 +64,7 @@ def _make(inputs: Inputs, ref: Ref, made: Making, first: int, last: int, out: Ar
 
 
 def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
-    """Elements first..last of a tensor on disk, flat, as float64: exact for every dtype computed on, and for indices."""
+    """Elements first..last of a tensor on disk, flat, as float64: exact for what is computed on, and for indices."""
     stored = read_stored(inputs, ref, first, last)
     if ref.spec.dtype in INTEGERS:
         return stored.view(f"i{stored.itemsize}").astype(np.float64)

@@ -10,6 +10,8 @@ from adaptertool.kinds.gain import GAIN
 from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
 from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
+from adaptertool.kinds.loha_tucker import LOHA_TUCKER
+from adaptertool.kinds.lokr import LOKR
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.shira import SHIRA
@@ -27,6 +29,8 @@ KINDS: tuple[Kind, ...] = (
     IA3_INPUTS,
     IA3_BIAS,
     SHIRA,
+    LOHA_TUCKER,
+    LOKR,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from adaptertool.kinds.kind import Part, Shape
+from adaptertool.kinds.loha import A1, A2, B1, B2, LOHA
 from adaptertool.kinds.lora import LORA, A, B
 from adaptertool.numerics.error_bound import Array
 from adaptertool.numerics.error_free import two_product
@@ -81,3 +82,49 @@ def product(
         return (found[0] if len(found) == 1 else np.concatenate(found))[first:last]
 
     return Part(LORA.name, {A: made(some, (inner, wide), a_rows), B: made(some, (out, inner), b_rows)}, scale)
+
+
+class Side(NamedTuple):
+    """One of the two products of a LoHa: B (out, rank) and A (rank, in), exact.
+
+    b: (how to read, first row, last row) -> rows of B; a: (how to read) -> A
+    """
+
+    rank: int
+    b: Callable[[ReadRows, int, int], Array]
+    a: Callable[[ReadRows], Array]
+
+
+def hadamard(sources: Iterable[Ref], weight: Shape, first: Side, second: Side, scale: float) -> Part:
+    """The change scale·(B₁·A₁) ⊙ (B₂·A₂) of a weight (out, in, ...)."""
+    some, wide = tuple(sources), math.prod(weight[1:])
+
+    def a_of(side: Side) -> Ref:
+        return made(some, (side.rank, wide), lambda read, begin, end: side.a(read)[begin:end])
+
+    def b_of(side: Side) -> Ref:
+        return made(some, (weight[0], side.rank), side.b)
+
+    factors = {B1: b_of(first), A1: a_of(first), B2: b_of(second), A2: a_of(second)}
+    return Part(LOHA.name, factors, scale)
+
+
+def tucker(core: Ref, left: Ref, right: Ref, rows: Any, columns: Any) -> Side:
+    """A product that is Σ core[i, j, t]·left[i, p]·right[j, q] for row o, with p = rows[o], and for a column with
+    (q, t) as `columns` has them: two arrays of integers. core (r, r, ...), left (r, out), right (r, in).
+
+    B[o, (i, j)] = left[i, p] and A[(i, j), x] = core[i, j, t]·right[j, q]: a product of two numbers, and no sum.
+    """
+    rank, terms = left.shape[0], terms_of(core, right)
+    across, inside = columns
+
+    def b(read: ReadRows, first: int, last: int) -> Array:
+        some = whole(read, left)[:, rows[first:last]].T
+        return np.concatenate([np.repeat(some, right.shape[0], axis=1)] * terms, axis=1)
+
+    def a(read: ReadRows) -> Array:
+        cores = whole(read, core).reshape(*core.shape[:2], -1)[:, :, inside]
+        found = products(cores, whole(read, right)[None][:, :, across], terms)
+        return np.concatenate([term.reshape(-1, len(across)) for term in found])
+
+    return Side(rank * right.shape[0] * terms, b, a)

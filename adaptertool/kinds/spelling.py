@@ -22,6 +22,8 @@ class Spelling:
     scale:    instead of it, where more counts: the scale from all fields of the config; patterns then play no part
     bias:     the kind of the change that the same factors make to the layer's bias, where it has one
     instead:  (field, kind): modules that the field names, by a pattern or the ends of their paths, are of that kind
+    variant:  what follows a module's name in the keys of further factors -> role; and the kind of modules with such
+    ranked:   roles whose first dimension is the rank, beside those that go by column
     wraps:    the part of a key, below a module, that tensors which take the place of the module's own have before them
     tokens:   the field with the numbers of the rows that tensors which stand for some rows of one
     integers: the roles that may be stored as integers
@@ -41,6 +43,8 @@ class Spelling:
     scale: Callable[[Mapping[str, Any]], float] | None = None
     bias: str | None = None
     instead: tuple[str, str] | None = None
+    variant: tuple[Mapping[str, str], str] | None = None
+    ranked: frozenset[str] = frozenset()
     wraps: str | None = None
     tokens: str = "trainable_token_indices"
     integers: frozenset[str] = frozenset()

@@ -84,10 +84,8 @@ def read_adapter(
     saved, tokens = Saved(header.path), dict[str, Ref]()
     own, shared = apart(config, header.tensors)
     tensors, read_so = plain_keys(header.path, own)
-    integers = () if config.spelled is None else config.spelled[1].integer_keys
     for ref in (*tensors.values(), *shared.values()):
-        if not (ref.spec.dtype in INTEGERS and ref.spec.name.endswith(integers)):
-            _require_numbers(header.path, ref)
+        _require_numbers(header.path, ref, config)
     for key, ref in tensors.items():
         _file(config, header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
     if config.spelled is None:
@@ -153,8 +151,9 @@ def _check_present(path: Path) -> None:
         raise InputError(f"{path} has no {WEIGHTS}{hint}")
 
 
-def _require_numbers(file: Path, ref: Ref) -> None:
-    if ref.spec.dtype not in COMPUTED:
+def _require_numbers(file: Path, ref: Ref, config: LoraConfig) -> None:
+    integers = () if config.spelled is None else config.spelled[1].integer_keys
+    if ref.spec.dtype not in COMPUTED and not (ref.spec.dtype in INTEGERS and ref.spec.name.endswith(integers)):
         raise UnsupportedError(f"{file}: {shown(ref.spec.name)} is {ref.spec.dtype}; factors are {', '.join(COMPUTED)}")
     if ref.shape == (0,):
         raise InputError(
@@ -192,7 +191,8 @@ def _role(config: LoraConfig, file: Path, key: str, ref: Ref) -> tuple[str, str 
         mark = key.rfind(_MARK)
         return key[:mark], _FACTORS.get(key[mark:])
     spelling = config.spelled[1]
-    for ending, role in (*spelling.keys.items(), *spelling.embedding.items()):
+    further = {} if spelling.variant is None else spelling.variant[0]
+    for ending, role in (*spelling.keys.items(), *spelling.embedding.items(), *further.items()):
         if key.endswith(ending):
             return key.removesuffix(ending), role
     for ending, why in spelling.refused.items():

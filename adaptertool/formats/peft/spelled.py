@@ -57,9 +57,11 @@ def _modules(
     if other := spelling.instead is not None and is_named(f"{config.path}: {spelling.instead[0]}", config.others, name):
         assert spelling.instead is not None
         kind = BY_NAME[spelling.instead[1]]
+    if spelling.variant is not None and not roles.keys().isdisjoint(spelling.variant[0].values()):
+        kind = BY_NAME[spelling.variant[1]]
     if missing := kind.roles - kind.optional - roles.keys():
         raise InputError(f"{file}: module {shown(name)} has no {', '.join(sorted(missing))}")
-    columns = [ref for role, ref in roles.items() if role in kind.by_column]
+    columns = [ref for role, ref in roles.items() if role in kind.by_column | spelling.ranked]
     ranks = [rank_of(config, file, name, ref) for ref in columns if spelling.rank is not None]
     rank = max(ranks, default=max((ref.shape[0] for ref in columns if ref.shape), default=0))
     looked_up = any(ref.spec.name.endswith(ending) for ref in roles.values() for ending in spelling.embedding)
