@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from adaptertool.kinds.adalora import ADALORA
+from adaptertool.kinds.c3a import C3A
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
 from adaptertool.kinds.full import ALONE, FULL
@@ -31,6 +32,7 @@ KINDS: tuple[Kind, ...] = (
     SHIRA,
     LOHA_TUCKER,
     LOKR,
+    C3A,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag
