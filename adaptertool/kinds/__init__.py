@@ -6,6 +6,7 @@ from adaptertool.kinds.adalora import ADALORA
 from adaptertool.kinds.c3a import C3A
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
+from adaptertool.kinds.fourierft import FOURIERFT
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
 from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
@@ -33,6 +34,7 @@ KINDS: tuple[Kind, ...] = (
     LOHA_TUCKER,
     LOKR,
     C3A,
+    FOURIERFT,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

@@ -57,6 +57,13 @@ CASES = {
     "c3a-biases": Case(
         "C3AConfig", {"block_size": 3, "block_size_pattern": {"linear": 2}, "bias": "c3a_only"}, ("linear",), 2
     ),
+    "fourierft": Case("FourierFTConfig", {"n_frequency": 11, "scaling": 100.0}, ("linear",), 1),
+    "fourierft-biases": Case(
+        "FourierFTConfig",
+        {"n_frequency_pattern": {"linear": 240}, "random_loc_seed": 3, "bias": "fourierft_only"},
+        ("linear",),
+        2,
+    ),
     "ia3-some": Case("IA3Config", {"feedforward_modules": "lin.*"}, ("linear", "turned"), 3),
 }
 
@@ -76,15 +83,11 @@ def train(folder: Path, zoo: nn.Module, case: Case) -> Path:
 @contextlib.contextmanager
 def in_doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Also what PEFT computes in float32 whatever the weights are: Fourier transforms."""
-    before = torch.get_default_dtype()
+    circulant, inverse = c3a.get_circulant_fast, torch.fft.ifft2
     with monkeypatch.context() as patch:
-        circulant = c3a.get_circulant_fast
         patch.setattr(c3a, "get_circulant_fast", lambda kernel: circulant(kernel.double()))
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
+        patch.setattr(torch.fft, "ifft2", lambda spectrum: inverse(spectrum.double()))
+        yield
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
