@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptertool.kinds import BY_NAME, kind_of
-from adaptertool.kinds.kind import Shape
+from adaptertool.kinds.kind import Part, Shape
+from adaptertool.kinds.made import turned
 from adaptertool.spec.adapter import Module
 
 
@@ -21,6 +22,7 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
     weight = weight or kind.weight_of({role: ref.shape for role, ref in module.factors.items()})
     if weight is None:
         return None
+    parts = kind.becomes(module.factors, weight, module.scale, module.settings)
     own = min(name for ref in module.factors.values() if module.layer in (name := ref.spec.name))
     stem = own[: own.index(module.layer) + len(module.layer)]
     return [
@@ -28,9 +30,16 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
             kind=part.kind,
             factors={role: ref.renamed(f"{stem}.{role}.weight") for role, ref in part.factors.items()},
             scale=part.scale,
-            transposed=(not module.transposed) if part.turned else module.transposed,
             rank=part.factors[pair[1]].shape[0] if (pair := BY_NAME[part.kind].pair) else module.rank,
+            transposed=bool(module.transposed) != part.turned if not BY_NAME[part.kind].elementwise else False,
             settings={},
         )
-        for part in kind.becomes(module.factors, weight, module.scale, module.settings)
+        for part in (_as_stored(part) if module.transposed else part for part in parts)
     ]
+
+
+def _as_stored(part: Part) -> Part:
+    """A change element by element, of a weight that is stored transposed."""
+    if not BY_NAME[part.kind].elementwise:
+        return part
+    return part._replace(factors={role: turned(ref) for role, ref in part.factors.items()})

@@ -17,7 +17,7 @@ from adaptertool.formats.peft.packing import Packing, packing_of
 from adaptertool.formats.peft.patterns import by_pattern, check
 from adaptertool.formats.peft.refused import REFUSED
 from adaptertool.formats.peft.variants import Blocks, blocks_of
-from adaptertool.kinds import SPELLED, Kind, lora
+from adaptertool.kinds import SPELLED, Kind, full, lora
 from adaptertool.kinds.spelling import Spelling
 
 # PEFT wraps the parameters of one module in the order in which it holds them; this is transformers' own.
@@ -48,6 +48,7 @@ class LoraConfig:
     blocks: Blocks | None  # of factors that are block-diagonal
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    others: str | tuple[str, ...]  # modules of another kind (Spelling.instead): a pattern, or ends of their paths
     scale: float | None  # of every layer, where ranks and alphas do not make it
     settings: Mapping[str, Any]  # fields that count beside those, of a kind that has such
 
@@ -59,6 +60,16 @@ class LoraConfig:
     def saves(self, module: str) -> bool:
         """Whether modules_to_save names it, by PEFT's rule: a name is the end of the module's path."""
         return any(module == name or module.endswith(f".{name}") for name in self.saved)
+
+    @property
+    def only_tokens(self) -> bool:
+        """Whether rows of embeddings are what the kind trains."""
+        return self.spelled is not None and self.spelled[1].tag == full.TOKENS
+
+    def plain(self, key: str) -> str:
+        """The key of a tensor that takes the place of a module's own, as the module has it."""
+        wraps = None if self.spelled is None else self.spelled[1].wraps
+        return key if wraps is None else key.replace(f".{wraps}.", ".", 1)
 
     def tokens_of(self, module: str) -> tuple[int, ...] | None:
         """The rows that were trained, by PEFT's rule: a name is the end of the module's path."""
@@ -111,7 +122,8 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
     if fields.get("swift_type") not in (None, "LORA"):
         raise UnsupportedError(f"{path}: swift_type {shown(fields['swift_type'])[:80]} is not supported; LORA is")
     _require_untouched_base(path, fields.get("init_lora_weights"))
-    if fields.get("bias", "none") not in ("none", "all", "lora_only"):
+    only = "lora_only" if spelled is None else f"{spelled[1].tag.lower()}_only"
+    if fields.get("bias", "none") not in ("none", "all", only):
         raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])[:80]} is not known")
     base = fields.get("base_model_name_or_path")
     spelling = None if spelled is None else spelled[1]
@@ -137,9 +149,10 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         version=_version(fields.get("peft_version")),
         packing=packing_of(path, fields, expert_layout),
         blocks=blocks_of(path, fields),
-        tokens=_tokens(path, fields.get("trainable_token_indices")),
+        tokens=_tokens(path, fields, "trainable_token_indices" if spelling is None else spelling.tokens),
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
+        others=_others(path, fields, spelling),
         scale=None if spelling is None or spelling.scale is None else _scale(path, fields, spelling),
         settings={} if spelling is None else {name: fields.get(name) for name in sorted(spelling.settings)},
     )
@@ -177,12 +190,13 @@ def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, A
     return patterns
 
 
-def _tokens(path: Path, value: Any) -> Mapping[str, tuple[int, ...]]:
+def _tokens(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, tuple[int, ...]]:
+    value = fields.get(key)
     by_module = value if isinstance(value, dict) else {"": value} if value else {}
     for rows in by_module.values():
         good = isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows)
         if not good or len(set(rows)) != len(rows):
-            raise InputError(f"{path}: trainable_token_indices must list row numbers, each once: {shown(value)[:80]}")
+            raise InputError(f"{path}: {key} must list row numbers, each once: {shown(value)[:80]}")
     return {name: tuple(rows) for name, rows in by_module.items()}
 
 
@@ -190,6 +204,17 @@ def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value or [], list) or not all(isinstance(name, str) for name in value or []):
         raise InputError(f"{path}: {key} must be a list of names, not {shown(value)[:80]}")
     return tuple(value or ())
+
+
+def _others(path: Path, fields: Mapping[str, Any], spelling: Spelling | None) -> str | tuple[str, ...]:
+    if spelling is None or spelling.instead is None:
+        return ()
+    key = spelling.instead[0]
+    value = fields.get(key)
+    if not isinstance(value, str):
+        return _names(path, key, value)
+    check(f"{path}: {key} holds '{shown(value)[:80]}'", value)
+    return value
 
 
 def _version(value: object) -> tuple[int, ...] | None:
