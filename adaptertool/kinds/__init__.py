@@ -18,6 +18,7 @@ from adaptertool.kinds.lokr import LOKR
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.lora_tucker import LORA_TUCKER
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.kinds.oft import OFT
 from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
 
@@ -41,6 +42,7 @@ KINDS: tuple[Kind, ...] = (
     LOKR,
     C3A,
     FOURIERFT,
+    OFT,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

@@ -49,7 +49,6 @@ REFUSED = {
     "LN_TUNING": _NOT_YET,
     "LOKR": _NOT_YET,
     "MISS": _NOT_YET,
-    "OFT": _NOT_YET,
     "PVERA": _NOT_YET,
     "RANDLORA": _NOT_YET,
     "ROAD": _NOT_YET,
