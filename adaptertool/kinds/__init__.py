@@ -17,6 +17,7 @@ from adaptertool.kinds.loha_tucker import LOHA_TUCKER
 from adaptertool.kinds.lokr import LOKR
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.lora_tucker import LORA_TUCKER
+from adaptertool.kinds.lycoris_oft import LYCORIS_OFT
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.oft import OFT
 from adaptertool.kinds.rotation import ROTATION
@@ -43,6 +44,7 @@ KINDS: tuple[Kind, ...] = (
     C3A,
     FOURIERFT,
     OFT,
+    LYCORIS_OFT,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag
