@@ -17,6 +17,7 @@ from adaptertool.kinds.lokr import LOKR
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.shira import SHIRA
+from adaptertool.kinds.waveft import WAVEFT
 
 KINDS: tuple[Kind, ...] = (
     LORA,
@@ -35,6 +36,7 @@ KINDS: tuple[Kind, ...] = (
     LOKR,
     C3A,
     FOURIERFT,
+    WAVEFT,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

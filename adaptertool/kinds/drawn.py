@@ -24,7 +24,7 @@ def drawn(size: int, count: int, seed: int) -> Any:
     """
     if size >= _FEW:
         return _by_torch(size, count, seed)
-    random = np.random.RandomState(seed)._bit_generator.random_raw(count)  # type: ignore[attr-defined]
+    random = np.random.RandomState(seed)._bit_generator.random_raw(count)
     moved: dict[int, int] = {}
     found = np.empty(count, np.int64)
     for i, number in enumerate(random.tolist()):
