@@ -6,6 +6,7 @@ from adaptertool.kinds.adalora import ADALORA
 from adaptertool.kinds.c3a import C3A
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
+from adaptertool.kinds.dora_scale import DORA_SCALE
 from adaptertool.kinds.fourierft import FOURIERFT
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
@@ -15,7 +16,9 @@ from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.loha_tucker import LOHA_TUCKER
 from adaptertool.kinds.lokr import LOKR
 from adaptertool.kinds.lora import LORA
+from adaptertool.kinds.lora_tucker import LORA_TUCKER
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
 from adaptertool.kinds.waveft import WAVEFT
 
@@ -27,7 +30,10 @@ KINDS: tuple[Kind, ...] = (
     DIFFERENCE,
     GAIN,
     LOHA,
+    ROTATION,
     ADALORA,
+    LORA_TUCKER,
+    DORA_SCALE,
     IA3,
     IA3_INPUTS,
     IA3_BIAS,
