@@ -20,6 +20,7 @@ from adaptertool.kinds.lora_tucker import LORA_TUCKER
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
+from adaptertool.kinds.waveft import WAVEFT
 
 KINDS: tuple[Kind, ...] = (
     LORA,
@@ -41,6 +42,7 @@ KINDS: tuple[Kind, ...] = (
     LOKR,
     C3A,
     FOURIERFT,
+    WAVEFT,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

@@ -24,7 +24,8 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
         return None
     parts = kind.becomes(module.factors, weight, module.scale, module.settings)
     own = min(name for ref in module.factors.values() if module.layer in (name := ref.spec.name))
-    stem = own[: own.index(module.layer) + len(module.layer)]
+    at = own.rfind(f".{module.layer}.") + 1 or own.index(module.layer)
+    stem = own[: at + len(module.layer)]
     return [
         module._replace(
             kind=part.kind,

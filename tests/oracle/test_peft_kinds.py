@@ -64,6 +64,18 @@ CASES = {
         ("linear",),
         2,
     ),
+    **{
+        f"waveft-{family}": Case(
+            "WaveFTConfig", {"n_frequency": 90, "scaling": 8.0, "wavelet_family": family}, ("linear",), 1
+        )
+        for family in ("db1", "db4", "sym5", "coif1", "db10", "coif4")
+    },
+    "waveft-direct": Case(
+        "WaveFTConfig",
+        {"n_frequency": 10, "use_idwt": False, "random_loc_seed": 1, "bias": "waveft_only"},
+        ("linear",),
+        2,
+    ),
     "ia3-some": Case("IA3Config", {"feedforward_modules": "lin.*"}, ("linear", "turned"), 3),
 }
 

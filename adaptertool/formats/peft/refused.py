@@ -53,5 +53,4 @@ REFUSED = {
     "UNILORA": _NOT_YET,
     "VBLORA": _NOT_YET,
     "VERA": _NOT_YET,
-    "WAVEFT": _NOT_YET,
 }
