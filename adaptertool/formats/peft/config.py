@@ -112,7 +112,8 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
             "belong to the residual model, not to the original: convert it to plain LoRA first (PEFT: "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...))"
         )
-    if fields.get("bias", "none") not in ("none", "all", "lora_only"):
+    own = () if spelled is None else (f"{spelled[1].tag.lower()}_only",)
+    if fields.get("bias", "none") not in ("none", "all", "lora_only", *own):
         raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])[:80]} is not known")
     base = fields.get("base_model_name_or_path")
     spelling = None if spelled is None else spelled[1]
