@@ -11,6 +11,7 @@ from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.kinds.vera import VERA
 
 KINDS: tuple[Kind, ...] = (
     LORA,
@@ -21,6 +22,7 @@ KINDS: tuple[Kind, ...] = (
     GAIN,
     LOHA,
     ADALORA,
+    VERA,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

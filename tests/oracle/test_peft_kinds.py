@@ -28,6 +28,7 @@ class Case(NamedTuple):
 
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
+    "vera": Case("VeraConfig", {"r": 3}, ("linear", "turned"), 2),
 }
 
 
