@@ -35,6 +35,10 @@ HANDLED = [
      "oracle/test_peft_oracle.py::test_adapters_made_by_peft"),
     ("VeRA", "linear layers and Conv1D, where the shared matrices are saved",
      "kinds/test_vera.py::test_every_element_is_the_rounding_of_the_formula"),
+    ("HiRA", "linear layers, Conv1D, embeddings and convolutions",
+     "kinds/test_hira.py::test_every_element_is_the_rounding_of_the_formula"),
+    ("GraLoRA", "linear layers and Conv1D; with hybrid_r",
+     "kinds/test_gralora.py::test_every_element_is_the_rounding_of_the_formula"),
     ("LoHa", "linear layers, and convolutions as their matrix; every command but truncate, and sum with --base",
      "kinds/test_loha.py::test_merge_is_that_of_peft"),
     ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "

@@ -7,6 +7,8 @@ from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
 from adaptertool.kinds.full import FULL
 from adaptertool.kinds.gain import GAIN
+from adaptertool.kinds.gralora import GRALORA
+from adaptertool.kinds.hira import HIRA
 from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.lora import LORA
@@ -23,6 +25,8 @@ KINDS: tuple[Kind, ...] = (
     LOHA,
     ADALORA,
     VERA,
+    HIRA,
+    GRALORA,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

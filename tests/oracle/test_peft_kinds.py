@@ -28,6 +28,16 @@ class Case(NamedTuple):
 
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
+    "gralora": Case("GraloraConfig", {"r": 4, "alpha": 6, "gralora_k": 2}, ("linear", "turned"), 2),
+    "gralora beside LoRA": Case(
+        "GraloraConfig", {"r": 4, "alpha": 5, "gralora_k": 2, "hybrid_r": 3}, ("linear", "turned"), 2
+    ),
+    "hira": Case(
+        "HiraConfig",
+        {"r": 3, "init_weights": False},
+        ("linear", "turned", "embedding", "conv1", "conv2", "conv3"),
+        6,
+    ),
     "vera": Case("VeraConfig", {"r": 3}, ("linear", "turned"), 2),
 }
 
