@@ -5,14 +5,18 @@ from typing import Protocol
 from adaptertool.kinds.adalora import ADALORA
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
-from adaptertool.kinds.full import FULL
+from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
 from adaptertool.kinds.gralora import GRALORA
 from adaptertool.kinds.hira import HIRA
+from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
 from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
+from adaptertool.kinds.loha_tucker import LOHA_TUCKER
+from adaptertool.kinds.lokr import LOKR
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.kinds.shira import SHIRA
 from adaptertool.kinds.vera import VERA
 
 KINDS: tuple[Kind, ...] = (
@@ -27,10 +31,17 @@ KINDS: tuple[Kind, ...] = (
     VERA,
     HIRA,
     GRALORA,
+    IA3,
+    IA3_INPUTS,
+    IA3_BIAS,
+    SHIRA,
+    LOHA_TUCKER,
+    LOKR,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag
 SPELLED = {(name, spelling.tag): (kind, spelling) for kind in KINDS for name, spelling in kind.spellings.items()}
+SPELLED |= {(name, spelling.tag): (FULL, spelling) for name, several in ALONE.items() for spelling in several}
 
 
 class OfKind(Protocol):

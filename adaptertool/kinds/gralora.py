@@ -29,7 +29,7 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
     if len(weight) != 2 or len(a) != 3 or 0 in a or a[2] % a[0] or weight[0] % a[0] or weight[1] % a[0]:
         return None
     blocks, _, rank = a
-    expected = {A: (blocks, weight[1] // blocks, rank), B: (blocks, rank, weight[0] // blocks)}
+    expected: dict[str, Shape] = {A: (blocks, weight[1] // blocks, rank), B: (blocks, rank, weight[0] // blocks)}
     if HYBRID_A in factors or HYBRID_B in factors:
         some = factors.get(HYBRID_A, ())
         if HYBRID_B not in factors or not some:

@@ -26,6 +26,7 @@ class Case(NamedTuple):
     edited: int
 
 
+LYCORIS = ("linear", "conv1", "conv2")
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
     "gralora": Case("GraloraConfig", {"r": 4, "alpha": 6, "gralora_k": 2}, ("linear", "turned"), 2),
@@ -39,6 +40,29 @@ CASES = {
         6,
     ),
     "vera": Case("VeraConfig", {"r": 3}, ("linear", "turned"), 2),
+    "ia3": Case("IA3Config", {"feedforward_modules": []}, ("linear", "turned", "conv2", "conv3"), 8),
+    "ia3-inputs": Case(
+        "IA3Config",
+        {"feedforward_modules": ["linear", "turned", "conv2", "conv3"]},
+        ("linear", "turned", "conv2", "conv3"),
+        4,
+    ),
+    "layer-norms": Case("LNTuningConfig", {}, ("rest",), 2),
+    "tokens": Case("TrainableTokensConfig", {"token_indices": [30, 0, 7]}, ("embedding",), 1),
+    "shira": Case("ShiraConfig", {"r": 2}, ("linear",), 1),
+    "loha-tucker": Case(
+        "LoHaConfig", {"r": 2, "alpha": 3, "use_effective_conv2d": True}, ("conv1", "conv2", "linear"), 3
+    ),
+    "lokr": Case("LoKrConfig", {"r": 2, "alpha": 3, "rank_pattern": {"conv2": 1}}, LYCORIS, 3),
+    "lokr-full": Case("LoKrConfig", {"r": 16, "alpha": 3, "alpha_pattern": {"linear": 4.0}}, LYCORIS, 3),
+    "lokr-both": Case("LoKrConfig", {"r": 1, "alpha": 2, "decompose_both": True, "decompose_factor": 4}, LYCORIS, 3),
+    "lokr-tucker": Case(
+        "LoKrConfig",
+        {"r": 1, "alpha": 2, "use_effective_conv2d": True, "rank_dropout_scale": True},
+        ("linear", "conv2"),
+        2,
+    ),
+    "ia3-some": Case("IA3Config", {"feedforward_modules": "lin.*"}, ("linear", "turned"), 3),
 }
 
 

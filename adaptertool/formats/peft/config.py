@@ -15,7 +15,7 @@ from adaptertool.formats.initialisers import HARMLESS_INITS
 from adaptertool.formats.peft.fields import FORMAT, LORA, alpha_field_of, require_known, spelling_of
 from adaptertool.formats.peft.packing import Packing, packing_of
 from adaptertool.formats.peft.patterns import by_pattern, check
-from adaptertool.kinds import SPELLED, Kind, lora
+from adaptertool.kinds import SPELLED, Kind, full, lora
 from adaptertool.kinds.spelling import Spelling
 
 # PEFT wraps the parameters of one module in the order in which it holds them; this is transformers' own.
@@ -45,6 +45,7 @@ class LoraConfig:
     packing: Packing  # of lora_B of fused experts
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    others: str | tuple[str, ...]  # modules of another kind (Spelling.instead): a pattern, or ends of their paths
     scale: float | None  # of every layer, where ranks and alphas do not make it
     settings: Mapping[str, Any]  # fields that count beside those, of a kind that has such
 
@@ -54,6 +55,16 @@ class LoraConfig:
     def saves(self, module: str) -> bool:
         """Whether modules_to_save names it, by PEFT's rule: a name is the end of the module's path."""
         return any(module == name or module.endswith(f".{name}") for name in self.saved)
+
+    @property
+    def only_tokens(self) -> bool:
+        """Whether rows of embeddings are what the kind trains."""
+        return self.spelled is not None and self.spelled[1].tag == full.TOKENS
+
+    def plain(self, key: str) -> str:
+        """The key of a tensor that takes the place of a module's own, as the module has it."""
+        wraps = None if self.spelled is None else self.spelled[1].wraps
+        return key if wraps is None else key.replace(f".{wraps}.", ".", 1)
 
     def tokens_of(self, module: str) -> tuple[int, ...] | None:
         """The rows that were trained, by PEFT's rule: a name is the end of the module's path."""
@@ -138,9 +149,10 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         parameters=_names(path, "target_parameters", fields.get("target_parameters")),
         version=_version(fields.get("peft_version")),
         packing=packing_of(path, fields, expert_layout),
-        tokens=_tokens(path, fields.get("trainable_token_indices")),
+        tokens=_tokens(path, fields, "trainable_token_indices" if spelling is None else spelling.tokens),
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
+        others=_others(path, fields, spelling),
         scale=None if spelling is None or spelling.scale is None else _scale(path, fields, spelling),
         settings={} if spelling is None else {name: fields.get(name) for name in sorted(spelling.settings)},
     )
@@ -155,12 +167,13 @@ def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, A
     return patterns
 
 
-def _tokens(path: Path, value: Any) -> Mapping[str, tuple[int, ...]]:
+def _tokens(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, tuple[int, ...]]:
+    value = fields.get(key)
     by_module = value if isinstance(value, dict) else {"": value} if value else {}
     for rows in by_module.values():
         good = isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows)
         if not good or len(set(rows)) != len(rows):
-            raise InputError(f"{path}: trainable_token_indices must list row numbers, each once: {shown(value)[:80]}")
+            raise InputError(f"{path}: {key} must list row numbers, each once: {shown(value)[:80]}")
     return {name: tuple(rows) for name, rows in by_module.items()}
 
 
@@ -168,6 +181,17 @@ def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value or [], list) or not all(isinstance(name, str) for name in value or []):
         raise InputError(f"{path}: {key} must be a list of names, not {shown(value)[:80]}")
     return tuple(value or ())
+
+
+def _others(path: Path, fields: Mapping[str, Any], spelling: Spelling | None) -> str | tuple[str, ...]:
+    if spelling is None or spelling.instead is None:
+        return ()
+    key = spelling.instead[0]
+    value = fields.get(key)
+    if not isinstance(value, str):
+        return _names(path, key, value)
+    check(f"{path}: {key} holds '{shown(value)[:80]}'", value)
+    return value
 
 
 def _version(value: object) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ from adaptertool.errors import InputError, MismatchError, UnsupportedError, show
 from adaptertool.formats.format import BaseHas
 from adaptertool.formats.peft.config import LoraConfig
 from adaptertool.formats.peft.modules import rank_of
+from adaptertool.formats.peft.patterns import is_named
 from adaptertool.kinds import BY_NAME, Kind
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.adapter import Module
@@ -58,9 +59,14 @@ def _modules(
     base_has: BaseHas,
 ) -> Iterator[Module]:
     kind, spelling = as_spelled
+    if other := spelling.instead is not None and is_named(f"{config.path}: {spelling.instead[0]}", config.others, name):
+        assert spelling.instead is not None
+        kind = BY_NAME[spelling.instead[1]]
+    if spelling.variant is not None and not roles.keys().isdisjoint(spelling.variant[0].values()):
+        kind = BY_NAME[spelling.variant[1]]
     if missing := kind.roles - kind.optional - roles.keys():
         raise InputError(f"{file}: module {shown(name)} has no {', '.join(sorted(missing))}")
-    columns = [ref for role, ref in roles.items() if role in kind.by_column]
+    columns = [ref for role, ref in roles.items() if role in kind.by_column | spelling.ranked]
     ranks = [rank_of(config, file, name, ref) for ref in columns if spelling.rank is not None]
     said = 0 if spelling.rank is None else config.rank_of(name)
     rank = max(ranks, default=max((ref.shape[0] for ref in columns if ref.shape), default=said))
@@ -84,7 +90,7 @@ def _modules(
         settings=config.settings,
     )
     yield module
-    if spelling.bias is not None and base_has(f"{name}.bias"):
+    if spelling.bias is not None and not other and base_has(f"{name}.bias"):
         own = BY_NAME[spelling.bias]
         some = {role: ref for role, ref in roles.items() if role in own.roles}
         if own.roles - own.optional <= some.keys():
