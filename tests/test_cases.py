@@ -39,6 +39,10 @@ HANDLED = [
      "kinds/test_hira.py::test_every_element_is_the_rounding_of_the_formula"),
     ("GraLoRA", "linear layers and Conv1D; with hybrid_r",
      "kinds/test_gralora.py::test_every_element_is_the_rounding_of_the_formula"),
+    ("MiSS", "linear layers, and its variant mini",
+     "kinds/test_miss.py::test_every_element_is_the_rounding_of_the_formula"),
+    ("RandLoRA", "linear layers and Conv1D, where the shared matrices are saved",
+     "kinds/test_randlora.py::test_every_element_is_the_rounding_of_the_formula"),
     ("LoHa", "linear layers, and convolutions as their matrix; every command but truncate, and sum with --base",
      "kinds/test_loha.py::test_merge_is_that_of_peft"),
     ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "

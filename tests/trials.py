@@ -18,6 +18,7 @@ import adaptertool
 from adaptertool.errors import UnsupportedError
 
 OUT, IN = 8, 6
+TURNED = "transformer.h.0.attn.c_attn"
 PART = "model.layers.0.self_attn.k_proj"
 Numbers = Callable[..., torch.Tensor]  # of a shape and a dtype
 FACTORS = [torch.float32, torch.bfloat16, torch.float64]
@@ -108,6 +109,15 @@ def try_part(folder: Path, adapter: Path, change: Matrix) -> None:
     (found,) = load(folder / "out").values()
     assert same_bits(found[:OUT], fused[:OUT]) and same_bits(found[2 * OUT :], fused[2 * OUT :])
     require(found[part], together(matrix(fused[part]), change), fused[part])
+
+
+def try_turned(folder: Path, adapter: Path, change: Matrix) -> None:
+    """On a weight of GPT-2 that is stored (in, out) = (IN, OUT). The adapter is that of TURNED."""
+    stored = torch.randn(IN, OUT)
+    base = write_checkpoint(folder / "gpt2", {f"{TURNED}.weight": stored}, config={"model_type": "gpt2"})
+    adaptertool.merge(base, [adapter], folder / "turned")
+    (found,) = load(folder / "turned").values()
+    require(found.T, together(matrix(stored.T), change), stored.T)
 
 
 def try_commands(folder: Path, base: Path, adapter: Path, kind: str) -> None:

@@ -15,7 +15,9 @@ from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.loha_tucker import LOHA_TUCKER
 from adaptertool.kinds.lokr import LOKR
 from adaptertool.kinds.lora import LORA
+from adaptertool.kinds.miss import MISS
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.kinds.randlora import RANDLORA
 from adaptertool.kinds.shira import SHIRA
 from adaptertool.kinds.vera import VERA
 
@@ -31,6 +33,8 @@ KINDS: tuple[Kind, ...] = (
     VERA,
     HIRA,
     GRALORA,
+    MISS,
+    RANDLORA,
     IA3,
     IA3_INPUTS,
     IA3_BIAS,

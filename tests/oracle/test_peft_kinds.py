@@ -33,6 +33,11 @@ CASES = {
     "gralora beside LoRA": Case(
         "GraloraConfig", {"r": 4, "alpha": 5, "gralora_k": 2, "hybrid_r": 3}, ("linear", "turned"), 2
     ),
+    "miss": Case("MissConfig", {"r": 5}, ("linear",), 1),
+    "miss, all": Case("MissConfig", {"r": 4, "init_weights": False}, ("linear",), 1),
+    "miss, mini": Case("MissConfig", {"r": 5, "mini_r": 4, "init_weights": "mini"}, ("linear",), 1),
+    "randlora": Case("RandLoraConfig", {"r": 3, "randlora_alpha": 6}, ("linear",), 1),
+    "randlora, sparse": Case("RandLoraConfig", {"r": 5, "sparse": True, "randlora_alpha": 5}, ("linear",), 1),
     "hira": Case(
         "HiraConfig",
         {"r": 3, "init_weights": False},
