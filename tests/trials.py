@@ -19,6 +19,7 @@ from adaptertool.errors import UnsupportedError
 
 OUT, IN = 8, 6
 TURNED = "transformer.h.0.attn.c_attn"
+JOINED = "model.layers.0.self_attn.qkv_proj"
 PART = "model.layers.0.self_attn.k_proj"
 Numbers = Callable[..., torch.Tensor]  # of a shape and a dtype
 FACTORS = [torch.float32, torch.bfloat16, torch.float64]
@@ -109,6 +110,26 @@ def try_part(folder: Path, adapter: Path, change: Matrix) -> None:
     (found,) = load(folder / "out").values()
     assert same_bits(found[:OUT], fused[:OUT]) and same_bits(found[2 * OUT :], fused[2 * OUT :])
     require(found[part], together(matrix(fused[part]), change), fused[part])
+
+
+def joined(folder: Path) -> tuple[Path, torch.Tensor]:
+    """A base that stores q, k and v apart, and what they are together: (OUT, IN). The adapter is that of JOINED."""
+    fused, names = torch.randn(OUT, IN), [JOINED.replace("qkv", name) for name in "qkv"]
+    parts = dict(zip([f"{name}.weight" for name in names], fused.split((4, 2, 2)), strict=True))
+    return write_checkpoint(folder / "split", {name: part.clone() for name, part in parts.items()}), fused
+
+
+def try_joined(folder: Path, adapter: Path, change: Matrix) -> None:
+    base, fused = joined(folder)
+    adaptertool.merge(base, [adapter], folder / "apart")
+    found = load(folder / "apart")
+    made = torch.cat([found[f"{JOINED.replace('qkv', name)}.weight"] for name in "qkv"])
+    require(made, together(matrix(fused), change), fused)
+
+
+def try_joined_is_refused(folder: Path, adapter: Path, kind: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"is stored in several tensors; {kind} on it"):
+        adaptertool.merge(joined(folder)[0], [adapter], folder / "apart")
 
 
 def try_turned(folder: Path, adapter: Path, change: Matrix) -> None:

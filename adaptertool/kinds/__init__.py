@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from adaptertool.kinds.adalora import ADALORA
+from adaptertool.kinds.delora import DELORA
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
 from adaptertool.kinds.full import ALONE, FULL
@@ -19,6 +20,7 @@ from adaptertool.kinds.miss import MISS
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.randlora import RANDLORA
 from adaptertool.kinds.shira import SHIRA
+from adaptertool.kinds.tinylora import TINYLORA
 from adaptertool.kinds.vera import VERA
 
 KINDS: tuple[Kind, ...] = (
@@ -35,6 +37,8 @@ KINDS: tuple[Kind, ...] = (
     GRALORA,
     MISS,
     RANDLORA,
+    DELORA,
+    TINYLORA,
     IA3,
     IA3_INPUTS,
     IA3_BIAS,

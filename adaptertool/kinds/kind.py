@@ -71,6 +71,7 @@ class Kind:
     by_column:   roles whose columns go with the input columns of the weight. Roles that are in neither are needed whole
                  A block of a weight (out, in) is made of rows, and needs only those rows of the factors that go
                  by row. Of a weight that is stored transposed, a block is made of columns.
+    undivided:   some rows of the factors that go by row do not tell what becomes of these rows of the weight
     shapes:      shapes of the weight (out, in, ...) and of the factors -> the shapes that the factors must have,
                  or None where this kind cannot change a weight of such a shape.
     apply:       (ops, rows, factors, scale, weight): changes rows (n, columns) of the weight (out, in) in place;
@@ -105,6 +106,7 @@ class Kind:
     optional: frozenset[str] = frozenset()
     by_row: frozenset[str] = frozenset()
     by_column: frozenset[str] = frozenset()
+    undivided: bool = False
     operations: frozenset[str] = frozenset()
     norms: Norms | None = None
     elementwise: bool = False

@@ -139,7 +139,8 @@ class Placer:
         wanted = (*([experts] if stacked else []), total, *shape[1:])
         shapes = {role: ref.shape for role, ref in module.factors.items()}
         expected = kind.shapes(wanted, shapes)
-        if expected is None or not kind.by_row or ((stacked or len(shape) > 2) and not kind.replaces):
+        whole = kind.undivided or not kind.by_row
+        if expected is None or whole or ((stacked or len(shape) > 2) and not kind.replaces):
             raise UnsupportedError(
                 f"{shown(module.target)} is stored in several tensors; {module.kind} on it is not supported yet"
             )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from trials import (
     FACTORS,
     IN,
+    JOINED,
     OUT,
     PART,
     Numbers,
@@ -24,6 +25,7 @@ from trials import (
     together,
     try_chain,
     try_commands,
+    try_joined_is_refused,
     try_merges,
     try_part,
     try_sum_is_refused,
@@ -90,6 +92,10 @@ def test_every_element_is_the_rounding_of_the_formula(
 def test_on_a_part_of_a_fused_projection(tmp_path: Path) -> None:
     adapter = one_layer(tmp_path / "a", layer=PART, hybrid=1)
     try_part(tmp_path, adapter, change_of(adapter, PART, hybrid=1))
+
+
+def test_projections_that_are_stored_apart_are_refused(tmp_path: Path) -> None:
+    try_joined_is_refused(tmp_path, one_layer(tmp_path / "a", layer=JOINED), "gralora")
 
 
 def test_every_command(tmp_path: Path) -> None:

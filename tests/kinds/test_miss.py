@@ -13,6 +13,7 @@ from rationals import Matrix
 from trials import (
     FACTORS,
     IN,
+    JOINED,
     OUT,
     PART,
     Numbers,
@@ -21,6 +22,7 @@ from trials import (
     own,
     try_chain,
     try_commands,
+    try_joined_is_refused,
     try_merges,
     try_part,
     try_sum_is_refused,
@@ -68,6 +70,10 @@ def test_every_element_is_the_rounding_of_the_formula(
 def test_on_a_part_of_a_fused_projection(tmp_path: Path) -> None:
     adapter = one_layer(tmp_path / "a", layer=PART)
     try_part(tmp_path, adapter, change_of(adapter, PART))
+
+
+def test_projections_that_are_stored_apart_are_refused(tmp_path: Path) -> None:
+    try_joined_is_refused(tmp_path, one_layer(tmp_path / "a", layer=JOINED), "miss")
 
 
 def test_every_command(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from trials import (
     FACTORS,
     IN,
+    JOINED,
     OUT,
     PART,
     TURNED,
@@ -24,6 +25,7 @@ from trials import (
     own,
     try_chain,
     try_commands,
+    try_joined_is_refused,
     try_merges,
     try_part,
     try_sum_is_refused,
@@ -95,6 +97,10 @@ def test_on_a_weight_that_is_stored_transposed(tmp_path: Path) -> None:
     """Its factors fit either way: the family of the model tells."""
     adapter = one_layer(tmp_path / "a", layer=TURNED)
     try_turned(tmp_path, adapter, change_of(adapter, TURNED))
+
+
+def test_projections_that_are_stored_apart_are_refused(tmp_path: Path) -> None:
+    try_joined_is_refused(tmp_path, one_layer(tmp_path / "a", layer=JOINED), "randlora")
 
 
 def test_every_command(tmp_path: Path) -> None:

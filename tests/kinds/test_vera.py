@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from trials import (
     FACTORS,
     IN,
+    JOINED,
     OUT,
     PART,
     Numbers,
@@ -24,6 +25,7 @@ from trials import (
     times,
     try_chain,
     try_commands,
+    try_joined,
     try_merges,
     try_part,
     try_sum_is_refused,
@@ -63,6 +65,11 @@ def test_every_element_is_the_rounding_of_the_formula(tmp_path: Path, dtype: tor
     base, adapter = base_of(tmp_path / "base", dtype), one_layer(tmp_path / "a", factors, make=varied)
     try_merges(tmp_path, base, adapter, change_of(adapter))
     try_chain(tmp_path, base, adapter, change_of(adapter))
+
+
+def test_on_projections_that_are_stored_apart(tmp_path: Path) -> None:
+    adapter = one_layer(tmp_path / "a", layer=JOINED)
+    try_joined(tmp_path, adapter, change_of(adapter, JOINED))
 
 
 def test_every_command(tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ CASES = {
     "miss, mini": Case("MissConfig", {"r": 5, "mini_r": 4, "init_weights": "mini"}, ("linear",), 1),
     "randlora": Case("RandLoraConfig", {"r": 3, "randlora_alpha": 6}, ("linear",), 1),
     "randlora, sparse": Case("RandLoraConfig", {"r": 5, "sparse": True, "randlora_alpha": 5}, ("linear",), 1),
+    "delora": Case("DeloraConfig", {"r": 3, "rank_pattern": {"linear": 2}}, ("linear",), 1),
+    "delora, all": Case("DeloraConfig", {"r": 4, "init_weights": False, "bias": "delora_only"}, ("linear",), 2),
+    "tinylora": Case("TinyLoraConfig", {"u": 3, "weight_tying": 1.0}, ("linear", "turned", "embedding"), 3),
     "hira": Case(
         "HiraConfig",
         {"r": 3, "init_weights": False},
