@@ -24,6 +24,7 @@ from tied_models import MODELS as TIED
 
 import adaptertool
 from adaptertool.errors import InputError
+from adaptertool.formats.peft.refused import REFUSED as PEFT_REFUSED
 
 PAGE = ROOT / "docs" / "cases.md"
 Q = "model.layers.0.self_attn.q_proj"
@@ -43,6 +44,10 @@ HANDLED = [
      "kinds/test_miss.py::test_every_element_is_the_rounding_of_the_formula"),
     ("RandLoRA", "linear layers and Conv1D, where the shared matrices are saved",
      "kinds/test_randlora.py::test_every_element_is_the_rounding_of_the_formula"),
+    ("DeLoRA", "linear layers; norms to 106 bits",
+     "kinds/test_delora.py::test_every_element_is_the_rounding_of_the_formula"),
+    ("TinyLoRA", "linear layers, Conv1D and embeddings, where the matrices are saved and all share one vector",
+     "kinds/test_tinylora.py::test_every_element_is_the_rounding_of_the_formula"),
     ("LoHa", "linear layers, and convolutions as their matrix; every command but truncate, and sum with --base",
      "kinds/test_loha.py::test_merge_is_that_of_peft"),
     ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "
@@ -138,6 +143,10 @@ HANDLED = [
      "planning/test_sum_saved.py::test_merging_a_sum_is_merging_its_adapters"),
     ("attached, on a compiled model, or on weights that are used without their layer", "compiled anew; changed in "
      "place; both are said", "live/test_bypass.py::test_compiled_before"),
+    ("VeLoRA, MonteCLoRA, MiCA, EVA", "LoRA after training; what steered it is left out, and said",
+     "oracle/test_peft_variants.py::test_merge_is_that_of_peft"),
+    ("BD-LoRA: a factor in diagonal blocks", "as the whole matrix; every command",
+     "oracle/test_peft_variants.py::test_blocks_on_a_part_of_a_fused_projection"),
     ("Adapter that names another base", "a note",
      "formats/test_peft_format.py::test_an_adapter_for_another_base_is_noted"),
 ]  # fmt: skip
@@ -161,13 +170,12 @@ REFUSED = [
     case("aLoRA", alora_invocation_tokens=[1]),
     case("Arrow", arrow_config={"top_k": 2}),
     case("QA-LoRA", use_qalora=True),
-    case("BD-LoRA", use_bdlora={"nblocks": 2}),
+    case("BD-LoRA with DoRA or lora_bias", use_bdlora={"nblocks": 2}, use_dora=True),
     case("KaSA", kasa_config={"x": 1}),
-    case("VeLoRA", velora_config={"num_groups": 2}),
-    case("MonteCLoRA", monteclora_config={"x": 1}),
     case("layer_replication", layer_replication=[[0, 1]]),
     case("megatron_config", megatron_config={"x": 1}),
-    case("Prompt tuning and every other peft_type", peft_type="PROMPT_TUNING"),
+    *(case(f"peft_type {kind}", peft_type=kind) for kind, why in PEFT_REFUSED.items() if "yet" not in why),
+    case("A peft_type that is not known", peft_type="NEW"),
     case("A config field that is not known", brand_new_field=True),
     case("use_dora together with lora_bias", use_dora=True, lora_bias=True, tensors=LORA | {
         f"{Q}.lora_magnitude_vector": torch.ones(8), f"{Q}.lora_B.bias": torch.ones(8)}),

@@ -3,9 +3,12 @@
 from typing import Protocol
 
 from adaptertool.kinds.adalora import ADALORA
+from adaptertool.kinds.c3a import C3A
 from adaptertool.kinds.delora import DELORA
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
+from adaptertool.kinds.dora_scale import DORA_SCALE
+from adaptertool.kinds.fourierft import FOURIERFT
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
 from adaptertool.kinds.gralora import GRALORA
@@ -16,9 +19,11 @@ from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.loha_tucker import LOHA_TUCKER
 from adaptertool.kinds.lokr import LOKR
 from adaptertool.kinds.lora import LORA
+from adaptertool.kinds.lora_tucker import LORA_TUCKER
 from adaptertool.kinds.miss import MISS
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.randlora import RANDLORA
+from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
 from adaptertool.kinds.tinylora import TINYLORA
 from adaptertool.kinds.vera import VERA
@@ -31,6 +36,7 @@ KINDS: tuple[Kind, ...] = (
     DIFFERENCE,
     GAIN,
     LOHA,
+    ROTATION,
     ADALORA,
     VERA,
     HIRA,
@@ -39,12 +45,16 @@ KINDS: tuple[Kind, ...] = (
     RANDLORA,
     DELORA,
     TINYLORA,
+    LORA_TUCKER,
+    DORA_SCALE,
     IA3,
     IA3_INPUTS,
     IA3_BIAS,
     SHIRA,
     LOHA_TUCKER,
     LOKR,
+    C3A,
+    FOURIERFT,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

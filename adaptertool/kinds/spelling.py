@@ -18,6 +18,7 @@ class Spelling:
     shared:   whole keys of factors that all modules have in common -> role
     rank:     the field with the rank; None where there is none, or factors need not agree with it
     alpha:    the field with alpha; None where there is none
+    rank_of:  (the shapes of factors) -> the rank, where no config says it; None where alpha plays no part
     scaling:  (alpha, rank) -> the scale, by the float64 expression of the library that wrote it
     scale:    instead of it, where more counts: the scale from all fields of the config; patterns then play no part
     bias:     the kind of the change that the same factors make to the layer's bias, where it has one
@@ -41,6 +42,7 @@ class Spelling:
     shared: Mapping[str, str] = field(default_factory=dict)
     rank: str | None = "r"
     alpha: str | None = "alpha"
+    rank_of: Callable[[Mapping[str, tuple[int, ...]]], int | None] = lambda _: None
     scaling: Callable[[float, int], float] = lambda alpha, rank: alpha / rank
     scale: Callable[[Mapping[str, Any]], float] | None = None
     bias: str | None = None

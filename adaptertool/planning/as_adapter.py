@@ -36,7 +36,7 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
     Raises UnsupportedError for what is no adapter again, UsageError for a lora_alpha beyond what a number holds.
     """
     own = BY_NAME[adapter.format]
-    config, weights = adapter.path / own.files.config, adapter.path / own.files.weights
+    config, weights = (adapter.path / name for name in own.files.named)
     kinds = [kind_of(edit) for step in plan.steps() for edit in step.edits]
     for kind in (*map(kind_of, adapter.modules), *kinds):
         spelling = kind.spellings.get(adapter.format)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from layers import DTYPES, check, make_base, peft_merge
 from peft import get_peft_model
+from peft.tuners.c3a import layer as c3a
 from torch import nn
 
 import adaptertool
@@ -70,6 +72,17 @@ CASES = {
         ("linear", "conv2"),
         2,
     ),
+    "c3a": Case("C3AConfig", {"block_size": 4}, ("linear",), 1),
+    "c3a-biases": Case(
+        "C3AConfig", {"block_size": 3, "block_size_pattern": {"linear": 2}, "bias": "c3a_only"}, ("linear",), 2
+    ),
+    "fourierft": Case("FourierFTConfig", {"n_frequency": 11, "scaling": 100.0}, ("linear",), 1),
+    "fourierft-biases": Case(
+        "FourierFTConfig",
+        {"n_frequency_pattern": {"linear": 240}, "random_loc_seed": 3, "bias": "fourierft_only"},
+        ("linear",),
+        2,
+    ),
     "ia3-some": Case("IA3Config", {"feedforward_modules": "lin.*"}, ("linear", "turned"), 3),
 }
 
@@ -86,10 +99,22 @@ def train(folder: Path, zoo: nn.Module, case: Case) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def in_doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Also what PEFT computes in float32 whatever the weights are: Fourier transforms."""
+    circulant, inverse = c3a.get_circulant_fast, torch.fft.ifft2
+    with monkeypatch.context() as patch:
+        patch.setattr(c3a, "get_circulant_fast", lambda kernel: circulant(kernel.double()))
+        patch.setattr(torch.fft, "ifft2", lambda spectrum: inverse(spectrum.double()))
+        yield
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
-def test_merge_is_that_of_peft(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+def test_merge_is_that_of_peft(tmp_path: Path, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, base = make_base(tmp_path / "base", dtype)
     adapter = train(tmp_path / "a", zoo, CASES[name])
     adaptertool.merge(base, [adapter], tmp_path / "out")
-    check(base, tmp_path / "out", peft_merge(zoo, adapter), CASES[name].edited)
+    with in_doubles(monkeypatch):
+        exact = peft_merge(zoo, adapter)
+    check(base, tmp_path / "out", exact, CASES[name].edited)

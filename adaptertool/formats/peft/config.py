@@ -8,13 +8,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.formats.initialisers import HARMLESS_INITS
 from adaptertool.formats.peft.fields import FORMAT, LORA, alpha_field_of, require_known, spelling_of
 from adaptertool.formats.peft.packing import Packing, packing_of
 from adaptertool.formats.peft.patterns import by_pattern, check
+from adaptertool.formats.peft.refused import REFUSED
+from adaptertool.formats.peft.variants import Blocks, blocks_of
 from adaptertool.kinds import SPELLED, Kind, full, lora
 from adaptertool.kinds.spelling import Spelling
 
@@ -43,6 +45,7 @@ class LoraConfig:
     parameters: tuple[str, ...]  # target_parameters: parameters of modules that are no layers, fused experts above all
     version: tuple[int, ...] | None  # of PEFT
     packing: Packing  # of lora_B of fused experts
+    blocks: Blocks | None  # of factors that are block-diagonal
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     others: str | tuple[str, ...]  # modules of another kind (Spelling.instead): a pattern, or ends of their paths
@@ -50,6 +53,8 @@ class LoraConfig:
     settings: Mapping[str, Any]  # fields that count beside those, of a kind that has such
 
     def rank_of(self, module: str) -> int:
+        if not self.rank_pattern:
+            return self.rank
         return by_pattern(f"{self.path}: rank_pattern", self.rank_pattern, module, self.rank)
 
     def saves(self, module: str) -> bool:
@@ -98,7 +103,9 @@ class LoraConfig:
     def scale_of(self, module: str) -> float:
         if self.scale is not None:
             return self.scale
-        alpha = by_pattern(f"{self.path}: alpha_pattern", self.alpha_pattern, module, self.alpha)
+        alpha = self.alpha
+        if self.alpha_pattern:
+            alpha = by_pattern(f"{self.path}: alpha_pattern", self.alpha_pattern, module, alpha)
         if self.spelled is not None:
             return self.spelled[1].scaling(alpha, self.rank_of(module))
         return lora.scaling(alpha, self.rank_of(module), rank_stabilised=self.rank_stabilised)
@@ -108,23 +115,15 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
     """Raises UnsupportedError for what is refused by name, InputError for values of a wrong type."""
     spelled = spelling_of(fields)
     if spelled is None and fields.get("peft_type") != LORA:
-        tags = [LORA, *sorted(tag for name, tag in SPELLED if name == FORMAT)]
-        known = f"{', '.join(tags)} {'are' if len(tags) > 1 else 'is'}"
-        raise UnsupportedError(f"{path}: peft_type {shown(fields.get('peft_type'))[:80]} is not supported; {known}")
+        _refuse(path, fields.get("peft_type"))
     require_known(path, fields, None if spelled is None else spelled[1])
     if spelled is not None and (why := spelled[1].check(fields)):
         raise UnsupportedError(f"{path}: {why}")
     if fields.get("swift_type") not in (None, "LORA"):
         raise UnsupportedError(f"{path}: swift_type {shown(fields['swift_type'])[:80]} is not supported; LORA is")
-    init = fields.get("init_lora_weights")
-    if init not in HARMLESS_INITS:
-        raise UnsupportedError(
-            f"{path}: init_lora_weights = {shown(init)[:80]} may have changed the base weights, so this adapter may "
-            "belong to the residual model, not to the original: convert it to plain LoRA first (PEFT: "
-            "save_pretrained(..., path_initial_model_for_weight_conversion=...))"
-        )
-    own = () if spelled is None else (f"{spelled[1].tag.lower()}_only",)
-    if fields.get("bias", "none") not in ("none", "all", "lora_only", *own):
+    _require_untouched_base(path, fields.get("init_lora_weights"))
+    only = "lora_only" if spelled is None else f"{spelled[1].tag.lower()}_only"
+    if fields.get("bias", "none") not in ("none", "all", only):
         raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])[:80]} is not known")
     base = fields.get("base_model_name_or_path")
     spelling = None if spelled is None else spelled[1]
@@ -149,6 +148,7 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         parameters=_names(path, "target_parameters", fields.get("target_parameters")),
         version=_version(fields.get("peft_version")),
         packing=packing_of(path, fields, expert_layout),
+        blocks=blocks_of(path, fields),
         tokens=_tokens(path, fields, "trainable_token_indices" if spelling is None else spelling.tokens),
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
@@ -156,6 +156,29 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         scale=None if spelling is None or spelling.scale is None else _scale(path, fields, spelling),
         settings={} if spelling is None else {name: fields.get(name) for name in sorted(spelling.settings)},
     )
+
+
+def _require_untouched_base(path: Path, init: object) -> None:
+    if init in HARMLESS_INITS:
+        return
+    where = f"{path}: init_lora_weights = {shown(init)[:80]}"
+    if init == "loftq":
+        raise UnsupportedError(
+            f"{where}: its factors belong to the quantised weights that LoftQ made of the base: save that model (PEFT: "
+            "unload().save_pretrained(...)), set init_lora_weights to true, and merge onto it"
+        )
+    raise UnsupportedError(
+        f"{where} may have changed the base weights, so this adapter may belong to the residual model, not to the "
+        "original: convert it to plain LoRA first (PEFT: save_pretrained(..., "
+        "path_initial_model_for_weight_conversion=...))"
+    )
+
+
+def _refuse(path: Path, tag: object) -> NoReturn:
+    if isinstance(tag, str) and (why := REFUSED.get(tag)):
+        raise UnsupportedError(f"{path}: peft_type {tag} {why}")
+    known = ", ".join([LORA, *sorted(tag for name, tag in SPELLED if name == FORMAT)])
+    raise UnsupportedError(f"{path}: peft_type {shown(tag)[:80]} is not known; {known} are supported")
 
 
 def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:

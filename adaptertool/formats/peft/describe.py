@@ -9,15 +9,12 @@ from typing import Any
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats.format import Facts, Group
 from adaptertool.formats.peft.fields import alpha_field_of
-from adaptertool.formats.peft.keys import CONFIG, PREFIX, WEIGHTS
+from adaptertool.formats.peft.keys import CONFIG, PREFIX, TUNER_PARAMETER, WEIGHTS
 from adaptertool.kinds import FULL
 from adaptertool.spec.tensors import Ref
 
-# Parameters of PEFT's tuners (0.21.2); what stands before them in a key is the module.
-_FACTOR = re.compile(
-    r"(.+?)\.((?:lora|ada|hada|lokr|oft|boft|ia3|vera|hira|glora|randlora|vblora|fourierft|hra|miss|shira|c3a|road|delora"
-    r"|gralora|tinylora|psoft|osf|waveft|bone|token_adapter)_.*|token_adapter\..*)"
-)
+# What stands before a parameter of a tuner in a key is the module.
+_FACTOR = re.compile(rf"(.+?)\.((?:{TUNER_PARAMETER.pattern}|token_adapter)(?:\..*)?)")
 
 
 def by_names(files: Parsed) -> Iterator[Group]:

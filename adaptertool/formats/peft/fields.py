@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import UnsupportedError, shown
-from adaptertool.formats.peft import packing
+from adaptertool.formats.peft import packing, variants
 from adaptertool.kinds import SPELLED, Kind
 from adaptertool.kinds.spelling import Spelling
 
@@ -34,6 +34,8 @@ _HANDLED = frozenset(
         "ensure_weight_tying",
         "base_model_name_or_path",
         *packing.FIELDS,
+        variants.BLOCKS,
+        *variants.STEERING,
     }
 )
 
@@ -66,14 +68,16 @@ OF_LORA = _HANDLED | _HARMLESS  # what a config of LoRA may have
 
 # Understood, and not handled (yet): refused where set.
 _REFUSED = {
-    "layer_replication": "the model was built from replicated layers; a merge onto the original is wrong",
-    "alora_invocation_tokens": "aLoRA acts only after its invocation tokens; it cannot be merged",
-    "use_qalora": "QA-LoRA pools its inputs; it cannot be merged into a weight",
-    "arrow_config": "Arrow routes between adapters by input; it cannot be merged",
-    "use_bdlora": "BD-LoRA is not supported yet",
-    "kasa_config": "KaSA is not supported yet",
-    "velora_config": "VeLoRA is not supported yet",
-    "monteclora_config": "MonteCLoRA is not supported yet",
+    "layer_replication": "the model was built from replicated layers; a merge onto the original is wrong: build that "
+    "model, save it, and give it as the base, with this field empty",
+    "alora_invocation_tokens": "aLoRA acts only after its invocation tokens; it cannot be merged: keep it beside the "
+    "base, and load both with PEFT",
+    "use_qalora": "QA-LoRA pools its inputs, and was trained on GPTQ's codes; it cannot be merged into a weight: keep "
+    "it beside that base, and load both with PEFT",
+    "arrow_config": "Arrow routes between adapters by input; it cannot be merged: merge one of those adapters, or "
+    "`sum` them with weights of your choice",
+    "kasa_config": "KaSA takes the smallest singular components out of the base weight before it adds to it, and they "
+    "are not in its file: merge it with PEFT (merge_and_unload), onto the very base that it was trained on",
     "megatron_config": "Megatron's parallel layers are not supported",
 }
 

@@ -30,10 +30,13 @@ _FACTOR = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
 
 # Parameters of PEFT's tuners (0.21.2), as parts of a key: never plain tensors of a model.
 TUNER_PARAMETER = re.compile(
-    r"lora_.*|ada_(?:lora_)?[ABE]|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|oft_[RSr]|boft_[RSs]|ia3_l"
-    r"|vera_(?:[AB]|lambda_[bd])|hira_(?:embedding_)?[AB]|glora_[A-E].*|randlora_(?:[AB]|lambda|gamma)|vblora_.*"
-    r"|fourierft_spectrum|hra_u|miss_block|shira_(?:weight|indices)|c3a_kernel|road_(?:theta|alpha)"
-    r"|delora_(?:[AB]|lambda|w_norm)|gralora_[AB].*|tinylora_.*|psoft_.*|osf_.*|waveft_spectrum|bone_(?:block|weight)"
+    r"lora_.*|ada_(?:lora_)?[ABE]|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|oft_(?:embedding_)?[RSr]"
+    r"|boft_[RSs]|ia3_l|p?vera_(?:[AB]|lambda_[bd])|hira_(?:embedding_)?[AB]|glora_[A-E].*"
+    r"|randlora_(?:[AB]|lambda|gamma)|vblora_.*|unilora_.*|fourierft_spectrum|hra_u|miss_block|bone_(?:block|weight)"
+    r"|shira_(?:weight|indices)|c3a_kernel|road_(?:theta|alpha)|delora_(?:[AB]|lambda|w_norm)|gralora_[AB].*"
+    r"|tinylora_.*|psoft_.*|osf_.*|waveft_spectrum|frod_(?:lambda|[UVs]_?).*|beft_bias|ln_tuning_layers"
+    r"|trainable_tokens_delta|supertuning_.*|lily_(?:[AB]|router)|peanut_(?:[AB]|encoders|decoders)|deft_[PR]"
+    r"|adamss_(?:[AB]|newB)|poly_(?:lora_[AB]|router)|shadow_(?:down|up|update_transform|update_gate|dropout)"
 )
 
 
@@ -43,7 +46,9 @@ def plain_keys(file: Path, tensors: Mapping[str, Ref]) -> tuple[Mapping[str, Ref
     Raises UnsupportedError where only some keys have PEFT's prefix, or there are several adapters; InputError where two
     keys become one.
     """
-    if all(key.startswith(PREFIX) and key.endswith(_USUAL) and not _WRAPPER.search(key) for key in tensors):
+    text = "\n".join(tensors)  # looked through at once: there may be hundreds of thousands
+    wrapped = any(wrapper in text for wrapper in _WRAPPERS)
+    if not wrapped and all(key.startswith(PREFIX) and key.endswith(_USUAL) for key in tensors):
         return tensors, []
     keys, said = dict(zip(tensors, tensors, strict=True)), list[str]()
     for step in (_unwrapped, _unprefixed, _unnamed):

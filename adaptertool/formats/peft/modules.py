@@ -38,7 +38,8 @@ def low_rank(
         elif name.removesuffix(OUT_PROJ) in attentions:
             modules.append(_in_attention(config, file, name, roles))
         else:
-            modules += _lora_modules(config, file, name, roles, embedding=name in embeddings)
+            whole = roles if config.blocks is None else config.blocks.whole(file, name, roles)
+            modules += _lora_modules(config, file, name, whole, embedding=name in embeddings)
     return modules
 
 

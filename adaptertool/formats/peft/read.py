@@ -8,7 +8,8 @@ tensor. All others are refused by name. As PEFT 0.21.2 writes them.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from adaptertool.formats.peft.modules import low_rank, token_rows
 from adaptertool.formats.peft.parameters import packing_notes
 from adaptertool.formats.peft.saved import Saved
 from adaptertool.formats.peft.spelled import apart, spelled
+from adaptertool.formats.peft.variants import steering
 from adaptertool.kinds import FULL
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.full import TUNED
@@ -86,8 +88,9 @@ def read_adapter(
     tensors, read_so = plain_keys(header.path, own)
     for ref in (*tensors.values(), *shared.values()):
         _require_numbers(header.path, ref, config)
-    for key, ref in tensors.items():
-        _file(config, header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
+    without = steering(fields, tensors) if config.spelled is None else {}
+    for key in (key for key in tensors if key not in without):
+        _file(config, header.path, key.removeprefix(PREFIX), tensors[key], factors, saved, tokens)
     if config.spelled is None:
         embeddings = {key.removeprefix(PREFIX).rpartition(".")[0] for key in tensors if ".lora_embedding_" in key}
         modules = low_rank(config, header.path, factors, embeddings, base_has)
@@ -111,19 +114,22 @@ def read_adapter(
         marked_on_first=True if config.version is not None and config.version <= _LAST_MARKED_ON_FIRST else None,
         ties_ends=config.ties_ends,
         claims_transposed=config.fan_in_fan_out,
-        ignored=frozenset(ignored),
+        ignored=frozenset({*ignored, *without}),
         left=beside.left,
-        notes=(
-            *read_so,
-            *notes,
-            *(f"{header.path}: {shown(key)} is not needed: it is {what}" for key, what in ignored.items()),
-            *beside.notes,
-        ),
+        notes=(*read_so, *notes, *_left_out(header.path, ignored, without), *beside.notes),
         format=FORMAT,
         fields=fields,
         tensors={**tensors, **{ref.spec.name: ref for ref in shared.values()}},
         metadata=header.metadata,
     )
+
+
+def _left_out(file: Path, copies: Mapping[str, str], steering: Mapping[str, str]) -> Iterator[str]:
+    """What to say of the tensors that play no part."""
+    for key, what in copies.items():
+        yield f"{file}: {shown(key)} is not needed: it is {what}"
+    for what, count in Counter(steering.values()).items():
+        yield f"{file}: {count:,} tensors that {what} used in training play no part in the weights"
 
 
 def read_as_far_as_clear(files: Parsed, base_has: BaseHas, expert_layout: str | None) -> Adapter:

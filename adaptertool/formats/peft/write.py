@@ -21,13 +21,16 @@ from adaptertool.formats.format import Written
 from adaptertool.formats.peft.fields import OF_LORA, alpha_field_of
 from adaptertool.formats.peft.packing import as_peft_packs, layout_of
 from adaptertool.formats.peft.patterns import MAX_PATTERN
+from adaptertool.formats.peft.variants import BLOCKS, STEERING
 from adaptertool.kinds import KINDS
 from adaptertool.kinds.lora import scaling
 from adaptertool.spec.adapter import Adapter
 
 # Settings of initialisers and of training: of no meaning for an adapter that was not trained as it stands. What would
 # be initialised is overwritten when it is loaded, but some initialisers refuse odd ranks, or look for data.
-_DROPPED = frozenset({"init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"})
+_DROPPED = frozenset(
+    {"init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config", BLOCKS, *STEERING}
+)
 _OF_OTHERS = frozenset(
     field for kind in KINDS for spelling in kind.spellings.values() for field in spelling.fields - OF_LORA
 )  # fields of kinds that are not LoRA
@@ -79,7 +82,8 @@ def times(adapter: Adapter, alpha: Decimal) -> bytes:
             raise UsageError(f"alpha {alpha:g} times {name} {number:g} is beyond what a number holds")
         return int(product) if product.denominator == 1 else float(product)
 
-    fields = {**adapter.fields, **layout_of(adapter, adapter.fields)}
+    own = {key: value for key, value in adapter.fields.items() if key not in STEERING}  # nor are its tensors written
+    fields = {**own, **layout_of(adapter, adapter.fields)}
     fields[name] = product_with(fields[name])
     if patterns := fields.get("alpha_pattern"):
         fields["alpha_pattern"] = {key: product_with(number) for key, number in patterns.items()}

@@ -1,0 +1,64 @@
+"""What PEFT's other kinds of adapters are, by peft_type, and why they are not merged. As read in PEFT 0.21.2."""
+
+from __future__ import annotations
+
+_KEEP = "keep it beside the base, and load both with PEFT"
+_BY_PEFT = (
+    "merge it with PEFT (merge_and_unload), onto the very base that it was trained on; `adaptertool diff`, `wise` and "
+    "`extract` take the checkpoint that it makes"
+)
+_TOKENS = f"learns virtual tokens that stand before every input, and no weight of the base changes: {_KEEP}"
+_KEYS = f"learns keys and values that attention finds before those of every input; no weight changes: {_KEEP}"
+_NOT_YET = f"is not supported yet: {_BY_PEFT}"
+
+# peft_type -> what follows it in a sentence
+REFUSED = {
+    # They change no weight
+    "PROMPT_TUNING": _TOKENS,
+    "MULTITASK_PROMPT_TUNING": _TOKENS,
+    "P_TUNING": _TOKENS,
+    "CPT": _TOKENS,
+    "PREFIX_TUNING": _KEYS,
+    "CARTRIDGE": _KEYS,
+    "ADAPTION_PROMPT": f"adds to attention what it finds in learned prompts, by a gate; no weight changes: {_KEEP}",
+    "SHADOW": f"runs a network of its own beside the base, whose weights do not change: {_KEEP}",
+    # The change depends on the input
+    "POLY": f"mixes its factors for every input by its task_ids, so no one weight has its change: {_KEEP}",
+    "XLORA": "mixes several LoRA adapters for every input by a classifier, so no one weight has its change: keep it "
+    "beside the base, or give those that its config names to `adaptertool sum` or `merge`, with weights of your choice",
+    "LILY": f"mixes its factors for every input by a router, so no one weight has its change: {_KEEP}",
+    # The change is made of the base in ways that are not exact, or that the file does not fix
+    "PEANUT": f"adds what a small neural network makes of the base weight itself: {_BY_PEFT}",
+    "DEFT": f"replaces a part of the base weight, in which every row depends on all others: {_BY_PEFT}",
+    "OSF": f"replaces the smallest singular components of the base weight, and those are not in its file: {_BY_PEFT}",
+    "PSOFT": f"turns singular vectors of the base weight, whose signs its file does not tell: {_BY_PEFT}",
+    "ADAMSS": f"does not save which rows its factors are for; PEFT clusters the base weight for that: {_BY_PEFT}",
+    # On the way
+    "BEFT": _NOT_YET,
+    "BOFT": _NOT_YET,
+    "BONE": _NOT_YET,
+    "C3A": _NOT_YET,
+    "DELORA": _NOT_YET,
+    "FOURIERFT": _NOT_YET,
+    "FROD": _NOT_YET,
+    "GLORA": _NOT_YET,
+    "GRALORA": _NOT_YET,
+    "HIRA": _NOT_YET,
+    "HRA": _NOT_YET,
+    "IA3": _NOT_YET,
+    "LN_TUNING": _NOT_YET,
+    "LOKR": _NOT_YET,
+    "MISS": _NOT_YET,
+    "OFT": _NOT_YET,
+    "PVERA": _NOT_YET,
+    "RANDLORA": _NOT_YET,
+    "ROAD": _NOT_YET,
+    "SHIRA": _NOT_YET,
+    "SUPERTUNING": _NOT_YET,
+    "TINYLORA": _NOT_YET,
+    "TRAINABLE_TOKENS": _NOT_YET,
+    "UNILORA": _NOT_YET,
+    "VBLORA": _NOT_YET,
+    "VERA": _NOT_YET,
+    "WAVEFT": _NOT_YET,
+}
