@@ -65,6 +65,8 @@ HANDLED = [
      "kinds/test_fourierft.py::test_the_error_is_within_the_bound"),
     ("WaveFT", "all wavelets that PEFT can transform by, or use_idwt: false",
      "kinds/test_waveft.py::test_every_command"),
+    ("OFT", "linear layers, embeddings and convolutions of one point; by inverse or series, coft, block_share",
+     "kinds/test_oft.py::test_every_command"),
     ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "
      "config is not believed", "oracle/test_peft_layers.py::test_gpt2"),
     ("Embedding, Conv1d, Conv2d, Conv3d", "LoRA and DoRA", "oracle/test_peft_layers.py::test_layer"),

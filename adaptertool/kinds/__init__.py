@@ -22,6 +22,7 @@ from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.lora_tucker import LORA_TUCKER
 from adaptertool.kinds.miss import MISS
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.kinds.oft import OFT
 from adaptertool.kinds.randlora import RANDLORA
 from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
@@ -57,6 +58,7 @@ KINDS: tuple[Kind, ...] = (
     C3A,
     FOURIERFT,
     WAVEFT,
+    OFT,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

@@ -29,6 +29,7 @@ class Case(NamedTuple):
 
 
 LYCORIS = ("linear", "conv1", "conv2")
+OFT = {"oft_block_size": 3}
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
     "gralora": Case("GraloraConfig", {"r": 4, "alpha": 6, "gralora_k": 2}, ("linear", "turned"), 2),
@@ -95,6 +96,11 @@ CASES = {
         ("linear",),
         2,
     ),
+    "oft": Case("OFTConfig", OFT, ("linear", "embedding"), 2),
+    "oft-terms": Case("OFTConfig", OFT | {"num_cayley_neumann_terms": 7, "block_share": True}, ("linear",), 1),
+    "oft-three-terms": Case("OFTConfig", OFT | {"num_cayley_neumann_terms": 3}, ("linear",), 1),
+    "oft-inverse": Case("OFTConfig", OFT | {"use_cayley_neumann": False}, ("linear", "embedding"), 2),
+    "oft-projected": Case("OFTConfig", OFT | {"coft": True, "eps": 0.25, "bias": "oft_only"}, ("linear",), 2),
     "ia3-some": Case("IA3Config", {"feedforward_modules": "lin.*"}, ("linear", "turned"), 3),
 }
 

@@ -40,7 +40,6 @@ REFUSED = {
     "FROD": _NOT_YET,
     "GLORA": _NOT_YET,
     "HRA": _NOT_YET,
-    "OFT": _NOT_YET,
     "PVERA": _NOT_YET,
     "ROAD": _NOT_YET,
     "SUPERTUNING": _NOT_YET,
