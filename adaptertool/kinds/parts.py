@@ -23,8 +23,9 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
     if weight is None:
         return None
     parts = kind.becomes(module.factors, weight, module.scale, module.settings)
-    own = min(name for ref in module.factors.values() if module.layer in (name := ref.spec.name))
-    stem = own[: own.index(module.layer) + len(module.layer)]
+    place = f".{module.layer}."
+    own = min(name for ref in module.factors.values() if place in (name := f".{ref.spec.name}"))
+    stem = own[1 : own.rindex(place) + len(place) - 1]
     return [
         module._replace(
             kind=part.kind,

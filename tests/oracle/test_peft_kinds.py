@@ -32,6 +32,25 @@ LYCORIS = ("linear", "conv1", "conv2")
 OFT = {"oft_block_size": 3}
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
+    "gralora": Case("GraloraConfig", {"r": 4, "alpha": 6, "gralora_k": 2}, ("linear", "turned"), 2),
+    "gralora beside LoRA": Case(
+        "GraloraConfig", {"r": 4, "alpha": 5, "gralora_k": 2, "hybrid_r": 3}, ("linear", "turned"), 2
+    ),
+    "miss": Case("MissConfig", {"r": 5}, ("linear",), 1),
+    "miss, all": Case("MissConfig", {"r": 4, "init_weights": False}, ("linear",), 1),
+    "miss, mini": Case("MissConfig", {"r": 5, "mini_r": 4, "init_weights": "mini"}, ("linear",), 1),
+    "randlora": Case("RandLoraConfig", {"r": 3, "randlora_alpha": 6}, ("linear",), 1),
+    "randlora, sparse": Case("RandLoraConfig", {"r": 5, "sparse": True, "randlora_alpha": 5}, ("linear",), 1),
+    "delora": Case("DeloraConfig", {"r": 3, "rank_pattern": {"linear": 2}}, ("linear",), 1),
+    "delora, all": Case("DeloraConfig", {"r": 4, "init_weights": False, "bias": "delora_only"}, ("linear",), 2),
+    "tinylora": Case("TinyLoraConfig", {"u": 3, "weight_tying": 1.0}, ("linear", "turned", "embedding"), 3),
+    "hira": Case(
+        "HiraConfig",
+        {"r": 3, "init_weights": False},
+        ("linear", "turned", "embedding", "conv1", "conv2", "conv3"),
+        6,
+    ),
+    "vera": Case("VeraConfig", {"r": 3}, ("linear", "turned"), 2),
     "ia3": Case("IA3Config", {"feedforward_modules": []}, ("linear", "turned", "conv2", "conv3"), 8),
     "ia3-inputs": Case(
         "IA3Config",
@@ -62,6 +81,18 @@ CASES = {
     "fourierft-biases": Case(
         "FourierFTConfig",
         {"n_frequency_pattern": {"linear": 240}, "random_loc_seed": 3, "bias": "fourierft_only"},
+        ("linear",),
+        2,
+    ),
+    **{
+        f"waveft-{family}": Case(
+            "WaveFTConfig", {"n_frequency": 90, "scaling": 8.0, "wavelet_family": family}, ("linear",), 1
+        )
+        for family in ("db1", "db4", "sym5", "coif1", "db10", "coif4")
+    },
+    "waveft-direct": Case(
+        "WaveFTConfig",
+        {"n_frequency": 10, "use_idwt": False, "random_loc_seed": 1, "bias": "waveft_only"},
         ("linear",),
         2,
     ),
