@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from adaptertool.kinds.adalora import ADALORA
+from adaptertool.kinds.boft import BOFT
 from adaptertool.kinds.c3a import C3A
 from adaptertool.kinds.delora import DELORA
 from adaptertool.kinds.difference import DIFFERENCE
@@ -61,6 +62,7 @@ KINDS: tuple[Kind, ...] = (
     WAVEFT,
     OFT,
     LYCORIS_OFT,
+    BOFT,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

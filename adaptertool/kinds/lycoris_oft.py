@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptertool.kinds.blocks import rotation
+from adaptertool.kinds.blocks import rotation, stored_blocks
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import whole
 from adaptertool.kinds.spelling import Spelling
@@ -51,7 +51,7 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     order = butterfly(stages, weight[0], wide) if more else np.arange(weight[0])[None]
 
     def blocks(read: ReadRows, first: int, last: int) -> DoubleDouble:
-        some = DoubleDouble.of(_read(read, stored, first, last, count).reshape(-1, wide, wide))
+        some = DoubleDouble.of(stored_blocks(read, stored, first, last))
         turned = DoubleDouble(some.parts.swapaxes(2, 3))
         made = transform(turned - some if more else some - turned)
         if rescale is None:
@@ -61,15 +61,6 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         return made * DoubleDouble.of(numbers[first:last])
 
     return [rotation(factors.values(), (stages, weight[0], wide), blocks, order, turned=True)]
-
-
-def _read(read: ReadRows, stored: Ref, first: int, last: int, count: int) -> Array:
-    """Blocks first..last, of all stages one after the other."""
-    if len(stored.shape) == 3:
-        return read(stored, first, last)
-    begin = first // count
-    stages = read(stored, begin, -(-last // count)).reshape(-1, stored.shape[2] * stored.shape[3])
-    return stages[first - begin * count : last - begin * count]
 
 
 def butterfly(stages: int, columns: int, wide: int) -> Array:

@@ -35,7 +35,6 @@ REFUSED = {
     "ADAMSS": f"does not save which rows its factors are for; PEFT clusters the base weight for that: {_BY_PEFT}",
     # On the way
     "BEFT": _NOT_YET,
-    "BOFT": _NOT_YET,
     "BONE": _NOT_YET,
     "FROD": _NOT_YET,
     "GLORA": _NOT_YET,
