@@ -26,6 +26,7 @@ from adaptertool.kinds.miss import MISS
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.oft import OFT
 from adaptertool.kinds.randlora import RANDLORA
+from adaptertool.kinds.road import ROAD, ROAD_BIAS
 from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
 from adaptertool.kinds.tinylora import TINYLORA
@@ -63,6 +64,8 @@ KINDS: tuple[Kind, ...] = (
     OFT,
     LYCORIS_OFT,
     BOFT,
+    ROAD,
+    ROAD_BIAS,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

@@ -40,7 +40,6 @@ REFUSED = {
     "GLORA": _NOT_YET,
     "HRA": _NOT_YET,
     "PVERA": _NOT_YET,
-    "ROAD": _NOT_YET,
     "SUPERTUNING": _NOT_YET,
     "UNILORA": _NOT_YET,
     "VBLORA": _NOT_YET,
