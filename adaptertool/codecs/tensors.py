@@ -17,6 +17,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, Ref
 
+INTEGERS = frozenset({"I32", "I64"})  # what indices among the factors are stored as
 _PART = 1 << 18  # elements
 
 
@@ -63,8 +64,11 @@ def _make(inputs: Inputs, ref: Ref, made: Making, first: int, last: int, out: Ar
 
 
 def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
-    """Elements first..last of a tensor on disk, flat, as float64 (exact for every dtype computed on)."""
-    return doubles(read_stored(inputs, ref, first, last), ref.spec.dtype)
+    """Elements first..last of a tensor on disk, flat, as float64: exact for what is computed on, and for indices."""
+    stored = read_stored(inputs, ref, first, last)
+    if ref.spec.dtype in INTEGERS:
+        return stored.view(f"i{stored.itemsize}").astype(np.float64)
+    return doubles(stored, ref.spec.dtype)
 
 
 def require_finite(inputs: Inputs, ref: Ref) -> int:

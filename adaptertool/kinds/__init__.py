@@ -3,14 +3,19 @@
 from typing import Protocol
 
 from adaptertool.kinds.adalora import ADALORA
+from adaptertool.kinds.c3a import C3A
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
-from adaptertool.kinds.full import FULL
+from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
+from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
 from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
+from adaptertool.kinds.loha_tucker import LOHA_TUCKER
+from adaptertool.kinds.lokr import LOKR
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.kinds.shira import SHIRA
 
 KINDS: tuple[Kind, ...] = (
     LORA,
@@ -21,10 +26,18 @@ KINDS: tuple[Kind, ...] = (
     GAIN,
     LOHA,
     ADALORA,
+    IA3,
+    IA3_INPUTS,
+    IA3_BIAS,
+    SHIRA,
+    LOHA_TUCKER,
+    LOKR,
+    C3A,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag
 SPELLED = {(name, spelling.tag): (kind, spelling) for kind in KINDS for name, spelling in kind.spellings.items()}
+SPELLED |= {(name, spelling.tag): (FULL, spelling) for name, several in ALONE.items() for spelling in several}
 
 
 class OfKind(Protocol):

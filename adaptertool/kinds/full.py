@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptertool.kinds.kind import Factors, Kind, Shape
+from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor, mixed
 from adaptertool.numerics.ops import Ops
 
 TUNED = "tuned"
+TOKENS = "TRAINABLE_TOKENS"  # of PEFT: rows of embeddings
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape]:  # noqa: ARG001
@@ -52,3 +54,13 @@ FULL = Kind(
     replaces=True,
     anew=(TUNED,),
 )
+
+# Adapters in which there is nothing else, by format
+ALONE = {
+    "peft": (
+        Spelling(tag="LN_TUNING", keys={}, rank=None, alpha=None, wraps="ln_tuning_layers"),
+        Spelling(
+            tag=TOKENS, keys={}, rank=None, alpha=None, tokens="token_indices", harmless=frozenset({"init_weights"})
+        ),
+    )
+}

@@ -17,7 +17,7 @@ from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, may
 from adaptertool.numerics.ops import TIMES, Ops
 
 B1, A1, B2, A2 = "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"
-_TUCKER = "factors of a convolution in Tucker form (use_effective_conv2d) are not supported yet"
+T1, T2 = "hada_t1", "hada_t2"  # of loha_tucker
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
@@ -96,7 +96,8 @@ LOHA = Kind(
             tag="LOHA",
             keys={f".{role}": role for role in (B1, A1, B2, A2)},
             harmless=frozenset({"rank_dropout", "module_dropout", "init_weights", "use_effective_conv2d"}),
-            refused={".hada_t1": _TUCKER, ".hada_t2": _TUCKER},
+            variant=({f".{role}": role for role in (T1, T2)}, "loha_tucker"),
+            ranked=frozenset({A1, A2}),
         )
     },
 )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from adaptertool.kinds.kind import Part, Shape
+from adaptertool.kinds.loha import A1, A2, B1, B2, LOHA
 from adaptertool.kinds.lora import LORA, A, B
 from adaptertool.numerics.error_bound import Array
 from adaptertool.numerics.error_free import two_product
@@ -22,11 +23,25 @@ from adaptertool.spec.tensors import Making, ReadRows, Ref, TensorSpec
 Terms = Callable[[ReadRows, int, int], Sequence[Array]]
 
 
-def made(sources: Iterable[Ref], shape: Shape, rows: Callable[[ReadRows, int, int], Any]) -> Ref:
-    """A factor of that shape, float64, whose rows `rows` makes of `sources` (spec.tensors.Making)."""
+def made(
+    sources: Iterable[Ref],
+    shape: Shape,
+    rows: Callable[[ReadRows, int, int], Any],
+    columns: Callable[[ReadRows, int, int], Any] | None = None,
+) -> Ref:
+    """A factor of that shape, float64, whose rows `rows` makes of `sources`, and the rows of whose transpose `columns`
+    (spec.tensors.Making)."""
     some = tuple(sources)
     spec = TensorSpec(some[0].spec.name, "F64", shape, 8 * math.prod(shape))
-    return Ref(some[0].path, some[0].offset, spec, made=Making(some, rows))
+    return Ref(some[0].path, some[0].offset, spec, made=Making(some, rows, columns=columns))
+
+
+def turned(ref: Ref) -> Ref:
+    """The transpose of a matrix, for a weight that is stored (in, out): what `columns` makes are its rows."""
+    how, shape = ref.made, ref.shape[::-1]
+    if how is None or how.columns is None:
+        return made((ref,) if how is None else how.sources, shape, lambda read, a, b: whole(read, ref)[:, a:b].T)
+    return made(how.sources, shape, how.columns)
 
 
 def whole(read: ReadRows, ref: Ref) -> Array:
@@ -67,3 +82,49 @@ def product(
         return (found[0] if len(found) == 1 else np.concatenate(found))[first:last]
 
     return Part(LORA.name, {A: made(some, (inner, wide), a_rows), B: made(some, (out, inner), b_rows)}, scale)
+
+
+class Side(NamedTuple):
+    """One of the two products of a LoHa: B (out, rank) and A (rank, in), exact.
+
+    b: (how to read, first row, last row) -> rows of B; a: (how to read) -> A
+    """
+
+    rank: int
+    b: Callable[[ReadRows, int, int], Array]
+    a: Callable[[ReadRows], Array]
+
+
+def hadamard(sources: Iterable[Ref], weight: Shape, first: Side, second: Side, scale: float) -> Part:
+    """The change scale·(B₁·A₁) ⊙ (B₂·A₂) of a weight (out, in, ...)."""
+    some, wide = tuple(sources), math.prod(weight[1:])
+
+    def a_of(side: Side) -> Ref:
+        return made(some, (side.rank, wide), lambda read, begin, end: side.a(read)[begin:end])
+
+    def b_of(side: Side) -> Ref:
+        return made(some, (weight[0], side.rank), side.b)
+
+    factors = {B1: b_of(first), A1: a_of(first), B2: b_of(second), A2: a_of(second)}
+    return Part(LOHA.name, factors, scale)
+
+
+def tucker(core: Ref, left: Ref, right: Ref, rows: Any, columns: Any) -> Side:
+    """A product that is Σ core[i, j, t]·left[i, p]·right[j, q] for row o, with p = rows[o], and for a column with
+    (q, t) as `columns` has them: two arrays of integers. core (r, r, ...), left (r, out), right (r, in).
+
+    B[o, (i, j)] = left[i, p] and A[(i, j), x] = core[i, j, t]·right[j, q]: a product of two numbers, and no sum.
+    """
+    rank, terms = left.shape[0], terms_of(core, right)
+    across, inside = columns
+
+    def b(read: ReadRows, first: int, last: int) -> Array:
+        some = whole(read, left)[:, rows[first:last]].T
+        return np.concatenate([np.repeat(some, right.shape[0], axis=1)] * terms, axis=1)
+
+    def a(read: ReadRows) -> Array:
+        cores = whole(read, core).reshape(*core.shape[:2], -1)[:, :, inside]
+        found = products(cores, whole(read, right)[None][:, :, across], terms)
+        return np.concatenate([term.reshape(-1, len(across)) for term in found])
+
+    return Side(rank * right.shape[0] * terms, b, a)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptertool.kinds import BY_NAME, kind_of
-from adaptertool.kinds.kind import Shape
+from adaptertool.kinds.kind import Part, Shape
+from adaptertool.kinds.made import turned
 from adaptertool.spec.adapter import Module
 
 
@@ -21,6 +22,7 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
     weight = weight or kind.weight_of({role: ref.shape for role, ref in module.factors.items()})
     if weight is None:
         return None
+    parts = kind.becomes(module.factors, weight, module.scale, module.settings)
     own = min(name for ref in module.factors.values() if module.layer in (name := ref.spec.name))
     stem = own[: own.index(module.layer) + len(module.layer)]
     return [
@@ -30,6 +32,12 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
             scale=part.scale,
             rank=part.factors[pair[1]].shape[0] if (pair := BY_NAME[part.kind].pair) else module.rank,
             settings={},
+            transposed=False if BY_NAME[part.kind].elementwise else module.transposed,
         )
-        for part in kind.becomes(module.factors, weight, module.scale, module.settings)
+        for part in (_turned(part) if module.transposed and BY_NAME[part.kind].elementwise else part for part in parts)
     ]
+
+
+def _turned(part: Part) -> Part:
+    """A change element by element, of a weight that is stored transposed."""
+    return part._replace(factors={role: turned(ref) for role, ref in part.factors.items()})

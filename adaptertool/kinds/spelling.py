@@ -21,6 +21,12 @@ class Spelling:
     scaling:  (alpha, rank) -> the scale, by the float64 expression of the library that wrote it
     scale:    instead of it, where more counts: the scale from all fields of the config; patterns then play no part
     bias:     the kind of the change that the same factors make to the layer's bias, where it has one
+    instead:  (field, kind): modules that the field names, by a pattern or the ends of their paths, are of that kind
+    variant:  what follows a module's name in the keys of further factors -> role; and the kind of modules with such
+    ranked:   roles whose first dimension is the rank, beside those that go by column
+    wraps:    the part of a key, below a module, that tensors which take the place of the module's own have before them
+    tokens:   the field with the numbers of the rows that tensors which stand for some rows of one
+    integers: the roles that may be stored as integers
     settings: fields that count, beside those: the kind has them (Module.settings)
     check:    (fields) -> why these settings are not handled, or None
     harmless: fields that do not change what the stored factors mean
@@ -36,12 +42,24 @@ class Spelling:
     scaling: Callable[[float, int], float] = lambda alpha, rank: alpha / rank
     scale: Callable[[Mapping[str, Any]], float] | None = None
     bias: str | None = None
+    instead: tuple[str, str] | None = None
+    variant: tuple[Mapping[str, str], str] | None = None
+    ranked: frozenset[str] = frozenset()
+    wraps: str | None = None
+    tokens: str = "trainable_token_indices"
+    integers: frozenset[str] = frozenset()
     settings: frozenset[str] = frozenset()
     check: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     harmless: frozenset[str] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def integer_keys(self) -> tuple[str, ...]:
+        """What follows a module's name in the keys of tensors that may be integers."""
+        return tuple(ending for ending, role in self.keys.items() if role in self.integers)
+
+    @property
     def fields(self) -> frozenset[str]:
         """The fields that are acted on, or known to change nothing."""
-        return self.harmless | self.settings | {name for name in (self.rank, self.alpha) if name is not None}
+        own = {self.tokens, self.rank, self.alpha, None if self.instead is None else self.instead[0]}
+        return self.harmless | self.settings | {name for name in own if name is not None}

@@ -145,14 +145,15 @@ def _overlap(a: View | None, b: View | None) -> bool:
 
 
 def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> bool:
-    """Whether the weight is stored (in, out), by its shape, and by the model's family where it is square.
+    """Whether the weight is stored (in, out), by its shape, and by the model's family where it is square,
+    or the factors would fit either way.
 
     Raises unless the factors fit the weight that way.
     """
     shape, transposed = _stored_shape(ref, module), bool(module.transposed)
     fits = _misfits(ref, module, transposed=transposed) == {}
     if module.transposed is None and len(shape) == 2 and not kind_of(module).elementwise:
-        if fits and shape[0] == shape[1]:
+        if fits and _misfits(ref, module, transposed=True) == {}:
             return traits.is_transposed(ref, claimed=claimed)
         if not fits and traits.may_transpose(ref) and _misfits(ref, module, transposed=True) == {}:
             return True

@@ -58,11 +58,13 @@ class Making(NamedTuple):
 
     rows: (how to read, first row, last row) -> float64 (last − first, all of its other dimensions as one)
     first: the row of what `rows` makes that is the tensor's first
+    columns: the same as `rows` for the transpose of a matrix, where that takes less than all of it
     """
 
     sources: tuple[Ref, ...]
     rows: Callable[[ReadRows, int, int], Any]
     first: int = 0
+    columns: Callable[[ReadRows, int, int], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

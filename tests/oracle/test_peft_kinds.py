@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from layers import DTYPES, check, make_base, peft_merge
 from peft import get_peft_model
+from peft.tuners.c3a import layer as c3a
 from torch import nn
 
 import adaptertool
@@ -26,8 +28,36 @@ class Case(NamedTuple):
     edited: int
 
 
+LYCORIS = ("linear", "conv1", "conv2")
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
+    "ia3": Case("IA3Config", {"feedforward_modules": []}, ("linear", "turned", "conv2", "conv3"), 8),
+    "ia3-inputs": Case(
+        "IA3Config",
+        {"feedforward_modules": ["linear", "turned", "conv2", "conv3"]},
+        ("linear", "turned", "conv2", "conv3"),
+        4,
+    ),
+    "layer-norms": Case("LNTuningConfig", {}, ("rest",), 2),
+    "tokens": Case("TrainableTokensConfig", {"token_indices": [30, 0, 7]}, ("embedding",), 1),
+    "shira": Case("ShiraConfig", {"r": 2}, ("linear",), 1),
+    "loha-tucker": Case(
+        "LoHaConfig", {"r": 2, "alpha": 3, "use_effective_conv2d": True}, ("conv1", "conv2", "linear"), 3
+    ),
+    "lokr": Case("LoKrConfig", {"r": 2, "alpha": 3, "rank_pattern": {"conv2": 1}}, LYCORIS, 3),
+    "lokr-full": Case("LoKrConfig", {"r": 16, "alpha": 3, "alpha_pattern": {"linear": 4.0}}, LYCORIS, 3),
+    "lokr-both": Case("LoKrConfig", {"r": 1, "alpha": 2, "decompose_both": True, "decompose_factor": 4}, LYCORIS, 3),
+    "lokr-tucker": Case(
+        "LoKrConfig",
+        {"r": 1, "alpha": 2, "use_effective_conv2d": True, "rank_dropout_scale": True},
+        ("linear", "conv2"),
+        2,
+    ),
+    "c3a": Case("C3AConfig", {"block_size": 4}, ("linear",), 1),
+    "c3a-biases": Case(
+        "C3AConfig", {"block_size": 3, "block_size_pattern": {"linear": 2}, "bias": "c3a_only"}, ("linear",), 2
+    ),
+    "ia3-some": Case("IA3Config", {"feedforward_modules": "lin.*"}, ("linear", "turned"), 3),
 }
 
 
@@ -43,10 +73,26 @@ def train(folder: Path, zoo: nn.Module, case: Case) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def in_doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Also what PEFT computes in float32 whatever the weights are: Fourier transforms."""
+    before = torch.get_default_dtype()
+    with monkeypatch.context() as patch:
+        circulant = c3a.get_circulant_fast
+        patch.setattr(c3a, "get_circulant_fast", lambda kernel: circulant(kernel.double()))
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
-def test_merge_is_that_of_peft(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+def test_merge_is_that_of_peft(tmp_path: Path, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, base = make_base(tmp_path / "base", dtype)
     adapter = train(tmp_path / "a", zoo, CASES[name])
     adaptertool.merge(base, [adapter], tmp_path / "out")
-    check(base, tmp_path / "out", peft_merge(zoo, adapter), CASES[name].edited)
+    with in_doubles(monkeypatch):
+        exact = peft_merge(zoo, adapter)
+    check(base, tmp_path / "out", exact, CASES[name].edited)

@@ -8,16 +8,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from adaptertool.errors import InputError, UnsupportedError, shown
-from adaptertool.formats.initialisers import HARMLESS_INITS
+from adaptertool.formats.initialisers import changed_base
 from adaptertool.formats.peft.fields import FORMAT, LORA, alpha_field_of, require_known, spelling_of
 from adaptertool.formats.peft.packing import Packing, packing_of
 from adaptertool.formats.peft.patterns import by_pattern, check
-from adaptertool.formats.peft.refused import REFUSED
+from adaptertool.formats.peft.refused import why_refused
 from adaptertool.formats.peft.variants import Blocks, blocks_of
-from adaptertool.kinds import SPELLED, Kind, lora
+from adaptertool.kinds import SPELLED, Kind, full, lora
 from adaptertool.kinds.spelling import Spelling
 
 # PEFT wraps the parameters of one module in the order in which it holds them; this is transformers' own.
@@ -48,6 +48,7 @@ class LoraConfig:
     blocks: Blocks | None  # of factors that are block-diagonal
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    others: str | tuple[str, ...]  # modules of another kind (Spelling.instead): a pattern, or ends of their paths
     scale: float | None  # of every layer, where ranks and alphas do not make it
     settings: Mapping[str, Any]  # fields that count beside those, of a kind that has such
 
@@ -57,6 +58,16 @@ class LoraConfig:
     def saves(self, module: str) -> bool:
         """Whether modules_to_save names it, by PEFT's rule: a name is the end of the module's path."""
         return any(module == name or module.endswith(f".{name}") for name in self.saved)
+
+    @property
+    def only_tokens(self) -> bool:
+        """Whether rows of embeddings are what the kind trains."""
+        return self.spelled is not None and self.spelled[1].tag == full.TOKENS
+
+    def plain(self, key: str) -> str:
+        """The key of a tensor that takes the place of a module's own, as the module has it."""
+        wraps = None if self.spelled is None else self.spelled[1].wraps
+        return key if wraps is None else key.replace(f".{wraps}.", ".", 1)
 
     def tokens_of(self, module: str) -> tuple[int, ...] | None:
         """The rows that were trained, by PEFT's rule: a name is the end of the module's path."""
@@ -100,14 +111,17 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
     """Raises UnsupportedError for what is refused by name, InputError for values of a wrong type."""
     spelled = spelling_of(fields)
     if spelled is None and fields.get("peft_type") != LORA:
-        _refuse(path, fields.get("peft_type"))
+        known = [LORA, *sorted(tag for name, tag in SPELLED if name == FORMAT)]
+        raise UnsupportedError(f"{path}: peft_type {why_refused(fields.get('peft_type'), known)}")
     require_known(path, fields, None if spelled is None else spelled[1])
     if spelled is not None and (why := spelled[1].check(fields)):
         raise UnsupportedError(f"{path}: {why}")
     if fields.get("swift_type") not in (None, "LORA"):
         raise UnsupportedError(f"{path}: swift_type {shown(fields['swift_type'])[:80]} is not supported; LORA is")
-    _require_untouched_base(path, fields.get("init_lora_weights"))
-    if fields.get("bias", "none") not in ("none", "all", "lora_only"):
+    if why := changed_base(fields.get("init_lora_weights")):
+        raise UnsupportedError(f"{path}: init_lora_weights = {shown(fields['init_lora_weights'])[:80]} {why}")
+    only = "lora_only" if spelled is None else f"{spelled[1].tag.lower()}_only"
+    if fields.get("bias", "none") not in ("none", "all", only):
         raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])[:80]} is not known")
     base = fields.get("base_model_name_or_path")
     spelling = None if spelled is None else spelled[1]
@@ -133,35 +147,13 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         version=_version(fields.get("peft_version")),
         packing=packing_of(path, fields, expert_layout),
         blocks=blocks_of(path, fields),
-        tokens=_tokens(path, fields.get("trainable_token_indices")),
+        tokens=_tokens(path, fields, "trainable_token_indices" if spelling is None else spelling.tokens),
         rank_pattern={key: _rank(path, f"rank_pattern[{key}]", rank) for key, rank in rank_pattern.items()},
         alpha_pattern={key: _alpha(path, f"alpha_pattern[{key}]", alpha) for key, alpha in alpha_pattern.items()},
+        others=_others(path, fields, spelling),
         scale=None if spelling is None or spelling.scale is None else _scale(path, fields, spelling),
         settings={} if spelling is None else {name: fields.get(name) for name in sorted(spelling.settings)},
     )
-
-
-def _require_untouched_base(path: Path, init: object) -> None:
-    if init in HARMLESS_INITS:
-        return
-    where = f"{path}: init_lora_weights = {shown(init)[:80]}"
-    if init == "loftq":
-        raise UnsupportedError(
-            f"{where}: its factors belong to the quantised weights that LoftQ made of the base: save that model (PEFT: "
-            "unload().save_pretrained(...)), set init_lora_weights to true, and merge onto it"
-        )
-    raise UnsupportedError(
-        f"{where} may have changed the base weights, so this adapter may belong to the residual model, not to the "
-        "original: convert it to plain LoRA first (PEFT: save_pretrained(..., "
-        "path_initial_model_for_weight_conversion=...))"
-    )
-
-
-def _refuse(path: Path, tag: object) -> NoReturn:
-    if isinstance(tag, str) and (why := REFUSED.get(tag)):
-        raise UnsupportedError(f"{path}: peft_type {tag} {why}")
-    known = ", ".join([LORA, *sorted(tag for name, tag in SPELLED if name == FORMAT)])
-    raise UnsupportedError(f"{path}: peft_type {shown(tag)[:80]} is not known; {known} are supported")
 
 
 def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -173,12 +165,13 @@ def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, A
     return patterns
 
 
-def _tokens(path: Path, value: Any) -> Mapping[str, tuple[int, ...]]:
+def _tokens(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, tuple[int, ...]]:
+    value = fields.get(key)
     by_module = value if isinstance(value, dict) else {"": value} if value else {}
     for rows in by_module.values():
         good = isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows)
         if not good or len(set(rows)) != len(rows):
-            raise InputError(f"{path}: trainable_token_indices must list row numbers, each once: {shown(value)[:80]}")
+            raise InputError(f"{path}: {key} must list row numbers, each once: {shown(value)[:80]}")
     return {name: tuple(rows) for name, rows in by_module.items()}
 
 
@@ -186,6 +179,17 @@ def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value or [], list) or not all(isinstance(name, str) for name in value or []):
         raise InputError(f"{path}: {key} must be a list of names, not {shown(value)[:80]}")
     return tuple(value or ())
+
+
+def _others(path: Path, fields: Mapping[str, Any], spelling: Spelling | None) -> str | tuple[str, ...]:
+    if spelling is None or spelling.instead is None:
+        return ()
+    key = spelling.instead[0]
+    value = fields.get(key)
+    if not isinstance(value, str):
+        return _names(path, key, value)
+    check(f"{path}: {key} holds '{shown(value)[:80]}'", value)
+    return value
 
 
 def _version(value: object) -> tuple[int, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from adaptertool.errors import InputError, UnsupportedError, shown
@@ -37,14 +37,27 @@ def by_pattern(where: str, patterns: Mapping[str, _T], module: str, default: _T)
     """PEFT's rule: the first pattern wins that matches the whole path, or the end of it after a dot. Raises
     UnsupportedError for one that may take for ever."""
     for pattern, value in patterns.items():
-        if _steps(pattern, len(module)) > MAX_STEPS:
-            raise UnsupportedError(
-                f"{where} holds '{shown(pattern)[:80]}', which may take for ever to match {shown(module)[:80]} "
-                f"({len(module):,} characters)"
-            )
+        _require_short(where, pattern, module)
         if re.match(_anchored(pattern), module):
             return value
     return patterns.get(module, default)  # as PEFT: then the name itself
+
+
+def is_named(where: str, names: str | Sequence[str], module: str) -> bool:
+    """PEFT's rule for fields of names: a text is a pattern for the whole path, and a list holds ends of it. Raises
+    UnsupportedError for a pattern that may take for ever."""
+    if isinstance(names, str):
+        _require_short(where, names, module)
+        return re.fullmatch(names, module) is not None
+    return any(module.endswith(name) for name in names)
+
+
+def _require_short(where: str, pattern: str, module: str) -> None:
+    if _steps(pattern, len(module)) > MAX_STEPS:
+        raise UnsupportedError(
+            f"{where} holds '{shown(pattern)[:80]}', which may take for ever to match {shown(module)[:80]} "
+            f"({len(module):,} characters)"
+        )
 
 
 def _anchored(pattern: str) -> str:

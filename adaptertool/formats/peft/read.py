@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool.codecs import COMPUTED
+from adaptertool.codecs.tensors import INTEGERS
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.hints import found_below, from_pickle, not_there
@@ -36,7 +37,8 @@ from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 
-_TOKENS = ".token_adapter.trainable_tokens_delta"  # replacement rows, for all their name
+# Replacement rows, for all their name: beside factors, and where they are all that the adapter has
+_TOKENS, _TOKENS_ALONE = ".token_adapter.trainable_tokens_delta", ".trainable_tokens_delta"
 _MARK = ".lora_"
 _FACTORS = {  # what follows the name of a module, from the mark on
     ".lora_A.weight": A,
@@ -85,7 +87,7 @@ def read_adapter(
     own, shared = apart(config, header.tensors)
     tensors, read_so = plain_keys(header.path, own)
     for ref in (*tensors.values(), *shared.values()):
-        _require_numbers(header.path, ref)
+        _require_numbers(header.path, ref, config)
     without = steering(fields, tensors) if config.spelled is None else {}
     for key in (key for key in tensors if key not in without):
         _file(config, header.path, key.removeprefix(PREFIX), tensors[key], factors, saved, tokens)
@@ -155,8 +157,9 @@ def _check_present(path: Path) -> None:
         raise InputError(f"{path} has no {WEIGHTS}{hint}")
 
 
-def _require_numbers(file: Path, ref: Ref) -> None:
-    if ref.spec.dtype not in COMPUTED:
+def _require_numbers(file: Path, ref: Ref, config: LoraConfig) -> None:
+    integers = () if config.spelled is None else config.spelled[1].integer_keys
+    if ref.spec.dtype not in COMPUTED and not (ref.spec.dtype in INTEGERS and ref.spec.name.endswith(integers)):
         raise UnsupportedError(f"{file}: {shown(ref.spec.name)} is {ref.spec.dtype}; factors are {', '.join(COMPUTED)}")
     if ref.shape == (0,):
         raise InputError(
@@ -182,10 +185,10 @@ def _file(
         if role in roles:
             raise InputError(f"{file} holds two tensors for {role} of {shown(name)}")
         roles[role] = ref
-    elif key.endswith(_TOKENS):
-        tokens[key.removesuffix(_TOKENS)] = ref
+    elif key.endswith(ending := _TOKENS_ALONE if config.only_tokens else _TOKENS):
+        tokens[key.removesuffix(ending)] = ref
     else:
-        saved.add(key, ref)
+        saved.add(config.plain(key), ref)
 
 
 def _role(config: LoraConfig, file: Path, key: str, ref: Ref) -> tuple[str, str | None]:
@@ -194,7 +197,8 @@ def _role(config: LoraConfig, file: Path, key: str, ref: Ref) -> tuple[str, str 
         mark = key.rfind(_MARK)
         return key[:mark], _FACTORS.get(key[mark:])
     spelling = config.spelled[1]
-    for ending, role in (*spelling.keys.items(), *spelling.embedding.items()):
+    further = {} if spelling.variant is None else spelling.variant[0]
+    for ending, role in (*spelling.keys.items(), *spelling.embedding.items(), *further.items()):
         if key.endswith(ending):
             return key.removesuffix(ending), role
     for ending, why in spelling.refused.items():

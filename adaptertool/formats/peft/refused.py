@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from adaptertool.errors import shown
+
 _KEEP = "keep it beside the base, and load both with PEFT"
 _BY_PEFT = (
     "merge it with PEFT (merge_and_unload), onto the very base that it was trained on; `adaptertool diff`, `wise` and "
@@ -37,7 +41,6 @@ REFUSED = {
     "BEFT": _NOT_YET,
     "BOFT": _NOT_YET,
     "BONE": _NOT_YET,
-    "C3A": _NOT_YET,
     "DELORA": _NOT_YET,
     "FOURIERFT": _NOT_YET,
     "FROD": _NOT_YET,
@@ -45,20 +48,22 @@ REFUSED = {
     "GRALORA": _NOT_YET,
     "HIRA": _NOT_YET,
     "HRA": _NOT_YET,
-    "IA3": _NOT_YET,
-    "LN_TUNING": _NOT_YET,
-    "LOKR": _NOT_YET,
     "MISS": _NOT_YET,
     "OFT": _NOT_YET,
     "PVERA": _NOT_YET,
     "RANDLORA": _NOT_YET,
     "ROAD": _NOT_YET,
-    "SHIRA": _NOT_YET,
     "SUPERTUNING": _NOT_YET,
     "TINYLORA": _NOT_YET,
-    "TRAINABLE_TOKENS": _NOT_YET,
     "UNILORA": _NOT_YET,
     "VBLORA": _NOT_YET,
     "VERA": _NOT_YET,
     "WAVEFT": _NOT_YET,
 }
+
+
+def why_refused(tag: object, known: Iterable[str]) -> str:
+    """What to say after peft_type; known: those that are handled."""
+    if isinstance(tag, str) and tag in REFUSED:
+        return f"{tag} {REFUSED[tag]}"
+    return f"{shown(tag)[:80]} is not known; {', '.join(known)} are supported"

@@ -9,6 +9,7 @@ from adaptertool.errors import InputError, shown
 from adaptertool.formats.format import BaseHas
 from adaptertool.formats.peft.config import LoraConfig
 from adaptertool.formats.peft.modules import rank_of
+from adaptertool.formats.peft.patterns import is_named
 from adaptertool.kinds import BY_NAME, Kind
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.adapter import Module
@@ -53,9 +54,14 @@ def _modules(
     base_has: BaseHas,
 ) -> Iterator[Module]:
     kind, spelling = as_spelled
+    if other := spelling.instead is not None and is_named(f"{config.path}: {spelling.instead[0]}", config.others, name):
+        assert spelling.instead is not None
+        kind = BY_NAME[spelling.instead[1]]
+    if spelling.variant is not None and not roles.keys().isdisjoint(spelling.variant[0].values()):
+        kind = BY_NAME[spelling.variant[1]]
     if missing := kind.roles - kind.optional - roles.keys():
         raise InputError(f"{file}: module {shown(name)} has no {', '.join(sorted(missing))}")
-    columns = [ref for role, ref in roles.items() if role in kind.by_column]
+    columns = [ref for role, ref in roles.items() if role in kind.by_column | spelling.ranked]
     ranks = [rank_of(config, file, name, ref) for ref in columns if spelling.rank is not None]
     rank = max(ranks, default=max((ref.shape[0] for ref in columns if ref.shape), default=0))
     looked_up = any(ref.spec.name.endswith(ending) for ref in roles.values() for ending in spelling.embedding)
@@ -73,7 +79,7 @@ def _modules(
         settings=config.settings,
     )
     yield module
-    if spelling.bias is not None and base_has(f"{name}.bias"):
+    if spelling.bias is not None and not other and base_has(f"{name}.bias"):
         own = BY_NAME[spelling.bias]
         some = {role: ref for role, ref in roles.items() if role in own.roles}
         if own.roles - own.optional <= some.keys():
