@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from adaptertool.kinds.adalora import ADALORA
+from adaptertool.kinds.beft import BEFT
 from adaptertool.kinds.c3a import C3A
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
@@ -16,6 +17,7 @@ from adaptertool.kinds.lokr import LOKR
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.shira import SHIRA
+from adaptertool.kinds.supertuning import SUPERTUNING
 
 KINDS: tuple[Kind, ...] = (
     LORA,
@@ -33,6 +35,8 @@ KINDS: tuple[Kind, ...] = (
     LOHA_TUCKER,
     LOKR,
     C3A,
+    BEFT,
+    SUPERTUNING,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

@@ -57,6 +57,9 @@ CASES = {
     "c3a-biases": Case(
         "C3AConfig", {"block_size": 3, "block_size_pattern": {"linear": 2}, "bias": "c3a_only"}, ("linear",), 2
     ),
+    "beft": Case("BeftConfig", {}, ("linear",), 1),
+    "supertuning": Case("SupertuningConfig", {"sparsity": 0.8}, ("linear",), 1),
+    "supra": Case("SupertuningConfig", {"sparsity": 0.9, "select_top": False, "r": 3, "lora_alpha": 5}, ("linear",), 1),
     "ia3-some": Case("IA3Config", {"feedforward_modules": "lin.*"}, ("linear", "turned"), 3),
 }
 

@@ -38,7 +38,6 @@ REFUSED = {
     "PSOFT": f"turns singular vectors of the base weight, whose signs its file does not tell: {_BY_PEFT}",
     "ADAMSS": f"does not save which rows its factors are for; PEFT clusters the base weight for that: {_BY_PEFT}",
     # On the way
-    "BEFT": _NOT_YET,
     "BOFT": _NOT_YET,
     "BONE": _NOT_YET,
     "DELORA": _NOT_YET,
@@ -53,7 +52,6 @@ REFUSED = {
     "PVERA": _NOT_YET,
     "RANDLORA": _NOT_YET,
     "ROAD": _NOT_YET,
-    "SUPERTUNING": _NOT_YET,
     "TINYLORA": _NOT_YET,
     "UNILORA": _NOT_YET,
     "VBLORA": _NOT_YET,
