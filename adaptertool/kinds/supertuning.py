@@ -29,8 +29,10 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
     if len(weight) != 2 or len(factors[VALUES]) != 1 or (A in factors) != (B in factors):
         return None
     sparsely = {VALUES: factors[VALUES], INDICES: factors[VALUES]}
-    if A not in factors or not factors[A]:
+    if A not in factors:
         return sparsely
+    if not factors[A]:
+        return None
     return {**sparsely, A: (factors[A][0], weight[1]), B: (weight[0], factors[A][0])}
 
 

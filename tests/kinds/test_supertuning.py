@@ -71,6 +71,8 @@ PAIR = {"A": torch.ones(2, IN), "B": torch.ones(OUT, 2)}
          "not supported yet"),
         (GOOD | {"l.supertuning_lora_A.weight": torch.ones(2, IN), "l.supertuning_lora_B.weight": torch.ones(2, OUT)},
          {"r": 2, "lora_alpha": 4}, MismatchError, "supertuning_lora_B.weight must be 6×2"),
+        (GOOD | {"l.supertuning_lora_A.weight": torch.tensor(1.0), "l.supertuning_lora_B.weight": torch.ones(OUT, 2)},
+         {"r": 2, "lora_alpha": 4}, UnsupportedError, "not supported yet"),
         (GOOD, {"x": 1}, UnsupportedError, "x = 1: this field is not known"),
     ],
 )  # fmt: skip

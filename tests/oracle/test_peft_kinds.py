@@ -31,6 +31,7 @@ class Case(NamedTuple):
 LYCORIS = ("linear", "conv1", "conv2")
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
+    "adalora-alpha": Case("AdaLoraConfig", {"init_r": 3, "lora_alpha": 0, "total_step": 9}, ("linear",), 1),
     "ia3": Case("IA3Config", {"feedforward_modules": []}, ("linear", "turned", "conv2", "conv3"), 8),
     "ia3-inputs": Case(
         "IA3Config",
