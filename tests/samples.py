@@ -13,13 +13,15 @@ from conftest import PREFIX, lora_factors, write_adapter
 from safetensors.torch import load_file, save_file
 
 LAYER = "model.layers.0.self_attn.q_proj"  # of a weight (8, 6)
+FLAT = f"lycoris_{LAYER.replace('.', '_')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    make: Callable[[Path], Path]  # writes an adapter that changes LAYER, and saves "score.weight" whole
-    with_field: Callable[[Path, str, Any], None]  # adds a field to its config
+    make: Callable[[Path], Path]  # writes an adapter that changes LAYER, and saves "score.weight" whole if it can
     with_tensor: Callable[[Path, str], None]  # adds a tensor under a key that the format does not know
+    with_field: Callable[[Path, str, Any], None] | None = None  # adds a field to its config; None: it has none
+    layer: str = LAYER  # as its tensors name it
 
 
 def _make(folder: Path) -> Path:
@@ -36,4 +38,18 @@ def _with_tensor(folder: Path, name: str) -> None:
     save_file(load_file(path) | {f"{PREFIX}{LAYER}.lora_{name}.weight": torch.ones(2)}, path)
 
 
-SAMPLES = {"peft": Sample(make=_make, with_field=_with_field, with_tensor=_with_tensor)}
+def _make_kohya(path: Path) -> Path:
+    a, b = lora_factors(LAYER, (8, 6)).values()
+    path.parent.mkdir(exist_ok=True)
+    save_file({f"{FLAT}.lora_down.weight": a, f"{FLAT}.lora_up.weight": b, f"{FLAT}.alpha": torch.tensor(2.0)}, path)
+    return path
+
+
+def _with_kohya_tensor(path: Path, name: str) -> None:
+    save_file(load_file(path) | {f"{FLAT}.{name}": torch.ones(2)}, path)
+
+
+SAMPLES = {
+    "peft": Sample(make=_make, with_field=_with_field, with_tensor=_with_tensor),
+    "kohya": Sample(make=_make_kohya, with_tensor=_with_kohya_tensor, layer=FLAT),
+}

@@ -15,7 +15,7 @@ from adaptertool.algebra.effect import steps_of
 from adaptertool.algebra.factors import at_rank
 from adaptertool.algebra.sum import LayerOutcome, of_pairs
 from adaptertool.arithmetic.chain import Chain
-from adaptertool.arithmetic.tiling import block_rows
+from adaptertool.arithmetic.tiling import rows_at_once
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.engine.produce import Made
@@ -89,8 +89,9 @@ class Change:
         """The blocks of the change, (first row, rows), float64 (n, in). Raises NonFiniteError for what is not
         finite."""
         high, wide = self.shape
-        for first in range(0, high, block_rows(wide)):
-            before = read_rows(self._inputs, self._base, first, min(high, first + block_rows(wide)), wide)
+        at_once = max(rows_at_once(chain.step) for chain, _ in self._chains)
+        for first in range(0, high, at_once):
+            before = read_rows(self._inputs, self._base, first, min(high, first + at_once), wide)
             total = np.zeros(before.shape)
             for chain, weight in self._chains:
                 after = before.copy()

@@ -12,7 +12,7 @@ import numpy as np
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.correct_rounding import Settled
 from adaptertool.arithmetic.survival import tally_of
-from adaptertool.arithmetic.tiling import block_rows, matrix
+from adaptertool.arithmetic.tiling import matrix, rows_at_once
 from adaptertool.codecs.numbers import largest_stored, rounded
 from adaptertool.codecs.tensors import as_bytes, byte_of, read_rows
 from adaptertool.errors import NonFiniteError, shown
@@ -31,7 +31,7 @@ class Blended:
         assert step.blend is not None
         self._inputs, self._step, self._blend = inputs, step, step.blend
         self._method = METHOD_BY_NAME[step.blend.method]
-        self._rows, self._columns = matrix(step)
+        (self._rows, self._columns), self._at_once = matrix(step), rows_at_once(step)
         # A source that does not change this tensor takes part all the same: in TIES it has no vote.
         adapters = sorted({edit.adapter for edit in step.edits})
         self._sources = {
@@ -43,9 +43,8 @@ class Blended:
         self._lock = threading.Lock()
 
     def cuts(self) -> Iterator[tuple[int, int]]:
-        size = block_rows(self._columns)
-        for first in range(0, self._rows, size):
-            yield first, min(self._rows, first + size)
+        for first in range(0, self._rows, self._at_once):
+            yield first, min(self._rows, first + self._at_once)
 
     def target(self, first: int) -> int:
         """The byte where row `first` lies in the output file."""
@@ -61,7 +60,7 @@ class Blended:
         place = Place(self._step.spec.name, first * self._columns, base.size)
         changes = []
         for number in self._sources:
-            change, part = self._change(number, base, first), first // block_rows(self._columns)
+            change, part = self._change(number, base, first), first // self._at_once
             changes.append(method.thinned(change, settings, place, number, bounds.get(number), part))
         weights = [self._blend.weights[number] for number in self._sources]
         dtype = self._step.spec.dtype

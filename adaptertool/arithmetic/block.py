@@ -10,7 +10,7 @@ import numpy as np
 
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.fused import Mixed, Products, fused_of
-from adaptertool.arithmetic.tiling import block_rows, matrix
+from adaptertool.arithmetic.tiling import matrix, rows_at_once
 from adaptertool.codecs.tensors import byte_of
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
@@ -52,5 +52,6 @@ def blocks_of(inputs: Inputs, step: Step) -> Iterator[Block]:
     """A tensor cut into blocks."""
     chain, (rows, columns) = Chain(inputs, step), matrix(step)
     fused = fused_of(chain)
-    for first in range(0, rows, block_rows(columns)):
-        yield Block(step, first, min(rows, first + block_rows(columns)), columns, chain, fused)
+    at_once = rows_at_once(step)
+    for first in range(0, rows, at_once):
+        yield Block(step, first, min(rows, first + at_once), columns, chain, fused)

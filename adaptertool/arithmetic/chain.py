@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from adaptertool.arithmetic.region import Places, choose, picked, taken, whole
+from adaptertool.arithmetic.region import choose, numbers_of, whole
 from adaptertool.arithmetic.requirements import requirements_of
-from adaptertool.arithmetic.tiling import matrix
+from adaptertool.arithmetic.tiling import matrix, needs_columns
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import NORM, kind_of
@@ -77,8 +76,8 @@ class Chain:
             if chosen is None:
                 continue
             kind, some = kind_of(edit), rows[chosen.index, chosen.columns]
-            factors = whole(ops, self._known(number, edit, chosen.places))
-            scale, weight = _numbers(ops, edit)
+            factors = whole(ops, kind, self.known(number, edit, chosen.places))
+            scale, weight = numbers_of(ops, edit)
             if number in norms:
                 factors[NORM] = norms[number]
             elif kind.norms is not None:
@@ -90,7 +89,8 @@ class Chain:
                     squares = kind.norms.squares(ops, old, factors, scale)
                 factors[NORM] = norms[number] = ops.root(squares)
             if ops is BLOCKS:
-                factors = {role: factor.astype(rows.dtype, copy=False) for role, factor in factors.items()}
+                cast = factors.keys() - kind.places
+                factors |= {role: factors[role].astype(rows.dtype, copy=False) for role in cast}
             kind.apply(ops, some.T if edit.transposed else some, factors, scale, weight)
             if isinstance(chosen.index, list):  # else `some` shares its memory with `rows`
                 rows[chosen.index] = some
@@ -112,7 +112,7 @@ class Chain:
             chosen = choose(edit, first, last)
             if chosen is None:
                 continue
-            factors, length = dict(self._known(number, edit, chosen.places)), self.columns
+            factors, length = dict(self.known(number, edit, chosen.places)), self.columns
             if number in norms:
                 factors[NORM] = Factor(norms[number])
                 if edit.transposed:
@@ -124,45 +124,12 @@ class Chain:
                 size = size.either(after)
         return size
 
-    def pick(
-        self,
-        ops: Ops,
-        first: int,
-        last: int,
-        at: Places,
-        before: Any,
-        norms: Mapping[int, Any] | None = None,
-    ) -> Any:
-        """The edits made to n single elements of rows first..last, as a batch (n, 1, 1) in a number system.
-
-        at: rows (from `first` on) and columns, (n,) each; before: their values (n, 1, 1), of the number system
-        norms: by the number of the edit, as `apply` gives them, or (1, 1, 1) that of the only element
-        """
-        rows = before.copy()
-        for number, edit in enumerate(self.step.edits):
-            chosen = choose(edit, first, last)
-            if chosen is None:
-                continue
-            where, places = chosen.inside(at)
-            if not len(where):
-                continue
-            kind = kind_of(edit)
-            cut = self._known(number, edit, chosen.places).items()
-            factors = {role: taken(ops, kind, role, factor, edit, places) for role, factor in cut}
-            if norms and number in norms:
-                norm = norms[number]
-                factors[NORM] = norm if norm.ndim == 3 else picked(kind, NORM, norm, edit, places)
-            some = rows if len(where) == len(at[0]) else rows[where]
-            kind.apply(ops, some, factors, *_numbers(ops, edit))
-            if some is not rows:
-                rows[where] = some
-        return rows
-
     def factors(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Array]:
         """All factors of edit `number` as float64 matrices, cut to those rows (as stored) of what it acts on."""
-        return {role: factor.array for role, factor in self._known(number, edit, places).items()}
+        return {role: factor.array for role, factor in self.known(number, edit, places).items()}
 
-    def _known(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Factor]:
+    def known(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Factor]:
+        """The same, with what bounds know of them."""
         key = (threading.get_ident(), number)  # a block asks for them several times
         found = self._recent.get(key)
         if found is None or found[0] != places:
@@ -187,7 +154,8 @@ class Chain:
                 cut[role] = Factor(cut[role].array[:, places])
         if self._through is None:
             return cut
-        return {role: Factor(self._through(factor.array)) for role, factor in cut.items()}
+        through = {role: Factor(self._through(cut[role].array)) for role in cut.keys() - kind.places}
+        return cut | through
 
     def _read_whole(self, number: int, role: str, ref: Ref) -> Factor:
         with self._lock:
@@ -224,6 +192,7 @@ class Chain:
                 columns = self.columns if view is None else len(view.columns)
                 total, whole_size = ops.array(np.zeros((columns, 1))), Bound(0.0)
                 step = max(1, (_PASS_ELEMENTS if ops is BLOCKS else _PART_ELEMENTS) // self.columns)
+                step = end - begin if needs_columns(self.step.edits[:number]) else step
                 for first in range(begin, end, step):
                     last = min(end, first + step)
                     stored = read_rows(self.inputs, self.step.base, first, last, self.columns)
@@ -234,15 +203,10 @@ class Chain:
                         size = self.size(size, first, last, norms, UNIT, upto=number) if ops is BLOCKS else size
                     chosen = choose(edit, first, last)
                     assert chosen is not None
-                    some, known = rows[chosen.index, chosen.columns], self._known(number, edit, chosen.places)
-                    total = total + kind.norms.squares(ops, some.T, whole(ops, known), _numbers(ops, edit)[0])
+                    some, known = rows[chosen.index, chosen.columns], self.known(number, edit, chosen.places)
+                    total = total + kind.norms.squares(ops, some.T, whole(ops, kind, known), numbers_of(ops, edit)[0])
                     if ops is BLOCKS:
                         own = kind.norms.bound(size, known, edit.scale, 1.0, UNIT, self.columns)
                         whole_size = whole_size.either(own)
                 self._squares[number, ops.name] = total, whole_size
             return self._squares[number, ops.name]
-
-
-def _numbers(ops: Ops, edit: Edit) -> tuple[Any, Any]:
-    """The scale and the weight of an edit, as a number system takes them."""
-    return (Fraction(edit.scale), Fraction(edit.weight)) if ops.exact else (edit.scale, edit.weight)

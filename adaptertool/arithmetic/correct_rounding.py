@@ -20,6 +20,7 @@ import numpy as np
 from adaptertool.arithmetic.chain import UNIT, Chain
 from adaptertool.arithmetic.elements import interpolate, values_of
 from adaptertool.arithmetic.exact_norms import ExactRows
+from adaptertool.arithmetic.single import pick
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import doubles, rounded, rounded_exactly
 from adaptertool.errors import InternalError, UnsupportedError, argument, shown
@@ -133,7 +134,7 @@ class OpenElements:
             some, low, high, reach, size = left[part], *(column[part] for column in near)
             at = where[some] // self.columns, where[some] % self.columns
             start = Residue.of(before[some][:, None, None])
-            after = self.chain.pick(RESIDUES, self.first, self.last, at, start)
+            after = pick(self.chain, RESIDUES, (self.first, self.last), at, start)
             exact = interpolate(start, after, Fraction(self.alpha))
             # The side of the middle, where there is one middle only; and the value itself, where it is small.
             middle, single = _middles(low, high, self.dtype)
@@ -173,7 +174,7 @@ class OpenElements:
             if norms is None:
                 yield interpolate(*self.lines.line(self.first + row, column, bits), alpha)
             else:
-                after = self.chain.pick(INTERVALS, self.first, self.last, at, start, norms=norms)
+                after = pick(self.chain, INTERVALS, (self.first, self.last), at, start, norms=norms)
                 yield interpolate(start, after, alpha)[0, 0, 0]
             if not norms and norms is not None:
                 return

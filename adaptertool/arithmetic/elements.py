@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.single import pick
+from adaptertool.arithmetic.tiling import needs_columns
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.numerics.ops import BLOCKS, FLOATS, Ops
 from adaptertool.numerics.rounding import Array
@@ -44,15 +46,19 @@ def values_of(
     weight, columns = Fraction(alpha) if ops.exact else alpha, chain.columns
     whole = len(where) == (last - first) * columns
     few = not whole and len(where) * chain.requirements.width < _SPARSE * (last - first) * columns
-    if few and (chain.requirements.rational or norms is not None):
-        count, single = max(64, min(_PART, _FACTORS // chain.requirements.width)), FLOATS if ops is BLOCKS else ops
+    if few and (chain.requirements.rational or (norms is not None and not chain.requirements.whole_rows)):
+        count, single = max(8, min(_PART, _FACTORS // chain.requirements.width)), FLOATS if ops is BLOCKS else ops
         for start in range(0, len(where), count):
             part = slice(start, start + count)
             at, base = (where[part] // columns, where[part] % columns), ops.array(before[part].reshape(-1, 1, 1))
-            after = chain.pick(single, first, last, at, base, norms=norms)
+            after = pick(chain, single, rows, at, base, norms=norms)
             yield part, interpolate(base, after, weight).reshape(-1)
         return
-    for part, begin, end in _windows(len(where), columns) if whole else _runs(where // columns, columns):
+    if needs_columns(chain.step.edits):
+        parts = iter([(slice(None), 0, last - first)])
+    else:
+        parts = _windows(len(where), columns) if whole else _runs(where // columns, columns)
+    for part, begin, end in parts:
         if whole:
             stored = before[part].reshape(-1, columns)
         else:

@@ -31,13 +31,16 @@ class ExactRows:
 
     def norms_of_base(self, row: int, column: int, bits: int) -> Mapping[int, Any] | None:
         """The norms that an element needs, by the number of the edit, (1, 1, 1) arrays of Interval, to about `bits`
-        bits; None where they are not those of the base and one change, but of what other edits made before."""
+        bits; None where they are not those of the base and one change, but of what other edits made before, or the
+        element cannot be made alone all the same."""
         key = ("norms", column if self._chain.transposed else row, bits)
         norms: Mapping[int, Any] | None = self._kept(key, lambda: self._norms_of_base(row, column, bits))
         return norms
 
     def _norms_of_base(self, row: int, column: int, bits: int) -> Mapping[int, Any] | None:
         norms, turned = {}, self._chain.transposed
+        if self._chain.requirements.whole_rows:
+            return None
         first, last = (0, self._chain.rows) if turned else (row, row + 1)
         floats = self._stored(row, column, turned=turned)
         for number, edit in enumerate(self._chain.step.edits):
@@ -89,7 +92,7 @@ class ExactRows:
                     continue
                 cut = _cut_to(cut, kind, columns.index(column))
                 index = (chosen.index, slice(0, 1))
-            factors = {role: intervals(tensor) for role, tensor in cut.items()}
+            factors = cut if kind.neighbours else {role: intervals(tensor) for role, tensor in cut.items()}
             some, old = (array[index].T if edit.transposed else array[index] for array in (rows, before))
             scale, weight = Fraction(edit.scale), Fraction(edit.weight)
             if kind.norms is not None:

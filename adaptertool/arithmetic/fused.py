@@ -146,7 +146,7 @@ class Products:
                 length = np.ascontiguousarray(factors[kind.norms.length].reshape(-1)[part]), edit.weight
                 lefts.append(left[part] * edit.scale)
             rights.append(right)
-        few_bits = chain.requirements.few_bits and all(map(_has_few_bits, edits))
+        few_bits = chain.requirements.few_bits and all(map(exact_scale, edits))
         scaled = Left.of(np.concatenate(lefts, axis=1), few_bits=few_bits)
         with self._lock:
             if acting not in self._rights:
@@ -171,7 +171,7 @@ def _acts(rows: tuple[int, int], low: int, high: int) -> bool:
     return rows[0] <= low and high <= rows[1]
 
 
-def _has_few_bits(edit: Edit) -> bool:
+def exact_scale(edit: Edit) -> bool:
     """Whether the scale and the weight, and so their product, are exact with few bits."""
     return has_few_bits(edit.scale) and has_few_bits(edit.weight) and has_few_bits(edit.weight * edit.scale)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,14 @@ class Region:
         where = np.flatnonzero(in_rows & in_columns)
         return where, (row[where], column[where])
 
+    def outside(self, places: Places) -> Places:
+        """The elements of the block, for places within what the edit acts on."""
+        row, column = places
+        first, step = self.columns.start or 0, self.columns.step or 1
+        if isinstance(self.index, list):
+            return np.asarray(self.index)[row], first + column * step
+        return (self.index.start or 0) + row * (self.index.step or 1), first + column * step
+
 
 def _place(cut: slice, numbers: Any) -> tuple[Any, Any]:
     """Positions within a slice, and whether they are in it."""
@@ -67,8 +76,10 @@ def taken(ops: Ops, kind: Kind, role: str, factor: Factor, edit: Edit, places: P
     return ops.array(picked(kind, role, factor.array, edit, places))
 
 
-def whole(ops: Ops, factors: Mapping[str, Factor]) -> dict[str, Any]:
-    """Factors in the number system of `ops`. Those in double-double are made once."""
+def whole(ops: Ops, kind: Kind, factors: Mapping[str, Factor]) -> dict[str, Any]:
+    """Factors in the number system of `ops`, or as the kind wants them. Those in double-double are made once."""
+    if kind.neighbours:
+        return {role: factor.array for role, factor in factors.items()}
     return {role: factor.doubled if ops is DOUBLES else ops.array(factor.array) for role, factor in factors.items()}
 
 
@@ -85,3 +96,8 @@ def choose(edit: Edit, first: int, last: int) -> Region | None:
     low, high = (min(len(rows), max(0, -((rows.start - end) // step))) for end in (first, last))
     index = slice(rows.start + low * step - first, rows.start + high * step - first, step)
     return Region(index, cut, slice(low, high)) if low < high else None
+
+
+def numbers_of(ops: Ops, edit: Edit) -> tuple[Any, Any]:
+    """The scale and the weight of an edit, as a number system takes them."""
+    return (Fraction(edit.scale), Fraction(edit.weight)) if ops.exact else (edit.scale, edit.weight)

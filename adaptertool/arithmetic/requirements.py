@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,11 +10,14 @@ from adaptertool.codecs import BY_DTYPE, F16
 from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Edit
 
+_MOST_NEIGHBOURS = 1 << 14  # with which an element is made alone: with more, whole rows take less time
+
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
     """before:   what the base has is needed to the end, for norms of it
-    rational: an element of the result is a sum of products of what is stored: there are no norms
+    rational: an element of the result is a sum of products of what is stored: there are no norms, nor whole_rows
+    whole_rows: an element depends on others of its row, and on so many, or on norms besides, that it is not made alone
     operations: those that a number system must have (numerics.ops)
     single:   float32 serves: products, and norms only of what the base has, which are float64 all the same
     few_bits: the numbers have so few bits that float64 may compute with them exactly
@@ -22,6 +26,7 @@ class Requirements:
 
     before: bool
     rational: bool
+    whole_rows: bool
     operations: frozenset[str]
     single: bool
     few_bits: bool
@@ -30,18 +35,22 @@ class Requirements:
 
 def requirements_of(edits: Sequence[Edit]) -> Requirements:
     kinds = [kind_of(edit) for edit in edits]
-    has_norms = [kind.norms is not None for kind in kinds]
+    has_norms, neighbours = [kind.norms is not None for kind in kinds], [kind.neighbours for kind in kinds]
     first = [edit.on_base or number == 0 for number, edit in enumerate(edits)]
     pairs = list(zip(kinds, edits, strict=True))
     stored = [ref for kind, edit in pairs if not kind.replaces for ref in edit.factors.values()]
+    shapes = [{role: ref.shape for role, ref in edit.factors.items()} for edit in edits]
+    reach = math.prod(own.count(given) for own, given in zip(neighbours, shapes, strict=True) if own)
+    whole_rows = any(neighbours) and (any(has_norms) or reach > _MOST_NEIGHBOURS)
     widths = [ref.shape[0] for kind, edit in pairs for role, ref in edit.factors.items() if role in kind.by_column]
     return Requirements(
         before=any(edit.on_base for edit in edits),
-        rational=not any(has_norms),
+        rational=not any(has_norms) and not whole_rows,
+        whole_rows=whole_rows,
         operations=frozenset().union(*(kind.operations for kind in kinds)),
         single=all(
             kind.single and (alone or not norm) for kind, norm, alone in zip(kinds, has_norms, first, strict=True)
         ),
         few_bits=not any(has_norms) and all(BY_DTYPE[ref.spec.dtype].digits <= F16.digits for ref in stored),
-        width=max(widths, default=1),
+        width=max(widths, default=1) * (1 if whole_rows else reach),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from adaptertool.kinds import kind_of
-from adaptertool.spec.plan import Step
+from adaptertool.spec.plan import Edit, Step
 
 BLOCK_ELEMENTS = 1 << 20  # elements of a weight computed at once: smaller blocks cost more in calls
 
@@ -21,3 +23,14 @@ def matrix(step: Step) -> tuple[int, int]:
 
 def block_rows(columns: int) -> int:
     return max(1, BLOCK_ELEMENTS // max(columns, 1))
+
+
+def rows_at_once(step: Step) -> int:
+    """The rows of a block: all of them where the rows of a weight are needed whole, and are stored as columns."""
+    rows, columns = matrix(step)
+    return max(1, rows) if needs_columns(step.edits) else block_rows(columns)
+
+
+def needs_columns(edits: Sequence[Edit]) -> bool:
+    """Whether an edit needs whole rows of a weight that is stored transposed."""
+    return any(edit.transposed and kind_of(edit).neighbours for edit in edits)

@@ -17,7 +17,7 @@ def verbatim(step: Step, alpha: float) -> Ref | None:
     source = None
     if step.makes is not None or (step.blend is not None and step.edits):
         return None
-    if alpha == 0 or step.base.spec.numel == 0 or all(edit.weight == 0 for edit in step.edits):
+    if alpha == 0 or not step.base.spec.nbytes or all(edit.weight == 0 for edit in step.edits):
         source = step.base
     elif alpha == 1 and replaces(step):
         source = step.edits[-1].factors[TUNED]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from adaptertool.arithmetic.tiling import BLOCK_ELEMENTS, block_rows, matrix
+from adaptertool.arithmetic.requirements import requirements_of
+from adaptertool.arithmetic.tiling import BLOCK_ELEMENTS, matrix, needs_columns, rows_at_once
 from adaptertool.arithmetic.verbatim import verbatim
+from adaptertool.codecs import BY_DTYPE
 from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Plan, Step
 from adaptertool.spec.tensors import KEPT, WINDOW
@@ -23,13 +25,19 @@ def predicted_memory(plan: Plan, threads: int) -> int:
         if not step.edits:
             continue
         rows, columns = matrix(step)
-        at_once = block_rows(columns)
-        block = max(block, columns * at_once)
+        at_once = rows_at_once(step)
+        block = max(block, columns * at_once * (3 if _may_double(step) else 1))
         held, by_row = _factors(step, rows, threads * at_once)
         whole, own = max(whole, held), max(own, min(at_once, rows) * by_row)
     # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
     each = max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole + own
     return BASE_MEMORY + threads * each + _windows(plan) + tensors * 2000
+
+
+def _may_double(step: Step) -> bool:
+    """Whether a tensor that is one block may be there in double-double as well."""
+    whole = requirements_of(step.edits).whole_rows or not BY_DTYPE[step.spec.dtype].rounds
+    return needs_columns(step.edits) and whole
 
 
 def _windows(plan: Plan) -> int:
@@ -55,7 +63,7 @@ def _factors(step: Step, rows: int, at_once: int) -> tuple[int, int]:
         for role, factor in edit.factors.items():
             shape, goes_by_row = factor.shape, role in kind.by_row
             if kept or not goes_by_row:
-                held += 8 * math.prod(shape)
+                held += (16 if kind.neighbours else 8) * math.prod(shape)  # and its magnitudes, for a bound
             if goes_by_row and len(shape) > 1 and not kind.elementwise:
                 widest = max(widest, shape[1])
     window = at_once + 2 * longest

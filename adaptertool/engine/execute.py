@@ -18,11 +18,13 @@ from adaptertool.arithmetic.block import Block, blocks_of
 from adaptertool.arithmetic.blocks import compute
 from adaptertool.arithmetic.fisher import Weighted
 from adaptertool.arithmetic.rescale import Rescaled
+from adaptertool.arithmetic.stretch import Stretch
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.crew import Crew, Progress, Run, copies, only_hashed, replacements, write
 from adaptertool.engine.pool import Job, Pool, Shared, all_done, drain, one_core_each
 from adaptertool.engine.reads import copied_whole, to_hash, unread
+from adaptertool.engine.stretches import make, with_stretches
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import OutputFile
@@ -126,7 +128,12 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
         for offset, size in unread(shard):
             yield from only_hashed(crew, shard.source, offset, size)
         yield functools.partial(write, crew, shard.header, files)
-    for step in shard.steps:
+    for step in with_stretches(shard.steps, outputs, crew.base):
+        if isinstance(step, Stretch):
+            yield from copies(crew, run, files)
+            yield functools.partial(make, crew, step, outputs, files)
+            run = Run(step.ref.path, step.ref.offset + step.size, step.target + step.size, 0)
+            continue
         if crew.base and step.base.path not in crew.base:  # of another size than the base's
             for file in files:
                 file.tallies.append(Tally(changed=step.spec.numel))

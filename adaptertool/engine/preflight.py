@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from adaptertool.codecs.tensors import require_finite
+from adaptertool.codecs.tensors import require_finite, zero_rows_of
 from adaptertool.errors import MismatchError, shown
 from adaptertool.files.reader import Inputs
-from adaptertool.files.writer import COPY_CHUNK
+from adaptertool.files.writer import AT_ONCE, COPY_CHUNK
 from adaptertool.interrupts import deferred, look
 from adaptertool.kinds.lora import A, B
 from adaptertool.planning.finetuned import no_copy
@@ -26,10 +26,26 @@ def require_finite_factors(plan: Plan, inputs: Inputs) -> list[str]:
     tensors are checked as they are read.
     """
     zero: dict[Key, int] = {}
-    for key, ref in {_key(ref): ref for ref in _factors(plan)}.items():
+    for refs in _together({_key(ref): ref for ref in _factors(plan)}):
         look()
-        zero[key] = require_finite(inputs, ref)
+        rows = zero_rows_of(inputs, list(refs.values())) if len(refs) > 1 else None
+        if rows is None:  # one by one, also where a number is not finite: that says where
+            rows = [require_finite(inputs, ref) for ref in refs.values()]
+        zero.update(zip(refs, rows, strict=True))
     return [note for number, path in enumerate(plan.sources) for note in _zeros(plan, number, path, zero)]
+
+
+def _together(refs: Mapping[Key, Ref]) -> Iterator[dict[Key, Ref]]:
+    """The factors in their order, small ones together."""
+    size, some = 0, dict[Key, Ref]()
+    for key, ref in refs.items():
+        if some and size + ref.spec.nbytes > AT_ONCE:
+            yield some
+            size, some = 0, {}
+        some[key] = ref
+        size += ref.spec.nbytes
+    if some:
+        yield some
 
 
 def _zeros(plan: Plan, number: int, path: Path, zero: Mapping[Key, int]) -> Iterator[str]:
@@ -38,14 +54,16 @@ def _zeros(plan: Plan, number: int, path: Path, zero: Mapping[Key, int]) -> Iter
     partly: dict[Key, str] = {}
     for step in plan.steps():
         for edit in step.edits:
-            if edit.adapter != number or not {A, B} <= edit.factors.keys() or _key(edit.factors[B]) not in zero:
+            if edit.adapter != number or not {A, B} <= edit.factors.keys():
+                continue
+            a, b = _key(edit.factors[A]), _key(edit.factors[B])
+            if (rows := zero.get(b)) is None:
                 continue
             modules.add(edit.module)
-            keys = [_key(edit.factors[role]) for role in (A, B)]
-            if any(zero[key] == max(1, _rows(key)) for key in keys):
+            if zero[a] == max(1, _rows(a)) or rows == max(1, _rows(b)):
                 nothing.add(edit.module)
-            elif zero[keys[1]]:
-                partly[keys[1]] = edit.module
+            elif rows:
+                partly[b] = edit.module
             if edit.scale == 0:
                 unscaled.add(edit.module)
     if nothing:

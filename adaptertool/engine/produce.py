@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from adaptertool.codecs.tensors import as_bytes, read_stored
 from adaptertool.engine.pool import Pool, one_core_each
 from adaptertool.errors import InternalError
 from adaptertool.files.hashing import Digests
@@ -126,6 +127,8 @@ def _write(
     progress: Callable[[int], None],
 ) -> int:
     """Write data in chunks."""
+    if isinstance(data, Ref) and data.made is not None:
+        data = as_bytes(read_stored(inputs, data, 0, data.spec.numel))
     size = data.spec.nbytes if isinstance(data, Ref) else len(data)
     for begin in range(0, size, COPY_CHUNK):
         count = min(COPY_CHUNK, size - begin)

@@ -12,7 +12,7 @@ from adaptertool.arithmetic.before_after import changed, numbers
 from adaptertool.arithmetic.block import Block
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import choose
-from adaptertool.arithmetic.tiling import matrix
+from adaptertool.arithmetic.tiling import matrix, needs_columns
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.tensors import read_tensor
@@ -97,7 +97,7 @@ def measure(inputs: Inputs, subject: Measured, probe: Probe, paths: frozenset[st
 def _parts(inputs: Inputs, step: Step) -> Iterator[Block]:
     """A tensor cut into blocks: smaller ones than for a merge, since more is made of each."""
     chain, (rows, columns) = Chain(inputs, step), matrix(step)
-    at_once = max(1, PART // columns)
+    at_once = rows if needs_columns(step.edits) else max(1, PART // columns)
     for first in range(0, rows, at_once):
         yield Block(step, first, min(rows, first + at_once), columns, chain)
 

@@ -6,7 +6,7 @@ import contextlib
 import fnmatch
 import threading
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from adaptertool.files.store import BROKEN, InputFile
 from adaptertool.spec.tensors import Ref, Stamp
 
 _CHUNK = 16 << 20  # bytes that are compared at once
+_BESIDE = 4096  # bytes between two parts that are read with them: another call would take longer
 _MOST_OPEN = 64  # input files that are kept open at the same time
 
 
@@ -130,6 +131,31 @@ class Inputs:
         buffer = bytearray(size)
         self.read_into(path, offset, memoryview(buffer))
         return bytes(buffer)
+
+    def read_parts(self, parts: Sequence[tuple[Path, int, int]]) -> tuple[memoryview, list[int]]:
+        """The bytes of many small parts (file, offset, size), and where among them each begins. What lies side by side
+        in a file, or nearly so, is read at once."""
+        by_file: dict[Path, list[tuple[int, int, int]]] = {}
+        for number, (path, offset, size) in enumerate(parts):
+            by_file.setdefault(path, []).append((offset, offset + size, number))
+        begins, reads, total = [0] * len(parts), list[tuple[Path, int, int]](), 0
+        for path, own in by_file.items():
+            own.sort()
+            start = end = own[0][0]
+            for offset, stop, number in own:
+                if offset - end > _BESIDE:
+                    reads.append((path, start, end))
+                    total += end - start
+                    start = end = offset
+                begins[number] = total + offset - start
+                end = max(end, stop)
+            reads.append((path, start, end))
+            total += end - start
+        buffer, at = memoryview(bytearray(total)), 0
+        for path, start, end in reads:
+            self.read_into(path, start, buffer[at : at + end - start])
+            at += end - start
+        return buffer, begins
 
     def stream(self, path: Path) -> None:
         """Hash this file from now on, as it is read."""

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from adaptertool.errors import UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
 from adaptertool.spec.adapter import Adapter
@@ -20,12 +21,23 @@ Move = Callable[[str], str]  # a name -> another
 
 
 class FileNames(NamedTuple):
-    """What the files of an adapter are called, and what the keys of its tensors begin with."""
+    """What the files of an adapter are called, and what the keys of its tensors begin with.
 
-    config: str
+    config: None where there is none, and metadata of the file of tensors says what is said
+    weights: "" where the adapter is that file, and no folder
+    """
+
+    config: str | None
     weights: str
     prefix: str
     patterns: tuple[str, ...]  # of all names of its files, those of other versions too: no part of a checkpoint
+
+    @property
+    def named(self) -> tuple[str, str]:
+        """The names of both, config first. Raises UnsupportedError where there is one file without a config."""
+        if self.config is None:
+            raise UnsupportedError("adapters of one file, without a config, are read and not written")
+        return self.config, self.weights
 
 
 class Written(NamedTuple):

@@ -73,8 +73,9 @@ class Described:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """The fields of its config."""
-        return self.files.json(self.format.files.config)
+        """The fields of its config, or what stands for one."""
+        config = self.format.files.config
+        return self.header.metadata if config is None else self.files.json(config)
 
     @property
     def header(self) -> Header:
@@ -96,7 +97,8 @@ def describe(
     except InputError as error:
         refusal = str(error)
         try:
-            files.json(own.files.config)
+            if own.files.config is not None:
+                files.json(own.files.config)
             files.header(own.files.weights)
         except InputError:
             raise error from None  # it tells more

@@ -11,6 +11,7 @@ from typing import Any
 from adaptertool.kinds import offset
 from adaptertool.kinds.kind import Factors, Kind, Shape
 from adaptertool.kinds.offset import BIAS
+from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor
 from adaptertool.numerics.ops import Ops
 
@@ -41,4 +42,5 @@ DIFFERENCE = Kind(
     bound=bound,
     elementwise=True,
     linear=True,
+    spellings={"kohya": Spelling(tag="FULL", keys={".diff": DELTA, ".w_norm": DELTA})},
 )

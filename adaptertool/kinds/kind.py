@@ -49,6 +49,7 @@ class Part(NamedTuple):
     kind: str
     factors: Mapping[str, Ref]
     scale: float
+    turned: bool = False  # of the weight (in, out) that is the transpose of what is changed
 
 
 # (factors, the shape (out, in, ...) of the weight, scale, settings) -> the changes that are the same, one after another
@@ -57,6 +58,20 @@ Becomes = Callable[[Mapping[str, Ref], Shape, float, Mapping[str, Any]], Sequenc
 
 def _comes_down(*_: Any) -> Any:
     raise InternalError("a kind that comes down to others was to be applied")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """What each element depends on beside itself: others of its row of the weight.
+
+    count: (shapes of the factors) -> how many, at most, counted as often as `pick` needs them
+    pick:  (ops, elements, line, factors, columns, weight) changes n single elements (n, 1, 1), in these columns (n,)
+           of the weight, in place. line: columns (n, c) -> elements of the same n rows there, before the change,
+           (n·c, 1, 1). The factors are float64 matrices, whole.
+    """
+
+    count: Callable[[Mapping[str, Shape]], int]
+    pick: Callable[[Ops, Array, Callable[[Array], Array], Factors, Array, Any], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +86,8 @@ class Kind:
     by_column:   roles whose columns go with the input columns of the weight. Roles that are in neither are needed whole
                  A block of a weight (out, in) is made of rows, and needs only those rows of the factors that go
                  by row. Of a weight that is stored transposed, a block is made of columns.
+    undivided:   some rows of the factors that go by row do not tell what becomes of these rows of the weight
+    places:      roles whose numbers are positions: integers, which are never rounded
     shapes:      shapes of the weight (out, in, ...) and of the factors -> the shapes that the factors must have,
                  or None where this kind cannot change a weight of such a shape.
     apply:       (ops, rows, factors, scale, weight): changes rows (n, columns) of the weight (out, in) in place;
@@ -78,6 +95,8 @@ class Kind:
     bound:       the bound after `apply`. The very bound that it was given where `apply` changes nothing at all.
     operations:  of numerics.ops.OPERATIONS, those that `apply` needs of a number system
     norms:       where `apply` needs the norm of each whole row, which it finds among its factors, under the role NORM
+    neighbours:  where each element depends on others of its row: `apply` then needs whole rows, and is given its
+                 factors as floats, whatever the number system
     elementwise: each element depends on the same element of the factors alone, so blocks may be cut
                  anywhere and the weight may have any number of dimensions.
     single:      float32 leaves few elements open, as a sum of products does
@@ -105,8 +124,11 @@ class Kind:
     optional: frozenset[str] = frozenset()
     by_row: frozenset[str] = frozenset()
     by_column: frozenset[str] = frozenset()
+    undivided: bool = False
+    places: frozenset[str] = frozenset()
     operations: frozenset[str] = frozenset()
     norms: Norms | None = None
+    neighbours: Neighbours | None = None
     elementwise: bool = False
     single: bool = False
     replaces: bool = False

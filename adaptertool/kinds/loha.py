@@ -92,12 +92,15 @@ LOHA = Kind(
     linear=True,
     low_rank=low_rank,
     spellings={
+        "kohya": Spelling(
+            tag="LOHA", keys={f".{role}": role for role in (B1, A1, B2, A2)}, rank_of=lambda shapes: shapes[A1][0]
+        ),
         "peft": Spelling(
             tag="LOHA",
             keys={f".{role}": role for role in (B1, A1, B2, A2)},
             harmless=frozenset({"rank_dropout", "module_dropout", "init_weights", "use_effective_conv2d"}),
             variant=({f".{role}": role for role in (T1, T2)}, "loha_tucker"),
             ranked=frozenset({A1, A2}),
-        )
+        ),
     },
 )

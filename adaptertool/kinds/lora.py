@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptertool.kinds.kind import Factors, Kind, Shape
+from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, may_overflow, tiny
 from adaptertool.numerics.ops import Ops
 
@@ -26,12 +27,20 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
     """A (r, in) and B (out, r) for a weight (out, in); r is what lora_A has.
 
     For a convolution (out, in, k, ...): A (r, in, k, ...) and B (out, r, 1, ...). The delta is that of the
-    flattened matrices. Grouped convolutions have other shapes and do not fit.
+    flattened matrices. Grouped convolutions have other shapes and do not fit. Dimensions of 1 at the end make no
+    difference: layers are linear for one tool, and convolutions of size 1 for another.
     """
     if len(weight) < 2 or not factors[A]:
         return None
     rank = factors[A][0]
-    return {A: (rank, *weight[1:]), B: (weight[0], rank, *[1] * (len(weight) - 2))}
+    fitting = {A: (rank, *weight[1:]), B: (weight[0], rank, *[1] * (len(weight) - 2))}
+    return {role: factors[role] if _alike(factors[role], shape) else shape for role, shape in fitting.items()}
+
+
+def _alike(one: Shape, other: Shape) -> bool:
+    """Whether both are of matrices or more, and differ by dimensions of 1 at the end alone."""
+    shared = min(len(one), len(other))
+    return shared >= 2 and one[:shared] == other[:shared] and set(one[shared:] + other[shared:]) <= {1}
 
 
 def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:
@@ -73,4 +82,11 @@ LORA = Kind(
     pair=(B, A),
     is_product=True,
     linear=True,
+    spellings={
+        "kohya": Spelling(
+            tag="LORA",
+            keys={".lora_down.weight": A, ".lora_up.weight": B},
+            rank_of=lambda shapes: shapes[A][0],
+        )
+    },
 )

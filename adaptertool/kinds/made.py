@@ -7,8 +7,10 @@ F64), it is two terms, high + low, and a matrix product has a set of rows or col
 from __future__ import annotations
 
 import math
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +20,10 @@ from adaptertool.kinds.lora import LORA, A, B
 from adaptertool.numerics.error_bound import Array
 from adaptertool.numerics.error_free import two_product
 from adaptertool.spec.tensors import Making, ReadRows, Ref, TensorSpec
+
+_Made = TypeVar("_Made")
+_kept: deque[tuple[object, Any]] = deque(maxlen=8)  # of all threads, each of which may be at another tensor
+_lock = threading.Lock()
 
 # (how to read, first row, last row) -> these rows of each term
 Terms = Callable[[ReadRows, int, int], Sequence[Array]]
@@ -47,6 +53,23 @@ def turned(ref: Ref) -> Ref:
 def whole(read: ReadRows, ref: Ref) -> Array:
     """All of a stored tensor, float64, in its own shape."""
     return read(ref, 0, ref.shape[0]).reshape(ref.shape)
+
+
+def remembered(make: Callable[[ReadRows], _Made]) -> Callable[[ReadRows], _Made]:
+    """The same, for what many blocks of a tensor ask for, one after the other: what was made last is kept. What it is
+    made of must not be large, nor change while there is a plan with it."""
+    own = object()
+
+    def asked(read: ReadRows) -> _Made:
+        with _lock:
+            found = next((value for key, value in _kept if key is own), None)
+        if found is None:
+            found = make(read)
+            with _lock:
+                _kept.append((own, found))
+        return found
+
+    return asked
 
 
 def terms_of(*refs: Ref) -> int:

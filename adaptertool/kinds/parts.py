@@ -23,21 +23,24 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
     if weight is None:
         return None
     parts = kind.becomes(module.factors, weight, module.scale, module.settings)
-    own = min(name for ref in module.factors.values() if module.layer in (name := ref.spec.name))
-    stem = own[: own.index(module.layer) + len(module.layer)]
+    place = f".{module.layer}."
+    own = min(name for ref in module.factors.values() if place in (name := f".{ref.spec.name}"))
+    stem = own[1 : own.rindex(place) + len(place) - 1]
     return [
         module._replace(
             kind=part.kind,
             factors={role: ref.renamed(f"{stem}.{role}.weight") for role, ref in part.factors.items()},
             scale=part.scale,
             rank=part.factors[pair[1]].shape[0] if (pair := BY_NAME[part.kind].pair) else module.rank,
+            transposed=bool(module.transposed) != part.turned if not BY_NAME[part.kind].elementwise else False,
             settings={},
-            transposed=False if BY_NAME[part.kind].elementwise else module.transposed,
         )
-        for part in (_turned(part) if module.transposed and BY_NAME[part.kind].elementwise else part for part in parts)
+        for part in (_as_stored(part) if module.transposed else part for part in parts)
     ]
 
 
-def _turned(part: Part) -> Part:
+def _as_stored(part: Part) -> Part:
     """A change element by element, of a weight that is stored transposed."""
+    if not BY_NAME[part.kind].elementwise:
+        return part
     return part._replace(factors={role: turned(ref) for role, ref in part.factors.items()})

@@ -9,7 +9,7 @@ import numpy as np
 
 from adaptertool.kinds.difference import DELTA, DIFFERENCE
 from adaptertool.kinds.kind import Part, Shape
-from adaptertool.kinds.made import made
+from adaptertool.kinds.made import made, remembered
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
 
@@ -19,6 +19,8 @@ Elements = Callable[[ReadRows], tuple[Any, Any, Array]]
 
 def sparse(sources: Iterable[Ref], shape: Shape, elements: Elements, scale: float) -> Part:
     """The change scale·D, D (out, in) as `shape` says."""
+
+    elements = remembered(elements)
 
     def dense(along: Any, across: Any, values: Array, first: int, last: int, width: int) -> Array:
         some = (first <= along) & (along < last)

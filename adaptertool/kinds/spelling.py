@@ -18,6 +18,7 @@ class Spelling:
     shared:   whole keys of factors that all modules have in common -> role
     rank:     the field with the rank; None where there is none, or factors need not agree with it
     alpha:    the field with alpha; None where there is none
+    rank_of:  (the shapes of factors) -> the rank, where no config says it; None where alpha plays no part
     scaling:  (alpha, rank) -> the scale, by the float64 expression of the library that wrote it
     scale:    instead of it, where more counts: the scale from all fields of the config; patterns then play no part
     bias:     the kind of the change that the same factors make to the layer's bias, where it has one
@@ -30,8 +31,10 @@ class Spelling:
     integers: the roles that may be stored as integers
     settings: fields that count, beside those: the kind has them (Module.settings)
     check:    (fields) -> why these settings are not handled, or None
+    fits:     (settings, shapes of a module's factors by role) -> why they do not belong together, or None
     harmless: fields that do not change what the stored factors mean
-    refused:  fields, or what follows a module's name in a key, that are understood and not handled -> why
+    refused:  fields, what follows a module's name in a key, or begins the key of a shared tensor, that are understood
+              and not handled -> why
     """
 
     tag: str
@@ -40,6 +43,7 @@ class Spelling:
     shared: Mapping[str, str] = field(default_factory=dict)
     rank: str | None = "r"
     alpha: str | None = "alpha"
+    rank_of: Callable[[Mapping[str, tuple[int, ...]]], int | None] = lambda _: None
     scaling: Callable[[float, int], float] = lambda alpha, rank: alpha / rank
     scale: Callable[[Mapping[str, Any]], float] | None = None
     bias: str | None = None
@@ -52,6 +56,7 @@ class Spelling:
     integers: frozenset[str] = frozenset()
     settings: frozenset[str] = frozenset()
     check: Callable[[Mapping[str, Any]], str | None] = lambda _: None
+    fits: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], str | None] = lambda _settings, _shapes: None
     harmless: frozenset[str] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
 

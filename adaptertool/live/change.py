@@ -11,7 +11,7 @@ import torch
 
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import choose
-from adaptertool.arithmetic.tiling import matrix
+from adaptertool.arithmetic.tiling import matrix, needs_columns
 from adaptertool.arithmetic.verbatim import replaces
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
@@ -70,7 +70,7 @@ def change(tensor: torch.Tensor, step: Step, alpha: float, inputs: Inputs) -> No
         rows, columns = matrix(step)
         # The norms of a weight that is stored transposed are those of its columns.
         turned = any(edit.transposed and kind_of(edit).norms for edit in step.edits)
-        size = rows if turned else max(1, BLOCK_ELEMENTS // columns)
+        size = rows if turned or needs_columns(step.edits) else max(1, BLOCK_ELEMENTS // columns)
         chain = Chain(inputs, step)
         for first in range(0, rows, size):
             part = whole.view(rows, columns)[first : first + size]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptertool.numerics import product
+from adaptertool.numerics import blockwise, product
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import intervals
@@ -21,7 +21,7 @@ from adaptertool.numerics.modular import Residue
 
 Array = Any  # of numpy or torch: floats, or Interval; or DoubleDouble, Residue, or Dyadic
 
-TIMES, DIVIDE = OPERATIONS = ("times", "divide")  # what a system may lack
+TIMES, DIVIDE, BLOCKWISE = OPERATIONS = ("times", "divide", "blockwise")  # what a system may lack
 
 _PART = 1 << 17  # elements that stay in the cache
 
@@ -36,6 +36,8 @@ class Ops:
     squares:      (rows, left, right) -> (n, 1), the sum of squares of each row of rows + left @ right
     times:        element by element, of shapes that broadcast
     divide:       the same, by positive numbers
+    blockwise:    (rows, high, low): every b columns of rows (n, columns) times a matrix of their own, returned
+                  (numerics.blockwise); high and low are floats in every system
     root:         the square root of each, to the precision of the system; None where that is a matter of choice
     parts:        (rows) -> slices of rows that together are all of them, to be worked on one after another
     """
@@ -48,6 +50,7 @@ class Ops:
     squares: Callable[[Array, Array, Array], Array]
     times: Callable[[Array, Array], Array] | None = None
     divide: Callable[[Array, Array], Array] | None = None
+    blockwise: Callable[[Array, Array, Array], Array] | None = None
     root: Callable[[Array], Array] | None = None
     parts: Callable[[Array], Iterator[slice]] = lambda _: iter((slice(None),))
 
@@ -94,6 +97,7 @@ BLOCKS = Ops(
     squares=product.squares,
     times=operator.mul,
     divide=operator.truediv,
+    blockwise=blockwise.of_floats,
     root=np.sqrt,
     parts=_cached,
 )
@@ -107,14 +111,26 @@ FLOATS = Ops(
     squares=_squares,
     times=operator.mul,
     divide=operator.truediv,
+    blockwise=blockwise.of_floats,
     root=np.sqrt,
 )
 # Sums of two float64 with a bound of their error, for many elements at once: rows (n, columns), and batches
-DOUBLES = dataclasses.replace(FLOATS, name="doubles", exact=True, array=DoubleDouble.of, root=DoubleDouble.sqrt)
+DOUBLES = dataclasses.replace(
+    FLOATS,
+    name="doubles",
+    exact=True,
+    array=DoubleDouble.of,
+    blockwise=blockwise.of_pairs,
+    root=DoubleDouble.sqrt,
+)
 # Modulo 2^64: for many elements at once; a residue has no inverse
-RESIDUES = dataclasses.replace(FLOATS, name="residues", exact=True, array=Residue.of, divide=None, root=None)
+RESIDUES = dataclasses.replace(
+    FLOATS, name="residues", exact=True, array=Residue.of, divide=None, blockwise=None, root=None
+)
 # Integers of any size times a power of two (numerics.dyadic)
 DYADICS = dataclasses.replace(RESIDUES, name="dyadics", array=Dyadic.of)
 # Arrays of intervals between rationals (numerics.interval)
-INTERVALS = dataclasses.replace(FLOATS, name="intervals", exact=True, array=intervals, root=None)
+INTERVALS = dataclasses.replace(
+    FLOATS, name="intervals", exact=True, array=intervals, blockwise=blockwise.of_intervals, root=None
+)
 SYSTEMS: tuple[Ops, ...] = (BLOCKS, FLOATS, DOUBLES, RESIDUES, DYADICS, INTERVALS)

@@ -125,7 +125,7 @@ def _write(output: AdapterJob[Said], folder: Path, inputs: Inputs, threads: int,
         progress=options.tell_progress,
         reserved=output.reserved,
     )
-    write_small(folder / output.files.config, output.config(said))
+    write_small(folder / output.files.named[0], output.config(said))
     for asset in output.assets:
         _copy(asset, folder / asset.name, inputs)
     digests = {path: inputs.hash(path) for path in output.stamps}

@@ -18,6 +18,7 @@ from adaptertool.files.hashing import SHA256, Digests, digests_of
 from adaptertool.files.staging import Finished, Staging
 from adaptertool.files.writer import write_small
 from adaptertool.spec.plan import Plan
+from adaptertool.spec.tensors import Ref
 from adaptertool.version import __version__
 
 Facts = dict[str, int | str]  # size, and hashes by name
@@ -29,9 +30,21 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
     inputs = sorted((str(path), stamp) for path, stamp in plan.inputs.items())
     recipe = plan.command, plan.weights, plan.precision, sorted(plan.choices.items()), hashes
     state = blake3(repr((__version__, recipe, outputs, inputs)).encode())
+    files = {path: number for number, (path, _) in enumerate(inputs)}
+
+    def told(ref: Ref) -> tuple[object, ...]:
+        one = files[str(ref.path)], ref.offset, *ref.spec, ref.columns
+        if ref.made is None:
+            return one
+        return *one, ref.made.first, ref.made.rows.__qualname__, *map(told, ref.made.sources)
+
+    # Tuples alone, and a file by its number: there may be hundreds of thousands, and names take the longest to print
     for step in plan.steps():
         if step.edits:
-            state.update(repr(step).encode())
+            factors = [[(role, *told(ref)) for role, ref in edit.factors.items()] for edit in step.edits]
+            others = [[field for field in edit if field is not edit.factors] for edit in step.edits]
+            made = step.blend, step.fisher, step.makes
+            state.update(repr((*step.spec, step.offset, *told(step.base), factors, others, made)).encode())
     return state.hexdigest(8)
 
 

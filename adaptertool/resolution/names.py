@@ -25,6 +25,7 @@ from adaptertool.architectures.conversion import (
     other_parameters,
     rules_for,
 )
+from adaptertool.architectures.flat import by_flat_name, without_prefix
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.resolution.prefix import Prefix, changes
 
@@ -94,7 +95,23 @@ class Names:
             or self._one_expert(name)
             or self._cut_from_fused(name)
             or self._joined(name)
+            or self._by_flat_name(name)
         )
+
+    def _by_flat_name(self, name: str) -> Pieces | None:
+        """The pieces of the parameter that has this name where each dot of a path is written as _."""
+        flat = without_prefix(name)
+        found = self._flat.get(flat, ()) if flat is not None else ()
+        meant = {parameter: pieces for parameter in found if (pieces := self._as_named(parameter))}
+        if len(set(meant.values())) > 1:
+            raise MismatchError(
+                f"{shown(name)} can mean {', '.join(map(shown, sorted(meant)))}; say which with --rename"
+            )
+        return next(iter(meant.values()), None)
+
+    @functools.cached_property
+    def _flat(self) -> Mapping[str, list[str]]:
+        return by_flat_name(sorted(self._disk.union(self._memory.names)))
 
     def _as_named(self, name: str) -> Pieces | None:
         """The pieces of a tensor by its name on the disk, or the one that it has in memory."""

@@ -37,8 +37,10 @@ class Renames:
 
     def adapter(self, adapter: Adapter) -> Adapter:
         """The adapter with other names for the tensors that it changes."""
+        if not self.texts:
+            return adapter
         modules = tuple(module._replace(target=self(module.target)) for module in adapter.modules)
-        return dataclasses.replace(adapter, modules=modules) if self.texts else adapter
+        return dataclasses.replace(adapter, modules=modules)
 
     def checkpoint(self, checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
         """The checkpoint with other names for the tensors whose names the base does not have.

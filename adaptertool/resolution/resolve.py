@@ -195,6 +195,8 @@ def _misfits(ref: Ref, module: Module, *, transposed: bool) -> dict[str, Shape] 
     expected = kind_of(module).shapes(weight[::-1] if transposed else weight, shapes)
     if expected is None:
         return None
+    if expected == shapes:
+        return {}
     return {role: expected[role] for role, shape in shapes.items() if shape != expected[role]}
 
 

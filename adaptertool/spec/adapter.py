@@ -52,4 +52,4 @@ class Adapter:
 
     @property
     def named(self) -> dict[str, Path]:
-        return {path.relative_to(self.path).as_posix(): path for path in self.files}
+        return {path.relative_to(self.path).as_posix() if path != self.path else path.name: path for path in self.files}

@@ -53,6 +53,11 @@ class Layer(NamedTuple):
         return self.magnitude is not None or self.unpaired is not None
 
     @property
+    def as_stored(self) -> bool:
+        """Whether its factors are written as they are stored, where nothing changes."""
+        return not self.grouped and not any(ref.made for ref in self.refs)
+
+    @property
     def key(self) -> str:
         """The name of one of its factors, by which its edits are found."""
         if self.unpaired is not None:

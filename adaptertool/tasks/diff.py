@@ -88,7 +88,7 @@ def _opened(path: Path) -> Checkpoint:
 
 
 def _require_alike(a: Checkpoint, b: Checkpoint) -> None:
-    prefixes = tuple(one.files.prefix for one in FORMATS)
+    prefixes = tuple(one.files.prefix for one in FORMATS if one.files.prefix)
     adapters = [one for one in (a, b) if any(name.startswith(prefixes) for name in one.tensors)]
     if len(adapters) == 1:
         adapter, other = (a, b) if adapters[0] is a else (b, a)
@@ -129,10 +129,11 @@ def _notes(paths: tuple[Path, Path], a: Checkpoint, b: Checkpoint) -> Iterator[s
     formats = [recognised(path) for path in paths]
     found = [(path, own) for path, own in zip(paths, formats, strict=True) if own is not None]
     for path, own in found:
-        if beside := weights_beside(path, own.files):
+        if own.files.config is not None and (beside := weights_beside(path, own.files)):
             yield f"not compared, beside the factors in {path}: {', '.join(map(shown, beside))}"
     if len(found) == len(paths):
-        name = found[0][1].files.config
-        yield from config_notes(name, *(load_json(path / own.files.config) for path, own in found))
+        if None not in (configs := [own.files.config for _, own in found]):
+            read = [load_json(path / own.files.named[0]) for path, own in found]
+            yield from config_notes(str(configs[0]), *read)
     elif not found:
         yield from config_notes("config.json", a.config, b.config)

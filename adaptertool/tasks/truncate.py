@@ -172,9 +172,8 @@ def _output(
 
 def _config(layered: Layered, said: Sequence[LayerOutcome | None]) -> bytes:
     layers, own = [one for one in said if one is not None], BY_NAME[layered.adapter.format]
-    made = any(ref.made for one in layers for ref in one.layer.refs)
-    if not made and all(one.rank == one.layer.rank and not one.layer.grouped for one in layers):
-        return _text(layered.adapter.path / own.files.config)
+    if all(one.rank == one.layer.rank and one.layer.as_stored for one in layers):
+        return _text(layered.adapter.path / own.files.named[0])
     written = [
         Written(one.layer.path, one.rank, one.layer.scale, is_parameter=one.layer.is_parameter) for one in layers
     ]

@@ -5,6 +5,7 @@ Most faults are other edits of the same base, so what each would give is compute
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from adaptertool.codecs import CODECS, COMPUTED, F32
 from adaptertool.kinds import kind_of
+from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit
 from adaptertool.verification.judge import narrowed
@@ -129,7 +131,7 @@ def _hypotheses(
 
 
 def _square(edits: Edits) -> bool:
-    return all(len({max(ref.spec.shape) for ref in edit.factors.values()}) == 1 for edit in edits)
+    return all(edit.factors[B].shape[0] == math.prod(edit.factors[A].shape[1:]) for edit in edits)
 
 
 def _misread(edit: Edit, code: str) -> Edit:

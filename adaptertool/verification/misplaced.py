@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.tiling import needs_columns
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.errors import shown
@@ -59,6 +60,8 @@ def _base_rows(subject: Candidate, rows: Sequence[int], width: int) -> Array:
 
 def _exact(subject: Candidate, chain: Chain, first: int, last: int, width: int) -> Array:
     begin, end = first * width // chain.columns, -(-last * width // chain.columns)  # of the matrix that edits act on
+    if needs_columns(chain.step.edits):
+        begin, end = 0, chain.rows
     base = read_rows(subject.inputs, subject.step.base, begin, end, chain.columns)
     after = base.copy()
     chain.apply(after, begin, base)
@@ -105,6 +108,7 @@ def _nearest_rows(subject: Candidate, found: Array, width: int) -> tuple[list[in
     count = subject.step.spec.numel // width
     best, where = np.full(len(found), np.inf), np.zeros(len(found), np.int64)
     step, chain = max(1, _AT_ONCE // width), Chain(subject.inputs, subject.step)
+    step = max(1, count) if needs_columns(subject.step.edits) else step
     for first in range(0, count, step):
         rows = _exact(subject, chain, first, min(count, first + step), width)
         squares = (rows * rows).sum(1) - 2 * found @ rows.T

@@ -9,7 +9,7 @@ import numpy as np
 
 from adaptertool.arithmetic.block import Block
 from adaptertool.arithmetic.chain import Chain
-from adaptertool.arithmetic.tiling import matrix
+from adaptertool.arithmetic.tiling import matrix, needs_columns
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.tensors import read_stored
 from adaptertool.numerics.rounding import Array
@@ -56,7 +56,7 @@ def samples_of(subject: Candidate, elements: int = _ELEMENTS) -> Iterator[Sample
     rows, columns = matrix(subject.step)
     if not rows * columns:
         return
-    count = max(1, min(rows, elements // columns))
+    count = rows if needs_columns(subject.step.edits) else max(1, min(rows, elements // columns))
     wanted = {part * (rows - count) // (_PARTS - 1) for part in range(_PARTS)}
     if subject.tally.first_outside is not None:
         wanted.add(min(subject.tally.first_outside // columns, rows - count))

@@ -12,6 +12,7 @@ import numpy as np
 
 from adaptertool.arithmetic.block import Block, part
 from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.single import pick
 from adaptertool.arithmetic.tiling import matrix
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.codecs import BY_DTYPE, COMPUTED
@@ -159,21 +160,26 @@ class Candidate:
         return any(kind_of(edit).norms is not None for edit in self.step.edits)
 
     @functools.cached_property
+    def _in_rows(self) -> bool:
+        """Whether no element can be computed without its row."""
+        return self.turns or any(kind_of(edit).neighbours for edit in self.step.edits)
+
+    @functools.cached_property
     def adapters(self) -> list[int]:
         return sorted({edit.adapter for edit in self.step.edits})
 
     def directions(self, block: Block, before: Array, where: Array | None = None) -> list[Array]:
         """What each adapter changes, in order, and under DoRA W' itself: of elements of a block, or of all, float64."""
-        states = [doubles(before if where is None or self.turns else before[where], self.step.base.spec.dtype)]
+        states = [doubles(before if where is None or self._in_rows else before[where], self.step.base.spec.dtype)]
         for chain in self._prefixes(block):
-            if where is None or self.turns:
+            if where is None or self._in_rows:
                 rows = states[0].reshape(-1, block.columns)
                 after = rows.copy()
                 chain.apply(after, block.first, rows)
                 states.append(after.reshape(-1))
             else:
                 states.append(self._picked(chain, block, where, states[0]))
-        if where is not None and self.turns:
+        if where is not None and self._in_rows:
             states = [state[where] for state in states]
         along = [self.alpha * (after - before) for before, after in itertools.pairwise(states)]
         if self.turns:
@@ -182,7 +188,7 @@ class Candidate:
 
     def _picked(self, chain: Chain, block: Block, where: Array, numbers: Array) -> Array:
         at = where // block.columns, where % block.columns
-        picked: Array = chain.pick(FLOATS, block.first, block.last, at, numbers[:, None, None]).ravel()
+        picked: Array = pick(chain, FLOATS, (block.first, block.last), at, numbers[:, None, None]).ravel()
         return picked
 
     def _prefixes(self, block: Block) -> Iterator[Chain]:
@@ -199,7 +205,7 @@ class Candidate:
         """The values that a block should have, or its elements `where`: float64, flat. terms: the chain of
         magnitudes."""
         chain, alpha = block.chain, self.alpha
-        if where is not None and not self.turns:
+        if where is not None and not self._in_rows:
             base = doubles(before[where], self.step.base.spec.dtype)
             full, most = (
                 self._picked(*each) for each in ((chain, block, where, base), (terms, block, where, abs(base)))

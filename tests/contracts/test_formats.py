@@ -52,16 +52,19 @@ class TestFormat:
         adapter = read(own, path)
         claimed = [ref.spec.name for module in adapter.modules for ref in module.factors.values()]
         assert sorted([*claimed, *adapter.ignored]) == sorted(adapter.tensors)
-        assert {module.layer for module in adapter.modules if module.rank} == {LAYER}
-        assert set(adapter.files) == {path / own.files.config, path / own.files.weights}
+        assert {module.layer for module in adapter.modules if module.rank} == {SAMPLES[own.name].layer}
+        assert set(adapter.files) == {path / name for name in (own.files.config, own.files.weights) if name is not None}
 
     def test_says_what_it_was_parsed_from(self, own: Format, path: Path) -> None:
         adapter, files = read(own, path), Parsed(path)
         assert adapter.format == own.name
-        assert adapter.fields == files.json(own.files.config)
+        config, header = own.files.config, files.header(own.files.weights)
+        assert adapter.fields == (header.metadata if config is None else files.json(config))
         assert adapter.metadata == files.header(own.files.weights).metadata
 
     def test_refuses_an_unknown_field_by_name(self, own: Format, path: Path, sample: Sample) -> None:
+        if sample.with_field is None or own.files.config is None:
+            return
         sample.with_field(path, "quite_new", 1)
         with pytest.raises(UnsupportedError, match="quite_new"):
             read(own, path)
@@ -73,9 +76,16 @@ class TestFormat:
         with pytest.raises(InputError, match="quite_new"):
             read(own, path)
 
-    @pytest.mark.parametrize("name", ["config", "weights"])
-    def test_says_what_is_missing(self, own: Format, path: Path, name: str) -> None:
-        missing = getattr(own.files, name)
+
+@pytest.mark.parametrize("own", [own for own in FORMATS if own.write is not None], ids=lambda own: own.name)
+class TestWritten:
+    @pytest.fixture
+    def path(self, own: Format, tmp_path: Path) -> Path:
+        return SAMPLES[own.name].make(tmp_path / "adapter")
+
+    @pytest.mark.parametrize("which", [0, 1])
+    def test_says_what_is_missing(self, own: Format, path: Path, which: int) -> None:
+        missing = own.files.named[which]
         (path / missing).unlink()
         with pytest.raises(InputError, match=missing):
             read(own, path)
@@ -84,13 +94,13 @@ class TestFormat:
         before = read_alone(Parsed(path))
         layers = [Written(one.path, one.rank, one.scale, one.is_parameter) for one in before.layers.values()]
         text = writing(own).config_text(before.fields, layers, targets_of=before.fields)
-        (path / own.files.config).write_bytes(text)
+        (path / own.files.named[0]).write_bytes(text)
         assert read_alone(Parsed(path)).layers == before.layers
 
     @pytest.mark.parametrize("alpha", ["0", "0.5", "-3"])
     def test_an_adapter_times_a_number(self, own: Format, path: Path, alpha: str) -> None:
         before = read_alone(Parsed(path)).layers[LAYER]
-        (path / own.files.config).write_bytes(writing(own).times(read(own, path), Decimal(alpha)))
+        (path / own.files.named[0]).write_bytes(writing(own).times(read(own, path), Decimal(alpha)))
         assert read_alone(Parsed(path)).layers[LAYER].scale == before.scale * float(alpha)
 
     @pytest.mark.parametrize("rank", [1, 7, 600])
@@ -110,11 +120,11 @@ class TestFormat:
 
     def test_its_files_are_no_part_of_a_checkpoint(self, own: Format, path: Path, tmp_path: Path) -> None:
         root = write_checkpoint(tmp_path / "base", {"a": torch.ones(2)})
-        for name in (own.files.config, own.files.weights):
+        for name in own.files.named:
             (root / name).write_bytes((path / name).read_bytes())
         checkpoint = open_checkpoint(root)
         assert {asset.name for asset in checkpoint.assets} == {"config.json"}
-        assert set(checkpoint.left) == {own.files.config, own.files.weights}
+        assert set(checkpoint.left) == {*own.files.named}
 
 
 def test_two_formats_for_one_folder_are_an_error_that_names_both(
@@ -132,6 +142,15 @@ def test_where_there_is_none_the_default_says_so(tmp_path: Path) -> None:
     assert not is_adapter(tmp_path)
     with pytest.raises(InputError, match="is not an adapter"):
         read(format_at(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("own", [own for own in FORMATS if own.write is None], ids=lambda own: own.name)
+def test_what_is_read_and_not_written_says_so(own: Format, tmp_path: Path) -> None:
+    path = SAMPLES[own.name].make(tmp_path / "adapter")
+    with pytest.raises(UnsupportedError):
+        writing(own)
+    with pytest.raises(UnsupportedError, match="merge it into its base"):
+        read_alone(Parsed(path))
 
 
 def test_what_is_only_read_is_not_written() -> None:

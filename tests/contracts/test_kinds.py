@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -23,19 +23,33 @@ OUT, IN, RANK = 6, 10, 3
 SCALE, WEIGHT = 0.75, -1.25  # of few bits, so that their product is exact
 UNIT = 2.0**-53
 
+# Shapes of factors, where they do not follow from a rank
+GIVEN = {"rotation": {"high": (2 * IN, 5), "low": (2 * IN, 5), "order": (2, IN)}}
+
 every_kind = pytest.mark.parametrize("kind", [k for k in KINDS if not k.becomes], ids=lambda kind: kind.name)
 those_made = pytest.mark.parametrize("kind", [k for k in KINDS if k.becomes], ids=lambda kind: kind.name)
+
+
+def given(kind: Kind) -> dict[str, tuple[int, ...]]:
+    return GIVEN.get(kind.name) or dict.fromkeys(kind.roles, (RANK,))
 
 
 def sample(kind: Kind, seed: int = 0, out: int = OUT) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """A weight (out, in) and factors as matrices, float64 of few bits."""
     rng = np.random.default_rng(seed)
-    shapes = kind.shapes((out, IN), dict.fromkeys(kind.roles, (RANK,)))
+    shapes = kind.shapes((out, IN), given(kind))
     assert shapes is not None
     numbers = {role: rng.integers(1, 64, size=shape) / 32 for role, shape in sorted(shapes.items())}
     signs = {role: rng.choice([-1.0, 1.0], size=array.shape) for role, array in numbers.items()}
     factors = {role: (numbers[role] * signs[role]).reshape(shapes[role][0], -1) for role in numbers}
+    factors |= {role: np.stack([rng.permutation(IN) * 1.0 for _ in factors[role]]) for role in kind.places}
+    if "low" in factors:
+        factors["low"] *= 2.0**-60
     return rng.integers(-64, 64, size=(out, IN)) / 16.0, factors
+
+
+def of_system(kind: Kind, of: Callable[[Any], Any], factors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return dict(factors) if kind.neighbours else {role: of(factor) for role, factor in factors.items()}
 
 
 def with_norms(kind: Kind, ops: Ops, rows: Any, factors: Mapping[str, Any], scale: Any = SCALE) -> dict[str, Any]:
@@ -48,7 +62,7 @@ def with_norms(kind: Kind, ops: Ops, rows: Any, factors: Mapping[str, Any], scal
 def exactly(kind: Kind, rows: np.ndarray, factors: Mapping[str, np.ndarray]) -> np.ndarray:
     """The result in intervals of rationals, as float64; each is narrower than 2^-60."""
     exact = intervals(rows)
-    own = with_norms(kind, INTERVALS, exact, {role: intervals(f) for role, f in factors.items()}, Fraction(SCALE))
+    own = with_norms(kind, INTERVALS, exact, of_system(kind, intervals, factors), Fraction(SCALE))
     kind.apply(INTERVALS, exact, own, Fraction(SCALE), Fraction(WEIGHT))
     assert all(end.high - end.low < Fraction(1, 2**60) for end in exact.flat)
     return np.array([[float(end.low) for end in row] for row in exact])
@@ -64,7 +78,7 @@ def applied(kind: Kind, rows: np.ndarray, factors: Mapping[str, np.ndarray], dty
 @every_kind
 def test_roles_are_cut_in_one_way(kind: Kind) -> None:
     assert kind.by_row | kind.by_column <= kind.roles
-    assert not kind.by_row & kind.by_column
+    assert not kind.by_row & kind.by_column and kind.places <= kind.roles
     assert not kind.elementwise or kind.by_row == kind.roles
     assert kind.pair is None or set(kind.pair) <= kind.roles
     assert set(kind.anew) <= kind.roles and kind.operations <= set(OPERATIONS)
@@ -72,12 +86,12 @@ def test_roles_are_cut_in_one_way(kind: Kind) -> None:
 
 @every_kind
 def test_shapes_name_every_role_and_do_not_fit_another_weight(kind: Kind) -> None:
-    given = dict.fromkeys(kind.roles, (RANK,))
-    one, other = kind.shapes((OUT, IN), given), kind.shapes((OUT + 1, IN), given)
+    shapes = given(kind)
+    one, other, wider = (kind.shapes(weight, shapes) for weight in ((OUT, IN), (OUT + 1, IN), (OUT, IN + 5)))
     assert one is not None and one.keys() == kind.roles
-    assert one != other
+    assert one != other if kind.by_row else one != wider
     if not kind.elementwise:
-        assert kind.shapes((OUT,), given) is None
+        assert kind.shapes((OUT,), shapes) is None
 
 
 @every_kind
@@ -97,6 +111,8 @@ def test_floats_are_within_the_bound_of_the_exact_result(kind: Kind, dtype: Any)
 @every_kind
 def test_single_elements_are_as_in_blocks(kind: Kind) -> None:
     """In floats, and where they can be in residues."""
+    if kind.neighbours:
+        return
     rows, factors = sample(kind)
     exact = exactly(kind, rows, factors)
     at = np.array([0, 3, 5]), np.array([9, 0, 4])
@@ -128,26 +144,29 @@ def test_double_double_holds_the_exact_result(kind: Kind, weight: Fraction) -> N
     """Rows, and single elements; to 90 bits."""
     rows, factors = sample(kind)
     exact = intervals(rows)
-    own = with_norms(kind, INTERVALS, exact, {role: intervals(f) for role, f in factors.items()}, Fraction(SCALE))
+    own = with_norms(kind, INTERVALS, exact, of_system(kind, intervals, factors), Fraction(SCALE))
     kind.apply(INTERVALS, exact, own, Fraction(SCALE), weight)
-    given = {role: DOUBLES.array(factor) for role, factor in factors.items()}
+    held = of_system(kind, DOUBLES.array, factors)
     whole = DOUBLES.array(rows).copy()
     if kind.norms is not None:
         assert DOUBLES.root is not None
-        given[NORM] = DOUBLES.root(kind.norms.squares(DOUBLES, whole, given, Fraction(SCALE)))
-    kind.apply(DOUBLES, whole, given, Fraction(SCALE), weight)
-    at = np.array([0, 3, 5]), np.array([9, 0, 4])
-    cut = {
-        role: factor[at].reshape(-1, 1, 1)
-        if kind.elementwise
-        else factor[at[0]].reshape(3, 1, -1)
-        if role in kind.by_row | {NORM}
-        else DOUBLES.array(factors[role][:, at[1]].T[:, :, None])
-        for role, factor in given.items()
-    }
-    single = DOUBLES.array(rows[at][:, None, None]).copy()
-    kind.apply(DOUBLES, single, cut, Fraction(SCALE), weight)
-    for found, expected in ((whole, exact), (single.reshape(3), exact[at])):
+        held[NORM] = DOUBLES.root(kind.norms.squares(DOUBLES, whole, held, Fraction(SCALE)))
+    kind.apply(DOUBLES, whole, held, Fraction(SCALE), weight)
+    made = [(whole, exact)]
+    if not kind.neighbours:
+        at = np.array([0, 3, 5]), np.array([9, 0, 4])
+        cut = {
+            role: factor[at].reshape(-1, 1, 1)
+            if kind.elementwise
+            else factor[at[0]].reshape(3, 1, -1)
+            if role in kind.by_row | {NORM}
+            else DOUBLES.array(factors[role][:, at[1]].T[:, :, None])
+            for role, factor in held.items()
+        }
+        single = DOUBLES.array(rows[at][:, None, None]).copy()
+        kind.apply(DOUBLES, single, cut, Fraction(SCALE), weight)
+        made.append((single.reshape(3), exact[at]))
+    for found, expected in made:
         for place, end in np.ndenumerate(expected):
             high, low, error = (Fraction(part[place]) for part in found.parts)
             assert end.low - error <= high + low <= end.high + error
@@ -220,8 +239,9 @@ def test_numbers_out_of_range_are_known_for_such(kind: Kind, dtype: Any) -> None
     """An overflow in floats never goes with a finite bound: else what is no number would be stored."""
     rows, factors = sample(kind)
     powers, unit = ((60, 100, 126), 2.0**-24) if dtype == np.float32 else ((300, 900, 1010), UNIT)
-    for power, zero, weight in itertools.product(powers, (None, *sorted(kind.roles)), (WEIGHT, 0.0)):
-        for huge in (kind.roles, *({role} for role in sorted(kind.roles))):
+    numeric = sorted(kind.roles - kind.places)
+    for power, zero, weight in itertools.product(powers, (None, *numeric), (WEIGHT, 0.0)):
+        for huge in (numeric, *({role} for role in numeric)):
             own = {role: np.ldexp(factor, power) if role in huge else factor for role, factor in factors.items()}
             own |= {} if zero is None else {zero: np.zeros_like(factors[zero])}
             with np.errstate(all="ignore"):

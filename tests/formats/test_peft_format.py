@@ -170,7 +170,7 @@ def test_many_unmatched_modules_are_counted(base: Path) -> None:
     [
         (f"{Q}.lora_A.weight", (4, 7), "4×6"),
         (f"{Q}.lora_A.weight", (4,), "4×6"),
-        (f"{Q}.lora_A.weight", (4, 6, 1), "4×6"),
+        (f"{Q}.lora_A.weight", (4, 6, 2), "4×6"),
         (f"{Q}.lora_B.weight", (9, 4), "8×4"),
         (f"{Q}.lora_B.weight", (8, 5), "8×4"),
         (f"{Q}.lora_B.weight", (4, 8), "8×4"),

@@ -53,6 +53,8 @@ class LoraConfig:
     settings: Mapping[str, Any]  # fields that count beside those, of a kind that has such
 
     def rank_of(self, module: str) -> int:
+        if not self.rank_pattern:
+            return self.rank
         return by_pattern(f"{self.path}: rank_pattern", self.rank_pattern, module, self.rank)
 
     def saves(self, module: str) -> bool:
@@ -101,7 +103,9 @@ class LoraConfig:
     def scale_of(self, module: str) -> float:
         if self.scale is not None:
             return self.scale
-        alpha = by_pattern(f"{self.path}: alpha_pattern", self.alpha_pattern, module, self.alpha)
+        alpha = self.alpha
+        if self.alpha_pattern:
+            alpha = by_pattern(f"{self.path}: alpha_pattern", self.alpha_pattern, module, alpha)
         if self.spelled is not None:
             return self.spelled[1].scaling(alpha, self.rank_of(module))
         return lora.scaling(alpha, self.rank_of(module), rank_stabilised=self.rank_stabilised)

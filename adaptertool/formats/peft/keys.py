@@ -46,7 +46,9 @@ def plain_keys(file: Path, tensors: Mapping[str, Ref]) -> tuple[Mapping[str, Ref
     Raises UnsupportedError where only some keys have PEFT's prefix, or there are several adapters; InputError where two
     keys become one.
     """
-    if all(key.startswith(PREFIX) and key.endswith(_USUAL) and not _WRAPPER.search(key) for key in tensors):
+    text = "\n".join(tensors)  # looked through at once: there may be hundreds of thousands
+    wrapped = any(wrapper in text for wrapper in _WRAPPERS)
+    if not wrapped and all(key.startswith(PREFIX) and key.endswith(_USUAL) for key in tensors):
         return tensors, []
     keys, said = dict(zip(tensors, tensors, strict=True)), list[str]()
     for step in (_unwrapped, _unprefixed, _unnamed):

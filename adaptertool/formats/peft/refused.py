@@ -40,23 +40,13 @@ REFUSED = {
     # On the way
     "BOFT": _NOT_YET,
     "BONE": _NOT_YET,
-    "DELORA": _NOT_YET,
-    "FOURIERFT": _NOT_YET,
     "FROD": _NOT_YET,
     "GLORA": _NOT_YET,
-    "GRALORA": _NOT_YET,
-    "HIRA": _NOT_YET,
     "HRA": _NOT_YET,
-    "MISS": _NOT_YET,
-    "OFT": _NOT_YET,
     "PVERA": _NOT_YET,
-    "RANDLORA": _NOT_YET,
     "ROAD": _NOT_YET,
-    "TINYLORA": _NOT_YET,
     "UNILORA": _NOT_YET,
     "VBLORA": _NOT_YET,
-    "VERA": _NOT_YET,
-    "WAVEFT": _NOT_YET,
 }
 
 

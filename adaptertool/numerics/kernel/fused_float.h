@@ -6,6 +6,7 @@
 #define VECTOR_FROM GLUED(vector_from, STORED)
 #define VECTOR_TO GLUED(vector_to, STORED)
 #define AGAIN GLUED(again, STORED)
+#define WIDENED GLUED(widened, STORED)
 #define SUMS GLUED(sums, STORED)
 #define COPY GLUED(copy, STORED)
 
@@ -35,23 +36,44 @@ static int COPY(const block_job *job, size_t i)
     return fine;
 }
 
-/* The sums over row i. */
-static void SUMS(const block_job *job, size_t i)
+/* GROUP stored numbers, of which `wide` are there, as floats; zeros after them. */
+static inline void WIDENED(const uint16_t *from, size_t wide, float *to)
 {
-    const uint16_t *old = (const uint16_t *)job->in + i * job->columns;
+    uint16_t padded[GROUP] = {0};
+    if (wide < GROUP)
+        from = memcpy(padded, from, wide * sizeof *from);
+    EACH for (int v = 0; v < GROUP / FLOATS; v++)
+        *(loose_floats *)(to + v * FLOATS) = VECTOR_FROM(*(const loose_halves *)(from + v * FLOATS));
+}
+
+/* The sums over row i. */
+static __attribute__((noinline)) void SUMS(const block_job *job, size_t i)
+{
     for (size_t c = 0; c < job->columns; c += GROUP) {
-        const float *panel = job->panels + c * job->rank;
-        float change[GROUP] = {0};
+        const float *panel = job->panels + c * job->rank, *row = job->left + i * job->rank;
+        size_t wide = job->columns - c < GROUP ? job->columns - c : GROUP, place = i * job->columns + c;
+        float old[GROUP], new[GROUP], change[GROUP];
+        floats sum[GROUP / FLOATS] = {0};
         for (size_t k = 0; k < job->rank; k++)
-            for (int j = 0; j < GROUP; j++)
-                change[j] += job->left[i * job->rank + k] * panel[k * GROUP + j];
+            EACH for (int v = 0; v < GROUP / FLOATS; v++)
+                sum[v] += all_floats(row[k]) * *(const loose_floats *)(panel + k * GROUP + v * FLOATS);
+        EACH for (int v = 0; v < GROUP / FLOATS; v++)
+            *(loose_floats *)(change + v * FLOATS) = sum[v];
+        WIDENED((const uint16_t *)job->in + place, wide, old);
         for (size_t a = 0; a < job->alphas; a++) {
-            const uint16_t *new = (const uint16_t *)job->out[a] + i * job->columns;
-            double kept = 0, update = 0;
-            for (size_t j = c; j < job->columns && j < c + GROUP; j++) {
-                double delta = job->alpha[a] * change[j - c];
-                kept += ((double)FROM(new[j]) - (double)FROM(old[j])) * delta;
-                update += delta * delta;
+            double kept = 0, update = 0, left[GROUP], wanted[GROUP];
+            WIDENED((const uint16_t *)job->out[a] + place, wide, new);
+            EACH for (int v = 0; v < GROUP / DOUBLES; v++)
+            {
+                doubles delta = all_doubles(job->alpha[a]) * doubles_at(change + v * DOUBLES);
+                doubles moved = doubles_at(new + v * DOUBLES) - doubles_at(old + v * DOUBLES);
+                *(loose_doubles *)(left + v * DOUBLES) = moved * delta;
+                *(loose_doubles *)(wanted + v * DOUBLES) = delta * delta;
+            }
+            EACH for (int j = 0; j < GROUP; j++)
+            {
+                kept += left[j];
+                update += wanted[j];
             }
             job->kept[a] += kept;
             job->update[a] += update;
@@ -129,5 +151,6 @@ int LEVELLED(GLUED(lora, STORED))(const block_job *job)
 #undef VECTOR_FROM
 #undef VECTOR_TO
 #undef AGAIN
+#undef WIDENED
 #undef SUMS
 #undef COPY

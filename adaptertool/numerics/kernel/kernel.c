@@ -21,3 +21,5 @@
 #include "difference.h"
 
 #include "there_back.h"
+
+#include "small.h"

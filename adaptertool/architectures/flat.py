@@ -1,0 +1,42 @@
+"""Names of modules as kohya's tools write them: a prefix for the part of the model, and the path with _ for each dot.
+
+That cannot be undone (to_out.0, to_out_0), so a name is found from the side of the base: among what its tensors would
+be called. As sd-scripts, LyCORIS 4.1 and OneTrainer write them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+# Of a denoiser, of text encoders by their number, of any model
+PREFIXES = (
+    "lora_unet_",
+    "lora_te_",
+    "lora_te1_",
+    "lora_te2_",
+    "lora_te3_",
+    "lora_transformer_",
+    "lora_prior_",
+    "lycoris_",
+)
+
+
+def flattened(path: str) -> str:
+    """The path of a module, or of a parameter that is its own, as such names have it after the prefix."""
+    return path.replace(".", "_")
+
+
+def by_flat_name(parameters: Iterable[str]) -> Mapping[str, list[str]]:
+    """Parameters of a model (a.b.weight) by what they are called (a_b.weight), without a prefix."""
+    found: dict[str, list[str]] = {}
+    for parameter in parameters:
+        module, _, kind = parameter.rpartition(".")
+        found.setdefault(f"{flattened(module)}.{kind}", []).append(parameter)
+    return found
+
+
+def without_prefix(name: str) -> str | None:
+    """What follows the prefix of such a name; None where it has none, or dots before its last part."""
+    if "." in name.rpartition(".")[0]:
+        return None
+    return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), None)

@@ -1,0 +1,184 @@
+"""Stretches of a file with many small tensors, each changed by LoRA: read, made and written at once, for a call costs
+more than the arithmetic of one. A tensor that the kernel cannot make so goes the way of all others
+(arithmetic.blocks), by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from adaptertool.arithmetic.block import blocks_of, part
+from adaptertool.arithmetic.blocks import compute
+from adaptertool.arithmetic.fused import buffers, exact_scale
+from adaptertool.arithmetic.tiling import matrix
+from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.codecs import BY_DTYPE, F16
+from adaptertool.codecs.tensors import as_bytes
+from adaptertool.files.reader import Inputs
+from adaptertool.kinds import kind_of
+from adaptertool.numerics.fused import MOST_ALPHAS
+from adaptertool.numerics.rounding import Array
+from adaptertool.numerics.small import STORED, add_products, can
+from adaptertool.spec.plan import Step
+from adaptertool.spec.tally import Tally, sums
+from adaptertool.spec.tensors import Ref
+
+STRETCH = 1 << 20  # bytes, of weights or of factors
+SMALL = STRETCH // 2  # bytes of the largest tensor: of such there are several in a stretch
+
+# Of the dtypes that the kernel takes factors of, whether products of them may be exact in float64, and sums
+_FEW_BITS = {dtype: BY_DTYPE[dtype].digits <= F16.digits for dtype in ("BF16", "F16", "F32")}
+
+
+class Product(NamedTuple):
+    """scale·left @ right, of factors as they are stored."""
+
+    right: Ref
+    left: Ref
+    rank: int
+    transposed: bool
+    scale: float
+
+
+class Small(NamedTuple):
+    """A tensor that the kernel may make beside others."""
+
+    step: Step
+    rows: int
+    columns: int
+    few_bits: bool
+    products: list[Product]
+
+
+@dataclass(slots=True)
+class Stretch:
+    """Bytes that lie one after another in a file of the base and in the outputs: tensors of one dtype that are edited,
+    and between them some that stay as they are."""
+
+    ref: Ref  # of the first
+    target: int  # its offset in the outputs
+    size: int = 0
+    factors: int = 0  # bytes
+    edited: list[Small] = field(default_factory=list)
+    copied: list[tuple[int, int]] = field(default_factory=list)  # from and to
+
+    def takes(self, step: Step, small: Small | None) -> bool:
+        """Whether this is the next tensor, and there was room: then it is part of it. small: if it is edited"""
+        base, (begin, end) = step.base, (self.size, self.size + step.spec.nbytes)
+        beside = (base.offset, step.offset) == (self.ref.offset + begin, self.target + begin)
+        if not beside or end > STRETCH or base.path != self.ref.path:
+            return False
+        if small is None:
+            self.copied.append((begin, end))
+        else:
+            more = sum(one.left.spec.nbytes + one.right.spec.nbytes for one in small.products)
+            item = BY_DTYPE[base.spec.dtype].held.itemsize
+            if base.spec.dtype != self.ref.spec.dtype or begin % item or self.factors + more > STRETCH:
+                return False
+            self.factors += more
+            self.edited.append(small)
+        self.size = end
+        return True
+
+
+def small_of(step: Step) -> Small | None:
+    """The tensor as part of a stretch; None where it is large, not edited by LoRA alone, or there is no kernel."""
+    base, spec = step.base.spec, step.spec
+    if not step.edits or not 0 < base.nbytes <= SMALL or (base.dtype, base.nbytes) != (spec.dtype, spec.nbytes):
+        return None
+    if step.blend is not None or step.fisher is not None or step.makes is not None or not can(base.dtype):
+        return None
+    (rows, columns), products, few_bits = matrix(step), list[Product](), True
+    for edit in step.edits:
+        kind = kind_of(edit)
+        if not kind.is_product or kind.pair is None or edit.view is not None or not edit.weight:
+            return None
+        b, a = edit.factors[kind.pair[0]], edit.factors[kind.pair[1]]
+        right, left = (b, a) if edit.transposed else (a, b)
+        rank, dtypes = a.spec.shape[0], (a.spec.dtype, b.spec.dtype)
+        if right.spec.numel != rank * columns or left.spec.numel != rank * rows or not rank:
+            return None
+        if a.columns is not None or b.columns is not None or not _FEW_BITS.keys() >= {*dtypes}:
+            return None
+        few_bits = few_bits and _FEW_BITS[dtypes[0]] and _FEW_BITS[dtypes[1]] and exact_scale(edit)
+        products.append(Product(right, left, rank, edit.transposed, edit.weight * edit.scale))
+    return Small(step, rows, columns, few_bits, products)
+
+
+def compute_stretch(
+    inputs: Inputs, stretch: Stretch, alphas: Sequence[float], space: Workspace, *, exact: bool
+) -> Iterator[tuple[memoryview, list[Tally]]]:
+    """The bytes of all tensors, first as they were, without tallies; then for each α, which is not 0, as
+    `blocks.compute` makes them, and the tallies of those that are edited.
+
+    Bytes are valid until the next are taken. Raises NonFiniteError."""
+    held = BY_DTYPE[stretch.ref.spec.dtype].held
+    count = -(-stretch.size // held.itemsize)
+    space.fit(count)
+    stored = part(space.stored, held, count)
+    content = as_bytes(stored)[: stretch.size]
+    inputs.read_into(stretch.ref.path, stretch.ref.offset, content)
+    yield content, []
+    tensors, products, factors = _described(inputs, stretch, held.itemsize)
+    room = space.rounded, space.after, space.before, space.delta, space.mix
+    for first in range(0, len(alphas), MOST_ALPHAS):
+        some = alphas[first : first + MOST_ALPHAS]
+        out = buffers(stretch.ref.spec.dtype, len(some), count, room)
+        changes = add_products(stored, stretch.ref.spec.dtype, tensors, products, factors, some, out)
+        tallies = [
+            [Tally(changed, 0, 0, *sums(kept, update)) for changed, kept, update in zip(*columns, strict=True)]
+            for columns in zip(*(numbers.T.tolist() for numbers in changes), strict=True)
+        ]
+        for number in np.flatnonzero(changes.changed[:, 0] < 0).tolist():
+            for a, tally in enumerate(_by_itself(inputs, stretch, number, some, out, exact=exact)):
+                tallies[a][number] = tally
+        for one, own in zip(out, tallies, strict=True):
+            data = as_bytes(one)[: stretch.size]
+            for begin, end in stretch.copied:
+                data[begin:end] = content[begin:end]
+            yield data, own
+
+
+def _described(
+    inputs: Inputs, stretch: Stretch, item: int
+) -> tuple[list[tuple[int, int, int, int, bool]], list[tuple[int, int, int, int, int, bool, float]], Array]:
+    """The tensors and their products, as the kernel is told of them, and the bytes of all factors."""
+    products = [product for small in stretch.edited for product in small.products]
+    parts = [(ref.path, ref.offset, ref.spec.nbytes) for product in products for ref in (product.right, product.left)]
+    content, begins = inputs.read_parts(parts)
+    places, start = iter(begins), stretch.ref.offset
+    return (
+        [
+            ((step.base.offset - start) // item, rows, columns, len(own), few_bits)
+            for step, rows, columns, few_bits, own in stretch.edited
+        ],
+        [
+            (
+                next(places),
+                next(places),
+                STORED[right.spec.dtype],
+                STORED[left.spec.dtype],
+                rank,
+                transposed,
+                scale,
+            )
+            for right, left, rank, transposed, scale in products
+        ],
+        np.frombuffer(content, np.uint8),
+    )
+
+
+def _by_itself(
+    inputs: Inputs, stretch: Stretch, number: int, alphas: Sequence[float], out: Sequence[Array], *, exact: bool
+) -> list[Tally]:
+    """Make one tensor of a stretch as all others are made; returns its tally for each α."""
+    step, tallies = stretch.edited[number].step, list[Tally]()
+    begin = step.base.offset - stretch.ref.offset
+    (block,) = blocks_of(inputs, step)
+    results = compute(inputs, block, alphas, Workspace(), exact=exact, tallies=tallies)
+    for one, data in zip(out, results, strict=True):
+        as_bytes(one)[begin : begin + len(data)] = data
+    return tallies

@@ -1,0 +1,1 @@
+"""Single files as kohya's sd-scripts and LyCORIS write them."""

@@ -1,0 +1,75 @@
+"""FourierFT: W' = W + w·s·Re(ifft2(F)), with F (out, in) zero but for n elements: c[k] at (u[k], v[k]), which a seed
+draws.
+
+Element (o, i) is s/(out·in)·Σ c[k]·cos(2π(o·u[k]/out + i·v[k]/in)): a product of rank 2n, since cos(x + y) is
+cos x·cos y − sin x·sin y. Cosines and sines are the nearest float64, and so are their products with c. Each of the two
+products thus errs by 3·2⁻⁵³ of it at most; |cos x·cos y| + |sin x·sin y| ≤ 1; and s/(out·in) is two roundings of
+float64. So the change that is made, exactly, is within 2⁻⁵⁰·s/(out·in)·Σ|c[k]| of the formula.
+
+Source: Z. Gao et al., "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform" (arXiv:2405.03003). Checked
+against PEFT 0.21.2 in the tests, which transforms in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from adaptertool.kinds.drawn import SEED, check_seed, drawn
+from adaptertool.kinds.kind import Kind, Part, Shape
+from adaptertool.kinds.made import product, whole
+from adaptertool.kinds.spelling import Spelling
+from adaptertool.numerics.circle import circle
+from adaptertool.numerics.error_bound import Array
+from adaptertool.spec.tensors import ReadRows, Ref
+
+SPECTRUM = "fourierft_spectrum"
+
+
+def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
+    """c (n,), not more than a weight (out, in) has elements."""
+    if len(weight) != 2 or len(factors[SPECTRUM]) != 1:
+        return None
+    return {SPECTRUM: (min(factors[SPECTRUM][0], weight[0] * weight[1]),)}
+
+
+def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: Mapping[str, Any]) -> Sequence[Part]:
+    """LoRA with c·cos and −c·sin of rows in the place of B, cos and sin of columns in the place of A."""
+    spectrum, (out, wide), seed = factors[SPECTRUM], weight, settings[SEED]
+    count = spectrum.shape[0]
+
+    def left(read: ReadRows, first: int, last: int) -> Sequence[Array]:
+        cosines, sines = circle(out)
+        turns = np.arange(first, last)[:, None] * (drawn(out * wide, count, seed) // wide) % out
+        numbers = whole(read, spectrum)
+        return [np.concatenate([cosines[turns] * numbers, sines[turns] * -numbers], axis=1)]
+
+    def right(read: ReadRows, first: int, last: int) -> Sequence[Array]:  # noqa: ARG001
+        cosines, sines = circle(wide)
+        turns = (drawn(out * wide, count, seed) % wide)[:, None] * np.arange(wide) % wide
+        return [np.concatenate([cosines[turns], sines[turns]])]
+
+    return [product((spectrum,), (out, 2 * count, wide), (left, 1), (right, 1), scale / (out * wide))]
+
+
+FOURIERFT = Kind(
+    name="fourierft",
+    roles=frozenset({SPECTRUM}),
+    shapes=shapes,
+    becomes=becomes,
+    linear=True,
+    spellings={
+        "peft": Spelling(
+            tag="FOURIERFT",
+            keys={f".{SPECTRUM}": SPECTRUM},
+            rank=None,
+            alpha=None,
+            scale=lambda fields: fields["scaling"],
+            settings=frozenset({SEED}),
+            check=check_seed,
+            harmless=frozenset({"scaling", "n_frequency", "n_frequency_pattern", "init_weights"}),
+        )
+    },
+)

@@ -1,0 +1,86 @@
+"""Files of LyCORIS against what its own layers compute: the weight that their forward pass has, found by inputs of
+zeros and a one. Not its merge, which applies alpha/r twice for some kinds."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import load, same_bits
+from layers import make_base
+from lycoris import LycorisNetwork, create_lycoris
+from oracle import half_ulp_excess
+from safetensors.torch import save_file
+from torch import nn
+
+import adaptertool
+
+DTYPES = [torch.bfloat16, torch.float32]
+LAYERS = ["linear", "conv1", "conv2", "conv3"]
+DORA = {"dora_wd": True}
+EPSILON = 1e-5  # half-ulp share: LyCORIS adds an epsilon to the norms of DoRA
+
+# name: (algorithm, options, layers, whether biases change too)
+CASES: Mapping[str, tuple[str, Mapping[str, Any], list[str], bool]] = {
+    "locon": ("lora", {}, LAYERS, False),
+    "rslora": ("lora", {"rs_lora": True}, LAYERS, False),
+    "tucker": ("lora", {"use_tucker": True}, LAYERS, False),
+    "dora": ("lora", DORA, LAYERS, False),
+    "dora of columns": ("lora", DORA | {"wd_on_output": False}, ["linear"], False),
+    "loha": ("loha", {}, LAYERS, False),
+    "full": ("full", {}, LAYERS, True),
+}
+
+
+def train(zoo: nn.Module, algo: str, layers: list[str], **options: Any) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A model in float64 with adapters of random factors on these layers, and their tensors as they are saved."""
+    logging.getLogger("LyCORIS").setLevel(logging.CRITICAL)
+    LycorisNetwork.apply_preset({"target_module": [], "target_name": layers, "enable_conv": True})
+    model = copy.deepcopy(zoo).float()
+    network = create_lycoris(
+        model, 1.0, linear_dim=3, linear_alpha=2, conv_dim=2, conv_alpha=1.5, algo=algo, bypass_mode=False, **options
+    )
+    with torch.no_grad():
+        for layer in network.loras:
+            for name, parameter in layer.named_parameters(recurse=True):
+                if not name.startswith("org_module"):
+                    parameter.copy_(torch.randn(parameter.shape) / 3)
+    network.apply_to()
+    saved = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
+    for layer in network.loras:
+        layer.double()
+    return model.double().eval(), saved
+
+
+@torch.no_grad()
+def seen(layer: nn.Module, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight, of this shape, and the bias that the forward pass of a linear layer or a convolution has."""
+    shape = weight.shape[1:]
+    ones = torch.eye(shape.numel(), dtype=torch.float64).reshape(-1, *shape)
+    bias = layer(torch.zeros(1, *shape, dtype=torch.float64)).reshape(-1)
+    return (layer(ones).reshape(len(ones), -1) - bias).T.reshape(weight.shape), bias
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_merge_is_what_the_forward_pass_computes(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    algo, options, layers, biases = CASES[name]
+    zoo, base = make_base(tmp_path / "base", dtype)
+    model, saved = train(zoo, algo, layers, **options)
+    save_file(saved, tmp_path / "a.safetensors")
+    adaptertool.merge(base, [tmp_path / "a.safetensors"], tmp_path / "out")
+    before, after = load(base), load(tmp_path / "out")
+    changed = {f"{layer}.{kind}" for layer in layers for kind in ("weight", *(["bias"] if biases else []))}
+    for key, tensor in after.items():
+        if key not in changed:
+            assert same_bits(tensor, before[key]), key
+            continue
+        layer, _, kind = key.rpartition(".")
+        exact = seen(model.get_submodule(layer), before[f"{layer}.weight"])[kind == "bias"]
+        assert not tensor.equal(before[key]), key
+        assert half_ulp_excess(tensor, exact).max() <= 1 + (1 if "dora" in name else EPSILON), key
