@@ -160,6 +160,9 @@ HANDLED = [
      "planning/test_sum_saved.py::test_merging_a_sum_is_merging_its_adapters"),
     ("attached, on a compiled model, or on weights that are used without their layer", "compiled anew; changed in "
      "place; both are said", "live/test_bypass.py::test_compiled_before"),
+    ("BEFT", "added to the biases of layers", "kinds/test_beft.py::test_every_command"),
+    ("Super-Tuning, Supra", "single elements of linear layers, and a LoRA; its indices must be in the file",
+     "kinds/test_supertuning.py::test_every_command"),
     ("VeLoRA, MonteCLoRA, MiCA, EVA", "LoRA after training; what steered it is left out, and said",
      "oracle/test_peft_variants.py::test_merge_is_that_of_peft"),
     ("BD-LoRA: a factor in diagonal blocks", "as the whole matrix; every command",

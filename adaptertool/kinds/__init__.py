@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from adaptertool.kinds.adalora import ADALORA
+from adaptertool.kinds.beft import BEFT
 from adaptertool.kinds.c3a import C3A
 from adaptertool.kinds.delora import DELORA
 from adaptertool.kinds.difference import DIFFERENCE
@@ -26,6 +27,7 @@ from adaptertool.kinds.oft import OFT
 from adaptertool.kinds.randlora import RANDLORA
 from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
+from adaptertool.kinds.supertuning import SUPERTUNING
 from adaptertool.kinds.tinylora import TINYLORA
 from adaptertool.kinds.vera import VERA
 from adaptertool.kinds.waveft import WAVEFT
@@ -56,6 +58,8 @@ KINDS: tuple[Kind, ...] = (
     LOHA_TUCKER,
     LOKR,
     C3A,
+    BEFT,
+    SUPERTUNING,
     FOURIERFT,
     WAVEFT,
     OFT,

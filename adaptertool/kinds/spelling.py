@@ -22,6 +22,7 @@ class Spelling:
     scaling:  (alpha, rank) -> the scale, by the float64 expression of the library that wrote it
     scale:    instead of it, where more counts: the scale from all fields of the config; patterns then play no part
     bias:     the kind of the change that the same factors make to the layer's bias, where it has one
+    only_bias: they change nothing else
     instead:  (field, kind): modules that the field names, by a pattern or the ends of their paths, are of that kind
     variant:  what follows a module's name in the keys of further factors -> role; and the kind of modules with such
     ranked:   roles whose first dimension is the rank, beside those that go by column
@@ -46,6 +47,7 @@ class Spelling:
     scaling: Callable[[float, int], float] = lambda alpha, rank: alpha / rank
     scale: Callable[[Mapping[str, Any]], float] | None = None
     bias: str | None = None
+    only_bias: bool = False
     instead: tuple[str, str] | None = None
     variant: tuple[Mapping[str, str], str] | None = None
     ranked: frozenset[str] = frozenset()

@@ -32,6 +32,7 @@ LYCORIS = ("linear", "conv1", "conv2")
 OFT = {"oft_block_size": 3}
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
+    "adalora-alpha": Case("AdaLoraConfig", {"init_r": 3, "lora_alpha": 0, "total_step": 9}, ("linear",), 1),
     "gralora": Case("GraloraConfig", {"r": 4, "alpha": 6, "gralora_k": 2}, ("linear", "turned"), 2),
     "gralora beside LoRA": Case(
         "GraloraConfig", {"r": 4, "alpha": 5, "gralora_k": 2, "hybrid_r": 3}, ("linear", "turned"), 2
@@ -77,6 +78,9 @@ CASES = {
     "c3a-biases": Case(
         "C3AConfig", {"block_size": 3, "block_size_pattern": {"linear": 2}, "bias": "c3a_only"}, ("linear",), 2
     ),
+    "beft": Case("BeftConfig", {}, ("linear",), 1),
+    "supertuning": Case("SupertuningConfig", {"sparsity": 0.8}, ("linear",), 1),
+    "supra": Case("SupertuningConfig", {"sparsity": 0.9, "select_top": False, "r": 3, "lora_alpha": 5}, ("linear",), 1),
     "fourierft": Case("FourierFTConfig", {"n_frequency": 11, "scaling": 100.0}, ("linear",), 1),
     "fourierft-biases": Case(
         "FourierFTConfig",

@@ -78,7 +78,7 @@ def _layers(adapter: Adapter) -> dict[str, Layer]:
         if kind_of(module).replaces:
             continue
         if kind_of(module).follows:  # follows the change of the weight
-            layers[path] = layers[path]._replace(bias=module.factors[BIAS])
+            layers[path] = layers[path]._replace(bias=_bias_of(layers[path], module.factors[BIAS]))
         elif not kind_of(module).pair:
             layers[path] = _unpaired(module)
         elif path in layers:
@@ -86,6 +86,14 @@ def _layers(adapter: Adapter) -> dict[str, Layer]:
         else:
             layers[path] = _layer(module)
     return layers
+
+
+def _bias_of(layer: Layer, bias: Ref) -> Ref:
+    """Raises MismatchError where it is not one number for each output."""
+    outputs = layer.pairs[0].outputs
+    if bias.shape != (outputs,):
+        raise MismatchError(f"{bias.path}: {shown(bias.spec.name)} is {bias.spec}, but the layer has {outputs} outputs")
+    return bias
 
 
 def _as_product(module: Module) -> Module:
