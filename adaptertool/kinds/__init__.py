@@ -26,6 +26,7 @@ from adaptertool.kinds.randlora import RANDLORA
 from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
 from adaptertool.kinds.tinylora import TINYLORA
+from adaptertool.kinds.vblora import VBLORA
 from adaptertool.kinds.vera import VERA
 
 KINDS: tuple[Kind, ...] = (
@@ -45,6 +46,7 @@ KINDS: tuple[Kind, ...] = (
     RANDLORA,
     DELORA,
     TINYLORA,
+    VBLORA,
     LORA_TUCKER,
     DORA_SCALE,
     IA3,
