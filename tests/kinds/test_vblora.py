@@ -54,8 +54,9 @@ def one_layer(
 ) -> Path:
     tensors = {"base_model.vblora_vector_bank": make(COUNT, LENGTH, dtype=dtype)}
     for side, shape in SIDES.items():
-        logits = (3 * torch.randn(*shape, COUNT) + torch.arange(COUNT) * 0.05).to(dtype)
-        logits[..., -4:] += torch.tensor([4, 8, 12, 16])  # none are equal where the largest end
+        logits = torch.randn(*shape, COUNT).clamp(max=3).to(dtype)
+        places = torch.arange(7, 7 + 11 * MOST, 11)  # none are equal where the largest end
+        logits[..., places] = (torch.tensor([6.0, 4.0, 5.0]) + torch.rand(*shape, MOST) / 2).to(dtype)
         if not saved:
             tensors[f"{layer}.vblora_logits_{side}"] = logits
             continue
