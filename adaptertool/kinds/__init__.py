@@ -11,6 +11,7 @@ from adaptertool.kinds.dora_scale import DORA_SCALE
 from adaptertool.kinds.fourierft import FOURIERFT
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
+from adaptertool.kinds.glora import GLORA
 from adaptertool.kinds.gralora import GRALORA
 from adaptertool.kinds.hira import HIRA
 from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
@@ -47,6 +48,7 @@ KINDS: tuple[Kind, ...] = (
     DELORA,
     TINYLORA,
     VBLORA,
+    GLORA,
     LORA_TUCKER,
     DORA_SCALE,
     IA3,

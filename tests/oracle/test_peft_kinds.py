@@ -46,6 +46,12 @@ CASES = {
     "vblora": Case(
         "VBLoRAConfig", {"r": 3, "num_vectors": 300, "vector_length": 2, "topk": 2}, ("linear", "turned"), 2
     ),
+    **{
+        f"glora, {what}": Case(
+            "GloraConfig", {"r": 3, "config_A_B": what, "config_C": "none", "config_D_E": "none"}, ("linear",), 1
+        )
+        for what in ("lora", "vector", "constant")
+    },
     "hira": Case(
         "HiraConfig",
         {"r": 3, "init_weights": False},
