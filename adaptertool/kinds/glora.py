@@ -35,7 +35,7 @@ _OFF = "with config_A_B = none it changes biases alone, which is not supported y
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
-    """Of A, of B or of both: (out, r) and (r, in), or a column (out, 1), or one number (1,), for a weight (out, in)."""
+    """A or B or both: (out, r) and (r, in), or a column (out, 1), or one number (1,), for a weight (out, in)."""
     expected: dict[str, Shape] = {}
     for side in (A, B):
         own = {which: factors[side + which] for which in (TALL, FLAT, ONE) if side + which in factors}

@@ -31,7 +31,7 @@ _OPTIONAL = frozenset(side + which for side in (A, B) for which in ("", INDICES,
 
 
 class Mixture(NamedTuple):
-    """Of pieces (x, y): the shares p = high + low of vectors of the bank, and which these are; (x, y, K) each."""
+    """The shares p = high + low of vectors of the bank in pieces (x, y), and which these are: (x, y, K) each."""
 
     high: Array
     low: Array
