@@ -52,6 +52,10 @@ HANDLED = [
      "kinds/test_vblora.py::test_every_element_is_the_rounding_of_the_formula"),
     ("GLoRA", "linear layers without a bias, or where that is left as it is",
      "kinds/test_glora.py::test_every_element_is_the_rounding_of_the_formula"),
+    ("PVeRA", "linear layers and Conv1D: its mean, where the shared matrices are saved",
+     "kinds/test_pvera.py::test_every_element_is_the_rounding_of_the_formula"),
+    ("UniLoRA", "linear layers and Conv1D, where places and scales are saved",
+     "kinds/test_unilora.py::test_every_element_is_the_rounding_of_the_formula"),
     ("LoHa", "linear layers, and convolutions as their matrix; every command but truncate, and sum with --base",
      "kinds/test_loha.py::test_merge_is_that_of_peft"),
     ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "

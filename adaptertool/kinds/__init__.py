@@ -23,10 +23,12 @@ from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.lora_tucker import LORA_TUCKER
 from adaptertool.kinds.miss import MISS
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.kinds.pvera import PVERA
 from adaptertool.kinds.randlora import RANDLORA
 from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
 from adaptertool.kinds.tinylora import TINYLORA
+from adaptertool.kinds.unilora import UNILORA
 from adaptertool.kinds.vblora import VBLORA
 from adaptertool.kinds.vera import VERA
 
@@ -49,6 +51,8 @@ KINDS: tuple[Kind, ...] = (
     TINYLORA,
     VBLORA,
     GLORA,
+    PVERA,
+    UNILORA,
     LORA_TUCKER,
     DORA_SCALE,
     IA3,

@@ -19,7 +19,7 @@ from adaptertool.spec.tensors import ReadRows, Ref
 A, B, LEFT, RIGHT = "vera_A", "vera_B", "vera_lambda_b", "vera_lambda_d"
 NOT_SAVED = (
     "the shared matrices are made anew by random numbers, which may differ between machines; load the adapter with the "
-    "library that trained it, and save it with save_projection = true"
+    "library that trained it, and save it with what is random"
 )
 
 

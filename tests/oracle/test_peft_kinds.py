@@ -52,6 +52,8 @@ CASES = {
         )
         for what in ("lora", "vector", "constant")
     },
+    "pvera": Case("PveraConfig", {"r": 4}, ("linear", "turned"), 2),
+    "unilora": Case("UniLoraConfig", {"r": 3, "theta_d_length": 50, "save_indices": True}, ("linear", "turned"), 2),
     "hira": Case(
         "HiraConfig",
         {"r": 3, "init_weights": False},
