@@ -12,6 +12,7 @@ from adaptertool.kinds.dora_scale import DORA_SCALE
 from adaptertool.kinds.fourierft import FOURIERFT
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
+from adaptertool.kinds.glora import GLORA
 from adaptertool.kinds.gralora import GRALORA
 from adaptertool.kinds.hira import HIRA
 from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
@@ -24,11 +25,14 @@ from adaptertool.kinds.lora_tucker import LORA_TUCKER
 from adaptertool.kinds.miss import MISS
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.oft import OFT
+from adaptertool.kinds.pvera import PVERA
 from adaptertool.kinds.randlora import RANDLORA
 from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
 from adaptertool.kinds.supertuning import SUPERTUNING
 from adaptertool.kinds.tinylora import TINYLORA
+from adaptertool.kinds.unilora import UNILORA
+from adaptertool.kinds.vblora import VBLORA
 from adaptertool.kinds.vera import VERA
 from adaptertool.kinds.waveft import WAVEFT
 
@@ -49,6 +53,10 @@ KINDS: tuple[Kind, ...] = (
     RANDLORA,
     DELORA,
     TINYLORA,
+    VBLORA,
+    GLORA,
+    PVERA,
+    UNILORA,
     LORA_TUCKER,
     DORA_SCALE,
     IA3,

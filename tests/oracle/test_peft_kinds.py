@@ -45,6 +45,17 @@ CASES = {
     "delora": Case("DeloraConfig", {"r": 3, "rank_pattern": {"linear": 2}}, ("linear",), 1),
     "delora, all": Case("DeloraConfig", {"r": 4, "init_weights": False, "bias": "delora_only"}, ("linear",), 2),
     "tinylora": Case("TinyLoraConfig", {"u": 3, "weight_tying": 1.0}, ("linear", "turned", "embedding"), 3),
+    "vblora": Case(
+        "VBLoRAConfig", {"r": 3, "num_vectors": 300, "vector_length": 2, "topk": 2}, ("linear", "turned"), 2
+    ),
+    **{
+        f"glora, {what}": Case(
+            "GloraConfig", {"r": 3, "config_A_B": what, "config_C": "none", "config_D_E": "none"}, ("linear",), 1
+        )
+        for what in ("lora", "vector", "constant")
+    },
+    "pvera": Case("PveraConfig", {"r": 4}, ("linear", "turned"), 2),
+    "unilora": Case("UniLoraConfig", {"r": 3, "theta_d_length": 50, "save_indices": True}, ("linear", "turned"), 2),
     "hira": Case(
         "HiraConfig",
         {"r": 3, "init_weights": False},

@@ -41,12 +41,8 @@ REFUSED = {
     "BOFT": _NOT_YET,
     "BONE": _NOT_YET,
     "FROD": _NOT_YET,
-    "GLORA": _NOT_YET,
     "HRA": _NOT_YET,
-    "PVERA": _NOT_YET,
     "ROAD": _NOT_YET,
-    "UNILORA": _NOT_YET,
-    "VBLORA": _NOT_YET,
 }
 
 
