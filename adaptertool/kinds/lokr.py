@@ -104,12 +104,14 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
 
 def _of_stored(w1: Ref, w2: Ref, weight: Shape, at: _Places, scale: float) -> Sequence[Part]:
     """One product for each element; of F64 its two terms, one after the other."""
-    terms = terms_of(w1, w2)
+    terms, wide = terms_of(w1, w2), math.prod(w2.shape[1:])
+    in_order = bool((at.column1 * wide + at.column2 == np.arange(len(at.column1))).all())  # no gathers then
 
     def rows(term: int, read: ReadRows, first: int, last: int) -> Array:
-        one = whole(read, w1)[at.row1[first:last]].take(at.column1, axis=1)
-        two = whole(read, w2).reshape(w2.shape[0], -1)[at.row2[first:last]].take(at.column2, axis=1)
-        return products(one, two, terms)[term]
+        one, two = whole(read, w1)[at.row1[first:last]], whole(read, w2).reshape(w2.shape[0], -1)[at.row2[first:last]]
+        if in_order:
+            return products(one[:, :, None], two[:, None, :], terms)[term].reshape(last - first, -1)
+        return products(one.take(at.column1, axis=1), two.take(at.column2, axis=1), terms)[term]
 
     return [Part(DIFFERENCE.name, {DELTA: made((w1, w2), weight, partial(rows, term))}, scale) for term in range(terms)]
 
