@@ -142,6 +142,7 @@ class Placer:
         if (
             (stacked and not kind_of(module).replaces)
             or expected is None
+            or not kind.by_row
             or (len(shape) > 2 and not kind_of(module).replaces)
         ):
             raise UnsupportedError(
@@ -164,6 +165,7 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
     kind = kind_of(module)
     total = spec.shape[0] if spec.shape else 0
     own = next((ref.shape[0] for role, ref in module.factors.items() if role in kind.by_row and ref.shape), 0)
+    alone = not kind.by_row  # then `shapes` alone tells whether they fit
     if cut.grouped:
         if kv_rows is None:
             raise UnsupportedError(
@@ -173,9 +175,9 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
         query = total - 2 * kv_rows
         starts = (0, query, query + kv_rows, total)
         rows = range(starts[cut.index], starts[cut.index + 1]) if query >= kv_rows else range(0)
-        fits = own == len(rows) > 0
+        fits = (own == len(rows) or alone) and len(rows) > 0
     else:
-        fits = total % cut.count == 0 and own == total // cut.count
+        fits = total % cut.count == 0 and (own == total // cut.count or alone)
         rows = cut.of(total)
     width = spec.numel // total if total else 0
     view = View(width, rows, range(width), (len(rows), *spec.shape[1:]))
