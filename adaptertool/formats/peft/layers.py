@@ -32,7 +32,7 @@ def layered(adapter: Adapter) -> Layered:
     UnsupportedError where no base has all of it, and where tuned tensors have keys that an adapter of LoRA has not."""
     if (tag := adapter.fields.get("peft_type")) in {spelling.tag for spelling in ALONE[FORMAT]}:
         raise UnsupportedError(
-            f"{adapter.path / CONFIG}: peft_type {tag}: its tensors are no factors, and sum and truncate write adapters "
+            f"{adapter.path / CONFIG}: peft_type {tag}: its tensors are no factors; sum and truncate write adapters "
             "of LoRA: merge it into the base"
         )
     if {"gate_up_proj", "up_proj"} <= {
