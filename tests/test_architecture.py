@@ -146,7 +146,7 @@ def test_every_room_stands_on_a_level() -> None:
     [
         ("click", {"cli"}),
         ("tqdm", {"cli"}),
-        ("torch", {"live", "evaluation"}),
+        ("torch", {"live", "evaluation", "kinds"}),
         ("transformers", {"evaluation"}),
         ("peft", {"live"}),
     ],

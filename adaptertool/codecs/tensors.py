@@ -96,16 +96,13 @@ def require_finite(inputs: Inputs, ref: Ref) -> int:
 def zero_rows_of(inputs: Inputs, refs: Sequence[Ref]) -> list[int] | None:
     """What `require_finite` returns, for many small factors, read at once; None where a number is not finite, or they
     must be read one by one."""
-    if any(ref.made for ref in refs):
+    if not all(ref.spec.dtype in STORED and ref.spec.nbytes and ref.made is None for ref in refs):
         return None
     content, begins = inputs.read_parts([(ref.path, ref.offset, ref.spec.nbytes) for ref in refs])
     factors = []
     for ref, begin in zip(refs, begins, strict=True):
-        _, dtype, shape, size = ref.spec
-        count = shape[0] if shape else 1
-        if dtype not in STORED or not size:
-            return None
-        factors.append((begin, count, ref.spec.numel // count, STORED[dtype]))
+        rows = ref.spec.shape[0] if ref.spec.shape else 1
+        factors.append((begin, rows, ref.spec.numel // rows, STORED[ref.spec.dtype]))
     return zero_rows(np.frombuffer(content, np.uint8), factors)
 
 

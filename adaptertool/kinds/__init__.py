@@ -4,12 +4,15 @@ from typing import Protocol
 
 from adaptertool.kinds.adalora import ADALORA
 from adaptertool.kinds.c3a import C3A
+from adaptertool.kinds.delora import DELORA
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
 from adaptertool.kinds.dora_scale import DORA_SCALE
 from adaptertool.kinds.fourierft import FOURIERFT
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
+from adaptertool.kinds.gralora import GRALORA
+from adaptertool.kinds.hira import HIRA
 from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
 from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
@@ -17,9 +20,14 @@ from adaptertool.kinds.loha_tucker import LOHA_TUCKER
 from adaptertool.kinds.lokr import LOKR
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.lora_tucker import LORA_TUCKER
+from adaptertool.kinds.miss import MISS
 from adaptertool.kinds.offset import OFFSET
+from adaptertool.kinds.oft import OFT
+from adaptertool.kinds.randlora import RANDLORA
 from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
+from adaptertool.kinds.tinylora import TINYLORA
+from adaptertool.kinds.vera import VERA
 from adaptertool.kinds.waveft import WAVEFT
 
 KINDS: tuple[Kind, ...] = (
@@ -32,6 +40,13 @@ KINDS: tuple[Kind, ...] = (
     LOHA,
     ROTATION,
     ADALORA,
+    VERA,
+    HIRA,
+    GRALORA,
+    MISS,
+    RANDLORA,
+    DELORA,
+    TINYLORA,
     LORA_TUCKER,
     DORA_SCALE,
     IA3,
@@ -43,6 +58,7 @@ KINDS: tuple[Kind, ...] = (
     C3A,
     FOURIERFT,
     WAVEFT,
+    OFT,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

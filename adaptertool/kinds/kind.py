@@ -86,6 +86,7 @@ class Kind:
     by_column:   roles whose columns go with the input columns of the weight. Roles that are in neither are needed whole
                  A block of a weight (out, in) is made of rows, and needs only those rows of the factors that go
                  by row. Of a weight that is stored transposed, a block is made of columns.
+    undivided:   some rows of the factors that go by row do not tell what becomes of these rows of the weight
     places:      roles whose numbers are positions: integers, which are never rounded
     shapes:      shapes of the weight (out, in, ...) and of the factors -> the shapes that the factors must have,
                  or None where this kind cannot change a weight of such a shape.
@@ -123,6 +124,7 @@ class Kind:
     optional: frozenset[str] = frozenset()
     by_row: frozenset[str] = frozenset()
     by_column: frozenset[str] = frozenset()
+    undivided: bool = False
     places: frozenset[str] = frozenset()
     operations: frozenset[str] = frozenset()
     norms: Norms | None = None

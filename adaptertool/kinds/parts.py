@@ -23,9 +23,9 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
     if weight is None:
         return None
     parts = kind.becomes(module.factors, weight, module.scale, module.settings)
-    own = min(name for ref in module.factors.values() if module.layer in (name := ref.spec.name))
-    at = own.rfind(f".{module.layer}.") + 1 or own.index(module.layer)
-    stem = own[: at + len(module.layer)]
+    place = f".{module.layer}."
+    own = min(name for ref in module.factors.values() if place in (name := f".{ref.spec.name}"))
+    stem = own[1 : own.rindex(place) + len(place) - 1]
     return [
         module._replace(
             kind=part.kind,

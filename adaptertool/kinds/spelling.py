@@ -30,8 +30,10 @@ class Spelling:
     integers: the roles that may be stored as integers
     settings: fields that count, beside those: the kind has them (Module.settings)
     check:    (fields) -> why these settings are not handled, or None
+    fits:     (settings, shapes of a module's factors by role) -> why they do not belong together, or None
     harmless: fields that do not change what the stored factors mean
-    refused:  fields, or what follows a module's name in a key, that are understood and not handled -> why
+    refused:  fields, what follows a module's name in a key, or begins the key of a shared tensor, that are understood
+              and not handled -> why
     """
 
     tag: str
@@ -52,6 +54,7 @@ class Spelling:
     integers: frozenset[str] = frozenset()
     settings: frozenset[str] = frozenset()
     check: Callable[[Mapping[str, Any]], str | None] = lambda _: None
+    fits: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], str | None] = lambda _settings, _shapes: None
     harmless: frozenset[str] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
 

@@ -33,7 +33,10 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
     files = {path: number for number, (path, _) in enumerate(inputs)}
 
     def told(ref: Ref) -> tuple[object, ...]:
-        return files[str(ref.path)], ref.offset, *ref.spec, ref.columns
+        one = files[str(ref.path)], ref.offset, *ref.spec, ref.columns
+        if ref.made is None:
+            return one
+        return *one, ref.made.first, ref.made.rows.__qualname__, *map(told, ref.made.sources)
 
     # Tuples alone, and a file by its number: there may be hundreds of thousands, and names take the longest to print
     for step in plan.steps():

@@ -39,7 +39,9 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
     config, weights = (adapter.path / name for name in own.files.named)
     kinds = [kind_of(edit) for step in plan.steps() for edit in step.edits]
     for kind in (*map(kind_of, adapter.modules), *kinds):
-        if kind.becomes or not (kind.linear or kind.anew):
+        spelling = kind.spellings.get(adapter.format)
+        no_scale = spelling is not None and spelling.alpha is None
+        if kind.becomes or no_scale or not (kind.linear or kind.anew):
             raise UnsupportedError(
                 f"{config}: between {kind.name} and the base lies no adapter of its kind that is known"
             )

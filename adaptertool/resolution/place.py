@@ -139,12 +139,8 @@ class Placer:
         wanted = (*([experts] if stacked else []), total, *shape[1:])
         shapes = {role: ref.shape for role, ref in module.factors.items()}
         expected = kind.shapes(wanted, shapes)
-        if (
-            (stacked and not kind_of(module).replaces)
-            or expected is None
-            or not kind.by_row
-            or (len(shape) > 2 and not kind_of(module).replaces)
-        ):
+        whole = kind.undivided or not kind.by_row
+        if expected is None or whole or ((stacked or len(shape) > 2) and not kind.replaces):
             raise UnsupportedError(
                 f"{shown(module.target)} is stored in several tensors; {module.kind} on it is not supported yet"
             )
@@ -164,8 +160,8 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
     """A change of one of several projections that are stored one after the other; k and v have `kv_rows` rows."""
     kind = kind_of(module)
     total = spec.shape[0] if spec.shape else 0
-    own = next((ref.shape[0] for role, ref in module.factors.items() if role in kind.by_row and ref.shape), 0)
-    alone = not kind.by_row  # then `shapes` alone tells whether they fit
+    # Where no factor goes by row, the shapes of all tell whether they fit
+    own = next((ref.shape[0] for role, ref in module.factors.items() if role in kind.by_row and ref.shape), None)
     if cut.grouped:
         if kv_rows is None:
             raise UnsupportedError(
@@ -175,10 +171,11 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
         query = total - 2 * kv_rows
         starts = (0, query, query + kv_rows, total)
         rows = range(starts[cut.index], starts[cut.index + 1]) if query >= kv_rows else range(0)
-        fits = (own == len(rows) or alone) and len(rows) > 0
+        fits = len(rows) > 0
     else:
-        fits = total % cut.count == 0 and (own == total // cut.count or alone)
+        fits = total % cut.count == 0
         rows = cut.of(total)
+    fits = fits and (len(rows) == own or not kind.by_row)
     width = spec.numel // total if total else 0
     view = View(width, rows, range(width), (len(rows), *spec.shape[1:]))
     expected = kind.shapes(view.shape, {role: ref.shape for role, ref in module.factors.items()})
@@ -188,7 +185,9 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
         raise UnsupportedError(f"{shown(spec.name)} is {spec}; {module.kind} on a part of it is not supported yet")
     where = f"{shown(module.target)} is part {cut.index + 1} of {cut.count} of {shown(spec.name)}, {spec}"
     if not fits:
-        raise MismatchError(f"{where}, but its factors are for {own} rows; is this adapter for another model?")
+        raise MismatchError(
+            f"{where}, but its factors are for {own or 'other'} rows; is this adapter for another model?"
+        )
     _require(module, expected, where)
     return module._replace(view=view, transposed=False)
 

@@ -80,7 +80,7 @@ def test_convolutions_of_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_part_of_a_fused_projection(tmp_path: Path) -> None:
-    """Outputs are the rows that they are"""
+    """Of the rows that it is, and no others."""
     name = "model.layers.0.self_attn"
     fused = torch.randn(3 * 8, 8)
     base = write_checkpoint(tmp_path / "base", {f"{name}.qkv_proj.weight": fused})
@@ -96,6 +96,13 @@ def test_a_part_of_a_fused_projection(tmp_path: Path) -> None:
     expected = fused.clone()
     expected[8:16] *= scales[:, None]
     assert load(tmp_path / "out")[f"{name}.qkv_proj.weight"].equal(expected)
+    inputs = write(
+        tmp_path / "b", {f"{name}.k_proj.ia3_l": scales.reshape(1, 8)}, peft_type="IA3", feedforward_modules=["k_proj"]
+    )
+    adaptertool.merge(base, [inputs], tmp_path / "inputs")
+    expected = fused.clone()
+    expected[8:16] *= scales
+    assert load(tmp_path / "inputs")[f"{name}.qkv_proj.weight"].equal(expected)
 
 
 @pytest.mark.parametrize(

@@ -350,9 +350,8 @@ def test_factors_of_all_experts_are_read_once(tmp_path: Path, how: str, monkeypa
 
     monkeypatch.setattr(tensors_module, "read_stored", counted)
     found = merged_experts(tmp_path, how, weights, adapter, threads=1)
-    assert sum(read) == 2 * sum(  # and once by the check before the run
-        tensor.numel() for key, tensor in factors.items() if "lora_B" in key
-    )
+    # The check before the run reads small factors together, and not by this
+    assert sum(read) == sum(tensor.numel() for key, tensor in factors.items() if "lora_B" in key)
     for window, kept in ((1, 8), (1, 1), (10**9, 1), (2 * R_ * H_ * 4, 2)):
         monkeypatch.setattr(tensors_module, "WINDOW", window)
         monkeypatch.setattr(tensors_module, "KEPT", kept)

@@ -29,8 +29,28 @@ class Case(NamedTuple):
 
 
 LYCORIS = ("linear", "conv1", "conv2")
+OFT = {"oft_block_size": 3}
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
+    "gralora": Case("GraloraConfig", {"r": 4, "alpha": 6, "gralora_k": 2}, ("linear", "turned"), 2),
+    "gralora beside LoRA": Case(
+        "GraloraConfig", {"r": 4, "alpha": 5, "gralora_k": 2, "hybrid_r": 3}, ("linear", "turned"), 2
+    ),
+    "miss": Case("MissConfig", {"r": 5}, ("linear",), 1),
+    "miss, all": Case("MissConfig", {"r": 4, "init_weights": False}, ("linear",), 1),
+    "miss, mini": Case("MissConfig", {"r": 5, "mini_r": 4, "init_weights": "mini"}, ("linear",), 1),
+    "randlora": Case("RandLoraConfig", {"r": 3, "randlora_alpha": 6}, ("linear",), 1),
+    "randlora, sparse": Case("RandLoraConfig", {"r": 5, "sparse": True, "randlora_alpha": 5}, ("linear",), 1),
+    "delora": Case("DeloraConfig", {"r": 3, "rank_pattern": {"linear": 2}}, ("linear",), 1),
+    "delora, all": Case("DeloraConfig", {"r": 4, "init_weights": False, "bias": "delora_only"}, ("linear",), 2),
+    "tinylora": Case("TinyLoraConfig", {"u": 3, "weight_tying": 1.0}, ("linear", "turned", "embedding"), 3),
+    "hira": Case(
+        "HiraConfig",
+        {"r": 3, "init_weights": False},
+        ("linear", "turned", "embedding", "conv1", "conv2", "conv3"),
+        6,
+    ),
+    "vera": Case("VeraConfig", {"r": 3}, ("linear", "turned"), 2),
     "ia3": Case("IA3Config", {"feedforward_modules": []}, ("linear", "turned", "conv2", "conv3"), 8),
     "ia3-inputs": Case(
         "IA3Config",
@@ -76,6 +96,11 @@ CASES = {
         ("linear",),
         2,
     ),
+    "oft": Case("OFTConfig", OFT, ("linear", "embedding"), 2),
+    "oft-terms": Case("OFTConfig", OFT | {"num_cayley_neumann_terms": 7, "block_share": True}, ("linear",), 1),
+    "oft-three-terms": Case("OFTConfig", OFT | {"num_cayley_neumann_terms": 3}, ("linear",), 1),
+    "oft-inverse": Case("OFTConfig", OFT | {"use_cayley_neumann": False}, ("linear", "embedding"), 2),
+    "oft-projected": Case("OFTConfig", OFT | {"coft": True, "eps": 0.25, "bias": "oft_only"}, ("linear",), 2),
     "ia3-some": Case("IA3Config", {"feedforward_modules": "lin.*"}, ("linear", "turned"), 3),
 }
 

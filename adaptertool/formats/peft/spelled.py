@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from adaptertool.errors import InputError, shown
+from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
+from adaptertool.files.reader import same_bytes
 from adaptertool.formats.format import BaseHas
 from adaptertool.formats.peft.config import LoraConfig
 from adaptertool.formats.peft.modules import rank_of
@@ -17,11 +18,26 @@ from adaptertool.spec.tensors import Ref
 
 
 def apart(config: LoraConfig, tensors: Mapping[str, Ref]) -> tuple[Mapping[str, Ref], Mapping[str, Ref]]:
-    """The tensors of modules by their keys, and those that all modules have in common by role."""
+    """The tensors of modules by their keys, and those that all modules have in common by role. Raises UnsupportedError
+    for a shared one that is refused by name, and InputError where a copy of one differs."""
     if config.spelled is None or not (shared := config.spelled[1].shared):
         return tensors, {}
-    own = {key: ref for key, ref in tensors.items() if key not in shared}
-    return own, {role: tensors[key] for key, role in shared.items() if key in tensors}
+    own, found = dict(tensors), dict[str, Ref]()
+    for key in tensors.keys() - shared.keys():
+        for begin, why in config.spelled[1].refused.items():
+            if begin.startswith("base_model.") and key.startswith(begin):
+                raise UnsupportedError(f"{config.path.parent}: {shown(key)}: {why}")
+    for key, role in shared.items():
+        for other in [
+            name for name in own if key in own and name.endswith(f".{key.rpartition('.')[2]}") and name != key
+        ]:
+            # PEFT 0.21.2 saves some shared tensors again with each module
+            if own[other].spec[1:] != own[key].spec[1:] or not same_bytes(own[other], own[key]):
+                raise InputError(f"{own[key].path}: {shown(other)} and {shown(key)} are one tensor, and differ")
+            del own[other]
+        if key in own:
+            found[role] = own.pop(key)
+    return own, found
 
 
 def spelled(
@@ -63,7 +79,13 @@ def _modules(
         raise InputError(f"{file}: module {shown(name)} has no {', '.join(sorted(missing))}")
     columns = [ref for role, ref in roles.items() if role in kind.by_column | spelling.ranked]
     ranks = [rank_of(config, file, name, ref) for ref in columns if spelling.rank is not None]
-    rank = max(ranks, default=max((ref.shape[0] for ref in columns if ref.shape), default=0))
+    said = 0 if spelling.rank is None else config.rank_of(name)
+    rank = max(ranks, default=max((ref.shape[0] for ref in columns if ref.shape), default=said))
+    shapes = {role: ref.shape for role, ref in roles.items()}
+    if why := spelling.fits(config.settings, shapes):
+        raise MismatchError(
+            f"{file}: module {shown(name)}: {why}; {config.path.name} and the tensors do not go together"
+        )
     looked_up = any(ref.spec.name.endswith(ending) for ref in roles.values() for ending in spelling.embedding)
     # An embedding looks up rows of (vocabulary, d): the transpose of the layer that its factors describe
     turned = True if looked_up else None

@@ -1,0 +1,65 @@
+"""Rotations whose blocks are made of stored factors, and numbers of such blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from adaptertool.kinds.kind import Part
+from adaptertool.kinds.made import made
+from adaptertool.kinds.rotation import HIGH, LOW, ORDER, ROTATION
+from adaptertool.numerics.double_double import DoubleDouble
+from adaptertool.numerics.error_bound import Array
+from adaptertool.spec.tensors import ReadRows, Ref
+
+# (how to read, first block, last block) -> these, (n, b, b), of all stages one after the other
+Blocks = Callable[[ReadRows, int, int], DoubleDouble]
+
+
+def rotation(
+    sources: Iterable[Ref], shape: tuple[int, int, int], blocks: Blocks, order: Array | None = None, *, turned: bool
+) -> Part:
+    """The rotation of such blocks.
+
+    shape: stages M, columns of what is rotated, and b; order: (M, columns) as kinds.rotation has it; None: as they
+    stand; turned: of the transpose of the weight
+    """
+    (stages, columns, wide), some = shape, tuple(sources)
+    orders = np.tile(np.arange(columns), (stages, 1)) if order is None else order
+    halves, size = _Halves(blocks, wide), (stages * columns, wide)
+    factors = {
+        HIGH: made(some, size, lambda read, first, last: halves.rows(read, first, last, 0)),
+        LOW: made(some, size, lambda read, first, last: halves.rows(read, first, last, 1)),
+        ORDER: made(some, (stages, columns), lambda read, first, last: orders[first:last]),  # noqa: ARG005
+    }
+    return Part(ROTATION.name, factors, 1.0, turned=turned)
+
+
+class _Halves:
+    """Both are made together, and asked for one after the other: what was not asked for is kept until it is."""
+
+    def __init__(self, blocks: Blocks, wide: int) -> None:
+        self._blocks, self._wide = blocks, wide
+        self._kept: dict[tuple[int, int, int], Array] = {}
+
+    def rows(self, read: ReadRows, first: int, last: int, half: int) -> Array:
+        begin, end = first // self._wide, -(-last // self._wide)
+        found = self._kept.pop((begin, end, half), None)
+        if found is None:
+            parts = self._blocks(read, begin, end).parts
+            found = parts[half]
+            self._kept = {(begin, end, 1 - half): parts[1 - half]}
+        return found.reshape(-1, self._wide)[first - begin * self._wide : last - begin * self._wide]
+
+
+def skew(packed: Array, wide: int) -> DoubleDouble:
+    """Blocks (n, b, b) with Qᵀ = −Q, of the n·(b·(b − 1)/2) numbers above their diagonals, row after row."""
+    blocks = np.zeros((len(packed), wide, wide))
+    above = np.triu_indices(wide, 1)
+    blocks[:, above[0], above[1]] = packed
+    return DoubleDouble.of(blocks - blocks.transpose(0, 2, 1))
+
+
+def negative(blocks: DoubleDouble) -> DoubleDouble:
+    return DoubleDouble(blocks.parts * np.array([-1.0, -1.0, 1.0]).reshape(3, 1, 1, 1), plain=blocks.plain)

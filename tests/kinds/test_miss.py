@@ -1,0 +1,107 @@
+"""MiSS against rationals, and in every command."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layers import DTYPES
+from rationals import Matrix
+from trials import (
+    FACTORS,
+    IN,
+    JOINED,
+    OUT,
+    PART,
+    Numbers,
+    base_of,
+    normal,
+    own,
+    try_chain,
+    try_commands,
+    try_joined_is_refused,
+    try_merges,
+    try_part,
+    try_sum_is_refused,
+    varied,
+    write_kind,
+)
+
+import adaptertool
+from adaptertool.errors import InputError, MismatchError
+
+RANK = 4  # no divisor of IN
+MINI = {"init_weights": "mini", "mini_r": 2}
+
+
+def one_layer(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    layer: str = "l",
+    make: Numbers = normal,
+    size: tuple[int, ...] = (RANK, OUT),
+    **fields: Any,
+) -> Path:
+    return write_kind(
+        folder, {f"{layer}.miss_block": make(*size, dtype=dtype)}, **{"peft_type": "MISS", "r": RANK, **fields}
+    )
+
+
+def change_of(adapter: Path, layer: str = "l") -> Matrix:
+    block = own(adapter, layer)["miss_block"].double()
+    rows, columns = block.shape
+    return [[Fraction(block[i % rows, o % columns].item()) for i in range(IN)] for o in range(OUT)]
+
+
+@pytest.mark.parametrize("factors", FACTORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fields", [{}, {"init_weights": False, "r": 3, "size": (3, OUT)}, MINI | {"size": (RANK, 2)}])
+def test_every_element_is_the_rounding_of_the_formula(
+    tmp_path: Path, dtype: torch.dtype, factors: torch.dtype, fields: dict[str, Any]
+) -> None:
+    base, adapter = base_of(tmp_path / "base", dtype), one_layer(tmp_path / "a", factors, make=varied, **fields)
+    try_merges(tmp_path, base, adapter, change_of(adapter))
+    try_chain(tmp_path, base, adapter, change_of(adapter))
+
+
+def test_on_a_part_of_a_fused_projection(tmp_path: Path) -> None:
+    adapter = one_layer(tmp_path / "a", layer=PART)
+    try_part(tmp_path, adapter, change_of(adapter, PART))
+
+
+def test_projections_that_are_stored_apart_are_refused(tmp_path: Path) -> None:
+    try_joined_is_refused(tmp_path, one_layer(tmp_path / "a", layer=JOINED), "miss")
+
+
+def test_every_command(tmp_path: Path) -> None:
+    base, adapter = base_of(tmp_path / "base"), one_layer(tmp_path / "a")
+    try_commands(tmp_path, base, adapter, "miss")
+    try_sum_is_refused(tmp_path, base, adapter, "miss")
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    """A block that is half as wide, as of another model, is none of the variant that repeats it."""
+    base = base_of(tmp_path / "base")
+    for number, (fields, message) in enumerate(
+        [
+            ({"init_weights": "bat"}, "init_weights = bat is not supported yet"),
+            ({"init_weights": "new"}, "init_weights = new is not known"),
+            (MINI, "mini_r is 2"),
+            ({"r": 5}, "r is 5, and its factor 4×8"),
+            ({"quite_new": 1}, "quite_new"),
+        ]
+    ):
+        with pytest.raises(InputError, match=message):
+            adaptertool.merge(base, [one_layer(tmp_path / f"{number}", **fields)], tmp_path / "out")
+    for number, size in enumerate([(RANK, OUT // 2), (RANK, 9), (RANK, 0), (IN + 1, OUT), (RANK,), (RANK, OUT, 1)]):
+        adapter = one_layer(tmp_path / f"size{number}", size=size)
+        with pytest.raises(InputError):
+            adaptertool.merge(base, [adapter], tmp_path / "out")
+        assert not adaptertool.inspect(adapter, base).fits
+    half = one_layer(tmp_path / "half", size=(RANK, OUT // 2))
+    with pytest.raises(MismatchError, match="must have 8 columns"):
+        adaptertool.merge(base, [half], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,65 @@
+"""Cayley's transform and its series against rationals."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from skews import cayley, identity, skews, times
+
+from adaptertool.numerics.cayley import series, transform
+from adaptertool.numerics.double_double import DoubleDouble
+
+SIZES = [1e-20, 1e-3, 0.1, 1.0, 1e3, 1e8, 1e20, 1e200]
+
+
+def off(found: DoubleDouble, block: int, exact: Any) -> float:
+    high, low = (np.frompyfunc(Fraction, 1, 1)(part[block]) for part in found.parts[:2])
+    return float(abs(high + low - exact).max())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("wide", [1, 2, 3, 5, 8])
+def test_the_transform_is_within_its_error(wide: int, size: float) -> None:
+    blocks = skews(3, wide) * size
+    found = transform(DoubleDouble.of(blocks))
+    for number, block in enumerate(blocks):
+        assert off(found, number, cayley(block)) < wide * 2.0**-104
+
+
+def test_numbers_of_very_different_sizes_and_two_terms() -> None:
+    rng = np.random.default_rng(1)
+    blocks = np.triu(rng.standard_normal((4, 6, 6)) * 2.0 ** rng.integers(-60, 60, (4, 6, 6)), 1)
+    lows = np.triu(np.spacing(blocks) / 4, 1)
+    high, low = blocks - blocks.transpose(0, 2, 1), lows - lows.transpose(0, 2, 1)
+    found = transform(DoubleDouble(np.stack([high, low, np.zeros_like(high)])))
+    exact = np.frompyfunc(Fraction, 1, 1)
+    for number in range(4):
+        assert off(found, number, cayley(exact(high[number]) + exact(low[number]))) < 6 * 2.0**-104
+
+
+def test_another_block_does_not_matter() -> None:
+    blocks = np.concatenate([skews(2, 4), skews(1, 4) * 1e200, np.zeros((1, 4, 4))])
+    found = transform(DoubleDouble.of(blocks))
+    for number, block in enumerate(blocks):
+        assert (transform(DoubleDouble.of(block[None])).parts[:, 0] == found.parts[:, number]).all()
+    assert (found.high[3] == np.eye(4)).all() and not found.low[3].any()
+
+
+@pytest.mark.parametrize("terms", range(-1, 8))
+def test_the_series(terms: int) -> None:
+    blocks = skews(2, 4)
+    for number, block in enumerate(blocks):
+        powers = [identity(4)]
+        for _ in range(terms):
+            powers.append(times(powers[-1], np.frompyfunc(Fraction, 1, 1)(block)))
+        exact = powers[0]
+        if terms == 2:
+            exact = exact + 2 * powers[1]
+        elif terms > 2:
+            last = max(terms - 1, 3)
+            exact = exact + 2 * sum(powers[1:last]) + powers[last]
+        size = float(abs(exact).max())
+        assert off(series(DoubleDouble.of(blocks), terms), number, exact) <= size * 2.0**-96
