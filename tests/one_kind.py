@@ -88,7 +88,7 @@ def require_commands(
     assert report.fits
     drift = adaptertool.drift(base, [adapter])
     assert {module.verdict for module in drift.modules} <= {"expected"}
-    with pytest.raises(UnsupportedError, match="no adapter of its kind"):
+    with pytest.raises(UnsupportedError, match=r"no adapter of its kind|are read and not written"):
         adaptertool.wise(base, adapter, tmp_path / "anew", "0.25", as_adapter=True)
     for call in (
         lambda: adaptertool.sum_adapters([adapter, adapter], tmp_path / "sum", base=base, rank=2),

@@ -13,7 +13,7 @@ import torch
 from conftest import load, write_adapter, write_checkpoint
 from rationals import Matrix
 
-from adaptertool.kinds.rotation import HIGH, LOW, ORDER
+from adaptertool.kinds.rotation import HIGH, LOW, ORDER, ROWS
 from adaptertool.planning import edits, merge, wise
 from adaptertool.spec.tensors import View
 
@@ -25,6 +25,7 @@ class Rotation(NamedTuple):
     high: np.ndarray  # (M, blocks, b, b)
     low: np.ndarray
     order: np.ndarray  # (M, in)
+    rows: np.ndarray | None = None  # (out, 1)
 
     @classmethod
     def of(cls, high: np.ndarray, order: np.ndarray | None = None, low: np.ndarray | None = None) -> Rotation:
@@ -35,27 +36,38 @@ class Rotation(NamedTuple):
     def tensors(self, number: int) -> dict[str, torch.Tensor]:
         wide = self.high.shape[-1]
         arrays = {HIGH: self.high.reshape(-1, wide), LOW: self.low.reshape(-1, wide), ORDER: self.order}
+        if self.rows is not None:
+            arrays[ROWS] = self.rows
         return {f"{number}.{role}": torch.tensor(array, dtype=torch.float64) for role, array in arrays.items()}
 
 
 def random(
-    seed: int, columns: int, wide: int, stages: int = 1, *, mixed: bool = False, near: float | None = None
+    seed: int,
+    columns: int,
+    wide: int,
+    stages: int = 1,
+    *,
+    mixed: bool = False,
+    near: float | None = None,
+    rows: int = 0,
 ) -> Rotation:
-    """Blocks of random numbers of 106 bits; mixed: in any order of columns; near: the identity, to within that."""
+    """Blocks of random numbers of 106 bits; mixed: in any order of columns; near: the identity, to within that; rows:
+    with a number for each of so many."""
     rng = np.random.default_rng(seed)
     high = rng.standard_normal((stages, columns // wide, wide, wide)) / wide**0.5
     if near is not None:
         high = np.eye(wide) + near * high
     low = np.spacing(abs(high)) / 2 * rng.uniform(-1, 1, high.shape)
     order = np.stack([rng.permutation(columns) for _ in range(stages)]) if mixed else None
-    return Rotation.of(high, order, low)
+    found = Rotation.of(high, order, low)
+    return found._replace(rows=rng.standard_normal((rows, 1))) if rows else found
 
 
 def rotated(rows: Matrix, rotation: Rotation, weight: float = 1.0) -> Matrix:
     """W + w·(W·R − W)"""
     blocks, wide = rotation.high.shape[1:3]
     made = [list(row) for row in rows]
-    for high, low, order in zip(*rotation, strict=True):
+    for high, low, order in zip(*rotation[:3], strict=True):
         exact = [
             Fraction(one) + Fraction(rest)
             for one, rest in zip(high.ravel().tolist(), low.ravel().tolist(), strict=True)
@@ -66,6 +78,8 @@ def rotated(rows: Matrix, rotation: Rotation, weight: float = 1.0) -> Matrix:
                 for j in range(wide):
                     terms = (taken[k * wide + i] * exact[(k * wide + i) * wide + j] for i in range(wide))
                     row[int(order[k * wide + j])] = sum(terms, Fraction())
+    if rotation.rows is not None:
+        made = [[Fraction(g) * x for x in row] for g, row in zip(rotation.rows[:, 0].tolist(), made, strict=True)]
     w = Fraction(weight)
     return [[old + w * (new - old) for old, new in zip(*both, strict=True)] for both in zip(rows, made, strict=True)]
 
@@ -79,6 +93,8 @@ def use_rotations(monkeypatch: pytest.MonkeyPatch, view: View | None = None) -> 
             for place, edit in enumerate(chain):
                 own = {role: subject.tensors.get(f"{edit.adapter}.{role}") for role in (HIGH, LOW, ORDER)}
                 if None not in own.values():
+                    rows = subject.tensors.get(f"{edit.adapter}.{ROWS}")
+                    own |= {} if rows is None else {ROWS: rows}
                     chain[place] = edit._replace(kind="rotation", factors=own, view=view)
         return found, *rest
 

@@ -75,6 +75,9 @@ HANDLED = [
      "kinds/test_waveft.py::test_every_command"),
     ("OFT", "linear layers, embeddings and convolutions of one point; by inverse or series, coft, block_share",
      "kinds/test_oft.py::test_every_command"),
+    ("BOFT", "linear layers and square convolutions; several stages too", "kinds/test_boft.py::test_every_command"),
+    ("OFT and BOFT of LyCORIS (oft_blocks, rescale)", "linear layers and convolutions, without a bound (alpha 0)",
+     "oracle/test_lycoris.py::test_merge_is_what_the_forward_pass_computes"),
     ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "
      "config is not believed", "oracle/test_peft_layers.py::test_gpt2"),
     ("Embedding, Conv1d, Conv2d, Conv3d", "LoRA and DoRA", "oracle/test_peft_layers.py::test_layer"),

@@ -43,7 +43,10 @@ def pick(
         some = made if len(where) == len(at[0]) else made[where]
         if kind.neighbours:
             line = functools.partial(_line, chain, ops, rows, number, chosen, places)
-            factors = {role: factor.array for role, factor in known.items()}
+            factors = {
+                role: taken(ops, kind, role, factor, edit, places) if role in kind.by_row else factor.array
+                for role, factor in known.items()
+            }
             kind.neighbours.pick(ops, some, line, factors, places[0 if edit.transposed else 1], weight)
         else:
             factors = {role: taken(ops, kind, role, factor, edit, places) for role, factor in known.items()}

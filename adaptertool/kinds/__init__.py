@@ -4,6 +4,7 @@ from typing import Protocol
 
 from adaptertool.kinds.adalora import ADALORA
 from adaptertool.kinds.beft import BEFT
+from adaptertool.kinds.boft import BOFT
 from adaptertool.kinds.c3a import C3A
 from adaptertool.kinds.delora import DELORA
 from adaptertool.kinds.difference import DIFFERENCE
@@ -22,6 +23,7 @@ from adaptertool.kinds.loha_tucker import LOHA_TUCKER
 from adaptertool.kinds.lokr import LOKR
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.lora_tucker import LORA_TUCKER
+from adaptertool.kinds.lycoris_oft import LYCORIS_OFT
 from adaptertool.kinds.miss import MISS
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.oft import OFT
@@ -71,6 +73,8 @@ KINDS: tuple[Kind, ...] = (
     FOURIERFT,
     WAVEFT,
     OFT,
+    LYCORIS_OFT,
+    BOFT,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

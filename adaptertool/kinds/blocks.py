@@ -63,3 +63,12 @@ def skew(packed: Array, wide: int) -> DoubleDouble:
 
 def negative(blocks: DoubleDouble) -> DoubleDouble:
     return DoubleDouble(blocks.parts * np.array([-1.0, -1.0, 1.0]).reshape(3, 1, 1, 1), plain=blocks.plain)
+
+
+def stored_blocks(read: ReadRows, ref: Ref, first: int, last: int) -> Array:
+    """Blocks first..last, (n, b, b), of a tensor (blocks, b, b) or (stages, blocks, b, b): of all stages one after the
+    other."""
+    *stages, count, wide, _ = ref.shape
+    begin, end = (first // count, -(-last // count)) if stages else (first, last)
+    found = read(ref, begin, end).reshape(-1, wide, wide)
+    return found[first - begin * count : last - begin * count] if stages else found

@@ -67,7 +67,8 @@ class Neighbours:
     count: (shapes of the factors) -> how many, at most, counted as often as `pick` needs them
     pick:  (ops, elements, line, factors, columns, weight) changes n single elements (n, 1, 1), in these columns (n,)
            of the weight, in place. line: columns (n, c) -> elements of the same n rows there, before the change,
-           (n·c, 1, 1). The factors are float64 matrices, whole.
+           (n·c, 1, 1). The factors are float64 matrices, whole; but of those that go by row the elements' own, as a
+           batch of the number system.
     """
 
     count: Callable[[Mapping[str, Shape]], int]

@@ -1,4 +1,5 @@
-"""Rotation: W' = W + w·(W·R − W), where R = R₁·…·R_M multiplies blocks of columns by small matrices, stage after stage.
+"""Rotation: W' = W + w·(W·R − W), where R = R₁·…·R_M multiplies blocks of columns by small matrices, stage after stage;
+or g ⊙ (W·R) in the place of W·R, with a number g for each row.
 
 Stage m takes the columns in an order of its own, multiplies every b of them by a matrix (b, b), and puts them back:
 with v = W to begin with,
@@ -19,20 +20,22 @@ import numpy as np
 
 from adaptertool.kinds.kind import Factors, Kind, Neighbours, Shape
 from adaptertool.numerics.error_bound import Array, Bound, Factor, may_overflow, mixed, tiny
-from adaptertool.numerics.ops import BLOCKWISE, Ops
+from adaptertool.numerics.ops import BLOCKWISE, TIMES, Ops
 
-HIGH, LOW, ORDER = "high", "low", "order"
+HIGH, LOW, ORDER, ROWS = "high", "low", "order", "rows"
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
     """high and low (M·in, b), order (M, in), for a weight (out, in), b a divisor of in; of a convolution (out, in, k,
-    ...) for the matrix (out, in·k·...). Element (i, j) of block k of stage m stands in row m·in + k·b + i, column j."""
+    ...) for the matrix (out, in·k·...); g, `rows`, (out, 1), where there is one. Element (i, j) of block k of stage m
+    stands in row m·in + k·b + i, column j."""
     if len(weight) < 2 or len(factors[HIGH]) != 2 or not factors[ORDER]:
         return None
     columns, stages, wide = math.prod(weight[1:]), factors[ORDER][0], factors[HIGH][1]
     if not wide or columns % wide or not stages:
         return None
-    return {HIGH: (stages * columns, wide), LOW: (stages * columns, wide), ORDER: (stages, columns)}
+    expected = {HIGH: (stages * columns, wide), LOW: (stages * columns, wide), ORDER: (stages, columns)}
+    return expected | ({ROWS: (weight[0], 1)} if ROWS in factors else {})
 
 
 def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:  # noqa: ARG001
@@ -42,6 +45,9 @@ def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> N
     for part in ops.parts(rows):
         some = rows[part]
         made = _turned(ops, some, factors, orders)
+        if ROWS in factors:
+            assert ops.times is not None
+            made = ops.times(made, ops.array(factors[ROWS][part]))
         if weight == 1:
             some[...] = made
         else:
@@ -90,18 +96,22 @@ def pick(
         made = left @ ops.array(high)
         if low.any():
             made = made + left @ ops.array(low)
+    if ROWS in factors:
+        assert ops.times is not None
+        made = ops.times(made, factors[ROWS])
     elements[...] = made if weight == 1 else elements + (made - elements) * weight
 
 
 def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:  # noqa: ARG001
-    """A sum of b products for each element and stage, in any order; then the mixture.
+    """A sum of b products for each element and stage, in any order; then the product with g; then the mixture.
 
     Let no |x| exceed X, |x̂ − x| ≤ e, and h and l be the largest sums of magnitudes of a column of high and of low.
     Then |y| ≤ X·(h + l). Floats take `high` alone, perhaps rounded to their unit, so that
 
         |ŷ − y| ≤ e·h + X·l + (b + 1)·unit / (1 − (b + 1)·unit)·(X + e)·h + underflow,
 
-    where a product, and high itself, lose no more than `tiny` by underflow.
+    where a product, and high itself, lose no more than `tiny` by underflow. g and the product with it are rounded, by
+    2·unit of it together.
     Source: N. Higham, Accuracy and Stability of Numerical Algorithms (2002), section 3.1.
     """
     high, low, wide = abs(factors[HIGH].array), abs(factors[LOW].array), factors[HIGH].array.shape[1]
@@ -114,6 +124,11 @@ def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: floa
         error = (error * height + largest * rest + relative * (largest + error) * height + underflow) * slack
         largest *= (height + rest) * slack
         numbers.append(largest + error)
+    if ROWS in factors:
+        gain = factors[ROWS].largest
+        error = (error * gain + 2 * unit * (largest + error) * gain + (1 + largest + error) * tiny(unit)) * slack
+        largest *= gain * slack
+        numbers += [gain, largest + error]
     if may_overflow(unit, *numbers, abs(weight) * (size.largest + size.absolute + largest + error)):
         return Bound(math.inf, math.inf)
     if 0 in (weight, size.largest + size.absolute) or _is_identity(factors):
@@ -124,18 +139,21 @@ def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: floa
 
 def _is_identity(factors: Mapping[str, Factor]) -> bool:
     high, wide = factors[HIGH].array, factors[HIGH].array.shape[1]
-    return bool((high.reshape(-1, wide, wide) == np.eye(wide)).all()) and not factors[LOW].array.any()
+    straight = ROWS not in factors or bool((factors[ROWS].array == 1).all())
+    return straight and bool((high.reshape(-1, wide, wide) == np.eye(wide)).all()) and not factors[LOW].array.any()
 
 
 # Not `single`: in float32 the bound leaves 3 to 7 of 100 elements open in BF16, and 18 to 34 in F16, of blocks of 32.
 ROTATION = Kind(
     name="rotation",
-    roles=frozenset({HIGH, LOW, ORDER}),
+    roles=frozenset({HIGH, LOW, ORDER, ROWS}),
+    optional=frozenset({ROWS}),
+    by_row=frozenset({ROWS}),
     places=frozenset({ORDER}),
     shapes=shapes,
     apply=apply,
     bound=bound,
-    operations=frozenset({BLOCKWISE}),
+    operations=frozenset({BLOCKWISE, TIMES}),
     neighbours=Neighbours(count=count, pick=pick),
     of_weight=True,
 )

@@ -71,6 +71,29 @@ def test_every_element_is_the_rounding_of_the_formula(
 
 @both_ways
 @every_output
+@pytest.mark.parametrize("weight", [1.0, -0.3])
+def test_rows_are_scaled_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: torch.dtype, weight: float, *, transposed: bool
+) -> None:
+    """Also in a chain, in small blocks, where every element is settled alone, and by wise."""
+    rotation, base = random(3, 16, 4, 2, mixed=True, rows=9), base_of(9, 16, output)
+    factors = lora(9, 16)
+    exact = rotated(added(matrix(base), factors), rotation, weight)
+    checkpoint, adapters = placed(tmp_path, base, factors, rotation, transposed=transposed)
+    for name, settings in {"usual": {}, "small": {"most": 1 << 14, "size": 40}, "rows": {"most": 1}}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(requirements, "_MOST_NEIGHBOURS", settings.get("most", 1 << 10))
+            patch.setattr(tiling, "BLOCK_ELEMENTS", settings.get("size", 1 << 18))
+            adaptertool.merge(checkpoint, adapters, tmp_path / name, weights=[1.0, weight], verify=True)
+        require(result(tmp_path / name, transposed=transposed), exact, base)
+    alone, adapters = placed(tmp_path / "alone", base, rotation, transposed=transposed)
+    adaptertool.wise(alone, adapters[0], tmp_path / "wise", str(weight))
+    wanted = interpolated(matrix(base), rotated(matrix(base), rotation), weight)
+    require(result(tmp_path / "wise", transposed=transposed), wanted, base)
+
+
+@both_ways
+@every_output
 def test_middles_and_a_hair_beside_them(tmp_path: Path, output: torch.dtype, *, transposed: bool) -> None:
     """1 + half a unit by the blocks, and 2^-k more or less by their low parts: to the last they decide."""
     half, powers = torch.finfo(output).eps / 2, 2.0 ** -np.arange(30.0, 70.0)
@@ -276,7 +299,7 @@ def test_tensors_of_torch(weight: float) -> None:
 
 @both_ways
 def test_weights_in_memory(tmp_path: Path, *, transposed: bool) -> None:
-    rotation, base = random(5, 16, 4, 2, mixed=True), torch.randn(6, 16)
+    rotation, base = random(5, 16, 4, 2, mixed=True, rows=6), torch.randn(6, 16)
     checkpoint, _ = placed(tmp_path, base, rotation, transposed=transposed)
     header = read_header(checkpoint / "model.safetensors")
     ref, factors = header.tensors[f"{LAYER}.weight"], {role: header.tensors[f"0.{role}"] for role in ROTATION.roles}

@@ -33,6 +33,10 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any], list[str], bool]] = {
     "dora": ("lora", DORA, LAYERS, False),
     "dora of columns": ("lora", DORA | {"wd_on_output": False}, ["linear"], False),
     "loha": ("loha", {}, LAYERS, False),
+    "oft": ("diag-oft", {}, ["linear", "conv1", "conv3"], False),
+    "rescaled oft": ("diag-oft", {"rescaled": True}, LAYERS, False),
+    "boft": ("boft", {"linear_dim": 10}, ["linear", "conv1", "conv3"], False),
+    "rescaled boft": ("boft", {"linear_dim": 10, "conv_dim": 4, "rescaled": True}, ["linear", "conv1", "conv3"], False),
     "full": ("full", {}, LAYERS, True),
 }
 
@@ -42,9 +46,8 @@ def train(zoo: nn.Module, algo: str, layers: list[str], **options: Any) -> tuple
     logging.getLogger("LyCORIS").setLevel(logging.CRITICAL)
     LycorisNetwork.apply_preset({"target_module": [], "target_name": layers, "enable_conv": True})
     model = copy.deepcopy(zoo).float()
-    network = create_lycoris(
-        model, 1.0, linear_dim=3, linear_alpha=2, conv_dim=2, conv_alpha=1.5, algo=algo, bypass_mode=False, **options
-    )
+    sizes: dict[str, Any] = {"linear_dim": 3, "linear_alpha": 2, "conv_dim": 2, "conv_alpha": 1.5}
+    network = create_lycoris(model, 1.0, algo=algo, bypass_mode=False, **sizes | options)
     with torch.no_grad():
         for layer in network.loras:
             for name, parameter in layer.named_parameters(recurse=True):
@@ -68,12 +71,15 @@ def seen(layer: nn.Module, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
-def test_merge_is_what_the_forward_pass_computes(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+def test_merge_is_what_the_forward_pass_computes(
+    tmp_path: Path, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     algo, options, layers, biases = CASES[name]
     zoo, base = make_base(tmp_path / "base", dtype)
     model, saved = train(zoo, algo, layers, **options)
     save_file(saved, tmp_path / "a.safetensors")
     adaptertool.merge(base, [tmp_path / "a.safetensors"], tmp_path / "out")
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # OFT inverts in float32
     before, after = load(base), load(tmp_path / "out")
     changed = {f"{layer}.{kind}" for layer in layers for kind in ("weight", *(["bias"] if biases else []))}
     for key, tensor in after.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import Inputs
 from adaptertool.formats.format import BaseHas, Facts
 from adaptertool.formats.kohya.keys import ALPHA, FILES, FORMAT, KNOWN, ON_BIAS, by_module
-from adaptertool.kinds import SPELLED, Kind
+from adaptertool.kinds import SPELLED, Kind, kind_of
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
@@ -43,6 +43,8 @@ def read_adapter(
         raise InputError(f"{header.path} holds no tensors")
     alphas = {ref for module in by_module(header.tensors).values() if (ref := module.get(ALPHA)) is not None}
     scales = _alphas(header, sorted(alphas, key=lambda ref: ref.offset))
+    unbounded = {f"{module.name}{ALPHA}" for module in modules if _spelling_of(module).unbounded}
+    _require_bounds(header.path, scales, unbounded)
     return Adapter(
         files.path,
         {header.path: header.stamp},
@@ -104,17 +106,28 @@ def _refuse_mixture(file: Path, name: str, tensors: Mapping[str, Ref]) -> NoRetu
 
 
 def _alphas(header: Header, refs: Sequence[Ref]) -> Mapping[str, float]:
-    """The alpha of each module that has one, by its key. Raises InputError for what is no number, or 0."""
+    """The alpha of each module that has one, by its key. Raises InputError for what is no number."""
     found: dict[str, float] = {}
     with Inputs({header.path: header.stamp}) as inputs:
         for ref in refs:
             found[ref.spec.name] = _alpha(inputs, ref)
-    if zero := [key for key, alpha in found.items() if alpha == 0]:
+    return found
+
+
+def _require_bounds(file: Path, alphas: Mapping[str, float], unbounded: Set[str]) -> None:
+    """Raises UnsupportedError for an alpha of 0, and for any other, or none, where it is a bound of the factors."""
+    if bounded := sorted(key for key in unbounded if alphas.get(key) != 0):
+        found = alphas.get(bounded[0])
         raise UnsupportedError(
-            f"{header.path}: {', '.join(map(shown, zero[:_SEVERAL]))} {'is' if len(zero) == 1 else 'are'} 0, which "
+            f"{file}: {shown(bounded[0])} is {'not there' if found is None else found}; LyCORIS has 0 there where the "
+            "blocks of OFT have no bound. Those of sd-scripts always have one, and mean something else: neither is "
+            "supported"
+        )
+    if zero := [key for key, alpha in alphas.items() if alpha == 0 and key not in unbounded]:
+        raise UnsupportedError(
+            f"{file}: {', '.join(map(shown, zero[:_SEVERAL]))} {'is' if len(zero) == 1 else 'are'} 0, which "
             "trainers take for the rank, and those who merge for 0: what was meant is not known; write the rank there"
         )
-    return found
 
 
 def _alpha(inputs: Inputs, ref: Ref) -> float:
@@ -133,8 +146,11 @@ def _scaled(module: Module, alpha: float | None) -> Module:
     """The module with its scale: without alpha it is 1, as all who load such files take it."""
     if alpha is None or not module.rank:
         return module
-    ((_, spelling),) = (found for found in _SPELLED if found[0].name == module.kind)
-    return module._replace(scale=spelling.scaling(alpha, module.rank))
+    return module._replace(scale=_spelling_of(module).scaling(alpha, module.rank))
+
+
+def _spelling_of(module: Module) -> Spelling:
+    return kind_of(module).spellings[FORMAT]
 
 
 def facts(fields: Mapping[str, Any]) -> Facts:
