@@ -111,7 +111,7 @@ ADAPTERS: dict[str, tuple[Spoil, str]] = {
     **{f"{kind} for {name}": (replaced(name, make), f"{name} is not a regular file")
        for kind, make in {"FIFO": os.mkfifo, "directory": Path.mkdir}.items()
        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
-    **{f"peft_type {kind!r}": (config(peft_type=kind), "peft_type") for kind in (None, "", "lora", "LOKR", ["LORA"])},
+    **{f"peft_type {kind!r}": (config(peft_type=kind), "peft_type") for kind in (None, "", "lora", "OSF", ["LORA"])},
     "no r": (field_missing("r"), ": r must be"),
     "no lora_alpha": (field_missing("lora_alpha"), ": lora_alpha must be"),
     **{f"{key} {str(value)[:30]}": (config(**{key: value}), "" if value == 2**70 else f"{ADAPTER_CONFIG}: {key}")

@@ -19,7 +19,7 @@ from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.small import STORED, zero_rows
 from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, Ref
 
-INTEGERS = frozenset({"I32", "I64"})  # what indices among the factors are stored as
+INTEGERS = frozenset({"U8", "I16", "I32", "I64"})  # what indices among the factors are stored as
 _PART = 1 << 18  # elements
 
 
@@ -69,7 +69,7 @@ def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
     """Elements first..last of a tensor on disk, flat, as float64: exact for what is computed on, and for indices."""
     stored = read_stored(inputs, ref, first, last)
     if ref.spec.dtype in INTEGERS:
-        return stored.view(f"i{stored.itemsize}").astype(np.float64)
+        return stored.view(f"{ref.spec.dtype[0].lower()}{stored.itemsize}").astype(np.float64)
     return doubles(stored, ref.spec.dtype)
 
 

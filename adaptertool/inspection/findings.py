@@ -74,7 +74,7 @@ def rules(facts: AdapterFacts, said: Facts) -> Iterator[str]:
         return
     yield (f"learning rate: the best for LoRA is about {LEARNING_RATE} times that of full fine-tuning ({_REGRET})")
     rank, alpha = said.rank, said.alpha
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
+    if not isinstance(rank, int) or not isinstance(alpha, int | float) or not 1 <= rank < 2**53:
         return
     if facts.rank_stabilised:
         yield (

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from adaptertool.kinds.adalora import ADALORA
+from adaptertool.kinds.beft import BEFT
 from adaptertool.kinds.boft import BOFT
 from adaptertool.kinds.c3a import C3A
 from adaptertool.kinds.delora import DELORA
@@ -12,8 +13,10 @@ from adaptertool.kinds.dora_scale import DORA_SCALE
 from adaptertool.kinds.fourierft import FOURIERFT
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
+from adaptertool.kinds.glora import GLORA
 from adaptertool.kinds.gralora import GRALORA
 from adaptertool.kinds.hira import HIRA
+from adaptertool.kinds.hra import HRA
 from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
 from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
@@ -25,11 +28,16 @@ from adaptertool.kinds.lycoris_oft import LYCORIS_OFT
 from adaptertool.kinds.miss import MISS
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.oft import OFT
+from adaptertool.kinds.pvera import PVERA
 from adaptertool.kinds.randlora import RANDLORA
+from adaptertool.kinds.right_product import RIGHT_PRODUCT
 from adaptertool.kinds.road import ROAD, ROAD_BIAS
 from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
+from adaptertool.kinds.supertuning import SUPERTUNING
 from adaptertool.kinds.tinylora import TINYLORA
+from adaptertool.kinds.unilora import UNILORA
+from adaptertool.kinds.vblora import VBLORA
 from adaptertool.kinds.vera import VERA
 from adaptertool.kinds.waveft import WAVEFT
 
@@ -42,6 +50,7 @@ KINDS: tuple[Kind, ...] = (
     GAIN,
     LOHA,
     ROTATION,
+    RIGHT_PRODUCT,
     ADALORA,
     VERA,
     HIRA,
@@ -50,6 +59,10 @@ KINDS: tuple[Kind, ...] = (
     RANDLORA,
     DELORA,
     TINYLORA,
+    VBLORA,
+    GLORA,
+    PVERA,
+    UNILORA,
     LORA_TUCKER,
     DORA_SCALE,
     IA3,
@@ -59,6 +72,8 @@ KINDS: tuple[Kind, ...] = (
     LOHA_TUCKER,
     LOKR,
     C3A,
+    BEFT,
+    SUPERTUNING,
     FOURIERFT,
     WAVEFT,
     OFT,
@@ -66,6 +81,7 @@ KINDS: tuple[Kind, ...] = (
     BOFT,
     ROAD,
     ROAD_BIAS,
+    HRA,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

@@ -1,5 +1,5 @@
 """AdaLoRA: W' = W + w·s·B·(A ⊙ E), with E (r, 1) the singular values, and s = alpha/(init_r + 10⁻⁵), also where
-ranks were pruned since.
+ranks were pruned since; an alpha that is not positive stands for init_r.
 
 Source: Q. Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning" (arXiv:2303.10512).
 Checked against PEFT 0.21.2 in the tests.
@@ -42,6 +42,12 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     return [product((a, b, e), (weight[0], a.shape[0], math.prod(weight[1:])), (left, 1), (right, terms), scale)]
 
 
+def _scale(fields: Mapping[str, Any]) -> float:
+    alpha, rank = fields["lora_alpha"], fields["init_r"]
+    scale: float = (alpha if alpha > 0 else float(rank)) / (rank + 1e-5)
+    return scale
+
+
 ADALORA = Kind(
     name="adalora",
     roles=frozenset({A, B, E}),
@@ -56,7 +62,7 @@ ADALORA = Kind(
             keys={f".{role}": role for role in (A, B, E)},
             rank=None,
             alpha="lora_alpha",
-            scale=lambda fields: fields["lora_alpha"] / (fields["init_r"] + 1e-5),
+            scale=_scale,
             harmless=frozenset(
                 {"r", "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"}
                 | {"total_step", "rank_pattern"}

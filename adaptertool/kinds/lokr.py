@@ -13,8 +13,7 @@ one of W₂: each of these two is a product, of a stored matrix with a selection
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,14 +103,20 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
 
 def _of_stored(w1: Ref, w2: Ref, weight: Shape, at: _Places, scale: float) -> Sequence[Part]:
     """One product for each element; of F64 its two terms, one after the other."""
-    terms = terms_of(w1, w2)
+    terms, wide = terms_of(w1, w2), math.prod(w2.shape[1:])
+    in_order = bool((at.column1 * wide + at.column2 == np.arange(len(at.column1))).all())  # no gathers then
 
-    def rows(term: int, read: ReadRows, first: int, last: int) -> Array:
-        one = whole(read, w1)[at.row1[first:last]].take(at.column1, axis=1)
-        two = whole(read, w2).reshape(w2.shape[0], -1)[at.row2[first:last]].take(at.column2, axis=1)
-        return products(one, two, terms)[term]
+    def term(number: int) -> Callable[[ReadRows, int, int], Array]:
+        def rows(read: ReadRows, first: int, last: int) -> Array:
+            one = whole(read, w1)[at.row1[first:last]]
+            two = whole(read, w2).reshape(w2.shape[0], -1)[at.row2[first:last]]
+            if in_order:
+                return products(one[:, :, None], two[:, None, :], terms)[number].reshape(last - first, -1)
+            return products(one.take(at.column1, axis=1), two.take(at.column2, axis=1), terms)[number]
 
-    return [Part(DIFFERENCE.name, {DELTA: made((w1, w2), weight, partial(rows, term))}, scale) for term in range(terms)]
+        return rows
+
+    return [Part(DIFFERENCE.name, {DELTA: made((w1, w2), weight, term(number))}, scale) for number in range(terms)]
 
 
 def _stored(matrix: Ref, rows: Any, columns: Any) -> Side:

@@ -6,7 +6,7 @@ A'[q] = λ[i, j]·A[i, 0, :m] ⊙ γ[j]; B'[:, q] = B[:M, j, i]; W' = W + w·s·
 with s = alpha/r.
 
 Source: P. Albert et al., "RandLoRA: Full-rank parameter-efficient fine-tuning of large models" (arXiv:2502.00987).
-Checked against PEFT 0.21.2 in the tests. Where A and B are not saved, PEFT makes them anew by torch's generator.
+Checked against PEFT 0.21.2 in the tests. Where A and B are not saved, PEFT makes them anew by a generator.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ class Spelling:
     scale:    instead of it, where more counts: the scale from all fields of the config; patterns then play no part
     unbounded: the `alpha` beside the factors is a bound of theirs, and 0 where they have none; no other is handled
     bias:     the kind of the change that the same factors make to the layer's bias, where it has one
+    only_bias: they change nothing else
     instead:  (field, kind): modules that the field names, by a pattern or the ends of their paths, are of that kind
     variant:  what follows a module's name in the keys of further factors -> role; and the kind of modules with such
     ranked:   roles whose first dimension is the rank, beside those that go by column
@@ -48,6 +49,7 @@ class Spelling:
     scale: Callable[[Mapping[str, Any]], float] | None = None
     unbounded: bool = False
     bias: str | None = None
+    only_bias: bool = False
     instead: tuple[str, str] | None = None
     variant: tuple[Mapping[str, str], str] | None = None
     ranked: frozenset[str] = frozenset()

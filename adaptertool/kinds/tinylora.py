@@ -2,7 +2,7 @@
 matrices P (u, r, r), and v (u,), which is trained and shared.
 
 Source: "Learning to Reason in 13 Parameters" (arXiv:2602.04118). Checked against PEFT 0.21.2 in the tests. Where P is
-not saved, PEFT makes it anew by torch's generator. Where there are several v, which module has which depends on the
+not saved, PEFT makes it anew by a generator. Where there are several v, which module has which depends on the
 order of the model's modules, which is not saved.
 """
 

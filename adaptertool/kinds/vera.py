@@ -2,7 +2,7 @@
 columns and rows that the weight has. b (out) multiplies rows of B, d (r) rows of A.
 
 Source: D. Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation" (arXiv:2310.11454). Checked against PEFT
-0.21.2 in the tests. Where A and B are not saved, PEFT makes them anew by torch's generator.
+0.21.2 in the tests. Where A and B are not saved, PEFT makes them anew by a generator.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from adaptertool.spec.tensors import ReadRows, Ref
 
 A, B, LEFT, RIGHT = "vera_A", "vera_B", "vera_lambda_b", "vera_lambda_d"
 NOT_SAVED = (
-    "the shared matrices are made anew by the random numbers of torch, which may differ; load the adapter with the "
-    "library that trained it, and save it with save_projection = true"
+    "the shared matrices are made anew by random numbers, which may differ between machines; load the adapter with the "
+    "library that trained it, and save it with what is random"
 )
 
 

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from adaptertool.numerics.error_free import two_product, two_sum
 from adaptertool.spec.tensors import ReadRows, Ref
 
 SPECTRUM = "waveft_spectrum"
+_Cut = Callable[[ReadRows, int, int], Array]
 _FAMILY, _INVERSE = "wavelet_family", "use_idwt"
 
 
@@ -81,17 +81,16 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     low = np.array(_filters()[settings[_FAMILY]])
     filters = np.stack([low, low[::-1] * np.where(np.arange(len(low)) % 2, -1.0, 1.0)])
 
-    def cut(term: int, turned: bool, read: ReadRows, first: int, last: int) -> Array:
-        down, across = (_along(size, at, len(low)) for size, at in zip(weight, places(), strict=True))
-        sides = (across, down, out) if turned else (down, across, wide)
-        return _inverse(whole(read, spectrum), filters, sides, first, last)[term]
+    def cut(term: int, turned: bool) -> _Cut:
+        def rows(read: ReadRows, first: int, last: int) -> Array:
+            down, across = (_along(size, at, len(low)) for size, at in zip(weight, places(), strict=True))
+            sides = (across, down, out) if turned else (down, across, wide)
+            return _inverse(whole(read, spectrum), filters, sides, first, last)[term]
+
+        return rows
 
     return [
-        Part(
-            DIFFERENCE.name,
-            {DELTA: made((spectrum,), weight, partial(cut, term, False), partial(cut, term, True))},
-            scale,
-        )
+        Part(DIFFERENCE.name, {DELTA: made((spectrum,), weight, cut(term, False), cut(term, True))}, scale)
         for term in range(2)
     ]
 

@@ -344,3 +344,10 @@ def test_what_is_too_small_for_float64_is_rounded(tmp_path: Path) -> None:
     adapters = [write_adapter(tmp_path / "0", plain), write_adapter(tmp_path / "1", small, lora_alpha=8 * 2.0**-100)]
     (told,) = sum_adapters(adapters, tmp_path / "out").layers
     assert (told.rounded, told.exact) == (12, False)
+
+
+def test_a_bias_of_another_length_is_refused(tmp_path: Path) -> None:
+    factors = {**lora_factors("m.q", (3, 5)), "m.q.lora_B.bias": torch.ones(4)}
+    adapter = write_adapter(tmp_path / "a", factors, lora_bias=True)
+    with pytest.raises(MismatchError, match=r"lora_B\.bias is F32 4, but the layer has 3 outputs"):
+        sum_adapters([adapter], tmp_path / "out")

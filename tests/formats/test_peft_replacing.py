@@ -59,6 +59,27 @@ def test_token_rows(tmp_path: Path, tied: bool) -> None:
     assert adaptertool.verify(tmp_path / "out", base, [adapter]).ok and adaptertool.inspect(adapter, base).fits
 
 
+@pytest.mark.parametrize("kind", ["LN_TUNING", "TRAINABLE_TOKENS"])
+def test_sum_and_truncate_refuse_them(tmp_path: Path, kind: str) -> None:
+    """Their keys are none that an adapter of LoRA has."""
+    tensors = {
+        "LN_TUNING": {"n.ln_tuning_layers.weight": torch.ones(3)},
+        "TRAINABLE_TOKENS": {f"{E}.trainable_tokens_delta": torch.ones(2, 6)},
+    }[kind]
+    base = write_checkpoint(tmp_path / "base", {f"{E}.weight": torch.randn(10, 6), "n.weight": torch.ones(3)})
+    fields = {"token_indices": [1, 2]} if kind == "TRAINABLE_TOKENS" else {}
+    adapter = write(tmp_path / "a", tensors, peft_type=kind, **fields)
+    with pytest.raises(UnsupportedError, match="no factors"):
+        adaptertool.sum_adapters([adapter, adapter], tmp_path / "sum", base=base, rank=1)
+    with pytest.raises(UnsupportedError, match="no factors"):
+        adaptertool.truncate(adapter, tmp_path / "truncated", rank=1)
+    adaptertool.wise(base, adapter, tmp_path / "half", "0.5", as_adapter=True)
+    adaptertool.wise(base, adapter, tmp_path / "wise", "0.5")
+    adaptertool.merge(base, [tmp_path / "half"], tmp_path / "out")
+    one, other = load(tmp_path / "wise"), load(tmp_path / "out")
+    assert all(tensor.allclose(other[name], atol=1e-6) for name, tensor in one.items())
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     base = write_checkpoint(tmp_path / "base", {f"{E}.weight": torch.randn(10, 6), "n.weight": torch.ones(3)})
     rows = {f"{E}.trainable_tokens_delta": torch.randn(2, 6)}

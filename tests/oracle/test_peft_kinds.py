@@ -32,6 +32,7 @@ LYCORIS = ("linear", "conv1", "conv2")
 OFT = {"oft_block_size": 3}
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
+    "adalora-alpha": Case("AdaLoraConfig", {"init_r": 3, "lora_alpha": 0, "total_step": 9}, ("linear",), 1),
     "gralora": Case("GraloraConfig", {"r": 4, "alpha": 6, "gralora_k": 2}, ("linear", "turned"), 2),
     "gralora beside LoRA": Case(
         "GraloraConfig", {"r": 4, "alpha": 5, "gralora_k": 2, "hybrid_r": 3}, ("linear", "turned"), 2
@@ -44,6 +45,17 @@ CASES = {
     "delora": Case("DeloraConfig", {"r": 3, "rank_pattern": {"linear": 2}}, ("linear",), 1),
     "delora, all": Case("DeloraConfig", {"r": 4, "init_weights": False, "bias": "delora_only"}, ("linear",), 2),
     "tinylora": Case("TinyLoraConfig", {"u": 3, "weight_tying": 1.0}, ("linear", "turned", "embedding"), 3),
+    "vblora": Case(
+        "VBLoRAConfig", {"r": 3, "num_vectors": 300, "vector_length": 2, "topk": 2}, ("linear", "turned"), 2
+    ),
+    **{
+        f"glora, {what}": Case(
+            "GloraConfig", {"r": 3, "config_A_B": what, "config_C": "none", "config_D_E": "none"}, ("linear",), 1
+        )
+        for what in ("lora", "vector", "constant")
+    },
+    "pvera": Case("PveraConfig", {"r": 4}, ("linear", "turned"), 2),
+    "unilora": Case("UniLoraConfig", {"r": 3, "theta_d_length": 50, "save_indices": True}, ("linear", "turned"), 2),
     "hira": Case(
         "HiraConfig",
         {"r": 3, "init_weights": False},
@@ -77,6 +89,9 @@ CASES = {
     "c3a-biases": Case(
         "C3AConfig", {"block_size": 3, "block_size_pattern": {"linear": 2}, "bias": "c3a_only"}, ("linear",), 2
     ),
+    "beft": Case("BeftConfig", {}, ("linear",), 1),
+    "supertuning": Case("SupertuningConfig", {"sparsity": 0.8}, ("linear",), 1),
+    "supra": Case("SupertuningConfig", {"sparsity": 0.9, "select_top": False, "r": 3, "lora_alpha": 5}, ("linear",), 1),
     "fourierft": Case("FourierFTConfig", {"n_frequency": 11, "scaling": 100.0}, ("linear",), 1),
     "fourierft-biases": Case(
         "FourierFTConfig",

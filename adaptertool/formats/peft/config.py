@@ -8,14 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from adaptertool.errors import InputError, UnsupportedError, shown
-from adaptertool.formats.initialisers import HARMLESS_INITS
+from adaptertool.formats.initialisers import changed_base
 from adaptertool.formats.peft.fields import FORMAT, LORA, alpha_field_of, require_known, spelling_of
 from adaptertool.formats.peft.packing import Packing, packing_of
 from adaptertool.formats.peft.patterns import by_pattern, check
-from adaptertool.formats.peft.refused import REFUSED
+from adaptertool.formats.peft.refused import why_refused
 from adaptertool.formats.peft.variants import Blocks, blocks_of
 from adaptertool.kinds import SPELLED, Kind, full, lora
 from adaptertool.kinds.spelling import Spelling
@@ -115,13 +115,15 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
     """Raises UnsupportedError for what is refused by name, InputError for values of a wrong type."""
     spelled = spelling_of(fields)
     if spelled is None and fields.get("peft_type") != LORA:
-        _refuse(path, fields.get("peft_type"))
+        known = [LORA, *sorted(tag for name, tag in SPELLED if name == FORMAT)]
+        raise UnsupportedError(f"{path}: peft_type {why_refused(fields.get('peft_type'), known)}")
     require_known(path, fields, None if spelled is None else spelled[1])
     if spelled is not None and (why := spelled[1].check(fields)):
         raise UnsupportedError(f"{path}: {why}")
     if fields.get("swift_type") not in (None, "LORA"):
         raise UnsupportedError(f"{path}: swift_type {shown(fields['swift_type'])[:80]} is not supported; LORA is")
-    _require_untouched_base(path, fields.get("init_lora_weights"))
+    if why := changed_base(fields.get("init_lora_weights")):
+        raise UnsupportedError(f"{path}: init_lora_weights = {shown(fields['init_lora_weights'])[:80]} {why}")
     only = "lora_only" if spelled is None else f"{spelled[1].tag.lower()}_only"
     if fields.get("bias", "none") not in ("none", "all", only):
         raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])[:80]} is not known")
@@ -156,29 +158,6 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         scale=None if spelling is None or spelling.scale is None else _scale(path, fields, spelling),
         settings={} if spelling is None else {name: fields.get(name) for name in sorted(spelling.settings)},
     )
-
-
-def _require_untouched_base(path: Path, init: object) -> None:
-    if init in HARMLESS_INITS:
-        return
-    where = f"{path}: init_lora_weights = {shown(init)[:80]}"
-    if init == "loftq":
-        raise UnsupportedError(
-            f"{where}: its factors belong to the quantised weights that LoftQ made of the base: save that model (PEFT: "
-            "unload().save_pretrained(...)), set init_lora_weights to true, and merge onto it"
-        )
-    raise UnsupportedError(
-        f"{where} may have changed the base weights, so this adapter may belong to the residual model, not to the "
-        "original: convert it to plain LoRA first (PEFT: save_pretrained(..., "
-        "path_initial_model_for_weight_conversion=...))"
-    )
-
-
-def _refuse(path: Path, tag: object) -> NoReturn:
-    if isinstance(tag, str) and (why := REFUSED.get(tag)):
-        raise UnsupportedError(f"{path}: peft_type {tag} {why}")
-    known = ", ".join([LORA, *sorted(tag for name, tag in SPELLED if name == FORMAT)])
-    raise UnsupportedError(f"{path}: peft_type {shown(tag)[:80]} is not known; {known} are supported")
 
 
 def _patterns(path: Path, fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:

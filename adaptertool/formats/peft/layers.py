@@ -11,10 +11,12 @@ from dataclasses import replace
 
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.formats.format import Move
+from adaptertool.formats.peft.fields import FORMAT
 from adaptertool.formats.peft.keys import CONFIG, PREFIX
 from adaptertool.formats.peft.saved import OUT_PROJ, OUT_PROJ_TIMES
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
+from adaptertool.kinds.full import ALONE
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
 from adaptertool.kinds.parts import parts_of
@@ -27,7 +29,12 @@ _TARGETS = ("target_modules", "target_parameters", "exclude_modules", "layers_to
 
 def layered(adapter: Adapter) -> Layered:
     """The layers of an adapter that was read without its base, which is taken to have all that is targeted. Raises
-    UnsupportedError where no base has all of it."""
+    UnsupportedError where no base has all of it, and where tuned tensors have keys that an adapter of LoRA has not."""
+    if (tag := adapter.fields.get("peft_type")) in {spelling.tag for spelling in ALONE[FORMAT]}:
+        raise UnsupportedError(
+            f"{adapter.path / CONFIG}: peft_type {tag}: its tensors are no factors; sum and truncate write adapters "
+            "of LoRA: merge it into the base"
+        )
     if {"gate_up_proj", "up_proj"} <= {
         name.rpartition(".")[2] for name in adapter.fields.get("target_parameters") or ()
     }:
@@ -78,7 +85,7 @@ def _layers(adapter: Adapter) -> dict[str, Layer]:
         if kind_of(module).replaces:
             continue
         if kind_of(module).follows:  # follows the change of the weight
-            layers[path] = layers[path]._replace(bias=module.factors[BIAS])
+            layers[path] = layers[path]._replace(bias=_bias_of(layers[path], module.factors[BIAS]))
         elif not kind_of(module).pair:
             layers[path] = _unpaired(module)
         elif path in layers:
@@ -86,6 +93,14 @@ def _layers(adapter: Adapter) -> dict[str, Layer]:
         else:
             layers[path] = _layer(module)
     return layers
+
+
+def _bias_of(layer: Layer, bias: Ref) -> Ref:
+    """Raises MismatchError where it is not one number for each output."""
+    outputs = layer.pairs[0].outputs
+    if bias.shape != (outputs,):
+        raise MismatchError(f"{bias.path}: {shown(bias.spec.name)} is {bias.spec}, but the layer has {outputs} outputs")
+    return bias
 
 
 def _as_product(module: Module) -> Module:

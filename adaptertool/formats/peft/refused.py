@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from adaptertool.errors import shown
+
 _KEEP = "keep it beside the base, and load both with PEFT"
 _BY_PEFT = (
     "merge it with PEFT (merge_and_unload), onto the very base that it was trained on; `adaptertool diff`, `wise` and "
@@ -34,13 +38,13 @@ REFUSED = {
     "PSOFT": f"turns singular vectors of the base weight, whose signs its file does not tell: {_BY_PEFT}",
     "ADAMSS": f"does not save which rows its factors are for; PEFT clusters the base weight for that: {_BY_PEFT}",
     # On the way
-    "BEFT": _NOT_YET,
     "BONE": _NOT_YET,
     "FROD": _NOT_YET,
-    "GLORA": _NOT_YET,
-    "HRA": _NOT_YET,
-    "PVERA": _NOT_YET,
-    "SUPERTUNING": _NOT_YET,
-    "UNILORA": _NOT_YET,
-    "VBLORA": _NOT_YET,
 }
+
+
+def why_refused(tag: object, known: Iterable[str]) -> str:
+    """What to say after peft_type; known: those that are handled."""
+    if isinstance(tag, str) and tag in REFUSED:
+        return f"{tag} {REFUSED[tag]}"
+    return f"{shown(tag)[:80]} is not known; {', '.join(known)} are supported"

@@ -100,9 +100,15 @@ def _modules(
         layer=name,
         settings=config.settings,
     )
-    yield module
+    if not spelling.only_bias:
+        yield module
     if spelling.bias is not None and not other and base_has(f"{name}.bias"):
         own = BY_NAME[spelling.bias]
         some = {role: ref for role, ref in roles.items() if role in own.roles}
         if own.roles - own.optional <= some.keys():
             yield module._replace(target=f"{name}.bias", kind=own.name, factors=some, transposed=None)
+    elif spelling.only_bias:
+        raise UnsupportedError(
+            f"{file}: {shown(name)} has no bias in the base, so there is none to change, and PEFT cannot merge it "
+            "either; give it a bias of zeros there, if the architecture can have one"
+        )

@@ -1,0 +1,120 @@
+"""GLoRA against rationals, and in every command."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PREFIX, load
+from layers import DTYPES
+from rationals import Matrix, matrix
+from safetensors.torch import load_file, save_file
+from trials import (
+    FACTORS,
+    IN,
+    JOINED,
+    OUT,
+    Numbers,
+    base_of,
+    normal,
+    own,
+    times,
+    together,
+    try_commands,
+    try_joined_is_refused,
+    try_merges,
+    varied,
+    vector,
+    write_kind,
+)
+
+import adaptertool
+from adaptertool.errors import InputError, UnsupportedError
+
+RANK = 3
+SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
+    "lora": {"Xd": (OUT, RANK), "Xu": (RANK, IN)},
+    "vector": {"X": (OUT, 1)},
+    "constant": {"X": (1,)},
+}
+
+
+def one_layer(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    layer: str = "l",
+    make: Numbers = normal,
+    what: str = "lora",
+    **fields: Any,
+) -> Path:
+    """With zeros for the parts of a bias that is not there, as PEFT saves them."""
+    tensors = {
+        f"{layer}.glora_{side}.{end}": make(*shape, dtype=dtype) for side in "AB" for end, shape in SHAPES[what].items()
+    }
+    for side, shape in (("C", (IN, 1)), ("D", (OUT,)), ("E", (OUT,))):
+        tensors[f"{layer}.glora_{side}.zeros"] = torch.zeros(shape)
+    return write_kind(folder, tensors, **{"peft_type": "GLORA", "r": RANK, "config_A_B": what, **fields})
+
+
+def path_of(found: dict[str, torch.Tensor], side: str) -> Matrix:
+    if f"glora_{side}.Xd" in found:
+        return times(matrix(found[f"glora_{side}.Xd"]), matrix(found[f"glora_{side}.Xu"]))
+    column = vector(found[f"glora_{side}.X"])
+    return [[number] * IN for number in (column * OUT if len(column) == 1 else column)]
+
+
+def change_of(adapter: Path, weight: Matrix, layer: str = "l") -> Matrix:
+    found = own(adapter, layer)
+    gain = path_of(found, "A")
+    return together(
+        [[w * g for w, g in zip(*rows, strict=True)] for rows in zip(weight, gain, strict=True)],
+        path_of(found, "B"),
+        Fraction(1),
+    )
+
+
+@pytest.mark.parametrize("factors", FACTORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("what", SHAPES)
+def test_every_element_is_the_rounding_of_the_formula(
+    tmp_path: Path, dtype: torch.dtype, factors: torch.dtype, what: str
+) -> None:
+    base, adapter = base_of(tmp_path / "base", dtype), one_layer(tmp_path / "a", factors, make=varied, what=what)
+    try_merges(tmp_path, base, adapter, change_of(adapter, matrix(load(base)["l.weight"])))
+
+
+@pytest.mark.parametrize("what", SHAPES)
+def test_every_command(tmp_path: Path, what: str) -> None:
+    base, adapter = base_of(tmp_path / "base"), one_layer(tmp_path / "a", what=what)
+    try_commands(tmp_path, base, adapter, "glora")
+
+
+def test_projections_that_are_stored_apart_are_refused(tmp_path: Path) -> None:
+    try_joined_is_refused(tmp_path, one_layer(tmp_path / "a", layer=JOINED), "glora")
+
+
+def test_what_is_not_handled_is_refused_by_name(tmp_path: Path) -> None:
+    base = base_of(tmp_path / "base")
+    with pytest.raises(InputError, match="quite_new"):
+        adaptertool.merge(base, [one_layer(tmp_path / "f", quite_new=1)], tmp_path / "out")
+    path = one_layer(tmp_path / "a") / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for key, shape, message in (
+        ("glora_C.Xd", (IN, RANK), "the layer has a bias"),
+        ("glora_D.X", (1,), "the layer has a bias"),
+        ("glora_A.zeros", (OUT, IN), "config_A_B = none"),
+        ("glora_D.zeros", (OUT,), "must be zeros"),
+        ("glora_A.X", (1,), ""),
+        ("glora_A.Xu", (RANK, IN + 1), ""),
+        ("glora_E.zeros", (OUT + 1,), ""),
+    ):
+        save_file({**tensors, f"{PREFIX}l.{key}": torch.ones(shape)}, path)
+        with pytest.raises(InputError, match=message):
+            adaptertool.merge(base, [path.parent], tmp_path / "out")
+    save_file({name: tensor for name, tensor in tensors.items() if not name.endswith(".Xu")}, path)
+    with pytest.raises(UnsupportedError):
+        adaptertool.merge(base, [path.parent], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
