@@ -1,8 +1,12 @@
-"""Cosines and π in decimals, as precise as the context is (80 digits at most)."""
+"""Cosines, sines and π: in decimals, as precise as the context is (80 digits at most), and in rationals."""
 
 from __future__ import annotations
 
-from decimal import Decimal
+import functools
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
+_BITS = 1400
 
 
 def cosine(angle: Decimal) -> Decimal:
@@ -26,3 +30,21 @@ def pi() -> Decimal:
         t = (t * n) / d
         s += t
     return s
+
+
+def cosine_and_sine(angle: float) -> tuple[Fraction, Fraction]:
+    """By the series of what is left of whole turns, in fixed point; within 2^-300."""
+    over, under = angle.as_integer_ratio()
+    x = (over << _BITS) // under % _turn()
+    found, term, n = [0, 0], 1 << _BITS, 0
+    while term:
+        found[n % 2] += term if n % 4 < 2 else -term
+        n += 1
+        term = (term * x >> _BITS) // n
+    return Fraction(found[0], 1 << _BITS), Fraction(found[1], 1 << _BITS)
+
+
+@functools.cache
+def _turn() -> int:
+    with localcontext(prec=480):
+        return int(2 * pi() * 2**_BITS)

@@ -16,6 +16,7 @@ from adaptertool.kinds.gain import GAIN
 from adaptertool.kinds.glora import GLORA
 from adaptertool.kinds.gralora import GRALORA
 from adaptertool.kinds.hira import HIRA
+from adaptertool.kinds.hra import HRA
 from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
 from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
@@ -29,6 +30,8 @@ from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.oft import OFT
 from adaptertool.kinds.pvera import PVERA
 from adaptertool.kinds.randlora import RANDLORA
+from adaptertool.kinds.right_product import RIGHT_PRODUCT
+from adaptertool.kinds.road import ROAD, ROAD_BIAS
 from adaptertool.kinds.rotation import ROTATION
 from adaptertool.kinds.shira import SHIRA
 from adaptertool.kinds.supertuning import SUPERTUNING
@@ -47,6 +50,7 @@ KINDS: tuple[Kind, ...] = (
     GAIN,
     LOHA,
     ROTATION,
+    RIGHT_PRODUCT,
     ADALORA,
     VERA,
     HIRA,
@@ -76,6 +80,9 @@ KINDS: tuple[Kind, ...] = (
     OFT,
     LYCORIS_OFT,
     BOFT,
+    ROAD,
+    ROAD_BIAS,
+    HRA,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

@@ -27,30 +27,39 @@ def rotation(
     """
     (stages, columns, wide), some = shape, tuple(sources)
     orders = np.tile(np.arange(columns), (stages, 1)) if order is None else order
-    halves, size = _Halves(blocks, wide), (stages * columns, wide)
+    halves, size = Halves(lambda read, begin, end: blocks(read, begin, end).parts[:2]), (stages * columns, wide)
+
+    def half(which: int) -> Callable[[ReadRows, int, int], Array]:
+        def rows(read: ReadRows, first: int, last: int) -> Array:
+            begin, end = first // wide, -(-last // wide)
+            found = halves.take(read, begin, end, which)
+            return found.reshape(-1, wide)[first - begin * wide : last - begin * wide]
+
+        return rows
+
     factors = {
-        HIGH: made(some, size, lambda read, first, last: halves.rows(read, first, last, 0)),
-        LOW: made(some, size, lambda read, first, last: halves.rows(read, first, last, 1)),
+        HIGH: made(some, size, half(0)),
+        LOW: made(some, size, half(1)),
         ORDER: made(some, (stages, columns), lambda read, first, last: orders[first:last]),  # noqa: ARG005
     }
     return Part(ROTATION.name, factors, 1.0, turned=turned)
 
 
-class _Halves:
-    """Both are made together, and asked for one after the other: what was not asked for is kept until it is."""
+class Halves:
+    """Two factors that are made together, and asked for one after the other: what was not asked for is kept until it
+    is."""
 
-    def __init__(self, blocks: Blocks, wide: int) -> None:
-        self._blocks, self._wide = blocks, wide
+    def __init__(self, both: Callable[[ReadRows, int, int], Array]) -> None:
+        self._both = both
         self._kept: dict[tuple[int, int, int], Array] = {}
 
-    def rows(self, read: ReadRows, first: int, last: int, half: int) -> Array:
-        begin, end = first // self._wide, -(-last // self._wide)
-        found = self._kept.pop((begin, end, half), None)
+    def take(self, read: ReadRows, first: int, last: int, which: int) -> Array:
+        """Rows first..last of the one or the other, as `both` makes them."""
+        found = self._kept.pop((first, last, which), None)
         if found is None:
-            parts = self._blocks(read, begin, end).parts
-            found = parts[half]
-            self._kept = {(begin, end, 1 - half): parts[1 - half]}
-        return found.reshape(-1, self._wide)[first - begin * self._wide : last - begin * self._wide]
+            both = self._both(read, first, last)
+            found, self._kept = both[which], {(first, last, 1 - which): both[1 - which]}
+        return found
 
 
 def skew(packed: Array, wide: int) -> DoubleDouble:

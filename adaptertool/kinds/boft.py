@@ -71,6 +71,7 @@ BOFT = Kind(
     by_row=frozenset({S}),
     shapes=shapes,
     becomes=becomes,
+    of_weight=True,
     spellings={
         "peft": Spelling(
             tag="BOFT",

@@ -75,6 +75,7 @@ LYCORIS_OFT = Kind(
     optional=frozenset({RESCALE}),
     shapes=shapes,
     becomes=becomes,
+    of_weight=True,
     spellings={
         "kohya": Spelling(tag="OFT", keys={f".{role}": role for role in (BLOCKS, RESCALE)}, unbounded=True),
     },

@@ -120,6 +120,7 @@ OFT = Kind(
     optional=frozenset({R, EMBEDDED}),
     shapes=shapes,
     becomes=becomes,
+    of_weight=True,
     spellings={
         "peft": Spelling(
             tag="OFT",

@@ -36,7 +36,7 @@ def _root(count: int) -> tuple[int, int]:
     """exp(2πi/count) in fixed point, by the series of the exponential."""
     more = 64
     one = 1 << (_BITS + more)
-    angle = 2 * _pi(_BITS + more) // count
+    angle = 2 * pi(_BITS + more) // count
     x, y, term, n = one, 0, one, 0
     while term:
         n += 1
@@ -49,7 +49,7 @@ def _root(count: int) -> tuple[int, int]:
     return x >> more, y >> more
 
 
-def _pi(bits: int) -> int:
+def pi(bits: int) -> int:
     """π·2^bits, but for the last few bits. Source: J. Machin: π/4 = 4·arctan(1/5) − arctan(1/239)."""
 
     def arctan(inverse: int) -> int:

@@ -24,7 +24,10 @@ SCALE, WEIGHT = 0.75, -1.25  # of few bits, so that their product is exact
 UNIT = 2.0**-53
 
 # Shapes of factors, where they do not follow from a rank
-GIVEN = {"rotation": {"high": (2 * IN, 5), "low": (2 * IN, 5), "order": (2, IN), "rows": (OUT, 1)}}
+GIVEN = {
+    "rotation": {"high": (2 * IN, 5), "low": (2 * IN, 5), "order": (2, IN), "rows": (OUT, 1)},
+    "right-product": {"left": (IN, RANK), "high": (RANK, IN), "low": (RANK, IN)},
+}
 
 every_kind = pytest.mark.parametrize("kind", [k for k in KINDS if not k.becomes], ids=lambda kind: kind.name)
 those_made = pytest.mark.parametrize("kind", [k for k in KINDS if k.becomes], ids=lambda kind: kind.name)

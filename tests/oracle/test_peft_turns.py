@@ -47,6 +47,12 @@ ALL = ("linear", "square", "point")
 CASES = {
     "oft": Case("OFTConfig", {"oft_block_size": 4}, ("linear", "point"), 2),
     "oft-inverse": Case("OFTConfig", {"oft_block_size": 0, "r": 2, "use_cayley_neumann": False}, ("point",), 1),
+    "road-1": Case("RoadConfig", {"group_size": 4}, ("linear",), 2),
+    "road-2": Case("RoadConfig", {"group_size": 10, "variant": "road_2"}, ("linear",), 2),
+    "road-4": Case("RoadConfig", {"group_size": 2, "variant": "road_4"}, ("linear",), 2),
+    "hra": Case("HRAConfig", {"r": 4}, ALL, 3),
+    "hra-odd": Case("HRAConfig", {"r": 3, "bias": "hra_only"}, ALL, 6),
+    "hra-orthogonal": Case("HRAConfig", {"r": 3, "apply_GS": True}, ALL, 3),
     "boft": Case("BOFTConfig", {"boft_block_size": 4}, ALL, 3),
     "boft-biases": Case("BOFTConfig", {"boft_block_size": 0, "boft_block_num": 4, "bias": "boft_only"}, ALL, 6),
     "boft-2": Case("BOFTConfig", {"boft_block_size": 2, "boft_n_butterfly_factor": 2}, ALL, 3),

@@ -40,8 +40,6 @@ REFUSED = {
     # On the way
     "BONE": _NOT_YET,
     "FROD": _NOT_YET,
-    "HRA": _NOT_YET,
-    "ROAD": _NOT_YET,
 }
 
 
