@@ -21,7 +21,7 @@ from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
 from adaptertool.kinds.kind import NORM, Kind
 from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.loha_tucker import LOHA_TUCKER
-from adaptertool.kinds.lokr import LOKR
+from adaptertool.kinds.lokr import LOKR, LYCORIS_LOKR
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.lora_tucker import LORA_TUCKER
 from adaptertool.kinds.lycoris_glora import LYCORIS_GLORA
@@ -72,6 +72,7 @@ KINDS: tuple[Kind, ...] = (
     SHIRA,
     LOHA_TUCKER,
     LOKR,
+    LYCORIS_LOKR,
     C3A,
     BEFT,
     SUPERTUNING,

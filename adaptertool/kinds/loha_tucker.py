@@ -16,24 +16,29 @@ import numpy as np
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.loha import A1, A2, B1, B2, T1, T2
 from adaptertool.kinds.made import hadamard, tucker
+from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.tensors import Ref
 
 
-def kernel(weight: Shape) -> Shape:
-    """The last dimensions of a core: of a convolution in one dimension (k, 1)."""
-    return (*weight[2:], 1) if len(weight) == 3 else weight[2:]
+def kernel(weight: Shape, core: Shape) -> Shape:
+    """The last dimensions of a core: of a convolution in one dimension (k, 1) for PEFT, and (k,) for LyCORIS."""
+    return (*weight[2:], 1) if len(weight) == 3 and core[2:] != weight[2:] else weight[2:]
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
-    """T (r, r, k, ...), B (r, out) and A (r, in) for a convolution (out, in, k, ...) in one or two dimensions."""
-    if len(weight) not in (3, 4) or not factors[A1] or not factors[A2]:
+    """T (r, r, k, ...), B (r, out) and A (r, in) for a convolution (out, in, k, ...)."""
+    if len(weight) not in (3, 4, 5) or not factors[A1] or not factors[A2]:
         return None
     sets = ((T1, B1, A1), (T2, B2, A2))
     return {
         role: shape
         for t, b, a in sets
         for rank in [factors[a][0]]
-        for role, shape in ((t, (rank, rank, *kernel(weight))), (b, (rank, weight[0])), (a, (rank, weight[1])))
+        for role, shape in (
+            (t, (rank, rank, *kernel(weight, factors[t]))),
+            (b, (rank, weight[0])),
+            (a, (rank, weight[1])),
+        )
     }
 
 
@@ -48,5 +53,16 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
 
 
 LOHA_TUCKER = Kind(
-    name="loha_tucker", roles=frozenset({T1, B1, A1, T2, B2, A2}), shapes=shapes, becomes=becomes, linear=True
+    name="loha_tucker",
+    roles=frozenset({T1, B1, A1, T2, B2, A2}),
+    shapes=shapes,
+    becomes=becomes,
+    linear=True,
+    spellings={
+        "kohya": Spelling(
+            tag="LOHA_TUCKER",
+            keys={f".{role}": role for role in (T1, B1, A1, T2, B2, A2)},
+            rank_of=lambda shapes: shapes[A1][0],
+        )
+    },
 )

@@ -12,6 +12,7 @@ one of W₂: each of these two is a product, of a stored matrix with a selection
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ _SECOND = (frozenset({W2}), frozenset({A2, B2}), frozenset({A2, B2, T2}))
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
     """W₁ (a, c), or (a, r) and (r, c); W₂ (b, d, k, ...), or (b, r) and (r, d·k·...), or T (r, r, k, ...), (r, b) and
     (r, d); for a weight (a·b, c·d, k, ...)."""
-    if len(weight) not in (2, 3, 4) or not any(factors.keys() == one | two for one in _FIRST for two in _SECOND):
+    if len(weight) not in (2, 3, 4, 5) or not any(factors.keys() == one | two for one in _FIRST for two in _SECOND):
         return None
     if any(len(factors[role]) < 2 for role in factors):
         return None
@@ -54,7 +55,7 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
         return {**first, A2: (b, rank), B2: (rank, d * math.prod(weight[2:]))}
     if len(weight) == 2:
         return None
-    return {**first, T2: (rank, rank, *kernel(weight)), A2: (rank, b), B2: (rank, d)}
+    return {**first, T2: (rank, rank, *kernel(weight, factors[T2])), A2: (rank, b), B2: (rank, d)}
 
 
 def _size(factors: Mapping[str, Shape]) -> tuple[int, int]:
@@ -72,22 +73,29 @@ class _Places(NamedTuple):
     column2: Any
 
 
-def _places(factors: Mapping[str, Ref], weight: Shape) -> _Places:
+def _places(factors: Mapping[str, Ref], weight: Shape, *, as_peft: bool) -> _Places:
     """The places of a Kronecker product. For a convolution in one dimension, where W₂ (b, d, k) is stored, PEFT makes
     W₂ ⊗ W₁ at each place of the kernel: torch.kron pads the dimensions of W₁ from the left."""
     a, c = _size({role: ref.shape for role, ref in factors.items()})
     b, inner = weight[0] // a, math.prod(weight[2:])
     wide = weight[1] // c * inner
     rows, columns = np.arange(weight[0]), np.arange(weight[1] * inner)
-    if W2 in factors and len(weight) == 3:
+    if as_peft and W2 in factors and len(weight) == 3:
         inputs, place = np.divmod(columns, inner)
         return _Places(rows % a, inputs % c, rows // a, inputs // c * inner + place)
     return _Places(rows // b, columns // wide, rows % b, columns % wide)
 
 
-def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: Mapping[str, Any]) -> Sequence[Part]:  # noqa: ARG001
+def becomes(
+    factors: Mapping[str, Ref],
+    weight: Shape,
+    scale: float,
+    settings: Mapping[str, Any],  # noqa: ARG001
+    *,
+    as_peft: bool = True,
+) -> Sequence[Part]:
     """A difference where W₁ and W₂ are stored, else LoHa."""
-    at = _places(factors, weight)
+    at = _places(factors, weight, as_peft=as_peft)
     if W1 in factors and W2 in factors:
         return _of_stored(factors[W1], factors[W2], weight, at, scale)
     first = _stored(factors[W1], at.row1, at.column1) if W1 in factors else _pair(factors[A1], factors[B1], at, 1)
@@ -149,17 +157,32 @@ def _pair(left: Ref, right: Ref, at: _Places, number: int) -> Side:
     )
 
 
+def _rank(shapes: Mapping[str, Shape]) -> int | None:
+    """That of W₂, or of W₁; None where both are stored, and LyCORIS has no scale."""
+    return next((shapes[role][0] for role in (B2, B1) if shapes.get(role)), None)
+
+
+_ROLES = (W1, A1, B1, W2, A2, B2, T2)
+LYCORIS_LOKR = Kind(
+    name="lokr_lycoris",
+    roles=frozenset(_ROLES),
+    optional=frozenset(_ROLES),
+    shapes=shapes,
+    becomes=functools.partial(becomes, as_peft=False),
+    linear=True,
+    spellings={"kohya": Spelling(tag="LOKR", keys={f".{role}": role for role in _ROLES}, rank_of=_rank)},
+)
 LOKR = Kind(
     name="lokr",
-    roles=frozenset({W1, A1, B1, W2, A2, B2, T2}),
-    optional=frozenset({W1, A1, B1, W2, A2, B2, T2}),
+    roles=frozenset(_ROLES),
+    optional=frozenset(_ROLES),
     shapes=shapes,
     becomes=becomes,
     linear=True,
     spellings={
         "peft": Spelling(
             tag="LOKR",
-            keys={f".{role}": role for role in (W1, A1, B1, W2, A2, B2, T2)},
+            keys={f".{role}": role for role in _ROLES},
             ranked=frozenset({B1, B2}),
             harmless=frozenset(
                 {"rank_dropout", "module_dropout", "rank_dropout_scale", "init_weights", "use_effective_conv2d"}

@@ -16,7 +16,7 @@ from adaptertool.files.header import Header
 from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import Inputs
 from adaptertool.formats.format import BaseHas, Facts
-from adaptertool.formats.kohya.keys import ALPHA, FILES, FORMAT, KNOWN, ON_BIAS, by_module
+from adaptertool.formats.kohya.keys import ALPHA, FILES, FORMAT, KNOWN, ON_BIAS, REFUSED, by_module
 from adaptertool.kinds import SPELLED, Kind, kind_of
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.adapter import Adapter, Module
@@ -63,7 +63,8 @@ def _modules(header: Header, name: str, tensors: Mapping[str, Ref]) -> Iterator[
     """What a module's tensors change: its weight, and its bias."""
     for ending, ref in tensors.items():
         if ending not in KNOWN:
-            raise UnsupportedError(f"{header.path}: {shown(ref.spec.name)}: this tensor is not known")
+            why = next((why for keys, why in REFUSED.items() if ending in keys), "this tensor is not known")
+            raise UnsupportedError(f"{header.path}: {shown(ref.spec.name)}: {why}")
         if ref.spec.dtype not in COMPUTED and ending != ALPHA:
             raise UnsupportedError(
                 f"{header.path}: {shown(ref.spec.name)} is {ref.spec.dtype}; factors are {', '.join(COMPUTED)}"

@@ -82,7 +82,8 @@ def times(adapter: Adapter, alpha: Decimal) -> bytes:
             raise UsageError(f"alpha {alpha:g} times {name} {number:g} is beyond what a number holds")
         return int(product) if product.denominator == 1 else float(product)
 
-    own = {key: value for key, value in adapter.fields.items() if key not in STEERING}  # nor are its tensors written
+    # Where one of these is set there were tensors of it, which are not written
+    own = {key: value for key, value in adapter.fields.items() if key not in STEERING or not value}
     fields = {**own, **layout_of(adapter, adapter.fields)}
     fields[name] = product_with(fields[name])
     if patterns := fields.get("alpha_pattern"):
