@@ -83,7 +83,7 @@ def _shortened(q: DoubleDouble, eps: float, count: int) -> DoubleDouble:
     flat = q.reshape(len(q.high), -1)
     squares = (flat * flat).sum(1)
     norms = (squares * DoubleDouble.of(np.array([float(count)]))).sqrt()
-    longer = norms.high > eps
+    longer = ~(norms.high <= eps)  # also where the sum of squares is beyond float64: then they become NaN
     if longer.any():
         factor = DoubleDouble.of(np.full(int(longer.sum()), float(eps))) / norms[longer]
         q = q.copy()

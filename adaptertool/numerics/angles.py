@@ -19,13 +19,14 @@ _TERMS = 15  # (π/4)³⁰/30! is below 2^-117
 
 def cosines_and_sines(angles: Array) -> tuple[DoubleDouble, DoubleDouble]:
     """cos and sin of float64 (n,), each within 2^-103 of the true value, and sines of less than 0.78 within 2^-103 of
-    their own size.
+    their own size; NaN of what is not finite.
 
     Multiples of π/2 are taken off in integers, exactly but for 2^-150. What is left is no larger than π/4, and the
     series of both have 15 terms (Horner's scheme): what they leave out is far below what rounding takes.
     """
     rest, turns = DoubleDouble.of(angles).copy(), np.zeros(len(angles), np.int64)
-    for place in np.flatnonzero(abs(angles) > _EIGHTH):
+    rest.parts[:, ~np.isfinite(angles)] = np.nan
+    for place in np.flatnonzero((abs(angles) > _EIGHTH) & np.isfinite(angles)):
         turns[place], rest.parts[0, place], rest.parts[1, place] = _reduced(float(angles[place]))
     square = rest * rest
     cosine, sine = _series(square, 0), rest * _series(square, 1)

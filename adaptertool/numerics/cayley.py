@@ -23,7 +23,7 @@ def transform(q: DoubleDouble) -> DoubleDouble:
 
     Of such (I − Q) has an inverse of norm at most 1. An inverse in float64 is improved by X + X·(I − (I − Q)·X), whose
     error is the square of that of X, until what rounding leaves is about b·2^-104 times the norm of I − Q. What that
-    does not reach, for numbers of Q far beyond 2^40, is computed in rationals.
+    does not reach, for numbers of Q far beyond 2^40, is computed in rationals. Of what is not finite it is NaN.
     """
     n, wide, _ = q.shape
     eye = DoubleDouble.of(np.broadcast_to(np.eye(wide), q.shape))
@@ -39,7 +39,8 @@ def transform(q: DoubleDouble) -> DoubleDouble:
             if not len(left):
                 break
         for block in left:
-            inverse.parts[:, block] = _exact_inverse(minus.parts[:2, block])
+            known = np.isfinite(minus.parts[:2, block]).all()
+            inverse.parts[:, block] = _exact_inverse(minus.parts[:2, block]) if known else np.nan
     return inverse + inverse - eye
 
 

@@ -15,7 +15,7 @@ from rationals import EVERY, Matrix
 from skews import cayley, identity, times
 
 import adaptertool
-from adaptertool.errors import AdapterToolError, InputError, MismatchError, UnsupportedError
+from adaptertool.errors import AdapterToolError, InputError, MismatchError, NonFiniteError, UnsupportedError
 from adaptertool.kinds.oft import OFT, R, becomes
 from adaptertool.kinds.rotation import HIGH, LOW
 from adaptertool.spec.tensors import Ref, TensorSpec
@@ -161,3 +161,18 @@ def test_a_part_of_a_fused_tensor_is_refused(tmp_path: Path) -> None:
 
 def test_the_kind_does_not_tell_a_weight() -> None:
     assert OFT.weight_of({R: (3, PACKED)}) is None
+
+
+@pytest.mark.parametrize("fields", [{}, {"coft": True}, {"use_cayley_neumann": True}])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(tmp_path: Path, fields: dict[str, Any], wrong: float) -> None:
+    base = write_checkpoint(tmp_path / "base", {"l.weight": torch.randn(OUT, COLUMNS)})
+    packed = torch.ones(3, PACKED)
+    packed[1, 2] = wrong
+    adapter = write(tmp_path / "a", {"l.oft_R.weight": packed}, **FIELDS | fields)
+    for call in (
+        lambda: adaptertool.merge(base, [adapter], tmp_path / "o"),
+        lambda: adaptertool.drift(base, [adapter]),
+    ):
+        with pytest.raises(NonFiniteError, match=r"oft_R|high"):
+            call()

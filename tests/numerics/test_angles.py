@@ -35,3 +35,9 @@ def test_they_are_within_their_error(angles: list[float]) -> None:
             assert abs(value - exact) < 2.0**-103
             if abs(angle) < 0.78 and made is found[1]:
                 assert abs(value - exact) <= abs(exact) * 2.0**-103 + Fraction(2) ** -1074
+
+
+def test_what_is_not_finite_has_none() -> None:
+    found = cosines_and_sines(np.array([0.0, np.inf, -np.inf, np.nan]))
+    for made, first in zip(found, (1, 0), strict=True):
+        assert made.high[0] == first and np.isnan(made.high[1:]).all()

@@ -40,6 +40,14 @@ def test_numbers_of_very_different_sizes_and_two_terms() -> None:
         assert off(found, number, cayley(exact(high[number]) + exact(low[number]))) < 6 * 2.0**-104
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_not_finite_is_nan_and_leaves_other_blocks(wrong: float) -> None:
+    blocks = skews(3, 3)
+    blocks[1, 0, 2] = wrong
+    found = transform(DoubleDouble.of(blocks))
+    assert np.isnan(found.high[1]).all() and np.isfinite(found.parts[:, [0, 2]]).all()
+
+
 def test_another_block_does_not_matter() -> None:
     blocks = np.concatenate([skews(2, 4), skews(1, 4) * 1e200, np.zeros((1, 4, 4))])
     found = transform(DoubleDouble.of(blocks))
