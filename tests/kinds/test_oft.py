@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_checkpoint
+from conftest import load, write_checkpoint
 from one_kind import Formula, require_commands, write
-from rationals import EVERY, Matrix
+from rationals import EVERY, Matrix, matrix, require
 from skews import cayley, identity, times
 
 import adaptertool
@@ -149,14 +150,18 @@ def test_larger_convolutions_are_refused(tmp_path: Path) -> None:
         adaptertool.merge(base, [adapter], tmp_path / "out")
 
 
-def test_a_part_of_a_fused_tensor_is_refused(tmp_path: Path) -> None:
-    stored = {"model.layers.0.self_attn.qkv_proj.weight": torch.randn(3 * OUT, COLUMNS)}
-    base = write_checkpoint(tmp_path / "base", stored)
-    (base / "config.json").write_text('{"model_type": "phi3"}')
-    key = "model.layers.0.self_attn.q_proj.oft_R.weight"
-    adapter = write(tmp_path / "a", {key: torch.ones(3, PACKED)}, **FIELDS)
-    with pytest.raises(InputError):
-        adaptertool.merge(base, [adapter], tmp_path / "out")
+def test_a_part_of_a_fused_tensor(tmp_path: Path) -> None:
+    """The same blocks for all of its rows."""
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    base = write_checkpoint(tmp_path / "base", stored := {name: torch.randn(3 * OUT, COLUMNS)})
+    config = {"model_type": "phi3", "hidden_size": OUT, "num_attention_heads": 1, "num_key_value_heads": 1}
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    packed = torch.randn(COLUMNS // WIDE, PACKED)
+    adapter = write(tmp_path / "a", {"model.layers.0.self_attn.k_proj.oft_R.weight": packed}, **FIELDS)
+    adaptertool.merge(base, [adapter], tmp_path / "out")
+    exact = matrix(stored[name])
+    exact[OUT : 2 * OUT] = multiplied([block.T for block in blocks_of(packed)])(exact[OUT : 2 * OUT])
+    require(load(tmp_path / "out")[name], exact, stored[name])
 
 
 def test_the_kind_does_not_tell_a_weight() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from circles import cosine_and_sine
 from conftest import Tensors, load, same_bits, write_checkpoint
 from one_kind import Formula, require_commands, write
-from rationals import EVERY, Matrix
+from rationals import EVERY, Matrix, matrix, require
 
 import adaptertool
 from adaptertool.errors import AdapterToolError, InputError, MismatchError, UnsupportedError
@@ -111,14 +112,27 @@ def test_what_is_refused(tmp_path: Path, theta: int, alpha: Any, settings: Any, 
         adaptertool.merge(base, [adapter], tmp_path / "out")
 
 
-def test_convolutions_and_parts_of_fused_tensors_are_refused(tmp_path: Path) -> None:
-    name = "model.layers.0.self_attn.qkv_proj.weight"
-    base = write_checkpoint(
-        tmp_path / "base", {name: torch.randn(3 * OUT, COLUMNS), "l.weight": torch.randn(OUT, 3, 2)}
-    )
+def test_convolutions_and_split_tensors_are_refused(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn"
+    split = {f"{name}.{part}_proj.weight": torch.randn(OUT, COLUMNS) for part in "qkv"}
+    base = write_checkpoint(tmp_path / "base", split | {"l.weight": torch.randn(OUT, 3, 2)})
     (base / "config.json").write_text('{"model_type": "phi3"}')
-    for layer in ("model.layers.0.self_attn.q_proj", "l"):
-        tensors = {f"{layer}.road_theta": torch.ones(OUT), f"{layer}.road_alpha": torch.ones(OUT)}
+    for layer, rows in ((f"{name}.qkv_proj", 3 * OUT), ("l", OUT)):
+        tensors = {f"{layer}.road_theta": torch.ones(rows), f"{layer}.road_alpha": torch.ones(rows)}
         adapter = write(tmp_path / layer, tensors, **fields())
-        with pytest.raises(InputError):
+        with pytest.raises(UnsupportedError):
             adaptertool.merge(base, [adapter], tmp_path / "out")
+
+
+def test_a_part_of_a_fused_tensor(tmp_path: Path) -> None:
+    """Its rows are turned among themselves."""
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    base = write_checkpoint(tmp_path / "base", stored := {name: torch.randn(3 * OUT, COLUMNS)})
+    config = {"model_type": "phi3", "hidden_size": OUT, "num_attention_heads": 1, "num_key_value_heads": 1}
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    tensors, formula = random("road_2")
+    own = {key.replace("l.", "model.layers.0.self_attn.v_proj.", 1): tensor for key, tensor in tensors.items()}
+    adaptertool.merge(base, [write(tmp_path / "a", own, **fields())], tmp_path / "out")
+    exact = matrix(stored[name])
+    exact[2 * OUT :] = formula(exact[2 * OUT :])
+    require(load(tmp_path / "out")[name], exact, stored[name])
