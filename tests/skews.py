@@ -1,4 +1,4 @@
-"""Blocks with Qᵀ = −Q, and what Cayley's transform makes of them in rationals."""
+"""Blocks with Qᵀ = −Q and what Cayley's transform makes of them, and reflections, in rationals."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import torch
 
 
 def skews(count: int, wide: int, seed: int = 0) -> np.ndarray:
@@ -33,3 +34,15 @@ def cayley(q: Any) -> Any:
             if i != k:
                 rows[i] = rows[i] - rows[i, k] * rows[k]
     return times(identity(wide) + exact, rows[:, wide:])
+
+
+def reflections(u: torch.Tensor, *, orthogonal: bool = False) -> Any:
+    """Their product, one after the other; along what Gram and Schmidt make of the columns of u."""
+    made, turn = list[Any](), identity(len(u))
+    for column in u.double().T.tolist():
+        own = np.array([Fraction(number) for number in column])
+        for other in made if orthogonal else ():
+            own = own - (own @ other) / (other @ other) * other
+        made.append(own)
+        turn = turn - 2 * np.outer(turn @ own, own) / (own @ own)
+    return turn

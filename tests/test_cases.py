@@ -78,6 +78,7 @@ HANDLED = [
     ("BOFT", "linear layers and square convolutions; several stages too", "kinds/test_boft.py::test_every_command"),
     ("RoAd", "linear layers and their biases; road_1, road_2, road_4", "kinds/test_road.py::test_every_command"),
     ("HRA", "linear layers and square convolutions; apply_GS", "kinds/test_hra.py::test_every_command"),
+    ("GLoRA of LyCORIS", "linear layers and convolutions", "kinds/test_lycoris_glora.py::test_every_command"),
     ("OFT and BOFT of LyCORIS (oft_blocks, rescale)", "linear layers and convolutions, without a bound (alpha 0)",
      "oracle/test_lycoris.py::test_merge_is_what_the_forward_pass_computes"),
     ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "

@@ -24,6 +24,7 @@ from adaptertool.kinds.loha_tucker import LOHA_TUCKER
 from adaptertool.kinds.lokr import LOKR, LYCORIS_LOKR
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.lora_tucker import LORA_TUCKER
+from adaptertool.kinds.lycoris_glora import LYCORIS_GLORA
 from adaptertool.kinds.lycoris_oft import LYCORIS_OFT
 from adaptertool.kinds.miss import MISS
 from adaptertool.kinds.offset import OFFSET
@@ -79,6 +80,7 @@ KINDS: tuple[Kind, ...] = (
     WAVEFT,
     OFT,
     LYCORIS_OFT,
+    LYCORIS_GLORA,
     BOFT,
     ROAD,
     ROAD_BIAS,

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import load, write_checkpoint
 from one_kind import Formula, mixed, require_commands, write
-from rationals import EVERY, NARROW, Matrix, matrix, require
-from skews import identity, times
+from rationals import EVERY, NARROW, matrix, require
+from skews import reflections, times
 
 import adaptertool
 from adaptertool.arithmetic import blocks, correct_rounding, requirements
@@ -28,19 +28,8 @@ def fields(**more: Any) -> dict[str, Any]:
 
 
 def formula_of(u: torch.Tensor, *, orthogonal: bool = False) -> Formula:
-    """Reflection after reflection, in the order of PEFT; along what Gram and Schmidt make of the u."""
-    made, turn = [], identity(len(u))
-    for column in u.double().T.tolist():
-        own = np.array([Fraction(number) for number in column])
-        for other in made if orthogonal else ():
-            own = own - (own @ other) / (other @ other) * other
-        made.append(own)
-        turn = turn - 2 * np.outer(turn @ own, own) / (own @ own)
-
-    def formula(w: Matrix) -> Matrix:
-        return times(np.array(w), turn).tolist()
-
-    return formula
+    turn = reflections(u, orthogonal=orthogonal)
+    return lambda w: times(np.array(w), turn).tolist()
 
 
 @pytest.mark.parametrize("dtype", EVERY)

@@ -37,6 +37,7 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any], list[str], bool]] = {
     "rescaled oft": ("diag-oft", {"rescaled": True}, LAYERS, False),
     "boft": ("boft", {"linear_dim": 10}, ["linear", "conv1", "conv3"], False),
     "rescaled boft": ("boft", {"linear_dim": 10, "conv_dim": 4, "rescaled": True}, ["linear", "conv1", "conv3"], False),
+    "glora": ("glora", {}, LAYERS, False),
     "loha, tucker": ("loha", {"use_tucker": True}, LAYERS, False),
     "lokr": ("lokr", {"factor": 2}, LAYERS, False),
     "lokr, both stored": ("lokr", {"factor": 4, "full_matrix": True}, LAYERS, False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,6 +46,7 @@ def read_adapter(
     scales = _alphas(header, sorted(alphas, key=lambda ref: ref.offset))
     unbounded = {f"{module.name}{ALPHA}" for module in modules if _spelling_of(module).unbounded}
     _require_bounds(header.path, scales, unbounded)
+    _require_settings(header, modules)
     return Adapter(
         files.path,
         {header.path: header.stamp},
@@ -129,6 +131,14 @@ def _require_bounds(file: Path, alphas: Mapping[str, float], unbounded: Set[str]
             f"{file}: {', '.join(map(shown, zero[:_SEVERAL]))} {'is' if len(zero) == 1 else 'are'} 0, which "
             "trainers take for the rank, and those who merge for 0: what was meant is not known; write the rank there"
         )
+
+
+def _require_settings(header: Header, modules: Sequence[Module]) -> None:
+    """Raises UnsupportedError for a setting of the training, as the metadata has it, that one of the kinds refuses."""
+    said = header.metadata.get("ss_network_args", "")
+    for name, why in {pair for module in modules for pair in _spelling_of(module).refused.items()}:
+        if re.search(rf"{name}\W+true", said, re.IGNORECASE):
+            raise UnsupportedError(f"{header.path}: ss_network_args has {name}: {why}")
 
 
 def _alpha(inputs: Inputs, ref: Ref) -> float:
