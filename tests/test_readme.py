@@ -14,6 +14,7 @@ import pytest
 from conftest import FIXTURES, ROOT
 
 from adaptertool import errors
+from adaptertool.kinds import SPELLED
 
 README = (ROOT / "README.md").read_text()
 CONSOLE = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
@@ -130,3 +131,11 @@ def test_exit_codes_are_those_of_the_errors() -> None:
         e.exit_code for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.AdapterToolError)
     }
     assert codes | {1} == {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.M)} - {0}
+
+
+def test_the_table_of_kinds_has_all_that_is_read_of_peft() -> None:
+    table = README.split("**Kinds.**")[1].split("**Files of kohya")[0]
+    told = re.sub(r"[^A-Z0-9]", "", table.upper().replace("³", "3"))
+    tags = [tag for name, tag in SPELLED if name == "peft"]
+    assert len(tags) > 20
+    assert not [tag for tag in tags if re.sub(r"[^A-Z0-9]", "", tag) not in told]
