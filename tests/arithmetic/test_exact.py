@@ -20,7 +20,7 @@ from oracle import fractions
 from rationals import EVERY, OUTPUTS, delta, dora_exactly, matrix, merged, require, summed
 
 import adaptertool
-from adaptertool.arithmetic import block, blocks, correct_rounding, tiling
+from adaptertool.arithmetic import block, blocks, correct_rounding, stretch, tiling
 from adaptertool.codecs import BF16
 from adaptertool.errors import NonFiniteError
 from adaptertool.numerics import compiled
@@ -253,6 +253,7 @@ def test_ties_do_not_make_it_crawl(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     at_once = adaptertool.merge(checkpoint, [adapter], tmp_path / "at-once")
     assert at_once.settled < 10 or not compiled.FUNCTIONS
     monkeypatch.setattr(block, "fused_of", lambda _: None)
+    monkeypatch.setattr(stretch, "SMALL", 0)
     report = adaptertool.merge(checkpoint, [adapter], tmp_path / "out")
     assert report.settled > 1000
     assert report.settled_one_by_one < 10
@@ -308,6 +309,7 @@ def test_stages_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(correct_rounding, "UNIT", 2.0**-10)
             patch.setattr(block, "fused_of", lambda _: None)
+            patch.setattr(stretch, "SMALL", 0)
             patch.setattr(blocks, "BY_DTYPE", {"BF16": dataclasses.replace(BF16, encode=all_open)})
             report = adaptertool.merge(checkpoint, [adapter], tmp_path / f"{name}-slow")
         assert report.settled > 5
