@@ -65,7 +65,7 @@ ADALORA = Kind(
             scale=_scale,
             harmless=frozenset(
                 {"r", "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"}
-                | {"total_step", "rank_pattern"}
+                | {"total_step", "rank_pattern", "use_rslora"}  # PEFT has the same scale with it
             ),
         )
     },

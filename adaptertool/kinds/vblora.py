@@ -132,7 +132,7 @@ def _of_saved(read: ReadRows, indices: Ref, weights: Ref, first: int, last: int,
     if not ((places >= 0) & (places < count) & (places == np.floor(places))).all():
         raise InputError(f"{indices.path}: {shown(indices.spec.name)} names vectors that the bank, of {count}, has not")
     ends = []
-    for row in given.reshape(-1, given.shape[2]):
+    for row in given.reshape(math.prod(given.shape[:2]), given.shape[2]):  # no shares at all where K is 1
         terms = [1.0, *(-row).tolist()]
         high = math.fsum(terms)
         ends.append((high, math.fsum([*terms, -high])))

@@ -33,6 +33,9 @@ OFT = {"oft_block_size": 3}
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
     "adalora-alpha": Case("AdaLoraConfig", {"init_r": 3, "lora_alpha": 0, "total_step": 9}, ("linear",), 1),
+    "adalora-rslora": Case(
+        "AdaLoraConfig", {"init_r": 3, "use_rslora": True, "bias": "lora_only", "total_step": 9}, ("linear",), 2
+    ),
     "gralora": Case("GraloraConfig", {"r": 4, "alpha": 6, "gralora_k": 2}, ("linear", "turned"), 2),
     "gralora beside LoRA": Case(
         "GraloraConfig", {"r": 4, "alpha": 5, "gralora_k": 2, "hybrid_r": 3}, ("linear", "turned"), 2
@@ -47,6 +50,12 @@ CASES = {
     "tinylora": Case("TinyLoraConfig", {"u": 3, "weight_tying": 1.0}, ("linear", "turned", "embedding"), 3),
     "vblora": Case(
         "VBLoRAConfig", {"r": 3, "num_vectors": 300, "vector_length": 2, "topk": 2}, ("linear", "turned"), 2
+    ),
+    "vblora, one vector": Case(
+        "VBLoRAConfig",
+        {"r": 2, "num_vectors": 50, "vector_length": 2, "topk": 1, "save_only_topk_weights": True},
+        ("linear",),
+        1,
     ),
     **{
         f"glora, {what}": Case(
