@@ -25,6 +25,7 @@ from adaptertool.kinds.lokr import LOKR, LYCORIS_LOKR
 from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.lora_tucker import LORA_TUCKER
 from adaptertool.kinds.lycoris_glora import LYCORIS_GLORA
+from adaptertool.kinds.lycoris_ia3 import LYCORIS_IA3
 from adaptertool.kinds.lycoris_oft import LYCORIS_OFT
 from adaptertool.kinds.miss import MISS
 from adaptertool.kinds.offset import OFFSET
@@ -73,6 +74,7 @@ KINDS: tuple[Kind, ...] = (
     LOHA_TUCKER,
     LOKR,
     LYCORIS_LOKR,
+    LYCORIS_IA3,
     C3A,
     BEFT,
     SUPERTUNING,

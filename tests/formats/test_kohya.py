@@ -98,12 +98,13 @@ def test_a_module_that_the_base_lacks_is_named(tmp_path: Path) -> None:
     [
         ({"alpha": torch.tensor(0.0)}, UnsupportedError, r"alpha is 0, which trainers take for the rank"),
         ({"alpha": torch.tensor(float("nan"))}, InputError, r"alpha is nan"),
-        ({"alpha": torch.ones(2)}, InputError, r"alpha is F32 2; alpha is one number"),
-        ({"alpha": torch.tensor(True)}, InputError, r"alpha is BOOL .*alpha is one number"),
+        ({"alpha": torch.ones(2)}, InputError, r"alpha is F32 2; it is to be one number"),
+        ({"alpha": torch.tensor(True)}, InputError, r"alpha is BOOL .*it is to be one number"),
         ({"lora_left.weight": torch.ones(2)}, UnsupportedError, r"lora_left\.weight: this tensor is not known"),
         ({"hada_w1_a": torch.ones(2, 2)}, UnsupportedError, r"has \.hada_w1_a.* together these are not supported"),
         ({"lora_up.weight": None}, InputError, r"has \.lora_down\.weight, and no \.lora_up\.weight \(lora\)"),
         ({"lora_up.weight": torch.ones(OUT, RANK).byte()}, UnsupportedError, r"lora_up\.weight is U8; factors are"),
+        ({"on_input": torch.tensor(1)}, UnsupportedError, r"on_input stands beside factors of another kind"),
         ({"lora_up.weight": torch.ones(OUT + 1, RANK)}, MismatchError, r"must be 8×4, but it is F32 9×4"),
         ({"lora_up.weight": None, "lora_down.weight": None, "alpha": torch.ones(())}, InputError, "no factors for it"),
     ],
@@ -155,3 +156,23 @@ def test_a_file_that_is_no_safetensors_file_is_no_adapter(tmp_path: Path) -> Non
     (tmp_path / "lora.safetensors").write_bytes(b"lora_unet_")
     assert not is_adapter(tmp_path / "lora.safetensors")
     assert Parsed(tmp_path).path == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("numbers", "on_input", "error", "match"),
+    [
+        (OUT, None, InputError, r"on_input is not there"),
+        (OUT, 2, InputError, r"on_input is 2; .* 0 or 1"),
+        (OUT, 1, MismatchError, rf"weight is F32 {OUT}, and on_input says that it is for the {IN} inputs"),
+        (IN, 0, MismatchError, rf"weight is F32 {IN}, and on_input says that it is for the {OUT} outputs"),
+        (IN + 5, 0, MismatchError, rf"must be {OUT}, but it is F32 {IN + 5}"),
+    ],
+)
+def test_the_side_of_ia3_is_told_by_a_number(
+    tmp_path: Path, numbers: int, on_input: int | None, error: type[Exception], match: str
+) -> None:
+    tensors = {f"lora_unet_{FLAT}.weight": torch.randn(numbers)}
+    tensors |= {} if on_input is None else {f"lora_unet_{FLAT}.on_input": torch.tensor(on_input)}
+    path = write(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(error, match=match):
+        adaptertool.merge(base_of(tmp_path / "base"), [path], tmp_path / "out")

@@ -43,6 +43,8 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any], list[str], bool]] = {
     "lokr, both stored": ("lokr", {"factor": 4, "full_matrix": True}, LAYERS, False),
     "lokr, both decomposed": ("lokr", {"factor": 8, "decompose_both": True}, LAYERS, False),
     "lokr, tucker": ("lokr", {"factor": 2, "use_tucker": True}, LAYERS, False),
+    "ia3": ("ia3", {}, LAYERS, False),
+    "ia3, inputs": ("ia3", {"train_on_input": True}, LAYERS, False),
     "full": ("full", {}, LAYERS, True),
 }
 

@@ -16,15 +16,14 @@ from adaptertool.spec.tensors import Ref
 
 FORMAT = "kohya"
 FILES = FileNames(None, "", "", patterns=())
-ALPHA = ".alpha"
+ALPHA, ON_INPUT = ".alpha", ".on_input"
+NUMBERS = (ALPHA, ON_INPUT)  # no factors, but single numbers that say what factors mean
 ON_BIAS = {".diff_b": ".diff", ".b_norm": ".w_norm"}  # of the bias, what the other is of the weight
 KNOWN = frozenset(
-    {ALPHA, *ON_BIAS, *(key for (name, _), (_, own) in SPELLED.items() if name == FORMAT for key in own.keys)}
+    {*NUMBERS, *ON_BIAS, *(key for (name, _), (_, own) in SPELLED.items() if name == FORMAT for key in own.keys)}
 )
 # Understood, and not handled (yet)
 REFUSED = {
-    (".on_input", ".weight"): "(IA)³ of LyCORIS is not supported yet",
-    (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".bm.weight"): "GLoRA of LyCORIS is not supported yet",
     (".set_weight", ".reshape_weight"): "files of ComfyUI that replace weights are not supported yet",
     (".lokr_t1",): "no tool that is known uses it",
 }

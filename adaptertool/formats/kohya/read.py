@@ -16,7 +16,7 @@ from adaptertool.files.header import Header
 from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import Inputs
 from adaptertool.formats.format import BaseHas, Facts
-from adaptertool.formats.kohya.keys import ALPHA, FILES, FORMAT, KNOWN, ON_BIAS, REFUSED, by_module
+from adaptertool.formats.kohya.keys import ALPHA, FILES, FORMAT, KNOWN, NUMBERS, ON_BIAS, ON_INPUT, REFUSED, by_module
 from adaptertool.kinds import SPELLED, Kind, kind_of
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.adapter import Adapter, Module
@@ -42,19 +42,18 @@ def read_adapter(
     modules = [module for name, own in by_module(header.tensors).items() for module in _modules(header, name, own)]
     if not modules:
         raise InputError(f"{header.path} holds no tensors")
-    alphas = {ref for module in by_module(header.tensors).values() if (ref := module.get(ALPHA)) is not None}
-    scales = _alphas(header, sorted(alphas, key=lambda ref: ref.offset))
+    scales = _numbers(header)
     unbounded = {f"{module.name}{ALPHA}" for module in modules if _spelling_of(module).unbounded}
     _require_bounds(header.path, scales, unbounded)
     _require_settings(header, modules)
     return Adapter(
         files.path,
         {header.path: header.stamp},
-        tuple(_scaled(module, scales.get(f"{module.name}{ALPHA}")) for module in modules),
+        tuple(_with_numbers(header.path, module, scales) for module in modules),
         trained_on=header.metadata.get("ss_sd_model_name", ""),
         format=FORMAT,
         fields=header.metadata,
-        tensors={key: ref for key, ref in header.tensors.items() if not key.endswith(ALPHA)},
+        tensors={key: ref for key, ref in header.tensors.items() if not key.endswith(NUMBERS)},
         metadata=header.metadata,
     )
 
@@ -65,11 +64,11 @@ def _modules(header: Header, name: str, tensors: Mapping[str, Ref]) -> Iterator[
         if ending not in KNOWN:
             why = next((why for keys, why in REFUSED.items() if ending in keys), "this tensor is not known")
             raise UnsupportedError(f"{header.path}: {shown(ref.spec.name)}: {why}")
-        if ref.spec.dtype not in COMPUTED and ending != ALPHA:
+        if ref.spec.dtype not in COMPUTED and ending not in NUMBERS:
             raise UnsupportedError(
                 f"{header.path}: {shown(ref.spec.name)} is {ref.spec.dtype}; factors are {', '.join(COMPUTED)}"
             )
-    weight = {ending: ref for ending, ref in tensors.items() if ending != ALPHA and ending not in ON_BIAS}
+    weight = {ending: ref for ending, ref in tensors.items() if ending not in (*NUMBERS, *ON_BIAS)}
     bias = {ON_BIAS[ending]: ref for ending, ref in tensors.items() if ending in ON_BIAS}
     if not weight and not bias:
         raise InputError(f"{header.path} holds {shown(f'{name}{ALPHA}')}, and no factors for it")
@@ -108,13 +107,11 @@ def _refuse_mixture(file: Path, name: str, tensors: Mapping[str, Ref]) -> NoRetu
     raise UnsupportedError(f"{file}: module {shown(name)} has {held}; together these are not supported")
 
 
-def _alphas(header: Header, refs: Sequence[Ref]) -> Mapping[str, float]:
-    """The alpha of each module that has one, by its key. Raises InputError for what is no number."""
-    found: dict[str, float] = {}
+def _numbers(header: Header) -> Mapping[str, float]:
+    """The tensors that are single numbers, by their keys. Raises InputError for what is no number."""
+    refs = [ref for key, ref in header.tensors.items() if key.endswith(NUMBERS)]
     with Inputs({header.path: header.stamp}) as inputs:
-        for ref in refs:
-            found[ref.spec.name] = _alpha(inputs, ref)
-    return found
+        return {ref.spec.name: _number(inputs, ref) for ref in refs}
 
 
 def _require_bounds(file: Path, alphas: Mapping[str, float], unbounded: Set[str]) -> None:
@@ -126,7 +123,7 @@ def _require_bounds(file: Path, alphas: Mapping[str, float], unbounded: Set[str]
             "blocks of OFT have no bound. Those of sd-scripts always have one, and mean something else: neither is "
             "supported"
         )
-    if zero := [key for key, alpha in alphas.items() if alpha == 0 and key not in unbounded]:
+    if zero := [key for key, alpha in alphas.items() if alpha == 0 and key.endswith(ALPHA) and key not in unbounded]:
         raise UnsupportedError(
             f"{file}: {', '.join(map(shown, zero[:_SEVERAL]))} {'is' if len(zero) == 1 else 'are'} 0, which "
             "trainers take for the rank, and those who merge for 0: what was meant is not known; write the rank there"
@@ -141,23 +138,33 @@ def _require_settings(header: Header, modules: Sequence[Module]) -> None:
             raise UnsupportedError(f"{header.path}: ss_network_args has {name}: {why}")
 
 
-def _alpha(inputs: Inputs, ref: Ref) -> float:
+def _number(inputs: Inputs, ref: Ref) -> float:
     where = f"{ref.path}: {shown(ref.spec.name)}"
     if ref.spec.numel != 1 or (ref.spec.dtype not in COMPUTED and not ref.spec.dtype.startswith("I")):
-        raise InputError(f"{where} is {ref.spec}; alpha is one number")
+        raise InputError(f"{where} is {ref.spec}; it is to be one number")
     if ref.spec.dtype.startswith("I"):
         return float(int.from_bytes(inputs.read(ref.path, ref.offset, ref.spec.nbytes), "little", signed=True))
-    (alpha,) = read_tensor(inputs, ref, 0, 1).tolist()
-    if not math.isfinite(alpha):
-        raise InputError(f"{where} is {alpha}; the adapter is damaged")
-    return float(alpha)
+    (number,) = read_tensor(inputs, ref, 0, 1).tolist()
+    if not math.isfinite(number):
+        raise InputError(f"{where} is {number}; the adapter is damaged")
+    return float(number)
 
 
-def _scaled(module: Module, alpha: float | None) -> Module:
-    """The module with its scale: without alpha it is 1, as all who load such files take it."""
-    if alpha is None or not module.rank:
-        return module
-    return module._replace(scale=_spelling_of(module).scaling(alpha, module.rank))
+def _with_numbers(file: Path, module: Module, numbers: Mapping[str, float]) -> Module:
+    """The module with its scale, which is 1 without alpha, as all who load such files take it; and with the side that
+    its factor is for. Raises InputError where that is not told."""
+    spelling, key = _spelling_of(module), f"{module.name}{ON_INPUT}"
+    if spelling.settings:
+        if numbers.get(key) not in (0, 1):
+            said = f"is {numbers[key]:g}" if key in numbers else "is not there"
+            raise InputError(
+                f"{file}: {shown(key)} {said}; (IA)³ of LyCORIS has 0 or 1 there, and others no such factors"
+            )
+        return module._replace(settings={ON_INPUT[1:]: numbers[key] == 1})
+    if key in numbers:
+        raise UnsupportedError(f"{file}: {shown(key)} stands beside factors of another kind than (IA)³")
+    alpha = numbers.get(f"{module.name}{ALPHA}")
+    return module if alpha is None or not module.rank else module._replace(scale=spelling.scaling(alpha, module.rank))
 
 
 def _spelling_of(module: Module) -> Spelling:
