@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -161,7 +162,7 @@ class Chain:
         with self._lock:
             if (number, role) not in self._whole:
                 rows = ref.spec.shape[0]
-                self._whole[number, role] = Factor(self.read(ref, 0, rows, ref.spec.numel // rows))
+                self._whole[number, role] = Factor(self.read(ref, 0, rows, math.prod(ref.spec.shape[1:])))
             return self._whole[number, role]
 
     def read(self, ref: Ref, first: int, last: int, width: int) -> Array:

@@ -28,7 +28,7 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
     if expected is None:
         return None
     given, rows = factors[SCALE], (weight[0], *[1] * (len(weight) - 1))
-    if given in ((weight[0],), rows, rows[:2]):
+    if given == (weight[0], *[1] * (len(given) - 1)):
         return {**expected, SCALE: given}
     by_column = (1, weight[1], *[1] * (len(given) - 2))
     if given == by_column:

@@ -23,7 +23,7 @@ A, B, P, V = "tinylora_A", "tinylora_B", "tinylora_P", "tinylora_v"
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
     """A (r, in), B (out, r), P (u, r, r) and v (u,) for a weight (out, in), also for that of an embedding."""
-    if len(weight) != 2 or not factors[A] or not factors[V]:
+    if len(weight) != 2 or not factors[A] or not factors[A][0] or not factors[V]:
         return None
     rank, count = factors[A][0], factors[V][0]
     return {A: (rank, weight[1]), B: (weight[0], rank), P: (count, rank, rank), V: (count,)}

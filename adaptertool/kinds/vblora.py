@@ -43,7 +43,7 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
     (..., K) and shares (..., K − 1)."""
     bank, saved = factors[BANK], A not in factors
     a, b = (factors.get(side + (INDICES if saved else ""), ()) for side in (A, B))
-    if len(weight) != 2 or len(bank) != 2 or 0 in bank or len(a) != 3 or len(b) != 3:
+    if len(weight) != 2 or len(bank) != 2 or 0 in bank + a or len(a) != 3 or len(b) != 3:
         return None
     if weight[0] % bank[1] or weight[1] % bank[1] or factors.keys() != _roles(saved):
         return None

@@ -105,6 +105,7 @@ def test_a_module_that_the_base_lacks_is_named(tmp_path: Path) -> None:
         ({"lora_up.weight": None}, InputError, r"has \.lora_down\.weight, and no \.lora_up\.weight \(lora\)"),
         ({"lora_up.weight": torch.ones(OUT, RANK).byte()}, UnsupportedError, r"lora_up\.weight is U8; factors are"),
         ({"on_input": torch.tensor(1)}, UnsupportedError, r"on_input stands beside factors of another kind"),
+        ({"lora_down.weight": torch.tensor(1.0)}, InputError, r"lora_down\.weight is F32 scalar, and no factor"),
         ({"lora_up.weight": torch.ones(OUT + 1, RANK)}, MismatchError, r"must be 8×4, but it is F32 9×4"),
         ({"lora_up.weight": None, "lora_down.weight": None, "alpha": torch.ones(())}, InputError, "no factors for it"),
     ],
@@ -121,6 +122,13 @@ def test_refused_by_name(
         adaptertool.merge(base, [path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert command("inspect", path).returncode in (0, 3)
+
+
+def test_two_names_for_one_factor_are_refused(tmp_path: Path) -> None:
+    tensors = {f"lora_unet_{FLAT}.{ending}": torch.randn(OUT, IN) for ending in ("diff", "w_norm")}
+    path = write(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(UnsupportedError, match=r"has \.diff, \.w_norm; together these are not supported"):
+        adaptertool.merge(base_of(tmp_path / "base"), [path], tmp_path / "out")
 
 
 def test_every_command(tmp_path: Path) -> None:

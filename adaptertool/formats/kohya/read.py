@@ -76,6 +76,8 @@ def _modules(header: Header, name: str, tensors: Mapping[str, Ref]) -> Iterator[
         if own:
             kind, spelling = _kind_of(header.path, name, own)
             factors = {spelling.keys[ending]: ref for ending, ref in own.items()}
+            if not kind.elementwise and (scalars := [ref for ref in factors.values() if not ref.shape]):
+                raise InputError(f"{header.path}: {shown(scalars[0].spec.name)} is {scalars[0].spec}, and no factor")
             rank = spelling.rank_of({role: ref.shape for role, ref in factors.items()})
             yield Module(name, f"{name}.{parameter}", kind.name, factors, 1.0, rank or 0, layer=name)
 
@@ -95,15 +97,17 @@ def _kind_of(file: Path, name: str, tensors: Mapping[str, Ref]) -> tuple[Kind, S
 
 
 def _refuse_mixture(file: Path, name: str, tensors: Mapping[str, Ref]) -> NoReturn:
-    kinds = [
-        (kind, {ending for ending, role in spelling.keys.items() if role not in kind.optional} - tensors.keys())
+    missing = [
+        (kind, more)
         for kind, spelling in _SPELLED
         if tensors.keys() <= spelling.keys.keys()
+        and (more := {ending for ending, role in spelling.keys.items() if role not in kind.optional} - tensors.keys())
+        and len({spelling.keys[ending] for ending in tensors}) == len(tensors)
     ]
     held = ", ".join(sorted(shown(ending) for ending in tensors))
-    if kinds:
-        kind, missing = min(kinds, key=lambda pair: len(pair[1]))
-        raise InputError(f"{file}: module {shown(name)} has {held}, and no {', '.join(sorted(missing))} ({kind.name})")
+    if missing:
+        kind, more = min(missing, key=lambda pair: len(pair[1]))
+        raise InputError(f"{file}: module {shown(name)} has {held}, and no {', '.join(sorted(more))} ({kind.name})")
     raise UnsupportedError(f"{file}: module {shown(name)} has {held}; together these are not supported")
 
 
