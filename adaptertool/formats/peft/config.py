@@ -124,8 +124,8 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         raise UnsupportedError(f"{path}: swift_type {shown(fields['swift_type'])[:80]} is not supported; LORA is")
     if why := changed_base(fields.get("init_lora_weights")):
         raise UnsupportedError(f"{path}: init_lora_weights = {shown(fields['init_lora_weights'])[:80]} {why}")
-    only = {"lora_only", "lora_only" if spelled is None else f"{spelled[1].tag.lower()}_only"}
-    if fields.get("bias", "none") not in ("none", "all", *only):
+    own = LORA if spelled is None or alpha_field_of(fields) == "lora_alpha" else spelled[1].tag  # whose config it has
+    if fields.get("bias", "none") not in ("none", "all", f"{own.lower()}_only"):
         raise UnsupportedError(f"{path}: bias = {shown(fields['bias'])[:80]} is not known")
     base = fields.get("base_model_name_or_path")
     spelling = None if spelled is None else spelled[1]
