@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adaptertool.codecs.numbers import doubles, largest_stored, rounded
-from adaptertool.codecs.tensors import as_bytes, read_stored, read_tensor, require_finite
+from adaptertool.codecs.tensors import as_bytes, read_tensor, require_finite
 from adaptertool.engine.produce import Made
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
@@ -18,7 +18,7 @@ from adaptertool.numerics.lowrank import Factors, Svd, errors, kept, split, stor
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.layers import Layer
-from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
+from adaptertool.spec.tensors import DTYPE_BITS, TensorSpec
 
 
 class Reduced(NamedTuple):
@@ -125,14 +125,6 @@ def reduced_spec(spec: TensorSpec, axis: int, rank: int, dtype: str) -> TensorSp
     """`spec` with `rank` along `axis`."""
     shape = (*spec.shape[:axis], rank, *spec.shape[axis + 1 :])
     return TensorSpec(spec.name, dtype, shape, math.prod(shape) * DTYPE_BITS[dtype] // 8)
-
-
-def as_it_is(spec: TensorSpec, ref: Ref, inputs: Inputs) -> Made:
-    """A tensor of the output, or the next part of it, that is `ref` of the same dtype: bytes of its file, or what is
-    made where it lies in none."""
-    if ref.made is None:
-        return Made(spec, ref)
-    return Made(spec, as_bytes(read_stored(inputs, ref, 0, ref.spec.numel)))
 
 
 def made(spec: TensorSpec, stored: Array, where: str) -> Made:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adaptertool.algebra.factors import Reduced, as_it_is, in_turns, made, one_by_one, read_pair, reduced
+from adaptertool.algebra.factors import Reduced, in_turns, made, one_by_one, read_pair, reduced
 from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.codecs.tensors import read_rows, read_tensor, require_finite
 from adaptertool.engine.produce import Job, Made
@@ -81,7 +81,7 @@ def _stacked(layer: Combined, number: int, spec: TensorSpec, inputs: Inputs) -> 
             ref = term.layer.pairs[number].a
             require_finite(inputs, own := ref.rows(expert * term.layer.rank, (expert + 1) * term.layer.rank))
             if ref.spec.dtype == spec.dtype:
-                parts.append(as_it_is(spec, own, inputs))
+                parts.append(Made(spec, own))
             else:
                 values = read_tensor(inputs, own, 0, own.spec.numel)
                 parts.append(made(spec, rounded(values, spec.dtype), str(ref.path)))

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from adaptertool.algebra.effect import Other, Steps, effect, needs_base
 from adaptertool.algebra.factors import (
     Reduced,
-    as_it_is,
     as_stored,
     made,
     one_by_one,
@@ -78,7 +77,7 @@ def jobs(layered: Layered, inputs: Inputs, how: How) -> Iterator[Job[LayerOutcom
 def _copied(refs: Sequence[Ref], inputs: Inputs) -> tuple[list[Made], None]:
     for ref in refs:
         require_finite(inputs, ref)
-    return [as_it_is(ref.spec, ref, inputs) for ref in refs], None
+    return [Made(ref.spec, ref) for ref in refs], None
 
 
 def _reduced(layer: Layer, refs: Sequence[Ref], inputs: Inputs, how: How) -> tuple[list[Made], LayerOutcome | None]:

@@ -13,7 +13,7 @@ from typing import Any
 from adaptertool.kinds import vera
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.spelling import Spelling
-from adaptertool.kinds.vera import NOT_SAVED
+from adaptertool.kinds.vera import why_not_saved
 from adaptertool.spec.tensors import Ref
 
 A, B, LEFT, RIGHT = "pvera_A", "pvera_B", "pvera_lambda_b", "pvera_lambda_d"
@@ -46,7 +46,7 @@ def check(fields: Mapping[str, Any]) -> str | None:
     """Why the settings are not handled."""
     if fields.get("sample_at_inference"):
         return f"sample_at_inference = true: {_SAMPLED}"
-    return None if fields.get("save_projection", True) else f"save_projection = false: {NOT_SAVED}"
+    return why_not_saved(fields)
 
 
 PVERA = Kind(

@@ -19,7 +19,7 @@ import numpy as np
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import product, products, terms_of, whole
 from adaptertool.kinds.spelling import Spelling
-from adaptertool.kinds.vera import NOT_SAVED
+from adaptertool.kinds.vera import why_not_saved
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
 
@@ -87,9 +87,7 @@ RANDLORA = Kind(
             shared={f"base_model.{role}": role for role in (A, B)},
             alpha="randlora_alpha",
             scale=lambda fields: fields["randlora_alpha"] / fields["r"],
-            check=lambda fields: (
-                None if fields.get("save_projection", True) else f"save_projection = false: {NOT_SAVED}"
-            ),
+            check=why_not_saved,
             settings=frozenset({"r"}),
             fits=lambda settings, shapes: (
                 None

@@ -14,7 +14,7 @@ from typing import Any
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import product, products, terms_of, whole
 from adaptertool.kinds.spelling import Spelling
-from adaptertool.kinds.vera import NOT_SAVED
+from adaptertool.kinds.vera import why_not_saved
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
 
@@ -62,9 +62,7 @@ TINYLORA = Kind(
             rank=None,  # that of small weights is smaller
             alpha=None,
             scale=lambda _: 1.0,
-            check=lambda fields: (
-                None if fields.get("save_projection", True) else f"save_projection = false: {NOT_SAVED}"
-            ),
+            check=why_not_saved,
             harmless=frozenset(
                 {"r", "u", "weight_tying", "projection_seed", "save_projection", "init_v_bound", "tinylora_dropout"}
                 | {"init_weights"}

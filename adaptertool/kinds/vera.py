@@ -23,6 +23,11 @@ NOT_SAVED = (
 )
 
 
+def why_not_saved(fields: Mapping[str, Any]) -> str | None:
+    """Why the settings are not handled: matrices that modules share are not in the file."""
+    return None if fields.get("save_projection", True) else f"save_projection = false: {NOT_SAVED}"
+
+
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
     """A (r, in or more), B (out or more, r), b (out,) and d (r,) for a weight (out, in)."""
     a, b = factors[A], factors[B]
@@ -65,9 +70,7 @@ VERA = Kind(
             shared={f"base_model.{role}": role for role in (A, B)},
             alpha=None,
             scale=lambda _: 1.0,
-            check=lambda fields: (
-                None if fields.get("save_projection", True) else f"save_projection = false: {NOT_SAVED}"
-            ),
+            check=why_not_saved,
             harmless=frozenset({"projection_prng_key", "save_projection", "vera_dropout", "d_initial", "init_weights"}),
         )
     },
