@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files import store_of
+from adaptertool.files.gguf import is_gguf, read_gguf
 from adaptertool.files.header import Header, read_header
 from adaptertool.files.hints import found_below, not_there
 from adaptertool.files.jsonfile import load_json
@@ -51,7 +52,7 @@ _NO_ADAPTERS = Adapters(lambda _: False, ())
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A directory with shards and assets, or one `.safetensors` file (then without config and assets)."""
+    """A directory with shards and assets, or one file, of safetensors or GGUF (then without assets)."""
 
     path: Path
     headers: tuple[Header, ...]
@@ -67,6 +68,11 @@ class Checkpoint:
     def named(self) -> dict[str, Path]:
         """The files of its weights, by name."""
         return {header.path.name: header.path for header in self.headers}
+
+    @property
+    def gguf(self) -> Mapping[str, Any] | None:
+        """The fields of a GGUF file; None where it is none."""
+        return self.headers[0].typed if self.headers else None
 
     @property
     def is_shard(self) -> bool:
@@ -92,8 +98,13 @@ def open_checkpoint(path: Path, adapters: Adapters = _NO_ADAPTERS) -> Checkpoint
         raise InputError(not_there(path))
     if path.name.endswith(".index.json"):
         raise InputError(f"{path} is an index; give the directory that it stands in")
+    if is_gguf(path):
+        if path.suffix == ".safetensors":
+            raise InputError(f"{path} is a GGUF file; give it a name that ends in .gguf")
+        header = read_gguf(path)
+        return Checkpoint(path, (header,), header.tensors, None, (), (), is_file=True)
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} is neither a directory nor a .safetensors file; nothing else is read")
+        raise InputError(f"{path} is neither a directory, nor a .safetensors or GGUF file; nothing else is read")
     header, notes = read_header(path), list[str]()
     # Not part of the output, but a config that stands beside the file says what the file is.
     if _SHARD_OF_MANY.fullmatch(path.name):
@@ -154,7 +165,7 @@ def _nothing_found(root: Path, adapters: Adapters) -> str:
         return f"{root} is an adapter, not a checkpoint; the checkpoint comes first, then the adapters"
     if pickles := names_in(root, "pytorch_model*.bin"):
         return f"{root} has only pickled weights ({pickles[0]}); pickles are never opened: convert to safetensors"
-    others = [name for name in names_in(root, "*.safetensors") if exists(root / name)]
+    others = [name for end in ("*.safetensors", "*.gguf") for name in names_in(root, end) if exists(root / name)]
     hint = f"; to use {shown(others[0])}, give the path of that file" if others else found_below(root, (SINGLE, INDEX))
     return f"{root} has neither {SINGLE} nor {INDEX}{hint}"
 

@@ -60,6 +60,11 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
     if not added and not is_home and touched.isdisjoint(header.tensors):
         steps = [Step(ref.spec, ref.offset, ref, tuple(edits.get(name, ()))) for name, ref in header.tensors.items()]
         return Shard(header.path, header.data_start, header.size, tuple(steps))
+    if header.typed is not None:
+        raise UnsupportedError(
+            f"{header.path}: its tensors would be others than before ({', '.join(map(shown, sorted(touched)[:3]))}); "
+            "the header of a GGUF file is kept as it is: merge into the checkpoint that it was made from, and convert"
+        )
     refs = dict(header.tensors)
     for end in added:
         refs[end] = header.tensors[changes.apart[end]]

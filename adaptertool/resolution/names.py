@@ -26,6 +26,7 @@ from adaptertool.architectures.conversion import (
     rules_for,
 )
 from adaptertool.architectures.flat import by_flat_name, without_prefix
+from adaptertool.architectures.gguf import Across
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.resolution.prefix import Prefix, changes
 
@@ -46,13 +47,17 @@ _NUMBERED = re.compile(r"(.*\.experts)\.(\d{1,9})\.([^.]*)\.weight")
 class Names:
     """Finds the tensors on the disk that names mean. Made once per base."""
 
-    def __init__(self, on_disk: Sequence[str], config: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, on_disk: Sequence[str], config: Mapping[str, Any] | None, gguf: Mapping[str, Any] | None = None
+    ) -> None:
+        """gguf: the fields of a GGUF file"""
         self._disk = frozenset(on_disk)
         family = (config or {}).get("model_type")
         self._family = family if isinstance(family, str) else ""
         self.layout = expert_layout(architecture_of(config))
         self._rules = rules_for(architecture_of(config))
         self._memory = Memory(on_disk, self._rules)
+        self._across = Across(config, gguf)
 
     def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], Prefix | None]:
         """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing.
@@ -96,7 +101,21 @@ class Names:
             or self._cut_from_fused(name)
             or self._joined(name)
             or self._by_flat_name(name)
+            or self._in_other_container(name)
         )
+
+    def _in_other_container(self, name: str) -> Pieces | None:
+        """What has that name in GGUF, or in a GGUF file the tensor that has it in a checkpoint."""
+        for found in self._across(name):
+            if pieces := self._as_named(found.name):
+                (piece, *more) = pieces
+                if more or piece.cut is not None or piece.part is not None:
+                    raise UnsupportedError(
+                        f"{shown(name)} is {shown(found.name)} here, which is stored in parts, or as one; across GGUF "
+                        "that is not supported yet"
+                    )
+                return (piece._replace(change=found.change),)
+        return None
 
     def _by_flat_name(self, name: str) -> Pieces | None:
         """The pieces of the parameter that has this name where each dot of a path is written as _."""
@@ -216,7 +235,7 @@ class Names:
 
     def _changes(self, missing: Sequence[str]) -> Iterator[Prefix]:
         """The changes of prefix that could be meant."""
-        return changes(missing, self._disk.union(self._memory.names), self._family)
+        return changes(missing, self._disk.union(self._memory.names, self._across.others), self._family)
 
 
 def _split(name: str) -> tuple[str, str, str]:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from adaptertool.architectures.conversion import ExpertLayout, Part, Piece, Pieces
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.kinds import kind_of
-from adaptertool.kinds.lora import A
+from adaptertool.kinds.lora import A, B
+from adaptertool.resolution.changed import changed
 from adaptertool.resolution.experts import Stack, in_expert, is_on_first, of_expert, require_stack
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref, TensorSpec, View
@@ -44,7 +45,11 @@ class Placer:
     def place(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
         """(tensor on the disk, the module as it acts on that tensor)"""
         piece = pieces[0]
-        if self._is_fused(module, pieces):
+        if piece.change is not None:
+            module = changed(module, piece.change, self._tensors[piece.disk].spec)
+        if module.stacked:
+            yield from self._on_stack(module, pieces)
+        elif self._is_fused(module, pieces):
             yield from self._on_experts(module, pieces)
         elif piece.part is not None:
             yield from self._on_joined(module, pieces)
@@ -101,6 +106,20 @@ class Placer:
         for piece, inside in self._offsets(pieces):
             own = of_expert(module, stack, piece.expert or 0, inside, on_first=on_first)
             yield piece.disk, module._replace(factors=own, transposed=on_first)
+
+    def _on_stack(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
+        """Factors that are stacked as the weights are."""
+        spec, (a, b) = self._tensors[pieces[0].disk].spec, (module.factors[role] for role in (A, B))
+        if len(pieces) > 1 or pieces[0].cut is not None or spec.shape != (a.shape[0], b.shape[1], a.shape[2]):
+            raise MismatchError(
+                f"{shown(module.target)} is a stack of {by(b.shape[:2])} and {by(a.shape[2:])} inputs by its factors "
+                f"in {a.path}, but {shown(spec.name)} is {spec}; is this adapter for another model?"
+            )
+        _, rows, columns = spec.shape
+        for expert in range(a.shape[0]):
+            own = {role: _layer_of(module.factors[role], expert) for role in (A, B)}
+            view = View(columns, range(expert * rows, (expert + 1) * rows), range(columns), (rows, columns))
+            yield pieces[0].disk, module._replace(factors=own, view=view, transposed=False, stacked=False)
 
     def _is_on_first(self, module: Module, stack: Stack) -> bool:
         """Whether lora_A belongs to the first of the two dimensions of an expert: that has changed with PEFT's
@@ -190,6 +209,12 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
         )
     _require(module, expected, where)
     return module._replace(view=view, transposed=False)
+
+
+def _layer_of(ref: Ref, number: int) -> Ref:
+    """One of the matrices (rows, columns) of a stack (E, rows, columns)."""
+    one = ref.rows(number, number + 1)
+    return dataclasses.replace(one, spec=one.spec._replace(shape=ref.shape[1:]))
 
 
 def _stacked(ref: Ref) -> Ref:

@@ -56,7 +56,7 @@ class Renames:
 
         def has(name: str) -> bool:
             if not names:
-                names.append(Names(tuple(base.tensors), base.config))
+                names.append(Names(tuple(base.tensors), base.config, base.gguf))
             return names[0].has(self._applied(name, set()))
 
         return has

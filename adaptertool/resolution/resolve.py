@@ -37,14 +37,14 @@ class Base:
 
 
 def open_base(base: Checkpoint) -> Base:
-    names = Names(tuple(base.tensors), base.config)
+    names = Names(tuple(base.tensors), base.config, base.gguf)
     ends = ends_of(base, names)
     tensors = dict(base.tensors)
     for end, source in (ends or {}).items():
         ref = base.tensors[source]
         tensors[end] = dataclasses.replace(ref, spec=ref.spec._replace(name=end))
     if ends:
-        names = Names(tuple(tensors), base.config)
+        names = Names(tuple(tensors), base.config, base.gguf)
     return Base(base, names, read_traits(base, ties_known=ends is not None), ends or {}, tensors)
 
 
