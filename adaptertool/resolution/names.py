@@ -128,6 +128,21 @@ class Names:
             )
         return next(iter(meant.values()), None)
 
+    def parameter(self, name: str) -> str | None:
+        """The parameter of the model that a name means, by the name that it has in memory, or else on the disk: the
+        name itself, or the one that a flat name stands for. None where it means parts or several of them, or what has
+        another name."""
+        flat = without_prefix(name)
+        if flat is None or name in self._disk or name in self._memory.names:
+            return name if name in self._disk or name in self._memory.names else None
+        held = self._flat.get(flat, ())
+        return next(iter([one for one in held if one in self._memory.names] or held), None)
+
+    def in_memory(self, disk: str) -> str:
+        """The name in memory of a tensor on the disk that is all of a parameter; its own where it is not."""
+        ((name, piece), *more) = into_memory(self._rules, disk)
+        return name if not more and piece == Piece(disk) else disk
+
     @functools.cached_property
     def _flat(self) -> Mapping[str, list[str]]:
         return by_flat_name(sorted(self._disk.union(self._memory.names)))
