@@ -21,7 +21,7 @@ from adaptertool.architectures.conversion import architecture_of
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 
-ARCHITECTURE = "general.architecture"
+ARCHITECTURE, EMBEDDING = "general.architecture", "token_embd.weight"
 _SHIFTED = "+1"
 _HEADS = {"num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv"}
 
@@ -55,22 +55,14 @@ class Found(NamedTuple):
 
 
 class Across:
-    """Finds tensors of a checkpoint by their names in GGUF, and those of a GGUF file by the checkpoint's."""
+    """Finds tensors on one side of GGUF by their names on the other."""
 
-    def __init__(self, config: Mapping[str, Any] | None, fields: Mapping[str, Any] | None) -> None:
-        """config: of a checkpoint; fields: of a GGUF file"""
-        self._fields = fields
-        if fields is None:
-            own = _table().get(architecture_of(config))
-            self.layouts: Sequence[Layout] = () if own is None else (own,)
-            self._heads: Mapping[str, object] = config or {}
-        else:
-            arch = fields.get(ARCHITECTURE)
-            self.layouts = [layout for layout in _table().values() if layout.arch == arch]
-            counts = {key: fields.get(f"{arch}.{name}") for key, name in _HEADS.items()}
-            self._heads = {key: count for key, count in counts.items() if count is not None}
-        first = self._heads.get("num_attention_heads")
-        self._heads = {"num_key_value_heads": first, **self._heads}
+    def __init__(self, layouts: Sequence[Layout], heads: Mapping[str, object], *, into_gguf: bool) -> None:
+        """heads: numbers of heads by the keys of a config; into_gguf: names of a checkpoint are given, else those in
+        GGUF"""
+        self.layouts, self._into_gguf = layouts, into_gguf
+        self._heads = {"num_key_value_heads": heads.get("num_attention_heads")}
+        self._heads |= {key: heads[key] for key in _HEADS if heads.get(key) is not None}
 
     @functools.cached_property
     def others(self) -> frozenset[str]:
@@ -84,12 +76,34 @@ class Across:
         for layout in self.layouts:
             if (own := self._names(layout).get(starred)) is not None:
                 found = own.replace("*", number) + dot + parameter
-                into = self._fields is not None
-                yield Found(found, layout.change_of(found if into else name, self._heads, into_gguf=into))
+                in_gguf = found if self._into_gguf else name
+                yield Found(found, layout.change_of(in_gguf, self._heads, into_gguf=self._into_gguf))
 
     def _names(self, layout: Layout) -> Mapping[str, str]:
         """Of modules of the other side -> here."""
-        return {new: old for old, new in layout.names.items()} if self._fields is None else layout.names
+        return layout.names if self._into_gguf else {new: old for old, new in layout.names.items()}
+
+
+def onto(config: Mapping[str, Any] | None, fields: Mapping[str, Any] | None) -> Across:
+    """From the other side onto a base: a checkpoint with this config, or a GGUF file with these fields."""
+    if fields is None:
+        own = _table().get(architecture_of(config))
+        return Across([] if own is None else [own], config or {}, into_gguf=False)
+    arch = fields.get(ARCHITECTURE)
+    counts = {key: fields.get(f"{arch}.{name}") for key, name in _HEADS.items()}
+    return Across([layout for layout in _table().values() if layout.arch == arch], counts, into_gguf=True)
+
+
+def into_gguf(config: Mapping[str, Any] | None) -> tuple[str, Across] | None:
+    """The architecture in GGUF of a model of this config, and what its tensors are there; None where that is not
+    known."""
+    own = _table().get(architecture_of(config))
+    return None if own is None else (own.arch, Across([own], config or {}, into_gguf=True))
+
+
+def known() -> str:
+    """The architectures of which it is known what they are in GGUF, as a text."""
+    return ", ".join(sorted(_table()))
 
 
 def require_architecture(base: Checkpoint, adapter: Path, arch: str) -> None:
@@ -100,10 +114,9 @@ def require_architecture(base: Checkpoint, adapter: Path, arch: str) -> None:
     elif (layout := _table().get(name := architecture_of(base.config))) is not None:
         theirs = layout.arch
     else:
-        known = ", ".join(sorted(_table()))
         raise UnsupportedError(
             f"{adapter} is for {shown(arch)} in GGUF, and what the tensors of {base.path} are there is not known: "
-            f"{f'it is a {shown(name)}' if name else 'no config.json says what it is'}, and known are {known}. Merge "
+            f"{f'it is a {shown(name)}' if name else 'no config.json says what it is'}, and known are {known()}. Merge "
             "it into the model as GGUF"
         )
     if theirs != arch:

@@ -9,17 +9,17 @@ llama.cpp demands that order too; gguf-py reads tensors that overlap or have hol
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adaptertool.errors import InputError, UnsupportedError, shown
+from adaptertool.errors import InputError, InternalError, UnsupportedError, shown
 from adaptertool.files.header import Header, read_header
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.files.store import InputFile
 from adaptertool.spec.tensors import Ref, TensorSpec
 
-MAGIC = b"GGUF"
+MAGIC, ALIGNMENT = b"GGUF", 32  # bytes, where general.alignment says no others
 MAX_HEADER_BYTES = 100_000_000  # vocabularies of the largest models take some 20 MB
 _CHUNK = 1 << 20  # bytes that are read first, of a header whose length is not written down
 _MAX_NAME = 64  # bytes of a tensor's name
@@ -42,7 +42,7 @@ _TYPES: Mapping[int, tuple[str, int, int]] = {
 
 # Number of a field's type -> how struct reads it
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_BOOL, _TEXT, _ARRAY = 7, 8, 9
+_FLOAT, _BOOL, _TEXT, _ARRAY = 6, 7, 8, 9
 
 
 class Array(NamedTuple):
@@ -82,7 +82,7 @@ def read_gguf(path: Path) -> Header:
                 f"{path} is one of {shown(parts)} files that make a model; these are not supported yet: make one file "
                 "of them (llama-gguf-split --merge)"
             )
-        alignment = fields.get("general.alignment", 32)
+        alignment = fields.get("general.alignment", ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise InputError(f"{path}: general.alignment is {shown(alignment)}; it is to be a power of two")
         infos = list(_infos(cursor, tensors))
@@ -220,3 +220,30 @@ def _require_order(path: Path, size: int, start: int, alignment: int, refs: list
 
 def _up(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
+
+
+def build_gguf(fields: Mapping[str, Any], specs: Sequence[TensorSpec], _: Mapping[str, str], room: int = 0) -> bytes:
+    """The first bytes of a GGUF file with these fields (texts, and numbers as FLOAT32) and tensors, one after the
+    other, each aligned. Raises InternalError where `room` is another than they take."""
+    numbers = {dtype: number for number, (dtype, _, _) in _TYPES.items()}
+    parts = [MAGIC, struct.pack("<IQQ", 3, len(specs), len(fields))]
+    for key, value in fields.items():
+        is_text = isinstance(value, str)
+        parts += [_packed(key), struct.pack("<I", _TEXT if is_text else _FLOAT)]
+        parts.append(_packed(value) if is_text else struct.pack("<f", value))
+    at = 0
+    for spec in specs:
+        sizes = spec.shape[::-1]
+        form = struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, numbers[spec.dtype], at)
+        parts += [_packed(spec.name), form]
+        at = _up(at + spec.nbytes, ALIGNMENT)
+    text = b"".join(parts)
+    text += bytes(_up(len(text), ALIGNMENT) - len(text))
+    if room and len(text) != room:
+        raise InternalError(f"a header of {len(text):,} bytes was to have {room:,}")
+    return text
+
+
+def _packed(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack("<Q", len(encoded)) + encoded

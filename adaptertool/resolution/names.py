@@ -26,7 +26,7 @@ from adaptertool.architectures.conversion import (
     rules_for,
 )
 from adaptertool.architectures.flat import by_flat_name, without_prefix
-from adaptertool.architectures.gguf import Across
+from adaptertool.architectures.gguf import onto
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.resolution.prefix import Prefix, changes
 
@@ -57,7 +57,7 @@ class Names:
         self.layout = expert_layout(architecture_of(config))
         self._rules = rules_for(architecture_of(config))
         self._memory = Memory(on_disk, self._rules)
-        self._across = Across(config, gguf)
+        self._across = onto(config, gguf)
 
     def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], Prefix | None]:
         """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing.

@@ -10,11 +10,11 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from adaptertool.architectures.changed import changed
 from adaptertool.architectures.conversion import ExpertLayout, Part, Piece, Pieces
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
-from adaptertool.resolution.changed import changed
 from adaptertool.resolution.experts import Stack, in_expert, is_on_first, of_expert, require_stack
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref, TensorSpec, View

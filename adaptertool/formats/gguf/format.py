@@ -10,6 +10,7 @@ from adaptertool.files.parsed import Parsed
 from adaptertool.formats.format import BaseHas, Format, Move
 from adaptertool.formats.gguf.keys import FILES, FORMAT, by_names, facts, recognise
 from adaptertool.formats.gguf.read import read_adapter
+from adaptertool.formats.gguf.write import SAVING
 from adaptertool.kinds.lora import A, B
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.layers import Layer, Layered, Pair
@@ -62,4 +63,5 @@ GGUF = Format(
     layered=layered,
     renamed=renamed,
     misreadings=lambda _: {},
+    save=SAVING,
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from adaptertool.architectures.gguf import ARCHITECTURE
 from adaptertool.errors import InputError
 from adaptertool.files.gguf import is_gguf, read_gguf
 from adaptertool.files.header import Header
@@ -19,9 +20,8 @@ from adaptertool.spec.tensors import Ref
 FORMAT = "gguf"
 FILES = FileNames(None, "", "", patterns=())
 ENDINGS = {".lora_a": A, ".lora_b": B}
-EMBEDDING = "token_embd.weight"  # of it lora_a is B, and lora_b the transpose of A
 
-ARCHITECTURE, TYPE, KIND = "general.architecture", "general.type", "adapter.type"
+TYPE, KIND = "general.type", "adapter.type"
 ADAPTER, MODEL, LORA_TYPE, CONTROL = "adapter", "model", "lora", "controlvector"
 ALPHA = "adapter.lora.alpha"
 # What a task and a prompt are called; llama.cpp applies the adapter in all of them

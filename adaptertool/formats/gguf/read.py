@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptertool.architectures.gguf import require_architecture
+from adaptertool.architectures.gguf import ARCHITECTURE, EMBEDDING, require_architecture
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -16,9 +16,7 @@ from adaptertool.formats.format import BaseHas
 from adaptertool.formats.gguf.blocks import Q8_0, unpacked
 from adaptertool.formats.gguf.keys import (
     ALPHA,
-    ARCHITECTURE,
     CONTROL,
-    EMBEDDING,
     ENDINGS,
     FILES,
     FORMAT,
