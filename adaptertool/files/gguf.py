@@ -178,6 +178,8 @@ def _infos(cursor: _Cursor, count: int) -> Iterator[tuple[TensorSpec, int]]:
     names = set()
     for number in range(count):
         name = cursor.text(f"the name of tensor {number}", _MAX_NAME)
+        if not name:
+            raise InputError(f"{cursor.file.path}: tensor {number} has no name: the file is damaged")
         if name in names:
             raise InputError(f"{cursor.file.path} has the tensor {shown(name)} twice")
         names.add(name)

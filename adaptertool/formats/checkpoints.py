@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from adaptertool.errors import UnsupportedError, shown
+from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files import checkpoint as files
 from adaptertool.files.checkpoint import Adapters, Checkpoint
 from adaptertool.formats import FORMATS, is_adapter
@@ -20,7 +20,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def require_merged(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint. Raises UnsupportedError where it holds a model of PEFT's with an adapter that is not merged."""
+    """The checkpoint. Raises UnsupportedError where it holds a model of PEFT's with an adapter that is not merged, and
+    InputError where it is an adapter itself."""
+    if checkpoint.gguf is not None and is_adapter(checkpoint.path):
+        raise InputError(
+            f"{checkpoint.path} is an adapter, not a checkpoint; the checkpoint comes first, then the adapters"
+        )
     own = (checkpoint.config or {}).get("model_type") == "phi4mm"  # Phi-4-multimodal has such tensors of its own
     if name := next((name for name in checkpoint.tensors if not own and _UNMERGED.search(name)), None):
         raise UnsupportedError(
