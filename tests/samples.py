@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from conftest import PREFIX, lora_factors, write_adapter
+from gguf_files import write_lora
 from safetensors.torch import load_file, save_file
 
 LAYER = "model.layers.0.self_attn.q_proj"  # of a weight (8, 6)
@@ -49,7 +51,22 @@ def _with_kohya_tensor(path: Path, name: str) -> None:
     save_file(load_file(path) | {f"{FLAT}.{name}": torch.ones(2)}, path)
 
 
+GGUF_LAYER = "blk.0.attn_q"
+
+
+def _make_gguf(path: Path, **more: np.ndarray[Any, Any]) -> Path:
+    a, b = lora_factors(LAYER, (8, 6)).values()
+    own = {f"{GGUF_LAYER}.weight.lora_a": a.numpy(), f"{GGUF_LAYER}.weight.lora_b": b.numpy()}
+    path.parent.mkdir(exist_ok=True)
+    return write_lora(path, own | {f"{GGUF_LAYER}.{name}": array for name, array in more.items()})
+
+
+def _with_gguf_tensor(path: Path, name: str) -> None:
+    _make_gguf(path, **{name: np.ones(2, np.float32)})
+
+
 SAMPLES = {
     "peft": Sample(make=_make, with_field=_with_field, with_tensor=_with_tensor),
     "kohya": Sample(make=_make_kohya, with_tensor=_with_kohya_tensor, layer=FLAT),
+    "gguf": Sample(make=_make_gguf, with_tensor=_with_gguf_tensor, layer=GGUF_LAYER),
 }

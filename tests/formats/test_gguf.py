@@ -18,13 +18,8 @@ gguf = pytest.importorskip("gguf")
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 WEIGHT, EMBEDDING, EXPERTS = "blk.0.attn_v.weight", "token_embd.weight", "blk.0.ffn_up_exps.weight"
-SHAPES = {
-    EMBEDDING: (10, 6),
-    WEIGHT: (8, 6),
-    EXPERTS: (3, 4, 6),
-    "output.weight": (10, 6),
-    "blk.0.attn_norm.weight": (6,),
-}
+NORM = "blk.0.attn_norm.weight"
+SHAPES = {EMBEDDING: (10, 6), WEIGHT: (8, 6), EXPERTS: (3, 4, 6), "output.weight": (10, 6), NORM: (6,)}
 RANK = 4
 
 
@@ -178,7 +173,7 @@ def test_every_command(tmp_path: Path) -> None:
         lambda: adaptertool.sum_adapters([lora, lora], tmp_path / "s"),
         lambda: adaptertool.truncate(lora, tmp_path / "s", rank=1),
     ):
-        with pytest.raises(UnsupportedError, match="gguf are read, and not written"):
+        with pytest.raises(UnsupportedError, match=r"read,? and not written"):
             run()
     with pytest.raises(InputError, match="is an adapter, not a checkpoint"):
         adaptertool.merge(lora, [lora], tmp_path / "s.gguf")
