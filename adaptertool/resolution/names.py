@@ -111,7 +111,12 @@ class Names:
 
     @functools.cached_property
     def _flat(self) -> Mapping[str, list[str]]:
-        return by_flat_name(sorted(self._disk.union(self._memory.names)))
+        return by_flat_name(sorted(self.known))
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The names of all tensors, on the disk and in memory."""
+        return self._disk.union(self._memory.names)
 
     def _as_named(self, name: str) -> Pieces | None:
         """The pieces of a tensor by its name on the disk, or the one that it has in memory."""
@@ -216,7 +221,7 @@ class Names:
 
     def _changes(self, missing: Sequence[str]) -> Iterator[Prefix]:
         """The changes of prefix that could be meant."""
-        return changes(missing, self._disk.union(self._memory.names), self._family)
+        return changes(missing, self.known, self._family)
 
 
 def _split(name: str) -> tuple[str, str, str]:
