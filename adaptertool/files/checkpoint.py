@@ -62,6 +62,7 @@ class Checkpoint:
     is_file: bool = False
     index: Mapping[str, Any] | None = None  # as its file has it, where there is one
     left: tuple[str, ...] = ()  # names of files that are neither shards nor assets
+    stored_as: Mapping[str, str] | None = None  # dtypes of outputs, where others than those here; headers follow
 
     @property
     def named(self) -> dict[str, Path]:
@@ -169,8 +170,7 @@ def _contained(root: Path, name: str) -> Path:
         real, real_root = (store_of(root).real(one) for one in (path, root))
     except (OSError, RuntimeError) as error:
         raise InputError(f"{shown(path)} is missing, though the checkpoint needs it") from error
-    blobs = real_root.parent.parent / "blobs"
-    in_hub_cache = real_root.parent.name == "snapshots" and real.parent == blobs
+    in_hub_cache = real_root.parent.name == "snapshots" and real.parent == real_root.parent.parent / "blobs"
     if real.parent != real_root and not in_hub_cache:
         raise InputError(f"{path} is a link that leads out of the checkpoint, to {shown(real)}")
     return path

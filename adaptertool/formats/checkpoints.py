@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adaptertool.architectures.quantised import decoded
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files import checkpoint as files
 from adaptertool.files.checkpoint import Adapters, Checkpoint
@@ -14,9 +15,13 @@ _UNMERGED = re.compile(r"\.base_layer\.|\.lora_(A|B|embedding_A|embedding_B|magn
 _ADAPTERS = Adapters(is_adapter, tuple(pattern for one in FORMATS for pattern in one.files.patterns))
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights."""
-    return files.open_checkpoint(path, _ADAPTERS)
+def open_checkpoint(path: Path, dtype: str | None = None) -> Checkpoint:
+    """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights.
+
+    dtype: decoded, and to be stored so (architectures.quantised)
+    """
+    opened = files.open_checkpoint(path, _ADAPTERS)
+    return opened if dtype is None else decoded(opened, dtype)
 
 
 def require_merged(checkpoint: Checkpoint) -> Checkpoint:
