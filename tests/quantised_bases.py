@@ -13,7 +13,7 @@ from conftest import Tensors
 from oracle import fractions
 from rationals import Matrix
 
-X = "model.layers.0.mlp.up_proj"
+Q, X = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"
 BF16, F16, F32, U8, I8, I32 = (
     torch.bfloat16, torch.float16, torch.float32, torch.uint8, torch.int8, torch.int32,
 )  # fmt: skip

@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from adaptertool.architectures.traits import NOT_CODES, codes_of
@@ -20,12 +21,13 @@ from adaptertool.codecs.quantised import FORMATS, METHODS, Format, Settings, Sto
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header
-from adaptertool.files.jsonfile import objects
+from adaptertool.files.jsonfile import load_json, objects
+from adaptertool.files.reader import exists
 from adaptertool.spec.choices import DTYPES
 from adaptertool.spec.tensors import DTYPE_BITS, Ref
 
 QUANTISED_BY = ("quantization_config", "compression_config")  # keys of config.json, of all or of a part
-_OF_MODELOPT = "hf_quant_config.json"
+CONFIG, _OF_MODELOPT = "config.json", "hf_quant_config.json"
 _HALF = 16  # bits of what is not quantised in a quantised model
 # Scales of activations and of the cache of keys and values: of use to codes only
 _GONE = re.compile(
@@ -73,9 +75,24 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
     )
 
 
+def dense_as(base: Path, candidate: Checkpoint) -> str | None:
+    """The key of DTYPES by which a quantised base must be decoded to have the tensors of the candidate: None where the
+    base is not quantised, by its config, or both are."""
+    folder = base.parent if base.suffix == ".safetensors" else base
+    config = load_json(folder / CONFIG) if exists(folder / CONFIG) else {}
+    said = any(part.get(key) for part in objects(config) for key in QUANTISED_BY) or exists(folder / _OF_MODELOPT)
+    if not said or any(ref.spec.dtype not in NOT_CODES for ref in candidate.tensors.values()):
+        return None
+    counts = dict.fromkeys(DTYPES, 0)
+    for ref in candidate.tensors.values():
+        for key, dtype in DTYPES.items():
+            counts[key] += ref.spec.numel * (ref.spec.dtype == dtype)
+    return max(counts, key=lambda key: counts[key])
+
+
 def _settings(base: Checkpoint) -> Settings:
     """What the checkpoint says of its codes."""
-    where = str(base.path / "config.json" if not base.is_file else base.path.parent / "config.json")
+    where = str((base.path.parent if base.is_file else base.path) / CONFIG)
     for part in objects(base.config or {}):
         for key in QUANTISED_BY:
             if fields := part.get(key):

@@ -9,12 +9,11 @@ import pytest
 import torch
 from conftest import load, lora_factors, write_adapter, write_checkpoint
 from oracle import fractions, round_fraction
-from quantised_bases import FORMATS, Quantised, X
+from quantised_bases import FORMATS, Q, Quantised, X
 from rationals import Matrix, delta
 
 import adaptertool as library
 
-Q = "model.layers.0.self_attn.q_proj"
 BIAS = "model.layers.0.mlp.gate.bias"
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}
