@@ -66,6 +66,7 @@ class Checkpoint:
     # Of a pipeline, the folders that are models of their own: its tensors have these before their names, with a dot,
     # and its config has theirs by these
     components: tuple[str, ...] = ()
+    stored_as: Mapping[str, str] | None = None  # dtypes of outputs, where others than those here; headers follow
 
     @property
     def named(self) -> dict[str, Path]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adaptertool.architectures.quantised import decoded
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files import checkpoint as files
 from adaptertool.files.checkpoint import Adapters, Checkpoint
@@ -16,13 +17,18 @@ _UNMERGED = re.compile(r"\.base_layer\.|\.lora_(A|B|embedding_A|embedding_B|magn
 _ADAPTERS = Adapters(is_adapter, tuple(pattern for one in FORMATS for pattern in one.files.patterns))
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights."""
+def open_checkpoint(path: Path, dtype: str | None = None) -> Checkpoint:
+    """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights.
+
+    dtype: decoded, and to be stored so (architectures.quantised)
+    """
     if is_pipeline(path):
-        return open_pipeline(path, _ADAPTERS)
-    if is_component(path):
-        return open_component(path, _ADAPTERS)
-    return files.open_checkpoint(path, _ADAPTERS)
+        opened = open_pipeline(path, _ADAPTERS)
+    elif is_component(path):
+        opened = open_component(path, _ADAPTERS)
+    else:
+        opened = files.open_checkpoint(path, _ADAPTERS)
+    return opened if dtype is None else decoded(opened, dtype)
 
 
 def require_merged(checkpoint: Checkpoint) -> Checkpoint:

@@ -62,8 +62,9 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
     if unmatched := [module for found, module in zip(targets, adapter.modules, strict=True) if found is None]:
         if why := traits.quantised:
             raise UnsupportedError(
-                f"{base.path} is quantised ({why}), and arithmetic on quantised weights is not supported: use the "
-                f"checkpoint that it was made from.\n{_unmatched(base, adapter, unmatched)}"
+                f"{base.path} is quantised ({why}), and codes are not edited as they are stored. `merge` and `wise` "
+                "with --dtype bf16 decode them, and write a dense checkpoint; or use the checkpoint that it was made "
+                f"from.\n{_unmatched(base, adapter, unmatched)}"
             )
         raise MismatchError(_unmatched(base, adapter, unmatched))
     found = [(module, pieces) for module, pieces in zip(adapter.modules, targets, strict=True) if pieces is not None]
