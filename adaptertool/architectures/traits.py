@@ -47,8 +47,9 @@ _OF_MODULE = (
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
 _ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
+_GGUF = "gguf"  # the family of whatever is in that format
 _STATE = ".quant_state."  # bitsandbytes: then the name of the format
-_NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
+NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Traits:
         """
         name = ref.spec.name
         if ref.spec.dtype not in COMPUTED:
-            why = f"it is stored as {ref.spec.dtype}"
+            why = f"{self.quantisation + ', and ' if self.quantisation else ''}it is stored as {ref.spec.dtype}"
         elif name in self.codes:
             why = f"{shown(self.codes[name])} stands beside it"
         elif name in self.beside_codes:
@@ -87,9 +88,14 @@ class Traits:
             why = f"{self.quantisation}, and it is a column, as bytes of codes are stored"
         else:
             return
+        way_out = (
+            "`merge` and `wise` with --dtype bf16 decode it, and write a dense checkpoint; or use the checkpoint that it "
+            "was made from"
+        )
+        if _GGUF in self.families:
+            way_out = "merge into the model as F16, BF16 or F32, and quantise what that makes (llama-quantize)"
         raise UnsupportedError(
-            f"{ref.path}: {shown(name)} looks quantised ({why}); arithmetic on quantised weights is not supported: "
-            "use the checkpoint that it was made from"
+            f"{ref.path}: {shown(name)} looks quantised ({why}); it is not edited as it is stored. {way_out}"
         )
 
     def notes_on(self, edited: Collection[str]) -> list[str]:
@@ -149,13 +155,13 @@ def _named_transposed(name: str) -> bool:
 
 def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
     parts = objects(base.config or {})
-    codes, beside = _codes(base)
+    codes, beside = codes_of(base)
     return Traits(
         families=_families(base, parts),
         quantisation=_quantisation(base.config or {}),
         codes=codes,
         beside_codes=beside,
-        has_codes=bool(codes) or any(ref.spec.dtype not in _NOT_CODES for ref in base.tensors.values()),
+        has_codes=bool(codes) or any(ref.spec.dtype not in NOT_CODES for ref in base.tensors.values()),
         vocabularies=tuple(part[key] for part in parts for key in part if _VOCABULARY.search(key)),
         kv_rows=_kv_rows(base.config or {}),
         surely_tied=(base.config or {}).get("tie_word_embeddings") is True,
@@ -165,7 +171,7 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
 
 def _families(base: Checkpoint, parts: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     if base.gguf is not None:
-        return frozenset({"gguf"})  # in which nothing is stored transposed
+        return frozenset({_GGUF})  # in which nothing is stored transposed
     return frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str))
 
 
@@ -188,19 +194,19 @@ def _quantisation(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _codes(base: Checkpoint) -> tuple[Mapping[str, str], frozenset[str]]:
+def codes_of(base: Checkpoint) -> tuple[Mapping[str, str], frozenset[str]]:
     """Tensors that hold codes, each with one that stands beside it and shows this; and all that stand so."""
     codes: dict[str, str] = {}
     beside = set()
     for name in base.tensors:
         soon = name.endswith(_ENDS) or _STATE in name  # of a million names hardly one is looked at
-        if soon and (of := _codes_of(base, name)) is not None:
+        if soon and (of := _beside(base, name)) is not None:
             codes.setdefault(of, name)
             beside.add(name)
     return codes, frozenset(beside)
 
 
-def _codes_of(base: Checkpoint, name: str) -> str | None:
+def _beside(base: Checkpoint, name: str) -> str | None:
     """The tensor, there or not, beside whose codes this one stands; None where it stands beside none."""
     module = name.rpartition(".")[0]
     if name.endswith(_OF_MODULE):

@@ -234,7 +234,8 @@ def _edit(crew: Crew, block: Block, outputs: Sequence[tuple[OutputFile, float]],
     for (file, _), data in zip(outputs, results, strict=True):
         file.write(block.target, data)
         crew.progress(len(data))
-    if block.step.base.path not in crew.base:  # all of it is counted already, or nothing is
+    # All of it is counted already, or nothing is. A tensor that is cast, or decoded, alone is not changed.
+    if block.step.base.path not in crew.base or not block.step.edits:
         tallies = [tally._replace(changed=0) for tally in tallies]
     _tell(tallies, outputs)
 

@@ -55,7 +55,11 @@ class Placer:
             yield from self._on_joined(module, pieces)
         elif piece.cut is not None:
             spec = self._tensors[piece.disk].spec
-            if piece.cut.expert is None:
+            if piece.cut.turned:
+                yield piece.disk, module._replace(transposed=True)
+            elif piece.cut.swapped:
+                yield from ((piece.disk, half) for half in _in_halves(module, spec))
+            elif piece.cut.expert is None:
                 yield piece.disk, _in_rows(module, piece.cut, spec, self._kv_rows)
             else:
                 yield piece.disk, in_expert(module, piece.cut, spec, self._layout)
@@ -202,7 +206,8 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
         expected = None
     if expected is None:
         raise UnsupportedError(f"{shown(spec.name)} is {spec}; {module.kind} on a part of it is not supported yet")
-    where = f"{shown(module.target)} is part {cut.index + 1} of {cut.count} of {shown(spec.name)}, {spec}"
+    parts = f"part{f's {cut.index + 1} to' * bool(cut.more)} {cut.end}"
+    where = f"{shown(module.target)} is {parts} of {cut.count} of {shown(spec.name)}, {spec}"
     if not fits:
         raise MismatchError(
             f"{where}, but its factors are for {own or 'other'} rows; is this adapter for another model?"
@@ -215,6 +220,23 @@ def _layer_of(ref: Ref, number: int) -> Ref:
     """One of the matrices (rows, columns) of a stack (E, rows, columns)."""
     one = ref.rows(number, number + 1)
     return dataclasses.replace(one, spec=one.spec._replace(shape=ref.shape[1:]))
+
+
+def _in_halves(module: Module, spec: TensorSpec) -> Iterator[Module]:
+    """A change of a tensor that is stored with the second half of its rows before the first: one change for each."""
+    kind, shapes = kind_of(module), {role: ref.shape for role, ref in module.factors.items()}
+    expected, where = kind.shapes(spec.shape, shapes), f"{shown(spec.name)}, which holds {shown(module.target)}"
+    if expected is None or kind.undivided or not kind.by_row or spec.shape[0] % 2:
+        raise UnsupportedError(f"{where} with its halves swapped, is {spec}; {module.kind} on it is not supported yet")
+    _require(module, expected, f"{where} with its halves swapped, is {spec}")
+    half, width = spec.shape[0] // 2, spec.numel // spec.shape[0]
+    for rows, theirs in ((range(half), range(half, 2 * half)), (range(half, 2 * half), range(half))):
+        own = {
+            role: ref.rows(theirs.start, theirs.stop) if role in kind.by_row else ref
+            for role, ref in module.factors.items()
+        }
+        view = View(width, rows, range(width), (half, *spec.shape[1:]))
+        yield module._replace(factors=own, view=view, transposed=False)
 
 
 def _stacked(ref: Ref) -> Ref:
