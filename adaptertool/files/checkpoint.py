@@ -105,8 +105,6 @@ def _open_directory(root: Path, adapters: Adapters) -> Checkpoint:
     # A link to nothing, as to a blob that the hub's cache has lost, is there: what it names is then missing.
     look = store_of(root).look
     has_single, has_index = look(root / SINGLE) is not None, look(root / INDEX) is not None
-    if has_single and has_index:
-        raise InputError(f"{root} has both {SINGLE} and {INDEX}; remove the one that is stale")
     # Assets first: what identifies a config or an index is noted before it is read.
     assets, left = read_assets(root, adapters.files)
     notes: list[str] = []
@@ -186,6 +184,8 @@ def _open_shards(root: Path, index: Mapping[str, Any]) -> tuple[tuple[Header, ..
     by_shard: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         by_shard.setdefault(shard, set()).add(tensor)
+    if store_of(root).look(root / SINGLE) is not None and by_shard.keys() != {SINGLE}:  # MLX's index names that one
+        raise InputError(f"{root} has both {SINGLE} and {INDEX}; remove the one that is stale")
     headers = tuple(read_header(_contained(root, shard)) for shard in sorted(by_shard))
     for header in headers:
         _agree(index_path, header, by_shard[header.path.name])

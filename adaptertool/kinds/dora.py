@@ -13,6 +13,7 @@ from typing import Any
 from adaptertool.kinds import lora
 from adaptertool.kinds.kind import NORM, Factors, Kind, Norms, Shape
 from adaptertool.kinds.lora import A, B
+from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, mixed, tiny
 from adaptertool.numerics.ops import DIVIDE, TIMES, Ops
 from adaptertool.numerics.product import roundings
@@ -129,4 +130,5 @@ DORA = Kind(
     pair=(B, A),
     anew=(B, MAGNITUDE),
     misreadings={"magnitude-ignored": without_magnitude},
+    spellings={"mlx": Spelling(tag="dora", keys={".lora_a": A, ".lora_b": B, ".m": MAGNITUDE}, alpha=None)},
 )
