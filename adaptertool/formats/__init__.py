@@ -11,17 +11,26 @@ from pathlib import Path
 from adaptertool.errors import InputError, UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
+from adaptertool.formats import comfy_write, diffusers_write
 from adaptertool.formats.format import Format, Writing
+from adaptertool.formats.gguf.format import GGUF
 from adaptertool.formats.kohya.format import KOHYA
 from adaptertool.formats.mlx.format import MLX
 from adaptertool.formats.peft.format import PEFT
+from adaptertool.formats.saving import Saving
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Edit
 
-FORMATS: tuple[Format, ...] = (PEFT, KOHYA, MLX)
+FORMATS: tuple[Format, ...] = (PEFT, KOHYA, MLX, GGUF)
 DEFAULT = FORMATS[0]  # what is written where no adapter among the inputs says a format
 BY_NAME: Mapping[str, Format] = {one.name: one for one in FORMATS}
+# By name, those that adapters of other formats can be written in
+SAVINGS: Mapping[str, Saving] = {
+    **{one.name: one.save for one in FORMATS if one.save is not None},
+    "diffusers": diffusers_write.SAVING,
+    "comfy": comfy_write.SAVING,
+}
 
 
 def recognised(path: Path) -> Format | None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from adaptertool.errors import UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
+from adaptertool.formats.saving import Saving
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Edit
@@ -140,3 +141,4 @@ class Format:
     renamed: Callable[[Layered, Mapping[str, Move]], Layered]  # modules by name -> what becomes of all their names
     misreadings: Callable[[Adapter], Mapping[str, Callable[[Edit], Edit]]]  # other ways to read it, by fault
     write: Writing | None = None
+    save: Saving | None = None  # how adapters of other formats are written in it

@@ -10,6 +10,7 @@ from adaptertool.files.parsed import Parsed
 from adaptertool.formats.format import BaseHas, Format, Move
 from adaptertool.formats.kohya.keys import FILES, FORMAT, by_names, recognise
 from adaptertool.formats.kohya.read import facts, read_adapter
+from adaptertool.formats.kohya.write import SAVING
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
 
@@ -42,4 +43,5 @@ KOHYA = Format(
     layered=layered,
     renamed=_renamed,
     misreadings=lambda _: {},
+    save=SAVING,
 )

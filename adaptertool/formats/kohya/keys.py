@@ -32,7 +32,7 @@ REFUSED = {
 def recognise(path: Path) -> bool:
     """Whether it is a file of safetensors with a key that begins as those of a module do."""
     try:
-        return path.is_file() and any(key.startswith(PREFIXES) for key in read_header(path).tensors)
+        return path.is_file() and any(key.startswith(tuple(PREFIXES)) for key in read_header(path).tensors)
     except (InputError, OSError):
         return False
 
