@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -26,12 +27,14 @@ class FileNames(NamedTuple):
 
     config: None where there is none, and metadata of the file of tensors says what is said
     weights: "" where the adapter is that file, and no folder
+    earlier: names of files that a training left of the same adapter before it ended; None: there are none such
     """
 
     config: str | None
     weights: str
     prefix: str
     patterns: tuple[str, ...]  # of all names of its files, those of other versions too: no part of a checkpoint
+    earlier: re.Pattern[str] | None = None
 
     @property
     def named(self) -> tuple[str, str]:
