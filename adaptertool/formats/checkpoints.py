@@ -37,6 +37,16 @@ def open_checkpoint(path: Path, dtype: str | None = None) -> Checkpoint:
     return opened if dtype is None else decoded(opened, dtype)
 
 
+def require_named(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, merged. Raises UnsupportedError for GGUF, whose names and rows no written adapter has."""
+    if checkpoint.gguf is not None:
+        raise UnsupportedError(
+            f"{checkpoint.path} is GGUF, whose names, and rows of some tensors, are others than those of the adapter "
+            "that would be written: give the checkpoint that it was made from"
+        )
+    return require_merged(checkpoint)
+
+
 def require_merged(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint. Raises UnsupportedError where it holds a model of PEFT's with an adapter that is not merged, and
     InputError where it is an adapter itself."""
