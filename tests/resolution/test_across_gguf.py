@@ -199,7 +199,9 @@ def test_saved_tensors_that_are_other_numbers_are_refused(
 
 def test_kinds_that_may_count_rows_are_refused(tmp_path: Path, bases: tuple[Path, Path]) -> None:
     tensors = {f"{Q}.ia3_l": torch.ones(24, 1)}
-    peft = write_adapter(tmp_path / "peft", tensors, peft_type="IA3", target_modules=["q_proj"], feedforward_modules=[])
+    peft = write_adapter(tmp_path / "peft", tensors)
+    fields = {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []}
+    (peft / "adapter_config.json").write_text(json.dumps(fields))
     with pytest.raises(UnsupportedError, match=r"rows in another order; ia3 on such a tensor is not supported yet"):
         adaptertool.merge(bases[1], [peft], tmp_path / "out.gguf")
 
