@@ -12,13 +12,13 @@ from adaptertool.errors import InputError, UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats.format import Format, Writing
-from adaptertool.formats.kohya.format import KOHYA
+from adaptertool.formats.kohya.format import COMFY, DIFFUSERS, KOHYA
 from adaptertool.formats.peft.format import PEFT
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Edit
 
-FORMATS: tuple[Format, ...] = (PEFT, KOHYA)
+FORMATS: tuple[Format, ...] = (PEFT, KOHYA, COMFY, DIFFUSERS)
 DEFAULT = FORMATS[0]  # what is written where no adapter among the inputs says a format
 BY_NAME: Mapping[str, Format] = {one.name: one for one in FORMATS}
 
