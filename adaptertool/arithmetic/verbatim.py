@@ -21,7 +21,8 @@ def verbatim(step: Step, alpha: float) -> Ref | None:
         source = step.base
     elif alpha == 1 and replaces(step):
         source = step.edits[-1].factors[TUNED]
-    return source if source is not None and source.spec.dtype == step.spec.dtype else None
+    stored = source is not None and source.made is None and source.spec.dtype == step.spec.dtype
+    return source if stored else None
 
 
 def replaces(step: Step) -> bool:

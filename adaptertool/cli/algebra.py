@@ -26,11 +26,13 @@ from adaptertool.cli.options import (
     with_options,
 )
 from adaptertool.render import page
-from adaptertool.render.adapters import extract_text, sum_text, truncate_text
+from adaptertool.render.adapters import convert_text, extract_text, sum_text, truncate_text
 from adaptertool.render.truncate_page import truncate_page
 from adaptertool.reports.adapters import AdapterReport
+from adaptertool.tasks import convert as convert_task
 from adaptertool.tasks import extract as extract_task
 from adaptertool.tasks import truncate as truncate_task
+from adaptertool.tasks.convert import FORMATS
 from adaptertool.tasks.extract import DTYPES
 from adaptertool.tasks.sum import sum_adapters
 from adaptertool.tasks.sum_methods import METHODS, SETTINGS
@@ -128,6 +130,28 @@ def extract(base: str, tuned: str, verbose: bool, **options: Any) -> None:
     """
 
     _run(extract_task.extract, extract_text, [base, tuned], verbose=verbose, **options)
+
+
+@click.command()
+@click.argument("adapter", type=click.Path())
+@with_options(
+    click.option("--to", required=True, type=click.Choice(FORMATS), help="The format to write."),
+    click.option("--base", type=click.Path(), help="What ADAPTER is for: tells what its layers are called."),
+    click.option("--part", "parts", multiple=True, metavar="NAME", help="Of a pipeline, as unet: no others."),
+    click.option("--prefix", help="What names begin with, instead of what is usual, as lora_unet_."),
+    RENAME,
+    LEAVE_OUT,
+    EXPERT_LAYOUT,
+)
+@makes_adapter
+def convert(adapter: str, verbose: bool, **options: Any) -> None:
+    """Write ADAPTER in another format: PEFT's, kohya's, diffusers', ComfyUI's, ...
+
+    Factors keep their bits, and scales are said as they are, where the format can; what is rounded is counted, and what
+    it cannot hold is refused. Names as kohya's tools have them only a base can tell (--base).
+    """
+
+    _run(convert_task.convert, convert_text, [adapter], verbose=verbose, **options)
 
 
 def _run(

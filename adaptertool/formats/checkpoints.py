@@ -1,22 +1,34 @@
-"""Checkpoints, held apart from adapters: files of adapters that stand among a checkpoint's own are no part of it."""
+"""Checkpoints, held apart from adapters: files of adapters that stand among a checkpoint's own are no part of it. A
+checkpoint may be a pipeline, or one model of a pipeline."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from adaptertool.architectures.quantised import decoded
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files import checkpoint as files
 from adaptertool.files.checkpoint import Adapters, Checkpoint
+from adaptertool.files.pipeline import is_component, is_pipeline, open_component, open_pipeline
 from adaptertool.formats import FORMATS, is_adapter
 
 _UNMERGED = re.compile(r"\.base_layer\.|\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
 _ADAPTERS = Adapters(is_adapter, tuple(pattern for one in FORMATS for pattern in one.files.patterns))
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights."""
-    return files.open_checkpoint(path, _ADAPTERS)
+def open_checkpoint(path: Path, dtype: str | None = None) -> Checkpoint:
+    """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights.
+
+    dtype: decoded, and to be stored so (architectures.quantised)
+    """
+    if is_pipeline(path):
+        opened = open_pipeline(path, _ADAPTERS)
+    elif is_component(path):
+        opened = open_component(path, _ADAPTERS)
+    else:
+        opened = files.open_checkpoint(path, _ADAPTERS)
+    return opened if dtype is None else decoded(opened, dtype)
 
 
 def require_merged(checkpoint: Checkpoint) -> Checkpoint:

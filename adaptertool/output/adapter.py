@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from blake3 import blake3
 
-from adaptertool.engine.produce import Job, results, write_tensors
+from adaptertool.engine.produce import SAFETENSORS, Job, results, write_tensors
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import UsageError
 from adaptertool.files import publish
@@ -20,11 +20,11 @@ from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Finished, Staging
 from adaptertool.files.writer import AT_ONCE, OutputFile, copy_range, write_small
 from adaptertool.formats import is_adapter
-from adaptertool.formats.format import FileNames
 from adaptertool.output.leftovers import Leftovers
 from adaptertool.output.manifest import Facts, facts_of, write_manifest
 from adaptertool.output.options import Options
 from adaptertool.spec.plan import Asset
+from adaptertool.spec.portable import Container
 from adaptertool.spec.tensors import Stamp, TensorSpec
 from adaptertool.version import __version__
 
@@ -38,16 +38,17 @@ class AdapterJob(Generic[Said]):
     command: str
     recipe: Mapping[str, Any]  # for the manifest: what else makes it, as JSON
     sources: Sequence[Path]
-    files: FileNames  # how its own are called
+    weights: str  # the name of its file of tensors; "" where OUT is that file
     stamps: Mapping[Path, Stamp]  # of every file that is read
     largest: Sequence[TensorSpec]  # its tensors in their order, none smaller than it will be
     metadata: Mapping[str, str]
     jobs: Callable[[Inputs], Iterable[Job[Said]]]  # make them, in the same order
-    config: Callable[[Sequence[Said]], bytes]  # its config, from what the jobs have said
+    small: Callable[[Sequence[Said]], Mapping[str, bytes]]  # its small files by name, from what the jobs have said
     assets: Sequence[Asset] = ()
     notes: Sequence[str] = ()  # what the user should know
     reserved: int | None = None  # bytes of disk for the tensors, where `largest` says far too many
     looked_at: Mapping[Path, Stamp] = field(default_factory=dict)  # files that only the report is made from
+    container: Container = SAFETENSORS
 
     @property
     def needed(self) -> int:
@@ -81,11 +82,13 @@ class Done(Generic[Said]):
         }
 
 
-def check_out(out: Path, sources: Sequence[Path], files: Iterable[Path] = (), *, force: bool) -> None:
+def check_out(
+    out: Path, sources: Sequence[Path], files: Iterable[Path] = (), *, force: bool, as_file: bool = False
+) -> None:
     """Refuse an OUT that cannot or must not be written. The arguments are those of `publish.check_target`, and so are
-    the errors. Raises UsageError for a name of a file too."""
-    publish.check_target(out, sources, files, as_file=False, force=force, is_adapter=is_adapter)
-    if out.suffix == ".safetensors":
+    the errors. Raises UsageError for a name of a file too, unless it is to be one."""
+    publish.check_target(out, sources, files, as_file=as_file, force=force, is_adapter=is_adapter)
+    if out.suffix == ".safetensors" and not as_file:
         raise UsageError(f"OUT {out} is named like a file, but an adapter is a directory; give a name without the end")
 
 
@@ -93,7 +96,7 @@ def write_adapter(output: AdapterJob[Said], out: Path, options: Options) -> Done
     """Compute in a staging directory, and publish. On any error OUT is as it was before."""
     start = time.perf_counter()
     threads = thread_count(options.threads)
-    check_out(out, output.sources, output.stamps, force=options.force)
+    check_out(out, output.sources, output.stamps, force=options.force, as_file=not output.weights)
     written, notes = 0, []
     with Inputs({**output.looked_at, **output.stamps}) as inputs:
         if options.dry_run:
@@ -103,20 +106,24 @@ def write_adapter(output: AdapterJob[Said], out: Path, options: Options) -> Done
             with Staging(out, _key(output)) as stage:
                 others = Leftovers(out, stage.folder, clean=options.clean)
                 stage.require_space(output.needed)
-                said = _write(output, stage.work, inputs, threads, options)
+                said = _write(output, stage.work, output.weights or out.name, inputs, threads, options)
                 stage.sync()
                 written = sum(path.stat().st_size for path in stage.work.rglob("*") if path.is_file())
                 options.begin_publishing()
-                publish.publish(stage.work, out, force=options.force)
+                work = stage.work if output.weights else stage.work / out.name
+                publish.publish(work, out, force=options.force)
                 notes = [*stage.notes, *others.at_end()]
     return Done(said, written, threads, time.perf_counter() - start, peak_memory(), tuple(notes))
 
 
-def _write(output: AdapterJob[Said], folder: Path, inputs: Inputs, threads: int, options: Options) -> list[Said]:
+def _write(
+    output: AdapterJob[Said], folder: Path, name: str, inputs: Inputs, threads: int, options: Options
+) -> list[Said]:
+    """name: of the file of tensors"""
     for path in output.stamps:
         inputs.stream(path)
     said, size, weights = write_tensors(
-        folder / output.files.weights,
+        folder / name,
         output.largest,
         output.metadata,
         output.jobs(inputs),
@@ -124,13 +131,17 @@ def _write(output: AdapterJob[Said], folder: Path, inputs: Inputs, threads: int,
         threads=threads,
         progress=options.tell_progress,
         reserved=output.reserved,
+        container=output.container,
     )
-    write_small(folder / output.files.named[0], output.config(said))
+    for small, content in output.small(said).items():
+        write_small(folder / small, content)
     for asset in output.assets:
         _copy(asset, folder / asset.name, inputs)
     digests = {path: inputs.hash(path) for path in output.stamps}
     inputs.check_unchanged()
-    files = facts_of(folder, {folder / output.files.weights: Finished(size, weights)}, DEFAULT)
+    if not output.weights:
+        return said  # one file, without a place for a manifest
+    files = facts_of(folder, {folder / name: Finished(size, weights)}, DEFAULT)
     write_manifest(
         folder,
         _recipe(output),

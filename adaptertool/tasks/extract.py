@@ -159,12 +159,14 @@ def _output(
             **device.recipe,
         },
         sources=[source.path for source in sources],
-        files=DEFAULT.files,
+        weights=DEFAULT.files.weights,
         stamps={header.path: header.stamp for source in sources for header in source.headers},
         largest=[spec for choice in choices for spec in specs_of(choice, cut, dtype)],
         metadata={"format": "pt"},
         jobs=lambda inputs: jobs(choices, cut, dtype, inputs, device),
-        config=lambda said: writing(DEFAULT).config_text(_fields(base, selection), _written(said)),
+        small=lambda said: {
+            DEFAULT.files.named[0]: writing(DEFAULT).config_text(_fields(base, selection), _written(said))
+        },
         notes=[*_notes(base, tuned, selection), *misfits],
         reserved=None if cut.rank else 0,
     )

@@ -194,7 +194,7 @@ def _output(
             **left_out(one.adapter for one in adapters),
         },
         sources=[*(adapter.adapter.path for adapter in adapters), *(plan.base for plan in plans[:1])],
-        files=own.files,
+        weights=own.files.weights,
         stamps={
             **(plans[0].inputs if plans else {}),
             **{path: stamp for adapter in adapters for path, stamp in adapter.adapter.files.items()},
@@ -202,7 +202,7 @@ def _output(
         largest=specs(layers, saved),
         metadata=adapters[0].adapter.metadata,
         jobs=lambda inputs: jobs(layers, saved, make, inputs),
-        config=lambda said: _config(own, fields, targets, _whole(said)),
+        small=lambda said: {own.files.named[0]: _config(own, fields, targets, _whole(said))},
         notes=_notes(adapters),
         reserved=0 if cut is not None and cut.rank is None and (mix is not None or plans) else None,
     )

@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 
 from adaptertool.errors import UnsupportedError
 from adaptertool.files.parsed import Parsed
+from adaptertool.formats import comfy_write, diffusers_write
 from adaptertool.formats.format import BaseHas, Facts, Format, Move
-from adaptertool.formats.kohya import keys
+from adaptertool.formats.kohya import keys, write
 from adaptertool.formats.kohya.keys import FILES, by_names, recognise
 from adaptertool.formats.kohya.misreadings import misreadings
 from adaptertool.formats.kohya.read import read_adapter
@@ -60,6 +61,7 @@ KOHYA, COMFY, DIFFUSERS = (
         layered=layered,
         renamed=_renamed,
         misreadings=misreadings,
+        save=save,
     )
-    for name in keys.NAMES
+    for name, save in zip(keys.NAMES, (write.SAVING, comfy_write.SAVING, diffusers_write.SAVING), strict=True)
 )
