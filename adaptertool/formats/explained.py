@@ -27,7 +27,7 @@ def explain(path: Path, is_adapter: Callable[[Path], bool]) -> None:
     """Raises UnsupportedError or InputError where there is more to say of a path than that it is no adapter."""
     if os.path.isdir(path):
         _explain_folder(path, is_adapter)
-    elif os.path.isfile(path):
+    elif os.path.exists(path):
         _explain_file(path)
 
 
