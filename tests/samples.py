@@ -54,9 +54,31 @@ def _single(module: str, down: str, up: str) -> Sample:
     )
 
 
+def _make_mlx(folder: Path) -> Path:
+    a, b = lora_factors(LAYER, (8, 6)).values()
+    folder.mkdir(exist_ok=True)
+    tensors = {f"{LAYER}.lora_a": a.T.contiguous(), f"{LAYER}.lora_b": b.T.contiguous()}
+    save_file(tensors, folder / "adapters.safetensors")
+    fields = {"fine_tune_type": "lora", "num_layers": 8, "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.0}}
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    return folder
+
+
+def _with_mlx_field(folder: Path, name: str, value: Any) -> None:
+    path = folder / "adapter_config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "lora_parameters": {**fields["lora_parameters"], name: value}}))
+
+
+def _with_mlx_tensor(folder: Path, name: str) -> None:
+    path = folder / "adapters.safetensors"
+    save_file(load_file(path) | {f"{LAYER}.{name}": torch.ones(2)}, path)
+
+
 SAMPLES = {
     "peft": Sample(make=_make, with_field=_with_field, with_tensor=_with_tensor),
     "kohya": _single(FLAT, ".lora_down.weight", ".lora_up.weight"),
     "comfy": _single(f"diffusion_model.{LAYER}", ".lora_A.weight", ".lora_B.weight"),
     "diffusers": _single(f"transformer.{LAYER}", ".lora.down.weight", ".lora.up.weight"),
+    "mlx": Sample(make=_make_mlx, with_field=_with_mlx_field, with_tensor=_with_mlx_tensor),
 }
