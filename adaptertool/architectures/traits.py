@@ -48,6 +48,7 @@ _OF_MODULE = (
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
 _ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
+_GGUF = "gguf"  # the family of whatever is in that format
 _STATE = ".quant_state."  # bitsandbytes: then the name of the format
 NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
 
@@ -96,6 +97,8 @@ class Traits:
     @property
     def way_out(self) -> str:
         """What to do with a quantised base."""
+        if _GGUF in self.families:
+            return "Merge into the model as F16, BF16 or F32, and quantise what that makes (llama-quantize)"
         if self.by_mlx:
             return "Use the checkpoint that it was made from, or what `mlx_lm.convert --dequantize` makes of it"
         return (
@@ -190,7 +193,7 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
 
 def _families(base: Checkpoint, parts: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     if base.gguf is not None:
-        return frozenset({"gguf"})  # in which nothing is stored transposed
+        return frozenset({_GGUF})  # in which nothing is stored transposed
     return frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str))
 
 

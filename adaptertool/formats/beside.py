@@ -124,6 +124,8 @@ def left_out(adapters: Iterable[Adapter]) -> dict[str, list[str]]:
 
 def assets_of(root: Path, own: FileNames) -> tuple[tuple[Asset, ...], list[str]]:
     """The files that travel with an adapter, and the names of those that do not: other weights above all."""
+    if not own.weights:  # the adapter is one file
+        return (), []
     assets, left = read_assets(root, own.patterns)
     weights = [asset.name for asset in assets if _may_hold(asset.source)]
     left = [name for name in left if name not in (own.config, own.weights)]
