@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from adaptertool.architectures import clip, unet
+from adaptertool.architectures import clip, spellings, unet
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.relation import Relation
 
@@ -54,12 +54,12 @@ def components_of(names: Collection[str], config: Mapping[str, Any] | None, fold
         return [Component("", _TEXTS, config)]
     if architecture:
         return []
-    if isinstance(config.get("_class_name"), str):
+    if "_class_name" in config:
         return [Component("", (UNET,), config)]
     held = {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)}
     if held:
         return [Component(one, means, {}) for one, means in _PREFIXES.items() if one in held]
-    return [Component("", (UNET,), {})] if unet.is_unet(names) else []
+    return [Component("", (UNET,), {})] if unet.is_unet(names) or spellings.table_of(names, "") else []
 
 
 def _meant(folder: str, config: Mapping[str, Any], folders: Sequence[str]) -> tuple[str, ...]:
@@ -76,3 +76,6 @@ def relations_of(names: Collection[str], config: Mapping[str, Any]) -> Iterator[
         yield from unet.relations(names)
     elif clip.is_clip(names):
         yield from clip.relations(names)
+    else:
+        class_name = config.get("_class_name")
+        yield from spellings.relations(names, spellings.table_of(names, class_name if class_name else ""))
