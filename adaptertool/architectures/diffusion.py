@@ -41,7 +41,9 @@ class Component(NamedTuple):
     config: Mapping[str, Any]
 
 
-def components_of(names: Collection[str], config: Mapping[str, Any] | None, folders: Sequence[str]) -> list[Component]:
+def components_of(
+    names: Collection[str], config: Mapping[str, Any] | None, folders: Sequence[str] = (), *, is_file: bool = False
+) -> list[Component]:
     """The models of a checkpoint of these tensors, which adapters may name; none where it is no such checkpoint.
 
     folders: those of a pipeline, by which `config` then has their configs
@@ -50,15 +52,16 @@ def components_of(names: Collection[str], config: Mapping[str, Any] | None, fold
     if folders:
         return [Component(f"{folder}.", _meant(folder, config[folder], folders), config[folder]) for folder in folders]
     architecture = architecture_of(config)
+    if is_file or not architecture:  # what lies beside a file may be the config of another model
+        held = {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)}
+        if held:
+            return [Component(one, means, {}) for one, means in _PREFIXES.items() if one in held]
     if architecture in _ENCODERS:
         return [Component("", _TEXTS, config)]
     if architecture:
         return []
     if "_class_name" in config:
         return [Component("", (UNET,), config)]
-    held = {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)}
-    if held:
-        return [Component(one, means, {}) for one, means in _PREFIXES.items() if one in held]
     return [Component("", (UNET,), {})] if unet.is_unet(names) or spellings.table_of(names, "") else []
 
 
