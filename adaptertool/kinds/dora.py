@@ -13,6 +13,7 @@ from typing import Any
 from adaptertool.kinds import lora
 from adaptertool.kinds.kind import NORM, Factors, Kind, Norms, Shape
 from adaptertool.kinds.lora import A, B
+from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, mixed, tiny
 from adaptertool.numerics.ops import DIVIDE, TIMES, Ops
 from adaptertool.numerics.product import roundings
@@ -129,4 +130,11 @@ DORA = Kind(
     pair=(B, A),
     anew=(B, MAGNITUDE),
     misreadings={"magnitude-ignored": without_magnitude},
+    spellings={
+        "kohya": Spelling(
+            tag="DORA_OF_PEFT",
+            keys={".lora_down.weight": A, ".lora_up.weight": B, ".lora_magnitude_vector": MAGNITUDE},
+            rank_of=lambda shapes: shapes[A][0],
+        )
+    },
 )
