@@ -61,4 +61,4 @@ def without_prefix(name: str) -> str | None:
 
 def is_flat(name: str) -> bool:
     """Whether the name of a module is such a one: a prefix, and no dots."""
-    return "." not in name and name.startswith(PREFIXES)
+    return "." not in name and name.startswith(tuple(PREFIXES))
