@@ -24,7 +24,7 @@ _LINEAR_FAMILIES = frozenset({"gpt_bigcode", "gpt_neo", "starcoder2", "idefics"}
 
 # Names of what models tie: input embeddings (a part with "embed" in it, or one of a few more) and output heads (the
 # last part). When unsure, it is one; but nothing ties embeddings of positions and of token types.
-_MORE_EMBEDDINGS = "wte|shared|lm_head|tokens"
+_MORE_EMBEDDINGS = "wte|shared|lm_head|tokens|token_embd"
 _HEADS = "embed_out|output|pred_layer|proj_out|lm_loss|decoder|unembed"
 _MAY_BE_TIED = re.compile(
     r"^(?!.*(?:position|token_type|segment|patch_embed|embedding_hidden|rel_attn_embed|decoder_embed|\d\..*output))"
@@ -151,7 +151,7 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
     parts = objects(base.config or {})
     codes, beside = _codes(base)
     return Traits(
-        families=frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str)),
+        families=_families(base, parts),
         quantisation=_quantisation(base.config or {}),
         codes=codes,
         beside_codes=beside,
@@ -159,8 +159,14 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
         vocabularies=tuple(part[key] for part in parts for key in part if _VOCABULARY.search(key)),
         kv_rows=_kv_rows(base.config or {}),
         surely_tied=(base.config or {}).get("tie_word_embeddings") is True,
-        why_tied=None if ties_known else _why_tied(base.config, parts),
+        why_tied=None if ties_known else _why_tied(base, parts),
     )
+
+
+def _families(base: Checkpoint, parts: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    if base.gguf is not None:
+        return frozenset({"gguf"})  # in which nothing is stored transposed
+    return frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str))
 
 
 def _kv_rows(config: Mapping[str, Any]) -> int | None:
@@ -210,7 +216,10 @@ def _codes_of(base: Checkpoint, name: str) -> str | None:
     return name.partition(_STATE)[0] if _STATE in name else None
 
 
-def _why_tied(config: Mapping[str, Any] | None, parts: Sequence[Mapping[str, Any]]) -> str | None:
+def _why_tied(base: Checkpoint, parts: Sequence[Mapping[str, Any]]) -> str | None:
+    config = base.config
+    if base.gguf is not None:
+        return None if "output.weight" in base.tensors else "there is no output.weight, in whose place it is used"
     if config is None:
         return "there is no config.json that says tie_word_embeddings: false"
     # Loaders heed the flag of the whole model. Where it is not written its default may be true.

@@ -29,7 +29,7 @@ MAX_SHOWN = 5_000  # characters of a name that are printed; it may be as long as
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One safetensors file: where its data begins, its tensors in order of offset, its metadata."""
+    """One file of tensors: where its data begins, its tensors in order of offset, its metadata."""
 
     path: Path
     size: int
@@ -37,6 +37,12 @@ class Header:
     tensors: Mapping[str, Ref]
     metadata: Mapping[str, str]
     stamp: Stamp
+    typed: Mapping[str, Any] | None = None  # what a GGUF file has in the place of metadata (files/gguf.py)
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """What it says of itself."""
+        return self.metadata if self.typed is None else self.typed
 
 
 def read_header(path: Path) -> Header:

@@ -13,6 +13,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats import comfy_write, diffusers_write
 from adaptertool.formats.format import Format, Writing
+from adaptertool.formats.gguf.format import GGUF
 from adaptertool.formats.kohya.format import KOHYA
 from adaptertool.formats.peft.format import PEFT
 from adaptertool.formats.saving import Saving
@@ -20,7 +21,7 @@ from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Edit
 
-FORMATS: tuple[Format, ...] = (PEFT, KOHYA)
+FORMATS: tuple[Format, ...] = (PEFT, KOHYA, GGUF)
 DEFAULT = FORMATS[0]  # what is written where no adapter among the inputs says a format
 BY_NAME: Mapping[str, Format] = {one.name: one for one in FORMATS}
 # By name, those that adapters of other formats can be written in

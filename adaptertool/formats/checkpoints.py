@@ -1,4 +1,5 @@
-"""Checkpoints, held apart from adapters: files of adapters that stand among a checkpoint's own are no part of it."""
+"""Checkpoints, held apart from adapters: files of adapters that stand among a checkpoint's own are no part of it. A
+checkpoint may be a pipeline, or one model of a pipeline."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files import checkpoint as files
 from adaptertool.files.checkpoint import Adapters, Checkpoint
+from adaptertool.files.pipeline import is_component, is_pipeline, open_component, open_pipeline
 from adaptertool.formats import FORMATS, is_adapter
 
 _UNMERGED = re.compile(r"\.base_layer\.|\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
@@ -16,6 +18,10 @@ _ADAPTERS = Adapters(is_adapter, tuple(pattern for one in FORMATS for pattern in
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights."""
+    if is_pipeline(path):
+        return open_pipeline(path, _ADAPTERS)
+    if is_component(path):
+        return open_component(path, _ADAPTERS)
     return files.open_checkpoint(path, _ADAPTERS)
 
 

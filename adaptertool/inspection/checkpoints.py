@@ -27,7 +27,7 @@ _FIELDS = (
 
 def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
     refs = checkpoint.tensors.values()
-    shards = [_portion(header.path.name, header.tensors.values()) for header in checkpoint.headers]
+    shards = [_portion(checkpoint.name_of(header), header.tensors.values()) for header in checkpoint.headers]
     families = _grouped(refs, lambda ref: family_of(ref.spec.name))
     return CheckpointFacts(
         tensors=len(refs),

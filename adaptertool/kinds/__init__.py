@@ -9,7 +9,7 @@ from adaptertool.kinds.c3a import C3A
 from adaptertool.kinds.delora import DELORA
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
-from adaptertool.kinds.dora_scale import DORA_SCALE
+from adaptertool.kinds.dora_scale import DORA_OVER
 from adaptertool.kinds.fourierft import FOURIERFT
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
@@ -66,7 +66,7 @@ KINDS: tuple[Kind, ...] = (
     PVERA,
     UNILORA,
     LORA_TUCKER,
-    DORA_SCALE,
+    *DORA_OVER,
     IA3,
     IA3_INPUTS,
     IA3_BIAS,

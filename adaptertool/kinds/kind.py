@@ -15,7 +15,6 @@ from adaptertool.errors import InternalError
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor
 from adaptertool.numerics.ops import Ops
-from adaptertool.spec.plan import Edit
 from adaptertool.spec.tensors import Ref
 
 Shape = tuple[int, ...]
@@ -54,6 +53,28 @@ class Part(NamedTuple):
 
 # (factors, the shape (out, in, ...) of the weight, scale, settings) -> the changes that are the same, one after another
 Becomes = Callable[[Mapping[str, Ref], Shape, float, Mapping[str, Any]], Sequence[Part]]
+
+
+class Change(NamedTuple):
+    """What a tool that merges has before it: what `Becomes` is given, and the weight itself."""
+
+    factors: Mapping[str, Ref]
+    weight: Shape  # (out, in, ...)
+    scale: float
+    settings: Mapping[str, Any]
+    base: Ref | None  # None: it is a part of a tensor
+
+
+class Misreading(NamedTuple):
+    """What another tool may take a change for.
+
+    code, detail: what verify calls that fault, and says beside it
+    parts: what it would change then, by kinds that are applied; empty where nobody can take it so
+    """
+
+    code: str
+    detail: str
+    parts: Callable[[Change], Sequence[Part]]
 
 
 def _comes_down(*_: Any) -> Any:
@@ -113,7 +134,7 @@ class Kind:
     of_weight:   what it changes depends on the weight that it finds
     becomes:     the changes by other kinds that it comes down to, from factors that are made of its own
                  (kinds.made). With any weight w of the edit, they must be the same as W + w·(W' − W)
-    misreadings: what verify calls the fault of a tool that read it otherwise -> the edit as it would be then
+    misreadings: what else tools have taken it for: those of what it comes down to are not repeated
     spellings:   how it is written, by the name of the format
     """
 
@@ -141,7 +162,7 @@ class Kind:
     low_rank: Callable[[Factors], tuple[Array, Array]] | None = None
     of_weight: bool = False
     becomes: Becomes | None = None
-    misreadings: Mapping[str, Callable[[Edit], Edit]] = field(default_factory=dict)
+    misreadings: Sequence[Misreading] = ()
     spellings: Mapping[str, Spelling] = field(default_factory=dict)
 
     def weight_of(self, factors: Mapping[str, Shape]) -> tuple[int, int] | None:

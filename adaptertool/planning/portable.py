@@ -6,8 +6,12 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from adaptertool.architectures.gguf import EMBEDDING
 from adaptertool.architectures.parts import part_of
-from adaptertool.errors import UsageError, shown
+from adaptertool.errors import UnsupportedError, UsageError, shown
+from adaptertool.kinds import kind_of
+from adaptertool.kinds.lora import A, B
+from adaptertool.kinds.made import turned
 from adaptertool.resolution.resolve import Base, resolve
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.portable import Portable
@@ -31,6 +35,7 @@ def portable(adapter: Adapter, subject: Base | None = None, parts: Sequence[str]
         changes=tuple(changes),
         stored=stored,
         config=None if subject is None else subject.base.config,
+        gguf=None if subject is None else subject.base.gguf,
         parts=frozenset(part.name for name in names if (part := part_of(name)[0])),
     )
     return _only(found, parts) if parts else found
@@ -46,9 +51,14 @@ def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref]) -> Iterator
     for module in adapter.modules:
         places, target = by_module[module.name, module.target], subject.names.parameter(module.target)
         (tensor, first), *others = places
+        if module.stacked:
+            raise UnsupportedError(
+                f"{adapter.path}: {shown(module.name)} has factors for a stack of experts, which are not converted yet"
+            )
         whole = not others and first.view is None
         if whole or target is not None or first.view is not None:
-            change = _named(module, target or (subject.names.in_memory(tensor) if whole else module.target))
+            own = _of_embedding(module._replace(factors=first.factors)) if whole else module  # as they are for that
+            change = _named(own, target or (subject.names.in_memory(tensor) if whole else module.target))
             if whole:
                 stored[change.target] = subject.tensors[tensor]
             yield change
@@ -57,6 +67,14 @@ def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref]) -> Iterator
             change = _named(placed._replace(transposed=module.transposed), subject.names.in_memory(disk))
             stored[change.target] = subject.tensors[disk]
             yield change
+
+
+def _of_embedding(change: Module) -> Module:
+    """What GGUF has of an embedding (vocabulary, d), as that of (d, vocabulary)."""
+    if change.target != EMBEDDING or change.transposed or not kind_of(change).is_product:
+        return change
+    factors = {A: turned(change.factors[B]), B: turned(change.factors[A])}
+    return change._replace(factors=factors, transposed=True)
 
 
 def _named(module: Module, target: str) -> Module:

@@ -13,6 +13,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
+from adaptertool.resolution.components import ComponentNames, names_of
 from adaptertool.resolution.names import Names
 from adaptertool.resolution.nearest import nearest
 from adaptertool.resolution.place import Placer
@@ -37,14 +38,14 @@ class Base:
 
 
 def open_base(base: Checkpoint) -> Base:
-    names = Names(tuple(base.tensors), base.config)
-    ends = ends_of(base, names)
+    names = names_of(base)
+    ends = {} if isinstance(names, ComponentNames) and names.ties_nothing else ends_of(base, names)
     tensors = dict(base.tensors)
     for end, source in (ends or {}).items():
         ref = base.tensors[source]
         tensors[end] = dataclasses.replace(ref, spec=ref.spec._replace(name=end))
     if ends:
-        names = Names(tuple(tensors), base.config)
+        names = Names(tuple(tensors), base.config, base.gguf)
     return Base(base, names, read_traits(base, ties_known=ends is not None), ends or {}, tensors)
 
 

@@ -10,8 +10,9 @@ from adaptertool.arguments import PathLike, as_path
 from adaptertool.codecs import COMPUTED
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import InputError, MismatchError, shown
-from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import load_json
+from adaptertool.files.pipeline import holds_weights
 from adaptertool.files.reader import Inputs
 from adaptertool.formats import FORMATS, is_adapter, recognised
 from adaptertool.formats.beside import weights_beside
@@ -82,7 +83,7 @@ def diff(
 def _opened(path: Path) -> Checkpoint:
     if (own := recognised(path)) is None:
         return open_checkpoint(path)
-    if any((path / name).exists() for name in (SINGLE, INDEX)):
+    if holds_weights(path):
         raise InputError(f"{path} holds an adapter and a checkpoint; give the path of the file that is meant")
     return open_checkpoint(path / own.files.weights)
 

@@ -139,5 +139,5 @@ def notes_of(candidate: Checkpoint, pairs: Pairs, odd: Sequence[Candidate]) -> I
         yield f"config.json declares {declared}, and no tensor is stored so: {', '.join(sorted(stored))}"
     for header in candidate.headers:
         if header.metadata and "format" not in header.metadata:
-            yield f"{header.path.name}: __metadata__ has no format; transformers refuses such a file"
+            yield f"{candidate.name_of(header)}: __metadata__ has no format; transformers refuses such a file"
             return
