@@ -12,10 +12,12 @@ import torch
 from conftest import load
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import adaptertool
+from adaptertool.errors import UnsupportedError
 
 pytest.importorskip("diffusers")
 from diffusers import UNet2DConditionModel
@@ -119,3 +121,44 @@ def test_a_text_encoder_beside_it(tmp_path: Path, alpha: int) -> None:
         adaptertool.convert(tmp_path / name, tmp_path / f"{name}.safetensors", to="diffusers", prefix=prefix)
     found = loaded(text, tmp_path / "t.safetensors", prefix="text_encoder")
     assert max(float((found[name] - tensor).abs().max()) for name, tensor in exact.items()) < 1e-12
+
+
+def pipeline(folder: Path, **parts: Any) -> Path:
+    """A folder of a pipeline with these models, of Stable Diffusion 1."""
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1"}
+    for name, model in parts.items():
+        model.save_pretrained(folder / name)
+        index[name] = ["diffusers" if name == "unet" else "transformers", type(model).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("alpha", [2, 3])
+def test_a_file_of_kohyas_for_a_unet_and_a_text_encoder(tmp_path: Path, alpha: int) -> None:
+    """Names that only the base tells; metadata for both parts, or none."""
+    model, text = unet(), clip()
+    exact = trained(model, tmp_path / "u", r=4, lora_alpha=4, target_modules=TARGETS)
+    exact_text = trained(text, tmp_path / "t", r=2, lora_alpha=alpha, target_modules=["q_proj", "fc1"])
+    files = []
+    for name, prefix in (("t", "lora_te_text_model_"), ("u", "lora_unet_")):
+        adaptertool.convert(tmp_path / name, tmp_path / f"{name}.safetensors", to="kohya", prefix=prefix)
+        files.append(load(tmp_path / f"{name}.safetensors"))
+    save_file(files[0] | files[1], tmp_path / "both.safetensors")
+    base = pipeline(tmp_path / "base", unet=model, text_encoder=text)
+    report = adaptertool.convert(tmp_path / "both.safetensors", tmp_path / "out", to="diffusers", base=base)
+    assert report.rounded == 0
+    assert {key.partition(".")[0] for key in told(tmp_path / "out" / FILE)} == (
+        {"unet", "text_encoder"} if alpha == 3 else set()
+    )
+    for own, found in ((exact, loaded(model, tmp_path / "out")), (exact_text, loaded_text(text, tmp_path / "out"))):
+        assert max(float((found[name] - tensor).abs().max()) for name, tensor in own.items()) < 1e-12
+    adaptertool.convert(tmp_path / "both.safetensors", tmp_path / "peft", to="peft", base=base, parts=["unet"])
+    before, after = load(tmp_path / "u"), load(tmp_path / "peft")
+    assert before.keys() == after.keys()
+    assert all(tensor.equal(after[key]) for key, tensor in before.items())
+    with pytest.raises(UnsupportedError, match=r"of several parts of a pipeline.*--part"):
+        adaptertool.convert(tmp_path / "both.safetensors", tmp_path / "no", to="peft", base=base)
+
+
+def loaded_text(model: Any, path: Path) -> dict[str, torch.Tensor]:
+    return loaded(model, path, prefix="text_encoder")
