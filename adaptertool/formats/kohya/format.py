@@ -9,22 +9,19 @@ from adaptertool.errors import UnsupportedError
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats.format import BaseHas, Format, Move
 from adaptertool.formats.kohya.keys import FILES, FORMAT, by_names, recognise
+from adaptertool.formats.kohya.layers import layered
 from adaptertool.formats.kohya.read import facts, read_adapter
 from adaptertool.formats.kohya.write import SAVING
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
 
 
-def layered(adapter: Adapter) -> NoReturn:
+def _renamed(adapter: Layered, moves: Mapping[str, Move]) -> NoReturn:  # noqa: ARG001
     """Raises UnsupportedError."""
     raise UnsupportedError(
-        f"{adapter.path} names its modules as kohya's tools do, which only a base can tell; sums and truncation of "
-        "such files are not supported yet: merge it into its base, and extract a LoRA"
+        f"{adapter.adapter.path} names its modules as kohya's tools do, and is not renamed; convert it to another "
+        "format first (`adaptertool convert --base`)"
     )
-
-
-def _renamed(adapter: Layered, moves: Mapping[str, Move]) -> NoReturn:  # noqa: ARG001
-    layered(adapter.adapter)
 
 
 def read_as_far_as_clear(files: Parsed, base_has: BaseHas, expert_layout: str | None) -> Adapter:  # noqa: ARG001
