@@ -151,7 +151,9 @@ class Traits:
         return bool(self.transposes or not self.families or _named_transposed(ref.spec.name)) and not self.by_mlx
 
     def is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
-        """Whether a weight is stored (in, out), where its shape does not tell. Raises where nothing tells."""
+        """Whether a weight is stored (in, out), where its shape does not tell: PEFT goes by the class of the layer,
+        which no checkpoint tells. Raises where the names are those of layers that may be; a square layer of a model
+        without a model_type, with another name, is taken for one that is not."""
         named = _named_transposed(ref.spec.name)
         if self.by_mlx:
             return False
