@@ -16,6 +16,7 @@ from pathlib import Path
 from adaptertool.arithmetic.blend import Blended
 from adaptertool.arithmetic.block import Block, blocks_of
 from adaptertool.arithmetic.blocks import compute
+from adaptertool.arithmetic.cast import Cast
 from adaptertool.arithmetic.fisher import Weighted
 from adaptertool.arithmetic.rescale import Rescaled
 from adaptertool.arithmetic.stretch import Stretch
@@ -188,18 +189,20 @@ def _edit_jobs(
             yield functools.partial(_edit, crew, block, computed)
 
 
-def _made_of_its_own(inputs: Inputs, step: Step) -> Blended | Rescaled | Weighted | None:
+def _made_of_its_own(inputs: Inputs, step: Step) -> Blended | Cast | Rescaled | Weighted | None:
     """A tensor that is not made by one edit after the other."""
     if step.blend is not None:
         return Blended(inputs, step)
     if step.makes is not None:
         return Rescaled(inputs, step)
-    return Weighted(inputs, step) if step.fisher is not None else None
+    if step.fisher is not None:
+        return Weighted(inputs, step)
+    return None if step.edits else Cast(inputs, step)
 
 
 def _make(
     crew: Crew,
-    tensor: Blended | Rescaled | Weighted,
+    tensor: Blended | Cast | Rescaled | Weighted,
     first: int,
     last: int,
     outputs: Sequence[tuple[OutputFile, float]],
@@ -220,8 +223,7 @@ def _edit(crew: Crew, block: Block, outputs: Sequence[tuple[OutputFile, float]],
     for (file, _), data in zip(outputs, results, strict=True):
         file.write(block.target, data)
         crew.progress(len(data))
-    # All of it is counted already, or nothing is. A tensor that is cast, or decoded, alone is not changed.
-    if block.step.base.path not in crew.base or not block.step.edits:
+    if block.step.base.path not in crew.base:  # all of it is counted already, or nothing is
         tallies = [tally._replace(changed=0) for tally in tallies]
     _tell(tallies, outputs)
 
