@@ -20,7 +20,7 @@ from adaptertool.arithmetic.cast import Cast
 from adaptertool.arithmetic.fisher import Weighted
 from adaptertool.arithmetic.rescale import Rescaled
 from adaptertool.arithmetic.stretch import Stretch
-from adaptertool.arithmetic.verbatim import verbatim
+from adaptertool.arithmetic.verbatim import only_cast, verbatim
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.crew import Crew, Progress, Run, copies, only_hashed, replacements, write
 from adaptertool.engine.pool import Job, Pool, Shared, all_done, drain, one_core_each
@@ -179,6 +179,12 @@ def _edit_jobs(
             yield from replacements(crew, step.base, source, step.offset, file)
         else:
             yield from copies(crew, Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
+    only = [(file, alpha) for file, alpha in computed if only_cast(step, alpha)]
+    computed = [(file, alpha) for file, alpha in computed if not only_cast(step, alpha)]
+    if only:
+        cast = Cast(crew.inputs, step)
+        for first, last in cast.cuts():
+            yield functools.partial(_make, crew, cast, first, last, only)
     if not computed:
         return
     if (tensor := _made_of_its_own(crew.inputs, step)) is not None:
@@ -189,15 +195,13 @@ def _edit_jobs(
             yield functools.partial(_edit, crew, block, computed)
 
 
-def _made_of_its_own(inputs: Inputs, step: Step) -> Blended | Cast | Rescaled | Weighted | None:
+def _made_of_its_own(inputs: Inputs, step: Step) -> Blended | Rescaled | Weighted | None:
     """A tensor that is not made by one edit after the other."""
     if step.blend is not None:
         return Blended(inputs, step)
     if step.makes is not None:
         return Rescaled(inputs, step)
-    if step.fisher is not None:
-        return Weighted(inputs, step)
-    return None if step.edits else Cast(inputs, step)
+    return Weighted(inputs, step) if step.fisher is not None else None
 
 
 def _make(

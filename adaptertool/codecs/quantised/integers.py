@@ -93,7 +93,7 @@ def _of_bitsandbytes(stored: Stored, codes: Ref, sizes: Ref, name: str) -> Weigh
 
 INT_8 = Format(
     name="INT8",
-    methods=frozenset({"compressed-tensors", "bitsandbytes", "modelopt"}),
+    methods=frozenset({"compressed-tensors", "bitsandbytes", "modelopt", "fp8"}),  # the last to be refused by name
     ends=("",),
     dtypes=frozenset({"I8"}),
     find=_find,
