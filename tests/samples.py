@@ -40,15 +40,20 @@ def _with_tensor(folder: Path, name: str) -> None:
     save_file(load_file(path) | {f"{PREFIX}{LAYER}.lora_{name}.weight": torch.ones(2)}, path)
 
 
-def _make_kohya(path: Path) -> Path:
+def _make_single(path: Path, module: str, down: str, up: str) -> Path:
     a, b = lora_factors(LAYER, (8, 6)).values()
     path.parent.mkdir(exist_ok=True)
-    save_file({f"{FLAT}.lora_down.weight": a, f"{FLAT}.lora_up.weight": b, f"{FLAT}.alpha": torch.tensor(2.0)}, path)
+    save_file({f"{module}{down}": a, f"{module}{up}": b, f"{module}.alpha": torch.tensor(2.0)}, path)
     return path
 
 
-def _with_kohya_tensor(path: Path, name: str) -> None:
-    save_file(load_file(path) | {f"{FLAT}.{name}": torch.ones(2)}, path)
+def _single(module: str, down: str, up: str) -> Sample:
+    """One file, with all factors of a module named so."""
+    return Sample(
+        make=lambda path: _make_single(path, module, down, up),
+        with_tensor=lambda path, name: save_file(load_file(path) | {f"{module}.{name}": torch.ones(2)}, path),
+        layer=module,
+    )
 
 
 GGUF_LAYER = "blk.0.attn_q"
@@ -88,7 +93,9 @@ def _with_mlx_tensor(folder: Path, name: str) -> None:
 
 SAMPLES = {
     "peft": Sample(make=_make, with_field=_with_field, with_tensor=_with_tensor),
-    "kohya": Sample(make=_make_kohya, with_tensor=_with_kohya_tensor, layer=FLAT),
+    "kohya": _single(FLAT, ".lora_down.weight", ".lora_up.weight"),
+    "comfy": _single(f"diffusion_model.{LAYER}", ".lora_A.weight", ".lora_B.weight"),
+    "diffusers": _single(f"transformer.{LAYER}", ".lora.down.weight", ".lora.up.weight"),
     "gguf": Sample(make=_make_gguf, with_tensor=_with_gguf_tensor, layer=GGUF_LAYER),
     "mlx": Sample(make=_make_mlx, with_field=_with_mlx_field, with_tensor=_with_mlx_tensor),
 }

@@ -32,7 +32,9 @@ _OTHER_NUMBERS = {
 # One expert of a stack: what stands before, its number, its projection. And what some call these projections
 _EXPERT = re.compile(r"(.*)\.experts\.(\d{1,9})\.([^.]+)\.weight")
 _STACKS = ("switch_mlp", "experts", "experts.switch_glu", "experts.switch_mlp")
-_ALIASES = (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2"), ("up_proj", "fc1"), ("down_proj", "fc2"))
+_PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+_PLAIN = frozenset({"Klear", "afmoe", "dots1", "gpt_oss", "llama4", "llama4_text"})  # by model_type
+_ALIASES = (*((new, old) for old, new in _PROJECTIONS.items()), ("up_proj", "fc1"), ("down_proj", "fc2"))
 
 
 def stored_otherwise(spec: TensorSpec, families: Collection[str], *, in_stack: bool) -> str | None:
@@ -45,6 +47,18 @@ def stored_otherwise(spec: TensorSpec, families: Collection[str], *, in_stack: b
     if any(own.search(spec.name) for family, own in _OTHER_NUMBERS.items() if family in families):
         return "MLX converts the numbers of this model"
     return None
+
+
+def in_stack(module: str) -> tuple[str, int, str] | None:
+    """The layer of one expert as what stands before, its number, and its projection as MLX calls it; None where it is
+    none."""
+    match = _EXPERT.fullmatch(f"{module}.weight")
+    return None if match is None else (match[1], int(match[2]), _PROJECTIONS.get(match[3], match[3]))
+
+
+def stack_of(families: Collection[str]) -> str:
+    """What the stacks of all experts are called in a model of these families."""
+    return "experts" if _PLAIN.intersection(families) else "switch_mlp"
 
 
 def of_one_expert(name: str) -> Iterator[tuple[str, int | None]]:

@@ -160,7 +160,7 @@ def _is_other(folder: Path, own: FileNames, base: Checkpoint | None, notes: list
         return True
     if folder.is_symlink():
         notes.append(f"{folder} is a link to a directory, and is not looked into")
-    elif (folder / own.named[0]).exists():
+    elif (folder / (own.config or own.weights)).exists():
         notes.append(f"{folder} is another adapter, and is not applied; give its own path for that")
     elif base is not None and base.config and _is_checkpoint_of(folder, base.config.get("architectures")):
         notes.append(f"{folder} is a checkpoint of its own, and is not read")

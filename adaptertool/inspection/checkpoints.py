@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.families import SHOWN_FIRST, family_of
 from adaptertool.architectures.gguf import ARCHITECTURE
 from adaptertool.architectures.traits import read_traits
@@ -21,7 +22,8 @@ from adaptertool.spec.tensors import Ref
 
 # Fields of a config that tell the architecture, in the order in which they are shown
 _FIELDS = (
-    "model_type", "architectures", "num_hidden_layers", "n_layer", "hidden_size", "n_embd", "intermediate_size",
+    "model_type", "_class_name", "architectures", "num_hidden_layers", "n_layer", "hidden_size", "n_embd",
+    "intermediate_size",
     "num_attention_heads", "n_head", "num_key_value_heads", "head_dim", "num_experts", "num_local_experts",
     "n_routed_experts", "num_experts_per_tok", "vocab_size", "max_position_embeddings", "dtype", "torch_dtype",
     "transformers_version",
@@ -39,7 +41,11 @@ def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
         shards=tuple(shards),
         dtypes=tuple(sorted(_grouped(refs, lambda ref: ref.spec.dtype), key=lambda one: -one.bytes)),
         families=tuple(sorted(families, key=lambda one: SHOWN_FIRST.index(one.name))),
-        config=_config(checkpoint.config or {}) if checkpoint.gguf is None else _fields(checkpoint.gguf),
+        config=(
+            _config(checkpoint.config or {}, checkpoint.components)
+            if checkpoint.gguf is None
+            else _fields(checkpoint.gguf)
+        ),
         tied=_tied(checkpoint),
         quantised=_quantised(checkpoint),
         stray=checkpoint.left,
@@ -60,9 +66,15 @@ def _grouped(refs: Iterable[Ref], key: Callable[[Ref], str]) -> list[Portion]:
     return [_portion(name, some) for name, some in groups.items()]
 
 
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config that are shown. A model that is made of parts (text, vision) has those of its text where
-    it has none of its own."""
+def _class_of(config: Mapping[str, Any]) -> str:
+    return shown(str(config.get("_class_name") or architecture_of(config) or "not named"))
+
+
+def _config(config: Mapping[str, Any], components: Sequence[str]) -> dict[str, Any]:
+    """The fields of a config that are shown; of a pipeline the classes of its models. A model that is made of parts
+    (text, vision) has those of its text where it has none of its own."""
+    if components:
+        return {"model_type": ", ".join(f"{name} ({_class_of(config[name])})" for name in components)}
     text = config.get("text_config")
     whole = {**(text if isinstance(text, dict) else {}), **config}
     return {name: whole[name] for name in _FIELDS if isinstance(whole.get(name), str | int | float | bool | list)}

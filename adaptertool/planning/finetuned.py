@@ -12,8 +12,8 @@ from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import FULL
 from adaptertool.kinds.full import TUNED
+from adaptertool.resolution.components import names_of
 from adaptertool.resolution.correspondence import counterparts
-from adaptertool.resolution.names import Names
 from adaptertool.resolution.nearest import nearest
 from adaptertool.spec.plan import Edit
 from adaptertool.spec.tensors import Ref
@@ -82,7 +82,7 @@ def no_copy(end: Ref, source: Ref) -> str:
 def _in_parts(name: str, other: Checkpoint) -> str:
     """What to say where one side has fused what the other has apart."""
     try:
-        pieces = Names(tuple(other.tensors), other.config).find(name)
+        pieces = names_of(other).find(name)
     except InputError:
         return ""
     if not pieces or (len(pieces) == 1 and pieces[0].cut is None):

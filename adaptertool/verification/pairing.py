@@ -84,6 +84,9 @@ def odd_ones(subjects: Sequence[Candidate], candidate: Checkpoint) -> list[Candi
 
 
 def declared_dtype(checkpoint: Checkpoint) -> str | None:
+    """The dtype that its config says it is stored in. None where it does not say, or is of several models."""
+    if checkpoint.components:
+        return None
     for part in objects(checkpoint.config or {}):
         for key in ("dtype", "torch_dtype"):
             if isinstance(part.get(key), str):

@@ -9,6 +9,7 @@ from adaptertool.formats.mlx.keys import FILES, FORMAT, by_names, recognise
 from adaptertool.formats.mlx.layers import layered, renamed
 from adaptertool.formats.mlx.misreadings import misreadings
 from adaptertool.formats.mlx.read import read_adapter
+from adaptertool.formats.mlx.write import SAVING
 from adaptertool.spec.adapter import Adapter
 
 
@@ -28,4 +29,5 @@ MLX = Format(
     layered=layered,
     renamed=renamed,
     misreadings=misreadings,
+    save=SAVING,
 )
