@@ -48,7 +48,7 @@ _OF_MODULE = (
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
 _ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
-_GGUF = "gguf"  # the family of whatever is in that format
+_GGUF = "gguf"  # the family of whatever is in that format: nothing is stored transposed there
 _STATE = ".quant_state."  # bitsandbytes: then the name of the format
 NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
 
@@ -179,9 +179,10 @@ def _named_transposed(name: str) -> bool:
 
 def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
     parts = objects(base.config or {})
+    types = {part["model_type"] for part in parts if isinstance(part.get("model_type"), str)}
     codes, beside = codes_of(base)
     return Traits(
-        families=_families(base, parts),
+        families=frozenset({_GGUF} if base.gguf is not None else types),
         quantisation=_quantisation(base.config or {}),
         codes=codes,
         beside_codes=beside,
@@ -192,12 +193,6 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
         why_tied=None if ties_known else _why_tied(base, parts),
         by_mlx=any(METADATA in header.metadata.items() for header in base.headers),
     )
-
-
-def _families(base: Checkpoint, parts: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    if base.gguf is not None:
-        return frozenset({_GGUF})  # in which nothing is stored transposed
-    return frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str))
 
 
 def _kv_rows(config: Mapping[str, Any]) -> int | None:
