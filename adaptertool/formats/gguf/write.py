@@ -14,7 +14,8 @@ from adaptertool.architectures.change import Change
 from adaptertool.architectures.changed import changed
 from adaptertool.architectures.gguf import ARCHITECTURE, EMBEDDING, Found, into_gguf, known
 from adaptertool.errors import shown
-from adaptertool.files.gguf import ALIGNMENT, build_gguf
+from adaptertool.files.gguf import ALIGNMENT
+from adaptertool.files.gguf_header import build_gguf
 from adaptertool.formats.gguf.keys import ADAPTER, ALPHA, FORMAT, KIND, LORA_TYPE, TYPE
 from adaptertool.formats.saving import Saving, WritingOptions, drafted, refuse
 from adaptertool.kinds import kind_of
