@@ -15,6 +15,7 @@ class Change(NamedTuple):
     heads: int = 0  # so many heads, whose rows are in another order; 0: all are in their place
     into_gguf: bool = True  # it is GGUF here, and the adapter is for a checkpoint; else the reverse
     shifted: bool = False  # 1 is added, or subtracted
+    size: int | None = None  # rows of a head, where that is said beside their number
 
     def order(self, rows: int) -> list[int]:
         """Which row of the tensor that the adapter was trained on each row here is."""

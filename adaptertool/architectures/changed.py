@@ -29,6 +29,11 @@ def changed(module: Module, change: Change, spec: TensorSpec) -> Module:
     rows = spec.shape[0] if spec.shape else 0
     if rows % (2 * change.heads):
         raise MismatchError(f"{shown(spec.name)} is {spec}, which makes no {change.heads} heads of halves")
+    if change.size is not None and rows != change.heads * change.size:
+        raise MismatchError(
+            f"{shown(spec.name)} is {spec}, and the base says {change.heads} heads of {change.size} rows: in "
+            "which order its rows are in GGUF is not known so"
+        )
     # Of what comes down to other kinds a factor may have more rows than the weight, or its blocks be those of rows
     by_row = kind.by_row and not kind.undivided and kind.becomes is None
     if not by_row or kind.replaces or module.transposed:

@@ -23,6 +23,7 @@ from adaptertool.files.checkpoint import Checkpoint
 
 ARCHITECTURE, EMBEDDING = "general.architecture", "token_embd.weight"
 _SHIFTED = "+1"
+_SIZE = "head_dim"
 _HEADS = {"num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv"}
 
 
@@ -46,7 +47,8 @@ class Layout:
                 f"{shown(name)}: in GGUF the rows of each head are in another order, and the base does not say how "
                 f"many there are ({how}, {_HEADS[how]})"
             )
-        return Change(count, into_gguf)
+        size = heads.get(_SIZE)
+        return Change(count, into_gguf, size=size if type(size) is int else None)
 
 
 class Found(NamedTuple):
@@ -62,7 +64,10 @@ class Across:
         GGUF"""
         self.layouts, self._into_gguf = layouts, into_gguf
         self._heads = {"num_key_value_heads": heads.get("num_attention_heads")}
-        self._heads |= {key: heads[key] for key in _HEADS if heads.get(key) is not None}
+        self._heads |= {key: heads[key] for key in (*_HEADS, _SIZE) if heads.get(key) is not None}
+        count, wide = heads.get("num_attention_heads"), heads.get("hidden_size")
+        if type(count) is int and type(wide) is int and count > 0:
+            self._heads.setdefault(_SIZE, wide // count)
 
     @functools.cached_property
     def others(self) -> frozenset[str]:
@@ -90,7 +95,8 @@ def onto(config: Mapping[str, Any] | None, fields: Mapping[str, Any] | None) -> 
         own = _table().get(architecture_of(config))
         return Across([] if own is None else [own], config or {}, into_gguf=False)
     arch = fields.get(ARCHITECTURE)
-    counts = {key: fields.get(f"{arch}.{name}") for key, name in _HEADS.items()}
+    said = {**_HEADS, _SIZE: "attention.key_length", "hidden_size": "embedding_length"}
+    counts = {key: fields.get(f"{arch}.{name}") for key, name in said.items()}
     return Across([layout for layout in _table().values() if layout.arch == arch], counts, into_gguf=True)
 
 

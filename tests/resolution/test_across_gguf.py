@@ -150,6 +150,8 @@ def test_as_adapter_of_gguf_and_back(tmp_path: Path, bases: tuple[Path, Path]) -
         ({"architectures": ["Qwen2ForCausalLM"]}, MismatchError, r"for the architecture llama, and .* is qwen2"),
         ({"num_attention_heads": None}, UnsupportedError, r"how many there are \(num_attention_heads"),
         ({"num_attention_heads": 5}, MismatchError, r"makes no 5 heads of halves"),
+        ({"num_attention_heads": 2}, MismatchError, r"24×24, and the base says 2 heads of 6 rows"),
+        ({"num_attention_heads": 3, "head_dim": None, "hidden_size": 12}, MismatchError, r"3 heads of 4 rows"),
     ],
 )
 def test_what_a_checkpoint_must_say(
