@@ -261,3 +261,30 @@ def test_a_folder_with_a_file_of_another_name(tmp_path: Path) -> None:
     path = written(tmp_path / "lora" / "style.safetensors", LORA)
     with pytest.raises(InputError, match=rf"what is an adapter is a file in it; give its path: {path}"):
         adaptertool.merge(base_of(tmp_path / "base", TO_Q), [tmp_path / "lora"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("fault", "wrong"),
+    [
+        ("alpha-ignored", [1, 1, 1]),
+        ("alpha-squared", [1 / 16, 9 / 16, 9 / 16]),
+        ("alpha-of-others", [3 / 4, 3 / 4, 3 / 4]),
+    ],
+)
+def test_verify_names_what_others_make_of_alphas(tmp_path: Path, fault: str, wrong: list[float]) -> None:
+    """Of three modules two have an alpha of 3."""
+    scales = {TO_OUT: 0.25, TO_Q: 0.75, f"{BLOCK}.to_k": 0.75}
+    tensors, expected = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
+    base = write_checkpoint(tmp_path / "base", {f"{name}.weight": torch.randn(64, 48).bfloat16() for name in scales})
+    for (name, scale), other in zip(scales.items(), wrong, strict=True):
+        down, up = torch.randn(RANK, 48), torch.randn(64, RANK)
+        flat = f"lora_unet_{name.replace('.', '_')}"
+        tensors |= {f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up}
+        tensors[f"{flat}.alpha"] = torch.tensor(scale * RANK)
+        weight = f"{name}.weight"
+        expected[weight] = (load(base)[weight].double() + other * up.double() @ down.double()).bfloat16()
+    path = written(tmp_path / "a.safetensors", tensors)
+    report = adaptertool.verify(write_checkpoint(tmp_path / "merged", expected), base, [path])
+    assert set(report.summary.diagnosis) == {fault}
+    adaptertool.merge(base, [path], tmp_path / "out")
+    assert adaptertool.verify(tmp_path / "out", base, [path]).ok
