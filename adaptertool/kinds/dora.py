@@ -166,6 +166,7 @@ DORA = Kind(
             tag="DORA",
             keys={".lora_down.weight": A, ".lora_up.weight": B, ".lora_magnitude_vector": MAGNITUDE},
             rank_of=lambda shapes: shapes[A][0],
-        )
+        ),
+        "mlx": Spelling(tag="dora", keys={".lora_a": A, ".lora_b": B, ".m": MAGNITUDE}, alpha=None),
     },
 )
