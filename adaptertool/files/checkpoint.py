@@ -31,7 +31,7 @@ class WeightNames(NamedTuple):
     """How the files of weights in a folder are called."""
 
     single: str
-    index: str
+    index_file: str
     shard: re.Pattern[str]
 
 
@@ -111,19 +111,19 @@ def open_directory(root: Path, adapters: Adapters = _NO_ADAPTERS, own: WeightNam
     """The same of a directory whose files of weights have such names. Raises InputError."""
     # A link to nothing, as to a blob that the hub's cache has lost, is there: what it names is then missing.
     look = store_of(root).look
-    has_single, has_index = look(root / own.single) is not None, look(root / own.index) is not None
+    has_single, has_index = look(root / own.single) is not None, look(root / own.index_file) is not None
     if has_single and has_index:
-        raise InputError(f"{root} has both {own.single} and {own.index}; remove the one that is stale")
+        raise InputError(f"{root} has both {own.single} and {own.index_file}; remove the one that is stale")
     # Assets first: what identifies a config or an index is noted before it is read.
-    assets, left = read_assets(root, adapters.files, index=own.index)
+    assets, left = read_assets(root, adapters.files, index=own.index_file)
     notes: list[str] = []
     index: Mapping[str, Any] | None = None
     if has_index:
-        index = load_json(root / own.index)
-        headers, note = _open_shards(root / own.index, index)
+        index = load_json(root / own.index_file)
+        headers, note = _open_shards(root / own.index_file, index)
         notes += note
     elif has_single:
-        headers = (read_header(_contained(root / own.index, own.single)),)
+        headers = (read_header(_contained(root / own.index_file, own.single)),)
     else:
         raise InputError(_nothing_found(root, adapters))
     names = {header.path.name for header in headers}

@@ -14,6 +14,7 @@ from adaptertool.architectures.conversion import ExpertLayout, Part, Piece, Piec
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A
+from adaptertool.kinds.parts import parts_of
 from adaptertool.resolution.experts import Stack, in_expert, is_on_first, of_expert, require_stack
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref, TensorSpec, View
@@ -137,10 +138,12 @@ class Placer:
     def _on_joined(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
         """A change of a weight whose output rows are stored in several tensors."""
         experts, sizes = self._joined(pieces)
-        kind, total = kind_of(module), sum(sizes)
+        total = sum(sizes)
         stacked = pieces[0].expert is not None
         shape = self._tensors[pieces[0].disk].spec.shape
         wanted = (*([experts] if stacked else []), total, *shape[1:])
+        module = _in_rows_of_its_own(module, wanted)
+        kind = kind_of(module)
         shapes = {role: ref.shape for role, ref in module.factors.items()}
         expected = kind.shapes(wanted, shapes)
         whole = kind.undivided or not kind.by_row
@@ -197,8 +200,18 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
     return module._replace(view=view, transposed=False)
 
 
+def _in_rows_of_its_own(module: Module, weight: tuple[int, ...]) -> Module:
+    """The module as the change that it comes down to, if that is one of which rows tell what becomes of rows."""
+    kind, shapes = kind_of(module), {role: ref.shape for role, ref in module.factors.items()}
+    if kind.becomes is None or kind.by_row or kind.shapes(weight, shapes) != shapes:
+        return module
+    (first, *others) = parts_of(module, weight) or (module,)
+    return module if others or first.transposed else first
+
+
 def _in_halves(module: Module, spec: TensorSpec) -> Iterator[Module]:
     """A change of a tensor that is stored with the second half of its rows before the first: one change for each."""
+    module = _in_rows_of_its_own(module, spec.shape)
     kind, shapes = kind_of(module), {role: ref.shape for role, ref in module.factors.items()}
     expected, where = kind.shapes(spec.shape, shapes), f"{shown(spec.name)}, which holds {shown(module.target)}"
     if expected is None or kind.undivided or not kind.by_row or spec.shape[0] % 2:
