@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from adaptertool.architectures.change import Change
 from adaptertool.errors import UnsupportedError, shown
 
 
@@ -57,6 +58,7 @@ class Piece(NamedTuple):
     parts: int = 1  # so many
     expert: int | None = None  # and these are the rows of that expert
     cut: Part | None = None
+    change: Change | None = None  # of a base in another container than the adapter is for: how its numbers differ
 
 
 Pieces = tuple[Piece, ...]

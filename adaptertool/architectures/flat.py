@@ -59,3 +59,8 @@ def without_prefix(name: str) -> str | None:
     if "." in name.rpartition(".")[0]:
         return None
     return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), None)
+
+
+def is_flat(name: str) -> bool:
+    """Whether the name of a module is such a one: a prefix, and no dots."""
+    return "." not in name and name.startswith(tuple(PREFIXES))

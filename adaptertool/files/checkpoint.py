@@ -16,6 +16,7 @@ from adaptertool.files.assets import MANIFEST as MANIFEST
 from adaptertool.files.assets import SUMS as SUMS
 from adaptertool.files.assets import is_ours as is_ours
 from adaptertool.files.assets import read_assets as read_assets
+from adaptertool.files.gguf import is_gguf, read_gguf
 from adaptertool.files.header import Header, read_header
 from adaptertool.files.hints import found_below, not_there
 from adaptertool.files.jsonfile import load_json
@@ -27,7 +28,8 @@ from adaptertool.spec.tensors import Ref
 SINGLE = "model.safetensors"
 
 
-class WeightNames(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class WeightNames:
     """How the files of weights in a folder are called."""
 
     single: str
@@ -50,7 +52,7 @@ _NO_ADAPTERS = Adapters(lambda _: False, ())
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A directory with shards and assets, or one `.safetensors` file (then without config and assets)."""
+    """A directory with shards and assets, or one file, of safetensors or GGUF (then without assets)."""
 
     path: Path
     headers: tuple[Header, ...]
@@ -64,6 +66,7 @@ class Checkpoint:
     # Of a pipeline, the folders that are models of their own: its tensors have these before their names, with a dot,
     # and its config has theirs by these
     components: tuple[str, ...] = ()
+    stored_as: Mapping[str, str] | None = None  # dtypes of outputs, where others than those here; headers follow
 
     @property
     def named(self) -> dict[str, Path]:
@@ -73,6 +76,11 @@ class Checkpoint:
     def name_of(self, header: Header) -> str:
         """The name of one of its files: the path inside the directory, with /."""
         return header.path.name if self.is_file else header.path.relative_to(self.path).as_posix()
+
+    @property
+    def gguf(self) -> Mapping[str, Any] | None:
+        """The fields of a GGUF file; None where it is none."""
+        return self.headers[0].typed if self.headers else None
 
     @property
     def is_shard(self) -> bool:
@@ -98,8 +106,13 @@ def open_checkpoint(path: Path, adapters: Adapters = _NO_ADAPTERS) -> Checkpoint
         raise InputError(not_there(path))
     if path.name.endswith(".index.json"):
         raise InputError(f"{path} is an index; give the directory that it stands in")
+    if is_gguf(path):
+        if path.suffix == ".safetensors":
+            raise InputError(f"{path} is a GGUF file; give it a name that ends in .gguf")
+        header = read_gguf(path)
+        return Checkpoint(path, (header,), header.tensors, None, (), (), is_file=True)
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} is neither a directory nor a .safetensors file; nothing else is read")
+        raise InputError(f"{path} is neither a directory, nor a .safetensors or GGUF file; nothing else is read")
     header, notes = read_header(path), list[str]()
     # Not part of the output, but a config that stands beside the file says what the file is.
     if NAMES.shard.fullmatch(path.name):
@@ -112,8 +125,6 @@ def open_directory(root: Path, adapters: Adapters = _NO_ADAPTERS, own: WeightNam
     # A link to nothing, as to a blob that the hub's cache has lost, is there: what it names is then missing.
     look = store_of(root).look
     has_single, has_index = look(root / own.single) is not None, look(root / own.index_file) is not None
-    if has_single and has_index:
-        raise InputError(f"{root} has both {own.single} and {own.index_file}; remove the one that is stale")
     # Assets first: what identifies a config or an index is noted before it is read.
     assets, left = read_assets(root, adapters.files, index=own.index_file)
     notes: list[str] = []
@@ -161,7 +172,7 @@ def _nothing_found(root: Path, adapters: Adapters) -> str:
         return f"{root} is an adapter, not a checkpoint; the checkpoint comes first, then the adapters"
     if pickles := names_in(root, "*pytorch_model*.bin"):
         return f"{root} has only pickled weights ({pickles[0]}); pickles are never opened: convert to safetensors"
-    others = [name for name in names_in(root, "*.safetensors") if exists(root / name)]
+    others = [name for end in ("*.safetensors", "*.gguf") for name in names_in(root, end) if exists(root / name)]
     hint = f"; to use {shown(others[0])}, give the path of that file" if others else found_below(root, (SINGLE, INDEX))
     return f"{root} has neither {SINGLE} nor {INDEX}{hint}"
 
@@ -194,6 +205,9 @@ def _open_shards(index_path: Path, index: Mapping[str, Any]) -> tuple[tuple[Head
     by_shard: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         by_shard.setdefault(shard, set()).add(tensor)
+    single = index_path.with_name(index_path.name.removesuffix(".index.json"))  # MLX's index names that one alone
+    if store_of(single).look(single) is not None and by_shard.keys() != {single.name}:
+        raise InputError(f"{single.parent} has both {single.name} and {index_path.name}; remove the one that is stale")
     headers = tuple(read_header(_contained(index_path, shard)) for shard in sorted(by_shard))
     for header in headers:
         _agree(index_path, header, by_shard[header.path.name])

@@ -13,15 +13,20 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats.explained import explain
 from adaptertool.formats.format import Format, Writing
+from adaptertool.formats.gguf.format import GGUF
 from adaptertool.formats.kohya.format import COMFY, DIFFUSERS, KOHYA
+from adaptertool.formats.mlx.format import MLX
 from adaptertool.formats.peft.format import PEFT
+from adaptertool.formats.saving import Saving
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Edit
 
-FORMATS: tuple[Format, ...] = (PEFT, KOHYA, COMFY, DIFFUSERS)
+FORMATS: tuple[Format, ...] = (PEFT, KOHYA, COMFY, DIFFUSERS, MLX, GGUF)
 DEFAULT = FORMATS[0]  # what is written where no adapter among the inputs says a format
 BY_NAME: Mapping[str, Format] = {one.name: one for one in FORMATS}
+# By name, those that adapters of other formats can be written in
+SAVINGS: Mapping[str, Saving] = {one.name: one.save for one in FORMATS if one.save is not None}
 
 
 def recognised(path: Path) -> Format | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,9 +25,9 @@ _FOLDERS = {
 
 def explain(path: Path, is_adapter: Callable[[Path], bool]) -> None:
     """Raises UnsupportedError or InputError where there is more to say of a path than that it is no adapter."""
-    if path.is_dir():
+    if os.path.isdir(path):
         _explain_folder(path, is_adapter)
-    elif path.is_file():
+    elif os.path.exists(path):
         _explain_file(path)
 
 

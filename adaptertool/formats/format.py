@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -26,6 +27,7 @@ class FileNames(NamedTuple):
 
     config: None where there is none, and metadata of the file of tensors says what is said
     weights: "" where the adapter is that file
+    earlier: names of files that a training left of the same adapter before it ended; None: there are none such
     """
 
     config: str | None
@@ -33,6 +35,7 @@ class FileNames(NamedTuple):
     prefix: str
     patterns: tuple[str, ...]  # of all names of its files, those of other versions too: no part of a checkpoint
     in_folder: str = ""  # what the file is called where the adapter may be a folder as well
+    earlier: re.Pattern[str] | None = None
 
     def weights_at(self, path: Path) -> str:
         """The name of its file of tensors below that path."""

@@ -81,7 +81,7 @@ def drafted(
 
 def dtype_of(source: Ref) -> str:
     """The dtype of a factor, where none is asked for."""
-    dtypes = {ref.spec.dtype for ref in source.stored} or {"F32"}
+    dtypes = {ref.spec.dtype if ref.made is None else dtype_of(ref) for ref in source.stored} or {"F32"}
     return "F32" if dtypes == {"F16", "BF16"} else max(dtypes, key=lambda dtype: DTYPE_BITS[dtype])
 
 
@@ -92,7 +92,7 @@ def spec_of(name: str, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
 def number(name: str, value: float, path: Path, dtype: str = "F32", shape: tuple[int, ...] = ()) -> Drafted:
     """A tensor with that number alone, such as an alpha. path: a file that is read (spec.tensors.Ref has one)."""
     made = Making((), lambda _read, first, last: np.full((last - first, 1), value))
-    return Drafted(spec_of(name, dtype, shape), Ref(path, 0, spec_of(name, "F64", shape), made=made))
+    return Drafted(spec_of(name, dtype, shape), Ref(path, 0, spec_of(name, "F64", (1,)), made=made))
 
 
 # As safetensors' own writer has them; wide ones come first, so that all are aligned

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.families import SHOWN_FIRST, family_of
+from adaptertool.architectures.gguf import ARCHITECTURE
 from adaptertool.architectures.traits import read_traits
 from adaptertool.errors import InputError, shown
 from adaptertool.files import store_of
 from adaptertool.files.checkpoint import MANIFEST, Checkpoint, has_manifest, load_manifest
+from adaptertool.files.gguf import BLOCKS
 from adaptertool.files.reader import open_input
 from adaptertool.files.store import FILE
 from adaptertool.reports.inspect import CheckpointFacts, Portion
@@ -38,7 +41,11 @@ def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
         shards=tuple(shards),
         dtypes=tuple(sorted(_grouped(refs, lambda ref: ref.spec.dtype), key=lambda one: -one.bytes)),
         families=tuple(sorted(families, key=lambda one: SHOWN_FIRST.index(one.name))),
-        config=_config(checkpoint.config or {}, checkpoint.components),
+        config=(
+            _config(checkpoint.config or {}, checkpoint.components)
+            if checkpoint.gguf is None
+            else _fields(checkpoint.gguf)
+        ),
         tied=_tied(checkpoint),
         quantised=_quantised(checkpoint),
         stray=checkpoint.left,
@@ -73,6 +80,16 @@ def _config(config: Mapping[str, Any], components: Sequence[str]) -> dict[str, A
     return {name: whole[name] for name in _FIELDS if isinstance(whole.get(name), str | int | float | bool | list)}
 
 
+def _fields(gguf: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a GGUF file that tell the architecture: numbers and texts, and none of the tokenizer's."""
+    arch = f"{gguf.get(ARCHITECTURE)}."
+    return {
+        key: value
+        for key, value in gguf.items()
+        if isinstance(value, str | int | float) and (key.startswith(arch) or key in (ARCHITECTURE, "general.name"))
+    }
+
+
 def _tied(checkpoint: Checkpoint) -> str:
     subject = open_base(checkpoint)
     if subject.ends:
@@ -84,6 +101,9 @@ def _quantised(checkpoint: Checkpoint) -> str | None:
     traits = read_traits(checkpoint)
     if traits.quantisation:
         return traits.quantisation if traits.has_codes else f"{traits.quantisation}, but no tensor is"
+    blocks = Counter(ref.spec.dtype for ref in checkpoint.tensors.values() if ref.spec.dtype in BLOCKS)
+    if blocks:
+        return "in blocks: " + ", ".join(f"{count:,} tensors of {dtype}" for dtype, count in sorted(blocks.items()))
     beside = next(iter(traits.codes.values()), None)
     return None if beside is None else f"{len(traits.codes):,} weights have scales beside them ({shown(beside)})"
 

@@ -75,7 +75,7 @@ class Described:
     def fields(self) -> Mapping[str, Any]:
         """The fields of its config, or what stands for one."""
         config = self.format.files.config
-        return self.header.metadata if config is None else self.files.json(config)
+        return self.header.fields if config is None else self.files.json(config)
 
     @property
     def header(self) -> Header:

@@ -48,5 +48,5 @@ OFFSET = Kind(
     elementwise=True,
     follows=True,
     linear=True,
-    spellings={"kohya": Spelling(tag="LORA_BIAS", keys={".lora_B.bias": BIAS})},
+    spellings={"diffusers": Spelling(tag="LORA_BIAS", keys={".lora_B.bias": BIAS})},
 )

@@ -39,6 +39,9 @@ def pairs_of(base: Checkpoint, tuned: Checkpoint, unwanted: Collection[str] = ()
 
     unwanted: names of tensors that are passed over where they do not agree
     """
+    if (base.gguf is None) != (tuned.gguf is None):
+        one = base if base.gguf is not None else tuned
+        raise MismatchError(f"{one.path} is GGUF, and what it is held against is not: give both in one format")
     found, passed = counterparts(base, tuned), list[str]()
     for names, ours, theirs in ((found.missing, base, tuned), (found.extra, tuned, base)):
         passed += [name for name in names if name in unwanted]
@@ -108,4 +111,6 @@ def full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edit
     notes = [*pairs.notes, *sorted(casts), *traits.notes_on(edits)]
     if base.config is not None and tuned.config is not None and base.config != tuned.config:
         notes.append("config.json of base and tuned checkpoint differ; the base's is kept, like all its assets")
+    if base.gguf != tuned.gguf:
+        notes.append("the fields of both GGUF files differ; the base's are kept")
     return edits, [*equal, *pairs.fixed, *pairs.copies], notes

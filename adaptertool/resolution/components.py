@@ -24,7 +24,7 @@ def names_of(base: Checkpoint) -> Names:
     """What finds the tensors of a base that adapters name."""
     if components := components_of(base.tensors, base.config, base.components, is_file=base.is_file):
         return ComponentNames(tuple(base.tensors), components)
-    return Names(tuple(base.tensors), base.config)
+    return Names(tuple(base.tensors), base.config, base.gguf)
 
 
 class ComponentNames(Names):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +22,9 @@ class Portable:
     """What an adapter changes, in no format: what every writer of a format is given.
 
     changes: each is a Module (spec.adapter), of which a writer may rely on these fields:
-        name      the path of the layer, with dots, as the model has it in memory: what PEFT and diffusers want. Of an
-                  adapter that changes several parts of a pipeline it begins with the part's own (unet., text_encoder.).
-                  Where `flat` is set the names are those of kohya's tools, which no one can undo without the base
+        name      the path of the layer, with dots, as the model has it in memory: what PEFT and diffusers want. In a
+                  pipeline it begins with the part (unet., text_encoder.: architectures.parts). Without a base it may
+                  be a flat name of kohya's tools, prefix included, which nobody can undo (architectures.flat.is_flat)
         target    the parameter of the layer that is changed: name + ".weight", ".bias", or the parameter's own name
         kind      and `factors`, by role: kinds.KINDS says of each what it means. Most have a pair (B, A):
                   LoRA (B·A), DoRA (and its magnitude, (out,)). kinds.FULL (Kind.replaces) holds the tensor itself,
@@ -37,15 +37,19 @@ class Portable:
     stored: by `target`, the tensor of the base that is just that, where a base was given and one is. Its name
         (stored[target].spec.name) is that on the disk: what ComfyUI, MLX and GGUF want
     config: of the base, where one was given and has one
+    gguf:   its fields, where it is a GGUF file; names, and the order of rows, are then those of GGUF
+    parts: the parts of the pipeline that the base has, or without one those that are changed
+    left:  by the parts of the pipeline that were not wanted, how many changes are left out
     adapter: where the changes are from: its path, files, notes, fields of its config, metadata
-    flat: the names of the changes are flat ones, prefix included
     """
 
     adapter: Adapter
     changes: tuple[Module, ...]
     stored: Mapping[str, Ref] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
-    flat: bool = False
+    gguf: Mapping[str, Any] | None = None
+    parts: frozenset[str] = frozenset()
+    left: Mapping[str, int] = field(default_factory=dict)
 
 
 class Drafted(NamedTuple):
@@ -70,10 +74,15 @@ class Drafted(NamedTuple):
 
 class Container(NamedTuple):
     """A kind of file of tensors. Each tensor begins at a multiple of `align` bytes after the header, with zeros before
-    it and after the last; that the header ends at such a multiple is left to the header."""
+    it and after the last; that the header itself is so long is left to `header`."""
 
     header: BuildHeader
     align: int = 1
+    seal: Seal | None = None  # what makes the metadata that only the tensors tell
+
+    def bytes_of(self, specs: Iterable[TensorSpec]) -> int:
+        """How many bytes these tensors take, with the zeros between them."""
+        return sum(-(-spec.nbytes // self.align) * self.align for spec in specs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +93,7 @@ class Draft:
     metadata:  of that file
     files:     small ones beside it, by name: its config
     notes:     what the user should know: what is said differently, and what was left to be said by nobody
-    container: None: safetensors
-    seal:      what makes the metadata that only the tensors tell; `metadata` has as much room for it
+    container: None: that of safetensors
     """
 
     tensors: Sequence[Drafted]
@@ -93,4 +101,3 @@ class Draft:
     files: Mapping[str, bytes] = field(default_factory=dict)
     notes: Sequence[str] = ()
     container: Container | None = None
-    seal: Seal | None = None

@@ -138,3 +138,4 @@ def _notes(paths: tuple[Path, Path], a: Checkpoint, b: Checkpoint) -> Iterator[s
             yield from config_notes(str(configs[0]), *read)
     elif not found:
         yield from config_notes("config.json", a.config, b.config)
+    yield from config_notes("what GGUF files say beside their tensors", a.gguf, b.gguf)

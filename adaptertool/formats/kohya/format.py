@@ -9,25 +9,23 @@ from typing import Any, NoReturn
 
 from adaptertool.errors import UnsupportedError
 from adaptertool.files.parsed import Parsed
+from adaptertool.formats import comfy_write, diffusers_write
 from adaptertool.formats.format import BaseHas, Facts, Format, Move
-from adaptertool.formats.kohya import keys
+from adaptertool.formats.kohya import keys, write
 from adaptertool.formats.kohya.keys import FILES, by_names, recognise
+from adaptertool.formats.kohya.layers import layered
 from adaptertool.formats.kohya.misreadings import misreadings
 from adaptertool.formats.kohya.read import read_adapter
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
 
 
-def layered(adapter: Adapter) -> NoReturn:
+def _renamed(adapter: Layered, moves: Mapping[str, Move]) -> NoReturn:  # noqa: ARG001
     """Raises UnsupportedError."""
     raise UnsupportedError(
-        f"{adapter.path} names its modules as kohya's tools do, which only a base can tell; sums and truncation of "
-        "such files are not supported yet: merge it into its base, and extract a LoRA"
+        f"{adapter.adapter.path} names its modules as kohya's tools do, and is not renamed; convert it to another "
+        "format first (`adaptertool convert --base`)"
     )
-
-
-def _renamed(adapter: Layered, moves: Mapping[str, Move]) -> NoReturn:  # noqa: ARG001
-    layered(adapter.adapter)
 
 
 def _as_far_as_clear(form: str, files: Parsed, base_has: BaseHas, expert_layout: str | None) -> Adapter:  # noqa: ARG001
@@ -60,6 +58,7 @@ KOHYA, COMFY, DIFFUSERS = (
         layered=layered,
         renamed=_renamed,
         misreadings=misreadings,
+        save=save,
     )
-    for name in keys.NAMES
+    for name, save in zip(keys.NAMES, (write.SAVING, comfy_write.SAVING, diffusers_write.SAVING), strict=True)
 )

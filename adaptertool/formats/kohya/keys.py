@@ -48,7 +48,7 @@ _ALIASES = {
     ".lora_B.default.bias": OF_FACTOR,
     **{f"{_MAGNITUDE}{more}": _MAGNITUDE for more in (".weight", ".default", ".default.weight")},
 }
-_OF_KINDS = {key for (name, _), (_, own) in SPELLED.items() if name == KOHYA for key in own.keys}
+_OF_KINDS = {key for (name, _), (_, own) in SPELLED.items() if name in NAMES for key in own.keys}
 _KNOWN = frozenset({*NUMBERS, *ON_BIAS, *_OF_KINDS, *_ALIASES})
 
 _DOTTED_KEY = re.compile(rf"(.+?)({'|'.join(map(re.escape, _KNOWN - {_IA3}))})")

@@ -24,7 +24,7 @@ from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 
-_SPELLED = [found for (name, _), found in SPELLED.items() if name == KOHYA]
+_SPELLED = [found for (name, _), found in SPELLED.items() if name in keys.NAMES]
 # What names of modules begin with where a scale that is not said is 1: those of parts of pipelines, and of denoisers
 _WITHOUT_ALPHA = (
     *PREFIXES, *DOTTED, "down_blocks.", "mid_block.", "up_blocks.", "transformer_blocks.", "single_transformer_blocks.",

@@ -11,7 +11,7 @@ from adaptertool.codecs.tensors import read_tensor
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.header import Header
 from adaptertool.files.reader import Inputs
-from adaptertool.formats.kohya.keys import ALPHA, KOHYA, NUMBERS, ON_INPUT
+from adaptertool.formats.kohya.keys import ALPHA, NAMES, NUMBERS, ON_INPUT
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.adapter import Module
@@ -100,4 +100,4 @@ def _number(inputs: Inputs, ref: Ref) -> float:
 
 
 def _spelling_of(module: Module) -> Spelling:
-    return kind_of(module).spellings[KOHYA]
+    return next(own for name, own in kind_of(module).spellings.items() if name in NAMES)

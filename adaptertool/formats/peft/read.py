@@ -21,6 +21,7 @@ from adaptertool.files.hints import found_below, from_pickle, not_there
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats.beside import Beside, read_beside
 from adaptertool.formats.format import BaseHas
+from adaptertool.formats.mlx.keys import recognise as is_mlx
 from adaptertool.formats.peft.config import LoraConfig, parse_config
 from adaptertool.formats.peft.fields import FORMAT
 from adaptertool.formats.peft.keys import CONFIG, FILES, PREFIX, WEIGHTS, plain_keys
@@ -63,7 +64,8 @@ _CLEAR = {"init_lora_weights": True, "alora_invocation_tokens": None, "layer_rep
 
 
 def recognise(path: Path) -> bool:
-    return os.path.exists(path / CONFIG)
+    """Whether a config is there, and not one of MLX's, which has the same name."""
+    return os.path.exists(path / CONFIG) and not is_mlx(path)
 
 
 def read_adapter(
