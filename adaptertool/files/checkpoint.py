@@ -187,9 +187,8 @@ def _contained(index_path: Path, name: str) -> Path:
         real, real_root = (store_of(root).real(one) for one in (path, root))
     except (OSError, RuntimeError) as error:
         raise InputError(f"{shown(path)} is missing, though the checkpoint needs it") from error
-    snapshots = (
-        folder for folder in list(real_root.parents)[:2] if folder.name == "snapshots"
-    )  # or below, a component
+    # A component of a pipeline lies one level below
+    snapshots = (folder for folder in list(real_root.parents)[:2] if folder.name == "snapshots")
     in_hub_cache = any(real.parent == folder.parent / "blobs" for folder in snapshots)
     if real.parent != real_root and not in_hub_cache:
         raise InputError(f"{path} is a link that leads out of the checkpoint, to {shown(real)}")
@@ -205,7 +204,8 @@ def _open_shards(index_path: Path, index: Mapping[str, Any]) -> tuple[tuple[Head
     by_shard: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         by_shard.setdefault(shard, set()).add(tensor)
-    single = index_path.with_name(index_path.name.removesuffix(".index.json"))  # MLX's index names that one alone
+    # MLX's index names that one alone
+    single = index_path.with_name(re.sub(r"(\.safetensors)\.index(\.[\w-]+)?\.json$", r"\2\1", index_path.name))
     if store_of(single).look(single) is not None and by_shard.keys() != {single.name}:
         raise InputError(f"{single.parent} has both {single.name} and {index_path.name}; remove the one that is stale")
     headers = tuple(read_header(_contained(index_path, shard)) for shard in sorted(by_shard))

@@ -109,7 +109,7 @@ def _fitted(subject: Base, traits: Traits, adapter: Adapter, target: str, module
         traits.refuse_tied(ref)
     else:
         module = module._replace(view=_row_view(subject, ref, module))
-    if isinstance(subject.names, ComponentNames) and module.transposed is None and not traits.transposes:
+    if isinstance(subject.names, ComponentNames) and module.transposed is None and "gpt2" not in traits.families:
         module = module._replace(transposed=False)
     if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
         module = module._replace(transposed=True)
