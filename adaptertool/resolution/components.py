@@ -7,6 +7,7 @@ tensors are called (architectures/diffusion.py).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -14,10 +15,13 @@ from adaptertool.architectures.conversion import Piece, Pieces
 from adaptertool.architectures.diffusion import Component, components_of, relations_of
 from adaptertool.architectures.flat import DOTTED, PREFIXES, by_flat_name
 from adaptertool.architectures.relation import aliases
-from adaptertool.errors import MismatchError, shown
+from adaptertool.errors import MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.resolution.names import Names
 from adaptertool.resolution.prefix import Prefix
+from adaptertool.spec.adapter import Adapter
+
+_COMPONENTS = frozenset(filter(None, (*PREFIXES.values(), *DOTTED.values())))
 
 
 def names_of(base: Checkpoint) -> Names:
@@ -25,6 +29,20 @@ def names_of(base: Checkpoint) -> Names:
     if components := components_of(base.tensors, base.config, base.components, is_file=base.is_file):
         return ComponentNames(tuple(base.tensors), components)
     return Names(tuple(base.tensors), base.config, base.gguf)
+
+
+def without(adapter: Adapter, leave_out: Sequence[str]) -> Adapter:
+    """The adapter without what it changes in models of a pipeline that are to be left out (text_encoder, unet, ...).
+    What these are is noted. Raises UsageError where nothing would be left."""
+    kept, notes, left = list(adapter.modules), list[str](), dict(adapter.left)
+    for component in sorted(_COMPONENTS.intersection(leave_out)):
+        others = [module for module in kept if component not in {one for one, *_ in _readings(module.target)}]
+        if count := len(kept) - len(others):
+            notes.append(f"{adapter.path}: what it changes in {_said(component)} is left out: {count} modules")
+            kept, left[component] = others, (component,)
+    if adapter.modules and not kept:
+        raise UsageError(f"{adapter.path} changes nothing but what is to be left out: {', '.join(left)}")
+    return dataclasses.replace(adapter, modules=tuple(kept), notes=(*adapter.notes, *notes), left=left)
 
 
 class ComponentNames(Names):
@@ -62,7 +80,7 @@ class ComponentNames(Names):
             held = dict.fromkeys(means for model in self._models for means in model.means[:1])
             raise MismatchError(
                 f"{shown(name)} is for {_said(lacking)}, which the base is without; it has "
-                f"{', '.join(map(_said, held))}"
+                f"{', '.join(map(_said, held))}. --leave-out {lacking} does without"
             )
         return next(iter(meant), None)
 

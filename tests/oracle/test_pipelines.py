@@ -19,7 +19,7 @@ from pipelines import TEXT, TEXT_2, UNET, Tensors
 from safetensors.torch import load_file, save_file
 
 import adaptertool
-from adaptertool.errors import InputError, MismatchError
+from adaptertool.errors import InputError, MismatchError, UsageError
 
 
 class Model(NamedTuple):
@@ -157,3 +157,17 @@ def test_one_model_of_a_pipeline_is_a_base(model: Model, tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"variants of one model: .*, diffusion_pytorch_model\.fp16\.safetensors; "):
         (tmp_path / "outTrue" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"")
         adaptertool.merge(tmp_path / "outTrue", [path], tmp_path / "more")
+
+
+def test_what_a_base_lacks_is_left_out_by_name(model: Model, tmp_path: Path) -> None:
+    path, out = write_adapter(model, tmp_path, "kohya"), tmp_path / "out"
+    left = [TEXT, TEXT_2]
+    report = adaptertool.merge(model.folder / "unet", [path], out, leave_out=left)
+    found = load_file(out / "diffusion_pytorch_model.safetensors")
+    assert_exact({f"{UNET}.{name}": own for name, own in found.items()}, model)
+    assert sum("is left out" in note for note in report.notes) == len(left)
+    assert adaptertool.verify(out, model.folder / "unet", [path], leave_out=left).ok
+    with pytest.raises(UsageError, match="changes nothing but what is to be left out"):
+        adaptertool.merge(model.folder / "unet", [path], tmp_path / "more", leave_out=[*left, UNET])
+    with pytest.raises(UsageError, match="'text_encoder_3' leaves nothing out"):
+        adaptertool.merge(model.folder, [path], tmp_path / "more", leave_out=["text_encoder_3"])
