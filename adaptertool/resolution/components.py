@@ -27,7 +27,7 @@ _COMPONENTS = frozenset(filter(None, (*PREFIXES.values(), *DOTTED.values())))
 def names_of(base: Checkpoint) -> Names:
     """What finds the tensors of a base that adapters name."""
     if components := components_of(base.tensors, base.config, base.components, is_file=base.is_file):
-        return ComponentNames(tuple(base.tensors), components)
+        return ComponentNames(tuple(base.tensors), components, str(base.path))
     return Names(tuple(base.tensors), base.config, base.gguf)
 
 
@@ -48,9 +48,17 @@ def without(adapter: Adapter, leave_out: Sequence[str]) -> Adapter:
 class ComponentNames(Names):
     """Finds the tensors of a base that is made of such models. Each has names of its own."""
 
-    def __init__(self, on_disk: Sequence[str], components: Sequence[Component]) -> None:
+    def __init__(self, on_disk: Sequence[str], components: Sequence[Component], base: str = "the base") -> None:
         super().__init__(on_disk, None)
+        self._base = base
         self._models = [_Model(on_disk, component) for component in components]
+
+    @property
+    def notes(self) -> list[str]:
+        """What to say of tensors that are no part of these models, and may be taken for one."""
+        if not any(name.startswith("model_ema.") for name in self._disk):
+            return []
+        return [f"{self._base} holds averages of its weights (model_ema) too; adapters do not change these"]
 
     @property
     def ties_nothing(self) -> bool:
@@ -79,7 +87,7 @@ class ComponentNames(Names):
         if not meant and lacking is not None:
             held = dict.fromkeys(means for model in self._models for means in model.means[:1])
             raise MismatchError(
-                f"{shown(name)} is for {_said(lacking)}, which the base is without; it has "
+                f"{shown(name)} is for {_said(lacking)}, which {self._base} is without; it has "
                 f"{', '.join(map(_said, held))}. --leave-out {lacking} does without"
             )
         return next(iter(meant), None)

@@ -97,6 +97,8 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
             # A saved weight, then the rows or the delta on it
             modules.sort(key=lambda module: (not kind_of(module).replaces, module.rows is not None))
     fits = [f"{adapter.path}: names fit with {change}"] if change else []
+    if isinstance(names, ComponentNames):
+        fits += names.notes
     return resolved, [*adapter.notes, *fits]
 
 
