@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ _GONE = re.compile(
     r".*\.(?:(?:in|out)put_(?:scale|zero_point|global_scale|observer)|activation_scale|qscale_act|[qkv]_scale|kv_scale"
     r"|[kv]_zero_point)"
 )
+_BY_DTYPE = {dtype: [one for one in FORMATS if dtype in one.dtypes] for one in FORMATS for dtype in one.dtypes}
 _WAY_OUT = "use the checkpoint that it was made from"
 
 
@@ -51,11 +52,12 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
         )
     _require_plain(settings)
     weights = _weights(base, settings, beside)
-    _require_method(base, settings, weights)
-    if weights:
-        kept, gone = _others(base, weights, beside)
-    else:
-        kept, gone = _dense(base, beside), 0
+    if settings.method is not None and not weights:
+        raise MismatchError(
+            f"{settings.where} says quant_method {shown(settings.method)[:80]}, but no weight is stored as codes of "
+            "it. Where the weights are whole, take quantization_config out of it"
+        )
+    kept, gone = _others(base, weights, beside)
     bits = _HALF if weights else _most_bits(base)
     narrow = {name for name, ref in kept.items() if ref.spec.dtype in COMPUTED and DTYPE_BITS[ref.spec.dtype] <= bits}
     stored_as = {name: target for name in narrow if kept[name].spec.dtype != target}
@@ -70,7 +72,10 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
         tensors={name: ref for header in headers for name, ref in header.tensors.items()},
         config=None if base.config is None else _config(base.config, dtype),
         assets=tuple(asset for asset in base.assets if not (weights and asset.name == _OF_MODELOPT)),
-        notes=(*base.notes, *_notes(weights, stored_as, target, gone)),
+        notes=(
+            *base.notes,
+            *_notes(weights, stored_as, (len(kept) + len(weights), gone), target),
+        ),
         stored_as=stored_as,
     )
 
@@ -118,48 +123,38 @@ def _weights(base: Checkpoint, settings: Settings, beside: Collection[str]) -> d
     """The weights that are codes, by their names in a dense checkpoint."""
     stored = Stored(base.tensors, {header.path: header.stamp for header in base.headers}, settings)
     found: dict[str, Weight] = {}
-    by_dtype: dict[str, list[Ref]] = {}
     for ref in base.tensors.values():
-        by_dtype.setdefault(ref.spec.dtype, []).append(ref)
-    for one in FORMATS:
-        for ref in (ref for dtype in one.dtypes for ref in by_dtype.get(dtype, ())):
-            for name in _names(one, ref.spec.name, beside):
-                weight = one.find(stored, ref, name)
-                if weight is None:
-                    continue
-                _require_own(one, settings, ref)
-                if weight.name in found or (weight.name in base.tensors and weight.name != ref.spec.name):
-                    raise UnsupportedError(f"{ref.path}: {shown(weight.name)} is stored twice, and as codes")
-                found[weight.name] = weight
+        may_be = [(one, name) for one in _BY_DTYPE.get(ref.spec.dtype, ()) for name in _names(one, ref, beside)]
+        _require_said(base, settings, ref, may_be)
+        for one, name in may_be:
+            if settings.method not in (None, *one.methods) or (weight := one.find(stored, ref, name)) is None:
+                continue
+            if weight.name in found or (weight.name in base.tensors and weight.name != ref.spec.name):
+                raise UnsupportedError(f"{ref.path}: {shown(weight.name)} is stored twice, and as codes")
+            found[weight.name] = weight
     return found
 
 
-def _names(one: Format, name: str, beside: Collection[str]) -> Iterator[str]:
+def _names(one: Format, ref: Ref, beside: Collection[str]) -> Iterator[str]:
     """The name without its end, where the tensor may be codes of that format."""
     for end in one.ends:
-        if name.endswith(end) and (end or name not in beside):
-            yield name.removesuffix(end)
+        if ref.spec.name.endswith(end) and (end or ref.spec.name not in beside):
+            yield ref.spec.name.removesuffix(end)
 
 
-def _require_own(one: Format, settings: Settings, ref: Ref) -> None:
-    if settings.method is not None and settings.method not in one.methods:
+def _require_said(base: Checkpoint, settings: Settings, ref: Ref, may_be: Sequence[tuple[Format, str]]) -> None:
+    """Raises MismatchError where a tensor surely is codes, and the config says nothing of such, or something else."""
+    surely = [one for one, _ in may_be if one.ends != ("",) or ref.spec.dtype not in (*COMPUTED, "U8")]
+    if not surely or any(settings.method in one.methods for one in surely):
+        return
+    if settings.method is not None:
         raise MismatchError(
-            f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}, {one.name}, but {settings.where} says quant_method "
-            f"{shown(settings.method)}"
+            f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}, {surely[0].name}, but {settings.where} says "
+            f"quant_method {shown(settings.method)}"
         )
-
-
-def _require_method(base: Checkpoint, settings: Settings, weights: Mapping[str, Weight]) -> None:
-    """Raises MismatchError where the config says of codes what the tensors do not."""
-    if settings.method is not None and not weights:
+    if base.config is not None:
         raise MismatchError(
-            f"{settings.where} says quant_method {shown(settings.method)[:80]}, but no weight is stored as codes of "
-            "it. Where the weights are whole, take quantization_config out of it"
-        )
-    if weights and settings.method is None and base.config is not None:
-        weight = next(iter(weights.values()))
-        raise MismatchError(
-            f"{weight.parts[0].path}: {shown(weight.name)} is stored as {weight.format}, but {settings.where} has no "
+            f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}, {surely[0].name}, but {settings.where} has no "
             "quantization_config: is it that of another checkpoint?"
         )
 
@@ -173,26 +168,16 @@ def _others(base: Checkpoint, weights: Mapping[str, Weight], beside: Collection[
     for name, ref in base.tensors.items():
         if name in claimed:
             continue
-        if _GONE.fullmatch(name):
+        if weights and _GONE.fullmatch(name):
             gone += 1
         else:
             kept[name] = ref
-    _require_known(kept, beside)
+            if name in beside or ref.spec.dtype not in NOT_CODES:
+                raise UnsupportedError(
+                    f"{ref.path}: {shown(name)} ({ref.spec}) looks like codes, or like what belongs to such, of no "
+                    f"format that is decoded: {_WAY_OUT}"
+                )
     return kept, gone
-
-
-def _dense(base: Checkpoint, beside: Collection[str]) -> dict[str, Ref]:
-    _require_known(base.tensors, beside)
-    return dict(base.tensors)
-
-
-def _require_known(tensors: Mapping[str, Ref], beside: Collection[str]) -> None:
-    for name, ref in tensors.items():
-        if name in beside or ref.spec.dtype not in NOT_CODES:
-            raise UnsupportedError(
-                f"{ref.path}: {shown(name)} ({ref.spec}) looks like codes, or like what belongs to such, of no format "
-                f"that is decoded: {_WAY_OUT}"
-            )
 
 
 def _most_bits(base: Checkpoint) -> int:
@@ -231,18 +216,22 @@ def _config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 _IN_CONFIG = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
-def _notes(weights: Mapping[str, Weight], stored_as: Mapping[str, str], target: str, gone: int) -> Iterator[str]:
+def _notes(
+    weights: Mapping[str, Weight], stored_as: Mapping[str, str], counts: tuple[int, int], target: str
+) -> Iterator[str]:
+    """counts: of tensors, and of those that are left out"""
+    count, gone = counts
     formats = sorted({weight.format for weight in weights.values()})
     others = len(stored_as) - len(weights)
     if weights:
         yield (
-            f"{len(weights):,} weights are decoded from {', '.join(formats)}, and stored as {target}; config.json is "
-            "that of a dense checkpoint"
+            f"decoded from {', '.join(formats)} and stored as {target}: {len(weights):,} of {count:,} tensors; "
+            "config.json is that of a dense checkpoint"
         )
     if others:
-        yield f"{others:,} {'other ' if weights else ''}tensors are cast to {target}"
+        yield f"cast to {target}: {others:,} of {count:,} tensors"
     if gone:
-        yield f"{gone:,} scales of activations and of the cache are left out: they are of use to codes only"
+        yield f"left out, of use to codes only: {gone:,} scales of activations, or of the cache"
     if "AWQ" in formats:
         yield (
             "AWQ moved scales of activations into the layers before: an adapter that was trained on the original "

@@ -48,6 +48,7 @@ _OF_MODULE = (
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
 _ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
+_GGUF = "gguf"  # the family of whatever is in that format
 _STATE = ".quant_state."  # bitsandbytes: then the name of the format
 NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
 
@@ -96,6 +97,8 @@ class Traits:
     @property
     def way_out(self) -> str:
         """What to do with a quantised base."""
+        if _GGUF in self.families:
+            return "Merge into the model as F16, BF16 or F32, and quantise what that makes (llama-quantize)"
         if self.by_mlx:
             return "Use the checkpoint that it was made from, or what `mlx_lm.convert --dequantize` makes of it"
         return (
@@ -145,14 +148,16 @@ class Traits:
 
     def may_transpose(self, ref: Ref) -> bool:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
-        return bool(self._transposes or not self.families or _named_transposed(ref.spec.name)) and not self.by_mlx
+        return bool(self.transposes or not self.families or _named_transposed(ref.spec.name)) and not self.by_mlx
 
     def is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
-        """Whether a weight is stored (in, out), where its shape does not tell. Raises where nothing tells."""
+        """Whether a weight is stored (in, out), where its shape does not tell: PEFT goes by the class of the layer,
+        which no checkpoint tells. Raises where the names are those of layers that may be; a square layer of a model
+        without a model_type, with another name, is taken for one that is not."""
         named = _named_transposed(ref.spec.name)
         if self.by_mlx:
             return False
-        if self._transposes and named:
+        if self.transposes and named:
             return True
         if (named and not self.families & _LINEAR_FAMILIES) or (claimed and not self.families):
             square = "is square, and " if len(set(ref.shape)) == 1 else ""
@@ -163,7 +168,8 @@ class Traits:
         return False
 
     @property
-    def _transposes(self) -> bool:
+    def transposes(self) -> bool:
+        """Whether a family that stores weights (in, out) is among its own."""
         return bool(_TRANSPOSED_FAMILIES & self.families)
 
 
@@ -190,7 +196,7 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
 
 def _families(base: Checkpoint, parts: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     if base.gguf is not None:
-        return frozenset({"gguf"})  # in which nothing is stored transposed
+        return frozenset({_GGUF})  # in which nothing is stored transposed
     return frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str))
 
 

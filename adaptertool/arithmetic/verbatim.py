@@ -25,6 +25,13 @@ def verbatim(step: Step, alpha: float) -> Ref | None:
     return source if stored else None
 
 
+def only_cast(step: Step, alpha: float) -> bool:
+    """Whether an output is not the bytes of the base, but has all its numbers: in another dtype, or decoded."""
+    plain = step.makes is None and not (step.blend is not None and step.edits) and step.fisher is None
+    same = plain and (alpha == 0 or all(edit.weight == 0 for edit in step.edits))
+    return same and bool(step.base.spec.nbytes) and verbatim(step, alpha) is None
+
+
 def replaces(step: Step) -> bool:
     """Whether the last edit puts another tensor in the place of all that was before."""
     last = step.edits[-1] if step.edits else None

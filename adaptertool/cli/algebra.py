@@ -40,6 +40,7 @@ from adaptertool.tasks.sum_methods import METHODS, SETTINGS
 DEVICE = click.option("--device", default="cpu", help="cpu, or one of torch, in float64: cuda, cuda:1.")
 Report = TypeVar("Report", bound=AdapterReport)
 RANK = click.option("--rank", type=click.IntRange(min=1), help="At most this rank.")
+TO = click.option("--to", type=click.Choice(FORMATS), help="Write another format, as `adaptertool convert` does.")
 MAX_ERROR = click.option("--max-error", help="The smallest rank with at most this error, relative in Frobenius norm.")
 ENERGY = click.option("--energy", help="The smallest rank that keeps this share of the squared spectrum, such as 0.99.")
 makes_adapter = with_options(
@@ -83,6 +84,8 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
     RANK,
     ENERGY,
     MAX_ERROR,
+    click.option("--ratio", help="Singular values of at least the largest over this; --rank may limit them."),
+    TO,
     click.option("--balance", is_flag=True, help="Share the singular values between A and B."),
     click.option("--base", type=click.Path(), help="Tell how far the merged weights move: of DoRA its norms count."),
     RENAME,
@@ -95,7 +98,7 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
 def truncate(adapter: str, verbose: bool, html: str | None, **options: Any) -> None:
     """Reduce the rank of ADAPTER: of each layer the best approximation of B·A, by QR and a small SVD.
 
-    One of --rank, --energy and --max-error is needed. Layers that lose nothing keep their bytes.
+    One of --rank, --energy, --max-error and --ratio is needed. Layers that lose nothing keep their bytes.
     """
     if html is not None:
         page.require(html)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adaptertool.arithmetic.requirements import requirements_of
 from adaptertool.arithmetic.tiling import BLOCK_ELEMENTS, matrix, needs_columns, rows_at_once
-from adaptertool.arithmetic.verbatim import verbatim
+from adaptertool.arithmetic.verbatim import only_cast, verbatim
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.tensors import BAND
 from adaptertool.kinds import kind_of
@@ -101,16 +101,17 @@ def count_elements(plan: Plan) -> int:
         step.spec.numel
         for step in plan.steps()
         if step.base.path not in base
-        or (step.edits and any(verbatim(step, alpha) is not step.base for alpha in alphas))
+        or not all(verbatim(step, alpha) is step.base or only_cast(step, alpha) for alpha in alphas)
     )
 
 
-def count_tensors(plan: Plan) -> tuple[int, int]:
-    """(tensors, those of which at least one output differs from a copy of the base's bytes)"""
+def count_tensors(plan: Plan) -> tuple[int, int, int]:
+    """(tensors, those of which at least one output differs from a copy of the base's bytes, those of which all have its
+    numbers in another dtype)"""
     alphas = [output.alpha for output in plan.outputs]
-    names, edited = set(), set()
+    names, edited, cast = set[str](), set[str](), set[str]()
     for step in plan.steps():
         names.add(step.spec.name)
         if any(verbatim(step, alpha) is not step.base for alpha in alphas):
-            edited.add(step.spec.name)
-    return len(names), len(edited)
+            (cast if all(only_cast(step, alpha) for alpha in alphas) else edited).add(step.spec.name)
+    return len(names), len(edited), len(cast)

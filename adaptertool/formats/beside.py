@@ -124,6 +124,8 @@ def left_out(adapters: Iterable[Adapter]) -> dict[str, list[str]]:
 
 def assets_of(root: Path, own: FileNames) -> tuple[tuple[Asset, ...], list[str]]:
     """The files that travel with an adapter, and the names of those that do not: other weights above all."""
+    if not own.weights:  # the adapter is one file
+        return (), []
     assets, left = read_assets(root, own.patterns)
     weights = [asset.name for asset in assets if _may_hold(asset.source)]
     left = [name for name in left if name not in (own.config, own.weights)]
@@ -158,7 +160,7 @@ def _is_other(folder: Path, own: FileNames, base: Checkpoint | None, notes: list
         return True
     if folder.is_symlink():
         notes.append(f"{folder} is a link to a directory, and is not looked into")
-    elif (folder / own.named[0]).exists():
+    elif (folder / (own.config or own.weights)).exists():
         notes.append(f"{folder} is another adapter, and is not applied; give its own path for that")
     elif base is not None and base.config and _is_checkpoint_of(folder, base.config.get("architectures")):
         notes.append(f"{folder} is a checkpoint of its own, and is not read")

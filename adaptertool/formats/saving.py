@@ -81,7 +81,7 @@ def drafted(
 
 def dtype_of(source: Ref) -> str:
     """The dtype of a factor, where none is asked for."""
-    dtypes = {ref.spec.dtype for ref in source.stored} or {"F32"}
+    dtypes = {ref.spec.dtype if ref.made is None else dtype_of(ref) for ref in source.stored} or {"F32"}
     return "F32" if dtypes == {"F16", "BF16"} else max(dtypes, key=lambda dtype: DTYPE_BITS[dtype])
 
 

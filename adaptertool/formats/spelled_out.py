@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from adaptertool.errors import InternalError, shown
+from adaptertool.errors import shown
 from adaptertool.formats.saving import drafted, number, refuse
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.difference import DELTA
@@ -66,6 +66,8 @@ def on_layers(portable: Portable, what: str) -> None:
 
 def in_family(portable: Portable, change: Module, whose: str, what: str) -> Module:
     """The change by a kind that has a spelling. Raises UnsupportedError where none is the same."""
+    if empty := next((ref for ref in change.factors.values() if not ref.spec.numel), None):
+        refuse(portable, [change], f"with {shown(empty.spec.name)} of no elements, so it changes nothing: take it out")
     found = spelled_as(change, whose)
     if found is None:
         refuse(
@@ -91,14 +93,14 @@ def _of_dimensions(change: Module, weight: Ref) -> Module:
 
 
 def endings_of(change: Module, whose: str) -> Mapping[str, str]:
-    """Role -> what follows the name of a module in the key of a factor."""
-    spelling = kind_of(change).spellings.get(whose)
-    if spelling is None:
-        raise InternalError(f"{change.kind} has no keys in {whose}")
-    own = {role: ending for ending, role in reversed(list(spelling.keys.items()))}
-    if own.keys() == {DELTA} and change.target.endswith(".bias"):
-        return {DELTA: _ON_BIAS[own[DELTA]]}
-    return own
+    """Role -> what follows the name of a module in the key of a factor, of a kind that has a spelling; where there are
+    several, what it was before, or the first."""
+    found: dict[str, str] = {}
+    for ending, role in kind_of(change).spellings[whose].keys.items():
+        own = _ON_BIAS.get(ending, ending) if change.target.endswith(".bias") else ending
+        if role in change.factors and (role not in found or change.factors[role].spec.name.endswith(own)):
+            found[role] = own
+    return found
 
 
 def by_alpha(change: Module, whose: str) -> Said:

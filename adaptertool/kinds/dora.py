@@ -161,5 +161,12 @@ DORA = Kind(
         Misreading("norm-of-base", "", by_norm_of_base),
         Misreading("norm-axis", "", by_column),
     ),
-    spellings={"mlx": Spelling(tag="dora", keys={".lora_a": A, ".lora_b": B, ".m": MAGNITUDE}, alpha=None)},
+    spellings={
+        "diffusers": Spelling(
+            tag="DORA",
+            keys={".lora_down.weight": A, ".lora_up.weight": B, ".lora_magnitude_vector": MAGNITUDE},
+            rank_of=lambda shapes: shapes[A][0],
+        ),
+        "mlx": Spelling(tag="dora", keys={".lora_a": A, ".lora_b": B, ".m": MAGNITUDE}, alpha=None),
+    },
 )

@@ -9,7 +9,7 @@ from adaptertool.kinds.dora import DORA, MAGNITUDE
 from adaptertool.kinds.dora_scale import DORA_SCALE, SCALE
 from adaptertool.kinds.kind import Shape
 from adaptertool.kinds.lokr import LOKR, LYCORIS_LOKR
-from adaptertool.kinds.lora import A, B
+from adaptertool.kinds.lora import LORA, A, B
 from adaptertool.kinds.made import made, whole
 from adaptertool.kinds.parts import parts_of
 from adaptertool.spec.adapter import Module
@@ -53,16 +53,19 @@ _OTHER: Mapping[tuple[str, str], Callable[[Module], Module | None]] = {
 }
 
 
+_OF_LORA = frozenset({LORA.name, DORA.name})
+
+
 def spelled_as(change: Module, whose: str) -> Module | None:
     """The change by a kind of that spelling, or of LoRA's own; None where there is none that is the same.
 
     What comes down to one product of factors that are made exactly is LoRA.
     """
     kind = kind_of(change)
-    if whose in kind.spellings or (kind.pair and kind.becomes is None and (change.kind, whose) not in _OTHER):
-        return change
     if (other := _OTHER.get((change.kind, whose))) is not None:
         return other(change)
+    if whose in kind.spellings or change.kind in _OF_LORA:
+        return change
     parts = parts_of(change) if kind.becomes is not None and change.layer else None
     if parts is None or len(parts) != 1 or not BY_NAME[parts[0].kind].is_product:
         return None

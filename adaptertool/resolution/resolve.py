@@ -78,9 +78,19 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
     subject.resized.update(resized)
     placer = Placer(subject.tensors, LAYOUT if traits.by_mlx else names.layout, traits.kv_rows, adapter, found)
     resolved: dict[str, list[Module]] = {}
+    turned: dict[bool, str] = {}  # by shapes -> such a tensor; not, of a square one -> such a tensor
     for wanted_module, pieces in found:
         for target, placed in placer.place(wanted_module, pieces):
-            resolved.setdefault(target, []).append(_fitted(subject, traits, adapter, target, placed))
+            fitted = _fitted(subject, traits, adapter, target, placed)
+            resolved.setdefault(target, []).append(fitted)
+            square = len(set(_stored_shape(subject.tensors[target], placed))) == 1
+            if placed.transposed is None and not kind_of(placed).elementwise and bool(fitted.transposed) != square:
+                turned.setdefault(not square, target)
+    if not traits.families and len(turned) > 1:
+        raise UnsupportedError(
+            f"{base.path}: {shown(turned[True])} is stored transposed, as shapes tell, and {shown(turned[False])} is "
+            "square; config.json has no model_type that tells whether that is too"
+        )
     for target, modules in resolved.items():
         if len(modules) > 1:
             _require_apart(adapter, target, modules)
@@ -99,6 +109,8 @@ def _fitted(subject: Base, traits: Traits, adapter: Adapter, target: str, module
         traits.refuse_tied(ref)
     else:
         module = module._replace(view=_row_view(subject, ref, module))
+    if isinstance(subject.names, ComponentNames) and module.transposed is None and not traits.transposes:
+        module = module._replace(transposed=False)
     if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
         module = module._replace(transposed=True)
     return module

@@ -129,7 +129,7 @@ def _output(changes: Portable, draft: Draft, weights: str, recipe: Mapping[str, 
     if not weights:
         left, assets = [*left, *(asset.name for asset in assets)], ()
     notes = [*adapter.notes, *draft.notes]
-    notes += [f"{count:,} changes of {part or 'no known part'} are left out" for part, count in changes.left.items()]
+    notes += [f"{part or 'what is of no part'} is left out: {count:,} changes" for part, count in changes.left.items()]
     if left:
         notes.append(f"left out (not part of what is written): {', '.join(left)}")
     return AdapterJob(

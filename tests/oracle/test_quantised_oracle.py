@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Tensors, load, lora_factors, write_adapter, write_checkpoint
-from quantised_bases import Q, X
+from conftest import Tensors, load, lora_factors, same_bits, write_adapter, write_checkpoint
+from expert_models import MODELS, train
+from models import TEXT
+from quantised_bases import Q, X, e4m3, scales
+from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import adaptertool as library
@@ -94,3 +97,61 @@ def test_gpt_oss_as_transformers_has_it(tmp_path: Path) -> None:
     found = load(tmp_path / "out")
     assert found.keys() == {*plain, name} and found[name].shape == (3, 64, 24)
     assert found[name].equal(convert_moe_packed_tensors(blocks, scales))
+
+
+def test_adapter_of_experts_of_gpt_oss(tmp_path: Path) -> None:
+    """As onto the checkpoint that transformers makes of the codes; and that loads."""
+    config = GptOssConfig(**MODELS["GptOssForCausalLM"][0], tie_word_embeddings=False)
+    model = GptOssForCausalLM(config).to(BF16)
+    model.save_pretrained(tmp_path / "first")
+    dense = load(tmp_path / "first")
+    quantised = dict(dense)
+    for name in [name for name in dense if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inner, out = quantised.pop(name).shape
+        blocks = torch.randint(0, 256, (experts, out, inner // 32, 16), dtype=torch.uint8)
+        size = torch.randint(118, 124, (experts, out, inner // 32), dtype=torch.uint8)
+        quantised |= {f"{name}_blocks": blocks, f"{name}_scales": size}
+        dense[name] = convert_moe_packed_tensors(blocks, size).contiguous()
+    said = model.config.to_dict() | {"architectures": ["GptOssForCausalLM"]}
+    plain = write_checkpoint(tmp_path / "dense", dense, config=said)
+    base = write_checkpoint(
+        tmp_path / "base", quantised, config=said | {"quantization_config": {"quant_method": "mxfp4"}}
+    )
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    adapter = train(GptOssForCausalLM.from_pretrained(plain), tmp_path / "adapter", target_parameters=experts)
+    library.merge(base, [adapter], tmp_path / "out", dtype="bf16")
+    library.merge(plain, [adapter], tmp_path / "plain")
+    found, expected = load(tmp_path / "out"), load(tmp_path / "plain")
+    assert found.keys() == expected.keys()
+    assert all(same_bits(found[name], expected[name]) for name in expected)
+    assert not found["model.layers.0.mlp.experts.down_proj"].equal(dense["model.layers.0.mlp.experts.down_proj"])
+    loaded = GptOssForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.dtype == BF16 and loaded.model.layers[1].mlp.experts.gate_up_proj.equal(
+        found["model.layers.1.mlp.experts.gate_up_proj"]
+    )
+    attention = train(
+        GptOssForCausalLM.from_pretrained(plain), tmp_path / "attention", target_modules=["q_proj", "o_proj"]
+    )
+    library.merge(base, [attention], tmp_path / "codes")  # edits nothing that is quantised: no --dtype is needed
+    kept = load(tmp_path / "codes")
+    assert all(same_bits(kept[name], quantised[name]) for name in quantised if "experts" in name)
+
+
+def test_what_is_written_loads(tmp_path: Path) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**TEXT, tie_word_embeddings=False)).to(BF16)
+    model.save_pretrained(tmp_path / "first")
+    tensors = load(tmp_path / "first")
+    for name in [name for name in tensors if "_proj" in name]:
+        tensors |= {name: e4m3(*tensors[name].shape), f"{name}_scale_inv": scales(1, 1)}
+        tensors[f"{name.removesuffix('weight')}input_scale"] = torch.ones(1)
+    config = model.config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    base = write_checkpoint(tmp_path / "base", tensors, config=config, shards=3)
+    adapter = train(model, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    library.merge(base, [adapter], tmp_path / "out", dtype="bf16", verify=True)
+    loaded, report = LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and loaded.dtype == BF16
+    assert getattr(loaded.config, "quantization_config", None) is None
+    assert loaded.state_dict()["model.layers.1.mlp.up_proj.weight"].equal(
+        load(tmp_path / "out")["model.layers.1.mlp.up_proj.weight"]
+    )

@@ -19,7 +19,7 @@ import numpy as np
 from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.quantised.gptq import group_size
-from adaptertool.codecs.quantised.packed import spread
+from adaptertool.codecs.quantised.packed import apply
 from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
@@ -55,8 +55,8 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
         values = _split(read(codes, words, 0, inner, begin, end))[some].astype(np.float64)
         zero = _split(read(zeros, words, 0, groups, begin, end))[some].astype(np.float64)
         scale = doubles(read(scales, out, 0, groups, first, last), scales.spec.dtype).T
-        values -= spread(zero, None, size, inner)
-        values *= spread(scale, None, size, inner)
+        apply(np.subtract, values, zero, None, size)
+        apply(np.multiply, values, scale, None, size)
         return values
 
     return Weight(f"{name}weight", (out, inner), "AWQ", (codes, zeros, scales), rows, inner)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import paired
+from adaptertool.codecs.quantised.tables import paired, unpaired
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
@@ -58,11 +58,15 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
         begin, end = first * shape[-1], last * shape[-1]
         bytes_of = _bytes(read, codes, begin // 2, -(-end // 2))
         pairs = paired(read(table, 16, 0, 1)[0].astype(np.float64), low_first=False)
-        values = pairs[bytes_of].reshape(-1)[begin % 2 :][: end - begin]
+        values = unpaired(pairs, bytes_of)[begin % 2 :][: end - begin]
         low, high = begin // block, -(-end // block)
         sizes = _nested(read, parts, state, low, high) if nested else read(absmax, 1, low, high)[:, 0]
-        found: Array = values * np.repeat(sizes.astype(np.float64), block)[begin - low * block :][: end - begin]
-        return found.reshape(last - first, -1)
+        if begin % block == 0 and end % block == 0:
+            grid = values.reshape(-1, block)
+            grid *= sizes[:, None]
+        else:
+            values *= np.repeat(sizes, block)[begin - low * block :][: end - begin]
+        return values.reshape(last - first, -1)
 
     called = f"{state['quant_type'].upper()} of bitsandbytes"
     return Weight(name, tuple(shape), called, tuple(parts), rows, shape[-1], (states[0],))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import E2M1, numbers, paired
+from adaptertool.codecs.quantised.tables import E2M1, numbers, paired, unpaired
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
@@ -66,7 +66,7 @@ def _weight(
         misfit(whole, "and is one number for a weight")
 
     def rows(read: ReadStored, first: int, last: int) -> Array:
-        values: Array = _PAIRS[read(codes, half, first, last)].reshape(last - first, columns)
+        values = unpaired(_PAIRS, read(codes, half, first, last))
         scales = numbers(read(scale, groups, first, last), scale.spec.dtype)
         if columns == groups * group:
             parts = values.reshape(-1, groups, group)

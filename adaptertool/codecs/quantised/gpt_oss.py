@@ -15,13 +15,13 @@ from __future__ import annotations
 import numpy as np
 
 from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import E2M1, E8M0, paired
+from adaptertool.codecs.quantised.tables import E2M1, E8M0, looked_up
 from adaptertool.errors import shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
 _GROUP, _BYTES = 32, 16
-_PAIRS = paired(E2M1, low_first=True)
+_LOW, _HIGH = E2M1[np.arange(256) % 16], E2M1[np.arange(256) // 16]
 
 
 def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
@@ -37,21 +37,22 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
         while at < last:  # of one expert at a time
             expert, begin = divmod(at, columns)
             end = min(columns, begin + last - at)
-            values[at - first : at - first + end - begin] = _turned(read, expert, begin, end)
+            odd = begin % 2
+            values[at - first : at - first + end - begin] = _turned(read, expert, begin - odd, end)[odd:]
             at += end - begin
         return values
 
     def _turned(read: ReadStored, expert: int, begin: int, end: int) -> Array:
-        low, high = begin // _GROUP, -(-end // _GROUP)
-        own = expert * out, (expert + 1) * out
-        codes_of = read(codes, columns // 2, *own, low * _BYTES, high * _BYTES)
-        scales = E8M0[read(scale, groups, *own, low, high)]
-        some = slice((begin - low * _GROUP) // 2, -(-(end - low * _GROUP) // 2))
-        pairs = np.ascontiguousarray(codes_of[:, some].T)  # (bytes, n)
-        start = low * _GROUP + 2 * some.start
-        values: Array = np.moveaxis(_PAIRS[pairs], 2, 1).reshape(-1, out)[begin - start : end - start]
-        index = np.arange(begin, end) // _GROUP - low
-        values *= scales.T[index]
+        """Rows begin..end of an expert: `begin` is a multiple of 2."""
+        own, low, high = (expert * out, (expert + 1) * out), begin // _GROUP, -(-end // _GROUP)
+        bytes_of = np.ascontiguousarray(read(codes, columns // 2, *own, begin // 2, -(-end // 2)).T)
+        scales = E8M0[read(scale, groups, *own, low, high)].T
+        values = np.empty((2 * len(bytes_of), out))
+        for number, table in enumerate((_LOW, _HIGH)):
+            values[number::2] = looked_up(table, bytes_of)
+        values = values[: end - begin]
+        for group in range(low, high):
+            values[max(group * _GROUP - begin, 0) : (group + 1) * _GROUP - begin] *= scales[group - low]
         return values
 
     return Weight(name, (experts, columns, out), "MXFP4 of GPT-OSS", (codes, scale), rows, out)

@@ -18,7 +18,7 @@ import numpy as np
 
 from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.numbers import doubles
-from adaptertool.codecs.quantised.packed import groups_of, spread
+from adaptertool.codecs.quantised.packed import apply, groups_of
 from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
@@ -60,8 +60,8 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
         zero = (zero + _FORMATS[said]) % (1 << bits)
         scale = doubles(read(scales, out, 0, groups, first, last), scales.spec.dtype).T
         index = None if order is None else groups_of(read, order, inner, groups)
-        values -= spread(zero.astype(np.float64), index, size, inner)
-        values *= spread(scale, index, size, inner)
+        apply(np.subtract, values, zero.astype(np.float64), index, size)
+        apply(np.multiply, values, scale, index, size)
         return values
 
     parts = tuple(ref for ref in (codes, zeros, scales, order) if ref is not None)

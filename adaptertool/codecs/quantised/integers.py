@@ -14,7 +14,7 @@ from __future__ import annotations
 from adaptertool.codecs.quantised.fp8 import scaled
 from adaptertool.codecs.quantised.grid import grid_of
 from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import INT8, SCALES
+from adaptertool.codecs.quantised.tables import INT8, SCALES, looked_up
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
@@ -50,7 +50,7 @@ def _with_zeros(stored: Stored, codes: Ref, scale: Ref, zero: Ref, name: str) ->
     grids = [grid_of(ref, shape, blocks, stored.settings.where) for ref in (scale, zero)]
 
     def rows(read: ReadStored, first: int, last: int) -> Array:
-        values: Array = INT8[read(codes, shape[1], first, last)]
+        values = looked_up(INT8, read(codes, shape[1], first, last))
         zeros = values * 0 + 1
         grids[1].apply(read, zeros, first)
         values -= zeros
@@ -82,7 +82,7 @@ def _of_bitsandbytes(stored: Stored, codes: Ref, sizes: Ref, name: str) -> Weigh
         )
 
     def rows(read: ReadStored, first: int, last: int) -> Array:
-        values: Array = INT8[read(codes, shape[1], first, last)]
+        values = looked_up(INT8, read(codes, shape[1], first, last))
         values *= read(sizes, 1, first, last)
         values /= _LARGEST
         return values
@@ -93,7 +93,7 @@ def _of_bitsandbytes(stored: Stored, codes: Ref, sizes: Ref, name: str) -> Weigh
 
 INT_8 = Format(
     name="INT8",
-    methods=frozenset({"compressed-tensors", "bitsandbytes", "modelopt"}),
+    methods=frozenset({"compressed-tensors", "bitsandbytes", "modelopt", "fp8"}),  # the last to be refused by name
     ends=("",),
     dtypes=frozenset({"I8"}),
     find=_find,

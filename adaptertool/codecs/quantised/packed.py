@@ -19,13 +19,14 @@ from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.quantised.integers import require_symmetric
 from adaptertool.codecs.quantised.record import Format, Rows, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import unpacked
+from adaptertool.codecs.quantised.tables import looked_up, paired, unpacked, unpaired
 from adaptertool.errors import UnsupportedError, by, shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
 _WORD = 32  # bits
 _BITS = range(2, 9)
+_NIBBLE = 4
 
 
 def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
@@ -91,16 +92,21 @@ def _rows(parts: tuple[Ref, Ref, Ref | None, Ref | None], shape: tuple[int, int]
     words, groups, table = codes.spec.shape[1], scale.spec.shape[1], np.arange(1 << bits) - 2.0 ** (bits - 1)
 
     def rows(read: ReadStored, first: int, last: int) -> Array:
-        values = table[unpacked(read(codes, words, first, last), bits, shape[1])]
+        values = _decoded(table, read(codes, words, first, last), bits, shape[1])
         scales = doubles(read(scale, groups, first, last), scale.spec.dtype)
         index = None if order is None else groups_of(read, order, shape[1], groups)
         if zero is not None:
-            zeros = table[_zeros(read, zero, bits, first, last)]
-            values -= spread(zeros, index, size, shape[1])
-        values *= spread(scales, index, size, shape[1])
+            apply(np.subtract, values, table[_zeros(read, zero, bits, first, last)], index, size)
+        apply(np.multiply, values, scales, index, size)
         return values
 
     return rows
+
+
+def _decoded(table: Array, words: Array, bits: int, count: int) -> Array:
+    if bits == _NIBBLE and count == 8 * words.shape[1]:
+        return unpaired(paired(table, low_first=True), words.view(np.uint8))
+    return looked_up(table, unpacked(words, bits, count))
 
 
 def groups_of(read: ReadStored, order: Ref, columns: int, groups: int) -> Array | None:
@@ -123,11 +129,17 @@ def _zeros(read: ReadStored, zero: Ref, bits: int, first: int, last: int) -> Arr
     return codes[first - begin * _WORD :]
 
 
-def spread(numbers: Array, index: Array | None, size: int, columns: int) -> Array:
-    """One number for each column, of those of their groups: (n, groups) -> (n, columns)."""
+def apply(how: np.ufunc, values: Array, numbers: Array, index: Array | None, size: int) -> None:
+    """values (n, columns) = how(values, the number of their group), in place. numbers (n, groups); index: the group of
+    each column, or None where `size` columns that follow one another are one."""
+    columns, groups = values.shape[1], numbers.shape[1]
     if index is not None:
-        return numbers[:, index]
-    return np.repeat(numbers, size, axis=1)[:, :columns]
+        how(values, numbers[:, index], out=values)
+    elif columns == groups * size:
+        parts = values.reshape(-1, groups, size)
+        how(parts, numbers[:, :, None], out=parts)
+    else:
+        how(values, np.repeat(numbers, size, axis=1)[:, :columns], out=values)
 
 
 PACKED = Format(

@@ -40,14 +40,25 @@ SCALES = (*BY_DTYPE, "F8_E8M0", "U8")  # dtypes of scales: floats, and exponents
 
 def numbers(stored: Array, dtype: str) -> Array:
     """What is stored as that dtype, in float64, of the same shape; U8 is an exponent (E8M0)."""
-    return _TABLES[dtype][stored] if dtype in _TABLES else doubles(stored, dtype)
+    return looked_up(_TABLES[dtype], stored) if dtype in _TABLES else doubles(stored, dtype)
+
+
+def looked_up(table: Array, codes: Array) -> Array:
+    """table[codes]; all codes are in the table. `take` with a mode is twice as fast as indexing."""
+    return np.take(table, codes, mode="clip")
 
 
 def paired(table: Array, *, low_first: bool) -> Array:
-    """(256, 2): what the two codes of a byte mean, of a table with 16."""
+    """What the two codes of a byte mean, of a table with 16: (256,), complex, which is a pair of float64."""
     codes = np.arange(256)
     low, high = table[codes % 16], table[codes // 16]
-    return np.stack((low, high) if low_first else (high, low), axis=1)
+    pairs: Array = np.stack((low, high) if low_first else (high, low), axis=1).view(np.complex128)[:, 0]
+    return pairs
+
+
+def unpaired(pairs: Array, codes: Array) -> Array:
+    """The numbers of bytes (n, k), two of each in turn: (n, 2·k)."""
+    return looked_up(pairs, codes).view(np.float64)
 
 
 def unpacked(words: Array, bits: int, count: int) -> Array:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from adaptertool.architectures.flat import is_flat
 from adaptertool.architectures.parts import part_of
-from adaptertool.errors import shown
+from adaptertool.errors import UsageError, shown
 from adaptertool.formats.format import Written
 from adaptertool.formats.peft.fields import FORMAT
 from adaptertool.formats.peft.keys import CONFIG, PREFIX, WEIGHTS
@@ -30,8 +30,10 @@ _OF_EMBEDDING = {A: ".lora_embedding_A", B: ".lora_embedding_B", MAGNITUDE: ".lo
 _HADAMARD = "LOHA"  # the tag of a kind whose config is the same, but for what alpha is called
 
 
-def draft(portable: Portable, options: WritingOptions) -> Draft:  # noqa: ARG001
-    """The files. Raises UnsupportedError for what they cannot hold."""
+def draft(portable: Portable, options: WritingOptions) -> Draft:
+    """The files. Raises UnsupportedError for what they cannot hold, and UsageError for a prefix."""
+    if options.prefix is not None:
+        raise UsageError(f"a prefix is for names in single files; in {_WHAT} all names begin alike")
     front = _one_part(portable)
     saved = [change for change in portable.changes if kind_of(change).replaces]
     low = [_in_peft(portable, change) for change in portable.changes if not kind_of(change).replaces]
@@ -110,6 +112,10 @@ def factors_of(change: Module, key: str) -> Iterator[Drafted]:
 
 def config_of(portable: Portable, low: Sequence[Module], front: str, saved: Sequence[str]) -> bytes:
     """The config: ranks, scales and targets of these changes, whose names begin with `front`."""
+    spelling = next((found for change in low if (found := kind_of(change).spellings.get(FORMAT))), None)
+    if spelling is not None and spelling.tag != _HADAMARD:
+        why = f"of kind {low[0].kind}, which PEFT has in shapes that follow from a config: not converted to {_WHAT} yet"
+        refuse(portable, low, f"{why}; merge it into its base, and extract a LoRA")
     base = portable.config or {}
     architectures, named = base.get("architectures"), portable.adapter.trained_on or base.get("_name_or_path")
     causal = isinstance(architectures, list) and any(str(one).endswith("ForCausalLM") for one in architectures)
@@ -122,16 +128,8 @@ def config_of(portable: Portable, low: Sequence[Module], front: str, saved: Sequ
         if not kind_of(change).follows
     ]
     text = config_text(fields, layers)
-    spelling = next((found for change in low if (found := kind_of(change).spellings.get(FORMAT))), None)
     if spelling is None:
         return text
-    if spelling.tag != _HADAMARD:
-        refuse(
-            portable,
-            low,
-            f"of kind {low[0].kind}, whose factors {_WHAT} has in shapes that follow from its "
-            "config: not converted yet; merge it into its base, and extract a LoRA",
-        )
     own = {name: value for name, value in json.loads(text).items() if name in _OF_ANY}
     own |= {"peft_type": spelling.tag, "alpha": json.loads(text)["lora_alpha"]}
     return (json.dumps(own, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
