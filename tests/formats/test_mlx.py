@@ -11,6 +11,7 @@ import torch
 from conftest import load, write_adapter, write_checkpoint
 from oracle import half_ulp_excess
 from safetensors.torch import load_file, save_file
+from samples import write_mlx
 
 import adaptertool
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, UsageError
@@ -24,12 +25,9 @@ PARAMETERS = {"rank": RANK, "scale": 2.0, "dropout": 0.0}
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], kind: str | None = "lora", **fields: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapters.safetensors")
-    said = ({} if kind is None else {"fine_tune_type": kind}) | {"num_layers": 16, "lora_parameters": PARAMETERS}
-    fields = {name: value for name, value in (said | fields).items() if value is not None}
-    (folder / "adapter_config.json").write_text(json.dumps(fields))
-    return folder
+    return write_mlx(
+        folder, tensors, {"fine_tune_type": kind, "num_layers": 16, "lora_parameters": PARAMETERS} | fields
+    )
 
 
 def factors(name: str = LAYER, shape: tuple[int, int] = (IN, OUT), rank: int = RANK) -> dict[str, torch.Tensor]:
@@ -110,8 +108,8 @@ REFUSED = {
     "kind a list": ({"fine_tune_type": ["lora"]}, {}, "is not known"),
     "no parameters": ({"lora_parameters": None}, {}, "no lora_parameters"),
     "mlx-vlm": ({"lora_parameters": None, "fine_tune_type": None, "rank": 4, "alpha": 8}, {}, "mlx-vlm"),
-    "no scale": ({}, {"scale": None}, "scale of lora_parameters"),
-    "alpha for the scale": ({}, {"scale": None, "alpha": 8}, "of alpha and rank alone"),
+    "no scale": ({}, {"scale": None}, "has no scale, and none is assumed"),
+    "alpha for the scale": ({}, {"scale": None, "alpha": 8}, "alpha 8 does not make one"),
     "scale a text": ({}, {"scale": "2"}, "must be a number"),
     "scale true": ({}, {"scale": True}, "must be a number"),
     "scale without bounds": ({}, {"scale": 1e400}, "JSON"),
@@ -141,14 +139,14 @@ TENSORS = {
     "one factor": ("lora", {A: (IN, RANK)}, "has no lora_b"),
     "no magnitude": ("dora", {A: (IN, RANK), B: (RANK, OUT)}, "has no m"),
     "a magnitude": ("lora", {A: (IN, RANK), B: (RANK, OUT), M: (OUT,)}, "not known"),
-    "as PEFT has them": ("lora", {A: (RANK, IN), B: (OUT, RANK)}, "they must be (n, rank) and (rank, n)"),
+    "as PEFT has them": ("lora", {A: (RANK, IN), B: (OUT, RANK)}, "they must be (n, 4) and (4, n)"),
     "of mlx-vlm": ("lora", {f"{LAYER}.A": (IN, RANK), f"{LAYER}.B": (RANK, OUT)}, "not known"),
     "whole": ("lora", {f"{LAYER}.weight": (OUT, IN)}, "not known"),
     "factors": ("full", {A: (IN, RANK), B: (RANK, OUT)}, "full"),
     "vectors": ("lora", {A: (RANK,), B: (RANK,)}, "must be"),
     "one stack": ("lora", {A: (2, RANK, IN), B: (RANK, OUT)}, "must be"),
     "stacks of what is no expert": ("lora", {A: (2, RANK, IN), B: (2, OUT, RANK)}, "such a stack is not known"),
-    "experts": ("lora", {f"{STACK}.lora_a": (2, RANK, IN), f"{STACK}.lora_b": (3, OUT, RANK)}, "(experts, rank, in)"),
+    "experts": ("lora", {f"{STACK}.lora_a": (2, RANK, IN), f"{STACK}.lora_b": (3, OUT, RANK)}, "(experts, 4, in)"),
     "empty": ("lora", {A: (0, RANK), B: (RANK, OUT)}, "no elements"),
     "none": ("lora", {}, "no tensors"),
 }  # fmt: skip
