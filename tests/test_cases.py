@@ -22,6 +22,7 @@ from expert_models import MODELS as EXPERTS
 from gguf_files import field, write_lora
 from models import MODELS
 from safetensors.torch import save_file
+from samples import write_mlx
 from tied_models import MODELS as TIED
 
 import adaptertool
@@ -210,6 +211,16 @@ HANDLED = [
      "llama.cpp's converter was asked for", "resolution/test_across_gguf.py::test_all_four_ways_are_the_same"),
     ("convert to GGUF and back", "the same factors; scales that one alpha does not say go into lora_b",
      "resolution/test_across_gguf.py::test_as_adapter_of_gguf_and_back"),
+    ("Adapters of mlx-lm", "lora, dora and full; linear layers, embeddings, stacks of experts",
+     "oracle/test_mlx.py::test_a_merge_is_what_mlx_fuses"),
+    ("Stacks of experts of MLX, and experts one by one", "found from either side",
+     "oracle/test_mlx.py::test_experts_by_themselves_and_in_a_stack"),
+    ("convert to MLX", "factors turned; one rank and one scale, zeros and lora_b make up for others",
+     "oracle/test_mlx.py::test_mlx_loads_what_is_written"),
+    ("Checkpoints of earlier steps beside an adapter of mlx-lm", "not read, and it is said",
+     "formats/test_mlx.py::test_what_lies_beside"),
+    ("An index beside the only file of weights, as MLX writes it", "read, and carried over",
+     "formats/test_mlx.py::test_an_index_beside_the_only_file"),
     ("Adapter that names another base", "a note",
      "formats/test_peft_format.py::test_an_adapter_for_another_base_is_noted"),
 ]  # fmt: skip
@@ -220,6 +231,9 @@ SINGLE = {"unet.x.lora_A.weight": torch.ones(4, 6), "unet.x.lora_B.weight": torc
 GGUF = {
     f"blk.0.attn_q.weight.lora_{role}": np.ones(shape, np.float32) for role, shape in (("a", (4, 6)), ("b", (8, 4)))
 }
+
+MLX = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 10.0}}
+TURNED = {f"{Q}.lora_{role}": torch.ones(shape) for role, shape in (("a", (6, 4)), ("b", (4, 8)))}
 
 
 def case(
@@ -326,6 +340,14 @@ REFUSED = [
     case("A tensor of a norm in a GGUF adapter", gguf=GGUF | {"blk.0.attn_norm.weight": np.ones(6, np.float32)}),
     case("aLoRA in GGUF", gguf=GGUF, more=[field("adapter.alora.invocation_tokens", 1)]),
     case("A control vector", gguf=GGUF, arch="controlvector"),
+    case("mlx-lm: alpha beside rank and scale", mlx={"lora_parameters": {"rank": 4, "scale": 10.0, "alpha": 16}}),
+    case("mlx-lm: no scale", mlx={"lora_parameters": {"rank": 4}}),
+    case("mlx-lm: a rank that is not that of the config", mlx={"lora_parameters": {"rank": 8, "scale": 10.0}}),
+    case("mlx-lm: a tensor that is not known", mlx=MLX, tensors={f"{Q}.A": torch.zeros(6, 4)}),
+    case("mlx-vlm", mlx={"fine_tune_type": None, "rank": 4, "alpha": 16}),
+    case("Norms that MLX stores with 1 added, onto a checkpoint of Hugging Face", mlx={"fine_tune_type": "full"},
+         config={"model_type": "qwen3_next"}, weights={"model.norm.weight": torch.zeros(6)},
+         tensors={"model.norm.weight": torch.ones(6)}),
 ]  # fmt: skip
 HOW = "| {} | {} |"
 
@@ -339,6 +361,9 @@ def message(folder: Path, entry: Any) -> str:
     elif "gguf" in fields:
         own = {key: fields[key] for key in ("arch",) if key in fields}
         adapter = write_lora(folder / "adapter.gguf", fields["gguf"], *fields.get("more", ()), **own)
+    elif "mlx" in fields:
+        own = {"fine_tune_type": "lora"} | fields["mlx"]
+        adapter = write_mlx(folder / "adapter", TURNED if tensors is LORA else tensors, own)
     else:
         adapter = write_adapter(folder / "adapter", tensors, **{key: fields[key] for key in fields if key != "beside"})
     if "beside" in fields:

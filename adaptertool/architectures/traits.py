@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptertool.architectures.mlx import METADATA, stored_otherwise
+from adaptertool.architectures.mlx import METADATA
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -105,17 +105,6 @@ class Traits:
             "`merge` and `wise` with --dtype bf16 decode it, and write a dense checkpoint; or use the checkpoint that "
             "it was made from"
         )
-
-    def refuse_stored_otherwise(self, ref: Ref, *, by_mlx: bool, in_stack: bool) -> None:
-        """Refuse a change that was trained on other numbers than are stored, since MLX stores other ones than Hugging
-        Face. by_mlx: MLX trained it. Raises UnsupportedError."""
-        why = stored_otherwise(ref.spec, self.families, in_stack=in_stack) if by_mlx != self.by_mlx else None
-        if why is not None:
-            one, other = ("MLX", "Hugging Face") if by_mlx else ("Hugging Face", "MLX")
-            raise UnsupportedError(
-                f"{ref.path}: {shown(ref.spec.name)} is stored as {other} has it, and the adapter is for a model as "
-                f"{one} has it: {why}; use a base of {one}'s"
-            )
 
     def notes_on(self, edited: Collection[str]) -> list[str]:
         """What to say where the config names a quantisation, and tensors are changed."""
