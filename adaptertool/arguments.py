@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.methods import Method, Setting, settings_of
-from adaptertool.spec.choices import PRECISIONS, RankChoice
+from adaptertool.spec.choices import DTYPES, PRECISIONS, RankChoice
 
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
@@ -112,6 +112,13 @@ def as_path(value: PathLike, what: str) -> Path:
     if not os.fspath(value):
         raise UsageError(f"{what} is an empty path")
     return Path(value)
+
+
+def check_dtype(dtype: str | None) -> str | None:
+    """Raises UsageError for what is none of those that weights are stored as."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
+    return dtype
 
 
 def check_precision(precision: str) -> str:

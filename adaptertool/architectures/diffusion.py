@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from adaptertool.architectures import clip, unet
+from adaptertool.architectures import clip, spellings, unet
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.relation import Relation
 
@@ -41,7 +41,9 @@ class Component(NamedTuple):
     config: Mapping[str, Any]
 
 
-def components_of(names: Collection[str], config: Mapping[str, Any] | None, folders: Sequence[str]) -> list[Component]:
+def components_of(
+    names: Collection[str], config: Mapping[str, Any] | None, folders: Sequence[str] = (), *, is_file: bool = False
+) -> list[Component]:
     """The models of a checkpoint of these tensors, which adapters may name; none where it is no such checkpoint.
 
     folders: those of a pipeline, by which `config` then has their configs
@@ -50,16 +52,17 @@ def components_of(names: Collection[str], config: Mapping[str, Any] | None, fold
     if folders:
         return [Component(f"{folder}.", _meant(folder, config[folder], folders), config[folder]) for folder in folders]
     architecture = architecture_of(config)
+    if is_file or not architecture:  # what lies beside a file may be the config of another model
+        held = {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)}
+        if held:
+            return [Component(one, means, {}) for one, means in _PREFIXES.items() if one in held]
     if architecture in _ENCODERS:
         return [Component("", _TEXTS, config)]
     if architecture:
         return []
-    if isinstance(config.get("_class_name"), str):
+    if "_class_name" in config:
         return [Component("", (UNET,), config)]
-    held = {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)}
-    if held:
-        return [Component(one, means, {}) for one, means in _PREFIXES.items() if one in held]
-    return [Component("", (UNET,), {})] if unet.is_unet(names) else []
+    return [Component("", (UNET,), {})] if unet.is_unet(names) or spellings.table_of(names, "") else []
 
 
 def _meant(folder: str, config: Mapping[str, Any], folders: Sequence[str]) -> tuple[str, ...]:
@@ -76,3 +79,6 @@ def relations_of(names: Collection[str], config: Mapping[str, Any]) -> Iterator[
         yield from unet.relations(names)
     elif clip.is_clip(names):
         yield from clip.relations(names)
+    else:
+        class_name = config.get("_class_name")
+        yield from spellings.relations(names, spellings.table_of(names, class_name if class_name else ""))

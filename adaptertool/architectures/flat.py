@@ -18,6 +18,8 @@ PREFIXES: Mapping[str, str | None] = {
     "lora_te2_": "text_encoder_2",
     "lora_te3_": "text_encoder_3",
     "lora_transformer_": "unet",
+    "lora_prior_unet_": "unet",  # Stable Cascade
+    "lora_prior_te_": "text_encoder",
     "lora_prior_": "unet",
     "lycoris_": None,
 }

@@ -80,7 +80,7 @@ class Across:
                 yield Found(found, layout.change_of(in_gguf, self._heads, into_gguf=self._into_gguf))
 
     def _names(self, layout: Layout) -> Mapping[str, str]:
-        """Of modules of the other side -> here."""
+        """What modules are called on the other side -> here."""
         return layout.names if self._into_gguf else {new: old for old, new in layout.names.items()}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adaptertool.architectures.mlx import METADATA, stored_otherwise
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -47,8 +48,9 @@ _OF_MODULE = (
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
 _ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
+_GGUF = "gguf"  # the family of whatever is in that format
 _STATE = ".quant_state."  # bitsandbytes: then the name of the format
-_NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
+NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Traits:
     kv_rows: int | None  # output rows of k_proj, and of v_proj
     surely_tied: bool  # config.json says tie_word_embeddings: true
     why_tied: str | None  # why embedding and output head may be one; None where they are not
+    by_mlx: bool  # whether MLX wrote it
 
     @property
     def quantised(self) -> str | None:
@@ -78,7 +81,7 @@ class Traits:
         """
         name = ref.spec.name
         if ref.spec.dtype not in COMPUTED:
-            why = f"it is stored as {ref.spec.dtype}"
+            why = f"{self.quantisation + ', and ' if self.quantisation else ''}it is stored as {ref.spec.dtype}"
         elif name in self.codes:
             why = f"{shown(self.codes[name])} stands beside it"
         elif name in self.beside_codes:
@@ -88,9 +91,31 @@ class Traits:
         else:
             return
         raise UnsupportedError(
-            f"{ref.path}: {shown(name)} looks quantised ({why}); arithmetic on quantised weights is not supported: "
-            "use the checkpoint that it was made from"
+            f"{ref.path}: {shown(name)} looks quantised ({why}); it is not edited as it is stored. {self.way_out}"
         )
+
+    @property
+    def way_out(self) -> str:
+        """What to do with a quantised base."""
+        if _GGUF in self.families:
+            return "Merge into the model as F16, BF16 or F32, and quantise what that makes (llama-quantize)"
+        if self.by_mlx:
+            return "Use the checkpoint that it was made from, or what `mlx_lm.convert --dequantize` makes of it"
+        return (
+            "`merge` and `wise` with --dtype bf16 decode it, and write a dense checkpoint; or use the checkpoint that "
+            "it was made from"
+        )
+
+    def refuse_stored_otherwise(self, ref: Ref, *, by_mlx: bool, in_stack: bool) -> None:
+        """Refuse a change that was trained on other numbers than are stored, since MLX stores other ones than Hugging
+        Face. by_mlx: MLX trained it. Raises UnsupportedError."""
+        why = stored_otherwise(ref.spec, self.families, in_stack=in_stack) if by_mlx != self.by_mlx else None
+        if why is not None:
+            one, other = ("MLX", "Hugging Face") if by_mlx else ("Hugging Face", "MLX")
+            raise UnsupportedError(
+                f"{ref.path}: {shown(ref.spec.name)} is stored as {other} has it, and the adapter is for a model as "
+                f"{one} has it: {why}; use a base of {one}'s"
+            )
 
     def notes_on(self, edited: Collection[str]) -> list[str]:
         """What to say where the config names a quantisation, and tensors are changed."""
@@ -123,12 +148,16 @@ class Traits:
 
     def may_transpose(self, ref: Ref) -> bool:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
-        return bool(self._transposes or not self.families or _named_transposed(ref.spec.name))
+        return bool(self.transposes or not self.families or _named_transposed(ref.spec.name)) and not self.by_mlx
 
     def is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
-        """Whether a weight is stored (in, out), where its shape does not tell. Raises where nothing tells."""
+        """Whether a weight is stored (in, out), where its shape does not tell: PEFT goes by the class of the layer,
+        which no checkpoint tells. Raises where the names are those of layers that may be; a square layer of a model
+        without a model_type, with another name, is taken for one that is not."""
         named = _named_transposed(ref.spec.name)
-        if self._transposes and named:
+        if self.by_mlx:
+            return False
+        if self.transposes and named:
             return True
         if (named and not self.families & _LINEAR_FAMILIES) or (claimed and not self.families):
             square = "is square, and " if len(set(ref.shape)) == 1 else ""
@@ -139,7 +168,8 @@ class Traits:
         return False
 
     @property
-    def _transposes(self) -> bool:
+    def transposes(self) -> bool:
+        """Whether a family that stores weights (in, out) is among its own."""
         return bool(_TRANSPOSED_FAMILIES & self.families)
 
 
@@ -149,23 +179,24 @@ def _named_transposed(name: str) -> bool:
 
 def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
     parts = objects(base.config or {})
-    codes, beside = _codes(base)
+    codes, beside = codes_of(base)
     return Traits(
         families=_families(base, parts),
         quantisation=_quantisation(base.config or {}),
         codes=codes,
         beside_codes=beside,
-        has_codes=bool(codes) or any(ref.spec.dtype not in _NOT_CODES for ref in base.tensors.values()),
+        has_codes=bool(codes) or any(ref.spec.dtype not in NOT_CODES for ref in base.tensors.values()),
         vocabularies=tuple(part[key] for part in parts for key in part if _VOCABULARY.search(key)),
         kv_rows=_kv_rows(base.config or {}),
         surely_tied=(base.config or {}).get("tie_word_embeddings") is True,
         why_tied=None if ties_known else _why_tied(base, parts),
+        by_mlx=any(METADATA in header.metadata.items() for header in base.headers),
     )
 
 
 def _families(base: Checkpoint, parts: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     if base.gguf is not None:
-        return frozenset({"gguf"})  # in which nothing is stored transposed
+        return frozenset({_GGUF})  # in which nothing is stored transposed
     return frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str))
 
 
@@ -188,19 +219,19 @@ def _quantisation(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _codes(base: Checkpoint) -> tuple[Mapping[str, str], frozenset[str]]:
+def codes_of(base: Checkpoint) -> tuple[Mapping[str, str], frozenset[str]]:
     """Tensors that hold codes, each with one that stands beside it and shows this; and all that stand so."""
     codes: dict[str, str] = {}
     beside = set()
     for name in base.tensors:
         soon = name.endswith(_ENDS) or _STATE in name  # of a million names hardly one is looked at
-        if soon and (of := _codes_of(base, name)) is not None:
+        if soon and (of := _beside(base, name)) is not None:
             codes.setdefault(of, name)
             beside.add(name)
     return codes, frozenset(beside)
 
 
-def _codes_of(base: Checkpoint, name: str) -> str | None:
+def _beside(base: Checkpoint, name: str) -> str | None:
     """The tensor, there or not, beside whose codes this one stands; None where it stands beside none."""
     module = name.rpartition(".")[0]
     if name.endswith(_OF_MODULE):

@@ -16,10 +16,11 @@ from pathlib import Path
 from adaptertool.arithmetic.blend import Blended
 from adaptertool.arithmetic.block import Block, blocks_of
 from adaptertool.arithmetic.blocks import compute
+from adaptertool.arithmetic.cast import Cast
 from adaptertool.arithmetic.fisher import Weighted
 from adaptertool.arithmetic.rescale import Rescaled
 from adaptertool.arithmetic.stretch import Stretch
-from adaptertool.arithmetic.verbatim import verbatim
+from adaptertool.arithmetic.verbatim import only_cast, verbatim
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.crew import Crew, Progress, Run, copies, only_hashed, replacements, write
 from adaptertool.engine.pool import Job, Pool, Shared, all_done, drain, one_core_each
@@ -192,6 +193,12 @@ def _edit_jobs(
             yield from replacements(crew, step.base, source, step.offset, file)
         else:
             yield from copies(crew, Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
+    only = [(file, alpha) for file, alpha in computed if only_cast(step, alpha)]
+    computed = [(file, alpha) for file, alpha in computed if not only_cast(step, alpha)]
+    if only:
+        cast = Cast(crew.inputs, step)
+        for first, last in cast.cuts():
+            yield functools.partial(_make, crew, cast, first, last, only)
     if not computed:
         return
     if (tensor := _made_of_its_own(crew.inputs, step)) is not None:
@@ -213,7 +220,7 @@ def _made_of_its_own(inputs: Inputs, step: Step) -> Blended | Rescaled | Weighte
 
 def _make(
     crew: Crew,
-    tensor: Blended | Rescaled | Weighted,
+    tensor: Blended | Cast | Rescaled | Weighted,
     first: int,
     last: int,
     outputs: Sequence[tuple[OutputFile, float]],

@@ -66,6 +66,7 @@ class Checkpoint:
     # Of a pipeline, the folders that are models of their own: its tensors have these before their names, with a dot,
     # and its config has theirs by these
     components: tuple[str, ...] = ()
+    stored_as: Mapping[str, str] | None = None  # dtypes of outputs, where others than those here; headers follow
 
     @property
     def named(self) -> dict[str, Path]:
@@ -124,8 +125,6 @@ def open_directory(root: Path, adapters: Adapters = _NO_ADAPTERS, own: WeightNam
     # A link to nothing, as to a blob that the hub's cache has lost, is there: what it names is then missing.
     look = store_of(root).look
     has_single, has_index = look(root / own.single) is not None, look(root / own.index) is not None
-    if has_single and has_index:
-        raise InputError(f"{root} has both {own.single} and {own.index}; remove the one that is stale")
     # Assets first: what identifies a config or an index is noted before it is read.
     assets, left = read_assets(root, adapters.files, index=own.index)
     notes: list[str] = []
@@ -206,6 +205,9 @@ def _open_shards(index_path: Path, index: Mapping[str, Any]) -> tuple[tuple[Head
     by_shard: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         by_shard.setdefault(shard, set()).add(tensor)
+    single = index_path.with_name(index_path.name.removesuffix(".index.json"))  # MLX's index names that one alone
+    if store_of(single).look(single) is not None and by_shard.keys() != {single.name}:
+        raise InputError(f"{single.parent} has both {single.name} and {index_path.name}; remove the one that is stale")
     headers = tuple(read_header(_contained(index_path, shard)) for shard in sorted(by_shard))
     for header in headers:
         _agree(index_path, header, by_shard[header.path.name])

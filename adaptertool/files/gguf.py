@@ -40,6 +40,8 @@ _TYPES: Mapping[int, tuple[str, int, int]] = {
     41: ("Q1_0", 128, 18),
 }  # fmt: skip
 
+BLOCKS = frozenset(dtype for dtype, elements, _ in _TYPES.values() if elements > 1)
+
 # Number of a field's type -> how struct reads it
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FLOAT, _BOOL, _TEXT, _ARRAY = 6, 7, 8, 9
@@ -178,6 +180,8 @@ def _infos(cursor: _Cursor, count: int) -> Iterator[tuple[TensorSpec, int]]:
     names = set()
     for number in range(count):
         name = cursor.text(f"the name of tensor {number}", _MAX_NAME)
+        if not name:
+            raise InputError(f"{cursor.file.path}: tensor {number} has no name: the file is damaged")
         if name in names:
             raise InputError(f"{cursor.file.path} has the tensor {shown(name)} twice")
         names.add(name)

@@ -67,14 +67,15 @@ def read_header(path: Path) -> Header:
 
 def _strings_in(fields: dict[str, Any]) -> int:
     """In a valid header: a name, three keys and a dtype for each tensor; of metadata their name, keys and values."""
-    metadata = fields.get("__metadata__")
-    if not isinstance(metadata, dict):
+    metadata = fields.get("__metadata__", ())
+    if not isinstance(metadata, dict | None):
         return 5 * len(fields)
-    return 5 * (len(fields) - 1) + 1 + 2 * len(metadata)
+    return 5 * (len(fields) - 1) + 1 + 2 * len(metadata or ())
 
 
 def _validated(file: InputFile, data_start: int, fields: dict[str, Any]) -> Header:
-    metadata = fields.pop("__metadata__", {})
+    metadata = fields.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # MLX writes null for none
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InputError(f"{file.path}: __metadata__ must map strings to strings")
     forms: dict[_Form, _Form] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -25,13 +26,20 @@ class FileNames(NamedTuple):
     """What the files of an adapter are called, and what the keys of its tensors begin with.
 
     config: None where there is none, and metadata of the file of tensors says what is said
-    weights: "" where the adapter is that file, and no folder
+    weights: "" where the adapter is that file
+    earlier: names of files that a training left of the same adapter before it ended; None: there are none such
     """
 
     config: str | None
     weights: str
     prefix: str
     patterns: tuple[str, ...]  # of all names of its files, those of other versions too: no part of a checkpoint
+    in_folder: str = ""  # what the file is called where the adapter may be a folder as well
+    earlier: re.Pattern[str] | None = None
+
+    def weights_at(self, path: Path) -> str:
+        """The name of its file of tensors below that path."""
+        return self.in_folder if self.in_folder and path.is_dir() else self.weights
 
     @property
     def named(self) -> tuple[str, str]:

@@ -17,13 +17,14 @@ import numpy as np
 from adaptertool.kinds import loha
 from adaptertool.kinds.difference import DELTA
 from adaptertool.kinds.dora import DORA, MAGNITUDE
+from adaptertool.kinds.dora_channels import DORA_CHANNELS, PLACES
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.loha_tucker import LOHA_TUCKER
 from adaptertool.kinds.lokr import LYCORIS_LOKR
 from adaptertool.kinds.lora import LORA, A, B
 from adaptertool.kinds.lora_tucker import LORA_TUCKER
-from adaptertool.kinds.made import made, product, products, terms_of, turned, whole
+from adaptertool.kinds.made import made, product, products, remembered, terms_of, turned, whole
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
@@ -46,10 +47,17 @@ def over(kind: Kind, name: str, tag: str) -> Kind:
             [Part(kind.name, inner, scale)] if kind.becomes is None else kind.becomes(inner, weight, scale, settings)
         )
         a, b = _product(parts, inner, weight)
-        length = made([m], (m.spec.numel,), lambda read, first, last: whole(read, m).reshape(-1)[first:last])
-        if m.shape[0] == weight[0] and (len(m.shape) == 1 or m.shape[1] == 1):
+        by_row = m.shape[0] == weight[0] and (len(m.shape) == 1 or m.shape[1] == 1)
+        places = 1 if by_row else math.prod(weight[2:])
+        numbers = remembered(lambda read: np.repeat(whole(read, m).reshape(-1), places))
+        length = made([m], (m.spec.numel * places,), lambda read, first, last: numbers(read)[first:last])
+        if by_row:
             return [Part(DORA.name, {A: a, B: b, MAGNITUDE: length}, scale)]
-        return [Part(DORA.name, {A: _flipped(b), B: _flipped(a), MAGNITUDE: length}, scale, turned=True)]
+        factors = {A: _flipped(b), B: _flipped(a), MAGNITUDE: length}
+        if places == 1:
+            return [Part(DORA.name, factors, scale, turned=True)]
+        factors[PLACES] = made([m], (places, 1), lambda _, first, last: np.ones((last - first, 1)))
+        return [Part(DORA_CHANNELS.name, factors, scale, turned=True)]
 
     return Kind(
         name=name,
@@ -62,11 +70,11 @@ def over(kind: Kind, name: str, tag: str) -> Kind:
 
 
 def _with_scale(weight: Shape, given: Shape, expected: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
-    """m (out, 1, ...) or (out,), or (1, in, 1, ...) for a matrix."""
+    """m (out, 1, ...) or (out,), or (1, in, 1, ...)."""
     if given == (weight[0], *[1] * (len(given) - 1)):
         return {**expected, SCALE: given}
     if given == (1, weight[1], *[1] * (len(given) - 2)):
-        return {**expected, SCALE: given} if math.prod(weight[2:]) == 1 else None
+        return {**expected, SCALE: given}
     return {**expected, SCALE: (weight[0], *[1] * (len(weight) - 1))}
 
 

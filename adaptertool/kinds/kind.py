@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from adaptertool.errors import InternalError
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor
@@ -34,12 +36,24 @@ class Norms:
     bound:   of the numbers whose squares these are
     length:  the role of the vector, one number for each output row, that stands over the norm
     of_product: the rows are those of V = W + scale·B·A, of the kind's `pair`, and W' = length / norm·V
+    together: the role of a factor with as many numbers as rows, one after the other, have one norm
     """
 
     squares: Callable[[Ops, Array, Factors, Any], Array]
     bound: BoundAfter
     length: str
     of_product: bool = False
+    together: str | None = None
+
+    def joined(self, squares: Any, factors: Mapping[str, Any]) -> Any:
+        """The squares of all rows (n, 1), each summed with those of the same norm. factors: tensors, or arrays"""
+        if self.together is None:
+            return squares
+        count, every = squares.shape[0], factors[self.together].shape[0]
+        total = squares[0::every]
+        for first in range(1, every):
+            total = total + squares[first::every]
+        return total[np.arange(count) // every]
 
 
 class Part(NamedTuple):

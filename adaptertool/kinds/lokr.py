@@ -8,6 +8,9 @@ Sources: A. Edalati et al., "KronA" (arXiv:2212.10650); S. Yeh et al., "Navigati
 
 Of two stored matrices each element is one product: a difference. Else it is a LoHa, since an element is one of W₁ times
 one of W₂: each of these two is a product, of a stored matrix with a selection of its rows or columns.
+
+Nothing in a file tells W₁ from W₂ but their names: where the names are exchanged and the products of the sizes fit, it
+is another adapter, and is merged as that.
 """
 
 from __future__ import annotations

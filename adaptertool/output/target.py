@@ -37,7 +37,7 @@ def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) ->
 
 def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
     """The fields that every Report has."""
-    count, edited = count_tensors(plan)
+    count, edited, cast = count_tensors(plan)
     return {
         "command": plan.command,
         "base": str(plan.base),
@@ -47,7 +47,8 @@ def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
         "out": str(out),
         "outputs": tuple(str(out / output.folder) for output in plan.outputs),
         "tensors_edited": edited,
-        "tensors_copied": count - edited,
+        "tensors_copied": count - edited - cast,
+        "tensors_cast": cast,
         "bytes_read": bytes_to_read(plan),
         "bytes_written": bytes_to_write(plan),
         "threads": threads,

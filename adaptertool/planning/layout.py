@@ -17,7 +17,7 @@ from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import INDEX, Checkpoint
 from adaptertool.files.header import Header, build_header
 from adaptertool.files.jsonfile import objects
-from adaptertool.resolution.heads import Head, dtype_in
+from adaptertool.resolution.heads import Head, dtype_in, stored_as
 from adaptertool.resolution.ties import FLAG
 from adaptertool.spec.plan import Asset, Edit, Shard, Step
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
@@ -63,7 +63,7 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
     added = [end for end, source in changes.apart.items() if source in header.tensors]
     head = {} if changes.head is None else changes.head.tensors
     touched = {*changes.resized, *head, *changes.dropped}
-    if not added and not is_home and touched.isdisjoint(header.tensors):
+    if base.stored_as is None and not added and not is_home and touched.isdisjoint(header.tensors):
         steps = [Step(ref.spec, ref.offset, ref, tuple(edits.get(name, ()))) for name, ref in header.tensors.items()]
         return Shard(header.path, header.data_start, header.size, tuple(steps), path=base.name_of(header))
     if header.typed is not None:
@@ -76,7 +76,7 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
         refs[end] = header.tensors[changes.apart[end]]
     tensors = []
     for name, ref in {**refs, **(head if is_home else {})}.items():
-        used, dtype = changes.resized.get(name, ref), ref.spec.dtype
+        used, dtype = changes.resized.get(name, ref), stored_as(base, ref)
         if name in head:
             used, dtype = head[name], dtype_in(base, head[name])
         if name in changes.dropped or (name in head and not is_home):
@@ -94,13 +94,13 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
 
 def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: TensorSetChange) -> tuple[Asset, ...]:
     """The base's assets; index and config follow the changes."""
-    if not changes.apart and not changes.resized and changes.head is None:
+    if base.stored_as is None and not changes.apart and not changes.resized and changes.head is None:
         return base.assets
     new: dict[str, bytes] = {}
     if base.config is not None:
         new[CONFIG] = _dump(_config(base, changes))
     if base.index is not None:
-        new[INDEX] = _dump(_index(copy.deepcopy(dict(base.index)), shards, changes.dropped))
+        new[INDEX] = _dump(_index(copy.deepcopy(dict(base.index)), shards))
     return tuple(
         dataclasses.replace(asset, content=new[asset.name], size=len(new[asset.name])) if asset.name in new else asset
         for asset in base.assets
@@ -111,11 +111,10 @@ def _dump(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _index(index: dict[str, Any], shards: Sequence[Shard], dropped: Sequence[str]) -> dict[str, Any]:
+def _index(index: dict[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
     steps = [(shard, step) for shard in shards for step in shard.steps]
-    index["weight_map"] |= {step.spec.name: shard.name for shard, step in steps}
-    for name in dropped:
-        index["weight_map"].pop(name, None)
+    places = {step.spec.name: shard.name for shard, step in steps}
+    index["weight_map"] = {name: places[name] for name in index["weight_map"] if name in places} | places
     totals = {
         "total_size": sum(step.spec.nbytes for _, step in steps),
         "total_parameters": sum(step.spec.numel for _, step in steps),

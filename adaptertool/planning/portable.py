@@ -27,6 +27,12 @@ def portable(adapter: Adapter, subject: Base | None = None, parts: Sequence[str]
     Raises InputError for a base that does not fit, UsageError for a part that is not changed.
     """
     changes, stored = list(adapter.modules), dict[str, Ref]()
+    for change in changes:
+        if change.transposed is False and kind_of(change).norms:
+            raise UnsupportedError(
+                f"{adapter.path}: {shown(change.name)} is an embedding with DoRA, which has a magnitude for each row "
+                "of the vocabulary in MLX alone: merge it into its base, and extract a LoRA"
+            )
     if subject is not None:
         changes = list(_placed(subject, adapter, stored))
     names = subject.base.tensors if subject is not None else [change.name for change in changes]

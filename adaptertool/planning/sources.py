@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -55,8 +56,18 @@ def open_adapter(source: Path | Parsed, base: Checkpoint, reading: Reading, rena
     return renames.adapter(found)
 
 
-def open_source(path: Path, base: Checkpoint, reading: Reading, renames: Renames) -> Adapter | Checkpoint:
-    """An adapter, or else a fine-tuned checkpoint, with the names that it has in the base after all renamings."""
+def open_source(
+    path: Path, base: Checkpoint, reading: Reading, renames: Renames, dtype: str | None = None
+) -> Adapter | Checkpoint:
+    """An adapter, or else a fine-tuned checkpoint, with the names that it has in the base after all renamings.
+
+    dtype: as of the base, of which the codes are decoded then
+    """
     if is_adapter(path):
         return open_adapter(path, base, reading, renames)
-    return renames.checkpoint(require_merged(open_checkpoint(path)), base)
+    return renames.checkpoint(require_merged(open_checkpoint(path, dtype)), base)
+
+
+def with_dtype(plan: Plan, dtype: str | None) -> Plan:
+    """The plan, with the dtype that was asked for among its choices."""
+    return plan if dtype is None else dataclasses.replace(plan, choices={**plan.choices, "dtype": dtype})

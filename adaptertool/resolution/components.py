@@ -22,7 +22,7 @@ from adaptertool.resolution.prefix import Prefix
 
 def names_of(base: Checkpoint) -> Names:
     """What finds the tensors of a base that adapters name."""
-    if components := components_of(base.tensors, base.config, base.components):
+    if components := components_of(base.tensors, base.config, base.components, is_file=base.is_file):
         return ComponentNames(tuple(base.tensors), components)
     return Names(tuple(base.tensors), base.config, base.gguf)
 
@@ -102,10 +102,13 @@ class _Model:
 def _readings(name: str) -> Iterator[tuple[str | None, str, bool]]:
     """What a name may say: (which model, None for any; what it calls the tensor; whether that is flat)."""
     is_flat = "." not in name.rpartition(".")[0]
-    for prefixes, flat in ((PREFIXES, True), (DOTTED, False)):
-        prefix = next((one for one in prefixes if name.startswith(one)), None) if is_flat or not flat else None
-        if prefix is not None:
-            yield prefixes[prefix], name.removeprefix(prefix), flat
+    prefix = next((one for one in PREFIXES if is_flat and name.startswith(one)), None)
+    if prefix is not None:
+        yield PREFIXES[prefix], name.removeprefix(prefix), True
+        return
+    prefix = next((one for one in DOTTED if name.startswith(one)), None)
+    if prefix is not None:
+        yield DOTTED[prefix], name.removeprefix(prefix), False
     yield None, name, False
 
 

@@ -27,6 +27,7 @@ from adaptertool.architectures.conversion import (
 )
 from adaptertool.architectures.flat import by_flat_name, without_prefix
 from adaptertool.architectures.gguf import onto
+from adaptertool.architectures.mlx import of_one_expert
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.resolution.fused import EXPERT, FUSED, FUSED_FAMILIES, IN_FUSED, OTHER_FUSED, split
 from adaptertool.resolution.prefix import Prefix, changes
@@ -88,6 +89,7 @@ class Names:
             self._as_named(name)
             or self._of_other_age(name)
             or self._one_expert(name)
+            or self._in_stack(name)
             or self._cut_from_fused(name)
             or self._joined(name)
             or self._by_flat_name(name)
@@ -193,6 +195,15 @@ class Names:
                 )
             interleaved = parts > 1 and self.layout is not None and not self.layout.concatenated
             return (Piece(pieces[0].disk, cut=Part(part, parts, expert, interleaved=interleaved)),)
+        return None
+
+    def _in_stack(self, name: str) -> Pieces | None:
+        """One expert, as MLX calls it, or of a tensor in which MLX has them all."""
+        for other, expert in of_one_expert(name):
+            if expert is None and (found := self._as_named(other) or self._one_expert(other)):
+                return found
+            if expert is not None and other in self._disk:
+                return (Piece(other, cut=Part(expert=expert)),)
         return None
 
     def _cut_from_fused(self, name: str) -> Pieces | None:

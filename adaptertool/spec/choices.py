@@ -12,6 +12,9 @@ EXACT, FAST = PRECISIONS = ("exact", "fast")
 # How the columns of lora_B of fused experts are packed (formats.peft.packing).
 RANK_MAJOR, GROUPED = EXPERT_LAYOUTS = ("rank_major", "grouped_by_expert")
 
+# What weights are stored as, where another dtype is asked for than that of the base: as typed, and as files have it.
+DTYPES: Mapping[str, str] = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+
 
 class RankChoice(NamedTuple):
     """How much of the spectrum of a change is to stay: one of these; beside a ratio the rank may be a limit."""

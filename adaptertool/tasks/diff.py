@@ -85,7 +85,7 @@ def _opened(path: Path) -> Checkpoint:
         return open_checkpoint(path)
     if holds_weights(path):
         raise InputError(f"{path} holds an adapter and a checkpoint; give the path of the file that is meant")
-    return open_checkpoint(path / own.files.weights)
+    return open_checkpoint(path / own.files.weights_at(path))
 
 
 def _require_alike(a: Checkpoint, b: Checkpoint) -> None:
@@ -138,3 +138,4 @@ def _notes(paths: tuple[Path, Path], a: Checkpoint, b: Checkpoint) -> Iterator[s
             yield from config_notes(str(configs[0]), *read)
     elif not found:
         yield from config_notes("config.json", a.config, b.config)
+    yield from config_notes("what GGUF files say beside their tensors", a.gguf, b.gguf)

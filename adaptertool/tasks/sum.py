@@ -21,7 +21,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats import BY_NAME, DEFAULT, format_at, read_alone, writing
 from adaptertool.formats.beside import left_out, require_used
-from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.formats.checkpoints import open_checkpoint, require_named
 from adaptertool.formats.format import Format, Written
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
@@ -96,7 +96,7 @@ def sum_adapters(
     check_adapters(adapters, method)
     numbers = decimals(weights, "weight", len(adapters))
     paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
-    checkpoint = None if base is None else require_merged(open_checkpoint(as_path(base, "BASE")))
+    checkpoint = None if base is None else require_named(open_checkpoint(as_path(base, "BASE")))
     written = target_of(to, format_at(paths[0]).name, target)
     as_file = written is not None and written.as_file
     check_out(target, [*paths, *([checkpoint.path] if checkpoint else [])], force=options.force, as_file=as_file)

@@ -15,7 +15,7 @@ from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.formats import BY_NAME, format_at, read_alone, writing
 from adaptertool.formats.beside import assets_of, left_out, require_used
-from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.formats.checkpoints import open_checkpoint, require_named
 from adaptertool.formats.format import Written
 from adaptertool.live import device_named
 from adaptertool.numerics.spectrum import MAX_VALUES
@@ -132,7 +132,7 @@ def _opened(path: Path, base: Path | None, reading: Reading) -> tuple[Layered, P
             )
     if base is None:
         return layered, None
-    checkpoint = require_merged(open_checkpoint(base))
+    checkpoint = require_named(open_checkpoint(base))
     with renaming(reading.renames) as own:
         adapter = open_adapter(files, checkpoint, reading, own)
     require_used(reading.leave_out, [adapter])

@@ -59,7 +59,7 @@ class TestFormat:
         adapter, files = read(own, path), Parsed(path)
         assert adapter.format == own.name
         config, header = own.files.config, files.header(own.files.weights)
-        assert adapter.fields == (header.metadata if config is None else files.json(config))
+        assert adapter.fields == (header.fields if config is None else files.json(config))
         assert adapter.metadata == files.header(own.files.weights).metadata
 
     def test_refuses_an_unknown_field_by_name(self, own: Format, path: Path, sample: Sample) -> None:

@@ -167,6 +167,7 @@ def test_double_double_holds_the_exact_result(kind: Kind, weight: Fraction) -> N
             if role in kind.by_row | {NORM}
             else DOUBLES.array(factors[role][:, at[1]].T[:, :, None])
             for role, factor in held.items()
+            if kind.elementwise or role in kind.by_row | kind.by_column | {NORM}
         }
         single = DOUBLES.array(rows[at][:, None, None]).copy()
         kind.apply(DOUBLES, single, cut, Fraction(SCALE), weight)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Tensors, load, write_checkpoint
+from conftest import Tensors, load, write_adapter, write_checkpoint
 from rationals import Matrix, dora_exactly, matrix, require
 from safetensors.torch import save_file
 from trials import vector
@@ -87,3 +87,30 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             adaptertool.merge(base, [path], tmp_path / "out")
         assert isinstance(refused.value, InputError)
         print(refused.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_input_channels_of_a_convolution_have_one_norm_each(tmp_path: Path, dtype: torch.dtype) -> None:
+    """After a LoRA too: rows of the transpose that have one norm are put together."""
+    w, m = torch.randn(OUT, 4, 2).to(dtype), torch.randn(1, 4, 1)
+    down, up = torch.randn(R, 4, 2), torch.randn(OUT, R, 1)
+    first = {"l.lora_A.weight": torch.randn(1, 4, 2), "l.lora_B.weight": torch.randn(OUT, 1, 1)}
+    own = {"lora_down.weight": down, "lora_up.weight": up, "dora_scale": m, "alpha": torch.tensor(R / 2)}
+    adapter = tmp_path / "a.safetensors"
+    save_file({f"lora_unet_l.{key}": tensor for key, tensor in own.items()}, adapter)
+    base = write_checkpoint(tmp_path / "base", {"l.weight": w})
+    lora = write_adapter(tmp_path / "lora", first, r=1, lora_alpha=1)
+    for adapters, weight in (([adapter], "1"), ([adapter], "-0.3"), ([lora, adapter], "1")):
+        out = tmp_path / f"{len(adapters)}, {weight}"
+        adaptertool.merge(base, adapters, out, weights=["1"] * (len(adapters) - 1) + [weight])
+        before = exactly(w)
+        if len(adapters) > 1:
+            a, b = (exactly(tensor) for tensor in first.values())
+            before = before + np.einsum("or,rik->oik", b[..., 0], a)
+        change = np.einsum("or,rik->oik", exactly(up)[..., 0], exactly(down)) * Fraction(1, 2)
+        turned = (array.transpose(1, 0, 2).reshape(4, -1).tolist() for array in (before, change))
+        exact = dora_exactly(*turned, vector(m), Fraction(float(weight)))
+        found = load(out)["l.weight"].transpose(0, 1).reshape(4, -1)
+        require(found, exact)
+        assert adaptertool.verify(out, base, adapters, weights=["1"] * (len(adapters) - 1) + [weight], strict=True).ok
+    assert adaptertool.drift(base, [adapter]).modules[0].verdict == "expected"

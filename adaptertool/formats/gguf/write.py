@@ -17,7 +17,7 @@ from adaptertool.errors import shown
 from adaptertool.files.gguf import ALIGNMENT, build_gguf
 from adaptertool.formats.gguf.keys import ADAPTER, ALPHA, KIND, LORA_TYPE, TYPE
 from adaptertool.formats.saving import Saving, WritingOptions, drafted, refuse
-from adaptertool.kinds import LORA
+from adaptertool.kinds import kind_of
 from adaptertool.kinds.equivalent import spelled_as
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.made import turned
@@ -81,7 +81,7 @@ def _names(portable: Portable) -> tuple[str, Callable[[Module], Found]]:
 def _product(portable: Portable, change: Module) -> Module:
     """The change as LoRA of a weight. Raises UnsupportedError where it is none."""
     found = spelled_as(change, "gguf")
-    if found is None or found.kind != LORA.name or not change.target.endswith(".weight") or change.grouped:
+    if found is None or not kind_of(found).is_product or not change.target.endswith(".weight") or change.grouped:
         refuse(
             portable,
             [change],
