@@ -13,7 +13,7 @@ from pathlib import Path
 from adaptertool.architectures.flat import flattened, is_flat
 from adaptertool.architectures.parts import ONLY_TEXT_ENCODER, PARTS, likely_part, part_of, path_in
 from adaptertool.files.header import build_header
-from adaptertool.formats.saving import Saving, WritingOptions, in_order
+from adaptertool.formats.saving import OWN, Saving, WritingOptions, in_order
 from adaptertool.formats.spelled_out import Spelt, kept_metadata, notes_on, ranks_and_alphas, spelt_out, tensors_of
 from adaptertool.kinds import kind_of
 from adaptertool.spec.adapter import Adapter, Module
@@ -41,9 +41,6 @@ def name_of(portable: Portable, change: Module, options: WritingOptions) -> str:
     if is_flat(change.name):
         return change.name
     part, path = part_of(change.name)
-    if part is None and (stored := portable.stored.get(change.target)) is not None:
-        part, inside = part_of(stored.spec.name)  # as in a single file that holds a whole pipeline
-        path = inside.rpartition(".")[0] if part else path
     part = part or likely_part(path)
     if part is not None:
         part, path = path_in(part, path)
@@ -82,4 +79,4 @@ def hashes(path: Path, start: int, specs: Sequence[TensorSpec], told: Mapping[st
     return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": piece.hexdigest()[:8]}
 
 
-SAVING = Saving(draft=draft, weights="", end=".safetensors")
+SAVING = Saving(draft=draft, weights="", end=".safetensors", names=OWN)
