@@ -12,8 +12,10 @@ from adaptertool.architectures.conversion import Part
 from adaptertool.architectures.gguf import EMBEDDING
 from adaptertool.architectures.parts import DENOISERS, ORIGINALS, part_of
 from adaptertool.errors import UnsupportedError, UsageError, shown
+from adaptertool.formats.peft.format import PEFT
 from adaptertool.formats.saving import ORIGINAL, OURS, OWN
 from adaptertool.kinds import kind_of
+from adaptertool.kinds.equivalent import spelled_as
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.made import made, turned, whole
 from adaptertool.resolution.components import ComponentNames, Spelled
@@ -101,6 +103,7 @@ def _respelled(adapter: Adapter, module: Module, spelled: Spelled, names: str) -
 
 def _cut(adapter: Adapter, module: Module, part: Part) -> Module:
     """The change of some rows of its layer. Raises UnsupportedError for kinds that are not cut."""
+    module = spelled_as(module, PEFT.name) or module  # of which rows can be taken
     kind = kind_of(module)
     if not kind.by_row or kind.undivided or part.turned or kind.becomes is not None:
         raise UnsupportedError(

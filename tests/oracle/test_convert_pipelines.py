@@ -13,10 +13,12 @@ pytest.importorskip("diffusers")
 import pipelines
 import torch
 from conftest import load
+from diffusers import FluxTransformer2DModel
 from pipelines import TEXT, TEXT_2, UNET, Tensors
 from safetensors.torch import save_file
 
 import adaptertool
+from adaptertool.errors import UnsupportedError
 
 
 class Model(NamedTuple):
@@ -82,3 +84,67 @@ def test_one_part_as_pefts(model: Model, tmp_path: Path, spelling: str, part: st
     found, whole = load(tmp_path / "merged"), load(tmp_path / "whole" / part)
     assert found.keys() == whole.keys()
     assert all(torch.equal(tensor, whole[name]) for name, tensor in found.items())
+
+
+FLUX = {  # the original's layers, (in, out), of which diffusers has several, or halves swapped
+    "double_blocks_0_img_attn_qkv": (8, 24),
+    "single_blocks_0_linear1": (8, 56),
+    "double_blocks_0_img_mlp_0": (8, 32),
+    "final_layer_adaLN_modulation_1": (8, 16),
+}
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    sizes = {"in_channels": 4, "attention_head_dim": 8, "joint_attention_dim": 6, "num_attention_heads": 1}
+    model = FluxTransformer2DModel(
+        num_layers=1, num_single_layers=1, pooled_projection_dim=5, axes_dims_rope=(2, 2, 4), **sizes
+    )
+    path = tmp_path_factory.mktemp("flux") / "transformer"
+    model.save_pretrained(path)
+    return path
+
+
+def flux_file(path: Path, *, dora: bool) -> Path:
+    torch.manual_seed(2)
+    tensors: Tensors = {}
+    for name, (wide, out) in FLUX.items():
+        flat = f"lora_unet_{name}"
+        tensors |= {f"{flat}.lora_down.weight": torch.randn(3, wide), f"{flat}.lora_up.weight": torch.randn(out, 3)}
+        tensors[f"{flat}.alpha"] = torch.tensor(1.5)
+        if dora:
+            tensors[f"{flat}.dora_scale"] = torch.rand(out, 1) + 0.5
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("to", ["diffusers", "peft"])
+def test_layers_that_are_one_in_the_original(flux: Path, tmp_path: Path, to: str, dora: bool) -> None:
+    """A is shared, rows of B and of magnitudes are taken apart, and swapped halves are swapped."""
+    path = flux_file(tmp_path / "flux.safetensors", dora=dora)
+    report = adaptertool.convert(path, tmp_path / "out", to=to, base=flux)
+    assert (report.rounded, report.layers) == (0, 3 + 4 + 1 + 1)
+    adaptertool.merge(flux, [path], tmp_path / "one")
+    adaptertool.merge(flux, [tmp_path / "out"], tmp_path / "two")
+    one, two = load(tmp_path / "one"), load(tmp_path / "two")
+    assert all(tensor.equal(two[name]) for name, tensor in one.items())
+    changed = [name for name, tensor in load(flux).items() if not tensor.equal(one[name])]
+    assert len(changed) == report.layers
+
+
+@pytest.mark.parametrize("to", ["kohya", "comfy"])
+def test_and_back_needs_the_names_that_are_there(flux: Path, tmp_path: Path, to: str) -> None:
+    """Layers of diffusers that are one in the original stay apart: kohya's file has them under diffusers' names."""
+    adaptertool.convert(flux_file(tmp_path / "a.safetensors", dora=False), tmp_path / "d", to="diffusers", base=flux)
+    out = tmp_path / "out.safetensors"
+    if to == "comfy":
+        with pytest.raises(UnsupportedError, match="named as diffusers does"):
+            adaptertool.convert(tmp_path / "d", out, to=to, base=flux)
+        return
+    adaptertool.convert(tmp_path / "d", out, to=to, base=flux)
+    assert all(key.startswith("lora_transformer_") for key in load(out))
+    adaptertool.merge(flux, [tmp_path / "d"], tmp_path / "one")
+    adaptertool.merge(flux, [out], tmp_path / "two")
+    assert all(tensor.equal(load(tmp_path / "two")[name]) for name, tensor in load(tmp_path / "one").items())

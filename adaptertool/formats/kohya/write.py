@@ -7,6 +7,7 @@ of the tensors, and of a piece of the file as it would be with ss_ metadata alon
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.portable import Container, Draft, Portable
 from adaptertool.spec.tensors import TensorSpec
 
+# Of a transformer under diffusers' names, where those are not the original's: OneTrainer's prefix, which ComfyUI knows
+_DIFFUSERS, _OF_DIFFUSERS = "transformer.", "lora_transformer_"
+_SPLIT = re.compile(r"transformer\.single_transformer_blocks\.|\.ff(?:_context)?\.net\.")
 _ANY = "lycoris_"  # before the names of any other model
 _PLAIN, _OTHERS = "networks.lora", "lycoris.kohya"
 _HASHES = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
@@ -41,12 +45,14 @@ def name_of(portable: Portable, change: Module, options: WritingOptions) -> str:
     if is_flat(change.name):
         return change.name
     part, path = part_of(change.name)
-    part = part or likely_part(path)
+    part, as_diffusers = part or likely_part(path), change.name.startswith(_DIFFUSERS)
     if part is not None:
         part, path = path_in(part, path)
     front = _ANY if part is None else part.kohya
     if part is not None and part.name == PARTS[2].name and not portable.parts & {other.name for other in PARTS[3:]}:
         front = ONLY_TEXT_ENCODER
+    if as_diffusers and any(_SPLIT.search(other.name) for other in portable.changes):
+        front = _OF_DIFFUSERS
     return (front if options.prefix is None else options.prefix) + flattened(path)
 
 
