@@ -34,6 +34,12 @@ E = "model.embed_tokens"
 
 # what, how it is handled, the test that shows it
 HANDLED = [
+    ("Pipelines of diffusers", "U-Net and text encoders; names of kohya's tools, diffusers, ComfyUI",
+     "oracle/test_pipelines.py::test_on_a_pipeline"),
+    ("Single files of image models", "names of the original repository; OpenCLIP",
+     "oracle/test_pipelines.py::test_on_a_single_file"),
+    ("Fused and split projections, swapped halves", "Flux, in names of diffusers and of the original repository",
+     "resolution/test_components.py::test_one_change_of_both"),
     ("Linear", "LoRA, rsLoRA, DoRA; rank_pattern, alpha_pattern",
      "oracle/test_peft_oracle.py::test_adapters_made_by_peft"),
     ("VeRA", "linear layers and Conv1D, where the shared matrices are saved",

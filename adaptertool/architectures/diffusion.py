@@ -29,8 +29,9 @@ _PREFIXES: Mapping[str, tuple[str, ...]] = {
     "text_encoders.clip_g.transformer.": (TEXT_2,),
     "text_encoders.t5xxl.transformer.": (TEXT_2, TEXT_3),  # of Flux, of Stable Diffusion 3
 }
+_ALL = tuple(_PREFIXES)
 _T5 = frozenset({"t5", "umt5", "mt5"})
-_ENCODERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "UMT5EncoderModel"})
+_ENCODERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})
 
 
 class Component(NamedTuple):
@@ -53,8 +54,8 @@ def components_of(
         return [Component(f"{folder}.", _meant(folder, config[folder], folders), config[folder]) for folder in folders]
     architecture = architecture_of(config)
     if is_file or not architecture:  # what lies beside a file may be the config of another model
-        held = {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)}
-        if held:
+        below = [name for name in names if name.startswith(_ALL)]
+        if held := {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in below)}:
             return [Component(one, means, {}) for one, means in _PREFIXES.items() if one in held]
     if architecture in _ENCODERS:
         return [Component("", TEXTS, config)]

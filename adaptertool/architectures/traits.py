@@ -148,16 +148,15 @@ class Traits:
 
     def may_transpose(self, ref: Ref) -> bool:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
-        return bool(self.transposes or not self.families or _named_transposed(ref.spec.name)) and not self.by_mlx
+        return bool(self._transposes or not self.families or _named_transposed(ref.spec.name)) and not self.by_mlx
 
     def is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
         """Whether a weight is stored (in, out), where its shape does not tell: PEFT goes by the class of the layer,
-        which no checkpoint tells. Raises where the names are those of layers that may be; a square layer of a model
-        without a model_type, with another name, is taken for one that is not."""
+        which no checkpoint tells. Raises where it has a name of layers that may be, and no model_type tells."""
         named = _named_transposed(ref.spec.name)
         if self.by_mlx:
             return False
-        if self.transposes and named:
+        if self._transposes and named:
             return True
         if (named and not self.families & _LINEAR_FAMILIES) or (claimed and not self.families):
             square = "is square, and " if len(set(ref.shape)) == 1 else ""
@@ -168,8 +167,7 @@ class Traits:
         return False
 
     @property
-    def transposes(self) -> bool:
-        """Whether a family that stores weights (in, out) is among its own."""
+    def _transposes(self) -> bool:
         return bool(_TRANSPOSED_FAMILIES & self.families)
 
 

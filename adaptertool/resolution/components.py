@@ -7,6 +7,7 @@ tensors are called (architectures/diffusion.py).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -17,10 +18,13 @@ from adaptertool.architectures.diffusion import TEXTS, UNET, Component, componen
 from adaptertool.architectures.flat import DOTTED, PREFIXES, by_flat_name
 from adaptertool.architectures.relation import Relation, aliases
 from adaptertool.architectures.unet import is_unet
-from adaptertool.errors import MismatchError, shown
+from adaptertool.errors import MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.resolution.names import Names
 from adaptertool.resolution.prefix import Prefix
+from adaptertool.spec.adapter import Adapter
+
+_COMPONENTS = frozenset(filter(None, (*PREFIXES.values(), *DOTTED.values())))
 
 
 class Spelled(NamedTuple):
@@ -44,16 +48,38 @@ TRANSFORMER = "transformer"
 def names_of(base: Checkpoint) -> Names:
     """What finds the tensors of a base that adapters name."""
     if components := components_of(base.tensors, base.config, base.components, is_file=base.is_file):
-        return ComponentNames(tuple(base.tensors), components)
+        return ComponentNames(tuple(base.tensors), components, str(base.path))
     return Names(tuple(base.tensors), base.config, base.gguf)
+
+
+def without(adapter: Adapter, leave_out: Sequence[str]) -> Adapter:
+    """The adapter without what it changes in models of a pipeline that are to be left out (text_encoder, unet, ...).
+    What these are is noted. Raises UsageError where nothing would be left."""
+    kept, notes, left = list(adapter.modules), list[str](), dict(adapter.left)
+    for component in sorted(_COMPONENTS.intersection(leave_out)):
+        others = [module for module in kept if component not in {one for one, *_ in _readings(module.target)}]
+        if count := len(kept) - len(others):
+            notes.append(f"{adapter.path}: what it changes in {_said(component)} is left out: {count} modules")
+            kept, left[component] = others, (component,)
+    if adapter.modules and not kept:
+        raise UsageError(f"{adapter.path} changes nothing but what is to be left out: {', '.join(left)}")
+    return dataclasses.replace(adapter, modules=tuple(kept), notes=(*adapter.notes, *notes), left=left)
 
 
 class ComponentNames(Names):
     """Finds the tensors of a base that is made of such models. Each has names of its own."""
 
-    def __init__(self, on_disk: Sequence[str], components: Sequence[Component]) -> None:
+    def __init__(self, on_disk: Sequence[str], components: Sequence[Component], base: str = "the base") -> None:
         super().__init__(on_disk, None)
+        self._base = base
         self._models = [_Model(on_disk, component) for component in components]
+
+    @property
+    def notes(self) -> list[str]:
+        """What to say of tensors that are no part of these models, and may be taken for one."""
+        if not any(name.startswith("model_ema.") for name in self._disk):
+            return []
+        return [f"{self._base} holds averages of its weights (model_ema) too; adapters do not change these"]
 
     @property
     def ties_nothing(self) -> bool:
@@ -82,8 +108,8 @@ class ComponentNames(Names):
         if not meant and lacking is not None:
             held = dict.fromkeys(means for model in self._models for means in model.means[:1])
             raise MismatchError(
-                f"{shown(name)} is for {_said(lacking)}, which the base is without; it has "
-                f"{', '.join(map(_said, held))}"
+                f"{shown(name)} is for {_said(lacking)}, which {self._base} is without; it has "
+                f"{', '.join(map(_said, held))}. --leave-out {lacking} does without"
             )
         return next(iter(meant), None)
 
