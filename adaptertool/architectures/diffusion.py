@@ -14,7 +14,7 @@ from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.relation import Relation
 
 UNET, TEXT, TEXT_2, TEXT_3 = "unet", "text_encoder", "text_encoder_2", "text_encoder_3"
-_TEXTS = (TEXT, TEXT_2, TEXT_3)
+TEXTS = (TEXT, TEXT_2, TEXT_3)
 
 # Single files, as those who trained the models, ComfyUI and diffusers have them
 _PREFIXES: Mapping[str, tuple[str, ...]] = {
@@ -58,7 +58,7 @@ def components_of(
         if held := {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in below)}:
             return [Component(one, means, {}) for one, means in _PREFIXES.items() if one in held]
     if architecture in _ENCODERS:
-        return [Component("", _TEXTS, config)]
+        return [Component("", TEXTS, config)]
     if architecture:
         return []
     if "_class_name" in config:

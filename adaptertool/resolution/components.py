@@ -10,11 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from adaptertool.architectures.conversion import Piece, Pieces
-from adaptertool.architectures.diffusion import Component, components_of, relations_of
+from adaptertool.architectures.clip import BEFORE, OPEN
+from adaptertool.architectures.conversion import Part, Piece, Pieces
+from adaptertool.architectures.diffusion import TEXTS, UNET, Component, components_of, relations_of
 from adaptertool.architectures.flat import DOTTED, PREFIXES, by_flat_name
-from adaptertool.architectures.relation import aliases
+from adaptertool.architectures.relation import Relation, aliases
+from adaptertool.architectures.unet import is_unet
 from adaptertool.errors import MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.resolution.names import Names
@@ -22,6 +25,24 @@ from adaptertool.resolution.prefix import Prefix
 from adaptertool.spec.adapter import Adapter
 
 _COMPONENTS = frozenset(filter(None, (*PREFIXES.values(), *DOTTED.values())))
+
+
+class Spelled(NamedTuple):
+    """A tensor of one of the models in two spellings, by its names in that.
+
+    part: what diffusers calls the model
+    path: the name that was asked for, without what it begins with
+    ours: those of diffusers, or transformers, that it is, and which part of it each is; None: all of it, as it is
+    original: that of the original repository, where that is just the same
+    """
+
+    part: str
+    path: str
+    ours: tuple[tuple[str, Part | None], ...]
+    original: str | None
+
+
+TRANSFORMER = "transformer"
 
 
 def names_of(base: Checkpoint) -> Names:
@@ -93,6 +114,15 @@ class ComponentNames(Names):
             )
         return next(iter(meant), None)
 
+    def spelled(self, name: str) -> Spelled | None:
+        """What a name means, in both spellings; None where it means nothing, or `find` says more than one thing."""
+        for component, rest, flat in _readings(name):
+            for model in self._models:
+                meant = component is None or component in model.means
+                if meant and (found := model.spelled(rest, flat=flat)) is not None:
+                    return found
+        return None
+
 
 class _Model:
     """One of them: what its tensors are called, without the prefix that they have in the base."""
@@ -112,11 +142,32 @@ class _Model:
 
     @functools.cached_property
     def _aliases(self) -> Mapping[str, set[Pieces]]:
-        return aliases(self._disk, relations_of(self._disk, self._component.config))
+        return aliases(self._disk, self._relations)
 
     @functools.cached_property
     def _flat(self) -> Mapping[str, list[str]]:
         return by_flat_name(sorted(self._names.known.union(self._aliases)))
+
+    def spelled(self, name: str, *, flat: bool) -> Spelled | None:
+        """What a name means here, in both spellings."""
+        path = next((one for one in (self._flat.get(name, ()) if flat else (name,)) if self._known(one)), None)
+        if path is None:
+            return None
+        part = self.means[0] if self.means[0] != UNET or is_unet(self._disk) else TRANSFORMER
+        named = [one for one in self._relations if one.ours == path]
+        if named or (part in TEXTS and path in self._disk and not path.startswith(OPEN)):
+            return Spelled(part, path, ((path, None),), next((one.original for one in named if one.part is None), None))
+        ours = [one for one in self._relations if one.original == path]
+        newest = [one for one in ours if f"{BEFORE}{one.ours}" not in {other.ours for other in ours}]
+        whole = next(([one] for one in newest if one.part is None), newest)  # of several names for one, the usual
+        return Spelled(part, path, tuple((one.ours, one.part) for one in whole) or ((path, None),), path)
+
+    def _known(self, path: str) -> bool:
+        return path in self._aliases or self._names.find(path) is not None
+
+    @functools.cached_property
+    def _relations(self) -> Sequence[Relation]:
+        return list(relations_of(self._disk, self._component.config))
 
     def find(self, name: str, *, flat: bool) -> Iterator[Pieces]:
         """What a name may mean here."""
