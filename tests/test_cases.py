@@ -49,7 +49,7 @@ HANDLED = [
      "kinds/test_hira.py::test_every_element_is_the_rounding_of_the_formula"),
     ("GraLoRA", "linear layers and Conv1D; with hybrid_r",
      "kinds/test_gralora.py::test_every_element_is_the_rounding_of_the_formula"),
-    ("MiSS", "linear layers, and its variant mini",
+    ("MiSS, Bone", "linear layers, and their variants mini and bat",
      "kinds/test_miss.py::test_every_element_is_the_rounding_of_the_formula"),
     ("RandLoRA", "linear layers and Conv1D, where the shared matrices are saved",
      "kinds/test_randlora.py::test_every_element_is_the_rounding_of_the_formula"),
