@@ -152,3 +152,16 @@ def test_where_it_has_no_meaning() -> None:
         library.prepare_wise(base, adapter, 0.5, dtype="bf16", as_adapter=True)
     with pytest.raises(UsageError, match="Fisher"):
         library.prepare_wise(base, tuned, 0.5, dtype="bf16", fisher=(base, base))
+
+
+def test_inspect_and_diff(tmp_path: Path) -> None:
+    base = base_of(tmp_path / "base", FORMATS["NF4"]())
+    adapter = write_adapter(tmp_path / "adapter", lora_factors(Q, (8, 6)))
+    library.merge(base, [adapter], tmp_path / "out", dtype="f32")
+    facts = library.inspect(base).checkpoint
+    assert facts is not None and facts.quantised is not None
+    assert facts.quantised.endswith("bitsandbytes: 1 weights in NF4 of bitsandbytes")
+    for pair in ((base, tmp_path / "out"), (tmp_path / "out", base)):
+        found = {one.name: one for one in library.diff(*pair).tensors}
+        assert found.keys() == {f"{Q}.weight", f"{X}.weight"}
+        assert found[f"{X}.weight"].rel_error < 1e-7 < 1e-2 < found[f"{Q}.weight"].rel_error  # type: ignore[operator]
