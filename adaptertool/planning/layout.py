@@ -42,7 +42,9 @@ class TensorSetChange:
 
 def shards_of(base: Checkpoint, edits: Edits, changes: TensorSetChange) -> tuple[Shard, ...]:
     home = _home(base, changes.head)
-    return tuple(_shard(base, header, edits, changes, is_home=header is home) for header in base.headers)
+    shards = [_shard(base, header, edits, changes, is_home=header is home) for header in base.headers]
+    # Where all tensors of a file were scales, whose weights are elsewhere, there is nothing left for it
+    return tuple(shard for shard in shards if shard.steps or base.stored_as is None)
 
 
 def _home(base: Checkpoint, head: Head | None) -> Header | None:
@@ -89,7 +91,7 @@ def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: TensorSetChang
     if base.config is not None:
         new[CONFIG] = _dump(_config(base, changes))
     if base.index is not None:
-        new[INDEX] = _dump(_index(copy.deepcopy(dict(base.index)), shards))
+        new[INDEX] = _dump(_index(dict(base.index), shards))
     return tuple(
         dataclasses.replace(asset, content=new[asset.name], size=len(new[asset.name])) if asset.name in new else asset
         for asset in base.assets
@@ -109,7 +111,7 @@ def _index(index: dict[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
         "total_parameters": sum(step.spec.numel for _, step in steps),
     }
     if isinstance(metadata := index.get("metadata"), dict):
-        metadata |= {key: total for key, total in totals.items() if key in metadata}
+        index["metadata"] = metadata | {key: total for key, total in totals.items() if key in metadata}
     return index
 
 
