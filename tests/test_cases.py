@@ -14,10 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Tensors, lora_factors, write_adapter, write_checkpoint
 from expert_models import MODELS as EXPERTS
+from gguf_files import field, write_lora
 from models import MODELS
 from safetensors.torch import save_file
 from tied_models import MODELS as TIED
@@ -79,6 +81,8 @@ HANDLED = [
     ("RoAd", "linear layers and their biases; road_1, road_2, road_4", "kinds/test_road.py::test_every_command"),
     ("HRA", "linear layers and square convolutions; apply_GS", "kinds/test_hra.py::test_every_command"),
     ("GLoRA of LyCORIS", "linear layers and convolutions", "kinds/test_lycoris_glora.py::test_every_command"),
+    ("DoRA of LyCORIS (dora_scale)", "over LoRA, LoHa and LoKr, also in Tucker form; of rows, of columns, of the input "
+     "channels of convolutions", "kinds/test_dora_scale.py::test_every_element_is_rounded_correctly"),
     ("OFT and BOFT of LyCORIS (oft_blocks, rescale)", "linear layers and convolutions, without a bound (alpha 0)",
      "oracle/test_lycoris.py::test_merge_is_what_the_forward_pass_computes"),
     ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "
@@ -188,12 +192,24 @@ HANDLED = [
      "oracle/test_peft_variants.py::test_merge_is_that_of_peft"),
     ("BD-LoRA: a factor in diagonal blocks", "as the whole matrix; every command",
      "oracle/test_peft_variants.py::test_blocks_on_a_part_of_a_fused_projection"),
+    ("GGUF models (F64, F32, F16, BF16) as bases", "written as they were, but for the numbers: header, offsets, "
+     "padding; tensors in blocks (Q8_0, Q4_K, ...) are copied", "tasks/test_gguf.py::test_all_but_the_numbers_stays"),
+    ("GGUF adapters", "alpha/r, or 1 where alpha is missing or 0; turned embeddings, stacks of experts, "
+     "factors in Q8_0",
+     "formats/test_gguf.py::test_alpha_is_divided_by_the_rank"),
+    ("Adapters of PEFT onto GGUF, and of GGUF onto checkpoints", "names, and rows in another order, by a table that "
+     "llama.cpp's converter was asked for", "resolution/test_across_gguf.py::test_all_four_ways_are_the_same"),
+    ("convert to GGUF and back", "the same factors; scales that one alpha does not say go into lora_b",
+     "resolution/test_across_gguf.py::test_as_adapter_of_gguf_and_back"),
     ("Adapter that names another base", "a note",
      "formats/test_peft_format.py::test_an_adapter_for_another_base_is_noted"),
 ]  # fmt: skip
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "vocab_size": 10}
 WEIGHTS = {f"{Q}.weight": torch.zeros(8, 6), f"{E}.weight": torch.zeros(10, 6), "lm_head.weight": torch.zeros(10, 6)}
 LORA = dict(lora_factors(Q, (8, 6)))
+GGUF = {
+    f"blk.0.attn_q.weight.lora_{role}": np.ones(shape, np.float32) for role, shape in (("a", (4, 6)), ("b", (8, 4)))
+}
 
 
 def case(
@@ -277,6 +293,13 @@ REFUSED = [
     case("target_parameters whose factors are not there", target_parameters=["experts.down_proj"]),
     case("A square layer that GPT-2 would store transposed, in a model of no known family", config={"model_type": "x"},
          weights={"c_proj.weight": torch.zeros(6, 6)}, tensors=lora_factors("c_proj", (6, 6))),
+    case("A GGUF adapter for another architecture", gguf=GGUF, arch="qwen2"),
+    case("A GGUF adapter onto a checkpoint that is not known to be in GGUF", gguf=GGUF, config={
+        "architectures": ["NeverHeardOf"]}),
+    case("A GGUF adapter for llama onto a checkpoint that does not say how many heads it has", gguf=GGUF),
+    case("A tensor of a norm in a GGUF adapter", gguf=GGUF | {"blk.0.attn_norm.weight": np.ones(6, np.float32)}),
+    case("aLoRA in GGUF", gguf=GGUF, more=[field("adapter.alora.invocation_tokens", 1)]),
+    case("A control vector", gguf=GGUF, arch="controlvector"),
 ]  # fmt: skip
 HOW = "| {} | {} |"
 
@@ -284,7 +307,11 @@ HOW = "| {} | {} |"
 def message(folder: Path, entry: Any) -> str:
     what, config, weights, tensors, fields = entry
     base = write_checkpoint(folder / "base", weights, config=config)
-    adapter = write_adapter(folder / "adapter", tensors, **{key: fields[key] for key in fields if key != "beside"})
+    if "gguf" in fields:
+        own = {key: fields[key] for key in ("arch",) if key in fields}
+        adapter = write_lora(folder / "adapter.gguf", fields["gguf"], *fields.get("more", ()), **own)
+    else:
+        adapter = write_adapter(folder / "adapter", tensors, **{key: fields[key] for key in fields if key != "beside"})
     if "beside" in fields:
         save_file(fields["beside"], adapter / "value_head.safetensors")
     with pytest.raises(InputError) as caught:

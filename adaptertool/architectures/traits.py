@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adaptertool.architectures.mlx import METADATA, stored_otherwise
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ _LINEAR_FAMILIES = frozenset({"gpt_bigcode", "gpt_neo", "starcoder2", "idefics"}
 
 # Names of what models tie: input embeddings (a part with "embed" in it, or one of a few more) and output heads (the
 # last part). When unsure, it is one; but nothing ties embeddings of positions and of token types.
-_MORE_EMBEDDINGS = "wte|shared|lm_head|tokens"
+_MORE_EMBEDDINGS = "wte|shared|lm_head|tokens|token_embd"
 _HEADS = "embed_out|output|pred_layer|proj_out|lm_loss|decoder|unembed"
 _MAY_BE_TIED = re.compile(
     r"^(?!.*(?:position|token_type|segment|patch_embed|embedding_hidden|rel_attn_embed|decoder_embed|\d\..*output))"
@@ -47,6 +48,7 @@ _OF_MODULE = (
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
 _ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
+_GGUF = "gguf"  # the family of whatever is in that format
 _STATE = ".quant_state."  # bitsandbytes: then the name of the format
 NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
 
@@ -62,6 +64,7 @@ class Traits:
     kv_rows: int | None  # output rows of k_proj, and of v_proj
     surely_tied: bool  # config.json says tie_word_embeddings: true
     why_tied: str | None  # why embedding and output head may be one; None where they are not
+    by_mlx: bool  # whether MLX wrote it
 
     @property
     def quantised(self) -> str | None:
@@ -88,9 +91,31 @@ class Traits:
         else:
             return
         raise UnsupportedError(
-            f"{ref.path}: {shown(name)} looks quantised ({why}); it is not edited as it is stored. `merge` and `wise` "
-            "with --dtype bf16 decode it, and write a dense checkpoint; or use the checkpoint that it was made from"
+            f"{ref.path}: {shown(name)} looks quantised ({why}); it is not edited as it is stored. {self.way_out}"
         )
+
+    @property
+    def way_out(self) -> str:
+        """What to do with a quantised base."""
+        if _GGUF in self.families:
+            return "Merge into the model as F16, BF16 or F32, and quantise what that makes (llama-quantize)"
+        if self.by_mlx:
+            return "Use the checkpoint that it was made from, or what `mlx_lm.convert --dequantize` makes of it"
+        return (
+            "`merge` and `wise` with --dtype bf16 decode it, and write a dense checkpoint; or use the checkpoint that "
+            "it was made from"
+        )
+
+    def refuse_stored_otherwise(self, ref: Ref, *, by_mlx: bool, in_stack: bool) -> None:
+        """Refuse a change that was trained on other numbers than are stored, since MLX stores other ones than Hugging
+        Face. by_mlx: MLX trained it. Raises UnsupportedError."""
+        why = stored_otherwise(ref.spec, self.families, in_stack=in_stack) if by_mlx != self.by_mlx else None
+        if why is not None:
+            one, other = ("MLX", "Hugging Face") if by_mlx else ("Hugging Face", "MLX")
+            raise UnsupportedError(
+                f"{ref.path}: {shown(ref.spec.name)} is stored as {other} has it, and the adapter is for a model as "
+                f"{one} has it: {why}; use a base of {one}'s"
+            )
 
     def notes_on(self, edited: Collection[str]) -> list[str]:
         """What to say where the config names a quantisation, and tensors are changed."""
@@ -123,12 +148,16 @@ class Traits:
 
     def may_transpose(self, ref: Ref) -> bool:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
-        return bool(self._transposes or not self.families or _named_transposed(ref.spec.name))
+        return bool(self.transposes or not self.families or _named_transposed(ref.spec.name)) and not self.by_mlx
 
     def is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
-        """Whether a weight is stored (in, out), where its shape does not tell. Raises where nothing tells."""
+        """Whether a weight is stored (in, out), where its shape does not tell: PEFT goes by the class of the layer,
+        which no checkpoint tells. Raises where the names are those of layers that may be; a square layer of a model
+        without a model_type, with another name, is taken for one that is not."""
         named = _named_transposed(ref.spec.name)
-        if self._transposes and named:
+        if self.by_mlx:
+            return False
+        if self.transposes and named:
             return True
         if (named and not self.families & _LINEAR_FAMILIES) or (claimed and not self.families):
             square = "is square, and " if len(set(ref.shape)) == 1 else ""
@@ -139,7 +168,8 @@ class Traits:
         return False
 
     @property
-    def _transposes(self) -> bool:
+    def transposes(self) -> bool:
+        """Whether a family that stores weights (in, out) is among its own."""
         return bool(_TRANSPOSED_FAMILIES & self.families)
 
 
@@ -151,7 +181,7 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
     parts = objects(base.config or {})
     codes, beside = codes_of(base)
     return Traits(
-        families=frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str)),
+        families=_families(base, parts),
         quantisation=_quantisation(base.config or {}),
         codes=codes,
         beside_codes=beside,
@@ -159,8 +189,15 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
         vocabularies=tuple(part[key] for part in parts for key in part if _VOCABULARY.search(key)),
         kv_rows=_kv_rows(base.config or {}),
         surely_tied=(base.config or {}).get("tie_word_embeddings") is True,
-        why_tied=None if ties_known else _why_tied(base.config, parts),
+        why_tied=None if ties_known else _why_tied(base, parts),
+        by_mlx=any(METADATA in header.metadata.items() for header in base.headers),
     )
+
+
+def _families(base: Checkpoint, parts: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    if base.gguf is not None:
+        return frozenset({_GGUF})  # in which nothing is stored transposed
+    return frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str))
 
 
 def _kv_rows(config: Mapping[str, Any]) -> int | None:
@@ -210,7 +247,10 @@ def _beside(base: Checkpoint, name: str) -> str | None:
     return name.partition(_STATE)[0] if _STATE in name else None
 
 
-def _why_tied(config: Mapping[str, Any] | None, parts: Sequence[Mapping[str, Any]]) -> str | None:
+def _why_tied(base: Checkpoint, parts: Sequence[Mapping[str, Any]]) -> str | None:
+    config = base.config
+    if base.gguf is not None:
+        return None if "output.weight" in base.tensors else "there is no output.weight, in whose place it is used"
     if config is None:
         return "there is no config.json that says tie_word_embeddings: false"
     # Loaders heed the flag of the whole model. Where it is not written its default may be true.

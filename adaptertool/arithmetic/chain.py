@@ -209,5 +209,6 @@ class Chain:
                     if ops is BLOCKS:
                         own = kind.norms.bound(size, known, edit.scale, 1.0, UNIT, self.columns)
                         whole_size = whole_size.either(own)
+                total = kind.norms.joined(total, edit.factors)
                 self._squares[number, ops.name] = total, whole_size
             return self._squares[number, ops.name]

@@ -17,6 +17,7 @@ from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import Interval, intervals, roots
 from adaptertool.numerics.ops import DYADICS, INTERVALS
 from adaptertool.numerics.rounding import Array
+from adaptertool.spec.plan import Edit
 
 _FEW = 4  # that are kept
 
@@ -42,7 +43,6 @@ class ExactRows:
         if self._chain.requirements.whole_rows:
             return None
         first, last = (0, self._chain.rows) if turned else (row, row + 1)
-        floats = self._stored(row, column, turned=turned)
         for number, edit in enumerate(self._chain.step.edits):
             kind, chosen = kind_of(edit), choose(edit, first, last)
             if kind.norms is None or chosen is None:
@@ -50,12 +50,13 @@ class ExactRows:
             columns = range(self._chain.columns)[chosen.columns]
             if (number and not edit.on_base) or (turned and column not in columns):
                 return None
-            cut, old = self._chain.factors(number, edit, chosen.places), floats[chosen.index]
-            if turned:
-                cut = _cut_to(cut, kind, columns.index(column))
-            old = old.T if turned else old[:, chosen.columns]
-            factors = {role: Dyadic.of(tensor) for role, tensor in cut.items()}
-            square = kind.norms.squares(DYADICS, Dyadic.of(old), factors, Fraction(edit.scale)).item()
+            cut, square = self._chain.factors(number, edit, chosen.places), Fraction()
+            for place in together(edit, columns.index(column)) if turned else (0,):
+                old = self._stored(row, columns[place] if turned else column, turned=turned)[chosen.index]
+                own = _cut_to(cut, kind, place) if turned else cut
+                old = old.T if turned else old[:, chosen.columns]
+                factors = {role: Dyadic.of(tensor) for role, tensor in own.items()}
+                square += kind.norms.squares(DYADICS, Dyadic.of(old), factors, Fraction(edit.scale)).item()
             norms[number] = np.full((1, 1, 1), Interval.of(square).sqrt(bits))
         return norms
 
@@ -63,7 +64,7 @@ class ExactRows:
         """(before, after) of one element, where norms of whole rows play a part: that row, or the column of a tensor
         that is stored transposed, in intervals; roots to about `bits` bits."""
         key = ("line", column if self._chain.transposed else row, bits)
-        before, rows = self._kept(key, lambda: self._made_of(row, column, bits))
+        before, rows = self._kept(key, lambda: self._made_of(row, column, bits, None))
         at = (row, 0) if self._chain.transposed else (0, column)
         return before[at], rows[at]
 
@@ -75,16 +76,17 @@ class ExactRows:
             self._made[key] = made
         return self._made[key]
 
-    def _made_of(self, row: int, column: int, bits: int) -> tuple[Any, Any]:
+    def _made_of(self, row: int, column: int, bits: int, upto: int | None) -> tuple[Any, Any]:
+        """The line of the base, and after the first `upto` edits."""
         turned = self._chain.transposed
         first, last = (0, self._chain.rows) if turned else (row, row + 1)
         rows = intervals(self._stored(row, column, turned=turned))
         before = rows.copy()
-        for number, edit in enumerate(self._chain.step.edits):
+        for number, edit in enumerate(self._chain.step.edits[:upto]):
             chosen = choose(edit, first, last)
             if chosen is None:
                 continue
-            cut = self._chain.factors(number, edit, chosen.places)
+            whole = cut = self._chain.factors(number, edit, chosen.places)
             columns = range(self._chain.columns)[chosen.columns]
             kind, index = kind_of(edit), (chosen.index, chosen.columns)
             if turned:
@@ -97,6 +99,12 @@ class ExactRows:
             scale, weight = Fraction(edit.scale), Fraction(edit.weight)
             if kind.norms is not None:
                 squares = kind.norms.squares(INTERVALS, old if edit.on_base else some, factors, scale)
+                place = columns.index(column) if turned else 0
+                for other in [one for one in together(edit, place) if one != place]:
+                    states = self._made_of(row, columns[other], bits, number)
+                    beside = {role: intervals(tensor) for role, tensor in _cut_to(whole, kind, other).items()}
+                    line = states[0 if edit.on_base else 1][index].T
+                    squares = squares + kind.norms.squares(INTERVALS, line, beside, scale)
                 factors[NORM] = roots(squares, bits)
             kind.apply(INTERVALS, some, factors, scale, weight)
             if isinstance(chosen.index, list):
@@ -109,6 +117,13 @@ class ExactRows:
             return read_rows(self._chain.inputs, self._chain.step.base, row, row + 1, self._chain.columns)
         column_only = dataclasses.replace(self._chain.step.base, columns=range(column, column + 1))
         return read_rows(self._chain.inputs, column_only, 0, self._chain.rows, self._chain.columns)
+
+
+def together(edit: Edit, row: int) -> range:
+    """The rows of what an edit acts on that have one norm, of which `row` is one."""
+    norms = kind_of(edit).norms
+    every = 1 if norms is None or norms.together is None else edit.factors[norms.together].shape[0]
+    return range(row // every * every, (row // every + 1) * every)
 
 
 def _cut_to(factors: Mapping[str, Array], kind: Kind, column: int) -> dict[str, Array]:

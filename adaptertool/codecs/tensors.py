@@ -1,7 +1,7 @@
 """Stored tensors as numpy has them: where their elements lie in a file, and what is read of them.
 
-Elements are those of the tensor as one row, in the order of the file. Of dtypes with less than 8 bits, which are never
-computed on, a byte counts as an element.
+Elements are those of the tensor as one row, in the order of the file. Of dtypes with less than 8 bits, and
+of the blocks of GGUF, which are never computed on, a byte counts as an element.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BAND = 1 << 23  # bytes of columns that are read at once, where only some are as
 def held_as(dtype: str) -> np.dtype[Any]:
     """What an element is held as: by its codec, or unsigned integers of its size where no arithmetic is done on it."""
     codec = BY_DTYPE.get(dtype)
-    return np.dtype(f"u{max(DTYPE_BITS[dtype] // 8, 1)}") if codec is None else codec.held
+    return np.dtype(f"u{max(DTYPE_BITS.get(dtype, 8) // 8, 1)}") if codec is None else codec.held
 
 
 def byte_of(offset: int, dtype: str, first: int) -> int:

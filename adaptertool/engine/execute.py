@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -130,6 +130,7 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
             yield from only_hashed(crew, shard.source, offset, size)
         yield functools.partial(write, crew, shard.header, files)
     for step in with_stretches(shard.steps, outputs, crew.base):
+        run = yield from _aligned(crew, shard, run, step.target if isinstance(step, Stretch) else step.offset, files)
         if isinstance(step, Stretch):
             yield from copies(crew, run, files)
             yield functools.partial(make, crew, step, outputs, files)
@@ -154,7 +155,20 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
                 yield from only_hashed(crew, own.path, own.offset, step.base.spec.nbytes)
             yield from _edit_jobs(crew, step, outputs, files, sources)
             run = Run(own.path, own.offset + step.base.spec.nbytes, step.offset + own.size, 0)
+    run = yield from _aligned(crew, shard, run, shard.size, files)
     yield from copies(crew, run, files)
+
+
+def _aligned(crew: Crew, shard: Shard, run: Run, until: int, files: Sequence[OutputFile]) -> Generator[Job, None, Run]:
+    """Copy what aligns tensors in GGUF: the bytes of the base between the run and the next tensor, or the end of the
+    file. Returns the run that goes on there."""
+    begin = run.target + run.size
+    if shard.header is not None or begin == until:
+        return run
+    hole = Run(shard.source, begin, begin, until - begin)
+    if (longer := run.then(hole)) is None:
+        yield from copies(crew, run, files)
+    return longer or hole
 
 
 def _asset_jobs(crew: Crew, asset: Asset, files: Sequence[OutputFile]) -> Iterator[Job]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from adaptertool.fidelity.summary import EXPECTED, SUSPECT
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
+from adaptertool.numerics.error_bound import Bound
 from adaptertool.numerics.rounding import Array
 from adaptertool.reports.drift import ModuleDrift, WeightDrift
 from adaptertool.reports.run import MERGED, STEPWISE, UNMERGED
@@ -78,6 +80,8 @@ def measure(inputs: Inputs, subject: Measured, probe: Probe, paths: frozenset[st
         given = stored if subject.candidate is None else _given(inputs, subject.candidate, block)
         judged.add(base, exact, given)
         _count_factors(judged, block)
+        if dtype == "F64":
+            judged.variance += _of_floats(block, base)
         if subject.candidate is not None:
             ours.add(base, exact, stored)
         if outputs is not None and variants is not None:
@@ -121,6 +125,17 @@ def _count_factors(tally: WeightTally, block: Block) -> None:
         delta = float(((a @ a.T) * (b.T @ b)).sum()) * times  # ‖B·A‖², without the product itself
         coarsest = max((ref.spec.dtype for ref in edit.factors.values()), key=unit)
         tally.of_factors(coarsest, len(a), through, max(delta, 0.0))
+
+
+def _of_floats(block: Block, base: Array) -> float:
+    """The sum of squared errors that what a weight is compared with may have itself, which is computed in float64: 0
+    where `_count_factors` has counted that."""
+    kinds = [kind_of(edit) for edit in block.step.edits]
+    if any(kind.norms for kind in kinds) or all(kind.pair for kind in kinds):
+        return 0.0
+    size = Bound(float(abs(base).max(initial=0.0)))
+    bound = block.chain.size(size, block.first, block.last, {}, unit("F64")).absolute
+    return min(bound * bound * base.size, sys.float_info.max)
 
 
 def _roundings(step: Step) -> int:

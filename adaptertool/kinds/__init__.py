@@ -9,7 +9,8 @@ from adaptertool.kinds.c3a import C3A
 from adaptertool.kinds.delora import DELORA
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
-from adaptertool.kinds.dora_scale import DORA_SCALE
+from adaptertool.kinds.dora_channels import DORA_CHANNELS
+from adaptertool.kinds.dora_scale import DORA_OVER
 from adaptertool.kinds.fourierft import FOURIERFT
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
@@ -46,6 +47,7 @@ from adaptertool.kinds.waveft import WAVEFT
 KINDS: tuple[Kind, ...] = (
     LORA,
     DORA,
+    DORA_CHANNELS,
     OFFSET,
     FULL,
     DIFFERENCE,
@@ -66,7 +68,7 @@ KINDS: tuple[Kind, ...] = (
     PVERA,
     UNILORA,
     LORA_TUCKER,
-    DORA_SCALE,
+    *DORA_OVER,
     IA3,
     IA3_INPUTS,
     IA3_BIAS,

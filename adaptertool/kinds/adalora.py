@@ -13,6 +13,7 @@ from typing import Any
 
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import product, products, terms_of
+from adaptertool.kinds.misreadings import ONES, ignored
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
@@ -56,6 +57,7 @@ ADALORA = Kind(
     shapes=shapes,
     becomes=becomes,
     linear=True,
+    misreadings=ignored(becomes, ONES, E),
     spellings={
         "peft": Spelling(
             tag="ADALORA",

@@ -19,6 +19,7 @@ import numpy as np
 from adaptertool.kinds.blocks import rotation, stored_blocks
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import made, whole
+from adaptertool.kinds.misreadings import ONES, ignored
 from adaptertool.kinds.rotation import ROWS
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.cayley import transform
@@ -72,6 +73,7 @@ BOFT = Kind(
     shapes=shapes,
     becomes=becomes,
     of_weight=True,
+    misreadings=ignored(becomes, ONES, S),
     spellings={
         "peft": Spelling(
             tag="BOFT",

@@ -18,6 +18,7 @@ import numpy as np
 
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import product, products, terms_of, whole
+from adaptertool.kinds.misreadings import ONES, ignored
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
 from adaptertool.numerics.error_free import two_product
@@ -75,6 +76,7 @@ DELORA = Kind(
     shapes=shapes,
     becomes=becomes,
     linear=True,
+    misreadings=ignored(becomes, ONES, COLUMNS),
     spellings={
         "peft": Spelling(
             tag="DELORA",

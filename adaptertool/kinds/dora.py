@@ -7,16 +7,20 @@ as in PEFT 0.21.2, against which this is checked in the tests.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from adaptertool.kinds import lora
-from adaptertool.kinds.kind import NORM, Factors, Kind, Norms, Shape
+from adaptertool.kinds.kind import NORM, Change, Factors, Kind, Misreading, Norms, Part, Shape
 from adaptertool.kinds.lora import A, B
+from adaptertool.kinds.made import made, turned, whole
+from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, mixed, tiny
 from adaptertool.numerics.ops import DIVIDE, TIMES, Ops
 from adaptertool.numerics.product import roundings
-from adaptertool.spec.plan import Edit
+from adaptertool.spec.tensors import ReadRows
 
 MAGNITUDE = "lora_magnitude_vector"
 
@@ -52,12 +56,6 @@ def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> N
     changed -= rows
     changed *= weight
     rows += changed
-
-
-def without_magnitude(edit: Edit) -> Edit:
-    """The edit as it is where the magnitude is not read: LoRA's."""
-    factors = {role: ref for role, ref in edit.factors.items() if role != MAGNITUDE}
-    return edit._replace(kind=lora.LORA.name, factors=factors)
 
 
 def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:
@@ -115,6 +113,36 @@ def widened(dtype: str) -> str:
     return dtype if dtype == "F64" else "F32"
 
 
+def without_magnitude(change: Change) -> Sequence[Part]:
+    """LoRA."""
+    return [Part(lora.LORA.name, {role: change.factors[role] for role in (A, B)}, change.scale)]
+
+
+def by_norm_of_base(change: Change) -> Sequence[Part]:
+    """m / ‖W‖ in the place of m / ‖V‖, as ComfyUI has merged it: DoRA with m·‖V‖/‖W‖."""
+    base, (out, *_) = change.base, change.weight
+    a, b, m = (change.factors[role] for role in (A, B, MAGNITUDE))
+    if base is None:
+        return []
+
+    def rows(read: ReadRows, first: int, last: int) -> Array:
+        own = read(base, first, last)
+        combined = own + change.scale * read(b, first, last) @ read(a, 0, a.shape[0])
+        norms = np.linalg.norm(own, axis=1)
+        longer = np.linalg.norm(combined, axis=1) / np.where(norms, norms, 1.0)
+        return whole(read, m).reshape(-1)[first:last] * longer
+
+    return [Part(DORA.name, {A: a, B: b, MAGNITUDE: made([m, a, b, base], (out,), rows)}, change.scale)]
+
+
+def by_column(change: Change) -> Sequence[Part]:
+    """The norm over each column, and m for these."""
+    a, b, m = (change.factors[role] for role in (A, B, MAGNITUDE))
+    if len(change.weight) != 2 or change.weight[0] != change.weight[1]:
+        return []
+    return [Part(DORA.name, {A: turned(b), B: turned(a), MAGNITUDE: m}, change.scale, turned=True)]
+
+
 DORA = Kind(
     name="dora",
     roles=frozenset({A, B, MAGNITUDE}),
@@ -128,5 +156,17 @@ DORA = Kind(
     single=True,
     pair=(B, A),
     anew=(B, MAGNITUDE),
-    misreadings={"magnitude-ignored": without_magnitude},
+    misreadings=(
+        Misreading("magnitude-ignored", "", without_magnitude),
+        Misreading("norm-of-base", "", by_norm_of_base),
+        Misreading("norm-axis", "", by_column),
+    ),
+    spellings={
+        "diffusers": Spelling(
+            tag="DORA",
+            keys={".lora_down.weight": A, ".lora_up.weight": B, ".lora_magnitude_vector": MAGNITUDE},
+            rank_of=lambda shapes: shapes[A][0],
+        ),
+        "mlx": Spelling(tag="dora", keys={".lora_a": A, ".lora_b": B, ".m": MAGNITUDE}, alpha=None),
+    },
 )

@@ -20,6 +20,8 @@ from adaptertool.kinds.lora import LORA
 from adaptertool.kinds.lora import A as LORA_A
 from adaptertool.kinds.lora import B as LORA_B
 from adaptertool.kinds.made import made, whole
+from adaptertool.kinds.misreadings import ZEROS as NOTHING
+from adaptertool.kinds.misreadings import ignored
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
@@ -102,6 +104,7 @@ GLORA = Kind(
     becomes=becomes,
     linear=True,
     of_weight=True,
+    misreadings=ignored(becomes, NOTHING, A + TALL, A + ONE, B + TALL, B + ONE),
     spellings={
         "peft": Spelling(
             tag="GLORA",

@@ -16,6 +16,7 @@ import numpy as np
 
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import product, whole
+from adaptertool.kinds.misreadings import ZEROS, ignored
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
@@ -81,6 +82,7 @@ GRALORA = Kind(
     shapes=shapes,
     becomes=becomes,
     linear=True,
+    misreadings=ignored(becomes, ZEROS, HYBRID_B),
     spellings={
         "peft": Spelling(
             tag="GRALORA",

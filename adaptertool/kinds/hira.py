@@ -8,11 +8,11 @@ it finds, as where PEFT merges one after the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adaptertool.kinds import lora
-from adaptertool.kinds.kind import Factors, Kind, Shape
+from adaptertool.kinds.kind import Change, Factors, Kind, Misreading, Part, Shape
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, may_overflow, tiny
 from adaptertool.numerics.ops import TIMES, Ops
@@ -59,6 +59,10 @@ def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: floa
     return size.plus(size.largest * largest * (1 + 2.0**-20), wrong * (1 + 2.0**-20), unit, grain)
 
 
+def _as_lora(change: Change) -> Sequence[Part]:
+    return [Part(lora.LORA.name, {lora.A: change.factors[A], lora.B: change.factors[B]}, change.scale)]
+
+
 HIRA = Kind(
     name="hira",
     roles=frozenset({A, B}),
@@ -71,6 +75,7 @@ HIRA = Kind(
     single=True,
     linear=True,
     of_weight=True,
+    misreadings=(Misreading("taken-for-lora", "the product is added, not multiplied with the weight", _as_lora),),
     spellings={
         "peft": Spelling(
             tag="HIRA",

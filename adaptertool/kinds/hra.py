@@ -21,7 +21,7 @@ import numpy as np
 
 from adaptertool.errors import InputError, shown
 from adaptertool.kinds.blocks import Halves
-from adaptertool.kinds.kind import Kind, Part, Shape
+from adaptertool.kinds.kind import Change, Kind, Misreading, Part, Shape
 from adaptertool.kinds.made import made, whole
 from adaptertool.kinds.right_product import HIGH, LEFT, LOW, RIGHT_PRODUCT
 from adaptertool.kinds.spelling import Spelling
@@ -94,12 +94,20 @@ def _inverse(matrix: DoubleDouble) -> DoubleDouble:
     return rows[:, size:]
 
 
+def _back(change: Change) -> Sequence[Part]:
+    """The reflections from the last to the first: those of U whose columns are in the reverse order."""
+    ref = change.factors[U]
+    reverse = made([ref], ref.shape, lambda read, first, last: read(ref, first, last)[:, ::-1])
+    return becomes({U: reverse}, change.weight, change.scale, change.settings)
+
+
 HRA = Kind(
     name="hra",
     roles=frozenset({U}),
     shapes=shapes,
     becomes=becomes,
     of_weight=True,
+    misreadings=(Misreading("rotation-transposed", "the reflections are in the other order", _back),),
     spellings={
         "peft": Spelling(
             tag="HRA",

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from adaptertool.kinds.gain import GAIN, G
-from adaptertool.kinds.kind import Kind, Part, Shape
+from adaptertool.kinds.kind import Becomes, Kind, Misreading, Part, Shape
 from adaptertool.kinds.made import made, whole
+from adaptertool.kinds.misreadings import on_other_side, with_factor
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
@@ -81,6 +82,11 @@ def becomes_of_inputs(
     return [Part(GAIN.name, {G: made(factors.values(), weight, rows, columns)}, 1.0)]
 
 
+def _one_added(own: Becomes) -> Misreading:
+    """As LyCORIS has it."""
+    return with_factor(own, "one-added", f"it is multiplied with 1 + {L}", L, lambda numbers: numbers + 1)
+
+
 IA3 = Kind(
     name="ia3",
     roles=frozenset({L}),
@@ -88,6 +94,7 @@ IA3 = Kind(
     shapes=shapes,
     becomes=becomes,
     of_weight=True,
+    misreadings=(_one_added(becomes), on_other_side(becomes_of_inputs)),
     spellings={
         "peft": Spelling(
             tag="IA3",
@@ -101,8 +108,19 @@ IA3 = Kind(
     },
 )
 IA3_INPUTS = Kind(
-    name=_INPUTS, roles=frozenset({L}), shapes=shapes_of_inputs, becomes=becomes_of_inputs, of_weight=True
+    name=_INPUTS,
+    roles=frozenset({L}),
+    shapes=shapes_of_inputs,
+    becomes=becomes_of_inputs,
+    of_weight=True,
+    misreadings=(_one_added(becomes_of_inputs), on_other_side(becomes)),
 )
 IA3_BIAS = Kind(
-    name=_BIAS, roles=frozenset({L}), by_row=frozenset({L}), shapes=shapes_of_bias, becomes=becomes, of_weight=True
+    name=_BIAS,
+    roles=frozenset({L}),
+    by_row=frozenset({L}),
+    shapes=shapes_of_bias,
+    becomes=becomes,
+    of_weight=True,
+    misreadings=(_one_added(becomes),),
 )

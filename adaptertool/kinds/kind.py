@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from adaptertool.errors import InternalError
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor
 from adaptertool.numerics.ops import Ops
-from adaptertool.spec.plan import Edit
 from adaptertool.spec.tensors import Ref
 
 Shape = tuple[int, ...]
@@ -35,12 +36,24 @@ class Norms:
     bound:   of the numbers whose squares these are
     length:  the role of the vector, one number for each output row, that stands over the norm
     of_product: the rows are those of V = W + scale·B·A, of the kind's `pair`, and W' = length / norm·V
+    together: the role of a factor with as many numbers as rows, one after the other, have one norm
     """
 
     squares: Callable[[Ops, Array, Factors, Any], Array]
     bound: BoundAfter
     length: str
     of_product: bool = False
+    together: str | None = None
+
+    def joined(self, squares: Any, factors: Mapping[str, Any]) -> Any:
+        """The squares of all rows (n, 1), each summed with those of the same norm. factors: tensors, or arrays"""
+        if self.together is None:
+            return squares
+        count, every = squares.shape[0], factors[self.together].shape[0]
+        total = squares[0::every]
+        for first in range(1, every):
+            total = total + squares[first::every]
+        return total[np.arange(count) // every]
 
 
 class Part(NamedTuple):
@@ -54,6 +67,28 @@ class Part(NamedTuple):
 
 # (factors, the shape (out, in, ...) of the weight, scale, settings) -> the changes that are the same, one after another
 Becomes = Callable[[Mapping[str, Ref], Shape, float, Mapping[str, Any]], Sequence[Part]]
+
+
+class Change(NamedTuple):
+    """What a tool that merges has before it: what `Becomes` is given, and the weight itself."""
+
+    factors: Mapping[str, Ref]
+    weight: Shape  # (out, in, ...)
+    scale: float
+    settings: Mapping[str, Any]
+    base: Ref | None  # None: it is a part of a tensor
+
+
+class Misreading(NamedTuple):
+    """What another tool may take a change for.
+
+    code, detail: what verify calls that fault, and says beside it
+    parts: what it would change then, by kinds that are applied; empty where nobody can take it so
+    """
+
+    code: str
+    detail: str
+    parts: Callable[[Change], Sequence[Part]]
 
 
 def _comes_down(*_: Any) -> Any:
@@ -113,7 +148,7 @@ class Kind:
     of_weight:   what it changes depends on the weight that it finds
     becomes:     the changes by other kinds that it comes down to, from factors that are made of its own
                  (kinds.made). With any weight w of the edit, they must be the same as W + w·(W' − W)
-    misreadings: what verify calls the fault of a tool that read it otherwise -> the edit as it would be then
+    misreadings: what else tools have taken it for: those of what it comes down to are not repeated
     spellings:   how it is written, by the name of the format
     """
 
@@ -141,7 +176,7 @@ class Kind:
     low_rank: Callable[[Factors], tuple[Array, Array]] | None = None
     of_weight: bool = False
     becomes: Becomes | None = None
-    misreadings: Mapping[str, Callable[[Edit], Edit]] = field(default_factory=dict)
+    misreadings: Sequence[Misreading] = ()
     spellings: Mapping[str, Spelling] = field(default_factory=dict)
 
     def weight_of(self, factors: Mapping[str, Shape]) -> tuple[int, int] | None:

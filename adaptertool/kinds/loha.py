@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Factors, Kind, Shape
+from adaptertool.kinds import lora
+from adaptertool.kinds.kind import Change, Factors, Kind, Misreading, Part, Shape
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, may_overflow, tiny
 from adaptertool.numerics.ops import TIMES, Ops
@@ -79,6 +80,15 @@ def low_rank(factors: Factors) -> tuple[Array, Array]:
     return b, (a1[:, None, :] * a2[None, :, :]).reshape(-1, a1.shape[1])
 
 
+def _scaled(change: Change, scale: float) -> Part:
+    return Part(LOHA.name, change.factors, scale)
+
+
+def _half(change: Change, b: str, a: str) -> Part:
+    """LoRA by one of the products."""
+    return Part(lora.LORA.name, {lora.B: change.factors[b], lora.A: change.factors[a]}, change.scale)
+
+
 LOHA = Kind(
     name="loha",
     roles=frozenset({B1, A1, B2, A2}),
@@ -91,6 +101,11 @@ LOHA = Kind(
     single=True,
     linear=True,
     low_rank=low_rank,
+    misreadings=(
+        Misreading("alpha-squared", "alpha/r is in it twice", lambda change: [_scaled(change, change.scale**2)]),
+        Misreading("factor-ignored", f"{B1}, {A1} are not in it", lambda change: [_half(change, B2, A2)]),
+        Misreading("factor-ignored", f"{B2}, {A2} are not in it", lambda change: [_half(change, B1, A1)]),
+    ),
     spellings={
         "kohya": Spelling(
             tag="LOHA", keys={f".{role}": role for role in (B1, A1, B2, A2)}, rank_of=lambda shapes: shapes[A1][0]

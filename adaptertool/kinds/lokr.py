@@ -8,6 +8,9 @@ Sources: A. Edalati et al., "KronA" (arXiv:2212.10650); S. Yeh et al., "Navigati
 
 Of two stored matrices each element is one product: a difference. Else it is a LoHa, since an element is one of W₁ times
 one of W₂: each of these two is a product, of a stored matrix with a selection of its rows or columns.
+
+Nothing in a file tells W₁ from W₂ but their names: where the names are exchanged and the products of the sizes fit, it
+is another adapter, and is merged as that.
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adaptertool.kinds.difference import DELTA, DIFFERENCE
-from adaptertool.kinds.kind import Kind, Part, Shape
+from adaptertool.kinds.kind import Kind, Misreading, Part, Shape
 from adaptertool.kinds.loha_tucker import kernel
 from adaptertool.kinds.made import Side, hadamard, made, products, terms_of, tucker, whole
+from adaptertool.kinds.misreadings import with_scale
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
@@ -73,14 +77,13 @@ class _Places(NamedTuple):
     column2: Any
 
 
-def _places(factors: Mapping[str, Ref], weight: Shape, *, as_peft: bool) -> _Places:
-    """The places of a Kronecker product. For a convolution in one dimension, where W₂ (b, d, k) is stored, PEFT makes
-    W₂ ⊗ W₁ at each place of the kernel: torch.kron pads the dimensions of W₁ from the left."""
+def _places(factors: Mapping[str, Ref], weight: Shape, *, reverse: bool) -> _Places:
+    """The places of a Kronecker product. reverse: of W₂ ⊗ W₁ at each place of the kernel."""
     a, c = _size({role: ref.shape for role, ref in factors.items()})
     b, inner = weight[0] // a, math.prod(weight[2:])
     wide = weight[1] // c * inner
     rows, columns = np.arange(weight[0]), np.arange(weight[1] * inner)
-    if as_peft and W2 in factors and len(weight) == 3:
+    if reverse:
         inputs, place = np.divmod(columns, inner)
         return _Places(rows % a, inputs % c, rows // a, inputs // c * inner + place)
     return _Places(rows // b, columns // wide, rows % b, columns % wide)
@@ -93,9 +96,15 @@ def becomes(
     settings: Mapping[str, Any],  # noqa: ARG001
     *,
     as_peft: bool = True,
+    swapped: bool = False,
 ) -> Sequence[Part]:
-    """A difference where W₁ and W₂ are stored, else LoHa."""
-    at = _places(factors, weight, as_peft=as_peft)
+    """A difference where W₁ and W₂ are stored, else LoHa. For a convolution in one dimension, where W₂ (b, d, k) is
+    stored, PEFT makes W₂ ⊗ W₁ at each place of the kernel: torch.kron pads the dimensions of W₁ from the left.
+
+    swapped: what a tool makes that takes W₂ for W₁, where that is another product
+    """
+    reverse = as_peft and W2 in factors and len(weight) == 3
+    at = _places(factors, weight, reverse=reverse != swapped)
     if W1 in factors and W2 in factors:
         return _of_stored(factors[W1], factors[W2], weight, at, scale)
     first = _stored(factors[W1], at.row1, at.column1) if W1 in factors else _pair(factors[A1], factors[B1], at, 1)
@@ -162,6 +171,15 @@ def _rank(shapes: Mapping[str, Shape]) -> int | None:
     return next((shapes[role][0] for role in (B2, B1) if shapes.get(role)), None)
 
 
+def _misreadings(*, as_peft: bool) -> Sequence[Misreading]:
+    own, swapped = (functools.partial(becomes, as_peft=as_peft, swapped=swapped) for swapped in (False, True))
+    return (
+        with_scale(own, "alpha-squared", "alpha/r is in it twice", lambda scale: scale**2),
+        with_scale(own, "alpha-ignored", "", lambda _: 1.0),
+        with_scale(swapped, "factors-swapped", "the second is multiplied with the first, block by block", float),
+    )
+
+
 _ROLES = (W1, A1, B1, W2, A2, B2, T2)
 LYCORIS_LOKR = Kind(
     name="lokr_lycoris",
@@ -170,6 +188,7 @@ LYCORIS_LOKR = Kind(
     shapes=shapes,
     becomes=functools.partial(becomes, as_peft=False),
     linear=True,
+    misreadings=_misreadings(as_peft=False),
     spellings={"kohya": Spelling(tag="LOKR", keys={f".{role}": role for role in _ROLES}, rank_of=_rank)},
 )
 LOKR = Kind(
@@ -179,6 +198,7 @@ LOKR = Kind(
     shapes=shapes,
     becomes=becomes,
     linear=True,
+    misreadings=_misreadings(as_peft=True),
     spellings={
         "peft": Spelling(
             tag="LOKR",

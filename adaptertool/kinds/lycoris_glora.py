@@ -16,6 +16,7 @@ import numpy as np
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.lora import LORA, A, B
 from adaptertool.kinds.made import made, whole
+from adaptertool.kinds.misreadings import ZEROS, ignored
 from adaptertool.kinds.right_product import HIGH, LEFT, LOW, RIGHT_PRODUCT
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
@@ -67,6 +68,7 @@ LYCORIS_GLORA = Kind(
     shapes=shapes,
     becomes=becomes,
     of_weight=True,
+    misreadings=ignored(becomes, ZEROS, A1, B1),
     spellings={
         "kohya": Spelling(
             tag="GLORA",

@@ -14,8 +14,9 @@ import numpy as np
 
 from adaptertool.errors import MismatchError, shown
 from adaptertool.kinds.hira import HIRA, A, B
-from adaptertool.kinds.kind import Kind, Part, Shape
+from adaptertool.kinds.kind import Change, Kind, Misreading, Part, Shape
 from adaptertool.kinds.made import made, whole
+from adaptertool.kinds.misreadings import is_square, with_factor
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.tensors import Ref
 
@@ -50,11 +51,20 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     return [Part(HIRA.name, {B: b, A: a}, 1.0)]
 
 
+def _other_side(change: Change) -> Sequence[Part]:
+    settings = {**change.settings, ON_INPUT: not change.settings[ON_INPUT]}
+    return becomes(change.factors, change.weight, change.scale, settings) if is_square(change) else []
+
+
 LYCORIS_IA3 = Kind(
     name="lycoris-ia3",
     roles=frozenset({L}),
     shapes=shapes,
     becomes=becomes,
     of_weight=True,
+    misreadings=(
+        with_factor(becomes, "one-missing", f"it is multiplied with {L}, not 1 + {L}", L, lambda numbers: numbers - 1),
+        Misreading("other-side", "inputs are taken for outputs, or the reverse", _other_side),
+    ),
     spellings={"kohya": Spelling(tag="IA3", keys={f".{L}": L}, settings=frozenset({ON_INPUT}))},
 )

@@ -21,6 +21,7 @@ import numpy as np
 from adaptertool.kinds.blocks import rotation, stored_blocks
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import whole
+from adaptertool.kinds.misreadings import ONES, ignored
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.cayley import transform
 from adaptertool.numerics.double_double import DoubleDouble
@@ -76,6 +77,7 @@ LYCORIS_OFT = Kind(
     shapes=shapes,
     becomes=becomes,
     of_weight=True,
+    misreadings=ignored(becomes, ONES, RESCALE),
     spellings={
         "kohya": Spelling(tag="OFT", keys={f".{role}": role for role in (BLOCKS, RESCALE)}, unbounded=True),
     },

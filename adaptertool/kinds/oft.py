@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from adaptertool.errors import MismatchError, shown
 from adaptertool.kinds.blocks import negative, rotation, skew
 from adaptertool.kinds.kind import Kind, Part, Shape
+from adaptertool.kinds.misreadings import with_settings
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.cayley import series, transform
 from adaptertool.numerics.double_double import DoubleDouble
@@ -114,6 +115,14 @@ def check(fields: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _unless(name: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    return lambda settings: {**settings, name: False} if settings.get(name) else {}
+
+
+def _series(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {} if settings.get(SERIES) else {TERMS: 5, **settings, SERIES: True}
+
+
 OFT = Kind(
     name="oft",
     roles=frozenset({R, EMBEDDED}),
@@ -121,6 +130,11 @@ OFT = Kind(
     shapes=shapes,
     becomes=becomes,
     of_weight=True,
+    misreadings=(
+        with_settings(becomes, "setting-ignored", f"{PROJECTED} is not done", _unless(PROJECTED)),
+        with_settings(becomes, "setting-ignored", f"{SERIES}: the inverse, not the series", _unless(SERIES)),
+        with_settings(becomes, "setting-ignored", f"{SERIES}: the series, not the inverse", _series),
+    ),
     spellings={
         "peft": Spelling(
             tag="OFT",

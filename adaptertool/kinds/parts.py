@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptertool.kinds import BY_NAME, kind_of
-from adaptertool.kinds.kind import Part, Shape
+from adaptertool.kinds.kind import Change, Misreading, Part, Shape
 from adaptertool.kinds.made import turned
 from adaptertool.spec.adapter import Module
+from adaptertool.spec.plan import Edit
+from adaptertool.spec.tensors import Ref
 
 
 def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | None:
@@ -32,15 +34,36 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
             factors={role: ref.renamed(f"{stem}.{role}.weight") for role, ref in part.factors.items()},
             scale=part.scale,
             rank=part.factors[pair[1]].shape[0] if (pair := BY_NAME[part.kind].pair) else module.rank,
-            transposed=bool(module.transposed) != part.turned if not BY_NAME[part.kind].elementwise else False,
+            transposed=part.turned,
             settings={},
         )
-        for part in (_as_stored(part) if module.transposed else part for part in parts)
+        for part in (_as_stored(part, bool(module.transposed)) for part in parts)
     ]
 
 
-def _as_stored(part: Part) -> Part:
-    """A change element by element, of a weight that is stored transposed."""
+def _as_stored(part: Part, transposed: bool) -> Part:
+    """A part with factors for the weight as it is stored: turned where a kind turns it itself. What changes element by
+    element is turned here."""
     if not BY_NAME[part.kind].elementwise:
-        return part
-    return part._replace(factors={role: turned(ref) for role, ref in part.factors.items()})
+        return part._replace(turned=part.turned != transposed)
+    factors = {role: turned(ref) for role, ref in part.factors.items()} if transposed else part.factors
+    return part._replace(factors=factors, turned=False)
+
+
+def misread(edit: Edit, misreading: Misreading, stored: Shape, base: Ref | None, *, whole: bool) -> Sequence[Edit]:
+    """What an edit would be to a tool with that fault, which its kind, or that of the change which it is a part of, has
+    among its misreadings; empty where nobody can take it so.
+
+    stored: the shape of what is changed, as it is stored; base: that itself, where it is a whole tensor
+    whole: of the change that the edit is a part of
+    """
+    own = edit.part_of if whole and edit.part_of is not None else edit
+    transposed = bool(own.transposed)
+    weight = stored[::-1] if transposed else stored
+    base = turned(base) if base is not None and transposed else base
+    settings = own.settings if isinstance(own, Module) else {}
+    parts = misreading.parts(Change(own.factors, weight, own.scale, settings, base))
+    return [
+        edit._replace(kind=part.kind, factors=part.factors, scale=part.scale, transposed=part.turned, part_of=None)
+        for part in (_as_stored(part, transposed) for part in parts)
+    ]

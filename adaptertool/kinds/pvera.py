@@ -12,6 +12,7 @@ from typing import Any
 
 from adaptertool.kinds import vera
 from adaptertool.kinds.kind import Kind, Part, Shape
+from adaptertool.kinds.misreadings import ONES, ignored
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.kinds.vera import why_not_saved
 from adaptertool.spec.tensors import Ref
@@ -56,6 +57,7 @@ PVERA = Kind(
     shapes=shapes,
     becomes=becomes,
     linear=True,
+    misreadings=ignored(becomes, ONES, LEFT, RIGHT),
     spellings={
         "peft": Spelling(
             tag="PVERA",

@@ -18,6 +18,7 @@ import numpy as np
 
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import product, products, terms_of, whole
+from adaptertool.kinds.misreadings import ONES, ignored
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.kinds.vera import why_not_saved
 from adaptertool.numerics.error_bound import Array
@@ -80,6 +81,7 @@ RANDLORA = Kind(
     shapes=shapes,
     becomes=becomes,
     linear=True,
+    misreadings=ignored(becomes, ONES, LAMBDA, GAMMA),
     spellings={
         "peft": Spelling(
             tag="RANDLORA",

@@ -21,6 +21,7 @@ from adaptertool.errors import MismatchError, shown
 from adaptertool.kinds.blocks import rotation
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import whole
+from adaptertool.kinds.misreadings import ONES, ignored
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.angles import cosines_and_sines
 from adaptertool.numerics.double_double import DoubleDouble
@@ -103,6 +104,7 @@ ROAD = Kind(
     shapes=shapes,
     becomes=becomes,
     of_weight=True,
+    misreadings=ignored(becomes, ONES, ALPHA),
     spellings={
         "peft": Spelling(
             tag="ROAD",

@@ -12,6 +12,7 @@ from typing import Any
 
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import product, products, terms_of, whole
+from adaptertool.kinds.misreadings import ONES, ignored
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
@@ -63,6 +64,7 @@ VERA = Kind(
     shapes=shapes,
     becomes=becomes,
     linear=True,
+    misreadings=ignored(becomes, ONES, LEFT, RIGHT),
     spellings={
         "peft": Spelling(
             tag="VERA",

@@ -131,7 +131,8 @@ def norm_of(kind: Kind, weight: torch.Tensor, stored: dict[str, Any], scale: flo
         columns = slice(first, first + size)
         cut = {role: factor[:, columns] if role in kind.by_column else factor for role, factor in factors.items()}
         total += kind.norms.squares(FLOATS, weight[:, columns].to(wide), cut, scale)
-    return total.sqrt()
+    joined: torch.Tensor = kind.norms.joined(total, stored)
+    return joined.sqrt()
 
 
 def as_torch(factor: Any, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -40,20 +40,21 @@ def adapter_edits(
         for target, modules in resolved.items():
             if edits.get(target):
                 modules = _without_copies(subject, adapter, target, modules)
-            parts = [part for module in modules for part in _parts(subject, target, module)]
             edits.setdefault(target, []).extend(
                 Edit(
-                    module.kind,
+                    part.kind,
                     number,
-                    module.name,
-                    module.factors,
-                    module.scale,
+                    part.name,
+                    part.factors,
+                    part.scale,
                     weight,
-                    transposed=bool(module.transposed),
-                    view=module.view,
+                    transposed=bool(part.transposed),
+                    view=part.view,
                     on_base=mixed,
+                    part_of=None if part is module else module,
                 )
-                for module in parts
+                for module in modules
+                for part in _parts(subject, target, module)
             )
     ends = subject.ends if head is None else {}  # such a model has no end that could be tied
     tying = [number for number, adapter in enumerate(adapters) if adapter.ties_ends]

@@ -41,6 +41,12 @@ class TensorSetChange:
 
 
 def shards_of(base: Checkpoint, edits: Edits, changes: TensorSetChange) -> tuple[Shard, ...]:
+    """The files of the output's weights. Raises UnsupportedError for a pipeline whose set of tensors changes."""
+    if base.components and (changes.apart or changes.resized or changes.head is not None):
+        raise UnsupportedError(
+            f"{base.path} is a pipeline, and the adapter changes the set or the sizes of its tensors (a new head, or "
+            "more tokens); that is supported for single models: give the folder of the component as BASE"
+        )
     home = _home(base, changes.head)
     shards = [_shard(base, header, edits, changes, is_home=header is home) for header in base.headers]
     # Where all tensors of a file were scales, whose weights are elsewhere, there is nothing left for it
@@ -61,7 +67,12 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
     touched = {*changes.resized, *head, *changes.dropped}
     if base.stored_as is None and not added and not is_home and touched.isdisjoint(header.tensors):
         steps = [Step(ref.spec, ref.offset, ref, tuple(edits.get(name, ()))) for name, ref in header.tensors.items()]
-        return Shard(header.path, header.data_start, header.size, tuple(steps))
+        return Shard(header.path, header.data_start, header.size, tuple(steps), path=base.name_of(header))
+    if header.typed is not None:
+        raise UnsupportedError(
+            f"{header.path}: its tensors would be others than before ({', '.join(map(shown, sorted(touched)[:3]))}); "
+            "the header of a GGUF file is kept as it is: merge into the checkpoint that it was made from, and convert"
+        )
     refs = dict(header.tensors)
     for end in added:
         refs[end] = header.tensors[changes.apart[end]]

@@ -61,6 +61,8 @@ def aligned(names: Collection[str], config: Config, other: Checkpoint) -> tuple[
 
     Raises MismatchError where a name could be several.
     """
+    if other.components:
+        return _by_component(names, config, other)
     left = [name for name in names if name not in other.tensors]
     more = [name for name in other.tensors if name not in names]
     if not left or not more:
@@ -95,6 +97,23 @@ def aligned(names: Collection[str], config: Config, other: Checkpoint) -> tuple[
         f"{shown(theirs_name)} there{' ...' if len(found) > 1 else ''}"
     )
     return other.renamed(found), [note]
+
+
+def _by_component(names: Collection[str], config: Config, other: Checkpoint) -> tuple[Checkpoint, list[str]]:
+    """The same for a pipeline: each of its models by itself."""
+    found: dict[str, str] = {}
+    notes: list[str] = []
+    for folder in other.components:
+        start, parts = f"{folder}.", (config or {}, other.config or {})
+        ours = {name.removeprefix(start): None for name in names if name.startswith(start)}
+        theirs = {name.removeprefix(start): ref for name, ref in other.tensors.items() if name.startswith(start)}
+        part = dataclasses.replace(
+            other, path=other.path / folder, tensors=theirs, config=parts[1].get(folder), components=()
+        )
+        named, more = aligned(ours, parts[0].get(folder), part)
+        found |= {start + old: start + new for old, new in zip(theirs, named.tensors, strict=True)}
+        notes += more
+    return other.renamed(found), notes
 
 
 def with_tied(names: Mapping[str, Ref], config: Config, other: Checkpoint) -> tuple[Checkpoint, list[str]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from adaptertool.spec.adapter import Module
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.tensors import Ref, Stamp, TensorSpec, View
 
@@ -26,6 +27,7 @@ class Edit(NamedTuple):
     transposed: bool = False  # the tensor is stored (in, out)
     view: View | None = None  # the part of the tensor that it acts on; None: all of it
     on_base: bool = False  # norms are those of the base weight, as where several adapters act together (mixed)
+    part_of: Module | None = None  # the change that comes down to this one, alone or with others
 
 
 class Blend(NamedTuple):
@@ -57,10 +59,11 @@ class Shard:
     size: int
     steps: tuple[Step, ...]
     header: bytes | None = None  # of its own, where tensors were added or have other shapes
+    path: str = ""  # inside the checkpoint, with /; empty: the name of the source
 
     @property
     def name(self) -> str:
-        return self.source.name
+        return self.path or self.source.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from adaptertool.arguments import PathLike, as_path
 from adaptertool.codecs import COMPUTED
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import InputError, MismatchError, shown
-from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import load_json
+from adaptertool.files.pipeline import holds_weights
 from adaptertool.files.reader import Inputs
 from adaptertool.formats import FORMATS, is_adapter, recognised
 from adaptertool.formats.beside import weights_beside
@@ -85,9 +86,9 @@ def diff(
 def _opened(path: Path) -> Checkpoint:
     if (own := recognised(path)) is None:
         return open_checkpoint(path)
-    if any((path / name).exists() for name in (SINGLE, INDEX)):
+    if holds_weights(path):
         raise InputError(f"{path} holds an adapter and a checkpoint; give the path of the file that is meant")
-    return open_checkpoint(path / own.files.weights)
+    return open_checkpoint(path / own.files.weights_at(path))
 
 
 def _require_alike(a: Checkpoint, b: Checkpoint) -> None:
@@ -140,3 +141,4 @@ def _notes(paths: tuple[Path, Path], a: Checkpoint, b: Checkpoint) -> Iterator[s
             yield from config_notes(str(configs[0]), *read)
     elif not found:
         yield from config_notes("config.json", a.config, b.config)
+    yield from config_notes("what GGUF files say beside their tensors", a.gguf, b.gguf)

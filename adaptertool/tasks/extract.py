@@ -14,7 +14,7 @@ from adaptertool.errors import InputError, MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.reader import Inputs, same_bytes
 from adaptertool.formats import DEFAULT, is_adapter, writing
-from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.formats.checkpoints import open_checkpoint, require_named
 from adaptertool.formats.format import Written
 from adaptertool.live import device_named
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
@@ -87,9 +87,9 @@ def extract(
     check_out(target, [base_path, path], force=options.force)
     if is_adapter(path):
         raise InputError(f"{path} is an adapter already; for a smaller rank there is `adaptertool truncate`")
-    checkpoint = require_merged(open_checkpoint(base_path))
+    checkpoint = require_named(open_checkpoint(base_path))
     with renaming(renames) as own:
-        other = own.checkpoint(require_merged(open_checkpoint(path)), checkpoint)
+        other = own.checkpoint(require_named(open_checkpoint(path)), checkpoint)
     selection, count, notes = _selection(checkpoint, other, leave_out, thread_count(options.threads))
     output = _output(checkpoint, other, selection, cut, DTYPES[dtype], notes, computing)
     done = write_adapter(output, target, options)
@@ -159,12 +159,14 @@ def _output(
             **device.recipe,
         },
         sources=[source.path for source in sources],
-        files=DEFAULT.files,
+        weights=DEFAULT.files.weights,
         stamps={header.path: header.stamp for source in sources for header in source.headers},
         largest=[spec for choice in choices for spec in specs_of(choice, cut, dtype)],
         metadata={"format": "pt"},
         jobs=lambda inputs: jobs(choices, cut, dtype, inputs, device),
-        config=lambda said: writing(DEFAULT).config_text(_fields(base, selection), _written(said)),
+        small=lambda said: {
+            DEFAULT.files.named[0]: writing(DEFAULT).config_text(_fields(base, selection), _written(said))
+        },
         notes=[*_notes(base, tuned, selection), *misfits],
         reserved=None if cut.rank else 0,
     )

@@ -21,7 +21,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats import BY_NAME, read_alone, writing
 from adaptertool.formats.beside import assets_of, left_out, require_used
-from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.formats.checkpoints import open_checkpoint, require_named
 from adaptertool.formats.format import Format, Written
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
@@ -92,7 +92,7 @@ def sum_adapters(
     check_adapters(adapters, method)
     numbers = decimals(weights, "weight", len(adapters))
     paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
-    checkpoint = None if base is None else require_merged(open_checkpoint(as_path(base, "BASE")))
+    checkpoint = None if base is None else require_named(open_checkpoint(as_path(base, "BASE")))
     check_out(target, [*paths, *([checkpoint.path] if checkpoint else [])], force=options.force)
     opened, notes = under_one_name(_opened(paths, reading), checkpoint, renames)
     cut, mix = cut_for(method, rank, energy, opened), mix_for(method, given)
@@ -194,7 +194,7 @@ def _output(
             **left_out(one.adapter for one in adapters),
         },
         sources=[*(adapter.adapter.path for adapter in adapters), *(plan.base for plan in plans[:1])],
-        files=own.files,
+        weights=own.files.weights,
         stamps={
             **(plans[0].inputs if plans else {}),
             **{path: stamp for adapter in adapters for path, stamp in adapter.adapter.files.items()},
@@ -202,7 +202,7 @@ def _output(
         largest=specs(layers, saved),
         metadata=adapters[0].adapter.metadata,
         jobs=lambda inputs: jobs(layers, saved, make, inputs),
-        config=lambda said: _config(own, fields, targets, _whole(said)),
+        small=lambda said: {own.files.named[0]: _config(own, fields, targets, _whole(said))},
         notes=_notes(adapters),
         reserved=0 if cut is not None and cut.rank is None and (mix is not None or plans) else None,
     )

@@ -72,7 +72,9 @@ def verify(
     verification.examine), "wrong", "untouched_changed", "missing" or "extra". Of what is wrong the fault is named:
     not-applied, applied-twice, wrong-scale (with the fitted scale), rslora-ignored, alpha-pattern-ignored, transposed,
     magnitude-ignored, negated, wrong-base, row-shifted (other rows', or another tensor's data), truncated, stochastic,
-    lower-precision, nan, overflow, dtype-changed, shape-changed, unknown. `problems` has what is wrong beside single
+    lower-precision, nan, overflow, dtype-changed, shape-changed, unknown, and those of kinds (Kind.misreadings):
+    alpha-squared, alpha-ignored, factors-swapped, factor-ignored, norm-of-base, norm-axis, one-added, one-missing,
+    other-side, rotation-transposed, setting-ignored, taken-for-lora. `problems` has what is wrong beside single
     tensors: fields of config.json, and a scale that shows in all tensors together only.
 
     Of a quantised base `merged` may be quantised as it is, or dense: then it is judged against the decoded numbers.

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from adaptertool.arguments import Number, PathLike, as_path, check_dtype, check_precision, parse_alphas
 from adaptertool.errors import InputError, UsageError, argument
-from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.pipeline import holds_weights
 from adaptertool.formats import is_adapter
 from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
@@ -103,7 +104,7 @@ def _between(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: Wi
 
 def _towards(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: WiseRecipe, reading: Reading) -> Prepared:
     """Between a checkpoint and what an adapter makes of it."""
-    if any((path / name).exists() for name in (SINGLE, INDEX)):
+    if holds_weights(path):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
     with renaming(reading.renames) as own:
         adapter = open_adapter(path, base, reading, own)

@@ -13,7 +13,7 @@ from adaptertool.reports.verify import VerdictCounts, VerifyReport
 from adaptertool.resolution.correspondence import aligned, ties_in, with_tied
 from adaptertool.resolution.resolve import Base
 from adaptertool.spec.plan import Plan
-from adaptertool.verification.faults import Reading
+from adaptertool.verification.hypotheses import Reading
 from adaptertool.verification.pairing import hints, notes_of, odd_ones, pair, problems_of
 from adaptertool.verification.run import judge, most_frequent
 

@@ -5,17 +5,14 @@ Most faults are other edits of the same base, so what each would give is compute
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from adaptertool.codecs import CODECS, COMPUTED, F32
-from adaptertool.kinds import kind_of
-from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.rounding import Array
-from adaptertool.spec.plan import Edit
+from adaptertool.verification.hypotheses import Reading, hypotheses
 from adaptertool.verification.judge import narrowed
 from adaptertool.verification.misplaced import elsewhere, is_turned
 from adaptertool.verification.precision import has_few_bits, lost_precision
@@ -25,9 +22,6 @@ from adaptertool.verification.sample import Sample, samples_of
 from adaptertool.verification.scales import scales_of
 from adaptertool.verification.subject import Candidate
 from adaptertool.verification.tolerance import half_ulp
-
-Edits = tuple[Edit, ...]
-Reading = Callable[[Edit], Edit]
 
 _BETTER = 0.5  # what a fault leaves over of the differences, at most
 _ALIKE = 1.05  # of several faults that leave about as much over the first is named
@@ -82,14 +76,19 @@ def _by_other_edits(
     """The known fault that leaves the least over, if that is much less than the right edits do."""
     left = _excess(subject, bad, [sample.exact for sample in bad])
     found: list[tuple[float, str, str]] = []
-    for code, edits, detail in _hypotheses(subject.step.edits, readings, names) if left else ():
+    for code, edits, detail in hypotheses(subject, readings, names) if left else ():
         meant = [sample.under(subject, edits) for sample in bad]
         if all(sample.may_be(numbers) for sample, numbers in zip(bad, meant, strict=True)):
             found.append((_excess(subject, bad, meant), code, detail))
     least = min((excess for excess, *_ in found), default=np.inf)
     if not least <= _BETTER * left:
         return None
-    return next((code, detail) for excess, code, detail in found if excess <= _ALIKE * least + 1e-9)
+    likely = [(code, detail) for excess, code, detail in found if excess <= _ALIKE * least + 1e-9]
+    code, detail = likely[0]
+    others = sorted({other for other, _ in likely} - {code})
+    return code, "; or ".join(
+        [detail] * bool(detail) + others
+    ) if detail or not others else f"or {'; or '.join(others)}"
 
 
 def _excess(subject: Candidate, samples: Sequence[Sample], meant: Sequence[Array]) -> float:
@@ -101,43 +100,6 @@ def _excess(subject: Candidate, samples: Sequence[Sample], meant: Sequence[Array
             apart = to(numbers[sample.bad]) != sample.found[sample.bad]
         total += float(sample.excess(numbers).sum()) + 1e-3 * np.count_nonzero(apart)
     return total
-
-
-def _hypotheses(
-    edits: Edits, readings: Mapping[str, Reading], names: Sequence[str]
-) -> Iterator[tuple[str, Edits, str]]:
-    """(code, the edits that it would be, which adapter)"""
-    if not edits:
-        return
-    yield "not-applied", (), ""
-    adapters = sorted({edit.adapter for edit in edits})
-    if len(adapters) > 1:
-        for one in adapters:
-            said = f"adapter {one + 1}" + (f", {names[one]}," if one < len(names) else "")
-            yield "not-applied", tuple(edit for edit in edits if edit.adapter != one), f"{said} is not in it"
-        for one in adapters:
-            said = f"adapter {one + 1}" + (f", {names[one]}," if one < len(names) else "")
-            own = tuple(edit for edit in edits if edit.adapter == one)
-            yield "not-applied", own, f"only {said} is in it"
-            yield "applied-twice", edits + own, f"{said} is in it twice"
-    yield "applied-twice", edits + edits, ""
-    yield "negated", tuple(edit._replace(weight=-edit.weight) for edit in edits), ""
-    for code in sorted({code for edit in edits for code in kind_of(edit).misreadings}):
-        yield code, tuple(_misread(edit, code) for edit in edits), ""
-    for code, reading in readings.items():
-        yield code, tuple(map(reading, edits)), ""
-    if all(kind_of(edit).is_product and edit.view is None for edit in edits) and _square(edits):
-        yield "transposed", tuple(edit._replace(transposed=not edit.transposed) for edit in edits), ""
-
-
-def _square(edits: Edits) -> bool:
-    return all(edit.factors[B].shape[0] == math.prod(edit.factors[A].shape[1:]) for edit in edits)
-
-
-def _misread(edit: Edit, code: str) -> Edit:
-    """The edit as a tool with this fault reads it."""
-    misread = kind_of(edit).misreadings.get(code)
-    return edit if misread is None else misread(edit)
 
 
 def _by_rounding(subject: Candidate, samples: Sequence[Sample], bad: Sequence[Sample]) -> tuple[str, str] | None:

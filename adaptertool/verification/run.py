@@ -12,7 +12,8 @@ from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.pool import Job, run_jobs
 from adaptertool.reports.verify import TensorVerdict
 from adaptertool.verification.examine import Finding, examine
-from adaptertool.verification.faults import Fault, Reading, fault_of
+from adaptertool.verification.faults import Fault, fault_of
+from adaptertool.verification.hypotheses import Reading
 from adaptertool.verification.judge import jobs_of
 from adaptertool.verification.misplaced import is_turned
 from adaptertool.verification.pairing import Pairs

@@ -11,7 +11,7 @@ from adaptertool.arithmetic.block import Block
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.tiling import matrix, needs_columns
 from adaptertool.codecs.numbers import doubles
-from adaptertool.codecs.tensors import read_stored
+from adaptertool.codecs.tensors import read_rows, read_stored
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit
 from adaptertool.verification.subject import Candidate
@@ -36,8 +36,15 @@ class Sample(NamedTuple):
     def under(self, subject: Candidate, edits: Sequence[Edit]) -> Array:
         """What other edits would have made of all rows, before it is rounded."""
         block, step = self.block, subject.step._replace(edits=tuple(edits))
-        rows = self.base.copy()
-        Chain(subject.inputs, step, matrix(subject.step)).apply(rows, block.first, self.base)
+        chain = Chain(subject.inputs, step, matrix(subject.step))
+        if needs_columns(edits):
+            whole = read_rows(subject.inputs, step.base, 0, chain.rows, chain.columns)
+            made = whole.copy()
+            chain.apply(made, 0, whole)
+            rows = made[block.first : block.last]
+        else:
+            rows = self.base.copy()
+            chain.apply(rows, block.first, self.base)
         return rows if subject.alpha == 1 else self.base + subject.alpha * (rows - self.base)
 
     def excess(self, other: Array) -> Array:

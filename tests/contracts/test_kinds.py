@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from adaptertool.errors import InternalError
 from adaptertool.kinds import BY_NAME, KINDS, NORM, Kind
@@ -18,6 +19,7 @@ from adaptertool.numerics.error_bound import Bound, Factor
 from adaptertool.numerics.interval import intervals, roots
 from adaptertool.numerics.modular import Residue
 from adaptertool.numerics.ops import BLOCKS, DOUBLES, FLOATS, INTERVALS, OPERATIONS, RESIDUES, SYSTEMS, Ops
+from adaptertool.tasks.verify import verify
 
 OUT, IN, RANK = 6, 10, 3
 SCALE, WEIGHT = 0.75, -1.25  # of few bits, so that their product is exact
@@ -165,6 +167,7 @@ def test_double_double_holds_the_exact_result(kind: Kind, weight: Fraction) -> N
             if role in kind.by_row | {NORM}
             else DOUBLES.array(factors[role][:, at[1]].T[:, :, None])
             for role, factor in held.items()
+            if kind.elementwise or role in kind.by_row | kind.by_column | {NORM}
         }
         single = DOUBLES.array(rows[at][:, None, None]).copy()
         kind.apply(DOUBLES, single, cut, Fraction(SCALE), weight)
@@ -267,7 +270,7 @@ def test_spellings_name_every_role(kind: Kind) -> None:
 @those_made
 def test_one_that_comes_down_to_others_has_nothing_else(kind: Kind) -> None:
     assert kind.optional <= kind.roles and kind.by_row | kind.by_column <= kind.roles
-    assert not (kind.pair or kind.is_product or kind.norms or kind.anew or kind.low_rank or kind.misreadings)
+    assert not (kind.pair or kind.is_product or kind.norms or kind.anew or kind.low_rank)
     assert not (kind.single or kind.elementwise or kind.replaces or kind.operations)
     with pytest.raises(InternalError):
         kind.apply(BLOCKS, np.zeros((1, 1)), {}, 1.0, 1.0)
@@ -277,3 +280,11 @@ def test_names_are_unique() -> None:
     assert len({kind.name for kind in KINDS}) == len(KINDS)
     tags = [(name, spelling.tag) for kind in KINDS for name, spelling in kind.spellings.items()]
     assert len(set(tags)) == len(tags)
+
+
+def test_each_fault_that_verify_names_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    for kind in KINDS:
+        for misreading in kind.misreadings:
+            assert f"`{misreading.code}`" in text
+            assert misreading.code in (verify.__doc__ or "")

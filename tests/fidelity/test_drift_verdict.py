@@ -12,6 +12,7 @@ from conftest import FIXTURES, lora_factors, write_adapter, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from trials import write_kind
 
 import adaptertool
 from adaptertool.errors import MismatchError, NonFiniteError, UnsupportedError
@@ -172,3 +173,18 @@ def test_candidates_that_do_not_fit(tmp_path: Path) -> None:
     broken = write_checkpoint(tmp_path / "out", {f"{Q}.weight": torch.full(SHAPE, math.nan)})
     with pytest.raises(NonFiniteError, match="holds NaN"):
         adaptertool.drift(base, [adapter], merged=broken)
+
+
+def test_rotations_of_float64_are_expected_and_faults_in_them_suspect(tmp_path: Path) -> None:
+    """What such a weight is compared with is itself computed in float64."""
+    u, w = torch.randn(48, 8, dtype=torch.float64), torch.randn(64, 48, dtype=torch.float64)
+    base = write_checkpoint(tmp_path / "base", {"l.weight": w})
+    adapter = write_kind(tmp_path / "a", {"l.hra_u": u}, peft_type="HRA", r=8, apply_GS=False)
+    assert [module.verdict for module in adaptertool.drift(base, [adapter]).modules] == ["expected"]
+    turn = torch.eye(48, dtype=torch.float64)
+    for column in u.T:
+        turn = turn @ (torch.eye(48) - 2 * torch.outer(column, column) / (column @ column))
+    for number, (merged, verdict) in enumerate([(w @ turn, "expected"), (w @ turn * (1 + 1e-10), "suspect")]):
+        path = write_checkpoint(tmp_path / f"merged{number}", {"l.weight": merged})
+        (module,) = adaptertool.drift(base, [adapter], merged=path).modules
+        assert module.verdict == verdict

@@ -160,6 +160,20 @@ def test_square_layer_of_an_unknown_family_may_be_a_fork_of_gpt2(tmp_path: Path)
     assert "is square" in refusal(base, adapter(base, C_PROJ), UnsupportedError)
 
 
+def test_square_layer_beside_one_that_is_transposed_by_its_shape(tmp_path: Path) -> None:
+    """Of a model that says nothing of itself, whose names are not those of GPT-2: the one makes the other doubtful."""
+    base = base_of(
+        tmp_path, {"tie_word_embeddings": False}, {"a.weight": torch.ones(8, 6), "b.weight": torch.ones(6, 6)}
+    )
+    assert edits(base, adapter(base, lora_factors("b", (6, 6)))).keys() == {"b.weight"}
+    both = lora_factors("a", (6, 8)) | lora_factors("b", (6, 6))
+    assert "b.weight is square" in refusal(base, adapter(base, both), UnsupportedError)
+    assert edits(base, adapter(base, lora_factors("a", (8, 6)) | lora_factors("b", (6, 6)))).keys() == {
+        "a.weight",
+        "b.weight",
+    }
+
+
 def test_saved_tensor_of_a_transposing_family_is_taken_as_it_is(tmp_path: Path) -> None:
     base = base_of(tmp_path, {"model_type": "gpt2", "tie_word_embeddings": False})
     assert edits(base, adapter(base, {"block.c_proj.weight": torch.ones(6, 6)})).keys() == {"block.c_proj.weight"}

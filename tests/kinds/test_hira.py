@@ -125,6 +125,9 @@ def test_what_is_no_hira_is_refused_by_name(tmp_path: Path) -> None:
         save_file(tensors | {f"{PREFIX}l.hira_A": torch.ones(shape)}, path)
         with pytest.raises(InputError):
             adaptertool.merge(base, [path.parent], tmp_path / "out")
+    save_file({f"{PREFIX}l.hira_A": torch.ones(2, 3, 2, 2), f"{PREFIX}l.hira_B": torch.ones(4, 2, 1, 1)}, path)
+    with pytest.raises(UnsupportedError, match="of kind hira on a convolution"):
+        adaptertool.truncate(path.parent, tmp_path / "out", rank=1)
     other = one_layer(tmp_path / "b")
     with pytest.raises(InputError, match="mixed"):
         adaptertool.merge(base, [other, one_layer(tmp_path / "c")], tmp_path / "out", compose="mixed")

@@ -126,6 +126,11 @@ def _unpaired(module: Module) -> Layer:
     kind, refs = kind_of(module), module.factors
     some = next(iter(refs.values()))
     weight = kind.weight_of({role: ref.shape for role, ref in refs.items()})
+    if weight is None and any(len(ref.shape) > 2 for ref in refs.values()):
+        raise UnsupportedError(
+            f"{some.path}: {shown(module.name)} is of kind {module.kind} on a convolution, of which no LoRA is made "
+            "here: merge it into its base, and extract a LoRA"
+        )
     if weight is None:
         raise MismatchError(
             f"{some.path}: the factors of {shown(module.name)}, of kind {module.kind}, do not fit together, or "

@@ -1,0 +1,52 @@
+"""Changes of tensors whose numbers are not those that the adapter was trained on: of a model in GGUF, or from there."""
+
+from __future__ import annotations
+
+from adaptertool.architectures.change import Change
+from adaptertool.errors import MismatchError, UnsupportedError, shown
+from adaptertool.kinds import kind_of
+from adaptertool.kinds.made import made
+from adaptertool.numerics.error_bound import Array
+from adaptertool.spec.adapter import Module
+from adaptertool.spec.tensors import ReadRows, Ref, TensorSpec
+
+
+def changed(module: Module, change: Change, spec: TensorSpec) -> Module:
+    """The same change of the tensor as it is here. Raises UnsupportedError for kinds of which that is not known, and
+    MismatchError where rows do not make so many heads."""
+    kind = kind_of(module)
+    if change.shifted and not kind.linear:
+        raise UnsupportedError(
+            f"{shown(module.name)} is {shown(spec.name)} here, and 1 was added to it, or subtracted; {module.kind} on "
+            "such a tensor is not supported yet"
+        )
+    if not change.heads:
+        return module
+    rows = spec.shape[0] if spec.shape else 0
+    if rows % (2 * change.heads):
+        raise MismatchError(f"{shown(spec.name)} is {spec}, which makes no {change.heads} heads of halves")
+    if kind.undivided or not kind.by_row or kind.replaces or module.transposed:
+        raise UnsupportedError(
+            f"{shown(module.name)} is {shown(spec.name)} here, with its rows in another order; {module.kind} on such a "
+            "tensor is not supported yet"
+        )
+    order = change.order(rows)
+    factors = {
+        role: _reordered(ref, order) if role in kind.by_row and ref.shape[:1] == (rows,) else ref
+        for role, ref in module.factors.items()
+    }
+    return module._replace(factors=factors)
+
+
+def _reordered(ref: Ref, order: list[int]) -> Ref:
+    """The rows of a factor in that order."""
+    making = ref.made
+
+    def rows(read: ReadRows, first: int, last: int) -> Array:
+        wanted = order[first:last]
+        begin, end = min(wanted), max(wanted) + 1
+        some = read(ref, begin, end) if making is None else making.rows(read, making.first + begin, making.first + end)
+        found: Array = some[[row - begin for row in wanted]]
+        return found
+
+    return made(ref.stored, ref.shape, rows)
