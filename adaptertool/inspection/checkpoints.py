@@ -8,11 +8,8 @@ from typing import Any
 
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.families import SHOWN_FIRST, family_of
-<<<<<<< HEAD
-from adaptertool.architectures.quantised import formats_of
-=======
 from adaptertool.architectures.gguf import ARCHITECTURE
->>>>>>> main
+from adaptertool.architectures.quantised import formats_of
 from adaptertool.architectures.traits import read_traits
 from adaptertool.errors import InputError, shown
 from adaptertool.files import store_of
@@ -104,18 +101,14 @@ def _tied(checkpoint: Checkpoint) -> str:
 def _quantised(checkpoint: Checkpoint) -> str | None:
     traits = read_traits(checkpoint)
     if traits.quantisation:
-<<<<<<< HEAD
         return (
             _formats(checkpoint, traits.quantisation)
             if traits.has_codes
             else f"{traits.quantisation}, but no tensor is"
         )
-=======
-        return traits.quantisation if traits.has_codes else f"{traits.quantisation}, but no tensor is"
     blocks = Counter(ref.spec.dtype for ref in checkpoint.tensors.values() if ref.spec.dtype in BLOCKS)
     if blocks:
         return "in blocks: " + ", ".join(f"{count:,} tensors of {dtype}" for dtype, count in sorted(blocks.items()))
->>>>>>> main
     beside = next(iter(traits.codes.values()), None)
     return None if beside is None else f"{len(traits.codes):,} weights have scales beside them ({shown(beside)})"
 
