@@ -165,6 +165,13 @@ HANDLED = [
      "planning/test_tokenizer.py::test_the_tokenizer_of_the_adapter"),
     ("Weights that are not quantised in a base that is, or by its config", "edited; what is stored tells",
      "architectures/test_quantised.py::test_what_is_not_quantised_merges_beside_what_is"),
+    ("A quantised base (FP8, INT8, INT2 to INT8 packed, MXFP4, NVFP4, bitsandbytes, GPTQ, AWQ), edited",
+     "--dtype bf16, f16 or f32: decoded, edits made to the exact numbers, a dense checkpoint written",
+     "codecs/test_decoded.py::test_decoded_and_edited"),
+    ("Experts of GPT-OSS in MXFP4", "--dtype as above, under the names and in the orientation of a dense checkpoint",
+     "oracle/test_quantised_oracle.py::test_adapter_of_experts_of_gpt_oss"),
+    ("Quantised by what is not decoded (HQQ, torchao, AQLM, QuIP, EXL3, marlin, NVFP4_AWQ); configs and codes that do "
+     "not agree", "refused by name", "architectures/test_refused_codes.py::test_refused"),
     ("Config fields of other trainers that touch no arithmetic (ms-swift, LoRA+, unsloth)", "passed over by name",
      "formats/test_peft_config.py::test_fields_of_other_trainers_that_touch_no_arithmetic"),
     ("lora_B of zeros, rows of it that are zero, lora_alpha 0; an update that is lost in rounding",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from adaptertool.architectures.quantised import dense_as
+from adaptertool.architectures.decoded_beside import dense_as
 from adaptertool.arguments import Number, PathLike, as_path
 from adaptertool.errors import UsageError
 from adaptertool.formats import misreadings
