@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptertool.architectures.mlx import METADATA, stored_otherwise
+from adaptertool.architectures.mlx import METADATA
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -106,17 +106,6 @@ class Traits:
             "it was made from"
         )
 
-    def refuse_stored_otherwise(self, ref: Ref, *, by_mlx: bool, in_stack: bool) -> None:
-        """Refuse a change that was trained on other numbers than are stored, since MLX stores other ones than Hugging
-        Face. by_mlx: MLX trained it. Raises UnsupportedError."""
-        why = stored_otherwise(ref.spec, self.families, in_stack=in_stack) if by_mlx != self.by_mlx else None
-        if why is not None:
-            one, other = ("MLX", "Hugging Face") if by_mlx else ("Hugging Face", "MLX")
-            raise UnsupportedError(
-                f"{ref.path}: {shown(ref.spec.name)} is stored as {other} has it, and the adapter is for a model as "
-                f"{one} has it: {why}; use a base of {one}'s"
-            )
-
     def notes_on(self, edited: Collection[str]) -> list[str]:
         """What to say where the config names a quantisation, and tensors are changed."""
         if not self.quantisation or not edited:
@@ -148,16 +137,15 @@ class Traits:
 
     def may_transpose(self, ref: Ref) -> bool:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
-        return bool(self.transposes or not self.families or _named_transposed(ref.spec.name)) and not self.by_mlx
+        return bool(self._transposes or not self.families or _named_transposed(ref.spec.name)) and not self.by_mlx
 
     def is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
         """Whether a weight is stored (in, out), where its shape does not tell: PEFT goes by the class of the layer,
-        which no checkpoint tells. Raises where the names are those of layers that may be; a square layer of a model
-        without a model_type, with another name, is taken for one that is not."""
+        which no checkpoint tells. Raises where it has a name of layers that may be, and no model_type tells."""
         named = _named_transposed(ref.spec.name)
         if self.by_mlx:
             return False
-        if self.transposes and named:
+        if self._transposes and named:
             return True
         if (named and not self.families & _LINEAR_FAMILIES) or (claimed and not self.families):
             square = "is square, and " if len(set(ref.shape)) == 1 else ""
@@ -168,8 +156,7 @@ class Traits:
         return False
 
     @property
-    def transposes(self) -> bool:
-        """Whether a family that stores weights (in, out) is among its own."""
+    def _transposes(self) -> bool:
         return bool(_TRANSPOSED_FAMILIES & self.families)
 
 

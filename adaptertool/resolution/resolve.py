@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from adaptertool.architectures.mlx import LAYOUT, MLX
+from adaptertool.architectures.mlx import LAYOUT, MLX, require_alike
 from adaptertool.architectures.traits import Traits, read_traits
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -97,6 +97,8 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
             # A saved weight, then the rows or the delta on it
             modules.sort(key=lambda module: (not kind_of(module).replaces, module.rows is not None))
     fits = [f"{adapter.path}: names fit with {change}"] if change else []
+    if isinstance(names, ComponentNames):
+        fits += names.notes
     return resolved, [*adapter.notes, *fits]
 
 
@@ -104,12 +106,13 @@ def _fitted(subject: Base, traits: Traits, adapter: Adapter, target: str, module
     """The module as it acts on that tensor. Raises where it does not fit, or must not be edited."""
     ref = subject.tensors[target]
     traits.refuse_quantised(ref)
-    traits.refuse_stored_otherwise(ref, by_mlx=adapter.format == MLX, in_stack=module.view is not None)
+    ours, own = adapter.format == MLX, module.view is not None
+    require_alike(ref, traits.families, base=traits.by_mlx, adapter=ours, in_stack=own)
     if module.rows is None:
         traits.refuse_tied(ref)
     else:
         module = module._replace(view=_row_view(subject, ref, module))
-    if isinstance(subject.names, ComponentNames) and module.transposed is None and not traits.transposes:
+    if isinstance(subject.names, ComponentNames) and module.transposed is None and "gpt2" not in traits.families:
         module = module._replace(transposed=False)
     if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
         module = module._replace(transposed=True)
