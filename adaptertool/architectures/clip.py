@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator
 from adaptertool.architectures.conversion import Part
 from adaptertool.architectures.relation import Relation
 
-_BEFORE = "text_model."
+BEFORE = "text_model."  # of transformers 4
+OPEN = "transformer.resblocks."  # how names of layers begin in OpenCLIP
 _OF_OPEN = {
     "token_embedding.weight": "embeddings.token_embedding.weight",
     "positional_embedding": "embeddings.position_embedding.weight",
@@ -31,7 +32,7 @@ _FUSED = re.compile(r"attn\.in_proj_(weight|bias)")
 def is_clip(names: Collection[str]) -> bool:
     """Whether tensors of these names are those of such a text encoder, in any spelling."""
     known = "encoder.layers.0.self_attn.q_proj.weight"
-    return any(name in names for name in (known, _BEFORE + known, "transformer.resblocks.0.ln_1.weight"))
+    return any(name in names for name in (known, BEFORE + known, "transformer.resblocks.0.ln_1.weight"))
 
 
 def relations(names: Collection[str]) -> Iterator[Relation]:
@@ -39,14 +40,14 @@ def relations(names: Collection[str]) -> Iterator[Relation]:
     for name in names:
         if name == "text_projection":
             yield Relation("text_projection.weight", name, Part(turned=True))
-        elif name.startswith(_BEFORE):
-            yield Relation(name.removeprefix(_BEFORE), name)
+        elif name.startswith(BEFORE):
+            yield Relation(name.removeprefix(BEFORE), name)
         elif name.startswith(("encoder.", "embeddings.", "final_layer_norm.")):
-            yield Relation(_BEFORE + name, name)
+            yield Relation(BEFORE + name, name)
         else:
             for ours, part in _of_open(name):
                 yield Relation(ours, name, part)
-                yield Relation(_BEFORE + ours, name, part)
+                yield Relation(BEFORE + ours, name, part)
 
 
 def _of_open(name: str) -> Iterator[tuple[str, Part | None]]:

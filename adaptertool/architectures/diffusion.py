@@ -14,7 +14,7 @@ from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.relation import Relation
 
 UNET, TEXT, TEXT_2, TEXT_3 = "unet", "text_encoder", "text_encoder_2", "text_encoder_3"
-_TEXTS = (TEXT, TEXT_2, TEXT_3)
+TEXTS = (TEXT, TEXT_2, TEXT_3)
 
 # Single files, as those who trained the models, ComfyUI and diffusers have them
 _PREFIXES: Mapping[str, tuple[str, ...]] = {
@@ -29,8 +29,9 @@ _PREFIXES: Mapping[str, tuple[str, ...]] = {
     "text_encoders.clip_g.transformer.": (TEXT_2,),
     "text_encoders.t5xxl.transformer.": (TEXT_2, TEXT_3),  # of Flux, of Stable Diffusion 3
 }
+_ALL = tuple(_PREFIXES)
 _T5 = frozenset({"t5", "umt5", "mt5"})
-_ENCODERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "UMT5EncoderModel"})
+_ENCODERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})
 
 
 class Component(NamedTuple):
@@ -53,11 +54,11 @@ def components_of(
         return [Component(f"{folder}.", _meant(folder, config[folder], folders), config[folder]) for folder in folders]
     architecture = architecture_of(config)
     if is_file or not architecture:  # what lies beside a file may be the config of another model
-        held = {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)}
-        if held:
+        below = [name for name in names if name.startswith(_ALL)]
+        if held := {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in below)}:
             return [Component(one, means, {}) for one, means in _PREFIXES.items() if one in held]
     if architecture in _ENCODERS:
-        return [Component("", _TEXTS, config)]
+        return [Component("", TEXTS, config)]
     if architecture:
         return []
     if "_class_name" in config:

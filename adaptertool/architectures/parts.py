@@ -25,10 +25,16 @@ PARTS = (
         "text_encoders.clip_l.transformer.",
         ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.", "text_encoders.clip_l.transformer."),
     ),
-    Part("text_encoder_2", "lora_te2_", "text_encoders.clip_g.transformer.", ("text_encoders.clip_g.transformer.",)),
+    Part(
+        "text_encoder_2",
+        "lora_te2_",
+        "text_encoders.clip_g.transformer.",
+        ("conditioner.embedders.1.model.", "text_encoders.clip_g.transformer."),
+    ),
     Part("text_encoder_3", "lora_te3_", "text_encoders.t5xxl.transformer.", ("text_encoders.t5xxl.transformer.",)),
 )
 BY_NAME = {part.name: part for part in PARTS}
+ORIGINALS = "diffusion_model."  # before names in the original model
 DENOISERS = ("unet", "transformer")
 ONLY_TEXT_ENCODER = "lora_te_"  # instead of its own, where a pipeline has no other
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import NamedTuple
@@ -38,11 +39,11 @@ def table_of(names: Collection[str], class_name: str) -> Sequence[_Line]:
         return _tables().get(class_name, ())
     if not any(_has_any(names, table) for table in _tables().values()):
         return ()
-    named = _by_pattern(names)
+    held = Counter(map(_patterns, names))
     known = {
-        class_name: sum(1 for name in names if not patterns.isdisjoint(_patterns(name)))
+        class_name: sum(count for some, count in held.items() if not patterns.isdisjoint(some))
         for class_name, table in _tables().items()
-        if (patterns := {pattern for line in table for pattern in (line.ours, line.original)}).intersection(named)
+        if (patterns := {pattern for line in table for pattern in (line.ours, line.original)})
     }
     best = max(known, key=lambda one: known[one], default="")
     return _tables()[best] if best and known[best] >= _LEAST * len(names) else ()

@@ -48,7 +48,7 @@ _OF_MODULE = (
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
 _ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
-_GGUF = "gguf"  # the family of whatever is in that format
+_GGUF = "gguf"  # the family of whatever is in that format: nothing is stored transposed there
 _STATE = ".quant_state."  # bitsandbytes: then the name of the format
 NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
 
@@ -137,16 +137,15 @@ class Traits:
 
     def may_transpose(self, ref: Ref) -> bool:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
-        return bool(self.transposes or not self.families or _named_transposed(ref.spec.name)) and not self.by_mlx
+        return bool(self._transposes or not self.families or _named_transposed(ref.spec.name)) and not self.by_mlx
 
     def is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
         """Whether a weight is stored (in, out), where its shape does not tell: PEFT goes by the class of the layer,
-        which no checkpoint tells. Raises where the names are those of layers that may be; a square layer of a model
-        without a model_type, with another name, is taken for one that is not."""
+        which no checkpoint tells. Raises where it has a name of layers that may be, and no model_type tells."""
         named = _named_transposed(ref.spec.name)
         if self.by_mlx:
             return False
-        if self.transposes and named:
+        if self._transposes and named:
             return True
         if (named and not self.families & _LINEAR_FAMILIES) or (claimed and not self.families):
             square = "is square, and " if len(set(ref.shape)) == 1 else ""
@@ -157,8 +156,7 @@ class Traits:
         return False
 
     @property
-    def transposes(self) -> bool:
-        """Whether a family that stores weights (in, out) is among its own."""
+    def _transposes(self) -> bool:
         return bool(_TRANSPOSED_FAMILIES & self.families)
 
 
@@ -168,9 +166,10 @@ def _named_transposed(name: str) -> bool:
 
 def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
     parts = objects(base.config or {})
+    types = {part["model_type"] for part in parts if isinstance(part.get("model_type"), str)}
     codes, beside = codes_of(base)
     return Traits(
-        families=_families(base, parts),
+        families=frozenset({_GGUF} if base.gguf is not None else types),
         quantisation=_quantisation(base.config or {}),
         codes=codes,
         beside_codes=beside,
@@ -181,12 +180,6 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
         why_tied=None if ties_known else _why_tied(base, parts),
         by_mlx=is_by_mlx(base),
     )
-
-
-def _families(base: Checkpoint, parts: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    if base.gguf is not None:
-        return frozenset({_GGUF})  # in which nothing is stored transposed
-    return frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str))
 
 
 def _kv_rows(config: Mapping[str, Any]) -> int | None:

@@ -41,6 +41,7 @@ DEVICE = click.option("--device", default="cpu", help="cpu, or one of torch, in 
 Report = TypeVar("Report", bound=AdapterReport)
 RANK = click.option("--rank", type=click.IntRange(min=1), help="At most this rank.")
 TO = click.option("--to", type=click.Choice(FORMATS), help="Write another format, as `adaptertool convert` does.")
+EXTRACT_TO = click.option("--to", type=click.Choice(FORMATS), default=FORMATS[0], help="The format to write.")
 MAX_ERROR = click.option("--max-error", help="The smallest rank with at most this error, relative in Frobenius norm.")
 ENERGY = click.option("--energy", help="The smallest rank that keeps this share of the squared spectrum, such as 0.99.")
 makes_adapter = with_options(
@@ -62,7 +63,7 @@ makes_adapter = with_options(
 @click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="By PEFT's names; see below.")
 @click.option("--base", type=click.Path(), help="Needed for DoRA, extracted at --rank or --energy; tells names.")
 @with_options(*setting_options(SETTINGS, in_sum=True))
-@with_options(RANK, ENERGY, LEAVE_OUT, EXPERT_LAYOUT, RENAME)
+@with_options(RANK, ENERGY, TO, LEAVE_OUT, EXPERT_LAYOUT, RENAME)
 @makes_adapter
 def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Add ADAPTERs into one: Σ w·(alpha/r)·B·A, exact by concatenation; no base is needed.
@@ -117,6 +118,7 @@ def truncate(adapter: str, verbose: bool, html: str | None, **options: Any) -> N
     RANK,
     ENERGY,
     MAX_ERROR,
+    EXTRACT_TO,
     click.option("--dtype", type=click.Choice(list(DTYPES)), default="f32", help="Of the factors; f32 unless given."),
     click.option(
         "--leave-out", multiple=True, metavar="REGEX", help="Lose what changed in tensors of such names; it is said."

@@ -33,7 +33,11 @@ RENAME = click.option(
     help="Change names of adapters, and of tuned or merged checkpoints.",
 )
 LEAVE_OUT = click.option(
-    "--leave-out", multiple=True, metavar="REGEX|FILE", help="Do without such files beside an adapter; it is said."
+    "--leave-out",
+    multiple=True,
+    metavar="REGEX|FILE|MODEL",
+    help="Do without such files beside an adapter, or what it changes in a model of a pipeline (text_encoder, unet); "
+    "it is said.",
 )
 TOKENIZER = click.option(
     "--tokenizer",

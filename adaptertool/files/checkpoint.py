@@ -33,7 +33,7 @@ class WeightNames:
     """How the files of weights in a folder are called."""
 
     single: str
-    index: str
+    index_file: str
     shard: re.Pattern[str]
 
 
@@ -112,7 +112,7 @@ def open_checkpoint(path: Path, adapters: Adapters = _NO_ADAPTERS) -> Checkpoint
         header = read_gguf(path)
         return Checkpoint(path, (header,), header.tensors, None, (), (), is_file=True)
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} is neither a directory, nor a .safetensors or GGUF file; nothing else is read")
+        raise InputError(f"{path} is neither a directory nor a .safetensors file, nor GGUF; nothing else is read")
     header, notes = read_header(path), list[str]()
     # Not part of the output, but a config that stands beside the file says what the file is.
     if NAMES.shard.fullmatch(path.name):
@@ -124,17 +124,17 @@ def open_directory(root: Path, adapters: Adapters = _NO_ADAPTERS, own: WeightNam
     """The same of a directory whose files of weights have such names. Raises InputError."""
     # A link to nothing, as to a blob that the hub's cache has lost, is there: what it names is then missing.
     look = store_of(root).look
-    has_single, has_index = look(root / own.single) is not None, look(root / own.index) is not None
+    has_single, has_index = look(root / own.single) is not None, look(root / own.index_file) is not None
     # Assets first: what identifies a config or an index is noted before it is read.
-    assets, left = read_assets(root, adapters.files, index=own.index)
+    assets, left = read_assets(root, adapters.files, index=own.index_file)
     notes: list[str] = []
     index: Mapping[str, Any] | None = None
     if has_index:
-        index = load_json(root / own.index)
-        headers, note = _open_shards(root / own.index, index)
+        index = load_json(root / own.index_file)
+        headers, note = _open_shards(root / own.index_file, index)
         notes += note
     elif has_single:
-        headers = (read_header(_contained(root / own.index, own.single)),)
+        headers = (read_header(_contained(root / own.index_file, own.single)),)
     else:
         raise InputError(_nothing_found(root, adapters))
     names = {header.path.name for header in headers}
@@ -187,9 +187,8 @@ def _contained(index_path: Path, name: str) -> Path:
         real, real_root = (store_of(root).real(one) for one in (path, root))
     except (OSError, RuntimeError) as error:
         raise InputError(f"{shown(path)} is missing, though the checkpoint needs it") from error
-    snapshots = (
-        folder for folder in list(real_root.parents)[:2] if folder.name == "snapshots"
-    )  # or below, a component
+    # A component of a pipeline lies one level below
+    snapshots = (folder for folder in list(real_root.parents)[:2] if folder.name == "snapshots")
     in_hub_cache = any(real.parent == folder.parent / "blobs" for folder in snapshots)
     if real.parent != real_root and not in_hub_cache:
         raise InputError(f"{path} is a link that leads out of the checkpoint, to {shown(real)}")
@@ -205,7 +204,8 @@ def _open_shards(index_path: Path, index: Mapping[str, Any]) -> tuple[tuple[Head
     by_shard: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         by_shard.setdefault(shard, set()).add(tensor)
-    single = index_path.with_name(index_path.name.removesuffix(".index.json"))  # MLX's index names that one alone
+    # MLX's index names that one alone
+    single = index_path.with_name(re.sub(r"(\.safetensors)\.index(\.[\w-]+)?\.json$", r"\2\1", index_path.name))
     if store_of(single).look(single) is not None and by_shard.keys() != {single.name}:
         raise InputError(f"{single.parent} has both {single.name} and {index_path.name}; remove the one that is stale")
     headers = tuple(read_header(_contained(index_path, shard)) for shard in sorted(by_shard))

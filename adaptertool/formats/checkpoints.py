@@ -34,6 +34,10 @@ def open_checkpoint(path: Path, dtype: str | None = None) -> Checkpoint:
             f"{path} is GGUF, of which the header and the types are kept; --dtype is for checkpoints: convert and "
             "quantise the merged model by llama.cpp's own tools"
         )
+    if dtype is not None and opened.components:
+        raise UnsupportedError(
+            f"{path} is a pipeline; --dtype is for single models: give the folder of the component as BASE"
+        )
     return opened if dtype is None else decoded(opened, dtype)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from adaptertool.architectures.flat import is_flat
 from adaptertool.architectures.parts import DENOISERS, likely_part, part_of, path_in
 from adaptertool.errors import shown
-from adaptertool.formats.saving import Saving, WritingOptions, in_order, refuse
+from adaptertool.formats.saving import ORIGINAL, Saving, WritingOptions, in_order, refuse
 from adaptertool.formats.spelled_out import Spelt, kept_metadata, notes_on, spelt_out, tensors_of
 from adaptertool.kinds.dora_scale import SCALE
 from adaptertool.spec.adapter import Module
@@ -45,16 +45,15 @@ def name_of(portable: Portable, change: Module, options: WritingOptions) -> str:
             "named as kohya's tools do, which only a base can tell: give --base; ComfyUI reads "
             "such files as they are, too",
         )
-    stored = portable.stored.get(change.target)
-    part, path = part_of(change.name if stored is None else stored.spec.name.rpartition(".")[0])
+    part, path = part_of(change.name)
     if options.prefix is not None:
         return options.prefix + path
-    if part is not None and part.name in DENOISERS and (stored is None or stored.spec.name.startswith(part.name)):
+    if part is not None and part.name in DENOISERS and change.name.startswith(f"{part.name}."):
         refuse(
             portable,
             [change],
-            "named as diffusers does, where ComfyUI has the names of the original model: give "
-            "that as a single file (--base); or say what the names begin with, if they are the same (--prefix "
+            "named as diffusers does, where ComfyUI has the names of the original model: the base tells them (--base), "
+            "unless several layers are one there; or say what names begin with, if they are the same (--prefix "
             "diffusion_model.)",
         )
     part = part or likely_part(path) or part_of("diffusion_model.")[0]
@@ -63,4 +62,4 @@ def name_of(portable: Portable, change: Module, options: WritingOptions) -> str:
     return part.comfy + path
 
 
-SAVING = Saving(draft=draft, weights="", end=".safetensors")
+SAVING = Saving(draft=draft, weights="", end=".safetensors", names=ORIGINAL)

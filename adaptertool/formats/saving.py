@@ -32,6 +32,7 @@ from adaptertool.spec.adapter import Module
 from adaptertool.spec.portable import Draft, Drafted, Portable
 from adaptertool.spec.tensors import DTYPE_BITS, Making, Ref, TensorSpec
 
+OURS, ORIGINAL, OWN = "ours", "original", "own"
 _SEVERAL = 3  # modules that an error names
 
 
@@ -53,6 +54,8 @@ class Saving:
 
     draft:   (the changes, options) -> the files. Raises UnsupportedError for what the format cannot hold
     weights: what the file of tensors is called, where OUT is a directory; "" where OUT is that file
+    names:   in which spelling it has the layers of image and video models, where the base tells: that of diffusers, of
+             the original repository, or the adapter's own. Text encoders are as transformers has them in all
     end:     what OUT ends in, where it is one file; None where it is always a directory. A format that has both is
              written as a file where OUT ends so
     """
@@ -60,6 +63,7 @@ class Saving:
     draft: Callable[[Portable, WritingOptions], Draft]
     weights: str
     end: str | None = None
+    names: str = OURS
 
     def as_file(self, out: Path) -> bool:
         """Whether OUT is to be one file."""

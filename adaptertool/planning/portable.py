@@ -6,20 +6,29 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
+from adaptertool.architectures.conversion import Part
 from adaptertool.architectures.gguf import EMBEDDING
-from adaptertool.architectures.parts import part_of
+from adaptertool.architectures.parts import DENOISERS, ORIGINALS, part_of
 from adaptertool.errors import UnsupportedError, UsageError, shown
+from adaptertool.formats.peft.format import PEFT
+from adaptertool.formats.saving import ORIGINAL, OURS, OWN
 from adaptertool.kinds import kind_of
+from adaptertool.kinds.equivalent import spelled_as
 from adaptertool.kinds.lora import A, B
-from adaptertool.kinds.made import turned
+from adaptertool.kinds.made import made, turned, whole
+from adaptertool.resolution.components import ComponentNames, Spelled
 from adaptertool.resolution.resolve import Base, resolve
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.portable import Portable
 from adaptertool.spec.tensors import Ref
 
 
-def portable(adapter: Adapter, subject: Base | None = None, parts: Sequence[str] = ()) -> Portable:
+def portable(adapter: Adapter, subject: Base | None = None, parts: Sequence[str] = (), names: str = OURS) -> Portable:
     """The changes of an adapter, in its order.
+
+    names: in which spelling layers of image and video models are to be called (formats.saving.Saving)
 
     subject: the base, every tensor of which that is changed must be there, and have a shape that fits
     parts: of a pipeline, of which alone the changes are taken; all where none is named
@@ -34,20 +43,20 @@ def portable(adapter: Adapter, subject: Base | None = None, parts: Sequence[str]
                 "of the vocabulary in MLX alone: merge it into its base, and extract a LoRA"
             )
     if subject is not None:
-        changes = list(_placed(subject, adapter, stored))
-    names = subject.base.tensors if subject is not None else [change.name for change in changes]
+        changes = list(_placed(subject, adapter, stored, names))
+    held = subject.base.tensors if subject is not None else [change.name for change in changes]
     found = Portable(
         adapter=adapter,
         changes=tuple(changes),
         stored=stored,
         config=None if subject is None else subject.base.config,
         gguf=None if subject is None else subject.base.gguf,
-        parts=frozenset(part.name for name in names if (part := part_of(name)[0])),
+        parts=frozenset(part.name for name in held if (part := part_of(name)[0])),
     )
     return _only(found, parts) if parts else found
 
 
-def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref]) -> Iterator[Module]:
+def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref], names: str) -> Iterator[Module]:
     """The changes under the names that the model has in memory. One that is stored in pieces is one change for each,
     where it has no such name itself."""
     by_module: dict[tuple[str, str], list[tuple[str, Module]]] = {}
@@ -62,6 +71,12 @@ def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref]) -> Iterator
                 f"{adapter.path}: {shown(module.name)} has factors for a stack of experts, which are not converted yet"
             )
         whole = not others and first.view is None
+        if isinstance(subject.names, ComponentNames) and (spelled := subject.names.spelled(module.target)) is not None:
+            for change in _respelled(adapter, module, spelled, names):
+                if whole and change.target.endswith(spelled.path):
+                    stored[change.target] = subject.tensors[tensor]
+                yield change
+            continue
         if whole or target is not None or first.view is not None:
             own = _of_embedding(module._replace(factors=first.factors)) if whole else module  # as they are for that
             change = _named(own, target or (subject.names.in_memory(tensor) if whole else module.target))
@@ -73,6 +88,39 @@ def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref]) -> Iterator
             change = _named(placed._replace(transposed=module.transposed), subject.names.in_memory(disk))
             stored[change.target] = subject.tensors[disk]
             yield change
+
+
+def _respelled(adapter: Adapter, module: Module, spelled: Spelled, names: str) -> Iterator[Module]:
+    """The change under the names that its layer has in a spelling; several where it is of several layers there."""
+    as_original = names == ORIGINAL or (names == OWN and spelled.original == spelled.path)
+    if spelled.original is not None and spelled.part in DENOISERS and as_original:
+        yield _named(module, f"{ORIGINALS}{spelled.original}")
+        return
+    for name, part in spelled.ours:
+        change = module if part is None else _cut(adapter, module, part)
+        yield _named(change, f"{spelled.part}.{name}")
+
+
+def _cut(adapter: Adapter, module: Module, part: Part) -> Module:
+    """The change of some rows of its layer. Raises UnsupportedError for kinds that are not cut."""
+    module = spelled_as(module, PEFT.name) or module  # of which rows can be taken
+    kind = kind_of(module)
+    if not kind.by_row or kind.undivided or part.turned or kind.becomes is not None:
+        raise UnsupportedError(
+            f"{adapter.path}: {shown(module.name)} is of kind {module.kind}, and several layers, or otherwise stored, "
+            "where it is to be written: merge it into its base, and extract a LoRA"
+        )
+    factors = {role: _rows(ref, part) if role in kind.by_row else ref for role, ref in module.factors.items()}
+    return module._replace(factors=factors)
+
+
+def _rows(ref: Ref, part: Part) -> Ref:
+    size = ref.shape[0]
+    if not part.swapped:
+        rows = part.of(size)
+        return ref.rows(rows.start, rows.stop)
+    half = size // 2
+    return made([ref], ref.shape, lambda read, a, b: np.roll(whole(read, ref), half, axis=0)[a:b])
 
 
 def _of_embedding(change: Module) -> Module:

@@ -15,6 +15,7 @@ from adaptertool.architectures.conversion import ExpertLayout, Part, Piece, Piec
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
+from adaptertool.resolution.divided import as_transposed, by_rows, in_halves, require_shapes
 from adaptertool.resolution.experts import Stack, in_expert, is_on_first, of_expert, require_stack
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref, TensorSpec, View
@@ -56,9 +57,9 @@ class Placer:
         elif piece.cut is not None:
             spec = self._tensors[piece.disk].spec
             if piece.cut.turned:
-                yield piece.disk, module._replace(transposed=True)
+                yield piece.disk, as_transposed(module, spec)
             elif piece.cut.swapped:
-                yield from ((piece.disk, half) for half in _in_halves(module, spec))
+                yield from ((piece.disk, half) for half in in_halves(module, spec))
             elif piece.cut.expert is None:
                 yield piece.disk, _in_rows(module, piece.cut, spec, self._kv_rows)
             else:
@@ -156,10 +157,12 @@ class Placer:
     def _on_joined(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
         """A change of a weight whose output rows are stored in several tensors."""
         experts, sizes = self._joined(pieces)
-        kind, total = kind_of(module), sum(sizes)
+        total = sum(sizes)
         stacked = pieces[0].expert is not None
         shape = self._tensors[pieces[0].disk].spec.shape
         wanted = (*([experts] if stacked else []), total, *shape[1:])
+        module = by_rows(module, wanted)
+        kind = kind_of(module)
         shapes = {role: ref.shape for role, ref in module.factors.items()}
         expected = kind.shapes(wanted, shapes)
         whole = kind.undivided or not kind.by_row
@@ -167,7 +170,7 @@ class Placer:
             raise UnsupportedError(
                 f"{shown(module.target)} is stored in several tensors; {module.kind} on it is not supported yet"
             )
-        _require(module, expected, f"{shown(module.target)} is stored in {len(pieces)} tensors, {wanted} in all")
+        require_shapes(module, expected, f"{shown(module.target)} is stored in {len(pieces)} tensors, {wanted} in all")
         for piece, inside in self._offsets(pieces):
             begin = (piece.expert or 0) * total
             cut = {
@@ -212,7 +215,7 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
         raise MismatchError(
             f"{where}, but its factors are for {own or 'other'} rows; is this adapter for another model?"
         )
-    _require(module, expected, where)
+    require_shapes(module, expected, where)
     return module._replace(view=view, transposed=False)
 
 
@@ -222,33 +225,7 @@ def _layer_of(ref: Ref, number: int) -> Ref:
     return dataclasses.replace(one, spec=one.spec._replace(shape=ref.shape[1:]))
 
 
-def _in_halves(module: Module, spec: TensorSpec) -> Iterator[Module]:
-    """A change of a tensor that is stored with the second half of its rows before the first: one change for each."""
-    kind, shapes = kind_of(module), {role: ref.shape for role, ref in module.factors.items()}
-    expected, where = kind.shapes(spec.shape, shapes), f"{shown(spec.name)}, which holds {shown(module.target)}"
-    if expected is None or kind.undivided or not kind.by_row or spec.shape[0] % 2:
-        raise UnsupportedError(f"{where} with its halves swapped, is {spec}; {module.kind} on it is not supported yet")
-    _require(module, expected, f"{where} with its halves swapped, is {spec}")
-    half, width = spec.shape[0] // 2, spec.numel // spec.shape[0]
-    for rows, theirs in ((range(half), range(half, 2 * half)), (range(half, 2 * half), range(half))):
-        own = {
-            role: ref.rows(theirs.start, theirs.stop) if role in kind.by_row else ref
-            for role, ref in module.factors.items()
-        }
-        view = View(width, rows, range(width), (half, *spec.shape[1:]))
-        yield module._replace(factors=own, view=view, transposed=False)
-
-
 def _stacked(ref: Ref) -> Ref:
     """(E, rows, ...) as (E·rows, ...)"""
     shape = ref.spec.shape
     return dataclasses.replace(ref, spec=ref.spec._replace(shape=(math.prod(shape[:2]), *shape[2:])))
-
-
-def _require(module: Module, expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    for role, ref in module.factors.items():
-        if ref.shape != expected[role]:
-            raise MismatchError(
-                f"{where}, so {shown(ref.spec.name)} must be {by(expected[role])}, but it is {ref.spec} in "
-                f"{ref.path}; is this adapter for another model?"
-            )

@@ -97,6 +97,8 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
             # A saved weight, then the rows or the delta on it
             modules.sort(key=lambda module: (not kind_of(module).replaces, module.rows is not None))
     fits = [f"{adapter.path}: names fit with {change}"] if change else []
+    if isinstance(names, ComponentNames):
+        fits += names.notes
     return resolved, [*adapter.notes, *fits]
 
 
@@ -110,7 +112,7 @@ def _fitted(subject: Base, traits: Traits, adapter: Adapter, target: str, module
         traits.refuse_tied(ref)
     else:
         module = module._replace(view=_row_view(subject, ref, module))
-    if isinstance(subject.names, ComponentNames) and module.transposed is None and not traits.transposes:
+    if isinstance(subject.names, ComponentNames) and module.transposed is None and "gpt2" not in traits.families:
         module = module._replace(transposed=False)
     if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
         module = module._replace(transposed=True)

@@ -13,11 +13,11 @@ from adaptertool.files.parsed import Parsed
 from adaptertool.formats import BY_NAME, SAVINGS, format_at
 from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
-from adaptertool.formats.gguf.format import GGUF
 from adaptertool.formats.saving import WritingOptions
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
 from adaptertool.planning.portable import portable
+from adaptertool.planning.redraft import require_names, target_at
 from adaptertool.planning.sources import Reading, open_adapter
 from adaptertool.reports.adapters import ConvertReport
 from adaptertool.resolution.renaming import renaming
@@ -62,20 +62,17 @@ def convert(
     options = Options(
         force=force, threads=threads, dry_run=dry_run, clean=clean, progress=progress, before_publish=before_publish
     )
-    if (saving := SAVINGS.get(to)) is None:
-        raise UsageError(f"the format to convert to is {', '.join(FORMATS)}, not {to!r}")
     path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
     beside = None if base is None else as_path(base, "BASE")
-    as_file = saving.as_file(target)
-    _check_name(target, saving.end, to, as_file=as_file, always=not saving.weights)
-    check_out(target, [path, *([] if beside is None else [beside])], force=options.force, as_file=as_file)
-    changes = _opened(path, beside, Reading(renames, leave_out, expert_layout), parts)
+    written = target_at(to, target)
+    check_out(target, [path, *([] if beside is None else [beside])], force=options.force, as_file=written.as_file)
+    changes = _opened(path, beside, Reading(renames, leave_out, expert_layout), parts, written.saving.names)
     if changes.adapter.format == to:
         raise UsageError(f"{path} is of the format {to} already")
-    _require_names(changes, to)
-    draft = saving.draft(changes, WritingOptions(prefix=prefix, as_file=as_file))
+    require_names(changes, to)
+    draft = written.saving.draft(changes, WritingOptions(prefix=prefix, as_file=written.as_file))
     recipe = {"to": to, "parts": list(parts), "prefix": prefix, "renames": list(renames)}
-    output = _output(changes, draft, "" if as_file else saving.weights, recipe)
+    output = _output(changes, draft, written.weights, recipe)
     done = write_adapter(output, target, options)
     rounded = [one for one in done.said if one.rounded]
     return ConvertReport(
@@ -91,23 +88,7 @@ def convert(
     )
 
 
-def _require_names(changes: Portable, to: str) -> None:
-    """Raises UsageError where names are those of GGUF, and the format has those of a checkpoint."""
-    of_gguf = changes.adapter.format == GGUF.name and changes.config is None
-    if to != GGUF.name and (changes.gguf is not None or of_gguf):
-        raise UsageError(
-            f"{changes.adapter.path} is read with the names that GGUF has, and {to} has others: --base gives the "
-            "checkpoint that the GGUF model was made from, with its config.json"
-        )
-
-
-def _check_name(out: Path, end: str | None, to: str, *, as_file: bool, always: bool) -> None:
-    """Raises UsageError where a format is one file, and OUT is not named like one."""
-    if as_file and always and out.suffix != end:
-        raise UsageError(f"OUT {out} is to end in {end}: what is written as {to} is one file")
-
-
-def _opened(path: Path, base: Path | None, reading: Reading, parts: Sequence[str]) -> Portable:
+def _opened(path: Path, base: Path | None, reading: Reading, parts: Sequence[str], names: str) -> Portable:
     """What the adapter changes. From headers and configs alone."""
     if base is None:
         if reading.renames:
@@ -120,7 +101,7 @@ def _opened(path: Path, base: Path | None, reading: Reading, parts: Sequence[str
     with renaming(reading.renames) as own:
         adapter = open_adapter(path, checkpoint, reading, own)
     require_used(reading.leave_out, [adapter])
-    return portable(adapter, open_base(checkpoint), parts)
+    return portable(adapter, open_base(checkpoint), parts, names)
 
 
 def _output(changes: Portable, draft: Draft, weights: str, recipe: Mapping[str, object]) -> AdapterJob[Rewritten]:

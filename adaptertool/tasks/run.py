@@ -63,7 +63,8 @@ def merge(
     seed:     of what is dropped by chance; 0 where None
     settings: others that a method has
     leave_out: files beside the adapters that may hold weights, and are to play no part: regexes that are found in their
-              names, or paths. Others are read where their tensors have names of the base, or the merge is refused
+              names, or paths. Others are read where their tensors have names of the base, or the merge is refused.
+              Or models of a pipeline (unet, text_encoder, text_encoder_2, text_encoder_3), as if it did not change them
     tokenizer: "base" or "adapter": whose tokenizer and chat template the output has; where None the base's, but the
               adapter's where the vocabulary is the adapter's
     dtype:    "bf16", "f16" or "f32": codes of a quantised base are decoded, edits made to their exact numbers, and all

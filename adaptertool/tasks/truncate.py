@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ from adaptertool.numerics.spectrum import MAX_VALUES
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
 from adaptertool.planning.merge import plan_merge
-from adaptertool.planning.redraft import Made, Target, drafted_as, target_of
+from adaptertool.planning.redraft import target_of
 from adaptertool.planning.sources import Reading, open_adapter
 from adaptertool.reports.adapters import LayerTruncated, TruncateReport
 from adaptertool.resolution.renaming import renaming
@@ -31,8 +30,7 @@ from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Plan
-from adaptertool.spec.portable import Draft
-from adaptertool.spec.tensors import Ref
+from adaptertool.tasks.in_format import in_format, stored_as, truncated
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.algebra.truncate import LayerOutcome
@@ -108,7 +106,7 @@ def truncate(
     layered, plan = _opened(path, beside, Reading(renames, leave_out, expert_layout))
     output = _output(layered, plan, cut, computing, balance=balance, spectra=spectra)
     if written is not None:
-        output = _in_format(output, layered, written)
+        output = in_format(output, written, truncated(layered), stored_as(layered))
     done = write_adapter(output, target, options)
     said = [one for one in done.said if one is not None]
     summary = done.summary(output, target, options)
@@ -139,24 +137,6 @@ def _opened(path: Path, base: Path | None, reading: Reading) -> tuple[Layered, P
         adapter = open_adapter(files, checkpoint, reading, own)
     require_used(reading.leave_out, [adapter])
     return layered, plan_merge(open_base(checkpoint), [adapter], [1.0])
-
-
-def _in_format(
-    output: AdapterJob[LayerOutcome | None], layered: Layered, target: Target
-) -> AdapterJob[LayerOutcome | None]:
-    """The same, to be written in a format."""
-
-    def redraft(tensors: Mapping[str, Ref], said: Sequence[LayerOutcome | None] | None) -> Draft:
-        ranks = {one.layer.path: one.rank for one in said or () if one is not None}
-        layers = [
-            Made(layer, ranks.get(path, layer.rank), layer.scale, None if layer.bias is None else layer.bias.spec.name)
-            for path, layer in layered.layers.items()
-        ]
-        return drafted_as(target, layered.adapter, layers, layered.saved, tensors)
-
-    assets = output.assets if target.weights else ()
-    recipe = {**output.recipe, "to": target.name}
-    return dataclasses.replace(output, weights=target.weights, redraft=redraft, assets=assets, recipe=recipe)
 
 
 def _told(said: LayerOutcome) -> LayerTruncated:

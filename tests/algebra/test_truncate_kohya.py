@@ -171,3 +171,42 @@ def test_names_of_out(tmp_path: Path) -> None:
             truncate(adapter, tmp_path / out, rank=1, to=to)
     with pytest.raises(UsageError, match="named like a file"):
         truncate(FIXTURES / "lora", tmp_path / "b.safetensors", rank=1)
+
+
+def test_the_sum_of_files_with_flat_names(tmp_path: Path) -> None:
+    """Σ w·alpha/r·up·down, exact: A stays byte for byte, and the file is one of the same kind."""
+    one = layer(X, [4.0, 2], (9, 9), 1.0, torch.float32) | layer(Y, [4.0, 2], (6, 8), 2.0, torch.float32)
+    two = layer(X, [3.0, 1, 0.5, 0.25], (9, 9), 2.0, torch.float32)
+    paths = [file_of(tmp_path / f"{number}.safetensors", some) for number, some in enumerate((one, two))]
+    report = adaptertool.sum_adapters(paths, tmp_path / "sum.safetensors", weights=["0.5", "-2"])
+    assert all(one.exact for one in report.layers)
+    found = load(tmp_path / "sum.safetensors")
+    assert (change(found, X) - (0.5 * change(one, X) - 2 * change(two, X))).abs().max() < 1e-12
+    assert (change(found, Y) - 0.5 * change(one, Y)).abs().max() < 1e-12
+    assert found[f"{X}.lora_down.weight"].equal(torch.cat([one[f"{X}.lora_down.weight"], two[f"{X}.lora_down.weight"]]))
+    with pytest.raises(AdapterToolError, match="named as kohya's tools do"):
+        adaptertool.sum_adapters(paths, tmp_path / "out", to="peft")
+    with pytest.raises(AdapterToolError, match="whole difference added"):
+        path = file_of(tmp_path / "d.safetensors", one | {f"{Y}.diff_b": torch.randn(6)})
+        adaptertool.sum_adapters([path], tmp_path / "out.safetensors")
+
+
+def test_a_sum_and_an_extract_in_another_format(tmp_path: Path) -> None:
+    adapters = [write_adapter(tmp_path / str(n), lora_factors("down_blocks.0.q", (9, 8))) for n in range(2)]
+    adaptertool.sum_adapters(adapters, tmp_path / "one.safetensors", to="kohya")
+    adaptertool.sum_adapters(adapters, tmp_path / "two")
+    adaptertool.convert(tmp_path / "two", tmp_path / "three.safetensors", to="kohya")
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "three.safetensors").read_bytes()
+    tensors = {"down_blocks.0.q.weight": torch.randn(9, 8), "norm.weight": torch.randn(8)}
+    base = write_checkpoint(tmp_path / "base", tensors)
+    tuned = write_checkpoint(tmp_path / "tuned", {name: t + torch.randn(t.shape) / 9 for name, t in tensors.items()})
+    with pytest.raises(AdapterToolError, match="saved whole"):
+        adaptertool.extract(base, tuned, tmp_path / "e.safetensors", rank=3, to="kohya")
+    assert not (tmp_path / "e.safetensors").exists()
+    adaptertool.extract(base, tuned, tmp_path / "e.safetensors", rank=3, to="kohya", leave_out=["norm"])
+    adaptertool.extract(base, tuned, tmp_path / "e", rank=3, leave_out=["norm"])
+    kohya, peft = load(tmp_path / "e.safetensors"), load(tmp_path / "e")
+    name = "lora_unet_down_blocks_0_q"
+    for end, own in (("lora_down", "lora_A"), ("lora_up", "lora_B")):
+        assert kohya[f"{name}.{end}.weight"].equal(peft[f"base_model.model.down_blocks.0.q.{own}.weight"])
+    assert kohya[f"{name}.alpha"] == 3

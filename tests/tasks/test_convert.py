@@ -223,7 +223,7 @@ def test_refusals_of_what_is_asked(tmp_path: Path) -> None:
     convert(adapter, kohya, "kohya")
     asked: list[tuple[Path, str, dict[str, Any], str]] = [
         (adapter, "out", {"to": "peft"}, "is of the format peft already"),
-        (adapter, "out", {"to": "tar"}, "the format to convert to is"),
+        (adapter, "out", {"to": "tar"}, "the format to write is"),
         (adapter, "out", {"to": "kohya"}, r"is to end in \.safetensors"),
         (kohya, "out", {"to": "peft"}, r"(?s)named as kohya's tools do.*give --base"),
         (adapter, "out.safetensors", {"to": "kohya", "parts": ["unet"]}, "changes nothing in the part unet"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.kinds import kind_of
+from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.dora_scale import SCALE
 from adaptertool.kinds.equivalent import reshaped
 from adaptertool.kinds.lora import A, B
@@ -32,7 +33,7 @@ def _layer(adapter: Adapter, module: Module) -> Layer:
     factors = module.factors
     if factors.keys() == {A, B, CORE}:
         module = _with_core(module)
-    elif factors.keys() - {SCALE} != {A, B}:
+    elif factors.keys() - {SCALE, MAGNITUDE} != {A, B}:
         raise UnsupportedError(
             f"{adapter.path}: {shown(module.name)} is of kind {module.kind}, whose change is no product of two "
             "factors: merge it into its base, and extract a LoRA"
@@ -40,7 +41,8 @@ def _layer(adapter: Adapter, module: Module) -> Layer:
     a, b = module.factors[A], module.factors[B]
     if b.shape[1:2] != a.shape[:1] or len(a.shape) < 2 or not a.spec.numel or not b.spec.numel:
         raise MismatchError(f"{a.path}: {shown(module.name)} has {a.spec} and {b.spec}; these make no product")
-    return Layer(module.name, module.rank, module.scale, (Pair(a, b),), None, factors.get(SCALE), is_parameter=False)
+    magnitude = factors.get(SCALE) or factors.get(MAGNITUDE)
+    return Layer(module.name, module.rank, module.scale, (Pair(a, b),), None, magnitude, is_parameter=False)
 
 
 def _with_core(module: Module) -> Module:

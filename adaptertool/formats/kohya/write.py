@@ -7,19 +7,23 @@ of the tensors, and of a piece of the file as it would be with ss_ metadata alon
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adaptertool.architectures.flat import flattened, is_flat
 from adaptertool.architectures.parts import ONLY_TEXT_ENCODER, PARTS, likely_part, part_of, path_in
 from adaptertool.files.header import build_header
-from adaptertool.formats.saving import Saving, WritingOptions, in_order
+from adaptertool.formats.saving import OWN, Saving, WritingOptions, in_order
 from adaptertool.formats.spelled_out import Spelt, kept_metadata, notes_on, ranks_and_alphas, spelt_out, tensors_of
 from adaptertool.kinds import kind_of
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.portable import Container, Draft, Portable
 from adaptertool.spec.tensors import TensorSpec
 
+# Of a transformer under diffusers' names, where those are not the original's: OneTrainer's prefix, which ComfyUI knows
+_DIFFUSERS, _OF_DIFFUSERS = "transformer.", "lora_transformer_"
+_SPLIT = re.compile(r"transformer\.single_transformer_blocks\.|\.ff(?:_context)?\.net\.")
 _ANY = "lycoris_"  # before the names of any other model
 _PLAIN, _OTHERS = "networks.lora", "lycoris.kohya"
 _HASHES = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
@@ -41,15 +45,14 @@ def name_of(portable: Portable, change: Module, options: WritingOptions) -> str:
     if is_flat(change.name):
         return change.name
     part, path = part_of(change.name)
-    if part is None and (stored := portable.stored.get(change.target)) is not None:
-        part, inside = part_of(stored.spec.name)  # as in a single file that holds a whole pipeline
-        path = inside.rpartition(".")[0] if part else path
-    part = part or likely_part(path)
+    part, as_diffusers = part or likely_part(path), change.name.startswith(_DIFFUSERS)
     if part is not None:
         part, path = path_in(part, path)
     front = _ANY if part is None else part.kohya
     if part is not None and part.name == PARTS[2].name and not portable.parts & {other.name for other in PARTS[3:]}:
         front = ONLY_TEXT_ENCODER
+    if as_diffusers and any(_SPLIT.search(other.name) for other in portable.changes):
+        front = _OF_DIFFUSERS
     return (front if options.prefix is None else options.prefix) + flattened(path)
 
 
@@ -82,4 +85,4 @@ def hashes(path: Path, start: int, specs: Sequence[TensorSpec], told: Mapping[st
     return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": piece.hexdigest()[:8]}
 
 
-SAVING = Saving(draft=draft, weights="", end=".safetensors")
+SAVING = Saving(draft=draft, weights="", end=".safetensors", names=OWN)
