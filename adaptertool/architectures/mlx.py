@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterator
 
 from adaptertool.architectures.conversion import ExpertLayout
 from adaptertool.errors import UnsupportedError, shown
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.jsonfile import objects
 from adaptertool.spec.tensors import Ref, TensorSpec
 
 MLX = "mlx"  # what it is called in that metadata, and as a format of adapters
@@ -38,6 +40,10 @@ _PLAIN = frozenset({"Klear", "afmoe", "dots1", "gpt_oss", "llama4", "llama4_text
 _ALIASES = (*((new, old) for old, new in _PROJECTIONS.items()), ("up_proj", "fc1"), ("down_proj", "fc2"))
 
 
+def is_by_mlx(checkpoint: Checkpoint) -> bool:
+    return any(METADATA in header.metadata.items() for header in checkpoint.headers)
+
+
 def stored_otherwise(spec: TensorSpec, families: Collection[str], *, in_stack: bool) -> str | None:
     """Why MLX and Hugging Face have other numbers, or another order of them, in a tensor; None where they have not.
 
@@ -60,6 +66,20 @@ def require_alike(ref: Ref, families: Collection[str], *, base: bool, adapter: b
             f"{ref.path}: {shown(ref.spec.name)} is stored as {other} has it, and the adapter is for a model as {one} "
             f"has it: {why}; use a base of {one}'s"
         )
+
+
+def require_comparable(base: Checkpoint, other: Checkpoint) -> None:
+    """Refuse two checkpoints, one of MLX and one of Hugging Face, with a tensor that these store otherwise. Raises
+    UnsupportedError."""
+    if is_by_mlx(base) == is_by_mlx(other):
+        return
+    families = {str(part.get("model_type")) for one in (base, other) for part in objects(one.config or {})}
+    for name in base.tensors.keys() & other.tensors.keys():
+        if (why := stored_otherwise(base.tensors[name].spec, families, in_stack=False)) is not None:
+            raise UnsupportedError(
+                f"{shown(name)} of {base.path} and of {other.path} are not the same, for MLX wrote one of both: {why}; "
+                "take both from MLX, or both from Hugging Face"
+            )
 
 
 def in_stack(module: str) -> tuple[str, int, str] | None:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptertool.architectures.mlx import METADATA
+from adaptertool.architectures.mlx import is_by_mlx
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -178,7 +178,7 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
         kv_rows=_kv_rows(base.config or {}),
         surely_tied=(base.config or {}).get("tie_word_embeddings") is True,
         why_tied=None if ties_known else _why_tied(base, parts),
-        by_mlx=any(METADATA in header.metadata.items() for header in base.headers),
+        by_mlx=is_by_mlx(base),
     )
 
 

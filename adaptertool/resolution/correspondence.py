@@ -22,6 +22,7 @@ from adaptertool.architectures.conversion import (
     rules_for,
     ties_of,
 )
+from adaptertool.architectures.mlx import require_comparable
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
@@ -135,6 +136,7 @@ def with_tied(names: Mapping[str, Ref], config: Config, other: Checkpoint) -> tu
 
 def counterparts(base: Checkpoint, other: Checkpoint) -> Counterparts:
     """What `other` has for each tensor of the base. Raises MismatchError as `aligned` does."""
+    require_comparable(base, other)
     other, notes = aligned(base.tensors, base.config, other)
     other, tied = with_tied(base.tensors, base.config, other)
     tensors = {name: ref for name, ref in other.tensors.items() if name in base.tensors}

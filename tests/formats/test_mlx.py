@@ -249,6 +249,8 @@ def test_what_mlx_stores_otherwise_is_refused_across(tmp_path: Path) -> None:
         adaptertool.merge(tmp_path / "baseFalse", [whole], tmp_path / "out")
     with pytest.raises(UnsupportedError, match="converts the numbers"):
         adaptertool.merge(tmp_path / "baseTrue", [peft], tmp_path / "out")
+    with pytest.raises(UnsupportedError, match="take both from MLX"):
+        adaptertool.wise(tmp_path / "baseTrue", tmp_path / "baseFalse", tmp_path / "out", alphas=[0.5])
     adaptertool.merge(tmp_path / "baseTrue", [whole], tmp_path / "one")
     adaptertool.merge(tmp_path / "baseFalse", [peft], tmp_path / "other")
 
