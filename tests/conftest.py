@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,15 @@ def main_here(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> obje
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return stop.value.code
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unsynced() -> Iterator[None]:
+    """No test that runs in this process outlasts a power cut: waiting for the disk takes most of the time of a small
+    merge. Processes of their own wait, and so do tests of faults, which put something else in its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

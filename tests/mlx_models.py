@@ -11,9 +11,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import torch
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
-from mlx_lm.utils import _get_classes, quantize_model, save_config, save_model
+from mlx_lm.utils import _get_classes, load_model, quantize_model, save_config, save_model
+
+__all__ = ["mx", "tree_map"]  # for those who find this module by pytest.importorskip
 
 Config = Mapping[str, Any]
 
@@ -95,6 +97,10 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def with_adapter(config: Config, adapter: Path, dtype: mx.Dtype = mx.float32) -> nn.Module:
     """The model with an adapter as mlx-lm loads it, which is an error where a tensor is not the model's."""
     return load_adapters(model_of(config, dtype), str(adapter))
+
+
+def model_at(folder: Path) -> nn.Module:
+    return load_model(folder)[0]  # type: ignore[no-any-return]
 
 
 def outputs(model: nn.Module) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import PREFIX, lora_factors, write_adapter
+from conftest import PREFIX, Tensors, lora_factors, write_adapter
 from gguf_files import write_lora
 from safetensors.torch import load_file, save_file
 
@@ -70,14 +70,20 @@ def _with_gguf_tensor(path: Path, name: str) -> None:
     _make_gguf(path, **{name: np.ones(2, np.float32)})
 
 
+def write_mlx(folder: Path, tensors: Tensors, fields: dict[str, Any]) -> Path:
+    """An adapter of MLX's; its config has no fields that are None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors), folder / "adapters.safetensors")
+    config = {name: value for name, value in fields.items() if value is not None}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def _make_mlx(folder: Path) -> Path:
     a, b = lora_factors(LAYER, (8, 6)).values()
-    folder.mkdir(exist_ok=True)
     tensors = {f"{LAYER}.lora_a": a.T.contiguous(), f"{LAYER}.lora_b": b.T.contiguous()}
-    save_file(tensors, folder / "adapters.safetensors")
-    fields = {"fine_tune_type": "lora", "num_layers": 8, "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.0}}
-    (folder / "adapter_config.json").write_text(json.dumps(fields))
-    return folder
+    parameters = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+    return write_mlx(folder, tensors, {"fine_tune_type": "lora", "num_layers": 8, "lora_parameters": parameters})
 
 
 def _with_mlx_field(folder: Path, name: str, value: Any) -> None:

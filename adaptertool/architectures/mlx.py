@@ -12,7 +12,8 @@ import re
 from collections.abc import Collection, Iterator
 
 from adaptertool.architectures.conversion import ExpertLayout
-from adaptertool.spec.tensors import TensorSpec
+from adaptertool.errors import UnsupportedError, shown
+from adaptertool.spec.tensors import Ref, TensorSpec
 
 MLX = "mlx"  # what it is called in that metadata, and as a format of adapters
 METADATA = ("format", MLX)
@@ -47,6 +48,18 @@ def stored_otherwise(spec: TensorSpec, families: Collection[str], *, in_stack: b
     if any(own.search(spec.name) for family, own in _OTHER_NUMBERS.items() if family in families):
         return "MLX converts the numbers of this model"
     return None
+
+
+def require_alike(ref: Ref, families: Collection[str], *, base: bool, adapter: bool, in_stack: bool) -> None:
+    """Refuse a change that was trained on other numbers than are stored. base, adapter: whether MLX wrote it. Raises
+    UnsupportedError."""
+    why = stored_otherwise(ref.spec, families, in_stack=in_stack) if base != adapter else None
+    if why is not None:
+        one, other = ("MLX", "Hugging Face") if adapter else ("Hugging Face", "MLX")
+        raise UnsupportedError(
+            f"{ref.path}: {shown(ref.spec.name)} is stored as {other} has it, and the adapter is for a model as {one} "
+            f"has it: {why}; use a base of {one}'s"
+        )
 
 
 def in_stack(module: str) -> tuple[str, int, str] | None:

@@ -12,7 +12,6 @@ import copy
 import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from adaptertool.architectures.traits import NOT_CODES, codes_of
@@ -21,13 +20,12 @@ from adaptertool.codecs.quantised import FORMATS, METHODS, Format, Settings, Sto
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header
-from adaptertool.files.jsonfile import load_json, objects
-from adaptertool.files.reader import exists
+from adaptertool.files.jsonfile import objects
 from adaptertool.spec.choices import DTYPES
 from adaptertool.spec.tensors import DTYPE_BITS, Ref
 
 QUANTISED_BY = ("quantization_config", "compression_config")  # keys of config.json, of all or of a part
-CONFIG, _OF_MODELOPT = "config.json", "hf_quant_config.json"
+CONFIG, OF_MODELOPT = "config.json", "hf_quant_config.json"
 _HALF = 16  # bits of what is not quantised in a quantised model
 # Scales of activations and of the cache of keys and values: of use to codes only
 _GONE = re.compile(
@@ -44,20 +42,7 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
     Raises UnsupportedError for codes of no format that is known, MismatchError where config and tensors disagree.
     """
     target = DTYPES[dtype]
-    settings, (_, beside) = _settings(base), codes_of(base)
-    if settings.method is not None and settings.method not in METHODS:
-        raise UnsupportedError(
-            f"{settings.where}: quant_method {shown(settings.method)[:80]} is not decoded, as are "
-            f"{', '.join(sorted(METHODS))}: {_WAY_OUT}"
-        )
-    _require_plain(settings)
-    weights = _weights(base, settings, beside)
-    if settings.method is not None and not weights:
-        raise MismatchError(
-            f"{settings.where} says quant_method {shown(settings.method)[:80]}, but no weight is stored as codes of "
-            "it. Where the weights are whole, take quantization_config out of it"
-        )
-    kept, gone = _others(base, weights, beside)
+    weights, kept, gone = _read(base)
     bits = _HALF if weights else _most_bits(base)
     narrow = {name for name, ref in kept.items() if ref.spec.dtype in COMPUTED and DTYPE_BITS[ref.spec.dtype] <= bits}
     stored_as = {name: target for name in narrow if kept[name].spec.dtype != target}
@@ -71,7 +56,7 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
         headers=headers,
         tensors={name: ref for header in headers for name, ref in header.tensors.items()},
         config=None if base.config is None else _config(base.config, dtype),
-        assets=tuple(asset for asset in base.assets if not (weights and asset.name == _OF_MODELOPT)),
+        assets=tuple(asset for asset in base.assets if not (weights and asset.name == OF_MODELOPT)),
         notes=(
             *base.notes,
             *_notes(weights, stored_as, (len(kept) + len(weights), gone), target),
@@ -80,19 +65,29 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
     )
 
 
-def dense_as(base: Path, candidate: Checkpoint) -> str | None:
-    """The key of DTYPES by which a quantised base must be decoded to have the tensors of the candidate: None where the
-    base is not quantised, by its config, or both are."""
-    folder = base.parent if base.suffix == ".safetensors" else base
-    config = load_json(folder / CONFIG) if exists(folder / CONFIG) else {}
-    said = any(part.get(key) for part in objects(config) for key in QUANTISED_BY) or exists(folder / _OF_MODELOPT)
-    if not said or any(ref.spec.dtype not in NOT_CODES for ref in candidate.tensors.values()):
-        return None
-    counts = dict.fromkeys(DTYPES, 0)
-    for ref in candidate.tensors.values():
-        for key, dtype in DTYPES.items():
-            counts[key] += ref.spec.numel * (ref.spec.dtype == dtype)
-    return max(counts, key=lambda key: counts[key])
+def formats_of(base: Checkpoint) -> dict[str, int]:
+    """How many weights are stored as codes, by the names of the formats. Raises as `decoded` does."""
+    weights, _, _ = _read(base)
+    names = [weight.format for weight in weights.values()]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def _read(base: Checkpoint) -> tuple[dict[str, Weight], dict[str, Ref], int]:
+    """(weights that are codes, tensors that stay as they are, by name; how many tensors are of use to codes only)"""
+    settings, (_, beside) = _settings(base), codes_of(base)
+    if settings.method is not None and settings.method not in METHODS:
+        raise UnsupportedError(
+            f"{settings.where}: quant_method {shown(settings.method)[:80]} is not decoded, as are "
+            f"{', '.join(sorted(METHODS))}: {_WAY_OUT}"
+        )
+    _require_plain(settings)
+    weights = _weights(base, settings, beside)
+    if settings.method is not None and not weights:
+        raise MismatchError(
+            f"{settings.where} says quant_method {shown(settings.method)[:80]}, but no weight is stored as codes of "
+            "it. Where the weights are whole, take quantization_config out of it"
+        )
+    return weights, *_others(base, weights, beside)
 
 
 def _settings(base: Checkpoint) -> Settings:
@@ -105,8 +100,8 @@ def _settings(base: Checkpoint) -> Settings:
                 if method is None and key == "compression_config":
                     method = "compressed-tensors"
                 return Settings(str(method).lower(), fields if isinstance(fields, dict) else {}, where)
-    if any(asset.name == _OF_MODELOPT for asset in base.assets):
-        return Settings("modelopt", {}, str(base.path / _OF_MODELOPT))
+    if any(asset.name == OF_MODELOPT for asset in base.assets):
+        return Settings("modelopt", {}, str(base.path / OF_MODELOPT))
     return Settings(None, {}, where)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptertool.architectures.mlx import METADATA, stored_otherwise
+from adaptertool.architectures.mlx import METADATA
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -48,7 +48,7 @@ _OF_MODULE = (
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
 _ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
-_GGUF = "gguf"  # the family of whatever is in that format
+_GGUF = "gguf"  # the family of whatever is in that format: nothing is stored transposed there
 _STATE = ".quant_state."  # bitsandbytes: then the name of the format
 NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
 
@@ -105,17 +105,6 @@ class Traits:
             "`merge` and `wise` with --dtype bf16 decode it, and write a dense checkpoint; or use the checkpoint that "
             "it was made from"
         )
-
-    def refuse_stored_otherwise(self, ref: Ref, *, by_mlx: bool, in_stack: bool) -> None:
-        """Refuse a change that was trained on other numbers than are stored, since MLX stores other ones than Hugging
-        Face. by_mlx: MLX trained it. Raises UnsupportedError."""
-        why = stored_otherwise(ref.spec, self.families, in_stack=in_stack) if by_mlx != self.by_mlx else None
-        if why is not None:
-            one, other = ("MLX", "Hugging Face") if by_mlx else ("Hugging Face", "MLX")
-            raise UnsupportedError(
-                f"{ref.path}: {shown(ref.spec.name)} is stored as {other} has it, and the adapter is for a model as "
-                f"{one} has it: {why}; use a base of {one}'s"
-            )
 
     def notes_on(self, edited: Collection[str]) -> list[str]:
         """What to say where the config names a quantisation, and tensors are changed."""
@@ -177,9 +166,10 @@ def _named_transposed(name: str) -> bool:
 
 def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
     parts = objects(base.config or {})
+    types = {part["model_type"] for part in parts if isinstance(part.get("model_type"), str)}
     codes, beside = codes_of(base)
     return Traits(
-        families=_families(base, parts),
+        families=frozenset({_GGUF} if base.gguf is not None else types),
         quantisation=_quantisation(base.config or {}),
         codes=codes,
         beside_codes=beside,
@@ -190,12 +180,6 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
         why_tied=None if ties_known else _why_tied(base, parts),
         by_mlx=any(METADATA in header.metadata.items() for header in base.headers),
     )
-
-
-def _families(base: Checkpoint, parts: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    if base.gguf is not None:
-        return frozenset({_GGUF})  # in which nothing is stored transposed
-    return frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str))
 
 
 def _kv_rows(config: Mapping[str, Any]) -> int | None:

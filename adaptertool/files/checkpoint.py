@@ -112,7 +112,7 @@ def open_checkpoint(path: Path, adapters: Adapters = _NO_ADAPTERS) -> Checkpoint
         header = read_gguf(path)
         return Checkpoint(path, (header,), header.tensors, None, (), (), is_file=True)
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} is neither a directory, nor a .safetensors or GGUF file; nothing else is read")
+        raise InputError(f"{path} is neither a directory nor a .safetensors file, nor GGUF; nothing else is read")
     header, notes = read_header(path), list[str]()
     # Not part of the output, but a config that stands beside the file says what the file is.
     if NAMES.shard.fullmatch(path.name):

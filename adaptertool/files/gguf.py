@@ -9,11 +9,11 @@ llama.cpp demands that order too; gguf-py reads tensors that overlap or have hol
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adaptertool.errors import InputError, InternalError, UnsupportedError, shown
+from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.header import Header, read_header
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.files.store import InputFile
@@ -28,7 +28,7 @@ _MAX_DIMENSIONS = 4
 _FEWEST = 13, 24  # bytes of a field, and of what is said of a tensor
 
 # Number of a type -> dtype, elements of a block, its bytes. As gguf-py 0.19 (GGML_QUANT_SIZES).
-_TYPES: Mapping[int, tuple[str, int, int]] = {
+TYPES: Mapping[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 28: ("F64", 1, 8), 30: ("BF16", 1, 2),
     24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8),
     2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34),
@@ -40,11 +40,11 @@ _TYPES: Mapping[int, tuple[str, int, int]] = {
     41: ("Q1_0", 128, 18),
 }  # fmt: skip
 
-BLOCKS = frozenset(dtype for dtype, elements, _ in _TYPES.values() if elements > 1)
+BLOCKS = frozenset(dtype for dtype, elements, _ in TYPES.values() if elements > 1)
 
 # Number of a field's type -> how struct reads it
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_FLOAT, _BOOL, _TEXT, _ARRAY = 6, 7, 8, 9
+FLOAT, _BOOL, TEXT, _ARRAY = 6, 7, 8, 9
 
 
 class Array(NamedTuple):
@@ -88,7 +88,7 @@ def read_gguf(path: Path) -> Header:
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise InputError(f"{path}: general.alignment is {shown(alignment)}; it is to be a power of two")
         infos = list(_infos(cursor, tensors))
-        start = _up(cursor.at, alignment)
+        start = aligned(cursor.at, alignment)
         refs = {spec.name: Ref(path, start + at, spec) for spec, at in infos}
         _require_order(path, file.size, start, alignment, list(refs.values()))
         return Header(path, file.size, min(start, file.size), refs, {}, file.stamp, fields)
@@ -102,7 +102,13 @@ class _Cursor:
 
     def take(self, size: int, what: str) -> bytes:
         """The next bytes. Raises InputError where the file ends before, or a header would be that long."""
-        end = self.at + size
+        begin, end = self.at, self.at + size
+        self._reach(end, what)
+        self.at = end
+        return bytes(self._read[begin:end])
+
+    def _reach(self, end: int, what: str) -> None:
+        """Have the bytes up to there. Raises InputError as `take` does."""
         if end > self.file.size:
             raise InputError(
                 f"{self.file.path} is cut short: {what} ends at byte {end:,}, and the file at {self.file.size:,}"
@@ -114,11 +120,19 @@ class _Cursor:
         if end > (have := len(self._read)):
             until = min(max(end, 2 * have, _CHUNK), self.file.size)
             self._read += read_exact(self.file, have, until - have)
-        begin, self.at = self.at, end
-        return bytes(self._read[begin:end])
 
     def number(self, form: str, what: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form), what))[0]
+
+    def texts(self, count: int, what: str) -> bytes:
+        """The next so many texts, each after its length: a vocabulary has hundreds of thousands. Raises InputError as
+        `take` does."""
+        at = self.at
+        for _ in range(count):
+            if at + 8 > len(self._read):
+                self._reach(at + 8, what)
+            at += 8 + int.from_bytes(self._read[at : at + 8], "little")
+        return self.take(at - self.at, what)
 
     def text(self, what: str, most: int = MAX_HEADER_BYTES) -> str:
         """A text after its length. Raises InputError where it is too long, or no UTF-8."""
@@ -149,7 +163,7 @@ def _fields(cursor: _Cursor, count: int) -> dict[str, Any]:
 
 
 def _value(cursor: _Cursor, kind: int, what: str) -> Any:
-    if kind == _TEXT:
+    if kind == TEXT:
         return cursor.text(what)
     if kind == _ARRAY:
         return _array(cursor, what)
@@ -164,15 +178,11 @@ def _array(cursor: _Cursor, what: str) -> Array:
     kind, count = cursor.number("<I", what), cursor.number("<Q", what)
     if kind in _SCALARS:
         return Array(kind, count, cursor.take(count * struct.calcsize(f"<{_SCALARS[kind]}"), what))
-    if kind != _TEXT:
+    if kind != TEXT:
         raise UnsupportedError(f"{cursor.file.path}: {what} is a list of the type {kind}, which is not known")
     if 8 * count > cursor.file.size:
         raise InputError(f"{cursor.file.path}: {what} claims {count:,} texts: the file is damaged")
-    begin = cursor.at
-    for _ in range(count):
-        cursor.take(cursor.number("<Q", what), what)
-    end, cursor.at = cursor.at, begin
-    return Array(kind, count, cursor.take(end - begin, what))
+    return Array(kind, count, cursor.texts(count, what))
 
 
 def _infos(cursor: _Cursor, count: int) -> Iterator[tuple[TensorSpec, int]]:
@@ -196,9 +206,9 @@ def _infos(cursor: _Cursor, count: int) -> Iterator[tuple[TensorSpec, int]]:
 
 def _spec(path: Path, name: str, sizes: tuple[int, ...], kind: int) -> TensorSpec:
     what, count = f"{path}: tensor {shown(name)}", 1
-    if kind not in _TYPES:
+    if kind not in TYPES:
         raise UnsupportedError(f"{what} has the type {kind}, which is not known")
-    dtype, block, size = _TYPES[kind]
+    dtype, block, size = TYPES[kind]
     for one in sizes:
         count *= one
         if count >= 2**60:
@@ -212,42 +222,16 @@ def _require_order(path: Path, size: int, start: int, alignment: int, refs: list
     """Raise InputError unless each tensor begins where the one before it ends, but for the alignment."""
     end = start
     for ref in refs:
-        if ref.offset != (next_one := _up(end, alignment)):
+        if ref.offset != (next_one := aligned(end, alignment)):
             where = f"begins at byte {ref.offset - start:,} of the data, not at {next_one - start:,}"
             raise InputError(f"{path}: tensor {shown(ref.spec.name)} {where}: the file is damaged")
         end = ref.offset + ref.spec.nbytes
     if end > size and refs:
         raise InputError(f"{path} is cut short: {end:,} bytes by its header, {size:,} on disk")
-    if _up(end, alignment) < size:
+    if aligned(end, alignment) < size:
         raise InputError(f"{path} has {size - end:,} bytes after its last tensor: the file is damaged")
 
 
-def _up(position: int, alignment: int) -> int:
+def aligned(position: int, alignment: int = ALIGNMENT) -> int:
+    """The next position that is a multiple."""
     return -(-position // alignment) * alignment
-
-
-def build_gguf(fields: Mapping[str, Any], specs: Sequence[TensorSpec], _: Mapping[str, str], room: int = 0) -> bytes:
-    """The first bytes of a GGUF file with these fields (texts, and numbers as FLOAT32) and tensors, one after the
-    other, each aligned. Raises InternalError where `room` is another than they take."""
-    numbers = {dtype: number for number, (dtype, _, _) in _TYPES.items()}
-    parts = [MAGIC, struct.pack("<IQQ", 3, len(specs), len(fields))]
-    for key, value in fields.items():
-        is_text = isinstance(value, str)
-        parts += [_packed(key), struct.pack("<I", _TEXT if is_text else _FLOAT)]
-        parts.append(_packed(value) if is_text else struct.pack("<f", value))
-    at = 0
-    for spec in specs:
-        sizes = spec.shape[::-1]
-        form = struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, numbers[spec.dtype], at)
-        parts += [_packed(spec.name), form]
-        at = _up(at + spec.nbytes, ALIGNMENT)
-    text = b"".join(parts)
-    text += bytes(_up(len(text), ALIGNMENT) - len(text))
-    if room and len(text) != room:
-        raise InternalError(f"a header of {len(text):,} bytes was to have {room:,}")
-    return text
-
-
-def _packed(text: str) -> bytes:
-    encoded = text.encode()
-    return struct.pack("<Q", len(encoded)) + encoded

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from adaptertool.architectures.gguf import ARCHITECTURE
 from adaptertool.errors import InputError, UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
@@ -66,6 +67,17 @@ def writing(own: Format) -> Writing:
     if own.write is None:
         raise UnsupportedError(f"adapters of the format {own.name} are read, and not written")
     return own.write
+
+
+def require_one_naming(adapters: Sequence[Adapter]) -> None:
+    """Raises UnsupportedError where adapters that are to be one have the names of GGUF beside others, or of several
+    architectures there."""
+    spoken = {(one.format == GGUF.name, one.fields.get(ARCHITECTURE)): one.path for one in adapters}
+    if len(spoken) > 1 and any(of_gguf for of_gguf, _ in spoken):
+        raise UnsupportedError(
+            f"{' and '.join(map(str, spoken.values()))} have the names of GGUF and others, or of two architectures: "
+            "convert them into one format first (`adaptertool convert --base`)"
+        )
 
 
 def misreadings(sources: Sequence[Adapter | Checkpoint]) -> Mapping[str, Callable[[Edit], Edit]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adaptertool.errors import InputError, UnsupportedError, shown
+from adaptertool.files.gguf import is_gguf
 from adaptertool.files.header import read_header
 from adaptertool.files.hints import from_pickle
 
@@ -53,6 +54,8 @@ def _explain_file(path: Path) -> None:
         raise UnsupportedError(
             f"{path} is an archive of NeMo's: export the adapter from there as PEFT's, or merge it there"
         )
+    if os.path.isfile(path) and is_gguf(path):  # noqa: PTH113
+        raise InputError(f"{path} is a GGUF model, not an adapter; the model comes first, then the adapters")
     if path.suffix.lower() != ".safetensors":
         return
     keys = read_header(path).tensors

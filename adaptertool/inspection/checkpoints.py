@@ -9,6 +9,7 @@ from typing import Any
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.families import SHOWN_FIRST, family_of
 from adaptertool.architectures.gguf import ARCHITECTURE
+from adaptertool.architectures.quantised import formats_of
 from adaptertool.architectures.traits import read_traits
 from adaptertool.errors import InputError, shown
 from adaptertool.files import store_of
@@ -100,12 +101,25 @@ def _tied(checkpoint: Checkpoint) -> str:
 def _quantised(checkpoint: Checkpoint) -> str | None:
     traits = read_traits(checkpoint)
     if traits.quantisation:
-        return traits.quantisation if traits.has_codes else f"{traits.quantisation}, but no tensor is"
+        return (
+            _formats(checkpoint, traits.quantisation)
+            if traits.has_codes
+            else f"{traits.quantisation}, but no tensor is"
+        )
     blocks = Counter(ref.spec.dtype for ref in checkpoint.tensors.values() if ref.spec.dtype in BLOCKS)
     if blocks:
         return "in blocks: " + ", ".join(f"{count:,} tensors of {dtype}" for dtype, count in sorted(blocks.items()))
     beside = next(iter(traits.codes.values()), None)
     return None if beside is None else f"{len(traits.codes):,} weights have scales beside them ({shown(beside)})"
+
+
+def _formats(checkpoint: Checkpoint, said: str) -> str:
+    """What the config says, and how many weights are codes of which formats; or that these are not decoded."""
+    try:
+        counts = formats_of(checkpoint)
+    except InputError:
+        return f"{said}, which --dtype does not decode"
+    return f"{said}: {', '.join(f'{count:,} weights in {name}' for name, count in counts.items())}"
 
 
 def _manifest(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from adaptertool.kinds.lora_tucker import LORA_TUCKER
 from adaptertool.kinds.lycoris_glora import LYCORIS_GLORA
 from adaptertool.kinds.lycoris_ia3 import LYCORIS_IA3
 from adaptertool.kinds.lycoris_oft import LYCORIS_OFT
-from adaptertool.kinds.miss import MISS
+from adaptertool.kinds.miss import BONE, MISS
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.oft import OFT
 from adaptertool.kinds.pvera import PVERA
@@ -60,6 +60,7 @@ KINDS: tuple[Kind, ...] = (
     HIRA,
     GRALORA,
     MISS,
+    BONE,
     RANDLORA,
     DELORA,
     TINYLORA,

@@ -63,6 +63,7 @@ class Part(NamedTuple):
     factors: Mapping[str, Ref]
     scale: float
     turned: bool = False  # of the weight (in, out) that is the transpose of what is changed
+    rows: range | None = None  # of the weight, where it changes these alone
 
 
 # (factors, the shape (out, in, ...) of the weight, scale, settings) -> the changes that are the same, one after another

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+from adaptertool.errors import UnsupportedError
 from adaptertool.kinds import BY_NAME, kind_of
 from adaptertool.kinds.kind import Change, Misreading, Part, Shape
 from adaptertool.kinds.made import turned
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.plan import Edit
-from adaptertool.spec.tensors import Ref
+from adaptertool.spec.tensors import Ref, View
 
 
 def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | None:
@@ -28,8 +31,11 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
     place = f".{module.layer}."
     own = min(name for ref in module.factors.values() if place in (name := f".{ref.spec.name}"))
     stem = own[1 : own.rindex(place) + len(place) - 1]
+    if module.transposed and any(part.rows is not None for part in parts):
+        raise UnsupportedError(f"{stem[:-1]}: {kind.name} on a weight that is stored transposed is not supported yet")
     return [
         module._replace(
+            view=module.view if part.rows is None else _view(module.view, part.rows, weight),
             kind=part.kind,
             factors={role: ref.renamed(f"{stem}.{role}.weight") for role, ref in part.factors.items()},
             scale=part.scale,
@@ -39,6 +45,14 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
         )
         for part in (_as_stored(part, bool(module.transposed)) for part in parts)
     ]
+
+
+def _view(view: View | None, rows: range, weight: Shape) -> View:
+    """Some rows of a weight, which may itself be a part of a tensor."""
+    width, shape = math.prod(weight[1:]), (len(rows), *weight[1:])
+    if view is None:
+        return View(width, rows, range(width), shape)
+    return replace(view, rows=view.rows[rows.start : rows.stop], shape=shape)
 
 
 def _as_stored(part: Part, transposed: bool) -> Part:

@@ -48,7 +48,9 @@ def shards_of(base: Checkpoint, edits: Edits, changes: TensorSetChange) -> tuple
             "more tokens); that is supported for single models: give the folder of the component as BASE"
         )
     home = _home(base, changes.head)
-    return tuple(_shard(base, header, edits, changes, is_home=header is home) for header in base.headers)
+    shards = [_shard(base, header, edits, changes, is_home=header is home) for header in base.headers]
+    # Where all tensors of a file were scales, whose weights are elsewhere, there is nothing left for it
+    return tuple(shard for shard in shards if shard.steps or base.stored_as is None)
 
 
 def _home(base: Checkpoint, head: Head | None) -> Header | None:
@@ -100,7 +102,7 @@ def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: TensorSetChang
     if base.config is not None:
         new[CONFIG] = _dump(_config(base, changes))
     if base.index is not None:
-        new[INDEX] = _dump(_index(copy.deepcopy(dict(base.index)), shards))
+        new[INDEX] = _dump(_index(dict(base.index), shards))
     return tuple(
         dataclasses.replace(asset, content=new[asset.name], size=len(new[asset.name])) if asset.name in new else asset
         for asset in base.assets
@@ -120,7 +122,7 @@ def _index(index: dict[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
         "total_parameters": sum(step.spec.numel for _, step in steps),
     }
     if isinstance(metadata := index.get("metadata"), dict):
-        metadata |= {key: total for key, total in totals.items() if key in metadata}
+        index["metadata"] = metadata | {key: total for key, total in totals.items() if key in metadata}
     return index
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from adaptertool.errors import UnsupportedError, UsageError
 from adaptertool.formats import BY_NAME, SAVINGS
+from adaptertool.formats.gguf.format import GGUF
 from adaptertool.formats.saving import Saving, WritingOptions, in_order, spec_of
 from adaptertool.kinds.dora import DORA, MAGNITUDE
 from adaptertool.kinds.dora_scale import DORA_SCALE, SCALE
@@ -37,12 +38,23 @@ class Target(NamedTuple):
 
         Raises UnsupportedError for what the format cannot hold.
         """
+        require_names(changes, self.name)
         draft = self.saving.draft(changes, WritingOptions(as_file=self.as_file))
         if not dtypes:
             return draft
         stored = [(one, dtypes.get(one.source.spec.name, one.spec.dtype)) for one in draft.tensors]
         narrow = [one._replace(spec=spec_of(one.spec.name, dtype, one.spec.shape)) for one, dtype in stored]
         return dataclasses.replace(draft, tensors=in_order(narrow))
+
+
+def require_names(changes: Portable, to: str) -> None:
+    """Raises UsageError where names are those of GGUF, and the format has those of a checkpoint."""
+    of_gguf = changes.adapter.format == GGUF.name and changes.config is None
+    if to != GGUF.name and (changes.gguf is not None or of_gguf):
+        raise UsageError(
+            f"{changes.adapter.path} is read with the names that GGUF has, and {to} has others: `adaptertool convert` "
+            "with the checkpoint that the GGUF model was made from as --base, and its config.json, tells them"
+        )
 
 
 def target_at(name: str, out: Path) -> Target:

@@ -47,7 +47,8 @@ TRANSFORMER = "transformer"
 
 def names_of(base: Checkpoint) -> Names:
     """What finds the tensors of a base that adapters name."""
-    if components := components_of(base.tensors, base.config, base.components, is_file=base.is_file):
+    components = components_of(base.tensors, base.config, base.components, is_file=base.is_file)
+    if components and base.gguf is None:
         return ComponentNames(tuple(base.tensors), components, str(base.path))
     return Names(tuple(base.tensors), base.config, base.gguf)
 

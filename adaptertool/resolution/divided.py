@@ -1,4 +1,4 @@
-"""Changes of a weight, cut by its rows: where it is stored in several tensors, or in another order."""
+"""Changes of a weight that is stored otherwise than it is named: cut by rows, in another order, transposed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.kinds import kind_of
+from adaptertool.kinds.made import turned
 from adaptertool.kinds.parts import parts_of
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.tensors import TensorSpec, View
@@ -18,6 +19,19 @@ def by_rows(module: Module, weight: tuple[int, ...]) -> Module:
         return module
     (first, *others) = parts_of(module, weight) or (module,)
     return module if others or first.transposed else first
+
+
+def as_transposed(module: Module, spec: TensorSpec) -> Module:
+    """A change of a matrix that is stored transposed. Raises UnsupportedError for what takes its place."""
+    kind = kind_of(module)
+    if kind.replaces or len(spec.shape) != 2:
+        raise UnsupportedError(
+            f"{shown(spec.name)}, which holds {shown(module.target)} transposed, is {spec}; {module.kind} on it is not "
+            "supported yet"
+        )
+    if not kind.elementwise:
+        return module._replace(transposed=True)
+    return module._replace(factors={role: turned(ref) for role, ref in module.factors.items()}, transposed=False)
 
 
 def in_halves(module: Module, spec: TensorSpec) -> Iterator[Module]:

@@ -15,7 +15,7 @@ from adaptertool.architectures.conversion import ExpertLayout, Part, Piece, Piec
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
-from adaptertool.resolution.divided import by_rows, in_halves, require_shapes
+from adaptertool.resolution.divided import as_transposed, by_rows, in_halves, require_shapes
 from adaptertool.resolution.experts import Stack, in_expert, is_on_first, of_expert, require_stack
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref, TensorSpec, View
@@ -57,7 +57,7 @@ class Placer:
         elif piece.cut is not None:
             spec = self._tensors[piece.disk].spec
             if piece.cut.turned:
-                yield piece.disk, module._replace(transposed=True)
+                yield piece.disk, as_transposed(module, spec)
             elif piece.cut.swapped:
                 yield from ((piece.disk, half) for half in in_halves(module, spec))
             elif piece.cut.expert is None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from adaptertool.architectures.mlx import LAYOUT, MLX
+from adaptertool.architectures.mlx import LAYOUT, MLX, require_alike
 from adaptertool.architectures.traits import Traits, read_traits
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -106,7 +106,8 @@ def _fitted(subject: Base, traits: Traits, adapter: Adapter, target: str, module
     """The module as it acts on that tensor. Raises where it does not fit, or must not be edited."""
     ref = subject.tensors[target]
     traits.refuse_quantised(ref)
-    traits.refuse_stored_otherwise(ref, by_mlx=adapter.format == MLX, in_stack=module.view is not None)
+    ours, own = adapter.format == MLX, module.view is not None
+    require_alike(ref, traits.families, base=traits.by_mlx, adapter=ours, in_stack=own)
     if module.rows is None:
         traits.refuse_tied(ref)
     else:

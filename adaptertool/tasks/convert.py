@@ -13,12 +13,11 @@ from adaptertool.files.parsed import Parsed
 from adaptertool.formats import BY_NAME, SAVINGS, format_at
 from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
-from adaptertool.formats.gguf.format import GGUF
 from adaptertool.formats.saving import WritingOptions
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
 from adaptertool.planning.portable import portable
-from adaptertool.planning.redraft import target_at
+from adaptertool.planning.redraft import require_names, target_at
 from adaptertool.planning.sources import Reading, open_adapter
 from adaptertool.reports.adapters import ConvertReport
 from adaptertool.resolution.renaming import renaming
@@ -70,7 +69,7 @@ def convert(
     changes = _opened(path, beside, Reading(renames, leave_out, expert_layout), parts, written.saving.names)
     if changes.adapter.format == to:
         raise UsageError(f"{path} is of the format {to} already")
-    _require_names(changes, to)
+    require_names(changes, to)
     draft = written.saving.draft(changes, WritingOptions(prefix=prefix, as_file=written.as_file))
     recipe = {"to": to, "parts": list(parts), "prefix": prefix, "renames": list(renames)}
     output = _output(changes, draft, written.weights, recipe)
@@ -87,16 +86,6 @@ def convert(
         rounded=sum(one.rounded for one in rounded),
         rounded_tensors=tuple(dict.fromkeys(one.name for one in rounded)),
     )
-
-
-def _require_names(changes: Portable, to: str) -> None:
-    """Raises UsageError where names are those of GGUF, and the format has those of a checkpoint."""
-    of_gguf = changes.adapter.format == GGUF.name and changes.config is None
-    if to != GGUF.name and (changes.gguf is not None or of_gguf):
-        raise UsageError(
-            f"{changes.adapter.path} is read with the names that GGUF has, and {to} has others: --base gives the "
-            "checkpoint that the GGUF model was made from, with its config.json"
-        )
 
 
 def _opened(path: Path, base: Path | None, reading: Reading, parts: Sequence[str], names: str) -> Portable:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from adaptertool.architectures.decoded_beside import both_dense
 from adaptertool.arguments import PathLike, as_path
 from adaptertool.codecs import COMPUTED
 from adaptertool.engine.resources import peak_memory, thread_count
@@ -46,12 +47,14 @@ def diff(
     (resolution/correspondence.py); the report has the names of `a`. What one of both leaves out since it is tied and
     the same, or since models compute it themselves, is no difference.
 
+    Where one of both is quantised and the other is not, it is decoded, and its numbers are compared (F64).
+
     Bits count: −0.0 and 0.0 differ, NaN and the same NaN do not. Figures are float64 and do not depend on threads.
     Raises InputError where something cannot be read.
     """
 
     start, count, paths = time.perf_counter(), thread_count(threads), (as_path(a, "A"), as_path(b, "B"))
-    ours, theirs = map(_opened, paths)
+    ours, theirs = both_dense(*map(_opened, paths))
     _require_alike(ours, theirs)
     with renaming(renames) as own:
         theirs = own.checkpoint(theirs, ours)

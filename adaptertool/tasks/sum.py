@@ -19,7 +19,7 @@ from adaptertool.arguments import Number, PathLike, as_path, decimals, given_set
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
-from adaptertool.formats import BY_NAME, DEFAULT, format_at, read_alone, writing
+from adaptertool.formats import BY_NAME, DEFAULT, format_at, read_alone, require_one_naming, writing
 from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_named
 from adaptertool.formats.format import Format, Written
@@ -123,6 +123,7 @@ def sum_adapters(
 def _opened(paths: Sequence[Path], reading: Reading) -> list[Layered]:
     opened = [read_alone(Parsed(path), reading.leave_out, reading.expert_layout) for path in paths]
     require_used(reading.leave_out, [one.adapter for one in opened])
+    require_one_naming([one.adapter for one in opened])
     return opened
 
 

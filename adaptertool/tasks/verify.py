@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from adaptertool.architectures.quantised import dense_as
+from adaptertool.architectures.decoded_beside import dense_as
 from adaptertool.arguments import Number, PathLike, as_path
 from adaptertool.errors import UsageError
 from adaptertool.formats import misreadings
@@ -73,9 +73,10 @@ def verify(
     not-applied, applied-twice, wrong-scale (with the fitted scale), rslora-ignored, alpha-pattern-ignored, transposed,
     magnitude-ignored, negated, wrong-base, row-shifted (other rows', or another tensor's data), truncated, stochastic,
     lower-precision, nan, overflow, dtype-changed, shape-changed, unknown, and those of kinds (Kind.misreadings):
-    alpha-squared, alpha-ignored, factors-swapped, factor-ignored, norm-of-base, norm-axis, one-added, one-missing,
-    other-side, rotation-transposed, setting-ignored, taken-for-lora. `problems` has what is wrong beside single
-    tensors: fields of config.json, and a scale that shows in all tensors together only.
+    alpha-squared, alpha-ignored, alpha-of-others, factors-swapped, factor-ignored, norm-of-base, norm-axis, one-added,
+    one-missing, other-side, rotation-transposed, setting-ignored, taken-for-lora; across GGUF: rows-not-reordered.
+    `problems` has what is wrong beside single tensors: fields of config.json, and a scale that shows in all tensors
+    together only.
 
     Of a quantised base `merged` may be quantised as it is, or dense: then it is judged against the decoded numbers.
 

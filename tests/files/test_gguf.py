@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptertool.errors import InputError, UnsupportedError
-from adaptertool.files.gguf import _TYPES, read_gguf
+from adaptertool.files.gguf import TYPES, read_gguf
 from adaptertool.files.header import Header
 
 ONE = {"a.weight": (F32, (2, 3), bytes(24))}
@@ -26,7 +26,7 @@ def read(path: Path, content: bytes) -> Header:
 def test_types_are_those_of_gguf_py() -> None:
     gguf = pytest.importorskip("gguf")
     theirs = {kind.value: (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
-    assert dict(_TYPES) == theirs
+    assert dict(TYPES) == theirs
 
 
 @pytest.mark.parametrize("alignment", [32, 64, 4096])

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import adaptertool as command
+from conftest import lora_factors, write_adapter
 from gguf_files import Q8_0, field, of_arrays, packed, read_model, text, write_lora, write_model
 
 import adaptertool
-from adaptertool.errors import InputError, MismatchError, UnsupportedError
+from adaptertool.errors import InputError, MismatchError, UnsupportedError, UsageError
 from adaptertool.formats import recognised
 
 gguf = pytest.importorskip("gguf")
@@ -71,7 +72,7 @@ def test_experts_are_stacked(tmp_path: Path) -> None:
     require(base, tmp_path / "out.gguf", {EXPERTS: read_model(base)[EXPERTS].astype(np.float64) + 2 * (b @ a)})
     assert adaptertool.inspect(lora, base).refusal is None
     with pytest.raises(UnsupportedError, match="factors for a stack of experts"):
-        adaptertool.sum_adapters([lora, lora], tmp_path / "sum")
+        adaptertool.sum_adapters([lora, lora], tmp_path / "sum.gguf")
 
 
 def test_factors_in_blocks(tmp_path: Path) -> None:
@@ -158,6 +159,43 @@ def test_what_is_tied_and_what_is_quantised_is_refused(tmp_path: Path) -> None:
         adaptertool.merge(blocks, [lora], tmp_path / "out.gguf")
 
 
+def test_sums_and_truncations_are_gguf(tmp_path: Path) -> None:
+    """Of an embedding too, whose factors are turned."""
+    base = base_of(tmp_path / "base.gguf", np.float32)
+    one = write_lora(tmp_path / "a.gguf", {**factors(), **factors(EMBEDDING, (10, RANK), (6, RANK))})
+    other = write_lora(tmp_path / "b.gguf", factors(a=(2, 6), b=(8, 2)), alpha=3)
+    adaptertool.sum_adapters([one, other], tmp_path / "sum.gguf", weights=["1", "-0.5"])
+    assert read_model(tmp_path / "sum.gguf")[f"{WEIGHT}.lora_a"].shape == (RANK + 2, 6)
+    adaptertool.merge(base, [one, other], tmp_path / "both.gguf", weights=["1", "-0.5"])
+    adaptertool.merge(base, [tmp_path / "sum.gguf"], tmp_path / "summed.gguf")
+    near = read_model(tmp_path / "both.gguf")
+    for name, array in read_model(tmp_path / "summed.gguf").items():
+        assert np.abs(array - near[name]).max() < 1e-5
+    adaptertool.truncate(tmp_path / "sum.gguf", tmp_path / "cut.gguf", rank=1)
+    cut = read_model(tmp_path / "cut.gguf")
+    assert cut[f"{EMBEDDING}.lora_a"].shape == (10, 1) and cut[f"{EMBEDDING}.lora_b"].shape == (6, 1)
+    a, b = (read_model(one)[f"{EMBEDDING}.lora_{role}"].astype(np.float64) for role in "ab")
+    change = cut[f"{EMBEDDING}.lora_a"].astype(np.float64) @ cut[f"{EMBEDDING}.lora_b"].T
+    u, values, v = np.linalg.svd(2 * a @ b.T)
+    alpha = gguf.GGUFReader(tmp_path / "cut.gguf").fields["adapter.lora.alpha"].contents()
+    assert np.abs(alpha * change - values[0] * np.outer(u[:, 0], v[0])).max() < 1e-5
+
+
+def test_names_of_gguf_are_not_mixed_with_others(tmp_path: Path) -> None:
+    lora, other = (write_lora(tmp_path / f"{arch}.gguf", factors(), arch=arch) for arch in ("llama", "qwen2"))
+    peft = write_adapter(tmp_path / "peft", lora_factors("model.layers.0.self_attn.v_proj", (8, 6)))
+    for some in ([peft, lora], [lora, peft], [lora, other]):
+        with pytest.raises(UnsupportedError, match=r"have the names of GGUF and others, or of two architectures"):
+            adaptertool.sum_adapters(some, tmp_path / "s.gguf", to="gguf")
+    for run in (
+        lambda: adaptertool.sum_adapters([lora, lora], tmp_path / "s", to="peft"),
+        lambda: adaptertool.truncate(lora, tmp_path / "s", rank=1, to="peft"),
+        lambda: adaptertool.convert(lora, tmp_path / "s", to="peft"),
+    ):
+        with pytest.raises(UsageError, match=r"is read with the names that GGUF has, and peft has others"):
+            run()
+
+
 def test_every_command(tmp_path: Path) -> None:
     base, lora = base_of(tmp_path / "base.gguf", np.float16), write_lora(tmp_path / "lora.gguf", factors())
     out = tmp_path / "out.gguf"
@@ -169,11 +207,7 @@ def test_every_command(tmp_path: Path) -> None:
     report = adaptertool.inspect(lora, base)
     assert report.adapter is not None and report.fits and report.adapter.modules[0].rank == RANK
     assert not adaptertool.diff(lora, write_lora(tmp_path / "b.gguf", factors(), alpha=3)).tensors
-    for run in (
-        lambda: adaptertool.sum_adapters([lora, lora], tmp_path / "s"),
-        lambda: adaptertool.truncate(lora, tmp_path / "s", rank=1),
-    ):
-        with pytest.raises(UnsupportedError, match=r"read,? and not written"):
-            run()
+    with pytest.raises(InputError, match=r"base\.gguf is a GGUF model, not an adapter"):
+        adaptertool.merge(base, [base], tmp_path / "s.gguf")
     with pytest.raises(InputError, match="is an adapter, not a checkpoint"):
         adaptertool.merge(lora, [lora], tmp_path / "s.gguf")

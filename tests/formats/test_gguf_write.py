@@ -13,7 +13,8 @@ from gguf_files import read_model, write_model
 
 import adaptertool
 from adaptertool.errors import InternalError, UnsupportedError
-from adaptertool.files.gguf import build_gguf, read_gguf
+from adaptertool.files.gguf import read_gguf
+from adaptertool.files.gguf_header import build_gguf
 from adaptertool.spec.tensors import TensorSpec
 
 gguf = pytest.importorskip("gguf")

@@ -22,7 +22,7 @@ from adaptertool.formats.peft.refused import REFUSED
 from adaptertool.kinds import SPELLED
 
 HANDLED = {"LORA", *(tag for name, tag in SPELLED if name == "peft")}
-OLD = {"BONE"}  # of PEFT before 0.18; MISS took its place
+OLD = {"BONE"}  # of PEFT before 0.19; MISS took its place
 
 
 def test_every_kind_of_peft_is_handled_or_refused() -> None:

@@ -43,6 +43,7 @@ CASES = {
     "miss": Case("MissConfig", {"r": 5}, ("linear",), 1),
     "miss, all": Case("MissConfig", {"r": 4, "init_weights": False}, ("linear",), 1),
     "miss, mini": Case("MissConfig", {"r": 5, "mini_r": 4, "init_weights": "mini"}, ("linear",), 1),
+    "miss, bat": Case("MissConfig", {"r": 2, "init_weights": "bat"}, ("linear",), 1),
     "randlora": Case("RandLoraConfig", {"r": 3, "randlora_alpha": 6}, ("linear",), 1),
     "randlora, sparse": Case("RandLoraConfig", {"r": 5, "sparse": True, "randlora_alpha": 5}, ("linear",), 1),
     "delora": Case("DeloraConfig", {"r": 3, "rank_pattern": {"linear": 2}}, ("linear",), 1),

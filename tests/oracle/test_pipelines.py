@@ -173,3 +173,24 @@ def test_what_a_base_lacks_is_left_out_by_name(model: Model, tmp_path: Path) -> 
         adaptertool.merge(model.folder / "unet", [path], tmp_path / "more", leave_out=[*left, UNET])
     with pytest.raises(UsageError, match="'text_encoder_3' leaves nothing out"):
         adaptertool.merge(model.folder, [path], tmp_path / "more", leave_out=["text_encoder_3"])
+
+
+@pytest.mark.parametrize("kind", ["difference", "lora, 4-D", "difference of another shape"])
+def test_a_projection_that_is_stored_transposed(model: Model, tmp_path: Path, kind: str) -> None:
+    """OpenCLIP has it so; it is square, so that no shape tells."""
+    key, stored = "lora_te2_text_projection", "conditioner.embedders.1.model.text_projection"
+    a, b = torch.randn(2, 8), torch.randn(8, 2)
+    tensors = {f"{key}.lora_down.weight": a.reshape(2, 8, 1, 1), f"{key}.lora_up.weight": b.reshape(8, 2, 1, 1)}
+    if kind != "lora, 4-D":
+        tensors = {f"{key}.diff": b @ a if kind == "difference" else torch.randn(8, 6)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    if kind == "difference of another shape":
+        with pytest.raises(MismatchError, match=r"text_projection is F32 8×8.*is this adapter for another model"):
+            adaptertool.merge(model.file, [tmp_path / "a.safetensors"], tmp_path / "out.safetensors")
+        return
+    adaptertool.merge(model.file, [tmp_path / "a.safetensors"], tmp_path / "out.safetensors")
+    change = b.double() @ a.double() if kind == "lora, 4-D" else (b @ a).double()
+    exact = model.tensors["text_encoder_2.text_projection.weight"].double() + change
+    found = load_file(tmp_path / "out.safetensors")[stored].T.contiguous()
+    assert half_ulp_excess(found, exact).max() <= 1 + 1e-6
+    assert adaptertool.verify(tmp_path / "out.safetensors", model.file, [tmp_path / "a.safetensors"]).ok

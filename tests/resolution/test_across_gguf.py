@@ -101,6 +101,21 @@ def test_all_four_ways_are_the_same(tmp_path: Path, model: Tensors, bases: Any, 
     assert {tensor.diagnosis for tensor in other.tensors if tensor.status == "wrong"} == {"wrong-scale"}
 
 
+def test_a_merge_that_leaves_the_rows_as_they_were_is_named(tmp_path: Path, bases: tuple[Path, Path]) -> None:
+    """By names alone, as by a script that knows no more."""
+    peft, _, deltas = adapters(tmp_path, Q, K, V)
+    names, wrong = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2), read_model(bases[1])
+    for name, delta in deltas.items():
+        wrong[names.get_name(name, (".weight",))] += delta.numpy().astype(np.float32)
+    fields = [field("general.architecture", "llama"), *(field(f"llama.{key}", one) for key, one in FIELDS.items())]
+    (tmp_path / "wrong.gguf").write_bytes(packed(of_arrays(wrong), fields))
+    report = adaptertool.verify(tmp_path / "wrong.gguf", bases[1], [peft])
+    assert {one.name: one.diagnosis for one in report.tensors if one.status == "wrong"} == {
+        "blk.1.attn_q.weight": "rows-not-reordered",
+        "blk.1.attn_k.weight": "rows-not-reordered",
+    }
+
+
 def test_dora_goes_with_the_rows(tmp_path: Path, model: Tensors, bases: tuple[Path, Path]) -> None:
     magnitude = {f"{Q}.lora_magnitude_vector": torch.rand(24) + 0.5}
     peft, _, deltas = adapters(tmp_path, Q, **magnitude)
@@ -180,6 +195,15 @@ def test_saved_tensors_that_are_other_numbers_are_refused(
     peft = write_adapter(tmp_path / "peft", {key: torch.ones(shape)}, modules_to_save=[key.split(".")[-2]])
     with pytest.raises(UnsupportedError, match=match):
         adaptertool.merge(tmp_path / "m.gguf", [peft], tmp_path / "out.gguf")
+
+
+def test_kinds_that_may_count_rows_are_refused(tmp_path: Path, bases: tuple[Path, Path]) -> None:
+    tensors = {f"{Q}.ia3_l": torch.ones(24, 1)}
+    peft = write_adapter(tmp_path / "peft", tensors)
+    fields = {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []}
+    (peft / "adapter_config.json").write_text(json.dumps(fields))
+    with pytest.raises(UnsupportedError, match=r"rows in another order; ia3 on such a tensor is not supported yet"):
+        adaptertool.merge(bases[1], [peft], tmp_path / "out.gguf")
 
 
 def test_a_resized_vocabulary_is_refused(tmp_path: Path, bases: tuple[Path, Path]) -> None:

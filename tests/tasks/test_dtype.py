@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from conftest import FIXTURES, load, lora_factors, main_here, snapshot, write_adapter, write_checkpoint
 from oracle import fractions, round_fraction
 from quantised_bases import FORMATS, Q, Quantised, X
@@ -17,6 +18,7 @@ import adaptertool as library
 from adaptertool.arithmetic import cast, tiling
 from adaptertool.codecs import tensors
 from adaptertool.errors import NonFiniteError, UnchangedError, UsageError
+from adaptertool.files.checkpoint import INDEX
 from adaptertool.output.preview import preview
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}
@@ -152,3 +154,44 @@ def test_where_it_has_no_meaning() -> None:
         library.prepare_wise(base, adapter, 0.5, dtype="bf16", as_adapter=True)
     with pytest.raises(UsageError, match="Fisher"):
         library.prepare_wise(base, tuned, 0.5, dtype="bf16", fisher=(base, base))
+
+
+def test_inspect_and_diff(tmp_path: Path) -> None:
+    base = base_of(tmp_path / "base", FORMATS["NF4"]())
+    adapter = write_adapter(tmp_path / "adapter", lora_factors(Q, (8, 6)))
+    library.merge(base, [adapter], tmp_path / "out", dtype="f32")
+    facts = library.inspect(base).checkpoint
+    assert facts is not None and facts.quantised is not None
+    assert facts.quantised.endswith("bitsandbytes: 1 weights in NF4 of bitsandbytes")
+    for pair in ((base, tmp_path / "out"), (tmp_path / "out", base)):
+        found = {one.name: one for one in library.diff(*pair).tensors}
+        assert found.keys() == {f"{Q}.weight", f"{X}.weight"}
+        assert found[f"{X}.weight"].rel_error < 1e-7 < 1e-2 < found[f"{Q}.weight"].rel_error  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["FP8, blocks", "GPTQ", "NF4, nested"])
+def test_scales_in_another_shard_and_a_run_that_goes_on(tmp_path: Path, name: str) -> None:
+    made = FORMATS[name]()
+    tensors = dict(sorted(made.tensors.items())) | {f"{Q}.weight": torch.randn(8, 6).bfloat16()}
+    config = CONFIG | {"quantization_config": made.config}
+    base = write_checkpoint(tmp_path / "base", tensors, shards=len(tensors), config=config)
+    adapter = write_adapter(tmp_path / "adapter", lora_factors(X, (len(made.exact), len(made.exact[0]))))
+    library.merge(base, [adapter], tmp_path / "once", dtype="bf16", threads=2)
+    manifest = json.loads((tmp_path / "once" / "adaptertool.manifest.json").read_text())
+    for file, facts in manifest["inputs"]["base"].items():
+        assert facts["blake3"] == blake3((base / file).read_bytes()).hexdigest()
+    shards = {path.name for path in (tmp_path / "once").glob("*.safetensors")}
+    assert shards == set(json.loads((tmp_path / "once" / INDEX).read_text())["weight_map"].values())
+    written = 0
+
+    def stop(size: int) -> None:
+        nonlocal written
+        written += size
+        if written > 1000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        library.merge(base, [adapter], tmp_path / "out", dtype="bf16", threads=1, progress=stop)
+    assert not (tmp_path / "out").exists()
+    library.merge(base, [adapter], tmp_path / "out", dtype="bf16", threads=1)
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "once")

@@ -17,9 +17,7 @@ Sources: transformers 5.23 (integrations/finegrained_fp8.py), compressed-tensors
 
 from __future__ import annotations
 
-import re
-
-from adaptertool.codecs.quantised.grid import Block, grid_of
+from adaptertool.codecs.quantised.grid import grid_of
 from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
 from adaptertool.codecs.quantised.tables import SCALES, numbers
 from adaptertool.errors import MismatchError, UnsupportedError, shown
@@ -29,7 +27,6 @@ from adaptertool.spec.tensors import ReadStored, Ref
 _BESIDE = ("_scale_inv", "_scale")  # of the tensor
 _OF_MODULE = (".scale", ".qscale_weight")  # in the place of `weight`
 _MX = (1, 32)
-_SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")  # of a block
 
 
 def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
@@ -53,7 +50,8 @@ def scaled(stored: Stored, codes: Ref, scale: Ref, name: str, called: str) -> We
     shape = codes.spec.shape
     if len(shape) < 2:
         misfit(codes, f"and has {shown(scale.spec.name)} beside it; a quantised weight is a matrix")
-    grid, dtype = grid_of(scale, shape, _blocks(stored, scale), stored.settings.where), codes.spec.dtype
+    blocks = stored.blocks | ({_MX} if scale.spec.dtype in ("U8", "F8_E8M0") else set())
+    grid, dtype = grid_of(scale, shape, blocks, stored.settings.where), codes.spec.dtype
 
     def rows(read: ReadStored, first: int, last: int) -> Array:
         values = numbers(read(codes, shape[-1], first, last), dtype)
@@ -61,16 +59,6 @@ def scaled(stored: Stored, codes: Ref, scale: Ref, name: str, called: str) -> We
         return values
 
     return Weight(name, shape, called, (codes, scale), rows, shape[-1])
-
-
-def _blocks(stored: Stored, scale: Ref) -> set[Block]:
-    """The sizes of blocks that the config names, and those of MX where scales are exponents."""
-    sizes = [stored.settings.fields.get("weight_block_size")]
-    sizes += [group.get("block_structure") for group in stored.settings.groups()]
-    texts = ["x".join(map(str, size)) if isinstance(size, list) else str(size) for size in sizes]
-    found = {(int(one[1]), int(one[2])) for one in map(_SIZE.fullmatch, texts) if one}
-    found |= {(1, size) for size in stored.settings.whole("group_size")}
-    return found | ({_MX} if scale.spec.dtype in ("U8", "F8_E8M0") else set())
 
 
 FP8 = Format(

@@ -45,8 +45,7 @@ def _with_zeros(stored: Stored, codes: Ref, scale: Ref, zero: Ref, name: str) ->
     plain, shape = scaled(stored, codes, scale, name, "INT8"), codes.spec.shape
     if zero.spec.shape != scale.spec.shape or len(shape) != 2:
         misfit(zero, f"and {shown(scale.spec.name)} is {scale.spec}")
-    blocks = {(1, -(-shape[1] // max(scale.spec.shape[-1], 1)))}
-    blocks |= {(1, size) for size in stored.settings.whole("group_size")}
+    blocks = stored.blocks or {(1, -(-shape[1] // max(scale.spec.shape[-1], 1)))}
     grids = [grid_of(ref, shape, blocks, stored.settings.where) for ref in (scale, zero)]
 
     def rows(read: ReadStored, first: int, last: int) -> Array:

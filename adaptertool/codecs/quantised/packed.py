@@ -79,7 +79,7 @@ def _bits_of(stored: Stored, codes: Ref, shape: tuple[int, int]) -> int:
 
 def _group(stored: Stored, scale: Ref, columns: int, groups: int) -> int:
     """How many columns have a scale in common. Raises MismatchError where that is not clear."""
-    fits = {size for size in stored.settings.whole("group_size") if -(-columns // size) == groups}
+    fits = {size for size in stored.group_sizes if -(-columns // size) == groups}
     if groups == 1 or columns % groups == 0:
         fits = fits or {columns // groups}
     if len(fits) != 1:

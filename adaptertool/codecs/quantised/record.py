@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from adaptertool.spec.tensors import Making, ReadStored, Ref, Stamp, TensorSpec
 
 # (how to read, first row, last row) -> these rows of the weight, float64, in rows of `Weight.width` elements
 Rows = Callable[[ReadStored, int, int], Array]
+
+_SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")  # of a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,20 @@ class Stored:
 
     def __init__(self, tensors: Mapping[str, Ref], stamps: Mapping[Path, Stamp], settings: Settings) -> None:
         self.tensors, self.settings, self._stamps = tensors, settings, stamps
+
+    @functools.cached_property
+    def group_sizes(self) -> frozenset[int]:
+        """How many numbers of a row may have a scale in common, as the config says."""
+        return frozenset(self.settings.whole("group_size"))
+
+    @functools.cached_property
+    def blocks(self) -> frozenset[tuple[int, int]]:
+        """The rows and columns that may have a scale in common, as the config says."""
+        sizes = [self.settings.fields.get("weight_block_size")]
+        sizes += [group.get("block_structure") for group in self.settings.groups()]
+        texts = ["x".join(map(str, size)) if isinstance(size, list) else str(size) for size in sizes]
+        found = {(int(one[1]), int(one[2])) for one in map(_SIZE.fullmatch, texts) if one}
+        return frozenset(found | {(1, size) for size in self.group_sizes})
 
     def get(self, name: str, dtypes: Sequence[str] = ()) -> Ref | None:
         """The tensor of that name, if it is there. Raises UnsupportedError where it has another dtype."""

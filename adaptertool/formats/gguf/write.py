@@ -14,8 +14,9 @@ from adaptertool.architectures.change import Change
 from adaptertool.architectures.changed import changed
 from adaptertool.architectures.gguf import ARCHITECTURE, EMBEDDING, Found, into_gguf, known
 from adaptertool.errors import shown
-from adaptertool.files.gguf import ALIGNMENT, build_gguf
-from adaptertool.formats.gguf.keys import ADAPTER, ALPHA, KIND, LORA_TYPE, TYPE
+from adaptertool.files.gguf import ALIGNMENT
+from adaptertool.files.gguf_header import build_gguf
+from adaptertool.formats.gguf.keys import ADAPTER, ALPHA, FORMAT, KIND, LORA_TYPE, TYPE
 from adaptertool.formats.saving import Saving, WritingOptions, drafted, refuse
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.equivalent import spelled_as
@@ -60,6 +61,8 @@ def _names(portable: Portable) -> tuple[str, Callable[[Module], Found]]:
     """The architecture, and what a change's tensor is in GGUF. Raises UnsupportedError where that is not known."""
     if portable.gguf is not None:
         return str(portable.gguf.get(ARCHITECTURE)), lambda change: Found(change.target, Change())
+    if portable.config is None and portable.adapter.format == FORMAT:  # read without a base, whose names it has
+        return str(portable.adapter.fields[ARCHITECTURE]), lambda change: Found(change.target, Change())
     if (own := into_gguf(portable.config)) is None:
         refuse(
             portable,

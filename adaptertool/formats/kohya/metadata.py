@@ -12,6 +12,7 @@ from pathlib import Path
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.jsonfile import parse_json
 from adaptertool.formats.peft.config import LoraConfig, parse_config
+from adaptertool.formats.peft.fields import LORA
 from adaptertool.formats.peft.modules import rank_of
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.lora import A
@@ -64,8 +65,7 @@ class Said:
                 raise InputError(f"{where} is not there, so the scale of {shown(name)} is not known")
             if field := next((field for field in _NOT_HERE if own.get(field)), None):
                 raise UnsupportedError(f"{where}: {field} is not supported in files of diffusers")
-            config = parse_config(where, {"peft_type": "LORA", **own})
-            if config.spelled is not None:
-                raise UnsupportedError(f"{where}: peft_type {shown(own['peft_type'])} is not supported there; LORA is")
-            self._configs[component] = config
+            if (tag := own.setdefault("peft_type", LORA)) != LORA:
+                raise UnsupportedError(f"{where}: peft_type {shown(tag)[:80]} is not supported there; {LORA} is")
+            self._configs[component] = parse_config(where, own)
         return component, self._configs[component]

@@ -52,9 +52,11 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> MlxConfig:
     scale: Any = parameters.get("scale")
     if type(rank) is not int or rank < 1:
         raise InputError(f"{path}: rank of {PARAMETERS} must be a whole number from 1 on, not {shown(rank)[:80]}")
+    if scale is None:
+        more = f" and alpha {shown(alpha)[:80]} does not make one" if alpha is not None else " and none is assumed"
+        raise InputError(f"{path}: {PARAMETERS} has no scale,{more}: write the one that it was trained with")
     if type(scale) not in (int, float):
-        more = "; of alpha and rank alone it is not known what they mean there" if alpha is not None else ""
-        raise InputError(f"{path}: scale of {PARAMETERS} must be a number, not {shown(scale)[:80]}{more}")
+        raise InputError(f"{path}: scale of {PARAMETERS} must be a number, not {shown(scale)[:80]}")
     if not abs(scale) < math.inf:
         raise InputError(f"{path}: scale of {PARAMETERS} is {scale}; the config is damaged")
     if alpha not in (None, rank):

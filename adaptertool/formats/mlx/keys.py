@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,11 +32,13 @@ _STACK = re.compile(r"(.+?)(?:(?:\.experts)?\.(?:switch_mlp|switch_glu)|\.expert
 
 def recognise(path: Path) -> bool:
     """Whether the config in a folder is one of MLX's: a config of PEFT's has peft_type."""
+    if not os.path.exists(path / CONFIG):
+        return False
     try:
         fields = load_json(path / CONFIG)
     except (InputError, OSError):
-        return False
-    return "peft_type" not in fields and (TYPE in fields or PARAMETERS in fields or (path / WEIGHTS).exists())
+        fields = {}  # who reads it says why not
+    return "peft_type" not in fields and (TYPE in fields or PARAMETERS in fields or os.path.exists(path / WEIGHTS))
 
 
 def is_looked_up(module: str) -> bool:

@@ -130,7 +130,7 @@ def _of_layer(config: MlxConfig, name: str, roles: Roles) -> _Change:
     """
     a, b = roles[A], roles[B]
     if len(a.shape) != 2 or len(b.shape) != 2 or not a.shape[1] == b.shape[0] == config.rank:
-        _refuse_shapes(config, a, b, "(n, rank) and (rank, n)")
+        _refuse_shapes(config, a, b, f"(n, {config.rank}) and ({config.rank}, n)")
     turned_by, more = {A: turned(a), B: turned(b)}, {} if MAGNITUDE not in roles else {MAGNITUDE: roles[MAGNITUDE]}
     module = Module(name, f"{name}.weight", config.kind.name, turned_by | more, config.scale, config.rank, layer=name)
     if not is_looked_up(name):
@@ -148,7 +148,7 @@ def _of_experts(config: MlxConfig, name: str, roles: Roles) -> Iterator[_Change]
     """The change of every expert of a stack, under the name that it has by itself. Raises InputError."""
     a, b = roles[A], roles[B]
     if not a.shape[1] == b.shape[2] == config.rank or a.shape[0] != b.shape[0]:
-        _refuse_shapes(config, a, b, "(experts, rank, in) and (experts, out, rank)")
+        _refuse_shapes(config, a, b, f"(experts, {config.rank}, in) and (experts, out, {config.rank})")
     if of_expert(name, 0) is None or not config.kind.is_product:
         raise UnsupportedError(
             f"{a.path}: {shown(name)} has {shown(a.spec.name)} {a.spec}: {config.kind.name} of such a stack is not "

@@ -38,7 +38,6 @@ REFUSED = {
     "PSOFT": f"turns singular vectors of the base weight, whose signs its file does not tell: {_BY_PEFT}",
     "ADAMSS": f"does not save which rows its factors are for; PEFT clusters the base weight for that: {_BY_PEFT}",
     # On the way
-    "BONE": _NOT_YET,
     "FROD": _NOT_YET,
 }
 
