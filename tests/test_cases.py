@@ -35,6 +35,10 @@ E = "model.embed_tokens"
 
 # what, how it is handled, the test that shows it
 HANDLED = [
+    ("Adapters in another format", "convert: PEFT, kohya, diffusers, ComfyUI; alphas, rsLoRA, DoRA, biases",
+     "tasks/test_convert.py::test_there_and_back"),
+    ("Names of the other repository", "convert: sgm and diffusers, fused and split layers",
+     "oracle/test_convert_pipelines.py::test_all_parts"),
     ("Pipelines of diffusers", "U-Net and text encoders; names of kohya's tools, diffusers, ComfyUI",
      "oracle/test_pipelines.py::test_on_a_pipeline"),
     ("Single files of image models", "names of the original repository; OpenCLIP",

@@ -94,6 +94,8 @@ def check_out(
     """Refuse an OUT that cannot or must not be written. The arguments are those of `publish.check_target`, and so are
     the errors. Raises UsageError for a name of a file too, unless it is to be one."""
     publish.check_target(out, sources, files, as_file=as_file, force=force, is_adapter=is_adapter)
+    if as_file and (inside := next((one for one in sources if one.resolve() in out.resolve().parents), None)):
+        raise UsageError(f"OUT {out} would be a file among those of {inside}; choose another OUT")
     if out.suffix == ".safetensors" and not as_file:
         raise UsageError(f"OUT {out} is named like a file, but an adapter is a directory; give a name without the end")
 
