@@ -11,8 +11,8 @@ import torch
 from conftest import FIXTURES, lora_factors, write_adapter, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from one_kind import write
 from safetensors.torch import load_file
-from trials import write_kind
 
 import adaptertool
 from adaptertool.errors import MismatchError, NonFiniteError, UnsupportedError
@@ -179,7 +179,7 @@ def test_rotations_of_float64_are_expected_and_faults_in_them_suspect(tmp_path: 
     """What such a weight is compared with is itself computed in float64."""
     u, w = torch.randn(48, 8, dtype=torch.float64), torch.randn(64, 48, dtype=torch.float64)
     base = write_checkpoint(tmp_path / "base", {"l.weight": w})
-    adapter = write_kind(tmp_path / "a", {"l.hra_u": u}, peft_type="HRA", r=8, apply_GS=False)
+    adapter = write(tmp_path / "a", {"l.hra_u": u}, peft_type="HRA", r=8, apply_GS=False)
     assert [module.verdict for module in adaptertool.drift(base, [adapter]).modules] == ["expected"]
     turn = torch.eye(48, dtype=torch.float64)
     for column in u.T:

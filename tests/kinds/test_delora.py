@@ -11,17 +11,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import PREFIX
-from layers import DTYPES
-from rationals import Matrix, matrix
-from safetensors.torch import load_file, save_file
-from trials import (
-    FACTORS,
+from one_kind import (
     IN,
     JOINED,
     OUT,
     PART,
     Numbers,
     base_of,
+    every_dtype,
     normal,
     own,
     scaled,
@@ -33,8 +30,10 @@ from trials import (
     try_part,
     varied,
     vector,
-    write_kind,
+    write,
 )
+from rationals import Matrix, matrix
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import InputError
@@ -54,7 +53,7 @@ def one_layer(
     tensors["delora_A"][0] *= 1e-6  # shorter than the least length
     tensors["delora_B"][:, 1] = 0
     named = {f"{layer}.{role}": tensor for role, tensor in tensors.items()}
-    return write_kind(folder, named, **{"peft_type": "DELORA", "r": RANK, "delora_lambda": 15, **fields})
+    return write(folder, named, **{"peft_type": "DELORA", "r": RANK, "delora_lambda": 15, **fields})
 
 
 def length(numbers: list[Fraction]) -> Fraction:
@@ -73,8 +72,7 @@ def change_of(adapter: Path, layer: str = "l") -> Matrix:
     return times(matrix(found["delora_B"]), scaled(diagonal, inputs))
 
 
-@pytest.mark.parametrize("factors", FACTORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 def test_every_element_is_the_rounding_of_the_formula(tmp_path: Path, dtype: torch.dtype, factors: torch.dtype) -> None:
     base, adapter = base_of(tmp_path / "base", dtype), one_layer(tmp_path / "a", factors, make=varied)
     try_merges(tmp_path, base, adapter, change_of(adapter))

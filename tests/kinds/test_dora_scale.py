@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import Tensors, load, write_adapter, write_checkpoint
+from one_kind import vector
 from rationals import Matrix, dora_exactly, matrix, require
 from safetensors.torch import save_file
-from trials import vector
 
 import adaptertool
 from adaptertool.errors import AdapterToolError, InputError

@@ -9,16 +9,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import PREFIX, load
-from layers import DTYPES
-from rationals import Matrix, matrix
-from safetensors.torch import load_file, save_file
-from trials import (
-    FACTORS,
+from one_kind import (
     IN,
     JOINED,
     OUT,
     Numbers,
     base_of,
+    every_dtype,
     normal,
     own,
     times,
@@ -28,8 +25,10 @@ from trials import (
     try_merges,
     varied,
     vector,
-    write_kind,
+    write,
 )
+from rationals import Matrix, matrix
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import InputError, UnsupportedError
@@ -56,7 +55,7 @@ def one_layer(
     }
     for side, shape in (("C", (IN, 1)), ("D", (OUT,)), ("E", (OUT,))):
         tensors[f"{layer}.glora_{side}.zeros"] = torch.zeros(shape)
-    return write_kind(folder, tensors, **{"peft_type": "GLORA", "r": RANK, "config_A_B": what, **fields})
+    return write(folder, tensors, **{"peft_type": "GLORA", "r": RANK, "config_A_B": what, **fields})
 
 
 def path_of(found: dict[str, torch.Tensor], side: str) -> Matrix:
@@ -76,8 +75,7 @@ def change_of(adapter: Path, weight: Matrix, layer: str = "l") -> Matrix:
     )
 
 
-@pytest.mark.parametrize("factors", FACTORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("what", SHAPES)
 def test_every_element_is_the_rounding_of_the_formula(
     tmp_path: Path, dtype: torch.dtype, factors: torch.dtype, what: str

@@ -9,17 +9,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import PREFIX
-from layers import DTYPES
-from rationals import Matrix, delta
-from safetensors.torch import load_file, save_file
-from trials import (
-    FACTORS,
+from one_kind import (
     IN,
     JOINED,
     OUT,
     PART,
     Numbers,
     base_of,
+    every_dtype,
     normal,
     own,
     together,
@@ -30,8 +27,10 @@ from trials import (
     try_part,
     try_sum_is_refused,
     varied,
-    write_kind,
+    write,
 )
+from rationals import Matrix, delta
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
@@ -57,7 +56,7 @@ def one_layer(
             f"{layer}.gralora_B_general.weight": make(OUT, hybrid, dtype=dtype),
         }
     said = {"peft_type": "GRALORA", "r": RANK, "alpha": ALPHA, "gralora_k": K, "hybrid_r": hybrid}
-    return write_kind(folder, tensors, **{**said, **fields})
+    return write(folder, tensors, **{**said, **fields})
 
 
 def change_of(adapter: Path, layer: str = "l", hybrid: int = 0) -> Matrix:
@@ -78,8 +77,7 @@ def change_of(adapter: Path, layer: str = "l", hybrid: int = 0) -> Matrix:
     return change
 
 
-@pytest.mark.parametrize("factors", FACTORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("hybrid", [0, 2])
 def test_every_element_is_the_rounding_of_the_formula(
     tmp_path: Path, dtype: torch.dtype, factors: torch.dtype, hybrid: int

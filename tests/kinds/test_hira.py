@@ -10,15 +10,13 @@ import pytest
 import torch
 from conftest import PREFIX, load, write_checkpoint
 from layers import DTYPES
-from rationals import Matrix, matrix, require
-from safetensors.torch import load_file, save_file
-from trials import (
-    FACTORS,
+from one_kind import (
     IN,
     OUT,
     PART,
     Numbers,
     base_of,
+    every_dtype,
     normal,
     own,
     times,
@@ -27,8 +25,10 @@ from trials import (
     try_merges,
     try_part,
     varied,
-    write_kind,
+    write,
 )
+from rationals import Matrix, matrix, require
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
@@ -48,7 +48,7 @@ def one_layer(
         f"{layer}.hira_A": make(RANK, size[1], dtype=dtype),
         f"{layer}.hira_B": make(size[0], RANK, dtype=dtype),
     }
-    return write_kind(folder, tensors, **{"peft_type": "HIRA", "r": RANK, **fields})
+    return write(folder, tensors, **{"peft_type": "HIRA", "r": RANK, **fields})
 
 
 def change_of(adapter: Path, weight: Matrix, layer: str = "l") -> Matrix:
@@ -57,8 +57,7 @@ def change_of(adapter: Path, weight: Matrix, layer: str = "l") -> Matrix:
     return [[w * p for w, p in zip(*rows, strict=True)] for rows in zip(weight, product, strict=True)]
 
 
-@pytest.mark.parametrize("factors", FACTORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 def test_every_element_is_the_rounding_of_the_formula(tmp_path: Path, dtype: torch.dtype, factors: torch.dtype) -> None:
     base, adapter = base_of(tmp_path / "base", dtype), one_layer(tmp_path / "a", factors, make=varied)
     try_merges(tmp_path, base, adapter, change_of(adapter, matrix(load(base)["l.weight"])))

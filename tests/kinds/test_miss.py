@@ -10,11 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import write_checkpoint
-from layers import DTYPES
-from one_kind import require_commands
-from rationals import Matrix, matrix
-from trials import (
-    FACTORS,
+from one_kind import (
     IN,
     JOINED,
     OUT,
@@ -22,8 +18,10 @@ from trials import (
     TURNED,
     Numbers,
     base_of,
+    every_dtype,
     normal,
     own,
+    require_commands,
     try_chain,
     try_commands,
     try_joined_is_refused,
@@ -31,8 +29,9 @@ from trials import (
     try_part,
     try_sum_is_refused,
     varied,
-    write_kind,
+    write,
 )
+from rationals import Matrix, matrix
 
 import adaptertool
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
@@ -49,7 +48,7 @@ def one_layer(
     size: tuple[int, ...] = (RANK, OUT),
     **fields: Any,
 ) -> Path:
-    return write_kind(
+    return write(
         folder, {f"{layer}.miss_block": make(*size, dtype=dtype)}, **{"peft_type": "MISS", "r": RANK, **fields}
     )
 
@@ -60,8 +59,7 @@ def change_of(adapter: Path, layer: str = "l") -> Matrix:
     return [[Fraction(block[i % rows, o % columns].item()) for i in range(IN)] for o in range(OUT)]
 
 
-@pytest.mark.parametrize("factors", FACTORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("fields", [{}, {"init_weights": False, "r": 3, "size": (3, OUT)}, MINI | {"size": (RANK, 2)}])
 def test_every_element_is_the_rounding_of_the_formula(
     tmp_path: Path, dtype: torch.dtype, factors: torch.dtype, fields: dict[str, Any]
@@ -82,8 +80,7 @@ def bat_of(block: torch.Tensor, w: Matrix) -> Matrix:
     return changed
 
 
-@pytest.mark.parametrize("factors", FACTORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("tag", ["MISS", "BONE"])
 def test_bat(
     tmp_path: Path, dtype: torch.dtype, factors: torch.dtype, tag: str, monkeypatch: pytest.MonkeyPatch
@@ -91,7 +88,7 @@ def test_bat(
     """Groups of rows with a rotation each."""
     block = torch.randn(OUT // 2, 2, 2).to(factors)
     fields = {"peft_type": tag, "r": 2, "init_weights": "bat"} | ({"mini_r": 1} if tag == "MISS" else {})
-    adapter = write_kind(tmp_path / "a", {f"l.{tag.lower()}_block": block}, **fields)
+    adapter = write(tmp_path / "a", {f"l.{tag.lower()}_block": block}, **fields)
     stored = {"l.weight": torch.randn(OUT, IN).to(dtype)}
     require_commands(tmp_path, stored, adapter, {"l.weight": lambda w: bat_of(block, w)}, monkeypatch)
 
@@ -99,7 +96,7 @@ def test_bat(
 def test_bat_on_a_part_of_a_fused_projection_and_on_a_weight_that_is_stored_transposed(tmp_path: Path) -> None:
     block = torch.randn(OUT // 2, 2, 2)
     fields = {"peft_type": "MISS", "r": 2, "init_weights": "bat"}
-    adapter = write_kind(tmp_path / "a", {f"{PART}.miss_block": block}, **fields)
+    adapter = write(tmp_path / "a", {f"{PART}.miss_block": block}, **fields)
     torch.manual_seed(1)
     fused = torch.randn(3 * OUT, IN)
     torch.manual_seed(1)
@@ -109,7 +106,7 @@ def test_bat_on_a_part_of_a_fused_projection_and_on_a_weight_that_is_stored_tran
         adapter,
         [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(bat_of(block, w), w, strict=True)],
     )
-    turned = write_kind(tmp_path / "b", {f"{TURNED}.miss_block": block}, **fields)
+    turned = write(tmp_path / "b", {f"{TURNED}.miss_block": block}, **fields)
     base = write_checkpoint(
         tmp_path / "gpt2", {f"{TURNED}.weight": torch.randn(IN, OUT)}, config={"model_type": "gpt2"}
     )

@@ -8,15 +8,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import PREFIX
-from layers import DTYPES
-from rationals import Matrix, matrix
-from safetensors.torch import load_file, save_file
-from trials import (
-    FACTORS,
+from one_kind import (
     IN,
     OUT,
     Numbers,
     base_of,
+    every_dtype,
     normal,
     own,
     scaled,
@@ -26,8 +23,10 @@ from trials import (
     try_merges,
     varied,
     vector,
-    write_kind,
+    write,
 )
+from rationals import Matrix, matrix
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import InputError
@@ -42,7 +41,7 @@ def one_layer(folder: Path, dtype: torch.dtype = torch.float32, make: Numbers = 
         "base_model.pvera_A": make(2 * RANK, IN + 2, dtype=dtype),
         "base_model.pvera_B": make(OUT + 1, RANK, dtype=dtype),
     }
-    return write_kind(folder, tensors, **{"peft_type": "PVERA", "r": RANK, **fields})
+    return write(folder, tensors, **{"peft_type": "PVERA", "r": RANK, **fields})
 
 
 def change_of(adapter: Path) -> Matrix:
@@ -51,8 +50,7 @@ def change_of(adapter: Path) -> Matrix:
     return times(left, scaled(vector(found["pvera_lambda_d"][:RANK]), matrix(found["pvera_A"][:RANK, :IN])))
 
 
-@pytest.mark.parametrize("factors", FACTORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 def test_every_element_is_the_rounding_of_the_formula(tmp_path: Path, dtype: torch.dtype, factors: torch.dtype) -> None:
     base, adapter = base_of(tmp_path / "base", dtype), one_layer(tmp_path / "a", factors, make=varied)
     try_merges(tmp_path, base, adapter, change_of(adapter))

@@ -9,11 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import PREFIX
-from layers import DTYPES
-from rationals import Matrix
-from safetensors.torch import load_file, save_file
-from trials import (
-    FACTORS,
+from one_kind import (
     IN,
     JOINED,
     OUT,
@@ -21,6 +17,7 @@ from trials import (
     TURNED,
     Numbers,
     base_of,
+    every_dtype,
     normal,
     own,
     try_chain,
@@ -31,8 +28,10 @@ from trials import (
     try_sum_is_refused,
     try_turned,
     varied,
-    write_kind,
+    write,
 )
+from rationals import Matrix
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
@@ -55,7 +54,7 @@ def one_layer(
         f"{layer}.randlora_lambda": make(RANK, BASES, dtype=dtype),
         f"{layer}.randlora_gamma": make(BASES, min(size), dtype=dtype),
     }
-    return write_kind(folder, tensors, **{"peft_type": "RANDLORA", "r": RANK, "randlora_alpha": ALPHA, **fields})
+    return write(folder, tensors, **{"peft_type": "RANDLORA", "r": RANK, "randlora_alpha": ALPHA, **fields})
 
 
 def change_of(adapter: Path, layer: str = "l", size: tuple[int, int] = (OUT, IN)) -> Matrix:
@@ -75,8 +74,7 @@ def change_of(adapter: Path, layer: str = "l", size: tuple[int, int] = (OUT, IN)
     return change if size[0] >= size[1] else [list(column) for column in zip(*change, strict=True)]
 
 
-@pytest.mark.parametrize("factors", FACTORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("size", [(OUT, IN), (IN, OUT), (7, 7)])
 def test_every_element_is_the_rounding_of_the_formula(
     tmp_path: Path, dtype: torch.dtype, factors: torch.dtype, size: tuple[int, int]

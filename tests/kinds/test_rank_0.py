@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import load, same_bits
-from trials import IN, OUT, base_of, write_kind
+from one_kind import IN, OUT, base_of, write
 
 import adaptertool
 from adaptertool.errors import UnsupportedError
@@ -36,7 +36,7 @@ REFUSED = {
 @pytest.mark.parametrize("kind", CASES)
 def test_nothing_is_changed(tmp_path: Path, kind: str) -> None:
     tensors, fields = CASES[kind]
-    base, adapter = base_of(tmp_path / "base"), write_kind(tmp_path / "a", tensors, peft_type=kind, **fields)
+    base, adapter = base_of(tmp_path / "base"), write(tmp_path / "a", tensors, peft_type=kind, **fields)
     adaptertool.merge(base, [adapter], tmp_path / "out")
     assert same_bits(load(tmp_path / "out")["l.weight"], load(base)["l.weight"])
     assert adaptertool.verify(tmp_path / "out", base, [adapter]).ok
@@ -46,6 +46,6 @@ def test_nothing_is_changed(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", REFUSED)
 def test_refused_by_name(tmp_path: Path, kind: str) -> None:
     fields = {"topk": 2} if kind == "VBLORA" else {}
-    adapter = write_kind(tmp_path / "a", REFUSED[kind], peft_type=kind, r=3, **fields)
+    adapter = write(tmp_path / "a", REFUSED[kind], peft_type=kind, r=3, **fields)
     with pytest.raises(UnsupportedError, match=f"{kind.lower()} on a weight of that shape"):
         adaptertool.merge(base_of(tmp_path / "base"), [adapter], tmp_path / "out")

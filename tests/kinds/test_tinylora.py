@@ -9,17 +9,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import PREFIX
-from layers import DTYPES
-from rationals import Matrix, matrix
-from safetensors.torch import load_file, save_file
-from trials import (
-    FACTORS,
+from one_kind import (
     IN,
     JOINED,
     OUT,
     PART,
     Numbers,
     base_of,
+    every_dtype,
     normal,
     own,
     times,
@@ -31,8 +28,10 @@ from trials import (
     try_part,
     varied,
     vector,
-    write_kind,
+    write,
 )
+from rationals import Matrix, matrix
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import InputError, UnsupportedError
@@ -49,9 +48,7 @@ def one_layer(
         f"{layer}.tinylora_P": make(COUNT, RANK, RANK, dtype=dtype),
         "base_model.tinylora_v.0": make(COUNT, dtype=dtype),
     }
-    return write_kind(
-        folder, tensors, **{"peft_type": "TINYLORA", "r": RANK, "u": COUNT, "weight_tying": 1.0, **fields}
-    )
+    return write(folder, tensors, **{"peft_type": "TINYLORA", "r": RANK, "u": COUNT, "weight_tying": 1.0, **fields})
 
 
 def change_of(adapter: Path, layer: str = "l") -> Matrix:
@@ -62,8 +59,7 @@ def change_of(adapter: Path, layer: str = "l") -> Matrix:
     return times(times(matrix(found["tinylora_B"]), middle), matrix(found["tinylora_A"]))
 
 
-@pytest.mark.parametrize("factors", FACTORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 def test_every_element_is_the_rounding_of_the_formula(tmp_path: Path, dtype: torch.dtype, factors: torch.dtype) -> None:
     base, adapter = base_of(tmp_path / "base", dtype), one_layer(tmp_path / "a", factors, make=varied)
     try_merges(tmp_path, base, adapter, change_of(adapter))

@@ -8,15 +8,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import PREFIX
-from layers import DTYPES
-from rationals import Matrix
-from safetensors.torch import load_file, save_file
-from trials import (
-    FACTORS,
+from one_kind import (
     IN,
     OUT,
     Numbers,
     base_of,
+    every_dtype,
     normal,
     own,
     times,
@@ -25,8 +22,10 @@ from trials import (
     try_merges,
     varied,
     vector,
-    write_kind,
+    write,
 )
+from rationals import Matrix
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import InputError
@@ -39,7 +38,7 @@ def one_layer(folder: Path, dtype: torch.dtype = torch.float32, make: Numbers = 
     for side, shape in (("A", (RANK, IN)), ("B", (OUT, RANK))):
         tensors[f"l.unilora_indices_{side}"] = torch.randint(0, COUNT, shape)
         tensors[f"l.unilora_scales_{side}"] = make(*shape, dtype=dtype)
-    return write_kind(folder, tensors, **{"peft_type": "UNILORA", "r": RANK, "save_indices": True, **fields})
+    return write(folder, tensors, **{"peft_type": "UNILORA", "r": RANK, "save_indices": True, **fields})
 
 
 def change_of(adapter: Path) -> Matrix:
@@ -52,8 +51,7 @@ def change_of(adapter: Path) -> Matrix:
     return times(*sides)
 
 
-@pytest.mark.parametrize("factors", FACTORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 def test_every_element_is_the_rounding_of_the_formula(tmp_path: Path, dtype: torch.dtype, factors: torch.dtype) -> None:
     base, adapter = base_of(tmp_path / "base", dtype), one_layer(tmp_path / "a", factors, make=varied)
     try_merges(tmp_path, base, adapter, change_of(adapter))

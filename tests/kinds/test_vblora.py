@@ -12,18 +12,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import PREFIX, load
-from layers import DTYPES, make_base, peft_merge
-from peft import VBLoRAConfig, get_peft_model
-from rationals import Matrix, matrix
-from safetensors.torch import load_file, save_file
-from trials import (
-    FACTORS,
+from layers import make_base, peft_merge
+from one_kind import (
     IN,
     JOINED,
     OUT,
     PART,
     Numbers,
     base_of,
+    every_dtype,
     normal,
     own,
     times,
@@ -34,8 +31,11 @@ from trials import (
     try_part,
     try_sum_is_refused,
     varied,
-    write_kind,
+    write,
 )
+from peft import VBLoRAConfig, get_peft_model
+from rationals import Matrix, matrix
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import InputError, UnsupportedError
@@ -66,7 +66,7 @@ def one_layer(
             dtype
         )
     said = {"peft_type": "VBLORA", "r": RANK, "topk": MOST, "num_vectors": COUNT, "vector_length": LENGTH}
-    return write_kind(folder, tensors, **{**said, "save_only_topk_weights": saved, **fields})
+    return write(folder, tensors, **{**said, "save_only_topk_weights": saved, **fields})
 
 
 def shares_of(logits: list[float]) -> list[Fraction]:
@@ -103,8 +103,7 @@ def change_of(adapter: Path, layer: str = "l") -> Matrix:
     return times(b, a)
 
 
-@pytest.mark.parametrize("factors", FACTORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("saved", [False, True])
 def test_every_element_is_the_rounding_of_the_formula(
     tmp_path: Path, dtype: torch.dtype, factors: torch.dtype, saved: bool

@@ -8,17 +8,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import PREFIX
-from layers import DTYPES
-from rationals import Matrix, matrix
-from safetensors.torch import load_file, save_file
-from trials import (
-    FACTORS,
+from one_kind import (
     IN,
     JOINED,
     OUT,
     PART,
     Numbers,
     base_of,
+    every_dtype,
     normal,
     own,
     scaled,
@@ -31,8 +28,10 @@ from trials import (
     try_sum_is_refused,
     varied,
     vector,
-    write_kind,
+    write,
 )
+from rationals import Matrix, matrix
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
@@ -50,7 +49,7 @@ def one_layer(
         "base_model.vera_A": make(RANK, IN + 2, dtype=dtype),
         "base_model.vera_B": make(OUT + 1, RANK, dtype=dtype),
     }
-    return write_kind(folder, tensors, **{"peft_type": "VERA", "r": RANK, **fields})
+    return write(folder, tensors, **{"peft_type": "VERA", "r": RANK, **fields})
 
 
 def change_of(adapter: Path, layer: str = "l") -> Matrix:
@@ -59,8 +58,7 @@ def change_of(adapter: Path, layer: str = "l") -> Matrix:
     return times(left, scaled(vector(found["vera_lambda_d"]), matrix(found["vera_A"][:, :IN])))
 
 
-@pytest.mark.parametrize("factors", FACTORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 def test_every_element_is_the_rounding_of_the_formula(tmp_path: Path, dtype: torch.dtype, factors: torch.dtype) -> None:
     base, adapter = base_of(tmp_path / "base", dtype), one_layer(tmp_path / "a", factors, make=varied)
     try_merges(tmp_path, base, adapter, change_of(adapter))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Tensors, write_checkpoint
+from one_kind import write
 from safetensors.torch import save_file
-from trials import write_kind
 
 import adaptertool
 
@@ -283,7 +283,7 @@ def test_what_was_done_wrongly_is_named_and_what_is_right_is_right(
         adapter = kohya(tmp_path / "a.safetensors", factors)
     else:
         keys = {f"{'base_model.' if key in SHARED else 'l.'}{key}": tensor for key, tensor in factors.items()}
-        adapter = write_kind(tmp_path / "a", keys, **fields)
+        adapter = write(tmp_path / "a", keys, **fields)
     exact = {key: tensor.double().numpy() for key, tensor in factors.items()}
     w = stored["l.weight"].double().numpy()
     for number, (code, change) in enumerate({"": right, **wrong}.items()):
