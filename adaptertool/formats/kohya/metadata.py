@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from adaptertool.architectures.flat import DOTTED
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.jsonfile import parse_json
 from adaptertool.formats.peft.config import LoraConfig, parse_config
@@ -57,7 +58,7 @@ class Said:
 
     def _config_of(self, name: str) -> tuple[str, LoraConfig]:
         """(what the names of the component begin with, its config)"""
-        component = "" if "r" in self.fields else f"{name.partition('.')[0]}."
+        component = "" if "r" in self.fields and not name.startswith(tuple(DOTTED)) else f"{name.partition('.')[0]}."
         if component not in self._configs:
             own = {key.removeprefix(component): self.fields[key] for key in self.fields if key.startswith(component)}
             where = Path(f"{self._file}: {KEY}" + (f" of {component[:-1]}" if component else ""))

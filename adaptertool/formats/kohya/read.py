@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -31,6 +32,8 @@ _WITHOUT_ALPHA = (
     "double_blocks.", "single_blocks.", "joint_blocks.", "blocks.",
 )  # fmt: skip
 _OF_LANGUAGE = ("transformer.h.", "transformer.layers.", "transformer.encoder.")
+# As diffusers alone calls layers: those of Lumina and Z-Image are in transformer.layers, too
+_OF_DIFFUSERS = re.compile(r"\.to_(q|k|v|out)\b")
 _IN_FOLDER = FileNames(None, FOLDED, "", FILES.patterns)
 
 
@@ -165,10 +168,10 @@ def _require_convention(header: Header, modules: Sequence[Module]) -> None:
     file = header.path
     if (config := file.parent / "adapter_config.json").exists():
         raise UnsupportedError(f"{file} has no alphas; {config.name} beside it tells them: give {file.parent}")
-    if any(module.name.startswith(_OF_LANGUAGE) for module in modules) or not any(
-        module.name.startswith(_WITHOUT_ALPHA) for module in modules
-    ):
+    names = [module.name for module in modules]
+    of_language = any(name.startswith(_OF_LANGUAGE) for name in names) and not any(map(_OF_DIFFUSERS.search, names))
+    if of_language or not any(name.startswith(_WITHOUT_ALPHA) for name in names):
         raise UnsupportedError(
-            f"{file} has no alphas and no {KEY}, and {shown(modules[0].name)} is no name that models of images have: "
+            f"{file} has no alphas and no {KEY}, and {shown(names[0])} is no name that models of images have: "
             "its scales are not known; give the folder with its adapter_config.json"
         )
