@@ -113,7 +113,10 @@ def require_used(leave_out: Sequence[str], adapters: Sequence[Adapter]) -> None:
     for text in leave_out:
         if not any(text in adapter.left for adapter in adapters):
             where = ", ".join(str(adapter.path) for adapter in adapters) or "the sources, which are no adapters"
-            raise UsageError(f"{text!r} leaves nothing out: there is no such file with weights in {where}")
+            raise UsageError(
+                f"{text!r} leaves nothing out: there is no such file with weights, nor such a model of a pipeline, in "
+                f"{where}"
+            )
 
 
 def left_out(adapters: Iterable[Adapter]) -> dict[str, list[str]]:

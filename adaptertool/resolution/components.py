@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from adaptertool.architectures.clip import BEFORE, OPEN
@@ -57,11 +57,12 @@ def without(adapter: Adapter, leave_out: Sequence[str]) -> Adapter:
     """The adapter without what it changes in models of a pipeline that are to be left out (text_encoder, unet, ...).
     What these are is noted. Raises UsageError where nothing would be left."""
     kept, notes, left = list(adapter.modules), list[str](), dict(adapter.left)
-    for component in sorted(_COMPONENTS.intersection(leave_out)):
+    for text in sorted({*_COMPONENTS, TRANSFORMER}.intersection(leave_out)):
+        component = UNET if text == TRANSFORMER else text
         others = [module for module in kept if component not in {one for one, *_ in _readings(module.target)}]
         if count := len(kept) - len(others):
             notes.append(f"{adapter.path}: what it changes in {_said(component)} is left out: {count} modules")
-            kept, left[component] = others, (component,)
+            kept, left[text] = others, (text,)
     if adapter.modules and not kept:
         raise UsageError(f"{adapter.path} changes nothing but what is to be left out: {', '.join(left)}")
     return dataclasses.replace(adapter, modules=tuple(kept), notes=(*adapter.notes, *notes), left=left)
@@ -90,8 +91,20 @@ class ComponentNames(Names):
 
     def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], Prefix | None]:
         """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing. No prefix is
-        tried but those that say which model is meant. Raises MismatchError as `find` does."""
+        tried but those that say which model is meant. Raises MismatchError as `find` does, and where one model would be
+        taken for several."""
+        self._require_one_each(name for name, _ in wanted)
         return [self.find(name) for name, _ in wanted], None
+
+    def _require_one_each(self, names: Iterable[str]) -> None:
+        """Raises MismatchError where an adapter is for two models, and the base has one that may be either."""
+        first = {means: name for name in names if name not in self._disk for means, *_ in _readings(name) if means}
+        for model in self._models:
+            if len(several := [means for means in model.means if means in first]) > 1:
+                raise MismatchError(
+                    f"{' and '.join(shown(first[means]) for means in several)} are for {' and '.join(several)}, and "
+                    f"{self._base} has one of these. --leave-out does without the other"
+                )
 
     def find(self, name: str) -> Pieces | None:
         """The pieces that a name means. Raises MismatchError where it could be several, or is of a model that the base
@@ -105,7 +118,9 @@ class ComponentNames(Names):
             meant |= {pieces for model in models for pieces in model.find(rest, flat=flat)}
         if len(meant) > 1:
             disks = sorted({" + ".join(shown(piece.disk) for piece in pieces) for pieces in meant})
-            raise MismatchError(f"{shown(name)} can mean {', '.join(disks)}; say which with --rename")
+            apart = len({pieces[0].disk.partition(".")[0] for pieces in meant}) > 1
+            alone = ", or give the folder of one model as the base" if apart else ""
+            raise MismatchError(f"{shown(name)} can mean {', '.join(disks)}; say which with --rename{alone}")
         if not meant and lacking is not None:
             held = dict.fromkeys(means for model in self._models for means in model.means[:1])
             raise MismatchError(

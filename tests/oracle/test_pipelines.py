@@ -169,8 +169,9 @@ def test_what_a_base_lacks_is_left_out_by_name(model: Model, tmp_path: Path) -> 
     assert_exact({f"{UNET}.{name}": own for name, own in found.items()}, model)
     assert sum("is left out" in note for note in report.notes) == len(left)
     assert adaptertool.verify(out, model.folder / "unet", [path], leave_out=left).ok
-    with pytest.raises(UsageError, match="changes nothing but what is to be left out"):
-        adaptertool.merge(model.folder / "unet", [path], tmp_path / "more", leave_out=[*left, UNET])
+    for denoiser in (UNET, "transformer"):
+        with pytest.raises(UsageError, match="changes nothing but what is to be left out"):
+            adaptertool.merge(model.folder / "unet", [path], tmp_path / "more", leave_out=[*left, denoiser])
     with pytest.raises(UsageError, match="'text_encoder_3' leaves nothing out"):
         adaptertool.merge(model.folder, [path], tmp_path / "more", leave_out=["text_encoder_3"])
 

@@ -156,3 +156,14 @@ def test_two_transformers_of_one_pipeline_are_told_apart() -> None:
     assert [piece.disk for piece in found.find(names[1]) or ()] == [names[1]]
     with pytest.raises(MismatchError, match=r"can mean transformer\.blocks.*, transformer_2\.blocks"):
         found.find("lora_unet_blocks_0_attn1_to_q.weight")
+
+
+def test_one_text_encoder_is_not_taken_for_two() -> None:
+    names = [f"encoder.layers.0.self_attn.{part}_proj.weight" for part in "qk"]
+    found = ComponentNames(names, components_of(names, {"architectures": ["CLIPTextModel"]}))
+    one, other = (f"lora_te{number}_{name.removesuffix('.weight').replace('.', '_')}.weight"
+                  for number, name in zip((1, 2), names, strict=True))  # fmt: skip
+    for wanted in (one, other):
+        assert found.find_all([(wanted, False)])[0] != [None]
+    with pytest.raises(MismatchError, match=r"are for text_encoder and text_encoder_2, and the base has one of these"):
+        found.find_all([(one, False), (other, False)])
