@@ -50,6 +50,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/truncate_8b.py
 	$(BIN)/python benchmarks/extract_1b.py
 	$(BIN)/python benchmarks/plan_671b.py
+	$(BIN)/python benchmarks/sdxl.py
 
 bench-quick: $(STAMP)
 	$(BIN)/python benchmarks/quick.py

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adaptertool.live import sweep as sweep
     from adaptertool.output.integrity import check_files as check_files
     from adaptertool.output.preview import preview as preview
+    from adaptertool.reports.adapters import ConvertReport as ConvertReport
     from adaptertool.reports.adapters import ExtractReport as ExtractReport
     from adaptertool.reports.adapters import SumReport as SumReport
     from adaptertool.reports.adapters import TruncateReport as TruncateReport
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from adaptertool.reports.run import RunReport as RunReport
     from adaptertool.reports.verify import FilesReport as FilesReport
     from adaptertool.reports.verify import VerifyReport as VerifyReport
+    from adaptertool.tasks.convert import convert as convert
     from adaptertool.tasks.curve import wise_curve as wise_curve
     from adaptertool.tasks.diff import diff as diff
     from adaptertool.tasks.drift import drift as drift
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
+    "ConvertReport": "adaptertool.reports.adapters",
     "CurveReport": "adaptertool.reports.curve",
     "DiffReport": "adaptertool.reports.diff",
     "DriftReport": "adaptertool.reports.drift",
@@ -62,6 +65,7 @@ _HOMES = {
     "applied": "adaptertool.live",
     "attached": "adaptertool.live",
     "check_files": "adaptertool.output.integrity",
+    "convert": "adaptertool.tasks.convert",
     "diff": "adaptertool.tasks.diff",
     "drift": "adaptertool.tasks.drift",
     "evaluate": "adaptertool.evaluation",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.methods import Method, Setting, settings_of
-from adaptertool.spec.choices import PRECISIONS, RankChoice
+from adaptertool.spec.choices import DTYPES, PRECISIONS, RankChoice
 
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
@@ -45,10 +45,13 @@ def cut_of(
     rank: int | None = None,
     energy: Number | None = None,
     max_error: Number | None = None,
+    ratio: Number | None = None,
     names: Sequence[str] = ("rank", "energy", "max_error"),
 ) -> RankChoice:
-    """Raises UsageError unless just one of them is given, and makes sense. names: those that the caller has"""
-    if sum(given is not None for given in (rank, energy, max_error)) != 1:
+    """Raises UsageError unless just one of them is given, or a ratio with a rank as its limit, and makes sense. names:
+    those that the caller has"""
+    limit = rank if ratio is None else None
+    if sum(given is not None for given in (limit, energy, max_error, ratio)) != 1:
         *others, last = map(argument, names)
         raise UsageError(f"give one of {', '.join(others)} and {last}")
     if rank is not None and (type(rank) is not int or rank < 1):
@@ -61,7 +64,12 @@ def cut_of(
     most = None if max_error is None else decimal(max_error, argument("max_error"))
     if most is not None and not 0 <= most < 1:
         raise UsageError(f"{argument('max_error')} is relative: from 0 to below 1, not {max_error}")
-    return RankChoice(rank, share, most)
+    largest = None if ratio is None else decimal(ratio, argument("ratio"))
+    if largest is not None and largest < 1:
+        raise UsageError(
+            f"{argument('ratio')} is of the largest singular value to the least that stays: from 1 on, not {ratio}"
+        )
+    return RankChoice(rank, share, most, largest)
 
 
 def given_settings(call: str, known: Mapping[str, Setting], keywords: Mapping[str, Number | None]) -> dict[str, Number]:
@@ -104,6 +112,13 @@ def as_path(value: PathLike, what: str) -> Path:
     if not os.fspath(value):
         raise UsageError(f"{what} is an empty path")
     return Path(value)
+
+
+def check_dtype(dtype: str | None) -> str | None:
+    """Raises UsageError for what is none of those that weights are stored as."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
+    return dtype
 
 
 def check_precision(precision: str) -> str:

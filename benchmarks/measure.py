@@ -56,16 +56,23 @@ def timed(command: Sequence[object]) -> Timing:
 def in_turn(commands: Mapping[str, Sequence[object]], runs: int) -> dict[str, list[Timing]]:
     """Time each command, one after the other, in one round more than asked for: the first warms the page cache.
 
-    The last argument of each is the folder that it writes, which is removed before.
+    The last argument of each is the folder, or the file, that it writes, which is removed before.
     """
     timings: dict[str, list[Timing]] = {name: [] for name in commands}
     for number in range(runs + 1):
         for name, command in commands.items():
-            shutil.rmtree(str(command[-1]), ignore_errors=True)
+            remove(Path(str(command[-1])))
             result = timed(command)
             if number:
                 timings[name].append(result)
     return timings
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -83,7 +83,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         "dtype",
     ),
     "as many strings as without duplicates": (
-        packed(b'{"__metadata__":null,"odd":{%s,"dtype":"F32","dtype":"F32"}}' % FIELD, bytes(4)),
+        packed(b'{"__metadata__":7,"odd":{%s,"dtype":"F32","dtype":"F32"}}' % FIELD, bytes(4)),
         "__metadata__",
     ),
     "duplicate metadata block": (packed(b'{"__metadata__":{},"__metadata__":{}}'), "__metadata__"),
@@ -91,7 +91,10 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "duplicate in metadata, escaped": (packed(b'{"__metadata__":{"odd":"1","\\u006fdd":"2"}}'), "odd"),
     # metadata
     "metadata a list": (packed({"__metadata__": []}), "__metadata__"),
-    "metadata null": (packed({"__metadata__": None}), "__metadata__"),
+    "duplicate beside metadata null": (
+        packed(b'{"__metadata__":null,"odd":{%s,"dtype":"F32"}}' % FIELD, bytes(4)),
+        "dtype",
+    ),
     "metadata a string": (packed({"__metadata__": "pt"}), "__metadata__"),
     "metadata with a number": (packed({"__metadata__": {"odd": 1}}), "__metadata__"),
     "metadata with null": (packed({"__metadata__": {"odd": None}}), "__metadata__"),

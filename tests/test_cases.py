@@ -14,12 +14,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Tensors, lora_factors, write_adapter, write_checkpoint
 from expert_models import MODELS as EXPERTS
+from gguf_files import field, write_lora
 from models import MODELS
 from safetensors.torch import save_file
+from samples import write_mlx
 from tied_models import MODELS as TIED
 
 import adaptertool
@@ -32,6 +35,16 @@ E = "model.embed_tokens"
 
 # what, how it is handled, the test that shows it
 HANDLED = [
+    ("Adapters in another format", "convert: PEFT, kohya, diffusers, ComfyUI; alphas, rsLoRA, DoRA, biases",
+     "tasks/test_convert.py::test_there_and_back"),
+    ("Names of the other repository", "convert: sgm and diffusers, fused and split layers",
+     "oracle/test_convert_pipelines.py::test_all_parts"),
+    ("Pipelines of diffusers", "U-Net and text encoders; names of kohya's tools, diffusers, ComfyUI",
+     "oracle/test_pipelines.py::test_on_a_pipeline"),
+    ("Single files of image models", "names of the original repository; OpenCLIP",
+     "oracle/test_pipelines.py::test_on_a_single_file"),
+    ("Fused and split projections, swapped halves", "Flux, in names of diffusers and of the original repository",
+     "resolution/test_components.py::test_one_change_of_both"),
     ("Linear", "LoRA, rsLoRA, DoRA; rank_pattern, alpha_pattern",
      "oracle/test_peft_oracle.py::test_adapters_made_by_peft"),
     ("VeRA", "linear layers and Conv1D, where the shared matrices are saved",
@@ -120,6 +133,8 @@ HANDLED = [
      "resolution/test_names.py::test_the_language_model_by_itself"),
     ("Keys with module. or _orig_mod. before them, without base_model.model., with the adapter's name inside",
      "read as PEFT would have saved them, and it is said", "formats/test_peft_keys.py::test_keys_are_read"),
+    ("Adapters of Tinker (model.unembed_tokens)", "as lm_head, and it is said",
+     "formats/test_peft_keys.py::test_the_head_as_tinker_names_it"),
     ("Full checkpoints with the names of transformers 4 and 5, without the prefix of the head, with gamma and beta",
      "found by wise, extract, diff, verify, merge --method and --fisher; outputs have the names of the base",
      "resolution/test_correspondence.py::test_every_command_finds_the_names"),
@@ -154,6 +169,13 @@ HANDLED = [
      "planning/test_tokenizer.py::test_the_tokenizer_of_the_adapter"),
     ("Weights that are not quantised in a base that is, or by its config", "edited; what is stored tells",
      "architectures/test_quantised.py::test_what_is_not_quantised_merges_beside_what_is"),
+    ("A quantised base (FP8, INT8, INT2 to INT8 packed, MXFP4, NVFP4, bitsandbytes, GPTQ, AWQ), edited",
+     "--dtype bf16, f16 or f32: decoded, edits made to the exact numbers, a dense checkpoint written",
+     "codecs/test_decoded.py::test_decoded_and_edited"),
+    ("Experts of GPT-OSS in MXFP4", "--dtype as above, under the names and in the orientation of a dense checkpoint",
+     "oracle/test_quantised_oracle.py::test_adapter_of_experts_of_gpt_oss"),
+    ("Quantised by what is not decoded (HQQ, torchao, AQLM, QuIP, EXL3, marlin, NVFP4_AWQ); configs and codes that do "
+     "not agree", "refused by name", "architectures/test_refused_codes.py::test_refused"),
     ("Config fields of other trainers that touch no arithmetic (ms-swift, LoRA+, unsloth)", "passed over by name",
      "formats/test_peft_config.py::test_fields_of_other_trainers_that_touch_no_arithmetic"),
     ("lora_B of zeros, rows of it that are zero, lora_alpha 0; an update that is lost in rounding",
@@ -183,12 +205,46 @@ HANDLED = [
      "oracle/test_peft_variants.py::test_merge_is_that_of_peft"),
     ("BD-LoRA: a factor in diagonal blocks", "as the whole matrix; every command",
      "oracle/test_peft_variants.py::test_blocks_on_a_part_of_a_fused_projection"),
+    ("Single files of ComfyUI and diffusers", "told by what keys begin with; all names of factors, an alpha for "
+     "each module, else 1", "formats/test_single_files.py::test_every_spelling"),
+    ("diff, diff_b, set_weight of ComfyUI", "added, or put in the place of the base's, also where a parameter is no "
+     "layer's", "formats/test_single_files.py::test_what_comfy_adds_and_replaces"),
+    ("Folders of diffusers (pytorch_lora_weights.safetensors)", "with PEFT's config in the metadata: rsLoRA, patterns, "
+     "DoRA, lora_bias; without, scale 1", "oracle/test_diffusers.py::test_the_config_in_the_metadata"),
+    ("Attention processors of 2023", "as the layers that they were for",
+     "oracle/test_diffusers.py::test_attention_processors_of_2023"),
+    ("GGUF models (F64, F32, F16, BF16) as bases", "written as they were, but for the numbers: header, offsets, "
+     "padding; tensors in blocks (Q8_0, Q4_K, ...) are copied", "tasks/test_gguf.py::test_all_but_the_numbers_stays"),
+    ("GGUF adapters", "alpha/r, or 1 where alpha is missing or 0; turned embeddings, stacks of experts, "
+     "factors in Q8_0",
+     "formats/test_gguf.py::test_alpha_is_divided_by_the_rank"),
+    ("Adapters of PEFT onto GGUF, and of GGUF onto checkpoints", "names, and rows in another order, by a table that "
+     "llama.cpp's converter was asked for", "resolution/test_across_gguf.py::test_all_four_ways_are_the_same"),
+    ("convert to GGUF and back", "the same factors; scales that one alpha does not say go into lora_b",
+     "resolution/test_across_gguf.py::test_as_adapter_of_gguf_and_back"),
+    ("Adapters of mlx-lm", "lora, dora and full; linear layers, embeddings, stacks of experts",
+     "oracle/test_mlx.py::test_a_merge_is_what_mlx_fuses"),
+    ("Stacks of experts of MLX, and experts one by one", "found from either side",
+     "oracle/test_mlx.py::test_experts_by_themselves_and_in_a_stack"),
+    ("convert to MLX", "factors turned; one rank and one scale, zeros and lora_b make up for others",
+     "oracle/test_mlx.py::test_mlx_loads_what_is_written"),
+    ("Checkpoints of earlier steps beside an adapter of mlx-lm", "not read, and it is said",
+     "formats/test_mlx.py::test_what_lies_beside"),
+    ("An index beside the only file of weights, as MLX writes it", "read, and carried over",
+     "formats/test_mlx.py::test_an_index_beside_the_only_file"),
     ("Adapter that names another base", "a note",
      "formats/test_peft_format.py::test_an_adapter_for_another_base_is_noted"),
 ]  # fmt: skip
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "vocab_size": 10}
 WEIGHTS = {f"{Q}.weight": torch.zeros(8, 6), f"{E}.weight": torch.zeros(10, 6), "lm_head.weight": torch.zeros(10, 6)}
 LORA = dict(lora_factors(Q, (8, 6)))
+SINGLE = {"unet.x.lora_A.weight": torch.ones(4, 6), "unet.x.lora_B.weight": torch.ones(8, 4)}
+GGUF = {
+    f"blk.0.attn_q.weight.lora_{role}": np.ones(shape, np.float32) for role, shape in (("a", (4, 6)), ("b", (8, 4)))
+}
+
+MLX = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 10.0}}
+TURNED = {f"{Q}.lora_{role}": torch.ones(shape) for role, shape in (("a", (6, 4)), ("b", (4, 8)))}
 
 
 def case(
@@ -253,6 +309,8 @@ REFUSED = [
         weights={"self_attn.qkv_proj.weight": torch.zeros(16, 6)}, tensors=lora_factors("self_attn.k_proj", (4, 6))),
     case("Keys of several adapters in one file", tensors={
         f"{Q}.lora_A.one.weight": torch.zeros(4, 6), f"{Q}.lora_B.two.weight": torch.zeros(8, 4)}),
+    case("Stacked experts of Tinker's adapters", tensors={
+        f"mlp.experts.w1.lora_{role}.weight": torch.ones(2, 4, 4) for role in "AB"}),
     case("An adapter of a model by itself that could be that of two towers", weights={
         f"model.{tower}.layers.0.q.weight": torch.zeros(8, 6) for tower in ("language_model", "text_model")},
         tensors=lora_factors("model.layers.0.q", (8, 6))),
@@ -272,6 +330,35 @@ REFUSED = [
     case("target_parameters whose factors are not there", target_parameters=["experts.down_proj"]),
     case("A square layer that GPT-2 would store transposed, in a model of no known family", config={"model_type": "x"},
          weights={"c_proj.weight": torch.zeros(6, 6)}, tensors=lora_factors("c_proj", (6, 6))),
+    case("alpha = 0 in a single file", single=SINGLE | {"unet.x.alpha": torch.tensor(0.0)}),
+    case("Alphas beside a config in the metadata", single=SINGLE | {"unet.x.alpha": torch.tensor(1.0)},
+         said={"lora_adapter_metadata": '{"unet.r": 4, "unet.lora_alpha": 4}'}),
+    case("A config in the metadata that leaves out a part of the pipeline", single=SINGLE,
+         said={"lora_adapter_metadata": '{"text_encoder.r": 4, "text_encoder.lora_alpha": 4}'}),
+    case("Keys of two tools in one file", single=SINGLE | {"diffusion_model.x.lora_A.weight": torch.ones(4, 6)}),
+    case("A file of PEFT's without its config", single={"base_model.model.x.lora_A.weight": torch.ones(4, 6)}),
+    case("A file without alphas, for a language model", single=LORA),
+    case("A control LoRA of ComfyUI", single=SINGLE | {"unet.x.reshape_weight": torch.tensor([8, 12])}),
+    case("A control LoRA of Black Forest Labs", single=SINGLE | {"single_blocks.0.norm.key_norm.scale": torch.ones(2)}),
+    case("A control LoRA of Stability AI", single={"lora_controlnet": torch.ones(0)}),
+    case("A LoRA of XLabs", single={"double_blocks.0.processor.qkv_lora1.down.weight": torch.ones(4, 6)}),
+    case("Custom Diffusion", single={"mid_block.attn2.processor.to_k_custom_diffusion.weight": torch.ones(8, 6)}),
+    case("Textual inversion in a LoRA's file", single=SINGLE | {"bundle_emb.cat.string_to_param.*": torch.ones(1, 6)}),
+    case("A GGUF adapter for another architecture", gguf=GGUF, arch="qwen2"),
+    case("A GGUF adapter onto a checkpoint that is not known to be in GGUF", gguf=GGUF, config={
+        "architectures": ["NeverHeardOf"]}),
+    case("A GGUF adapter for llama onto a checkpoint that does not say how many heads it has", gguf=GGUF),
+    case("A tensor of a norm in a GGUF adapter", gguf=GGUF | {"blk.0.attn_norm.weight": np.ones(6, np.float32)}),
+    case("aLoRA in GGUF", gguf=GGUF, more=[field("adapter.alora.invocation_tokens", 1)]),
+    case("A control vector", gguf=GGUF, arch="controlvector"),
+    case("mlx-lm: alpha beside rank and scale", mlx={"lora_parameters": {"rank": 4, "scale": 10.0, "alpha": 16}}),
+    case("mlx-lm: no scale", mlx={"lora_parameters": {"rank": 4}}),
+    case("mlx-lm: a rank that is not that of the config", mlx={"lora_parameters": {"rank": 8, "scale": 10.0}}),
+    case("mlx-lm: a tensor that is not known", mlx=MLX, tensors={f"{Q}.A": torch.zeros(6, 4)}),
+    case("mlx-vlm", mlx={"fine_tune_type": None, "rank": 4, "alpha": 16}),
+    case("Norms that MLX stores with 1 added, onto a checkpoint of Hugging Face", mlx={"fine_tune_type": "full"},
+         config={"model_type": "qwen3_next"}, weights={"model.norm.weight": torch.zeros(6)},
+         tensors={"model.norm.weight": torch.ones(6)}),
 ]  # fmt: skip
 HOW = "| {} | {} |"
 
@@ -279,7 +366,17 @@ HOW = "| {} | {} |"
 def message(folder: Path, entry: Any) -> str:
     what, config, weights, tensors, fields = entry
     base = write_checkpoint(folder / "base", weights, config=config)
-    adapter = write_adapter(folder / "adapter", tensors, **{key: fields[key] for key in fields if key != "beside"})
+    if "single" in fields:
+        adapter = folder / "lora.safetensors"
+        save_file({key: tensor.clone() for key, tensor in fields["single"].items()}, adapter, fields.get("said"))
+    elif "gguf" in fields:
+        own = {key: fields[key] for key in ("arch",) if key in fields}
+        adapter = write_lora(folder / "adapter.gguf", fields["gguf"], *fields.get("more", ()), **own)
+    elif "mlx" in fields:
+        own = {"fine_tune_type": "lora"} | fields["mlx"]
+        adapter = write_mlx(folder / "adapter", TURNED if tensors is LORA else tensors, own)
+    else:
+        adapter = write_adapter(folder / "adapter", tensors, **{key: fields[key] for key in fields if key != "beside"})
     if "beside" in fields:
         save_file(fields["beside"], adapter / "value_head.safetensors")
     with pytest.raises(InputError) as caught:

@@ -86,7 +86,7 @@ def reduced(
     stored
     """
     full = pairs[0][0][1].shape[0]
-    if cut.rank is not None and cut.rank >= full:
+    if cut.rank is not None and cut.rank >= full and cut.ratio is None:
         return None
     svds = [[svd_of_product(b, a, device.qr, cut.rank) for b, a in experts] for experts in pairs]
     rank = max(kept(svd.values, cut) for some in svds for svd in some)

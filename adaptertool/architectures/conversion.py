@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from adaptertool.architectures.change import Change
 from adaptertool.errors import UnsupportedError, shown
 
 
@@ -28,12 +29,25 @@ class Part:
     expert: int | None = None  # of a fused tensor: (E, out, in), or (E, in, out)
     interleaved: bool = False  # row by row in turn, not one part after the other
     grouped: bool = False  # q, k, v: of which k and v may be smaller
+    more: int = 0  # parts that follow and are meant too
+    swapped: bool = False  # all of it, the second half of its rows before the first
+    turned: bool = False  # all of it, transposed
+
+    @property
+    def end(self) -> int:
+        """The number of the part after the last that is meant."""
+        return self.index + 1 + self.more
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the tensor is meant, though not as it is."""
+        return self.swapped or self.turned
 
     def of(self, size: int) -> range:
-        """The part of `size` rows, where all parts are of equal size."""
+        """The rows, of `size`, that are meant, where all parts are of equal size."""
         if self.interleaved:
             return range(self.index, size, self.count)
-        return range(self.index * size // self.count, (self.index + 1) * size // self.count)
+        return range(self.index * size // self.count, self.end * size // self.count)
 
 
 class Piece(NamedTuple):
@@ -44,6 +58,7 @@ class Piece(NamedTuple):
     parts: int = 1  # so many
     expert: int | None = None  # and these are the rows of that expert
     cut: Part | None = None
+    change: Change | None = None  # of a base in another container than the adapter is for: how its numbers differ
 
 
 Pieces = tuple[Piece, ...]

@@ -16,11 +16,11 @@ _LAST = (  # families that the last part of a module's path tells
     (HEADS, r"lm_head|embed_out|score|classifier|\w*_?outputs|proj_out|\w*_head|head|out_head|pre_classifier"),
 )
 _ANY = (  # and those that any part may tell
-    (EMBEDDINGS, r".*embed.*|wte|wpe|shared|tok_embeddings"),
-    (EXPERTS, r"(?:shared_?)?experts?|router"),
+    (EMBEDDINGS, r".*embed.*|wte|wpe|shared|tok_embeddings|token_embd"),
+    (EXPERTS, r"(?:shared_?)?experts?|router|ffn_\w+_exps|ffn_\w+_shexp|ffn_gate_inp"),
     (ATTENTION, r".*attn.*|.*attention.*|[qkvo]_?proj|w_?[qkvo]|w?qkv(?:_proj)?|w_pack|query(?:_key_value)?|key|value"),
-    (MLP, r".*mlp.*|ffn?|feed_?forward|densereludense|(?:gate|up|down|gate_up)_proj|(?:c_)?fc(?:[12]|_in|_out)?"
-     r"|w[123]|w12|wi(?:_[01])?|lin[12]|intermediate|dense_h_to_4h|dense_4h_to_h"),
+    (MLP, r".*mlp.*|ffn?|ffn_(?:gate|up|down)|feed_?forward|densereludense|(?:gate|up|down|gate_up)_proj"
+     r"|(?:c_)?fc(?:[12]|_in|_out)?|w[123]|w12|wi(?:_[01])?|lin[12]|intermediate|dense_h_to_4h|dense_4h_to_h"),
 )  # fmt: skip
 _BEHIND_ATTENTION = re.compile(r"(?:.*\.)?layer\.\d+\.output\.dense")  # BERT's second half of the MLP
 _LAST_COMPILED = [(family, re.compile(pattern)) for family, pattern in _LAST]

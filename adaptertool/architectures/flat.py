@@ -8,17 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-# Of a denoiser, of text encoders by their number, of any model
-PREFIXES = (
-    "lora_unet_",
-    "lora_te_",
-    "lora_te1_",
-    "lora_te2_",
-    "lora_te3_",
-    "lora_transformer_",
-    "lora_prior_",
-    "lycoris_",
-)
+# What such a name begins with -> the component of a diffusers pipeline that it means, where "unet" is the denoiser: a
+# folder unet or transformer. None: any of them. A longer prefix stands before those that it begins with
+PREFIXES: Mapping[str, str | None] = {
+    "lora_unet__": "unet",  # Wan-Fun
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
+    "lora_transformer_": "unet",
+    "lora_prior_unet_": "unet",  # Stable Cascade
+    "lora_prior_te_": "text_encoder",
+    "lora_prior_": "unet",
+    "lycoris_": None,
+}
+# The same of names with dots, as diffusers and ComfyUI write them. T5 is the second text encoder of Flux, and the third
+# of Stable Diffusion 3
+DOTTED: Mapping[str, str | None] = {
+    "unet.": "unet",
+    "transformer.": "unet",
+    "model.diffusion_model.": "unet",
+    "diffusion_model.": "unet",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+    "text_encoder_3.": "text_encoder_3",
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.": None,
+    "text_encoders.": None,
+}
 
 
 def flattened(path: str) -> str:
@@ -40,3 +59,8 @@ def without_prefix(name: str) -> str | None:
     if "." in name.rpartition(".")[0]:
         return None
     return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), None)
+
+
+def is_flat(name: str) -> bool:
+    """Whether the name of a module is such a one: a prefix, and no dots."""
+    return "." not in name and name.startswith(tuple(PREFIXES))

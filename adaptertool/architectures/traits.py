@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adaptertool.architectures.mlx import is_by_mlx
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ _LINEAR_FAMILIES = frozenset({"gpt_bigcode", "gpt_neo", "starcoder2", "idefics"}
 
 # Names of what models tie: input embeddings (a part with "embed" in it, or one of a few more) and output heads (the
 # last part). When unsure, it is one; but nothing ties embeddings of positions and of token types.
-_MORE_EMBEDDINGS = "wte|shared|lm_head|tokens"
+_MORE_EMBEDDINGS = "wte|shared|lm_head|tokens|token_embd"
 _HEADS = "embed_out|output|pred_layer|proj_out|lm_loss|decoder|unembed"
 _MAY_BE_TIED = re.compile(
     r"^(?!.*(?:position|token_type|segment|patch_embed|embedding_hidden|rel_attn_embed|decoder_embed|\d\..*output))"
@@ -47,8 +48,9 @@ _OF_MODULE = (
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
 _ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
+_GGUF = "gguf"  # the family of whatever is in that format: nothing is stored transposed there
 _STATE = ".quant_state."  # bitsandbytes: then the name of the format
-_NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
+NOT_CODES = frozenset({*COMPUTED, "I64", "BOOL"})  # dtypes of weights, of positions and of masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Traits:
     kv_rows: int | None  # output rows of k_proj, and of v_proj
     surely_tied: bool  # config.json says tie_word_embeddings: true
     why_tied: str | None  # why embedding and output head may be one; None where they are not
+    by_mlx: bool  # whether MLX wrote it
 
     @property
     def quantised(self) -> str | None:
@@ -78,7 +81,7 @@ class Traits:
         """
         name = ref.spec.name
         if ref.spec.dtype not in COMPUTED:
-            why = f"it is stored as {ref.spec.dtype}"
+            why = f"{self.quantisation + ', and ' if self.quantisation else ''}it is stored as {ref.spec.dtype}"
         elif name in self.codes:
             why = f"{shown(self.codes[name])} stands beside it"
         elif name in self.beside_codes:
@@ -88,8 +91,19 @@ class Traits:
         else:
             return
         raise UnsupportedError(
-            f"{ref.path}: {shown(name)} looks quantised ({why}); arithmetic on quantised weights is not supported: "
-            "use the checkpoint that it was made from"
+            f"{ref.path}: {shown(name)} looks quantised ({why}); it is not edited as it is stored. {self.way_out}"
+        )
+
+    @property
+    def way_out(self) -> str:
+        """What to do with a quantised base."""
+        if _GGUF in self.families:
+            return "Merge into the model as F16, BF16 or F32, and quantise what that makes (llama-quantize)"
+        if self.by_mlx:
+            return "Use the checkpoint that it was made from, or what `mlx_lm.convert --dequantize` makes of it"
+        return (
+            "`merge` and `wise` with --dtype bf16 decode it, and write a dense checkpoint; or use the checkpoint that "
+            "it was made from"
         )
 
     def notes_on(self, edited: Collection[str]) -> list[str]:
@@ -123,13 +137,14 @@ class Traits:
 
     def may_transpose(self, ref: Ref) -> bool:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
-        return bool(self._transposes or not self.families or _named_transposed(ref.spec.name))
+        return bool(self._transposes or not self.families or _named_transposed(ref.spec.name)) and not self.by_mlx
 
     def is_transposed(self, ref: Ref, *, claimed: bool) -> bool:
         """Whether a weight is stored (in, out), where its shape does not tell: PEFT goes by the class of the layer,
-        which no checkpoint tells. Raises where the names are those of layers that may be; a square layer of a model
-        without a model_type, with another name, is taken for one that is not."""
+        which no checkpoint tells. Raises where it has a name of layers that may be, and no model_type tells."""
         named = _named_transposed(ref.spec.name)
+        if self.by_mlx:
+            return False
         if self._transposes and named:
             return True
         if (named and not self.families & _LINEAR_FAMILIES) or (claimed and not self.families):
@@ -151,17 +166,19 @@ def _named_transposed(name: str) -> bool:
 
 def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
     parts = objects(base.config or {})
-    codes, beside = _codes(base)
+    types = {part["model_type"] for part in parts if isinstance(part.get("model_type"), str)}
+    codes, beside = codes_of(base)
     return Traits(
-        families=frozenset(part["model_type"] for part in parts if isinstance(part.get("model_type"), str)),
+        families=frozenset({_GGUF} if base.gguf is not None else types),
         quantisation=_quantisation(base.config or {}),
         codes=codes,
         beside_codes=beside,
-        has_codes=bool(codes) or any(ref.spec.dtype not in _NOT_CODES for ref in base.tensors.values()),
+        has_codes=bool(codes) or any(ref.spec.dtype not in NOT_CODES for ref in base.tensors.values()),
         vocabularies=tuple(part[key] for part in parts for key in part if _VOCABULARY.search(key)),
         kv_rows=_kv_rows(base.config or {}),
         surely_tied=(base.config or {}).get("tie_word_embeddings") is True,
-        why_tied=None if ties_known else _why_tied(base.config, parts),
+        why_tied=None if ties_known else _why_tied(base, parts),
+        by_mlx=is_by_mlx(base),
     )
 
 
@@ -184,19 +201,19 @@ def _quantisation(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _codes(base: Checkpoint) -> tuple[Mapping[str, str], frozenset[str]]:
+def codes_of(base: Checkpoint) -> tuple[Mapping[str, str], frozenset[str]]:
     """Tensors that hold codes, each with one that stands beside it and shows this; and all that stand so."""
     codes: dict[str, str] = {}
     beside = set()
     for name in base.tensors:
         soon = name.endswith(_ENDS) or _STATE in name  # of a million names hardly one is looked at
-        if soon and (of := _codes_of(base, name)) is not None:
+        if soon and (of := _beside(base, name)) is not None:
             codes.setdefault(of, name)
             beside.add(name)
     return codes, frozenset(beside)
 
 
-def _codes_of(base: Checkpoint, name: str) -> str | None:
+def _beside(base: Checkpoint, name: str) -> str | None:
     """The tensor, there or not, beside whose codes this one stands; None where it stands beside none."""
     module = name.rpartition(".")[0]
     if name.endswith(_OF_MODULE):
@@ -212,7 +229,10 @@ def _codes_of(base: Checkpoint, name: str) -> str | None:
     return name.partition(_STATE)[0] if _STATE in name else None
 
 
-def _why_tied(config: Mapping[str, Any] | None, parts: Sequence[Mapping[str, Any]]) -> str | None:
+def _why_tied(base: Checkpoint, parts: Sequence[Mapping[str, Any]]) -> str | None:
+    config = base.config
+    if base.gguf is not None:
+        return None if "output.weight" in base.tensors else "there is no output.weight, in whose place it is used"
     if config is None:
         return "there is no config.json that says tie_word_embeddings: false"
     # Loaders heed the flag of the whole model. Where it is not written its default may be true.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from adaptertool.arithmetic.correct_rounding import Settled
-from adaptertool.codecs.numbers import doubles
+from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.statistics import differing
 from adaptertool.spec.tally import Tally, sums
@@ -28,8 +28,8 @@ def tally_of(before: Array, value: Array, result: Array, dtype: str, base_dtype:
 
 
 def changed(before: Array, result: Array, dtype: str, base_dtype: str) -> int:
-    """How many elements of `result` are not stored as in `before`, both flat; between dtypes, how many are another
-    number."""
+    """How many elements of `result` are not stored as in `before`, both flat; between dtypes, as it would be if it were
+    cast."""
     if dtype != base_dtype:
-        return int(np.count_nonzero(doubles(before, base_dtype) != doubles(result, dtype)))
+        before = rounded(doubles(before, base_dtype), dtype)
     return differing(before, result)

@@ -21,7 +21,15 @@ def verbatim(step: Step, alpha: float) -> Ref | None:
         source = step.base
     elif alpha == 1 and replaces(step):
         source = step.edits[-1].factors[TUNED]
-    return source if source is not None and source.spec.dtype == step.spec.dtype else None
+    stored = source is not None and source.made is None and source.spec.dtype == step.spec.dtype
+    return source if stored else None
+
+
+def only_cast(step: Step, alpha: float) -> bool:
+    """Whether an output is not the bytes of the base, but has all its numbers: in another dtype, or decoded."""
+    plain = step.makes is None and not (step.blend is not None and step.edits) and step.fisher is None
+    same = plain and (alpha == 0 or all(edit.weight == 0 for edit in step.edits))
+    return same and bool(step.base.spec.nbytes) and verbatim(step, alpha) is None
 
 
 def replaces(step: Step) -> bool:

@@ -26,11 +26,13 @@ from adaptertool.cli.options import (
     with_options,
 )
 from adaptertool.render import page
-from adaptertool.render.adapters import extract_text, sum_text, truncate_text
+from adaptertool.render.adapters import convert_text, extract_text, sum_text, truncate_text
 from adaptertool.render.truncate_page import truncate_page
 from adaptertool.reports.adapters import AdapterReport
+from adaptertool.tasks import convert as convert_task
 from adaptertool.tasks import extract as extract_task
 from adaptertool.tasks import truncate as truncate_task
+from adaptertool.tasks.convert import FORMATS
 from adaptertool.tasks.extract import DTYPES
 from adaptertool.tasks.sum import sum_adapters
 from adaptertool.tasks.sum_methods import METHODS, SETTINGS
@@ -38,6 +40,8 @@ from adaptertool.tasks.sum_methods import METHODS, SETTINGS
 DEVICE = click.option("--device", default="cpu", help="cpu, or one of torch, in float64: cuda, cuda:1.")
 Report = TypeVar("Report", bound=AdapterReport)
 RANK = click.option("--rank", type=click.IntRange(min=1), help="At most this rank.")
+TO = click.option("--to", type=click.Choice(FORMATS), help="Write another format, as `adaptertool convert` does.")
+EXTRACT_TO = click.option("--to", type=click.Choice(FORMATS), default=FORMATS[0], help="The format to write.")
 MAX_ERROR = click.option("--max-error", help="The smallest rank with at most this error, relative in Frobenius norm.")
 ENERGY = click.option("--energy", help="The smallest rank that keeps this share of the squared spectrum, such as 0.99.")
 makes_adapter = with_options(
@@ -59,7 +63,7 @@ makes_adapter = with_options(
 @click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="By PEFT's names; see below.")
 @click.option("--base", type=click.Path(), help="Needed for DoRA, extracted at --rank or --energy; tells names.")
 @with_options(*setting_options(SETTINGS, in_sum=True))
-@with_options(RANK, ENERGY, LEAVE_OUT, EXPERT_LAYOUT, RENAME)
+@with_options(RANK, ENERGY, TO, LEAVE_OUT, EXPERT_LAYOUT, RENAME)
 @makes_adapter
 def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Add ADAPTERs into one: Σ w·(alpha/r)·B·A, exact by concatenation; no base is needed.
@@ -81,6 +85,8 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
     RANK,
     ENERGY,
     MAX_ERROR,
+    click.option("--ratio", help="Singular values of at least the largest over this; --rank may limit them."),
+    TO,
     click.option("--balance", is_flag=True, help="Share the singular values between A and B."),
     click.option("--base", type=click.Path(), help="Tell how far the merged weights move: of DoRA its norms count."),
     RENAME,
@@ -93,7 +99,7 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
 def truncate(adapter: str, verbose: bool, html: str | None, **options: Any) -> None:
     """Reduce the rank of ADAPTER: of each layer the best approximation of B·A, by QR and a small SVD.
 
-    One of --rank, --energy and --max-error is needed. Layers that lose nothing keep their bytes.
+    One of --rank, --energy, --max-error and --ratio is needed. Layers that lose nothing keep their bytes.
     """
     if html is not None:
         page.require(html)
@@ -112,6 +118,7 @@ def truncate(adapter: str, verbose: bool, html: str | None, **options: Any) -> N
     RANK,
     ENERGY,
     MAX_ERROR,
+    EXTRACT_TO,
     click.option("--dtype", type=click.Choice(list(DTYPES)), default="f32", help="Of the factors; f32 unless given."),
     click.option(
         "--leave-out", multiple=True, metavar="REGEX", help="Lose what changed in tensors of such names; it is said."
@@ -128,6 +135,28 @@ def extract(base: str, tuned: str, verbose: bool, **options: Any) -> None:
     """
 
     _run(extract_task.extract, extract_text, [base, tuned], verbose=verbose, **options)
+
+
+@click.command()
+@click.argument("adapter", type=click.Path())
+@with_options(
+    click.option("--to", required=True, type=click.Choice(FORMATS), help="The format to write."),
+    click.option("--base", type=click.Path(), help="What ADAPTER is for: tells what its layers are called."),
+    click.option("--part", "parts", multiple=True, metavar="NAME", help="Of a pipeline, as unet: no others."),
+    click.option("--prefix", help="What names begin with, instead of what is usual, as lora_unet_."),
+    RENAME,
+    LEAVE_OUT,
+    EXPERT_LAYOUT,
+)
+@makes_adapter
+def convert(adapter: str, verbose: bool, **options: Any) -> None:
+    """Write ADAPTER in another format: PEFT's, kohya's, diffusers', ComfyUI's, ...
+
+    Factors keep their bits, and scales are said as they are, where the format can; what is rounded is counted, and what
+    it cannot hold is refused. Names as kohya's tools have them only a base can tell (--base).
+    """
+
+    _run(convert_task.convert, convert_text, [adapter], verbose=verbose, **options)
 
 
 def _run(

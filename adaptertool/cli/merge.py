@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from adaptertool.cli.options import (
+    DTYPE,
     LEAVE_OUT,
     TOKENIZER,
     WEIGHT,
@@ -41,6 +42,7 @@ SETTINGS = settings_of()
 @with_options(*setting_options(SETTINGS))
 @LEAVE_OUT
 @TOKENIZER
+@DTYPE
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
 @writes
 def merge(
@@ -51,6 +53,7 @@ def merge(
     method: str | None,
     leave_out: tuple[str, ...],
     tokenizer: str | None,
+    dtype: str | None,
     renames: tuple[str, ...],
     expert_layout: str | None,
     precision: str,
@@ -72,6 +75,7 @@ def merge(
         method=method,
         leave_out=leave_out,
         tokenizer=tokenizer,
+        dtype=dtype,
         **{name: options.pop(name) for name in SETTINGS},
     )
     execute(plan, out, *records(options))

@@ -20,7 +20,7 @@ from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.planning.tokenizer import TOKENIZERS
 from adaptertool.render.machine import Report, to_json
 from adaptertool.render.run import plan_text
-from adaptertool.spec.choices import EXACT, EXPERT_LAYOUTS, PRECISIONS
+from adaptertool.spec.choices import DTYPES, EXACT, EXPERT_LAYOUTS, PRECISIONS
 from adaptertool.spec.plan import Plan
 
 Command = Callable[..., int | None]
@@ -33,12 +33,21 @@ RENAME = click.option(
     help="Change names of adapters, and of tuned or merged checkpoints.",
 )
 LEAVE_OUT = click.option(
-    "--leave-out", multiple=True, metavar="REGEX|FILE", help="Do without such files beside an adapter; it is said."
+    "--leave-out",
+    multiple=True,
+    metavar="REGEX|FILE|MODEL",
+    help="Do without such files beside an adapter, or what it changes in a model of a pipeline (text_encoder, unet); "
+    "it is said.",
 )
 TOKENIZER = click.option(
     "--tokenizer",
     type=click.Choice(TOKENIZERS),
     help="Whose tokenizer and chat template OUT has; the base's, unless the vocabulary is the adapter's.",
+)
+DTYPE = click.option(
+    "--dtype",
+    type=click.Choice([*DTYPES]),
+    help="Store weights so: those of a quantised base are decoded, the others cast, and all rounded once.",
 )
 EXPERT_LAYOUT = click.option(
     "--expert-layout",

@@ -47,6 +47,12 @@ COMMANDS = (
         "Make an adapter of what a fine-tuned checkpoint, TUNED, has changed in BASE.",
     ),
     Entry(
+        "convert",
+        "algebra",
+        "convert",
+        "Write ADAPTER in another format: PEFT's, kohya's, diffusers', ComfyUI's, ...",
+    ),
+    Entry(
         "verify",
         "verify",
         "verify",

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from adaptertool.cli.options import LEAVE_OUT, TOKENIZER, execute, records, with_options, writes
+from adaptertool.cli.options import DTYPE, LEAVE_OUT, TOKENIZER, execute, records, with_options, writes
 from adaptertool.cli.table import load
 from adaptertool.errors import UsageError
 from adaptertool.planning.sources import Reading
@@ -36,6 +36,7 @@ _SCORES = with_options(
 )
 @LEAVE_OUT
 @TOKENIZER
+@DTYPE
 @_SCORES
 @click.option("-o", "--out", type=click.Path(), help="Where to write. With --score it may be left out.")
 @writes
@@ -56,6 +57,7 @@ def wise(
     as_adapter: bool,
     leave_out: tuple[str, ...],
     tokenizer: str | None,
+    dtype: str | None,
     **options: Any,
 ) -> int:
     """Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT).
@@ -67,7 +69,7 @@ def wise(
     \f
     Raises UsageError where -o is missing, or options are given that are for --score only.
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype)
     reading = Reading(renames, leave_out, expert_layout)
     how, printing = records(options)
     if score is None:

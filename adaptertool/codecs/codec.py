@@ -27,8 +27,7 @@ class Codec:
     Stored numbers are arrays of `held`, one item for each number, whose bits without the sign are in the order of the
     magnitudes. Numbers are arrays of float32 or float64. All of it is little endian, as the files are.
 
-    A codec that takes scales from another tensor (FP8 in blocks, MXFP4) will say besides which tensors are one weight,
-    and how many rows and columns are decoded together; `spec.tensors.Ref` has no place for these yet.
+    Codes whose scales are in other tensors are no dtype of their own: codecs.quantised.
     """
 
     name: str  # the dtype, as safetensors spells it

@@ -1,12 +1,13 @@
 """Stored tensors as numpy has them: where their elements lie in a file, and what is read of them.
 
-Elements are those of the tensor as one row, in the order of the file. Of dtypes with less than 8 bits, which are never
-computed on, a byte counts as an element.
+Elements are those of the tensor as one row, in the order of the file. Of dtypes with less than 8 bits, and
+of the blocks of GGUF, which are never computed on, a byte counts as an element.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, Ref
 
 INTEGERS = frozenset({"U8", "I16", "I32", "I64"})  # what indices among the factors are stored as
 _PART = 1 << 18  # elements
+_DECODED = 1 << 17  # elements that are decoded at once
+BAND = 1 << 23  # bytes of columns that are read at once, where only some are asked for
 
 
 def held_as(dtype: str) -> np.dtype[Any]:
     """What an element is held as: by its codec, or unsigned integers of its size where no arithmetic is done on it."""
     codec = BY_DTYPE.get(dtype)
-    return np.dtype(f"u{max(DTYPE_BITS[dtype] // 8, 1)}") if codec is None else codec.held
+    return np.dtype(f"u{max(DTYPE_BITS.get(dtype, 8) // 8, 1)}") if codec is None else codec.held
 
 
 def byte_of(offset: int, dtype: str, first: int) -> int:
@@ -55,14 +58,64 @@ def _make(inputs: Inputs, ref: Ref, made: Making, first: int, last: int, out: Ar
         width = source.spec.numel // max(source.spec.shape[0], 1)
         return read_tensor(inputs, source, begin * width, end * width).reshape(end - begin, width)
 
-    width = ref.spec.numel // max(ref.spec.shape[0], 1)
-    begin, end = first // max(width, 1), -(-last // max(width, 1))
-    rows = np.ascontiguousarray(made.rows(read, made.first + begin, made.first + end), np.float64)
-    found = rows.reshape(-1)[first - begin * width : last - begin * width]
-    if out is None:
-        return found
-    out[:] = found
+    width = max(made.width or ref.spec.numel // max(ref.spec.shape[0], 1), 1)
+    begin, end = first // width, -(-last // width)
+    if not made.decodes:
+        rows = np.ascontiguousarray(made.rows(read, made.first + begin, made.first + end), np.float64)
+        found = rows.reshape(-1)[first - begin * width : last - begin * width]
+        if out is None:
+            return found
+        out[:] = found
+        return out
+    out = np.empty(last - first) if out is None else out
+    step = max(1, _DECODED // width)
+    for start in range(begin, end, step):  # what lies between codes and numbers stays in the cache
+        stop = min(end, start + step)
+        rows = made.rows(functools.partial(_read_part, inputs), made.first + start, made.first + stop)
+        low, high = max(first, start * width), min(last, stop * width)
+        out[low - first : high - first] = rows.reshape(-1)[low - start * width : high - start * width]
     return out
+
+
+def _read_part(
+    inputs: Inputs, ref: Ref, width: int, first: int, last: int, begin: int = 0, end: int | None = None
+) -> Array:
+    """As spec.tensors.ReadStored has it. Of a few columns of many rows, as where a weight is stored transposed, those
+    beside them are read with them, and kept for the next who asks."""
+    end = width if end is None else end
+    if end - begin == width or not width:
+        return read_stored(inputs, ref, first * width, last * width).reshape(last - first, width)
+    size = max(1, last - first) * held_as(ref.spec.dtype).itemsize
+    band = max(1, min(width, BAND // size))
+    parts = []
+    for number in range(begin // band, -(-end // band)):
+        low, high = number * band, min(width, (number + 1) * band)
+        key = (ref.path, ref.offset, ref.spec, first, last, number)
+        columns = _kept(inputs, key, functools.partial(_columns, inputs, ref, width, (first, last), (low, high)))
+        parts.append(columns[:, max(begin, low) - low : min(end, high) - low])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def _columns(inputs: Inputs, ref: Ref, width: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+    (first, last), (low, high) = rows, columns
+    if high - low == width:
+        return read_stored(inputs, ref, first * width, last * width).reshape(last - first, width)
+    found = np.empty((last - first, high - low), held_as(ref.spec.dtype))
+    for row in range(first, last):
+        read_stored(inputs, ref, row * width + low, row * width + high, found[row - first])
+    return found
+
+
+def _kept(inputs: Inputs, key: Hashable, make: Callable[[], Array]) -> Array:
+    """What `make` reads, or has read: of KEPT that were asked for last."""
+    with inputs.kept_lock:  # also while it is read, or others would read the same
+        if (window := inputs.kept.pop(key, None)) is None:
+            while len(inputs.kept) >= KEPT:
+                del inputs.kept[next(iter(inputs.kept))]  # what was not asked for the longest
+            window = make()
+        inputs.kept[key] = window
+    found: Array = window
+    return found
 
 
 def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
@@ -126,27 +179,25 @@ def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Ar
 def _read_in_turn(inputs: Inputs, ref: Ref, width: int) -> Array:
     """The columns of one of many (experts), as stored. The next will be asked for as well, and all rows are read to
     find them: so those of several are kept at once, in KEPT windows of WINDOW bytes at most."""
-    assert ref.columns is not None
-    in_turn, turns, rows = ref.columns.step > 1, ref.turns, ref.spec.shape[0]
-    turn = ref.columns.start if in_turn else ref.columns.start // len(ref.columns)
+    columns = ref.columns
+    assert columns is not None
+    in_turn, turns, rows = columns.step > 1, ref.turns, ref.spec.shape[0]
+    turn = columns.start if in_turn else columns.start // len(columns)
     several = max(1, WINDOW * turns // max(ref.spec.nbytes, 1))
     begin = turn - turn % several
-    key = (ref.path, ref.offset, ref.spec, begin)
-    with inputs.kept_lock:  # also while it is read, or others would read the same
-        if (window := inputs.kept.pop(key, None)) is None:
-            while len(inputs.kept) >= KEPT:
-                del inputs.kept[next(iter(inputs.kept))]  # what was not asked for the longest
-            shape = (min(several, turns - begin), rows, len(ref.columns))
-            window = np.empty(shape, held_as(ref.spec.dtype))
-            step = max(1, _PART // width)
-            for start in range(0, rows, step):
-                end = min(rows, start + step)
-                stored = read_stored(inputs, ref, start * width, end * width)
-                cut = (end - start, -1, turns) if in_turn else (end - start, turns, -1)
-                sets = stored.reshape(cut).transpose((2, 0, 1) if in_turn else (1, 0, 2))
-                window[:, start:end] = sets[begin : begin + len(window)]
-        inputs.kept[key] = window
-    chosen: Array = window[turn - begin]
+
+    def make() -> Array:
+        window = np.empty((min(several, turns - begin), rows, len(columns)), held_as(ref.spec.dtype))
+        step = max(1, _PART // width)
+        for start in range(0, rows, step):
+            end = min(rows, start + step)
+            stored = read_stored(inputs, ref, start * width, end * width)
+            cut = (end - start, -1, turns) if in_turn else (end - start, turns, -1)
+            sets = stored.reshape(cut).transpose((2, 0, 1) if in_turn else (1, 0, 2))
+            window[:, start:end] = sets[begin : begin + len(window)]
+        return window
+
+    chosen: Array = _kept(inputs, (ref.path, ref.offset, ref.spec, begin), make)[turn - begin]
     return chosen
 
 

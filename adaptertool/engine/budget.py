@@ -7,8 +7,9 @@ from pathlib import Path
 
 from adaptertool.arithmetic.requirements import requirements_of
 from adaptertool.arithmetic.tiling import BLOCK_ELEMENTS, matrix, needs_columns, rows_at_once
-from adaptertool.arithmetic.verbatim import verbatim
+from adaptertool.arithmetic.verbatim import only_cast, verbatim
 from adaptertool.codecs import BY_DTYPE
+from adaptertool.codecs.tensors import BAND
 from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Plan, Step
 from adaptertool.spec.tensors import KEPT, WINDOW
@@ -31,7 +32,8 @@ def predicted_memory(plan: Plan, threads: int) -> int:
         whole, own = max(whole, held), max(own, min(at_once, rows) * by_row)
     # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
     each = max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole + own
-    return BASE_MEMORY + threads * each + _windows(plan) + tensors * 2000
+    bands = KEPT * BAND if any(step.base.made for step in plan.steps()) else 0
+    return BASE_MEMORY + threads * each + _windows(plan) + bands + tensors * 2000
 
 
 def _may_double(step: Step) -> bool:
@@ -74,7 +76,7 @@ def bytes_to_read(plan: Plan) -> int:
     """Every tensor that is needed, header and asset once (the check before the run reads the factors a second time)."""
     tensors: dict[tuple[Path, int], int] = {}
     for step in plan.steps():
-        tensors[step.base.path, step.base.offset] = step.base.spec.nbytes
+        tensors.update({(one.path, one.offset): one.spec.nbytes for one in step.base.stored})
         for edit in step.edits:
             for ref in (*edit.factors.values(), *(step.fisher or ())):
                 tensors.update({(one.path, one.offset): one.spec.nbytes for one in ref.stored})
@@ -98,16 +100,18 @@ def count_elements(plan: Plan) -> int:
     return sum(
         step.spec.numel
         for step in plan.steps()
-        if step.base.path not in base or any(verbatim(step, alpha) is not step.base for alpha in alphas)
+        if step.base.path not in base
+        or not all(verbatim(step, alpha) is step.base or only_cast(step, alpha) for alpha in alphas)
     )
 
 
-def count_tensors(plan: Plan) -> tuple[int, int]:
-    """(tensors, those of which at least one output differs from a copy of the base's bytes)"""
+def count_tensors(plan: Plan) -> tuple[int, int, int]:
+    """(tensors, those of which at least one output differs from a copy of the base's bytes, those of which all have its
+    numbers in another dtype)"""
     alphas = [output.alpha for output in plan.outputs]
-    names, edited = set(), set()
+    names, edited, cast = set[str](), set[str](), set[str]()
     for step in plan.steps():
         names.add(step.spec.name)
         if any(verbatim(step, alpha) is not step.base for alpha in alphas):
-            edited.add(step.spec.name)
-    return len(names), len(edited)
+            (cast if all(only_cast(step, alpha) for alpha in alphas) else edited).add(step.spec.name)
+    return len(names), len(edited), len(cast)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 from adaptertool.arithmetic.blend import Blended
 from adaptertool.arithmetic.block import Block, blocks_of
 from adaptertool.arithmetic.blocks import compute
+from adaptertool.arithmetic.cast import Cast
 from adaptertool.arithmetic.fisher import Weighted
 from adaptertool.arithmetic.rescale import Rescaled
 from adaptertool.arithmetic.stretch import Stretch
-from adaptertool.arithmetic.verbatim import verbatim
+from adaptertool.arithmetic.verbatim import only_cast, verbatim
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.crew import Crew, Progress, Run, copies, only_hashed, replacements, write
 from adaptertool.engine.pool import Job, Pool, Shared, all_done, drain, one_core_each
@@ -129,6 +130,7 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
             yield from only_hashed(crew, shard.source, offset, size)
         yield functools.partial(write, crew, shard.header, files)
     for step in with_stretches(shard.steps, outputs, crew.base):
+        run = yield from _aligned(crew, shard, run, step.target if isinstance(step, Stretch) else step.offset, files)
         if isinstance(step, Stretch):
             yield from copies(crew, run, files)
             yield functools.partial(make, crew, step, outputs, files)
@@ -153,7 +155,20 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
                 yield from only_hashed(crew, own.path, own.offset, step.base.spec.nbytes)
             yield from _edit_jobs(crew, step, outputs, files, sources)
             run = Run(own.path, own.offset + step.base.spec.nbytes, step.offset + own.size, 0)
+    run = yield from _aligned(crew, shard, run, shard.size, files)
     yield from copies(crew, run, files)
+
+
+def _aligned(crew: Crew, shard: Shard, run: Run, until: int, files: Sequence[OutputFile]) -> Generator[Job, None, Run]:
+    """Copy what aligns tensors in GGUF: the bytes of the base between the run and the next tensor, or the end of the
+    file. Returns the run that goes on there."""
+    begin = run.target + run.size
+    if shard.header is not None or begin == until:
+        return run
+    hole = Run(shard.source, begin, begin, until - begin)
+    if (longer := run.then(hole)) is None:
+        yield from copies(crew, run, files)
+    return longer or hole
 
 
 def _asset_jobs(crew: Crew, asset: Asset, files: Sequence[OutputFile]) -> Iterator[Job]:
@@ -178,6 +193,12 @@ def _edit_jobs(
             yield from replacements(crew, step.base, source, step.offset, file)
         else:
             yield from copies(crew, Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
+    only = [(file, alpha) for file, alpha in computed if only_cast(step, alpha)]
+    computed = [(file, alpha) for file, alpha in computed if not only_cast(step, alpha)]
+    if only:
+        cast = Cast(crew.inputs, step)
+        for first, last in cast.cuts():
+            yield functools.partial(_make, crew, cast, first, last, only)
     if not computed:
         return
     if (tensor := _made_of_its_own(crew.inputs, step)) is not None:
@@ -199,7 +220,7 @@ def _made_of_its_own(inputs: Inputs, step: Step) -> Blended | Rescaled | Weighte
 
 def _make(
     crew: Crew,
-    tensor: Blended | Rescaled | Weighted,
+    tensor: Blended | Cast | Rescaled | Weighted,
     first: int,
     last: int,
     outputs: Sequence[tuple[OutputFile, float]],

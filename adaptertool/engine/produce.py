@@ -25,9 +25,11 @@ from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import AT_ONCE, COPY_CHUNK, OutputFile, copy_range
 from adaptertool.interrupts import LOOK_EVERY, look
 from adaptertool.numerics.rounding import standard_arithmetic
+from adaptertool.spec.portable import Container
 from adaptertool.spec.tensors import Ref, TensorSpec
 
 Outcome = TypeVar("Outcome")
+SAFETENSORS = Container(build_header)
 _AHEAD = 2  # jobs for each thread that are begun before their turn to be written
 
 
@@ -83,19 +85,21 @@ def write_tensors(
     threads: int,
     progress: Callable[[int], None],
     reserved: int | None = None,
+    container: Container = SAFETENSORS,
 ) -> tuple[list[Outcome], int, Digests]:
-    """Write a safetensors file of what `jobs` make, in their order: wide dtypes first, so that all are aligned.
+    """Write a file of what `jobs` make, in their order: wide dtypes first, so that all are aligned.
 
     largest: the tensors, none smaller than it will be, in the same order
     reserved: bytes of disk to have ready for them, where that is not as many as `largest` says
+    container: what kind of file
     Returns what the jobs said, and the size and the hashes of the file.
 
     Raises InternalError where what the jobs made has another size than they said.
     """
     buffer = memoryview(bytearray(AT_ONCE))
-    room = len(build_header(largest, metadata))
+    room = len(container.header(largest, metadata, 0))
     at, specs, said = room, list[TensorSpec](), list[Outcome]()
-    most = room + sum(spec.nbytes for spec in largest)
+    most = room + container.bytes_of(largest)
     size = most if reserved is None else room + reserved
     with (
         contextlib.closing(OutputFile(path, size, most=most)) as file,
@@ -104,18 +108,29 @@ def write_tensors(
         for parts, outcome in made:
             for spec, data in parts:
                 if not specs or specs[-1] != spec:
+                    at += _fill(file, at, room + container.bytes_of(specs))
                     specs.append(spec)
                 at += _write(file, at, data, inputs, buffer, progress)
             said.append(outcome)
-        header = build_header(specs, metadata, room)
-        if len(header) != room or at - room != sum(spec.nbytes for spec in specs):
-            raise InternalError(f"{path}: {at - room:,} bytes were made for {len(specs):,} tensors of another size")
+        at += _fill(file, at, room + container.bytes_of(specs))
         file.shorten(at)
+        if container.seal is not None:
+            metadata = {**metadata, **container.seal(path, room)}
+        header = container.header(specs, metadata, room)
+        if len(header) != room or at - room != container.bytes_of(specs):
+            raise InternalError(f"{path}: {at - room:,} bytes were made for {len(specs):,} tensors of another size")
         file.write(0, memoryview(header))
         progress(room)
         digests = file.digests
         file.finish()
         return said, at, digests
+
+
+def _fill(file: OutputFile, at: int, end: int) -> int:
+    """Zeros up to `end`, where that is further than `at`; returns how many."""
+    if count := max(end - at, 0):
+        file.write(at, memoryview(bytes(count)))
+    return count
 
 
 def _write(

@@ -19,9 +19,9 @@ def to_hash(plan: Plan) -> tuple[list[Path], list[Path]]:
     copied = {asset.source for asset in plan.assets if asset.content is None}
     used = {shard.source for shard in plan.shards}
     for step in plan.steps():
-        used.add(step.base.path)
+        used.update(ref.path for ref in step.base.stored)
         if plan.tuned_is_checkpoint:
-            used.update(ref.path for edit in step.edits for ref in edit.factors.values())
+            used.update(one.path for edit in step.edits for ref in edit.factors.values() for one in ref.stored)
             used.update(ref.path for ref in step.fisher or ())
     adapters = set() if plan.tuned_is_checkpoint else {path for files in plan.files[1:] for path in files.values()}
     streamed = used - adapters - whole
@@ -56,7 +56,8 @@ def unread(shard: Shard) -> Iterator[tuple[int, int]]:
     if shard.header is None:
         return
     end = 0
-    for step in sorted((step for step in shard.steps if step.base.path == shard.source), key=lambda s: s.base.offset):
-        if step.base.offset > end:
-            yield end, step.base.offset - end
-        end = max(end, step.base.offset + step.base.spec.nbytes)
+    refs = [ref for step in shard.steps for ref in step.base.stored if ref.path == shard.source]
+    for ref in sorted(refs, key=lambda ref: ref.offset):
+        if ref.offset > end:
+            yield end, ref.offset - end
+        end = max(end, ref.offset + ref.spec.nbytes)

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files import store_of
+from adaptertool.files.assets import INDEX as INDEX
+from adaptertool.files.assets import MANIFEST as MANIFEST
+from adaptertool.files.assets import SUMS as SUMS
+from adaptertool.files.assets import is_ours as is_ours
+from adaptertool.files.assets import read_assets as read_assets
+from adaptertool.files.gguf import is_gguf, read_gguf
 from adaptertool.files.header import Header, read_header
 from adaptertool.files.hints import found_below, not_there
 from adaptertool.files.jsonfile import load_json
-from adaptertool.files.reader import exists, names_in, open_input
-from adaptertool.files.store import FILE, FOLDER
-from adaptertool.files.trainer import is_trainer_file, is_trainer_folder
+from adaptertool.files.reader import exists, names_in
+from adaptertool.files.store import FOLDER
 from adaptertool.spec.plan import Asset
 from adaptertool.spec.tensors import Ref
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-MANIFEST = "adaptertool.manifest.json"
-SUMS = "SHA256SUMS"
-STAGING = r"\..+\.adaptertool-[0-9a-f]{16}"  # names of the directories that runs work in (files.leftovers)
 
-# Other copies of the weights: beside edited tensors they would be stale. And sums of the files, which no longer are.
-# They stay behind, and it is said; so do the state of trainers, and adapters, which loaders would apply to the output.
-OTHER_WEIGHTS = (
-    "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json",
-    "consolidated*.pth", "tf_model*.h5", "flax_model*.msgpack", "model.ckpt*",
-    "rust_model.ot", "*.gguf", "*.onnx", "*.onnx_data", "*.onnx.data", SUMS,
-)  # fmt: skip
-OTHER_FOLDERS = frozenset({".git", ".cache", "original", "metal", "onnx", "openvino", "coreml"})
 
-_SHARD_OF_MANY = re.compile(r"model-\d+-of-\d+\.safetensors")
+@dataclass(frozen=True, slots=True)
+class WeightNames:
+    """How the files of weights in a folder are called."""
+
+    single: str
+    index_file: str
+    shard: re.Pattern[str]
+
+
+NAMES = WeightNames(SINGLE, INDEX, re.compile(r"model-\d+-of-\d+\.safetensors"))
 
 
 class Adapters(NamedTuple):
@@ -51,7 +52,7 @@ _NO_ADAPTERS = Adapters(lambda _: False, ())
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A directory with shards and assets, or one `.safetensors` file (then without config and assets)."""
+    """A directory with shards and assets, or one file, of safetensors or GGUF (then without assets)."""
 
     path: Path
     headers: tuple[Header, ...]
@@ -62,16 +63,29 @@ class Checkpoint:
     is_file: bool = False
     index: Mapping[str, Any] | None = None  # as its file has it, where there is one
     left: tuple[str, ...] = ()  # names of files that are neither shards nor assets
+    # Of a pipeline, the folders that are models of their own: its tensors have these before their names, with a dot,
+    # and its config has theirs by these
+    components: tuple[str, ...] = ()
+    stored_as: Mapping[str, str] | None = None  # dtypes of outputs, where others than those here; headers follow
 
     @property
     def named(self) -> dict[str, Path]:
         """The files of its weights, by name."""
-        return {header.path.name: header.path for header in self.headers}
+        return {self.name_of(header): header.path for header in self.headers}
+
+    def name_of(self, header: Header) -> str:
+        """The name of one of its files: the path inside the directory, with /."""
+        return header.path.name if self.is_file else header.path.relative_to(self.path).as_posix()
+
+    @property
+    def gguf(self) -> Mapping[str, Any] | None:
+        """The fields of a GGUF file; None where it is none."""
+        return self.headers[0].typed if self.headers else None
 
     @property
     def is_shard(self) -> bool:
         """Whether the file is one of several that make a checkpoint."""
-        return self.is_file and _SHARD_OF_MANY.fullmatch(self.path.name) is not None
+        return self.is_file and NAMES.shard.fullmatch(self.path.name) is not None
 
     def renamed(self, names: Mapping[str, str]) -> Checkpoint:
         """The checkpoint with other names for some tensors. Raises MismatchError where two would have the same."""
@@ -87,43 +101,47 @@ class Checkpoint:
 def open_checkpoint(path: Path, adapters: Adapters = _NO_ADAPTERS) -> Checkpoint:
     """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights."""
     if store_of(path).look(path) == FOLDER:
-        return _open_directory(path, adapters)
+        return open_directory(path, adapters)
     if not exists(path):
         raise InputError(not_there(path))
     if path.name.endswith(".index.json"):
         raise InputError(f"{path} is an index; give the directory that it stands in")
+    if is_gguf(path):
+        if path.suffix == ".safetensors":
+            raise InputError(f"{path} is a GGUF file; give it a name that ends in .gguf")
+        header = read_gguf(path)
+        return Checkpoint(path, (header,), header.tensors, None, (), (), is_file=True)
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} is neither a directory nor a .safetensors file; nothing else is read")
+        raise InputError(f"{path} is neither a directory nor a .safetensors file, nor GGUF; nothing else is read")
     header, notes = read_header(path), list[str]()
     # Not part of the output, but a config that stands beside the file says what the file is.
-    if _SHARD_OF_MANY.fullmatch(path.name):
+    if NAMES.shard.fullmatch(path.name):
         notes.append(f"{path.name} is one shard of many; the others are not read. The checkpoint is {path.parent}")
     return Checkpoint(path, (header,), header.tensors, _config(path.parent), (), tuple(notes), is_file=True)
 
 
-def _open_directory(root: Path, adapters: Adapters) -> Checkpoint:
+def open_directory(root: Path, adapters: Adapters = _NO_ADAPTERS, own: WeightNames = NAMES) -> Checkpoint:
+    """The same of a directory whose files of weights have such names. Raises InputError."""
     # A link to nothing, as to a blob that the hub's cache has lost, is there: what it names is then missing.
     look = store_of(root).look
-    has_single, has_index = look(root / SINGLE) is not None, look(root / INDEX) is not None
-    if has_single and has_index:
-        raise InputError(f"{root} has both {SINGLE} and {INDEX}; remove the one that is stale")
+    has_single, has_index = look(root / own.single) is not None, look(root / own.index_file) is not None
     # Assets first: what identifies a config or an index is noted before it is read.
-    assets, left = read_assets(root, adapters.files)
+    assets, left = read_assets(root, adapters.files, index=own.index_file)
     notes: list[str] = []
     index: Mapping[str, Any] | None = None
     if has_index:
-        index = load_json(root / INDEX)
-        headers, note = _open_shards(root, index)
+        index = load_json(root / own.index_file)
+        headers, note = _open_shards(root / own.index_file, index)
         notes += note
     elif has_single:
-        headers = (read_header(_contained(root, SINGLE)),)
+        headers = (read_header(_contained(root / own.index_file, own.single)),)
     else:
         raise InputError(_nothing_found(root, adapters))
     names = {header.path.name for header in headers}
     tensors = {name: ref for header in headers for name, ref in header.tensors.items()}
-    stray = [name for name in names_in(root, "*") if _SHARD_OF_MANY.fullmatch(name) and name not in names]
+    stray = [name for name in names_in(root, "*") if own.shard.fullmatch(name) and name not in names]
     if stray and not has_index:
-        raise InputError(f"{root} holds {stray[0]}, but it stands beside {SINGLE}; remove the stale file")
+        raise InputError(f"{root} holds {stray[0]}, but it stands beside {own.single}; remove the stale file")
     for name in stray:
         _require_stale(root / name, tensors)
         notes.append(f"left out as stale, since the index has all of its tensors in other files: {name}")
@@ -152,32 +170,32 @@ def _config(root: Path) -> Mapping[str, Any] | None:
 def _nothing_found(root: Path, adapters: Adapters) -> str:
     if adapters.recognise(root):
         return f"{root} is an adapter, not a checkpoint; the checkpoint comes first, then the adapters"
-    if pickles := names_in(root, "pytorch_model*.bin"):
+    if pickles := names_in(root, "*pytorch_model*.bin"):
         return f"{root} has only pickled weights ({pickles[0]}); pickles are never opened: convert to safetensors"
-    others = [name for name in names_in(root, "*.safetensors") if exists(root / name)]
+    others = [name for end in ("*.safetensors", "*.gguf") for name in names_in(root, end) if exists(root / name)]
     hint = f"; to use {shown(others[0])}, give the path of that file" if others else found_below(root, (SINGLE, INDEX))
     return f"{root} has neither {SINGLE} nor {INDEX}{hint}"
 
 
-def _contained(root: Path, name: str) -> Path:
+def _contained(index_path: Path, name: str) -> Path:
     """The path of shard `name`: a plain name, whose real file lies in the checkpoint or the hub cache's blobs."""
     plain = name.endswith(".safetensors") and not name.startswith("..") and name.isprintable()
     if not plain or re.search(r"[/\\:]", name):
-        raise InputError(f"{root / INDEX} names the shard '{shown(name)}'; a shard is a plain .safetensors file name")
-    path = root / name
+        raise InputError(f"{index_path} names the shard '{shown(name)}'; a shard is a plain .safetensors file name")
+    root, path = index_path.parent, index_path.parent / name
     try:
         real, real_root = (store_of(root).real(one) for one in (path, root))
     except (OSError, RuntimeError) as error:
         raise InputError(f"{shown(path)} is missing, though the checkpoint needs it") from error
-    blobs = real_root.parent.parent / "blobs"
-    in_hub_cache = real_root.parent.name == "snapshots" and real.parent == blobs
+    # A component of a pipeline lies one level below
+    snapshots = (folder for folder in list(real_root.parents)[:2] if folder.name == "snapshots")
+    in_hub_cache = any(real.parent == folder.parent / "blobs" for folder in snapshots)
     if real.parent != real_root and not in_hub_cache:
         raise InputError(f"{path} is a link that leads out of the checkpoint, to {shown(real)}")
     return path
 
 
-def _open_shards(root: Path, index: Mapping[str, Any]) -> tuple[tuple[Header, ...], list[str]]:
-    index_path = root / INDEX
+def _open_shards(index_path: Path, index: Mapping[str, Any]) -> tuple[tuple[Header, ...], list[str]]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index_path} has no weight_map")
@@ -186,7 +204,11 @@ def _open_shards(root: Path, index: Mapping[str, Any]) -> tuple[tuple[Header, ..
     by_shard: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         by_shard.setdefault(shard, set()).add(tensor)
-    headers = tuple(read_header(_contained(root, shard)) for shard in sorted(by_shard))
+    # MLX's index names that one alone
+    single = index_path.with_name(re.sub(r"(\.safetensors)\.index(\.[\w-]+)?\.json$", r"\2\1", index_path.name))
+    if store_of(single).look(single) is not None and by_shard.keys() != {single.name}:
+        raise InputError(f"{single.parent} has both {single.name} and {index_path.name}; remove the one that is stale")
+    headers = tuple(read_header(_contained(index_path, shard)) for shard in sorted(by_shard))
     for header in headers:
         _agree(index_path, header, by_shard[header.path.name])
     total = sum(ref.spec.nbytes for header in headers for ref in header.tensors.values())
@@ -215,46 +237,3 @@ def load_manifest(root: Path) -> dict[str, Any]:
 def has_manifest(checkpoint: Checkpoint) -> bool:
     """Whether adaptertool made the checkpoint."""
     return not checkpoint.is_file and exists(checkpoint.path / MANIFEST)
-
-
-def read_assets(root: Path, adapter_files: tuple[str, ...] = ()) -> tuple[tuple[Asset, ...], list[str]]:
-    """The files to carry over, and the names of those to leave behind (the shards among them).
-
-    adapter_files: patterns of the names of adapters' files, which are left behind
-    """
-    assets: list[Asset] = []
-    left: list[str] = []
-    for path in _walk(root, root, left):
-        name = path.relative_to(root).as_posix()
-        if name == MANIFEST or (name == SUMS and store_of(root).look(root / MANIFEST) == FILE):  # ours, of these files
-            continue
-        if path.parent == root and name != INDEX and (_is_other(name, adapter_files) or is_trainer_file(name)):
-            left.append(name)
-            continue
-        with open_input(path) as file:
-            assets.append(Asset(path, file.stamp, name, file.size))
-    return tuple(assets), left
-
-
-def _is_other(name: str, adapter_files: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*OTHER_WEIGHTS, *adapter_files))
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether a run of ours made it, or works in it: an OUT, or its staging directory."""
-    return re.fullmatch(STAGING, folder.name) is not None or store_of(folder).look(folder / MANIFEST) is not None
-
-
-def _walk(root: Path, here: Path, left: list[str]) -> Iterator[Path]:
-    """The files below `here`, those of a folder before those of its folders; what is passed over goes into `left`."""
-    entries = store_of(here).entries(here)
-    folders = []
-    for name, link in ((entry.name, entry.is_link) for entry in entries if entry.is_folder):
-        other = here == root and (name in OTHER_FOLDERS or is_trainer_folder(name))
-        if other or link or is_ours(here / name):
-            left.append((here / name).relative_to(root).as_posix() + "/")
-        else:
-            folders.append(here / name)
-    yield from (here / entry.name for entry in entries if not entry.is_folder)
-    for folder in folders:
-        yield from _walk(root, folder, left)

@@ -29,7 +29,7 @@ MAX_SHOWN = 5_000  # characters of a name that are printed; it may be as long as
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One safetensors file: where its data begins, its tensors in order of offset, its metadata."""
+    """One file of tensors: where its data begins, its tensors in order of offset, its metadata."""
 
     path: Path
     size: int
@@ -37,6 +37,12 @@ class Header:
     tensors: Mapping[str, Ref]
     metadata: Mapping[str, str]
     stamp: Stamp
+    typed: Mapping[str, Any] | None = None  # what a GGUF file has in the place of metadata (files/gguf.py)
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """What it says of itself."""
+        return self.metadata if self.typed is None else self.typed
 
 
 def read_header(path: Path) -> Header:
@@ -61,14 +67,15 @@ def read_header(path: Path) -> Header:
 
 def _strings_in(fields: dict[str, Any]) -> int:
     """In a valid header: a name, three keys and a dtype for each tensor; of metadata their name, keys and values."""
-    metadata = fields.get("__metadata__")
-    if not isinstance(metadata, dict):
+    metadata = fields.get("__metadata__", ())
+    if not isinstance(metadata, dict | None):
         return 5 * len(fields)
-    return 5 * (len(fields) - 1) + 1 + 2 * len(metadata)
+    return 5 * (len(fields) - 1) + 1 + 2 * len(metadata or ())
 
 
 def _validated(file: InputFile, data_start: int, fields: dict[str, Any]) -> Header:
-    metadata = fields.pop("__metadata__", {})
+    metadata = fields.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # MLX writes null for none
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InputError(f"{file.path}: __metadata__ must map strings to strings")
     forms: dict[_Form, _Form] = {}

@@ -13,7 +13,7 @@ _MAGICS = (
     (b"<!doctype", _PAGE),
     (b"<html", _PAGE),
     (b"<?xml", _PAGE),
-    (b"gguf", "is a GGUF file, not safetensors: convert it first"),
+    (b"gguf", "is a GGUF file, not safetensors: give it a name that ends in .gguf, and its own path"),
     (b"pk\x03\x04", "is a zip archive (a PyTorch pickle?), not safetensors; pickles are never opened"),
     *((b"\x80" + bytes([protocol]), _PICKLE) for protocol in range(2, 6)),
     (b"\x1f\x8b", "is compressed by gzip: unpack it first"),

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adaptertool.files.header import Header, read_header
+from adaptertool.files.gguf import read_any
+from adaptertool.files.header import Header
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import stamp_of
 from adaptertool.spec.tensors import Stamp
 
 
 class Parsed:
-    """JSON files and headers of safetensors files below `path`, by name. What is given is not to be changed."""
+    """JSON files and headers of files of tensors below `path`, by name. What is given is not to be changed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,7 +32,7 @@ class Parsed:
     def header(self, name: str) -> Header:
         """Raises InputError."""
         if name not in self._headers:
-            self._headers[name] = read_header(self.path / name)
+            self._headers[name] = read_any(self.path / name)
         return self._headers[name]
 
     def _stamped(self, name: str) -> tuple[Stamp, dict[str, Any]]:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
-from adaptertool.files.checkpoint import INDEX, MANIFEST, SINGLE, SUMS, load_manifest
+from adaptertool.files.checkpoint import MANIFEST, SUMS, load_manifest
+from adaptertool.files.pipeline import holds_weights
 
 ASIDE = "old"  # name in the staging directory
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: relative to the working directory; exchange both
@@ -45,7 +46,7 @@ def check_target(
         if (
             real == source
             or real in source.parents
-            or (source in real.parents and not (is_adapter(source) and not _is_checkpoint(source)))
+            or (source in real.parents and not (is_adapter(source) and not holds_weights(source)))
         ):
             raise UsageError(f"OUT {out} and the input {given} overlap; inputs are never changed: choose another OUT")
     if real == Path.cwd():
@@ -62,10 +63,6 @@ def check_target(
     if out.is_symlink() and not out.exists():
         raise OutputError(f"{out} is a link that leads nowhere; remove it, or choose another OUT")
     _check_free(out, as_file=as_file, force=force)
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (SINGLE, INDEX))
 
 
 def _check_free(out: Path, *, as_file: bool, force: bool) -> None:

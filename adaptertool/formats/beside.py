@@ -80,7 +80,7 @@ def read_beside(
     """
     if isinstance(leave_out, str) or not all(isinstance(text, str) and text for text in leave_out):
         raise UsageError("what to leave out is a list of regexes or names of files (text), none of them empty")
-    root, found, lost = files.path, Beside(), dict[str, str]()
+    root, found, lost, earlier = files.path, Beside(), dict[str, str](), list[str]()
     known = {} if base is None else {header.path.resolve() for header in base.headers}
     for path in _files(root, own, base, found.notes):
         name = path.relative_to(root).as_posix()
@@ -89,6 +89,8 @@ def read_beside(
         if patterns := [text for text in leave_out if _means(text, path, name)]:
             found.left |= {text: (*found.left.get(text, ()), name) for text in patterns}
             found.notes.append(f"{root}: {shown(name)} is left out, and what it holds is lost")
+        elif own.earlier is not None and own.earlier.fullmatch(name):
+            earlier.append(name)
         elif path.suffix.lower() in _EXPORTS:
             found.notes.append(f"{path} is an export to another format, and is not read")
         elif path.suffix.lower() in _PICKLES and path.with_suffix(".safetensors").exists():
@@ -101,6 +103,8 @@ def read_beside(
             _take(found, files.header(name), own.prefix, taken)
     if lost:
         raise UnsupportedError(_lost(root, lost))
+    if earlier:
+        found.notes.append(f"{root}: {shown(earlier[0])} and its like are of earlier steps, and not read")
     return found
 
 
@@ -120,6 +124,8 @@ def left_out(adapters: Iterable[Adapter]) -> dict[str, list[str]]:
 
 def assets_of(root: Path, own: FileNames) -> tuple[tuple[Asset, ...], list[str]]:
     """The files that travel with an adapter, and the names of those that do not: other weights above all."""
+    if not own.weights:  # the adapter is one file
+        return (), []
     assets, left = read_assets(root, own.patterns)
     weights = [asset.name for asset in assets if _may_hold(asset.source)]
     left = [name for name in left if name not in (own.config, own.weights)]
@@ -154,7 +160,7 @@ def _is_other(folder: Path, own: FileNames, base: Checkpoint | None, notes: list
         return True
     if folder.is_symlink():
         notes.append(f"{folder} is a link to a directory, and is not looked into")
-    elif (folder / own.named[0]).exists():
+    elif (folder / (own.config or own.weights)).exists():
         notes.append(f"{folder} is another adapter, and is not applied; give its own path for that")
     elif base is not None and base.config and _is_checkpoint_of(folder, base.config.get("architectures")):
         notes.append(f"{folder} is a checkpoint of its own, and is not read")

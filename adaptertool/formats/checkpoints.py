@@ -1,26 +1,63 @@
-"""Checkpoints, held apart from adapters: files of adapters that stand among a checkpoint's own are no part of it."""
+"""Checkpoints, held apart from adapters: files of adapters that stand among a checkpoint's own are no part of it. A
+checkpoint may be a pipeline, or one model of a pipeline."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from adaptertool.errors import UnsupportedError, shown
+from adaptertool.architectures.quantised import decoded
+from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files import checkpoint as files
 from adaptertool.files.checkpoint import Adapters, Checkpoint
+from adaptertool.files.pipeline import is_component, is_pipeline, open_component, open_pipeline
 from adaptertool.formats import FORMATS, is_adapter
 
 _UNMERGED = re.compile(r"\.base_layer\.|\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
 _ADAPTERS = Adapters(is_adapter, tuple(pattern for one in FORMATS for pattern in one.files.patterns))
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read all headers, the index and the config of a checkpoint. Raises InputError; reads no weights."""
-    return files.open_checkpoint(path, _ADAPTERS)
+def open_checkpoint(path: Path, dtype: str | None = None) -> Checkpoint:
+    """Read all headers, the index and the config of a checkpoint. Raises InputError, and UnsupportedError for GGUF that
+    is to be decoded; reads no weights.
+
+    dtype: decoded, and to be stored so (architectures.quantised)
+    """
+    if is_pipeline(path):
+        opened = open_pipeline(path, _ADAPTERS)
+    elif is_component(path):
+        opened = open_component(path, _ADAPTERS)
+    else:
+        opened = files.open_checkpoint(path, _ADAPTERS)
+    if dtype is not None and opened.gguf is not None:
+        raise UnsupportedError(
+            f"{path} is GGUF, of which the header and the types are kept; --dtype is for checkpoints: convert and "
+            "quantise the merged model by llama.cpp's own tools"
+        )
+    if dtype is not None and opened.components:
+        raise UnsupportedError(
+            f"{path} is a pipeline; --dtype is for single models: give the folder of the component as BASE"
+        )
+    return opened if dtype is None else decoded(opened, dtype)
+
+
+def require_named(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, merged. Raises UnsupportedError for GGUF, whose names and rows no written adapter has."""
+    if checkpoint.gguf is not None:
+        raise UnsupportedError(
+            f"{checkpoint.path} is GGUF, whose names, and rows of some tensors, are others than those of the adapter "
+            "that would be written: give the checkpoint that it was made from"
+        )
+    return require_merged(checkpoint)
 
 
 def require_merged(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint. Raises UnsupportedError where it holds a model of PEFT's with an adapter that is not merged."""
+    """The checkpoint. Raises UnsupportedError where it holds a model of PEFT's with an adapter that is not merged, and
+    InputError where it is an adapter itself."""
+    if checkpoint.gguf is not None and is_adapter(checkpoint.path):
+        raise InputError(
+            f"{checkpoint.path} is an adapter, not a checkpoint; the checkpoint comes first, then the adapters"
+        )
     own = (checkpoint.config or {}).get("model_type") == "phi4mm"  # Phi-4-multimodal has such tensors of its own
     if name := next((name for name in checkpoint.tensors if not own and _UNMERGED.search(name)), None):
         raise UnsupportedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from adaptertool.errors import UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
+from adaptertool.formats.saving import Saving
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Edit
@@ -24,13 +26,20 @@ class FileNames(NamedTuple):
     """What the files of an adapter are called, and what the keys of its tensors begin with.
 
     config: None where there is none, and metadata of the file of tensors says what is said
-    weights: "" where the adapter is that file, and no folder
+    weights: "" where the adapter is that file
+    earlier: names of files that a training left of the same adapter before it ended; None: there are none such
     """
 
     config: str | None
     weights: str
     prefix: str
     patterns: tuple[str, ...]  # of all names of its files, those of other versions too: no part of a checkpoint
+    in_folder: str = ""  # what the file is called where the adapter may be a folder as well
+    earlier: re.Pattern[str] | None = None
+
+    def weights_at(self, path: Path) -> str:
+        """The name of its file of tensors below that path."""
+        return self.in_folder if self.in_folder and path.is_dir() else self.weights
 
     @property
     def named(self) -> tuple[str, str]:
@@ -137,3 +146,4 @@ class Format:
     renamed: Callable[[Layered, Mapping[str, Move]], Layered]  # modules by name -> what becomes of all their names
     misreadings: Callable[[Adapter], Mapping[str, Callable[[Edit], Edit]]]  # other ways to read it, by fault
     write: Writing | None = None
+    save: Saving | None = None  # how adapters of other formats are written in it

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.families import SHOWN_FIRST, family_of
+from adaptertool.architectures.gguf import ARCHITECTURE
+from adaptertool.architectures.quantised import formats_of
 from adaptertool.architectures.traits import read_traits
 from adaptertool.errors import InputError, shown
 from adaptertool.files import store_of
 from adaptertool.files.checkpoint import MANIFEST, Checkpoint, has_manifest, load_manifest
+from adaptertool.files.gguf import BLOCKS
 from adaptertool.files.reader import open_input
 from adaptertool.files.store import FILE
 from adaptertool.reports.inspect import CheckpointFacts, Portion
@@ -18,7 +23,8 @@ from adaptertool.spec.tensors import Ref
 
 # Fields of a config that tell the architecture, in the order in which they are shown
 _FIELDS = (
-    "model_type", "architectures", "num_hidden_layers", "n_layer", "hidden_size", "n_embd", "intermediate_size",
+    "model_type", "_class_name", "architectures", "num_hidden_layers", "n_layer", "hidden_size", "n_embd",
+    "intermediate_size",
     "num_attention_heads", "n_head", "num_key_value_heads", "head_dim", "num_experts", "num_local_experts",
     "n_routed_experts", "num_experts_per_tok", "vocab_size", "max_position_embeddings", "dtype", "torch_dtype",
     "transformers_version",
@@ -27,7 +33,7 @@ _FIELDS = (
 
 def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
     refs = checkpoint.tensors.values()
-    shards = [_portion(header.path.name, header.tensors.values()) for header in checkpoint.headers]
+    shards = [_portion(checkpoint.name_of(header), header.tensors.values()) for header in checkpoint.headers]
     families = _grouped(refs, lambda ref: family_of(ref.spec.name))
     return CheckpointFacts(
         tensors=len(refs),
@@ -36,7 +42,11 @@ def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
         shards=tuple(shards),
         dtypes=tuple(sorted(_grouped(refs, lambda ref: ref.spec.dtype), key=lambda one: -one.bytes)),
         families=tuple(sorted(families, key=lambda one: SHOWN_FIRST.index(one.name))),
-        config=_config(checkpoint.config or {}),
+        config=(
+            _config(checkpoint.config or {}, checkpoint.components)
+            if checkpoint.gguf is None
+            else _fields(checkpoint.gguf)
+        ),
         tied=_tied(checkpoint),
         quantised=_quantised(checkpoint),
         stray=checkpoint.left,
@@ -57,12 +67,28 @@ def _grouped(refs: Iterable[Ref], key: Callable[[Ref], str]) -> list[Portion]:
     return [_portion(name, some) for name, some in groups.items()]
 
 
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config that are shown. A model that is made of parts (text, vision) has those of its text where
-    it has none of its own."""
+def _class_of(config: Mapping[str, Any]) -> str:
+    return shown(str(config.get("_class_name") or architecture_of(config) or "not named"))
+
+
+def _config(config: Mapping[str, Any], components: Sequence[str]) -> dict[str, Any]:
+    """The fields of a config that are shown; of a pipeline the classes of its models. A model that is made of parts
+    (text, vision) has those of its text where it has none of its own."""
+    if components:
+        return {"model_type": ", ".join(f"{name} ({_class_of(config[name])})" for name in components)}
     text = config.get("text_config")
     whole = {**(text if isinstance(text, dict) else {}), **config}
     return {name: whole[name] for name in _FIELDS if isinstance(whole.get(name), str | int | float | bool | list)}
+
+
+def _fields(gguf: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a GGUF file that tell the architecture: numbers and texts, and none of the tokenizer's."""
+    arch = f"{gguf.get(ARCHITECTURE)}."
+    return {
+        key: value
+        for key, value in gguf.items()
+        if isinstance(value, str | int | float) and (key.startswith(arch) or key in (ARCHITECTURE, "general.name"))
+    }
 
 
 def _tied(checkpoint: Checkpoint) -> str:
@@ -75,9 +101,25 @@ def _tied(checkpoint: Checkpoint) -> str:
 def _quantised(checkpoint: Checkpoint) -> str | None:
     traits = read_traits(checkpoint)
     if traits.quantisation:
-        return traits.quantisation if traits.has_codes else f"{traits.quantisation}, but no tensor is"
+        return (
+            _formats(checkpoint, traits.quantisation)
+            if traits.has_codes
+            else f"{traits.quantisation}, but no tensor is"
+        )
+    blocks = Counter(ref.spec.dtype for ref in checkpoint.tensors.values() if ref.spec.dtype in BLOCKS)
+    if blocks:
+        return "in blocks: " + ", ".join(f"{count:,} tensors of {dtype}" for dtype, count in sorted(blocks.items()))
     beside = next(iter(traits.codes.values()), None)
     return None if beside is None else f"{len(traits.codes):,} weights have scales beside them ({shown(beside)})"
+
+
+def _formats(checkpoint: Checkpoint, said: str) -> str:
+    """What the config says, and how many weights are codes of which formats; or that these are not decoded."""
+    try:
+        counts = formats_of(checkpoint)
+    except InputError:
+        return f"{said}, which --dtype does not decode"
+    return f"{said}: {', '.join(f'{count:,} weights in {name}' for name, count in counts.items())}"
 
 
 def _manifest(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -75,12 +75,12 @@ class Described:
     def fields(self) -> Mapping[str, Any]:
         """The fields of its config, or what stands for one."""
         config = self.format.files.config
-        return self.header.metadata if config is None else self.files.json(config)
+        return self.header.fields if config is None else self.files.json(config)
 
     @property
     def header(self) -> Header:
         """The header of its file of tensors."""
-        return self.files.header(self.format.files.weights)
+        return self.files.header(self.format.files.weights_at(self.files.path))
 
 
 def describe(
@@ -99,7 +99,7 @@ def describe(
         try:
             if own.files.config is not None:
                 files.json(own.files.config)
-            files.header(own.files.weights)
+            files.header(own.files.weights_at(path))
         except InputError:
             raise error from None  # it tells more
         try:

@@ -16,6 +16,7 @@ from adaptertool.kinds import lora
 from adaptertool.kinds.kind import NORM, Change, Factors, Kind, Misreading, Norms, Part, Shape
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.made import made, turned, whole
+from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, mixed, tiny
 from adaptertool.numerics.ops import DIVIDE, TIMES, Ops
 from adaptertool.numerics.product import roundings
@@ -160,4 +161,12 @@ DORA = Kind(
         Misreading("norm-of-base", "", by_norm_of_base),
         Misreading("norm-axis", "", by_column),
     ),
+    spellings={
+        "diffusers": Spelling(
+            tag="DORA",
+            keys={".lora_down.weight": A, ".lora_up.weight": B, ".lora_magnitude_vector": MAGNITUDE},
+            rank_of=lambda shapes: shapes[A][0],
+        ),
+        "mlx": Spelling(tag="dora", keys={".lora_a": A, ".lora_b": B, ".m": MAGNITUDE}, alpha=None),
+    },
 )

@@ -53,6 +53,7 @@ FULL = Kind(
     elementwise=True,
     replaces=True,
     anew=(TUNED,),
+    spellings={"comfy": Spelling(tag="SET", keys={".set_weight": TUNED})},
 )
 
 # Adapters in which there is nothing else, by format

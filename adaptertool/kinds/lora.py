@@ -87,6 +87,7 @@ LORA = Kind(
             tag="LORA",
             keys={".lora_down.weight": A, ".lora_up.weight": B},
             rank_of=lambda shapes: shapes[A][0],
-        )
+        ),
+        "mlx": Spelling(tag="lora", keys={".lora_a": A, ".lora_b": B}, alpha=None),
     },
 )

@@ -22,6 +22,7 @@ from adaptertool.numerics.error_free import two_product
 from adaptertool.spec.tensors import Making, ReadRows, Ref, TensorSpec
 
 _Made = TypeVar("_Made")
+_WIDE = 1 << 15  # elements of a row of which some are read by themselves
 _kept: deque[tuple[object, Any]] = deque(maxlen=8)  # of all threads, each of which may be at another tensor
 _lock = threading.Lock()
 
@@ -46,8 +47,19 @@ def turned(ref: Ref) -> Ref:
     """The transpose of a matrix, for a weight that is stored (in, out): what `columns` makes are its rows."""
     how, shape = ref.made, ref.shape[::-1]
     if how is None or how.columns is None:
-        return made((ref,) if how is None else how.sources, shape, lambda read, a, b: whole(read, ref)[:, a:b].T)
+        return made((ref,) if how is None else how.sources, shape, lambda read, a, b: _columns(read, ref, a, b).T)
     return made(how.sources, shape, how.columns)
+
+
+def _columns(read: ReadRows, ref: Ref, first: int, last: int) -> Array:
+    """Columns first..last of a matrix, float64: where these are few of many, without reading the others."""
+    (height, width), count = ref.shape, last - first
+    if ref.made is not None or ref.columns is not None or width < _WIDE or count > width // 2:
+        return whole(read, ref)[:, first:last]
+    item = ref.spec.nbytes // ref.spec.numel
+    spec = ref.spec._replace(shape=(1, count), nbytes=count * item)
+    starts = (ref.offset + (row * width + first) * item for row in range(height))
+    return np.concatenate([read(Ref(ref.path, start, spec), 0, 1) for start in starts])
 
 
 def whole(read: ReadRows, ref: Ref) -> Array:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptertool.kinds.kind import Factors, Kind, Shape
+from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, may_overflow
 from adaptertool.numerics.ops import Ops
 
@@ -47,4 +48,5 @@ OFFSET = Kind(
     elementwise=True,
     follows=True,
     linear=True,
+    spellings={"diffusers": Spelling(tag="LORA_BIAS", keys={".lora_B.bias": BIAS})},
 )

@@ -109,6 +109,9 @@ def errors(values: Array) -> Array:
 
 def kept(values: Array, cut: RankChoice) -> int:
     """How many of the singular values (n,), in descending order, stay: at least 1, since no adapter has rank 0."""
+    if cut.ratio is not None:
+        large = int(np.count_nonzero(values >= values.max(initial=0.0) / float(cut.ratio)))
+        return max(1, min(large, cut.rank or large))
     if cut.rank is not None:
         return max(1, min(cut.rank, len(values)))
     if cut.energy is not None:

@@ -141,7 +141,8 @@ def _complete(record: Record, out: Path) -> Path:
 
 def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
     """Raise StorageError unless each output holds what the plan makes. It is computed again for that."""
-    subject = open_base(open_checkpoint(plan.base))
+    dtype = plan.choices.get("dtype")
+    subject = open_base(open_checkpoint(plan.base, None if dtype is None else str(dtype)))
     for output in plan.outputs:
         path = folder / output.folder
         written = open_checkpoint(path / plan.shards[0].name if plan.single_file else path)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from adaptertool.arguments import PathLike, as_path
+from adaptertool.arithmetic.verbatim import only_cast
 from adaptertool.engine.budget import bytes_to_write, predicted_memory
 from adaptertool.engine.resources import thread_count
 from adaptertool.files.publish import free_space
@@ -52,7 +53,7 @@ def _tensor(shard: str, steps: Sequence[Step]) -> TensorPlan:
         shard=shard,
         dtype=spec.dtype,
         shape=spec.shape if len(steps) == 1 else (sum(step.spec.shape[0] for step in steps), *spec.shape[1:]),
-        action="edit" if edits else "copy",
+        action="edit" if edits else "cast" if any(only_cast(step, 1) for step in steps) else "copy",
         bytes=sum(step.spec.nbytes for step in steps),
         edits=tuple(dict.fromkeys(edits) if len(edits) > 1 else edits),
     )

@@ -12,10 +12,13 @@ from adaptertool.files.publish import check_target
 from adaptertool.formats import is_adapter
 from adaptertool.spec.plan import Plan
 
+SAFETENSORS, GGUF = ".safetensors", ".gguf"  # what the names of single files end in
+
 
 def makes_file(plan: Plan, out: Path) -> bool:
-    """A base that is one file makes one file, where OUT is named like one."""
-    return plan.single_file and [output.folder for output in plan.outputs] == [""] and out.suffix == ".safetensors"
+    """A base that is one file makes one file, where OUT is named like one of that format."""
+    suffix = SAFETENSORS if plan.base.suffix == SAFETENSORS else GGUF
+    return plan.single_file and [output.folder for output in plan.outputs] == [""] and out.suffix == suffix
 
 
 def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) -> None:
@@ -23,9 +26,10 @@ def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) ->
     `publish.check_target` raises, and UsageError."""
     as_file = makes_file(plan, out)
     check_target(out, (plan.base, *plan.sources), plan.inputs, as_file=as_file, force=force, is_adapter=is_adapter)
-    if out.suffix == ".safetensors" and not as_file:
+    if out.suffix in (SAFETENSORS, GGUF) and not as_file:
         raise UsageError(
-            f"OUT {out} is named like a file, but this run makes a directory; give a name without .safetensors"
+            f"OUT {out} is named like a file, but this run makes a directory, or a file of the base's format; give a "
+            f"name without {out.suffix}"
         )
     if as_file and sha256:
         raise UsageError(f"OUT {out} is one file, without a place for SHA256SUMS; use --provenance, or sha256sum")
@@ -33,7 +37,7 @@ def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) ->
 
 def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
     """The fields that every Report has."""
-    count, edited = count_tensors(plan)
+    count, edited, cast = count_tensors(plan)
     return {
         "command": plan.command,
         "base": str(plan.base),
@@ -43,7 +47,8 @@ def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
         "out": str(out),
         "outputs": tuple(str(out / output.folder) for output in plan.outputs),
         "tensors_edited": edited,
-        "tensors_copied": count - edited,
+        "tensors_copied": count - edited - cast,
+        "tensors_cast": cast,
         "bytes_read": bytes_to_read(plan),
         "bytes_written": bytes_to_write(plan),
         "threads": threads,

@@ -12,8 +12,8 @@ from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import FULL
 from adaptertool.kinds.full import TUNED
+from adaptertool.resolution.components import names_of
 from adaptertool.resolution.correspondence import counterparts
-from adaptertool.resolution.names import Names
 from adaptertool.resolution.nearest import nearest
 from adaptertool.spec.plan import Edit
 from adaptertool.spec.tensors import Ref
@@ -39,6 +39,9 @@ def pairs_of(base: Checkpoint, tuned: Checkpoint, unwanted: Collection[str] = ()
 
     unwanted: names of tensors that are passed over where they do not agree
     """
+    if (base.gguf is None) != (tuned.gguf is None):
+        one = base if base.gguf is not None else tuned
+        raise MismatchError(f"{one.path} is GGUF, and what it is held against is not: give both in one format")
     found, passed = counterparts(base, tuned), list[str]()
     for names, ours, theirs in ((found.missing, base, tuned), (found.extra, tuned, base)):
         passed += [name for name in names if name in unwanted]
@@ -79,7 +82,7 @@ def no_copy(end: Ref, source: Ref) -> str:
 def _in_parts(name: str, other: Checkpoint) -> str:
     """What to say where one side has fused what the other has apart."""
     try:
-        pieces = Names(tuple(other.tensors), other.config).find(name)
+        pieces = names_of(other).find(name)
     except InputError:
         return ""
     if not pieces or (len(pieces) == 1 and pieces[0].cut is None):
@@ -108,4 +111,6 @@ def full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edit
     notes = [*pairs.notes, *sorted(casts), *traits.notes_on(edits)]
     if base.config is not None and tuned.config is not None and base.config != tuned.config:
         notes.append("config.json of base and tuned checkpoint differ; the base's is kept, like all its assets")
+    if base.gguf != tuned.gguf:
+        notes.append("the fields of both GGUF files differ; the base's are kept")
     return edits, [*equal, *pairs.fixed, *pairs.copies], notes

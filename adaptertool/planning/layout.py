@@ -17,7 +17,7 @@ from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import INDEX, Checkpoint
 from adaptertool.files.header import Header, build_header
 from adaptertool.files.jsonfile import objects
-from adaptertool.resolution.heads import Head, dtype_in
+from adaptertool.resolution.heads import Head, dtype_in, stored_as
 from adaptertool.resolution.ties import FLAG
 from adaptertool.spec.plan import Asset, Edit, Shard, Step
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
@@ -41,8 +41,16 @@ class TensorSetChange:
 
 
 def shards_of(base: Checkpoint, edits: Edits, changes: TensorSetChange) -> tuple[Shard, ...]:
+    """The files of the output's weights. Raises UnsupportedError for a pipeline whose set of tensors changes."""
+    if base.components and (changes.apart or changes.resized or changes.head is not None):
+        raise UnsupportedError(
+            f"{base.path} is a pipeline, and the adapter changes the set or the sizes of its tensors (a new head, or "
+            "more tokens); that is supported for single models: give the folder of the component as BASE"
+        )
     home = _home(base, changes.head)
-    return tuple(_shard(base, header, edits, changes, is_home=header is home) for header in base.headers)
+    shards = [_shard(base, header, edits, changes, is_home=header is home) for header in base.headers]
+    # Where all tensors of a file were scales, whose weights are elsewhere, there is nothing left for it
+    return tuple(shard for shard in shards if shard.steps or base.stored_as is None)
 
 
 def _home(base: Checkpoint, head: Head | None) -> Header | None:
@@ -57,15 +65,20 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
     added = [end for end, source in changes.apart.items() if source in header.tensors]
     head = {} if changes.head is None else changes.head.tensors
     touched = {*changes.resized, *head, *changes.dropped}
-    if not added and not is_home and touched.isdisjoint(header.tensors):
+    if base.stored_as is None and not added and not is_home and touched.isdisjoint(header.tensors):
         steps = [Step(ref.spec, ref.offset, ref, tuple(edits.get(name, ()))) for name, ref in header.tensors.items()]
-        return Shard(header.path, header.data_start, header.size, tuple(steps))
+        return Shard(header.path, header.data_start, header.size, tuple(steps), path=base.name_of(header))
+    if header.typed is not None:
+        raise UnsupportedError(
+            f"{header.path}: its tensors would be others than before ({', '.join(map(shown, sorted(touched)[:3]))}); "
+            "the header of a GGUF file is kept as it is: merge into the checkpoint that it was made from, and convert"
+        )
     refs = dict(header.tensors)
     for end in added:
         refs[end] = header.tensors[changes.apart[end]]
     tensors = []
     for name, ref in {**refs, **(head if is_home else {})}.items():
-        used, dtype = changes.resized.get(name, ref), ref.spec.dtype
+        used, dtype = changes.resized.get(name, ref), stored_as(base, ref)
         if name in head:
             used, dtype = head[name], dtype_in(base, head[name])
         if name in changes.dropped or (name in head and not is_home):
@@ -83,13 +96,13 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
 
 def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: TensorSetChange) -> tuple[Asset, ...]:
     """The base's assets; index and config follow the changes."""
-    if not changes.apart and not changes.resized and changes.head is None:
+    if base.stored_as is None and not changes.apart and not changes.resized and changes.head is None:
         return base.assets
     new: dict[str, bytes] = {}
     if base.config is not None:
         new[CONFIG] = _dump(_config(base, changes))
     if base.index is not None:
-        new[INDEX] = _dump(_index(copy.deepcopy(dict(base.index)), shards, changes.dropped))
+        new[INDEX] = _dump(_index(dict(base.index), shards))
     return tuple(
         dataclasses.replace(asset, content=new[asset.name], size=len(new[asset.name])) if asset.name in new else asset
         for asset in base.assets
@@ -100,17 +113,16 @@ def _dump(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _index(index: dict[str, Any], shards: Sequence[Shard], dropped: Sequence[str]) -> dict[str, Any]:
+def _index(index: dict[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
     steps = [(shard, step) for shard in shards for step in shard.steps]
-    index["weight_map"] |= {step.spec.name: shard.name for shard, step in steps}
-    for name in dropped:
-        index["weight_map"].pop(name, None)
+    places = {step.spec.name: shard.name for shard, step in steps}
+    index["weight_map"] = {name: places[name] for name in index["weight_map"] if name in places} | places
     totals = {
         "total_size": sum(step.spec.nbytes for _, step in steps),
         "total_parameters": sum(step.spec.numel for _, step in steps),
     }
     if isinstance(metadata := index.get("metadata"), dict):
-        metadata |= {key: total for key, total in totals.items() if key in metadata}
+        index["metadata"] = metadata | {key: total for key, total in totals.items() if key in metadata}
     return index
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats import format_at, is_adapter
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.resolution.components import without
 from adaptertool.resolution.renaming import Renames
 from adaptertool.resolution.resolve import Base
 from adaptertool.spec.adapter import Adapter
@@ -32,7 +34,7 @@ class Reading(NamedTuple):
     """How sources are read."""
 
     renames: Sequence[str] | Renames = ()  # on the names of their tensors
-    leave_out: Sequence[str] = ()  # files beside adapters that play no part: regexes, or paths
+    leave_out: Sequence[str] = ()  # files beside adapters, or models of pipelines, that play no part
     expert_layout: str | None = None  # of lora_B of fused experts, where a config does not say
 
     @property
@@ -52,11 +54,21 @@ def open_adapter(source: Path | Parsed, base: Checkpoint, reading: Reading, rena
     files = source if isinstance(source, Parsed) else Parsed(source)
     read, has = format_at(files.path).read, renames.holder(base)
     found = read(files, has, base=base, leave_out=reading.leave_out, expert_layout=reading.expert_layout)
-    return renames.adapter(found)
+    return without(renames.adapter(found), reading.leave_out)
 
 
-def open_source(path: Path, base: Checkpoint, reading: Reading, renames: Renames) -> Adapter | Checkpoint:
-    """An adapter, or else a fine-tuned checkpoint, with the names that it has in the base after all renamings."""
+def open_source(
+    path: Path, base: Checkpoint, reading: Reading, renames: Renames, dtype: str | None = None
+) -> Adapter | Checkpoint:
+    """An adapter, or else a fine-tuned checkpoint, with the names that it has in the base after all renamings.
+
+    dtype: as of the base, of which the codes are decoded then
+    """
     if is_adapter(path):
         return open_adapter(path, base, reading, renames)
-    return renames.checkpoint(require_merged(open_checkpoint(path)), base)
+    return renames.checkpoint(require_merged(open_checkpoint(path, dtype)), base)
+
+
+def with_dtype(plan: Plan, dtype: str | None) -> Plan:
+    """The plan, with the dtype that was asked for among its choices."""
+    return plan if dtype is None else dataclasses.replace(plan, choices={**plan.choices, "dtype": dtype})

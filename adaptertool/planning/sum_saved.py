@@ -8,6 +8,8 @@ from typing import Any
 
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.reader import same_bytes
+from adaptertool.formats import BY_NAME
+from adaptertool.formats.beside import assets_of
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.spec.adapter import Module
@@ -30,6 +32,11 @@ def saved_of(adapters: Sequence[Layered], weights: Sequence[Decimal]) -> list[Re
     kept = []
     for some in holders.values():
         first, module = adapters[some[0][0]].adapter.path, some[0][1]
+        if TUNED not in module.factors:
+            raise UnsupportedError(
+                f"{first}: {shown(module.target)} has a whole difference added to it; these are not summed yet: merge "
+                "the adapters into the base one after the other"
+            )
         ref, own = module.factors[TUNED], [weights[number] for number, _ in some]
         what = f"{first}: the saved tensor {shown(ref.spec.name)}"
         for number, other in some[1:]:
@@ -141,3 +148,21 @@ def _has_square_experts(adapter: Layered) -> bool:
 
 def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".") if part.isdecimal()]
+
+
+def notes_of(adapters: Sequence[Layered]) -> list[str]:
+    """What the user should know: the notes on each adapter, and what becomes of nothing in the sum."""
+    notes = [note for adapter in adapters for note in adapter.adapter.notes]
+    bases = dict.fromkeys(adapter.adapter.trained_on for adapter in adapters)
+    if len(bases) > 1:
+        names = ", ".join(shown(base) or "none" for base in bases)
+        notes.append(f"the adapters name different bases, so the sum names none: {names}")
+    others = {
+        asset.name
+        for adapter in adapters
+        if adapter.adapter.path.is_dir()
+        for asset in assets_of(adapter.adapter.path, BY_NAME[adapter.adapter.format].files)[0]
+    }
+    if others:
+        notes.append(f"left out, since they belong to one adapter: {', '.join(map(shown, sorted(others)))}")
+    return notes

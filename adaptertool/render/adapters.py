@@ -9,6 +9,7 @@ from adaptertool.methods import ON_FACTORS
 from adaptertool.render.text import size, starred
 from adaptertool.reports.adapters import (
     AdapterReport,
+    ConvertReport,
     ExtractReport,
     LayerSummed,
     LayerTruncated,
@@ -76,6 +77,23 @@ def extract_text(report: ExtractReport, *, one_by_one: bool = False) -> str:
     lines.append(f"  the rest {report.unchanged:,} tensors that are the same in both")
     groups = [f"  {name}  {_became(some)}" for name, some in _groups(report.tensors, one_by_one=one_by_one)]
     return "\n".join([*lines, *_costs(report), *groups])
+
+
+def convert_text(report: ConvertReport, *, one_by_one: bool = False) -> str:
+    way = f"{report.format_before} -> {report.format}"
+    lines = [f"convert {report.sources[0]} -> {report.out}, {way}" + _dry(report)]
+    lines.append(
+        f"  layers   {report.layers:,}: {report.tensors:,} tensors, {report.copied:,} with their bytes as they are"
+    )
+    if report.rounded:
+        lines.append(
+            f"  rounded  {report.rounded:,} elements in {len(report.rounded_tensors):,} tensors, each by half a unit "
+            "at most: a scale that the format does not say was multiplied in"
+        )
+    else:
+        lines.append("  exact    nothing was rounded")
+    lines += _costs(report)
+    return "\n".join([*lines, *(f"  rounded  {name}" for name in report.rounded_tensors if one_by_one)])
 
 
 def _became(some: Sequence[TensorExtracted]) -> str:

@@ -226,7 +226,8 @@ def _portions(facts: CheckpointFacts, *, shards: bool) -> Iterator[str]:
 def config_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
     """A line for the architecture, and one for its sizes."""
     config = dict(facts.config)
-    kind, architectures = config.pop("model_type", "not named"), config.pop("architectures", ())
+    kind = config.pop("_class_name", "not named")
+    kind, architectures = config.pop("model_type", kind), config.pop("architectures", ())
     of = ", ".join(map(str, architectures)) if isinstance(architectures, list | tuple) else str(architectures)
     version = config.pop("transformers_version", None)
     text = f"{kind}" + (f" ({of})" if of else "") + (f", of transformers {version}" if version else "")

@@ -17,7 +17,8 @@ Edits = tuple[tuple[str, float, float, int | None, bool, int], ...]  # as in Edi
 
 def run_text(report: RunReport) -> str:
     lines = [f"{_what(report)} -> {report.out}"]
-    lines.append(f"  tensors  {report.tensors_edited:,} edited, {report.tensors_copied:,} copied")
+    cast = f", {report.tensors_cast:,} cast" if report.tensors_cast else ""
+    lines.append(f"  tensors  {report.tensors_edited:,} edited, {report.tensors_copied:,} copied{cast}")
     lines.append(f"  bytes    {size(report.bytes_read)} read, {size(report.bytes_written)} written")
     if report.elements_edited and report.elements_changed and report.survival:
         lines.append(f"  changed  {_changed(report.elements_changed, report.elements_edited, report.survival)}")
@@ -46,7 +47,8 @@ def _changed(changed: Sequence[int], edited: int, survival: Sequence[float | Non
 
 def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
     lines = [f"{_what(report)} -> {report.out}   (dry run: nothing is written)"]
-    lines.append(f"  tensors  {report.tensors_edited:,} to edit, {report.tensors_copied:,} to copy")
+    cast = f", {report.tensors_cast:,} to cast" if report.tensors_cast else ""
+    lines.append(f"  tensors  {report.tensors_edited:,} to edit, {report.tensors_copied:,} to copy{cast}")
     lines.append(f"  bytes    {size(report.bytes_read)} to read, {size(report.bytes_written)} to write")
     lines.append(f"  disk     {size(report.disk_needed)} needed, {_free(report.disk_free)} free")
     lines.append(f"  memory   at most {size(report.memory_predicted)} ({_threads(report.threads)})")

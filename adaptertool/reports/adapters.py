@@ -92,3 +92,18 @@ class ExtractReport(AdapterReport):
     dtype: str  # of the factors
     unchanged: int  # tensors that are the same in both
     tensors: tuple[TensorExtracted, ...]  # those that differ, and what had to be saved with them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertReport(AdapterReport):
+    """What `convert` did."""
+
+    schema: ClassVar[str] = "convert/1"
+    base: str | None
+    format_before: str
+    format: str
+    layers: int
+    tensors: int  # that were written
+    copied: int  # of these, those with the bits that they had
+    rounded: int  # elements that were rounded to the dtype, each by at most half a unit in its last place
+    rounded_tensors: tuple[str, ...]  # those that hold such

@@ -23,7 +23,7 @@ class TensorPlan:
     shard: str
     dtype: str
     shape: tuple[int, ...]
-    action: str  # "copy" or "edit"
+    action: str  # "copy", "edit" or "cast"
     bytes: int
     edits: tuple[EditReport, ...]
 
@@ -42,6 +42,7 @@ class Report:
     outputs: tuple[str, ...]
     tensors_edited: int  # those of which an output differs from a copy of the base's bytes
     tensors_copied: int
+    tensors_cast: int  # stored as another dtype, or decoded, and no more: neither of both
     bytes_read: int  # of distinct input: base and assets once, factors once
     bytes_written: int
     threads: int
@@ -66,7 +67,7 @@ class RunReport(Report):
 
     schema: ClassVar[str] = "run/1"
     elements_edited: int | None  # of the tensors that are edited, or have another size; None: adapters were written
-    elements_changed: tuple[int, ...] | None  # for each alpha: those whose stored bits are not the base's
+    elements_changed: tuple[int, ...] | None  # for each alpha: those whose stored bits are not the base's, cast
     survival: tuple[float | None, ...] | None  # for each alpha: ⟨W' − W, Δ⟩ / ⟨Δ, Δ⟩, what the rounding of W + Δ leaves
     # of the update, over a sample of what is computed; 1 where all that changed was copied, None where nothing was to
     settled: int  # elements so near to the middle of two stored values that exact arithmetic decided

@@ -22,6 +22,7 @@ from adaptertool.architectures.conversion import (
     rules_for,
     ties_of,
 )
+from adaptertool.architectures.mlx import require_comparable
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
@@ -61,6 +62,8 @@ def aligned(names: Collection[str], config: Config, other: Checkpoint) -> tuple[
 
     Raises MismatchError where a name could be several.
     """
+    if other.components:
+        return _by_component(names, config, other)
     left = [name for name in names if name not in other.tensors]
     more = [name for name in other.tensors if name not in names]
     if not left or not more:
@@ -97,6 +100,23 @@ def aligned(names: Collection[str], config: Config, other: Checkpoint) -> tuple[
     return other.renamed(found), [note]
 
 
+def _by_component(names: Collection[str], config: Config, other: Checkpoint) -> tuple[Checkpoint, list[str]]:
+    """The same for a pipeline: each of its models by itself."""
+    found: dict[str, str] = {}
+    notes: list[str] = []
+    for folder in other.components:
+        start, parts = f"{folder}.", (config or {}, other.config or {})
+        ours = {name.removeprefix(start): None for name in names if name.startswith(start)}
+        theirs = {name.removeprefix(start): ref for name, ref in other.tensors.items() if name.startswith(start)}
+        part = dataclasses.replace(
+            other, path=other.path / folder, tensors=theirs, config=parts[1].get(folder), components=()
+        )
+        named, more = aligned(ours, parts[0].get(folder), part)
+        found |= {start + old: start + new for old, new in zip(theirs, named.tensors, strict=True)}
+        notes += more
+    return other.renamed(found), notes
+
+
 def with_tied(names: Mapping[str, Ref], config: Config, other: Checkpoint) -> tuple[Checkpoint, list[str]]:
     """`other`, aligned with a checkpoint of these tensors and `config`, with the ends that it leaves out since they are
     tied: each is what it is tied to. And which these are. Where no config says so, the checkpoint that holds both ends
@@ -116,6 +136,7 @@ def with_tied(names: Mapping[str, Ref], config: Config, other: Checkpoint) -> tu
 
 def counterparts(base: Checkpoint, other: Checkpoint) -> Counterparts:
     """What `other` has for each tensor of the base. Raises MismatchError as `aligned` does."""
+    require_comparable(base, other)
     other, notes = aligned(base.tensors, base.config, other)
     other, tied = with_tied(base.tensors, base.config, other)
     tensors = {name: ref for name, ref in other.tensors.items() if name in base.tensors}

@@ -158,8 +158,13 @@ def _labels(base: Checkpoint, model: Mapping[str, Any], tensors: Mapping[str, Re
 
 def dtype_in(base: Checkpoint, ref: Ref) -> str:
     """The dtype in which a tensor of the head is stored: that of the largest of the base, if it is no code."""
-    largest = max(base.tensors.values(), key=lambda one: one.spec.numel).spec.dtype
+    largest = stored_as(base, max(base.tensors.values(), key=lambda one: one.spec.numel))
     return largest if largest in COMPUTED else ref.spec.dtype
+
+
+def stored_as(base: Checkpoint, ref: Ref) -> str:
+    """The dtype in which a tensor of the base is stored in an output."""
+    return ref.spec.dtype if base.stored_as is None else base.stored_as.get(ref.spec.name, ref.spec.dtype)
 
 
 @functools.cache

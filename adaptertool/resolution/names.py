@@ -26,19 +26,11 @@ from adaptertool.architectures.conversion import (
     rules_for,
 )
 from adaptertool.architectures.flat import by_flat_name, without_prefix
+from adaptertool.architectures.gguf import onto
+from adaptertool.architectures.mlx import of_one_expert
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
+from adaptertool.resolution.fused import EXPERT, FUSED, FUSED_FAMILIES, IN_FUSED, OTHER_FUSED, split
 from adaptertool.resolution.prefix import Prefix, changes
-
-# Projections that are stored together, in the order of their rows. Of the fused ones cut by convention, and not by a
-# rule of transformers, the order was read off the families below.
-_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-_OTHER_FUSED = ("qkv", "Wqkv", "wqkv", "W_pack", "query_key_value", "c_attn", "in_proj", "w12", "gate_up")
-_FUSED_FAMILIES = frozenset({"phi3", "phi4_multimodal", "glm", "glm4"})
-_IN_FUSED = {  # part and number of parts
-    "gate_proj": ("gate_up_proj", 0, 2), "up_proj": ("gate_up_proj", 1, 2), "down_proj": ("down_proj", 0, 1),
-    "w1": ("gate_up_proj", 0, 2), "w3": ("gate_up_proj", 1, 2), "w2": ("down_proj", 0, 1),
-}  # fmt: skip
-_EXPERT = re.compile(rf"(.*\.experts)\.(\d+)\.({'|'.join(_IN_FUSED)})\.weight")
 
 _NUMBERED = re.compile(r"(.*\.experts)\.(\d{1,9})\.([^.]*)\.weight")
 
@@ -46,13 +38,17 @@ _NUMBERED = re.compile(r"(.*\.experts)\.(\d{1,9})\.([^.]*)\.weight")
 class Names:
     """Finds the tensors on the disk that names mean. Made once per base."""
 
-    def __init__(self, on_disk: Sequence[str], config: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, on_disk: Sequence[str], config: Mapping[str, Any] | None, gguf: Mapping[str, Any] | None = None
+    ) -> None:
+        """gguf: the fields of a GGUF file"""
         self._disk = frozenset(on_disk)
         family = (config or {}).get("model_type")
         self._family = family if isinstance(family, str) else ""
         self.layout = expert_layout(architecture_of(config))
         self._rules = rules_for(architecture_of(config))
         self._memory = Memory(on_disk, self._rules)
+        self._across = onto(config, gguf)
 
     def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], Prefix | None]:
         """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing.
@@ -93,10 +89,25 @@ class Names:
             self._as_named(name)
             or self._of_other_age(name)
             or self._one_expert(name)
+            or self._in_stack(name)
             or self._cut_from_fused(name)
             or self._joined(name)
             or self._by_flat_name(name)
+            or self._in_other_container(name)
         )
+
+    def _in_other_container(self, name: str) -> Pieces | None:
+        """What has that name in GGUF, or in a GGUF file the tensor that has it in a checkpoint."""
+        for found in self._across(name):
+            if pieces := self._as_named(found.name):
+                (piece, *more) = pieces
+                if more or piece.cut is not None or piece.part is not None:
+                    raise UnsupportedError(
+                        f"{shown(name)} is {shown(found.name)} here, which is stored in parts, or as one; across GGUF "
+                        "that is not supported yet"
+                    )
+                return (piece._replace(change=found.change),)
+        return None
 
     def _by_flat_name(self, name: str) -> Pieces | None:
         """The pieces of the parameter that has this name where each dot of a path is written as _."""
@@ -109,9 +120,29 @@ class Names:
             )
         return next(iter(meant.values()), None)
 
+    def parameter(self, name: str) -> str | None:
+        """The parameter of the model that a name means, by the name that it has in memory, or else on the disk: the
+        name itself, or the one that a flat name stands for. None where it means parts or several of them, or what has
+        another name."""
+        flat = without_prefix(name)
+        if flat is None or name in self._disk or name in self._memory.names:
+            return name if name in self._disk or name in self._memory.names else None
+        held = self._flat.get(flat, ())
+        return next(iter([one for one in held if one in self._memory.names] or held), None)
+
+    def in_memory(self, disk: str) -> str:
+        """The name in memory of a tensor on the disk that is all of a parameter; its own where it is not."""
+        ((name, piece), *more) = into_memory(self._rules, disk)
+        return name if not more and piece == Piece(disk) else disk
+
     @functools.cached_property
     def _flat(self) -> Mapping[str, list[str]]:
-        return by_flat_name(sorted(self._disk.union(self._memory.names)))
+        return by_flat_name(sorted(self.known))
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The names of all tensors, on the disk and in memory."""
+        return self._disk.union(self._memory.names)
 
     def _as_named(self, name: str) -> Pieces | None:
         """The pieces of a tensor by its name on the disk, or the one that it has in memory."""
@@ -143,10 +174,10 @@ class Names:
 
     def _one_expert(self, name: str) -> Pieces | None:
         """One expert of a fused tensor, as adapters from before transformers 5 name it."""
-        if (match := _EXPERT.fullmatch(name)) is None:
+        if (match := EXPERT.fullmatch(name)) is None:
             return None
         prefix, expert, projection = match[1], int(match[2]), match[3]
-        fused, part, parts = _IN_FUSED[projection]
+        fused, part, parts = IN_FUSED[projection]
         meant = [(f"{prefix}.{fused}", part, parts), (f"{prefix}.{projection}", 0, 1)]
         for memory, piece in into_memory(self._rules, name):
             if piece.part is not None:
@@ -166,14 +197,23 @@ class Names:
             return (Piece(pieces[0].disk, cut=Part(part, parts, expert, interleaved=interleaved)),)
         return None
 
+    def _in_stack(self, name: str) -> Pieces | None:
+        """One expert, as MLX calls it, or of a tensor in which MLX has them all."""
+        for other, expert in of_one_expert(name):
+            if expert is None and (found := self._as_named(other) or self._one_expert(other)):
+                return found
+            if expert is not None and other in self._disk:
+                return (Piece(other, cut=Part(expert=expert)),)
+        return None
+
     def _cut_from_fused(self, name: str) -> Pieces | None:
         """A projection that is stored together with others."""
-        prefix, projection, kind = _split(name)
-        known = self._family in _FUSED_FAMILIES
-        for fused, parts in _FUSED.items():
+        prefix, projection, kind = split(name)
+        known = self._family in FUSED_FAMILIES
+        for fused, parts in FUSED.items():
             if projection in parts and known and (disk := f"{prefix}{fused}.{kind}") in self._disk:
                 return (Piece(disk, cut=Part(parts.index(projection), len(parts), grouped=fused == "qkv_proj")),)
-        for fused in (*_FUSED, *_OTHER_FUSED) if any(projection in parts for parts in _FUSED.values()) else ():
+        for fused in (*FUSED, *OTHER_FUSED) if any(projection in parts for parts in FUSED.values()) else ():
             if (disk := f"{prefix}{fused}.{kind}") in self._disk:
                 raise UnsupportedError(
                     f"{shown(name)} seems to be stored inside {shown(disk)}; in which order the parts lie in there is "
@@ -183,13 +223,13 @@ class Names:
 
     def _joined(self, name: str) -> Pieces | None:
         """A fused projection whose parts are stored apart, also those of every expert."""
-        prefix, projection, kind = _split(name)
-        if projection in _FUSED:
-            parts = [f"{prefix}{part}.{kind}" for part in _FUSED[projection]]
+        prefix, projection, kind = split(name)
+        if projection in FUSED:
+            parts = [f"{prefix}{part}.{kind}" for part in FUSED[projection]]
             if all(part in self._disk for part in parts):
                 return tuple(Piece(disk, part, len(parts)) for part, disk in enumerate(parts))
         prefix, _, projection = name.rpartition(".")
-        own = _FUSED.get(projection, (projection,))
+        own = FUSED.get(projection, (projection,))
         pieces = []
         if prefix.endswith(".experts"):
             for expert in itertools.count():
@@ -216,11 +256,4 @@ class Names:
 
     def _changes(self, missing: Sequence[str]) -> Iterator[Prefix]:
         """The changes of prefix that could be meant."""
-        return changes(missing, self._disk.union(self._memory.names), self._family)
-
-
-def _split(name: str) -> tuple[str, str, str]:
-    """(all before, projection, "weight" or "bias")"""
-    prefix, _, kind = name.rpartition(".")
-    before, dot, projection = prefix.rpartition(".")
-    return before + dot, projection, kind
+        return changes(missing, self.known.union(self._across.others), self._family)

@@ -10,10 +10,12 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from adaptertool.architectures.changed import changed
 from adaptertool.architectures.conversion import ExpertLayout, Part, Piece, Pieces
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.kinds import kind_of
-from adaptertool.kinds.lora import A
+from adaptertool.kinds.lora import A, B
+from adaptertool.resolution.divided import as_transposed, by_rows, in_halves, require_shapes
 from adaptertool.resolution.experts import Stack, in_expert, is_on_first, of_expert, require_stack
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref, TensorSpec, View
@@ -44,13 +46,21 @@ class Placer:
     def place(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
         """(tensor on the disk, the module as it acts on that tensor)"""
         piece = pieces[0]
-        if self._is_fused(module, pieces):
+        if piece.change is not None:
+            module = changed(module, piece.change, self._tensors[piece.disk].spec)
+        if module.stacked:
+            yield from self._on_stack(module, pieces)
+        elif self._is_fused(module, pieces):
             yield from self._on_experts(module, pieces)
         elif piece.part is not None:
             yield from self._on_joined(module, pieces)
         elif piece.cut is not None:
             spec = self._tensors[piece.disk].spec
-            if piece.cut.expert is None:
+            if piece.cut.turned:
+                yield piece.disk, as_transposed(module, spec)
+            elif piece.cut.swapped:
+                yield from ((piece.disk, half) for half in in_halves(module, spec))
+            elif piece.cut.expert is None:
                 yield piece.disk, _in_rows(module, piece.cut, spec, self._kv_rows)
             else:
                 yield piece.disk, in_expert(module, piece.cut, spec, self._layout)
@@ -102,6 +112,20 @@ class Placer:
             own = of_expert(module, stack, piece.expert or 0, inside, on_first=on_first)
             yield piece.disk, module._replace(factors=own, transposed=on_first)
 
+    def _on_stack(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
+        """Factors that are stacked as the weights are."""
+        spec, (a, b) = self._tensors[pieces[0].disk].spec, (module.factors[role] for role in (A, B))
+        if len(pieces) > 1 or pieces[0].cut is not None or spec.shape != (a.shape[0], b.shape[1], a.shape[2]):
+            raise MismatchError(
+                f"{shown(module.target)} is a stack of {by(b.shape[:2])} and {by(a.shape[2:])} inputs by its factors "
+                f"in {a.path}, but {shown(spec.name)} is {spec}; is this adapter for another model?"
+            )
+        _, rows, columns = spec.shape
+        for expert in range(a.shape[0]):
+            own = {role: _layer_of(module.factors[role], expert) for role in (A, B)}
+            view = View(columns, range(expert * rows, (expert + 1) * rows), range(columns), (rows, columns))
+            yield pieces[0].disk, module._replace(factors=own, view=view, transposed=False, stacked=False)
+
     def _is_on_first(self, module: Module, stack: Stack) -> bool:
         """Whether lora_A belongs to the first of the two dimensions of an expert: that has changed with PEFT's
         versions."""
@@ -133,10 +157,12 @@ class Placer:
     def _on_joined(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
         """A change of a weight whose output rows are stored in several tensors."""
         experts, sizes = self._joined(pieces)
-        kind, total = kind_of(module), sum(sizes)
+        total = sum(sizes)
         stacked = pieces[0].expert is not None
         shape = self._tensors[pieces[0].disk].spec.shape
         wanted = (*([experts] if stacked else []), total, *shape[1:])
+        module = by_rows(module, wanted)
+        kind = kind_of(module)
         shapes = {role: ref.shape for role, ref in module.factors.items()}
         expected = kind.shapes(wanted, shapes)
         whole = kind.undivided or not kind.by_row
@@ -144,7 +170,7 @@ class Placer:
             raise UnsupportedError(
                 f"{shown(module.target)} is stored in several tensors; {module.kind} on it is not supported yet"
             )
-        _require(module, expected, f"{shown(module.target)} is stored in {len(pieces)} tensors, {wanted} in all")
+        require_shapes(module, expected, f"{shown(module.target)} is stored in {len(pieces)} tensors, {wanted} in all")
         for piece, inside in self._offsets(pieces):
             begin = (piece.expert or 0) * total
             cut = {
@@ -183,25 +209,23 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
         expected = None
     if expected is None:
         raise UnsupportedError(f"{shown(spec.name)} is {spec}; {module.kind} on a part of it is not supported yet")
-    where = f"{shown(module.target)} is part {cut.index + 1} of {cut.count} of {shown(spec.name)}, {spec}"
+    parts = f"part{f's {cut.index + 1} to' * bool(cut.more)} {cut.end}"
+    where = f"{shown(module.target)} is {parts} of {cut.count} of {shown(spec.name)}, {spec}"
     if not fits:
         raise MismatchError(
             f"{where}, but its factors are for {own or 'other'} rows; is this adapter for another model?"
         )
-    _require(module, expected, where)
+    require_shapes(module, expected, where)
     return module._replace(view=view, transposed=False)
+
+
+def _layer_of(ref: Ref, number: int) -> Ref:
+    """One of the matrices (rows, columns) of a stack (E, rows, columns)."""
+    one = ref.rows(number, number + 1)
+    return dataclasses.replace(one, spec=one.spec._replace(shape=ref.shape[1:]))
 
 
 def _stacked(ref: Ref) -> Ref:
     """(E, rows, ...) as (E·rows, ...)"""
     shape = ref.spec.shape
     return dataclasses.replace(ref, spec=ref.spec._replace(shape=(math.prod(shape[:2]), *shape[2:])))
-
-
-def _require(module: Module, expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    for role, ref in module.factors.items():
-        if ref.shape != expected[role]:
-            raise MismatchError(
-                f"{where}, so {shown(ref.spec.name)} must be {by(expected[role])}, but it is {ref.spec} in "
-                f"{ref.path}; is this adapter for another model?"
-            )

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from adaptertool.architectures.flat import DOTTED
 from adaptertool.errors import shown
 
 _OF_HEADS = frozenset({"model", "transformer", "backbone", "bert", "roberta", "deberta"})
@@ -72,6 +73,9 @@ def changes(names: Collection[str], known: Collection[str], family: str) -> Iter
     for first in sorted({name.partition(".")[0] for name in known}):
         if is_of_head(first, family):
             yield Prefix(first, stripped=False)
+    for start in DOTTED:  # of a part of a pipeline, in adapters for several; a base may be that part
+        if not is_of_head(start[:-1], family) and any(name.startswith(start) for name in names):
+            yield Prefix(start[:-1], stripped=True)
     yield from _of_towers(names, known, family)
 
 

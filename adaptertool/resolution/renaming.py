@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.resolution.components import names_of
 from adaptertool.resolution.names import Names
 from adaptertool.spec.adapter import Adapter
 
@@ -56,7 +57,7 @@ class Renames:
 
         def has(name: str) -> bool:
             if not names:
-                names.append(Names(tuple(base.tensors), base.config))
+                names.append(names_of(base))
             return names[0].has(self._applied(name, set()))
 
         return has

@@ -7,12 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from adaptertool.architectures.mlx import LAYOUT, MLX, require_alike
 from adaptertool.architectures.traits import Traits, read_traits
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
+from adaptertool.resolution.components import ComponentNames, names_of
 from adaptertool.resolution.names import Names
 from adaptertool.resolution.nearest import nearest
 from adaptertool.resolution.place import Placer
@@ -37,14 +39,14 @@ class Base:
 
 
 def open_base(base: Checkpoint) -> Base:
-    names = Names(tuple(base.tensors), base.config)
-    ends = ends_of(base, names)
+    names = names_of(base)
+    ends = {} if isinstance(names, ComponentNames) and names.ties_nothing else ends_of(base, names)
     tensors = dict(base.tensors)
     for end, source in (ends or {}).items():
         ref = base.tensors[source]
         tensors[end] = dataclasses.replace(ref, spec=ref.spec._replace(name=end))
     if ends:
-        names = Names(tuple(tensors), base.config)
+        names = Names(tuple(tensors), base.config, base.gguf)
     return Base(base, names, read_traits(base, ties_known=ends is not None), ends or {}, tensors)
 
 
@@ -61,8 +63,8 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
     if unmatched := [module for found, module in zip(targets, adapter.modules, strict=True) if found is None]:
         if why := traits.quantised:
             raise UnsupportedError(
-                f"{base.path} is quantised ({why}), and arithmetic on quantised weights is not supported: use the "
-                f"checkpoint that it was made from.\n{_unmatched(base, adapter, unmatched)}"
+                f"{base.path} is quantised ({why}), and codes are not edited as they are stored. {traits.way_out}.\n"
+                f"{_unmatched(base, adapter, unmatched)}"
             )
         raise MismatchError(_unmatched(base, adapter, unmatched))
     found = [(module, pieces) for module, pieces in zip(adapter.modules, targets, strict=True) if pieces is not None]
@@ -74,7 +76,7 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
     resized, found = take_resized(base, subject.tensors, subject.ends, traits, adapter, found)
     subject.tensors.update(resized)
     subject.resized.update(resized)
-    placer = Placer(subject.tensors, names.layout, traits.kv_rows, adapter, found)
+    placer = Placer(subject.tensors, LAYOUT if traits.by_mlx else names.layout, traits.kv_rows, adapter, found)
     resolved: dict[str, list[Module]] = {}
     turned: dict[bool, str] = {}  # by shapes -> such a tensor; not, of a square one -> such a tensor
     for wanted_module, pieces in found:
@@ -95,6 +97,8 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
             # A saved weight, then the rows or the delta on it
             modules.sort(key=lambda module: (not kind_of(module).replaces, module.rows is not None))
     fits = [f"{adapter.path}: names fit with {change}"] if change else []
+    if isinstance(names, ComponentNames):
+        fits += names.notes
     return resolved, [*adapter.notes, *fits]
 
 
@@ -102,10 +106,14 @@ def _fitted(subject: Base, traits: Traits, adapter: Adapter, target: str, module
     """The module as it acts on that tensor. Raises where it does not fit, or must not be edited."""
     ref = subject.tensors[target]
     traits.refuse_quantised(ref)
+    ours, own = adapter.format == MLX, module.view is not None
+    require_alike(ref, traits.families, base=traits.by_mlx, adapter=ours, in_stack=own)
     if module.rows is None:
         traits.refuse_tied(ref)
     else:
         module = module._replace(view=_row_view(subject, ref, module))
+    if isinstance(subject.names, ComponentNames) and module.transposed is None and "gpt2" not in traits.families:
+        module = module._replace(transposed=False)
     if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
         module = module._replace(transposed=True)
     return module

@@ -25,6 +25,7 @@ class Module(NamedTuple):
     view: View | None = None  # the part of the base tensor that it acts on, once that is found
     transposed: bool | None = None  # stored (in, out); None: to be decided by shapes and model family
     grouped: bool = False  # lora_B of fused experts: the columns of one expert follow those of another
+    stacked: bool = False  # lora_A (E, r, in) and lora_B (E, out, r), of a stack of weights (E, out, in)
     layer: str = ""  # of a low-rank change: the path that its rank and scale belong to; several may have one
     settings: Mapping[str, Any] = MappingProxyType({})  # fields of the config that count, of kinds that have such
 

@@ -59,10 +59,11 @@ class Shard:
     size: int
     steps: tuple[Step, ...]
     header: bytes | None = None  # of its own, where tensors were added or have other shapes
+    path: str = ""  # inside the checkpoint, with /; empty: the name of the source
 
     @property
     def name(self) -> str:
-        return self.source.name
+        return self.path or self.source.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from adaptertool.errors import by
 
@@ -53,18 +53,29 @@ class TensorSpec(NamedTuple):
 ReadRows = Callable[["Ref", int, int], Any]
 
 
+class ReadStored(Protocol):
+    """Rows first..last of a stored tensor, seen as rows of `width` elements, and of these the columns begin..end: as
+    it is stored (last − first, end − begin)."""
+
+    def __call__(self, ref: Ref, width: int, first: int, last: int, begin: int = 0, end: int | None = None) -> Any: ...
+
+
 class Making(NamedTuple):
     """How the rows of a tensor that lies in no file are made of tensors that do. Its elements are F64.
 
     rows: (how to read, first row, last row) -> float64 (last − first, all of its other dimensions as one)
     first: the row of what `rows` makes that is the tensor's first
     columns: the same as `rows` for the transpose of a matrix, where that takes less than all of it
+    width: the elements of a row, where these are not all dimensions but the first; 0 where they are
+    decodes: `rows` is not handed ReadRows, but ReadStored: sources are codes, and what belongs to them
     """
 
     sources: tuple[Ref, ...]
-    rows: Callable[[ReadRows, int, int], Any]
+    rows: Callable[[Any, int, int], Any]
     first: int = 0
     columns: Callable[[ReadRows, int, int], Any] | None = None
+    width: int = 0
+    decodes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +109,8 @@ class Ref:
         shape = (last - first, *self.spec.shape[1:])
         spec = TensorSpec(self.spec.name, self.spec.dtype, shape, (last - first) * size)
         if self.made is not None:
-            made = self.made._replace(first=self.made.first + first)
+            each = self.spec.numel // max(self.spec.shape[0], 1)
+            made = self.made._replace(first=self.made.first + first * (each // max(self.made.width or each, 1)))
             return Ref(self.path, self.offset, spec, self.columns, made)
         return Ref(self.path, self.offset + first * size, spec, self.columns)
 

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from adaptertool.architectures.decoded_beside import both_dense
 from adaptertool.arguments import PathLike, as_path
 from adaptertool.codecs import COMPUTED
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import InputError, MismatchError, shown
-from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import load_json
+from adaptertool.files.pipeline import holds_weights
 from adaptertool.files.reader import Inputs
 from adaptertool.formats import FORMATS, is_adapter, recognised
 from adaptertool.formats.beside import weights_beside
@@ -45,12 +47,14 @@ def diff(
     (resolution/correspondence.py); the report has the names of `a`. What one of both leaves out since it is tied and
     the same, or since models compute it themselves, is no difference.
 
+    Where one of both is quantised and the other is not, it is decoded, and its numbers are compared (F64).
+
     Bits count: −0.0 and 0.0 differ, NaN and the same NaN do not. Figures are float64 and do not depend on threads.
     Raises InputError where something cannot be read.
     """
 
     start, count, paths = time.perf_counter(), thread_count(threads), (as_path(a, "A"), as_path(b, "B"))
-    ours, theirs = map(_opened, paths)
+    ours, theirs = both_dense(*map(_opened, paths))
     _require_alike(ours, theirs)
     with renaming(renames) as own:
         theirs = own.checkpoint(theirs, ours)
@@ -82,9 +86,9 @@ def diff(
 def _opened(path: Path) -> Checkpoint:
     if (own := recognised(path)) is None:
         return open_checkpoint(path)
-    if any((path / name).exists() for name in (SINGLE, INDEX)):
+    if holds_weights(path):
         raise InputError(f"{path} holds an adapter and a checkpoint; give the path of the file that is meant")
-    return open_checkpoint(path / own.files.weights)
+    return open_checkpoint(path / own.files.weights_at(path))
 
 
 def _require_alike(a: Checkpoint, b: Checkpoint) -> None:
@@ -137,3 +141,4 @@ def _notes(paths: tuple[Path, Path], a: Checkpoint, b: Checkpoint) -> Iterator[s
             yield from config_notes(str(configs[0]), *read)
     elif not found:
         yield from config_notes("config.json", a.config, b.config)
+    yield from config_notes("what GGUF files say beside their tensors", a.gguf, b.gguf)

@@ -14,7 +14,7 @@ from adaptertool.errors import InputError, MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.reader import Inputs, same_bytes
 from adaptertool.formats import DEFAULT, is_adapter, writing
-from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.formats.checkpoints import open_checkpoint, require_named
 from adaptertool.formats.format import Written
 from adaptertool.live import device_named
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
@@ -22,11 +22,13 @@ from adaptertool.output.options import Options
 from adaptertool.output.target import config_notes
 from adaptertool.planning.extract import FACTORS, SAVED, Selection, left_out, select
 from adaptertool.planning.finetuned import no_copy, pairs_of
+from adaptertool.planning.redraft import target_of
 from adaptertool.reports.adapters import ExtractReport, TensorExtracted
 from adaptertool.resolution.correspondence import aligned
 from adaptertool.resolution.renaming import renaming
 from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import RankChoice
+from adaptertool.tasks.in_format import extracted, in_format
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.algebra.extract import Extracted
@@ -46,6 +48,7 @@ def extract(
     max_error: Number | None = None,
     dtype: str = "f32",
     leave_out: Sequence[str] = (),
+    to: str = DEFAULT.name,
     renames: Sequence[str] = (),
     force: bool = False,
     threads: int | None = None,
@@ -84,14 +87,19 @@ def extract(
         raise UsageError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
     computing = device_named(device)
     base_path, path, target = as_path(base, "BASE"), as_path(tuned, "TUNED"), as_path(out, "OUT")
-    check_out(target, [base_path, path], force=options.force)
+    written = target_of(None if to == DEFAULT.name else to, DEFAULT.name, target)
+    as_file = written is not None and written.as_file
+    check_out(target, [base_path, path], force=options.force, as_file=as_file)
     if is_adapter(path):
         raise InputError(f"{path} is an adapter already; for a smaller rank there is `adaptertool truncate`")
-    checkpoint = require_merged(open_checkpoint(base_path))
+    checkpoint = require_named(open_checkpoint(base_path))
     with renaming(renames) as own:
-        other = own.checkpoint(require_merged(open_checkpoint(path)), checkpoint)
+        other = own.checkpoint(require_named(open_checkpoint(path)), checkpoint)
     selection, count, notes = _selection(checkpoint, other, leave_out, thread_count(options.threads))
     output = _output(checkpoint, other, selection, cut, DTYPES[dtype], notes, computing)
+    if written is not None:
+        made = extracted(checkpoint, in_order(selection.choices, DTYPES[dtype]), cut, DTYPES[dtype])
+        output = in_format(output, written, made, {})
     done = write_adapter(output, target, options)
     return ExtractReport(
         **done.summary(output, target, options),
@@ -159,12 +167,14 @@ def _output(
             **device.recipe,
         },
         sources=[source.path for source in sources],
-        files=DEFAULT.files,
+        weights=DEFAULT.files.weights,
         stamps={header.path: header.stamp for source in sources for header in source.headers},
         largest=[spec for choice in choices for spec in specs_of(choice, cut, dtype)],
         metadata={"format": "pt"},
         jobs=lambda inputs: jobs(choices, cut, dtype, inputs, device),
-        config=lambda said: writing(DEFAULT).config_text(_fields(base, selection), _written(said)),
+        small=lambda said: {
+            DEFAULT.files.named[0]: writing(DEFAULT).config_text(_fields(base, selection), _written(said))
+        },
         notes=[*_notes(base, tuned, selection), *misfits],
         reserved=None if cut.rank else 0,
     )

@@ -13,6 +13,7 @@ from adaptertool.arguments import (
     Number,
     PathLike,
     as_path,
+    check_dtype,
     check_precision,
     decimals,
     given_settings,
@@ -25,7 +26,15 @@ from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.merge import plan_merge
-from adaptertool.planning.sources import COMPOSITIONS, Prepared, Reading, check_compose, open_adapter, open_source
+from adaptertool.planning.sources import (
+    COMPOSITIONS,
+    Prepared,
+    Reading,
+    check_compose,
+    open_adapter,
+    open_source,
+    with_dtype,
+)
 from adaptertool.planning.tokenizer import with_tokenizer
 from adaptertool.resolution.renaming import Renames, renaming
 from adaptertool.resolution.resolve import open_base
@@ -42,6 +51,7 @@ class MergeRecipe(NamedTuple):
     method: str | None = None
     settings: Mapping[str, Number] = MappingProxyType({})  # of the method, where given
     tokenizer: str | None = None
+    dtype: str | None = None
 
 
 def prepare_merge(
@@ -58,6 +68,7 @@ def prepare_merge(
     seed: int | None = None,
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
+    dtype: str | None = None,
     **settings: Number | None,
 ) -> Plan:
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
@@ -65,7 +76,7 @@ def prepare_merge(
     Raises UsageError for a wrong number of weights, InputError for what the files hold.
     """
     given = given_settings("prepare_merge", settings_of(), {"density": density, "seed": seed, **settings})
-    recipe = MergeRecipe(compose, precision, method, given, tokenizer)
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype)
     return prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
@@ -85,13 +96,14 @@ def prepare(
     check_compose(recipe.compose)
     numbers = [float(weight) for weight in decimals(weights, "weight", len(adapters))]
     blend = _blend(recipe, numbers)
-    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
+    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE"), check_dtype(recipe.dtype)))
     paths = [as_path(path, "ADAPTER") for path in adapters]
     if blend is not None:
-        done = _prepare_blend(checkpoint, paths, blend, reading)
+        done = _prepare_blend(checkpoint, paths, blend, recipe, reading)
     else:
         done = _prepare_sum(checkpoint, paths, numbers, recipe, reading)
-    return done._replace(plan=with_tokenizer(done.plan, checkpoint, recipe.tokenizer))
+    plan = with_dtype(with_tokenizer(done.plan, checkpoint, recipe.tokenizer), recipe.dtype)
+    return done._replace(plan=plan)
 
 
 def _prepare_sum(
@@ -125,9 +137,11 @@ def _blend(recipe: MergeRecipe, numbers: Sequence[float]) -> Blend | None:
     return Blend(method, tuple(numbers), settings_for(METHOD_BY_NAME[method], recipe.settings))
 
 
-def _prepare_blend(base: Checkpoint, paths: Sequence[Path], blend: Blend, reading: Reading) -> Prepared:
+def _prepare_blend(
+    base: Checkpoint, paths: Sequence[Path], blend: Blend, recipe: MergeRecipe, reading: Reading
+) -> Prepared:
     with renaming(reading.renames) as own:
-        opened = [open_source(path, base, reading, own) for path in paths]
+        opened = [open_source(path, base, reading, own, recipe.dtype) for path in paths]
     adapters = [source for source in opened if isinstance(source, Adapter)]
     require_used(reading.leave_out, adapters)
     plan = plan_blend(base, opened, blend.weights, blend)

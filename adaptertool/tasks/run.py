@@ -32,6 +32,7 @@ def merge(
     seed: int | None = None,
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
+    dtype: str | None = None,
     force: bool = False,
     verify: bool = False,
     threads: int | None = None,
@@ -62,9 +63,12 @@ def merge(
     seed:     of what is dropped by chance; 0 where None
     settings: others that a method has
     leave_out: files beside the adapters that may hold weights, and are to play no part: regexes that are found in their
-              names, or paths. Others are read where their tensors have names of the base, or the merge is refused
+              names, or paths. Others are read where their tensors have names of the base, or the merge is refused.
+              Or models of a pipeline (unet, text_encoder, text_encoder_2, text_encoder_3), as if it did not change them
     tokenizer: "base" or "adapter": whose tokenizer and chat template the output has; where None the base's, but the
               adapter's where the vocabulary is the adapter's
+    dtype:    "bf16", "f16" or "f32": codes of a quantised base are decoded, edits made to their exact numbers, and all
+              that is not stored wider than the base as a whole is stored so, rounded once; None: as in the base
     force:    replace an `out` that adaptertool made
     verify:   read back what was written and judge it, as `verify` does, before it is published
     threads:  the available cores, up to 8, where None; the result does not depend on it
@@ -77,7 +81,7 @@ def merge(
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
     given = given_settings("merge", settings_of(), {"density": density, "seed": seed, **settings})
-    recipe = MergeRecipe(compose, precision, method, given, tokenizer)
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype)
     reading = Reading(renames, leave_out, expert_layout)
     options = Options(
         force=force,
@@ -105,6 +109,7 @@ def wise(
     fisher: tuple[PathLike, PathLike] | None = None,
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
+    dtype: str | None = None,
     force: bool = False,
     verify: bool = False,
     threads: int | None = None,
@@ -131,7 +136,7 @@ def wise(
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903);
     of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype)
     reading = Reading(renames, leave_out, expert_layout)
     options = Options(
         force=force,

@@ -16,25 +16,27 @@ from adaptertool.algebra import sum as summation
 from adaptertool.algebra.leading_part import shares_on
 from adaptertool.algebra.sum import jobs, specs
 from adaptertool.arguments import Number, PathLike, as_path, decimals, given_settings
-from adaptertool.errors import UsageError, argument, shown
+from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
-from adaptertool.formats import BY_NAME, read_alone, writing
-from adaptertool.formats.beside import assets_of, left_out, require_used
-from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.formats import BY_NAME, DEFAULT, format_at, read_alone, require_one_naming, writing
+from adaptertool.formats.beside import left_out, require_used
+from adaptertool.formats.checkpoints import open_checkpoint, require_named
 from adaptertool.formats.format import Format, Written
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
 from adaptertool.planning.merge import plan_merge
 from adaptertool.planning.namesakes import under_one_name
+from adaptertool.planning.redraft import target_of
 from adaptertool.planning.sources import Reading
 from adaptertool.planning.sum import Combined, combined, mixed
-from adaptertool.planning.sum_saved import fields_of, saved_of
+from adaptertool.planning.sum_saved import fields_of, notes_of, saved_of
 from adaptertool.reports.adapters import LayerSummed, SumReport
 from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import Mix, RankChoice
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Plan
+from adaptertool.tasks.in_format import in_format, summed
 from adaptertool.tasks.sum_methods import SETTINGS, check_adapters, cut_for, mix_for
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
@@ -58,6 +60,7 @@ def sum_adapters(
     density: Number | None = None,
     seed: int | None = None,
     leave_out: Sequence[str] = (),
+    to: str | None = None,
     force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
@@ -79,6 +82,7 @@ def sum_adapters(
     expert_layout: as for `merge`; the sum has PEFT's layout, rank_major
     density, seed: the share of elements that stays, and of chance, where the method drops some. settings: others that
              a method has
+    to: the format to write, of `convert`; that of the first adapter unless given
     renames, leave_out, clean: as for `merge`. dry_run: compute the report, and write nothing
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
     powers of two only; elsewhere B is rounded, to float32 at least, and the report says so.
@@ -92,12 +96,16 @@ def sum_adapters(
     check_adapters(adapters, method)
     numbers = decimals(weights, "weight", len(adapters))
     paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
-    checkpoint = None if base is None else require_merged(open_checkpoint(as_path(base, "BASE")))
-    check_out(target, [*paths, *([checkpoint.path] if checkpoint else [])], force=options.force)
+    checkpoint = None if base is None else require_named(open_checkpoint(as_path(base, "BASE")))
+    written = target_of(to, format_at(paths[0]).name, target)
+    as_file = written is not None and written.as_file
+    check_out(target, [*paths, *([checkpoint.path] if checkpoint else [])], force=options.force, as_file=as_file)
     opened, notes = under_one_name(_opened(paths, reading), checkpoint, renames)
     cut, mix = cut_for(method, rank, energy, opened), mix_for(method, given)
     output, layers = _output(opened, numbers, method, mix, cut, _plans(opened, checkpoint))
     output = _with_names(output, notes, checkpoint, renames)
+    if written is not None:
+        output = in_format(output, written, summed(opened, layers), {})
     own = {spec.name for layer in layers for spec in layer.specs()}
     done = write_adapter(output, target, options)
     return SumReport(
@@ -115,6 +123,7 @@ def sum_adapters(
 def _opened(paths: Sequence[Path], reading: Reading) -> list[Layered]:
     opened = [read_alone(Parsed(path), reading.leave_out, reading.expert_layout) for path in paths]
     require_used(reading.leave_out, [one.adapter for one in opened])
+    require_one_naming([one.adapter for one in opened])
     return opened
 
 
@@ -171,10 +180,10 @@ def _output(
         )
     if mix is not None and mix.on_factors and cut is not None:
         raise UsageError(f"{method} keeps the rank; cut it down with `adaptertool truncate` after that")
-    own = BY_NAME[adapters[0].adapter.format]  # in which the sum is written
+    own = BY_NAME[adapters[0].adapter.format]  # in which the sum is written, unless another is asked for
     exact = [Fraction(float(weight)) for weight in weights]
     if mix is None:
-        nearest = writing(own).nearest_scale
+        nearest = writing(DEFAULT if own.write is None else own).nearest_scale
         layers = combined(adapters, exact, nearest, dora=bool(plans), rank=None if cut is None else cut.rank)
     else:
         layers = mixed(adapters, exact, on_factors=mix.on_factors, rank=None if cut is None else cut.rank)
@@ -194,7 +203,7 @@ def _output(
             **left_out(one.adapter for one in adapters),
         },
         sources=[*(adapter.adapter.path for adapter in adapters), *(plan.base for plan in plans[:1])],
-        files=own.files,
+        weights=own.files.weights,
         stamps={
             **(plans[0].inputs if plans else {}),
             **{path: stamp for adapter in adapters for path, stamp in adapter.adapter.files.items()},
@@ -202,27 +211,13 @@ def _output(
         largest=specs(layers, saved),
         metadata=adapters[0].adapter.metadata,
         jobs=lambda inputs: jobs(layers, saved, make, inputs),
-        config=lambda said: _config(own, fields, targets, _whole(said)),
-        notes=_notes(adapters),
+        small=lambda said: (
+            {} if own.write is None else {own.files.named[0]: _config(own, fields, targets, _whole(said))}
+        ),
+        notes=notes_of(adapters),
         reserved=0 if cut is not None and cut.rank is None and (mix is not None or plans) else None,
     )
     return output, layers
-
-
-def _notes(adapters: Sequence[Layered]) -> list[str]:
-    notes = [note for adapter in adapters for note in adapter.adapter.notes]
-    bases = dict.fromkeys(adapter.adapter.trained_on for adapter in adapters)
-    if len(bases) > 1:
-        names = ", ".join(shown(base) or "none" for base in bases)
-        notes.append(f"the adapters name different bases, so the sum names none: {names}")
-    others = {
-        asset.name
-        for adapter in adapters
-        for asset in assets_of(adapter.adapter.path, BY_NAME[adapter.adapter.format].files)[0]
-    }
-    if others:
-        notes.append(f"left out, since they belong to one adapter: {', '.join(map(shown, sorted(others)))}")
-    return notes
 
 
 def _whole(said: Sequence[LayerOutcome | None]) -> dict[str, LayerOutcome]:

@@ -13,15 +13,16 @@ from adaptertool.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import open_input, read_exact
-from adaptertool.formats import BY_NAME, read_alone, writing
+from adaptertool.formats import BY_NAME, format_at, read_alone, writing
 from adaptertool.formats.beside import assets_of, left_out, require_used
-from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.formats.checkpoints import open_checkpoint, require_named
 from adaptertool.formats.format import Written
 from adaptertool.live import device_named
 from adaptertool.numerics.spectrum import MAX_VALUES
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
 from adaptertool.planning.merge import plan_merge
+from adaptertool.planning.redraft import target_of
 from adaptertool.planning.sources import Reading, open_adapter
 from adaptertool.reports.adapters import LayerTruncated, TruncateReport
 from adaptertool.resolution.renaming import renaming
@@ -29,12 +30,14 @@ from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Plan
+from adaptertool.tasks.in_format import in_format, stored_as, truncated
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.algebra.truncate import LayerOutcome
     from adaptertool.numerics.device import Device
     from adaptertool.output.adapter import AdapterJob
 
+_CUTS = ("rank", "energy", "max_error", "ratio")
 _DORA = "DoRA: the magnitudes stay as they were trained, so V/‖V‖ changes and the norms of W' = m·V/‖V‖ do not"
 
 
@@ -45,6 +48,8 @@ def truncate(
     rank: int | None = None,
     energy: Number | None = None,
     max_error: Number | None = None,
+    ratio: Number | None = None,
+    to: str | None = None,
     balance: bool = False,
     base: PathLike | None = None,
     renames: Sequence[str] = (),
@@ -61,11 +66,13 @@ def truncate(
 ) -> TruncateReport:
     """Write to `out` the adapter with B·A of each layer replaced by its best approximation of a smaller rank.
 
-    Exactly one of these is given:
+    Exactly one of these is given; with a ratio the rank may be given as its limit:
     rank:      at most this rank
     energy:    the smallest rank that keeps this share of Σσ², in (0, 1]; for each layer its own
     max_error: the smallest rank whose error, relative in Frobenius norm, is at most this, in [0, 1); what rounding to
                the stored dtype adds is counted in; for each layer its own
+    ratio:     as many as there are singular values of at least the largest over this; for each layer its own
+    to:        the format to write, of `convert`; that of the adapter unless given
     balance:   A and B both carry the square roots of the singular values. Otherwise the rows of A are orthonormal, and
                B carries the singular values.
     base:      the checkpoint that the adapter is for: the report tells of each layer how far the merged weights move,
@@ -89,13 +96,17 @@ def truncate(
     options = Options(
         force=force, threads=threads, dry_run=dry_run, clean=clean, progress=progress, before_publish=before_publish
     )
-    cut = cut_of(rank=rank, energy=energy, max_error=max_error)
+    cut = cut_of(rank=rank, energy=energy, max_error=max_error, ratio=ratio, names=_CUTS)
     path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
     computing = device_named(device)
     beside = None if base is None else as_path(base, "BASE")
-    check_out(target, [path] if beside is None else [path, beside], force=options.force)
+    written = target_of(to, format_at(path).name, target)
+    as_file = written is not None and written.as_file
+    check_out(target, [path] if beside is None else [path, beside], force=options.force, as_file=as_file)
     layered, plan = _opened(path, beside, Reading(renames, leave_out, expert_layout))
     output = _output(layered, plan, cut, computing, balance=balance, spectra=spectra)
+    if written is not None:
+        output = in_format(output, written, truncated(layered), stored_as(layered))
     done = write_adapter(output, target, options)
     said = [one for one in done.said if one is not None]
     summary = done.summary(output, target, options)
@@ -121,7 +132,7 @@ def _opened(path: Path, base: Path | None, reading: Reading) -> tuple[Layered, P
             )
     if base is None:
         return layered, None
-    checkpoint = require_merged(open_checkpoint(base))
+    checkpoint = require_named(open_checkpoint(base))
     with renaming(reading.renames) as own:
         adapter = open_adapter(files, checkpoint, reading, own)
     require_used(reading.leave_out, [adapter])
@@ -147,7 +158,7 @@ def _output(
 ) -> AdapterJob[LayerOutcome | None]:
 
     path, own = layered.adapter.path, BY_NAME[layered.adapter.format]
-    assets, left = assets_of(path, own.files)
+    assets, left = assets_of(path, own.files) if path.is_dir() else ((), [])
     others = ", ".join(map(shown, left))
     notes = [_DORA] if any(layer.magnitude is not None for layer in layered.layers.values()) else []
     if others:
@@ -158,12 +169,12 @@ def _output(
         command="truncate",
         recipe={"cut": cut.as_typed(), "balance": balance, **left_out([layered.adapter]), **device.recipe},
         sources=[path],
-        files=own.files,
+        weights=own.files.weights,
         stamps={**layered.adapter.files, **{asset.source: asset.stamp for asset in assets}},
         largest=[ref.spec for _, refs in in_order(layered) for ref in refs],
         metadata=layered.adapter.metadata,
         jobs=lambda inputs: jobs(layered, inputs, how),
-        config=lambda said: _config(layered, said),
+        small=lambda said: {} if own.write is None else {own.files.named[0]: _config(layered, said)},
         assets=assets,
         notes=(*(layered.adapter.notes if plan is None else plan.notes), *notes),
         looked_at={} if plan is None else plan.inputs,

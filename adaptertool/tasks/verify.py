@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from adaptertool.architectures.decoded_beside import dense_as
 from adaptertool.arguments import Number, PathLike, as_path
 from adaptertool.errors import UsageError
 from adaptertool.formats import misreadings
@@ -28,17 +29,20 @@ class VerifyRecipe(NamedTuple):
     compose: str = COMPOSITIONS[0]
 
 
-def prepare_verify(base: PathLike, recipe: VerifyRecipe, reading: Reading) -> Prepared:
-    """The plan of what a checkpoint should be. Raises UsageError, and what planning raises."""
+def prepare_verify(base: PathLike, recipe: VerifyRecipe, reading: Reading, dtype: str | None = None) -> Prepared:
+    """The plan of what a checkpoint should be. Raises UsageError, and what planning raises.
+
+    dtype: as for `merge`, where the base is quantised and the checkpoint is not
+    """
     if recipe.alpha is not None:
         if len(recipe.sources) != 1 or recipe.weights:
             raise UsageError("with an alpha there is one adapter, or one tuned checkpoint, and no weight")
-        between = wise.WiseRecipe(tokenizer=BASE)
+        between = wise.WiseRecipe(tokenizer=BASE, dtype=dtype)
         return wise.prepare(base, recipe.sources[0], [recipe.alpha], between, reading)
     if not recipe.sources:
-        subject = open_base(open_checkpoint(as_path(base, "BASE")))
+        subject = open_base(open_checkpoint(as_path(base, "BASE"), dtype))
         return Prepared(plan_merge(subject, [], []), subject.base, subject, [])
-    summed = merge.MergeRecipe(compose=recipe.compose, tokenizer=BASE)
+    summed = merge.MergeRecipe(compose=recipe.compose, tokenizer=BASE, dtype=dtype)
     return merge.prepare(base, recipe.sources, recipe.weights, summed, reading)
 
 
@@ -69,15 +73,20 @@ def verify(
     not-applied, applied-twice, wrong-scale (with the fitted scale), rslora-ignored, alpha-pattern-ignored, transposed,
     magnitude-ignored, negated, wrong-base, row-shifted (other rows', or another tensor's data), truncated, stochastic,
     lower-precision, nan, overflow, dtype-changed, shape-changed, unknown, and those of kinds (Kind.misreadings):
-    alpha-squared, alpha-ignored, factors-swapped, factor-ignored, norm-of-base, norm-axis, one-added, one-missing,
-    other-side, rotation-transposed, setting-ignored, taken-for-lora. `problems` has what is wrong beside single
-    tensors: fields of config.json, and a scale that shows in all tensors together only.
+    alpha-squared, alpha-ignored, alpha-of-others, factors-swapped, factor-ignored, norm-of-base, norm-axis, one-added,
+    one-missing, other-side, rotation-transposed, setting-ignored, taken-for-lora; across GGUF: rows-not-reordered; of
+    MLX's scale: scale-as-alpha, scale-ignored, scale-default. `problems` has what is wrong beside single tensors:
+    fields of config.json, and a scale that shows in all tensors together only.
+
+    Of a quantised base `merged` may be quantised as it is, or dense: then it is judged against the decoded numbers.
 
     Raises InputError where something cannot be read, or the merge itself is refused.
     """
     recipe = VerifyRecipe(sources, weights, alpha, compose)
     with renaming(renames) as own:
-        made = prepare_verify(base, recipe, Reading(own, leave_out, expert_layout))
-        candidate = own.checkpoint(open_checkpoint(as_path(merged, "MERGED")), made.base)
+        candidate = open_checkpoint(as_path(merged, "MERGED"))
+        dtype = dense_as(as_path(base, "BASE"), candidate)
+        made = prepare_verify(base, recipe, Reading(own, leave_out, expert_layout), dtype)
+        candidate = own.checkpoint(candidate, made.base)
     subject, readings = made.subject or open_base(made.base), misreadings(made.sources)
     return check(made.plan, subject, candidate, readings, strict=strict, threads=threads, progress=progress)

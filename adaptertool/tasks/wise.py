@@ -9,15 +9,16 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
-from adaptertool.arguments import Number, PathLike, as_path, check_precision, parse_alphas
-from adaptertool.errors import InputError, UsageError
-from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint
+from adaptertool.arguments import Number, PathLike, as_path, check_dtype, check_precision, parse_alphas
+from adaptertool.errors import InputError, UsageError, argument
+from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.pipeline import holds_weights
 from adaptertool.formats import is_adapter
 from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.planning.as_adapter import into_adapter
 from adaptertool.planning.fisher import plan_fisher
-from adaptertool.planning.sources import Prepared, Reading, open_adapter
+from adaptertool.planning.sources import Prepared, Reading, open_adapter, with_dtype
 from adaptertool.planning.tokenizer import with_tokenizer
 from adaptertool.planning.wise import plan_towards, plan_wise
 from adaptertool.resolution.renaming import Renames, renaming
@@ -33,6 +34,7 @@ class WiseRecipe(NamedTuple):
     as_adapter: bool = False
     fisher: tuple[PathLike, PathLike] | None = None
     tokenizer: str | None = None
+    dtype: str | None = None
 
 
 def prepare_wise(
@@ -47,12 +49,13 @@ def prepare_wise(
     fisher: tuple[PathLike, PathLike] | None = None,
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
+    dtype: str | None = None,
 ) -> Plan:
     """The plan of an interpolation, from headers and configs alone. The arguments are those of `wise`.
 
     Raises UsageError for an alpha that is no finite number or stands there twice, InputError for what the files hold.
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype)
     return prepare(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
@@ -62,7 +65,9 @@ def prepare(
     """The plan of `prepare_wise`, with what it was made of. Raises UsageError for settings that exclude each other, and
     what planning raises."""
     exact, path = parse_alphas(alphas), as_path(tuned, "TUNED")
-    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE")))
+    if check_dtype(recipe.dtype) is not None and (recipe.as_adapter or recipe.fisher is not None):
+        raise UsageError(f"{argument('dtype')} is for checkpoints, and not with Fisher weights or --as-adapter")
+    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE"), recipe.dtype))
     plain = not is_adapter(path)
     if plain:
         require_used(reading.leave_out, [])
@@ -79,7 +84,7 @@ def prepare(
         )
     done = (_between if plain else _towards)(checkpoint, path, exact, recipe, reading)
     plan = done.plan if recipe.as_adapter else with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
-    return done._replace(plan=plan)
+    return done._replace(plan=with_dtype(plan, recipe.dtype))
 
 
 def _between(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: WiseRecipe, reading: Reading) -> Prepared:
@@ -87,7 +92,7 @@ def _between(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: Wi
     if reading.expert_layout is not None:
         raise UsageError(f"{path} is a full checkpoint; --expert-layout is for adapters")
     with renaming(reading.renames) as own:
-        other = own.checkpoint(require_merged(open_checkpoint(path)), base)
+        other = own.checkpoint(require_merged(open_checkpoint(path, recipe.dtype)), base)
     if recipe.as_adapter:
         raise UsageError(
             f"{path} is a full checkpoint, and --as-adapter is for adapters; without it `adaptertool wise` writes "
@@ -99,7 +104,7 @@ def _between(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: Wi
 
 def _towards(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: WiseRecipe, reading: Reading) -> Prepared:
     """Between a checkpoint and what an adapter makes of it."""
-    if any((path / name).exists() for name in (SINGLE, INDEX)):
+    if holds_weights(path):
         raise InputError(f"{path} holds an adapter and a checkpoint; which of them is meant? Put one elsewhere")
     with renaming(reading.renames) as own:
         adapter = open_adapter(path, base, reading, own)

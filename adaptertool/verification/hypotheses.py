@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from adaptertool.architectures.changed import as_trained
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.made import turned
 from adaptertool.kinds.parts import misread
@@ -49,6 +50,9 @@ def hypotheses(subject: Candidate, readings: Mapping[str, Reading], names: Seque
     yield from _misreadings(subject, edits)
     for code, reading in readings.items():
         yield Hypothesis(code, tuple(map(reading, edits)))
+    before = tuple(edit._replace(factors=as_trained(edit.factors)) for edit in edits)
+    if before != edits:
+        yield Hypothesis("rows-not-reordered", before, "its heads have their rows as the adapter has them")
     (out, *inner), kinds = subject.step.spec.shape or (1,), [kind_of(edit) for edit in edits]
     plain = all(kind.linear or kind.is_product for kind in kinds) and all(edit.view is None for edit in edits)
     if plain and out == math.prod(inner) and (len(inner) == 1 or not any(kind.elementwise for kind in kinds)):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from adaptertool.architectures.gguf import ARCHITECTURE
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import shown
 from adaptertool.files.checkpoint import Checkpoint, has_manifest
@@ -21,6 +22,7 @@ from adaptertool.verification.config import config_problems
 from adaptertool.verification.subject import Candidate
 
 _DECLARED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+_OF_FILE = ("general.", "quantize.")  # how fields of GGUF begin that speak of the file, but for the architecture
 
 
 class Pairs(NamedTuple):
@@ -82,6 +84,9 @@ def odd_ones(subjects: Sequence[Candidate], candidate: Checkpoint) -> list[Candi
 
 
 def declared_dtype(checkpoint: Checkpoint) -> str | None:
+    """The dtype that its config says it is stored in. None where it does not say, or is of several models."""
+    if checkpoint.components:
+        return None
     for part in objects(checkpoint.config or {}):
         for key in ("dtype", "torch_dtype"):
             if isinstance(part.get(key), str):
@@ -89,8 +94,20 @@ def declared_dtype(checkpoint: Checkpoint) -> str | None:
     return None
 
 
+def _field_problems(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> Iterator[str]:
+    """The fields in which two GGUF files differ, but for those that speak of the file."""
+    if ours is None or theirs is None:
+        return
+    for key in sorted({*ours, *theirs}):
+        if ours.get(key) != theirs.get(key) and (key == ARCHITECTURE or not key.startswith(_OF_FILE)):
+            how = "is missing" if key not in theirs else "is new" if key not in ours else "is not the base's"
+            yield f"the field {shown(key)} {how}; a merge changes none"
+
+
 def problems_of(plan: Plan, base: Checkpoint, ends: Mapping[str, str], candidate: Checkpoint) -> Iterator[str]:
-    """What is wrong beside the tensors: a config that makes loaders tie ends that differ, or leaves one without."""
+    """What is wrong beside the tensors: a config that makes loaders tie ends that differ, or leaves one without; fields
+    of GGUF that are not those of the base."""
+    yield from _field_problems(base.gguf, candidate.gguf)
     if base.config is None or base.is_file or candidate.is_file:
         return
     if candidate.config is None:
@@ -139,5 +156,5 @@ def notes_of(candidate: Checkpoint, pairs: Pairs, odd: Sequence[Candidate]) -> I
         yield f"config.json declares {declared}, and no tensor is stored so: {', '.join(sorted(stored))}"
     for header in candidate.headers:
         if header.metadata and "format" not in header.metadata:
-            yield f"{header.path.name}: __metadata__ has no format; transformers refuses such a file"
+            yield f"{candidate.name_of(header)}: __metadata__ has no format; transformers refuses such a file"
             return

@@ -107,13 +107,19 @@ class Candidate:
         refs = [ref for edit in edits for ref in edit.factors.values()]
         return Manner(
             self.dtype,
-            self.step.spec.dtype if self.step.spec.dtype in COMPUTED else self.dtype,
+            self._through,
             max(BY_DTYPE[dtype].roundoff for dtype in self._dtypes),
             sum(min(ref.spec.shape, default=1) for ref in refs),
             max(1, len({edit.adapter for edit in edits})),
             max(least_normal(dtype) * BY_DTYPE[dtype].roundoff for dtype in self._dtypes) * self._largest_scale,
             4.0 if self.turns else 2.5 if self.alpha not in (0, 1) else 0.0,
         )
+
+    @property
+    def _through(self) -> str:
+        """The dtype that numbers may have had on the way: the base's. What is decoded had none that rounds."""
+        own = self.step.base.spec.dtype if self.step.base.made is not None else self.step.spec.dtype
+        return own if own in COMPUTED else self.dtype
 
     def verdict(self) -> tuple[str, str | None]:
         """(status, recipe)."""

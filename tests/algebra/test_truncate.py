@@ -205,7 +205,7 @@ def test_dry_run_tells_all_and_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        ({}, "give one of rank, energy and max_error"),
+        ({}, "give one of rank, energy, max_error and ratio"),
         ({"rank": 2, "energy": 0.5}, "give one of rank"),
         ({"rank": 0}, "rank must be a whole number"),
         ({"rank": True}, "rank must be a whole number"),

@@ -97,6 +97,7 @@ def test_left_over_config_over_whole_weights(tmp_path: Path, key: str) -> None:
     notes = json.loads(done.stdout)["notes"]
     assert any("bitsandbytes, but no tensor is quantised" in note for note in notes)
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
+    assert library.verify(tmp_path / "out", base, [adapter]).ok
     facts = library.inspect(base).checkpoint
     assert facts is not None and facts.quantised == "config.json: quant_method bitsandbytes, but no tensor is"
     for alone in (lora_factors("model.layers.9.x", (8, 6)), lora_factors(Q, (8, 7))):  # no excuse for a wrong base

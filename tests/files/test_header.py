@@ -136,6 +136,15 @@ def test_every_dtype_of_the_reference_is_known(file: Path) -> None:
     assert set(named) == set(DTYPE_BITS)
 
 
+def test_metadata_null_is_none(file: Path) -> None:
+    """MLX writes that."""
+    file.write_bytes(packed({"__metadata__": None, "a": entry("U8", [4], end=4)}, b"aaaa"))
+    with safe_open(file, "np") as reference:
+        assert reference.metadata() is None
+    assert read_header(file).metadata == {}
+    assert list(read_header(file).tensors) == ["a"]
+
+
 def test_header_gives_order_offsets_and_metadata(file: Path) -> None:
     head = {"b": entry(begin=4, end=8), "__metadata__": {"k": "v"}, "a": entry("U8", [4])}
     content = packed(head, b"aaaabbbb")

@@ -28,7 +28,7 @@ def test_adapter_path_that_is_too_long(base: Path) -> None:
 
 
 def test_file_given_as_adapter(base: Path) -> None:
-    assert "is not a directory" in refusal(base, adapter(base) / "adapter_model.safetensors")
+    assert "give the folder" in refusal(base, adapter(base) / "adapter_model.safetensors")
 
 
 def test_checkpoint_given_as_adapter(base: Path) -> None:

@@ -139,3 +139,22 @@ def test_a_renaming_may_change_names_of_one_of_several_adapters(base: Path, tmp_
     assert json.loads((tmp_path / "out" / "adaptertool.manifest.json").read_text())["recipe"]["renames"] == [
         "^net\\.=>"
     ]
+
+
+@pytest.mark.parametrize("head", ["model.unembed_tokens", "model.language_model.unembed_tokens"])
+def test_the_head_as_tinker_names_it(tmp_path: Path, head: str) -> None:
+    base = write_checkpoint(tmp_path / "base", {"lm_head.weight": torch.randn(8, 6), f"{E}.weight": torch.randn(8, 6)})
+    torch.manual_seed(1)
+    plain = write_adapter(tmp_path / "plain", lora_factors("lm_head", (8, 6)))
+    torch.manual_seed(1)
+    other = write_adapter(tmp_path / "other", lora_factors(head, (8, 6)))
+    adaptertool.merge(base, [plain], tmp_path / "right")
+    (note,) = adaptertool.merge(base, [other], tmp_path / "out").notes
+    assert note.endswith("with lm_head for unembed_tokens")
+    assert all(same_bits(tensor, load(tmp_path / "right")[name]) for name, tensor in load(tmp_path / "out").items())
+
+
+def test_experts_as_tinker_stacks_them_are_refused(base: Path, tmp_path: Path) -> None:
+    stacked = {f"model.layers.0.mlp.experts.w1.lora_{role}.weight": torch.ones(2, 4, 4) for role in "AB"}
+    with pytest.raises(UnsupportedError, match=r"keys like \.experts\.w1\.lora_A: it is an adapter as Tinker saves it"):
+        adaptertool.merge(base, [write_adapter(tmp_path / "adapter", factors() | stacked)], tmp_path / "out")

@@ -3,6 +3,7 @@ exact ranks, sizes at the ends of the range."""
 
 from __future__ import annotations
 
+import functools
 from decimal import Decimal
 
 import numpy as np
@@ -30,9 +31,15 @@ SPECTRA = {
 
 
 def matrix(spectrum: np.ndarray, high: int = 260, wide: int = 200, seed: int = 0) -> np.ndarray:
+    left, right = sides(high, wide, seed)
+    return left * spectrum @ right.T
+
+
+@functools.cache
+def sides(high: int, wide: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     left, right = (np.linalg.qr(rng.standard_normal((size, 200)))[0] for size in (high, wide))
-    return left * spectrum @ right.T
+    return left, right
 
 
 def found_in(rows: np.ndarray, rank: int = RANK, room: int = 1 << 30) -> Leading:

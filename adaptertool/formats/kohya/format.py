@@ -1,45 +1,64 @@
-"""The format of kohya's files, as the record that the rest of the program asks."""
+"""The formats of single files, as the records that the rest of the program asks. They differ by what their keys begin
+with, and by nothing else: what the tensors mean is told by what follows the names of modules."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from adaptertool.errors import UnsupportedError
 from adaptertool.files.parsed import Parsed
-from adaptertool.formats.format import BaseHas, Format, Move
-from adaptertool.formats.kohya.keys import FILES, FORMAT, by_names, recognise
-from adaptertool.formats.kohya.read import facts, read_adapter
+from adaptertool.formats import comfy_write, diffusers_write
+from adaptertool.formats.format import BaseHas, Facts, Format, Move
+from adaptertool.formats.kohya import keys, write
+from adaptertool.formats.kohya.keys import FILES, by_names, recognise
+from adaptertool.formats.kohya.layers import layered
+from adaptertool.formats.kohya.misreadings import misreadings
+from adaptertool.formats.kohya.read import read_adapter
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
 
 
-def layered(adapter: Adapter) -> NoReturn:
+def _renamed(adapter: Layered, moves: Mapping[str, Move]) -> NoReturn:  # noqa: ARG001
     """Raises UnsupportedError."""
     raise UnsupportedError(
-        f"{adapter.path} names its modules as kohya's tools do, which only a base can tell; sums and truncation of "
-        "such files are not supported yet: merge it into its base, and extract a LoRA"
+        f"{adapter.adapter.path} names its modules as kohya's tools do, and is not renamed; convert it to another "
+        "format first (`adaptertool convert --base`)"
     )
 
 
-def _renamed(adapter: Layered, moves: Mapping[str, Move]) -> NoReturn:  # noqa: ARG001
-    layered(adapter.adapter)
+def _as_far_as_clear(form: str, files: Parsed, base_has: BaseHas, expert_layout: str | None) -> Adapter:  # noqa: ARG001
+    """The same as is read for a merge, without what lies beside it. Raises InputError."""
+    return read_adapter(form, files, base_has, leave_out=None)
 
 
-def read_as_far_as_clear(files: Parsed, base_has: BaseHas, expert_layout: str | None) -> Adapter:  # noqa: ARG001
-    """The same as is read for a merge: no field of a config may be left open. Raises InputError."""
-    return read_adapter(files, base_has)
+def facts(name: str, fields: Mapping[str, Any]) -> Facts:
+    """What the metadata says of the training; the tensors count."""
+    return Facts(
+        kind=str(fields.get("ss_network_module", name)),
+        version=fields.get("ss_sd_scripts_commit_hash"),
+        trained_on=fields.get("ss_sd_model_name") or fields.get("ss_base_model_version"),
+        initialiser="default",
+        rank_stabilised="rs_lora" in str(fields.get("ss_network_args", "")),
+        rank=fields.get("ss_network_dim"),
+        alpha=fields.get("ss_network_alpha"),
+    )
 
 
-KOHYA = Format(
-    name=FORMAT,
-    files=FILES,
-    recognise=recognise,
-    read=read_adapter,
-    read_as_far_as_clear=read_as_far_as_clear,
-    by_names=by_names,
-    facts=facts,
-    layered=layered,
-    renamed=_renamed,
-    misreadings=lambda _: {},
+KOHYA, COMFY, DIFFUSERS = (
+    Format(
+        name=name,
+        files=FILES,
+        recognise=functools.partial(recognise, name),
+        read=functools.partial(read_adapter, name),
+        read_as_far_as_clear=functools.partial(_as_far_as_clear, name),
+        by_names=by_names,
+        facts=functools.partial(facts, name),
+        layered=layered,
+        renamed=_renamed,
+        misreadings=misreadings,
+        save=save,
+    )
+    for name, save in zip(keys.NAMES, (write.SAVING, comfy_write.SAVING, diffusers_write.SAVING), strict=True)
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adaptertool.formats.format import Format, Writing
+from adaptertool.formats.peft.convert import SAVING
 from adaptertool.formats.peft.describe import by_names, facts
 from adaptertool.formats.peft.fields import FORMAT
 from adaptertool.formats.peft.keys import FILES
@@ -29,4 +30,5 @@ PEFT = Format(
         new_fields=new_fields,
         takes_factors=may_have_factors,
     ),
+    save=SAVING,
 )

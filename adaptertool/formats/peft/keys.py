@@ -18,6 +18,10 @@ FILES = FileNames(CONFIG, WEIGHTS, PREFIX, patterns=(CONFIG, "adapter_model.*"))
 # Modules that wrap others, and have no tensors of their own: torch.compile, FSDP, activation checkpointing, DDP.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _WRAPPER = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(_WRAPPERS)})\.")
+# Of Tinker's raw adapters (tinker-cookbook 0.6): the head, and all experts of a projection in one tensor
+_HEAD_OF_TINKER = "unembed_tokens"
+_HEAD = re.compile(rf"(?:^|(?<=\.))model\.(?:language_model\.)?{_HEAD_OF_TINKER}\.")
+_STACKED = re.compile(r"\.experts\.w[123]\.lora_[AB]\b")
 _IN_FRONT = "module."
 _PREFIXED = re.compile(r"((?:.*?\.)?)base_model\.model\.")
 
@@ -43,15 +47,20 @@ TUNER_PARAMETER = re.compile(
 def plain_keys(file: Path, tensors: Mapping[str, Ref]) -> tuple[Mapping[str, Ref], list[str]]:
     """The tensors by the keys that PEFT would have saved, which their specs have too; and a note of what was not so.
 
-    Raises UnsupportedError where only some keys have PEFT's prefix, or there are several adapters; InputError where two
-    keys become one.
+    Raises UnsupportedError where only some keys have PEFT's prefix, there are several adapters, or experts are stacked;
+    InputError where two keys become one.
     """
     text = "\n".join(tensors)  # looked through at once: there may be hundreds of thousands
-    wrapped = any(wrapper in text for wrapper in _WRAPPERS)
+    if match := _STACKED.search(text):
+        raise UnsupportedError(
+            f"{file} has keys like {match[0]}: it is an adapter as Tinker saves it, with all experts in one tensor. "
+            "Make one of PEFT's of it (tinker_cookbook.weights.build_lora_adapter)"
+        )
+    wrapped = any(wrapper in text for wrapper in (*_WRAPPERS, _HEAD_OF_TINKER))
     if not wrapped and all(key.startswith(PREFIX) and key.endswith(_USUAL) for key in tensors):
         return tensors, []
     keys, said = dict(zip(tensors, tensors, strict=True)), list[str]()
-    for step in (_unwrapped, _unprefixed, _unnamed):
+    for step in (_unwrapped, _unprefixed, _unnamed, _with_head):
         new, what = step(file, keys)
         keys, said = new, said + what
     if not said:
@@ -106,6 +115,12 @@ def _unnamed(file: Path, keys: Mapping[str, str]) -> tuple[dict[str, str], list[
         )
     plain = {key: _without(name, found[0]) for key, name in keys.items()}
     return plain, [f"without the adapter's name, {shown(found[0])}"]
+
+
+def _with_head(file: Path, keys: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:  # noqa: ARG001
+    """The keys with the name that transformers has for the head, where Tinker has its own."""
+    plain = {key: PREFIX + _HEAD.sub("lm_head.", name.removeprefix(PREFIX)) for key, name in keys.items()}
+    return plain, [f"with lm_head for {_HEAD_OF_TINKER}"] if plain != keys else []
 
 
 def _name_in(key: str) -> str | None:

@@ -21,6 +21,7 @@ from adaptertool.files.hints import found_below, from_pickle, not_there
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats.beside import Beside, read_beside
 from adaptertool.formats.format import BaseHas
+from adaptertool.formats.mlx.keys import recognise as is_mlx
 from adaptertool.formats.peft.config import LoraConfig, parse_config
 from adaptertool.formats.peft.fields import FORMAT
 from adaptertool.formats.peft.keys import CONFIG, FILES, PREFIX, WEIGHTS, plain_keys
@@ -56,12 +57,15 @@ _LAST_ON_FIRST = (0, 19, 0)
 _LAST_MARKED_ON_FIRST = (0, 18, 1)
 
 
+_OF_ADAPTERHUB = ("adapter.safetensors", "pytorch_adapter.bin")  # which has a config of the same name
+
 # Fields that make a merge wrong, and leave it clear what B·A is.
 _CLEAR = {"init_lora_weights": True, "alora_invocation_tokens": None, "layer_replication": None}
 
 
 def recognise(path: Path) -> bool:
-    return os.path.exists(path / CONFIG)
+    """Whether a config is there, and not one of MLX's, which has the same name."""
+    return os.path.exists(path / CONFIG) and not is_mlx(path)
 
 
 def read_adapter(
@@ -148,6 +152,12 @@ def _check_present(path: Path) -> None:
             hint = "; a fine-tuned checkpoint is combined with its base by `adaptertool wise`"
         raise InputError(f"{path} is not an adapter: it has no {CONFIG}{hint}")
     if not (path / WEIGHTS).exists():
+        if any((path / name).exists() for name in _OF_ADAPTERHUB):
+            raise UnsupportedError(
+                f"{path} is an adapter of the library adapters (AdapterHub), and is not read: where it is LoRA or "
+                "(IA)³ merge it there (merge_adapter) and save the model; `adaptertool extract` makes an adapter of "
+                "the difference"
+            )
         pickle, hint = path / "adapter_model.bin", ""
         if pickle.exists():
             hint = (

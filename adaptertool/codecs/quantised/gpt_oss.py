@@ -1,0 +1,67 @@
+"""MXFP4 of GPT-OSS: experts as they lie in its checkpoints, which is not how they lie in a dense one.
+
+    X_blocks  U8 (E, n, k / 32, 16): E2M1 codes, two a byte, the first in its low bits
+    X_scales  U8 (E, n, k / 32):     exponents + 127
+    X         (E, k, n) in a dense checkpoint: W[e, j, i] = code[e, i, j]·2^(scale[e, i, j div 32] − 127)
+
+It is exact in float64. An exponent of 255 is NaN by the standard, and 2^128 to transformers: such a weight is refused
+where it is read. Its bias, router and attention are stored as they are in a dense checkpoint.
+
+Source: transformers 5.23 (integrations/mxfp4.py, convert_moe_packed_tensors).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
+from adaptertool.codecs.quantised.tables import E2M1, E8M0, looked_up
+from adaptertool.errors import shown
+from adaptertool.numerics.rounding import Array
+from adaptertool.spec.tensors import ReadStored, Ref
+
+_GROUP, _BYTES = 32, 16
+_LOW, _HIGH = E2M1[np.arange(256) % 16], E2M1[np.arange(256) // 16]
+
+
+def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
+    scale, shape = stored.need(codes, f"{name}_scales", ("U8",)), codes.spec.shape
+    if len(shape) != 4 or shape[3] != _BYTES or scale.spec.shape != shape[:3] or not all(shape):
+        misfit(scale, f"and {shown(codes.spec.name)} is {codes.spec}: a scale goes with {_GROUP} numbers")
+    experts, out, groups = shape[:3]
+    columns = groups * _GROUP  # k, the rows of what is made
+
+    def rows(read: ReadStored, first: int, last: int) -> Array:
+        values = np.empty((last - first, out))
+        at = first
+        while at < last:  # of one expert at a time
+            expert, begin = divmod(at, columns)
+            end = min(columns, begin + last - at)
+            odd = begin % 2
+            values[at - first : at - first + end - begin] = _turned(read, expert, begin - odd, end)[odd:]
+            at += end - begin
+        return values
+
+    def _turned(read: ReadStored, expert: int, begin: int, end: int) -> Array:
+        """Rows begin..end of an expert: `begin` is a multiple of 2."""
+        own, low, high = (expert * out, (expert + 1) * out), begin // _GROUP, -(-end // _GROUP)
+        bytes_of = np.ascontiguousarray(read(codes, columns // 2, *own, begin // 2, -(-end // 2)).T)
+        scales = E8M0[read(scale, groups, *own, low, high)].T
+        values = np.empty((2 * len(bytes_of), out))
+        for number, table in enumerate((_LOW, _HIGH)):
+            values[number::2] = looked_up(table, bytes_of)
+        values = values[: end - begin]
+        for group in range(low, high):
+            values[max(group * _GROUP - begin, 0) : (group + 1) * _GROUP - begin] *= scales[group - low]
+        return values
+
+    return Weight(name, (experts, columns, out), "MXFP4 of GPT-OSS", (codes, scale), rows, out)
+
+
+GPT_OSS = Format(
+    name="MXFP4",
+    methods=frozenset({"mxfp4"}),
+    ends=("_blocks",),
+    dtypes=frozenset({"U8"}),
+    find=_find,
+)

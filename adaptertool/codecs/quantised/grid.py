@@ -1,0 +1,79 @@
+"""Scales that each belong to a block of a weight: of some rows and columns, to a row, or to all of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+
+from adaptertool.codecs.quantised.record import misfit
+from adaptertool.codecs.quantised.tables import numbers
+from adaptertool.errors import by
+from adaptertool.numerics.rounding import Array
+from adaptertool.spec.tensors import ReadStored, Ref
+
+Block = tuple[int, int]  # rows and columns
+
+
+class Grid(NamedTuple):
+    """Matrices (rows, columns), one after another, whose blocks each have a scale: `shape` of them in each matrix. At
+    the ends blocks may be smaller."""
+
+    ref: Ref  # the scales
+    rows: int  # of a matrix
+    columns: int
+    block: Block
+    shape: tuple[int, int]
+
+    def apply(self, read: ReadStored, values: Array, first: int) -> None:
+        """values ·= the scale of their block: rows (n, columns) from `first` on, float64, in place."""
+        places = np.arange(first, first + len(values))
+        places = places // self.rows * self.shape[0] + places % self.rows // self.block[0]
+        low, high = int(places[0]), int(places[-1]) + 1
+        scales = numbers(read(self.ref, self.shape[1], low, high), self.ref.spec.dtype)
+        if self.block[0] == 1:
+            self._each(values, scales)
+            return
+        ends = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(values)]
+        for begin, end in itertools.pairwise(ends):
+            self._each(values[begin:end], scales[places[begin] - low][None])
+
+    def _each(self, values: Array, scales: Array) -> None:
+        """One row of scales for each row of values, or for all."""
+        if self.shape[1] * self.block[1] == self.columns:
+            parts = values.reshape(len(values), self.shape[1], self.block[1])
+            parts *= scales[:, :, None]
+        else:
+            values *= np.repeat(scales, self.block[1], axis=1)[:, : self.columns]
+
+
+def grid_of(ref: Ref, shape: tuple[int, ...], blocks: Collection[Block], where: str) -> Grid:
+    """How scales belong to a weight of that shape: (..., rows, columns). blocks: those that may be meant, as the config
+    or the format has them; one scale for a matrix, and one for a row, tell themselves.
+
+    Raises MismatchError where the scales are not as many as such blocks, or nothing tells how large these are. where:
+    the file that says how large they are
+    """
+    *lead, rows, columns = shape
+    scales, whole = ref.spec.shape, math.prod(lead) * rows
+    if math.prod(scales) == 1:
+        return Grid(ref, whole, columns, (whole, columns), (1, 1))
+    own = scales[len(lead) :] if scales[: len(lead)] == tuple(lead) else None
+    if lead and own in ((), (1,), (1, 1)):
+        return Grid(ref, rows, columns, (rows, columns), (1, 1))
+    if own in ((rows,), (rows, 1)):
+        return Grid(ref, rows, columns, (1, columns), (rows, 1))
+    fits = {block for block in blocks if own == _count((rows, columns), block)}
+    if len(fits) == 1:
+        (block,) = fits
+        return Grid(ref, rows, columns, block, _count((rows, columns), block))
+    said = " or ".join(sorted(map(by, blocks)))
+    what = f"but {where} has blocks of {said}, which" if blocks else f"but {where} says no size of blocks, and they"
+    return misfit(ref, f"{what} do not make so many scales for a weight of {by(shape)}")
+
+
+def _count(shape: tuple[int, int], block: Block) -> tuple[int, int]:
+    return -(-shape[0] // block[0]), -(-shape[1] // block[1])

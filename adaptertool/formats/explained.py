@@ -1,0 +1,70 @@
+"""What a path is that is no adapter of a known format, where that can be told: what it is, and what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from adaptertool.errors import InputError, UnsupportedError, shown
+from adaptertool.files.gguf import is_gguf
+from adaptertool.files.header import read_header
+from adaptertool.files.hints import from_pickle
+
+_PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+_PEFT, _CONFIG = "base_model.model.", "adapter_config.json"
+_LISTED = 5  # files that an error names
+# A pattern of names in a folder -> what it is
+_FOLDERS = {
+    "xlora_config.json": "is an X-LoRA: it mixes several adapters for every input by a classifier, so no one weight "
+    "has its change: keep it beside the base, or give its parts to `adaptertool sum` or `merge`, with weights of your "
+    "choice",
+    "*.distcp": "is a distributed checkpoint of torch, as NeMo and Megatron write it, and is not read: export the "
+    "adapter from there as PEFT's (Megatron-Bridge does)",
+}
+
+
+def explain(path: Path, is_adapter: Callable[[Path], bool]) -> None:
+    """Raises UnsupportedError or InputError where there is more to say of a path than that it is no adapter."""
+    if os.path.isdir(path):
+        _explain_folder(path, is_adapter)
+    elif os.path.exists(path):
+        _explain_file(path)
+
+
+def _explain_folder(path: Path, is_adapter: Callable[[Path], bool]) -> None:
+    for pattern, what in _FOLDERS.items():
+        if any(path.glob(pattern)) or any(path.glob(f"weights/{pattern}")):
+            raise UnsupportedError(f"{path} {what}")
+    files = sorted(one for one in path.glob("*.safetensors") if is_adapter(one))
+    if files:
+        listed = ", ".join(shown(one) for one in files[:_LISTED]) + (" ..." if len(files) > _LISTED else "")
+        raise InputError(f"{path} is a folder, and what is an adapter is a file in it; give its path: {listed}")
+    if (pickle := path / "pytorch_lora_weights.bin").exists():
+        _explain_file(pickle)
+
+
+def _explain_file(path: Path) -> None:
+    if path.suffix.lower() in _PICKLES:
+        raise UnsupportedError(
+            f"{path} is a pickle, and pickles are never opened. This makes a safetensors file of it; give that:\n"
+            f"  {from_pickle(path, path.with_suffix('.safetensors'))}"
+        )
+    if path.suffix.lower() == ".nemo":
+        raise UnsupportedError(
+            f"{path} is an archive of NeMo's: export the adapter from there as PEFT's, or merge it there"
+        )
+    if os.path.isfile(path) and is_gguf(path):  # noqa: PTH113
+        raise InputError(f"{path} is a GGUF model, not an adapter; the model comes first, then the adapters")
+    if path.suffix.lower() != ".safetensors":
+        return
+    keys = read_header(path).tensors
+    if any(key.startswith(_PEFT) for key in keys):
+        raise InputError(
+            f"{path} holds the factors of an adapter of PEFT's; its scales are in {_CONFIG}: give the folder with both"
+        )
+    example = f", such as {shown(next(iter(keys)))}," if keys else ""
+    raise InputError(
+        f"{path} is no adapter: none of its {len(keys):,} keys{example} is that of a factor. A fine-tuned checkpoint "
+        "is combined with its base by `adaptertool wise`"
+    )

@@ -1,0 +1,103 @@
+"""The scales of what a single file holds: by the alphas beside its factors, each module by its own."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from adaptertool.codecs import COMPUTED
+from adaptertool.codecs.tensors import read_tensor
+from adaptertool.errors import InputError, UnsupportedError, shown
+from adaptertool.files.header import Header
+from adaptertool.files.reader import Inputs
+from adaptertool.formats.kohya.keys import ALPHA, NAMES, NUMBERS, ON_INPUT
+from adaptertool.kinds import kind_of
+from adaptertool.kinds.spelling import Spelling
+from adaptertool.spec.adapter import Module
+from adaptertool.spec.tensors import Ref
+
+_SEVERAL = 3  # modules that an error names
+
+
+class Numbers:
+    """The tensors of a file that are single numbers."""
+
+    def __init__(self, header: Header, tensors: Mapping[str, Mapping[str, Ref]]) -> None:
+        """tensors: by module, and what follows its name. Raises InputError for what is no number."""
+        self._header = header
+        self._refs = {
+            (name, ending): ref for name, own in tensors.items() for ending, ref in own.items() if ending in NUMBERS
+        }
+        with Inputs({header.path: header.stamp}) as inputs:
+            self._numbers = {place: _number(inputs, ref) for place, ref in self._refs.items()}
+
+    @property
+    def alphas(self) -> list[Ref]:
+        return [ref for (_, ending), ref in self._refs.items() if ending == ALPHA]
+
+    def require_meant(self, modules: Sequence[Module]) -> None:
+        """Raises UnsupportedError for an alpha of 0, and for any other, or none, where it is a bound of the factors;
+        and for a setting of the training that one of the kinds refuses."""
+        file, unbounded = self._header.path, {module.name for module in modules if _spelling_of(module).unbounded}
+        if bounded := sorted(name for name in unbounded if self._numbers.get((name, ALPHA)) != 0):
+            found = self._numbers.get((bounded[0], ALPHA))
+            raise UnsupportedError(
+                f"{file}: {shown(bounded[0] + ALPHA)} is {'not there' if found is None else found}; LyCORIS has 0 "
+                "there where the blocks of OFT have no bound. Those of sd-scripts always have one, and mean something "
+                "else: neither is supported"
+            )
+        zero = [
+            self._refs[name, ending].spec.name
+            for (name, ending), alpha in self._numbers.items()
+            if ending == ALPHA and alpha == 0 and name not in unbounded
+        ]
+        if zero:
+            raise UnsupportedError(
+                f"{file}: {', '.join(map(shown, zero[:_SEVERAL]))} {'is' if len(zero) == 1 else 'are'} 0, which "
+                "trainers take for the rank, and those who merge for 0: what was meant is not known; write the rank "
+                "there"
+            )
+        said = self._header.metadata.get("ss_network_args", "")
+        for name, why in {pair for module in modules for pair in _spelling_of(module).refused.items()}:
+            if re.search(rf"{name}\W+true", said, re.IGNORECASE):
+                raise UnsupportedError(f"{file}: ss_network_args has {name}: {why}")
+
+    def scaled(self, module: Module) -> Module:
+        """The module with its scale, which is 1 without alpha, as all who load such files take it; and with the side
+        that its factor is for. Raises InputError where that is not told."""
+        spelling, side = _spelling_of(module), self._numbers.get((module.name, ON_INPUT))
+        if spelling.settings:
+            if side not in (0, 1):
+                said = "is not there" if side is None else f"is {side:g}"
+                raise InputError(
+                    f"{self._header.path}: {shown(module.name + ON_INPUT)} {said}; (IA)³ of LyCORIS has 0 or 1 there, "
+                    "and others no such factors"
+                )
+            return module._replace(settings={ON_INPUT[1:]: side == 1})
+        if side is not None:
+            raise UnsupportedError(
+                f"{self._header.path}: {shown(module.name + ON_INPUT)} stands beside factors of another kind than (IA)³"
+            )
+        alpha = self._numbers.get((module.name, ALPHA))
+        if alpha is None or not module.rank:
+            return module
+        return module._replace(scale=spelling.scaling(alpha, module.rank))
+
+
+def _number(inputs: Inputs, ref: Ref) -> float:
+    where, dtype = f"{ref.path}: {shown(ref.spec.name)}", ref.spec.dtype
+    whole = dtype.startswith(("I", "U"))
+    if ref.spec.numel != 1 or (dtype not in COMPUTED and not whole):
+        raise InputError(f"{where} is {ref.spec}; it is to be one number")
+    if whole:
+        stored = inputs.read(ref.path, ref.offset, ref.spec.nbytes)
+        return float(int.from_bytes(stored, "little", signed=dtype.startswith("I")))
+    (number,) = read_tensor(inputs, ref, 0, 1).tolist()
+    if not math.isfinite(number):
+        raise InputError(f"{where} is {number}; the adapter is damaged")
+    return float(number)
+
+
+def _spelling_of(module: Module) -> Spelling:
+    return next(own for name, own in kind_of(module).spellings.items() if name in NAMES)

@@ -1,0 +1,1 @@
+"""Adapters as mlx-lm trains them."""

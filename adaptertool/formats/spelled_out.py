@@ -1,0 +1,181 @@
+"""What writers of formats with keys (module, dot, what the tensor is to it) share: a change as tensors."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from adaptertool.errors import shown
+from adaptertool.formats.saving import drafted, number, refuse
+from adaptertool.kinds import kind_of
+from adaptertool.kinds.difference import DELTA
+from adaptertool.kinds.equivalent import reshaped, spelled_as
+from adaptertool.kinds.lokr import W1
+from adaptertool.kinds.lora import A, B
+from adaptertool.kinds.offset import BIAS
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.portable import Drafted, Portable
+from adaptertool.spec.tensors import Ref
+
+FAMILY = "kohya"  # whose endings of keys both have
+ALPHA = ".alpha"
+_TAKES_SCALE = (B, "hada_w1_a", W1, "lokr_w1_a", DELTA, BIAS)  # what is multiplied by a scale that nothing else says
+_ON_BIAS = {".diff": ".diff_b", ".w_norm": ".b_norm"}
+_LARGEST = 3.4e38  # that float32 holds, about
+
+
+class Said(NamedTuple):
+    """How the scale of a change is said."""
+
+    alpha: float | None  # by this number, which stands beside the factors; None: none
+    times: float = 1.0  # and what one of the factors is multiplied by
+    exact: bool = True  # what all that comes to is the scale, as float64
+
+
+class Spelt(NamedTuple):
+    """A change as a format has it: by a kind that it spells, under its name."""
+
+    change: Module
+    key: str  # what its keys begin with
+    endings: Mapping[str, str]  # role -> what follows in a key
+    scale: Said
+
+
+def on_layers(portable: Portable, what: str) -> None:
+    """Refuse what is no change of a layer's weight or bias: saved tensors, token rows, parameters and experts,
+    embeddings.
+
+    what: the format. Raises UnsupportedError.
+    """
+    if whole := [change for change in portable.changes if kind_of(change).replaces]:
+        why = f"saved whole, to take the place of the base's, which {what} has no place for: merge it into its base"
+        refuse(portable, whole, why)
+    for change in portable.changes:
+        path, _, parameter = change.target.rpartition(".")
+        if parameter not in ("weight", "bias") or path != change.name or change.grouped:
+            refuse(
+                portable,
+                [change],
+                f"a change of {shown(change.target)}, a parameter of its own, which {what} has no names for",
+            )
+        if change.transposed and kind_of(change).pair:
+            refuse(portable, [change], f"factors of an embedding, which the tools of {what} do not read")
+
+
+def in_family(portable: Portable, change: Module, whose: str, what: str) -> Module:
+    """The change by a kind that has a spelling. Raises UnsupportedError where none is the same."""
+    if empty := next((ref for ref in change.factors.values() if not ref.spec.numel), None):
+        refuse(portable, [change], f"with {shown(empty.spec.name)} of no elements, so it changes nothing: take it out")
+    found = spelled_as(change, whose)
+    if found is None:
+        refuse(
+            portable,
+            [change],
+            f"of kind {change.kind}, which {what} has no place for: merge it into its base, and extract a LoRA",
+        )
+    weight = portable.stored.get(change.target)
+    return found if weight is None else _of_dimensions(found, weight)
+
+
+def _of_dimensions(change: Module, weight: Ref) -> Module:
+    """A product whose factors have as many dimensions as the weight: layers are linear for one tool, and convolutions
+    of size 1 for another."""
+    if not kind_of(change).pair or len(weight.shape) < 2:
+        return change
+    a, b = change.factors[A], change.factors[B]
+    shapes = {A: (a.shape[0], *weight.shape[1:]), B: (weight.shape[0], a.shape[0], *[1] * (len(weight.shape) - 2))}
+    if any(math.prod(shapes[role]) != ref.spec.numel for role, ref in ((A, a), (B, b))):
+        return change  # stored transposed, or part of it
+    new = {role: reshaped(change.factors[role], shape) for role, shape in shapes.items()}
+    return change._replace(factors={**change.factors, **new})
+
+
+def endings_of(change: Module, whose: str) -> Mapping[str, str]:
+    """Role -> what follows the name of a module in the key of a factor, of a kind that has a spelling; where there are
+    several, what it was before, or the first."""
+    found: dict[str, str] = {}
+    for ending, role in kind_of(change).spellings[whose].keys.items():
+        own = _ON_BIAS.get(ending, ending) if change.target.endswith(".bias") else ending
+        if role in change.factors and (role not in found or change.factors[role].spec.name.endswith(own)):
+            found[role] = own
+    return found
+
+
+def by_alpha(change: Module, whose: str) -> Said:
+    """The scale of a change as an alpha in float32, where it has a rank. An alpha of 0 is not written, since some take
+    it for the rank."""
+    spelling = kind_of(change).spellings[whose]
+    rank = spelling.rank_of({role: ref.shape for role, ref in change.factors.items()})
+    if spelling.unbounded:
+        return Said(0.0)
+    if not rank or not change.scale:
+        return Said(rank and float(rank), change.scale)
+    if abs(change.scale * rank) > _LARGEST:
+        return Said(float(rank), change.scale)
+    (alpha,) = struct.unpack("f", struct.pack("f", change.scale * rank))
+    return Said(alpha, exact=spelling.scaling(alpha, rank) == change.scale)
+
+
+def tensors_of(one: Spelt) -> Iterator[Drafted]:
+    """The factors of a change under its keys, and its alpha, and what else is told by a number."""
+    change, alpha, path = one.change, one.scale.alpha, next(iter(one.change.factors.values())).path
+    scaled = next((role for role in _TAKES_SCALE if role in change.factors), None)
+    for role, ref in change.factors.items():
+        yield drafted(f"{one.key}{one.endings[role]}", ref, times=one.scale.times if role == scaled else 1.0)
+    if alpha is not None:
+        yield number(f"{one.key}{ALPHA}", alpha, path)
+    for name, value in change.settings.items():
+        yield number(f"{one.key}.{name}", float(value), path)
+
+
+def spelt_out(portable: Portable, what: str, key_of: Callable[[Module], str]) -> list[Spelt]:
+    """All changes as files with an alpha for each layer have them: kohya's, and ComfyUI's.
+
+    key_of: what the keys of a change begin with
+
+    Raises UnsupportedError for what these cannot hold.
+    """
+    on_layers(portable, what)
+    found = []
+    for one in portable.changes:
+        if kind_of(one).follows:
+            found.append(Spelt(one, key_of(one), {BIAS: _ON_BIAS[".diff"]}, Said(None, one.scale)))
+            continue
+        change = in_family(portable, one, FAMILY, what)
+        found.append(Spelt(change, key_of(one), endings_of(change, FAMILY), by_alpha(change, FAMILY)))
+    require_apart(portable, found)
+    return found
+
+
+def notes_on(spelt: Sequence[Spelt]) -> list[str]:
+    """What to say of scales that an alpha does not say exactly."""
+    if not (near := [one for one in spelt if not one.scale.exact]):
+        return []
+    return [
+        f"the scale of {len(near)} of {len(spelt)} layers, {shown(near[0].change.name)} the first, is rounded: alpha "
+        "is stored as F32, which moves these changes by 6e-8 of themselves at most"
+    ]
+
+
+def kept_metadata(adapter: Adapter) -> dict[str, str]:
+    """What the metadata of a file says of its training, which stays true in any format."""
+    return {key: value for key, value in adapter.metadata.items() if key.startswith(("ss_", "modelspec."))}
+
+
+def ranks_and_alphas(spelt: Sequence[Spelt]) -> tuple[set[int], set[float]]:
+    """Those of all layers that have both."""
+    both = [(one.change, one.scale.alpha) for one in spelt if one.scale.alpha is not None]
+    ranks = {change.rank for change, _ in both if change.rank}
+    return ranks, {alpha for _, alpha in both if alpha is not None}
+
+
+def require_apart(portable: Portable, spelt: Sequence[Spelt]) -> None:
+    """Raises UnsupportedError where two changes would have one name."""
+    names: dict[tuple[str, str], Module] = {}
+    for one in spelt:
+        for ending in one.endings.values():
+            other = names.setdefault((one.key, ending), one.change)
+            if other is not one.change:
+                refuse(portable, [other, one.change], f"both would be {shown(one.key + ending)}")

@@ -1,0 +1,150 @@
+"""What an adapter changes, under names that are no format's: those of the base, where there is one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from adaptertool.architectures.conversion import Part
+from adaptertool.architectures.gguf import EMBEDDING
+from adaptertool.architectures.parts import DENOISERS, ORIGINALS, part_of
+from adaptertool.errors import UnsupportedError, UsageError, shown
+from adaptertool.formats.peft.format import PEFT
+from adaptertool.formats.saving import ORIGINAL, OURS, OWN
+from adaptertool.kinds import kind_of
+from adaptertool.kinds.equivalent import spelled_as
+from adaptertool.kinds.lora import A, B
+from adaptertool.kinds.made import made, turned, whole
+from adaptertool.resolution.components import ComponentNames, Spelled
+from adaptertool.resolution.resolve import Base, resolve
+from adaptertool.spec.adapter import Adapter, Module
+from adaptertool.spec.portable import Portable
+from adaptertool.spec.tensors import Ref
+
+
+def portable(adapter: Adapter, subject: Base | None = None, parts: Sequence[str] = (), names: str = OURS) -> Portable:
+    """The changes of an adapter, in its order.
+
+    names: in which spelling layers of image and video models are to be called (formats.saving.Saving)
+
+    subject: the base, every tensor of which that is changed must be there, and have a shape that fits
+    parts: of a pipeline, of which alone the changes are taken; all where none is named
+
+    Raises InputError for a base that does not fit, UsageError for a part that is not changed.
+    """
+    changes, stored = list(adapter.modules), dict[str, Ref]()
+    for change in changes:
+        if change.transposed is False and kind_of(change).norms:
+            raise UnsupportedError(
+                f"{adapter.path}: {shown(change.name)} is an embedding with DoRA, which has a magnitude for each row "
+                "of the vocabulary in MLX alone: merge it into its base, and extract a LoRA"
+            )
+    if subject is not None:
+        changes = list(_placed(subject, adapter, stored, names))
+    held = subject.base.tensors if subject is not None else [change.name for change in changes]
+    found = Portable(
+        adapter=adapter,
+        changes=tuple(changes),
+        stored=stored,
+        config=None if subject is None else subject.base.config,
+        gguf=None if subject is None else subject.base.gguf,
+        parts=frozenset(part.name for name in held if (part := part_of(name)[0])),
+    )
+    return _only(found, parts) if parts else found
+
+
+def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref], names: str) -> Iterator[Module]:
+    """The changes under the names that the model has in memory. One that is stored in pieces is one change for each,
+    where it has no such name itself."""
+    by_module: dict[tuple[str, str], list[tuple[str, Module]]] = {}
+    for tensor, modules in resolve(subject, adapter)[0].items():
+        for placed in modules:
+            by_module.setdefault((placed.name, placed.target), []).append((tensor, placed))
+    for module in adapter.modules:
+        places, target = by_module[module.name, module.target], subject.names.parameter(module.target)
+        (tensor, first), *others = places
+        if module.stacked:
+            raise UnsupportedError(
+                f"{adapter.path}: {shown(module.name)} has factors for a stack of experts, which are not converted yet"
+            )
+        whole = not others and first.view is None
+        if isinstance(subject.names, ComponentNames) and (spelled := subject.names.spelled(module.target)) is not None:
+            for change in _respelled(adapter, module, spelled, names):
+                if whole and change.target.endswith(spelled.path):
+                    stored[change.target] = subject.tensors[tensor]
+                yield change
+            continue
+        if whole or target is not None or first.view is not None:
+            own = _of_embedding(module._replace(factors=first.factors)) if whole else module  # as they are for that
+            change = _named(own, target or (subject.names.in_memory(tensor) if whole else module.target))
+            if whole:
+                stored[change.target] = subject.tensors[tensor]
+            yield change
+            continue
+        for disk, placed in places:
+            change = _named(placed._replace(transposed=module.transposed), subject.names.in_memory(disk))
+            stored[change.target] = subject.tensors[disk]
+            yield change
+
+
+def _respelled(adapter: Adapter, module: Module, spelled: Spelled, names: str) -> Iterator[Module]:
+    """The change under the names that its layer has in a spelling; several where it is of several layers there."""
+    as_original = names == ORIGINAL or (names == OWN and spelled.original == spelled.path)
+    if spelled.original is not None and spelled.part in DENOISERS and as_original:
+        yield _named(module, f"{ORIGINALS}{spelled.original}")
+        return
+    for name, part in spelled.ours:
+        change = module if part is None else _cut(adapter, module, part)
+        yield _named(change, f"{spelled.part}.{name}")
+
+
+def _cut(adapter: Adapter, module: Module, part: Part) -> Module:
+    """The change of some rows of its layer. Raises UnsupportedError for kinds that are not cut."""
+    module = spelled_as(module, PEFT.name) or module  # of which rows can be taken
+    kind = kind_of(module)
+    if not kind.by_row or kind.undivided or part.turned or kind.becomes is not None:
+        raise UnsupportedError(
+            f"{adapter.path}: {shown(module.name)} is of kind {module.kind}, and several layers, or otherwise stored, "
+            "where it is to be written: merge it into its base, and extract a LoRA"
+        )
+    factors = {role: _rows(ref, part) if role in kind.by_row else ref for role, ref in module.factors.items()}
+    return module._replace(factors=factors)
+
+
+def _rows(ref: Ref, part: Part) -> Ref:
+    size = ref.shape[0]
+    if not part.swapped:
+        rows = part.of(size)
+        return ref.rows(rows.start, rows.stop)
+    half = size // 2
+    return made([ref], ref.shape, lambda read, a, b: np.roll(whole(read, ref), half, axis=0)[a:b])
+
+
+def _of_embedding(change: Module) -> Module:
+    """What GGUF has of an embedding (vocabulary, d), as that of (d, vocabulary)."""
+    if change.target != EMBEDDING or change.transposed or not kind_of(change).is_product:
+        return change
+    factors = {A: turned(change.factors[B]), B: turned(change.factors[A])}
+    return change._replace(factors=factors, transposed=True)
+
+
+def _named(module: Module, target: str) -> Module:
+    """The change under another name; that of a layer is the path of its parameter."""
+    if target == module.target:
+        return module
+    return module._replace(name=target.rpartition(".")[0], target=target)
+
+
+def _only(found: Portable, wanted: Sequence[str]) -> Portable:
+    """What is changed in these parts of the pipeline."""
+    parts = [part_of(change.name)[0] for change in found.changes]
+    names = [part.name if part is not None else "" for part in parts]
+    for name in wanted:
+        if name not in names:
+            held = ", ".join(sorted({shown(one) for one in names if one})) or "none that is known"
+            raise UsageError(f"{found.adapter.path} changes nothing in the part {shown(name)}; it has {held}")
+    changes = tuple(change for change, name in zip(found.changes, names, strict=True) if name in wanted)
+    return dataclasses.replace(found, changes=changes, left=Counter(name for name in names if name not in wanted))

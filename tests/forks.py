@@ -1,0 +1,107 @@
+"""The command line in a process of its own that need not start: one that has the package loaded forks for each."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from adaptertool.process import prepare
+
+_LOADED = ("adaptertool.cli", "adaptertool.tasks", "adaptertool.render")  # packages, with all that is in them
+
+
+class Forks:
+    """A process that waits for command lines. `environment` is what it was started with."""
+
+    def __init__(self) -> None:
+        self.environment = dict(os.environ)
+        command = [sys.executable, "-u", str(Path(__file__))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        atexit.register(self._process.kill)
+
+    def run(self, arguments: Sequence[str], cwd: Path | None) -> subprocess.CompletedProcess[str]:
+        with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
+            request = [list(arguments), str(cwd or Path.cwd()), out.name, err.name]
+            _of(self._process.stdin).write(json.dumps(request) + "\n")
+            _of(self._process.stdin).flush()
+            code = int(_of(self._process.stdout).readline())
+            said = [_content(file) for file in (out, err)]
+        return subprocess.CompletedProcess(arguments, code, *said)
+
+
+@functools.cache
+def _started() -> Forks:
+    return Forks()
+
+
+def run(arguments: Sequence[str], cwd: Path | None) -> subprocess.CompletedProcess[str] | None:
+    """What the command line does; None where the environment is another, which counts from the start of a process."""
+    forks = _started()
+    if {**os.environ, "PYTEST_CURRENT_TEST": ""} != {**forks.environment, "PYTEST_CURRENT_TEST": ""}:
+        return None
+    return forks.run(arguments, cwd)
+
+
+def _of(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream
+
+
+def _content(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode().replace("\r\n", "\n")
+
+
+def _serve() -> None:
+    prepare([])
+    for package in map(importlib.import_module, _LOADED):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if (child := os.fork()) == 0:
+            _become(*request)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def _become(arguments: list[str], cwd: str, out: str, err: str) -> None:
+    """The process of one command line."""
+    os.chdir(cwd)
+    for number, path, flags in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
+        own = os.open(path, flags)
+        os.dup2(own, number)
+        os.close(own)
+    streams: list[Any] = [open(number, mode, encoding="utf-8") for number, mode in ((0, "r"), (1, "w"), (2, "w"))]  # noqa: SIM115, PTH123
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams
+    sys.argv = ["adaptertool", *arguments]
+    sys.path.insert(0, cwd)
+    code: Any = 0
+    try:
+        runpy.run_module("adaptertool", run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:  # as an interpreter would
+        traceback.print_exc()
+        code = 1
+    for stream in streams[1:]:
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)
+    _serve()
