@@ -113,6 +113,7 @@ REFUSED = {
     "scale a text": ({}, {"scale": "2"}, "must be a number"),
     "scale true": ({}, {"scale": True}, "must be a number"),
     "scale without bounds": ({}, {"scale": 1e400}, "JSON"),
+    "scale of too many digits": ({}, {"scale": 10**400}, "is damaged"),
     "no rank": ({}, {"rank": None}, "rank of lora_parameters"),
     "rank 0": ({}, {"rank": 0}, "from 1 on"),
     "another rank": ({}, {"rank": 3}, "with rank 3"),

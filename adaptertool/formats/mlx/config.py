@@ -4,7 +4,7 @@ no alpha (tuner/utils.py of mlx-lm 0.32.2)."""
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +57,8 @@ def parse_config(path: Path, fields: Mapping[str, Any]) -> MlxConfig:
         raise InputError(f"{path}: {PARAMETERS} has no scale,{more}: write the one that it was trained with")
     if type(scale) not in (int, float):
         raise InputError(f"{path}: scale of {PARAMETERS} must be a number, not {shown(scale)[:80]}")
-    if not abs(scale) < math.inf:
-        raise InputError(f"{path}: scale of {PARAMETERS} is {scale}; the config is damaged")
+    if not abs(scale) <= sys.float_info.max:
+        raise InputError(f"{path}: scale of {PARAMETERS} is {shown(scale)[:80]}; the config is damaged")
     if alpha not in (None, rank):
         raise UnsupportedError(
             f"{path}: {PARAMETERS} has alpha {shown(alpha)[:80]} beside rank {rank} and scale {scale}: until June 2024 "
