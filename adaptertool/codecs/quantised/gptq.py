@@ -34,8 +34,8 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
     if stored.settings.method != "gptq":
         return None
     bits, said = fields.get("bits"), fields.get("checkpoint_format", "gptq")
-    known = type(bits) is int and bits in _BITS and said in tuple(_FORMATS)
-    if not known or fields.get("pack_dtype", "int32") != "int32":
+    known = said in tuple(_FORMATS) and fields.get("pack_dtype", "int32") == "int32"
+    if type(bits) is not int or bits not in _BITS or not known:
         raise UnsupportedError(
             f"{stored.settings.where}: bits {shown(bits)}, checkpoint_format {shown(said)}: of GPTQ {_BITS} bits are "
             f"decoded, as {' and '.join(_FORMATS)} have them; use the checkpoint that it was made from"
