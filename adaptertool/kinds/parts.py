@@ -17,7 +17,8 @@ from adaptertool.spec.tensors import Ref, View
 
 def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | None:
     """The modules of kinds that are applied which are the same, one after another; the module itself where its kind is
-    applied. None where the shape of the weight must be known.
+    applied. None where the shape of the weight must be known. Raises UnsupportedError for changes of single rows of a
+    weight that is stored transposed.
 
     weight: the shape (out, in, ...) of what it changes; None: that which the factors tell
     """

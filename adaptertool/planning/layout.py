@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adaptertool.errors import UnsupportedError, shown
-from adaptertool.files.checkpoint import INDEX, Checkpoint
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header, build_header
 from adaptertool.files.jsonfile import objects
 from adaptertool.resolution.heads import Head, dtype_in, stored_as
@@ -23,6 +23,7 @@ from adaptertool.spec.plan import Asset, Edit, Shard, Step
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 
 CONFIG = "config.json"
+_OF_INDEX = ".safetensors.index.json"  # whatever the files of weights are called
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 Edits = Mapping[str, Sequence[Edit]]
 
@@ -102,7 +103,8 @@ def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: TensorSetChang
     if base.config is not None:
         new[CONFIG] = _dump(_config(base, changes))
     if base.index is not None:
-        new[INDEX] = _dump(_index(dict(base.index), shards))
+        own = (asset.name for asset in base.assets if asset.name.endswith(_OF_INDEX) and "/" not in asset.name)
+        new[next(own)] = _dump(_index(dict(base.index), shards))
     return tuple(
         dataclasses.replace(asset, content=new[asset.name], size=len(new[asset.name])) if asset.name in new else asset
         for asset in base.assets

@@ -148,14 +148,16 @@ def test_every_command(tmp_path: Path) -> None:
         done = command(*arguments)
         assert done.returncode == 0, done.stderr
     assert "rank 4" in command("inspect", path).stdout
-    for arguments, said in (
-        (["sum", path, other, "-o", tmp_path / "s"], "which only a base can tell"),
-        (["truncate", path, "--rank", "1", "-o", tmp_path / "s"], "which only a base can tell"),
-        (["wise", base, path, "-o", tmp_path / "s", "--alpha", "0.3", "--as-adapter"], "read and not written"),
+    for arguments, code, said in (
+        (["sum", path, other, "-o", tmp_path / "s"], 2, r"is to end in .safetensors"),
+        (["truncate", path, "--rank", "1", "-o", tmp_path / "s"], 2, r"is to end in .safetensors"),
+        (["wise", base, path, "-o", tmp_path / "s", "--alpha", "0.3", "--as-adapter"], 3, "read and not written"),
     ):
         done = command(*arguments)
-        assert done.returncode == 3 and said in done.stderr, done.stderr
+        assert done.returncode == code and said in done.stderr, done.stderr
         assert not (tmp_path / "s").exists()
+    assert command("sum", path, other, "-w", "1", "-w", "0.5", "-o", tmp_path / "s.safetensors").returncode == 0
+    assert command("verify", tmp_path / "out", base, tmp_path / "s.safetensors").returncode == 0
     assert command("diff", path, other).returncode == 1
     assert command("diff", path, path).returncode == 0
 

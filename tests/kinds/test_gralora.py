@@ -22,7 +22,7 @@ from one_kind import (
     together,
     try_chain,
     try_commands,
-    try_joined_is_refused,
+    try_joined,
     try_merges,
     try_part,
     try_sum_is_refused,
@@ -92,8 +92,10 @@ def test_on_a_part_of_a_fused_projection(tmp_path: Path) -> None:
     try_part(tmp_path, adapter, change_of(adapter, PART, hybrid=1))
 
 
-def test_projections_that_are_stored_apart_are_refused(tmp_path: Path) -> None:
-    try_joined_is_refused(tmp_path, one_layer(tmp_path / "a", layer=JOINED), "gralora")
+def test_projections_that_are_stored_apart(tmp_path: Path) -> None:
+    """By rows of the product that it comes down to."""
+    adapter = one_layer(tmp_path / "a", layer=JOINED)
+    try_joined(tmp_path, adapter, change_of(adapter, layer=JOINED))
 
 
 def test_every_command(tmp_path: Path) -> None:

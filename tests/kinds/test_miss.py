@@ -24,7 +24,7 @@ from one_kind import (
     require_commands,
     try_chain,
     try_commands,
-    try_joined_is_refused,
+    try_joined,
     try_merges,
     try_part,
     try_sum_is_refused,
@@ -119,8 +119,10 @@ def test_on_a_part_of_a_fused_projection(tmp_path: Path) -> None:
     try_part(tmp_path, adapter, change_of(adapter, PART))
 
 
-def test_projections_that_are_stored_apart_are_refused(tmp_path: Path) -> None:
-    try_joined_is_refused(tmp_path, one_layer(tmp_path / "a", layer=JOINED), "miss")
+def test_projections_that_are_stored_apart(tmp_path: Path) -> None:
+    """By rows of the product that it comes down to."""
+    adapter = one_layer(tmp_path / "a", layer=JOINED)
+    try_joined(tmp_path, adapter, change_of(adapter, JOINED))
 
 
 def test_every_command(tmp_path: Path) -> None:

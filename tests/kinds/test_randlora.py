@@ -22,7 +22,7 @@ from one_kind import (
     own,
     try_chain,
     try_commands,
-    try_joined_is_refused,
+    try_joined,
     try_merges,
     try_part,
     try_sum_is_refused,
@@ -97,8 +97,10 @@ def test_on_a_weight_that_is_stored_transposed(tmp_path: Path) -> None:
     try_turned(tmp_path, adapter, change_of(adapter, TURNED))
 
 
-def test_projections_that_are_stored_apart_are_refused(tmp_path: Path) -> None:
-    try_joined_is_refused(tmp_path, one_layer(tmp_path / "a", layer=JOINED), "randlora")
+def test_projections_that_are_stored_apart(tmp_path: Path) -> None:
+    """By rows of the product that it comes down to."""
+    adapter = one_layer(tmp_path / "a", layer=JOINED)
+    try_joined(tmp_path, adapter, change_of(adapter, layer=JOINED))
 
 
 def test_every_command(tmp_path: Path) -> None:

@@ -195,3 +195,17 @@ def test_scales_in_another_shard_and_a_run_that_goes_on(tmp_path: Path, name: st
     assert not (tmp_path / "out").exists()
     library.merge(base, [adapter], tmp_path / "out", dtype="bf16", threads=1)
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "once")
+
+
+def test_the_index_of_a_model_of_a_pipeline(tmp_path: Path) -> None:
+    """Its name is another; it follows too."""
+    weights, index = tmp_path / "base", "diffusion_pytorch_model.safetensors.index.json"
+    base = write_checkpoint(weights, {"a.weight": torch.ones(4, 4), "b.weight": torch.ones(4, 4)}, shards=2)
+    text = (base / INDEX).read_text().replace("model-0", "diffusion_pytorch_model-0")
+    (base / index).write_text(text)
+    (base / INDEX).unlink()
+    for file in base.glob("model-*"):
+        file.rename(base / f"diffusion_pytorch_{file.name}")
+    adapter = write_adapter(tmp_path / "adapter", lora_factors("a", (4, 4)))
+    library.merge(base, [adapter], tmp_path / "out", dtype="bf16")
+    assert json.loads((tmp_path / "out" / index).read_text())["metadata"]["total_size"] == 2 * 32
