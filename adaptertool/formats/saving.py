@@ -56,6 +56,7 @@ class Saving:
     weights: what the file of tensors is called, where OUT is a directory; "" where OUT is that file
     names:   in which spelling it has the layers of image and video models, where the base tells: that of diffusers, of
              the original repository, or the adapter's own. Text encoders are as transformers has them in all
+    ties:    whether a head that is tied to its embedding has the changes of that; None: as the adapter says
     end:     what OUT ends in, where it is one file; None where it is always a directory. A format that has both is
              written as a file where OUT ends so
     """
@@ -64,6 +65,7 @@ class Saving:
     weights: str
     end: str | None = None
     names: str = OURS
+    ties: bool | None = False
 
     def as_file(self, out: Path) -> bool:
         """Whether OUT is to be one file."""

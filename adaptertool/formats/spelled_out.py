@@ -23,7 +23,7 @@ FAMILY = "kohya"  # whose endings of keys both have
 ALPHA = ".alpha"
 _TAKES_SCALE = (B, "hada_w1_a", W1, "lokr_w1_a", DELTA, BIAS)  # what is multiplied by a scale that nothing else says
 _ON_BIAS = {".diff": ".diff_b", ".w_norm": ".b_norm"}
-_LARGEST = 3.4e38  # that float32 holds, about
+_LEAST, _LARGEST = 2.0**-126, 3.4e38  # that float32 holds in full, about
 
 
 class Said(NamedTuple):
@@ -112,7 +112,7 @@ def by_alpha(change: Module, whose: str) -> Said:
         return Said(0.0)
     if not rank or not change.scale:
         return Said(rank and float(rank), change.scale)
-    if abs(change.scale * rank) > _LARGEST:
+    if not _LEAST <= abs(change.scale * rank) <= _LARGEST:
         return Said(float(rank), change.scale)
     (alpha,) = struct.unpack("f", struct.pack("f", change.scale * rank))
     return Said(alpha, exact=spelling.scaling(alpha, rank) == change.scale)
@@ -144,7 +144,12 @@ def spelt_out(portable: Portable, what: str, key_of: Callable[[Module], str]) ->
             found.append(Spelt(one, key_of(one), {BIAS: _ON_BIAS[".diff"]}, Said(None, one.scale)))
             continue
         change = in_family(portable, one, FAMILY, what)
-        found.append(Spelt(change, key_of(one), endings_of(change, FAMILY), by_alpha(change, FAMILY)))
+        said = by_alpha(change, FAMILY)
+        if said.times != 1 and not any(role in change.factors for role in _TAKES_SCALE):
+            refuse(
+                portable, [one], f"with a scale of {one.scale:g}, which no alpha of {what} says, and no factor takes"
+            )
+        found.append(Spelt(change, key_of(one), endings_of(change, FAMILY), said))
     require_apart(portable, found)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -25,15 +25,23 @@ from adaptertool.spec.portable import Portable
 from adaptertool.spec.tensors import Ref
 
 
-def portable(adapter: Adapter, subject: Base | None = None, parts: Sequence[str] = (), names: str = OURS) -> Portable:
+def portable(
+    adapter: Adapter,
+    subject: Base | None = None,
+    parts: Sequence[str] = (),
+    names: str = OURS,
+    ties: bool | None = None,
+) -> Portable:
     """The changes of an adapter, in its order.
 
     names: in which spelling layers of image and video models are to be called (formats.saving.Saving)
+    ties: whether the other format changes ends that the base ties as one (the same)
 
     subject: the base, every tensor of which that is changed must be there, and have a shape that fits
     parts: of a pipeline, of which alone the changes are taken; all where none is named
 
-    Raises InputError for a base that does not fit, UsageError for a part that is not changed.
+    Raises InputError for a base that does not fit, UsageError for a part that is not changed, UnsupportedError for what
+    would be another change there.
     """
     changes, stored = list(adapter.modules), dict[str, Ref]()
     for change in changes:
@@ -44,6 +52,8 @@ def portable(adapter: Adapter, subject: Base | None = None, parts: Sequence[str]
             )
     if subject is not None:
         changes = list(_placed(subject, adapter, stored, names))
+        if ties is not None and subject.ends:
+            _require_ends_alike(subject, adapter, stored, ties=ties)
     held = subject.base.tensors if subject is not None else [change.name for change in changes]
     found = Portable(
         adapter=adapter,
@@ -54,6 +64,21 @@ def portable(adapter: Adapter, subject: Base | None = None, parts: Sequence[str]
         parts=frozenset(part.name for name in held if (part := part_of(name)[0])),
     )
     return _only(found, parts) if parts else found
+
+
+def _require_ends_alike(subject: Base, adapter: Adapter, stored: Mapping[str, Ref], *, ties: bool) -> None:
+    """Raises UnsupportedError for a change of an end that the base ties, which would be one of both ends, or of that
+    alone, and is not."""
+    sources = dict.fromkeys(subject.ends.values())
+    ends = ", ".join(map(shown, (*subject.ends, *sources)))
+    for name in (ref.spec.name for ref in stored.values()):
+        of_head = name in subject.ends and (ties or adapter.ties_ends)
+        if of_head or (name in sources and ties != adapter.ties_ends):
+            why = "written so it would change all of them" if ties else "the adapter changes all of them by it"
+            raise UnsupportedError(
+                f"{adapter.path}: a change of {shown(name)}; the base ties {ends}, and "
+                f"{why}, as the two formats differ in that: merge it into its base"
+            )
 
 
 def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref], names: str) -> Iterator[Module]:

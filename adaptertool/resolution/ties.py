@@ -12,10 +12,11 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from adaptertool.architectures.conversion import Piece, architecture_of, into_memory, rules_for, ties_of
+from adaptertool.codecs.tensors import read_tensor
 from adaptertool.errors import InputError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
-from adaptertool.files.reader import open_input, read_exact, same_bytes
+from adaptertool.files.reader import Inputs, open_input, read_exact, same_bytes
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
 from adaptertool.resolution.correspondence import FLAG as FLAG
@@ -122,6 +123,8 @@ def _same_numbers(one: Ref, other: Ref, *, transposed: bool = False) -> bool:
     """Whether the stored bytes are the same, one of them perhaps transposed (then they are read whole: factors)."""
     if one == other:
         return True
+    if one.made is not None or other.made is not None:
+        return _same_when_made(one, other, transposed=transposed)
     if one.spec.dtype != other.spec.dtype or one.shape != other.shape[:: -1 if transposed else 1]:
         return False
     if one.columns is not None or other.columns is not None:
@@ -136,3 +139,18 @@ def _same_numbers(one: Ref, other: Ref, *, transposed: bool = False) -> bool:
             data = read_exact(file, ref.offset, ref.spec.nbytes)
         arrays.append(np.frombuffer(data, kind).reshape(ref.spec.shape))
     return bool((arrays[0] == arrays[1].T).all())
+
+
+def _same_when_made(one: Ref, other: Ref, *, transposed: bool) -> bool:
+    """The same of tensors of which one lies in no file: by their numbers."""
+    if one.shape != other.shape[:: -1 if transposed else 1]:
+        return False
+    arrays = []
+    for ref in (one, other):
+        stamps = {}
+        for source in ref.stored:
+            with open_input(source.path) as file:
+                stamps[source.path] = file.stamp
+        with Inputs(stamps) as inputs:
+            arrays.append(read_tensor(inputs, ref, 0, ref.spec.numel).reshape(ref.shape))
+    return bool((arrays[0] == (arrays[1].T if transposed else arrays[1])).all())

@@ -13,7 +13,7 @@ from adaptertool.files.parsed import Parsed
 from adaptertool.formats import BY_NAME, SAVINGS, format_at
 from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
-from adaptertool.formats.saving import WritingOptions
+from adaptertool.formats.saving import Saving, WritingOptions
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
 from adaptertool.planning.portable import portable
@@ -66,7 +66,7 @@ def convert(
     beside = None if base is None else as_path(base, "BASE")
     written = target_at(to, target)
     check_out(target, [path, *([] if beside is None else [beside])], force=options.force, as_file=written.as_file)
-    changes = _opened(path, beside, Reading(renames, leave_out, expert_layout), parts, written.saving.names)
+    changes = _opened(path, beside, Reading(renames, leave_out, expert_layout), parts, written.saving)
     if changes.adapter.format == to:
         raise UsageError(f"{path} is of the format {to} already")
     require_names(changes, to)
@@ -88,7 +88,7 @@ def convert(
     )
 
 
-def _opened(path: Path, base: Path | None, reading: Reading, parts: Sequence[str], names: str) -> Portable:
+def _opened(path: Path, base: Path | None, reading: Reading, parts: Sequence[str], saving: Saving) -> Portable:
     """What the adapter changes. From headers and configs alone."""
     if base is None:
         if reading.renames:
@@ -101,7 +101,7 @@ def _opened(path: Path, base: Path | None, reading: Reading, parts: Sequence[str
     with renaming(reading.renames) as own:
         adapter = open_adapter(path, checkpoint, reading, own)
     require_used(reading.leave_out, [adapter])
-    return portable(adapter, open_base(checkpoint), parts, names)
+    return portable(adapter, open_base(checkpoint), parts, saving.names, saving.ties)
 
 
 def _output(changes: Portable, draft: Draft, weights: str, recipe: Mapping[str, object]) -> AdapterJob[Rewritten]:

@@ -65,6 +65,13 @@ def test_another_scale_goes_into_lora_b(tmp_path: Path, base: Path, other: int, 
     assert rounded or merges_alike(tmp_path, base)
 
 
+def test_a_scale_that_is_near_is_not_taken_for_the_same(tmp_path: Path, base: Path) -> None:
+    """What is said to be 6e-8 is no more than that."""
+    low = {**lora_factors(V, (8, 6)), **lora_factors(DOWN, (8, 6))}
+    _, _, report = written(tmp_path, base, low, lora_alpha=8, alpha_pattern={"down_proj": 8 * (1 + 2**-21)})
+    assert report.rounded and "another scale" in " ".join(report.notes)
+
+
 def test_rank_stabilised(tmp_path: Path, base: Path) -> None:
     """Half the change is what llama.cpp's own converter makes of this."""
     alpha, _, report = written(tmp_path, base, lora_factors(V, (8, 6), rank=3), r=3, lora_alpha=4, use_rslora=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import load, lora_factors, write_adapter, write_checkpoint
-from safetensors.torch import load_file
+from conftest import load, lora_factors, same_bits, write_adapter, write_checkpoint
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import UnsupportedError
@@ -125,3 +125,44 @@ def test_numbers_that_mlx_changes_are_refused(tmp_path: Path) -> None:
 )
 def test_targets(names: list[str], depth: int | None, expected: tuple[int, list[str]]) -> None:
     assert targets_of(names, None if depth is None else {"num_hidden_layers": depth}) == expected
+
+
+def test_tied_ends_are_changed_as_they_were(tmp_path: Path) -> None:
+    """To MLX a tied head is its embedding, changes included; to PEFT that is so where its config says it."""
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+    weights = {f"{Q}.weight": torch.randn(8, 6), "model.embed_tokens.weight": torch.randn(9, 6)}
+    base = write_checkpoint(tmp_path / "base", weights, config=config)
+    embedding = {"model.embed_tokens.lora_embedding_A": torch.randn(4, 9)}
+    embedding["model.embed_tokens.lora_embedding_B"] = torch.randn(6, 4)
+    for number, factors in enumerate((embedding, lora_factors("lm_head", (9, 6)))):
+        with pytest.raises(
+            UnsupportedError, match=r"base ties lm_head\.weight, model\.embed_tokens\.weight, and written"
+        ):
+            written(tmp_path / str(number), factors, base)
+    path = write_adapter(tmp_path / "peft", embedding, r=4, ensure_weight_tying=True)
+    adaptertool.convert(path, tmp_path / "mlx", to="mlx", base=base)
+    adaptertool.convert(tmp_path / "mlx", tmp_path / "back", to="peft", base=base)
+    for name in ("peft", "mlx", "back"):
+        adaptertool.merge(base, [tmp_path / name], tmp_path / f"{name}-out")
+    expected = load(tmp_path / "peft-out")
+    assert expected.keys() == weights.keys()
+    assert all(
+        same_bits(load(tmp_path / f"{name}-out")[key], own) for name in ("mlx", "back") for key, own in expected.items()
+    )
+    with pytest.raises(UnsupportedError, match="the adapter changes all of them by it"):
+        adaptertool.convert(tmp_path / "mlx", tmp_path / "a.gguf", to="gguf", base=base)
+
+
+def test_changes_of_both_tied_ends_are_compared_by_their_numbers(tmp_path: Path) -> None:
+    """Also where they are turned: what lies in no file has no bytes."""
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+    base = write_checkpoint(tmp_path / "base", {"model.embed_tokens.weight": torch.randn(9, 6)}, config=config)
+    a, b = torch.randn(9, 2), torch.randn(2, 6)
+    (tmp_path / "a").mkdir()
+    tensors = {"model.embed_tokens.lora_a": a, "model.embed_tokens.lora_b": b}
+    tensors |= {"lm_head.lora_a": b.T.contiguous(), "lm_head.lora_b": a.T.contiguous()}
+    save_file(tensors, tmp_path / "a" / "adapters.safetensors")
+    fields = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 1.0}}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(fields))
+    adaptertool.merge(base, [tmp_path / "a"], tmp_path / "out")
+    assert load(tmp_path / "out").keys() == load(base).keys()

@@ -309,3 +309,22 @@ def test_not_finite(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "a", tensors)
     with pytest.raises(AdapterToolError, match="nan"):
         adaptertool.convert(adapter, tmp_path / "b.safetensors", to="kohya")
+
+
+@pytest.mark.parametrize("ends", [{f"{x}.weight": (8, 8) for x in ("a1", "a2", "b1", "b2")}, {"w_norm": (8,)}])
+def test_a_file_of_one_uncommon_kind_is_told_from_a_model(tmp_path: Path, ends: dict[str, tuple[int, ...]]) -> None:
+    base = write_checkpoint(tmp_path / "base", {f"{Q}.weight": torch.randn(*next(iter(ends.values())))}, config={})
+    path = kohya_file(tmp_path / "a.safetensors", (FLAT_Q, ends))
+    comfy = convert(path, tmp_path / "b.safetensors", "comfy", base=base, prefix="diffusion_model.")
+    require_same(merged(base, path, tmp_path / "m1"), merged(base, comfy, tmp_path / "m2"))
+
+
+def test_a_scale_beyond_what_alpha_holds_is_multiplied_in(tmp_path: Path) -> None:
+    """An alpha of 0, or one of few bits, would say another."""
+    base, tensors = base_of(tmp_path / "base", torch.float32), factors({Q: 2}, torch.float32)
+    tensors[f"{Q}.lora_B.weight"] *= 2.0**100
+    adapter = write_adapter(tmp_path / "a", tensors, r=2, lora_alpha=1.9e-44)
+    report = adaptertool.convert(adapter, tmp_path / "b.safetensors", to="kohya")
+    assert report.rounded == 16 and load(tmp_path / "b.safetensors")["lycoris_blocks_0_attn_q.alpha"] == 2
+    one, other = merged(base, adapter, tmp_path / "m1"), merged(base, tmp_path / "b.safetensors", tmp_path / "m2")
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-20)

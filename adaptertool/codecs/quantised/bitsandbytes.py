@@ -31,6 +31,7 @@ from adaptertool.spec.tensors import ReadStored, Ref
 
 _STATE = ".quant_state.bitsandbytes__"
 _KINDS = ("nf4", "fp4")
+_MOST = 1 << 48  # beyond all sizes that there are
 
 
 def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
@@ -96,10 +97,10 @@ def _state(stored: Stored, ref: Ref) -> dict[str, Any]:
         state = json.loads(stored.content(ref))
         shape, block = state["shape"], state["blocksize"]
         sizes = [*shape, block, *([state["nested_blocksize"]] if "nested_blocksize" in state else [])]
-        valid = len(shape) > 1 and all(type(size) is int and size > 0 for size in sizes)
+        valid = len(shape) > 1 and all(type(size) is int and 0 < size < _MOST for size in sizes)
         valid = valid and (len(sizes) == len(shape) + 1 or math.isfinite(float(state["nested_offset"])))
         kind = state["quant_type"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise MismatchError(f"{ref.path}: {shown(ref.spec.name)} is not the JSON that bitsandbytes writes") from error
     if not valid or kind not in _KINDS:
         raise UnsupportedError(f"{ref.path}: {shown(ref.spec.name)} says {shown(state)[:200]}, which is not known here")

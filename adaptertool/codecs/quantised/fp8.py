@@ -51,7 +51,9 @@ def scaled(stored: Stored, codes: Ref, scale: Ref, name: str, called: str) -> We
     if len(shape) < 2:
         misfit(codes, f"and has {shown(scale.spec.name)} beside it; a quantised weight is a matrix")
     blocks = stored.blocks | ({_MX} if scale.spec.dtype in ("U8", "F8_E8M0") else set())
-    grid, dtype = grid_of(scale, shape, blocks, stored.settings.where), codes.spec.dtype
+    # In this one all weights have such blocks; in others some may have a scale a row
+    strict = stored.settings.method == "fp8"
+    grid, dtype = grid_of(scale, shape, blocks, stored.settings.where, strict=strict), codes.spec.dtype
 
     def rows(read: ReadStored, first: int, last: int) -> Array:
         values = numbers(read(codes, shape[-1], first, last), dtype)

@@ -34,7 +34,8 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
     if stored.settings.method != "gptq":
         return None
     bits, said = fields.get("bits"), fields.get("checkpoint_format", "gptq")
-    if bits not in _BITS or said not in _FORMATS or fields.get("pack_dtype", "int32") != "int32":
+    known = said in tuple(_FORMATS) and fields.get("pack_dtype", "int32") == "int32"
+    if type(bits) is not int or bits not in _BITS or not known:
         raise UnsupportedError(
             f"{stored.settings.where}: bits {shown(bits)}, checkpoint_format {shown(said)}: of GPTQ {_BITS} bits are "
             f"decoded, as {' and '.join(_FORMATS)} have them; use the checkpoint that it was made from"
@@ -51,6 +52,8 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
     if order is not None and order.spec.shape != (inner,):
         misfit(order, f"and {shown(codes.spec.name)} is {codes.spec}, {bits} bits each")
     size = group_size(stored, scales, inner, groups)
+    if order is None and groups > 1 and fields.get("desc_act") is True and fields.get("static_groups") is not True:
+        stored.need(codes, f"{name}g_idx")  # else nothing tells which inputs a scale is for
 
     def rows(read: ReadStored, first: int, last: int) -> Array:
         values = _split(read(codes, out, 0, inner // each, first, last), bits).reshape(inner, -1).T.astype(np.float64)

@@ -50,21 +50,24 @@ class Grid(NamedTuple):
             values *= np.repeat(scales, self.block[1], axis=1)[:, : self.columns]
 
 
-def grid_of(ref: Ref, shape: tuple[int, ...], blocks: Collection[Block], where: str) -> Grid:
+def grid_of(ref: Ref, shape: tuple[int, ...], blocks: Collection[Block], where: str, *, strict: bool = False) -> Grid:
     """How scales belong to a weight of that shape: (..., rows, columns). blocks: those that may be meant, as the config
-    or the format has them; one scale for a matrix, and one for a row, tell themselves.
+    or the format has them; one scale for a matrix, and one for a row, tell themselves, if not `strict` where there are
+    blocks.
 
     Raises MismatchError where the scales are not as many as such blocks, or nothing tells how large these are. where:
     the file that says how large they are
     """
     *lead, rows, columns = shape
     scales, whole = ref.spec.shape, math.prod(lead) * rows
-    if math.prod(scales) == 1:
-        return Grid(ref, whole, columns, (whole, columns), (1, 1))
+    counts = [_count((rows, columns), block) for block in blocks]
+    may_be = [count for count in ((1, 1), (rows, 1)) if not strict or not blocks or count in counts]
     own = scales[len(lead) :] if scales[: len(lead)] == tuple(lead) else None
-    if lead and own in ((), (1,), (1, 1)):
+    if (1, 1) in may_be and math.prod(scales) == 1:
+        return Grid(ref, whole, columns, (whole, columns), (1, 1))
+    if (1, 1) in may_be and lead and own in ((), (1,), (1, 1)):
         return Grid(ref, rows, columns, (rows, columns), (1, 1))
-    if own in ((rows,), (rows, 1)):
+    if (rows, 1) in may_be and own in ((rows,), (rows, 1)):
         return Grid(ref, rows, columns, (1, columns), (rows, 1))
     fits = {block for block in blocks if own == _count((rows, columns), block)}
     if len(fits) == 1:

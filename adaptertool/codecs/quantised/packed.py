@@ -48,6 +48,8 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
         misfit(zero, f"and {shown(scale.spec.name)} is {scale.spec}, of {bits} bits")
     if order is not None and order.spec.shape != (shape[1],):
         misfit(order, f"and the weight is {by(shape)}")
+    if order is None and groups > 1 and _reordered(stored, bits):
+        stored.need(codes, f"{weight}_g_idx")
     size = _group(stored, scale, shape[1], groups)
     rows = _rows((codes, scale, zero, order), shape, bits, size)
     parts = tuple(ref for ref in (codes, scale, zero, order) if ref is not None)
@@ -77,10 +79,16 @@ def _bits_of(stored: Stored, codes: Ref, shape: tuple[int, int]) -> int:
     return fits[0]
 
 
+def _reordered(stored: Stored, bits: int) -> bool:
+    """Whether the config says of all weights of so many bits that the columns of a group do not follow one another."""
+    orders = [group.get("actorder") for group in stored.settings.groups() if group.get("num_bits") == bits]
+    return bool(orders) and all(str(order).lower() in ("group", "dynamic", "true") for order in orders)
+
+
 def _group(stored: Stored, scale: Ref, columns: int, groups: int) -> int:
     """How many columns have a scale in common. Raises MismatchError where that is not clear."""
     fits = {size for size in stored.group_sizes if -(-columns // size) == groups}
-    if groups == 1 or columns % groups == 0:
+    if groups == 1 or (not stored.group_sizes and columns % groups == 0):
         fits = fits or {columns // groups}
     if len(fits) != 1:
         misfit(scale, f"and {stored.settings.where} names no group_size by which {columns} columns have so many scales")

@@ -25,7 +25,7 @@ from adaptertool.kinds.made import turned
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.portable import Container, Draft, Drafted, Portable
 
-_LARGEST = 3.4e38  # that float32 holds, about
+_LEAST, _LARGEST = 2.0**-126, 3.4e38  # that float32 holds in full, about
 
 
 def draft(portable: Portable, options: WritingOptions) -> Draft:  # noqa: ARG001
@@ -37,7 +37,8 @@ def draft(portable: Portable, options: WritingOptions) -> Draft:  # noqa: ARG001
     for change in changes:
         found = find(change)
         times = change.scale / (alpha / change.rank)
-        if times != 1 and abs(times - 1) < 2**-20:  # what float32 does not hold of alpha is not worth a rounded factor
+        # What float32 does not hold of alpha is not worth a rounded factor
+        if times != 1 and _single(change.scale * change.rank) == alpha:
             near.append(change)
             times = 1.0
         tensors += _factors(portable, change, found, times)
@@ -103,8 +104,8 @@ def _alpha(changes: Sequence[Module]) -> float:
 
 
 def _single(number: float) -> float:
-    """The nearest float32; 0 where it holds none."""
-    found: float = struct.unpack("f", struct.pack("f", number))[0] if abs(number) < _LARGEST else 0.0
+    """The nearest float32; 0 where it holds none, or one of few bits."""
+    found: float = struct.unpack("f", struct.pack("f", number))[0] if _LEAST <= abs(number) < _LARGEST else 0.0
     return found
 
 

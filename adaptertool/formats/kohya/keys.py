@@ -58,7 +58,7 @@ _FACTORS = (
     *(end for end in _KNOWN if end.startswith((".lora", "_lora", ".hada_", ".lokr_", ".oft_", ".dora_"))),
     *("_lora1.down.weight", "_lora2.down.weight", "_custom_diffusion.weight", "lora_controlnet"),
 )
-_OF_COMFY = (*_FACTORS, ".diff", ".diff_b", ".set_weight", ".reshape_weight")
+_OF_COMFY = (*_FACTORS, *(_OF_KINDS - {_IA3}), *ON_BIAS, ON_INPUT, ".set_weight", ".reshape_weight")
 _PEFT = ("base_model.model.", ".base_layer.")  # of its own file, which has a config; of a model that is not merged
 # Attention processors, by what diffusers called their layers; in text encoders otherwise
 _PROCESSED, _IN_TEXT = {"to_out": "to_out.0"}, {"to_out": "out_proj", **{f"to_{x}": f"{x}_proj" for x in "qkv"}}

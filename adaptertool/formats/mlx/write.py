@@ -179,4 +179,4 @@ def _notes(changes: Sequence[Module], rank: int, scale: float) -> list[str]:
     return found
 
 
-SAVING = Saving(draft=draft, weights=WEIGHTS)
+SAVING = Saving(draft=draft, weights=WEIGHTS, ties=True)

@@ -121,6 +121,8 @@ def config_of(portable: Portable, low: Sequence[Module], front: str, saved: Sequ
     causal = isinstance(architectures, list) and any(str(one).endswith("ForCausalLM") for one in architectures)
     fields = new_fields(str(named or ""), biases=False, transposed=False, saved_modules=saved, causal=causal)
     fields["use_dora"] = any(MAGNITUDE in change.factors for change in low)
+    if portable.adapter.ties_ends:
+        fields["ensure_weight_tying"] = True
     fields["lora_bias"] = any(kind_of(change).follows for change in low)
     layers = [
         Written(change.name.removeprefix(front), change.rank, change.scale)
@@ -140,4 +142,4 @@ _OF_ANY = (
     "target_modules",
 )  # fmt: skip
 
-SAVING = Saving(draft=draft, weights=WEIGHTS)
+SAVING = Saving(draft=draft, weights=WEIGHTS, ties=None)
