@@ -127,7 +127,10 @@ nearest; the report counts them. *refused*: by name, and nothing is written.
 
 - Names as kohya's tools write them cannot be undone: into other formats `--base` tells them, the folder of a pipeline
   or a single file. It also tells what layers are called in the other repository (sgm, diffusers), which of them are one
-  there, and which halves are swapped. Layers of diffusers that are one in the original stay under diffusers' names.
+  there, and which halves are swapped. Layers of diffusers that are one in
+  the original (`to_q`, `to_k`, `to_v` are `img_attn.qkv`) become one LoRA: its rank is the sum of theirs, and B has
+  zeros where no part is changed. In kohya's format that is so where the base is a file that has such layers. Scales
+  that differ by other factors than powers of two are multiplied into B. DoRA needs all parts; other kinds are refused.
 - PEFT has an adapter for each model: of a pipeline choose one, `--part unet`.
 - diffusers: scales that are powers of two are multiplied into B, which every version loads; else the file says them in
   its metadata (`lora_adapter_metadata`), for every part of the pipeline, and factors stay as they are.

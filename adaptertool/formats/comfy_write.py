@@ -52,8 +52,8 @@ def name_of(portable: Portable, change: Module, options: WritingOptions) -> str:
         refuse(
             portable,
             [change],
-            "named as diffusers does, where ComfyUI has the names of the original model: the base tells them (--base), "
-            "unless several layers are one there; or say what names begin with, if they are the same (--prefix "
+            "named as diffusers does, where ComfyUI has the names of the original model: the base tells them (--base); "
+            "or say what names begin with, if they are the same (--prefix "
             "diffusion_model.)",
         )
     part = part or likely_part(path) or part_of("diffusion_model.")[0]
