@@ -34,7 +34,7 @@ OF_KOHYA: Mapping[str, Mapping[str, tuple[int, ...]]] = {
         "lora_down.weight": (4, 8), "lora_up.weight": (8, 4), "dora_scale": (1, 8), "alpha": (),
     },
     "LoHa": {**{f"hada_w{n}_{x}": (8, 4) if x == "a" else (4, 8) for n in (1, 2) for x in "ab"}, "alpha": ()},
-    "LoKr": {"lokr_w1": (2, 2), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 4), "alpha": ()},
+    "LoKr": {"lokr_w1": (2, 2), "lokr_w2_a": (4, 1), "lokr_w2_b": (1, 4), "alpha": ()},
     "GLoRA, diag-OFT, BOFT, (IA)³ of LyCORIS": {f"{x}.weight": (8, 8) for x in ("a1", "a2", "b1", "b2")},
     "whole differences (`.diff`)": {"diff": (8, 8)},
 }  # fmt: skip
@@ -131,7 +131,8 @@ nearest; the report counts them. *refused*: by name, and nothing is written.
   the original (`to_q`, `to_k`, `to_v` are `img_attn.qkv`) become one LoRA: its rank is the sum of theirs, and B has
   zeros where no part is changed. In kohya's format that is so where the base is a file that has such layers. Scales
   that differ by other factors than powers of two are multiplied into B. DoRA needs all parts; other kinds are refused.
-- PEFT has an adapter for each model: of a pipeline choose one, `--part unet`.
+- PEFT has an adapter for each model: of a pipeline choose one, `--part unet`. It makes LoKr's factors of shapes that
+  follow from its config, one for all layers: where no such fields make just these shapes, LoKr is refused.
 - diffusers: scales that are powers of two are multiplied into B, which every version loads; else the file says them in
   its metadata (`lora_adapter_metadata`), for every part of the pipeline, and factors stay as they are.
 - kohya, ComfyUI: every layer has its alpha, also where it is its rank. `ss_network_dim` and `ss_network_alpha` are
