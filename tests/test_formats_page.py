@@ -61,7 +61,14 @@ OF_PEFT: Mapping[str, tuple[Tensors, dict[str, Any]]] = {
         {f"{EMBEDDING}.lora_embedding_A": torch.randn(4, 16), f"{EMBEDDING}.lora_embedding_B": torch.randn(8, 4)},
         {"r": 4, "lora_alpha": 8},
     ),
-    "saved modules, token rows": ({**lora_factors(Q, (8, 8)), f"{K}.weight": torch.randn(8, 8)}, {}),
+    "saved modules and biases": (
+        {**lora_factors(Q, (8, 8)), f"{K}.weight": torch.randn(8, 8), f"{Q}.bias": torch.randn(8)},
+        {"bias": "all"},
+    ),
+    "token rows": (
+        {**lora_factors(Q, (8, 8)), f"{EMBEDDING}.token_adapter.trainable_tokens_delta": torch.randn(1, 8)},
+        {"trainable_token_indices": {"embed_tokens": [1]}},
+    ),
 }
 OPTIONS: Mapping[str, dict[str, Any]] = {
     "diffusers": {"prefix": "transformer."}, "comfy": {"prefix": "diffusion_model."}

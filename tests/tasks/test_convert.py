@@ -266,7 +266,7 @@ REFUSED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
 @pytest.mark.parametrize("to", ["kohya", "comfy", "diffusers"])
 def test_what_a_file_of_layers_cannot_hold_is_refused_by_name(tmp_path: Path, case: str, to: str) -> None:
     tensors, config, match = REFUSED[case]
-    if case == "two of one name" and to != "kohya":
+    if (case == "two of one name" and to != "kohya") or (case == "saved" and to == "comfy"):
         return
     adapter = write_adapter(tmp_path / "a", tensors, **config)
     with pytest.raises(AdapterToolError, match=match):
