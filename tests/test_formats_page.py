@@ -34,7 +34,7 @@ OF_KOHYA: Mapping[str, Mapping[str, tuple[int, ...]]] = {
         "lora_down.weight": (4, 8), "lora_up.weight": (8, 4), "dora_scale": (1, 8), "alpha": (),
     },
     "LoHa": {**{f"hada_w{n}_{x}": (8, 4) if x == "a" else (4, 8) for n in (1, 2) for x in "ab"}, "alpha": ()},
-    "LoKr": {"lokr_w1": (2, 2), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 4), "alpha": ()},
+    "LoKr": {"lokr_w1": (2, 2), "lokr_w2_a": (4, 1), "lokr_w2_b": (1, 4), "alpha": ()},
     "GLoRA, diag-OFT, BOFT, (IA)³ of LyCORIS": {f"{x}.weight": (8, 8) for x in ("a1", "a2", "b1", "b2")},
     "whole differences (`.diff`)": {"diff": (8, 8)},
 }  # fmt: skip
@@ -61,7 +61,14 @@ OF_PEFT: Mapping[str, tuple[Tensors, dict[str, Any]]] = {
         {f"{EMBEDDING}.lora_embedding_A": torch.randn(4, 16), f"{EMBEDDING}.lora_embedding_B": torch.randn(8, 4)},
         {"r": 4, "lora_alpha": 8},
     ),
-    "saved modules, token rows": ({**lora_factors(Q, (8, 8)), f"{K}.weight": torch.randn(8, 8)}, {}),
+    "saved modules and biases": (
+        {**lora_factors(Q, (8, 8)), f"{K}.weight": torch.randn(8, 8), f"{Q}.bias": torch.randn(8)},
+        {"bias": "all"},
+    ),
+    "token rows": (
+        {**lora_factors(Q, (8, 8)), f"{EMBEDDING}.token_adapter.trainable_tokens_delta": torch.randn(1, 8)},
+        {"trainable_token_indices": {"embed_tokens": [1]}},
+    ),
 }
 OPTIONS: Mapping[str, dict[str, Any]] = {
     "diffusers": {"prefix": "transformer."}, "comfy": {"prefix": "diffusion_model."}
@@ -127,8 +134,12 @@ nearest; the report counts them. *refused*: by name, and nothing is written.
 
 - Names as kohya's tools write them cannot be undone: into other formats `--base` tells them, the folder of a pipeline
   or a single file. It also tells what layers are called in the other repository (sgm, diffusers), which of them are one
-  there, and which halves are swapped. Layers of diffusers that are one in the original stay under diffusers' names.
-- PEFT has an adapter for each model: of a pipeline choose one, `--part unet`.
+  there, and which halves are swapped. Layers of diffusers that are one in
+  the original (`to_q`, `to_k`, `to_v` are `img_attn.qkv`) become one LoRA: its rank is the sum of theirs, and B has
+  zeros where no part is changed. In kohya's format that is so where the base is a file that has such layers. Scales
+  that differ by other factors than powers of two are multiplied into B. DoRA needs all parts; other kinds are refused.
+- PEFT has an adapter for each model: of a pipeline choose one, `--part unet`. It makes LoKr's factors of shapes that
+  follow from its config, one for all layers: where no such fields make just these shapes, LoKr is refused.
 - diffusers: scales that are powers of two are multiplied into B, which every version loads; else the file says them in
   its metadata (`lora_adapter_metadata`), for every part of the pipeline, and factors stay as they are.
 - kohya, ComfyUI: every layer has its alpha, also where it is its rank. `ss_network_dim` and `ss_network_alpha` are

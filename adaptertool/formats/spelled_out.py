@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -43,16 +44,19 @@ class Spelt(NamedTuple):
     scale: Said
 
 
-def on_layers(portable: Portable, what: str) -> None:
+def on_layers(portable: Portable, what: str, *, replacing: bool = False) -> None:
     """Refuse what is no change of a layer's weight or bias: saved tensors, token rows, parameters and experts,
     embeddings.
 
-    what: the format. Raises UnsupportedError.
+    what: the format; replacing: it has whole tensors that take the place of the base's. Raises UnsupportedError.
     """
-    if whole := [change for change in portable.changes if kind_of(change).replaces]:
+    saved = [change for change in portable.changes if kind_of(change).replaces]
+    if whole := [change for change in saved if not replacing or change.rows is not None]:
         why = f"saved whole, to take the place of the base's, which {what} has no place for: merge it into its base"
         refuse(portable, whole, why)
     for change in portable.changes:
+        if kind_of(change).replaces:
+            continue
         path, _, parameter = change.target.rpartition(".")
         if parameter not in ("weight", "bias") or path != change.name or change.grouped:
             refuse(
@@ -130,26 +134,30 @@ def tensors_of(one: Spelt) -> Iterator[Drafted]:
         yield number(f"{one.key}.{name}", float(value), path)
 
 
-def spelt_out(portable: Portable, what: str, key_of: Callable[[Module], str]) -> list[Spelt]:
+def spelt_out(
+    portable: Portable, what: str, key_of: Callable[[Module], str], *, replacing: str | None = None
+) -> list[Spelt]:
     """All changes as files with an alpha for each layer have them: kohya's, and ComfyUI's.
 
-    key_of: what the keys of a change begin with
+    key_of: what the keys of a change begin with; replacing: whose spelling tensors have that take the place of the
+        base's, where there is one
 
     Raises UnsupportedError for what these cannot hold.
     """
-    on_layers(portable, what)
+    on_layers(portable, what, replacing=replacing is not None)
     found = []
     for one in portable.changes:
         if kind_of(one).follows:
             found.append(Spelt(one, key_of(one), {BIAS: _ON_BIAS[".diff"]}, Said(None, one.scale)))
             continue
-        change = in_family(portable, one, FAMILY, what)
-        said = by_alpha(change, FAMILY)
+        whose = replacing if replacing is not None and kind_of(one).replaces else FAMILY
+        change = in_family(portable, one, whose, what)
+        said = by_alpha(change, whose)
         if said.times != 1 and not any(role in change.factors for role in _TAKES_SCALE):
             refuse(
                 portable, [one], f"with a scale of {one.scale:g}, which no alpha of {what} says, and no factor takes"
             )
-        found.append(Spelt(change, key_of(one), endings_of(change, FAMILY), said))
+        found.append(Spelt(change, key_of(one), endings_of(change, whose), said))
     require_apart(portable, found)
     return found
 
@@ -177,7 +185,12 @@ def ranks_and_alphas(spelt: Sequence[Spelt]) -> tuple[set[int], set[float]]:
 
 
 def require_apart(portable: Portable, spelt: Sequence[Spelt]) -> None:
-    """Raises UnsupportedError where two changes would have one name."""
+    """Raises UnsupportedError where two changes would have one name, or one would take the place of what another
+    changes."""
+    targets = Counter(one.change.target for one in spelt)
+    for one in spelt:
+        if kind_of(one.change).replaces and targets[one.change.target] > 1:
+            refuse(portable, [one.change], "saved whole, and changed as well, of which such a file has one")
     names: dict[tuple[str, str], Module] = {}
     for one in spelt:
         for ending in one.endings.values():

@@ -8,7 +8,7 @@ from adaptertool.kinds import BY_NAME, kind_of
 from adaptertool.kinds.dora import DORA, MAGNITUDE
 from adaptertool.kinds.dora_scale import DORA_SCALE, SCALE
 from adaptertool.kinds.kind import Shape
-from adaptertool.kinds.lokr import LOKR, LYCORIS_LOKR
+from adaptertool.kinds.lokr import LOKR, LYCORIS_LOKR, W2
 from adaptertool.kinds.lora import LORA, A, B
 from adaptertool.kinds.made import made, whole
 from adaptertool.kinds.parts import parts_of
@@ -44,12 +44,19 @@ def _from_scale(change: Module) -> Module | None:
     return change._replace(kind=DORA.name, factors=factors)
 
 
+def _kronecker(change: Module, kind: str) -> Module | None:
+    """LoKr of the other library. None for a convolution in one dimension whose W₂ is stored: PEFT turns W₁ and W₂ round
+    there (kinds.lokr.becomes)."""
+    w2 = change.factors.get(W2)
+    return None if w2 is not None and len(w2.shape) == 3 else change._replace(kind=kind)
+
+
 # (kind, whose spelling) -> what makes the change of a kind that has one
 _OTHER: Mapping[tuple[str, str], Callable[[Module], Module | None]] = {
     (DORA.name, "kohya"): _to_scale,
-    (LOKR.name, "kohya"): lambda change: change._replace(kind=LYCORIS_LOKR.name),
+    (LOKR.name, "kohya"): lambda change: _kronecker(change, LYCORIS_LOKR.name),
     (DORA_SCALE.name, "peft"): _from_scale,
-    (LYCORIS_LOKR.name, "peft"): lambda change: change._replace(kind=LOKR.name),
+    (LYCORIS_LOKR.name, "peft"): lambda change: _kronecker(change, LOKR.name),
 }
 
 

@@ -18,6 +18,7 @@ from adaptertool.kinds import kind_of
 from adaptertool.kinds.equivalent import spelled_as
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.made import made, turned, whole
+from adaptertool.planning.joined import Block, joined
 from adaptertool.resolution.components import ComponentNames, Spelled
 from adaptertool.resolution.resolve import Base, resolve
 from adaptertool.spec.adapter import Adapter, Module
@@ -84,6 +85,7 @@ def _require_ends_alike(subject: Base, adapter: Adapter, stored: Mapping[str, Re
 def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref], names: str) -> Iterator[Module]:
     """The changes under the names that the model has in memory. One that is stored in pieces is one change for each,
     where it has no such name itself."""
+    blocks: list[Block] = []
     by_module: dict[tuple[str, str], list[tuple[str, Module]]] = {}
     for tensor, modules in resolve(subject, adapter)[0].items():
         for placed in modules:
@@ -97,6 +99,9 @@ def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref], names: str)
             )
         whole = not others and first.view is None
         if isinstance(subject.names, ComponentNames) and (spelled := subject.names.spelled(module.target)) is not None:
+            if (block := _block(adapter, module, spelled, names)) is not None:
+                blocks.append(block)
+                continue
             for change in _respelled(adapter, module, spelled, names):
                 if whole and change.target.endswith(spelled.path):
                     stored[change.target] = subject.tensors[tensor]
@@ -113,12 +118,29 @@ def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref], names: str)
             change = _named(placed._replace(transposed=module.transposed), subject.names.in_memory(disk))
             stored[change.target] = subject.tensors[disk]
             yield change
+    yield from joined(adapter, blocks)
+
+
+def _as_original(spelled: Spelled, names: str) -> bool:
+    """Whether a layer is to be called as in the original repository. A base that stores several of diffusers' in one
+    says that of all."""
+    own = names == OWN and (spelled.fused or spelled.original == spelled.path)
+    return spelled.part in DENOISERS and (names == ORIGINAL or own)
+
+
+def _block(adapter: Adapter, module: Module, spelled: Spelled, names: str) -> Block | None:
+    """The change as that of some rows of a layer of the original repository, where it is to be written as that."""
+    if spelled.original is not None or spelled.within is None or not _as_original(spelled, names):
+        return None
+    part = spelled.within.part
+    assert part is not None
+    change = _cut(adapter, module, part) if part.swapped else module
+    return Block(part, _named(change, f"{ORIGINALS}{spelled.within.original}"))
 
 
 def _respelled(adapter: Adapter, module: Module, spelled: Spelled, names: str) -> Iterator[Module]:
     """The change under the names that its layer has in a spelling; several where it is of several layers there."""
-    as_original = names == ORIGINAL or (names == OWN and spelled.original == spelled.path)
-    if spelled.original is not None and spelled.part in DENOISERS and as_original:
+    if spelled.original is not None and _as_original(spelled, names):
         yield _named(module, f"{ORIGINALS}{spelled.original}")
         return
     for name, part in spelled.ours:

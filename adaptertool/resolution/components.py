@@ -34,12 +34,16 @@ class Spelled(NamedTuple):
     path: the name that was asked for, without what it begins with
     ours: those of diffusers, or transformers, that it is, and which part of it each is; None: all of it, as it is
     original: that of the original repository, where that is just the same
+    within: the one of the original repository that it is a part of, or all of with its halves swapped
+    fused: the base stores the model as the original repository does, with several of the layers of diffusers' in one
     """
 
     part: str
     path: str
     ours: tuple[tuple[str, Part | None], ...]
     original: str | None
+    within: Relation | None = None
+    fused: bool = False
 
 
 TRANSFORMER = "transformer"
@@ -171,11 +175,21 @@ class _Model:
         part = self.means[0] if self.means[0] != UNET or is_unet(self._disk) else TRANSFORMER
         named = [one for one in self._relations if one.ours == path]
         if named or (part in TEXTS and path in self._disk and not path.startswith(OPEN)):
-            return Spelled(part, path, ((path, None),), next((one.original for one in named if one.part is None), None))
+            original = next((one.original for one in named if one.part is None), None)
+            within = next((one for one in named if one.part is not None and not one.part.turned), None)
+            return Spelled(part, path, ((path, None),), original, within, self._fused)
         ours = [one for one in self._relations if one.original == path]
         newest = [one for one in ours if f"{BEFORE}{one.ours}" not in {other.ours for other in ours}]
         whole = next(([one] for one in newest if one.part is None), newest)  # of several names for one, the usual
-        return Spelled(part, path, tuple((one.ours, one.part) for one in whole) or ((path, None),), path)
+        return Spelled(
+            part, path, tuple((one.ours, one.part) for one in whole) or ((path, None),), path, None, self._fused
+        )
+
+    @functools.cached_property
+    def _fused(self) -> bool:
+        return any(
+            one.part is not None and not one.part.whole and one.original in self._disk for one in self._relations
+        )
 
     def _known(self, path: str) -> bool:
         return path in self._aliases or self._names.find(path) is not None

@@ -266,7 +266,7 @@ REFUSED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
 @pytest.mark.parametrize("to", ["kohya", "comfy", "diffusers"])
 def test_what_a_file_of_layers_cannot_hold_is_refused_by_name(tmp_path: Path, case: str, to: str) -> None:
     tensors, config, match = REFUSED[case]
-    if case == "two of one name" and to != "kohya":
+    if (case == "two of one name" and to != "kohya") or (case == "saved" and to == "comfy"):
         return
     adapter = write_adapter(tmp_path / "a", tensors, **config)
     with pytest.raises(AdapterToolError, match=match):
@@ -288,7 +288,7 @@ IN_PEFT: dict[str, tuple[tuple[tuple[str, dict[str, tuple[int, ...]]], ...], str
         ((FLAT_Q, PAIR | {"dora_scale": (8, 1)}), (FLAT_K, {"lora_down.weight": (2, 8), "lora_up.weight": (6, 2)})),
         "of different kinds",
     ),
-    "lokr": (((FLAT_Q, {"lokr_w1": (2, 2), "lokr_w2": (4, 4)}),), "of kind lokr"),
+    "lokr of other shapes": (((FLAT_Q, {"lokr_w1": (2, 4), "lokr_w2": (4, 2)}),), r"(?i)of (kind )?lokr"),
     "glora": (((FLAT_Q, {f"{x}.weight": (8, 8) for x in ("a1", "a2", "b1", "b2")}),), "of kind lycoris-glora"),
 }
 

@@ -6,12 +6,15 @@ PEFT has one kind, and one answer to whether there is a magnitude or a bias, for
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from adaptertool.architectures.flat import is_flat
 from adaptertool.architectures.parts import part_of
 from adaptertool.errors import UsageError, shown
 from adaptertool.formats.format import Written
+from adaptertool.formats.peft import lokr
 from adaptertool.formats.peft.fields import FORMAT
 from adaptertool.formats.peft.keys import CONFIG, PREFIX, WEIGHTS
 from adaptertool.formats.peft.write import config_text, new_fields
@@ -38,11 +41,14 @@ def draft(portable: Portable, options: WritingOptions) -> Draft:
     saved = [change for change in portable.changes if kind_of(change).replaces]
     low = [_in_peft(portable, change) for change in portable.changes if not kind_of(change).replaces]
     one_kind(portable, low, _WHAT)
+    shaped: Mapping[str, Any] = {}
+    if _tag_of(low) == lokr.TAG:
+        shaped, low = lokr.in_config(portable, low)
     tensors = [tensor for change in low for tensor in factors_of(change, PREFIX + change.name.removeprefix(front))]
     for change in saved:
         tensors += [drafted(PREFIX + change.target.removeprefix(front), ref) for ref in change.factors.values()]
     modules = sorted({change.name.removeprefix(front) for change in saved if change.target.endswith(".weight")})
-    config = config_of(portable, low, front, modules)
+    config = config_of(portable, low, front, modules, shaped)
     metadata = {"format": "pt", **kept_metadata(portable.adapter)}
     return Draft(tensors=in_order(tensors), metadata=metadata, files={CONFIG: config})
 
@@ -110,10 +116,22 @@ def factors_of(change: Module, key: str) -> Iterator[Drafted]:
         yield drafted(key + endings[role], ref)
 
 
-def config_of(portable: Portable, low: Sequence[Module], front: str, saved: Sequence[str]) -> bytes:
-    """The config: ranks, scales and targets of these changes, whose names begin with `front`."""
-    spelling = next((found for change in low if (found := kind_of(change).spellings.get(FORMAT))), None)
-    if spelling is not None and spelling.tag != _HADAMARD:
+def _tag_of(low: Sequence[Module]) -> str | None:
+    """The peft_type of changes of one kind; None for LoRA."""
+    return next((found.tag for change in low if (found := kind_of(change).spellings.get(FORMAT))), None)
+
+
+def config_of(
+    portable: Portable,
+    low: Sequence[Module],
+    front: str,
+    saved: Sequence[str],
+    shaped: Mapping[str, Any] = MappingProxyType({}),
+) -> bytes:
+    """The config: ranks, scales and targets of these changes, whose names begin with `front`, and the fields that
+    decide the shapes of their factors."""
+    tag = _tag_of(low)
+    if tag not in (None, _HADAMARD, lokr.TAG):
         why = f"of kind {low[0].kind}, which PEFT has in shapes that follow from a config: not converted to {_WHAT} yet"
         refuse(portable, low, f"{why}; merge it into its base, and extract a LoRA")
     base = portable.config or {}
@@ -130,10 +148,10 @@ def config_of(portable: Portable, low: Sequence[Module], front: str, saved: Sequ
         if not kind_of(change).follows
     ]
     text = config_text(fields, layers)
-    if spelling is None:
+    if tag is None:
         return text
     own = {name: value for name, value in json.loads(text).items() if name in _OF_ANY}
-    own |= {"peft_type": spelling.tag, "alpha": json.loads(text)["lora_alpha"]}
+    own |= {"peft_type": tag, "alpha": json.loads(text)["lora_alpha"], **shaped}
     return (json.dumps(own, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
