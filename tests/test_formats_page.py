@@ -145,6 +145,8 @@ nearest; the report counts them. *refused*: by name, and nothing is written.
 - kohya, ComfyUI: every layer has its alpha, also where it is its rank. `ss_network_dim` and `ss_network_alpha` are
   *Dynamic* where layers differ; `ss_*` and `modelspec.*` are carried over, also into other formats; `sshs_model_hash`
   and `sshs_legacy_hash` are those that sd-scripts would have written.
+- ComfyUI: saved modules and biases are `.set_weight`, which takes the place of the base's tensor; biases of text
+  encoders have no such key, and are refused.
 - ComfyUI divides DoRA by other norms than it was trained with: what it applies is not what was trained, which a note
   says.
 - Text encoders have the names of transformers in every format.

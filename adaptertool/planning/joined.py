@@ -61,8 +61,8 @@ def _of_one(adapter: Adapter, blocks: Sequence[Block]) -> Module:
     def refuse(why: str) -> UnsupportedError:
         names = " + ".join(ref.spec.name for one in blocks for ref in itertools.islice(one.module.factors.values(), 1))
         return UnsupportedError(
-            f"{adapter.path}: {shown(names)} are parts of {shown(blocks[0].module.target)} where it is to be written, "
-            f"and {why}: merge it into its base, and extract a LoRA"
+            f"{adapter.path}: {shown(names)}: parts of {shown(blocks[0].module.target)}, as that is to be written, and "
+            f"{why}: merge it into its base, and extract a LoRA"
         )
 
     modules = [spelled_as(block.module, PEFT.name) or block.module for block in blocks]

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("diffusers")
 
 import torch
-from conftest import Tensors, load
+from conftest import Tensors, load, write_adapter
 from oracle import fractions, round_fraction
 from safetensors.torch import save_file
 
@@ -182,6 +182,20 @@ def test_biases_of_factors(bases: dict[str, Path], tmp_path: Path) -> None:
     adaptertool.convert(path, out, to="comfy", base=bases["file"])
     assert torch.equal(load(out)[f"{LINEAR1}.diff_b"], torch.cat([torch.zeros(3 * H), bias]))
     require_same(bases, tmp_path, path, out)
+
+
+def test_saved_weights_of_all_parts(bases: dict[str, Path], tmp_path: Path) -> None:
+    """PEFT's, of the model by itself: whole tensors follow each other."""
+    parts = {name: torch.randn(shape) for name, (shape, source, _) in LAYERS.items() if source.endswith("linear1")}
+    path = write_adapter(tmp_path / "a", {f"{name}.weight": tensor for name, tensor in parts.items()})
+    out = tmp_path / "out.safetensors"
+    adaptertool.convert(path, out, to="comfy", base=bases["folder"])
+    assert torch.equal(load(out)[f"{LINEAR1}.set_weight"], torch.cat(list(parts.values())))
+    require_same(bases, tmp_path, path, out)
+    (tmp_path / "b").mkdir()
+    less = write_adapter(tmp_path / "b", {f"{name}.weight": tensor for name, tensor in list(parts.items())[:3]})
+    with pytest.raises(UnsupportedError, match="not all of its parts"):
+        adaptertool.convert(less, tmp_path / "less.safetensors", to="comfy", base=bases["file"])
 
 
 def lokr(name: str) -> Tensors:
