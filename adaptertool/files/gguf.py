@@ -63,8 +63,9 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_any(path: Path) -> Header:
-    """The header of a file of tensors, GGUF or safetensors. Raises InputError, naming the file and the tensor."""
-    return read_gguf(path) if is_gguf(path) else read_header(path)
+    """The header of a file of tensors, GGUF or safetensors; by its name it may be of safetensors alone. Raises InputError,
+    naming the file and the tensor."""
+    return read_gguf(path) if path.suffix != ".safetensors" and is_gguf(path) else read_header(path)
 
 
 def read_gguf(path: Path) -> Header:

@@ -83,7 +83,8 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
         for target, placed in placer.place(wanted_module, pieces):
             fitted = _fitted(subject, traits, adapter, target, placed)
             resolved.setdefault(target, []).append(fitted)
-            square = len(set(_stored_shape(subject.tensors[target], placed))) == 1
+            shape = _stored_shape(subject.tensors[target], placed)
+            square = len(shape) > 1 and len(set(shape)) == 1
             if placed.transposed is None and not kind_of(placed).elementwise and bool(fitted.transposed) != square:
                 turned.setdefault(not square, target)
     if not traits.families and len(turned) > 1:

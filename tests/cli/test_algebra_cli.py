@@ -74,7 +74,7 @@ def test_extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["truncate", LORA, "-o", "OUT"], 2, "give one of --rank, --energy and --max-error"),
+        (["truncate", LORA, "-o", "OUT"], 2, "give one of --rank, --energy, --max-error and --ratio"),
         (["truncate", LORA, "--rank", "0", "-o", "OUT"], 2, "--rank"),
         (["truncate", LORA, "--energy", "2", "-o", "OUT"], 2, "above 0 and at most 1"),
         (["truncate", str(FIXTURES / "base"), "--rank", "1", "-o", "OUT"], 3, "is not an adapter"),

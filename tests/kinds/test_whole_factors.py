@@ -56,15 +56,36 @@ def test_on_a_part_of_a_fused_projection(tmp_path: Path, kind: str) -> None:
     assert same_bits(found, torch.cat([fused[:OUT], own, fused[2 * OUT :]])) and not own.equal(fused[OUT : 2 * OUT])
 
 
-@pytest.mark.parametrize("kind", ["SHIRA", "FOURIERFT", "WAVEFT", "C3A", "LOKR", "IA3"])
-def test_a_fused_projection_onto_split_ones_is_refused(tmp_path: Path, kind: str) -> None:
-    names = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
-    base = write_checkpoint(tmp_path / "base", {name: torch.randn(OUT, IN) for name in names})
-    (base / "config.json").write_text(PHI)
+def fused_and_split(tmp_path: Path, kind: str) -> tuple[Path, Path, Path]:
+    """An adapter of a fused projection, and bases that have it fused and split."""
+    names = [f"{NAME}.{part}_proj.weight" for part in "qkv"]
+    parts = {name: torch.randn(OUT, IN) for name in names}
+    fused = {f"{NAME}.qkv_proj.weight": torch.cat([*parts.values()])}
+    bases = [write_checkpoint(tmp_path / f"base{len(tensors)}", tensors) for tensors in (fused, parts)]
+    for base in bases:
+        (base / "config.json").write_text(PHI)
     tensors, fields = factors(kind)
     adapter = write(tmp_path / "a", {f"{NAME}.qkv_proj.{k}": t for k, t in tensors.items()}, peft_type=kind, **fields)
+    return adapter, *bases
+
+
+@pytest.mark.parametrize("kind", ["SHIRA", "FOURIERFT", "IA3"])
+def test_a_fused_projection_onto_split_ones(tmp_path: Path, kind: str) -> None:
+    """The same numbers as on the fused one."""
+    adapter, *bases = fused_and_split(tmp_path, kind)
+    for base in bases:
+        adaptertool.merge(base, [adapter], tmp_path / f"out-{base.name}")
+    found, apart = (load(tmp_path / f"out-{base.name}") for base in bases)
+    own = found[f"{NAME}.qkv_proj.weight"]
+    assert same_bits(own, torch.cat([apart[f"{NAME}.{part}_proj.weight"] for part in "qkv"]))
+    assert not own.equal(load(bases[0])[f"{NAME}.qkv_proj.weight"])
+
+
+@pytest.mark.parametrize("kind", ["WAVEFT", "C3A", "LOKR"])
+def test_a_fused_projection_onto_split_ones_is_refused(tmp_path: Path, kind: str) -> None:
+    adapter, _, split = fused_and_split(tmp_path, kind)
     with pytest.raises((UnsupportedError, MismatchError)):
-        adaptertool.merge(base, [adapter], tmp_path / "out")
+        adaptertool.merge(split, [adapter], tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["C3A", "LOKR"])
