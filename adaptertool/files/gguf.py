@@ -63,8 +63,8 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_any(path: Path) -> Header:
-    """The header of a file of tensors, GGUF or safetensors; by its name it may be of safetensors alone. Raises InputError,
-    naming the file and the tensor."""
+    """The header of a file of tensors, GGUF or safetensors: what has a name of safetensors is to be of these. Raises
+    InputError, naming the file and the tensor."""
     return read_gguf(path) if path.suffix != ".safetensors" and is_gguf(path) else read_header(path)
 
 
