@@ -9,7 +9,7 @@ from adaptertool.architectures.quantised import CONFIG, OF_MODELOPT, QUANTISED_B
 from adaptertool.architectures.traits import NOT_CODES
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.files.jsonfile import load_json, objects
-from adaptertool.files.reader import exists
+from adaptertool.files.reader import exists, open_input, read_exact
 from adaptertool.spec.choices import DTYPES
 
 
@@ -17,8 +17,7 @@ def dense_as(base: Path, candidate: Checkpoint) -> str | None:
     """The key of DTYPES by which a quantised base must be decoded to have the tensors of the candidate: None where the
     base is not quantised, or both are. Raises as `open_checkpoint` does."""
     folder = base.parent if base.suffix == ".safetensors" else base
-    config = load_json(folder / CONFIG) if exists(folder / CONFIG) else {}
-    said = any(part.get(key) for part in objects(config) for key in QUANTISED_BY) or exists(folder / OF_MODELOPT)
+    said = exists(folder / OF_MODELOPT) or (exists(folder / CONFIG) and _says_so(folder / CONFIG))
     if not said or _has_codes(candidate) or not _has_codes(open_checkpoint(base)):
         return None
     counts = dict.fromkeys(DTYPES, 0)
@@ -26,6 +25,15 @@ def dense_as(base: Path, candidate: Checkpoint) -> str | None:
         for key, dtype in DTYPES.items():
             counts[key] += ref.spec.numel * (ref.spec.dtype == dtype)
     return max(counts, key=lambda key: counts[key])
+
+
+def _says_so(config: Path) -> bool:
+    """Whether a config says that its checkpoint is quantised; it is parsed only where the words stand in it."""
+    with open_input(config) as file:
+        text = read_exact(file, 0, file.size)
+    if not any(key.encode() in text for key in QUANTISED_BY):
+        return False
+    return any(part.get(key) for part in objects(load_json(config)) for key in QUANTISED_BY)
 
 
 def both_dense(one: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, Checkpoint]:

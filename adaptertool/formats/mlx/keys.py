@@ -17,6 +17,7 @@ from adaptertool.formats.format import FileNames, Group
 
 FORMAT = MLX
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
+_OF_PEFT = "adapter_model.safetensors"
 # Beside it are those of earlier steps of the same training, which are whole adapters too
 FILES = FileNames(CONFIG, WEIGHTS, "", patterns=(CONFIG, f"*{WEIGHTS}"), earlier=re.compile(rf"\d+_{WEIGHTS}"))
 
@@ -31,8 +32,9 @@ _STACK = re.compile(r"(.+?)(?:(?:\.experts)?\.(?:switch_mlp|switch_glu)|\.expert
 
 
 def recognise(path: Path) -> bool:
-    """Whether the config in a folder is one of MLX's: a config of PEFT's has peft_type."""
-    if not os.path.exists(path / CONFIG):
+    """Whether the config in a folder is one of MLX's: a config of PEFT's has peft_type. Beside PEFT's weights alone it
+    is not looked at."""
+    if not os.path.exists(path / CONFIG) or (os.path.exists(path / _OF_PEFT) and not os.path.exists(path / WEIGHTS)):
         return False
     try:
         fields = load_json(path / CONFIG)
