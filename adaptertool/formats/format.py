@@ -99,6 +99,14 @@ class Read(Protocol):
         """
 
 
+ReadAsFar = Callable[[Parsed, BaseHas, str | None], Adapter]
+
+
+def without_beside(read: Read) -> ReadAsFar:
+    """How an adapter is read of which nothing that a merge refuses can be left open: without what lies beside it."""
+    return lambda files, base_has, layout: read(files, base_has, leave_out=None, expert_layout=layout)
+
+
 class ConfigText(Protocol):
     def __call__(
         self, fields: Mapping[str, Any], layers: Sequence[Written], *, targets_of: Mapping[str, Any] | None = None
@@ -139,7 +147,7 @@ class Format:
     files: FileNames
     recognise: Callable[[Path], bool]  # by what the folder holds
     read: Read
-    read_as_far_as_clear: Callable[[Parsed, BaseHas, str | None], Adapter]  # also where a merge refuses it
+    read_as_far_as_clear: ReadAsFar  # also where a merge refuses it
     by_names: Callable[[Parsed], Iterator[Group]]  # its tensors as their keys alone tell
     facts: Callable[[Mapping[str, Any]], Facts]
     layered: Callable[[Adapter], Layered]  # the adapter as layers, for what is done without a base

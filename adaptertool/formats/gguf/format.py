@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from adaptertool.errors import UnsupportedError, shown
-from adaptertool.files.parsed import Parsed
-from adaptertool.formats.format import BaseHas, Format, Move
+from adaptertool.formats.format import Format, Move, without_beside
 from adaptertool.formats.gguf.keys import FILES, FORMAT, by_names, facts, recognise
 from adaptertool.formats.gguf.read import read_adapter
 from adaptertool.formats.gguf.write import SAVING
@@ -47,17 +46,12 @@ def renamed(adapter: Layered, moves: Mapping[str, Move]) -> Layered:
     return layered(replace(adapter.adapter, modules=modules))
 
 
-def read_as_far_as_clear(files: Parsed, base_has: BaseHas, expert_layout: str | None) -> Adapter:  # noqa: ARG001
-    """The same as is read for a merge, of whatever base. Raises InputError."""
-    return read_adapter(files, base_has)
-
-
 GGUF = Format(
     name=FORMAT,
     files=FILES,
     recognise=recognise,
     read=read_adapter,
-    read_as_far_as_clear=read_as_far_as_clear,
+    read_as_far_as_clear=without_beside(read_adapter),
     by_names=by_names,
     facts=facts,
     layered=layered,

@@ -8,15 +8,13 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from adaptertool.errors import UnsupportedError
-from adaptertool.files.parsed import Parsed
 from adaptertool.formats import comfy_write, diffusers_write
-from adaptertool.formats.format import BaseHas, Facts, Format, Move
+from adaptertool.formats.format import Facts, Format, Move, without_beside
 from adaptertool.formats.kohya import keys, write
 from adaptertool.formats.kohya.keys import FILES, by_names, recognise
 from adaptertool.formats.kohya.layers import layered
 from adaptertool.formats.kohya.misreadings import misreadings
 from adaptertool.formats.kohya.read import read_adapter
-from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
 
 
@@ -26,11 +24,6 @@ def _renamed(adapter: Layered, moves: Mapping[str, Move]) -> NoReturn:  # noqa: 
         f"{adapter.adapter.path} names its modules as kohya's tools do, and is not renamed; convert it to another "
         "format first (`adaptertool convert --base`)"
     )
-
-
-def _as_far_as_clear(form: str, files: Parsed, base_has: BaseHas, expert_layout: str | None) -> Adapter:  # noqa: ARG001
-    """The same as is read for a merge, without what lies beside it. Raises InputError."""
-    return read_adapter(form, files, base_has, leave_out=None)
 
 
 def facts(name: str, fields: Mapping[str, Any]) -> Facts:
@@ -52,7 +45,7 @@ KOHYA, COMFY, DIFFUSERS = (
         files=FILES,
         recognise=functools.partial(recognise, name),
         read=functools.partial(read_adapter, name),
-        read_as_far_as_clear=functools.partial(_as_far_as_clear, name),
+        read_as_far_as_clear=without_beside(functools.partial(read_adapter, name)),
         by_names=by_names,
         facts=functools.partial(facts, name),
         layered=layered,
