@@ -97,8 +97,8 @@ def _factors(plan: Plan) -> Iterator[Ref]:
     for shard in plan.shards:
         for step in shard.steps:
             # A tensor of the adapter that takes the place of the base's; or in an adapter, one that is copied.
-            if (step.base.path == shard.source) == plan.as_adapter:
-                yield step.base
+            if (step.stored.path == shard.source) == plan.as_adapter:
+                yield step.stored
             for edit in step.edits:
                 yield from edit.factors.values()
 
