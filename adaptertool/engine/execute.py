@@ -220,10 +220,10 @@ def _kept_jobs(
     crew: Crew, step: Step, outputs: Sequence[tuple[OutputFile, float]], targets: Mapping[str, int]
 ) -> Iterator[Job]:
     """Codes and their scales are made together, where both go to this file."""
-    codes = step.base.stored[0].spec.name
+    codes, scales = (ref.spec.name for ref in step.base.stored[:2])
     if step.spec.name != codes and codes in targets:
         return  # by the step of the codes
-    own = {name: at for name, at in targets.items() if name in {codes, step.keeps.lattice.grid.ref.spec.name}}
+    own = {name: targets[name] for name in (codes, scales) if name in targets}
     weight = Kept(crew.inputs, step, own, exact=crew.exact)
     for first, last in weight.cuts():
         yield functools.partial(_keep, crew, weight, first, last, outputs, counted=codes in own)
