@@ -114,6 +114,12 @@ FORMATS: dict[str, tuple[Callable[[], Quantised], Lattice]] = {
 }
 
 
+def _below(bits: torch.Tensor, words: torch.dtype) -> torch.Tensor:
+    """The next smaller number of each; of 0 itself."""
+    numbers = bits.reshape(-1).view(words)
+    return torch.where(numbers == 0, numbers, numbers - 1).view(bits.dtype).reshape(bits.shape)
+
+
 def judge(lattice: Lattice, before: Tensors, after: Tensors, exact: Matrix) -> None:
     """All four rules, for a weight whose exact values are these."""
     assert before.keys() == after.keys()
@@ -122,7 +128,7 @@ def judge(lattice: Lattice, before: Tensors, after: Tensors, exact: Matrix) -> N
     scales, were = lattice.scale(after), lattice.scale(before)
     bits = after[f"{X}.{lattice.stored}"]
     words = {1: U8, 2: torch.int16, 4: torch.int32}[bits.element_size()]
-    lower = lattice.scale(after | {f"{X}.{lattice.stored}": (bits.view(words) - 1).view(bits.dtype)})
+    lower = lattice.scale(after | {f"{X}.{lattice.stored}": _below(bits, words)})
     table, (down, across) = lattice.table, lattice.block
     known = sorted({value for value in table if value is not None})
     most, least = known[-1], known[0]
