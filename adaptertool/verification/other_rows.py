@@ -4,7 +4,7 @@ than it is named, in other halves, or with several layers in one."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from adaptertool.spec.plan import Edit
@@ -31,8 +31,8 @@ def _moved(view: View, half: int) -> View:
 def at_thirds(edits: Edits, rows: int) -> Iterator[Edits]:
     """The edits of q, k and v, which are stored in one tensor of so many rows and are not of one size, where each is
     taken to begin at a third of it: at which, is not known where not all three are changed."""
-    views = dict.fromkeys(edit.view.rows for edit in edits if _is_part(edit, rows))
-    first = sorted((view for view in views if isinstance(view, range)), key=lambda view: view.start)[:_PARTS]
+    parts = dict.fromkeys(part for edit in edits if (part := _part(edit.view, rows)) is not None)
+    first = sorted(parts, key=lambda part: part.start)[:_PARTS]
     for places in itertools.combinations(range(_PARTS), len(first)):
         starts = {view: place * (rows // _PARTS) for view, place in zip(first, places, strict=True)}
         if all(start + len(view) <= rows for view, start in starts.items()):
@@ -41,15 +41,15 @@ def at_thirds(edits: Edits, rows: int) -> Iterator[Edits]:
                 yield moved
 
 
-def _is_part(edit: Edit, rows: int) -> bool:
-    view = edit.view
+def _part(view: View | None, rows: int) -> range | None:
+    """The rows of a view that is one layer of several in a tensor; None where it is not."""
     if view is None or view.swapped or not isinstance(view.rows, range) or len(view.columns) < view.width:
-        return False
-    return view.rows.step == 1 and 0 < len(view.rows) < rows
+        return None
+    return view.rows if view.rows.step == 1 and 0 < len(view.rows) < rows else None
 
 
-def _at(edit: Edit, starts: dict[range, int]) -> Edit:
-    rows = edit.view.rows if edit.view is not None else ()
-    if edit.view is None or not isinstance(rows, range) or rows not in starts:
+def _at(edit: Edit, starts: Mapping[range, int]) -> Edit:
+    if edit.view is None or not isinstance(edit.view.rows, range) or edit.view.rows not in starts:
         return edit
-    return edit._replace(view=replace(edit.view, rows=range(starts[rows], starts[rows] + len(rows))))
+    start = starts[edit.view.rows]
+    return edit._replace(view=replace(edit.view, rows=range(start, start + len(edit.view.rows))))

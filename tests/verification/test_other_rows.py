@@ -40,7 +40,9 @@ def rewritten(base: Path, merged: Path, others: Tensors) -> tuple[Path, Path]:
 def test_halves_that_are_not_swapped(tmp_path: Path, spelled: str, kind: str) -> None:
     original, ours, file, folder = write_bases(tmp_path)
     name, weight = (FINAL, original[FINAL]) if spelled == "original" else (NORM, ours[NORM])
-    base, key, before = (folder, NORM, ours[NORM]) if spelled == "original" else (file, IN_FILE + FINAL, original[FINAL])
+    base, key, before = (
+        (folder, NORM, ours[NORM]) if spelled == "original" else (file, IN_FILE + FINAL, original[FINAL])
+    )
     changes = write_factors(tmp_path / "a.safetensors", {name.removesuffix(".weight"): weight}, kind)
     out = tmp_path / ("out" if base.is_dir() else "out.safetensors")
     adaptertool.merge(base, [tmp_path / "a.safetensors"], out)
@@ -63,7 +65,9 @@ def test_parts_of_a_fused_layer_at_thirds(tmp_path: Path, changed: str) -> None:
     original, ours, file, _ = write_bases(tmp_path)
     key, front = "single_blocks.0.linear1.weight", "single_transformer_blocks.0"
     modules = {part: f"{front}.attn.to_{part}" for part in "qkv"} | {"m": f"{front}.proj_mlp"}
-    changes = write_factors(tmp_path / "a.safetensors", {modules[one]: ours[f"{modules[one]}.weight"] for one in changed})
+    changes = write_factors(
+        tmp_path / "a.safetensors", {modules[one]: ours[f"{modules[one]}.weight"] for one in changed}
+    )
     out = tmp_path / "out.safetensors"
     adaptertool.merge(file, [tmp_path / "a.safetensors"], out)
     own = {"q": 0, "k": HIDDEN, "v": 2 * HIDDEN, "m": 3 * HIDDEN}
