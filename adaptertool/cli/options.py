@@ -54,6 +54,11 @@ QUANTISE = click.option(
     type=click.Choice(QUANTISES),
     help="keep: a quantised base stays in its own format; what of the change survives the rounding is told.",
 )
+SHARD_SIZE = click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    help="Files of the output are at most so large: 5GB, 4GiB. As the base's, unless given.",
+)
 EXPERT_LAYOUT = click.option(
     "--expert-layout",
     type=click.Choice(EXPERT_LAYOUTS),

@@ -18,6 +18,7 @@ from adaptertool.arguments import (
     check_quantise,
     decimals,
     given_settings,
+    parse_size,
     settings_for,
 )
 from adaptertool.errors import UsageError, argument
@@ -27,6 +28,7 @@ from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.merge import plan_merge
+from adaptertool.planning.sharding import with_shard_size
 from adaptertool.planning.sources import (
     COMPOSITIONS,
     Prepared,
@@ -54,6 +56,7 @@ class MergeRecipe(NamedTuple):
     settings: Mapping[str, Number] = MappingProxyType({})  # of the method, where given
     tokenizer: str | None = None
     dtype: str | None = None
+    max_shard_size: int | str | None = None
     quantise: str | None = None
 
 
@@ -72,6 +75,7 @@ def prepare_merge(
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
+    max_shard_size: int | str | None = None,
     quantise: str | None = None,
     **settings: Number | None,
 ) -> Plan:
@@ -80,7 +84,7 @@ def prepare_merge(
     Raises UsageError for a wrong number of weights, InputError for what the files hold.
     """
     given = given_settings("prepare_merge", settings_of(), {"density": density, "seed": seed, **settings})
-    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, quantise)
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise)
     return prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
@@ -99,7 +103,7 @@ def prepare(
         raise UsageError("no adapter given")
     check_compose(recipe.compose)
     numbers = [float(weight) for weight in decimals(weights, "weight", len(adapters))]
-    blend = _blend(recipe, numbers)
+    blend, size = _blend(recipe, numbers), parse_size(recipe.max_shard_size)
     dtype, quantise = check_dtype(recipe.dtype), check_quantise(recipe.quantise, recipe.dtype)
     if quantise is not None and recipe.method is not None:
         raise UsageError("methods write weights that are not quantised: give --dtype bf16 in the place of --quantise")
@@ -110,7 +114,7 @@ def prepare(
     else:
         done = _prepare_sum(checkpoint, paths, numbers, recipe, reading)
     plan = with_dtype(with_tokenizer(done.plan, checkpoint, recipe.tokenizer), recipe.dtype)
-    return done._replace(plan=with_quantise(plan, quantise))
+    return done._replace(plan=with_quantise(with_shard_size(plan, checkpoint, size), quantise))
 
 
 def _prepare_sum(
