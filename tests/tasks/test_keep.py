@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import survival
 import torch
 from conftest import FIXTURES, load, lora_factors, main_here, same_bits, snapshot, write_adapter, write_checkpoint
 from kept import FORMATS, judge
@@ -275,3 +276,15 @@ def test_blocks_of_zeros(tmp_path: Path) -> None:
     found = load(tmp_path / "out")
     assert (found[f"{X}.weight_scale"][:3, 0] > 0).tolist() == [True, False, True]
     judge(lattice, load(base), found, edited(made, delta(*factors.values())))
+
+
+def test_a_part_of_the_page(tmp_path: Path) -> None:
+    """The table of docs/quantised.md, of which this makes some numbers again."""
+    text = survival.PAGE.read_text()
+    for number, name in enumerate(survival.FORMATS):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+        if name in ("FP8, blocks of 128×128", "MXFP4 (scales rounded down)"):
+            (report,) = survival.survivals(tmp_path / str(number), name, survival.SIZES[2:3])
+            assert report.kept is not None
+            told = f"{report.kept[-1].survival:.2f} ({report.kept[-1].noise:.2f})"
+            assert line.split(" | ")[3] == told, "make survival"
