@@ -18,6 +18,7 @@ from rationals import Matrix, delta, dora_exactly
 import adaptertool as library
 from adaptertool.arithmetic import tiling
 from adaptertool.errors import NonFiniteError, UnsupportedError
+from adaptertool.output.preview import preview
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}
 
@@ -288,3 +289,19 @@ def test_a_part_of_the_page(tmp_path: Path) -> None:
             assert report.kept is not None
             told = f"{report.kept[-1].survival:.2f} ({report.kept[-1].noise:.2f})"
             assert line.split(" | ")[3] == told, "make survival"
+
+
+def test_files_of_another_size(tmp_path: Path) -> None:
+    """Codes and scales in other files than the base's."""
+    bases, lattice = FORMATS["NVFP4"]
+    made = bases()
+    factors = factors_of(made, 0.2)
+    adapter = write_adapter(tmp_path / "adapter", factors, r=2, lora_alpha=2)
+    base = base_of(tmp_path / "base", made, shards=2)
+    library.merge(base, [adapter], tmp_path / "out", quantise="keep", max_shard_size=500)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    judge(lattice, load(base), load(tmp_path / "out"), edited(made, delta(*factors.values())))
+    plan = library.prepare_merge(base, [adapter], quantise="keep")
+    assert not any("quantization_config" in note for note in plan.notes)
+    told = {one.name: one.action for one in preview(plan, tmp_path / "plan").tensors}
+    assert told.pop(f"{X}.weight_packed") == told.pop(f"{X}.weight_scale") == "edit" and {*told.values()} == {"copy"}
