@@ -170,7 +170,7 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
     codes, beside = codes_of(base)
     return Traits(
         families=frozenset({_GGUF} if base.gguf is not None else types),
-        quantisation=_quantisation(base.config or {}),
+        quantisation=None if base.kept is not None else _quantisation(base.config or {}),
         codes=codes,
         beside_codes=beside,
         has_codes=bool(codes) or any(ref.spec.dtype not in NOT_CODES for ref in base.tensors.values()),

@@ -9,7 +9,7 @@ from adaptertool.spec.tensors import Ref
 
 
 def verbatim(step: Step, alpha: float) -> Ref | None:
-    """The tensor whose bytes this output is, or None where it must be computed.
+    """The tensor whose bytes this output is, or None where it must be computed. That of the base is `step.stored`.
 
     Without edits, and at α = 0, the base; at α = 1 a tensor that replaces it. That is what makes α = 0 and
     α = 1 of two checkpoints equal to them byte for byte, NaN and −0.0 included.
@@ -18,7 +18,9 @@ def verbatim(step: Step, alpha: float) -> Ref | None:
     if step.makes is not None or (step.blend is not None and step.edits):
         return None
     if alpha == 0 or not step.base.spec.nbytes or all(edit.weight == 0 for edit in step.edits):
-        source = step.base
+        source = step.stored
+    elif step.keeps is not None:
+        return None
     elif alpha == 1 and replaces(step):
         source = step.edits[-1].factors[TUNED]
     stored = source is not None and source.made is None and source.spec.dtype == step.spec.dtype

@@ -9,6 +9,7 @@ import click
 from adaptertool.cli.options import (
     DTYPE,
     LEAVE_OUT,
+    QUANTISE,
     SHARD_SIZE,
     TOKENIZER,
     WEIGHT,
@@ -44,6 +45,7 @@ SETTINGS = settings_of()
 @LEAVE_OUT
 @TOKENIZER
 @DTYPE
+@QUANTISE
 @SHARD_SIZE
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
 @writes
@@ -56,6 +58,7 @@ def merge(
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     dtype: str | None,
+    quantise: str | None,
     max_shard_size: str | None,
     renames: tuple[str, ...],
     expert_layout: str | None,
@@ -79,6 +82,7 @@ def merge(
         leave_out=leave_out,
         tokenizer=tokenizer,
         dtype=dtype,
+        quantise=quantise,
         max_shard_size=max_shard_size,
         **{name: options.pop(name) for name in SETTINGS},
     )

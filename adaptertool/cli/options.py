@@ -20,7 +20,7 @@ from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.planning.tokenizer import TOKENIZERS
 from adaptertool.render.machine import Report, to_json
 from adaptertool.render.run import plan_text
-from adaptertool.spec.choices import DTYPES, EXACT, EXPERT_LAYOUTS, PRECISIONS
+from adaptertool.spec.choices import DTYPES, EXACT, EXPERT_LAYOUTS, PRECISIONS, QUANTISES
 from adaptertool.spec.plan import Plan
 
 Command = Callable[..., int | None]
@@ -48,6 +48,11 @@ DTYPE = click.option(
     "--dtype",
     type=click.Choice([*DTYPES]),
     help="Store weights so: those of a quantised base are decoded, the others cast, and all rounded once.",
+)
+QUANTISE = click.option(
+    "--quantise",
+    type=click.Choice(QUANTISES),
+    help="keep: a quantised base stays in its own format; what of the change survives the rounding is told.",
 )
 SHARD_SIZE = click.option(
     "--max-shard-size",

@@ -98,11 +98,18 @@ def count_elements(plan: Plan) -> int:
     size."""
     alphas, base = [output.alpha for output in plan.outputs], set(plan.files[0].values())
     return sum(
-        step.spec.numel
+        _counted(step)
         for step in plan.steps()
         if step.base.path not in base
-        or not all(verbatim(step, alpha) is step.base or only_cast(step, alpha) for alpha in alphas)
+        or not all(verbatim(step, alpha) is step.stored or only_cast(step, alpha) for alpha in alphas)
     )
+
+
+def _counted(step: Step) -> int:
+    """The elements of a weight that stays codes are counted once, and not those of its scales."""
+    if step.keeps is None:
+        return step.spec.numel
+    return step.base.spec.numel if step.spec.name == step.base.stored[0].spec.name else 0
 
 
 def count_tensors(plan: Plan) -> tuple[int, int, int]:
@@ -112,6 +119,6 @@ def count_tensors(plan: Plan) -> tuple[int, int, int]:
     names, edited, cast = set[str](), set[str](), set[str]()
     for step in plan.steps():
         names.add(step.spec.name)
-        if any(verbatim(step, alpha) is not step.base for alpha in alphas):
+        if any(verbatim(step, alpha) is not step.stored for alpha in alphas):
             (cast if all(only_cast(step, alpha) for alpha in alphas) else edited).add(step.spec.name)
     return len(names), len(edited), len(cast)

@@ -98,8 +98,8 @@ def _factors(plan: Plan) -> Iterator[Ref]:
     for shard in plan.shards:
         for step in shard.steps:
             # A tensor of the adapter that takes the place of the base's; or in an adapter, one that is copied.
-            if step.base.path == shard.source if plan.as_adapter else step.base.path not in base:
-                yield step.base
+            if step.base.path == shard.source if plan.as_adapter else step.stored.path not in base:
+                yield step.stored
             for edit in step.edits:
                 yield from edit.factors.values()
 

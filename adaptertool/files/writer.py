@@ -19,7 +19,7 @@ from adaptertool.errors import InternalError, StorageError
 from adaptertool.files.hashing import DEFAULT, Digests, hash_all, hasher
 from adaptertool.files.reader import Inputs, read_into
 from adaptertool.files.store import InputFile
-from adaptertool.spec.tally import Tally
+from adaptertool.spec.tally import Fate, Tally
 
 COPY_CHUNK = 2 << 20  # bytes that a job copies
 
@@ -77,6 +77,7 @@ class OutputFile:
         self.hashes = hasher(size if most is None else most, self.read_back, hashes)
         self._can_share = sys.platform == "linux"
         self.tallies: list[Tally] = []  # of the parts of it, by those who make them
+        self.fates: list[tuple[str, Fate]] = []  # the same, of weights that stay codes, with their families
         try:
             self.fd = os.open(self.part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         except OSError as error:

@@ -6,22 +6,25 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adaptertool.architectures.kept import kept
 from adaptertool.architectures.quantised import decoded
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files import checkpoint as files
 from adaptertool.files.checkpoint import Adapters, Checkpoint
 from adaptertool.files.pipeline import is_component, is_pipeline, open_component, open_pipeline
 from adaptertool.formats import FORMATS, is_adapter
+from adaptertool.spec.choices import KEEP
 
 _UNMERGED = re.compile(r"\.base_layer\.|\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
 _ADAPTERS = Adapters(is_adapter, tuple(pattern for one in FORMATS for pattern in one.files.patterns))
 
 
-def open_checkpoint(path: Path, dtype: str | None = None) -> Checkpoint:
+def open_checkpoint(path: Path, dtype: str | None = None, quantise: str | None = None) -> Checkpoint:
     """Read all headers, the index and the config of a checkpoint. Raises InputError, and UnsupportedError for GGUF that
     is to be decoded; reads no weights.
 
     dtype: decoded, and to be stored so (architectures.quantised)
+    quantise: KEEP: weights stay codes (architectures.kept)
     """
     if is_pipeline(path):
         opened = open_pipeline(path, _ADAPTERS)
@@ -29,15 +32,18 @@ def open_checkpoint(path: Path, dtype: str | None = None) -> Checkpoint:
         opened = open_component(path, _ADAPTERS)
     else:
         opened = files.open_checkpoint(path, _ADAPTERS)
-    if dtype is not None and opened.gguf is not None:
+    option = "--dtype" if quantise is None else "--quantise"
+    if (dtype or quantise) and opened.gguf is not None:
         raise UnsupportedError(
-            f"{path} is GGUF, of which the header and the types are kept; --dtype is for checkpoints: convert and "
+            f"{path} is GGUF, of which the header and the types are kept; {option} is for checkpoints: convert and "
             "quantise the merged model by llama.cpp's own tools"
         )
-    if dtype is not None and opened.components:
+    if (dtype or quantise) and opened.components:
         raise UnsupportedError(
-            f"{path} is a pipeline; --dtype is for single models: give the folder of the component as BASE"
+            f"{path} is a pipeline; {option} is for single models: give the folder of the component as BASE"
         )
+    if quantise == KEEP:
+        return kept(opened)
     return opened if dtype is None else decoded(opened, dtype)
 
 

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from adaptertool.files.checkpoint import MANIFEST, SUMS
 from adaptertool.files.hashing import SHA256, Digests, digests_of
 from adaptertool.files.staging import Finished, Staging
 from adaptertool.files.writer import write_small
+from adaptertool.reports.run import KeptReport
 from adaptertool.spec.plan import Plan
 from adaptertool.spec.tensors import Ref
 from adaptertool.version import __version__
@@ -43,7 +45,7 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
         if step.edits:
             factors = [[(role, *told(ref)) for role, ref in edit.factors.items()] for edit in step.edits]
             others = [[field for field in edit if field is not edit.factors] for edit in step.edits]
-            made = step.blend, step.fisher, step.makes
+            made = step.blend, step.fisher, step.makes, step.keeps and told(step.keeps.part)
             state.update(repr((*step.spec, step.offset, *told(step.base), factors, others, made)).encode())
     return state.hexdigest(8)
 
@@ -55,6 +57,7 @@ class Record:
     plan: Plan
     stage: Staging
     digests: Mapping[Path, Digests]  # of inputs
+    kept: Sequence[KeptReport] | None = None  # what became of weights that stay codes
 
     def inputs(self) -> tuple[dict[str, Facts], ...]:
         """Size and hashes of the files of the base and of each source, by name. Where only the header of a file was
@@ -112,7 +115,9 @@ def write_manifests(record: Record) -> None:
 def _write(record: Record, folder: Path, alphas: list[float]) -> None:
     base, *sources = record.inputs()
     inputs = {"base": base, "sources": sources}
-    write_manifest(folder, record.recipe(alphas), inputs, record.outputs(folder), record.stage.hashes)
+    known = record.kept
+    kept = None if known is None else [dataclasses.asdict(one) for one in known if one.alpha in alphas]
+    write_manifest(folder, record.recipe(alphas), inputs, record.outputs(folder), record.stage.hashes, kept)
 
 
 def write_manifest(
@@ -121,12 +126,15 @@ def write_manifest(
     inputs: Mapping[str, Any],
     files: Mapping[str, Facts],
     hashes: tuple[str, ...],
+    kept: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
+    """kept: what became of weights that stay codes"""
     content = {
         "schema": "manifest/1",
         "adaptertool": __version__,
         "recipe": recipe,
         "inputs": inputs,
+        **({} if kept is None else {"kept": kept}),
         "files": files,  # --force replaces a folder that holds these, the manifest, SHA256SUMS, and no others
     }
     write_small(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())

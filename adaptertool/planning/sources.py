@@ -70,6 +70,11 @@ def open_source(
     return renames.checkpoint(same_numbers(base, require_merged(open_checkpoint(path, dtype))), base)
 
 
+def with_quantise(plan: Plan, quantise: str | None) -> Plan:
+    """The plan, with what becomes of codes among its choices."""
+    return plan if quantise is None else dataclasses.replace(plan, choices={**plan.choices, "quantise": quantise})
+
+
 def with_dtype(plan: Plan, dtype: str | None) -> Plan:
     """The plan, with the dtype that was asked for among its choices."""
     return plan if dtype is None else dataclasses.replace(plan, choices={**plan.choices, "dtype": dtype})

@@ -16,6 +16,11 @@ RANK_MAJOR, GROUPED = EXPERT_LAYOUTS = ("rank_major", "grouped_by_expert")
 DTYPES: Mapping[str, str] = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 
 
+# What becomes of the codes of a quantised base: they are made anew, in its own format.
+KEEP = "keep"
+QUANTISES = (KEEP,)
+
+
 class RankChoice(NamedTuple):
     """How much of the spectrum of a change is to stay: one of these; beside a ratio the rank may be a limit."""
 

@@ -15,6 +15,7 @@ from adaptertool.arguments import (
     as_path,
     check_dtype,
     check_precision,
+    check_quantise,
     decimals,
     given_settings,
     parse_size,
@@ -36,6 +37,7 @@ from adaptertool.planning.sources import (
     open_adapter,
     open_source,
     with_dtype,
+    with_quantise,
 )
 from adaptertool.planning.tokenizer import with_tokenizer
 from adaptertool.resolution.renaming import Renames, renaming
@@ -55,6 +57,7 @@ class MergeRecipe(NamedTuple):
     tokenizer: str | None = None
     dtype: str | None = None
     max_shard_size: int | str | None = None
+    quantise: str | None = None
 
 
 def prepare_merge(
@@ -73,6 +76,7 @@ def prepare_merge(
     tokenizer: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
+    quantise: str | None = None,
     **settings: Number | None,
 ) -> Plan:
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
@@ -80,7 +84,7 @@ def prepare_merge(
     Raises UsageError for a wrong number of weights, InputError for what the files hold.
     """
     given = given_settings("prepare_merge", settings_of(), {"density": density, "seed": seed, **settings})
-    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size)
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise)
     return prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
@@ -100,14 +104,17 @@ def prepare(
     check_compose(recipe.compose)
     numbers = [float(weight) for weight in decimals(weights, "weight", len(adapters))]
     blend, size = _blend(recipe, numbers), parse_size(recipe.max_shard_size)
-    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE"), check_dtype(recipe.dtype)))
+    dtype, quantise = check_dtype(recipe.dtype), check_quantise(recipe.quantise, recipe.dtype)
+    if quantise is not None and recipe.method is not None:
+        raise UsageError("methods write weights that are not quantised: give --dtype bf16 in the place of --quantise")
+    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE"), dtype, quantise))
     paths = [as_path(path, "ADAPTER") for path in adapters]
     if blend is not None:
         done = _prepare_blend(checkpoint, paths, blend, recipe, reading)
     else:
         done = _prepare_sum(checkpoint, paths, numbers, recipe, reading)
     plan = with_dtype(with_tokenizer(done.plan, checkpoint, recipe.tokenizer), recipe.dtype)
-    return done._replace(plan=with_shard_size(plan, checkpoint, size))
+    return done._replace(plan=with_quantise(with_shard_size(plan, checkpoint, size), quantise))
 
 
 def _prepare_sum(

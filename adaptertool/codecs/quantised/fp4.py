@@ -24,7 +24,7 @@ from adaptertool.codecs.quantised.grid import Grid
 from adaptertool.codecs.quantised.lattice import Lattice, one
 from adaptertool.codecs.quantised.misfit import misfit
 from adaptertool.codecs.quantised.record import Format, Stored, Weight
-from adaptertool.codecs.quantised.tables import E2M1, numbers, packed_pairs, paired, unpacked_pairs, unpaired
+from adaptertool.codecs.quantised.tables import E2M1, HALF_STEP, numbers, packed_pairs, paired, unpacked_pairs, unpaired
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
@@ -90,7 +90,7 @@ def _weight(
     parts = (codes, scale) if whole is None else (codes, scale, whole)
     count = math.prod(lead)
     grid = Grid(scale, count, columns, (1, group), (count, groups))
-    lattice = Lattice(E2M1, own, packed_pairs, grid, whole, divides)
+    lattice = Lattice(E2M1, own, packed_pairs, grid, whole, divides, reach=HALF_STEP)
     return Weight(name, (*lead, columns), called, parts, rows, columns, lattice=lattice)
 
 
