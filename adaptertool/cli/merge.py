@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from adaptertool.cli.options import (
+    AS_TRAINED,
     DTYPE,
     LEAVE_OUT,
     TOKENIZER,
@@ -43,6 +44,7 @@ SETTINGS = settings_of()
 @LEAVE_OUT
 @TOKENIZER
 @DTYPE
+@AS_TRAINED
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
 @writes
 def merge(
@@ -54,6 +56,7 @@ def merge(
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     dtype: str | None,
+    as_trained: str | None,
     renames: tuple[str, ...],
     expert_layout: str | None,
     precision: str,
@@ -76,6 +79,7 @@ def merge(
         leave_out=leave_out,
         tokenizer=tokenizer,
         dtype=dtype,
+        as_trained=as_trained,
         **{name: options.pop(name) for name in SETTINGS},
     )
     execute(plan, out, *records(options))

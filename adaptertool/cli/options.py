@@ -20,6 +20,7 @@ from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.planning.tokenizer import TOKENIZERS
 from adaptertool.render.machine import Report, to_json
 from adaptertool.render.run import plan_text
+from adaptertool.spec import choices
 from adaptertool.spec.choices import DTYPES, EXACT, EXPERT_LAYOUTS, PRECISIONS
 from adaptertool.spec.plan import Plan
 
@@ -48,6 +49,11 @@ DTYPE = click.option(
     "--dtype",
     type=click.Choice([*DTYPES]),
     help="Store weights so: those of a quantised base are decoded, the others cast, and all rounded once.",
+)
+AS_TRAINED = click.option(
+    "--as-trained",
+    type=click.Choice(choices.AS_TRAINED),
+    help="The adapter comes from a QLoRA run: take BASE as bitsandbytes had it there, in 4 bits and decoded.",
 )
 EXPERT_LAYOUT = click.option(
     "--expert-layout",

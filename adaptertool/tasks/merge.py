@@ -13,6 +13,7 @@ from adaptertool.arguments import (
     Number,
     PathLike,
     as_path,
+    check_as_trained,
     check_dtype,
     check_precision,
     decimals,
@@ -22,7 +23,6 @@ from adaptertool.arguments import (
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.beside import left_out, require_used
-from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.merge import plan_merge
@@ -30,6 +30,7 @@ from adaptertool.planning.sources import (
     COMPOSITIONS,
     Prepared,
     Reading,
+    base_of,
     check_compose,
     open_adapter,
     open_source,
@@ -52,6 +53,7 @@ class MergeRecipe(NamedTuple):
     settings: Mapping[str, Number] = MappingProxyType({})  # of the method, where given
     tokenizer: str | None = None
     dtype: str | None = None
+    as_trained: str | None = None
 
 
 def prepare_merge(
@@ -69,6 +71,7 @@ def prepare_merge(
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
+    as_trained: str | None = None,
     **settings: Number | None,
 ) -> Plan:
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
@@ -76,12 +79,12 @@ def prepare_merge(
     Raises UsageError for a wrong number of weights, InputError for what the files hold.
     """
     given = given_settings("prepare_merge", settings_of(), {"density": density, "seed": seed, **settings})
-    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype)
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, as_trained)
     return prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
 def prepare(
-    base: PathLike,
+    base: PathLike | Checkpoint,
     adapters: Sequence[PathLike],
     weights: Sequence[Number] | None,
     recipe: MergeRecipe,
@@ -96,13 +99,13 @@ def prepare(
     check_compose(recipe.compose)
     numbers = [float(weight) for weight in decimals(weights, "weight", len(adapters))]
     blend = _blend(recipe, numbers)
-    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE"), check_dtype(recipe.dtype)))
+    checkpoint = base_of(base, check_dtype(recipe.dtype), check_as_trained(recipe.as_trained))
     paths = [as_path(path, "ADAPTER") for path in adapters]
     if blend is not None:
         done = _prepare_blend(checkpoint, paths, blend, recipe, reading)
     else:
         done = _prepare_sum(checkpoint, paths, numbers, recipe, reading)
-    plan = with_dtype(with_tokenizer(done.plan, checkpoint, recipe.tokenizer), recipe.dtype)
+    plan = with_dtype(with_tokenizer(done.plan, checkpoint, recipe.tokenizer), recipe.dtype, recipe.as_trained)
     return done._replace(plan=plan)
 
 
@@ -143,6 +146,8 @@ def _prepare_blend(
     with renaming(reading.renames) as own:
         opened = [open_source(path, base, reading, own, recipe.dtype) for path in paths]
     adapters = [source for source in opened if isinstance(source, Adapter)]
+    if recipe.as_trained and (other := next((one for one in opened if isinstance(one, Checkpoint)), None)):
+        raise UsageError(f"{argument('as_trained')} is for adapters, and {other.path} is a checkpoint")
     require_used(reading.leave_out, adapters)
     plan = plan_blend(base, opened, blend.weights, blend)
     choices: dict[str, object] = {"method": blend.method, **blend.settings, "renames": list(own.texts)}

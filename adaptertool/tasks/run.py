@@ -33,6 +33,7 @@ def merge(
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
+    as_trained: str | None = None,
     force: bool = False,
     verify: bool = False,
     threads: int | None = None,
@@ -69,6 +70,8 @@ def merge(
               adapter's where the vocabulary is the adapter's
     dtype:    "bf16", "f16" or "f32": codes of a quantised base are decoded, edits made to their exact numbers, and all
               that is not stored wider than the base as a whole is stored so, rounded once; None: as in the base
+    as_trained: "nf4", "nf4-double", "fp4" or "fp4-double": the adapters come from QLoRA runs, which had `base` in 4 bits
+              of bitsandbytes. All weights that it quantises are taken as it decodes them, those that nothing changes too
     force:    replace an `out` that adaptertool made
     verify:   read back what was written and judge it, as `verify` does, before it is published
     threads:  the available cores, up to 8, where None; the result does not depend on it
@@ -81,7 +84,7 @@ def merge(
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
     given = given_settings("merge", settings_of(), {"density": density, "seed": seed, **settings})
-    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype)
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, as_trained)
     reading = Reading(renames, leave_out, expert_layout)
     options = Options(
         force=force,
@@ -110,6 +113,7 @@ def wise(
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
+    as_trained: str | None = None,
     force: bool = False,
     verify: bool = False,
     threads: int | None = None,
@@ -136,7 +140,7 @@ def wise(
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903);
     of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, as_trained)
     reading = Reading(renames, leave_out, expert_layout)
     options = Options(
         force=force,
