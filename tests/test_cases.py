@@ -211,6 +211,8 @@ HANDLED = [
      "layer's", "formats/test_single_files.py::test_what_comfy_adds_and_replaces"),
     ("Folders of diffusers (pytorch_lora_weights.safetensors)", "with PEFT's config in the metadata: rsLoRA, patterns, "
      "DoRA, lora_bias; without, scale 1", "oracle/test_diffusers.py::test_the_config_in_the_metadata"),
+    ("LoRA of XLabs for FLUX", "names of its own, as diffusers takes them",
+     "oracle/test_xlabs.py::test_a_merge_is_what_diffusers_makes_of_it"),
     ("Attention processors of 2023", "as the layers that they were for",
      "oracle/test_diffusers.py::test_attention_processors_of_2023"),
     ("GGUF models (F64, F32, F16, BF16) as bases", "written as they were, but for the numbers: header, offsets, "
@@ -341,7 +343,9 @@ REFUSED = [
     case("A control LoRA of ComfyUI", single=SINGLE | {"unet.x.reshape_weight": torch.tensor([8, 12])}),
     case("A control LoRA of Black Forest Labs", single=SINGLE | {"single_blocks.0.norm.key_norm.scale": torch.ones(2)}),
     case("A control LoRA of Stability AI", single={"lora_controlnet": torch.ones(0)}),
-    case("A LoRA of XLabs", single={"double_blocks.0.processor.qkv_lora1.down.weight": torch.ones(4, 6)}),
+    case("An IP-Adapter of XLabs", single={
+        "double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight": torch.ones(4, 6),
+    }),
     case("Custom Diffusion", single={"mid_block.attn2.processor.to_k_custom_diffusion.weight": torch.ones(8, 6)}),
     case("Textual inversion in a LoRA's file", single=SINGLE | {"bundle_emb.cat.string_to_param.*": torch.ones(1, 6)}),
     case("A GGUF adapter for another architecture", gguf=GGUF, arch="qwen2"),

@@ -6,8 +6,8 @@ Every model class is built on the meta device, as in derive_names.py, and asked 
 BitsAndBytesConfig(load_in_4bit=True): all layers that are nn.Linear, without those that it leaves out by default (the
 output head, what is tied, the last module, what is kept in float32). Their names in memory are kept, with # in the
 place of numbers; and those of all other parameters of two or more dimensions, since what is on neither list is of a
-model with other settings than the default ones. An architecture with layers of class Conv1D, which are transposed before, is marked (-1). Takes some
-minutes.
+model with other settings than the default ones. An architecture with layers of class Conv1D, which are transposed
+before, is marked (-1). Takes some minutes.
 """
 
 import json
@@ -37,7 +37,7 @@ def linear_of(name: str) -> dict[str, list[str]] | None:
         return None
     linear = {_NUMBER.sub("#", f"{own}.weight") for own, module in chosen if type(module) is torch.nn.Linear}
     own_names = {f"{own}.weight" for own, module in chosen if type(module) is torch.nn.Linear}
-    named = {own: parameter for own, parameter in model.named_parameters(remove_duplicate=False)}
+    named = dict(model.named_parameters(remove_duplicate=False))
     others = {_NUMBER.sub("#", own) for own, one in named.items() if one.ndim > 1 and own not in own_names}
     if linear & others:
         raise ValueError(f"{sorted(linear & others)[0]} is a layer of one class in some places, and another in others")

@@ -6,6 +6,7 @@ of its own, or those of the denoiser alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,8 @@ _PREFIXES: Mapping[str, tuple[str, ...]] = {
 }
 _ALL = tuple(_PREFIXES)
 _T5 = frozenset({"t5", "umt5", "mt5"})
+# Classes of diffusers that turn images into what denoisers work on, and back: adapters have no name for these
+_NO_DENOISER = re.compile(r"(Asymmetric)?Autoencoder|VQModel|ConsistencyDecoderVAE")
 _ENCODERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})
 
 
@@ -62,7 +65,7 @@ def components_of(
     if architecture:
         return []
     if "_class_name" in config:
-        return [Component("", (UNET,), config)]
+        return [] if _NO_DENOISER.match(str(config["_class_name"])) else [Component("", (UNET,), config)]
     return [Component("", (UNET,), {})] if unet.is_unet(names) or spellings.table_of(names, "") else []
 
 

@@ -10,6 +10,7 @@ from adaptertool.cli.options import (
     AS_TRAINED,
     DTYPE,
     LEAVE_OUT,
+    SHARD_SIZE,
     TOKENIZER,
     WEIGHT,
     execute,
@@ -45,6 +46,7 @@ SETTINGS = settings_of()
 @TOKENIZER
 @DTYPE
 @AS_TRAINED
+@SHARD_SIZE
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
 @writes
 def merge(
@@ -57,6 +59,7 @@ def merge(
     tokenizer: str | None,
     dtype: str | None,
     as_trained: str | None,
+    max_shard_size: str | None,
     renames: tuple[str, ...],
     expert_layout: str | None,
     precision: str,
@@ -80,6 +83,7 @@ def merge(
         tokenizer=tokenizer,
         dtype=dtype,
         as_trained=as_trained,
+        max_shard_size=max_shard_size,
         **{name: options.pop(name) for name in SETTINGS},
     )
     execute(plan, out, *records(options))

@@ -50,6 +50,11 @@ DTYPE = click.option(
     type=click.Choice([*DTYPES]),
     help="Store weights so: those of a quantised base are decoded, the others cast, and all rounded once.",
 )
+SHARD_SIZE = click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    help="Files of the output are at most so large: 5GB, 4GiB. As the base's, unless given.",
+)
 AS_TRAINED = click.option(
     "--as-trained",
     type=click.Choice(choices.AS_TRAINED),

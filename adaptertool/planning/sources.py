@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adaptertool.architectures.decoded_beside import same_numbers
 from adaptertool.arguments import PathLike, as_path
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint
@@ -75,7 +76,7 @@ def open_source(
     """
     if is_adapter(path):
         return open_adapter(path, base, reading, renames)
-    return renames.checkpoint(require_merged(open_checkpoint(path, dtype)), base)
+    return renames.checkpoint(same_numbers(base, require_merged(open_checkpoint(path, dtype))), base)
 
 
 def with_dtype(plan: Plan, dtype: str | None, as_trained: str | None = None) -> Plan:

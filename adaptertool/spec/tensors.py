@@ -135,3 +135,4 @@ class View:
     rows: range | tuple[int, ...]  # a tuple: in the order of the factors' rows
     columns: range
     shape: tuple[int, ...]  # of the part, as it is stored
+    swapped: bool = False  # a half of the tensor, where the adapter has the other half

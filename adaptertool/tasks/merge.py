@@ -18,6 +18,7 @@ from adaptertool.arguments import (
     check_precision,
     decimals,
     given_settings,
+    parse_size,
     settings_for,
 )
 from adaptertool.errors import UsageError, argument
@@ -26,6 +27,7 @@ from adaptertool.formats.beside import left_out, require_used
 from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.merge import plan_merge
+from adaptertool.planning.sharding import with_shard_size
 from adaptertool.planning.sources import (
     COMPOSITIONS,
     Prepared,
@@ -53,6 +55,7 @@ class MergeRecipe(NamedTuple):
     settings: Mapping[str, Number] = MappingProxyType({})  # of the method, where given
     tokenizer: str | None = None
     dtype: str | None = None
+    max_shard_size: int | str | None = None
     as_trained: str | None = None
 
 
@@ -71,6 +74,7 @@ def prepare_merge(
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
+    max_shard_size: int | str | None = None,
     as_trained: str | None = None,
     **settings: Number | None,
 ) -> Plan:
@@ -79,7 +83,7 @@ def prepare_merge(
     Raises UsageError for a wrong number of weights, InputError for what the files hold.
     """
     given = given_settings("prepare_merge", settings_of(), {"density": density, "seed": seed, **settings})
-    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, as_trained)
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, as_trained)
     return prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
@@ -98,15 +102,16 @@ def prepare(
         raise UsageError("no adapter given")
     check_compose(recipe.compose)
     numbers = [float(weight) for weight in decimals(weights, "weight", len(adapters))]
-    blend = _blend(recipe, numbers)
+    blend, size = _blend(recipe, numbers), parse_size(recipe.max_shard_size)
     checkpoint = base_of(base, check_dtype(recipe.dtype), check_as_trained(recipe.as_trained))
     paths = [as_path(path, "ADAPTER") for path in adapters]
     if blend is not None:
         done = _prepare_blend(checkpoint, paths, blend, recipe, reading)
     else:
         done = _prepare_sum(checkpoint, paths, numbers, recipe, reading)
-    plan = with_dtype(with_tokenizer(done.plan, checkpoint, recipe.tokenizer), recipe.dtype, recipe.as_trained)
-    return done._replace(plan=plan)
+    plan = with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
+    plan = with_dtype(plan, recipe.dtype, recipe.as_trained)
+    return done._replace(plan=with_shard_size(plan, checkpoint, size))
 
 
 def _prepare_sum(
@@ -145,9 +150,9 @@ def _prepare_blend(
 ) -> Prepared:
     with renaming(reading.renames) as own:
         opened = [open_source(path, base, reading, own, recipe.dtype) for path in paths]
-    adapters = [source for source in opened if isinstance(source, Adapter)]
     if recipe.as_trained and (other := next((one for one in opened if isinstance(one, Checkpoint)), None)):
         raise UsageError(f"{argument('as_trained')} is for adapters, and {other.path} is a checkpoint")
+    adapters = [source for source in opened if isinstance(source, Adapter)]
     require_used(reading.leave_out, adapters)
     plan = plan_blend(base, opened, blend.weights, blend)
     choices: dict[str, object] = {"method": blend.method, **blend.settings, "renames": list(own.texts)}

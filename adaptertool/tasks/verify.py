@@ -75,7 +75,8 @@ def verify(
     lower-precision, nan, overflow, dtype-changed, shape-changed, unknown, and those of kinds (Kind.misreadings):
     alpha-squared, alpha-ignored, alpha-of-others, factors-swapped, factor-ignored, norm-of-base, norm-axis, one-added,
     one-missing, other-side, rotation-transposed, setting-ignored, taken-for-lora; across GGUF: rows-not-reordered; of
-    MLX's scale: scale-as-alpha, scale-ignored, scale-default. `problems` has what is wrong beside single tensors:
+    layers that the base has in another order, or in one: halves-not-swapped, cut-in-thirds; of MLX's scale:
+    scale-as-alpha, scale-ignored, scale-default. `problems` has what is wrong beside single tensors:
     fields of config.json, and a scale that shows in all tensors together only.
 
     Of a quantised base `merged` may be quantised as it is, or dense: then it is judged against the decoded numbers.

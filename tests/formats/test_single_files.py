@@ -186,8 +186,7 @@ def test_refused_by_name(
 @pytest.mark.parametrize(
     ("keys", "match"),
     [
-        (["double_blocks.0.processor.qkv_lora1.down.weight"], r"a LoRA of XLabs for FLUX"),
-        (["single_blocks.0.processor.proj_lora.up.weight"], r"a LoRA of XLabs for FLUX"),
+        (["double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight"], r"an IP-Adapter of XLabs for FLUX"),
         (["down_blocks.0.attn2.processor.to_k_custom_diffusion.weight"], r"Custom Diffusion puts another layer"),
         (["lora_controlnet", "input_blocks.1.0.in_layers.2.down"], r"a control LoRA of Stability AI"),
         (["unet.x.lora_A.weight", "diffusion_model.x.lora_A.weight"], r"may be an adapter of comfy or of diffusers"),

@@ -10,7 +10,6 @@ from conftest import Tensors, load, lora_factors, write_adapter, write_checkpoin
 from quantised_bases import Q, X
 
 import adaptertool as library
-from adaptertool.spec.choices import AS_TRAINED
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}
 SHAPES = {Q: (40, 72), X: (96, 128)}
@@ -49,7 +48,7 @@ def test_the_base_is_what_bitsandbytes_decodes(tmp_path: Path, choice: str, dtyp
 
 @pytest.mark.parametrize("shape", [(96, 128), (33, 37), (520, 256), (1, 1000)])
 def test_double_quantisation(tmp_path: Path, shape: tuple[int, int]) -> None:
-    """By torch, as bitsandbytes' CUDA kernels and its default backend have it: 8 bits by the middles between numbers."""
+    """By torch, as bitsandbytes' CUDA kernels and default backend have it: 8 bits by the middles between numbers."""
     functional = pytest.importorskip("bitsandbytes.functional")
     weight = (torch.randn(shape) * 0.02).bfloat16()
     base = write_checkpoint(tmp_path / "base", {f"{X}.weight": weight, f"{Q}.weight": torch.randn(8, 6)}, config=CONFIG)

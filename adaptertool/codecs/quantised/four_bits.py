@@ -165,8 +165,8 @@ def _eight_bits(sizes: Array, offset: np.float32) -> Array:
 
 @functools.cache
 def dynamic_map() -> Table:
-    """The 256 numbers of 8 bits: of each of seven decades 1, 2, ... 64 fractions of either sign, in the middles of equal
-    parts of 0.1 to 1; 0 and 1."""
+    """The 256 numbers of 8 bits: of each of seven decades 1, 2, ... 64 fractions of either sign, in the middles of
+    equal parts of 0.1 to 1; 0 and 1."""
     numbers = [0.0, 1.0]
     for decade in range(7):
         ends = np.array(_linspace(1 + 2**decade), np.float32)

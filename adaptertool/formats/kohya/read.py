@@ -15,7 +15,7 @@ from adaptertool.files.header import Header
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats.beside import Beside, read_beside
 from adaptertool.formats.format import BaseHas, FileNames
-from adaptertool.formats.kohya import keys
+from adaptertool.formats.kohya import keys, xlabs
 from adaptertool.formats.kohya.keys import FILES, FOLDED, KOHYA, NUMBERS, OF_FACTOR, ON_BIAS
 from adaptertool.formats.kohya.metadata import KEY, Said
 from adaptertool.formats.kohya.refused import why_refused
@@ -57,7 +57,7 @@ def read_adapter(
     modules = [module for owner, some in own.items() for module in _modules(header.path, owner, some, base_has)]
     if not modules:
         raise InputError(f"{header.path} holds no tensors")
-    scaled = _scaled(header, own, modules)
+    scaled = [part for module in _scaled(header, own, modules) for part in xlabs.apart(module)]
     beside = Beside()
     if name and leave_out is not None:
         beside = read_beside(files, _IN_FOLDER, scaled, base, base_has, leave_out)

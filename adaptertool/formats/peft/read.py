@@ -90,7 +90,8 @@ def read_adapter(
     saved, tokens = Saved(header.path), dict[str, Ref]()
     own, shared = apart(config, header.tensors)
     tensors, read_so = plain_keys(header.path, own)
-    for ref in (*tensors.values(), *shared.values()):
+    in_common = [ref for one in shared.values() for ref in one.stored]
+    for ref in (*tensors.values(), *in_common):
         _require_numbers(header.path, ref, config)
     without = steering(fields, tensors) if config.spelled is None else {}
     for key in (key for key in tensors if key not in without):
@@ -123,7 +124,7 @@ def read_adapter(
         notes=(*read_so, *notes, *_left_out(header.path, ignored, without), *beside.notes),
         format=FORMAT,
         fields=fields,
-        tensors={**tensors, **{ref.spec.name: ref for ref in shared.values()}},
+        tensors={**tensors, **{ref.spec.name: ref for ref in in_common}},
         metadata=header.metadata,
     )
 
