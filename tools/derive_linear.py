@@ -2,8 +2,8 @@
 
     HF_HUB_OFFLINE=1 python tools/derive_linear.py
 
-Every model class is built on the meta device, as in derive_names.py, and asked as transformers does on loading with
-BitsAndBytesConfig(load_in_4bit=True): all layers that are nn.Linear, without those that it leaves out by default (the
+Every model class for language is built on the meta device, as in derive_names.py, and asked as transformers does on
+loading with BitsAndBytesConfig(load_in_4bit=True): all layers that are nn.Linear, without those that it leaves out by default (the
 output head, what is tied, the last module, what is kept in float32). Their names in memory are kept, with # in the
 place of numbers; and those of all other parameters of two or more dimensions, since what is on neither list is of a
 model with other settings than the default ones. An architecture with layers of class Conv1D, which are transposed
@@ -25,6 +25,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 OUTPUT = Path(__file__).parent.parent / "adaptertool" / "architectures" / "linear.json"
+# The classes that such runs train
+_TRAINED = re.compile(r".*(?:For(?:CausalLM|ConditionalGeneration|(?:Sequence|Token)Classification)|LMHeadModel)$")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -50,7 +52,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, timed_out)
     lists: list[dict[str, list[str]]] = []
     architectures: dict[str, int] = {}
-    for name in sorted(name for name in class_names() if not name.endswith("Config")):
+    for name in sorted(filter(_TRAINED.match, class_names())):
         try:
             signal.alarm(SECONDS_PER_CLASS)
             linear = linear_of(name)

@@ -10,6 +10,7 @@ from conftest import Tensors, load, lora_factors, write_adapter, write_checkpoin
 from quantised_bases import Q, X
 
 import adaptertool as library
+from adaptertool.errors import NonFiniteError, UnsupportedError, UsageError
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}
 SHAPES = {Q: (40, 72), X: (96, 128)}
@@ -65,3 +66,67 @@ def test_double_quantisation(tmp_path: Path, shape: tuple[int, int]) -> None:
     nearest = table[torch.bucketize(scaled, (table[:-1] + table[1:]) / 2)]
     state.absmax = (nearest * largest[:, None]).view(-1)[: len(apart)] + offset
     assert load(tmp_path / "out")[f"{X}.weight"].equal(functional.dequantize_4bit(codes, state))
+
+
+@pytest.mark.parametrize("choice", ["nf4", "nf4-double", "fp4"])
+def test_verify_names_the_other_base(tmp_path: Path, choice: str) -> None:
+    base = write_checkpoint(tmp_path / "base", dense(), config=CONFIG)
+    adapter = write_adapter(tmp_path / "adapter", lora_factors(X, SHAPES[X]))
+    merged = {"dense": tmp_path / "dense", choice: tmp_path / "rounded"}
+    library.merge(base, [adapter], merged["dense"])
+    library.merge(base, [adapter], merged[choice], as_trained=choice)
+    assert library.verify(merged["dense"], base, [adapter]).ok
+    assert library.verify(merged[choice], base, [adapter], as_trained=choice, strict=True).ok
+    plain = library.verify(merged[choice], base, [adapter])
+    assert {one.diagnosis for one in plain.tensors if one.status != "exact"} == {f"{choice[:3]}-base"}
+    asked = library.verify(merged["dense"], base, [adapter], as_trained=choice)
+    assert {one.name for one in asked.tensors if one.diagnosis == "dense-base"} == {f"{X}.weight", f"{Q}.weight"}
+    assert not plain.ok and not asked.ok and asked.summary.diagnosis == ("dense-base",)
+
+
+def test_other_tools_merge_into_what_the_library_decodes(tmp_path: Path) -> None:
+    """In float32, from numbers that were rounded to bf16."""
+    tensors = dense()
+    base = write_checkpoint(tmp_path / "base", tensors, config=CONFIG)
+    factors = lora_factors(X, SHAPES[X])
+    a, b = (factors[f"{X}.lora_{one}.weight"] for one in "AB")
+    merged = tensors | {f"{Q}.weight": by_library(tensors[f"{Q}.weight"], "nf4")}
+    merged[f"{X}.weight"] = (by_library(tensors[f"{X}.weight"], "nf4").float() + 2 * b @ a).bfloat16()
+    other = write_checkpoint(tmp_path / "merged", merged, config=CONFIG)
+    assert library.verify(other, base, [write_adapter(tmp_path / "a", factors)], as_trained="nf4").ok
+
+
+def test_between_is_the_same_base(tmp_path: Path) -> None:
+    tensors = dense()
+    base = write_checkpoint(tmp_path / "base", tensors, config=CONFIG)
+    adapter = write_adapter(tmp_path / "adapter", lora_factors(X, SHAPES[X]))
+    library.wise(base, adapter, tmp_path / "out", [0, 0.5], as_trained="nf4")
+    found = load(tmp_path / "out" / "alpha-0.000")
+    for name in (Q, X):
+        assert found[f"{name}.weight"].equal(by_library(tensors[f"{name}.weight"], "nf4"))
+    assert library.verify(tmp_path / "out" / "alpha-0.500", base, [adapter], alpha=0.5, as_trained="nf4").ok
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    """Where it is not certain which weights are quantised, or what for."""
+    tensors, factors = dense(), lora_factors(X, SHAPES[X])
+    adapter = write_adapter(tmp_path / "adapter", factors)
+
+    def refusal(error: type[Exception], match: str, more: Tensors | None = None, **config: object) -> None:
+        base = write_checkpoint(
+            tmp_path / str(len(list(tmp_path.iterdir()))), tensors | (more or {}), config=CONFIG | config
+        )
+        with pytest.raises(error, match=match):
+            library.merge(base, [adapter], tmp_path / "out", as_trained="nf4")
+
+    refusal(UnsupportedError, "not known for the architecture", architectures=["Unheard"])
+    refusal(UnsupportedError, "is not known for the architecture", architectures=["GPT2LMHeadModel"], model_type="gpt2")
+    refusal(
+        UnsupportedError, "is a matrix that LlamaForCausalLM has not", {"model.layers.0.mtp.weight": torch.ones(2, 2)}
+    )
+    refusal(NonFiniteError, "NaN of whole blocks", {f"{Q}.weight": torch.full(SHAPES[Q], float("nan"))})
+    base = write_checkpoint(tmp_path / "base", tensors, config=CONFIG)
+    with pytest.raises(UsageError, match="nf4, nf4-double"):
+        library.merge(base, [adapter], tmp_path / "out", as_trained="int4")
+    with pytest.raises(UsageError, match="made of adapters"):
+        library.wise(base, base, tmp_path / "out", [0.5], as_trained="nf4")
