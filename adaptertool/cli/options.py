@@ -20,6 +20,7 @@ from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.planning.tokenizer import TOKENIZERS
 from adaptertool.render.machine import Report, to_json
 from adaptertool.render.run import plan_text
+from adaptertool.spec import choices
 from adaptertool.spec.choices import DTYPES, EXACT, EXPERT_LAYOUTS, PRECISIONS, QUANTISES
 from adaptertool.spec.plan import Plan
 
@@ -58,6 +59,11 @@ SHARD_SIZE = click.option(
     "--max-shard-size",
     metavar="SIZE",
     help="Files of the output are at most so large: 5GB, 4GiB. As the base's, unless given.",
+)
+AS_TRAINED = click.option(
+    "--as-trained",
+    type=click.Choice(choices.AS_TRAINED),
+    help="The adapter comes from a QLoRA run: take BASE as bitsandbytes had it there, in 4 bits and decoded.",
 )
 EXPERT_LAYOUT = click.option(
     "--expert-layout",

@@ -41,7 +41,7 @@ class Weight:
         """The weight as a tensor that is made of those in files."""
         codes = self.parts[0]
         spec = TensorSpec(self.name, "F64", self.shape, 8 * math.prod(self.shape))
-        made = Making(self.parts, self.rows, width=self.width, decodes=True)
+        made = Making(self.parts, self.rows, width=self.width, decodes=True, weight=self)
         return Ref(codes.path, codes.offset, spec, made=made)
 
 
