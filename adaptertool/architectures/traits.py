@@ -45,6 +45,7 @@ _OF_TENSOR = (
 )  # fmt: skip
 _OF_MODULE = (
     ".qweight", ".qzeros", ".scales", ".g_idx", ".SCB", ".W_q", ".qscale_weight", ".input_scale",
+    ".scale_weight", ".scale_input", ".comfy_quant",
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
 _ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
