@@ -188,6 +188,7 @@ def test_refused_by_name(
     [
         (["double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight"], r"an IP-Adapter of XLabs for FLUX"),
         (["down_blocks.0.attn2.processor.to_k_custom_diffusion.weight"], r"Custom Diffusion puts another layer"),
+        (["x.query.loras.y.lora_A", "x.query.loras.y.lora_B"], r"of the library adapters \(AdapterHub\)"),
         (["lora_controlnet", "input_blocks.1.0.in_layers.2.down"], r"a control LoRA of Stability AI"),
         (["unet.x.lora_A.weight", "diffusion_model.x.lora_A.weight"], r"may be an adapter of comfy or of diffusers"),
         (["lora_unet_x.lora_down.weight", "unet.x.lora_A.weight"], r"may be an adapter of kohya or of diffusers"),
@@ -241,6 +242,9 @@ def test_a_folder_of_diffusers_and_what_lies_beside(tmp_path: Path) -> None:
         ({"lora.nemo": b"x"}, r"an archive of NeMo's"),
         ({"lora.safetensors": b"x"}, r"is not a safetensors file, or is cut short"),
         ({"lora/pytorch_lora_weights.bin": b"\x80\x02"}, r"pytorch_lora_weights\.bin is a pickle"),
+        ({"lora/style.ckpt": b"\x80\x02", "lora/optimizer.pt": b""}, r"style\.ckpt is a pickle"),
+        ({"lora/style.nemo": b"x"}, r"an archive of NeMo's"),
+        ({"lora/optimizer.pt": b"", "lora/pytorch_model.bin": b""}, r"is not an adapter: it has no adapter_config"),
         ({"lora/xlora_config.json": b"{}"}, r"is an X-LoRA: it mixes several adapters"),
         ({"lora/weights/__0_0.distcp": b""}, r"is a distributed checkpoint of torch, as NeMo"),
         ({"lora/adapter_config.json": b"{}", "lora/pytorch_adapter.bin": b""}, r"of the library adapters"),

@@ -30,13 +30,13 @@ def apart(
         return tensors, []
     experts: dict[tuple[str, str], set[int]] = {}
     for key, match in stacked.items():
-        experts.setdefault(match.group("before", "layer"), set()).add(tensors[key].shape[0])
+        experts.setdefault((match["before"], match["layer"]), set()).add(tensors[key].shape[0])
     found = dict[str, Ref]()
     for key, ref in tensors.items():
         if (one := stacked.get(key)) is None:
             found[key] = ref
             continue
-        before, layer = one.group("before", "layer")
+        before, layer = one["before"], one["layer"]
         counts = experts[before, layer]
         if len(counts - {1}) > 1:
             raise MismatchError(f"{file}: {shown(key)} is {ref.spec}, and its other factor is of other experts")
