@@ -5,7 +5,7 @@
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
 # make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
-#              left out where there is less), cost of exactness, plan of 671 B; tables into README.md
+#              left out where there is less), cost of exactness, plan of 671 B; tables into docs/measured.md
 # make bench-quick  the ratios that matter, in about 5 minutes (8 GB of disk); fails where one is worse by a third than
 #              recorded in benchmarks/quick.json
 # make bench-peers   tinker-cookbook into an environment of its own, so that make bench measures it too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation, Overflow, localcontext
 from pathlib import Path
@@ -14,6 +15,9 @@ from adaptertool.spec.choices import DTYPES, PRECISIONS, RankChoice
 
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]I?)?B?\s*", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 MAX_ALPHAS = 1000  # points of a sweep that is written as START:STOP:STEP
 
@@ -112,6 +116,18 @@ def as_path(value: PathLike, what: str) -> Path:
     if not os.fspath(value):
         raise UsageError(f"{what} is an empty path")
     return Path(value)
+
+
+def parse_size(size: int | str | None) -> int | None:
+    """The bytes of `5GB` (10⁹ each), `4GiB` (2³⁰), or a number of bytes. Raises UsageError for anything else."""
+    if size is None or (type(size) is int and size > 0):
+        return size
+    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    unit = (found[2] or "").upper() if found else ""
+    each = (1024 if unit.endswith("I") else 1000) ** _POWERS[unit.removesuffix("I")]
+    if found is None or int(Decimal(found[1]) * each) < 1:
+        raise UsageError(f"{argument('max_shard_size')} is a size such as 5GB, 500MB or 4GiB, not {size!r}")
+    return int(Decimal(found[1]) * each)
 
 
 def check_dtype(dtype: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""A quantised checkpoint beside one that is not: decoded, so that their tensors are the same ones."""
+"""A quantised checkpoint that is only read: decoded, so that its tensors are those of a dense one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adaptertool.architectures.quantised import CONFIG, OF_MODELOPT, QUANTISED_BY, decoded
 from adaptertool.architectures.traits import NOT_CODES
+from adaptertool.errors import UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint, open_checkpoint
 from adaptertool.files.jsonfile import load_json, objects
 from adaptertool.files.reader import exists, open_input, read_exact
@@ -43,8 +44,32 @@ def both_dense(one: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, Checkpoi
     return (_told(one) if codes == [True, False] else one), (_told(other) if codes == [False, True] else other)
 
 
-def _told(checkpoint: Checkpoint) -> Checkpoint:
-    note = f"{checkpoint.path} is quantised: its numbers are compared, decoded"
+def as_numbers(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its weights decoded where they are codes, for commands that read its numbers and do not write
+    it. As it is where its codes are of no format that is decoded: who needs these refuses them. Raises MismatchError
+    for codes that do not fit together."""
+    if not _has_codes(checkpoint) or checkpoint.gguf is not None or checkpoint.components:
+        return checkpoint
+    try:
+        return _told(checkpoint, "used")
+    except UnsupportedError:
+        return checkpoint
+
+
+def same_numbers(base: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """The other checkpoint to be held against a base: decoded, where it alone is quantised. Raises UnsupportedError
+    where the base alone is."""
+    codes = [_has_codes(base), _has_codes(other)]
+    if codes == [True, False] and base.gguf is None:
+        raise UnsupportedError(
+            f"{base.path} is quantised, and {other.path} is not: with --dtype bf16 it is decoded, and a dense "
+            "checkpoint written"
+        )
+    return _told(other, "used") if codes == [False, True] and other.gguf is None else other
+
+
+def _told(checkpoint: Checkpoint, how: str = "compared") -> Checkpoint:
+    note = f"{checkpoint.path} is quantised: its numbers are {how}, decoded"
     return dataclasses.replace(decoded(checkpoint, "bf16"), notes=(*checkpoint.notes, note))
 
 

@@ -9,6 +9,7 @@ import click
 from adaptertool.cli.options import (
     DTYPE,
     LEAVE_OUT,
+    SHARD_SIZE,
     TOKENIZER,
     WEIGHT,
     execute,
@@ -43,6 +44,7 @@ SETTINGS = settings_of()
 @LEAVE_OUT
 @TOKENIZER
 @DTYPE
+@SHARD_SIZE
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
 @writes
 def merge(
@@ -54,6 +56,7 @@ def merge(
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     dtype: str | None,
+    max_shard_size: str | None,
     renames: tuple[str, ...],
     expert_layout: str | None,
     precision: str,
@@ -76,6 +79,7 @@ def merge(
         leave_out=leave_out,
         tokenizer=tokenizer,
         dtype=dtype,
+        max_shard_size=max_shard_size,
         **{name: options.pop(name) for name in SETTINGS},
     )
     execute(plan, out, *records(options))

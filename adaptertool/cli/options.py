@@ -49,6 +49,11 @@ DTYPE = click.option(
     type=click.Choice([*DTYPES]),
     help="Store weights so: those of a quantised base are decoded, the others cast, and all rounded once.",
 )
+SHARD_SIZE = click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    help="Files of the output are at most so large: 5GB, 4GiB. As the base's, unless given.",
+)
 EXPERT_LAYOUT = click.option(
     "--expert-layout",
     type=click.Choice(EXPERT_LAYOUTS),

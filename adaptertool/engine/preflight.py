@@ -94,10 +94,11 @@ def _rows(key: Key) -> int:
 def _factors(plan: Plan) -> Iterator[Ref]:
     if plan.tuned_is_checkpoint:
         return
+    base = set(plan.files[0].values())
     for shard in plan.shards:
         for step in shard.steps:
             # A tensor of the adapter that takes the place of the base's; or in an adapter, one that is copied.
-            if (step.base.path == shard.source) == plan.as_adapter:
+            if step.base.path == shard.source if plan.as_adapter else step.base.path not in base:
                 yield step.base
             for edit in step.edits:
                 yield from edit.factors.values()

@@ -10,6 +10,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -117,6 +118,17 @@ def product(
         return (found[0] if len(found) == 1 else np.concatenate(found))[first:last]
 
     return Part(LORA.name, {A: made(some, (inner, wide), a_rows), B: made(some, (out, inner), b_rows)}, scale)
+
+
+def on_points(part: Part, weight: Shape) -> Part:
+    """The same product of a convolution (out, in, k, ...): A (r, in, k, ...) and B (out, r, 1, ...), as LoRA has them
+    there."""
+    a, b = part.factors[A], part.factors[B]
+    shaped = {
+        role: replace(ref, spec=ref.spec._replace(shape=(ref.shape[0], *rest)))
+        for role, ref, rest in ((A, a, weight[1:]), (B, b, (b.shape[1], *[1] * (len(weight) - 2))))
+    }
+    return part._replace(factors=shaped)
 
 
 class Side(NamedTuple):

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from adaptertool.spec.plan import Asset, Edit, Shard, Step
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 
 CONFIG = "config.json"
-_OF_INDEX = ".safetensors.index.json"  # whatever the files of weights are called
+_OF_INDEX = re.compile(r"[^/]+\.safetensors\.index(\.[\w-]+)?\.json")  # whatever the files of weights are called
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 Edits = Mapping[str, Sequence[Edit]]
 
@@ -101,23 +102,32 @@ def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: TensorSetChang
         return base.assets
     new: dict[str, bytes] = {}
     if base.config is not None:
-        new[CONFIG] = _dump(_config(base, changes))
+        new[CONFIG] = dump(_config(base, changes))
     if base.index is not None:
-        own = (asset.name for asset in base.assets if asset.name.endswith(_OF_INDEX) and "/" not in asset.name)
-        new[next(own)] = _dump(_index(dict(base.index), shards))
+        own = (asset.name for asset in base.assets if is_index(asset.name))
+        new[next(own)] = dump(index_of(dict(base.index), shards))
     return tuple(
         dataclasses.replace(asset, content=new[asset.name], size=len(new[asset.name])) if asset.name in new else asset
         for asset in base.assets
     )
 
 
-def _dump(content: Mapping[str, Any]) -> bytes:
+def is_index(name: str) -> bool:
+    """Whether an asset of that name tells which file each tensor is in."""
+    return _OF_INDEX.fullmatch(name) is not None
+
+
+def dump(content: Mapping[str, Any]) -> bytes:
+    """JSON as files of a checkpoint have it."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _index(index: dict[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+def index_of(index: dict[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+    """The index of such files. index: the base's, or empty where it has none"""
     steps = [(shard, step) for shard in shards for step in shard.steps]
     places = {step.spec.name: shard.name for shard, step in steps}
+    if not index:
+        index = {"metadata": {"total_size": 0, "total_parameters": 0}, "weight_map": {}}
     index["weight_map"] = {name: places[name] for name in index["weight_map"] if name in places} | places
     totals = {
         "total_size": sum(step.spec.nbytes for _, step in steps),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adaptertool.architectures.decoded_beside import same_numbers
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
@@ -66,7 +67,7 @@ def open_source(
     """
     if is_adapter(path):
         return open_adapter(path, base, reading, renames)
-    return renames.checkpoint(require_merged(open_checkpoint(path, dtype)), base)
+    return renames.checkpoint(same_numbers(base, require_merged(open_checkpoint(path, dtype))), base)
 
 
 def with_dtype(plan: Plan, dtype: str | None) -> Plan:

@@ -60,6 +60,7 @@ class Shard:
     steps: tuple[Step, ...]
     header: bytes | None = None  # of its own, where tensors were added or have other shapes
     path: str = ""  # inside the checkpoint, with /; empty: the name of the source
+    divided: bool = False  # others have tensors of that source too, or its own are of several
 
     @property
     def name(self) -> str:

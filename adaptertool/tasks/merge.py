@@ -17,6 +17,7 @@ from adaptertool.arguments import (
     check_precision,
     decimals,
     given_settings,
+    parse_size,
     settings_for,
 )
 from adaptertool.errors import UsageError, argument
@@ -26,6 +27,7 @@ from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.merge import plan_merge
+from adaptertool.planning.sharding import with_shard_size
 from adaptertool.planning.sources import (
     COMPOSITIONS,
     Prepared,
@@ -52,6 +54,7 @@ class MergeRecipe(NamedTuple):
     settings: Mapping[str, Number] = MappingProxyType({})  # of the method, where given
     tokenizer: str | None = None
     dtype: str | None = None
+    max_shard_size: int | str | None = None
 
 
 def prepare_merge(
@@ -69,6 +72,7 @@ def prepare_merge(
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
+    max_shard_size: int | str | None = None,
     **settings: Number | None,
 ) -> Plan:
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
@@ -76,7 +80,7 @@ def prepare_merge(
     Raises UsageError for a wrong number of weights, InputError for what the files hold.
     """
     given = given_settings("prepare_merge", settings_of(), {"density": density, "seed": seed, **settings})
-    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype)
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size)
     return prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
@@ -95,7 +99,7 @@ def prepare(
         raise UsageError("no adapter given")
     check_compose(recipe.compose)
     numbers = [float(weight) for weight in decimals(weights, "weight", len(adapters))]
-    blend = _blend(recipe, numbers)
+    blend, size = _blend(recipe, numbers), parse_size(recipe.max_shard_size)
     checkpoint = require_merged(open_checkpoint(as_path(base, "BASE"), check_dtype(recipe.dtype)))
     paths = [as_path(path, "ADAPTER") for path in adapters]
     if blend is not None:
@@ -103,7 +107,7 @@ def prepare(
     else:
         done = _prepare_sum(checkpoint, paths, numbers, recipe, reading)
     plan = with_dtype(with_tokenizer(done.plan, checkpoint, recipe.tokenizer), recipe.dtype)
-    return done._replace(plan=plan)
+    return done._replace(plan=with_shard_size(plan, checkpoint, size))
 
 
 def _prepare_sum(

@@ -9,7 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
-from adaptertool.arguments import Number, PathLike, as_path, check_dtype, check_precision, parse_alphas
+from adaptertool.architectures.decoded_beside import as_numbers, same_numbers
+from adaptertool.arguments import Number, PathLike, as_path, check_dtype, check_precision, parse_alphas, parse_size
 from adaptertool.errors import InputError, UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.pipeline import holds_weights
@@ -18,6 +19,7 @@ from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.planning.as_adapter import into_adapter
 from adaptertool.planning.fisher import plan_fisher
+from adaptertool.planning.sharding import with_shard_size
 from adaptertool.planning.sources import Prepared, Reading, open_adapter, with_dtype
 from adaptertool.planning.tokenizer import with_tokenizer
 from adaptertool.planning.wise import plan_towards, plan_wise
@@ -35,6 +37,7 @@ class WiseRecipe(NamedTuple):
     fisher: tuple[PathLike, PathLike] | None = None
     tokenizer: str | None = None
     dtype: str | None = None
+    max_shard_size: int | str | None = None
 
 
 def prepare_wise(
@@ -50,12 +53,13 @@ def prepare_wise(
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
+    max_shard_size: int | str | None = None,
 ) -> Plan:
     """The plan of an interpolation, from headers and configs alone. The arguments are those of `wise`.
 
     Raises UsageError for an alpha that is no finite number or stands there twice, InputError for what the files hold.
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size)
     return prepare(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
@@ -68,7 +72,8 @@ def prepare(
     if check_dtype(recipe.dtype) is not None and (recipe.as_adapter or recipe.fisher is not None):
         raise UsageError(f"{argument('dtype')} is for checkpoints, and not with Fisher weights or --as-adapter")
     checkpoint = require_merged(open_checkpoint(as_path(base, "BASE"), recipe.dtype))
-    plain = not is_adapter(path)
+    checkpoint = as_numbers(checkpoint) if recipe.as_adapter else checkpoint
+    plain, size = not is_adapter(path), parse_size(recipe.max_shard_size)
     if plain:
         require_used(reading.leave_out, [])
     if recipe.fisher is not None:
@@ -77,14 +82,15 @@ def prepare(
                 "with Fisher weights there is no --as-adapter, no --expert-layout, and one precision: float64"
             )
         done = _prepare_fisher(checkpoint, path, exact, recipe.fisher, reading)
-        return done._replace(plan=with_tokenizer(done.plan, checkpoint, recipe.tokenizer))
+        plan = with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
+        return done._replace(plan=with_shard_size(plan, checkpoint, size))
     if recipe.as_adapter and recipe.tokenizer is not None:
         raise UsageError(
             "an adapter keeps the tokenizer beside it: --tokenizer is for checkpoints, without --as-adapter"
         )
     done = (_between if plain else _towards)(checkpoint, path, exact, recipe, reading)
     plan = done.plan if recipe.as_adapter else with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
-    return done._replace(plan=with_dtype(plan, recipe.dtype))
+    return done._replace(plan=with_shard_size(with_dtype(plan, recipe.dtype), checkpoint, size))
 
 
 def _between(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: WiseRecipe, reading: Reading) -> Prepared:
@@ -92,7 +98,7 @@ def _between(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: Wi
     if reading.expert_layout is not None:
         raise UsageError(f"{path} is a full checkpoint; --expert-layout is for adapters")
     with renaming(reading.renames) as own:
-        other = own.checkpoint(require_merged(open_checkpoint(path, recipe.dtype)), base)
+        other = own.checkpoint(same_numbers(base, require_merged(open_checkpoint(path, recipe.dtype))), base)
     if recipe.as_adapter:
         raise UsageError(
             f"{path} is a full checkpoint, and --as-adapter is for adapters; without it `adaptertool wise` writes "

@@ -32,7 +32,7 @@ LYCORIS = ("linear", "conv1", "conv2")
 OFT = {"oft_block_size": 3}
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
-    "adalora-alpha": Case("AdaLoraConfig", {"init_r": 3, "lora_alpha": 0, "total_step": 9}, ("linear",), 1),
+    "adalora-alpha": Case("AdaLoraConfig", {"init_r": 3, "lora_alpha": 0, "total_step": 9}, ("linear", "conv2"), 2),
     "adalora-rslora": Case(
         "AdaLoraConfig", {"init_r": 3, "use_rslora": True, "bias": "lora_only", "total_step": 9}, ("linear",), 2
     ),
@@ -49,6 +49,12 @@ CASES = {
     "delora": Case("DeloraConfig", {"r": 3, "rank_pattern": {"linear": 2}}, ("linear",), 1),
     "delora, all": Case("DeloraConfig", {"r": 4, "init_weights": False, "bias": "delora_only"}, ("linear",), 2),
     "tinylora": Case("TinyLoraConfig", {"u": 3, "weight_tying": 1.0}, ("linear", "turned", "embedding"), 3),
+    **{
+        f"tinylora, tied {tying}": Case(
+            "TinyLoraConfig", {"u": count, "r": 3, "weight_tying": tying}, ("linear", "turned", "embedding"), 3
+        )
+        for tying, count in ((0.0, 64), (0.4, 1))
+    },
     "vblora": Case(
         "VBLoRAConfig", {"r": 3, "num_vectors": 300, "vector_length": 2, "topk": 2}, ("linear", "turned"), 2
     ),

@@ -17,9 +17,13 @@ Sources: transformers 5.23 (integrations/finegrained_fp8.py), compressed-tensors
 
 from __future__ import annotations
 
+import numpy as np
+
 from adaptertool.codecs.quantised.grid import grid_of
-from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import SCALES, numbers
+from adaptertool.codecs.quantised.lattice import Lattice
+from adaptertool.codecs.quantised.misfit import misfit
+from adaptertool.codecs.quantised.record import Format, Stored, Weight
+from adaptertool.codecs.quantised.tables import SCALES, TABLES, numbers
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
@@ -60,7 +64,12 @@ def scaled(stored: Stored, codes: Ref, scale: Ref, name: str, called: str) -> We
         grid.apply(read, values, first)
         return values
 
-    return Weight(name, shape, called, (codes, scale), rows, shape[-1])
+    def own(read: ReadStored, first: int, last: int) -> Array:
+        return np.asarray(read(codes, shape[-1], first, last)).view(np.uint8)
+
+    powers = stored.settings.fields.get("scale_fmt") == "ue8m0"
+    lattice = Lattice(TABLES[dtype], own, np.ravel, grid, powers=powers)
+    return Weight(name, shape, called, (codes, scale), rows, shape[-1], lattice=lattice)
 
 
 FP8 = Format(

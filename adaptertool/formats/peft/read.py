@@ -92,7 +92,8 @@ def read_adapter(
     own, shared = apart(config, header.tensors)
     own, stacked = tinker.apart(header.path, own, base_has) if config.spelled is None else (own, [])
     tensors, read_so = plain_keys(header.path, own)
-    for ref in (*tensors.values(), *shared.values()):
+    in_common = [ref for one in shared.values() for ref in one.stored]
+    for ref in (*tensors.values(), *in_common):
         _require_numbers(header.path, ref, config)
     without = steering(fields, tensors) if config.spelled is None else {}
     for key in (key for key in tensors if key not in without):
@@ -125,7 +126,7 @@ def read_adapter(
         notes=(*stacked, *read_so, *notes, *_left_out(header.path, ignored, without), *beside.notes),
         format=FORMAT,
         fields=fields,
-        tensors={**tensors, **{ref.spec.name: ref for ref in shared.values()}},
+        tensors={**tensors, **{ref.spec.name: ref for ref in in_common}},
         metadata=header.metadata,
     )
 
