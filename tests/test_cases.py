@@ -135,6 +135,8 @@ HANDLED = [
      "read as PEFT would have saved them, and it is said", "formats/test_peft_keys.py::test_keys_are_read"),
     ("Adapters of Tinker (model.unembed_tokens)", "as lm_head, and it is said",
      "formats/test_peft_keys.py::test_the_head_as_tinker_names_it"),
+    ("Adapters of Tinker with stacked experts", "read one by one, and it is said",
+     "formats/test_peft_tinker.py::test_stacked_experts_onto_every_way_of_storing_them"),
     ("Full checkpoints with the names of transformers 4 and 5, without the prefix of the head, with gamma and beta",
      "found by wise, extract, diff, verify, merge --method and --fisher; outputs have the names of the base",
      "resolution/test_correspondence.py::test_every_command_finds_the_names"),
@@ -311,8 +313,8 @@ REFUSED = [
         weights={"self_attn.qkv_proj.weight": torch.zeros(16, 6)}, tensors=lora_factors("self_attn.k_proj", (4, 6))),
     case("Keys of several adapters in one file", tensors={
         f"{Q}.lora_A.one.weight": torch.zeros(4, 6), f"{Q}.lora_B.two.weight": torch.zeros(8, 4)}),
-    case("Stacked experts of Tinker's adapters", tensors={
-        f"mlp.experts.w1.lora_{role}.weight": torch.ones(2, 4, 4) for role in "AB"}),
+    case("Stacked experts of Tinker's adapters, both factors of one for all", tensors={
+        f"mlp.experts.w1.lora_{role}.weight": torch.ones(1, 4, 4) for role in "AB"}),
     case("An adapter of a model by itself that could be that of two towers", weights={
         f"model.{tower}.layers.0.q.weight": torch.zeros(8, 6) for tower in ("language_model", "text_model")},
         tensors=lora_factors("model.layers.0.q", (8, 6))),
