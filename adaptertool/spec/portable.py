@@ -37,6 +37,7 @@ class Portable:
     stored: by `target`, the tensor of the base that is just that, where a base was given and one is. Its name
         (stored[target].spec.name) is that on the disk: what ComfyUI, MLX and GGUF want
     config: of the base, where one was given and has one
+    ends:   of the base, what is tied and not stored by itself -> the tensor that it is tied to
     gguf:   its fields, where it is a GGUF file; names, and the order of rows, are then those of GGUF
     parts: the parts of the pipeline that the base has, or without one those that are changed
     left:  by the parts of the pipeline that were not wanted, how many changes are left out
@@ -48,6 +49,7 @@ class Portable:
     stored: Mapping[str, Ref] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     gguf: Mapping[str, Any] | None = None
+    ends: Mapping[str, str] = field(default_factory=dict)
     parts: frozenset[str] = frozenset()
     left: Mapping[str, int] = field(default_factory=dict)
 
