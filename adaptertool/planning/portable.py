@@ -64,6 +64,7 @@ def portable(
         config=None if subject is None else subject.base.config,
         gguf=None if subject is None else subject.base.gguf,
         ends={} if subject is None else _ends(subject),
+        stamps={} if subject is None else {header.path: header.stamp for header in subject.base.headers},
         parts=frozenset(part.name for name in held if (part := part_of(name)[0])),
     )
     return _only(found, parts) if parts else found

@@ -114,8 +114,8 @@ class Names:
         if (stack := stack_in_gguf(None, self._gguf, name)) and stack[0] in self._disk:
             return (Piece(stack[0], cut=Part(expert=stack[1])),)
         own = [self._by_path(one) or () for one in experts_of(self._config, name)]
-        found = tuple(one[0]._replace(expert=at) for at, one in enumerate(own) if one)
-        return found if found and len(found) == len(own) else None
+        pieces = tuple(one[0]._replace(expert=at) for at, one in enumerate(own) if one)
+        return pieces if pieces and len(pieces) == len(own) else None
 
     def _by_flat_name(self, name: str) -> Pieces | None:
         """The pieces of the parameter that has this name where each dot of a path is written as _."""

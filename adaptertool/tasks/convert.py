@@ -127,4 +127,5 @@ def _output(changes: Portable, draft: Draft, weights: str, recipe: Mapping[str, 
         assets=assets,
         notes=notes,
         container=draft.container or SAFETENSORS,
+        looked_at=changes.stamps,
     )
