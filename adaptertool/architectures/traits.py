@@ -132,9 +132,7 @@ class Traits:
         yes."""
         if len(ref.spec.shape) != 2:
             return False
-        name = ref.spec.name
-        by_name = _ANY_OF_THEM.search(name) and _MAY_BE_TIED.match(name)
-        return bool(by_name) or ref.spec.shape[0] in self.vocabularies
+        return may_be_end(ref.spec.name) or ref.spec.shape[0] in self.vocabularies
 
     def may_transpose(self, ref: Ref) -> bool:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
@@ -159,6 +157,11 @@ class Traits:
     @property
     def _transposes(self) -> bool:
         return bool(_TRANSPOSED_FAMILIES & self.families)
+
+
+def may_be_end(name: str) -> bool:
+    """Whether a tensor may be an embedding or a head, an end that models tie, by its name."""
+    return bool(_ANY_OF_THEM.search(name) and _MAY_BE_TIED.match(name))
 
 
 def _named_transposed(name: str) -> bool:

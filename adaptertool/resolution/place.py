@@ -115,6 +115,11 @@ class Placer:
     def _on_stack(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
         """Factors that are stacked as the weights are."""
         spec, (a, b) = self._tensors[pieces[0].disk].spec, (module.factors[role] for role in (A, B))
+        if len(pieces) > 1 and len(pieces) == a.shape[0]:  # one of each
+            for piece in pieces:
+                one = {role: _layer_of(module.factors[role], piece.expert or 0) for role in (A, B)}
+                yield from self.place(module._replace(factors=one, stacked=False), (piece._replace(expert=None),))
+            return
         if len(pieces) > 1 or pieces[0].cut is not None or spec.shape != (a.shape[0], b.shape[1], a.shape[2]):
             raise MismatchError(
                 f"{shown(module.target)} is a stack of {by(b.shape[:2])} and {by(a.shape[2:])} inputs by its factors "

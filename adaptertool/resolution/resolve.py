@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from adaptertool.architectures.flat import DOTTED
 from adaptertool.architectures.mlx import LAYOUT, MLX, require_alike
 from adaptertool.architectures.traits import Traits, read_traits
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
@@ -68,7 +69,7 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
             )
         raise MismatchError(_unmatched(base, adapter, unmatched))
     found = [(module, pieces) for module, pieces in zip(adapter.modules, targets, strict=True) if pieces is not None]
-    if change and change.stripped and read_traits(base).why_tied:
+    if change and change.stripped and change.whole not in DOTTED and read_traits(base).why_tied:
         why = (
             f"{base.path} was saved without the head that it may be tied to, and config.json does not say {FLAG}: false"
         )
