@@ -72,8 +72,10 @@ ADALORA = Kind(
                 | {"total_step", "rank_pattern", "use_rslora"}  # PEFT has the same scale with it
             ),
             refused=dict.fromkeys(
-                ("use_dora", "velora_config", "monteclora_config", "lora_bias", "target_parameters", "use_bdlora")
-                + ("ensure_weight_tying",),
+                (
+                    *("use_dora", "velora_config", "monteclora_config", "lora_bias", "target_parameters"),
+                    *("use_bdlora", "ensure_weight_tying"),
+                ),
                 "it is of LoRA, and PEFT's AdaLoRA has no such thing: what it was trained with is not known",
             ),
         )

@@ -74,7 +74,7 @@ def _group(matrices: Array, ref: Ref, groups: int, settings: Mapping[str, Any]) 
             f"{ref.path}: {shown(ref.spec.name)} is not what {SEED} = {seed} makes of one of {count} modules, so which "
             "of the vectors belongs to the module is not known: merge it with PEFT (merge_and_unload)"
         )
-    place: int = near[0]
+    place = int(near[0])
     return min(place // max(1, count // groups), groups - 1)
 
 
