@@ -64,7 +64,8 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
 
 def _group(matrices: Array, ref: Ref, groups: int, settings: Mapping[str, Any]) -> int:
     """The group of the module that has these P (u, r, r)."""
-    count, seed = settings[COUNT], settings[SEED]
+    count: int = settings[COUNT]
+    seed = settings[SEED]
     some = matrices.ravel()[: _FEW if matrices.size >= 2 * _FEW else None]
     deviation = 1 / matrices.shape[1] ** 0.5
     off = np.array([abs(deviation * normals(seed + i, len(some)) - some).max() for i in range(count)])
@@ -74,8 +75,7 @@ def _group(matrices: Array, ref: Ref, groups: int, settings: Mapping[str, Any]) 
             f"{ref.path}: {shown(ref.spec.name)} is not what {SEED} = {seed} makes of one of {count} modules, so which "
             "of the vectors belongs to the module is not known: merge it with PEFT (merge_and_unload)"
         )
-    place = int(near[0])
-    return min(place // max(1, count // groups), groups - 1)
+    return min(int(near[0]) // max(1, count // groups), groups - 1)
 
 
 def fits(settings: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str | None:

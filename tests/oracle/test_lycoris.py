@@ -15,6 +15,7 @@ import torch
 from conftest import load, same_bits
 from layers import make_base
 from lycoris import LycorisNetwork, create_lycoris
+from lycoris.modules.norms import NormModule
 from lycoris.wrapper import network_module_dict
 from oracle import half_ulp_excess
 from safetensors.torch import save_file
@@ -130,6 +131,18 @@ def test_dylora_is_lora(tmp_path: Path) -> None:
         change = (saved[f"{key}.alpha"].double() / len(down) * up @ down).reshape(before[f"{layer}.weight"].shape)
         exact = before[f"{layer}.weight"].double() + change
         assert half_ulp_excess(after[f"{layer}.weight"], exact).max() <= 1 + EPSILON
+
+
+def test_norms(tmp_path: Path) -> None:
+    """What train_norm trains: its merged weight is its forward pass's."""
+    zoo, base = make_base(tmp_path / "base", torch.float32)
+    module = NormModule("lycoris_rest", zoo.rest, 1.0)
+    own = {name: torch.randn(9) for name in ("w_norm", "b_norm")}
+    module.load_state_dict(own, strict=False)
+    save_file({f"lycoris_rest.{name}": tensor for name, tensor in own.items()}, tmp_path / "a.safetensors")
+    adaptertool.merge(base, [tmp_path / "a.safetensors"], tmp_path / "out")
+    for name, exact in zip(("weight", "bias"), module.double().get_merged_weight(), strict=True):
+        assert half_ulp_excess(load(tmp_path / "out")[f"rest.{name}"], exact).max() <= 1 + EPSILON
 
 
 def train(zoo: nn.Module, algo: str, layers: list[str], **options: Any) -> tuple[nn.Module, dict[str, torch.Tensor]]:
