@@ -226,7 +226,9 @@ def _fail(ref: Ref, module: Module, *, transposed: bool) -> NoReturn:
     if ref.spec.shape == (0,):
         raise MismatchError(f"{where}; it has no elements, as where ZeRO-3 saved without gathering the parts")
     if not misfits:
-        raise UnsupportedError(f"{where}; {module.kind} on a weight of that shape is not supported yet")
+        raise UnsupportedError(
+            f"{where}; {module.kind} on a weight of that shape is not supported{kind_of(module).unfit}"
+        )
     role, shape = next(iter(misfits.items()))
     factor = module.factors[role]
     raise MismatchError(
