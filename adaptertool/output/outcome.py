@@ -47,13 +47,17 @@ def require_changed(plan: Plan, tallies: tuple[Tally, ...]) -> None:
 
 def notes_of(plan: Plan, tallies: tuple[Tally, ...]) -> Iterator[str]:
     """What the user should know of each output: that nothing changed, or that little of the update is left."""
-    count = 0 if plan.as_adapter else count_elements(plan)
+    survival = [tally.survival for tally in tallies]
+    if plan.as_adapter or all(
+        tally.changed and (share is None or share >= _LOW) for tally, share in zip(tallies, survival, strict=True)
+    ):
+        return  # before all steps are looked at, of which there may be hundreds of thousands
+    count = count_elements(plan)
     dtypes = ", ".join(sorted({step.spec.dtype for step in plan.steps() if step.edits and step.makes is None}))
-    for output, tally in zip(plan.outputs, tallies, strict=True):
+    for output, tally, share in zip(plan.outputs, tallies, survival, strict=True):
         if not count or all(verbatim(step, output.alpha) is step.base for step in plan.steps()):
             continue  # it was to be the base
         at = f" at alpha {output.alpha:g}" if len(plan.outputs) > 1 else ""
-        share = tally.survival
         if not tally.changed:
             lost = "all of the update is lost" if tally.update else "the update is zero, or all of it is lost"
             yield f"0 of {count:,} elements changed{at}: {lost} in the rounding to {dtypes}"

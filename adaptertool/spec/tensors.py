@@ -78,8 +78,7 @@ class Making(NamedTuple):
     decodes: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
+class Ref(NamedTuple):
     """A tensor in a file: `nbytes` bytes from `offset` (counted from the start of the file), or columns of it. Or one
     that is made of those in files, and has the place of the first of them."""
 
