@@ -42,7 +42,9 @@ def decoded(coded: Coded, dtype: str = "F64") -> Array:
     if call is None or not even:
         return _by_numpy(coded, dtype)
     groups = -(-coded.columns // coded.size)
-    assert coded.scales.shape[1] == groups and (rows == 0 or 0 <= coded.which.min() <= coded.which.max() < len(coded.scales))
+    assert coded.scales.shape[1] == groups and (
+        rows == 0 or 0 <= coded.which.min() <= coded.which.max() < len(coded.scales)
+    )
     out = np.empty((rows, coded.columns), STORED[dtype])
     count = coded.scales.size
     zeros = None if coded.zeros is None else address(coded.zeros, np.float64, count)
