@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from conftest import ROOT, adaptertool, snapshot
 from staged import Place
@@ -38,15 +39,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(place: Place, library: Path, *more: str, **how: str) -> subprocess.CompletedProcess[str]:
     """The merge, with these variables for the library."""
     command = ["merge", str(place.base), str(place.adapter), "-o", str(place.out), "--threads", "2", *more]
-    environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT), **how}
-    return subprocess.run(
-        [sys.executable, "-m", "adaptertool", *command],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=environment,
-    )
+    return under(library, command, None, **how)
+
+
+def under(library: Path, command: list[str], cwd: Path | None, **how: str) -> subprocess.CompletedProcess[str]:
+    start = {"LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT)}
+    if (done := forks.run(command, cwd, start=start, environment=how)) is not None:
+        return done
+    return adaptertool(*command, cwd=cwd, env={**os.environ, **start, **how})
 
 
 def failing(**calls: str) -> str:
@@ -208,8 +208,7 @@ COMMANDS = {
 def test_other_commands_without_a_thread(place: Place, library: Path, case: str) -> None:
     place.merge()
     arguments, code = COMMANDS[case]
-    environment = {**os.environ, "LD_PRELOAD": str(library), "FAIL": failing(pthread_create="EAGAIN")}
-    done = adaptertool(*arguments, cwd=place.folder, env=environment)
+    done = under(library, arguments, place.folder, FAIL=failing(pthread_create="EAGAIN"))
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
 
 

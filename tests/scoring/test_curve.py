@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 from blake3 import blake3
-from conftest import ROOT, adaptertool, load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
+from commands import faulty
+from conftest import adaptertool, load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
 from curves import ALPHAS, EXPECTED, SWEEP, Place, count_reads, one_by_one, scores_of
 
 from adaptertool import check_files, wise, wise_curve
@@ -218,10 +219,8 @@ def test_every_call_in_turn(tmp_path: Path, kind: str, keep: str) -> None:
     """Killed before a call that changes the disk, or with one that fails: at most one point is measured twice."""
 
     def run(place: Place, kind: str, number: int) -> subprocess.CompletedProcess[str]:
-        faulty = [sys.executable, str(ROOT / "tests/faulty.py"), kind, str(number)]
         more = ("-o", str(place.out), "--keep", keep, "--target", "mean", "--threads", "1", "--alpha", "0:1:0.5")
-        call = [*faulty, *place.arguments(*more)]
-        return subprocess.run(call, capture_output=True, text=True, timeout=60, check=False)
+        return faulty(kind, number, place.arguments(*more))
 
     good = run(place := Place(tmp_path / "good"), "kill", 0)
     assert good.returncode == 0, good.stderr
