@@ -100,6 +100,7 @@ def test_as_the_paper_draws_it() -> None:
     assert {"base, α = 0", "tuned, α = 1", "shifted", "reference", "α = 0.45"} <= set(words)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "points",
     [

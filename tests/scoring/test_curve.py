@@ -54,6 +54,7 @@ def test_all_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     assert left_behind(place.out) == [] and snapshot(place.base) | snapshot(place.tuned) == place.before
 
 
+@pytest.mark.long("keep")
 @pytest.mark.parametrize("room", [True, False])
 @pytest.mark.parametrize(
     ("keep", "target", "minimise", "left"),
@@ -133,6 +134,7 @@ FAILING = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("how", "keep"), [*((how, "all") for how in FAILING), ("exit", "best"), ("nan", "none")])
 def test_a_failure_loses_no_other_point(place: Place, how: str, keep: str) -> None:
     body, complaint = FAILING[how]
@@ -179,6 +181,7 @@ def test_a_failure_where_nothing_is_published(place: Place) -> None:
     assert len(clean(name.rstrip("`"))) == 1 and not list(place.folder.glob(".curve-*"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("out", [True, False])
 def test_interrupted(place: Place, number: signal.Signals, out: bool) -> None:
@@ -213,6 +216,7 @@ def test_interrupted(place: Place, number: signal.Signals, out: bool) -> None:
     assert not list(place.folder.glob(".*")) and snapshot(place.base) | snapshot(place.tuned) == place.before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "keep"), [("kill", "all"), ("kill", "best"), ("ENOSPC", "best"), ("EIO+", "all")])
 def test_every_call_in_turn(tmp_path: Path, kind: str, keep: str) -> None:
