@@ -21,6 +21,8 @@ from typing import IO, Any
 from adaptertool.process import prepare
 
 _LOADED = ("adaptertool.cli", "adaptertool.tasks", "adaptertool.render")  # packages, with all that is in them
+# Variables that pytest and torch set as they go, and the package does not read
+_UNREAD = {"PYTEST_CURRENT_TEST": "", "TORCHINDUCTOR_CACHE_DIR": ""}
 
 
 class Forks:
@@ -64,7 +66,7 @@ def run(
     which counts from the start of one. `start`: variables that count from the start, so that another process waits
     for those who have them; `environment`: others."""
     forks = _started(tuple(sorted((start or {}).items())))
-    if {**os.environ, "PYTEST_CURRENT_TEST": ""} != {**forks.environment, "PYTEST_CURRENT_TEST": ""}:
+    if os.environ | _UNREAD != forks.environment | _UNREAD:
         return None
     return forks.run(arguments, cwd, script, environment or {})
 

@@ -223,20 +223,29 @@ CLOSED = {
 }
 
 
+def told(place: Place, arguments: str, how: str) -> subprocess.CompletedProcess[str]:
+    call = ["sh", "-c", f'"$0" -m adaptertool {arguments} {how}', sys.executable]
+    return subprocess.run(call, cwd=place.folder, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize("case", CLOSED)
 def test_streams_that_are_closed_or_full(place: Place, merged: dict[str, bytes], case: str) -> None:
     how, code = CLOSED[case]
-
-    def told(arguments: str) -> subprocess.CompletedProcess[str]:
-        call = ["sh", "-c", f'"$0" -m adaptertool {arguments} {how}', sys.executable]
-        return subprocess.run(call, cwd=place.folder, capture_output=True, text=True, check=False)
-
-    done = told("merge base adapter -o out")
+    done = told(place, "merge base adapter -o out", how)
     assert done.returncode == code and "Traceback" not in done.stderr
     assert snapshot(place.out) == merged
-    for arguments, expected in (("merge base adapter -o out", 5), ("merge --none", 2), ("merge base base -o new", 3)):
-        done = told(arguments)
-        assert (done.returncode, done.stdout) == (expected, ""), arguments
+
+
+REFUSED = {"merge base adapter -o out": 5, "merge --none": 2, "merge base base -o new": 3}
+
+
+@pytest.mark.long("case")
+@pytest.mark.parametrize("case", CLOSED)
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_a_refusal_where_streams_are_closed_or_full(place: Place, case: str, arguments: str) -> None:
+    place.merge()
+    done = told(place, arguments, CLOSED[case][0])
+    assert (done.returncode, done.stdout) == (REFUSED[arguments], "")
 
 
 def test_threads_of_a_scoring_command_are_its_own(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
