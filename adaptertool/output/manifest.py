@@ -53,7 +53,8 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
             rest = [repr(edit[_PLAIN:]) if any(edit[_PLAIN:]) else None for edit in step.edits]
             others = step.blend, step.fisher, step.makes, step.keeps and told(step.keeps.part)
             made = repr(others) if any(others) else None
-            state.update(dumps((*step.spec, step.offset, told(step.base), factors, plain, rest, made), 2))
+            whole: Any = *step.spec, step.offset, told(step.base), factors, plain, rest, made
+            state.update(dumps(whole, 2))
     return state.hexdigest(8)
 
 
