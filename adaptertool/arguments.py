@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.methods import Method, Setting, settings_of
-from adaptertool.spec.choices import DTYPES, PRECISIONS, QUANTISES, RankChoice
+from adaptertool.spec.choices import AS_TRAINED, DTYPES, PRECISIONS, QUANTISES, RankChoice
 
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
@@ -144,6 +144,13 @@ def check_dtype(dtype: str | None) -> str | None:
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
     return dtype
+
+
+def check_as_trained(choice: str | None) -> str | None:
+    """Raises UsageError for what is none of AS_TRAINED."""
+    if choice is not None and choice not in AS_TRAINED:
+        raise UsageError(f"{argument('as_trained')} is {', '.join(AS_TRAINED)}, not {choice!r}")
+    return choice
 
 
 def check_precision(precision: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from adaptertool.cli.options import (
+    AS_TRAINED,
     DTYPE,
     LEAVE_OUT,
     QUANTISE,
@@ -46,6 +47,7 @@ SETTINGS = settings_of()
 @TOKENIZER
 @DTYPE
 @QUANTISE
+@AS_TRAINED
 @SHARD_SIZE
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
 @writes
@@ -59,6 +61,7 @@ def merge(
     tokenizer: str | None,
     dtype: str | None,
     quantise: str | None,
+    as_trained: str | None,
     max_shard_size: str | None,
     renames: tuple[str, ...],
     expert_layout: str | None,
@@ -83,6 +86,7 @@ def merge(
         tokenizer=tokenizer,
         dtype=dtype,
         quantise=quantise,
+        as_trained=as_trained,
         max_shard_size=max_shard_size,
         **{name: options.pop(name) for name in SETTINGS},
     )

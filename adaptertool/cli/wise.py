@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from adaptertool.cli.options import (
+    AS_TRAINED,
     DTYPE,
     LEAVE_OUT,
     QUANTISE,
@@ -48,6 +49,7 @@ _SCORES = with_options(
 @TOKENIZER
 @DTYPE
 @QUANTISE
+@AS_TRAINED
 @SHARD_SIZE
 @_SCORES
 @click.option("-o", "--out", type=click.Path(), help="Where to write. With --score it may be left out.")
@@ -71,6 +73,7 @@ def wise(
     tokenizer: str | None,
     dtype: str | None,
     quantise: str | None,
+    as_trained: str | None,
     max_shard_size: str | None,
     **options: Any,
 ) -> int:
@@ -83,7 +86,7 @@ def wise(
     \f
     Raises UsageError where -o is missing, or options are given that are for --score only.
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
     reading = Reading(renames, leave_out, expert_layout)
     how, printing = records(options)
     if score is None:

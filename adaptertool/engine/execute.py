@@ -23,10 +23,13 @@ from adaptertool.arithmetic.rescale import Rescaled
 from adaptertool.arithmetic.stretch import Stretch
 from adaptertool.arithmetic.verbatim import only_cast, verbatim
 from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.engine.budget import bytes_to_write
 from adaptertool.engine.crew import Crew, Progress, Run, copies, only_hashed, replacements, write
 from adaptertool.engine.pool import Job, Pool, Shared, all_done, drain, one_core_each
 from adaptertool.engine.reads import copied_whole, to_hash, unread
 from adaptertool.engine.stretches import make, with_stretches
+from adaptertool.files.direct import worth_while
+from adaptertool.files.hashing import DEFAULT
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import OutputFile
@@ -51,7 +54,9 @@ def run_plan(
         folders, spaces = [output.folder for output in plan.outputs], [Workspace() for _ in range(workers.size)]
         base = frozenset(() if plan.as_adapter else plan.files[0].values())
         exact = plan.precision == EXACT
-        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact, base)
+        # Other hashes are made from first to last, and may read back what was written
+        direct = stage.hashes == DEFAULT and worth_while(stage.work, bytes_to_write(plan))
+        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact, base, direct)
         try:
             streamed, aside = to_hash(plan) if hash_inputs else ((), ())
             for path in streamed:
@@ -93,7 +98,8 @@ def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJ
     with contextlib.ExitStack() as opened:
         files = []
         for own in names:
-            files.append(OutputFile(crew.stage.work / own, size, crew.stage.part(own), crew.stage.hashes))
+            part, hashes = crew.stage.part(own), crew.stage.hashes
+            files.append(OutputFile(crew.stage.work / own, size, part, hashes, direct=crew.direct))
             opened.callback(files[-1].close)
         jobs = Shared(make_jobs(files))
         all_done(crew.stop, [crew.workers.submit(drain, crew.stop, jobs, workspace) for workspace in crew.workspaces])

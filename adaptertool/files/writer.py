@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from safetensors import SafetensorError, safe_open
 
 from adaptertool.errors import InternalError, StorageError
+from adaptertool.files.direct import Direct
 from adaptertool.files.hashing import DEFAULT, Digests, hash_all, hasher
 from adaptertool.files.reader import Inputs, read_into
 from adaptertool.files.store import InputFile
@@ -69,9 +70,11 @@ class OutputFile:
         hashes: tuple[str, ...] = DEFAULT,
         *,
         most: int | None = None,
+        direct: bool = False,
     ) -> None:
         """part: the name that the file has until it is finished, if not its own
         most: bytes that it may grow to before it is shortened
+        direct: past what the system keeps of files (files.direct), where it can be
         """
         self.path, self.size, self.part = path, size, part or path
         self.hashes = hasher(size if most is None else most, self.read_back, hashes)
@@ -88,6 +91,9 @@ class OutputFile:
         except OSError as error:
             os.close(self.fd)
             _fail(path, error)
+        self._direct: Direct | None = None
+        with contextlib.suppress(OSError):
+            self._direct = Direct(self.part) if direct else None
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write bytes at an offset, and have them hashed. Raises StorageError."""
@@ -96,6 +102,17 @@ class OutputFile:
 
     def put(self, offset: int, data: memoryview) -> None:
         """Write bytes at an offset; the disk may begin on them. Raises StorageError."""
+        if self._direct is None:
+            self._put(offset, data)
+            return
+        try:
+            begin, end = self._direct.write(offset, data)
+        except OSError as error:
+            _fail(self.path, error)
+        self._put(offset, data[:begin])
+        self._put(offset + end, data[end:])
+
+    def _put(self, offset: int, data: memoryview) -> None:
         done = 0
         while done < len(data):
             try:
@@ -158,6 +175,8 @@ class OutputFile:
 
     def close(self) -> None:
         """May be called again: only the first closes."""
+        if self._direct is not None:
+            self._direct.close()
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adaptertool.architectures.in_four_bits import in_four_bits
 from adaptertool.architectures.kept import kept
 from adaptertool.architectures.quantised import decoded
 from adaptertool.errors import InputError, UnsupportedError, shown
@@ -19,19 +20,30 @@ _UNMERGED = re.compile(r"\.base_layer\.|\.lora_(A|B|embedding_A|embedding_B|magn
 _ADAPTERS = Adapters(is_adapter, tuple(pattern for one in FORMATS for pattern in one.files.patterns))
 
 
-def open_checkpoint(path: Path, dtype: str | None = None, quantise: str | None = None) -> Checkpoint:
-    """Read all headers, the index and the config of a checkpoint. Raises InputError, and UnsupportedError for GGUF that
-    is to be decoded; reads no weights.
-
-    dtype: decoded, and to be stored so (architectures.quantised)
-    quantise: KEEP: weights stay codes (architectures.kept)
-    """
+def open_checkpoint(
+    path: Path, dtype: str | None = None, quantise: str | None = None, as_trained: str | None = None
+) -> Checkpoint:
+    """Read all headers, the index and the config of a checkpoint. Raises InputError, and as `as_asked` does; reads no
+    weights."""
     if is_pipeline(path):
         opened = open_pipeline(path, _ADAPTERS)
     elif is_component(path):
         opened = open_component(path, _ADAPTERS)
     else:
         opened = files.open_checkpoint(path, _ADAPTERS)
+    return as_asked(opened, dtype, quantise, as_trained)
+
+
+def as_asked(
+    opened: Checkpoint, dtype: str | None = None, quantise: str | None = None, as_trained: str | None = None
+) -> Checkpoint:
+    """A checkpoint as it is to be read. Raises UnsupportedError for GGUF and pipelines that are to be decoded.
+
+    dtype: decoded, and to be stored so (architectures.quantised)
+    quantise: KEEP: weights stay codes (architectures.kept)
+    as_trained: as a QLoRA run saw it (architectures.in_four_bits)
+    """
+    path = opened.path
     option = "--dtype" if quantise is None else "--quantise"
     if (dtype or quantise) and opened.gguf is not None:
         raise UnsupportedError(
@@ -43,8 +55,10 @@ def open_checkpoint(path: Path, dtype: str | None = None, quantise: str | None =
             f"{path} is a pipeline; {option} is for single models: give the folder of the component as BASE"
         )
     if quantise == KEEP:
-        return kept(opened)
-    return opened if dtype is None else decoded(opened, dtype)
+        opened = kept(opened)
+    elif dtype is not None:
+        opened = decoded(opened, dtype)
+    return opened if as_trained is None else in_four_bits(opened, as_trained)
 
 
 def require_named(checkpoint: Checkpoint) -> Checkpoint:

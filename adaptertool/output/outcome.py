@@ -91,13 +91,17 @@ def notes_of(plan: Plan, tallies: tuple[Tally, ...], kept: Sequence[KeptReport] 
                 f"codes{at}, with a noise of {one.noise:.2f} times the update: the output is nearly the base. Write a "
                 "dense checkpoint with --dtype bf16 in the place of --quantise keep, or serve the adapter unmerged"
             )
-    count = 0 if plan.as_adapter else count_elements(plan)
+    shares = [None if kept and tally.changed else tally.survival for tally in tallies]
+    if plan.as_adapter or all(
+        tally.changed and (share is None or share >= _LOW) for tally, share in zip(tallies, shares, strict=True)
+    ):
+        return  # before all steps are looked at, of which there may be hundreds of thousands
+    count = count_elements(plan)
     dtypes = ", ".join(sorted({step.spec.dtype for step in plan.steps() if step.edits and step.makes is None}))
-    for output, tally in zip(plan.outputs, tallies, strict=True):
+    for output, tally, share in zip(plan.outputs, tallies, shares, strict=True):
         if not count or all(verbatim(step, output.alpha) is step.stored for step in plan.steps()):
             continue  # it was to be the base
         at = f" at alpha {output.alpha:g}" if len(plan.outputs) > 1 else ""
-        share = None if kept and tally.changed else tally.survival
         if not tally.changed:
             lost = "all of the update is lost" if tally.update else "the update is zero, or all of it is lost"
             yield f"0 of {count:,} elements changed{at}: {lost} in the rounding to {dtypes}"

@@ -48,6 +48,11 @@ def _packed(stored: Stored, codes: Ref, name: str) -> Weight:
 def _of_modelopt(stored: Stored, codes: Ref, name: str) -> Weight | None:
     if not name.endswith(".weight") or f"{name}_scale" not in stored.tensors:
         return None
+    if stored.settings.method is None:
+        raise UnsupportedError(
+            f"{codes.path}: {shown(name)} looks like NVFP4, and nothing says whose: some lay out its scales for a GPU. "
+            "Give it with its config.json, or use the checkpoint that it was made from"
+        )
     module = name.removesuffix(".weight")
     for other in (f"{module}.pre_quant_scale", f"{module}.svdquant_lora_a", f"{name}_svdquant_lora_a"):
         if other in stored.tensors:
