@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from adaptertool.architectures.traits import NOT_CODES, codes_of
 from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.quantised import FORMATS, METHODS, Format, Settings, Stored, Weight
-from adaptertool.errors import MismatchError, UnsupportedError, shown
+from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header
 from adaptertool.files.jsonfile import objects
@@ -65,11 +66,29 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
     )
 
 
-def formats_of(base: Checkpoint) -> dict[str, int]:
-    """How many weights are stored as codes, by the names of the formats. Raises as `decoded` does."""
-    weights, _, _ = read_codes(base)
-    names = [weight.format for weight in weights.values()]
-    return {name: names.count(name) for name in sorted(set(names))}
+class Coded(NamedTuple):
+    """The weights of a checkpoint that are stored in one format, together."""
+
+    weights: int
+    numbers: int
+    stored: int  # bytes, with scales and the like
+    blocks: tuple[str, ...]  # the sizes that have a scale, as far as the format says them
+
+
+def formats_of(base: Checkpoint) -> tuple[dict[str, Coded], int]:
+    """What is stored as codes, by the names of the formats, and how many numbers are not. Raises as `decoded` does."""
+    weights, kept, _ = read_codes(base)
+    found = {}
+    for name in sorted({weight.format for weight in weights.values()}):
+        own = [weight for weight in weights.values() if weight.format == name]
+        grids = {weight.lattice.grid.block for weight in own if weight.lattice}
+        found[name] = Coded(
+            len(own),
+            sum(math.prod(weight.shape) for weight in own),
+            sum(ref.spec.nbytes for weight in own for ref in weight.parts),
+            tuple(map(by, sorted(grids))),
+        )
+    return found, sum(ref.spec.numel for ref in kept.values())
 
 
 def read_codes(base: Checkpoint) -> tuple[dict[str, Weight], dict[str, Ref], int]:
