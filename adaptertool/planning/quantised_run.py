@@ -23,9 +23,9 @@ def quantised_run(base: Checkpoint, adapter: Adapter) -> Iterator[str]:
     if _FOUR_BITS.fullmatch(name):
         yield (
             f"{adapter.path} says it was trained on {shown(adapter.trained_on)}, which by its name is in 4 bits; "
-            f"{base.path} is not that base. For what the run computed merge into that one with --dtype bf16, or into the dense one "
-            "with --as-trained nf4 (unsloth's have double quantisation: nf4-double); `adaptertool drift` tells how far "
-            "they are apart"
+            f"{base.path} is not that base. For what the run computed merge into that one with --dtype bf16, or into "
+            "the dense one with --as-trained nf4 (unsloth's have double quantisation: nf4-double); `adaptertool drift "
+            "--as-trained nf4` tells how far they are apart"
         )
     if any(str(adapter.metadata.get(key)).lower() == "true" for key in _FP8):
         yield (

@@ -152,7 +152,7 @@ def _around(
 
 
 def bounds(lattice: Lattice, codes: Array) -> tuple[Array, Array]:
-    """Of codes the ends of what each is nearest to, before its scale; NaN of a code that means nothing."""
+    """The ends of what each code is nearest to, before its scale; NaN where a code means nothing."""
     levels = levels_of(lattice.table.tobytes())
     ends = _ends(levels.values)
     places = np.searchsorted(levels.values, np.nan_to_num(lattice.table))
