@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.methods import Method, Setting, settings_of
-from adaptertool.spec.choices import AS_TRAINED, DTYPES, PRECISIONS, RankChoice
+from adaptertool.spec.choices import AS_TRAINED, DTYPES, PRECISIONS, QUANTISES, RankChoice
 
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
@@ -116,6 +116,15 @@ def as_path(value: PathLike, what: str) -> Path:
     if not os.fspath(value):
         raise UsageError(f"{what} is an empty path")
     return Path(value)
+
+
+def check_quantise(quantise: str | None, dtype: str | None) -> str | None:
+    """What becomes of codes, as typed. Raises UsageError for what is not in QUANTISES, and beside a dtype."""
+    if quantise is not None and quantise not in QUANTISES:
+        raise UsageError(f"{argument('quantise')} is {', '.join(QUANTISES)}, not {quantise!r}")
+    if quantise is not None and dtype is not None:
+        raise UsageError(f"{argument('quantise')} keeps codes, {argument('dtype')} decodes them: give one of both")
+    return quantise
 
 
 def parse_size(size: int | str | None) -> int | None:

@@ -21,6 +21,7 @@ TEXTS = (TEXT, TEXT_2, TEXT_3)
 _PREFIXES: Mapping[str, tuple[str, ...]] = {
     "model.diffusion_model.": (UNET,),
     "diffusion_model.": (UNET,),
+    "net.": (UNET,),  # of Cosmos alone
     "cond_stage_model.transformer.": (TEXT,),
     "cond_stage_model.model.": (TEXT,),
     "conditioner.embedders.0.transformer.": (TEXT,),
@@ -31,6 +32,7 @@ _PREFIXES: Mapping[str, tuple[str, ...]] = {
     "text_encoders.t5xxl.transformer.": (TEXT_2, TEXT_3),  # of Flux, of Stable Diffusion 3
 }
 _ALL = tuple(_PREFIXES)
+_OF_COSMOS = "net.x_embedder.proj.1.weight"
 _T5 = frozenset({"t5", "umt5", "mt5"})
 # Classes of diffusers that turn images into what denoisers work on, and back: adapters have no name for these
 _NO_DENOISER = re.compile(r"(Asymmetric)?Autoencoder|VQModel|ConsistencyDecoderVAE")
@@ -58,7 +60,8 @@ def components_of(
     architecture = architecture_of(config)
     if is_file or not architecture:  # what lies beside a file may be the config of another model
         below = [name for name in names if name.startswith(_ALL)]
-        if held := {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in below)}:
+        held = {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in below)}
+        if held := held - (set() if _OF_COSMOS in names else {"net."}):
             return [Component(one, means, {}) for one, means in _PREFIXES.items() if one in held]
     if architecture in _ENCODERS:
         return [Component("", TEXTS, config)]

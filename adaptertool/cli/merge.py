@@ -10,6 +10,7 @@ from adaptertool.cli.options import (
     AS_TRAINED,
     DTYPE,
     LEAVE_OUT,
+    QUANTISE,
     SHARD_SIZE,
     TOKENIZER,
     WEIGHT,
@@ -45,6 +46,7 @@ SETTINGS = settings_of()
 @LEAVE_OUT
 @TOKENIZER
 @DTYPE
+@QUANTISE
 @AS_TRAINED
 @SHARD_SIZE
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
@@ -58,6 +60,7 @@ def merge(
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     dtype: str | None,
+    quantise: str | None,
     as_trained: str | None,
     max_shard_size: str | None,
     renames: tuple[str, ...],
@@ -82,6 +85,7 @@ def merge(
         leave_out=leave_out,
         tokenizer=tokenizer,
         dtype=dtype,
+        quantise=quantise,
         as_trained=as_trained,
         max_shard_size=max_shard_size,
         **{name: options.pop(name) for name in SETTINGS},

@@ -10,6 +10,7 @@ from adaptertool.cli.options import (
     AS_TRAINED,
     DTYPE,
     LEAVE_OUT,
+    QUANTISE,
     SHARD_SIZE,
     TOKENIZER,
     execute,
@@ -47,6 +48,7 @@ _SCORES = with_options(
 @LEAVE_OUT
 @TOKENIZER
 @DTYPE
+@QUANTISE
 @AS_TRAINED
 @SHARD_SIZE
 @_SCORES
@@ -70,6 +72,7 @@ def wise(
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     dtype: str | None,
+    quantise: str | None,
     as_trained: str | None,
     max_shard_size: str | None,
     **options: Any,
@@ -83,7 +86,7 @@ def wise(
     \f
     Raises UsageError where -o is missing, or options are given that are for --score only.
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, as_trained)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
     reading = Reading(renames, leave_out, expert_layout)
     how, printing = records(options)
     if score is None:

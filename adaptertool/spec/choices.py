@@ -19,6 +19,11 @@ DTYPES: Mapping[str, str] = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 AS_TRAINED = ("nf4", "nf4-double", "fp4", "fp4-double")
 
 
+# What becomes of the codes of a quantised base: they are made anew, in its own format.
+KEEP = "keep"
+QUANTISES = (KEEP,)
+
+
 class RankChoice(NamedTuple):
     """How much of the spectrum of a change is to stay: one of these; beside a ratio the rank may be a limit."""
 

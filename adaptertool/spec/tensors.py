@@ -80,8 +80,7 @@ class Making(NamedTuple):
     weight: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
+class Ref(NamedTuple):
     """A tensor in a file: `nbytes` bytes from `offset` (counted from the start of the file), or columns of it. Or one
     that is made of those in files, and has the place of the first of them."""
 

@@ -72,7 +72,7 @@ def drift(
     threads = thread_count(threads)
     recipe = MergeRecipe(compose=compose, tokenizer=BASE)
     subject, other = _numbers(as_path(base, "BASE"), None if merged is None else as_path(merged, "--merged"))
-    subject = as_asked(subject, None, check_as_trained(as_trained))
+    subject = as_asked(subject, as_trained=check_as_trained(as_trained))
     made = prepare(subject, adapters, weights, recipe, Reading(renames, leave_out, expert_layout))
     plan = made.plan
     steps = [step for step in plan.steps() if step.edits and step.spec.numel]

@@ -16,6 +16,7 @@ from adaptertool.arguments import (
     check_as_trained,
     check_dtype,
     check_precision,
+    check_quantise,
     decimals,
     given_settings,
     parse_size,
@@ -36,7 +37,7 @@ from adaptertool.planning.sources import (
     check_compose,
     open_adapter,
     open_source,
-    with_dtype,
+    with_storage,
 )
 from adaptertool.planning.tokenizer import with_tokenizer
 from adaptertool.resolution.renaming import Renames, renaming
@@ -56,6 +57,7 @@ class MergeRecipe(NamedTuple):
     tokenizer: str | None = None
     dtype: str | None = None
     max_shard_size: int | str | None = None
+    quantise: str | None = None
     as_trained: str | None = None
 
 
@@ -75,6 +77,7 @@ def prepare_merge(
     tokenizer: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
+    quantise: str | None = None,
     as_trained: str | None = None,
     **settings: Number | None,
 ) -> Plan:
@@ -83,7 +86,7 @@ def prepare_merge(
     Raises UsageError for a wrong number of weights, InputError for what the files hold.
     """
     given = given_settings("prepare_merge", settings_of(), {"density": density, "seed": seed, **settings})
-    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, as_trained)
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise, as_trained)
     return prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
@@ -103,14 +106,17 @@ def prepare(
     check_compose(recipe.compose)
     numbers = [float(weight) for weight in decimals(weights, "weight", len(adapters))]
     blend, size = _blend(recipe, numbers), parse_size(recipe.max_shard_size)
-    checkpoint = base_of(base, check_dtype(recipe.dtype), check_as_trained(recipe.as_trained))
+    quantise = check_quantise(recipe.quantise, recipe.dtype)
+    if quantise is not None and recipe.method is not None:
+        raise UsageError("methods write weights that are not quantised: give --dtype bf16 in the place of --quantise")
+    checkpoint = base_of(base, check_dtype(recipe.dtype), quantise, check_as_trained(recipe.as_trained))
     paths = [as_path(path, "ADAPTER") for path in adapters]
     if blend is not None:
         done = _prepare_blend(checkpoint, paths, blend, recipe, reading)
     else:
         done = _prepare_sum(checkpoint, paths, numbers, recipe, reading)
     plan = with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
-    plan = with_dtype(plan, recipe.dtype, recipe.as_trained)
+    plan = with_storage(plan, dtype=recipe.dtype, quantise=quantise, as_trained=recipe.as_trained)
     return done._replace(plan=with_shard_size(plan, checkpoint, size))
 
 

@@ -91,7 +91,7 @@ def verify(
     with renaming(renames) as own:
         candidate = open_checkpoint(as_path(merged, "MERGED"))
         pair = alike(open_checkpoint(as_path(base, "BASE")), candidate)
-        asked = as_asked(pair.base, None, check_as_trained(as_trained))
+        asked = as_asked(pair.base, as_trained=check_as_trained(as_trained))
         made = prepare_verify(asked, recipe, Reading(own, leave_out, expert_layout))
         candidate = own.checkpoint(pair.candidate, made.base)
     subject, readings = made.subject or open_base(made.base), misreadings(made.sources)

@@ -17,6 +17,7 @@ from adaptertool.arguments import (
     check_as_trained,
     check_dtype,
     check_precision,
+    check_quantise,
     parse_alphas,
     parse_size,
 )
@@ -29,7 +30,7 @@ from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.planning.as_adapter import into_adapter
 from adaptertool.planning.fisher import plan_fisher
 from adaptertool.planning.sharding import with_shard_size
-from adaptertool.planning.sources import Prepared, Reading, base_of, open_adapter, with_dtype
+from adaptertool.planning.sources import Prepared, Reading, base_of, open_adapter, with_storage
 from adaptertool.planning.tokenizer import with_tokenizer
 from adaptertool.planning.wise import plan_towards, plan_wise
 from adaptertool.resolution.renaming import Renames, renaming
@@ -47,6 +48,7 @@ class WiseRecipe(NamedTuple):
     tokenizer: str | None = None
     dtype: str | None = None
     max_shard_size: int | str | None = None
+    quantise: str | None = None
     as_trained: str | None = None
 
 
@@ -64,13 +66,14 @@ def prepare_wise(
     tokenizer: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
+    quantise: str | None = None,
     as_trained: str | None = None,
 ) -> Plan:
     """The plan of an interpolation, from headers and configs alone. The arguments are those of `wise`.
 
     Raises UsageError for an alpha that is no finite number or stands there twice, InputError for what the files hold.
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, as_trained)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
     return prepare(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
@@ -86,10 +89,13 @@ def prepare(
     exact, path = parse_alphas(alphas), as_path(tuned, "TUNED")
     if check_dtype(recipe.dtype) is not None and (recipe.as_adapter or recipe.fisher is not None):
         raise UsageError(f"{argument('dtype')} is for checkpoints, and not with Fisher weights or --as-adapter")
-    plain, size = not is_adapter(path), parse_size(recipe.max_shard_size)
+    plain, quantise = not is_adapter(path), check_quantise(recipe.quantise, recipe.dtype)
+    size = parse_size(recipe.max_shard_size)
+    if quantise is not None and (plain or recipe.as_adapter):
+        raise UsageError(f"{argument('quantise')} is for an adapter that is merged: two checkpoints take --dtype bf16")
     if check_as_trained(recipe.as_trained) is not None and (plain or recipe.as_adapter):
         raise UsageError(f"{argument('as_trained')} is for checkpoints that are made of adapters")
-    checkpoint = base_of(base, recipe.dtype, recipe.as_trained)
+    checkpoint = base_of(base, recipe.dtype, quantise, recipe.as_trained)
     checkpoint = as_numbers(checkpoint) if recipe.as_adapter else checkpoint
     if plain:
         require_used(reading.leave_out, [])
@@ -107,7 +113,8 @@ def prepare(
         )
     done = (_between if plain else _towards)(checkpoint, path, exact, recipe, reading)
     plan = done.plan if recipe.as_adapter else with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
-    return done._replace(plan=with_shard_size(with_dtype(plan, recipe.dtype, recipe.as_trained), checkpoint, size))
+    plan = with_storage(plan, dtype=recipe.dtype, quantise=quantise, as_trained=recipe.as_trained)
+    return done._replace(plan=with_shard_size(plan, checkpoint, size))
 
 
 def _between(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: WiseRecipe, reading: Reading) -> Prepared:

@@ -51,6 +51,7 @@ class Settings(NamedTuple):
     method: str | None  # quant_method of config.json, or of hf_quant_config.json, in lower case
     fields: Mapping[str, Any]  # of quantization_config
     where: str  # the file that says so
+    plain: bool = False  # whether floats of 8 bits without a scale are the numbers themselves
 
     def groups(self) -> Iterator[Mapping[str, Any]]:
         """What compressed-tensors says of weights, once for each group of layers."""

@@ -19,7 +19,7 @@ from adaptertool.formats.kohya import keys, xlabs
 from adaptertool.formats.kohya.keys import FILES, FOLDED, KOHYA, NUMBERS, OF_FACTOR, ON_BIAS
 from adaptertool.formats.kohya.metadata import KEY, Said
 from adaptertool.formats.kohya.refused import why_refused
-from adaptertool.formats.kohya.scales import Numbers
+from adaptertool.formats.kohya.scales import Numbers, note_on_parts
 from adaptertool.kinds import LORA, SPELLED, Kind, kind_of
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.adapter import Adapter, Module
@@ -67,7 +67,7 @@ def read_adapter(
         (*scaled, *beside.modules),
         trained_on=header.metadata.get("ss_sd_model_name", ""),
         left=beside.left,
-        notes=tuple(beside.notes),
+        notes=(*note_on_parts(header, scaled), *beside.notes),
         format=form,
         fields=header.metadata,
         tensors={key: ref for key, ref in header.tensors.items() if not key.endswith(NUMBERS)},
