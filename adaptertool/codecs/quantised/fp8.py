@@ -20,11 +20,13 @@ Sources: transformers 5.23 (integrations/finegrained_fp8.py), compressed-tensors
 
 from __future__ import annotations
 
+import numpy as np
+
 from adaptertool.codecs.quantised.grid import grid_of
-from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import SCALES, numbers
+from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight, misfit
+from adaptertool.codecs.quantised.tables import SCALES, TABLES
 from adaptertool.errors import MismatchError, UnsupportedError, shown
-from adaptertool.numerics.rounding import Array
+from adaptertool.numerics.decoding import Coded
 from adaptertool.spec.tensors import ReadStored, Ref
 
 _BESIDE = ("_scale_inv", "_scale")  # of the tensor
@@ -53,10 +55,11 @@ def _plain(codes: Ref, name: str) -> Weight:
     """Codes that are the numbers: of any shape."""
     width = max(codes.spec.numel // max((*codes.spec.shape, 1)[0], 1), 1)
 
-    def rows(read: ReadStored, first: int, last: int) -> Array:
-        return numbers(read(codes, width, first, last), codes.spec.dtype)
+    def coded(read: ReadStored, first: int, last: int) -> Coded:
+        which = np.zeros(last - first, np.int32)
+        return Coded(read(codes, width, first, last), TABLES[codes.spec.dtype], which, np.ones((1, 1)), width, width)
 
-    return Weight(name, codes.spec.shape, "FP8 without scales", (codes,), rows, width)
+    return Weight(name, codes.spec.shape, "FP8 without scales", (codes,), Decoded(coded), width)
 
 
 def scaled(stored: Stored, codes: Ref, scale: Ref, name: str, called: str) -> Weight:
@@ -70,12 +73,11 @@ def scaled(stored: Stored, codes: Ref, scale: Ref, name: str, called: str) -> We
     strict = stored.settings.method == "fp8"
     grid, dtype = grid_of(scale, shape, blocks, stored.settings.where, strict=strict), codes.spec.dtype
 
-    def rows(read: ReadStored, first: int, last: int) -> Array:
-        values = numbers(read(codes, shape[-1], first, last), dtype)
-        grid.apply(read, values, first)
-        return values
+    def coded(read: ReadStored, first: int, last: int) -> Coded:
+        scales, which = grid.scales(read, first, last)
+        return Coded(read(codes, shape[-1], first, last), TABLES[dtype], which, scales, grid.block[1], shape[-1])
 
-    return Weight(name, shape, called, (codes, scale), rows, shape[-1])
+    return Weight(name, shape, called, (codes, scale), Decoded(coded), shape[-1])
 
 
 FP8 = Format(

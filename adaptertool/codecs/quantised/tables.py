@@ -34,13 +34,13 @@ E5M2 = _with_nan(_small_float(8, 5, 15), *range(0x7C, 0x80), *range(0xFC, 0x100)
 INT8 = np.arange(256).astype(np.uint8).view(np.int8).astype(np.float64)
 E8M0 = _with_nan(np.ldexp(1.0, np.arange(256) - 127), 0xFF)  # of no use, but NaN is not lost
 
-_TABLES = {"F8_E4M3": E4M3, "F8_E5M2": E5M2, "F8_E8M0": E8M0, "U8": E8M0, "I8": INT8}
+TABLES = {"F8_E4M3": E4M3, "F8_E5M2": E5M2, "F8_E8M0": E8M0, "U8": E8M0, "I8": INT8}
 SCALES = (*BY_DTYPE, "F8_E8M0", "U8")  # dtypes of scales: floats, and exponents
 
 
 def numbers(stored: Array, dtype: str) -> Array:
     """What is stored as that dtype, in float64, of the same shape; U8 is an exponent (E8M0)."""
-    return looked_up(_TABLES[dtype], stored) if dtype in _TABLES else doubles(stored, dtype)
+    return looked_up(TABLES[dtype], stored) if dtype in TABLES else doubles(stored, dtype)
 
 
 def looked_up(table: Array, codes: Array) -> Array:
@@ -49,16 +49,15 @@ def looked_up(table: Array, codes: Array) -> Array:
 
 
 def paired(table: Array, *, low_first: bool) -> Array:
-    """What the two codes of a byte mean, of a table with 16: (256,), complex, which is a pair of float64."""
+    """What the two codes of each byte mean, one after the other, of a table with 16: (512,)."""
     codes = np.arange(256)
     low, high = table[codes % 16], table[codes // 16]
-    pairs: Array = np.stack((low, high) if low_first else (high, low), axis=1).view(np.complex128)[:, 0]
-    return pairs
+    return np.stack((low, high) if low_first else (high, low), axis=1).reshape(-1)
 
 
-def unpaired(pairs: Array, codes: Array) -> Array:
-    """The numbers of bytes (n, k), two of each in turn: (n, 2·k)."""
-    return looked_up(pairs, codes).view(np.float64)
+def padded(table: Array) -> Array:
+    """A table of at most 256 numbers, for all bytes: of those beyond it there are none."""
+    return np.concatenate([table, np.zeros(256 - len(table))])
 
 
 def unpacked(words: Array, bits: int, count: int) -> Array:
