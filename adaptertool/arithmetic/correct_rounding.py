@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -185,7 +185,7 @@ class OpenElements:
                 return
             bits *= 4
 
-    def _start(self, row: int, column: int, before: float) -> Array:
+    def _start(self, row: int, column: int, before: float) -> Any:
         """What the base has there, an array (1, 1, 1) of Interval."""
         if not self.chain.quotients:
             return intervals(np.full((1, 1, 1), before))
