@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import COPY, TOOL, WORK, Timing, copying, in_turn, into_readme, machine, median, short_of
+from measure import COPY, TOOL, WORK, Timing, copying, in_turn, into_page, machine, median, short_of
 from safetensors.torch import save_file
 
 FOLDER, OUT = WORK / "quantised", WORK / "out"
@@ -106,7 +106,7 @@ def row(name: str, done: list[Timing], copied: list[Timing]) -> str:
 
 def main(runs: int) -> None:
     if missing := short_of(ROOM):
-        return into_readme("quantised", missing)
+        return into_page("quantised", missing)
     shutil.rmtree(FOLDER, ignore_errors=True)
     bases, adapter = make(), FOLDER / "adapter"
     first, *_ = bases.values()
@@ -127,7 +127,7 @@ def main(runs: int) -> None:
         "| --- | --- | --- | --- |",
     ]
     lines += [row(name, done, timings[COPY]) for name, done in timings.items()]
-    return into_readme("quantised", "\n".join(lines))
+    return into_page("quantised", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
     Raises UnsupportedError for codes of no format that is known, MismatchError where config and tensors disagree.
     """
     target = DTYPES[dtype]
-    weights, kept, gone = _read(base)
+    weights, kept, gone = read_codes(base)
     bits = _HALF if weights else _most_bits(base)
     narrow = {name for name, ref in kept.items() if ref.spec.dtype in COMPUTED and DTYPE_BITS[ref.spec.dtype] <= bits}
     stored_as = {name: target for name in narrow if kept[name].spec.dtype != target}
@@ -68,13 +68,16 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
 
 def formats_of(base: Checkpoint) -> dict[str, int]:
     """How many weights are stored as codes, by the names of the formats. Raises as `decoded` does."""
-    weights, _, _ = _read(base)
+    weights, _, _ = read_codes(base)
     names = [weight.format for weight in weights.values()]
     return {name: names.count(name) for name in sorted(set(names))}
 
 
-def _read(base: Checkpoint) -> tuple[dict[str, Weight], dict[str, Ref], int]:
-    """(weights that are codes, tensors that stay as they are, by name; how many tensors are of use to codes only)"""
+def read_codes(base: Checkpoint) -> tuple[dict[str, Weight], dict[str, Ref], int]:
+    """(weights that are codes, tensors that stay as they are, by name; how many tensors are of use to codes only).
+
+    Raises UnsupportedError for codes of no format that is known, MismatchError where config and tensors disagree.
+    """
     settings, (_, beside) = _settings(base), codes_of(base)
     if settings.method is not None and settings.method not in METHODS:
         raise UnsupportedError(

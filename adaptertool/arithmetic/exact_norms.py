@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -117,7 +116,7 @@ class ExactRows:
             return self._quotients(row, column, turned=turned)
         if not turned:
             return read_rows(self._chain.inputs, self._chain.step.base, row, row + 1, self._chain.columns)
-        column_only = dataclasses.replace(self._chain.step.base, columns=range(column, column + 1))
+        column_only = self._chain.step.base._replace(columns=range(column, column + 1))
         return read_rows(self._chain.inputs, column_only, 0, self._chain.rows, self._chain.columns)
 
     def _quotients(self, row: int, column: int, *, turned: bool) -> Any:

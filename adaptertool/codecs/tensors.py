@@ -19,7 +19,7 @@ from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.small import STORED, zero_rows
-from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, Ref
+from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, ReadStored, Ref
 
 INTEGERS = frozenset({"U8", "I16", "I32", "I64"})  # what indices among the factors are stored as
 _PART = 1 << 18  # elements
@@ -86,10 +86,15 @@ def _make(
         low, high = max(first, start * width), min(last, stop * width)
         part, whole = out[low - first : high - first], high - low == (stop - start) * width
         more = (dtype, part if whole else None) if made.casts else ()
-        rows = made.rows(functools.partial(_read_part, inputs), made.first + start, made.first + stop, *more)
+        rows = made.rows(reading(inputs), made.first + start, made.first + stop, *more)
         if not whole or not np.may_share_memory(rows, part):
             part[:] = rows.reshape(-1)[low - start * width : high - start * width]
     return out
+
+
+def reading(inputs: Inputs) -> ReadStored:
+    """How codes, and what belongs to them, are read of these files."""
+    return functools.partial(_read_part, inputs)
 
 
 def _read_part(
@@ -139,7 +144,7 @@ def exact_quotients(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
     assert made is not None and made.over is not None
     rows, divisor = made.over
     plain = made._replace(rows=rows, casts=False)
-    by = Fraction(divisor(functools.partial(_read_part, inputs)))
+    by = Fraction(divisor(reading(inputs)))
     found: Array = np.array([Fraction(number) / by for number in _make(inputs, ref, plain, first, last, None).tolist()])
     return found
 

@@ -70,6 +70,7 @@ class Making(NamedTuple):
     decodes: `rows` is not handed ReadRows, but ReadStored: sources are codes, and what belongs to them
     casts: `rows` takes a dtype as well, whose numbers it then returns, rounded once, and an array that may hold these
     over: of quotients, which `rows` rounds to float64: the same for what is divided, exactly; and what reads by what
+    weight: of codes: what they are (codecs.quantised.record.Weight)
     """
 
     sources: tuple[Ref, ...]
@@ -80,10 +81,10 @@ class Making(NamedTuple):
     decodes: bool = False
     casts: bool = False
     over: tuple[Callable[[Any, int, int], Any], Callable[[Any], float]] | None = None
+    weight: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
+class Ref(NamedTuple):
     """A tensor in a file: `nbytes` bytes from `offset` (counted from the start of the file), or columns of it. Or one
     that is made of those in files, and has the place of the first of them."""
 
@@ -139,3 +140,4 @@ class View:
     rows: range | tuple[int, ...]  # a tuple: in the order of the factors' rows
     columns: range
     shape: tuple[int, ...]  # of the part, as it is stored
+    swapped: bool = False  # a half of the tensor, where the adapter has the other half

@@ -19,7 +19,8 @@ import numpy as np
 from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.quantised.gptq import group_size
-from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight, misfit
+from adaptertool.codecs.quantised.misfit import misfit
+from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight
 from adaptertool.codecs.quantised.tables import padded
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.numerics.decoding import Coded

@@ -18,13 +18,18 @@ Sources: OCP Microscaling Formats 1.0; compressed-tensors 0.20 (compressors/nvfp
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 
-from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import E2M1, numbers, paired
-from adaptertool.errors import MismatchError, UnsupportedError, shown
+from adaptertool.codecs.quantised.grid import Grid
+from adaptertool.codecs.quantised.lattice import Lattice, one
+from adaptertool.codecs.quantised.misfit import misfit
+from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight
+from adaptertool.codecs.quantised.tables import E2M1, HALF_STEP, numbers, packed_pairs, paired, unpacked_pairs
+from adaptertool.errors import UnsupportedError, shown
 from adaptertool.numerics.decoding import Coded
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
 _TABLE = paired(E2M1, low_first=True)
@@ -75,24 +80,21 @@ def _weight(
 
     def coded(read: ReadStored, first: int, last: int) -> Coded:
         scales = numbers(read(scale, groups, first, last), scale.spec.dtype)
-        one = 1.0 if whole is None else _one(read, whole)
-        scales *= 1.0 if divides else one
+        by = 1.0 if whole is None else one(read, whole)
+        scales *= 1.0 if divides else by
         which = np.arange(last - first, dtype=np.int32)
         codes_of = read(codes, half, first, last)
-        return Coded(codes_of, _TABLE, which, scales, group, columns, divisor=one if divides else 1.0)
+        return Coded(codes_of, _TABLE, which, scales, group, columns, divisor=by if divides else 1.0)
 
-    divisor = functools.partial(_one, ref=whole) if divides and whole is not None else None
+    def own(read: ReadStored, first: int, last: int) -> Array:
+        return unpacked_pairs(read(codes, half, first, last))
+
+    divisor = functools.partial(one, ref=whole) if divides and whole is not None else None
     parts = (codes, scale) if whole is None else (codes, scale, whole)
-    return Weight(name, (*lead, columns), called, parts, Decoded(coded, divisor), columns)
-
-
-def _one(read: ReadStored, ref: Ref) -> float:
-    """The one number of a tensor. Raises MismatchError where it is no positive number: nothing could be told from the
-    codes."""
-    number = float(read(ref, 1, 0, 1)[0, 0])
-    if not 0 < number < np.inf:
-        raise MismatchError(f"{ref.path}: {shown(ref.spec.name)} is {number}, and no scale")
-    return number
+    count = math.prod(lead)
+    grid = Grid(scale, count, columns, (1, group), (count, groups))
+    lattice = Lattice(E2M1, own, packed_pairs, grid, whole, divides, reach=HALF_STEP)
+    return Weight(name, (*lead, columns), called, parts, Decoded(coded, divisor), columns, lattice=lattice)
 
 
 FP4_PACKED = Format(

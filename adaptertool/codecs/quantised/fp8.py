@@ -23,10 +23,13 @@ from __future__ import annotations
 import numpy as np
 
 from adaptertool.codecs.quantised.grid import grid_of
-from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight, misfit
+from adaptertool.codecs.quantised.lattice import Lattice
+from adaptertool.codecs.quantised.misfit import misfit
+from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight
 from adaptertool.codecs.quantised.tables import SCALES, TABLES
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.numerics.decoding import Coded
+from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
 _BESIDE = ("_scale_inv", "_scale")  # of the tensor
@@ -77,7 +80,12 @@ def scaled(stored: Stored, codes: Ref, scale: Ref, name: str, called: str) -> We
         scales, which = grid.scales(read, first, last)
         return Coded(read(codes, shape[-1], first, last), TABLES[dtype], which, scales, grid.block[1], shape[-1])
 
-    return Weight(name, shape, called, (codes, scale), Decoded(coded), shape[-1])
+    def own(read: ReadStored, first: int, last: int) -> Array:
+        return np.asarray(read(codes, shape[-1], first, last)).view(np.uint8)
+
+    powers = stored.settings.fields.get("scale_fmt") == "ue8m0"
+    lattice = Lattice(TABLES[dtype], own, np.ravel, grid, powers=powers)
+    return Weight(name, shape, called, (codes, scale), Decoded(coded), shape[-1], lattice=lattice)
 
 
 FP8 = Format(

@@ -15,8 +15,11 @@ from __future__ import annotations
 import numpy as np
 
 from adaptertool.codecs import BY_DTYPE
-from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import E2M1, E8M0, paired
+from adaptertool.codecs.quantised.grid import Grid
+from adaptertool.codecs.quantised.lattice import Lattice
+from adaptertool.codecs.quantised.misfit import misfit
+from adaptertool.codecs.quantised.record import Format, Stored, Weight
+from adaptertool.codecs.quantised.tables import E2M1, E8M0, HALF_STEP, packed_pairs, paired, unpacked_pairs
 from adaptertool.errors import shown
 from adaptertool.numerics.decoding import Coded, decoded
 from adaptertool.numerics.rounding import Array
@@ -52,7 +55,20 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
         turned: Array = decoded(coded, dtype)[:, begin - low * _GROUP :][:, : end - begin].T
         return turned
 
-    return Weight(name, (experts, columns, out), "MXFP4 of GPT-OSS", (codes, scale), rows, out, casts=True)
+    def own(read: ReadStored, first: int, last: int) -> Array:
+        expert, begin = divmod(first, columns)
+        end, low = begin + last - first, begin // 2 * 2
+        part = read(codes, columns // 2, expert * out, (expert + 1) * out, low // 2, -(-end // 2))
+        return np.ascontiguousarray(unpacked_pairs(part)[:, begin - low : end - low].T)
+
+    def written(turned: Array) -> Array:
+        return np.ravel(packed_pairs(np.ascontiguousarray(turned.T)))
+
+    grid = Grid(scale, columns, out, (_GROUP, 1), (groups, out))
+    lattice = Lattice(E2M1, own, written, grid, at_once=columns, turned=True, reach=HALF_STEP)
+    return Weight(
+        name, (experts, columns, out), "MXFP4 of GPT-OSS", (codes, scale), rows, out, casts=True, lattice=lattice
+    )
 
 
 GPT_OSS = Format(

@@ -17,7 +17,8 @@ import numpy as np
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.quantised.fp8 import scaled
 from adaptertool.codecs.quantised.grid import grid_of
-from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight, misfit
+from adaptertool.codecs.quantised.misfit import misfit
+from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight
 from adaptertool.codecs.quantised.tables import INT8, SCALES
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.numerics.decoding import Coded
@@ -56,7 +57,7 @@ def _with_zeros(stored: Stored, codes: Ref, scale: Ref, zero: Ref, name: str) ->
         (scales, which), (zeros, _) = (grid.scales(read, first, last) for grid in grids)
         return Coded(read(codes, shape[1], first, last), INT8, which, scales, grids[0].block[1], shape[1], zeros)
 
-    return Weight(name, shape, plain.format, (codes, scale, zero), Decoded(coded), plain.width)
+    return Weight(name, shape, f"{plain.format} with zero points", (codes, scale, zero), Decoded(coded), plain.width)
 
 
 def require_symmetric(stored: Stored, codes: Ref, bits: int, zero: str) -> None:

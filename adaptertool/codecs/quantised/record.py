@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+from adaptertool.codecs.quantised.lattice import Lattice
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import open_input, read_exact
@@ -52,6 +53,7 @@ class Weight:
     width: int  # elements of a row as `rows` has it
     also: tuple[str, ...] = ()  # names of tensors that go with it, and are not read
     casts: bool = False  # whether `rows` takes a dtype
+    lattice: Lattice | None = None  # what it may be where it stays so; None: it cannot be written again
 
     @property
     def ref(self) -> Ref:
@@ -61,7 +63,7 @@ class Weight:
         casts, over = self.casts, None
         if isinstance(self.rows, Decoded):
             casts, over = True, self.rows.over
-        made = Making(self.parts, self.rows, width=self.width, decodes=True, casts=casts, over=over)
+        made = Making(self.parts, self.rows, width=self.width, decodes=True, casts=casts, over=over, weight=self)
         return Ref(codes.path, codes.offset, spec, made=made)
 
 
@@ -141,8 +143,3 @@ class Format(NamedTuple):
     dtypes: frozenset[str]  # and theirs
     # (checkpoint, the tensor that may be codes, its name without the end) -> None: not of this format
     find: Callable[[Stored, Ref, str], Weight | None]
-
-
-def misfit(ref: Ref, what: str) -> NoReturn:
-    """Raise MismatchError for a tensor that does not belong to the codes that it stands beside."""
-    raise MismatchError(f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}, {what}")
