@@ -62,6 +62,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/extract_1b.py
 	$(BIN)/python benchmarks/plan_671b.py
 	$(BIN)/python benchmarks/sdxl.py
+	$(BIN)/python benchmarks/quantised.py
 
 bench-quick: $(STAMP)
 	$(BIN)/python benchmarks/quick.py
