@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.methods import Method, Setting, settings_of
-from adaptertool.spec.choices import DTYPES, PRECISIONS, RankChoice
+from adaptertool.spec.choices import AS_TRAINED, DTYPES, PRECISIONS, QUANTISES, RankChoice
 
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
@@ -118,6 +118,15 @@ def as_path(value: PathLike, what: str) -> Path:
     return Path(value)
 
 
+def check_quantise(quantise: str | None, dtype: str | None) -> str | None:
+    """What becomes of codes, as typed. Raises UsageError for what is not in QUANTISES, and beside a dtype."""
+    if quantise is not None and quantise not in QUANTISES:
+        raise UsageError(f"{argument('quantise')} is {', '.join(QUANTISES)}, not {quantise!r}")
+    if quantise is not None and dtype is not None:
+        raise UsageError(f"{argument('quantise')} keeps codes, {argument('dtype')} decodes them: give one of both")
+    return quantise
+
+
 def parse_size(size: int | str | None) -> int | None:
     """The bytes of `5GB` (10⁹ each), `4GiB` (2³⁰), or a number of bytes. Raises UsageError for anything else."""
     if size is None or (type(size) is int and size > 0):
@@ -135,6 +144,13 @@ def check_dtype(dtype: str | None) -> str | None:
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
     return dtype
+
+
+def check_as_trained(choice: str | None) -> str | None:
+    """Raises UsageError for what is none of AS_TRAINED."""
+    if choice is not None and choice not in AS_TRAINED:
+        raise UsageError(f"{argument('as_trained')} is {', '.join(AS_TRAINED)}, not {choice!r}")
+    return choice
 
 
 def check_precision(precision: str) -> str:

@@ -59,7 +59,7 @@ HANDLED = [
      "kinds/test_randlora.py::test_every_element_is_the_rounding_of_the_formula"),
     ("DeLoRA", "linear layers; norms to 106 bits",
      "kinds/test_delora.py::test_every_element_is_the_rounding_of_the_formula"),
-    ("TinyLoRA", "linear layers, Conv1D and embeddings, where the matrices are saved and all share one vector",
+    ("TinyLoRA", "linear layers, Conv1D and embeddings, where the matrices are saved; a vector for all, or for groups",
      "kinds/test_tinylora.py::test_every_element_is_the_rounding_of_the_formula"),
     ("VB-LoRA", "linear layers and Conv1D; logits, or the largest shares",
      "kinds/test_vblora.py::test_every_element_is_the_rounding_of_the_formula"),
@@ -91,6 +91,8 @@ HANDLED = [
     ("BOFT", "linear layers and square convolutions; several stages too", "kinds/test_boft.py::test_every_command"),
     ("RoAd", "linear layers and their biases; road_1, road_2, road_4", "kinds/test_road.py::test_every_command"),
     ("HRA", "linear layers and square convolutions; apply_GS", "kinds/test_hra.py::test_every_command"),
+    ("DEFT, PaRa", "linear layers and Conv1D; relu, and qr where nothing is put in",
+     "kinds/test_deft.py::test_every_command"),
     ("GLoRA of LyCORIS", "linear layers and convolutions", "kinds/test_lycoris_glora.py::test_every_command"),
     ("DoRA of LyCORIS (dora_scale)", "over LoRA, LoHa and LoKr, also in Tucker form; of rows, of columns, of the input "
      "channels of convolutions", "kinds/test_dora_scale.py::test_every_element_is_rounded_correctly"),

@@ -7,8 +7,10 @@ from typing import Any
 import click
 
 from adaptertool.cli.options import (
+    AS_TRAINED,
     DTYPE,
     LEAVE_OUT,
+    QUANTISE,
     SHARD_SIZE,
     TOKENIZER,
     WEIGHT,
@@ -44,6 +46,8 @@ SETTINGS = settings_of()
 @LEAVE_OUT
 @TOKENIZER
 @DTYPE
+@QUANTISE
+@AS_TRAINED
 @SHARD_SIZE
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
 @writes
@@ -56,6 +60,8 @@ def merge(
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     dtype: str | None,
+    quantise: str | None,
+    as_trained: str | None,
     max_shard_size: str | None,
     renames: tuple[str, ...],
     expert_layout: str | None,
@@ -79,6 +85,8 @@ def merge(
         leave_out=leave_out,
         tokenizer=tokenizer,
         dtype=dtype,
+        quantise=quantise,
+        as_trained=as_trained,
         max_shard_size=max_shard_size,
         **{name: options.pop(name) for name in SETTINGS},
     )

@@ -71,6 +71,13 @@ ADALORA = Kind(
                 {"r", "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"}
                 | {"total_step", "rank_pattern", "use_rslora"}  # PEFT has the same scale with it
             ),
+            refused=dict.fromkeys(
+                (
+                    *("use_dora", "velora_config", "monteclora_config", "lora_bias", "target_parameters"),
+                    *("use_bdlora", "ensure_weight_tying"),
+                ),
+                "it is of LoRA, and PEFT's AdaLoRA has no such thing: what it was trained with is not known",
+            ),
         )
     },
 )

@@ -64,7 +64,8 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
 
 def _group(matrices: Array, ref: Ref, groups: int, settings: Mapping[str, Any]) -> int:
     """The group of the module that has these P (u, r, r)."""
-    count, seed = int(settings[COUNT]), int(settings[SEED])
+    count: int = settings[COUNT]
+    seed = settings[SEED]
     some = matrices.ravel()[: _FEW if matrices.size >= 2 * _FEW else None]
     deviation = 1 / matrices.shape[1] ** 0.5
     off = np.array([abs(deviation * normals(seed + i, len(some)) - some).max() for i in range(count)])

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adaptertool.architectures.decoded_beside import as_numbers, same_numbers
-from adaptertool.arguments import Number, PathLike, as_path, check_dtype, check_precision, parse_alphas, parse_size
+from adaptertool.arguments import (
+    Number,
+    PathLike,
+    as_path,
+    check_as_trained,
+    check_dtype,
+    check_precision,
+    check_quantise,
+    parse_alphas,
+    parse_size,
+)
 from adaptertool.errors import InputError, UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.pipeline import holds_weights
@@ -20,7 +30,7 @@ from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.planning.as_adapter import into_adapter
 from adaptertool.planning.fisher import plan_fisher
 from adaptertool.planning.sharding import with_shard_size
-from adaptertool.planning.sources import Prepared, Reading, open_adapter, with_dtype
+from adaptertool.planning.sources import Prepared, Reading, base_of, open_adapter, with_storage
 from adaptertool.planning.tokenizer import with_tokenizer
 from adaptertool.planning.wise import plan_towards, plan_wise
 from adaptertool.resolution.renaming import Renames, renaming
@@ -38,6 +48,8 @@ class WiseRecipe(NamedTuple):
     tokenizer: str | None = None
     dtype: str | None = None
     max_shard_size: int | str | None = None
+    quantise: str | None = None
+    as_trained: str | None = None
 
 
 def prepare_wise(
@@ -54,26 +66,37 @@ def prepare_wise(
     tokenizer: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
+    quantise: str | None = None,
+    as_trained: str | None = None,
 ) -> Plan:
     """The plan of an interpolation, from headers and configs alone. The arguments are those of `wise`.
 
     Raises UsageError for an alpha that is no finite number or stands there twice, InputError for what the files hold.
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
     return prepare(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
 def prepare(
-    base: PathLike, tuned: PathLike, alphas: Number | Sequence[Number], recipe: WiseRecipe, reading: Reading
+    base: PathLike | Checkpoint,
+    tuned: PathLike,
+    alphas: Number | Sequence[Number],
+    recipe: WiseRecipe,
+    reading: Reading,
 ) -> Prepared:
     """The plan of `prepare_wise`, with what it was made of. Raises UsageError for settings that exclude each other, and
     what planning raises."""
     exact, path = parse_alphas(alphas), as_path(tuned, "TUNED")
     if check_dtype(recipe.dtype) is not None and (recipe.as_adapter or recipe.fisher is not None):
         raise UsageError(f"{argument('dtype')} is for checkpoints, and not with Fisher weights or --as-adapter")
-    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE"), recipe.dtype))
+    plain, quantise = not is_adapter(path), check_quantise(recipe.quantise, recipe.dtype)
+    size = parse_size(recipe.max_shard_size)
+    if quantise is not None and (plain or recipe.as_adapter):
+        raise UsageError(f"{argument('quantise')} is for an adapter that is merged: two checkpoints take --dtype bf16")
+    if check_as_trained(recipe.as_trained) is not None and (plain or recipe.as_adapter):
+        raise UsageError(f"{argument('as_trained')} is for checkpoints that are made of adapters")
+    checkpoint = base_of(base, recipe.dtype, quantise, recipe.as_trained)
     checkpoint = as_numbers(checkpoint) if recipe.as_adapter else checkpoint
-    plain, size = not is_adapter(path), parse_size(recipe.max_shard_size)
     if plain:
         require_used(reading.leave_out, [])
     if recipe.fisher is not None:
@@ -90,7 +113,8 @@ def prepare(
         )
     done = (_between if plain else _towards)(checkpoint, path, exact, recipe, reading)
     plan = done.plan if recipe.as_adapter else with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
-    return done._replace(plan=with_shard_size(with_dtype(plan, recipe.dtype), checkpoint, size))
+    plan = with_storage(plan, dtype=recipe.dtype, quantise=quantise, as_trained=recipe.as_trained)
+    return done._replace(plan=with_shard_size(plan, checkpoint, size))
 
 
 def _between(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: WiseRecipe, reading: Reading) -> Prepared:

@@ -24,7 +24,7 @@ from adaptertool.codecs.quantised.grid import Grid
 from adaptertool.codecs.quantised.lattice import Lattice, one
 from adaptertool.codecs.quantised.misfit import misfit
 from adaptertool.codecs.quantised.record import Format, Stored, Weight
-from adaptertool.codecs.quantised.tables import E2M1, numbers, packed_pairs, paired, unpacked_pairs, unpaired
+from adaptertool.codecs.quantised.tables import E2M1, HALF_STEP, numbers, packed_pairs, paired, unpacked_pairs, unpaired
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
@@ -48,6 +48,11 @@ def _packed(stored: Stored, codes: Ref, name: str) -> Weight:
 def _of_modelopt(stored: Stored, codes: Ref, name: str) -> Weight | None:
     if not name.endswith(".weight") or f"{name}_scale" not in stored.tensors:
         return None
+    if stored.settings.method is None:
+        raise UnsupportedError(
+            f"{codes.path}: {shown(name)} looks like NVFP4, and nothing says whose: some lay out its scales for a GPU. "
+            "Give it with its config.json, or use the checkpoint that it was made from"
+        )
     module = name.removesuffix(".weight")
     for other in (f"{module}.pre_quant_scale", f"{module}.svdquant_lora_a", f"{name}_svdquant_lora_a"):
         if other in stored.tensors:
@@ -90,7 +95,7 @@ def _weight(
     parts = (codes, scale) if whole is None else (codes, scale, whole)
     count = math.prod(lead)
     grid = Grid(scale, count, columns, (1, group), (count, groups))
-    lattice = Lattice(E2M1, own, packed_pairs, grid, whole, divides)
+    lattice = Lattice(E2M1, own, packed_pairs, grid, whole, divides, reach=HALF_STEP)
     return Weight(name, (*lead, columns), called, parts, rows, columns, lattice=lattice)
 
 

@@ -18,7 +18,7 @@ from adaptertool.codecs.quantised.grid import Grid
 from adaptertool.codecs.quantised.lattice import Lattice
 from adaptertool.codecs.quantised.misfit import misfit
 from adaptertool.codecs.quantised.record import Format, Stored, Weight
-from adaptertool.codecs.quantised.tables import E2M1, E8M0, looked_up, packed_pairs, unpacked_pairs
+from adaptertool.codecs.quantised.tables import E2M1, E8M0, HALF_STEP, looked_up, packed_pairs, unpacked_pairs
 from adaptertool.errors import shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
@@ -68,7 +68,7 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
         return np.ravel(packed_pairs(np.ascontiguousarray(turned.T)))
 
     grid = Grid(scale, columns, out, (_GROUP, 1), (groups, out))
-    lattice = Lattice(E2M1, own, written, grid, at_once=columns, turned=True)
+    lattice = Lattice(E2M1, own, written, grid, at_once=columns, turned=True, reach=HALF_STEP)
     return Weight(name, (experts, columns, out), "MXFP4 of GPT-OSS", (codes, scale), rows, out, lattice=lattice)
 
 

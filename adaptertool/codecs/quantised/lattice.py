@@ -34,6 +34,9 @@ class Lattice:
     whole:   a scale of all blocks; it multiplies (factor), or it divides (divisor)
     at_once: the codes of so many rows are stored together, and are written together
     powers:  scales that are stored as floats are powers of two
+    reach:   how far beyond the numbers of the table those may lie whose scale stays. 0, but where the next scale is so
+             much larger that all codes of a block would be others: half a step of the last code, which is no further
+             than numbers between codes are from theirs
     """
 
     table: Array
@@ -45,6 +48,7 @@ class Lattice:
     at_once: int = 1
     turned: bool = False
     powers: bool = False
+    reach: float = 0.0
 
     def blocks(self, first: int, last: int) -> tuple[int, int, Array]:
         """(low, high, index): rows first..last have their scales in rows low..high of these, each in low + index[i]."""
@@ -65,11 +69,12 @@ class Lattice:
     def sizes(self, read: ReadStored, scales: Array) -> tuple[Array, float]:
         """(numerators, divisor) of scales that are stored so: the exact scale is their quotient. Raises MismatchError
         where a number for all blocks is no scale."""
-        found = numbers(scales, self.grid.ref.spec.dtype)
-        if self.whole is None:
-            return found, 1.0
-        whole = one(read, self.whole)
-        return (found, whole) if self.divides else (found * whole, 1.0)
+        divisor = one(read, self.whole) if self.whole is not None and self.divides else 1.0
+        return numbers(scales, self.grid.ref.spec.dtype) * self.factor(read), divisor
+
+    def factor(self, read: ReadStored) -> float:
+        """What all scales are multiplied by. Raises as `sizes` does."""
+        return 1.0 if self.whole is None or self.divides else one(read, self.whole)
 
     def each(self, read: ReadStored, first: int, last: int) -> tuple[Array, float]:
         """The scale of each number of rows first..last, (n, columns), and the divisor: exact, as `sizes` has them."""

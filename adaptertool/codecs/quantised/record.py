@@ -41,7 +41,7 @@ class Weight:
         """The weight as a tensor that is made of those in files."""
         codes = self.parts[0]
         spec = TensorSpec(self.name, "F64", self.shape, 8 * math.prod(self.shape))
-        made = Making(self.parts, self.rows, width=self.width, decodes=True)
+        made = Making(self.parts, self.rows, width=self.width, decodes=True, weight=self)
         return Ref(codes.path, codes.offset, spec, made=made)
 
 
@@ -51,6 +51,7 @@ class Settings(NamedTuple):
     method: str | None  # quant_method of config.json, or of hf_quant_config.json, in lower case
     fields: Mapping[str, Any]  # of quantization_config
     where: str  # the file that says so
+    plain: bool = False  # whether floats of 8 bits without a scale are the numbers themselves
 
     def groups(self) -> Iterator[Mapping[str, Any]]:
         """What compressed-tensors says of weights, once for each group of layers."""

@@ -29,6 +29,7 @@ def _with_nan(table: Array, *codes: int) -> Array:
 
 
 E2M1 = _small_float(4, 2, 1)
+HALF_STEP = 1.0  # of the last codes of E2M1, 4 and 6
 E4M3 = _with_nan(_small_float(8, 4, 7), 0x7F, 0xFF)
 E5M2 = _with_nan(_small_float(8, 5, 15), *range(0x7C, 0x80), *range(0xFC, 0x100))
 INT8 = np.arange(256).astype(np.uint8).view(np.int8).astype(np.float64)

@@ -8,6 +8,8 @@ import re
 _REFUSED = {
     r"\.reshape_weight$": "the weight is to be made larger first, as by control LoRAs of ComfyUI, and then is none of "
     "this base: load it there",
+    r"\.(?:[pq]_layer\.weight|lambda_layer)$": "T-LoRA of LyCORIS, whose rank depends on the step of denoising, and "
+    "which takes away factors that are not in its file: load it with the tool that trained it",
     r"\.lokr_t1$": "no tool that is known uses it",
     r"^bundle_emb\.": "an embedding of textual inversion, which stands for a new word of the prompt and changes no "
     "weight: save the file without these tensors, and load the embedding by itself",

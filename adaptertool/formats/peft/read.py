@@ -105,7 +105,8 @@ def read_adapter(
         modules = spelled(config, header.path, factors, shared, base_has)
     notes = packing_notes(config, modules)
     ignored = saved.without_copies()
-    saved.refuse_beside({module.target: config.saves(module.layer) for module in modules})
+    if saved.tensors:
+        saved.refuse_beside({module.target: config.saves(module.layer) for module in modules})
     modules += [Module(name, name, FULL.name, {TUNED: ref}, 1.0) for name, ref in saved.tensors.items()]
     modules += token_rows(config, header.path, tokens)
     if not modules:

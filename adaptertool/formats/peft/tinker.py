@@ -7,7 +7,6 @@ They are read as factors of single experts, which is what tinker_cookbook.weight
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,4 +61,4 @@ def _has_no_gate(before: str, base_has: Callable[[str], bool]) -> bool:
 def _of_expert(ref: Ref, expert: int) -> Ref:
     """One of the matrices (rows, columns) of a stack (E, rows, columns)."""
     one = ref.rows(expert, expert + 1)
-    return dataclasses.replace(one, spec=one.spec._replace(shape=ref.shape[1:]))
+    return one._replace(spec=one.spec._replace(shape=ref.shape[1:]))
