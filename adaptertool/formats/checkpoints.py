@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adaptertool.architectures.decoded_gguf import decoded_gguf
 from adaptertool.architectures.quantised import decoded
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files import checkpoint as files
@@ -30,10 +31,7 @@ def open_checkpoint(path: Path, dtype: str | None = None) -> Checkpoint:
     else:
         opened = files.open_checkpoint(path, _ADAPTERS)
     if dtype is not None and opened.gguf is not None:
-        raise UnsupportedError(
-            f"{path} is GGUF, of which the header and the types are kept; --dtype is for checkpoints: convert and "
-            "quantise the merged model by llama.cpp's own tools"
-        )
+        return decoded_gguf(opened, dtype)
     if dtype is not None and opened.components:
         raise UnsupportedError(
             f"{path} is a pipeline; --dtype is for single models: give the folder of the component as BASE"
