@@ -45,6 +45,7 @@ _OF_TENSOR = (
 )  # fmt: skip
 _OF_MODULE = (
     ".qweight", ".qzeros", ".scales", ".g_idx", ".SCB", ".W_q", ".qscale_weight", ".input_scale",
+    ".scale_weight", ".scale_input", ".comfy_quant",
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
 _ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
@@ -98,7 +99,7 @@ class Traits:
     def way_out(self) -> str:
         """What to do with a quantised base."""
         if _GGUF in self.families:
-            return "Merge into the model as F16, BF16 or F32, and quantise what that makes (llama-quantize)"
+            return "--dtype bf16 (f16, f32) decodes it; quantise what that makes (llama-quantize)"
         if self.by_mlx:
             return "Use the checkpoint that it was made from, or what `mlx_lm.convert --dequantize` makes of it"
         return (
@@ -173,7 +174,7 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
     codes, beside = codes_of(base)
     return Traits(
         families=frozenset({_GGUF} if base.gguf is not None else types),
-        quantisation=_quantisation(base.config or {}),
+        quantisation=None if base.kept is not None else _quantisation(base.config or {}),
         codes=codes,
         beside_codes=beside,
         has_codes=bool(codes) or any(ref.spec.dtype not in NOT_CODES for ref in base.tensors.values()),

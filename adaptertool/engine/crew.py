@@ -37,6 +37,7 @@ class Crew:
     stop: threading.Event
     exact: bool
     base: frozenset[Path]  # files of the base; none where no checkpoint is made, and nothing is counted
+    direct: bool = False  # outputs are written past what the system keeps of files
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,9 @@ class Run:
         return Run(self.path, self.offset, self.target, self.size + other.size)
 
 
-def write(crew: Crew, content: bytes, files: Sequence[OutputFile], _: Workspace) -> None:
+def write(crew: Crew, content: bytes, files: Sequence[OutputFile], _: Workspace, *, at: int = 0) -> None:
     for file in files:
-        file.write(0, memoryview(content))
+        file.write(at, memoryview(content))
         crew.progress(len(content))
 
 

@@ -6,6 +6,7 @@ from adaptertool.kinds.adalora import ADALORA
 from adaptertool.kinds.beft import BEFT
 from adaptertool.kinds.boft import BOFT
 from adaptertool.kinds.c3a import C3A
+from adaptertool.kinds.deft import DEFT
 from adaptertool.kinds.delora import DELORA
 from adaptertool.kinds.difference import DIFFERENCE
 from adaptertool.kinds.dora import DORA
@@ -90,6 +91,7 @@ KINDS: tuple[Kind, ...] = (
     ROAD,
     ROAD_BIAS,
     HRA,
+    DEFT,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

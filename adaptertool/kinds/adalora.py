@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adaptertool.kinds.kind import Kind, Part, Shape
-from adaptertool.kinds.made import product, products, terms_of
+from adaptertool.kinds.made import on_points, product, products, terms_of
 from adaptertool.kinds.misreadings import ONES, ignored
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
@@ -22,11 +22,12 @@ A, B, E = "lora_A", "lora_B", "lora_E"
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
-    """A (r, in), B (out, r) and E (r, 1) for a weight (out, in)."""
-    if len(weight) != 2 or not factors[A]:
+    """A (r, in), B (out, r) and E (r, 1) for a weight (out, in), or for that of a convolution in two dimensions as a
+    matrix."""
+    if len(weight) not in (2, 4) or not factors[A]:
         return None
     rank = factors[A][0]
-    return {A: (rank, weight[1]), B: (weight[0], rank), E: (rank, 1)}
+    return {A: (rank, math.prod(weight[1:])), B: (weight[0], rank), E: (rank, 1)}
 
 
 def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: Mapping[str, Any]) -> Sequence[Part]:  # noqa: ARG001
@@ -40,7 +41,8 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     def right(read: ReadRows, first: int, last: int) -> Sequence[Array]:
         return products(read(a, first, last), read(e, first, last), terms)
 
-    return [product((a, b, e), (weight[0], a.shape[0], math.prod(weight[1:])), (left, 1), (right, terms), scale)]
+    part = product((a, b, e), (weight[0], a.shape[0], math.prod(weight[1:])), (left, 1), (right, terms), scale)
+    return [on_points(part, weight)]
 
 
 def _scale(fields: Mapping[str, Any]) -> float:
@@ -68,6 +70,13 @@ ADALORA = Kind(
             harmless=frozenset(
                 {"r", "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"}
                 | {"total_step", "rank_pattern", "use_rslora"}  # PEFT has the same scale with it
+            ),
+            refused=dict.fromkeys(
+                (
+                    *("use_dora", "velora_config", "monteclora_config", "lora_bias", "target_parameters"),
+                    *("use_bdlora", "ensure_weight_tying"),
+                ),
+                "it is of LoRA, and PEFT's AdaLoRA has no such thing: what it was trained with is not known",
             ),
         )
     },

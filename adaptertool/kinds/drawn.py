@@ -1,4 +1,4 @@
-"""Places in a weight that PEFT draws by a seed, and does not save: the first of torch.randperm."""
+"""What PEFT draws by a seed, and does not save: places in a weight, the first of torch.randperm; and numbers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from adaptertool.errors import UnsupportedError
+from adaptertool.numerics.error_bound import Array
 
 SEED = "random_loc_seed"
 # From so many numbers on torch draws otherwise, and all of them: (2³² − 1)/20
 _FEW = (2**32 - 1) // 20
+_SIXTEEN = 16
 
 
 @functools.lru_cache(maxsize=64)
@@ -45,6 +47,33 @@ def _by_torch(size: int, count: int, seed: int) -> Any:
         ) from None
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     return order[:count].numpy().copy()
+
+
+@functools.lru_cache(maxsize=4096)
+def normals(seed: int, count: int) -> Array:
+    """torch.randn(count, generator=torch.Generator().manual_seed(seed)), but for the last bits, which differ between
+    machines there too: (count,).
+
+    Source: torch 2.13, aten/src/ATen/native/cpu/DistributionTemplates.h (normal_fill) and core/DistributionsHelper.h:
+    G. Box and M. Muller, in sixteens of which the first eight are cosines; below sixteen in pairs, of doubles.
+    """
+    raw = np.random.RandomState(seed)._bit_generator.random_raw
+    if count < _SIXTEEN:
+        words = raw(4 * -(-count // 2)).astype(np.uint64).reshape(-1, 2, 2)
+        uniform = ((words[..., 0] << 32 | words[..., 1]) % 2**53) / 2.0**53
+        radius, angle = np.sqrt(-2 * np.log1p(-uniform[:, 1])), 2 * np.pi * uniform[:, 0]
+        return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()[:count]
+    rest = count % _SIXTEEN
+    drawn = raw(count + _SIXTEEN * (rest > 0))
+    found = _sixteens(drawn[: count - rest])
+    # The last sixteen are then drawn anew, after all the others
+    return np.concatenate([found[: count - _SIXTEEN], _sixteens(drawn[count:])]) if rest else found
+
+
+def _sixteens(raw: Array) -> Array:
+    uniform = ((raw & 0xFFFFFF) / 2.0**24).reshape(-1, 2, _SIXTEEN // 2)
+    radius, angle = np.sqrt(-2 * np.log(1 - uniform[:, 0])), 2 * np.pi * uniform[:, 1]
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
 
 
 def check_seed(fields: dict[str, Any] | Any) -> str | None:

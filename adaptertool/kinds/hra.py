@@ -44,27 +44,37 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
 
 def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: Mapping[str, Any]) -> Sequence[Part]:  # noqa: ARG001
     """A right product. Raises InputError, when it is made, for a u of zeros, or, with apply_GS, of others."""
-    ref = factors[U]
+    return [Part(RIGHT_PRODUCT.name, _product(factors[U], orthogonal=bool(settings.get(ORTHOGONAL)), times=1.0), 1.0)]
+
+
+def projected_away(ref: Ref) -> Mapping[str, Ref]:
+    """The factors of a right product that takes away what columns (n, r) span: I − P. Rows raise InputError where
+    these depend on each other."""
+    return _product(ref, orthogonal=True, times=0.5)
+
+
+def _product(ref: Ref, *, orthogonal: bool, times: float) -> Mapping[str, Ref]:
+    """The factors of a right product by I + times·(H − I); `times` is a power of two."""
     columns, rank = ref.shape
 
     def left(read: ReadRows, first: int, last: int) -> Array:
         return _sized(whole(read, ref))[first:last]
 
     def right(read: ReadRows, first: int, last: int) -> Array:
-        found = _right(_sized(whole(read, ref)), orthogonal=bool(settings.get(ORTHOGONAL)))
+        found = _right(_sized(whole(read, ref)), orthogonal=orthogonal)
         if not found.known.all() or found.error.max(initial=0.0) > _WRONG * abs(found.high).max(initial=0.0):
             raise InputError(
                 f"{ref.path}: {shown(ref.spec.name)} has a column of zeros, or one that depends on those before it; "
-                "what reflection it stands for is not known"
+                "what it stands for is not known"
             )
-        return found.parts[:2, first:last]
+        return found.parts[:2, first:last] * times
 
     halves = Halves(right)
 
     def half(which: int) -> Ref:
         return made((ref,), (rank, columns), lambda read, first, last: halves.take(read, first, last, which))
 
-    return [Part(RIGHT_PRODUCT.name, {LEFT: made((ref,), (columns, rank), left), HIGH: half(0), LOW: half(1)}, 1.0)]
+    return {LEFT: made((ref,), (columns, rank), left), HIGH: half(0), LOW: half(1)}
 
 
 def _sized(u: Array) -> Array:

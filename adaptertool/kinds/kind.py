@@ -127,6 +127,7 @@ class Kind:
     places:      roles whose numbers are positions: integers, which are never rounded
     shapes:      shapes of the weight (out, in, ...) and of the factors -> the shapes that the factors must have,
                  or None where this kind cannot change a weight of such a shape.
+    unfit:       what else to say there
     apply:       (ops, rows, factors, scale, weight): changes rows (n, columns) of the weight (out, in) in place;
                  factors as matrices, cut to these. Or a batch of single elements (n, 1, 1), with factors to match.
     bound:       the bound after `apply`. The very bound that it was given where `apply` changes nothing at all.
@@ -159,6 +160,7 @@ class Kind:
     apply: Callable[[Ops, Array, Factors, Any, Any], None] = _comes_down
     bound: BoundAfter = _comes_down
     optional: frozenset[str] = frozenset()
+    unfit: str = ""
     by_row: frozenset[str] = frozenset()
     by_column: frozenset[str] = frozenset()
     undivided: bool = False

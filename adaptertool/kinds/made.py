@@ -119,6 +119,17 @@ def product(
     return Part(LORA.name, {A: made(some, (inner, wide), a_rows), B: made(some, (out, inner), b_rows)}, scale)
 
 
+def on_points(part: Part, weight: Shape) -> Part:
+    """The same product of a convolution (out, in, k, ...): A (r, in, k, ...) and B (out, r, 1, ...), as LoRA has them
+    there."""
+    a, b = part.factors[A], part.factors[B]
+    shaped = {
+        role: ref._replace(spec=ref.spec._replace(shape=(ref.shape[0], *rest)))
+        for role, ref, rest in ((A, a, weight[1:]), (B, b, (b.shape[1], *[1] * (len(weight) - 2))))
+    }
+    return part._replace(factors=shaped)
+
+
 class Side(NamedTuple):
     """One of the two products of a LoHa: B (out, rank) and A (rank, in), exact.
 

@@ -128,6 +128,7 @@ OFT = Kind(
     roles=frozenset({R, EMBEDDED}),
     optional=frozenset({R, EMBEDDED}),
     shapes=shapes,
+    unfit=": PEFT's forward pass is not that of the weight which it merges, nor of any",
     becomes=becomes,
     of_weight=True,
     misreadings=(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+COUNT = "modules"  # the setting that says how many modules an adapter changes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spelling:
@@ -16,6 +18,8 @@ class Spelling:
     keys:     what follows a module's name in a key -> role
     embedding: the same, of layers that look rows up
     shared:   whole keys of factors that all modules have in common -> role
+    numbered: the beginning of such a key, before a number from 0 on -> role: of several, the factor has a row for each
+              number, and the kind has the setting COUNT
     rank:     the field with the rank; None where there is none, or factors need not agree with it
     alpha:    the field with alpha; None where there is none
     rank_of:  (the shapes of factors) -> the rank, where no config says it; None where alpha plays no part
@@ -42,6 +46,7 @@ class Spelling:
     keys: Mapping[str, str]
     embedding: Mapping[str, str] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
+    numbered: Mapping[str, str] = field(default_factory=dict)
     rank: str | None = "r"
     alpha: str | None = "alpha"
     rank_of: Callable[[Mapping[str, tuple[int, ...]]], int | None] = lambda _: None

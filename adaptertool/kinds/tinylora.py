@@ -1,9 +1,11 @@
 """TinyLoRA: W' = W + w·B·(Σ_i v_i·P_i)·A, with A (r, in) and B (out, r) of the weight's singular vectors, u random
-matrices P (u, r, r), and v (u,), which is trained and shared.
+matrices P (u, r, r), and v (u,), which is trained, and shared by all modules or by those of a group.
+
+Where there are g groups, V (g, u) has a v for each: module i of n, in the order of the model's modules, is in group
+min(⌊i/⌊n/g⌋⌋, g − 1). Files do not tell i, but P does: PEFT draws it by the seed projection_seed + i.
 
 Source: "Learning to Reason in 13 Parameters" (arXiv:2602.04118). Checked against PEFT 0.21.2 in the tests. Where P is
-not saved, PEFT makes it anew by a generator. Where there are several v, which module has which depends on the
-order of the model's modules, which is not saved.
+not saved, PEFT makes it anew by a generator.
 """
 
 from __future__ import annotations
@@ -11,32 +13,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from adaptertool.errors import UnsupportedError, shown
+from adaptertool.kinds.drawn import normals
 from adaptertool.kinds.kind import Kind, Part, Shape
-from adaptertool.kinds.made import product, products, terms_of, whole
-from adaptertool.kinds.spelling import Spelling
+from adaptertool.kinds.made import product, products, remembered, terms_of, whole
+from adaptertool.kinds.spelling import COUNT, Spelling
 from adaptertool.kinds.vera import why_not_saved
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
 
 A, B, P, V = "tinylora_A", "tinylora_B", "tinylora_P", "tinylora_v"
+SEED, TYING = "projection_seed", "weight_tying"
+_FEW = 16  # numbers of P that are looked at, where it has twice as many: torch draws them sixteen at a time
+_NEAR = 2.0**-6  # of the largest number of P, which may be stored in 16 bits; others of a seed lie further by far
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
-    """A (r, in), B (out, r), P (u, r, r) and v (u,) for a weight (out, in), also for that of an embedding."""
-    if len(weight) != 2 or not factors[A] or not factors[A][0] or not factors[V]:
+    """A (r, in), B (out, r), P (u, r, r) and v (u,), or (g, u), for a weight (out, in), also for that of an
+    embedding."""
+    if len(weight) != 2 or not factors[A] or not factors[A][0] or len(factors[V]) not in (1, 2):
         return None
-    rank, count = factors[A][0], factors[V][0]
-    return {A: (rank, weight[1]), B: (weight[0], rank), P: (count, rank, rank), V: (count,)}
+    rank, count = factors[A][0], factors[V][-1]
+    return {A: (rank, weight[1]), B: (weight[0], rank), P: (count, rank, rank), V: factors[V]}
 
 
-def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: Mapping[str, Any]) -> Sequence[Part]:  # noqa: ARG001
-    """LoRA of rank u·r·r, with v_i·B[:, j] and P_i[j, k]·A[k]: what it sums over is i, j and k."""
+def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: Mapping[str, Any]) -> Sequence[Part]:
+    """LoRA of rank u·r·r, with v_i·B[:, j] and P_i[j, k]·A[k]: what it sums over is i, j and k. Its rows raise
+    UnsupportedError where P does not tell which v is the module's."""
     a, b, p, v = (factors[role] for role in (A, B, P, V))
+    group = remembered(lambda read: _group(whole(read, p), p, v.shape[0], settings))
+
+    def own(read: ReadRows) -> Array:
+        return whole(read, v) if len(v.shape) == 1 else whole(read, v)[group(read)]
+
     (count, rank, _), (out, wide) = p.shape, weight
-    inner, of_b, of_a = count * rank * rank, terms_of(b, v), terms_of(p, a)
+    inner, of_b, of_a = count * rank * rank, terms_of(b, *v.stored), terms_of(p, a)
 
     def left(read: ReadRows, first: int, last: int) -> Sequence[Array]:
-        terms = products(read(b, first, last)[:, None, :], whole(read, v)[None, :, None], of_b)
+        terms = products(read(b, first, last)[:, None, :], own(read)[None, :, None], of_b)
         return [term.reshape(last - first, -1).repeat(rank, axis=1) for term in terms]
 
     def right(read: ReadRows, first: int, last: int) -> Sequence[Array]:
@@ -44,6 +60,34 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         return [term.reshape(inner, wide)[first:last] for term in terms]
 
     return [product((a, b, p, v), (out, inner, wide), (left, of_b), (right, of_a), scale)]
+
+
+def _group(matrices: Array, ref: Ref, groups: int, settings: Mapping[str, Any]) -> int:
+    """The group of the module that has these P (u, r, r)."""
+    count: int = settings[COUNT]
+    seed = settings[SEED]
+    some = matrices.ravel()[: _FEW if matrices.size >= 2 * _FEW else None]
+    deviation = 1 / matrices.shape[1] ** 0.5
+    off = np.array([abs(deviation * normals(seed + i, len(some)) - some).max() for i in range(count)])
+    (near,) = np.nonzero(off <= _NEAR * abs(some).max())
+    if len(near) != 1:
+        raise UnsupportedError(
+            f"{ref.path}: {shown(ref.spec.name)} is not what {SEED} = {seed} makes of one of {count} modules, so which "
+            "of the vectors belongs to the module is not known: merge it with PEFT (merge_and_unload)"
+        )
+    return min(int(near[0]) // max(1, count // groups), groups - 1)
+
+
+def fits(settings: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str | None:
+    """Why there are not as many vectors as the config says, or None."""
+    if len(shapes[V]) == 1:
+        return None
+    tying, count, seed = settings[TYING], settings[COUNT], settings[SEED]
+    if not isinstance(tying, int | float) or type(seed) is not int or not 0 <= seed < 2**32 - count:
+        return f"{TYING} and {SEED} must be numbers"
+    groups = max(1, round(count * (1.0 - tying)))
+    given = shapes[V][0]
+    return None if groups == given else f"{TYING} makes {groups} vectors of {count} modules, and there are {given}"
 
 
 TINYLORA = Kind(
@@ -62,15 +106,11 @@ TINYLORA = Kind(
             rank=None,  # that of small weights is smaller
             alpha=None,
             scale=lambda _: 1.0,
+            numbered={f"base_model.{V}.": V},
             check=why_not_saved,
-            harmless=frozenset(
-                {"r", "u", "weight_tying", "projection_seed", "save_projection", "init_v_bound", "tinylora_dropout"}
-                | {"init_weights"}
-            ),
-            refused={
-                f"base_model.{V}.": "which of several vectors belongs to which module depends on the order of the "
-                "model's modules, which is not saved: only weight_tying = 1 is supported"
-            },
+            settings=frozenset({SEED, TYING}),
+            fits=fits,
+            harmless=frozenset({"r", "u", "save_projection", "init_v_bound", "tinylora_dropout", "init_weights"}),
         )
     },
 )

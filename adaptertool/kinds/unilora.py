@@ -16,7 +16,7 @@ from adaptertool.errors import InputError, shown
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import product, products, terms_of, whole
 from adaptertool.kinds.spelling import Spelling
-from adaptertool.kinds.vera import NOT_SAVED
+from adaptertool.kinds.vera import not_saved
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
 
@@ -70,7 +70,7 @@ UNILORA = Kind(
             integers=frozenset({PLACES_A, PLACES_B}),
             alpha=None,
             scaling=lambda _alpha, _rank: 1.0,
-            check=lambda fields: None if fields.get("save_indices") else f"save_indices = false: {NOT_SAVED}",
+            check=lambda fields: not_saved("save_indices", fields),
             harmless=frozenset(
                 {"proj_seed", "theta_d_length", "unilora_dropout", "init_theta_d_bound", "init_weights", "save_indices"}
             ),

@@ -18,15 +18,22 @@ from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
 
 A, B, LEFT, RIGHT = "vera_A", "vera_B", "vera_lambda_b", "vera_lambda_d"
-NOT_SAVED = (
-    "the shared matrices are made anew by random numbers, which may differ between machines; load the adapter with the "
-    "library that trained it, and save it with what is random"
-)
+_SAVING = """what PEFT draws by chance is not in its file, and other machines may draw otherwise. With PEFT, on the \
+machine that trained it:
+  model = peft.PeftModel.from_pretrained(base, "ADAPTER")
+  model.peft_config["default"].{field} = True
+  for module in model.modules(): module._non_persistent_buffers_set.clear()
+  model.save_pretrained("WHOLE")"""
+
+
+def not_saved(field: str, fields: Mapping[str, Any]) -> str | None:
+    """Why the settings are not handled: the field says that what is random is not in the file."""
+    return None if fields.get(field) else f"{field} = false: {_SAVING.format(field=field)}"
 
 
 def why_not_saved(fields: Mapping[str, Any]) -> str | None:
-    """Why the settings are not handled: matrices that modules share are not in the file."""
-    return None if fields.get("save_projection", True) else f"save_projection = false: {NOT_SAVED}"
+    """The same, of the field that most kinds have. Files of PEFT before 0.8 have no such field, and hold it all."""
+    return not_saved("save_projection", {"save_projection": True, **fields})
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:

@@ -6,7 +6,6 @@ one. Fused experts are a stack of weights (resolution/experts.py).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -227,10 +226,10 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
 def _layer_of(ref: Ref, number: int) -> Ref:
     """One of the matrices (rows, columns) of a stack (E, rows, columns)."""
     one = ref.rows(number, number + 1)
-    return dataclasses.replace(one, spec=one.spec._replace(shape=ref.shape[1:]))
+    return one._replace(spec=one.spec._replace(shape=ref.shape[1:]))
 
 
 def _stacked(ref: Ref) -> Ref:
     """(E, rows, ...) as (E·rows, ...)"""
     shape = ref.spec.shape
-    return dataclasses.replace(ref, spec=ref.spec._replace(shape=(math.prod(shape[:2]), *shape[2:])))
+    return ref._replace(spec=ref.spec._replace(shape=(math.prod(shape[:2]), *shape[2:])))

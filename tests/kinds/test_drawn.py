@@ -10,7 +10,7 @@ import torch
 
 from adaptertool.errors import UnsupportedError
 from adaptertool.kinds import drawn as module
-from adaptertool.kinds.drawn import SEED, check_seed, drawn
+from adaptertool.kinds.drawn import SEED, check_seed, drawn, normals
 
 
 @pytest.mark.parametrize("seed", [0, 3, 777, 2**31, 2**32 - 1])
@@ -22,6 +22,14 @@ def test_as_torch_draws(size: int, count: int, seed: int, monkeypatch: pytest.Mo
     drawn.cache_clear()
     assert drawn(size, count, seed).tolist() == wanted.tolist()
     drawn.cache_clear()
+
+
+@pytest.mark.parametrize("seed", [0, 42, 2**32 - 1])
+@pytest.mark.parametrize("count", [1, 2, 5, 15, 16, 17, 31, 32, 33, 100, 256])
+def test_numbers_as_torch_draws_them(count: int, seed: int) -> None:
+    """But for the last bits: its logarithms and cosines are those of float32, by other means on each machine."""
+    wanted = torch.randn(count, generator=torch.Generator().manual_seed(seed)).double().numpy()
+    assert abs(normals(seed, count) - wanted).max() < 1e-5
 
 
 def test_large_weights_need_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from layers import DTYPES, check, make_base, peft_merge
 from peft import get_peft_model
-from peft.tuners.c3a import layer as c3a
+from peft_doubles import in_doubles
 from torch import nn
 
 import adaptertool
@@ -32,7 +31,7 @@ LYCORIS = ("linear", "conv1", "conv2")
 OFT = {"oft_block_size": 3}
 CASES = {
     "adalora": Case("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 9}, ("linear", "turned"), 2),
-    "adalora-alpha": Case("AdaLoraConfig", {"init_r": 3, "lora_alpha": 0, "total_step": 9}, ("linear",), 1),
+    "adalora-alpha": Case("AdaLoraConfig", {"init_r": 3, "lora_alpha": 0, "total_step": 9}, ("linear", "conv2"), 2),
     "adalora-rslora": Case(
         "AdaLoraConfig", {"init_r": 3, "use_rslora": True, "bias": "lora_only", "total_step": 9}, ("linear",), 2
     ),
@@ -49,6 +48,12 @@ CASES = {
     "delora": Case("DeloraConfig", {"r": 3, "rank_pattern": {"linear": 2}}, ("linear",), 1),
     "delora, all": Case("DeloraConfig", {"r": 4, "init_weights": False, "bias": "delora_only"}, ("linear",), 2),
     "tinylora": Case("TinyLoraConfig", {"u": 3, "weight_tying": 1.0}, ("linear", "turned", "embedding"), 3),
+    **{
+        f"tinylora, tied {tying}": Case(
+            "TinyLoraConfig", {"u": count, "r": 3, "weight_tying": tying}, ("linear", "turned", "embedding"), 3
+        )
+        for tying, count in ((0.0, 64), (0.4, 1))
+    },
     "vblora": Case(
         "VBLoRAConfig", {"r": 3, "num_vectors": 300, "vector_length": 2, "topk": 2}, ("linear", "turned"), 2
     ),
@@ -95,6 +100,10 @@ CASES = {
         ("linear", "conv2"),
         2,
     ),
+    "deft": Case("DeftConfig", {"r": 3}, ("linear", "turned"), 2),
+    "deft, alpha": Case("DeftConfig", {"r": 30, "alpha": 7, "bias": "deft_only"}, ("linear",), 2),
+    "para": Case("DeftConfig", {"r": 3, "para": True}, ("linear", "turned"), 2),
+    "para, basis": Case("DeftConfig", {"r": 3, "para": True, "decomposition_method": "qr"}, ("linear", "turned"), 2),
     "c3a": Case("C3AConfig", {"block_size": 4}, ("linear",), 1),
     "c3a-biases": Case(
         "C3AConfig", {"block_size": 3, "block_size_pattern": {"linear": 2}, "bias": "c3a_only"}, ("linear",), 2
@@ -142,16 +151,7 @@ def train(folder: Path, zoo: nn.Module, case: Case) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def in_doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Also what PEFT computes in float32 whatever the weights are: Fourier transforms."""
-    circulant, inverse = c3a.get_circulant_fast, torch.fft.ifft2
-    with monkeypatch.context() as patch:
-        patch.setattr(c3a, "get_circulant_fast", lambda kernel: circulant(kernel.double()))
-        patch.setattr(torch.fft, "ifft2", lambda spectrum: inverse(spectrum.double()))
-        yield
-
-
+@pytest.mark.long("name")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_merge_is_that_of_peft(tmp_path: Path, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:

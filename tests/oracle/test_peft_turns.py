@@ -15,6 +15,7 @@ from conftest import load, write_checkpoint
 from layers import DTYPES, check, peft_merge
 from peft import PeftModel, get_peft_model
 from peft.tuners.boft import layer as boft
+from peft_doubles import Blocks
 from torch import nn
 
 import adaptertool
@@ -26,14 +27,6 @@ class Zoo(nn.Module):
         self.linear = nn.Linear(16, 20)
         self.square = nn.Conv2d(4, 6, 2)
         self.point = nn.Conv2d(12, 10, 1)
-
-
-class Blocks:
-    """In the place of what PEFT compiles for CUDA."""
-
-    @staticmethod
-    def forward(blocks: torch.Tensor) -> list[torch.Tensor]:
-        return [torch.stack([torch.block_diag(*some) for some in blocks])]
 
 
 class Case(NamedTuple):
@@ -86,6 +79,7 @@ def train(folder: Path, zoo: nn.Module, case: Case) -> Path:
     return folder
 
 
+@pytest.mark.long("name")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_merge_is_that_of_peft(tmp_path: Path, name: str, dtype: torch.dtype) -> None:

@@ -235,6 +235,16 @@ CASES: Mapping[str, tuple[dict[str, Any] | None, Mapping[str, tuple[int, ...]], 
         lambda w, f: w @ reflections(f["hra_u"]),
         {"rotation-transposed": lambda w, f: w @ reflections(f["hra_u"]).T},
     ),
+    "deft": (
+        {"peft_type": "DEFT", "decomposition_method": "relu", "para": False, "alpha": 4 * R},
+        {"deft_P": (N, R), "deft_R": (R, N)},
+        lambda w, f: w + f["deft_P"] @ (4 * f["deft_R"] - f["deft_P"].clip(0).T @ w),
+        {
+            "factor-ignored": lambda w, f: w - f["deft_P"] @ f["deft_P"].clip(0).T @ w,
+            "alpha-ignored": lambda w, f: w + f["deft_P"] @ (f["deft_R"] - f["deft_P"].clip(0).T @ w),
+            "taken-for-lora": lambda w, f: w + 4 * f["deft_P"] @ f["deft_R"],
+        },
+    ),
     "road": (
         {"peft_type": "ROAD", "variant": "road_1", "group_size": N},
         {"road_theta": (N // 2,), "road_alpha": (N // 2,)},

@@ -13,7 +13,6 @@ _BY_PEFT = (
 )
 _TOKENS = f"learns virtual tokens that stand before every input, and no weight of the base changes: {_KEEP}"
 _KEYS = f"learns keys and values that attention finds before those of every input; no weight changes: {_KEEP}"
-_NOT_YET = f"is not supported yet: {_BY_PEFT}"
 
 # peft_type -> what follows it in a sentence
 REFUSED = {
@@ -33,12 +32,11 @@ REFUSED = {
     "LILY": f"mixes its factors for every input by a router, so no one weight has its change: {_KEEP}",
     # The change is made of the base in ways that are not exact, or that the file does not fix
     "PEANUT": f"adds what a small neural network makes of the base weight itself: {_BY_PEFT}",
-    "DEFT": f"replaces a part of the base weight, in which every row depends on all others: {_BY_PEFT}",
     "OSF": f"replaces the smallest singular components of the base weight, and those are not in its file: {_BY_PEFT}",
     "PSOFT": f"turns singular vectors of the base weight, whose signs its file does not tell: {_BY_PEFT}",
     "ADAMSS": f"does not save which rows its factors are for; PEFT clusters the base weight for that: {_BY_PEFT}",
-    # On the way
-    "FROD": _NOT_YET,
+    "FROD": "solves a system of equations with the base weight, and rounds what it finds to the dtype of that: an "
+    f"untrained one is not the base, and no exact weight is what was trained: {_BY_PEFT}",
 }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.files.reader import same_bytes
@@ -12,7 +15,8 @@ from adaptertool.formats.peft.config import LoraConfig
 from adaptertool.formats.peft.modules import rank_of
 from adaptertool.formats.peft.patterns import is_named
 from adaptertool.kinds import BY_NAME, Kind
-from adaptertool.kinds.spelling import Spelling
+from adaptertool.kinds.made import made, whole
+from adaptertool.kinds.spelling import COUNT, Spelling
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.tensors import Ref
 
@@ -37,7 +41,21 @@ def apart(config: LoraConfig, tensors: Mapping[str, Ref]) -> tuple[Mapping[str, 
             del own[other]
         if key in own:
             found[role] = own.pop(key)
+    for begin, role in config.spelled[1].numbered.items():
+        if several := {key: own.pop(key) for key in list(own) if key.startswith(begin)}:
+            found[role] = _stacked(begin, [found[role], *several.values()] if role in found else [*several.values()])
     return own, found
+
+
+def _stacked(begin: str, refs: Sequence[Ref]) -> Ref:
+    """Vectors that are numbered from 0 on, as one tensor with a row for each."""
+    by_key = {ref.spec.name: ref for ref in refs}
+    some = [by_key.get(f"{begin}{number}") for number in range(len(refs))]
+    known = [ref for ref in some if ref is not None]
+    if len(known) < len(refs) or len({ref.spec[1:] for ref in refs}) > 1 or len(refs[0].shape) != 1:
+        raise InputError(f"{refs[0].path}: {shown(begin)}... must be vectors of one size and dtype, numbered from 0 on")
+    size = refs[0].shape[0]
+    return made(known, (len(known), size), lambda read, a, b: np.stack([whole(read, ref) for ref in known[a:b]]))
 
 
 def spelled(
@@ -54,6 +72,8 @@ def spelled(
     """
     assert config.spelled is not None
     kind, spelling = config.spelled
+    if spelling.numbered:
+        config = replace(config, settings={**config.settings, COUNT: len(factors)})
     return [
         module
         for name, roles in factors.items()
