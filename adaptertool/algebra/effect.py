@@ -73,7 +73,7 @@ def steps_of(plan: Plan) -> Steps:
 
 
 def _as_stored(edit: Edit) -> Edit:
-    """The edit with the keys that its file has for the factors of a product, where they are in it, whatever kind it came
+    """The edit with the keys that its file has for both factors of a product, if they are in it, whatever kind it came
     down from (kohya's DoRA): so the layers have them."""
     if edit.part_of is None or not {A, B} <= edit.factors.keys() or any(edit.factors[role].made for role in (A, B)):
         return edit

@@ -19,8 +19,8 @@ import adaptertool
 from adaptertool.errors import AdapterToolError, InputError, UsageError
 
 SIZE = (8, 12)
-# Which commands can write an adapter of theirs; all others refuse them by name. A product of factors that tell what they
-# change is a LoRA to all of these.
+# Which commands can write an adapter of theirs; all others refuse them by name. A product of factors that tell what
+# they change is a LoRA to all of these.
 PRODUCT = {"convert", "sum", "truncate"}
 WRITTEN: Mapping[str, set[str]] = {
     "LORA": PRODUCT | {"as adapter"},
@@ -28,7 +28,7 @@ WRITTEN: Mapping[str, set[str]] = {
     "locon dora": {"convert", "truncate"},
     **dict.fromkeys(("ADALORA", "DELORA", "TINYLORA", "UNILORA"), PRODUCT),
     "LOHA": {"as adapter", "convert"},
-    **dict.fromkeys(("LOKR", "loha of LyCORIS", "lokr of LyCORIS"), {"convert"}),
+    **{kind: {"convert"} for kind in ("LOKR", "loha of LyCORIS", "lokr of LyCORIS")},
     "LN_TUNING": {"as adapter"},
 }
 
