@@ -70,6 +70,7 @@ class Kept:
         self._bytes = codes.spec.nbytes // self._rows  # of a row
         self._read = reading(inputs)
         self._lock = threading.Lock()
+        self._spans = self._lattice.grid.block[0] > kept_rows(step)  # a block is larger than what is made at once
         self._whole: dict[tuple[int, float], Array] = {}  # scales of blocks that are larger than what is made at once
 
     def cuts(self) -> Iterator[tuple[int, int]]:
@@ -80,10 +81,12 @@ class Kept:
             yield from self._parts(0, self._rows)
 
     def _parts(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Rows that are computed at once: whole blocks, where these are not too large."""
+        """Rows that are computed at once: whole blocks; where these are too large, rows of one of them."""
         matrix, step = self._lattice.grid.rows, kept_rows(self._step)
+        size = self._lattice.grid.block[0] if self._spans else matrix
         while first < last:
-            end = last if needs_columns(self._step.edits) else first - first % matrix + matrix
+            place = first % matrix
+            end = last if needs_columns(self._step.edits) else first - place + min(matrix, place - place % size + size)
             end = min(last, end, first + step)
             yield first, end
             first = end
@@ -126,10 +129,9 @@ class Kept:
         sizes, divisor = self._lattice.sizes(self._read, scales)
         self._require_positive(sizes)
         codes, found = self._lattice.codes(self._read, first, last), []
-        spans = self._lattice.grid.block[0] > kept_rows(self._step)
-        new = [self._of_all(low, alpha, space) for alpha in alphas] if spans else []
+        new = [self._of_all(low, alpha, space) for alpha in alphas] if self._spans else []
         for number, (_, settled, some) in enumerate(self._evaluated(first, last, alphas, space, index, divisor)):
-            stored = new[number][None] if spans else self._fitted(some, scales, sizes)
+            stored = new[number][None] if self._spans else self._fitted(some, scales, sizes)
             made, fate = self._coded(some, (sizes, self._lattice.sizes(self._read, stored)[0]), codes)
             own = slice(None) if self._begins(first) else slice(0, 0)  # of a large block the first part has its scale
             changed = stored[own].view(f"u{stored.itemsize}") != scales[own].view(f"u{stored.itemsize}")
@@ -170,7 +172,8 @@ class Kept:
             if (low, alpha) not in self._whole:
                 scales = self._lattice.scales(self._read, low, low + 1)
                 sizes, divisor = self._lattice.sizes(self._read, scales)
-                order, places, kept = self._order(), np.zeros(scales.shape, np.int64), np.ones(scales.shape, bool)
+                order, kept = self._order(), np.ones(scales.shape, bool)
+                places = np.full(scales.shape, np.iinfo(np.int64).min)
                 matrix = low // self._lattice.grid.shape[0] * self._lattice.grid.rows
                 begin = matrix + low % self._lattice.grid.shape[0] * self._lattice.grid.block[0]
                 end = min(begin + self._lattice.grid.block[0], matrix + self._lattice.grid.rows)
