@@ -107,14 +107,12 @@ class Kept:
                 for begin in range(0, len(codes), step):
                     stored = self._lattice.stored(codes[begin : begin + step])
                     places.append((self._codes + (first + begin) * self._bytes, as_bytes(np.ascontiguousarray(stored))))
-            if self._scales is not None:
-                places += self._places_of_scales([made for made in own if len(made.scales)])
+            if self._scales is not None and (new := [made for made in own if len(made.scales)]):
+                places += self._places_of_scales(new)
             tallies, fates = [made.tally for made in own], [made.fate for made in own]
             yield places, total(tallies), Fate().plus(fates)
 
     def _places_of_scales(self, parts: Sequence[Made]) -> Iterator[tuple[int, memoryview]]:
-        if not parts:
-            return
         assert self._scales is not None
         scales, (down, across) = np.concatenate([made.scales for made in parts]), self._lattice.grid.shape
         at = self._scales + parts[0].low * across * scales.itemsize
@@ -133,7 +131,8 @@ class Kept:
         for number, (_, settled, some) in enumerate(self._evaluated(first, last, alphas, space, index, divisor)):
             stored = new[number][None] if self._spans else self._fitted(some, scales, sizes)
             made, fate = self._coded(some, (sizes, self._lattice.sizes(self._read, stored)[0]), codes)
-            own = slice(None) if self._begins(first) else slice(0, 0)  # of a large block the first part has its scale
+            begins = first % self._lattice.grid.rows % self._lattice.grid.block[0] == 0
+            own = slice(None) if begins else slice(0, 0)  # of a large block the first part has its scale
             changed = stored[own].view(f"u{stored.itemsize}") != scales[own].view(f"u{stored.itemsize}")
             fate = fate._replace(blocks=changed.size, rescaled=int(np.count_nonzero(changed)))
             kept = sums(fate.kept, fate.update)
@@ -151,17 +150,12 @@ class Kept:
             fates.append(_fate(some, some.values[rows], (before, numbers), made[rows] != old[rows]))
         return made, Fate().plus(fates)
 
-    def _begins(self, first: int) -> bool:
-        """Whether a block begins there."""
-        return first % self._lattice.grid.rows % self._lattice.grid.block[0] == 0
-
     def _fitted(self, some: Part, scales: Array, sizes: Array) -> Array:
         """The scales of blocks, as they are stored."""
         lost = ~held(some, sizes)
         if not lost.any():
             return scales
-        stored = scales.copy()
-        order = self._order()
+        stored, order = scales.copy(), self._order()
         stored[lost] = self._stored(order, least(some, order, lost))
         return stored
 
@@ -190,8 +184,7 @@ class Kept:
             return self._whole[low, alpha]
 
     def _order(self) -> Scales:
-        factor = float(self._lattice.factor(self._read))
-        return Scales(self._lattice, factor)
+        return Scales(self._lattice, self._lattice.factor(self._read))
 
     def _stored(self, order: Scales, places: Array) -> Array:
         if len(places) and int(places.max()) > order.most:

@@ -325,6 +325,18 @@ def test_a_block_whose_scale_is_0_keeps_its_codes(tmp_path: Path) -> None:
     assert same_bits(before[:3], after[:3]) and not same_bits(before, after)
 
 
+def test_a_power_of_two_is_never_0(tmp_path: Path) -> None:
+    """Numbers that are smaller than those of the dtype of the scales."""
+    scale = f"{X}.weight_scale_inv"
+    made = Quantised({f"{X}.weight": torch.zeros(4, 16).to(torch.float8_e4m3fn), scale: torch.zeros(1, 1)},
+                     {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}, [])  # fmt: skip
+    a, b = torch.full((1, 16), 1e-25), torch.full((4, 1), 1e-25)
+    factors = {f"{X}.lora_A.weight": a, f"{X}.lora_B.weight": b}
+    adapter = write_adapter(tmp_path / "adapter", factors, r=1, lora_alpha=1)
+    library.merge(base_of(tmp_path / "base", made), [adapter], tmp_path / "out", quantise="keep")
+    assert load(tmp_path / "out")[scale].double().item() == 2.0**-149
+
+
 def test_blocks_of_zeros(tmp_path: Path) -> None:
     """A scale of 0, as of a block of zeros: it gets one where the adapter brings numbers."""
     made, lattice = FORMATS["FP8, rows"][0](), FORMATS["FP8, rows"][1]
