@@ -40,7 +40,7 @@ def predicted_memory(plan: Plan, threads: int) -> int:
 
 
 def _forms(plan: Plan) -> Iterable[Step]:
-    """Of the steps that edit one for each form: the same arithmetic, of factors of the same dtypes and shapes."""
+    """The steps that edit, one for each form: the same arithmetic, of factors of the same dtypes and shapes."""
     return {
         (
             step.spec[1:],

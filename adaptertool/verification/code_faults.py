@@ -84,7 +84,7 @@ def _as_in_base(subject: Candidate, part: Part) -> tuple[bool, bool]:
         return False, False
     read = reading(subject.inputs)
     old, divisor = base.lattice.each(read, first, last)
-    codes = np.array_equal(np.asarray(base.lattice.codes(read, first, last)), part.codes)
+    codes = part.codes is not None and np.array_equal(np.asarray(base.lattice.codes(read, first, last)), part.codes)
     return codes, bool((old / divisor == part.scales).all())
 
 
