@@ -1,11 +1,12 @@
 # make demo    install, merge the fixture adapter, check it against PEFT, sweep alpha
-# make test    lint, types, tests
+# make test    lint, types, tests; of the long ones a sample
+# make test-all  all of them
 # make coverage  the tests that are not slow, and which lines of the package they run; fails below the share in pyproject.toml
 # make fault-test  every call that changes the disk killed or failing in turn (make test: a sample)
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
 # make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
-#              left out where there is less), cost of exactness, plan of 671 B; tables into README.md
+#              left out where there is less), cost of exactness, plan of 671 B; tables into docs/measured.md
 # make bench-quick  the ratios that matter, in about 5 minutes (8 GB of disk); fails where one is worse by a third than
 #              recorded in benchmarks/quick.json
 # make bench-peers   tinker-cookbook into an environment of its own, so that make bench measures it too
@@ -14,16 +15,22 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TINKER := benchmarks/.venv-tinker
 
-.PHONY: demo test coverage fault-test limits-test verdicts lint bench bench-quick bench-peers clean
+# Bytecode is kept: hundreds of processes start, and would each compile the package
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-all coverage fault-test limits-test verdicts lint bench bench-quick bench-peers clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-all: lint
+	ADAPTERTOOL_ALL_TESTS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 coverage: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term
+	ADAPTERTOOL_ALL_TESTS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term
 
 fault-test: $(STAMP)
 	ADAPTERTOOL_ALL_FAULTS=1 $(BIN)/python -m pytest -n 2 tests/output/test_resume.py tests/scoring/test_curve.py tests/output/test_strace.py

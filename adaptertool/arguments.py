@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation, Overflow, localcontext
 from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.methods import Method, Setting, settings_of
-from adaptertool.spec.choices import DTYPES, PRECISIONS, RankChoice
+from adaptertool.spec.choices import AS_TRAINED, DTYPES, PRECISIONS, QUANTISES, RankChoice
 
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]I?)?B?\s*", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 MAX_ALPHAS = 1000  # points of a sweep that is written as START:STOP:STEP
 
@@ -114,11 +118,39 @@ def as_path(value: PathLike, what: str) -> Path:
     return Path(value)
 
 
+def check_quantise(quantise: str | None, dtype: str | None) -> str | None:
+    """What becomes of codes, as typed. Raises UsageError for what is not in QUANTISES, and beside a dtype."""
+    if quantise is not None and quantise not in QUANTISES:
+        raise UsageError(f"{argument('quantise')} is {', '.join(QUANTISES)}, not {quantise!r}")
+    if quantise is not None and dtype is not None:
+        raise UsageError(f"{argument('quantise')} keeps codes, {argument('dtype')} decodes them: give one of both")
+    return quantise
+
+
+def parse_size(size: int | str | None) -> int | None:
+    """The bytes of `5GB` (10⁹ each), `4GiB` (2³⁰), or a number of bytes. Raises UsageError for anything else."""
+    if size is None or (type(size) is int and size > 0):
+        return size
+    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    unit = (found[2] or "").upper() if found else ""
+    each = (1024 if unit.endswith("I") else 1000) ** _POWERS[unit.removesuffix("I")]
+    if found is None or int(Decimal(found[1]) * each) < 1:
+        raise UsageError(f"{argument('max_shard_size')} is a size such as 5GB, 500MB or 4GiB, not {size!r}")
+    return int(Decimal(found[1]) * each)
+
+
 def check_dtype(dtype: str | None) -> str | None:
     """Raises UsageError for what is none of those that weights are stored as."""
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
     return dtype
+
+
+def check_as_trained(choice: str | None) -> str | None:
+    """Raises UsageError for what is none of AS_TRAINED."""
+    if choice is not None and choice not in AS_TRAINED:
+        raise UsageError(f"{argument('as_trained')} is {', '.join(AS_TRAINED)}, not {choice!r}")
+    return choice
 
 
 def check_precision(precision: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from checkpoints import Llama
-from measure import TOOL, WORK, Timing, figures, in_turn, into_readme, machine, median, scratch, short_of, timed
+from measure import TOOL, WORK, Timing, figures, in_turn, into_page, machine, median, scratch, short_of, timed
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -94,7 +94,7 @@ def main(runs: int, layers: int, mergekit: str | None) -> None:
             name, command = theirs(mergekit)
             rows[name] = [timed(command)], Path(str(command[-1]))  # once: it takes many minutes
         lines = table(model, rows, runs)
-    into_readme("extract_1b", "\n".join(lines))
+    into_page("extract_1b", "\n".join(lines))
 
 
 def theirs(mergekit: str) -> tuple[str, list[object]]:

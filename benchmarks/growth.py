@@ -22,7 +22,7 @@ from measure import (
     copying,
     figures,
     in_turn,
-    into_readme,
+    into_page,
     machine,
     median,
     ratio,
@@ -102,7 +102,7 @@ def main(runs: int) -> None:
     by_size, by_number = sizes(runs), counts(runs)
     top = f"{machine()}; all linear layers, rank 16 (4 on tiny tensors); median of {runs} runs in turn "
     top += "(smallest–largest); `make bench`"
-    into_readme("growth", "\n".join([top, "", *by_size, "", *by_number]))
+    into_page("growth", "\n".join([top, "", *by_size, "", *by_number]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 
-from measure import COPY, PYTHON, TOOL, WORK, copying, figures, in_turn, into_readme, machine, ratio
+from measure import COPY, PYTHON, TOOL, WORK, copying, figures, in_turn, into_page, machine, ratio
 
 BASE, OUT = WORK / "base", WORK / "out"
 WITHOUT = """
@@ -41,7 +41,7 @@ def main(runs: int) -> None:
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [f"| {name} | {figures(done)} | {ratio(done, timings[NOTHING]):.2f} |" for name, done in timings.items()]
-    into_readme("hashing_1b", "\n".join(lines))
+    into_page("hashing_1b", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 
-from measure import COPY, PYTHON, TOOL, WORK, copying, figures, in_turn, into_readme, machine, ratio
+from measure import COPY, PYTHON, TOOL, WORK, copying, figures, in_turn, into_page, machine, ratio
 
 BASE, OUT = WORK / "base", WORK / "out"
 
@@ -45,7 +45,7 @@ def main(runs: int) -> None:
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [f"| {name} | {figures(done)} | {ratio(done, timings[COPY]):.2f} |" for name, done in timings.items()]
-    into_readme("kinds_1b", "\n".join(lines))
+    into_page("kinds_1b", "\n".join(lines))
 
 
 if __name__ == "__main__":

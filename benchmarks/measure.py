@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing whole processes in turn, and putting a table into the README."""
+"""What the benchmarks share: timing whole processes in turn, and putting a table into docs/measured.md."""
 
 from __future__ import annotations
 
@@ -124,12 +124,12 @@ def machine() -> str:
     )
 
 
-def into_readme(marker: str, text: str) -> None:
+def into_page(marker: str, text: str) -> None:
     """Replace what stands between <!-- marker --> and <!-- /marker -->, and print it."""
     print(text)
-    readme = ROOT / "README.md"
+    page = ROOT / "docs/measured.md"
     pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
-    replaced, count = pattern.subn(lambda found: found.group(1) + text + "\n" + found.group(2), readme.read_text())
+    replaced, count = pattern.subn(lambda found: found.group(1) + text + "\n" + found.group(2), page.read_text())
     if count != 1:
-        raise SystemExit(f"README.md has {count} places marked {marker}")
-    readme.write_text(replaced)
+        raise SystemExit(f"docs/measured.md has {count} places marked {marker}")
+    page.write_text(replaced)

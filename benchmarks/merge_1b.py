@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 
-from measure import COPY, PYTHON, SYNCED, TOOL, WORK, copying, figures, in_turn, into_readme, machine, ratio
+from measure import COPY, PYTHON, SYNCED, TOOL, WORK, copying, figures, in_turn, into_page, machine, ratio
 
 HERE = WORK.parent
 BASE, ADAPTER = WORK / "base", WORK / "adapter"
@@ -68,7 +68,7 @@ def main(runs: int) -> None:
         "",
         *output("differ_1b.py", *merged),
     ]
-    into_readme("merge_1b", "\n".join(lines))
+    into_page("merge_1b", "\n".join(lines))
     for command in commands.values():
         shutil.rmtree(str(command[-1]))
 

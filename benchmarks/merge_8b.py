@@ -11,7 +11,7 @@ import os
 import sys
 
 from checkpoints import Llama, by_bytes, normal, save_adapter, save_base
-from measure import COPY, TOOL, WORK, copying, figures, in_turn, into_readme, machine, median, ratio, scratch, short_of
+from measure import COPY, TOOL, WORK, copying, figures, in_turn, into_page, machine, median, ratio, scratch, short_of
 
 MODEL = Llama(32, hidden=4096, inner=14336, heads=32, kv_heads=8, vocab=128256)
 FOLDER = WORK / "8b"
@@ -42,7 +42,7 @@ def main(runs: int) -> None:
     for name, done in timings.items():
         each = median([run.wall for run in done]) / (size / 1e9)
         lines.append(f"| {name} | {figures(done)} | {each:.2f} | {ratio(done, timings[COPY]):.2f} |")
-    into_readme("merge_8b", "\n".join(lines))
+    into_page("merge_8b", "\n".join(lines))
 
 
 if __name__ == "__main__":

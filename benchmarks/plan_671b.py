@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from checkpoints import by_count, save_adapter, save_base
-from measure import TOOL, WORK, into_readme, machine, scratch, spread, timed
+from measure import TOOL, WORK, into_page, machine, scratch, spread, timed
 
 HIDDEN, INNER, LAYERS, EXPERTS, SHARDS, RANK = 7168, 1024, 61, 512, 163, 16
 
@@ -54,7 +54,7 @@ def main(runs: int) -> None:
         helps = [timed([*TOOL, "--help"]) for _ in range(runs)]
         report = json.loads(subprocess.run([*command, "--json"], check=True, stdout=subprocess.PIPE).stdout)
     peak = max(plan.peak for plan in plans) / 1e6
-    into_readme(
+    into_page(
         "plan_671b",
         f"{machine()}; median of {runs} (smallest–largest); `make bench`\n\n"
         "| | wall s | peak memory |\n| --- | --- | --- |\n"

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 
 from checkpoints import Shapes, normal, write
-from measure import TOOL, WORK, figures, in_turn, into_readme, machine, ratio, remove, short_of
+from measure import TOOL, WORK, figures, in_turn, into_page, machine, ratio, remove, short_of
 
 FOLDER = WORK / "sdxl"
 BASE, ADAPTER = FOLDER / "sdxl.safetensors", FOLDER / "lora.safetensors"
@@ -102,7 +102,7 @@ RUNS: dict[str, list[object]] = {
 
 def main(runs: int) -> None:
     if missing := short_of(ROOM):
-        return into_readme("sdxl", missing)
+        return into_page("sdxl", missing)
     make()
     timings = in_turn(RUNS, runs)
     remove(OUT)
@@ -114,7 +114,7 @@ def main(runs: int) -> None:
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [f"| {name} | {figures(done)} | {ratio(done, timings[COPY]):.2f} |" for name, done in timings.items()]
-    return into_readme("sdxl", "\n".join(lines))
+    return into_page("sdxl", "\n".join(lines))
 
 
 if __name__ == "__main__":

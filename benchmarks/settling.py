@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 from checkpoints import Llama, normal, save_adapter, save_base
-from measure import COPY, TOOL, WORK, copying, in_turn, into_readme, machine, ratio, scratch, short_of, spread
+from measure import COPY, TOOL, WORK, copying, in_turn, into_page, machine, ratio, scratch, short_of, spread
 
 MODEL = Llama(4)
 FOLDER = WORK / "settling"
@@ -79,7 +79,7 @@ def main(runs: int) -> None:
             walls = (spread([run.wall for run in done[precision]]) for precision in ("exact", "fast"))
             ratios = (f"{ratio(done['exact'], done[other]):.2f}" for other in ("fast", COPY))
             lines.append(f"| {name} | {count / MODEL.parameters:.2%} | {' | '.join(walls)} | {' | '.join(ratios)} |")
-    into_readme("settling", "\n".join(lines))
+    into_page("settling", "\n".join(lines))
 
 
 if __name__ == "__main__":

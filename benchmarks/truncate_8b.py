@@ -14,7 +14,7 @@ from collections import Counter
 
 import torch
 from checkpoints import Llama, normal, save_adapter
-from measure import TOOL, WORK, figures, in_turn, into_readme, machine, median, scratch, short_of
+from measure import TOOL, WORK, figures, in_turn, into_page, machine, median, scratch, short_of
 
 MODEL = Llama(32, hidden=4096, inner=14336, heads=32, kv_heads=8, vocab=128256)
 RANK, KEPT = 64, 16
@@ -63,7 +63,7 @@ def main(runs: int) -> None:
         f"| `torch.linalg.svd` of each product | about {dense:,.0f}, from one of each shape, {torch.get_num_threads()} "
         "threads | | | 1 |"
     )
-    into_readme("truncate_8b", "\n".join(lines))
+    into_page("truncate_8b", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 
-from measure import PYTHON, TOOL, WORK, figures, in_turn, into_readme, machine, ratio, timed
+from measure import PYTHON, TOOL, WORK, figures, in_turn, into_page, machine, ratio, timed
 
 BASE, ADAPTER, RIGHT, OUT = WORK / "base", WORK / "adapter", WORK / "right", WORK / "out"
 READ = "`cat` of both to /dev/null"
@@ -57,7 +57,7 @@ def main(runs: int) -> None:
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [f"| {name} | {figures(done)} | {ratio(done, timings['`merge`']):.2f} |" for name, done in timings.items()]
-    into_readme("verify_1b", "\n".join(lines))
+    into_page("verify_1b", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 
-from conftest import FIXTURES
+import forks
+from conftest import FIXTURES, ROOT
 
 BASE, LORA, TUNED = FIXTURES / "base", FIXTURES / "lora", FIXTURES / "tuned"
 MODULE = "model.layers.0.mlp.up_proj"
@@ -31,3 +33,11 @@ def refused(result: Result, code: int, *words: str) -> None:
     assert result.stderr.strip()
     for word in words:
         assert word in result.stderr
+
+
+def faulty(kind: str, number: int, arguments: Sequence[str]) -> Result:
+    """With the n-th call that changes the disk failing, or killed there (`tests/faulty.py`)."""
+    script, call = ROOT / "tests/faulty.py", [kind, str(number), *arguments]
+    if (done := forks.run(call, script=script)) is not None:
+        return done
+    return subprocess.run([sys.executable, script, *call], capture_output=True, text=True, timeout=60, check=False)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from adaptertool import cli
 
+pytest_plugins = ["long_tests"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # the tests run in two processes on two cores

@@ -14,27 +14,34 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from adaptertool.process import prepare
 
 _LOADED = ("adaptertool.cli", "adaptertool.tasks", "adaptertool.render")  # packages, with all that is in them
+# Variables that pytest and torch set as they go, and the package does not read
+_UNREAD = {"PYTEST_CURRENT_TEST": "", "TORCHINDUCTOR_CACHE_DIR": ""}
 
 
 class Forks:
-    """A process that waits for command lines. `environment` is what it was started with."""
+    """A process that waits for command lines. `environment` is what it was started with, beside `start`."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: Mapping[str, str]) -> None:
         self.environment = dict(os.environ)
         command = [sys.executable, "-u", str(Path(__file__))]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment | start
+        )
         atexit.register(self._process.kill)
 
-    def run(self, arguments: Sequence[str], cwd: Path | None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, arguments: Sequence[str], cwd: Path | None, script: Path | None, environment: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
         with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
-            request = [list(arguments), str(cwd or Path.cwd()), out.name, err.name]
+            program = str(script) if script else None
+            request = [program, list(arguments), str(cwd or Path.cwd()), dict(environment), out.name, err.name]
             _of(self._process.stdin).write(json.dumps(request) + "\n")
             _of(self._process.stdin).flush()
             code = int(_of(self._process.stdout).readline())
@@ -43,16 +50,25 @@ class Forks:
 
 
 @functools.cache
-def _started() -> Forks:
-    return Forks()
+def _started(start: tuple[tuple[str, str], ...]) -> Forks:
+    return Forks(dict(start))
 
 
-def run(arguments: Sequence[str], cwd: Path | None) -> subprocess.CompletedProcess[str] | None:
-    """What the command line does; None where the environment is another, which counts from the start of a process."""
-    forks = _started()
-    if {**os.environ, "PYTEST_CURRENT_TEST": ""} != {**forks.environment, "PYTEST_CURRENT_TEST": ""}:
+def run(
+    arguments: Sequence[str],
+    cwd: Path | None = None,
+    *,
+    script: Path | None = None,
+    start: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str] | None:
+    """What the command line does, or a script of the tests; None where the environment of this process has changed,
+    which counts from the start of one. `start`: variables that count from the start, so that another process waits
+    for those who have them; `environment`: others."""
+    forks = _started(tuple(sorted((start or {}).items())))
+    if os.environ | _UNREAD != forks.environment | _UNREAD:
         return None
-    return forks.run(arguments, cwd)
+    return forks.run(arguments, cwd, script, environment or {})
 
 
 def _of(stream: IO[str] | None) -> IO[str]:
@@ -77,20 +93,26 @@ def _serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
-def _become(arguments: list[str], cwd: str, out: str, err: str) -> None:
+def _become(
+    script: str | None, arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str
+) -> None:
     """The process of one command line."""
     os.chdir(cwd)
+    os.environ.update(environment)
     for number, path, flags in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
         own = os.open(path, flags)
         os.dup2(own, number)
         os.close(own)
     streams: list[Any] = [open(number, mode, encoding="utf-8") for number, mode in ((0, "r"), (1, "w"), (2, "w"))]  # noqa: SIM115, PTH123
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams
-    sys.argv = ["adaptertool", *arguments]
+    sys.argv = [script or "adaptertool", *arguments]
     sys.path.insert(0, cwd)
     code: Any = 0
     try:
-        runpy.run_module("adaptertool", run_name="__main__", alter_sys=True)
+        if script:
+            runpy.run_path(script, run_name="__main__")
+        else:
+            runpy.run_module("adaptertool", run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         code = stop.code
     except BaseException:  # as an interpreter would

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+import json
+from collections.abc import Mapping
+from pathlib import Path
 
+import torch
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers as convert
+from safetensors.torch import save_file
+
+Tensors = dict[str, torch.Tensor]
+FILE = "diffusion_pytorch_model.safetensors"
 HIDDEN = 3072  # which the converters of Flux and HunyuanVideo count on
 BLOCK = {
     "img_attn.qkv": 9, "txt_attn.qkv": 9, "img_attn.proj": 3, "txt_attn.proj": 3, "img_mlp.0": 12, "img_mlp.2": 3,
@@ -41,3 +49,37 @@ def sd3() -> dict[str, torch.Tensor]:
                 rows |= {f"joint_blocks.{layer}.{side}.{name}": 6 for name in ("attn.proj", "mlp.fc1", "mlp.fc2")}
     made = {f"{name}.weight": torch.randn(count, 2) for name, count in rows.items()}
     return made | {f"{name}.bias": torch.randn(count) for name, count in rows.items()} | {"pos_embed": torch.ones(4, 2)}
+
+
+def write_bases(folder: Path) -> tuple[Tensors, Tensors, Path, Path]:
+    """The same model as a single file of the original's, and as a folder of diffusers'."""
+    torch.manual_seed(1)
+    original = flux()
+    ours = {name: tensor.contiguous() for name, tensor in convert(dict(original)).items()}
+    (folder / "ours").mkdir()
+    save_file(ours, folder / "ours" / FILE, metadata={"format": "pt"})
+    (folder / "ours" / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
+    save_file({f"model.diffusion_model.{k}": v for k, v in original.items()}, folder / "original.safetensors")
+    return original, ours, folder / "original.safetensors", folder / "ours"
+
+
+def write_factors(path: Path, weights: Mapping[str, torch.Tensor], kind: str = "") -> Tensors:
+    """An adapter for modules as they are named, flat; returns the change of each weight in float64."""
+    tensors, changes = {}, {}
+    for module, weight in weights.items():
+        flat = f"lora_unet_{module.replace('.', '_')}"
+        if kind == "lokr":  # rows and columns
+            tensors |= {f"{flat}.lokr_w1": (rows := torch.randn(len(weight), 1)), f"{flat}.lokr_w2": torch.randn(1, 2)}
+            changes[f"{module}.weight"] = torch.kron(rows.double(), tensors[f"{flat}.lokr_w2"].double())
+            continue
+        a, b = torch.randn(1, weight.shape[1]), torch.randn(len(weight), 1)
+        tensors |= {f"{flat}.lora_down.weight": a, f"{flat}.lora_up.weight": b}
+        changes[f"{module}.weight"] = b.double() @ a.double()
+        if kind == "dora":
+            norms = (weight.double() + changes[f"{module}.weight"]).norm(dim=1, keepdim=True)
+            scale = torch.rand(len(weight), 1) + 0.5
+            tensors[f"{flat}.dora_scale"] = scale
+            direction = (weight.double() + changes[f"{module}.weight"]) / norms
+            changes[f"{module}.weight"] = scale.double() * direction - weight.double()
+    save_file(tensors, path)
+    return changes

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
-from conftest import ROOT, lora_factors, snapshot, write_adapter, write_checkpoint
+from commands import faulty
+from conftest import lora_factors, snapshot, write_adapter, write_checkpoint
 
 from adaptertool.files.leftovers import left_behind
 
@@ -28,8 +28,7 @@ class Place:
         return ["merge", str(self.base), str(self.adapter), "-o", str(self.out), "--threads", "1", *more]
 
     def run(self, kind: str = "kill", number: int = 0, *more: str) -> subprocess.CompletedProcess[str]:
-        call = [sys.executable, str(ROOT / "tests/faulty.py"), kind, str(number), *self.command(*more)]
-        return subprocess.run(call, capture_output=True, text=True, timeout=60, check=False)
+        return faulty(kind, number, self.command(*more))
 
     def finished(self) -> dict[str, int]:
         """Files that an earlier run finished, by inode."""

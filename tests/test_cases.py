@@ -137,6 +137,8 @@ HANDLED = [
      "read as PEFT would have saved them, and it is said", "formats/test_peft_keys.py::test_keys_are_read"),
     ("Adapters of Tinker (model.unembed_tokens)", "as lm_head, and it is said",
      "formats/test_peft_keys.py::test_the_head_as_tinker_names_it"),
+    ("Adapters of Tinker with stacked experts", "read one by one, and it is said",
+     "formats/test_peft_tinker.py::test_stacked_experts_onto_every_way_of_storing_them"),
     ("Full checkpoints with the names of transformers 4 and 5, without the prefix of the head, with gamma and beta",
      "found by wise, extract, diff, verify, merge --method and --fisher; outputs have the names of the base",
      "resolution/test_correspondence.py::test_every_command_finds_the_names"),
@@ -213,6 +215,8 @@ HANDLED = [
      "layer's", "formats/test_single_files.py::test_what_comfy_adds_and_replaces"),
     ("Folders of diffusers (pytorch_lora_weights.safetensors)", "with PEFT's config in the metadata: rsLoRA, patterns, "
      "DoRA, lora_bias; without, scale 1", "oracle/test_diffusers.py::test_the_config_in_the_metadata"),
+    ("LoRA of XLabs for FLUX", "names of its own, as diffusers takes them",
+     "oracle/test_xlabs.py::test_a_merge_is_what_diffusers_makes_of_it"),
     ("Attention processors of 2023", "as the layers that they were for",
      "oracle/test_diffusers.py::test_attention_processors_of_2023"),
     ("GGUF models (F64, F32, F16, BF16) as bases", "written as they were, but for the numbers: header, offsets, "
@@ -311,8 +315,8 @@ REFUSED = [
         weights={"self_attn.qkv_proj.weight": torch.zeros(16, 6)}, tensors=lora_factors("self_attn.k_proj", (4, 6))),
     case("Keys of several adapters in one file", tensors={
         f"{Q}.lora_A.one.weight": torch.zeros(4, 6), f"{Q}.lora_B.two.weight": torch.zeros(8, 4)}),
-    case("Stacked experts of Tinker's adapters", tensors={
-        f"mlp.experts.w1.lora_{role}.weight": torch.ones(2, 4, 4) for role in "AB"}),
+    case("Stacked experts of Tinker's adapters, both factors of one for all", tensors={
+        f"mlp.experts.w1.lora_{role}.weight": torch.ones(1, 4, 4) for role in "AB"}),
     case("An adapter of a model by itself that could be that of two towers", weights={
         f"model.{tower}.layers.0.q.weight": torch.zeros(8, 6) for tower in ("language_model", "text_model")},
         tensors=lora_factors("model.layers.0.q", (8, 6))),
@@ -343,7 +347,9 @@ REFUSED = [
     case("A control LoRA of ComfyUI", single=SINGLE | {"unet.x.reshape_weight": torch.tensor([8, 12])}),
     case("A control LoRA of Black Forest Labs", single=SINGLE | {"single_blocks.0.norm.key_norm.scale": torch.ones(2)}),
     case("A control LoRA of Stability AI", single={"lora_controlnet": torch.ones(0)}),
-    case("A LoRA of XLabs", single={"double_blocks.0.processor.qkv_lora1.down.weight": torch.ones(4, 6)}),
+    case("An IP-Adapter of XLabs", single={
+        "double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight": torch.ones(4, 6),
+    }),
     case("Custom Diffusion", single={"mid_block.attn2.processor.to_k_custom_diffusion.weight": torch.ones(8, 6)}),
     case("Textual inversion in a LoRA's file", single=SINGLE | {"bundle_emb.cat.string_to_param.*": torch.ones(1, 6)}),
     case("A GGUF adapter for another architecture", gguf=GGUF, arch="qwen2"),

@@ -1,4 +1,5 @@
-"""Every command of the README is run as it stands, and prints what the README says."""
+"""Every command of the README and of the pages in docs/ is run as it stands, all of a page in order and in one
+directory, and prints what the page says."""
 
 from __future__ import annotations
 
@@ -16,10 +17,18 @@ from conftest import FIXTURES, ROOT
 from adaptertool import errors
 from adaptertool.kinds import SPELLED
 
-README = (ROOT / "README.md").read_text()
-CONSOLE = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-PYTHON = re.findall(r"```python\n(.*?)```(?:\n\n```\n(.*?)```)?", README, re.DOTALL)  # and what it prints
-BLOCKS = [[match.groups() for match in re.finditer(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M)] for block in CONSOLE]
+PAGES = {path.stem: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+TEXT = "\n".join(PAGES.values())
+COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.M)  # and what it prints
+COMMANDS = {
+    name: [
+        match.groups()
+        for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+        for match in COMMAND.finditer(block)
+    ]
+    for name, text in PAGES.items()
+}
+PYTHON = re.findall(r"```python\n(.*?)```(?:\n\n```\n(.*?)```)?", PAGES["python"], re.DOTALL)  # and what it prints
 
 # Figures that differ from run to run: seconds, rates, memory, threads, free space; and from one processor to another:
 # how many elements the error bound of the floats leaves open
@@ -79,12 +88,12 @@ def environment() -> dict[str, str]:
 
 
 def test_there_are_commands() -> None:
-    assert len(BLOCKS) >= 7 and len(PYTHON) == 2
+    assert sum(map(bool, COMMANDS.values())) >= 10 and sum(map(len, COMMANDS.values())) >= 40 and len(PYTHON) == 2
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block[-1][0])
-def test_commands(workplace: Path, block: list[tuple[str, str]]) -> None:
-    for command, shown in block:
+@pytest.mark.parametrize("page", [name for name, commands in COMMANDS.items() if commands])
+def test_commands(workplace: Path, page: str) -> None:
+    for command, shown in COMMANDS[page]:
         done = subprocess.run(
             shlex.split(command), cwd=workplace, capture_output=True, text=True, env=environment(), check=False
         )
@@ -116,13 +125,13 @@ def test_figures_are_compared() -> None:
 
 def test_make_targets_and_commands_are_documented() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"make ([\w-]+)", README):
-        assert re.search(rf"^{target}:", makefile, re.M), target
+    for target in re.findall(r"^make ([\w-]+)|`make ([\w-]+)", TEXT, re.M):
+        assert re.search(rf"^{''.join(target)}:", makefile, re.M), target
     help_text = subprocess.run(
         [sys.executable, "-m", "adaptertool", "--help"], capture_output=True, text=True, check=True
     )
     for command in re.findall(r"^  (\w+)  ", help_text.stdout.split("Commands:")[1].split("Exit")[0], re.M):
-        assert f"adaptertool {command} " in README, command
+        assert f"adaptertool {command} " in TEXT, command
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:
@@ -130,12 +139,24 @@ def test_exit_codes_are_those_of_the_errors() -> None:
     codes = {
         e.exit_code for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.AdapterToolError)
     }
-    assert codes | {1} == {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.M)} - {0}
+    assert codes | {1} == {int(code) for code in re.findall(r"^\| (\d+) \|", PAGES["pipelines"], re.M)} - {0}
 
 
 def test_the_table_of_kinds_has_all_that_is_read_of_peft() -> None:
-    table = README.split("**Kinds.**")[1].split("**Files of kohya")[0]
-    told = re.sub(r"[^A-Z0-9]", "", table.upper().replace("³", "3"))
+    told = re.sub(r"[^A-Z0-9]", "", PAGES["kinds"].upper().replace("³", "3"))
     tags = [tag for name, tag in SPELLED if name == "peft"]
     assert len(tags) > 20
     assert not [tag for tag in tags if re.sub(r"[^A-Z0-9]", "", tag) not in told]
+
+
+def test_links_lead_somewhere() -> None:
+    for name, text in PAGES.items():
+        folder = ROOT if name == "README" else ROOT / "docs"
+        links = re.findall(r"\]\(((?!https?:)[^)#]+)", text)
+        assert not [link for link in links if not (folder / link).exists()], name
+
+
+def test_the_readme_is_read_in_a_few_minutes() -> None:
+    assert len(PAGES["README"].splitlines()) <= 150
+    linked = set(re.findall(r"docs/([\w-]+)\.md", PAGES["README"]))
+    assert linked == set(PAGES) - {"README"}

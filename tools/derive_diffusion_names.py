@@ -93,10 +93,24 @@ RENAMING: Mapping[str, tuple[Callable[..., Any], list[dict[str, Any]]]] = {
         converters.convert_flux2_transformer_checkpoint_to_diffusers,
         [{"num_layers": 2, "num_single_layers": 2}],
     ),
+    "CosmosTransformer3DModel": (  # of Cosmos Predict 2, and Anima
+        converters.convert_cosmos_transformer_checkpoint_to_diffusers,
+        [{"num_layers": 2, "extra_pos_embed_type": None}],
+    ),
+    "Krea2Transformer2DModel": (converters.convert_krea2_transformer_checkpoint_to_diffusers, [{"num_layers": 2}]),
 }
 # class -> settings: models whose original repositories have the names of diffusers
 ALIKE: Mapping[str, dict[str, Any]] = {
     "QwenImageTransformer2DModel": {"num_layers": 2},
+    "QwenImage21Transformer2DModel": {"num_layers": 2},
+    "HiDreamImageTransformer2DModel": {
+        "patch_size": 2,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "caption_channels": [8, 8],
+        "llama_layers": [0, 1],
+    },
+    "ErnieImageTransformer2DModel": {"num_layers": 2},
 }
 # Replacements that a converter makes otherwise than by dictionaries and `replace`
 MORE: Mapping[str, list[tuple[str, str]]] = {

@@ -6,6 +6,7 @@ of its own, or those of the denoiser alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ TEXTS = (TEXT, TEXT_2, TEXT_3)
 _PREFIXES: Mapping[str, tuple[str, ...]] = {
     "model.diffusion_model.": (UNET,),
     "diffusion_model.": (UNET,),
+    "net.": (UNET,),  # of Cosmos alone
     "cond_stage_model.transformer.": (TEXT,),
     "cond_stage_model.model.": (TEXT,),
     "conditioner.embedders.0.transformer.": (TEXT,),
@@ -30,7 +32,10 @@ _PREFIXES: Mapping[str, tuple[str, ...]] = {
     "text_encoders.t5xxl.transformer.": (TEXT_2, TEXT_3),  # of Flux, of Stable Diffusion 3
 }
 _ALL = tuple(_PREFIXES)
+_OF_COSMOS = "net.x_embedder.proj.1.weight"
 _T5 = frozenset({"t5", "umt5", "mt5"})
+# Classes of diffusers that turn images into what denoisers work on, and back: adapters have no name for these
+_NO_DENOISER = re.compile(r"(Asymmetric)?Autoencoder|VQModel|ConsistencyDecoderVAE")
 _ENCODERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})
 
 
@@ -55,14 +60,15 @@ def components_of(
     architecture = architecture_of(config)
     if is_file or not architecture:  # what lies beside a file may be the config of another model
         below = [name for name in names if name.startswith(_ALL)]
-        if held := {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in below)}:
+        held = {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in below)}
+        if held := held - (set() if _OF_COSMOS in names else {"net."}):
             return [Component(one, means, {}) for one, means in _PREFIXES.items() if one in held]
     if architecture in _ENCODERS:
         return [Component("", TEXTS, config)]
     if architecture:
         return []
     if "_class_name" in config:
-        return [Component("", (UNET,), config)]
+        return [] if _NO_DENOISER.match(str(config["_class_name"])) else [Component("", (UNET,), config)]
     return [Component("", (UNET,), {})] if unet.is_unet(names) or spellings.table_of(names, "") else []
 
 

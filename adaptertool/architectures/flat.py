@@ -36,6 +36,11 @@ DOTTED: Mapping[str, str | None] = {
     "text_encoders.clip_l.transformer.": "text_encoder",
     "text_encoders.clip_g.transformer.": "text_encoder_2",
     "text_encoders.t5xxl.transformer.": None,
+    "text_encoders.qwen25_7b.transformer.": None,
+    "text_encoders.qwen3_4b.transformer.": None,
+    "text_encoders.llama.transformer.": None,
+    "text_encoders.gemma2_2b.transformer.": None,
+    "text_encoders.umt5xxl.transformer.": None,
     "text_encoders.": None,
 }
 

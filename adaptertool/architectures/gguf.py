@@ -21,7 +21,7 @@ from adaptertool.architectures.conversion import architecture_of
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 
-ARCHITECTURE, EMBEDDING = "general.architecture", "token_embd.weight"
+ARCHITECTURE, EMBEDDING, HEAD = "general.architecture", "token_embd.weight", "output.weight"
 _SHIFTED = "+1"
 _SIZE = "head_dim"
 _HEADS = {"num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv"}

@@ -17,6 +17,7 @@ from typing import Any
 from adaptertool.architectures.traits import NOT_CODES, codes_of
 from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.quantised import FORMATS, METHODS, Format, Settings, Stored, Weight
+from adaptertool.codecs.quantised.comfy import SAID, marks_of
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header
@@ -29,7 +30,7 @@ CONFIG, OF_MODELOPT = "config.json", "hf_quant_config.json"
 _HALF = 16  # bits of what is not quantised in a quantised model
 # Scales of activations and of the cache of keys and values: of use to codes only
 _GONE = re.compile(
-    r".*\.(?:(?:in|out)put_(?:scale|zero_point|global_scale|observer)|activation_scale|qscale_act|[qkv]_scale|kv_scale"
+    r".*\.(?:(?:in|out)put_(?:scale|zero_point|global_scale|observer)|activation_scale|qscale_act|scale_input|[qkv]_scale|kv_scale"
     r"|[kv]_zero_point)"
 )
 _BY_DTYPE = {dtype: [one for one in FORMATS if dtype in one.dtypes] for one in FORMATS for dtype in one.dtypes}
@@ -42,7 +43,7 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
     Raises UnsupportedError for codes of no format that is known, MismatchError where config and tensors disagree.
     """
     target = DTYPES[dtype]
-    weights, kept, gone = _read(base)
+    weights, kept, gone = read_codes(base)
     bits = _HALF if weights else _most_bits(base)
     narrow = {name for name, ref in kept.items() if ref.spec.dtype in COMPUTED and DTYPE_BITS[ref.spec.dtype] <= bits}
     stored_as = {name: target for name in narrow if kept[name].spec.dtype != target}
@@ -59,7 +60,7 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
         assets=tuple(asset for asset in base.assets if not (weights and asset.name == OF_MODELOPT)),
         notes=(
             *base.notes,
-            *_notes(weights, stored_as, (len(kept) + len(weights), gone), target),
+            *_notes(weights, stored_as, (len(kept) + len(weights), gone), target, configured=base.config is not None),
         ),
         stored_as=stored_as,
     )
@@ -67,13 +68,16 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
 
 def formats_of(base: Checkpoint) -> dict[str, int]:
     """How many weights are stored as codes, by the names of the formats. Raises as `decoded` does."""
-    weights, _, _ = _read(base)
+    weights, _, _ = read_codes(base)
     names = [weight.format for weight in weights.values()]
     return {name: names.count(name) for name in sorted(set(names))}
 
 
-def _read(base: Checkpoint) -> tuple[dict[str, Weight], dict[str, Ref], int]:
-    """(weights that are codes, tensors that stay as they are, by name; how many tensors are of use to codes only)"""
+def read_codes(base: Checkpoint) -> tuple[dict[str, Weight], dict[str, Ref], int]:
+    """(weights that are codes, tensors that stay as they are, by name; how many tensors are of use to codes only).
+
+    Raises UnsupportedError for codes of no format that is known, MismatchError where config and tensors disagree.
+    """
     settings, (_, beside) = _settings(base), codes_of(base)
     if settings.method is not None and settings.method not in METHODS:
         raise UnsupportedError(
@@ -81,13 +85,15 @@ def _read(base: Checkpoint) -> tuple[dict[str, Weight], dict[str, Ref], int]:
             f"{', '.join(sorted(METHODS))}: {_WAY_OUT}"
         )
     _require_plain(settings)
-    weights = _weights(base, settings, beside)
+    stored = Stored(base.tensors, {header.path: header.stamp for header in base.headers}, settings)
+    marks = marks_of(stored, {key: value for header in base.headers for key, value in header.metadata.items()})
+    weights = _weights(base, stored, beside | marks)
     if settings.method is not None and not weights:
         raise MismatchError(
             f"{settings.where} says quant_method {shown(settings.method)[:80]}, but no weight is stored as codes of "
             "it. Where the weights are whole, take quantization_config out of it"
         )
-    return weights, *_others(base, weights, beside)
+    return weights, *_others(base, weights, beside, marks)
 
 
 def _settings(base: Checkpoint) -> Settings:
@@ -102,7 +108,17 @@ def _settings(base: Checkpoint) -> Settings:
                 return Settings(str(method).lower(), fields if isinstance(fields, dict) else {}, where)
     if any(asset.name == OF_MODELOPT for asset in base.assets):
         return Settings("modelopt", {}, str(base.path / OF_MODELOPT))
-    return Settings(None, {}, where)
+    return Settings(None, {}, where, _is_plain(base))
+
+
+def _is_plain(base: Checkpoint) -> bool:
+    """Whether floats of 8 bits without a scale are numbers as any others: in a file with no config, or one of
+    diffusers', or one that says so. Not where others have scales that are none of ComfyUI's."""
+    config = base.config or {}
+    said = [config.get(key) for key in ("dtype", "torch_dtype")]
+    plain = base.config is None or "_class_name" in config or any("float8" in str(dtype) for dtype in said)
+    others = (name for name in base.tensors if name.endswith(("_scale_inv", ".qscale_weight")))
+    return plain and not base.is_shard and next(others, None) is None
 
 
 def _require_plain(settings: Settings) -> None:
@@ -114,9 +130,9 @@ def _require_plain(settings: Settings) -> None:
         raise UnsupportedError(f"{settings.where} has a sparsity_config, format {shown(sparse['format'])}: {_WAY_OUT}")
 
 
-def _weights(base: Checkpoint, settings: Settings, beside: Collection[str]) -> dict[str, Weight]:
+def _weights(base: Checkpoint, stored: Stored, beside: Collection[str]) -> dict[str, Weight]:
     """The weights that are codes, by their names in a dense checkpoint."""
-    stored = Stored(base.tensors, {header.path: header.stamp for header in base.headers}, settings)
+    settings = stored.settings
     found: dict[str, Weight] = {}
     for ref in base.tensors.values():
         may_be = [(one, name) for one in _BY_DTYPE.get(ref.spec.dtype, ()) for name in _names(one, ref, beside)]
@@ -147,17 +163,19 @@ def _require_said(base: Checkpoint, settings: Settings, ref: Ref, may_be: Sequen
             f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}, {surely[0].name}, but {settings.where} says "
             f"quant_method {shown(settings.method)}"
         )
-    if base.config is not None:
+    if base.config is not None and not settings.plain:
         raise MismatchError(
             f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}, {surely[0].name}, but {settings.where} has no "
             "quantization_config: is it that of another checkpoint?"
         )
 
 
-def _others(base: Checkpoint, weights: Mapping[str, Weight], beside: Collection[str]) -> tuple[dict[str, Ref], int]:
+def _others(
+    base: Checkpoint, weights: Mapping[str, Weight], beside: Collection[str], marks: Collection[str]
+) -> tuple[dict[str, Ref], int]:
     """The tensors that stay as they are, by name, and how many go for they were of use to codes only. Raises
     UnsupportedError for what may be codes, and of which nothing is known."""
-    claimed = {ref.spec.name for weight in weights.values() for ref in weight.parts}
+    claimed = set(marks) | {ref.spec.name for weight in weights.values() for ref in weight.parts}
     claimed |= {name for weight in weights.values() for name in weight.also}
     kept, gone = {}, 0
     for name, ref in base.tensors.items():
@@ -192,7 +210,8 @@ def _without_codes(header: Header, kept: Mapping[str, Ref], weights: Mapping[str
             tensors[weights[name].name] = weights[name].ref
         elif name in kept:
             tensors[name] = ref
-    return dataclasses.replace(header, tensors=tensors)
+    said = {key: value for key, value in header.metadata.items() if key != SAID}
+    return dataclasses.replace(header, tensors=tensors, metadata=said)
 
 
 def _config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -212,7 +231,12 @@ _IN_CONFIG = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
 def _notes(
-    weights: Mapping[str, Weight], stored_as: Mapping[str, str], counts: tuple[int, int], target: str
+    weights: Mapping[str, Weight],
+    stored_as: Mapping[str, str],
+    counts: tuple[int, int],
+    target: str,
+    *,
+    configured: bool,
 ) -> Iterator[str]:
     """counts: of tensors, and of those that are left out"""
     count, gone = counts
@@ -220,8 +244,8 @@ def _notes(
     others = len(stored_as) - len(weights)
     if weights:
         yield (
-            f"decoded from {', '.join(formats)} and stored as {target}: {len(weights):,} of {count:,} tensors; "
-            "config.json is that of a dense checkpoint"
+            f"decoded from {', '.join(formats)} and stored as {target}: {len(weights):,} of {count:,} tensors"
+            f"{'; config.json is that of a dense checkpoint' if configured else ''}"
         )
     if others:
         yield f"cast to {target}: {others:,} of {count:,} tensors"

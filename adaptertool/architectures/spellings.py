@@ -30,13 +30,19 @@ class _Line(NamedTuple):
     last: bool  # of the last layer only
 
 
+# Classes whose checkpoints diffusers converts by the function of another, -> that one
+_AS = dict.fromkeys(
+    ("SkyReelsV2Transformer3DModel", "ChronoEditTransformer3DModel", "WanAnimateTransformer3DModel"),
+    "WanTransformer3DModel",
+)
+
 Named = Mapping[str, list[tuple[str, list[str], str]]]  # by pattern: name, numbers of layers, what follows the pattern
 
 
 def table_of(names: Collection[str], class_name: str) -> Sequence[_Line]:
     """The table of a model, by its class in diffusers or else by its tensors; empty where it is not known."""
     if class_name:
-        return _tables().get(class_name, ())
+        return _tables().get(_AS.get(class_name, class_name), ())
     if not any(_has_any(names, table) for table in _tables().values()):
         return ()
     held = Counter(map(_patterns, names))

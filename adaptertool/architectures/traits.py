@@ -45,6 +45,7 @@ _OF_TENSOR = (
 )  # fmt: skip
 _OF_MODULE = (
     ".qweight", ".qzeros", ".scales", ".g_idx", ".SCB", ".W_q", ".qscale_weight", ".input_scale",
+    ".scale_weight", ".scale_input", ".comfy_quant",
 )  # fmt: skip
 _SCALE = ".scale"  # of the module, as DeepSeek-V4 has it; norms have one too
 _ENDS = (*_OF_TENSOR, *_OF_MODULE, _SCALE)
@@ -131,9 +132,7 @@ class Traits:
         yes."""
         if len(ref.spec.shape) != 2:
             return False
-        name = ref.spec.name
-        by_name = _ANY_OF_THEM.search(name) and _MAY_BE_TIED.match(name)
-        return bool(by_name) or ref.spec.shape[0] in self.vocabularies
+        return may_be_end(ref.spec.name) or ref.spec.shape[0] in self.vocabularies
 
     def may_transpose(self, ref: Ref) -> bool:
         """Whether a weight of that name could be stored (in, out) in this model, as far as its family is known."""
@@ -160,6 +159,11 @@ class Traits:
         return bool(_TRANSPOSED_FAMILIES & self.families)
 
 
+def may_be_end(name: str) -> bool:
+    """Whether a tensor may be an embedding or a head, an end that models tie, by its name."""
+    return bool(_ANY_OF_THEM.search(name) and _MAY_BE_TIED.match(name))
+
+
 def _named_transposed(name: str) -> bool:
     return not _TRANSPOSED_NAMES.isdisjoint(name.split("."))
 
@@ -170,7 +174,7 @@ def read_traits(base: Checkpoint, *, ties_known: bool = False) -> Traits:
     codes, beside = codes_of(base)
     return Traits(
         families=frozenset({_GGUF} if base.gguf is not None else types),
-        quantisation=_quantisation(base.config or {}),
+        quantisation=None if base.kept is not None else _quantisation(base.config or {}),
         codes=codes,
         beside_codes=beside,
         has_codes=bool(codes) or any(ref.spec.dtype not in NOT_CODES for ref in base.tensors.values()),

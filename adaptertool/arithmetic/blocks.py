@@ -82,9 +82,9 @@ def _in_passes(
     base, target = block.step.base, block.step.spec.dtype
     codec = BY_DTYPE[target]
     result = part(space.rounded, codec.held, block.numel)
-    run = _evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
+    run = evaluate(block, stored, alphas, space, _arithmetic(block, alphas, exact=exact), exact=exact)
     if exact and run.unit != UNIT and not all(run.size_at(alpha).is_below(2.0**126) for alpha in (1.0, *alphas)):
-        run = _evaluate(block, stored, alphas, space, np.float64, exact=exact)
+        run = evaluate(block, stored, alphas, space, np.float64, exact=exact)
     for alpha in alphas:
         value, size, settled = run.at(alpha), run.size_at(alpha), Settled()
         replaced = alpha == 1 and replaces(block.step)
@@ -95,7 +95,7 @@ def _in_passes(
         elif len(where := codec.encode(value, *size.margin(run.unit), result, quick=True)):
             some_or_all = slice(None) if len(where) == block.numel else where
             before = doubles(stored[some_or_all], base.spec.dtype)
-            some = _open_elements(block, run.size, run.norms, alpha, settled, replaced=replaced)
+            some = open_elements(block, run.size, run.norms, alpha, settled, replaced=replaced)
             result[some_or_all] = some.settle(where, before, value[some_or_all] if run.unit == UNIT else None)
         if not replaced and (not exact or size.exact):
             _sign_zeros(block, stored, value, result)
@@ -134,7 +134,7 @@ def _at_once(
             return None
         for number, (alpha, result, one) in enumerate(zip(alphas, out, made, strict=True)):
             settled, old = Settled(), stored[one.open]
-            some = _open_elements(block, size, norms, alpha, settled)
+            some = open_elements(block, size, norms, alpha, settled)
             new = some.settle(one.open, doubles(old, base), None) if len(one.open) else old
             again = np.count_nonzero(same_bits(result[one.open], old)) - np.count_nonzero(same_bits(new, old))
             result[one.open] = new
@@ -143,7 +143,7 @@ def _at_once(
     return list(zip(out, tallies, strict=True))
 
 
-def _open_elements(
+def open_elements(
     block: Block, size: Bound, norms: Mapping[int, Array], alpha: float, settled: Settled, *, replaced: bool = False
 ) -> OpenElements:
     """What decides single elements of a block, with the error that they have in float64. size: of the base"""
@@ -178,7 +178,7 @@ class _Run:
         return self.changed if alpha == 1 else interpolated(self.size, self.changed, alpha, self.unit)
 
 
-def _evaluate(
+def evaluate(
     block: Block, stored: Array, alphas: Sequence[float], space: Workspace, arithmetic: Any, *, exact: bool
 ) -> _Run:
     buffers = space.before, space.after, space.delta, space.mix

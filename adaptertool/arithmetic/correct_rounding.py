@@ -149,7 +149,7 @@ class OpenElements:
         return np.concatenate(still)
 
     def _by_rationals(self, row: int, column: int, before: float, value: float) -> float:
-        for exact in self._narrowing(row, column, before):
+        for exact in self.narrowing(row, column, before):
             if exact.low == exact.high == 0:
                 return float(self._zeros(np.array([before]), np.array([value]))[0])
             ends = rounded_exactly([exact.low, exact.high], self.dtype)
@@ -158,7 +158,7 @@ class OpenElements:
                 return float(doubles(ends, self.dtype)[0])
         raise InternalError(f"an element cannot be rounded: it is {value} to {_MOST_BITS} bits")
 
-    def _narrowing(self, row: int, column: int, before: float) -> Iterator[Interval]:
+    def narrowing(self, row: int, column: int, before: float | Fraction) -> Iterator[Interval]:
         """The exact value, or ever narrower intervals that hold it."""
         if not INTERVALS.can(self.chain.requirements.operations):
             raise UnsupportedError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -115,7 +114,7 @@ class ExactRows:
         """A row of the base (1, columns), or a column (rows, 1) of a tensor that is stored transposed."""
         if not turned:
             return read_rows(self._chain.inputs, self._chain.step.base, row, row + 1, self._chain.columns)
-        column_only = dataclasses.replace(self._chain.step.base, columns=range(column, column + 1))
+        column_only = self._chain.step.base._replace(columns=range(column, column + 1))
         return read_rows(self._chain.inputs, column_only, 0, self._chain.rows, self._chain.columns)
 
 

@@ -34,8 +34,9 @@ Exit codes:
 def cli(context: click.Context) -> None:
     """Adapter arithmetic on checkpoints, by streaming. Nothing silent.
 
-    Checkpoints are directories with safetensors (single or sharded), or one .safetensors file. Adapters are
-    PEFT directories. Inputs are never changed; OUT appears only when it is complete.
+    Checkpoints are directories with safetensors (single or sharded), one .safetensors or GGUF file, or a
+    pipeline of diffusers. Adapters are those of PEFT, kohya, LyCORIS, ComfyUI, diffusers, MLX and GGUF. Inputs
+    are never changed; OUT appears only when it is complete.
     """
     if os.environ.get("NO_COLOR"):
         context.color = False

@@ -1,27 +1,63 @@
-"""The progress bar."""
+"""The progress of a command on stderr: a bar on a terminal, elsewhere (a log) a line now and then."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
+from adaptertool.cli.boundary import say
+from adaptertool.render.text import size
+
+_SECONDS = 30.0  # between two lines of a log
+
 
 @contextlib.contextmanager
 def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, if that is a terminal; what it gives is told the bytes that are done, by any thread."""
-
+    """Show how much is done; what it gives is told the bytes that are done, by any thread."""
     lock = threading.Lock()
-    # disable=None: no bar where stderr is not a terminal
+    lines = _Lines(title, total)
     tqdm.monitor_interval = 0  # no thread beside ours
-    hidden = True if quiet or sys.stderr is None else None
-    with tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=hidden) as shown:
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    with tqdm(
+        total=total,
+        unit="B",
+        unit_scale=True,
+        desc=title,
+        disable=quiet or not terminal,
+        leave=False,
+        dynamic_ncols=True,
+    ) as shown:
 
         def progress(count: int) -> None:
             with lock:
-                shown.update(count)
+                if terminal:
+                    shown.update(count)
+                elif not quiet:
+                    lines.update(count)
 
         yield progress
+
+
+class _Lines:
+    """What a log is told: nothing of what is done soon, and of what takes long a line every half minute."""
+
+    def __init__(self, title: str, total: int | None) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._began = self._said = time.monotonic()
+
+    def update(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._said < _SECONDS:
+            return
+        self._said, seconds = now, now - self._began
+        line = f"{self._title}: {size(self._done)} in {seconds:.0f} s"
+        if self._total and self._done:
+            left = seconds * max(self._total - self._done, 0) / self._done
+            line += f", {min(self._done / self._total, 1):.0%} of {size(self._total)}, about {left:.0f} s left"
+        say(line, sys.stderr)

@@ -7,8 +7,11 @@ from typing import Any
 import click
 
 from adaptertool.cli.options import (
+    AS_TRAINED,
     DTYPE,
     LEAVE_OUT,
+    QUANTISE,
+    SHARD_SIZE,
     TOKENIZER,
     WEIGHT,
     execute,
@@ -43,6 +46,9 @@ SETTINGS = settings_of()
 @LEAVE_OUT
 @TOKENIZER
 @DTYPE
+@QUANTISE
+@AS_TRAINED
+@SHARD_SIZE
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
 @writes
 def merge(
@@ -54,6 +60,9 @@ def merge(
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     dtype: str | None,
+    quantise: str | None,
+    as_trained: str | None,
+    max_shard_size: str | None,
     renames: tuple[str, ...],
     expert_layout: str | None,
     precision: str,
@@ -76,6 +85,9 @@ def merge(
         leave_out=leave_out,
         tokenizer=tokenizer,
         dtype=dtype,
+        quantise=quantise,
+        as_trained=as_trained,
+        max_shard_size=max_shard_size,
         **{name: options.pop(name) for name in SETTINGS},
     )
     execute(plan, out, *records(options))

@@ -20,7 +20,8 @@ from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.planning.tokenizer import TOKENIZERS
 from adaptertool.render.machine import Report, to_json
 from adaptertool.render.run import plan_text
-from adaptertool.spec.choices import DTYPES, EXACT, EXPERT_LAYOUTS, PRECISIONS
+from adaptertool.spec import choices
+from adaptertool.spec.choices import DTYPES, EXACT, EXPERT_LAYOUTS, PRECISIONS, QUANTISES
 from adaptertool.spec.plan import Plan
 
 Command = Callable[..., int | None]
@@ -49,12 +50,33 @@ DTYPE = click.option(
     type=click.Choice([*DTYPES]),
     help="Store weights so: those of a quantised base are decoded, the others cast, and all rounded once.",
 )
+QUANTISE = click.option(
+    "--quantise",
+    type=click.Choice(QUANTISES),
+    help="keep: a quantised base stays in its own format; what of the change survives the rounding is told.",
+)
+SHARD_SIZE = click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    help="Files of the output are at most so large: 5GB, 4GiB. As the base's, unless given.",
+)
+AS_TRAINED = click.option(
+    "--as-trained",
+    type=click.Choice(choices.AS_TRAINED),
+    help="The adapter comes from a QLoRA run: take BASE as bitsandbytes had it there, in 4 bits and decoded.",
+)
 EXPERT_LAYOUT = click.option(
     "--expert-layout",
     type=click.Choice(EXPERT_LAYOUTS),
     help="How lora_B of fused experts is packed, where the adapter's config does not say (unsloth).",
 )
-THREADS = click.option("--threads", type=click.IntRange(min=1, max=MAX_THREADS), help="Default: cores, up to 8.")
+# The one option that a variable of the environment may set: it changes the time, and no byte of what is written
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(min=1, max=MAX_THREADS),
+    envvar="ADAPTERTOOL_THREADS",
+    help="Default: ADAPTERTOOL_THREADS, or the cores, up to 8.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")
 WEIGHT = click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")

@@ -88,6 +88,7 @@ COMMANDS = (
         "clean",
         "Remove what killed or failed runs have left beside OUT. OUT itself is not touched.",
     ),
+    Entry("completion", "completion", "completion", "Print what makes SHELL complete commands, options and paths."),
 )
 
 
@@ -101,7 +102,7 @@ class Unloaded(click.Command):
     """The stand-in of a command in the group: it has its name and its line, and the command does all else."""
 
     def __init__(self, entry: Entry) -> None:
-        super().__init__(entry.name, help=entry.summary)
+        super().__init__(entry.name, short_help=entry.summary)
         self.entry = entry
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:

@@ -11,6 +11,7 @@ import click
 from adaptertool.cli.bar import bar
 from adaptertool.cli.boundary import say
 from adaptertool.cli.options import (
+    AS_TRAINED,
     COMPOSE,
     DEBUG,
     EXPERT_LAYOUT,
@@ -40,6 +41,7 @@ from adaptertool.tasks import verify as task
 @WEIGHT
 @click.option("--alpha", help="It is an interpolation (wise) towards ADAPTER, or a tuned checkpoint.")
 @COMPOSE
+@AS_TRAINED
 @click.option("--strict", is_flag=True, help="What rounding explains is wrong too.")
 @click.option("--junit", type=click.Path(), help="Write JUnit XML to this file, a test case for each tensor.")
 @with_options(
@@ -59,6 +61,7 @@ def verify(
     weights: tuple[str, ...],
     alpha: str | None,
     compose: str,
+    as_trained: str | None,
     strict: bool,
     junit: str | None,
     renames: tuple[str, ...],
@@ -87,6 +90,7 @@ def verify(
             or renames
             or leave_out
             or expert_layout
+            or as_trained
             or compose != COMPOSITIONS[0]
         ):
             raise UsageError("without a BASE only the files are checked against their manifest; give the BASE too")
@@ -102,6 +106,7 @@ def verify(
             renames=renames,
             leave_out=leave_out,
             expert_layout=expert_layout,
+            as_trained=as_trained,
             strict=strict,
             threads=threads,
             progress=progress,

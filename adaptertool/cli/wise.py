@@ -6,7 +6,18 @@ from typing import Any
 
 import click
 
-from adaptertool.cli.options import DTYPE, LEAVE_OUT, TOKENIZER, execute, records, with_options, writes
+from adaptertool.cli.options import (
+    AS_TRAINED,
+    DTYPE,
+    LEAVE_OUT,
+    QUANTISE,
+    SHARD_SIZE,
+    TOKENIZER,
+    execute,
+    records,
+    with_options,
+    writes,
+)
 from adaptertool.cli.table import load
 from adaptertool.errors import UsageError
 from adaptertool.planning.sources import Reading
@@ -37,6 +48,9 @@ _SCORES = with_options(
 @LEAVE_OUT
 @TOKENIZER
 @DTYPE
+@QUANTISE
+@AS_TRAINED
+@SHARD_SIZE
 @_SCORES
 @click.option("-o", "--out", type=click.Path(), help="Where to write. With --score it may be left out.")
 @writes
@@ -58,6 +72,9 @@ def wise(
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     dtype: str | None,
+    quantise: str | None,
+    as_trained: str | None,
+    max_shard_size: str | None,
     **options: Any,
 ) -> int:
     """Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT).
@@ -69,7 +86,7 @@ def wise(
     \f
     Raises UsageError where -o is missing, or options are given that are for --score only.
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
     reading = Reading(renames, leave_out, expert_layout)
     how, printing = records(options)
     if score is None:

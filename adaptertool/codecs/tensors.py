@@ -18,7 +18,7 @@ from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.small import STORED, zero_rows
-from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, Ref
+from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, ReadStored, Ref
 
 INTEGERS = frozenset({"U8", "I16", "I32", "I64"})  # what indices among the factors are stored as
 _PART = 1 << 18  # elements
@@ -71,10 +71,15 @@ def _make(inputs: Inputs, ref: Ref, made: Making, first: int, last: int, out: Ar
     step = max(1, _DECODED // width)
     for start in range(begin, end, step):  # what lies between codes and numbers stays in the cache
         stop = min(end, start + step)
-        rows = made.rows(functools.partial(_read_part, inputs), made.first + start, made.first + stop)
+        rows = made.rows(reading(inputs), made.first + start, made.first + stop)
         low, high = max(first, start * width), min(last, stop * width)
         out[low - first : high - first] = rows.reshape(-1)[low - start * width : high - start * width]
     return out
+
+
+def reading(inputs: Inputs) -> ReadStored:
+    """How codes, and what belongs to them, are read of these files."""
+    return functools.partial(_read_part, inputs)
 
 
 def _read_part(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adaptertool.arithmetic.requirements import requirements_of
@@ -20,20 +22,39 @@ _BYTES_PER_ELEMENT = 80  # per thread: its buffers and what is open (≤ 52), an
 
 def predicted_memory(plan: Plan, threads: int) -> int:
     """Upper estimate of peak resident bytes: a constant, the blocks of each thread, factors, and the plan itself."""
-    block = whole = own = tensors = 0
-    for step in plan.steps():
-        tensors += 1
-        if not step.edits:
-            continue
+    block = whole = own = 0
+    for step in _forms(plan):
         rows, columns = matrix(step)
         at_once = rows_at_once(step)
         block = max(block, columns * at_once * (3 if _may_double(step) else 1))
         held, by_row = _factors(step, rows, threads * at_once)
         whole, own = max(whole, held), max(own, min(at_once, rows) * by_row)
+    tensors = sum(len(shard.steps) for shard in plan.shards)
     # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
     each = max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole + own
     bands = KEPT * BAND if any(step.base.made for step in plan.steps()) else 0
     return BASE_MEMORY + threads * each + _windows(plan) + bands + tensors * 2000
+
+
+def _forms(plan: Plan) -> Iterable[Step]:
+    """Of the steps that edit one for each form: the same arithmetic, of factors of the same dtypes and shapes."""
+    return {
+        (
+            step.spec[1:],
+            step.base.spec[1:],
+            tuple(
+                [
+                    (
+                        *(edit.kind, edit.transposed, edit.view, edit.on_base),
+                        *[(role, ref.spec[1:], ref.columns) for role, ref in edit.factors.items()],
+                    )
+                    for edit in step.edits
+                ]
+            ),
+        ): step
+        for step in plan.steps()
+        if step.edits
+    }.values()
 
 
 def _may_double(step: Step) -> bool:
@@ -74,14 +95,13 @@ def _factors(step: Step, rows: int, at_once: int) -> tuple[int, int]:
 
 def bytes_to_read(plan: Plan) -> int:
     """Every tensor that is needed, header and asset once (the check before the run reads the factors a second time)."""
-    tensors: dict[tuple[Path, int], int] = {}
+    tensors: dict[Path, dict[int, int]] = defaultdict(dict)  # of each file, by offset: paths take long to compare
     for step in plan.steps():
-        tensors.update({(one.path, one.offset): one.spec.nbytes for one in step.base.stored})
-        for edit in step.edits:
-            for ref in (*edit.factors.values(), *(step.fisher or ())):
-                tensors.update({(one.path, one.offset): one.spec.nbytes for one in ref.stored})
+        for ref in (step.base, *(step.fisher or ()), *[ref for edit in step.edits for ref in edit.factors.values()]):
+            for one in ref.stored:
+                tensors[one.path][one.offset] = one.spec.nbytes
     others = sum(shard.data_start for shard in plan.shards) + sum(asset.size for asset in plan.assets)
-    return others + sum(tensors.values())
+    return others + sum(sum(own.values()) for own in tensors.values())
 
 
 def _bytes_per_output(plan: Plan) -> int:
@@ -96,13 +116,26 @@ def bytes_to_write(plan: Plan) -> int:
 def count_elements(plan: Plan) -> int:
     """How many elements the tensors have that at least one output does not copy from the base: edited, or of another
     size."""
-    alphas, base = [output.alpha for output in plan.outputs], set(plan.files[0].values())
-    return sum(
-        step.spec.numel
-        for step in plan.steps()
-        if step.base.path not in base
-        or not all(verbatim(step, alpha) is step.base or only_cast(step, alpha) for alpha in alphas)
-    )
+    alphas, base, count = [output.alpha for output in plan.outputs], set(plan.files[0].values()), 0
+    for step in plan.steps():
+        if not _has_its_numbers(step, alphas) or step.base.path not in base:
+            count += _counted(step)
+    return count
+
+
+def _has_its_numbers(step: Step, alphas: Sequence[float]) -> bool:
+    """Whether all outputs have the numbers of the base. A loop, for there are hundreds of thousands of steps."""
+    for alpha in alphas:  # noqa: SIM110
+        if verbatim(step, alpha) is not step.stored and not only_cast(step, alpha):
+            return False
+    return True
+
+
+def _counted(step: Step) -> int:
+    """The elements of a weight that stays codes are counted once, and not those of its scales."""
+    if step.keeps is None:
+        return step.spec.numel
+    return step.base.spec.numel if step.spec.name == step.base.stored[0].spec.name else 0
 
 
 def count_tensors(plan: Plan) -> tuple[int, int, int]:
@@ -112,6 +145,8 @@ def count_tensors(plan: Plan) -> tuple[int, int, int]:
     names, edited, cast = set[str](), set[str](), set[str]()
     for step in plan.steps():
         names.add(step.spec.name)
-        if any(verbatim(step, alpha) is not step.base for alpha in alphas):
-            (cast if all(only_cast(step, alpha) for alpha in alphas) else edited).add(step.spec.name)
+        for alpha in alphas:
+            if verbatim(step, alpha) is not step.stored:
+                (cast if all(only_cast(step, alpha) for alpha in alphas) else edited).add(step.spec.name)
+                break
     return len(names), len(edited), len(cast)

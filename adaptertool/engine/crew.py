@@ -37,6 +37,7 @@ class Crew:
     stop: threading.Event
     exact: bool
     base: frozenset[Path]  # files of the base; none where no checkpoint is made, and nothing is counted
+    direct: bool = False  # outputs are written past what the system keeps of files
 
 
 @dataclass(frozen=True, slots=True)

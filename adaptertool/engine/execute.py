@@ -18,20 +18,24 @@ from adaptertool.arithmetic.block import Block, blocks_of
 from adaptertool.arithmetic.blocks import compute
 from adaptertool.arithmetic.cast import Cast
 from adaptertool.arithmetic.fisher import Weighted
+from adaptertool.arithmetic.kept import Kept
 from adaptertool.arithmetic.rescale import Rescaled
 from adaptertool.arithmetic.stretch import Stretch
 from adaptertool.arithmetic.verbatim import only_cast, verbatim
 from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.engine.budget import bytes_to_write
 from adaptertool.engine.crew import Crew, Progress, Run, copies, only_hashed, replacements, write
 from adaptertool.engine.pool import Job, Pool, Shared, all_done, drain, one_core_each
 from adaptertool.engine.reads import copied_whole, to_hash, unread
 from adaptertool.engine.stretches import make, with_stretches
+from adaptertool.files.direct import worth_while
+from adaptertool.files.hashing import DEFAULT
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import OutputFile
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Asset, Output, Plan, Shard, Step
-from adaptertool.spec.tally import Tally, total
+from adaptertool.spec.tally import Tally, fates_by_family, total
 from adaptertool.spec.tensors import Ref
 
 _UNFINISHED = 16  # files that are written and not yet durable, but at least one for each output: all of them are open
@@ -50,7 +54,9 @@ def run_plan(
         folders, spaces = [output.folder for output in plan.outputs], [Workspace() for _ in range(workers.size)]
         base = frozenset(() if plan.as_adapter else plan.files[0].values())
         exact = plan.precision == EXACT
-        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact, base)
+        # Other hashes are made from first to last, and may read back what was written
+        direct = stage.hashes == DEFAULT and worth_while(stage.work, bytes_to_write(plan))
+        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact, base, direct)
         try:
             streamed, aside = to_hash(plan) if hash_inputs else ((), ())
             for path in streamed:
@@ -92,7 +98,8 @@ def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJ
     with contextlib.ExitStack() as opened:
         files = []
         for own in names:
-            files.append(OutputFile(crew.stage.work / own, size, crew.stage.part(own), crew.stage.hashes))
+            part, hashes = crew.stage.part(own), crew.stage.hashes
+            files.append(OutputFile(crew.stage.work / own, size, part, hashes, direct=crew.direct))
             opened.callback(files[-1].close)
         jobs = Shared(make_jobs(files))
         all_done(crew.stop, [crew.workers.submit(drain, crew.stop, jobs, workspace) for workspace in crew.workspaces])
@@ -110,7 +117,7 @@ def _finish(crew: Crew, files: Mapping[str, OutputFile], source: Path | None = N
         _hash(crew, crew.inputs.complete())
         for (name, file), own in zip(files.items(), digests, strict=True):
             file.finish()
-            crew.stage.finish(file.part, name, own, total(file.tallies))
+            crew.stage.finish(file.part, name, own, total(file.tallies), fates_by_family(file.fates))
 
 
 def _hash(crew: Crew, paths: Sequence[Path]) -> None:
@@ -129,6 +136,7 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
         for offset, size in unread(shard):
             yield from only_hashed(crew, shard.source, offset, size)
         yield functools.partial(write, crew, shard.header, files)
+    kept = {step.spec.name: step.offset for step in shard.steps if step.keeps is not None}
     for step in with_stretches(shard.steps, outputs, crew.base):
         run = yield from _aligned(crew, shard, run, step.target if isinstance(step, Stretch) else step.offset, files)
         if isinstance(step, Stretch):
@@ -139,9 +147,9 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
         if crew.base and step.base.path not in crew.base:  # of another size than the base's
             for file in files:
                 file.tallies.append(Tally(changed=step.spec.numel))
-        own = Run(step.base.path, step.base.offset, step.offset, step.spec.nbytes)
+        own = Run(step.stored.path, step.stored.offset, step.offset, step.spec.nbytes)
         sources = [verbatim(step, output.alpha) for output in outputs]
-        if all(source is step.base for source in sources):
+        if all(source is step.stored for source in sources):
             if (longer := run.then(own)) is not None:
                 run = longer
                 continue
@@ -150,11 +158,11 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
         else:
             yield from copies(crew, run, files)
             if not crew.base and not any(
-                source is None or source is step.base for source in sources
+                source is None or source is step.stored for source in sources
             ):  # nobody reads it
-                yield from only_hashed(crew, own.path, own.offset, step.base.spec.nbytes)
-            yield from _edit_jobs(crew, step, outputs, files, sources)
-            run = Run(own.path, own.offset + step.base.spec.nbytes, step.offset + own.size, 0)
+                yield from only_hashed(crew, own.path, own.offset, step.stored.spec.nbytes)
+            yield from _edit_jobs(crew, step, outputs, files, sources, kept)
+            run = Run(own.path, own.offset + step.stored.spec.nbytes, step.offset + own.size, 0)
     run = yield from _aligned(crew, shard, run, shard.size, files)
     yield from copies(crew, run, files)
 
@@ -184,12 +192,14 @@ def _edit_jobs(
     outputs: Sequence[Output],
     files: Sequence[OutputFile],
     sources: Sequence[Ref | None],
+    kept: Mapping[str, int],
 ) -> Iterator[Job]:
+    """kept: of the steps of this file that keep codes, or scales, the names and offsets"""
     computed = []
     for output, file, source in zip(outputs, files, sources, strict=True):
         if source is None:
             computed.append((file, output.alpha))
-        elif source is not step.base and step.base.path in crew.base:
+        elif source is not step.stored and step.base.path in crew.base:
             yield from replacements(crew, step.base, source, step.offset, file)
         else:
             yield from copies(crew, Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
@@ -201,12 +211,49 @@ def _edit_jobs(
             yield functools.partial(_make, crew, cast, first, last, only)
     if not computed:
         return
+    if step.keeps is not None:
+        yield from _kept_jobs(crew, step, computed, kept)
+        return
     if (tensor := _made_of_its_own(crew.inputs, step)) is not None:
         for first, last in tensor.cuts():
             yield functools.partial(_make, crew, tensor, first, last, computed)
     else:
         for block in blocks_of(crew.inputs, step):
             yield functools.partial(_edit, crew, block, computed)
+
+
+def _kept_jobs(
+    crew: Crew, step: Step, outputs: Sequence[tuple[OutputFile, float]], targets: Mapping[str, int]
+) -> Iterator[Job]:
+    """Codes and their scales are made together, where both go to this file."""
+    codes, scales = (ref.spec.name for ref in step.base.stored[:2])
+    if step.spec.name != codes and codes in targets:
+        return  # by the step of the codes
+    own = {name: targets[name] for name in (codes, scales) if name in targets}
+    weight = Kept(crew.inputs, step, own, exact=crew.exact)
+    for first, last in weight.cuts():
+        yield functools.partial(_keep, crew, weight, first, last, outputs, counted=codes in own)
+
+
+def _keep(
+    crew: Crew,
+    weight: Kept,
+    first: int,
+    last: int,
+    outputs: Sequence[tuple[OutputFile, float]],
+    space: Workspace,
+    *,
+    counted: bool,
+) -> None:
+    """counted: here, and not where the scales are made by themselves"""
+    results = weight.compute(first, last, [alpha for _, alpha in outputs], space)
+    for (file, _), (places, tally, fate) in zip(outputs, results, strict=True):
+        for offset, data in places:
+            file.write(offset, data)
+            crew.progress(len(data))
+        if counted:
+            file.tallies.append(tally)
+            file.fates.append((weight.family, fate))
 
 
 def _made_of_its_own(inputs: Inputs, step: Step) -> Blended | Rescaled | Weighted | None:

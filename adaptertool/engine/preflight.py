@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from adaptertool.codecs.tensors import require_finite, zero_rows_of
 from adaptertool.errors import MismatchError, shown
@@ -12,10 +13,8 @@ from adaptertool.files.writer import AT_ONCE, COPY_CHUNK
 from adaptertool.interrupts import deferred, look
 from adaptertool.kinds.lora import A, B
 from adaptertool.planning.finetuned import no_copy
-from adaptertool.spec.plan import Plan
+from adaptertool.spec.plan import Edit, Plan
 from adaptertool.spec.tensors import Ref, TensorSpec
-
-Key = tuple[Path, int, TensorSpec]
 
 
 @deferred()
@@ -25,51 +24,86 @@ def require_finite_factors(plan: Plan, inputs: Inputs) -> list[str]:
     Raises NonFiniteError, naming the tensor, for NaN or infinity. A tuned checkpoint is as large as the base; its
     tensors are checked as they are read.
     """
-    zero: dict[Key, int] = {}
-    for refs in _together({_key(ref): ref for ref in _factors(plan)}):
+    factors = _Factors()
+    changes = list(factors.of(plan))
+    zero: list[int] = []  # of each factor, how many rows are all zero
+    for refs in _together(factors.refs):
         look()
-        rows = zero_rows_of(inputs, list(refs.values())) if len(refs) > 1 else None
+        rows = zero_rows_of(inputs, refs) if len(refs) > 1 else None
         if rows is None:  # one by one, also where a number is not finite: that says where
-            rows = [require_finite(inputs, ref) for ref in refs.values()]
-        zero.update(zip(refs, rows, strict=True))
-    return [note for number, path in enumerate(plan.sources) for note in _zeros(plan, number, path, zero)]
+            rows = [require_finite(inputs, ref) for ref in refs]
+        zero += rows
+    return [
+        note
+        for number, path in enumerate(plan.sources)
+        for note in _zeros(path, [change for change in changes if change.edit.adapter == number], factors.refs, zero)
+    ]
 
 
-def _together(refs: Mapping[Key, Ref]) -> Iterator[dict[Key, Ref]]:
+class _Change(NamedTuple):
+    """A change by a product, and the numbers of its factors."""
+
+    edit: Edit
+    a: int
+    b: int
+
+
+class _Factors:
+    """The factors of a plan, each once: equal ones have one number. They are compared once, for that takes long."""
+
+    def __init__(self) -> None:
+        self.refs: list[Ref] = []
+        self._numbers: dict[tuple[Path, int, TensorSpec], int] = {}
+
+    def of(self, plan: Plan) -> Iterator[_Change]:
+        """Take all of them; returns the products."""
+        base = set(plan.files[0].values())
+        for shard in () if plan.tuned_is_checkpoint else plan.shards:
+            for step in shard.steps:
+                # A tensor of the adapter that takes the place of the base's; or in an adapter, one that is copied.
+                if step.base.path == shard.source if plan.as_adapter else step.stored.path not in base:
+                    self._number(step.stored)
+                for edit in step.edits:
+                    numbers = {role: self._number(ref) for role, ref in edit.factors.items()}
+                    if A in numbers and B in numbers:
+                        yield _Change(edit, numbers[A], numbers[B])
+
+    def _number(self, ref: Ref) -> int:
+        number = self._numbers.setdefault((ref.path, ref.offset, ref.spec), len(self.refs))
+        if number == len(self.refs):
+            self.refs.append(ref)
+        return number
+
+
+def _together(refs: Sequence[Ref]) -> Iterator[list[Ref]]:
     """The factors in their order, small ones together."""
-    size, some = 0, dict[Key, Ref]()
-    for key, ref in refs.items():
+    size, some = 0, list[Ref]()
+    for ref in refs:
         if some and size + ref.spec.nbytes > AT_ONCE:
             yield some
-            size, some = 0, {}
-        some[key] = ref
+            size, some = 0, []
+        some.append(ref)
         size += ref.spec.nbytes
     if some:
         yield some
 
 
-def _zeros(plan: Plan, number: int, path: Path, zero: Mapping[Key, int]) -> Iterator[str]:
+def _zeros(path: Path, changes: Sequence[_Change], refs: Sequence[Ref], zero: Sequence[int]) -> Iterator[str]:
     """Notes on one adapter. zero: of each factor, how many rows are all zero."""
     modules, nothing, unscaled = set(), set(), set()
-    partly: dict[Key, str] = {}
-    for step in plan.steps():
-        for edit in step.edits:
-            if edit.adapter != number or not {A, B} <= edit.factors.keys():
-                continue
-            a, b = _key(edit.factors[A]), _key(edit.factors[B])
-            if (rows := zero.get(b)) is None:
-                continue
-            modules.add(edit.module)
-            if zero[a] == max(1, _rows(a)) or rows == max(1, _rows(b)):
-                nothing.add(edit.module)
-            elif rows:
-                partly[b] = edit.module
-            if edit.scale == 0:
-                unscaled.add(edit.module)
+    partly: dict[int, str] = {}
+    for edit, a, b in changes:
+        modules.add(edit.module)
+        if zero[a] == max(1, refs[a].spec.shape[0]) or zero[b] == max(1, refs[b].spec.shape[0]):
+            nothing.add(edit.module)
+        elif zero[b]:
+            partly[b] = edit.module
+        if edit.scale == 0:
+            unscaled.add(edit.module)
     if nothing:
         yield f"{path}: lora_B, or lora_A, is zero throughout in {_of(nothing, modules)}; their product changes nothing"
     if partly:
-        share = sum(zero[key] for key in partly) / sum(map(_rows, partly))
+        share = sum(zero[b] for b in partly) / sum(refs[b].spec.shape[0] for b in partly)
         yield (
             f"{path}: in {_of(partly.values(), modules)} whole rows of lora_B are zero and others are not: {share:.1%} "
             "of these rows. Was it saved by one of several processes, without what the others had?"
@@ -81,26 +115,6 @@ def _zeros(plan: Plan, number: int, path: Path, zero: Mapping[Key, int]) -> Iter
 def _of(some: Collection[str], modules: Collection[str]) -> str:
     """How many of the modules, and one of them."""
     return f"{len(set(some)):,} of {len(modules):,} modules ({shown(min(some))}{', ...' if len(some) > 1 else ''})"
-
-
-def _key(ref: Ref) -> Key:
-    return ref.path, ref.offset, ref.spec
-
-
-def _rows(key: Key) -> int:
-    return key[2].shape[0]
-
-
-def _factors(plan: Plan) -> Iterator[Ref]:
-    if plan.tuned_is_checkpoint:
-        return
-    for shard in plan.shards:
-        for step in shard.steps:
-            # A tensor of the adapter that takes the place of the base's; or in an adapter, one that is copied.
-            if (step.base.path == shard.source) == plan.as_adapter:
-                yield step.base
-            for edit in step.edits:
-                yield from edit.factors.values()
 
 
 @deferred()

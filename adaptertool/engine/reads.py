@@ -45,7 +45,7 @@ def copied_whole(shard: Shard, outputs: Sequence[Output]) -> int | None:
     if shard.header is not None:
         return None
     for number, output in enumerate(outputs):
-        if all(verbatim(step, output.alpha) is step.base for step in shard.steps):
+        if all(verbatim(step, output.alpha) is step.stored for step in shard.steps):
             return number
     return None
 
@@ -53,7 +53,7 @@ def copied_whole(shard: Shard, outputs: Sequence[Output]) -> int | None:
 def unread(shard: Shard) -> Iterator[tuple[int, int]]:
     """(offset, size) of what a file of the base has and the output does not: its header where that is made anew, and
     tensors that others take the place of."""
-    if shard.header is None:
+    if shard.header is None or shard.divided:
         return
     end = 0
     refs = [ref for step in shard.steps for ref in step.base.stored if ref.path == shard.source]

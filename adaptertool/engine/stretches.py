@@ -23,7 +23,7 @@ def with_stretches(
     for step in steps:
         small = small_of(step) if any(alphas) and step.base.path in base else None
         if stretch is not None:
-            stays = not step.edits and step.spec.nbytes <= SMALL and verbatim(step, 1) is step.base
+            stays = not step.edits and step.spec.nbytes <= SMALL and verbatim(step, 1) is step.stored
             if (small or stays) and stretch.takes(step, small):
                 continue
             yield stretch

@@ -21,7 +21,8 @@ STAGING = r"\..+\.adaptertool-[0-9a-f]{16}"  # names of the directories that run
 # Other copies of the weights: beside edited tensors they would be stale. And sums of the files, which no longer are.
 # They stay behind, and it is said; so do the state of trainers, and adapters, which loaders would apply to the output.
 OTHER_WEIGHTS = (
-    "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json",
+    "*.safetensors", "*.safetensors.index.json", "*.safetensors.index.*.json",
+    "pytorch_model*.bin", "pytorch_model*.bin.index.json",
     "consolidated*.pth", "tf_model*.h5", "flax_model*.msgpack", "model.ckpt*",
     "diffusion_pytorch_model*.bin", "diffusion_flax_model*.msgpack", "*.ckpt", "openvino_model.*",
     "rust_model.ot", "*.gguf", "*.onnx", "*.onnx_data", "*.onnx.data", SUMS,

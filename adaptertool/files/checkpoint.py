@@ -22,7 +22,7 @@ from adaptertool.files.hints import found_below, not_there
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import exists, names_in
 from adaptertool.files.store import FOLDER
-from adaptertool.spec.plan import Asset
+from adaptertool.spec.plan import Asset, KeptWeight
 from adaptertool.spec.tensors import Ref
 
 SINGLE = "model.safetensors"
@@ -67,6 +67,8 @@ class Checkpoint:
     # and its config has theirs by these
     components: tuple[str, ...] = ()
     stored_as: Mapping[str, str] | None = None  # dtypes of outputs, where others than those here; headers follow
+    # Weights that stay codes, by the names of these and of their scales: `tensors` has the weights, `headers` these
+    kept: Mapping[str, KeptWeight] | None = None
 
     @property
     def named(self) -> dict[str, Path]:

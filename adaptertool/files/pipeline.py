@@ -82,14 +82,24 @@ def open_pipeline(root: Path, adapters: Adapters) -> Checkpoint:
 
 
 def open_component(folder: Path, adapters: Adapters) -> Checkpoint:
-    """The model in one folder of a pipeline, of whichever variant is there. Raises InputError where several are."""
+    """The model in one folder of a pipeline: what diffusers loads where no variant is named, else whichever variant is
+    there. Raises InputError where several are."""
     found = _weights_in(folder)
-    if len(found) > 1:
+    plain = [one for one in found if one.single in (_PLAIN.single, SINGLE)]
+    if len(plain or found) > 1:
         raise InputError(
             f"{folder} holds {len(found)} variants of one model: {', '.join(shown(one.single) for one in found)}; "
             "which of them is meant? Put the others elsewhere"
         )
-    return open_directory(folder, adapters, found[0] if found else _PLAIN)
+    own = next(iter(plain or found), _PLAIN)
+    opened = open_directory(folder, adapters, own)
+    if len(found) < 2:
+        return opened
+    note = (
+        f"{folder} holds variants of one model: {own.single} is read, as by diffusers where no variant is named; "
+        "others would be stale beside what is merged. For one of them, give a folder that has it alone"
+    )
+    return dataclasses.replace(opened, notes=(note, *opened.notes))
 
 
 def _is_there(what: object) -> bool:

@@ -19,6 +19,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import NamedTuple
 
 from adaptertool.errors import AdapterToolError, StorageError
@@ -38,12 +39,13 @@ from adaptertool.files.leftovers import (
 )
 from adaptertool.files.publish import make_directory, sync_directory
 from adaptertool.interrupts import deferred
-from adaptertool.spec.tally import Tally, noted
+from adaptertool.spec.tally import Fate, Tally, noted, noted_fates
 
 _HEX = re.compile("[0-9a-f]{64}")
 
 
 NOTHING = Tally()
+Fates = Mapping[str, Fate]
 
 
 class Finished(NamedTuple):
@@ -52,6 +54,7 @@ class Finished(NamedTuple):
     size: int
     digests: Digests
     tally: Tally = NOTHING  # of the elements that were edited in it
+    fates: Fates = MappingProxyType({})  # of weights that stay codes, by family
 
 
 class Staging:
@@ -141,14 +144,24 @@ class Staging:
         make_directory(path.parent)
         return path.with_name(f"{PART}{secrets.token_hex(8)}")
 
-    def finish(self, part: Path, name: str, digests: Digests, tally: Tally = NOTHING) -> None:
+    def finish(
+        self, part: Path, name: str, digests: Digests, tally: Tally = NOTHING, fates: Fates = MappingProxyType({})
+    ) -> None:
         """Give a complete, durable file its name, and note it. Raises StorageError."""
         path = self.work / name
-        known = Finished(part.stat().st_size, digests, tally)
+        known = Finished(part.stat().st_size, digests, tally, fates)
         try:
             part.rename(path)
             self.sync(path.parent)
-            self._note({"name": name, "size": known.size, **digests, "tally": tally})
+            self._note(
+                {
+                    "name": name,
+                    "size": known.size,
+                    **digests,
+                    "tally": tally,
+                    **({"fates": dict(fates)} if fates else {}),
+                }
+            )
         except OSError as error:
             raise StorageError(f"finishing {path} failed: {error.strerror}") from error
         self.finished[name] = known
@@ -203,10 +216,11 @@ class Staging:
                     continue
                 if isinstance(given := entry.get("input"), str):
                     self.inputs[given] = digests
-                elif (tally := noted(entry.get("tally"))) is None:
+                tally, fates = noted(entry.get("tally")), noted_fates(entry.get("fates", {}))
+                if "input" in entry or tally is None or fates is None:
                     continue
-                elif isinstance(name := entry.get("name"), str) and self._holds(name, entry.get("size"), digests):
-                    self.finished[name] = Finished(entry["size"], digests, tally)
+                if isinstance(name := entry.get("name"), str) and self._holds(name, entry.get("size"), digests):
+                    self.finished[name] = Finished(entry["size"], digests, tally, fates)
 
     def _holds(self, name: str, size: object, digests: Digests) -> bool:
         """Whether this file is in `work`, itself and not through a link, and as it was noted."""

@@ -16,10 +16,11 @@ from typing import Any, NoReturn
 from safetensors import SafetensorError, safe_open
 
 from adaptertool.errors import InternalError, StorageError
+from adaptertool.files.direct import Direct
 from adaptertool.files.hashing import DEFAULT, Digests, hash_all, hasher
 from adaptertool.files.reader import Inputs, read_into
 from adaptertool.files.store import InputFile
-from adaptertool.spec.tally import Tally
+from adaptertool.spec.tally import Fate, Tally
 
 COPY_CHUNK = 2 << 20  # bytes that a job copies
 
@@ -69,14 +70,17 @@ class OutputFile:
         hashes: tuple[str, ...] = DEFAULT,
         *,
         most: int | None = None,
+        direct: bool = False,
     ) -> None:
         """part: the name that the file has until it is finished, if not its own
         most: bytes that it may grow to before it is shortened
+        direct: past what the system keeps of files (files.direct), where it can be
         """
         self.path, self.size, self.part = path, size, part or path
         self.hashes = hasher(size if most is None else most, self.read_back, hashes)
         self._can_share = sys.platform == "linux"
         self.tallies: list[Tally] = []  # of the parts of it, by those who make them
+        self.fates: list[tuple[str, Fate]] = []  # the same, of weights that stay codes, with their families
         try:
             self.fd = os.open(self.part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         except OSError as error:
@@ -87,6 +91,9 @@ class OutputFile:
         except OSError as error:
             os.close(self.fd)
             _fail(path, error)
+        self._direct: Direct | None = None
+        with contextlib.suppress(OSError):
+            self._direct = Direct(self.part) if direct else None
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write bytes at an offset, and have them hashed. Raises StorageError."""
@@ -95,6 +102,17 @@ class OutputFile:
 
     def put(self, offset: int, data: memoryview) -> None:
         """Write bytes at an offset; the disk may begin on them. Raises StorageError."""
+        if self._direct is None:
+            self._put(offset, data)
+            return
+        try:
+            begin, end = self._direct.write(offset, data)
+        except OSError as error:
+            _fail(self.path, error)
+        self._put(offset, data[:begin])
+        self._put(offset + end, data[end:])
+
+    def _put(self, offset: int, data: memoryview) -> None:
         done = 0
         while done < len(data):
             try:
@@ -157,6 +175,8 @@ class OutputFile:
 
     def close(self) -> None:
         """May be called again: only the first closes."""
+        if self._direct is not None:
+            self._direct.close()
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)

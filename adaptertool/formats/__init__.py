@@ -12,6 +12,7 @@ from adaptertool.architectures.gguf import ARCHITECTURE
 from adaptertool.errors import InputError, UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
+from adaptertool.formats import thirds
 from adaptertool.formats.explained import explain
 from adaptertool.formats.format import Format, Writing
 from adaptertool.formats.gguf.format import GGUF
@@ -83,7 +84,10 @@ def require_one_naming(adapters: Sequence[Adapter]) -> None:
 def misreadings(sources: Sequence[Adapter | Checkpoint]) -> Mapping[str, Callable[[Edit], Edit]]:
     """Other ways to read the adapters among the sources of a plan, which some tools take: by the name of the fault,
     what becomes of an edit."""
-    own = [BY_NAME[one.format].misreadings(one) if isinstance(one, Adapter) else {} for one in sources]
+    own = [
+        {**BY_NAME[one.format].misreadings(one), **thirds.misreadings(one)} if isinstance(one, Adapter) else {}
+        for one in sources
+    ]
 
     def misread(fault: str) -> Callable[[Edit], Edit]:
         return lambda edit: reads(edit) if (reads := own[edit.adapter].get(fault)) else edit

@@ -6,39 +6,59 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adaptertool.architectures.in_four_bits import in_four_bits
+from adaptertool.architectures.kept import kept
 from adaptertool.architectures.quantised import decoded
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files import checkpoint as files
 from adaptertool.files.checkpoint import Adapters, Checkpoint
 from adaptertool.files.pipeline import is_component, is_pipeline, open_component, open_pipeline
 from adaptertool.formats import FORMATS, is_adapter
+from adaptertool.spec.choices import KEEP
 
 _UNMERGED = re.compile(r"\.base_layer\.|\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
 _ADAPTERS = Adapters(is_adapter, tuple(pattern for one in FORMATS for pattern in one.files.patterns))
 
 
-def open_checkpoint(path: Path, dtype: str | None = None) -> Checkpoint:
-    """Read all headers, the index and the config of a checkpoint. Raises InputError, and UnsupportedError for GGUF that
-    is to be decoded; reads no weights.
-
-    dtype: decoded, and to be stored so (architectures.quantised)
-    """
+def open_checkpoint(
+    path: Path, dtype: str | None = None, quantise: str | None = None, as_trained: str | None = None
+) -> Checkpoint:
+    """Read all headers, the index and the config of a checkpoint. Raises InputError, and as `as_asked` does; reads no
+    weights."""
     if is_pipeline(path):
         opened = open_pipeline(path, _ADAPTERS)
     elif is_component(path):
         opened = open_component(path, _ADAPTERS)
     else:
         opened = files.open_checkpoint(path, _ADAPTERS)
-    if dtype is not None and opened.gguf is not None:
+    return as_asked(opened, dtype, quantise, as_trained)
+
+
+def as_asked(
+    opened: Checkpoint, dtype: str | None = None, quantise: str | None = None, as_trained: str | None = None
+) -> Checkpoint:
+    """A checkpoint as it is to be read. Raises UnsupportedError for GGUF and pipelines that are to be decoded.
+
+    dtype: decoded, and to be stored so (architectures.quantised)
+    quantise: KEEP: weights stay codes (architectures.kept)
+    as_trained: as a QLoRA run saw it (architectures.in_four_bits)
+    """
+    path = opened.path
+    option = "--dtype" if quantise is None else "--quantise"
+    if (dtype or quantise) and opened.gguf is not None:
         raise UnsupportedError(
-            f"{path} is GGUF, of which the header and the types are kept; --dtype is for checkpoints: convert and "
+            f"{path} is GGUF, of which the header and the types are kept; {option} is for checkpoints: convert and "
             "quantise the merged model by llama.cpp's own tools"
         )
-    if dtype is not None and opened.components:
+    if (dtype or quantise) and opened.components:
         raise UnsupportedError(
-            f"{path} is a pipeline; --dtype is for single models: give the folder of the component as BASE"
+            f"{path} is a pipeline; {option} is for single models: give the folder of the component as BASE"
         )
-    return opened if dtype is None else decoded(opened, dtype)
+    if quantise == KEEP:
+        opened = kept(opened)
+    elif dtype is not None:
+        opened = decoded(opened, dtype)
+    return opened if as_trained is None else in_four_bits(opened, as_trained)
 
 
 def require_named(checkpoint: Checkpoint) -> Checkpoint:

@@ -10,8 +10,11 @@ from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.gguf import is_gguf
 from adaptertool.files.header import read_header
 from adaptertool.files.hints import from_pickle
+from adaptertool.files.trainer import is_trainer_file
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+_NEMO = ".nemo"
+_OF_MODELS = ("pytorch_model", "model")  # how names of pickles begin that are of no adapter
 _PEFT, _CONFIG = "base_model.model.", "adapter_config.json"
 _LISTED = 5  # files that an error names
 # A pattern of names in a folder -> what it is
@@ -40,8 +43,10 @@ def _explain_folder(path: Path, is_adapter: Callable[[Path], bool]) -> None:
     if files:
         listed = ", ".join(shown(one) for one in files[:_LISTED]) + (" ..." if len(files) > _LISTED else "")
         raise InputError(f"{path} is a folder, and what is an adapter is a file in it; give its path: {listed}")
-    if (pickle := path / "pytorch_lora_weights.bin").exists():
-        _explain_file(pickle)
+    for one in sorted(path.iterdir()):
+        known = one.name.startswith(_OF_MODELS) or is_trainer_file(one.name)
+        if one.suffix.lower() in (*_PICKLES, _NEMO) and not known:
+            _explain_file(one)
 
 
 def _explain_file(path: Path) -> None:
@@ -50,7 +55,7 @@ def _explain_file(path: Path) -> None:
             f"{path} is a pickle, and pickles are never opened. This makes a safetensors file of it; give that:\n"
             f"  {from_pickle(path, path.with_suffix('.safetensors'))}"
         )
-    if path.suffix.lower() == ".nemo":
+    if path.suffix.lower() == _NEMO:
         raise UnsupportedError(
             f"{path} is an archive of NeMo's: export the adapter from there as PEFT's, or merge it there"
         )

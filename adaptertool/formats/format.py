@@ -77,6 +77,8 @@ class Facts(NamedTuple):
     rank_stabilised: bool
     rank: Any
     alpha: Any
+    scale: str = "alpha/r"  # what makes it, where the adapter is not rank-stabilised
+    tool: str = "PEFT"  # that wrote it, where its version is known
 
 
 class Read(Protocol):

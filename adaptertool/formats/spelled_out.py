@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from adaptertool.errors import shown
+from adaptertool.formats.differences import as_differences, dtype_of_difference
 from adaptertool.formats.saving import drafted, number, refuse
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.difference import DELTA
@@ -44,15 +45,19 @@ class Spelt(NamedTuple):
     scale: Said
 
 
-def on_layers(portable: Portable, what: str, *, replacing: bool = False) -> None:
+def on_layers(portable: Portable, what: str, *, replacing: bool = False, differences: bool = False) -> None:
     """Refuse what is no change of a layer's weight or bias: saved tensors, token rows, parameters and experts,
     embeddings.
 
-    what: the format; replacing: it has whole tensors that take the place of the base's. Raises UnsupportedError.
+    what: the format; replacing: it has whole tensors that take the place of the base's; differences: such as a base
+    tells. Raises UnsupportedError.
     """
     saved = [change for change in portable.changes if kind_of(change).replaces]
     if whole := [change for change in saved if not replacing or change.rows is not None]:
-        why = f"saved whole, to take the place of the base's, which {what} has no place for: merge it into its base"
+        why = (
+            f"saved whole, to take the place of the base's, which {what} has no place for: merge it into its base"
+            + differences * "; or give --base, and the difference to that is written"
+        )
         refuse(portable, whole, why)
     for change in portable.changes:
         if kind_of(change).replaces:
@@ -127,7 +132,9 @@ def tensors_of(one: Spelt) -> Iterator[Drafted]:
     change, alpha, path = one.change, one.scale.alpha, next(iter(one.change.factors.values())).path
     scaled = next((role for role in _TAKES_SCALE if role in change.factors), None)
     for role, ref in change.factors.items():
-        yield drafted(f"{one.key}{one.endings[role]}", ref, times=one.scale.times if role == scaled else 1.0)
+        dtype = dtype_of_difference(ref) if role == DELTA else None
+        times = one.scale.times if role == scaled else 1.0
+        yield drafted(f"{one.key}{one.endings[role]}", ref, dtype=dtype, times=times)
     if alpha is not None:
         yield number(f"{one.key}{ALPHA}", alpha, path)
     for name, value in change.settings.items():
@@ -144,7 +151,9 @@ def spelt_out(
 
     Raises UnsupportedError for what these cannot hold.
     """
-    on_layers(portable, what, replacing=replacing is not None)
+    if replacing is None:
+        portable = as_differences(portable)
+    on_layers(portable, what, replacing=replacing is not None, differences=replacing is None and not portable.stored)
     found = []
     for one in portable.changes:
         if kind_of(one).follows:

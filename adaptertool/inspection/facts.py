@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from adaptertool.architectures.families import EMBEDDINGS
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.formats import DEFAULT
 from adaptertool.inspection.capacity import capacity_of
 from adaptertool.inspection.coverage import coverage_of
 from adaptertool.inspection.described import Described
@@ -55,10 +56,13 @@ def adapter_facts(
     forms = [(*module.shape, module.rank) for module in layers if module.shape and module.rank]
     return AdapterFacts(
         peft_type=said.kind,
-        peft_version=said.version,
+        peft_version=said.version if described.format is DEFAULT else None,
+        format=described.format.name,
+        written_by=f"{said.tool} {said.version}" if said.version else None,
         trained_on=said.trained_on,
         initialiser=said.initialiser,
         rank_stabilised=said.rank_stabilised,
+        scaled_by="alpha/√r" if said.rank_stabilised else said.scale,
         kinds=dict(Counter(module.kind for module in modules)),
         dtypes=dict(Counter(ref.spec.dtype for ref in tensors.values())),
         tensors=len(tensors),

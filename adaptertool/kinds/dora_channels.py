@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from adaptertool.kinds import dora, lora
 from adaptertool.kinds.dora import MAGNITUDE
-from adaptertool.kinds.kind import Kind, Norms, Shape
+from adaptertool.kinds.kind import Kind, Misreading, Norms, Shape
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.error_bound import Bound, Factor
 from adaptertool.numerics.ops import DIVIDE, TIMES
@@ -40,4 +40,5 @@ DORA_CHANNELS = Kind(
     operations=frozenset({TIMES, DIVIDE}),
     norms=Norms(squares=dora.squares, bound=lora.bound, length=MAGNITUDE, together=PLACES),
     of_weight=True,
+    misreadings=(Misreading("magnitude-ignored", "", dora.without_magnitude),),
 )

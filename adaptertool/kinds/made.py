@@ -10,7 +10,6 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -125,7 +124,7 @@ def on_points(part: Part, weight: Shape) -> Part:
     there."""
     a, b = part.factors[A], part.factors[B]
     shaped = {
-        role: replace(ref, spec=ref.spec._replace(shape=(ref.shape[0], *rest)))
+        role: ref._replace(spec=ref.spec._replace(shape=(ref.shape[0], *rest)))
         for role, ref, rest in ((A, a, weight[1:]), (B, b, (b.shape[1], *[1] * (len(weight) - 2))))
     }
     return part._replace(factors=shaped)

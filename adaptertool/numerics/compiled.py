@@ -62,6 +62,9 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
     # kernel/small.h
     for stored in ("BF16", "F16", "F32"):
         found[f"small_{stored}"] = None, [_POINTER]
+    for stored in _STORED:
+        scales = [_POINTER, _POINTER, _COUNT, *[_POINTER] * 3, ctypes.c_double]
+        found[f"decode_{stored}"] = None, [*scales, _POINTER, *[_COUNT] * 3]
     found["zero_rows"] = ctypes.c_int, [_POINTER, _POINTER, _COUNT, _POINTER]
     return found
 

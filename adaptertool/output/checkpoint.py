@@ -24,10 +24,10 @@ from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.output.leftovers import Leftovers
 from adaptertool.output.manifest import Record, recipe_key, write_manifests
 from adaptertool.output.options import Options
-from adaptertool.output.outcome import fields_of, notes_of, require_changed, tallies_of
+from adaptertool.output.outcome import fields_of, kept_of, notes_of, require_changed, tallies_of
 from adaptertool.output.provenance import Prepared, check_provenance, statement
 from adaptertool.output.target import check_output, makes_file, summary
-from adaptertool.reports.run import RunReport
+from adaptertool.reports.run import KeptReport, RunReport
 from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Plan
@@ -62,10 +62,10 @@ def run(plan: Plan, out: Path, options: Options) -> RunReport:
                     write_small(stage.work / output.folder / name, content)
                     told(len(content))
             inputs.check_unchanged()
-            tallies = tallies_of(plan, stage)
+            tallies, kept = tallies_of(plan, stage), kept_of(plan, stage)
             if options.fail_if_unchanged:
                 require_changed(plan, tallies)
-            record = Record(plan, stage, inputs.digests)
+            record = Record(plan, stage, inputs.digests, kept)
             work = _complete(record, out)
             if options.verify:
                 verify_outputs(plan, stage.work, threads)
@@ -75,11 +75,11 @@ def run(plan: Plan, out: Path, options: Options) -> RunReport:
                 prepared = opened.enter_context(Prepared(provenance, statement(record, subjects), force=force))
             options.begin_publishing()
             publish.publish(work, out, force=force)
-            notes += [*fewer(started, threads), *stage.notes, *notes_of(plan, tallies), *others.at_end()]
+            notes += [*fewer(started, threads), *stage.notes, *notes_of(plan, tallies, kept or ()), *others.at_end()]
         if provenance is not None:  # the staging is gone: what fails here does not begin again
             prepared.publish()
     seconds = time.perf_counter() - start
-    return _report(plan, out, started, tallies, notes, seconds, verified=options.verify)
+    return _report(plan, out, started, (tallies, kept), notes, seconds, verified=options.verify)
 
 
 def _check(plan: Plan, out: Path, options: Options) -> None:
@@ -102,7 +102,7 @@ def _report(
     plan: Plan,
     out: Path,
     threads: int,
-    tallies: tuple[Tally, ...],
+    counted: tuple[tuple[Tally, ...], tuple[KeptReport, ...] | None],
     notes: Sequence[str],
     seconds: float,
     *,
@@ -112,7 +112,8 @@ def _report(
     fields["notes"] += tuple(notes)
     return RunReport(
         **fields,
-        **fields_of(plan, tallies),
+        **fields_of(plan, counted[0]),
+        kept=counted[1],
         seconds=seconds,
         bytes_per_second=(fields["bytes_read"] + fields["bytes_written"]) / seconds,
         peak_memory=peak_memory(),
@@ -122,7 +123,9 @@ def _report(
 
 
 def require_verifiable(plan: Plan, *, verify: bool) -> None:
-    """Refuse to verify what cannot be. Raises UsageError for adapters, methods and Fisher weights."""
+    """Refuse to verify what cannot be. Raises UsageError for adapters, methods, Fisher weights and codes."""
+    if verify and any(step.keeps for step in plan.steps()):
+        raise UsageError("verifying is for weights that are stored as numbers; not yet for codes (--quantise keep)")
     if verify and plan.as_adapter:
         raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
     if verify and any(step.blend or step.fisher for step in plan.steps()):

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from marshal import dumps
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ from adaptertool.files.checkpoint import MANIFEST, SUMS
 from adaptertool.files.hashing import SHA256, Digests, digests_of
 from adaptertool.files.staging import Finished, Staging
 from adaptertool.files.writer import write_small
-from adaptertool.spec.plan import Plan
+from adaptertool.reports.run import KeptReport
+from adaptertool.spec.plan import Edit, Plan
 from adaptertool.spec.tensors import Ref
 from adaptertool.version import __version__
 
 Facts = dict[str, int | str]  # size, and hashes by name
+
+_PLAIN = Edit._fields.index("view")  # fields of an edit that are numbers and texts, but for its factors
 
 
 def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
@@ -33,18 +38,23 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
     files = {path: number for number, (path, _) in enumerate(inputs)}
 
     def told(ref: Ref) -> tuple[object, ...]:
-        one = files[str(ref.path)], ref.offset, *ref.spec, ref.columns
+        columns = None if ref.columns is None else repr(ref.columns)
+        one = files[str(ref.path)], ref.offset, *ref.spec, columns
         if ref.made is None:
             return one
         return *one, ref.made.first, ref.made.rows.__qualname__, *map(told, ref.made.sources)
 
-    # Tuples alone, and a file by its number: there may be hundreds of thousands, and names take the longest to print
+    # Plain tuples alone, and a file by its number: there may be hundreds of thousands. Version 2 of marshal writes the
+    # same for what is equal, and takes a fourth of the time of repr
     for step in plan.steps():
         if step.edits:
             factors = [[(role, *told(ref)) for role, ref in edit.factors.items()] for edit in step.edits]
-            others = [[field for field in edit if field is not edit.factors] for edit in step.edits]
-            made = step.blend, step.fisher, step.makes
-            state.update(repr((*step.spec, step.offset, *told(step.base), factors, others, made)).encode())
+            plain = [[None if field is edit.factors else field for field in edit[:_PLAIN]] for edit in step.edits]
+            rest = [repr(edit[_PLAIN:]) if any(edit[_PLAIN:]) else None for edit in step.edits]
+            others = step.blend, step.fisher, step.makes, step.keeps and told(step.keeps.part)
+            made = repr(others) if any(others) else None
+            whole: Any = *step.spec, step.offset, told(step.base), factors, plain, rest, made
+            state.update(dumps(whole, 2))
     return state.hexdigest(8)
 
 
@@ -55,6 +65,7 @@ class Record:
     plan: Plan
     stage: Staging
     digests: Mapping[Path, Digests]  # of inputs
+    kept: Sequence[KeptReport] | None = None  # what became of weights that stay codes
 
     def inputs(self) -> tuple[dict[str, Facts], ...]:
         """Size and hashes of the files of the base and of each source, by name. Where only the header of a file was
@@ -112,7 +123,9 @@ def write_manifests(record: Record) -> None:
 def _write(record: Record, folder: Path, alphas: list[float]) -> None:
     base, *sources = record.inputs()
     inputs = {"base": base, "sources": sources}
-    write_manifest(folder, record.recipe(alphas), inputs, record.outputs(folder), record.stage.hashes)
+    known = record.kept
+    kept = None if known is None else [dataclasses.asdict(one) for one in known if one.alpha in alphas]
+    write_manifest(folder, record.recipe(alphas), inputs, record.outputs(folder), record.stage.hashes, kept)
 
 
 def write_manifest(
@@ -121,12 +134,15 @@ def write_manifest(
     inputs: Mapping[str, Any],
     files: Mapping[str, Facts],
     hashes: tuple[str, ...],
+    kept: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
+    """kept: what became of weights that stay codes"""
     content = {
         "schema": "manifest/1",
         "adaptertool": __version__,
         "recipe": recipe,
         "inputs": inputs,
+        **({} if kept is None else {"kept": kept}),
         "files": files,  # --force replaces a folder that holds these, the manifest, SHA256SUMS, and no others
     }
     write_small(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())

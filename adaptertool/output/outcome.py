@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.engine.budget import count_elements
 from adaptertool.errors import UnchangedError
 from adaptertool.files.staging import Staging
+from adaptertool.reports.run import KeptReport
 from adaptertool.spec.plan import Plan
-from adaptertool.spec.tally import Tally, total
+from adaptertool.spec.tally import Fate, Tally, fates_by_family, total
 
 _LOW = 0.5  # a survival that is said
 _DIGITS = 4  # of a survival: it is of a sample
@@ -23,6 +25,40 @@ def tallies_of(plan: Plan, stage: Staging) -> tuple[Tally, ...]:
         total(stage.finished[(Path(output.folder) / shard.name).as_posix()].tally for shard in plan.shards)
         for output in plan.outputs
     )
+
+
+def kept_of(plan: Plan, stage: Staging) -> tuple[KeptReport, ...] | None:
+    """What became of the weights that stay codes, also of what an earlier run has finished; None where none is to."""
+    if "quantise" not in plan.choices:
+        return None
+    found = []
+    for output in plan.outputs:
+        files = [stage.finished[(Path(output.folder) / shard.name).as_posix()] for shard in plan.shards]
+        families = fates_by_family(one for file in files for one in file.fates.items())
+        every = Fate().plus(families.values())
+        found += [_kept(output.alpha, family, fate) for family, fate in (*families.items(), (None, every))]
+    return tuple(found)
+
+
+def _kept(alpha: float, family: str | None, fate: Fate) -> KeptReport:
+    survival = noise = None
+    if fate.update:
+        survival, noise = _rounded(fate.kept / fate.update), _rounded(math.sqrt(fate.noise / fate.update))
+    return KeptReport(
+        alpha=alpha,
+        family=family,
+        elements=fate.elements,
+        changed=fate.changed,
+        blocks=fate.blocks,
+        rescaled=fate.rescaled,
+        survival=survival,
+        noise=noise,
+    )
+
+
+def _rounded(share: float) -> float:
+    """To as many digits as every machine finds: the sums are of floats."""
+    return float(f"{round(share, _DIGITS + 2):.{_DIGITS}g}")
 
 
 def fields_of(plan: Plan, tallies: tuple[Tally, ...]) -> dict[str, Any]:
@@ -45,15 +81,27 @@ def require_changed(plan: Plan, tallies: tuple[Tally, ...]) -> None:
         raise UnchangedError(f"{reason}; nothing was published, as --fail-if-unchanged asks for")
 
 
-def notes_of(plan: Plan, tallies: tuple[Tally, ...]) -> Iterator[str]:
+def notes_of(plan: Plan, tallies: tuple[Tally, ...], kept: Sequence[KeptReport] = ()) -> Iterator[str]:
     """What the user should know of each output: that nothing changed, or that little of the update is left."""
-    count = 0 if plan.as_adapter else count_elements(plan)
+    for one in kept:
+        if one.family is None and one.survival is not None and one.survival < _LOW:
+            at = f" at alpha {one.alpha:g}" if len(plan.outputs) > 1 else ""
+            yield (
+                f"WARNING: {one.survival:.1%} of the update of quantised weights survives the rounding to their own "
+                f"codes{at}, with a noise of {one.noise:.2f} times the update: the output is nearly the base. Write a "
+                "dense checkpoint with --dtype bf16 in the place of --quantise keep, or serve the adapter unmerged"
+            )
+    shares = [None if kept and tally.changed else tally.survival for tally in tallies]
+    if plan.as_adapter or all(
+        tally.changed and (share is None or share >= _LOW) for tally, share in zip(tallies, shares, strict=True)
+    ):
+        return  # before all steps are looked at, of which there may be hundreds of thousands
+    count = count_elements(plan)
     dtypes = ", ".join(sorted({step.spec.dtype for step in plan.steps() if step.edits and step.makes is None}))
-    for output, tally in zip(plan.outputs, tallies, strict=True):
-        if not count or all(verbatim(step, output.alpha) is step.base for step in plan.steps()):
+    for output, tally, share in zip(plan.outputs, tallies, shares, strict=True):
+        if not count or all(verbatim(step, output.alpha) is step.stored for step in plan.steps()):
             continue  # it was to be the base
         at = f" at alpha {output.alpha:g}" if len(plan.outputs) > 1 else ""
-        share = tally.survival
         if not tally.changed:
             lost = "all of the update is lost" if tally.update else "the update is zero, or all of it is lost"
             yield f"0 of {count:,} elements changed{at}: {lost} in the rounding to {dtypes}"

@@ -155,7 +155,7 @@ def _saved(base: Ref, edit: Edit) -> Iterator[tuple[Ref, Ref]]:
         yield base, ref
         return
     spec = base.spec
-    rows = dataclasses.replace(base, spec=spec._replace(shape=(spec.numel // view.width, view.width)))
+    rows = base._replace(spec=spec._replace(shape=(spec.numel // view.width, view.width)))
     assert len(view.columns) == view.width
     for _, run in itertools.groupby(enumerate(view.rows), lambda pair: pair[1] - pair[0]):
         (place, row), *more = run

@@ -104,10 +104,15 @@ def full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edit
         if ref.spec.name in traits.beside_codes:
             continue
         traits.refuse_quantised(ref)
-        name, here, there = ref.spec.name, ref.spec.dtype, other.spec.dtype
+        name, there = ref.spec.name, other.spec.dtype
+        here = ref.spec.dtype if base.stored_as is None else base.stored_as.get(ref.spec.name, ref.spec.dtype)
         edits[name] = [Edit(FULL.name, 0, name, {TUNED: other}, 1.0, 1.0)]
-        if here != there:
-            casts.add(f"tuned tensors of dtype {there} are stored as {here}, as in the base")
+        if other.made is not None:
+            casts.add(f"{tuned.path} is quantised: its numbers are used, decoded")
+        elif here != there:
+            casts.add(
+                f"tuned tensors of dtype {there} are stored as {here}{'' if base.stored_as else ', as in the base'}"
+            )
     notes = [*pairs.notes, *sorted(casts), *traits.notes_on(edits)]
     if base.config is not None and tuned.config is not None and base.config != tuned.config:
         notes.append("config.json of base and tuned checkpoint differ; the base's is kept, like all its assets")

@@ -10,20 +10,22 @@ import copy
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adaptertool.architectures.kept import require_kept
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header, build_header
 from adaptertool.files.jsonfile import objects
 from adaptertool.resolution.heads import Head, dtype_in, stored_as
 from adaptertool.resolution.ties import FLAG
-from adaptertool.spec.plan import Asset, Edit, Shard, Step
+from adaptertool.spec.plan import Asset, Edit, Keeping, Shard, Step
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 
 CONFIG = "config.json"
-_OF_INDEX = ".safetensors.index.json"  # whatever the files of weights are called
+_OF_INDEX = re.compile(r"[^/]+\.safetensors\.index(\.[\w-]+)?\.json")  # whatever the files of weights are called
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 Edits = Mapping[str, Sequence[Edit]]
 
@@ -48,6 +50,7 @@ def shards_of(base: Checkpoint, edits: Edits, changes: TensorSetChange) -> tuple
             f"{base.path} is a pipeline, and the adapter changes the set or the sizes of its tensors (a new head, or "
             "more tokens); that is supported for single models: give the folder of the component as BASE"
         )
+    require_kept(base, edits.keys())
     home = _home(base, changes.head)
     shards = [_shard(base, header, edits, changes, is_home=header is home) for header in base.headers]
     # Where all tensors of a file were scales, whose weights are elsewhere, there is nothing left for it
@@ -67,7 +70,7 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
     head = {} if changes.head is None else changes.head.tensors
     touched = {*changes.resized, *head, *changes.dropped}
     if base.stored_as is None and not added and not is_home and touched.isdisjoint(header.tensors):
-        steps = [Step(ref.spec, ref.offset, ref, tuple(edits.get(name, ()))) for name, ref in header.tensors.items()]
+        steps = [_step(base, ref.spec, ref.offset, ref, edits) for ref in header.tensors.values()]
         return Shard(header.path, header.data_start, header.size, tuple(steps), path=base.name_of(header))
     if header.typed is not None:
         raise UnsupportedError(
@@ -90,9 +93,19 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
     content = build_header([spec for spec, _ in tensors], header.metadata)
     offset, steps = len(content), []
     for spec, ref in tensors:
-        steps.append(Step(spec, offset, ref, tuple(edits.get(spec.name, ()))))
+        steps.append(_step(base, spec, offset, ref, edits))
         offset += spec.nbytes
     return Shard(header.path, len(content), offset, tuple(steps), content)
+
+
+def _step(base: Checkpoint, spec: TensorSpec, offset: int, ref: Ref, edits: Edits) -> Step:
+    """What makes a tensor of the output from `ref`, or of a weight that stays codes, these and their scales."""
+    own = None if base.kept is None else base.kept.get(spec.name)
+    if own is None:
+        return Step(spec, offset, ref, tuple(edits.get(spec.name, ())))
+    if changes := tuple(edits.get(own.name, ())):
+        return Step(spec, offset, own.ref, changes, keeps=Keeping(own.lattice, ref))
+    return Step(spec, offset, ref)
 
 
 def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: TensorSetChange) -> tuple[Asset, ...]:
@@ -101,23 +114,32 @@ def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: TensorSetChang
         return base.assets
     new: dict[str, bytes] = {}
     if base.config is not None:
-        new[CONFIG] = _dump(_config(base, changes))
+        new[CONFIG] = dump(_config(base, changes))
     if base.index is not None:
-        own = (asset.name for asset in base.assets if asset.name.endswith(_OF_INDEX) and "/" not in asset.name)
-        new[next(own)] = _dump(_index(dict(base.index), shards))
+        own = (asset.name for asset in base.assets if is_index(asset.name))
+        new[next(own)] = dump(index_of(dict(base.index), shards))
     return tuple(
         dataclasses.replace(asset, content=new[asset.name], size=len(new[asset.name])) if asset.name in new else asset
         for asset in base.assets
     )
 
 
-def _dump(content: Mapping[str, Any]) -> bytes:
+def is_index(name: str) -> bool:
+    """Whether an asset of that name tells which file each tensor is in."""
+    return _OF_INDEX.fullmatch(name) is not None
+
+
+def dump(content: Mapping[str, Any]) -> bytes:
+    """JSON as files of a checkpoint have it."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _index(index: dict[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+def index_of(index: dict[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+    """The index of such files. index: the base's, or empty where it has none"""
     steps = [(shard, step) for shard in shards for step in shard.steps]
     places = {step.spec.name: shard.name for shard, step in steps}
+    if not index:
+        index = {"metadata": {"total_size": 0, "total_parameters": 0}, "weight_map": {}}
     index["weight_map"] = {name: places[name] for name in index["weight_map"] if name in places} | places
     totals = {
         "total_size": sum(step.spec.nbytes for _, step in steps),

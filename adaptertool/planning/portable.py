@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from adaptertool.architectures.conversion import Part
-from adaptertool.architectures.gguf import EMBEDDING
+from adaptertool.architectures.gguf import EMBEDDING, HEAD
 from adaptertool.architectures.parts import DENOISERS, ORIGINALS, part_of
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.formats.peft.format import PEFT
@@ -18,6 +18,7 @@ from adaptertool.kinds import kind_of
 from adaptertool.kinds.equivalent import spelled_as
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.made import made, turned, whole
+from adaptertool.planning.experts import experts_apart, is_of_experts
 from adaptertool.planning.joined import Block, joined
 from adaptertool.resolution.components import ComponentNames, Spelled
 from adaptertool.resolution.resolve import Base, resolve
@@ -62,9 +63,18 @@ def portable(
         stored=stored,
         config=None if subject is None else subject.base.config,
         gguf=None if subject is None else subject.base.gguf,
+        ends={} if subject is None else _ends(subject),
+        stamps={} if subject is None else {header.path: header.stamp for header in subject.base.headers},
         parts=frozenset(part.name for name in held if (part := part_of(name)[0])),
     )
     return _only(found, parts) if parts else found
+
+
+def _ends(subject: Base) -> Mapping[str, str]:
+    """What is tied, and not stored. In GGUF a model without a head computes it with the embedding."""
+    if subject.base.gguf is None or HEAD in subject.base.tensors:
+        return subject.ends
+    return {HEAD: EMBEDDING}
 
 
 def _require_ends_alike(subject: Base, adapter: Adapter, stored: Mapping[str, Ref], *, ties: bool) -> None:
@@ -86,6 +96,7 @@ def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref], names: str)
     """The changes under the names that the model has in memory. One that is stored in pieces is one change for each,
     where it has no such name itself."""
     blocks: list[Block] = []
+    prefix = subject.names.find_all([(module.target, kind_of(module).replaces) for module in adapter.modules])[1]
     by_module: dict[tuple[str, str], list[tuple[str, Module]]] = {}
     for tensor, modules in resolve(subject, adapter)[0].items():
         for placed in modules:
@@ -93,10 +104,12 @@ def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref], names: str)
     for module in adapter.modules:
         places, target = by_module[module.name, module.target], subject.names.parameter(module.target)
         (tensor, first), *others = places
-        if module.stacked:
-            raise UnsupportedError(
-                f"{adapter.path}: {shown(module.name)} has factors for a stack of experts, which are not converted yet"
-            )
+        if is_of_experts(module, places):
+            for disk, change in experts_apart(subject, adapter, module, places):
+                if disk:
+                    stored[change.target] = subject.tensors[disk]
+                yield change
+            continue
         whole = not others and first.view is None
         if isinstance(subject.names, ComponentNames) and (spelled := subject.names.spelled(module.target)) is not None:
             if (block := _block(adapter, module, spelled, names)) is not None:
@@ -109,7 +122,9 @@ def _placed(subject: Base, adapter: Adapter, stored: dict[str, Ref], names: str)
             continue
         if whole or target is not None or first.view is not None:
             own = _of_embedding(module._replace(factors=first.factors)) if whole else module  # as they are for that
-            change = _named(own, target or (subject.names.in_memory(tensor) if whole else module.target))
+            other = prefix is not None and not whole and subject.names.find(module.target) is None
+            here = prefix(module.target) if prefix is not None and other else module.target
+            change = _named(own, target or (subject.names.in_memory(tensor) if whole else here))
             if whole:
                 stored[change.target] = subject.tensors[tensor]
             yield change

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adaptertool.errors import UnsupportedError, UsageError
+from adaptertool.architectures.traits import may_be_end
+from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.formats import BY_NAME, SAVINGS
 from adaptertool.formats.gguf.format import GGUF
 from adaptertool.formats.saving import Saving, WritingOptions, in_order, spec_of
@@ -40,6 +41,7 @@ class Target(NamedTuple):
         """
         require_names(changes, self.name)
         draft = self.saving.draft(changes, WritingOptions(as_file=self.as_file))
+        require_ends_told(changes, self.name)
         if not dtypes:
             return draft
         stored = [(one, dtypes.get(one.source.spec.name, one.spec.dtype)) for one in draft.tensors]
@@ -55,6 +57,26 @@ def require_names(changes: Portable, to: str) -> None:
             f"{changes.adapter.path} is read with the names that GGUF has, and {to} has others: `adaptertool convert` "
             "with the checkpoint that the GGUF model was made from as --base, and its config.json, tells them"
         )
+
+
+def require_ends_told(changes: Portable, to: str) -> None:
+    """Raises UsageError for a change of an embedding or a head, where a base that ties them would have both changed in
+    one of the two formats, and there is no base to tell."""
+    ties = SAVINGS[to].ties
+    if (
+        changes.config is not None
+        or changes.stored
+        or changes.gguf is not None
+        or ties in (None, changes.adapter.ties_ends)
+    ):
+        return
+    for change in changes.changes:
+        if may_be_end(change.target):
+            raise UsageError(
+                f"{changes.adapter.path}: {shown(change.name)}: an embedding or a head, which are one tensor in many "
+                f"models; as {to} a change of one of them would then be of {'both' if ties else 'that one alone'}. "
+                "Only the base tells: `adaptertool convert` with --base"
+            )
 
 
 def target_at(name: str, out: Path) -> Target:

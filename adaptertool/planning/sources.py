@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adaptertool.architectures.decoded_beside import same_numbers
+from adaptertool.arguments import PathLike, as_path
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
@@ -57,6 +59,16 @@ def open_adapter(source: Path | Parsed, base: Checkpoint, reading: Reading, rena
     return without(renames.adapter(found), reading.leave_out)
 
 
+def base_of(
+    base: PathLike | Checkpoint, dtype: str | None, quantise: str | None = None, as_trained: str | None = None
+) -> Checkpoint:
+    """The base, read as it is asked for; one that is open already is taken as it is. Raises as `open_checkpoint` and
+    `require_merged` do."""
+    if not isinstance(base, Checkpoint):
+        base = open_checkpoint(as_path(base, "BASE"), dtype, quantise, as_trained)
+    return require_merged(base)
+
+
 def open_source(
     path: Path, base: Checkpoint, reading: Reading, renames: Renames, dtype: str | None = None
 ) -> Adapter | Checkpoint:
@@ -66,9 +78,10 @@ def open_source(
     """
     if is_adapter(path):
         return open_adapter(path, base, reading, renames)
-    return renames.checkpoint(require_merged(open_checkpoint(path, dtype)), base)
+    return renames.checkpoint(same_numbers(base, require_merged(open_checkpoint(path, dtype))), base)
 
 
-def with_dtype(plan: Plan, dtype: str | None) -> Plan:
-    """The plan, with the dtype that was asked for among its choices."""
-    return plan if dtype is None else dataclasses.replace(plan, choices={**plan.choices, "dtype": dtype})
+def with_storage(plan: Plan, **asked: str | None) -> Plan:
+    """The plan, with what was asked for of the numbers of the base (dtype, quantise, as_trained) among its choices."""
+    said = {name: value for name, value in asked.items() if value is not None}
+    return dataclasses.replace(plan, choices={**plan.choices, **said}) if said else plan

@@ -10,6 +10,7 @@ from adaptertool.render.drift import number
 from adaptertool.render.text import size, starred, table
 from adaptertool.reports.inspect import AdapterFacts, Capacity, CheckpointFacts, InspectedModule, InspectReport, Portion
 
+_USUAL = "peft"  # the format that goes without saying
 _LINES = 24  # of a table, without -v
 _PORTION = ("tensors", "parameters", "bytes")
 
@@ -39,8 +40,10 @@ def inspect_text(report: InspectReport, *, every_module: bool) -> str:
 def title(report: InspectReport) -> str:
     if report.adapter is None:
         return "a checkpoint"
-    version = f", written by PEFT {shown(report.adapter.peft_version)}" if report.adapter.peft_version else ""
-    return f"an adapter, {shown(report.adapter.peft_type)}{version}"
+    facts = report.adapter
+    form = "" if facts.format in (facts.peft_type, _USUAL) else f"format {facts.format}"
+    parts = (shown(facts.peft_type), form, facts.written_by and f"written by {shown(facts.written_by)}")
+    return ", ".join(filter(None, ("an adapter", *parts)))
 
 
 def compatibility(report: InspectReport) -> str | None:
@@ -60,8 +63,8 @@ def module_summary(facts: AdapterFacts) -> str:
         text += f"; rank {span(module.rank for module in low)}"
         scales = sorted({module.scale for module in low if module.scale is not None})
         if scales:
-            how = "alpha/√r" if facts.rank_stabilised else "alpha/r"
-            text += f", scale {'–'.join(f'{scale:.4g}' for scale in dict.fromkeys((scales[0], scales[-1])))} ({how})"
+            some = "–".join(f"{scale:.4g}" for scale in dict.fromkeys((scales[0], scales[-1])))
+            text += f", scale {some} ({facts.scaled_by})"
     return text
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from adaptertool.errors import by
 from adaptertool.kinds import BY_NAME
 from adaptertool.render.text import size, starred
-from adaptertool.reports.run import PlanReport, RunReport, TensorPlan
+from adaptertool.reports.run import KeptReport, PlanReport, RunReport, TensorPlan
 from adaptertool.spec.choices import EXACT
 
 Edits = tuple[tuple[str, float, float, int | None, bool, int], ...]  # as in EditReport, without the module
@@ -22,6 +22,7 @@ def run_text(report: RunReport) -> str:
     lines.append(f"  bytes    {size(report.bytes_read)} read, {size(report.bytes_written)} written")
     if report.elements_edited and report.elements_changed and report.survival:
         lines.append(f"  changed  {_changed(report.elements_changed, report.elements_edited, report.survival)}")
+    lines += _kept(report.kept or ())
     if report.precision == EXACT:
         lines.append(f"  exact    {report.settled:,} elements near the middle of two values, settled exactly")
     if report.verified:
@@ -43,6 +44,23 @@ def _changed(changed: Sequence[int], edited: int, survival: Sequence[float | Non
     at_least = "at least " if len(left) > 1 else ""
     told = f"; {at_least}{min(left):.1%} of the update survives the rounding" if left else ""
     return f"{counts} of {edited:,} elements{told}"
+
+
+def _kept(reports: Sequence[KeptReport]) -> list[str]:
+    """Of each family whose weights stay codes, and of all of them: what survives."""
+    lines = []
+    several = len({one.alpha for one in reports}) > 1
+    for one in reports:
+        name = "all" if one.family is None else one.family
+        at = f" at alpha {one.alpha:g}" if several else ""
+        told = "nothing to change"
+        if one.survival is not None:
+            told = f"{one.survival:.1%} survives, noise {one.noise:.2f}"
+        lines.append(
+            f"  kept     {name}{at}: {told}; {one.changed:,} of {one.elements:,} codes changed, {one.rescaled:,} of "
+            f"{one.blocks:,} blocks rescaled"
+        )
+    return lines
 
 
 def plan_text(report: PlanReport, *, every_tensor: bool) -> str:

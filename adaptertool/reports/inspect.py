@@ -61,9 +61,12 @@ class Capacity:
 class AdapterFacts:
     peft_type: str
     peft_version: str | None
+    format: str  # of its files, as formats are called here
+    written_by: str | None  # the tool, and its version
     trained_on: str | None  # base_model_name_or_path
     initialiser: str
     rank_stabilised: bool
+    scaled_by: str  # what the scales of its modules are made of
     kinds: Mapping[str, int]  # -> modules
     dtypes: Mapping[str, int]  # -> tensors
     tensors: int

@@ -62,6 +62,21 @@ class PlanReport(Report):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptReport:
+    """What became of weights that stay codes, at one alpha: W' as stored, W as it was, Δ the change before it was
+    rounded."""
+
+    alpha: float
+    family: str | None  # of layers; None: all of them
+    elements: int
+    changed: int  # whose codes are others
+    blocks: int  # of elements that have a scale in common
+    rescaled: int  # whose scale is another
+    survival: float | None  # ⟨W' − W, Δ⟩ / ⟨Δ, Δ⟩, over all elements; None where nothing was to change
+    noise: float | None  # ‖W' − W − Δ‖ / ‖Δ‖
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport(Report):
     """What a run did; `seconds` from the first check to the published OUT."""
 
@@ -70,6 +85,7 @@ class RunReport(Report):
     elements_changed: tuple[int, ...] | None  # for each alpha: those whose stored bits are not the base's, cast
     survival: tuple[float | None, ...] | None  # for each alpha: ⟨W' − W, Δ⟩ / ⟨Δ, Δ⟩, what the rounding of W + Δ leaves
     # of the update, over a sample of what is computed; 1 where all that changed was copied, None where nothing was to
+    kept: tuple[KeptReport, ...] | None  # with --quantise keep: of each family of layers, and then of all
     settled: int  # elements so near to the middle of two stored values that exact arithmetic decided
     settled_one_by_one: int  # of these, those that it took rationals for
     seconds: float

@@ -51,7 +51,7 @@ def in_halves(module: Module, spec: TensorSpec) -> Iterator[Module]:
             role: ref.rows(theirs.start, theirs.stop) if role in kind.by_row else ref
             for role, ref in module.factors.items()
         }
-        view = View(width, rows, range(width), (half, *spec.shape[1:]))
+        view = View(width, rows, range(width), (half, *spec.shape[1:]), swapped=True)
         yield module._replace(factors=own, view=view, transposed=False)
 
 

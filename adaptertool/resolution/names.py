@@ -25,10 +25,12 @@ from adaptertool.architectures.conversion import (
     other_parameters,
     rules_for,
 )
-from adaptertool.architectures.flat import by_flat_name, without_prefix
+from adaptertool.architectures.flat import without_prefix
 from adaptertool.architectures.gguf import onto
-from adaptertool.architectures.mlx import of_one_expert
+from adaptertool.architectures.gguf_experts import experts_of, stack_in_gguf
+from adaptertool.architectures.mlx import LAYOUT, of_one_expert
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
+from adaptertool.resolution.flat_names import FlatNames
 from adaptertool.resolution.fused import EXPERT, FUSED, FUSED_FAMILIES, IN_FUSED, OTHER_FUSED, split
 from adaptertool.resolution.prefix import Prefix, changes
 
@@ -45,10 +47,12 @@ class Names:
         self._disk = frozenset(on_disk)
         family = (config or {}).get("model_type")
         self._family = family if isinstance(family, str) else ""
-        self.layout = expert_layout(architecture_of(config))
-        self._rules = rules_for(architecture_of(config))
+        self._config, self._gguf, architecture = config, gguf, architecture_of(config)
+        self.layout = expert_layout(architecture) if gguf is None else LAYOUT
+        self._rules = rules_for(architecture)
         self._memory = Memory(on_disk, self._rules)
         self._across = onto(config, gguf)
+        self._flat = FlatNames(self.known)
 
     def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], Prefix | None]:
         """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing.
@@ -85,6 +89,9 @@ class Names:
             return True
 
     def find(self, name: str) -> Pieces | None:
+        return self._by_path(name) or self._by_flat_name(name) or self._in_other_container(name)
+
+    def _by_path(self, name: str) -> Pieces | None:
         return (
             self._as_named(name)
             or self._of_other_age(name)
@@ -92,28 +99,27 @@ class Names:
             or self._in_stack(name)
             or self._cut_from_fused(name)
             or self._joined(name)
-            or self._by_flat_name(name)
-            or self._in_other_container(name)
         )
 
     def _in_other_container(self, name: str) -> Pieces | None:
-        """What has that name in GGUF, or in a GGUF file the tensor that has it in a checkpoint."""
+        """What has that name in GGUF, or in a GGUF file what has it in a checkpoint."""
         for found in self._across(name):
             if pieces := self._as_named(found.name):
-                (piece, *more) = pieces
-                if more or piece.cut is not None or piece.part is not None:
+                if len(pieces) > 1 or (piece := pieces[0]).cut is not None or piece.part is not None:
                     raise UnsupportedError(
                         f"{shown(name)} is {shown(found.name)} here, which is stored in parts, or as one; across GGUF "
                         "that is not supported yet"
                     )
                 return (piece._replace(change=found.change),)
-        return None
+        if (stack := stack_in_gguf(None, self._gguf, name)) and stack[0] in self._disk:
+            return (Piece(stack[0], cut=Part(expert=stack[1])),)
+        own = [self._by_path(one) or () for one in experts_of(self._config, name)]
+        pieces = tuple(one[0]._replace(expert=at) for at, one in enumerate(own) if one)
+        return pieces if pieces and len(pieces) == len(own) else None
 
     def _by_flat_name(self, name: str) -> Pieces | None:
         """The pieces of the parameter that has this name where each dot of a path is written as _."""
-        flat = without_prefix(name)
-        found = self._flat.get(flat, ()) if flat is not None else ()
-        meant = {parameter: pieces for parameter in found if (pieces := self._as_named(parameter))}
+        meant = {parameter: pieces for parameter in self._flat(name) if (pieces := self._by_path(parameter))}
         if len(set(meant.values())) > 1:
             raise MismatchError(
                 f"{shown(name)} can mean {', '.join(map(shown, sorted(meant)))}; say which with --rename"
@@ -124,20 +130,16 @@ class Names:
         """The parameter of the model that a name means, by the name that it has in memory, or else on the disk: the
         name itself, or the one that a flat name stands for. None where it means parts or several of them, or what has
         another name."""
-        flat = without_prefix(name)
-        if flat is None or name in self._disk or name in self._memory.names:
-            return name if name in self._disk or name in self._memory.names else None
-        held = self._flat.get(flat, ())
-        return next(iter([one for one in held if one in self._memory.names] or held), None)
+        if without_prefix(name) is None or name in self.known:
+            return name if name in self.known else None
+        held = self._flat(name)
+        whole = [one for one in held if one in self._memory.names] or [one for one in held if one in self._disk]
+        return next(iter(whole or [one for one in held if len(self._by_path(one) or ()) == 1]), None)
 
     def in_memory(self, disk: str) -> str:
         """The name in memory of a tensor on the disk that is all of a parameter; its own where it is not."""
         ((name, piece), *more) = into_memory(self._rules, disk)
         return name if not more and piece == Piece(disk) else disk
-
-    @functools.cached_property
-    def _flat(self) -> Mapping[str, list[str]]:
-        return by_flat_name(sorted(self.known))
 
     @property
     def known(self) -> frozenset[str]:
@@ -186,14 +188,13 @@ class Names:
             if not (pieces := self._as_named(memory)):
                 continue
             if pieces[0].part is not None:
-                own = [piece for piece in pieces if (piece.expert, piece.part) == (expert, part)]
-                return tuple(Piece(piece.disk) for piece in own) or None
+                return tuple(Piece(one.disk) for one in pieces if (one.expert, one.part) == (expert, part)) or None
             if parts > 1 and self.layout is None:
                 raise UnsupportedError(
                     f"{shown(name)} is stored inside {shown(pieces[0].disk)}, and how gate and up lie in there is not "
                     "known for this architecture"
                 )
-            interleaved = parts > 1 and self.layout is not None and not self.layout.concatenated
+            interleaved = parts > 1 and not (self.layout and self.layout.concatenated)
             return (Piece(pieces[0].disk, cut=Part(part, parts, expert, interleaved=interleaved)),)
         return None
 

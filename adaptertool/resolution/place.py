@@ -6,7 +6,6 @@ one. Fused experts are a stack of weights (resolution/experts.py).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -115,6 +114,11 @@ class Placer:
     def _on_stack(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
         """Factors that are stacked as the weights are."""
         spec, (a, b) = self._tensors[pieces[0].disk].spec, (module.factors[role] for role in (A, B))
+        if len(pieces) > 1 and len(pieces) == a.shape[0]:  # one of each
+            for piece in pieces:
+                one = {role: _layer_of(module.factors[role], piece.expert or 0) for role in (A, B)}
+                yield from self.place(module._replace(factors=one, stacked=False), (piece._replace(expert=None),))
+            return
         if len(pieces) > 1 or pieces[0].cut is not None or spec.shape != (a.shape[0], b.shape[1], a.shape[2]):
             raise MismatchError(
                 f"{shown(module.target)} is a stack of {by(b.shape[:2])} and {by(a.shape[2:])} inputs by its factors "
@@ -222,10 +226,10 @@ def _in_rows(module: Module, cut: Part, spec: TensorSpec, kv_rows: int | None) -
 def _layer_of(ref: Ref, number: int) -> Ref:
     """One of the matrices (rows, columns) of a stack (E, rows, columns)."""
     one = ref.rows(number, number + 1)
-    return dataclasses.replace(one, spec=one.spec._replace(shape=ref.shape[1:]))
+    return one._replace(spec=one.spec._replace(shape=ref.shape[1:]))
 
 
 def _stacked(ref: Ref) -> Ref:
     """(E, rows, ...) as (E·rows, ...)"""
     shape = ref.spec.shape
-    return dataclasses.replace(ref, spec=ref.spec._replace(shape=(math.prod(shape[:2]), *shape[2:])))
+    return ref._replace(spec=ref.spec._replace(shape=(math.prod(shape[:2]), *shape[2:])))

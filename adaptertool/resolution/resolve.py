@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from adaptertool.architectures.flat import DOTTED
 from adaptertool.architectures.mlx import LAYOUT, MLX, require_alike
 from adaptertool.architectures.traits import Traits, read_traits
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.kinds import kind_of
+from adaptertool.kinds import BY_NAME, kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
 from adaptertool.resolution.components import ComponentNames, names_of
@@ -44,7 +46,7 @@ def open_base(base: Checkpoint) -> Base:
     tensors = dict(base.tensors)
     for end, source in (ends or {}).items():
         ref = base.tensors[source]
-        tensors[end] = dataclasses.replace(ref, spec=ref.spec._replace(name=end))
+        tensors[end] = ref._replace(spec=ref.spec._replace(name=end))
     if ends:
         names = Names(tuple(tensors), base.config, base.gguf)
     return Base(base, names, read_traits(base, ties_known=ends is not None), ends or {}, tensors)
@@ -68,7 +70,7 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
             )
         raise MismatchError(_unmatched(base, adapter, unmatched))
     found = [(module, pieces) for module, pieces in zip(adapter.modules, targets, strict=True) if pieces is not None]
-    if change and change.stripped and read_traits(base).why_tied:
+    if change and change.stripped and change.whole not in DOTTED and read_traits(base).why_tied:
         why = (
             f"{base.path} was saved without the head that it may be tied to, and config.json does not say {FLAG}: false"
         )
@@ -170,15 +172,23 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
     Raises unless the factors fit the weight that way.
     """
     shape, transposed = _stored_shape(ref, module), bool(module.transposed)
-    fits = _misfits(ref, module, transposed=transposed) == {}
+    form = module.kind, shape, tuple(module.factors), tuple([factor.shape for factor in module.factors.values()])
+    fits = _fits(*form, transposed=transposed)
     if module.transposed is None and len(shape) == 2 and not kind_of(module).elementwise:
-        if fits and _misfits(ref, module, transposed=True) == {}:
+        if fits and _fits(*form, transposed=True):
             return traits.is_transposed(ref, claimed=claimed)
-        if not fits and traits.may_transpose(ref) and _misfits(ref, module, transposed=True) == {}:
+        if not fits and traits.may_transpose(ref) and _fits(*form, transposed=True):
             return True
     if not fits:
         _fail(ref, module, transposed=transposed)
     return transposed
+
+
+@functools.lru_cache(1024)  # most modules have the shapes of another
+def _fits(kind: str, weight: Shape, roles: tuple[str, ...], shapes: tuple[Shape, ...], *, transposed: bool) -> bool:
+    """Whether factors of these shapes fit the weight, as it is stored."""
+    factors = dict(zip(roles, shapes, strict=True))
+    return BY_NAME[kind].shapes(weight[::-1] if transposed else weight, factors) == factors
 
 
 def _stored_shape(ref: Ref, module: Module) -> Shape:
@@ -214,8 +224,6 @@ def _misfits(ref: Ref, module: Module, *, transposed: bool) -> dict[str, Shape] 
     expected = kind_of(module).shapes(weight[::-1] if transposed else weight, shapes)
     if expected is None:
         return None
-    if expected == shapes:
-        return {}
     return {role: expected[role] for role, shape in shapes.items() if shape != expected[role]}
 
 

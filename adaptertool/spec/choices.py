@@ -15,6 +15,14 @@ RANK_MAJOR, GROUPED = EXPERT_LAYOUTS = ("rank_major", "grouped_by_expert")
 # What weights are stored as, where another dtype is asked for than that of the base: as typed, and as files have it.
 DTYPES: Mapping[str, str] = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 
+# How a run had its base in 4 bits of bitsandbytes: the table, and whether with double quantisation.
+AS_TRAINED = ("nf4", "nf4-double", "fp4", "fp4-double")
+
+
+# What becomes of the codes of a quantised base: they are made anew, in its own format.
+KEEP = "keep"
+QUANTISES = (KEEP,)
+
 
 class RankChoice(NamedTuple):
     """How much of the spectrum of a change is to stay: one of these; beside a ratio the rank may be a limit."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.choices import EXACT
@@ -38,6 +38,22 @@ class Blend(NamedTuple):
     settings: Mapping[str, float | int]  # by name
 
 
+class KeptWeight(NamedTuple):
+    """A weight of a checkpoint that stays codes."""
+
+    name: str  # in a dense checkpoint
+    format: str  # as a person calls it
+    ref: Ref  # made of codes and scales
+    lattice: Any  # codecs.quantised.lattice.Lattice: what it may be; None: codes of it are not made anew
+
+
+class Keeping(NamedTuple):
+    """How a step makes what is stored of a weight that stays codes."""
+
+    lattice: Any  # codecs.quantised.lattice.Lattice: what the weight may be
+    part: Ref  # what this step makes anew, as it is in the base: the codes, or their scales
+
+
 class Step(NamedTuple):
     """One output tensor: what it is made from, and the edits made to that, in order. No edits: copied as bytes."""
 
@@ -48,6 +64,12 @@ class Step(NamedTuple):
     blend: Blend | None = None  # not one edit after the other, but the changes that the sources' make, combined so
     fisher: tuple[Ref, Ref] | None = None  # F₀ and F₁: between base and tuned tensor, weighted by these
     makes: str | None = None  # not the edited base tensor, but this factor of its one edit, made anew for each alpha
+    keeps: Keeping | None = None  # not the weight `base` itself, but codes of it, or scales
+
+    @property
+    def stored(self) -> Ref:
+        """What the base has in the place of the output tensor."""
+        return self.base if self.keeps is None else self.keeps.part
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +82,7 @@ class Shard:
     steps: tuple[Step, ...]
     header: bytes | None = None  # of its own, where tensors were added or have other shapes
     path: str = ""  # inside the checkpoint, with /; empty: the name of the source
+    divided: bool = False  # others have tensors of that source too, or its own are of several
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adaptertool.spec.adapter import Adapter, Module
-from adaptertool.spec.tensors import Ref, TensorSpec
+from adaptertool.spec.tensors import Ref, Stamp, TensorSpec
 
 # (all tensors in the order of the file, its metadata, bytes to take at least) -> the first bytes of the file
 BuildHeader = Callable[[Sequence[TensorSpec], Mapping[str, str], int], bytes]
@@ -37,8 +37,10 @@ class Portable:
     stored: by `target`, the tensor of the base that is just that, where a base was given and one is. Its name
         (stored[target].spec.name) is that on the disk: what ComfyUI, MLX and GGUF want
     config: of the base, where one was given and has one
+    ends:   of the base, what is tied and not stored by itself -> the tensor that it is tied to
     gguf:   its fields, where it is a GGUF file; names, and the order of rows, are then those of GGUF
     parts: the parts of the pipeline that the base has, or without one those that are changed
+    stamps: of the files of the base that tensors are made of
     left:  by the parts of the pipeline that were not wanted, how many changes are left out
     adapter: where the changes are from: its path, files, notes, fields of its config, metadata
     """
@@ -48,7 +50,9 @@ class Portable:
     stored: Mapping[str, Ref] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     gguf: Mapping[str, Any] | None = None
+    ends: Mapping[str, str] = field(default_factory=dict)
     parts: frozenset[str] = frozenset()
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     left: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -28,6 +28,49 @@ class Tally(NamedTuple):
         return 1.0 if self.changed else None
 
 
+class Fate(NamedTuple):
+    """What became of weights that stay codes. Over all elements: W' what was stored, W what was there, Δ the change in
+    floats before it was rounded."""
+
+    elements: int = 0
+    changed: int = 0  # codes that are others
+    blocks: int = 0  # of elements that have a scale
+    rescaled: int = 0  # that have another scale
+    kept: float = 0.0  # Σ (W' − W)·Δ
+    update: float = 0.0  # Σ Δ²
+    noise: float = 0.0  # Σ (W' − W − Δ)²
+
+    def plus(self, others: Iterable[Fate]) -> Fate:
+        """The sum with others, the same in any order: each sum of floats is rounded once."""
+        columns = list(zip(self, *others, strict=True))
+        counts, floats = columns[:4], columns[4:]
+        return Fate(*(sum(map(int, column)) for column in counts), *map(math.fsum, floats))
+
+
+def fates_by_family(fates: Iterable[tuple[str, Fate]]) -> dict[str, Fate]:
+    """The sum of each family of layers, in the order of their names."""
+    found: dict[str, list[Fate]] = {}
+    for family, fate in fates:
+        found.setdefault(family, []).append(fate)
+    return {family: Fate().plus(found[family]) for family in sorted(found)}
+
+
+def noted_fates(fates: object) -> dict[str, Fate] | None:
+    """Fates by family, from JSON; None where it is none."""
+    if not isinstance(fates, dict):
+        return None
+    found = {}
+    for family, numbers in fates.items():
+        if not isinstance(numbers, list) or len(numbers) != len(Fate._fields):
+            return None
+        if not all(type(number) is int and number >= 0 for number in numbers[:4]):
+            return None
+        if not all(type(number) is float and math.isfinite(number) for number in numbers[4:]):
+            return None
+        found[family] = Fate(*numbers)
+    return found
+
+
 def total(tallies: Iterable[Tally]) -> Tally:
     """The sum of tallies, the same in any order: each sum of floats is rounded once."""
     columns = list(zip(*tallies, strict=True)) or [()] * len(Tally._fields)

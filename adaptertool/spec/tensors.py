@@ -68,6 +68,7 @@ class Making(NamedTuple):
     columns: the same as `rows` for the transpose of a matrix, where that takes less than all of it
     width: the elements of a row, where these are not all dimensions but the first; 0 where they are
     decodes: `rows` is not handed ReadRows, but ReadStored: sources are codes, and what belongs to them
+    weight: of codes: what they are (codecs.quantised.record.Weight)
     """
 
     sources: tuple[Ref, ...]
@@ -76,10 +77,10 @@ class Making(NamedTuple):
     columns: Callable[[ReadRows, int, int], Any] | None = None
     width: int = 0
     decodes: bool = False
+    weight: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
+class Ref(NamedTuple):
     """A tensor in a file: `nbytes` bytes from `offset` (counted from the start of the file), or columns of it. Or one
     that is made of those in files, and has the place of the first of them."""
 
@@ -135,3 +136,4 @@ class View:
     rows: range | tuple[int, ...]  # a tuple: in the order of the factors' rows
     columns: range
     shape: tuple[int, ...]  # of the part, as it is stored
+    swapped: bool = False  # a half of the tensor, where the adapter has the other half

@@ -17,7 +17,7 @@ from adaptertool.formats.saving import Saving, WritingOptions
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
 from adaptertool.planning.portable import portable
-from adaptertool.planning.redraft import require_names, target_at
+from adaptertool.planning.redraft import require_ends_told, require_names, target_at
 from adaptertool.planning.sources import Reading, open_adapter
 from adaptertool.reports.adapters import ConvertReport
 from adaptertool.resolution.renaming import renaming
@@ -71,6 +71,7 @@ def convert(
         raise UsageError(f"{path} is of the format {to} already")
     require_names(changes, to)
     draft = written.saving.draft(changes, WritingOptions(prefix=prefix, as_file=written.as_file))
+    require_ends_told(changes, to)
     recipe = {"to": to, "parts": list(parts), "prefix": prefix, "renames": list(renames)}
     output = _output(changes, draft, written.weights, recipe)
     done = write_adapter(output, target, options)
@@ -126,4 +127,5 @@ def _output(changes: Portable, draft: Draft, weights: str, recipe: Mapping[str, 
         assets=assets,
         notes=notes,
         container=draft.container or SAFETENSORS,
+        looked_at=changes.stamps,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.algebra.extract import changed_of, in_order, jobs, specs_of
 from adaptertool.architectures.conversion import architecture_of
+from adaptertool.architectures.decoded_beside import as_numbers
 from adaptertool.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import InputError, MismatchError, UsageError, shown
@@ -92,9 +93,9 @@ def extract(
     check_out(target, [base_path, path], force=options.force, as_file=as_file)
     if is_adapter(path):
         raise InputError(f"{path} is an adapter already; for a smaller rank there is `adaptertool truncate`")
-    checkpoint = require_named(open_checkpoint(base_path))
+    checkpoint = as_numbers(require_named(open_checkpoint(base_path)))
     with renaming(renames) as own:
-        other = own.checkpoint(require_named(open_checkpoint(path)), checkpoint)
+        other = own.checkpoint(as_numbers(require_named(open_checkpoint(path))), checkpoint)
     selection, count, notes = _selection(checkpoint, other, leave_out, thread_count(options.threads))
     output = _output(checkpoint, other, selection, cut, DTYPES[dtype], notes, computing)
     if written is not None:
@@ -182,6 +183,9 @@ def _output(
 
 def _notes(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> Iterator[str]:
     yield from (*base.notes, *tuned.notes)
+    decoded = [any(ref.made is not None for ref in one.tensors.values()) for one in (base, tuned)]
+    if decoded[0] != decoded[1]:
+        yield "what codes lose against the numbers that they were made of is part of what differs, and of the adapter"
     for note in config_notes("config.json", base.config, tuned.config):
         yield f"{note}; an adapter changes nothing of it"
     model_type, allowed = (base.config or {}).get("model_type"), writing(DEFAULT).takes_factors

@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.architectures.decoded_beside import as_numbers
 from adaptertool.arguments import PathLike, as_path
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import InputError, UsageError, argument
@@ -73,7 +74,7 @@ def inspect(
     """
     start, needed = time.perf_counter(), _needed(tokens, nats_per_token, episodes)
     target, count = as_path(path, "PATH"), thread_count(threads)
-    checkpoint = None if base is None else open_checkpoint(as_path(base, "BASE"))
+    checkpoint = None if base is None else as_numbers(open_checkpoint(as_path(base, "BASE")))
     if is_adapter(target):
         told = progress or (lambda _: None)
         has = Renames(renames).holder(checkpoint) if checkpoint else lambda _: True
@@ -111,7 +112,7 @@ def _checkpoint(path: Path, base: Checkpoint | None) -> dict[str, Any]:
     opened, refusal = open_checkpoint(path), None
     if base is not None:
         try:
-            plan_wise(require_merged(base), require_merged(opened), [Decimal("0.5")])
+            plan_wise(require_merged(base), require_merged(as_numbers(opened)), [Decimal("0.5")])
         except InputError as error:
             refusal = str(error)
     factors = [name for name in opened.tensors if ".lora_" in name]

@@ -13,27 +13,31 @@ from adaptertool.arguments import (
     Number,
     PathLike,
     as_path,
+    check_as_trained,
     check_dtype,
     check_precision,
+    check_quantise,
     decimals,
     given_settings,
+    parse_size,
     settings_for,
 )
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats.beside import left_out, require_used
-from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.merge import plan_merge
+from adaptertool.planning.sharding import with_shard_size
 from adaptertool.planning.sources import (
     COMPOSITIONS,
     Prepared,
     Reading,
+    base_of,
     check_compose,
     open_adapter,
     open_source,
-    with_dtype,
+    with_storage,
 )
 from adaptertool.planning.tokenizer import with_tokenizer
 from adaptertool.resolution.renaming import Renames, renaming
@@ -52,6 +56,9 @@ class MergeRecipe(NamedTuple):
     settings: Mapping[str, Number] = MappingProxyType({})  # of the method, where given
     tokenizer: str | None = None
     dtype: str | None = None
+    max_shard_size: int | str | None = None
+    quantise: str | None = None
+    as_trained: str | None = None
 
 
 def prepare_merge(
@@ -69,6 +76,9 @@ def prepare_merge(
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+    quantise: str | None = None,
+    as_trained: str | None = None,
     **settings: Number | None,
 ) -> Plan:
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
@@ -76,12 +86,12 @@ def prepare_merge(
     Raises UsageError for a wrong number of weights, InputError for what the files hold.
     """
     given = given_settings("prepare_merge", settings_of(), {"density": density, "seed": seed, **settings})
-    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype)
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise, as_trained)
     return prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
 def prepare(
-    base: PathLike,
+    base: PathLike | Checkpoint,
     adapters: Sequence[PathLike],
     weights: Sequence[Number] | None,
     recipe: MergeRecipe,
@@ -95,15 +105,19 @@ def prepare(
         raise UsageError("no adapter given")
     check_compose(recipe.compose)
     numbers = [float(weight) for weight in decimals(weights, "weight", len(adapters))]
-    blend = _blend(recipe, numbers)
-    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE"), check_dtype(recipe.dtype)))
+    blend, size = _blend(recipe, numbers), parse_size(recipe.max_shard_size)
+    quantise = check_quantise(recipe.quantise, recipe.dtype)
+    if quantise is not None and recipe.method is not None:
+        raise UsageError("methods write weights that are not quantised: give --dtype bf16 in the place of --quantise")
+    checkpoint = base_of(base, check_dtype(recipe.dtype), quantise, check_as_trained(recipe.as_trained))
     paths = [as_path(path, "ADAPTER") for path in adapters]
     if blend is not None:
         done = _prepare_blend(checkpoint, paths, blend, recipe, reading)
     else:
         done = _prepare_sum(checkpoint, paths, numbers, recipe, reading)
-    plan = with_dtype(with_tokenizer(done.plan, checkpoint, recipe.tokenizer), recipe.dtype)
-    return done._replace(plan=plan)
+    plan = with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
+    plan = with_storage(plan, dtype=recipe.dtype, quantise=quantise, as_trained=recipe.as_trained)
+    return done._replace(plan=with_shard_size(plan, checkpoint, size))
 
 
 def _prepare_sum(
@@ -142,6 +156,8 @@ def _prepare_blend(
 ) -> Prepared:
     with renaming(reading.renames) as own:
         opened = [open_source(path, base, reading, own, recipe.dtype) for path in paths]
+    if recipe.as_trained and (other := next((one for one in opened if isinstance(one, Checkpoint)), None)):
+        raise UsageError(f"{argument('as_trained')} is for adapters, and {other.path} is a checkpoint")
     adapters = [source for source in opened if isinstance(source, Adapter)]
     require_used(reading.leave_out, adapters)
     plan = plan_blend(base, opened, blend.weights, blend)

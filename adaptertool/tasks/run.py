@@ -33,6 +33,9 @@ def merge(
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+    quantise: str | None = None,
+    as_trained: str | None = None,
     force: bool = False,
     verify: bool = False,
     threads: int | None = None,
@@ -69,6 +72,14 @@ def merge(
               adapter's where the vocabulary is the adapter's
     dtype:    "bf16", "f16" or "f32": codes of a quantised base are decoded, edits made to their exact numbers, and all
               that is not stored wider than the base as a whole is stored so, rounded once; None: as in the base
+    max_shard_size: "5GB" (10⁹ bytes each), "4GiB" or a number of bytes: tensors are in files of at most that size, a
+              larger one in a file of its own; None: in files as the base's are
+    quantise: "keep": a quantised base stays in its own format. Each code is the nearest to the exact value on the scale
+              beside it, and a scale changes only where it does not hold the block any more; the report has what of the
+              change survives (`kept`). Instead of dtype
+    as_trained: "nf4", "nf4-double", "fp4" or "fp4-double": the adapters come from QLoRA runs, which had `base` in 4
+              bits of bitsandbytes. All weights that it quantises are taken as it decodes them, also those that nothing
+              changes
     force:    replace an `out` that adaptertool made
     verify:   read back what was written and judge it, as `verify` does, before it is published
     threads:  the available cores, up to 8, where None; the result does not depend on it
@@ -81,7 +92,7 @@ def merge(
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
     given = given_settings("merge", settings_of(), {"density": density, "seed": seed, **settings})
-    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype)
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise, as_trained)
     reading = Reading(renames, leave_out, expert_layout)
     options = Options(
         force=force,
@@ -110,6 +121,9 @@ def wise(
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+    quantise: str | None = None,
+    as_trained: str | None = None,
     force: bool = False,
     verify: bool = False,
     threads: int | None = None,
@@ -136,7 +150,7 @@ def wise(
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903);
     of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
     reading = Reading(renames, leave_out, expert_layout)
     options = Options(
         force=force,

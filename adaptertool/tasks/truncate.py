@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from adaptertool.algebra.effect import steps_of
 from adaptertool.algebra.truncate import How, in_order, jobs
+from adaptertool.architectures.decoded_beside import as_numbers
 from adaptertool.architectures.families import family_of
 from adaptertool.arguments import Number, PathLike, as_path, cut_of
 from adaptertool.errors import UnsupportedError, UsageError, shown
@@ -132,7 +133,7 @@ def _opened(path: Path, base: Path | None, reading: Reading) -> tuple[Layered, P
             )
     if base is None:
         return layered, None
-    checkpoint = require_named(open_checkpoint(base))
+    checkpoint = as_numbers(require_named(open_checkpoint(base)))
     with renaming(reading.renames) as own:
         adapter = open_adapter(files, checkpoint, reading, own)
     require_used(reading.leave_out, [adapter])

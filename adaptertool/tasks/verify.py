@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from adaptertool.architectures.decoded_beside import dense_as
-from adaptertool.arguments import Number, PathLike, as_path
+from adaptertool.architectures.decoded_beside import alike
+from adaptertool.arguments import Number, PathLike, as_path, check_as_trained
 from adaptertool.errors import UsageError
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats import misreadings
-from adaptertool.formats.checkpoints import open_checkpoint
+from adaptertool.formats.checkpoints import as_asked, open_checkpoint
 from adaptertool.planning.merge import plan_merge
-from adaptertool.planning.sources import COMPOSITIONS, Prepared, Reading
+from adaptertool.planning.sources import COMPOSITIONS, Prepared, Reading, base_of
 from adaptertool.planning.tokenizer import BASE
 from adaptertool.reports.verify import VerifyReport
 from adaptertool.resolution.renaming import renaming
@@ -29,20 +31,17 @@ class VerifyRecipe(NamedTuple):
     compose: str = COMPOSITIONS[0]
 
 
-def prepare_verify(base: PathLike, recipe: VerifyRecipe, reading: Reading, dtype: str | None = None) -> Prepared:
-    """The plan of what a checkpoint should be. Raises UsageError, and what planning raises.
-
-    dtype: as for `merge`, where the base is quantised and the checkpoint is not
-    """
+def prepare_verify(base: PathLike | Checkpoint, recipe: VerifyRecipe, reading: Reading) -> Prepared:
+    """The plan of what a checkpoint should be. Raises UsageError, and what planning raises."""
     if recipe.alpha is not None:
         if len(recipe.sources) != 1 or recipe.weights:
             raise UsageError("with an alpha there is one adapter, or one tuned checkpoint, and no weight")
-        between = wise.WiseRecipe(tokenizer=BASE, dtype=dtype)
+        between = wise.WiseRecipe(tokenizer=BASE)
         return wise.prepare(base, recipe.sources[0], [recipe.alpha], between, reading)
     if not recipe.sources:
-        subject = open_base(open_checkpoint(as_path(base, "BASE"), dtype))
+        subject = open_base(base_of(base, None))
         return Prepared(plan_merge(subject, [], []), subject.base, subject, [])
-    summed = merge.MergeRecipe(compose=recipe.compose, tokenizer=BASE, dtype=dtype)
+    summed = merge.MergeRecipe(compose=recipe.compose, tokenizer=BASE)
     return merge.prepare(base, recipe.sources, recipe.weights, summed, reading)
 
 
@@ -57,6 +56,7 @@ def verify(
     renames: Sequence[str] = (),
     leave_out: Sequence[str] = (),
     expert_layout: str | None = None,
+    as_trained: str | None = None,
     strict: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -65,6 +65,7 @@ def verify(
 
     base, sources, weights, compose, leave_out, expert_layout: what it should have been made of, as for `merge`
     renames: on the names of sources and of `merged`; each must change a name of one of them
+    as_trained: as for `merge`; of a merge into the other base the fault is dense-base, or nf4-base (or fp4-base)
     alpha:  where it should be an interpolation, as by `wise`: of an adapter or of a tuned checkpoint
     strict: what rounding explains counts as wrong too
 
@@ -75,18 +76,26 @@ def verify(
     lower-precision, nan, overflow, dtype-changed, shape-changed, unknown, and those of kinds (Kind.misreadings):
     alpha-squared, alpha-ignored, alpha-of-others, factors-swapped, factor-ignored, norm-of-base, norm-axis, one-added,
     one-missing, other-side, rotation-transposed, setting-ignored, taken-for-lora; across GGUF: rows-not-reordered; of
-    MLX's scale: scale-as-alpha, scale-ignored, scale-default. `problems` has what is wrong beside single tensors:
+    layers that the base has in another order, or in one: halves-not-swapped, cut-in-thirds; of MLX's scale:
+    scale-as-alpha, scale-ignored, scale-default. `problems` has what is wrong beside single tensors:
     fields of config.json, and a scale that shows in all tensors together only.
 
-    Of a quantised base `merged` may be quantised as it is, or dense: then it is judged against the decoded numbers.
+    Both may be quantised, or one: weights that are codes are decoded, and those of `merged` must each be the nearest on
+    the scale beside it; of the base whatever no change touches must stay. Their faults: codes-transposed,
+    nibbles-swapped, zero-point, scales-of-others, scales-inverted, cut-off, not-nearest; and in `problems`
+    scales-missing, config-says-dense, codes-do-not-fit.
 
     Raises InputError where something cannot be read, or the merge itself is refused.
     """
     recipe = VerifyRecipe(sources, weights, alpha, compose)
     with renaming(renames) as own:
         candidate = open_checkpoint(as_path(merged, "MERGED"))
-        dtype = dense_as(as_path(base, "BASE"), candidate)
-        made = prepare_verify(base, recipe, Reading(own, leave_out, expert_layout), dtype)
-        candidate = own.checkpoint(candidate, made.base)
+        pair = alike(open_checkpoint(as_path(base, "BASE")), candidate)
+        asked = as_asked(pair.base, as_trained=check_as_trained(as_trained))
+        made = prepare_verify(asked, recipe, Reading(own, leave_out, expert_layout))
+        candidate = own.checkpoint(pair.candidate, made.base)
     subject, readings = made.subject or open_base(made.base), misreadings(made.sources)
-    return check(made.plan, subject, candidate, readings, strict=strict, threads=threads, progress=progress)
+    report = check(made.plan, subject, candidate, readings, strict=strict, threads=threads, progress=progress)
+    if not pair.problems:
+        return report
+    return dataclasses.replace(report, ok=False, problems=(*pair.problems, *report.problems))

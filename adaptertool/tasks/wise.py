@@ -9,7 +9,18 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
-from adaptertool.arguments import Number, PathLike, as_path, check_dtype, check_precision, parse_alphas
+from adaptertool.architectures.decoded_beside import as_numbers, same_numbers
+from adaptertool.arguments import (
+    Number,
+    PathLike,
+    as_path,
+    check_as_trained,
+    check_dtype,
+    check_precision,
+    check_quantise,
+    parse_alphas,
+    parse_size,
+)
 from adaptertool.errors import InputError, UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.pipeline import holds_weights
@@ -18,7 +29,8 @@ from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.planning.as_adapter import into_adapter
 from adaptertool.planning.fisher import plan_fisher
-from adaptertool.planning.sources import Prepared, Reading, open_adapter, with_dtype
+from adaptertool.planning.sharding import with_shard_size
+from adaptertool.planning.sources import Prepared, Reading, base_of, open_adapter, with_storage
 from adaptertool.planning.tokenizer import with_tokenizer
 from adaptertool.planning.wise import plan_towards, plan_wise
 from adaptertool.resolution.renaming import Renames, renaming
@@ -35,6 +47,9 @@ class WiseRecipe(NamedTuple):
     fisher: tuple[PathLike, PathLike] | None = None
     tokenizer: str | None = None
     dtype: str | None = None
+    max_shard_size: int | str | None = None
+    quantise: str | None = None
+    as_trained: str | None = None
 
 
 def prepare_wise(
@@ -50,25 +65,38 @@ def prepare_wise(
     leave_out: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+    quantise: str | None = None,
+    as_trained: str | None = None,
 ) -> Plan:
     """The plan of an interpolation, from headers and configs alone. The arguments are those of `wise`.
 
     Raises UsageError for an alpha that is no finite number or stands there twice, InputError for what the files hold.
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
     return prepare(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout)).plan
 
 
 def prepare(
-    base: PathLike, tuned: PathLike, alphas: Number | Sequence[Number], recipe: WiseRecipe, reading: Reading
+    base: PathLike | Checkpoint,
+    tuned: PathLike,
+    alphas: Number | Sequence[Number],
+    recipe: WiseRecipe,
+    reading: Reading,
 ) -> Prepared:
     """The plan of `prepare_wise`, with what it was made of. Raises UsageError for settings that exclude each other, and
     what planning raises."""
     exact, path = parse_alphas(alphas), as_path(tuned, "TUNED")
     if check_dtype(recipe.dtype) is not None and (recipe.as_adapter or recipe.fisher is not None):
         raise UsageError(f"{argument('dtype')} is for checkpoints, and not with Fisher weights or --as-adapter")
-    checkpoint = require_merged(open_checkpoint(as_path(base, "BASE"), recipe.dtype))
-    plain = not is_adapter(path)
+    plain, quantise = not is_adapter(path), check_quantise(recipe.quantise, recipe.dtype)
+    size = parse_size(recipe.max_shard_size)
+    if quantise is not None and (plain or recipe.as_adapter):
+        raise UsageError(f"{argument('quantise')} is for an adapter that is merged: two checkpoints take --dtype bf16")
+    if check_as_trained(recipe.as_trained) is not None and (plain or recipe.as_adapter):
+        raise UsageError(f"{argument('as_trained')} is for checkpoints that are made of adapters")
+    checkpoint = base_of(base, recipe.dtype, quantise, recipe.as_trained)
+    checkpoint = as_numbers(checkpoint) if recipe.as_adapter else checkpoint
     if plain:
         require_used(reading.leave_out, [])
     if recipe.fisher is not None:
@@ -77,14 +105,16 @@ def prepare(
                 "with Fisher weights there is no --as-adapter, no --expert-layout, and one precision: float64"
             )
         done = _prepare_fisher(checkpoint, path, exact, recipe.fisher, reading)
-        return done._replace(plan=with_tokenizer(done.plan, checkpoint, recipe.tokenizer))
+        plan = with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
+        return done._replace(plan=with_shard_size(plan, checkpoint, size))
     if recipe.as_adapter and recipe.tokenizer is not None:
         raise UsageError(
             "an adapter keeps the tokenizer beside it: --tokenizer is for checkpoints, without --as-adapter"
         )
     done = (_between if plain else _towards)(checkpoint, path, exact, recipe, reading)
     plan = done.plan if recipe.as_adapter else with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
-    return done._replace(plan=with_dtype(plan, recipe.dtype))
+    plan = with_storage(plan, dtype=recipe.dtype, quantise=quantise, as_trained=recipe.as_trained)
+    return done._replace(plan=with_shard_size(plan, checkpoint, size))
 
 
 def _between(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: WiseRecipe, reading: Reading) -> Prepared:
@@ -92,7 +122,7 @@ def _between(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: Wi
     if reading.expert_layout is not None:
         raise UsageError(f"{path} is a full checkpoint; --expert-layout is for adapters")
     with renaming(reading.renames) as own:
-        other = own.checkpoint(require_merged(open_checkpoint(path, recipe.dtype)), base)
+        other = own.checkpoint(same_numbers(base, require_merged(open_checkpoint(path, recipe.dtype))), base)
     if recipe.as_adapter:
         raise UsageError(
             f"{path} is a full checkpoint, and --as-adapter is for adapters; without it `adaptertool wise` writes "

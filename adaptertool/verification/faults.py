@@ -15,6 +15,7 @@ from adaptertool.numerics.rounding import Array
 from adaptertool.verification.hypotheses import Reading, hypotheses
 from adaptertool.verification.judge import narrowed
 from adaptertool.verification.misplaced import elsewhere, is_turned
+from adaptertool.verification.other_base import on_other_bases
 from adaptertool.verification.precision import has_few_bits, lost_precision
 from adaptertool.verification.recipes import through
 from adaptertool.verification.roundings import is_stochastic, is_truncated
@@ -80,6 +81,9 @@ def _by_other_edits(
         meant = [sample.under(subject, edits) for sample in bad]
         if all(sample.may_be(numbers) for sample, numbers in zip(bad, meant, strict=True)):
             found.append((_excess(subject, bad, meant), code, detail))
+    for other in on_other_bases(subject, bad) if left else ():
+        if all(sample.may_be(numbers) for sample, numbers in zip(bad, other.numbers, strict=True)):
+            found.append((_excess(subject, bad, other.numbers), other.code, other.detail))
     least = min((excess for excess, *_ in found), default=np.inf)
     if not least <= _BETTER * left:
         return None

@@ -12,6 +12,7 @@ from adaptertool.kinds import kind_of
 from adaptertool.kinds.made import turned
 from adaptertool.kinds.parts import misread
 from adaptertool.spec.plan import Edit
+from adaptertool.verification.other_rows import at_thirds, in_own_halves
 from adaptertool.verification.subject import Candidate
 
 Edits = tuple[Edit, ...]
@@ -49,11 +50,16 @@ def hypotheses(subject: Candidate, readings: Mapping[str, Reading], names: Seque
     yield Hypothesis("negated", tuple(edit._replace(weight=-edit.weight) for edit in edits))
     yield from _misreadings(subject, edits)
     for code, reading in readings.items():
-        yield Hypothesis(code, tuple(map(reading, edits)))
+        if (read := tuple(map(reading, edits))) != edits:
+            yield Hypothesis(code, read)
     before = tuple(edit._replace(factors=as_trained(edit.factors)) for edit in edits)
     if before != edits:
         yield Hypothesis("rows-not-reordered", before, "its heads have their rows as the adapter has them")
     (out, *inner), kinds = subject.step.spec.shape or (1,), [kind_of(edit) for edit in edits]
+    if (as_named := in_own_halves(edits, out)) != edits:
+        yield Hypothesis("halves-not-swapped", as_named, "its halves are in the order that the adapter has them in")
+    for cut in at_thirds(edits, out) if len(inner) == 1 else ():
+        yield Hypothesis("cut-in-thirds", cut, "q, k and v are put at thirds of its rows")
     plain = all(kind.linear or kind.is_product for kind in kinds) and all(edit.view is None for edit in edits)
     if plain and out == math.prod(inner) and (len(inner) == 1 or not any(kind.elementwise for kind in kinds)):
         yield Hypothesis("transposed", tuple(map(_turned, edits)))

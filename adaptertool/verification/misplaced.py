@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
@@ -31,7 +30,7 @@ def is_turned(subject: Candidate, samples: Sequence[Sample]) -> bool:
         return False
     width = subject.step.spec.shape[1]
     for row in _bad_rows(samples, width):
-        column = dataclasses.replace(subject.candidate, columns=range(row, row + 1))
+        column = subject.candidate._replace(columns=range(row, row + 1))
         found = read_rows(subject.inputs, column, 0, shape[0], shape[1])[:, 0]
         right = _exact_rows(subject, [row], width)[0]
         if np.linalg.norm(found - right) > 0.02 * np.linalg.norm(right):

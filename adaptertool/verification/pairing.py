@@ -31,12 +31,13 @@ class Pairs(NamedTuple):
     missing: list[str]
     extra: list[str]
     buffers: list[str]  # missing or extra, and of no account
+    coded: list[Candidate]  # to be judged, of weights that the candidate stores as codes
 
 
 def pair(plan: Plan, alpha: float, ends: Mapping[str, str], candidate: Checkpoint, inputs: Inputs) -> Pairs:
     """ends: tied and not stored in the base -> the tensor that they are tied to. The candidate has the plan's names, as
     far as its own correspond (correspondence.aligned), and the ends that it leaves out (with_tied)."""
-    pairs, left = Pairs([], [], [], [], []), dict(candidate.tensors)
+    pairs, left = Pairs([], [], [], [], [], []), dict(candidate.tensors)
     steps = {step.spec.name: step for step in plan.steps()}
     for name, step in steps.items():
         ref = left.pop(name, None)
@@ -61,6 +62,8 @@ def _put(pairs: Pairs, subject: Candidate, candidate: Checkpoint) -> None:
         pairs.misfits.append((subject, "shape-changed"))
     elif ours.dtype != theirs.dtype and (not computed or not _may_be_cast(ours.dtype, theirs.dtype, candidate)):
         pairs.misfits.append((subject, "dtype-changed"))
+    elif subject.candidate.made is not None:
+        pairs.coded.append(subject)
     else:
         pairs.subjects.append(subject)
 

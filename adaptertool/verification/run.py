@@ -11,6 +11,8 @@ from typing import NamedTuple
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.pool import Job, run_jobs
 from adaptertool.reports.verify import TensorVerdict
+from adaptertool.verification.code_faults import code_fault
+from adaptertool.verification.codes import judge_codes, weight_of
 from adaptertool.verification.examine import Finding, examine
 from adaptertool.verification.faults import Fault, fault_of
 from adaptertool.verification.hypotheses import Reading
@@ -20,6 +22,7 @@ from adaptertool.verification.pairing import Pairs
 from adaptertool.verification.pooled import is_doubtful, pooled
 from adaptertool.verification.sample import samples_of
 from adaptertool.verification.subject import CHANGED, EXACT, ROUNDING, WRONG, Candidate
+from adaptertool.verification.tolerance import RECIPES
 
 _OTHERS = 256  # tensors of the same shape that are compared with one that is wrong
 _LOOKED_AT = 1000  # wrong tensors that are looked at closely
@@ -51,8 +54,11 @@ def judge(
     look = functools.partial(_look, subjects=pairs.subjects, readings=readings, faults=faults, names=names)
     run_jobs((functools.partial(look, subject) for subject in wrong[:_LOOKED_AT]), threads)
     _by_majority(pairs.subjects, wrong, faults)
+    coded: dict[str, TensorVerdict] = {}
+    run_jobs((functools.partial(_decode, one, readings, names, coded, progress) for one in pairs.coded), threads)
     problems = list(pooled(pairs.subjects, findings, names, threads))
     verdicts = [_verdict(subject, faults.get(subject.name), odd=subject in odd) for subject in pairs.subjects]
+    verdicts += [coded[subject.name] for subject in pairs.coded]
     for subject, code in pairs.misfits:
         turned = subject.candidate.spec.shape[::-1] == subject.step.spec.shape
         turned = turned and code == "shape-changed" and is_turned(subject, list(samples_of(subject)))
@@ -88,6 +94,30 @@ def _look(
     alike = [other for other in subjects if other is not subject and other.step.spec.shape == shape]
     alike.sort(key=lambda other: -sum(map(str.__eq__, parts, other.name.split("."))))
     faults[subject.name] = fault_of(subject, readings, alike[:_OTHERS], names)
+
+
+def _decode(
+    subject: Candidate,
+    readings: Mapping[str, Reading],
+    names: Sequence[str],
+    verdicts: dict[str, TensorVerdict],
+    progress: Callable[[int], None],
+    _: Workspace,
+) -> None:
+    """Judge a weight that is stored as codes."""
+    found, name = judge_codes(subject), subject.name
+    error = math.sqrt(found.error / found.size) if found.size > 0 and math.isfinite(found.error) else None
+    if not found.differ and not found.touched:
+        detail = "quantised anew, on other scales than the base's" if found.anew else ""
+        verdicts[name] = TensorVerdict(name, ROUNDING if found.anew else EXACT, rel_error=error, detail=detail)
+    elif found.recipe is not None and not found.touched:
+        detail = f"{RECIPES[found.recipe]}, then quantised"
+        verdicts[name] = TensorVerdict(name, ROUNDING, rel_error=error, detail=detail)
+    else:
+        status = WRONG if subject.step.edits or weight_of(subject.step.base) is None else CHANGED
+        fault = code_fault(subject, readings, names)
+        verdicts[name] = TensorVerdict(name, status, rel_error=error, diagnosis=fault.code, detail=fault.detail)
+    progress(subject.candidate.spec.nbytes)
 
 
 def _by_majority(subjects: Sequence[Candidate], wrong: Sequence[Candidate], faults: dict[str, Fault]) -> None:

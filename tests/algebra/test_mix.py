@@ -51,6 +51,7 @@ def by_peft(
     return deltas(zoo, tmp_path / "peft" / "mixed")
 
 
+@pytest.mark.long("method")
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [0.7, -1.5]])
 @pytest.mark.parametrize("method", ["linear", "svd", "ties", "magnitude_prune", "ties_svd", "magnitude_prune_svd"])
 def test_as_peft_makes_it(tmp_path: Path, method: str, weights: list[float]) -> None:

@@ -80,6 +80,7 @@ def sample(shape: tuple[int, int], output: torch.dtype, seed: int) -> tuple[torc
     return base, {"A": a, "B": b, "m": torch.rand(shape[0]) + 0.5}
 
 
+@pytest.mark.long("what")
 @every_output
 @pytest.mark.parametrize("what", ["outlier", "large factor", "pruned", "cancelled", "tiny row", "high", "low"])
 @pytest.mark.parametrize("dora", [False, True])

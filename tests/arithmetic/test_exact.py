@@ -46,6 +46,7 @@ def lora(shape: tuple[int, int], dtype: torch.dtype, kind: str) -> dict[str, tor
     return {"x.lora_A.weight": grid((R, shape[1]), dtype, kind), "x.lora_B.weight": grid((shape[0], R), dtype, kind)}
 
 
+@pytest.mark.long("kind", "output")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("factor", EVERY)
 @pytest.mark.parametrize("output", EVERY)
@@ -61,6 +62,7 @@ def test_lora(tmp_path: Path, kind: str, factor: torch.dtype, output: torch.dtyp
     require(load(tmp_path / "out")["x.weight"], exact, base)
 
 
+@pytest.mark.long("kind", "output")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tuned", EVERY)
 @pytest.mark.parametrize("output", EVERY)

@@ -72,6 +72,7 @@ def weights_with(row: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return base, a, b
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("row", ["dead", "tiny", "cancelled"])
 @pytest.mark.parametrize(("weight", "alpha"), [(1.0, 1.0), (0.3, 1.0), (1.0, 0.5)])

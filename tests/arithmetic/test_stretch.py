@@ -85,6 +85,7 @@ def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[[Path
     return reports[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtypes", [(BF16,), (F16,), (F32,), (BF16, F16, F32, torch.float64)])
 @pytest.mark.parametrize(("held", "rank", "shards"), [(F32, 4, 1), (BF16, 3, 3), (F16, 20, 1)])
 def test_merge(

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import FIXTURES, adaptertool, load, lora_factors, main_here, write_adapter, write_checkpoint
+from safetensors.torch import load_file, save_file
+from samples import SAMPLES
 
 from adaptertool.architectures.families import family_of
 from adaptertool.tasks.inspect import inspect
@@ -204,3 +206,23 @@ FAMILIES = {
 def test_families(family: str) -> None:
     for name in FAMILIES[family]:
         assert family_of(name) == family_of(f"{name}.weight") == family, name
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "scale"),
+    [
+        ("peft", "LORA", "2 (alpha/r)"),
+        ("kohya", "networks.lora, format kohya, written by sd-scripts abc1", "0.5 (alpha/r)"),
+        ("mlx", "lora, format mlx", "2 (lora_parameters.scale)"),
+        ("gguf", "lora, format gguf", "2 (alpha/r)"),
+    ],
+)
+def test_each_format_says_what_it_is(tmp_path: Path, run: Any, name: str, title: str, scale: str) -> None:
+    path = SAMPLES[name].make(tmp_path / {"kohya": "a.safetensors", "gguf": "a.gguf"}.get(name, "a"))
+    if name == "kohya":
+        told = {"ss_network_module": "networks.lora", "ss_sd_scripts_commit_hash": "abc1"}
+        save_file(load_file(path), path, metadata=told)
+    code, out, _ = run(path)
+    lines = out.splitlines()
+    assert code == 0 and lines[0] == f"inspect {path}: an adapter, {title}"
+    assert lines[1].endswith(f"scale {scale}")

@@ -156,6 +156,7 @@ def one_gigabyte() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("case", LARGE)
 def test_header_as_large_as_may_be_needs_no_gigabyte(ground: zoo.Ground, case: str) -> None:

@@ -158,8 +158,9 @@ def test_what_is_only_read_is_not_written() -> None:
 def test_misreadings_are_those_of_each_source() -> None:
     plain = read(FORMATS[0], FIXTURES / "lora")
     stabilised = read(FORMATS[0], FIXTURES / "rslora")
-    assert not misreadings([plain])
-    assert set(misreadings([plain, stabilised])) == {"rslora-ignored", "alpha-pattern-ignored"}
+    of_any = {"cut-in-thirds"}  # which is of the layers, whatever the adapter
+    assert set(misreadings([plain])) == of_any
+    assert set(misreadings([plain, stabilised])) == of_any | {"rslora-ignored", "alpha-pattern-ignored"}
 
 
 def test_nobody_else_knows_the_files_of_a_format() -> None:

@@ -1,5 +1,5 @@
 """Large inputs, each through a whole merge in bounded memory: many tensors, many shards, long names, a large header. As
-large as README.md says with ADAPTERTOOL_LIMITS=1 (`make limits-test`), else a twentieth of it."""
+large as docs/safety.md says with ADAPTERTOOL_LIMITS=1 (`make limits-test`), else a twentieth of it."""
 
 from __future__ import annotations
 

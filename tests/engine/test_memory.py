@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 from conftest import PREFIX, adaptertool, lora_factors, write_adapter, write_sparse
+from long_tests import ALL
 
 
 @pytest.mark.slow
 def test_a_two_gigabyte_tensor_in_one_file(tmp_path: Path) -> None:
-    """The prediction of --dry-run must hold as well."""
-    rows, columns = 65536, 16384
+    """The prediction of --dry-run must hold as well. (A quarter of it, where not all tests run.)"""
+    rows, columns = 65536 if ALL else 16384, 16384
     write_sparse(tmp_path / "base.safetensors", {"up.weight": ("BF16", [rows, columns], rows * columns * 2)}, {})
     adapter = write_adapter(tmp_path / "a", lora_factors("up", (rows, columns)))
     call = ["merge", tmp_path / "base.safetensors", adapter, "-o", tmp_path / "out.safetensors", "--json"]
     predicted = json.loads(adaptertool(*call, "--dry-run").stdout)["memory_predicted"]
     done = json.loads(adaptertool(*call).stdout)
     (tmp_path / "out.safetensors").unlink()
-    assert done["bytes_written"] > 2.1e9
+    assert done["bytes_written"] >= rows * columns * 2
     assert done["peak_memory"] < min(predicted, 300e6)
 
 

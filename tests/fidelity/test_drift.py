@@ -171,6 +171,7 @@ def peft_layers(folder: Path, dtype: torch.dtype, adapters: Sequence[bool]) -> t
 INPUTS = {"linear": 64, "turned": 40}
 
 
+@pytest.mark.long("adapters")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("adapters", [[False], [True], [False, False], [True, False], [False, True]], ids=str)
 def test_outputs_against_peft(tmp_path: Path, dtype: torch.dtype, adapters: list[bool]) -> None:

@@ -52,6 +52,7 @@ HONEST: dict[str, Merge] = {
 }
 
 
+@pytest.mark.long("recipe")
 @pytest.mark.parametrize("recipe", HONEST)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_honest_merges_are_expected(tmp_path: Path, recipe: str, dtype: torch.dtype) -> None:

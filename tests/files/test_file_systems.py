@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from conftest import ROOT, adaptertool, snapshot
 from staged import Place
@@ -38,15 +39,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(place: Place, library: Path, *more: str, **how: str) -> subprocess.CompletedProcess[str]:
     """The merge, with these variables for the library."""
     command = ["merge", str(place.base), str(place.adapter), "-o", str(place.out), "--threads", "2", *more]
-    environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT), **how}
-    return subprocess.run(
-        [sys.executable, "-m", "adaptertool", *command],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=environment,
-    )
+    return under(library, command, None, **how)
+
+
+def under(library: Path, command: list[str], cwd: Path | None, **how: str) -> subprocess.CompletedProcess[str]:
+    start = {"LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT)}
+    if (done := forks.run(command, cwd, start=start, environment=how)) is not None:
+        return done
+    return adaptertool(*command, cwd=cwd, env={**os.environ, **start, **how})
 
 
 def failing(**calls: str) -> str:
@@ -208,8 +208,7 @@ COMMANDS = {
 def test_other_commands_without_a_thread(place: Place, library: Path, case: str) -> None:
     place.merge()
     arguments, code = COMMANDS[case]
-    environment = {**os.environ, "LD_PRELOAD": str(library), "FAIL": failing(pthread_create="EAGAIN")}
-    done = adaptertool(*arguments, cwd=place.folder, env=environment)
+    done = under(library, arguments, place.folder, FAIL=failing(pthread_create="EAGAIN"))
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
 
 
@@ -224,20 +223,29 @@ CLOSED = {
 }
 
 
+def told(place: Place, arguments: str, how: str) -> subprocess.CompletedProcess[str]:
+    call = ["sh", "-c", f'"$0" -m adaptertool {arguments} {how}', sys.executable]
+    return subprocess.run(call, cwd=place.folder, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize("case", CLOSED)
 def test_streams_that_are_closed_or_full(place: Place, merged: dict[str, bytes], case: str) -> None:
     how, code = CLOSED[case]
-
-    def told(arguments: str) -> subprocess.CompletedProcess[str]:
-        call = ["sh", "-c", f'"$0" -m adaptertool {arguments} {how}', sys.executable]
-        return subprocess.run(call, cwd=place.folder, capture_output=True, text=True, check=False)
-
-    done = told("merge base adapter -o out")
+    done = told(place, "merge base adapter -o out", how)
     assert done.returncode == code and "Traceback" not in done.stderr
     assert snapshot(place.out) == merged
-    for arguments, expected in (("merge base adapter -o out", 5), ("merge --none", 2), ("merge base base -o new", 3)):
-        done = told(arguments)
-        assert (done.returncode, done.stdout) == (expected, ""), arguments
+
+
+REFUSED = {"merge base adapter -o out": 5, "merge --none": 2, "merge base base -o new": 3}
+
+
+@pytest.mark.long("case")
+@pytest.mark.parametrize("case", CLOSED)
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_a_refusal_where_streams_are_closed_or_full(place: Place, case: str, arguments: str) -> None:
+    place.merge()
+    done = told(place, arguments, CLOSED[case][0])
+    assert (done.returncode, done.stdout) == (REFUSED[arguments], "")
 
 
 def test_threads_of_a_scoring_command_are_its_own(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

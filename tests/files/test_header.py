@@ -14,6 +14,7 @@ import torch
 from headers import FIELD, GOOD, MALFORMED, VALID, Entry, entry, one, packed, raw_one
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from long_tests import share
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save as save_numpy
 from safetensors.torch import save as save_torch
@@ -243,13 +244,13 @@ def test_everything_the_reference_writes_is_read(tmp_path: Path, content: bytes)
     assert listed(path) == reference(content)
 
 
-@settings(UNLIMITED, max_examples=600)
+@settings(UNLIMITED, max_examples=share(600))
 @given(content=mutated_files())
 def test_never_laxer_than_the_reference_on_mutated_files(tmp_path: Path, content: bytes) -> None:
     agree(tmp_path, content)
 
 
-@settings(UNLIMITED, max_examples=600)
+@settings(UNLIMITED, max_examples=share(600))
 @given(content=assembled_files())
 def test_never_laxer_than_the_reference_on_assembled_headers(tmp_path: Path, content: bytes) -> None:
     agree(tmp_path, content)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import adaptertool
-from adaptertool.errors import InputError, UnsupportedError
+from adaptertool.errors import InputError, MismatchError, UnsupportedError
 from adaptertool.files.pipeline import holds_weights
 from adaptertool.formats.checkpoints import open_checkpoint
 
@@ -86,6 +86,34 @@ def test_one_variant_alone_is_read_and_keeps_its_name(tmp_path: Path) -> None:
     assert load_file(tmp_path / "out" / f"{UNET}.fp16-00001-of-00002.safetensors").keys() == {"mid.to_q.weight"}
 
 
+def test_of_variants_the_plain_one_is_read_and_the_others_stay_behind(tmp_path: Path) -> None:
+    base, out = write(tmp_path / "base"), tmp_path / "out"
+    save_file({"text_model.x.weight": torch.ones(4, 4)}, base / f"{TEXT}.fp16.safetensors")
+    for number, name in enumerate(("q", "k"), 1):
+        part = f"{UNET}.fp16-0000{number}-of-00002.safetensors"
+        save_file({f"mid.to_{name}.weight": torch.ones(4, 4)}, base / part)
+    index = json.loads((base / f"{UNET}.safetensors.index.json").read_text())["weight_map"]
+    renamed = {name: file.replace("model-", "model.fp16-") for name, file in index.items()}
+    (base / f"{UNET}.safetensors.index.fp16.json").write_text(json.dumps({"weight_map": renamed}))
+    save_file({"decoder.weight": torch.ones(4, 4)}, base / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    report = adaptertool.merge(base, [write_adapter(tmp_path / "a.safetensors")], out)
+    kept = sorted(file.relative_to(out).as_posix() for file in out.rglob("*fp16*"))
+    assert kept == ["vae/diffusion_pytorch_model.fp16.safetensors"]  # which is what it was
+    assert any(
+        "unet holds variants of one model: diffusion_pytorch_model.safetensors is read" in n for n in report.notes
+    )
+    assert any("left out" in note and f"{UNET[5:]}.safetensors.index.fp16.json" in note for note in report.notes)
+    assert not load_file(out / f"{UNET}-00001-of-00002.safetensors")["mid.to_q.weight"].equal(torch.ones(4, 4))
+    assert adaptertool.verify(out, base, [tmp_path / "a.safetensors"]).ok
+
+
+def test_a_vae_is_no_denoiser(tmp_path: Path) -> None:
+    base = write(tmp_path / "base")
+    (base / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    with pytest.raises(MismatchError, match=r"1 of 1 modules of .* have no tensor in .*vae"):
+        adaptertool.merge(base / "vae", [write_adapter(tmp_path / "a.safetensors")], tmp_path / "out")
+
+
 def test_the_cache_of_the_hub(tmp_path: Path) -> None:
     """Files are links to blobs, also those in the folders of a snapshot."""
     base, cache = write(tmp_path / "base"), tmp_path / "models--x--y"
@@ -99,7 +127,8 @@ def test_the_cache_of_the_hub(tmp_path: Path) -> None:
     assert adaptertool.check_files(tmp_path / "out").ok
 
 
-def _second_variant(base: Path) -> None:
+def _only_variants(base: Path) -> None:
+    (base / f"{TEXT}.safetensors").rename(base / f"{TEXT}.non_ema.safetensors")
     save_file({"text_model.x.weight": torch.ones(4, 4)}, base / f"{TEXT}.fp16.safetensors")
 
 
@@ -130,7 +159,10 @@ def _out_of_the_folder(base: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (_second_variant, r"2 variants of one model: model\.safetensors, model\.fp16\.safetensors; which of them"),
+        (
+            _only_variants,
+            r"2 variants of one model: model\.fp16\.safetensors, model\.non_ema\.safetensors; which",
+        ),
         (_only_a_pickle, r"text_encoder has only pickled weights \(pytorch_model\.bin\)"),
         (_without_a_folder, r"model_index\.json names text_encoder, but .*text_encoder is not there"),
         (_without_models, r"names no model that adapters change"),

@@ -152,9 +152,3 @@ def test_the_head_as_tinker_names_it(tmp_path: Path, head: str) -> None:
     (note,) = adaptertool.merge(base, [other], tmp_path / "out").notes
     assert note.endswith("with lm_head for unembed_tokens")
     assert all(same_bits(tensor, load(tmp_path / "right")[name]) for name, tensor in load(tmp_path / "out").items())
-
-
-def test_experts_as_tinker_stacks_them_are_refused(base: Path, tmp_path: Path) -> None:
-    stacked = {f"model.layers.0.mlp.experts.w1.lora_{role}.weight": torch.ones(2, 4, 4) for role in "AB"}
-    with pytest.raises(UnsupportedError, match=r"keys like \.experts\.w1\.lora_A: it is an adapter as Tinker saves it"):
-        adaptertool.merge(base, [write_adapter(tmp_path / "adapter", factors() | stacked)], tmp_path / "out")

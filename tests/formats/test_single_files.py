@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import load, same_bits, write_checkpoint
 from oracle import half_ulp_excess
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
@@ -186,9 +186,9 @@ def test_refused_by_name(
 @pytest.mark.parametrize(
     ("keys", "match"),
     [
-        (["double_blocks.0.processor.qkv_lora1.down.weight"], r"a LoRA of XLabs for FLUX"),
-        (["single_blocks.0.processor.proj_lora.up.weight"], r"a LoRA of XLabs for FLUX"),
+        (["double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight"], r"an IP-Adapter of XLabs for FLUX"),
         (["down_blocks.0.attn2.processor.to_k_custom_diffusion.weight"], r"Custom Diffusion puts another layer"),
+        (["x.query.loras.y.lora_A", "x.query.loras.y.lora_B"], r"of the library adapters \(AdapterHub\)"),
         (["lora_controlnet", "input_blocks.1.0.in_layers.2.down"], r"a control LoRA of Stability AI"),
         (["unet.x.lora_A.weight", "diffusion_model.x.lora_A.weight"], r"may be an adapter of comfy or of diffusers"),
         (["lora_unet_x.lora_down.weight", "unet.x.lora_A.weight"], r"may be an adapter of kohya or of diffusers"),
@@ -242,6 +242,9 @@ def test_a_folder_of_diffusers_and_what_lies_beside(tmp_path: Path) -> None:
         ({"lora.nemo": b"x"}, r"an archive of NeMo's"),
         ({"lora.safetensors": b"x"}, r"is not a safetensors file, or is cut short"),
         ({"lora/pytorch_lora_weights.bin": b"\x80\x02"}, r"pytorch_lora_weights\.bin is a pickle"),
+        ({"lora/style.ckpt": b"\x80\x02", "lora/optimizer.pt": b""}, r"style\.ckpt is a pickle"),
+        ({"lora/style.nemo": b"x"}, r"an archive of NeMo's"),
+        ({"lora/optimizer.pt": b"", "lora/pytorch_model.bin": b""}, r"is not an adapter: it has no adapter_config"),
         ({"lora/xlora_config.json": b"{}"}, r"is an X-LoRA: it mixes several adapters"),
         ({"lora/weights/__0_0.distcp": b""}, r"is a distributed checkpoint of torch, as NeMo"),
         ({"lora/adapter_config.json": b"{}", "lora/pytorch_adapter.bin": b""}, r"of the library adapters"),
@@ -263,6 +266,26 @@ def test_a_folder_with_a_file_of_another_name(tmp_path: Path) -> None:
     path = written(tmp_path / "lora" / "style.safetensors", LORA)
     with pytest.raises(InputError, match=rf"what is an adapter is a file in it; give its path: {path}"):
         adaptertool.merge(base_of(tmp_path / "base", TO_Q), [tmp_path / "lora"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(("said", "noted"), [({"ss_network_args": '{"split_qkv": "True"}'}, True), ({}, False)])
+def test_the_alpha_of_parts_that_were_trained_apart_is_noted(tmp_path: Path, said: dict[str, str], noted: bool) -> None:
+    """sd-scripts joins factors of q, k and v, of rank 2 each, and keeps the alpha of one (sd-scripts #2204): every
+    tool applies alpha/r of what is in the file."""
+    name, joined = "double_blocks.0.img_attn.qkv", torch.zeros(18, 6)
+    for part in range(3):
+        joined[6 * part : 6 * part + 6, 2 * part : 2 * part + 2] = torch.randn(6, 2)
+    tensors = {"lora_down.weight": torch.randn(6, 4), "lora_up.weight": joined, "alpha": torch.tensor(2.0)}
+    flat = f"lora_unet_{name.replace('.', '_')}"
+    path = tmp_path / "a.safetensors"
+    save_file({f"{flat}.{key}": one for key, one in tensors.items()}, path, {"ss_network_dim": "2", **said})
+    base = written(tmp_path / "b.safetensors", {f"model.diffusion_model.{name}.weight": torch.randn(18, 4)})
+    report = adaptertool.merge(base, [path], tmp_path / "out.safetensors")
+    told = "have 3 times the rank of the training (2), and the alpha that it had"
+    assert any(told in note for note in report.notes) == noted
+    before, after = (next(iter(load_file(file).values())).double() for file in (base, tmp_path / "out.safetensors"))
+    exact = before + joined.double() @ tensors["lora_down.weight"].double() / 3
+    assert half_ulp_excess(after.float(), exact).max() <= 1 + 1e-6
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def formula_of(stored: torch.Tensor, numbers: torch.Tensor) -> Formula:
     return formula
 
 
+@pytest.mark.long("stages")
 @pytest.mark.parametrize("dtype", EVERY)
 @pytest.mark.parametrize("stages", [1, 3])
 def test_every_command(tmp_path: Path, dtype: torch.dtype, stages: int, monkeypatch: pytest.MonkeyPatch) -> None:

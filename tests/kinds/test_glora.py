@@ -75,6 +75,7 @@ def change_of(adapter: Path, weight: Matrix, layer: str = "l") -> Matrix:
     )
 
 
+@pytest.mark.long("what")
 @every_dtype
 @pytest.mark.parametrize("what", SHAPES)
 def test_every_element_is_the_rounding_of_the_formula(

@@ -77,6 +77,7 @@ def change_of(adapter: Path, layer: str = "l", hybrid: int = 0) -> Matrix:
     return change
 
 
+@pytest.mark.long("hybrid")
 @every_dtype
 @pytest.mark.parametrize("hybrid", [0, 2])
 def test_every_element_is_the_rounding_of_the_formula(

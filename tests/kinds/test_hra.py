@@ -32,6 +32,7 @@ def formula_of(u: torch.Tensor, *, orthogonal: bool = False) -> Formula:
     return lambda w: times(np.array(w), turn).tolist()
 
 
+@pytest.mark.long("orthogonal")
 @pytest.mark.parametrize("dtype", EVERY)
 @pytest.mark.parametrize("orthogonal", [False, True])
 def test_every_command(

@@ -64,6 +64,7 @@ def exactly(factors: dict[str, torch.Tensor], weight: tuple[int, ...], scale: fl
     ]
 
 
+@pytest.mark.long("form")
 @pytest.mark.parametrize("dtype", EVERY)
 @pytest.mark.parametrize("form", ALL)
 def test_linear(tmp_path: Path, form: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +77,7 @@ def test_linear(tmp_path: Path, form: str, dtype: torch.dtype, monkeypatch: pyte
     require_commands(tmp_path, stored, adapter, {"l.weight": difference(change)}, monkeypatch)
 
 
+@pytest.mark.long("form")
 @pytest.mark.parametrize("kernel", [(3, 2), (3, 1), (3,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("form", [*ALL, "tucker"])

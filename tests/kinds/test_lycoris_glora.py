@@ -53,6 +53,7 @@ def random(dtype: torch.dtype = torch.float32, kernel: tuple[int, ...] = ()) -> 
     return {f"lora_unet_l.{role}.weight": (torch.randn(shape) / 2).to(dtype) for role, shape in shapes.items()}
 
 
+@pytest.mark.long("kernel")
 @pytest.mark.parametrize("dtype", EVERY)
 @pytest.mark.parametrize("kernel", [(), (2,)])
 def test_every_command(

@@ -75,6 +75,7 @@ def save(path: Path, blocks: torch.Tensor, rescale: torch.Tensor | None = None, 
     return path
 
 
+@pytest.mark.long("shape")
 @pytest.mark.parametrize("dtype", EVERY)
 @pytest.mark.parametrize("stages", [0, 2])
 @pytest.mark.parametrize("shape", [(OUT, 5), (OUT, 3, 2)])

@@ -59,6 +59,7 @@ def change_of(adapter: Path, layer: str = "l") -> Matrix:
     return [[Fraction(block[i % rows, o % columns].item()) for i in range(IN)] for o in range(OUT)]
 
 
+@pytest.mark.long("fields")
 @every_dtype
 @pytest.mark.parametrize("fields", [{}, {"init_weights": False, "r": 3, "size": (3, OUT)}, MINI | {"size": (RANK, 2)}])
 def test_every_element_is_the_rounding_of_the_formula(

@@ -58,6 +58,7 @@ def blocks_of(packed: torch.Tensor, **fields: Any) -> list[Any]:
     return [series(skew(row)) if fields.get("use_cayley_neumann") else cayley(-skew(row)) for row in rows]
 
 
+@pytest.mark.long("fields")
 @pytest.mark.parametrize("dtype", EVERY)
 @pytest.mark.parametrize("fields", [{}, {"use_cayley_neumann": True}, {"block_share": True}])
 def test_every_command(

@@ -74,6 +74,7 @@ def change_of(adapter: Path, layer: str = "l", size: tuple[int, int] = (OUT, IN)
     return change if size[0] >= size[1] else [list(column) for column in zip(*change, strict=True)]
 
 
+@pytest.mark.long("size")
 @every_dtype
 @pytest.mark.parametrize("size", [(OUT, IN), (IN, OUT), (7, 7)])
 def test_every_element_is_the_rounding_of_the_formula(

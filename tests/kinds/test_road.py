@@ -61,6 +61,7 @@ def random(variant: str, dtype: torch.dtype = torch.float32) -> tuple[Tensors, F
     return {"l.road_theta": theta, "l.road_alpha": alpha}, formula_of(theta, alpha, variant)
 
 
+@pytest.mark.long("variant")
 @pytest.mark.parametrize("dtype", EVERY)
 @pytest.mark.parametrize("variant", SIZES)
 def test_every_command(tmp_path: Path, dtype: torch.dtype, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:

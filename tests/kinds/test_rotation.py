@@ -56,6 +56,7 @@ def added(rows: Matrix, factors: dict[str, torch.Tensor]) -> Matrix:
     return [[w + d for w, d in zip(*both, strict=True)] for both in zip(rows, change, strict=True)]
 
 
+@pytest.mark.long("output")
 @both_ways
 @every_output
 @pytest.mark.parametrize("weight", [1.0, 0.5, -1.0, 0.0])
@@ -69,6 +70,7 @@ def test_every_element_is_the_rounding_of_the_formula(
     require(result(tmp_path / "out", transposed=transposed), rotated(matrix(base), rotation, weight), base)
 
 
+@pytest.mark.long
 @both_ways
 @every_output
 @pytest.mark.parametrize("weight", [1.0, -0.3])
@@ -225,6 +227,7 @@ def test_settled_by_rationals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert same_bits(result(tmp_path / "usual"), result(tmp_path / "rationals"))
 
 
+@pytest.mark.long
 @both_ways
 @pytest.mark.parametrize("most", [1, 1 << 14])
 @pytest.mark.parametrize("output", NARROW)

@@ -103,6 +103,7 @@ def change_of(adapter: Path, layer: str = "l") -> Matrix:
     return times(b, a)
 
 
+@pytest.mark.long("saved")
 @every_dtype
 @pytest.mark.parametrize("saved", [False, True])
 def test_every_element_is_the_rounding_of_the_formula(

@@ -64,6 +64,7 @@ def times(matrix: Matrix, scale: float) -> Matrix:
     return [[number * Fraction(scale) for number in row] for row in matrix]
 
 
+@pytest.mark.long("family")
 @pytest.mark.parametrize("dtype", EVERY)
 @pytest.mark.parametrize(("family", "shape"), [("db1", (6, 10)), ("db1", (5, 7)), ("sym3", (7, 6)), ("coif1", (3, 5))])
 def test_every_command(

@@ -122,6 +122,7 @@ def test_multihead_attention_and_the_fast_path_of_encoders(tmp_path: Path) -> No
         assert not torch.allclose(model(x), wanted, atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["given as such", "the model in it", "compile()", "in a function"])
 def test_compiled_before(tmp_path: Path, how: str) -> None:
     torch._dynamo.reset()

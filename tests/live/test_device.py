@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from blocked import Rows
-from conftest import FIXTURES, adaptertool, load, lora_factors, write_adapter, write_checkpoint
+from conftest import FIXTURES, load, lora_factors, main_here, write_adapter, write_checkpoint
 
 from adaptertool.errors import StorageError, UsageError
 from adaptertool.live import device, device_named
@@ -84,10 +84,14 @@ def test_truncate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"), [("toaster", "'toaster' cannot be used"), ("meta", "computes nothing"), ("cuda:99", "cannot")]
 )
-def test_a_device_that_is_not_there(tmp_path: Path, name: str, message: str) -> None:
+def test_a_device_that_is_not_there(
+    tmp_path: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for command in (("extract", FIXTURES / "base", FIXTURES / "tuned"), ("truncate", FIXTURES / "lora")):
-        done = adaptertool(*command, "--rank", 2, "--device", name, "-o", tmp_path / "out")
-        assert done.returncode == 2 and message in done.stderr and not (tmp_path / "out").exists()
+        code = main_here(
+            [*map(str, command), "--rank", "2", "--device", name, "-o", str(tmp_path / "out")], monkeypatch
+        )
+        assert code == 2 and message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

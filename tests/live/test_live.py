@@ -28,6 +28,7 @@ def trained() -> Any:
     return AutoModelForCausalLM.from_pretrained(FIXTURES / "base")
 
 
+@pytest.mark.long("dtype")
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("alpha", [0.3, 1, "1.5"])

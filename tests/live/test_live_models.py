@@ -38,6 +38,7 @@ def check(model: Any, adapter: Path, tmp_path: Path, **options: Any) -> int:
     return count
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_adapters_by_the_names_in_memory(tmp_path: Path, name: str) -> None:
     fields, options = MODELS[name]
@@ -49,6 +50,7 @@ def test_adapters_by_the_names_in_memory(tmp_path: Path, name: str) -> None:
     assert check(model, tmp_path / "adapter", tmp_path, **recompute) >= 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EXPERTS)
 def test_fused_experts(tmp_path: Path, name: str) -> None:
     fields, parameters = EXPERTS[name]

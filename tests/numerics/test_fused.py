@@ -63,6 +63,7 @@ def require(dtype: str, stored: Any, out: Any, place: tuple[int, ...], value: Fr
         assert np.signbit(got) == (value < 0 or (value == 0 and before == 0 and np.signbit(before)))
 
 
+@pytest.mark.long("dtype")
 @pytest.mark.parametrize("how", ["random", "few bits", "wide", "ties"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +97,7 @@ def test_products(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None
                     require(dtype, stored, table, divmod(place, columns), before + Fraction(alpha) * change)
 
 
+@pytest.mark.long("dtype")
 @pytest.mark.parametrize("how", ["random", "few bits", "narrow norms"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_with_norms(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +198,7 @@ def pairs(how: str, dtype: str, count: int, rng: np.random.Generator) -> tuple[A
     return w, rounded(t, dtype)
 
 
+@pytest.mark.long("dtype")
 @pytest.mark.parametrize("how", ["ordinary", "cancelling", "next to each other", "apart"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_mixtures(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:

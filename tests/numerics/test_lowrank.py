@@ -164,6 +164,7 @@ def test_what_rounding_hides_is_said() -> None:
     assert storing_error(zero, split(zero, 1, balanced=False), balanced=False) == 0
 
 
+@pytest.mark.long("shape")
 @pytest.mark.parametrize("lost", [0, 2, 5, 7, 12, 20])
 @pytest.mark.parametrize("shape", [(300, 30), (1000, 64), (64, 64), (40, 10), (5, 8), (7, 1), (9, 0), (0, 0)])
 def test_orthogonal_factors_are_as_exact_as_those_of_reflections(shape: tuple[int, int], lost: float) -> None:

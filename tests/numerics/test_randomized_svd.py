@@ -51,6 +51,7 @@ def product(factors: Factors) -> np.ndarray:
     return factors[0] @ factors[1]
 
 
+@pytest.mark.long("name")
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("power", [0, 60, -60, 400, -400])
 @pytest.mark.parametrize("turned", [False, True])
@@ -85,6 +86,7 @@ def test_what_is_kept_changes_no_bit() -> None:
         assert np.array_equal(one, other)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["quick", "slow", "a step"])
 @pytest.mark.parametrize(
     "cut", [RankChoice(energy=Decimal("0.9")), RankChoice(max_error=Decimal("0.2")), RankChoice(max_error=Decimal(0))]

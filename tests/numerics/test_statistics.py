@@ -60,6 +60,7 @@ def near(numbers: Any, seed: int) -> Any:
     return other
 
 
+@pytest.mark.long("dtype")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("odd", [False, True])
@@ -121,6 +122,7 @@ def test_sums_do_not_lose_what_is_small() -> None:
     assert energy(ones, "F64") == pytest.approx((1 << 21) * 1.1**2, rel=1e-13)
 
 
+@pytest.mark.long("dtype")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_drifted(dtype: str, size: int) -> None:

@@ -18,6 +18,7 @@ import adaptertool
 WAYS = [(torch.bfloat16, "as given"), (torch.float32, "as given"), (torch.float32, "attention")]
 
 
+@pytest.mark.long("name")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("dtype", "targets"), WAYS)
 def test_architecture(tmp_path: Path, name: str, dtype: torch.dtype, targets: str) -> None:

@@ -53,6 +53,7 @@ def require_same(model: Model, adapter: Path, out: Path) -> None:
     assert all(tensor.equal(found[name]) for name, tensor in model.merged.items())
 
 
+@pytest.mark.long("spelling")
 @pytest.mark.parametrize("spelling", ["kohya", "kohya, sgm", "diffusers", "comfy"])
 @pytest.mark.parametrize("to", ["kohya", "diffusers", "comfy"])
 @pytest.mark.parametrize("by", ["folder", "file"])

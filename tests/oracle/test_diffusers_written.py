@@ -95,6 +95,7 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_a_unet(tmp_path: Path, case: str) -> None:
     config, described = CASES[case]

@@ -36,6 +36,7 @@ from adaptertool.errors import AdapterToolError, InputError, MismatchError, Unsu
 from adaptertool.render.run import plan_text
 
 
+@pytest.mark.long("name")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", MODELS)
 def test_target_parameters(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
@@ -287,6 +288,7 @@ def test_square_experts_of_a_marked_family(tmp_path: Path, version: str | None, 
     assert half_ulp_excess(found, exact).max() <= 1 + 1e-6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("targets", [["gate_proj", "up_proj", "down_proj"], ["down_proj"], ["gate_proj", "up_proj"]])
 @pytest.mark.parametrize("name", ["Qwen3MoeForCausalLM", "MixtralForCausalLM", "DeepseekV3ForCausalLM"])
 def test_target_modules_that_peft_turns_into_parameters(tmp_path: Path, name: str, targets: list[str]) -> None:

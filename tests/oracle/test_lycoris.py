@@ -174,6 +174,7 @@ def seen(layer: nn.Module, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return (layer(ones).reshape(len(ones), -1) - bias).T.reshape(weight.shape), bias
 
 
+@pytest.mark.long("name")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_merge_is_what_the_forward_pass_computes(

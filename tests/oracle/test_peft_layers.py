@@ -23,6 +23,7 @@ from adaptertool.files.parsed import Parsed
 from adaptertool.formats import read_alone
 
 
+@pytest.mark.long("layer")
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -75,6 +75,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.long("name")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_adapters_made_by_peft(tmp_path: Path, name: str, dtype: torch.dtype) -> None:

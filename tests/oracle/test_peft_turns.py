@@ -79,6 +79,7 @@ def train(folder: Path, zoo: nn.Module, case: Case) -> Path:
     return folder
 
 
+@pytest.mark.long("name")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_merge_is_that_of_peft(tmp_path: Path, name: str, dtype: torch.dtype) -> None:

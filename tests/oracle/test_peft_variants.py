@@ -42,6 +42,7 @@ def variant(folder: Path, zoo: torch.nn.Module, name: str, layer: str = "linear"
     return make_adapter(folder, zoo, target_modules=[layer], r=4, **VARIANTS[name])
 
 
+@pytest.mark.long("name")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_merge_is_that_of_peft(tmp_path: Path, name: str, dtype: torch.dtype) -> None:

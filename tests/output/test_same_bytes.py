@@ -63,6 +63,7 @@ def run(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.T
     return RUNS[request.param], snapshot(out)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("elements", [48, 1000, 1 << 20])
 def test_threads_and_blocks(
@@ -115,6 +116,7 @@ def test_order_of_directories(
     assert snapshot(tmp_path / "out") == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", range(1, 6))
 def test_a_run_that_goes_on(
     run: Any, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int

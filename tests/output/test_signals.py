@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, adaptertool, lora_factors, main_here, snapshot, write_adapter
 from disturbed import MODULE, WEIGHT, Place, delete_tree
+from long_tests import ONE_IN
 
 from adaptertool import merge
 from adaptertool.files import publish
@@ -122,14 +123,17 @@ def _interrupt_at(n: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch)
     return code, seen[-1] if len(seen) == n else ""
 
 
+@pytest.mark.long("force")
 @pytest.mark.parametrize("force", [(), ("--force",)])
+@pytest.mark.parametrize("first", range(1, ONE_IN + 1))
 def test_ctrl_c_at_every_line(
-    place: Place, merged: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, force: tuple[str, ...]
+    place: Place, merged: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, force: tuple[str, ...], first: int
 ) -> None:
-    """For n = 1, 2, ...: with 130 OUT is as it was, with 0 the new one. Staging is left with finished files only."""
+    """For n = first, first + 6, ...: with 130 OUT is as it was, with 0 the new one. Staging is left with finished files
+    only."""
     arguments = ["merge", str(place.base), str(place.adapter), "-o", str(place.out), "--threads", "2", *force]
     wrong: list[str] = []
-    for n in range(1, 500):
+    for n in range(first, 500, ONE_IN):
         if force:
             merge(place.base, [place.adapter], place.out, weights=[0.5])
         old = snapshot(place.out)

@@ -59,6 +59,7 @@ def half_ulp(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(exact == 0, 0.0, exact.abs() / excess)
 
 
+@pytest.mark.long("dtype")
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -151,6 +152,7 @@ def test_lora_alpha_is_the_nearest_number(tmp_path: Path, number: float, alpha: 
     assert fields["alpha_pattern"]["l"] == fields["lora_alpha"]
 
 
+@pytest.mark.long("dtype")
 @pytest.mark.parametrize("alpha", ["0", "0.25", "1", "1.5", "-0.5"])
 @pytest.mark.parametrize("saved", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -10,6 +10,7 @@ import torch
 from conftest import load, lora_factors, write_adapter, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from long_tests import share
 
 import adaptertool
 from adaptertool.errors import UnsupportedError
@@ -56,7 +57,7 @@ def make(folder: Path, saved: dict[str, int], biased: bool, factored: bool, **co
     several=st.lists(adapters(), min_size=1, max_size=3),
     weights=st.lists(st.sampled_from(["1", "0.5", "0", "-0.5", "2"]), min_size=3, max_size=3),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=share(150), deadline=None)
 def test_merging_a_sum_is_merging_its_adapters(
     tmp_path_factory: pytest.TempPathFactory, several: list[tuple[dict[str, int], bool, bool]], weights: list[str]
 ) -> None:

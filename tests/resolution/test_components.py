@@ -3,18 +3,16 @@ converters turn one into the other. Fused and split projections, and halves that
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("diffusers")
 
-import originals
 import torch
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers as convert
 from oracle import half_ulp_excess
+from originals import FILE, write_bases, write_factors
 from safetensors.torch import load_file, save_file
 
 import adaptertool
@@ -22,46 +20,10 @@ from adaptertool.architectures.diffusion import components_of
 from adaptertool.errors import MismatchError, UnsupportedError
 from adaptertool.resolution.components import ComponentNames
 
-Tensors = dict[str, torch.Tensor]
-FILE = "diffusion_pytorch_model.safetensors"
 # The blocks of one of each kind, and what lies outside
 NAMES = ("img_in", "final_layer.linear", "final_layer.adaLN_modulation.1", "double_blocks.1.img_attn.qkv",
          "double_blocks.0.txt_attn.qkv", "double_blocks.0.img_mlp.0", "single_blocks.0.linear1",
          "single_blocks.0.linear2")  # fmt: skip
-
-
-def write_bases(folder: Path) -> tuple[Tensors, Tensors, Path, Path]:
-    """The same model as a single file of the original's, and as a folder of diffusers'."""
-    torch.manual_seed(1)
-    original = originals.flux()
-    ours = {name: tensor.contiguous() for name, tensor in convert(dict(original)).items()}
-    (folder / "ours").mkdir()
-    save_file(ours, folder / "ours" / FILE, metadata={"format": "pt"})
-    (folder / "ours" / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
-    save_file({f"model.diffusion_model.{k}": v for k, v in original.items()}, folder / "original.safetensors")
-    return original, ours, folder / "original.safetensors", folder / "ours"
-
-
-def write_factors(path: Path, weights: Mapping[str, torch.Tensor], kind: str = "") -> Tensors:
-    """An adapter for modules as they are named, flat; returns the change of each weight in float64."""
-    tensors, changes = {}, {}
-    for module, weight in weights.items():
-        flat = f"lora_unet_{module.replace('.', '_')}"
-        if kind == "lokr":  # rows and columns
-            tensors |= {f"{flat}.lokr_w1": (rows := torch.randn(len(weight), 1)), f"{flat}.lokr_w2": torch.randn(1, 2)}
-            changes[f"{module}.weight"] = torch.kron(rows.double(), tensors[f"{flat}.lokr_w2"].double())
-            continue
-        a, b = torch.randn(1, weight.shape[1]), torch.randn(len(weight), 1)
-        tensors |= {f"{flat}.lora_down.weight": a, f"{flat}.lora_up.weight": b}
-        changes[f"{module}.weight"] = b.double() @ a.double()
-        if kind == "dora":
-            norms = (weight.double() + changes[f"{module}.weight"]).norm(dim=1, keepdim=True)
-            scale = torch.rand(len(weight), 1) + 0.5
-            tensors[f"{flat}.dora_scale"] = scale
-            direction = (weight.double() + changes[f"{module}.weight"]) / norms
-            changes[f"{module}.weight"] = scale.double() * direction - weight.double()
-    save_file(tensors, path)
-    return changes
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])

@@ -71,6 +71,7 @@ def loaded(folder: Path, task: str, caplog: pytest.LogCaptureFixture) -> Any:
 TEXT = torch.arange(3, 19).reshape(2, 8)
 
 
+@pytest.mark.long("family")
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from conftest import FIXTURES, ROOT, load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
+from long_tests import STEP
 from transformers.conversion_mapping import _build_checkpoint_conversion_mapping
 from transformers.core_model_loading import GroupWeightRename, Inkling2IndexOffsetWeightRename, WeightConverter
 
@@ -45,15 +46,15 @@ def test_every_rule_of_transformers_is_applied_as_transformers_does() -> None:
     """The whole mapping is walked: each rule on names made from all rules, with and without a prefix."""
     names = [f"{prefix}{sample}.weight" for sample in SAMPLES for prefix in ("", "model.", "model.vision_tower.")]
     changed = 0
-    for transform in TRANSFORMS:
+    for number, transform in enumerate(TRANSFORMS):
         for scope in (None, "", "vision_tower"):
             transform.scope_prefix, transform.base_model_prefix = scope, None if scope is None else "model"
             rule = Rule(transform.compiled_sources, transform.target_patterns[0], scope, transform.base_model_prefix)
-            for name in names:
+            for name in names[number % STEP :: STEP]:
                 expected = transform.rename_source_key(name)[0]
                 assert rule(name) == expected, (name, transform)
                 changed += expected != name
-    assert changed > 10 * len(TRANSFORMS)
+    assert changed > 10 * len(TRANSFORMS) / STEP
 
 
 def test_every_regex_of_the_table_compiles() -> None:
@@ -251,6 +252,7 @@ def test_architectures_that_the_table_cannot_hold_are_refused() -> None:
         names("a.weight", architecture=refused[0])
 
 
-def test_the_readme_says_how_many() -> None:
+def test_the_pages_say_how_many() -> None:
     held = sum(number >= 0 for number in TABLE["architectures"].values())
-    assert f"renamings and fusions of {held} architectures" in (ROOT / "README.md").read_text()
+    assert f"renamings and fusions of {held} architectures" in (ROOT / "docs/handled.md").read_text()
+    assert f"{held} architectures of transformers" in (ROOT / "README.md").read_text()

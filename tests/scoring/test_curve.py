@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 from blake3 import blake3
-from conftest import ROOT, adaptertool, load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
+from commands import faulty
+from conftest import adaptertool, load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
 from curves import ALPHAS, EXPECTED, SWEEP, Place, count_reads, one_by_one, scores_of
 
 from adaptertool import check_files, wise, wise_curve
@@ -53,6 +54,7 @@ def test_all_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     assert left_behind(place.out) == [] and snapshot(place.base) | snapshot(place.tuned) == place.before
 
 
+@pytest.mark.long("keep")
 @pytest.mark.parametrize("room", [True, False])
 @pytest.mark.parametrize(
     ("keep", "target", "minimise", "left"),
@@ -132,6 +134,7 @@ FAILING = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("how", "keep"), [*((how, "all") for how in FAILING), ("exit", "best"), ("nan", "none")])
 def test_a_failure_loses_no_other_point(place: Place, how: str, keep: str) -> None:
     body, complaint = FAILING[how]
@@ -178,6 +181,7 @@ def test_a_failure_where_nothing_is_published(place: Place) -> None:
     assert len(clean(name.rstrip("`"))) == 1 and not list(place.folder.glob(".curve-*"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("out", [True, False])
 def test_interrupted(place: Place, number: signal.Signals, out: bool) -> None:
@@ -212,16 +216,15 @@ def test_interrupted(place: Place, number: signal.Signals, out: bool) -> None:
     assert not list(place.folder.glob(".*")) and snapshot(place.base) | snapshot(place.tuned) == place.before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "keep"), [("kill", "all"), ("kill", "best"), ("ENOSPC", "best"), ("EIO+", "all")])
 def test_every_call_in_turn(tmp_path: Path, kind: str, keep: str) -> None:
     """Killed before a call that changes the disk, or with one that fails: at most one point is measured twice."""
 
     def run(place: Place, kind: str, number: int) -> subprocess.CompletedProcess[str]:
-        faulty = [sys.executable, str(ROOT / "tests/faulty.py"), kind, str(number)]
         more = ("-o", str(place.out), "--keep", keep, "--target", "mean", "--threads", "1", "--alpha", "0:1:0.5")
-        call = [*faulty, *place.arguments(*more)]
-        return subprocess.run(call, capture_output=True, text=True, timeout=60, check=False)
+        return faulty(kind, number, place.arguments(*more))
 
     good = run(place := Place(tmp_path / "good"), "kill", 0)
     assert good.returncode == 0, good.stderr

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Tensors, load, lora_factors, same_bits, write_adapter, write_checkpoint
+from oracle import fractions, round_fraction
 from safetensors.torch import save_file
 
 import adaptertool
@@ -61,6 +62,30 @@ def test_differences_of_both_formats(tmp_path: Path) -> None:
     assert all(same_bits(tensor, after[name]) for name, tensor in own.items())
     one, two = merged(base, comfy, tmp_path / "m1"), merged(base, kohya, tmp_path / "m2")
     assert all(same_bits(tensor, two[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_saved_tensors_are_differences_in_kohyas_format(tmp_path: Path, dtype: torch.dtype) -> None:
+    """T - W, each element as rationals round it to float32 at least, and what is not exact is counted."""
+    torch.manual_seed(4)
+    weights = {name: torch.randn(shape).to(dtype) for name, shape in SHAPES.items()}
+    base = write_checkpoint(tmp_path / "base", weights, config={"tie_word_embeddings": False})
+    saved = {f"{HEAD}.weight": torch.randn(3, 8).to(dtype), f"{Q}.bias": torch.randn(8).to(dtype)}
+    saved[f"{HEAD}.weight"][0, :2] = torch.tensor([2.0**15, 2.0**-14])
+    first = write_adapter(tmp_path / "a", {**lora_factors(Q, (8, 8)), **saved}, bias="all", modules_to_save=[HEAD])
+    report = adaptertool.convert(first, kohya := tmp_path / "b.safetensors", to="kohya", base=base)
+    tensors, wide = load(kohya), torch.float64 if dtype == torch.float64 else torch.float32
+    inexact = 0
+    for name, key in ((f"{HEAD}.weight", "lycoris_head.diff"), (f"{Q}.bias", "lycoris_blocks_0_q.diff_b")):
+        exact = [one - other for one, other in zip(fractions(saved[name]), fractions(weights[name]), strict=True)]
+        assert tensors[key].dtype == wide
+        assert fractions(tensors[key]) == [round_fraction(number, wide) for number in exact]
+        inexact += sum(one != other for one, other in zip(fractions(tensors[key]), exact, strict=True))
+    assert report.rounded == inexact
+    one, two = merged(base, first, tmp_path / "m1"), merged(base, kohya, tmp_path / "m2")
+    assert one.keys() == two.keys()
+    units = torch.finfo(dtype).eps * 2 if dtype in (torch.float32, torch.float64) else 0  # T - W is exact, or near it
+    assert all(((tensor - two[name]).abs() <= units * tensor.abs() + units).all() for name, tensor in one.items())
 
 
 SAVED = {f"{HEAD}.weight": torch.ones(3, 8)}

@@ -19,8 +19,9 @@ import numpy as np
 from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.quantised.gptq import group_size
+from adaptertool.codecs.quantised.misfit import misfit
 from adaptertool.codecs.quantised.packed import apply
-from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
+from adaptertool.codecs.quantised.record import Format, Stored, Weight
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
+from adaptertool.codecs.quantised.misfit import misfit
+from adaptertool.codecs.quantised.record import Format, Stored, Weight
 from adaptertool.codecs.quantised.tables import paired, unpaired
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.numerics.rounding import Array

@@ -16,11 +16,16 @@ Sources: OCP Microscaling Formats 1.0; compressed-tensors 0.20 (compressors/nvfp
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import E2M1, numbers, paired, unpaired
-from adaptertool.errors import MismatchError, UnsupportedError, shown
+from adaptertool.codecs.quantised.grid import Grid
+from adaptertool.codecs.quantised.lattice import Lattice, one
+from adaptertool.codecs.quantised.misfit import misfit
+from adaptertool.codecs.quantised.record import Format, Stored, Weight
+from adaptertool.codecs.quantised.tables import E2M1, HALF_STEP, numbers, packed_pairs, paired, unpacked_pairs, unpaired
+from adaptertool.errors import UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
@@ -43,6 +48,11 @@ def _packed(stored: Stored, codes: Ref, name: str) -> Weight:
 def _of_modelopt(stored: Stored, codes: Ref, name: str) -> Weight | None:
     if not name.endswith(".weight") or f"{name}_scale" not in stored.tensors:
         return None
+    if stored.settings.method is None:
+        raise UnsupportedError(
+            f"{codes.path}: {shown(name)} looks like NVFP4, and nothing says whose: some lay out its scales for a GPU. "
+            "Give it with its config.json, or use the checkpoint that it was made from"
+        )
     module = name.removesuffix(".weight")
     for other in (f"{module}.pre_quant_scale", f"{module}.svdquant_lora_a", f"{name}_svdquant_lora_a"):
         if other in stored.tensors:
@@ -74,22 +84,19 @@ def _weight(
         else:
             values *= np.repeat(scales, group, axis=1)[:, :columns]
         if whole is not None and divides:
-            values /= _one(read, whole)
+            values /= one(read, whole)
         elif whole is not None:
-            values *= _one(read, whole)
+            values *= one(read, whole)
         return values
 
+    def own(read: ReadStored, first: int, last: int) -> Array:
+        return unpacked_pairs(read(codes, half, first, last))
+
     parts = (codes, scale) if whole is None else (codes, scale, whole)
-    return Weight(name, (*lead, columns), called, parts, rows, columns)
-
-
-def _one(read: ReadStored, ref: Ref) -> float:
-    """The one number of a tensor. Raises MismatchError where it is no positive number: nothing could be told from the
-    codes."""
-    number = float(read(ref, 1, 0, 1)[0, 0])
-    if not 0 < number < np.inf:
-        raise MismatchError(f"{ref.path}: {shown(ref.spec.name)} is {number}, and no scale")
-    return number
+    count = math.prod(lead)
+    grid = Grid(scale, count, columns, (1, group), (count, groups))
+    lattice = Lattice(E2M1, own, packed_pairs, grid, whole, divides, reach=HALF_STEP)
+    return Weight(name, (*lead, columns), called, parts, rows, columns, lattice=lattice)
 
 
 FP4_PACKED = Format(

@@ -8,6 +8,9 @@ W[i, j] = code[i, j]·scale[i div m, j div n], of blocks (m, n). It is exact in 
 | DeepSeek-V4, Mistral | X.scale, X.qscale_weight | the same |
 | compressed-tensors (float-quantized), ModelOpt, FBGEMM | X.weight_scale | one, one a row, block_structure |
 | compressed-tensors (mxfp8-quantized) | X.weight_scale, U8 | 32 of a row |
+| ComfyUI (comfy.py) | X.weight_scale, X.scale_weight | one, one a row |
+
+Without a scale, where nothing says that weights are quantised (files of ComfyUI for one), W = code.
 
 `weight_scale_inv` is the inverse of what the weight was quantised by: all of them multiply. Blocks at the ends may be
 smaller: their size is that of the config, and not what the number of scales divides the weight into.
@@ -17,15 +20,19 @@ Sources: transformers 5.23 (integrations/finegrained_fp8.py), compressed-tensors
 
 from __future__ import annotations
 
+import numpy as np
+
 from adaptertool.codecs.quantised.grid import grid_of
-from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import SCALES, numbers
+from adaptertool.codecs.quantised.lattice import Lattice
+from adaptertool.codecs.quantised.misfit import misfit
+from adaptertool.codecs.quantised.record import Format, Stored, Weight
+from adaptertool.codecs.quantised.tables import SCALES, TABLES, numbers
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
 _BESIDE = ("_scale_inv", "_scale")  # of the tensor
-_OF_MODULE = (".scale", ".qscale_weight")  # in the place of `weight`
+_OF_MODULE = (".scale", ".qscale_weight", ".scale_weight")  # in the place of `weight`
 _MX = (1, 32)
 
 
@@ -34,6 +41,8 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
     if name.endswith(".weight"):
         names += [name.removesuffix(".weight") + end for end in _OF_MODULE]
     found = [one for one in names if one in stored.tensors]
+    if not found and stored.settings.plain:
+        return _plain(codes, name)
     if not found:
         raise MismatchError(f"{codes.path}: {shown(name)} is stored as {codes.spec.dtype}, without a scale beside it")
     if len(found) > 1:
@@ -42,6 +51,16 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
         )
     scale = stored.need(codes, found[0], SCALES)
     return scaled(stored, codes, scale, name, "FP8")
+
+
+def _plain(codes: Ref, name: str) -> Weight:
+    """Codes that are the numbers: of any shape."""
+    width = max(codes.spec.numel // max((*codes.spec.shape, 1)[0], 1), 1)
+
+    def rows(read: ReadStored, first: int, last: int) -> Array:
+        return numbers(read(codes, width, first, last), codes.spec.dtype)
+
+    return Weight(name, codes.spec.shape, "FP8 without scales", (codes,), rows, width)
 
 
 def scaled(stored: Stored, codes: Ref, scale: Ref, name: str, called: str) -> Weight:
@@ -60,7 +79,12 @@ def scaled(stored: Stored, codes: Ref, scale: Ref, name: str, called: str) -> We
         grid.apply(read, values, first)
         return values
 
-    return Weight(name, shape, called, (codes, scale), rows, shape[-1])
+    def own(read: ReadStored, first: int, last: int) -> Array:
+        return np.asarray(read(codes, shape[-1], first, last)).view(np.uint8)
+
+    powers = stored.settings.fields.get("scale_fmt") == "ue8m0"
+    lattice = Lattice(TABLES[dtype], own, np.ravel, grid, powers=powers)
+    return Weight(name, shape, called, (codes, scale), rows, shape[-1], lattice=lattice)
 
 
 FP8 = Format(

@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import E2M1, E8M0, looked_up
+from adaptertool.codecs.quantised.grid import Grid
+from adaptertool.codecs.quantised.lattice import Lattice
+from adaptertool.codecs.quantised.misfit import misfit
+from adaptertool.codecs.quantised.record import Format, Stored, Weight
+from adaptertool.codecs.quantised.tables import E2M1, E8M0, HALF_STEP, looked_up, packed_pairs, unpacked_pairs
 from adaptertool.errors import shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
@@ -55,7 +58,18 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
             values[max(group * _GROUP - begin, 0) : (group + 1) * _GROUP - begin] *= scales[group - low]
         return values
 
-    return Weight(name, (experts, columns, out), "MXFP4 of GPT-OSS", (codes, scale), rows, out)
+    def own(read: ReadStored, first: int, last: int) -> Array:
+        expert, begin = divmod(first, columns)
+        end, low = begin + last - first, begin // 2 * 2
+        part = read(codes, columns // 2, expert * out, (expert + 1) * out, low // 2, -(-end // 2))
+        return np.ascontiguousarray(unpacked_pairs(part)[:, begin - low : end - low].T)
+
+    def written(turned: Array) -> Array:
+        return np.ravel(packed_pairs(np.ascontiguousarray(turned.T)))
+
+    grid = Grid(scale, columns, out, (_GROUP, 1), (groups, out))
+    lattice = Lattice(E2M1, own, written, grid, at_once=columns, turned=True, reach=HALF_STEP)
+    return Weight(name, (experts, columns, out), "MXFP4 of GPT-OSS", (codes, scale), rows, out, lattice=lattice)
 
 
 GPT_OSS = Format(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adaptertool.codecs.quantised.record import misfit
+from adaptertool.codecs.quantised.misfit import misfit
 from adaptertool.codecs.quantised.tables import numbers
 from adaptertool.errors import by
 from adaptertool.numerics.rounding import Array

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from adaptertool.codecs.quantised.fp8 import scaled
 from adaptertool.codecs.quantised.grid import grid_of
-from adaptertool.codecs.quantised.record import Format, Stored, Weight, misfit
+from adaptertool.codecs.quantised.misfit import misfit
+from adaptertool.codecs.quantised.record import Format, Stored, Weight
 from adaptertool.codecs.quantised.tables import INT8, SCALES, looked_up
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
@@ -56,7 +57,7 @@ def _with_zeros(stored: Stored, codes: Ref, scale: Ref, zero: Ref, name: str) ->
         grids[0].apply(read, values, first)
         return values
 
-    return Weight(name, shape, plain.format, (codes, scale, zero), rows, plain.width)
+    return Weight(name, shape, f"{plain.format} with zero points", (codes, scale, zero), rows, plain.width)
 
 
 def require_symmetric(stored: Stored, codes: Ref, bits: int, zero: str) -> None:

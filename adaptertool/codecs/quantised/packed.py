@@ -17,9 +17,12 @@ import numpy as np
 
 from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.numbers import doubles
+from adaptertool.codecs.quantised.grid import Grid
 from adaptertool.codecs.quantised.integers import require_symmetric
-from adaptertool.codecs.quantised.record import Format, Rows, Stored, Weight, misfit
-from adaptertool.codecs.quantised.tables import looked_up, paired, unpacked, unpaired
+from adaptertool.codecs.quantised.lattice import Lattice
+from adaptertool.codecs.quantised.misfit import misfit
+from adaptertool.codecs.quantised.record import Format, Rows, Stored, Weight
+from adaptertool.codecs.quantised.tables import looked_up, packed_pairs, paired, unpacked, unpaired
 from adaptertool.errors import UnsupportedError, by, shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
@@ -53,7 +56,32 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
     size = _group(stored, scale, shape[1], groups)
     rows = _rows((codes, scale, zero, order), shape, bits, size)
     parts = tuple(ref for ref in (codes, scale, zero, order) if ref is not None)
-    return Weight(weight, shape, f"INT{bits}", parts, rows, shape[1], (said.spec.name,))
+    called = f"INT{bits}{' with zero points' * (zero is not None)}{' and an order of columns' * (order is not None)}"
+    lattice = None if zero is not None or order is not None else _lattice(codes, scale, shape, bits, size)
+    return Weight(weight, shape, called, parts, rows, shape[1], (said.spec.name,), lattice)
+
+
+def _lattice(codes: Ref, scale: Ref, shape: tuple[int, int], bits: int, size: int) -> Lattice | None:
+    if bits not in (_NIBBLE, 8):
+        return None
+    words, (rows, columns) = codes.spec.shape[1], shape
+
+    def own(read: ReadStored, first: int, last: int) -> Array:
+        return unpacked(read(codes, words, first, last), bits, columns)
+
+    def stored(some: Array) -> Array:
+        """What is left of the last word is 0."""
+        whole = np.zeros((len(some), words * _WORD // bits), np.uint8)
+        whole[:, :columns] = some
+        return packed_pairs(whole) if bits == _NIBBLE else np.ravel(whole)
+
+    grid = Grid(scale, rows, columns, (1, size), (rows, scale.spec.shape[1]))
+    return Lattice(_table(bits), own, stored, grid)
+
+
+def _table(bits: int) -> Array:
+    """Codes are offset by 2^(bits − 1)."""
+    return np.arange(1 << bits) - 2.0 ** (bits - 1)
 
 
 def _shape(stored: Stored, said: Ref) -> tuple[int, int]:
@@ -97,7 +125,7 @@ def _group(stored: Stored, scale: Ref, columns: int, groups: int) -> int:
 
 def _rows(parts: tuple[Ref, Ref, Ref | None, Ref | None], shape: tuple[int, int], bits: int, size: int) -> Rows:
     codes, scale, zero, order = parts
-    words, groups, table = codes.spec.shape[1], scale.spec.shape[1], np.arange(1 << bits) - 2.0 ** (bits - 1)
+    words, groups, table = codes.spec.shape[1], scale.spec.shape[1], _table(bits)
 
     def rows(read: ReadStored, first: int, last: int) -> Array:
         values = _decoded(table, read(codes, words, first, last), bits, shape[1])

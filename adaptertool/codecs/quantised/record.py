@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+from adaptertool.codecs.quantised.lattice import Lattice
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import open_input, read_exact
@@ -33,13 +34,14 @@ class Weight:
     rows: Rows
     width: int  # elements of a row as `rows` has it
     also: tuple[str, ...] = ()  # names of tensors that go with it, and are not read
+    lattice: Lattice | None = None  # what it may be where it stays so; None: it cannot be written again
 
     @property
     def ref(self) -> Ref:
         """The weight as a tensor that is made of those in files."""
         codes = self.parts[0]
         spec = TensorSpec(self.name, "F64", self.shape, 8 * math.prod(self.shape))
-        made = Making(self.parts, self.rows, width=self.width, decodes=True)
+        made = Making(self.parts, self.rows, width=self.width, decodes=True, weight=self)
         return Ref(codes.path, codes.offset, spec, made=made)
 
 
@@ -49,6 +51,7 @@ class Settings(NamedTuple):
     method: str | None  # quant_method of config.json, or of hf_quant_config.json, in lower case
     fields: Mapping[str, Any]  # of quantization_config
     where: str  # the file that says so
+    plain: bool = False  # whether floats of 8 bits without a scale are the numbers themselves
 
     def groups(self) -> Iterator[Mapping[str, Any]]:
         """What compressed-tensors says of weights, once for each group of layers."""
@@ -118,8 +121,3 @@ class Format(NamedTuple):
     dtypes: frozenset[str]  # and theirs
     # (checkpoint, the tensor that may be codes, its name without the end) -> None: not of this format
     find: Callable[[Stored, Ref, str], Weight | None]
-
-
-def misfit(ref: Ref, what: str) -> NoReturn:
-    """Raise MismatchError for a tensor that does not belong to the codes that it stands beside."""
-    raise MismatchError(f"{ref.path}: {shown(ref.spec.name)} is {ref.spec}, {what}")

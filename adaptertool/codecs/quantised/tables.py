@@ -29,18 +29,25 @@ def _with_nan(table: Array, *codes: int) -> Array:
 
 
 E2M1 = _small_float(4, 2, 1)
+HALF_STEP = 1.0  # of the last codes of E2M1, 4 and 6
 E4M3 = _with_nan(_small_float(8, 4, 7), 0x7F, 0xFF)
 E5M2 = _with_nan(_small_float(8, 5, 15), *range(0x7C, 0x80), *range(0xFC, 0x100))
 INT8 = np.arange(256).astype(np.uint8).view(np.int8).astype(np.float64)
 E8M0 = _with_nan(np.ldexp(1.0, np.arange(256) - 127), 0xFF)  # of no use, but NaN is not lost
 
-_TABLES = {"F8_E4M3": E4M3, "F8_E5M2": E5M2, "F8_E8M0": E8M0, "U8": E8M0, "I8": INT8}
+TABLES = {  # of numbers, by how they are stored
+    "F8_E4M3": E4M3,
+    "F8_E5M2": E5M2,
+    "F8_E8M0": E8M0,
+    "U8": E8M0,
+    "I8": INT8,
+}
 SCALES = (*BY_DTYPE, "F8_E8M0", "U8")  # dtypes of scales: floats, and exponents
 
 
 def numbers(stored: Array, dtype: str) -> Array:
     """What is stored as that dtype, in float64, of the same shape; U8 is an exponent (E8M0)."""
-    return looked_up(_TABLES[dtype], stored) if dtype in _TABLES else doubles(stored, dtype)
+    return looked_up(TABLES[dtype], stored) if dtype in TABLES else doubles(stored, dtype)
 
 
 def looked_up(table: Array, codes: Array) -> Array:
@@ -59,6 +66,17 @@ def paired(table: Array, *, low_first: bool) -> Array:
 def unpaired(pairs: Array, codes: Array) -> Array:
     """The numbers of bytes (n, k), two of each in turn: (n, 2·k)."""
     return looked_up(pairs, codes).view(np.float64)
+
+
+def packed_pairs(codes: Array) -> Array:
+    """Codes of 4 bits (n, 2·k), two a byte, the first in its low bits: flat, uint8."""
+    return np.ravel(codes[:, ::2] | codes[:, 1::2] << 4)
+
+
+def unpacked_pairs(stored: Array) -> Array:
+    """The two codes of each byte (n, k), the first in its low bits: (n, 2·k), uint8."""
+    stored = np.ascontiguousarray(stored).view(np.uint8)
+    return np.stack((stored & 15, stored >> 4), axis=2).reshape(len(stored), -1)
 
 
 def unpacked(words: Array, bits: int, count: int) -> Array:

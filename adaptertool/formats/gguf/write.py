@@ -8,14 +8,16 @@ from __future__ import annotations
 import functools
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from adaptertool.architectures.change import Change
 from adaptertool.architectures.changed import changed
 from adaptertool.architectures.gguf import ARCHITECTURE, EMBEDDING, Found, into_gguf, known
+from adaptertool.architectures.gguf_experts import stack_in_gguf
 from adaptertool.errors import shown
 from adaptertool.files.gguf import ALIGNMENT
 from adaptertool.files.gguf_header import build_gguf
+from adaptertool.formats.experts import complete, filled, stacked
 from adaptertool.formats.gguf.keys import ADAPTER, ALPHA, FORMAT, KIND, LORA_TYPE, TYPE
 from adaptertool.formats.saving import Saving, WritingOptions, drafted, refuse
 from adaptertool.kinds import kind_of
@@ -31,11 +33,11 @@ _LEAST, _LARGEST = 2.0**-126, 3.4e38  # that float32 holds in full, about
 def draft(portable: Portable, options: WritingOptions) -> Draft:  # noqa: ARG001
     """The file. Raises UnsupportedError for what it cannot hold."""
     arch, find = _names(portable)
-    changes = [_product(portable, change) for change in portable.changes]
+    placed = list(_placed(portable, [_product(portable, change) for change in portable.changes], find))
+    changes = [change for change, _ in placed]
     alpha = _alpha(changes)
     tensors, near = list[Drafted](), list[Module]()
-    for change in changes:
-        found = find(change)
+    for change, found in placed:
         times = change.scale / (alpha / change.rank)
         # What float32 does not hold of alpha is not worth a rounded factor
         if times != 1 and _single(change.scale * change.rank) == alpha:
@@ -61,7 +63,7 @@ def draft(portable: Portable, options: WritingOptions) -> Draft:  # noqa: ARG001
 def _names(portable: Portable) -> tuple[str, Callable[[Module], Found]]:
     """The architecture, and what a change's tensor is in GGUF. Raises UnsupportedError where that is not known."""
     if portable.gguf is not None:
-        return str(portable.gguf.get(ARCHITECTURE)), lambda change: Found(change.target, Change())
+        return str(portable.gguf.get(ARCHITECTURE)), functools.partial(_stored, portable)
     if portable.config is None and portable.adapter.format == FORMAT:  # read without a base, whose names it has
         return str(portable.adapter.fields[ARCHITECTURE]), lambda change: Found(change.target, Change())
     if (own := into_gguf(portable.config)) is None:
@@ -80,6 +82,43 @@ def _names(portable: Portable) -> tuple[str, Callable[[Module], Found]]:
         return found
 
     return arch, find
+
+
+def _stored(portable: Portable, change: Module) -> Found:
+    """The tensor of a GGUF file. Raises UnsupportedError for a part of one."""
+    if change.target not in portable.stored:
+        refuse(portable, [change], "a part of a tensor of the base, which GGUF has no adapters for")
+    return Found(change.target, Change())
+
+
+def _placed(
+    portable: Portable, changes: Sequence[Module], find: Callable[[Module], Found]
+) -> Iterator[tuple[Module, Found]]:
+    """The changes with the tensors that they are of; those of all experts as one. Raises UnsupportedError for changes
+    of an end that is tied."""
+    tied = {*portable.ends, *portable.ends.values()}
+    stacks: dict[str, dict[int, Module]] = {}
+    for change in changes:
+        stored = portable.stored.get(change.target)
+        if stored is not None and stored.spec.name in tied:
+            refuse(
+                portable,
+                [change],
+                "the base ties its head to its embedding: llama.cpp then has one tensor for both, which it looks rows "
+                "up in and multiplies with, and loads no adapter of that: merge it into the base, and convert the "
+                "result to GGUF",
+            )
+        place = stack_in_gguf(portable.config, portable.gguf, change.target)
+        if place is None:
+            yield change, find(change)
+        else:
+            stacks.setdefault(place[0], {})[place[1]] = change
+    for name, experts in stacks.items():
+        some = complete(portable, experts, "GGUF")
+        rank = max(change.rank for change in some)
+        factors = {A: stacked([filled(one.factors[A], 0, rank) for one in some])}
+        factors[B] = stacked([filled(one.factors[B], 1, rank) for one in some])
+        yield some[0]._replace(factors=factors, rank=rank, stacked=True), Found(name, Change())
 
 
 def _product(portable: Portable, change: Module) -> Module:

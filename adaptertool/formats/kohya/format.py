@@ -36,6 +36,7 @@ def facts(name: str, fields: Mapping[str, Any]) -> Facts:
         rank_stabilised="rs_lora" in str(fields.get("ss_network_args", "")),
         rank=fields.get("ss_network_dim"),
         alpha=fields.get("ss_network_alpha"),
+        tool="sd-scripts",
     )
 
 

@@ -18,6 +18,7 @@ from adaptertool.files.header import read_header
 from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import stamp_of
 from adaptertool.formats.format import FileNames, Group
+from adaptertool.formats.kohya import xlabs
 from adaptertool.kinds import SPELLED
 from adaptertool.spec.tensors import Ref, Stamp
 
@@ -41,7 +42,9 @@ _PAIRS = (
     (".lora_A.default.weight", ".lora_B.default.weight"),  # a model of PEFT's in memory
     (".lora.down.weight", ".lora.up.weight"),  # diffusers in 2023
     (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),  # and its text encoders
-    ("_lora.down.weight", "_lora.up.weight"),  # and its attention processors
+    ("_lora.down.weight", "_lora.up.weight"),  # and its attention processors, and those of XLabs
+    ("_lora1.down.weight", "_lora1.up.weight"),  # for images
+    ("_lora2.down.weight", "_lora2.up.weight"),  # for texts
 )
 _ALIASES = {
     **{other: own for pair in _PAIRS[1:] for other, own in zip(pair, _PAIRS[0], strict=True)},
@@ -56,7 +59,7 @@ _FLAT, _COMFY = tuple(PREFIXES), ("diffusion_model.", "model.diffusion_model.", 
 # What no tensor of a model is called; of some that are refused, too
 _FACTORS = (
     *(end for end in _KNOWN if end.startswith((".lora", "_lora", ".hada_", ".lokr_", ".oft_", ".dora_"))),
-    *("_lora1.down.weight", "_lora2.down.weight", "_custom_diffusion.weight", "lora_controlnet"),
+    *("_custom_diffusion.weight", "lora_controlnet", "_stream_k_proj.weight"),
 )
 _OF_COMFY = (*_FACTORS, *(_OF_KINDS - {_IA3}), *ON_BIAS, ON_INPUT, ".set_weight", ".reshape_weight")
 _PEFT = ("base_model.model.", ".base_layer.")  # of its own file, which has a config; of a model that is not merged
@@ -101,7 +104,11 @@ def split(key: str, *, ia3: bool) -> tuple[str, str]:
     if (match := _DOTTED_KEY.fullmatch(key)) is None:
         return key, ""
     name, ending = match.groups()
-    if ending.startswith("_"):
+    if (own := xlabs.name_of(name, ending)) is not None:
+        name = own
+    elif ending.startswith(("_lora1", "_lora2")):
+        return key, ""
+    elif ending.startswith("_"):
         before, _, layer = name.rpartition(".")
         before = before.removesuffix(".processor")
         name = f"{before}.{(_IN_TEXT if before.endswith('.self_attn') else _PROCESSED).get(layer, layer)}"

@@ -15,11 +15,11 @@ from adaptertool.files.header import Header
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats.beside import Beside, read_beside
 from adaptertool.formats.format import BaseHas, FileNames
-from adaptertool.formats.kohya import keys
+from adaptertool.formats.kohya import keys, xlabs
 from adaptertool.formats.kohya.keys import FILES, FOLDED, KOHYA, NUMBERS, OF_FACTOR, ON_BIAS
 from adaptertool.formats.kohya.metadata import KEY, Said
 from adaptertool.formats.kohya.refused import why_refused
-from adaptertool.formats.kohya.scales import Numbers
+from adaptertool.formats.kohya.scales import Numbers, note_on_parts
 from adaptertool.kinds import LORA, SPELLED, Kind, kind_of
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.adapter import Adapter, Module
@@ -57,7 +57,7 @@ def read_adapter(
     modules = [module for owner, some in own.items() for module in _modules(header.path, owner, some, base_has)]
     if not modules:
         raise InputError(f"{header.path} holds no tensors")
-    scaled = _scaled(header, own, modules)
+    scaled = [part for module in _scaled(header, own, modules) for part in xlabs.apart(module)]
     beside = Beside()
     if name and leave_out is not None:
         beside = read_beside(files, _IN_FOLDER, scaled, base, base_has, leave_out)
@@ -67,7 +67,7 @@ def read_adapter(
         (*scaled, *beside.modules),
         trained_on=header.metadata.get("ss_sd_model_name", ""),
         left=beside.left,
-        notes=tuple(beside.notes),
+        notes=(*note_on_parts(header, scaled), *beside.notes),
         format=form,
         fields=header.metadata,
         tensors={key: ref for key, ref in header.tensors.items() if not key.endswith(NUMBERS)},

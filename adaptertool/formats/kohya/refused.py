@@ -15,8 +15,10 @@ _REFUSED = {
     "weight: save the file without these tensors, and load the embedding by itself",
     r"_custom_diffusion\.weight$": "Custom Diffusion puts another layer in place of this one: load it with diffusers "
     "(load_attn_procs)",
-    r"\b(?:double|single)_blocks\.\d+\.processor\.": "a LoRA of XLabs for FLUX, whose layers have names of its own: "
-    "load it with diffusers (load_lora_weights), save it from there, and give that file",
+    r"\b(?:double|single)_blocks\.\d+\.processor\.(?!(?:qkv|proj)_lora)": "an IP-Adapter of XLabs for FLUX, which adds "
+    "layers to the model and changes none: load it with diffusers (load_ip_adapter)",
+    r"\bloras\.[^.]+\.lora_[AB]$": "an adapter of the library adapters (AdapterHub): merge it there "
+    "(merge_adapter), and save the model; `adaptertool extract` makes an adapter of the difference",
     r"\.norm\.(?:key|query)_norm\.scale$": "a control LoRA of Black Forest Labs, which widens the first layer of FLUX "
     "and replaces norms: load it with diffusers (FluxControlPipeline), beside its base",
     r"^lora_controlnet$": "a control LoRA of Stability AI, which makes a ControlNet of a copy of the model, and does "

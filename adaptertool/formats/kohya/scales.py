@@ -20,6 +20,27 @@ from adaptertool.spec.tensors import Ref
 _SEVERAL = 3  # modules that an error names
 
 
+_FUSED = re.compile(r"(?:qkv|linear1)$")  # ends of the names of layers that sd-scripts trains in parts, with split_qkv
+
+
+def note_on_parts(header: Header, modules: Sequence[Module]) -> list[str]:
+    """What to say of layers whose parts were trained apart (split_qkv of sd-scripts): their factors are joined, of 3 or
+    4 times the rank, and beside them is the alpha of one."""
+    said = header.metadata.get("ss_network_dim", "")
+    rank = int(said) if said.isdecimal() and len(said) < 9 else 0  # 9 digits are no rank
+    parts = [
+        module for module in modules if _FUSED.search(module.name) and module.rank in (3 * rank, 4 * rank) and rank
+    ]
+    if not parts or "split_qkv" not in header.metadata.get("ss_network_args", ""):
+        return []
+    times = parts[0].rank // rank
+    return [
+        f"{header.path}: {len(parts):,} layers, such as {shown(parts[0].name)}, have {times} times the rank of the "
+        f"training ({rank}), and the alpha that it had: so sd-scripts saves what it trained with split_qkv, and the "
+        f"scale, alpha/r as everywhere, is {times} times smaller than in training"
+    ]
+
+
 class Numbers:
     """The tensors of a file that are single numbers."""
 

@@ -91,4 +91,5 @@ def facts(fields: Mapping[str, Any]) -> Facts:
         rank_stabilised=False,
         rank=parameters.get("rank") if isinstance(parameters, dict) else None,
         alpha=None,
+        scale="lora_parameters.scale",
     )

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from adaptertool.architectures.mlx import in_stack, stack_of, stored_otherwise
 from adaptertool.errors import shown
 from adaptertool.files.jsonfile import objects
+from adaptertool.formats.experts import complete, filled, stacked
 from adaptertool.formats.mlx.keys import CONFIG, FORMAT, PARAMETERS, TYPE, WEIGHTS
 from adaptertool.formats.mlx.targets import targets_of
 from adaptertool.formats.saving import Saving, WritingOptions, drafted, dtype_of, in_order, refuse
@@ -26,14 +25,11 @@ from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.equivalent import spelled_as
 from adaptertool.kinds.lora import A, B
-from adaptertool.kinds.made import made, turned, whole
-from adaptertool.numerics.error_bound import Array
+from adaptertool.kinds.made import turned
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.portable import Draft, Drafted, Portable
-from adaptertool.spec.tensors import ReadRows, Ref
 
 _EXTRACT = "merge it into its base, and extract a LoRA"
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # of a config: how many
 
 
 class _Layer(NamedTuple):
@@ -109,62 +105,23 @@ def _layers(portable: Portable, changes: Sequence[Module]) -> Iterator[_Layer]:
             refuse(portable, [change], "of experts, and only a base tells what MLX calls their stack: give it (--base)")
         stacks.setdefault(f"{before}.{stack_of(_families(portable))}.{projection}", {})[expert] = change
     for name, experts in stacks.items():
-        yield _Layer(name, _complete(portable, experts), stacked=True)
-
-
-def _complete(portable: Portable, experts: Mapping[int, Module]) -> list[Module]:
-    """The changes of all experts of a stack, in order. Raises UnsupportedError."""
-    changes = [experts[number] for number in sorted(experts)]
-    parts = objects(portable.config or {})
-    count = next((part[key] for part in parts for key in _EXPERTS if type(part.get(key)) is int), max(experts) + 1)
-    forms = {(one.factors[A].shape[1:], one.factors[B].shape[:1], one.scale) for one in changes}
-    if sorted(experts) != list(range(count)) or len(forms) > 1:
-        refuse(
-            portable,
-            changes,
-            f"{len(changes)} of {count} experts, with {len(forms)} sizes and scales; MLX has all in one tensor, alike",
-        )
-    return changes
+        yield _Layer(name, complete(portable, experts, "MLX"), stacked=True)
 
 
 def _factors(layer: _Layer, rank: int, scale: float) -> Iterator[Drafted]:
     """lora_a, lora_b and m of a layer. MLX has those of experts as PEFT has them, and others turned."""
     first = layer.changes[0]
     if layer.stacked:
-        a = _stack([_filled(change.factors[A], 0, rank) for change in layer.changes])
-        b = _stack([_filled(change.factors[B], 1, rank) for change in layer.changes])
+        a = stacked([filled(change.factors[A], 0, rank) for change in layer.changes])
+        b = stacked([filled(change.factors[B], 1, rank) for change in layer.changes])
     else:
-        a, b = _filled(turned(first.factors[A]), 1, rank), _filled(turned(first.factors[B]), 0, rank)
+        a, b = filled(turned(first.factors[A]), 1, rank), filled(turned(first.factors[B]), 0, rank)
     made_of = {"lora_a": a, "lora_b": b} | ({"m": first.factors[MAGNITUDE]} if MAGNITUDE in first.factors else {})
     for ending, ref in made_of.items():
         times = first.scale / scale if ref is b else 1.0
         # What is rounded is rounded to 24 bits; and MLX computes with float64 on few machines
         wide = dtype_of(ref) == "F64" or abs(math.frexp(times)[0]) not in (0.0, 0.5)
         yield drafted(f"{layer.name}.{ending}", ref, dtype="F32" if wide else None, times=times)
-
-
-def _filled(factor: Ref, along: int, rank: int) -> Ref:
-    """The factor with zeros up to that rank, its dimension 0 or 1."""
-    missing = rank - factor.shape[along]
-    if not missing:
-        return factor
-    height, width = factor.shape
-
-    def rows(read: ReadRows, first: int, last: int) -> Array:
-        held = read(factor, min(first, height), min(last, height))
-        return np.pad(held, ((0, last - first - len(held)), (0, missing if along else 0)))
-
-    return made(factor.stored, (height, rank) if along else (rank, width), rows)
-
-
-def _stack(matrices: Sequence[Ref]) -> Ref:
-    """All of them in one tensor (E, n, m)."""
-    sources = [ref for matrix in matrices for ref in matrix.stored]
-
-    def rows(read: ReadRows, first: int, last: int) -> Array:
-        return np.stack([whole(read, matrix).reshape(-1) for matrix in matrices[first:last]])
-
-    return made(sources, (len(matrices), *matrices[0].shape), rows)
 
 
 def _notes(changes: Sequence[Module], rank: int, scale: float) -> list[str]:

@@ -18,10 +18,9 @@ FILES = FileNames(CONFIG, WEIGHTS, PREFIX, patterns=(CONFIG, "adapter_model.*"))
 # Modules that wrap others, and have no tensors of their own: torch.compile, FSDP, activation checkpointing, DDP.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _WRAPPER = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(_WRAPPERS)})\.")
-# Of Tinker's raw adapters (tinker-cookbook 0.6): the head, and all experts of a projection in one tensor
+# The head, in Tinker's raw adapters (tinker-cookbook 0.6)
 _HEAD_OF_TINKER = "unembed_tokens"
 _HEAD = re.compile(rf"(?:^|(?<=\.))model\.(?:language_model\.)?{_HEAD_OF_TINKER}\.")
-_STACKED = re.compile(r"\.experts\.w[123]\.lora_[AB]\b")
 _IN_FRONT = "module."
 _PREFIXED = re.compile(r"((?:.*?\.)?)base_model\.model\.")
 
@@ -47,15 +46,10 @@ TUNER_PARAMETER = re.compile(
 def plain_keys(file: Path, tensors: Mapping[str, Ref]) -> tuple[Mapping[str, Ref], list[str]]:
     """The tensors by the keys that PEFT would have saved, which their specs have too; and a note of what was not so.
 
-    Raises UnsupportedError where only some keys have PEFT's prefix, there are several adapters, or experts are stacked;
-    InputError where two keys become one.
+    Raises UnsupportedError where only some keys have PEFT's prefix, or there are several adapters; InputError where two
+    keys become one.
     """
     text = "\n".join(tensors)  # looked through at once: there may be hundreds of thousands
-    if match := _STACKED.search(text):
-        raise UnsupportedError(
-            f"{file} has keys like {match[0]}: it is an adapter as Tinker saves it, with all experts in one tensor. "
-            "Make one of PEFT's of it (tinker_cookbook.weights.build_lora_adapter)"
-        )
     wrapped = any(wrapper in text for wrapper in (*_WRAPPERS, _HEAD_OF_TINKER))
     if not wrapped and all(key.startswith(PREFIX) and key.endswith(_USUAL) for key in tensors):
         return tensors, []

@@ -22,6 +22,7 @@ from adaptertool.files.parsed import Parsed
 from adaptertool.formats.beside import Beside, read_beside
 from adaptertool.formats.format import BaseHas
 from adaptertool.formats.mlx.keys import recognise as is_mlx
+from adaptertool.formats.peft import tinker
 from adaptertool.formats.peft.config import LoraConfig, parse_config
 from adaptertool.formats.peft.fields import FORMAT
 from adaptertool.formats.peft.keys import CONFIG, FILES, PREFIX, WEIGHTS, plain_keys
@@ -89,6 +90,7 @@ def read_adapter(
     factors: dict[str, dict[str, Ref]] = {}
     saved, tokens = Saved(header.path), dict[str, Ref]()
     own, shared = apart(config, header.tensors)
+    own, stacked = tinker.apart(header.path, own, base_has) if config.spelled is None else (own, [])
     tensors, read_so = plain_keys(header.path, own)
     in_common = [ref for one in shared.values() for ref in one.stored]
     for ref in (*tensors.values(), *in_common):
@@ -103,7 +105,8 @@ def read_adapter(
         modules = spelled(config, header.path, factors, shared, base_has)
     notes = packing_notes(config, modules)
     ignored = saved.without_copies()
-    saved.refuse_beside({module.target: config.saves(module.layer) for module in modules})
+    if saved.tensors:
+        saved.refuse_beside({module.target: config.saves(module.layer) for module in modules})
     modules += [Module(name, name, FULL.name, {TUNED: ref}, 1.0) for name, ref in saved.tensors.items()]
     modules += token_rows(config, header.path, tokens)
     if not modules:
@@ -121,7 +124,7 @@ def read_adapter(
         claims_transposed=config.fan_in_fan_out,
         ignored=frozenset({*ignored, *without}),
         left=beside.left,
-        notes=(*read_so, *notes, *_left_out(header.path, ignored, without), *beside.notes),
+        notes=(*stacked, *read_so, *notes, *_left_out(header.path, ignored, without), *beside.notes),
         format=FORMAT,
         fields=fields,
         tensors={**tensors, **{ref.spec.name: ref for ref in in_common}},

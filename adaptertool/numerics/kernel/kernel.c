@@ -23,3 +23,5 @@
 #include "there_back.h"
 
 #include "small.h"
+
+#include "decode.h"

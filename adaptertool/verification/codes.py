@@ -1,0 +1,216 @@
+"""Judges weights that a candidate stores as codes: each must be the nearest, on the scale beside it, to what it should
+be.
+
+A scale may be another than the base's: that is what merges do that quantise anew. It is right as long as it cuts nothing
+off, by more than rules in use do: amax / 7.5 for codes up to 7, amax / 6 rounded down to a power of two. So the last
+code stands for what lies up to one step beyond it. What no change touches must have the base's numbers.
+
+A number may have been rounded on its way to its code as it may be where it is stored itself (verification.tolerance):
+that moves it by much less than codes are apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from adaptertool.arithmetic.block import Block
+from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.tiling import matrix, needs_columns
+from adaptertool.codecs.numbers import doubles
+from adaptertool.codecs.quantised.lattice import Lattice, levels_of
+from adaptertool.codecs.quantised.record import Weight
+from adaptertool.codecs.tensors import read_stored, reading
+from adaptertool.errors import UnsupportedError, shown
+from adaptertool.numerics.rounding import Array
+from adaptertool.spec.tensors import Ref
+from adaptertool.verification.subject import Candidate
+from adaptertool.verification.tolerance import RECIPES, Values, limits
+
+_ELEMENTS = 1 << 18  # of a part
+_FUZZ = 2.0**-44  # of the numbers that are added up: what float64 loses
+
+
+class Part(NamedTuple):
+    """Some rows of such a weight, matrices (rows, columns) of float64."""
+
+    block: Block
+    values: Values  # W, v and magnitudes; v is what it should be
+    found: Array  # as the candidate has it, decoded
+    codes: Array | None  # uint8; None where the format does not say how its codes lie
+    scales: Array | None  # of each number
+    low: Array  # what lies from here
+    high: Array  # to here is nearest to what is found
+
+    @property
+    def off(self) -> Array:
+        """By how much v lies outside."""
+        beyond: Array = np.maximum(np.maximum(self.low - self.values.exact, self.values.exact - self.high), 0)
+        beyond[beyond <= _FUZZ * self.values.terms] = 0
+        return beyond
+
+
+class Coded(NamedTuple):
+    """What was found of a weight."""
+
+    differ: int = 0  # numbers that are not what they should be
+    outside: tuple[int, ...] = (0,) * len(RECIPES)  # of these, those that no recipe explains
+    anew: bool = False  # some scale is another than the base's, which holds what it is for
+    touched: int = 0  # numbers in blocks that no change touches, and that are others than the base's
+    error: float = 0.0  # Σ(found − v)²
+    size: float = 0.0  # Σv²
+
+    @property
+    def recipe(self) -> int | None:
+        return next((number for number, count in enumerate(self.outside) if not count), None)
+
+
+def weight_of(ref: Ref) -> Weight | None:
+    """What the codes are that a tensor is made of; None where it is no such."""
+    weight = None if ref.made is None else ref.made.weight
+    return weight if isinstance(weight, Weight) else None
+
+
+def judge_codes(subject: Candidate) -> Coded:
+    """Compare all of a weight. Raises UnsupportedError for codes of a format of which the nearest is not known."""
+    base, changes = weight_of(subject.step.base), bool(subject.step.edits) and subject.alpha != 0
+    if base is not None and not changes:
+        return _unchanged(subject)
+    found = Coded()
+    for part in parts_of(subject):
+        off = part.off
+        outside = found.outside
+        if off.any():
+            own = subject.manner._replace(dtype=subject.step.spec.dtype, through=subject.step.spec.dtype)
+            flat = Values(*(array.ravel() for array in part.values))
+            allowed = limits(flat, part.found.ravel(), own)
+            counts = (int(np.count_nonzero(off.ravel() > limit)) for limit in allowed)
+            outside = tuple(one + more for one, more in zip(outside, counts, strict=True))
+        kept = None if base is None else _kept(subject, part, base)
+        found = Coded(
+            found.differ + int(np.count_nonzero(off)),
+            outside,
+            found.anew or (kept is not None and kept[0]),
+            found.touched + (0 if kept is None else kept[1]),
+            found.error + float(np.square(part.found - part.values.exact).sum()),
+            found.size + float(np.square(part.values.exact).sum()),
+        )
+    return found
+
+
+def _unchanged(subject: Candidate) -> Coded:
+    """A weight that is codes in the base too, and that nothing changes: the same numbers."""
+    count, differ, error, size = subject.step.spec.numel, 0, 0.0, 0.0
+    for first in range(0, count, _ELEMENTS):
+        last = min(count, first + _ELEMENTS)
+        ours, theirs = (read_stored(subject.inputs, ref, first, last) for ref in (subject.step.base, subject.candidate))
+        differ += int(np.count_nonzero(~((ours == theirs) | (np.isnan(ours) & np.isnan(theirs)))))
+        error, size = error + float(np.square(ours - theirs).sum()), size + float(np.square(ours).sum())
+    return Coded(differ, (differ,) * len(RECIPES), False, differ, error, size)
+
+
+def parts_of(subject: Candidate, elements: int = _ELEMENTS) -> Iterator[Part]:
+    """All of a weight, in rows whose blocks are whole where blocks are not too large for that."""
+    weight, shape = weight_of(subject.candidate), subject.step.spec.shape
+    changes = bool(subject.step.edits)
+    rows, columns = matrix(subject.step) if changes else (math.prod(shape[:-1]), shape[-1])
+    if not rows * columns or weight is None:
+        return
+    lattice = weight.lattice
+    down = 1 if lattice is None else lattice.grid.block[0]
+    count = max(1, elements // columns)
+    count = max(count - count % down, down) if down * columns <= 16 * elements else count
+    if needs_columns(subject.step.edits):
+        count = rows
+    chain, terms = Chain(subject.inputs, subject.step), subject.terms()
+    for first in range(0, rows, count):
+        last = min(rows, first + count)
+        block = Block(subject.step, first, last, columns, chain)
+        before = read_stored(subject.inputs, subject.step.base, block.start, block.start + block.numel)
+        numbers = doubles(before, subject.step.base.spec.dtype)
+        flat = subject.values(block, before, terms) if changes else Values(numbers, numbers, abs(numbers))
+        values = Values(*(each.reshape(-1, columns) for each in flat))
+        found = doubles(subject.read(block.start, block.start + block.numel), "F64").reshape(-1, columns)
+        yield Part(block, values, found, *_around(subject, weight, block, found))
+
+
+def _around(
+    subject: Candidate, weight: Weight, block: Block, found: Array
+) -> tuple[Array | None, Array | None, Array, Array]:
+    """(codes, scales, low, high) of some rows."""
+    read, lattice = reading(subject.inputs), weight.lattice
+    if lattice is None or lattice.grid.columns != block.columns:
+        return None, None, *_by_table(subject, weight, block, found)
+    codes = np.asarray(lattice.codes(read, block.first, block.last))
+    scales, divisor = lattice.each(read, block.first, block.last)
+    scales = scales / divisor
+    low, high = bounds(lattice, codes)
+    return codes, scales, low * scales, high * scales
+
+
+def bounds(lattice: Lattice, codes: Array) -> tuple[Array, Array]:
+    """Of codes the ends of what each is nearest to, before its scale; NaN of a code that means nothing."""
+    levels = levels_of(lattice.table.tobytes())
+    ends = _ends(levels.values)
+    places = np.searchsorted(levels.values, np.nan_to_num(lattice.table))
+    low, high = ends[:-1][places], ends[1:][places]
+    low[np.isnan(lattice.table)] = high[np.isnan(lattice.table)] = np.nan
+    return low[codes], high[codes]
+
+
+def _ends(values: Array) -> Array:
+    """Where each of some numbers in ascending order ends and the next begins: (m + 1,)."""
+    first, last = 2 * values[0] - values[1], 2 * values[-1] - values[-2]
+    return np.concatenate(([first], (values[1:] + values[:-1]) / 2, [last]))
+
+
+def _by_table(subject: Candidate, weight: Weight, block: Block, found: Array) -> tuple[Array, Array]:
+    """The same of a format whose table is a tensor: its numbers are decoded by tables of the ends. Raises
+    UnsupportedError for others."""
+    table = next((ref for ref in weight.parts if ref.spec.name.endswith(".quant_map")), None)
+    if table is None or weight.width != block.columns:
+        raise UnsupportedError(
+            f"{subject.candidate.path}: {shown(subject.name)} is stored as {weight.format}, whose codes are not always "
+            "the nearest ones (they are calibrated, or have zeros of their own): a merge into it is not judged"
+        )
+    read = reading(subject.inputs)
+    own = np.asarray(read(table, 16, 0, 1)[0]).astype(np.float64)
+    ends = _ends(np.unique(own))
+    places = np.searchsorted(np.unique(own), own)
+    sides = []
+    for chosen in (ends[:-1][places], ends[1:][places]):
+
+        def instead(ref: Ref, width: int, *rows: int, _chosen: Array = chosen) -> Array:
+            return _chosen[None].astype(np.float32) if ref is table else read(ref, width, *rows)
+
+        sides.append(weight.rows(instead, block.first, block.last).reshape(found.shape))
+    return sides[0], sides[1]
+
+
+def _kept(subject: Candidate, part: Part, base: Weight) -> tuple[bool, int]:
+    """(whether a scale is another than the base's though that holds all numbers, how many numbers differ from the
+    base's in blocks that no change touches)"""
+    lattice, block = base.lattice, part.block
+    if lattice is None or part.scales is None or lattice.grid.columns != block.columns:
+        return False, 0
+    size, down = lattice.grid.block[1], lattice.grid.block[0]
+    whole = down <= block.last - block.first and block.first % down == 0
+    if not whole:
+        return False, 0
+    old, divisor = lattice.each(reading(subject.inputs), block.first, block.last)
+    old = old / divisor
+    low, high = (old * end for end in lattice.ends)
+    holds = _in_blocks((part.values.exact >= low) & (part.values.exact <= high), down, size, np.logical_and)
+    still = _in_blocks(part.values.exact == part.values.base, down, size, np.logical_and)
+    return bool((holds & (old != part.scales)).any()), int(np.count_nonzero(still & (part.found != part.values.base)))
+
+
+def _in_blocks(true: Array, down: int, size: int, how: np.ufunc) -> Array:
+    """For each number whether it is so of all of its block."""
+    rows, columns = true.shape
+    found = how.reduceat(how.reduceat(true, np.arange(0, rows, down), axis=0), np.arange(0, columns, size), axis=1)
+    spread: Array = np.repeat(np.repeat(found, down, axis=0)[:rows], size, axis=1)[:, :columns]
+    return spread
