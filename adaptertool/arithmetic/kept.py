@@ -130,7 +130,9 @@ class Kept:
         new = [self._of_all(low, alpha, space) for alpha in alphas] if spans else []
         for number, (_, settled, some) in enumerate(self._evaluated(first, last, alphas, space, index, divisor)):
             stored = new[number][None] if spans else self._fitted(some, scales, sizes)
-            made, fate = self._coded(some, (sizes, self._lattice.sizes(self._read, stored)[0]), codes)
+            made, fate = codes, Fate()
+            if self._codes is not None:
+                made, fate = self._coded(some, (sizes, self._lattice.sizes(self._read, stored)[0]), codes)
             own = slice(None) if self._begins(first) else slice(0, 0)  # of a large block the first part has its scale
             changed = stored[own].view(f"u{stored.itemsize}") != scales[own].view(f"u{stored.itemsize}")
             fate = fate._replace(blocks=changed.size, rescaled=int(np.count_nonzero(changed)))

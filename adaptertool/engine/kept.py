@@ -6,9 +6,11 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 from adaptertool.arithmetic.kept import Kept
+from adaptertool.arithmetic.tiling import needs_columns
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.crew import Crew
 from adaptertool.engine.pool import Job
+from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.writer import OutputFile
 from adaptertool.spec.plan import Step
 
@@ -17,10 +19,15 @@ def kept_jobs(
     crew: Crew, step: Step, outputs: Sequence[tuple[OutputFile, float]], targets: Mapping[str, int]
 ) -> Iterator[Job]:
     """Codes and their scales are made together, where both go to this file. targets: the names and offsets of all that
-    go there"""
+    go there. Raises UnsupportedError for changes of whole rows of what is stored in the other orientation."""
     codes, scales = (ref.spec.name for ref in step.base.stored[:2])
     if not outputs or (step.spec.name != codes and codes in targets):
         return  # by the step of the codes
+    if step.keeps is not None and step.keeps.lattice.turned and needs_columns(step.edits):
+        raise UnsupportedError(
+            f"{step.base.path}: {shown(step.base.spec.name)} is stored as codes in the other orientation, and a change "
+            "that needs whole rows of it (such as OFT) is not made to these: use --dtype bf16"
+        )
     own = {name: targets[name] for name in (codes, scales) if name in targets}
     weight = Kept(crew.inputs, step, own, exact=crew.exact)
     for first, last in weight.cuts():
