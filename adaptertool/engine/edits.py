@@ -10,11 +10,11 @@ from adaptertool.arithmetic.block import Block, blocks_of
 from adaptertool.arithmetic.blocks import compute
 from adaptertool.arithmetic.cast import Cast
 from adaptertool.arithmetic.fisher import Weighted
-from adaptertool.arithmetic.kept import Kept
 from adaptertool.arithmetic.rescale import Rescaled
 from adaptertool.arithmetic.verbatim import only_cast
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.crew import Crew, Run, copies, replacements
+from adaptertool.engine.kept import kept_jobs
 from adaptertool.engine.pool import Job
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import OutputFile
@@ -49,7 +49,7 @@ def edit_jobs(
     if not computed:
         return
     if step.keeps is not None:
-        yield from _kept_jobs(crew, step, computed, kept)
+        yield from kept_jobs(crew, step, computed, kept)
         return
     if (tensor := _made_of_its_own(crew.inputs, step)) is not None:
         for first, last in tensor.cuts():
@@ -57,40 +57,6 @@ def edit_jobs(
     else:
         for block in blocks_of(crew.inputs, step):
             yield functools.partial(_edit, crew, block, computed)
-
-
-def _kept_jobs(
-    crew: Crew, step: Step, outputs: Sequence[tuple[OutputFile, float]], targets: Mapping[str, int]
-) -> Iterator[Job]:
-    """Codes and their scales are made together, where both go to this file."""
-    codes, scales = (ref.spec.name for ref in step.base.stored[:2])
-    if step.spec.name != codes and codes in targets:
-        return  # by the step of the codes
-    own = {name: targets[name] for name in (codes, scales) if name in targets}
-    weight = Kept(crew.inputs, step, own, exact=crew.exact)
-    for first, last in weight.cuts():
-        yield functools.partial(_keep, crew, weight, first, last, outputs, counted=codes in own)
-
-
-def _keep(
-    crew: Crew,
-    weight: Kept,
-    first: int,
-    last: int,
-    outputs: Sequence[tuple[OutputFile, float]],
-    space: Workspace,
-    *,
-    counted: bool,
-) -> None:
-    """counted: here, and not where the scales are made by themselves"""
-    results = weight.compute(first, last, [alpha for _, alpha in outputs], space)
-    for (file, _), (places, tally, fate) in zip(outputs, results, strict=True):
-        for offset, data in places:
-            file.write(offset, data)
-            crew.progress(len(data))
-        if counted:
-            file.tallies.append(tally)
-            file.fates.append((weight.family, fate))
 
 
 def _made_of_its_own(inputs: Inputs, step: Step) -> Blended | Rescaled | Weighted | None:
