@@ -103,8 +103,8 @@ class Traits:
         if self.by_mlx:
             return "Use the checkpoint that it was made from, or what `mlx_lm.convert --dequantize` makes of it"
         return (
-            "`merge` and `wise` with --dtype bf16 decode it, and write a dense checkpoint; or use the checkpoint that "
-            "it was made from"
+            "`merge` and `wise` with --dtype bf16 decode it, and write a dense checkpoint, or with --quantise keep one "
+            "in its own format (docs/quantised.md: what survives); or use the checkpoint that it was made from"
         )
 
     def notes_on(self, edited: Collection[str]) -> list[str]:

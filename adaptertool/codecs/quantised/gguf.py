@@ -61,7 +61,8 @@ def _q5_0(blocks: Array) -> Array:
 
 def _q5_1(blocks: Array) -> Array:
     codes = _nibbles(blocks[:, 8:]).reshape(len(blocks), 32) + _fifth(blocks, 4)
-    return _half(blocks, 0) * codes + _half(blocks, 2)
+    found: Array = _half(blocks, 0) * codes + _half(blocks, 2)
+    return found
 
 
 def _scales_and_minima(packed: Array) -> tuple[Array, Array]:
