@@ -226,6 +226,11 @@ HANDLED = [
      "oracle/test_diffusers.py::test_attention_processors_of_2023"),
     ("GGUF models (F64, F32, F16, BF16) as bases", "written as they were, but for the numbers: header, offsets, "
      "padding; tensors in blocks (Q8_0, Q4_K, ...) are copied", "tasks/test_gguf.py::test_all_but_the_numbers_stays"),
+    ("GGUF models in blocks, with --dtype", "Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K are decoded, exact, and "
+     "matrices stored as F16, BF16 or F32; vectors, norms, routers and all fields stay",
+     "tasks/test_gguf_dtype.py::test_a_merge_is_rounded_once"),
+    ("convert of experts", "factors for all of them become those of each, and stacks in MLX and GGUF",
+     "tasks/test_convert_readable.py::test_factors_of_all_experts_become_those_of_each"),
     ("GGUF adapters", "alpha/r, or 1 where alpha is missing or 0; turned embeddings, stacks of experts, "
      "factors in Q8_0",
      "formats/test_gguf.py::test_alpha_is_divided_by_the_rank"),

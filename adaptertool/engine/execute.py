@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from adaptertool.arithmetic.stretch import Stretch
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.budget import bytes_to_write
-from adaptertool.engine.crew import Crew, Progress, Run, copies, only_hashed, write
+from adaptertool.engine.crew import Crew, Progress, Run, aligned, copies, only_hashed, write
 from adaptertool.engine.edits import edit_jobs
 from adaptertool.engine.pool import Job, Pool, Shared, all_done, drain, one_core_each
 from adaptertool.engine.reads import copied_whole, to_hash, unread
@@ -131,7 +131,7 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
         yield functools.partial(write, crew, shard.header, files)
     kept = {step.spec.name: step.offset for step in shard.steps if step.keeps is not None}
     for step in with_stretches(shard.steps, outputs, crew.base):
-        run = yield from _aligned(crew, shard, run, step.target if isinstance(step, Stretch) else step.offset, files)
+        run = yield from aligned(crew, shard, run, step.target if isinstance(step, Stretch) else step.offset, files)
         if isinstance(step, Stretch):
             yield from copies(crew, run, files)
             yield functools.partial(make, crew, step, outputs, files)
@@ -156,24 +156,8 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
                 yield from only_hashed(crew, own.path, own.offset, step.stored.spec.nbytes)
             yield from edit_jobs(crew, step, outputs, files, sources, kept)
             run = Run(own.path, own.offset + step.stored.spec.nbytes, step.offset + own.size, 0)
-    run = yield from _aligned(crew, shard, run, shard.size, files)
+    run = yield from aligned(crew, shard, run, shard.size, files)
     yield from copies(crew, run, files)
-
-
-def _aligned(crew: Crew, shard: Shard, run: Run, until: int, files: Sequence[OutputFile]) -> Generator[Job, None, Run]:
-    """Write what aligns tensors in GGUF, between the run and the next tensor, or the end of the file: the bytes of the
-    base, or zeros under another header. Returns the run that goes on there."""
-    begin = run.target + run.size
-    if begin == until:
-        return run
-    if shard.header is not None:
-        yield from copies(crew, run, files)
-        yield functools.partial(write, crew, bytes(until - begin), files, at=begin)
-        return Run(shard.source, 0, until, 0)
-    hole = Run(shard.source, begin, begin, until - begin)
-    if (longer := run.then(hole)) is None:
-        yield from copies(crew, run, files)
-    return longer or hole
 
 
 def _asset_jobs(crew: Crew, asset: Asset, files: Sequence[OutputFile]) -> Iterator[Job]:
