@@ -176,6 +176,12 @@ HANDLED = [
     ("A quantised base (FP8, INT8, INT2 to INT8 packed, MXFP4, NVFP4, bitsandbytes, GPTQ, AWQ), edited",
      "--dtype bf16, f16 or f32: decoded, edits made to the exact numbers, a dense checkpoint written",
      "codecs/test_decoded.py::test_decoded_and_edited"),
+    ("Single files of ComfyUI in FP8 or INT8, with scales or without", "--dtype as above",
+     "codecs/test_comfy.py::test_with_scales"),
+    ("A quantised checkpoint that is only read: extract, sum, truncate, inspect, --as-adapter", "decoded",
+     "tasks/test_quantised_beside.py::test_as_for_the_dense_base"),
+    ("An output in files of another size", "--max-shard-size 5GB, 4GiB or a number of bytes",
+     "planning/test_sharding.py::test_the_same_tensors_in_files_of_that_size"),
     ("Experts of GPT-OSS in MXFP4", "--dtype as above, under the names and in the orientation of a dense checkpoint",
      "oracle/test_quantised_oracle.py::test_adapter_of_experts_of_gpt_oss"),
     ("Quantised by what is not decoded (HQQ, torchao, AQLM, QuIP, EXL3, marlin, NVFP4_AWQ); configs and codes that do "
