@@ -185,7 +185,7 @@ class OpenElements:
                 return
             bits *= 4
 
-    def _start(self, row: int, column: int, before: float) -> Any:
+    def _start(self, row: int, column: int, before: float | Fraction) -> Any:
         """What the base has there, an array (1, 1, 1) of Interval."""
         if not self.chain.quotients:
             return intervals(np.full((1, 1, 1), before))
