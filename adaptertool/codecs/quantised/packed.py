@@ -59,7 +59,7 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
     parts = tuple(ref for ref in (codes, scale, zero, order) if ref is not None)
     called = f"INT{bits}{' with zero points' * (zero is not None)}{' and an order of columns' * (order is not None)}"
     lattice = None if zero is not None or order is not None else _lattice(codes, scale, shape, bits, size)
-    return Weight(weight, shape, called, parts, rows, shape[1], (said.spec.name,), lattice)
+    return Weight(weight, shape, called, parts, rows, shape[1], (said.spec.name,), lattice=lattice)
 
 
 def _lattice(codes: Ref, scale: Ref, shape: tuple[int, int], bits: int, size: int) -> Lattice | None:
