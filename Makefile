@@ -5,6 +5,7 @@
 # make fault-test  every call that changes the disk killed or failing in turn (make test: a sample)
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
+# make survival   how much of an update is left where a quantised base stays so: the table of docs/quantised.md
 # make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
 #              left out where there is less), cost of exactness, plan of 671 B; tables into docs/measured.md
 # make bench-quick  the ratios that matter, in about 5 minutes (8 GB of disk); fails where one is worse by a third than
@@ -18,7 +19,7 @@ TINKER := benchmarks/.venv-tinker
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all coverage fault-test limits-test verdicts lint bench bench-quick bench-peers clean
+.PHONY: demo test test-all coverage fault-test limits-test verdicts survival lint bench bench-quick bench-peers clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo.py
@@ -41,6 +42,9 @@ limits-test: $(STAMP)
 verdicts: $(STAMP)
 	$(BIN)/python tests/verdicts.py
 
+survival: $(STAMP)
+	$(BIN)/python tests/survival.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,6 +62,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/extract_1b.py
 	$(BIN)/python benchmarks/plan_671b.py
 	$(BIN)/python benchmarks/sdxl.py
+	$(BIN)/python benchmarks/quantised.py
 
 bench-quick: $(STAMP)
 	$(BIN)/python benchmarks/quick.py

@@ -178,6 +178,11 @@ HANDLED = [
      "codecs/test_decoded.py::test_decoded_and_edited"),
     ("Experts of GPT-OSS in MXFP4", "--dtype as above, under the names and in the orientation of a dense checkpoint",
      "oracle/test_quantised_oracle.py::test_adapter_of_experts_of_gpt_oss"),
+    ("A quantised base that is to stay so (FP8, MXFP8, INT8, INT4, MXFP4, NVFP4)",
+     "--quantise keep: codes are the nearest to the exact numbers; what survives is told",
+     "tasks/test_keep.py::test_lora"),
+    ("The same of bitsandbytes, GPTQ, AWQ, with zero points or an order of columns; of a dense base",
+     "--quantise keep is refused by name", "tasks/test_keep.py::test_refused_by_name"),
     ("Quantised by what is not decoded (HQQ, torchao, AQLM, QuIP, EXL3, marlin, NVFP4_AWQ); configs and codes that do "
      "not agree", "refused by name", "architectures/test_refused_codes.py::test_refused"),
     ("Config fields of other trainers that touch no arithmetic (ms-swift, LoRA+, unsloth)", "passed over by name",

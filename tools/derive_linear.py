@@ -3,10 +3,10 @@
     HF_HUB_OFFLINE=1 python tools/derive_linear.py
 
 Every model class for language is built on the meta device, as in derive_names.py, and asked as transformers does on
-loading with BitsAndBytesConfig(load_in_4bit=True): all layers that are nn.Linear, without those that it leaves out by default (the
-output head, what is tied, the last module, what is kept in float32). Their names in memory are kept, with # in the
-place of numbers; and those of all other parameters of two or more dimensions, since what is on neither list is of a
-model with other settings than the default ones. An architecture with layers of class Conv1D, which are transposed
+loading with BitsAndBytesConfig(load_in_4bit=True): all layers that are nn.Linear, without those that it leaves out by
+default (the output head, what is tied, the last module, what is kept in float32). Their names in memory are kept, with
+# in the place of numbers; and those of all other parameters of two or more dimensions, since what is on neither list is
+of a model with other settings than the default ones. An architecture with layers of class Conv1D, which are transposed
 before, is marked (-1). Takes some minutes.
 """
 

@@ -63,12 +63,24 @@ def steps_of(plan: Plan) -> Steps:
     """The tensors that each change but a saved tensor acts on, by its key: with its edits, and those of saved tensors
     and biases."""
     found: dict[str, list[Step]] = {}
-    for step in plan.steps():
+    for made in plan.steps():
+        step = made._replace(edits=tuple(map(_as_stored, made.edits)))
         keys = [_key(edit) for edit in step.edits]
         for key in dict.fromkeys(key for key in keys if key is not None):
             edits = (edit for edit, own in zip(step.edits, keys, strict=True) if own in (None, key))
             found.setdefault(key, []).append(step._replace(edits=tuple(edits)))
     return found
+
+
+def _as_stored(edit: Edit) -> Edit:
+    """The edit with the keys that its file has for both factors of a product, if they are in it, whatever kind it came
+    down from (kohya's DoRA): so the layers have them."""
+    if edit.part_of is None or not {A, B} <= edit.factors.keys() or any(edit.factors[role].made for role in (A, B)):
+        return edit
+    keys = {(ref.path, ref.offset): ref.spec.name for ref in edit.part_of.factors.values() if ref.made is None}
+    own = {role: edit.factors[role] for role in (A, B)}
+    named = {role: ref.renamed(keys.get((ref.path, ref.offset), ref.spec.name)) for role, ref in own.items()}
+    return edit._replace(factors={**edit.factors, **named})
 
 
 def _key(edit: Edit) -> str | None:

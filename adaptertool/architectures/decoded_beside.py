@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+from adaptertool.architectures.decoded_gguf import decoded_gguf
 from adaptertool.architectures.quantised import QUANTISED_BY, decoded
 from adaptertool.architectures.traits import NOT_CODES
 from adaptertool.errors import MismatchError, UnsupportedError
@@ -27,10 +28,10 @@ def alike(base: Checkpoint, candidate: Checkpoint) -> Alike:
     decoded, and are compared as bytes. Raises UnsupportedError where the candidate's alone are of none, MismatchError
     where those of the base do not fit together."""
     if _has_codes(base):
-        if base.gguf is not None or base.components:
+        if base.components or (base.gguf is not None and (candidate.gguf is None or _has_codes(candidate))):
             return Alike(base, candidate)
         try:
-            base = decoded(base, _most_stored(candidate))
+            base = (decoded if base.gguf is None else decoded_gguf)(base, _most_stored(candidate))
         except UnsupportedError:
             return Alike(base, candidate)
     if not _has_codes(candidate) or candidate.gguf is not None or candidate.components:

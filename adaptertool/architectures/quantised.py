@@ -66,13 +66,6 @@ def decoded(base: Checkpoint, dtype: str) -> Checkpoint:
     )
 
 
-def formats_of(base: Checkpoint) -> dict[str, int]:
-    """How many weights are stored as codes, by the names of the formats. Raises as `decoded` does."""
-    weights, _, _ = read_codes(base)
-    names = [weight.format for weight in weights.values()]
-    return {name: names.count(name) for name in sorted(set(names))}
-
-
 def read_codes(base: Checkpoint) -> tuple[dict[str, Weight], dict[str, Ref], int]:
     """(weights that are codes, tensors that stay as they are, by name; how many tensors are of use to codes only).
 

@@ -99,12 +99,12 @@ class Traits:
     def way_out(self) -> str:
         """What to do with a quantised base."""
         if _GGUF in self.families:
-            return "Merge into the model as F16, BF16 or F32, and quantise what that makes (llama-quantize)"
+            return "--dtype bf16 (f16, f32) decodes it; quantise what that makes (llama-quantize)"
         if self.by_mlx:
             return "Use the checkpoint that it was made from, or what `mlx_lm.convert --dequantize` makes of it"
         return (
-            "`merge` and `wise` with --dtype bf16 decode it, and write a dense checkpoint; or use the checkpoint that "
-            "it was made from"
+            "`merge` and `wise` with --dtype bf16 decode it, and write a dense checkpoint, or with --quantise keep one "
+            "in its own format (docs/quantised.md: what survives); or use the checkpoint that it was made from"
         )
 
     def notes_on(self, edited: Collection[str]) -> list[str]:

@@ -187,7 +187,9 @@ def evaluate(
     size = Bound(BY_DTYPE[block.step.base.spec.dtype].decode(stored, after))
     if mixing or block.chain.requirements.before:
         before[:] = after
-    few_bits = block.chain.requirements.few_bits and BY_DTYPE[block.step.base.spec.dtype].rounds
+    if block.chain.quotients:
+        size = Bound(size.largest, 2.0**-1072, relative=UNIT)  # float64 has rounded it
+    few_bits = block.chain.requirements.few_bits and BY_DTYPE[block.step.base.spec.dtype].rounds and size.exact
     if exact and arithmetic == np.float64 and few_bits and any(map(has_few_bits, alphas)):
         sample = Bound(size.largest, grain=grain_of(after[:_SAMPLE]))
         if block.chain.size(sample, block.first, block.last, {}, UNIT).exact:  # not without hope

@@ -12,7 +12,7 @@ from adaptertool.arithmetic.not_finite import fail_not_finite
 from adaptertool.arithmetic.tiling import BLOCK_ELEMENTS
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import doubles, largest_stored, rounded
-from adaptertool.codecs.tensors import as_bytes, byte_of, read_stored
+from adaptertool.codecs.tensors import as_bytes, byte_of, read_as, read_stored
 from adaptertool.files.reader import Inputs
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Tally
@@ -44,11 +44,12 @@ class Cast:
         step = max(1, _PART // self._row) * self._row
         for begin in range(first, last, step):
             end = min(last, begin + step)
-            stored = read_stored(self._inputs, base, begin, end)
             part = result[begin - first : end - first]
-            part[:] = rounded(stored if base.spec.dtype == "F64" else doubles(stored, base.spec.dtype), dtype)
+            if not read_as(self._inputs, base, begin, end, part, dtype):
+                stored = read_stored(self._inputs, base, begin, end)
+                part[:] = rounded(stored if base.spec.dtype == "F64" else doubles(stored, base.spec.dtype), dtype)
             if not math.isfinite(largest_stored(part, dtype)):
-                fail_not_finite(self._inputs, self._step, begin, stored, part)
+                fail_not_finite(self._inputs, self._step, begin, read_stored(self._inputs, base, begin, end), part)
         for _alpha in alphas:
             tallies.append(Tally(changed=0))
             yield as_bytes(result)

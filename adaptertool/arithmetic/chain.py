@@ -49,6 +49,7 @@ class Chain:
         self.rows, self.columns = cut or matrix(step)
         self.requirements = requirements_of(step.edits)
         self.transposed = any(edit.transposed for edit in step.edits)
+        self.quotients = step.base.made is not None and step.base.made.over is not None  # the base: float64 rounds them
         self._whole: dict[tuple[int, str], Factor] = {}
         self._squares: dict[tuple[int, str], tuple[Any, Bound]] = {}
         self._recent: dict[tuple[int, int], tuple[slice | list[int], dict[str, Factor]]] = {}

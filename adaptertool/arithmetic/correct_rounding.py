@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from adaptertool.arithmetic.exact_norms import ExactRows
 from adaptertool.arithmetic.single import pick
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import doubles, rounded, rounded_exactly
+from adaptertool.codecs.tensors import exact_quotients
 from adaptertool.errors import InternalError, UnsupportedError, argument, shown
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.error_bound import Bound
@@ -84,11 +85,15 @@ class OpenElements:
         left = left[np.isfinite(values[left])]
         self.counts.exactly += len(left) if codec.rounds else 0
         near, operations = None, self.chain.requirements.operations
+        rest = left[:0]
+        if self.chain.quotients:  # but for 0 float64 is not what the base has
+            left, rest = left[before[left] == 0], left[before[left] != 0]
         if len(left) and DOUBLES.can(operations):
             left, near = self._by_pairs(left, where, before, values, found)
         self.counts.exactly += 0 if codec.rounds else len(left)  # float64 itself leaves all of float64 open
         if len(left) and near is not None and RESIDUES.can(operations):
             left = self._by_residues(left, where, before, values, found, near)
+        left = np.concatenate([left, rest])
         self.counts.one_by_one += len(left)
         for place in left.tolist():
             row, column = divmod(int(where[place]), self.columns)
@@ -166,7 +171,7 @@ class OpenElements:
                 f"{self.chain.step.edits[-1].kind} computes; take it with {argument('precision')} fast"
             )
         alpha = Fraction(self.alpha)
-        start, at = intervals(np.full((1, 1, 1), before)), (np.array([row]), np.array([column]))
+        start, at = self._start(row, column, before), (np.array([row]), np.array([column]))
         bits = 128
         while bits <= _MOST_BITS:
             rational = self.chain.requirements.rational
@@ -179,6 +184,13 @@ class OpenElements:
             if not norms and norms is not None:
                 return
             bits *= 4
+
+    def _start(self, row: int, column: int, before: float) -> Any:
+        """What the base has there, an array (1, 1, 1) of Interval."""
+        if not self.chain.quotients:
+            return intervals(np.full((1, 1, 1), before))
+        at = (self.first + row) * self.columns + column
+        return intervals(exact_quotients(self.chain.inputs, self.chain.step.base, at, at + 1).reshape(1, 1, 1))
 
     def _zeros(self, before: Array, values: Array) -> Array:
         """Where nothing was added to a zero it keeps its sign; a difference that vanishes is +0."""

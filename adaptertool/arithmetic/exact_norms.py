@@ -10,7 +10,7 @@ import numpy as np
 
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import choose
-from adaptertool.codecs.tensors import read_rows
+from adaptertool.codecs.tensors import exact_quotients, read_rows
 from adaptertool.kinds import NORM, Kind, kind_of
 from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import Interval, intervals, roots
@@ -39,7 +39,7 @@ class ExactRows:
 
     def _norms_of_base(self, row: int, column: int, bits: int) -> Mapping[int, Any] | None:
         norms, turned = {}, self._chain.transposed
-        if self._chain.requirements.whole_rows:
+        if self._chain.requirements.whole_rows or self._chain.quotients:
             return None
         first, last = (0, self._chain.rows) if turned else (row, row + 1)
         for number, edit in enumerate(self._chain.step.edits):
@@ -112,10 +112,20 @@ class ExactRows:
 
     def _stored(self, row: int, column: int, *, turned: bool) -> Any:
         """A row of the base (1, columns), or a column (rows, 1) of a tensor that is stored transposed."""
+        if self._chain.quotients:
+            return self._quotients(row, column, turned=turned)
         if not turned:
             return read_rows(self._chain.inputs, self._chain.step.base, row, row + 1, self._chain.columns)
         column_only = self._chain.step.base._replace(columns=range(column, column + 1))
         return read_rows(self._chain.inputs, column_only, 0, self._chain.rows, self._chain.columns)
+
+    def _quotients(self, row: int, column: int, *, turned: bool) -> Any:
+        """The same, as rationals."""
+        chain, width = self._chain, self._chain.columns
+        if not turned:
+            return exact_quotients(chain.inputs, chain.step.base, row * width, (row + 1) * width)[None]
+        places = (place * width + column for place in range(chain.rows))
+        return np.array([exact_quotients(chain.inputs, chain.step.base, at, at + 1) for at in places])
 
 
 def together(edit: Edit, row: int) -> range:

@@ -101,22 +101,23 @@ def _exactly(part: Part, scales: Scales, block: tuple[int, int], places: tuple[i
     return places[1]
 
 
-def coded(part: Part, sizes: Array, old: Array) -> tuple[Array, Array]:
-    """(codes, numbers·divisor) that are nearest to the values on scales of these sizes: (n, columns) each. old: the
-    codes so far, which stay where they mean the nearest number."""
+def coded(part: Part, sizes: Array, old: Array, rows: slice) -> tuple[Array, Array]:
+    """(codes, numbers·divisor) of some of the rows that are nearest to the values on scales of these sizes: (n,
+    columns) each. old: the codes of these rows so far, which stay where they mean the nearest number."""
     lattice, levels = part.lattice, levels_of(part.lattice.table.tobytes())
-    each = lattice.spread(sizes, part.index)
-    values = part.values if part.divisor == 1 else part.values * part.divisor
+    each, exact = lattice.spread(sizes, part.index[rows]), part.values[rows]
+    values = exact if part.divisor == 1 else exact * part.divisor
     with np.errstate(all="ignore"):
         quotients = np.where(each > 0, values / each, 0.0)
     places = levels.guess(quotients.reshape(-1)).reshape(values.shape).astype(np.int64)
     middles = np.concatenate([[-np.inf], levels.middles, [np.inf]])
     with np.errstate(invalid="ignore"):
         below, above = middles[places] * each, middles[places + 1] * each
-    least, most = part.wide(part.values)
+    least, most = part.wide(exact)
     where = np.flatnonzero(~((below < least) & (most < above)) & (each > 0))
     if len(where):
-        places.reshape(-1)[where] = part.decider.nearest(levels, where, each.reshape(-1)[where])
+        begin = rows.start * values.shape[1]
+        places.reshape(-1)[where] = part.decider.nearest(levels, where + begin, each.reshape(-1)[where])
     numbers = levels.values[places]
     codes = np.where(numbers == lattice.table[old], old, levels.codes[places])
     return codes, numbers * each

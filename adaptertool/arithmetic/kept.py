@@ -29,12 +29,15 @@ from adaptertool.arithmetic.tiling import kept_rows, needs_columns
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs.quantised.lattice import Lattice
 from adaptertool.codecs.quantised.least import Scales
+from adaptertool.codecs.quantised.tables import looked_up
 from adaptertool.codecs.tensors import as_bytes, read_stored, reading
 from adaptertool.errors import NonFiniteError, UnsupportedError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Fate, Tally, sums, total
+
+_PART = 1 << 16  # elements, which stay in the cache on their way
 
 
 class Made(NamedTuple):
@@ -127,10 +130,7 @@ class Kept:
         new = [self._of_all(low, alpha, space) for alpha in alphas] if spans else []
         for number, (_, settled, some) in enumerate(self._evaluated(first, last, alphas, space, index, divisor)):
             stored = new[number][None] if spans else self._fitted(some, scales, sizes)
-            numerators = self._lattice.sizes(self._read, stored)[0]
-            made, numbers = coded(some, numerators, codes)
-            before = self._lattice.table[codes] * self._lattice.spread(sizes, index)
-            fate = _fate(some, before, numbers, made != codes)
+            made, fate = self._coded(some, (sizes, self._lattice.sizes(self._read, stored)[0]), codes)
             own = slice(None) if self._begins(first) else slice(0, 0)  # of a large block the first part has its scale
             changed = stored[own].view(f"u{stored.itemsize}") != scales[own].view(f"u{stored.itemsize}")
             fate = fate._replace(blocks=changed.size, rescaled=int(np.count_nonzero(changed)))
@@ -138,6 +138,16 @@ class Kept:
             tally = Tally(fate.changed, settled.exactly, settled.one_by_one, *kept)
             found.append(Made(made, low, stored[own], tally, fate))
         return found
+
+    def _coded(self, some: Part, sizes: tuple[Array, Array], old: Array) -> tuple[Array, Fate]:
+        """The codes of all rows, some at a time, and what became of them. sizes: of the scales before, and now"""
+        made, fates, step = np.empty_like(old), [], max(1, _PART // self._columns)
+        for first in range(0, len(old), step):
+            rows = slice(first, first + step)
+            made[rows], numbers = coded(some, sizes[1], old[rows], rows)
+            before = looked_up(self._lattice.table, old[rows]) * self._lattice.spread(sizes[0], some.index[rows])
+            fates.append(_fate(some, some.values[rows], (before, numbers), made[rows] != old[rows]))
+        return made, Fate().plus(fates)
 
     def _begins(self, first: int) -> bool:
         """Whether a block begins there."""
@@ -245,10 +255,10 @@ class Kept:
             )
 
 
-def _fate(some: Part, before: Array, numbers: Array, changed: Array) -> Fate:
-    """before, numbers: times the divisor"""
-    old, new = before / some.divisor, numbers / some.divisor
-    delta, step = some.values - old, new - old
+def _fate(some: Part, values: Array, numbers: tuple[Array, Array], changed: Array) -> Fate:
+    """numbers: before and now, times the divisor"""
+    old, new = numbers if some.divisor == 1 else (own / some.divisor for own in numbers)
+    delta, step = values - old, new - old
     kept, update = sums(float((step * delta).sum()), float((delta * delta).sum()))
     _, noise = sums(0.0, float(((step - delta) ** 2).sum()))
     return Fate(changed.size, int(np.count_nonzero(changed)), 0, 0, kept, update, noise)

@@ -8,6 +8,7 @@ import click
 
 from adaptertool.cli.bar import bar
 from adaptertool.cli.options import (
+    AS_TRAINED,
     COMPOSE,
     DEBUG,
     EXPERT_LAYOUT,
@@ -35,6 +36,7 @@ from adaptertool.tasks import drift as task
 @with_options(
     WEIGHT,
     COMPOSE,
+    AS_TRAINED,
     click.option("--merged", metavar="DIR", help="Judge this checkpoint, in the place of our own merge."),
     click.option("--paths", default=",".join(PATHS), metavar="A,B", help=f"Which to compare, of {', '.join(PATHS)}."),
     click.option(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,18 @@ def read_stored(inputs: Inputs, ref: Ref, first: int, last: int, out: Array | No
     return out
 
 
-def _make(inputs: Inputs, ref: Ref, made: Making, first: int, last: int, out: Array | None) -> Array:
+def read_as(inputs: Inputs, ref: Ref, first: int, last: int, out: Array, dtype: str) -> bool:
+    """out = elements first..last as that dtype stores them, each rounded once, where they are made so at once: returns
+    whether they are."""
+    if ref.made is None or not ref.made.casts:
+        return False
+    _make(inputs, ref, ref.made, first, last, out, dtype)
+    return True
+
+
+def _make(
+    inputs: Inputs, ref: Ref, made: Making, first: int, last: int, out: Array | None, dtype: str = "F64"
+) -> Array:
     def read(source: Ref, begin: int, end: int) -> Array:
         width = source.spec.numel // max(source.spec.shape[0], 1)
         return read_tensor(inputs, source, begin * width, end * width).reshape(end - begin, width)
@@ -71,9 +83,12 @@ def _make(inputs: Inputs, ref: Ref, made: Making, first: int, last: int, out: Ar
     step = max(1, _DECODED // width)
     for start in range(begin, end, step):  # what lies between codes and numbers stays in the cache
         stop = min(end, start + step)
-        rows = made.rows(reading(inputs), made.first + start, made.first + stop)
         low, high = max(first, start * width), min(last, stop * width)
-        out[low - first : high - first] = rows.reshape(-1)[low - start * width : high - start * width]
+        part, whole = out[low - first : high - first], high - low == (stop - start) * width
+        more = (dtype, part if whole else None) if made.casts else ()
+        rows = made.rows(reading(inputs), made.first + start, made.first + stop, *more)
+        if not whole or not np.may_share_memory(rows, part):
+            part[:] = rows.reshape(-1)[low - start * width : high - start * width]
     return out
 
 
@@ -120,6 +135,17 @@ def _kept(inputs: Inputs, key: Hashable, make: Callable[[], Array]) -> Array:
             window = make()
         inputs.kept[key] = window
     found: Array = window
+    return found
+
+
+def exact_quotients(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
+    """Elements first..last of a tensor that is made of quotients (Making.over), flat, as rationals."""
+    made = ref.made
+    assert made is not None and made.over is not None
+    rows, divisor = made.over
+    plain = made._replace(rows=rows, casts=False)
+    by = Fraction(divisor(reading(inputs)))
+    found: Array = np.array([Fraction(number) / by for number in _make(inputs, ref, plain, first, last, None).tolist()])
     return found
 
 

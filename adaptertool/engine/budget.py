@@ -28,6 +28,9 @@ def predicted_memory(plan: Plan, threads: int) -> int:
         at_once = rows_at_once(step)
         block = max(block, columns * at_once * (3 if _may_double(step) else 1))
         held, by_row = _factors(step, rows, threads * at_once)
+        if step.keeps is not None:  # codes of each output, and as they are stored
+            by_row += columns * (len(plan.outputs) + 2)
+            at_once = max(at_once, step.keeps.lattice.at_once)
         whole, own = max(whole, held), max(own, min(at_once, rows) * by_row)
     tensors = sum(len(shard.steps) for shard in plan.shards)
     # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
@@ -60,7 +63,8 @@ def _forms(plan: Plan) -> Iterable[Step]:
 
 def _may_double(step: Step) -> bool:
     """Whether a tensor that is one block may be there in double-double as well."""
-    whole = requirements_of(step.edits).whole_rows or not BY_DTYPE[step.spec.dtype].rounds
+    rounds = step.spec.dtype in BY_DTYPE and BY_DTYPE[step.spec.dtype].rounds
+    whole = requirements_of(step.edits).whole_rows or not rounds
     return needs_columns(step.edits) and whole
 
 

@@ -56,9 +56,9 @@ class Run:
         return Run(self.path, self.offset, self.target, self.size + other.size)
 
 
-def write(crew: Crew, content: bytes, files: Sequence[OutputFile], _: Workspace) -> None:
+def write(crew: Crew, content: bytes, files: Sequence[OutputFile], _: Workspace, *, at: int = 0) -> None:
     for file in files:
-        file.write(0, memoryview(content))
+        file.write(at, memoryview(content))
         crew.progress(len(content))
 
 

@@ -132,7 +132,7 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
     # Bytes to copy and not yet handed out: the header, then untouched tensors
     run = Run(shard.source, 0, 0, shard.data_start)
     if shard.header is not None:
-        run = Run(shard.source, 0, 0, 0)
+        run = Run(shard.source, 0, shard.data_start, 0)
         for offset, size in unread(shard):
             yield from only_hashed(crew, shard.source, offset, size)
         yield functools.partial(write, crew, shard.header, files)
@@ -168,11 +168,15 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
 
 
 def _aligned(crew: Crew, shard: Shard, run: Run, until: int, files: Sequence[OutputFile]) -> Generator[Job, None, Run]:
-    """Copy what aligns tensors in GGUF: the bytes of the base between the run and the next tensor, or the end of the
-    file. Returns the run that goes on there."""
+    """Write what aligns tensors in GGUF, between the run and the next tensor, or the end of the file: the bytes of the
+    base, or zeros under another header. Returns the run that goes on there."""
     begin = run.target + run.size
-    if shard.header is not None or begin == until:
+    if begin == until:
         return run
+    if shard.header is not None:
+        yield from copies(crew, run, files)
+        yield functools.partial(write, crew, bytes(until - begin), files, at=begin)
+        return Run(shard.source, 0, until, 0)
     hole = Run(shard.source, begin, begin, until - begin)
     if (longer := run.then(hole)) is None:
         yield from copies(crew, run, files)

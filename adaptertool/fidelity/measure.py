@@ -73,11 +73,11 @@ def measure(inputs: Inputs, subject: Measured, probe: Probe, paths: frozenset[st
     outputs = Outputs.of(inputs, step, variants, probe, paths) if variants else None
     if variants and not outputs:
         reason = "no inputs were recorded"
-    for block in _parts(inputs, step):
+    for block in parts_of(inputs, step):
         before, after = changed(inputs, block, 1.0, space)
         stored = doubles(after, dtype).reshape(-1, block.columns)
         base, exact = numbers(block, before, 1.0)
-        given = stored if subject.candidate is None else _given(inputs, subject.candidate, block)
+        given = stored if subject.candidate is None else given_of(inputs, subject.candidate, block)
         judged.add(base, exact, given)
         _count_factors(judged, block)
         if dtype == "F64":
@@ -98,7 +98,7 @@ def measure(inputs: Inputs, subject: Measured, probe: Probe, paths: frozenset[st
     return _report(subject, weight, outputs, reason)
 
 
-def _parts(inputs: Inputs, step: Step) -> Iterator[Block]:
+def parts_of(inputs: Inputs, step: Step) -> Iterator[Block]:
     """A tensor cut into blocks: smaller ones than for a merge, since more is made of each."""
     chain, (rows, columns) = Chain(inputs, step), matrix(step)
     at_once = rows if needs_columns(step.edits) else max(1, PART // columns)
@@ -106,7 +106,8 @@ def _parts(inputs: Inputs, step: Step) -> Iterator[Block]:
         yield Block(step, first, min(rows, first + at_once), columns, chain)
 
 
-def _given(inputs: Inputs, candidate: Ref, block: Block) -> Array:
+def given_of(inputs: Inputs, candidate: Ref, block: Block) -> Array:
+    """The rows of a block as the candidate has them. Raises NonFiniteError."""
     given = read_tensor(inputs, candidate, block.start, block.start + block.numel).reshape(-1, block.columns)
     if not np.isfinite(given).all():
         raise NonFiniteError(f"{candidate.path}: {shown(candidate.spec.name)} holds NaN or infinity")

@@ -39,6 +39,8 @@ def subject_of(step: Step, adapters: int, candidate: Checkpoint | None) -> Measu
         raise MismatchError(f"{ref.path}: {shown(name)} is {ref.spec}, but must be {step.spec}")
     if ref.spec.dtype not in COMPUTED:
         raise UnsupportedError(f"{ref.path}: {shown(name)} is {ref.spec}; only {', '.join(COMPUTED)} can be judged")
+    if ref.made is not None:  # decoded: what it is computed with at inference is the dtype of the rest
+        return Measured(step, adapters, ref)
     return Measured(step._replace(spec=ref.spec), adapters, ref)
 
 

@@ -56,6 +56,13 @@ class Array(NamedTuple):
     content: bytes
 
 
+class Fields(dict[str, Any]):
+    """The fields of a file, by key; and as they are stored, one after the other."""
+
+    stored: bytes = b""
+    places: Mapping[str, int]  # where in that the value of a scalar is, by key
+
+
 def is_gguf(path: Path) -> bool:
     """Whether a file begins as GGUF does, whatever its name. Raises InputError for what is no file, StorageError."""
     with open_input(path) as file:
@@ -122,6 +129,10 @@ class _Cursor:
             until = min(max(end, 2 * have, _CHUNK), self.file.size)
             self._read += read_exact(self.file, have, until - have)
 
+    def since(self, begin: int) -> bytes:
+        """What was taken since then."""
+        return bytes(self._read[begin : self.at])
+
     def number(self, form: str, what: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form), what))[0]
 
@@ -153,13 +164,16 @@ def _require_version(path: Path, version: int) -> None:
         raise UnsupportedError(f"{path} is GGUF of version {version}; versions 2 and 3 are read")
 
 
-def _fields(cursor: _Cursor, count: int) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
+def _fields(cursor: _Cursor, count: int) -> Fields:
+    fields, begin, places = Fields(), cursor.at, dict[str, int]()
     for number in range(count):
         key = cursor.text(f"the key of field {number}", _MAX_KEY)
         if key in fields:
             raise InputError(f"{cursor.file.path} has the field {shown(key)} twice")
-        fields[key] = _value(cursor, cursor.number("<I", f"field {shown(key)}"), f"field {shown(key)}")
+        kind = cursor.number("<I", f"field {shown(key)}")
+        places[key] = cursor.at - begin
+        fields[key] = _value(cursor, kind, f"field {shown(key)}")
+    fields.stored, fields.places = cursor.since(begin), places
     return fields
 
 

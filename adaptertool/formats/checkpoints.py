@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adaptertool.architectures.decoded_gguf import decoded_gguf
 from adaptertool.architectures.in_four_bits import in_four_bits
 from adaptertool.architectures.kept import kept
 from adaptertool.architectures.quantised import decoded
@@ -37,7 +38,7 @@ def open_checkpoint(
 def as_asked(
     opened: Checkpoint, dtype: str | None = None, quantise: str | None = None, as_trained: str | None = None
 ) -> Checkpoint:
-    """A checkpoint as it is to be read. Raises UnsupportedError for GGUF and pipelines that are to be decoded.
+    """A checkpoint as it is to be read. Raises UnsupportedError for GGUF that is to stay codes, and for pipelines.
 
     dtype: decoded, and to be stored so (architectures.quantised)
     quantise: KEEP: weights stay codes (architectures.kept)
@@ -45,9 +46,9 @@ def as_asked(
     """
     path = opened.path
     option = "--dtype" if quantise is None else "--quantise"
-    if (dtype or quantise) and opened.gguf is not None:
+    if (quantise or as_trained) and opened.gguf is not None:
         raise UnsupportedError(
-            f"{path} is GGUF, of which the header and the types are kept; {option} is for checkpoints: convert and "
+            f"{path} is GGUF; {option if quantise else 'as_trained'} is for checkpoints. --dtype decodes its blocks: "
             "quantise the merged model by llama.cpp's own tools"
         )
     if (dtype or quantise) and opened.components:
@@ -57,7 +58,7 @@ def as_asked(
     if quantise == KEEP:
         opened = kept(opened)
     elif dtype is not None:
-        opened = decoded(opened, dtype)
+        opened = decoded(opened, dtype) if opened.gguf is None else decoded_gguf(opened, dtype)
     return opened if as_trained is None else in_four_bits(opened, as_trained)
 
 

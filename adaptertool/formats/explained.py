@@ -15,6 +15,7 @@ from adaptertool.files.trainer import is_trainer_file
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _NEMO = ".nemo"
 _OF_MODELS = ("pytorch_model", "model")  # how names of pickles begin that are of no adapter
+_IN_FOLDERS = ("adapters.safetensors", "adapter_model.safetensors")  # of MLX, of PEFT
 _PEFT, _CONFIG = "base_model.model.", "adapter_config.json"
 _LISTED = 5  # files that an error names
 # A pattern of names in a folder -> what it is
@@ -67,6 +68,10 @@ def _explain_file(path: Path) -> None:
     if any(key.startswith(_PEFT) for key in keys):
         raise InputError(
             f"{path} holds the factors of an adapter of PEFT's; its scales are in {_CONFIG}: give the folder with both"
+        )
+    if path.name in _IN_FOLDERS and (path.parent / _CONFIG).exists():
+        raise InputError(
+            f"{path} is read with {_CONFIG} beside it, which tells its scales: give the folder {path.parent}"
         )
     example = f", such as {shown(next(iter(keys)))}," if keys else ""
     raise InputError(

@@ -27,6 +27,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.portable import Draft, Drafted, Portable
@@ -86,8 +87,9 @@ def drafted(
 
 
 def dtype_of(source: Ref) -> str:
-    """The dtype of a factor, where none is asked for."""
+    """The dtype of a factor, where none is asked for: of the numbers that it is made of, and not of places."""
     dtypes = {ref.spec.dtype if ref.made is None else dtype_of(ref) for ref in source.stored} or {"F32"}
+    dtypes = dtypes & {*COMPUTED} or dtypes
     return "F32" if dtypes == {"F16", "BF16"} else max(dtypes, key=lambda dtype: DTYPE_BITS[dtype])
 
 

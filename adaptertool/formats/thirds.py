@@ -27,7 +27,8 @@ def _cut(edit: Edit, module: Module) -> Edit:
     factors = dict(edit.factors)
     for role in kind_of(edit).by_row & factors.keys() & module.factors.keys():
         part, whole = factors[role], module.factors[role]
-        if part.made is None and whole.made is None and part.spec.name == whole.spec.name and whole.spec.nbytes:
+        alike = part.spec.name == whole.spec.name and part.shape[1:] == whole.shape[1:] and whole.spec.nbytes > 0
+        if alike and part.made is None and whole.made is None:
             factors[role] = _at_third(part, whole)
     return edit._replace(factors=factors)
 

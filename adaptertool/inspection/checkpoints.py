@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from adaptertool.architectures.coded import formats_of
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.families import SHOWN_FIRST, family_of
 from adaptertool.architectures.gguf import ARCHITECTURE
-from adaptertool.architectures.quantised import formats_of
 from adaptertool.architectures.traits import read_traits
 from adaptertool.errors import InputError, shown
 from adaptertool.files import store_of
@@ -116,10 +116,19 @@ def _quantised(checkpoint: Checkpoint) -> str | None:
 def _formats(checkpoint: Checkpoint, said: str) -> str:
     """What the config says, and how many weights are codes of which formats; or that these are not decoded."""
     try:
-        counts = formats_of(checkpoint)
+        formats, others = formats_of(checkpoint)
     except InputError:
         return f"{said}, which --dtype does not decode"
-    return f"{said}: {', '.join(f'{count:,} weights in {name}' for name, count in counts.items())}"
+    whole = others + sum(own.numbers for own in formats.values())
+    told = []
+    for name, own in formats.items():
+        facts = [
+            f"{8 * own.stored / own.numbers:.4g} bits each with scales",
+            f"{own.numbers / whole:.1%} of all numbers",
+        ]
+        facts = [f"a scale for {' or '.join(own.blocks)}", *facts] if own.blocks else facts
+        told.append(f"{own.weights:,} weights in {name} ({', '.join(facts)})")
+    return f"{said}: {', '.join(told)}"
 
 
 def _manifest(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Codes with scales as numbers: W = (table[code] − zero)·scale / divisor, in float64, or rounded once to what is stored.
+"""Codes with scales as numbers: W = (table[code] − zero)·scale / divisor, in float64, or rounded to what is stored.
 
 By the kernel, or in numpy: the same bits. Both take the operations of float64 in this order, and round the result of
 these to nearest; whether it is exact is for those to say who hand in the numbers.
@@ -34,18 +34,18 @@ class Coded(NamedTuple):
     divisor: float = 1.0
 
 
-def decoded(coded: Coded, dtype: str = "F64") -> Array:
-    """The numbers (n, columns), as `dtype` stores them: BF16, F16, F32 or F64."""
+def decoded(coded: Coded, dtype: str = "F64", out: Array | None = None) -> Array:
+    """The numbers (n, columns), as `dtype` stores them: BF16, F16, F32 or F64. In `out`, of so many, or in a new
+    array."""
     rows, each = len(coded.codes), len(coded.table) // 256
     call = FUNCTIONS.get(f"decode_{dtype}")
     even = each == 1 or (coded.size % 2 == 0 and coded.columns % 2 == 0)
     if call is None or not even:
-        return _by_numpy(coded, dtype)
+        return _by_numpy(coded, dtype, out)
     groups = -(-coded.columns // coded.size)
-    assert coded.scales.shape[1] == groups and (
-        rows == 0 or 0 <= coded.which.min() <= coded.which.max() < len(coded.scales)
-    )
-    out = np.empty((rows, coded.columns), STORED[dtype])
+    assert coded.scales.shape[1] == groups
+    assert not rows or 0 <= coded.which.min() <= coded.which.max() < len(coded.scales)
+    out = np.empty((rows, coded.columns), STORED[dtype]) if out is None else out
     count = coded.scales.size
     zeros = None if coded.zeros is None else address(coded.zeros, np.float64, count)
     call(
@@ -56,16 +56,16 @@ def decoded(coded: Coded, dtype: str = "F64") -> Array:
         address(coded.scales, np.float64, count),
         zeros,
         coded.divisor,
-        address(out, STORED[dtype], out.size),
+        address(out, STORED[dtype], rows * coded.columns),
         rows,
         coded.columns,
         coded.size,
     )
-    return out
+    return out.reshape(rows, coded.columns)
 
 
-def _by_numpy(coded: Coded, dtype: str) -> Array:
-    pairs = coded.table if len(coded.table) == 256 else coded.table.view(np.complex128)
+def _by_numpy(coded: Coded, dtype: str, out: Array | None) -> Array:
+    pairs = coded.table if len(coded.table) == 256 else coded.table.view(np.complex128)  # two numbers are one
     values = np.take(pairs, coded.codes, mode="clip").view(np.float64)[:, : coded.columns]
     values = np.ascontiguousarray(values)
     if coded.zeros is not None:
@@ -74,9 +74,9 @@ def _by_numpy(coded: Coded, dtype: str) -> Array:
         _of_groups(np.multiply, values, coded.scales[coded.which], coded.size)
         if coded.divisor != 1:
             values /= coded.divisor
-    if dtype == "F64":
+    if dtype == "F64" and out is None:
         return values
-    out = np.empty(values.shape, STORED[dtype])
+    out = np.empty(values.shape, STORED[dtype]) if out is None else out.reshape(values.shape)
     round_within(values.reshape(-1), 0.0, 0.0, dtype, out.reshape(-1))
     return out
 

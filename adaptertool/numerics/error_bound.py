@@ -199,11 +199,11 @@ def mixed(size: Bound, other: Bound, weight: float, unit: float) -> Bound:
 
 
 def interpolated(before: Bound, after: Bound, alpha: float, unit: float) -> Bound:
-    """The bound of b + alpha·(x − b), for what the base has, exactly, and what was made of it.
+    """The bound of b + alpha·(x − b), for what the base has, and what was made of it.
 
     With d = x − b, no larger than `moved`: |fl(x̂ − b) − d| ≤ unit·|d̂| + |x̂ − x|, two roundings more for alpha and
     the product, and unit·|result| for the sum. The relative part of |x̂ − x| goes with
-    |x̂| ≤ |result| + |1 − alpha|·|d| + all errors.
+    |x̂| ≤ |result| + |1 − alpha|·|d| + all errors. Where b is not exact, |1 − alpha| times its error is left.
     """
     times, apart = abs(alpha), after.moved + after.absolute
     grain = None
@@ -213,7 +213,10 @@ def interpolated(before: Bound, after: Bound, alpha: float, unit: float) -> Boun
     inherited = after.error + after.relative * (abs(1 - alpha) * after.moved + slack)
     return before.then(
         largest=before.largest + times * after.moved,
-        error=times * (3 * unit * apart + inherited) * (1 + 2.0**-10) + (1 + times) * tiny(unit),
+        error=(
+            (times * (3 * unit * apart + inherited) + abs(1 - alpha) * before.absolute) * (1 + 2.0**-10)
+            + (1 + times) * tiny(unit)
+        ),
         grain=grain,
         relative=(unit + times * after.relative) * (1 + 2.0**-10),
         moved=times * after.moved,

@@ -13,6 +13,7 @@ from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.parts import parts_of
 from adaptertool.planning.layout import TensorSetChange
+from adaptertool.planning.quantised_run import quantised_run
 from adaptertool.resolution.heads import Head, require_only, take_head
 from adaptertool.resolution.resolve import Base, resolve
 from adaptertool.resolution.ties import decide
@@ -36,7 +37,7 @@ def adapter_edits(
         resolved, more = resolve(subject, adapter)
         if len(subject.resized) > before and (weight != 1 or edits):
             _refuse_resizing(adapter, weight)
-        notes += more + _other_base(subject.base, adapter)
+        notes += [*more, *_other_base(subject.base, adapter), *quantised_run(subject.base, adapter)]
         for target, modules in resolved.items():
             if edits.get(target):
                 modules = _without_copies(subject, adapter, target, modules)

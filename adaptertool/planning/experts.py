@@ -37,8 +37,8 @@ def experts_apart(subject: Base, adapter: Adapter, module: Module, places: Place
         if placed.view is None:
             yield disk, _named(change, subject.names.in_memory(disk))
             continue
-        if module.stacked and (own := apart.get(number)) is not None:
-            yield "", _named(plain, own)
+        if module.stacked and (known := apart.get(number)) is not None:
+            yield "", _named(plain, known)
             continue
         layout, parameter = subject.names.layout, module.target.rpartition(".")[2]
         if layout is None or layout.transposed is None or module.stacked:

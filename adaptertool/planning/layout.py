@@ -17,6 +17,8 @@ from typing import Any
 from adaptertool.architectures.kept import require_kept
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.gguf import Fields
+from adaptertool.files.gguf_header import with_other_types
 from adaptertool.files.header import Header, build_header
 from adaptertool.files.jsonfile import objects
 from adaptertool.resolution.heads import Head, dtype_in, stored_as
@@ -72,6 +74,8 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
     if base.stored_as is None and not added and not is_home and touched.isdisjoint(header.tensors):
         steps = [_step(base, ref.spec, ref.offset, ref, edits) for ref in header.tensors.values()]
         return Shard(header.path, header.data_start, header.size, tuple(steps), path=base.name_of(header))
+    if isinstance(header.typed, Fields) and touched.isdisjoint(header.tensors) and not added and not is_home:
+        return _cast_gguf(base, header, header.typed, edits)
     if header.typed is not None:
         raise UnsupportedError(
             f"{header.path}: its tensors would be others than before ({', '.join(map(shown, sorted(touched)[:3]))}); "
@@ -96,6 +100,22 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
         steps.append(_step(base, spec, offset, ref, edits))
         offset += spec.nbytes
     return Shard(header.path, len(content), offset, tuple(steps), content)
+
+
+def _cast_gguf(base: Checkpoint, header: Header, fields: Fields, edits: Edits) -> Shard:
+    """A GGUF file of the same tensors, in their order, of other types."""
+    refs = list(header.tensors.values())
+    dtypes = [stored_as(base, ref) for ref in refs]
+    specs = [
+        ref.spec._replace(dtype=dtype, nbytes=ref.spec.numel * DTYPE_BITS[dtype] // 8)
+        for ref, dtype in zip(refs, dtypes, strict=True)
+    ]
+    content, offsets, size = with_other_types(fields, specs)
+    steps = [
+        Step(spec, offset, ref, tuple(edits.get(spec.name, ())))
+        for spec, offset, ref in zip(specs, offsets, refs, strict=True)
+    ]
+    return Shard(header.path, len(content), size, tuple(steps), content)
 
 
 def _step(base: Checkpoint, spec: TensorSpec, offset: int, ref: Ref, edits: Edits) -> Step:

@@ -27,6 +27,11 @@ def drift_text(report: DriftReport, *, every_module: bool) -> str:
         f"  update    {share(report.survival)} survives, noise {share(report.noise)}, "
         f"{share(report.unchanged)} of its elements change nothing"
     )
+    if report.as_trained is not None:
+        lines.append(
+            f"  base      W is the base as {report.as_trained} of bitsandbytes has it; {number(report.from_dense)} off "
+            "W + Δ of the dense one"
+        )
     lines += [f"  advice    {line}" for line in report.advice]
     if report.paths:
         rows: list[tuple[str, ...]] = [

@@ -101,6 +101,8 @@ class DriftReport:
     paths: tuple[PathSummary, ...]
     modules: tuple[ModuleDrift, ...]  # the worst first
     cost: tuple[LayerCost, ...]
+    as_trained: str | None  # how the adapters' runs had the base in 4 bits
+    from_dense: float | None  # then: how far the merge is from a run on the dense base, as rel_error
     notes: tuple[str, ...]
     threads: int
     seconds: float

@@ -252,6 +252,13 @@ def _unmatched(base: Checkpoint, adapter: Adapter, modules: Sequence[Module]) ->
         lines.append(f"  {shown(module.target)}" + (f"  nearest: {', '.join(map(shown, near))}" if near else ""))
     if len(modules) > _SHOWN:
         lines.append(f"  and {len(modules) - _SHOWN} more")
+    heads = {"lm_head.weight", "output.weight"}.intersection(module.target for module in modules)
+    if base.gguf is not None and heads and "output.weight" not in base.tensors:
+        lines.append(
+            "The model is tied: its head is token_embd.weight, the embedding. Merge into the checkpoint that it was "
+            "made from, and convert that"
+        )
+        return "\n".join(lines)
     if base.is_shard:
         lines.append(f"{base.path.name} is one shard of many; give the directory: {base.path.parent}")
         return "\n".join(lines)

@@ -68,15 +68,19 @@ class Making(NamedTuple):
     columns: the same as `rows` for the transpose of a matrix, where that takes less than all of it
     width: the elements of a row, where these are not all dimensions but the first; 0 where they are
     decodes: `rows` is not handed ReadRows, but ReadStored: sources are codes, and what belongs to them
+    casts: `rows` takes a dtype as well, whose numbers it then returns, rounded once, and an array that may hold these
+    over: of quotients, which `rows` rounds to float64: the same for what is divided, exactly; and what reads by what
     weight: of codes: what they are (codecs.quantised.record.Weight)
     """
 
     sources: tuple[Ref, ...]
-    rows: Callable[[Any, int, int], Any]
+    rows: Callable[..., Any]
     first: int = 0
     columns: Callable[[ReadRows, int, int], Any] | None = None
     width: int = 0
     decodes: bool = False
+    casts: bool = False
+    over: tuple[Callable[[Any, int, int], Any], Callable[[Any], float]] | None = None
     weight: Any = None
 
 

@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from adaptertool.arguments import Number, PathLike, as_path
+from adaptertool.architectures.decoded_beside import alike, as_numbers
+from adaptertool.arguments import Number, PathLike, as_path, check_as_trained
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import UsageError, argument
 from adaptertool.fidelity import run
+from adaptertool.fidelity.dense import from_dense
 from adaptertool.fidelity.summary import summary
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import read_header
-from adaptertool.formats.checkpoints import open_checkpoint
+from adaptertool.formats.checkpoints import as_asked, open_checkpoint
 from adaptertool.kinds import kind_of
 from adaptertool.planning.sources import Reading
 from adaptertool.planning.tokenizer import BASE
@@ -37,6 +39,7 @@ def drift(
     renames: Sequence[str] = (),
     leave_out: Sequence[str] = (),
     expert_layout: str | None = None,
+    as_trained: str | None = None,
     merged: PathLike | None = None,
     paths: Sequence[str] = PATHS,
     probe: int = PROBE,
@@ -53,6 +56,7 @@ def drift(
     error, largest difference and cosine, to the value in float64 and to each other. fidelity/model.py judges them.
 
     base, adapters, weights, compose, renames, leave_out, expert_layout: as for `merge`
+    as_trained:  as for `merge`: unmerged is the QLoRA run; the distance to a run on the dense base is told too
     merged:      a checkpoint that another tool made of them: its W' is judged in the place of our own
     paths:       which to compare, of those in adaptertool.fidelity.paths
     probe:       so many Gaussian inputs of unit variance for each layer, the same in every run
@@ -67,10 +71,12 @@ def drift(
     _check(paths, probe, fail_above, recorded=activations is not None)
     threads = thread_count(threads)
     recipe = MergeRecipe(compose=compose, tokenizer=BASE)
-    made = prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout))
+    subject, other = _numbers(as_path(base, "BASE"), None if merged is None else as_path(merged, "--merged"))
+    subject = as_asked(subject, as_trained=check_as_trained(as_trained))
+    made = prepare(subject, adapters, weights, recipe, Reading(renames, leave_out, expert_layout))
     plan = made.plan
     steps = [step for step in plan.steps() if step.edits and step.spec.numel]
-    candidate, found = (None, []) if merged is None else _opened(as_path(merged, "--merged"), plan, made.base)
+    candidate, found = (None, []) if other is None else _aligned(other, plan, made.base)
     header = None if activations is None else read_header(as_path(activations, "--activations"))
 
     others = [*(candidate.headers if candidate else ()), *([header] if header else ())]
@@ -85,6 +91,8 @@ def drift(
         compose=compose,
         inputs=f"{probe} Gaussian rows" if activations is None else str(activations),
         cost=run.costs_of(subjects) if cost else (),
+        as_trained=as_trained,
+        from_dense=None if as_trained is None else from_dense(plan, others, subjects, threads),
         notes=(*plan.notes, *found, *source.notes, *_notes(plan, steps)),
         threads=threads,
         seconds=time.perf_counter() - start,
@@ -92,10 +100,19 @@ def drift(
     )
 
 
-def _opened(merged: Path, plan: Plan, base: Checkpoint) -> tuple[Checkpoint, list[str]]:
+def _numbers(base: Path, merged: Path | None) -> tuple[Checkpoint, Checkpoint | None]:
+    """The base, and the merged checkpoint, with their weights decoded where they are codes."""
+    opened = open_checkpoint(base)
+    if merged is None:
+        return as_numbers(opened), None
+    pair = alike(opened, as_numbers(open_checkpoint(merged)))
+    return pair.base, pair.candidate
+
+
+def _aligned(merged: Checkpoint, plan: Plan, base: Checkpoint) -> tuple[Checkpoint, list[str]]:
     """The checkpoint with the names of the plan, and a note of that."""
     names = dict.fromkeys(step.spec.name for step in plan.steps())
-    return aligned(names, base.config, open_checkpoint(merged))
+    return aligned(names, base.config, merged)
 
 
 def _check(paths: Sequence[str], probe: int, fail_above: float | None, *, recorded: bool) -> None:

@@ -1,9 +1,9 @@
-"""Judges weights that a candidate stores as codes: each must be the nearest, on the scale beside it, to what it should
-be.
+"""Judges weights that a candidate stores as codes: each must be the nearest to what it should be, on the scale beside
+it.
 
-A scale may be another than the base's: that is what merges do that quantise anew. It is right as long as it cuts nothing
-off, by more than rules in use do: amax / 7.5 for codes up to 7, amax / 6 rounded down to a power of two. So the last
-code stands for what lies up to one step beyond it. What no change touches must have the base's numbers.
+A scale may be another than the base's: that is what merges do that quantise anew. It is right as long as it cuts
+nothing off, by more than rules in use do: amax / 7.5 for codes up to 7, amax / 6 rounded down to a power of two. So the
+last code stands for what lies up to one step beyond it. What no change touches must have the base's numbers.
 
 A number may have been rounded on its way to its code as it may be where it is stored itself (verification.tolerance):
 that moves it by much less than codes are apart.
@@ -152,7 +152,7 @@ def _around(
 
 
 def bounds(lattice: Lattice, codes: Array) -> tuple[Array, Array]:
-    """Of codes the ends of what each is nearest to, before its scale; NaN of a code that means nothing."""
+    """The ends of what each code is nearest to, before its scale; NaN where a code means nothing."""
     levels = levels_of(lattice.table.tobytes())
     ends = _ends(levels.values)
     places = np.searchsorted(levels.values, np.nan_to_num(lattice.table))

@@ -152,6 +152,9 @@ def test_what_is_tied_and_what_is_quantised_is_refused(tmp_path: Path) -> None:
     tied = write_model(tmp_path / "tied.gguf", {EMBEDDING: normal(10, 6)})
     with pytest.raises(UnsupportedError, match=r"may be tied: there is no output\.weight, in whose place it is used"):
         adaptertool.merge(tied, [lora], tmp_path / "out.gguf")
+    head = write_lora(tmp_path / "head.gguf", factors("output.weight", (RANK, 6), (10, RANK)))
+    with pytest.raises(MismatchError, match=r"is tied: its head is token_embd\.weight, the embedding\. Merge into"):
+        adaptertool.merge(tied, [head], tmp_path / "out.gguf")
     blocks = tmp_path / "q8.gguf"
     blocks.write_bytes(packed({WEIGHT: (Q8_0, (8, 32), bytes(272))}, [field("general.architecture", "llama")]))
     lora = write_lora(tmp_path / "lora.gguf", factors(a=(RANK, 32)))

@@ -261,6 +261,13 @@ def test_what_others_have_is_told_by_name(tmp_path: Path, files: dict[str, bytes
         adaptertool.merge(base_of(tmp_path / "base", TO_Q), [tmp_path / name], tmp_path / "out")
 
 
+def test_a_file_of_mlx_is_read_with_its_config(tmp_path: Path) -> None:
+    path = written(tmp_path / "adapters.safetensors", {"x.lora_a": torch.ones(6, 4), "x.lora_b": torch.ones(4, 8)})
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=rf"which tells its scales: give the folder {tmp_path}$"):
+        adaptertool.merge(base_of(tmp_path / "base", TO_Q), [path], tmp_path / "out")
+
+
 def test_a_folder_with_a_file_of_another_name(tmp_path: Path) -> None:
     (tmp_path / "lora").mkdir()
     path = written(tmp_path / "lora" / "style.safetensors", LORA)

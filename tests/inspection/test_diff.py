@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quantised_bases
 import torch
 from conftest import FIXTURES, load, lora_factors, main_here, snapshot, write_adapter, write_checkpoint
 
@@ -202,3 +203,17 @@ def test_control_characters_in_names_are_escaped(tmp_path: Path, monkeypatch: py
     assert main_here(["diff", str(a), str(b)], monkeypatch) == 1
     text = capsys.readouterr().out
     assert "\x1b" not in text and "1 only in A, 1 only in B" in text
+
+
+def test_two_quantised_checkpoints(tmp_path: Path) -> None:
+    """Their numbers are compared, whatever the formats; the same codes are no difference."""
+    one, other = quantised_bases.FORMATS["FP8, blocks"](), quantised_bases.FORMATS["NF4"]()
+    paths = []
+    for name, made in (("a", one), ("same", one), ("b", other)):
+        config = {"model_type": "llama", "quantization_config": made.config}
+        paths.append(write_checkpoint(tmp_path / name, dict(made.tensors), config=config))
+    assert adaptertool.diff(paths[0], paths[1]).equal
+    (found,) = adaptertool.diff(paths[0], paths[2]).tensors
+    apart = [v - w for rows in zip(one.exact, other.exact, strict=True) for v, w in zip(*rows, strict=True)]
+    assert found.name == one.name and found.max_abs == pytest.approx(float(max(map(abs, apart))))
+    assert found.norm == pytest.approx(float(sum(value**2 for value in apart)) ** 0.5)

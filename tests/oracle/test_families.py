@@ -41,9 +41,18 @@ class Made(Tensors):
         return self.made.setdefault(name, torch.randn(rows) if is_vector else torch.randn(rows, 2))
 
 
-WAN = ["blocks.0.self_attn.q.weight", "blocks.1.cross_attn.o.weight", "blocks.0.ffn.0.weight", "head.head.weight",
-       "vace_blocks.0.self_attn.q.weight", "vace_blocks.1.ffn.2.weight", "vace_blocks.0.before_proj.weight",
-       "vace_blocks.1.after_proj.weight", "vace_patch_embedding.weight", "time_projection.1.weight"]  # fmt: skip
+WAN = [
+    "blocks.0.self_attn.q.weight",
+    "blocks.1.cross_attn.o.weight",
+    "blocks.0.ffn.0.weight",
+    "head.head.weight",
+    "blocks.0.ffn.2.weight",
+    "text_embedding.0.weight",
+    "time_embedding.2.weight",
+    "time_projection.1.weight",
+]
+VACE = [*WAN, "vace_blocks.0.self_attn.q.weight", "vace_blocks.1.ffn.2.weight", "vace_blocks.0.before_proj.weight",
+        "vace_blocks.1.after_proj.weight", "vace_patch_embedding.weight"]  # fmt: skip
 LTX_2 = ["transformer_blocks.0.attn1.to_q.weight", "transformer_blocks.0.audio_attn1.to_k.weight",
          "transformer_blocks.1.audio_to_video_attn.to_out.0.weight", "patchify_proj.weight",
          "audio_patchify_proj.weight", "adaln_single.linear.weight", "audio_adaln_single.linear.weight",
@@ -66,7 +75,8 @@ FAMILIES: dict[str, tuple[Callable[..., Any], list[str]]] = {
     ),
     "SanaTransformer2DModel": (converters.convert_sana_transformer_to_diffusers, ["blocks.0.", "blocks.1."]),
     "MochiTransformer3DModel": (converters.convert_mochi_transformer_checkpoint_to_diffusers, []),
-    "WanVACETransformer3DModel": (converters.convert_wan_transformer_to_diffusers, WAN),
+    "WanVACETransformer3DModel": (converters.convert_wan_transformer_to_diffusers, VACE),
+    "SkyReelsV2Transformer3DModel": (converters.convert_wan_transformer_to_diffusers, WAN),
     "LTX2VideoTransformer3DModel": (converters.convert_ltx2_transformer_to_diffusers, LTX_2),
     "CosmosTransformer3DModel": (converters.convert_cosmos_transformer_checkpoint_to_diffusers, COSMOS),
     "Krea2Transformer2DModel": (converters.convert_krea2_transformer_checkpoint_to_diffusers, KREA),
@@ -145,6 +155,10 @@ TINY: dict[str, dict[str, Any]] = {
     "WanVACETransformer3DModel": {
         "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 8,
         "freq_dim": 8, "ffn_dim": 8, "num_layers": 2, "vace_layers": [0, 1], "vace_in_channels": 8,
+    },
+    "SkyReelsV2Transformer3DModel": {
+        "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 8,
+        "freq_dim": 8, "ffn_dim": 8, "num_layers": 1, "inject_sample_info": True,
     },
     "LTX2VideoTransformer3DModel": {
         "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1,

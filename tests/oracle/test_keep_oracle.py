@@ -134,7 +134,7 @@ def test_compressed_tensors(tmp_path: Path, name: str) -> None:
         tmp_path / "base", plain | {f"{X}.{key}": tensor for key, tensor in stored.items()}, config=config
     )
     factors = lora_factors(X, (96, 160), rank=4)
-    adapter = write_adapter(tmp_path / "a", {key: tensor * 0.4 for key, tensor in factors.items()}, r=4, lora_alpha=4)
+    adapter = write_adapter(tmp_path / "a", {key: tensor * 2 for key, tensor in factors.items()}, r=4, lora_alpha=4)
     report = library.merge(base, [adapter], tmp_path / "out", quantise="keep")
     elsewhere = write_adapter(tmp_path / "b", lora_factors(Q, (8, 6)))
     library.merge(tmp_path / "out", [elsewhere], tmp_path / "dense", dtype="bf16")

@@ -52,6 +52,10 @@ def test_a_merge_is_what_diffusers_makes_of_it(tmp_path: Path, prefix: str) -> N
     assert adaptertool.inspect(tmp_path / "a.safetensors").adapter is not None
     adaptertool.convert(tmp_path / "a.safetensors", tmp_path / "k.safetensors", to="kohya", base=file)
     assert adaptertool.verify(tmp_path / "out.safetensors", file, [tmp_path / "k.safetensors"]).ok
+    if not prefix:  # a file of diffusers
+        adaptertool.sum_adapters([tmp_path / "a.safetensors"], tmp_path / "s.safetensors")
+        made = load_file(tmp_path / "s.safetensors")
+        assert made.keys() == read.keys() and all(torch.equal(made[key], one) for key, one in read.items())
 
 
 def test_what_is_not_whole_is_refused(tmp_path: Path) -> None:

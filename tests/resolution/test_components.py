@@ -111,6 +111,17 @@ def test_t5_is_the_second_text_encoder_of_flux_and_the_third_of_sd3() -> None:
     ]
 
 
+def test_text_encoders_as_comfy_names_them() -> None:
+    """A language model, whose layers have a longer name since transformers 5."""
+    config = {"transformer": {}, "text_encoder": {"architectures": ["Qwen2_5_VLForConditionalGeneration"]}}
+    own = "text_encoder.model.language_model.layers.0.self_attn.q_proj.weight"
+    found = ComponentNames([own, "transformer.x.weight"], components_of([own], config, tuple(config)))
+    for name in (own, "text_encoders.qwen25_7b.transformer.model.layers.0.self_attn.q_proj.weight",
+                 "text_encoder.model.layers.0.self_attn.q_proj.weight",
+                 "lora_te1_model_language_model_layers_0_self_attn_q_proj.weight"):  # fmt: skip
+        assert [piece.disk for piece in found.find(name) or ()] == [own], name
+
+
 def test_two_transformers_of_one_pipeline_are_told_apart() -> None:
     config = {"transformer": {}, "transformer_2": {}}
     names = [f"{folder}.blocks.0.attn1.to_q.weight" for folder in config]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Tensors, load, lora_factors, write_adapter, write_checkpoint
+from conftest import Tensors, load, lora_factors, main_here, write_adapter, write_checkpoint
 from quantised_bases import Q, X
 
 import adaptertool as library
@@ -130,3 +130,26 @@ def test_what_is_refused(tmp_path: Path) -> None:
         library.merge(base, [adapter], tmp_path / "out", as_trained="int4")
     with pytest.raises(UsageError, match="made of adapters"):
         library.wise(base, base, tmp_path / "out", [0.5], as_trained="nf4")
+
+
+def test_parts_of_a_layer(tmp_path: Path) -> None:
+    """Experts that are one parameter in memory stay; what is joined there is refused where blocks would be others."""
+    config = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "tie_word_embeddings": False}
+    expert, gate = "model.layers.0.block_sparse_moe.experts.0.w1.weight", "model.layers.0.block_sparse_moe.gate.weight"
+    tensors = {name: torch.randn(8, 64).bfloat16() for name in (expert, gate, f"{Q}.weight")}
+    base = write_checkpoint(tmp_path / "base", tensors, config=config)
+    library.merge(base, [write_adapter(tmp_path / "a", lora_factors(Q, (8, 64)))], tmp_path / "out", as_trained="nf4")
+    found = load(tmp_path / "out")
+    assert found[expert].equal(tensors[expert]) and found[gate].equal(tensors[gate])
+    assert not found[f"{Q}.weight"].equal(tensors[f"{Q}.weight"])
+
+
+def test_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_checkpoint(tmp_path / "base", dense(), config=CONFIG)
+    adapter, out = write_adapter(tmp_path / "a", lora_factors(X, SHAPES[X])), str(tmp_path / "out")
+    asked = [str(base), str(adapter), "--as-trained", "nf4"]
+    assert main_here(["merge", *asked, "-o", out, "-q"], monkeypatch) == 0
+    assert main_here(["verify", out, *asked, "-q"], monkeypatch) == 0
+    assert main_here(["verify", out, *asked[:2], "-q"], monkeypatch) == 1
+    assert main_here(["wise", *asked, "--alpha", "0.5", "-o", f"{out}2", "-q"], monkeypatch) == 0
+    assert main_here(["merge", str(base), str(adapter), "--as-trained", "int4", "-o", out], monkeypatch) == 2

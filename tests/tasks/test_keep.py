@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import survival
 import torch
 from conftest import FIXTURES, load, lora_factors, main_here, same_bits, snapshot, write_adapter, write_checkpoint
 from kept import FORMATS, judge
@@ -17,6 +18,7 @@ from rationals import Matrix, delta, dora_exactly
 import adaptertool as library
 from adaptertool.arithmetic import tiling
 from adaptertool.errors import NonFiniteError, UnsupportedError
+from adaptertool.output.preview import preview
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}
 
@@ -275,3 +277,31 @@ def test_blocks_of_zeros(tmp_path: Path) -> None:
     found = load(tmp_path / "out")
     assert (found[f"{X}.weight_scale"][:3, 0] > 0).tolist() == [True, False, True]
     judge(lattice, load(base), found, edited(made, delta(*factors.values())))
+
+
+def test_a_part_of_the_page(tmp_path: Path) -> None:
+    """The table of docs/quantised.md, of which this makes some numbers again."""
+    text = survival.PAGE.read_text()
+    for number, name in enumerate(survival.FORMATS):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+        if name in ("FP8, blocks of 128×128", "MXFP4 (scales rounded down)"):
+            (report,) = survival.survivals(tmp_path / str(number), name, survival.SIZES[2:3])
+            assert report.kept is not None
+            told = f"{report.kept[-1].survival:.2f} ({report.kept[-1].noise:.2f})"
+            assert line.split(" | ")[3] == told, "make survival"
+
+
+def test_files_of_another_size(tmp_path: Path) -> None:
+    """Codes and scales in other files than the base's."""
+    bases, lattice = FORMATS["NVFP4"]
+    made = bases()
+    factors = factors_of(made, 0.2)
+    adapter = write_adapter(tmp_path / "adapter", factors, r=2, lora_alpha=2)
+    base = base_of(tmp_path / "base", made, shards=2)
+    library.merge(base, [adapter], tmp_path / "out", quantise="keep", max_shard_size=500)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    judge(lattice, load(base), load(tmp_path / "out"), edited(made, delta(*factors.values())))
+    plan = library.prepare_merge(base, [adapter], quantise="keep")
+    assert not any("quantization_config" in note for note in plan.notes)
+    told = {one.name: one.action for one in preview(plan, tmp_path / "plan").tensors}
+    assert told.pop(f"{X}.weight_packed") == told.pop(f"{X}.weight_scale") == "edit" and {*told.values()} == {"copy"}

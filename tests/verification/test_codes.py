@@ -244,3 +244,11 @@ def test_what_is_calibrated_is_not_judged(tmp_path: Path) -> None:
     merged = write_checkpoint(tmp_path / "m", case.plain | tensors, config=CONFIG | {"quantization_config": config})
     with pytest.raises((UnsupportedError, InputError), match="not judged"):
         library.verify(merged, case.base, [case.adapter])
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4", "mxfp4"])
+def test_what_keep_writes_is_exact(tmp_path: Path, name: str) -> None:
+    case = Case(tmp_path, name, times=0.1)
+    library.merge(case.base, [case.adapter], tmp_path / "out", quantise="keep")
+    report = library.verify(tmp_path / "out", case.base, [case.adapter], strict=True)
+    assert report.ok, [one for one in report.tensors if one.status != "exact"]

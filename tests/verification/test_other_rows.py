@@ -1,4 +1,5 @@
-"""Changes that a tool put on other rows: halves that it did not swap, and q, k and v that it cut at thirds."""
+"""Changes that a tool put on other rows: halves that it did not swap, and q, k and v that it cut at thirds. And
+magnitudes that it left out of parts of a tensor, and of input channels."""
 
 from __future__ import annotations
 
@@ -118,3 +119,32 @@ def test_grouped_queries_at_thirds(tmp_path: Path) -> None:
         expected = {f"{front}.qkv_proj.weight": "cut-in-thirds"} if starts[1] == 32 else {}
         assert named(tmp_path / "out", base, adapter) == expected
     assert load(tmp_path / "out").keys() == fused.keys()
+
+
+def test_magnitudes_that_are_left_out_of_a_part(tmp_path: Path) -> None:
+    """DoRA of q, in a tensor that holds k and v as well."""
+    original, ours, file, _ = write_bases(tmp_path)
+    module, key = "transformer_blocks.1.attn.to_q", "double_blocks.1.img_attn.qkv.weight"
+    a, b, weight = torch.randn(1, 2), torch.randn(3, 1), ours[f"{module}.weight"]
+    factors = {"lora_A.weight": a, "lora_B.weight": b, "lora_magnitude_vector": torch.rand(3) + 0.5}
+    save_file({f"transformer.{module}.{name}": one for name, one in factors.items()}, tmp_path / "a.safetensors")
+    adaptertool.merge(file, [tmp_path / "a.safetensors"], tmp_path / "out.safetensors")
+    made = original[key].clone()
+    made[:3] = weight + b @ a
+    rewritten(file, tmp_path / "out.safetensors", {IN_FILE + key: made})
+    wrong = named(tmp_path / "out.safetensors", file, tmp_path / "a.safetensors")
+    assert wrong == {IN_FILE + key: "magnitude-ignored"}
+
+
+def test_magnitudes_that_are_left_out_of_input_channels(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base.safetensors", tmp_path / "a.safetensors"
+    key, weight = "conv_in", torch.randn(6, 5, 3, 3)
+    save_file({f"model.diffusion_model.{key}.weight": weight}, base)
+    a, b = torch.randn(2, 5, 3, 3), torch.randn(6, 2, 1, 1)
+    factors = {"lora_down.weight": a, "lora_up.weight": b, "dora_scale": torch.rand(1, 5, 1, 1) + 0.5}
+    save_file({f"lora_unet_{key}.{name}": one for name, one in factors.items()}, adapter)
+    adaptertool.merge(base, [adapter], tmp_path / "out.safetensors")
+    made = weight + (b.flatten(1) @ a.flatten(1)).reshape(weight.shape)
+    rewritten(base, tmp_path / "out.safetensors", {f"{IN_FILE}{key}.weight": made})
+    wrong = named(tmp_path / "out.safetensors", base, adapter)
+    assert wrong == {f"{IN_FILE}{key}.weight": "magnitude-ignored"}

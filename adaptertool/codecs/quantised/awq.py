@@ -20,13 +20,15 @@ from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.quantised.gptq import group_size
 from adaptertool.codecs.quantised.misfit import misfit
-from adaptertool.codecs.quantised.packed import apply
-from adaptertool.codecs.quantised.record import Format, Stored, Weight
+from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight
+from adaptertool.codecs.quantised.tables import padded
 from adaptertool.errors import UnsupportedError, shown
+from adaptertool.numerics.decoding import Coded
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
 _EACH = 8
+_TABLE = padded(np.arange(16) * 1.0)
 _NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
@@ -50,17 +52,16 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
         misfit(zeros, f"{shown(scales.spec.name)} is {scales.spec}, and {shown(codes.spec.name)} {codes.spec}")
     size = group_size(stored, scales, inner, groups)
 
-    def rows(read: ReadStored, first: int, last: int) -> Array:
+    def coded(read: ReadStored, first: int, last: int) -> Coded:
         begin, end = first // _EACH, -(-last // _EACH)
         some = slice(first - begin * _EACH, last - begin * _EACH)
-        values = _split(read(codes, words, 0, inner, begin, end))[some].astype(np.float64)
+        own = _split(read(codes, words, 0, inner, begin, end))[some].astype(np.uint8)
         zero = _split(read(zeros, words, 0, groups, begin, end))[some].astype(np.float64)
         scale = doubles(read(scales, out, 0, groups, first, last), scales.spec.dtype).T
-        apply(np.subtract, values, zero, None, size)
-        apply(np.multiply, values, scale, None, size)
-        return values
+        which = np.arange(last - first, dtype=np.int32)
+        return Coded(own, _TABLE, which, np.ascontiguousarray(scale), size, inner, zero)
 
-    return Weight(f"{name}weight", (out, inner), "AWQ", (codes, zeros, scales), rows, inner)
+    return Weight(f"{name}weight", (out, inner), "AWQ", (codes, zeros, scales), Decoded(coded), inner)
 
 
 def _split(words: Array) -> Array:

@@ -25,8 +25,9 @@ import numpy as np
 
 from adaptertool.codecs.quantised.misfit import misfit
 from adaptertool.codecs.quantised.record import Format, Stored, Weight
-from adaptertool.codecs.quantised.tables import paired, unpaired
+from adaptertool.codecs.quantised.tables import paired
 from adaptertool.errors import MismatchError, UnsupportedError, shown
+from adaptertool.numerics.decoding import Coded, decoded
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
@@ -56,22 +57,21 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
         if parts[3].spec.numel != -(-blocks // state["nested_blocksize"]) or parts[4].spec.numel != 256:
             misfit(parts[3], f"for {blocks:,} blocks, and {shown(parts[4].spec.name)} is {parts[4].spec}")
 
-    def rows(read: ReadStored, first: int, last: int) -> Array:
+    def rows(read: ReadStored, first: int, last: int, dtype: str = "F64", out: Array | None = None) -> Array:
         begin, end = first * shape[-1], last * shape[-1]
-        bytes_of = _bytes(read, codes, begin // 2, -(-end // 2))
+        low, high = begin // block, -(-end // block)  # whole blocks, which are rows here
+        bytes_of = np.zeros((high - low) * block // 2, np.uint8)
+        own = _bytes(read, codes, low * block // 2, min(high * block // 2, -(-count // 2)))
+        bytes_of[: len(own)] = own
         pairs = paired(read(table, 16, 0, 1)[0].astype(np.float64), low_first=False)
-        values = unpaired(pairs, bytes_of)[begin % 2 :][: end - begin]
-        low, high = begin // block, -(-end // block)
         sizes = _nested(read, parts, state, low, high) if nested else read(absmax, 1, low, high)[:, 0]
-        if begin % block == 0 and end % block == 0:
-            grid = values.reshape(-1, block)
-            grid *= sizes[:, None]
-        else:
-            values *= np.repeat(sizes, block)[begin - low * block :][: end - begin]
-        return values.reshape(last - first, -1)
+        which, scales = np.arange(high - low, dtype=np.int32), sizes.astype(np.float64)[:, None]
+        room = out if begin % block == end % block == 0 else None
+        values = decoded(Coded(bytes_of.reshape(high - low, -1), pairs, which, scales, block, block), dtype, room)
+        return values.reshape(-1)[begin - low * block :][: end - begin].reshape(last - first, -1)
 
     called = f"{state['quant_type'].upper()} of bitsandbytes"
-    return Weight(name, tuple(shape), called, tuple(parts), rows, shape[-1], (states[0],))
+    return Weight(name, tuple(shape), called, tuple(parts), rows, shape[-1], (states[0],), casts=True)
 
 
 def _bytes(read: ReadStored, codes: Ref, first: int, last: int) -> Array:
@@ -98,7 +98,7 @@ def _state(stored: Stored, ref: Ref) -> dict[str, Any]:
         state = json.loads(stored.content(ref))
         shape, block = state["shape"], state["blocksize"]
         sizes = [*shape, block, *([state["nested_blocksize"]] if "nested_blocksize" in state else [])]
-        valid = len(shape) > 1 and all(type(size) is int and 0 < size < _MOST for size in sizes)
+        valid = len(shape) > 1 and block % 2 == 0 and all(type(size) is int and 0 < size < _MOST for size in sizes)
         valid = valid and (len(sizes) == len(shape) + 1 or math.isfinite(float(state["nested_offset"])))
         kind = state["quant_type"]
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:

@@ -103,8 +103,8 @@ class _Once:
     """A number that takes a pass over a tensor, made by the first who asks."""
 
     def __init__(self, make: Callable[[ReadStored], np.float32]) -> None:
-        self._make, self._found, self._lock = make, None, threading.Lock()
-        self._found: np.float32 | None
+        self._make, self._lock = make, threading.Lock()
+        self._found: np.float32 | None = None
 
     def __call__(self, read: ReadStored) -> np.float32:
         with self._lock:

@@ -6,7 +6,8 @@
 | compressed-tensors, nvfp4 | X.weight_packed | X.weight_scale, E4M3, of 16 | code·scale / X.weight_global_scale |
 | ModelOpt, NVFP4 | X.weight | X.weight_scale, E4M3, of 16 | code·scale·X.weight_scale_2 |
 
-All but the quotient are exact in float64 (2, 4 and 24 bits). The quotient is rounded to float64. It is stored in a
+All but the quotient are exact in float64 (2, 4 and 24 bits). The quotient is rounded to float64, and an edit that is to
+be exact counts on that (Making.over). As it is, it is stored in a
 dtype of at most 24 bits as the rational is: of integers of 6 and of 24 bits it is further than 2⁻⁴⁹ of itself from the
 middle of two such numbers, if it is not just that, and float64 errs by 2⁻⁵³.
 
@@ -16,6 +17,7 @@ Sources: OCP Microscaling Formats 1.0; compressed-tensors 0.20 (compressors/nvfp
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -23,13 +25,14 @@ import numpy as np
 from adaptertool.codecs.quantised.grid import Grid
 from adaptertool.codecs.quantised.lattice import Lattice, one
 from adaptertool.codecs.quantised.misfit import misfit
-from adaptertool.codecs.quantised.record import Format, Stored, Weight
-from adaptertool.codecs.quantised.tables import E2M1, HALF_STEP, numbers, packed_pairs, paired, unpacked_pairs, unpaired
+from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight
+from adaptertool.codecs.quantised.tables import E2M1, HALF_STEP, numbers, packed_pairs, paired, unpacked_pairs
 from adaptertool.errors import UnsupportedError, shown
+from adaptertool.numerics.decoding import Coded
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
-_PAIRS = paired(E2M1, low_first=True)
+_TABLE = paired(E2M1, low_first=True)
 _MX, _NV = 32, 16  # elements of a scale
 
 
@@ -75,28 +78,23 @@ def _weight(
     if whole is not None and whole.spec.numel != 1:
         misfit(whole, "and is one number for a weight")
 
-    def rows(read: ReadStored, first: int, last: int) -> Array:
-        values = unpaired(_PAIRS, read(codes, half, first, last))
+    def coded(read: ReadStored, first: int, last: int) -> Coded:
         scales = numbers(read(scale, groups, first, last), scale.spec.dtype)
-        if columns == groups * group:
-            parts = values.reshape(-1, groups, group)
-            parts *= scales[:, :, None]
-        else:
-            values *= np.repeat(scales, group, axis=1)[:, :columns]
-        if whole is not None and divides:
-            values /= one(read, whole)
-        elif whole is not None:
-            values *= one(read, whole)
-        return values
+        by = 1.0 if whole is None else one(read, whole)
+        scales *= 1.0 if divides else by
+        which = np.arange(last - first, dtype=np.int32)
+        codes_of = read(codes, half, first, last)
+        return Coded(codes_of, _TABLE, which, scales, group, columns, divisor=by if divides else 1.0)
 
     def own(read: ReadStored, first: int, last: int) -> Array:
         return unpacked_pairs(read(codes, half, first, last))
 
+    divisor = functools.partial(one, ref=whole) if divides and whole is not None else None
     parts = (codes, scale) if whole is None else (codes, scale, whole)
     count = math.prod(lead)
     grid = Grid(scale, count, columns, (1, group), (count, groups))
     lattice = Lattice(E2M1, own, packed_pairs, grid, whole, divides, reach=HALF_STEP)
-    return Weight(name, (*lead, columns), called, parts, rows, columns, lattice=lattice)
+    return Weight(name, (*lead, columns), called, parts, Decoded(coded, divisor), columns, lattice=lattice)
 
 
 FP4_PACKED = Format(

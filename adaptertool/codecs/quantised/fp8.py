@@ -25,9 +25,10 @@ import numpy as np
 from adaptertool.codecs.quantised.grid import grid_of
 from adaptertool.codecs.quantised.lattice import Lattice
 from adaptertool.codecs.quantised.misfit import misfit
-from adaptertool.codecs.quantised.record import Format, Stored, Weight
-from adaptertool.codecs.quantised.tables import SCALES, TABLES, numbers
+from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight
+from adaptertool.codecs.quantised.tables import SCALES, TABLES
 from adaptertool.errors import MismatchError, UnsupportedError, shown
+from adaptertool.numerics.decoding import Coded
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
@@ -57,10 +58,11 @@ def _plain(codes: Ref, name: str) -> Weight:
     """Codes that are the numbers: of any shape."""
     width = max(codes.spec.numel // max((*codes.spec.shape, 1)[0], 1), 1)
 
-    def rows(read: ReadStored, first: int, last: int) -> Array:
-        return numbers(read(codes, width, first, last), codes.spec.dtype)
+    def coded(read: ReadStored, first: int, last: int) -> Coded:
+        which = np.zeros(last - first, np.int32)
+        return Coded(read(codes, width, first, last), TABLES[codes.spec.dtype], which, np.ones((1, 1)), width, width)
 
-    return Weight(name, codes.spec.shape, "FP8 without scales", (codes,), rows, width)
+    return Weight(name, codes.spec.shape, "FP8 without scales", (codes,), Decoded(coded), width)
 
 
 def scaled(stored: Stored, codes: Ref, scale: Ref, name: str, called: str) -> Weight:
@@ -74,17 +76,16 @@ def scaled(stored: Stored, codes: Ref, scale: Ref, name: str, called: str) -> We
     strict = stored.settings.method == "fp8"
     grid, dtype = grid_of(scale, shape, blocks, stored.settings.where, strict=strict), codes.spec.dtype
 
-    def rows(read: ReadStored, first: int, last: int) -> Array:
-        values = numbers(read(codes, shape[-1], first, last), dtype)
-        grid.apply(read, values, first)
-        return values
+    def coded(read: ReadStored, first: int, last: int) -> Coded:
+        scales, which = grid.scales(read, first, last)
+        return Coded(read(codes, shape[-1], first, last), TABLES[dtype], which, scales, grid.block[1], shape[-1])
 
     def own(read: ReadStored, first: int, last: int) -> Array:
         return np.asarray(read(codes, shape[-1], first, last)).view(np.uint8)
 
     powers = stored.settings.fields.get("scale_fmt") == "ue8m0"
     lattice = Lattice(TABLES[dtype], own, np.ravel, grid, powers=powers)
-    return Weight(name, shape, called, (codes, scale), rows, shape[-1], lattice=lattice)
+    return Weight(name, shape, called, (codes, scale), Decoded(coded), shape[-1], lattice=lattice)
 
 
 FP8 = Format(

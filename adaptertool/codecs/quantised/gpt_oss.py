@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.quantised.grid import Grid
 from adaptertool.codecs.quantised.lattice import Lattice
 from adaptertool.codecs.quantised.misfit import misfit
 from adaptertool.codecs.quantised.record import Format, Stored, Weight
-from adaptertool.codecs.quantised.tables import E2M1, E8M0, HALF_STEP, looked_up, packed_pairs, unpacked_pairs
+from adaptertool.codecs.quantised.tables import E2M1, E8M0, HALF_STEP, packed_pairs, paired, unpacked_pairs
 from adaptertool.errors import shown
+from adaptertool.numerics.decoding import Coded, decoded
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
 _GROUP, _BYTES = 32, 16
-_LOW, _HIGH = E2M1[np.arange(256) % 16], E2M1[np.arange(256) // 16]
+_TABLE = paired(E2M1, low_first=True)
 
 
 def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
@@ -34,29 +36,24 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
     experts, out, groups = shape[:3]
     columns = groups * _GROUP  # k, the rows of what is made
 
-    def rows(read: ReadStored, first: int, last: int) -> Array:
-        values = np.empty((last - first, out))
+    def rows(read: ReadStored, first: int, last: int, dtype: str = "F64", into: Array | None = None) -> Array:
+        values = np.empty((last - first, out), BY_DTYPE[dtype].held) if into is None else into.reshape(-1, out)
         at = first
         while at < last:  # of one expert at a time
             expert, begin = divmod(at, columns)
             end = min(columns, begin + last - at)
-            odd = begin % 2
-            values[at - first : at - first + end - begin] = _turned(read, expert, begin - odd, end)[odd:]
+            values[at - first : at - first + end - begin] = _turned(read, expert, begin, end, dtype)
             at += end - begin
         return values
 
-    def _turned(read: ReadStored, expert: int, begin: int, end: int) -> Array:
-        """Rows begin..end of an expert: `begin` is a multiple of 2."""
+    def _turned(read: ReadStored, expert: int, begin: int, end: int, dtype: str) -> Array:
+        """Rows begin..end of an expert. Whole groups are decoded, as they lie."""
         own, low, high = (expert * out, (expert + 1) * out), begin // _GROUP, -(-end // _GROUP)
-        bytes_of = np.ascontiguousarray(read(codes, columns // 2, *own, begin // 2, -(-end // 2)).T)
-        scales = E8M0[read(scale, groups, *own, low, high)].T
-        values = np.empty((2 * len(bytes_of), out))
-        for number, table in enumerate((_LOW, _HIGH)):
-            values[number::2] = looked_up(table, bytes_of)
-        values = values[: end - begin]
-        for group in range(low, high):
-            values[max(group * _GROUP - begin, 0) : (group + 1) * _GROUP - begin] *= scales[group - low]
-        return values
+        bytes_of = np.ascontiguousarray(read(codes, columns // 2, *own, low * _BYTES, high * _BYTES))
+        scales = E8M0[read(scale, groups, *own, low, high)]
+        coded = Coded(bytes_of, _TABLE, np.arange(out, dtype=np.int32), scales, _GROUP, (high - low) * _GROUP)
+        turned: Array = decoded(coded, dtype)[:, begin - low * _GROUP :][:, : end - begin].T
+        return turned
 
     def own(read: ReadStored, first: int, last: int) -> Array:
         expert, begin = divmod(first, columns)
@@ -69,7 +66,9 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
 
     grid = Grid(scale, columns, out, (_GROUP, 1), (groups, out))
     lattice = Lattice(E2M1, own, written, grid, at_once=columns, turned=True, reach=HALF_STEP)
-    return Weight(name, (experts, columns, out), "MXFP4 of GPT-OSS", (codes, scale), rows, out, lattice=lattice)
+    return Weight(
+        name, (experts, columns, out), "MXFP4 of GPT-OSS", (codes, scale), rows, out, casts=True, lattice=lattice
+    )
 
 
 GPT_OSS = Format(

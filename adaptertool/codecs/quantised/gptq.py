@@ -19,9 +19,10 @@ import numpy as np
 from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.quantised.misfit import misfit
-from adaptertool.codecs.quantised.packed import apply, groups_of
-from adaptertool.codecs.quantised.record import Format, Stored, Weight
+from adaptertool.codecs.quantised.packed import by_group, groups_of
+from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight
 from adaptertool.errors import UnsupportedError, shown
+from adaptertool.numerics.decoding import Coded
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
@@ -56,20 +57,18 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
     if order is None and groups > 1 and fields.get("desc_act") is True and fields.get("static_groups") is not True:
         stored.need(codes, f"{name}g_idx")  # else nothing tells which inputs a scale is for
 
-    def rows(read: ReadStored, first: int, last: int) -> Array:
-        values = _split(read(codes, out, 0, inner // each, first, last), bits).reshape(inner, -1).T.astype(np.float64)
+    def coded(read: ReadStored, first: int, last: int) -> Coded:
+        turned = np.ascontiguousarray(read(codes, out, 0, inner // each, first, last).T)  # packed along the row
         begin = first // each
         words = read(zeros, zeros.spec.shape[1], 0, groups, begin, -(-last // each))
         zero = _split(np.ascontiguousarray(words.T), bits).reshape(-1, groups)[first - begin * each :][: last - first]
-        zero = (zero + _FORMATS[said]) % (1 << bits)
+        zero = ((zero + _FORMATS[said]) % (1 << bits)).astype(np.float64)
         scale = doubles(read(scales, out, 0, groups, first, last), scales.spec.dtype).T
         index = None if order is None else groups_of(read, order, inner, groups)
-        apply(np.subtract, values, zero.astype(np.float64), index, size)
-        apply(np.multiply, values, scale, index, size)
-        return values
+        return by_group(turned, bits, np.arange(1 << bits) * 1.0, (scale, zero), index, (size, inner))
 
     parts = tuple(ref for ref in (codes, zeros, scales, order) if ref is not None)
-    return Weight(f"{name}weight", (out, inner), "GPTQ", parts, rows, inner)
+    return Weight(f"{name}weight", (out, inner), "GPTQ", parts, Decoded(coded), inner)
 
 
 def _split(words: Array, bits: int) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection
 from typing import NamedTuple
@@ -28,26 +27,13 @@ class Grid(NamedTuple):
     block: Block
     shape: tuple[int, int]
 
-    def apply(self, read: ReadStored, values: Array, first: int) -> None:
-        """values ·= the scale of their block: rows (n, columns) from `first` on, float64, in place."""
-        places = np.arange(first, first + len(values))
+    def scales(self, read: ReadStored, first: int, last: int) -> tuple[Array, Array]:
+        """The scales of rows first..last, float64 (m, groups), and which row of them each has, int32."""
+        places = np.arange(first, last)
         places = places // self.rows * self.shape[0] + places % self.rows // self.block[0]
-        low, high = int(places[0]), int(places[-1]) + 1
+        low, high = (int(places[0]), int(places[-1]) + 1) if last > first else (0, 0)
         scales = numbers(read(self.ref, self.shape[1], low, high), self.ref.spec.dtype)
-        if self.block[0] == 1:
-            self._each(values, scales)
-            return
-        ends = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(values)]
-        for begin, end in itertools.pairwise(ends):
-            self._each(values[begin:end], scales[places[begin] - low][None])
-
-    def _each(self, values: Array, scales: Array) -> None:
-        """One row of scales for each row of values, or for all."""
-        if self.shape[1] * self.block[1] == self.columns:
-            parts = values.reshape(len(values), self.shape[1], self.block[1])
-            parts *= scales[:, :, None]
-        else:
-            values *= np.repeat(scales, self.block[1], axis=1)[:, : self.columns]
+        return scales, (places - low).astype(np.int32)
 
 
 def grid_of(ref: Ref, shape: tuple[int, ...], blocks: Collection[Block], where: str, *, strict: bool = False) -> Grid:

@@ -3,7 +3,8 @@
 compressed-tensors (int-quantized): X.weight I8, X.weight_scale, and X.weight_zero_point I8 where it is not symmetric.
 bitsandbytes (LLM.int8()): X.weight I8, X.SCB F32 (rows,), W = q·SCB / 127; X.weight_format, a number of 0.
 
-The first is exact in float64. The second is a quotient, rounded to float64: it is stored in a dtype of at most 24 bits
+The first is exact in float64. The second is a quotient, rounded to float64, and an edit that is to be exact counts on
+that (Making.over). As it is, it is stored in a dtype of at most 24 bits
 as the rational is, for between a quotient of 31 and 7 bits and the middle of two such numbers lies 2⁻³³ of it at least.
 
 Sources: compressed-tensors 0.20, bitsandbytes 0.50.2 (functional.int8_vectorwise_dequant).
@@ -11,13 +12,16 @@ Sources: compressed-tensors 0.20, bitsandbytes 0.50.2 (functional.int8_vectorwis
 
 from __future__ import annotations
 
+import numpy as np
+
+from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.quantised.fp8 import scaled
 from adaptertool.codecs.quantised.grid import grid_of
 from adaptertool.codecs.quantised.misfit import misfit
-from adaptertool.codecs.quantised.record import Format, Stored, Weight
-from adaptertool.codecs.quantised.tables import INT8, SCALES, looked_up
+from adaptertool.codecs.quantised.record import Decoded, Format, Stored, Weight
+from adaptertool.codecs.quantised.tables import INT8, SCALES
 from adaptertool.errors import MismatchError, UnsupportedError, shown
-from adaptertool.numerics.rounding import Array
+from adaptertool.numerics.decoding import Coded
 from adaptertool.spec.tensors import ReadStored, Ref
 
 _LARGEST = 127.0
@@ -49,15 +53,11 @@ def _with_zeros(stored: Stored, codes: Ref, scale: Ref, zero: Ref, name: str) ->
     blocks = stored.blocks or {(1, -(-shape[1] // max(scale.spec.shape[-1], 1)))}
     grids = [grid_of(ref, shape, blocks, stored.settings.where) for ref in (scale, zero)]
 
-    def rows(read: ReadStored, first: int, last: int) -> Array:
-        values = looked_up(INT8, read(codes, shape[1], first, last))
-        zeros = values * 0 + 1
-        grids[1].apply(read, zeros, first)
-        values -= zeros
-        grids[0].apply(read, values, first)
-        return values
+    def coded(read: ReadStored, first: int, last: int) -> Coded:
+        (scales, which), (zeros, _) = (grid.scales(read, first, last) for grid in grids)
+        return Coded(read(codes, shape[1], first, last), INT8, which, scales, grids[0].block[1], shape[1], zeros)
 
-    return Weight(name, shape, f"{plain.format} with zero points", (codes, scale, zero), rows, plain.width)
+    return Weight(name, shape, f"{plain.format} with zero points", (codes, scale, zero), Decoded(coded), plain.width)
 
 
 def require_symmetric(stored: Stored, codes: Ref, bits: int, zero: str) -> None:
@@ -81,14 +81,15 @@ def _of_bitsandbytes(stored: Stored, codes: Ref, sizes: Ref, name: str) -> Weigh
             "of bitsandbytes, or use the checkpoint that it was made from"
         )
 
-    def rows(read: ReadStored, first: int, last: int) -> Array:
-        values = looked_up(INT8, read(codes, shape[1], first, last))
-        values *= read(sizes, 1, first, last)
-        values /= _LARGEST
-        return values
+    def coded(read: ReadStored, first: int, last: int) -> Coded:
+        which = np.arange(last - first, dtype=np.int32)
+        scales = doubles(read(sizes, 1, first, last), sizes.spec.dtype)
+        return Coded(read(codes, shape[1], first, last), INT8, which, scales, shape[1], shape[1], divisor=_LARGEST)
 
     also = () if said is None else (said.spec.name,)
-    return Weight(name, shape, "INT8 of bitsandbytes", (codes, sizes), rows, shape[1], also)
+    return Weight(
+        name, shape, "INT8 of bitsandbytes", (codes, sizes), Decoded(coded, lambda _: _LARGEST), shape[1], also
+    )
 
 
 INT_8 = Format(

@@ -21,9 +21,10 @@ from adaptertool.codecs.quantised.grid import Grid
 from adaptertool.codecs.quantised.integers import require_symmetric
 from adaptertool.codecs.quantised.lattice import Lattice
 from adaptertool.codecs.quantised.misfit import misfit
-from adaptertool.codecs.quantised.record import Format, Rows, Stored, Weight
-from adaptertool.codecs.quantised.tables import looked_up, packed_pairs, paired, unpacked, unpaired
+from adaptertool.codecs.quantised.record import Decoded, Format, Rows, Stored, Weight
+from adaptertool.codecs.quantised.tables import packed_pairs, padded, paired, unpacked
 from adaptertool.errors import UnsupportedError, by, shown
+from adaptertool.numerics.decoding import Coded
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
 
@@ -127,22 +128,35 @@ def _rows(parts: tuple[Ref, Ref, Ref | None, Ref | None], shape: tuple[int, int]
     codes, scale, zero, order = parts
     words, groups, table = codes.spec.shape[1], scale.spec.shape[1], _table(bits)
 
-    def rows(read: ReadStored, first: int, last: int) -> Array:
-        values = _decoded(table, read(codes, words, first, last), bits, shape[1])
+    def coded(read: ReadStored, first: int, last: int) -> Coded:
         scales = doubles(read(scale, groups, first, last), scale.spec.dtype)
+        zeros = None if zero is None else table[_zeros(read, zero, bits, first, last)]
         index = None if order is None else groups_of(read, order, shape[1], groups)
-        if zero is not None:
-            apply(np.subtract, values, table[_zeros(read, zero, bits, first, last)], index, size)
-        apply(np.multiply, values, scales, index, size)
-        return values
+        return by_group(read(codes, words, first, last), bits, table, (scales, zeros), index, (size, shape[1]))
 
-    return rows
+    return Decoded(coded)
 
 
-def _decoded(table: Array, words: Array, bits: int, count: int) -> Array:
-    if bits == _NIBBLE and count == 8 * words.shape[1]:
-        return unpaired(paired(table, low_first=True), words.view(np.uint8))
-    return looked_up(table, unpacked(words, bits, count))
+def by_group(
+    words: Array,
+    bits: int,
+    table: Array,
+    numbers: tuple[Array, Array | None],
+    index: Array | None,
+    sizes: tuple[int, int],
+) -> Coded:
+    """Codes of rows of words, low bits first, with scales, and zeros or None, of each row's groups. index: the group of
+    each column, or None where `size` columns that follow one another are one; sizes: that, and the columns."""
+    (scales, zeros), (size, columns) = numbers, sizes
+    if index is not None and not np.array_equal(index, np.arange(columns) // size):
+        scales, zeros, size = scales[:, index], None if zeros is None else zeros[:, index], 1
+    if bits == _NIBBLE and columns % 2 == 0 and size % 2 == 0:
+        codes, table = np.ascontiguousarray(words).view(np.uint8)[:, : columns // 2], paired(table, low_first=True)
+    else:
+        codes, table = unpacked(words, bits, columns), padded(table)
+    which = np.arange(len(codes), dtype=np.int32)
+    scales, zeros = np.ascontiguousarray(scales), None if zeros is None else np.ascontiguousarray(zeros)
+    return Coded(np.ascontiguousarray(codes), table, which, scales, size, columns, zeros)
 
 
 def groups_of(read: ReadStored, order: Ref, columns: int, groups: int) -> Array | None:
@@ -163,19 +177,6 @@ def _zeros(read: ReadStored, zero: Ref, bits: int, first: int, last: int) -> Arr
     words = read(zero, groups, begin * bits, end)
     codes = unpacked(np.ascontiguousarray(words.T), bits, last - begin * _WORD).T
     return codes[first - begin * _WORD :]
-
-
-def apply(how: np.ufunc, values: Array, numbers: Array, index: Array | None, size: int) -> None:
-    """values (n, columns) = how(values, the number of their group), in place. numbers (n, groups); index: the group of
-    each column, or None where `size` columns that follow one another are one."""
-    columns, groups = values.shape[1], numbers.shape[1]
-    if index is not None:
-        how(values, numbers[:, index], out=values)
-    elif columns == groups * size:
-        parts = values.reshape(-1, groups, size)
-        how(parts, numbers[:, :, None], out=parts)
-    else:
-        how(values, np.repeat(numbers, size, axis=1)[:, :columns], out=values)
 
 
 PACKED = Format(

@@ -14,13 +14,31 @@ from adaptertool.codecs.quantised.lattice import Lattice
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import open_input, read_exact
+from adaptertool.numerics.decoding import Coded, decoded
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import Making, ReadStored, Ref, Stamp, TensorSpec
 
 # (how to read, first row, last row) -> these rows of the weight, float64, in rows of `Weight.width` elements
-Rows = Callable[[ReadStored, int, int], Array]
+Rows = Callable[..., Array]
+# (how to read, first row, last row) -> the same, as codes with what they mean
+FindCodes = Callable[[ReadStored, int, int], Coded]
 
 _SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")  # of a block
+
+
+class Decoded:
+    """Rows of a weight that are made of codes in one way, in float64 or as another dtype stores them."""
+
+    def __init__(self, coded: FindCodes, divisor: Callable[[ReadStored], float] | None = None) -> None:
+        self._coded, self.__qualname__ = coded, coded.__qualname__
+        self.over = None if divisor is None else (self._divided, divisor)
+
+    def _divided(self, read: ReadStored, first: int, last: int) -> Array:
+        """The rows, before they are divided."""
+        return decoded(self._coded(read, first, last)._replace(divisor=1.0))
+
+    def __call__(self, read: ReadStored, first: int, last: int, dtype: str = "F64", out: Array | None = None) -> Array:
+        return decoded(self._coded(read, first, last), dtype, out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +52,7 @@ class Weight:
     rows: Rows
     width: int  # elements of a row as `rows` has it
     also: tuple[str, ...] = ()  # names of tensors that go with it, and are not read
+    casts: bool = False  # whether `rows` takes a dtype
     lattice: Lattice | None = None  # what it may be where it stays so; None: it cannot be written again
 
     @property
@@ -41,7 +60,10 @@ class Weight:
         """The weight as a tensor that is made of those in files."""
         codes = self.parts[0]
         spec = TensorSpec(self.name, "F64", self.shape, 8 * math.prod(self.shape))
-        made = Making(self.parts, self.rows, width=self.width, decodes=True, weight=self)
+        casts, over = self.casts, None
+        if isinstance(self.rows, Decoded):
+            casts, over = True, self.rows.over
+        made = Making(self.parts, self.rows, width=self.width, decodes=True, casts=casts, over=over, weight=self)
         return Ref(codes.path, codes.offset, spec, made=made)
 
 

@@ -56,16 +56,15 @@ def looked_up(table: Array, codes: Array) -> Array:
 
 
 def paired(table: Array, *, low_first: bool) -> Array:
-    """What the two codes of a byte mean, of a table with 16: (256,), complex, which is a pair of float64."""
+    """What the two codes of each byte mean, one after the other, of a table with 16: (512,)."""
     codes = np.arange(256)
     low, high = table[codes % 16], table[codes // 16]
-    pairs: Array = np.stack((low, high) if low_first else (high, low), axis=1).view(np.complex128)[:, 0]
-    return pairs
+    return np.stack((low, high) if low_first else (high, low), axis=1).reshape(-1)
 
 
-def unpaired(pairs: Array, codes: Array) -> Array:
-    """The numbers of bytes (n, k), two of each in turn: (n, 2·k)."""
-    return looked_up(pairs, codes).view(np.float64)
+def padded(table: Array) -> Array:
+    """A table of at most 256 numbers, for all bytes: of those beyond it there are none."""
+    return np.concatenate([table, np.zeros(256 - len(table))])
 
 
 def packed_pairs(codes: Array) -> Array:

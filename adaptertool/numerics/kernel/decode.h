@@ -3,7 +3,7 @@
    W = (table[code] - zero)·scale / divisor, where a scale, and a zero, go with `size` columns of a row; `which` says
    whose row of them a row has. Codes are bytes, or halves of such: table has a number, or two, for each byte. */
 
-#define AT_ONCE 64 /* elements between two looks at their scale */
+#define SPAN 64 /* elements between two looks at their scale */
 #define WORTH 2048 /* elements of one scale, from which on what each byte becomes is rounded first, and looked up */
 
 /* values[0..count) = table of the bytes, `each` numbers of a byte. */
@@ -25,9 +25,9 @@ static inline __attribute__((always_inline)) void look_up(const uint8_t *codes, 
     static inline void NAME##_some(const uint8_t *codes, const double *table, size_t each, double zero, double scale, \
                                    double divisor, STORED *restrict out, size_t count)                                \
     {                                                                                                                 \
-        for (size_t start = 0; start < count; start += AT_ONCE) {                                                     \
-            double values[AT_ONCE];                                                                                   \
-            size_t length = count - start < AT_ONCE ? count - start : AT_ONCE;                                        \
+        for (size_t start = 0; start < count; start += SPAN) {                                                     \
+            double values[SPAN] = {0};                                                                                   \
+            size_t length = count - start < SPAN ? count - start : SPAN;                                        \
             look_up(codes + start / each, table, values, length, each);                                               \
             if (divisor == 1)                                                                                         \
                 for (size_t i = 0; i < length; i++)                                                                   \
