@@ -45,6 +45,7 @@ def _forms(plan: Plan) -> Iterable[Step]:
         (
             step.spec[1:],
             step.base.spec[1:],
+            None if step.base.made is None else step.spec.name,  # codes may be cut in ways of their own
             tuple(
                 [
                     (

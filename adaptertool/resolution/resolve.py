@@ -186,7 +186,8 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
 def _fits(kind: str, weight: Shape, roles: tuple[str, ...], shapes: tuple[Shape, ...], *, transposed: bool) -> bool:
     """Whether factors of these shapes fit the weight, as it is stored."""
     factors = dict(zip(roles, shapes, strict=True))
-    return BY_NAME[kind].shapes(weight[::-1] if transposed else weight, factors) == factors
+    expected = BY_NAME[kind].shapes(weight[::-1] if transposed else weight, factors)
+    return expected is not None and all(expected[role] == shape for role, shape in factors.items())
 
 
 def _stored_shape(ref: Ref, module: Module) -> Shape:
