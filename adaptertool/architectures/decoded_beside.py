@@ -8,6 +8,7 @@ from typing import NamedTuple
 from adaptertool.architectures.decoded_gguf import decoded_gguf
 from adaptertool.architectures.quantised import QUANTISED_BY, decoded
 from adaptertool.architectures.traits import NOT_CODES
+from adaptertool.codecs import COMPUTED
 from adaptertool.errors import MismatchError, UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
@@ -110,4 +111,5 @@ def _told(checkpoint: Checkpoint, how: str = "compared") -> Checkpoint:
 
 
 def _has_codes(checkpoint: Checkpoint) -> bool:
-    return any(ref.spec.dtype not in NOT_CODES for ref in checkpoint.tensors.values())
+    dtypes = {ref.spec.dtype for ref in checkpoint.tensors.values()}
+    return not dtypes <= {*NOT_CODES, *COMPUTED}
