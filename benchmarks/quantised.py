@@ -117,6 +117,16 @@ def main(runs: int) -> None:
     for name, base in bases.items():
         commands[f"{name}, decoded"] = [*TOOL, "merge", base, adapter, "-w", "0", *decode, OUT]
         commands[f"{name}, decoded and merged"] = [*TOOL, "merge", base, adapter, *decode, OUT]
+    commands["FP8, merged as FP8 (`--quantise keep`)"] = [
+        *TOOL,
+        "merge",
+        first,
+        adapter,
+        "--quantise",
+        "keep",
+        "-o",
+        OUT,
+    ]
     timings = in_turn(commands, runs)
     shutil.rmtree(FOLDER)
     shutil.rmtree(OUT, ignore_errors=True)

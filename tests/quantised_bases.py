@@ -218,9 +218,10 @@ def gptq(version: str = "gptq", bits: int = 4, *, order: bool = True) -> Quantis
     out, inner, size = 16 if bits > 2 else 32, 64, 32
     codes, zero = drawn(inner, out, high=1 << bits), drawn(2, out, high=1 << bits)
     scale, index = scales(2, out, dtype=F16), torch.randint(0, 2, (inner,)).to(I32)
-    stored = zero if version == "gptq_v2" else (zero.int() - 1) % (1 << bits)
+    ones = 0 if version == "gptq_v2" else sum(1 << (bits * place) for place in range(32 // bits))
+    stored = ((words(zero, bits).long() - ones + (1 << 31)) % (1 << 32) - (1 << 31)).to(I32)
     tensors: dict[str, torch.Tensor] = {
-        f"{X}.qweight": words(codes.T, bits).T.contiguous(), f"{X}.qzeros": words(stored, bits), f"{X}.scales": scale,
+        f"{X}.qweight": words(codes.T, bits).T.contiguous(), f"{X}.qzeros": stored, f"{X}.scales": scale,
     }  # fmt: skip
     if order:
         tensors[f"{X}.g_idx"] = index

@@ -176,6 +176,12 @@ HANDLED = [
     ("A quantised base (FP8, INT8, INT2 to INT8 packed, MXFP4, NVFP4, bitsandbytes, GPTQ, AWQ), edited",
      "--dtype bf16, f16 or f32: decoded, edits made to the exact numbers, a dense checkpoint written",
      "codecs/test_decoded.py::test_decoded_and_edited"),
+    ("Single files of ComfyUI in FP8 or INT8, with scales or without", "--dtype as above",
+     "codecs/test_comfy.py::test_with_scales"),
+    ("A quantised checkpoint that is only read: extract, sum, truncate, inspect, --as-adapter", "decoded",
+     "tasks/test_quantised_beside.py::test_as_for_the_dense_base"),
+    ("An output in files of another size", "--max-shard-size 5GB, 4GiB or a number of bytes",
+     "planning/test_sharding.py::test_the_same_tensors_in_files_of_that_size"),
     ("Experts of GPT-OSS in MXFP4", "--dtype as above, under the names and in the orientation of a dense checkpoint",
      "oracle/test_quantised_oracle.py::test_adapter_of_experts_of_gpt_oss"),
     ("A quantised base that is to stay so (FP8, MXFP8, INT8, INT4, MXFP4, NVFP4)",
@@ -226,6 +232,11 @@ HANDLED = [
      "oracle/test_diffusers.py::test_attention_processors_of_2023"),
     ("GGUF models (F64, F32, F16, BF16) as bases", "written as they were, but for the numbers: header, offsets, "
      "padding; tensors in blocks (Q8_0, Q4_K, ...) are copied", "tasks/test_gguf.py::test_all_but_the_numbers_stays"),
+    ("GGUF models in blocks, with --dtype", "Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K are decoded, exact, and "
+     "matrices stored as F16, BF16 or F32; vectors, norms, routers and all fields stay",
+     "tasks/test_gguf_dtype.py::test_a_merge_is_rounded_once"),
+    ("convert of experts", "factors for all of them become those of each, and stacks in MLX and GGUF",
+     "tasks/test_convert_readable.py::test_factors_of_all_experts_become_those_of_each"),
     ("GGUF adapters", "alpha/r, or 1 where alpha is missing or 0; turned embeddings, stacks of experts, "
      "factors in Q8_0",
      "formats/test_gguf.py::test_alpha_is_divided_by_the_rank"),

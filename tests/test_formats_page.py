@@ -145,6 +145,13 @@ nearest; the report counts them. *refused*: by name, and nothing is written.
 - kohya, ComfyUI: every layer has its alpha, also where it is its rank. `ss_network_dim` and `ss_network_alpha` are
   *Dynamic* where layers differ; `ss_*` and `modelspec.*` are carried over, also into other formats; `sshs_model_hash`
   and `sshs_legacy_hash` are those that sd-scripts would have written.
+- kohya: saved weights and biases are differences to the base's, `.diff` and `.diff_b`, where `--base` tells those: in
+  float32 at least, and what that does not hold is counted.
+- Factors of all experts in one pair (PEFT's `target_parameters`), or in one stack (MLX, GGUF), become layers of each
+  expert, and the reverse in MLX and GGUF, by the base: scales and all experts must be alike there. In PEFT's format
+  they are the layers that transformers before 5 had.
+- GGUF: of a model that ties its head to its embedding llama.cpp loads no change of either, and none is written. MLX
+  changes both ends by either, so an adapter of one of them needs `--base`, and a tied one is refused.
 - ComfyUI: saved modules and biases are `.set_weight`, which takes the place of the base's tensor; biases of text
   encoders have no such key, and are refused.
 - ComfyUI divides DoRA by other norms than it was trained with: what it applies is not what was trained, which a note

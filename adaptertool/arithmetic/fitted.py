@@ -11,6 +11,7 @@ from adaptertool.arithmetic.decided import Decider
 from adaptertool.codecs.quantised.lattice import Lattice, levels_of
 from adaptertool.codecs.quantised.least import Scales
 from adaptertool.numerics.rounding import Array
+from adaptertool.spec.tally import Fate, sums
 
 _ROUNDED = 2.0**-50  # more than products with a divisor are rounded by, relatively
 
@@ -121,3 +122,12 @@ def coded(part: Part, sizes: Array, old: Array, rows: slice) -> tuple[Array, Arr
     numbers = levels.values[places]
     codes = np.where((numbers == lattice.table[old]) | (each == 0), old, levels.codes[places])
     return codes, numbers * each
+
+
+def fate_of(some: Part, values: Array, numbers: tuple[Array, Array], changed: Array) -> Fate:
+    """What became of numbers that were to be `values`. numbers: before and now, times the divisor"""
+    old, new = numbers if some.divisor == 1 else (own / some.divisor for own in numbers)
+    delta, step = values - old, new - old
+    kept, update = sums(float((step * delta).sum()), float((delta * delta).sum()))
+    _, noise = sums(0.0, float(((step - delta) ** 2).sum()))
+    return Fate(changed.size, int(np.count_nonzero(changed)), 0, 0, kept, update, noise)

@@ -24,7 +24,7 @@ from adaptertool.arithmetic.blocks import evaluate, open_elements
 from adaptertool.arithmetic.chain import UNIT, Chain
 from adaptertool.arithmetic.correct_rounding import Settled
 from adaptertool.arithmetic.decided import Decider
-from adaptertool.arithmetic.fitted import Part, coded, held, least
+from adaptertool.arithmetic.fitted import Part, coded, fate_of, held, least
 from adaptertool.arithmetic.tiling import kept_rows, needs_columns
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs.quantised.lattice import Lattice
@@ -130,7 +130,9 @@ class Kept:
         new = [self._of_all(low, alpha, space) for alpha in alphas] if self._spans else []
         for number, (_, settled, some) in enumerate(self._evaluated(first, last, alphas, space, index, divisor)):
             stored = new[number][None] if self._spans else self._fitted(some, scales, sizes)
-            made, fate = self._coded(some, (sizes, self._lattice.sizes(self._read, stored)[0]), codes)
+            made, fate = codes, Fate()
+            if self._codes is not None:
+                made, fate = self._coded(some, (sizes, self._lattice.sizes(self._read, stored)[0]), codes)
             begins = first % self._lattice.grid.rows % self._lattice.grid.block[0] == 0
             own = slice(None) if begins else slice(0, 0)  # of a large block the first part has its scale
             changed = stored[own].view(f"u{stored.itemsize}") != scales[own].view(f"u{stored.itemsize}")
@@ -147,7 +149,7 @@ class Kept:
             rows = slice(first, first + step)
             made[rows], numbers = coded(some, sizes[1], old[rows], rows)
             before = looked_up(self._lattice.table, old[rows]) * self._lattice.spread(sizes[0], some.index[rows])
-            fates.append(_fate(some, some.values[rows], (before, numbers), made[rows] != old[rows]))
+            fates.append(fate_of(some, some.values[rows], (before, numbers), made[rows] != old[rows]))
         return made, Fate().plus(fates)
 
     def _fitted(self, some: Part, scales: Array, sizes: Array) -> Array:
@@ -249,12 +251,3 @@ class Kept:
                 f"{self._step.base.path}: {shown(self._step.base.spec.name)}, row {first + row}, column {column}: "
                 f"{what} is no finite number; such a weight cannot be edited"
             )
-
-
-def _fate(some: Part, values: Array, numbers: tuple[Array, Array], changed: Array) -> Fate:
-    """numbers: before and now, times the divisor"""
-    old, new = numbers if some.divisor == 1 else (own / some.divisor for own in numbers)
-    delta, step = values - old, new - old
-    kept, update = sums(float((step * delta).sum()), float((delta * delta).sum()))
-    _, noise = sums(0.0, float(((step - delta) ** 2).sum()))
-    return Fate(changed.size, int(np.count_nonzero(changed)), 0, 0, kept, update, noise)

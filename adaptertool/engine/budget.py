@@ -40,11 +40,12 @@ def predicted_memory(plan: Plan, threads: int) -> int:
 
 
 def _forms(plan: Plan) -> Iterable[Step]:
-    """Of the steps that edit one for each form: the same arithmetic, of factors of the same dtypes and shapes."""
+    """The steps that edit, one for each form: the same arithmetic, of factors of the same dtypes and shapes."""
     return {
         (
             step.spec[1:],
             step.base.spec[1:],
+            None if step.base.made is None else step.spec.name,  # codes may be cut in ways of their own
             tuple(
                 [
                     (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from adaptertool.engine.pool import Job, Pool
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import AT_ONCE, COPY_CHUNK, OutputFile, copy_range
+from adaptertool.spec.plan import Shard
 from adaptertool.spec.tally import Tally
 from adaptertool.spec.tensors import Ref
 
@@ -67,6 +68,22 @@ def copies(crew: Crew, run: Run, files: Sequence[OutputFile]) -> Iterator[Job]:
     for offset, size in chunks(run.offset, run.size, COPY_CHUNK):
         places = [(file, run.target + offset - run.offset) for file in files]
         yield functools.partial(_copy, crew, run.path, offset, size, places)
+
+
+def aligned(crew: Crew, shard: Shard, run: Run, until: int, files: Sequence[OutputFile]) -> Generator[Job, None, Run]:
+    """Write what aligns tensors in GGUF, between the run and the next tensor, or the end of the file: the bytes of the
+    base, or zeros under another header. Returns the run that goes on there."""
+    begin = run.target + run.size
+    if begin == until:
+        return run
+    if shard.header is not None:
+        yield from copies(crew, run, files)
+        yield functools.partial(write, crew, bytes(until - begin), files, at=begin)
+        return Run(shard.source, 0, until, 0)
+    hole = Run(shard.source, begin, begin, until - begin)
+    if (longer := run.then(hole)) is None:
+        yield from copies(crew, run, files)
+    return longer or hole
 
 
 def chunks(offset: int, size: int, step: int) -> Iterator[tuple[int, int]]:

@@ -9,22 +9,16 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from adaptertool.arithmetic.blend import Blended
-from adaptertool.arithmetic.block import Block, blocks_of
-from adaptertool.arithmetic.blocks import compute
-from adaptertool.arithmetic.cast import Cast
-from adaptertool.arithmetic.fisher import Weighted
-from adaptertool.arithmetic.kept import Kept
-from adaptertool.arithmetic.rescale import Rescaled
 from adaptertool.arithmetic.stretch import Stretch
-from adaptertool.arithmetic.verbatim import only_cast, verbatim
+from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.budget import bytes_to_write
-from adaptertool.engine.crew import Crew, Progress, Run, copies, only_hashed, replacements, write
+from adaptertool.engine.crew import Crew, Progress, Run, aligned, copies, only_hashed, write
+from adaptertool.engine.edits import edit_jobs
 from adaptertool.engine.pool import Job, Pool, Shared, all_done, drain, one_core_each
 from adaptertool.engine.reads import copied_whole, to_hash, unread
 from adaptertool.engine.stretches import make, with_stretches
@@ -34,9 +28,8 @@ from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import OutputFile
 from adaptertool.spec.choices import EXACT
-from adaptertool.spec.plan import Asset, Output, Plan, Shard, Step
+from adaptertool.spec.plan import Asset, Output, Plan, Shard
 from adaptertool.spec.tally import Tally, fates_by_family, total
-from adaptertool.spec.tensors import Ref
 
 _UNFINISHED = 16  # files that are written and not yet durable, but at least one for each output: all of them are open
 
@@ -138,7 +131,7 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
         yield functools.partial(write, crew, shard.header, files)
     kept = {step.spec.name: step.offset for step in shard.steps if step.keeps is not None}
     for step in with_stretches(shard.steps, outputs, crew.base):
-        run = yield from _aligned(crew, shard, run, step.target if isinstance(step, Stretch) else step.offset, files)
+        run = yield from aligned(crew, shard, run, step.target if isinstance(step, Stretch) else step.offset, files)
         if isinstance(step, Stretch):
             yield from copies(crew, run, files)
             yield functools.partial(make, crew, step, outputs, files)
@@ -161,26 +154,10 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
                 source is None or source is step.stored for source in sources
             ):  # nobody reads it
                 yield from only_hashed(crew, own.path, own.offset, step.stored.spec.nbytes)
-            yield from _edit_jobs(crew, step, outputs, files, sources, kept)
+            yield from edit_jobs(crew, step, outputs, files, sources, kept)
             run = Run(own.path, own.offset + step.stored.spec.nbytes, step.offset + own.size, 0)
-    run = yield from _aligned(crew, shard, run, shard.size, files)
+    run = yield from aligned(crew, shard, run, shard.size, files)
     yield from copies(crew, run, files)
-
-
-def _aligned(crew: Crew, shard: Shard, run: Run, until: int, files: Sequence[OutputFile]) -> Generator[Job, None, Run]:
-    """Write what aligns tensors in GGUF, between the run and the next tensor, or the end of the file: the bytes of the
-    base, or zeros under another header. Returns the run that goes on there."""
-    begin = run.target + run.size
-    if begin == until:
-        return run
-    if shard.header is not None:
-        yield from copies(crew, run, files)
-        yield functools.partial(write, crew, bytes(until - begin), files, at=begin)
-        return Run(shard.source, 0, until, 0)
-    hole = Run(shard.source, begin, begin, until - begin)
-    if (longer := run.then(hole)) is None:
-        yield from copies(crew, run, files)
-    return longer or hole
 
 
 def _asset_jobs(crew: Crew, asset: Asset, files: Sequence[OutputFile]) -> Iterator[Job]:
@@ -188,115 +165,3 @@ def _asset_jobs(crew: Crew, asset: Asset, files: Sequence[OutputFile]) -> Iterat
         yield functools.partial(write, crew, asset.content, files)
     else:
         yield from copies(crew, Run(asset.source, 0, 0, asset.size), files)
-
-
-def _edit_jobs(
-    crew: Crew,
-    step: Step,
-    outputs: Sequence[Output],
-    files: Sequence[OutputFile],
-    sources: Sequence[Ref | None],
-    kept: Mapping[str, int],
-) -> Iterator[Job]:
-    """kept: of the steps of this file that keep codes, or scales, the names and offsets"""
-    computed = []
-    for output, file, source in zip(outputs, files, sources, strict=True):
-        if source is None:
-            computed.append((file, output.alpha))
-        elif source is not step.stored and step.base.path in crew.base:
-            yield from replacements(crew, step.base, source, step.offset, file)
-        else:
-            yield from copies(crew, Run(source.path, source.offset, step.offset, source.spec.nbytes), [file])
-    only = [(file, alpha) for file, alpha in computed if only_cast(step, alpha)]
-    computed = [(file, alpha) for file, alpha in computed if not only_cast(step, alpha)]
-    if only:
-        cast = Cast(crew.inputs, step)
-        for first, last in cast.cuts():
-            yield functools.partial(_make, crew, cast, first, last, only)
-    if not computed:
-        return
-    if step.keeps is not None:
-        yield from _kept_jobs(crew, step, computed, kept)
-        return
-    if (tensor := _made_of_its_own(crew.inputs, step)) is not None:
-        for first, last in tensor.cuts():
-            yield functools.partial(_make, crew, tensor, first, last, computed)
-    else:
-        for block in blocks_of(crew.inputs, step):
-            yield functools.partial(_edit, crew, block, computed)
-
-
-def _kept_jobs(
-    crew: Crew, step: Step, outputs: Sequence[tuple[OutputFile, float]], targets: Mapping[str, int]
-) -> Iterator[Job]:
-    """Codes and their scales are made together, where both go to this file."""
-    codes, scales = (ref.spec.name for ref in step.base.stored[:2])
-    if step.spec.name != codes and codes in targets:
-        return  # by the step of the codes
-    own = {name: targets[name] for name in (codes, scales) if name in targets}
-    weight = Kept(crew.inputs, step, own, exact=crew.exact)
-    for first, last in weight.cuts():
-        yield functools.partial(_keep, crew, weight, first, last, outputs, counted=codes in own)
-
-
-def _keep(
-    crew: Crew,
-    weight: Kept,
-    first: int,
-    last: int,
-    outputs: Sequence[tuple[OutputFile, float]],
-    space: Workspace,
-    *,
-    counted: bool,
-) -> None:
-    """counted: here, and not where the scales are made by themselves"""
-    results = weight.compute(first, last, [alpha for _, alpha in outputs], space)
-    for (file, _), (places, tally, fate) in zip(outputs, results, strict=True):
-        for offset, data in places:
-            file.write(offset, data)
-            crew.progress(len(data))
-        if counted:
-            file.tallies.append(tally)
-            file.fates.append((weight.family, fate))
-
-
-def _made_of_its_own(inputs: Inputs, step: Step) -> Blended | Rescaled | Weighted | None:
-    """A tensor that is not made by one edit after the other."""
-    if step.blend is not None:
-        return Blended(inputs, step)
-    if step.makes is not None:
-        return Rescaled(inputs, step)
-    return Weighted(inputs, step) if step.fisher is not None else None
-
-
-def _make(
-    crew: Crew,
-    tensor: Blended | Cast | Rescaled | Weighted,
-    first: int,
-    last: int,
-    outputs: Sequence[tuple[OutputFile, float]],
-    _: Workspace,
-) -> None:
-    tallies: list[Tally] = []
-    results = tensor.compute(first, last, [alpha for _, alpha in outputs], tallies)
-    for (file, _alpha), data in zip(outputs, results, strict=True):
-        file.write(tensor.target(first), data)
-        crew.progress(len(data))
-    _tell(tallies, outputs)
-
-
-def _edit(crew: Crew, block: Block, outputs: Sequence[tuple[OutputFile, float]], space: Workspace) -> None:
-    tallies: list[Tally] = []
-    alphas = [alpha for _, alpha in outputs]
-    results = compute(crew.inputs, block, alphas, space, exact=crew.exact, tallies=tallies)
-    for (file, _), data in zip(outputs, results, strict=True):
-        file.write(block.target, data)
-        crew.progress(len(data))
-    if block.step.base.path not in crew.base:  # all of it is counted already, or nothing is
-        tallies = [tally._replace(changed=0) for tally in tallies]
-    _tell(tallies, outputs)
-
-
-def _tell(tallies: Sequence[Tally], outputs: Sequence[tuple[OutputFile, float]]) -> None:
-    for (file, _), tally in zip(outputs, tallies, strict=False):
-        file.tallies.append(tally)

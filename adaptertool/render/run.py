@@ -47,7 +47,7 @@ def _changed(changed: Sequence[int], edited: int, survival: Sequence[float | Non
 
 
 def _kept(reports: Sequence[KeptReport]) -> list[str]:
-    """Of each family whose weights stay codes, and of all of them: what survives."""
+    """What survives in each family whose weights stay codes, and in all of them."""
     lines = []
     several = len({one.alpha for one in reports}) > 1
     for one in reports:

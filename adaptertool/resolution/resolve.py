@@ -18,14 +18,12 @@ from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
 from adaptertool.resolution.components import ComponentNames, names_of
 from adaptertool.resolution.names import Names
-from adaptertool.resolution.nearest import nearest
 from adaptertool.resolution.place import Placer
 from adaptertool.resolution.resize import take_resized
 from adaptertool.resolution.ties import FLAG, ends_of
+from adaptertool.resolution.unmatched import unmatched_modules
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref, View
-
-_SHOWN = 8  # unmatched modules that an error lists in full
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,9 +64,9 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
         if why := traits.quantised:
             raise UnsupportedError(
                 f"{base.path} is quantised ({why}), and codes are not edited as they are stored. {traits.way_out}.\n"
-                f"{_unmatched(base, adapter, unmatched)}"
+                f"{unmatched_modules(base, adapter, unmatched)}"
             )
-        raise MismatchError(_unmatched(base, adapter, unmatched))
+        raise MismatchError(unmatched_modules(base, adapter, unmatched))
     found = [(module, pieces) for module, pieces in zip(adapter.modules, targets, strict=True) if pieces is not None]
     if change and change.stripped and change.whole not in DOTTED and read_traits(base).why_tied:
         why = (
@@ -188,7 +186,8 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
 def _fits(kind: str, weight: Shape, roles: tuple[str, ...], shapes: tuple[Shape, ...], *, transposed: bool) -> bool:
     """Whether factors of these shapes fit the weight, as it is stored."""
     factors = dict(zip(roles, shapes, strict=True))
-    return BY_NAME[kind].shapes(weight[::-1] if transposed else weight, factors) == factors
+    expected = BY_NAME[kind].shapes(weight[::-1] if transposed else weight, factors)
+    return expected is not None and all(expected[role] == shape for role, shape in factors.items())
 
 
 def _stored_shape(ref: Ref, module: Module) -> Shape:
@@ -242,24 +241,3 @@ def _fail(ref: Ref, module: Module, *, transposed: bool) -> NoReturn:
         f"{where}, so {shown(factor.spec.name)} must be {by(shape)}, but it is {factor.spec} in {factor.path}; "
         "is this adapter for another model?"
     )
-
-
-def _unmatched(base: Checkpoint, adapter: Adapter, modules: Sequence[Module]) -> str:
-    lines = [f"{len(modules)} of {len(adapter.modules)} modules of {adapter.path} have no tensor in {base.path}:"]
-    for module in modules[:_SHOWN]:
-        near = nearest(module.target, base.tensors)
-        lines.append(f"  {shown(module.target)}" + (f"  nearest: {', '.join(map(shown, near))}" if near else ""))
-    if len(modules) > _SHOWN:
-        lines.append(f"  and {len(modules) - _SHOWN} more")
-    heads = {"lm_head.weight", "output.weight"}.intersection(module.target for module in modules)
-    if base.gguf is not None and heads and "output.weight" not in base.tensors:
-        lines.append(
-            "The model is tied: its head is token_embd.weight, the embedding. Merge into the checkpoint that it was "
-            "made from, and convert that"
-        )
-        return "\n".join(lines)
-    if base.is_shard:
-        lines.append(f"{base.path.name} is one shard of many; give the directory: {base.path.parent}")
-        return "\n".join(lines)
-    lines.append("Is this adapter for another model? If only names differ: --rename 'regex=>replacement'.")
-    return "\n".join(lines)

@@ -82,11 +82,11 @@ def _by_reading(subject: Candidate, weight: Weight, part: Part) -> CodeFault | N
 def _as_in_base(subject: Candidate, part: Part) -> tuple[bool, bool]:
     """Whether all codes, and all scales, are the base's."""
     base, (first, last) = weight_of(subject.step.base), (part.block.first, part.block.last)
-    if base is None or base.lattice is None or base.lattice.grid.columns != part.block.columns:
+    if base is None or base.lattice is None or part.codes is None or base.lattice.grid.columns != part.block.columns:
         return False, False
     read = reading(subject.inputs)
     old, divisor = base.lattice.each(read, first, last)
-    codes = np.array_equal(np.asarray(base.lattice.codes(read, first, last)), part.codes)
+    codes = part.codes is not None and np.array_equal(np.asarray(base.lattice.codes(read, first, last)), part.codes)
     return codes, bool((old / divisor == part.scales).all())
 
 

@@ -12,7 +12,7 @@ that moves it by much less than codes are apart.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from adaptertool.codecs.quantised.record import Weight
 from adaptertool.codecs.tensors import read_stored, reading
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
-from adaptertool.spec.tensors import Ref
+from adaptertool.spec.tensors import ReadStored, Ref
 from adaptertool.verification.coarse import cut_of, is_least, steps
 from adaptertool.verification.subject import Candidate
 from adaptertool.verification.tolerance import RECIPES, Values, limits
@@ -191,12 +191,17 @@ def _by_table(subject: Candidate, weight: Weight, block: Block, found: Array) ->
     places = np.searchsorted(np.unique(own), own)
     sides = []
     for chosen in (ends[:-1][places], ends[1:][places]):
-
-        def instead(ref: Ref, width: int, *rows: int, _chosen: Array = chosen) -> Array:
-            return _chosen[None].astype(np.float32) if ref is table else read(ref, width, *rows)
-
-        sides.append(weight.rows(instead, block.first, block.last).reshape(found.shape))
+        sides.append(weight.rows(_instead(read, table, chosen), block.first, block.last).reshape(found.shape))
     return sides[0], sides[1]
+
+
+def _instead(read: ReadStored, table: Ref, numbers: Array) -> ReadStored:
+    """How to read, with other numbers in the place of a table."""
+
+    def reads(ref: Ref, width: int, first: int, last: int, begin: int = 0, end: int | None = None) -> Any:
+        return numbers[None].astype(np.float32) if ref is table else read(ref, width, first, last, begin, end)
+
+    return reads
 
 
 def _kept(subject: Candidate, part: Part, base: Weight) -> tuple[bool, int]:

@@ -49,6 +49,28 @@ def test_the_hashes_are_those_of_sd_scripts(tmp_path: Path, wide: int) -> None:
     assert {key: told[key] for key in expected} == expected
 
 
+def test_the_hashes_of_what_other_commands_make(tmp_path: Path) -> None:
+    """sum, truncate and extract: of the tensors that are there in the end; what was trained stays said."""
+    weights = {"model.layers.0.q.weight": torch.randn(8, 90)}
+    base = write_checkpoint(tmp_path / "base", weights)
+    tuned = write_checkpoint(
+        tmp_path / "tuned", {name: tensor + 0.1 * torch.randn(8, 90) for name, tensor in weights.items()}
+    )
+    adapters = [write_adapter(tmp_path / name, lora_factors("model.layers.0.q", (8, 90))) for name in "ab"]
+    makes = {
+        "sum": lambda out: adaptertool.sum_adapters(adapters, out, to="kohya"),
+        "truncate": lambda out: adaptertool.truncate(adapters[0], out, rank=2, to="kohya"),
+        "extract": lambda out: adaptertool.extract(base, tuned, out, rank=3, to="kohya"),
+    }
+    makes["again"] = lambda out: adaptertool.truncate(tmp_path / "truncate.safetensors", out, rank=1)
+    for name, make in makes.items():
+        make(path := tmp_path / f"{name}.safetensors")
+        told = metadata(path)
+        assert {key: told[key] for key in ("sshs_model_hash", "sshs_legacy_hash")} == hashes(load(path), told), name
+        ranks = {"sum": "8", "truncate": "2", "extract": "3", "again": "1"}
+        assert told["ss_network_dim"] == ranks[name]
+
+
 def test_metadata_outside_ascii_counts_by_its_bytes(tmp_path: Path) -> None:
     flat = {"lora_unet_x.lora_down.weight": torch.randn(4, 80_000), "lora_unet_x.lora_up.weight": torch.randn(8, 4)}
     save_file(flat, tmp_path / "a.safetensors", metadata={"ss_tag": 'Ü"\\ 猫', "modelspec.title": "t"})

@@ -88,6 +88,18 @@ def test_what_decodes_grows_and_is_divided(tmp_path: Path, monkeypatch: pytest.M
     assert library.verify(tmp_path / "out", base, [adapter]).ok
 
 
+def test_what_stays_codes_is_divided_too(tmp_path: Path) -> None:
+    made = FORMATS["FP8, blocks"]()
+    config = {"model_type": "llama", "tie_word_embeddings": False, "quantization_config": made.config}
+    base = write_checkpoint(tmp_path / "base", {f"{Q}.weight": torch.ones(8, 6), **made.tensors}, config=config)
+    adapter = write_adapter(tmp_path / "adapter", lora_factors(X, (20, 72)))
+    library.merge(base, [adapter], tmp_path / "plain", quantise="keep")
+    library.merge(base, [adapter], tmp_path / "out", quantise="keep", max_shard_size=700)
+    one, other = load(tmp_path / "plain"), load(tmp_path / "out")
+    assert one.keys() == other.keys() and all(same_bits(one[name], other[name]) for name in one)
+    assert len(sizes(tmp_path / "out")) == 2
+
+
 def test_a_sweep_in_such_files_is_loaded_by_transformers(tmp_path: Path) -> None:
     library.wise(FIXTURES / "base", FIXTURES / "lora", tmp_path / "out", [0.5, 1], max_shard_size="20KB")
     library.merge(FIXTURES / "base", [FIXTURES / "lora"], tmp_path / "plain")

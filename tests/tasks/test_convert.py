@@ -226,6 +226,7 @@ def test_refusals_of_what_is_asked(tmp_path: Path) -> None:
         (adapter, "out", {"to": "tar"}, "the format to write is"),
         (adapter, "out", {"to": "kohya"}, r"is to end in \.safetensors"),
         (kohya, "out", {"to": "peft"}, r"(?s)named as kohya's tools do.*give --base"),
+        (kohya, "out", {"to": "mlx"}, r"(?s)named as kohya's tools do.*give --base"),
         (adapter, "out.safetensors", {"to": "kohya", "parts": ["unet"]}, "changes nothing in the part unet"),
         (adapter, "out.safetensors", {"to": "kohya", "renames": ["a=>b"]}, "renamings are for a base"),
         (kohya, "out", {"to": "peft", "base": FIXTURES / "base", "prefix": "unet."}, "a prefix is for names"),

@@ -29,7 +29,7 @@ WRITTEN: Mapping[str, set[str]] = {
     **dict.fromkeys(("ADALORA", "DELORA", "TINYLORA", "UNILORA"), PRODUCT),
     "LOHA": {"as adapter", "convert"},
     **{kind: {"convert"} for kind in ("LOKR", "loha of LyCORIS", "lokr of LyCORIS")},
-    "LN_TUNING": {"as adapter"},
+    "LN_TUNING": {"as adapter", "convert"},
 }
 
 

@@ -55,12 +55,14 @@ def _q4_1(blocks: Array) -> Array:
 
 def _q5_0(blocks: Array) -> Array:
     codes = _nibbles(blocks[:, 6:]).reshape(len(blocks), 32) + _fifth(blocks, 2)
-    return _half(blocks, 0) * (codes - 16.0)
+    found: Array = _half(blocks, 0) * (codes - 16.0)
+    return found
 
 
 def _q5_1(blocks: Array) -> Array:
     codes = _nibbles(blocks[:, 8:]).reshape(len(blocks), 32) + _fifth(blocks, 4)
-    return _half(blocks, 0) * codes + _half(blocks, 2)
+    found: Array = _half(blocks, 0) * codes + _half(blocks, 2)
+    return found
 
 
 def _scales_and_minima(packed: Array) -> tuple[Array, Array]:
@@ -74,7 +76,8 @@ def _scales_and_minima(packed: Array) -> tuple[Array, Array]:
 def _with_minima(blocks: Array, codes: Array) -> Array:
     """codes (n, 8, 32)"""
     scales, minima = _scales_and_minima(blocks[:, 4:16])
-    found = (_half(blocks, 0) * scales)[..., None] * codes - (_half(blocks, 2) * minima)[..., None]
+    steps, least = _half(blocks, 0) * scales, _half(blocks, 2) * minima
+    found: Array = steps[..., None] * codes - least[..., None]
     return found.reshape(len(blocks), 256)
 
 

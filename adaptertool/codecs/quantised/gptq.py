@@ -6,8 +6,8 @@
     X.g_idx    I32 (in,): the group of each input; where it is missing they follow one another
 
 W[o, i] = scales[g, o]·(code[i, o] − zero[g, o]) with g = g_idx[i]: exact in float64 (at most 9 and 24 bits). What is
-stored of a zero is zero − 1, modulo 2^bits, by `checkpoint_format: gptq` (v1, and where nothing is said); by gptq_v2 it
-is the zero.
+stored of a zero is zero − 1 by `checkpoint_format: gptq` (v1, and where nothing is said): 1 was taken from all zeros
+of a word at once, with borrows, and is added so, modulo 2^32. By gptq_v2 it is the zero.
 
 Source: gptqmodel 7.7 (nn_modules/qlinear/torch.py, utils/model.py: convert_gptq_v1_to_v2_format).
 """
@@ -57,12 +57,14 @@ def _find(stored: Stored, codes: Ref, name: str) -> Weight | None:
     if order is None and groups > 1 and fields.get("desc_act") is True and fields.get("static_groups") is not True:
         stored.need(codes, f"{name}g_idx")  # else nothing tells which inputs a scale is for
 
+    ones = np.uint32(_FORMATS[said] * sum(1 << (bits * number) for number in range(each)))
+
     def coded(read: ReadStored, first: int, last: int) -> Coded:
         turned = np.ascontiguousarray(read(codes, out, 0, inner // each, first, last).T)  # packed along the row
         begin = first // each
-        words = read(zeros, zeros.spec.shape[1], 0, groups, begin, -(-last // each))
+        words = read(zeros, zeros.spec.shape[1], 0, groups, begin, -(-last // each)) + ones
         zero = _split(np.ascontiguousarray(words.T), bits).reshape(-1, groups)[first - begin * each :][: last - first]
-        zero = ((zero + _FORMATS[said]) % (1 << bits)).astype(np.float64)
+        zero = zero.astype(np.float64)
         scale = doubles(read(scales, out, 0, groups, first, last), scales.spec.dtype).T
         index = None if order is None else groups_of(read, order, inner, groups)
         return by_group(turned, bits, np.arange(1 << bits) * 1.0, (scale, zero), index, (size, inner))

@@ -52,8 +52,8 @@ class Weight:
     rows: Rows
     width: int  # elements of a row as `rows` has it
     also: tuple[str, ...] = ()  # names of tensors that go with it, and are not read
-    casts: bool = False  # whether `rows` takes a dtype
     lattice: Lattice | None = None  # what it may be where it stays so; None: it cannot be written again
+    casts: bool = False  # whether `rows` takes a dtype
 
     @property
     def ref(self) -> Ref:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from adaptertool.architectures.flat import is_flat
 from adaptertool.architectures.mlx import in_stack, stack_of, stored_otherwise
 from adaptertool.errors import shown
 from adaptertool.files.jsonfile import objects
@@ -42,6 +43,8 @@ class _Layer(NamedTuple):
 
 def draft(portable: Portable, options: WritingOptions) -> Draft:  # noqa: ARG001
     """The files. Raises UnsupportedError for what they cannot hold."""
+    if flat := [change for change in portable.changes if is_flat(change.name)]:
+        refuse(portable, flat, "named as kohya's tools do, which only a base can tell, and MLX has paths: give --base")
     changes = [_low_rank(portable, change) for change in portable.changes]
     normed = [change for change in changes if MAGNITUDE in change.factors]
     if normed and len(normed) < len(changes):

@@ -6,6 +6,7 @@ PEFT has one kind, and one answer to whether there is a magnitude or a bias, for
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +31,7 @@ from adaptertool.spec.portable import Draft, Drafted, Portable
 _WHAT = "PEFT's format"
 _ENDINGS = {A: ".lora_A.weight", B: ".lora_B.weight", MAGNITUDE: ".lora_magnitude_vector", BIAS: ".lora_B.bias"}
 _OF_EMBEDDING = {A: ".lora_embedding_A", B: ".lora_embedding_B", MAGNITUDE: ".lora_magnitude_vector"}
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _HADAMARD = "LOHA"  # the tag of a kind whose config is the same, but for what alpha is called
 
 
@@ -50,7 +52,15 @@ def draft(portable: Portable, options: WritingOptions) -> Draft:
     modules = sorted({change.name.removeprefix(front) for change in saved if change.target.endswith(".weight")})
     config = config_of(portable, low, front, modules, shaped)
     metadata = {"format": "pt", **kept_metadata(portable.adapter)}
-    return Draft(tensors=in_order(tensors), metadata=metadata, files={CONFIG: config})
+    return Draft(tensors=in_order(tensors), metadata=metadata, files={CONFIG: config}, notes=list(_notes(low)))
+
+
+def _notes(low: Sequence[Module]) -> Iterator[str]:
+    if experts := [change for change in low if _EXPERT.search(change.name)]:
+        yield (
+            f"{len(experts)} layers of experts, {shown(experts[0].name)} the first, have names that models have before "
+            "transformers 5; since then experts are one parameter, for which PEFT has no such factors"
+        )
 
 
 def _one_part(portable: Portable) -> str:
