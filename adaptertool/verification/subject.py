@@ -126,7 +126,8 @@ class Candidate:
     @property
     def _through(self) -> str:
         """The dtype that numbers may have had on the way: the base's. What is decoded had none that rounds."""
-        own = self.step.base.spec.dtype if self.step.base.made is not None else self.step.spec.dtype
+        made = self.step.base.made
+        own = self.step.base.spec.dtype if made is not None and made.decodes else self.step.spec.dtype
         return own if own in COMPUTED else self.dtype
 
     def verdict(self) -> tuple[str, str | None]:
