@@ -116,16 +116,19 @@ def parts_of(subject: Candidate, elements: int = _ELEMENTS) -> Iterator[Part]:
     """All of a weight, in rows whose blocks are whole where blocks are not too large for that."""
     weight, shape = weight_of(subject.candidate), subject.step.spec.shape
     changes = bool(subject.step.edits)
-    rows, columns = matrix(subject.step) if changes else (math.prod(shape[:-1]), shape[-1])
-    if not rows * columns or weight is None:
+    if weight is None or not math.prod(shape):
         return
-    lattice = weight.lattice
+    lattice, (rows, columns) = weight.lattice, (math.prod(shape[:-1]), shape[-1])
+    if lattice is not None:
+        rows, columns = math.prod(shape) // weight.width, weight.width
+    elif changes:
+        rows, columns = matrix(subject.step)
     down = 1 if lattice is None else lattice.grid.block[0]
     count = max(1, elements // columns)
     count = max(count - count % down, down) if down * columns <= 16 * elements else count
     if needs_columns(subject.step.edits):
         count = rows
-    chain, terms = Chain(subject.inputs, subject.step), subject.terms()
+    chain, terms = Chain(subject.inputs, subject.step, (rows, columns)), subject.terms((rows, columns))
     for first in range(0, rows, count):
         last = min(rows, first + count)
         block = Block(subject.step, first, last, columns, chain)
@@ -208,7 +211,9 @@ def _kept(subject: Candidate, part: Part, base: Weight) -> tuple[bool, int]:
     old, divisor = lattice.each(reading(subject.inputs), block.first, block.last)
     old = old / divisor
     low, high = (old * end for end in lattice.ends)
-    holds = _in_blocks((part.values.exact >= low) & (part.values.exact <= high), down, size, np.logical_and)
+    slack = _FUZZ * part.values.terms
+    inside = (part.values.exact - slack >= low) & (part.values.exact + slack <= high)
+    holds = _in_blocks(inside, down, size, np.logical_and)
     still = _in_blocks(part.values.exact == part.values.base, down, size, np.logical_and)
     return bool((holds & (old != part.scales)).any()), int(np.count_nonzero(still & (part.found != part.values.base)))
 

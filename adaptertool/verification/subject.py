@@ -13,7 +13,6 @@ import numpy as np
 from adaptertool.arithmetic.block import Block, part
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.single import pick
-from adaptertool.arithmetic.tiling import matrix
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.codecs import BY_DTYPE, COMPUTED
 from adaptertool.codecs.numbers import doubles
@@ -129,11 +128,11 @@ class Candidate:
             return CHANGED if self.source is self.step.base else WRONG, None
         return (WRONG, None) if self.explained is None else (ROUNDING, self.explained)
 
-    def terms(self) -> Chain:
+    def terms(self, cut: tuple[int, int] | None = None) -> Chain:
         """The edits with magnitudes in the place of numbers; of factors in F16 with as much more as their rounding may
-        take where they are too small for its relative error."""
+        take where they are too small for its relative error. cut: as of Chain"""
         small = max(map(least_normal, self._dtypes)) * self._largest_scale
-        return Chain(self.inputs, self.step, absolute=True, through=lambda factor: abs(factor) + small)
+        return Chain(self.inputs, self.step, cut, absolute=True, through=lambda factor: abs(factor) + small)
 
     def read(self, first: int, last: int, buffer: Array | None = None) -> Array:
         """Elements first..last of the candidate, as stored; in a buffer of bytes, until that is used again."""
@@ -203,7 +202,8 @@ class Candidate:
             with self._lock:
                 if count not in self._chains:
                     edits = tuple(edit for edit in self.step.edits if edit.adapter < count)
-                    self._chains[count] = Chain(self.inputs, self.step._replace(edits=edits), matrix(self.step))
+                    cut = block.chain.rows, block.chain.columns
+                    self._chains[count] = Chain(self.inputs, self.step._replace(edits=edits), cut)
             yield self._chains[count]
         yield block.chain
 
