@@ -25,15 +25,17 @@ class Alike(NamedTuple):
 
 
 def alike(base: Checkpoint, candidate: Checkpoint) -> Alike:
-    """Both with their weights decoded where they are codes; as they are where the base's are of no format that is
-    decoded, and are compared as bytes. Raises UnsupportedError where the candidate's alone are of none, MismatchError
-    where those of the base do not fit together."""
+    """Both with their weights decoded where they are codes; as they are where both are codes, and the base's are
+    not decoded: then these are compared as bytes. Raises UnsupportedError and MismatchError for a base that is not
+    decoded beside a dense candidate, UnsupportedError for such a candidate."""
     if _has_codes(base):
         if base.components or (base.gguf is not None and (candidate.gguf is None or _has_codes(candidate))):
             return Alike(base, candidate)
         try:
             base = (decoded if base.gguf is None else decoded_gguf)(base, _most_stored(candidate))
-        except UnsupportedError:
+        except (UnsupportedError, MismatchError):
+            if not _has_codes(candidate):
+                raise
             return Alike(base, candidate)
     if not _has_codes(candidate) or candidate.gguf is not None or candidate.components:
         return Alike(base, candidate)

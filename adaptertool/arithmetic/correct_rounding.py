@@ -160,7 +160,7 @@ class OpenElements:
         raise InternalError(f"an element cannot be rounded: it is {value} to {_MOST_BITS} bits")
 
     def narrowing(self, row: int, column: int, before: float) -> Iterator[Interval]:
-        """The exact value, or ever narrower intervals around it. Raises UnsupportedError where no numbers have it."""
+        """The exact value, or ever narrower intervals that hold it. Raises UnsupportedError where nothing can."""
         if not INTERVALS.can(self.chain.requirements.operations):
             raise UnsupportedError(
                 f"{shown(self.chain.step.spec.name)}: no exact arithmetic here can do what kind "

@@ -1,5 +1,5 @@
-"""Codes that a run has made anew (--quantise keep), as verification takes them: as the weights that they mean, judged as
-those of any tool; and as bytes, which are made again."""
+"""Codes that a run has made anew (--quantise keep), as verification takes them: as weights that are judged as those of
+any tool, and as bytes that are made again."""
 
 from __future__ import annotations
 
