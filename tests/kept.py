@@ -6,17 +6,21 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from conftest import Tensors
-from quantised_bases import E2M1, Quantised, X, nibbles
+from conftest import Tensors, lora_factors, write_checkpoint
+from quantised_bases import E2M1, Q, Quantised, X, nibbles
 from quantised_bases import FORMATS as BASES
 from rationals import Matrix
 
 BF16, F32, U8, I8 = torch.bfloat16, torch.float32, torch.uint8, torch.int8
 E4M3 = [Fraction(value.item()) if value == value else None
         for value in torch.arange(256, dtype=U8).view(torch.float8_e4m3fn).double()]  # fmt: skip
+
+
+CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}
 
 
 class Lattice(NamedTuple):
@@ -112,6 +116,19 @@ FORMATS: dict[str, tuple[Callable[[], Quantised], Lattice]] = {
         "NVFP4 of ModelOpt": Lattice(E2M1, fp4("weight"), _of_two(False), (1, 16), "weight_scale", HALF),
     }.items()
 }
+
+
+def base_of(folder: Path, made: Quantised, shards: int = 1) -> Path:
+    plain = {f"{Q}.weight": torch.arange(48.0).view(8, 6).bfloat16(), "model.norm.weight": torch.ones(6)}
+    config = CONFIG | {"quantization_config": made.config}
+    return write_checkpoint(folder, plain | dict(made.tensors), shards=shards, config=config)
+
+
+def factors_of(made: Quantised, size: float) -> dict[str, torch.Tensor]:
+    """Of a change about so large beside the largest weight."""
+    largest = float(max(abs(value) for row in made.exact for value in row))
+    found = lora_factors(X, (len(made.exact), len(made.exact[0])), rank=2, dtype=torch.bfloat16)
+    return {key: (tensor * (size * largest) ** 0.5).bfloat16() for key, tensor in found.items()}
 
 
 def _below(bits: torch.Tensor, words: torch.dtype) -> torch.Tensor:

@@ -184,11 +184,9 @@ def evaluate(
     buffers = space.before, space.after, space.delta, space.mix
     before, after, delta, mix = (part(buffer, arithmetic, block.numel) for buffer in buffers)
     mixing = any(alpha != 1 for alpha in alphas)
-    size = Bound(BY_DTYPE[block.step.base.spec.dtype].decode(stored, after))
+    size = block.chain.size_of(BY_DTYPE[block.step.base.spec.dtype].decode(stored, after))
     if mixing or block.chain.requirements.before:
         before[:] = after
-    if block.chain.quotients:
-        size = Bound(size.largest, 2.0**-1072, relative=UNIT)  # float64 has rounded it
     few_bits = block.chain.requirements.few_bits and BY_DTYPE[block.step.base.spec.dtype].rounds and size.exact
     if exact and arithmetic == np.float64 and few_bits and any(map(has_few_bits, alphas)):
         sample = Bound(size.largest, grain=grain_of(after[:_SAMPLE]))

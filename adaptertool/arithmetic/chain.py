@@ -15,8 +15,9 @@ from adaptertool.arithmetic.tiling import matrix, needs_columns
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import NORM, kind_of
+from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.error_bound import Bound, Factor
-from adaptertool.numerics.ops import BLOCKS, Ops
+from adaptertool.numerics.ops import BLOCKS, DOUBLES, Ops
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit, Step
 from adaptertool.spec.tensors import Ref
@@ -97,6 +98,18 @@ class Chain:
             if isinstance(chosen.index, list):  # else `some` shares its memory with `rows`
                 rows[chosen.index] = some
         return norms
+
+    def taken(self, ops: Ops, stored: Array) -> Any:
+        """What the base has, in the number system of `ops`: quotients with the error of float64, if that has errors."""
+        found = ops.array(stored)
+        if self.quotients and ops is DOUBLES:
+            found = DoubleDouble(found.parts)  # no longer known to be plain
+            found.parts[2] = UNIT * abs(stored)
+        return found
+
+    def size_of(self, largest: float) -> Bound:
+        """The bound of what the base has in float64."""
+        return Bound(largest, 2.0**-1072, relative=UNIT) if self.quotients else Bound(largest)
 
     def size(
         self,
@@ -198,7 +211,7 @@ class Chain:
                 for first in range(begin, end, step):
                     last = min(end, first + step)
                     stored = read_rows(self.inputs, self.step.base, first, last, self.columns)
-                    rows, size = ops.array(stored), Bound(float(abs(stored).max()))
+                    rows, size = self.taken(ops, stored), self.size_of(float(abs(stored).max()))
                     if not edit.on_base:
                         rows = rows.copy()
                         norms = self.apply(rows, first, before=rows, upto=number, ops=ops)

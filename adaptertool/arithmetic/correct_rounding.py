@@ -85,15 +85,11 @@ class OpenElements:
         left = left[np.isfinite(values[left])]
         self.counts.exactly += len(left) if codec.rounds else 0
         near, operations = None, self.chain.requirements.operations
-        rest = left[:0]
-        if self.chain.quotients:  # but for 0 float64 is not what the base has
-            left, rest = left[before[left] == 0], left[before[left] != 0]
         if len(left) and DOUBLES.can(operations):
             left, near = self._by_pairs(left, where, before, values, found)
         self.counts.exactly += 0 if codec.rounds else len(left)  # float64 itself leaves all of float64 open
-        if len(left) and near is not None and RESIDUES.can(operations):
+        if len(left) and near is not None and RESIDUES.can(operations) and not self.chain.quotients:
             left = self._by_residues(left, where, before, values, found, near)
-        left = np.concatenate([left, rest])
         self.counts.one_by_one += len(left)
         for place in left.tolist():
             row, column = divmod(int(where[place]), self.columns)
@@ -163,7 +159,7 @@ class OpenElements:
                 return float(doubles(ends, self.dtype)[0])
         raise InternalError(f"an element cannot be rounded: it is {value} to {_MOST_BITS} bits")
 
-    def narrowing(self, row: int, column: int, before: float | Fraction) -> Iterator[Interval]:
+    def narrowing(self, row: int, column: int, before: float) -> Iterator[Interval]:
         """The exact value, or ever narrower intervals that hold it. Raises UnsupportedError where nothing can."""
         if not INTERVALS.can(self.chain.requirements.operations):
             raise UnsupportedError(
@@ -185,7 +181,7 @@ class OpenElements:
                 return
             bits *= 4
 
-    def _start(self, row: int, column: int, before: float | Fraction) -> Any:
+    def _start(self, row: int, column: int, before: float) -> Any:
         """What the base has there, an array (1, 1, 1) of Interval."""
         if not self.chain.quotients:
             return intervals(np.full((1, 1, 1), before))

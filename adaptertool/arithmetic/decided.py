@@ -3,7 +3,7 @@ leaves open is decided in double-double, and what that leaves open by rationals,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -26,7 +26,7 @@ class Decider:
     """Elements of a block, all of whose values are multiplied by `divisor`.
 
     open:   what knows of them; None where the values in float64 are what counts
-    before: what the base has, float64, flat; exactly: the same as a rational, where a divisor makes it one
+    before: what the base has, float64, flat
     values: in float64, flat
     """
 
@@ -34,7 +34,6 @@ class Decider:
     before: Array
     values: Array
     divisor: float
-    exactly: Callable[[int], Fraction]
 
     def signs(self, where: Array, limits: Array) -> Array:
         """The signs of value·divisor − limit of elements `where` (n,), ascending; limits float64 (n,)."""
@@ -87,11 +86,7 @@ class Decider:
             )
         ]
         pairs = DoubleDouble(np.concatenate([np.empty((3, 0)), *made], axis=1))
-        if self.divisor == 1:
-            return pairs
-        pairs = pairs * Fraction(self.divisor)
-        pairs.parts[2] += 2.0**-50 * (abs(pairs.high) + self.divisor * abs(self.before[where]))  # it was rounded
-        return pairs
+        return pairs if self.divisor == 1 else pairs * Fraction(self.divisor)
 
     def _narrowing(self, element: int) -> Iterator[Interval]:
         if self.open is None:
@@ -99,8 +94,7 @@ class Decider:
             return
         row, column = divmod(element, self.open.columns)
         self.open.counts.one_by_one += 1
-        before = self.before[element].item() if self.divisor == 1 else self.exactly(element)
-        for exact in self.open.narrowing(row, column, before):
+        for exact in self.open.narrowing(row, column, self.before[element].item()):
             yield exact * Fraction(self.divisor)
 
 

@@ -50,7 +50,7 @@ def values_of(
         count, single = max(8, min(_PART, _FACTORS // chain.requirements.width)), FLOATS if ops is BLOCKS else ops
         for start in range(0, len(where), count):
             part = slice(start, start + count)
-            at, base = (where[part] // columns, where[part] % columns), ops.array(before[part].reshape(-1, 1, 1))
+            at, base = (where[part] // columns, where[part] % columns), chain.taken(ops, before[part].reshape(-1, 1, 1))
             after = pick(chain, single, rows, at, base, norms=norms)
             yield part, interpolate(base, after, weight).reshape(-1)
         return
@@ -63,7 +63,7 @@ def values_of(
             stored = before[part].reshape(-1, columns)
         else:
             stored = read_rows(chain.inputs, chain.step.base, first + begin, first + end, columns)
-        base = ops.array(stored)
+        base = chain.taken(ops, stored)
         made = base.copy()
         chain.apply(made, first + begin, base, ops=ops)
         base, made = base.reshape(-1), made.reshape(-1)

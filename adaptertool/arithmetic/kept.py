@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -227,20 +226,9 @@ class Kept:
             settles = self._exact and not size.exact
             error, relative = size.margin(UNIT) if settles else (0.0, 0.0)
             some = open_elements(block, run.size, run.norms, alpha, settled) if settles else None
-
-            def exactly(element: int, divisor: float = divisor) -> Fraction:
-                return self._exactly(first, element, divisor)
-
-            decider = Decider(some, stored, value, divisor, exactly)
+            decider = Decider(some, stored, value, divisor)
             values = value.reshape(-1, self._columns)
             yield alpha, settled, Part(self._lattice, values, error, relative, index, divisor, decider)
-
-    def _exactly(self, first: int, element: int, divisor: float) -> Fraction:
-        """What the base has, where that is a quotient."""
-        row, column = divmod(element, self._columns)
-        code = self._lattice.codes(self._read, first + row, first + row + 1)[0, column]
-        scale = self._lattice.each(self._read, first + row, first + row + 1)[0][0, column]
-        return Fraction(float(self._lattice.table[code])) * Fraction(float(scale)) / Fraction(divisor)
 
     def _require_finite(self, stored: Array, values: Array, first: int) -> None:
         bad = np.flatnonzero(~np.isfinite(values))

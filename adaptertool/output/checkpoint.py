@@ -13,7 +13,7 @@ from adaptertool.engine.budget import bytes_to_write
 from adaptertool.engine.execute import run_plan
 from adaptertool.engine.preflight import require_equal, require_finite_factors
 from adaptertool.engine.resources import peak_memory, thread_count
-from adaptertool.errors import StorageError, UsageError, shown
+from adaptertool.errors import InputError, StorageError, UsageError, shown
 from adaptertool.files import publish
 from adaptertool.files.hashing import DEFAULT, WITH_SHA256
 from adaptertool.files.reader import Inputs
@@ -33,6 +33,7 @@ from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Plan
 from adaptertool.spec.tally import Tally
 from adaptertool.verification.check import check
+from adaptertool.verification.written import as_weights, unlike
 
 _FILES = 150  # open at the same time, beside three for each output
 _LEAST = 100  # beside two: one that is written, one that is made durable
@@ -123,9 +124,7 @@ def _report(
 
 
 def require_verifiable(plan: Plan, *, verify: bool) -> None:
-    """Refuse to verify what cannot be. Raises UsageError for adapters, methods, Fisher weights and codes."""
-    if verify and any(step.keeps for step in plan.steps()):
-        raise UsageError("verifying is for weights that are stored as numbers; not yet for codes (--quantise keep)")
+    """Refuse to verify what cannot be. Raises UsageError for adapters, methods and Fisher weights."""
     if verify and plan.as_adapter:
         raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
     if verify and any(step.blend or step.fisher for step in plan.steps()):
@@ -152,10 +151,16 @@ def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
         for header in written.headers:
             forget(header.path)
         alone = dataclasses.replace(plan, outputs=(output,))
-        report = check(alone, subject, written, {}, strict=plan.precision == EXACT, threads=threads)
-        if not report.ok:
-            bad = next((tensor for tensor in report.tensors if tensor.status != "exact"), None)
-            what = f"{shown(bad.name)} is {bad.status}" if bad else report.problems[0]
+        try:
+            weights, candidate = as_weights(alone, written)
+        except InputError as error:
+            raise StorageError(f"{path} was written, but cannot be read: {error}; is the disk sound?") from error
+        report = check(weights, subject, candidate, {}, strict=plan.precision == EXACT, threads=threads)
+        bad = [f"{shown(one.name)} is {one.status}" for one in report.tensors if one.status != "exact"]
+        if report.ok:
+            bad = [f"{shown(name)} has other codes or scales" for name in unlike(alone, written, threads)]
+        if bad or not report.ok:
+            what = [*bad, *report.problems][0]
             raise StorageError(f"{path} was written, but is not what was computed: {what}; is the disk sound?")
 
 

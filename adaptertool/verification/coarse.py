@@ -25,7 +25,7 @@ class Cut(NamedTuple):
 
     rows: Array
     columns: Array
-    index: Array  # of each row, the block
+    places: Array  # of each row, the block
 
     def most(self, values: Array) -> Array:
         """The largest of each block, (blocks down, blocks of a row)."""
@@ -51,7 +51,7 @@ def cut_of(lattice: Lattice, block: Block) -> Cut | None:
 def steps(lattice: Lattice, cut: Cut, exact: Array) -> Array:
     """How far numbers of the table are apart at each number, on the smallest of all scales that hold its block."""
     (below, above), levels = lattice.ends, levels_of(lattice.table.tobytes())
-    size = lattice.spread(np.maximum(cut.most(exact) / above, cut.most(-exact) / -below), cut.index)
+    size = lattice.spread(np.maximum(cut.most(exact) / above, cut.most(-exact) / -below), cut.places)
     gaps = np.diff(levels.values)
     wide = np.maximum(np.append(gaps, gaps[-1]), np.insert(gaps, 0, gaps[0]))
     with np.errstate(all="ignore"):

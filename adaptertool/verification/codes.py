@@ -217,9 +217,10 @@ def _kept(subject: Candidate, part: Part, base: Weight) -> tuple[bool, int]:
     old = old / divisor
     low, high = (old * end for end in lattice.ends)
     others = ~cut.all(old == part.scales)
-    holds = cut.all((exact >= low) & (exact <= high))
+    slack = _FUZZ * part.values.terms
+    holds = cut.all((exact - slack >= low) & (exact + slack <= high))
     least = is_least(lattice, cut, exact, part.scales, (lattice.factor(read), divisor))
-    still = lattice.spread(cut.all(exact == part.values.base), cut.index)
+    still = lattice.spread(cut.all(exact == part.values.base), cut.places)
     return bool((others & (holds | ~least)).any()), int(np.count_nonzero(still & (part.found != part.values.base)))
 
 

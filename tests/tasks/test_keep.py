@@ -9,24 +9,16 @@ from pathlib import Path
 import pytest
 import survival
 import torch
-from conftest import FIXTURES, load, lora_factors, main_here, same_bits, snapshot, write_adapter, write_checkpoint
-from kept import FORMATS, judge
+from conftest import FIXTURES, load, main_here, same_bits, snapshot, write_adapter
+from kept import FORMATS, base_of, factors_of, judge
 from quantised_bases import FORMATS as BASES
-from quantised_bases import Q, Quantised, X
+from quantised_bases import Quantised, X
 from rationals import Matrix, delta, dora_exactly
 
 import adaptertool as library
 from adaptertool.arithmetic import tiling
 from adaptertool.errors import NonFiniteError, UnsupportedError
 from adaptertool.output.preview import preview
-
-CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}
-
-
-def base_of(folder: Path, made: Quantised, shards: int = 1) -> Path:
-    plain = {f"{Q}.weight": torch.arange(48.0).view(8, 6).bfloat16(), "model.norm.weight": torch.ones(6)}
-    config = CONFIG | {"quantization_config": made.config}
-    return write_checkpoint(folder, plain | dict(made.tensors), shards=shards, config=config)
 
 
 @pytest.mark.parametrize("size", [0.003, 0.1, 3.0])
@@ -44,13 +36,6 @@ def test_lora(tmp_path: Path, name: str, size: float) -> None:
 
 def edited(made: Quantised, change: Matrix) -> Matrix:
     return [[w + d for w, d in zip(*rows, strict=True)] for rows in zip(made.exact, change, strict=True)]
-
-
-def factors_of(made: Quantised, size: float) -> dict[str, torch.Tensor]:
-    """Of a change about so large beside the largest weight."""
-    largest = float(max(abs(value) for row in made.exact for value in row))
-    found = lora_factors(X, (len(made.exact), len(made.exact[0])), rank=2, dtype=torch.bfloat16)
-    return {key: (tensor * (size * largest) ** 0.5).bfloat16() for key, tensor in found.items()}
 
 
 @pytest.mark.parametrize("weight", ["1", "-0.75"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 
 from adaptertool.codecs import BY_DTYPE
@@ -72,11 +70,6 @@ class Scales:
                 places = np.where(self._hold(places, above, below), places, places + 1)
         found: Array = np.minimum(places, self.most + 1)
         return found
-
-    def holds(self, place: int, value: Fraction) -> bool:
-        """Whether the scale at that place holds a rational, of the numbers that are multiplied by the divisor."""
-        size = Fraction(float(self.numbers(np.array([place]))[0]))
-        return -Fraction(self._below) * size <= value <= Fraction(self._above) * size
 
     @property
     def _first(self) -> int:
