@@ -26,7 +26,7 @@ def adapter_edits(
 ) -> tuple[dict[str, list[Edit]], TensorSetChange, list[str]]:
     """What the adapters change, by the names of the tensors; how the set of tensors changes; and notes.
 
-    Raises UnsupportedError for a tensor that is resized or padded after an adapter changed it, and what resolving raises.
+    Raises UnsupportedError for a tensor that is resized or padded after a change of it, and what resolving raises.
     """
     edits: dict[str, list[Edit]] = {}
     notes: list[str] = []
