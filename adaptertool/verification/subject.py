@@ -91,6 +91,14 @@ class Candidate:
         """The dtype as which the candidate stores the tensor."""
         return self.candidate.spec.dtype
 
+    @property
+    def cut(self) -> tuple[int, int]:
+        """Rows and columns as which it is judged: of codes those that have scales in common, whatever is edited."""
+        made = self.candidate.made
+        if made is None or made.weight is None:
+            return matrix(self.step)
+        return self.step.spec.numel // made.width, made.width
+
     @functools.cached_property
     def _dtypes(self) -> set[str]:
         """The dtypes of the storage and of the factors that arithmetic is done on."""
@@ -134,7 +142,7 @@ class Candidate:
         """The edits with magnitudes in the place of numbers; of factors in F16 with as much more as their rounding may
         take where they are too small for its relative error."""
         small = max(map(least_normal, self._dtypes)) * self._largest_scale
-        return Chain(self.inputs, self.step, absolute=True, through=lambda factor: abs(factor) + small)
+        return Chain(self.inputs, self.step, self.cut, absolute=True, through=lambda factor: abs(factor) + small)
 
     def read(self, first: int, last: int, buffer: Array | None = None) -> Array:
         """Elements first..last of the candidate, as stored; in a buffer of bytes, until that is used again."""
@@ -204,7 +212,7 @@ class Candidate:
             with self._lock:
                 if count not in self._chains:
                     edits = tuple(edit for edit in self.step.edits if edit.adapter < count)
-                    self._chains[count] = Chain(self.inputs, self.step._replace(edits=edits), matrix(self.step))
+                    self._chains[count] = Chain(self.inputs, self.step._replace(edits=edits), self.cut)
             yield self._chains[count]
         yield block.chain
 
