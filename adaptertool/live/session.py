@@ -208,8 +208,7 @@ def _edits(
     if subject.padded:
         name, ref = next(iter(subject.padded.items()))
         raise UnsupportedError(
-            f"{shown(name)} is to be padded to {by(ref.shape)}, and a layer in memory does not grow: merge the adapter "
-            "into its base, and load the result"
+            f"{shown(name)} is to be padded to {by(ref.shape)}: no layer in memory grows; merge it, and load that"
         )
     if subject.resized:
         name, ref = next(iter(subject.resized.items()))

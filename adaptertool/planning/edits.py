@@ -24,7 +24,10 @@ from adaptertool.spec.plan import Edit
 def adapter_edits(
     subject: Base, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False
 ) -> tuple[dict[str, list[Edit]], TensorSetChange, list[str]]:
-    """What the adapters change, by the names of the tensors; how the set of tensors changes; and notes."""
+    """What the adapters change, by the names of the tensors; how the set of tensors changes; and notes.
+
+    Raises UnsupportedError for a tensor that is resized or padded after a change of it, and what resolving raises.
+    """
     edits: dict[str, list[Edit]] = {}
     notes: list[str] = []
     head: Head | None = None

@@ -9,7 +9,7 @@ from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.header import Header
 from adaptertool.files.reader import Inputs
 from adaptertool.formats.kohya.keys import SHAPE
-from adaptertool.kinds import LORA
+from adaptertool.kinds import LORA, kind_of
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 
@@ -29,7 +29,7 @@ def with_shapes(header: Header, tensors: Mapping[str, Mapping[str, Ref]], module
     grown = {f"{name}.weight": shape for name, shape in shapes.items()}
     found = [
         module._replace(padded=grown.pop(module.target))
-        if module.kind == LORA.name and module.target in grown
+        if module.target in grown and kind_of(module).pair and module.factors.keys() == LORA.roles
         else module
         for module in modules
     ]
