@@ -70,8 +70,8 @@ def _names(portable: Portable) -> tuple[str, Callable[[Module], Found]]:
         refuse(
             portable,
             portable.changes,
-            "what the layers are called in GGUF only the base tells: give it (--base), a GGUF file or a checkpoint "
-            f"whose config.json has one of these architectures: {known()}",
+            "what the layers are called in GGUF only the base tells: `adaptertool convert` with --base, a GGUF file "
+            f"or a checkpoint whose config.json has one of these architectures: {known()}",
         )
     arch, across = own
 
