@@ -224,6 +224,8 @@ HANDLED = [
      "each module, else 1", "formats/test_single_files.py::test_every_spelling"),
     ("diff, diff_b, set_weight of ComfyUI", "added, or put in the place of the base's, also where a parameter is no "
      "layer's", "formats/test_single_files.py::test_what_comfy_adds_and_replaces"),
+    ("Control LoRAs of ComfyUI (reshape_weight)", "padded with zeros, then changed; in_channels of the config follow",
+     "oracle/test_padded.py::test_a_model_of_diffusers_loads_what_was_padded"),
     ("Folders of diffusers (pytorch_lora_weights.safetensors)", "with PEFT's config in the metadata: rsLoRA, patterns, "
      "DoRA, lora_bias; without, scale 1", "oracle/test_diffusers.py::test_the_config_in_the_metadata"),
     ("LoRA of XLabs for FLUX", "names of its own, as diffusers takes them",
@@ -360,7 +362,8 @@ REFUSED = [
     case("Keys of two tools in one file", single=SINGLE | {"diffusion_model.x.lora_A.weight": torch.ones(4, 6)}),
     case("A file of PEFT's without its config", single={"base_model.model.x.lora_A.weight": torch.ones(4, 6)}),
     case("A file without alphas, for a language model", single=LORA),
-    case("A control LoRA of ComfyUI", single=SINGLE | {"unet.x.reshape_weight": torch.tensor([8, 12])}),
+    case("A layer that a control LoRA of ComfyUI makes smaller", weights={"x.weight": torch.zeros(8, 8)},
+         single=SINGLE | {"unet.x.reshape_weight": torch.tensor([8, 6])}),
     case("A control LoRA of Black Forest Labs", single=SINGLE | {"single_blocks.0.norm.key_norm.scale": torch.ones(2)}),
     case("A control LoRA of Stability AI", single={"lora_controlnet": torch.ones(0)}),
     case("An IP-Adapter of XLabs", single={

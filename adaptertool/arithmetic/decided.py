@@ -82,7 +82,7 @@ class Decider:
         made = [
             value.parts
             for _, value in values_of(
-                DOUBLES, some.chain, (some.first, some.last), where, self.before[where], some.alpha, some.norms
+                DOUBLES, some.chain, (some.first, some.last), where, self.before[where], some.alpha
             )
         ]
         pairs = DoubleDouble(np.concatenate([np.empty((3, 0)), *made], axis=1))

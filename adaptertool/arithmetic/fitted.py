@@ -120,7 +120,7 @@ def coded(part: Part, sizes: Array, old: Array, rows: slice) -> tuple[Array, Arr
         begin = rows.start * values.shape[1]
         places.reshape(-1)[where] = part.decider.nearest(levels, where + begin, each.reshape(-1)[where])
     numbers = levels.values[places]
-    codes = np.where(numbers == lattice.table[old], old, levels.codes[places])
+    codes = np.where((numbers == lattice.table[old]) | (each == 0), old, levels.codes[places])
     return codes, numbers * each
 
 

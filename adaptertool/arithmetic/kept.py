@@ -69,6 +69,7 @@ class Kept:
         self._bytes = codes.spec.nbytes // self._rows  # of a row
         self._read = reading(inputs)
         self._lock = threading.Lock()
+        self._spans = self._lattice.grid.block[0] > kept_rows(step)  # a block is larger than what is made at once
         self._whole: dict[tuple[int, float], Array] = {}  # scales of blocks that are larger than what is made at once
 
     def cuts(self) -> Iterator[tuple[int, int]]:
@@ -79,10 +80,12 @@ class Kept:
             yield from self._parts(0, self._rows)
 
     def _parts(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Rows that are computed at once: whole blocks, where these are not too large."""
+        """Rows that are computed at once: whole blocks; where these are too large, rows of one of them."""
         matrix, step = self._lattice.grid.rows, kept_rows(self._step)
+        size = self._lattice.grid.block[0] if self._spans else matrix
         while first < last:
-            end = last if needs_columns(self._step.edits) else first - first % matrix + matrix
+            place = first % matrix
+            end = last if needs_columns(self._step.edits) else first - place + min(matrix, place - place % size + size)
             end = min(last, end, first + step)
             yield first, end
             first = end
@@ -103,14 +106,12 @@ class Kept:
                 for begin in range(0, len(codes), step):
                     stored = self._lattice.stored(codes[begin : begin + step])
                     places.append((self._codes + (first + begin) * self._bytes, as_bytes(np.ascontiguousarray(stored))))
-            if self._scales is not None:
-                places += self._places_of_scales([made for made in own if len(made.scales)])
+            if self._scales is not None and (new := [made for made in own if len(made.scales)]):
+                places += self._places_of_scales(new)
             tallies, fates = [made.tally for made in own], [made.fate for made in own]
             yield places, total(tallies), Fate().plus(fates)
 
     def _places_of_scales(self, parts: Sequence[Made]) -> Iterator[tuple[int, memoryview]]:
-        if not parts:
-            return
         assert self._scales is not None
         scales, (down, across) = np.concatenate([made.scales for made in parts]), self._lattice.grid.shape
         at = self._scales + parts[0].low * across * scales.itemsize
@@ -125,14 +126,14 @@ class Kept:
         sizes, divisor = self._lattice.sizes(self._read, scales)
         self._require_positive(sizes)
         codes, found = self._lattice.codes(self._read, first, last), []
-        spans = self._lattice.grid.block[0] > kept_rows(self._step)
-        new = [self._of_all(low, alpha, space) for alpha in alphas] if spans else []
+        new = [self._of_all(low, alpha, space) for alpha in alphas] if self._spans else []
         for number, (_, settled, some) in enumerate(self._evaluated(first, last, alphas, space, index, divisor)):
-            stored = new[number][None] if spans else self._fitted(some, scales, sizes)
+            stored = new[number][None] if self._spans else self._fitted(some, scales, sizes)
             made, fate = codes, Fate()
             if self._codes is not None:
                 made, fate = self._coded(some, (sizes, self._lattice.sizes(self._read, stored)[0]), codes)
-            own = slice(None) if self._begins(first) else slice(0, 0)  # of a large block the first part has its scale
+            begins = first % self._lattice.grid.rows % self._lattice.grid.block[0] == 0
+            own = slice(None) if begins else slice(0, 0)  # of a large block the first part has its scale
             changed = stored[own].view(f"u{stored.itemsize}") != scales[own].view(f"u{stored.itemsize}")
             fate = fate._replace(blocks=changed.size, rescaled=int(np.count_nonzero(changed)))
             kept = sums(fate.kept, fate.update)
@@ -150,17 +151,12 @@ class Kept:
             fates.append(fate_of(some, some.values[rows], (before, numbers), made[rows] != old[rows]))
         return made, Fate().plus(fates)
 
-    def _begins(self, first: int) -> bool:
-        """Whether a block begins there."""
-        return first % self._lattice.grid.rows % self._lattice.grid.block[0] == 0
-
     def _fitted(self, some: Part, scales: Array, sizes: Array) -> Array:
         """The scales of blocks, as they are stored."""
         lost = ~held(some, sizes)
         if not lost.any():
             return scales
-        stored = scales.copy()
-        order = self._order()
+        stored, order = scales.copy(), self._order()
         stored[lost] = self._stored(order, least(some, order, lost))
         return stored
 
@@ -171,7 +167,8 @@ class Kept:
             if (low, alpha) not in self._whole:
                 scales = self._lattice.scales(self._read, low, low + 1)
                 sizes, divisor = self._lattice.sizes(self._read, scales)
-                order, places, kept = self._order(), np.zeros(scales.shape, np.int64), np.ones(scales.shape, bool)
+                order, kept = self._order(), np.ones(scales.shape, bool)
+                places = np.full(scales.shape, np.iinfo(np.int64).min)
                 matrix = low // self._lattice.grid.shape[0] * self._lattice.grid.rows
                 begin = matrix + low % self._lattice.grid.shape[0] * self._lattice.grid.block[0]
                 end = min(begin + self._lattice.grid.block[0], matrix + self._lattice.grid.rows)
@@ -188,8 +185,7 @@ class Kept:
             return self._whole[low, alpha]
 
     def _order(self) -> Scales:
-        factor = float(self._lattice.factor(self._read))
-        return Scales(self._lattice, factor)
+        return Scales(self._lattice, self._lattice.factor(self._read))
 
     def _stored(self, order: Scales, places: Array) -> Array:
         if len(places) and int(places.max()) > order.most:

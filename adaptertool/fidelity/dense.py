@@ -38,8 +38,8 @@ def from_dense(plan: Plan, others: Iterable[Header], subjects: Sequence[Measured
 
 
 def _squares(inputs: Inputs, subject: Measured, space: Workspace) -> tuple[float, float]:
-    step, dtype = subject.step, subject.step.spec.dtype
-    dense = step._replace(base=step.base if step.base.made is None else step.base.made.sources[0])
+    step, dtype, made = subject.step, subject.step.spec.dtype, subject.step.base.made
+    dense = step._replace(base=made.sources[0] if made is not None and made.decodes else step.base)
     chain, error, size = Chain(inputs, dense), 0.0, 0.0
     for block in parts_of(inputs, step):
         own = Block(dense, block.first, block.last, block.columns, chain)

@@ -13,6 +13,8 @@ from adaptertool.formats.differences import as_differences, dtype_of_difference
 from adaptertool.formats.saving import drafted, number, refuse
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.difference import DELTA
+from adaptertool.kinds.dora import MAGNITUDE
+from adaptertool.kinds.dora_scale import SCALE
 from adaptertool.kinds.equivalent import reshaped, spelled_as
 from adaptertool.kinds.lokr import W1
 from adaptertool.kinds.lora import A, B
@@ -89,14 +91,19 @@ def in_family(portable: Portable, change: Module, whose: str, what: str) -> Modu
 
 
 def _of_dimensions(change: Module, weight: Ref) -> Module:
-    """A product whose factors have as many dimensions as the weight: layers are linear for one tool, and convolutions
-    of size 1 for another."""
-    if not kind_of(change).pair or len(weight.shape) < 2:
+    """A product, and a norm over it, whose factors have as many dimensions as the weight: layers are linear for one
+    tool, and convolutions of size 1 for another."""
+    if change.factors.keys() - {MAGNITUDE, SCALE} != {A, B} or len(weight.shape) < 2:
         return change
-    a, b = change.factors[A], change.factors[B]
-    shapes = {A: (a.shape[0], *weight.shape[1:]), B: (weight.shape[0], a.shape[0], *[1] * (len(weight.shape) - 2))}
+    a, b, ones = change.factors[A], change.factors[B], [1] * (len(weight.shape) - 2)
+    shapes = {A: (a.shape[0], *weight.shape[1:]), B: (weight.shape[0], a.shape[0], *ones)}
     if any(math.prod(shapes[role]) != ref.spec.numel for role, ref in ((A, a), (B, b))):
         return change  # stored transposed, or part of it
+    if MAGNITUDE in change.factors:
+        shapes[MAGNITUDE] = (1, weight.shape[0], *ones) if ones else (weight.shape[0],)
+    elif (m := change.factors.get(SCALE)) is not None:
+        by_row = m.shape == (weight.shape[0], *[1] * (len(m.shape) - 1))
+        shapes[SCALE] = (weight.shape[0], 1, *ones) if by_row else (1, weight.shape[1], *ones)
     new = {role: reshaped(change.factors[role], shape) for role, shape in shapes.items()}
     return change._replace(factors={**change.factors, **new})
 

@@ -35,12 +35,19 @@ def _to_scale(change: Module) -> Module | None:
 
 def _from_scale(change: Module) -> Module | None:
     """m (out, 1, ...) as (out,), or (1, out, 1, ...) for a convolution. None where it is of columns: that is another
-    change."""
+    change.
+
+    m has as many dimensions as the weight, and so have factors then, whose own kernel may be another layer's of size 1.
+    """
     a, b, m = (change.factors[role] for role in (A, B, SCALE))
     if m.shape != (b.shape[0], *[1] * (len(m.shape) - 1)):
         return None
-    rest = len(a.shape) - 2
-    factors = {A: a, B: b, MAGNITUDE: reshaped(m, (1, b.shape[0], *[1] * rest) if rest else (b.shape[0],))}
+    ones = [1] * (len(m.shape if len(m.shape) > 1 else a.shape) - 2)
+    if set(a.shape[2:]) <= {1}:
+        a, b = (reshaped(ref, (*ref.shape[:2], *ones)) for ref in (a, b))
+    elif len(a.shape) != len(ones) + 2:
+        return None
+    factors = {A: a, B: b, MAGNITUDE: reshaped(m, (1, b.shape[0], *ones) if ones else (b.shape[0],))}
     return change._replace(kind=DORA.name, factors=factors)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from adaptertool.arguments import Number, PathLike, as_path, decimal
-from adaptertool.errors import MismatchError, UnsupportedError, UsageError, shown
+from adaptertool.errors import MismatchError, UnsupportedError, UsageError, by, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.live.change import change, plain_arithmetic
 from adaptertool.live.memory import Model, Slot, open_model, place_of, why_not_plain
@@ -204,6 +204,12 @@ def _edits(
         raise UnsupportedError(
             f"an adapter brings the head of a {changes.head.architecture} with {changes.head.labels} labels; load the "
             "model as such"
+        )
+    if subject.padded:
+        name, ref = next(iter(subject.padded.items()))
+        raise UnsupportedError(
+            f"{shown(name)} is to be padded to {by(ref.shape)}, and a layer in memory does not grow: merge the adapter "
+            "into its base, and load the result"
         )
     if subject.resized:
         name, ref = next(iter(subject.resized.items()))

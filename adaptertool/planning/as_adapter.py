@@ -36,6 +36,12 @@ def into_adapter(plan: Plan, base: Checkpoint, adapter: Adapter, alphas: Sequenc
     Raises UnsupportedError for what is no adapter again, UsageError for a lora_alpha beyond what a number holds.
     """
     own = BY_NAME[adapter.format]
+    if own.write is None:
+        back = f", and with its OUT `adaptertool convert --to {own.name}`" if own.save is not None else ""
+        raise UnsupportedError(
+            f"{adapter.path} is of the format {own.name}, and --as-adapter writes the config of PEFT: `adaptertool "
+            f"convert --to peft --base BASE` first, then this with what it makes{back}"
+        )
     config, weights = (adapter.path / name for name in own.files.named)
     kinds = [kind_of(edit) for step in plan.steps() for edit in step.edits]
     for kind in (*map(kind_of, adapter.modules), *kinds):

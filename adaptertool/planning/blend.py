@@ -34,10 +34,12 @@ def plan_blend(
         adapters = [source for source in sources if isinstance(source, Adapter)]
         edits, changes, notes = adapter_edits(open_base(base), adapters, [1.0] * len(adapters))
         edits = {name: [e._replace(adapter=numbers[e.adapter]) for e in own] for name, own in edits.items()}
-    if changes.resized or changes.head or (changes.apart and len(numbers) < len(sources)):
+    if changes.grown or changes.head or (changes.apart and len(numbers) < len(sources)):
         what = (
             "resizes the vocabulary"
             if changes.resized
+            else "pads a weight with zeros"
+            if changes.padded
             else "brings a new head"
             if changes.head
             else "changes one of two tied ends, beside checkpoints"

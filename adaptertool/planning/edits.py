@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import NoReturn
 
-from adaptertool.errors import UnsupportedError, shown
+from adaptertool.errors import UnsupportedError, by, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.reader import same_bytes
 from adaptertool.kinds import kind_of
@@ -29,7 +29,7 @@ def adapter_edits(
     notes: list[str] = []
     head: Head | None = None
     for number, (whole, weight) in enumerate(zip(adapters, weights, strict=True)):
-        before = len(subject.resized)
+        before, was = len(subject.resized), set(subject.padded)
         new, adapter = take_head(subject.base, subject.names, whole)
         if new is not None:
             require_only(adapter, weight, head)
@@ -37,6 +37,10 @@ def adapter_edits(
         resolved, more = resolve(subject, adapter)
         if len(subject.resized) > before and (weight != 1 or edits):
             _refuse_resizing(adapter, weight)
+        if late := sorted(name for name in subject.padded.keys() - was if edits.get(name)):
+            raise UnsupportedError(
+                f"{adapter.path} pads {shown(late[0])} with zeros, which an adapter before it changes; give it first"
+            )
         notes += [*more, *_other_base(subject.base, adapter), *quantised_run(subject.base, adapter)]
         for target, modules in resolved.items():
             if edits.get(target):
@@ -61,11 +65,16 @@ def adapter_edits(
     tying = [number for number, adapter in enumerate(adapters) if adapter.ties_ends]
     apart, more = decide(edits, ends, subject.resized, tying)
     notes += subject.traits.notes_on(edits)
-    changes = TensorSetChange({end: ends[end] for end in apart}, subject.resized, head)
+    changes = TensorSetChange({end: ends[end] for end in apart}, subject.resized, head, subject.padded)
     if head is not None:
         notes += head.notes(subject.base, subject.ends, edits)
     for name, ref in subject.resized.items():
         notes.append(f"{shown(name)} has {ref.spec.shape[0]:,} rows in the adapter, and so in the output")
+    for name, ref in subject.padded.items():
+        notes.append(
+            f"{shown(name)} is {by(subject.base.tensors[name].shape)} in the base, and {by(ref.shape)} in the output: "
+            "the adapter has it padded with zeros first; its loader must take more channels"
+        )
     return edits, changes, notes + more
 
 

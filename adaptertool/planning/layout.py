@@ -1,7 +1,7 @@
 """The files of the output: as a rule those of the base, with the same headers, index and config.
 
-Where an end is stored apart, a vocabulary has another size, or a head is new, the header of that shard, the index and
-config.json follow.
+Where an end is stored apart, a vocabulary has another size, a layer is padded, or a head is new, the header of that
+shard, the index and config.json follow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adaptertool.architectures.kept import require_kept
-from adaptertool.errors import UnsupportedError, shown
+from adaptertool.errors import UnsupportedError, by, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.gguf import Fields
 from adaptertool.files.gguf_header import with_other_types
@@ -29,6 +29,10 @@ from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 CONFIG = "config.json"
 _OF_INDEX = re.compile(r"[^/]+\.safetensors\.index(\.[\w-]+)?\.json")  # whatever the files of weights are called
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+# Layers of denoisers that take in_channels, as diffusers 0.42.1 calls them; and models of its, whose out_channels are
+# in_channels where config.json has none
+_FIRST_LAYER = re.compile(r"x_embedder(\.proj)?\.weight|(conv_in|img_in|patch_embedding|pos_embed\.proj)\.weight")
+_AS_IN_CHANNELS = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
 Edits = Mapping[str, Sequence[Edit]]
 
 
@@ -39,18 +43,25 @@ class TensorSetChange:
     apart: Mapping[str, str] = dataclasses.field(default_factory=dict)  # new tensors -> the one that they were tied to
     resized: Mapping[str, Ref] = dataclasses.field(default_factory=dict)  # what takes the place of a tensor
     head: Head | None = None  # in the place of another, or where there was none
+    padded: Mapping[str, Ref] = dataclasses.field(default_factory=dict)  # as `resized`: the base's own, with zeros
 
     @property
     def dropped(self) -> tuple[str, ...]:
         return () if self.head is None else self.head.dropped
 
+    @property
+    def grown(self) -> Mapping[str, Ref]:
+        """What has another size than the base's tensor of that name, in its place."""
+        return {**self.resized, **self.padded}
+
 
 def shards_of(base: Checkpoint, edits: Edits, changes: TensorSetChange) -> tuple[Shard, ...]:
     """The files of the output's weights. Raises UnsupportedError for a pipeline whose set of tensors changes."""
-    if base.components and (changes.apart or changes.resized or changes.head is not None):
+    if base.components and (changes.apart or changes.grown or changes.head is not None):
         raise UnsupportedError(
-            f"{base.path} is a pipeline, and the adapter changes the set or the sizes of its tensors (a new head, or "
-            "more tokens); that is supported for single models: give the folder of the component as BASE"
+            f"{base.path} is a pipeline, and the adapter changes the set or the sizes of its tensors (a new head, "
+            "more tokens, a layer that grows); that is supported for single models: give the folder of the component "
+            "as BASE"
         )
     require_kept(base, edits.keys())
     home = _home(base, changes.head)
@@ -70,7 +81,7 @@ def _home(base: Checkpoint, head: Head | None) -> Header | None:
 def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetChange, *, is_home: bool) -> Shard:
     added = [end for end, source in changes.apart.items() if source in header.tensors]
     head = {} if changes.head is None else changes.head.tensors
-    touched = {*changes.resized, *head, *changes.dropped}
+    touched = {*changes.grown, *head, *changes.dropped}
     if base.stored_as is None and not added and not is_home and touched.isdisjoint(header.tensors):
         steps = [_step(base, ref.spec, ref.offset, ref, edits) for ref in header.tensors.values()]
         return Shard(header.path, header.data_start, header.size, tuple(steps), path=base.name_of(header))
@@ -86,7 +97,7 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
         refs[end] = header.tensors[changes.apart[end]]
     tensors = []
     for name, ref in {**refs, **(head if is_home else {})}.items():
-        used, dtype = changes.resized.get(name, ref), stored_as(base, ref)
+        used, dtype = changes.grown.get(name, ref), stored_as(base, ref)
         if name in head:
             used, dtype = head[name], dtype_in(base, head[name])
         if name in changes.dropped or (name in head and not is_home):
@@ -130,7 +141,7 @@ def _step(base: Checkpoint, spec: TensorSpec, offset: int, ref: Ref, edits: Edit
 
 def assets_of(base: Checkpoint, shards: Sequence[Shard], changes: TensorSetChange) -> tuple[Asset, ...]:
     """The base's assets; index and config follow the changes."""
-    if base.stored_as is None and not changes.apart and not changes.resized and changes.head is None:
+    if base.stored_as is None and not changes.apart and not changes.grown and changes.head is None:
         return base.assets
     new: dict[str, bytes] = {}
     if base.config is not None:
@@ -180,6 +191,8 @@ def _config(base: Checkpoint, changes: TensorSetChange) -> dict[str, Any]:
     for name, ref in changes.resized.items():
         if name in base.tensors:
             _resize(base, config, name, base.tensors[name].spec.shape[0], ref.spec.shape[0])
+    for name, ref in changes.padded.items():
+        _widen(base, config, base.tensors[name], ref.spec.shape)
     return config if changes.head is None else changes.head.configured(config)
 
 
@@ -204,3 +217,23 @@ def _resize(base: Checkpoint, config: Mapping[str, Any], name: str, old: int, ne
                 raise UnsupportedError(
                     f"{where} has {key} {ids}, but the adapter makes the vocabulary {new}: no loader accepts that"
                 )
+
+
+def _widen(base: Checkpoint, config: dict[str, Any], ref: Ref, shape: tuple[int, ...]) -> None:
+    """Set in_channels, where the first layer of a denoiser has more; what the model returns stays as it was. Raises
+    UnsupportedError where the config does not say the size of that layer so."""
+    old, where = ref.spec.shape, f"{base.path / CONFIG}"
+    first = len(old) > 1 and config.get("in_channels") == old[1] and _FIRST_LAYER.fullmatch(ref.spec.name) is not None
+    if not first or shape != (old[0], shape[1], *old[2:]):
+        raise UnsupportedError(
+            f"{where} does not say the size of {shown(ref.spec.name)}, which the adapter makes {by(shape)}, as the "
+            "in_channels of a first layer, and so cannot follow: give the model as one file, without a config.json"
+        )
+    config["in_channels"] = shape[1]
+    if "out_channels" not in config and config.get("_class_name") not in _AS_IN_CHANNELS:
+        raise UnsupportedError(
+            f"{where} has no out_channels, which loaders may take from in_channels, and the adapter changes these from "
+            f"{old[1]} to {shape[1]}: write there what the model returns"
+        )
+    if config.get("out_channels") is None:  # the same as in_channels, to loaders
+        config["out_channels"] = old[1]

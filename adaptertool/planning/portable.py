@@ -12,6 +12,7 @@ from adaptertool.architectures.conversion import Part
 from adaptertool.architectures.gguf import EMBEDDING, HEAD
 from adaptertool.architectures.parts import DENOISERS, ORIGINALS, part_of
 from adaptertool.errors import UnsupportedError, UsageError, shown
+from adaptertool.formats.kohya.padded import require_none_padded
 from adaptertool.formats.peft.format import PEFT
 from adaptertool.formats.saving import ORIGINAL, OURS, OWN
 from adaptertool.kinds import kind_of
@@ -46,6 +47,7 @@ def portable(
     would be another change there.
     """
     changes, stored = list(adapter.modules), dict[str, Ref]()
+    require_none_padded(adapter)
     for change in changes:
         if change.transposed is False and kind_of(change).norms:
             raise UnsupportedError(

@@ -18,6 +18,7 @@ from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
 from adaptertool.resolution.components import ComponentNames, names_of
 from adaptertool.resolution.names import Names
+from adaptertool.resolution.pad import take_padded
 from adaptertool.resolution.place import Placer
 from adaptertool.resolution.resize import take_resized
 from adaptertool.resolution.ties import FLAG, ends_of
@@ -36,6 +37,7 @@ class Base:
     ends: Mapping[str, str]  # tied and not stored -> the tensor that they are tied to
     tensors: dict[str, Ref]  # those of the base, and the ends; as resized by the adapters so far
     resized: dict[str, Ref] = dataclasses.field(default_factory=dict)
+    padded: dict[str, Ref] = dataclasses.field(default_factory=dict)
 
 
 def open_base(base: Checkpoint) -> Base:
@@ -76,6 +78,9 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
     resized, found = take_resized(base, subject.tensors, subject.ends, traits, adapter, found)
     subject.tensors.update(resized)
     subject.resized.update(resized)
+    padded = take_padded(subject.tensors, adapter, found)
+    subject.tensors.update(padded)
+    subject.padded.update(padded)
     placer = Placer(subject.tensors, LAYOUT if traits.by_mlx else names.layout, traits.kv_rows, adapter, found)
     resolved: dict[str, list[Module]] = {}
     turned: dict[bool, str] = {}  # by shapes -> such a tensor; not, of a square one -> such a tensor

@@ -28,6 +28,7 @@ class Module(NamedTuple):
     stacked: bool = False  # lora_A (E, r, in) and lora_B (E, out, r), of a stack of weights (E, out, in)
     layer: str = ""  # of a low-rank change: the path that its rank and scale belong to; several may have one
     settings: Mapping[str, Any] = MappingProxyType({})  # fields of the config that count, of kinds that have such
+    padded: tuple[int, ...] | None = None  # the shape that the weight is padded to with zeros, before it is changed
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,8 +82,8 @@ def verify(
 
     Both may be quantised, or one: weights that are codes are decoded, and those of `merged` must each be the nearest on
     the scale beside it; of the base whatever no change touches must stay. Their faults: codes-transposed,
-    nibbles-swapped, zero-point, scales-of-others, scales-inverted, cut-off, not-nearest; and in `problems`
-    scales-missing, config-says-dense, codes-do-not-fit.
+    nibbles-swapped, zero-point, scales-of-others, scales-inverted, scales-too-large, cut-off, not-nearest; and in
+    `problems` scales-missing, config-says-dense, codes-do-not-fit.
 
     Raises InputError where something cannot be read, or the merge itself is refused.
     """

@@ -38,6 +38,8 @@ def code_fault(subject: Candidate, readings: Mapping[str, Reading], names: Seque
         return CodeFault("untouched-codes", "the base's numbers are others in blocks that no change touches")
     if not np.isfinite(part.found).all():
         return CodeFault("nan", "a code, or a scale, means no number")
+    if _as_in_base(subject, part) == (True, True):
+        return CodeFault("not-applied")
     if (found := _by_reading(subject, weight, part)) is not None:
         return found
     if (other := _by_other_edits(subject, part, readings, names)) is not None:

@@ -11,7 +11,6 @@ that moves it by much less than codes are apart.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from adaptertool.arithmetic.block import Block
 from adaptertool.arithmetic.chain import Chain
-from adaptertool.arithmetic.tiling import matrix, needs_columns
+from adaptertool.arithmetic.tiling import needs_columns
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.quantised.lattice import Lattice, levels_of
 from adaptertool.codecs.quantised.record import Weight
@@ -27,6 +26,7 @@ from adaptertool.codecs.tensors import read_stored, reading
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.tensors import ReadStored, Ref
+from adaptertool.verification.coarse import cut_of, is_least, steps
 from adaptertool.verification.subject import Candidate
 from adaptertool.verification.tolerance import RECIPES, Values, limits
 
@@ -62,6 +62,13 @@ class Coded(NamedTuple):
     touched: int = 0  # numbers in blocks that no change touches, and that are others than the base's
     error: float = 0.0  # Σ(found − v)²
     size: float = 0.0  # Σv²
+    lost: float = 0.0  # Σ(found − v)² on scales that are not the base's,
+    may: float = 0.0  # and how much of that other scales would leave (verification.coarse)
+
+    @property
+    def coarse(self) -> bool:
+        """Whether scales are much larger than what they hold needs."""
+        return self.lost > self.may
 
     @property
     def recipe(self) -> int | None:
@@ -79,7 +86,8 @@ def judge_codes(subject: Candidate) -> Coded:
     base, changes = weight_of(subject.step.base), bool(subject.step.edits) and subject.alpha != 0
     if base is not None and not changes:
         return _unchanged(subject)
-    found = Coded()
+    found, weight = Coded(), weight_of(subject.candidate)
+    lattice = None if weight is None else weight.lattice
     for part in parts_of(subject):
         off = part.off
         outside = found.outside
@@ -90,6 +98,7 @@ def judge_codes(subject: Candidate) -> Coded:
             counts = (int(np.count_nonzero(off.ravel() > limit)) for limit in allowed)
             outside = tuple(one + more for one, more in zip(outside, counts, strict=True))
         kept = None if base is None else _kept(subject, part, base)
+        losses = _losses(subject, part, lattice) if lattice is not None else (0.0, 0.0)
         found = Coded(
             found.differ + int(np.count_nonzero(off)),
             outside,
@@ -97,6 +106,7 @@ def judge_codes(subject: Candidate) -> Coded:
             found.touched + (0 if kept is None else kept[1]),
             found.error + float(np.square(part.found - part.values.exact).sum()),
             found.size + float(np.square(part.values.exact).sum()),
+            *map(sum, zip((found.lost, found.may), losses, strict=True)),
         )
     return found
 
@@ -114,21 +124,17 @@ def _unchanged(subject: Candidate) -> Coded:
 
 def parts_of(subject: Candidate, elements: int = _ELEMENTS) -> Iterator[Part]:
     """All of a weight, in rows whose blocks are whole where blocks are not too large for that."""
-    weight, shape = weight_of(subject.candidate), subject.step.spec.shape
-    changes = bool(subject.step.edits)
-    if weight is None or not math.prod(shape):
+    weight, changes = weight_of(subject.candidate), bool(subject.step.edits)
+    rows, columns = subject.cut
+    if not rows * columns or weight is None:
         return
-    lattice, (rows, columns) = weight.lattice, (math.prod(shape[:-1]), shape[-1])
-    if lattice is not None:
-        rows, columns = math.prod(shape) // weight.width, weight.width
-    elif changes:
-        rows, columns = matrix(subject.step)
+    lattice = weight.lattice
     down = 1 if lattice is None else lattice.grid.block[0]
     count = max(1, elements // columns)
     count = max(count - count % down, down) if down * columns <= 16 * elements else count
     if needs_columns(subject.step.edits):
         count = rows
-    chain, terms = Chain(subject.inputs, subject.step, (rows, columns)), subject.terms((rows, columns))
+    chain, terms = Chain(subject.inputs, subject.step, subject.cut), subject.terms()
     for first in range(0, rows, count):
         last = min(rows, first + count)
         block = Block(subject.step, first, last, columns, chain)
@@ -199,28 +205,35 @@ def _instead(read: ReadStored, table: Ref, numbers: Array) -> ReadStored:
 
 
 def _kept(subject: Candidate, part: Part, base: Weight) -> tuple[bool, int]:
-    """(whether a scale is another than the base's though that holds all numbers, how many numbers differ from the
-    base's in blocks that no change touches)"""
-    lattice, block = base.lattice, part.block
+    """(whether a scale is neither the base's nor, where that does not hold all numbers, the smallest that does; how
+    many numbers differ from the base's in blocks that no change touches)"""
+    lattice, block, exact = base.lattice, part.block, part.values.exact
     if lattice is None or part.scales is None or lattice.grid.columns != block.columns:
         return False, 0
-    size, down = lattice.grid.block[1], lattice.grid.block[0]
-    whole = down <= block.last - block.first and block.first % down == 0
-    if not whole:
+    if (cut := cut_of(lattice, block)) is None:
         return False, 0
-    old, divisor = lattice.each(reading(subject.inputs), block.first, block.last)
+    read = reading(subject.inputs)
+    old, divisor = lattice.each(read, block.first, block.last)
     old = old / divisor
     low, high = (old * end for end in lattice.ends)
+    others = ~cut.all(old == part.scales)
     slack = _FUZZ * part.values.terms
-    inside = (part.values.exact - slack >= low) & (part.values.exact + slack <= high)
-    holds = _in_blocks(inside, down, size, np.logical_and)
-    still = _in_blocks(part.values.exact == part.values.base, down, size, np.logical_and)
-    return bool((holds & (old != part.scales)).any()), int(np.count_nonzero(still & (part.found != part.values.base)))
+    holds = cut.all((exact - slack >= low) & (exact + slack <= high))
+    least = is_least(lattice, cut, exact, part.scales, (lattice.factor(read), divisor))
+    still = lattice.spread(cut.all(exact == part.values.base), cut.index)
+    return bool((others & (holds | ~least)).any()), int(np.count_nonzero(still & (part.found != part.values.base)))
 
 
-def _in_blocks(true: Array, down: int, size: int, how: np.ufunc) -> Array:
-    """For each number whether it is so of all of its block."""
-    rows, columns = true.shape
-    found = how.reduceat(how.reduceat(true, np.arange(0, rows, down), axis=0), np.arange(0, columns, size), axis=1)
-    spread: Array = np.repeat(np.repeat(found, down, axis=0)[:rows], size, axis=1)[:, :columns]
-    return spread
+def _losses(subject: Candidate, part: Part, lattice: Lattice) -> tuple[float, float]:
+    """Σ (found − v)² of numbers whose scale is not the base's, and Σ of squares of the steps that they may err by."""
+    base, cut = weight_of(subject.step.base), cut_of(lattice, part.block)
+    if part.scales is None or cut is None:
+        return 0.0, 0.0
+    anew = np.ones(part.found.shape, bool)
+    if base is not None and base.lattice is not None and base.lattice.grid.columns == part.block.columns:
+        old, divisor = base.lattice.each(reading(subject.inputs), part.block.first, part.block.last)
+        anew = old / divisor != part.scales
+    if not anew.any():
+        return 0.0, 0.0
+    wide = steps(lattice, cut, part.values.exact)
+    return float(np.square(part.found - part.values.exact)[anew].sum()), float(np.square(wide)[anew].sum())

@@ -107,16 +107,19 @@ def _decode(
     """Judge a weight that is stored as codes."""
     found, name = judge_codes(subject), subject.name
     error = math.sqrt(found.error / found.size) if found.size > 0 and math.isfinite(found.error) else None
-    if not found.differ and not found.touched:
-        detail = "quantised anew, on other scales than the base's" if found.anew else ""
-        verdicts[name] = TensorVerdict(name, ROUNDING if found.anew else EXACT, rel_error=error, detail=detail)
-    elif found.recipe is not None and not found.touched:
-        detail = f"{RECIPES[found.recipe]}, then quantised"
-        verdicts[name] = TensorVerdict(name, ROUNDING, rel_error=error, detail=detail)
-    else:
+    if found.touched or (found.differ and found.recipe is None):
         status = WRONG if subject.step.edits or weight_of(subject.step.base) is None else CHANGED
         fault = code_fault(subject, readings, names)
         verdicts[name] = TensorVerdict(name, status, rel_error=error, diagnosis=fault.code, detail=fault.detail)
+    elif found.coarse:
+        detail = "each code is the nearest on its scale, and the scales are much larger than what they hold needs"
+        verdicts[name] = TensorVerdict(name, WRONG, rel_error=error, diagnosis="scales-too-large", detail=detail)
+    elif not found.differ:
+        detail = "quantised anew, on other scales than the base's" if found.anew else ""
+        verdicts[name] = TensorVerdict(name, ROUNDING if found.anew else EXACT, rel_error=error, detail=detail)
+    else:
+        detail = f"{RECIPES[found.recipe or 0]}, then quantised"
+        verdicts[name] = TensorVerdict(name, ROUNDING, rel_error=error, detail=detail)
     progress(subject.candidate.spec.nbytes)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from adaptertool.arithmetic.block import Block
 from adaptertool.arithmetic.chain import Chain
-from adaptertool.arithmetic.tiling import matrix, needs_columns
+from adaptertool.arithmetic.tiling import needs_columns
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.tensors import read_rows, read_stored
 from adaptertool.numerics.rounding import Array
@@ -36,7 +36,7 @@ class Sample(NamedTuple):
     def under(self, subject: Candidate, edits: Sequence[Edit]) -> Array:
         """What other edits would have made of all rows, before it is rounded."""
         block, step = self.block, subject.step._replace(edits=tuple(edits))
-        chain = Chain(subject.inputs, step, matrix(subject.step))
+        chain = Chain(subject.inputs, step, subject.cut)
         if needs_columns(edits):
             whole = read_rows(subject.inputs, step.base, 0, chain.rows, chain.columns)
             made = whole.copy()
@@ -60,14 +60,14 @@ class Sample(NamedTuple):
 
 def samples_of(subject: Candidate, elements: int = _ELEMENTS) -> Iterator[Sample]:
     """Parts of the tensor, at even distances; rows of one element each count as a part's rows all the same."""
-    rows, columns = matrix(subject.step)
+    rows, columns = subject.cut
     if not rows * columns:
         return
     count = rows if needs_columns(subject.step.edits) else max(1, min(rows, elements // columns))
     wanted = {part * (rows - count) // (_PARTS - 1) for part in range(_PARTS)}
     if subject.tally.first_outside is not None:
         wanted.add(min(subject.tally.first_outside // columns, rows - count))
-    chain, terms = Chain(subject.inputs, subject.step), subject.terms()
+    chain, terms = Chain(subject.inputs, subject.step, subject.cut), subject.terms()
     end = 0
     for first in sorted(wanted):
         if first < end:  # a small tensor: no row twice

@@ -13,6 +13,7 @@ import numpy as np
 from adaptertool.arithmetic.block import Block, part
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.single import pick
+from adaptertool.arithmetic.tiling import matrix
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.codecs import BY_DTYPE, COMPUTED
 from adaptertool.codecs.numbers import doubles
@@ -90,6 +91,14 @@ class Candidate:
         """The dtype as which the candidate stores the tensor."""
         return self.candidate.spec.dtype
 
+    @property
+    def cut(self) -> tuple[int, int]:
+        """Rows and columns as which it is judged: of codes those that have scales in common, whatever is edited."""
+        made = self.candidate.made
+        if made is None or made.weight is None:
+            return matrix(self.step)
+        return self.step.spec.numel // made.width, made.width
+
     @functools.cached_property
     def _dtypes(self) -> set[str]:
         """The dtypes of the storage and of the factors that arithmetic is done on."""
@@ -117,7 +126,8 @@ class Candidate:
     @property
     def _through(self) -> str:
         """The dtype that numbers may have had on the way: the base's. What is decoded had none that rounds."""
-        own = self.step.base.spec.dtype if self.step.base.made is not None else self.step.spec.dtype
+        made = self.step.base.made
+        own = self.step.base.spec.dtype if made is not None and made.decodes else self.step.spec.dtype
         return own if own in COMPUTED else self.dtype
 
     def verdict(self) -> tuple[str, str | None]:
@@ -128,11 +138,11 @@ class Candidate:
             return CHANGED if self.source is self.step.base else WRONG, None
         return (WRONG, None) if self.explained is None else (ROUNDING, self.explained)
 
-    def terms(self, cut: tuple[int, int] | None = None) -> Chain:
+    def terms(self) -> Chain:
         """The edits with magnitudes in the place of numbers; of factors in F16 with as much more as their rounding may
-        take where they are too small for its relative error. cut: as of Chain"""
+        take where they are too small for its relative error."""
         small = max(map(least_normal, self._dtypes)) * self._largest_scale
-        return Chain(self.inputs, self.step, cut, absolute=True, through=lambda factor: abs(factor) + small)
+        return Chain(self.inputs, self.step, self.cut, absolute=True, through=lambda factor: abs(factor) + small)
 
     def read(self, first: int, last: int, buffer: Array | None = None) -> Array:
         """Elements first..last of the candidate, as stored; in a buffer of bytes, until that is used again."""
@@ -202,8 +212,7 @@ class Candidate:
             with self._lock:
                 if count not in self._chains:
                     edits = tuple(edit for edit in self.step.edits if edit.adapter < count)
-                    cut = block.chain.rows, block.chain.columns
-                    self._chains[count] = Chain(self.inputs, self.step._replace(edits=edits), cut)
+                    self._chains[count] = Chain(self.inputs, self.step._replace(edits=edits), self.cut)
             yield self._chains[count]
         yield block.chain
 

@@ -151,7 +151,7 @@ def test_every_command(tmp_path: Path) -> None:
     for arguments, code, said in (
         (["sum", path, other, "-o", tmp_path / "s"], 2, r"is to end in .safetensors"),
         (["truncate", path, "--rank", "1", "-o", tmp_path / "s"], 2, r"is to end in .safetensors"),
-        (["wise", base, path, "-o", tmp_path / "s", "--alpha", "0.3", "--as-adapter"], 3, "read and not written"),
+        (["wise", base, path, "-o", tmp_path / "s", "--alpha", "0.3", "--as-adapter"], 3, "convert --to kohya`"),
     ):
         done = command(*arguments)
         assert done.returncode == code and said in done.stderr, done.stderr

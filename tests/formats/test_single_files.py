@@ -161,7 +161,7 @@ CONFIG = {"unet.r": RANK, "unet.lora_alpha": 2}
         ({}, CONFIG | {"unet.target_parameters": ["w"]}, UnsupportedError, r"target_parameters is not supported"),
         ({}, {"unet.r": RANK}, InputError, r"of unet: lora_alpha must be a finite number"),
         (TEXT_ENCODER, CONFIG, InputError, r"metadata of text_encoder is not there, so the"),
-        ({"unet.x.reshape_weight": torch.tensor([8, 12])}, None, UnsupportedError, r"the weight is to be made larger"),
+        ({"unet.x.reshape_weight": torch.tensor([8, 12])}, None, InputError, r"reshape_weight, and no factors for it"),
         ({"bundle_emb.cat.string_to_param.*": torch.ones(1, 4)}, None, UnsupportedError, r"textual inversion"),
         ({"double_blocks.0.img_attn.norm.key_norm.scale": torch.ones(2)}, None, UnsupportedError, r"LoRA of Black"),
     ],

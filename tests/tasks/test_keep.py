@@ -38,8 +38,9 @@ def edited(made: Quantised, change: Matrix) -> Matrix:
     return [[w + d for w, d in zip(*rows, strict=True)] for rows in zip(made.exact, change, strict=True)]
 
 
+@pytest.mark.parametrize("weight", ["1", "-0.75"])
 @pytest.mark.parametrize("name", ["FP8, blocks", "FP8, tensor", "INT4", "NVFP4"])
-def test_dora(tmp_path: Path, name: str) -> None:
+def test_dora(tmp_path: Path, name: str, weight: str) -> None:
     bases, lattice = FORMATS[name]
     made = bases()
     factors = factors_of(made, 0.1)
@@ -49,8 +50,8 @@ def test_dora(tmp_path: Path, name: str) -> None:
         tmp_path / "adapter", factors | {f"{X}.lora_magnitude_vector": magnitude}, r=2, lora_alpha=2, use_dora=True
     )
     base = base_of(tmp_path / "base", made)
-    library.merge(base, [adapter], tmp_path / "out", quantise="keep")
-    exact = dora_exactly(made.exact, delta(*factors.values()), [*map(Fraction, magnitude.tolist())], Fraction(1))
+    library.merge(base, [adapter], tmp_path / "out", weights=[weight], quantise="keep")
+    exact = dora_exactly(made.exact, delta(*factors.values()), [*map(Fraction, magnitude.tolist())], Fraction(weight))
     judge(lattice, load(base), load(tmp_path / "out"), exact)
 
 
@@ -127,6 +128,27 @@ def test_middles_go_to_the_even_code(tmp_path: Path) -> None:
     assert found[1, :-1].tolist() == list(range(2, 127)) and found[2, :-1].tolist() == list(range(1, 126))
     judge(FORMATS["FP8, blocks"][1]._replace(block=(128, 128)), load(base), load(tmp_path / "out"),
           edited(made, delta(*factors.values())))  # fmt: skip
+
+
+def test_middles_of_dora(tmp_path: Path) -> None:
+    """Norms that are whole numbers, and one that is beside such."""
+    rows, name = 40, f"{X}.weight"
+    codes = torch.zeros(rows, 72)
+    codes[:, :2] = torch.tensor([48.0, 64.0])
+    made = Quantised(
+        {name: codes.to(torch.float8_e4m3fn), f"{X}.weight_scale_inv": torch.ones(1, 1)},
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        [[Fraction(value) for value in row] for row in codes.tolist()],
+    )
+    a, b = torch.zeros(1, 72), torch.ones(rows, 1)
+    a[0, :2] = torch.tensor([3.0, 4.0])  # (51, 68), of norm 85; 68 is a middle
+    magnitude = torch.full((rows,), 85.0)
+    magnitude[1], magnitude[2] = 85 + 2.0**-16, 85 - 2.0**-16
+    factors = {f"{X}.lora_A.weight": a, f"{X}.lora_B.weight": b, f"{X}.lora_magnitude_vector": magnitude}
+    adapter = write_adapter(tmp_path / "adapter", factors, r=1, lora_alpha=1, use_dora=True)
+    library.merge(base_of(tmp_path / "base", made), [adapter], tmp_path / "out", quantise="keep")
+    found = load(tmp_path / "out")[name].float()
+    assert found[:4, 1].tolist() == [64, 72, 64, 64] and found[:, 0].eq(52).all() and found[3:, 1].eq(64).all()
 
 
 def test_scales_that_are_powers_of_two(tmp_path: Path) -> None:
@@ -245,6 +267,59 @@ def test_numbers_that_no_scale_holds(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="row 0, column 0: what it holds is no finite number"):
         library.merge(base, [adapter], tmp_path / "out", quantise="keep")
     assert len(codes) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("powers", [False, True])
+def test_blocks_that_are_larger_than_what_is_made_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, powers: bool
+) -> None:
+    """And whose rows are no multiple of these."""
+    made, lattice = FORMATS["FP8, blocks"]
+    base = made()
+    scale = base.tensors[f"{X}.weight_scale_inv"]
+    if powers:
+        two = scale.log2().round().exp2()
+        old, new = ([[Fraction(value) for value in row] for row in one.tolist()] for one in (scale, two))
+        exact = [[value / old[i // 16][j // 32] * new[i // 16][j // 32] for j, value in enumerate(row)]
+                 for i, row in enumerate(base.exact)]  # fmt: skip
+        base = base._replace(tensors=base.tensors | {f"{X}.weight_scale_inv": two}, exact=exact,
+                             config=base.config | {"scale_fmt": "ue8m0"})  # fmt: skip
+    factors = factors_of(base, 3.0)
+    adapter = write_adapter(tmp_path / "adapter", factors, r=2, lora_alpha=2)
+    checkpoint = base_of(tmp_path / "base", base)
+    library.merge(checkpoint, [adapter], tmp_path / "whole", quantise="keep")
+    monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", 72 * 5)
+    monkeypatch.setattr(tiling, "_LARGEST_BLOCK", 72 * 5)
+    library.merge(checkpoint, [adapter], tmp_path / "parts", quantise="keep", threads=2)
+    whole, parts = (load(tmp_path / name) for name in ("whole", "parts"))
+    assert all(same_bits(whole[name], parts[name]) for name in whole)
+    if not powers:
+        judge(lattice, load(checkpoint), parts, edited(base, delta(*factors.values())))
+
+
+def test_a_block_whose_scale_is_0_keeps_its_codes(tmp_path: Path) -> None:
+    made = FORMATS["FP8, rows"][0]()
+    scale = made.tensors[f"{X}.weight_scale"].clone()
+    scale[:3] = 0
+    base = base_of(tmp_path / "base", made._replace(tensors=made.tensors | {f"{X}.weight_scale": scale}))
+    factors = factors_of(made, 0.1)
+    factors[f"{X}.lora_B.weight"][:3] = 0
+    adapter = write_adapter(tmp_path / "adapter", factors, r=2, lora_alpha=2)
+    library.merge(base, [adapter], tmp_path / "out", quantise="keep")
+    before, after = (load(one)[f"{X}.weight"] for one in (base, tmp_path / "out"))
+    assert same_bits(before[:3], after[:3]) and not same_bits(before, after)
+
+
+def test_a_power_of_two_is_never_0(tmp_path: Path) -> None:
+    """Numbers that are smaller than those of the dtype of the scales."""
+    scale = f"{X}.weight_scale_inv"
+    made = Quantised({f"{X}.weight": torch.zeros(4, 16).to(torch.float8_e4m3fn), scale: torch.zeros(1, 1)},
+                     {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}, [])  # fmt: skip
+    a, b = torch.full((1, 16), 1e-25), torch.full((4, 1), 1e-25)
+    factors = {f"{X}.lora_A.weight": a, f"{X}.lora_B.weight": b}
+    adapter = write_adapter(tmp_path / "adapter", factors, r=1, lora_alpha=1)
+    library.merge(base_of(tmp_path / "base", made), [adapter], tmp_path / "out", quantise="keep")
+    assert load(tmp_path / "out")[scale].double().item() == 2.0**-149
 
 
 def test_blocks_of_zeros(tmp_path: Path) -> None:

@@ -135,6 +135,24 @@ def test_on_the_scales_of_the_base(tmp_path: Path, name: str) -> None:
     assert case.judged(case.quantise(case.exact)).ok
 
 
+def test_on_scales_that_are_rounded_up(tmp_path: Path) -> None:
+    """To the next power of two: right, and not what keep writes."""
+    case = Case(tmp_path, "mxfp4")
+    above = mxfp4(case.exact, mxfp4(case.exact)[f"{X}.weight_scale"] + 1)
+    assert case.judged(above).ok and not case.judged(above, strict=True).ok
+
+
+def test_gains(tmp_path: Path) -> None:
+    """(IA)³, which changes each number by itself."""
+    case = Case(tmp_path, "int4")
+    gain = torch.rand(64, 1) + 0.5
+    case.adapter = write_adapter(tmp_path / "ia3", {f"{X}.ia3_l": gain}, peft_type="IA3", r=None, lora_alpha=None)
+    assert case.judged(case.quantise(case.before * gain.double())).ok
+    assert case.fault(case.stored) == "not-applied"
+    library.merge(case.base, [case.adapter], tmp_path / "out", quantise="keep")
+    assert library.verify(tmp_path / "out", case.base, [case.adapter], strict=True).ok
+
+
 def test_a_copy_of_the_base_is_not_a_merge(tmp_path: Path) -> None:
     case = Case(tmp_path, "fp8")
     assert case.fault(case.stored) == "not-applied"
@@ -183,6 +201,10 @@ FAULTS: dict[str, tuple[str, Make, str]] = {
     "cut off": ("fp8", lambda c: fp8(c.exact, fp8(c.exact)[f"{X}.weight_scale_inv"] / 3), "cut-off"),
     "not applied": ("int4", lambda c: int4(c.before), "not-applied"),
     "applied twice": ("int4", lambda c: int4(c.exact + c.change), "applied-twice"),
+    "scales eight times as large": ("int4", lambda c: int4(c.exact, 8 * int4_scale(c.exact)), "scales-too-large"),
+    "all codes 0": ("int4", lambda c: int4(c.exact, 1000 * int4_scale(c.exact)), "scales-too-large"),
+    "scales of four exponents more": ("mxfp4", lambda c: mxfp4(c.exact, mxfp4(c.exact)[f"{X}.weight_scale"] + 4),
+                                      "scales-too-large"),
     "negated": ("nf4", lambda c: nf4(c.before - c.change), "negated"),
     "cut towards 0": ("int4", lambda c: packed((c.exact / spread(int4_scale(c.exact).double(), 1, 32)).trunc()
                       .clamp(-8, 7), int4_scale(c.exact)), "truncated"),

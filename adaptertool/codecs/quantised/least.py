@@ -73,7 +73,8 @@ class Scales:
 
     @property
     def _first(self) -> int:
-        return -1074 if self._powers else 0
+        """The place of the smallest."""
+        return BY_DTYPE[self._dtype].lowest - BY_DTYPE[self._dtype].digits + 1 if self._powers else 0
 
     def _hold(self, places: Array, above: Array, below: Array) -> Array:
         sizes = self.numbers(places)
@@ -82,7 +83,7 @@ class Scales:
 
     def _near(self, wanted: Array) -> Array:
         if self._powers:
-            return np.frexp(wanted)[1].astype(np.int64)
+            return np.maximum(np.frexp(wanted)[1].astype(np.int64), self._first)
         if self._table is not None:
             return np.searchsorted(self._numbers, wanted).astype(np.int64)
         return BY_DTYPE[self._dtype].words(rounded(wanted, self._dtype)).astype(np.int64)

@@ -28,6 +28,8 @@ FILES = FileNames(None, "", "", patterns=("pytorch_lora_weights.*",), in_folder=
 
 ALPHA, ON_INPUT = ".alpha", ".on_input"
 NUMBERS = (ALPHA, ON_INPUT)  # no factors, but single numbers that say what factors mean
+SHAPE = ".reshape_weight"  # nor is this: that of the weight once it has grown, which ComfyUI does before the change
+BESIDE = (*NUMBERS, SHAPE)
 _IA3 = ".weight"  # where ON_INPUT stands beside it; else it is the weight of a model
 # Of the bias, what the other is of the weight; or what is of the bias alone
 OF_FACTOR = ".lora_B.bias"
@@ -52,7 +54,7 @@ _ALIASES = {
     **{f"{_MAGNITUDE}{more}": _MAGNITUDE for more in (".weight", ".default", ".default.weight")},
 }
 _OF_KINDS = {key for (name, _), (_, own) in SPELLED.items() if name in NAMES for key in own.keys}
-_KNOWN = frozenset({*NUMBERS, *ON_BIAS, *_OF_KINDS, *_ALIASES})
+_KNOWN = frozenset({*BESIDE, *ON_BIAS, *_OF_KINDS, *_ALIASES})
 
 _DOTTED_KEY = re.compile(rf"(.+?)({'|'.join(map(re.escape, _KNOWN - {_IA3}))})")
 _FLAT, _COMFY = tuple(PREFIXES), ("diffusion_model.", "model.diffusion_model.", "text_encoders.")
@@ -61,7 +63,7 @@ _FACTORS = (
     *(end for end in _KNOWN if end.startswith((".lora", "_lora", ".hada_", ".lokr_", ".oft_", ".dora_"))),
     *("_custom_diffusion.weight", "lora_controlnet", "_stream_k_proj.weight"),
 )
-_OF_COMFY = (*_FACTORS, *(_OF_KINDS - {_IA3}), *ON_BIAS, ON_INPUT, ".set_weight", ".reshape_weight")
+_OF_COMFY = (*_FACTORS, *(_OF_KINDS - {_IA3}), *ON_BIAS, ON_INPUT, ".set_weight", SHAPE)
 _PEFT = ("base_model.model.", ".base_layer.")  # of its own file, which has a config; of a model that is not merged
 # Attention processors, by what diffusers called their layers; in text encoders otherwise
 _PROCESSED, _IN_TEXT = {"to_out": "to_out.0"}, {"to_out": "out_proj", **{f"to_{x}": f"{x}_proj" for x in "qkv"}}

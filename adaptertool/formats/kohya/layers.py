@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adaptertool.errors import MismatchError, UnsupportedError, shown
+from adaptertool.formats.kohya.padded import require_none_padded
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.dora_scale import SCALE
@@ -19,6 +20,7 @@ def layered(adapter: Adapter) -> Layered:
 
     Raises UnsupportedError for kinds whose change is no product of two factors.
     """
+    require_none_padded(adapter)
     layers: dict[str, Layer] = {}
     saved = []
     for module in adapter.modules:

@@ -16,8 +16,9 @@ from adaptertool.files.parsed import Parsed
 from adaptertool.formats.beside import Beside, read_beside
 from adaptertool.formats.format import BaseHas, FileNames
 from adaptertool.formats.kohya import keys, xlabs
-from adaptertool.formats.kohya.keys import FILES, FOLDED, KOHYA, NUMBERS, OF_FACTOR, ON_BIAS
+from adaptertool.formats.kohya.keys import BESIDE, FILES, FOLDED, KOHYA, OF_FACTOR, ON_BIAS
 from adaptertool.formats.kohya.metadata import KEY, Said
+from adaptertool.formats.kohya.padded import with_shapes
 from adaptertool.formats.kohya.refused import why_refused
 from adaptertool.formats.kohya.scales import Numbers, note_on_parts
 from adaptertool.kinds import LORA, SPELLED, Kind, kind_of
@@ -57,7 +58,9 @@ def read_adapter(
     modules = [module for owner, some in own.items() for module in _modules(header.path, owner, some, base_has)]
     if not modules:
         raise InputError(f"{header.path} holds no tensors")
-    scaled = [part for module in _scaled(header, own, modules) for part in xlabs.apart(module)]
+    scaled = [
+        part for module in with_shapes(header, own, _scaled(header, own, modules)) for part in xlabs.apart(module)
+    ]
     beside = Beside()
     if name and leave_out is not None:
         beside = read_beside(files, _IN_FOLDER, scaled, base, base_has, leave_out)
@@ -70,7 +73,7 @@ def read_adapter(
         notes=(*note_on_parts(header, scaled), *beside.notes),
         format=form,
         fields=header.metadata,
-        tensors={key: ref for key, ref in header.tensors.items() if not key.endswith(NUMBERS)},
+        tensors={key: ref for key, ref in header.tensors.items() if not key.endswith(BESIDE)},
         metadata=header.metadata,
     )
 
@@ -86,11 +89,11 @@ def _modules(file: Path, name: str, tensors: Mapping[str, Ref], base_has: BaseHa
     for ending, ref in tensors.items():
         if not keys.known(ending):
             raise UnsupportedError(f"{file}: {shown(ref.spec.name)}: this tensor is not known")
-        if ref.spec.dtype not in COMPUTED and ending not in NUMBERS:
+        if ref.spec.dtype not in COMPUTED and ending not in BESIDE:
             raise UnsupportedError(
                 f"{file}: {shown(ref.spec.name)} is {ref.spec.dtype}; factors are {', '.join(COMPUTED)}"
             )
-    weight = {ending: ref for ending, ref in tensors.items() if ending not in (*NUMBERS, *ON_BIAS)}
+    weight = {ending: ref for ending, ref in tensors.items() if ending not in (*BESIDE, *ON_BIAS)}
     bias = {ON_BIAS[ending]: ref for ending, ref in tensors.items() if ending in ON_BIAS}
     if not weight and not bias:
         raise InputError(f"{file} holds {shown(next(iter(tensors.values())).spec.name)}, and no factors for it")

@@ -6,8 +6,6 @@ import re
 
 # What is found in a key -> what it is, and what to do
 _REFUSED = {
-    r"\.reshape_weight$": "the weight is to be made larger first, as by control LoRAs of ComfyUI, and then is none of "
-    "this base: load it there",
     r"\.(?:[pq]_layer\.weight|lambda_layer)$": "T-LoRA of LyCORIS, whose rank depends on the step of denoising, and "
     "which takes away factors that are not in its file: load it with the tool that trained it",
     r"\.lokr_t1$": "no tool that is known uses it",
