@@ -10,6 +10,8 @@ import torch
 from conftest import Tensors, load, lora_factors, write_checkpoint
 from models import MOE
 from peft import LoraConfig, get_peft_model
+from transformers import GptOssConfig, GptOssForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import adaptertool
 
@@ -137,3 +139,19 @@ def split_weights(bias: bool = True) -> dict[str, torch.Tensor]:
 def fuse(weights: Tensors) -> dict[str, torch.Tensor]:
     kinds = {name.rpartition(".")[2] for name in weights}
     return {f"{Q}.qkv_proj.{kind}": torch.cat([weights[f"{Q}.{part}.{kind}"] for part in SIZES]) for kind in kinds}
+
+
+def gpt_oss_in_codes(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
+    """A tiny GPT-OSS of random codes: tensors as transformers decodes them, with experts as MXFP4, and its config."""
+    config = GptOssConfig(**MODELS["GptOssForCausalLM"][0], tie_word_embeddings=False)
+    model = GptOssForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    plain = load(folder)
+    quantised = dict(plain)
+    for name in [name for name in plain if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inner, out = quantised.pop(name).shape
+        blocks = torch.randint(0, 256, (experts, out, inner // 32, 16), dtype=torch.uint8)
+        size = torch.randint(118, 124, (experts, out, inner // 32), dtype=torch.uint8)
+        quantised |= {f"{name}_blocks": blocks, f"{name}_scales": size}
+        plain[name] = convert_moe_packed_tensors(blocks, size).contiguous()
+    return plain, quantised, model.config.to_dict() | {"architectures": ["GptOssForCausalLM"]}

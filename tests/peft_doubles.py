@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import types
 from collections.abc import Iterator
 
 import pytest
 import torch
+from peft.tuners.boft import layer as boft
 from peft.tuners.c3a import layer as c3a
 from peft.tuners.deft import layer as deft
 
@@ -29,3 +31,12 @@ def in_doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(torch.fft, "ifft2", lambda spectrum: inverse(spectrum.double()))
         patch.setattr(deft, "torch", types.SimpleNamespace(**{**vars(torch), "float32": torch.float64}))
         yield
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """BOFT without a compiler, and nothing in the log, in each module that imports this."""
+    monkeypatch.setattr(boft, "get_fbd_cuda", lambda: Blocks)
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)

@@ -185,7 +185,7 @@ class Kept:
             return self._whole[low, alpha]
 
     def _order(self) -> Scales:
-        return Scales(self._lattice, self._lattice.factor(self._read))
+        return Scales(self._lattice, self._lattice.whole_of(self._read)[0])
 
     def _stored(self, order: Scales, places: Array) -> Array:
         if len(places) and int(places.max()) > order.most:

@@ -11,7 +11,7 @@ from adaptertool.codecs.quantised.lattice import Lattice
 from adaptertool.codecs.quantised.record import Weight
 from adaptertool.codecs.tensors import reading
 from adaptertool.numerics.rounding import Array
-from adaptertool.verification.codes import Part, bounds, parts_of, weight_of
+from adaptertool.verification.codes import Part, bounds, parts_of, scales_of, weight_of
 from adaptertool.verification.hypotheses import Reading, hypotheses
 from adaptertool.verification.sample import Sample
 from adaptertool.verification.subject import Candidate
@@ -81,13 +81,12 @@ def _by_reading(subject: Candidate, weight: Weight, part: Part) -> CodeFault | N
 
 def _as_in_base(subject: Candidate, part: Part) -> tuple[bool, bool]:
     """Whether all codes, and all scales, are the base's."""
-    base, (first, last) = weight_of(subject.step.base), (part.block.first, part.block.last)
-    if base is None or base.lattice is None or part.codes is None or base.lattice.grid.columns != part.block.columns:
+    base = weight_of(subject.step.base)
+    old = None if base is None else scales_of(base, subject, part)
+    if base is None or base.lattice is None or old is None or part.codes is None:
         return False, False
-    read = reading(subject.inputs)
-    old, divisor = base.lattice.each(read, first, last)
-    codes = part.codes is not None and np.array_equal(np.asarray(base.lattice.codes(read, first, last)), part.codes)
-    return codes, bool((old / divisor == part.scales).all())
+    codes = base.lattice.codes(reading(subject.inputs), part.block.first, part.block.last)
+    return np.array_equal(np.asarray(codes), part.codes), bool((old == part.scales).all())
 
 
 def _alike(codes: Array, wanted: Array) -> float:

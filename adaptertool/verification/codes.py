@@ -97,13 +97,14 @@ def judge_codes(subject: Candidate) -> Coded:
             allowed = limits(flat, part.found.ravel(), own)
             counts = (int(np.count_nonzero(off.ravel() > limit)) for limit in allowed)
             outside = tuple(one + more for one, more in zip(outside, counts, strict=True))
-        kept = None if base is None else _kept(subject, part, base)
-        losses = _losses(subject, part, lattice) if lattice is not None else (0.0, 0.0)
+        old = None if base is None else scales_of(base, subject, part)
+        anew, touched = (False, 0) if base is None or old is None else _kept(subject, part, base, old)
+        losses = _losses(part, lattice, old) if lattice is not None else (0.0, 0.0)
         found = Coded(
             found.differ + int(np.count_nonzero(off)),
             outside,
-            found.anew or (kept is not None and kept[0]),
-            found.touched + (0 if kept is None else kept[1]),
+            found.anew or anew,
+            found.touched + touched,
             found.error + float(np.square(part.found - part.values.exact).sum()),
             found.size + float(np.square(part.values.exact).sum()),
             *map(sum, zip((found.lost, found.may), losses, strict=True)),
@@ -154,8 +155,7 @@ def _around(
     if lattice is None or lattice.grid.columns != block.columns:
         return None, None, *_by_table(subject, weight, block, found)
     codes = np.asarray(lattice.codes(read, block.first, block.last))
-    scales, divisor = lattice.each(read, block.first, block.last)
-    scales = scales / divisor
+    scales = lattice.rounded(read, block.first, block.last)
     low, high = bounds(lattice, codes)
     return codes, scales, low * scales, high * scales
 
@@ -186,13 +186,13 @@ def _by_table(subject: Candidate, weight: Weight, block: Block, found: Array) ->
             "the nearest ones (they are calibrated, or have zeros of their own): a merge into it is not judged"
         )
     read = reading(subject.inputs)
-    own = np.asarray(read(table, 16, 0, 1)[0]).astype(np.float64)
-    ends = _ends(np.unique(own))
-    places = np.searchsorted(np.unique(own), own)
-    sides = []
-    for chosen in (ends[:-1][places], ends[1:][places]):
-        sides.append(weight.rows(_instead(read, table, chosen), block.first, block.last).reshape(found.shape))
-    return sides[0], sides[1]
+    values, places = np.unique(np.asarray(read(table, 16, 0, 1)[0]).astype(np.float64), return_inverse=True)
+    ends = _ends(values)
+    low, high = (
+        weight.rows(_instead(read, table, chosen), block.first, block.last).reshape(found.shape)
+        for chosen in (ends[:-1][places], ends[1:][places])
+    )
+    return low, high
 
 
 def _instead(read: ReadStored, table: Ref, numbers: Array) -> ReadStored:
@@ -204,35 +204,34 @@ def _instead(read: ReadStored, table: Ref, numbers: Array) -> ReadStored:
     return reads
 
 
-def _kept(subject: Candidate, part: Part, base: Weight) -> tuple[bool, int]:
+def scales_of(base: Weight, subject: Candidate, part: Part) -> Array | None:
+    """The scale that the base has of each number of a part; None where both are not codes of the same columns."""
+    if base.lattice is None or part.scales is None or base.lattice.grid.columns != part.block.columns:
+        return None
+    return base.lattice.rounded(reading(subject.inputs), part.block.first, part.block.last)
+
+
+def _kept(subject: Candidate, part: Part, base: Weight, old: Array) -> tuple[bool, int]:
     """(whether a scale is neither the base's nor, where that does not hold all numbers, the smallest that does; how
-    many numbers differ from the base's in blocks that no change touches)"""
-    lattice, block, exact = base.lattice, part.block, part.values.exact
-    if lattice is None or part.scales is None or lattice.grid.columns != block.columns:
+    many numbers differ from the base's in blocks that no change touches). old: the base's scales"""
+    lattice, exact = base.lattice, part.values.exact
+    if lattice is None or part.scales is None or (cut := cut_of(lattice, part.block)) is None:
         return False, 0
-    if (cut := cut_of(lattice, block)) is None:
-        return False, 0
-    read = reading(subject.inputs)
-    old, divisor = lattice.each(read, block.first, block.last)
-    old = old / divisor
     low, high = (old * end for end in lattice.ends)
     others = ~cut.all(old == part.scales)
     slack = _FUZZ * part.values.terms
     holds = cut.all((exact - slack >= low) & (exact + slack <= high))
-    least = is_least(lattice, cut, exact, part.scales, (lattice.factor(read), divisor))
+    least = is_least(lattice, cut, exact, part.scales, lattice.whole_of(reading(subject.inputs)))
     still = lattice.spread(cut.all(exact == part.values.base), cut.places)
     return bool((others & (holds | ~least)).any()), int(np.count_nonzero(still & (part.found != part.values.base)))
 
 
-def _losses(subject: Candidate, part: Part, lattice: Lattice) -> tuple[float, float]:
-    """Σ (found − v)² of numbers whose scale is not the base's, and Σ of squares of the steps that they may err by."""
-    base, cut = weight_of(subject.step.base), cut_of(lattice, part.block)
-    if part.scales is None or cut is None:
+def _losses(part: Part, lattice: Lattice, old: Array | None) -> tuple[float, float]:
+    """Σ (found − v)² of numbers whose scale is not the base's, and Σ of squares of the steps that they may err by.
+    old: the base's scales"""
+    if part.scales is None or (cut := cut_of(lattice, part.block)) is None:
         return 0.0, 0.0
-    anew = np.ones(part.found.shape, bool)
-    if base is not None and base.lattice is not None and base.lattice.grid.columns == part.block.columns:
-        old, divisor = base.lattice.each(reading(subject.inputs), part.block.first, part.block.last)
-        anew = old / divisor != part.scales
+    anew = np.ones(part.found.shape, bool) if old is None else old != part.scales
     if not anew.any():
         return 0.0, 0.0
     wide = steps(lattice, cut, part.values.exact)

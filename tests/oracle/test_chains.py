@@ -4,9 +4,8 @@ layers, one after the other."""
 from __future__ import annotations
 
 import itertools
-import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ from every_kind import ALL, NOT_HERE, PEFT, train
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oracle import half_ulp_excess
-from peft.tuners.boft import layer as boft
-from peft_doubles import Blocks, in_doubles
+from peft_doubles import in_doubles
+from peft_doubles import quiet as quiet
 
 import adaptertool
 from adaptertool.formats.peft.refused import REFUSED
@@ -25,14 +24,6 @@ from adaptertool.kinds import SPELLED
 
 SIZE = (8, 12)
 DTYPES = [torch.bfloat16, torch.float32, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(boft, "get_fbd_cuda", lambda: Blocks)
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def test_all_kinds_are_here() -> None:

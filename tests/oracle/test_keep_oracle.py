@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import load, lora_factors, same_bits, write_adapter, write_checkpoint
-from expert_models import MODELS, train
+from expert_models import gpt_oss_in_codes, train
 from models import TEXT
 from quantised_bases import E2M1, Q, X, e4m3, nibbles, scales
-from transformers import FineGrainedFP8Config, GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import FineGrainedFP8Config, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import adaptertool as library
@@ -23,18 +23,7 @@ CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_wor
 def test_experts_of_gpt_oss(tmp_path: Path) -> None:
     """Beside the dense merge of the same in float32: each code is the nearest, in the other orientation; and its
     checkpoint loads."""
-    config = GptOssConfig(**MODELS["GptOssForCausalLM"][0], tie_word_embeddings=False)
-    model = GptOssForCausalLM(config).to(BF16)
-    model.save_pretrained(tmp_path / "first")
-    plain = load(tmp_path / "first")
-    quantised = dict(plain)
-    for name in [name for name in plain if name.endswith(("gate_up_proj", "down_proj"))]:
-        experts, inner, out = quantised.pop(name).shape
-        blocks = torch.randint(0, 256, (experts, out, inner // 32, 16), dtype=torch.uint8)
-        size = torch.randint(118, 124, (experts, out, inner // 32), dtype=torch.uint8)
-        quantised |= {f"{name}_blocks": blocks, f"{name}_scales": size}
-        plain[name] = convert_moe_packed_tensors(blocks, size).contiguous()
-    said = model.config.to_dict() | {"architectures": ["GptOssForCausalLM"]}
+    plain, quantised, said = gpt_oss_in_codes(tmp_path / "first")
     dense = write_checkpoint(tmp_path / "dense", plain, config=said)
     said |= {"quantization_config": {"quant_method": "mxfp4"}}
     base = write_checkpoint(tmp_path / "base", quantised, config=said, shards=3)

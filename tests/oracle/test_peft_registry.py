@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,8 @@ from conftest import write_checkpoint
 from layers import check, peft_merge
 from peft import PeftConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.boft import layer as boft
-from peft_doubles import Blocks, in_doubles
+from peft_doubles import in_doubles
+from peft_doubles import quiet as quiet
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -82,14 +80,6 @@ class Zoo(nn.Module):
 
 LAYERS = (GPT2, "linear", "bare", "embedding", "norm", "conv1", "conv2", "conv3", "point", "groups", "back",
           "attention", "bilinear", "bag")  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(boft, "get_fbd_cuda", lambda: Blocks)
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def make_base(folder: Path) -> tuple[nn.Module, Path]:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import Tensors, load, lora_factors, same_bits, write_adapter, write_checkpoint
-from expert_models import MODELS, train
+from expert_models import gpt_oss_in_codes, train
 from models import TEXT
 from quantised_bases import Q, X, e4m3, scales
-from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import adaptertool as library
@@ -101,18 +101,7 @@ def test_gpt_oss_as_transformers_has_it(tmp_path: Path) -> None:
 
 def test_adapter_of_experts_of_gpt_oss(tmp_path: Path) -> None:
     """As onto the checkpoint that transformers makes of the codes; and that loads."""
-    config = GptOssConfig(**MODELS["GptOssForCausalLM"][0], tie_word_embeddings=False)
-    model = GptOssForCausalLM(config).to(BF16)
-    model.save_pretrained(tmp_path / "first")
-    dense = load(tmp_path / "first")
-    quantised = dict(dense)
-    for name in [name for name in dense if name.endswith(("gate_up_proj", "down_proj"))]:
-        experts, inner, out = quantised.pop(name).shape
-        blocks = torch.randint(0, 256, (experts, out, inner // 32, 16), dtype=torch.uint8)
-        size = torch.randint(118, 124, (experts, out, inner // 32), dtype=torch.uint8)
-        quantised |= {f"{name}_blocks": blocks, f"{name}_scales": size}
-        dense[name] = convert_moe_packed_tensors(blocks, size).contiguous()
-    said = model.config.to_dict() | {"architectures": ["GptOssForCausalLM"]}
+    dense, quantised, said = gpt_oss_in_codes(tmp_path / "first")
     plain = write_checkpoint(tmp_path / "dense", dense, config=said)
     base = write_checkpoint(
         tmp_path / "base", quantised, config=said | {"quantization_config": {"quant_method": "mxfp4"}}

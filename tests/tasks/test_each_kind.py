@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import torch
 from conftest import load, write_checkpoint
 from every_kind import ALL, train
 from oracle import half_ulp_excess
-from peft.tuners.boft import layer as boft
-from peft_doubles import Blocks, in_doubles
+from peft_doubles import in_doubles
+from peft_doubles import quiet as quiet
 
 import adaptertool
 from adaptertool.errors import AdapterToolError, InputError, UsageError
@@ -31,14 +30,6 @@ WRITTEN: Mapping[str, set[str]] = {
     **{kind: {"convert"} for kind in ("LOKR", "loha of LyCORIS", "lokr of LyCORIS")},
     "LN_TUNING": {"as adapter", "convert"},
 }
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(boft, "get_fbd_cuda", lambda: Blocks)
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def works(call: Callable[[], Any]) -> bool:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import write_checkpoint
 from every_kind import ALL, train
-from peft.tuners.boft import layer as boft
-from peft_doubles import Blocks, in_doubles
+from peft_doubles import in_doubles
+from peft_doubles import quiet as quiet
 
 import adaptertool
 
@@ -30,14 +29,6 @@ OF_WEIGHT = {
     *("locon dora", "loha dora", "lokr dora", "diag-oft", "glora of LyCORIS", "ia3 of LyCORIS"),
 }
 ONCE_FOR_ALL = {"LN_TUNING"}  # what it is replaced by is the same the second time
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(boft, "get_fbd_cuda", lambda: Blocks)
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("kind", ALL)

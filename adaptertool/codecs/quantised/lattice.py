@@ -69,18 +69,24 @@ class Lattice:
     def sizes(self, read: ReadStored, scales: Array) -> tuple[Array, float]:
         """(numerators, divisor) of scales that are stored so: the exact scale is their quotient. Raises MismatchError
         where a number for all blocks is no scale."""
-        divisor = one(read, self.whole) if self.whole is not None and self.divides else 1.0
-        return numbers(scales, self.grid.ref.spec.dtype) * self.factor(read), divisor
+        factor, divisor = self.whole_of(read)
+        return numbers(scales, self.grid.ref.spec.dtype) * factor, divisor
 
-    def factor(self, read: ReadStored) -> float:
-        """What all scales are multiplied by. Raises as `sizes` does."""
-        return 1.0 if self.whole is None or self.divides else one(read, self.whole)
+    def whole_of(self, read: ReadStored) -> tuple[float, float]:
+        """What all scales are multiplied by, and divided by. Raises as `sizes` does."""
+        number = 1.0 if self.whole is None else one(read, self.whole)
+        return (1.0, number) if self.divides else (number, 1.0)
 
     def each(self, read: ReadStored, first: int, last: int) -> tuple[Array, float]:
         """The scale of each number of rows first..last, (n, columns), and the divisor: exact, as `sizes` has them."""
         low, high, index = self.blocks(first, last)
         sizes, divisor = self.sizes(read, self.scales(read, low, high))
         return self.spread(sizes, index), divisor
+
+    def rounded(self, read: ReadStored, first: int, last: int) -> Array:
+        """The scale of each number of rows first..last, (n, columns), as float64 has it."""
+        scales, divisor = self.each(read, first, last)
+        return scales / divisor
 
     def spread(self, values: Array, index: Array) -> Array:
         """What each block has, (blocks down, blocks of a row), for each number of it: (n, columns)."""
