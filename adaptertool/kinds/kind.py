@@ -148,6 +148,7 @@ class Kind:
                  is made by another scale, or by no adapter of this kind
     low_rank:    factors -> (B, A), float64, with scale·B·A the whole change, (out, r) and (r, in): of what has no pair
     of_weight:   what it changes depends on the weight that it finds
+    reads:       a role that no file has: the weight (out, in) of the layer whose bias it changes, as the base has it
     becomes:     the changes by other kinds that it comes down to, from factors that are made of its own
                  (kinds.made). With any weight w of the edit, they must be the same as W + w·(W' − W)
     misreadings: what else tools have taken it for: those of what it comes down to are not repeated
@@ -178,6 +179,7 @@ class Kind:
     anew: tuple[str, ...] = ()
     low_rank: Callable[[Factors], tuple[Array, Array]] | None = None
     of_weight: bool = False
+    reads: str | None = None
     becomes: Becomes | None = None
     misreadings: Sequence[Misreading] = ()
     spellings: Mapping[str, Spelling] = field(default_factory=dict)

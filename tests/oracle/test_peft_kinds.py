@@ -69,6 +69,10 @@ CASES = {
         )
         for what in ("lora", "vector", "constant")
     },
+    "glora, biases": Case("GloraConfig", {"r": 3}, ("linear",), 2),
+    "glora, vectors on biases": Case(
+        "GloraConfig", {"r": 3, "config_C": "vector", "config_D_E": "vector"}, ("linear",), 2
+    ),
     "pvera": Case("PveraConfig", {"r": 4}, ("linear", "turned"), 2),
     "unilora": Case("UniLoraConfig", {"r": 3, "theta_d_length": 50, "save_indices": True}, ("linear", "turned"), 2),
     "hira": Case(
