@@ -91,7 +91,7 @@ HANDLED = [
     ("BOFT", "linear layers and square convolutions; several stages too", "kinds/test_boft.py::test_every_command"),
     ("RoAd", "linear layers and their biases; road_1, road_2, road_4", "kinds/test_road.py::test_every_command"),
     ("HRA", "linear layers and square convolutions; apply_GS", "kinds/test_hra.py::test_every_command"),
-    ("DEFT, PaRa", "linear layers and Conv1D; relu, and qr where nothing is put in",
+    ("DEFT, PaRa", "linear layers and Conv1D; relu, and qr where the signs of the basis are clear",
      "kinds/test_deft.py::test_every_command"),
     ("GLoRA of LyCORIS", "linear layers and convolutions", "kinds/test_lycoris_glora.py::test_every_command"),
     ("DoRA of LyCORIS (dora_scale)", "over LoRA, LoHa and LoKr, also in Tucker form; of rows, of columns, of the input "

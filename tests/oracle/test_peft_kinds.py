@@ -108,6 +108,7 @@ CASES = {
     "deft, alpha": Case("DeftConfig", {"r": 30, "alpha": 7, "bias": "deft_only"}, ("linear",), 2),
     "para": Case("DeftConfig", {"r": 3, "para": True}, ("linear", "turned"), 2),
     "para, basis": Case("DeftConfig", {"r": 3, "para": True, "decomposition_method": "qr"}, ("linear", "turned"), 2),
+    "deft, basis": Case("DeftConfig", {"r": 3, "decomposition_method": "qr", "alpha": 7}, ("linear", "turned"), 2),
     "c3a": Case("C3AConfig", {"block_size": 4}, ("linear",), 1),
     "c3a-biases": Case(
         "C3AConfig", {"block_size": 3, "block_size_pattern": {"linear": 2}, "bias": "c3a_only"}, ("linear",), 2
