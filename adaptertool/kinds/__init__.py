@@ -15,7 +15,7 @@ from adaptertool.kinds.dora_scale import DORA_OVER
 from adaptertool.kinds.fourierft import FOURIERFT
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
-from adaptertool.kinds.glora import GLORA
+from adaptertool.kinds.glora import GLORA, GLORA_BIAS
 from adaptertool.kinds.gralora import GRALORA
 from adaptertool.kinds.hira import HIRA
 from adaptertool.kinds.hra import HRA
@@ -67,6 +67,7 @@ KINDS: tuple[Kind, ...] = (
     TINYLORA,
     VBLORA,
     GLORA,
+    GLORA_BIAS,
     PVERA,
     UNILORA,
     LORA_TUCKER,
