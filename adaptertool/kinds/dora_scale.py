@@ -50,7 +50,7 @@ def over(kind: Kind, name: str, tag: str) -> Kind:
         by_row = m.shape[0] == weight[0] and (len(m.shape) == 1 or m.shape[1] == 1)
         places = 1 if by_row else math.prod(weight[2:])
         numbers = remembered(lambda read: np.repeat(whole(read, m).reshape(-1), places))
-        length = made([m], (m.spec.numel * places,), lambda read, first, last: numbers(read)[first:last])
+        length = made([m], (m.spec.numel * places,), lambda read, first, last: numbers(read)[first:last], plain=True)
         if by_row:
             return [Part(DORA.name, {A: a, B: b, MAGNITUDE: length}, scale)]
         factors = {A: _flipped(b), B: _flipped(a), MAGNITUDE: length}
@@ -95,12 +95,14 @@ def _product(parts: Sequence[Part], factors: Mapping[str, Ref], weight: Shape) -
     if wide <= out:  # the change, times ones on a diagonal for each term
         units = np.tile(np.eye(wide), (len(terms), 1))
         return (
-            made(sources, (size * len(terms), wide), lambda _, begin, end: units[begin:end]),
-            made(sources, (out, size * len(terms)), change),
+            made(sources, (size * len(terms), wide), lambda _, begin, end: units[begin:end], plain=True),
+            made(sources, (out, size * len(terms)), change, plain=True),
         )
     units = np.tile(np.eye(out), (1, len(terms)))
-    stacked = made(sources, (size * len(terms), wide), lambda read, begin, end: _stacked(read, terms)[begin:end])
-    return stacked, made(sources, (out, size * len(terms)), lambda _, begin, end: units[begin:end])
+    stacked = made(
+        sources, (size * len(terms), wide), lambda read, begin, end: _stacked(read, terms)[begin:end], plain=True
+    )
+    return stacked, made(sources, (out, size * len(terms)), lambda _, begin, end: units[begin:end], plain=True)
 
 
 def _stacked(read: ReadRows, terms: Sequence[Ref]) -> Array:
