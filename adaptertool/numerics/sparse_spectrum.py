@@ -5,8 +5,9 @@ waves with v[k] = v; and one with v beyond half of the columns is the conjugate 
 the real part counts. numpy transforms in float64; what the library does is known but for its order of sums:
 
 Let u = 2⁻⁵³, S = Σ|c[k]|, m the most waves with one v, and t the length of the vector of Σ|c[k]| over those with v.
-- Cosines and sines are within u/2, a product adds u of it, and a sum of m terms (m − 1)·u of the sum of magnitudes. So
-  T is off by 2·(m + 1)·u·Σ|c[k]| in each v, and what becomes of that is no more than 2·(m + 1)·u·S in any column.
+- Cosines and sines are within u/2, the products with c and with another turn add 5·u together, and a sum of m terms
+  (m − 1)·u of the sum of magnitudes. So T is off by 2·(m + 3)·u·Σ|c[k]| in each v, and what becomes of that is no more
+  than 2·(m + 3)·u·S in any column.
 - A fast transform of n numbers takes for each prime factor p of n a stage, whose sums have p products with numbers of
   modulus 1. A sum is off by at most (p + 3)·u·Σ|xⱼ|, no more than (p + 3)·u·√p·‖x‖, where its exact length grows by
   √p; p such sums are a vector, so relatively that is (p + 3)·√p·u in length; and 4·u for the product with the twiddle
@@ -22,6 +23,7 @@ other radices is the same. Sizes for which libraries prefer a convolution to sta
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 
@@ -53,40 +55,42 @@ def wave_rows(
     across, down = places[1] % columns, places[0] % rows
     beyond = across > columns // 2
     across, down = np.where(beyond, columns - across, across), np.where(beyond, -down % rows, down)
-    order = np.argsort(across, kind="stable")
+    order, ends = _in_turn(across)
     across, down, numbers = across[order], down[order], numbers[order]
-    starts = np.flatnonzero(np.diff(across, prepend=-1))
     found = np.empty((last - first, columns))
     # What lies between is there twice in a real transform, as itself and as its conjugate
     own = np.where((across > 0) & (2 * across < columns), numbers / 2, numbers)
     turns, step = _turns(rows), max(1, _PART // max(columns, len(numbers), 1))
-    within = np.arange(step)[:, None] * down % rows
+    within = turns[np.arange(step)[:, None] * down % rows] * own
     for begin in range(first, last, step):
         end = min(last, begin + step)
-        terms = turns[within[: end - begin] + begin * down % rows]
-        terms *= own
+        terms = within[: end - begin] * turns[begin * down % rows]
         spectrum = np.zeros((end - begin, columns // 2 + 1), np.complex128)
-        one_each = len(starts) == len(across)
-        spectrum[:, across[starts]] = terms if one_each else np.add.reduceat(terms, starts, axis=1)
+        for low, high in itertools.pairwise(ends):
+            spectrum[:, across[low:high]] += terms[:, low:high]
         found[begin - first : end - first] = np.fft.irfft(spectrum, columns, norm="forward")
-    return found, _error(abs(numbers), starts, columns)
-
-
-def _error(sizes: Array, starts: Array, columns: int) -> float:
-    together = np.add.reduceat(sizes, starts) if len(starts) else np.zeros(1)
-    most = int(np.diff(starts, append=len(sizes)).max(initial=0))
+    together = np.bincount(across, abs(numbers))
     stages = sum(((p + 3) * p**0.5 + 4) * UNIT for p in _primes(columns))
-    length = float(np.sqrt((together * together).sum()))
-    return (2 * (most + 1) * UNIT * float(sizes.sum()) + SAFE * stages * columns**0.5 * length) * (
-        1 + 2.0**-20
-    ) + LEAST * (columns + len(sizes))
+    error = 2 * (len(ends) + 2) * UNIT * float(together.sum())
+    error += SAFE * stages * columns**0.5 * float(np.sqrt((together * together).sum()))
+    return found, error * (1 + 2.0**-20) + LEAST * (columns + len(numbers))
+
+
+def _in_turn(places: Array) -> tuple[Array, list[int]]:
+    """An order in which those that are the first at their place come before those that are the second, and so on; and
+    where each of these begins, and all end."""
+    order = np.argsort(places, kind="stable")
+    begins = np.diff(places[order], prepend=-1) > 0
+    turn = np.arange(len(places)) - np.maximum.accumulate(np.where(begins, np.arange(len(places)), 0))
+    again = np.argsort(turn, kind="stable")
+    return order[again], [0, *np.cumsum(np.bincount(turn)).tolist()]
 
 
 @functools.lru_cache(maxsize=16)
 def _turns(count: int) -> Array:
-    """exp(2πi·j/count), twice one after the other: for a sum of two places."""
+    """exp(2πi·j/count)"""
     cosines, sines = circle(count)
-    turns: Array = np.tile(cosines + 1j * sines, 2)
+    turns: Array = cosines + 1j * sines
     turns.flags.writeable = False
     return turns
 
