@@ -21,7 +21,7 @@ from adaptertool.live import device_named
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
 from adaptertool.output.target import config_notes
-from adaptertool.planning.extract import FACTORS, SAVED, Selection, left_out, select
+from adaptertool.planning.extract import FACTORS, LEFT_OUT, SAVED, Selection, left_out, select
 from adaptertool.planning.finetuned import no_copy, pairs_of
 from adaptertool.planning.redraft import target_of
 from adaptertool.reports.adapters import ExtractReport, TensorExtracted
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.numerics.device import Device
     from adaptertool.output.adapter import AdapterJob
 
+_NAMED = 3  # tensors in a message
 DTYPES: Mapping[str, str] = {"f32": "F32", "bf16": "BF16", "f16": "F16", "f64": "F64"}
 
 
@@ -133,12 +134,23 @@ def _selection(
         raise UsageError(f"{base.path} and {tuned.path} do not differ: there is nothing to extract")
     selection = select(subject, {**base.tensors, **pairs.tuned}, changed, unwanted)
     if not selection.of(FACTORS):
-        raise UsageError(
-            f"no linear layer differs between {base.path} and {tuned.path}; PEFT loads no adapter without one: "
-            "copy the changed tensors as they are"
-        )
+        raise UsageError(_no_factors(base, tuned, selection))
     notes = [*pairs.notes, *_misfits(base, tuned, pairs.passed)]
     return selection, len(pairs.computed) + len(pairs.fixed) - len(changed), notes
+
+
+def _no_factors(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> str:
+    """What differs where nothing of it can be factors."""
+    saved, lost = selection.of(SAVED), selection.of(LEFT_OUT)
+    some = [one.base.spec.name for one in saved or lost]
+    named = f"{', '.join(map(shown, some[:_NAMED]))}{' ...' if len(some) > _NAMED else ''}"
+    what = "that an adapter could hold as factors"
+    if not saved:
+        what = f"but what --leave-out leaves out ({len(lost):,})"
+    return (
+        f"nothing differs between {base.path} and {tuned.path} {what}, and PEFT loads no adapter without any: {named}; "
+        "copy the changed tensors as they are"
+    )
 
 
 def _misfits(base: Checkpoint, tuned: Checkpoint, names: Collection[str]) -> Iterator[str]:
