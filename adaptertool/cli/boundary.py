@@ -62,8 +62,8 @@ def _explained(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         if reason := _INSTEAD.get(error.option_name):
             return f"No such option '{error.option_name}': {reason}."
-        if error.ctx is not None and error.ctx.parent is None and not error.possibilities:
-            return f"{error.format_message()} Options of a command come after its name."
+        if error.ctx is not None and error.ctx.parent is None:
+            return f"No such option '{error.option_name}' before a command: its options come after its name."
     return error.format_message().replace("\t", "  ")
 
 

@@ -21,7 +21,7 @@ from adaptertool.live import device_named
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
 from adaptertool.output.target import config_notes
-from adaptertool.planning.extract import FACTORS, LEFT_OUT, SAVED, Selection, left_out, select
+from adaptertool.planning.extract import FACTORS, SAVED, Selection, left_out, select
 from adaptertool.planning.finetuned import no_copy, pairs_of
 from adaptertool.planning.redraft import target_of
 from adaptertool.reports.adapters import ExtractReport, TensorExtracted
@@ -131,7 +131,8 @@ def _selection(
         if not same_bytes(end, source):
             raise MismatchError(no_copy(end, source))
     if not changed - unwanted:
-        raise UsageError(f"{base.path} and {tuned.path} do not differ: there is nothing to extract")
+        lost = f" but in what --leave-out leaves out ({len(changed):,} tensors)" if changed else ""
+        raise UsageError(f"{base.path} and {tuned.path} do not differ{lost}: there is nothing to extract")
     selection = select(subject, {**base.tensors, **pairs.tuned}, changed, unwanted)
     if not selection.of(FACTORS):
         raise UsageError(_no_factors(base, tuned, selection))
@@ -141,15 +142,11 @@ def _selection(
 
 def _no_factors(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> str:
     """What differs where nothing of it can be factors."""
-    saved, lost = selection.of(SAVED), selection.of(LEFT_OUT)
-    some = [one.base.spec.name for one in saved or lost]
+    some = [one.base.spec.name for one in selection.of(SAVED)]
     named = f"{', '.join(map(shown, some[:_NAMED]))}{' ...' if len(some) > _NAMED else ''}"
-    what = "that an adapter could hold as factors"
-    if not saved:
-        what = f"but what --leave-out leaves out ({len(lost):,})"
     return (
-        f"nothing differs between {base.path} and {tuned.path} {what}, and PEFT loads no adapter without any: {named}; "
-        "copy the changed tensors as they are"
+        f"nothing differs between {base.path} and {tuned.path} that an adapter could hold as factors, and PEFT loads no "
+        f"adapter without any; what differs is {named}: copy it as it is"
     )
 
 
