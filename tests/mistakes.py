@@ -120,7 +120,7 @@ MIXED_UP = _mistakes(
     (
         "extract base tuned -o out --rank 2 --leave-out weight",
         2,
-        "do not differ but in what --leave-out leaves out (3 tensors)",
+        "but in what --leave-out leaves out (3 tensors)",
     ),
     ("evaluate base --prompts pages.jsonl", 2, "give an ADAPTER, or a checkpoint with --merged"),
 )
@@ -186,7 +186,7 @@ NUMBERS = _mistakes(
 
 OPTIONS = _mistakes(
     ("merg base lora -o out", 2, "No such command 'merg'", "'merge'"),
-    ("--json merge base lora -o out", 2, "No such option '--json'", "come after its name"),
+    ("-q merge base lora -o out", 2, "No such option '-q'", "come after its name"),
     ("merge", 2, "Missing argument 'BASE'", USAGE),
     ("merge base -o out", 2, "Missing argument 'ADAPTER...'", USAGE),
     ("drift base", 2, "Missing argument 'ADAPTER...'"),

@@ -145,8 +145,8 @@ def _no_factors(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> st
     some = [one.base.spec.name for one in selection.of(SAVED)]
     named = f"{', '.join(map(shown, some[:_NAMED]))}{' ...' if len(some) > _NAMED else ''}"
     return (
-        f"nothing differs between {base.path} and {tuned.path} that an adapter could hold as factors, and PEFT loads no "
-        f"adapter without any; what differs is {named}: copy it as it is"
+        f"nothing differs between {base.path} and {tuned.path} that an adapter could hold as factors, and PEFT loads "
+        f"none without any; what differs is {named}: copy it as it is"
     )
 
 
