@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup, escape
-
 from adaptertool.errors import UsageError, shown
 from adaptertool.version import __version__
 
@@ -63,6 +61,7 @@ def figure(draw: Callable[[Any], None], height: float, *, title: str) -> Markup:
     """A picture as SVG, from what `draw` puts on matplotlib axes. Half a page wide, and `height` inches high. `title`
     is for those who cannot see it."""
     import matplotlib as mpl  # noqa: PLC0415  # an extra
+    from markupsafe import Markup, escape  # noqa: PLC0415  # comes with jinja2
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     style: Any = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
