@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from adaptertool.cli import pages
 from adaptertool.cli.bar import bar
 from adaptertool.cli.boundary import say
 from adaptertool.cli.options import (
@@ -15,6 +16,7 @@ from adaptertool.cli.options import (
     COMPOSE,
     DEBUG,
     EXPERT_LAYOUT,
+    HTML,
     JSON,
     LEAVE_OUT,
     QUIET,
@@ -31,6 +33,7 @@ from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.render.machine import to_json
 from adaptertool.render.text import counted
 from adaptertool.render.verify import files_text, require_junit, verify_markdown, verify_text, write_junit
+from adaptertool.render.verify_page import verify_page
 from adaptertool.reports.verify import VerifyReport
 from adaptertool.tasks import verify as task
 
@@ -46,6 +49,7 @@ from adaptertool.tasks import verify as task
 @click.option("--strict", is_flag=True, help="What rounding explains is wrong too.")
 @click.option("--junit", type=click.Path(), help="Write JUnit XML to this file, a test case for each tensor.")
 @with_options(
+    HTML,
     RENAME,
     LEAVE_OUT,
     EXPERT_LAYOUT,
@@ -65,6 +69,7 @@ def verify(
     as_trained: str | None,
     strict: bool,
     junit: str | None,
+    html: str | None,
     renames: tuple[str, ...],
     leave_out: tuple[str, ...],
     expert_layout: str | None,
@@ -88,6 +93,7 @@ def verify(
             or alpha is not None
             or strict
             or junit is not None
+            or html is not None
             or renames
             or leave_out
             or expert_layout
@@ -96,6 +102,7 @@ def verify(
         ):
             raise UsageError("without a BASE only the files are checked against their manifest; give the BASE too")
         return _files(merged, threads, as_json=as_json, quiet=quiet)
+    pages.require(html)
     if junit is not None:
         require_junit(junit)
     with bar("verify", None, quiet=quiet) as progress:
@@ -114,6 +121,7 @@ def verify(
             threads=threads,
             progress=progress,
         )
+    pages.save(html, verify_page, report, [merged, base, *sources])
     if junit is not None:
         write_junit(report, Path(junit))
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
