@@ -17,7 +17,7 @@ import click
 
 from adaptertool.errors import AdapterToolError, InternalError, StorageError, UsageError, shown
 from adaptertool.interrupts import interrupt
-from adaptertool.render.machine import error_to_json
+from adaptertool.render.machine import annotation, error_to_json
 
 _KEPT = "the output keeps the dtype of each tensor of BASE. For another, convert BASE before it, or OUT after it."
 # Options that are looked for, by command, and why it does not have them
@@ -82,7 +82,14 @@ def _fail(error: AdapterToolError, *, said: bool = False) -> int:
     if "--json" in sys.argv:  # asked here and not of click, since the error may be in parsing
         with contextlib.suppress(AdapterToolError):  # the error that is being told counts more than a full stdout
             say(error_to_json(error), sys.stdout)
+    annotate(error.on_command_line)
     return error.exit_code
+
+
+def annotate(text: str) -> None:
+    """In GitHub's Actions, tell the page of the run too. On stderr, which its runner reads as well."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        say(annotation(text), sys.stderr)
 
 
 def say(text: str, stream: TextIO | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from adaptertool.cli.options import (
     THREADS,
     WEIGHT,
     failed,
+    summarise,
     tell,
     with_options,
 )
@@ -29,7 +29,7 @@ from adaptertool.errors import UsageError, shown
 from adaptertool.output.integrity import check_files
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.render.machine import to_json
-from adaptertool.render.verify import files_text, verify_markdown, verify_text, write_junit
+from adaptertool.render.verify import files_text, verify_text, write_junit
 from adaptertool.reports.verify import VerifyReport
 from adaptertool.tasks import verify as task
 
@@ -113,9 +113,6 @@ def verify(
         )
     if junit is not None:
         write_junit(report, Path(junit))
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(verify_markdown(report))
     tell(report, lambda: verify_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)
     return 0 if report.ok else failed(_wrong(report), quiet=quiet)
 
@@ -130,6 +127,7 @@ def _files(out: str, threads: int | None, *, as_json: bool, quiet: bool) -> int:
 
     with bar("verify", None, quiet=quiet) as progress:
         report = check_files(out, progress, threads=threads)
+    summarise(report)
     if not quiet or as_json:
         say(to_json(report) if as_json else files_text(report), sys.stdout)
     return 0 if report.ok else failed(files_text(report).splitlines()[0], quiet=quiet)

@@ -28,6 +28,14 @@ def to_json(report: Report, *, indent: int | None = None) -> str:
     )
 
 
+def annotation(text: str) -> str:
+    """What GitHub's Actions show as an error of a step, and on the page of its run: a workflow command, escaped as its
+    runner undoes it."""
+    for one, other in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
+        text = text.replace(one, other)
+    return f"::error title=adaptertool::{text}"
+
+
 def error_to_json(error: AdapterToolError) -> str:
     body = {"type": type(error).__name__, "message": error.on_command_line, "exit_code": error.exit_code}
     return json.dumps({"schema": "error/1", "ok": False, "error": body})
