@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from adaptertool.cli.options import (
     THREADS,
     WEIGHT,
     failed,
+    summarise,
     tell,
     with_options,
 )
@@ -32,7 +32,7 @@ from adaptertool.output.integrity import check_files
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.render.machine import to_json
 from adaptertool.render.text import counted
-from adaptertool.render.verify import files_text, require_junit, verify_markdown, verify_text, write_junit
+from adaptertool.render.verify import files_text, require_junit, verify_text, write_junit
 from adaptertool.render.verify_page import verify_page
 from adaptertool.reports.verify import VerifyReport
 from adaptertool.tasks import verify as task
@@ -124,9 +124,6 @@ def verify(
     pages.save(html, verify_page, report, [merged, base, *sources])
     if junit is not None:
         write_junit(report, Path(junit))
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(verify_markdown(report))
     tell(report, lambda: verify_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)
     return 0 if report.ok else failed(_wrong(report), quiet=quiet)
 
@@ -142,6 +139,7 @@ def _files(out: str, threads: int | None, *, as_json: bool, quiet: bool) -> int:
 
     with bar("verify", None, quiet=quiet) as progress:
         report = check_files(out, progress, threads=threads)
+    summarise(report)
     if not quiet or as_json:
         say(to_json(report) if as_json else files_text(report), sys.stdout)
     return 0 if report.ok else failed(files_text(report).splitlines()[0], quiet=quiet)

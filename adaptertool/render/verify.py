@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from adaptertool.errors import UsageError, shown
 from adaptertool.render.text import size, starred
 from adaptertool.reports.verify import FilesReport, TensorVerdict, VerifyReport
+from adaptertool.version import __version__
 
 _LISTED = 20  # lines, each of a tensor or of several that are alike
 
@@ -116,6 +118,8 @@ def write_junit(report: VerifyReport, path: Path) -> None:
         case = TestCase("config", classname="config")
         case.result = [Failure(shown(problem))]
         suite.add_testcase(case)
+    for name, value in _facts(report).items():
+        suite.add_property(name, shown(value))
     suite.time = report.seconds  # of all: tensors are judged together
     document = JUnitXml("adaptertool verify")
     document.add_testsuite(suite)
@@ -123,17 +127,35 @@ def write_junit(report: VerifyReport, path: Path) -> None:
     document.write(str(path))
 
 
+def _facts(report: VerifyReport) -> dict[str, str]:
+    """What was judged, and by what, so that a result of long ago can be told from others."""
+    return {
+        "adaptertool": __version__,
+        "verdict": report.verdict,
+        "merged": report.merged,
+        "base": report.base,
+        **{f"adapter {number}": source for number, source in enumerate(report.sources, 1)},
+        "weights": " ".join(f"{weight:g}" for weight in report.weights),
+        "alpha": f"{report.alpha:g}",
+        "strict": str(report.strict).lower(),
+    }
+
+
 def verify_markdown(report: VerifyReport) -> str:
     lines = [f"### adaptertool verify: {'right' if report.ok else 'WRONG'}", ""]
     lines += [f"`{_code(report.merged)}` against `{_code(_recipe(report))}`: {counted(report)}", ""]
     lines += [f"- {_plain(problem)}" for problem in report.problems]
-    bad = [verdict for verdict in report.tensors if not good(verdict, report)]
+    bad = sorted((verdict for verdict in report.tensors if not good(verdict, report)), key=_worst_first)
     if bad:
         lines += ["| tensor | status | diagnosis | ulp | relative error |", "| --- | --- | --- | --- | --- |"]
         lines += list(itertools.islice(_rows(bad), _LISTED))
         if len(bad) > _LISTED:
             lines.append(f"\n... and {len(bad) - _LISTED:,} more")
     return "\n".join(lines) + "\n"
+
+
+def _worst_first(verdict: TensorVerdict) -> float:
+    return -math.inf if verdict.rel_error is None else -verdict.rel_error
 
 
 def _rows(verdicts: Sequence[TensorVerdict]) -> Iterator[str]:
