@@ -96,7 +96,7 @@ class Blended:
 
     @functools.cached_property
     def _bands(self) -> dict[int, Band]:
-        """Of each change that is trimmed, which elements stay."""
+        """Which elements stay of each change that is trimmed."""
         size, found = self._rows * self._columns, dict[int, Band]()
         for number in self._sources:
             skipped, count = self._method.counts(self._blend.settings, number, size)

@@ -79,7 +79,7 @@ class Method:
     sums: bool = False
 
     def counts(self, settings: Settings, source: int, size: int) -> tuple[int, int]:
-        """Of a trimmed change of `size` elements, by magnitude: how many of the largest are skipped, and how many after
+        """How many of the largest elements, by magnitude, of a change of `size` are skipped, and how many after
         these stay."""
         stay = size if self.trims is None else int(setting_of(settings, self.trims, source) * size)
         skipped = 0 if self.skips is None or stay == size else int(setting_of(settings, self.skips, source) * size)
