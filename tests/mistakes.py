@@ -202,7 +202,7 @@ OPTIONS = _mistakes(
     ("merge base lora -o out --dtype fp8", 2, "'fp8' is not one of 'bf16', 'f16', 'f32'"),
     ("merge base lora -o out --method tie", 2, "'tie' is not one of"),
     ("merge base lora -o out --method ties", 2, "ties needs --density: a share over 0, up to 1"),
-    ("merge base lora -o out --density 0.5", 2, "--density and --seed belong to a method"),
+    ("merge base lora -o out --density 0.5", 2, "--density belongs to a method"),
     ("merge base lora lora2 -o out --method slerp", 2, "slerp is between BASE and one adapter", "2 are given"),
     ("merge base lora -o out --method linear --compose mixed", 2, "leave out --compose"),
     ("merge base lora -o out --rename nonsense", 2, "a renaming is 'regex=>replacement', not 'nonsense'"),
