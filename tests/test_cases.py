@@ -65,6 +65,8 @@ HANDLED = [
      "kinds/test_vblora.py::test_every_element_is_the_rounding_of_the_formula"),
     ("GLoRA", "linear layers and their biases; where it changes biases, no adapter before it may change the weight",
      "kinds/test_glora.py::test_the_bias"),
+    ("PEANuT", "linear layers, by relu; no adapter before it may change the weight",
+     "kinds/test_peanut.py::test_every_command"),
     ("PVeRA", "linear layers and Conv1D: its mean, where the shared matrices are saved",
      "kinds/test_pvera.py::test_every_element_is_the_rounding_of_the_formula"),
     ("UniLoRA", "linear layers and Conv1D, where places and scales are saved",
