@@ -18,7 +18,8 @@ _HUB = re.compile(r"(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/)?(\w[\w.-]
 def not_there(path: Path) -> str:
     """A path that does not exist, and may be meant for a repository on the hub."""
     if found := _HUB.fullmatch(str(path)):
-        return f"{shown(path)} does not exist (if it is on the hub: `hf download {found[1]} --local-dir DIR` first)"
+        get = f"if it is on the hub: `hf download {found[1]}` first, and give {found[1]}"
+        return f"{shown(path)} does not exist, nor does the local cache of the hub have it ({get})"
     return f"{shown(path)} does not exist"
 
 

@@ -20,7 +20,7 @@ from adaptertool.kinds.gralora import GRALORA
 from adaptertool.kinds.hira import HIRA
 from adaptertool.kinds.hra import HRA
 from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
-from adaptertool.kinds.kind import NORM, Kind
+from adaptertool.kinds.kind import NORM, PRODUCT, Kind
 from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.loha_tucker import LOHA_TUCKER
 from adaptertool.kinds.lokr import LOKR, LYCORIS_LOKR
@@ -112,4 +112,4 @@ def kind_of(change: OfKind) -> Kind:
     return BY_NAME[change.kind]
 
 
-__all__ = ["BY_NAME", "DORA", "FULL", "KINDS", "LORA", "NORM", "OFFSET", "SPELLED", "Kind", "kind_of"]
+__all__ = ["BY_NAME", "DORA", "FULL", "KINDS", "LORA", "NORM", "OFFSET", "PRODUCT", "SPELLED", "Kind", "kind_of"]

@@ -52,9 +52,9 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         return [taken, _on_basis(p, factors[R], scale * _scale(settings, rank))] if R in factors else [taken]
     size = (rank, weight[0])
     product = {
-        LEFT: made((p,), p.shape, lambda read, first, last: np.maximum(read(p, first, last), 0.0)),
-        HIGH: made((p,), size, lambda read, first, last: -whole(read, p).T[first:last]),
-        LOW: made((p,), size, lambda _read, first, last: np.zeros((last - first, weight[0]))),
+        LEFT: made((p,), p.shape, lambda read, first, last: np.maximum(read(p, first, last), 0.0), plain=True),
+        HIGH: made((p,), size, lambda read, first, last: -whole(read, p).T[first:last], plain=True),
+        LOW: made((p,), size, lambda _read, first, last: np.zeros((last - first, weight[0])), plain=True),
     }
     taken = Part(RIGHT_PRODUCT.name, product, 1.0, turned=True)
     if R not in factors:

@@ -22,6 +22,7 @@ from adaptertool.spec.tensors import Ref
 Shape = tuple[int, ...]
 Factors = Mapping[str, Array]  # by role
 NORM = "norm"
+PRODUCT = "product"
 
 # (bound, factors, scale, weight, unit, length) -> the bound after a step, in arithmetic whose roundings are each of at
 # most `unit`, relatively; `length` elements make a row of the weight.
@@ -130,6 +131,8 @@ class Kind:
     unfit:       what else to say there
     apply:       (ops, rows, factors, scale, weight): changes rows (n, columns) of the weight (out, in) in place;
                  factors as matrices, cut to these. Or a batch of single elements (n, 1, 1), with factors to match.
+                 In the place of both of a `pair` there may be, in blocks of floats, their product, under the role
+                 PRODUCT, (n, columns); how far that may be off is the error of its Factor.size
     bound:       the bound after `apply`. The very bound that it was given where `apply` changes nothing at all.
     operations:  of numerics.ops.OPERATIONS, those that `apply` needs of a number system
     norms:       where `apply` needs the norm of each whole row, which it finds among its factors, under the role NORM

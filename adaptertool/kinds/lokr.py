@@ -143,7 +143,8 @@ def _of_stored(w1: Ref, w2: Ref, weight: Shape, at: _Places, scale: float) -> Se
 
         return rows
 
-    return [Part(DIFFERENCE.name, {DELTA: made((w1, w2), weight, term(number))}, scale) for number in range(terms)]
+    deltas = [made((w1, w2), weight, term(number), plain=True) for number in range(terms)]
+    return [Part(DIFFERENCE.name, {DELTA: delta}, scale) for delta in deltas]
 
 
 def _stored(matrix: Ref, rows: Any, columns: Any) -> Side:
