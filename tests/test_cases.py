@@ -98,7 +98,8 @@ HANDLED = [
     ("GLoRA of LyCORIS", "linear layers and convolutions", "kinds/test_lycoris_glora.py::test_every_command"),
     ("DoRA of LyCORIS (dora_scale)", "over LoRA, LoHa and LoKr, also in Tucker form; of rows, of columns, of the input "
      "channels of convolutions", "kinds/test_dora_scale.py::test_every_element_is_rounded_correctly"),
-    ("OFT and BOFT of LyCORIS (oft_blocks, rescale)", "linear layers and convolutions, without a bound (alpha 0)",
+    ("OFT and BOFT of LyCORIS (oft_blocks, rescale)", "linear layers and convolutions; with a bound where "
+     "LyCORIS says that it wrote it",
      "oracle/test_lycoris.py::test_merge_is_what_the_forward_pass_computes"),
     ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "
      "config is not believed", "oracle/test_peft_layers.py::test_gpt2"),
