@@ -48,12 +48,14 @@ def check(
         verdicts, pooled = judge(pairs, odd, readings, names, thread_count(threads), told)
         inputs.check_unchanged()
     counts = {status: sum(verdict.status == status for verdict in verdicts) for status in STATUSES}
-    problems = (*problems_of(plan, base, ends, candidate), *pooled, *hints(verdicts, base, candidate))
+    problems = (*problems_of(plan, base, ends, candidate), *pooled, *hints(verdicts, plan, base, candidate))
     right = counts["exact"] + (0 if strict else counts["rounding"])
     if strict:
         right -= sum(verdict.status == "exact" and verdict.diagnosis is not None for verdict in verdicts)
+    good = right == len(verdicts) and not problems
     return VerifyReport(
-        ok=right == len(verdicts) and not problems,
+        ok=good,
+        verdict="right" if good else "wrong",
         merged=called(candidate.path),
         base=called(plan.base),
         sources=tuple(map(called, plan.sources)),
