@@ -75,12 +75,12 @@ def _error(first: tuple[float, float], second: tuple[float, float], unit: float)
 def product(factors: Factors) -> tuple[Array, float]:
     """(B₁·A₁) ⊙ (B₂·A₂) of float64 factors, and by how much an element may be off: as in `bound`."""
     known = {role: Factor(factor) for role, factor in factors.items()}
-    sides = [_product(known, b, a, 1.0, 2.0**-53) for b, a in ((B1, A1), (B2, A2))]
+    first, second = (_product(known, b, a, 1.0, 2.0**-53) for b, a in ((B1, A1), (B2, A2)))
     found = np.empty((len(factors[B1]), factors[A1].shape[1]))
     for part in BLOCKS.parts(found):
         np.multiply(factors[B1][part] @ factors[A1], factors[B2][part] @ factors[A2], out=found[part])
     fine = all(factor.largest == 0 or in_range([factor.extent], 2.0**-53) for factor in known.values())
-    return found, _error(*sides, 2.0**-53) if fine else math.inf
+    return found, _error(first, second, 2.0**-53) if fine else math.inf
 
 
 def _product(factors: Mapping[str, Factor], b: str, a: str, times: float, unit: float) -> tuple[float, float]:
