@@ -54,6 +54,6 @@ def _tensor(shard: str, steps: Sequence[Step]) -> TensorPlan:
         dtype=spec.dtype,
         shape=spec.shape if len(steps) == 1 else (sum(step.spec.shape[0] for step in steps), *spec.shape[1:]),
         action="edit" if edits else "cast" if any(only_cast(step, 1) for step in steps) else "copy",
-        bytes=sum(step.spec.nbytes for step in steps),
+        bytes=spec.nbytes if len(steps) == 1 else sum(step.spec.nbytes for step in steps),
         edits=tuple(dict.fromkeys(edits) if len(edits) > 1 else edits),
     )
