@@ -33,13 +33,16 @@ from adaptertool.spec.tally import Tally, fates_by_family, total
 
 _UNFINISHED = 16  # files that are written and not yet durable, but at least one for each output: all of them are open
 
+Hashed = tuple[Sequence[Path], Sequence[Path]]  # large files, hashed as they are read; others
 MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per output
 
 
 def run_plan(
-    plan: Plan, stage: Stage, inputs: Inputs, threads: int, progress: Progress, *, hash_inputs: bool = True
+    plan: Plan, stage: Stage, inputs: Inputs, threads: int, progress: Progress, hashed: Hashed | None = None
 ) -> int:
     """Write all outputs of `plan` that are not finished; returns how many threads the system gave us for it.
+
+    hashed: the inputs to hash as `reads.to_hash` has them, which is asked where None
 
     Raises the first error of any job; the rest then stop.
     """
@@ -51,7 +54,7 @@ def run_plan(
         direct = stage.hashes == DEFAULT and worth_while(stage.work, bytes_to_write(plan))
         crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact, base, direct)
         try:
-            streamed, aside = to_hash(plan) if hash_inputs else ((), ())
+            streamed, aside = to_hash(plan) if hashed is None else hashed
             for path in streamed:
                 inputs.stream(path)
             finishing = deque([finisher.submit(_hash, crew, aside)])

@@ -65,6 +65,17 @@ def locked(folder: Path, out: Path, *ways: int) -> tuple[int, int]:
             look()
 
 
+def held(folder: Path, out: Path, *ways: int) -> tuple[int, int | None]:
+    """The same as `locked`; where there are no locks, (-1, None), and the folder is made. Raises OutputError and
+    StorageError."""
+    try:
+        return locked(folder, out, *ways)
+    except NoLocksError:
+        if SHARED in ways:
+            make_directory(folder, 0o700)
+        return -1, None
+
+
 def takes(lock: int, how: int) -> bool:
     """Whether the lock is held so now, by us; False where others hold it. Raises OSError."""
     try:

@@ -75,7 +75,7 @@ class Published(Stage, Protocol):
         """Raises StorageError where there is no room for so many bytes more."""
 
     def take_over(self, *, by_hash: bool) -> None:
-        """Hear of all that is finished, and of what is not as its receipt says, no more."""
+        """Hear of all that is finished. What is not as its receipt says is removed."""
 
     def note_inputs(self) -> None:
         """Note the digests that no file came after."""

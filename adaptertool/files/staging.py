@@ -8,8 +8,8 @@ In .OUT.adaptertool-KEY:
     work-...  what is to be OUT, of one run: links to the parts, and small files
     lock      held (flock) while a run is at work, so that nobody cleans: several share it
 
-A run that cannot share its work, since it writes to `work` itself, holds the lock alone. Where the file system has no
-locks such a run has a directory of its own, with a random KEY, and no other goes on from it.
+A run that cannot share its work, since it writes to `work` itself, holds the lock alone. Where there are no locks such
+a run has a directory of its own, with a random KEY, and no other goes on from it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from adaptertool.errors import AdapterToolError, StorageError
+from adaptertool.errors import AdapterToolError, InputError, StorageError
 from adaptertool.files import publish
 from adaptertool.files.hashing import DEFAULT, Digests
-from adaptertool.files.lock import ALONE, SHARED, NoLocksError, discard_if_empty, is_lock_of, locked, made_alone, takes
+from adaptertool.files.lacks import Lacks
+from adaptertool.files.lock import ALONE, SHARED, discard_if_empty, held, is_lock_of, made_alone, takes
 from adaptertool.files.place import WORK, discard, discard_at_once, only_plain, restore, staging_folder
-from adaptertool.files.publish import make_directory, sync_directory
+from adaptertool.files.publish import make_directory
 from adaptertool.files.receipts import Receipt, of_inputs
 from adaptertool.files.shelf import Shelf
 from adaptertool.files.stage import NO_FATES, NOTHING, Fates, Finished
@@ -53,27 +54,29 @@ class Staging:
         shared: bool = False,
         part: bool = False,
     ) -> None:
-        """labels: of inputs, by which receipts name them. shared: others may be at work in it at the same time
-        part: only some of the files are made here, and what others have finished stays
-        """
+        """labels: of inputs, in receipts. shared: with others at work at the same time, who may make only a `part`"""
         self._out, self._lock, self.hashes = out, -1, hashes
         self._shared, self._part, self._labels = shared, part, labels
         self._paths = {label: path for path, label in labels.items()}
         self._in(staging_folder(out, key))
         self.finished: dict[str, Finished] = {}
         self._named: dict[str, Receipt] = {}  # the receipts of these
+        self._made: list[Receipt] = []  # those that are ours
         self.precious = False  # what is there took more than our own work to make
         self.stays = part
         self.alone = False  # no other run finds it
         self._lockless = self._published = False
         self._unfinished: set[Path] = set()
-        self._lacks: dict[str, None] = {}  # what the file system does not have, and what follows
+        self._lacks = Lacks()
         self._noted: dict[str, Digests] = {}
         self.inputs: dict[Path, Digests] = {}  # that were read to their end
 
     def _in(self, folder: Path) -> None:
-        self.folder, self._shelf = folder, Shelf(folder, self.hashes)
-        self.work = folder / f"{WORK}-{secrets.token_hex(8)}"
+        self.folder, self._shelf, self.work = (
+            folder,
+            Shelf(folder, self.hashes),
+            folder / f"{WORK}-{secrets.token_hex(8)}",
+        )
 
     # Not a generator: a signal between its yield and the body of the `with` would leave the directory behind.
     def __enter__(self) -> Staging:
@@ -98,42 +101,39 @@ class Staging:
 
     def _hold(self) -> int | None:
         """Returns how the lock is held; None where there are none. Alone at first, to remove what dead runs left."""
-        try:
-            ways = (SHARED,) if self._part else (ALONE, SHARED) if self._shared else (ALONE,)
-            self._lock, how = locked(self.folder, self._out, *ways)
-            return how
-        except NoLocksError:
-            self._lockless = True
-        if self._shared:
-            make_directory(self.folder, 0o700)
-            self._lacks["locks, so it cannot be told whether a run is at work in what one leaves there"] = None
-            return None
-        self.alone, (folder, self._lock) = True, made_alone(self._out)
-        self._in(folder)
-        self._lacks["locks, so the work is done in a directory of its own and cannot be continued"] = None
-        return None
+        ways = (SHARED,) if self._part else (ALONE, SHARED) if self._shared else (ALONE,)
+        self._lock, how = held(self.folder, self._out, *ways)
+        self._lockless = how is None
+        if self._lockless and self._shared:
+            self._lacks.note("locks, so it cannot be told whether a run is at work in what one leaves there")
+        elif self._lockless:
+            self.alone, (folder, self._lock) = True, made_alone(self._out)
+            self._in(folder)
+            self._lacks.note("locks, so the work is done in a directory of its own and cannot be continued")
+        return how
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the file system does not have, and the run went on without; one note at most."""
-        what = "; without ".join(self._lacks)
-        return (f"{self.folder.parent} is on a file system without {what}",) if what else ()
+        """What the file system does not have, and the run went on without."""
+        return self._lacks.told(self.folder.parent)
 
     def require_space(self, needed: int) -> None:
         """Raises StorageError where there is no room for so many bytes more."""
-        if not publish.check_space(self._out, needed):
-            self._lacks["a count of its free space, so a full disk is found only when it is full"] = None
+        self._lacks.require_space(self._out, needed)
 
     def sync(self, folder: Path | None = None) -> None:
-        """Make the entries of a directory in it durable; of all that is to be OUT, where None."""
-        if not (publish.sync_tree(self.work) if folder is None else sync_directory(folder)):
-            self._lacks["fsync of directories, so that OUT outlasts a power cut is not certain"] = None
+        """Make the entries of a directory durable; of all that is to be OUT, where None."""
+        self._lacks.sync(folder, self.work)
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         resumable = isinstance(error, AdapterToolError) and error.resumable and bool(self.finished) and not self.alone
         keep = resumable or self.stays or (error is not None and self.precious)
+        if isinstance(error, InputError):  # what we made may be of inputs that have changed meanwhile
+            with contextlib.suppress(OSError):
+                for receipt in self._made:
+                    self._shelf.remove(receipt)
         self._leave(keep=keep)
-        if keep and isinstance(error, AdapterToolError) and self.finished:
+        if keep and isinstance(error, AdapterToolError) and self.finished and not self._part:
             count = f"{len(self.finished)} finished file{'s' if len(self.finished) > 1 else ''}"
             hint = f"the same command goes on from there; `adaptertool clean {self._out}` removes it"
             if self.alone:
@@ -144,9 +144,9 @@ class Staging:
         """Remove what is only ours; and the directory, unless it is to be kept, or others are at work in it."""
         if self._lock < 0 and not self._lockless:
             return
-        mine = not self._shared
+        mine, lock = not self._shared, self._lock
         with contextlib.suppress(OSError):
-            mine = mine or (self._lock >= 0 and is_lock_of(self._lock, self.folder) and takes(self._lock, ALONE))
+            mine = mine or (lock >= 0 and is_lock_of(lock, self.folder) and takes(lock, ALONE))
         if self._published and self._shared:
             discard_at_once(self.folder)
         elif mine and not keep:
@@ -156,8 +156,8 @@ class Staging:
             for path in self._unfinished:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
-        if self._lock >= 0:
-            os.close(self._lock)
+        if lock >= 0:
+            os.close(lock)
         if (self._lockless or self._part) and not (self._published or self.alone):
             discard_if_empty(self.folder, self._out)
         self._lock, self._lockless = -1, False
@@ -185,6 +185,7 @@ class Staging:
             placed = self._shelf.place(Receipt(name, part.name, ours, dict(self._noted)))
             self.sync(self._shelf.receipts.folder)
             if placed.part == part.name:
+                self._made.append(placed)
                 self._noted.clear()
             else:
                 part.unlink(missing_ok=True)
@@ -194,8 +195,7 @@ class Staging:
             self.assemble([name])
 
     def has_read(self, path: Path, digests: Digests) -> None:
-        """Note the digests of an input with the next file, for a run that goes on from here and need not read it. They
-        hold as long as the directory is found by its key, in which sizes and times of all inputs are."""
+        """Note the digests of an input with the next file, for others: sizes and times of all inputs are in the key."""
         if path in self._labels:
             self._noted[self._labels[path]] = digests
 
@@ -233,8 +233,7 @@ class Staging:
             raise StorageError(f"removing {path} failed: {error.strerror}") from error
 
     def take_over(self, *, by_hash: bool) -> None:
-        """What earlier runs have finished, or others at this moment. What is not as its receipt says is removed, and
-        made anew. Raises StorageError."""
+        """Hear of all that is finished. What is not as its receipt says is removed. Raises StorageError."""
         for receipt in tuple(self._shelf.receipts.all()):
             if not receipt.name or self._shelf.holds(receipt, by_hash=by_hash):
                 self._take(receipt)
@@ -248,10 +247,11 @@ class Staging:
     def _unless_gone(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, StorageError) as error:
+        except StorageError:
             self._shelf.require_there(self._out)
-            if isinstance(error, StorageError):
-                raise
+            raise
+        except OSError as error:
+            self._shelf.require_there(self._out)
             raise StorageError(f"finishing {self.work / name} failed: {error.strerror}") from error
 
     def _take(self, receipt: Receipt) -> None:
