@@ -81,6 +81,9 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on 
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")
 WEIGHT = click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
 COMPOSE = click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
+DASK = click.option(
+    "--dask", metavar="ADDRESS", help="Have workers of this Dask scheduler make the shards: tcp://..., scheduler.json."
+)
 FORCE = click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made.")
 CLEAN = click.option("--clean", is_flag=True, help="Once OUT is published, remove what killed runs left beside it.")
 HTML = click.option("--html", metavar="FILE", help="Also write a page with pictures.")

@@ -91,16 +91,14 @@ def require_verifiable_alone(plan: Plan) -> None:
         )
 
 
-def require_made(plan: Plan, finished: Collection[str], file: Path) -> None:
+def require_made(plan: Plan, finished: Collection[str], file: Path | None) -> None:
     """Raises StorageError unless all shards of the plan are finished."""
     missing = [name for shard in plan.shards for name in names_of(shard, plan.outputs) if name not in finished]
     if missing:
         count = len(plan.shards) * len(plan.outputs)
         named = ", ".join(map(shown, missing[:_NAMED])) + (", ..." if len(missing) > _NAMED else "")
-        raise StorageError(
-            f"{len(missing):,} of {count:,} shards are not made yet: {named}; `adaptertool run {file} --part 0/1` "
-            "makes what is missing"
-        )
+        how = "run again" if file is None else f"`adaptertool run {file} --part 0/1` makes what is missing"
+        raise StorageError(f"{len(missing):,} of {count:,} shards are not made yet: {named}; {how}")
 
 
 class Withheld:

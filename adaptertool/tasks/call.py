@@ -69,8 +69,10 @@ def call_of(
     options: Options,
 ) -> Call:
     """The call with these arguments. Raises UsageError for paths that are empty."""
-    if options.verify:
-        raise UsageError("parts are verified by each `run --verify`, or all by `finish --verify`")
+    if isinstance(sources, str | os.PathLike):
+        raise UsageError("adapters must be a list of paths, also where there is only one")
+    if not sources:
+        raise UsageError("no adapter given")
     usual, as_usual = type(recipe)(), Reading()
     fields = {name: _plain(value) for name, value in recipe._asdict().items() if value != getattr(usual, name)}
     if "fisher" in fields:

@@ -63,10 +63,7 @@ def plan_merge(
     names = {*MergeRecipe._fields} - {"settings"}
     recipe = {name: options.pop(name) for name in tuple(options) if name in names}
     recipe["settings"] = given_settings("plan_merge", settings_of(), options)
-    paths = [adapters] if isinstance(adapters, str | os.PathLike) else adapters
-    if not paths:
-        raise UsageError("no adapter given")
-    return write_plan(call_of(MERGE, base, paths, weights, MergeRecipe(**recipe), reading, out, how), file)
+    return write_plan(call_of(MERGE, base, adapters, weights, MergeRecipe(**recipe), reading, out, how), file)
 
 
 def plan_wise(
@@ -88,6 +85,8 @@ def plan_wise(
 
 
 def _options(options: dict[str, Any]) -> Options:
+    if options.get("verify"):
+        raise UsageError("parts are verified by each `run --verify`, or all by `finish --verify`")
     return Options(**{name: options.pop(name) for name in tuple(options) if name in Options.__slots__})
 
 
@@ -202,7 +201,7 @@ def finish(
     return finish_planned(plan, out, how, Path(file))
 
 
-def finish_planned(plan: Plan, out: Path, options: Options, file: Path) -> RunReport:
+def finish_planned(plan: Plan, out: Path, options: Options, file: Path | None) -> RunReport:
     """The same of what is planned already. Raises as `finish` does."""
     return checkpoint.run(plan, out, options, lambda finished: require_made(plan, finished, file))
 
