@@ -101,6 +101,9 @@ WEIGHT = click.option(
     help="Weight of an adapter; by order, one for each.",
 )
 COMPOSE = click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
+DASK = click.option(
+    "--dask", metavar="ADDRESS", help="Have workers of this Dask scheduler make the shards: tcp://..., scheduler.json."
+)
 FORCE = click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made.")
 CLEAN = click.option("--clean", is_flag=True, help="Once OUT is published, remove what killed runs left beside it.")
 HTML = click.option("--html", metavar="FILE", help="Also write a page with pictures.")
