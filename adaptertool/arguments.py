@@ -157,6 +157,16 @@ def parse_size(size: int | str | None) -> int | None:
     return int(Decimal(found[1]) * each)
 
 
+def parse_rate(rate: int | str | None) -> int | None:
+    """The bytes a second of `2GB/s`, with or without its end, or of a number. Raises UsageError for anything else."""
+    text = rate.strip().removesuffix("/s") if isinstance(rate, str) else rate
+    try:
+        return parse_size(text)
+    except UsageError:
+        said = f"{argument('rate')} is bytes a second, such as 2GB/s or 500MB/s, not {rate!r}"
+        raise UsageError(said) from None
+
+
 def check_dtype(dtype: str | None) -> str | None:
     """Raises UsageError for what is none of those that weights are stored as."""
     if dtype is not None and dtype not in DTYPES:

@@ -161,6 +161,7 @@ def test_every_room_stands_on_a_level() -> None:
         ("torch", {"live", "evaluation", "kinds"}),
         ("transformers", {"evaluation"}),
         ("peft", {"live"}),
+        ("distributed", {"tasks"}),
     ],
 )
 def test_only_one_room_knows(library: str, allowed: set[str]) -> None:

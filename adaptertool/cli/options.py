@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 import click
 
-from adaptertool.arguments import as_path
+from adaptertool.arguments import as_path, parse_rate
 from adaptertool.cli.boundary import annotate, ignore_signals, say
 from adaptertool.cli.table import load
+from adaptertool.engine.cost import Extra
 from adaptertool.engine.resources import MAX_THREADS
 from adaptertool.errors import UsageError
 from adaptertool.methods import Setting
@@ -99,6 +101,9 @@ WEIGHT = click.option(
     help="Weight of an adapter; by order, one for each.",
 )
 COMPOSE = click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
+DASK = click.option(
+    "--dask", metavar="ADDRESS", help="Have workers of this Dask scheduler make the shards: tcp://..., scheduler.json."
+)
 FORCE = click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made.")
 CLEAN = click.option("--clean", is_flag=True, help="Once OUT is published, remove what killed runs left beside it.")
 HTML = click.option("--html", metavar="FILE", help="Also write a page with pictures.")
@@ -146,6 +151,10 @@ writes = with_options(
     click.option("--fail-if-unchanged", is_flag=True, help="Exit 1 and write nothing where no element would change."),
     click.option("--verify", is_flag=True, help="Read back what was written, and judge it, before it is published."),
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
+    click.option(
+        "--rate", metavar="RATE", help="With --dry-run: estimate the time where a node has so many, as 2GB/s."
+    ),
+    click.option("--nodes", type=click.IntRange(min=1), help="With --rate: for so many nodes, of this rate each."),
     THREADS,
     JSON,
     QUIET,
@@ -196,11 +205,15 @@ class Printing(NamedTuple):
 
 
 def records(flags: dict[str, Any]) -> tuple[Options, Printing]:
-    """What the options of `writes` say, as records."""
+    """What the options of `writes` say, as records. Raises UsageError for a rate without a dry run."""
     printing = Printing(*(flags.pop(name) for name in Printing._fields))
     file = flags.pop("provenance")
     provenance = None if file is None else as_path(file, "FILE")
-    return Options(**flags, provenance=provenance, before_publish=ignore_signals), printing
+    rate, nodes = parse_rate(flags.pop("rate")), flags.pop("nodes")
+    if (rate is not None and not flags["dry_run"]) or (nodes is not None and rate is None):
+        raise UsageError("--nodes is for --rate, and --rate for --dry-run: they estimate what a run would take")
+    options = Options(**flags, provenance=provenance, rate=rate, nodes=nodes or 1, before_publish=ignore_signals)
+    return options, printing
 
 
 def execute(plan: Plan, out: str, options: Options, printing: Printing) -> None:
@@ -215,7 +228,9 @@ def execute(plan: Plan, out: str, options: Options, printing: Printing) -> None:
     for text in plan.notes:
         note(text)
     if options.dry_run:
-        report = preview(plan, out, force=options.force, threads=options.threads)
+        extra = Extra(sha256=options.sha256 or options.provenance is not None, verify=options.verify)
+        asked = functools.partial(preview, plan, out, force=options.force, threads=options.threads)
+        report = asked(rate=options.rate, nodes=options.nodes, extra=extra)
         say(to_json(report) if printing.as_json else plan_text(report, every_tensor=printing.verbose), sys.stdout)
     else:
         run_and_tell = load("run", "run_and_tell")

@@ -29,6 +29,14 @@ COMMANDS = (
         "wise", "wise", "wise", "Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT)."
     ),
     Entry(
+        "plan",
+        "parts",
+        "plan",
+        "Write down a merge or an interpolation that is to be made in parts, on any number of machines.",
+    ),
+    Entry("run", "parts", "run", "Make one part of a plan: those of its shards that are not made yet."),
+    Entry("finish", "parts", "finish", "Publish what the parts of a plan have made."),
+    Entry(
         "sum",
         "algebra",
         "sum_command",

@@ -95,7 +95,8 @@ def read_adapter(
     tensors, read_so = plain_keys(header.path, own)
     in_common = [ref for one in shared.values() for ref in one.stored]
     for ref in (*tensors.values(), *in_common):
-        _require_numbers(header.path, ref, config)
+        if ref.spec.dtype not in COMPUTED or ref.spec.shape == (0,):  # here, since a call for each takes long
+            _require_numbers(header.path, ref, config)
     without = steering(fields, tensors) if config.spelled is None else {}
     for key in (key for key in tensors if key not in without):
         _file(config, header.path, key.removeprefix(PREFIX), tensors[key], factors, saved, tokens)
