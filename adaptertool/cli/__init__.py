@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import NoReturn
 
 import click
@@ -30,16 +29,13 @@ Exit codes:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="adaptertool")
-@click.pass_context
-def cli(context: click.Context) -> None:
+def cli() -> None:
     """Adapter arithmetic on checkpoints, by streaming. Nothing silent.
 
     Checkpoints are directories with safetensors (single or sharded), one .safetensors or GGUF file, or a
     pipeline of diffusers. Adapters are those of PEFT, kohya, LyCORIS, ComfyUI, diffusers, MLX and GGUF. Inputs
     are never changed; OUT appears only when it is complete.
     """
-    if os.environ.get("NO_COLOR"):
-        context.color = False
 
 
 for _entry in COMMANDS:

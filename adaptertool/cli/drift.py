@@ -23,6 +23,7 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
+from adaptertool.cli.terminal import room
 from adaptertool.render import page
 from adaptertool.render.drift import drift_text, verdict
 from adaptertool.render.drift_page import drift_page
@@ -79,7 +80,7 @@ def drift(
         )
     if html is not None:
         page.write(html, drift_page(report))
-    tell(report, lambda: drift_text(report, every_module=verbose), as_json=as_json, quiet=quiet)
+    tell(report, lambda: drift_text(report, every_module=verbose, width=room()), as_json=as_json, quiet=quiet)
     if report.ok:
         return 0
     return failed(f"drift {report.base}: {verdict(report)}", quiet=quiet)

@@ -19,6 +19,7 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
+from adaptertool.cli.terminal import room
 from adaptertool.render import page
 from adaptertool.render.inspect import inspect_text
 from adaptertool.render.inspect_page import inspect_page
@@ -55,7 +56,7 @@ def inspect(
         report = task.inspect(path, base, progress=progress, **options)
     if html is not None:
         page.write(html, inspect_page(report))
-    tell(report, lambda: inspect_text(report, every_module=verbose), as_json=as_json, quiet=quiet)
+    tell(report, lambda: inspect_text(report, every_module=verbose, width=room()), as_json=as_json, quiet=quiet)
     if report.fits is not False:
         return 0
     return failed(f"inspect {report.path}: does not fit {report.base}: {report.refusal}", quiet=quiet)
