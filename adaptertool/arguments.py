@@ -10,6 +10,7 @@ from decimal import Decimal, InvalidOperation, Overflow, localcontext
 from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
+from adaptertool.files.hub import find
 from adaptertool.methods import Method, Setting, settings_of
 from adaptertool.spec.choices import AS_TRAINED, DTYPES, PRECISIONS, QUANTISES, RankChoice
 
@@ -119,6 +120,13 @@ def as_path(value: PathLike, what: str) -> Path:
     if not os.fspath(value):
         raise UsageError(f"{what} is an empty path")
     return Path(value)
+
+
+def as_input(value: PathLike, what: str) -> Path:
+    """The path of an input; of a name on the hub, where nothing is called so here, the path in its local cache. Raises
+    UsageError, and InputError for a revision that the cache lacks."""
+    path = as_path(value, what)
+    return find(os.fspath(value)) or path
 
 
 def check_quantise(quantise: str | None, dtype: str | None) -> str | None:

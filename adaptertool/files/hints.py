@@ -46,7 +46,8 @@ def _meant(path: Path, text: str) -> str:
 
 
 def _on_hub(name: str) -> str:
-    return f" (if it is on the hub: `hf download {name} --local-dir DIR` first)"
+    get = f"if it is on the hub: `hf download {name}` first, and give {name}"
+    return f", nor does the local cache of the hub have it ({get})"
 
 
 def _near(path: Path) -> Path | None:

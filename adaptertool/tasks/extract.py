@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.algebra.extract import changed_of, in_order, jobs, specs_of
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.decoded_beside import as_numbers
-from adaptertool.arguments import Number, PathLike, as_path, cut_of
+from adaptertool.arguments import Number, PathLike, as_input, as_path, cut_of
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import InputError, MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.hub import repository_of
 from adaptertool.files.reader import Inputs, same_bytes
 from adaptertool.formats import DEFAULT, is_adapter, writing
 from adaptertool.formats.checkpoints import open_checkpoint, require_named
@@ -88,7 +88,7 @@ def extract(
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
     computing = device_named(device)
-    base_path, path, target = as_path(base, "BASE"), as_path(tuned, "TUNED"), as_path(out, "OUT")
+    base_path, path, target = as_input(base, "BASE"), as_input(tuned, "TUNED"), as_path(out, "OUT")
     written = target_of(None if to == DEFAULT.name else to, DEFAULT.name, target)
     as_file = written is not None and written.as_file
     check_out(target, [base_path, path], force=options.force, as_file=as_file)
@@ -216,7 +216,7 @@ def _written(said: Sequence[Extracted]) -> list[Written]:
 def _fields(base: Checkpoint, selection: Selection) -> dict[str, Any]:
     named = (base.config or {}).get("_name_or_path")
     return writing(DEFAULT).new_fields(
-        named if isinstance(named, str) and named else Path(base.path).resolve().name,
+        repository_of(base.path) or (named if isinstance(named, str) and named else base.path.resolve().name),
         biases=selection.biases,
         transposed=any(choice.transposed for choice in selection.choices),
         saved_modules=selection.saved_modules,
