@@ -104,6 +104,7 @@ def say(text: str, stream: TextIO | None) -> None:
         return
     try:
         text = "\n".join(map(shown, text.split("\n")))
+        text = terminal.fitted(text, stream) if stream is sys.stderr else text
         print(terminal.painted(text) if terminal.colours(stream) else text, file=stream, flush=True)
     except OSError as error:
         # Nothing more can be written there; without this Python would try again when it exits, and complain.

@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -37,6 +37,7 @@ _MEANT = tuple(
     }.items()
     for pattern in patterns
 )
+_HELD = "\0"  # a blank where no line ends; what is printed has no such character
 _LABEL = re.compile(r"  [a-z][a-z ]{7,8} (?=\S)")  # before what a report says
 
 
@@ -70,24 +71,27 @@ def _with_colour(found: re.Match[str], colour: str) -> str:
     return found[0][:begin] + click.style(found[1], fg=colour, bold=True) + found[0][end:]
 
 
-def room() -> int | None:
-    """The columns of the terminal that stdout is; None where it is none: nothing is cut to fit there."""
-    if sys.stdout is None or not sys.stdout.isatty():
-        return None
-    return shutil.get_terminal_size().columns
+def room(stream: TextIO | None = None) -> int | None:
+    """The columns of the terminal that a stream is, stdout unless given; None where it is none: nothing is cut to fit
+    there."""
+    stream = stream or sys.stdout
+    return shutil.get_terminal_size().columns if stream is not None and stream.isatty() else None
 
 
-def fitted(text: str) -> str:
-    """The text with lines that are too long for the terminal broken between words, and indented below their first."""
-    width = room()
+def fitted(text: str, stream: TextIO | None = None) -> str:
+    """The text with lines that are too long for the terminal broken between words, and indented below their first; but
+    commands, which are copied, stay whole."""
+    width = room(stream)
     return text if width is None else "\n".join(_broken(line, width) for line in text.split("\n"))
 
 
 def _broken(line: str, width: int) -> str:
-    if len(line) <= width:
+    if len(line) <= width or "`" in line or line.startswith("  python"):
         return line
     label = _LABEL.match(line)
     indent = " " * (label.end() if label and width > 2 * label.end() else 4)
-    return textwrap.fill(
-        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, replace_whitespace=False
-    )
+    how: Any = {"subsequent_indent": indent, "break_long_words": False, "break_on_hyphens": False}
+    # Facts that stand two blanks apart stay whole, where they can
+    whole = line if label else re.sub(r"(?<=\S) (?=\S)", _HELD, line)
+    parts = [part.replace(_HELD, " ") for part in textwrap.wrap(whole, width, **how)]
+    return "\n".join(one for part in parts for one in textwrap.wrap(part, width, **how))

@@ -73,7 +73,7 @@ def test_what_has_a_colour() -> None:
 
 
 def test_lines_end_between_words_and_go_on_below_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal, "room", lambda: 30)
+    monkeypatch.setattr(terminal, "room", lambda _: 30)
     text = "  capacity 55,296 parameters at 2 bits each\n  wrong  model.layers.0.q_proj  negated, scale -1"
     assert terminal.fitted(text).split("\n") == [
         "  capacity 55,296 parameters",
@@ -81,7 +81,10 @@ def test_lines_end_between_words_and_go_on_below_the_first(monkeypatch: pytest.M
         "  wrong  model.layers.0.q_proj",
         "    negated, scale -1",
     ]
-    monkeypatch.setattr(terminal, "room", lambda: None)
+    facts = "  lm_head  in 0.993 of all  rel 0.229  ulp 30,882"
+    assert terminal.fitted(facts).split("\n") == ["  lm_head  in 0.993 of all", "    rel 0.229  ulp 30,882"]
+    assert terminal.fitted("give it: `hf download org/name --local-dir DIR`").count("\n") == 0
+    monkeypatch.setattr(terminal, "room", lambda _: None)
     assert terminal.fitted(text) == text
 
 
