@@ -30,7 +30,7 @@ Environment:
   ADAPTERTOOL_THREADS    threads, where --threads is not given
   NO_COLOR               no colours, where --color is not given
   HF_HUB_CACHE, HF_HOME  where org/name is looked for; nothing is downloaded
-  GITHUB_STEP_SUMMARY    a file, to which verify adds its summary
+  GITHUB_STEP_SUMMARY    a file, to which checks add their summary
 """
 EXAMPLE = """\b
 Example:

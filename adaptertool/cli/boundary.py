@@ -18,7 +18,7 @@ import click
 from adaptertool.cli import terminal
 from adaptertool.errors import AdapterToolError, InternalError, StorageError, UsageError, shown
 from adaptertool.interrupts import interrupt
-from adaptertool.render.machine import error_to_json
+from adaptertool.render.machine import annotation, error_to_json
 
 # Options that are looked for, and what is there instead
 _INSTEAD: Mapping[str, str] = {
@@ -94,7 +94,14 @@ def _fail(error: AdapterToolError) -> int:
     if "--json" in sys.argv:  # asked here and not of click, since the error may be in parsing
         with contextlib.suppress(AdapterToolError):  # the error that is being told counts more than a full stdout
             say(error_to_json(error), sys.stdout)
+    annotate(error.on_command_line)
     return error.exit_code
+
+
+def annotate(text: str) -> None:
+    """In GitHub's Actions, tell the page of the run too. On stderr, which its runner reads as well."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        say(annotation(text), sys.stderr)
 
 
 def say(text: str, stream: TextIO | None) -> None:

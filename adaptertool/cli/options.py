@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import click
 
 from adaptertool.arguments import as_path
-from adaptertool.cli.boundary import ignore_signals, say, show
+from adaptertool.cli.boundary import annotate, ignore_signals, say, show
 from adaptertool.cli.table import load
 from adaptertool.cli.terminal import MODES
 from adaptertool.engine.resources import MAX_THREADS
@@ -173,6 +174,7 @@ class Noted(Report, Protocol):
 def tell(report: Noted, text: Callable[[], str], *, as_json: bool, quiet: bool) -> None:
     """Say the notes of a report on stderr; and on stdout `text` of it, or JSON, which is said also where the rest is
     quiet."""
+    summarise(report)
     say_notes(report.notes, quiet=quiet)
     if as_json:
         say(to_json(report), sys.stdout)
@@ -184,7 +186,14 @@ def failed(what: str, *, quiet: bool) -> int:
     """The exit code of a check that failed; what it says, where the rest is quiet."""
     if quiet:
         say(f"adaptertool: {what.splitlines()[0]}", sys.stderr)
+    annotate(what)
     return 1
+
+
+def summarise(report: Report) -> None:
+    """In GitHub's Actions, add a check to the summary of the step."""
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        load("summary", "append")(report, path)
 
 
 def say_notes(notes: Iterable[str], *, quiet: bool) -> None:

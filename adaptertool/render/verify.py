@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from adaptertool.errors import UsageError, shown
 from adaptertool.render.text import size, starred
 from adaptertool.reports.verify import FilesReport, TensorVerdict, VerifyReport
+from adaptertool.version import __version__
 
 _LISTED = 20  # lines, each of a tensor or of several that are alike
 
@@ -19,13 +21,13 @@ _LISTED = 20  # lines, each of a tensor or of several that are alike
 def verify_text(report: VerifyReport, *, every_tensor: bool = False) -> str:
     lines = [f"verify {report.merged}: {'right' if report.ok else 'WRONG'}"]
     lines.append(f"  against  {_recipe(report)}")
-    lines.append(f"  tensors  {_counts(report)}")
+    lines.append(f"  tensors  {counted(report)}")
     if report.summary.rounding:
         lines.append(f"  rounding explained by {', '.join(_recipes(report))}; at most {_most_ulp(report)} ulp")
     if report.summary.diagnosis:
         lines.append(f"  found    {', '.join(report.summary.diagnosis)}")
     lines += [f"  problem  {problem}" for problem in report.problems]
-    bad = [verdict for verdict in report.tensors if every_tensor or not _good(verdict, report)]
+    bad = [verdict for verdict in report.tensors if every_tensor or not good(verdict, report)]
     texts = list(map(_line, bad)) if every_tensor else list(_folded(bad))
     listed = texts if every_tensor else texts[:_LISTED]
     lines += [f"  {text}" for text in listed]
@@ -48,7 +50,7 @@ def _folded(verdicts: Sequence[TensorVerdict]) -> Iterator[str]:
             yield f"{_line(dataclasses.replace(worst, name=form))}  ({len(group):,} tensors, the worst)"
 
 
-def _good(verdict: TensorVerdict, report: VerifyReport) -> bool:
+def good(verdict: TensorVerdict, report: VerifyReport) -> bool:
     if report.strict:
         return verdict.status == "exact" and verdict.diagnosis is None
     return verdict.status in ("exact", "rounding")
@@ -62,7 +64,7 @@ def _recipe(report: VerifyReport) -> str:
     return f"{report.base} + {' + '.join(sources)}" + (f" at alpha {report.alpha:g}" if report.alpha != 1 else "")
 
 
-def _counts(report: VerifyReport) -> str:
+def counted(report: VerifyReport) -> str:
     counts = report.summary
     texts = [f"{counts.exact:,} exact", f"{counts.rounding:,} within rounding"]
     more = {
@@ -109,13 +111,15 @@ def write_junit(report: VerifyReport, path: Path) -> None:
     for verdict in report.tensors:
         module, _, _ = verdict.name.rpartition(".")
         case = TestCase(shown(verdict.name), classname=shown(module or verdict.name))
-        if not _good(verdict, report):
+        if not good(verdict, report):
             case.result = [Failure(_line(verdict), verdict.diagnosis or verdict.status)]
         suite.add_testcase(case)
     for problem in report.problems:
         case = TestCase("config", classname="config")
         case.result = [Failure(shown(problem))]
         suite.add_testcase(case)
+    for name, value in _facts(report).items():
+        suite.add_property(name, shown(value))
     suite.time = report.seconds  # of all: tensors are judged together
     document = JUnitXml("adaptertool verify")
     document.add_testsuite(suite)
@@ -123,17 +127,35 @@ def write_junit(report: VerifyReport, path: Path) -> None:
     document.write(str(path))
 
 
+def _facts(report: VerifyReport) -> dict[str, str]:
+    """What was judged, and by what, so that a result of long ago can be told from others."""
+    return {
+        "adaptertool": __version__,
+        "verdict": report.verdict,
+        "merged": report.merged,
+        "base": report.base,
+        **{f"adapter {number}": source for number, source in enumerate(report.sources, 1)},
+        "weights": " ".join(f"{weight:g}" for weight in report.weights),
+        "alpha": f"{report.alpha:g}",
+        "strict": str(report.strict).lower(),
+    }
+
+
 def verify_markdown(report: VerifyReport) -> str:
     lines = [f"### adaptertool verify: {'right' if report.ok else 'WRONG'}", ""]
-    lines += [f"`{_code(report.merged)}` against `{_code(_recipe(report))}`: {_counts(report)}", ""]
+    lines += [f"`{_code(report.merged)}` against `{_code(_recipe(report))}`: {counted(report)}", ""]
     lines += [f"- {_plain(problem)}" for problem in report.problems]
-    bad = [verdict for verdict in report.tensors if not _good(verdict, report)]
+    bad = sorted((verdict for verdict in report.tensors if not good(verdict, report)), key=_worst_first)
     if bad:
         lines += ["| tensor | status | diagnosis | ulp | relative error |", "| --- | --- | --- | --- | --- |"]
         lines += list(itertools.islice(_rows(bad), _LISTED))
         if len(bad) > _LISTED:
             lines.append(f"\n... and {len(bad) - _LISTED:,} more")
     return "\n".join(lines) + "\n"
+
+
+def _worst_first(verdict: TensorVerdict) -> float:
+    return -math.inf if verdict.rel_error is None else -verdict.rel_error
 
 
 def _rows(verdicts: Sequence[TensorVerdict]) -> Iterator[str]:

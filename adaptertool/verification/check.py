@@ -52,8 +52,10 @@ def check(
     right = counts["exact"] + (0 if strict else counts["rounding"])
     if strict:
         right -= sum(verdict.status == "exact" and verdict.diagnosis is not None for verdict in verdicts)
+    good = right == len(verdicts) and not problems
     return VerifyReport(
-        ok=right == len(verdicts) and not problems,
+        ok=good,
+        verdict="right" if good else "wrong",
         merged=called(candidate.path),
         base=called(plan.base),
         sources=tuple(map(called, plan.sources)),
