@@ -26,7 +26,7 @@ _UNEXPANDED = re.compile(r"[$*?]")  # what a shell takes the place of, unless it
 def not_there(path: Path) -> str:
     """A path that does not exist, and what may be meant by it: a name that is nearly that, what a shell would have made
     of it, or a repository on the hub."""
-    text = _URL.sub(r"\1://", str(path).replace("file:/", "file:///"), count=1)  # paths have one of several slashes
+    text = _URL.sub(r"\1://", re.sub("^file:/+", "file:///", str(path)))  # paths have one of several slashes
     return f"{shown(text)} does not exist{_meant(path, text)}"
 
 
