@@ -19,7 +19,7 @@ _LISTED = 8  # folders that are named
 _HUB = re.compile(
     r"(?:(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/+)?(\w[\w.-]*/[\w.-]+)(?:/(?:tree|blob|resolve)/.*)?/?"
 )
-_URL = re.compile(r"^(?!file:)(\w+):/+(?=[^/])")
+_URL = re.compile(r"^(https?|hf):/+(?=[^/])")
 _UNEXPANDED = re.compile(r"[$*?]")  # what a shell takes the place of, unless it is quoted
 
 
