@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptertool.reports.notebook import InNotebook
+
 
 @dataclass(frozen=True, slots=True)
 class EditReport:
@@ -29,7 +31,7 @@ class TensorPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(InNotebook):
     """What plans and runs have in common. Sizes in bytes."""
 
     schema: ClassVar[str]
