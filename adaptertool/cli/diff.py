@@ -9,6 +9,7 @@ from adaptertool.cli.bar import bar
 from adaptertool.cli.options import DEBUG, HTML, JSON, QUIET, THREADS, failed, tell, with_options
 from adaptertool.render.diff import diff_text
 from adaptertool.render.diff_page import diff_page
+from adaptertool.render.text import counted
 from adaptertool.tasks import diff as task
 
 
@@ -47,4 +48,4 @@ def diff(
     tell(report, lambda: diff_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)
     if report.equal:
         return 0
-    return failed(f"diff {report.a} {report.b}: DIFFERENT in {len(report.tensors):,} tensors", quiet=quiet)
+    return failed(f"diff {report.a} {report.b}: DIFFERENT in {counted(len(report.tensors), 'tensor')}", quiet=quiet)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ _LISTED = 20  # lines, each of a tensor or of several that are alike
 def verify_text(report: VerifyReport, *, every_tensor: bool = False) -> str:
     lines = [f"verify {report.merged}: {'right' if report.ok else 'WRONG'}"]
     lines.append(f"  against  {_recipe(report)}")
-    lines.append(f"  tensors  {counted(report)}")
+    lines.append(f"  tensors  {statuses(report)}")
     if report.summary.rounding:
         lines.append(f"  rounding explained by {', '.join(_recipes(report))}; at most {_most_ulp(report)} ulp")
     if report.summary.diagnosis:
@@ -60,7 +62,7 @@ def _recipe(report: VerifyReport) -> str:
     return f"{report.base} + {' + '.join(sources)}" + (f" at alpha {report.alpha:g}" if report.alpha != 1 else "")
 
 
-def counted(report: VerifyReport) -> str:
+def statuses(report: VerifyReport) -> str:
     counts = report.summary
     texts = [f"{counts.exact:,} exact", f"{counts.rounding:,} within rounding"]
     more = {
@@ -91,12 +93,18 @@ def _line(verdict: TensorVerdict) -> str:
     return f"{verdict.status}  {shown(verdict.name)}  {', '.join(filter(None, facts))}".rstrip()
 
 
+def require_junit(path: str) -> None:
+    """Refuse a file that cannot be written, before anything is read. Raises UsageError."""
+    if importlib.util.find_spec("junitparser") is None:
+        raise UsageError("--junit needs junitparser: pip install 'adaptertool[report]'")
+    if not path or os.path.isdir(path) or not os.path.isdir(Path(path).parent):
+        raise UsageError(f"--junit {path or 'of an empty path'} must be a file in a folder that exists")
+
+
 def write_junit(report: VerifyReport, path: Path) -> None:
-    """A test case for each tensor. Raises UsageError where junitparser is not installed."""
-    try:
-        from junitparser import Failure, JUnitXml, TestCase, TestSuite  # noqa: PLC0415  # an extra
-    except ImportError as error:
-        raise UsageError("--junit needs junitparser: pip install 'adaptertool[report]'") from error
+    """A test case for each tensor, after `require_junit`."""
+    from junitparser import Failure, JUnitXml, TestCase, TestSuite  # noqa: PLC0415  # an extra
+
     suite = TestSuite(f"adaptertool verify {shown(report.merged)}")
     for verdict in report.tensors:
         module, _, _ = verdict.name.rpartition(".")
@@ -117,7 +125,7 @@ def write_junit(report: VerifyReport, path: Path) -> None:
 
 def verify_markdown(report: VerifyReport) -> str:
     lines = [f"### adaptertool verify: {'right' if report.ok else 'WRONG'}", ""]
-    lines += [f"`{_code(report.merged)}` against `{_code(_recipe(report))}`: {counted(report)}", ""]
+    lines += [f"`{_code(report.merged)}` against `{_code(_recipe(report))}`: {statuses(report)}", ""]
     lines += [f"- {_plain(problem)}" for problem in report.problems]
     bad = [verdict for verdict in report.tensors if not good(verdict, report)]
     if bad:
