@@ -16,7 +16,12 @@ from adaptertool.spec.plan import Plan, Step
 
 
 def preview(plan: Plan, out: PathLike, *, force: bool = False, threads: int | None = None) -> PlanReport:
-    """The report of a plan. An OUT that the run would refuse is refused here too; nothing is written."""
+    """The report of a plan. An OUT that the run would refuse is refused here too; nothing is written.
+
+    >>> plan = adaptertool.prepare_merge("fixtures/base", ["fixtures/lora"])
+    >>> adaptertool.preview(plan, "merged").bytes_written
+    1039279
+    """
     path, threads = as_path(out, "OUT"), thread_count(threads)
     check_output(plan, path, force=force)
     return PlanReport(
