@@ -11,6 +11,7 @@
 # make bench-quick  the ratios that matter, in about 5 minutes (8 GB of disk); fails where one is worse by a third than
 #              recorded in benchmarks/quick.json
 # make bench-peers   tinker-cookbook into an environment of its own, so that make bench measures it too
+# make screenshot  docs/page.png, the picture of a page (needs Chromium)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -19,7 +20,7 @@ TINKER := benchmarks/.venv-tinker
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all coverage fault-test limits-test verdicts survival lint bench bench-quick bench-peers clean
+.PHONY: demo test test-all coverage fault-test limits-test verdicts survival screenshot lint bench bench-quick bench-peers clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo.py
@@ -44,6 +45,9 @@ verdicts: $(STAMP)
 
 survival: $(STAMP)
 	$(BIN)/python tests/survival.py
+
+screenshot: $(STAMP)
+	$(BIN)/python tools/screenshot.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
