@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "fixtures"
 PICTURE = ROOT / "docs" / "page.png"
 WIDTH, HEIGHT = 1120, 930  # pixels
-COLOURS = 64  # enough for what a page has, and a third of the bytes
+COLOURS = 255  # enough for what a page has, and a third of the bytes
 
 
 def main() -> None:
