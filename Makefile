@@ -14,6 +14,7 @@
 # make bench-quick  the ratios that matter, in about 5 minutes (8 GB of disk); fails where one is worse by a third than
 #              recorded in benchmarks/quick.json
 # make bench-peers   tinker-cookbook into an environment of its own, so that make bench measures it too
+# make screenshot  docs/page.png, the picture of a page (needs Chromium)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -24,7 +25,7 @@ TINKER := benchmarks/.venv-tinker
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-peft test test-all coverage fault-test test-dask limits-test verdicts survival man lint bench bench-quick bench-peers clean
+.PHONY: demo demo-peft test test-all coverage fault-test test-dask limits-test verdicts survival screenshot man lint bench bench-quick bench-peers clean
 
 # Where all is installed, nothing more is
 demo: $(or $(wildcard $(STAMP)),$(SMALL))
@@ -60,6 +61,9 @@ survival: $(STAMP)
 
 man: $(STAMP)
 	$(BIN)/python tools/man_pages.py build/man
+
+screenshot: $(STAMP)
+	$(BIN)/python tools/screenshot.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

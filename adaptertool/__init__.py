@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.reports.notebook import shows
 from adaptertool.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -97,6 +98,14 @@ _HOMES = {
 }
 
 __all__ = ["__version__", *_HOMES]
+
+
+def _card(report: object) -> str:
+    card: str = import_module("adaptertool.render.card").card(report)
+    return card
+
+
+shows(_card)
 
 
 def __getattr__(name: str) -> Any:

@@ -88,18 +88,8 @@ def verify(
     Raises UsageError with other options but no BASE.
     """
     if base is None:
-        if (
-            weights
-            or alpha is not None
-            or strict
-            or junit is not None
-            or html is not None
-            or renames
-            or leave_out
-            or expert_layout
-            or as_trained
-            or compose != COMPOSITIONS[0]
-        ):
+        given = (weights, strict, renames, leave_out, expert_layout, as_trained, compose != COMPOSITIONS[0])
+        if any(given) or any(one is not None for one in (alpha, junit, html)):
             raise UsageError("without a BASE only the files are checked against their manifest; give the BASE too")
         return _files(merged, threads, as_json=as_json, quiet=quiet)
     pages.require(html)

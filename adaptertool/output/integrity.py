@@ -41,6 +41,10 @@ def check_files(
     threads:  the available cores, up to 8, where None
 
     Raises InputError where there is no manifest, or one that is malformed; StorageError for what cannot be read.
+
+    >>> _ = adaptertool.merge("fixtures/base", ["fixtures/lora"], "merged")
+    >>> adaptertool.check_files("merged").ok
+    True
     """
     root = as_input(out, "OUT")
     files = _manifest(root)

@@ -32,6 +32,10 @@ def preview(
     extra: what the run is to do beside the merge, for the cost
 
     Raises UsageError for a rate that is none, or no node.
+
+    >>> plan = adaptertool.prepare_merge("fixtures/base", ["fixtures/lora"])
+    >>> adaptertool.preview(plan, "merged").bytes_written
+    1039279
     """
     speed = parse_rate(rate)
     path, threads = as_path(out, "OUT"), thread_count(threads)

@@ -36,9 +36,7 @@ def diff_sheet(report: DiffReport) -> Sheet:
             tables.append(_alike(list(groups.items())))
         rows = [_row(one, one.name) for one in sorted(report.tensors, key=_moved, reverse=True)]
         names, cells = without_empty(_HEAD, rows)
-        tables.append(
-            SheetTable(title="Tensors that differ, those that moved most first", head=names, rows=cells, left=2)
-        )
+        tables.append(SheetTable(title="Tensors that differ, the furthest first", head=names, rows=cells, left=2))
     return Sheet(
         command="diff",
         heading=f"{tail(report.a)} against {tail(report.b)}",

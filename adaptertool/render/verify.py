@@ -21,7 +21,7 @@ _LISTED = 20  # lines, each of a tensor or of several that are alike
 def verify_text(report: VerifyReport, *, every_tensor: bool = False) -> str:
     lines = [f"verify {report.merged}: {'right' if report.ok else 'WRONG'}"]
     lines.append(f"  against  {_recipe(report)}")
-    lines.append(f"  tensors  {counted(report)}")
+    lines.append(f"  tensors  {statuses(report)}")
     if report.summary.rounding:
         lines.append(f"  rounding explained by {', '.join(_recipes(report))}; at most {_most_ulp(report)} ulp")
     if report.summary.diagnosis:
@@ -64,7 +64,7 @@ def _recipe(report: VerifyReport) -> str:
     return f"{report.base} + {' + '.join(sources)}" + (f" at alpha {report.alpha:g}" if report.alpha != 1 else "")
 
 
-def counted(report: VerifyReport) -> str:
+def statuses(report: VerifyReport) -> str:
     counts = report.summary
     texts = [f"{counts.exact:,} exact", f"{counts.rounding:,} within rounding"]
     more = {
@@ -143,7 +143,7 @@ def _facts(report: VerifyReport) -> dict[str, str]:
 
 def verify_markdown(report: VerifyReport) -> str:
     lines = [f"### adaptertool verify: {'right' if report.ok else 'WRONG'}", ""]
-    lines += [f"`{_code(report.merged)}` against `{_code(_recipe(report))}`: {counted(report)}", ""]
+    lines += [f"`{_code(report.merged)}` against `{_code(_recipe(report))}`: {statuses(report)}", ""]
     lines += [f"- {_plain(problem)}" for problem in report.problems]
     bad = sorted((verdict for verdict in report.tensors if not good(verdict, report)), key=_worst_first)
     if bad:

@@ -10,7 +10,7 @@ from adaptertool.render.made import Made
 from adaptertool.render.page import page
 from adaptertool.render.sheet import RIGHT, WRONG, Cell, Figure, Row, Sheet, SheetTable, mix, tail, without_empty
 from adaptertool.render.text import starred
-from adaptertool.render.verify import counted, good
+from adaptertool.render.verify import good, statuses
 from adaptertool.reports.verify import TensorVerdict, VerifyReport
 
 _ORDER = ("wrong", "untouched_changed", "missing", "extra", "rounding", "exact")  # of what is told first
@@ -41,7 +41,7 @@ def verify_sheet(report: VerifyReport) -> Sheet:
         command="verify",
         heading=f"Is {tail(report.merged)} the merge of {mix(list(map(tail, (report.base, *report.sources))))}?",
         badge=("right", RIGHT) if report.ok else ("WRONG", WRONG),
-        verdict=counted(report) + (f"; found: {', '.join(summary.diagnosis)}" if summary.diagnosis else ""),
+        verdict=statuses(report) + (f"; found: {', '.join(summary.diagnosis)}" if summary.diagnosis else ""),
         about=about,
         facts=[(name, f"{count:,}") for name, count in facts.items() if count or name in ("exact", "wrong")],
         alerts=report.problems,

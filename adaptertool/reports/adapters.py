@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptertool.reports.notebook import InNotebook
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterReport:
+class AdapterReport(InNotebook):
     """What the making of an adapter did, or with dry_run would do. Sizes in bytes."""
 
     schema: ClassVar[str]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from adaptertool.errors import UsageError, argument, shown
+from adaptertool.reports.notebook import InNotebook
 
 SCORES, TABLE, PAGE = "scores.json", "scores.csv", "curve.html"  # the files of a curve
 ALL, BEST, NONE = KEEP = ("all", "best", "none")  # of the checkpoints
@@ -32,7 +33,7 @@ class BestAlpha:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CurveReport:
+class CurveReport(InNotebook):
     schema: ClassVar[str] = "curve/1"
     command: str
     base: str

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptertool.reports.notebook import InNotebook
+
 
 @dataclass(frozen=True, slots=True)
 class TensorDiff:
@@ -26,7 +28,7 @@ class TensorDiff:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiffReport:
+class DiffReport(InNotebook):
     """Whether two checkpoints hold the same bits, tensor by tensor, and where not, how far they are apart."""
 
     schema: ClassVar[str] = "diff/1"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptertool.reports.notebook import InNotebook
+
 
 @dataclass(frozen=True, slots=True)
 class Distance:
@@ -81,7 +83,7 @@ class LayerCost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DriftReport:
+class DriftReport(InNotebook):
     schema: ClassVar[str] = "drift/1"
     base: str
     sources: tuple[str, ...]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptertool.reports.notebook import InNotebook
+
 
 @dataclass(frozen=True, slots=True)
 class LogitDrift:
@@ -42,7 +44,7 @@ class ModelScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationReport:
+class EvaluationReport(InNotebook):
     """Models on prompts: how far apart they are, and what they know."""
 
     schema: ClassVar[str] = "evaluate/1"

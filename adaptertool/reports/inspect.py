@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from adaptertool.reports.notebook import InNotebook
+
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
@@ -103,7 +105,7 @@ class CheckpointFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InspectReport:
+class InspectReport(InNotebook):
     schema: ClassVar[str] = "inspect/1"
     path: str
     what: str  # adapter or checkpoint

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from adaptertool.reports.cost import CostReport
+from adaptertool.reports.notebook import InNotebook
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class TensorPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(InNotebook):
     """What plans and runs have in common. Sizes in bytes."""
 
     schema: ClassVar[str]

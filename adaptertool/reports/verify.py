@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptertool.reports.notebook import InNotebook
+
 
 @dataclass(frozen=True, slots=True)
 class TensorVerdict:
@@ -29,7 +31,7 @@ class VerdictCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyReport:
+class VerifyReport(InNotebook):
     """Whether a checkpoint is what the merge, or the interpolation, of the inputs should give."""
 
     schema: ClassVar[str] = "verify/1"
@@ -56,7 +58,7 @@ class FileStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FilesReport:
+class FilesReport(InNotebook):
     """The files of OUT beside its manifest."""
 
     schema: ClassVar[str] = "files/1"

@@ -58,6 +58,9 @@ def convert(
     Factors keep their bits and dtypes, and scales are said as they are, wherever the format can. What it cannot say is
     multiplied into a factor; elements that this rounds are counted in the report. What it cannot hold is refused.
     Raises AdapterToolError; `out` is then as it was before.
+
+    >>> adaptertool.convert("fixtures/lora", "lora.safetensors", to="kohya", base="fixtures/base").layers
+    28
     """
     options = Options(
         force=force, threads=threads, dry_run=dry_run, clean=clean, progress=progress, before_publish=before_publish

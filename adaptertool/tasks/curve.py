@@ -76,6 +76,10 @@ def wise_curve(
     its script (files named before the first option and before {}). What else it reads is not looked at: force=True
     measures all anew. The scores of a function are never taken over. Raises UsageError, and what `wise` raises.
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903).
+
+    >>> tuned_tensors = lambda path: adaptertool.diff(path, "fixtures/tuned").same
+    >>> adaptertool.wise_curve("fixtures/base", "fixtures/tuned", None, [0, 0.5, 1], tuned_tensors).best[0].alpha
+    1.0
     """
     wishes = CurveSettings.of(keep, target, reference, minimise=minimise, published=out is not None)
     scorer = scorer_of(score)

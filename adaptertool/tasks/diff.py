@@ -52,6 +52,10 @@ def diff(
 
     Bits count: −0.0 and 0.0 differ, NaN and the same NaN do not. Figures are float64 and do not depend on threads.
     Raises InputError where something cannot be read.
+
+    >>> report = adaptertool.diff("fixtures/base", "fixtures/tuned")
+    >>> report.equal, len(report.tensors)
+    (False, 39)
     """
 
     start, count, paths = time.perf_counter(), thread_count(threads), (as_input(a, "A"), as_input(b, "B"))

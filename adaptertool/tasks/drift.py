@@ -67,6 +67,9 @@ def drift(
     threads:     the available cores, up to 8, where None; the result does not depend on it
     progress:    called with the number of bytes of the base that were just measured, from several threads
     Raises AdapterToolError (see `adaptertool.errors`).
+
+    >>> adaptertool.drift("fixtures/base", ["fixtures/lora"], probe=2).verdict
+    'expected'
     """
     start, threads = time.perf_counter(), thread_count(threads)
     _check(paths, probe, fail_above, recorded=activations is not None)

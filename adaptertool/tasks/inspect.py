@@ -72,6 +72,9 @@ def inspect(
 
     Sources of the rules: adaptertool.inspection.capacity. Raises UsageError for numbers that make no sense, InputError
     for files that are missing or malformed.
+
+    >>> adaptertool.inspect("fixtures/lora").adapter.peft_type
+    'LORA'
     """
     start, needed = time.perf_counter(), _needed(tokens, nats_per_token, episodes)
     target, count = as_input(path, "PATH"), thread_count(threads)

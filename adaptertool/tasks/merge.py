@@ -84,6 +84,10 @@ def prepare_merge(
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
 
     Raises UsageError for a wrong number of weights, InputError for what the files hold.
+
+    >>> plan = adaptertool.prepare_merge("fixtures/base", ["fixtures/lora"])  # reads headers only
+    >>> adaptertool.preview(plan, "merged").tensors_edited
+    28
     """
     given = given_settings("prepare_merge", settings_of(), {"density": density, "seed": seed, **settings})
     recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise, as_trained)

@@ -96,6 +96,10 @@ def merge(
               the same files. A worker that is lost loses the shard in hand; the same call goes on
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
+
+    >>> report = adaptertool.merge("fixtures/base", ["fixtures/lora"], "merged", weights=[0.5])
+    >>> report.tensors_edited, report.tensors_copied
+    (28, 11)
     """
     given = given_settings("merge", settings_of(), {"density": density, "seed": seed, **settings})
     recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise, as_trained)
@@ -159,6 +163,9 @@ def wise(
     under DoRA more than once.
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903);
     of the weights M. Matena, C. Raffel, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
+
+    >>> adaptertool.wise("fixtures/base", "fixtures/tuned", "sweep", "0:1:0.5").outputs
+    ('sweep/alpha-0.000', 'sweep/alpha-0.500', 'sweep/alpha-1.000')
     """
     recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
     reading = Reading(renames, leave_out, expert_layout)

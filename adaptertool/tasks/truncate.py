@@ -92,6 +92,9 @@ def truncate(
     direction of V changes. The pairs of a MultiheadAttention and the experts of a parameter have one rank between them,
     the largest that one of them needs. By QR of both factors and the SVD of the core (numerics.lowrank).
     Raises AdapterToolError; `out` is then as it was before.
+
+    >>> {layer.rank for layer in adaptertool.truncate("fixtures/lora", "smaller", rank=4).layers}
+    {4}
     """
 
     options = Options(

@@ -86,6 +86,10 @@ def verify(
     `problems` scales-missing, config-says-dense, codes-do-not-fit.
 
     Raises InputError where something cannot be read, or the merge itself is refused.
+
+    >>> report = adaptertool.verify("fixtures/base", "fixtures/base", ["fixtures/lora"])
+    >>> report.ok, report.summary.diagnosis
+    (False, ('not-applied',))
     """
     recipe = VerifyRecipe(sources, weights, alpha, compose)
     with renaming(renames) as own:

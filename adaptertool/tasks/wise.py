@@ -72,6 +72,9 @@ def prepare_wise(
     """The plan of an interpolation, from headers and configs alone. The arguments are those of `wise`.
 
     Raises UsageError for an alpha that is no finite number or stands there twice, InputError for what the files hold.
+
+    >>> [output.alpha for output in adaptertool.prepare_wise("fixtures/base", "fixtures/tuned", [0, 0.5]).outputs]
+    [0.0, 0.5]
     """
     recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
     return prepare(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout)).plan
