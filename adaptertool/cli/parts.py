@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +10,8 @@ import click
 from adaptertool.cli import merge as merge_file
 from adaptertool.cli import wise as wise_file
 from adaptertool.cli.bar import bar
-from adaptertool.cli.boundary import ignore_signals, say
-from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, say_notes, tell, with_options
-from adaptertool.render.machine import to_json
+from adaptertool.cli.boundary import ignore_signals
+from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, tell, with_options
 from adaptertool.render.parts import part_text, parts_text
 from adaptertool.render.run import run_text
 from adaptertool.reports.parts import PartsReport
@@ -94,6 +92,4 @@ def finish(file: str, as_json: bool, quiet: bool, **how: Any) -> None:
     """Publish what the parts of a plan have made. Where shards are missing it names them, and exits with 4."""
     with bar("finish", None, quiet=quiet) as progress:
         report = task.finish(file, progress=progress, before_publish=ignore_signals, **how)
-    say_notes(report.notes, quiet=quiet)
-    if not quiet or as_json:
-        say(to_json(report) if as_json else run_text(report), sys.stdout)
+    tell(report, lambda: run_text(report), as_json=as_json, quiet=quiet)
