@@ -1,4 +1,5 @@
-# make demo    install, merge the fixture adapter, check it against PEFT, sweep alpha
+# make demo    install what it needs itself (no torch), merge the fixture adapter, check it in numpy, sweep alpha
+# make demo-peft   the same merge beside PEFT's (installs all that the tests need)
 # make test    lint, types, tests; of the long ones a sample
 # make test-all  all of them
 # make coverage  the tests that are not slow, and which lines of the package they run; fails below the share in pyproject.toml
@@ -14,15 +15,21 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+SMALL := .venv/.installed-small
+PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 TINKER := benchmarks/.venv-tinker
 
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all coverage fault-test limits-test verdicts survival lint bench bench-quick bench-peers clean
+.PHONY: demo demo-peft test test-all coverage fault-test limits-test verdicts survival lint bench bench-quick bench-peers clean
 
-demo: $(STAMP)
-	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo.py
+# Where all is installed, nothing more is
+demo: $(or $(wildcard $(STAMP)),$(SMALL))
+	@$(BIN)/python fixtures/demo.py
+
+demo-peft: $(STAMP)
+	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo_peft.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -71,11 +78,22 @@ bench-peers:
 	$(PYTHON) -m venv $(TINKER)
 	$(TINKER)/bin/pip install --quiet --disable-pip-version-check $(shell grep ^torch== constraints.txt) tinker-cookbook==0.5.8
 
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard adaptertool/numerics/kernel/*)
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard adaptertool/numerics/kernel/*)
+
+$(SMALL): $(SOURCES) | .venv/bin/python
+	@echo "Installing adaptertool into .venv: numpy and five small libraries (25 MB), and a C kernel is compiled."
+	@echo "That takes half a minute to two; pip says what it is at."
+	$(PIP) --progress-bar off -e .
+	@touch $@
+
+$(STAMP): $(SOURCES) | .venv/bin/python
+	@echo "Installing all that the tests need into .venv: torch, transformers, PEFT, linters (some 2 GB, several minutes)."
+	$(PIP) --progress-bar off -e '.[dev]'
+	@touch $@ $(SMALL)
+
+.venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adaptertool needs Python 3.11 or newer; set PYTHON=")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+	$(PYTHON) -m venv .venv
 
 clean:
 	rm -rf .venv build demo adaptertool/numerics/_kernel* benchmarks/data $(TINKER) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple, Protocol
 import click
 
 from adaptertool.arguments import as_path
-from adaptertool.cli.boundary import ignore_signals, say
+from adaptertool.cli.boundary import annotate, ignore_signals, say
 from adaptertool.cli.table import load
 from adaptertool.engine.resources import MAX_THREADS
+from adaptertool.errors import UsageError
 from adaptertool.methods import Setting
 from adaptertool.output.options import Options
 from adaptertool.output.preview import preview
@@ -79,7 +81,23 @@ THREADS = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")
-WEIGHT = click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
+
+
+def _one_by_one(_context: click.Context, _option: click.Parameter, weights: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises UsageError for several weights in one."""
+    if listed := next((text for text in weights if "," in text), None):
+        raise UsageError(f"-w {listed} is no number: they have points, and each ADAPTER its own, -w 0.5 -w 0.5")
+    return weights
+
+
+WEIGHT = click.option(
+    "-w",
+    "--weight",
+    "weights",
+    multiple=True,
+    callback=_one_by_one,
+    help="Weight of an adapter; by order, one for each.",
+)
 COMPOSE = click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
 FORCE = click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made.")
 CLEAN = click.option("--clean", is_flag=True, help="Once OUT is published, remove what killed runs left beside it.")
@@ -144,6 +162,7 @@ class Noted(Report, Protocol):
 def tell(report: Noted, text: Callable[[], str], *, as_json: bool, quiet: bool) -> None:
     """Say the notes of a report on stderr; and on stdout `text` of it, or JSON, which is said also where the rest is
     quiet."""
+    summarise(report)
     say_notes(report.notes, quiet=quiet)
     if not quiet or as_json:
         say(to_json(report) if as_json else text(), sys.stdout)
@@ -153,7 +172,14 @@ def failed(what: str, *, quiet: bool) -> int:
     """The exit code of a check that failed; what it says, where the rest is quiet."""
     if quiet:
         say(f"adaptertool: {what.splitlines()[0]}", sys.stderr)
+    annotate(what)
     return 1
+
+
+def summarise(report: Report) -> None:
+    """In GitHub's Actions, add a check to the summary of the step."""
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        load("summary", "append")(report, path)
 
 
 def say_notes(notes: Iterable[str], *, quiet: bool) -> None:

@@ -88,6 +88,12 @@ COMMANDS = (
         "clean",
         "Remove what killed or failed runs have left beside OUT. OUT itself is not touched.",
     ),
+    Entry(
+        "schema",
+        "schema",
+        "schema",
+        "Print the JSON Schema of what --json prints, or of a manifest; without NAME, which there are.",
+    ),
     Entry("completion", "completion", "completion", "Print what makes SHELL complete commands, options and paths."),
 )
 

@@ -15,7 +15,7 @@ from adaptertool.kinds.dora_scale import DORA_OVER
 from adaptertool.kinds.fourierft import FOURIERFT
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
-from adaptertool.kinds.glora import GLORA
+from adaptertool.kinds.glora import GLORA, GLORA_BIAS
 from adaptertool.kinds.gralora import GRALORA
 from adaptertool.kinds.hira import HIRA
 from adaptertool.kinds.hra import HRA
@@ -32,6 +32,7 @@ from adaptertool.kinds.lycoris_oft import LYCORIS_OFT
 from adaptertool.kinds.miss import BONE, MISS
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.oft import OFT
+from adaptertool.kinds.peanut import PEANUT
 from adaptertool.kinds.pvera import PVERA
 from adaptertool.kinds.randlora import RANDLORA
 from adaptertool.kinds.right_product import RIGHT_PRODUCT
@@ -67,6 +68,8 @@ KINDS: tuple[Kind, ...] = (
     TINYLORA,
     VBLORA,
     GLORA,
+    GLORA_BIAS,
+    PEANUT,
     PVERA,
     UNILORA,
     LORA_TUCKER,

@@ -11,7 +11,7 @@ from adaptertool.render.text import size, starred
 from adaptertool.reports.diff import DiffReport, TensorDiff
 
 _LISTED = 40  # lines, each of a tensor or of several that are alike
-_STATUSES = {
+STATUSES = {
     "changed": "changed",
     "dtype-changed": "of another dtype",
     "shape-changed": "of another shape",
@@ -23,7 +23,7 @@ _STATUSES = {
 def diff_text(report: DiffReport, *, every_tensor: bool = False) -> str:
     lines = [f"diff {report.a} {report.b}: {'equal' if report.equal else 'DIFFERENT'}"]
     counts = Counter(one.status for one in report.tensors)
-    parts = [f"{counts[status]:,} {text}" for status, text in _STATUSES.items() if counts[status]]
+    parts = [f"{counts[status]:,} {text}" for status, text in STATUSES.items() if counts[status]]
     lines.append(f"  tensors  {', '.join([f'{report.same:,} the same bits', *parts])}")
     lines.append(f"  bytes    {size(report.bytes_read)} read")
     lines.append(f"  time     {report.seconds:.2f} s, {report.threads} thread{'s' if report.threads > 1 else ''}")
@@ -53,7 +53,7 @@ def _which(worst: TensorDiff) -> str:
 
 
 def _line(one: TensorDiff) -> str:
-    text = f"{shown(one.name)}  {_STATUSES[one.status]}"
+    text = f"{shown(one.name)}  {STATUSES[one.status]}"
     if one.status in ("dtype-changed", "shape-changed"):
         text += f": {one.a}, {one.b}"
     if one.share is not None:

@@ -11,6 +11,7 @@ class AdapterReport:
     """What the making of an adapter did, or with dry_run would do. Sizes in bytes."""
 
     schema: ClassVar[str]
+    ok: ClassVar[bool] = True  # what fails has no report
     command: str
     sources: tuple[str, ...]
     out: str

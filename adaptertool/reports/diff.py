@@ -40,3 +40,7 @@ class DiffReport:
     threads: int
     seconds: float
     peak_memory: int  # of the whole process, resident
+
+    @property
+    def ok(self) -> bool:
+        return self.equal

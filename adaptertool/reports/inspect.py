@@ -117,3 +117,8 @@ class InspectReport:
     notes: tuple[str, ...]
     threads: int
     seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether it fits, where that was asked."""
+        return self.fits is not False

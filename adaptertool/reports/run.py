@@ -33,6 +33,7 @@ class Report:
     """What plans and runs have in common. Sizes in bytes."""
 
     schema: ClassVar[str]
+    ok: ClassVar[bool] = True  # what fails has no report
     command: str
     base: str
     sources: tuple[str, ...]

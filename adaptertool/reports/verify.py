@@ -34,6 +34,7 @@ class VerifyReport:
 
     schema: ClassVar[str] = "verify/1"
     ok: bool
+    verdict: str  # "right" or "wrong"
     merged: str
     base: str
     sources: tuple[str, ...]

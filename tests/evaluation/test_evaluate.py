@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FIXTURES, main_here, snapshot
+from json_schemas import require_valid
 from models_on_prompts import (
     FACTS,
     LORA,
@@ -243,8 +244,8 @@ def test_one_loss_alone_and_json(
         str(places / "facts"),
     ]
     assert main_here([*arguments, "--loss", "sequence", "--json", "--generate", "0"], monkeypatch) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["schema"] == "evaluate/1" and report["generated"] == 0 and report["ok"] is True
+    report = require_valid(capsys.readouterr().out, "evaluate/1")
+    assert report["generated"] == 0 and report["ok"] is True
     base, wrong = report["models"]
     assert base["role"] == "base" and base["drift"] is None and wrong["drift"]["text_equality"] is None
     assert all(s["loss_last_token"] is None and s["loss_sequence"] > 0 for m in (base, wrong) for s in m["edits"])

@@ -18,6 +18,7 @@ from adaptertool.codecs.tensors import INTEGERS
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.hints import found_below, from_pickle, not_there
+from adaptertool.files.hub import to_complete
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats.beside import Beside, read_beside
 from adaptertool.formats.format import BaseHas
@@ -149,10 +150,18 @@ def _check_present(path: Path) -> None:
     if not os.path.exists(path):
         raise InputError(not_there(path))
     if not os.path.isdir(path):
-        raise InputError(f"{path} is not a directory; an adapter is a directory with {CONFIG} and {WEIGHTS}")
+        hint = f"; give the directory that it stands in, {path.parent}" if path.name == CONFIG else ""
+        raise InputError(
+            f"{path} is no adapter: that is a directory with {CONFIG} and {WEIGHTS}, or a .safetensors or GGUF file"
+            f"{hint}"
+        )
     if not recognise(path):
-        hint = found_below(path, (CONFIG,))
-        if any(path.glob("*.safetensors")):
+        hint = found_below(path, (CONFIG,)) or to_complete(path)
+        if (path / WEIGHTS).exists():
+            hint = f", which tells its scales, beside {WEIGHTS}: copy it there too"
+        elif not any(path.iterdir()):
+            hint = "; the directory is empty"
+        elif any(path.glob("*.safetensors")):
             hint = "; a fine-tuned checkpoint is combined with its base by `adaptertool wise`"
         raise InputError(f"{path} is not an adapter: it has no {CONFIG}{hint}")
     if not (path / WEIGHTS).exists():
@@ -162,7 +171,7 @@ def _check_present(path: Path) -> None:
                 "(IA)³ merge it there (merge_adapter) and save the model; `adaptertool extract` makes an adapter of "
                 "the difference"
             )
-        pickle, hint = path / "adapter_model.bin", ""
+        pickle, hint = path / "adapter_model.bin", to_complete(path)
         if pickle.exists():
             hint = (
                 f", only {pickle.name}, a pickle, and pickles are never opened. This makes a safetensors file of it:\n"
