@@ -8,6 +8,7 @@
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
 # make survival   how much of an update is left where a quantised base stays so: the table of docs/quantised.md
+# make man     the man pages, of what --help says, into build/man
 # make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
 #              left out where there is less), cost of exactness, plan of 671 B; tables into docs/measured.md
 # make bench-quick  the ratios that matter, in about 5 minutes (8 GB of disk); fails where one is worse by a third than
@@ -23,7 +24,7 @@ TINKER := benchmarks/.venv-tinker
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-peft test test-all coverage fault-test test-dask limits-test verdicts survival lint bench bench-quick bench-peers clean
+.PHONY: demo demo-peft test test-all coverage fault-test test-dask limits-test verdicts survival man lint bench bench-quick bench-peers clean
 
 # Where all is installed, nothing more is
 demo: $(or $(wildcard $(STAMP)),$(SMALL))
@@ -56,6 +57,9 @@ verdicts: $(STAMP)
 
 survival: $(STAMP)
 	$(BIN)/python tests/survival.py
+
+man: $(STAMP)
+	$(BIN)/python tools/man_pages.py build/man
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.hub import find
-from adaptertool.methods import Method, Setting, settings_of
+from adaptertool.methods import Method, Setting, Value, settings_of
 from adaptertool.spec.choices import AS_TRAINED, DTYPES, PRECISIONS, QUANTISES, RankChoice
 
 PathLike = str | os.PathLike[str]
@@ -88,25 +88,32 @@ def given_settings(call: str, known: Mapping[str, Setting], keywords: Mapping[st
     return {name: value for name, value in keywords.items() if value is not None}
 
 
-def settings_for(method: Method, given: Mapping[str, Number]) -> dict[str, float | int]:
+def settings_for(method: Method, given: Mapping[str, Number]) -> dict[str, Value]:
     """The settings of a method, and what manifests say of those that it does not have, in one order for all methods.
 
     Raises UsageError for what the method has no use for, or needs, and for numbers out of range.
     """
     known = settings_of()
+    defaults = {name: method.defaults.get(name, one.default) for name, one in method.settings.items()}
     for name, setting in known.items():
         if name in given and name not in method.settings:
             raise UsageError(setting.foreign.format(method=method.name, setting=name))
-        if name not in given and name in method.settings and setting.default is None:
+        if name not in given and name in method.settings and defaults[name] is None:
             raise UsageError(f"{method.name} needs {argument(name)}: {setting.allowed}")
-    values = {name: one.default if name in method.settings else one.elsewhere for name, one in known.items()}
+    values = {name: defaults[name] if name in method.settings else one.elsewhere for name, one in known.items()}
     values |= {name: _setting(name, known[name], value) for name, value in given.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _setting(name: str, setting: Setting, given: Number) -> float | int:
+_WORDS = {"true": True, "false": False}
+
+
+def _setting(name: str, setting: Setting, given: Number) -> Value:
+    number: Value | None
     if setting.number is float:
-        number: float | int | None = float(decimal(given, argument(name)))
+        number = float(decimal(given, argument(name)))
+    elif setting.number is bool:
+        number = given if type(given) is bool else _WORDS.get(str(given).lower())
     else:
         number = given if type(given) is int else None
     if number is None or not setting.allows(number):

@@ -48,10 +48,8 @@ def _folders(root: Path, factors: dict[str, torch.Tensor]) -> None:
     write_adapter(root / "output/checkpoint-500", factors)
     for name in ("first", "second"):
         write_adapter(root / "runs" / name, factors)
-    snapshot = root / "models--org--small/snapshots/0123abcd"
-    shutil.copytree(root / "one", snapshot)
-    (root / "models--org--small/refs").mkdir()
-    (root / "models--org--small/refs/main").write_text("0123abcd")
+    for commit in ("0123abcd", "ffff0000"):
+        shutil.copytree(root / "one", root / "models--org--two/snapshots" / commit)
     shutil.copytree(root / "lora", root / "models--org--lora/snapshots/4567")
     shutil.copytree(root / "one", root / "clone/model")
     taken = root / "taken"

@@ -32,9 +32,9 @@ PATHS = _mistakes(
     (
         "merge base https://huggingface.co/org/lora/resolve/main/adapter_model.safetensors -o o",
         3,
-        "hf download org/lora",
+        "hf download org/lora` first",
     ),
-    ("merge base hf://org/lora -o out", 3, "hf://org/lora does not exist", "hf download org/lora"),
+    ("merge base hf://org/lora -o out", 3, "hf://org/lora does not exist", "hf download org/lora` first"),
     (
         "merge base https://example.com/lora.safetensors -o out",
         3,
@@ -64,6 +64,7 @@ PATHS = _mistakes(
     ("merge base output -o out", 3, "there is one in output/checkpoint-500: give that path"),
     ("merge base runs -o out", 3, "give one of runs/first, runs/second"),
     ("merge base models--org--lora -o out", 3, "there is one in models--org--lora/snapshots/4567"),
+    ("merge models--org--two lora -o out", 3, "give one of models--org--two/snapshots/0123abcd, models--org--two/"),
     ("merge clone lora -o out", 3, "there is one in clone/model"),
     ("merge base/model-00001-of-00002.safetensors lora2 -o out", 3, "one shard of many; give the directory: base"),
     ("merge base/model.safetensors.index.json lora -o out", 3, "is an index; give the directory that it stands in"),
@@ -202,7 +203,7 @@ OPTIONS = _mistakes(
     ("merge base lora -o out --dtype fp8", 2, "'fp8' is not one of 'bf16', 'f16', 'f32'"),
     ("merge base lora -o out --method tie", 2, "'tie' is not one of"),
     ("merge base lora -o out --method ties", 2, "ties needs --density: a share over 0, up to 1"),
-    ("merge base lora -o out --density 0.5", 2, "--density and --seed belong to a method"),
+    ("merge base lora -o out --density 0.5", 2, "--density belongs to a method"),
     ("merge base lora lora2 -o out --method slerp", 2, "slerp is between BASE and one adapter", "2 are given"),
     ("merge base lora -o out --method linear --compose mixed", 2, "leave out --compose"),
     ("merge base lora -o out --rename nonsense", 2, "a renaming is 'regex=>replacement', not 'nonsense'"),

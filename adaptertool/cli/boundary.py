@@ -15,6 +15,7 @@ from typing import NoReturn, TextIO
 
 import click
 
+from adaptertool.cli import terminal
 from adaptertool.errors import AdapterToolError, InternalError, StorageError, UsageError, shown
 from adaptertool.interrupts import interrupt
 from adaptertool.render.machine import annotation, error_to_json
@@ -109,12 +110,19 @@ def say(text: str, stream: TextIO | None) -> None:
     if stream is None:  # closed by the caller
         return
     try:
-        print("\n".join(map(shown, text.split("\n"))), file=stream, flush=True)
+        text = "\n".join(map(shown, text.split("\n")))
+        text = terminal.fitted(text, stream) if stream is sys.stderr else text
+        print(terminal.painted(text) if terminal.colours(stream) else text, file=stream, flush=True)
     except OSError as error:
         # Nothing more can be written there; without this Python would try again when it exits, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if error.errno != errno.EPIPE and stream is not sys.stderr:
             raise StorageError(f"writing to {stream.name} failed: {error.strerror}") from error
+
+
+def show(text: str) -> None:
+    """Print what a person reads on stdout. Raises StorageError."""
+    say(terminal.fitted(text), sys.stdout)
 
 
 def _interrupted(_signal: int, _frame: FrameType | None) -> None:

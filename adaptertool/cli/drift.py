@@ -24,6 +24,7 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
+from adaptertool.cli.terminal import room
 from adaptertool.render.drift import drift_text, verdict
 from adaptertool.render.drift_page import drift_page
 from adaptertool.reports.run import PATHS
@@ -77,7 +78,7 @@ def drift(
             base, adapters, weights=weights or None, paths=paths.split(","), progress=progress, **options
         )
     pages.save(html, drift_page, report, [base, *adapters, report.merged])
-    tell(report, lambda: drift_text(report, every_module=verbose), as_json=as_json, quiet=quiet)
+    tell(report, lambda: drift_text(report, every_module=verbose, width=room()), as_json=as_json, quiet=quiet)
     if report.ok:
         return 0
     return failed(f"drift {report.base}: {verdict(report)}", quiet=quiet)

@@ -20,6 +20,7 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
+from adaptertool.cli.terminal import room
 from adaptertool.render.inspect import inspect_text
 from adaptertool.render.inspect_page import inspect_page
 from adaptertool.tasks import inspect as task
@@ -53,7 +54,7 @@ def inspect(
     with bar("inspect", None, quiet=quiet) as progress:
         report = task.inspect(path, base, progress=progress, **options)
     pages.save(html, inspect_page, report, [path, base])
-    tell(report, lambda: inspect_text(report, every_module=verbose), as_json=as_json, quiet=quiet)
+    tell(report, lambda: inspect_text(report, every_module=verbose, width=room()), as_json=as_json, quiet=quiet)
     if report.fits is not False:
         return 0
     return failed(f"inspect {report.path}: does not fit {report.base}: {report.refusal}", quiet=quiet)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol
 import click
 
 from adaptertool.arguments import as_path, parse_rate
-from adaptertool.cli.boundary import annotate, ignore_signals, say
+from adaptertool.cli.boundary import annotate, ignore_signals, say, show
 from adaptertool.cli.table import load
+from adaptertool.cli.terminal import MODES
 from adaptertool.engine.cost import Extra
 from adaptertool.engine.resources import MAX_THREADS
 from adaptertool.errors import UsageError
@@ -29,6 +30,18 @@ from adaptertool.spec.choices import DTYPES, EXACT, EXPERT_LAYOUTS, PRECISIONS, 
 from adaptertool.spec.plan import Plan
 
 Command = Callable[..., int | None]
+
+
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """The options in this order, as one decorator."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
 
 RENAME = click.option(
     "--rename",
@@ -107,18 +120,17 @@ DASK = click.option(
 FORCE = click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made.")
 CLEAN = click.option("--clean", is_flag=True, help="Once OUT is published, remove what killed runs left beside it.")
 HTML = click.option("--html", metavar="FILE", help="Also write a page with pictures.")
-DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
-
-
-def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """The options in this order, as one decorator."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+# The last of every command, which no command is told of
+DEBUG = with_options(
+    click.option(
+        "--color",
+        type=click.Choice(MODES),
+        default=MODES[0],
+        expose_value=False,
+        help="auto: on a terminal, unless NO_COLOR is set.",
+    ),
+    click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
+)
 
 
 def setting_options(settings: Mapping[str, Setting], *, in_sum: bool = False) -> list[Callable[[Command], Command]]:
@@ -173,8 +185,10 @@ def tell(report: Noted, text: Callable[[], str], *, as_json: bool, quiet: bool) 
     quiet."""
     summarise(report)
     say_notes(report.notes, quiet=quiet)
-    if not quiet or as_json:
-        say(to_json(report) if as_json else text(), sys.stdout)
+    if as_json:
+        say(to_json(report), sys.stdout)
+    elif not quiet:
+        show(text())
 
 
 def failed(what: str, *, quiet: bool) -> int:
@@ -231,7 +245,10 @@ def execute(plan: Plan, out: str, options: Options, printing: Printing) -> None:
         extra = Extra(sha256=options.sha256 or options.provenance is not None, verify=options.verify)
         asked = functools.partial(preview, plan, out, force=options.force, threads=options.threads)
         report = asked(rate=options.rate, nodes=options.nodes, extra=extra)
-        say(to_json(report) if printing.as_json else plan_text(report, every_tensor=printing.verbose), sys.stdout)
+        if printing.as_json:
+            say(to_json(report), sys.stdout)
+        else:
+            show(plan_text(report, every_tensor=printing.verbose))
     else:
         run_and_tell = load("run", "run_and_tell")
         run_and_tell(plan, out, dataclasses.replace(options, note=note), printing)

@@ -9,7 +9,7 @@ import click
 
 from adaptertool.cli import pages
 from adaptertool.cli.bar import bar
-from adaptertool.cli.boundary import say
+from adaptertool.cli.boundary import say, show
 from adaptertool.cli.options import (
     AS_TRAINED,
     COMPOSE,
@@ -140,6 +140,8 @@ def _files(out: str, threads: int | None, *, as_json: bool, quiet: bool) -> int:
     with bar("verify", None, quiet=quiet) as progress:
         report = check_files(out, progress, threads=threads)
     summarise(report)
-    if not quiet or as_json:
-        say(to_json(report) if as_json else files_text(report), sys.stdout)
+    if as_json:
+        say(to_json(report), sys.stdout)
+    elif not quiet:
+        show(files_text(report))
     return 0 if report.ok else failed(files_text(report).splitlines()[0], quiet=quiet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import os
 import re
 import shlex
@@ -13,18 +14,19 @@ from pathlib import Path
 from adaptertool.errors import shown
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+_LOOKED_AT = 5000  # names that another is compared with
 _LISTED = 8  # folders that are named
 _HUB = re.compile(
     r"(?:(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/+)?(\w[\w.-]*/[\w.-]+)(?:/(?:tree|blob|resolve)/.*)?/?"
 )
-_URL = re.compile(r"^(?!file:)(\w+):/+(?=[^/])")
+_URL = re.compile(r"^(https?|hf):/+(?=[^/])")
 _UNEXPANDED = re.compile(r"[$*?]")  # what a shell takes the place of, unless it is quoted
 
 
 def not_there(path: Path) -> str:
     """A path that does not exist, and what may be meant by it: a name that is nearly that, what a shell would have made
     of it, or a repository on the hub."""
-    text = _URL.sub(r"\1://", str(path).replace("file:/", "file:///"), count=1)  # paths have one of several slashes
+    text = _URL.sub(r"\1://", re.sub("^file:/+", "file:///", str(path)))  # paths have one of several slashes
     return f"{shown(text)} does not exist{_meant(path, text)}"
 
 
@@ -33,7 +35,8 @@ def _meant(path: Path, text: str) -> str:
     if text.startswith("file://"):
         return f"; give the path alone: {shown(text.removeprefix('file://'))}"
     if "://" in text:
-        return _on_hub(hub[1]) if hub else "; a URL is not read: download it first, and give the path"
+        web = "; a web page is not read: download it first, and give the path" if text.startswith("http") else ""
+        return _on_hub(hub[1]) if hub else web
     if text.startswith("~"):
         home = os.path.expanduser(text)  # noqa: PTH111  # which does not raise where there is no such user
         meant = f": give {shown(home)}" if os.path.exists(home) else ""
@@ -58,7 +61,7 @@ def _near(path: Path) -> Path | None:
         return None
     above = Path(*parts[:missing])
     with contextlib.suppress(OSError):
-        present = [one.name for one in above.iterdir()]
+        present = [one.name for one in itertools.islice(above.iterdir(), _LOOKED_AT)]
         for name in difflib.get_close_matches(parts[missing], present, n=_LISTED):
             meant = Path(above, name, *parts[missing + 1 :])
             if os.path.exists(meant):

@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from adaptertool.algebra import rewrite
 from adaptertool.engine.produce import SAFETENSORS, Job, results, write_tensors
+from adaptertool.engine.progress import expect
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import UsageError
 from adaptertool.files import publish
@@ -134,6 +135,8 @@ def _write(
     """What the jobs have said, and notes. name: of the file of tensors"""
     for path in output.stamps:
         inputs.stream(path)
+    if options.progress is not None and output.reserved is None:  # else nobody knows yet how large they will be
+        expect(options.progress, sum(spec.nbytes for spec in output.largest))
     first = folder / (name if output.redraft is None else f"{PART}factors.safetensors")
     said, size, weights = write_tensors(
         first,

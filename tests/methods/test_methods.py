@@ -175,7 +175,7 @@ def test_linear_is_the_plain_merge(tmp_path: Path) -> None:
         ({"method": "ties", "density": 0.5, "seed": 3}, UsageError, "no seed"),
         ({"method": "magic", "density": 0.5}, UsageError, "method is"),
         ({"method": "slerp"}, UsageError, "between BASE and one"),
-        ({"density": 0.5}, UsageError, "belong to a method"),
+        ({"density": 0.5}, UsageError, "density belongs to a method"),
         ({"method": "linear", "compose": "mixed"}, UsageError, "leave out --compose"),
         ({"method": "linear", "precision": "fast"}, UsageError, "one precision"),
     ],
