@@ -43,7 +43,7 @@ coverage: $(STAMP)
 	ADAPTERTOOL_ALL_TESTS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term
 
 fault-test: $(STAMP)
-	ADAPTERTOOL_ALL_FAULTS=1 $(BIN)/python -m pytest -n 2 tests/output/test_resume.py tests/scoring/test_curve.py tests/output/test_strace.py
+	ADAPTERTOOL_ALL_FAULTS=1 $(BIN)/python -m pytest -n 2 tests/output/test_resume.py tests/output/test_parts_killed.py tests/scoring/test_curve.py tests/output/test_strace.py
 
 test-dask: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dask]'

@@ -22,7 +22,7 @@ def spread_and_tell(address: str, arguments: tuple[Any, ...], options: Options, 
     """arguments: those of `call_of`, but for the options. Raises AdapterToolError; UsageError for a dry run."""
     if options.dry_run:
         raise UsageError("--dry-run needs no cluster: leave out --dask")
-    call = call_of(*arguments, options)
+    call = call_of(*(*arguments, options))
     with bar(call.command, None, quiet=printing.quiet) as progress:
         done = spread(call, dataclasses.replace(options, progress=progress), on_dask(address))
     say_notes(done.notes, quiet=printing.quiet)

@@ -11,6 +11,7 @@ class PartsReport:
     """A plan that was written to be run in parts. Sizes in bytes."""
 
     schema: ClassVar[str] = "parts-plan/1"
+    ok: ClassVar[bool] = True  # what fails has no report
     command: str
     base: str
     sources: tuple[str, ...]
@@ -30,6 +31,7 @@ class PartReport:
     """One part that was made. Sizes in bytes."""
 
     schema: ClassVar[str] = "part/1"
+    ok: ClassVar[bool] = True  # what fails has no report
     command: str
     out: str
     part: int

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import StorageError, UsageError
@@ -43,6 +44,10 @@ def _connected(address: str) -> Any:
     except ImportError as error:
         raise UsageError("Dask is not installed here: pip install 'adaptertool[dask]'") from error
     logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)  # it prints tracebacks of its own
+    if address.endswith(".json") and not Path(address).is_file():  # which a client would wait for
+        raise StorageError(
+            f"no Dask scheduler answers at {address}: there is no such file; is it up, and of this name?"
+        )
     where = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
     try:
         with deferred():

@@ -44,8 +44,8 @@ def make_shard(task: Task) -> str:
             planned = planned_of(task.call)
             if planned.key != task.key:
                 raise InputError(
-                    f"a worker finds other inputs at {task.call.base} or {task.call.sources[0]}, or has another version of "
-                    "adaptertool: all must see the same files at the same place"
+                    f"a worker finds other inputs at {task.call.base} or {task.call.sources[0]}, or is another "
+                    "version of adaptertool: all must see the same files at the same place"
                 )
             _known.clear()
             _known[task.key] = planned
