@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from adaptertool.arguments import Number, PathLike, as_path
 from adaptertool.errors import InputError, UsageError, shown
 from adaptertool.files import LOCAL, store_of
+from adaptertool.files.hub import called, find
 from adaptertool.output.options import Options
 from adaptertool.planning.sources import Prepared, Reading
 from adaptertool.tasks import merge as merge_task
@@ -90,9 +91,13 @@ def call_of(
 
 
 def fixed(path: PathLike, what: str) -> str:
-    """A path, made absolute if it is there; what is no path, or a name elsewhere, stays as it is typed."""
+    """A path, made absolute if it is there, and a name in the hub's cache with its commit; what is no path, or a name
+    elsewhere, stays as it is typed."""
     given = as_path(path, what)
-    return str(given.absolute()) if os.path.lexists(given) else os.fspath(path)
+    if os.path.lexists(given):
+        return str(given.absolute())
+    found = find(os.fspath(path))
+    return os.fspath(path) if found is None else called(found)
 
 
 def _texts(numbers: Number | Sequence[Number] | None) -> tuple[str, ...] | str | None:
