@@ -4,11 +4,13 @@
 # make test-all  all of them
 # make coverage  the tests that are not slow, and which lines of the package they run; fails below the share in pyproject.toml
 # make fault-test  every call that changes the disk killed or failing in turn (make test: a sample)
+# make test-dask  merges on a cluster of Dask on this machine, with workers that are killed; installs it
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
 # make survival   how much of an update is left where a quantised base stays so: the table of docs/quantised.md
 # make docs    the site, into docs/_build (Sphinx; warnings and dead links within it are errors)
 # make dist    the sdist and a wheel for this machine, into dist/, checked
+# make man     the man pages, of what --help says, into build/man
 # make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
 #              left out where there is less), cost of exactness, plan of 671 B; tables into docs/measured.md
 # make bench-quick  the ratios that matter, in about 5 minutes (8 GB of disk); fails where one is worse by a third than
@@ -24,7 +26,7 @@ TINKER := benchmarks/.venv-tinker
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-peft docs dist test test-all coverage fault-test limits-test verdicts survival lint bench bench-quick bench-peers clean
+.PHONY: demo demo-peft docs dist test test-all coverage fault-test test-dask limits-test verdicts survival man lint bench bench-quick bench-peers clean
 
 # Where all is installed, nothing more is
 demo: $(or $(wildcard $(STAMP)),$(SMALL))
@@ -54,6 +56,10 @@ coverage: $(STAMP)
 fault-test: $(STAMP)
 	ADAPTERTOOL_ALL_FAULTS=1 $(BIN)/python -m pytest -n 2 tests/output/test_resume.py tests/scoring/test_curve.py tests/output/test_strace.py
 
+test-dask: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dask]'
+	$(BIN)/python -m pytest -n 0 tests/tasks/test_dask.py
+
 limits-test: $(STAMP)
 	ADAPTERTOOL_LIMITS=1 $(BIN)/python -m pytest -n 2 tests/engine/test_limits.py
 
@@ -62,6 +68,9 @@ verdicts: $(STAMP)
 
 survival: $(STAMP)
 	$(BIN)/python tests/survival.py
+
+man: $(STAMP)
+	$(BIN)/python tools/man_pages.py build/man
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

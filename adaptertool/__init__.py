@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from adaptertool.reports.drift import DriftReport as DriftReport
     from adaptertool.reports.evaluate import EvaluationReport as EvaluationReport
     from adaptertool.reports.inspect import InspectReport as InspectReport
+    from adaptertool.reports.parts import PartReport as PartReport
+    from adaptertool.reports.parts import PartsReport as PartsReport
     from adaptertool.reports.run import PlanReport as PlanReport
     from adaptertool.reports.run import RunReport as RunReport
     from adaptertool.reports.verify import FilesReport as FilesReport
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from adaptertool.tasks.extract import extract as extract
     from adaptertool.tasks.inspect import inspect as inspect
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
+    from adaptertool.tasks.parts import finish as finish
+    from adaptertool.tasks.parts import plan_merge as plan_merge
+    from adaptertool.tasks.parts import plan_wise as plan_wise
+    from adaptertool.tasks.parts import run_part as run_part
     from adaptertool.tasks.run import merge as merge
     from adaptertool.tasks.run import wise as wise
     from adaptertool.tasks.sum import sum_adapters as sum_adapters
@@ -57,6 +63,8 @@ _HOMES = {
     "ExtractReport": "adaptertool.reports.adapters",
     "FilesReport": "adaptertool.reports.verify",
     "InspectReport": "adaptertool.reports.inspect",
+    "PartReport": "adaptertool.reports.parts",
+    "PartsReport": "adaptertool.reports.parts",
     "PlanReport": "adaptertool.reports.run",
     "RunReport": "adaptertool.reports.run",
     "SumReport": "adaptertool.reports.adapters",
@@ -70,11 +78,15 @@ _HOMES = {
     "drift": "adaptertool.tasks.drift",
     "evaluate": "adaptertool.evaluation",
     "extract": "adaptertool.tasks.extract",
+    "finish": "adaptertool.tasks.parts",
     "inspect": "adaptertool.tasks.inspect",
     "merge": "adaptertool.tasks.run",
+    "plan_merge": "adaptertool.tasks.parts",
+    "plan_wise": "adaptertool.tasks.parts",
     "prepare_merge": "adaptertool.tasks.merge",
     "prepare_wise": "adaptertool.tasks.wise",
     "preview": "adaptertool.output.preview",
+    "run_part": "adaptertool.tasks.parts",
     "scaled": "adaptertool.live",
     "sum_adapters": "adaptertool.tasks.sum",
     "sweep": "adaptertool.live",

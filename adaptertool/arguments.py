@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.hub import find
-from adaptertool.methods import Method, Setting, settings_of
+from adaptertool.methods import Method, Setting, Value, settings_of
 from adaptertool.spec.choices import AS_TRAINED, DTYPES, PRECISIONS, QUANTISES, RankChoice
 
 PathLike = str | os.PathLike[str]
@@ -20,16 +20,18 @@ Number = Decimal | float | str
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]I?)?B?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
+_FORMS = "; it is one (0.3), a list (0,0.3,1), or a sweep START:STOP:STEP (0:1:0.1)"  # of alphas
 MAX_ALPHAS = 1000  # points of a sweep that is written as START:STOP:STEP
 
 
-def decimal(value: Number, what: str) -> Decimal:
+def decimal(value: Number, what: str, forms: str = "") -> Decimal:
     """The exact decimal of a number as typed; a float counts as the decimal that Python prints for it. Raises
-    UsageError where it is no finite number."""
+    UsageError where it is no finite number, with `forms`, the ways in which it may be said."""
     try:
         number = value if isinstance(value, Decimal) else Decimal(str(value).strip())
     except InvalidOperation as error:
-        raise UsageError(f"{what} {value!r} is not a number") from error
+        hint = "; a share is written as 0.5, not 50%" if str(value).strip().endswith("%") else forms
+        raise UsageError(f"{what} {value!r} is not a number{hint}") from error
     if not number.is_finite() or not math.isfinite(float(number)):
         raise UsageError(f"{what} {value!r} is not a finite number")
     return number if number else Decimal(0)  # −0 is 0
@@ -41,7 +43,8 @@ def decimals(values: Sequence[Number] | None, what: str, count: int) -> list[Dec
     if values is None:
         return [Decimal(1)] * count
     if isinstance(values, str) or len(values) != count:
-        raise UsageError(f"{len(values)} {what}s for {count} adapters; give a {what} for each adapter, or none at all")
+        given, those = (f"{n:,} {name}{'' if n == 1 else 's'}" for n, name in ((len(values), what), (count, "adapter")))
+        raise UsageError(f"{given} for {those}: give {argument(f'{what}s')} for each of them, in order, or for none")
     return [decimal(value, argument(what)) for value in values]
 
 
@@ -85,25 +88,32 @@ def given_settings(call: str, known: Mapping[str, Setting], keywords: Mapping[st
     return {name: value for name, value in keywords.items() if value is not None}
 
 
-def settings_for(method: Method, given: Mapping[str, Number]) -> dict[str, float | int]:
+def settings_for(method: Method, given: Mapping[str, Number]) -> dict[str, Value]:
     """The settings of a method, and what manifests say of those that it does not have, in one order for all methods.
 
     Raises UsageError for what the method has no use for, or needs, and for numbers out of range.
     """
     known = settings_of()
+    defaults = {name: method.defaults.get(name, one.default) for name, one in method.settings.items()}
     for name, setting in known.items():
         if name in given and name not in method.settings:
             raise UsageError(setting.foreign.format(method=method.name, setting=name))
-        if name not in given and name in method.settings and setting.default is None:
-            raise UsageError(f"{method.name} needs {'an' if name[0] in 'aeiou' else 'a'} {name}")
-    values = {name: one.default if name in method.settings else one.elsewhere for name, one in known.items()}
+        if name not in given and name in method.settings and defaults[name] is None:
+            raise UsageError(f"{method.name} needs {argument(name)}: {setting.allowed}")
+    values = {name: defaults[name] if name in method.settings else one.elsewhere for name, one in known.items()}
     values |= {name: _setting(name, known[name], value) for name, value in given.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _setting(name: str, setting: Setting, given: Number) -> float | int:
+_WORDS = {"true": True, "false": False}
+
+
+def _setting(name: str, setting: Setting, given: Number) -> Value:
+    number: Value | None
     if setting.number is float:
-        number: float | int | None = float(decimal(given, argument(name)))
+        number = float(decimal(given, argument(name)))
+    elif setting.number is bool:
+        number = given if type(given) is bool else _WORDS.get(str(given).lower())
     else:
         number = given if type(given) is int else None
     if number is None or not setting.allows(number):
@@ -147,6 +157,16 @@ def parse_size(size: int | str | None) -> int | None:
     return int(Decimal(found[1]) * each)
 
 
+def parse_rate(rate: int | str | None) -> int | None:
+    """The bytes a second of `2GB/s`, with or without its end, or of a number. Raises UsageError for anything else."""
+    text = rate.strip().removesuffix("/s") if isinstance(rate, str) else rate
+    try:
+        return parse_size(text)
+    except UsageError:
+        said = f"{argument('rate')} is bytes a second, such as 2GB/s or 500MB/s, not {rate!r}"
+        raise UsageError(said) from None
+
+
 def check_dtype(dtype: str | None) -> str | None:
     """Raises UsageError for what is none of those that weights are stored as."""
     if dtype is not None and dtype not in DTYPES:
@@ -174,7 +194,8 @@ def parse_alphas(alphas: Number | Sequence[Number]) -> list[Decimal]:
     Raises UsageError where there is none, one stands there twice, or one is no finite number.
     """
     if isinstance(alphas, str):
-        exact = _sweep(alphas) if ":" in alphas else [decimal(part, argument("alpha")) for part in alphas.split(",")]
+        listed = [] if ":" in alphas else alphas.split(",")
+        exact = [decimal(part, argument("alpha"), _FORMS) for part in listed] or _sweep(alphas)
     elif isinstance(alphas, Sequence):
         exact = [decimal(alpha, argument("alpha")) for alpha in alphas]
     else:

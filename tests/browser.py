@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import re
 import shutil
@@ -62,7 +64,20 @@ def width_of(folder: Path, page: Path, width: int) -> int:
     return int(found[1])
 
 
-VOID = {"meta", "wbr", "br"}
+def after_clicks(folder: Path, page: Path, script: str) -> str:
+    """What a script returns that has the document of the page as `d`, once the page is loaded."""
+    frame = folder / "clicks.html"
+    frame.write_text(
+        f'<body><iframe id="f" width="1200" height="900" srcdoc="{html.escape(page.read_text())}"></iframe><script>'
+        f"onload = () => {{ document.body.dataset.found = (d => {{ {script} }})(f.contentDocument) }}</script>"
+    )
+    dom = _chromium(folder, "--window-size=1400,1000", "--dump-dom", frame.as_uri())
+    found = re.search(r'data-found="([^"]*)"', dom)
+    assert found is not None
+    return html.unescape(found[1])
+
+
+VOID = {"meta", "wbr", "br", "input"}
 
 
 class Nesting(HTMLParser):
@@ -78,5 +93,22 @@ class Nesting(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
+    def handle_startendtag(self, tag: str, attrs: object) -> None:  # noqa: ARG002  # of pictures
+        self.seen.add(tag)
+
     def handle_endtag(self, tag: str) -> None:
         assert self.open and self.open.pop() == tag, tag
+
+
+def require_self_contained(text: str) -> None:
+    """A whole page that reaches for nothing outside itself, and has no script but its own, which alone may run."""
+    parser = Nesting()
+    parser.feed(text)
+    assert not parser.open and {"html", "table", "h1", "caption", "footer"} <= parser.seen
+    assert not parser.seen & {"link", "iframe", "img", "object"} and "@import" not in text
+    assert not re.search(r'(src|href)="(?!#)(?!http://www\.w3\.org)', text.replace("xlink:", ""))
+    assert not re.search(r"url\((?!#)", text)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    hashed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert text.count("<script") == 1 and f"script-src 'sha256-{hashed}'" in text and "default-src 'none'" in text
+    assert "mathdefault" not in text  # numbers on axes are no formulas

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import pty
 import subprocess
 import sys
+import termios
 from collections.abc import Sequence
 
 import forks
@@ -41,3 +45,27 @@ def faulty(kind: str, number: int, arguments: Sequence[str]) -> Result:
     if (done := forks.run(call, script=script)) is not None:
         return done
     return subprocess.run([sys.executable, script, *call], capture_output=True, text=True, timeout=60, check=False)
+
+
+def on_a_terminal(
+    arguments: Sequence[str], *, columns: int = 80, stdout: bool = False, **environment: str
+) -> tuple[int, str]:
+    """Exit code, and what a terminal shows of stderr; of both streams with `stdout`."""
+    parent, child = pty.openpty()
+    termios.tcsetwinsize(child, (24, columns))
+    env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=child if stdout else subprocess.DEVNULL,
+        stderr=child,
+        env=env | {"TERM": "xterm-256color"} | environment,
+    )
+    os.close(child)
+    seen = b""
+    try:
+        while part := os.read(parent, 65536):
+            seen += part
+    except OSError as error:
+        assert error.errno == errno.EIO  # Linux: the other side is closed
+    os.close(parent)
+    return process.wait(60), seen.decode()

@@ -58,7 +58,8 @@ LYCORIS: dict[str, dict[str, Any]] = {
     "full": {"algo": "full"},
 }
 ALL = (*PEFT, *LYCORIS)
-NOT_HERE = {"BEFT", "TRAINABLE_TOKENS"}  # they change biases, and rows of embeddings
+# They change biases, rows of embeddings, and what no adapter before has changed
+NOT_HERE = {"BEFT", "TRAINABLE_TOKENS", "PEANUT"}
 Merge = Callable[[torch.Tensor], torch.Tensor]  # W -> W', float64
 
 

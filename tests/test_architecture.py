@@ -91,7 +91,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
-LATE = {"torch", "transformers", "peft", "matplotlib", "jinja2", "junitparser"}
+LATE = {"torch", "transformers", "peft", "matplotlib", "jinja2", "markupsafe", "junitparser"}
 
 
 def test_imports_stand_at_the_top() -> None:
@@ -106,6 +106,18 @@ def test_imports_stand_at_the_top() -> None:
             continue  # a Ctrl-C while the command line is loaded has no traceback
         for name in imported(path) - imported_at_the_top(path):
             assert name.split(".")[0] in LATE or name in heavy or name.rpartition(".")[0] in heavy, (path, name)
+
+
+def test_nothing_of_an_extra_is_needed_to_start() -> None:
+    """Every command and every public function is there after a plain install."""
+    missing = f"import sys; sys.modules |= dict.fromkeys({sorted(LATE)!r}); "
+    code = missing + (
+        "import adaptertool; from adaptertool.cli import curve, run, table; "
+        "[getattr(adaptertool, name) for name in adaptertool.__all__]; "
+        "[table.load(entry.module, entry.attribute) for entry in table.COMMANDS]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def imported_at_the_top(path: Path) -> set[str]:
@@ -149,6 +161,7 @@ def test_every_room_stands_on_a_level() -> None:
         ("torch", {"live", "evaluation", "kinds"}),
         ("transformers", {"evaluation"}),
         ("peft", {"live"}),
+        ("distributed", {"tasks"}),
     ],
 )
 def test_only_one_room_knows(library: str, allowed: set[str]) -> None:

@@ -65,6 +65,8 @@ HANDLED = [
      "kinds/test_vblora.py::test_every_element_is_the_rounding_of_the_formula"),
     ("GLoRA", "linear layers and their biases; where it changes biases, no adapter before it may change the weight",
      "kinds/test_glora.py::test_the_bias"),
+    ("PEANuT", "linear layers, by relu; no adapter before it may change the weight",
+     "kinds/test_peanut.py::test_every_command"),
     ("PVeRA", "linear layers and Conv1D: its mean, where the shared matrices are saved",
      "kinds/test_pvera.py::test_every_element_is_the_rounding_of_the_formula"),
     ("UniLoRA", "linear layers and Conv1D, where places and scales are saved",
@@ -96,7 +98,8 @@ HANDLED = [
     ("GLoRA of LyCORIS", "linear layers and convolutions", "kinds/test_lycoris_glora.py::test_every_command"),
     ("DoRA of LyCORIS (dora_scale)", "over LoRA, LoHa and LoKr, also in Tucker form; of rows, of columns, of the input "
      "channels of convolutions", "kinds/test_dora_scale.py::test_every_element_is_rounded_correctly"),
-    ("OFT and BOFT of LyCORIS (oft_blocks, rescale)", "linear layers and convolutions, without a bound (alpha 0)",
+    ("OFT and BOFT of LyCORIS (oft_blocks, rescale)", "linear layers and convolutions; with a bound where "
+     "LyCORIS says that it wrote it",
      "oracle/test_lycoris.py::test_merge_is_what_the_forward_pass_computes"),
     ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "
      "config is not believed", "oracle/test_peft_layers.py::test_gpt2"),

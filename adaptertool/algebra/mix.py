@@ -27,7 +27,7 @@ from adaptertool.numerics.held import Held, Room, Single, narrowed
 from adaptertool.numerics.lowrank import Factors, kept, svd_of_product
 from adaptertool.numerics.randomized_svd import Leading, leading
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.top_k import Largest, largest
+from adaptertool.numerics.top_k import Band, Parts, band
 from adaptertool.planning.sum import Combined
 from adaptertool.spec.choices import Mix, RankChoice
 
@@ -57,14 +57,17 @@ def _whole(factors: Sequence[Array], weights: Sequence[float], mix: Mix, name: s
     changes = []
     for number, factor in enumerate(factors):
         flat = factor.reshape(-1)
-        most = largest(lambda flat=flat: [flat], _count(mix, flat.size)) if method.trims else None  # type: ignore[misc]
-        changes.append(method.thinned(flat, mix.settings, place, number, most, 0))
+        stay = _band(mix, number, flat.size, lambda flat=flat: [flat])  # type: ignore[misc]
+        changes.append(method.thinned(flat, mix.settings, place, number, stay, 0))
     together: Array = method.combine(np.zeros(factors[0].size), changes, weights, mix.settings, None)
     return together.reshape(factors[0].shape)
 
 
-def _count(mix: Mix, size: int) -> int:
-    return int(METHOD_BY_NAME[mix.method].share(mix.settings) * size)
+def _band(mix: Mix, source: int, size: int, parts: Parts) -> Band | None:
+    """Which elements of a factor, or of a change, stay; None: all that the method does not drop by chance."""
+    method = METHOD_BY_NAME[mix.method]
+    skipped, count = method.counts(mix.settings, source, size)
+    return band(parts, skipped, count) if method.trims and count < size else None
 
 
 def _apart(wanted: Sequence[Factors], found: Sequence[Factors]) -> float:
@@ -100,7 +103,7 @@ class Mixture:
             place = Place(self.name, first * wide, min(self._step, high - first) * wide)
             changes = [
                 self._method.thinned(
-                    self._rows(source, first), self._mix.settings, place, source, self._largest[source], number
+                    self._rows(source, first), self._mix.settings, place, source, self._bands[source], number
                 )
                 for source in range(len(self._factors))
             ]
@@ -122,9 +125,9 @@ class Mixture:
             yield self._rows(source, first)
 
     @functools.cached_property
-    def _largest(self) -> list[Largest | None]:
-        count, sources = _count(self._mix, self.shape[0] * self.shape[1]), range(len(self._factors))
-        return [largest(functools.partial(self._parts, one), count) if self._method.trims else None for one in sources]
+    def _bands(self) -> list[Band | None]:
+        size = self.shape[0] * self.shape[1]
+        return [_band(self._mix, one, size, functools.partial(self._parts, one)) for one in range(len(self._factors))]
 
 
 def on_changes(layer: Combined, mix: Mix, cut: RankChoice, inputs: Inputs) -> tuple[list[Made], LayerOutcome]:

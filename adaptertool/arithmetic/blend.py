@@ -5,21 +5,22 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.correct_rounding import Settled
 from adaptertool.arithmetic.survival import tally_of
-from adaptertool.arithmetic.tiling import matrix, rows_at_once
+from adaptertool.arithmetic.tiling import last_axis, matrix, rows_at_once
 from adaptertool.codecs.numbers import largest_stored, rounded
 from adaptertool.codecs.tensors import as_bytes, byte_of, read_rows
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
-from adaptertool.methods import METHOD_BY_NAME, Place, Sums
+from adaptertool.methods import METHOD_BY_NAME, Block, Place, Survey
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.top_k import Largest, largest
+from adaptertool.numerics.top_k import Band, band
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Tally
 
@@ -40,6 +41,7 @@ class Blended:
             )
             for number in adapters
         }
+        self._weights = [self._blend.weights[number] for number in self._sources]
         self._lock = threading.Lock()
 
     def cuts(self) -> Iterator[tuple[int, int]]:
@@ -54,17 +56,10 @@ class Blended:
         """The bytes of rows first..last, the same for each α: a merge has one. Raises NonFiniteError."""
         method, settings = self._method, self._blend.settings
         with self._lock:
-            bounds = self._bounds if method.trims else {}
-            sums = self._sums if method.spans else None
-        base = self._base(first, last)
-        place = Place(self._step.spec.name, first * self._columns, base.size)
-        changes = []
-        for number in self._sources:
-            change, part = self._change(number, base, first), first // self._at_once
-            changes.append(method.thinned(change, settings, place, number, bounds.get(number), part))
-        weights = [self._blend.weights[number] for number in self._sources]
+            bands, whole = self._bands, self._whole
+        base, changes, _ = self._block(first, last, bands)
         dtype = self._step.spec.dtype
-        value = method.combine(base, changes, weights, settings, sums)
+        value: Array = method.combine(base, changes, self._weights, settings, whole)
         # −0.0 + 0 is +0.0: where nothing was added, the base's bits stay.
         stored = rounded(np.where(value == base, base, value), dtype)
         if not math.isfinite(largest_stored(stored, dtype)):
@@ -87,22 +82,39 @@ class Blended:
         after -= before
         return after.reshape(-1)
 
+    def _block(self, first: int, last: int, bands: Mapping[int, Band]) -> Block:
+        """Rows first..last of the base, and what stays of each change to them."""
+        base = self._base(first, last)
+        place = Place(self._step.spec.name, first * self._columns, base.size, last_axis(self._step))
+        part, settings = first // self._at_once, self._blend.settings
+        changes = [self._change(number, base, first) for number in self._sources]
+        stay = [
+            self._method.thinned(change, settings, place, number, bands.get(number), part)
+            for number, change in zip(self._sources, changes, strict=True)
+        ]
+        return Block(base, stay, changes)
+
     @functools.cached_property
-    def _bounds(self) -> dict[int, Largest]:
-        count = int(self._method.share(self._blend.settings) * self._rows * self._columns)
-        return {number: largest(functools.partial(self._changes, number), count) for number in self._sources}
+    def _bands(self) -> dict[int, Band]:
+        """Which elements stay of each change that is trimmed."""
+        size, found = self._rows * self._columns, dict[int, Band]()
+        for number in self._sources:
+            skipped, count = self._method.counts(self._blend.settings, number, size)
+            if self._method.trims and count < size:
+                found[number] = band(functools.partial(self._changes, number), skipped, count)
+        return found
 
     def _changes(self, number: int) -> Iterator[Array]:
         for cut in self.cuts():
             yield self._change(number, self._base(*cut), cut[0])
 
     @functools.cached_property
-    def _sums(self) -> Sums:
-        """‖W‖², ‖T‖² and ⟨W, T⟩, in parts of fixed size and in order."""
-        total = np.zeros(3)
-        (number,) = self._sources
+    def _whole(self) -> Any:
+        """What the method wants to know of the whole tensor."""
+        if self._method.survey is None:
+            return None
+        return self._method.survey(Survey(self._blocks, self._weights, self._blend.settings, last_axis(self._step)))
+
+    def _blocks(self) -> Iterator[Block]:
         for cut in self.cuts():
-            base = self._base(*cut)
-            tuned = base + self._change(number, base, cut[0])
-            total += (base * base).sum(), (tuned * tuned).sum(), (base * tuned).sum()
-        return Sums(*total.tolist())
+            yield self._block(*cut, self._bands)

@@ -79,8 +79,8 @@ class Chain:
             if chosen is None:
                 continue
             kind, some = kind_of(edit), rows[chosen.index, chosen.columns]
-            known = self.shorter(number, edit, chosen.places) if ops is BLOCKS else None
-            factors = whole(ops, kind, known or self.known(number, edit, chosen.places))
+            shorter = self.shorter(number, edit, chosen.places) if ops is BLOCKS else None
+            factors = whole(ops, kind, shorter or self.known(number, edit, chosen.places))
             scale, weight = numbers_of(ops, edit)
             if number in norms:
                 factors[NORM] = norms[number]

@@ -131,6 +131,8 @@ class Products:
     ) -> list[Made] | None:
         """Rows low..high of the block, on which the edits of these numbers act."""
         chain, (first, low, high) = self._chain, rows
+        if self._rights.get(acting, self) is None:  # asked before: not float32, or too large
+            return None
         lefts, rights, edits = [], [], [chain.step.edits[number] for number in acting]
         length: tuple[Array, float] | None = None
         for number, edit in zip(acting, edits, strict=True):

@@ -40,10 +40,14 @@ def shortcut_of(edit: Edit) -> Shortcut | None:
     if kind.pair is None or (edit.transposed and kind.norms is not None):
         return None
     b, a = (edit.factors[role] for role in kind.pair)
-    shortcut = None if b.made is None else b.made.shortcut
-    if shortcut is None or a.made is None or a.made.rows is not shortcut.right or a.made.first or b.made.first:
+    if a.made is None or b.made is None or b.made.shortcut is None:
         return None
-    return shortcut if (b.shape[0], math.prod(a.shape[1:])) == shortcut.shape else None
+    shortcut = b.made.shortcut
+    if a.made.rows is not shortcut.right or a.made.first or b.made.first:
+        return None
+    out, inner, wide = shortcut.shape
+    sizes = b.columns, b.spec.numel, a.columns, a.shape[0], a.spec.numel
+    return shortcut if sizes == (None, out * inner, None, inner, inner * wide) else None
 
 
 def requirements_of(edits: Sequence[Edit]) -> Requirements:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptertool.kinds import kind_of
+from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.spec.plan import Edit, Step
 
 BLOCK_ELEMENTS = 1 << 20  # elements of a weight computed at once: smaller blocks cost more in calls
@@ -17,10 +18,16 @@ def matrix(step: Step) -> tuple[int, int]:
         return numel // step.base.made.width, step.base.made.width
     views = [edit.view for edit in step.edits if edit.view is not None]
     if not views and all(kind_of(edit).elementwise for edit in step.edits):
-        return numel, 1
+        columns = last_axis(step) if step.blend is not None and METHOD_BY_NAME[step.blend.method].rows else 1
+        return numel // columns if columns else 0, columns
     rows = max(step.base.spec.shape[0], 1)
     width = views[0].width if views else numel // rows
     return numel // width if width else 0, width
+
+
+def last_axis(step: Step) -> int:
+    """The elements of a row of the tensor as it is stored; of a vector all."""
+    return step.base.spec.shape[-1] if step.base.spec.shape else 1
 
 
 def block_rows(columns: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import NoReturn
 
 import click
@@ -26,20 +25,33 @@ Exit codes:
   70   a fault of adaptertool itself
   130  interrupted (also by SIGTERM); nothing was published
 """
+ENVIRONMENT = """\b
+Environment:
+  ADAPTERTOOL_THREADS    threads, where --threads is not given
+  NO_COLOR               no colours, where --color is not given
+  HF_HUB_CACHE, HF_HOME  where org/name is looked for; nothing is downloaded
+  GITHUB_STEP_SUMMARY    a file, to which checks add their summary
+"""
+EXAMPLE = """\b
+Example:
+  $ adaptertool merge base lora -o merged
+  $ adaptertool verify merged base lora
+`adaptertool COMMAND --help` has more for each command.
+"""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=f"{EXIT_CODES}\n{ENVIRONMENT}\n{EXAMPLE}",
+)
 @click.version_option(__version__, prog_name="adaptertool")
-@click.pass_context
-def cli(context: click.Context) -> None:
+def cli() -> None:
     """Adapter arithmetic on checkpoints, by streaming. Nothing silent.
 
     Checkpoints are directories with safetensors (single or sharded), one .safetensors or GGUF file, or a
     pipeline of diffusers. Adapters are those of PEFT, kohya, LyCORIS, ComfyUI, diffusers, MLX and GGUF. Inputs
     are never changed; OUT appears only when it is complete.
     """
-    if os.environ.get("NO_COLOR"):
-        context.color = False
 
 
 for _entry in COMMANDS:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from adaptertool.cli import pages
 from adaptertool.cli.bar import bar
 from adaptertool.cli.boundary import ignore_signals
 from adaptertool.cli.options import (
@@ -25,7 +26,6 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
-from adaptertool.render import page
 from adaptertool.render.adapters import convert_text, extract_text, sum_text, truncate_text
 from adaptertool.render.truncate_page import truncate_page
 from adaptertool.reports.adapters import AdapterReport
@@ -101,14 +101,11 @@ def truncate(adapter: str, verbose: bool, html: str | None, **options: Any) -> N
 
     One of --rank, --energy, --max-error and --ratio is needed. Layers that lose nothing keep their bytes.
     """
-    if html is not None:
-        page.require(html)
-
+    pages.require(html)
     report = _run(
         truncate_task.truncate, truncate_text, [adapter], verbose=verbose, spectra=html is not None, **options
     )
-    if html is not None:
-        page.write(html, truncate_page(report))
+    pages.save(html, truncate_page, report, [adapter, report.base])
 
 
 @click.command()

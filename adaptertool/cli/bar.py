@@ -18,7 +18,8 @@ _SECONDS = 30.0  # between two lines of a log
 
 @contextlib.contextmanager
 def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show how much is done; what it gives is told the bytes that are done, by any thread."""
+    """Show how much is done; what it gives is told the bytes that are done, by any thread, and may be told how many
+    there will be (engine.progress)."""
     lock = threading.Lock()
     lines = _Lines(title, total)
     tqdm.monitor_interval = 0  # no thread beside ours
@@ -40,6 +41,12 @@ def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int
                 elif not quiet:
                     lines.update(count)
 
+        def expect(count: int) -> None:
+            with lock:
+                shown.total = lines.total = count
+                shown.refresh()
+
+        progress.expect = expect  # type: ignore[attr-defined]
         yield progress
 
 
@@ -47,7 +54,7 @@ class _Lines:
     """What a log is told: nothing of what is done soon, and of what takes long a line every half minute."""
 
     def __init__(self, title: str, total: int | None) -> None:
-        self._title, self._total, self._done = title, total, 0
+        self._title, self.total, self._done = title, total, 0
         self._began = self._said = time.monotonic()
 
     def update(self, count: int) -> None:
@@ -57,7 +64,7 @@ class _Lines:
             return
         self._said, seconds = now, now - self._began
         line = f"{self._title}: {size(self._done)} in {seconds:.0f} s"
-        if self._total and self._done:
-            left = seconds * max(self._total - self._done, 0) / self._done
-            line += f", {min(self._done / self._total, 1):.0%} of {size(self._total)}, about {left:.0f} s left"
+        if self.total and self._done:
+            left = seconds * max(self.total - self._done, 0) / self._done
+            line += f", {min(self._done / self.total, 1):.0%} of {size(self.total)}, about {left:.0f} s left"
         say(line, sys.stderr)

@@ -10,6 +10,7 @@ from typing import Any
 from adaptertool.arguments import as_path
 from adaptertool.cli.boundary import say
 from adaptertool.cli.options import Printing, failed, say_notes, tell
+from adaptertool.cli.terminal import room
 from adaptertool.errors import UsageError
 from adaptertool.output.options import Options
 from adaptertool.planning.sources import Reading
@@ -47,7 +48,7 @@ def score_and_tell(
 
     target = None if out is None else as_path(out, "OUT")
     report = score_curve(plan, target, scorer, settings, dataclasses.replace(options, note=note), progress)
-    tell(report, lambda: curve_text(report, len(measured)), as_json=printing.as_json, quiet=printing.quiet)
+    tell(report, lambda: curve_text(report, len(measured), room()), as_json=printing.as_json, quiet=printing.quiet)
     if report.ok:
         return 0
     what = f"{title(report)}: {failures(report)} of {len(report.points)} points could not be scored"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import click
 
+from adaptertool.cli import pages
 from adaptertool.cli.bar import bar
-from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, failed, tell, with_options
+from adaptertool.cli.options import DEBUG, HTML, JSON, QUIET, THREADS, failed, tell, with_options
 from adaptertool.render.diff import diff_text
+from adaptertool.render.diff_page import diff_page
+from adaptertool.render.text import counted
 from adaptertool.tasks import diff as task
 
 
@@ -16,6 +19,7 @@ from adaptertool.tasks import diff as task
 @click.option("--ranks", is_flag=True, help="Also the stable and the effective rank of each change; takes longer.")
 @with_options(
     click.option("--rename", "renames", multiple=True, metavar="REGEX=>NEW", help="Change names of B."),
+    HTML,
     THREADS,
     JSON,
     QUIET,
@@ -27,6 +31,7 @@ def diff(
     b: str,
     ranks: bool,
     renames: tuple[str, ...],
+    html: str | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -36,9 +41,11 @@ def diff(
 
     Exit code 0: all bits are equal, 1: not.
     """
+    pages.require(html)
     with bar("diff", None, quiet=quiet) as progress:
         report = task.diff(a, b, ranks=ranks, renames=renames, threads=threads, progress=progress)
+    pages.save(html, diff_page, report, [a, b])
     tell(report, lambda: diff_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)
     if report.equal:
         return 0
-    return failed(f"diff {report.a} {report.b}: DIFFERENT in {len(report.tensors):,} tensors", quiet=quiet)
+    return failed(f"diff {report.a} {report.b}: DIFFERENT in {counted(len(report.tensors), 'tensor')}", quiet=quiet)

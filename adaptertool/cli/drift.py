@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from adaptertool.cli import pages
 from adaptertool.cli.bar import bar
 from adaptertool.cli.options import (
     AS_TRAINED,
@@ -23,7 +24,7 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
-from adaptertool.render import page
+from adaptertool.cli.terminal import room
 from adaptertool.render.drift import drift_text, verdict
 from adaptertool.render.drift_page import drift_page
 from adaptertool.reports.run import PATHS
@@ -71,15 +72,13 @@ def drift(
     Measured from the weights alone, layer by layer: what rounding does to the stored weight and to the update,
     and what inputs become on each path. Exit 1 where the drift is more than rounding explains.
     """
-    if html is not None:
-        page.require(html)
+    pages.require(html)
     with bar("drift", None, quiet=quiet) as progress:
         report = task.drift(
             base, adapters, weights=weights or None, paths=paths.split(","), progress=progress, **options
         )
-    if html is not None:
-        page.write(html, drift_page(report))
-    tell(report, lambda: drift_text(report, every_module=verbose), as_json=as_json, quiet=quiet)
+    pages.save(html, drift_page, report, [base, *adapters, report.merged])
+    tell(report, lambda: drift_text(report, every_module=verbose, width=room()), as_json=as_json, quiet=quiet)
     if report.ok:
         return 0
     return failed(f"drift {report.base}: {verdict(report)}", quiet=quiet)

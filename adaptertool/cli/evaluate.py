@@ -18,6 +18,7 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
+from adaptertool.cli.terminal import room
 from adaptertool.evaluation.prompts import LOSSES
 from adaptertool.render.evaluation import evaluation_text
 
@@ -74,7 +75,7 @@ def evaluate(
         device=device,
         fail_above=fail_above,
     )
-    tell(report, lambda: evaluation_text(report), as_json=as_json, quiet=quiet)
+    tell(report, lambda: evaluation_text(report, room()), as_json=as_json, quiet=quiet)
     if report.ok:
         return 0
     above = [

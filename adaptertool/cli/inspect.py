@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from adaptertool.cli import pages
 from adaptertool.cli.bar import bar
 from adaptertool.cli.options import (
     DEBUG,
@@ -19,7 +20,7 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
-from adaptertool.render import page
+from adaptertool.cli.terminal import room
 from adaptertool.render.inspect import inspect_text
 from adaptertool.render.inspect_page import inspect_page
 from adaptertool.tasks import inspect as task
@@ -49,13 +50,11 @@ def inspect(
 
     What a merge refuses is described too. With --base, exit code 1 where it does not fit.
     """
-    if html is not None:
-        page.require(html)
+    pages.require(html)
     with bar("inspect", None, quiet=quiet) as progress:
         report = task.inspect(path, base, progress=progress, **options)
-    if html is not None:
-        page.write(html, inspect_page(report))
-    tell(report, lambda: inspect_text(report, every_module=verbose), as_json=as_json, quiet=quiet)
+    pages.save(html, inspect_page, report, [path, base])
+    tell(report, lambda: inspect_text(report, every_module=verbose, width=room()), as_json=as_json, quiet=quiet)
     if report.fits is not False:
         return 0
     return failed(f"inspect {report.path}: does not fit {report.base}: {report.refusal}", quiet=quiet)

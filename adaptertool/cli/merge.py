@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
+from adaptertool.arguments import given_settings
 from adaptertool.cli.options import (
     AS_TRAINED,
+    DASK,
     DTYPE,
     LEAVE_OUT,
     QUANTISE,
@@ -20,9 +22,10 @@ from adaptertool.cli.options import (
     with_options,
     writes,
 )
+from adaptertool.cli.table import load
 from adaptertool.methods import METHOD_BY_NAME, settings_of
-from adaptertool.planning.sources import COMPOSITIONS
-from adaptertool.tasks.merge import prepare_merge
+from adaptertool.planning.sources import COMPOSITIONS, Reading
+from adaptertool.tasks.merge import MergeRecipe, prepare
 
 SETTINGS = settings_of()
 
@@ -50,6 +53,7 @@ SETTINGS = settings_of()
 @AS_TRAINED
 @SHARD_SIZE
 @click.option("-o", "--out", required=True, type=click.Path(), help="Where to write.")
+@DASK
 @writes
 def merge(
     base: str,
@@ -67,27 +71,18 @@ def merge(
     expert_layout: str | None,
     precision: str,
     out: str,
+    dask: str | None,
     **options: Any,
 ) -> None:
     """Merge ADAPTERs into BASE: W + w·(alpha/r)·B·A, in order, rounded once.
 
     Saved modules and biases replace the base's (with a weight w: W + w·(T - W)).
     """
-    plan = prepare_merge(
-        base,
-        adapters,
-        weights or None,
-        compose=compose,
-        renames=renames,
-        expert_layout=expert_layout,
-        precision=precision,
-        method=method,
-        leave_out=leave_out,
-        tokenizer=tokenizer,
-        dtype=dtype,
-        quantise=quantise,
-        as_trained=as_trained,
-        max_shard_size=max_shard_size,
-        **{name: options.pop(name) for name in SETTINGS},
-    )
-    execute(plan, out, *records(options))
+    given = given_settings("merge", SETTINGS, {name: options.pop(name) for name in SETTINGS})
+    recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise, as_trained)
+    reading, (how, printing) = Reading(renames, leave_out, expert_layout), records(options)
+    if dask is not None:
+        arguments = "merge", base, adapters, weights or None, recipe, reading, out
+        load("spread", "spread_and_tell")(dask, arguments, how, printing)
+    else:
+        execute(prepare(base, adapters, weights or None, recipe, reading).plan, out, how, printing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -10,10 +11,13 @@ from typing import Any, NamedTuple, Protocol
 
 import click
 
-from adaptertool.arguments import as_path
-from adaptertool.cli.boundary import annotate, ignore_signals, say
+from adaptertool.arguments import as_path, parse_rate
+from adaptertool.cli.boundary import annotate, ignore_signals, say, show
 from adaptertool.cli.table import load
+from adaptertool.cli.terminal import MODES
+from adaptertool.engine.cost import Extra
 from adaptertool.engine.resources import MAX_THREADS
+from adaptertool.errors import UsageError
 from adaptertool.methods import Setting
 from adaptertool.output.options import Options
 from adaptertool.output.preview import preview
@@ -26,6 +30,18 @@ from adaptertool.spec.choices import DTYPES, EXACT, EXPERT_LAYOUTS, PRECISIONS, 
 from adaptertool.spec.plan import Plan
 
 Command = Callable[..., int | None]
+
+
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """The options in this order, as one decorator."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
 
 RENAME = click.option(
     "--rename",
@@ -80,23 +96,41 @@ THREADS = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")
-WEIGHT = click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
+
+
+def _one_by_one(_context: click.Context, _option: click.Parameter, weights: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises UsageError for several weights in one."""
+    if listed := next((text for text in weights if "," in text), None):
+        raise UsageError(f"-w {listed} is no number: they have points, and each ADAPTER its own, -w 0.5 -w 0.5")
+    return weights
+
+
+WEIGHT = click.option(
+    "-w",
+    "--weight",
+    "weights",
+    multiple=True,
+    callback=_one_by_one,
+    help="Weight of an adapter; by order, one for each.",
+)
 COMPOSE = click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
+DASK = click.option(
+    "--dask", metavar="ADDRESS", help="Have workers of this Dask scheduler make the shards: tcp://..., scheduler.json."
+)
 FORCE = click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made.")
 CLEAN = click.option("--clean", is_flag=True, help="Once OUT is published, remove what killed runs left beside it.")
 HTML = click.option("--html", metavar="FILE", help="Also write a page with pictures.")
-DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
-
-
-def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """The options in this order, as one decorator."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+# The last of every command, which no command is told of
+DEBUG = with_options(
+    click.option(
+        "--color",
+        type=click.Choice(MODES),
+        default=MODES[0],
+        expose_value=False,
+        help="auto: on a terminal, unless NO_COLOR is set.",
+    ),
+    click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
+)
 
 
 def setting_options(settings: Mapping[str, Setting], *, in_sum: bool = False) -> list[Callable[[Command], Command]]:
@@ -129,6 +163,10 @@ writes = with_options(
     click.option("--fail-if-unchanged", is_flag=True, help="Exit 1 and write nothing where no element would change."),
     click.option("--verify", is_flag=True, help="Read back what was written, and judge it, before it is published."),
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
+    click.option(
+        "--rate", metavar="RATE", help="With --dry-run: estimate the time where a node has so many, as 2GB/s."
+    ),
+    click.option("--nodes", type=click.IntRange(min=1), help="With --rate: for so many nodes, of this rate each."),
     THREADS,
     JSON,
     QUIET,
@@ -147,8 +185,10 @@ def tell(report: Noted, text: Callable[[], str], *, as_json: bool, quiet: bool) 
     quiet."""
     summarise(report)
     say_notes(report.notes, quiet=quiet)
-    if not quiet or as_json:
-        say(to_json(report) if as_json else text(), sys.stdout)
+    if as_json:
+        say(to_json(report), sys.stdout)
+    elif not quiet:
+        show(text())
 
 
 def failed(what: str, *, quiet: bool) -> int:
@@ -179,11 +219,15 @@ class Printing(NamedTuple):
 
 
 def records(flags: dict[str, Any]) -> tuple[Options, Printing]:
-    """What the options of `writes` say, as records."""
+    """What the options of `writes` say, as records. Raises UsageError for a rate without a dry run."""
     printing = Printing(*(flags.pop(name) for name in Printing._fields))
     file = flags.pop("provenance")
     provenance = None if file is None else as_path(file, "FILE")
-    return Options(**flags, provenance=provenance, before_publish=ignore_signals), printing
+    rate, nodes = parse_rate(flags.pop("rate")), flags.pop("nodes")
+    if (rate is not None and not flags["dry_run"]) or (nodes is not None and rate is None):
+        raise UsageError("--nodes is for --rate, and --rate for --dry-run: they estimate what a run would take")
+    options = Options(**flags, provenance=provenance, rate=rate, nodes=nodes or 1, before_publish=ignore_signals)
+    return options, printing
 
 
 def execute(plan: Plan, out: str, options: Options, printing: Printing) -> None:
@@ -198,8 +242,13 @@ def execute(plan: Plan, out: str, options: Options, printing: Printing) -> None:
     for text in plan.notes:
         note(text)
     if options.dry_run:
-        report = preview(plan, out, force=options.force, threads=options.threads)
-        say(to_json(report) if printing.as_json else plan_text(report, every_tensor=printing.verbose), sys.stdout)
+        extra = Extra(sha256=options.sha256 or options.provenance is not None, verify=options.verify)
+        asked = functools.partial(preview, plan, out, force=options.force, threads=options.threads)
+        report = asked(rate=options.rate, nodes=options.nodes, extra=extra)
+        if printing.as_json:
+            say(to_json(report), sys.stdout)
+        else:
+            show(plan_text(report, every_tensor=printing.verbose))
     else:
         run_and_tell = load("run", "run_and_tell")
         run_and_tell(plan, out, dataclasses.replace(options, note=note), printing)

@@ -7,7 +7,7 @@ import sys
 
 from adaptertool.arguments import as_path
 from adaptertool.cli.bar import bar
-from adaptertool.cli.boundary import say
+from adaptertool.cli.boundary import say, show
 from adaptertool.cli.options import Printing
 from adaptertool.engine.budget import bytes_to_write
 from adaptertool.output.checkpoint import run
@@ -23,5 +23,7 @@ def run_and_tell(plan: Plan, out: str, options: Options, printing: Printing) -> 
         done = run(plan, as_path(out, "OUT"), dataclasses.replace(options, progress=progress))
     for text in done.notes:
         options.tell_note(text)
-    if not printing.quiet or printing.as_json:
-        say(to_json(done) if printing.as_json else run_text(done), sys.stdout)
+    if printing.as_json:
+        say(to_json(done), sys.stdout)
+    elif not printing.quiet:
+        show(run_text(done))

@@ -1,4 +1,5 @@
-"""The table of commands: what `adaptertool --help` says of each, and where it is. To add one: its file, a line here.
+"""The table of commands: what `adaptertool --help` says of each, and where it is. To add one: its file, a line here,
+examples of its use (examples.py).
 
 A command is loaded when it is called, or asked for its own help. What it needs only at times, as an engine where it is
 no dry run, is loaded through `load` too: this is the one place of late imports.
@@ -28,6 +29,14 @@ COMMANDS = (
     Entry(
         "wise", "wise", "wise", "Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT)."
     ),
+    Entry(
+        "plan",
+        "parts",
+        "plan",
+        "Write down a merge or an interpolation that is to be made in parts, on any number of machines.",
+    ),
+    Entry("run", "parts", "run", "Make one part of a plan: those of its shards that are not made yet."),
+    Entry("finish", "parts", "finish", "Publish what the parts of a plan have made."),
     Entry(
         "sum",
         "algebra",
@@ -111,6 +120,11 @@ class Unloaded(click.Command):
         super().__init__(entry.name, short_help=entry.summary)
         self.entry = entry
 
-    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+    def command(self) -> click.Command:
+        """The command, with its examples."""
         command: click.Command = load(self.entry.module, self.entry.attribute)
-        return command.make_context(*arguments, **options)
+        command.epilog = command.epilog or load("examples", "epilog_of")(self.entry.name)
+        return command
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        return self.command().make_context(*arguments, **options)

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
+from adaptertool.cli import pages
 from adaptertool.cli.bar import bar
-from adaptertool.cli.boundary import say
+from adaptertool.cli.boundary import say, show
 from adaptertool.cli.options import (
     AS_TRAINED,
     COMPOSE,
     DEBUG,
     EXPERT_LAYOUT,
+    HTML,
     JSON,
     LEAVE_OUT,
     QUIET,
@@ -29,7 +31,9 @@ from adaptertool.errors import UsageError, shown
 from adaptertool.output.integrity import check_files
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.render.machine import to_json
-from adaptertool.render.verify import files_text, verify_text, write_junit
+from adaptertool.render.text import counted
+from adaptertool.render.verify import files_text, require_junit, verify_text, write_junit
+from adaptertool.render.verify_page import verify_page
 from adaptertool.reports.verify import VerifyReport
 from adaptertool.tasks import verify as task
 
@@ -45,6 +49,7 @@ from adaptertool.tasks import verify as task
 @click.option("--strict", is_flag=True, help="What rounding explains is wrong too.")
 @click.option("--junit", type=click.Path(), help="Write JUnit XML to this file, a test case for each tensor.")
 @with_options(
+    HTML,
     RENAME,
     LEAVE_OUT,
     EXPERT_LAYOUT,
@@ -64,6 +69,7 @@ def verify(
     as_trained: str | None,
     strict: bool,
     junit: str | None,
+    html: str | None,
     renames: tuple[str, ...],
     leave_out: tuple[str, ...],
     expert_layout: str | None,
@@ -87,6 +93,7 @@ def verify(
             or alpha is not None
             or strict
             or junit is not None
+            or html is not None
             or renames
             or leave_out
             or expert_layout
@@ -95,6 +102,9 @@ def verify(
         ):
             raise UsageError("without a BASE only the files are checked against their manifest; give the BASE too")
         return _files(merged, threads, as_json=as_json, quiet=quiet)
+    pages.require(html)
+    if junit is not None:
+        require_junit(junit)
     with bar("verify", None, quiet=quiet) as progress:
         report = task.verify(
             merged,
@@ -111,6 +121,7 @@ def verify(
             threads=threads,
             progress=progress,
         )
+    pages.save(html, verify_page, report, [merged, base, *sources])
     if junit is not None:
         write_junit(report, Path(junit))
     tell(report, lambda: verify_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)
@@ -120,7 +131,8 @@ def verify(
 def _wrong(report: VerifyReport) -> str:
     good = report.summary.exact + (0 if report.strict else report.summary.rounding)
     found = [*report.summary.diagnosis, *map(shown, report.problems)]
-    return f"verify {report.merged}: WRONG: {len(report.tensors) - good:,} tensors ({'; '.join(found) or 'see -v'})"
+    count = counted(len(report.tensors) - good, "tensor")
+    return f"verify {report.merged}: WRONG: {count} ({'; '.join(found) or 'see -v'})"
 
 
 def _files(out: str, threads: int | None, *, as_json: bool, quiet: bool) -> int:
@@ -128,6 +140,8 @@ def _files(out: str, threads: int | None, *, as_json: bool, quiet: bool) -> int:
     with bar("verify", None, quiet=quiet) as progress:
         report = check_files(out, progress, threads=threads)
     summarise(report)
-    if not quiet or as_json:
-        say(to_json(report) if as_json else files_text(report), sys.stdout)
+    if as_json:
+        say(to_json(report), sys.stdout)
+    elif not quiet:
+        show(files_text(report))
     return 0 if report.ok else failed(files_text(report).splitlines()[0], quiet=quiet)

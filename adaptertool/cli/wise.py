@@ -8,6 +8,7 @@ import click
 
 from adaptertool.cli.options import (
     AS_TRAINED,
+    DASK,
     DTYPE,
     LEAVE_OUT,
     QUANTISE,
@@ -53,6 +54,7 @@ _SCORES = with_options(
 @SHARD_SIZE
 @_SCORES
 @click.option("-o", "--out", type=click.Path(), help="Where to write. With --score it may be left out.")
+@DASK
 @writes
 def wise(
     base: str,
@@ -75,6 +77,7 @@ def wise(
     quantise: str | None,
     as_trained: str | None,
     max_shard_size: str | None,
+    dask: str | None,
     **options: Any,
 ) -> int:
     """Interpolate BASE towards TUNED: W + alpha·(T - W), for one alpha or many (Wise-FT).
@@ -94,8 +97,14 @@ def wise(
             raise UsageError("--keep, --target, --reference and --minimise are for scores: give --score too")
         if out is None:
             raise UsageError("-o is missing: where to write (only with --score it may be left out)")
+        if dask is not None:
+            arguments = "wise", base, [tuned], alpha, recipe, reading, out
+            load("spread", "spread_and_tell")(dask, arguments, how, printing)
+            return 0
         execute(prepare(base, tuned, alpha, recipe, reading).plan, out, how, printing)
         return 0
+    if dask is not None:
+        raise UsageError("--dask is for checkpoints that are published, and not for --score")
     wishes = {"keep": keep, "target": target, "reference": reference, "minimise": minimise}
     score_and_tell = load("curve", "score_and_tell")
     code: int = score_and_tell((base, tuned, alpha, recipe, reading), score, wishes, out, how, printing)

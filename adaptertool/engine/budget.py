@@ -14,7 +14,7 @@ from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.tensors import BAND
 from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Plan, Step
-from adaptertool.spec.tensors import KEPT, WINDOW
+from adaptertool.spec.tensors import KEPT, WINDOW, Ref
 
 BASE_MEMORY = 64 << 20  # resident with numpy loaded and nothing to do, rounded up
 _BYTES_PER_ELEMENT = 80  # per thread: its buffers and what is open (≤ 52), and arrays on the way to them
@@ -100,11 +100,23 @@ def _factors(step: Step, rows: int, at_once: int) -> tuple[int, int]:
 
 def bytes_to_read(plan: Plan) -> int:
     """Every tensor that is needed, header and asset once (the check before the run reads the factors a second time)."""
-    tensors: dict[Path, dict[int, int]] = defaultdict(dict)  # of each file, by offset: paths take long to compare
+    tensors: dict[Path, dict[int, int]] = defaultdict(dict)  # of each file, by offset
+    known: dict[int, dict[int, int]] = {}  # the same by the identity of a path, since paths take long to hash
+
+    def need(ref: Ref) -> None:
+        for one in (ref,) if ref.made is None else ref.made.sources:
+            own = known.get(id(one.path))
+            if own is None:
+                own = known[id(one.path)] = tensors[one.path]
+            own[one.offset] = one.spec.nbytes
+
     for step in plan.steps():
-        for ref in (step.base, *(step.fisher or ()), *[ref for edit in step.edits for ref in edit.factors.values()]):
-            for one in ref.stored:
-                tensors[one.path][one.offset] = one.spec.nbytes
+        need(step.base)
+        for ref in step.fisher or ():
+            need(ref)
+        for edit in step.edits:
+            for ref in edit.factors.values():
+                need(ref)
     others = sum(shard.data_start for shard in plan.shards) + sum(asset.size for asset in plan.assets)
     return others + sum(sum(own.values()) for own in tensors.values())
 
@@ -152,6 +164,7 @@ def count_tensors(plan: Plan) -> tuple[int, int, int]:
         names.add(step.spec.name)
         for alpha in alphas:
             if verbatim(step, alpha) is not step.stored:
-                (cast if all(only_cast(step, alpha) for alpha in alphas) else edited).add(step.spec.name)
+                alike = only_cast(step, alpha) and all(only_cast(step, other) for other in alphas)
+                (cast if alike else edited).add(step.spec.name)
                 break
     return len(names), len(edited), len(cast)

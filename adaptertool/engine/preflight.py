@@ -69,7 +69,7 @@ class _Factors:
                         yield _Change(edit, numbers[A], numbers[B])
 
     def _all(self, ref: Ref) -> Iterator[int]:
-        """Of a factor, or of the sources that tell all that is asked of it: to make it takes longer."""
+        """The number of a factor, or those of sources that tell all that is asked of it: to make it takes longer."""
         made = ref.made
         if made is None or not made.plain or any(source.spec.dtype == "F64" for source in made.sources):
             yield self._number(ref)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adaptertool.arithmetic.verbatim import verbatim
-from adaptertool.spec.plan import Output, Plan, Shard
+from adaptertool.spec.plan import Output, Plan, Shard, Step
 
 
 def to_hash(plan: Plan) -> tuple[list[Path], list[Path]]:
@@ -19,10 +19,7 @@ def to_hash(plan: Plan) -> tuple[list[Path], list[Path]]:
     copied = {asset.source for asset in plan.assets if asset.content is None}
     used = {shard.source for shard in plan.shards}
     for step in plan.steps():
-        used.update(ref.path for ref in step.base.stored)
-        if plan.tuned_is_checkpoint:
-            used.update(one.path for edit in step.edits for ref in edit.factors.values() for one in ref.stored)
-            used.update(ref.path for ref in step.fisher or ())
+        used.update(_read_by(step, plan))
     adapters = set() if plan.tuned_is_checkpoint else {path for files in plan.files[1:] for path in files.values()}
     streamed = used - adapters - whole
     unused = {
@@ -32,6 +29,24 @@ def to_hash(plan: Plan) -> tuple[list[Path], list[Path]]:
     }
     aside = plan.inputs.keys() - streamed - whole - copied - unused
     return sorted(streamed), sorted(aside)
+
+
+def hashed_with(plan: Plan) -> dict[str, list[Path]]:
+    """The files that are hashed as they are read by who makes a shard, by its name: each file with the first shard that
+    reads it, so that every one is hashed once, whatever the parts."""
+    streamed, found = set(to_hash(plan)[0]), dict[str, list[Path]]()
+    for shard in plan.shards:
+        used = {shard.source, *(path for step in shard.steps for path in _read_by(step, plan))}
+        found[shard.name] = sorted(used & streamed)
+        streamed -= used
+    return found
+
+
+def _read_by(step: Step, plan: Plan) -> Iterator[Path]:
+    yield from (ref.path for ref in step.base.stored)
+    if plan.tuned_is_checkpoint:
+        yield from (one.path for edit in step.edits for ref in edit.factors.values() for one in ref.stored)
+        yield from (ref.path for ref in step.fisher or ())
 
 
 def read_files(plan: Plan) -> list[Path]:

@@ -10,6 +10,7 @@ from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs import COMPUTED
 from adaptertool.engine.pool import run_jobs
 from adaptertool.engine.preflight import require_finite_factors
+from adaptertool.engine.progress import expect_tensors
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.fidelity.cost import layer_costs
 from adaptertool.fidelity.measure import Measured, measure
@@ -73,6 +74,7 @@ def measure_all(
         found[number] = measure(inputs, subjects[number], probe, selected, space)
         progress(subjects[number].step.base.spec.nbytes)
 
+    expect_tensors(progress, (subject.step.base for subject in subjects))
     with Inputs({**plan.inputs, **{header.path: header.stamp for header in others}}) as inputs:
         require_finite_factors(plan, inputs)
         run_jobs((functools.partial(one, inputs, number) for number in range(len(subjects))), threads)

@@ -19,7 +19,7 @@ from adaptertool.files.assets import lacking
 from adaptertool.files.assets import read_assets as read_assets
 from adaptertool.files.gguf import is_gguf, read_gguf
 from adaptertool.files.header import Header, read_header
-from adaptertool.files.hints import found_below, not_there
+from adaptertool.files.hints import another_file, found_below, not_there
 from adaptertool.files.hub import to_complete
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import exists, names_in
@@ -116,7 +116,7 @@ def open_checkpoint(path: Path, adapters: Adapters = _NO_ADAPTERS) -> Checkpoint
         header = read_gguf(path)
         return Checkpoint(path, (header,), header.tensors, None, (), (), is_file=True)
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} is neither a directory nor a .safetensors file, nor GGUF; nothing else is read")
+        raise InputError(f"{path} is neither a directory nor a .safetensors file, nor GGUF{another_file(path)}")
     header, notes = read_header(path), list[str]()
     # Not part of the output, but a config that stands beside the file says what the file is.
     if NAMES.shard.fullmatch(path.name):
@@ -179,7 +179,8 @@ def _nothing_found(root: Path, adapters: Adapters) -> str:
         return f"{root} has only pickled weights ({pickles[0]}); pickles are never opened: convert to safetensors"
     others = [name for end in ("*.safetensors", "*.gguf") for name in names_in(root, end) if exists(root / name)]
     hint = f"; to use {shown(others[0])}, give the path of that file" if others else found_below(root, (SINGLE, INDEX))
-    return f"{root} has neither {SINGLE} nor {INDEX}{hint or to_complete(root)}"
+    hint = hint or to_complete(root) or ("" if names_in(root, "*") else "; it is empty")
+    return f"{root} has neither {SINGLE} nor {INDEX}{hint}"
 
 
 def _contained(index_path: Path, name: str) -> Path:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from adaptertool.errors import shown
+from adaptertool.errors import UnsupportedError, shown
 from adaptertool.formats.differences import as_differences, dtype_of_difference
 from adaptertool.formats.saving import drafted, number, refuse
 from adaptertool.kinds import kind_of
@@ -18,6 +18,7 @@ from adaptertool.kinds.dora_scale import SCALE
 from adaptertool.kinds.equivalent import reshaped, spelled_as
 from adaptertool.kinds.lokr import W1
 from adaptertool.kinds.lora import A, B
+from adaptertool.kinds.lycoris_oft import BOUND
 from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.portable import Drafted, Portable
@@ -121,10 +122,15 @@ def endings_of(change: Module, whose: str) -> Mapping[str, str]:
 
 def by_alpha(change: Module, whose: str) -> Said:
     """The scale of a change as an alpha in float32, where it has a rank. An alpha of 0 is not written, since some take
-    it for the rank."""
+    it for the rank. Raises UnsupportedError where it would be a bound."""
     spelling = kind_of(change).spellings[whose]
     rank = spelling.rank_of({role: ref.shape for role, ref in change.factors.items()})
     if spelling.unbounded:
+        if change.settings.get(BOUND):
+            raise UnsupportedError(
+                f"{shown(change.name)}: OFT with a bound: nothing in a converted file would tell it from that of "
+                "sd-scripts: merge it into its base, and extract a LoRA"
+            )
         return Said(0.0)
     if not rank or not change.scale:
         return Said(rank and float(rank), change.scale)

@@ -15,6 +15,7 @@ from adaptertool.codecs.difference import Difference
 from adaptertool.codecs.numbers import apart, doubles
 from adaptertool.codecs.tensors import held_as, read_stored
 from adaptertool.engine.pool import Job, run_jobs
+from adaptertool.engine.progress import expect_tensors
 from adaptertool.errors import NonFiniteError
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.held import Held, Room
@@ -114,6 +115,7 @@ def compare(
     found: list[Comparison], threads: int, progress: Callable[[int], None], *, ranks: bool
 ) -> Iterator[TensorDiff | None]:
     """What each has to tell, in order."""
+    expect_tensors(progress, (ref for one in found for ref in (one.a, one.b)))
     run_jobs(_reported(found, progress), threads)
     if ranks:
         run_jobs((job for one in found for job in one.rest()), threads)

@@ -15,6 +15,7 @@ from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs.numbers import energy
 from adaptertool.codecs.tensors import held_as, read_rows, read_stored, read_tensor, require_finite
 from adaptertool.engine.pool import run_jobs
+from adaptertool.engine.progress import expect_tensors
 from adaptertool.errors import NonFiniteError
 from adaptertool.files.reader import Inputs
 from adaptertool.inspection.described import Found
@@ -62,6 +63,7 @@ def measure(
             if module.has_spectrum:
                 yield functools.partial(one, inputs, number)
 
+    expect_tensors(progress, (ref for module in modules if module.has_spectrum for ref in module.refs))
     with Inputs(files) as inputs:
         run_jobs(jobs(inputs), threads)
         inputs.check_unchanged()

@@ -32,6 +32,7 @@ from adaptertool.kinds.lycoris_oft import LYCORIS_OFT
 from adaptertool.kinds.miss import BONE, MISS
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.oft import OFT
+from adaptertool.kinds.peanut import PEANUT
 from adaptertool.kinds.pvera import PVERA
 from adaptertool.kinds.randlora import RANDLORA
 from adaptertool.kinds.right_product import RIGHT_PRODUCT
@@ -68,6 +69,7 @@ KINDS: tuple[Kind, ...] = (
     VBLORA,
     GLORA,
     GLORA_BIAS,
+    PEANUT,
     PVERA,
     UNILORA,
     LORA_TUCKER,

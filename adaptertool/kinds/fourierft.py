@@ -56,8 +56,8 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
 
     def transformed(read: ReadRows, first: int, last: int, turned: bool) -> tuple[Array, float]:
         places, numbers = np.divmod(drawn(out * wide, count, seed), wide), whole(read, spectrum)
-        side = slice(None, None, -1 if turned else 1)
-        rows, error = wave_rows(numbers, places[side], weight[side], first, last)
+        sides = (places[::-1], (wide, out)) if turned else (places, (out, wide))
+        rows, error = wave_rows(numbers, *sides, first, last)
         return rows, error + _ROUNDED * float(abs(numbers).sum())
 
     shape, sides = (out, 2 * count, wide), ((left, 1), (right, 1))

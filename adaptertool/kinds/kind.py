@@ -151,7 +151,7 @@ class Kind:
                  is made by another scale, or by no adapter of this kind
     low_rank:    factors -> (B, A), float64, with scale·B·A the whole change, (out, r) and (r, in): of what has no pair
     of_weight:   what it changes depends on the weight that it finds
-    reads:       a role that no file has: the weight (out, in) of the layer whose bias it changes, as the base has it
+    reads:       a role that no adapter has: the weight (out, in) of the layer that it changes, as the base has it
     size:        (the shapes of the factors) -> (out, in) of what they change, where no factor alone has these
     becomes:     the changes by other kinds that it comes down to, from factors that are made of its own
                  (kinds.made). With any weight w of the edit, they must be the same as W + w·(W' − W)

@@ -11,11 +11,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from adaptertool.kinds import lora
 from adaptertool.kinds.kind import Change, Factors, Kind, Misreading, Part, Shape
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, may_overflow, tiny
-from adaptertool.numerics.ops import TIMES, Ops
+from adaptertool.numerics.ops import BLOCKS, TIMES, Ops
 
 B1, A1, B2, A2 = "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"
 T1, T2 = "hada_t1", "hada_t2"  # of loha_tucker
@@ -73,11 +75,12 @@ def _error(first: tuple[float, float], second: tuple[float, float], unit: float)
 def product(factors: Factors) -> tuple[Array, float]:
     """(B₁·A₁) ⊙ (B₂·A₂) of float64 factors, and by how much an element may be off: as in `bound`."""
     known = {role: Factor(factor) for role, factor in factors.items()}
-    sides = [_product(known, b, a, 1.0, 2.0**-53) for b, a in ((B1, A1), (B2, A2))]
-    found = factors[B1] @ factors[A1]
-    found *= factors[B2] @ factors[A2]
+    first, second = (_product(known, b, a, 1.0, 2.0**-53) for b, a in ((B1, A1), (B2, A2)))
+    found = np.empty((len(factors[B1]), factors[A1].shape[1]))
+    for part in BLOCKS.parts(found):
+        np.multiply(factors[B1][part] @ factors[A1], factors[B2][part] @ factors[A2], out=found[part])
     fine = all(factor.largest == 0 or in_range([factor.extent], 2.0**-53) for factor in known.values())
-    return found, _error(*sides, 2.0**-53) if fine else math.inf
+    return found, _error(first, second, 2.0**-53) if fine else math.inf
 
 
 def _product(factors: Mapping[str, Factor], b: str, a: str, times: float, unit: float) -> tuple[float, float]:

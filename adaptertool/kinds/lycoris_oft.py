@@ -6,9 +6,10 @@ BOFT has B (M, n, b, b), stages:  in stage m, row (c, h, i) of W, 2 by b/2·2^m 
                                   then W'[k] = R[m, k]·W[k], and the rows go back. s is that of the last stage.
 
 So Wᵀ is turned by blocks of R, or Rᵀ, and those of the last stage have their columns scaled. They are made within about
-b·2^-104 of that (numerics.cayley). `alpha` is no scale there, but the bound that Q was kept to; 0, none, is what is
-read: else LyCORIS shortens all blocks of a layer whenever it computes. sd-scripts' own OFT has the same keys, and means
-other blocks; it has such a bound. Source: LyCORIS 4.1.3, against whose forward pass this is checked in the tests.
+b·2^-104 of that (numerics.cayley). `alpha` is no scale there, but a bound, where it is not 0: with c = alpha·out, all Q
+of a layer are multiplied by c/q where q = ‖Q‖ + 10^-8, over all of them, is larger than c. sd-scripts' own OFT has the
+same keys, and such a bound, and means other blocks. Source: LyCORIS 4.1.3, against whose forward pass this is checked
+in the tests.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ import numpy as np
 
 from adaptertool.kinds.blocks import rotation, stored_blocks
 from adaptertool.kinds.kind import Kind, Part, Shape
-from adaptertool.kinds.made import whole
-from adaptertool.kinds.misreadings import ONES, ignored
+from adaptertool.kinds.made import remembered, whole
+from adaptertool.kinds.misreadings import ONES, ignored, with_settings
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.cayley import transform
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
 
-BLOCKS, RESCALE = "oft_blocks", "rescale"
+BLOCKS, RESCALE, BOUND = "oft_blocks", "rescale", "bound"
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
@@ -49,12 +50,15 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     stored, rescale = factors[BLOCKS], factors.get(RESCALE)
     *more, count, wide, _ = stored.shape
     stages = more[0] if more else 1
+    bound = settings.get(BOUND, 0.0) * weight[0]
+    share = remembered(lambda read: _share(whole(read, stored).reshape(-1, wide, wide), bound))
     order = butterfly(stages, weight[0], wide) if more else np.arange(weight[0])[None]
 
     def blocks(read: ReadRows, first: int, last: int) -> DoubleDouble:
         some = DoubleDouble.of(stored_blocks(read, stored, first, last))
         turned = DoubleDouble(some.parts.swapaxes(2, 3))
-        made = transform(turned - some if more else some - turned)
+        q = turned - some if more else some - turned
+        made = transform(q * share(read) if bound else q)
         if rescale is None:
             return made
         numbers = np.ones((stages * count, 1, wide))
@@ -62,6 +66,15 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         return made * DoubleDouble.of(numbers[first:last])
 
     return [rotation(factors.values(), (stages, weight[0], wide), blocks, order, turned=True)]
+
+
+def _share(stored: Array, bound: float) -> DoubleDouble:
+    """What all Q are multiplied with: (1, 1, 1)."""
+    some = DoubleDouble.of(stored)
+    flat = (some - DoubleDouble(some.parts.swapaxes(2, 3))).reshape(1, stored.size)
+    size = (flat * flat).sum(1).sqrt() + DoubleDouble.of(np.array([1e-8]))
+    share = DoubleDouble.of(np.array([bound])) / size
+    return (DoubleDouble.of(np.ones(1)) if size.high[0] <= bound else share).reshape(1, 1, 1)
 
 
 def butterfly(stages: int, columns: int, wide: int) -> Array:
@@ -77,7 +90,15 @@ LYCORIS_OFT = Kind(
     shapes=shapes,
     becomes=becomes,
     of_weight=True,
-    misreadings=ignored(becomes, ONES, RESCALE),
+    misreadings=(
+        *ignored(becomes, ONES, RESCALE),
+        with_settings(
+            becomes,
+            "setting-ignored",
+            "Q is not kept to its bound",
+            lambda settings: {**settings, BOUND: 0.0} if settings.get(BOUND) else {},
+        ),
+    ),
     spellings={
         "kohya": Spelling(tag="OFT", keys={f".{role}": role for role in (BLOCKS, RESCALE)}, unbounded=True),
     },

@@ -129,7 +129,7 @@ def product(
 def with_shortcut(b: Ref, a: Ref, rows: Callable[[ReadRows, int, int, bool], tuple[Array, float]]) -> Ref:
     """B with a shortcut to its product with A."""
     assert a.made is not None and b.made is not None
-    return b._replace(made=b.made._replace(shortcut=Shortcut(rows, a.made.rows, (b.shape[0], math.prod(a.shape[1:])))))
+    return b._replace(made=b.made._replace(shortcut=Shortcut(rows, a.made.rows, (*b.shape, math.prod(a.shape[1:])))))
 
 
 def on_points(part: Part, weight: Shape) -> Part:

@@ -31,6 +31,11 @@ def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> N
     system. Floats take the high part of M alone. `scale` plays no part."""
     left, high, low = (ops.array(factors[role]) for role in (LEFT, HIGH, LOW))
     two = ops.exact and factors[LOW].any()
+    if (columns := ops.columns(rows)) is not None:
+        stored, inner = rows.T, ((rows @ left) * weight).T
+        for part in columns:
+            stored[part] += high.T[part] @ inner
+        return
     for part in ops.parts(rows):
         inner = (rows[part] @ left) * weight
         rows[part] += inner @ high + inner @ low if two else inner @ high

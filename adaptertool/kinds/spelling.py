@@ -25,7 +25,7 @@ class Spelling:
     rank_of:  (the shapes of factors) -> the rank, where no config says it; None where alpha plays no part
     scaling:  (alpha, rank) -> the scale, by the float64 expression of the library that wrote it
     scale:    instead of it, where more counts: the scale from all fields of the config; patterns then play no part
-    unbounded: the `alpha` beside the factors is a bound of theirs, and 0 where they have none; no other is handled
+    unbounded: the `alpha` beside the factors is a bound of theirs, and 0 where they have none
     bias:     the kind of the change that the same factors make to the layer's bias, where it has one
     only_bias: they change nothing else
     instead:  (field, kind): modules that the field names, by a pattern or the ends of their paths, are of that kind

@@ -7,7 +7,7 @@ Then as in linear, or as in TIES.
 from __future__ import annotations
 
 from adaptertool.methods.method import Array, Method, Place, weighted_sum
-from adaptertool.methods.setting import DENSITY, SEED, Settings
+from adaptertool.methods.setting import DENSITY, SEED, Settings, only, setting_of
 from adaptertool.methods.ties import elected
 from adaptertool.numerics.counter_random import uniform
 
@@ -15,7 +15,7 @@ from adaptertool.numerics.counter_random import uniform
 def dropped(change: Array, settings: Settings, place: Place, source: int) -> Array:
     """The change with elements dropped, the rest divided by the density."""
 
-    density, seed = settings["density"], settings["seed"]
+    density, seed = setting_of(settings, "density", source), only(settings, "seed")
     drawn = uniform(f"{seed}/{source}/{place.tensor}", place.first, place.size)
     kept: Array = (drawn < density) * (change / density)
     return kept
@@ -24,5 +24,7 @@ def dropped(change: Array, settings: Settings, place: Place, source: int) -> Arr
 _SOURCE = 'L. Yu et al., "Language Models are Super Mario" (arXiv:2311.03099)'
 _SETTINGS = {"density": DENSITY, "seed": SEED}
 
-DARE_LINEAR = Method(name="dare_linear", source=_SOURCE, combine=weighted_sum, settings=_SETTINGS, prune=dropped)
-DARE_TIES = Method(name="dare_ties", source=_SOURCE, combine=elected, settings=_SETTINGS, prune=dropped)
+DARE_LINEAR = Method(
+    name="dare_linear", source=_SOURCE, combine=weighted_sum, settings=_SETTINGS, prune=dropped, sums=True
+)
+DARE_TIES = Method(name="dare_ties", source=_SOURCE, combine=elected, settings=_SETTINGS, prune=dropped, sums=True)

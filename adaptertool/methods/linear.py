@@ -6,4 +6,5 @@ LINEAR = Method(
     name="linear",
     source='G. Ilharco et al., "Editing models with task arithmetic" (arXiv:2212.04089)',
     combine=weighted_sum,
+    sums=True,
 )

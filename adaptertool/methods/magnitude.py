@@ -9,4 +9,5 @@ MAGNITUDE_PRUNE = Method(
     combine=weighted_sum,
     settings={"density": DENSITY},
     trims="density",
+    sums=True,
 )

@@ -6,11 +6,12 @@ for any threads and blocks; not settled where float64 leaves two values possible
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from adaptertool.methods.setting import Setting, Settings
+from adaptertool.methods.setting import Setting, Settings, Value, setting_of
+from adaptertool.numerics.top_k import Band
 
 Array = Any  # of numpy
 
@@ -21,14 +22,25 @@ class Place(NamedTuple):
     tensor: str
     first: int  # element
     size: int  # elements
+    columns: int = 1  # elements of a row; a block of a method of `rows` holds whole ones
 
 
-class Sums(NamedTuple):
-    """Sums over a whole tensor W, and T, which the one source makes of it."""
+class Block(NamedTuple):
+    """The same elements of the base, and of each change to it, thinned and as it was; flat float64 arrays."""
 
-    base: float  # ‖W‖²
-    tuned: float  # ‖T‖²
-    product: float  # ⟨W, T⟩
+    base: Array
+    changes: Sequence[Array]
+    whole: Sequence[Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A whole tensor, to be looked at before its first block is combined."""
+
+    blocks: Callable[[], Iterable[Block]]  # in order; may be asked for several times
+    weights: Sequence[float]
+    settings: Settings
+    columns: int  # elements of a row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,38 +48,55 @@ class Method:
     """How changes are combined.
 
     source:   the paper, or the implementation whose results are met
-    combine:  (base, changes, weights, settings, sums) -> the result; flat float64 arrays. sums: None unless `spans`
+    combine:  (base, changes, weights, settings, whole) -> the result; flat float64 arrays. whole: what `survey` found
     settings: what it is given beside the weights, by name. One name is one setting in all methods that have it
+    defaults: of settings whose own default is another
+    survey:   finds out what `combine` needs of the whole tensor; None: nothing
     prune:    (change, settings, place, source) -> the change with a part of its elements 0, where chance says which
     trims:    the name of the setting that says which share of each tensor, the elements of largest magnitude, stays;
               all others are 0 before `prune` and `combine` see them
-    spans:    whether `combine` needs sums over the whole tensor
+    skips:    the name of the setting that says which share, of largest magnitude of all, goes before that
+    rows:     whether blocks must hold whole rows, and know how long these are
+    least:    how many sources it takes at least
     only:     how many sources it takes, where that is fixed
+    refuses:  what is wrong with weights and settings that are each in its range; None: nothing
+    sums:     whether `sum` has it, which combines factors and has no base
     """
 
     name: str
     source: str
-    combine: Callable[[Array, Sequence[Array], Sequence[float], Settings, Sums | None], Array]
+    combine: Callable[[Array, Sequence[Array], Sequence[float], Settings, Any], Array]
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    defaults: Mapping[str, Value] = field(default_factory=dict)
+    survey: Callable[[Survey], Any] | None = None
     prune: Callable[[Array, Settings, Place, int], Array] | None = None
     trims: str | None = None
-    spans: bool = False
+    skips: str | None = None
+    rows: bool = False
+    least: int = 1
     only: int | None = None
+    refuses: Callable[[Sequence[float], Settings], str | None] | None = None
+    sums: bool = False
 
-    def share(self, settings: Settings) -> float:
-        """The share of each tensor that stays when it is trimmed."""
-        return 1.0 if self.trims is None else settings[self.trims]
+    def counts(self, settings: Settings, source: int, size: int) -> tuple[int, int]:
+        """How many of the largest elements, by magnitude, of a change of `size` are skipped, and how many after
+        these stay."""
+        stay = size if self.trims is None else int(setting_of(settings, self.trims, source) * size)
+        skipped = 0 if self.skips is None or stay == size else int(setting_of(settings, self.skips, source) * size)
+        return min(skipped, size - stay), stay
 
-    def thinned(self, change: Array, settings: Settings, place: Place, source: int, largest: Any, part: int) -> Array:
-        """What stays of a block of a change. largest: of the whole change (numerics.top_k), if the method trims; part:
-        the number of this block there."""
-        if self.trims:
-            change = change * largest.mask(change, part)
+    def thinned(
+        self, change: Array, settings: Settings, place: Place, source: int, band: Band | None, part: int
+    ) -> Array:
+        """What stays of a block of a change. band: of the whole change, if the method trims; part: the number of this
+        block there."""
+        if band is not None:
+            change = change * band.mask(change, part)
         return change if self.prune is None else self.prune(change, settings, place, source)
 
 
 def weighted_sum(
-    base: Array, changes: Sequence[Array], weights: Sequence[float], _settings: Settings, _sums: Sums | None
+    base: Array, changes: Sequence[Array], weights: Sequence[float], _settings: Settings, _whole: None
 ) -> Array:
     """W + Σ w_i·δ_i, in order."""
     result = base.copy()

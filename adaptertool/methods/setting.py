@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Settings = Mapping[str, float | int]  # values by the name of the setting
+Value = float | int
+Settings = Mapping[str, Value | tuple[Value, ...]]  # by the name of the setting; several: one for each source
+
+
+def setting_of(settings: Settings, name: str, source: int) -> Value:
+    """The value of a setting for one source."""
+    value = settings[name]
+    return value[source] if isinstance(value, tuple) else value
+
+
+def only(settings: Settings, name: str) -> Value:
+    """The value of a setting that is the same for all sources."""
+    value = settings[name]
+    assert not isinstance(value, tuple)
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """A number, beside the weights, that a method is given: its checks, option and record in manifests follow from it.
 
-    number:    float, which is typed as an exact decimal, or int
+    number:    float, which is typed as an exact decimal, int, or bool
+    each:      whether a recipe may give each source its own
     above:     the number must be above it
     least:     the number must be this or more
     most:      the number must be this or less
@@ -24,7 +39,7 @@ class Setting:
     in_sum:    the help of `sum`, where it is another
     """
 
-    number: type[float] | type[int]
+    number: type[float] | type[int] | type[bool]
     allowed: str
     help: str
     above: float | None = None
@@ -34,6 +49,7 @@ class Setting:
     elsewhere: float | int | None = None
     foreign: str = "{method} has no {setting}"
     in_sum: str | None = None
+    each: bool = False
 
     def allows(self, number: float | int) -> bool:
         return (
@@ -49,7 +65,8 @@ DENSITY = Setting(
     most=1,
     allowed="a share over 0, up to 1",
     elsewhere=1.0,
-    help="The share of each change that stays: ties, dare, magnitude_prune.",
+    each=True,
+    help="The share of each change that stays: ties, dare, magnitude_prune, breadcrumbs, della.",
     in_sum="The share of elements that stays: ties, dare, magnitude_prune.",
 )
 SEED = Setting(
@@ -59,5 +76,30 @@ SEED = Setting(
     default=0,
     elsewhere=0,
     foreign="nothing is left to chance in {method}; it has no {setting}",
-    help="Of what dare drops by chance.",
+    help="Of what dare and della drop by chance.",
 )
+NORMALIZE = Setting(
+    number=bool,
+    allowed="true or false",
+    default=False,
+    help="Divide by the sum of the weights.",
+)
+RESCALE = Setting(
+    number=bool,
+    allowed="true or false",
+    default=False,
+    help="Scale what stays of a change to the sum of magnitudes that it had.",
+)
+LAMBDA = Setting(
+    number=float,
+    allowed="a number",
+    default=1.0,
+    help="Times all that is added to the base.",
+)
+
+
+def no_sum(weights: Sequence[float], settings: Settings) -> str | None:
+    """The refusal of weights that add up to nothing, and that are divided by their sum."""
+    return (
+        "the weights add up to 0, and are divided by their sum" if settings["normalize"] and not sum(weights) else None
+    )

@@ -9,24 +9,44 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from adaptertool.methods.method import Array, Method, Sums
+import numpy as np
+
+from adaptertool.methods.method import Array, Method, Survey
 from adaptertool.methods.setting import Settings
+from adaptertool.numerics.elementary import acos, sin
 
 _PARALLEL = 0.9995  # cosine; beyond it, a line takes the place of the arc
 
 
+class Sums(NamedTuple):
+    """Sums over a whole tensor W, and T, which the one source makes of it."""
+
+    base: float  # ‖W‖²
+    tuned: float  # ‖T‖²
+    product: float  # ⟨W, T⟩
+
+
+def sums_of(survey: Survey) -> Sums:
+    """The sums, in parts of fixed size and in order."""
+    total = np.zeros(3)
+    for base, (change,), _ in survey.blocks():
+        tuned = base + change
+        total += (base * base).sum(), (tuned * tuned).sum(), (base * tuned).sum()
+    return Sums(*total.tolist())
+
+
 def along_the_arc(
-    base: Array, changes: Sequence[Array], weights: Sequence[float], _settings: Settings, sums: Sums | None
+    base: Array, changes: Sequence[Array], weights: Sequence[float], _settings: Settings, sums: Sums
 ) -> Array:
     """The block of the arc's point at t, the only weight; the angle is that of the whole tensors, by their sums."""
-    assert sums is not None
     (change,), (t,) = changes, weights
     cosine = sums.product / _root_of_product(sums.base, sums.tuned) if sums.base > 0 and sums.tuned > 0 else 1.0
     if abs(cosine) > _PARALLEL:
         return base + t * change
-    angle = math.acos(cosine)
-    one, other = math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+    angle = acos(np.array(cosine))
+    one, other = sin((1 - t) * angle) / sin(angle), sin(t * angle) / sin(angle)
     return one * base + other * (base + change)
 
 
@@ -42,6 +62,6 @@ SLERP = Method(
     name="slerp",
     source='K. Shoemake, "Animating rotation with quaternion curves" (1985)',
     combine=along_the_arc,
-    spans=True,
+    survey=sums_of,
     only=1,
 )

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adaptertool.methods.method import Array, Method, Sums
+from adaptertool.methods.method import Array, Method
 from adaptertool.methods.setting import DENSITY, Settings
 
 
 def elected(
-    base: Array, changes: Sequence[Array], weights: Sequence[float], _settings: Settings, _sums: Sums | None
+    base: Array, changes: Sequence[Array], weights: Sequence[float], _settings: Settings, _whole: None
 ) -> Array:
     """W plus the mean of the weighted changes that have the elected sign; of trimmed changes."""
     total = changes[0].copy()
@@ -38,4 +38,5 @@ TIES = Method(
     combine=elected,
     settings={"density": DENSITY},
     trims="density",
+    sums=True,
 )

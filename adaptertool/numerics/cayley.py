@@ -16,6 +16,7 @@ from adaptertool.numerics.double_double import DoubleDouble
 Array = Any  # of float64
 
 _STEPS, _NEAR = 6, 2.0**-52
+_SMALL, _PART = 8, 1 << 17  # numbers of a row of small blocks, and products that are made together
 
 
 def transform(q: DoubleDouble) -> DoubleDouble:
@@ -65,14 +66,29 @@ def series(q: DoubleDouble, terms: int) -> DoubleDouble:
 
 def times(left: DoubleDouble, right: DoubleDouble) -> DoubleDouble:
     """Blocks (n, b, b) times blocks."""
-    made = np.empty_like(left.parts)
-    more = not right.plain and right.low.any((1, 2))
-    for block in range(left.shape[0]):
-        product = left[block] @ DoubleDouble.of(right.high[block])
-        if more is not False and more[block]:
-            product = product + left[block] @ DoubleDouble.of(right.low[block])
-        made[:, block] = product.parts
+    made, (count, wide, _) = np.empty_like(left.parts), left.shape
+    more = np.zeros(count, bool) if right.plain else right.low.any((1, 2))
+    step = max(1, _PART // wide**3)
+    for first in range(0, count, step):
+        part = slice(first, first + step)
+        product = _by_numbers(left[part], right.high[part])
+        if more[part].any():
+            some = np.flatnonzero(more[part])
+            product[some] = product[some] + _by_numbers(left[part][some], right.low[part][some])
+        made[:, part] = product.parts
     return DoubleDouble(made)
+
+
+def _by_numbers(left: DoubleDouble, right: Array) -> DoubleDouble:
+    """Blocks times blocks of float64: each on its own, or small ones together, element by element."""
+    count, wide, _ = left.shape
+    right = DoubleDouble.of(right)
+    if wide > _SMALL:
+        return DoubleDouble(np.stack([(left[block] @ right[block]).parts for block in range(count)], axis=1))
+    size = (count, wide, wide, wide)  # block, row, column, and what is summed over
+    rows = np.broadcast_to(left.parts[:, :, :, None], (3, *size)).reshape(3, -1, 1, wide)
+    columns = np.broadcast_to(right.parts.transpose(0, 1, 3, 2)[:, :, None], (3, *size)).reshape(3, -1, wide, 1)
+    return (DoubleDouble(rows) @ DoubleDouble(columns, plain=True)).reshape(count, wide, wide)
 
 
 def _eliminated(blocks: Array) -> Array:

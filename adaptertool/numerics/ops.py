@@ -40,6 +40,7 @@ class Ops:
                   (numerics.blockwise); high and low are floats in every system
     root:         the square root of each, to the precision of the system; None where that is a matter of choice
     parts:        (rows) -> slices of rows that together are all of them, to be worked on one after another
+    columns:      the same of columns, where these lie in memory as rows do else; None where they do not
     """
 
     name: str
@@ -53,6 +54,7 @@ class Ops:
     blockwise: Callable[[Array, Array, Array], Array] | None = None
     root: Callable[[Array], Array] | None = None
     parts: Callable[[Array], Iterator[slice]] = lambda _: iter((slice(None),))
+    columns: Callable[[Array], Iterator[slice] | None] = lambda _: None
 
     def can(self, operations: frozenset[str]) -> bool:
         """Whether the number system has all of these OPERATIONS."""
@@ -87,6 +89,10 @@ def _cached(rows: Array) -> Iterator[slice]:
     return (slice(first, first + step) for first in range(0, len(rows), step))
 
 
+def _cached_columns(rows: Array) -> Iterator[slice] | None:
+    return _cached(rows.T) if rows.strides[0] < rows.strides[1] else None
+
+
 # Rows of float32 or float64, (n, columns), by the kernel or BLAS; squares are float64
 BLOCKS = Ops(
     name="blocks",
@@ -100,6 +106,7 @@ BLOCKS = Ops(
     blockwise=blockwise.of_floats,
     root=np.sqrt,
     parts=_cached,
+    columns=_cached_columns,
 )
 # By operators alone. Floats: batches of single elements (n, 1, 1) of numpy, and tensors of torch
 FLOATS = Ops(

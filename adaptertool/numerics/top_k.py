@@ -31,6 +31,23 @@ class Largest(NamedTuple):
         return kept
 
 
+class Band(NamedTuple):
+    """The largest magnitudes, but for the very largest."""
+
+    inner: Largest  # these and those that are skipped
+    skipped: Largest | None
+
+    def mask(self, part: Array, number: int) -> Array:
+        """Which elements of part `number`, flat, are in the band: bool, of the same shape."""
+        kept = self.inner.mask(part, number)
+        return kept if self.skipped is None else kept & ~self.skipped.mask(part, number)
+
+
+def band(parts: Parts, skipped: int, count: int) -> Band:
+    """The `count` elements of largest magnitude after the `skipped` largest; among equals the first."""
+    return Band(largest(parts, skipped + count), largest(parts, skipped) if skipped else None)
+
+
 def largest(parts: Parts, count: int) -> Largest:
     """The `count` elements of largest magnitude; among equals the first. NaN counts as larger than all."""
     if count <= 0:

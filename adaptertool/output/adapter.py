@@ -13,15 +13,17 @@ from blake3 import blake3
 
 from adaptertool.algebra import rewrite
 from adaptertool.engine.produce import SAFETENSORS, Job, results, write_tensors
+from adaptertool.engine.progress import expect
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import UsageError
 from adaptertool.files import publish
 from adaptertool.files.hashing import DEFAULT, Digests
 from adaptertool.files.header import read_header
 from adaptertool.files.hub import called, kept_as
-from adaptertool.files.leftovers import PART
+from adaptertool.files.place import PART
 from adaptertool.files.reader import Inputs, stamp_of
-from adaptertool.files.staging import Finished, Staging
+from adaptertool.files.stage import Finished
+from adaptertool.files.staging import Staging
 from adaptertool.files.writer import AT_ONCE, OutputFile, copy_range, write_small
 from adaptertool.formats import is_adapter
 from adaptertool.output.leftovers import Leftovers
@@ -122,7 +124,7 @@ def write_adapter(output: AdapterJob[Said], out: Path, options: Options) -> Done
                 written = sum(path.stat().st_size for path in stage.work.rglob("*") if path.is_file())
                 options.begin_publishing()
                 work = stage.work if output.weights else stage.work / out.name
-                publish.publish(work, out, force=options.force)
+                stage.publish(work, force=options.force)
                 notes = [*more, *stage.notes, *others.at_end()]
     return Done(said, written, threads, time.perf_counter() - start, peak_memory(), tuple(notes))
 
@@ -133,6 +135,8 @@ def _write(
     """What the jobs have said, and notes. name: of the file of tensors"""
     for path in output.stamps:
         inputs.stream(path)
+    if options.progress is not None and output.reserved is None:  # else nobody knows yet how large they will be
+        expect(options.progress, sum(spec.nbytes for spec in output.largest))
     first = folder / (name if output.redraft is None else f"{PART}factors.safetensors")
     said, size, weights = write_tensors(
         first,

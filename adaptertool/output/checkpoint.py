@@ -6,15 +6,15 @@ import contextlib
 import dataclasses
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from adaptertool.engine.budget import bytes_to_write
 from adaptertool.engine.execute import run_plan
 from adaptertool.engine.preflight import require_equal, require_finite_factors
+from adaptertool.engine.reads import to_hash
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import InputError, StorageError, UsageError, shown
-from adaptertool.files import publish
 from adaptertool.files.hashing import DEFAULT, WITH_SHA256
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
@@ -22,7 +22,7 @@ from adaptertool.files.writer import forget, write_small
 from adaptertool.formats.checkpoints import open_checkpoint
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.output.leftovers import Leftovers
-from adaptertool.output.manifest import Record, recipe_key, write_manifests
+from adaptertool.output.manifest import Record, labels_of, recipe_key, write_manifests
 from adaptertool.output.options import Options
 from adaptertool.output.outcome import fields_of, kept_of, notes_of, require_changed, tallies_of
 from adaptertool.output.provenance import Prepared, check_provenance, statement
@@ -39,25 +39,34 @@ _FILES = 150  # open at the same time, beside three for each output
 _LEAST = 100  # beside two: one that is written, one that is made durable
 
 
-def run(plan: Plan, out: Path, options: Options) -> RunReport:
-    """Check, compute in a staging directory, publish. On any error OUT is as it was before."""
+def run(
+    plan: Plan, out: Path, options: Options, require_made: Callable[[Collection[str]], None] | None = None
+) -> RunReport:
+    """Check, compute in a staging directory, publish. On any error OUT is as it was before.
+
+    require_made: raises where the shards are not all among these files, which others have made in parts
+    """
     start = time.perf_counter()
     threads = thread_count(options.threads)
-    _check(plan, out, options)
+    check_call(plan, out, options)
     allow_files(len(plan.outputs))
     provenance, force, told = options.provenance, options.force, options.tell_progress
-    hashes = WITH_SHA256 if options.sha256 or provenance is not None else DEFAULT
+    hashes = hashes_of(options)
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
-        notes = require_finite_factors(plan, inputs)
+        notes = require_finite_factors(plan, inputs) if require_made is None else []
         require_equal(plan, inputs)
-        with Staging(out, recipe_key(plan, hashes), hashes) as stage:
+        with staging_of(plan, out, hashes, part=require_made is not None) as stage:
+            if require_made is not None:
+                stage.take_over(by_hash=False)
+                require_made(stage.finished)
             others = Leftovers(out, stage.folder, clean=options.clean)
             for note in (*notes, *others.at_start()):
                 options.tell_note(note)
             stage.require_space(bytes_to_write(plan) - sum(file.size for file in stage.finished.values()))
-            inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
+            inputs.digests |= stage.inputs
             hash_inputs = provenance is not None or not makes_file(plan, out)  # one file has no manifest
-            started = run_plan(plan, stage, inputs, threads, told, hash_inputs=hash_inputs)
+            started = run_plan(plan, stage, inputs, threads, told, to_hash(plan) if hash_inputs else ((), ()))
+            stage.assemble(stage.finished)
             for output in plan.outputs:
                 for name, content in output.files:
                     write_small(stage.work / output.folder / name, content)
@@ -75,7 +84,7 @@ def run(plan: Plan, out: Path, options: Options) -> RunReport:
                 subjects = files if work == stage.work else {out.name: files[work.name]}
                 prepared = opened.enter_context(Prepared(provenance, statement(record, subjects), force=force))
             options.begin_publishing()
-            publish.publish(work, out, force=force)
+            stage.publish(work, force=force)
             notes += [*fewer(started, threads), *stage.notes, *notes_of(plan, tallies, kept or ()), *others.at_end()]
         if provenance is not None:  # the staging is gone: what fails here does not begin again
             prepared.publish()
@@ -83,8 +92,18 @@ def run(plan: Plan, out: Path, options: Options) -> RunReport:
     return _report(plan, out, started, (tallies, kept), notes, seconds, verified=options.verify)
 
 
-def _check(plan: Plan, out: Path, options: Options) -> None:
-    """Refuse what cannot be done, before anything is read."""
+def staging_of(plan: Plan, out: Path, hashes: tuple[str, ...], *, part: bool) -> Staging:
+    """Where the files of a plan are made. part: some of them, while others make the rest."""
+    return Staging(out, recipe_key(plan, hashes), hashes, labels=labels_of(plan), shared=True, part=part)
+
+
+def hashes_of(options: Options) -> tuple[str, ...]:
+    """The hashes that a manifest is to have."""
+    return WITH_SHA256 if options.sha256 or options.provenance is not None else DEFAULT
+
+
+def check_call(plan: Plan, out: Path, options: Options) -> None:
+    """Refuse what cannot be done, before anything is read. Raises UsageError, OutputError, StorageError."""
     require_verifiable(plan, verify=options.verify)
     if options.fail_if_unchanged and plan.as_adapter:
         raise UsageError("--fail-if-unchanged is for checkpoints; an adapter has no elements of the base")

@@ -13,6 +13,7 @@ from typing import Any
 from adaptertool.arguments import PathLike, as_input
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.pool import Pool, Shared, all_done, drain
+from adaptertool.engine.progress import expect
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import InputError, Interrupted, StorageError, UnsupportedError, shown
 from adaptertool.files.checkpoint import MANIFEST, SUMS, load_manifest
@@ -141,6 +142,7 @@ def _differing(
         for name in sorted(names, key=lambda name: -files[name]["size"]):
             yield lambda _, name=name: check(name)  # type: ignore[misc]
 
+    expect(progress, sum(files[name]["size"] for name in names))
     shared = Shared(jobs())
     with deferred(), Pool(threads) as pool:
         all_done(stop, [pool.submit(drain, stop, shared, Workspace()) for _ in range(threads)])

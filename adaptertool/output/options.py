@@ -17,6 +17,7 @@ class Options:
     verify: read back what was written, from the disk, and judge it before it is published
     sha256: hash with sha256 too, and write SHA256SUMS
     provenance: where to write a statement of provenance (output.provenance says when); implies sha256
+    rate, nodes: with a dry run, what each of so many nodes reads and writes in a second, which its cost is told for
     clean: when OUT is published, remove what other runs have left beside it
     fail_if_unchanged: publish nothing where no element differs from the base's
     progress: told the number of bytes just written, by several threads
@@ -30,6 +31,8 @@ class Options:
     verify: bool = False
     sha256: bool = False
     provenance: Path | None = None
+    rate: int | None = None
+    nodes: int = 1
     clean: bool = False
     fail_if_unchanged: bool = False
     progress: Callable[[int], None] | None = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from adaptertool.arguments import PathLike, as_path
+from adaptertool.arguments import PathLike, as_path, parse_rate
 from adaptertool.arithmetic.verbatim import only_cast
 from adaptertool.engine.budget import bytes_to_write, predicted_memory
+from adaptertool.engine.cost import NOTHING_MORE, Extra, cost_of
 from adaptertool.engine.resources import thread_count
 from adaptertool.files.publish import free_space
 from adaptertool.output.target import check_output, summary
@@ -15,8 +16,24 @@ from adaptertool.reports.run import EditReport, PlanReport, TensorPlan
 from adaptertool.spec.plan import Plan, Step
 
 
-def preview(plan: Plan, out: PathLike, *, force: bool = False, threads: int | None = None) -> PlanReport:
-    """The report of a plan. An OUT that the run would refuse is refused here too; nothing is written."""
+def preview(
+    plan: Plan,
+    out: PathLike,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    rate: int | str | None = None,
+    nodes: int = 1,
+    extra: Extra = NOTHING_MORE,
+) -> PlanReport:
+    """The report of a plan. An OUT that the run would refuse is refused here too; nothing is written.
+
+    rate: what each of so many nodes reads and writes in a second, such as "2GB/s": the report then has a cost
+    extra: what the run is to do beside the merge, for the cost
+
+    Raises UsageError for a rate that is none, or no node.
+    """
+    speed = parse_rate(rate)
     path, threads = as_path(out, "OUT"), thread_count(threads)
     check_output(plan, path, force=force)
     return PlanReport(
@@ -29,6 +46,7 @@ def preview(plan: Plan, out: PathLike, *, force: bool = False, threads: int | No
             for shard in plan.shards
             for _, steps in itertools.groupby(shard.steps, key=lambda step: step.spec.name)
         ),
+        cost=None if speed is None else cost_of(plan, speed, nodes, threads, extra),
     )
 
 
@@ -54,6 +72,6 @@ def _tensor(shard: str, steps: Sequence[Step]) -> TensorPlan:
         dtype=spec.dtype,
         shape=spec.shape if len(steps) == 1 else (sum(step.spec.shape[0] for step in steps), *spec.shape[1:]),
         action="edit" if edits else "cast" if any(only_cast(step, 1) for step in steps) else "copy",
-        bytes=sum(step.spec.nbytes for step in steps),
+        bytes=spec.nbytes if len(steps) == 1 else sum(step.spec.nbytes for step in steps),
         edits=tuple(dict.fromkeys(edits) if len(edits) > 1 else edits),
     )

@@ -18,13 +18,25 @@ from adaptertool.spec.plan import Blend, Edit, Output, Plan
 from adaptertool.spec.tensors import Ref
 
 
+def require_fit(blend: Blend) -> None:
+    """Raises UsageError for a number of sources beside the base that the method does not take, and for weights and
+    settings that do not go together."""
+    method, count = METHOD_BY_NAME[blend.method], len(blend.weights)
+    wanted = method.least if method.only is None else method.only
+    if count < wanted or (method.only is not None and count > wanted):
+        number = "one adapter or tuned checkpoint" if wanted == 1 else f"{wanted} adapters or tuned checkpoints"
+        least = "at least " if method.only is None else ""
+        raise UsageError(f"{method.name} is between BASE and {least}{number}, and {count} are given")
+    if method.refuses is not None and (why := method.refuses(blend.weights, blend.settings)):
+        raise UsageError(f"{method.name}: {why}")
+
+
 def plan_blend(
     base: Checkpoint, sources: Sequence[Adapter | Checkpoint], weights: Sequence[float], blend: Blend
 ) -> Plan:
     """Sources are adapters and fine-tuned checkpoints of the base. Raises UsageError, InputError."""
     method = METHOD_BY_NAME[blend.method]
-    if method.only not in (None, len(sources)):
-        raise UsageError(f"{method.name} takes {method.only} source, not {len(sources)}")
+    require_fit(blend)
     edits: dict[str, list[Edit]] = {}
     equal: list[tuple[Ref, Ref]] = []
     notes: list[str] = []

@@ -11,7 +11,7 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def curve_text(report: CurveReport, measured: int) -> str:
+def curve_text(report: CurveReport, measured: int, width: int | None = None) -> str:
     """measured: how many of the points were measured now, and not taken from an earlier run."""
     names = names_of(report.points)
     direction = "lower" if report.minimise else "higher"
@@ -21,7 +21,7 @@ def curve_text(report: CurveReport, measured: int) -> str:
     if names:
         rows = [[f"{point.alpha:.12g}", *_cells(point, names)] for point in report.points]
         rows.append([f"best alpha ({direction})", *(f"{best.alpha:.12g}" for best in report.best)])
-        lines += ["", *table(["alpha", *names], rows), ""]
+        lines += ["", *table(["alpha", *names], rows, width), ""]
     if not report.ok:
         lines.append(f"  {failures(report)} of {len(report.points)} points could not be scored:")
         for point in report.points:

@@ -3,37 +3,73 @@ them (M. Wortsman et al., arXiv:2109.01903, figure 1)."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from itertools import pairwise, product
 from typing import Any
 
 from adaptertool.errors import shown
-from adaptertool.render.curve import number
-from adaptertool.render.page import INK, NEUTRAL, WIDE, figure, render, set_scale
+from adaptertool.render.colours import INK, NEUTRAL, OTHER, of_series
+from adaptertool.render.curve import failure_lines, failures, number
+from adaptertool.render.made import Made
+from adaptertool.render.page import WIDE, figure, page, set_scale
+from adaptertool.render.sheet import RIGHT, WRONG, Cell, Figure, Row, Sheet, SheetTable, tail
 from adaptertool.reports.curve import MEAN, CurvePoint, CurveReport, best_point, drawn, names_of, value_of
 
 _HEIGHT = 3.4  # inches
 _LEAST, _MOST = 1e-99, 1e99  # of what is drawn; beyond, what is computed for the axes may overflow
 _CARDS = 12  # best points that there is room for; of more, those in `most` are told
 _LONGEST = 28  # letters of a name in a picture
-_COLOURS = (NEUTRAL, "#d9822b", "#2e9e6b", "#9a5fd0", "#0fa3b1", "#c2528b")  # readable on white and on black
-_OTHER = "#8b949e"  # of scores for which there is no colour, and of what is beside the curve
 _ENDS = ("#2e9e6b", "#d9822b")  # as the paper marks the zero-shot model and the fine-tuned one: a star, a diamond
 _AXES = {"logit": ", on logit axes", "log": ", on logarithmic axes", "linear": ""}
 
 
-def curve_page(report: CurveReport) -> str:
+def curve_page(report: CurveReport, made: Made | None = None) -> str:
+    return page(dataclasses.replace(curve_sheet(report), figures=_figures(report, names_of(report.points))), made)
+
+
+def curve_sheet(report: CurveReport) -> Sheet:
+    """What the page says, without its pictures."""
     names = names_of(report.points)
-    most = {report.target, report.reference, MEAN}  # what there is room for
-    return render(
-        "curve.html",
-        filters={"number": number},
-        report=report,
-        names=names,
-        most=most,
-        told=[best for best in report.best if best.score in most] if len(report.best) > _CARDS else report.best,
-        value_of=value_of,
-        figures=_figures(report, names),
+    best = [one for one in report.best if one.score in (report.target, report.reference, MEAN)]
+    told = best if len(report.best) > _CARDS else report.best
+    scored = len(report.points) - failures(report)
+    better = "lower" if report.minimise else "higher"
+    drawable = _drawable(report.points, names)
+    return Sheet(
+        command=report.command,
+        heading=f"Wise-FT curve from {tail(report.base)} to {tail(report.sources[0])}",
+        badge=("complete", RIGHT) if report.ok else ("incomplete", WRONG),
+        verdict=f"{scored} of {len(report.points)} points were scored; {better} is better",
+        about=[("base", report.base), ("tuned", report.sources[0]), ("scored by", report.scored_by)],
+        facts=[(f"best α for {one.score}", f"{one.alpha:.12g} ({number(one.value)})") for one in told],
+        alerts=() if drawable or not names else ("Some scores are too large, or too small, to be drawn.",),
+        tables=[
+            SheetTable(
+                title="Points",
+                head=("alpha", *names),
+                rows=[_row(report, point, names) for point in report.points],
+                foot=("best α", *(f"{one.alpha:.12g}" for one in report.best)) if names else (),
+            )
+        ],
+        notes=(*report.notes, f"Key of inputs, recipe and what scores: {report.key}") if report.key else report.notes,
     )
+
+
+def _row(report: CurveReport, point: CurvePoint, names: list[str]) -> Row:
+    alpha = f"{point.alpha:.12g}"
+    if not point.scores:
+        return [
+            Cell(alpha, WRONG, fold="failed", lines=tuple(map(str.strip, failure_lines(point)))),
+            *("" for _ in names),
+        ]
+    kept = "kept" if point.path and report.keep == "best" else ""
+    return [Cell(alpha, soft=kept), *(number(value_of(point, name)) for name in names)]
+
+
+def _drawable(points: Sequence[CurvePoint], names: list[str]) -> bool:
+    sizes = [abs(value_of(point, name)) for point in points if point.scores for name in names]
+    return bool(sizes) and all(not size or _LEAST <= size <= _MOST for size in sizes)
 
 
 def scale_of(values: Sequence[float]) -> str:
@@ -43,10 +79,9 @@ def scale_of(values: Sequence[float]) -> str:
     return "log" if min(values) > 0 and max(values) >= WIDE * min(values) else "linear"
 
 
-def _figures(report: CurveReport, names: list[str]) -> list[tuple[Any, str]]:
+def _figures(report: CurveReport, names: list[str]) -> list[Figure]:
     points = sorted((point for point in report.points if point.scores), key=lambda point: point.alpha)
-    sizes = [abs(value_of(point, name)) for point in points for name in names]
-    if not points or any(size and not _LEAST <= size <= _MOST for size in sizes):
+    if not _drawable(points, names):
         return []
     better = "lower is better" if report.minimise else "higher is better"
     by_alpha = figure(lambda axes: _by_alpha(axes, report, names, points), _HEIGHT, title="Scores against alpha")
@@ -66,11 +101,10 @@ def _figures(report: CurveReport, names: list[str]) -> list[tuple[Any, str]]:
 def _by_alpha(axes: Any, report: CurveReport, names: list[str], points: list[CurvePoint]) -> None:
     has_mean = points[0].mean is not None
     real = names[:-1] if has_mean else names
-    first = [name for name in real if name in (report.target, report.reference)]  # they get a colour if any does
-    colours = dict(zip(dict.fromkeys([*first, *real]), _COLOURS, strict=False))
+    colours = of_series(real, [name for name in real if name in (report.target, report.reference)])
     for name, best in zip(names, report.best, strict=True):
         mean = has_mean and name == MEAN
-        colour = INK if mean else colours.get(name, _OTHER)
+        colour = INK if mean else colours.get(name, OTHER)
         label = _short(name) if mean or name in colours else None
         values = [value_of(point, name) for point in points]
         style = "--" if mean else "-"
@@ -93,27 +127,54 @@ def _against(axes: Any, points: list[CurvePoint], target: str, reference: str, s
     axes.margins(0.1)
     set_scale(axes.xaxis, across, scale)
     set_scale(axes.yaxis, up, scale)
-    best = {best_point(points, name, minimise=minimise).alpha for name in (names_of(points)[-1], target)}
-    for place, point in enumerate(points):
-        if point.alpha in best - {0, 1}:
-            near = slice(max(place - 1, 0), place + 2)
-            _label(
-                axes, f"α = {point.alpha:g}", (across[place], up[place]), list(zip(across[near], up[near], strict=True))
-            )
     axes.set_xlabel(_short(reference))
     axes.set_ylabel(_short(target))
     _legend(axes)
+    best = {best_point(points, name, minimise=minimise).alpha for name in (names_of(points)[-1], target)}
+    line = list(zip(across, up, strict=True))
+    for place, point in enumerate(points):
+        if point.alpha in best - {0, 1}:
+            _label(axes, f"α = {point.alpha:g}", place, line)
 
 
-def _label(axes: Any, text: str, at: tuple[float, float], near: list[tuple[float, float]]) -> None:
-    """Beside a point of a curve, where the curve is not: it bends towards the middle of the points that are near."""
-    right, above = axes.transData.transform(at) >= axes.transData.transform(near).mean(axis=0)
-    place = {"xytext": (7 if right else -7, 7 if above else -7), "ha": "left" if right else "right"}
-    axes.annotate(text, at, textcoords="offset points", fontsize=8, va="bottom" if above else "top", **place)
+def _label(axes: Any, text: str, place: int, line: Sequence[tuple[float, float]]) -> None:
+    """Beside a point of a curve, in that of eight places where it crosses neither the curve nor an edge of the picture,
+    or by least."""
+    axes.figure.draw_without_rendering()  # what comes from the layout is known then
+    pixels = [tuple(axes.transData.transform(point)) for point in line]
+    frame, best = axes.get_window_extent(), None
+    for right, above in sorted(product((-1, 0, 1), repeat=2), key=lambda way: -abs(way[0] * way[1])):
+        if not (right or above):
+            continue
+        label = axes.annotate(
+            text,
+            line[place],
+            xytext=(9 * right, 9 * above),
+            textcoords="offset points",
+            fontsize=8,
+            ha=("right", "center", "left")[right + 1],
+            va=("top", "center", "bottom")[above + 1],
+        )
+        box = label.get_window_extent()
+        inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+        crossed = sum(_crosses(box, *ends) for ends in pairwise(pixels)) + (0 if inside else len(pixels))
+        if best is None or crossed < best[0]:
+            if best is not None:
+                best[1].remove()
+            best = crossed, label
+        else:
+            label.remove()
+
+
+def _crosses(box: Any, one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether a line goes through a box, by a few of its points."""
+    steps = 24
+    points = ([a + (b - a) * step / steps for a, b in zip(one, other, strict=True)] for step in range(steps + 1))
+    return any(box.x0 <= x <= box.x1 and box.y0 <= y <= box.y1 for x, y in points)
 
 
 def _legend(axes: Any) -> None:
-    axes.grid(color=_OTHER, alpha=0.25, linewidth=0.6)
+    axes.grid(color=OTHER, alpha=0.25, linewidth=0.6)
     if labels := axes.get_legend_handles_labels()[1]:
         columns = 4 if max(map(len, labels)) <= _LONGEST // 2 else 2
         axes.legend(

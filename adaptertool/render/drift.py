@@ -18,7 +18,7 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def drift_text(report: DriftReport, *, every_module: bool) -> str:
+def drift_text(report: DriftReport, *, every_module: bool, width: int | None = None) -> str:
     what = report.merged or "merged"
     lines = [f"drift {report.base} + {' + '.join(report.sources)}: {what} against unmerged, {report.inputs}"]
     lines.append(f"  verdict   {verdict(report)}")
@@ -38,17 +38,17 @@ def drift_text(report: DriftReport, *, every_module: bool) -> str:
             (p.path, p.against, number(p.rel_error), number(p.worst), number(p.max_abs), _cosine(p.cosine))
             for p in report.paths
         ]
-        lines += ["", *table(("path", "against", "rel error", "worst", "max abs", "1 - cosine"), rows)]
+        lines += ["", *table(("path", "against", "rel error", "worst", "max abs", "1 - cosine"), rows, width)]
     chosen = report.modules if every_module else report.modules[:_SHOWN]
     rows = [tuple(map(str, _row(module))) for module in chosen]
     head = ("module, worst first", "drift", "weight", "ulp", "|Δ|/|W|", "survival", "unchanged", "verdict")
-    lines += ["", *table(head, rows)]
+    lines += ["", *table(head, rows, width)]
     if len(report.modules) > len(chosen):
         lines.append(f"  and {len(report.modules) - len(chosen)} more (-v shows all)")
     for module in chosen:
         lines += [f"  {module.name}: {reason}" for reason in module.reasons]
     if report.cost:
-        lines += ["", *table(*cost_table(report))]
+        lines += ["", *table(*cost_table(report), width)]
     return "\n".join(lines)
 
 
@@ -56,10 +56,10 @@ def verdict(report: DriftReport) -> str:
     suspects = sum(module.verdict == "suspect" for module in report.modules)
     if suspects:
         return f"suspect: {suspects} of {len(report.modules)} modules drift by more than rounding explains"
-    text = "expected: rounding explains the drift of every module"
     if report.fail_above is not None and not report.ok:
-        text += f", but the largest, {report.drift:.3g}, is above {report.fail_above:g}"
-    return text
+        largest = f"the largest drift, {report.drift:.3g}, is over {report.fail_above:g}"
+        return f"above the limit: {largest}, though rounding explains it"
+    return "expected: rounding explains the drift of every module"
 
 
 def cost_table(report: DriftReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from adaptertool.errors import shown
+from adaptertool.render.text import table
 from adaptertool.reports.evaluate import EditScores, EvaluationReport, LogitDrift, ModelScores
 
 _DRIFT = ("max |Δ|", "mean |Δ|", "KL/token", "max KL", "top-1", "text")
 _EDITS = ("n", "success", "rephrase", "locality")
 
 
-def evaluation_text(report: EvaluationReport) -> str:
+def evaluation_text(report: EvaluationReport, width: int | None = None) -> str:
     lines = [f"evaluate {report.base}: {report.prompts:,} prompts, {report.tokens:,} tokens, on {report.device}"]
     lines += ["", f"logits, against {shown(report.reference)}"]
-    rows = [(one.name, _drift(one.drift)) for one in report.models if one.drift is not None]
-    lines += _table(("model", _DRIFT[: None if report.generated else -1]), rows)
+    rows = [(one.name, *_drift(one.drift)) for one in report.models if one.drift is not None]
+    lines += table(("model", *_DRIFT[: None if report.generated else -1]), rows, width)
     for targets in dict.fromkeys(scores.targets for one in report.models for scores in one.edits):
         lines += ["", f"facts, {targets} targets"]
         own = [(one, scores) for one in report.models for scores in one.edits if scores.targets == targets]
-        lines += _table(("model", _heads(own[0][1])), [(one.name, _edits(one, scores)) for one, scores in own])
+        rows = [(one.name, *_edits(one, scores)) for one, scores in own]
+        lines += table(("model", *_heads(own[0][1])), rows, width)
     if report.fail_above is not None:
         verdict = "within" if report.ok else "ABOVE"
         lines += ["", f"KL per token is {verdict} the limit of {report.fail_above:g}"]
@@ -42,14 +42,3 @@ def _edits(model: ModelScores, scores: EditScores) -> list[str]:
     shares = ["-" if share is None else f"{share:.1%}" for share in (scores.success, scores.rephrase, locality)]
     losses = [f"{loss:.4f}" for loss in (scores.loss_last_token, scores.loss_sequence) if loss is not None]
     return [f"{scores.count:,}", *shares, *losses]
-
-
-def _table(heads: tuple[str, Sequence[str]], rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """Names to the left, numbers to the right, in columns as wide as they need."""
-    first, *others = zip(*((shown(name), *cells) for name, cells in [heads, *rows]), strict=True)
-    wide = [max(map(len, column)) for column in others]
-    left = max(map(len, first))
-    return [
-        f"  {name:<{left}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, wide, strict=True))
-        for name, *cells in zip(first, *others, strict=True)
-    ]

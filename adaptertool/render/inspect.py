@@ -17,7 +17,7 @@ _PORTION = ("tensors", "parameters", "bytes")
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # its head, and its rows
 
 
-def inspect_text(report: InspectReport, *, every_module: bool) -> str:
+def inspect_text(report: InspectReport, *, every_module: bool, width: int | None = None) -> str:
     lines = [f"inspect {report.path}: {title(report)}"]
     if report.adapter is not None:
         lines += _adapter(report.adapter)
@@ -27,10 +27,10 @@ def inspect_text(report: InspectReport, *, every_module: bool) -> str:
         lines += _labelled("refused" if report.refusal else "fits", said.split("\n"))
     if report.adapter is not None:
         lines += _labelled("capacity", capacity_lines(report.adapter.capacity))
-        lines += ["", *table(*coverage_table(report.adapter))]
-        lines += _modules(report.adapter, every_module=every_module)
+        lines += ["", *table(*coverage_table(report.adapter), width)]
+        lines += _modules(report.adapter, every_module=every_module, width=width)
     if report.checkpoint is not None:
-        lines += ["", *_portions(report.checkpoint, shards=every_module)]
+        lines += ["", *_portions(report.checkpoint, shards=every_module, width=width)]
     if report.findings:
         lines += ["", *(f"  finding  {line}" for line in report.findings)]
     lines += [f"  rule     {line}" for line in report.rules]
@@ -159,7 +159,7 @@ def _labelled(label: str, lines: Sequence[str]) -> list[str]:
     return [f"  {label if number == 0 else '':<8} {line}" for number, line in enumerate(lines)]
 
 
-def _modules(facts: AdapterFacts, *, every_module: bool) -> Iterator[str]:
+def _modules(facts: AdapterFacts, *, every_module: bool, width: int | None) -> Iterator[str]:
     measured = [module for module in facts.modules if module.spectrum is not None]
     if measured and every_module:
         head, _ = spectra_table(())
@@ -172,7 +172,7 @@ def _modules(facts: AdapterFacts, *, every_module: bool) -> Iterator[str]:
         rows = [_plain_row(name, some) for name, some in (each if every_module else _alike(facts.modules))]
     if rows:
         yield ""
-        yield from table(head, rows if every_module else rows[:_LINES])
+        yield from table(head, rows if every_module else rows[:_LINES], width)
     if len(rows) > _LINES and not every_module:
         yield f"  and {len(rows) - _LINES:,} more (-v shows all)"
 
@@ -217,13 +217,13 @@ def _portion_row(one: Portion) -> tuple[str, ...]:
     return shown(one.name), f"{one.tensors:,}", f"{one.parameters:,}", size(one.bytes)
 
 
-def _portions(facts: CheckpointFacts, *, shards: bool) -> Iterator[str]:
+def _portions(facts: CheckpointFacts, *, shards: bool, width: int | None) -> Iterator[str]:
     """All in one table; each kind is named in its first row."""
     rows: list[tuple[str, ...]] = []
     for head, some in portions_tables(facts)[: None if shards else -1]:
         for place, row in enumerate(some):
             rows.append((f"{head[0] if place == 0 else '':<6} {row[0]}", *row[1:]))
-    return table(("by", *_PORTION), rows)
+    return table(("by", *_PORTION), rows, width)
 
 
 def config_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:

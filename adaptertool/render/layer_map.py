@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from adaptertool.errors import shown
-from adaptertool.render.page import ALARMING, figure
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
+from adaptertool.render.colours import ALARMING
+from adaptertool.render.page import figure
 
 _OUTSIDE = "other"  # the row of what belongs to no layer
 
 Cells = dict[tuple[str, str], tuple[float, bool]]  # by layer and module: the largest value, and whether it is marked
 
 
-def layer_map(modules: Iterable[tuple[str, float, bool]], *, title: str) -> Markup:
-    """modules: name, value, and whether it is marked with a cross."""
+def layer_map(modules: Iterable[tuple[str, float, bool]], *, title: str, label: str, whole: bool = False) -> str:
+    """modules: name, value from 0 on, and whether it is marked with a cross. label: what the colours mean; whole:
+    values are counts. The scale begins at 0, so that what differs little looks alike."""
     rows, columns, cells = _grid(modules)
     height = min(12.0, max(3.4, 1.6 + 0.2 * len(rows)))
-    return figure(lambda axes: _draw(axes, rows, columns, cells), height, title=title)
+    return figure(lambda axes: _draw(axes, (rows, columns, cells), label, whole=whole), height, title=title)
 
 
 def _grid(modules: Iterable[tuple[str, float, bool]]) -> tuple[list[str], list[str], Cells]:
@@ -39,12 +38,15 @@ def _grid(modules: Iterable[tuple[str, float, bool]]) -> tuple[list[str], list[s
     return rows, sorted({column for _, column in cells}), cells
 
 
-def _draw(axes: Any, rows: list[str], columns: list[str], cells: Cells) -> None:
+def _draw(axes: Any, grid: tuple[list[str], list[str], Cells], label: str, *, whole: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator  # noqa: PLC0415  # an extra
 
+    rows, columns, cells = grid
     values = np.ma.masked_invalid(
         [[cells.get((row, column), (np.nan, False))[0] for column in columns] for row in rows]
     )
-    mesh = axes.pcolormesh(values, cmap="cividis", edgecolors="face", linewidth=0.3)
+    top = float(values.max() or 1) if values.count() else 1.0
+    mesh = axes.pcolormesh(values, cmap="cividis", vmin=0, vmax=top, edgecolors="face", linewidth=0.3)
     for (row, column), (_, marked) in cells.items():
         if marked:
             place = columns.index(column) + 0.5, rows.index(row) + 0.5
@@ -56,7 +58,7 @@ def _draw(axes: Any, rows: list[str], columns: list[str], cells: Cells) -> None:
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    bar = axes.figure.colorbar(mesh, ax=axes, format="%.2g", pad=0.02)
+    plain = FuncFormatter(lambda value, _: f"{value:g}")  # never two ticks that read the same
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, ticks=MaxNLocator(5, integer=whole), format=plain, label=label)
     bar.outline.set_visible(False)
-    bar.solids.set_rasterized(False)
-    bar.solids.set_edgecolor("face")  # or the seams between its colours show
+    bar.solids.set(rasterized=False, edgecolor="face")  # no gaps between its colours

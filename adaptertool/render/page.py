@@ -1,28 +1,29 @@
-"""Pages: one self-contained HTML file each, from a template that extends templates/page.html, with inlined pictures.
+"""Pages: one self-contained HTML file each, with inlined pictures and a script that sorts and filters its tables.
 
-The same report gives the same bytes: pictures carry no date and no random ids. Needs the extra `report`.
+Pictures carry no date and no random ids: the same report, made in the same moment, gives the same bytes. A page reaches
+for nothing outside itself, and lets no script run but its own. Needs the extra `report`.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib
 import io
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from markupsafe import Markup, escape
+from typing import Any
 
 from adaptertool.errors import UsageError, shown
+from adaptertool.render.colours import INK
+from adaptertool.render.glossary import term, terms
+from adaptertool.render.made import Made
+from adaptertool.render.sheet import ROWS, Sheet
 from adaptertool.version import __version__
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
-NEUTRAL, ALARMING = "#3b7dd8", "#e5484d"  # readable on white and on black
-INK = "#0a0b0c"  # stands for the colour of the page's text, which depends on its mode
 _TICKS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)  # of a short logarithmic axis, times powers of ten
 _SHARES, _FAR = (0.001, 0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.99, 0.999), 0.4  # of a long logit axis
 WIDE = 30.0  # positive values whose largest is so many times the smallest stand on a logarithmic axis
@@ -33,6 +34,14 @@ def require(path: str) -> None:
     require_libraries()
     if not path or os.path.isdir(path) or not os.path.isdir(Path(path).parent):
         raise UsageError(f"{path or 'an empty path'} cannot be a page: it must be a file in a folder that exists")
+    if Path(path).is_file() and not _is_page(path):
+        raise UsageError(f"{path} is there, and is no HTML page: give the page another name, or remove the file")
+
+
+def _is_page(path: str) -> bool:
+    with Path(path).open("rb") as file:
+        begin = file.read(64).lstrip().lower()
+    return not begin or begin.startswith((b"<!doctype html", b"<html"))
 
 
 def require_libraries() -> None:
@@ -44,25 +53,38 @@ def require_libraries() -> None:
             raise UsageError(f"a page needs {library}, which is not here: pip install 'adaptertool[report]'") from error
 
 
-def render(template: str, filters: Mapping[str, Callable[..., str]], **values: Any) -> str:
-    """The page of templates/`template`. Everything in it is escaped but what `figure` made."""
+def page(sheet: Sheet, made: Made | None = None) -> str:
+    """A sheet as HTML. made: how the page came to be; None where its bytes must depend on the report alone."""
+    script = resources.files("adaptertool.render").joinpath("templates", "table.js.html").read_text("utf-8")
+    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return render("page.html", sheet, made=made, script=script, script_hash=known, terms=terms(sheet))
+
+
+def render(template: str, sheet: Sheet, **values: Any) -> str:
+    """A sheet by templates/`template`. Everything in it is escaped but pictures, and the script of pages."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  # an extra
 
     environment = Environment(
-        loader=PackageLoader("adaptertool.render"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("adaptertool.render"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown, **filters}
-    return environment.get_template(template).render(version=__version__, **values)
+    environment.filters |= {"shown": shown}
+    environment.globals |= {"version": __version__, "term": term, "most": ROWS}
+    return environment.get_template(template).render(sheet=sheet, **values)
 
 
 def write(path: str, page: str) -> None:
     Path(path).write_text(page, encoding="utf-8")
 
 
-def figure(draw: Callable[[Any], None], height: float, *, title: str) -> Markup:
+def figure(draw: Callable[[Any], None], height: float, *, title: str) -> str:
     """A picture as SVG, from what `draw` puts on matplotlib axes. Half a page wide, and `height` inches high. `title`
     is for those who cannot see it."""
     import matplotlib as mpl  # noqa: PLC0415  # an extra
+    from markupsafe import Markup, escape  # noqa: PLC0415  # comes with jinja2
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     style: Any = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)

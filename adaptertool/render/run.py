@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from adaptertool.errors import by
 from adaptertool.kinds import BY_NAME
+from adaptertool.render.cost import cost_lines
 from adaptertool.render.text import size, starred
 from adaptertool.reports.run import KeptReport, PlanReport, RunReport, TensorPlan
 from adaptertool.spec.choices import EXACT
@@ -70,6 +71,7 @@ def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
     lines.append(f"  bytes    {size(report.bytes_read)} to read, {size(report.bytes_written)} to write")
     lines.append(f"  disk     {size(report.disk_needed)} needed, {_free(report.disk_free)} free")
     lines.append(f"  memory   at most {size(report.memory_predicted)} ({_threads(report.threads)})")
+    lines += [] if report.cost is None else cost_lines(report.cost)
     if len(report.outputs) > 1:
         lines.append(f"  outputs  {len(report.outputs)}: {report.outputs[0]} ... {report.outputs[-1]}")
     forms = Counter(_form(tensor, one_by_one=every_tensor) for tensor in report.tensors)

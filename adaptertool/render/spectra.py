@@ -6,15 +6,15 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from adaptertool.render.page import INK, NEUTRAL, figure
+from adaptertool.render.colours import INK, of_family
+from adaptertool.render.page import figure
 
 _HEIGHT = 3.4  # inches
-_COLOURS = (NEUTRAL, "#d9822b", "#2f9e6e", "#9b6dd7", "#c2527f", "#7a8a99", "#b0a030")  # on white and on black
 
 Spectrum = Sequence[float]  # singular values over the largest, descending
 
 
-def spectra(modules: Iterable[tuple[str, Spectrum]], kept: Mapping[str, float] | None = None) -> tuple[Any, str]:
+def spectra(modules: Iterable[tuple[str, Spectrum]], kept: Mapping[str, float] | None = None) -> tuple[str, str]:
     """The figure of spectra, with its caption. modules: family and spectrum of each; kept: of a family, how many of
     them stay."""
     families: dict[str, list[Spectrum]] = {}
@@ -27,7 +27,8 @@ def spectra(modules: Iterable[tuple[str, Spectrum]], kept: Mapping[str, float] |
 
 def _draw(axes: Any, families: Mapping[str, Sequence[Spectrum]], kept: Mapping[str, float]) -> None:
     """Draw by position: the median, and the range."""
-    for (family, found), colour in zip(families.items(), _COLOURS, strict=False):
+    for family, found in families.items():
+        colour = of_family(family)
         places = range(max(map(len, found)))
         columns = [[values[place] for values in found if place < len(values)] for place in places]
         numbers = [place + 1 for place in places]

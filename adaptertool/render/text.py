@@ -19,13 +19,19 @@ def size(count: int) -> str:
     return f"{number:.3g} {unit}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The lines of a table: the first column to the left, the others to the right."""
+def counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> Iterator[str]:
+    """The lines of a table: the first column to the left, the others to the right. Where that is more than `width`
+    columns, the others have a line of their own."""
     cells = [[shown(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        first = row[0].ljust(widths[0])
-        yield "  " + "  ".join([first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+    first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
+    fits = width is None or not widths or 2 + first + sum(2 + each for each in widths) <= width
+    for name, *others in cells:
+        line = "".join(f"  {cell:>{each}}" for cell, each in zip(others, widths, strict=True))
+        yield f"  {name:<{first}}{line}" if fits else f"  {name}\n  {line}"
 
 
 def starred(name: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,13 +21,13 @@ _LISTED = 20  # lines, each of a tensor or of several that are alike
 def verify_text(report: VerifyReport, *, every_tensor: bool = False) -> str:
     lines = [f"verify {report.merged}: {'right' if report.ok else 'WRONG'}"]
     lines.append(f"  against  {_recipe(report)}")
-    lines.append(f"  tensors  {_counts(report)}")
+    lines.append(f"  tensors  {counted(report)}")
     if report.summary.rounding:
         lines.append(f"  rounding explained by {', '.join(_recipes(report))}; at most {_most_ulp(report)} ulp")
     if report.summary.diagnosis:
         lines.append(f"  found    {', '.join(report.summary.diagnosis)}")
     lines += [f"  problem  {problem}" for problem in report.problems]
-    bad = [verdict for verdict in report.tensors if every_tensor or not _good(verdict, report)]
+    bad = [verdict for verdict in report.tensors if every_tensor or not good(verdict, report)]
     texts = list(map(_line, bad)) if every_tensor else list(_folded(bad))
     listed = texts if every_tensor else texts[:_LISTED]
     lines += [f"  {text}" for text in listed]
@@ -48,7 +50,7 @@ def _folded(verdicts: Sequence[TensorVerdict]) -> Iterator[str]:
             yield f"{_line(dataclasses.replace(worst, name=form))}  ({len(group):,} tensors, the worst)"
 
 
-def _good(verdict: TensorVerdict, report: VerifyReport) -> bool:
+def good(verdict: TensorVerdict, report: VerifyReport) -> bool:
     if report.strict:
         return verdict.status == "exact" and verdict.diagnosis is None
     return verdict.status in ("exact", "rounding")
@@ -62,7 +64,7 @@ def _recipe(report: VerifyReport) -> str:
     return f"{report.base} + {' + '.join(sources)}" + (f" at alpha {report.alpha:g}" if report.alpha != 1 else "")
 
 
-def _counts(report: VerifyReport) -> str:
+def counted(report: VerifyReport) -> str:
     counts = report.summary
     texts = [f"{counts.exact:,} exact", f"{counts.rounding:,} within rounding"]
     more = {
@@ -93,17 +95,23 @@ def _line(verdict: TensorVerdict) -> str:
     return f"{verdict.status}  {shown(verdict.name)}  {', '.join(filter(None, facts))}".rstrip()
 
 
+def require_junit(path: str) -> None:
+    """Refuse a file that cannot be written, before anything is read. Raises UsageError."""
+    if importlib.util.find_spec("junitparser") is None:
+        raise UsageError("--junit needs junitparser: pip install 'adaptertool[report]'")
+    if not path or os.path.isdir(path) or not os.path.isdir(Path(path).parent):
+        raise UsageError(f"--junit {path or 'of an empty path'} must be a file in a folder that exists")
+
+
 def write_junit(report: VerifyReport, path: Path) -> None:
-    """A test case for each tensor. Raises UsageError where junitparser is not installed."""
-    try:
-        from junitparser import Failure, JUnitXml, TestCase, TestSuite  # noqa: PLC0415  # an extra
-    except ImportError as error:
-        raise UsageError("--junit needs junitparser: pip install 'adaptertool[report]'") from error
+    """A test case for each tensor, after `require_junit`."""
+    from junitparser import Failure, JUnitXml, TestCase, TestSuite  # noqa: PLC0415  # an extra
+
     suite = TestSuite(f"adaptertool verify {shown(report.merged)}")
     for verdict in report.tensors:
         module, _, _ = verdict.name.rpartition(".")
         case = TestCase(shown(verdict.name), classname=shown(module or verdict.name))
-        if not _good(verdict, report):
+        if not good(verdict, report):
             case.result = [Failure(_line(verdict), verdict.diagnosis or verdict.status)]
         suite.add_testcase(case)
     for problem in report.problems:
@@ -135,9 +143,9 @@ def _facts(report: VerifyReport) -> dict[str, str]:
 
 def verify_markdown(report: VerifyReport) -> str:
     lines = [f"### adaptertool verify: {'right' if report.ok else 'WRONG'}", ""]
-    lines += [f"`{_code(report.merged)}` against `{_code(_recipe(report))}`: {_counts(report)}", ""]
+    lines += [f"`{_code(report.merged)}` against `{_code(_recipe(report))}`: {counted(report)}", ""]
     lines += [f"- {_plain(problem)}" for problem in report.problems]
-    bad = sorted((verdict for verdict in report.tensors if not _good(verdict, report)), key=_worst_first)
+    bad = sorted((verdict for verdict in report.tensors if not good(verdict, report)), key=_worst_first)
     if bad:
         lines += ["| tensor | status | diagnosis | ulp | relative error |", "| --- | --- | --- | --- | --- |"]
         lines += list(itertools.islice(_rows(bad), _LISTED))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptertool.reports.cost import CostReport
+
 
 @dataclass(frozen=True, slots=True)
 class EditReport:
@@ -60,6 +62,7 @@ class PlanReport(Report):
     disk_free: int | None  # None: the file system does not tell
     memory_predicted: int  # an upper bound for the whole process, resident
     tensors: tuple[TensorPlan, ...]
+    cost: CostReport | None = None  # where a rate is given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

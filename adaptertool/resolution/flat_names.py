@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from adaptertool.architectures.flat import by_flat_name, without_prefix
 from adaptertool.resolution.fused import FUSED, IN_FUSED, split
@@ -16,8 +16,8 @@ _EXPERT = re.compile(rf"(.*_experts)_(\d{{1,9}})_({'|'.join(IN_FUSED)})\.weight"
 class FlatNames:
     """Which parameters a flat name may stand for."""
 
-    def __init__(self, known: Collection[str]) -> None:
-        """known: the names of all tensors, on the disk and in memory"""
+    def __init__(self, known: Callable[[], Collection[str]]) -> None:
+        """known: the names of all tensors, on the disk and in memory; asked for where a flat name is"""
         self._known = known
 
     def __call__(self, name: str) -> Sequence[str]:
@@ -32,7 +32,8 @@ class FlatNames:
 
     @functools.cached_property
     def _by_name(self) -> Mapping[str, list[str]]:
-        return by_flat_name(sorted({*self._known, *_also_called(self._known)}))
+        known = self._known()
+        return by_flat_name(sorted({*known, *_also_called(known)}))
 
 
 def _also_called(names: Iterable[str]) -> Iterator[str]:

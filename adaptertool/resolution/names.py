@@ -52,7 +52,7 @@ class Names:
         self._rules = rules_for(architecture)
         self._memory = Memory(on_disk, self._rules)
         self._across = onto(config, gguf)
-        self._flat = FlatNames(self.known)
+        self._flat = FlatNames(lambda: self.known)
 
     def find_all(self, wanted: Sequence[tuple[str, bool]]) -> tuple[list[Pieces | None], Prefix | None]:
         """What is on the disk of an adapter's (name, saved whole?) pairs, None where there is nothing.

@@ -113,7 +113,8 @@ def _fitted(subject: Base, traits: Traits, adapter: Adapter, target: str, module
     ref = subject.tensors[target]
     traits.refuse_quantised(ref)
     ours, own = adapter.format == MLX, module.view is not None
-    require_alike(ref, traits.families, base=traits.by_mlx, adapter=ours, in_stack=own)
+    if traits.by_mlx != ours:
+        require_alike(ref, traits.families, base=traits.by_mlx, adapter=ours, in_stack=own)
     if module.rows is None:
         traits.refuse_tied(ref)
     else:
@@ -175,12 +176,12 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
     Raises unless the factors fit the weight that way.
     """
     shape, transposed = _stored_shape(ref, module), bool(module.transposed)
-    form = module.kind, shape, tuple(module.factors), tuple([factor.shape for factor in module.factors.values()])
-    fits = _fits(*form, transposed=transposed)
-    if module.transposed is None and len(shape) == 2 and not kind_of(module).elementwise:
-        if fits and _fits(*form, transposed=True):
+    factors = tuple([(role, factor.shape) for role, factor in module.factors.items()])
+    fits, turned = _fits(module.kind, shape[::-1] if transposed else shape, factors)
+    if turned and module.transposed is None and len(shape) == 2 and not kind_of(module).elementwise:
+        if fits:
             return traits.is_transposed(ref, claimed=claimed)
-        if not fits and traits.may_transpose(ref) and _fits(*form, transposed=True):
+        if traits.may_transpose(ref):
             return True
     if not fits:
         _fail(ref, module, transposed=transposed)
@@ -188,11 +189,15 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
 
 
 @functools.lru_cache(1024)  # most modules have the shapes of another
-def _fits(kind: str, weight: Shape, roles: tuple[str, ...], shapes: tuple[Shape, ...], *, transposed: bool) -> bool:
-    """Whether factors of these shapes fit the weight, as it is stored."""
-    factors = dict(zip(roles, shapes, strict=True))
-    expected = BY_NAME[kind].shapes(weight[::-1] if transposed else weight, factors)
-    return expected is not None and all(expected[role] == shape for role, shape in factors.items())
+def _fits(kind: str, weight: Shape, shapes: tuple[tuple[str, Shape], ...]) -> tuple[bool, bool]:
+    """Whether factors of these shapes fit a weight (out, in, ...); and whether its transpose, where it is a matrix."""
+    factors = dict(shapes)
+
+    def fit(weight: Shape) -> bool:
+        expected = BY_NAME[kind].shapes(weight, factors)
+        return expected is not None and all(expected[role] == shape for role, shape in shapes)
+
+    return fit(weight), len(weight) == 2 and fit(weight[::-1])
 
 
 def _stored_shape(ref: Ref, module: Module) -> Shape:

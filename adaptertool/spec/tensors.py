@@ -66,12 +66,12 @@ class Shortcut(NamedTuple):
     rows: (how to read, first row, last row, of the transpose) -> (these rows, float64, and by how much an element may
     be off)
     right: what makes the rows of A: with those of another it is another product
-    shape: of the product
+    shape: of both: the rows of B, what is summed over, the columns of A
     """
 
     rows: Callable[[ReadRows, int, int, bool], tuple[Any, float]]
     right: Callable[..., Any]
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
 
 class Making(NamedTuple):

@@ -118,11 +118,12 @@ def _aligned(merged: Checkpoint, plan: Plan, base: Checkpoint) -> tuple[Checkpoi
 
 def _check(paths: Sequence[str], probe: int, fail_above: float | None, *, recorded: bool) -> None:
     if unknown := set(paths) - set(PATHS):
-        raise UsageError(f"no path {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(PATHS)}")
+        given = ", ".join(map(repr, sorted(unknown)))
+        raise UsageError(f"{argument('paths')} are {', '.join(PATHS)}, and not {given}")
     if not recorded and not 1 <= probe <= MAX_PROBE:
         raise UsageError(f"{argument('probe')} must be 1 to {MAX_PROBE} rows, not {probe}")
     if fail_above is not None and not (math.isfinite(fail_above) and fail_above >= 0):
-        raise UsageError(f"the limit for the drift is a number from 0 on, not {fail_above}")
+        raise UsageError(f"{argument('fail_above')} is a number from 0 on, not {fail_above}")
 
 
 def _notes(plan: Plan, steps: Iterable[Step]) -> Iterator[str]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.numerics.device import Device
     from adaptertool.output.adapter import AdapterJob
 
+_NAMED = 3  # tensors in a message
 DTYPES: Mapping[str, str] = {"f32": "F32", "bf16": "BF16", "f16": "F16", "f64": "F64"}
 
 
@@ -130,15 +131,23 @@ def _selection(
         if not same_bytes(end, source):
             raise MismatchError(no_copy(end, source))
     if not changed - unwanted:
-        raise UsageError(f"{base.path} and {tuned.path} do not differ: there is nothing to extract")
+        lost = f" but in what --leave-out leaves out ({len(changed):,} tensors)" if changed else ""
+        raise UsageError(f"{base.path} and {tuned.path} do not differ{lost}: there is nothing to extract")
     selection = select(subject, {**base.tensors, **pairs.tuned}, changed, unwanted)
     if not selection.of(FACTORS):
-        raise UsageError(
-            f"no linear layer differs between {base.path} and {tuned.path}; PEFT loads no adapter without one: "
-            "copy the changed tensors as they are"
-        )
+        raise UsageError(_no_factors(base, tuned, selection))
     notes = [*pairs.notes, *_misfits(base, tuned, pairs.passed)]
     return selection, len(pairs.computed) + len(pairs.fixed) - len(changed), notes
+
+
+def _no_factors(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> str:
+    """What differs where nothing of it can be factors."""
+    some = [one.base.spec.name for one in selection.of(SAVED)]
+    named = f"{', '.join(map(shown, some[:_NAMED]))}{' ...' if len(some) > _NAMED else ''}"
+    return (
+        f"nothing differs between {base.path} and {tuned.path} that an adapter could hold as factors, and PEFT loads "
+        f"none without any; what differs is {named}: copy it as it is"
+    )
 
 
 def _misfits(base: Checkpoint, tuned: Checkpoint, names: Collection[str]) -> Iterator[str]:

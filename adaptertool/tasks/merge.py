@@ -139,7 +139,8 @@ def _blend(recipe: MergeRecipe, numbers: Sequence[float]) -> Blend | None:
     method = recipe.method
     if method is None:
         if recipe.settings:
-            raise UsageError(f"{' and '.join(map(argument, settings_of()))} belong to a method (--method)")
+            verb = "belong" if len(recipe.settings) > 1 else "belongs"
+            raise UsageError(f"{' and '.join(map(argument, recipe.settings))} {verb} to a method (--method)")
         return None
     if recipe.compose != COMPOSITIONS[0]:
         raise UsageError("a method says itself how adapters are composed; leave out --compose")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 
 from adaptertool.arguments import Number, PathLike, as_path, given_settings
 from adaptertool.methods import settings_of
@@ -13,7 +14,9 @@ from adaptertool.reports.run import RunReport
 from adaptertool.spec.choices import EXACT
 from adaptertool.tasks import merge as merge_task
 from adaptertool.tasks import wise as wise_task
+from adaptertool.tasks.call import MERGE, WISE, call_of
 from adaptertool.tasks.merge import MergeRecipe
+from adaptertool.tasks.spread import by_executor, spread
 from adaptertool.tasks.wise import WiseRecipe
 
 
@@ -44,6 +47,7 @@ def merge(
     provenance: PathLike | None = None,
     clean: bool = False,
     fail_if_unchanged: bool = False,
+    executor: Executor | None = None,
     **settings: Number | None,
 ) -> RunReport:
     """Write to `out` the checkpoint `base` with `adapters` merged: W' = W + Σ w_i·Δ_i, in order.
@@ -88,6 +92,8 @@ def merge(
     provenance: where to write an in-toto statement with SLSA provenance; implies sha256
     clean:    once `out` is published, remove what runs that were killed have left beside it
     fail_if_unchanged: raise UnchangedError, and publish nothing, where no element differs from the base's
+    executor: any of concurrent.futures: its workers make the shards, each of them with so many threads, and all see
+              the same files. A worker that is lost loses the shard in hand; the same call goes on
 
     Raises AdapterToolError (see `adaptertool.errors`); `out` is then as it was before.
     """
@@ -104,6 +110,9 @@ def merge(
         clean=clean,
         fail_if_unchanged=fail_if_unchanged,
     )
+    if executor is not None:
+        call = call_of(MERGE, base, adapters, weights, recipe, reading, out, options)
+        return spread(call, options, by_executor(executor))
     return run(merge_task.prepare(base, adapters, weights, recipe, reading).plan, as_path(out, "OUT"), options)
 
 
@@ -132,6 +141,7 @@ def wise(
     provenance: PathLike | None = None,
     clean: bool = False,
     fail_if_unchanged: bool = False,
+    executor: Executor | None = None,
 ) -> RunReport:
     """Write W + α·(T − W) for each α: to `out` itself for one, to `out`/alpha-0.300 and so on for several.
 
@@ -162,4 +172,7 @@ def wise(
         clean=clean,
         fail_if_unchanged=fail_if_unchanged,
     )
+    if executor is not None:
+        call = call_of(WISE, base, [tuned], alphas, recipe, reading, out, options)
+        return spread(call, options, by_executor(executor))
     return run(wise_task.prepare(base, tuned, alphas, recipe, reading).plan, as_path(out, "OUT"), options)

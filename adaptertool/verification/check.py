@@ -48,7 +48,7 @@ def check(
         verdicts, pooled = judge(pairs, odd, readings, names, thread_count(threads), told)
         inputs.check_unchanged()
     counts = {status: sum(verdict.status == status for verdict in verdicts) for status in STATUSES}
-    problems = (*problems_of(plan, base, ends, candidate), *pooled, *hints(verdicts, base, candidate))
+    problems = (*problems_of(plan, base, ends, candidate), *pooled, *hints(verdicts, plan, base, candidate))
     right = counts["exact"] + (0 if strict else counts["rounding"])
     if strict:
         right -= sum(verdict.status == "exact" and verdict.diagnosis is not None for verdict in verdicts)

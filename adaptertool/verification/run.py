@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.pool import Job, run_jobs
+from adaptertool.engine.progress import expect_tensors
 from adaptertool.reports.verify import TensorVerdict
 from adaptertool.verification.code_faults import code_fault
 from adaptertool.verification.codes import judge_codes, weight_of
@@ -45,6 +46,7 @@ def judge(
 
     odd: what is stored in another dtype than its like; names: of the adapters.
     """
+    expect_tensors(progress, (subject.candidate for subject in (*pairs.subjects, *pairs.coded)))
     run_jobs(_all_jobs(pairs.subjects, progress), threads)
     findings: dict[str, Finding] = {}
     doubtful = [subject for subject in pairs.subjects if is_doubtful(subject)]

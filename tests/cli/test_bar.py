@@ -13,6 +13,7 @@ from commands import BASE, LORA
 import adaptertool
 from adaptertool.cli import cli
 from adaptertool.cli.bar import bar
+from adaptertool.engine.progress import expect
 
 
 def test_a_log_gets_a_line_every_half_minute(
@@ -39,6 +40,19 @@ def test_a_log_of_what_has_no_known_end(monkeypatch: pytest.MonkeyPatch, capsys:
         clock[0] += 45
         progress(2_000_000)
     assert capsys.readouterr().err == "verify: 2 MB in 45 s\n"
+
+
+def test_a_bar_is_told_later_how_many_bytes_there_will_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with bar("verify", None, quiet=False) as progress:
+        expect(progress, 8_000_000)
+        clock[0] += 45
+        progress(2_000_000)
+    assert capsys.readouterr().err == "verify: 2 MB in 45 s, 25% of 8 MB, about 135 s left\n"
+    expect(lambda _: None, 5)  # a plain function is not told
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -226,3 +226,12 @@ def test_each_format_says_what_it_is(tmp_path: Path, run: Any, name: str, title:
     lines = out.splitlines()
     assert code == 0 and lines[0] == f"inspect {path}: an adapter, {title}"
     assert lines[1].endswith(f"scale {scale}")
+
+
+def test_scales_that_no_alpha_makes(tmp_path: Path, run: Any) -> None:
+    """A single file without alphas has the scale 1; of metadata, an alpha is one if it tells the scale."""
+    path = SAMPLES["kohya"].make(tmp_path / "a.safetensors")
+    plain = {name: tensor for name, tensor in load_file(path).items() if not name.endswith(".alpha")}
+    save_file(plain, path, metadata={"ss_network_module": "networks.lora", "ss_network_alpha": "1"})
+    _, out, _ = run(path)
+    assert "scale 1 (no alpha is given)" in out

@@ -25,7 +25,7 @@ NAMED: dict[str, tuple[list[str], str]] = {
     "energy": (["truncate", LORA, "-o", "out", "--energy", "x"], "--energy 'x' is not a number"),
     "weight": (["merge", BASE, LORA, "-o", "out", "-w", "x"], "-w 'x' is not a number"),
     "alpha": (["wise", BASE, LORA, "-o", "out", "--alpha", "0,x"], "--alpha 'x' is not a number"),
-    "density": (["merge", BASE, LORA, "-o", "out", "--density", "0.5"], "--density and --seed belong to a method"),
+    "density": (["merge", BASE, LORA, "-o", "out", "--density", "0.5"], "--density belongs to a method"),
     "share": (["merge", BASE, LORA, "-o", "o", "--method", "ties", "--density", "2"], "--density is a share"),
     "tokens": (["inspect", LORA, "--tokens", "5"], "--tokens and --nats-per-token go together"),
     "nats": (["inspect", LORA, "--tokens", "5", "--nats-per-token", "-1"], "--nats-per-token must be a number above 0"),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import pty
 import subprocess
-import termios
 from pathlib import Path
 
 import pytest
-from commands import BASE, COMMAND, LORA, TUNED, clean, refused
+from commands import BASE, COMMAND, LORA, TUNED, clean, on_a_terminal, refused
 from conftest import adaptertool
 
 # --- stdout that goes away, terminals ---
@@ -62,34 +59,17 @@ def test_stdout_is_full(tmp_path: Path, arguments: tuple[object, ...]) -> None:
     assert "Exception ignored" not in result.stderr
 
 
-def _on_a_terminal(arguments: list[str], **environment: str) -> tuple[int, str]:
-    """Exit code, and what a terminal shows of stderr."""
-    parent, child = pty.openpty()
-    termios.tcsetwinsize(child, (24, 80))
-    env = os.environ | {"TERM": "xterm-256color"} | environment
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=child, env=env)
-    os.close(child)
-    seen = b""
-    try:
-        while part := os.read(parent, 65536):
-            seen += part
-    except OSError as error:
-        assert error.errno == errno.EIO  # Linux: the other side is closed
-    os.close(parent)
-    return process.wait(60), seen.decode()
-
-
 def test_terminal(small: tuple[Path, Path], tmp_path: Path) -> None:
     """A bar on a terminal, none with -q; no colours with NO_COLOR; escapes in a path do not reach it raw."""
     base, adapter = map(str, small)
-    code, seen = _on_a_terminal(["merge", base, adapter, "-o", str(tmp_path / "out")], NO_COLOR="1")
+    code, seen = on_a_terminal(["merge", base, adapter, "-o", str(tmp_path / "out")], NO_COLOR="1")
     assert code == 0
     assert "merge:   0%|" in seen
     assert seen.endswith("\r"), "the bar is gone when the report comes"
     assert "\x1b" not in seen
     odd = tmp_path / "odd\x1b[2J"
     odd.mkdir()
-    code, seen = _on_a_terminal(["merge", str(odd), adapter, "-o", str(tmp_path / "x"), "-q"])
+    code, seen = on_a_terminal(["merge", str(odd), adapter, "-o", str(tmp_path / "x"), "-q"], NO_COLOR="1")
     assert code == 3
     assert "\x1b" not in seen
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from adaptertool.errors import InternalError
-from adaptertool.kinds import BY_NAME, KINDS, NORM, Kind
+from adaptertool.kinds import BY_NAME, KINDS, NORM, PRODUCT, Kind
 from adaptertool.numerics.error_bound import Bound, Factor
 from adaptertool.numerics.interval import intervals, roots
 from adaptertool.numerics.modular import Residue
@@ -111,6 +111,31 @@ def test_floats_are_within_the_bound_of_the_exact_result(kind: Kind, dtype: Any)
         assert math.isfinite(bound.error)
         assert (abs(made - exact) <= bound.error + bound.relative * abs(made)).all()
         assert abs(made).max() <= bound.largest * (1 + 2 * unit) + bound.absolute
+
+
+@pytest.mark.parametrize("kind", [BY_NAME["lora"], BY_NAME["dora"]], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("off", [0.0, 2.0**-40, 2.0**-12])
+def test_a_product_may_stand_for_its_factors(kind: Kind, dtype: Any, off: float) -> None:
+    """And be off by what it says."""
+    for seed in range(5):
+        rows, factors = sample(kind, seed)
+        assert kind.pair is not None
+        left, right = (factors[role] for role in kind.pair)
+        product = left @ right + off * np.random.default_rng(seed).choice([-1.0, 1.0], rows.shape)  # of few bits
+        others = {role: factor for role, factor in factors.items() if role not in kind.pair}
+        own = with_norms(kind, BLOCKS, rows, {**others, PRODUCT: product})
+        made = rows.astype(dtype)
+        kind.apply(BLOCKS, made, {role: factor.astype(dtype) for role, factor in own.items()}, SCALE, WEIGHT)
+        known = {role: Factor(factor, Bound(0.0, off) if role == PRODUCT else None) for role, factor in own.items()}
+        unit = float(np.finfo(dtype).eps) / 2
+        bound = kind.bound(Bound(float(abs(rows).max())), known, SCALE, WEIGHT, unit, IN)
+        assert math.isfinite(bound.error)
+        assert (abs(made - exactly(kind, rows, factors)) <= bound.error + bound.relative * abs(made)).all()
+        assert abs(made).max() <= bound.largest * (1 + 2 * unit) + bound.absolute
+        whole = rows.copy()
+        kind.apply(BLOCKS, whole, own, SCALE, 1)
+        np.testing.assert_allclose(whole, rows + (made - rows) / WEIGHT, atol=float(bound.absolute) * 2 + 1e-12)
 
 
 @every_kind

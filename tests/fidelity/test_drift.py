@@ -307,7 +307,7 @@ def test_command_line(tmp_path: Path) -> None:
     text = command("drift", base, adapter, "-v")
     assert text.returncode == 0 and Q in text.stdout and "expected" in text.stdout
     limit = command("drift", base, adapter, "--fail-above", "1e-9")
-    assert limit.returncode == 1 and "above 1e-09" in limit.stdout
+    assert limit.returncode == 1 and "is over 1e-09" in limit.stdout
     assert command("drift", base, adapter, "-q").stdout == ""
     assert command("drift", base, adapter, "--paths", "nowhere").returncode == 2
     assert command("drift", base, adapter, "--merged", tmp_path / "none").returncode == 3

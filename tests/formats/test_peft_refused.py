@@ -76,8 +76,6 @@ SAVED: dict[str, dict[str, torch.Tensor]] = {
     "FROD": {f"base_model.model.{Q}.frod_lambda_l": torch.ones(6), f"base_model.model.{Q}.frod_lambda_s_values":
              torch.ones(2), "base_model.frod_V.self_attn_q_proj": torch.ones(6, 6)},
     "PSOFT": {f"base_model.model.{Q}.psoft_R.weight": torch.ones(1)},
-    "PEANUT": {f"base_model.model.{Q}.peanut_A.weight": torch.ones(2, 8),
-               f"base_model.model.{Q}.peanut_B.weight": torch.ones(8, 2)},
     "POLY": {f"base_model.model.{Q}.poly_lora_A": torch.ones(1, 2, 6, 3),
              f"base_model.model.{Q}.poly_lora_B": torch.ones(1, 2, 3, 8)},
     "ADAMSS": {f"base_model.model.{Q}.adamss_A.0": torch.ones(1, 4), f"base_model.model.{Q}.adamss_B.0":

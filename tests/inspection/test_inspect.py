@@ -260,12 +260,12 @@ def test_no_command_is_advised_for_what_it_refuses(tmp_path: Path) -> None:
 
 
 def test_kinds_that_are_not_handled(tmp_path: Path) -> None:
-    own = {f"{UP}.peanut_{name}.weight": torch.randn(*size) for name, size in {"A": (4, 12), "B": (8, 4)}.items()}
+    own = {f"{UP}.lily_{name}.weight": torch.randn(*size) for name, size in {"A": (4, 12), "B": (8, 4)}.items()}
     base = write_checkpoint(tmp_path / "base", {f"{UP}.weight": torch.randn(12, 8)})
-    report = adaptertool.inspect(write_adapter(tmp_path / "a", own, peft_type="PEANUT"), base)
+    report = adaptertool.inspect(write_adapter(tmp_path / "a", own, peft_type="LILY"), base)
     module = found(report)[UP]
-    assert (module.kind, module.family, module.rank, module.parameters) == ("peanut", "MLP", 4, 80)
-    assert module.spectrum is None and report.refusal is not None and "PEANUT" in report.refusal and not report.rules
+    assert (module.kind, module.family, module.rank, module.parameters) == ("lily", "MLP", 4, 80)
+    assert module.spectrum is None and report.refusal is not None and "LILY" in report.refusal and not report.rules
     assert [(one.family, one.adapted, one.base) for one in adapter_of(report).coverage] == [("MLP", None, 96)]
     prompt = write_adapter(tmp_path / "p", {}, peft_type="PROMPT_TUNING", r=None)
     save_file({"prompt_embeddings": torch.zeros(5, 8)}, prompt / "adapter_model.safetensors")

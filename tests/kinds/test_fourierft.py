@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import one_kind as parts
 import pytest
 import torch
 from circles import cosine, pi
-from conftest import write_checkpoint
-from one_kind import difference, require_commands, write
-from rationals import EVERY, Matrix
+from conftest import load, write_checkpoint
+from one_kind import PART, difference, require_commands, together, try_part, write
+from rationals import EVERY, Matrix, matrix, require
 
 import adaptertool
-from adaptertool.errors import InputError, MismatchError, UnsupportedError
+from adaptertool.errors import InputError, MismatchError, NonFiniteError, UnsupportedError
+from adaptertool.kinds import fourierft
 from adaptertool.numerics.circle import circle
+from adaptertool.numerics.sparse_spectrum import wave_rows
 
 OUT, IN, SEED = 6, 10, 5
 FIELDS = {"peft_type": "FOURIERFT", "random_loc_seed": SEED, "scaling": 150.0}
@@ -65,6 +68,42 @@ def test_weights_that_are_stored_transposed(
     stored = {f"{name}.weight": torch.randn(shape).half()}
     config = '{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}'
     require_commands(tmp_path, stored, adapter, {f"{name}.weight": formula}, monkeypatch, config=config, lora=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_bytes_do_not_depend_on_the_transform(
+    tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is off by, as long as it says so: also where that leaves a tenth of all elements open, or all."""
+    spectrum, stored = torch.randn(7), torch.randn(OUT, IN).to(dtype)
+    adapter = write(tmp_path / "a", {"l.fourierft_spectrum": spectrum}, **FIELDS)
+    base = write_checkpoint(tmp_path / "base", {"l.weight": stored})
+    exact = together(matrix(stored), with_rounded_cosines(spectrum))
+    for number, noise in enumerate((0.0, 2.0**-20, 2.0**-9)):
+
+        def disturbed(*given: Any, noise: float = noise) -> tuple[Any, float]:
+            rows, error = wave_rows(*given)
+            return rows + noise * np.where(np.arange(rows.size).reshape(rows.shape) % 2, 1.0, -1.0), error + noise
+
+        monkeypatch.setattr(fourierft, "wave_rows", disturbed)
+        adaptertool.merge(base, [adapter], tmp_path / f"out{number}")
+        require(load(tmp_path / f"out{number}")["l.weight"], exact, stored)
+
+
+def test_a_part_of_a_tensor(tmp_path: Path) -> None:
+    spectrum = torch.randn(5)
+    adapter = write(tmp_path / "a", {f"{PART}.fourierft_spectrum": spectrum}, **FIELDS)
+    try_part(tmp_path, adapter, with_rounded_cosines(spectrum, parts.OUT, parts.IN))
+
+
+def test_what_the_user_is_told_of_the_numbers(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", {"l.weight": torch.randn(OUT, IN)})
+    damaged = write(tmp_path / "damaged", {"l.fourierft_spectrum": torch.tensor([1.0, np.inf])}, **FIELDS)
+    with pytest.raises(NonFiniteError, match=r"l\.fourierft_spectrum holds inf at element 1"):
+        adaptertool.merge(base, [damaged], tmp_path / "out")
+    zero = write(tmp_path / "zero", {"l.fourierft_spectrum": torch.zeros(3)}, **FIELDS)
+    report = adaptertool.merge(base, [zero], tmp_path / "out")
+    assert any("zero throughout in 1 of 1 modules" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(("out", "wide"), [(6, 10), (1, 7), (13, 4)])

@@ -24,6 +24,7 @@ import adaptertool
 from adaptertool.arithmetic import blocks, correct_rounding
 from adaptertool.codecs import BF16
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
+from adaptertool.kinds import loha
 from adaptertool.numerics.ops import DOUBLES, INTERVALS, RESIDUES
 
 OUT, IN, RANK = 8, 6, 3
@@ -346,3 +347,18 @@ def test_its_factors_in_an_adapter_of_lora_are_refused(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "a", {f"l.{role}": torch.ones(shape) for role, shape in ROLES.items()}, r=RANK)
     with pytest.raises(UnsupportedError, match=r"hada_w1_a.*not known"):
         adaptertool.merge(base_of(tmp_path / "base"), [adapter], tmp_path / "out")
+
+
+@pytest.mark.parametrize("sizes", [(-3, 3), (-120, 120), (-505, -495), (300, 520)])
+def test_the_product_is_within_its_error(sizes: tuple[int, int]) -> None:
+    """Or nothing is known of it: where numbers are next to the ends of the range."""
+    rng = np.random.default_rng(abs(sizes[1]))
+    shapes = {"hada_w1_a": (5, 3), "hada_w1_b": (3, 7), "hada_w2_a": (5, 2), "hada_w2_b": (2, 7)}
+    factors = {role: rng.standard_normal(shape) * 2.0 ** rng.integers(*sizes, shape) for role, shape in shapes.items()}
+    with np.errstate(all="ignore"):
+        found, error = loha.product(factors)
+    exact = {role: np.frompyfunc(Fraction, 1, 1)(factor) for role, factor in factors.items()}
+    wanted = (exact["hada_w1_a"] @ exact["hada_w1_b"]) * (exact["hada_w2_a"] @ exact["hada_w2_b"])
+    assert (error < np.inf) == (sizes in ((-3, 3), (-120, 120)))
+    if error < np.inf:
+        assert (abs(np.frompyfunc(Fraction, 1, 1)(found) - wanted) <= Fraction(error)).all()

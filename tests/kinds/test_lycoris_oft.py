@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,16 @@ def scaled(rows: Any, rescale: torch.Tensor | None) -> Matrix:
     return [[factor * x for x in row] for factor, row in zip(factors, rows, strict=True)]
 
 
-def save(path: Path, blocks: torch.Tensor, rescale: torch.Tensor | None = None, alpha: Any = 0) -> Path:
+def save(
+    path: Path, blocks: torch.Tensor, rescale: torch.Tensor | None = None, alpha: Any = 0, *, module: str = ""
+) -> Path:
     tensors: Tensors = {f"{NAME}.oft_blocks": blocks}
     if alpha is not None:
         tensors[f"{NAME}.alpha"] = torch.tensor(alpha)
     if rescale is not None:
         tensors[f"{NAME}.rescale"] = rescale
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path)
+    save_file(tensors, path, metadata={"ss_network_module": module} if module else None)
     return path
 
 
@@ -89,6 +92,36 @@ def test_every_command(
     formula = (boft if stages else oft)(blocks, rescale)
     adapter = save(tmp_path / "a" / "a.safetensors", blocks, rescale)
     require_commands(tmp_path, stored, adapter, {"l.weight": formula}, monkeypatch, lora=len(shape) == 2)
+
+
+@pytest.mark.parametrize("alpha", [2.0**-6, 64.0])
+def test_blocks_that_have_a_bound(tmp_path: Path, alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them are shortened together to alpha·out, where they are longer."""
+    blocks = torch.randn(OUT // WIDE, WIDE, WIDE)
+    exact = [np.frompyfunc(Fraction, 1, 1)(block.double().numpy()) for block in blocks]
+    q = [block - block.T for block in exact]
+    square = sum((block * block).sum() for block in q) * 4**200
+    size = Fraction(math.isqrt(square.numerator // square.denominator), 2**200) + Fraction(1e-8)
+    share = min(Fraction(1), Fraction(alpha) * OUT / size)
+    turns = [cayley(block * share) for block in q]
+
+    def formula(w: Matrix) -> Matrix:
+        parts = [times(turn.T, np.array(w[k * WIDE : (k + 1) * WIDE])) for k, turn in enumerate(turns)]
+        return np.concatenate(parts).tolist()
+
+    adapter = save(tmp_path / "a" / "a.safetensors", blocks, None, alpha, module="lycoris.kohya")
+    require_commands(tmp_path, {"l.weight": torch.randn(OUT, 5)}, adapter, {"l.weight": formula}, monkeypatch)
+    with pytest.raises(UnsupportedError, match="OFT with a bound"):
+        adaptertool.convert(adapter, tmp_path / "as.safetensors", to="comfy", base=tmp_path / "base")
+
+
+@pytest.mark.parametrize("module", ["networks.oft", "lycoris.kohya"])
+def test_a_bound_of_another_tool_or_none_is_refused(tmp_path: Path, module: str) -> None:
+    base = write_checkpoint(tmp_path / "base", {"l.weight": torch.randn(OUT, 5)})
+    alpha = 0.5 if module == "networks.oft" else -0.5
+    adapter = save(tmp_path / "a.safetensors", torch.ones(2, 4, 4), None, alpha, module=module)
+    with pytest.raises(UnsupportedError, match=f"alpha is {alpha}; LyCORIS has a bound"):
+        adaptertool.merge(base, [adapter], tmp_path / "out")
 
 
 @pytest.mark.parametrize(

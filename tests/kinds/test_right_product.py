@@ -18,7 +18,7 @@ import adaptertool
 from adaptertool.arithmetic import requirements
 from adaptertool.kinds.right_product import HIGH, LEFT, LOW, RIGHT_PRODUCT
 from adaptertool.numerics.error_bound import Bound, Factor
-from adaptertool.numerics.ops import FLOATS
+from adaptertool.numerics.ops import BLOCKS, FLOATS
 
 LAYER = "h.0.attn.c_attn"
 OUT, COLUMNS = 10, 6
@@ -51,6 +51,17 @@ def test_tensors_of_torch() -> None:
     made = rows.clone()
     RIGHT_PRODUCT.apply(FLOATS, made, factors, 1.0, -0.3)
     torch.testing.assert_close(made, rows - 0.3 * rows @ left @ right)
+
+
+@pytest.mark.parametrize("columns", [3, 300])
+def test_rows_that_lie_in_memory_as_columns(columns: int) -> None:
+    """In several parts; the others of the memory stay as they are."""
+    rng, stored = np.random.default_rng(0), np.zeros((700, columns + 2))
+    rows, left, right = (rng.integers(-8, 8, size) / 4.0 for size in ((columns, 700), (700, 2), (2, 700)))
+    stored[:, 1:-1] = rows.T
+    RIGHT_PRODUCT.apply(BLOCKS, stored[:, 1:-1].T, {LEFT: left, HIGH: right, LOW: right * 0}, 1.0, -0.5)
+    assert (rows - 0.5 * (rows @ left) @ right == stored[:, 1:-1].T).all()  # of few bits
+    assert not stored[:, [0, -1]].any()
 
 
 @pytest.mark.parametrize("unit", [2.0**-53, 2.0**-24])

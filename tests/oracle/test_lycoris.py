@@ -45,6 +45,11 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any], list[str], bool]] = {
     "rescaled oft": ("diag-oft", {"rescaled": True}, LAYERS, False),
     "boft": ("boft", {"linear_dim": 10}, ["linear", "conv1", "conv3"], False),
     "rescaled boft": ("boft", {"linear_dim": 10, "conv_dim": 4, "rescaled": True}, ["linear", "conv1", "conv3"], False),
+    **{
+        f"{algo}, bound {bound}": (algo, {"linear_dim": 10, "constraint": bound}, ["linear", "conv1", "conv3"], False)
+        for algo in ("diag-oft", "boft")
+        for bound in (2.0**-7, 64.0)
+    },
     "glora": ("glora", {}, LAYERS, False),
     "loha, tucker": ("loha", {"use_tucker": True}, LAYERS, False),
     "lokr": ("lokr", {"factor": 2}, LAYERS, False),
@@ -91,12 +96,12 @@ TRIED = {
         "full_matrix",
     ),
     *("unbalanced_factorization", "rescaled", "train_on_input", "bypass_mode", "lora_dim", "alpha"),
+    "constraint",
 }
 OF_TRAINING = {
     *("lora_name", "org_module", "multiplier", "dropout", "rank_dropout", "module_dropout", "rank_dropout_scale"),
     *("self", "kwargs", "block_size"),  # of DyLoRA: which ranks are trained together
 }
-REFUSED = {"constraint": "no other value than 0 is handled"}
 # Not here: DyLoRA takes ranks by chance, and its files are those of "lora"; T-LoRA is refused
 NO_CASE = {"locon", "dylora", "tlora"}
 
@@ -104,7 +109,7 @@ NO_CASE = {"locon", "dylora", "tlora"}
 def test_every_algorithm_and_option_is_tried() -> None:
     """What a later version of LyCORIS adds fails here."""
     assert {algo for algo, *_ in CASES.values()} | NO_CASE == network_module_dict.keys()
-    known = TRIED | OF_TRAINING | REFUSED.keys()
+    known = TRIED | OF_TRAINING
     for algo, module in network_module_dict.items():
         if algo != "tlora":
             assert inspect.signature(module.__init__).parameters.keys() <= known, algo

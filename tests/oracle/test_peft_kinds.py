@@ -73,6 +73,8 @@ CASES = {
     "glora, vectors on biases": Case(
         "GloraConfig", {"r": 3, "config_C": "vector", "config_D_E": "vector"}, ("linear",), 2
     ),
+    "peanut": Case("PeanutConfig", {"r": 3}, ("linear",), 1),
+    "peanut, deep": Case("PeanutConfig", {"r": 3, "depth": 2, "scaling": 0.7}, ("linear",), 1),
     "pvera": Case("PveraConfig", {"r": 4}, ("linear", "turned"), 2),
     "unilora": Case("UniLoraConfig", {"r": 3, "theta_d_length": 50, "save_indices": True}, ("linear", "turned"), 2),
     "hira": Case(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from browser import VIEWS, look, needs_browser, width_of
+from browser import VIEWS, look, needs_browser, require_self_contained, width_of
 from conftest import FIXTURES, lora_factors, main_here, write_adapter, write_checkpoint
 from conftest import adaptertool as command
 
@@ -27,19 +26,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_self_contained_and_whole(page: Path) -> None:
     text = page.read_text()
-    assert text.count("<svg") == 2 and "<script" not in text and "currentColor" in text
-    assert "mathdefault" not in text  # numbers on axes are no formulas
-    assert not re.search(r'(src|href)="(?!#)(?!http://www\.w3\.org)', text.replace("xlink:", ""))
+    require_self_contained(text)
+    assert text.count("<svg") == 2 and "currentColor" in text
     assert "model.<wbr>layers.<wbr>0.<wbr>self_attn.<wbr>q_proj" in text and "suspect" in text and "overhead" in text
 
 
 def test_the_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Apart from the footer, which tells when and by which command."""
     for name in "ab":
         done = command(
             "drift", FIXTURES / "base", FIXTURES / "lora", "--html", tmp_path / name, "--threads", ord(name) % 3
         )
         assert done.returncode == 0
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    one, other = ((tmp_path / name).read_text().partition("<footer>")[0] for name in "ab")
+    assert one == other and len(one) > 10_000
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from browser import VIEWS, Nesting, look, needs_browser, width_of
+from browser import VIEWS, look, needs_browser, require_self_contained, width_of
 from conftest import FIXTURES, lora_factors, write_adapter, write_checkpoint
 from conftest import adaptertool as command
 
@@ -31,12 +30,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", PAGES)
 def test_self_contained_and_whole(pages: Path, name: str) -> None:
     text = (pages / f"{name}.html").read_text()
-    parser = Nesting()
-    parser.feed(text)
-    assert not parser.open and {"html", "svg", "table", "h1"} <= parser.seen
-    assert not parser.seen & {"script", "link", "iframe", "img", "object"} and "@import" not in text
-    assert not re.search(r'(src|href)="(?!#)(?!http://www\.w3\.org)', text.replace("xlink:", ""))
-    assert not re.search(r"url\((?!#)", text)
+    require_self_contained(text)
+    assert "<svg" in text
 
 
 def test_what_the_pages_say(pages: Path) -> None:
@@ -50,14 +45,6 @@ def test_what_the_pages_say(pages: Path) -> None:
 def test_an_adapter_without_spectra_has_a_page(tmp_path: Path) -> None:
     done = command("inspect", FIXTURES / "lora", "--no-spectra", "--html", tmp_path / "page.html")
     assert done.returncode == 0 and (tmp_path / "page.html").read_text().count("<svg") == 0
-
-
-def test_the_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in "ab":
-        target = tmp_path / name
-        done = command("inspect", FIXTURES / "lora", "--html", target, "--threads", ord(name) % 3)
-        assert done.returncode == 0
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

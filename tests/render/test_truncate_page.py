@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import VIEWS, Nesting, look, needs_browser, width_of
+from browser import VIEWS, look, needs_browser, require_self_contained, width_of
 from conftest import FIXTURES, lora_factors, main_here, write_adapter, write_checkpoint
 
 from adaptertool.tasks.truncate import truncate
@@ -25,12 +25,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_self_contained_and_whole(page: Path) -> None:
-    text, parser = page.read_text(), Nesting()
-    parser.feed(text)
-    assert not parser.open and {"html", "svg", "table", "h1"} <= parser.seen
-    assert not parser.seen & {"script", "link", "iframe", "img", "object"} and "@import" not in text
-    assert not re.search(r'(src|href)="(?!#)(?!http://www\.w3\.org)', text.replace("xlink:", ""))
-    assert not re.search(r"url\((?!#)", text)
+    require_self_contained(page.read_text())
 
 
 def test_what_the_page_says(page: Path) -> None:
@@ -40,9 +35,10 @@ def test_what_the_page_says(page: Path) -> None:
     assert "A diamond is the rank that was kept" in text
     report = truncate(LORA, page.parent / "again", energy="0.9")
     for one in report.layers:
-        name = "<wbr>" + one.layer.replace(".", ".<wbr>")
-        row = text[text.index(f"<td><code>{name}</code></td>") :].split("</tr>")[0]
-        assert f"<td>{one.rank_before}</td><td>{one.rank}</td>" in row and f"<td>{one.error:.3g}</td>" in row
+        name = one.layer.replace(".", ".<wbr>")
+        row = text[text.index(f"<code>{name}</code>") :].split("</tr>")[0]
+        cells = re.findall(r'data-value="([^"]*)"', row)
+        assert cells[:2] == [f"{one.rank_before}", f"{one.rank}"] and cells[3] == f"{one.error:.3g}"
 
 
 def test_without_a_base_nothing_is_said_of_effects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +68,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.M
     for threads in "13":
         arguments = ["truncate", LORA, "--rank", "2", "--threads", threads, "-o", str(tmp_path / "out"), "--force"]
         assert main_here([*arguments, "--html", str(tmp_path / "page.html")], monkeypatch) == 0
-        pages.append((tmp_path / "page.html").read_bytes())
+        pages.append((tmp_path / "page.html").read_text().partition("<footer>")[0])
     assert pages[0] == pages[1]
 
 

@@ -13,6 +13,7 @@ from adaptertool.files.header import Header
 from adaptertool.files.reader import Inputs
 from adaptertool.formats.kohya.keys import ALPHA, NAMES, NUMBERS, ON_INPUT
 from adaptertool.kinds import kind_of
+from adaptertool.kinds.lycoris_oft import BOUND
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.tensors import Ref
@@ -58,15 +59,19 @@ class Numbers:
         return [ref for (_, ending), ref in self._refs.items() if ending == ALPHA]
 
     def require_meant(self, modules: Sequence[Module]) -> None:
-        """Raises UnsupportedError for an alpha of 0, and for any other, or none, where it is a bound of the factors;
-        and for a setting of the training that one of the kinds refuses."""
+        """Raises UnsupportedError for an alpha of 0, and for none, or one of an unknown tool, where it is a bound of
+        the factors; and for a setting of the training that one of the kinds refuses."""
         file, unbounded = self._header.path, {module.name for module in modules if _spelling_of(module).unbounded}
-        if bounded := sorted(name for name in unbounded if self._numbers.get((name, ALPHA)) != 0):
-            found = self._numbers.get((bounded[0], ALPHA))
+        lycoris = self._header.metadata.get("ss_network_module", "").startswith("lycoris.")
+        for name in sorted(unbounded):
+            found = self._numbers.get((name, ALPHA))
+            if found == 0 or (found and 0 < found < 2**100 and (lycoris or name.startswith("lycoris_"))):
+                continue
             raise UnsupportedError(
-                f"{file}: {shown(bounded[0] + ALPHA)} is {'not there' if found is None else found}; LyCORIS has 0 "
-                "there where the blocks of OFT have no bound. Those of sd-scripts always have one, and mean something "
-                "else: neither is supported"
+                f"{file}: {shown(name + ALPHA)} is {'not there' if found is None else found}; LyCORIS has a bound of "
+                "OFT's blocks there, or 0, and names itself in ss_network_module of the metadata, or in the names of "
+                "modules (lycoris_). Without that they may be those of sd-scripts, which mean something else, and are "
+                "not supported"
             )
         zero = [
             self._refs[name, ending].spec.name
@@ -96,6 +101,8 @@ class Numbers:
                     "and others no such factors"
                 )
             return module._replace(settings={ON_INPUT[1:]: side == 1})
+        if spelling.unbounded and (bound := self._numbers[module.name, ALPHA]):
+            return module._replace(settings={BOUND: bound})
         if side is not None:
             raise UnsupportedError(
                 f"{self._header.path}: {shown(module.name + ON_INPUT)} stands beside factors of another kind than (IA)³"

@@ -95,7 +95,8 @@ def read_adapter(
     tensors, read_so = plain_keys(header.path, own)
     in_common = [ref for one in shared.values() for ref in one.stored]
     for ref in (*tensors.values(), *in_common):
-        _require_numbers(header.path, ref, config)
+        if ref.spec.dtype not in COMPUTED or ref.spec.shape == (0,):  # here, since a call for each takes long
+            _require_numbers(header.path, ref, config)
     without = steering(fields, tensors) if config.spelled is None else {}
     for key in (key for key in tensors if key not in without):
         _file(config, header.path, key.removeprefix(PREFIX), tensors[key], factors, saved, tokens)
@@ -150,10 +151,18 @@ def _check_present(path: Path) -> None:
     if not os.path.exists(path):
         raise InputError(not_there(path))
     if not os.path.isdir(path):
-        raise InputError(f"{path} is not a directory; an adapter is a directory with {CONFIG} and {WEIGHTS}")
+        hint = f"; give the directory that it stands in, {path.parent}" if path.name == CONFIG else ""
+        raise InputError(
+            f"{path} is no adapter: that is a directory with {CONFIG} and {WEIGHTS}, or a .safetensors or GGUF file"
+            f"{hint}"
+        )
     if not recognise(path):
         hint = found_below(path, (CONFIG,)) or to_complete(path)
-        if any(path.glob("*.safetensors")):
+        if (path / WEIGHTS).exists():
+            hint = f", which tells its scales, beside {WEIGHTS}: copy it there too"
+        elif not any(path.iterdir()):
+            hint = "; the directory is empty"
+        elif any(path.glob("*.safetensors")):
             hint = "; a fine-tuned checkpoint is combined with its base by `adaptertool wise`"
         raise InputError(f"{path} is not an adapter: it has no {CONFIG}{hint}")
     if not (path / WEIGHTS).exists():

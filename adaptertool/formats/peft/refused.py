@@ -31,7 +31,6 @@ REFUSED = {
     "beside the base, or give those that its config names to `adaptertool sum` or `merge`, with weights of your choice",
     "LILY": f"mixes its factors for every input by a router, so no one weight has its change: {_KEEP}",
     # The change is made of the base in ways that are not exact, or that the file does not fix
-    "PEANUT": f"adds what a small neural network makes of the base weight itself: {_BY_PEFT}",
     "OSF": f"replaces the smallest singular components of the base weight, and those are not in its file: {_BY_PEFT}",
     "PSOFT": f"turns singular vectors of the base weight, whose signs its file does not tell: {_BY_PEFT}",
     "ADAMSS": f"does not save which rows its factors are for; PEFT clusters the base weight for that: {_BY_PEFT}",

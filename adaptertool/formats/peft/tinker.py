@@ -24,7 +24,9 @@ def apart(
 ) -> tuple[Mapping[str, Ref], list[str]]:
     """The tensors with a key for each expert, and a note of it. Raises MismatchError where the two factors are not of
     as many experts, UnsupportedError where nothing tells how many there are."""
-    stacked = {key: match for key, ref in tensors.items() if len(ref.shape) == 3 and (match := _KEY.fullmatch(key))}
+    stacked = {
+        key: match for key, ref in tensors.items() if len(ref.spec.shape) == 3 and (match := _KEY.fullmatch(key))
+    }
     if not stacked:
         return tensors, []
     experts: dict[tuple[str, str], set[int]] = {}

@@ -1,0 +1,74 @@
+"""The examples at the end of each command's help; tests run them in this order, beside what they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Command -> (what it does, what is typed)
+EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "merge": (
+        ("One adapter into its base, and checked as it is written:", "adaptertool merge base lora -o merged --verify"),
+        ("Two, each with a weight; what would be done, and nothing written:",
+         "adaptertool merge base lora rslora -w 0.7 -w 0.3 -o both --dry-run"),
+        ("By TIES, half of each change kept:",
+         "adaptertool merge base lora rslora --method ties --density 0.5 -o ties"),
+    ),
+    "wise": (
+        ("A third of the way to a fine-tuned checkpoint:", "adaptertool wise base tuned --alpha 0.33 -o third"),
+        ("Eleven checkpoints, with one read of the base:", "adaptertool wise base tuned --alpha 0:1:0.1 -o sweep"),
+        ("Some of them scored by a program of yours, and none kept:",
+         "adaptertool wise base tuned --alpha 0,0.5,1 --score './score {}'"),
+    ),
+    "sum": (
+        ("What one adapter has, without what another has:", "adaptertool sum rslora lora -w 1 -w -1 -o difference"),
+        ("Two as one, of rank 8 at most:", "adaptertool sum lora rslora --rank 8 -o two"),
+    ),
+    "truncate": (
+        ("The smallest ranks that keep 99% of the squared spectrum:",
+         "adaptertool truncate lora --energy 0.99 -o smaller"),
+        ("Rank 4, and how far the merged weights move by that:",
+         "adaptertool truncate lora --rank 4 --base base -o four"),
+    ),
+    "extract": (
+        ("A LoRA of rank 16 out of a full fine-tuning:", "adaptertool extract base tuned --rank 16 -o extracted"),
+        ("As large as it must be to lose a tenth of the change:",
+         "adaptertool extract base tuned --max-error 0.1 --dtype bf16 -o near"),
+    ),
+    "convert": (
+        ("For MLX:", "adaptertool convert lora --to mlx -o lora-mlx"),
+        ("For llama.cpp, whose names only the base tells:",
+         "adaptertool convert lora --to gguf --base base -o lora.gguf"),
+    ),
+    "verify": (
+        ("Is it what it should be, whatever tool made it?", "adaptertool verify merged base lora"),
+        ("Bit for bit, with a test case for each tensor:",
+         "adaptertool verify merged base lora --strict --junit verify.xml"),
+        ("Are the files still those that were written?", "adaptertool verify merged"),
+    ),
+    "drift": (
+        ("What rounding does to the merged weights:", "adaptertool drift base lora"),
+        ("The same of a merge by another tool, as a gate of a pipeline:",
+         "adaptertool drift base lora --merged merged --fail-above 0.01"),
+    ),
+    "diff": (
+        ("Which tensors did the merge change?", "adaptertool diff base merged"),
+        ("And of which rank is what a training has changed?", "adaptertool diff base tuned --ranks -v"),
+    ),
+    "evaluate": (
+        ("Unmerged and merged on prompts, a line of JSON each:",
+         "adaptertool evaluate base lora --merged merged --prompts prompts.jsonl"),
+    ),
+    "inspect": (
+        ("What is in an adapter, and does it fit?", "adaptertool inspect lora --base base"),
+        ("What is in a checkpoint, and who made it?", "adaptertool inspect merged"),
+    ),
+    "clean": (("After a run that was killed:", "adaptertool clean merged"),),
+}  # fmt: skip
+
+
+def epilog_of(command: str) -> str | None:
+    """The examples as click shows them: lines that are kept as they are. None where there are none."""
+    if command not in EXAMPLES:
+        return None
+    lines = [f"  {said}\n    $ {typed}" for said, typed in EXAMPLES[command]]
+    return "\b\nExamples:\n" + "\n".join(lines)

@@ -1,0 +1,45 @@
+"""What is reported of work that is done in parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartsReport:
+    """A plan that was written to be run in parts. Sizes in bytes."""
+
+    schema: ClassVar[str] = "parts-plan/1"
+    command: str
+    base: str
+    sources: tuple[str, ...]
+    out: str
+    plan: str  # the file
+    key: str
+    shards: int  # that can be dealt out
+    largest: int  # of the shards of one output
+    bytes_read: int
+    bytes_written: int
+    finished: int  # of the shards, that are made already
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartReport:
+    """One part that was made. Sizes in bytes."""
+
+    schema: ClassVar[str] = "part/1"
+    command: str
+    out: str
+    part: int
+    parts: int
+    shards: tuple[str, ...]  # of this part
+    made: tuple[str, ...]  # of these, those that were not there yet
+    bytes_written: int
+    threads: int
+    seconds: float
+    peak_memory: int
+    compiled: bool
+    verified: bool
+    notes: tuple[str, ...]

@@ -1,0 +1,65 @@
+"""A method over one tensor, as a merge does it, in memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from adaptertool.arguments import settings_for
+from adaptertool.methods import METHOD_BY_NAME, Block, Method, Place, Settings, Survey
+from adaptertool.numerics.top_k import Band, band
+
+
+def blended(
+    name: str,
+    base: np.ndarray,
+    tuned: Sequence[np.ndarray],
+    weights: Sequence[float],
+    settings: Mapping[str, Any],
+) -> np.ndarray:
+    """What `merge --method` computes before it rounds; settings that are tuples are one for each source."""
+    method = METHOD_BY_NAME[name]
+    each = {key: value for key, value in settings.items() if isinstance(value, tuple)}
+    given = settings_for(method, {key: value for key, value in settings.items() if key not in each}) | each
+    changes = [(model - base).reshape(-1) for model in tuned]
+    columns = base.shape[-1]
+    return combined(method, base.reshape(-1), changes, weights, given, (3 * columns, columns)).reshape(base.shape)
+
+
+def combined(
+    method: Method,
+    base: np.ndarray,
+    changes: Sequence[np.ndarray],
+    weights: Sequence[float],
+    settings: Settings,
+    cut: tuple[int, int],
+) -> np.ndarray:
+    """A flat tensor and changes to it, combined. cut: the elements of a block and of a row."""
+    step, columns = cut
+
+    def parts(number: int) -> Iterator[np.ndarray]:
+        for first in range(0, base.size, step):
+            yield changes[number][first : first + step]
+
+    bands: list[Band | None] = []
+    for number in range(len(changes)):
+        skipped, count = method.counts(settings, number, base.size)
+        trims = method.trims and count < base.size
+        bands.append(band(functools.partial(parts, number), skipped, count) if trims else None)
+
+    def blocks() -> Iterator[Block]:
+        for part, first in enumerate(range(0, base.size, step)):
+            block = slice(first, first + step)
+            place = Place("name", first, len(base[block]), columns)
+            whole = [change[block] for change in changes]
+            thinned = [
+                method.thinned(change, settings, place, source, bands[source], part)
+                for source, change in enumerate(whole)
+            ]
+            yield Block(base[block], thinned, whole)
+
+    found = None if method.survey is None else method.survey(Survey(blocks, weights, settings, columns))
+    return np.concatenate([method.combine(one.base, one.changes, weights, settings, found) for one in blocks()])

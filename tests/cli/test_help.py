@@ -1,0 +1,87 @@
+"""Examples in every help, which run as they stand, and the man pages that are made of it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from conftest import FIXTURES, ROOT, adaptertool
+
+from adaptertool.cli import cli
+from adaptertool.cli.examples import EXAMPLES
+from adaptertool.cli.table import COMMANDS, Unloaded
+
+ORDER = ("merge", "wise", "sum", "truncate", "extract", "convert", "verify", "drift", "diff", "inspect", "clean")
+PROGRAM = "#!/bin/sh\ntest -f $1/config.json && echo 1\n"
+
+
+def command(name: str) -> click.Command:
+    found = cli.commands[name]
+    assert isinstance(found, Unloaded)
+    return found.command()
+
+
+def test_every_command_has_an_example() -> None:
+    assert EXAMPLES.keys() <= {entry.name for entry in COMMANDS}
+    for entry in COMMANDS:
+        epilog = command(entry.name).epilog or ""
+        assert f"adaptertool {entry.name} " in epilog
+        assert max(map(len, epilog.splitlines())) <= 76 or entry.name not in EXAMPLES  # and two before it
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("examples")
+    for name in ("base", "lora", "rslora", "tuned"):
+        shutil.copytree(FIXTURES / name, root / name)
+    (root / "score").write_text(PROGRAM)
+    (root / "score").chmod(0o755)
+    return root
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_examples_run(here: Path, name: str) -> None:
+    """As they stand and in this order; what checks find is what they are for."""
+    for _, typed in EXAMPLES[name]:
+        done = adaptertool(*shlex.split(typed)[1:], cwd=here)
+        assert done.returncode == (1 if name == "diff" else 0), (typed, done.stderr)
+        for out in re.findall(r"-o (\S+)|--junit (\S+)", typed):
+            assert (here / (out[0] or out[1])).exists() is ("--dry-run" not in typed)
+
+
+def test_the_examples_of_models_parse() -> None:
+    assert set(EXAMPLES) - set(ORDER) == {"evaluate"}
+    for _, typed in EXAMPLES["evaluate"]:
+        assert command("evaluate").make_context("evaluate", shlex.split(typed)[2:]).params["base"] == "base"
+
+
+def test_help_tells_the_variables_and_the_last_options_of_all() -> None:
+    text = adaptertool("--help").stdout
+    for name in ("ADAPTERTOOL_THREADS", "NO_COLOR", "HF_HUB_CACHE", "GITHUB_STEP_SUMMARY"):
+        assert name in text
+    assert "--color [auto|always|never]" in adaptertool("verify", "--help").stdout
+
+
+def test_man_pages(tmp_path: Path) -> None:
+    """One for each command, with all of its options; groff finds nothing to complain of."""
+    subprocess.run([sys.executable, ROOT / "tools/man_pages.py", tmp_path / "man"], check=True, cwd=ROOT)
+    pages = {path.name: path.read_text() for path in (tmp_path / "man").iterdir()}
+    assert pages.keys() == {"adaptertool.1", *(f"adaptertool-{entry.name}.1" for entry in COMMANDS)}
+    for entry in COMMANDS:
+        text = pages[f"adaptertool-{entry.name}.1"].replace("\\-", "-")
+        named = {name for one in command(entry.name).params for name in one.opts if name.startswith("-")}
+        assert all(name in text for name in named) and entry.summary.rstrip(".") in text
+        assert ".SH EXAMPLES" in text or entry.name not in EXAMPLES
+    assert ".SH EXIT STATUS" in pages["adaptertool.1"] and "\b" not in "".join(pages.values())
+    if shutil.which("groff"):
+        for name in ("adaptertool.1", "adaptertool-wise.1"):
+            done = subprocess.run(
+                ["groff", "-man", "-Tutf8", "-ww", "-k", tmp_path / "man" / name], capture_output=True, check=False
+            )
+            assert (done.returncode, done.stderr) == (0, b"") and b"OPTIONS" in done.stdout
