@@ -8,6 +8,8 @@
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
 # make survival   how much of an update is left where a quantised base stays so: the table of docs/quantised.md
+# make docs    the site, into docs/_build (Sphinx; warnings and dead links within it are errors)
+# make dist    the sdist and a wheel for this machine, into dist/, checked
 # make man     the man pages, of what --help says, into build/man
 # make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
 #              left out where there is less), cost of exactness, plan of 671 B; tables into docs/measured.md
@@ -25,7 +27,7 @@ TINKER := benchmarks/.venv-tinker
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-peft test test-all coverage fault-test test-dask limits-test verdicts survival screenshot man lint bench bench-quick bench-peers clean
+.PHONY: demo demo-peft docs dist test test-all coverage fault-test test-dask limits-test verdicts survival screenshot man lint bench bench-quick bench-peers clean
 
 # Where all is installed, nothing more is
 demo: $(or $(wildcard $(STAMP)),$(SMALL))
@@ -33,6 +35,15 @@ demo: $(or $(wildcard $(STAMP)),$(SMALL))
 
 demo-peft: $(STAMP)
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo_peft.py
+
+docs: .venv/.installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	@echo "docs/_build/index.html"
+
+dist: .venv/.installed-release
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -104,9 +115,13 @@ $(STAMP): $(SOURCES) | .venv/bin/python
 	$(PIP) --progress-bar off -e '.[dev]'
 	@touch $@ $(SMALL)
 
+.venv/.installed-docs .venv/.installed-release: .venv/.installed-%: $(SOURCES) | .venv/bin/python
+	$(PIP) --progress-bar off -e '.[$*]'
+	@touch $@
+
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adaptertool needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv build demo adaptertool/numerics/_kernel* benchmarks/data $(TINKER) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf .venv build dist docs/_build docs/reference demo adaptertool/numerics/_kernel* benchmarks/data $(TINKER) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -158,5 +158,11 @@ def test_links_lead_somewhere() -> None:
 
 def test_the_readme_is_read_in_a_few_minutes() -> None:
     assert len(PAGES["README"].splitlines()) <= 150
-    linked = set(re.findall(r"docs/([\w-]+)\.md", PAGES["README"]))
-    assert linked == set(PAGES) - {"README"}
+    assert "docs/index.md" in PAGES["README"]
+
+
+def test_every_page_has_its_place_on_the_site() -> None:
+    listed = re.findall(
+        r"^([\w-]+)$", "\n".join(re.findall(r"```{toctree}\n(.*?)```", PAGES["index"], re.DOTALL)), re.M
+    )
+    assert sorted(listed) == sorted(set(PAGES) - {"README", "index"})
