@@ -9,7 +9,7 @@ from typing import Any
 from conftest import ROOT
 
 FOLDER = ROOT / "adaptertool" / "schemas"
-SCHEMAS = {path.stem.replace("-", "/"): json.loads(path.read_text()) for path in FOLDER.glob("*.json")}
+SCHEMAS = {"/".join(path.stem.rsplit("-", 1)): json.loads(path.read_text()) for path in FOLDER.glob("*.json")}
 KINDS: Mapping[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
     "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),

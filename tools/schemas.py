@@ -22,8 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adaptertool import reports
-from adaptertool.errors import AdapterToolError
+from adaptertool import errors, reports
 from adaptertool.reports.run import KeptReport
 
 FOLDER = Path(__file__).parent.parent / "adaptertool" / "schemas"
@@ -123,12 +122,8 @@ def of_objects(description: str, **properties: Schema) -> Schema:
 
 
 def error() -> Schema:
-    def kinds(one: type[AdapterToolError]) -> Iterator[type[AdapterToolError]]:
-        yield one
-        for child in one.__subclasses__():
-            yield from kinds(child)
-
-    found = list(kinds(AdapterToolError))
+    every = vars(errors).values()
+    found = [one for one in every if isinstance(one, type) and issubclass(one, errors.AdapterToolError)]
     body = of_objects(
         "what went wrong",
         type={"enum": [one.__name__ for one in found], "description": "its class in Python"},

@@ -15,7 +15,7 @@ FOLDER = files("adaptertool") / "schemas"
 def names() -> dict[str, str]:
     """The file of each schema, by its name: run/1, verify/1, ..."""
     found = sorted(path.name for path in FOLDER.iterdir() if path.name.endswith(".json"))
-    return {name.removesuffix(".json").replace("-", "/"): name for name in found}
+    return {"/".join(name.removesuffix(".json").rsplit("-", 1)): name for name in found}
 
 
 @click.command(epilog="Example: adaptertool schema verify > verify.schema.json")
