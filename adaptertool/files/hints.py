@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaptertool.errors import shown
+from adaptertool.errors import StorageError, shown
+from adaptertool.files import store_of
 
 _LISTED = 8  # folders that are named
 _HUB = re.compile(r"(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/)?(\w[\w.-]*/[\w.-]+)(?:/tree/.*)?/?")
@@ -25,11 +25,12 @@ def not_there(path: Path) -> str:
 def found_below(root: Path, names: Sequence[str]) -> str:
     """The end of a message that says where one of these files is: one level below `root`, or in the snapshots of a
     folder of the hub's cache. It begins with "; ", and is empty where there is none."""
-    try:
-        folders = [folder for folder in (*root.iterdir(), *root.glob("snapshots/*")) if os.path.isdir(folder)]
-    except OSError:
-        return ""
-    found = [folder for folder in folders if any(os.path.lexists(folder / name) for name in names)]
+    store = store_of(root)
+    folders: list[Path] = []
+    with contextlib.suppress(StorageError):  # the second is not there, as a rule
+        for here in (root, root / "snapshots"):
+            folders += [here / one.name for one in store.entries(here) if one.is_folder]
+    found = [folder for folder in folders if any(store.look(folder / name) is not None for name in names)]
     found.sort(key=lambda folder: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", folder.name)])
     with contextlib.suppress(OSError, ValueError):  # which snapshot is the present one
         main = (root / "refs" / "main").read_text().strip()

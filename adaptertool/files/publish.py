@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
+from adaptertool.files import LOCAL, store_of
 from adaptertool.files.checkpoint import MANIFEST, SUMS, load_manifest
 from adaptertool.files.pipeline import holds_weights
 
@@ -37,6 +38,8 @@ def check_target(
 
     Raises UsageError, OutputError for what already stands there, or StorageError for a directory without permission.
     """
+    if store_of(out) is not LOCAL:
+        raise UsageError(f"OUT {out} is in a store; what is written there is checkpoints alone: choose a local OUT")
     try:
         real = out.resolve()
     except (OSError, RuntimeError) as error:
