@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 
@@ -10,7 +9,9 @@ import torch
 from commands import faulty
 from conftest import lora_factors, snapshot, write_adapter, write_checkpoint
 
+from adaptertool.files.hashing import DEFAULT
 from adaptertool.files.leftovers import left_behind
+from adaptertool.files.receipts import Receipts
 
 
 class Place:
@@ -33,10 +34,8 @@ class Place:
     def finished(self) -> dict[str, int]:
         """Files that an earlier run finished, by inode."""
         return {
-            path.name: path.stat().st_ino
+            receipt.name: part.stat().st_ino
             for folder in left_behind(self.out)
-            if (folder / "journal").exists()
-            for line in (folder / "journal").read_text().splitlines()
-            for path in [folder / "work" / json.loads(line).get("name", "an input")]
-            if path.exists()  # else it is published
+            for receipt in Receipts(folder / "receipts", DEFAULT).all()
+            if receipt.name and (part := folder / "parts" / receipt.part).exists()
         }

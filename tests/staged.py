@@ -10,7 +10,7 @@ from conftest import lora_factors, write_adapter, write_checkpoint
 
 from adaptertool import merge, prepare_merge
 from adaptertool.files.hashing import DEFAULT
-from adaptertool.files.leftovers import staging_folder
+from adaptertool.files.place import staging_folder
 from adaptertool.output.manifest import recipe_key
 
 MODULE = "model.layers.0.mlp.up_proj"

@@ -15,7 +15,7 @@ from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs.tensors import held_as, read_stored
 from adaptertool.engine.pool import Job, Pool
 from adaptertool.files.reader import Inputs
-from adaptertool.files.staging import Staging
+from adaptertool.files.stage import Stage
 from adaptertool.files.writer import AT_ONCE, COPY_CHUNK, OutputFile, copy_range
 from adaptertool.spec.plan import Shard
 from adaptertool.spec.tally import Tally
@@ -30,7 +30,7 @@ class Crew:
 
     inputs: Inputs
     progress: Progress
-    stage: Staging
+    stage: Stage
     folders: Sequence[str]  # of the outputs, within it
     workers: Pool
     finisher: Pool

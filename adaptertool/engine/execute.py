@@ -25,7 +25,7 @@ from adaptertool.engine.stretches import make, with_stretches
 from adaptertool.files.direct import worth_while
 from adaptertool.files.hashing import DEFAULT
 from adaptertool.files.reader import Inputs
-from adaptertool.files.staging import Staging
+from adaptertool.files.stage import Stage
 from adaptertool.files.writer import OutputFile
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Asset, Output, Plan, Shard
@@ -37,7 +37,7 @@ MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per 
 
 
 def run_plan(
-    plan: Plan, stage: Staging, inputs: Inputs, threads: int, progress: Progress, *, hash_inputs: bool = True
+    plan: Plan, stage: Stage, inputs: Inputs, threads: int, progress: Progress, *, hash_inputs: bool = True
 ) -> int:
     """Write all outputs of `plan` that are not finished; returns how many threads the system gave us for it.
 
@@ -83,7 +83,8 @@ def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJ
     same: the number of an output that has this file of the base as it is, and so its hashes.
     """
     names = [(Path(folder) / name).as_posix() for folder in crew.folders]
-    if all(name in crew.stage.finished for name in names):  # by an earlier run
+    if all(crew.stage.find(name) is not None for name in names):  # by another run
+        crew.inputs.digests |= crew.stage.inputs
         if same is not None:
             crew.inputs.digests[source] = crew.stage.finished[names[same]].digests
         crew.progress(size * len(names))
@@ -91,7 +92,7 @@ def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJ
     with contextlib.ExitStack() as opened:
         files = []
         for own in names:
-            part, hashes = crew.stage.part(own), crew.stage.hashes
+            part, hashes = crew.stage.part(), crew.stage.hashes
             files.append(OutputFile(crew.stage.work / own, size, part, hashes, direct=crew.direct))
             opened.callback(files[-1].close)
         jobs = Shared(make_jobs(files))

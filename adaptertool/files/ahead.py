@@ -17,9 +17,9 @@ from typing import Any
 from adaptertool.files.bucket import RANGES
 
 FIRST, PIECE = 1 << 20, 8 << 20  # bytes: of the first piece, which holds most headers, and of all others
-_HELD = 32  # pieces in memory, of all files together: 256 MB
-_UNREAD = 20  # of them that nobody has asked for yet
-_AHEAD = 16  # pieces of one file
+_HELD = 24  # pieces in memory, of all files together: 200 MB
+_UNREAD = 16  # of them that nobody has asked for yet
+_AHEAD = 12  # pieces of one file
 
 Fetch = Callable[[int, int], Any]  # the bytes from one offset to another, as a buffer; raises
 _Key = tuple[int, int]  # file, piece

@@ -99,7 +99,10 @@ def client_of(path: Path) -> Any:
     given = {name: text for name, text in os.environ.items() if name.startswith((service.prefix, "GCE_METADATA_HOST"))}
     named = any(given.get(name) for name in service.credentials)
     if not named and not any((Path.home() / name).is_file() for name in service.files):
-        raise StorageError(f"{path} needs credentials of {service.name}, and there are none: {service.hint}")
+        raise StorageError(
+            f"{path.parts[0]}//{shown(path.parts[1])} needs credentials of {service.name}, and there are none: "
+            f"{service.hint}"
+        )
     return _client(scheme, path.parts[1], tuple(sorted(given.items())), os.getpid())
 
 

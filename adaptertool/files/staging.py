@@ -1,121 +1,131 @@
-"""The directory beside OUT that a run works in. Its name belongs to OUT and to what is made, so that the same command
-finds it again after a kill, a full disk or Ctrl-C, and goes on; another command never meets it.
+"""The directory beside OUT that runs work in. Its name belongs to OUT and to what is made, so that the same command
+finds it again after a kill, a full disk or Ctrl-C, and goes on; and so do others that make a part of the same, on this
+machine or on another that has the file system. Another command never meets it.
 
 In .OUT.adaptertool-KEY:
-    lock      held (flock) while a run is at work
-    journal   a line for each file that is finished: its name, size and hash
-    work      what is to be OUT; files that are not finished have other names
+    receipts  a file for each file that is finished (files.receipts): what is not named there is not finished
+    parts     the files themselves, under names that nobody else gives
+    work-...  what is to be OUT, of one run: links to the parts, and small files
+    lock      held (flock) while a run is at work, so that nobody cleans: several share it
 
-Where the file system has no locks each run has a directory of its own, with a random KEY, and no other goes on from it.
+A run that cannot share its work, since it writes to `work` itself, holds the lock alone. Where the file system has no
+locks such a run has a directory of its own, with a random KEY, and no other goes on from it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import secrets
 import shutil
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 from adaptertool.errors import AdapterToolError, StorageError
 from adaptertool.files import publish
-from adaptertool.files.hashing import DEFAULT, Digests, digests_of
-from adaptertool.files.leftovers import (
-    JOURNAL,
-    PART,
-    WORK,
-    NoLocksError,
-    discard,
-    locked,
-    made_alone,
-    only_plain,
-    restore,
-    staging_folder,
-)
+from adaptertool.files.hashing import DEFAULT, Digests
+from adaptertool.files.lock import ALONE, SHARED, NoLocksError, discard_if_empty, is_lock_of, locked, made_alone, takes
+from adaptertool.files.place import WORK, discard, discard_at_once, only_plain, restore, staging_folder
 from adaptertool.files.publish import make_directory, sync_directory
+from adaptertool.files.receipts import Receipt, of_inputs
+from adaptertool.files.shelf import Shelf
+from adaptertool.files.stage import NO_FATES, NOTHING, Fates, Finished
 from adaptertool.interrupts import deferred
-from adaptertool.spec.tally import Fate, Tally, noted, noted_fates
-
-_HEX = re.compile("[0-9a-f]{64}")
-
-
-NOTHING = Tally()
-Fates = Mapping[str, Fate]
-
-
-class Finished(NamedTuple):
-    """A file that is complete, durable and under its own name."""
-
-    size: int
-    digests: Digests
-    tally: Tally = NOTHING  # of the elements that were edited in it
-    fates: Fates = MappingProxyType({})  # of weights that stay codes, by family
+from adaptertool.spec.tally import Tally
 
 
 class Staging:
-    """The staging directory of a run, as a context: found or made, and held under lock; removed at the end.
+    """The staging directory of a run, as a context: found or made; removed at the end. A files.stage.Stage.
 
     It stays where the run failed, or was interrupted, in a way that the same command may get over, and a file was
-    finished: the next such run goes on from there. Where `precious` is set it stays after any failure, and where
-    `stays` is set in any case.
+    finished. Where `precious` is set it stays after any failure, and where `stays` is set in any case. While others are
+    at work in it, it is theirs, unless OUT is published.
     """
 
-    def __init__(self, out: Path, key: str, hashes: tuple[str, ...] = DEFAULT) -> None:
+    def __init__(
+        self,
+        out: Path,
+        key: str,
+        hashes: tuple[str, ...] = DEFAULT,
+        *,
+        labels: Mapping[Path, str] = MappingProxyType({}),
+        shared: bool = False,
+        part: bool = False,
+    ) -> None:
+        """labels: of inputs, by which receipts name them. shared: others may be at work in it at the same time
+        part: only some of the files are made here, and what others have finished stays
+        """
         self._out, self._lock, self.hashes = out, -1, hashes
-        self.folder = staging_folder(out, key)
-        self.work = self.folder / WORK
-        self._journal = self.folder / JOURNAL
+        self._shared, self._part, self._labels = shared, part, labels
+        self._paths = {label: path for path, label in labels.items()}
+        self._in(staging_folder(out, key))
         self.finished: dict[str, Finished] = {}
+        self._named: dict[str, Receipt] = {}  # the receipts of these
         self.precious = False  # what is there took more than our own work to make
-        self.stays = False
-        self.alone = False  # there are no locks: no other run finds it
+        self.stays = part
+        self.alone = False  # no other run finds it
+        self._lockless = self._published = False
+        self._unfinished: set[Path] = set()
         self._lacks: dict[str, None] = {}  # what the file system does not have, and what follows
-        self._noted: list[Mapping[str, object]] = []
-        self.inputs: dict[str, Digests] = {}  # that were read to their end, by path
+        self._noted: dict[str, Digests] = {}
+        self.inputs: dict[Path, Digests] = {}  # that were read to their end
+
+    def _in(self, folder: Path) -> None:
+        self.folder, self._shelf = folder, Shelf(folder, self.hashes)
+        self.work = folder / f"{WORK}-{secrets.token_hex(8)}"
 
     # Not a generator: a signal between its yield and the body of the `with` would leave the directory behind.
     def __enter__(self) -> Staging:
         try:
             with deferred():  # nor must one come between the lock and our knowing of it
-                self._hold()
-            restore(self.folder, self._out)
+                how = self._hold()
+            if how == ALONE or self._lockless:
+                restore(self.folder, self._out)
             only_plain(self.folder)
+            self._shelf.make()
+            if how == ALONE:
+                self._shelf.remove_unfinished()
             make_directory(self.work)
-            self._read_journal()
-            self._remove_unfinished()
+            if how == ALONE and self._shared:
+                takes(self._lock, SHARED)
+            if not self._part:
+                self.take_over(by_hash=True)
             return self
         except BaseException:
             self._leave(keep=bool(self.finished))
             raise
 
-    def _hold(self) -> None:
+    def _hold(self) -> int | None:
+        """Returns how the lock is held; None where there are none. Alone at first, to remove what dead runs left."""
         try:
-            self._lock = locked(self.folder, self._out)
+            ways = (SHARED,) if self._part else (ALONE, SHARED) if self._shared else (ALONE,)
+            self._lock, how = locked(self.folder, self._out, *ways)
+            return how
         except NoLocksError:
-            self.alone = True
-            self.folder, self._lock = made_alone(self._out)
-            self.work, self._journal = self.folder / WORK, self.folder / JOURNAL
-            self._lacks["locks, so the work is done in a directory of its own and cannot be continued"] = None
+            self._lockless = True
+        if self._shared:
+            make_directory(self.folder, 0o700)
+            self._lacks["locks, so it cannot be told whether a run is at work in what one leaves there"] = None
+            return None
+        self.alone, (folder, self._lock) = True, made_alone(self._out)
+        self._in(folder)
+        self._lacks["locks, so the work is done in a directory of its own and cannot be continued"] = None
+        return None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the file system does not have, and the run went on without; one note at most."""
-        if not self._lacks:
-            return ()
-        return (f"{self.folder.parent} is on a file system without {'; without '.join(self._lacks)}",)
+        what = "; without ".join(self._lacks)
+        return (f"{self.folder.parent} is on a file system without {what}",) if what else ()
 
     def require_space(self, needed: int) -> None:
-        """Raises StorageError where the disk cannot hold so many bytes more."""
+        """Raises StorageError where there is no room for so many bytes more."""
         if not publish.check_space(self._out, needed):
             self._lacks["a count of its free space, so a full disk is found only when it is full"] = None
 
     def sync(self, folder: Path | None = None) -> None:
-        """Make the entries of a directory in it durable; of all of them, where None."""
+        """Make the entries of a directory in it durable; of all that is to be OUT, where None."""
         if not (publish.sync_tree(self.work) if folder is None else sync_directory(folder)):
             self._lacks["fsync of directories, so that OUT outlasts a power cut is not certain"] = None
 
@@ -123,7 +133,7 @@ class Staging:
         resumable = isinstance(error, AdapterToolError) and error.resumable and bool(self.finished) and not self.alone
         keep = resumable or self.stays or (error is not None and self.precious)
         self._leave(keep=keep)
-        if keep and isinstance(error, AdapterToolError):
+        if keep and isinstance(error, AdapterToolError) and self.finished:
             count = f"{len(self.finished)} finished file{'s' if len(self.finished) > 1 else ''}"
             hint = f"the same command goes on from there; `adaptertool clean {self._out}` removes it"
             if self.alone:
@@ -131,106 +141,120 @@ class Staging:
             raise type(error)(f"{error}; {count} kept in {self.folder}: {hint}") from error
 
     def _leave(self, *, keep: bool) -> None:
-        if self._lock < 0:
+        """Remove what is only ours; and the directory, unless it is to be kept, or others are at work in it."""
+        if self._lock < 0 and not self._lockless:
             return
-        if not keep:
+        mine = not self._shared
+        with contextlib.suppress(OSError):
+            mine = mine or (self._lock >= 0 and is_lock_of(self._lock, self.folder) and takes(self._lock, ALONE))
+        if self._published and self._shared:
+            discard_at_once(self.folder)
+        elif mine and not keep:
             discard(self.folder)
-        os.close(self._lock)
-        self._lock = -1
+        else:
+            shutil.rmtree(self.work, ignore_errors=True)
+            for path in self._unfinished:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+        if (self._lockless or self._part) and not (self._published or self.alone):
+            discard_if_empty(self.folder, self._out)
+        self._lock, self._lockless = -1, False
 
-    def part(self, name: str) -> Path:
-        """Where to write a file until it is finished: a name that no other run uses, in the directory of its own."""
-        path = self.work / name
-        make_directory(path.parent)
-        return path.with_name(f"{PART}{secrets.token_hex(8)}")
+    def find(self, name: str) -> Finished | None:
+        """The file, if it is finished: also by others, since we began; then it is as large as its receipt says."""
+        found = None if name in self.finished else self._shelf.receipts.find(name)
+        if found is not None and self._shelf.holds(found, by_hash=False):
+            self._take(found)
+        return self.finished.get(name)
 
-    def finish(
-        self, part: Path, name: str, digests: Digests, tally: Tally = NOTHING, fates: Fates = MappingProxyType({})
-    ) -> None:
-        """Give a complete, durable file its name, and note it. Raises StorageError."""
-        path = self.work / name
-        known = Finished(part.stat().st_size, digests, tally, fates)
-        try:
-            part.rename(path)
-            self.sync(path.parent)
-            self._note(
-                {
-                    "name": name,
-                    "size": known.size,
-                    **digests,
-                    "tally": tally,
-                    **({"fates": dict(fates)} if fates else {}),
-                }
-            )
-        except OSError as error:
-            raise StorageError(f"finishing {path} failed: {error.strerror}") from error
-        self.finished[name] = known
+    def part(self) -> Path:
+        """Where to write a file until it is finished. Raises OutputError where the directory is not there any more."""
+        self._shelf.require_there(self._out)
+        path = self._shelf.new()
+        self._unfinished.add(path)
+        return path
+
+    def finish(self, part: Path, name: str, digests: Digests, tally: Tally = NOTHING, fates: Fates = NO_FATES) -> None:
+        """Let a complete, durable file count as the file of this name, unless another came first. Raises StorageError,
+        and OutputError where the directory is not there any more."""
+        with self._unless_gone(name):
+            ours = Finished(part.stat().st_size, digests, tally, fates)
+            self.sync(part.parent)
+            placed = self._shelf.place(Receipt(name, part.name, ours, dict(self._noted)))
+            self.sync(self._shelf.receipts.folder)
+            if placed.part == part.name:
+                self._noted.clear()
+            else:
+                part.unlink(missing_ok=True)
+        self._unfinished.discard(part)
+        self._take(placed)
+        if not self._shared:
+            self.assemble([name])
+
+    def has_read(self, path: Path, digests: Digests) -> None:
+        """Note the digests of an input with the next file, for a run that goes on from here and need not read it. They
+        hold as long as the directory is found by its key, in which sizes and times of all inputs are."""
+        if path in self._labels:
+            self._noted[self._labels[path]] = digests
+
+    def note_inputs(self) -> None:
+        """Note the digests that no file came after. Raises StorageError."""
+        if self._noted:
+            self._shelf.receipts.place(of_inputs(dict(self._noted)))
+            self.sync(self._shelf.receipts.folder)
+            self._noted.clear()
+
+    def assemble(self, names: Iterable[str]) -> None:
+        """Put finished files into `work`, under their names. Raises StorageError, and OutputError where the directory
+        is not there any more."""
+        for name in names:
+            with self._unless_gone(name):
+                self._shelf.put(self._named[name], self.work / name)
+
+    def publish(self, work: Path, *, force: bool) -> None:
+        """Put `work`, or a file in it, in the place of OUT. Raises as `publish.publish` does."""
+        publish.publish(work, self._out, force=force)
+        self._published = True
 
     def discard(self, name: str) -> None:
         """Remove a file, or a directory and all in it. Raises StorageError."""
-        path = self.work / name
+        path, inside = self.work / name, f"{name}/"
         try:
+            for key in [key for key in self._named if f"{key}/".startswith(inside)]:
+                self.finished.pop(key)
+                self._shelf.remove(self._named.pop(key))
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"removing {path} failed: {error.strerror}") from error
-        inside = f"{name}/"
-        self.finished = {key: known for key, known in self.finished.items() if not f"{key}/".startswith(inside)}
 
-    def adopt(self, source: Path, name: str, digests: Digests) -> None:
-        """Take a file over, as a link, if its hashes are these. Else, and where there are no links, nothing happens."""
-        with contextlib.suppress(OSError, StorageError):
-            if name not in self.finished and digests_of(source, self.hashes) == digests:
-                part = self.part(name)
-                os.link(source, part)
-                self.finish(part, name, digests)
+    def take_over(self, *, by_hash: bool) -> None:
+        """What earlier runs have finished, or others at this moment. What is not as its receipt says is removed, and
+        made anew. Raises StorageError."""
+        for receipt in tuple(self._shelf.receipts.all()):
+            if not receipt.name or self._shelf.holds(receipt, by_hash=by_hash):
+                self._take(receipt)
+                continue
+            with contextlib.suppress(OSError):
+                self._shelf.remove(receipt)
+        if not self._shared:
+            self.assemble(self.finished)
 
-    def has_read(self, path: Path, digests: Digests) -> None:
-        """Note the digests of an input with the next file, for a run that goes on from here and need not read it. They
-        hold as long as the directory is found by its key, in which the stamps of all inputs are."""
-        self._noted.append({"input": str(path), **digests})
+    @contextlib.contextmanager
+    def _unless_gone(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, StorageError) as error:
+            self._shelf.require_there(self._out)
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"finishing {self.work / name} failed: {error.strerror}") from error
 
-    def _note(self, entry: Mapping[str, object]) -> None:
-        lines = [json.dumps(one).encode() + b"\n" for one in (*self._noted, entry)]
-        with self._journal.open("ab") as file:
-            file.write(b"".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
-        self._noted.clear()
-
-    def _read_journal(self) -> None:
-        """What an earlier run finished: a file is trusted by its hash only. Lines of another form are passed over."""
-        content = self._journal.read_bytes() if self._journal.exists() else b""
-        *lines, last = content.split(b"\n")
-        if last:
-            self._journal.write_bytes(content + b"\n")  # or the next line would become part of it
-        for line in lines:
-            with contextlib.suppress(ValueError, RecursionError, OSError, StorageError):  # a line that a kill cut short
-                entry = json.loads(line)
-                if not isinstance(entry, dict):
-                    continue
-                digests = {name: str(entry.get(name)) for name in self.hashes}
-                if not all(map(_HEX.fullmatch, digests.values())):
-                    continue
-                if isinstance(given := entry.get("input"), str):
-                    self.inputs[given] = digests
-                tally, fates = noted(entry.get("tally")), noted_fates(entry.get("fates", {}))
-                if "input" in entry or tally is None or fates is None:
-                    continue
-                if isinstance(name := entry.get("name"), str) and self._holds(name, entry.get("size"), digests):
-                    self.finished[name] = Finished(entry["size"], digests, tally, fates)
-
-    def _holds(self, name: str, size: object, digests: Digests) -> bool:
-        """Whether this file is in `work`, itself and not through a link, and as it was noted."""
-        path = self.work / name
-        plain = PurePosixPath(name).as_posix() == name and not name.startswith("/")
-        if not plain or type(size) is not int or path.resolve() != self.work.resolve() / name:
-            return False
-        return path.is_file() and path.stat().st_size == size and digests_of(path, self.hashes) == digests
-
-    def _remove_unfinished(self) -> None:
-        for path in self.work.rglob("*"):
-            if path.is_file() and path.relative_to(self.work).as_posix() not in self.finished:
-                path.unlink()
+    def _take(self, receipt: Receipt) -> None:
+        if receipt.name:
+            self._named[receipt.name], self.finished[receipt.name] = receipt, receipt.finished
+        self.inputs |= {self._paths[label]: one for label, one in receipt.inputs.items() if label in self._paths}

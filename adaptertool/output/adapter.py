@@ -18,9 +18,10 @@ from adaptertool.errors import UsageError
 from adaptertool.files import publish
 from adaptertool.files.hashing import DEFAULT, Digests
 from adaptertool.files.header import read_header
-from adaptertool.files.leftovers import PART
+from adaptertool.files.place import PART
 from adaptertool.files.reader import Inputs, is_folder, stamp_of
-from adaptertool.files.staging import Finished, Staging
+from adaptertool.files.stage import Finished
+from adaptertool.files.staging import Staging
 from adaptertool.files.writer import AT_ONCE, OutputFile, copy_range, write_small
 from adaptertool.formats import is_adapter
 from adaptertool.output.leftovers import Leftovers
@@ -121,7 +122,7 @@ def write_adapter(output: AdapterJob[Said], out: Path, options: Options) -> Done
                 written = sum(path.stat().st_size for path in stage.work.rglob("*") if path.is_file())
                 options.begin_publishing()
                 work = stage.work if output.weights else stage.work / out.name
-                publish.publish(work, out, force=options.force)
+                stage.publish(work, force=options.force)
                 notes = [*more, *stage.notes, *others.at_end()]
     return Done(said, written, threads, time.perf_counter() - start, peak_memory(), tuple(notes))
 

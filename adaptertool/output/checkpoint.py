@@ -14,7 +14,6 @@ from adaptertool.engine.execute import run_plan
 from adaptertool.engine.preflight import require_equal, require_finite_factors
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import InputError, StorageError, UsageError, shown
-from adaptertool.files import publish
 from adaptertool.files.hashing import DEFAULT, WITH_SHA256
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
@@ -22,7 +21,7 @@ from adaptertool.files.writer import forget, write_small
 from adaptertool.formats.checkpoints import open_checkpoint
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.output.leftovers import Leftovers
-from adaptertool.output.manifest import Record, recipe_key, write_manifests
+from adaptertool.output.manifest import Record, labels_of, recipe_key, write_manifests
 from adaptertool.output.options import Options
 from adaptertool.output.outcome import fields_of, kept_of, notes_of, require_changed, tallies_of
 from adaptertool.output.provenance import Prepared, check_provenance, statement
@@ -50,14 +49,15 @@ def run(plan: Plan, out: Path, options: Options) -> RunReport:
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
         notes = require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
-        with Staging(out, recipe_key(plan, hashes), hashes) as stage:
+        with Staging(out, recipe_key(plan, hashes), hashes, labels=labels_of(plan), shared=True) as stage:
             others = Leftovers(out, stage.folder, clean=options.clean)
             for note in (*notes, *others.at_start()):
                 options.tell_note(note)
             stage.require_space(bytes_to_write(plan) - sum(file.size for file in stage.finished.values()))
-            inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
+            inputs.digests |= stage.inputs
             hash_inputs = provenance is not None or not makes_file(plan, out)  # one file has no manifest
             started = run_plan(plan, stage, inputs, threads, told, hash_inputs=hash_inputs)
+            stage.assemble(stage.finished)
             for output in plan.outputs:
                 for name, content in output.files:
                     write_small(stage.work / output.folder / name, content)
@@ -75,7 +75,7 @@ def run(plan: Plan, out: Path, options: Options) -> RunReport:
                 subjects = files if work == stage.work else {out.name: files[work.name]}
                 prepared = opened.enter_context(Prepared(provenance, statement(record, subjects), force=force))
             options.begin_publishing()
-            publish.publish(work, out, force=force)
+            stage.publish(work, force=force)
             notes += [*fewer(started, threads), *stage.notes, *notes_of(plan, tallies, kept or ()), *others.at_end()]
         if provenance is not None:  # the staging is gone: what fails here does not begin again
             prepared.publish()

@@ -17,9 +17,10 @@ from blake3 import blake3
 from adaptertool.errors import StorageError, shown
 from adaptertool.files.checkpoint import MANIFEST, SUMS
 from adaptertool.files.hashing import SHA256, Digests, digests_of
-from adaptertool.files.staging import Finished, Staging
+from adaptertool.files.stage import Finished, Published
 from adaptertool.files.writer import write_small
 from adaptertool.reports.run import KeptReport
+from adaptertool.spec.adapter import Module
 from adaptertool.spec.plan import Edit, Plan
 from adaptertool.spec.tensors import Ref
 from adaptertool.version import __version__
@@ -29,13 +30,23 @@ Facts = dict[str, int | str]  # size, and hashes by name
 _PLAIN = Edit._fields.index("view")  # fields of an edit that are numbers and texts, but for its factors
 
 
+def labels_of(plan: Plan) -> dict[Path, str]:
+    """What each input file is called on every machine: the number of what it belongs to (0 is the base), and its name
+    in there."""
+    labels = {path: f"{number}/{name}" for number, files in enumerate(plan.files) for name, path in files.items()}
+    return labels | {path: f"-/{path.name}" for path in plan.inputs.keys() - labels.keys()}
+
+
 def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
-    """What tells a run from every other: the version, the recipe, each input file as it was found, each edit."""
+    """What tells a run from every other: the version, the recipe, each input file as it was found, each tensor and
+    edit. No path, device or inode is in it: other machines that see the same files have the same key."""
+    labels = labels_of(plan)
     outputs = [(output.folder, output.alpha, output.files) for output in plan.outputs]
-    inputs = sorted((str(path), stamp) for path, stamp in plan.inputs.items())
+    inputs = sorted((label, plan.inputs[path][2:4]) for path, label in labels.items() if path in plan.inputs)
+    assets = [(asset.name, asset.size, asset.content) for asset in plan.assets]
     recipe = plan.command, plan.weights, plan.precision, sorted(plan.choices.items()), hashes
-    state = blake3(repr((__version__, recipe, outputs, inputs)).encode())
-    files = {path: number for number, (path, _) in enumerate(inputs)}
+    state = blake3(repr((__version__, recipe, outputs, inputs, assets)).encode())
+    files = {str(path): number for number, path in enumerate(sorted(labels, key=labels.__getitem__))}
 
     def told(ref: Ref) -> tuple[object, ...]:
         columns = None if ref.columns is None else repr(ref.columns)
@@ -44,14 +55,23 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
             return one
         return *one, ref.made.first, ref.made.rows.__qualname__, *map(told, ref.made.sources)
 
+    def factors_of(one: Edit | Module) -> list[tuple[object, ...]]:
+        return [(role, *told(ref)) for role, ref in one.factors.items()]
+
+    def rest_of(edit: Edit) -> object:
+        view, part = edit.view and repr(edit.view), edit.part_of
+        whole = part and (*(None if field is part.factors else field for field in part), factors_of(part))
+        return (view, edit.on_base, whole) if any(edit[_PLAIN:]) else None
+
     # Plain tuples alone, and a file by its number: there may be hundreds of thousands. Version 2 of marshal writes the
     # same for what is equal, and takes a fourth of the time of repr
-    for step in plan.steps():
-        if step.edits:
-            factors = [[(role, *told(ref)) for role, ref in edit.factors.items()] for edit in step.edits]
+    for shard in plan.shards:
+        state.update(dumps((shard.name, shard.size, shard.data_start, files[str(shard.source)], shard.header), 2))
+        for step in shard.steps:
+            factors = [factors_of(edit) for edit in step.edits]
             plain = [[None if field is edit.factors else field for field in edit[:_PLAIN]] for edit in step.edits]
-            rest = [repr(edit[_PLAIN:]) if any(edit[_PLAIN:]) else None for edit in step.edits]
-            others = step.blend, step.fisher, step.makes, step.keeps and told(step.keeps.part)
+            rest = [rest_of(edit) for edit in step.edits]
+            others = step.blend, step.fisher and [*map(told, step.fisher)], step.makes, step.keeps and told(step.stored)
             made = repr(others) if any(others) else None
             whole: Any = *step.spec, step.offset, told(step.base), factors, plain, rest, made
             state.update(dumps(whole, 2))
@@ -63,7 +83,7 @@ class Record:
     """What is known of the files of a run when all are written."""
 
     plan: Plan
-    stage: Staging
+    stage: Published
     digests: Mapping[Path, Digests]  # of inputs
     kept: Sequence[KeptReport] | None = None  # what became of weights that stay codes
 

@@ -10,7 +10,7 @@ from typing import Any
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.engine.budget import count_elements
 from adaptertool.errors import UnchangedError
-from adaptertool.files.staging import Staging
+from adaptertool.files.stage import Stage
 from adaptertool.reports.run import KeptReport
 from adaptertool.spec.plan import Plan
 from adaptertool.spec.tally import Fate, Tally, fates_by_family, total
@@ -19,7 +19,7 @@ _LOW = 0.5  # a survival that is said
 _DIGITS = 4  # of a survival: it is of a sample
 
 
-def tallies_of(plan: Plan, stage: Staging) -> tuple[Tally, ...]:
+def tallies_of(plan: Plan, stage: Stage) -> tuple[Tally, ...]:
     """The tally of each output, also of what an earlier run has finished."""
     return tuple(
         total(stage.finished[(Path(output.folder) / shard.name).as_posix()].tally for shard in plan.shards)
@@ -27,7 +27,7 @@ def tallies_of(plan: Plan, stage: Staging) -> tuple[Tally, ...]:
     )
 
 
-def kept_of(plan: Plan, stage: Staging) -> tuple[KeptReport, ...] | None:
+def kept_of(plan: Plan, stage: Stage) -> tuple[KeptReport, ...] | None:
     """What became of the weights that stay codes, also of what an earlier run has finished; None where none is to."""
     if "quantise" not in plan.choices:
         return None

@@ -6,8 +6,10 @@ not measured again. In OUT: alpha-0.300 and so on, scores.json (the report), sco
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,17 +20,17 @@ from adaptertool.engine.execute import run_plan
 from adaptertool.engine.preflight import require_equal, require_finite_factors
 from adaptertool.engine.reads import read_files
 from adaptertool.engine.resources import thread_count
-from adaptertool.errors import UsageError, shown
+from adaptertool.errors import StorageError, UsageError, shown
 from adaptertool.files import publish
 from adaptertool.files.checkpoint import load_manifest
-from adaptertool.files.hashing import DEFAULT, WITH_SHA256, digests_of
+from adaptertool.files.hashing import DEFAULT, WITH_SHA256, Digests, digests_of
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import write_small
 from adaptertool.output.checkpoint import allow_files, require_verifiable, verify_outputs
 from adaptertool.output.leftovers import Leftovers
-from adaptertool.output.manifest import Record, write_manifests
+from adaptertool.output.manifest import Record, labels_of, write_manifests
 from adaptertool.output.options import Options
 from adaptertool.output.target import check_output
 from adaptertool.render.curve_files import result_files, without_page
@@ -98,7 +100,7 @@ def _files_of(plan: Plan, output: Output) -> set[str]:
 
 
 def put(stage: Staging, name: str, content: bytes) -> None:
-    part = stage.part(name)
+    part = stage.part()
     write_small(part, content)
     stage.finish(part, name, digests_of(part, stage.hashes))
 
@@ -130,11 +132,11 @@ def score_curve(
     with Inputs(plan.inputs, hashes) as inputs:
         more = require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
-        with Staging(place, curve.key, hashes) as stage:
+        with Staging(place, curve.key, hashes, labels=labels_of(plan)) as stage:
             others = Leftovers(place, stage.folder, clean=options.clean)
             for text in others.at_start():
                 options.tell_note(text)
-            inputs.digests |= {path: stage.inputs[str(path)] for path in plan.inputs if str(path) in stage.inputs}
+            inputs.digests |= stage.inputs
             bench = CheckpointMaker(plan, place, stage, inputs, threads, options.verify)
             _begin(bench, curve, anew=force or not scorer.lasting, adopt=earlier is not None)
             _score_all(bench, curve, progress)
@@ -165,7 +167,16 @@ def _begin(bench: CheckpointMaker, curve: Curve, *, anew: bool, adopt: bool) -> 
         files = load_manifest(bench.out).get("files")
         for name, facts in files.items() if isinstance(files, dict) else ():
             if name in ours and isinstance(facts, dict):
-                stage.adopt(bench.out / name, name, {kind: facts.get(kind, "") for kind in stage.hashes})
+                _adopt(stage, bench.out / name, name, {kind: facts.get(kind, "") for kind in stage.hashes})
+
+
+def _adopt(stage: Staging, source: Path, name: str, digests: Digests) -> None:
+    """Take a file over, as a link, if its hashes are these. Else, and where there are no links, nothing happens."""
+    with contextlib.suppress(OSError, StorageError):
+        if name not in stage.finished and digests_of(source, stage.hashes) == digests:
+            part = stage.part()
+            os.link(source, part)
+            stage.finish(part, name, digests)
 
 
 def _score_all(bench: CheckpointMaker, curve: Curve, progress: Callable[[CurvePoint], None]) -> None:
@@ -227,4 +238,4 @@ def _publish(
     stage.sync()
     bench.inputs.check_unchanged()
     before()
-    publish.publish(stage.work, bench.out, force=force)
+    stage.publish(stage.work, force=force)

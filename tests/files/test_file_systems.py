@@ -135,7 +135,7 @@ def test_two_runs_without_locks_leave_each_other_alone(
             place.merge()
             assert snapshot(place.out) == merged
 
-    with pytest.raises(OutputError, match="out exists"):
+    with pytest.raises(OutputError, match="another run of the same command has published"):
         place.merge(threads=1, progress=meanwhile)
     assert started == [1]
     assert snapshot(place.out) == merged and left_behind(place.out) == []

@@ -1,9 +1,8 @@
-"""The staging directory, where others meddle with it: links, other owners, journals of any content, clean, and OUT on
+"""The staging directory, where others meddle with it: links, other owners, receipts of any content, clean, and OUT on
 another file system or behind a link."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import threading
@@ -11,13 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from blake3 import blake3
 from conftest import snapshot
 from staged import Place
 
 from adaptertool.errors import InputError, OutputError, StorageError
-from adaptertool.files import leftovers, publish
-from adaptertool.files.leftovers import left_behind, staging_folder
+from adaptertool.files import place as place_of_staging
+from adaptertool.files import publish
+from adaptertool.files.leftovers import left_behind
+from adaptertool.files.place import staging_folder
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.tasks.clean import clean
@@ -52,14 +52,16 @@ PLANTED = {
     "staging is a link": _stage_is_link,
     "lock is a link": _in("lock"),
     "lock is a link to nothing": lambda stage, victim: _in("lock")(stage, victim / "none"),
-    "journal is a link": lambda stage, victim: _in("journal")(stage, victim / "dear.txt"),
-    "work is a link": _in("work"),
-    "a folder in work is a link": _in("work/sub"),
-    "a file in work is a link": lambda stage, victim: _in("work/config.json")(stage, victim / "dear.txt"),
-    "journal is a FIFO": _fifo("journal"),
+    "receipts is a link": _in("receipts"),
+    "a receipt is a link": lambda stage, victim: _in("receipts/0.json")(stage, victim / "dear.txt"),
+    "parts is a link": _in("parts"),
+    "work is a link": _in(f"work-{KEY}"),
+    "a folder in work is a link": _in(f"work-{KEY}/sub"),
+    "a part is a link": lambda stage, victim: _in("parts/.part-0")(stage, victim / "dear.txt"),
+    "a receipt is a FIFO": _fifo("receipts/0.json"),
     "lock is a FIFO": _fifo("lock"),
-    "work is a FIFO": _fifo("work"),
-    "work is a file": lambda stage, _: (stage.mkdir(), (stage / "work").write_text(""))[0],
+    "parts is a FIFO": _fifo("parts"),
+    "parts is a file": lambda stage, _: (stage.mkdir(), (stage / "parts").write_text(""))[0],
     "staging is a file": lambda stage, _: stage.write_text(""),
 }
 
@@ -82,7 +84,7 @@ def test_a_staging_of_another_user_is_not_taken_over(place: Place, monkeypatch: 
     user = place.stage.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     with monkeypatch.context() as patched:
-        patched.setattr(leftovers, "_owner_of_new", lambda _: user + 1)
+        patched.setattr(place_of_staging, "_owner_of_new", lambda _: user + 1)
         with pytest.raises(OutputError, match="belongs to another user"):
             place.merge()
     place.merge()
@@ -95,78 +97,14 @@ def test_nobody_else_may_write_there(place: Place) -> None:
     assert set(modes) == {0o700}
 
 
-# --- journals ---
-
-HASH = "0" * 64
-LINES: dict[str, object] = {
-    "list": [1, 2],
-    "number": 3,
-    "null": None,
-    "text": "name",
-    "nested": {"name": {"name": "x"}, "size": 1, "blake3": HASH},
-    "size is text": {"name": "config.json", "size": "1", "blake3": HASH},
-    "size is true": {"name": "one", "size": True, "blake3": blake3(b"1").hexdigest()},
-    "hash is a list": {"name": "config.json", "size": 1, "blake3": [HASH]},
-    "leads out": {"name": "../../base/config.json", "size": None, "blake3": HASH},
-    "absolute": {"name": "/etc/passwd", "size": None, "blake3": HASH},
-    "NUL": {"name": "a\0b", "size": 1, "blake3": HASH},
-    "long": {"name": "a" * 5000, "size": 1, "blake3": HASH},
-    "empty": {"name": "", "size": 4096, "blake3": HASH},
-    "input of another type": {"input": ["x"], "blake3": HASH},
-    "input without hash": {"input": "base/config.json"},
-}
-
-
-@pytest.mark.parametrize("case", LINES)
-def test_journals_of_any_content(place: Place, merged: dict[str, bytes], case: str) -> None:
-    entry = LINES[case]
-    if isinstance(entry, dict) and isinstance(name := entry.get("name"), str) and entry.get("size", 0) is None:
-        target = (place.stage / "work" / name).resolve() if not name.startswith("/") else Path(name)
-        if target.exists():
-            data = target.read_bytes()
-            entry = {**entry, "size": len(data), "blake3": blake3(data).hexdigest()}
-    (place.stage / "work").mkdir(parents=True)
-    (place.stage / "work/one").write_bytes(b"1")
-    (place.stage / "journal").write_text(json.dumps(entry) + "\n")
-    before = snapshot(place.base)
-    with Staging(place.out, place.stage.name[-16:]) as stage:
-        assert stage.finished == {} and stage.inputs == {}
-    (place.stage / "work").mkdir(parents=True, exist_ok=True)
-    (place.stage / "journal").write_text(json.dumps(entry) + "\n")
-    place.merge()
-    assert snapshot(place.out) == merged
-    assert snapshot(place.base) == before
-
-
-@pytest.mark.parametrize(
-    "content", [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"1" * 5000 + b"\n", b"\n\n", b'{"name": "a', b"\0" * 50]
-)
-def test_journals_that_are_no_json(place: Place, merged: dict[str, bytes], content: bytes) -> None:
-    place.stage.mkdir()
-    (place.stage / "journal").write_bytes(content)
-    place.merge()
-    assert snapshot(place.out) == merged
-
-
-def test_a_line_that_was_cut_short_costs_no_other(tmp_path: Path) -> None:
-    for number in range(2):
-        with pytest.raises(StorageError), Staging(tmp_path / "out", KEY) as stage:
-            part = stage.part(f"file{number}")
-            part.write_bytes(b"x")
-            stage.finish(part, f"file{number}", {"blake3": blake3(b"x").hexdigest()})
-            with (stage.folder / "journal").open("ab") as journal:
-                journal.write(b'{"name": "fil')
-            raise StorageError("the disk is full")
-        assert len(stage.finished) == number + 1
-
-
 @pytest.mark.parametrize("more", [True, False])
 def test_work_that_others_change_is_not_published(place: Place, monkeypatch: pytest.MonkeyPatch, more: bool) -> None:
     def meddle(_: Inputs) -> None:
+        (work,) = place.stage.glob("work-*")
         if more:
-            (place.stage / "work/extra.bin").write_text("x")
+            (work / "extra.bin").write_text("x")
         else:
-            (place.stage / "work/model-00001-of-00002.safetensors").unlink()
+            (work / "model-00001-of-00002.safetensors").unlink()
 
     monkeypatch.setattr(Inputs, "check_unchanged", meddle)
     with pytest.raises(StorageError, match=r"extra\.bin came into" if more else "is gone from"):
@@ -188,8 +126,8 @@ def test_the_lock_is_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         real(path, missing_ok=missing_ok)
 
     with monkeypatch.context() as patched, Staging(tmp_path / "out", KEY) as stage:
-        (stage.work / "a").write_text("")
-        stage.finish(stage.work / "a", "b", {"blake3": HASH})
+        (part := stage.part()).write_text("")
+        stage.finish(part, "b", {"blake3": "0" * 64})
         patched.setattr(Path, "unlink", unlink)
         stage.__exit__(None, None, None)
     assert seen[0] == ["lock"]
@@ -249,7 +187,7 @@ def test_clean_spares_what_others_put_there(tmp_path: Path) -> None:
 def test_clean_that_is_not_permitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = staging_folder(tmp_path / "out", KEY)
     (folder / "work").mkdir(parents=True)
-    monkeypatch.setattr(leftovers.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(place_of_staging.shutil, "rmtree", lambda *_, **__: None)
     with pytest.raises(StorageError, match="work cannot be removed"):
         clean(tmp_path / "out")
     monkeypatch.undo()
@@ -284,7 +222,7 @@ def test_force_where_nothing_can_be_exchanged(
     real, seen = Path.rename, list[str]()
 
     def fail(path: Path, target: Path) -> Path:
-        if path.name == "work" and target == place.out:
+        if path.name.startswith("work-") and target == place.out:
             seen.append(path.name)
             raise OSError(5, "Input/output error")
         return real(path, target)

@@ -16,8 +16,11 @@ from sharded import Place
 
 from adaptertool import merge
 from adaptertool.errors import OutputError
-from adaptertool.files import leftovers as staging_module
+from adaptertool.files import lock
+from adaptertool.files.hashing import DEFAULT
 from adaptertool.files.leftovers import left_behind
+from adaptertool.files.place import discard, staging_folder
+from adaptertool.files.receipts import Receipts
 from adaptertool.files.staging import Staging
 from adaptertool.tasks.clean import clean
 
@@ -71,7 +74,9 @@ def test_a_finished_file_is_trusted_by_its_hash_only(tmp_path: Path, undisturbed
     assert len(kept) > 1
     (folder,) = left_behind(place.out)
     first, *others = sorted(kept)
-    path = folder / "work" / first
+    receipt = Receipts(folder / "receipts", DEFAULT).find(first)
+    assert receipt is not None
+    path = folder / "parts" / receipt.part
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -99,34 +104,35 @@ def test_another_recipe_does_not_go_on(tmp_path: Path, undisturbed: tuple[dict[s
     assert len(clean(place.out)) == 1 and left_behind(place.out) == []
 
 
-def test_two_runs_on_one_out(tmp_path: Path) -> None:
+def test_two_runs_on_one_out(tmp_path: Path, undisturbed: tuple[dict[str, bytes], int]) -> None:
+    """They share the work; the first to have all of it publishes, and the other hears of that."""
     place = Place(tmp_path)
     held: list[Any] = []
 
     def meanwhile(_: int) -> None:
         if not held:
-            held.append(place.run())
             with pytest.raises(OutputError, match="another run is making"):
                 clean(place.out)
+            held.append(place.run())
 
-    merge(place.base, [place.adapter], place.out, threads=1, progress=meanwhile)
-    assert held[0].returncode == 5
-    assert "another run is making" in held[0].stderr
+    with pytest.raises(OutputError, match="another run of the same command has published"):
+        merge(place.base, [place.adapter], place.out, threads=1, progress=meanwhile)
+    assert held[0].returncode == 0 and snapshot(place.out) == undisturbed[0]
     assert place.run().returncode == 5  # OUT exists
     assert left_behind(place.out) == []
 
 
 def test_a_lock_of_a_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between opening the lock and holding it, another run may end and remove the directory."""
-    usual, calls = staging_module.fcntl.flock, []
+    usual, calls = lock.fcntl.flock, []
 
     def late(descriptor: int, how: int) -> None:
         calls.append(how)
         if len(calls) == 1:
-            staging_module.shutil.rmtree(staging_module.staging_folder(tmp_path / "out", "key"))
+            discard(staging_folder(tmp_path / "out", "key"))
         usual(descriptor, how)
 
-    monkeypatch.setattr(staging_module.fcntl, "flock", late)
+    monkeypatch.setattr(lock.fcntl, "flock", late)
     with Staging(tmp_path / "out", "key") as stage:
         assert stage.work.is_dir()
         with pytest.raises(OutputError), Staging(tmp_path / "out", "key"):

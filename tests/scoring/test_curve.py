@@ -76,7 +76,7 @@ def test_few_kept(
     def progress(_point: object) -> None:
         nonlocal most
         (work,) = left_behind(place.out)
-        most = max(most, len(list(work.glob("work/alpha-*/model.safetensors"))))
+        most = max(most, len(list(work.glob("work-*/alpha-*/model.safetensors"))))
 
     if not room:
         one_by_one(monkeypatch)
