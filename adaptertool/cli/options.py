@@ -121,6 +121,9 @@ writes = with_options(
     ),
     click.option("--sha256", is_flag=True, help="Hash with SHA-256 too, and write OUT/SHA256SUMS."),
     click.option(
+        "--scratch", type=click.Path(), metavar="DIR", help="Where files are until they are sent to an OUT in a store."
+    ),
+    click.option(
         "--provenance", type=click.Path(), metavar="FILE", help="Write in-toto/SLSA provenance; implies --sha256."
     ),
     FORCE,
@@ -172,9 +175,9 @@ class Printing(NamedTuple):
 def records(flags: dict[str, Any]) -> tuple[Options, Printing]:
     """What the options of `writes` say, as records."""
     printing = Printing(*(flags.pop(name) for name in Printing._fields))
-    file = flags.pop("provenance")
-    provenance = None if file is None else as_path(file, "FILE")
-    return Options(**flags, provenance=provenance, before_publish=ignore_signals), printing
+    names = {"provenance": "FILE", "scratch": "DIR"}
+    paths = {name: None if flags[name] is None else as_path(flags[name], what) for name, what in names.items()}
+    return Options(**{**flags, **paths}, before_publish=ignore_signals), printing
 
 
 def execute(plan: Plan, out: str, options: Options, printing: Printing) -> None:

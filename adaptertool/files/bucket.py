@@ -124,6 +124,8 @@ def _client(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...], 
     more: dict[str, Any] = {}
     if scheme == "gs" and endpoint:
         more["base_url"] = endpoint
+    if scheme == "s3" and not endpoint:  # others than AWS may not know it, and check the signed hash as well
+        more["checksum_algorithm"] = "SHA256"
     try:
         return getattr(obstore.store, service.client)(bucket, client_options=options, retry_config=retries, **more)
     except Exception as error:  # a variable that is not what it must be: its text is not repeated

@@ -113,7 +113,8 @@ def _listing(folder: Path) -> dict[str, bool]:
 
 def _entries(folder: Path) -> list[Entry]:
     try:
-        if names := _listing(folder):
+        # Some stores go on telling of a folder from which all is gone
+        if (names := _listing(folder)) or (key_of(folder) and _listing(folder.parent).get(folder.name)):
             return sorted(Entry(name, is_folder) for name, is_folder in names.items())
     except InputError as error:
         raise StorageError(str(error)) from error

@@ -22,6 +22,14 @@ _NO_SUCH_CALL = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  #
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
 
+def require_local(out: Path) -> None:
+    """Raise UsageError for an OUT in a store: what is written there is checkpoints of `merge` and `wise` alone."""
+    if store_of(out) is not LOCAL:
+        raise UsageError(
+            f"OUT {out} is in a store, where `merge` and `wise` alone write: choose an OUT of this machine"
+        )
+
+
 def check_target(
     out: Path,
     inputs: Sequence[Path],
@@ -38,8 +46,7 @@ def check_target(
 
     Raises UsageError, OutputError for what already stands there, or StorageError for a directory without permission.
     """
-    if store_of(out) is not LOCAL:
-        raise UsageError(f"OUT {out} is in a store; what is written there is checkpoints alone: choose a local OUT")
+    require_local(out)
     try:
         real = out.resolve()
     except (OSError, RuntimeError) as error:

@@ -43,6 +43,8 @@ class Staging:
     at work in it, it is theirs, unless OUT is published.
     """
 
+    unfinished = 16  # that are written and not yet durable: all of them are open
+
     def __init__(
         self,
         out: Path,
