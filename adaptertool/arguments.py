@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.address import address
+from adaptertool.files.hub import find
 from adaptertool.methods import Method, Setting, settings_of
 from adaptertool.spec.choices import AS_TRAINED, DTYPES, PRECISIONS, QUANTISES, RankChoice
 
@@ -20,16 +21,18 @@ Number = Decimal | float | str
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]I?)?B?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
+_FORMS = "; it is one (0.3), a list (0,0.3,1), or a sweep START:STOP:STEP (0:1:0.1)"  # of alphas
 MAX_ALPHAS = 1000  # points of a sweep that is written as START:STOP:STEP
 
 
-def decimal(value: Number, what: str) -> Decimal:
+def decimal(value: Number, what: str, forms: str = "") -> Decimal:
     """The exact decimal of a number as typed; a float counts as the decimal that Python prints for it. Raises
-    UsageError where it is no finite number."""
+    UsageError where it is no finite number, with `forms`, the ways in which it may be said."""
     try:
         number = value if isinstance(value, Decimal) else Decimal(str(value).strip())
     except InvalidOperation as error:
-        raise UsageError(f"{what} {value!r} is not a number") from error
+        hint = "; a share is written as 0.5, not 50%" if str(value).strip().endswith("%") else forms
+        raise UsageError(f"{what} {value!r} is not a number{hint}") from error
     if not number.is_finite() or not math.isfinite(float(number)):
         raise UsageError(f"{what} {value!r} is not a finite number")
     return number if number else Decimal(0)  # −0 is 0
@@ -41,7 +44,8 @@ def decimals(values: Sequence[Number] | None, what: str, count: int) -> list[Dec
     if values is None:
         return [Decimal(1)] * count
     if isinstance(values, str) or len(values) != count:
-        raise UsageError(f"{len(values)} {what}s for {count} adapters; give a {what} for each adapter, or none at all")
+        given, those = (f"{n:,} {name}{'' if n == 1 else 's'}" for n, name in ((len(values), what), (count, "adapter")))
+        raise UsageError(f"{given} for {those}: give {argument(f'{what}s')} for each of them, in order, or for none")
     return [decimal(value, argument(what)) for value in values]
 
 
@@ -95,7 +99,7 @@ def settings_for(method: Method, given: Mapping[str, Number]) -> dict[str, float
         if name in given and name not in method.settings:
             raise UsageError(setting.foreign.format(method=method.name, setting=name))
         if name not in given and name in method.settings and setting.default is None:
-            raise UsageError(f"{method.name} needs {'an' if name[0] in 'aeiou' else 'a'} {name}")
+            raise UsageError(f"{method.name} needs {argument(name)}: {setting.allowed}")
     values = {name: one.default if name in method.settings else one.elsewhere for name, one in known.items()}
     values |= {name: _setting(name, known[name], value) for name, value in given.items()}
     return {name: value for name, value in values.items() if value is not None}
@@ -117,6 +121,13 @@ def as_path(value: PathLike, what: str) -> Path:
     if not os.fspath(value):
         raise UsageError(f"{what} is an empty path")
     return address(os.fspath(value), what) or Path(value)
+
+
+def as_input(value: PathLike, what: str) -> Path:
+    """The path of an input; of a name on the hub, where nothing is called so here, the path in its local cache. Raises
+    UsageError, and InputError for a revision that the cache lacks."""
+    path = as_path(value, what)
+    return find(os.fspath(value)) or path
 
 
 def check_quantise(quantise: str | None, dtype: str | None) -> str | None:
@@ -167,7 +178,8 @@ def parse_alphas(alphas: Number | Sequence[Number]) -> list[Decimal]:
     Raises UsageError where there is none, one stands there twice, or one is no finite number.
     """
     if isinstance(alphas, str):
-        exact = _sweep(alphas) if ":" in alphas else [decimal(part, argument("alpha")) for part in alphas.split(",")]
+        listed = [] if ":" in alphas else alphas.split(",")
+        exact = [decimal(part, argument("alpha"), _FORMS) for part in listed] or _sweep(alphas)
     elif isinstance(alphas, Sequence):
         exact = [decimal(alpha, argument("alpha")) for alpha in alphas]
     else:

@@ -88,6 +88,8 @@ def _key(edit: Edit) -> str | None:
     kind = kind_of(edit)
     if kind.replaces or kind.follows:
         return None
+    if edit.part_of is not None and kind_of(edit.part_of).size is not None:
+        return key_of(edit.part_of.factors)
     return edit.factors[A].spec.name if kind.pair else key_of(edit.factors)
 
 

@@ -15,7 +15,7 @@ from adaptertool.algebra.effect import steps_of
 from adaptertool.algebra.factors import at_rank
 from adaptertool.algebra.sum import LayerOutcome, of_pairs
 from adaptertool.arithmetic.chain import Chain
-from adaptertool.arithmetic.tiling import rows_at_once
+from adaptertool.arithmetic.tiling import block_rows, needs_columns
 from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.tensors import read_rows
 from adaptertool.engine.produce import Made
@@ -81,15 +81,17 @@ class Change:
     """The change Σ wᵢ·(W'ᵢ − W) of one tensor, as a Matrix (numerics.randomized_svd)."""
 
     def __init__(self, inputs: Inputs, shares: Sequence[Share]) -> None:
-        self._inputs, self._chains = inputs, [(Chain(inputs, step), weight) for step, weight in shares]
-        self._base = shares[0].step.base
-        self.shape = self._chains[0][0].rows, self._chains[0][0].columns
+        self._inputs, self._base = inputs, shares[0].step.base
+        high = self._base.spec.shape[0]
+        self.shape = high, self._base.spec.numel // high
+        self._chains = [(Chain(inputs, step, self.shape), weight) for step, weight in shares]
 
     def blocks(self) -> Iterator[tuple[int, Array]]:
         """The blocks of the change, (first row, rows), float64 (n, in). Raises NonFiniteError for what is not
         finite."""
         high, wide = self.shape
-        at_once = max(rows_at_once(chain.step) for chain, _ in self._chains)
+        turned = any(needs_columns(chain.step.edits) for chain, _ in self._chains)
+        at_once = max(1, high if turned else block_rows(wide))
         for first in range(0, high, at_once):
             before = read_rows(self._inputs, self._base, first, min(high, first + at_once), wide)
             total = np.zeros(before.shape)

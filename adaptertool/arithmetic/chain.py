@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from adaptertool.arithmetic.region import choose, numbers_of, whole
-from adaptertool.arithmetic.requirements import requirements_of
+from adaptertool.arithmetic.requirements import requirements_of, shortcut_of
 from adaptertool.arithmetic.tiling import matrix, needs_columns
-from adaptertool.codecs.tensors import read_rows
+from adaptertool.codecs.tensors import read_rows, reading_rows
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import NORM, kind_of
+from adaptertool.kinds import NORM, PRODUCT, kind_of
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.error_bound import Bound, Factor
 from adaptertool.numerics.ops import BLOCKS, DOUBLES, Ops
@@ -79,7 +79,8 @@ class Chain:
             if chosen is None:
                 continue
             kind, some = kind_of(edit), rows[chosen.index, chosen.columns]
-            factors = whole(ops, kind, self.known(number, edit, chosen.places))
+            known = self.shorter(number, edit, chosen.places) if ops is BLOCKS else None
+            factors = whole(ops, kind, known or self.known(number, edit, chosen.places))
             scale, weight = numbers_of(ops, edit)
             if number in norms:
                 factors[NORM] = norms[number]
@@ -127,7 +128,8 @@ class Chain:
             chosen = choose(edit, first, last)
             if chosen is None:
                 continue
-            factors, length = dict(self.known(number, edit, chosen.places)), self.columns
+            known = self.shorter(number, edit, chosen.places) or self.known(number, edit, chosen.places)
+            factors, length = dict(known), self.columns
             if number in norms:
                 factors[NORM] = Factor(norms[number])
                 if edit.transposed:
@@ -145,12 +147,32 @@ class Chain:
 
     def known(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Factor]:
         """The same, with what bounds know of them."""
-        key = (threading.get_ident(), number)  # a block asks for them several times
+        return self._last(number, places, lambda: self._cut(number, edit, places))
+
+    def shorter(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Factor] | None:
+        """The same for blocks of floats, with the product of a pair in the place of both, if there is a shortcut."""
+        shortcut, pair = shortcut_of(edit), kind_of(edit).pair
+        if shortcut is None or self._through is not None or not isinstance(places, slice):
+            return None
+
+        def cut() -> dict[str, Factor]:
+            product, error = shortcut.rows(reading_rows(self.inputs), places.start, places.stop, edit.transposed)
+            others = edit._replace(
+                factors={role: ref for role, ref in edit.factors.items() if role not in (pair or ())}
+            )
+            product = Factor(product.T if edit.transposed else product, Bound(0.0, error))
+            return {PRODUCT: product, **self._cut(number, others, places)}
+
+        return self._last(~number, places, cut)
+
+    def _last(self, number: int, places: slice | list[int], cut: Callable[[], dict[str, Factor]]) -> dict[str, Factor]:
+        """What `cut` returns, or has returned when this thread last asked with the number, if that was for these."""
+        key = (threading.get_ident(), number)  # a block asks several times
         found = self._recent.get(key)
         if found is None or found[0] != places:
             if len(self._recent) >= _RECENT:
                 self._recent.clear()
-            found = self._recent[key] = (places, self._cut(number, edit, places))
+            found = self._recent[key] = (places, cut())
         return found[1]
 
     def _cut(self, number: int, edit: Edit, places: slice | list[int]) -> dict[str, Factor]:

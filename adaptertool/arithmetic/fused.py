@@ -12,6 +12,7 @@ import numpy as np
 
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import Region, choose
+from adaptertool.arithmetic.requirements import shortcut_of
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import largest_stored
 from adaptertool.codecs.tensors import read_stored
@@ -84,6 +85,8 @@ class Products:
                 and edit.view.rows.step == 1
                 and edit.view.columns == range(chain.columns)
             )
+            if shortcut_of(edit) is not None:
+                return None
             kind = kind_of(edit)
             normed = kind.norms is not None and kind.norms.of_product and not edit.transposed
             if not regular or not (kind.is_product or normed):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from adaptertool.codecs import BY_DTYPE, F16
 from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Edit
+from adaptertool.spec.tensors import Shortcut
 
 _MOST_NEIGHBOURS = 1 << 14  # with which an element is made alone: with more, whole rows take less time
 
@@ -33,6 +34,18 @@ class Requirements:
     width: int
 
 
+def shortcut_of(edit: Edit) -> Shortcut | None:
+    """How the product of the factors of a pair, all of both, is made in less time; None where it is not."""
+    kind = kind_of(edit)
+    if kind.pair is None or (edit.transposed and kind.norms is not None):
+        return None
+    b, a = (edit.factors[role] for role in kind.pair)
+    shortcut = None if b.made is None else b.made.shortcut
+    if shortcut is None or a.made is None or a.made.rows is not shortcut.right or a.made.first or b.made.first:
+        return None
+    return shortcut if (b.shape[0], math.prod(a.shape[1:])) == shortcut.shape else None
+
+
 def requirements_of(edits: Sequence[Edit]) -> Requirements:
     kinds = [kind_of(edit) for edit in edits]
     has_norms, neighbours = [kind.norms is not None for kind in kinds], [kind.neighbours for kind in kinds]
@@ -48,9 +61,8 @@ def requirements_of(edits: Sequence[Edit]) -> Requirements:
         rational=not any(has_norms) and not whole_rows,
         whole_rows=whole_rows,
         operations=frozenset().union(*(kind.operations for kind in kinds)),
-        single=all(
-            kind.single and (alone or not norm) for kind, norm, alone in zip(kinds, has_norms, first, strict=True)
-        ),
+        single=not any(map(shortcut_of, edits))
+        and all(kind.single and (alone or not norm) for kind, norm, alone in zip(kinds, has_norms, first, strict=True)),
         few_bits=not any(has_norms) and all(BY_DTYPE[ref.spec.dtype].digits <= F16.digits for ref in stored),
         width=max(widths, default=1) * (1 if whole_rows else reach),
     )

@@ -19,9 +19,19 @@ from adaptertool.errors import AdapterToolError, InternalError, StorageError, Us
 from adaptertool.interrupts import interrupt
 from adaptertool.render.machine import error_to_json
 
-_KEPT = "the output keeps the dtype of each tensor of BASE. For another, convert BASE before it, or OUT after it."
-# Options that are looked for, by command, and why it does not have them
-_UNKNOWN: Mapping[tuple[str | None, str], str] = {("merge", "--dtype"): _KEPT, ("wise", "--dtype"): _KEPT}
+# Options that are looked for, and what is there instead
+_INSTEAD: Mapping[str, str] = {
+    "--alpha": "of an adapter the weight is -w; --alpha is for `wise`",
+    "--lora-alpha": "its config has the alpha, and -w is a weight beside it",
+    "--scale": "the weight of an adapter is -w",
+    "--scaling": "the weight of an adapter is -w",
+    "--lora": "adapters are arguments, after BASE",
+    "--adapter": "adapters are arguments, after BASE",
+    "--overwrite": "an OUT that adaptertool made is replaced with --force",
+    "--device": "this is computed by the processor",
+    "--quantize": "it is spelled --quantise",
+    "--density": "--density belongs to the methods of `merge` and `sum`",
+}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -39,7 +49,7 @@ def run(cli: click.Group) -> NoReturn:
     except SystemExit:
         code = 0  # click's answer where the reader of our stdout has gone away, as in `--help | head`
     except click.ClickException as error:
-        code = _misused(_explained(error))
+        code = _misused(error)
     except Exception as error:  # the one boundary: nothing passes it but with --debug
         if "--debug" in sys.argv:
             raise
@@ -47,21 +57,23 @@ def run(cli: click.Group) -> NoReturn:
     sys.exit(code)
 
 
-def _explained(error: click.ClickException) -> click.ClickException:
-    """The error, with a reason where an option is not there that one may well look for."""
-    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
-        reason = _UNKNOWN.get((error.ctx.command.name, error.option_name))
-        if reason is not None:
-            return click.UsageError(f"There is no {error.option_name}: {reason}", error.ctx)
-    return error
+def _explained(error: click.ClickException) -> str:
+    """What click says is wrong, with a reason where an option is not there that one may well look for."""
+    if isinstance(error, click.NoSuchOption):
+        if reason := _INSTEAD.get(error.option_name):
+            return f"No such option '{error.option_name}': {reason}."
+        if error.ctx is not None and error.ctx.parent is None:
+            return f"No such option '{error.option_name}' before a command: its options come after its name."
+    return error.format_message().replace("\t", "  ")
 
 
 def _misused(error: click.ClickException) -> int:
-    """Say the error as click tells it, with the usage; returns the exit code."""
-    text = io.StringIO()
-    error.show(text)
-    say(text.getvalue().rstrip("\n"), sys.stderr)
-    return _fail(UsageError(error.format_message()), said=True)
+    """Say what is wrong, and then how the command is used; returns the exit code."""
+    code = _fail(UsageError(_explained(error)))
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        say(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.", sys.stderr)
+    return code
 
 
 def _known(error: Exception) -> AdapterToolError:
@@ -75,10 +87,9 @@ def _known(error: Exception) -> AdapterToolError:
     return InternalError(f"this should not happen ({kind}: {error}); run again with --debug, and please report it")
 
 
-def _fail(error: AdapterToolError, *, said: bool = False) -> int:
+def _fail(error: AdapterToolError) -> int:
     """Say what is wrong, on stderr and with --json on stdout too; the exit code."""
-    if not said:
-        say(f"adaptertool: {error.on_command_line}", sys.stderr)
+    say(f"adaptertool: {error.on_command_line}", sys.stderr)
     if "--json" in sys.argv:  # asked here and not of click, since the error may be in parsing
         with contextlib.suppress(AdapterToolError):  # the error that is being told counts more than a full stdout
             say(error_to_json(error), sys.stdout)

@@ -7,6 +7,7 @@ import click
 from adaptertool.cli.bar import bar
 from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, failed, tell, with_options
 from adaptertool.render.diff import diff_text
+from adaptertool.render.text import counted
 from adaptertool.tasks import diff as task
 
 
@@ -41,4 +42,4 @@ def diff(
     tell(report, lambda: diff_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)
     if report.equal:
         return 0
-    return failed(f"diff {report.a} {report.b}: DIFFERENT in {len(report.tensors):,} tensors", quiet=quiet)
+    return failed(f"diff {report.a} {report.b}: DIFFERENT in {counted(len(report.tensors), 'tensor')}", quiet=quiet)

@@ -13,6 +13,7 @@ from adaptertool.arguments import as_path
 from adaptertool.cli.boundary import ignore_signals, say
 from adaptertool.cli.table import load
 from adaptertool.engine.resources import MAX_THREADS
+from adaptertool.errors import UsageError
 from adaptertool.methods import Setting
 from adaptertool.output.options import Options
 from adaptertool.output.preview import preview
@@ -79,7 +80,23 @@ THREADS = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")
-WEIGHT = click.option("-w", "--weight", "weights", multiple=True, help="Weight of an adapter; by order, one for each.")
+
+
+def _one_by_one(_context: click.Context, _option: click.Parameter, weights: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises UsageError for several weights in one."""
+    if listed := next((text for text in weights if "," in text), None):
+        raise UsageError(f"-w {listed} is no number: they have points, and each ADAPTER its own, -w 0.5 -w 0.5")
+    return weights
+
+
+WEIGHT = click.option(
+    "-w",
+    "--weight",
+    "weights",
+    multiple=True,
+    callback=_one_by_one,
+    help="Weight of an adapter; by order, one for each.",
+)
 COMPOSE = click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
 FORCE = click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made.")
 CLEAN = click.option("--clean", is_flag=True, help="Once OUT is published, remove what killed runs left beside it.")

@@ -29,7 +29,8 @@ from adaptertool.errors import UsageError, shown
 from adaptertool.output.integrity import check_files
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.render.machine import to_json
-from adaptertool.render.verify import files_text, verify_markdown, verify_text, write_junit
+from adaptertool.render.text import counted
+from adaptertool.render.verify import files_text, require_junit, verify_markdown, verify_text, write_junit
 from adaptertool.reports.verify import VerifyReport
 from adaptertool.tasks import verify as task
 
@@ -95,6 +96,8 @@ def verify(
         ):
             raise UsageError("without a BASE only the files are checked against their manifest; give the BASE too")
         return _files(merged, threads, as_json=as_json, quiet=quiet)
+    if junit is not None:
+        require_junit(junit)
     with bar("verify", None, quiet=quiet) as progress:
         report = task.verify(
             merged,
@@ -123,7 +126,8 @@ def verify(
 def _wrong(report: VerifyReport) -> str:
     good = report.summary.exact + (0 if report.strict else report.summary.rounding)
     found = [*report.summary.diagnosis, *map(shown, report.problems)]
-    return f"verify {report.merged}: WRONG: {len(report.tensors) - good:,} tensors ({'; '.join(found) or 'see -v'})"
+    count = counted(len(report.tensors) - good, "tensor")
+    return f"verify {report.merged}: WRONG: {count} ({'; '.join(found) or 'see -v'})"
 
 
 def _files(out: str, threads: int | None, *, as_json: bool, quiet: bool) -> int:

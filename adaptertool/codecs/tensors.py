@@ -19,7 +19,7 @@ from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.small import STORED, zero_rows
-from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, ReadStored, Ref
+from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, ReadRows, ReadStored, Ref
 
 INTEGERS = frozenset({"U8", "I16", "I32", "I64"})  # what indices among the factors are stored as
 _PART = 1 << 18  # elements
@@ -66,10 +66,7 @@ def read_as(inputs: Inputs, ref: Ref, first: int, last: int, out: Array, dtype: 
 def _make(
     inputs: Inputs, ref: Ref, made: Making, first: int, last: int, out: Array | None, dtype: str = "F64"
 ) -> Array:
-    def read(source: Ref, begin: int, end: int) -> Array:
-        width = source.spec.numel // max(source.spec.shape[0], 1)
-        return read_tensor(inputs, source, begin * width, end * width).reshape(end - begin, width)
-
+    read = reading_rows(inputs)
     width = max(made.width or ref.spec.numel // max(ref.spec.shape[0], 1), 1)
     begin, end = first // width, -(-last // width)
     if not made.decodes:
@@ -90,6 +87,16 @@ def _make(
         if not whole or not np.may_share_memory(rows, part):
             part[:] = rows.reshape(-1)[low - start * width : high - start * width]
     return out
+
+
+def reading_rows(inputs: Inputs) -> ReadRows:
+    """How rows of stored tensors are read of these files."""
+
+    def read(source: Ref, begin: int, end: int) -> Array:
+        width = source.spec.numel // max(source.spec.shape[0], 1)
+        return read_tensor(inputs, source, begin * width, end * width).reshape(end - begin, width)
+
+    return read
 
 
 def reading(inputs: Inputs) -> ReadStored:

@@ -19,7 +19,7 @@ from adaptertool.spec.tensors import Ref, TensorSpec
 
 @deferred()
 def require_finite_factors(plan: Plan, inputs: Inputs) -> list[str]:
-    """Read every factor of every adapter once; returns what the user should know of zeros in them.
+    """Read every factor of every adapter once, or what it is made of; returns what the user should know of zeros.
 
     Raises NonFiniteError, naming the tensor, for NaN or infinity. A tuned checkpoint is as large as the base; its
     tensors are checked as they are read.
@@ -44,8 +44,8 @@ class _Change(NamedTuple):
     """A change by a product, and the numbers of its factors."""
 
     edit: Edit
-    a: int
-    b: int
+    a: list[int]
+    b: list[int]
 
 
 class _Factors:
@@ -64,9 +64,18 @@ class _Factors:
                 if step.base.path == shard.source if plan.as_adapter else step.stored.path not in base:
                     self._number(step.stored)
                 for edit in step.edits:
-                    numbers = {role: self._number(ref) for role, ref in edit.factors.items()}
+                    numbers = {role: list(self._all(ref)) for role, ref in edit.factors.items()}
                     if A in numbers and B in numbers:
                         yield _Change(edit, numbers[A], numbers[B])
+
+    def _all(self, ref: Ref) -> Iterator[int]:
+        """Of a factor, or of the sources that tell all that is asked of it: to make it takes longer."""
+        made = ref.made
+        if made is None or not made.plain or any(source.spec.dtype == "F64" for source in made.sources):
+            yield self._number(ref)
+        else:
+            for source in made.sources:
+                yield from self._all(source)
 
     def _number(self, ref: Ref) -> int:
         number = self._numbers.setdefault((ref.path, ref.offset, ref.spec), len(self.refs))
@@ -90,14 +99,18 @@ def _together(refs: Sequence[Ref]) -> Iterator[list[Ref]]:
 
 def _zeros(path: Path, changes: Sequence[_Change], refs: Sequence[Ref], zero: Sequence[int]) -> Iterator[str]:
     """Notes on one adapter. zero: of each factor, how many rows are all zero."""
+
+    def vanishes(number: int) -> bool:
+        return zero[number] == max((1, *refs[number].spec.shape[:1]))
+
     modules, nothing, unscaled = set(), set(), set()
     partly: dict[int, str] = {}
     for edit, a, b in changes:
         modules.add(edit.module)
-        if zero[a] == max(1, refs[a].spec.shape[0]) or zero[b] == max(1, refs[b].spec.shape[0]):
+        if any(map(vanishes, (*a, *b))):
             nothing.add(edit.module)
-        elif zero[b]:
-            partly[b] = edit.module
+        elif edit.factors[B].made is None and zero[b[0]]:
+            partly[b[0]] = edit.module
         if edit.scale == 0:
             unscaled.add(edit.module)
     if nothing:

@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Sequence
 
-from adaptertool.arguments import Number, PathLike, as_path, decimal, decimals
+from adaptertool.arguments import Number, PathLike, as_input, as_path, decimal, decimals
 from adaptertool.errors import UsageError
 from adaptertool.evaluation.prompts import LOSSES
 from adaptertool.planning.sources import Reading, check_compose
@@ -67,9 +67,9 @@ def evaluate(
     from adaptertool.evaluation.run import Request, run  # noqa: PLC0415  # needs both
 
     request = Request(
-        base=as_path(base, "BASE"),
-        adapters=tuple(as_path(path, "ADAPTER") for path in adapters),
-        merged=tuple(as_path(path, "--merged") for path in merged),
+        base=as_input(base, "BASE"),
+        adapters=tuple(as_input(path, "ADAPTER") for path in adapters),
+        merged=tuple(as_input(path, "--merged") for path in merged),
         prompts=as_path(prompts, "--prompts"),
         weights=tuple(map(float, numbers)),
         compose=compose,

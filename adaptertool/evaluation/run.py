@@ -26,6 +26,7 @@ from adaptertool.evaluation.loading import (
 )
 from adaptertool.evaluation.logits import Reference
 from adaptertool.evaluation.prompts import read_prompts
+from adaptertool.files.hub import called
 from adaptertool.live.attach import attaching
 from adaptertool.live.device import OUT_OF_MEMORY, device_of
 from adaptertool.planning.sources import Reading
@@ -57,8 +58,8 @@ class Request:
         return [(self._name(group), group) for group in groups]
 
     def _name(self, group: Sequence[int]) -> str:
-        own = [f"{self.adapters[n]}" + (f" × {self.weights[n]:g}" if self.weights[n] != 1 else "") for n in group]
-        return " + ".join([str(self.base), *own])
+        own = [called(self.adapters[n]) + (f" × {self.weights[n]:g}" if self.weights[n] != 1 else "") for n in group]
+        return " + ".join([called(self.base), *own])
 
 
 def run(request: Request) -> EvaluationReport:
@@ -80,10 +81,10 @@ def _run(request: Request, start: float) -> EvaluationReport:
     judged = [one.drift for one in scores if one.drift is not None and one.role != "base"]
     return EvaluationReport(
         ok=all(drift.mean_kl <= request.fail_above for drift in judged),
-        base=str(request.base),
-        adapters=tuple(map(str, request.adapters)),
+        base=called(request.base),
+        adapters=tuple(map(called, request.adapters)),
         weights=request.weights,
-        merged=tuple(map(str, request.merged)),
+        merged=tuple(map(called, request.merged)),
         reference=next(one.name for one in scores if one.drift is None),
         prompts=len(cases),
         tokens=sum(len(case.prompt) for case in cases),
@@ -148,7 +149,7 @@ class _Models:
             gc.collect()  # the model before: a cycle may hold it
             start = time.perf_counter()
             model = self._load(path)
-            yield self._scores(model, str(path), "merged", start, answers_of(model, str(path), self._cases))
+            yield self._scores(model, called(path), "merged", start, answers_of(model, called(path), self._cases))
             del model
 
     def close(self) -> None:
@@ -158,7 +159,7 @@ class _Models:
     def _load(self, path: Path) -> Any:
         model, notes = load_model(path, self._device)
         self._notes += notes
-        check_fit(self._cases, str(path), context_of(model), vocabulary_of(model), self._request.generate)
+        check_fit(self._cases, called(path), context_of(model), vocabulary_of(model), self._request.generate)
         return model
 
     def _attached(self, model: Any, group: Sequence[int]) -> contextlib.AbstractContextManager[None]:

@@ -7,12 +7,16 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from adaptertool.errors import shown
 from adaptertool.files import store_of
+from adaptertool.files.hub import absent, snapshot_of, to_complete
 from adaptertool.files.reader import open_input
 from adaptertool.files.store import FILE
+from adaptertool.files.tokenizer import is_tokenizer_file
 from adaptertool.files.trainer import is_trainer_file, is_trainer_folder
 from adaptertool.spec.plan import Asset
 
+MODEL_INDEX = "model_index.json"  # of a pipeline of diffusers
 INDEX = "model.safetensors.index.json"
 MANIFEST = "adaptertool.manifest.json"
 SUMS = "SHA256SUMS"
@@ -28,6 +32,9 @@ OTHER_WEIGHTS = (
     "diffusion_pytorch_model*.bin", "diffusion_flax_model*.msgpack", "*.ckpt", "openvino_model.*",
     "rust_model.ot", "*.gguf", "*.onnx", "*.onnx_data", "*.onnx.data", SUMS,
 )  # fmt: skip
+# What those who load a model never download
+_OF_THE_HUB = re.compile(r"(^|/)\.git|^LICENSE|^USE_POLICY|\.(md|png|jpe?g|gif|pdf)$", re.IGNORECASE)
+_LISTED = 8  # files that are named
 OTHER_FOLDERS = frozenset({".git", ".cache", "original", "metal", "onnx", "openvino", "coreml"})
 
 
@@ -52,6 +59,33 @@ def read_assets(
         with open_input(path) as file:
             assets.append(Asset(path, file.stamp, name, file.size))
     return tuple(assets), left
+
+
+def lacking(root: Path, adapter_files: tuple[str, ...]) -> list[str]:
+    """What to say of a snapshot in the cache of the hub that has not all that would be carried over of its repository;
+    nothing of other folders."""
+    own = snapshot_of(root)
+    if own is None or own.inside:
+        return []
+    known = absent(root)
+    if known is None:
+        names = [entry.name for entry in store_of(root).entries(root)]
+        if MODEL_INDEX in names or any(map(is_tokenizer_file, names)):
+            return []
+        return [f"there is no tokenizer in {own}, which may be for want of downloading it{to_complete(root)}"]
+    names = [name for name in known if not (_stays(name, adapter_files) or _OF_THE_HUB.search(name))]
+    if not names:
+        return []
+    listed = ", ".join(map(shown, names[:_LISTED])) + (" ..." if len(names) > _LISTED else "")
+    return [f"not there, and so not in what is made, though {own} has it: {listed}{to_complete(root)}"]
+
+
+def _stays(name: str, adapter_files: tuple[str, ...]) -> bool:
+    """Whether a file of a repository would be left behind."""
+    first, *inside = name.split("/")
+    if inside:
+        return first in OTHER_FOLDERS or is_trainer_folder(first)
+    return _is_other(name, adapter_files) or is_trainer_file(name)
 
 
 def _is_other(name: str, adapter_files: tuple[str, ...]) -> bool:

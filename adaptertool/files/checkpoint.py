@@ -13,13 +13,14 @@ from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files import store_of
 from adaptertool.files.assets import INDEX as INDEX
 from adaptertool.files.assets import MANIFEST as MANIFEST
-from adaptertool.files.assets import RUN
+from adaptertool.files.assets import RUN, lacking
 from adaptertool.files.assets import SUMS as SUMS
 from adaptertool.files.assets import is_ours as is_ours
 from adaptertool.files.assets import read_assets as read_assets
 from adaptertool.files.gguf import is_gguf, read_gguf
 from adaptertool.files.header import Header, read_header
-from adaptertool.files.hints import found_below, not_there
+from adaptertool.files.hints import another_file, found_below, not_there
+from adaptertool.files.hub import to_complete
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import exists, names_in
 from adaptertool.files.store import FOLDER
@@ -115,7 +116,7 @@ def open_checkpoint(path: Path, adapters: Adapters = _NO_ADAPTERS) -> Checkpoint
         header = read_gguf(path)
         return Checkpoint(path, (header,), header.tensors, None, (), (), is_file=True)
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} is neither a directory nor a .safetensors file, nor GGUF; nothing else is read")
+        raise InputError(f"{path} is neither a directory nor a .safetensors file, nor GGUF{another_file(path)}")
     header, notes = read_header(path), list[str]()
     # Not part of the output, but a config that stands beside the file says what the file is.
     if NAMES.shard.fullmatch(path.name):
@@ -158,6 +159,7 @@ def open_directory(root: Path, adapters: Adapters = _NO_ADAPTERS, own: WeightNam
     if others := [name for name in left if name not in stray]:
         listed = ", ".join(map(shown, others))
         notes.append(f"left out (other copies of the weights, or not part of the model): {listed}")
+    notes += lacking(root, adapters.files)
     return Checkpoint(root, headers, tensors, _config(root), assets, tuple(notes), index=index, left=tuple(left))
 
 
@@ -183,6 +185,7 @@ def _nothing_found(root: Path, adapters: Adapters) -> str:
         return f"{root} has only pickled weights ({pickles[0]}); pickles are never opened: convert to safetensors"
     others = [name for end in ("*.safetensors", "*.gguf") for name in names_in(root, end) if exists(root / name)]
     hint = f"; to use {shown(others[0])}, give the path of that file" if others else found_below(root, (SINGLE, INDEX))
+    hint = hint or to_complete(root) or ("" if names_in(root, "*") else "; it is empty")
     return f"{root} has neither {SINGLE} nor {INDEX}{hint}"
 
 
@@ -195,7 +198,7 @@ def _contained(index_path: Path, name: str) -> Path:
     try:
         real, real_root = (store_of(root).real(one) for one in (path, root))
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{shown(path)} is missing, though the checkpoint needs it") from error
+        raise InputError(f"{shown(path)} is missing, though the checkpoint needs it{to_complete(root)}") from error
     # A component of a pipeline lies one level below
     snapshots = (folder for folder in list(real_root.parents)[:2] if folder.name == "snapshots")
     in_hub_cache = any(real.parent == folder.parent / "blobs" for folder in snapshots)

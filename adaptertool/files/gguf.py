@@ -242,7 +242,7 @@ def _require_order(path: Path, size: int, start: int, alignment: int, refs: list
             raise InputError(f"{path}: tensor {shown(ref.spec.name)} {where}: the file is damaged")
         end = ref.offset + ref.spec.nbytes
     if end > size and refs:
-        raise InputError(f"{path} is cut short: {end:,} bytes by its header, {size:,} on disk")
+        raise InputError(f"{path} is cut short: {end:,} bytes by its header, {size:,} on disk; fetch it again")
     if aligned(end, alignment) < size:
         raise InputError(f"{path} has {size - end:,} bytes after its last tensor: the file is damaged")
 

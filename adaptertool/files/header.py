@@ -89,8 +89,10 @@ def _validated(file: InputFile, data_start: int, fields: dict[str, Any]) -> Head
             raise _bad(file.path, ref.spec.name, what)
         end += ref.spec.nbytes
     if end != file.size:
-        what = "is cut short" if end > file.size else "has bytes after its last tensor"
-        raise InputError(f"{file.path} {what}: {end:,} bytes by its header, {file.size:,} on disk")
+        what, hint = "has bytes after its last tensor", ""
+        if end > file.size:
+            what, hint = "is cut short", "; fetch it again"
+        raise InputError(f"{file.path} {what}: {end:,} bytes by its header, {file.size:,} on disk{hint}")
     return Header(file.path, file.size, data_start, {ref.spec.name: ref for ref in refs}, metadata, file.stamp)
 
 

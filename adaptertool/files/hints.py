@@ -3,23 +3,74 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import os
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from adaptertool.errors import StorageError, shown
-from adaptertool.files import store_of
+from adaptertool.files import LOCAL, store_of
 
+PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _LISTED = 8  # folders that are named
-_HUB = re.compile(r"(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/)?(\w[\w.-]*/[\w.-]+)(?:/tree/.*)?/?")
+_HUB = re.compile(
+    r"(?:(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/+)?(\w[\w.-]*/[\w.-]+)(?:/(?:tree|blob|resolve)/.*)?/?"
+)
+_URL = re.compile(r"^(?!file:)(\w+):/+(?=[^/])")
+_UNEXPANDED = re.compile(r"[$*?]")  # what a shell takes the place of, unless it is quoted
 
 
 def not_there(path: Path) -> str:
-    """A path that does not exist, and may be meant for a repository on the hub."""
-    if found := _HUB.fullmatch(str(path)):
-        return f"{shown(path)} does not exist (if it is on the hub: `hf download {found[1]} --local-dir DIR` first)"
-    return f"{shown(path)} does not exist"
+    """A path that does not exist, and what may be meant by it: a name that is nearly that, what a shell would have made
+    of it, or a repository on the hub."""
+    if store_of(path) is not LOCAL:
+        return f"{shown(path)} does not exist"
+    text = _URL.sub(r"\1://", str(path).replace("file:/", "file:///"), count=1)  # paths have one of several slashes
+    return f"{shown(text)} does not exist{_meant(path, text)}"
+
+
+def _meant(path: Path, text: str) -> str:
+    hub = _HUB.fullmatch(text)
+    if text.startswith("file://"):
+        return f"; give the path alone: {shown(text.removeprefix('file://'))}"
+    if "://" in text:
+        return (
+            _on_hub(hub[1])
+            if hub
+            else "; of URLs s3://, gs:// and az:// are read: download it first, and give the path"
+        )
+    if text.startswith("~"):
+        home = os.path.expanduser(text)  # noqa: PTH111  # which does not raise where there is no such user
+        meant = f": give {shown(home)}" if os.path.exists(home) else ""
+        return f"; a shell puts a folder in the place of ~ only where it is not quoted{meant}"
+    if near := _near(path):
+        return f"; did you mean {shown(near)}?"
+    if found := _UNEXPANDED.search(text):
+        return f"; a shell expands {found[0]} only where it is not quoted, and there is what it stands for"
+    return _on_hub(hub[1]) if hub else ""
+
+
+def _on_hub(name: str) -> str:
+    get = f"if it is on the hub: `hf download {name}` first, and give {name}"
+    return f", nor does the local cache of the hub have it ({get})"
+
+
+def _near(path: Path) -> Path | None:
+    """The path with the first name in it that is not there spelled as one that is, where that leads somewhere."""
+    parts = path.parts
+    missing = next((at for at in range(len(parts)) if not os.path.lexists(Path(*parts[: at + 1]))), None)
+    if missing is None:
+        return None
+    above = Path(*parts[:missing])
+    with contextlib.suppress(OSError):
+        present = [one.name for one in above.iterdir()]
+        for name in difflib.get_close_matches(parts[missing], present, n=_LISTED):
+            meant = Path(above, name, *parts[missing + 1 :])
+            if os.path.exists(meant):
+                return meant
+    return None
 
 
 def found_below(root: Path, names: Sequence[str]) -> str:
@@ -40,6 +91,15 @@ def found_below(root: Path, names: Sequence[str]) -> str:
     if len(found) == 1:
         return f"; there is one in {shown(found[0])}: give that path"
     return f"; give one of {', '.join(map(shown, found[:_LISTED]))}{' ...' if len(found) > _LISTED else ''}"
+
+
+def another_file(path: Path) -> str:
+    """The end of a message on a file that is read by nobody, and begins with "; "."""
+    if path.suffix.lower() in PICKLES:
+        return "; it is a pickle, and pickles are never opened: convert it to safetensors"
+    if path.suffix.lower() == ".json":
+        return f"; give the directory that it stands in, {shown(path.parent)}"
+    return "; nothing else is read"
 
 
 def from_pickle(source: Path, target: Path) -> str:

@@ -15,15 +15,16 @@ from typing import Any
 
 from adaptertool.errors import InputError, shown
 from adaptertool.files import store_of
-from adaptertool.files.assets import read_assets
+from adaptertool.files.assets import MODEL_INDEX as MODEL_INDEX
+from adaptertool.files.assets import lacking, read_assets
 from adaptertool.files.checkpoint import INDEX, NAMES, SINGLE, Adapters, Checkpoint, WeightNames, open_directory
 from adaptertool.files.header import Header
+from adaptertool.files.hub import to_complete
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import exists, names_in
 from adaptertool.files.store import FOLDER
 from adaptertool.spec.tensors import Ref
 
-MODEL_INDEX = "model_index.json"
 _STEM = "diffusion_pytorch_model"
 _PLAIN = WeightNames(f"{_STEM}.safetensors", f"{_STEM}.safetensors.index.json", NAMES.shard)
 
@@ -59,14 +60,15 @@ def open_pipeline(root: Path, adapters: Adapters) -> Checkpoint:
     named = load_json(root / MODEL_INDEX)
     folders = [name for name, what in named.items() if _CHANGED.fullmatch(name) and _is_there(what)]
     if gone := [name for name in folders if store_of(root).look(root / name) != FOLDER]:
-        raise InputError(f"{root / MODEL_INDEX} names {shown(gone[0])}, but {shown(root / gone[0])} is not there")
+        where = f"{shown(root / gone[0])} is not there{to_complete(root)}"
+        raise InputError(f"{root / MODEL_INDEX} names {shown(gone[0])}, but {where}")
     models = {name: open_component(root / name, adapters) for name in folders}
     if not models:
         raise InputError(f"{root / MODEL_INDEX} names no model that adapters change (unet, transformer, text_encoder)")
     assets, left = read_assets(root, adapters.files, apart=models)
     own = [asset for name, model in models.items() for asset in _inside(name, model)]
     headers = [_prefixed(header, f"{name}.") for name, model in models.items() for header in model.headers]
-    notes = [note for model in models.values() for note in model.notes]
+    notes = [note for model in models.values() for note in model.notes] + lacking(root, adapters.files)
     if left:
         notes.append(f"left out (other copies of the weights, or not part of the model): {', '.join(map(shown, left))}")
     return Checkpoint(

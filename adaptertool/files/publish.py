@@ -80,7 +80,8 @@ def _check_free(out: Path, *, as_file: bool, force: bool) -> None:
     if not os.path.lexists(out) or (not as_file and out.is_dir() and not any(out.iterdir())):
         return
     if not force:
-        way = "remove it first" if as_file else "replace it with --force"  # which does not replace files
+        # --force replaces no files, and nothing that others have made
+        way = "replace it with --force" if not as_file and (out / MANIFEST).is_file() else "remove it first"
         raise OutputError(f"{out} exists; choose another OUT, or {way}")
     if as_file or out.is_symlink() or not out.is_dir():
         raise OutputError(

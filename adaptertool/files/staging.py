@@ -43,8 +43,6 @@ class Staging:
     at work in it, it is theirs, unless OUT is published.
     """
 
-    unfinished = 16  # that are written and not yet durable: all of them are open
-
     def __init__(
         self,
         out: Path,
@@ -66,7 +64,7 @@ class Staging:
         self._named: dict[str, Receipt] = {}  # the receipts of these
         self.precious = False  # what is there took more than our own work to make
         self.stays = part
-        self.alone = False  # no other run finds it
+        self.alone, self.unfinished = False, 16  # no other run finds it; files written and not yet durable, all open
         self._lockless = self._published = False
         self._unfinished: set[Path] = set()
         self._lacks: dict[str, None] = {}  # what the file system does not have, and what follows

@@ -8,11 +8,10 @@ from pathlib import Path
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.gguf import is_gguf
 from adaptertool.files.header import read_header
-from adaptertool.files.hints import from_pickle
+from adaptertool.files.hints import PICKLES, from_pickle
 from adaptertool.files.reader import exists, is_file, is_folder, names_in
 from adaptertool.files.trainer import is_trainer_file
 
-_PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _NEMO = ".nemo"
 _OF_MODELS = ("pytorch_model", "model")  # how names of pickles begin that are of no adapter
 _IN_FOLDERS = ("adapters.safetensors", "adapter_model.safetensors")  # of MLX, of PEFT
@@ -46,12 +45,12 @@ def _explain_folder(path: Path, is_adapter: Callable[[Path], bool]) -> None:
         raise InputError(f"{path} is a folder, and what is an adapter is a file in it; give its path: {listed}")
     for one in (path / name for name in names_in(path, "*")):
         known = one.name.startswith(_OF_MODELS) or is_trainer_file(one.name)
-        if one.suffix.lower() in (*_PICKLES, _NEMO) and not known:
+        if one.suffix.lower() in (*PICKLES, _NEMO) and not known:
             _explain_file(one)
 
 
 def _explain_file(path: Path) -> None:
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise UnsupportedError(
             f"{path} is a pickle, and pickles are never opened. This makes a safetensors file of it; give that:\n"
             f"  {from_pickle(path, path.with_suffix('.safetensors'))}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from adaptertool.architectures.families import EMBEDDINGS
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats import DEFAULT
+from adaptertool.formats.format import Facts
 from adaptertool.inspection.capacity import capacity_of
 from adaptertool.inspection.coverage import coverage_of
 from adaptertool.inspection.described import Described
@@ -62,7 +63,7 @@ def adapter_facts(
         trained_on=said.trained_on,
         initialiser=said.initialiser,
         rank_stabilised=said.rank_stabilised,
-        scaled_by="alpha/√r" if said.rank_stabilised else said.scale,
+        scaled_by=_scaled_by(said, described),
         kinds=dict(Counter(module.kind for module in modules)),
         dtypes=dict(Counter(ref.spec.dtype for ref in tensors.values())),
         tensors=len(tensors),
@@ -71,3 +72,15 @@ def adapter_facts(
         coverage=coverage_of(described.modules, base, plan),
         capacity=capacity_of(trainable, forms, needed),
     )
+
+
+def _scaled_by(said: Facts, described: Described) -> str:
+    """What the scales are made of. Single files have an alpha for each module, or one in their metadata, or none."""
+    if said.rank_stabilised:
+        return "alpha/√r"
+    header, config = described.header, described.format.files.config
+    by_tensors = any(name.endswith(".alpha") for name in header.tensors)
+    by_metadata = any("alpha" in text for text in (header.metadata or {}).values())
+    by_fields = said.alpha is not None and (config is not None or header.typed is not None)
+    told = by_tensors or by_metadata or by_fields or said.scale != Facts._field_defaults["scale"]
+    return said.scale if told else "no alpha is given"

@@ -15,12 +15,12 @@ from adaptertool.kinds.dora_scale import DORA_OVER
 from adaptertool.kinds.fourierft import FOURIERFT
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
-from adaptertool.kinds.glora import GLORA
+from adaptertool.kinds.glora import GLORA, GLORA_BIAS
 from adaptertool.kinds.gralora import GRALORA
 from adaptertool.kinds.hira import HIRA
 from adaptertool.kinds.hra import HRA
 from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
-from adaptertool.kinds.kind import NORM, Kind
+from adaptertool.kinds.kind import NORM, PRODUCT, Kind
 from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.loha_tucker import LOHA_TUCKER
 from adaptertool.kinds.lokr import LOKR, LYCORIS_LOKR
@@ -67,6 +67,7 @@ KINDS: tuple[Kind, ...] = (
     TINYLORA,
     VBLORA,
     GLORA,
+    GLORA_BIAS,
     PVERA,
     UNILORA,
     LORA_TUCKER,
@@ -109,4 +110,4 @@ def kind_of(change: OfKind) -> Kind:
     return BY_NAME[change.kind]
 
 
-__all__ = ["BY_NAME", "DORA", "FULL", "KINDS", "LORA", "NORM", "OFFSET", "SPELLED", "Kind", "kind_of"]
+__all__ = ["BY_NAME", "DORA", "FULL", "KINDS", "LORA", "NORM", "OFFSET", "PRODUCT", "SPELLED", "Kind", "kind_of"]

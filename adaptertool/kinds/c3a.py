@@ -43,7 +43,7 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         turns = np.lib.stride_tricks.sliding_window_view(np.concatenate([own, own], axis=2), block, axis=2)
         return turns[down - begin, :, (block - within) % block].reshape(last - first, across * block)
 
-    return [Part(DIFFERENCE.name, {DELTA: made((kernel,), weight, rows)}, 1 / weight[1])]
+    return [Part(DIFFERENCE.name, {DELTA: made((kernel,), weight, rows, plain=True)}, 1 / weight[1])]
 
 
 C3A = Kind(

@@ -3,8 +3,9 @@ with `para` nothing is put there (PaRa). Q = P and N = max(P, 0) by `relu`; by `
 what P spans. s is alpha/r, or 1 without an alpha.
 
 The weight's transpose is multiplied by a matrix near the identity from the right, and then there is LoRA. By `qr` Q·Nᵀ
-is P·(PᵀP)⁻¹·Pᵀ, made in double-double (kinds.hra); Q·R itself depends on the signs that the library's decomposition
-gives the columns of Q, so that is refused.
+is P·(PᵀP)⁻¹·Pᵀ, made in double-double (kinds.hra), and so is Q, with the signs that LAPACK gives its columns
+(numerics.orthonormal): where P is so near to another sign that float32, by which PEFT decomposes it, may have that, it
+is refused.
 
 Source: S. Chen et al., "PaRa: Personalizing Text-to-Image Diffusion via Parameter Rank Reduction" (arXiv:2406.05641),
 and PEFT 0.21.2 (tuners/deft), against which this is checked in the tests.
@@ -17,18 +18,22 @@ from typing import Any
 
 import numpy as np
 
+from adaptertool.errors import UnsupportedError, shown
 from adaptertool.kinds import lora
 from adaptertool.kinds.hra import projected_away
 from adaptertool.kinds.kind import Change, Kind, Misreading, Part, Shape
-from adaptertool.kinds.made import made, whole
+from adaptertool.kinds.made import made, remembered, whole
 from adaptertool.kinds.misreadings import ZEROS, ignored, with_settings
 from adaptertool.kinds.right_product import HIGH, LEFT, LOW, RIGHT_PRODUCT
 from adaptertool.kinds.spelling import Spelling
-from adaptertool.spec.tensors import Ref
+from adaptertool.numerics.error_bound import Array
+from adaptertool.numerics.orthonormal import basis, signs
+from adaptertool.spec.tensors import ReadRows, Ref
 
 P, R = "deft_P", "deft_R"
 METHOD, REMOVES, ALPHA = "decomposition_method", "para", "alpha"
 _RELU, _QR = "relu", "qr"
+_BY_PEFT = "Merge it with PEFT (merge_and_unload), on the machine that trained it"
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
@@ -43,18 +48,48 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     """A right product of the transpose, then LoRA. Rows raise InputError where P spans fewer than r dimensions."""
     p, rank = factors[P], factors[P].shape[1]
     if settings[METHOD] == _QR:
-        return [Part(RIGHT_PRODUCT.name, projected_away(p), 1.0, turned=True)]
+        taken = Part(RIGHT_PRODUCT.name, projected_away(p), 1.0, turned=True)
+        return [taken, _on_basis(p, factors[R], scale * _scale(settings, rank))] if R in factors else [taken]
     size = (rank, weight[0])
     product = {
-        LEFT: made((p,), p.shape, lambda read, first, last: np.maximum(read(p, first, last), 0.0)),
-        HIGH: made((p,), size, lambda read, first, last: -whole(read, p).T[first:last]),
-        LOW: made((p,), size, lambda _read, first, last: np.zeros((last - first, weight[0]))),
+        LEFT: made((p,), p.shape, lambda read, first, last: np.maximum(read(p, first, last), 0.0), plain=True),
+        HIGH: made((p,), size, lambda read, first, last: -whole(read, p).T[first:last], plain=True),
+        LOW: made((p,), size, lambda _read, first, last: np.zeros((last - first, weight[0])), plain=True),
     }
     taken = Part(RIGHT_PRODUCT.name, product, 1.0, turned=True)
     if R not in factors:
         return [taken]
+    return [taken, Part(lora.LORA.name, {lora.B: p, lora.A: factors[R]}, scale * _scale(settings, rank))]
+
+
+def _scale(settings: Mapping[str, Any], rank: int) -> float:
     alpha = settings[ALPHA]
-    return [taken, Part(lora.LORA.name, {lora.B: p, lora.A: factors[R]}, scale * (alpha / rank if alpha else 1.0))]
+    return float(alpha / rank) if alpha else 1.0
+
+
+def _on_basis(p: Ref, r: Ref, scale: float) -> Part:
+    """LoRA with Q in two terms. Its rows raise UnsupportedError where the signs of Q are not known."""
+    rank = p.shape[1]
+
+    def left(read: ReadRows) -> Array:
+        columns = whole(read, p)
+        found = signs(columns)
+        if not found.all():
+            raise UnsupportedError(
+                f"{p.path}: {shown(p.spec.name)}: the sign of column {int(np.argmin(abs(found)))} of its basis is "
+                f"open: float32 may take either. {_BY_PEFT}"
+            )
+        return (basis(columns).parts[:2] * found).transpose(1, 0, 2).reshape(-1, 2 * rank)
+
+    def twice(read: ReadRows, first: int, last: int) -> Array:
+        return np.tile(whole(read, r), (2, 1))[first:last]
+
+    q = remembered(left)
+    factors = {
+        lora.B: made((p,), (p.shape[0], 2 * rank), lambda read, first, last: q(read)[first:last]),
+        lora.A: made((r,), (2 * rank, r.shape[1]), twice),
+    }
+    return Part(lora.LORA.name, factors, scale)
 
 
 def check(fields: Mapping[str, Any]) -> str | None:
@@ -64,11 +99,6 @@ def check(fields: Mapping[str, Any]) -> str | None:
         return f"{METHOD} must be {_RELU} or {_QR}, and {REMOVES} true or false: they say what the factors mean"
     if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 2**100):
         return f"{ALPHA} must be a number"
-    if method == _QR and not removes:
-        return (
-            f"{METHOD} = {_QR}: the signs of its basis are those that a library of linear algebra chose, and are not "
-            "in its file: merge it with PEFT (merge_and_unload)"
-        )
     return None
 
 

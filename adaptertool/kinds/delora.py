@@ -52,7 +52,8 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         top, rest = two_product(*np.broadcast_arrays(main, high))
         return [top, rest, main * low + sum(term * high for term in more)]
 
-    return [product((a, b, strength, columns), (weight[0], a.shape[0], weight[1]), (left, 1), (right, 3), scale)]
+    sources, shape = (a, b, strength, columns), (weight[0], a.shape[0], weight[1])
+    return [product(sources, shape, (left, 1), (right, 3), scale, plain=False)]
 
 
 def _lengths(a: Array, b: Array, size: float, rank: int) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from adaptertool.kinds import lora
-from adaptertool.kinds.kind import NORM, Change, Factors, Kind, Misreading, Norms, Part, Shape
+from adaptertool.kinds.kind import NORM, PRODUCT, Change, Factors, Kind, Misreading, Norms, Part, Shape
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.made import made, turned, whole
 from adaptertool.kinds.spelling import Spelling
@@ -35,8 +35,14 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
 
 
 def squares(ops: Ops, rows: Array, factors: Factors, scale: Any) -> Array:
-    """‖V‖² of each row, for rows (n, columns), A (r, columns) and B (n, r), as far as the columns in `rows` go: (n, 1).
-    Of blocks of float32, too, in float64."""
+    """‖V‖² of each row, for rows (n, columns), A (r, columns) and B (n, r), or their product, as far as the columns in
+    `rows` go: (n, 1). Of blocks of float32, too, in float64."""
+    if PRODUCT in factors:
+        none = np.zeros((len(rows), 0)), np.zeros((0, rows.shape[1]))
+        parts = [
+            ops.squares(rows[part] + factors[PRODUCT][part] * scale, none[0][part], none[1]) for part in ops.parts(rows)
+        ]
+        return np.concatenate(parts)
     return ops.squares(rows, factors[B] * scale, factors[A])
 
 
@@ -44,14 +50,15 @@ def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> N
     """rows += weight·((m / ‖V‖)·V − rows), in place. rows (n, columns); A (r, columns); B (n, r); m and the norm
     (n, 1)."""
     assert ops.divide is not None
-    ratio, left = ops.divide(factors[MAGNITUDE], factors[NORM]), factors[B] * scale
+    ratio = ops.divide(factors[MAGNITUDE], factors[NORM])
     if weight == 1:
+        role = PRODUCT if PRODUCT in factors else B
         for part in ops.parts(rows):
             some = rows[part]
-            ops.add_product(some, left[part], factors[A])
+            lora.apply(ops, some, {**factors, role: factors[role][part]}, scale, 1)
             some *= ratio[part]
         return
-    changed = ops.plus_product(rows, left, factors[A])
+    changed = lora.combined(ops, rows, factors, scale)
     changed *= ratio
     changed -= rows
     changed *= weight

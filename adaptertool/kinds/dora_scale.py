@@ -24,7 +24,7 @@ from adaptertool.kinds.loha_tucker import LOHA_TUCKER
 from adaptertool.kinds.lokr import LYCORIS_LOKR
 from adaptertool.kinds.lora import LORA, A, B
 from adaptertool.kinds.lora_tucker import LORA_TUCKER
-from adaptertool.kinds.made import made, product, products, remembered, terms_of, turned, whole
+from adaptertool.kinds.made import made, product, products, remembered, terms_of, turned, whole, with_shortcut
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
@@ -50,7 +50,7 @@ def over(kind: Kind, name: str, tag: str) -> Kind:
         by_row = m.shape[0] == weight[0] and (len(m.shape) == 1 or m.shape[1] == 1)
         places = 1 if by_row else math.prod(weight[2:])
         numbers = remembered(lambda read: np.repeat(whole(read, m).reshape(-1), places))
-        length = made([m], (m.spec.numel * places,), lambda read, first, last: numbers(read)[first:last])
+        length = made([m], (m.spec.numel * places,), lambda read, first, last: numbers(read)[first:last], plain=True)
         if by_row:
             return [Part(DORA.name, {A: a, B: b, MAGNITUDE: length}, scale)]
         factors = {A: _flipped(b), B: _flipped(a), MAGNITUDE: length}
@@ -92,15 +92,20 @@ def _product(parts: Sequence[Part], factors: Mapping[str, Ref], weight: Shape) -
     def change(read: ReadRows, begin: int, end: int) -> Array:
         return np.concatenate([read(term, begin, end) for term in terms], axis=1)
 
+    def whole_change(read: ReadRows, begin: int, end: int, _: bool) -> tuple[Array, float]:
+        high = read(terms[0], begin, end)
+        return high, 2.0**-52 * float(abs(high).max(initial=0.0)) + 2.0**-1060 if len(terms) > 1 else 0.0
+
+    def ones(_: ReadRows, begin: int, end: int) -> Array:
+        return (np.arange(begin, end)[:, None] % size == np.arange(size)).astype(np.float64)
+
+    count = size * len(terms)
     if wide <= out:  # the change, times ones on a diagonal for each term
-        units = np.tile(np.eye(wide), (len(terms), 1))
-        return (
-            made(sources, (size * len(terms), wide), lambda _, begin, end: units[begin:end]),
-            made(sources, (out, size * len(terms)), change),
-        )
-    units = np.tile(np.eye(out), (1, len(terms)))
-    stacked = made(sources, (size * len(terms), wide), lambda read, begin, end: _stacked(read, terms)[begin:end])
-    return stacked, made(sources, (out, size * len(terms)), lambda _, begin, end: units[begin:end])
+        a, b = made(sources, (count, wide), ones, plain=True), made(sources, (out, count), change, plain=True)
+    else:
+        a = made(sources, (count, wide), lambda read, begin, end: _stacked(read, terms)[begin:end], plain=True)
+        b = made(sources, (out, count), lambda _, begin, end: np.tile(np.eye(out)[begin:end], len(terms)), plain=True)
+    return a, with_shortcut(b, a, whole_change)
 
 
 def _stacked(read: ReadRows, terms: Sequence[Ref]) -> Array:
@@ -125,7 +130,14 @@ def _of_hadamard(factors: Mapping[str, Ref], stored: Mapping[str, Ref], weight: 
         one, two = read(a1, 0, a1.shape[0])[:, None, :], read(a2, 0, a2.shape[0])[None]
         return [term.reshape(rank, wide) for term in products(one, two, terms)]
 
-    part = product(stored.values(), (weight[0], rank, wide), (left, terms), (right, terms), 1.0)
+    def whole_product(read: ReadRows, first: int, last: int, _: bool) -> tuple[Array, float]:
+        sides = {loha.B1: read(b1, first, last), loha.B2: read(b2, first, last)}
+        return loha.product(
+            {**sides, **{role: read(factors[role], 0, factors[role].shape[0]) for role in (loha.A1, loha.A2)}}
+        )
+
+    shape, both = (weight[0], rank, wide), ((left, terms), (right, terms))
+    part = product(stored.values(), shape, *both, 1.0, shortcut=whole_product)
     return part.factors[A], part.factors[B]
 
 

@@ -4,7 +4,8 @@ draws.
 Element (o, i) is s/(out·in)·Σ c[k]·cos(2π(o·u[k]/out + i·v[k]/in)): a product of rank 2n, since cos(x + y) is
 cos x·cos y − sin x·sin y. Cosines and sines are the nearest float64, and so are their products with c. Each of the two
 products thus errs by 3·2⁻⁵³ of it at most; |cos x·cos y| + |sin x·sin y| ≤ 1; and s/(out·in) is two roundings of
-float64. So the change that is made, exactly, is within 2⁻⁵⁰·s/(out·in)·Σ|c[k]| of the formula.
+float64. So the change that is made, exactly, is within 2⁻⁵⁰·s/(out·in)·Σ|c[k]| of the formula. Blocks of floats are
+made by Fourier transforms (numerics.sparse_spectrum), which are near both.
 
 Source: Z. Gao et al., "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform" (arXiv:2405.03003). Checked
 against PEFT 0.21.2 in the tests, which transforms in float32.
@@ -23,9 +24,11 @@ from adaptertool.kinds.made import product, whole
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.circle import circle
 from adaptertool.numerics.error_bound import Array
+from adaptertool.numerics.sparse_spectrum import can_transform, wave_rows
 from adaptertool.spec.tensors import ReadRows, Ref
 
 SPECTRUM = "fourierft_spectrum"
+_ROUNDED = 2.0**-50  # what cosines, and products with them, are rounded by, of Σ|c|, at most
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
@@ -51,7 +54,15 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         turns = (drawn(out * wide, count, seed) % wide)[:, None] * np.arange(wide) % wide
         return [np.concatenate([cosines[turns], sines[turns]])]
 
-    return [product((spectrum,), (out, 2 * count, wide), (left, 1), (right, 1), scale / (out * wide))]
+    def transformed(read: ReadRows, first: int, last: int, turned: bool) -> tuple[Array, float]:
+        places, numbers = np.divmod(drawn(out * wide, count, seed), wide), whole(read, spectrum)
+        side = slice(None, None, -1 if turned else 1)
+        rows, error = wave_rows(numbers, places[side], weight[side], first, last)
+        return rows, error + _ROUNDED * float(abs(numbers).sum())
+
+    shape, sides = (out, 2 * count, wide), ((left, 1), (right, 1))
+    shortcut = transformed if can_transform(out) and can_transform(wide) else None
+    return [product((spectrum,), shape, *sides, scale / (out * wide), shortcut=shortcut)]
 
 
 FOURIERFT = Kind(

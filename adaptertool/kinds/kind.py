@@ -22,6 +22,7 @@ from adaptertool.spec.tensors import Ref
 Shape = tuple[int, ...]
 Factors = Mapping[str, Array]  # by role
 NORM = "norm"
+PRODUCT = "product"
 
 # (bound, factors, scale, weight, unit, length) -> the bound after a step, in arithmetic whose roundings are each of at
 # most `unit`, relatively; `length` elements make a row of the weight.
@@ -130,6 +131,8 @@ class Kind:
     unfit:       what else to say there
     apply:       (ops, rows, factors, scale, weight): changes rows (n, columns) of the weight (out, in) in place;
                  factors as matrices, cut to these. Or a batch of single elements (n, 1, 1), with factors to match.
+                 In the place of both of a `pair` there may be, in blocks of floats, their product, under the role
+                 PRODUCT, (n, columns); how far that may be off is the error of its Factor.size
     bound:       the bound after `apply`. The very bound that it was given where `apply` changes nothing at all.
     operations:  of numerics.ops.OPERATIONS, those that `apply` needs of a number system
     norms:       where `apply` needs the norm of each whole row, which it finds among its factors, under the role NORM
@@ -148,6 +151,8 @@ class Kind:
                  is made by another scale, or by no adapter of this kind
     low_rank:    factors -> (B, A), float64, with scale·B·A the whole change, (out, r) and (r, in): of what has no pair
     of_weight:   what it changes depends on the weight that it finds
+    reads:       a role that no file has: the weight (out, in) of the layer whose bias it changes, as the base has it
+    size:        (the shapes of the factors) -> (out, in) of what they change, where no factor alone has these
     becomes:     the changes by other kinds that it comes down to, from factors that are made of its own
                  (kinds.made). With any weight w of the edit, they must be the same as W + w·(W' − W)
     misreadings: what else tools have taken it for: those of what it comes down to are not repeated
@@ -178,6 +183,8 @@ class Kind:
     anew: tuple[str, ...] = ()
     low_rank: Callable[[Factors], tuple[Array, Array]] | None = None
     of_weight: bool = False
+    reads: str | None = None
+    size: Callable[[Mapping[str, Shape]], tuple[int, int] | None] | None = None
     becomes: Becomes | None = None
     misreadings: Sequence[Misreading] = ()
     spellings: Mapping[str, Spelling] = field(default_factory=dict)
@@ -185,10 +192,13 @@ class Kind:
     def weight_of(self, factors: Mapping[str, Shape]) -> tuple[int, int] | None:
         """(out, in) of the matrix that factors of these shapes change; None where they do not fit together, or have no
         elements."""
-        out = {shape[0] for role in self.by_row if (shape := factors.get(role))}
-        wide = {math.prod(shape[1:]) for role in self.by_column if (shape := factors.get(role))}
-        if len(out) != 1 or len(wide) != 1 or 0 in out | wide or not all(map(math.prod, factors.values())):
+        if self.size is not None:
+            weight = self.size(factors)
+        else:
+            out = {shape[0] for role in self.by_row if (shape := factors.get(role))}
+            wide = {math.prod(shape[1:]) for role in self.by_column if (shape := factors.get(role))}
+            weight = (out.pop(), wide.pop()) if len(out) == len(wide) == 1 else None
+        if weight is None or 0 in weight or not all(map(math.prod, factors.values())):
             return None
-        weight = out.pop(), wide.pop()
         expected = self.shapes(weight, factors)
         return weight if expected == {role: tuple(shape) for role, shape in factors.items()} else None

@@ -58,11 +58,26 @@ def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: floa
     scaled = [end * times for end in factors[B1].extent]
     if not in_range((*(factor.extent for factor in ends), (min(scaled), max(scaled))), unit):
         return Bound(math.inf, math.inf)
-    error = (e1 * p2 + p1 * e2 + e1 * e2 + unit * (p1 + e1) * (p2 + e2) + tiny(unit)) * (1 + 2.0**-20)
+    error = _error((p1, e1), (p2, e2), unit)
     grain = size.grain_with(factors[B1], scale, weight)
     for role in (A1, B2, A2):
         grain = None if grain is None else size.grain_with(factors[role], power=grain)
     return size.plus(p1 * p2 * (1 + 2.0**-20), error, unit, grain)
+
+
+def _error(first: tuple[float, float], second: tuple[float, float], unit: float) -> float:
+    (p1, e1), (p2, e2) = first, second
+    return (e1 * p2 + p1 * e2 + e1 * e2 + unit * (p1 + e1) * (p2 + e2) + tiny(unit)) * (1 + 2.0**-20)
+
+
+def product(factors: Factors) -> tuple[Array, float]:
+    """(B₁·A₁) ⊙ (B₂·A₂) of float64 factors, and by how much an element may be off: as in `bound`."""
+    known = {role: Factor(factor) for role, factor in factors.items()}
+    sides = [_product(known, b, a, 1.0, 2.0**-53) for b, a in ((B1, A1), (B2, A2))]
+    found = factors[B1] @ factors[A1]
+    found *= factors[B2] @ factors[A2]
+    fine = all(factor.largest == 0 or in_range([factor.extent], 2.0**-53) for factor in known.values())
+    return found, _error(*sides, 2.0**-53) if fine else math.inf
 
 
 def _product(factors: Mapping[str, Factor], b: str, a: str, times: float, unit: float) -> tuple[float, float]:

@@ -67,6 +67,16 @@ def _size(factors: Mapping[str, Shape]) -> tuple[int, int]:
     return (factors[W1][0], factors[W1][1]) if W1 in factors else (factors[A1][0], factors[B1][1])
 
 
+def size(factors: Mapping[str, Shape]) -> tuple[int, int] | None:
+    """(out, in) of a matrix; None for a convolution in Tucker form, and where W₁ or W₂ is not there."""
+    one, two = ((factors.get(whole), factors.get(a), factors.get(b)) for whole, a, b in ((W1, A1, B1), (W2, A2, B2)))
+    sides = [whole or ((a[0], b[1]) if a and b and len(b) == 2 else None) for whole, a, b in (one, two)]
+    if T2 in factors or any(side is None or len(side) != 2 for side in sides):
+        return None
+    (a, c), (b, d) = (side for side in sides if side is not None)
+    return a * b, c * d
+
+
 class _Places(NamedTuple):
     """Where an element of the weight is in W₁ and W₂, whose kernel lies in its columns: integers, by row and by column
     of the weight as a matrix."""
@@ -133,7 +143,8 @@ def _of_stored(w1: Ref, w2: Ref, weight: Shape, at: _Places, scale: float) -> Se
 
         return rows
 
-    return [Part(DIFFERENCE.name, {DELTA: made((w1, w2), weight, term(number))}, scale) for number in range(terms)]
+    deltas = [made((w1, w2), weight, term(number), plain=True) for number in range(terms)]
+    return [Part(DIFFERENCE.name, {DELTA: delta}, scale) for delta in deltas]
 
 
 def _stored(matrix: Ref, rows: Any, columns: Any) -> Side:
@@ -188,6 +199,7 @@ LYCORIS_LOKR = Kind(
     shapes=shapes,
     becomes=functools.partial(becomes, as_peft=False),
     linear=True,
+    size=size,
     misreadings=_misreadings(as_peft=False),
     spellings={"kohya": Spelling(tag="LOKR", keys={f".{role}": role for role in _ROLES}, rank_of=_rank)},
 )
@@ -198,6 +210,7 @@ LOKR = Kind(
     shapes=shapes,
     becomes=becomes,
     linear=True,
+    size=size,
     misreadings=_misreadings(as_peft=True),
     spellings={
         "peft": Spelling(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adaptertool.kinds.kind import Factors, Kind, Shape
+from adaptertool.kinds.kind import PRODUCT, Factors, Kind, Shape
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, may_overflow, tiny
 from adaptertool.numerics.ops import Ops
@@ -44,8 +44,19 @@ def _alike(one: Shape, other: Shape) -> bool:
 
 
 def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:
-    """rows += weight·scale·B·A, in place. rows (n, columns); A (r, columns); B (n, r)."""
+    """rows += weight·scale·B·A, in place. rows (n, columns); A (r, columns); B (n, r); or their product."""
+    if PRODUCT in factors:
+        for part in ops.parts(rows):
+            rows[part] += factors[PRODUCT][part] * (weight * scale)
+        return
     ops.add_product(rows, factors[B] * (weight * scale), factors[A])
+
+
+def combined(ops: Ops, rows: Array, factors: Factors, scale: Any) -> Array:
+    """rows + scale·B·A, in an array of its own."""
+    if PRODUCT in factors:
+        return rows + factors[PRODUCT] * scale
+    return ops.plus_product(rows, factors[B] * scale, factors[A])
 
 
 def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:  # noqa: ARG001
@@ -55,6 +66,8 @@ def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: floa
     Infinite where numbers are so large or small that they may overflow, or lose bits, on the way.
     Source: N. Higham, Accuracy and Stability of Numerical Algorithms (2002), section 3.1.
     """
+    if PRODUCT in factors:
+        return _bound_of_product(size, factors[PRODUCT], abs(weight * scale), unit)
     a, b = factors[A], factors[B]
     times, rank = abs(weight * scale), len(a.array)
     if 0 in (weight, scale, a.largest, b.largest):
@@ -68,6 +81,17 @@ def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: floa
     if grain is not None:
         grain = size.grain_with(b, power=grain)
     return size.plus(change, relative * change + (rank + 1) * tiny(unit), unit, grain)
+
+
+def _bound_of_product(size: Bound, product: Factor, times: float, unit: float) -> Bound:
+    """The same where the product is there, which is off by some error: it may be rounded, and the scale, and the two
+    are multiplied."""
+    assert product.size is not None
+    change = (product.largest + product.size.error) * times * (1 + 2.0**-20)
+    if may_overflow(unit, times, product.largest, product.size.error, change):
+        return Bound(math.inf, math.inf)
+    error = product.size.error * times * (1 + 2.0**-20) + 4 * unit * change + 2 * (1 + times) * tiny(unit)
+    return size.plus(change, error, unit, None)
 
 
 LORA = Kind(

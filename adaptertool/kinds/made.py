@@ -19,7 +19,7 @@ from adaptertool.kinds.loha import A1, A2, B1, B2, LOHA
 from adaptertool.kinds.lora import LORA, A, B
 from adaptertool.numerics.error_bound import Array
 from adaptertool.numerics.error_free import two_product
-from adaptertool.spec.tensors import Making, ReadRows, Ref, TensorSpec
+from adaptertool.spec.tensors import Making, ReadRows, Ref, Shortcut, TensorSpec
 
 _Made = TypeVar("_Made")
 _WIDE = 1 << 15  # elements of a row of which some are read by themselves
@@ -35,20 +35,23 @@ def made(
     shape: Shape,
     rows: Callable[[ReadRows, int, int], Any],
     columns: Callable[[ReadRows, int, int], Any] | None = None,
+    *,
+    plain: bool = False,
 ) -> Ref:
     """A factor of that shape, float64, whose rows `rows` makes of `sources`, and the rows of whose transpose `columns`
-    (spec.tensors.Making)."""
+    (spec.tensors.Making, which has `plain` too)."""
     some = tuple(sources)
     spec = TensorSpec(some[0].spec.name, "F64", shape, 8 * math.prod(shape))
-    return Ref(some[0].path, some[0].offset, spec, made=Making(some, rows, columns=columns))
+    return Ref(some[0].path, some[0].offset, spec, made=Making(some, rows, columns=columns, plain=plain))
 
 
 def turned(ref: Ref) -> Ref:
     """The transpose of a matrix, for a weight that is stored (in, out): what `columns` makes are its rows."""
     how, shape = ref.made, ref.shape[::-1]
     if how is None or how.columns is None:
-        return made((ref,) if how is None else how.sources, shape, lambda read, a, b: _columns(read, ref, a, b).T)
-    return made(how.sources, shape, how.columns)
+        sources, plain = ((ref,), True) if how is None else (how.sources, how.plain)
+        return made(sources, shape, lambda read, a, b: _columns(read, ref, a, b).T, plain=plain)
+    return made(how.sources, shape, how.columns, plain=how.plain)
 
 
 def _columns(read: ReadRows, ref: Ref, first: int, last: int) -> Array:
@@ -100,10 +103,13 @@ def product(
     left: tuple[Terms, int],
     right: tuple[Terms, int],
     scale: float,
+    *,
+    plain: bool = True,
+    shortcut: Callable[[ReadRows, int, int, bool], tuple[Array, float]] | None = None,
 ) -> Part:
     """The change scale·B·A as LoRA has it, from the terms of B (out, r) and of A (r, in), and how many these are.
 
-    shape: out, r, in
+    shape: out, r, in; plain: as spec.tensors.Making has it; shortcut: the rows of spec.tensors.Shortcut
     """
     some, (out, rank, wide) = tuple(sources), shape
     (b_terms, b_count), (a_terms, a_count) = left, right
@@ -116,7 +122,14 @@ def product(
         found = list(a_terms(read, 0, rank)) * b_count
         return (found[0] if len(found) == 1 else np.concatenate(found))[first:last]
 
-    return Part(LORA.name, {A: made(some, (inner, wide), a_rows), B: made(some, (out, inner), b_rows)}, scale)
+    a, b = made(some, (inner, wide), a_rows, plain=plain), made(some, (out, inner), b_rows, plain=plain)
+    return Part(LORA.name, {A: a, B: b if shortcut is None else with_shortcut(b, a, shortcut)}, scale)
+
+
+def with_shortcut(b: Ref, a: Ref, rows: Callable[[ReadRows, int, int, bool], tuple[Array, float]]) -> Ref:
+    """B with a shortcut to its product with A."""
+    assert a.made is not None and b.made is not None
+    return b._replace(made=b.made._replace(shortcut=Shortcut(rows, a.made.rows, (b.shape[0], math.prod(a.shape[1:])))))
 
 
 def on_points(part: Part, weight: Shape) -> Part:
@@ -146,10 +159,10 @@ def hadamard(sources: Iterable[Ref], weight: Shape, first: Side, second: Side, s
     some, wide = tuple(sources), math.prod(weight[1:])
 
     def a_of(side: Side) -> Ref:
-        return made(some, (side.rank, wide), lambda read, begin, end: side.a(read)[begin:end])
+        return made(some, (side.rank, wide), lambda read, begin, end: side.a(read)[begin:end], plain=True)
 
     def b_of(side: Side) -> Ref:
-        return made(some, (weight[0], side.rank), side.b)
+        return made(some, (weight[0], side.rank), side.b, plain=True)
 
     factors = {B1: b_of(first), A1: a_of(first), B2: b_of(second), A2: a_of(second)}
     return Part(LOHA.name, factors, scale)

@@ -30,7 +30,8 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
         return None
     parts = kind.becomes(module.factors, weight, module.scale, module.settings)
     place = f".{module.layer}."
-    own = min(name for ref in module.factors.values() if place in (name := f".{ref.spec.name}"))
+    named = [f".{ref.spec.name}" for role, ref in module.factors.items() if role != kind.reads]
+    own = min(name for name in named if place in name)
     stem = own[1 : own.rindex(place) + len(place) - 1]
     if module.transposed and any(part.rows is not None for part in parts):
         raise UnsupportedError(f"{stem[:-1]}: {kind.name} on a weight that is stored transposed is not supported yet")

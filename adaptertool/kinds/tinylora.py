@@ -59,7 +59,7 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         terms = products(whole(read, p)[..., None], whole(read, a)[None, None], of_a)
         return [term.reshape(inner, wide)[first:last] for term in terms]
 
-    return [product((a, b, p, v), (out, inner, wide), (left, of_b), (right, of_a), scale)]
+    return [product((a, b, p, v), (out, inner, wide), (left, of_b), (right, of_a), scale, plain=False)]
 
 
 def _group(matrices: Array, ref: Ref, groups: int, settings: Mapping[str, Any]) -> int:

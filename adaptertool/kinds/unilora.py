@@ -51,7 +51,7 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         return numbers(read, factors[PLACES_A], factors[SCALES_A], first, last)
 
     of_b, of_a = (terms_of(theta, factors[role]) for role in (SCALES_B, SCALES_A))
-    return [product(factors.values(), (weight[0], rank, weight[1]), (left, of_b), (right, of_a), scale)]
+    return [product(factors.values(), (weight[0], rank, weight[1]), (left, of_b), (right, of_a), scale, plain=False)]
 
 
 UNILORA = Kind(

@@ -77,7 +77,7 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         rows = slice(first - begin * length, last - begin * length)
         return [term.swapaxes(1, 2).reshape(-1, rank)[rows] for term in terms]
 
-    return [product(factors.values(), (out, rank, wide), (left, 2), (right, 2), scale)]
+    return [product(factors.values(), (out, rank, wide), (left, 2), (right, 2), scale, plain=False)]
 
 
 def _mixed(shares: Mixture, bank: Array) -> Sequence[Array]:

@@ -90,7 +90,7 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         return rows
 
     return [
-        Part(DIFFERENCE.name, {DELTA: made((spectrum,), weight, cut(term, False), cut(term, True))}, scale)
+        Part(DIFFERENCE.name, {DELTA: made((spectrum,), weight, cut(term, False), cut(term, True), plain=True)}, scale)
         for term in range(2)
     ]
 

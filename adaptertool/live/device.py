@@ -23,6 +23,9 @@ def device_of(name: str) -> torch.device:
     """Raises UsageError where this machine has no such device."""
     try:
         device = torch.device(name)
+    except RuntimeError as error:  # which lists all that torch has ever known
+        raise UsageError(f"device {name!r} is none of torch's, such as cpu, cuda, cuda:1, mps or xpu") from error
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"device {name!r} cannot be used: {reason(error)}") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from adaptertool.arguments import Number, PathLike, as_path, decimal
+from adaptertool.arguments import Number, PathLike, as_input, decimal
 from adaptertool.errors import MismatchError, UnsupportedError, UsageError, by, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.live.change import change, plain_arithmetic
@@ -142,7 +142,7 @@ def open_session(
         originals: Originals = Copies()
         if base is not None:
             touched = [name for name in found.edits if name not in found.apart]
-            originals = from_base = FromBase(as_path(base, "base"), touched)
+            originals = from_base = FromBase(as_input(base, "base"), touched)
             stack.callback(from_base.close)
             stack.callback(from_base.check_unchanged)
         session = Session(found.held, found.edits, found.apart, originals, inputs)
@@ -175,7 +175,7 @@ def resolve_live(
     held = open_model(model)
     base = held.subject.base
     with renaming(reading.renames) as own:
-        adapters = [open_adapter(as_path(path, "adapter"), base, reading, own) for path in paths]
+        adapters = [open_adapter(as_input(path, "adapter"), base, reading, own) for path in paths]
     edits, apart, notes = _edits(held, adapters, numbers, mixed=mixed)
     edits = {name: made for name, made in edits.items() if made}
     _refuse_special(held, {*edits, *apart})

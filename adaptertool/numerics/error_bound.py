@@ -95,7 +95,9 @@ class Factor:
 
     def __init__(self, array: Array, size: Bound | None = None) -> None:
         self.array = array
-        self.size = size  # of norms: of what they are the norms of, in float64; None where that is all in the block
+        # Of norms: of what they are the norms of, in float64; None where that is all in the block. Of a product that is
+        # there in the place of its factors: how far that is off
+        self.size = size
 
     @functools.cached_property
     def largest(self) -> float:

@@ -18,6 +18,7 @@ from adaptertool.errors import UsageError
 from adaptertool.files import publish
 from adaptertool.files.hashing import DEFAULT, Digests
 from adaptertool.files.header import read_header
+from adaptertool.files.hub import called, kept_as
 from adaptertool.files.place import PART
 from adaptertool.files.reader import Inputs, is_folder, stamp_of
 from adaptertool.files.stage import Finished
@@ -77,7 +78,7 @@ class Done(Generic[Said]):
         """The fields that every AdapterReport has."""
         return {
             "command": output.command,
-            "sources": tuple(map(str, output.sources)),
+            "sources": tuple(map(called, output.sources)),
             "out": str(out),
             "bytes_read": sum(size for _, _, size, _, _ in output.stamps.values()),
             "bytes_written": self.bytes_written,
@@ -208,7 +209,7 @@ def _copy(asset: Asset, path: Path, inputs: Inputs) -> None:
 def _recipe(output: AdapterJob[Said]) -> dict[str, Any]:
     return {
         "command": output.command,
-        "sources": [{"name": path.resolve().name} for path in output.sources],
+        "sources": [{"name": kept_as(path)} for path in output.sources],
         **output.recipe,
     }
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adaptertool.arguments import PathLike, as_path
+from adaptertool.arguments import PathLike, as_input
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.pool import Pool, Shared, all_done, drain
 from adaptertool.engine.resources import thread_count
@@ -44,7 +44,7 @@ def check_files(
 
     Raises InputError where there is no manifest, or one that is malformed; StorageError for what cannot be read.
     """
-    root = as_path(out, "OUT")
+    root = as_input(out, "OUT")
     files = _manifest(root)
     found = _found(root)
     present = {name for name, size in found.items() if size is not None}

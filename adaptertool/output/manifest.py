@@ -17,6 +17,7 @@ from blake3 import blake3
 from adaptertool.errors import StorageError, shown
 from adaptertool.files.checkpoint import MANIFEST, SUMS
 from adaptertool.files.hashing import SHA256, Digests, digests_of
+from adaptertool.files.hub import kept_as
 from adaptertool.files.stage import Finished, Published
 from adaptertool.files.writer import write_small
 from adaptertool.reports.run import KeptReport
@@ -128,8 +129,8 @@ class Record:
         sources = zip(self.plan.sources, self.plan.weights, strict=True)
         return {
             "command": self.plan.command,
-            "base": self.plan.base.resolve().name,
-            "sources": [{"name": path.resolve().name, "weight": weight} for path, weight in sources],
+            "base": kept_as(self.plan.base),
+            "sources": [{"name": kept_as(path), "weight": weight} for path, weight in sources],
             "alphas": alphas,
             "precision": self.plan.precision,
             **self.plan.choices,

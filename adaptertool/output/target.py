@@ -9,8 +9,9 @@ from typing import Any
 from adaptertool.engine.budget import bytes_to_read, bytes_to_write, count_tensors
 from adaptertool.errors import UsageError, shown
 from adaptertool.files import LOCAL, store_of
+from adaptertool.files.hub import called
 from adaptertool.files.publish import check_target
-from adaptertool.files.remote import check_empty
+from adaptertool.files.unfinished import check_empty
 from adaptertool.formats import is_adapter
 from adaptertool.spec.plan import Plan
 
@@ -61,8 +62,8 @@ def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
     count, edited, cast = count_tensors(plan)
     return {
         "command": plan.command,
-        "base": str(plan.base),
-        "sources": tuple(map(str, plan.sources)),
+        "base": called(plan.base),
+        "sources": tuple(map(called, plan.sources)),
         "weights": plan.weights,
         "alphas": tuple(output.alpha for output in plan.outputs),
         "out": str(out),

@@ -24,7 +24,8 @@ def plan_blend(
     """Sources are adapters and fine-tuned checkpoints of the base. Raises UsageError, InputError."""
     method = METHOD_BY_NAME[blend.method]
     if method.only not in (None, len(sources)):
-        raise UsageError(f"{method.name} takes {method.only} source, not {len(sources)}")
+        few = "one adapter or tuned checkpoint" if method.only == 1 else f"{method.only} of them"
+        raise UsageError(f"{method.name} is between BASE and {few}, and {len(sources)} are given")
     edits: dict[str, list[Edit]] = {}
     equal: list[tuple[Ref, Ref]] = []
     notes: list[str] = []

@@ -12,6 +12,7 @@ from adaptertool.files.reader import same_bytes
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.parts import parts_of
+from adaptertool.planning.layer_weight import with_weight
 from adaptertool.planning.layout import TensorSetChange
 from adaptertool.planning.quantised_run import quantised_run
 from adaptertool.resolution.heads import Head, require_only, take_head
@@ -44,10 +45,12 @@ def adapter_edits(
             raise UnsupportedError(
                 f"{adapter.path} pads {shown(late[0])} with zeros, which an adapter before it changes; give it first"
             )
+        changed = frozenset(edits)
         notes += [*more, *_other_base(subject.base, adapter), *quantised_run(subject.base, adapter)]
         for target, modules in resolved.items():
             if edits.get(target):
                 modules = _without_copies(subject, adapter, target, modules)
+            modules = [with_weight(subject, adapter, module, resolved, changed) for module in modules]
             edits.setdefault(target, []).extend(
                 Edit(
                     part.kind,

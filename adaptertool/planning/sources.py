@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adaptertool.architectures.decoded_beside import same_numbers
-from adaptertool.arguments import PathLike, as_path
+from adaptertool.arguments import PathLike, as_input
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
@@ -65,7 +65,7 @@ def base_of(
     """The base, read as it is asked for; one that is open already is taken as it is. Raises as `open_checkpoint` and
     `require_merged` do."""
     if not isinstance(base, Checkpoint):
-        base = open_checkpoint(as_path(base, "BASE"), dtype, quantise, as_trained)
+        base = open_checkpoint(as_input(base, "BASE"), dtype, quantise, as_trained)
     return require_merged(base)
 
 

@@ -56,10 +56,10 @@ def verdict(report: DriftReport) -> str:
     suspects = sum(module.verdict == "suspect" for module in report.modules)
     if suspects:
         return f"suspect: {suspects} of {len(report.modules)} modules drift by more than rounding explains"
-    text = "expected: rounding explains the drift of every module"
     if report.fail_above is not None and not report.ok:
-        text += f", but the largest, {report.drift:.3g}, is above {report.fail_above:g}"
-    return text
+        largest = f"the largest drift, {report.drift:.3g}, is over {report.fail_above:g}"
+        return f"above the limit: {largest}, though rounding explains it"
+    return "expected: rounding explains the drift of every module"
 
 
 def cost_table(report: DriftReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -19,6 +19,10 @@ def size(count: int) -> str:
     return f"{number:.3g} {unit}"
 
 
+def counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """The lines of a table: the first column to the left, the others to the right."""
     cells = [[shown(cell) for cell in row] for row in (head, *rows)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -91,12 +93,18 @@ def _line(verdict: TensorVerdict) -> str:
     return f"{verdict.status}  {shown(verdict.name)}  {', '.join(filter(None, facts))}".rstrip()
 
 
+def require_junit(path: str) -> None:
+    """Refuse a file that cannot be written, before anything is read. Raises UsageError."""
+    if importlib.util.find_spec("junitparser") is None:
+        raise UsageError("--junit needs junitparser: pip install 'adaptertool[report]'")
+    if not path or os.path.isdir(path) or not os.path.isdir(Path(path).parent):
+        raise UsageError(f"--junit {path or 'of an empty path'} must be a file in a folder that exists")
+
+
 def write_junit(report: VerifyReport, path: Path) -> None:
-    """A test case for each tensor. Raises UsageError where junitparser is not installed."""
-    try:
-        from junitparser import Failure, JUnitXml, TestCase, TestSuite  # noqa: PLC0415  # an extra
-    except ImportError as error:
-        raise UsageError("--junit needs junitparser: pip install 'adaptertool[report]'") from error
+    """A test case for each tensor, after `require_junit`."""
+    from junitparser import Failure, JUnitXml, TestCase, TestSuite  # noqa: PLC0415  # an extra
+
     suite = TestSuite(f"adaptertool verify {shown(report.merged)}")
     for verdict in report.tensors:
         module, _, _ = verdict.name.rpartition(".")

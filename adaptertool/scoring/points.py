@@ -13,6 +13,7 @@ from blake3 import blake3
 from adaptertool.errors import InputError, OutputError, shown
 from adaptertool.files.checkpoint import MANIFEST, load_manifest
 from adaptertool.files.hashing import BLAKE3, digests_of
+from adaptertool.files.hub import called
 from adaptertool.files.jsonfile import load_json
 from adaptertool.output.manifest import recipe_key
 from adaptertool.reports.curve import (
@@ -80,8 +81,8 @@ class Curve:
         target, reference = target_and_reference(points, self.wishes.target, self.wishes.reference)
         return CurveReport(
             command=self.plan.command,
-            base=str(self.plan.base),
-            sources=tuple(map(str, self.plan.sources)),
+            base=called(self.plan.base),
+            sources=tuple(map(called, self.plan.sources)),
             precision=self.plan.precision,
             scored_by=self.scorer.name,
             key=self.key,

@@ -60,6 +60,20 @@ class ReadStored(Protocol):
     def __call__(self, ref: Ref, width: int, first: int, last: int, begin: int = 0, end: int | None = None) -> Any: ...
 
 
+class Shortcut(NamedTuple):
+    """A product B·A in less time than its factors take.
+
+    rows: (how to read, first row, last row, of the transpose) -> (these rows, float64, and by how much an element may
+    be off)
+    right: what makes the rows of A: with those of another it is another product
+    shape: of the product
+    """
+
+    rows: Callable[[ReadRows, int, int, bool], tuple[Any, float]]
+    right: Callable[..., Any]
+    shape: tuple[int, int]
+
+
 class Making(NamedTuple):
     """How the rows of a tensor that lies in no file are made of tensors that do. Its elements are F64.
 
@@ -71,6 +85,9 @@ class Making(NamedTuple):
     casts: `rows` takes a dtype as well, whose numbers it then returns, rounded once, and an array that may hold these
     over: of quotients, which `rows` rounds to float64: the same for what is divided, exactly; and what reads by what
     weight: of codes: what they are (codecs.quantised.record.Weight)
+    plain: a number is one of each of some sources, or their product, times what is no larger than 1: finite where they
+    are and none is F64; and where a source is all zero, so is the change that it is a factor of
+    shortcut: of B: to its product with A
     """
 
     sources: tuple[Ref, ...]
@@ -82,6 +99,8 @@ class Making(NamedTuple):
     casts: bool = False
     over: tuple[Callable[[Any, int, int], Any], Callable[[Any], float]] | None = None
     weight: Any = None
+    plain: bool = False
+    shortcut: Shortcut | None = None
 
 
 class Ref(NamedTuple):

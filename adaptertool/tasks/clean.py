@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adaptertool.arguments import PathLike, as_path
-from adaptertool.files import LOCAL, remote, store_of
+from adaptertool.files import LOCAL, store_of, unfinished
 from adaptertool.files.leftovers import left_behind, remove
 
 
@@ -15,7 +15,7 @@ def clean(out: PathLike) -> tuple[str, ...]:
     """
     target = as_path(out, "OUT")
     if store_of(target) is not LOCAL:
-        return tuple(remote.clean(target))
+        return tuple(unfinished.clean(target))
     folders = left_behind(target)
     for folder in folders:
         remove(folder, target)

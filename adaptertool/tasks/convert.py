@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from adaptertool.algebra.rewrite import Rewritten, jobs
-from adaptertool.arguments import PathLike, as_path
+from adaptertool.arguments import PathLike, as_input, as_path
 from adaptertool.engine.produce import SAFETENSORS
 from adaptertool.errors import UsageError
 from adaptertool.files.parsed import Parsed
@@ -63,8 +63,8 @@ def convert(
     options = Options(
         force=force, threads=threads, dry_run=dry_run, clean=clean, progress=progress, before_publish=before_publish
     )
-    path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
-    beside = None if base is None else as_path(base, "BASE")
+    path, target = as_input(adapter, "ADAPTER"), as_path(out, "OUT")
+    beside = None if base is None else as_input(base, "BASE")
     written = target_at(to, target)
     check_out(target, [path, *([] if beside is None else [beside])], force=options.force, as_file=written.as_file)
     changes = _opened(path, beside, Reading(renames, leave_out, expert_layout), parts, written.saving)

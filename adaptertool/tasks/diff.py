@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adaptertool.architectures.decoded_beside import both_dense
-from adaptertool.arguments import PathLike, as_path
+from adaptertool.arguments import PathLike, as_input
 from adaptertool.codecs import COMPUTED
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.hub import called
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.pipeline import holds_weights
 from adaptertool.files.reader import Inputs
@@ -53,7 +54,7 @@ def diff(
     Raises InputError where something cannot be read.
     """
 
-    start, count, paths = time.perf_counter(), thread_count(threads), (as_path(a, "A"), as_path(b, "B"))
+    start, count, paths = time.perf_counter(), thread_count(threads), (as_input(a, "A"), as_input(b, "B"))
     ours, theirs = both_dense(*map(_opened, paths))
     _require_alike(ours, theirs)
     with renaming(renames) as own:
@@ -71,8 +72,8 @@ def diff(
     order = [name for name in (*ours.tensors, *sources, *found.extra) if name in differ]
     return DiffReport(
         equal=not differ,
-        a=str(paths[0]),
-        b=str(paths[1]),
+        a=called(paths[0]),
+        b=called(paths[1]),
         same=sum(one is None for one in told),
         tensors=tuple(differ[name] for name in order),
         notes=(*_notes(paths, ours, theirs), *found.notes),

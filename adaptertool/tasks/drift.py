@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from adaptertool.architectures.decoded_beside import alike, as_numbers
-from adaptertool.arguments import Number, PathLike, as_path, check_as_trained
+from adaptertool.arguments import Number, PathLike, as_input, as_path, check_as_trained
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import UsageError, argument
 from adaptertool.fidelity import run
@@ -16,6 +16,7 @@ from adaptertool.fidelity.dense import from_dense
 from adaptertool.fidelity.summary import summary
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import read_header
+from adaptertool.files.hub import called
 from adaptertool.formats.checkpoints import as_asked, open_checkpoint
 from adaptertool.kinds import kind_of
 from adaptertool.planning.sources import Reading
@@ -71,7 +72,7 @@ def drift(
     _check(paths, probe, fail_above, recorded=activations is not None)
     threads = thread_count(threads)
     recipe = MergeRecipe(compose=compose, tokenizer=BASE)
-    subject, other = _numbers(as_path(base, "BASE"), None if merged is None else as_path(merged, "--merged"))
+    subject, other = _numbers(as_input(base, "BASE"), None if merged is None else as_input(merged, "--merged"))
     subject = as_asked(subject, as_trained=check_as_trained(as_trained))
     made = prepare(subject, adapters, weights, recipe, Reading(renames, leave_out, expert_layout))
     plan = made.plan
@@ -84,8 +85,8 @@ def drift(
     source = run.probe_of(probe, steps, header)
     modules = run.measure_all(plan, others, subjects, source, frozenset(paths), threads, progress or (lambda _: None))
     return DriftReport(
-        base=str(plan.base),
-        sources=tuple(map(str, plan.sources)),
+        base=called(plan.base),
+        sources=tuple(map(called, plan.sources)),
         weights=plan.weights,
         merged=None if merged is None else str(merged),
         compose=compose,
@@ -117,11 +118,12 @@ def _aligned(merged: Checkpoint, plan: Plan, base: Checkpoint) -> tuple[Checkpoi
 
 def _check(paths: Sequence[str], probe: int, fail_above: float | None, *, recorded: bool) -> None:
     if unknown := set(paths) - set(PATHS):
-        raise UsageError(f"no path {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(PATHS)}")
+        given = ", ".join(map(repr, sorted(unknown)))
+        raise UsageError(f"{argument('paths')} are {', '.join(PATHS)}, and not {given}")
     if not recorded and not 1 <= probe <= MAX_PROBE:
         raise UsageError(f"{argument('probe')} must be 1 to {MAX_PROBE} rows, not {probe}")
     if fail_above is not None and not (math.isfinite(fail_above) and fail_above >= 0):
-        raise UsageError(f"the limit for the drift is a number from 0 on, not {fail_above}")
+        raise UsageError(f"{argument('fail_above')} is a number from 0 on, not {fail_above}")
 
 
 def _notes(plan: Plan, steps: Iterable[Step]) -> Iterator[str]:

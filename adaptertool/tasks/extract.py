@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.algebra.extract import changed_of, in_order, jobs, specs_of
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.decoded_beside import as_numbers
-from adaptertool.arguments import Number, PathLike, as_path, cut_of
+from adaptertool.arguments import Number, PathLike, as_input, as_path, cut_of
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import InputError, MismatchError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.hub import repository_of
 from adaptertool.files.reader import Inputs, same_bytes
 from adaptertool.formats import DEFAULT, is_adapter, writing
 from adaptertool.formats.checkpoints import open_checkpoint, require_named
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
     from adaptertool.numerics.device import Device
     from adaptertool.output.adapter import AdapterJob
 
+_NAMED = 3  # tensors in a message
 DTYPES: Mapping[str, str] = {"f32": "F32", "bf16": "BF16", "f16": "F16", "f64": "F64"}
 
 
@@ -87,7 +88,7 @@ def extract(
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
     computing = device_named(device)
-    base_path, path, target = as_path(base, "BASE"), as_path(tuned, "TUNED"), as_path(out, "OUT")
+    base_path, path, target = as_input(base, "BASE"), as_input(tuned, "TUNED"), as_path(out, "OUT")
     written = target_of(None if to == DEFAULT.name else to, DEFAULT.name, target)
     as_file = written is not None and written.as_file
     check_out(target, [base_path, path], force=options.force, as_file=as_file)
@@ -130,15 +131,23 @@ def _selection(
         if not same_bytes(end, source):
             raise MismatchError(no_copy(end, source))
     if not changed - unwanted:
-        raise UsageError(f"{base.path} and {tuned.path} do not differ: there is nothing to extract")
+        lost = f" but in what --leave-out leaves out ({len(changed):,} tensors)" if changed else ""
+        raise UsageError(f"{base.path} and {tuned.path} do not differ{lost}: there is nothing to extract")
     selection = select(subject, {**base.tensors, **pairs.tuned}, changed, unwanted)
     if not selection.of(FACTORS):
-        raise UsageError(
-            f"no linear layer differs between {base.path} and {tuned.path}; PEFT loads no adapter without one: "
-            "copy the changed tensors as they are"
-        )
+        raise UsageError(_no_factors(base, tuned, selection))
     notes = [*pairs.notes, *_misfits(base, tuned, pairs.passed)]
     return selection, len(pairs.computed) + len(pairs.fixed) - len(changed), notes
+
+
+def _no_factors(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> str:
+    """What differs where nothing of it can be factors."""
+    some = [one.base.spec.name for one in selection.of(SAVED)]
+    named = f"{', '.join(map(shown, some[:_NAMED]))}{' ...' if len(some) > _NAMED else ''}"
+    return (
+        f"nothing differs between {base.path} and {tuned.path} that an adapter could hold as factors, and PEFT loads "
+        f"none without any; what differs is {named}: copy it as it is"
+    )
 
 
 def _misfits(base: Checkpoint, tuned: Checkpoint, names: Collection[str]) -> Iterator[str]:
@@ -207,7 +216,7 @@ def _written(said: Sequence[Extracted]) -> list[Written]:
 def _fields(base: Checkpoint, selection: Selection) -> dict[str, Any]:
     named = (base.config or {}).get("_name_or_path")
     return writing(DEFAULT).new_fields(
-        named if isinstance(named, str) and named else Path(base.path).resolve().name,
+        repository_of(base.path) or (named if isinstance(named, str) and named else base.path.resolve().name),
         biases=selection.biases,
         transposed=any(choice.transposed for choice in selection.choices),
         saved_modules=selection.saved_modules,

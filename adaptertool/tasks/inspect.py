@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.architectures.decoded_beside import as_numbers
-from adaptertool.arguments import PathLike, as_path
+from adaptertool.arguments import PathLike, as_input
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import InputError, UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.hub import called
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats import is_adapter, read_alone
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
@@ -73,8 +74,9 @@ def inspect(
     for files that are missing or malformed.
     """
     start, needed = time.perf_counter(), _needed(tokens, nats_per_token, episodes)
-    target, count = as_path(path, "PATH"), thread_count(threads)
-    checkpoint = None if base is None else as_numbers(open_checkpoint(as_path(base, "BASE")))
+    target, count = as_input(path, "PATH"), thread_count(threads)
+    beside = None if base is None else as_input(base, "BASE")
+    checkpoint = None if beside is None else as_numbers(open_checkpoint(beside))
     if is_adapter(target):
         told = progress or (lambda _: None)
         has = Renames(renames).holder(checkpoint) if checkpoint else lambda _: True
@@ -85,8 +87,8 @@ def inspect(
     else:
         raise UsageError(f"{target} is no adapter; tokens, episodes, renamings and layouts are for adapters")
     fits = None if base is None else found["refusal"] is None
-    seconds, named = time.perf_counter() - start, None if base is None else str(base)
-    return InspectReport(path=str(target), base=named, fits=fits, threads=count, seconds=seconds, **found)
+    seconds, named = time.perf_counter() - start, None if beside is None else called(beside)
+    return InspectReport(path=called(target), base=named, fits=fits, threads=count, seconds=seconds, **found)
 
 
 def _needed(tokens: float | None, nats_per_token: float | None, episodes: float | None) -> float | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from adaptertool.arguments import (
     Number,
     PathLike,
-    as_path,
+    as_input,
     check_as_trained,
     check_dtype,
     check_precision,
@@ -110,7 +110,7 @@ def prepare(
     if quantise is not None and recipe.method is not None:
         raise UsageError("methods write weights that are not quantised: give --dtype bf16 in the place of --quantise")
     checkpoint = base_of(base, check_dtype(recipe.dtype), quantise, check_as_trained(recipe.as_trained))
-    paths = [as_path(path, "ADAPTER") for path in adapters]
+    paths = [as_input(path, "ADAPTER") for path in adapters]
     if blend is not None:
         done = _prepare_blend(checkpoint, paths, blend, recipe, reading)
     else:

@@ -16,7 +16,7 @@ from adaptertool.algebra import sum as summation
 from adaptertool.algebra.leading_part import shares_on
 from adaptertool.algebra.sum import jobs, specs
 from adaptertool.architectures.decoded_beside import as_numbers
-from adaptertool.arguments import Number, PathLike, as_path, decimals, given_settings
+from adaptertool.arguments import Number, PathLike, as_input, as_path, decimals, given_settings
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
@@ -96,8 +96,8 @@ def sum_adapters(
     reading = Reading(renames, leave_out, expert_layout)
     check_adapters(adapters, method)
     numbers = decimals(weights, "weight", len(adapters))
-    paths, target = [as_path(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
-    checkpoint = None if base is None else as_numbers(require_named(open_checkpoint(as_path(base, "BASE"))))
+    paths, target = [as_input(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
+    checkpoint = None if base is None else as_numbers(require_named(open_checkpoint(as_input(base, "BASE"))))
     written = target_of(to, format_at(paths[0]).name, target)
     as_file = written is not None and written.as_file
     check_out(target, [*paths, *([checkpoint.path] if checkpoint else [])], force=options.force, as_file=as_file)

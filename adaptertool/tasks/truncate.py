@@ -10,7 +10,7 @@ from adaptertool.algebra.effect import steps_of
 from adaptertool.algebra.truncate import How, in_order, jobs
 from adaptertool.architectures.decoded_beside import as_numbers
 from adaptertool.architectures.families import family_of
-from adaptertool.arguments import Number, PathLike, as_path, cut_of
+from adaptertool.arguments import Number, PathLike, as_input, as_path, cut_of
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import is_folder, open_input, read_exact
@@ -98,9 +98,9 @@ def truncate(
         force=force, threads=threads, dry_run=dry_run, clean=clean, progress=progress, before_publish=before_publish
     )
     cut = cut_of(rank=rank, energy=energy, max_error=max_error, ratio=ratio, names=_CUTS)
-    path, target = as_path(adapter, "ADAPTER"), as_path(out, "OUT")
+    path, target = as_input(adapter, "ADAPTER"), as_path(out, "OUT")
     computing = device_named(device)
-    beside = None if base is None else as_path(base, "BASE")
+    beside = None if base is None else as_input(base, "BASE")
     written = target_of(to, format_at(path).name, target)
     as_file = written is not None and written.as_file
     check_out(target, [path] if beside is None else [path, beside], force=options.force, as_file=as_file)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from adaptertool.architectures.decoded_beside import alike
-from adaptertool.arguments import Number, PathLike, as_path, check_as_trained
+from adaptertool.arguments import Number, PathLike, as_input, check_as_trained
 from adaptertool.errors import UsageError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats import misreadings
@@ -89,8 +89,8 @@ def verify(
     """
     recipe = VerifyRecipe(sources, weights, alpha, compose)
     with renaming(renames) as own:
-        candidate = open_checkpoint(as_path(merged, "MERGED"))
-        pair = alike(open_checkpoint(as_path(base, "BASE")), candidate)
+        candidate = open_checkpoint(as_input(merged, "MERGED"))
+        pair = alike(open_checkpoint(as_input(base, "BASE")), candidate)
         asked = as_asked(pair.base, as_trained=check_as_trained(as_trained))
         made = prepare_verify(asked, recipe, Reading(own, leave_out, expert_layout))
         candidate = own.checkpoint(pair.candidate, made.base)

@@ -13,7 +13,7 @@ from adaptertool.architectures.decoded_beside import as_numbers, same_numbers
 from adaptertool.arguments import (
     Number,
     PathLike,
-    as_path,
+    as_input,
     check_as_trained,
     check_dtype,
     check_precision,
@@ -86,7 +86,7 @@ def prepare(
 ) -> Prepared:
     """The plan of `prepare_wise`, with what it was made of. Raises UsageError for settings that exclude each other, and
     what planning raises."""
-    exact, path = parse_alphas(alphas), as_path(tuned, "TUNED")
+    exact, path = parse_alphas(alphas), as_input(tuned, "TUNED")
     if check_dtype(recipe.dtype) is not None and (recipe.as_adapter or recipe.fisher is not None):
         raise UsageError(f"{argument('dtype')} is for checkpoints, and not with Fisher weights or --as-adapter")
     plain, quantise = not is_adapter(path), check_quantise(recipe.quantise, recipe.dtype)
@@ -159,7 +159,7 @@ def _prepare_fisher(
         raise UsageError(f"{tuned} is an adapter; Fisher weights are for two checkpoints: merge it first")
     if isinstance(fisher, str | os.PathLike) or len(fisher) != 2:
         raise UsageError("fisher takes two checkpoints of weights, F0 and F1")
-    paths = (tuned, *(as_path(path, name) for path, name in zip(fisher, ("F0", "F1"), strict=True)))
+    paths = (tuned, *(as_input(path, name) for path, name in zip(fisher, ("F0", "F1"), strict=True)))
     with renaming(reading.renames) as own:
         other, *weights = (own.checkpoint(open_checkpoint(path), base) for path in paths)
     plan = _renamed(plan_fisher(base, other, (weights[0], weights[1]), alphas), own)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from adaptertool.engine.preflight import require_equal, require_finite_factors
 from adaptertool.engine.resources import thread_count
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.hub import called
 from adaptertool.files.reader import Inputs
 from adaptertool.reports.verify import VerdictCounts, VerifyReport
 from adaptertool.resolution.correspondence import aligned, ties_in, with_tied
@@ -42,20 +43,20 @@ def check(
         require_finite_factors(plan, inputs)
         require_equal(plan, inputs)
         pairs = pair(plan, output.alpha, {**tied, **ends}, candidate, inputs)
-        names = list(map(str, plan.sources))
+        names = list(map(called, plan.sources))
         odd, told = odd_ones(pairs.subjects, candidate), progress or (lambda _: None)
         verdicts, pooled = judge(pairs, odd, readings, names, thread_count(threads), told)
         inputs.check_unchanged()
     counts = {status: sum(verdict.status == status for verdict in verdicts) for status in STATUSES}
-    problems = (*problems_of(plan, base, ends, candidate), *pooled, *hints(verdicts, base, candidate))
+    problems = (*problems_of(plan, base, ends, candidate), *pooled, *hints(verdicts, plan, base, candidate))
     right = counts["exact"] + (0 if strict else counts["rounding"])
     if strict:
         right -= sum(verdict.status == "exact" and verdict.diagnosis is not None for verdict in verdicts)
     return VerifyReport(
         ok=right == len(verdicts) and not problems,
-        merged=str(candidate.path),
-        base=str(plan.base),
-        sources=tuple(map(str, plan.sources)),
+        merged=called(candidate.path),
+        base=called(plan.base),
+        sources=tuple(map(called, plan.sources)),
         weights=plan.weights,
         alpha=output.alpha,
         strict=strict,

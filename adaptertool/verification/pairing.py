@@ -132,8 +132,10 @@ def problems_of(plan: Plan, base: Checkpoint, ends: Mapping[str, str], candidate
     yield from config_problems(expected, found)
 
 
-def hints(verdicts: Sequence[TensorVerdict], base: Checkpoint, candidate: Checkpoint) -> Iterator[str]:
-    """What the likeliest cause is where all that should have changed has changed the wrong way."""
+def hints(verdicts: Sequence[TensorVerdict], plan: Plan, base: Checkpoint, candidate: Checkpoint) -> Iterator[str]:
+    """What the likeliest cause is where all that should have changed has changed the wrong way, or nothing should."""
+    if not plan.sources and any(verdict.status == "untouched_changed" for verdict in verdicts):
+        yield "no ADAPTER was given, so no tensor should differ from the base's"
     edited = [verdict for verdict in verdicts if verdict.status == "wrong"]
     turned = [v for v in edited if v.diagnosis == "negated" or (v.fitted_scale is not None and v.fitted_scale < -0.9)]
     made = has_manifest(base) and not has_manifest(candidate)

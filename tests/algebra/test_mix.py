@@ -179,7 +179,7 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
         ([*adapters, other], {"method": "linear"}, MismatchError, "on factors they must be the same"),
         ([dora], {"method": "linear"}, UnsupportedError, "DoRA"),
         ([biased], {"method": "ties_svd", "density": 1}, UnsupportedError, "lora_bias"),
-        (adapters, {"method": "ties"}, UsageError, "needs a density"),
+        (adapters, {"method": "ties"}, UsageError, "needs density"),
         (adapters, {"method": "linear", "density": 1}, UsageError, "has no density"),
         (adapters, {"method": "cat", "density": 1}, UsageError, "no density"),
         (adapters, {"method": "ties", "density": 1, "seed": 1}, UsageError, "no seed"),

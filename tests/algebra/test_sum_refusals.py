@@ -57,7 +57,7 @@ def test_one_layer_under_two_names_is_refused(tmp_path: Path, one: str, other: s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weights": ["1"]}, "1 weights for 2 adapters"),
+        ({"weights": ["1"]}, "1 weight for 2 adapters"),
         ({"weights": ["1", "x"]}, "weight 'x' is not a number"),
         ({"weights": ["1", "inf"]}, "not a finite number"),
         ({"weights": ["1", "1e-300"]}, "lie too far apart"),

@@ -82,7 +82,7 @@ def test_extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (["extract", BASE, BASE, "--rank", "1", "-o", "OUT"], 2, "do not differ"),
         (["extract", BASE, LORA, "--rank", "1", "-o", "OUT"], 3, "is an adapter already"),
         (["extract", BASE, TUNED, "--rank", "1", "--leave-out", "nothing", "-o", "OUT"], 2, "is found in no name"),
-        (["sum", LORA, "-w", "1", "-w", "2", "-o", "OUT"], 2, "2 weights for 1 adapters"),
+        (["sum", LORA, "-w", "1", "-w", "2", "-o", "OUT"], 2, "2 weights for 1 adapter"),
         (["sum", "-o", "OUT"], 2, "ADAPTER"),
         (["sum", LORA, LORA, "-o", LORA], 2, "overlap"),
     ],

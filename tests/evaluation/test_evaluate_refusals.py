@@ -34,7 +34,7 @@ def test_wrong_calls(tmp_path: Path) -> None:
         ({"merged": "path"}, "must be lists"),
         ({"loss": "first"}, "loss is last-token or sequence"),
         ({"generate": -1}, "0 to 4,096 tokens"),
-        ({"weights": [1, 2]}, "2 weights for 1 adapters"),
+        ({"weights": [1, 2]}, "2 weights for 1 adapter"),
         ({"compose": "no"}, "compose is"),
         ({"fail_above": "nan", "merged": [base]}, "not a finite number"),
         ({"fail_above": -1, "merged": [base]}, "0 or more"),

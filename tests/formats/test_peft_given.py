@@ -83,7 +83,7 @@ def test_adapter_in_the_cache_of_the_hub(base: Path) -> None:
 
 @pytest.mark.parametrize("given", ["someone/my-lora", "https://huggingface.co/someone/my-lora"])
 def test_adapter_by_its_name_on_the_hub(base: Path, given: str) -> None:
-    assert "hf download someone/my-lora --local-dir" in refusal(base, Path(given))
+    assert "hf download someone/my-lora` first" in refusal(base, Path(given))
 
 
 def test_the_way_from_a_pickle_to_safetensors(base: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from rationals import Matrix, matrix, require
 from skews import reflections
 
 import adaptertool
-from adaptertool.errors import InputError, MismatchError
+from adaptertool.errors import InputError, MismatchError, UnsupportedError
 
 OUT, IN, RANK = 8, 5, 3
 
@@ -64,10 +66,39 @@ def test_what_a_basis_spans(tmp_path: Path) -> None:
     require(load(tmp_path / "out")["l.weight"], times(half.tolist(), matrix(weight)), weight)
 
 
+def basis_of(p: torch.Tensor) -> Matrix:
+    """Q of P = Q·T to 200 bits, by Gram and Schmidt, with the signs that LAPACK gives it."""
+    made: list[list[Fraction]] = []
+    signs = np.sign(np.diagonal(np.linalg.qr(p.double().numpy())[1])).astype(int).tolist()
+    for column in turned(matrix(p)):
+        own = column
+        for other in made:
+            share = sum(map(operator.mul, other, column))
+            own = [x - share * y for x, y in zip(own, other, strict=True)]
+        square = sum(x * x for x in own) * 4**200
+        size = Fraction(math.isqrt(square.numerator // square.denominator), 2**200)
+        made.append([x / size for x in own])
+    return turned([[sign * x for x in column] for sign, column in zip(signs, made, strict=True)])
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(None, 1.0), (5, 5 / RANK)])
+def test_what_is_put_on_a_basis(
+    tmp_path: Path, alpha: int | None, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p, r = torch.randn(OUT, RANK), torch.randn(RANK, IN)
+    q = basis_of(p)
+
+    def changed(w: Matrix) -> Matrix:
+        kept = together(w, times(q, times(turned(q), w)), Fraction(-1))
+        return together(kept, times(q, matrix(r)), Fraction(scale))
+
+    adapter = write(tmp_path / "a", {"l.deft_P": p, "l.deft_R": r}, **fields(alpha=alpha, decomposition_method="qr"))
+    require_commands(tmp_path, {"l.weight": torch.randn(OUT, IN)}, adapter, {"l.weight": changed}, monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("p", "r", "more", "error", "message"),
     [
-        ((OUT, RANK), (RANK, IN), {"decomposition_method": "qr"}, InputError, "the signs of its basis"),
         ((OUT, RANK), (RANK, IN), {"para": True}, MismatchError, "para = True, with"),
         ((OUT, RANK), None, {}, MismatchError, "para = False, with"),
         ((OUT, RANK), (RANK, IN), {"decomposition_method": "svd"}, InputError, "must be relu or qr"),
@@ -91,4 +122,14 @@ def test_what_is_refused(
     tensors = {"l.deft_P": torch.ones(p)} | ({} if r is None else {"l.deft_R": torch.ones(r)})
     with pytest.raises(error, match=message):
         adaptertool.merge(base, [write(tmp_path / "a", tensors, **fields(**more))], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sign_that_float32_leaves_open(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", {"l.weight": torch.randn(OUT, IN)})
+    p = torch.eye(OUT, RANK)
+    p[1:, 1] = torch.tensor([2.0**-22, *torch.ones(OUT - 2)])
+    tensors = {"l.deft_P": p, "l.deft_R": torch.ones(RANK, IN)}
+    with pytest.raises(UnsupportedError, match="the sign of column 1 of its basis is open"):
+        adaptertool.merge(base, [write(tmp_path / "a", tensors, **fields(decomposition_method="qr"))], tmp_path / "out")
     assert not (tmp_path / "out").exists()

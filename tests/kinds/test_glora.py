@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PREFIX, load
+from conftest import PREFIX, load, write_checkpoint
 from one_kind import (
     IN,
     JOINED,
@@ -18,6 +18,7 @@ from one_kind import (
     every_dtype,
     normal,
     own,
+    require_commands,
     times,
     together,
     try_commands,
@@ -102,8 +103,8 @@ def test_what_is_not_handled_is_refused_by_name(tmp_path: Path) -> None:
     path = one_layer(tmp_path / "a") / "adapter_model.safetensors"
     tensors = load_file(path)
     for key, shape, message in (
-        ("glora_C.Xd", (IN, RANK), "the layer has a bias"),
-        ("glora_D.X", (1,), "the layer has a bias"),
+        ("glora_C.X", (IN, 1), "for a bias, and the base has none"),
+        ("glora_D.X", (1,), "for a bias, and the base has none"),
         ("glora_A.zeros", (OUT, IN), "config_A_B = none"),
         ("glora_D.zeros", (OUT,), "must be zeros"),
         ("glora_A.X", (1,), ""),
@@ -116,4 +117,66 @@ def test_what_is_not_handled_is_refused_by_name(tmp_path: Path) -> None:
     save_file({name: tensor for name, tensor in tensors.items() if not name.endswith(".Xu")}, path)
     with pytest.raises(UnsupportedError):
         adaptertool.merge(base, [path.parent], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def with_bias(
+    folder: Path, what: str, dtype: torch.dtype = torch.float32, layer: str = "l", make: Numbers = normal
+) -> Path:
+    """All five, as PEFT saves them of a layer with a bias. what: the form of C; D and E are one number each for lora"""
+    ends = {"lora": {"Xd": (IN, RANK), "Xu": (RANK, 1)}, "vector": {"X": (IN, 1)}}[what]
+    tensors = {f"{layer}.glora_C.{end}": make(*shape, dtype=dtype) for end, shape in ends.items()}
+    for side in "DE":
+        tensors[f"{layer}.glora_{side}.X"] = make(1 if what == "lora" else OUT, dtype=dtype)
+    for side in "AB":
+        tensors |= {f"{layer}.glora_{side}.{end}": make(*shape, dtype=dtype) for end, shape in SHAPES[what].items()}
+    return write(folder, tensors, peft_type="GLORA", r=RANK)
+
+
+@pytest.mark.parametrize(
+    ("what", "dtype", "factors"),
+    [
+        ("lora", torch.bfloat16, torch.float32),
+        ("vector", torch.float32, torch.float64),
+        ("vector", torch.float16, torch.float32),
+    ],
+    ids=str,
+)
+def test_the_bias(
+    tmp_path: Path, what: str, dtype: torch.dtype, factors: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """b + b ⊙ D + E + W·C, in every command, and in small blocks."""
+    weight = torch.randn(OUT, IN).to(dtype)
+    stored = {"l.weight": weight, "l.bias": torch.randn(OUT).to(dtype), "rest": torch.randn(4)}
+    adapter = with_bias(tmp_path / "a", what, factors, make=varied)
+    found = own(adapter)
+    if what == "lora":
+        c = times(matrix(found["glora_C.Xd"]), matrix(found["glora_C.Xu"]))
+    else:
+        c = matrix(found["glora_C.X"])
+    d, e = (vector(found[f"glora_{side}.X"]) * (OUT if what == "lora" else 1) for side in "DE")
+
+    def of_bias(b: Matrix) -> Matrix:
+        added = times(matrix(weight), c)
+        return [[x + x * d[i] + e[i] + added[i][0]] for i, (x,) in enumerate(b)]
+
+    formulas = {"l.bias": of_bias, "l.weight": lambda w: together(w, change_of(adapter, w))}
+    require_commands(tmp_path, stored, adapter, formulas, monkeypatch, lora=False)
+
+
+def test_where_the_weight_of_a_bias_is_not_known(tmp_path: Path) -> None:
+    """Another adapter changed it before, it is one of a model in memory, or it has other inputs."""
+    layer = torch.nn.Linear(IN, OUT)
+    stored = {f"l.{name}": tensor.detach() for name, tensor in layer.state_dict().items()}
+    base, adapter = write_checkpoint(tmp_path / "base", stored), with_bias(tmp_path / "a", "vector")
+    with pytest.raises(UnsupportedError, match="which is changed before it"):
+        adaptertool.merge(base, [adapter, adapter], tmp_path / "out")
+    model = torch.nn.Module()
+    model.l = layer
+    with pytest.raises(UnsupportedError, match="a model in memory"), adaptertool.applied(model, [adapter]):
+        pass
+    path = adapter / "adapter_model.safetensors"
+    save_file({**load_file(path), f"{PREFIX}l.glora_C.X": torch.ones(IN + 1, 1)}, path)
+    with pytest.raises(InputError, match=f"must have {IN} rows, but it is F32 {IN + 1}×1"):
+        adaptertool.merge(base, [adapter], tmp_path / "out")
     assert not (tmp_path / "out").exists()

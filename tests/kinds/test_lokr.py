@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_checkpoint
+from conftest import PREFIX, load, write_checkpoint
 from one_kind import difference, require_commands, write
 from oracle import fractions
 from rationals import EVERY, Matrix
@@ -149,3 +149,24 @@ def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(error):
             adaptertool.merge(base, [adapter], tmp_path / "out")
         adaptertool.inspect(adapter, base)
+
+
+@pytest.mark.parametrize("form", ["full", "usual", "both"])
+def test_sum_takes_the_leading_part_where_there_is_a_base(tmp_path: Path, form: str) -> None:
+    """Its singular values are the products of those of the two: as LoRA it leaves those that do not fit."""
+    factors = {role: torch.randn(shape) for role, shape in ALL[form].items()}
+    base = write_checkpoint(tmp_path / "base", {"l.weight": torch.randn(A * B, C * D)})
+    tensors = {f"l.{role}": tensor for role, tensor in factors.items()}
+    adapter = write(tmp_path / "a", tensors, peft_type="LOKR", r=R, alpha=3.0)
+    with pytest.raises(UnsupportedError, match=r"l is of kind lokr.*--base"):
+        adaptertool.sum_adapters([adapter], tmp_path / "out", rank=3)
+    report = adaptertool.sum_adapters([adapter], tmp_path / "out", base=base, rank=3)
+    first = factors["lokr_w1"] if "lokr_w1" in factors else factors["lokr_w1_a"] @ factors["lokr_w1_b"]
+    second = factors["lokr_w2"] if "lokr_w2" in factors else factors["lokr_w2_a"] @ factors["lokr_w2_b"]
+    both = torch.outer(*(torch.linalg.svdvals(matrix.double()) for matrix in (first, second)))
+    values = 3.0 / R * both.flatten().sort(descending=True).values
+    assert report.layers[0].error == pytest.approx(float(values[3:].norm() / values.norm()), rel=1e-5)
+    made = load(tmp_path / "out")
+    a, b = (made[f"{PREFIX}l.lora_{side}.weight"].double() for side in "AB")
+    change = 3.0 / R * torch.kron(first.double(), second.double())
+    assert float((b @ a - change).norm()) == pytest.approx(float(values[3:].norm()), rel=1e-5)

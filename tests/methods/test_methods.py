@@ -168,13 +168,13 @@ def test_linear_is_the_plain_merge(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"method": "ties"}, UsageError, "needs a density"),
+        ({"method": "ties"}, UsageError, "needs density"),
         ({"method": "linear", "density": 0.5}, UsageError, "has no density"),
         ({"method": "ties", "density": 0}, UsageError, "share over 0"),
         ({"method": "ties", "density": "1.5"}, UsageError, "share over 0"),
         ({"method": "ties", "density": 0.5, "seed": 3}, UsageError, "no seed"),
         ({"method": "magic", "density": 0.5}, UsageError, "method is"),
-        ({"method": "slerp"}, UsageError, "takes 1 source"),
+        ({"method": "slerp"}, UsageError, "between BASE and one"),
         ({"density": 0.5}, UsageError, "belong to a method"),
         ({"method": "linear", "compose": "mixed"}, UsageError, "leave out --compose"),
         ({"method": "linear", "precision": "fast"}, UsageError, "one precision"),

@@ -69,6 +69,10 @@ CASES = {
         )
         for what in ("lora", "vector", "constant")
     },
+    "glora, biases": Case("GloraConfig", {"r": 3}, ("linear",), 2),
+    "glora, vectors on biases": Case(
+        "GloraConfig", {"r": 3, "config_C": "vector", "config_D_E": "vector"}, ("linear",), 2
+    ),
     "pvera": Case("PveraConfig", {"r": 4}, ("linear", "turned"), 2),
     "unilora": Case("UniLoraConfig", {"r": 3, "theta_d_length": 50, "save_indices": True}, ("linear", "turned"), 2),
     "hira": Case(
@@ -104,6 +108,7 @@ CASES = {
     "deft, alpha": Case("DeftConfig", {"r": 30, "alpha": 7, "bias": "deft_only"}, ("linear",), 2),
     "para": Case("DeftConfig", {"r": 3, "para": True}, ("linear", "turned"), 2),
     "para, basis": Case("DeftConfig", {"r": 3, "para": True, "decomposition_method": "qr"}, ("linear", "turned"), 2),
+    "deft, basis": Case("DeftConfig", {"r": 3, "decomposition_method": "qr", "alpha": 7}, ("linear", "turned"), 2),
     "c3a": Case("C3AConfig", {"block_size": 4}, ("linear",), 1),
     "c3a-biases": Case(
         "C3AConfig", {"block_size": 3, "block_size_pattern": {"linear": 2}, "bias": "c3a_only"}, ("linear",), 2

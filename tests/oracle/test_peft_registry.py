@@ -48,7 +48,6 @@ NEEDED: dict[str, dict[str, Any]] = {
 # (kind, layer) that PEFT merges, and we do not -> why
 LEFT = {
     ("OFT", "conv2"): "PEFT's forward pass is not that of the weight which it merges",
-    ("GLORA", "linear"): "the layer has a bias, which GLoRA changes by sums over the weight",
 }
 
 

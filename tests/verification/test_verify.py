@@ -285,7 +285,7 @@ def test_exit_codes_and_json(
 def test_wrong_arguments(place: Place) -> None:
     with pytest.raises(UsageError, match="with an alpha there is one"):
         verify(place.base, place.base, [place.adapter, place.adapter], alpha="0.5")
-    with pytest.raises(UsageError, match="2 weights for 1 adapters"):
+    with pytest.raises(UsageError, match="2 weights for 1 adapter"):
         verify(place.base, place.base, [place.adapter], weights=[1, 2])
     with pytest.raises(InputError, match="is not an adapter"):
         verify(place.base, place.base, [place.base])

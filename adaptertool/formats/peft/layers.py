@@ -104,7 +104,9 @@ def _bias_of(layer: Layer, bias: Ref) -> Ref:
 
 
 def _as_product(module: Module) -> Module:
-    """A change that comes down to one product is that."""
+    """A change that comes down to one product is that; one that tells its size by itself stays what it is."""
+    if kind_of(module).size is not None:
+        return module
     parts = parts_of(module)
     if parts is None:
         (some, *_) = module.factors.values()

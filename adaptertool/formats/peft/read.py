@@ -17,6 +17,7 @@ from adaptertool.codecs.tensors import INTEGERS
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.hints import found_below, from_pickle, not_there
+from adaptertool.files.hub import to_complete
 from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import exists, is_folder, names_in
 from adaptertool.formats.beside import Beside, read_beside
@@ -149,10 +150,18 @@ def _check_present(path: Path) -> None:
     if not exists(path):
         raise InputError(not_there(path))
     if not is_folder(path):
-        raise InputError(f"{path} is not a directory; an adapter is a directory with {CONFIG} and {WEIGHTS}")
+        hint = f"; give the directory that it stands in, {path.parent}" if path.name == CONFIG else ""
+        raise InputError(
+            f"{path} is no adapter: that is a directory with {CONFIG} and {WEIGHTS}, or a .safetensors or GGUF file"
+            f"{hint}"
+        )
     if not recognise(path):
-        hint = found_below(path, (CONFIG,))
-        if names_in(path, "*.safetensors"):
+        hint = found_below(path, (CONFIG,)) or to_complete(path)
+        if exists(path / WEIGHTS):
+            hint = f", which tells its scales, beside {WEIGHTS}: copy it there too"
+        elif not names_in(path, "*"):
+            hint = "; the directory is empty"
+        elif names_in(path, "*.safetensors"):
             hint = "; a fine-tuned checkpoint is combined with its base by `adaptertool wise`"
         raise InputError(f"{path} is not an adapter: it has no {CONFIG}{hint}")
     if not exists(path / WEIGHTS):
@@ -162,7 +171,7 @@ def _check_present(path: Path) -> None:
                 "(IA)³ merge it there (merge_adapter) and save the model; `adaptertool extract` makes an adapter of "
                 "the difference"
             )
-        pickle, hint = path / "adapter_model.bin", ""
+        pickle, hint = path / "adapter_model.bin", to_complete(path)
         if exists(pickle):
             hint = (
                 f", only {pickle.name}, a pickle, and pickles are never opened. This makes a safetensors file of it:\n"

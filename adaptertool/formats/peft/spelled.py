@@ -120,13 +120,20 @@ def _modules(
         layer=name,
         settings=config.settings,
     )
+    own = None if spelling.bias is None or other else BY_NAME[spelling.bias]
+    of_bias = {} if own is None else {role: ref for role, ref in roles.items() if role in own.roles}
     if not spelling.only_bias:
-        yield module
-    if spelling.bias is not None and not other and base_has(f"{name}.bias"):
-        own = BY_NAME[spelling.bias]
-        some = {role: ref for role, ref in roles.items() if role in own.roles}
-        if own.roles - own.optional <= some.keys():
-            yield module._replace(target=f"{name}.bias", kind=own.name, factors=some, transposed=None)
+        yield module._replace(
+            factors={role: ref for role, ref in roles.items() if role not in of_bias.keys() - kind.roles}
+        )
+    if own is not None and base_has(f"{name}.bias"):
+        if of_bias and own.roles - own.optional <= of_bias.keys():
+            yield module._replace(target=f"{name}.bias", kind=own.name, factors=of_bias, transposed=None)
+    elif alone := sorted(of_bias.keys() - kind.roles):
+        raise MismatchError(
+            f"{file}: {shown(name)} has {', '.join(alone)}, for a bias, and the base has none there; is this adapter "
+            "for another model?"
+        )
     elif spelling.only_bias:
         raise UnsupportedError(
             f"{file}: {shown(name)} has no bias in the base, so there is none to change, and PEFT cannot merge it "
