@@ -1,4 +1,4 @@
-"""Merges from and into a real S3 server (SeaweedFS, `make test-stores`), whose signatures and conditions are its own."""
+"""Merges from and into a real S3 server (SeaweedFS, `make test-stores`): its own signatures and conditions."""
 
 from __future__ import annotations
 
