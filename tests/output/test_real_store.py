@@ -37,7 +37,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     identity = {"name": "t", "credentials": [KEYS], "actions": ["Admin", "Read", "Write", "List"]}
     (root / "config").write_text(json.dumps({"identities": [identity]}))
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    here = ["-ip", "127.0.0.1", "-ip.bind", "127.0.0.1", "-volume.max=0", "-master.telemetry=false"]
+    here = [
+        "-ip",
+        "127.0.0.1",
+        "-ip.bind",
+        "127.0.0.1",
+        "-volume.max=100",
+        "-master.volumeSizeLimitMB=64",
+        "-master.telemetry=false",
+    ]
     s3 = ["-s3", "-s3.config", str(root / "config"), "-s3.port.iceberg", "0", "-s3.port.lance", "0"]
     chosen = [part for name, port in ports.items() for part in (f"-{name}", str(port))]
     command = [str(WEED), "server", "-dir", str(root), *here, *s3, *chosen]
