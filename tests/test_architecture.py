@@ -91,7 +91,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
-LATE = {"distributed", "torch", "transformers", "peft", "matplotlib", "jinja2", "markupsafe", "junitparser"}
+LATE = {"distributed", "torch", "transformers", "peft", "matplotlib", "jinja2", "markupsafe", "junitparser", "obstore"}
 
 
 def test_imports_stand_at_the_top() -> None:

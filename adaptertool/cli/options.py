@@ -156,6 +156,9 @@ writes = with_options(
     ),
     click.option("--sha256", is_flag=True, help="Hash with SHA-256 too, and write OUT/SHA256SUMS."),
     click.option(
+        "--scratch", type=click.Path(), metavar="DIR", help="Where files are until they are sent to an OUT in a store."
+    ),
+    click.option(
         "--provenance", type=click.Path(), metavar="FILE", help="Write in-toto/SLSA provenance; implies --sha256."
     ),
     FORCE,
@@ -221,12 +224,12 @@ class Printing(NamedTuple):
 def records(flags: dict[str, Any]) -> tuple[Options, Printing]:
     """What the options of `writes` say, as records. Raises UsageError for a rate without a dry run."""
     printing = Printing(*(flags.pop(name) for name in Printing._fields))
-    file = flags.pop("provenance")
-    provenance = None if file is None else as_path(file, "FILE")
+    names = {"provenance": "FILE", "scratch": "DIR"}
+    paths = {name: None if (path := flags.pop(name)) is None else as_path(path, what) for name, what in names.items()}
     rate, nodes = parse_rate(flags.pop("rate")), flags.pop("nodes")
     if (rate is not None and not flags["dry_run"]) or (nodes is not None and rate is None):
         raise UsageError("--nodes is for --rate, and --rate for --dry-run: they estimate what a run would take")
-    options = Options(**flags, provenance=provenance, rate=rate, nodes=nodes or 1, before_publish=ignore_signals)
+    options = Options(**{**flags, **paths}, rate=rate, nodes=nodes or 1, before_publish=ignore_signals)
     return options, printing
 
 

@@ -31,8 +31,6 @@ from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Asset, Output, Plan, Shard
 from adaptertool.spec.tally import Tally, fates_by_family, total
 
-_UNFINISHED = 16  # files that are written and not yet durable, but at least one for each output: all of them are open
-
 Hashed = tuple[Sequence[Path], Sequence[Path]]  # large files, hashed as they are read; others
 MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per output
 
@@ -60,7 +58,7 @@ def run_plan(
             finishing = deque([finisher.submit(_hash, crew, aside)])
             for source, name, size, jobs, same in _files(crew, plan):
                 finishing.append(_write_file(crew, source, name, size, jobs, same))
-                while len(finishing) * len(folders) > max(_UNFINISHED, len(folders)):
+                while len(finishing) * len(folders) > max(stage.unfinished, len(folders)):
                     all_done(crew.stop, [finishing.popleft()])
             finishing.append(finisher.submit(_hash, crew, streamed))
             all_done(crew.stop, finishing)

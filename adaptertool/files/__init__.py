@@ -6,9 +6,10 @@ And the stores that inputs are read from, one file each. To add one: write the f
 from pathlib import Path
 
 from adaptertool.files.local import LOCAL
+from adaptertool.files.objects import AZ, GS, S3
 from adaptertool.files.store import Store
 
-STORES: tuple[Store, ...] = (LOCAL,)
+STORES: tuple[Store, ...] = (LOCAL, S3, GS, AZ)
 
 
 def store_of(path: Path) -> Store:

@@ -20,7 +20,8 @@ MODEL_INDEX = "model_index.json"  # of a pipeline of diffusers
 INDEX = "model.safetensors.index.json"
 MANIFEST = "adaptertool.manifest.json"
 SUMS = "SHA256SUMS"
-STAGING = r"\..+\.adaptertool-[0-9a-f]{16}"  # names of the directories that runs work in (files.leftovers)
+RUN = "adaptertool.run"  # in the folder of a run whose OUT is in a store (files.remote)
+STAGING = r"(\..+)?\.adaptertool-[0-9a-f]{16}"  # names of the directories that runs work in (files.leftovers)
 
 # Other copies of the weights: beside edited tensors they would be stale. And sums of the files, which no longer are.
 # They stay behind, and it is said; so do the state of trainers, and adapters, which loaders would apply to the output.

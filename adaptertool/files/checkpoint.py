@@ -13,9 +13,9 @@ from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files import store_of
 from adaptertool.files.assets import INDEX as INDEX
 from adaptertool.files.assets import MANIFEST as MANIFEST
+from adaptertool.files.assets import RUN, lacking
 from adaptertool.files.assets import SUMS as SUMS
 from adaptertool.files.assets import is_ours as is_ours
-from adaptertool.files.assets import lacking
 from adaptertool.files.assets import read_assets as read_assets
 from adaptertool.files.gguf import is_gguf, read_gguf
 from adaptertool.files.header import Header, read_header
@@ -131,6 +131,12 @@ def open_directory(root: Path, adapters: Adapters = _NO_ADAPTERS, own: WeightNam
     has_single, has_index = look(root / own.single) is not None, look(root / own.index_file) is not None
     # Assets first: what identifies a config or an index is noted before it is read.
     assets, left = read_assets(root, adapters.files, index=own.index_file)
+    if unfinished := next(
+        (name for name in left if name.startswith(".adaptertool-") and exists(root / name / RUN)), None
+    ):
+        raise InputError(
+            f"{root} is not finished: {unfinished[:-1]} in it is of the run that makes it; wait, or go on with it"
+        )
     notes: list[str] = []
     index: Mapping[str, Any] | None = None
     if has_index:

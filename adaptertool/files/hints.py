@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaptertool.errors import shown
+from adaptertool.errors import StorageError, shown
+from adaptertool.files import LOCAL, store_of
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _LOOKED_AT = 5000  # names that another is compared with
@@ -26,6 +27,8 @@ _UNEXPANDED = re.compile(r"[$*?]")  # what a shell takes the place of, unless it
 def not_there(path: Path) -> str:
     """A path that does not exist, and what may be meant by it: a name that is nearly that, what a shell would have made
     of it, or a repository on the hub."""
+    if store_of(path) is not LOCAL:
+        return f"{shown(path)} does not exist"
     text = _URL.sub(r"\1://", re.sub("^file:/+", "file:///", str(path)))  # paths have one of several slashes
     return f"{shown(text)} does not exist{_meant(path, text)}"
 
@@ -35,7 +38,11 @@ def _meant(path: Path, text: str) -> str:
     if text.startswith("file://"):
         return f"; give the path alone: {shown(text.removeprefix('file://'))}"
     if "://" in text:
-        web = "; a web page is not read: download it first, and give the path" if text.startswith("http") else ""
+        web = (
+            "; a web page is not read (s3://, gs:// and az:// are): download it first, and give the path"
+            if text.startswith("http")
+            else ""
+        )
         return _on_hub(hub[1]) if hub else web
     if text.startswith("~"):
         home = os.path.expanduser(text)  # noqa: PTH111  # which does not raise where there is no such user
@@ -72,11 +79,12 @@ def _near(path: Path) -> Path | None:
 def found_below(root: Path, names: Sequence[str]) -> str:
     """The end of a message that says where one of these files is: one level below `root`, or in the snapshots of a
     folder of the hub's cache. It begins with "; ", and is empty where there is none."""
-    try:
-        folders = [folder for folder in (*root.iterdir(), *root.glob("snapshots/*")) if os.path.isdir(folder)]
-    except OSError:
-        return ""
-    found = [folder for folder in folders if any(os.path.lexists(folder / name) for name in names)]
+    store = store_of(root)
+    folders: list[Path] = []
+    with contextlib.suppress(StorageError):  # the second is not there, as a rule
+        for here in (root, root / "snapshots"):
+            folders += [here / one.name for one in store.entries(here) if one.is_folder]
+    found = [folder for folder in folders if any(store.look(folder / name) is not None for name in names)]
     found.sort(key=lambda folder: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", folder.name)])
     with contextlib.suppress(OSError, ValueError):  # which snapshot is the present one
         main = (root / "refs" / "main").read_text().strip()

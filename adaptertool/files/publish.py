@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
+from adaptertool.files import LOCAL, store_of
 from adaptertool.files.checkpoint import MANIFEST, SUMS, load_manifest
 from adaptertool.files.pipeline import holds_weights
 
@@ -19,6 +20,14 @@ ASIDE = "old"  # name in the staging directory
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: relative to the working directory; exchange both
 _NO_SUCH_CALL = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # for files of this kind, or file system
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
+
+
+def require_local(out: Path) -> None:
+    """Raise UsageError for an OUT in a store: what is written there is checkpoints of `merge` and `wise` alone."""
+    if store_of(out) is not LOCAL:
+        raise UsageError(
+            f"OUT {out} is in a store, where `merge` and `wise` alone write: choose an OUT of this machine"
+        )
 
 
 def check_target(
@@ -37,6 +46,7 @@ def check_target(
 
     Raises UsageError, OutputError for what already stands there, or StorageError for a directory without permission.
     """
+    require_local(out)
     try:
         real = out.resolve()
     except (OSError, RuntimeError) as error:

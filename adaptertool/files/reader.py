@@ -6,14 +6,14 @@ import contextlib
 import fnmatch
 import threading
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, Interrupted, StorageError
-from adaptertool.files import store_of
-from adaptertool.files.hashing import DEFAULT, Digests, Hasher, hasher
-from adaptertool.files.store import BROKEN, InputFile
+from adaptertool.files import LOCAL, store_of
+from adaptertool.files.hashing import DEFAULT, Digests, Hasher, InOrder, digests_of, hasher
+from adaptertool.files.store import BROKEN, FILE, FOLDER, InputFile
 from adaptertool.spec.tensors import Ref, Stamp
 
 _CHUNK = 16 << 20  # bytes that are compared at once
@@ -31,10 +31,27 @@ def exists(path: Path) -> bool:
     return store_of(path).look(path) not in (None, BROKEN)
 
 
+def is_folder(path: Path) -> bool:
+    return store_of(path).look(path) == FOLDER
+
+
+def is_file(path: Path) -> bool:
+    return store_of(path).look(path) == FILE
+
+
 def names_in(folder: Path, pattern: str) -> list[str]:
     """What lies in a folder under names like that, in order. Raises StorageError."""
     names = [entry.name for entry in store_of(folder).entries(folder)]
     return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and its folders. Raises StorageError."""
+    for entry in store_of(folder).entries(folder):
+        if entry.is_folder:
+            yield from files_below(folder / entry.name)
+        else:
+            yield folder / entry.name
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -59,6 +76,19 @@ def read_exact(file: InputFile, offset: int, size: int) -> bytes:
     buffer = bytearray(size)
     read_into(file, offset, memoryview(buffer))
     return bytes(buffer)
+
+
+def digests_in(path: Path, hashes: tuple[str, ...], progress: Callable[[int], None] = lambda _: None) -> Digests:
+    """The hashes of a whole file, wherever it lies. Raises InputError where it is gone, and StorageError."""
+    if store_of(path) is LOCAL:
+        return digests_of(path, hashes, progress)
+    with open_input(path) as file:
+
+        def read(offset: int, view: memoryview) -> None:
+            read_into(file, offset, view)
+            progress(len(view))
+
+        return InOrder(file.size, read, hashes).digests()
 
 
 def same_bytes(one: Ref, other: Ref) -> bool:

@@ -36,6 +36,7 @@ class Stage(Protocol):
 
     hashes: tuple[str, ...]  # that each file is to have
     work: Path  # a folder of the local disk, that files are named by in messages
+    unfinished: int  # files that may wait to be finished, of each output one at least
     finished: dict[str, Finished]  # by name within OUT; as far as this process has heard
     inputs: dict[Path, Digests]  # of inputs that were read to their end, by whomever
 

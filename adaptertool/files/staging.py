@@ -64,7 +64,7 @@ class Staging:
         self._made: list[Receipt] = []  # those that are ours
         self.precious = False  # what is there took more than our own work to make
         self.stays = part
-        self.alone = False  # no other run finds it
+        self.alone, self.unfinished = False, 16  # no other run finds it; files written and not yet durable, all open
         self._lockless = self._published = False
         self._unfinished: set[Path] = set()
         self._lacks = Lacks()

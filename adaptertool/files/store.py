@@ -1,9 +1,10 @@
-"""The record of a store: where inputs lie, and how they are looked at and read. Outputs are always local, since they
-are published by a rename.
+"""The record of a store: where inputs lie, and how they are looked at and read. Outputs are published by a
+rename, which is for local ones, or otherwise (files.remote).
 
 A path belongs to a store by its first part: `s3:/bucket/model` to that of the scheme "s3" (`s3://bucket/model` is the
 same path, as `pathlib` has it). All others are local. So a path stays a `pathlib.Path`, whose `name`, `parent` and `/`
-are right in every store; but `resolve`, and all else that asks the disk, is for outputs.
+are right in every store (files.address prints it as typed); but `resolve`, and all else that asks the disk, is for
+outputs.
 
 What a store that is not on this machine has to bring:
 

@@ -6,7 +6,6 @@ silence they make another model than the one that was trained.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,14 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adaptertool.codecs import COMPUTED
-from adaptertool.errors import InputError, StorageError, UnsupportedError, UsageError, shown
+from adaptertool.errors import InputError, UnsupportedError, UsageError, shown
+from adaptertool.files import store_of
 from adaptertool.files.checkpoint import INDEX, SINGLE, Checkpoint, is_ours, read_assets
 from adaptertool.files.header import Header
 from adaptertool.files.hints import from_pickle
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.magic import START, told_apart
 from adaptertool.files.parsed import Parsed
-from adaptertool.files.reader import open_input, read_exact
+from adaptertool.files.reader import exists, is_file, open_input, read_exact
+from adaptertool.files.store import Entry
 from adaptertool.files.trainer import is_trainer_file, is_trainer_folder
 from adaptertool.formats.format import BaseHas, FileNames
 from adaptertool.kinds import FULL
@@ -93,7 +94,7 @@ def read_beside(
             earlier.append(name)
         elif path.suffix.lower() in _EXPORTS:
             found.notes.append(f"{path} is an export to another format, and is not read")
-        elif path.suffix.lower() in _PICKLES and path.with_suffix(".safetensors").exists():
+        elif path.suffix.lower() in _PICKLES and exists(path.with_suffix(".safetensors")):
             found.notes.append(f"{path} is not read: {path.with_suffix('.safetensors').name} stands beside it")
         elif (why := _not_read(path, in_root=path.parent == root)) or (
             why := _not_of(files.header(name), own, base, base_has)
@@ -146,24 +147,23 @@ def weights_beside(root: Path, own: FileNames) -> list[str]:
 
 def _files(root: Path, own: FileNames, base: Checkpoint | None, notes: list[str]) -> Iterator[Path]:
     """All files, but those of trainers, of other adapters and checkpoints, of our own, and hidden ones."""
-
-    def fail(error: OSError) -> None:
-        raise StorageError(f"{error.filename} cannot be listed: {error.strerror}")
-
-    for folder, folders, files in os.walk(root, onerror=fail):
-        here = Path(folder)
-        folders[:] = [name for name in sorted(folders) if not _is_other(here / name, own, base, notes)]
-        yield from (here / name for name in sorted(files) if not name.startswith(".") and not is_trainer_file(name))
+    entries = store_of(root).entries(root)
+    below = [root / one.name for one in entries if one.is_folder and not _is_other(root, one, own, base, notes)]
+    names = [one.name for one in entries if not one.is_folder]
+    yield from (root / name for name in names if not name.startswith(".") and not is_trainer_file(name))
+    for folder in below:
+        yield from _files(folder, own, base, notes)
 
 
-def _is_other(folder: Path, own: FileNames, base: Checkpoint | None, notes: list[str]) -> bool:
+def _is_other(here: Path, found: Entry, own: FileNames, base: Checkpoint | None, notes: list[str]) -> bool:
+    folder = here / found.name
     if folder.name.startswith(".") or is_trainer_folder(folder.name) or is_ours(folder):
         return True
     if base is not None and folder.resolve() == base.path.resolve():
         return True
-    if folder.is_symlink():
+    if found.is_link:
         notes.append(f"{folder} is a link to a directory, and is not looked into")
-    elif (folder / (own.config or own.weights)).exists():
+    elif exists(folder / (own.config or own.weights)):
         notes.append(f"{folder} is another adapter, and is not applied; give its own path for that")
     elif base is not None and base.config and _is_checkpoint_of(folder, base.config.get("architectures")):
         notes.append(f"{folder} is a checkpoint of its own, and is not read")
@@ -173,7 +173,7 @@ def _is_other(folder: Path, own: FileNames, base: Checkpoint | None, notes: list
 
 
 def _is_checkpoint_of(folder: Path, architectures: object) -> bool:
-    if not any((folder / name).exists() for name in (SINGLE, INDEX)) or not (folder / "config.json").exists():
+    if not any(exists(folder / name) for name in (SINGLE, INDEX)) or not exists(folder / "config.json"):
         return False
     return bool(architectures) and load_json(folder / "config.json").get("architectures") == architectures
 
@@ -183,7 +183,7 @@ def _may_hold(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in _MAY_HOLD or suffix in _EXPORTS:
         return True
-    if suffix in _NO_WEIGHTS or path.name.startswith("tokenizer") or not path.is_file():
+    if suffix in _NO_WEIGHTS or path.name.startswith("tokenizer") or not is_file(path):
         return False
     with open_input(path) as file:
         start = read_exact(file, 0, min(file.size, START))
@@ -192,7 +192,7 @@ def _may_hold(path: Path) -> bool:
 
 def _means(text: str, path: Path, name: str) -> bool:
     """Whether a text to leave out by means this file: its name, its path, or a regex that is found in the name."""
-    if text == name or Path(text).resolve() == path.resolve():
+    if text in (name, str(path)) or Path(text).resolve() == path.resolve():
         return True
     try:
         return re.search(text, name) is not None

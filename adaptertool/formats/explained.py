@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.gguf import is_gguf
 from adaptertool.files.header import read_header
 from adaptertool.files.hints import PICKLES, from_pickle
+from adaptertool.files.reader import exists, is_file, is_folder, names_in
 from adaptertool.files.trainer import is_trainer_file
 
 _NEMO = ".nemo"
@@ -29,21 +29,21 @@ _FOLDERS = {
 
 def explain(path: Path, is_adapter: Callable[[Path], bool]) -> None:
     """Raises UnsupportedError or InputError where there is more to say of a path than that it is no adapter."""
-    if os.path.isdir(path):
+    if is_folder(path):
         _explain_folder(path, is_adapter)
-    elif os.path.exists(path):
+    elif exists(path):
         _explain_file(path)
 
 
 def _explain_folder(path: Path, is_adapter: Callable[[Path], bool]) -> None:
     for pattern, what in _FOLDERS.items():
-        if any(path.glob(pattern)) or any(path.glob(f"weights/{pattern}")):
+        if any(is_folder(folder) and names_in(folder, pattern) for folder in (path, path / "weights")):
             raise UnsupportedError(f"{path} {what}")
-    files = sorted(one for one in path.glob("*.safetensors") if is_adapter(one))
+    files = [path / name for name in names_in(path, "*.safetensors") if is_adapter(path / name)]
     if files:
         listed = ", ".join(shown(one) for one in files[:_LISTED]) + (" ..." if len(files) > _LISTED else "")
         raise InputError(f"{path} is a folder, and what is an adapter is a file in it; give its path: {listed}")
-    for one in sorted(path.iterdir()):
+    for one in (path / name for name in names_in(path, "*")):
         known = one.name.startswith(_OF_MODELS) or is_trainer_file(one.name)
         if one.suffix.lower() in (*PICKLES, _NEMO) and not known:
             _explain_file(one)
@@ -59,7 +59,7 @@ def _explain_file(path: Path) -> None:
         raise UnsupportedError(
             f"{path} is an archive of NeMo's: export the adapter from there as PEFT's, or merge it there"
         )
-    if os.path.isfile(path) and is_gguf(path):  # noqa: PTH113
+    if is_file(path) and is_gguf(path):
         raise InputError(f"{path} is a GGUF model, not an adapter; the model comes first, then the adapters")
     if path.suffix.lower() != ".safetensors":
         return
@@ -68,7 +68,7 @@ def _explain_file(path: Path) -> None:
         raise InputError(
             f"{path} holds the factors of an adapter of PEFT's; its scales are in {_CONFIG}: give the folder with both"
         )
-    if path.name in _IN_FOLDERS and (path.parent / _CONFIG).exists():
+    if path.name in _IN_FOLDERS and exists(path.parent / _CONFIG):
         raise InputError(
             f"{path} is read with {_CONFIG} beside it, which tells its scales: give the folder {path.parent}"
         )

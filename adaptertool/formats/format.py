@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from adaptertool.errors import UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
+from adaptertool.files.reader import is_folder
 from adaptertool.formats.saving import Saving
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
@@ -39,7 +40,7 @@ class FileNames(NamedTuple):
 
     def weights_at(self, path: Path) -> str:
         """The name of its file of tensors below that path."""
-        return self.in_folder if self.in_folder and path.is_dir() else self.weights
+        return self.in_folder if self.in_folder and is_folder(path) else self.weights
 
     @property
     def named(self) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from adaptertool.files.hashing import DEFAULT, Digests
 from adaptertool.files.header import read_header
 from adaptertool.files.hub import called, kept_as
 from adaptertool.files.place import PART
-from adaptertool.files.reader import Inputs, stamp_of
+from adaptertool.files.reader import Inputs, is_folder, stamp_of
 from adaptertool.files.stage import Finished
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import AT_ONCE, OutputFile, copy_range, write_small
@@ -196,7 +196,7 @@ def _redrafted(draft: Draft, first: Path, path: Path, threads: int) -> tuple[int
 def _facts(output: AdapterJob[Said], source: Path, digests: Mapping[Path, Digests]) -> dict[str, Facts]:
     """Size and hashes of the files of one source that were read, by name."""
     return {
-        path.relative_to(source if source.is_dir() else source.parent).as_posix(): {"size": stamp[2], **digests[path]}
+        path.relative_to(source if is_folder(source) else source.parent).as_posix(): {"size": stamp[2], **digests[path]}
         for path, stamp in sorted(output.stamps.items())
         if path == source or source in path.parents
     }

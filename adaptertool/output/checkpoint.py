@@ -15,14 +15,17 @@ from adaptertool.engine.preflight import require_equal, require_finite_factors
 from adaptertool.engine.reads import to_hash
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import InputError, StorageError, UsageError, shown
+from adaptertool.files import LOCAL, store_of
 from adaptertool.files.hashing import DEFAULT, WITH_SHA256
 from adaptertool.files.reader import Inputs
+from adaptertool.files.remote import RemoteStaging
+from adaptertool.files.stage import Published
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import forget, write_small
 from adaptertool.formats.checkpoints import open_checkpoint
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.output.leftovers import Leftovers
-from adaptertool.output.manifest import Record, labels_of, recipe_key, write_manifests
+from adaptertool.output.manifest import Record, labels_of, names_of, recipe_key, write_manifests
 from adaptertool.output.options import Options
 from adaptertool.output.outcome import fields_of, kept_of, notes_of, require_changed, tallies_of
 from adaptertool.output.provenance import Prepared, check_provenance, statement
@@ -55,7 +58,9 @@ def run(
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
         notes = require_finite_factors(plan, inputs) if require_made is None else []
         require_equal(plan, inputs)
-        with staging_of(plan, out, hashes, part=require_made is not None) as stage:
+        with staging_of(
+            plan, out, hashes, part=require_made is not None, inputs=inputs, scratch=options.scratch
+        ) as stage:
             if require_made is not None:
                 stage.take_over(by_hash=False)
                 require_made(stage.finished)
@@ -92,9 +97,33 @@ def run(
     return _report(plan, out, started, (tallies, kept), notes, seconds, verified=options.verify)
 
 
-def staging_of(plan: Plan, out: Path, hashes: tuple[str, ...], *, part: bool) -> Staging:
-    """Where the files of a plan are made. part: some of them, while others make the rest."""
-    return Staging(out, recipe_key(plan, hashes), hashes, labels=labels_of(plan), shared=True, part=part)
+def staging_of(
+    plan: Plan,
+    out: Path,
+    hashes: tuple[str, ...],
+    *,
+    part: bool,
+    inputs: Inputs | None = None,
+    scratch: Path | None = None,
+) -> Published:
+    """Where the files of a plan are made: beside OUT, or in a store. part: some of them, while others make the rest.
+
+    inputs: what tells that the run is to stop; scratch: a folder of the local disk, for an OUT in a store
+    """
+    key, labels = recipe_key(plan, hashes), labels_of(plan)
+    if store_of(out) is LOCAL:
+        return Staging(out, key, hashes, labels=labels, shared=True, part=part)
+    return RemoteStaging(
+        out,
+        key,
+        hashes,
+        names=names_of(plan),
+        largest=2 * len(plan.outputs) * max((shard.size for shard in plan.shards), default=0),
+        labels=labels,
+        scratch=scratch,
+        part=part,
+        stopped=(lambda: False) if inputs is None else inputs.stopped.is_set,
+    )
 
 
 def hashes_of(options: Options) -> tuple[str, ...]:
@@ -104,6 +133,12 @@ def hashes_of(options: Options) -> tuple[str, ...]:
 
 def check_call(plan: Plan, out: Path, options: Options) -> None:
     """Refuse what cannot be done, before anything is read. Raises UsageError, OutputError, StorageError."""
+    if store_of(out) is not LOCAL and options.verify:
+        raise UsageError(
+            f"--verify reads back a disk; when OUT is in a store: `adaptertool verify {out}` when it is there"
+        )
+    if store_of(out) is LOCAL and options.scratch is not None:
+        raise UsageError("--scratch is for an OUT in a store; beside an OUT of this machine nothing else is needed")
     require_verifiable(plan, verify=options.verify)
     if options.fail_if_unchanged and plan.as_adapter:
         raise UsageError("--fail-if-unchanged is for checkpoints; an adapter has no elements of the base")

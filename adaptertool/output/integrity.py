@@ -16,8 +16,11 @@ from adaptertool.engine.pool import Pool, Shared, all_done, drain
 from adaptertool.engine.progress import expect
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import InputError, Interrupted, StorageError, UnsupportedError, shown
+from adaptertool.files import LOCAL, store_of
 from adaptertool.files.checkpoint import MANIFEST, SUMS, load_manifest
-from adaptertool.files.hashing import BLAKE3, SHA256, digests_of
+from adaptertool.files.hashing import BLAKE3, SHA256
+from adaptertool.files.reader import digests_in, files_below, open_input, read_exact, stamp_of
+from adaptertool.files.store import FOLDER
 from adaptertool.interrupts import deferred
 from adaptertool.output.manifest import sums
 from adaptertool.reports.verify import FilesReport, FileStatus
@@ -73,15 +76,16 @@ def check_files(
 def _manifest(root: Path) -> dict[str, dict[str, Any]]:
     """What it says of each file. Raises InputError unless it has the form that we write."""
     path = root / MANIFEST
-    if not root.is_dir():
-        what = "is no directory" if os.path.lexists(root) else "does not exist"
+    look = store_of(root).look
+    if look(root) != FOLDER:
+        what = "does not exist" if look(root) is None else "is no directory"
         raise InputError(f"{root} {what}; the files of a checkpoint are checked against the {MANIFEST} in it")
-    if not os.path.lexists(path):
+    if look(path) is None:
         raise InputError(
             f"{root} has no {MANIFEST}: adaptertool did not write it, or it is not complete; "
             "what its tensors should be is judged beside a base: adaptertool verify MERGED BASE ADAPTER"
         )
-    if path.is_symlink():
+    if store_of(path) is LOCAL and path.is_symlink():
         raise InputError(f"{path} is a link; a manifest is a plain file")
     content = load_manifest(root)
     if content.get("schema") != _SCHEMA:
@@ -115,6 +119,8 @@ def _found(root: Path) -> dict[str, int | None]:
     def fail(error: OSError) -> None:
         raise StorageError(f"{error.filename} cannot be listed: {error.strerror}")
 
+    if store_of(root) is not LOCAL:
+        return {path.relative_to(root).as_posix(): stamp_of(path)[2] for path in files_below(root)}
     found: dict[str, int | None] = {}
     for folder, folders, files in os.walk(root, onerror=fail):
         here = Path(folder)
@@ -138,7 +144,7 @@ def _differing(
 
     def check(name: str) -> None:
         hashes = tuple(kind for kind in (BLAKE3, SHA256) if kind in files[name])
-        digests = digests_of(root / name, hashes, told)
+        digests = digests_in(root / name, hashes, told)
         if any(digests[kind] != files[name][kind] for kind in hashes):
             wrong.append(name)
 
@@ -154,7 +160,7 @@ def _differing(
 
 
 def _sums_agree(root: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
-    own = digests_of(root / MANIFEST, (SHA256,))[SHA256]
+    own = digests_in(root / MANIFEST, (SHA256,))[SHA256]
     expected = sums({**{name: facts[SHA256] for name, facts in files.items()}, MANIFEST: own})
-    path = root / SUMS
-    return path.stat().st_size == len(expected) and path.read_bytes() == expected
+    with open_input(root / SUMS) as file:
+        return file.size == len(expected) and read_exact(file, 0, file.size) == expected

@@ -79,6 +79,19 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
     return state.hexdigest(8)
 
 
+def names_of(plan: Plan) -> list[str]:
+    """The names within OUT of all that a run makes, but for the manifests."""
+    return [
+        f"{output.folder}/{name}".lstrip("/")
+        for output in plan.outputs
+        for name in (
+            *(shard.name for shard in plan.shards),
+            *(asset.name for asset in plan.assets),
+            *(name for name, _ in output.files),
+        )
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What is known of the files of a run when all are written."""
@@ -106,15 +119,7 @@ class Record:
         """Raises StorageError unless the files are there, all of them and no others but `more`: somebody may have been
         there."""
         plan, work = self.plan, self.stage.work
-        expected = set(more) | {
-            f"{output.folder}/{name}".lstrip("/")
-            for output in plan.outputs
-            for name in (
-                *(shard.name for shard in plan.shards),
-                *(asset.name for asset in plan.assets),
-                *(name for name, _ in output.files),
-            )
-        }
+        expected = {*more, *names_of(plan)}
         present = {path.relative_to(work).as_posix() for path in work.rglob("*") if not path.is_dir()}
         if wrong := sorted(expected ^ present):
             what = "is gone from" if wrong[0] in expected else "came into"

@@ -16,6 +16,7 @@ class Options:
     dry_run: compute all that the report tells, and write nothing (what makes adapters)
     verify: read back what was written, from the disk, and judge it before it is published
     sha256: hash with sha256 too, and write SHA256SUMS
+    scratch: where files are until they are sent, if OUT is in a store; where None, as TMPDIR says
     provenance: where to write a statement of provenance (output.provenance says when); implies sha256
     rate, nodes: with a dry run, what each of so many nodes reads and writes in a second, which its cost is told for
     clean: when OUT is published, remove what other runs have left beside it
@@ -30,6 +31,7 @@ class Options:
     dry_run: bool = False
     verify: bool = False
     sha256: bool = False
+    scratch: Path | None = None
     provenance: Path | None = None
     rate: int | None = None
     nodes: int = 1

@@ -106,7 +106,7 @@ class Withheld:
 
     def __init__(self, stage: Published) -> None:
         self._stage, self.hashes, self.work = stage, stage.hashes, stage.work
-        self.finished, self.inputs = stage.finished, stage.inputs
+        self.finished, self.inputs, self.unfinished = stage.finished, stage.inputs, stage.unfinished
         self._whole: list[tuple[Path, str, Digests, Tally, Fates]] = []
 
     def find(self, name: str) -> Finished | None:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from adaptertool.errors import MismatchError, UnsupportedError, shown
-from adaptertool.files.reader import same_bytes
+from adaptertool.files.reader import is_folder, same_bytes
 from adaptertool.formats import BY_NAME
 from adaptertool.formats.beside import assets_of
 from adaptertool.kinds import kind_of
@@ -160,7 +160,7 @@ def notes_of(adapters: Sequence[Layered]) -> list[str]:
     others = {
         asset.name
         for adapter in adapters
-        if adapter.adapter.path.is_dir()
+        if is_folder(adapter.adapter.path)
         for asset in assets_of(adapter.adapter.path, BY_NAME[adapter.adapter.format].files)[0]
     }
     if others:

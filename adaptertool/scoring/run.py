@@ -123,6 +123,7 @@ def score_curve(
     if out is None:
         check_output(plan, place, force=False)
     else:
+        publish.require_local(out)
         earlier = None if force else curve.published(out)
         check_output(plan, out, force=force or earlier is not None)
         if earlier is not None:

@@ -10,6 +10,7 @@ from adaptertool.arguments import PathLike, as_input, as_path
 from adaptertool.engine.produce import SAFETENSORS
 from adaptertool.errors import UsageError
 from adaptertool.files.parsed import Parsed
+from adaptertool.files.reader import is_folder
 from adaptertool.formats import BY_NAME, SAVINGS, format_at
 from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
@@ -110,7 +111,7 @@ def _opened(path: Path, base: Path | None, reading: Reading, parts: Sequence[str
 
 def _output(changes: Portable, draft: Draft, weights: str, recipe: Mapping[str, object]) -> AdapterJob[Rewritten]:
     adapter = changes.adapter
-    assets, left = assets_of(adapter.path, BY_NAME[adapter.format].files) if adapter.path.is_dir() else ((), [])
+    assets, left = assets_of(adapter.path, BY_NAME[adapter.format].files) if is_folder(adapter.path) else ((), [])
     if not weights:
         left, assets = [*left, *(asset.name for asset in assets)], ()
     notes = [*adapter.notes, *draft.notes]

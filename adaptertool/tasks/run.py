@@ -45,6 +45,7 @@ def merge(
     progress: Callable[[int], None] | None = None,
     sha256: bool = False,
     provenance: PathLike | None = None,
+    scratch: PathLike | None = None,
     clean: bool = False,
     fail_if_unchanged: bool = False,
     executor: Executor | None = None,
@@ -90,6 +91,7 @@ def merge(
     progress: called with the number of bytes just written, from several threads
     sha256:   sha256 beside BLAKE3 in the manifest, and a file SHA256SUMS (as `sha256sum -c` reads it)
     provenance: where to write an in-toto statement with SLSA provenance; implies sha256
+    scratch:  where files are until they are sent, if `out` is in a store; where None, as TMPDIR says
     clean:    once `out` is published, remove what runs that were killed have left beside it
     fail_if_unchanged: raise UnchangedError, and publish nothing, where no element differs from the base's
     executor: any of concurrent.futures: its workers make the shards, each of them with so many threads, and all see
@@ -111,6 +113,7 @@ def merge(
         progress=progress,
         sha256=sha256,
         provenance=None if provenance is None else as_path(provenance, "the file for the provenance"),
+        scratch=None if scratch is None else as_path(scratch, "the scratch folder"),
         clean=clean,
         fail_if_unchanged=fail_if_unchanged,
     )
@@ -143,6 +146,7 @@ def wise(
     progress: Callable[[int], None] | None = None,
     sha256: bool = False,
     provenance: PathLike | None = None,
+    scratch: PathLike | None = None,
     clean: bool = False,
     fail_if_unchanged: bool = False,
     executor: Executor | None = None,
@@ -176,6 +180,7 @@ def wise(
         progress=progress,
         sha256=sha256,
         provenance=None if provenance is None else as_path(provenance, "the file for the provenance"),
+        scratch=None if scratch is None else as_path(scratch, "the scratch folder"),
         clean=clean,
         fail_if_unchanged=fail_if_unchanged,
     )

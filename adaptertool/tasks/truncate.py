@@ -13,7 +13,7 @@ from adaptertool.architectures.families import family_of
 from adaptertool.arguments import Number, PathLike, as_input, as_path, cut_of
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.files.parsed import Parsed
-from adaptertool.files.reader import open_input, read_exact
+from adaptertool.files.reader import is_folder, open_input, read_exact
 from adaptertool.formats import BY_NAME, format_at, read_alone, writing
 from adaptertool.formats.beside import assets_of, left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_named
@@ -162,7 +162,7 @@ def _output(
 ) -> AdapterJob[LayerOutcome | None]:
 
     path, own = layered.adapter.path, BY_NAME[layered.adapter.format]
-    assets, left = assets_of(path, own.files) if path.is_dir() else ((), [])
+    assets, left = assets_of(path, own.files) if is_folder(path) else ((), [])
     others = ", ".join(map(shown, left))
     notes = [_DORA] if any(layer.magnitude is not None for layer in layered.layers.values()) else []
     if others:

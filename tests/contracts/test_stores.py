@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import load, write_adapter, write_checkpoint
+from fake_store import FakeS3, served
 
 import adaptertool
 from adaptertool import files
 from adaptertool.codecs.tensors import read_tensor
 from adaptertool.errors import InputError, StorageError
-from adaptertool.files import LOCAL, STORES, Store, store_of
+from adaptertool.files import LOCAL, STORES, Store, objects, store_of
+from adaptertool.files.address import Address
 from adaptertool.files.checkpoint import open_checkpoint
 from adaptertool.files.hashing import BLAKE3, digests_of
 from adaptertool.files.jsonfile import load_json
@@ -78,6 +80,23 @@ class Place:
     put: Put
 
 
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
+    pytest.importorskip("obstore")
+    objects.forget()
+    yield from served(monkeypatch)
+
+
+def _s3(request: pytest.FixtureRequest) -> Place:
+    fake: FakeS3 = request.getfixturevalue("s3")
+
+    def put(path: Path, data: bytes) -> None:
+        fake.put("/".join(path.parts[2:]), data)
+        objects.forget()
+
+    return Place(store_of(Path("s3:/bucket")), Address("s3:/bucket/model"), put)
+
+
 def _put(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
@@ -93,20 +112,22 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
     return found
 
 
-PLACES: Mapping[str, Callable[[Path, Memory], Place]] = {
-    "local": lambda tmp_path, _: Place(LOCAL, tmp_path, _put),
-    "memory": lambda _, memory: Place(memory.store, Path("memory:/bucket"), memory.put),
+PLACES: Mapping[str, Callable[[Path, Memory, pytest.FixtureRequest], Place]] = {
+    "local": lambda tmp_path, _memory, _: Place(LOCAL, tmp_path, _put),
+    "memory": lambda _, memory, _request: Place(memory.store, Path("memory:/bucket"), memory.put),
+    "s3": lambda _, _memory, request: _s3(request),
 }
+_LIKE_S3 = {"gs", "az"}  # the same code
 
 
 @pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, tmp_path: Path, memory: Memory) -> Iterator[Place]:
-    yield PLACES[request.param](tmp_path, memory)
+    yield PLACES[request.param](tmp_path, memory, request)
 
 
 def test_each_store_is_here() -> None:
     """A store that is added needs a Place above."""
-    assert {store.scheme or "local" for store in STORES} <= PLACES.keys()
+    assert {store.scheme or "local" for store in STORES} <= PLACES.keys() | _LIKE_S3
     assert len({store.scheme for store in STORES}) == len(STORES)
 
 

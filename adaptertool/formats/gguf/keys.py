@@ -12,6 +12,7 @@ from adaptertool.errors import InputError
 from adaptertool.files.gguf import is_gguf, read_gguf
 from adaptertool.files.header import Header
 from adaptertool.files.parsed import Parsed
+from adaptertool.files.reader import is_file
 from adaptertool.formats.format import Facts, FileNames, Group
 from adaptertool.kinds import LORA
 from adaptertool.kinds.lora import A, B
@@ -34,7 +35,7 @@ REFUSED = {
 def recognise(path: Path) -> bool:
     """Whether it is a GGUF file that says it is no model; also one that cannot be read, for `read` to say so."""
     try:
-        if not path.is_file() or not is_gguf(path):
+        if not is_file(path) or not is_gguf(path):
             return False
     except (InputError, OSError):
         return False

@@ -16,7 +16,7 @@ from adaptertool.architectures.flat import PREFIXES
 from adaptertool.errors import InputError, shown
 from adaptertool.files.header import read_header
 from adaptertool.files.parsed import Parsed
-from adaptertool.files.reader import stamp_of
+from adaptertool.files.reader import exists, stamp_of
 from adaptertool.formats.format import FileNames, Group
 from adaptertool.formats.kohya import xlabs
 from adaptertool.kinds import SPELLED
@@ -73,7 +73,7 @@ def recognise(name: str, path: Path) -> bool:
     """Whether it is a file of safetensors, or a folder with one of diffusers', whose keys are of that format."""
     try:
         file = path / FILES.weights_at(path)
-        return path.exists() and name in _formats_at(file, stamp_of(file))
+        return exists(path) and name in _formats_at(file, stamp_of(file))
     except (InputError, OSError):
         return False
 

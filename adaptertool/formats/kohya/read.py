@@ -13,6 +13,7 @@ from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header
 from adaptertool.files.parsed import Parsed
+from adaptertool.files.reader import exists
 from adaptertool.formats.beside import Beside, read_beside
 from adaptertool.formats.format import BaseHas, FileNames
 from adaptertool.formats.kohya import keys, xlabs
@@ -169,7 +170,7 @@ def _require_convention(header: Header, modules: Sequence[Module]) -> None:
     """Raises UnsupportedError unless the scales are known to be 1: where nothing is said, names tell. Of adapters of
     language models it is in a config of PEFT's."""
     file = header.path
-    if (config := file.parent / "adapter_config.json").exists():
+    if exists(config := file.parent / "adapter_config.json"):
         raise UnsupportedError(f"{file} has no alphas; {config.name} beside it tells them: give {file.parent}")
     names = [module.name for module in modules]
     of_language = any(name.startswith(_OF_LANGUAGE) for name in names) and not any(map(_OF_DIFFUSERS.search, names))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from adaptertool.architectures.mlx import MLX
 from adaptertool.errors import InputError
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.parsed import Parsed
+from adaptertool.files.reader import exists
 from adaptertool.formats.format import FileNames, Group
 
 FORMAT = MLX
@@ -34,13 +34,13 @@ _STACK = re.compile(r"(.+?)(?:(?:\.experts)?\.(?:switch_mlp|switch_glu)|\.expert
 def recognise(path: Path) -> bool:
     """Whether the config in a folder is one of MLX's: a config of PEFT's has peft_type. Beside PEFT's weights alone it
     is not looked at."""
-    if not os.path.exists(path / CONFIG) or (os.path.exists(path / _OF_PEFT) and not os.path.exists(path / WEIGHTS)):
+    if not exists(path / CONFIG) or (exists(path / _OF_PEFT) and not exists(path / WEIGHTS)):
         return False
     try:
         fields = load_json(path / CONFIG)
     except (InputError, OSError):
         fields = {}  # who reads it says why not
-    return "peft_type" not in fields and (TYPE in fields or PARAMETERS in fields or os.path.exists(path / WEIGHTS))
+    return "peft_type" not in fields and (TYPE in fields or PARAMETERS in fields or exists(path / WEIGHTS))
 
 
 def is_looked_up(module: str) -> bool:

@@ -7,7 +7,6 @@ x·lora_a·lora_b·scale is added to what a layer makes of x, so the factors are
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
@@ -15,6 +14,7 @@ from adaptertool.codecs import COMPUTED
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
+from adaptertool.files.reader import exists
 from adaptertool.formats.beside import Beside, read_beside
 from adaptertool.formats.format import BaseHas
 from adaptertool.formats.mlx.config import MlxConfig, parse_config
@@ -51,7 +51,7 @@ def read_adapter(
     """
     path, fields = files.path, files.json(CONFIG)
     config = parse_config(path / CONFIG, fields)
-    if not os.path.exists(path / WEIGHTS):
+    if not exists(path / WEIGHTS):
         raise InputError(f"{path} has no {WEIGHTS}")
     header = files.header(WEIGHTS)
     for ref in header.tensors.values():

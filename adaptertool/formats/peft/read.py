@@ -7,7 +7,6 @@ tensor. All others are refused by name. As PEFT 0.21.2 writes them.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.hints import found_below, from_pickle, not_there
 from adaptertool.files.hub import to_complete
 from adaptertool.files.parsed import Parsed
+from adaptertool.files.reader import exists, is_folder, names_in
 from adaptertool.formats.beside import Beside, read_beside
 from adaptertool.formats.format import BaseHas
 from adaptertool.formats.mlx.keys import recognise as is_mlx
@@ -67,7 +67,7 @@ _CLEAR = {"init_lora_weights": True, "alora_invocation_tokens": None, "layer_rep
 
 def recognise(path: Path) -> bool:
     """Whether a config is there, and not one of MLX's, which has the same name."""
-    return os.path.exists(path / CONFIG) and not is_mlx(path)
+    return exists(path / CONFIG) and not is_mlx(path)
 
 
 def read_adapter(
@@ -148,9 +148,9 @@ def read_as_far_as_clear(files: Parsed, base_has: BaseHas, expert_layout: str | 
 
 
 def _check_present(path: Path) -> None:
-    if not os.path.exists(path):
+    if not exists(path):
         raise InputError(not_there(path))
-    if not os.path.isdir(path):
+    if not is_folder(path):
         hint = f"; give the directory that it stands in, {path.parent}" if path.name == CONFIG else ""
         raise InputError(
             f"{path} is no adapter: that is a directory with {CONFIG} and {WEIGHTS}, or a .safetensors or GGUF file"
@@ -158,22 +158,22 @@ def _check_present(path: Path) -> None:
         )
     if not recognise(path):
         hint = found_below(path, (CONFIG,)) or to_complete(path)
-        if (path / WEIGHTS).exists():
+        if exists(path / WEIGHTS):
             hint = f", which tells its scales, beside {WEIGHTS}: copy it there too"
-        elif not any(path.iterdir()):
+        elif not names_in(path, "*"):
             hint = "; the directory is empty"
-        elif any(path.glob("*.safetensors")):
+        elif names_in(path, "*.safetensors"):
             hint = "; a fine-tuned checkpoint is combined with its base by `adaptertool wise`"
         raise InputError(f"{path} is not an adapter: it has no {CONFIG}{hint}")
-    if not (path / WEIGHTS).exists():
-        if any((path / name).exists() for name in _OF_ADAPTERHUB):
+    if not exists(path / WEIGHTS):
+        if any(exists(path / name) for name in _OF_ADAPTERHUB):
             raise UnsupportedError(
                 f"{path} is an adapter of the library adapters (AdapterHub), and is not read: where it is LoRA or "
                 "(IA)³ merge it there (merge_adapter) and save the model; `adaptertool extract` makes an adapter of "
                 "the difference"
             )
         pickle, hint = path / "adapter_model.bin", to_complete(path)
-        if pickle.exists():
+        if exists(pickle):
             hint = (
                 f", only {pickle.name}, a pickle, and pickles are never opened. This makes a safetensors file of it:\n"
             )

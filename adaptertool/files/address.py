@@ -1,0 +1,50 @@
+"""Addresses in object stores: `s3://bucket/key`, `gs://bucket/key`, and `az://container/key` of Azure, whose account is
+in the environment."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PosixPath
+
+from adaptertool.errors import UsageError, shown
+
+SCHEMES = ("s3", "gs", "az")
+_TYPED = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(.*)", re.DOTALL)
+_BUCKET = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_SIGNED = re.compile(r"\?.*(signature|credential|token|sig|key)[^=]*=", re.IGNORECASE | re.DOTALL)
+
+
+class Address(PosixPath):
+    """A path in an object store, which is printed as it is typed. What it holds (`name`, `parent`, `/`) is that of any
+    path; it leads to where it says; and nothing else of it may be asked, since that would ask the disk."""
+
+    def __str__(self) -> str:
+        first, slash, rest = super().__str__().partition("/")
+        return f"{first}//{rest}" if slash and first[:-1] in SCHEMES and first.endswith(":") else first + slash + rest
+
+    def resolve(self, strict: bool = False) -> Address:  # noqa: ARG002
+        return self
+
+
+def address(text: str, what: str) -> Address | None:
+    """The address that somebody typed; None where it is a path of this machine. `what` it is for.
+
+    Raises UsageError for what no store has, or what must not stand there. What may be a secret is not repeated.
+    """
+    if (found := _TYPED.fullmatch(text)) is None:
+        return None
+    scheme, rest = found[1], found[2]
+    bucket, _, key = rest.partition("/")
+    if "@" in bucket or ":" in bucket or _SIGNED.search(rest):
+        raise UsageError(
+            f"{what} is an address of {scheme}:// with something like a key or a signature in it, which would be seen "
+            "by all who see commands and logs: give the address alone; credentials are taken from the environment"
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise UsageError(f"{what} {shown(text)} names no bucket: an address is {scheme}://BUCKET/PATH")
+    parts = key.rstrip("/").split("/") if key.rstrip("/") else []
+    if wrong := next((part for part in parts if part in ("", ".", "..") or not part.isprintable()), None):
+        raise UsageError(f"{what} {shown(text)} has a part '{shown(wrong)}', which no key has that could be read")
+    if "" in parts:
+        raise UsageError(f"{what} {shown(text)} has two slashes one after the other; a store takes them for a name")
+    return Address(f"{scheme}:", bucket, *parts)

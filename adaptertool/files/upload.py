@@ -1,0 +1,102 @@
+"""Objects that are written: in parts where they are large, made only where there is none, listed, removed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adaptertool.errors import Interrupted
+from adaptertool.files.bucket import again, ask, key_of
+from adaptertool.files.objects import forget
+
+_PART, _PARTS = 8 << 20, 9_000  # bytes of a part; parts of one object, of the 10,000 that S3 allows
+_AT_ONCE = 6  # parts on their way at the same time: 50 MB of memory
+
+
+class Object(NamedTuple):
+    """What a store says of an object."""
+
+    tag: str  # its ETag, or version: another after each change
+    size: int
+
+
+def put_file(path: Path, source: Path, stopped: Callable[[], bool]) -> str:
+    """Write an object that holds what a file does, or replace one; returns its tag. The object is there whole, or as it
+    was before: what was sent of it in vain is taken back, but by a process that is killed.
+
+    Raises Interrupted, StorageError.
+    """
+    size = source.stat().st_size
+    part = max(_PART, -(-size // _PARTS >> 20) << 20)
+
+    def pieces() -> Iterator[bytes]:
+        with source.open("rb") as file:
+            while data := file.read(part):
+                if stopped():
+                    raise Interrupted("interrupted; nothing was published")
+                yield data
+
+    def put(obstore: Any, client: Any, key: str) -> Any:
+        if size <= part:
+            return obstore.put(client, key, source.read_bytes(), mode="overwrite", use_multipart=False)
+        return obstore.put(client, key, pieces(), chunk_size=part, max_concurrency=_AT_ONCE, use_multipart=True)
+
+    return _tag(ask(path, "written", put))
+
+
+def put(path: Path, content: bytes) -> str:
+    """Write a small object, or replace one; returns its tag. Raises StorageError."""
+    return _tag(ask(path, "written", lambda obstore, client, key: obstore.put(client, key, content, mode="overwrite")))
+
+
+def create(path: Path, content: bytes) -> bool:
+    """Write a small object where there is none; returns whether it holds this now. Where a reply is lost it may be ours
+    that was there already. Raises StorageError."""
+
+    def put(obstore: Any, client: Any, key: str) -> bool:
+        try:
+            obstore.put(client, key, content, mode="create")
+        except obstore.exceptions.AlreadyExistsError:
+            return bytes(obstore.get(client, key).bytes()) == content
+        return True
+
+    return ask(path, "written", put)
+
+
+def get(path: Path) -> bytes | None:
+    """The content of a small object; None where there is none. Raises StorageError."""
+
+    def read(obstore: Any, client: Any, key: str) -> bytes | None:
+        with contextlib.suppress(FileNotFoundError):
+            return again(lambda: bytes(obstore.get(client, key).bytes()))
+        return None
+
+    return ask(path, "read", read)
+
+
+def objects_below(folder: Path) -> dict[str, Object]:
+    """All objects whose keys begin with that of a folder, by the rest of their keys. Raises InputError where there is
+    no such bucket, and StorageError."""
+    begin = len(key_of(folder)) + 1 if key_of(folder) else 0
+
+    def listed(obstore: Any, client: Any, key: str) -> Sequence[Mapping[str, Any]]:
+        found: Sequence[Mapping[str, Any]] = again(lambda: obstore.list(client, key or None).collect())
+        return found
+
+    found = ask(folder, "listed", listed)
+    return {one["path"][begin:]: Object(_tag(one), one["size"]) for one in found if one["path"][begin:]}
+
+
+def remove(folder: Path, names: Sequence[str]) -> None:
+    """Remove objects; those that are gone already are no matter. Raises StorageError."""
+    forget()
+    for begin in range(0, len(names), 500):
+        some = [key_of(folder / name) for name in names[begin : begin + 500]]
+        with contextlib.suppress(FileNotFoundError):
+            ask(folder, "removed", lambda obstore, client, _, some=some: obstore.delete(client, some))  # type: ignore[misc]
+
+
+def _tag(facts: Any) -> str:
+    return str(facts["e_tag"] or facts["version"])

@@ -1,0 +1,71 @@
+"""Addresses in stores: they are paths, printed as typed, and hold no secrets."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from adaptertool.arguments import as_path
+from adaptertool.errors import UsageError
+from adaptertool.files import LOCAL, store_of
+from adaptertool.files.address import Address
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_an_address_is_a_path(scheme: str) -> None:
+    path = as_path(f"{scheme}://bucket/models/base/", "BASE")
+    assert isinstance(path, Address)
+    assert str(path) == f"{scheme}://bucket/models/base"
+    assert str(path / "x.json") == f"{scheme}://bucket/models/base/x.json"
+    assert isinstance((path / "x.json").parent, Address)
+    assert (path / "x.json").parent == path
+    assert {path / "x.json": 1}[(path / "x.json").with_name("y").with_name("x.json")] == 1
+    assert (path / "a" / "x.json").relative_to(path).as_posix() == "a/x.json"
+    assert (path.name, path.suffix, path.resolve(), path.resolve().name) == ("base", "", path, "base")
+    assert path in (path / "a" / "b").parents
+    assert sorted([path / "b", path / "a"]) == [path / "a", path / "b"]
+    assert pickle.loads(pickle.dumps(path)) == path
+    assert as_path(path, "BASE") == path
+    assert str(as_path(Path(f"{scheme}://bucket/x"), "BASE")) == f"{scheme}://bucket/x"
+    assert store_of(path).scheme == store_of(as_path(f"{scheme}://bucket", "BASE")).scheme == scheme
+
+
+@pytest.mark.parametrize("text", ["x", "./s3/x", "/s3:/x", "s3", "s3:x", "S3x://y", "http://x/y", "gsx://b/y"])
+def test_others_are_of_this_machine(text: str) -> None:
+    assert type(as_path(text, "BASE")) is type(Path())
+    assert store_of(as_path(text, "BASE")) is LOCAL
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("s3://", "names no bucket"),
+        ("s3:///key", "names no bucket"),
+        ("gs://-x/y", "names no bucket"),
+        ("s3://b/x/../y", "a part '..'"),
+        ("s3://b/./y", "a part '.'"),
+        ("s3://b/x//y", "two slashes"),
+        ("az://c/\x1b", "a part"),
+    ],
+)
+def test_what_no_store_has_is_refused(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        as_path(text, "BASE")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://AKID:SECRET@bucket/x",
+        "s3://SECRET@bucket/x",
+        "az://container/x?sv=2024&sig=SECRET",
+        "s3://b/x?X-Amz-Credential=SECRET",
+        "gs://b/x?X-Goog-Signature=SECRET",
+    ],
+)
+def test_secrets_are_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(UsageError, match="credentials are taken from the environment") as caught:
+        as_path(text, "BASE")
+    assert "SECRET" not in str(caught.value)
