@@ -53,7 +53,6 @@ def test_all_of_both() -> None:
         {"lora_A": "columns"},
         {"lora_B": "columns"},
     ],
-    ids=str,
 )
 def test_parts_and_others(change: dict[str, Any]) -> None:
     part = part_of()
