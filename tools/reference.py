@@ -30,7 +30,7 @@ def fenced(text: str, language: str = "text") -> str:
 def commands() -> Iterator[str]:
     yield "# Commands\n"
     yield "As `adaptertool COMMAND --help` prints it.\n"
-    settings: dict[str, Any] = {"max_content_width": 100, "terminal_width": 100}
+    settings: dict[str, Any] = {"max_content_width": 80, "terminal_width": 80}
     top = click.Context(cli, info_name="adaptertool", **settings)
     yield fenced(cli.get_help(top))
     for entry in COMMANDS:
