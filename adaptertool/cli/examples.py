@@ -39,6 +39,18 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("For llama.cpp, whose names only the base tells:",
          "adaptertool convert lora --to gguf --base base -o lora.gguf"),
     ),
+    "plan": (
+        ("In parts, on several machines that see the same files:",
+         "adaptertool plan merge base lora -o parted --plan plan.json"),
+    ),
+    "run": (
+        ("The first of two parts; the second may be run at the same time, elsewhere:",
+         "adaptertool run plan.json --part 0/2"),
+        ("Whatever is missing:", "adaptertool run plan.json --part 0/1"),
+    ),
+    "finish": (
+        ("When all parts are made:", "adaptertool finish plan.json"),
+    ),
     "verify": (
         ("Is it what it should be, whatever tool made it?", "adaptertool verify merged base lora"),
         ("Bit for bit, with a test case for each tensor:",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from adaptertool.files.assets import MANIFEST, RUN, SUMS
 
 FOLDER = ".adaptertool-"
 _SCHEMA = "run/1"
-_CONFIGS = ("config.json", "adapter_config.json", "model_index.json")
+_CONFIGS = ("config.json", "adapter*config.json", "model_index.json")  # of a model, an adapter, a pipeline
 
 
 class Run(NamedTuple):
@@ -34,16 +35,20 @@ def run_of(content: bytes | None) -> Run:
     return Run(tuple(name for name in names if name and not {"", ".", ".."} & set(name.split("/"))))
 
 
+def _is_config(own: str) -> bool:
+    return any(fnmatchcase(own, pattern) for pattern in _CONFIGS)
+
+
 def is_last(name: str) -> bool:
     """Whether nothing loads without that file, as a rule: it is published after all others."""
     own = PurePosixPath(name).name
-    return own in (*_CONFIGS, MANIFEST, SUMS) or own.endswith(".index.json")
+    return _is_config(own) or own in (MANIFEST, SUMS) or own.endswith(".index.json")
 
 
 def order(name: str) -> tuple[int, str]:
     """What files are sorted by for publishing: sums and manifests, then indexes, then configs."""
     own = PurePosixPath(name).name
-    return (3 if own in _CONFIGS else 2 if own.endswith(".index.json") else 1 if is_last(name) else 0), name
+    return (3 if _is_config(own) else 2 if own.endswith(".index.json") else 1 if is_last(name) else 0), name
 
 
 def check_empty(out: Path) -> None:

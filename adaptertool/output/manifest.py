@@ -61,7 +61,7 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
 
     def rest_of(edit: Edit) -> object:
         view, part = edit.view and repr(edit.view), edit.part_of
-        whole = part and (*(None if field is part.factors else field for field in part), factors_of(part))
+        whole = part and (repr([None if field is part.factors else field for field in part]), factors_of(part))
         return (view, edit.on_base, whole) if any(edit[_PLAIN:]) else None
 
     # Plain tuples alone, and a file by its number: there may be hundreds of thousands. Version 2 of marshal writes the

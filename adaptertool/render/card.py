@@ -19,6 +19,7 @@ from adaptertool.render.evaluation import evaluation_text
 from adaptertool.render.inspect import inspect_text
 from adaptertool.render.inspect_page import inspect_sheet
 from adaptertool.render.page import render, require_libraries
+from adaptertool.render.parts import part_text, parts_text
 from adaptertool.render.run import plan_text, run_text
 from adaptertool.render.sheet import Sheet
 from adaptertool.render.truncate_page import truncate_sheet
@@ -30,6 +31,7 @@ from adaptertool.reports.diff import DiffReport
 from adaptertool.reports.drift import DriftReport
 from adaptertool.reports.evaluate import EvaluationReport
 from adaptertool.reports.inspect import InspectReport
+from adaptertool.reports.parts import PartReport, PartsReport
 from adaptertool.reports.run import PlanReport, RunReport
 from adaptertool.reports.verify import FilesReport, VerifyReport
 
@@ -52,6 +54,8 @@ _TEXTS: Mapping[type, Callable[[Any], str]] = {
     ExtractReport: extract_text,
     FilesReport: files_text,
     InspectReport: lambda report: inspect_text(report, every_module=False),
+    PartReport: part_text,
+    PartsReport: parts_text,
     PlanReport: lambda report: plan_text(report, every_tensor=False),
     RunReport: run_text,
     SumReport: sum_text,

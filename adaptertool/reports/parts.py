@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptertool.reports.notebook import InNotebook
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartsReport:
+class PartsReport(InNotebook):
     """A plan that was written to be run in parts. Sizes in bytes."""
 
     schema: ClassVar[str] = "parts-plan/1"
@@ -27,7 +29,7 @@ class PartsReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartReport:
+class PartReport(InNotebook):
     """One part that was made. Sizes in bytes."""
 
     schema: ClassVar[str] = "part/1"

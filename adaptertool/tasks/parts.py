@@ -58,6 +58,9 @@ def plan_merge(
     options: those of `merge`, but for threads, progress and verify, which belong to each part
 
     Raises AdapterToolError as `merge` does, before it computes; OutputError where `file` is anything but such a plan.
+
+    >>> adaptertool.plan_merge("fixtures/base", ["fixtures/lora"], "merged", "plan.json").shards
+    3
     """
     weights, how, reading = options.pop("weights", None), _options(options), _reading(options)
     names = {*MergeRecipe._fields} - {"settings"}
@@ -77,6 +80,9 @@ def plan_wise(
     """The same of `wise`: the other arguments are those of `wise`.
 
     Raises AdapterToolError as `plan_merge` does.
+
+    >>> adaptertool.plan_wise("fixtures/base", "fixtures/tuned", "half", "0.5", "plan.json").finished
+    0
     """
     how, reading = _options(options), _reading(options)
     if unknown := options.keys() - set(WiseRecipe._fields):
@@ -171,6 +177,10 @@ def run_part(
     verify: read back each shard from the disk and judge it, as `verify` does, before it counts
 
     Raises AdapterToolError; what is finished stays.
+
+    >>> plan = adaptertool.plan_merge("fixtures/base", ["fixtures/lora"], "merged", "plan.json")
+    >>> [len(adaptertool.run_part("plan.json", number, 2).made) for number in range(2)]
+    [1, 2]
     """
     call, plan, out, _ = read_plan(file)
     mine = deal(plan.shards, part, parts)
@@ -195,6 +205,11 @@ def finish(
     before_publish: called when all is there, just before `out` changes
 
     Raises AdapterToolError; StorageError names the shards that are not made yet.
+
+    >>> plan = adaptertool.plan_merge("fixtures/base", ["fixtures/lora"], "merged", "plan.json")
+    >>> part = adaptertool.run_part("plan.json")
+    >>> adaptertool.finish("plan.json").bytes_written
+    1039279
     """
     call, plan, out, _ = read_plan(file)
     how = call.how(verify=verify, threads=threads, progress=progress, before_publish=before_publish)

@@ -159,7 +159,7 @@ def test_interrupted_while_planning(small: tuple[Path, Path], tmp_path: Path, nu
     """The signal comes while the headers are read. (test_faults.py: while weights are written.)"""
     snippet = (
         "import os, sys\nfrom adaptertool import cli\nfrom adaptertool.cli import merge\n"
-        f"merge.prepare_merge = lambda *_, **__: os.kill(os.getpid(), {int(number)})\n"
+        f"merge.prepare = lambda *_, **__: os.kill(os.getpid(), {int(number)})\n"
         f"sys.argv[1:] = {['merge', *map(str, small), '-o', str(tmp_path / 'out'), '--json']!r}\n"
         "cli.main()"
     )

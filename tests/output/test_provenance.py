@@ -97,7 +97,7 @@ def test_provenance_replaces_only_its_like(tmp_path: Path, monkeypatch: pytest.M
     merge(base, [adapter], tmp_path / "out", weights=[0.5], provenance=file, force=True)
     assert b"in-toto" in file.read_bytes() and file.read_bytes() != old
     late = tmp_path / "late.json"  # comes while the run is at work
-    monkeypatch.setattr("adaptertool.output.checkpoint.publish.publish", lambda *_, **__: late.write_text("dear"))
+    monkeypatch.setattr("adaptertool.files.publish.publish", lambda *_, **__: late.write_text("dear"))
     with pytest.raises(StorageError, match="could not be put in place"):
         merge(base, [adapter], tmp_path / "out2", provenance=late)
     assert late.read_text() == "dear"
