@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -20,6 +21,8 @@ Number = Decimal | float | str
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]I?)?B?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+_FASTEST = 10**18  # bytes a second
 
 _FORMS = "; it is one (0.3), a list (0,0.3,1), or a sweep START:STOP:STEP (0:1:0.1)"  # of alphas
 MAX_ALPHAS = 1000  # points of a sweep that is written as START:STOP:STEP
@@ -161,11 +164,11 @@ def parse_size(size: int | str | None) -> int | None:
 def parse_rate(rate: int | str | None) -> int | None:
     """The bytes a second of `2GB/s`, with or without its end, or of a number. Raises UsageError for anything else."""
     text = rate.strip().removesuffix("/s") if isinstance(rate, str) else rate
-    try:
-        return parse_size(text)
-    except UsageError:
-        said = f"{argument('rate')} is bytes a second, such as 2GB/s or 500MB/s, not {rate!r}"
-        raise UsageError(said) from None
+    with contextlib.suppress(UsageError):
+        if (found := parse_size(text)) is None or found <= _FASTEST:
+            return found
+    said = f"{argument('rate')} is bytes a second, such as 2GB/s or 500MB/s, not {repr(rate)[:80]}"
+    raise UsageError(said)
 
 
 def check_dtype(dtype: str | None) -> str | None:

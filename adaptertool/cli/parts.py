@@ -19,9 +19,10 @@ from adaptertool.tasks import parts as task
 
 # Options of `merge` and `wise` that belong to a run on one machine
 _ALONE = {
-    *("dry_run", "verbose", "threads", "verify"),
+    *("dry_run", "verbose", "threads", "verify", "scratch"),
     *("score", "keep", "target", "reference", "minimise", "dask"),
 }
+_LONG = 20  # digits: more are no number of parts, and Python reads no more than some thousand
 _OUT = click.Option(["-o", "--out"], required=True, type=click.Path(), help="Where `finish` publishes.")
 _PLAN = click.Option(["--plan", "file"], required=True, type=click.Path(), metavar="FILE", help="Where to write it.")
 _VERIFY = click.option("--verify", is_flag=True, help="Read back what was written, and judge it, before it counts.")
@@ -65,7 +66,7 @@ plan.add_command(_written(wise_file.wise, _wise, "Plan what `adaptertool wise` w
 def _part_of(context: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
     """I/N, as numbers."""
     first, slash, second = value.partition("/")
-    if not (slash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit()):
+    if not (slash and all(one.isascii() and one.isdigit() and len(one) < _LONG for one in (first, second))):
         raise click.BadParameter(f"{value!r} is not I/N, such as 0/16: part 0 of 16", context, param)
     return int(first), int(second)
 

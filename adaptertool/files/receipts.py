@@ -147,8 +147,13 @@ class Receipts:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             return None
-        with os.fdopen(fd, "rb") as file:
-            return parsed(file.read(), self._hashes)
+        try:
+            with open(fd, "rb", closefd=False) as file:
+                return parsed(file.read(), self._hashes)
+        except IsADirectoryError:
+            return None
+        finally:
+            os.close(fd)
 
     def _takes(self, target: Path, content: bytes) -> bool:
         """Whether it took its place, which was free. Raises OSError."""

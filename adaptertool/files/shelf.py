@@ -25,6 +25,10 @@ class Shelf:
         for folder in (self.receipts.folder, self.parts):
             make_directory(folder)
 
+    def holds_any(self) -> bool:
+        """Whether there is any receipt, be it as it may."""
+        return any(self.receipts.folder.glob("*"))
+
     def new(self) -> Path:
         """Where to write a part."""
         return self.parts / part_name()

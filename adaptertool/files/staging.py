@@ -96,7 +96,7 @@ class Staging:
                 self.take_over(by_hash=True)
             return self
         except BaseException:
-            self._leave(keep=bool(self.finished))
+            self._leave(keep=self.stays or self._shelf.holds_any())  # also what we have not heard of yet
             raise
 
     def _hold(self) -> int | None:

@@ -16,7 +16,7 @@ def deal(shards: Sequence[Shard], part: int, parts: int) -> tuple[Shard, ...]:
         raise UsageError(f"{parts} parts are none; there is one at least, 0/1")
     if not 0 <= part < parts:
         raise UsageError(f"there is no part {part}/{parts}: counted from 0, the last is {parts - 1}/{parts}")
-    sizes = [(0, number) for number in range(parts)]
+    sizes = [(0, number) for number in range(min(parts, len(shards)))]  # those after have none
     mine = list[int]()
     for index in sorted(range(len(shards)), key=lambda index: (-shards[index].size, index)):
         size, number = heapq.heappop(sizes)

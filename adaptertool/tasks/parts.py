@@ -93,6 +93,8 @@ def plan_wise(
 def _options(options: dict[str, Any]) -> Options:
     if options.get("verify"):
         raise UsageError("parts are verified by each `run --verify`, or all by `finish --verify`")
+    if options.get("scratch") is not None:
+        raise UsageError("a plan holds no scratch folder, which is of one machine: TMPDIR says it to each `run`")
     return Options(**{name: options.pop(name) for name in tuple(options) if name in Options.__slots__})
 
 
@@ -138,7 +140,7 @@ def write_plan(call: Call, file: PathLike) -> PartsReport:
 def planned_of(call: Call) -> Planned:
     """Plan a call. Raises as its preparing does."""
     plan = call.prepare().plan
-    return Planned(call, plan, Path(call.out), recipe_key(plan, hashes_of(call.how())))
+    return Planned(call, plan, as_path(call.out, "OUT"), recipe_key(plan, hashes_of(call.how())))
 
 
 def read_plan(file: PathLike) -> Planned:

@@ -242,3 +242,24 @@ def test_the_command_line(s3: FakeS3, monkeypatch: pytest.MonkeyPatch, capfd: py
     assert f"-> {OUT}" in said
     assert f"{OUT}: all" in said
     assert not any(secret in said for secret in ("AKIDFAKE", "SECRETFAKE", s3.url))
+
+
+def test_in_parts(s3: FakeS3, tmp_path: Path) -> None:
+    """By whomever, again, and after a shard was replaced: the bytes of a local run; and then OUT is as it is."""
+    file, expected = tmp_path / "plan.json", merged(tmp_path)
+    adaptertool.plan_merge(BASE, [LORA], OUT, file)
+    with pytest.raises(StorageError, match="3 of 3 shards"):
+        adaptertool.finish(file)
+    for part in (2, 0, 0, 1):
+        adaptertool.run_part(file, part, 3)
+    s3.put(f"models/out/{SHARD}", b"another")
+    with pytest.raises(StorageError, match="1 of 3 shards"):
+        adaptertool.finish(file)
+    assert adaptertool.run_part(file).made == (SHARD,)
+    with pytest.raises(UsageError, match=r"verify s3://bucket/models/out"):
+        adaptertool.finish(file, verify=True)
+    assert adaptertool.finish(file).out == OUT
+    assert s3.tree("models/out") == expected
+    with pytest.raises(OutputError, match=rf"^{OUT} exists"):
+        adaptertool.finish(file)
+    assert s3.tree("models/out") == expected and not s3.uploads

@@ -169,6 +169,7 @@ def test_dealing() -> None:
     for part, parts in ((1, 1), (-1, 2), (0, 0), (3, 2)):
         with pytest.raises(UsageError):
             deal([], part, parts)
+    assert deal(shards, 10**18 - 1, 10**18) == () and deal([], 0, 10**18) == ()
 
 
 # --- the command line ---
@@ -197,6 +198,7 @@ def test_the_command_line(place: Place) -> None:
         (["run", "plan.json", "--part", "3"], 2, "is not I/N"),
         (["run", "plan.json", "--part", "4/4"], 2, "the last is 3/4"),
         (["run", "plan.json", "--part", "-1/4"], 2, "I/N"),
+        (["run", "plan.json", "--part", "0/" + 5000 * "9"], 2, "I/N"),
         (["run", "none.json", "--part", "0/4"], 3, "none.json does not exist"),
         (["finish", "base"], 3, "base"),
         (["finish", "plan.json"], 4, "--part 0/1"),

@@ -233,3 +233,40 @@ def test_a_part_looks_at_its_own_factors_only(place: Place) -> None:
     assert (made, failed) == (3, 1)
     with pytest.raises(StorageError, match="1 of 4"):
         finish(place.file)
+
+
+def test_what_is_made_stays_where_it_cannot_be_looked_at(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on may be interrupted, or refuse, before it knows of any finished file."""
+    plan_merge(place.base, place.adapters[:1], place.out, place.file)
+    run_part(place.file)
+    (stage,) = left_behind(place.out)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("adaptertool.files.shelf.digests_of", interrupted)
+        merge(place.base, place.adapters[:1], place.out)
+    assert len(list((stage / "parts").iterdir())) == 4
+    os.mkfifo(stage / "receipts/pipe")
+    for call in (run_part, finish):
+        with pytest.raises(OutputError, match="no file"):
+            call(place.file)
+    (stage / "receipts/pipe").unlink()
+    assert run_part(place.file).made == ()
+
+
+def test_a_receipt_that_is_a_folder(place: Place) -> None:
+    plan_merge(place.base, place.adapters[:1], place.out, place.file)
+    run_part(place.file)
+    (stage,) = left_behind(place.out)
+    receipt = next((stage / "receipts").iterdir())
+    receipt.unlink()
+    receipt.mkdir()
+    with pytest.raises(StorageError, match="1 of 4"):
+        finish(place.file)
+
+
+def test_a_scratch_folder(place: Place) -> None:
+    with pytest.raises(UsageError, match="TMPDIR"):
+        plan_merge(place.base, place.adapters[:1], place.out, place.file, scratch=place.folder)
