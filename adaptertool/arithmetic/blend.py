@@ -33,15 +33,14 @@ class Blended:
         self._inputs, self._step, self._blend = inputs, step, step.blend
         self._method = METHOD_BY_NAME[step.blend.method]
         (self._rows, self._columns), self._at_once = matrix(step), rows_at_once(step)
-        # A source that does not change this tensor takes part all the same: in TIES it has no vote.
-        adapters = sorted({edit.adapter for edit in step.edits})
+        # A source that does not change this tensor takes part all the same: to a mean it gives the base's.
         self._sources = {
             number: Chain(
                 inputs, step._replace(edits=tuple(e for e in step.edits if e.adapter == number)), matrix(step)
             )
-            for number in adapters
+            for number in range(len(self._blend.weights))
         }
-        self._weights = [self._blend.weights[number] for number in self._sources]
+        self._weights = list(self._blend.weights)
         self._lock = threading.Lock()
 
     def cuts(self) -> Iterator[tuple[int, int]]:

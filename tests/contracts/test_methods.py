@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from blended import combined
+from conftest import FIXTURES, load, lora_factors, write_adapter, write_checkpoint
 from conftest import adaptertool as command_line
-from conftest import load, lora_factors, write_adapter, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -299,3 +299,12 @@ def test_a_new_method_is_a_file_and_a_line(place: Path) -> None:
     factors = [load(place / name) for name in ("adapter", "summed")]
     for key, factor in factors[0].items():  # each times the root of its scale, 2, and then shrunk
         torch.testing.assert_close(factors[1][key], factor * 2**0.5 / 2)
+
+
+def test_a_source_that_does_not_change_a_tensor_gives_the_base_to_a_mean(tmp_path: Path) -> None:
+    sources = [FIXTURES / "lora", FIXTURES / "rslora"]  # which change different tensors
+    adaptertool.merge(FIXTURES / "base", sources, tmp_path / "mean", weights=[0.25, 0.75], method="mergekit_linear")
+    adaptertool.merge(FIXTURES / "base", sources, tmp_path / "sum", weights=[0.25, 0.75], method="linear")
+    mean, total = load(tmp_path / "mean"), load(tmp_path / "sum")
+    assert all(torch.equal(mean[name], total[name]) for name in total)  # the weights add up to 1
+    adaptertool.merge(FIXTURES / "base", sources, tmp_path / "arc", weights=[0.25, 0.75], method="nuslerp")
