@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptertool.methods.method import Array, Method
-from adaptertool.methods.setting import NORMALIZE, Settings, no_sum, only
+from adaptertool.methods.setting import NORMALIZE, Settings, no_sum, only, scales
 
 
 def mean(base: Array, changes: Sequence[Array], weights: Sequence[float], settings: Settings, _whole: None) -> Array:
@@ -28,4 +28,5 @@ MERGEKIT_LINEAR = Method(
     settings={"normalize": NORMALIZE},
     defaults={"normalize": True},
     refuses=no_sum,
+    moves=scales,
 )

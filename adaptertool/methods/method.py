@@ -60,6 +60,7 @@ class Method:
     least:    how many sources it takes at least
     only:     how many sources it takes, where that is fixed
     refuses:  what is wrong with weights and settings that are each in its range; None: nothing
+    moves:    whether also a tensor that no source changes becomes another, by these weights and settings; None: never
     sums:     whether `sum` has it, which combines factors and has no base
     """
 
@@ -76,6 +77,7 @@ class Method:
     least: int = 1
     only: int | None = None
     refuses: Callable[[Sequence[float], Settings], str | None] | None = None
+    moves: Callable[[Sequence[float], Settings], bool] | None = None
     sums: bool = False
 
     def counts(self, settings: Settings, source: int, size: int) -> tuple[int, int]:

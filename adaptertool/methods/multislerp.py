@@ -14,7 +14,7 @@ import numpy as np
 
 from adaptertool.methods.geometry import Coefficients, combination, inner, norm, of_changes, of_models, products
 from adaptertool.methods.method import Method, Survey
-from adaptertool.methods.setting import NORMALIZE, Setting, no_sum, only
+from adaptertool.methods.setting import NORMALIZE, Setting, no_sum, only, scales
 from adaptertool.numerics.elementary import cos, sin
 
 _EPSILON = 1e-8
@@ -61,5 +61,6 @@ MULTISLERP = Method(
     settings={"normalize": NORMALIZE, "around_zero": AROUND_ZERO},
     defaults={"normalize": True},
     refuses=no_sum,
+    moves=scales,
     survey=between_all,
 )

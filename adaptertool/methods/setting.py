@@ -103,3 +103,8 @@ def no_sum(weights: Sequence[float], settings: Settings) -> str | None:
     return (
         "the weights add up to 0, and are divided by their sum" if settings["normalize"] and not sum(weights) else None
     )
+
+
+def scales(weights: Sequence[float], settings: Settings) -> bool:
+    """Whether a sum of whole models is another than they are where all are the same."""
+    return not settings["normalize"] and bool(settings.get("around_zero", True)) and sum(weights) != 1

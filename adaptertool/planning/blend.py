@@ -42,6 +42,11 @@ def plan_blend(
     notes: list[str] = []
     changes = TensorSetChange()
     numbers = [number for number, source in enumerate(sources) if isinstance(source, Adapter)]
+    if numbers and method.moves is not None and method.moves(blend.weights, blend.settings):
+        raise UnsupportedError(
+            f"{method.name} without normalize, and with weights that add up to {sum(blend.weights):g}, scales whole "
+            "models, also what an adapter leaves as it is: merge each adapter first, and give the checkpoints"
+        )
     if numbers:
         adapters = [source for source in sources if isinstance(source, Adapter)]
         edits, changes, notes = adapter_edits(open_base(base), adapters, [1.0] * len(adapters))

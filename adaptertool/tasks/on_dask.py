@@ -51,7 +51,8 @@ def _connected(address: str) -> Any:
     where = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
     try:
         with deferred():
-            return Client(**where, timeout=_PATIENCE, set_as_default=False)
+            connect: Any = Client
+            return connect(**where, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise StorageError(
             f"no Dask scheduler answers at {address}: {error}; is it up, and the address right?"

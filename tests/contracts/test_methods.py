@@ -26,7 +26,7 @@ from manifests import MANIFEST
 import adaptertool
 from adaptertool import methods
 from adaptertool.arguments import settings_for
-from adaptertool.errors import UsageError
+from adaptertool.errors import UnsupportedError, UsageError
 from adaptertool.methods import METHOD_BY_NAME, METHODS, ON_FACTORS, Method, Setting, Settings, Value, settings_of
 from adaptertool.methods.arcee_fusion import ARCEE_FUSION
 from adaptertool.methods.karcher import KARCHER
@@ -308,3 +308,12 @@ def test_a_source_that_does_not_change_a_tensor_gives_the_base_to_a_mean(tmp_pat
     mean, total = load(tmp_path / "mean"), load(tmp_path / "sum")
     assert all(torch.equal(mean[name], total[name]) for name in total)  # the weights add up to 1
     adaptertool.merge(FIXTURES / "base", sources, tmp_path / "arc", weights=[0.25, 0.75], method="nuslerp")
+
+
+def test_what_scales_whole_models_takes_no_adapters(place: Path) -> None:
+    """Tensors that an adapter leaves as they are would stay, and all others be scaled."""
+    for options in ({"method": "mergekit_linear"}, {"method": "multislerp", "around_zero": True}):
+        with pytest.raises(UnsupportedError, match="scales whole models"):
+            adaptertool.prepare_merge(place / "base", [place / "adapter"], ["0.5"], normalize=False, **options)  # type: ignore[arg-type]
+        adaptertool.prepare_merge(place / "base", [place / "tuned"], ["0.5"], normalize=False, **options)  # type: ignore[arg-type]
+        adaptertool.prepare_merge(place / "base", [place / "adapter"], ["0.5"], **options)  # type: ignore[arg-type]
