@@ -120,8 +120,8 @@ class DoubleDouble:
             return quotient._off_by(left, other.high - abs(other.low) - other.error)
 
     def sqrt(self) -> DoubleDouble:
-        """√x of numbers that are not negative: s of two digits, then |√x − s| = |x − s²| / (√x + s); 0 of an unknown error
-        for 0."""
+        """√x of numbers that are not negative: s of two digits, then |√x − s| = |x − s²| / (√x + s); of 0 it is 0,
+        with an error that is not known."""
         with np.errstate(all="ignore"):
             first = DoubleDouble.of(np.sqrt(self.high))
             second = np.where(first.high == 0, 0.0, (self - first * first).high / (2 * first.high))
