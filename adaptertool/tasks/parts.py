@@ -3,25 +3,33 @@ number of machines, which have nothing in common but a file system."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from adaptertool.arguments import Number, PathLike, given_settings
-from adaptertool.errors import UsageError
+from adaptertool.arguments import Number, PathLike, as_path, given_settings
+from adaptertool.engine.resources import thread_count
+from adaptertool.errors import OutputError, StorageError, UsageError, shown
 from adaptertool.methods import settings_of
 from adaptertool.output import checkpoint
+from adaptertool.output.checkpoint import check_verifiable, hashes_of, verify_outputs
+from adaptertool.output.integrity import check_files
 from adaptertool.output.options import Options
-from adaptertool.output.parts import make_part, require_made, require_verifiable_alone
+from adaptertool.output.parts import make_part, nothing_left, require_verifiable_alone, take_made
+from adaptertool.output.published import is_published, remove_staging
+from adaptertool.output.target import summary
 from adaptertool.planning.deal import deal
 from adaptertool.planning.sources import Reading
-from adaptertool.reports.parts import PartReport, PartsReport
+from adaptertool.reports.parts import PartReport, PartsReport, PublishedReport
 from adaptertool.reports.run import RunReport
 from adaptertool.spec.plan import Plan
 from adaptertool.tasks.call import MERGE, WISE, call_of
 from adaptertool.tasks.merge import MergeRecipe
 from adaptertool.tasks.plan_file import read_plan, write_plan
 from adaptertool.tasks.wise import WiseRecipe
+
+Result = TypeVar("Result")
 
 
 def plan_merge(
@@ -86,7 +94,8 @@ def run_part(
     progress: Callable[[int], None] | None = None,
 ) -> PartReport:
     """Make the shards of one part of a plan that are not made yet. It may be called for the same part again, or by
-    several at once, and with other numbers of parts: a shard that is finished is not made again.
+    several at once, and with other numbers of parts: a shard that is finished is not made again. Where `finish` has
+    published OUT nothing is made, and the report says so.
 
     verify: read back each shard from the disk and judge it, as `verify` does, before it counts
 
@@ -101,21 +110,34 @@ def run_part(
     if verify:
         require_verifiable_alone(plan)
     how = call.how(verify=verify, threads=threads, progress=progress)
-    return make_part(plan, out, mine, (part, parts), how)
+
+    def make() -> PartReport:
+        done = make_part(plan, out, mine, (part, parts), how)
+        if not done.made or not is_published(plan, out, hashes_of(how), _since(file, how)):
+            return done
+        remove_staging(plan, out, hashes_of(how))  # OUT was published while we began, and knew of no shard of others
+        return nothing_left(plan, out, mine, (part, parts))
+
+    done = _unless_published(plan, out, how, as_path(file, "FILE"), make)
+    return nothing_left(plan, out, mine, (part, parts)) if done is None else done
 
 
 def finish(
     file: PathLike,
     *,
     verify: bool = False,
+    check: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
     before_publish: Callable[[], None] | None = None,
-) -> RunReport:
+) -> RunReport | PublishedReport:
     """Put together what the parts of a plan have made, with the other files and the manifest, and publish it: `out`
     then has the bytes that one machine would have written.
 
+    Where `out` is there already, as this plan makes it, nothing is done, and the report says so.
+
     verify: read back all that was written and judge it before
+    check: read the shards, and compare their hashes with what their makers have noted; their sizes always are
     before_publish: called when all is there, just before `out` changes
 
     Raises AdapterToolError; StorageError names the shards that are not made yet.
@@ -127,9 +149,52 @@ def finish(
     """
     call, plan, out, _ = read_plan(file)
     how = call.how(verify=verify, threads=threads, progress=progress, before_publish=before_publish)
-    return finish_planned(plan, out, how, Path(file))
+    path = as_path(file, "FILE")
+    done = _unless_published(plan, out, how, path, lambda: finish_planned(plan, out, how, path, check=check))
+    return _published(plan, out, how, path, check=check) if done is None else done
 
 
-def finish_planned(plan: Plan, out: Path, options: Options, file: Path | None) -> RunReport:
+def finish_planned(plan: Plan, out: Path, options: Options, file: Path | None, *, check: bool = False) -> RunReport:
     """The same of what is planned already. Raises as `finish` does."""
-    return checkpoint.run(plan, out, options, lambda finished: require_made(plan, finished, file))
+    return checkpoint.run(plan, out, options, lambda stage: take_made(plan, stage, file, check=check))
+
+
+def _unless_published(plan: Plan, out: Path, how: Options, file: Path, make: Callable[[], Result]) -> Result | None:
+    """What `make` returns; None where OUT is what the plan makes, before or since another has published it meanwhile.
+    Raises as `make` does."""
+
+    def there() -> bool:
+        return is_published(plan, out, hashes_of(how), _since(file, how))
+
+    if there():
+        return None
+    try:
+        return make()
+    except (OutputError, StorageError) as error:
+        if there():
+            return None
+        if isinstance(error, OutputError) and os.path.lexists(out):
+            raise OutputError(f"{error} (it is not what {file} makes, so that takes another plan)") from error
+        raise
+
+
+def _since(file: Path | PathLike, how: Options) -> float:
+    """With --force OUT may be what is to be replaced: that is older than the plan."""
+    return Path(file).stat().st_mtime if how.force else 0
+
+
+def _published(plan: Plan, out: Path, how: Options, file: Path, *, check: bool) -> PublishedReport:
+    """The report of an OUT that is there already; with --verify or --check it is read. Raises StorageError where it is
+    not what it should be."""
+    if check and (wrong := check_files(out, how.progress, threads=how.threads).wrong):
+        raise StorageError(f"{out} is published, but {shown(wrong[0].name)} in it is not as it was: {wrong[0].status}")
+    if how.verify:
+        check_verifiable(plan, out, how)
+        verify_outputs(plan, out, thread_count(how.threads))
+    told = summary(plan, out, 1)
+    return PublishedReport(
+        **{name: told[name] for name in ("command", "base", "sources", "out", "outputs", "notes")},
+        plan=str(file),
+        bytes=told["bytes_written"],
+        verified=how.verify,
+    )
