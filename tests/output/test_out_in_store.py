@@ -56,6 +56,33 @@ def test_a_merge(s3: FakeS3, tmp_path: Path) -> None:
     assert not s3.uploads
 
 
+def test_lists_whose_tags_have_no_quotes(s3: FakeS3, tmp_path: Path) -> None:
+    """As those of Azure and of Google."""
+    s3.listed_tag = "{}"
+    s3.fault = lambda method, target: "503" if method == "PUT" and target.endswith(SHARD) else None
+    with pytest.raises(StorageError, match="the same command goes on"):
+        adaptertool.merge(BASE, [LORA], OUT)
+    s3.fault = lambda *_: None
+    s3.log.clear()
+    adaptertool.merge(BASE, [LORA], OUT)
+    assert "model-00001-of-00003.safetensors" not in written(s3)
+    assert s3.tree("models/out") == merged(tmp_path)
+
+
+def test_google(s3: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = OUT.replace("s3:", "gs:")
+    s3.put_tree(BASE, "base")
+    adaptertool.merge("gs://bucket/base", [LORA], out)
+    assert s3.tree("models/out") == merged(tmp_path)
+    assert any(headers.get("x-goog-if-generation-match") == "0" for headers in s3.headers)
+    with pytest.raises(OutputError, match="exists"):
+        adaptertool.merge(BASE, [LORA], out)
+    monkeypatch.delenv("GOOGLE_BEARER_TOKEN")
+    monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
+    with pytest.raises(StorageError, match="cannot be written to without credentials"):
+        adaptertool.merge(BASE, [LORA], f"{out}-2")
+
+
 def test_a_sweep(s3: FakeS3, tmp_path: Path) -> None:
     adaptertool.wise(BASE, TUNED, OUT, "0:1:0.5", sha256=True)
     adaptertool.wise(BASE, TUNED, tmp_path / "local", "0:1:0.5", sha256=True)
