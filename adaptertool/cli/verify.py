@@ -43,7 +43,7 @@ from adaptertool.tasks import verify as task
 @click.argument("base", required=False, type=click.Path())
 @click.argument("sources", nargs=-1, type=click.Path(), metavar="[ADAPTER]...")
 @WEIGHT
-@click.option("--alpha", help="It is an interpolation (wise) towards ADAPTER, or a tuned checkpoint.")
+@click.option("--alpha", metavar="NUMBER", help="It is an interpolation (wise) towards ADAPTER, or a tuned checkpoint.")
 @COMPOSE
 @AS_TRAINED
 @click.option("--strict", is_flag=True, help="What rounding explains is wrong too.")
