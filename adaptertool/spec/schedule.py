@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 ANY = "*"  # the pattern that fits every name
 
-_RANGE = re.compile(r"(\d+)-(\d+)")
-_LAYER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
+_RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
+_LAYER = re.compile(r"(?:^|\.)([0-9]{1,9})(?=\.|$)")
 _MOST = 10_000  # numbers of a range
 
 
@@ -89,7 +89,8 @@ def compiled(pattern: str) -> re.Pattern[str]:
             return re.compile(pattern[1:-1])
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"no valid regex between its slashes: {error}") from error
-    return re.compile(rf"(?:^|\.){r'\.'.join(map(_part, pattern.split('.')))}(?:\.|$)")
+    parts = r"\.".join(map(_part, pattern.split(".")))
+    return re.compile(rf"(?:^|\.){parts}(?:\.|$)")
 
 
 def _part(text: str) -> str:
