@@ -142,7 +142,7 @@ def _towards(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: Wi
     with renaming(reading.renames) as own:
         adapter = open_adapter(path, base, reading, own)
     require_used(reading.leave_out, [adapter])
-    choices = {"renames": list(own.texts), **left_out([adapter]), **reading.layout_chosen}
+    choices = {"renames": list(own.texts), **left_out([adapter]), **reading.chosen}
     subject = open_base(base)
     plan = plan_towards(subject, adapter, alphas)
     plan = dataclasses.replace(plan, precision=check_precision(recipe.precision), choices=choices)
