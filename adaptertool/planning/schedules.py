@@ -95,6 +95,16 @@ def _said(rule: Rule) -> str:
     return ":".join(map(str, rule.numbers))
 
 
+def as_typed(given: Sequence[Given] | None) -> tuple[str, ...] | None:
+    """Weights as they may be typed, which mean the same. None where none are given."""
+    if given is None:
+        return None
+    if not any(isinstance(one, Schedule) for one in given):
+        return tuple(map(str, given))
+    schedules = parse_weights(given, sum(not isinstance(one, str) or "=" not in one for one in given))
+    return (*(str(one.default) for one in schedules), *rule_texts(schedules))
+
+
 def with_rules(choices: Mapping[str, object], schedules: Sequence[Weight]) -> dict[str, object]:
     """The choices of a plan with the rules of its weights, if there are any."""
     texts = rule_texts(schedules)
@@ -112,6 +122,7 @@ class Weigher:
     def __init__(self, weights: Sequence[Weight], names: Collection[str]) -> None:
         """names: of all tensors of the model; they tell how many layers there are. Raises UsageError for a rule that
         fits none of them."""
+        self._exact = [Fraction(one.default if isinstance(one, Schedule) else one) for one in weights]
         self._usual = [usual(one) for one in weights]
         self.rules = [one.rules if isinstance(one, Schedule) else () for one in weights]
         self._by_rule = [one if isinstance(one, Schedule) and one.rules else None for one in weights]
@@ -122,8 +133,12 @@ class Weigher:
                 _refuse(rule.pattern, argument("weight"), names, graded=len(rule.numbers) > 1)
 
     def __call__(self, number: int, name: str) -> float:
+        return self._usual[number] if self._by_rule[number] is None else float(self.exact(number, name))
+
+    def exact(self, number: int, name: str) -> Fraction:
+        """The same, as it is."""
         own = self._by_rule[number]
-        return self._usual[number] if own is None else float(own.at(name, self.places.get(name)))
+        return self._exact[number] if own is None else own.at(name, self.places.get(name))
 
     def notes(self, changed: Sequence[Collection[str]]) -> Iterator[str]:
         """Where a rule fits only what its source does not change. changed: the names, of each source"""

@@ -141,7 +141,10 @@ def wise(
     precision: str = EXACT,
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
+    weights: Sequence[Given] | None = None,
     leave_out: Sequence[str] = (),
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
@@ -170,6 +173,8 @@ def wise(
     fisher: two checkpoints of weights F₀, F₁ ≥ 0 with the tensors of the base, such as the diagonals of the Fisher
             information of both models: writes ((1 − α)·F₀·W + α·F₁·T) / ((1 − α)·F₀ + α·F₁) for α in 0..1; where both
             are 0, W + α·(T − W). TUNED is a checkpoint then. Computed in float64 and rounded once.
+    weights: what α is multiplied by, as for `merge` of one adapter: ["0:1"], or ["layers.0-15=0.5"]; α·f is computed in
+            decimal and rounded once
     The rest as for `merge`. The base is read once, however many alphas there are; with as_adapter only where needed,
     under DoRA more than once.
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903);
@@ -178,8 +183,8 @@ def wise(
     >>> adaptertool.wise("fixtures/base", "fixtures/tuned", "sweep", "0:1:0.5").outputs
     ('sweep/alpha-0.000', 'sweep/alpha-0.500', 'sweep/alpha-1.000')
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
-    reading = Reading(renames, leave_out, expert_layout)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained, weights)
+    reading = Reading(renames, leave_out, expert_layout, only, exclude)
     options = Options(
         force=force,
         verify=verify,
