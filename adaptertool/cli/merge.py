@@ -11,7 +11,9 @@ from adaptertool.cli.options import (
     AS_TRAINED,
     DASK,
     DTYPE,
+    EXCLUDE,
     LEAVE_OUT,
+    ONLY,
     QUANTISE,
     SHARD_SIZE,
     TOKENIZER,
@@ -44,6 +46,8 @@ SETTINGS = settings_of()
     sorted(METHOD_BY_NAME), "Combine the changes in another way; ADAPTERs may then be tuned checkpoints too:"
 )
 @with_options(*setting_options(SETTINGS))
+@ONLY
+@EXCLUDE
 @LEAVE_OUT
 @TOKENIZER
 @DTYPE
@@ -59,6 +63,8 @@ def merge(
     weights: tuple[str, ...],
     compose: str,
     method: str | None,
+    only: tuple[str, ...],
+    exclude: tuple[str, ...],
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     dtype: str | None,
@@ -78,7 +84,7 @@ def merge(
     """
     given = given_settings("merge", SETTINGS, {name: options.pop(name) for name in SETTINGS})
     recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise, as_trained)
-    reading, (how, printing) = Reading(renames, leave_out, expert_layout), records(options)
+    reading, (how, printing) = Reading(renames, leave_out, expert_layout, only, exclude), records(options)
     if dask is not None:
         arguments = "merge", base, adapters, weights or None, recipe, reading, out
         load("spread", "spread_and_tell")(dask, arguments, how, printing)
