@@ -21,11 +21,11 @@ from adaptertool.cli.options import (
     QUIET,
     RENAME,
     THREADS,
-    WEIGHT,
     setting_options,
     tell,
     with_options,
 )
+from adaptertool.cli.weights import WEIGHT
 from adaptertool.render.adapters import convert_text, extract_text, sum_text, truncate_text
 from adaptertool.render.truncate_page import truncate_page
 from adaptertool.reports.adapters import AdapterReport

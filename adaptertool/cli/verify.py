@@ -14,21 +14,19 @@ from adaptertool.cli.options import (
     AS_TRAINED,
     COMPOSE,
     DEBUG,
-    EXCLUDE,
     EXPERT_LAYOUT,
     HTML,
     JSON,
     LEAVE_OUT,
-    ONLY,
     QUIET,
     RENAME,
     THREADS,
-    WEIGHT,
     failed,
     summarise,
     tell,
     with_options,
 )
+from adaptertool.cli.weights import EXCLUDE, ONLY, WEIGHT
 from adaptertool.errors import UsageError, shown
 from adaptertool.output.integrity import check_files
 from adaptertool.planning.sources import COMPOSITIONS
