@@ -21,11 +21,11 @@ from adaptertool.cli.options import (
     QUIET,
     RENAME,
     THREADS,
-    WEIGHT,
     tell,
     with_options,
 )
 from adaptertool.cli.settings import method_option, setting_options
+from adaptertool.cli.weights import WEIGHT
 from adaptertool.methods import ON_FACTORS
 from adaptertool.render.adapters import convert_text, extract_text, sum_text, truncate_text
 from adaptertool.render.truncate_page import truncate_page

@@ -12,21 +12,19 @@ from adaptertool.cli.options import (
     AS_TRAINED,
     COMPOSE,
     DEBUG,
-    EXCLUDE,
     EXPERT_LAYOUT,
     HTML,
     JSON,
     LEAVE_OUT,
-    ONLY,
     QUIET,
     RENAME,
     THREADS,
-    WEIGHT,
     failed,
     tell,
     with_options,
 )
 from adaptertool.cli.terminal import room
+from adaptertool.cli.weights import EXCLUDE, ONLY, WEIGHT
 from adaptertool.render.drift import drift_text, verdict
 from adaptertool.render.drift_page import drift_page
 from adaptertool.reports.run import PATHS

@@ -11,13 +11,10 @@ from adaptertool.cli.options import (
     AS_TRAINED,
     DASK,
     DTYPE,
-    EXCLUDE,
     LEAVE_OUT,
-    ONLY,
     QUANTISE,
     SHARD_SIZE,
     TOKENIZER,
-    WEIGHT,
     execute,
     records,
     with_options,
@@ -25,6 +22,7 @@ from adaptertool.cli.options import (
 )
 from adaptertool.cli.settings import method_option, setting_options
 from adaptertool.cli.table import load
+from adaptertool.cli.weights import EXCLUDE, ONLY, WEIGHT
 from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.planning.sources import COMPOSITIONS, Reading
 from adaptertool.tasks.merge import MergeRecipe, prepare

@@ -99,8 +99,8 @@ QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report
 
 
 def _one_by_one(_context: click.Context, _option: click.Parameter, weights: tuple[str, ...]) -> tuple[str, ...]:
-    """Raises UsageError for several weights in one, but of tensors that a pattern names."""
-    if listed := next((text for text in weights if "," in text and "=" not in text), None):
+    """Raises UsageError for several weights in one."""
+    if listed := next((text for text in weights if "," in text), None):
         raise UsageError(f"-w {listed} is no number: they have points, and each ADAPTER its own, -w 0.5 -w 0.5")
     return weights
 
@@ -111,13 +111,7 @@ WEIGHT = click.option(
     "weights",
     multiple=True,
     callback=_one_by_one,
-    metavar="NUMBER|PATTERN=NUMBERS",
-    help="Weight of an adapter; by order, one for each. Of tensors that fit: 'layers.0-15.mlp=0.5,1'. Over the layers: "
-    "0:0.5:1.",
-)
-ONLY = click.option("--only", multiple=True, metavar="PATTERN", help="Edit only tensors of BASE that fit: layers.0-15.")
-EXCLUDE = click.option(
-    "--exclude", multiple=True, metavar="PATTERN", help="Do not edit tensors of BASE that fit, such as '*norm'."
+    help="Weight of an adapter; by order, one for each.",
 )
 COMPOSE = click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
 DASK = click.option(

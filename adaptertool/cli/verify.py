@@ -14,21 +14,19 @@ from adaptertool.cli.options import (
     AS_TRAINED,
     COMPOSE,
     DEBUG,
-    EXCLUDE,
     EXPERT_LAYOUT,
     HTML,
     JSON,
     LEAVE_OUT,
-    ONLY,
     QUIET,
     RENAME,
     THREADS,
-    WEIGHT,
     failed,
     summarise,
     tell,
     with_options,
 )
+from adaptertool.cli.weights import EXCLUDE, ONLY, WEIGHT
 from adaptertool.errors import UsageError, shown
 from adaptertool.output.integrity import check_files
 from adaptertool.planning.sources import COMPOSITIONS
@@ -94,18 +92,8 @@ def verify(
     Raises UsageError with other options but no BASE.
     """
     if base is None:
-        given = (
-            weights,
-            strict,
-            renames,
-            only,
-            exclude,
-            leave_out,
-            expert_layout,
-            as_trained,
-            compose != COMPOSITIONS[0],
-        )
-        if any(given) or any(one is not None for one in (alpha, junit, html)):
+        given = (*weights, *renames, *only, *exclude, *leave_out, alpha, junit, html, expert_layout, as_trained)
+        if strict or compose != COMPOSITIONS[0] or any(one is not None for one in given):
             raise UsageError("without a BASE only the files are checked against their manifest; give the BASE too")
         return _files(merged, threads, as_json=as_json, quiet=quiet)
     pages.require(html)

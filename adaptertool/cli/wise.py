@@ -10,9 +10,7 @@ from adaptertool.cli.options import (
     AS_TRAINED,
     DASK,
     DTYPE,
-    EXCLUDE,
     LEAVE_OUT,
-    ONLY,
     QUANTISE,
     SHARD_SIZE,
     TOKENIZER,
@@ -22,6 +20,7 @@ from adaptertool.cli.options import (
     writes,
 )
 from adaptertool.cli.table import load
+from adaptertool.cli.weights import EXCLUDE, ONLY, weight_option
 from adaptertool.errors import UsageError
 from adaptertool.planning.sources import Reading
 from adaptertool.reports.curve import KEEP
@@ -48,14 +47,7 @@ _SCORES = with_options(
     metavar="F0 F1",
     help="Weigh each element by these: checkpoints of Fisher information, of BASE and of TUNED.",
 )
-@click.option(
-    "-w",
-    "--weight",
-    "weights",
-    multiple=True,
-    metavar="NUMBER|PATTERN=NUMBER",
-    help="What alpha is multiplied by: of tensors that fit, 'layers.0-15.mlp=0.5'; over the layers, 0:0.5:1.",
-)
+@weight_option("What alpha is multiplied by; of tensors that fit: 'layers.0-15.mlp=0.5'. Over layers: 0:0.5:1.")
 @ONLY
 @EXCLUDE
 @LEAVE_OUT

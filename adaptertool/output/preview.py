@@ -13,7 +13,7 @@ from adaptertool.engine.resources import thread_count
 from adaptertool.files.publish import free_space
 from adaptertool.output.target import check_output, summary
 from adaptertool.reports.run import EditReport, PlanReport, TensorPlan
-from adaptertool.spec.plan import Plan, Step
+from adaptertool.spec.plan import Edit, Plan, Step
 
 
 def preview(
@@ -54,6 +54,13 @@ def preview(
     )
 
 
+def _weight(step: Step, edit: Edit) -> float:
+    """What an edit counts in a tensor, or the share that it has of α there."""
+    if step.blend is not None:
+        return step.blend.weights[edit.adapter]
+    return edit.weight if step.share is None else float(step.share)
+
+
 def _tensor(shard: str, steps: Sequence[Step]) -> TensorPlan:
     """One tensor, which several steps make where its rows come from several places."""
     spec = steps[0].spec
@@ -63,7 +70,7 @@ def _tensor(shard: str, steps: Sequence[Step]) -> TensorPlan:
             adapter=edit.adapter,
             module=edit.module,
             scale=edit.scale,
-            weight=edit.weight,
+            weight=_weight(step, edit),
             rows=None if edit.view is None else len(edit.view.rows),
             transposed=edit.transposed,
         )

@@ -65,6 +65,7 @@ def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
         "base": called(plan.base),
         "sources": tuple(map(called, plan.sources)),
         "weights": plan.weights,
+        "weight_rules": plan.weight_rules,
         "alphas": tuple(output.alpha for output in plan.outputs),
         "out": str(out),
         "outputs": tuple(str(out / output.folder) for output in plan.outputs),

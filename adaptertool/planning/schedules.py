@@ -80,15 +80,15 @@ def check_pattern(pattern: str, what: str) -> None:
 
 
 def rule_texts(schedules: Sequence[Weight]) -> list[str]:
-    """The rules as they may be typed, in an order that says the same; none where there are none."""
-    own = [one.rules if isinstance(one, Schedule) else () for one in schedules]
-    if len({tuple(rule.pattern for rule in rules) for rules in own}) == 1:
-        return [f"{some[0].pattern}={','.join(map(_said, some))}" for some in zip(*own, strict=True)]
-    return [
-        f"{rule.pattern}={','.join(_said(rule) if number == place else '' for place in range(len(own)))}"
-        for number, rules in enumerate(own)
-        for rule in rules
-    ]
+    """The rules as they may be typed: those of each source in their order, and together what has one pattern."""
+    left = [list(one.rules) if isinstance(one, Schedule) else [] for one in schedules]
+    texts = []
+    while first := [rules[0].pattern for rules in left if rules]:
+        later = [{rule.pattern for rule in rules[1:]} for rules in left]
+        pattern = next((one for one in first if not any(one in some for some in later)), first[0])
+        said = [_said(rules.pop(0)) if rules and rules[0].pattern == pattern else "" for rules in left]
+        texts.append(f"{pattern}={said[0] if len({*said}) == 1 else ','.join(said)}")
+    return texts
 
 
 def _said(rule: Rule) -> str:

@@ -137,6 +137,12 @@ class Plan:
     choices: Mapping[str, object] = field(default_factory=dict)  # of the user, beside the above: for the manifest
     as_adapter: bool = False  # outputs are adapters, and shards the file of their factors
 
+    @property
+    def weight_rules(self) -> tuple[str, ...]:
+        """The rules of its weights, as typed."""
+        rules = self.choices.get("weight_rules", ())
+        return tuple(rules) if isinstance(rules, list) else ()
+
     def steps(self) -> Iterator[Step]:
         """The steps of all output tensors, shard after shard."""
         for shard in self.shards:

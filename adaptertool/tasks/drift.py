@@ -94,6 +94,7 @@ def drift(
         base=called(plan.base),
         sources=tuple(map(called, plan.sources)),
         weights=plan.weights,
+        weight_rules=plan.weight_rules,
         merged=None if merged is None else str(merged),
         compose=compose,
         inputs=f"{probe} Gaussian rows" if activations is None else str(activations),
