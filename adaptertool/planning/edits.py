@@ -74,8 +74,8 @@ def adapter_edits(
     edits = {name: own for name, own in edits.items() if choice.takes(name)} if choice.said else edits
     edited = [{name for name, own in edits.items() if any(e.adapter == n for e in own)} for n in range(len(adapters))]
     notes += weigh.notes(edited)
-    for adapter, changed, whole in zip(adapters, edited, touched, strict=True):
-        notes += choice.notes(adapter.path, len(whole - changed), len(whole))
+    for adapter, changed, every in zip(adapters, edited, touched, strict=True):
+        notes += choice.notes(adapter.path, len(every - changed), len(every))
     notes += subject.traits.notes_on(edits)
     changes = TensorSetChange({end: ends[end] for end in apart}, subject.resized, head, subject.padded)
     if head is not None:

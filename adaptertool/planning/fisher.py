@@ -33,9 +33,12 @@ def plan_fisher(
     if outside := [alpha for alpha in alphas if not 0 <= alpha <= 1]:
         raise UsageError(f"with Fisher weights alpha lies in 0..1, not at {outside[0]}")
     plan = plan_wise(base, tuned, alphas, share, choice)
-    if outside := [step for step in plan.steps() if step.share is not None and not 0 <= step.share <= 1]:
-        name, factor = shown(outside[0].spec.name), float(outside[0].share or 0)
-        raise UsageError(f"with Fisher weights {argument('weight')} lies in 0..1, not at {factor:g} as of {name}")
+    shares = {step.spec.name: step.share for step in plan.steps() if step.share is not None}
+    if beyond := {name: float(factor) for name, factor in shares.items() if not 0 <= factor <= 1}:
+        name, factor = next(iter(beyond.items()))
+        raise UsageError(
+            f"with Fisher weights {argument('weight')} lies in 0..1, not at {factor:g} as of {shown(name)}"
+        )
     found = [_fitting(base, weights, [step for step in plan.steps() if step.edits]) for weights in fisher]
     shards = tuple(
         dataclasses.replace(shard, steps=tuple(_weighted(step, found) for step in shard.steps)) for shard in plan.shards

@@ -64,7 +64,7 @@ def call_of(
     command: str,
     base: PathLike,
     sources: Sequence[PathLike],
-    numbers: Given | Sequence[Given] | None,
+    numbers: Number | Sequence[Given] | None,
     recipe: _Recipe,
     reading: Reading,
     out: PathLike,
@@ -90,8 +90,7 @@ def call_of(
     path = as_path(out, "OUT")
     where = str(path.absolute()) if store_of(path) is LOCAL else os.fspath(out)
     names = tuple(fixed(source, "ADAPTER") for source in sources)
-    typed = as_typed(numbers) if command == MERGE and not isinstance(numbers, Number) else _texts(numbers)
-    return Call(command, fixed(base, "BASE"), names, typed, fields, read, where, given)
+    return Call(command, fixed(base, "BASE"), names, _texts(numbers), fields, read, where, given)
 
 
 def fixed(path: PathLike, what: str) -> str:
@@ -104,10 +103,10 @@ def fixed(path: PathLike, what: str) -> str:
     return os.fspath(path) if found is None else called(found)
 
 
-def _texts(numbers: Number | Sequence[Number] | None) -> tuple[str, ...] | str | None:
+def _texts(numbers: Number | Sequence[Given] | None) -> tuple[str, ...] | str | None:
     if numbers is None or isinstance(numbers, str):
         return numbers
-    return tuple(map(str, numbers)) if isinstance(numbers, Sequence) else str(numbers)
+    return as_typed(numbers) if isinstance(numbers, Sequence) else str(numbers)
 
 
 def _plain(value: Any) -> Any:
