@@ -5,7 +5,8 @@ vᵢ = Tᵢ − W, and W is added; with `around_zero` vᵢ = Tᵢ. A tensor is o
 of its columns is.
 
 Source: "nuslerp" of mergekit 0.1.5, against which it is checked in the tests; its `nuslerp_flatten: false` is rows, and
-with `nuslerp_row_wise: true` columns.
+with `nuslerp_row_wise: true` columns, where a tensor has two dimensions; of more the vectors lie along the last, or
+all others.
 """
 
 from __future__ import annotations
