@@ -39,13 +39,15 @@ def names_of(shard: Shard, outputs: Sequence[Output]) -> list[str]:
     return [(Path(output.folder) / shard.name).as_posix() for output in outputs]
 
 
-def make_part(plan: Plan, out: Path, shards: Sequence[Shard], part: tuple[int, int], options: Options) -> PartReport:
+def make_part(
+    plan: Plan, out: Path, shards: Sequence[Shard], part: tuple[int, int], options: Options, key: str
+) -> PartReport:
     """Make those of these shards that are not there yet. Raises as `checkpoint.run` does."""
     start, threads, hashes = time.perf_counter(), thread_count(options.threads), hashes_of(options)
     check_call(plan, out, options)
     allow_files(len(plan.outputs))
     made, notes, written = list[str](), list[str](), 0
-    with Inputs(plan.inputs, hashes) as inputs, staging_of(plan, out, hashes, part=True) as stage:
+    with Inputs(plan.inputs, hashes) as inputs, staging_of(plan, out, hashes, part=True, key=key) as stage:
         left = [one for one in shards if not all(stage.find(name) for name in names_of(one, plan.outputs))]
         if left:
             own = dataclasses.replace(plan, shards=tuple(left), assets=())
