@@ -105,8 +105,13 @@ def nothing_left(plan: Plan, out: Path, shards: Sequence[Shard], part: tuple[int
 
 
 def require_verifiable_alone(plan: Plan) -> None:
-    """Refuse to verify shards one by one where weights are not whole in one. Raises UsageError, UnsupportedError."""
+    """Refuse to verify shards one by one where one is no checkpoint by itself, or weights are not whole in one. Raises
+    UsageError, UnsupportedError."""
     require_verifiable(plan, verify=True)
+    if any("/" in shard.name for shard in plan.shards):
+        raise UnsupportedError(
+            "the models of a pipeline are verified together: give --verify to `adaptertool finish`, not to each part"
+        )
     if "quantise" in plan.choices:
         raise UnsupportedError(
             "codes and their scales may lie in different shards, so parts with --quantise keep are not verified one by "
