@@ -22,6 +22,7 @@ _ALONE = {
     *("dry_run", "verbose", "threads", "verify", "scratch"),
     *("score", "keep", "target", "reference", "minimise", "dask"),
 }
+_WHOLE = ("sum", "truncate", "extract", "convert")  # commands that make one file
 _LONG = 20  # digits: more are no number of parts, and Python reads no more than some thousand
 _OUT = click.Option(["-o", "--out"], required=True, type=click.Path(), help="Where `finish` publishes.")
 _PLAN = click.Option(["--plan", "file"], required=True, type=click.Path(), metavar="FILE", help="Where to write it.")
@@ -29,7 +30,23 @@ _VERIFY = click.option("--verify", is_flag=True, help="Read back what was writte
 _how = with_options(_VERIFY, THREADS, JSON, QUIET, DEBUG)
 
 
-@click.group()
+class _Plan(click.Group):
+    """It says why other commands are not planned."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises click.UsageError for what makes one file."""
+        if args and args[0] in _WHOLE:
+            raise click.UsageError(
+                f"`{args[0]}` makes an adapter, which is one file, on one machine; in parts are made checkpoints, by "
+                "`plan merge` and `plan wise`",
+                ctx,
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Plan)
 def plan() -> None:
     """Write down a merge or an interpolation that is to be made in parts, on any number of machines.
 

@@ -42,10 +42,17 @@ _FILES = 150  # open at the same time, beside three for each output
 _LEAST = 100  # beside two: one that is written, one that is made durable
 
 
-def run(plan: Plan, out: Path, options: Options, take_made: Callable[[Published], None] | None = None) -> RunReport:
+def run(
+    plan: Plan,
+    out: Path,
+    options: Options,
+    take_made: Callable[[Published], None] | None = None,
+    key: str | None = None,
+) -> RunReport:
     """Check, compute in a staging directory, publish. On any error OUT is as it was before.
 
     take_made: takes over the shards, which others have made in parts; raises where there are not all of them
+    key: that of the plan, where it is known
     """
     start = time.perf_counter()
     threads = thread_count(options.threads)
@@ -56,7 +63,8 @@ def run(plan: Plan, out: Path, options: Options, take_made: Callable[[Published]
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
         notes = require_finite_factors(plan, inputs) if take_made is None else []
         require_equal(plan, inputs)
-        with staging_of(plan, out, hashes, part=take_made is not None, inputs=inputs, scratch=options.scratch) as stage:
+        part, scratch = take_made is not None, options.scratch
+        with staging_of(plan, out, hashes, part=part, key=key, inputs=inputs, scratch=scratch) as stage:
             if take_made is not None:
                 take_made(stage)
             others = Leftovers(out, stage.folder, clean=options.clean)
@@ -98,14 +106,16 @@ def staging_of(
     hashes: tuple[str, ...],
     *,
     part: bool,
+    key: str | None = None,
     inputs: Inputs | None = None,
     scratch: Path | None = None,
 ) -> Published:
     """Where the files of a plan are made: beside OUT, or in a store. part: some of them, while others make the rest.
 
+    key: that of the plan, where it is known: of a large one it takes a second
     inputs: what tells that the run is to stop; scratch: a folder of the local disk, for an OUT in a store
     """
-    key, labels = recipe_key(plan, hashes), labels_of(plan)
+    key, labels = recipe_key(plan, hashes) if key is None else key, labels_of(plan)
     if store_of(out) is LOCAL:
         return Staging(out, key, hashes, labels=labels, shared=True, part=part)
     return RemoteStaging(

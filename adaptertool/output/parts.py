@@ -39,13 +39,15 @@ def names_of(shard: Shard, outputs: Sequence[Output]) -> list[str]:
     return [(Path(output.folder) / shard.name).as_posix() for output in outputs]
 
 
-def make_part(plan: Plan, out: Path, shards: Sequence[Shard], part: tuple[int, int], options: Options) -> PartReport:
+def make_part(
+    plan: Plan, out: Path, shards: Sequence[Shard], part: tuple[int, int], options: Options, key: str
+) -> PartReport:
     """Make those of these shards that are not there yet. Raises as `checkpoint.run` does."""
     start, threads, hashes = time.perf_counter(), thread_count(options.threads), hashes_of(options)
     check_call(plan, out, options)
     allow_files(len(plan.outputs))
     made, notes, written = list[str](), list[str](), 0
-    with Inputs(plan.inputs, hashes) as inputs, staging_of(plan, out, hashes, part=True) as stage:
+    with Inputs(plan.inputs, hashes) as inputs, staging_of(plan, out, hashes, part=True, key=key) as stage:
         left = [one for one in shards if not all(stage.find(name) for name in names_of(one, plan.outputs))]
         if left:
             own = dataclasses.replace(plan, shards=tuple(left), assets=())
@@ -103,8 +105,13 @@ def nothing_left(plan: Plan, out: Path, shards: Sequence[Shard], part: tuple[int
 
 
 def require_verifiable_alone(plan: Plan) -> None:
-    """Refuse to verify shards one by one where weights are not whole in one. Raises UsageError, UnsupportedError."""
+    """Refuse to verify shards one by one where one is no checkpoint by itself, or weights are not whole in one. Raises
+    UsageError, UnsupportedError."""
     require_verifiable(plan, verify=True)
+    if any("/" in shard.name for shard in plan.shards):
+        raise UnsupportedError(
+            "the models of a pipeline are verified together: give --verify to `adaptertool finish`, not to each part"
+        )
     if "quantise" in plan.choices:
         raise UnsupportedError(
             "codes and their scales may lie in different shards, so parts with --quantise keep are not verified one by "

@@ -14,7 +14,7 @@ from adaptertool.files.checkpoint import MANIFEST, SUMS, load_manifest
 from adaptertool.files.place import discard_at_once, staging_folder
 from adaptertool.files.reader import digests_in
 from adaptertool.output.integrity import files_told, sizes_below
-from adaptertool.output.manifest import names_of, recipe_key, recipe_of
+from adaptertool.output.manifest import names_of, recipe_of
 from adaptertool.output.parts import names_of as files_of
 from adaptertool.output.target import makes_file
 from adaptertool.spec.plan import Plan
@@ -41,10 +41,10 @@ def is_published(plan: Plan, out: Path, hashes: tuple[str, ...], since: float = 
     return False
 
 
-def remove_staging(plan: Plan, out: Path, hashes: tuple[str, ...]) -> None:
+def remove_staging(out: Path, key: str) -> None:
     """Remove what was made for an OUT that others have published meanwhile. Raises StorageError."""
     if store_of(out) is LOCAL:
-        discard_at_once(staging_folder(out, recipe_key(plan, hashes)))
+        discard_at_once(staging_folder(out, key))
     else:
         unfinished.clean(out)
 

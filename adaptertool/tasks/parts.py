@@ -26,7 +26,7 @@ from adaptertool.reports.run import RunReport
 from adaptertool.spec.plan import Plan
 from adaptertool.tasks.call import MERGE, WISE, call_of
 from adaptertool.tasks.merge import MergeRecipe
-from adaptertool.tasks.plan_file import read_plan, write_plan
+from adaptertool.tasks.plan_file import Planned, read_plan, write_plan
 from adaptertool.tasks.wise import WiseRecipe
 
 Result = TypeVar("Result")
@@ -105,17 +105,17 @@ def run_part(
     >>> [len(adaptertool.run_part("plan.json", number, 2).made) for number in range(2)]
     [1, 2]
     """
-    call, plan, out, _ = read_plan(file)
+    call, plan, out, key = read_plan(file)
     mine = deal(plan.shards, part, parts)
     if verify:
         require_verifiable_alone(plan)
     how = call.how(verify=verify, threads=threads, progress=progress)
 
     def make() -> PartReport:
-        done = make_part(plan, out, mine, (part, parts), how)
+        done = make_part(plan, out, mine, (part, parts), how, key)
         if not done.made or not is_published(plan, out, hashes_of(how), _since(file, how)):
             return done
-        remove_staging(plan, out, hashes_of(how))  # OUT was published while we began, and knew of no shard of others
+        remove_staging(out, key)  # OUT was published while we began, and knew of no shard of others
         return nothing_left(plan, out, mine, (part, parts))
 
     done = _unless_published(plan, out, how, as_path(file, "FILE"), make)
@@ -147,16 +147,18 @@ def finish(
     >>> adaptertool.finish("plan.json").bytes_written
     1039279
     """
-    call, plan, out, _ = read_plan(file)
+    planned = read_plan(file)
+    call, plan, out, _ = planned
     how = call.how(verify=verify, threads=threads, progress=progress, before_publish=before_publish)
     path = as_path(file, "FILE")
-    done = _unless_published(plan, out, how, path, lambda: finish_planned(plan, out, how, path, check=check))
+    done = _unless_published(plan, out, how, path, lambda: finish_planned(planned, how, path, check=check))
     return _published(plan, out, how, path, check=check) if done is None else done
 
 
-def finish_planned(plan: Plan, out: Path, options: Options, file: Path | None, *, check: bool = False) -> RunReport:
+def finish_planned(planned: Planned, options: Options, file: Path | None, *, check: bool = False) -> RunReport:
     """The same of what is planned already. Raises as `finish` does."""
-    return checkpoint.run(plan, out, options, lambda stage: take_made(plan, stage, file, check=check))
+    _, plan, out, key = planned
+    return checkpoint.run(plan, out, options, lambda stage: take_made(plan, stage, file, check=check), key)
 
 
 def _unless_published(plan: Plan, out: Path, how: Options, file: Path, make: Callable[[], Result]) -> Result | None:

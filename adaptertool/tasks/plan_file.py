@@ -54,7 +54,7 @@ def write_plan(call: Call, file: PathLike) -> PartsReport:
         "shards": shards,
     }
     _replace(path, (json.dumps(fields, indent=1) + "\n").encode())
-    with staging_of(plan, out, hashes_of(options), part=True) as stage:
+    with staging_of(plan, out, hashes_of(options), part=True, key=planned.key) as stage:
         done = sum(all(stage.find(name) for name in names_of(shard, plan.outputs)) for shard in plan.shards)
     return PartsReport(
         command=plan.command,
