@@ -14,11 +14,12 @@ from adaptertool.engine.execute import run_plan
 from adaptertool.engine.preflight import require_equal, require_finite_factors
 from adaptertool.engine.reads import to_hash
 from adaptertool.engine.resources import peak_memory, thread_count
-from adaptertool.errors import InputError, StorageError, UsageError, shown
+from adaptertool.errors import InputError, StorageError, UnsupportedError, UsageError, shown
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.hashing import DEFAULT, WITH_SHA256
 from adaptertool.files.reader import Inputs
 from adaptertool.files.remote import RemoteStaging
+from adaptertool.files.sent import SentStaging
 from adaptertool.files.stage import Published
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import forget, write_small
@@ -38,6 +39,7 @@ from adaptertool.spec.tally import Tally
 from adaptertool.verification.check import check
 from adaptertool.verification.written import as_weights, unlike
 
+USUAL = Options()
 _FILES = 150  # open at the same time, beside three for each output
 _LEAST = 100  # beside two: one that is written, one that is made durable
 
@@ -58,9 +60,7 @@ def run(
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
         notes = require_finite_factors(plan, inputs) if require_made is None else []
         require_equal(plan, inputs)
-        with staging_of(
-            plan, out, hashes, part=require_made is not None, inputs=inputs, scratch=options.scratch
-        ) as stage:
+        with staging_of(plan, out, hashes, part=require_made is not None, inputs=inputs, options=options) as stage:
             if require_made is not None:
                 stage.take_over(by_hash=False)
                 require_made(stage.finished)
@@ -83,7 +83,7 @@ def run(
             record = Record(plan, stage, inputs.digests, kept)
             work = _complete(record, out)
             if options.verify:
-                verify_outputs(plan, stage.work, threads)
+                _verify(plan, stage, out, threads)
             if provenance is not None:
                 files = record.outputs(stage.work)
                 subjects = files if work == stage.work else {out.name: files[work.name]}
@@ -104,15 +104,18 @@ def staging_of(
     *,
     part: bool,
     inputs: Inputs | None = None,
-    scratch: Path | None = None,
+    options: Options = USUAL,
 ) -> Published:
-    """Where the files of a plan are made: beside OUT, or in a store. part: some of them, while others make the rest.
-
-    inputs: what tells that the run is to stop; scratch: a folder of the local disk, for an OUT in a store
-    """
+    """Where the files of a plan are made: beside OUT, or in a store. part: some of them, while others make the rest;
+    inputs: what tells that the run is to stop. Raises UsageError for a part of one file."""
     key, labels = recipe_key(plan, hashes), labels_of(plan)
     if store_of(out) is LOCAL:
         return Staging(out, key, hashes, labels=labels, shared=True, part=part)
+    stopped = (lambda: False) if inputs is None else inputs.stopped.is_set
+    if makes_file(plan, out):
+        if part:
+            raise UsageError(f"OUT {out} is one file, which is sent to a store whole: use the command without parts")
+        return SentStaging(out, key, hashes, labels=labels, scratch=options.scratch, stopped=stopped)
     return RemoteStaging(
         out,
         key,
@@ -120,9 +123,10 @@ def staging_of(
         names=names_of(plan),
         largest=2 * len(plan.outputs) * max((shard.size for shard in plan.shards), default=0),
         labels=labels,
-        scratch=scratch,
+        scratch=options.scratch,
         part=part,
-        stopped=(lambda: False) if inputs is None else inputs.stopped.is_set,
+        force=options.force,
+        stopped=stopped,
     )
 
 
@@ -133,13 +137,11 @@ def hashes_of(options: Options) -> tuple[str, ...]:
 
 def check_call(plan: Plan, out: Path, options: Options) -> None:
     """Refuse what cannot be done, before anything is read. Raises UsageError, OutputError, StorageError."""
-    if store_of(out) is not LOCAL and options.verify:
-        raise UsageError(
-            f"--verify reads back a disk; when OUT is in a store: `adaptertool verify {out}` when it is there"
-        )
     if store_of(out) is LOCAL and options.scratch is not None:
         raise UsageError("--scratch is for an OUT in a store; beside an OUT of this machine nothing else is needed")
     require_verifiable(plan, verify=options.verify)
+    if options.verify and store_of(out) is not LOCAL and not makes_file(plan, out):
+        require_verifiable_alone(plan)
     if options.fail_if_unchanged and plan.as_adapter:
         raise UsageError("--fail-if-unchanged is for checkpoints; an adapter has no elements of the base")
     check_output(plan, out, force=options.force, sha256=options.sha256)
@@ -195,6 +197,16 @@ def _complete(record: Record, out: Path) -> Path:
     return work / record.plan.shards[0].name if makes_file(record.plan, out) else work
 
 
+def require_verifiable_alone(plan: Plan) -> None:
+    """Refuse to verify shards one by one where weights are not whole in one. Raises UsageError, UnsupportedError."""
+    require_verifiable(plan, verify=True)
+    if "quantise" in plan.choices:
+        raise UnsupportedError(
+            "codes and their scales may lie in different shards, so with --quantise keep these are not verified one by "
+            "one, as parts and in stores: give --verify to `adaptertool finish`, or use `adaptertool verify` afterwards"
+        )
+
+
 def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
     """Raise StorageError unless each output holds what the plan makes. It is computed again for that."""
     dtype = plan.choices.get("dtype")
@@ -203,7 +215,8 @@ def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
         path = folder / output.folder
         written = open_checkpoint(path / plan.shards[0].name if plan.single_file else path)
         for header in written.headers:
-            forget(header.path)
+            if store_of(header.path) is LOCAL:
+                forget(header.path)
         alone = dataclasses.replace(plan, outputs=(output,))
         try:
             weights, candidate = as_weights(alone, written)
@@ -216,6 +229,19 @@ def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
         if bad or not report.ok:
             what = [*bad, *report.problems][0]
             raise StorageError(f"{path} was written, but is not what was computed: {what}; is the disk sound?")
+
+
+def _verify(plan: Plan, stage: Published, out: Path, threads: int) -> None:
+    """Raise StorageError unless all is as it was computed; what was sent is read from the store, shard by shard."""
+    if not isinstance(stage, RemoteStaging):
+        verify_outputs(plan, stage.work, threads)
+        return
+    for shard in plan.shards:
+        try:
+            verify_outputs(dataclasses.replace(plan, shards=(shard,), single_file=True), out, threads)
+        except StorageError:
+            stage.discard([f"{output.folder}/{shard.name}".lstrip("/") for output in plan.outputs])
+            raise  # the same command makes it anew
 
 
 def allow_files(outputs: int) -> None:

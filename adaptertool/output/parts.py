@@ -11,7 +11,7 @@ from adaptertool.engine.execute import run_plan
 from adaptertool.engine.preflight import require_finite_factors
 from adaptertool.engine.reads import hashed_with
 from adaptertool.engine.resources import peak_memory, thread_count
-from adaptertool.errors import StorageError, UnsupportedError, shown
+from adaptertool.errors import StorageError, shown
 from adaptertool.files.hashing import Digests
 from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import Inputs
@@ -22,7 +22,6 @@ from adaptertool.output.checkpoint import (
     check_call,
     fewer,
     hashes_of,
-    require_verifiable,
     staging_of,
     verify_outputs,
 )
@@ -79,16 +78,6 @@ def make_part(plan: Plan, out: Path, shards: Sequence[Shard], part: tuple[int, i
         verified=options.verify and bool(made),
         notes=tuple(notes),
     )
-
-
-def require_verifiable_alone(plan: Plan) -> None:
-    """Refuse to verify shards one by one where weights are not whole in one. Raises UsageError, UnsupportedError."""
-    require_verifiable(plan, verify=True)
-    if "quantise" in plan.choices:
-        raise UnsupportedError(
-            "codes and their scales may lie in different shards, so parts with --quantise keep are not verified one by "
-            "one: give --verify to `adaptertool finish`"
-        )
 
 
 def require_made(plan: Plan, finished: Collection[str], file: Path | None) -> None:

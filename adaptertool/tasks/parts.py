@@ -26,7 +26,7 @@ from adaptertool.output import checkpoint
 from adaptertool.output.checkpoint import check_call, hashes_of, staging_of
 from adaptertool.output.manifest import recipe_key
 from adaptertool.output.options import Options
-from adaptertool.output.parts import make_part, names_of, require_made, require_verifiable_alone
+from adaptertool.output.parts import make_part, names_of, require_made
 from adaptertool.planning.deal import deal
 from adaptertool.planning.sources import Reading
 from adaptertool.reports.parts import PartReport, PartsReport
@@ -187,7 +187,7 @@ def run_part(
     call, plan, out, _ = read_plan(file)
     mine = deal(plan.shards, part, parts)
     if verify:
-        require_verifiable_alone(plan)
+        checkpoint.require_verifiable_alone(plan)
     how = call.how(verify=verify, threads=threads, progress=progress)
     return make_part(plan, out, mine, (part, parts), how)
 
