@@ -14,6 +14,7 @@ from adaptertool.files.objects import forget
 Result = TypeVar("Result")
 
 _PART, _PARTS = 8 << 20, 9_000  # bytes of a part; parts of one object, of the 10,000 that S3 allows
+WHOLE = 64 << 20  # bytes of what is sent at once on the condition that there is none: of parts no store is asked that
 _AT_ONCE = 6  # parts on their way at the same time: 50 MB of memory
 
 
@@ -81,6 +82,18 @@ def get(path: Path) -> bytes | None:
         return None
 
     return ask(path, "read", read)
+
+
+def look(path: Path) -> Object | None:
+    """What there is of that very name. Raises StorageError."""
+
+    def head(obstore: Any, client: Any, key: str) -> Object | None:
+        with contextlib.suppress(FileNotFoundError):
+            found = obstore.head(client, key)
+            return Object(_tag(found), found["size"])
+        return None
+
+    return ask(path, "looked at", head)
 
 
 def objects_below(folder: Path) -> dict[str, Object]:

@@ -88,6 +88,11 @@ def call_of(
     if "provenance" in given:
         given["provenance"] = str(Path(given["provenance"]).absolute())
     path = as_path(out, "OUT")
+    if options.force and store_of(path) is not LOCAL:
+        raise UsageError(
+            f"--force with parts would have one part remove what another has sent: remove {path} first, or replace it "
+            "by the command without parts"
+        )
     where = str(path.absolute()) if store_of(path) is LOCAL else os.fspath(out)
     names = tuple(fixed(source, "ADAPTER") for source in sources)
     return Call(command, fixed(base, "BASE"), names, _texts(numbers), fields, read, where, given)
