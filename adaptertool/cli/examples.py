@@ -42,8 +42,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "plan": (
         ("In parts, on several machines that see the same files:",
          "adaptertool plan merge base lora -o parted --plan plan.json"),
-        ("A sweep of three checkpoints:",
-         "adaptertool plan wise base tuned --alpha 0:1:0.5 -o steps --plan p.json"),
+        ("Both ends of a sweep, to begin with:",
+         "adaptertool plan wise base tuned --alpha 0,1 -o steps --plan p.json"),
     ),
     "run": (
         ("The first of two parts; the second may be run at the same time, elsewhere:",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import click
 
@@ -30,7 +31,7 @@ def setting_options(
 
 
 def _option(name: str, setting: Setting, methods: Iterable[str], *, in_sum: bool) -> Callable[[Command], Command]:
-    kind: click.ParamType = click.STRING
+    kind: Any = click.STRING
     if setting.number is int:
         kind = click.IntRange(min=setting.least, max=setting.most)
     elif setting.number is bool:

@@ -101,6 +101,14 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
+def by_form(tensors: Sequence[TensorPlan]) -> dict[tuple[str, str, str, tuple[int, ...], Edits], list[int]]:
+    """The sizes of tensors that are told together: they differ in nothing but the numbers in their names."""
+    found: dict[tuple[str, str, str, tuple[int, ...], Edits], list[int]] = {}
+    for tensor in tensors:
+        found.setdefault(_form(tensor, one_by_one=False), []).append(tensor.bytes)
+    return found
+
+
 def _form(tensor: TensorPlan, *, one_by_one: bool) -> tuple[str, str, str, tuple[int, ...], Edits]:
     """What the line of a tensor tells; numbers in its name become * so that the layers fall together."""
     name = tensor.name if one_by_one else starred(tensor.name)
@@ -109,6 +117,12 @@ def _form(tensor: TensorPlan, *, one_by_one: bool) -> tuple[str, str, str, tuple
 
 
 def _line(action: str, name: str, dtype: str, shape: tuple[int, ...], edits: Edits, sources: Sequence[str]) -> str:
+    text = edits_text(edits, sources)
+    return f"{action}  {name}  {dtype} {by(shape)}" + (f"  {text}" if text else "")
+
+
+def edits_text(edits: Edits, sources: Sequence[str]) -> str:
+    """What is done to a tensor, one after the other."""
     texts = [
         kind
         + (f" scale {scale:g}" if not BY_NAME[kind].replaces else "")
@@ -119,5 +133,4 @@ def _line(action: str, name: str, dtype: str, shape: tuple[int, ...], edits: Edi
         for kind, scale, weight, rows, transposed, adapter in edits
     ]
     folded = [(text, len(list(same))) for text, same in itertools.groupby(texts)]  # experts, or the same twice
-    text = " then ".join(f"{count} times {text}" if count > 1 else text for text, count in folded)
-    return f"{action}  {name}  {dtype} {by(shape)}" + (f"  {text}" if text else "")
+    return " then ".join(f"{count} times {text}" if count > 1 else text for text, count in folded)
