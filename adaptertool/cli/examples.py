@@ -71,8 +71,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "evaluate": (
         ("Unmerged and merged on prompts, a line of JSON each:",
          "adaptertool evaluate base lora --merged merged --prompts prompts.jsonl"),
-        ("Which of two adapters knows the facts, and what a full fine-tuning knows:",
-         "adaptertool evaluate base lora rslora --each --merged tuned --prompts facts.jsonl"),
+        ("How well two adapters, each for itself, know the facts in a file:",
+         "adaptertool evaluate base lora rslora --each --prompts facts.jsonl"),
     ),
     "inspect": (
         ("What is in an adapter, and does it fit?", "adaptertool inspect lora --base base"),
