@@ -42,8 +42,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "plan": (
         ("In parts, on several machines that see the same files:",
          "adaptertool plan merge base lora -o parted --plan plan.json"),
-        ("A sweep of three checkpoints:",
-         "adaptertool plan wise base tuned --alpha 0:1:0.5 -o steps --plan p.json"),
+        ("Both ends of a sweep, to begin with:",
+         "adaptertool plan wise base tuned --alpha 0,1 -o steps --plan p.json"),
     ),
     "run": (
         ("The first of two parts; the second may be run at the same time, elsewhere:",
@@ -71,8 +71,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "evaluate": (
         ("Unmerged and merged on prompts, a line of JSON each:",
          "adaptertool evaluate base lora --merged merged --prompts prompts.jsonl"),
-        ("Which of two adapters knows the facts, and what a full fine-tuning knows:",
-         "adaptertool evaluate base lora rslora --each --merged tuned --prompts facts.jsonl"),
+        ("How well two adapters, each for itself, know the facts in a file:",
+         "adaptertool evaluate base lora rslora --each --prompts facts.jsonl"),
     ),
     "inspect": (
         ("What is in an adapter, and does it fit?", "adaptertool inspect lora --base base"),

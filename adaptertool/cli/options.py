@@ -161,6 +161,7 @@ writes = with_options(
         "--nodes", type=click.IntRange(min=1), metavar="N", help="With --rate: for so many nodes, of this rate each."
     ),
     THREADS,
+    HTML,
     JSON,
     QUIET,
     click.option("-v", "--verbose", is_flag=True, help="With --dry-run: every tensor on a line of its own."),
@@ -209,6 +210,7 @@ class Printing(NamedTuple):
     as_json: bool
     quiet: bool
     verbose: bool
+    html: str | None = None
 
 
 def records(flags: dict[str, Any]) -> tuple[Options, Printing]:
@@ -219,6 +221,8 @@ def records(flags: dict[str, Any]) -> tuple[Options, Printing]:
     rate, nodes = parse_rate(flags.pop("rate")), flags.pop("nodes")
     if (rate is not None and not flags["dry_run"]) or (nodes is not None and rate is None):
         raise UsageError("--nodes is for --rate, and --rate for --dry-run: they estimate what a run would take")
+    if printing.html is not None and flags["dry_run"]:
+        raise UsageError("--html is for what a run has done; a dry run has --json")
     options = Options(**{**flags, **paths}, rate=rate, nodes=nodes or 1, before_publish=ignore_signals)
     return options, printing
 

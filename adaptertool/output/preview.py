@@ -45,12 +45,17 @@ def preview(
         disk_needed=bytes_to_write(plan),
         disk_free=free_space(path),
         memory_predicted=predicted_memory(plan, threads),
-        tensors=tuple(
-            _tensor(shard.name, list(steps))
-            for shard in plan.shards
-            for _, steps in itertools.groupby(shard.steps, key=lambda step: step.spec.name)
-        ),
+        tensors=tensors_of(plan),
         cost=None if speed is None else cost_of(plan, speed, nodes, threads, extra),
+    )
+
+
+def tensors_of(plan: Plan) -> tuple[TensorPlan, ...]:
+    """What becomes of each tensor."""
+    return tuple(
+        _tensor(shard.name, list(steps))
+        for shard in plan.shards
+        for _, steps in itertools.groupby(shard.steps, key=lambda step: step.spec.name)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from adaptertool.errors import by
 from adaptertool.kinds import BY_NAME
@@ -72,14 +73,10 @@ def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
     lines += [] if report.cost is None else cost_lines(report.cost)
     if len(report.outputs) > 1:
         lines.append(f"  outputs  {len(report.outputs)}: {report.outputs[0]} ... {report.outputs[-1]}")
-    together: dict[tuple[str, str, str], list[str]] = {}
-    for tensor in report.tensors:
-        name = tensor.name if every_tensor else starred(tensor.name)
-        together.setdefault((tensor.action, name, _said(tensor, report.sources)), []).append(tensor.name)
-    several = Counter(name for _, name, _ in together)
-    for (action, name, said), names in together.items():
-        shown_as = name if several[name] == 1 else numbered(name, names)
-        lines.append(f"  {action}  {shown_as}  {said}" + (f"  ({len(names)} tensors)" if len(names) > 1 else ""))
+    for one in alike(report.tensors, report.sources, one_by_one=every_tensor):
+        said = f"{one.dtype} {by(one.shape)}" + (f"  {one.edits}" if one.edits else "")
+        count = len(one.sizes)
+        lines.append(f"  {one.action}  {one.name}  {said}" + (f"  ({count} tensors)" if count > 1 else ""))
     return "\n".join(lines)
 
 
@@ -102,8 +99,39 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def _said(tensor: TensorPlan, sources: Sequence[str]) -> str:
-    """What a line tells beside the name."""
+class Alike(NamedTuple):
+    """Tensors that are told together."""
+
+    action: str
+    name: str  # numbers in it are * where they differ, or the ranges of these where several lines would be the same
+    dtype: str
+    shape: tuple[int, ...]
+    edits: str  # what is done, one after the other
+    sizes: list[int]  # bytes of each
+
+
+def alike(tensors: Sequence[TensorPlan], sources: Sequence[str], *, one_by_one: bool = False) -> list[Alike]:
+    """Tensors together that differ in nothing but the numbers in their names, so that the layers fall together."""
+    together: dict[tuple[str, str, str, tuple[int, ...], str], list[TensorPlan]] = {}
+    for tensor in tensors:
+        name = tensor.name if one_by_one else starred(tensor.name)
+        form = tensor.action, name, tensor.dtype, tensor.shape, _edits(tensor, sources)
+        together.setdefault(form, []).append(tensor)
+    several = Counter(name for _, name, *_ in together)
+    return [
+        Alike(
+            action,
+            name if several[name] == 1 else numbered(name, [tensor.name for tensor in some]),
+            dtype,
+            shape,
+            edits,
+            [tensor.bytes for tensor in some],
+        )
+        for (action, name, dtype, shape, edits), some in together.items()
+    ]
+
+
+def _edits(tensor: TensorPlan, sources: Sequence[str]) -> str:
     texts = [
         edit.kind
         + (f" scale {edit.scale:g}" if not BY_NAME[edit.kind].replaces else "")
@@ -114,5 +142,4 @@ def _said(tensor: TensorPlan, sources: Sequence[str]) -> str:
         for edit in tensor.edits
     ]
     folded = [(text, len(list(same))) for text, same in itertools.groupby(texts)]  # experts, or the same twice
-    text = " then ".join(f"{count} times {text}" if count > 1 else text for text, count in folded)
-    return f"{tensor.dtype} {by(tensor.shape)}" + (f"  {text}" if text else "")
+    return " then ".join(f"{count} times {text}" if count > 1 else text for text, count in folded)
