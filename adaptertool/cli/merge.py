@@ -17,10 +17,10 @@ from adaptertool.cli.options import (
     TOKENIZER,
     execute,
     records,
-    setting_options,
     with_options,
     writes,
 )
+from adaptertool.cli.settings import method_option, setting_options
 from adaptertool.cli.table import load
 from adaptertool.cli.weights import EXCLUDE, ONLY, WEIGHT
 from adaptertool.methods import METHOD_BY_NAME, settings_of
@@ -40,10 +40,8 @@ SETTINGS = settings_of()
     default="sequential",
     help="Several adapters one after the other, or together as at inference (differs for DoRA).",
 )
-@click.option(
-    "--method",
-    type=click.Choice(sorted(METHOD_BY_NAME)),
-    help="Combine the changes in another way; ADAPTERs may then be tuned checkpoints too.",
+@method_option(
+    sorted(METHOD_BY_NAME), "Combine the changes in another way; ADAPTERs may then be tuned checkpoints too:"
 )
 @with_options(*setting_options(SETTINGS))
 @ONLY

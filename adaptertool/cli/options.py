@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import click
@@ -18,7 +18,6 @@ from adaptertool.cli.terminal import MODES
 from adaptertool.engine.cost import Extra
 from adaptertool.engine.resources import MAX_THREADS
 from adaptertool.errors import UsageError
-from adaptertool.methods import Setting
 from adaptertool.output.options import Options
 from adaptertool.output.preview import preview
 from adaptertool.planning.sources import COMPOSITIONS
@@ -92,6 +91,7 @@ THREADS = click.option(
     "--threads",
     type=click.IntRange(min=1, max=MAX_THREADS),
     envvar="ADAPTERTOOL_THREADS",
+    metavar="N",
     help="Default: ADAPTERTOOL_THREADS, or the cores, up to 8.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -133,18 +133,6 @@ DEBUG = with_options(
 )
 
 
-def setting_options(settings: Mapping[str, Setting], *, in_sum: bool = False) -> list[Callable[[Command], Command]]:
-    """An option for each setting of methods. A number that need not be whole stays text as typed, which is exact."""
-    return [
-        click.option(
-            f"--{name.replace('_', '-')}",
-            type=click.IntRange(setting.least, setting.most) if setting.number is int else str,
-            help=(in_sum and setting.in_sum) or setting.help,
-        )
-        for name, setting in settings.items()
-    ]
-
-
 writes = with_options(
     RENAME,
     EXPERT_LAYOUT,
@@ -169,7 +157,9 @@ writes = with_options(
     click.option(
         "--rate", metavar="RATE", help="With --dry-run: estimate the time where a node has so many, as 2GB/s."
     ),
-    click.option("--nodes", type=click.IntRange(min=1), help="With --rate: for so many nodes, of this rate each."),
+    click.option(
+        "--nodes", type=click.IntRange(min=1), metavar="N", help="With --rate: for so many nodes, of this rate each."
+    ),
     THREADS,
     JSON,
     QUIET,

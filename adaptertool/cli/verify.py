@@ -43,7 +43,7 @@ from adaptertool.tasks import verify as task
 @click.argument("base", required=False, type=click.Path())
 @click.argument("sources", nargs=-1, type=click.Path(), metavar="[ADAPTER]...")
 @WEIGHT
-@click.option("--alpha", help="It is an interpolation (wise) towards ADAPTER, or a tuned checkpoint.")
+@click.option("--alpha", metavar="NUMBER", help="It is an interpolation (wise) towards ADAPTER, or a tuned checkpoint.")
 @COMPOSE
 @AS_TRAINED
 @click.option("--strict", is_flag=True, help="What rounding explains is wrong too.")
@@ -92,18 +92,8 @@ def verify(
     Raises UsageError with other options but no BASE.
     """
     if base is None:
-        given = (
-            weights,
-            strict,
-            renames,
-            only,
-            exclude,
-            leave_out,
-            expert_layout,
-            as_trained,
-            compose != COMPOSITIONS[0],
-        )
-        if any(given) or any(one is not None for one in (alpha, junit, html)):
+        given = (*weights, *renames, *only, *exclude, *leave_out, alpha, junit, html, expert_layout, as_trained)
+        if strict or compose != COMPOSITIONS[0] or any(one is not None for one in given):
             raise UsageError("without a BASE only the files are checked against their manifest; give the BASE too")
         return _files(merged, threads, as_json=as_json, quiet=quiet)
     pages.require(html)

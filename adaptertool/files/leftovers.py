@@ -15,16 +15,17 @@ from adaptertool.files.publish import ASIDE
 
 
 def left_behind(out: Path) -> list[Path]:
-    """The staging directories of runs that were to make OUT. Raises StorageError where the directory cannot be
-    listed."""
+    """The staging directories of runs that were to make OUT, and links in their place, which come last. Raises
+    StorageError where the directory cannot be listed."""
     place = out.resolve()
     named = re.compile(re.escape(f".{label_of(place)}.adaptertool-") + "[0-9a-f]{16}")
     try:
-        return sorted(
-            Path(entry.path)
+        found = [
+            (entry.is_symlink(), Path(entry.path))
             for entry in os.scandir(place.parent)
-            if named.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
-        )
+            if named.fullmatch(entry.name) and (entry.is_symlink() or entry.is_dir())
+        ]
+        return [path for _, path in sorted(found)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -32,7 +33,12 @@ def left_behind(out: Path) -> list[Path]:
 
 
 def remove(folder: Path, out: Path) -> None:
-    """Remove what a run left behind. Raises OutputError where a run is at work there, or others have put something."""
+    """Remove what a run left behind. Raises OutputError where a run is at work there, others have put something there,
+    or it is a link."""
+    if folder.is_symlink():
+        raise OutputError(
+            f"{folder} is a link, which adaptertool did not make; look at where it leads, and remove both"
+        )
     if strange := [name for name in listed(folder) if not is_ours(name)]:
         raise OutputError(f"{folder} holds {shown(strange[0])}, which adaptertool did not put there; move it away")
     lock, _ = locked(folder, out)

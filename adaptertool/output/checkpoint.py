@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import resource
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from adaptertool.engine.budget import bytes_to_write
@@ -43,11 +43,16 @@ _LEAST = 100  # beside two: one that is written, one that is made durable
 
 
 def run(
-    plan: Plan, out: Path, options: Options, require_made: Callable[[Collection[str]], None] | None = None
+    plan: Plan,
+    out: Path,
+    options: Options,
+    take_made: Callable[[Published], None] | None = None,
+    key: str | None = None,
 ) -> RunReport:
     """Check, compute in a staging directory, publish. On any error OUT is as it was before.
 
-    require_made: raises where the shards are not all among these files, which others have made in parts
+    take_made: takes over the shards, which others have made in parts; raises where there are not all of them
+    key: that of the plan, where it is known
     """
     start = time.perf_counter()
     threads = thread_count(options.threads)
@@ -56,14 +61,12 @@ def run(
     provenance, force, told = options.provenance, options.force, options.tell_progress
     hashes = hashes_of(options)
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
-        notes = require_finite_factors(plan, inputs) if require_made is None else []
+        notes = require_finite_factors(plan, inputs) if take_made is None else []
         require_equal(plan, inputs)
-        with staging_of(
-            plan, out, hashes, part=require_made is not None, inputs=inputs, scratch=options.scratch
-        ) as stage:
-            if require_made is not None:
-                stage.take_over(by_hash=False)
-                require_made(stage.finished)
+        part, scratch = take_made is not None, options.scratch
+        with staging_of(plan, out, hashes, part=part, key=key, inputs=inputs, scratch=scratch) as stage:
+            if take_made is not None:
+                take_made(stage)
             others = Leftovers(out, stage.folder, clean=options.clean)
             for note in (*notes, *others.at_start()):
                 options.tell_note(note)
@@ -103,14 +106,16 @@ def staging_of(
     hashes: tuple[str, ...],
     *,
     part: bool,
+    key: str | None = None,
     inputs: Inputs | None = None,
     scratch: Path | None = None,
 ) -> Published:
     """Where the files of a plan are made: beside OUT, or in a store. part: some of them, while others make the rest.
 
+    key: that of the plan, where it is known: of a large one it takes a second
     inputs: what tells that the run is to stop; scratch: a folder of the local disk, for an OUT in a store
     """
-    key, labels = recipe_key(plan, hashes), labels_of(plan)
+    key, labels = recipe_key(plan, hashes) if key is None else key, labels_of(plan)
     if store_of(out) is LOCAL:
         return Staging(out, key, hashes, labels=labels, shared=True, part=part)
     return RemoteStaging(
@@ -133,18 +138,23 @@ def hashes_of(options: Options) -> tuple[str, ...]:
 
 def check_call(plan: Plan, out: Path, options: Options) -> None:
     """Refuse what cannot be done, before anything is read. Raises UsageError, OutputError, StorageError."""
-    if store_of(out) is not LOCAL and options.verify:
-        raise UsageError(
-            f"--verify reads back a disk; when OUT is in a store: `adaptertool verify {out}` when it is there"
-        )
     if store_of(out) is LOCAL and options.scratch is not None:
         raise UsageError("--scratch is for an OUT in a store; beside an OUT of this machine nothing else is needed")
-    require_verifiable(plan, verify=options.verify)
+    check_verifiable(plan, out, options)
     if options.fail_if_unchanged and plan.as_adapter:
         raise UsageError("--fail-if-unchanged is for checkpoints; an adapter has no elements of the base")
     check_output(plan, out, force=options.force, sha256=options.sha256)
     if options.provenance is not None:
         check_provenance(plan, out, options.provenance, force=options.force)
+
+
+def check_verifiable(plan: Plan, out: Path, options: Options) -> None:
+    """Refuse to verify what cannot be. Raises UsageError."""
+    if store_of(out) is not LOCAL and options.verify:
+        raise UsageError(
+            f"--verify reads back a disk; when OUT is in a store: `adaptertool verify {out}` when it is there"
+        )
+    require_verifiable(plan, verify=options.verify)
 
 
 def fewer(started: int, threads: int) -> Iterator[str]:

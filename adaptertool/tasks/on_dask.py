@@ -43,7 +43,10 @@ def _connected(address: str) -> Any:
         from distributed import Client  # noqa: PLC0415  # heavy, and not installed as a rule
     except ImportError as error:
         raise UsageError("Dask is not installed here: pip install 'adaptertool[dask]'") from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)  # it prints tracebacks of its own
+    # It prints tracebacks of its own, and some of its parts have a level of their own
+    parts = [name for name in logging.Logger.manager.loggerDict if name.startswith("distributed.")]
+    for name in ("distributed", *parts):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     if address.endswith(".json") and not Path(address).is_file():  # which a client would wait for
         raise StorageError(
             f"no Dask scheduler answers at {address}: there is no such file; is it up, and of this name?"
@@ -71,8 +74,9 @@ def _as_done(client: Any, tasks: Sequence[Task], address: str) -> Iterator[Task]
                 task, status = waiting.pop(future), future.status
                 if status == "error":
                     raise told(future.exception(), task)
-                if status == "cancelled":
-                    raise StorageError(f"Dask has cancelled {task.shard}; what is finished stays, run again")
+                if status == "cancelled":  # all are, as soon as the connection is lost
+                    gone = f"the Dask scheduler at {address} is gone, or has cancelled {task.shard}"
+                    raise StorageError(f"{gone}; what is finished stays, run again")
                 yield task
             if not done:
                 time.sleep(LOOK_EVERY)

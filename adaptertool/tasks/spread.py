@@ -17,7 +17,8 @@ from adaptertool.output.options import Options
 from adaptertool.output.parts import make_part, names_of
 from adaptertool.reports.run import RunReport
 from adaptertool.tasks.call import Call
-from adaptertool.tasks.parts import Planned, finish_planned, planned_of
+from adaptertool.tasks.parts import finish_planned
+from adaptertool.tasks.plan_file import Planned, planned_of
 
 _alone = threading.Lock()  # signals and the threads of libraries belong to a process: one shard at a time in each
 _known: dict[str, Planned] = {}  # the plan that this worker was last asked for: it is made once, and not for each shard
@@ -50,7 +51,7 @@ def make_shard(task: Task) -> str:
             _known.clear()
             _known[task.key] = planned
         shards = [shard for shard in planned.plan.shards if shard.name == task.shard]
-        make_part(planned.plan, planned.out, shards, (0, 1), task.call.how(threads=task.threads))
+        make_part(planned.plan, planned.out, shards, (0, 1), task.call.how(threads=task.threads), task.key)
     return task.shard
 
 
@@ -59,13 +60,13 @@ def spread(call: Call, options: Options, run_all: RunAll) -> RunReport:
     planned = planned_of(call)
     plan, out = planned.plan, planned.out
     check_call(plan, out, options)
-    with staging_of(plan, out, hashes_of(options), part=True) as stage:
+    with staging_of(plan, out, hashes_of(options), part=True, key=planned.key) as stage:
         left = [one for one in plan.shards if not all(stage.find(name) for name in names_of(one, plan.outputs))]
     left.sort(key=lambda shard: -shard.size)
     sizes = {shard.name: shard.size * len(plan.outputs) for shard in left}
     for task in run_all([Task(call, planned.key, shard.name, options.threads) for shard in left]):
         options.tell_progress(sizes.pop(task.shard))
-    return finish_planned(plan, out, options, None)
+    return finish_planned(planned, options, None)
 
 
 def by_executor(executor: Executor) -> RunAll:

@@ -140,3 +140,17 @@ def test_a_folder_that_cannot_be_listed(place: Place, left: Path, monkeypatch: p
 
     monkeypatch.setattr(leftovers.os, "scandir", fail)
     assert merge(place.base, [place.adapter], place.out).notes == () and left.exists()
+
+
+def test_a_link_in_the_place_of_a_directory(place: Place, left: Path) -> None:
+    """As where somebody has moved it to a larger disk: no run goes on there, and it is told. Others are removed."""
+    elsewhere, other = place.folder / "elsewhere", left.with_name(f".out.adaptertool-{'f' * 16}")
+    left.rename(elsewhere)
+    left.symlink_to(elsewhere)
+    other.mkdir()
+    before = snapshot(elsewhere)
+    done = adaptertool("clean", "out", cwd=place.folder)
+    assert done.returncode == 5 and "is a link, which adaptertool did not make" in done.stderr
+    assert not other.exists() and snapshot(elsewhere) == before
+    assert any("was not removed" in note for note in merge(place.base, [place.adapter], place.out, clean=True).notes)
+    assert left.is_symlink() and snapshot(elsewhere) == before

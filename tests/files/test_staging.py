@@ -163,7 +163,6 @@ NOT_STAGING: dict[str, Callable[[Path], object]] = {
     "another name": lambda p: (p / ".out.adaptertool-notes").mkdir(),
     "longer": lambda p: (p / f".out.adaptertool-{KEY}0").mkdir(),
     "a file": lambda p: (p / f".out.adaptertool-{KEY}").write_text("dear"),
-    "a link": lambda p: ((p / "dear").mkdir(), (p / f".out.adaptertool-{KEY}").symlink_to("dear")),
 }
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -75,6 +76,13 @@ class Cluster:
             time.sleep(0.05)
         raise AssertionError("no worker was busy")
 
+    def wait_until_busy(self) -> None:
+        for _ in range(600):
+            if list(self.busy.glob("*.pid")):
+                return
+            time.sleep(0.05)
+        raise AssertionError("no worker was busy")
+
     def stop(self) -> None:
         for process in reversed(self.processes):
             process.terminate()
@@ -133,10 +141,7 @@ def test_the_client_is_killed(cluster: Cluster, place: Place) -> None:
     merge(place.base, place.adapters[:1], place.folder / "one")
     (cluster.busy / "slow").touch()
     process = cluster.command(place, "merge", "base", "adapter0")
-    for _ in range(600):
-        if list(cluster.busy.glob("*.pid")):
-            break
-        time.sleep(0.05)
+    cluster.wait_until_busy()
     process.kill()
     process.communicate()
     assert not place.out.exists()
@@ -145,6 +150,36 @@ def test_the_client_is_killed(cluster: Cluster, place: Place) -> None:
         os.kill(int(path.stem), signal.SIGKILL)
         path.unlink()
     code, _, stderr = ended(cluster.command(place, "merge", "base", "adapter0"))
+    assert (code, stderr) == (0, "")
+    assert snapshot(place.out) == snapshot(place.folder / "one") and left_behind(place.out) == []
+
+
+def test_the_scheduler_is_killed(tmp_path: Path, place: Place) -> None:
+    """Amid a shard: the command ends with a message, and the same goes on when there is another."""
+    merge(place.base, place.adapters[:1], place.folder / "one")
+    (tmp_path / "first").mkdir()
+    first = Cluster(tmp_path / "first")
+    try:
+        (first.busy / "slow").touch()
+        process = first.command(place, "merge", "base", "adapter0")
+        first.wait_until_busy()
+        first.processes[0].kill()
+        code, report, stderr = ended(process)
+        assert code == 4 and "the Dask scheduler at" in stderr and "is gone" in stderr and stderr.count("\n") == 1, (
+            stderr
+        )
+        assert report["error"]["exit_code"] == 4 and not place.out.exists()
+    finally:
+        first.stop()
+        for path in first.busy.glob("*.pid"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(path.stem), signal.SIGKILL)
+    (tmp_path / "second").mkdir()
+    second = Cluster(tmp_path / "second")
+    try:
+        code, _, stderr = ended(second.command(place, "merge", "base", "adapter0"))
+    finally:
+        second.stop()
     assert (code, stderr) == (0, "")
     assert snapshot(place.out) == snapshot(place.folder / "one") and left_behind(place.out) == []
 

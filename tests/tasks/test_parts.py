@@ -203,6 +203,11 @@ def test_the_command_line(place: Place) -> None:
         (["finish", "base"], 3, "base"),
         (["finish", "plan.json"], 4, "--part 0/1"),
         (["plan", "merge", "base", "adapter0", "-o", "new"], 2, "--plan"),
+        (
+            ["plan", "extract", "base", "tuned", "--rank", "2", "-o", "new"],
+            2,
+            "`extract` makes an adapter, which is one",
+        ),
         (["plan", "merge", "base", "none", "-o", "new", "--plan", "p.json"], 3, "none"),
         (["plan", "wise", "base", "adapter0", "--alpha", "1", "--plan", "p.json"], 2, "--out"),
         (["plan", "merge", "base", "adapter0", "-o", "base/x", "--plan", "p.json"], 2, "overlap"),
