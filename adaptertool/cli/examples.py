@@ -10,6 +10,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("One adapter into its base, and checked as it is written:", "adaptertool merge base lora -o merged --verify"),
         ("Two, each with a weight; what would be done, and nothing written:",
          "adaptertool merge base lora rslora -w 0.7 -w 0.3 -o both --dry-run"),
+        ("Less of it in the MLPs of the first layers, and nothing in the norms:",
+         "adaptertool merge base lora -w 0.8 -w 'layers.0-1.mlp=0.5' --exclude '*norm' -o layered"),
         ("By TIES, half of each change kept:",
          "adaptertool merge base lora rslora --method ties --density 0.5 -o ties"),
     ),
