@@ -33,6 +33,7 @@ LEVELS = [
     ["output"],
     ["scoring"],
     ["tasks"],
+    ["recipes"],
     ["cli"],
     ["__main__"],
 ]

@@ -21,7 +21,7 @@ def names() -> dict[str, str]:
 @click.command(epilog="Example: adaptertool schema verify > verify.schema.json")
 @click.argument("name", required=False)
 def schema(name: str | None) -> None:
-    """Print the JSON Schema of what --json prints, or of a manifest; without NAME, which there are.
+    """Print the JSON Schema of what --json prints, of a manifest or a recipe; without NAME, which there are.
 
     NAME is what the field `schema` says, as verify/1, or the same without a version: then the newest.
     \f

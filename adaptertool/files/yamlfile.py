@@ -43,14 +43,14 @@ _TRUE, _FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 
 
 class At(NamedTuple):
-    """Where a value stands; line and column from 1, as editors count."""
+    """Where a value stands; line and column from 1, as editors count. Line 0: in no file, `file` alone says where."""
 
     file: str
     line: int
     column: int
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
 @dataclass(frozen=True, slots=True)
