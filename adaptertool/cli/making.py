@@ -119,6 +119,8 @@ def _there(run: Run, bench: Workshop | None) -> dict[int, Mapping[str, Any]]:
             run.made[number] = out
             if noted := bench.noted(key, as_path(out, "OUT")):
                 there[number] = noted
+            elif run.kept(number) is None:
+                bench.discard(Path(out))
     return there
 
 

@@ -129,9 +129,8 @@ class Run:
             with context, _signals():
                 code = context.command.invoke(context)
         except AdapterToolError as error:
-            if len(self.steps) == 1:
-                raise
-            raise type(error)(f"step {title}{self.where(number)}: {around.told(error.on_command_line)}") from error
+            what = around.told(error.on_command_line)
+            raise type(error)(f"{'step ' * bool(title)}{title}{self.where(number)}: {what}") from error
         return around, int(code or 0)
 
     def report(self, number: int, state: str, seconds: float, report: dict[str, Any] | None, code: int = 0) -> None:

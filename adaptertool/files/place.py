@@ -35,6 +35,12 @@ def staging_folder(out: Path, key: str) -> Path:
     return place.parent / f".{label_of(place)}.adaptertool-{key}"
 
 
+def steps_of(out: Path) -> Path:
+    """What the staging directory of a recipe's steps is named after, beside the one of its last step, which makes
+    OUT."""
+    return out.with_name(f"{out.name}.{STEPS}")
+
+
 def label_of(place: Path) -> str:
     """The name of OUT in that of a staging directory; where it leaves no room for more, a part of it and a hash, so
     that no two have the same."""

@@ -88,7 +88,7 @@ def read_recipe(node: Node, file: str, folder: Path, commands: Commands) -> Reci
     """The recipe that a document is. Raises InputError."""
     if not isinstance(node, Table):
         raise InputError(f"{node.at}: a recipe is a map with `{STEPS}`, a list of commands")
-    _require_known(node, (*_ABOVE, *commands))
+    _require_known(node, (*_ABOVE, *commands), "a recipe")
     if STEPS not in node.entries:
         steps: tuple[Step, ...] = (_step(_without(node, "schema"), commands),)
     else:
@@ -108,7 +108,7 @@ def _without(node: Table, name: str) -> Table:
     return Table({key: entry for key, entry in node.entries.items() if key != name}, node.at)
 
 
-def _require_known(node: Table, known: Collection[str], what: str = "") -> None:
+def _require_known(node: Table, known: Collection[str], what: str) -> None:
     for entry in node.entries.values():
         if entry.key.text not in known:
             _unknown(entry.key, known, what)
@@ -118,13 +118,13 @@ def _unknown(key: Scalar, known: Collection[str], what: str) -> NoReturn:
     text = key.text.replace("-", "_")
     near = [text] if text in known else [f"{text}s"] if f"{text}s" in known else nearest(text, known)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
-    raise InputError(f"{key.at}: {shown(key.text)!r} is unknown{what}; {hint}")
+    raise InputError(f"{key.at}: {what} has no field {shown(key.text)!r}; {hint}")
 
 
 def _step(node: Node, commands: Commands) -> Step:
     if not isinstance(node, Table):
         raise InputError(f"{node.at}: a step is a map with the name of a command: `merge:`, and below it its fields")
-    _require_known(node, (NAME, *commands))
+    _require_known(node, (NAME, *commands), "a step")
     chosen = [entry for name, entry in node.entries.items() if name in commands]
     if len(chosen) != 1:
         what = "names no command" if not chosen else f"is {' and '.join(one.key.text for one in chosen)} at once"
@@ -137,7 +137,7 @@ def _step(node: Node, commands: Commands) -> Step:
     given = chosen[0].value
     if not isinstance(given, Table):
         raise InputError(f"{given.at}: {command.name} is followed by a map of its fields, such as {_some(command)}")
-    _require_known(given, command.fields, f" of {command.name}")
+    _require_known(given, command.fields, command.name)
     values = {key: _value(entry.value, command.fields[key]) for key, entry in given.entries.items()}
     for field in command.fields.values():
         if field.required and field.name not in values and field.name != OUT:
@@ -224,9 +224,7 @@ def _check_names(steps: tuple[Step, ...]) -> None:
             _check_taken(step, field, found, known, every)
         if step.name:
             if step.name in known:
-                raise InputError(
-                    f"{step.at}: another step is named {step.name} already, in line {known[step.name].at.line}"
-                )
+                raise InputError(f"{step.at}: the step at {known[step.name].at} is named {step.name} already")
             known[step.name] = step
     last = next((step for step in reversed(steps) if step.command.writes), None)
     for step in steps:
@@ -244,9 +242,7 @@ def _check_taken(
     at, name, rest = step.places[field], found[1], found[2]
     if name not in known:
         if name in every:
-            raise InputError(
-                f"{at}: ${{{name}}} is made in line {every[name].at.line}, after it is needed; put that first"
-            )
+            raise InputError(f"{at}: ${{{name}}} is made at {every[name].at}, after it is needed; put that first")
         near = nearest(name, known)
         hint = f"did you mean {near[0]}?" if near else f"named before it are {', '.join(known) or 'none'}"
         raise InputError(f"{at}: no earlier step is named {shown(name)!r}; {hint}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,11 +20,11 @@ from typing import Any
 from blake3 import blake3
 
 from adaptertool.arguments import as_input
-from adaptertool.errors import AdapterToolError
+from adaptertool.errors import AdapterToolError, StorageError
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.checkpoint import MANIFEST
 from adaptertool.files.jsonfile import load_json
-from adaptertool.files.place import STEPS
+from adaptertool.files.place import STEPS, steps_of
 from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import files_below, is_folder, stamp_of
 from adaptertool.files.staging import Staging
@@ -39,8 +40,8 @@ def place_of(out: Path, scratch: Path | None) -> Path:
     """What the staging directory is named after: OUT, with an end of its own, so that the run of the last step does not
     take it for another's. For an OUT in a store it is in a folder of the local disk."""
     if store_of(out) is LOCAL:
-        return out.with_name(f"{out.name}.steps")
-    return (scratch or Path(tempfile.gettempdir())) / f"{out.name}-{blake3(str(out).encode()).hexdigest(4)}.steps"
+        return steps_of(out)
+    return steps_of((scratch or Path(tempfile.gettempdir())) / f"{out.name}-{blake3(str(out).encode()).hexdigest(4)}")
 
 
 @contextlib.contextmanager
@@ -52,9 +53,12 @@ def workshop(out: Path, scratch: Path | None) -> Iterator[Workshop]:
         make_directory(folder)
         try:
             yield Workshop(folder)
-        except BaseException:
-            stage.precious = any(folder.iterdir())
-            raise
+        except BaseException as error:
+            stage.precious = any(any(room.iterdir()) for room in folder.iterdir())
+            if not (stage.precious and isinstance(error, AdapterToolError)):
+                raise
+            hint = f"the same command goes on from there; `adaptertool clean {out}` removes it"
+            raise type(error)(f"{error.on_command_line}; steps that are made are kept in {folder}: {hint}") from error
 
 
 class Workshop:
@@ -67,6 +71,16 @@ class Workshop:
         """The folder of a step. Raises StorageError."""
         make_directory(self._folder / key)
         return self._folder / key
+
+    def discard(self, out: Path) -> None:
+        """Remove a temporary output that nothing is noted of: a run was killed just then. Raises StorageError."""
+        try:
+            if out.is_dir():
+                shutil.rmtree(out)
+            else:
+                out.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"removing {out} failed: {error.strerror}") from error
 
     def note(self, key: str, out: Path, report: Mapping[str, Any] | None) -> None:
         """Note that the step is made. Raises StorageError."""
