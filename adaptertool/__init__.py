@@ -12,6 +12,7 @@ from adaptertool.reports.notebook import shows
 from adaptertool.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from adaptertool.cli.apply import apply as apply
     from adaptertool.errors import AdapterToolError as AdapterToolError
     from adaptertool.evaluation import evaluate as evaluate
     from adaptertool.live import applied as applied
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from adaptertool.reports.adapters import ExtractReport as ExtractReport
     from adaptertool.reports.adapters import SumReport as SumReport
     from adaptertool.reports.adapters import TruncateReport as TruncateReport
+    from adaptertool.reports.apply import ApplyReport as ApplyReport
     from adaptertool.reports.curve import CurveReport as CurveReport
     from adaptertool.reports.diff import DiffReport as DiffReport
     from adaptertool.reports.drift import DriftReport as DriftReport
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
+    "ApplyReport": "adaptertool.reports.apply",
     "ConvertReport": "adaptertool.reports.adapters",
     "CurveReport": "adaptertool.reports.curve",
     "DiffReport": "adaptertool.reports.diff",
@@ -72,6 +75,7 @@ _HOMES = {
     "TruncateReport": "adaptertool.reports.adapters",
     "VerifyReport": "adaptertool.reports.verify",
     "applied": "adaptertool.live",
+    "apply": "adaptertool.cli.apply",
     "attached": "adaptertool.live",
     "check_files": "adaptertool.output.integrity",
     "convert": "adaptertool.tasks.convert",

@@ -34,6 +34,7 @@ LEVELS = [
     ["output"],
     ["scoring"],
     ["tasks"],
+    ["recipes"],
     ["cli"],
     ["__main__"],
 ]

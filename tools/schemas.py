@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool import errors, reports
+from adaptertool.cli.fields import commands
+from adaptertool.recipes.schema import schema_of as schema_of_recipes
 from adaptertool.reports.run import KeptReport
 
 FOLDER = Path(__file__).parent.parent / "adaptertool" / "schemas"
@@ -168,12 +170,14 @@ def manifest() -> Schema:
     within: dict[str, Schema] = {}
     kept = {"type": "array", "items": schema_of(KeptReport, within), "description": "with --quantise keep"}
     body["properties"]["kept"] = kept
+    told = "of a recipe with several: each as data, and those before the last that writes with their manifests"
+    body["properties"]["steps"] = {"type": "array", "items": {"type": "object"}, "description": told}
     return whole("manifest/1", body) | {"$defs": {"File": facts, **within}}
 
 
 def schemas() -> Mapping[str, Schema]:
     """By the name of the file, without its end."""
-    made = [*map(report, classes()), error(), manifest()]
+    made = [*map(report, classes()), error(), manifest(), schema_of_recipes(commands())]
     return {one["title"].replace("/", "-"): one for one in made}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from tqdm import tqdm
 
 from adaptertool.cli.boundary import say
+from adaptertool.cli.within import within
 from adaptertool.render.text import size
 
 _SECONDS = 30.0  # between two lines of a log
@@ -20,6 +21,8 @@ _SECONDS = 30.0  # between two lines of a log
 def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Show how much is done; what it gives is told the bytes that are done, by any thread, and may be told how many
     there will be (engine.progress)."""
+    if around := within():
+        title = f"{around.title}{title}"
     lock = threading.Lock()
     lines = _Lines(title, total)
     tqdm.monitor_interval = 0  # no thread beside ours

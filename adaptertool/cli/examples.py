@@ -55,6 +55,12 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "finish": (
         ("When all parts are made:", "adaptertool finish plan.json"),
     ),
+    "apply": (
+        ("Plan all steps of a recipe, and write nothing:", "adaptertool apply recipe.yaml --dry-run"),
+        ("Run them:", "adaptertool apply recipe.yaml"),
+        ("Make the same again, to the same bytes, from what stands beside it:",
+         "adaptertool apply applied/adaptertool.manifest.json -o again"),
+    ),
     "verify": (
         ("Is it what it should be, whatever tool made it?", "adaptertool verify merged base lora"),
         ("Bit for bit, with a test case for each tensor:",

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, Protocol
 import click
 
 from adaptertool.arguments import as_path, parse_rate
-from adaptertool.cli.boundary import annotate, ignore_signals, say, show
+from adaptertool.cli.boundary import annotate, ignore_signals, say
 from adaptertool.cli.table import load
 from adaptertool.cli.terminal import MODES
+from adaptertool.cli.within import put, within
 from adaptertool.engine.cost import Extra
 from adaptertool.engine.resources import MAX_THREADS
 from adaptertool.errors import UsageError
@@ -22,7 +23,7 @@ from adaptertool.output.options import Options
 from adaptertool.output.preview import preview
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.planning.tokenizer import TOKENIZERS
-from adaptertool.render.machine import Report, to_json
+from adaptertool.render.machine import Report
 from adaptertool.render.run import plan_text
 from adaptertool.spec import choices
 from adaptertool.spec.choices import DTYPES, EXACT, EXPERT_LAYOUTS, PRECISIONS, QUANTISES
@@ -119,7 +120,7 @@ DASK = click.option(
 )
 FORCE = click.option("--force", is_flag=True, help="Replace an OUT that adaptertool made.")
 CLEAN = click.option("--clean", is_flag=True, help="Once OUT is published, remove what killed runs left beside it.")
-HTML = click.option("--html", metavar="FILE", help="Also write a page with pictures.")
+HTML = click.option("--html", type=click.Path(), metavar="FILE", help="Also write a page with pictures.")
 # The last of every command, which no command is told of
 DEBUG = with_options(
     click.option(
@@ -169,6 +170,10 @@ writes = with_options(
 )
 
 
+class Listed(click.types.StringParamType):
+    """Text that is a list, its values between commas. A recipe may write a list of YAML instead."""
+
+
 class Noted(Report, Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
@@ -179,10 +184,7 @@ def tell(report: Noted, text: Callable[[], str], *, as_json: bool, quiet: bool) 
     quiet."""
     summarise(report)
     say_notes(report.notes, quiet=quiet)
-    if as_json:
-        say(to_json(report), sys.stdout)
-    elif not quiet:
-        show(text())
+    put(report, text, as_json=as_json, quiet=quiet)
 
 
 def failed(what: str, *, quiet: bool) -> int:
@@ -200,8 +202,9 @@ def summarise(report: Report) -> None:
 
 
 def say_notes(notes: Iterable[str], *, quiet: bool) -> None:
+    around = within()
     for note in () if quiet else notes:
-        say(f"adaptertool: note: {note}", sys.stderr)
+        say(f"adaptertool: note: {around.told(note) if around else note}", sys.stderr)
 
 
 class Printing(NamedTuple):
@@ -242,10 +245,9 @@ def execute(plan: Plan, out: str, options: Options, printing: Printing) -> None:
         extra = Extra(sha256=options.sha256 or options.provenance is not None, verify=options.verify)
         asked = functools.partial(preview, plan, out, force=options.force, threads=options.threads)
         report = asked(rate=options.rate, nodes=options.nodes, extra=extra)
-        if printing.as_json:
-            say(to_json(report), sys.stdout)
-        else:
-            show(plan_text(report, every_tensor=printing.verbose))
+        if around := within():
+            around.plans.append(plan)
+        put(report, lambda: plan_text(report, every_tensor=printing.verbose), as_json=printing.as_json, quiet=False)
     else:
         run_and_tell = load("run", "run_and_tell")
         run_and_tell(plan, out, dataclasses.replace(options, note=note), printing)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 from adaptertool.arguments import as_path
 from adaptertool.cli import pages
 from adaptertool.cli.bar import bar
-from adaptertool.cli.boundary import say, show
 from adaptertool.cli.options import Printing
+from adaptertool.cli.within import put
 from adaptertool.engine.budget import bytes_to_write
 from adaptertool.output.checkpoint import run
 from adaptertool.output.options import Options
 from adaptertool.output.preview import tensors_of
-from adaptertool.render.machine import to_json
 from adaptertool.render.run import run_text
 from adaptertool.render.run_page import run_page
 from adaptertool.spec.plan import Plan
@@ -30,7 +28,4 @@ def run_and_tell(plan: Plan, out: str, options: Options, printing: Printing) -> 
     )
     for text in done.notes:
         options.tell_note(text)
-    if printing.as_json:
-        say(to_json(done), sys.stdout)
-    elif not printing.quiet:
-        show(run_text(done))
+    put(done, lambda: run_text(done), as_json=printing.as_json, quiet=printing.quiet)

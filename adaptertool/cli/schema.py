@@ -25,7 +25,7 @@ def _completed(_context: click.Context, _argument: click.Parameter, begun: str) 
 @click.command()
 @click.argument("name", required=False, shell_complete=_completed)
 def schema(name: str | None) -> None:
-    """Print the JSON Schema of what --json prints, or of a manifest; without NAME, which there are.
+    """Print the JSON Schema of what --json prints, of a manifest or a recipe; without NAME, which there are.
 
     NAME is what the field `schema` says, as verify/1, or the same without a version: then the newest.
     \f

@@ -62,6 +62,12 @@ COMMANDS = (
         "Write ADAPTER in another format: PEFT's, kohya's, diffusers', ComfyUI's, ...",
     ),
     Entry(
+        "apply",
+        "apply",
+        "apply_command",
+        "Run the steps of RECIPE: merges, sums, checks and all other commands, as YAML under version control.",
+    ),
+    Entry(
         "verify",
         "verify",
         "verify",
@@ -101,7 +107,7 @@ COMMANDS = (
         "schema",
         "schema",
         "schema",
-        "Print the JSON Schema of what --json prints, or of a manifest; without NAME, which there are.",
+        "Print the JSON Schema of what --json prints, of a manifest or a recipe; without NAME, which there are.",
     ),
     Entry("completion", "completion", "completion", "Print what makes SHELL complete commands, options and paths."),
 )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from adaptertool.cli import pages
 from adaptertool.cli.bar import bar
-from adaptertool.cli.boundary import say, show
 from adaptertool.cli.options import (
     AS_TRAINED,
     COMPOSE,
@@ -27,10 +25,10 @@ from adaptertool.cli.options import (
     with_options,
 )
 from adaptertool.cli.weights import EXCLUDE, ONLY, WEIGHT
+from adaptertool.cli.within import put
 from adaptertool.errors import UsageError, shown
 from adaptertool.output.integrity import check_files
 from adaptertool.planning.sources import COMPOSITIONS
-from adaptertool.render.machine import to_json
 from adaptertool.render.text import counted
 from adaptertool.render.verify import files_text, require_junit, verify_text, write_junit
 from adaptertool.render.verify_page import verify_page
@@ -136,8 +134,5 @@ def _files(out: str, threads: int | None, *, as_json: bool, quiet: bool) -> int:
     with bar("verify", None, quiet=quiet) as progress:
         report = check_files(out, progress, threads=threads)
     summarise(report)
-    if as_json:
-        say(to_json(report), sys.stdout)
-    elif not quiet:
-        show(files_text(report))
+    put(report, lambda: files_text(report), as_json=as_json, quiet=quiet)
     return 0 if report.ok else failed(files_text(report).splitlines()[0], quiet=quiet)

@@ -14,6 +14,7 @@ from adaptertool.cli.options import (
     QUANTISE,
     SHARD_SIZE,
     TOKENIZER,
+    Listed,
     execute,
     records,
     with_options,
@@ -38,7 +39,13 @@ _SCORES = with_options(
 @click.command()
 @click.argument("base", type=click.Path())
 @click.argument("tuned", type=click.Path())
-@click.option("--alpha", required=True, metavar="ALPHAS", help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.")
+@click.option(
+    "--alpha",
+    type=Listed(),
+    required=True,
+    metavar="ALPHAS",
+    help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.",
+)
 @click.option("--as-adapter", is_flag=True, help="Write an adapter that, merged into BASE, gives the same.")
 @click.option(
     "--fisher",

@@ -19,8 +19,10 @@ from adaptertool.files.publish import ASIDE
 
 _LONGEST = 200  # bytes of a name, of the 255 that file systems allow
 PART = ".part-"
-LOCK, PARTS, RECEIPTS, WORK = "lock", "parts", "receipts", "work"
-_NAMES = re.compile(rf"{LOCK}|{PARTS}|{RECEIPTS}|{WORK}(-[0-9a-f]{{16}})?|{ASIDE}|journal")  # the last by version 0.1
+LOCK, PARTS, RECEIPTS, WORK, STEPS = "lock", "parts", "receipts", "work", "steps"
+_NAMES = re.compile(  # the last by version 0.1
+    rf"{LOCK}|{PARTS}|{RECEIPTS}|{STEPS}|{WORK}(-[0-9a-f]{{16}})?|{ASIDE}|journal"
+)
 
 
 def is_ours(name: str) -> bool:
@@ -31,6 +33,12 @@ def is_ours(name: str) -> bool:
 def staging_folder(out: Path, key: str) -> Path:
     place = out.resolve()
     return place.parent / f".{label_of(place)}.adaptertool-{key}"
+
+
+def steps_of(out: Path) -> Path:
+    """What the staging directory of a recipe's steps is named after, beside the one of its last step, which makes
+    OUT."""
+    return out.with_name(f"{out.name}.{STEPS}")
 
 
 def label_of(place: Path) -> str:

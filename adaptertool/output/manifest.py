@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from marshal import dumps
 from pathlib import Path
@@ -27,6 +28,10 @@ from adaptertool.spec.tensors import Ref
 from adaptertool.version import __version__
 
 Facts = dict[str, int | str]  # size, and hashes by name
+
+# What the manifest of a recipe's last step has beside its own: all steps as data, with the manifests of those before.
+# Set around that step (cli.steps); it decides nothing of what is computed
+STEPS: ContextVar[Sequence[Mapping[str, Any]] | None] = ContextVar("STEPS", default=None)
 
 _PLAIN = Edit._fields.index("view")  # fields of an edit that are numbers and texts, but for its factors
 
@@ -172,6 +177,7 @@ def write_manifest(
         "recipe": recipe,
         "inputs": inputs,
         **({} if kept is None else {"kept": kept}),
+        **({} if (steps := STEPS.get()) is None else {"steps": steps}),
         "files": files,  # --force replaces a folder that holds these, the manifest, SHA256SUMS, and no others
     }
     write_small(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())

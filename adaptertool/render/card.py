@@ -9,6 +9,7 @@ from typing import Any
 
 from adaptertool.errors import UsageError, shown
 from adaptertool.render.adapters import convert_text, extract_text, sum_text, truncate_text
+from adaptertool.render.apply import apply_text
 from adaptertool.render.curve import curve_text
 from adaptertool.render.curve_page import curve_sheet
 from adaptertool.render.diff import diff_text
@@ -26,6 +27,7 @@ from adaptertool.render.truncate_page import truncate_sheet
 from adaptertool.render.verify import files_text, verify_text
 from adaptertool.render.verify_page import verify_sheet
 from adaptertool.reports.adapters import ConvertReport, ExtractReport, SumReport, TruncateReport
+from adaptertool.reports.apply import ApplyReport
 from adaptertool.reports.curve import CurveReport
 from adaptertool.reports.diff import DiffReport
 from adaptertool.reports.drift import DriftReport
@@ -46,6 +48,7 @@ _SHEETS: Mapping[type, Callable[[Any], Sheet]] = {
     VerifyReport: verify_sheet,
 }
 _TEXTS: Mapping[type, Callable[[Any], str]] = {
+    ApplyReport: apply_text,
     ConvertReport: convert_text,
     CurveReport: lambda report: curve_text(report, len(report.points)),
     DiffReport: diff_text,

@@ -9,6 +9,7 @@ from adaptertool.algebra.rewrite import Rewritten, jobs
 from adaptertool.arguments import PathLike, as_input, as_path
 from adaptertool.engine.produce import SAFETENSORS
 from adaptertool.errors import UsageError
+from adaptertool.files.hub import kept_as
 from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import is_folder
 from adaptertool.formats import BY_NAME, SAVINGS, format_at
@@ -76,7 +77,11 @@ def convert(
     require_names(changes, to)
     draft = written.saving.draft(changes, WritingOptions(prefix=prefix, as_file=written.as_file))
     require_ends_told(changes, to)
-    recipe = {"to": to, "parts": list(parts), "prefix": prefix, "renames": list(renames)}
+    recipe: dict[str, object] = {"to": to, "parts": list(parts), "prefix": prefix, "renames": list(renames)}
+    if beside is not None:
+        recipe["base"] = kept_as(beside)
+    if expert_layout is not None:
+        recipe["expert_layout"] = expert_layout
     output = _output(changes, draft, written.weights, recipe)
     done = write_adapter(output, target, options)
     rounded = [one for one in done.said if one.rounded]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,8 @@ def extract(
         other = own.checkpoint(as_numbers(require_named(open_checkpoint(path))), checkpoint)
     selection, count, notes = _selection(checkpoint, other, leave_out, thread_count(options.threads))
     output = _output(checkpoint, other, selection, cut, DTYPES[dtype], notes, computing)
+    names = {name: list(one) for name, one in (("leave_out", leave_out), ("renames", renames)) if one}
+    output = dataclasses.replace(output, recipe={**output.recipe, **names})
     if written is not None:
         made = extracted(checkpoint, in_order(selection.choices, DTYPES[dtype]), cut, DTYPES[dtype])
         output = in_format(output, written, made, {})

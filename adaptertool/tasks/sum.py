@@ -108,7 +108,7 @@ def sum_adapters(
     cut, mix = cut_for(method, rank, energy, opened), mix_for(method, given)
     weigh = LayerWeights(opened, numbers, checkpoint)
     output, layers = _output(opened, weigh, method, mix, cut, _plans(opened, checkpoint))
-    output = _with_names(output, notes, checkpoint, renames)
+    output = _with_names(output, notes, checkpoint, {"renames": list(renames), **reading.chosen})
     if written is not None:
         output = in_format(output, written, summed(opened, layers), {})
     own, done = {spec.name for layer in layers for spec in layer.specs()}, write_adapter(output, target, options)
@@ -133,10 +133,10 @@ def _opened(paths: Sequence[Path], reading: Reading) -> list[Layered]:
 
 
 def _with_names(
-    output: AdapterJob[LayerOutcome | None], notes: Sequence[str], base: Checkpoint | None, renames: Sequence[str]
+    output: AdapterJob[LayerOutcome | None], notes: Sequence[str], base: Checkpoint | None, chosen: Mapping[str, object]
 ) -> AdapterJob[LayerOutcome | None]:
     """With what has decided the names. Of a base that is for nothing else only headers and config are read."""
-    choices = {"base": base and base.path.resolve().name, "renames": list(renames)}
+    choices = {"base": base and base.path.resolve().name, **chosen}
     recipe = {**output.recipe, **{name: choice for name, choice in choices.items() if choice}}
     stamps = {header.path: header.stamp for header in base.headers} if base else {}
     return dataclasses.replace(output, recipe=recipe, notes=[*output.notes, *notes], looked_at=stamps)

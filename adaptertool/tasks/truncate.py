@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,8 +108,10 @@ def truncate(
     written = target_of(to, format_at(path).name, target)
     as_file = written is not None and written.as_file
     check_out(target, [path] if beside is None else [path, beside], force=options.force, as_file=as_file)
-    layered, plan = _opened(path, beside, Reading(renames, leave_out, expert_layout))
+    reading = Reading(renames, leave_out, expert_layout)
+    layered, plan = _opened(path, beside, reading)
     output = _output(layered, plan, cut, computing, balance=balance, spectra=spectra)
+    output = dataclasses.replace(output, recipe={**output.recipe, **reading.chosen})
     if written is not None:
         output = in_format(output, written, truncated(layered), stored_as(layered))
     done = write_adapter(output, target, options)

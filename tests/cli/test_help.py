@@ -25,6 +25,7 @@ ORDER = (
     "truncate",
     "extract",
     "convert",
+    "apply",
     "verify",
     "drift",
     "diff",
@@ -36,6 +37,12 @@ ORDER = (
     "schema",
     "completion",
 )
+RECIPE = """
+steps:
+  - name: both
+    sum: {adapters: [lora, rslora], weights: [0.5, 1], rank: 8}
+  - merge: {base: base, adapters: ["${both}"], out: applied}
+"""
 PROGRAM = "#!/bin/sh\ntest -f $1/config.json && echo 1\n"
 
 
@@ -58,6 +65,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("examples")
     for name in ("base", "lora", "rslora", "tuned"):
         shutil.copytree(FIXTURES / name, root / name)
+    (root / "recipe.yaml").write_text(RECIPE)
     (root / "score").write_text(PROGRAM)
     (root / "score").chmod(0o755)
     return root

@@ -1,0 +1,1 @@
+"""Recipes: commands and what they are given, as data."""
