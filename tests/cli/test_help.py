@@ -28,6 +28,8 @@ ORDER = (
     "drift",
     "diff",
     "inspect",
+    "mergekit",
+    "layers",
     "clean",
     "plan",
     "run",
@@ -55,6 +57,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("examples")
     for name in ("base", "lora", "rslora", "tuned"):
         shutil.copytree(FIXTURES / name, root / name)
+    (root / "ties.yml").write_text((FIXTURES / "ties.yml").read_text().replace("fixtures/", ""))
     (root / "score").write_text(PROGRAM)
     (root / "score").chmod(0o755)
     return root
