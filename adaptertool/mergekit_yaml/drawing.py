@@ -11,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+from adaptertool.architectures.traits import may_be_end
 from adaptertool.arguments import settings_for
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import MismatchError, UnsupportedError, by, shown
 from adaptertool.kinds import FULL
 from adaptertool.kinds.full import TUNED
+from adaptertool.mergekit_yaml.embeddings import with_rows
 from adaptertool.mergekit_yaml.forms import Form
 from adaptertool.mergekit_yaml.layers import counts, in_layer, is_first
 from adaptertool.mergekit_yaml.opened import Models, Opened
 from adaptertool.mergekit_yaml.parameters import Tensor, form_of
-from adaptertool.mergekit_yaml.records import Config
+from adaptertool.mergekit_yaml.records import Config, Model
 from adaptertool.mergekit_yaml.slices import (
     Layer,
     Part,
@@ -31,6 +33,7 @@ from adaptertool.mergekit_yaml.slices import (
     parts_of,
     require_same_depths,
 )
+from adaptertool.mergekit_yaml.vocabulary import Tokens
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.methods.average import MERGEKIT_LINEAR
 from adaptertool.methods.nuslerp import COLUMNS, TENSOR
@@ -50,10 +53,10 @@ class Drawn(NamedTuple):
     has_head: bool  # whether an end that the first model ties is stored apart
 
 
-def draw(config: Config, models: Models) -> Drawn:
+def draw(config: Config, models: Models, tokens: Tokens | None = None) -> Drawn:
     """All tensors of the output, in order. Raises InputError and MismatchError for models that do not fit."""
     parts, notes = parts_of(config, models), dict[str, None]()
-    drawing = Drawing(form_of(config), config.dtype, [], [], notes)
+    drawing = Drawing(form_of(config), config.dtype, [], [], notes, tokens, config.base)
     layers = None
     if config.whole:
         (part,) = parts
@@ -91,11 +94,16 @@ class Drawing:
     steps: list[Step]
     equal: list[tuple[Ref, Ref]]
     notes: dict[str, None]
+    tokens: Tokens | None
+    base: Model | None
 
     def add(self, part: Part, tensor: Tensor) -> None:
         """One more tensor. Raises MismatchError for shapes that differ."""
         anchor = part.anchor
         refs = [one.tensors[name] for one, name in zip(part.opened, tensor.names, strict=True)]
+        dtypes = refs
+        if self.tokens is not None and _of_tokens(part.opened, tensor, refs):
+            refs = self._with_rows(part, tensor, refs)
         base = refs[anchor]
         for ref, opened in zip(refs, part.opened, strict=True):
             if ref.shape != base.shape:
@@ -103,10 +111,10 @@ class Drawing:
         if any(ref.spec.dtype not in COMPUTED for ref in refs):
             self._fixed(part, tensor, base, refs)
             return
-        spec = _spec(tensor.name, base, self.dtype or _widest(refs))
+        spec = _spec(tensor.name, base, self.dtype or _widest(dtypes))
         changes = [
-            _changes(opened, name, is_base=opened.checkpoint is part.opened[anchor].checkpoint)
-            for opened, name in zip(part.opened, tensor.names, strict=True)
+            _changes(opened, name, ref, is_base=ref == base)
+            for opened, name, ref in zip(part.opened, tensor.names, refs, strict=True)
         ]
         if self.form.ours is None:
             self._passed(part, tensor, base, spec, changes[0])
@@ -120,6 +128,18 @@ class Drawing:
         if not edits and method.moves is not None and method.moves(blend.weights, blend.settings):
             edits = [_itself(base, numbers[0])]
         self.steps.append(Step(spec, 0, base, tuple(edits), blend if edits else None))
+
+    def _with_rows(self, part: Part, tensor: Tensor, refs: Sequence[Ref]) -> list[Ref]:
+        """The same with a row for each token of the output. Raises UnsupportedError where adapters change them."""
+        assert self.tokens is not None
+        new = with_rows(self.tokens, [one.model for one in part.opened], refs, self.base)
+        for opened, name in zip(part.opened, tensor.names, strict=True):
+            if new != list(refs) and opened.edits.get(name):
+                raise UnsupportedError(
+                    f"{opened.model}: the adapter changes {shown(name)}, whose tokens are others in the output: merge "
+                    "it first, and name what that makes"
+                )
+        return new
 
     def _passed(self, part: Part, tensor: Tensor, base: Ref, spec: TensorSpec, edits: Sequence[Edit]) -> None:
         """As it is, or times a number."""
@@ -148,12 +168,12 @@ def scaled(scale: float, number: int) -> Blend:
     return Blend(MERGEKIT_LINEAR.name, (scale,), settings, (number,))
 
 
-def _changes(opened: Opened, name: str, *, is_base: bool) -> list[Edit]:
+def _changes(opened: Opened, name: str, ref: Ref, *, is_base: bool) -> list[Edit]:
     """What makes a source's tensor of the base's: it takes its place, and its adapter's edits follow."""
     edits = list(opened.edits.get(name, ()))
     if is_base:
         return edits
-    return [Edit(FULL.name, opened.number, name, {TUNED: opened.tensors[name]}, 1.0, 1.0), *edits]
+    return [Edit(FULL.name, opened.number, name, {TUNED: ref}, 1.0, 1.0), *edits]
 
 
 def _of_shape(blend: Blend, base: Ref) -> Mapping[str, int]:
@@ -164,6 +184,14 @@ def _of_shape(blend: Blend, base: Ref) -> Mapping[str, int]:
     if len(base.shape) > 2:
         raise UnsupportedError(f"{base.path}: {shown(base.spec.name)} is no matrix: leave out nuslerp_row_wise")
     return {"vectors": TENSOR}
+
+
+def _of_tokens(models: Sequence[Opened], tensor: Tensor, refs: Sequence[Ref]) -> bool:
+    """Whether a tensor has a row for each token: an embedding or a head."""
+    return in_layer(tensor.name) is None and all(
+        len(ref.shape) > 0 and ref.shape[0] == one.config.get("vocab_size") and may_be_end(ref.spec.name)
+        for one, ref in zip(models, refs, strict=True)
+    )
 
 
 def _itself(base: Ref, number: int) -> Edit:

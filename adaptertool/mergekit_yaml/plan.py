@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.files.tokenizer import is_tokenizer_file
 from adaptertool.mergekit_yaml.depth import Origin, with_layers
 from adaptertool.mergekit_yaml.drawing import Drawn, draw
 from adaptertool.mergekit_yaml.layers import stack_of
@@ -16,6 +18,7 @@ from adaptertool.mergekit_yaml.opened import Models, open_models
 from adaptertool.mergekit_yaml.parameters import check_parameters
 from adaptertool.mergekit_yaml.records import DTYPES, Config
 from adaptertool.mergekit_yaml.slices import Layer
+from adaptertool.mergekit_yaml.vocabulary import Tokens, tokens_of
 from adaptertool.planning.layout import CONFIG, dump, is_index
 from adaptertool.planning.sharding import with_shard_size
 from adaptertool.resolution.ties import FLAG
@@ -23,6 +26,7 @@ from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Asset, Output, Plan, Shard
 from adaptertool.spec.tensors import Stamp
 
+TEMPLATE = "chat_template.jinja"
 SHARD = 5 * 10**9  # bytes of a file where nothing is said, as the libraries split what they save
 _DTYPES = ("torch_dtype", "dtype")  # keys of config.json
 
@@ -47,23 +51,32 @@ def plan_config(
     """
     notes = check_parameters(config)
     models = open_models(config)
-    drawn = draw(config, models)
+    tokens = tokens_of(config, models)
+    drawn = draw(config, models, tokens)
     first = models.first
     named = {asset.name: asset.source for asset in first.assets} | first.named
+    paths = tuple(source.path for source in models.sources)
     plan = Plan(
         command=command,
         base=first.path,
-        sources=tuple(source.path for source in models.sources),
-        files=(named, *models.files),
+        sources=paths,
+        files=(named, *(_with_tokenizer(path, own, tokens) for path, own in zip(paths, models.files, strict=True))),
         weights=(1.0,) * len(models.sources),
         shards=(_shard(drawn, seed),),
-        assets=tuple(one for one in _assets(config, first, drawn) if one.name not in dict(files)),
-        outputs=(Output("", 1.0, tuple(files)),),
-        inputs=_inputs(models),
+        assets=tuple(one for one in _assets(config, first, drawn, tokens) if one.name not in dict(files)),
+        outputs=(Output("", 1.0, (*files, *_template(config))),),
+        inputs=_inputs(models, tokens),
         equal=tuple(drawn.equal),
         tuned_is_checkpoint=not all(isinstance(source, Adapter) for source in models.sources),
         single_file=False,
-        notes=(*models.notes, *notes, *drawn.notes, *_said(drawn), *_of_method(config)),
+        notes=(
+            *models.notes,
+            *notes,
+            *drawn.notes,
+            *(tokens.notes if tokens else ()),
+            *_said(drawn),
+            *_of_method(config),
+        ),
         choices=choices,
     )
     return with_shard_size(plan, first, most or SHARD)
@@ -82,7 +95,7 @@ def _shard(drawn: Drawn, seed: int) -> Shard:
     return Shard(steps[0].base.path, 0, sum(step.spec.nbytes for step in steps), tuple(steps))
 
 
-def _assets(config: Config, first: Checkpoint, drawn: Drawn) -> tuple[Asset, ...]:
+def _assets(config: Config, first: Checkpoint, drawn: Drawn, tokens: Tokens | None) -> tuple[Asset, ...]:
     """Those of the first model; its config.json follows."""
     assert first.config is not None
     new: dict[str, Any] = dict(first.config)
@@ -94,7 +107,14 @@ def _assets(config: Config, first: Checkpoint, drawn: Drawn) -> tuple[Asset, ...
         new = _with_dtype(new, said)
     if drawn.has_head:
         new = {**new, FLAG: False}
+    if tokens is not None:
+        new = {**new, "vocab_size": tokens.size}
     assets = [asset for asset in first.assets if not is_index(asset.name)]
+    if tokens is not None and tokens.files is not None:
+        assets = [asset for asset in assets if not is_tokenizer_file(asset.name)]
+        assets += tokens.files.values()
+    if config.chat_template is not None:
+        assets = [asset for asset in assets if asset.name != TEMPLATE]
     if new == first.config:
         return tuple(assets)
     content = dump(new)
@@ -124,14 +144,35 @@ def _with_dtype(config: Mapping[str, Any], said: str) -> dict[str, Any]:
     return follow(config)
 
 
-def _inputs(models: Models) -> dict[Path, Stamp]:
+def _template(config: Config) -> list[tuple[str, bytes]]:
+    """The chat template, where the configuration has one. Raises UnsupportedError where it just names one."""
+    text = config.chat_template
+    if text is None:
+        return []
+    if "{" not in text:
+        raise UnsupportedError(
+            f"{config.at}: chat_template {shown(text)!r}: templates by name, and auto, are not built: write the "
+            "template itself, or leave it out, and the first model's stays"
+        )
+    return [(TEMPLATE, text.encode())]
+
+
+def _inputs(models: Models, tokens: Tokens | None) -> dict[Path, Stamp]:
     files = {asset.source: asset.stamp for asset in models.first.assets}
     for opened in models.opened.values():
         files |= {header.path: header.stamp for header in opened.checkpoint.headers}
     for source in models.sources:
         if isinstance(source, Adapter):
             files |= source.files
+    if tokens is not None:
+        files |= {asset.source: asset.stamp for asset in (tokens.files or {}).values()}
     return files
+
+
+def _with_tokenizer(folder: Path, files: Mapping[str, Path], tokens: Tokens | None) -> Mapping[str, Path]:
+    """The files of a source, with those of its tokenizer, where that is taken."""
+    taken = (tokens.files or {}) if tokens is not None else {}
+    return {**files, **{name: one.source for name, one in taken.items() if one.source.parent == folder}}
 
 
 def _said(drawn: Drawn) -> Iterator[str]:
