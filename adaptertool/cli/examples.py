@@ -51,6 +51,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "plan": (
         ("In parts, on several machines that see the same files:",
          "adaptertool plan merge base lora -o parted --plan plan.json"),
+        ("A sweep of three checkpoints:",
+         "adaptertool plan wise base tuned --alpha 0:1:0.5 -o steps --plan p.json"),
     ),
     "run": (
         ("The first of two parts; the second may be run at the same time, elsewhere:",
@@ -78,12 +80,19 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "evaluate": (
         ("Unmerged and merged on prompts, a line of JSON each:",
          "adaptertool evaluate base lora --merged merged --prompts prompts.jsonl"),
+        ("Which of two adapters knows the facts, and what a full fine-tuning knows:",
+         "adaptertool evaluate base lora rslora --each --merged tuned --prompts facts.jsonl"),
     ),
     "inspect": (
         ("What is in an adapter, and does it fit?", "adaptertool inspect lora --base base"),
         ("What is in a checkpoint, and who made it?", "adaptertool inspect merged"),
     ),
     "clean": (("After a run that was killed:", "adaptertool clean merged"),),
+    "schema": (
+        ("Which there are:", "adaptertool schema"),
+        ("That of what `verify --json` prints:", "adaptertool schema verify"),
+    ),
+    "completion": (("What is put into ~/.bashrc, or run by it:", "adaptertool completion bash"),),
 }  # fmt: skip
 
 

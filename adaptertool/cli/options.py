@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import click
@@ -18,7 +18,6 @@ from adaptertool.cli.terminal import MODES
 from adaptertool.engine.cost import Extra
 from adaptertool.engine.resources import MAX_THREADS
 from adaptertool.errors import UsageError
-from adaptertool.methods import Setting
 from adaptertool.output.options import Options
 from adaptertool.output.preview import preview
 from adaptertool.planning.sources import COMPOSITIONS
@@ -92,6 +91,7 @@ THREADS = click.option(
     "--threads",
     type=click.IntRange(min=1, max=MAX_THREADS),
     envvar="ADAPTERTOOL_THREADS",
+    metavar="N",
     help="Default: ADAPTERTOOL_THREADS, or the cores, up to 8.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -99,8 +99,8 @@ QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report
 
 
 def _one_by_one(_context: click.Context, _option: click.Parameter, weights: tuple[str, ...]) -> tuple[str, ...]:
-    """Raises UsageError for several weights in one."""
-    if listed := next((text for text in weights if "," in text), None):
+    """Raises UsageError for several weights in one, but of tensors that a pattern names."""
+    if listed := next((text for text in weights if "," in text and "=" not in text), None):
         raise UsageError(f"-w {listed} is no number: they have points, and each ADAPTER its own, -w 0.5 -w 0.5")
     return weights
 
@@ -111,7 +111,13 @@ WEIGHT = click.option(
     "weights",
     multiple=True,
     callback=_one_by_one,
-    help="Weight of an adapter; by order, one for each.",
+    metavar="NUMBER|PATTERN=NUMBERS",
+    help="Weight of an adapter; by order, one for each. Of tensors that fit: 'layers.0-15.mlp=0.5,1'. Over the layers: "
+    "0:0.5:1.",
+)
+ONLY = click.option("--only", multiple=True, metavar="PATTERN", help="Edit only tensors of BASE that fit: layers.0-15.")
+EXCLUDE = click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Do not edit tensors of BASE that fit, such as '*norm'."
 )
 COMPOSE = click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")
 DASK = click.option(
@@ -133,18 +139,6 @@ DEBUG = with_options(
 )
 
 
-def setting_options(settings: Mapping[str, Setting], *, in_sum: bool = False) -> list[Callable[[Command], Command]]:
-    """An option for each setting of methods. A number that need not be whole stays text as typed, which is exact."""
-    return [
-        click.option(
-            f"--{name.replace('_', '-')}",
-            type=click.IntRange(setting.least, setting.most) if setting.number is int else str,
-            help=(in_sum and setting.in_sum) or setting.help,
-        )
-        for name, setting in settings.items()
-    ]
-
-
 written = with_options(
     click.option("--sha256", is_flag=True, help="Hash with SHA-256 too, and write OUT/SHA256SUMS."),
     click.option(
@@ -161,7 +155,9 @@ written = with_options(
     click.option(
         "--rate", metavar="RATE", help="With --dry-run: estimate the time where a node has so many, as 2GB/s."
     ),
-    click.option("--nodes", type=click.IntRange(min=1), help="With --rate: for so many nodes, of this rate each."),
+    click.option(
+        "--nodes", type=click.IntRange(min=1), metavar="N", help="With --rate: for so many nodes, of this rate each."
+    ),
     THREADS,
     JSON,
     QUIET,

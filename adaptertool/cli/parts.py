@@ -12,9 +12,9 @@ from adaptertool.cli import wise as wise_file
 from adaptertool.cli.bar import bar
 from adaptertool.cli.boundary import ignore_signals
 from adaptertool.cli.options import DEBUG, JSON, QUIET, THREADS, tell, with_options
-from adaptertool.render.parts import part_text, parts_text
+from adaptertool.render.parts import part_text, parts_text, published_text
 from adaptertool.render.run import run_text
-from adaptertool.reports.parts import PartsReport
+from adaptertool.reports.parts import PartsReport, PublishedReport
 from adaptertool.tasks import parts as task
 
 # Options of `merge` and `wise` that belong to a run on one machine
@@ -79,7 +79,8 @@ def run(file: str, part: tuple[int, int], as_json: bool, quiet: bool, **how: Any
     """Make one part of a plan: those of its shards that are not made yet.
 
     A part may be run again, or twice at once, and in other numbers: --part 0/1 makes whatever is missing. Write N out:
-    what a scheduler counts may be the tasks of this submission only.
+    what a scheduler counts may be the tasks of this submission only. Where OUT is published already, as FILE makes it,
+    there is nothing to do, and that is no error.
     """
     with bar(f"part {part[0]}/{part[1]}", None, quiet=quiet) as progress:
         report = task.run_part(file, *part, progress=progress, **how)
@@ -88,9 +89,15 @@ def run(file: str, part: tuple[int, int], as_json: bool, quiet: bool, **how: Any
 
 @click.command()
 @click.argument("file", type=click.Path())
+@click.option("--check", is_flag=True, help="Read all shards, and compare their hashes with those of their makers.")
 @_how
 def finish(file: str, as_json: bool, quiet: bool, **how: Any) -> None:
-    """Publish what the parts of a plan have made. Where shards are missing it names them, and exits with 4."""
+    """Publish what the parts of a plan have made. Where shards are missing it names them, and exits with 4.
+
+    Of each shard the size is compared with that which its maker noted. --check reads them and compares their hashes;
+    --verify computes all of it again. Where OUT is published already, as FILE makes it, there is nothing to do.
+    """
     with bar("finish", None, quiet=quiet) as progress:
         report = task.finish(file, progress=progress, before_publish=ignore_signals, **how)
-    tell(report, lambda: run_text(report), as_json=as_json, quiet=quiet)
+    said = published_text(report) if isinstance(report, PublishedReport) else run_text(report)
+    tell(report, lambda: said, as_json=as_json, quiet=quiet)

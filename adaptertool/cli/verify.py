@@ -14,10 +14,12 @@ from adaptertool.cli.options import (
     AS_TRAINED,
     COMPOSE,
     DEBUG,
+    EXCLUDE,
     EXPERT_LAYOUT,
     HTML,
     JSON,
     LEAVE_OUT,
+    ONLY,
     QUIET,
     RENAME,
     THREADS,
@@ -43,7 +45,7 @@ from adaptertool.tasks import verify as task
 @click.argument("base", required=False, type=click.Path())
 @click.argument("sources", nargs=-1, type=click.Path(), metavar="[ADAPTER]...")
 @WEIGHT
-@click.option("--alpha", help="It is an interpolation (wise) towards ADAPTER, or a tuned checkpoint.")
+@click.option("--alpha", metavar="NUMBER", help="It is an interpolation (wise) towards ADAPTER, or a tuned checkpoint.")
 @COMPOSE
 @AS_TRAINED
 @click.option("--strict", is_flag=True, help="What rounding explains is wrong too.")
@@ -51,6 +53,8 @@ from adaptertool.tasks import verify as task
 @with_options(
     HTML,
     RENAME,
+    ONLY,
+    EXCLUDE,
     LEAVE_OUT,
     EXPERT_LAYOUT,
     THREADS,
@@ -71,6 +75,8 @@ def verify(
     junit: str | None,
     html: str | None,
     renames: tuple[str, ...],
+    only: tuple[str, ...],
+    exclude: tuple[str, ...],
     leave_out: tuple[str, ...],
     expert_layout: str | None,
     threads: int | None,
@@ -88,7 +94,17 @@ def verify(
     Raises UsageError with other options but no BASE.
     """
     if base is None:
-        given = (weights, strict, renames, leave_out, expert_layout, as_trained, compose != COMPOSITIONS[0])
+        given = (
+            weights,
+            strict,
+            renames,
+            only,
+            exclude,
+            leave_out,
+            expert_layout,
+            as_trained,
+            compose != COMPOSITIONS[0],
+        )
         if any(given) or any(one is not None for one in (alpha, junit, html)):
             raise UsageError("without a BASE only the files are checked against their manifest; give the BASE too")
         return _files(merged, threads, as_json=as_json, quiet=quiet)
@@ -104,6 +120,8 @@ def verify(
             alpha=alpha,
             compose=compose,
             renames=renames,
+            only=only,
+            exclude=exclude,
             leave_out=leave_out,
             expert_layout=expert_layout,
             as_trained=as_trained,

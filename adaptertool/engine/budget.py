@@ -142,7 +142,7 @@ def count_elements(plan: Plan) -> int:
 
 def _has_its_numbers(step: Step, alphas: Sequence[float]) -> bool:
     """Whether all outputs have the numbers of the base. A loop, for there are hundreds of thousands of steps."""
-    for alpha in alphas:  # noqa: SIM110
+    for alpha in map(step.at, alphas):
         if verbatim(step, alpha) is not step.stored and not only_cast(step, alpha):
             return False
     return True
@@ -162,9 +162,9 @@ def count_tensors(plan: Plan) -> tuple[int, int, int]:
     names, edited, cast = set[str](), set[str](), set[str]()
     for step in plan.steps():
         names.add(step.spec.name)
-        for alpha in alphas:
+        for alpha in map(step.at, alphas):
             if verbatim(step, alpha) is not step.stored:
-                alike = only_cast(step, alpha) and all(only_cast(step, other) for other in alphas)
+                alike = only_cast(step, alpha) and all(only_cast(step, step.at(other)) for other in alphas)
                 (cast if alike else edited).add(step.spec.name)
                 break
     return len(names), len(edited), len(cast)

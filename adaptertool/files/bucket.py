@@ -27,6 +27,7 @@ Result = TypeVar("Result")
 _THREADS = 16  # requests at once
 _RETRIES, _RETRY_FOR = 10, 60  # times and seconds that obstore asks again, from 0.1 s on in growing distances
 _TIMEOUTS = {"timeout": "300s", "read_timeout": "30s", "connect_timeout": "10s"}  # a whole reply, a pause in it
+_UNSIGNED = "GOOGLE_SKIP_SIGNATURE"
 _LISTS = 3  # times that a list is asked for whose reply was cut short: obstore does not
 
 
@@ -104,6 +105,18 @@ def client_of(path: Path) -> Any:
             f"{service.hint}"
         )
     return _client(scheme, path.parts[1], tuple(sorted(given.items())), os.getpid())
+
+
+def require_signing(path: Path) -> None:
+    """Raise StorageError where a client would not sign what it writes: that of Google takes no such variable then, and
+    would ask an address of the local network for credentials."""
+    service = SERVICES["gs"]
+    others = [name for name in service.credentials if name != _UNSIGNED and os.environ.get(name)]
+    if path.parts[0] == "gs:" and os.environ.get(_UNSIGNED) and not others:
+        raise StorageError(
+            f"{path.parts[0]}//{shown(path.parts[1])} cannot be written to without credentials ({_UNSIGNED} is set): "
+            f"{service.hint}"
+        )
 
 
 @functools.lru_cache(maxsize=64)

@@ -70,4 +70,8 @@ def _real(path: Path) -> Path:
     return path.resolve(strict=True)
 
 
-LOCAL = Store(scheme="", open=_open, look=_look, entries=_entries, real=_real)
+def _when(path: Path) -> float | None:
+    return path.stat().st_mtime if path.is_file() else None
+
+
+LOCAL = Store(scheme="", open=_open, look=_look, entries=_entries, real=_real, when=_when)

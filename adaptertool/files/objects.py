@@ -125,6 +125,11 @@ def _real(path: Path) -> Path:
     return path
 
 
+def _when(path: Path) -> float | None:
+    found = _head(path)
+    return None if found is None else float(found["last_modified"].timestamp())
+
+
 def forget() -> None:
     """Forget what is known of folders."""
     with _lock:
@@ -132,5 +137,6 @@ def forget() -> None:
 
 
 S3, GS, AZ = (
-    Store(scheme=scheme, open=_open, look=_look, entries=_entries, real=_real) for scheme in ("s3", "gs", "az")
+    Store(scheme=scheme, open=_open, look=_look, entries=_entries, real=_real, when=_when)
+    for scheme in ("s3", "gs", "az")
 )

@@ -87,7 +87,9 @@ class RemoteStaging:
         return self
 
     def _require_ours(self, there: Mapping[str, upload.Object]) -> None:
-        """Raise OutputError where anything is in OUT that this very run does not make."""
+        """Raise OutputError where anything is in OUT that this very run does not make, or where it is published."""
+        if there and not any(name.startswith(FOLDER) for name in there):
+            raise OutputError(f"{self.out} exists; another run may have published it meanwhile")
         own = {*self._run.files, *(name for name in there if PurePosixPath(name).name in (MANIFEST, SUMS))}
         others = [name for name in there if name not in own and not name.startswith(f"{self.folder.name}/")]
         if left := next((name for name in others if name.startswith(FOLDER)), None):

@@ -68,3 +68,6 @@ class Store:
     look: Callable[[Path], str | None]  # FOLDER, FILE, OTHER, BROKEN; None: nothing there. Raises nothing for any name
     entries: Callable[[Path], Sequence[Entry]]  # all that is in a folder, by name; raises StorageError
     real: Callable[[Path], Path]  # where links lead; raises OSError or RuntimeError where that is nowhere
+    # When a file was last written, in seconds of the epoch; None where there is none, or nobody knows. Raises OSError,
+    # StorageError
+    when: Callable[[Path], float | None] = lambda _: None

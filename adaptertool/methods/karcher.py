@@ -16,10 +16,8 @@ from adaptertool.methods.method import Array, Method, Survey
 from adaptertool.methods.setting import Setting, only
 from adaptertool.numerics.elementary import acos, cos, sin
 
-MAX_ITER = Setting(number=int, least=1, allowed="a whole number from 1 on", default=10, help="Steps at most: karcher.")
-TOL = Setting(
-    number=float, above=0, most=1, allowed="a number over 0, up to 1", default=1e-5, help="Where to stop: karcher."
-)
+MAX_ITER = Setting(number=int, least=1, allowed="a whole number from 1 on", default=10, help="Steps at most.")
+TOL = Setting(number=float, above=0, most=1, allowed="a number over 0, up to 1", default=1e-5, help="Where to stop.")
 
 
 def center(survey: Survey) -> Coefficients:

@@ -19,7 +19,7 @@ from adaptertool.methods.setting import Setting, Settings, only
 
 _LEAST = 1e-6  # of the product of two norms
 
-FILTER_WISE = Setting(number=bool, allowed="true or false", default=False, help="An angle for each row: model_stock.")
+FILTER_WISE = Setting(number=bool, allowed="true or false", default=False, help="An angle for each row.")
 
 
 def _share(gram: Array) -> Array:

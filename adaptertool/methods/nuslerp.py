@@ -29,7 +29,7 @@ VECTORS = Setting(
     most=COLUMNS,
     allowed="0 for the tensor, 1 for each row, 2 for each column",
     default=TENSOR,
-    help="What is one vector: the tensor (0), each row (1), each column (2): nuslerp.",
+    help="What is one vector: the tensor (0), each row (1), each column (2).",
 )
 
 

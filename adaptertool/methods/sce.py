@@ -27,7 +27,7 @@ SELECT_TOPK = Setting(
     most=1,
     allowed="a share from 0 to 1",
     default=1.0,
-    help="The share of elements, of largest variance between the models, that is selected: sce.",
+    help="The share of elements, of largest variance between the models, that is selected.",
 )
 
 

@@ -43,7 +43,7 @@ GAMMA = Setting(
     allowed="a share from 0 to 1",
     default=0.01,
     each=True,
-    help="The share of each change, of the largest, that goes: breadcrumbs.",
+    help="The share of each change, of the largest, that goes.",
 )
 EPSILON = Setting(
     number=float,
@@ -52,7 +52,7 @@ EPSILON = Setting(
     allowed="a share from 0 to 1",
     default=0.15,
     each=True,
-    help="How far chances lie around the density: della.",
+    help="How far chances lie around the density.",
 )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import resource
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from adaptertool.engine.budget import bytes_to_write
@@ -42,12 +42,10 @@ _FILES = 150  # open at the same time, beside three for each output
 _LEAST = 100  # beside two: one that is written, one that is made durable
 
 
-def run(
-    plan: Plan, out: Path, options: Options, require_made: Callable[[Collection[str]], None] | None = None
-) -> RunReport:
+def run(plan: Plan, out: Path, options: Options, take_made: Callable[[Published], None] | None = None) -> RunReport:
     """Check, compute in a staging directory, publish. On any error OUT is as it was before.
 
-    require_made: raises where the shards are not all among these files, which others have made in parts
+    take_made: takes over the shards, which others have made in parts; raises where there are not all of them
     """
     start = time.perf_counter()
     threads = thread_count(options.threads)
@@ -56,14 +54,11 @@ def run(
     provenance, force, told = options.provenance, options.force, options.tell_progress
     hashes = hashes_of(options)
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
-        notes = require_finite_factors(plan, inputs) if require_made is None else []
+        notes = require_finite_factors(plan, inputs) if take_made is None else []
         require_equal(plan, inputs)
-        with staging_of(
-            plan, out, hashes, part=require_made is not None, inputs=inputs, scratch=options.scratch
-        ) as stage:
-            if require_made is not None:
-                stage.take_over(by_hash=False)
-                require_made(stage.finished)
+        with staging_of(plan, out, hashes, part=take_made is not None, inputs=inputs, scratch=options.scratch) as stage:
+            if take_made is not None:
+                take_made(stage)
             others = Leftovers(out, stage.folder, clean=options.clean)
             for note in (*notes, *others.at_start()):
                 options.tell_note(note)
@@ -133,18 +128,23 @@ def hashes_of(options: Options) -> tuple[str, ...]:
 
 def check_call(plan: Plan, out: Path, options: Options) -> None:
     """Refuse what cannot be done, before anything is read. Raises UsageError, OutputError, StorageError."""
-    if store_of(out) is not LOCAL and options.verify:
-        raise UsageError(
-            f"--verify reads back a disk; when OUT is in a store: `adaptertool verify {out}` when it is there"
-        )
     if store_of(out) is LOCAL and options.scratch is not None:
         raise UsageError("--scratch is for an OUT in a store; beside an OUT of this machine nothing else is needed")
-    require_verifiable(plan, verify=options.verify)
+    check_verifiable(plan, out, options)
     if options.fail_if_unchanged and plan.as_adapter:
         raise UsageError("--fail-if-unchanged is for checkpoints; an adapter has no elements of the base")
     check_output(plan, out, force=options.force, sha256=options.sha256)
     if options.provenance is not None:
         check_provenance(plan, out, options.provenance, force=options.force)
+
+
+def check_verifiable(plan: Plan, out: Path, options: Options) -> None:
+    """Refuse to verify what cannot be. Raises UsageError."""
+    if store_of(out) is not LOCAL and options.verify:
+        raise UsageError(
+            f"--verify reads back a disk; when OUT is in a store: `adaptertool verify {out}` when it is there"
+        )
+    require_verifiable(plan, verify=options.verify)
 
 
 def fewer(started: int, threads: int) -> Iterator[str]:

@@ -50,8 +50,8 @@ def check_files(
     True
     """
     root = as_input(out, "OUT")
-    files = _manifest(root)
-    found = _found(root)
+    files = files_told(root)
+    found = sizes_below(root)
     present = {name for name, size in found.items() if size is not None}
     with_sums = any(SHA256 in facts for facts in files.values())
     expected = files.keys() | {MANIFEST} | ({SUMS} if with_sums else set())
@@ -73,8 +73,8 @@ def check_files(
     )
 
 
-def _manifest(root: Path) -> dict[str, dict[str, Any]]:
-    """What it says of each file. Raises InputError unless it has the form that we write."""
+def files_told(root: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each file. Raises InputError unless it has the form that we write."""
     path = root / MANIFEST
     look = store_of(root).look
     if look(root) != FOLDER:
@@ -113,8 +113,9 @@ def _check_entry(path: Path, name: str, facts: object) -> None:
             raise InputError(f"{path}: the {kind} of {shown(name)} is not 64 hexadecimal digits")
 
 
-def _found(root: Path) -> dict[str, int | None]:
-    """The size of every file below `root`; None for links, devices and the like, which are not looked into."""
+def sizes_below(root: Path) -> dict[str, int | None]:
+    """The size of every file below `root`; None for links, devices and the like, which are not looked into. Raises
+    StorageError."""
 
     def fail(error: OSError) -> None:
         raise StorageError(f"{error.filename} cannot be listed: {error.strerror}")

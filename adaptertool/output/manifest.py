@@ -74,6 +74,7 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
             rest = [rest_of(edit) for edit in step.edits]
             others = step.blend, step.fisher and [*map(told, step.fisher)], step.makes, step.keeps and told(step.stored)
             made = repr(others) if any(others) else None
+            made = made if step.share is None else f"{made} {step.share}"
             whole: Any = *step.spec, step.offset, told(step.base), factors, plain, rest, made
             state.update(dumps(whole, 2))
     return state.hexdigest(8)
@@ -125,16 +126,18 @@ class Record:
             what = "is gone from" if wrong[0] in expected else "came into"
             raise StorageError(f"{shown(wrong[0])} {what} {work} during the run; nothing was published, run again")
 
-    def recipe(self, alphas: list[float]) -> dict[str, Any]:
-        sources = zip(self.plan.sources, self.plan.weights, strict=True)
-        return {
-            "command": self.plan.command,
-            "base": kept_as(self.plan.base),
-            "sources": [{"name": kept_as(path), "weight": weight} for path, weight in sources],
-            "alphas": alphas,
-            "precision": self.plan.precision,
-            **self.plan.choices,
-        }
+
+def recipe_of(plan: Plan, alphas: list[float]) -> dict[str, Any]:
+    """What a manifest says of how its files are made, but for the inputs."""
+    sources = zip(plan.sources, plan.weights, strict=True)
+    return {
+        "command": plan.command,
+        "base": kept_as(plan.base),
+        "sources": [{"name": kept_as(path), "weight": weight} for path, weight in sources],
+        "alphas": alphas,
+        "precision": plan.precision,
+        **plan.choices,
+    }
 
 
 def write_manifests(record: Record) -> None:
@@ -151,7 +154,7 @@ def _write(record: Record, folder: Path, alphas: list[float]) -> None:
     inputs = {"base": base, "sources": sources}
     known = record.kept
     kept = None if known is None else [dataclasses.asdict(one) for one in known if one.alpha in alphas]
-    write_manifest(folder, record.recipe(alphas), inputs, record.outputs(folder), record.stage.hashes, kept)
+    write_manifest(folder, recipe_of(record.plan, alphas), inputs, record.outputs(folder), record.stage.hashes, kept)
 
 
 def write_manifest(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from adaptertool.engine.execute import run_plan
@@ -71,6 +71,7 @@ def make_part(plan: Plan, out: Path, shards: Sequence[Shard], part: tuple[int, i
         parts=part[1],
         shards=tuple(shard.name for shard in shards),
         made=tuple(made),
+        published=False,
         bytes_written=written,
         threads=threads,
         seconds=time.perf_counter() - start,
@@ -78,6 +79,26 @@ def make_part(plan: Plan, out: Path, shards: Sequence[Shard], part: tuple[int, i
         compiled=bool(FUNCTIONS),
         verified=options.verify and bool(made),
         notes=tuple(notes),
+    )
+
+
+def nothing_left(plan: Plan, out: Path, shards: Sequence[Shard], part: tuple[int, int]) -> PartReport:
+    """The report of a part of an OUT that is published already."""
+    return PartReport(
+        command=plan.command,
+        out=str(out),
+        part=part[0],
+        parts=part[1],
+        shards=tuple(shard.name for shard in shards),
+        made=(),
+        published=True,
+        bytes_written=0,
+        threads=1,
+        seconds=0.0,
+        peak_memory=peak_memory(),
+        compiled=bool(FUNCTIONS),
+        verified=False,
+        notes=(),
     )
 
 
@@ -91,14 +112,23 @@ def require_verifiable_alone(plan: Plan) -> None:
         )
 
 
-def require_made(plan: Plan, finished: Collection[str], file: Path | None) -> None:
-    """Raises StorageError unless all shards of the plan are finished."""
-    missing = [name for shard in plan.shards for name in names_of(shard, plan.outputs) if name not in finished]
-    if missing:
-        count = len(plan.shards) * len(plan.outputs)
-        named = ", ".join(map(shown, missing[:_NAMED])) + (", ..." if len(missing) > _NAMED else "")
-        how = "run again" if file is None else f"`adaptertool run {file} --part 0/1` makes what is missing"
-        raise StorageError(f"{len(missing):,} of {count:,} shards are not made yet: {named}; {how}")
+def take_made(plan: Plan, stage: Published, file: Path | None, *, check: bool) -> None:
+    """Take over what parts have made. check: read it, and compare the hashes with those of the receipts. Raises
+    StorageError unless all shards of the plan are finished; what is not as its receipt says is removed."""
+    stage.take_over(by_hash=False)
+    there = {*stage.finished}
+    if check:
+        stage.finished.clear()
+        stage.take_over(by_hash=True)
+    all_of_them = [name for shard in plan.shards for name in names_of(shard, plan.outputs)]
+    how = "run again" if file is None else f"`adaptertool run {file} --part 0/1` makes what is missing"
+    for what, missing in (
+        ("were damaged after they were made, and are removed", there.difference(stage.finished)),
+        ("are not made yet", {*all_of_them}.difference(stage.finished)),
+    ):
+        if names := [name for name in all_of_them if name in missing]:
+            named = ", ".join(map(shown, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
+            raise StorageError(f"{len(names):,} of {len(all_of_them):,} shards {what}: {named}; {how}")
 
 
 class Withheld:

@@ -28,7 +28,7 @@ from adaptertool.files.hashing import SHA256
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.publish import place_file, sync_directory
 from adaptertool.files.writer import write_small
-from adaptertool.output.manifest import Facts, Record
+from adaptertool.output.manifest import Facts, Record, recipe_of
 from adaptertool.spec.plan import Plan
 from adaptertool.version import __version__
 
@@ -87,7 +87,7 @@ def statement(record: Record, subjects: Mapping[str, Facts]) -> bytes:
     predicate: dict[str, Any] = {
         "buildDefinition": {
             "buildType": f"{BUILDER}#checkpoint/v1",
-            "externalParameters": record.recipe([output.alpha for output in plan.outputs]),
+            "externalParameters": recipe_of(plan, [output.alpha for output in plan.outputs]),
             "resolvedDependencies": list(_dependencies(record)),
         },
         "runDetails": {"builder": {"id": BUILDER, "version": {"adaptertool": __version__}}},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from adaptertool.render.text import size
-from adaptertool.reports.parts import PartReport, PartsReport
+from adaptertool.reports.parts import PartReport, PartsReport, PublishedReport
+
+_THERE = "it is published already, as this plan makes it: there is nothing to do"
 
 
 def parts_text(report: PartsReport) -> str:
@@ -20,6 +22,8 @@ def parts_text(report: PartsReport) -> str:
 
 
 def part_text(report: PartReport) -> str:
+    if report.published:
+        return f"part {report.part}/{report.parts} -> {report.out}\n  finished {_THERE}"
     made, there = len(report.made), len(report.shards) - len(report.made)
     lines = [
         f"part {report.part}/{report.parts} -> {report.out}",
@@ -31,3 +35,9 @@ def part_text(report: PartReport) -> str:
     threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
     lines += [f"  time     {report.seconds:.2f} s, {threads}", f"  memory   {size(report.peak_memory)} at the peak"]
     return "\n".join(lines)
+
+
+def published_text(report: PublishedReport) -> str:
+    lines = [f"{report.command} {report.base} + {' + '.join(report.sources)} -> {report.out}", f"  finished {_THERE}"]
+    lines += ["  verified read back from the disk, and as computed"] if report.verified else []
+    return "\n".join([*lines, f"  bytes    {size(report.bytes)}"])

@@ -40,10 +40,28 @@ class PartReport(InNotebook):
     parts: int
     shards: tuple[str, ...]  # of this part
     made: tuple[str, ...]  # of these, those that were not there yet
+    published: bool  # OUT is there already, as the plan makes it: nothing was left to do
     bytes_written: int
     threads: int
     seconds: float
     peak_memory: int
     compiled: bool
     verified: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedReport(InNotebook):
+    """An OUT that is there already, as the plan makes it: `finish` came late, or again. Sizes in bytes."""
+
+    schema: ClassVar[str] = "published/1"
+    ok: ClassVar[bool] = True  # what fails has no report
+    command: str
+    base: str
+    sources: tuple[str, ...]
+    out: str
+    outputs: tuple[str, ...]
+    plan: str  # the file
+    bytes: int  # of the checkpoints in OUT
+    verified: bool  # whether it was read now, and judged
     notes: tuple[str, ...]

@@ -52,6 +52,9 @@ class Schedule(NamedTuple):
         return Fraction(self.default)
 
 
+WHOLE = Schedule(Decimal(1))
+
+
 def at_place(numbers: Sequence[Decimal], place: Fraction) -> Fraction:
     """The number of a gradient at a place from 0 to 1."""
     first, share = divmod(place * (len(numbers) - 1), 1)

@@ -16,6 +16,7 @@ from adaptertool.errors import InputError, UsageError, shown
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.hub import called, find
 from adaptertool.output.options import Options
+from adaptertool.planning.schedules import Given, as_typed
 from adaptertool.planning.sources import Prepared, Reading
 from adaptertool.tasks import merge as merge_task
 from adaptertool.tasks import wise as wise_task
@@ -63,7 +64,7 @@ def call_of(
     command: str,
     base: PathLike,
     sources: Sequence[PathLike],
-    numbers: Number | Sequence[Number] | None,
+    numbers: Given | Sequence[Given] | None,
     recipe: _Recipe,
     reading: Reading,
     out: PathLike,
@@ -76,6 +77,8 @@ def call_of(
         raise UsageError("no adapter given")
     usual, as_usual = type(recipe)(), Reading()
     fields = {name: _plain(value) for name, value in recipe._asdict().items() if value != getattr(usual, name)}
+    if "weights" in fields:
+        fields["weights"] = list(as_typed(recipe._asdict()["weights"]) or ())
     if "fisher" in fields:
         fields["fisher"] = [fixed(path, "F0 or F1") for path in recipe._asdict()["fisher"]]
     read = {name: _plain(value) for name, value in reading._asdict().items() if value != getattr(as_usual, name)}
@@ -87,7 +90,8 @@ def call_of(
     path = as_path(out, "OUT")
     where = str(path.absolute()) if store_of(path) is LOCAL else os.fspath(out)
     names = tuple(fixed(source, "ADAPTER") for source in sources)
-    return Call(command, fixed(base, "BASE"), names, _texts(numbers), fields, read, where, given)
+    typed = as_typed(numbers) if command == MERGE and not isinstance(numbers, Number) else _texts(numbers)
+    return Call(command, fixed(base, "BASE"), names, typed, fields, read, where, given)
 
 
 def fixed(path: PathLike, what: str) -> str:

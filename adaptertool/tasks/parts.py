@@ -1,53 +1,35 @@
 """`plan`, `run` and `finish`: a merge or an interpolation that is made in parts, by any number of processes on any
-number of machines, which have nothing in common but a file system.
-
-`plan` writes a file: the call, where OUT is to be, the key of the run, and the shards with their sizes. Nothing in it
-is trusted: `run` and `finish` plan anew, and refuse what has another key.
-"""
+number of machines, which have nothing in common but a file system."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from adaptertool.arguments import Number, PathLike, as_path, given_settings
-from adaptertool.engine.budget import bytes_to_read, bytes_to_write
-from adaptertool.errors import InputError, OutputError, StorageError, UsageError, shown
-from adaptertool.files.jsonfile import load_json
-from adaptertool.files.publish import sync_directory
-from adaptertool.files.writer import write_small
+from adaptertool.engine.resources import thread_count
+from adaptertool.errors import OutputError, StorageError, UsageError, shown
 from adaptertool.methods import settings_of
 from adaptertool.output import checkpoint
-from adaptertool.output.checkpoint import check_call, hashes_of, staging_of
-from adaptertool.output.manifest import recipe_key
+from adaptertool.output.checkpoint import check_verifiable, hashes_of, verify_outputs
+from adaptertool.output.integrity import check_files
 from adaptertool.output.options import Options
-from adaptertool.output.parts import make_part, names_of, require_made, require_verifiable_alone
+from adaptertool.output.parts import make_part, nothing_left, require_verifiable_alone, take_made
+from adaptertool.output.published import is_published, remove_staging
+from adaptertool.output.target import summary
 from adaptertool.planning.deal import deal
 from adaptertool.planning.sources import Reading
-from adaptertool.reports.parts import PartReport, PartsReport
+from adaptertool.reports.parts import PartReport, PartsReport, PublishedReport
 from adaptertool.reports.run import RunReport
 from adaptertool.spec.plan import Plan
-from adaptertool.tasks.call import MERGE, WISE, Call, call_from, call_of
+from adaptertool.tasks.call import MERGE, WISE, call_of
 from adaptertool.tasks.merge import MergeRecipe
+from adaptertool.tasks.plan_file import read_plan, write_plan
 from adaptertool.tasks.wise import WiseRecipe
-from adaptertool.version import __version__
 
-SCHEMA = "parts/1"
-_FIELDS = {"schema", "adaptertool", "call", "out", "key", "shards"}
-
-
-class Planned(NamedTuple):
-    """A call, planned."""
-
-    call: Call
-    plan: Plan
-    out: Path
-    key: str
+Result = TypeVar("Result")
 
 
 def plan_merge(
@@ -102,68 +84,6 @@ def _reading(options: dict[str, Any]) -> Reading:
     return Reading(**{name: options.pop(name) for name in tuple(options) if name in Reading._fields})
 
 
-def write_plan(call: Call, file: PathLike) -> PartsReport:
-    """Plan a call, and write it down. Raises as the call would, before it computes; OutputError for a file that holds
-    something else, and StorageError."""
-    path, planned = as_path(file, "FILE"), planned_of(call)
-    plan, out, options = planned.plan, planned.out, call.how()
-    check_call(plan, out, options)
-    _require_free(path, out)
-    shards = [{"name": shard.name, "size": shard.size} for shard in plan.shards]
-    fields = {
-        "schema": SCHEMA,
-        "adaptertool": __version__,
-        "call": call._asdict(),
-        "out": call.out,
-        "key": planned.key,
-        "shards": shards,
-    }
-    _replace(path, (json.dumps(fields, indent=1) + "\n").encode())
-    with staging_of(plan, out, hashes_of(options), part=True) as stage:
-        done = sum(all(stage.find(name) for name in names_of(shard, plan.outputs)) for shard in plan.shards)
-    return PartsReport(
-        command=plan.command,
-        base=str(plan.base),
-        sources=tuple(map(str, plan.sources)),
-        out=str(out),
-        plan=str(path),
-        key=planned.key,
-        shards=len(plan.shards),
-        largest=max((shard.size for shard in plan.shards), default=0),
-        bytes_read=bytes_to_read(plan),
-        bytes_written=bytes_to_write(plan),
-        finished=done,
-        notes=plan.notes,
-    )
-
-
-def planned_of(call: Call) -> Planned:
-    """Plan a call. Raises as its preparing does."""
-    plan = call.prepare().plan
-    return Planned(call, plan, as_path(call.out, "OUT"), recipe_key(plan, hashes_of(call.how())))
-
-
-def read_plan(file: PathLike) -> Planned:
-    """Plan anew what a file says. Raises InputError where that is no plan, or where another comes out."""
-    path = as_path(file, "FILE")
-    fields = load_json(path)
-    if fields.get("schema") != SCHEMA:
-        raise InputError(f"{path} is no plan of `adaptertool plan`: its schema is {shown(fields.get('schema'))[:80]}")
-    if fields.get("adaptertool") != __version__:
-        theirs = shown(fields.get("adaptertool"))[:80]
-        raise InputError(f"{path} was written by adaptertool {theirs}, and this is {__version__}: use one everywhere")
-    if set(fields) != _FIELDS:
-        raise InputError(f"{path} does not hold what a plan does; write it again")
-    planned = planned_of(call_from(fields["call"], str(path)))
-    shards = [{"name": shard.name, "size": shard.size} for shard in planned.plan.shards]
-    if (fields["key"], fields["out"], fields["shards"]) != (planned.key, planned.call.out, shards):
-        raise InputError(
-            f"{path} is not what comes out now: an input is no longer what it was, or is another on this machine, or "
-            "the file was changed; write the plan again (what was made from the old one is of no more use)"
-        )
-    return planned
-
-
 def run_part(
     file: PathLike,
     part: int = 0,
@@ -174,7 +94,8 @@ def run_part(
     progress: Callable[[int], None] | None = None,
 ) -> PartReport:
     """Make the shards of one part of a plan that are not made yet. It may be called for the same part again, or by
-    several at once, and with other numbers of parts: a shard that is finished is not made again.
+    several at once, and with other numbers of parts: a shard that is finished is not made again. Where `finish` has
+    published OUT nothing is made, and the report says so.
 
     verify: read back each shard from the disk and judge it, as `verify` does, before it counts
 
@@ -189,21 +110,34 @@ def run_part(
     if verify:
         require_verifiable_alone(plan)
     how = call.how(verify=verify, threads=threads, progress=progress)
-    return make_part(plan, out, mine, (part, parts), how)
+
+    def make() -> PartReport:
+        done = make_part(plan, out, mine, (part, parts), how)
+        if not done.made or not is_published(plan, out, hashes_of(how), _since(file, how)):
+            return done
+        remove_staging(plan, out, hashes_of(how))  # OUT was published while we began, and knew of no shard of others
+        return nothing_left(plan, out, mine, (part, parts))
+
+    done = _unless_published(plan, out, how, as_path(file, "FILE"), make)
+    return nothing_left(plan, out, mine, (part, parts)) if done is None else done
 
 
 def finish(
     file: PathLike,
     *,
     verify: bool = False,
+    check: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
     before_publish: Callable[[], None] | None = None,
-) -> RunReport:
+) -> RunReport | PublishedReport:
     """Put together what the parts of a plan have made, with the other files and the manifest, and publish it: `out`
     then has the bytes that one machine would have written.
 
+    Where `out` is there already, as this plan makes it, nothing is done, and the report says so.
+
     verify: read back all that was written and judge it before
+    check: read the shards, and compare their hashes with what their makers have noted; their sizes always are
     before_publish: called when all is there, just before `out` changes
 
     Raises AdapterToolError; StorageError names the shards that are not made yet.
@@ -215,39 +149,52 @@ def finish(
     """
     call, plan, out, _ = read_plan(file)
     how = call.how(verify=verify, threads=threads, progress=progress, before_publish=before_publish)
-    return finish_planned(plan, out, how, Path(file))
+    path = as_path(file, "FILE")
+    done = _unless_published(plan, out, how, path, lambda: finish_planned(plan, out, how, path, check=check))
+    return _published(plan, out, how, path, check=check) if done is None else done
 
 
-def finish_planned(plan: Plan, out: Path, options: Options, file: Path | None) -> RunReport:
+def finish_planned(plan: Plan, out: Path, options: Options, file: Path | None, *, check: bool = False) -> RunReport:
     """The same of what is planned already. Raises as `finish` does."""
-    return checkpoint.run(plan, out, options, lambda finished: require_made(plan, finished, file))
+    return checkpoint.run(plan, out, options, lambda stage: take_made(plan, stage, file, check=check))
 
 
-def _require_free(path: Path, out: Path) -> None:
-    """Raises OutputError unless there is nothing, or a plan."""
-    real = path.resolve()
-    if real.is_relative_to(out.resolve()):
-        raise UsageError(f"the plan {path} would lie in OUT; give a path elsewhere")
-    if not real.parent.is_dir():
-        raise UsageError(f"the directory {real.parent} for the plan does not exist; create it first")
-    if not os.path.lexists(path):
-        return
-    ours = False
-    with contextlib.suppress(InputError, StorageError):
-        ours = path.is_file() and load_json(path).get("schema") == SCHEMA
-    if not ours:
-        raise OutputError(f"{path} exists, and is no plan; choose another path, or remove it first")
+def _unless_published(plan: Plan, out: Path, how: Options, file: Path, make: Callable[[], Result]) -> Result | None:
+    """What `make` returns; None where OUT is what the plan makes, before or since another has published it meanwhile.
+    Raises as `make` does."""
 
+    def there() -> bool:
+        return is_published(plan, out, hashes_of(how), _since(file, how))
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file, durable, in the place of what is there. Raises StorageError."""
-    part = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}")
+    if there():
+        return None
     try:
-        write_small(part, content)
-        part.rename(path)
-    except OSError as error:
-        raise StorageError(f"writing {path} failed: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-    sync_directory(path.resolve().parent)
+        return make()
+    except (OutputError, StorageError) as error:
+        if there():
+            return None
+        if isinstance(error, OutputError) and os.path.lexists(out):
+            raise OutputError(f"{error} (it is not what {file} makes, so that takes another plan)") from error
+        raise
+
+
+def _since(file: Path | PathLike, how: Options) -> float:
+    """With --force OUT may be what is to be replaced: that is older than the plan."""
+    return Path(file).stat().st_mtime if how.force else 0
+
+
+def _published(plan: Plan, out: Path, how: Options, file: Path, *, check: bool) -> PublishedReport:
+    """The report of an OUT that is there already; with --verify or --check it is read. Raises StorageError where it is
+    not what it should be."""
+    if check and (wrong := check_files(out, how.progress, threads=how.threads).wrong):
+        raise StorageError(f"{out} is published, but {shown(wrong[0].name)} in it is not as it was: {wrong[0].status}")
+    if how.verify:
+        check_verifiable(plan, out, how)
+        verify_outputs(plan, out, thread_count(how.threads))
+    told = summary(plan, out, 1)
+    return PublishedReport(
+        **{name: told[name] for name in ("command", "base", "sources", "out", "outputs", "notes")},
+        plan=str(file),
+        bytes=told["bytes_written"],
+        verified=how.verify,
+    )

@@ -17,7 +17,8 @@ from adaptertool.output.options import Options
 from adaptertool.output.parts import make_part, names_of
 from adaptertool.reports.run import RunReport
 from adaptertool.tasks.call import Call
-from adaptertool.tasks.parts import Planned, finish_planned, planned_of
+from adaptertool.tasks.parts import finish_planned
+from adaptertool.tasks.plan_file import Planned, planned_of
 
 _alone = threading.Lock()  # signals and the threads of libraries belong to a process: one shard at a time in each
 _known: dict[str, Planned] = {}  # the plan that this worker was last asked for: it is made once, and not for each shard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from adaptertool.errors import InputError, Interrupted, OutputError, StorageErro
 from adaptertool.files import bucket, objects
 from adaptertool.files.address import Address
 from adaptertool.files.upload import put_file
+from adaptertool.output import published
 from adaptertool.tasks.clean import clean
 
 BASE, LORA, TUNED = FIXTURES / "base", FIXTURES / "lora", FIXTURES / "tuned"
@@ -52,6 +54,33 @@ def test_a_merge(s3: FakeS3, tmp_path: Path) -> None:
     assert s3.tree("models/out") == merged(tmp_path)
     assert written(s3)[-3:] == LAST
     assert not s3.uploads
+
+
+def test_lists_whose_tags_have_no_quotes(s3: FakeS3, tmp_path: Path) -> None:
+    """As those of Azure and of Google."""
+    s3.listed_tag = "{}"
+    s3.fault = lambda method, target: "503" if method == "PUT" and target.endswith(SHARD) else None
+    with pytest.raises(StorageError, match="the same command goes on"):
+        adaptertool.merge(BASE, [LORA], OUT)
+    s3.fault = lambda *_: None
+    s3.log.clear()
+    adaptertool.merge(BASE, [LORA], OUT)
+    assert "model-00001-of-00003.safetensors" not in written(s3)
+    assert s3.tree("models/out") == merged(tmp_path)
+
+
+def test_google(s3: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = OUT.replace("s3:", "gs:")
+    s3.put_tree(BASE, "base")
+    adaptertool.merge("gs://bucket/base", [LORA], out)
+    assert s3.tree("models/out") == merged(tmp_path)
+    assert any(headers.get("x-goog-if-generation-match") == "0" for headers in s3.headers)
+    with pytest.raises(OutputError, match="exists"):
+        adaptertool.merge(BASE, [LORA], out)
+    monkeypatch.delenv("GOOGLE_BEARER_TOKEN")
+    monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
+    with pytest.raises(StorageError, match="cannot be written to without credentials"):
+        adaptertool.merge(BASE, [LORA], f"{out}-2")
 
 
 def test_a_sweep(s3: FakeS3, tmp_path: Path) -> None:
@@ -260,6 +289,35 @@ def test_in_parts(s3: FakeS3, tmp_path: Path) -> None:
         adaptertool.finish(file, verify=True)
     assert adaptertool.finish(file).out == OUT
     assert s3.tree("models/out") == expected
-    with pytest.raises(OutputError, match=rf"^{OUT} exists"):
-        adaptertool.finish(file)
+    assert adaptertool.run_part(file).published and adaptertool.finish(file).schema == "published/1"
     assert s3.tree("models/out") == expected and not s3.uploads
+
+
+@pytest.mark.usefixtures("s3")
+def test_an_out_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large input that was written after OUT is another one than OUT was made of."""
+    file = tmp_path / "plan.json"
+    shutil.copytree(LORA, tmp_path / "lora")
+    adaptertool.plan_merge(BASE, [tmp_path / "lora"], OUT, file)
+    adaptertool.merge(BASE, [tmp_path / "lora"], OUT)
+    assert adaptertool.run_part(file).published
+    monkeypatch.setattr(published, "_HASHED", 0)
+    with pytest.raises(OutputError, match=rf"^{OUT} exists"):
+        adaptertool.run_part(file)
+
+
+def test_a_part_that_begins_as_out_is_published(s3: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes nothing there any more."""
+    file, expected = tmp_path / "plan.json", merged(tmp_path)
+    adaptertool.plan_merge(BASE, [LORA], OUT, file)
+
+    def first(*_: object) -> None:
+        monkeypatch.setattr("adaptertool.output.parts.check_call", lambda *_: None)
+        adaptertool.run_part(file)
+        adaptertool.finish(file)
+        s3.log.clear()
+
+    monkeypatch.setattr("adaptertool.output.parts.check_call", first)
+    assert adaptertool.run_part(file).published
+    assert s3.tree("models/out") == expected
+    assert [name for name in written(s3) if not name.startswith(".adaptertool")] == []
