@@ -18,6 +18,7 @@
 # make bench-quick  the ratios that matter, in about 5 minutes (8 GB of disk); fails where one is worse by a third than
 #              recorded in benchmarks/quick.json
 # make bench-peers   tinker-cookbook into an environment of its own, so that make bench measures it too
+# make bench-mergekit MERGEKIT=PATH/TO/mergekit-yaml   ties, slerp and linear beside it (17 GB of disk)
 # make screenshot  docs/page.png, the picture of a page (needs Chromium)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -29,7 +30,7 @@ TINKER := benchmarks/.venv-tinker
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-peft docs dist test test-all coverage fault-test test-dask test-slurm test-stores limits-test verdicts survival screenshot man lint bench bench-quick bench-peers clean
+.PHONY: demo demo-peft docs dist test test-all coverage fault-test test-dask test-slurm test-stores limits-test verdicts survival screenshot man lint bench bench-quick bench-peers bench-mergekit clean
 
 # Where all is installed, nothing more is
 demo: $(or $(wildcard $(STAMP)),$(SMALL))
@@ -106,6 +107,11 @@ bench: $(STAMP)
 
 bench-quick: $(STAMP)
 	$(BIN)/python benchmarks/quick.py
+
+# The program of an environment that has mergekit 0.1.5; where it is not there, that is said
+MERGEKIT ?= mergekit-yaml
+bench-mergekit: $(STAMP)
+	$(BIN)/python benchmarks/mergekit_1b.py $(MERGEKIT)
 
 bench-peers:
 	$(PYTHON) -m venv $(TINKER)

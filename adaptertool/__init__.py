@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from adaptertool.tasks.extract import extract as extract
     from adaptertool.tasks.inspect import inspect as inspect
     from adaptertool.tasks.merge import prepare_merge as prepare_merge
+    from adaptertool.tasks.mergekit import layers as layers
+    from adaptertool.tasks.mergekit import mergekit as mergekit
+    from adaptertool.tasks.mergekit import prepare_layers as prepare_layers
+    from adaptertool.tasks.mergekit import prepare_mergekit as prepare_mergekit
     from adaptertool.tasks.parts import finish as finish
     from adaptertool.tasks.parts import plan_merge as plan_merge
     from adaptertool.tasks.parts import plan_wise as plan_wise
@@ -85,10 +89,14 @@ _HOMES = {
     "extract": "adaptertool.tasks.extract",
     "finish": "adaptertool.tasks.parts",
     "inspect": "adaptertool.tasks.inspect",
+    "layers": "adaptertool.tasks.mergekit",
     "merge": "adaptertool.tasks.run",
+    "mergekit": "adaptertool.tasks.mergekit",
     "plan_merge": "adaptertool.tasks.parts",
     "plan_wise": "adaptertool.tasks.parts",
+    "prepare_layers": "adaptertool.tasks.mergekit",
     "prepare_merge": "adaptertool.tasks.merge",
+    "prepare_mergekit": "adaptertool.tasks.mergekit",
     "prepare_wise": "adaptertool.tasks.wise",
     "preview": "adaptertool.output.preview",
     "run_part": "adaptertool.tasks.parts",

@@ -29,7 +29,7 @@ LEVELS = [
     ["architectures"],
     ["arguments", "render", "formats", "resolution", "arithmetic"],
     ["planning"],
-    ["engine", "live"],
+    ["engine", "live", "mergekit_yaml"],
     ["algebra", "verification", "fidelity", "inspection", "evaluation"],
     ["output"],
     ["scoring"],

@@ -35,10 +35,8 @@ class Blended:
         (self._rows, self._columns), self._at_once = matrix(step), rows_at_once(step)
         # A source that does not change this tensor takes part all the same: to a mean it gives the base's.
         self._sources = {
-            number: Chain(
-                inputs, step._replace(edits=tuple(e for e in step.edits if e.adapter == number)), matrix(step)
-            )
-            for number in range(len(self._blend.weights))
+            number: Chain(inputs, step._replace(edits=tuple(e for e in step.edits if e.adapter == of)), matrix(step))
+            for number, of in enumerate(self._blend.sources or range(len(self._blend.weights)))
         }
         self._weights = list(self._blend.weights)
         self._lock = threading.Lock()

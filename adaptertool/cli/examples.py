@@ -21,6 +21,15 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("Some of them scored by a program of yours, and none kept:",
          "adaptertool wise base tuned --alpha 0,0.5,1 --score './score {}'"),
     ),
+    "mergekit": (
+        ("What would be done, and nothing written:", "adaptertool mergekit ties.yml -o planned --dry-run"),
+        ("The same, made; OUT has the configuration beside it:", "adaptertool mergekit ties.yml -o by-mergekit"),
+    ),
+    "layers": (
+        ("The first and the last layer of four, as a model of two:", "adaptertool layers base 0,3 -o pruned"),
+        ("The middle twice; the map from old to new, and nothing written:",
+         "adaptertool layers base 0-2,1-3 -o deeper --dry-run"),
+    ),
     "sum": (
         ("What one adapter has, without what another has:", "adaptertool sum rslora lora -w 1 -w -1 -o difference"),
         ("Two as one, of rank 8 at most:", "adaptertool sum lora rslora --rank 8 -o two"),

@@ -134,15 +134,7 @@ DEBUG = with_options(
 )
 
 
-writes = with_options(
-    RENAME,
-    EXPERT_LAYOUT,
-    click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        default=EXACT,
-        help="Correctly rounded, or in float32 and rounded once.",
-    ),
+written = with_options(
     click.option("--sha256", is_flag=True, help="Hash with SHA-256 too, and write OUT/SHA256SUMS."),
     click.option(
         "--scratch", type=click.Path(), metavar="DIR", help="Where files are until they are sent to an OUT in a store."
@@ -167,6 +159,17 @@ writes = with_options(
     QUIET,
     click.option("-v", "--verbose", is_flag=True, help="With --dry-run: every tensor on a line of its own."),
     DEBUG,
+)
+writes = with_options(
+    RENAME,
+    EXPERT_LAYOUT,
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default=EXACT,
+        help="Correctly rounded, or in float32 and rounded once.",
+    ),
+    written,
 )
 
 

@@ -38,6 +38,18 @@ COMMANDS = (
     Entry("run", "parts", "run", "Make one part of a plan: those of its shards that are not made yet."),
     Entry("finish", "parts", "finish", "Publish what the parts of a plan have made."),
     Entry(
+        "mergekit",
+        "mergekit",
+        "mergekit",
+        "Make what a configuration of mergekit, CONFIG, says: the same merge, streamed, with a manifest.",
+    ),
+    Entry(
+        "layers",
+        "mergekit",
+        "layers",
+        "Write BASE with other layers: some left out, some more than once, in any order.",
+    ),
+    Entry(
         "sum",
         "algebra",
         "sum_command",

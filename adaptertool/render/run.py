@@ -92,7 +92,7 @@ def _what(report: RunReport | PlanReport) -> str:
     alphas = (
         f" at alpha {', '.join(f'{alpha:g}' for alpha in report.alphas)}" if report.command.startswith("wise") else ""
     )
-    return f"{report.command} {report.base} + {' + '.join(sources)}{alphas}"
+    return f"{report.command} {' + '.join((report.base, *sources))}{alphas}"
 
 
 def _threads(count: int) -> str:

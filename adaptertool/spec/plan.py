@@ -36,7 +36,8 @@ class Blend(NamedTuple):
 
     method: str
     weights: tuple[float, ...]  # of the sources
-    settings: Mapping[str, float | int]  # by name
+    settings: Mapping[str, float | int | tuple[float | int, ...]]  # by name; several: one for each source
+    sources: tuple[int, ...] | None = None  # whose edits are whose, by `Edit.adapter`; None: 0, 1, 2, ...
 
 
 class KeptWeight(NamedTuple):

@@ -30,6 +30,8 @@ ORDER = (
     "drift",
     "diff",
     "inspect",
+    "mergekit",
+    "layers",
     "clean",
     "plan",
     "run",
@@ -66,6 +68,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("base", "lora", "rslora", "tuned"):
         shutil.copytree(FIXTURES / name, root / name)
     (root / "recipe.yaml").write_text(RECIPE)
+    (root / "ties.yml").write_text((FIXTURES / "ties.yml").read_text().replace("fixtures/", ""))
     (root / "score").write_text(PROGRAM)
     (root / "score").chmod(0o755)
     return root
