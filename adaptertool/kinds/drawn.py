@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from adaptertool.errors import UnsupportedError
 from adaptertool.numerics.error_bound import Array
 
 SEED = "random_loc_seed"
+_USUAL = 777
 # From so many numbers on torch draws otherwise, and all of them: (2³² − 1)/20
 _FEW = (2**32 - 1) // 20
 _SIXTEEN = 16
@@ -82,3 +84,8 @@ def check_seed(fields: dict[str, Any] | Any) -> str | None:
     if type(seed) is int and 0 <= seed < 2**32:
         return None
     return f"{SEED} = {str(seed)[:40]!r} is no number from 0 to 2**32 - 1; the places of the factors are not saved"
+
+
+def with_usual_seed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings with the seed that PEFT has unless another is given; none where that is their own."""
+    return {} if settings[SEED] == _USUAL else {**settings, SEED: _USUAL}

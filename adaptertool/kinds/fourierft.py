@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from adaptertool.kinds.drawn import SEED, check_seed, drawn
+from adaptertool.kinds.drawn import SEED, check_seed, drawn, with_usual_seed
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import product, whole
+from adaptertool.kinds.misreadings import with_settings
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.circle import circle
 from adaptertool.numerics.error_bound import Array
@@ -71,6 +72,7 @@ FOURIERFT = Kind(
     shapes=shapes,
     becomes=becomes,
     linear=True,
+    misreadings=(with_settings(becomes, "setting-ignored", f"{SEED} is not read", with_usual_seed),),
     spellings={
         "peft": Spelling(
             tag="FOURIERFT",

@@ -125,8 +125,8 @@ FROD = Kind(
             alpha=None,
             scale=lambda _: 1.0,
             check=check,
-            note="what it makes of each weight is solved in float64 by LAPACK, and rounded to the dtype that V is "
-            "saved in: right to rounding errors, which may differ between machines",
+            note="what it makes of each weight is solved in float64 by LAPACK, and rounded to the dtype of the saved "
+            "V: right to rounding errors, which may differ between machines",
             harmless=frozenset(
                 {"projection_prng_key", "save_projection", "frod_dropout", "init_weights", "sparse_rate"}
                 | {"regularization_alpha", "progressbar", "runtime_offload_base_weight"}

@@ -33,23 +33,26 @@ from adaptertool.spec.tensors import ReadRows, Ref
 A, B = "glora_A", "glora_B"  # what W is multiplied with, and what is added
 TALL, FLAT, ONE = ".Xd", ".Xu", ".X"
 ZEROS = tuple(f"glora_{side}.zeros" for side in "CDE")
-_ROLES = frozenset({*(side + which for side in (A, B) for which in (TALL, FLAT, ONE)), *ZEROS})
+NONE = ".zeros"
+_ROLES = frozenset({*(side + which for side in (A, B) for which in (TALL, FLAT, ONE, NONE)), *ZEROS})
 C, D, E, WEIGHT = "glora_C", "glora_D.X", "glora_E.X", "weight"
 _OF_BIAS = frozenset({*(C + which for which in (TALL, FLAT, ONE)), D, E})
 _BIAS = "glora-bias"
-_OFF = "with config_A_B = none it changes biases alone, which is not supported yet"
 _AT_ONCE = 256  # rows of W
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
-    """A or B or both: (out, r) and (r, in), or a column (out, 1), or one number (1,), for a weight (out, in)."""
+    """A or B or both: (out, r) and (r, in), or a column (out, 1), or one number (1,), or zeros
+    (out, in), for a weight (out, in)."""
     expected: dict[str, Shape] = {}
     for side in (A, B):
-        own = {which: factors[side + which] for which in (TALL, FLAT, ONE) if side + which in factors}
+        own = {which: factors[side + which] for which in (TALL, FLAT, ONE, NONE) if side + which in factors}
         if own.keys() == {TALL, FLAT} and own[FLAT]:
             expected |= {side + TALL: (weight[0], own[FLAT][0]), side + FLAT: (own[FLAT][0], weight[1])}
         elif own.keys() == {ONE}:
             expected[side + ONE] = (1,) if own[ONE] == (1,) else (weight[0], 1)
+        elif own.keys() == {NONE}:
+            expected[side + NONE] = weight
         elif own:
             return None
     if not expected or len(weight) != 2:
@@ -59,20 +62,35 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
 
 
 def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: Mapping[str, Any]) -> Sequence[Part]:  # noqa: ARG001
-    """HiRA with A, then LoRA with B; a column, or one number, times ones. Rows raise InputError where what is saved as
-    zeros has others."""
+    """HiRA with A, then LoRA with B; a column, or one number, times ones; or zeros. Rows raise InputError where
+    what is saved as zeros has others."""
     zeros = [factors[role] for role in ZEROS if role in factors]
     sides = ((A, HIRA.name, (hira.B, hira.A)), (B, LORA.name, (LORA_B, LORA_A)))
     parts = []
     for side, kind, roles in sides:
         if (some := factors.get(side + ONE)) is not None:
             pair = _of_column(some, weight)
+        elif (nothing := factors.get(side + NONE)) is not None:
+            parts.append(Part(DIFFERENCE.name, {DELTA: _beside(zeros, _nothing(nothing))}, scale))
+            continue
         elif side + TALL in factors:
             pair = factors[side + TALL], factors[side + FLAT]
         else:
             continue
         parts.append(Part(kind, dict(zip(roles, (_beside(zeros, pair[0]), pair[1]), strict=True)), scale))
     return parts
+
+
+def _nothing(ref: Ref) -> Ref:
+    """What is saved as zeros. Rows raise InputError where it has others."""
+
+    def rows(read: ReadRows, first: int, last: int) -> Array:
+        found = read(ref, first, last)
+        if found.any():
+            raise InputError(f"{ref.path}: {shown(ref.spec.name)} must be zeros, and is not")
+        return found
+
+    return made(ref.stored, ref.shape, rows)
 
 
 def _beside(zeros: Sequence[Ref], ref: Ref) -> Ref:
@@ -195,7 +213,6 @@ GLORA = Kind(
             scale=lambda _: 1.0,
             bias=_BIAS,
             harmless=frozenset({"r", "config_A_B", "config_C", "config_D_E", "init_weights"}),
-            refused={f".glora_{side}.zeros": _OFF for side in "AB"},
         )
     },
 )

@@ -11,7 +11,7 @@ Checked against PEFT 0.21.2 in the tests, which has it on linear layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from adaptertool.errors import shown
 from adaptertool.kinds import lora
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import made, remembered, whole
+from adaptertool.kinds.misreadings import with_settings
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.error_bound import Array
@@ -41,11 +42,14 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
     return {A: (rank, weight[0]), B: (weight[0], rank)} | dict.fromkeys(inner, (rank, rank))
 
 
-def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: Mapping[str, Any]) -> Sequence[Part]:  # noqa: ARG001
+def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: Mapping[str, Any]) -> Sequence[Part]:
     """LoRA with both parts of Hᵀ."""
     base, b, rank = factors[WEIGHT], factors[B], factors[A].shape[0]
     own = [ref for role, ref in factors.items() if role not in (WEIGHT, B)]
-    made_once = remembered(lambda read: _network(read, factors).parts[:2].transpose(0, 2, 1).reshape(2 * rank, -1))
+    bend = _relu if settings[FUNCTION] else (lambda numbers: numbers)
+    made_once = remembered(
+        lambda read: _network(read, factors, bend).parts[:2].transpose(0, 2, 1).reshape(2 * rank, -1)
+    )
     pair = {
         lora.A: made((*own, *base.stored), (2 * rank, weight[1]), lambda read, first, end: made_once(read)[first:end]),
         lora.B: made((b,), (weight[0], 2 * rank), lambda read, first, end: np.tile(read(b, first, end), (1, 2))),
@@ -53,16 +57,16 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     return [Part(lora.LORA.name, pair, scale)]
 
 
-def _network(read: ReadRows, factors: Mapping[str, Ref]) -> DoubleDouble:
+def _network(read: ReadRows, factors: Mapping[str, Ref], bend: Callable[[DoubleDouble], DoubleDouble]) -> DoubleDouble:
     """H (in, r)"""
-    found = _relu(_times(read, whole(read, factors[A]), factors[WEIGHT]).T)
+    found = bend(_times(read, whole(read, factors[A]), factors[WEIGHT]).T)
     down, up = ([factors[role] for role in half if role in factors] for half in (_DOWN, _UP))
     before = []
     for ref in down:
         before.append(found)
-        found = _relu(found @ _turned(read, ref))
+        found = bend(found @ _turned(read, ref))
     for ref in up:
-        found = _relu(found @ _turned(read, ref)) + before.pop()
+        found = bend(found @ _turned(read, ref)) + before.pop()
     return found
 
 
@@ -118,6 +122,9 @@ PEANUT = Kind(
     linear=True,
     of_weight=True,
     reads=WEIGHT,
+    misreadings=(
+        with_settings(becomes, "setting-ignored", f"{FUNCTION} is not done", lambda own: {**own, FUNCTION: None}),
+    ),
     spellings={
         "peft": Spelling(
             tag="PEANUT",

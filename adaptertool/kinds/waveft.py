@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adaptertool.kinds.difference import DELTA, DIFFERENCE
-from adaptertool.kinds.drawn import SEED, check_seed, drawn
+from adaptertool.kinds.drawn import SEED, check_seed, drawn, with_usual_seed
 from adaptertool.kinds.kind import Kind, Part, Shape
 from adaptertool.kinds.made import made, whole
+from adaptertool.kinds.misreadings import with_settings
 from adaptertool.kinds.sparse import sparse
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
@@ -135,6 +136,7 @@ WAVEFT = Kind(
     shapes=shapes,
     becomes=becomes,
     linear=True,
+    misreadings=(with_settings(becomes, "setting-ignored", f"{SEED} is not read", with_usual_seed),),
     spellings={
         "peft": Spelling(
             tag="WAVEFT",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PREFIX, load, write_checkpoint
+from conftest import PREFIX, load, same_bits, write_checkpoint
 from one_kind import (
     IN,
     JOINED,
@@ -105,7 +105,7 @@ def test_what_is_not_handled_is_refused_by_name(tmp_path: Path) -> None:
     for key, shape, message in (
         ("glora_C.X", (IN, 1), "for a bias, and the base has none"),
         ("glora_D.X", (1,), "for a bias, and the base has none"),
-        ("glora_A.zeros", (OUT, IN), "config_A_B = none"),
+        ("glora_A.zeros", (OUT, IN), ""),
         ("glora_D.zeros", (OUT,), "must be zeros"),
         ("glora_A.X", (1,), ""),
         ("glora_A.Xu", (RANK, IN + 1), ""),
@@ -180,3 +180,22 @@ def test_where_the_weight_of_a_bias_is_not_known(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"must have {IN} rows, but it is F32 {IN + 1}×1"):
         adaptertool.merge(base, [adapter], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_for_the_weight(tmp_path: Path) -> None:
+    """As PEFT saves config_A_B = none: the weight stays as it is, also its zeros of both signs."""
+    weight = torch.randn(OUT, IN)
+    weight[0] = -0.0
+    base = write_checkpoint(tmp_path / "base", {"l.weight": weight, "l.bias": torch.zeros(OUT)})
+    shapes = {"A": (OUT, IN), "B": (OUT, IN), "C": (IN, 1)}
+    tensors = {f"l.glora_{side}.zeros": torch.zeros(shape) for side, shape in shapes.items()}
+    tensors |= {f"l.glora_{side}.X": torch.randn(OUT) for side in "DE"}
+    adapter = write(tmp_path / "a", tensors, peft_type="GLORA", r=RANK, config_A_B="none")
+    adaptertool.merge(base, [adapter], tmp_path / "out", verify=True)
+    found = load(tmp_path / "out")
+    assert same_bits(found["l.weight"], weight) and same_bits(found["l.bias"], tensors["l.glora_E.X"])
+    for side in "ABC":
+        wrong = tensors | {f"l.glora_{side}.zeros": torch.ones(shapes[side])}
+        other = write(tmp_path / side, wrong, peft_type="GLORA", r=RANK, config_A_B="none")
+        with pytest.raises(InputError, match=rf"glora_{side}\.zeros must be zeros"):
+            adaptertool.merge(base, [other], tmp_path / "no")

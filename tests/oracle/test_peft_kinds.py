@@ -70,6 +70,7 @@ CASES = {
         for what in ("lora", "vector", "constant")
     },
     "glora, biases": Case("GloraConfig", {"r": 3}, ("linear",), 2),
+    "glora, biases alone": Case("GloraConfig", {"r": 3, "config_A_B": "none"}, ("linear",), 1),
     "glora, vectors on biases": Case(
         "GloraConfig", {"r": 3, "config_C": "vector", "config_D_E": "vector"}, ("linear",), 2
     ),

@@ -84,6 +84,13 @@ def road(f: Mapping[str, Array], alpha: float | Array | None = None) -> Array:
     return np.block([[cosine, -sine], [sine, cosine]])
 
 
+def fourier(numbers: Array, seed: int) -> Array:
+    places = torch.randperm(N * N, generator=torch.Generator().manual_seed(seed))[: len(numbers)].numpy()
+    spectrum = np.zeros(N * N)
+    spectrum[places] = numbers
+    return np.fft.ifft2(spectrum.reshape(N, N)).real * 300
+
+
 def osf(f: Mapping[str, Array]) -> Array:
     u, s, v = (f[f"osf_svd_params.{name}_low"] for name in "USV")
     return u * s @ v
@@ -281,6 +288,18 @@ CASES: Mapping[str, tuple[dict[str, Any] | None, Mapping[str, tuple[int, ...]], 
         {"glora_A.Xd": (N, R), "glora_A.Xu": (R, N), "glora_B.Xd": (N, R), "glora_B.Xu": (R, N)},
         lambda w, f: w + w * (f["glora_A.Xd"] @ f["glora_A.Xu"]) + f["glora_B.Xd"] @ f["glora_B.Xu"],
         {"factor-ignored": lambda w, f: w + f["glora_B.Xd"] @ f["glora_B.Xu"]},
+    ),
+    "fourierft": (
+        {"peft_type": "FOURIERFT", "scaling": 300.0, "random_loc_seed": 5},
+        {"fourierft_spectrum": (2 * N,)},
+        lambda w, f: w + fourier(f["fourierft_spectrum"], 5),
+        {"setting-ignored": lambda w, f: w + fourier(f["fourierft_spectrum"], 777)},
+    ),
+    "peanut": (
+        {"peft_type": "PEANUT", "depth": 0, "act_fn": "relu", "scaling": 1.0},
+        {"peanut_A.weight": (R, N), "peanut_B.weight": (N, R)},
+        lambda w, f: w + f["peanut_B.weight"] @ (f["peanut_A.weight"] @ w).clip(0),
+        {"setting-ignored": lambda w, f: w + f["peanut_B.weight"] @ f["peanut_A.weight"] @ w},
     ),
     "osf": (
         {"peft_type": "OSF"},

@@ -105,9 +105,7 @@ def read_adapter(
         modules = low_rank(config, header.path, factors, embeddings, base_has)
     else:
         modules = spelled(config, header.path, factors, shared, base_has)
-    notes = packing_notes(config, modules)
-    if config.spelled is not None and config.spelled[1].note:
-        notes.append(f"{header.path}: {config.spelled[1].note}")
+    notes = [*_of_kind(header.path, config), *packing_notes(config, modules)]
     ignored = saved.without_copies()
     if saved.tensors:
         saved.refuse_beside({module.target: config.saves(module.layer) for module in modules})
@@ -134,6 +132,12 @@ def read_adapter(
         tensors={**tensors, **{ref.spec.name: ref for ref in in_common}},
         metadata=header.metadata,
     )
+
+
+def _of_kind(file: Path, config: LoraConfig) -> Iterator[str]:
+    """What to say of every adapter of its kind."""
+    if config.spelled is not None and config.spelled[1].note:
+        yield f"{file}: {config.spelled[1].note}"
 
 
 def _left_out(file: Path, copies: Mapping[str, str], steering: Mapping[str, str]) -> Iterator[str]:
