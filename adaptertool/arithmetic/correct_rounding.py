@@ -24,7 +24,7 @@ from adaptertool.arithmetic.single import pick
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import doubles, rounded, rounded_exactly
 from adaptertool.codecs.tensors import exact_quotients
-from adaptertool.errors import InternalError, UnsupportedError, argument, shown
+from adaptertool.errors import UnsupportedError, argument, shown
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.error_bound import Bound
 from adaptertool.numerics.interval import Interval, intervals
@@ -33,7 +33,7 @@ from adaptertool.numerics.ops import BLOCKS, DOUBLES, INTERVALS, RESIDUES
 from adaptertool.numerics.rounding import Array
 
 _AT_ONCE = 1 << 17  # factors of single elements
-_MOST_BITS = 1 << 14  # of a root; an element that is open at so many is a fault of ours
+_MOST_BITS = 1 << 13  # of a root; one that is open at so many is a middle, as good as surely
 
 
 @dataclass(slots=True)
@@ -157,7 +157,12 @@ class OpenElements:
             low, high = BY_DTYPE[self.dtype].words(ends)
             if low == high:
                 return float(doubles(ends, self.dtype)[0])
-        raise InternalError(f"an element cannot be rounded: it is {value} to {_MOST_BITS} bits")
+        place = f"row {self.first + row:,}, column {column:,}"
+        raise UnsupportedError(
+            f"{shown(self.chain.step.spec.name)}: {place} is {value:g} to {_MOST_BITS:,} bits, perhaps the middle of "
+            "two values, since terms with a root cancel; merge one adapter, then the other, or take it with "
+            f"{argument('precision')} fast"
+        )
 
     def narrowing(self, row: int, column: int, before: float) -> Iterator[Interval]:
         """The exact value, or ever narrower intervals that hold it. Raises UnsupportedError where nothing can."""

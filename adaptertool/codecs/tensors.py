@@ -167,7 +167,7 @@ def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
 def require_finite(inputs: Inputs, ref: Ref) -> int:
     """Read a factor once; returns how many of its rows (along its first dimension) are all zero.
 
-    Raises NonFiniteError, naming the tensor, for NaN or infinity.
+    Raises NonFiniteError, naming the tensor, for NaN or infinity; of a factor that is made, what it is made of.
     """
     width = max(1, ref.spec.numel // max(1, ref.spec.shape[0] if ref.spec.shape else 1))
     zero, step = 0, max(1, _PART // width) * width
@@ -176,12 +176,26 @@ def require_finite(inputs: Inputs, ref: Ref) -> int:
         if np.count_nonzero(part == 0) >= width:  # else there is no such row
             zero += int(np.count_nonzero(~part.reshape(-1, width).any(axis=1)))
         if not np.isfinite(part).all():
+            _require_of_finite(inputs, ref)
             where = int(np.flatnonzero(~np.isfinite(part))[0])
             raise NonFiniteError(
                 f"{ref.path}: {shown(ref.spec.name)} holds {part[where].item()} at element {first + where:,}; "
                 "the adapter is damaged, or its training diverged"
             )
     return zero
+
+
+def _require_of_finite(inputs: Inputs, made: Ref) -> None:
+    """What is said of a factor that is made, and is not finite: nobody knows it by its name."""
+    if made.made is None or made.made.decodes:
+        return
+    for source in made.made.sources:
+        require_finite(inputs, source)
+    *more, last = dict.fromkeys(shown(source.spec.name) for source in made.made.sources)
+    raise NonFiniteError(
+        f"{made.path}: what is computed from {', '.join(more) + ' and ' + last if more else last} is not finite, since "
+        "numbers there are so large or so small; the adapter is damaged, or its training diverged"
+    )
 
 
 def zero_rows_of(inputs: Inputs, refs: Sequence[Ref]) -> list[int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+import json
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -88,3 +89,16 @@ def test_large_ones_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.Monk
     base, adapters, _ = write(tmp_path, ["rows", "columns"], SHAPES[0])
     with pytest.raises(UnsupportedError, match=r"l.weight: an element needs exact arithmetic.* merge one, then the"):
         adaptertool.merge(base, adapters, tmp_path / "out.safetensors")
+
+
+def test_terms_with_a_root_that_cancel_are_refused_by_name(tmp_path: Path) -> None:
+    """(W + Δ)·m/‖W + Δ‖ + A·that is 0 where A is −1, but no number of bits tells."""
+    base, adapters, _ = write(tmp_path, ["rows"], (4, 6))
+    glora = {"glora_A.X": -torch.ones(1), "glora_B.X": torch.zeros(1)}
+    glora |= {"glora_C.zeros": torch.zeros(6, 1), "glora_D.zeros": torch.zeros(4), "glora_E.zeros": torch.zeros(4)}
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "adapter_config.json").write_text(json.dumps({"peft_type": "GLORA", "r": 4}))
+    named = {f"base_model.model.l.{role}": tensor for role, tensor in glora.items()}
+    save_file(named, tmp_path / "g" / "adapter_model.safetensors")
+    with pytest.raises(UnsupportedError, match=r"l\.weight: row 0, column 0 is .* terms with a root"):
+        adaptertool.merge(base, [*adapters, tmp_path / "g"], tmp_path / "out.safetensors")

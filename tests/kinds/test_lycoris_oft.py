@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from skews import cayley, times
 
 import adaptertool
-from adaptertool.errors import AdapterToolError, MismatchError, UnsupportedError
+from adaptertool.errors import AdapterToolError, MismatchError, NonFiniteError, UnsupportedError
 
 OUT, WIDE = 8, 4
 NAME = "lora_unet_l"
@@ -113,6 +113,25 @@ def test_blocks_that_have_a_bound(tmp_path: Path, alpha: float, monkeypatch: pyt
     require_commands(tmp_path, {"l.weight": torch.randn(OUT, 5)}, adapter, {"l.weight": formula}, monkeypatch)
     with pytest.raises(UnsupportedError, match="OFT with a bound"):
         adaptertool.convert(adapter, tmp_path / "as.safetensors", to="comfy", base=tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        (torch.full((2, 4, 4), torch.inf), "oft_blocks holds inf at element 0"),
+        (
+            1.7e308 * (torch.ones(2, 4, 4).triu() - torch.ones(2, 4, 4).tril(-1)).double(),
+            "what is computed from lora_unet_l.oft_blocks is not finite",
+        ),
+    ],
+)
+def test_what_is_not_finite_is_refused_by_a_name_of_the_file(
+    tmp_path: Path, blocks: torch.Tensor, message: str
+) -> None:
+    base = write_checkpoint(tmp_path / "base", {"l.weight": torch.randn(OUT, 5)})
+    adapter = save(tmp_path / "a.safetensors", blocks)
+    with pytest.raises(NonFiniteError, match=message):
+        adaptertool.merge(base, [adapter], tmp_path / "out")
 
 
 @pytest.mark.parametrize("stages", [(), (2,)])
