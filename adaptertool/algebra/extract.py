@@ -15,6 +15,7 @@ from adaptertool.codecs.numbers import doubles
 from adaptertool.codecs.tensors import require_finite
 from adaptertool.engine.pool import run_jobs
 from adaptertool.engine.produce import Job, Made
+from adaptertool.engine.progress import expect_tensors
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.reader import Inputs, same_bytes
 from adaptertool.formats import DEFAULT
@@ -41,14 +42,22 @@ class Extracted(NamedTuple):
 
 
 def changed_of(
-    inputs: Inputs, pairs: Sequence[tuple[Ref, Ref]], fixed: Sequence[tuple[Ref, Ref]], threads: int
+    inputs: Inputs,
+    pairs: Sequence[tuple[Ref, Ref]],
+    fixed: Sequence[tuple[Ref, Ref]],
+    threads: int,
+    progress: Callable[[int], None] | None = None,
 ) -> frozenset[str]:
-    """The names of the tensors that differ in a number; of `fixed` ones, in a byte. Reads each up to the first."""
+    """The names of the tensors that differ in a number; of `fixed` ones, in a byte. Reads each up to the first.
+    progress: is told the bytes of tensors of the base that are compared"""
+    told = progress or (lambda _: None)
+    expect_tensors(told, (one for one, _ in pairs))
     found = [one.spec.name for one, other in fixed if not same_bytes(one, other)]
 
     def look_at(one: Ref, other: Ref, _: Workspace) -> None:
         if differ(inputs, one, other):
             found.append(one.spec.name)
+        told(one.spec.nbytes)
 
     run_jobs((functools.partial(look_at, *pair) for pair in pairs), threads)
     return frozenset(found)

@@ -46,8 +46,8 @@ def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int
 
         def expect(count: int) -> None:
             with lock:
-                shown.total = lines.total = count
-                shown.refresh()
+                shown.reset(count)
+                lines.begin(count)
 
         progress.expect = expect  # type: ignore[attr-defined]
         yield progress
@@ -57,8 +57,13 @@ class _Lines:
     """What a log is told: nothing of what is done soon, and of what takes long a line every half minute."""
 
     def __init__(self, title: str, total: int | None) -> None:
-        self._title, self.total, self._done = title, total, 0
-        self._began = self._said = time.monotonic()
+        self._title = title
+        self._said = time.monotonic()
+        self.begin(total)
+
+    def begin(self, total: int | None) -> None:
+        """So much is to be done from here: what has two parts begins twice."""
+        self.total, self._done, self._began = total, 0, time.monotonic()
 
     def update(self, count: int) -> None:
         self._done += count

@@ -13,6 +13,8 @@ from typing import Any, TextIO
 
 import click
 
+from adaptertool.render.text import closed, spread
+
 MODES = ("auto", "always", "never")
 # What has a colour: the first group of each, at an end of a line and beside what only we say there
 _MEANT = tuple(
@@ -82,7 +84,7 @@ def fitted(text: str, stream: TextIO | None = None) -> str:
     """The text with lines that are too long for the terminal broken between words, and indented below their first; but
     commands, which are copied, stay whole."""
     width = room(stream)
-    return text if width is None else "\n".join(_broken(line, width) for line in text.split("\n"))
+    return text if width is None else "\n".join(closed(_broken(spread(line), width)) for line in text.split("\n"))
 
 
 def _broken(line: str, width: int) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from unicodedata import east_asian_width
 
 from adaptertool.errors import shown
+
+_FILL = "\1"  # names that are shown have no such character
 
 
 def size(count: int) -> str:
@@ -26,12 +29,23 @@ def counted(count: int, what: str) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> Iterator[str]:
     """The lines of a table: the first column to the left, the others to the right. Where that is more than `width`
     columns, the others have a line of their own."""
-    cells = [[shown(cell) for cell in row] for row in (head, *rows)]
+    cells = [[spread(shown(cell)) for cell in row] for row in (head, *rows)]
     first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
     fits = width is None or not widths or 2 + first + sum(2 + each for each in widths) <= width
     for name, *others in cells:
         line = "".join(f"  {cell:>{each}}" for cell, each in zip(others, widths, strict=True))
-        yield f"  {name:<{first}}{line}" if fits else f"  {name}\n  {line}"
+        yield closed(f"  {name:<{first}}{line}" if fits else f"  {name}\n  {line}")
+
+
+def spread(text: str) -> str:
+    """The text with a mark after each character that takes two columns of a terminal (those of East Asia), so that its
+    length is its width. Marks are taken out again before it is printed."""
+    return text if text.isascii() else "".join(one + _FILL * (east_asian_width(one) in "WF") for one in text)
+
+
+def closed(text: str) -> str:
+    """A text that was spread, as it is printed."""
+    return text.replace(_FILL, "")
 
 
 def ruled(rules: Sequence[str]) -> list[str]:

@@ -101,7 +101,7 @@ def extract(
     checkpoint = as_numbers(require_named(open_checkpoint(base_path)))
     with renaming(renames) as own:
         other = own.checkpoint(as_numbers(require_named(open_checkpoint(path))), checkpoint)
-    selection, count, notes = _selection(checkpoint, other, leave_out, thread_count(options.threads))
+    selection, count, notes = _selection(checkpoint, other, leave_out, options)
     output = _output(checkpoint, other, selection, cut, DTYPES[dtype], notes, computing)
     names = {name: list(one) for name, one in (("leave_out", leave_out), ("renames", renames)) if one}
     output = dataclasses.replace(output, recipe={**output.recipe, **names})
@@ -123,7 +123,7 @@ def _told(one: Extracted) -> TensorExtracted:
 
 
 def _selection(
-    base: Checkpoint, tuned: Checkpoint, leave_out: Sequence[str], threads: int
+    base: Checkpoint, tuned: Checkpoint, leave_out: Sequence[str], options: Options
 ) -> tuple[Selection, int, list[str]]:
     """What is to become of each tensor, how many were not changed, and notes, also on those that are left out and could
     not be compared. All headers are compared before any weight."""
@@ -132,7 +132,7 @@ def _selection(
     unwanted = left_out(leave_out, {**base.tensors, **named.tensors})
     pairs = pairs_of(base, tuned, unwanted)
     with Inputs({header.path: header.stamp for header in (*base.headers, *tuned.headers)}) as inputs:
-        changed = changed_of(inputs, pairs.computed, pairs.fixed, threads)
+        changed = changed_of(inputs, pairs.computed, pairs.fixed, thread_count(options.threads), options.progress)
     for end, source in pairs.copies:
         if not same_bytes(end, source):
             raise MismatchError(no_copy(end, source))

@@ -124,3 +124,13 @@ def test_a_terminal_shows_all_words_whole(merged: tuple[Path, Result], command: 
     times = re.compile(r"[\d.]+ s,")
     words = [Counter(times.sub("", text).split()) for text in (report, done.stdout)]
     assert words[0] == words[1]
+
+
+def test_letters_of_two_columns_count_as_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of China, Japan and Korea; in tables and where lines are broken."""
+    lines = list(table(("名", "n"), [("ab", "10"), ("模型一", "9")]))
+    assert lines == ["  名       n", "  ab      10", "  模型一   9"]
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(terminal, "room", lambda _stream: 20)
+    broken = terminal.fitted("模型一 模型二 模型三 模型四").split("\n")
+    assert broken == ["模型一 模型二 模型三", "    模型四"]
