@@ -45,12 +45,13 @@ def _served(command: list[str], root: Path, environment: dict[str, str], make: s
             time.sleep(0.5)
         yield environment
     finally:
-        process.terminate()
+        process.kill()  # nothing of it stays; Azurite waits for connections to end
         process.wait()
 
 
 def seaweed(weed: str, root: Path) -> Iterator[dict[str, str]]:
     identity = {"name": "t", "credentials": [KEYS], "actions": ["Admin", "Read", "Write", "List"]}
+    root.mkdir(exist_ok=True)
     (root / "config").write_text(json.dumps({"identities": [identity]}))
     ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
     here = ["-ip", "127.0.0.1", "-ip.bind", "127.0.0.1", "-volume.max=100", "-master.volumeSizeLimitMB=64"]

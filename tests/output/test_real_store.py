@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(environment: object, *arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "adaptertool", *map(str, arguments), "-q"]
+    command = [sys.executable, "-m", "adaptertool", *map(str, arguments), *([] if arguments[0] == "clean" else ["-q"])]
     return subprocess.Popen(command, env=dict(environment))  # type: ignore[call-overload, no-any-return]
 
 
@@ -138,7 +138,7 @@ def test_behind_faults(server: Server, models: Path, tmp_path: Path, seed: int) 
 def test_an_outage_is_told_and_gone_on_from(server: Server, models: Path) -> None:
     """After so many requests all are refused: exit 4, nothing to load, and the same command goes on without."""
     scheme, own = server
-    left = [60]
+    left = [25]
 
     def fault(_method: str, _target: str, _count: int) -> str:
         left[0] -= 1
