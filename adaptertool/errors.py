@@ -22,6 +22,10 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 _OPTION = re.compile("\ue000([a-z_]+)\ue001")  # an argument in a message, between characters that nobody uses
+_USER = re.compile(r"://[^/?#@\s'\"]+@")
+_SIGNED = re.compile(
+    r"([?&][^=&\s]*(?:sig|signature|token|credential|secret|key|password)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE
+)
 _ON_COMMAND_LINE: Mapping[str, str] = {"weight": "-w", "weights": "-w", "alphas": "--alpha", "renames": "--rename"}
 
 
@@ -104,7 +108,15 @@ def _option(name: str) -> str:
 
 
 def _escaped(message: str) -> str:
-    return "\n".join(map(shown, message.split("\n")))
+    return "\n".join(map(shown, without_secrets(message).split("\n")))
+
+
+def without_secrets(text: str) -> str:
+    """A text as it may be told: of addresses in it, what is before an @, and what a query has been signed by, is left
+    out. They come from files, or from arguments that are no paths."""
+    if "://" not in text:
+        return text
+    return _SIGNED.sub(r"\1...", _USER.sub("://...@", text))
 
 
 def by(shape: Iterable[int]) -> str:

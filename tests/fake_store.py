@@ -31,6 +31,8 @@ class FakeS3:
         self.headers: list[Mapping[str, str]] = []
         self.fault: Fault = lambda _method, _target: None
         self.conditions, self.listed_tag = True, "&quot;{}&quot;"  # whether If-None-Match is heeded; ETags in lists
+        self.told_tag, self.time = '"{}"', "Sat, 28 Nov 2026 02:00:00 GMT"
+        self.hidden: Callable[[str], bool] = lambda _key: False  # what lists do not tell of yet
         self.lock = threading.Lock()
         self._numbers = itertools.count(1)
         outer = self
@@ -139,7 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _facts(self) -> dict[str, str]:
         tag = self.fake.tags[self.bucket, self.key]
-        return {"ETag": f'"{tag}"', "Last-Modified": "Sat, 28 Nov 2026 02:00:00 GMT", "Accept-Ranges": "bytes"}
+        facts = {"ETag": self.fake.told_tag.format(tag), "Last-Modified": self.fake.time, "Accept-Ranges": "bytes"}
+        return {name: text for name, text in facts.items() if text}
 
     def _get(self) -> Any:
         if not self.key:
@@ -147,7 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.fake.buckets[self.bucket].get(self.key)
         if data is None:
             return 404
-        if self.headers.get("If-Match", self._facts()["ETag"]) != self._facts()["ETag"]:
+        if self.fake.conditions and self.headers.get("If-Match", self._facts().get("ETag")) != self._facts().get(
+            "ETag"
+        ):
             return 412
         if not (asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
             return 200, data, self._facts()
@@ -205,7 +210,9 @@ class _Handler(BaseHTTPRequestHandler):
         prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter")
         after = self.query.get("continuation-token") or self.query.get("start-after", "")
         keys, folders = list[str](), list[str]()
-        for key in sorted(key for key in self.fake.buckets[self.bucket] if key.startswith(prefix)):
+        for key in sorted(
+            key for key in self.fake.buckets[self.bucket] if key.startswith(prefix) and not self.fake.hidden(key)
+        ):
             inside, slash, _ = key[len(prefix) :].partition(delimiter or "\0")
             if delimiter and slash:
                 if (folder := prefix + inside + delimiter) not in folders:

@@ -9,7 +9,20 @@ from pathlib import PosixPath
 from adaptertool.errors import UsageError, shown
 
 SCHEMES = ("s3", "gs", "az")
-_TYPED = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(.*)", re.DOTALL)
+_TYPED = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(.*)", re.DOTALL | re.IGNORECASE)  # schemes have no case
+# What is read from nowhere, or is no path. With one slash, as pathlib has it, where there can be no doubt
+_OTHERS = re.compile(
+    r"(https?|ftp|hf|file|gcs|s3a|s3n|abfss?|wasbs?|hdfs):/{1,2}|([a-z][a-z0-9+.-]*)://", re.IGNORECASE
+)
+_INSTEAD = {
+    "file": "give the path alone",
+    "hf": "a model of the hub is given as ORG/NAME, after `hf download ORG/NAME`",
+    "gcs": "Google Cloud Storage is gs://",
+    **dict.fromkeys(("s3a", "s3n"), "S3 is s3://"),
+    **dict.fromkeys(
+        ("abfs", "abfss", "wasb", "wasbs"), "Azure is az://CONTAINER/PATH, with the account in the environment"
+    ),
+}
 _BUCKET = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _SIGNED = re.compile(r"\?.*(signature|credential|token|sig|key)[^=]*=", re.IGNORECASE | re.DOTALL)
 
@@ -32,8 +45,9 @@ def address(text: str, what: str) -> Address | None:
     Raises UsageError for what no store has, or what must not stand there. What may be a secret is not repeated.
     """
     if (found := _TYPED.fullmatch(text)) is None:
+        _require_path(text, what)
         return None
-    scheme, rest = found[1], found[2]
+    scheme, rest = found[1].lower(), found[2]
     bucket, _, key = rest.partition("/")
     if "@" in bucket or ":" in bucket or _SIGNED.search(rest):
         raise UsageError(
@@ -48,3 +62,12 @@ def address(text: str, what: str) -> Address | None:
     if "" in parts:
         raise UsageError(f"{what} {shown(text)} has two slashes one after the other; a store takes them for a name")
     return Address(f"{scheme}:", bucket, *parts)
+
+
+def _require_path(text: str, what: str) -> None:
+    """Raise UsageError for an address of another kind. It may hold a password or a signature: it is not repeated."""
+    if (found := _OTHERS.match(text)) is None:
+        return
+    scheme = (found[1] or found[2]).lower()
+    hint = _INSTEAD.get(scheme, "download it, and give the path; of stores s3://, gs:// and az:// are read")
+    raise UsageError(f"{what} is an address of {scheme}://, which is not read: {hint}")

@@ -33,12 +33,14 @@ def _open(path: Path) -> InputFile:
     if found is None:
         raise InputError(f"{path} {'does not exist' if _look(path) is None else 'is not a regular file'}")
     obstore, client, key, tag = library(path.parts[0]), client_of(path), key_of(path), found["e_tag"]
-    options: dict[str, Any] = {} if not tag or tag.startswith("W/") else {"if_match": tag}
+    strong = tag and not tag.startswith("W/")
+    options: dict[str, Any] = {"if_match": tag} if strong else {}
+    same = ("e_tag", "size") if strong else ("e_tag", "size", "last_modified", "version")
 
     def fetch(begin: int, end: int) -> Any:
         try:
             reply = obstore.get(client, key, options={"range": (begin, end), **options})
-            if (reply.meta["e_tag"], reply.meta["size"]) != (tag, found["size"]):
+            if any(reply.meta[name] != found[name] for name in same):
                 raise InputError(f"{path} changed since it was first read; nothing was published, run again")
             data = reply.bytes()
         except Exception as error:
@@ -54,8 +56,9 @@ def _open(path: Path) -> InputFile:
 
 
 def _stamp(found: Any) -> Stamp:
-    """By the ETag and the version; where there is no ETag, by the time."""
-    told_by = found["e_tag"] or found["last_modified"]
+    """By the ETag and the version; where there is no strong ETag, by the time too."""
+    tag = found["e_tag"]
+    told_by = tag if tag and not tag.startswith("W/") else f"{tag}\0{found['last_modified']}"
     state = blake3(f"{told_by}\0{found['version']}".encode()).digest()
     return 0, 0, found["size"], int.from_bytes(state[:7], "big"), int.from_bytes(state[7:14], "big")
 

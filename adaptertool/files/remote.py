@@ -65,6 +65,7 @@ class RemoteStaging:
         self._ours: set[str] = set()
         self._noted: dict[str, Digests] = {}
         self._published, self._force, self._replaced = False, force, False
+        self._unconditional = False
         self.work = Path()  # set where it is entered
 
     def __enter__(self) -> RemoteStaging:
@@ -76,6 +77,7 @@ class RemoteStaging:
             self.work = self._local / "work"
             self.work.mkdir()
             upload.create(self.folder / RUN, self._run.content())
+            self._unconditional = not upload.keeps(self.folder / RUN, self._run.content())
             self._require_ours(upload.objects_below(self.out))  # of two that begin at once, both hear of it
             self.take_over(by_hash=True)
         except BaseException:
@@ -89,7 +91,13 @@ class RemoteStaging:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return ()
+        """What the store does not do, and the run goes on without."""
+        if not self._unconditional:
+            return ()
+        return (
+            f"the server of {self.out} replaces objects though it is asked not to (If-None-Match): it cannot be told "
+            "whether another run has written there at the same time",
+        )
 
     def require_space(self, needed: int) -> None:
         """Raises StorageError where the scratch folder has no room for what is not sent yet."""
@@ -153,7 +161,7 @@ class RemoteStaging:
         content = _content(receipt, tag)
         path = self.folder / f"{receipt.key}.json"
         if not upload.create(path, content):
-            there = upload.objects_below(self.out).get(receipt.name)
+            there = upload.look(self.out / receipt.name)
             if self._take(upload.get(path)) and there is not None and self._tags[receipt.name] == there.tag:
                 return
             upload.put(path, content)
@@ -219,7 +227,10 @@ class RemoteStaging:
         StorageError."""
         there = upload.objects_below(self.out)
         self._require_ours(there)
-        if wrong := [name for name, tag in self._tags.items() if name not in there or there[name].tag != tag]:
+        # Where a list does not tell of what was just sent, the object itself is asked
+        unlike = [name for name, tag in self._tags.items() if name not in there or there[name].tag != tag]
+        now = dict(zip(unlike, each(upload.look, [self.out / name for name in unlike]), strict=True))
+        if wrong := [name for name, one in now.items() if one is None or one.tag != self._tags[name]]:
             upload.remove(self.folder, [self._receipt(name).name for name in wrong])
             for name in wrong:
                 del self._tags[name]
@@ -227,7 +238,8 @@ class RemoteStaging:
         names = [path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file()]
         send(self.out, work, [name for name in names if name not in self._tags], self._stopped)
         self._published = True
-        upload.remove(self.out, [name for name in upload.objects_below(self.out) if name.startswith(self.folder.name)])
+        own = {RUN, *upload.objects_below(self.folder), *(self._receipt(name).name for name in self._tags)}
+        upload.remove(self.folder, sorted(own))
 
     def _place(self, name: str, part: Path) -> None:
         (self.work / name).parent.mkdir(parents=True, exist_ok=True)

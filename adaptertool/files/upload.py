@@ -68,6 +68,15 @@ def create(path: Path, content: bytes) -> bool:
     return _written(path, put)
 
 
+def keeps(path: Path, content: bytes) -> bool:
+    """Whether the store does not replace this object, which is there and holds this, where it is asked to make it. Some
+    servers do not know of conditions. Raises StorageError."""
+    if not create(path, content + b"\n"):
+        return True
+    put(path, content)
+    return False
+
+
 def _written(path: Path, call: Callable[[Any, Any, str], Result]) -> Result:
     require_signing(path)
     return ask(path, "written", call)

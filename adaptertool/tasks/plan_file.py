@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 from typing import NamedTuple
 
-from adaptertool.arguments import PathLike, as_path
+from adaptertool.arguments import PathLike, as_local, as_path
 from adaptertool.engine.budget import bytes_to_read, bytes_to_write
 from adaptertool.errors import InputError, OutputError, StorageError, UsageError, shown
 from adaptertool.files.jsonfile import load_json
@@ -40,7 +40,7 @@ class Planned(NamedTuple):
 def write_plan(call: Call, file: PathLike) -> PartsReport:
     """Plan a call, and write it down. Raises as the call would, before it computes; OutputError for a file that holds
     something else, and StorageError."""
-    path, planned = as_path(file, "FILE"), planned_of(call)
+    path, planned = as_local(file, "FILE"), planned_of(call)
     plan, out, options = planned.plan, planned.out, call.how()
     check_call(plan, out, options)
     _require_free(path, out)
@@ -80,7 +80,7 @@ def planned_of(call: Call) -> Planned:
 
 def read_plan(file: PathLike) -> Planned:
     """Plan anew what a file says. Raises InputError where that is no plan, or where another comes out."""
-    path = as_path(file, "FILE")
+    path = as_local(file, "FILE")
     fields = load_json(path)
     if fields.get("schema") != SCHEMA:
         raise InputError(f"{path} is no plan of `adaptertool plan`: its schema is {shown(fields.get('schema'))[:80]}")

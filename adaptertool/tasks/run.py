@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
-from adaptertool.arguments import Number, PathLike, as_path, given_settings
+from adaptertool.arguments import Number, PathLike, as_local, as_path, given_settings
 from adaptertool.methods import settings_of
 from adaptertool.output.checkpoint import run
 from adaptertool.output.options import Options
@@ -119,8 +119,8 @@ def merge(
         threads=threads,
         progress=progress,
         sha256=sha256,
-        provenance=None if provenance is None else as_path(provenance, "the file for the provenance"),
-        scratch=None if scratch is None else as_path(scratch, "the scratch folder"),
+        provenance=None if provenance is None else as_local(provenance, "the file for the provenance"),
+        scratch=None if scratch is None else as_local(scratch, "the scratch folder"),
         clean=clean,
         fail_if_unchanged=fail_if_unchanged,
     )
@@ -191,8 +191,8 @@ def wise(
         threads=threads,
         progress=progress,
         sha256=sha256,
-        provenance=None if provenance is None else as_path(provenance, "the file for the provenance"),
-        scratch=None if scratch is None else as_path(scratch, "the scratch folder"),
+        provenance=None if provenance is None else as_local(provenance, "the file for the provenance"),
+        scratch=None if scratch is None else as_local(scratch, "the scratch folder"),
         clean=clean,
         fail_if_unchanged=fail_if_unchanged,
     )

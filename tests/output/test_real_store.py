@@ -1,74 +1,35 @@
-"""Merges from and into a real S3 server (SeaweedFS, `make test-stores`): its own signatures and conditions."""
+"""Merges from and into real servers, SeaweedFS as S3 and Azurite (`make test-stores`): their own signatures and
+conditions; and through a proxy that refuses, cuts replies, and loses them."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import snapshot, write_adapter, write_checkpoint
+from real_servers import Proxy, azurite, seaweed
 
-WEED = os.environ.get("ADAPTERTOOL_WEED")
-pytestmark = pytest.mark.skipif(not WEED, reason="make test-stores")
-PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
-PORTS += ("s3.port", "s3.port.grpc")
-KEYS = {"accessKey": "AKIDTEST", "secretKey": "SECRETTEST"}
-
-
-def free_ports(count: int) -> list[int]:
-    opened = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in opened]
-    for one in opened:
-        one.close()
-    return ports
+PROGRAMS = {"s3": os.environ.get("ADAPTERTOOL_WEED"), "az": os.environ.get("ADAPTERTOOL_AZURITE")}
+pytestmark = pytest.mark.skipif(not any(PROGRAMS.values()), reason="make test-stores")
+FAULTS = ("503", "500", "429", "cut", "lost", "drop")
+ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "az": "AZURE_STORAGE_ENDPOINT"}
+Server = tuple[str, dict[str, str]]  # scheme, environment
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment in which the bucket `models` is."""
-    root = tmp_path_factory.mktemp("weed")
-    identity = {"name": "t", "credentials": [KEYS], "actions": ["Admin", "Read", "Write", "List"]}
-    (root / "config").write_text(json.dumps({"identities": [identity]}))
-    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    here = [
-        "-ip",
-        "127.0.0.1",
-        "-ip.bind",
-        "127.0.0.1",
-        "-volume.max=100",
-        "-master.volumeSizeLimitMB=64",
-        "-master.telemetry=false",
-    ]
-    s3 = ["-s3", "-s3.config", str(root / "config"), "-s3.port.iceberg", "0", "-s3.port.lance", "0"]
-    chosen = [part for name, port in ports.items() for part in (f"-{name}", str(port))]
-    command = [str(WEED), "server", "-dir", str(root), *here, *s3, *chosen]
-    with (root / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        environment = os.environ | {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3.port']}",
-            "AWS_ACCESS_KEY_ID": KEYS["accessKey"],
-            "AWS_SECRET_ACCESS_KEY": KEYS["secretKey"],
-            "AWS_REGION": "us-east-1",
-        }
-        options = "client_options={'allow_http': True}"
-        make = f"import obstore.store as s, obstore; obstore.put(s.S3Store('models', {options}), 'x', b'')"
-        for _ in range(20):  # the server makes the bucket of a first object
-            done = subprocess.run([sys.executable, "-c", make], env=environment, capture_output=True, check=False)
-            if done.returncode == 0:
-                break
-            time.sleep(1)
-        yield environment
-    finally:
-        process.terminate()
-        process.wait()
+@pytest.fixture(scope="module", params=PROGRAMS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    program = PROGRAMS[request.param]
+    if not program:
+        pytest.skip("not given")
+    root = tmp_path_factory.mktemp(request.param)
+    serve = {"s3": seaweed, "az": azurite}[request.param]
+    yield from ((request.param, environment) for environment in serve(program, root))
 
 
 @pytest.fixture(scope="module")
@@ -86,53 +47,108 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(environment: object, *arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "adaptertool", *map(str, arguments), "-q"]
+    command = [sys.executable, "-m", "adaptertool", *map(str, arguments), *([] if arguments[0] == "clean" else ["-q"])]
     return subprocess.Popen(command, env=dict(environment))  # type: ignore[call-overload, no-any-return]
 
 
-def fetched(environment: dict[str, str], name: str) -> dict[str, bytes]:
+def fetched(server: Server, name: str) -> dict[str, bytes]:
+    scheme, environment = server
     with pytest.MonkeyPatch.context() as patch:
         for key in environment:
             patch.setenv(key, environment[key])
         from adaptertool.files import upload  # noqa: PLC0415
         from adaptertool.files.address import Address  # noqa: PLC0415
 
-        folder = Address(f"s3:/models/{name}")
+        folder = Address(f"{scheme}:/models/{name}")
         return {key: upload.get(folder / key) or b"" for key in sorted(upload.objects_below(folder))}
 
 
-def test_out_and_in_again(server: dict[str, str], models: Path, tmp_path: Path) -> None:
+def test_out_and_in_again(server: Server, models: Path, tmp_path: Path) -> None:
     """With a weight of 0 the base goes through unchanged: it is then merged from the store into the store."""
-    assert run(server, "merge", models / "base", models / "lora", "-w", "0", "-o", "s3://models/base").wait() == 0
-    assert run(server, "merge", "s3://models/base", models / "lora", "-o", "s3://models/out").wait() == 0
+    scheme, own = server
+    there = f"{scheme}://models"
+    assert run(own, "merge", models / "base", models / "lora", "-w", "0", "-o", f"{there}/base").wait() == 0
+    assert run(own, "merge", f"{there}/base", models / "lora", "-o", f"{there}/out", "--verify").wait() == 0
     found, local = fetched(server, "out"), snapshot(models / "local")
     assert {name: found[name] for name in found if name.endswith(".safetensors")} == {
         name: local[name] for name in local if name.endswith(".safetensors")
     }
-    assert run(server, "verify", "s3://models/out").wait() == 0
-    assert run(server, "verify", "s3://models/out", models / "base", models / "lora").wait() == 0
-    assert run(server, "merge", "s3://models/base", models / "lora", "-o", tmp_path / "out").wait() == 0
+    assert run(own, "verify", f"{there}/out").wait() == 0
+    assert run(own, "verify", f"{there}/out", models / "base", models / "lora").wait() == 0
+    assert run(own, "merge", f"{there}/base", models / "lora", "-o", tmp_path / "out").wait() == 0
+    assert run(own, "merge", models / "base", models / "lora", "-o", f"{there}/out").wait() == 5
+    assert run(own, "merge", models / "base", models / "lora", "-o", f"{there}/out", "--force").wait() == 0
+    assert fetched(server, "out") == local
+    assert run(own, "truncate", models / "lora", "--rank", "2", "-o", f"{there}/cut").wait() == 0
+    assert run(own, "merge", models / "base", f"{there}/cut", "-o", tmp_path / "cut").wait() == 0
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_a_run_that_is_killed_goes_on(server: dict[str, str], models: Path, count: int) -> None:
-    """After so many receipts."""
-    out = f"killed-{count}"
-    arguments = ("merge", models / "base", models / "lora", "-o", f"s3://models/{out}")
-    process = run(server, *arguments)
+def test_a_run_that_is_killed_goes_on(server: Server, models: Path) -> None:
+    scheme, own = server
+    arguments = ("merge", models / "base", models / "lora", "-o", f"{scheme}://models/killed")
+    process = run(own, *arguments)
     while process.poll() is None:
-        if sum(name.endswith(".json") and name.startswith(".") for name in fetched(server, out)) >= count:
+        if sum(name.endswith(".json") and name.startswith(".") for name in fetched(server, "killed")) >= 2:
             process.send_signal(signal.SIGKILL)
             break
     process.wait()
-    assert run(server, *arguments).wait() == 0
-    assert fetched(server, out) == snapshot(models / "local")
+    assert run(own, *arguments).wait() == 0
+    assert fetched(server, "killed") == snapshot(models / "local")
+    process = run(own, *arguments[:-1], f"{scheme}://models/cleaned")
+    while process.poll() is None:
+        if any(name.endswith(".json") and name.startswith(".") for name in fetched(server, "cleaned")):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert run(own, "clean", f"{scheme}://models/cleaned").wait() == 0
+    assert fetched(server, "cleaned") == {}
 
 
-def test_two_at_once(server: dict[str, str], models: Path) -> None:
-    arguments = ("merge", models / "base", models / "lora", "-o", "s3://models/both")
-    codes = [process.wait() for process in [run(server, *arguments) for _ in range(2)]]
+def test_two_at_once(server: Server, models: Path) -> None:
+    scheme, own = server
+    arguments = ("merge", models / "base", models / "lora", "-o", f"{scheme}://models/both")
+    codes = [process.wait() for process in [run(own, *arguments) for _ in range(2)]]
     assert 0 in codes
     if codes != [0, 0]:  # the other came when all was there, or was gone from under it
-        assert run(server, *arguments).wait() in (0, 5)
+        assert run(own, *arguments).wait() in (0, 5)
     assert fetched(server, "both") == snapshot(models / "local")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_behind_faults(server: Server, models: Path, tmp_path: Path, seed: int) -> None:
+    """Half of all requests are spoilt the first time, in ways that look random. Read, written, and both verified."""
+    scheme, own = server
+
+    def fault(method: str, target: str, count: int) -> str:
+        chance = zlib.crc32(f"{seed} {method} {target}".encode())
+        return FAULTS[chance // 2 % len(FAULTS)] if count == 1 and chance % 2 and "x-id" not in target else ""
+
+    place = f"{scheme}://models/faults-{seed}"
+    with Proxy(own[ENDPOINTS[scheme]], fault, delay=0.002) as proxy:
+        path = own[ENDPOINTS[scheme]].partition("//")[2].partition("/")[2]
+        there = own | {ENDPOINTS[scheme]: f"{proxy.url}/{path}".rstrip("/")}
+        assert run(there, "merge", models / "base", models / "lora", "-o", f"{place}/out").wait() == 0
+        assert run(there, "merge", f"{place}/out", models / "lora", "-w", "0", "-o", tmp_path / "back").wait() == 0
+        assert all(proxy.faults[one] for one in FAULTS)
+    assert fetched(server, f"faults-{seed}/out") == (local := snapshot(models / "local"))
+    back = snapshot(tmp_path / "back")
+    assert all(back[name] == data for name, data in local.items() if name.endswith(".safetensors"))
+
+
+def test_an_outage_is_told_and_gone_on_from(server: Server, models: Path) -> None:
+    """After so many requests all are refused: exit 4, nothing to load, and the same command goes on without."""
+    scheme, own = server
+    left = [25]
+
+    def fault(_method: str, _target: str, _count: int) -> str:
+        left[0] -= 1
+        return "403" if left[0] < 0 else ""
+
+    arguments = ("merge", models / "base", models / "lora", "-o", f"{scheme}://models/outage")
+    with Proxy(own[ENDPOINTS[scheme]], fault) as proxy:
+        path = own[ENDPOINTS[scheme]].partition("//")[2].partition("/")[2]
+        there = own | {ENDPOINTS[scheme]: f"{proxy.url}/{path}".rstrip("/")}
+        assert run(there, *arguments).wait() == 4
+    assert "config.json" not in fetched(server, "outage")
+    assert run(own, *arguments).wait() == 0
+    assert fetched(server, "outage") == snapshot(models / "local")

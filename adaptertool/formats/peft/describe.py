@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from adaptertool.errors import without_secrets
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats.format import Facts, Group
 from adaptertool.formats.peft.fields import alpha_field_of
@@ -37,7 +38,7 @@ def facts(fields: Mapping[str, Any]) -> Facts:
     return Facts(
         kind=str(fields.get("peft_type")),
         version=_text(fields, "peft_version"),
-        trained_on=_text(fields, "base_model_name_or_path"),
+        trained_on=without_secrets(_text(fields, "base_model_name_or_path") or "") or None,
         initialiser=_initialiser(fields.get("init_lora_weights")),
         rank_stabilised=fields.get("use_rslora") is True,
         rank=fields.get("r"),
