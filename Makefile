@@ -12,7 +12,7 @@
 # make survival   how much of an update is left where a quantised base stays so: the table of docs/quantised.md
 # make docs    the site, into docs/_build (Sphinx; warnings and dead links within it are errors)
 # make dist    the sdist and a wheel for this machine, into dist/, checked
-# make man     the man pages, of what --help says, into build/man
+# make man     the man pages, of what --help says, into man/ (make dist does, and puts them into the wheel)
 # make bench   merge of 1.1 B parameters beside PEFT and cp (12 GB of disk), growth with size and tensors, 8 B (36 GB,
 #              left out where there is less), cost of exactness, plan of 671 B; tables into docs/measured.md
 # make bench-quick  the ratios that matter, in about 5 minutes (8 GB of disk); fails where one is worse by a third than
@@ -42,7 +42,7 @@ docs: .venv/.installed-docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 	@echo "docs/_build/index.html"
 
-dist: .venv/.installed-release
+dist: .venv/.installed-release man
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
@@ -78,8 +78,9 @@ verdicts: $(STAMP)
 survival: $(STAMP)
 	$(BIN)/python tests/survival.py
 
-man: $(STAMP)
-	$(BIN)/python tools/man_pages.py build/man
+# Of the code alone: nothing more is installed than the demo has
+man: $(or $(wildcard $(STAMP)),$(SMALL))
+	$(BIN)/python tools/man_pages.py man
 
 screenshot: $(STAMP)
 	$(BIN)/python tools/screenshot.py
@@ -114,7 +115,8 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard adaptertool/numeri
 
 $(SMALL): $(SOURCES) | .venv/bin/python
 	@echo "Installing adaptertool into .venv: numpy and five small libraries (25 MB), and a C kernel is compiled."
-	@echo "That takes half a minute to two; pip says what it is at."
+	@echo "That takes half a minute to two. pip says what it is at; it is silent while the kernel is compiled, three times,"
+	@echo "for three generations of processors (\"Building editable\")."
 	$(PIP) --progress-bar off -e .
 	@touch $@
 
@@ -132,4 +134,4 @@ $(STAMP): $(SOURCES) | .venv/bin/python
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv build dist docs/_build docs/reference demo adaptertool/numerics/_kernel* benchmarks/data $(TINKER) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf .venv build dist man docs/_build docs/reference demo adaptertool/numerics/_kernel* benchmarks/data $(TINKER) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

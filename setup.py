@@ -19,8 +19,8 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("adaptertool/numerics/kernel")
 # No reassociation and no contraction, which would change results: the last two only tell the compiler that nobody looks
-# at error flags, without which it makes no vector code.
-FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+# at error flags, without which it makes no vector code. What debuggers need would be three quarters of the library.
+FLAGS = ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 LEVELS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS |= {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
@@ -68,4 +68,10 @@ extension: Any = Extension(
     depends=[str(path) for path in sorted(SOURCES.glob("*.[ch]"))],
     optional=True,
 )
-setup(ext_modules=[extension] if sys.platform != "win32" else [], cmdclass={"build_ext": Library, "bdist_wheel": Wheel})
+# `make dist` writes them first, since they are made of what the installed command says; other builds go without
+MAN = sorted(str(path) for path in Path("man").glob("*.1"))
+setup(
+    ext_modules=[extension] if sys.platform != "win32" else [],
+    data_files=[("share/man/man1", MAN)] if MAN else [],
+    cmdclass={"build_ext": Library, "bdist_wheel": Wheel},
+)

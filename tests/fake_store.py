@@ -30,6 +30,7 @@ class FakeS3:
         self.log: list[tuple[str, str, str]] = []  # method, target, range
         self.headers: list[Mapping[str, str]] = []
         self.fault: Fault = lambda _method, _target: None
+        self.conditions, self.listed_tag = True, "&quot;{}&quot;"  # whether If-None-Match is heeded; ETags in lists
         self.lock = threading.Lock()
         self._numbers = itertools.count(1)
         outer = self
@@ -48,6 +49,8 @@ class FakeS3:
             "AWS_ACCESS_KEY_ID": "AKIDFAKE",
             "AWS_SECRET_ACCESS_KEY": "SECRETFAKE",
             "AWS_REGION": "us-east-1",
+            "GOOGLE_BASE_URL": self.url,
+            "GOOGLE_BEARER_TOKEN": "SECRETFAKE",
         }
 
     def clear(self) -> None:
@@ -164,7 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return 404
             self.fake.uploads[self.query["uploadId"]][int(self.query["partNumber"])] = self.body
             return 200, b"", {"ETag": f'"{hashlib.md5(self.body).hexdigest()}"'}
-        if self.headers.get("If-None-Match") == "*" and self.key in self.fake.buckets[self.bucket]:
+        only_new = self.headers.get("If-None-Match") == "*" or self.headers.get("x-goog-if-generation-match") == "0"
+        if only_new and self.fake.conditions and self.key in self.fake.buckets[self.bucket]:
             return 412
         return 200, b"", {"ETag": f'"{self.fake.put(self.key, self.body, self.bucket)}"'}
 
@@ -216,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
                 texts.append(f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>")
                 continue
             size, tag = len(self.fake.buckets[self.bucket][one]), self.fake.tags[self.bucket, one]
-            facts = f"<ETag>&quot;{tag}&quot;</ETag><Size>{size}</Size>"
+            facts = f"<ETag>{self.fake.listed_tag.format(tag)}</ETag><Size>{size}</Size>"
             facts += "<LastModified>2026-11-28T02:00:00.000Z</LastModified>"
             texts.append(f"<Contents><Key>{escape(one)}</Key>{facts}</Contents>")
         if more:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -40,9 +41,15 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Full names of all modules that a file imports, inside functions too."""
-    return names_in(ast.parse(path.read_text()), path)
+    return names_in(parsed(path), path)
 
 
 def names_in(tree: ast.AST, path: Path) -> set[str]:
@@ -120,9 +127,9 @@ def test_nothing_of_an_extra_is_needed_to_start() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@functools.cache
 def imported_at_the_top(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    kept = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom | ast.If)]
+    kept = [node for node in parsed(path).body if isinstance(node, ast.Import | ast.ImportFrom | ast.If)]
     return names_in(ast.Module(kept, []), path) | {
         name.rpartition(".")[0] for name in names_in(ast.Module(kept, []), path)
     }
@@ -133,9 +140,8 @@ def test_nobody_else_compares_the_name_of_a_kind() -> None:
     names = "|".join(f'"{kind.name}"' for kind in KINDS)
     by_name = re.compile(rf"(?:{'|'.join(kind.name.upper() for kind in KINDS)})\.name|kind is (?:not )?[A-Z]|{names}")
     for path in SOURCES:
-        text = path.read_text()
-        for node in ast.walk(ast.parse(text)) if room(path) != "kinds" else ():
-            if isinstance(node, ast.Compare) and "kind" in (source := ast.get_source_segment(text, node) or ""):
+        for node in ast.walk(parsed(path)) if room(path) != "kinds" else ():
+            if isinstance(node, ast.Compare) and "kind" in (source := ast.unparse(node).replace("'", '"')):
                 assert not by_name.search(source), f"{path}: {source}"
 
 
@@ -171,7 +177,7 @@ def test_only_one_room_knows(library: str, allowed: set[str]) -> None:
 
 def test_files_and_functions_stay_small() -> None:
     for path in SOURCES:
-        tree = ast.parse(path.read_text())
+        tree = parsed(path)
         assert len(path.read_text().splitlines()) <= 260, path
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
@@ -204,7 +210,7 @@ def raises(node: ast.AST) -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_docstrings_have_a_subject_and_their_errors(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     for name, node, public in [("module", tree, False), *defined(tree, "module")]:
         told = ast.get_docstring(node) or ""
         assert not told.startswith("Of "), f"{path}: {name}: of what?"

@@ -104,6 +104,8 @@ HANDLED = [
     ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "
      "config is not believed", "oracle/test_peft_layers.py::test_gpt2"),
     ("Embedding, Conv1d, Conv2d, Conv3d", "LoRA and DoRA", "oracle/test_peft_layers.py::test_layer"),
+    ("OSF, FRoD", "what they are made of is decomposed from the base, in float64, as it was rounded to 16 bits",
+     "oracle/test_peft_decomposed.py::test_each_dtype"),
     ("torch.nn.MultiheadAttention", "in_proj, and out_proj twice, as PEFT trains it",
      "oracle/test_peft_layers.py::test_multihead_attention"),
     ("lora_bias", "added to the layer's bias", "oracle/test_peft_layers.py::test_lora_bias"),

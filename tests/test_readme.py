@@ -83,8 +83,9 @@ def workplace(tmp_path: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """`adaptertool` is found beside the Python that runs the tests, as after `. .venv/bin/activate`."""
-    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    """`adaptertool` is found beside the Python that runs the tests, as after `. .venv/bin/activate`. Models take one
+    thread: beside other tests, those of small products wait for each other most of the time."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
 def test_there_are_commands() -> None:

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 import adaptertool
+from adaptertool.cli.examples import EXAMPLES
 from adaptertool.cli.table import COMMANDS, load
 
 
@@ -24,6 +25,7 @@ def test_every_command_and_option_is_told(pages: dict[str, str]) -> None:
         own = pages["commands"].split(f"\n## {entry.name}\n")[1].split("\n## ")[0]
         options = [one for parameter in command.params for one in parameter.opts if isinstance(parameter, click.Option)]
         assert not [option for option in options if option not in own]
+        assert "Examples:" in own or entry.name not in EXAMPLES
 
 
 def test_every_public_name_and_schema_is_told(pages: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,14 +22,22 @@ def escaped(text: str) -> str:
 
 
 def block(text: str) -> str:
-    """Lines that are kept as they are, without the first, which the section is called by."""
-    lines = [line for line in text.replace("\b\n", "").rstrip().split("\n")[1:] if line.strip()]
+    """Lines that are kept as they are."""
+    lines = [line for line in text.replace("\b\n", "").rstrip().split("\n") if line.strip()]
     return "\n".join([".nf", *map(escaped, lines), ".fi"])
+
+
+def untitled(text: str) -> str:
+    """A block of lines without the first, which the section is called by."""
+    return text.replace("\b\n", "").partition("\n")[2]
 
 
 def paragraphs(help_text: str) -> Iterator[str]:
     for paragraph in help_text.partition("\f")[0].strip().split("\n\n"):
-        yield f".PP\n{escaped(' '.join(paragraph.split()))}"
+        if paragraph.lstrip().startswith("\b\n"):
+            yield ".PP\n" + block(textwrap.dedent(paragraph.partition("\n")[2]))
+        else:
+            yield f".PP\n{escaped(' '.join(paragraph.split()))}"
 
 
 def options(context: click.Context) -> Iterator[str]:
@@ -54,10 +63,10 @@ def page(context: click.Context, name: str, summary: str) -> str:
         parts += [".SH COMMANDS"]
         for one in command.commands.values():
             parts += [f".TP\n\\fBadaptertool\\-{escaped(one.name or '')}\\fR(1)\n{escaped(one.short_help or '')}"]
-        parts += [".SH EXIT STATUS", block(EXIT_CODES), ".SH ENVIRONMENT", block(ENVIRONMENT)]
-        parts += [".SH EXAMPLES", block(EXAMPLE)]
+        parts += [".SH EXIT STATUS", block(untitled(EXIT_CODES)), ".SH ENVIRONMENT", block(untitled(ENVIRONMENT))]
+        parts += [".SH EXAMPLES", block(untitled(EXAMPLE))]
     else:
-        parts += [".SH EXAMPLES", block(command.epilog or "")] if "\n" in (command.epilog or "") else []
+        parts += [".SH EXAMPLES", block(untitled(command.epilog or ""))] if "\n" in (command.epilog or "") else []
         parts += [".SH SEE ALSO\n\\fBadaptertool\\fR(1), which has the exit codes and what the environment says"]
     return "\n".join(parts) + "\n"
 
@@ -75,4 +84,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "build/man"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "man"))

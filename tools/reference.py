@@ -16,7 +16,7 @@ import click
 
 import adaptertool
 from adaptertool.cli import cli
-from adaptertool.cli.table import COMMANDS, load
+from adaptertool.cli.table import COMMANDS, Unloaded
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "reference"
@@ -34,7 +34,9 @@ def commands() -> Iterator[str]:
     top = click.Context(cli, info_name="adaptertool", **settings)
     yield fenced(cli.get_help(top))
     for entry in COMMANDS:
-        command: click.Command = load(entry.module, entry.attribute)
+        unloaded = cli.commands[entry.name]
+        assert isinstance(unloaded, Unloaded)
+        command = unloaded.command()
         context = click.Context(command, info_name=entry.name, parent=top, **settings)
         yield f"## {entry.name}\n"
         yield fenced(command.get_help(context))

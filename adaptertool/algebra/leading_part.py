@@ -25,7 +25,7 @@ from adaptertool.numerics.held import Held, Room, Single, narrowed
 from adaptertool.numerics.lowrank import kept
 from adaptertool.numerics.randomized_svd import leading
 from adaptertool.numerics.rounding import Array
-from adaptertool.planning.sum import Combined
+from adaptertool.planning.sum import Combined, LayerWeight
 from adaptertool.spec.choices import RankChoice
 from adaptertool.spec.plan import Plan, Step
 
@@ -37,9 +37,7 @@ class Share(NamedTuple):
     weight: float
 
 
-def shares_on(
-    plans: Sequence[Plan], weights: Sequence[float], layers: Sequence[Combined]
-) -> Mapping[str, Sequence[Share]]:
+def shares_on(plans: Sequence[Plan], weigh: LayerWeight, layers: Sequence[Combined]) -> Mapping[str, Sequence[Share]]:
     """The shares of the adapters in each layer that is DoRA, by its path. plans: of each adapter alone, merged into the
     base.
 
@@ -51,8 +49,8 @@ def shares_on(
             continue
         keys = {term.layer.key for term in layer.terms}
         several = [
-            ([step for key in keys for step in steps.get(key, ())], weight)
-            for steps, weight in zip(by_key, weights, strict=True)
+            ([step for key in keys for step in steps.get(key, ())], float(weigh(number, layer.first)))
+            for number, steps in enumerate(by_key)
         ]
         if layer.unpaired is not None and any(len(step.base.spec.shape) > 2 for steps, _ in several for step in steps):
             raise UnsupportedError(

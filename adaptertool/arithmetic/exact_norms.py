@@ -11,6 +11,7 @@ import numpy as np
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import choose
 from adaptertool.codecs.tensors import exact_quotients, read_rows
+from adaptertool.errors import UnsupportedError, argument, shown
 from adaptertool.kinds import NORM, Kind, kind_of
 from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import Interval, intervals, roots
@@ -19,6 +20,7 @@ from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit
 
 _FEW = 4  # that are kept
+_MOST = 1 << 17  # elements of a tensor of which all are made
 
 
 class ExactRows:
@@ -46,6 +48,8 @@ class ExactRows:
             kind, chosen = kind_of(edit), choose(edit, first, last)
             if kind.norms is None or chosen is None:
                 continue
+            if turned and not edit.transposed:
+                return None
             columns = range(self._chain.columns)[chosen.columns]
             if (number and not edit.on_base) or (turned and column not in columns):
                 return None
@@ -61,11 +65,51 @@ class ExactRows:
 
     def line(self, row: int, column: int, bits: int) -> tuple[Interval, Interval]:
         """(before, after) of one element, where norms of whole rows play a part: that row, or the column of a tensor
-        that is stored transposed, in intervals; roots to about `bits` bits."""
+        that is stored transposed, in intervals; roots to about `bits` bits. All of the tensor, where some edits need
+        whole rows of it and others whole columns; raises UnsupportedError where that is too large."""
+        if self._crossed:
+            before, rows = self._kept(("all", bits), lambda: self._all(bits))
+            return before[row, column], rows[row, column]
         key = ("line", column if self._chain.transposed else row, bits)
         before, rows = self._kept(key, lambda: self._made_of(row, column, bits, None))
         at = (row, 0) if self._chain.transposed else (0, column)
         return before[at], rows[at]
+
+    @property
+    def _crossed(self) -> bool:
+        """Whether a column does not do, though some edits need one."""
+        edits = self._chain.step.edits
+        rows = (
+            kind for kind in (kind_of(edit) for edit in edits if not edit.transposed) if kind.norms or kind.neighbours
+        )
+        return self._chain.transposed and any(rows)
+
+    def _all(self, bits: int) -> tuple[Any, Any]:
+        """All of the base, and of it after the edits."""
+        chain, count = self._chain, self._chain.rows
+        if count * chain.columns > _MOST:
+            raise UnsupportedError(
+                f"{shown(chain.step.spec.name)}: an element needs exact arithmetic, with adapters that need whole "
+                f"rows and whole columns; merge one, then the other, or take it with {argument('precision')} fast"
+            )
+        before = np.concatenate([intervals(self._stored(row, 0, turned=False)) for row in range(count)])
+        rows = before.copy()
+        for number, edit in enumerate(chain.step.edits):
+            chosen = choose(edit, 0, count)
+            if chosen is None:
+                continue
+            kind, cut = kind_of(edit), chain.factors(number, edit, chosen.places)
+            factors = cut if kind.neighbours else {role: intervals(tensor) for role, tensor in cut.items()}
+            at = chosen.index, chosen.columns
+            some, old = (array[at].T if edit.transposed else array[at] for array in (rows, before))
+            scale, weight = Fraction(edit.scale), Fraction(edit.weight)
+            if kind.norms is not None:
+                squares = kind.norms.squares(INTERVALS, old if edit.on_base else some, factors, scale)
+                factors[NORM] = roots(kind.norms.joined(squares, cut), bits)
+            kind.apply(INTERVALS, some, factors, scale, weight)
+            if isinstance(chosen.index, list):
+                rows[at] = some.T if edit.transposed else some
+        return before, rows
 
     def _kept(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         if key not in self._made:
@@ -91,7 +135,7 @@ class ExactRows:
             if turned:
                 if column not in columns:
                     continue
-                cut = _cut_to(cut, kind, columns.index(column))
+                cut = _cut_to(cut, kind, columns.index(column), turned=edit.transposed)
                 index = (chosen.index, slice(0, 1))
             factors = cut if kind.neighbours else {role: intervals(tensor) for role, tensor in cut.items()}
             some, old = (array[index].T if edit.transposed else array[index] for array in (rows, before))
@@ -107,7 +151,7 @@ class ExactRows:
                 factors[NORM] = roots(squares, bits)
             kind.apply(INTERVALS, some, factors, scale, weight)
             if isinstance(chosen.index, list):
-                rows[index] = some
+                rows[index] = some.T if edit.transposed else some
         return before, rows
 
     def _stored(self, row: int, column: int, *, turned: bool) -> Any:
@@ -116,8 +160,9 @@ class ExactRows:
             return self._quotients(row, column, turned=turned)
         if not turned:
             return read_rows(self._chain.inputs, self._chain.step.base, row, row + 1, self._chain.columns)
-        column_only = self._chain.step.base._replace(columns=range(column, column + 1))
-        return read_rows(self._chain.inputs, column_only, 0, self._chain.rows, self._chain.columns)
+        base, shape = self._chain.step.base, (self._chain.rows, self._chain.columns)
+        column_only = base._replace(spec=base.spec._replace(shape=shape), columns=range(column, column + 1))
+        return read_rows(self._chain.inputs, column_only, 0, *shape)
 
     def _quotients(self, row: int, column: int, *, turned: bool) -> Any:
         """The same, as rationals."""
@@ -135,9 +180,11 @@ def together(edit: Edit, row: int) -> range:
     return range(row // every * every, (row // every + 1) * every)
 
 
-def _cut_to(factors: Mapping[str, Array], kind: Kind, column: int) -> dict[str, Array]:
-    """Cut to what belongs to one column of a tensor that is stored transposed: to one output row."""
+def _cut_to(factors: Mapping[str, Array], kind: Kind, column: int, *, turned: bool = True) -> dict[str, Array]:
+    """Cut to what belongs to one column of a tensor: where that is stored transposed (`turned`) to one output row."""
     part = slice(column, column + 1)
     if kind.elementwise:  # as the tensor itself is stored
         return {role: factor[:, part] for role, factor in factors.items()}
+    if not turned:
+        return {role: factor[:, part] if role in kind.by_column else factor for role, factor in factors.items()}
     return {role: factor[part] if role in kind.by_row else factor for role, factor in factors.items()}

@@ -89,7 +89,7 @@ def small_of(step: Step) -> Small | None:
     base, spec = step.base.spec, step.spec
     if not step.edits or not 0 < base.nbytes <= SMALL or (base.dtype, base.nbytes) != (spec.dtype, spec.nbytes):
         return None
-    if step.base.made is not None or step.keeps is not None:
+    if step.base.made is not None or step.keeps is not None or step.share is not None:
         return None
     if step.blend is not None or step.fisher is not None or step.makes is not None or not can(base.dtype):
         return None

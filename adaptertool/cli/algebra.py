@@ -21,11 +21,12 @@ from adaptertool.cli.options import (
     QUIET,
     RENAME,
     THREADS,
-    WEIGHT,
-    setting_options,
     tell,
     with_options,
 )
+from adaptertool.cli.settings import method_option, setting_options
+from adaptertool.cli.weights import WEIGHT
+from adaptertool.methods import ON_FACTORS
 from adaptertool.render.adapters import convert_text, extract_text, sum_text, truncate_text
 from adaptertool.render.truncate_page import truncate_page
 from adaptertool.reports.adapters import AdapterReport
@@ -37,13 +38,19 @@ from adaptertool.tasks.extract import DTYPES
 from adaptertool.tasks.sum import sum_adapters
 from adaptertool.tasks.sum_methods import METHODS, SETTINGS
 
-DEVICE = click.option("--device", default="cpu", help="cpu, or one of torch, in float64: cuda, cuda:1.")
+DEVICE = click.option(
+    "--device", default="cpu", metavar="DEVICE", help="cpu, or one of torch, in float64: cuda, cuda:1."
+)
 Report = TypeVar("Report", bound=AdapterReport)
-RANK = click.option("--rank", type=click.IntRange(min=1), help="At most this rank.")
+RANK = click.option("--rank", type=click.IntRange(min=1), metavar="N", help="At most this rank.")
 TO = click.option("--to", type=click.Choice(FORMATS), help="Write another format, as `adaptertool convert` does.")
 EXTRACT_TO = click.option("--to", type=click.Choice(FORMATS), default=FORMATS[0], help="The format to write.")
-MAX_ERROR = click.option("--max-error", help="The smallest rank with at most this error, relative in Frobenius norm.")
-ENERGY = click.option("--energy", help="The smallest rank that keeps this share of the squared spectrum, such as 0.99.")
+MAX_ERROR = click.option(
+    "--max-error", metavar="NUMBER", help="The smallest rank with at most this error, relative in Frobenius norm."
+)
+ENERGY = click.option(
+    "--energy", metavar="SHARE", help="The smallest rank that keeps this share of the squared spectrum, such as 0.99."
+)
 makes_adapter = with_options(
     click.option("-o", "--out", required=True, type=click.Path(), help="Where to write."),
     FORCE,
@@ -60,9 +67,9 @@ makes_adapter = with_options(
 @click.command("sum")
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
 @WEIGHT
-@click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="By PEFT's names; see below.")
+@method_option(METHODS, "By PEFT's names:", METHODS[0])
 @click.option("--base", type=click.Path(), help="Needed for DoRA, extracted at --rank or --energy; tells names.")
-@with_options(*setting_options(SETTINGS, in_sum=True))
+@with_options(*setting_options(SETTINGS, ON_FACTORS, in_sum=True))
 @with_options(RANK, ENERGY, TO, LEAVE_OUT, EXPERT_LAYOUT, RENAME)
 @makes_adapter
 def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bool, **options: Any) -> None:
@@ -85,7 +92,9 @@ def sum_command(adapters: tuple[str, ...], weights: tuple[str, ...], verbose: bo
     RANK,
     ENERGY,
     MAX_ERROR,
-    click.option("--ratio", help="Singular values of at least the largest over this; --rank may limit them."),
+    click.option(
+        "--ratio", metavar="NUMBER", help="Singular values of at least the largest over this; --rank may limit them."
+    ),
     TO,
     click.option("--balance", is_flag=True, help="Share the singular values between A and B."),
     click.option("--base", type=click.Path(), help="Tell how far the merged weights move: of DoRA its norms count."),
@@ -140,7 +149,7 @@ def extract(base: str, tuned: str, verbose: bool, **options: Any) -> None:
     click.option("--to", required=True, type=click.Choice(FORMATS), help="The format to write."),
     click.option("--base", type=click.Path(), help="What ADAPTER is for: tells what its layers are called."),
     click.option("--part", "parts", multiple=True, metavar="NAME", help="Of a pipeline, as unet: no others."),
-    click.option("--prefix", help="What names begin with, instead of what is usual, as lora_unet_."),
+    click.option("--prefix", metavar="NAME", help="What names begin with, instead of what is usual, as lora_unet_."),
     RENAME,
     LEAVE_OUT,
     EXPERT_LAYOUT,

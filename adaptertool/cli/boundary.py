@@ -65,7 +65,10 @@ def _explained(error: click.ClickException) -> str:
             return f"No such option '{error.option_name}': {reason}."
         if error.ctx is not None and error.ctx.parent is None:
             return f"No such option '{error.option_name}' before a command: its options come after its name."
-    return error.format_message().replace("\t", "  ")
+    said = error.format_message().replace("\t", "  ")
+    if said.startswith("No such command 'help'"):
+        return "No such command 'help': it is an option, as in `adaptertool merge --help`."
+    return said
 
 
 def _misused(error: click.ClickException) -> int:

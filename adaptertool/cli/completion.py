@@ -12,14 +12,16 @@ from adaptertool.cli.boundary import say
 SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 
 
-@click.command(epilog="Example: adaptertool completion bash > ~/.local/share/bash-completion/completions/adaptertool")
+@click.command()
 @click.argument("shell", type=click.Choice([*SHELLS]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print what makes SHELL complete commands, options and paths.
 
-    bash: source <(adaptertool completion bash), in ~/.bashrc; zsh: the same in ~/.zshrc;
-    fish: adaptertool completion fish > ~/.config/fish/completions/adaptertool.fish
+    \b
+    bash: source <(adaptertool completion bash)    in ~/.bashrc
+    zsh:  source <(adaptertool completion zsh)     in ~/.zshrc
+    fish: adaptertool completion fish | source     in ~/.config/fish/config.fish
     """
     script = SHELLS[shell](context.find_root().command, {}, "adaptertool", "_ADAPTERTOOL_COMPLETE")
     say(script.source().rstrip(), sys.stdout)

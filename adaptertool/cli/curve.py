@@ -61,6 +61,8 @@ def _refuse(options: Options, printing: Printing) -> None:
         raise UsageError(
             "--dry-run and -v show the plan of a sweep, and nothing of scores: leave --score away for them"
         )
+    if printing.html is not None:
+        raise UsageError("--html is for a run without --score: a curve has its page in OUT, curve.html")
     if options.fail_if_unchanged:
         raise UsageError("--fail-if-unchanged is for one OUT that is made, not for scores")
     if options.provenance is not None:

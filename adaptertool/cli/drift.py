@@ -19,12 +19,12 @@ from adaptertool.cli.options import (
     QUIET,
     RENAME,
     THREADS,
-    WEIGHT,
     failed,
     tell,
     with_options,
 )
 from adaptertool.cli.terminal import room
+from adaptertool.cli.weights import EXCLUDE, ONLY, WEIGHT
 from adaptertool.render.drift import drift_text, verdict
 from adaptertool.render.drift_page import drift_page
 from adaptertool.reports.run import PATHS
@@ -48,6 +48,8 @@ from adaptertool.tasks import drift as task
     click.option("--time", "cost", is_flag=True, help="Time the layers, merged and unmerged."),
     HTML,
     RENAME,
+    ONLY,
+    EXCLUDE,
     LEAVE_OUT,
     EXPERT_LAYOUT,
     THREADS,

@@ -32,8 +32,10 @@ from adaptertool.render.evaluation import evaluation_text
 @COMPOSE
 @click.option("--each", is_flag=True, help="Each ADAPTER is a model of its own, not all of them one.")
 @click.option("--loss", type=click.Choice(LOSSES), help="Of the answers to facts; both unless given.")
-@click.option("--generate", type=click.IntRange(0, task.MAX_GENERATED), default=16, help="Tokens after each prompt.")
-@click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--generate", type=click.IntRange(0, task.MAX_GENERATED), default=16, metavar="N", help="Tokens after each prompt."
+)
+@click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, mps.")
 @click.option("--fail-above", metavar="KL", help="Exit code 1 where the mean KL is above it (nats per token).")
 @with_options(RENAME, LEAVE_OUT, EXPERT_LAYOUT, JSON, QUIET, DEBUG)
 def evaluate(

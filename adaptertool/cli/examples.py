@@ -10,6 +10,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("One adapter into its base, and checked as it is written:", "adaptertool merge base lora -o merged --verify"),
         ("Two, each with a weight; what would be done, and nothing written:",
          "adaptertool merge base lora rslora -w 0.7 -w 0.3 -o both --dry-run"),
+        ("Less of it in the MLPs of the first layers, and nothing in the norms:",
+         "adaptertool merge base lora -w 0.8 -w 'layers.0-1.mlp=0.5' --exclude '*norm' -o layered"),
         ("By TIES, half of each change kept:",
          "adaptertool merge base lora rslora --method ties --density 0.5 -o ties"),
     ),
@@ -42,6 +44,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "plan": (
         ("In parts, on several machines that see the same files:",
          "adaptertool plan merge base lora -o parted --plan plan.json"),
+        ("Both ends of a sweep, to begin with:",
+         "adaptertool plan wise base tuned --alpha 0,1 -o steps --plan p.json"),
     ),
     "run": (
         ("The first of two parts; the second may be run at the same time, elsewhere:",
@@ -69,12 +73,19 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "evaluate": (
         ("Unmerged and merged on prompts, a line of JSON each:",
          "adaptertool evaluate base lora --merged merged --prompts prompts.jsonl"),
+        ("How well two adapters, each for itself, know the facts in a file:",
+         "adaptertool evaluate base lora rslora --each --prompts facts.jsonl"),
     ),
     "inspect": (
         ("What is in an adapter, and does it fit?", "adaptertool inspect lora --base base"),
         ("What is in a checkpoint, and who made it?", "adaptertool inspect merged"),
     ),
     "clean": (("After a run that was killed:", "adaptertool clean merged"),),
+    "schema": (
+        ("Which there are:", "adaptertool schema"),
+        ("That of what `verify --json` prints:", "adaptertool schema verify"),
+    ),
+    "completion": (("What is put into ~/.bashrc, or run by it:", "adaptertool completion bash"),),
 }  # fmt: skip
 
 

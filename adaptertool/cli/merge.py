@@ -15,14 +15,14 @@ from adaptertool.cli.options import (
     QUANTISE,
     SHARD_SIZE,
     TOKENIZER,
-    WEIGHT,
     execute,
     records,
-    setting_options,
     with_options,
     writes,
 )
+from adaptertool.cli.settings import method_option, setting_options
 from adaptertool.cli.table import load
+from adaptertool.cli.weights import EXCLUDE, ONLY, WEIGHT
 from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.planning.sources import COMPOSITIONS, Reading
 from adaptertool.tasks.merge import MergeRecipe, prepare
@@ -40,12 +40,12 @@ SETTINGS = settings_of()
     default="sequential",
     help="Several adapters one after the other, or together as at inference (differs for DoRA).",
 )
-@click.option(
-    "--method",
-    type=click.Choice(sorted(METHOD_BY_NAME)),
-    help="Combine the changes in another way; ADAPTERs may then be tuned checkpoints too.",
+@method_option(
+    sorted(METHOD_BY_NAME), "Combine the changes in another way; ADAPTERs may then be tuned checkpoints too:"
 )
 @with_options(*setting_options(SETTINGS))
+@ONLY
+@EXCLUDE
 @LEAVE_OUT
 @TOKENIZER
 @DTYPE
@@ -61,6 +61,8 @@ def merge(
     weights: tuple[str, ...],
     compose: str,
     method: str | None,
+    only: tuple[str, ...],
+    exclude: tuple[str, ...],
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     dtype: str | None,
@@ -80,7 +82,7 @@ def merge(
     """
     given = given_settings("merge", SETTINGS, {name: options.pop(name) for name in SETTINGS})
     recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise, as_trained)
-    reading, (how, printing) = Reading(renames, leave_out, expert_layout), records(options)
+    reading, (how, printing) = Reading(renames, leave_out, expert_layout, only, exclude), records(options)
     if dask is not None:
         arguments = "merge", base, adapters, weights or None, recipe, reading, out
         load("spread", "spread_and_tell")(dask, arguments, how, printing)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import click
@@ -18,7 +18,6 @@ from adaptertool.cli.terminal import MODES
 from adaptertool.engine.cost import Extra
 from adaptertool.engine.resources import MAX_THREADS
 from adaptertool.errors import UsageError
-from adaptertool.methods import Setting
 from adaptertool.output.options import Options
 from adaptertool.output.preview import preview
 from adaptertool.planning.sources import COMPOSITIONS
@@ -92,6 +91,7 @@ THREADS = click.option(
     "--threads",
     type=click.IntRange(min=1, max=MAX_THREADS),
     envvar="ADAPTERTOOL_THREADS",
+    metavar="N",
     help="Default: ADAPTERTOOL_THREADS, or the cores, up to 8.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -133,18 +133,6 @@ DEBUG = with_options(
 )
 
 
-def setting_options(settings: Mapping[str, Setting], *, in_sum: bool = False) -> list[Callable[[Command], Command]]:
-    """An option for each setting of methods. A number that need not be whole stays text as typed, which is exact."""
-    return [
-        click.option(
-            f"--{name.replace('_', '-')}",
-            type=click.IntRange(setting.least, setting.most) if setting.number is int else str,
-            help=(in_sum and setting.in_sum) or setting.help,
-        )
-        for name, setting in settings.items()
-    ]
-
-
 writes = with_options(
     RENAME,
     EXPERT_LAYOUT,
@@ -169,8 +157,11 @@ writes = with_options(
     click.option(
         "--rate", metavar="RATE", help="With --dry-run: estimate the time where a node has so many, as 2GB/s."
     ),
-    click.option("--nodes", type=click.IntRange(min=1), help="With --rate: for so many nodes, of this rate each."),
+    click.option(
+        "--nodes", type=click.IntRange(min=1), metavar="N", help="With --rate: for so many nodes, of this rate each."
+    ),
     THREADS,
+    HTML,
     JSON,
     QUIET,
     click.option("-v", "--verbose", is_flag=True, help="With --dry-run: every tensor on a line of its own."),
@@ -219,6 +210,7 @@ class Printing(NamedTuple):
     as_json: bool
     quiet: bool
     verbose: bool
+    html: str | None = None
 
 
 def records(flags: dict[str, Any]) -> tuple[Options, Printing]:
@@ -229,6 +221,8 @@ def records(flags: dict[str, Any]) -> tuple[Options, Printing]:
     rate, nodes = parse_rate(flags.pop("rate")), flags.pop("nodes")
     if (rate is not None and not flags["dry_run"]) or (nodes is not None and rate is None):
         raise UsageError("--nodes is for --rate, and --rate for --dry-run: they estimate what a run would take")
+    if printing.html is not None and flags["dry_run"]:
+        raise UsageError("--html is for what a run has done; a dry run has --json")
     options = Options(**{**flags, **paths}, rate=rate, nodes=nodes or 1, before_publish=ignore_signals)
     return options, printing
 

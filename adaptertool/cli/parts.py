@@ -19,7 +19,7 @@ from adaptertool.tasks import parts as task
 
 # Options of `merge` and `wise` that belong to a run on one machine
 _ALONE = {
-    *("dry_run", "verbose", "threads", "verify", "scratch"),
+    *("dry_run", "verbose", "html", "threads", "verify", "scratch"),
     *("score", "keep", "target", "reference", "minimise", "dask"),
 }
 _WHOLE = ("sum", "truncate", "extract", "convert")  # commands that make one file

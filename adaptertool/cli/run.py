@@ -6,21 +6,28 @@ import dataclasses
 import sys
 
 from adaptertool.arguments import as_path
+from adaptertool.cli import pages
 from adaptertool.cli.bar import bar
 from adaptertool.cli.boundary import say, show
 from adaptertool.cli.options import Printing
 from adaptertool.engine.budget import bytes_to_write
 from adaptertool.output.checkpoint import run
 from adaptertool.output.options import Options
+from adaptertool.output.preview import tensors_of
 from adaptertool.render.machine import to_json
 from adaptertool.render.run import run_text
+from adaptertool.render.run_page import run_page
 from adaptertool.spec.plan import Plan
 
 
 def run_and_tell(plan: Plan, out: str, options: Options, printing: Printing) -> None:
     """Raises AdapterToolError. `options.note` says a thing once, on stderr."""
+    pages.require(printing.html)
     with bar(plan.command, bytes_to_write(plan), quiet=printing.quiet) as progress:
         done = run(plan, as_path(out, "OUT"), dataclasses.replace(options, progress=progress))
+    pages.save(
+        printing.html, lambda report, made: run_page(report, made, tensors_of(plan)), done, [done.base, *done.sources]
+    )
     for text in done.notes:
         options.tell_note(text)
     if printing.as_json:

@@ -18,8 +18,12 @@ def names() -> dict[str, str]:
     return {"/".join(name.removesuffix(".json").rsplit("-", 1)): name for name in found}
 
 
-@click.command(epilog="Example: adaptertool schema verify > verify.schema.json")
-@click.argument("name", required=False)
+def _completed(_context: click.Context, _argument: click.Parameter, begun: str) -> list[str]:
+    return [name for name in names() if name.startswith(begun)]
+
+
+@click.command()
+@click.argument("name", required=False, shell_complete=_completed)
 def schema(name: str | None) -> None:
     """Print the JSON Schema of what --json prints, or of a manifest; without NAME, which there are.
 

@@ -21,12 +21,12 @@ from adaptertool.cli.options import (
     QUIET,
     RENAME,
     THREADS,
-    WEIGHT,
     failed,
     summarise,
     tell,
     with_options,
 )
+from adaptertool.cli.weights import EXCLUDE, ONLY, WEIGHT
 from adaptertool.errors import UsageError, shown
 from adaptertool.output.integrity import check_files
 from adaptertool.planning.sources import COMPOSITIONS
@@ -43,7 +43,7 @@ from adaptertool.tasks import verify as task
 @click.argument("base", required=False, type=click.Path())
 @click.argument("sources", nargs=-1, type=click.Path(), metavar="[ADAPTER]...")
 @WEIGHT
-@click.option("--alpha", help="It is an interpolation (wise) towards ADAPTER, or a tuned checkpoint.")
+@click.option("--alpha", metavar="NUMBER", help="It is an interpolation (wise) towards ADAPTER, or a tuned checkpoint.")
 @COMPOSE
 @AS_TRAINED
 @click.option("--strict", is_flag=True, help="What rounding explains is wrong too.")
@@ -51,6 +51,8 @@ from adaptertool.tasks import verify as task
 @with_options(
     HTML,
     RENAME,
+    ONLY,
+    EXCLUDE,
     LEAVE_OUT,
     EXPERT_LAYOUT,
     THREADS,
@@ -71,6 +73,8 @@ def verify(
     junit: str | None,
     html: str | None,
     renames: tuple[str, ...],
+    only: tuple[str, ...],
+    exclude: tuple[str, ...],
     leave_out: tuple[str, ...],
     expert_layout: str | None,
     threads: int | None,
@@ -88,8 +92,8 @@ def verify(
     Raises UsageError with other options but no BASE.
     """
     if base is None:
-        given = (weights, strict, renames, leave_out, expert_layout, as_trained, compose != COMPOSITIONS[0])
-        if any(given) or any(one is not None for one in (alpha, junit, html)):
+        given = (*weights, *renames, *only, *exclude, *leave_out, alpha, junit, html, expert_layout, as_trained)
+        if strict or compose != COMPOSITIONS[0] or any(one is not None for one in given):
             raise UsageError("without a BASE only the files are checked against their manifest; give the BASE too")
         return _files(merged, threads, as_json=as_json, quiet=quiet)
     pages.require(html)
@@ -104,6 +108,8 @@ def verify(
             alpha=alpha,
             compose=compose,
             renames=renames,
+            only=only,
+            exclude=exclude,
             leave_out=leave_out,
             expert_layout=expert_layout,
             as_trained=as_trained,

@@ -20,6 +20,7 @@ from adaptertool.cli.options import (
     writes,
 )
 from adaptertool.cli.table import load
+from adaptertool.cli.weights import EXCLUDE, ONLY, weight_option
 from adaptertool.errors import UsageError
 from adaptertool.planning.sources import Reading
 from adaptertool.reports.curve import KEEP
@@ -37,7 +38,7 @@ _SCORES = with_options(
 @click.command()
 @click.argument("base", type=click.Path())
 @click.argument("tuned", type=click.Path())
-@click.option("--alpha", required=True, help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.")
+@click.option("--alpha", required=True, metavar="ALPHAS", help="A number, a list 0,0.3,1 or a sweep START:STOP:STEP.")
 @click.option("--as-adapter", is_flag=True, help="Write an adapter that, merged into BASE, gives the same.")
 @click.option(
     "--fisher",
@@ -46,6 +47,9 @@ _SCORES = with_options(
     metavar="F0 F1",
     help="Weigh each element by these: checkpoints of Fisher information, of BASE and of TUNED.",
 )
+@weight_option("What alpha is multiplied by; of tensors that fit: 'layers.0-15.mlp=0.5'. Over layers: 0:0.5:1.")
+@ONLY
+@EXCLUDE
 @LEAVE_OUT
 @TOKENIZER
 @DTYPE
@@ -71,6 +75,9 @@ def wise(
     expert_layout: str | None,
     precision: str,
     as_adapter: bool,
+    weights: tuple[str, ...],
+    only: tuple[str, ...],
+    exclude: tuple[str, ...],
     leave_out: tuple[str, ...],
     tokenizer: str | None,
     dtype: str | None,
@@ -89,8 +96,8 @@ def wise(
     \f
     Raises UsageError where -o is missing, or options are given that are for --score only.
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
-    reading = Reading(renames, leave_out, expert_layout)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained, weights)
+    reading = Reading(renames, leave_out, expert_layout, only, exclude)
     how, printing = records(options)
     if score is None:
         if keep or target is not None or reference is not None or minimise:

@@ -13,17 +13,20 @@ from adaptertool.arithmetic.verbatim import only_cast, verbatim
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.tensors import BAND
 from adaptertool.kinds import kind_of
+from adaptertool.kinds.made import KEPT as MADE
 from adaptertool.spec.plan import Plan, Step
 from adaptertool.spec.tensors import KEPT, WINDOW, Ref
 
 BASE_MEMORY = 64 << 20  # resident with numpy loaded and nothing to do, rounded up
 _BYTES_PER_ELEMENT = 80  # per thread: its buffers and what is open (≤ 52), and arrays on the way to them
+_WHILE = 4  # times as much is there while a matrix is decomposed
 
 
 def predicted_memory(plan: Plan, threads: int) -> int:
     """Upper estimate of peak resident bytes: a constant, the blocks of each thread, factors, and the plan itself."""
-    block = whole = own = 0
+    block = whole = own = decomposed = 0
     for step in _forms(plan):
+        decomposed = max(decomposed, _decomposed(step))
         rows, columns = matrix(step)
         at_once = rows_at_once(step)
         block = max(block, columns * at_once * (3 if _may_double(step) else 1))
@@ -36,7 +39,9 @@ def predicted_memory(plan: Plan, threads: int) -> int:
     # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
     each = max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole + own
     bands = KEPT * BAND if any(step.base.made for step in plan.steps()) else 0
-    return BASE_MEMORY + threads * each + _windows(plan) + bands + tensors * 2000
+    each += _WHILE * decomposed
+    kept = min(MADE, tensors) * decomposed
+    return BASE_MEMORY + threads * each + kept + _windows(plan) + bands + tensors * 2000
 
 
 def _forms(plan: Plan) -> Iterable[Step]:
@@ -59,6 +64,12 @@ def _forms(plan: Plan) -> Iterable[Step]:
         for step in plan.steps()
         if step.edits
     }.values()
+
+
+def _decomposed(step: Step) -> int:
+    """Bytes of a tensor that is decomposed whole for what its factors are made of, and of these."""
+    costly = [ref for edit in step.edits for ref in edit.factors.values() if ref.made is not None and ref.made.costly]
+    return 8 * step.base.spec.numel + sum(ref.spec.nbytes for ref in costly) if costly else 0
 
 
 def _may_double(step: Step) -> bool:
@@ -142,7 +153,7 @@ def count_elements(plan: Plan) -> int:
 
 def _has_its_numbers(step: Step, alphas: Sequence[float]) -> bool:
     """Whether all outputs have the numbers of the base. A loop, for there are hundreds of thousands of steps."""
-    for alpha in alphas:  # noqa: SIM110
+    for alpha in map(step.at, alphas):
         if verbatim(step, alpha) is not step.stored and not only_cast(step, alpha):
             return False
     return True
@@ -162,9 +173,9 @@ def count_tensors(plan: Plan) -> tuple[int, int, int]:
     names, edited, cast = set[str](), set[str](), set[str]()
     for step in plan.steps():
         names.add(step.spec.name)
-        for alpha in alphas:
+        for alpha in map(step.at, alphas):
             if verbatim(step, alpha) is not step.stored:
-                alike = only_cast(step, alpha) and all(only_cast(step, other) for other in alphas)
+                alike = only_cast(step, alpha) and all(only_cast(step, step.at(other)) for other in alphas)
                 (cast if alike else edited).add(step.spec.name)
                 break
     return len(names), len(edited), len(cast)

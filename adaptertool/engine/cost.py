@@ -103,7 +103,7 @@ def _load(plan: Plan, shards: Sequence[Shard], extra: Extra) -> _Load:
     """What making these shards takes."""
     own = dataclasses.replace(plan, shards=tuple(shards), assets=())
     read, written = bytes_to_read(own), sum(shard.size for shard in shards) * len(plan.outputs)
-    cpu = sum(_seconds(step, output.alpha) for step in own.steps() for output in plan.outputs)
+    cpu = sum(_seconds(step, step.at(output.alpha)) for step in own.steps() for output in plan.outputs)
     if extra.verify:  # all is read again, and so is what was written
         read, cpu = 2 * read + written, cpu * (1 + VERIFY)
     if extra.sha256:

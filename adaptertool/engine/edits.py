@@ -35,7 +35,7 @@ def edit_jobs(
     computed = []
     for output, file, source in zip(outputs, files, sources, strict=True):
         if source is None:
-            computed.append((file, output.alpha))
+            computed.append((file, step.at(output.alpha)))
         elif source is not step.stored and step.base.path in crew.base:
             yield from replacements(crew, step.base, source, step.offset, file)
         else:

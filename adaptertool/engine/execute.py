@@ -143,7 +143,7 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
             for file in files:
                 file.tallies.append(Tally(changed=step.spec.numel))
         own = Run(step.stored.path, step.stored.offset, step.offset, step.spec.nbytes)
-        sources = [verbatim(step, output.alpha) for output in outputs]
+        sources = [verbatim(step, step.at(output.alpha)) for output in outputs]
         if all(source is step.stored for source in sources):
             if (longer := run.then(own)) is not None:
                 run = longer

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.tensors import require_finite, zero_rows_of
 from adaptertool.errors import MismatchError, shown
 from adaptertool.files.reader import Inputs
@@ -71,7 +72,11 @@ class _Factors:
     def _all(self, ref: Ref) -> Iterator[int]:
         """The number of a factor, or those of sources that tell all that is asked of it: to make it takes longer."""
         made = ref.made
-        if made is None or not made.plain or any(source.spec.dtype == "F64" for source in made.sources):
+        if made is not None and made.costly:
+            for source in made.sources:
+                if source.spec.dtype in COMPUTED:  # not places, which are integers
+                    self._number(source)
+        elif made is None or not made.plain or any(source.spec.dtype == "F64" for source in made.sources):
             yield self._number(ref)
         else:
             for source in made.sources:

@@ -60,7 +60,7 @@ def copied_whole(shard: Shard, outputs: Sequence[Output]) -> int | None:
     if shard.header is not None:
         return None
     for number, output in enumerate(outputs):
-        if all(verbatim(step, output.alpha) is step.stored for step in shard.steps):
+        if all(verbatim(step, step.at(output.alpha)) is step.stored for step in shard.steps):
             return number
     return None
 

@@ -11,6 +11,7 @@ from adaptertool.errors import shown
 from adaptertool.files import store_of
 from adaptertool.files.hub import absent, snapshot_of, to_complete
 from adaptertool.files.reader import open_input
+from adaptertool.files.side_by_side import each
 from adaptertool.files.store import FILE
 from adaptertool.files.tokenizer import is_tokenizer_file
 from adaptertool.files.trainer import is_trainer_file, is_trainer_folder
@@ -47,7 +48,7 @@ def read_assets(
     index: the name of the index of the shards, which is carried over
     apart: folders that are read otherwise
     """
-    assets: list[Asset] = []
+    carried: list[Path] = []
     left: list[str] = []
     for path in _walk(root, root, left, apart):
         name = path.relative_to(root).as_posix()
@@ -56,9 +57,13 @@ def read_assets(
         if path.parent == root and name != index and (_is_other(name, adapter_files) or is_trainer_file(name)):
             left.append(name)
             continue
+        carried.append(path)
+
+    def asset(path: Path) -> Asset:
         with open_input(path) as file:
-            assets.append(Asset(path, file.stamp, name, file.size))
-    return tuple(assets), left
+            return Asset(path, file.stamp, path.relative_to(root).as_posix(), file.size)
+
+    return tuple(each(asset, carried)), left
 
 
 def lacking(root: Path, adapter_files: tuple[str, ...]) -> list[str]:

@@ -7,26 +7,22 @@ for them, as on machines of a cloud: only where a variable says so is that done.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from adaptertool.errors import AdapterToolError, InputError, StorageError, shown
-from adaptertool.interrupts import LOOK_EVERY
+from adaptertool.files.threads import Threads, waited
 
 Result = TypeVar("Result")
 
-_THREADS = 16  # requests at once
 _RETRIES, _RETRY_FOR = 10, 60  # times and seconds that obstore asks again, from 0.1 s on in growing distances
 _TIMEOUTS = {"timeout": "300s", "read_timeout": "30s", "connect_timeout": "10s"}  # a whole reply, a pause in it
+_UNSIGNED = "GOOGLE_SKIP_SIGNATURE"
 _LISTS = 3  # times that a list is asked for whose reply was cut short: obstore does not
 
 
@@ -106,6 +102,18 @@ def client_of(path: Path) -> Any:
     return _client(scheme, path.parts[1], tuple(sorted(given.items())), os.getpid())
 
 
+def require_signing(path: Path) -> None:
+    """Raise StorageError where a client would not sign what it writes: that of Google takes no such variable then, and
+    would ask an address of the local network for credentials."""
+    service = SERVICES["gs"]
+    others = [name for name in service.credentials if name != _UNSIGNED and os.environ.get(name)]
+    if path.parts[0] == "gs:" and os.environ.get(_UNSIGNED) and not others:
+        raise StorageError(
+            f"{path.parts[0]}//{shown(path.parts[1])} cannot be written to without credentials ({_UNSIGNED} is set): "
+            f"{service.hint}"
+        )
+
+
 @functools.lru_cache(maxsize=64)
 def _client(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...], _process: int) -> Any:
     """A client for these variables, which it takes from the environment itself."""
@@ -147,36 +155,6 @@ def library(scheme: str) -> Any:
 _user: dict[str, int] = {}  # the process that uses obstore: what is forked from it has none of its threads
 
 
-class Threads:
-    """Threads that make requests, begun with the first. They are daemons: an exit does not wait for a store that does
-    not answer."""
-
-    def __init__(self) -> None:
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
-        self._lock, self._count, self._idle = threading.Lock(), 0, threading.Semaphore(0)
-
-    def submit(self, call: Callable[[], Result]) -> Future[Result]:
-        future: Future[Result] = Future()
-        if not self._idle.acquire(blocking=False):
-            with self._lock:
-                if self._count < _THREADS:
-                    self._count += 1
-                    threading.Thread(target=self._work, name="adaptertool-store", daemon=True).start()
-        self._calls.put((future, call))
-        return future
-
-    def _work(self) -> None:
-        while True:
-            future, call = self._calls.get()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(call())
-                except BaseException as error:  # for who waits for the result
-                    future.set_exception(error)
-            del future, call  # or what they hold would live until the next comes
-            self._idle.release()
-
-
 _ASKING, RANGES = Threads(), Threads()
 
 
@@ -187,9 +165,7 @@ def ask(path: Path, doing: str, call: Callable[[Any, Any, str], Result]) -> Resu
     """
     client = client_of(path)
     future = _ASKING.submit(functools.partial(call, library(path.parts[0]), client, key_of(path)))
-    while not future.done():
-        with contextlib.suppress(TimeoutError):
-            future.exception(LOOK_EVERY)
+    waited(future)
     if (error := future.exception()) is not None:
         raise told(error, path, doing) from error
     return future.result()

@@ -23,6 +23,7 @@ from adaptertool.files.hints import another_file, found_below, not_there
 from adaptertool.files.hub import to_complete
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import exists, names_in
+from adaptertool.files.side_by_side import each
 from adaptertool.files.store import FOLDER
 from adaptertool.spec.plan import Asset, KeptWeight
 from adaptertool.spec.tensors import Ref
@@ -220,7 +221,7 @@ def _open_shards(index_path: Path, index: Mapping[str, Any]) -> tuple[tuple[Head
     single = index_path.with_name(re.sub(r"(\.safetensors)\.index(\.[\w-]+)?\.json$", r"\2\1", index_path.name))
     if store_of(single).look(single) is not None and by_shard.keys() != {single.name}:
         raise InputError(f"{single.parent} has both {single.name} and {index_path.name}; remove the one that is stale")
-    headers = tuple(read_header(_contained(index_path, shard)) for shard in sorted(by_shard))
+    headers = tuple(each(read_header, [_contained(index_path, shard) for shard in sorted(by_shard)]))
     for header in headers:
         _agree(index_path, header, by_shard[header.path.name])
     total = sum(ref.spec.nbytes for header in headers for ref in header.tensors.values())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adaptertool.errors import OutputError, StorageError, shown
+from adaptertool.files import LOCAL, store_of
 from adaptertool.files.lock import ALONE, locked, takes
 from adaptertool.files.place import LOCK, discard, is_ours, label_of, listed, restore
 from adaptertool.files.publish import ASIDE
@@ -17,6 +18,8 @@ from adaptertool.files.publish import ASIDE
 def left_behind(out: Path) -> list[Path]:
     """The staging directories of runs that were to make OUT, and links in their place, which come last. Raises
     StorageError where the directory cannot be listed."""
+    if store_of(out) is not LOCAL:
+        return []
     place = out.resolve()
     named = re.compile(re.escape(f".{label_of(place)}.adaptertool-") + "[0-9a-f]{16}")
     try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
-from adaptertool.files import LOCAL, store_of
+from adaptertool.files import LOCAL, store_of, unfinished
 from adaptertool.files.checkpoint import MANIFEST, SUMS, load_manifest
 from adaptertool.files.pipeline import holds_weights
 
@@ -23,11 +23,9 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
 
 def require_local(out: Path) -> None:
-    """Raise UsageError for an OUT in a store: what is written there is checkpoints of `merge` and `wise` alone."""
+    """Raise UsageError for an OUT in a store, of what works in it for longer."""
     if store_of(out) is not LOCAL:
-        raise UsageError(
-            f"OUT {out} is in a store, where `merge` and `wise` alone write: choose an OUT of this machine"
-        )
+        raise UsageError(f"OUT {out} is in a store, where this command does not write: choose one of this machine")
 
 
 def check_target(
@@ -46,7 +44,9 @@ def check_target(
 
     Raises UsageError, OutputError for what already stands there, or StorageError for a directory without permission.
     """
-    require_local(out)
+    if store_of(out) is not LOCAL:
+        unfinished.check_target(out, inputs, as_file=as_file, force=force)
+        return
     try:
         real = out.resolve()
     except (OSError, RuntimeError) as error:

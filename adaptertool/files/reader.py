@@ -13,6 +13,7 @@ from typing import Any
 from adaptertool.errors import InputError, Interrupted, StorageError
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.hashing import DEFAULT, Digests, Hasher, InOrder, digests_of, hasher
+from adaptertool.files.side_by_side import each
 from adaptertool.files.store import BROKEN, FILE, FOLDER, InputFile
 from adaptertool.spec.tensors import Ref, Stamp
 
@@ -217,8 +218,9 @@ class Inputs:
 
     def check_unchanged(self) -> None:
         """Raise if an input is no longer the file that was planned with: the output would be a silent mixture."""
-        for path in self._stamps:
-            self._check(path, stamp_of(path))
+        paths = list(self._stamps)
+        for path, stamp in zip(paths, each(stamp_of, paths), strict=True):
+            self._check(path, stamp)
 
     def _check(self, path: Path, stamp: Stamp) -> None:
         if self._stamps[path] != stamp:

@@ -14,20 +14,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 
-from adaptertool.errors import AdapterToolError, OutputError, StorageError, shown
+from adaptertool.errors import AdapterToolError, StorageError
 from adaptertool.files import upload
-from adaptertool.files.assets import MANIFEST, RUN, SUMS
+from adaptertool.files.assets import RUN
 from adaptertool.files.hashing import DEFAULT, Digests
 from adaptertool.files.place import part_name
-from adaptertool.files.publish import free_space
 from adaptertool.files.receipts import Receipt, of_inputs, parsed
+from adaptertool.files.scratch import make_scratch, require_scratch
+from adaptertool.files.side_by_side import each
 from adaptertool.files.stage import NO_FATES, NOTHING, Fates, Finished
-from adaptertool.files.unfinished import FOLDER, Run, is_last, order
+from adaptertool.files.unfinished import FOLDER, Run, is_last, remove_old, require_ours, send
 from adaptertool.spec.tally import Tally
 
 
@@ -48,11 +48,12 @@ class RemoteStaging:
         labels: Mapping[Path, str] = MappingProxyType({}),
         scratch: Path | None = None,
         part: bool = False,
+        force: bool = False,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """names: of the files within OUT. largest: bytes that are on the local disk at the same time
         scratch: a folder of the local disk to work in. part: only some of the files are made here
-        stopped: whether no more is to be sent
+        force: an OUT by adaptertool is removed first. stopped: whether no more is to be sent
         """
         self.out, self.hashes, self._stopped, self._part = out, hashes, stopped, part
         self.folder = out / f"{FOLDER}{key}"
@@ -63,17 +64,14 @@ class RemoteStaging:
         self._tags: dict[str, str] = {}  # of those of `finished` that are in the store
         self._ours: set[str] = set()
         self._noted: dict[str, Digests] = {}
-        self._published = False
+        self._published, self._force, self._replaced = False, force, False
         self.work = Path()  # set where it is entered
 
     def __enter__(self) -> RemoteStaging:
-        there = upload.objects_below(self.out)
-        self._require_ours(there)
-        try:
-            self._local = Path(tempfile.mkdtemp(prefix="adaptertool-", dir=self._scratch))
-        except OSError as error:
-            where = self._scratch or tempfile.gettempdir()
-            raise StorageError(f"{where} cannot be written to: {error.strerror}; choose another (--scratch)") from error
+        if self._force:
+            self._replaced = remove_old(self.out)
+        self._require_ours(upload.objects_below(self.out))
+        self._local = make_scratch(self._scratch)
         try:
             self.work = self._local / "work"
             self.work.mkdir()
@@ -87,18 +85,7 @@ class RemoteStaging:
         return self
 
     def _require_ours(self, there: Mapping[str, upload.Object]) -> None:
-        """Raise OutputError where anything is in OUT that this very run does not make, or where it is published."""
-        if there and not any(name.startswith(FOLDER) for name in there):
-            raise OutputError(f"{self.out} exists; another run may have published it meanwhile")
-        own = {*self._run.files, *(name for name in there if PurePosixPath(name).name in (MANIFEST, SUMS))}
-        others = [name for name in there if name not in own and not name.startswith(f"{self.folder.name}/")]
-        if left := next((name for name in others if name.startswith(FOLDER)), None):
-            raise OutputError(
-                f"{self.out} holds {left.partition('/')[0]}, which another command has left, or is at work in: wait "
-                f"for it, or `adaptertool clean {self.out}` removes it"
-            )
-        if others:
-            raise OutputError(f"{self.out} holds {shown(others[0])}, which this run does not make; choose another OUT")
+        require_ours(self.out, self.folder.name, self._run, there)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -106,18 +93,16 @@ class RemoteStaging:
 
     def require_space(self, needed: int) -> None:
         """Raises StorageError where the scratch folder has no room for what is not sent yet."""
-        free, needed = free_space(self.work), min(needed, self._largest)
-        if free is not None and free < needed:
-            raise StorageError(
-                f"{self._local.parent} has {free:,} bytes free, but {needed:,} are needed for what is not sent yet; "
-                "choose another folder (--scratch)"
-            )
+        require_scratch(self.work, min(needed, self._largest))
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         shutil.rmtree(self._local, ignore_errors=True)
         if self._published or self._part:
             return
         resumable = isinstance(error, AdapterToolError) and error.resumable
+        if self._replaced and isinstance(error, AdapterToolError) and not (resumable and self._tags):
+            self._discard()
+            raise type(error)(f"{error}; what was in {self.out} is removed already") from error
         if not resumable or not self._tags:
             self._discard()
         elif isinstance(error, AdapterToolError):
@@ -192,6 +177,13 @@ class RemoteStaging:
         if path in self._labels:
             self._noted[self._labels[path]] = digests
 
+    def discard(self, names: Sequence[str]) -> None:
+        """Remove files, and what says that they are finished. Raises StorageError."""
+        upload.remove(self.out, [*names, *(f"{self.folder.name}/{self._receipt(name).name}" for name in names)])
+        for name in names:
+            self.finished.pop(name, None)
+            self._tags.pop(name, None)
+
     def note_inputs(self) -> None:
         """Note the digests that no file came after. Raises StorageError."""
         if self._noted:
@@ -203,14 +195,13 @@ class RemoteStaging:
         """What earlier runs have finished, or others at this moment. What is not as its receipt says is made anew.
         Raises StorageError."""
         there, stale = upload.objects_below(self.out), list[str]()
-        for name in sorted(there):
-            if name.startswith(f"{self.folder.name}/") and name.endswith(".json"):
-                content = upload.get(self.out / name)
-                receipt = None if content is None else parsed(content, self.hashes)
-                if receipt is None or content is None or (receipt.name and not _is_that(receipt, content, there)):
-                    stale.append(name)
-                else:
-                    self._take(content)
+        names = sorted(name for name in there if name.startswith(f"{self.folder.name}/") and name.endswith(".json"))
+        for name, content in zip(names, each(upload.get, [self.out / name for name in names]), strict=True):
+            receipt = None if content is None else parsed(content, self.hashes)
+            if receipt is None or content is None or (receipt.name and not _is_that(receipt, content, there)):
+                stale.append(name)
+            else:
+                self._take(content)
         upload.remove(self.out, stale)
 
     def assemble(self, names: Iterable[str]) -> None:
@@ -234,11 +225,7 @@ class RemoteStaging:
                 del self._tags[name]
             raise StorageError(f"{self.out / wrong[0]} was removed or changed during the run; run again")
         names = [path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file()]
-        for name in sorted((name for name in names if name not in self._tags), key=order):
-            if not is_last(name):
-                upload.put_file(self.out / name, work / name, self._stopped)
-            elif not upload.create(self.out / name, (work / name).read_bytes()):
-                raise OutputError(f"{self.out / name} came to exist during the run, and is not replaced")
+        send(self.out, work, [name for name in names if name not in self._tags], self._stopped)
         self._published = True
         upload.remove(self.out, [name for name in upload.objects_below(self.out) if name.startswith(self.folder.name)])
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from adaptertool.errors import Interrupted
-from adaptertool.files.bucket import again, ask, key_of
+from adaptertool.files.bucket import again, ask, key_of, require_signing
 from adaptertool.files.objects import forget
 
+Result = TypeVar("Result")
+
 _PART, _PARTS = 8 << 20, 9_000  # bytes of a part; parts of one object, of the 10,000 that S3 allows
+WHOLE = 64 << 20  # bytes of what is sent at once on the condition that there is none: of parts no store is asked that
 _AT_ONCE = 6  # parts on their way at the same time: 50 MB of memory
 
 
@@ -43,12 +46,12 @@ def put_file(path: Path, source: Path, stopped: Callable[[], bool]) -> str:
             return obstore.put(client, key, source.read_bytes(), mode="overwrite", use_multipart=False)
         return obstore.put(client, key, pieces(), chunk_size=part, max_concurrency=_AT_ONCE, use_multipart=True)
 
-    return _tag(ask(path, "written", put))
+    return _tag(_written(path, put))
 
 
 def put(path: Path, content: bytes) -> str:
     """Write a small object, or replace one; returns its tag. Raises StorageError."""
-    return _tag(ask(path, "written", lambda obstore, client, key: obstore.put(client, key, content, mode="overwrite")))
+    return _tag(_written(path, lambda obstore, client, key: obstore.put(client, key, content, mode="overwrite")))
 
 
 def create(path: Path, content: bytes) -> bool:
@@ -62,7 +65,12 @@ def create(path: Path, content: bytes) -> bool:
             return bytes(obstore.get(client, key).bytes()) == content
         return True
 
-    return ask(path, "written", put)
+    return _written(path, put)
+
+
+def _written(path: Path, call: Callable[[Any, Any, str], Result]) -> Result:
+    require_signing(path)
+    return ask(path, "written", call)
 
 
 def get(path: Path) -> bytes | None:
@@ -74,6 +82,18 @@ def get(path: Path) -> bytes | None:
         return None
 
     return ask(path, "read", read)
+
+
+def look(path: Path) -> Object | None:
+    """What there is of that very name. Raises StorageError."""
+
+    def head(obstore: Any, client: Any, key: str) -> Object | None:
+        with contextlib.suppress(FileNotFoundError):
+            found = obstore.head(client, key)
+            return Object(_tag(found), found["size"])
+        return None
+
+    return ask(path, "looked at", head)
 
 
 def objects_below(folder: Path) -> dict[str, Object]:
@@ -94,9 +114,19 @@ def remove(folder: Path, names: Sequence[str]) -> None:
     forget()
     for begin in range(0, len(names), 500):
         some = [key_of(folder / name) for name in names[begin : begin + 500]]
+        ask(folder, "removed", lambda obstore, client, _, some=some: _delete(obstore, client, some))  # type: ignore[misc]
+
+
+def _delete(obstore: Any, client: Any, keys: Sequence[str]) -> None:
+    """All at once; where some are gone already, as Azure and Google say, one after the other."""
+    with contextlib.suppress(FileNotFoundError):
+        obstore.delete(client, list(keys))
+        return
+    for key in keys:
         with contextlib.suppress(FileNotFoundError):
-            ask(folder, "removed", lambda obstore, client, _, some=some: obstore.delete(client, some))  # type: ignore[misc]
+            obstore.delete(client, key)
 
 
 def _tag(facts: Any) -> str:
-    return str(facts["e_tag"] or facts["version"])
+    """Without its quotes: Azure's lists have none."""
+    return str(facts["e_tag"] or facts["version"]).strip('"')

@@ -13,6 +13,7 @@ from adaptertool.kinds.dora import DORA
 from adaptertool.kinds.dora_channels import DORA_CHANNELS
 from adaptertool.kinds.dora_scale import DORA_OVER
 from adaptertool.kinds.fourierft import FOURIERFT
+from adaptertool.kinds.frod import FROD
 from adaptertool.kinds.full import ALONE, FULL
 from adaptertool.kinds.gain import GAIN
 from adaptertool.kinds.glora import GLORA, GLORA_BIAS
@@ -32,6 +33,7 @@ from adaptertool.kinds.lycoris_oft import LYCORIS_OFT
 from adaptertool.kinds.miss import BONE, MISS
 from adaptertool.kinds.offset import OFFSET
 from adaptertool.kinds.oft import OFT
+from adaptertool.kinds.osf import OSF
 from adaptertool.kinds.peanut import PEANUT
 from adaptertool.kinds.pvera import PVERA
 from adaptertool.kinds.randlora import RANDLORA
@@ -95,6 +97,8 @@ KINDS: tuple[Kind, ...] = (
     ROAD_BIAS,
     HRA,
     DEFT,
+    OSF,
+    FROD,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 # By format and tag

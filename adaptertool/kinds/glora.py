@@ -143,7 +143,7 @@ def becomes_of_bias(
     halves = Halves(_products(of_c, base))
 
     def half(which: int) -> Ref:
-        return made((*of_c, base), weight, lambda read, first, last: halves.take(read, first, last, which))
+        return made((*of_c, *base.stored), weight, lambda read, first, last: halves.take(read, first, last, which))
 
     return [*parts, *(Part(DIFFERENCE.name, {DELTA: half(which)}, scale) for which in (0, 1))]
 

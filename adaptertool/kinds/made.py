@@ -23,7 +23,8 @@ from adaptertool.spec.tensors import Making, ReadRows, Ref, Shortcut, TensorSpec
 
 _Made = TypeVar("_Made")
 _WIDE = 1 << 15  # elements of a row of which some are read by themselves
-_kept: deque[tuple[object, Any]] = deque(maxlen=8)  # of all threads, each of which may be at another tensor
+KEPT = 8  # of what is remembered, by all threads, each of which may be at another tensor
+_kept: deque[tuple[object, Any]] = deque(maxlen=KEPT)
 _lock = threading.Lock()
 
 # (how to read, first row, last row) -> these rows of each term
@@ -37,12 +38,13 @@ def made(
     columns: Callable[[ReadRows, int, int], Any] | None = None,
     *,
     plain: bool = False,
+    costly: bool = False,
 ) -> Ref:
     """A factor of that shape, float64, whose rows `rows` makes of `sources`, and the rows of whose transpose `columns`
-    (spec.tensors.Making, which has `plain` too)."""
+    (spec.tensors.Making, which has `plain` and `costly` too)."""
     some = tuple(sources)
     spec = TensorSpec(some[0].spec.name, "F64", shape, 8 * math.prod(shape))
-    return Ref(some[0].path, some[0].offset, spec, made=Making(some, rows, columns=columns, plain=plain))
+    return Ref(some[0].path, some[0].offset, spec, made=Making(some, rows, columns=columns, plain=plain, costly=costly))
 
 
 def turned(ref: Ref) -> Ref:
@@ -72,16 +74,17 @@ def whole(read: ReadRows, ref: Ref) -> Array:
 
 def remembered(make: Callable[[ReadRows], _Made]) -> Callable[[ReadRows], _Made]:
     """The same, for what many blocks of a tensor ask for, one after the other: what was made last is kept. What it is
-    made of must not be large, nor change while there is a plan with it."""
-    own = object()
+    made of must not change while there is a plan with it."""
+    own, making = object(), threading.Lock()
 
     def asked(read: ReadRows) -> _Made:
-        with _lock:
-            found = next((value for key, value in _kept if key is own), None)
-        if found is None:
-            found = make(read)
+        with making:  # threads that are at one tensor wait for the one that makes it
             with _lock:
-                _kept.append((own, found))
+                found = next((value for key, value in _kept if key is own), None)
+            if found is None:
+                found = make(read)
+                with _lock:
+                    _kept.append((own, found))
         return found
 
     return asked

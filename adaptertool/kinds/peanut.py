@@ -47,8 +47,8 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     own = [ref for role, ref in factors.items() if role not in (WEIGHT, B)]
     made_once = remembered(lambda read: _network(read, factors).parts[:2].transpose(0, 2, 1).reshape(2 * rank, -1))
     pair = {
-        lora.A: made((*own, base), (2 * rank, weight[1]), lambda read, first, last: made_once(read)[first:last]),
-        lora.B: made((b,), (weight[0], 2 * rank), lambda read, first, last: np.tile(read(b, first, last), (1, 2))),
+        lora.A: made((*own, *base.stored), (2 * rank, weight[1]), lambda read, first, end: made_once(read)[first:end]),
+        lora.B: made((b,), (weight[0], 2 * rank), lambda read, first, end: np.tile(read(b, first, end), (1, 2))),
     }
     return [Part(lora.LORA.name, pair, scale)]
 

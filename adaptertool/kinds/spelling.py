@@ -20,6 +20,9 @@ class Spelling:
     shared:   whole keys of factors that all modules have in common -> role
     numbered: the beginning of such a key, before a number from 0 on -> role: of several, the factor has a row for each
               number, and the kind has the setting COUNT
+    of_sorts: the beginning of such a key, before the sort of a module -> role: of factors that all modules of a sort
+              have in common
+    sort:     (the name of a module) -> its sort
     rank:     the field with the rank; None where there is none, or factors need not agree with it
     alpha:    the field with alpha; None where there is none
     rank_of:  (the shapes of factors) -> the rank, where no config says it; None where alpha plays no part
@@ -38,6 +41,7 @@ class Spelling:
     check:    (fields) -> why these settings are not handled, or None
     fits:     (settings, shapes of a module's factors by role) -> why they do not belong together, or None
     harmless: fields that do not change what the stored factors mean
+    note:     what to say of each adapter of the kind
     refused:  fields, what follows a module's name in a key, or begins the key of a shared tensor, that are understood
               and not handled -> why
     """
@@ -47,6 +51,8 @@ class Spelling:
     embedding: Mapping[str, str] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
     numbered: Mapping[str, str] = field(default_factory=dict)
+    of_sorts: Mapping[str, str] = field(default_factory=dict)
+    sort: Callable[[str], str] = str
     rank: str | None = "r"
     alpha: str | None = "alpha"
     rank_of: Callable[[Mapping[str, tuple[int, ...]]], int | None] = lambda _: None
@@ -65,12 +71,14 @@ class Spelling:
     check: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     fits: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], str | None] = lambda _settings, _shapes: None
     harmless: frozenset[str] = frozenset()
+    note: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def integer_keys(self) -> tuple[str, ...]:
-        """What follows a module's name in the keys of tensors that may be integers."""
-        return tuple(ending for ending, role in self.keys.items() if role in self.integers)
+    def may_be_integer(self, key: str) -> bool:
+        """Whether the tensor of this key may be of integers."""
+        ends = tuple(ending for ending, role in self.keys.items() if role in self.integers)
+        begins = tuple(begin for begin, role in self.of_sorts.items() if role in self.integers)
+        return key.endswith(ends) or key.startswith(begins)
 
     @property
     def fields(self) -> frozenset[str]:

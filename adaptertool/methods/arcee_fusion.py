@@ -51,7 +51,7 @@ def threshold(survey: Survey) -> Whole:
             yield importance(block.base, block.changes[0], survey.columns)
 
     # Magnitudes are in order of importance where these are not negative; D may be, by rounding
-    low = min(float(part.min()) for part in scores())
+    low = min(0.0, *(float(part.min()) for part in scores()))
     size = sum(part.size for part in scores())
     first, middle, third = (
         largest(lambda: (part - low for part in scores()), size - int(share * (size - 1))).bound + low

@@ -9,6 +9,8 @@ of the Tᵢ.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from adaptertool.methods.geometry import Coefficients, combination, inner, norm, of_models, products
@@ -16,10 +18,11 @@ from adaptertool.methods.method import Array, Method, Survey
 from adaptertool.methods.setting import Setting, only
 from adaptertool.numerics.elementary import acos, cos, sin
 
-MAX_ITER = Setting(number=int, least=1, allowed="a whole number from 1 on", default=10, help="Steps at most: karcher.")
-TOL = Setting(
-    number=float, above=0, most=1, allowed="a number over 0, up to 1", default=1e-5, help="Where to stop: karcher."
-)
+MAX_ITER = Setting(number=int, least=1, allowed="a whole number from 1 on", default=10, help="Steps at most.")
+TOL = Setting(number=float, above=0, most=1, allowed="a number over 0, up to 1", default=1e-5, help="Where to stop.")
+
+_NONE = 1e-7  # a length of what may be nothing but roundings: these are relative to its square
+_OPPOSITE = math.pi - 1e-7  # an angle; beyond it, uᵢ − cos θ·u is what rounding has left
 
 
 def center(survey: Survey) -> Coefficients:
@@ -32,7 +35,7 @@ def center(survey: Survey) -> Coefficients:
     unit = np.where(valid, 1 / np.where(valid, norms, 1), 0.0)
     mean = unit / valid.sum()
     length = norm(gram, mean)
-    u = mean / length if length >= tol else unit * (np.arange(count) == np.flatnonzero(valid)[0])
+    u = mean / length if length >= max(tol, _NONE) else unit * (np.arange(count) == np.flatnonzero(valid)[0])
     for _ in range(int(only(survey.settings, "max_iter"))):
         step = _tangent(gram, u, unit, valid, tol)
         length = norm(gram, step)
@@ -45,13 +48,13 @@ def center(survey: Survey) -> Coefficients:
 
 
 def _tangent(gram: Array, u: Array, unit: Array, valid: Array, tol: float) -> Array:
-    """Σ a·θ/sin θ·(uᵢ − cos θ·u), as coefficients of the models."""
+    """Σ a·θ/sin θ·(uᵢ − cos θ·u), as coefficients of the models; opposite directions pull to no side."""
     step = np.zeros(len(u))
     for number in np.flatnonzero(valid):
         own = unit * (np.arange(len(u)) == number)
         cosine = min(1.0, max(-1.0, inner(gram, u, own)))
         angle = acos(np.array(cosine))
-        if angle >= tol:
+        if tol <= angle <= _OPPOSITE:
             step += angle / sin(angle) / valid.sum() * (own - cosine * u)
     return step
 

@@ -55,6 +55,7 @@ class Method:
     prune:    (change, settings, place, source) -> the change with a part of its elements 0, where chance says which
     trims:    the name of the setting that says which share of each tensor, the elements of largest magnitude, stays;
               all others are 0 before `prune` and `combine` see them
+    fewest:   of these so many stay at least
     skips:    the name of the setting that says which share, of largest magnitude of all, goes before that
     rows:     whether blocks must hold whole rows, and know how long these are
     least:    how many sources it takes at least
@@ -72,6 +73,7 @@ class Method:
     survey: Callable[[Survey], Any] | None = None
     prune: Callable[[Array, Settings, Place, int], Array] | None = None
     trims: str | None = None
+    fewest: int = 0
     skips: str | None = None
     rows: bool = False
     least: int = 1
@@ -83,7 +85,8 @@ class Method:
     def counts(self, settings: Settings, source: int, size: int) -> tuple[int, int]:
         """How many of the largest elements, by magnitude, of a change of `size` are skipped, and how many after
         these stay."""
-        stay = size if self.trims is None else int(setting_of(settings, self.trims, source) * size)
+        share = 1 if self.trims is None else setting_of(settings, self.trims, source)
+        stay = min(size, max(self.fewest, int(share * size)))
         skipped = 0 if self.skips is None or stay == size else int(setting_of(settings, self.skips, source) * size)
         return min(skipped, size - stay), stay
 

@@ -1,7 +1,8 @@
 """Model Stock: from the base towards the mean of the models, as far as the angle between their changes says.
 
 cos θ = the mean of ⟨δᵢ, δⱼ⟩/(‖δᵢ‖·‖δⱼ‖) over all pairs; t = n·cos θ/(1 + (n − 1)·cos θ); W + t·Σ δᵢ/n. Weights are
-not asked. With `filter_wise` each row has its own angle. ‖δᵢ‖·‖δⱼ‖ is taken to be 10⁻⁶ where it is less.
+not asked. With `filter_wise` each row has its own angle. ‖δᵢ‖·‖δⱼ‖ is taken to be 10⁻⁶ where it is less. Of changes
+that are so opposite that the divisor is below 10⁻⁶, nothing is taken: t = 0.
 
 Source: "model_stock" of mergekit 0.1.5, against which it is checked in the tests.
 """
@@ -17,9 +18,9 @@ from adaptertool.methods.geometry import products
 from adaptertool.methods.method import Array, Method, Survey
 from adaptertool.methods.setting import Setting, Settings, only
 
-_LEAST = 1e-6  # of the product of two norms
+_LEAST = 1e-6  # of the product of two norms, and of the divisor
 
-FILTER_WISE = Setting(number=bool, allowed="true or false", default=False, help="An angle for each row: model_stock.")
+FILTER_WISE = Setting(number=bool, allowed="true or false", default=False, help="An angle for each row.")
 
 
 def _share(gram: Array) -> Array:
@@ -32,8 +33,9 @@ def _share(gram: Array) -> Array:
             total = total + np.clip(gram[i, j] / np.maximum(norms[i] * norms[j], _LEAST), -1, 1)
             pairs += 1
     cosine = total / pairs
-    with np.errstate(all="ignore"):  # opposite changes: refused as a result that is no number
-        share: Array = count * cosine / (1 + (count - 1) * cosine)
+    divisor = 1 + (count - 1) * cosine
+    opposite = abs(divisor) < _LEAST
+    share: Array = np.where(opposite, 0.0, count * cosine / np.where(opposite, 1.0, divisor))
     return share
 
 

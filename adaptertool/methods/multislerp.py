@@ -23,7 +23,7 @@ AROUND_ZERO = Setting(
     number=bool,
     allowed="true or false",
     default=False,
-    help="Of whole models, not of their changes: nuslerp, multislerp.",
+    help="Of whole models, not of their changes.",
 )
 
 

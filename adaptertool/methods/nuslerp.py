@@ -5,7 +5,8 @@ vᵢ = Tᵢ − W, and W is added; with `around_zero` vᵢ = Tᵢ. A tensor is o
 of its columns is.
 
 Source: "nuslerp" of mergekit 0.1.5, against which it is checked in the tests; its `nuslerp_flatten: false` is rows, and
-with `nuslerp_row_wise: true` columns.
+with `nuslerp_row_wise: true` columns, where a tensor has two dimensions; of more the vectors lie along the last, or
+all others.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ VECTORS = Setting(
     most=COLUMNS,
     allowed="0 for the tensor, 1 for each row, 2 for each column",
     default=TENSOR,
-    help="What is one vector: the tensor (0), each row (1), each column (2): nuslerp.",
+    help="What is one vector: the tensor (0), each row (1), each column (2).",
 )
 
 

@@ -27,7 +27,7 @@ SELECT_TOPK = Setting(
     most=1,
     allowed="a share from 0 to 1",
     default=1.0,
-    help="The share of elements, of largest variance between the models, that is selected: sce.",
+    help="The share of elements, of largest variance between the models, that is selected.",
 )
 
 
@@ -38,13 +38,20 @@ class Whole(NamedTuple):
     variance: float  # the least that is selected; of those that are equal to it all are
 
 
+def _variance(changes: Sequence[Array]) -> Array:
+    """The variance of each element over the changes; 0 where they are the same, whose mean may be rounded."""
+    together = np.asarray(changes)
+    variance: Array = np.where((together == together[0]).all(axis=0), 0.0, together.var(axis=0))
+    return variance
+
+
 def weighed(survey: Survey) -> Whole:
     """The least variance that is selected, then the weights of what is selected."""
     share = only(survey.settings, "select_topk")
 
     def variances() -> Iterator[Array]:
         for block in survey.blocks():
-            yield np.var(block.changes, axis=0)
+            yield _variance(block.changes)
 
     least = -1.0
     if share < 1:
@@ -52,7 +59,7 @@ def weighed(survey: Survey) -> Whole:
         least = largest(variances, count).bound
     squares, size = np.zeros(len(survey.weights)), 0
     for block in survey.blocks():
-        chosen = np.var(block.changes, axis=0) >= least
+        chosen = _variance(block.changes) >= least
         squares += [float((chosen * change * change).sum()) for change in block.changes]
         size += block.base.size
     means = squares / max(size, 1)
@@ -65,7 +72,7 @@ def erased(
     base: Array, changes: Sequence[Array], _weights: Sequence[float], _settings: Settings, whole: Whole
 ) -> Array:
     """W + Σ mᵢ·wᵢ·δᵢ/Σ mᵢ·wᵢ of what is selected."""
-    chosen = np.var(changes, axis=0) >= whole.variance
+    chosen = _variance(changes) >= whole.variance
     selected = [chosen * change for change in changes]
     total = base * 0
     for change in selected:

@@ -66,8 +66,8 @@ DENSITY = Setting(
     allowed="a share over 0, up to 1",
     elsewhere=1.0,
     each=True,
-    help="The share of each change that stays: ties, dare, magnitude_prune, breadcrumbs, della.",
-    in_sum="The share of elements that stays: ties, dare, magnitude_prune.",
+    help="The share of each change that stays.",
+    in_sum="The share of elements that stays.",
 )
 SEED = Setting(
     number=int,
@@ -76,7 +76,7 @@ SEED = Setting(
     default=0,
     elsewhere=0,
     foreign="nothing is left to chance in {method}; it has no {setting}",
-    help="Of what dare and della drop by chance.",
+    help="Of what is dropped by chance.",
 )
 NORMALIZE = Setting(
     number=bool,

@@ -9,8 +9,8 @@ Sparse: of the largest magnitude (ties), by chance (dare, della), without the sm
 Otherwise than in `ties` and `dare_*`, which are PEFT's, weights come before the election.
 
 Source: mergekit 0.1.5, `GeneralizedTaskArithmeticMerge`, against which it is checked in the tests, in float64. There
-DARE and DELLA draw other numbers of the same distribution; breadcrumbs drops the whole change where the share of
-outliers is less than one element, and here drops no outlier then.
+DARE and DELLA draw other numbers of the same distribution; and DELLA's ranks are among the elements of the second
+dimension of a tensor of more than two, here of the last.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ GAMMA = Setting(
     allowed="a share from 0 to 1",
     default=0.01,
     each=True,
-    help="The share of each change, of the largest, that goes: breadcrumbs.",
+    help="The share of each change, of the largest, that goes.",
 )
 EPSILON = Setting(
     number=float,
@@ -52,7 +52,7 @@ EPSILON = Setting(
     allowed="a share from 0 to 1",
     default=0.15,
     each=True,
-    help="How far chances lie around the density: della.",
+    help="How far chances lie around the density.",
 )
 
 
@@ -158,6 +158,7 @@ MERGEKIT_TIES = Method(
     defaults={"density": 1.0, "normalize": True},
     survey=scales,
     trims="density",
+    fewest=1,
 )
 _CHANCE = _SPARSE | {"seed": SEED}
 MERGEKIT_DARE_LINEAR, MERGEKIT_DARE_TIES = (

@@ -120,10 +120,11 @@ class DoubleDouble:
             return quotient._off_by(left, other.high - abs(other.low) - other.error)
 
     def sqrt(self) -> DoubleDouble:
-        """√x of numbers that are not negative: s of two digits, then |√x − s| = |x − s²| / (√x + s)."""
+        """√x of numbers that are not negative: s of two digits, then |√x − s| = |x − s²| / (√x + s); of 0 it is 0,
+        with an error that is not known."""
         with np.errstate(all="ignore"):
             first = DoubleDouble.of(np.sqrt(self.high))
-            second = (self - first * first).high / (2 * first.high)
+            second = np.where(first.high == 0, 0.0, (self - first * first).high / (2 * first.high))
             root = DoubleDouble(np.stack([*two_sum(first.high, second), np.zeros_like(second)]))
             return root._off_by(self - root * root, root.high - abs(root.low))
 

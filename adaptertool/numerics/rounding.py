@@ -137,3 +137,12 @@ def to_odd(value: Fraction) -> float:
     if int(np.float64(nearest).view(np.int64)) & 1:
         return nearest
     return math.nextafter(nearest, math.copysign(math.inf, value))
+
+
+def in_16_bits(values: Array, dtype: str) -> Array:
+    """The numbers nearest to float64 ones that F16 or BF16 stores, ties to even, by way of float32; of other dtypes the
+    same numbers. Float64."""
+    if dtype not in ("F16", "BF16"):
+        return values
+    numbers: Array = _numbers(_rounded(values.astype(np.float32), dtype), dtype).astype(np.float64)
+    return numbers

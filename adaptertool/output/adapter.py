@@ -16,12 +16,13 @@ from adaptertool.engine.produce import SAFETENSORS, Job, results, write_tensors
 from adaptertool.engine.progress import expect
 from adaptertool.engine.resources import peak_memory, thread_count
 from adaptertool.errors import UsageError
-from adaptertool.files import publish
+from adaptertool.files import LOCAL, publish, store_of
 from adaptertool.files.hashing import DEFAULT, Digests
 from adaptertool.files.header import read_header
 from adaptertool.files.hub import called, kept_as
 from adaptertool.files.place import PART
 from adaptertool.files.reader import Inputs, is_folder, stamp_of
+from adaptertool.files.sent import SentStaging
 from adaptertool.files.stage import Finished
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import AT_ONCE, OutputFile, copy_range, write_small
@@ -116,7 +117,8 @@ def write_adapter(output: AdapterJob[Said], out: Path, options: Options) -> Done
             with contextlib.closing(results(output.jobs(inputs), threads)) as made:
                 said = [told for _, told in made]
         else:
-            with Staging(out, _key(output)) as stage:
+            local = store_of(out) is LOCAL
+            with Staging(out, _key(output)) if local else SentStaging(out, _key(output)) as stage:
                 others = Leftovers(out, stage.folder, clean=options.clean)
                 stage.require_space(output.needed)
                 said, more = _write(output, stage.work, output.weights or out.name, inputs, threads, options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +13,15 @@ from adaptertool.engine.execute import run_plan
 from adaptertool.engine.preflight import require_equal, require_finite_factors
 from adaptertool.engine.reads import to_hash
 from adaptertool.engine.resources import peak_memory, thread_count
-from adaptertool.errors import InputError, StorageError, UsageError, shown
+from adaptertool.errors import StorageError, UsageError
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.hashing import DEFAULT, WITH_SHA256
 from adaptertool.files.reader import Inputs
 from adaptertool.files.remote import RemoteStaging
+from adaptertool.files.sent import SentStaging
 from adaptertool.files.stage import Published
 from adaptertool.files.staging import Staging
-from adaptertool.files.writer import forget, write_small
-from adaptertool.formats.checkpoints import open_checkpoint
+from adaptertool.files.writer import write_small
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.output.leftovers import Leftovers
 from adaptertool.output.manifest import Record, labels_of, names_of, recipe_key, write_manifests
@@ -30,14 +29,12 @@ from adaptertool.output.options import Options
 from adaptertool.output.outcome import fields_of, kept_of, notes_of, require_changed, tallies_of
 from adaptertool.output.provenance import Prepared, check_provenance, statement
 from adaptertool.output.target import check_output, makes_file, summary
+from adaptertool.output.verified import check_verifiable, verify_stage
 from adaptertool.reports.run import KeptReport, RunReport
-from adaptertool.resolution.resolve import open_base
-from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Plan
 from adaptertool.spec.tally import Tally
-from adaptertool.verification.check import check
-from adaptertool.verification.written import as_weights, unlike
 
+USUAL = Options()
 _FILES = 150  # open at the same time, beside three for each output
 _LEAST = 100  # beside two: one that is written, one that is made durable
 
@@ -63,8 +60,9 @@ def run(
     with contextlib.ExitStack() as opened, Inputs(plan.inputs, hashes) as inputs:
         notes = require_finite_factors(plan, inputs) if take_made is None else []
         require_equal(plan, inputs)
-        part, scratch = take_made is not None, options.scratch
-        with staging_of(plan, out, hashes, part=part, key=key, inputs=inputs, scratch=scratch) as stage:
+        with staging_of(
+            plan, out, hashes, part=take_made is not None, key=key, inputs=inputs, options=options
+        ) as stage:
             if take_made is not None:
                 take_made(stage)
             others = Leftovers(out, stage.folder, clean=options.clean)
@@ -86,7 +84,7 @@ def run(
             record = Record(plan, stage, inputs.digests, kept)
             work = _complete(record, out)
             if options.verify:
-                verify_outputs(plan, stage.work, threads)
+                verify_stage(plan, stage, out, threads)
             if provenance is not None:
                 files = record.outputs(stage.work)
                 subjects = files if work == stage.work else {out.name: files[work.name]}
@@ -108,16 +106,21 @@ def staging_of(
     part: bool,
     key: str | None = None,
     inputs: Inputs | None = None,
-    scratch: Path | None = None,
+    options: Options = USUAL,
 ) -> Published:
     """Where the files of a plan are made: beside OUT, or in a store. part: some of them, while others make the rest.
 
     key: that of the plan, where it is known: of a large one it takes a second
-    inputs: what tells that the run is to stop; scratch: a folder of the local disk, for an OUT in a store
+    inputs: what tells that the run is to stop. Raises UsageError for a part of one file
     """
     key, labels = recipe_key(plan, hashes) if key is None else key, labels_of(plan)
     if store_of(out) is LOCAL:
         return Staging(out, key, hashes, labels=labels, shared=True, part=part)
+    stopped = (lambda: False) if inputs is None else inputs.stopped.is_set
+    if makes_file(plan, out):
+        if part:
+            raise UsageError(f"OUT {out} is one file, which is sent to a store whole: use the command without parts")
+        return SentStaging(out, key, hashes, labels=labels, scratch=options.scratch, stopped=stopped)
     return RemoteStaging(
         out,
         key,
@@ -125,9 +128,10 @@ def staging_of(
         names=names_of(plan),
         largest=2 * len(plan.outputs) * max((shard.size for shard in plan.shards), default=0),
         labels=labels,
-        scratch=scratch,
+        scratch=options.scratch,
         part=part,
-        stopped=(lambda: False) if inputs is None else inputs.stopped.is_set,
+        force=options.force,
+        stopped=stopped,
     )
 
 
@@ -146,15 +150,6 @@ def check_call(plan: Plan, out: Path, options: Options) -> None:
     check_output(plan, out, force=options.force, sha256=options.sha256)
     if options.provenance is not None:
         check_provenance(plan, out, options.provenance, force=options.force)
-
-
-def check_verifiable(plan: Plan, out: Path, options: Options) -> None:
-    """Refuse to verify what cannot be. Raises UsageError."""
-    if store_of(out) is not LOCAL and options.verify:
-        raise UsageError(
-            f"--verify reads back a disk; when OUT is in a store: `adaptertool verify {out}` when it is there"
-        )
-    require_verifiable(plan, verify=options.verify)
 
 
 def fewer(started: int, threads: int) -> Iterator[str]:
@@ -187,14 +182,6 @@ def _report(
     )
 
 
-def require_verifiable(plan: Plan, *, verify: bool) -> None:
-    """Refuse to verify what cannot be. Raises UsageError for adapters, methods and Fisher weights."""
-    if verify and plan.as_adapter:
-        raise UsageError("verifying is for checkpoints; an adapter is verified by what it makes of one")
-    if verify and any(step.blend or step.fisher for step in plan.steps()):
-        raise UsageError("verifying is for sums of changes and plain interpolation, not for methods and Fisher weights")
-
-
 def _complete(record: Record, out: Path) -> Path:
     """Write what speaks of the other files, and make all durable. Returns what is to become OUT."""
     work = record.stage.work
@@ -203,29 +190,6 @@ def _complete(record: Record, out: Path) -> Path:
         write_manifests(record)
     record.stage.sync()
     return work / record.plan.shards[0].name if makes_file(record.plan, out) else work
-
-
-def verify_outputs(plan: Plan, folder: Path, threads: int) -> None:
-    """Raise StorageError unless each output holds what the plan makes. It is computed again for that."""
-    dtype = plan.choices.get("dtype")
-    subject = open_base(open_checkpoint(plan.base, None if dtype is None else str(dtype)))
-    for output in plan.outputs:
-        path = folder / output.folder
-        written = open_checkpoint(path / plan.shards[0].name if plan.single_file else path)
-        for header in written.headers:
-            forget(header.path)
-        alone = dataclasses.replace(plan, outputs=(output,))
-        try:
-            weights, candidate = as_weights(alone, written)
-        except InputError as error:
-            raise StorageError(f"{path} was written, but cannot be read: {error}; is the disk sound?") from error
-        report = check(weights, subject, candidate, {}, strict=plan.precision == EXACT, threads=threads)
-        bad = [f"{shown(one.name)} is {one.status}" for one in report.tensors if one.status != "exact"]
-        if report.ok:
-            bad = [f"{shown(name)} has other codes or scales" for name in unlike(alone, written, threads)]
-        if bad or not report.ok:
-            what = [*bad, *report.problems][0]
-            raise StorageError(f"{path} was written, but is not what was computed: {what}; is the disk sound?")
 
 
 def allow_files(outputs: int) -> None:

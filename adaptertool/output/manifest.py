@@ -74,6 +74,7 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
             rest = [rest_of(edit) for edit in step.edits]
             others = step.blend, step.fisher and [*map(told, step.fisher)], step.makes, step.keeps and told(step.stored)
             made = repr(others) if any(others) else None
+            made = made if step.share is None else f"{made} {step.share}"
             whole: Any = *step.spec, step.offset, told(step.base), factors, plain, rest, made
             state.update(dumps(whole, 2))
     return state.hexdigest(8)

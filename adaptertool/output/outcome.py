@@ -99,7 +99,7 @@ def notes_of(plan: Plan, tallies: tuple[Tally, ...], kept: Sequence[KeptReport] 
     count = count_elements(plan)
     dtypes = ", ".join(sorted({step.spec.dtype for step in plan.steps() if step.edits and step.makes is None}))
     for output, tally, share in zip(plan.outputs, tallies, shares, strict=True):
-        if not count or all(verbatim(step, output.alpha) is step.stored for step in plan.steps()):
+        if not count or all(verbatim(step, step.at(output.alpha)) is step.stored for step in plan.steps()):
             continue  # it was to be the base
         at = f" at alpha {output.alpha:g}" if len(plan.outputs) > 1 else ""
         if not tally.changed:

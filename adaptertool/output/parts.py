@@ -11,7 +11,7 @@ from adaptertool.engine.execute import run_plan
 from adaptertool.engine.preflight import require_finite_factors
 from adaptertool.engine.reads import hashed_with
 from adaptertool.engine.resources import peak_memory, thread_count
-from adaptertool.errors import StorageError, UnsupportedError, shown
+from adaptertool.errors import StorageError, shown
 from adaptertool.files.hashing import Digests
 from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import Inputs
@@ -22,11 +22,10 @@ from adaptertool.output.checkpoint import (
     check_call,
     fewer,
     hashes_of,
-    require_verifiable,
     staging_of,
-    verify_outputs,
 )
 from adaptertool.output.options import Options
+from adaptertool.output.verified import verify_outputs
 from adaptertool.reports.parts import PartReport
 from adaptertool.spec.plan import Output, Plan, Shard
 from adaptertool.spec.tally import Tally
@@ -102,21 +101,6 @@ def nothing_left(plan: Plan, out: Path, shards: Sequence[Shard], part: tuple[int
         verified=False,
         notes=(),
     )
-
-
-def require_verifiable_alone(plan: Plan) -> None:
-    """Refuse to verify shards one by one where one is no checkpoint by itself, or weights are not whole in one. Raises
-    UsageError, UnsupportedError."""
-    require_verifiable(plan, verify=True)
-    if any("/" in shard.name for shard in plan.shards):
-        raise UnsupportedError(
-            "the models of a pipeline are verified together: give --verify to `adaptertool finish`, not to each part"
-        )
-    if "quantise" in plan.choices:
-        raise UnsupportedError(
-            "codes and their scales may lie in different shards, so parts with --quantise keep are not verified one by "
-            "one: give --verify to `adaptertool finish`"
-        )
 
 
 def take_made(plan: Plan, stage: Published, file: Path | None, *, check: bool) -> None:

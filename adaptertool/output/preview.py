@@ -13,7 +13,7 @@ from adaptertool.engine.resources import thread_count
 from adaptertool.files.publish import free_space
 from adaptertool.output.target import check_output, summary
 from adaptertool.reports.run import EditReport, PlanReport, TensorPlan
-from adaptertool.spec.plan import Plan, Step
+from adaptertool.spec.plan import Edit, Plan, Step
 
 
 def preview(
@@ -45,13 +45,25 @@ def preview(
         disk_needed=bytes_to_write(plan),
         disk_free=free_space(path),
         memory_predicted=predicted_memory(plan, threads),
-        tensors=tuple(
-            _tensor(shard.name, list(steps))
-            for shard in plan.shards
-            for _, steps in itertools.groupby(shard.steps, key=lambda step: step.spec.name)
-        ),
+        tensors=tensors_of(plan),
         cost=None if speed is None else cost_of(plan, speed, nodes, threads, extra),
     )
+
+
+def tensors_of(plan: Plan) -> tuple[TensorPlan, ...]:
+    """What becomes of each tensor."""
+    return tuple(
+        _tensor(shard.name, list(steps))
+        for shard in plan.shards
+        for _, steps in itertools.groupby(shard.steps, key=lambda step: step.spec.name)
+    )
+
+
+def _weight(step: Step, edit: Edit) -> float:
+    """What an edit counts in a tensor, or the share that it has of α there."""
+    if step.blend is not None:
+        return step.blend.weights[edit.adapter]
+    return edit.weight if step.share is None else float(step.share)
 
 
 def _tensor(shard: str, steps: Sequence[Step]) -> TensorPlan:
@@ -63,7 +75,7 @@ def _tensor(shard: str, steps: Sequence[Step]) -> TensorPlan:
             adapter=edit.adapter,
             module=edit.module,
             scale=edit.scale,
-            weight=edit.weight,
+            weight=_weight(step, edit),
             rows=None if edit.view is None else len(edit.view.rows),
             transposed=edit.transposed,
         )

@@ -8,10 +8,8 @@ from typing import Any
 
 from adaptertool.engine.budget import bytes_to_read, bytes_to_write, count_tensors
 from adaptertool.errors import UsageError, shown
-from adaptertool.files import LOCAL, store_of
 from adaptertool.files.hub import called
 from adaptertool.files.publish import check_target
-from adaptertool.files.unfinished import check_empty
 from adaptertool.formats import is_adapter
 from adaptertool.spec.plan import Plan
 
@@ -27,9 +25,6 @@ def makes_file(plan: Plan, out: Path) -> bool:
 def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) -> None:
     """Refuse an OUT that the run would have to refuse, before anything is read or computed. Raises what
     `publish.check_target` raises, and UsageError."""
-    if store_of(out) is not LOCAL:
-        _check_in_store(plan, out, force=force)
-        return
     as_file = makes_file(plan, out)
     check_target(out, (plan.base, *plan.sources), plan.inputs, as_file=as_file, force=force, is_adapter=is_adapter)
     if out.suffix in (SAFETENSORS, GGUF) and not as_file:
@@ -41,22 +36,6 @@ def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) ->
         raise UsageError(f"OUT {out} is one file, without a place for SHA256SUMS; use --provenance, or sha256sum")
 
 
-def _check_in_store(plan: Plan, out: Path, *, force: bool) -> None:
-    """The same of an OUT in a store."""
-    if force:
-        raise UsageError(f"--force replaces an OUT of this machine in one step; in a store nothing is replaced: {out}")
-    if out.suffix in (SAFETENSORS, GGUF):
-        raise UsageError(
-            f"OUT {out} is named like a file; in a store OUT is a folder: give a name without {out.suffix}"
-        )
-    if len(out.parts) < 3:
-        raise UsageError(f"OUT {out} is a whole bucket; give a folder in it")
-    for given in (plan.base, *plan.sources):
-        if out == given or out in given.parents or given in out.parents:
-            raise UsageError(f"OUT {out} and the input {given} overlap; inputs are never changed: choose another OUT")
-    check_empty(out)
-
-
 def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
     """The fields that every Report has."""
     count, edited, cast = count_tensors(plan)
@@ -65,6 +44,7 @@ def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
         "base": called(plan.base),
         "sources": tuple(map(called, plan.sources)),
         "weights": plan.weights,
+        "weight_rules": plan.weight_rules,
         "alphas": tuple(output.alpha for output in plan.outputs),
         "out": str(out),
         "outputs": tuple(str(out / output.folder) for output in plan.outputs),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from adaptertool.errors import UnsupportedError, UsageError
 from adaptertool.files.checkpoint import Checkpoint
@@ -12,9 +13,11 @@ from adaptertool.planning.assemble import make_plan
 from adaptertool.planning.edits import adapter_edits
 from adaptertool.planning.finetuned import full_edits
 from adaptertool.planning.layout import TensorSetChange
+from adaptertool.planning.schedules import ALL, Choice, Weigher, Weight, usual
 from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Blend, Edit, Output, Plan
+from adaptertool.spec.schedule import Schedule
 from adaptertool.spec.tensors import Ref
 
 
@@ -32,24 +35,85 @@ def require_fit(blend: Blend) -> None:
 
 
 def plan_blend(
-    base: Checkpoint, sources: Sequence[Adapter | Checkpoint], weights: Sequence[float], blend: Blend
+    base: Checkpoint,
+    sources: Sequence[Adapter | Checkpoint],
+    weights: Sequence[Weight],
+    blend: Blend,
+    choice: Choice = ALL,
+    settings: Mapping[str, Schedule] = MappingProxyType({}),
 ) -> Plan:
-    """Sources are adapters and fine-tuned checkpoints of the base. Raises UsageError, InputError."""
+    """Sources are adapters and fine-tuned checkpoints of the base. Raises UsageError, InputError.
+
+    blend: of tensors of which no rule of `weights` speaks, and no schedule of `settings`, by the names of these
+    """
+    edits, changes, equal, notes = _edits(base, sources, choice, blend.method)
+    blends = Blends(blend, weights, settings, base.tensors)
+    own = {name: blends.of(name) for name, chain in edits.items() if chain}
+    for one in {id(one): one for one in own.values()}.values() or [blend]:
+        require_fit(one)
+        _require_still(one, sources)
+    numbers = range(len(sources))
+    notes += blends.weigh.notes(
+        [{name for name, es in edits.items() if any(e.adapter == n for e in es)} for n in numbers]
+    )
     method = METHOD_BY_NAME[blend.method]
-    require_fit(blend)
+    notes.append(f"{method.name} is computed in float64 and rounded once; it is the same everywhere, but not settled")
+    usuals = list(map(usual, weights))
+    plan = make_plan("merge", base, sources, usuals, edits, changes, (Output("", 1.0),), notes, equal)
+    shards = tuple(
+        dataclasses.replace(
+            shard,
+            steps=tuple(step._replace(blend=own[step.spec.name]) if step.edits else step for step in shard.steps),
+        )
+        for shard in plan.shards
+    )
+    return dataclasses.replace(plan, shards=shards)
+
+
+class Blends:
+    """The blend of each tensor; those that are alike are one."""
+
+    def __init__(
+        self, blend: Blend, weights: Sequence[Weight], settings: Mapping[str, Schedule], names: Collection[str]
+    ) -> None:
+        """Raises UsageError for a rule that fits none of the names."""
+        self._blend, self._settings, self._known = blend, settings, dict[object, Blend]()
+        self.weigh = Weigher(weights, names)
+        self._set = Weigher(list(settings.values()), names)
+
+    def of(self, name: str) -> Blend:
+        weights = tuple(self.weigh(number, name) for number in range(len(self._blend.weights)))
+        chosen = tuple(self._set(number, name) for number in range(len(self._settings)))
+        if (weights, chosen) not in self._known:
+            settings = {**self._blend.settings, **dict(zip(self._settings, chosen, strict=True))}
+            self._known[weights, chosen] = Blend(self._blend.method, weights, settings)
+        return self._known[weights, chosen]
+
+
+def _require_still(blend: Blend, sources: Sequence[Adapter | Checkpoint]) -> None:
+    """Raises UnsupportedError where a method changes what a source does not, and a source is an adapter."""
+    method = METHOD_BY_NAME[blend.method]
+    if method.moves is None or not any(isinstance(source, Adapter) for source in sources):
+        return
+    if method.moves(blend.weights, blend.settings):
+        raise UnsupportedError(
+            f"{method.name} without normalize, and with weights that add up to {sum(blend.weights):g}, scales whole "
+            "models, also what an adapter leaves as it is: merge each adapter first, and give the checkpoints"
+        )
+
+
+def _edits(
+    base: Checkpoint, sources: Sequence[Adapter | Checkpoint], choice: Choice, method: str
+) -> tuple[dict[str, list[Edit]], TensorSetChange, list[tuple[Ref, Ref]], list[str]]:
+    """What each source changes by itself, by the names of tensors, and what `adapter_edits` and `full_edits` tell."""
     edits: dict[str, list[Edit]] = {}
     equal: list[tuple[Ref, Ref]] = []
     notes: list[str] = []
     changes = TensorSetChange()
     numbers = [number for number, source in enumerate(sources) if isinstance(source, Adapter)]
-    if numbers and method.moves is not None and method.moves(blend.weights, blend.settings):
-        raise UnsupportedError(
-            f"{method.name} without normalize, and with weights that add up to {sum(blend.weights):g}, scales whole "
-            "models, also what an adapter leaves as it is: merge each adapter first, and give the checkpoints"
-        )
     if numbers:
         adapters = [source for source in sources if isinstance(source, Adapter)]
-        edits, changes, notes = adapter_edits(open_base(base), adapters, [1.0] * len(adapters))
+        edits, changes, notes = adapter_edits(open_base(base), adapters, [1.0] * len(adapters), choice)
         edits = {name: [e._replace(adapter=numbers[e.adapter]) for e in own] for name, own in edits.items()}
     if changes.grown or changes.head or (changes.apart and len(numbers) < len(sources)):
         what = (
@@ -61,21 +125,13 @@ def plan_blend(
             if changes.head
             else "changes one of two tied ends, beside checkpoints"
         )
-        raise UnsupportedError(f"{sources[numbers[0]].path} {what}; the method {method.name} cannot be used there")
+        raise UnsupportedError(f"{sources[numbers[0]].path} {what}; the method {method} cannot be used there")
     for number, source in enumerate(sources):
         if isinstance(source, Adapter):
             continue
-        own, pairs, more = full_edits(base, source)
+        own, pairs, more = full_edits(base, source, choice)
         equal += pairs
         notes += more
         for name, full in own.items():
             edits.setdefault(name, []).extend(edit._replace(adapter=number) for edit in full)
-    notes.append(f"{method.name} is computed in float64 and rounded once; it is the same everywhere, but not settled")
-    plan = make_plan("merge", base, sources, weights, edits, changes, (Output("", 1.0),), notes, equal)
-    shards = tuple(
-        dataclasses.replace(
-            shard, steps=tuple(step._replace(blend=blend) if step.edits else step for step in shard.steps)
-        )
-        for shard in plan.shards
-    )
-    return dataclasses.replace(plan, shards=shards)
+    return edits, changes, equal, notes

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePath
-from typing import NoReturn
 
 from adaptertool.errors import UnsupportedError, by, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -15,6 +14,7 @@ from adaptertool.kinds.parts import parts_of
 from adaptertool.planning.layer_weight import with_weights
 from adaptertool.planning.layout import TensorSetChange
 from adaptertool.planning.quantised_run import quantised_run
+from adaptertool.planning.schedules import ALL, Choice, Weigher, Weight, require_whole
 from adaptertool.resolution.heads import Head, require_only, take_head
 from adaptertool.resolution.resolve import Base, resolve
 from adaptertool.resolution.ties import decide
@@ -23,63 +23,90 @@ from adaptertool.spec.plan import Edit
 
 
 def adapter_edits(
-    subject: Base, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False
+    subject: Base, adapters: Sequence[Adapter], weights: Sequence[Weight], choice: Choice = ALL, *, mixed: bool = False
 ) -> tuple[dict[str, list[Edit]], TensorSetChange, list[str]]:
     """What the adapters change, by the names of the tensors; how the set of tensors changes; and notes.
 
     Raises UnsupportedError for a tensor that is resized or padded after a change of it, and what resolving raises.
     """
+    weigh = Weigher(weights, subject.tensors)
+    choice.check(subject.tensors)
     edits: dict[str, list[Edit]] = {}
     notes: list[str] = []
     head: Head | None = None
-    for number, (whole, weight) in enumerate(zip(adapters, weights, strict=True)):
+    touched, tied = list[set[str]](), {*subject.ends, *subject.ends.values()}
+    for number, whole in enumerate(adapters):
         before, was = len(subject.resized), set(subject.padded)
         new, adapter = take_head(subject.base, subject.names, whole)
         if new is not None:
-            require_only(adapter, weight, head)
+            require_only(adapter, [weigh(number, name) for name in new.tensors], head)
+            require_whole(adapter, choice, new.tensors, "brings a new head")
             head = new
         resolved, more = resolve(subject, adapter)
-        if len(subject.resized) > before and (weight != 1 or edits):
-            _refuse_resizing(adapter, weight)
-        if late := sorted(name for name in subject.padded.keys() - was if edits.get(name)):
+        if sizes := list(subject.resized)[before:]:
+            _require_first(adapter, [weigh(number, name) for name in sizes], first=not edits)
+            require_whole(adapter, choice, sizes, "resizes the vocabulary")
+        require_whole(adapter, choice, padded := sorted(subject.padded.keys() - was), "pads a weight with zeros")
+        if late := [name for name in padded if edits.get(name)]:
             raise UnsupportedError(
                 f"{adapter.path} pads {shown(late[0])} with zeros, which an adapter before it changes; give it first"
             )
         notes += [*more, *_other_base(subject.base, adapter), *quantised_run(subject.base, adapter)]
+        touched.append({*resolved})
         for target, modules in with_weights(subject, adapter, resolved, frozenset(edits)).items():
+            if not choice.takes(target) and target not in tied:
+                continue
             if edits.get(target):
                 modules = _without_copies(subject, adapter, target, modules)
             edits.setdefault(target, []).extend(
-                Edit(
-                    part.kind,
-                    number,
-                    part.name,
-                    part.factors,
-                    part.scale,
-                    weight,
-                    transposed=bool(part.transposed),
-                    view=part.view,
-                    on_base=mixed,
-                    part_of=None if part is module else module,
-                )
+                _edit(part, number, weigh(number, target), module, mixed=mixed)
                 for module in modules
                 for part in _parts(subject, target, module)
             )
     ends = subject.ends if head is None else {}  # such a model has no end that could be tied
     tying = [number for number, adapter in enumerate(adapters) if adapter.ties_ends]
-    apart, more = decide(edits, ends, subject.resized, tying)
+
+    def amended(name: str, own: Sequence[Edit]) -> list[Edit]:
+        """The edits of an end, some of them perhaps made for the one that it is tied to."""
+        return [one._replace(weight=weigh(one.adapter, name)) for one in own] if choice.takes(name) else []
+
+    apart, more = decide(edits, ends, subject.resized, tying, amended)
+    edits = {name: own for name, own in edits.items() if choice.takes(name)} if choice.said else edits
+    edited = [{name for name, own in edits.items() if any(e.adapter == n for e in own)} for n in range(len(adapters))]
+    notes += weigh.notes(edited)
+    for adapter, changed, every in zip(adapters, edited, touched, strict=True):
+        notes += choice.notes(adapter.path, len(every - changed), len(every))
     notes += subject.traits.notes_on(edits)
     changes = TensorSetChange({end: ends[end] for end in apart}, subject.resized, head, subject.padded)
     if head is not None:
         notes += head.notes(subject.base, subject.ends, edits)
+    return edits, changes, [*notes, *_on_sizes(subject), *more]
+
+
+def _on_sizes(subject: Base) -> Iterator[str]:
     for name, ref in subject.resized.items():
-        notes.append(f"{shown(name)} has {ref.spec.shape[0]:,} rows in the adapter, and so in the output")
+        yield f"{shown(name)} has {ref.spec.shape[0]:,} rows in the adapter, and so in the output"
     for name, ref in subject.padded.items():
-        notes.append(
+        yield (
             f"{shown(name)} is {by(subject.base.tensors[name].shape)} in the base, and {by(ref.shape)} in the output: "
             "the adapter has it padded with zeros first; its loader must take more channels"
         )
-    return edits, changes, notes + more
+
+
+def _edit(part: Module, number: int, weight: float, module: Module, *, mixed: bool) -> Edit:
+    """The edit that makes a part of what a module changes."""
+    return Edit(
+        part.kind,
+        number,
+        part.name,
+        part.factors,
+        part.scale,
+        weight,
+        transposed=bool(part.transposed),
+        view=part.view,
+        on_base=mixed,
+        part_of=None if part is module else module,
+    )
 
 
 def _parts(subject: Base, target: str, module: Module) -> Sequence[Module]:
@@ -119,6 +146,11 @@ def _other_base(base: Checkpoint, adapter: Adapter) -> list[str]:
     return [f"{adapter.path} says it was trained on {shown(adapter.trained_on)}; is {base.path} that? Its shapes fit"]
 
 
-def _refuse_resizing(adapter: Adapter, weight: float) -> NoReturn:
-    how = f"with weight {weight:g}" if weight != 1 else "after other adapters; give it first"
-    raise UnsupportedError(f"{adapter.path} resizes the vocabulary; that cannot be done {how}")
+def _require_first(adapter: Adapter, weights: Collection[float], *, first: bool) -> None:
+    """Raises UnsupportedError for an adapter that resizes the vocabulary with a weight, or after others."""
+    if other := [weight for weight in weights if weight != 1]:
+        raise UnsupportedError(f"{adapter.path} resizes the vocabulary; that cannot be done with weight {other[0]:g}")
+    if not first:
+        raise UnsupportedError(
+            f"{adapter.path} resizes the vocabulary; that cannot be done after other adapters; give it first"
+        )

@@ -12,6 +12,7 @@ from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import FULL
 from adaptertool.kinds.full import TUNED
+from adaptertool.planning.schedules import ALL, Choice
 from adaptertool.resolution.components import names_of
 from adaptertool.resolution.correspondence import counterparts
 from adaptertool.resolution.nearest import nearest
@@ -94,14 +95,20 @@ def _in_parts(name: str, other: Checkpoint) -> str:
     )
 
 
-def full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edit]], list[tuple[Ref, Ref]], list[str]]:
-    """One `full` edit for each tensor, the pairs that must be equal instead, and notes. Raises MismatchError."""
+def full_edits(
+    base: Checkpoint, tuned: Checkpoint, choice: Choice = ALL
+) -> tuple[dict[str, list[Edit]], list[tuple[Ref, Ref]], list[str]]:
+    """One `full` edit for each tensor that is chosen, the pairs that must be equal instead, and notes. Raises
+    MismatchError."""
+    choice.check(base.tensors)
     edits: dict[str, list[Edit]] = {}
     casts: set[str] = set()
     traits, pairs = read_traits(base), pairs_of(base, tuned)
     equal = [pair for pair in pairs.computed if pair[0].spec.name in traits.beside_codes]
     for ref, other in pairs.computed:
         if ref.spec.name in traits.beside_codes:
+            continue
+        if not choice.takes(ref.spec.name):
             continue
         traits.refuse_quantised(ref)
         name, there = ref.spec.name, other.spec.dtype
@@ -114,6 +121,8 @@ def full_edits(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, list[Edit
                 f"tuned tensors of dtype {there} are stored as {here}{'' if base.stored_as else ', as in the base'}"
             )
     notes = [*pairs.notes, *sorted(casts), *traits.notes_on(edits)]
+    count = len(pairs.computed) - sum(ref.spec.name in traits.beside_codes for ref, _ in pairs.computed)
+    notes += choice.notes(tuned.path, count - len(edits), count)
     if base.config is not None and tuned.config is not None and base.config != tuned.config:
         notes.append("config.json of base and tuned checkpoint differ; the base's is kept, like all its assets")
     if base.gguf != tuned.gguf:

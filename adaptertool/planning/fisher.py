@@ -7,16 +7,23 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from adaptertool.codecs import COMPUTED
-from adaptertool.errors import MismatchError, UsageError, shown
+from adaptertool.errors import MismatchError, UsageError, argument, shown
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.planning.schedules import ALL, Choice
 from adaptertool.planning.wise import plan_wise
 from adaptertool.resolution.correspondence import Counterparts, counterparts
 from adaptertool.resolution.nearest import nearest
 from adaptertool.spec.plan import Plan, Step
+from adaptertool.spec.schedule import WHOLE, Schedule
 
 
 def plan_fisher(
-    base: Checkpoint, tuned: Checkpoint, fisher: tuple[Checkpoint, Checkpoint], alphas: Sequence[Decimal]
+    base: Checkpoint,
+    tuned: Checkpoint,
+    fisher: tuple[Checkpoint, Checkpoint],
+    alphas: Sequence[Decimal],
+    share: Schedule = WHOLE,
+    choice: Choice = ALL,
 ) -> Plan:
     """The plan as of plan_wise, of two checkpoints; each tensor with its weights (methods.fisher).
 
@@ -25,7 +32,13 @@ def plan_fisher(
     """
     if outside := [alpha for alpha in alphas if not 0 <= alpha <= 1]:
         raise UsageError(f"with Fisher weights alpha lies in 0..1, not at {outside[0]}")
-    plan = plan_wise(base, tuned, alphas)
+    plan = plan_wise(base, tuned, alphas, share, choice)
+    shares = {step.spec.name: step.share for step in plan.steps() if step.share is not None}
+    if beyond := {name: float(factor) for name, factor in shares.items() if not 0 <= factor <= 1}:
+        name, factor = next(iter(beyond.items()))
+        raise UsageError(
+            f"with Fisher weights {argument('weight')} lies in 0..1, not at {factor:g} as of {shown(name)}"
+        )
     found = [_fitting(base, weights, [step for step in plan.steps() if step.edits]) for weights in fisher]
     shards = tuple(
         dataclasses.replace(shard, steps=tuple(_weighted(step, found) for step in shard.steps)) for shard in plan.shards

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.kinds import kind_of
+from adaptertool.kinds.made import turned
 from adaptertool.resolution.resolve import Base
 from adaptertool.spec.adapter import Adapter, Module
 
@@ -31,8 +32,8 @@ def with_weights(subject: Base, adapter: Adapter, resolved: Resolved, changed: C
         if role is None:
             return module
         at = places.get(f"{module.name}.weight", ())
-        if len(at) != 1 or any(own.view is not None or own.transposed for own in (at[0][1], module)):
-            _refuse(adapter, module, "which the base does not store as one tensor (out, in)")
+        if len(at) != 1 or at[0][1].view is not None or module.view is not None:
+            _refuse(adapter, module, "which the base does not store as one tensor")
         if not subject.base.headers:
             _refuse(adapter, module, "which is not read of a model in memory: merge it, and load that")
         ((target, _),) = at
@@ -41,6 +42,8 @@ def with_weights(subject: Base, adapter: Adapter, resolved: Resolved, changed: C
             _refuse(adapter, module, "which the base stores as codes: dequantise it first")
         if target in changed or len(resolved[target]) > 1:
             _refuse(adapter, module, "which is changed before: give this adapter first, or merge one, then the other")
+        if at[0][1].transposed:
+            ref = turned(ref)
         return module._replace(factors={**module.factors, role: ref})
 
     return {target: [read(module) for module in modules] for target, modules in resolved.items()}

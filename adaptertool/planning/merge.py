@@ -9,23 +9,27 @@ from adaptertool.errors import UnsupportedError, shown
 from adaptertool.kinds import kind_of
 from adaptertool.planning.assemble import make_plan
 from adaptertool.planning.edits import adapter_edits
+from adaptertool.planning.schedules import ALL, Choice, Weight, usual
 from adaptertool.resolution.resolve import Base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Edit, Output, Plan
 
 
-def plan_merge(subject: Base, adapters: Sequence[Adapter], weights: Sequence[float], *, mixed: bool = False) -> Plan:
+def plan_merge(
+    subject: Base, adapters: Sequence[Adapter], weights: Sequence[Weight], choice: Choice = ALL, *, mixed: bool = False
+) -> Plan:
     """Each adapter is applied, with its weight, to what the ones before it produced; rounded once at the end.
 
     mixed: the adapters act together, as unmerged ones do at inference: the norms of DoRA are those of the base
     weight and its own delta. For LoRA the two are the same. Source: PEFT 0.21.2, checked against it in the tests.
     """
-    edits, changes, notes = adapter_edits(subject, adapters, weights, mixed=mixed)
+    edits, changes, notes = adapter_edits(subject, adapters, weights, choice, mixed=mixed)
     if mixed:
         require_mixable(edits)
     notes += _replacements(edits)
     notes += [f"{adapter.path} is given twice, and is applied twice" for adapter in _repeated(adapters)]
-    return make_plan("merge", subject.base, adapters, weights, edits, changes, (Output("", 1.0),), notes)
+    own = list(map(usual, weights))
+    return make_plan("merge", subject.base, adapters, own, edits, changes, (Output("", 1.0),), notes)
 
 
 def _replacements(edits: Mapping[str, Sequence[Edit]]) -> list[str]:

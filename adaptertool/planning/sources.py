@@ -14,6 +14,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats import format_at, is_adapter
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
+from adaptertool.planning.schedules import Choice
 from adaptertool.resolution.components import without
 from adaptertool.resolution.renaming import Renames
 from adaptertool.resolution.resolve import Base
@@ -38,11 +39,18 @@ class Reading(NamedTuple):
     renames: Sequence[str] | Renames = ()  # on the names of their tensors
     leave_out: Sequence[str] = ()  # files beside adapters, or models of pipelines, that play no part
     expert_layout: str | None = None  # of lora_B of fused experts, where a config does not say
+    only: Sequence[str] = ()  # patterns: tensors of the base that are edited, the others not
+    exclude: Sequence[str] = ()  # patterns: tensors of the base that are not edited
 
     @property
-    def layout_chosen(self) -> dict[str, str]:
-        """The layout of experts, for the manifest, where it is given."""
-        return {} if self.expert_layout is None else {"expert_layout": self.expert_layout}
+    def choice(self) -> Choice:
+        return Choice(self.only, self.exclude)
+
+    @property
+    def chosen(self) -> dict[str, object]:
+        """The layout of experts, and which tensors are edited, for the manifest, where they are given."""
+        layout = {} if self.expert_layout is None else {"expert_layout": self.expert_layout}
+        return {**layout, **self.choice.said}
 
 
 def check_compose(compose: str) -> None:

@@ -23,6 +23,10 @@ _LEAST = Fraction(1, 2**900)
 _WEIGHT, _BIAS = ".lora_B.weight", ".lora_B.bias"
 
 
+# (number of the adapter, one of its layers) -> the weight of that
+LayerWeight = Callable[[int, Layer], Fraction]
+
+
 class Term(NamedTuple):
     layer: Layer
     times: float  # q
@@ -74,7 +78,7 @@ def _spec(name: str, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
 
 def combined(
     adapters: Sequence[Layered],
-    weights: Sequence[Fraction],
+    weigh: LayerWeight,
     nearest_scale: Callable[[float, int], float],
     *,
     dora: bool = False,
@@ -85,7 +89,7 @@ def combined(
     nearest_scale: of the format that the sum is written in (formats.format.Writing)
     dora: layers of DoRA may be among them; they are of scale 1, and of that rank, or as large as they can be
     """
-    terms = _terms(adapters, weights, dora=dora)
+    terms = _terms(adapters, weigh, dora=dora)
     biased = any(layer.bias is not None for some in terms.values() for _, layer in some)
     return [
         _of_scale_one(path, some, _at_most(some[0][1], rank), biased=biased)
@@ -97,9 +101,7 @@ def combined(
     ]
 
 
-def mixed(
-    adapters: Sequence[Layered], weights: Sequence[Fraction], *, on_factors: bool, rank: int | None
-) -> list[Combined]:
+def mixed(adapters: Sequence[Layered], weigh: LayerWeight, *, on_factors: bool, rank: int | None) -> list[Combined]:
     """The layers that a method makes (algebra.mix), of scale 1.
 
     rank: that of each layer, unless it is on factors; None where it will be known only later
@@ -107,7 +109,7 @@ def mixed(
     Raises MismatchError where the method is on factors, and they differ in rank.
     """
     layers = []
-    for path, some in _terms(adapters, weights, dora=False).items():
+    for path, some in _terms(adapters, weigh, dora=False).items():
         first = some[0][1]
         for _, layer in some:
             if on_factors and layer.rank != first.rank:
@@ -141,11 +143,11 @@ def _of_scale_one(path: str, terms: Sequence[tuple[Fraction, Layer]], rank: int,
 
 
 def _terms(
-    adapters: Sequence[Layered], weights: Sequence[Fraction], *, dora: bool
+    adapters: Sequence[Layered], weigh: LayerWeight, *, dora: bool
 ) -> Mapping[str, list[tuple[Fraction, Layer]]]:
     """The weighted layers of each name. Raises UnsupportedError for DoRA, unless it is wanted."""
     terms: dict[str, list[tuple[Fraction, Layer]]] = {}
-    for adapter, weight in zip(adapters, weights, strict=True):
+    for number, adapter in enumerate(adapters):
         for path, layer in adapter.layers.items():
             if layer.unpaired is not None and not dora:
                 raise UnsupportedError(
@@ -159,7 +161,7 @@ def _terms(
                     "factors holds it, and the magnitude is not dropped: give the base (--base) and a --rank, and the "
                     "leading part is extracted"
                 )
-            terms.setdefault(path, []).append((weight, layer))
+            terms.setdefault(path, []).append((weigh(number, layer), layer))
     return terms
 
 

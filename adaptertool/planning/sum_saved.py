@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adaptertool.errors import MismatchError, UnsupportedError, shown
@@ -19,7 +18,7 @@ from adaptertool.spec.tensors import Ref
 _MUST_AGREE = ("ensure_weight_tying",)  # what would be summed depends on it
 
 
-def saved_of(adapters: Sequence[Layered], weights: Sequence[Decimal]) -> list[Ref]:
+def saved_of(adapters: Sequence[Layered], weigh: Callable[[int, str], float]) -> list[Ref]:
     """The tensors that take the place of the base's: T of W + w·(T − W). One after the other, as `merge` applies them,
     adapters that hold the same T make W + (1 − Π(1 − wᵢ))·(T − W): it is T, and kept, where one of the weights is 1.
 
@@ -37,7 +36,8 @@ def saved_of(adapters: Sequence[Layered], weights: Sequence[Decimal]) -> list[Re
                 f"{first}: {shown(module.target)} has a whole difference added to it; these are not summed yet: merge "
                 "the adapters into the base one after the other"
             )
-        ref, own = module.factors[TUNED], [weights[number] for number, _ in some]
+        ref, own = module.factors[TUNED], [weigh(number, module.target) for number, _ in some]
+        said = " and ".join(f"{weight:g}" for weight in own)
         what = f"{first}: the saved tensor {shown(ref.spec.name)}"
         for number, other in some[1:]:
             twin = other.factors[TUNED]
@@ -47,7 +47,7 @@ def saved_of(adapters: Sequence[Layered], weights: Sequence[Decimal]) -> list[Re
                 )
         if 1 not in own:
             raise UnsupportedError(
-                f"{what} takes the place of the base's and has weight {' and '.join(map(str, own))}, not 1; what that "
+                f"{what} takes the place of the base's and has weight {said}, not 1; what that "
                 "makes depends on the base: give it weight 1, or merge into the base and extract"
             )
         _require_alone(adapters, [number for number, _ in some], module, what)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 
 from adaptertool.errors import UnsupportedError, UsageError
@@ -11,31 +12,57 @@ from adaptertool.planning.assemble import make_plan
 from adaptertool.planning.edits import adapter_edits
 from adaptertool.planning.finetuned import full_edits
 from adaptertool.planning.layout import TensorSetChange
+from adaptertool.planning.schedules import ALL, Choice, Weigher, usual
 from adaptertool.resolution.resolve import Base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Output, Plan
+from adaptertool.spec.schedule import WHOLE, Schedule
 
 MAX_DIGITS = 20  # of an alpha, in the name of its folder
 
 
-def plan_wise(base: Checkpoint, tuned: Checkpoint, alphas: Sequence[Decimal]) -> Plan:
-    """W + α·(T − W) for each α, where T is the tuned checkpoint."""
-    edits, equal, notes = full_edits(base, tuned)
+def plan_wise(
+    base: Checkpoint, tuned: Checkpoint, alphas: Sequence[Decimal], share: Schedule = WHOLE, choice: Choice = ALL
+) -> Plan:
+    """W + α·f·(T − W) for each α, where T is the tuned checkpoint. share: f, the factor of each tensor"""
+    edits, equal, notes = full_edits(base, tuned, choice)
     notes = [*_outside(alphas), *notes]
-    return make_plan("wise", base, [tuned], [1.0], edits, TensorSetChange(), _outputs(alphas), notes, equal)
+    plan = make_plan("wise", base, [tuned], [1.0], edits, TensorSetChange(), _outputs(alphas), notes, equal)
+    return _shared(plan, share, base.tensors)
 
 
-def plan_towards(subject: Base, adapter: Adapter, alphas: Sequence[Decimal]) -> Plan:
-    """W + α·(T − W) for each α, where T is the base with the adapter merged. Raises UnsupportedError where there is
-    nothing between, as for a new head."""
-    edits, changes, notes = adapter_edits(subject, [adapter], [1.0])
-    if (changes.resized or changes.head) and any(alpha != 1 for alpha in alphas):
+def plan_towards(
+    subject: Base, adapter: Adapter, alphas: Sequence[Decimal], share: Schedule = WHOLE, choice: Choice = ALL
+) -> Plan:
+    """W + α·f·(T − W) for each α, where T is the base with the adapter merged; share: f, the factor of each tensor.
+    Raises UnsupportedError where there is nothing between, as for a new head."""
+    edits, changes, notes = adapter_edits(subject, [adapter], [1.0], choice)
+    if (changes.resized or changes.head) and any(alpha != 1 or share != WHOLE for alpha in alphas):
         what = "resizes the vocabulary; between embeddings of different sizes there is nothing"
         if changes.head:
             what = "brings a new head; between none and it there is nothing"
         raise UnsupportedError(f"{adapter.path} {what}")
     notes = [*_outside(alphas), *notes]
-    return make_plan("wise", subject.base, [adapter], [1.0], edits, changes, _outputs(alphas), notes)
+    plan = make_plan("wise", subject.base, [adapter], [1.0], edits, changes, _outputs(alphas), notes)
+    return _shared(plan, share, subject.tensors)
+
+
+def _shared(plan: Plan, share: Schedule, names: Collection[str]) -> Plan:
+    """The plan with the share of α that each tensor has, which its edits do not know of."""
+    if share == WHOLE:
+        return plan
+    weigh = Weigher([share], names)
+    shards = tuple(
+        dataclasses.replace(
+            shard,
+            steps=tuple(
+                step._replace(share=weigh.exact(0, step.spec.name)) if step.edits else step for step in shard.steps
+            ),
+        )
+        for shard in plan.shards
+    )
+    notes = weigh.notes([{step.spec.name for step in plan.steps() if step.edits}])
+    return dataclasses.replace(plan, shards=shards, weights=(usual(share),), notes=(*plan.notes, *notes))
 
 
 def _outside(alphas: Sequence[Decimal]) -> list[str]:

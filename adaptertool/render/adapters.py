@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from adaptertool.methods import ON_FACTORS
-from adaptertool.render.text import size, starred
+from adaptertool.render.text import ruled, size, starred
 from adaptertool.reports.adapters import (
     AdapterReport,
     ConvertReport,
@@ -44,6 +44,7 @@ def sum_text(report: SumReport, *, one_by_one: bool = False) -> str:
     how = "" if report.method == "cat" else f" by {report.method}"
     share = "" if report.density in (None, 1) else f" at density {report.density:g}"
     lines = [f"sum {' + '.join(sources)}{how}{share} -> {report.out}" + _dry(report)]
+    lines += ruled(report.weight_rules)
     dtypes = ", ".join(sorted({one.dtype for one in report.layers}))
     lines.append(f"  layers   {len(report.layers):,}: rank {span(one.rank for one in report.layers)}, {dtypes}")
     if report.saved:

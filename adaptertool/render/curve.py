@@ -19,7 +19,7 @@ def curve_text(report: CurveReport, measured: int, width: int | None = None) -> 
     if old := sum(bool(point.scores) for point in report.points) - measured + failures(report):
         lines.append(f"  {old} of {len(report.points)} points are from an earlier run")
     if names:
-        rows = [[f"{point.alpha:.12g}", *_cells(point, names)] for point in report.points]
+        rows = [[f"{point.alpha:.12g}", *cells(point, names)] for point in report.points]
         rows.append([f"best alpha ({direction})", *(f"{best.alpha:.12g}" for best in report.best)])
         lines += ["", *table(["alpha", *names], rows, width), ""]
     if not report.ok:
@@ -67,5 +67,5 @@ def _files(report: CurveReport) -> tuple[str, ...]:
     return (SCORES, TABLE) if any(PAGE in note for note in report.notes) else (SCORES, TABLE, PAGE)
 
 
-def _cells(point: CurvePoint, names: list[str]) -> list[str]:
+def cells(point: CurvePoint, names: list[str]) -> list[str]:
     return [number(value_of(point, name)) if point.scores else "failed" for name in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from adaptertool.errors import shown
 from adaptertool.render.text import table
 from adaptertool.reports.drift import DriftReport, ModuleDrift
 
@@ -21,6 +22,7 @@ def share(value: float | None) -> str:
 def drift_text(report: DriftReport, *, every_module: bool, width: int | None = None) -> str:
     what = report.merged or "merged"
     lines = [f"drift {report.base} + {' + '.join(report.sources)}: {what} against unmerged, {report.inputs}"]
+    lines += [f"  rule      {shown(rule)}" for rule in report.weight_rules]
     lines.append(f"  verdict   {verdict(report)}")
     lines.append(f"  weights   {number(report.rel_error)} off W + Δ")
     lines.append(

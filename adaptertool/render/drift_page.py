@@ -64,6 +64,7 @@ def _badge(report: DriftReport) -> tuple[str, str]:
 
 def _about(report: DriftReport) -> list[tuple[str, str]]:
     found = [("adapters", mix(report.sources, report.weights)), ("base", report.base)]
+    found += [("weight", rule) for rule in report.weight_rules]
     if report.merged:
         found.append(("merged", report.merged))
     found.append(("inputs", report.inputs))

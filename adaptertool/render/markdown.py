@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adaptertool.errors import shown
+from adaptertool.render.curve import cells, failures
 from adaptertool.render.diff import STATUSES
 from adaptertool.render.drift import number, share, verdict
+from adaptertool.render.evaluation import drift_cells, drift_heads, edit_cells, edit_heads
 from adaptertool.render.machine import Report
 from adaptertool.render.verify import files_text, verify_markdown
+from adaptertool.reports.curve import CurveReport, names_of
 from adaptertool.reports.diff import DiffReport, TensorDiff
 from adaptertool.reports.drift import DriftReport
+from adaptertool.reports.evaluate import EvaluationReport
 from adaptertool.reports.verify import FilesReport
 
 _LISTED = 20  # rows of a table
@@ -88,6 +92,43 @@ def files_markdown(report: FilesReport) -> str:
     return "\n".join([*lines, *_table(("file", "what is wrong"), rows)]) + "\n"
 
 
+def evaluation_markdown(report: EvaluationReport) -> str:
+    verdict = "done" if report.fail_above is None else "within the limit" if report.ok else "ABOVE the limit"
+    apart = [(one, one.drift) for one in report.models if one.drift is not None]
+    apart.sort(key=lambda pair: -pair[1].mean_kl)
+    limit = "" if report.fail_above is None else f" KL per token is to be {report.fail_above:g} at most."
+    lines = [
+        f"### adaptertool evaluate: {verdict}",
+        "",
+        f"{report.prompts:,} prompts, {report.tokens:,} tokens, against {code(report.reference)}.{limit}",
+        "",
+        *_table(
+            ("model", *map(_plain, drift_heads(report))), [(code(one.name), *drift_cells(far)) for one, far in apart]
+        ),
+    ]
+    for targets in dict.fromkeys(scores.targets for one in report.models for scores in one.edits):
+        own = [(one, scores) for one in report.models for scores in one.edits if scores.targets == targets]
+        rows = [(code(one.name), *edit_cells(one, scores)) for one, scores in own]
+        lines += ["", f"Facts, {targets} targets:", "", *_table(("model", *edit_heads(own[0][1])), rows)]
+    return "\n".join(lines) + "\n"
+
+
+def curve_markdown(report: CurveReport) -> str:
+    names = names_of(report.points)
+    rows = [(f"{point.alpha:.12g}", *cells(point, names)) for point in report.points]
+    best = [f"best α for {code(one.score)}: **{one.alpha:.12g}** ({number(one.value)})" for one in report.best]
+    verdict = "scored" if report.ok else f"FAILED at {failures(report)} of {len(report.points)} points"
+    lines = [
+        f"### adaptertool {report.command} --score: {verdict}",
+        "",
+        f"{code(report.base)} towards {' + '.join(map(code, report.sources))}: "
+        f"{'; '.join(best) or 'there is no score'}; {'lower' if report.minimise else 'higher'} is better.",
+        "",
+        *_table(("alpha", *map(code, names)), rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _plain(text: str) -> str:
     return shown(text).replace("<", "&lt;").replace("|", "\\|")
 
@@ -97,6 +138,8 @@ _OF: Mapping[str, Callable[[Any], str]] = {
     "files/1": files_markdown,
     "drift/1": drift_markdown,
     "diff/1": diff_markdown,
+    "evaluate/1": evaluation_markdown,
+    "curve/1": curve_markdown,
 }
 
 

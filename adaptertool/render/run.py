@@ -5,19 +5,18 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from adaptertool.errors import by
 from adaptertool.kinds import BY_NAME
 from adaptertool.render.cost import cost_lines
-from adaptertool.render.text import size, starred
+from adaptertool.render.text import numbered, ruled, size, starred
 from adaptertool.reports.run import KeptReport, PlanReport, RunReport, TensorPlan
 from adaptertool.spec.choices import EXACT
 
-Edits = tuple[tuple[str, float, float, int | None, bool, int], ...]  # as in EditReport, without the module
-
 
 def run_text(report: RunReport) -> str:
-    lines = [f"{_what(report)} -> {report.out}"]
+    lines = [f"{_what(report)} -> {report.out}", *ruled(report.weight_rules)]
     cast = f", {report.tensors_cast:,} cast" if report.tensors_cast else ""
     lines.append(f"  tensors  {report.tensors_edited:,} edited, {report.tensors_copied:,} copied{cast}")
     lines.append(f"  bytes    {size(report.bytes_read)} read, {size(report.bytes_written)} written")
@@ -65,7 +64,7 @@ def _kept(reports: Sequence[KeptReport]) -> list[str]:
 
 
 def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
-    lines = [f"{_what(report)} -> {report.out}   (dry run: nothing is written)"]
+    lines = [f"{_what(report)} -> {report.out}   (dry run: nothing is written)", *ruled(report.weight_rules)]
     cast = f", {report.tensors_cast:,} to cast" if report.tensors_cast else ""
     lines.append(f"  tensors  {report.tensors_edited:,} to edit, {report.tensors_copied:,} to copy{cast}")
     lines.append(f"  bytes    {size(report.bytes_read)} to read, {size(report.bytes_written)} to write")
@@ -74,11 +73,10 @@ def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
     lines += [] if report.cost is None else cost_lines(report.cost)
     if len(report.outputs) > 1:
         lines.append(f"  outputs  {len(report.outputs)}: {report.outputs[0]} ... {report.outputs[-1]}")
-    forms = Counter(_form(tensor, one_by_one=every_tensor) for tensor in report.tensors)
-    counts: Counter[str] = Counter()
-    for form, count in forms.items():
-        counts[_line(*form, report.sources)] += count
-    lines += [f"  {line}" + (f"  ({count} tensors)" if count > 1 else "") for line, count in counts.items()]
+    for one in alike(report.tensors, report.sources, one_by_one=every_tensor):
+        said = f"{one.dtype} {by(one.shape)}" + (f"  {one.edits}" if one.edits else "")
+        count = len(one.sizes)
+        lines.append(f"  {one.action}  {one.name}  {said}" + (f"  ({count} tensors)" if count > 1 else ""))
     return "\n".join(lines)
 
 
@@ -101,23 +99,47 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def _form(tensor: TensorPlan, *, one_by_one: bool) -> tuple[str, str, str, tuple[int, ...], Edits]:
-    """What the line of a tensor tells; numbers in its name become * so that the layers fall together."""
-    name = tensor.name if one_by_one else starred(tensor.name)
-    edits = [(edit.kind, edit.scale, edit.weight, edit.rows, edit.transposed, edit.adapter) for edit in tensor.edits]
-    return tensor.action, name, tensor.dtype, tensor.shape, tuple(edits)
+class Alike(NamedTuple):
+    """Tensors that are told together."""
+
+    action: str
+    name: str  # numbers in it are * where they differ, or the ranges of these where several lines would be the same
+    dtype: str
+    shape: tuple[int, ...]
+    edits: str  # what is done, one after the other
+    sizes: list[int]  # bytes of each
 
 
-def _line(action: str, name: str, dtype: str, shape: tuple[int, ...], edits: Edits, sources: Sequence[str]) -> str:
+def alike(tensors: Sequence[TensorPlan], sources: Sequence[str], *, one_by_one: bool = False) -> list[Alike]:
+    """Tensors together that differ in nothing but the numbers in their names, so that the layers fall together."""
+    together: dict[tuple[str, str, str, tuple[int, ...], str], list[TensorPlan]] = {}
+    for tensor in tensors:
+        name = tensor.name if one_by_one else starred(tensor.name)
+        form = tensor.action, name, tensor.dtype, tensor.shape, _edits(tensor, sources)
+        together.setdefault(form, []).append(tensor)
+    several = Counter(name for _, name, *_ in together)
+    return [
+        Alike(
+            action,
+            name if several[name] == 1 else numbered(name, [tensor.name for tensor in some]),
+            dtype,
+            shape,
+            edits,
+            [tensor.bytes for tensor in some],
+        )
+        for (action, name, dtype, shape, edits), some in together.items()
+    ]
+
+
+def _edits(tensor: TensorPlan, sources: Sequence[str]) -> str:
     texts = [
-        kind
-        + (f" scale {scale:g}" if not BY_NAME[kind].replaces else "")
-        + (f" weight {weight:g}" if weight != 1 else "")
-        + (f" {rows} rows" if rows is not None else "")
-        + (" transposed" if transposed else "")
-        + (f" of {sources[adapter]}" if len(sources) > 1 else "")
-        for kind, scale, weight, rows, transposed, adapter in edits
+        edit.kind
+        + (f" scale {edit.scale:g}" if not BY_NAME[edit.kind].replaces else "")
+        + (f" weight {edit.weight:g}" if edit.weight != 1 else "")
+        + (f" {edit.rows} rows" if edit.rows is not None else "")
+        + (" transposed" if edit.transposed else "")
+        + (f" of {sources[edit.adapter]}" if len(sources) > 1 else "")
+        for edit in tensor.edits
     ]
     folded = [(text, len(list(same))) for text, same in itertools.groupby(texts)]  # experts, or the same twice
-    text = " then ".join(f"{count} times {text}" if count > 1 else text for text, count in folded)
-    return f"{action}  {name}  {dtype} {by(shape)}" + (f"  {text}" if text else "")
+    return " then ".join(f"{count} times {text}" if count > 1 else text for text, count in folded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from adaptertool.errors import shown
 
@@ -34,6 +34,28 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None 
         yield f"  {name:<{first}}{line}" if fits else f"  {name}\n  {line}"
 
 
+def ruled(rules: Sequence[str]) -> list[str]:
+    """The line of a report that says weights of single tensors; none where there are none."""
+    return [f"  weights  {'; '.join(map(shown, rules))}"] if rules else []
+
+
 def starred(name: str) -> str:
     """A name in which numbers are *, so that the layers fall together."""
     return ".".join(["*" if part.isdecimal() else part for part in name.split(".")])
+
+
+def numbered(form: str, names: Iterable[str]) -> str:
+    """A starred name with the first of its numbers, as these names have it: layers.0-3,7.mlp."""
+    parts = form.split(".")
+    if "*" not in parts:
+        return form
+    first = parts.index("*")
+    numbers = sorted({int(name.split(".")[first]) for name in names})
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    parts[first] = ",".join(f"{low}" if low == high else f"{low}-{high}" for low, high in spans)
+    return ".".join(parts)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adaptertool.errors import UsageError, shown
-from adaptertool.render.text import size, starred
+from adaptertool.render.text import ruled, size, starred
 from adaptertool.reports.verify import FilesReport, TensorVerdict, VerifyReport
 from adaptertool.version import __version__
 
@@ -21,6 +21,7 @@ _LISTED = 20  # lines, each of a tensor or of several that are alike
 def verify_text(report: VerifyReport, *, every_tensor: bool = False) -> str:
     lines = [f"verify {report.merged}: {'right' if report.ok else 'WRONG'}"]
     lines.append(f"  against  {_recipe(report)}")
+    lines += ruled(report.weight_rules)
     lines.append(f"  tensors  {statuses(report)}")
     if report.summary.rounding:
         lines.append(f"  rounding explained by {', '.join(_recipes(report))}; at most {_most_ulp(report)} ulp")
@@ -135,7 +136,7 @@ def _facts(report: VerifyReport) -> dict[str, str]:
         "merged": report.merged,
         "base": report.base,
         **{f"adapter {number}": source for number, source in enumerate(report.sources, 1)},
-        "weights": " ".join(f"{weight:g}" for weight in report.weights),
+        "weights": " ".join([*(f"{weight:g}" for weight in report.weights), *report.weight_rules]),
         "alpha": f"{report.alpha:g}",
         "strict": str(report.strict).lower(),
     }

@@ -27,6 +27,7 @@ def verify_sheet(report: VerifyReport) -> Sheet:
     about = [("merged", report.merged), ("base", report.base)]
     if report.sources:
         about.append(("sources", mix(report.sources, report.weights)))
+    about += [("weight", rule) for rule in report.weight_rules]
     if report.alpha != 1:
         about.append(("alpha", f"{report.alpha:g}"))
     facts = {

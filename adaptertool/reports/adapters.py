@@ -68,6 +68,7 @@ class LayerSummed:
 class SumReport(AdapterReport):
     schema: ClassVar[str] = "sum/1"
     weights: tuple[float, ...]
+    weight_rules: tuple[str, ...]  # of layers that fit, as typed: pattern=numbers
     method: str
     density: float | None  # of methods that drop some
     seed: int | None

@@ -88,6 +88,7 @@ class DriftReport(InNotebook):
     base: str
     sources: tuple[str, ...]
     weights: tuple[float, ...]
+    weight_rules: tuple[str, ...]  # of tensors that fit, as typed: pattern=numbers
     merged: str | None  # the checkpoint that was judged, if not our own merge
     compose: str
     inputs: str  # where the inputs came from

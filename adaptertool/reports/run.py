@@ -41,6 +41,7 @@ class Report(InNotebook):
     base: str
     sources: tuple[str, ...]
     weights: tuple[float, ...]
+    weight_rules: tuple[str, ...]  # of tensors that fit, as typed: pattern=numbers
     alphas: tuple[float, ...]
     out: str
     outputs: tuple[str, ...]

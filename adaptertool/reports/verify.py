@@ -41,6 +41,7 @@ class VerifyReport(InNotebook):
     base: str
     sources: tuple[str, ...]
     weights: tuple[float, ...]
+    weight_rules: tuple[str, ...]  # of tensors that fit, as typed: pattern=numbers
     alpha: float
     strict: bool
     summary: VerdictCounts

@@ -62,9 +62,9 @@ class Head:
         return found
 
 
-def require_only(adapter: Adapter, weight: float, before: Head | None) -> None:
+def require_only(adapter: Adapter, weights: Collection[float], before: Head | None) -> None:
     """Raises UnsupportedError for a new head with a weight, or after another one."""
-    if weight != 1:
+    if any(weight != 1 for weight in weights):
         raise UnsupportedError(
             f"{adapter.path} brings a new head; between none and it there is nothing: give it weight 1"
         )

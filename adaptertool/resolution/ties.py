@@ -7,7 +7,7 @@ own merge changes both ends by either change.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -53,14 +53,21 @@ def ends_of(base: Checkpoint, names: Names) -> Mapping[str, str] | None:
 
 
 def decide(
-    edits: dict[str, list[Edit]], ends: Mapping[str, str], resized: Mapping[str, Ref], tying: Collection[int]
+    edits: dict[str, list[Edit]],
+    ends: Mapping[str, str],
+    resized: Mapping[str, Ref],
+    tying: Collection[int],
+    amended: Callable[[str, Sequence[Edit]], list[Edit]] = lambda _, own: list(own),
 ) -> tuple[frozenset[str], list[str]]:
     """Which ends must be stored on their own, with what to say of it; `edits` then has their changes.
 
     A change that is the same for both ends is made once. What an adapter does at one end only is meant for both if it
-    says that it ties its changes (`tying`), or where it is trained token rows: PEFT saves those once.
+    says that it ties its changes (`tying`), or where it is trained token rows: PEFT saves those once. Then the edits
+    of each end are `amended`, as they are meant for its name.
     """
     _share(edits, ends, tying)
+    for name in {*ends, *ends.values()} & edits.keys():
+        edits[name] = amended(name, edits[name])
     apart, notes = [], []
     for end, source in ends.items():
         head, own = edits.pop(end, []), edits.get(source, [])

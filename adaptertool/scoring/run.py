@@ -28,11 +28,12 @@ from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import Inputs
 from adaptertool.files.staging import Staging
 from adaptertool.files.writer import write_small
-from adaptertool.output.checkpoint import allow_files, require_verifiable, verify_outputs
+from adaptertool.output.checkpoint import allow_files
 from adaptertool.output.leftovers import Leftovers
 from adaptertool.output.manifest import Record, labels_of, write_manifests
 from adaptertool.output.options import Options
 from adaptertool.output.target import check_output
+from adaptertool.output.verified import require_verifiable, verify_outputs
 from adaptertool.render.curve_files import result_files, without_page
 from adaptertool.render.machine import to_json
 from adaptertool.reports.curve import ALL, BEST, SCORES, CurvePoint, CurveReport, Scores

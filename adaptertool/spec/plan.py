@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,11 +66,17 @@ class Step(NamedTuple):
     fisher: tuple[Ref, Ref] | None = None  # F₀ and F₁: between base and tuned tensor, weighted by these
     makes: str | None = None  # not the edited base tensor, but this factor of its one edit, made anew for each alpha
     keeps: Keeping | None = None  # not the weight `base` itself, but codes of it, or scales
+    share: Fraction | None = None  # of α, in this tensor; None: all of it
 
     @property
     def stored(self) -> Ref:
         """What the base has in the place of the output tensor."""
         return self.base if self.keeps is None else self.keeps.part
+
+    def at(self, alpha: float) -> float:
+        """The α of this tensor: as many times that of the output, taken as the decimal that it prints as, and rounded
+        once."""
+        return alpha if self.share is None else float(Fraction(repr(alpha)) * self.share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,12 @@ class Plan:
     precision: str = EXACT
     choices: Mapping[str, object] = field(default_factory=dict)  # of the user, beside the above: for the manifest
     as_adapter: bool = False  # outputs are adapters, and shards the file of their factors
+
+    @property
+    def weight_rules(self) -> tuple[str, ...]:
+        """The rules of its weights, as typed."""
+        rules = self.choices.get("weight_rules", ())
+        return tuple(rules) if isinstance(rules, list) else ()
 
     def steps(self) -> Iterator[Step]:
         """The steps of all output tensors, shard after shard."""

@@ -88,6 +88,7 @@ class Making(NamedTuple):
     plain: a number is one of each of some sources, or their product, times what is no larger than 1: finite where they
     are and none is F64; and where a source is all zero, so is the change that it is a factor of
     shortcut: of B: to its product with A
+    costly: whole tensors are decomposed for it, and it is finite where they are: so these are checked in its place
     """
 
     sources: tuple[Ref, ...]
@@ -101,6 +102,7 @@ class Making(NamedTuple):
     weight: Any = None
     plain: bool = False
     shortcut: Shortcut | None = None
+    costly: bool = False
 
 
 class Ref(NamedTuple):

@@ -16,6 +16,7 @@ from adaptertool.errors import InputError, UsageError, shown
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.hub import called, find
 from adaptertool.output.options import Options
+from adaptertool.planning.schedules import Given, as_typed
 from adaptertool.planning.sources import Prepared, Reading
 from adaptertool.tasks import merge as merge_task
 from adaptertool.tasks import wise as wise_task
@@ -63,7 +64,7 @@ def call_of(
     command: str,
     base: PathLike,
     sources: Sequence[PathLike],
-    numbers: Number | Sequence[Number] | None,
+    numbers: Number | Sequence[Given] | None,
     recipe: _Recipe,
     reading: Reading,
     out: PathLike,
@@ -76,6 +77,8 @@ def call_of(
         raise UsageError("no adapter given")
     usual, as_usual = type(recipe)(), Reading()
     fields = {name: _plain(value) for name, value in recipe._asdict().items() if value != getattr(usual, name)}
+    if "weights" in fields:
+        fields["weights"] = list(as_typed(recipe._asdict()["weights"]) or ())
     if "fisher" in fields:
         fields["fisher"] = [fixed(path, "F0 or F1") for path in recipe._asdict()["fisher"]]
     read = {name: _plain(value) for name, value in reading._asdict().items() if value != getattr(as_usual, name)}
@@ -85,6 +88,11 @@ def call_of(
     if "provenance" in given:
         given["provenance"] = str(Path(given["provenance"]).absolute())
     path = as_path(out, "OUT")
+    if options.force and store_of(path) is not LOCAL:
+        raise UsageError(
+            f"--force with parts would have one part remove what another has sent: remove {path} first, or replace it "
+            "by the command without parts"
+        )
     where = str(path.absolute()) if store_of(path) is LOCAL else os.fspath(out)
     names = tuple(fixed(source, "ADAPTER") for source in sources)
     return Call(command, fixed(base, "BASE"), names, _texts(numbers), fields, read, where, given)
@@ -100,10 +108,10 @@ def fixed(path: PathLike, what: str) -> str:
     return os.fspath(path) if found is None else called(found)
 
 
-def _texts(numbers: Number | Sequence[Number] | None) -> tuple[str, ...] | str | None:
+def _texts(numbers: Number | Sequence[Given] | None) -> tuple[str, ...] | str | None:
     if numbers is None or isinstance(numbers, str):
         return numbers
-    return tuple(map(str, numbers)) if isinstance(numbers, Sequence) else str(numbers)
+    return as_typed(numbers) if isinstance(numbers, Sequence) else str(numbers)
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from adaptertool.arguments import Number, PathLike, as_path, parse_alphas
 from adaptertool.output.options import Options
+from adaptertool.planning.schedules import Given
 from adaptertool.planning.sources import Reading
 from adaptertool.planning.wise import in_folders
 from adaptertool.reports.curve import CurvePoint, CurveReport
@@ -50,6 +51,9 @@ def wise_curve(
     sha256: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
     leave_out: Sequence[str] = (),
+    weights: Sequence[Given] | None = None,
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     tokenizer: str | None = None,
     clean: bool = False,
 ) -> CurveReport:
@@ -83,8 +87,8 @@ def wise_curve(
     """
     wishes = CurveSettings.of(keep, target, reference, minimise=minimise, published=out is not None)
     scorer = scorer_of(score)
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer)
-    plan = prepare_curve(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout))
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, weights=weights)
+    plan = prepare_curve(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout, only, exclude))
     options = Options(force=force, verify=verify, threads=threads, sha256=sha256, clean=clean)
     place = None if out is None else as_path(out, "OUT")
     return score_curve(plan, place, scorer, wishes, options, progress or (lambda _: None))

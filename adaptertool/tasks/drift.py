@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from adaptertool.architectures.decoded_beside import alike, as_numbers
-from adaptertool.arguments import Number, PathLike, as_input, as_path, check_as_trained
+from adaptertool.arguments import PathLike, as_input, as_path, check_as_trained
 from adaptertool.engine.resources import thread_count
 from adaptertool.errors import UsageError, argument
 from adaptertool.fidelity import run
@@ -19,6 +19,7 @@ from adaptertool.files.header import read_header
 from adaptertool.files.hub import called
 from adaptertool.formats.checkpoints import as_asked, open_checkpoint
 from adaptertool.kinds import kind_of
+from adaptertool.planning.schedules import Given
 from adaptertool.planning.sources import Reading
 from adaptertool.planning.tokenizer import BASE
 from adaptertool.reports.drift import DriftReport
@@ -35,10 +36,12 @@ def drift(
     base: PathLike,
     adapters: Sequence[PathLike],
     *,
-    weights: Sequence[Number] | None = None,
+    weights: Sequence[Given] | None = None,
     compose: str = "sequential",
     renames: Sequence[str] = (),
     leave_out: Sequence[str] = (),
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     expert_layout: str | None = None,
     as_trained: str | None = None,
     merged: PathLike | None = None,
@@ -56,7 +59,7 @@ def drift(
     y = x·W'ᵀ (merged) and y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ (unmerged, rounded as at inference in the storage dtype): relative
     error, largest difference and cosine, to the value in float64 and to each other. fidelity/model.py judges them.
 
-    base, adapters, weights, compose, renames, leave_out, expert_layout: as for `merge`
+    base, adapters, weights, compose, renames, leave_out, only, exclude, expert_layout: as for `merge`
     as_trained:  as for `merge`: unmerged is the QLoRA run; the distance to a run on the dense base is told too
     merged:      a checkpoint that another tool made of them: its W' is judged in the place of our own
     paths:       which to compare, of those in adaptertool.fidelity.paths
@@ -77,7 +80,7 @@ def drift(
     recipe = MergeRecipe(compose=compose, tokenizer=BASE)
     subject, other = _numbers(as_input(base, "BASE"), None if merged is None else as_input(merged, "--merged"))
     subject = as_asked(subject, as_trained=check_as_trained(as_trained))
-    made = prepare(subject, adapters, weights, recipe, Reading(renames, leave_out, expert_layout))
+    made = prepare(subject, adapters, weights, recipe, Reading(renames, leave_out, expert_layout, only, exclude))
     plan = made.plan
     steps = [step for step in plan.steps() if step.edits and step.spec.numel]
     candidate, found = (None, []) if other is None else _aligned(other, plan, made.base)
@@ -91,6 +94,7 @@ def drift(
         base=called(plan.base),
         sources=tuple(map(called, plan.sources)),
         weights=plan.weights,
+        weight_rules=plan.weight_rules,
         merged=None if merged is None else str(merged),
         compose=compose,
         inputs=f"{probe} Gaussian rows" if activations is None else str(activations),

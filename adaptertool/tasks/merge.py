@@ -17,7 +17,6 @@ from adaptertool.arguments import (
     check_dtype,
     check_precision,
     check_quantise,
-    decimals,
     given_settings,
     parse_size,
     settings_for,
@@ -28,6 +27,7 @@ from adaptertool.formats.beside import left_out, require_used
 from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.merge import plan_merge
+from adaptertool.planning.schedules import Given, parse_weights, usual, with_rules
 from adaptertool.planning.sharding import with_shard_size
 from adaptertool.planning.sources import (
     COMPOSITIONS,
@@ -45,6 +45,7 @@ from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Blend, Plan
+from adaptertool.spec.schedule import Schedule
 
 
 class MergeRecipe(NamedTuple):
@@ -64,7 +65,7 @@ class MergeRecipe(NamedTuple):
 def prepare_merge(
     base: PathLike,
     adapters: Sequence[PathLike],
-    weights: Sequence[Number] | None = None,
+    weights: Sequence[Given] | None = None,
     *,
     compose: str = "sequential",
     renames: Sequence[str] | Renames = (),
@@ -74,6 +75,8 @@ def prepare_merge(
     density: Number | None = None,
     seed: int | None = None,
     leave_out: Sequence[str] = (),
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
@@ -91,13 +94,13 @@ def prepare_merge(
     """
     given = given_settings("prepare_merge", settings_of(), {"density": density, "seed": seed, **settings})
     recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise, as_trained)
-    return prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout)).plan
+    return prepare(base, adapters, weights, recipe, Reading(renames, leave_out, expert_layout, only, exclude)).plan
 
 
 def prepare(
     base: PathLike | Checkpoint,
     adapters: Sequence[PathLike],
-    weights: Sequence[Number] | None,
+    weights: Sequence[Given] | None,
     recipe: MergeRecipe,
     reading: Reading,
 ) -> Prepared:
@@ -108,7 +111,7 @@ def prepare(
     if not adapters:
         raise UsageError("no adapter given")
     check_compose(recipe.compose)
-    numbers = [float(weight) for weight in decimals(weights, "weight", len(adapters))]
+    numbers = parse_weights(weights, len(adapters))
     blend, size = _blend(recipe, numbers), parse_size(recipe.max_shard_size)
     quantise = check_quantise(recipe.quantise, recipe.dtype)
     if quantise is not None and recipe.method is not None:
@@ -116,7 +119,7 @@ def prepare(
     checkpoint = base_of(base, check_dtype(recipe.dtype), quantise, check_as_trained(recipe.as_trained))
     paths = [as_input(path, "ADAPTER") for path in adapters]
     if blend is not None:
-        done = _prepare_blend(checkpoint, paths, blend, recipe, reading)
+        done = _prepare_blend(checkpoint, paths, (numbers, blend), recipe, reading)
     else:
         done = _prepare_sum(checkpoint, paths, numbers, recipe, reading)
     plan = with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
@@ -125,20 +128,21 @@ def prepare(
 
 
 def _prepare_sum(
-    base: Checkpoint, paths: Sequence[Path], weights: Sequence[float], recipe: MergeRecipe, reading: Reading
+    base: Checkpoint, paths: Sequence[Path], weights: Sequence[Schedule], recipe: MergeRecipe, reading: Reading
 ) -> Prepared:
     """W + Σ w·Δ, one after the other or together."""
     with renaming(reading.renames) as own:
         opened = [open_adapter(path, base, reading, own) for path in paths]
     require_used(reading.leave_out, opened)
     subject = open_base(base)
-    plan = plan_merge(subject, opened, weights, mixed=recipe.compose == "mixed")
-    choices = {"compose": recipe.compose, "renames": list(own.texts), **left_out(opened), **reading.layout_chosen}
+    plan = plan_merge(subject, opened, weights, reading.choice, mixed=recipe.compose == "mixed")
+    choices = {"compose": recipe.compose, "renames": list(own.texts), **left_out(opened), **reading.chosen}
+    choices = with_rules(choices, weights)
     plan = dataclasses.replace(plan, precision=check_precision(recipe.precision), choices=choices)
     return Prepared(plan, base, subject, opened)
 
 
-def _blend(recipe: MergeRecipe, numbers: Sequence[float]) -> Blend | None:
+def _blend(recipe: MergeRecipe, numbers: Sequence[Schedule]) -> Blend | None:
     """The method that combines the changes, where one is asked for. Raises UsageError."""
     method = recipe.method
     if method is None:
@@ -153,19 +157,25 @@ def _blend(recipe: MergeRecipe, numbers: Sequence[float]) -> Blend | None:
         raise UsageError(f"method is {', '.join(METHOD_BY_NAME)}, not {method!r}")
     if precision != EXACT:
         raise UsageError(f"{method} has one precision: float64, rounded once")
-    return Blend(method, tuple(numbers), settings_for(METHOD_BY_NAME[method], recipe.settings))
+    return Blend(method, tuple(map(usual, numbers)), settings_for(METHOD_BY_NAME[method], recipe.settings))
 
 
 def _prepare_blend(
-    base: Checkpoint, paths: Sequence[Path], blend: Blend, recipe: MergeRecipe, reading: Reading
+    base: Checkpoint,
+    paths: Sequence[Path],
+    how: tuple[Sequence[Schedule], Blend],
+    recipe: MergeRecipe,
+    reading: Reading,
 ) -> Prepared:
+    """The changes of the sources, combined: `how` has the weights and the method."""
+    weights, blend = how
     with renaming(reading.renames) as own:
         opened = [open_source(path, base, reading, own, recipe.dtype) for path in paths]
     if recipe.as_trained and (other := next((one for one in opened if isinstance(one, Checkpoint)), None)):
         raise UsageError(f"{argument('as_trained')} is for adapters, and {other.path} is a checkpoint")
     adapters = [source for source in opened if isinstance(source, Adapter)]
     require_used(reading.leave_out, adapters)
-    plan = plan_blend(base, opened, blend.weights, blend)
+    plan = plan_blend(base, opened, weights, blend, reading.choice)
     choices: dict[str, object] = {"method": blend.method, **blend.settings, "renames": list(own.texts)}
-    choices |= {**left_out(adapters), **reading.layout_chosen}
+    choices = with_rules({**choices, **left_out(adapters), **reading.chosen}, weights)
     return Prepared(dataclasses.replace(plan, choices=choices), base, None, opened)

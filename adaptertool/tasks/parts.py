@@ -13,12 +13,13 @@ from adaptertool.engine.resources import thread_count
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
 from adaptertool.methods import settings_of
 from adaptertool.output import checkpoint
-from adaptertool.output.checkpoint import check_verifiable, hashes_of, verify_outputs
+from adaptertool.output.checkpoint import hashes_of
 from adaptertool.output.integrity import check_files
 from adaptertool.output.options import Options
-from adaptertool.output.parts import make_part, nothing_left, require_verifiable_alone, take_made
+from adaptertool.output.parts import make_part, nothing_left, take_made
 from adaptertool.output.published import is_published, remove_staging
 from adaptertool.output.target import summary
+from adaptertool.output.verified import check_verifiable, require_verifiable_alone, verify_outputs
 from adaptertool.planning.deal import deal
 from adaptertool.planning.sources import Reading
 from adaptertool.reports.parts import PartReport, PartsReport, PublishedReport

@@ -9,6 +9,7 @@ from adaptertool.arguments import Number, PathLike, as_path, given_settings
 from adaptertool.methods import settings_of
 from adaptertool.output.checkpoint import run
 from adaptertool.output.options import Options
+from adaptertool.planning.schedules import Given
 from adaptertool.planning.sources import Reading
 from adaptertool.reports.run import RunReport
 from adaptertool.spec.choices import EXACT
@@ -25,7 +26,7 @@ def merge(
     adapters: Sequence[PathLike],
     out: PathLike,
     *,
-    weights: Sequence[Number] | None = None,
+    weights: Sequence[Given] | None = None,
     compose: str = "sequential",
     renames: Sequence[str] = (),
     expert_layout: str | None = None,
@@ -34,6 +35,8 @@ def merge(
     density: Number | None = None,
     seed: int | None = None,
     leave_out: Sequence[str] = (),
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
@@ -55,7 +58,9 @@ def merge(
 
     base:     a directory with safetensors (single or sharded), or one .safetensors file
     adapters: PEFT adapter directories
-    weights:  one for each adapter, by order; 1 where None
+    weights:  one for each adapter, by order; 1 where None. "0:0.5:1" is a gradient over the layers. Beside them
+              "PATTERN=NUMBERS" for tensors whose names fit: one number or gradient for all adapters, or one for each,
+              as in "layers.0-15.mlp=0.5,1"; of several that fit the last one counts (adaptertool.spec.schedule)
     compose:  "sequential": each adapter is applied to what the ones before it produced. "mixed": they act together,
               as unmerged adapters do at inference. For LoRA these are the same, for DoRA they are not.
     renames:  "regex=>replacement" on the tensor names of the sources, where they are not those of the base
@@ -73,6 +78,8 @@ def merge(
     leave_out: files beside the adapters that may hold weights, and are to play no part: regexes that are found in their
               names, or paths. Others are read where their tensors have names of the base, or the merge is refused.
               Or models of a pipeline (unet, text_encoder, text_encoder_2, text_encoder_3), as if it did not change them
+    only, exclude: patterns as in weights: only tensors of the base whose names fit one of the first, and none of the
+              others, are edited
     tokenizer: "base" or "adapter": whose tokenizer and chat template the output has; where None the base's, but the
               adapter's where the vocabulary is the adapter's
     dtype:    "bf16", "f16" or "f32": codes of a quantised base are decoded, edits made to their exact numbers, and all
@@ -105,7 +112,7 @@ def merge(
     """
     given = given_settings("merge", settings_of(), {"density": density, "seed": seed, **settings})
     recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise, as_trained)
-    reading = Reading(renames, leave_out, expert_layout)
+    reading = Reading(renames, leave_out, expert_layout, only, exclude)
     options = Options(
         force=force,
         verify=verify,
@@ -134,7 +141,10 @@ def wise(
     precision: str = EXACT,
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
+    weights: Sequence[Given] | None = None,
     leave_out: Sequence[str] = (),
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
@@ -163,6 +173,8 @@ def wise(
     fisher: two checkpoints of weights F₀, F₁ ≥ 0 with the tensors of the base, such as the diagonals of the Fisher
             information of both models: writes ((1 − α)·F₀·W + α·F₁·T) / ((1 − α)·F₀ + α·F₁) for α in 0..1; where both
             are 0, W + α·(T − W). TUNED is a checkpoint then. Computed in float64 and rounded once.
+    weights: what α is multiplied by, as for `merge` of one adapter: ["0:1"], or ["layers.0-15=0.5"]; α·f is computed in
+            decimal and rounded once
     The rest as for `merge`. The base is read once, however many alphas there are; with as_adapter only where needed,
     under DoRA more than once.
     Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv:2109.01903);
@@ -171,8 +183,8 @@ def wise(
     >>> adaptertool.wise("fixtures/base", "fixtures/tuned", "sweep", "0:1:0.5").outputs
     ('sweep/alpha-0.000', 'sweep/alpha-0.500', 'sweep/alpha-1.000')
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
-    reading = Reading(renames, leave_out, expert_layout)
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained, weights)
+    reading = Reading(renames, leave_out, expert_layout, only, exclude)
     options = Options(
         force=force,
         verify=verify,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,7 @@ from adaptertool.algebra import sum as summation
 from adaptertool.algebra.leading_part import shares_on
 from adaptertool.algebra.sum import jobs, specs
 from adaptertool.architectures.decoded_beside import as_numbers
-from adaptertool.arguments import Number, PathLike, as_input, as_path, decimals, given_settings
+from adaptertool.arguments import Number, PathLike, as_input, as_path, given_settings
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
@@ -29,9 +27,11 @@ from adaptertool.output.options import Options
 from adaptertool.planning.merge import plan_merge
 from adaptertool.planning.namesakes import under_one_name
 from adaptertool.planning.redraft import target_of
+from adaptertool.planning.schedules import Given, parse_weights, rule_texts, usual, with_rules
 from adaptertool.planning.sources import Reading
 from adaptertool.planning.sum import Combined, combined, mixed
 from adaptertool.planning.sum_saved import fields_of, notes_of, saved_of
+from adaptertool.planning.sum_weights import LayerWeights
 from adaptertool.reports.adapters import LayerSummed, SumReport
 from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import Mix, RankChoice
@@ -51,7 +51,7 @@ def sum_adapters(
     adapters: Sequence[PathLike],
     out: PathLike,
     *,
-    weights: Sequence[Number] | None = None,
+    weights: Sequence[Given] | None = None,
     method: str = "cat",
     rank: int | None = None,
     energy: Number | None = None,
@@ -72,7 +72,8 @@ def sum_adapters(
 ) -> SumReport:
     """Write to `out` the adapter whose change is Σ wᵢ·Δᵢ, by concatenation: B = [c₁·B₁ ...], A = [A₁; ...].
 
-    weights: one for each adapter, by order; 1 where None; negative ones subtract
+    weights: one for each adapter, by order; 1 where None; negative ones subtract. Of layers as for `merge`, by their
+             names in the adapters; a gradient needs the base, which tells how many there are
     method:  "cat" is the sum; "svd" the sum, cut to `rank` (the largest of the adapters', where None). "linear",
              "ties", "dare_linear", "dare_ties" and "magnitude_prune" combine A and B apart, as PEFT does, which has
              cross terms and is not the sum; with "_svd" at their end they combine the changes, and are cut as "svd" is
@@ -81,8 +82,7 @@ def sum_adapters(
           layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed.
           It also tells what is one layer under the names of two versions of transformers
     expert_layout: as for `merge`; the sum has PEFT's layout, rank_major
-    density, seed: the share of elements that stays, and of chance, where the method drops some. settings: others that
-             a method has
+    density, seed, settings: of the method; the share of elements that stays, and of chance, where it drops some
     to: the format to write, of `convert`; that of the first adapter unless given
     renames, leave_out, clean: as for `merge`. dry_run: compute the report, and write nothing
     The rank of a layer is the sum of its ranks. Without a cut the sum is exact where weights times scales differ by
@@ -98,7 +98,7 @@ def sum_adapters(
     given = given_settings("sum_adapters", SETTINGS, {"density": density, "seed": seed, **settings})
     reading = Reading(renames, leave_out, expert_layout)
     check_adapters(adapters, method)
-    numbers = decimals(weights, "weight", len(adapters))
+    numbers = parse_weights(weights, len(adapters))
     paths, target = [as_input(path, "ADAPTER") for path in adapters], as_path(out, "OUT")
     checkpoint = None if base is None else as_numbers(require_named(open_checkpoint(as_input(base, "BASE"))))
     written = target_of(to, format_at(paths[0]).name, target)
@@ -106,15 +106,16 @@ def sum_adapters(
     check_out(target, [*paths, *([checkpoint.path] if checkpoint else [])], force=options.force, as_file=as_file)
     opened, notes = under_one_name(_opened(paths, reading), checkpoint, renames)
     cut, mix = cut_for(method, rank, energy, opened), mix_for(method, given)
-    output, layers = _output(opened, numbers, method, mix, cut, _plans(opened, checkpoint))
+    weigh = LayerWeights(opened, numbers, checkpoint)
+    output, layers = _output(opened, weigh, method, mix, cut, _plans(opened, checkpoint))
     output = _with_names(output, notes, checkpoint, renames)
     if written is not None:
         output = in_format(output, written, summed(opened, layers), {})
-    own = {spec.name for layer in layers for spec in layer.specs()}
-    done = write_adapter(output, target, options)
+    own, done = {spec.name for layer in layers for spec in layer.specs()}, write_adapter(output, target, options)
     return SumReport(
         **done.summary(output, target, options),
-        weights=tuple(map(float, numbers)),
+        weights=tuple(map(usual, numbers)),
+        weight_rules=tuple(rule_texts(numbers)),
         method=method,
         density=mix and mix.settings["density"],
         seed=mix and int(mix.settings["seed"]),
@@ -171,7 +172,7 @@ def _maker(mix: Mix | None, cut: RankChoice | None, shares: Mapping[str, Sequenc
 
 def _output(
     adapters: Sequence[Layered],
-    weights: Sequence[Decimal],
+    weigh: LayerWeights,
     method: str,
     mix: Mix | None,
     cut: RankChoice | None,
@@ -185,22 +186,22 @@ def _output(
     if mix is not None and mix.on_factors and cut is not None:
         raise UsageError(f"{method} keeps the rank; cut it down with `adaptertool truncate` after that")
     own = BY_NAME[adapters[0].adapter.format]  # in which the sum is written, unless another is asked for
-    exact = [Fraction(float(weight)) for weight in weights]
     if mix is None:
         nearest = writing(DEFAULT if own.write is None else own).nearest_scale
-        layers = combined(adapters, exact, nearest, dora=bool(plans), rank=None if cut is None else cut.rank)
+        layers = combined(adapters, weigh.of_layer, nearest, dora=bool(plans), rank=None if cut is None else cut.rank)
     else:
-        layers = mixed(adapters, exact, on_factors=mix.on_factors, rank=None if cut is None else cut.rank)
-    saved, fields = saved_of(adapters, weights), fields_of(adapters)
+        layers = mixed(adapters, weigh.of_layer, on_factors=mix.on_factors, rank=None if cut is None else cut.rank)
+    saved, fields = saved_of(adapters, weigh.of_tensor), fields_of(adapters)
     paths = {layer.path for layer in layers}
     targets = next(
         (one.fields for one in adapters if one.layers.keys() == paths and "target_modules" in one.fields), None
     )
-    make = _maker(mix, cut, shares_on(plans, list(map(float, weights)), layers) if plans else {})
+    make = _maker(mix, cut, shares_on(plans, weigh.of_layer, layers) if plans else {})
     output = AdapterJob(
         command="sum",
         recipe={
-            "weights": [str(weight) for weight in weights],
+            "weights": [str(one.default) for one in weigh.schedules],
+            **with_rules({}, weigh.schedules),
             "method": method,
             "cut": {} if cut is None else cut.as_typed(),
             **({} if mix is None else mix.settings),
@@ -218,7 +219,7 @@ def _output(
         small=lambda said: (
             {} if own.write is None else {own.files.named[0]: _config(own, fields, targets, _whole(said))}
         ),
-        notes=notes_of(adapters),
+        notes=[*notes_of(adapters), *weigh.notes],
         reserved=0 if cut is not None and cut.rank is None and (mix is not None or plans) else None,
     )
     return output, layers

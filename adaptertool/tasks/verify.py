@@ -13,6 +13,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.formats import misreadings
 from adaptertool.formats.checkpoints import as_asked, open_checkpoint
 from adaptertool.planning.merge import plan_merge
+from adaptertool.planning.schedules import Given
 from adaptertool.planning.sources import COMPOSITIONS, Prepared, Reading, base_of
 from adaptertool.planning.tokenizer import BASE
 from adaptertool.reports.verify import VerifyReport
@@ -26,7 +27,7 @@ class VerifyRecipe(NamedTuple):
     """What a checkpoint should have been made of. The fields are those of `verify`."""
 
     sources: Sequence[PathLike] = ()
-    weights: Sequence[Number] | None = None
+    weights: Sequence[Given] | None = None
     alpha: Number | None = None
     compose: str = COMPOSITIONS[0]
 
@@ -34,9 +35,9 @@ class VerifyRecipe(NamedTuple):
 def prepare_verify(base: PathLike | Checkpoint, recipe: VerifyRecipe, reading: Reading) -> Prepared:
     """The plan of what a checkpoint should be. Raises UsageError, and what planning raises."""
     if recipe.alpha is not None:
-        if len(recipe.sources) != 1 or recipe.weights:
-            raise UsageError("with an alpha there is one adapter, or one tuned checkpoint, and no weight")
-        between = wise.WiseRecipe(tokenizer=BASE)
+        if len(recipe.sources) != 1:
+            raise UsageError("with an alpha there is one adapter, or one tuned checkpoint")
+        between = wise.WiseRecipe(tokenizer=BASE, weights=recipe.weights)
         return wise.prepare(base, recipe.sources[0], [recipe.alpha], between, reading)
     if not recipe.sources:
         subject = open_base(base_of(base, None))
@@ -50,11 +51,13 @@ def verify(
     base: PathLike,
     sources: Sequence[PathLike] = (),
     *,
-    weights: Sequence[Number] | None = None,
+    weights: Sequence[Given] | None = None,
     alpha: Number | None = None,
     compose: str = "sequential",
     renames: Sequence[str] = (),
     leave_out: Sequence[str] = (),
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     expert_layout: str | None = None,
     as_trained: str | None = None,
     strict: bool = False,
@@ -63,7 +66,8 @@ def verify(
 ) -> VerifyReport:
     """Judge every tensor of the checkpoint `merged`, made by any tool, against the exact merge. One pass, streaming.
 
-    base, sources, weights, compose, leave_out, expert_layout: what it should have been made of, as for `merge`
+    base, sources, weights, compose, leave_out, only, exclude, expert_layout: what it should have been made of, as for
+            `merge`; with an alpha, as for `wise`
     renames: on the names of sources and of `merged`; each must change a name of one of them
     as_trained: as for `merge`; of a merge into the other base the fault is dense-base, or nf4-base (or fp4-base)
     alpha:  where it should be an interpolation, as by `wise`: of an adapter or of a tuned checkpoint
@@ -96,7 +100,7 @@ def verify(
         candidate = open_checkpoint(as_input(merged, "MERGED"))
         pair = alike(open_checkpoint(as_input(base, "BASE")), candidate)
         asked = as_asked(pair.base, as_trained=check_as_trained(as_trained))
-        made = prepare_verify(asked, recipe, Reading(own, leave_out, expert_layout))
+        made = prepare_verify(asked, recipe, Reading(own, leave_out, expert_layout, only, exclude))
         candidate = own.checkpoint(pair.candidate, made.base)
     subject, readings = made.subject or open_base(made.base), misreadings(made.sources)
     report = check(made.plan, subject, candidate, readings, strict=strict, threads=threads, progress=progress)

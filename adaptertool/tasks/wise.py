@@ -29,6 +29,7 @@ from adaptertool.formats.beside import left_out, require_used
 from adaptertool.formats.checkpoints import open_checkpoint, require_merged
 from adaptertool.planning.as_adapter import into_adapter
 from adaptertool.planning.fisher import plan_fisher
+from adaptertool.planning.schedules import Given, parse_weights, with_rules
 from adaptertool.planning.sharding import with_shard_size
 from adaptertool.planning.sources import Prepared, Reading, base_of, open_adapter, with_storage
 from adaptertool.planning.tokenizer import with_tokenizer
@@ -37,6 +38,7 @@ from adaptertool.resolution.renaming import Renames, renaming
 from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Plan
+from adaptertool.spec.schedule import WHOLE, Schedule
 
 
 class WiseRecipe(NamedTuple):
@@ -50,6 +52,7 @@ class WiseRecipe(NamedTuple):
     max_shard_size: int | str | None = None
     quantise: str | None = None
     as_trained: str | None = None
+    weights: Sequence[Given] | None = None
 
 
 def prepare_wise(
@@ -62,7 +65,10 @@ def prepare_wise(
     precision: str = EXACT,
     as_adapter: bool = False,
     fisher: tuple[PathLike, PathLike] | None = None,
+    weights: Sequence[Given] | None = None,
     leave_out: Sequence[str] = (),
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     tokenizer: str | None = None,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
@@ -76,8 +82,8 @@ def prepare_wise(
     >>> [output.alpha for output in adaptertool.prepare_wise("fixtures/base", "fixtures/tuned", [0, 0.5]).outputs]
     [0.0, 0.5]
     """
-    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained)
-    return prepare(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout)).plan
+    recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, dtype, max_shard_size, quantise, as_trained, weights)
+    return prepare(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout, only, exclude)).plan
 
 
 def prepare(
@@ -90,6 +96,10 @@ def prepare(
     """The plan of `prepare_wise`, with what it was made of. Raises UsageError for settings that exclude each other, and
     what planning raises."""
     exact, path = parse_alphas(alphas), as_input(tuned, "TUNED")
+    share = _share(recipe)
+    if recipe.as_adapter and (share != WHOLE or reading.choice.said):
+        given = " and ".join(map(argument, [*(["weight"] if share != WHOLE else []), *reading.choice.said]))
+        raise UsageError(f"{given}: for checkpoints; an adapter that --as-adapter writes has one alpha for all tensors")
     if check_dtype(recipe.dtype) is not None and (recipe.as_adapter or recipe.fisher is not None):
         raise UsageError(f"{argument('dtype')} is for checkpoints, and not with Fisher weights or --as-adapter")
     plain, quantise = not is_adapter(path), check_quantise(recipe.quantise, recipe.dtype)
@@ -107,7 +117,7 @@ def prepare(
             raise UsageError(
                 "with Fisher weights there is no --as-adapter, no --expert-layout, and one precision: float64"
             )
-        done = _prepare_fisher(checkpoint, path, exact, recipe.fisher, reading)
+        done = _prepare_fisher(checkpoint, path, exact, recipe, reading)
         plan = with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
         return done._replace(plan=with_shard_size(plan, checkpoint, size))
     if recipe.as_adapter and recipe.tokenizer is not None:
@@ -131,8 +141,10 @@ def _between(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: Wi
             f"{path} is a full checkpoint, and --as-adapter is for adapters; without it `adaptertool wise` writes "
             "a checkpoint"
         )
-    plan = dataclasses.replace(plan_wise(base, other, alphas), precision=check_precision(recipe.precision))
-    return Prepared(_renamed(plan, own), base, None, [other])
+    share = _share(recipe)
+    plan = plan_wise(base, other, alphas, share, reading.choice)
+    plan = dataclasses.replace(plan, precision=check_precision(recipe.precision))
+    return Prepared(_chosen(plan, own, share, reading), base, None, [other])
 
 
 def _towards(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: WiseRecipe, reading: Reading) -> Prepared:
@@ -142,9 +154,11 @@ def _towards(base: Checkpoint, path: Path, alphas: Sequence[Decimal], recipe: Wi
     with renaming(reading.renames) as own:
         adapter = open_adapter(path, base, reading, own)
     require_used(reading.leave_out, [adapter])
-    choices = {"renames": list(own.texts), **left_out([adapter]), **reading.layout_chosen}
+    choices = {"renames": list(own.texts), **left_out([adapter]), **reading.chosen}
     subject = open_base(base)
-    plan = plan_towards(subject, adapter, alphas)
+    share = _share(recipe)
+    plan = plan_towards(subject, adapter, alphas, share, reading.choice)
+    choices = with_rules(choices, [share])
     plan = dataclasses.replace(plan, precision=check_precision(recipe.precision), choices=choices)
     if recipe.as_adapter:
         plan = into_adapter(plan, base, adapter, alphas)
@@ -155,9 +169,11 @@ def _prepare_fisher(
     base: Checkpoint,
     tuned: Path,
     alphas: Sequence[Decimal],
-    fisher: tuple[PathLike, PathLike],
+    recipe: WiseRecipe,
     reading: Reading,
 ) -> Prepared:
+    fisher, share = recipe.fisher, _share(recipe)
+    assert fisher is not None
     if is_adapter(tuned):
         raise UsageError(f"{tuned} is an adapter; Fisher weights are for two checkpoints: merge it first")
     if isinstance(fisher, str | os.PathLike) or len(fisher) != 2:
@@ -165,10 +181,18 @@ def _prepare_fisher(
     paths = (tuned, *(as_input(path, name) for path, name in zip(fisher, ("F0", "F1"), strict=True)))
     with renaming(reading.renames) as own:
         other, *weights = (own.checkpoint(open_checkpoint(path), base) for path in paths)
-    plan = _renamed(plan_fisher(base, other, (weights[0], weights[1]), alphas), own)
-    return Prepared(plan, base, None, [other])
+    plan = plan_fisher(base, other, (weights[0], weights[1]), alphas, share, reading.choice)
+    return Prepared(_chosen(plan, own, share, reading), base, None, [other])
 
 
-def _renamed(plan: Plan, own: Renames) -> Plan:
-    """The plan, with the renamings of a checkpoint among its choices."""
-    return dataclasses.replace(plan, choices={**plan.choices, "renames": list(own.texts)}) if own.texts else plan
+def _share(recipe: WiseRecipe) -> Schedule:
+    """What α is multiplied by, in each tensor."""
+    (share,) = parse_weights(recipe.weights or None, 1)
+    return share
+
+
+def _chosen(plan: Plan, own: Renames, share: Schedule, reading: Reading) -> Plan:
+    """The plan between checkpoints, with what was chosen for it."""
+    renames = {"renames": list(own.texts)} if own.texts else {}
+    choices = {**plan.choices, **renames, **reading.choice.said}
+    return dataclasses.replace(plan, choices=with_rules(choices, [share]))

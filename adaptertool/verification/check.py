@@ -60,6 +60,7 @@ def check(
         base=called(plan.base),
         sources=tuple(map(called, plan.sources)),
         weights=plan.weights,
+        weight_rules=plan.weight_rules,
         alpha=output.alpha,
         strict=strict,
         summary=VerdictCounts(**counts, diagnosis=most_frequent(verdicts, pooled)),

@@ -44,14 +44,14 @@ def pair(plan: Plan, alpha: float, ends: Mapping[str, str], candidate: Checkpoin
         if ref is None:
             (pairs.buffers if is_buffer(step.spec) else pairs.missing).append(name)
         else:
-            _put(pairs, Candidate(step, alpha, ref, inputs), candidate)
+            _put(pairs, Candidate(step, step.at(alpha), ref, inputs), candidate)
     for name, ref in left.items():
         source = ends.get(name)
         if source is None:
             (pairs.buffers if is_buffer(ref.spec) else pairs.extra).append(name)
         else:  # an end that is tied, and is stored all the same
-            spec = steps[source].spec._replace(name=name)
-            _put(pairs, Candidate(steps[source]._replace(spec=spec), alpha, ref, inputs), candidate)
+            step = steps[source]._replace(spec=steps[source].spec._replace(name=name))
+            _put(pairs, Candidate(step, step.at(alpha), ref, inputs), candidate)
     return pairs
 
 

@@ -60,12 +60,13 @@ def _compare(
 ) -> None:
     parts = step.base.stored[:2]
     theirs = [written.tensors[ref.spec.name] for ref in parts]
-    if verbatim(step, alpha) is not None:
+    if verbatim(step, step.at(alpha)) is not None:
         same = all(map(same_bytes, parts, theirs))
     else:
         border = parts[0].spec.nbytes  # between the places of codes and of scales
         weight = Kept(inputs, step, {parts[0].spec.name: 0, parts[1].spec.name: border}, exact=exact)
-        made = (each for first, last in weight.cuts() for each in weight.compute(first, last, [alpha], space))
+        own = [step.at(alpha)]
+        made = (each for first, last in weight.cuts() for each in weight.compute(first, last, own, space))
         same = True
         for at, data in (place for places, _, _ in made for place in places):
             ref, begin = (theirs[0], at) if at < border else (theirs[1], at - border)

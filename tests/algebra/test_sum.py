@@ -16,6 +16,7 @@ from expert_models import train as train_experts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import LAYERS, Attention, Zoo, make_adapter
+from long_tests import share
 from models import build
 from peft import LoraConfig, PeftModel
 from torch import nn
@@ -121,7 +122,7 @@ def test_one_adapter_minus_itself_is_nothing(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=share(25), deadline=None)
 def test_a_sum_is_commutative_and_associative(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("sum")
     adapters, weights = [], []

@@ -15,6 +15,7 @@ from torch import ones, zeros
 from adaptertool import diff, drift, verify
 from adaptertool.render.machine import annotation
 from adaptertool.render.markdown import markdown
+from adaptertool.reports.evaluate import EditScores, EvaluationReport, LogitDrift, ModelScores
 from adaptertool.version import __version__
 
 BASE, LORA, TUNED = (FIXTURES / name for name in ("base", "lora", "tuned"))
@@ -116,3 +117,33 @@ def test_junit_says_what_was_judged(tmp_path: Path) -> None:
         "adaptertool": __version__, "verdict": "wrong", "merged": str(BASE), "base": str(BASE),
         "adapter 1": str(LORA), "weights": "0.5", "alpha": "1", "strict": "true",
     }  # fmt: skip
+
+
+def test_the_summary_of_a_curve(tmp_path: Path) -> None:
+    (tmp_path / "score").write_text('#!/bin/sh\ncase $1 in *0.500*) exit 1;; esac\necho \'{"a|b": 0.25, "c": 1}\'\n')
+    (tmp_path / "score").chmod(0o755)
+    summary = tmp_path / "summary.md"
+    arguments = ["wise", BASE, TUNED, "--alpha", "0,0.5,1", "--score", "./score {}", "-q"]
+    done = adaptertool(*arguments, cwd=tmp_path, env=os.environ | {"GITHUB_STEP_SUMMARY": str(summary)})
+    text = summary.read_text()
+    assert done.returncode == 1 and "### adaptertool wise --score: FAILED at 1 of 3 points" in text
+    assert rows(text) == [["0", "0.25", "1", "0.625"], ["0.5", *["failed"] * 3], ["1", "0.25", "1", "0.625"]]
+    assert "best α for `a\\|b`: **0** (0.25)" in text
+
+
+def test_the_summary_of_prompts() -> None:
+    far = [LogitDrift(1.0, 0.5, kl, 2 * kl, 0, 0.75, None) for kl in (0.01, 0.5)]
+    knows = EditScores("multi-token", 4, 0.5, None, 0.25, 6.0, 0.125)
+    models = (
+        ModelScores("base", "base", None, (), 0.1),
+        ModelScores("near", "merged", far[0], (knows,), 0.1),
+        ModelScores("far", "merged", far[1], (), 0.1),
+    )
+    report = EvaluationReport(
+        ok=False, base="base", adapters=(), weights=(), merged=("near", "far"), reference="base", prompts=4, tokens=60,
+        generated=0, device="cpu", fail_above=0.1, models=models, notes=(), seconds=1.0,
+    )  # fmt: skip
+    text, _, facts = (markdown(report) or "").partition("Facts, multi-token targets:")
+    assert "### adaptertool evaluate: ABOVE the limit" in text and "0.1 at most" in text
+    assert [(one[0], one[3]) for one in rows(text)] == [("`far`", "5.00e-01"), ("`near`", "1.00e-02")]
+    assert rows(facts) == [["`near`", "4", "50.0%", "-", "25.0%", "6.0000", "0.1250"]]

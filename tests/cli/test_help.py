@@ -16,6 +16,7 @@ from conftest import FIXTURES, ROOT, adaptertool
 from adaptertool.cli import cli
 from adaptertool.cli.examples import EXAMPLES
 from adaptertool.cli.table import COMMANDS, Unloaded
+from adaptertool.methods import METHOD_BY_NAME
 
 ORDER = (
     "merge",
@@ -32,6 +33,8 @@ ORDER = (
     "plan",
     "run",
     "finish",
+    "schema",
+    "completion",
 )
 PROGRAM = "#!/bin/sh\ntest -f $1/config.json && echo 1\n"
 
@@ -47,7 +50,7 @@ def test_every_command_has_an_example() -> None:
     for entry in COMMANDS:
         epilog = command(entry.name).epilog or ""
         assert f"adaptertool {entry.name} " in epilog
-        assert max(map(len, epilog.splitlines())) <= 76 or entry.name not in EXAMPLES  # and two before it
+        assert max(map(len, epilog.splitlines())) <= 76, entry.name  # and two before it
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +83,29 @@ def test_help_tells_the_variables_and_the_last_options_of_all() -> None:
     for name in ("ADAPTERTOOL_THREADS", "NO_COLOR", "HF_HUB_CACHE", "GITHUB_STEP_SUMMARY"):
         assert name in text
     assert "--color [auto|always|never]" in adaptertool("verify", "--help").stdout
+
+
+def test_help_of_settings_names_values_defaults_and_methods() -> None:
+    """In words of its own: no option takes a mere TEXT."""
+    for entry in COMMANDS:
+        context = click.Context(command(entry.name))
+        told = dict(filter(None, (one.get_help_record(context) for one in context.command.get_params(context))))
+        assert not [names for names in told if " TEXT" in names or "RANGE" in names]
+        if entry.name == "merge":
+            assert told["--around-zero [true|false]"].endswith("Default false: nuslerp, multislerp.")
+            assert "Needed by: ties, " in told["--density NUMBER"] and "; default 1: " in told["--density NUMBER"]
+            assert all(name in told["--method METHOD"] for name in METHOD_BY_NAME)
+            assert "default true: mergekit_linear, " in told["--normalize [true|false]"]
+        if entry.name == "sum":
+            assert "mergekit" not in told["--seed N"]
+
+
+def test_help_is_no_command_and_names_of_schemas_are_completed() -> None:
+    done = adaptertool("help", "merge")
+    assert done.returncode == 2 and "adaptertool merge --help" in done.stderr
+    (name,) = command("schema").params[:1]
+    found = name.shell_complete(click.Context(command("schema")), "ver")
+    assert [one.value for one in found] == ["verify/1"]
 
 
 def test_man_pages(tmp_path: Path) -> None:

@@ -289,6 +289,7 @@ def test_spellings_name_every_role(kind: Kind) -> None:
     for spelling in kind.spellings.values():
         of_bias = frozenset() if spelling.bias is None else BY_NAME[spelling.bias].roles
         all_of_it = {*spelling.keys.values(), *spelling.embedding.values(), *spelling.shared.values()}
+        all_of_it |= {*spelling.of_sorts.values()}
         assert all_of_it == kind.roles | of_bias
         assert spelling.tag and not spelling.keys.keys() & spelling.refused.keys()
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from conftest import adaptertool as command_line
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from long_tests import share
 from manifests import MANIFEST
 
 import adaptertool
@@ -128,6 +130,7 @@ def test_one_source_of_weight_one_gives_its_change(method: Method) -> None:
 
 
 @every_method
+@hypothesis.settings(max_examples=share(100))
 @given(step=st.integers(1, COUNT), seed=st.integers(0, 9))
 def test_blocks_do_not_matter(method: Method, step: int, seed: int) -> None:
     """But for sums over a whole tensor: the blocks of a merge are always the same."""
@@ -138,6 +141,7 @@ def test_blocks_do_not_matter(method: Method, step: int, seed: int) -> None:
 
 
 @every_method
+@hypothesis.settings(max_examples=share(100))
 @given(
     numbers=arrays.arrays(
         np.float64,
@@ -290,7 +294,7 @@ def test_a_new_method_is_a_file_and_a_line(place: Path) -> None:
         return done.stdout
 
     text = " ".join(run("merge", "--help").split())
-    assert "--shrink TEXT How much of it goes." in text and "|shrunk|" in text
+    assert "--shrink NUMBER How much of it goes. Needed by: shrunk." in text and "|shrunk|" in text
     flags = ("--method", "shrunk", "--shrink", "0.5", "-o")
     run("merge", place / "base", place / "tuned", *flags, place / "merged")
     assert torch.equal(load(place / "merged")["x.weight"], load(place / "tuned")["x.weight"] / 2)

@@ -71,10 +71,6 @@ SAVED: dict[str, dict[str, torch.Tensor]] = {
         f"base_model.model.{Q[:-7]}.adaption_prompt": torch.ones(1, 3, 6)},
     "LILY": {f"base_model.model.{Q}.lily_A.weight": torch.ones(2, 6), f"base_model.model.{Q}.lily_B.weight":
              torch.ones(4, 8), f"base_model.model.{Q}.lily_router.weight": torch.ones(2, 2)},
-    "OSF": {f"base_model.model.{Q}.osf_svd_params.{name}": tensor for name, tensor in {
-        "U_low": torch.ones(8, 2), "S_low": torch.ones(2), "V_low": torch.ones(2, 6)}.items()},
-    "FROD": {f"base_model.model.{Q}.frod_lambda_l": torch.ones(6), f"base_model.model.{Q}.frod_lambda_s_values":
-             torch.ones(2), "base_model.frod_V.self_attn_q_proj": torch.ones(6, 6)},
     "PSOFT": {f"base_model.model.{Q}.psoft_R.weight": torch.ones(1)},
     "POLY": {f"base_model.model.{Q}.poly_lora_A": torch.ones(1, 2, 6, 3),
              f"base_model.model.{Q}.poly_lora_B": torch.ones(1, 2, 3, 8)},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Tensors, write_checkpoint
+from conftest import Tensors, load, same_bits, write_checkpoint
 from one_kind import Formula, require_commands
 from rationals import EVERY, Matrix
 from safetensors.torch import save_file
@@ -113,6 +113,16 @@ def test_blocks_that_have_a_bound(tmp_path: Path, alpha: float, monkeypatch: pyt
     require_commands(tmp_path, {"l.weight": torch.randn(OUT, 5)}, adapter, {"l.weight": formula}, monkeypatch)
     with pytest.raises(UnsupportedError, match="OFT with a bound"):
         adaptertool.convert(adapter, tmp_path / "as.safetensors", to="comfy", base=tmp_path / "base")
+
+
+@pytest.mark.parametrize("stages", [(), (2,)])
+def test_blocks_that_were_never_trained_turn_nothing(tmp_path: Path, stages: tuple[int, ...]) -> None:
+    """Q is 0, and so is its norm: no bound is shorter."""
+    stored, blocks = {"l.weight": torch.randn(OUT, 5)}, torch.zeros(*stages, OUT // WIDE, WIDE, WIDE)
+    base = write_checkpoint(tmp_path / "base", stored)
+    adapter = save(tmp_path / "a.safetensors", blocks, None, 0.5, module="lycoris.kohya")
+    adaptertool.merge(base, [adapter], tmp_path / "out")
+    assert same_bits(load(tmp_path / "out")["l.weight"], stored["l.weight"])
 
 
 @pytest.mark.parametrize("module", ["networks.oft", "lycoris.kohya"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import load, write_checkpoint
+from conftest import load, same_bits, write_checkpoint
 from one_kind import Formula, require_commands, write
 from rationals import EVERY, Matrix, matrix, require
 from skews import cayley, identity, times
@@ -105,6 +105,15 @@ def test_shortened_blocks_are_near_those_of_that_length() -> None:
         at = slice(k * WIDE, (k + 1) * WIDE)
         found = np.frompyfunc(Fraction, 1, 1)(high[at]) + np.frompyfunc(Fraction, 1, 1)(low[at])
         assert abs(found - wanted).max() < 2.0**-100
+
+
+def test_blocks_that_were_never_trained_turn_nothing(tmp_path: Path) -> None:
+    """Their norm is 0, which is not longer than any bound."""
+    stored, packed = {"l.weight": torch.randn(OUT, COLUMNS)}, torch.zeros(COLUMNS // WIDE, PACKED)
+    base = write_checkpoint(tmp_path / "base", stored)
+    adapter = write(tmp_path / "a", {"l.oft_R.weight": packed}, **FIELDS | {"coft": True})
+    adaptertool.merge(base, [adapter], tmp_path / "out")
+    assert same_bits(load(tmp_path / "out")["l.weight"], stored["l.weight"])
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,33 @@ def test_three_models_and_a_base(
     assert not np.allclose(found, base)
 
 
+ENDS: list[tuple[str, str, dict[str, Any], list[list[float]]]] = [
+    ("mergekit_ties", "ties", {"density": 0.3}, [[0.5], [0.75], [-1.0]]),
+    ("mergekit_ties", "ties", {"density": 1e-9}, [[0.5, 1, -2], [0.75, 3, -5], [1.0, 1.5, 2]]),
+    ("breadcrumbs", "breadcrumbs", {"density": 0.5, "gamma": 0.01}, [[0.5, 1, -2], [0.75, 3, -5], [1.0, 1.5, 2]]),
+    ("karcher", "karcher", {}, [[0.0], [-0.1], [1.4], [-0.7]]),
+    ("karcher", "karcher", {"tol": 1e-9}, [[0.0], [-0.3], [0.4]]),
+    ("model_stock", "model_stock", {}, [[1.0, 2, 3], [1.5, 1, 5], [0.5, 3, 1]]),
+    ("model_stock", "model_stock", {}, [[1.25, 2, 3], [1.5, 1, 5], [1 + 1e-7, 3, 1]]),
+    ("model_stock", "model_stock", {"filter_wise": True}, [[1.0, 2, 3], [1.5, 1, 5], [0.5, 3, 1]]),
+    ("sce", "sce", {"select_topk": 0.6}, [[0.0, 0, 0, 0], *([[0.1, 0.3, -0.7, i]] for i in (0.1, 0.2, 0.7))]),
+    ("sce", "sce", {"select_topk": 0.5}, [[0.0, 0, 0], *([[0.1 + i, 0.3 - i * i, 0.7 * i]] for i in (0.1, 0.2, 0.7))]),
+]
+
+
+@pytest.mark.parametrize(("name", "their_name", "settings", "numbers"), ENDS)
+def test_vectors_of_few_numbers(
+    name: str, their_name: str, settings: dict[str, Any], numbers: list[list[float]]
+) -> None:
+    """Where a share is less than one element, models are opposite, or the same."""
+    base, *tuned = (np.array(model, dtype=np.float64).reshape(-1) for model in numbers)
+    whole = their_name in WITH_BASE
+    weights = {} if their_name in UNWEIGHTED else {"weight": [0.7] * len(tuned)}
+    wanted = theirs(tuned if whole else [base, *tuned], their_name, None if whole else 0, **weights, **settings)
+    found = blended(name, base, tuned, [0.7] * len(tuned), settings)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
 VECTORS: list[tuple[int, dict[str, Any]]] = [
     (0, {}),
     (1, {"nuslerp_flatten": False}),
@@ -165,6 +192,8 @@ def record() -> None:
     for shape in SHAPES:
         for case in CASES:
             test_three_models_and_a_base(*case, shape)
+    for end in ENDS:
+        test_vectors_of_few_numbers(*end)
     for vectors in VECTORS:
         for based in (True, False):
             test_nuslerp(*vectors, based)

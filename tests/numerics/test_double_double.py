@@ -116,6 +116,7 @@ def test_quotients_and_roots(at_level: Any) -> None:
             assert max(0, middle - error) ** 2 <= square <= (middle + error) ** 2
         whole = DoubleDouble.of(np.array([[25.0], [2.25], [0.0]]))
         assert np.array_equal(whole.sqrt().parts[:, :2, 0], [[5, 1.5], [0, 0], [0, 0]])
+        assert whole.sqrt().parts[:2, 2, 0].tolist() == [0, 0]
         assert not np.isfinite(whole.sqrt().parts[:, 2]).all()  # a norm of 0 is for others
 
 

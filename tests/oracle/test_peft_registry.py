@@ -32,6 +32,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "ADALORA": {"init_r": 3, "target_r": 2, "total_step": 9},
     "BOFT": {"boft_block_size": 4},
     "C3A": {"block_size": 8},
+    "FROD": {"sparse_rate": 0.05, "progressbar": False},
     "FOURIERFT": {"n_frequency": 11},
     "GRALORA": {"r": 4, "gralora_k": 2},
     "IA3": {"feedforward_modules": []},
@@ -50,14 +51,15 @@ NEEDED: dict[str, dict[str, Any]] = {
 LEFT = {
     ("OFT", "conv2"): "PEFT's forward pass is not that of the weight which it merges",
 }
-# Kinds that PEFT merges, and we do not -> why: they need a decomposition of the base weight, whose last bits, and often
-# signs, depend on the machine that makes it
+# Kinds that PEFT merges, and we do not -> why: their files do not hold what they depend on (test_peft_decomposed.py)
 REMAIN = {
-    "OSF": "replaces the smallest singular components of the base weight",
-    "PSOFT": "turns singular vectors of the base weight",
-    "FROD": "solves a system of equations with the base weight",
+    "PSOFT": "turns singular vectors of the base weight, whose signs its file does not tell",
     "ADAMSS": "does not save which rows its factors are for",
 }
+# Where what PEFT makes of a weight rounds in ways that its library of linear algebra chooses: by how many halves of a
+# last bit of float32 the merges may differ. FRoD divides by columns that are nothing but rounding, where a layer of few
+# rows is the only one of its sort
+NOISY = {"FROD": 4}
 
 
 class Attention(nn.Module):
@@ -134,7 +136,7 @@ def test_every_layer_that_peft_merges(tmp_path: Path, kind: str, monkeypatch: py
     adapter = train(tmp_path / "a", zoo, kind, layers)
     adaptertool.merge(base, [adapter], tmp_path / "out")
     with in_doubles(monkeypatch):
-        check(base, tmp_path / "out", peft_merge(zoo, adapter), None)
+        check(base, tmp_path / "out", peft_merge(zoo, adapter), None, NOISY.get(kind, 1))
 
 
 @pytest.mark.parametrize("kind", sorted(REFUSED))

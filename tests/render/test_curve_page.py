@@ -150,6 +150,7 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @needs_browser
+@pytest.mark.long
 @pytest.mark.parametrize(("width", "dark"), VIEWS)
 def test_screenshot(tmp_path: Path, width: int, dark: bool) -> None:
     (tmp_path / "page.html").write_text(curve_page(report(FAILED)))

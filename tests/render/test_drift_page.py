@@ -66,6 +66,7 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 
 @needs_browser
+@pytest.mark.long
 @pytest.mark.parametrize(("width", "dark"), VIEWS)
 def test_screenshot(tmp_path: Path, page: Path, width: int, dark: bool) -> None:
     look(tmp_path, page, width, dark=dark)

@@ -62,6 +62,7 @@ def test_where_no_page_can_be(tmp_path: Path) -> None:
 
 
 @needs_browser
+@pytest.mark.long
 @pytest.mark.parametrize(("width", "dark"), VIEWS)
 def test_screenshot(tmp_path: Path, pages: Path, width: int, dark: bool) -> None:
     look(tmp_path, pages / "adapter.html", width, dark=dark)

@@ -95,6 +95,7 @@ def test_what_is_refused_before_anything_is_written(
 
 
 @needs_browser
+@pytest.mark.long
 @pytest.mark.parametrize(("width", "dark"), VIEWS)
 def test_screenshot(tmp_path: Path, page: Path, width: int, dark: bool) -> None:
     look(tmp_path, page, width, dark=dark)

@@ -26,6 +26,7 @@ NAMES = ("img_in", "final_layer.linear", "final_layer.adaLN_modulation.1", "doub
          "single_blocks.0.linear2")  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
 @pytest.mark.parametrize("spelled", ["original", "ours"])
 def test_one_change_of_both(tmp_path: Path, spelled: str, kind: str) -> None:

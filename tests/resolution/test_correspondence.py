@@ -108,6 +108,7 @@ def alike(one: Path, other: Path) -> bool:
     return ours.keys() == theirs.keys() and all(same_bits(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_every_command_finds_the_names(tmp_path: Path, name: str) -> None:
     """The outputs are those of a checkpoint with the names of the base; one note says what was found."""

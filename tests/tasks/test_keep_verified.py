@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import adaptertool as library
 from adaptertool.errors import StorageError
-from adaptertool.output import checkpoint
+from adaptertool.output import verified
 from adaptertool.spec.plan import Plan
 
 
@@ -53,7 +53,7 @@ def test_what_the_disk_has_changed(tmp_path: Path, name: str, monkeypatch: pytes
     quantised = FORMATS[name][0]()
     base = base_of(tmp_path / "base", quantised)
     adapter = write_adapter(tmp_path / "adapter", factors_of(quantised, 0.3), r=2, lora_alpha=2)
-    verify = checkpoint.verify_outputs
+    verify = verified.verify_outputs
     for tensor in (*quantised.tensors, "model.norm.weight"):
 
         def broken(plan: Plan, folder: Path, threads: int, tensor: str = tensor) -> None:
@@ -63,7 +63,7 @@ def test_what_the_disk_has_changed(tmp_path: Path, name: str, monkeypatch: pytes
             save_file(stored, file, {"format": "pt"})
             verify(plan, folder, threads)
 
-        monkeypatch.setattr(checkpoint, "verify_outputs", broken)
+        monkeypatch.setattr(verified, "verify_outputs", broken)
         with pytest.raises(StorageError, match="is the disk sound"):
             library.merge(base, [adapter], tmp_path / "out", quantise="keep", verify=True)
         assert not (tmp_path / "out").exists(), tensor

@@ -144,6 +144,7 @@ def a_dora(root: Path) -> Path:
     return root / "dora"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
 def test_honest_interpolations(tmp_path: Path, dtype: torch.dtype, alpha: float) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import adaptertool
 
 N, R = 12, 3
+SPARSE = [[0, 3, 5], [2, 0, 7]]
 Array = np.ndarray
 Change = Callable[[Array, Mapping[str, Array]], Array]  # (W, factors) -> W'
 DORA = {"peft_type": "LORA", "r": R, "lora_alpha": 2 * R, "use_dora": True}
@@ -81,6 +82,26 @@ def road(f: Mapping[str, Array], alpha: float | Array | None = None) -> Array:
     theta, scale = f["road_theta"], f["road_alpha"] if alpha is None else alpha
     cosine, sine = np.diag(scale * np.cos(theta)), np.diag(scale * np.sin(theta))
     return np.block([[cosine, -sine], [sine, cosine]])
+
+
+def osf(f: Mapping[str, Array]) -> Array:
+    u, s, v = (f[f"osf_svd_params.{name}_low"] for name in "USV")
+    return u * s @ v
+
+
+def smallest(w: Array) -> Array:
+    """The R smallest singular components of a weight of bf16, or float32."""
+    narrow = np.array_equal(torch.from_numpy(w).bfloat16().double().numpy(), w)
+    parts = [torch.from_numpy(part) for part in np.linalg.svd(w)]
+    u, s, v = (part.bfloat16().double().numpy() if narrow else part.numpy() for part in parts)
+    return u[:, -R:] * s[-R:] @ v[-R:]
+
+
+def frod(w: Array, f: Mapping[str, Array]) -> Array:
+    found, sparse = np.linalg.solve(f["frod_V.l"], w.T).T, np.diag(f["frod_lambda_l"])
+    sparse[tuple(np.array(SPARSE))] = f["frod_lambda_s_values"]
+    u = (found / np.linalg.norm(found, axis=0)).astype(np.float32).astype(np.float64)
+    return u @ sparse @ f["frod_V.l"].T
 
 
 def dora(v: Array, m: Array, norm: Array) -> Array:
@@ -261,6 +282,19 @@ CASES: Mapping[str, tuple[dict[str, Any] | None, Mapping[str, tuple[int, ...]], 
         lambda w, f: w + w * (f["glora_A.Xd"] @ f["glora_A.Xu"]) + f["glora_B.Xd"] @ f["glora_B.Xu"],
         {"factor-ignored": lambda w, f: w + f["glora_B.Xd"] @ f["glora_B.Xu"]},
     ),
+    "osf": (
+        {"peft_type": "OSF"},
+        {"osf_svd_params.U_low": (N, R), "osf_svd_params.S_low": (R,), "osf_svd_params.V_low": (R, N)},
+        lambda w, f: w + osf(f) - smallest(w),
+        {"taken-for-lora": lambda w, f: w + osf(f)},
+    ),
+    "frod": (
+        {"peft_type": "FROD", "save_projection": True},
+        {"frod_lambda_l": (N,), "frod_lambda_s_values": (R,), "frod_V.l": (N, N), "frod_s_indices.l": SPARSE,
+         "frod_s_size.l": [N, N]},
+        frod,
+        {"factor-ignored": lambda w, f: frod(w, f | {"frod_lambda_s_values": np.zeros(R)})},
+    ),
     "lycoris glora": (
         None,
         {"a1.weight": (N, R), "a2.weight": (R, N), "b1.weight": (N, R), "b2.weight": (R, N)},
@@ -277,7 +311,7 @@ CASES: Mapping[str, tuple[dict[str, Any] | None, Mapping[str, tuple[int, ...]], 
         },
     ),
 }  # fmt: skip
-SHARED = ("vera_A", "vera_B")
+SHARED = ("vera_A", "vera_B", "frod_V.l", "frod_s_indices.l", "frod_s_size.l")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -286,7 +320,10 @@ def test_what_was_done_wrongly_is_named_and_what_is_right_is_right(
     tmp_path: Path, name: str, dtype: torch.dtype
 ) -> None:
     fields, shapes, right, wrong = CASES[name]
-    factors = {key: torch.randn(shape) / 2 if shape else torch.tensor(0.0) for key, shape in shapes.items()}
+    factors = {
+        key: torch.tensor(shape or 0.0) if isinstance(shape, list) or not shape else torch.randn(shape) / 2
+        for key, shape in shapes.items()
+    }
     stored = {"l.weight": torch.randn(N, N).to(dtype), "rest.weight": torch.randn(N, N).to(dtype)}
     base = write_checkpoint(tmp_path / "base", stored)
     if fields is None:

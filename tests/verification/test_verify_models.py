@@ -27,6 +27,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", MODELS)
 def test_merges_of_peft(tmp_path: Path, case: str) -> None:
     fields, options = MODELS[case]

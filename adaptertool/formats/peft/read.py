@@ -106,6 +106,8 @@ def read_adapter(
     else:
         modules = spelled(config, header.path, factors, shared, base_has)
     notes = packing_notes(config, modules)
+    if config.spelled is not None and config.spelled[1].note:
+        notes.append(f"{header.path}: {config.spelled[1].note}")
     ignored = saved.without_copies()
     if saved.tensors:
         saved.refuse_beside({module.target: config.saves(module.layer) for module in modules})
@@ -182,8 +184,9 @@ def _check_present(path: Path) -> None:
 
 
 def _require_numbers(file: Path, ref: Ref, config: LoraConfig) -> None:
-    integers = () if config.spelled is None else config.spelled[1].integer_keys
-    if ref.spec.dtype not in COMPUTED and not (ref.spec.dtype in INTEGERS and ref.spec.name.endswith(integers)):
+    spelling = None if config.spelled is None else config.spelled[1]
+    integer = spelling is not None and ref.spec.dtype in INTEGERS and spelling.may_be_integer(ref.spec.name)
+    if ref.spec.dtype not in COMPUTED and not integer:
         raise UnsupportedError(f"{file}: {shown(ref.spec.name)} is {ref.spec.dtype}; factors are {', '.join(COMPUTED)}")
     if ref.shape == (0,):
         raise InputError(

@@ -8,8 +8,8 @@ from adaptertool.errors import shown
 
 _KEEP = "keep it beside the base, and load both with PEFT"
 _BY_PEFT = (
-    "merge it with PEFT (merge_and_unload), onto the very base that it was trained on; `adaptertool diff`, `wise` and "
-    "`extract` take the checkpoint that it makes"
+    "merge it with PEFT (merge_and_unload) on the machine and device that trained it, onto the very base that it was "
+    "trained on; `adaptertool diff`, `wise` and `extract` take the checkpoint that it makes"
 )
 _TOKENS = f"learns virtual tokens that stand before every input, and no weight of the base changes: {_KEEP}"
 _KEYS = f"learns keys and values that attention finds before those of every input; no weight changes: {_KEEP}"
@@ -30,12 +30,12 @@ REFUSED = {
     "XLORA": "mixes several LoRA adapters for every input by a classifier, so no one weight has its change: keep it "
     "beside the base, or give those that its config names to `adaptertool sum` or `merge`, with weights of your choice",
     "LILY": f"mixes its factors for every input by a router, so no one weight has its change: {_KEEP}",
-    # The change is made of the base in ways that are not exact, or that the file does not fix
-    "OSF": f"replaces the smallest singular components of the base weight, and those are not in its file: {_BY_PEFT}",
-    "PSOFT": f"turns singular vectors of the base weight, whose signs its file does not tell: {_BY_PEFT}",
-    "ADAMSS": f"does not save which rows its factors are for; PEFT clusters the base weight for that: {_BY_PEFT}",
-    "FROD": "solves a system of equations with the base weight, and rounds what it finds to the dtype of that: an "
-    f"untrained one is not the base, and no exact weight is what was trained: {_BY_PEFT}",
+    # The file does not hold what they are made of, and PEFT makes it anew wherever it is loaded
+    "PSOFT": "turns singular vectors of the base weight, whose signs its file does not tell: PEFT decomposes the "
+    "weight again, and another device, or library, may choose others, which makes another weight of one file: "
+    f"{_BY_PEFT}",
+    "ADAMSS": "does not save which rows its factors are for: PEFT clusters the rows of the base weight again, from a "
+    f"random start that another device draws otherwise, which makes another weight of one file: {_BY_PEFT}",
 }
 
 

@@ -22,11 +22,14 @@ from adaptertool.spec.tensors import Ref
 
 
 def apart(config: LoraConfig, tensors: Mapping[str, Ref]) -> tuple[Mapping[str, Ref], Mapping[str, Ref]]:
-    """The tensors of modules by their keys, and those that all modules have in common by role. Raises UnsupportedError
+    """The tensors of modules by their keys, and those that all modules have in common by role, or, of modules of one
+    sort, by key. Raises UnsupportedError
     for a shared one that is refused by name, and InputError where a copy of one differs."""
-    if config.spelled is None or not (shared := config.spelled[1].shared):
+    if config.spelled is None or not ((shared := config.spelled[1].shared) or config.spelled[1].of_sorts):
         return tensors, {}
     own, found = dict(tensors), dict[str, Ref]()
+    begins = tuple(config.spelled[1].of_sorts)
+    found |= {key: own.pop(key) for key in tensors if begins and key.startswith(begins)}
     for key in tensors.keys() - shared.keys():
         for begin, why in config.spelled[1].refused.items():
             if begin.startswith("base_model.") and key.startswith(begin):
@@ -67,18 +70,31 @@ def spelled(
 ) -> list[Module]:
     """The changes, in the order of the file: of weights, and of the biases that the same factors change.
 
-    factors: by module and role; shared: those that all modules have in common, by role
-    Raises InputError for a module that lacks a factor, MismatchError for one of another rank.
+    factors: by module and role; shared: as `apart` has them
+    Raises InputError for a module that lacks a factor, or a tensor of none, MismatchError for one of another rank.
     """
     assert config.spelled is not None
     kind, spelling = config.spelled
     if spelling.numbered:
         config = replace(config, settings={**config.settings, COUNT: len(factors)})
+    if spelling.of_sorts:
+        in_common = {name: _of_sort(spelling, name, shared) for name in factors}
+        used = {ref.spec.name for refs in in_common.values() for ref in refs.values()}
+        if unused := sorted(shared.keys() - used):
+            raise InputError(f"{file}: {shown(unused[0])} belongs to no module")
+    else:
+        in_common = dict.fromkeys(factors, shared)
     return [
         module
         for name, roles in factors.items()
-        for module in _modules(config, file, (kind, spelling), name, {**roles, **shared}, base_has)
+        for module in _modules(config, file, (kind, spelling), name, {**roles, **in_common[name]}, base_has)
     ]
+
+
+def _of_sort(spelling: Spelling, module: str, shared: Mapping[str, Ref]) -> Mapping[str, Ref]:
+    """What a module has in common with others of its sort, by role."""
+    keys = {role: begin + spelling.sort(module) for begin, role in spelling.of_sorts.items()}
+    return {role: shared[key] for role, key in keys.items() if key in shared}
 
 
 def _modules(

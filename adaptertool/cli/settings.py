@@ -1,0 +1,56 @@
+"""The options of methods: which there are, and one for each of their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import click
+
+from adaptertool.cli.options import Command
+from adaptertool.methods import METHOD_BY_NAME, Setting
+
+_WORDS = {float: "NUMBER", int: "N"}
+
+
+def method_option(names: Iterable[str], told: str, default: str | None = None) -> Callable[[Command], Command]:
+    """`--method`. The names stand in its help, where lines can break, and not in the column of options."""
+    chosen = click.Choice([*names])
+    return click.option(
+        "--method", type=chosen, default=default, metavar="METHOD", help=f"{told} {', '.join(chosen.choices)}."
+    )
+
+
+def setting_options(
+    settings: Mapping[str, Setting], names: Iterable[str] = METHOD_BY_NAME, *, in_sum: bool = False
+) -> list[Callable[[Command], Command]]:
+    """An option for each setting of the methods `names`. A number that need not be whole stays text as typed, which is
+    exact."""
+    having = {one: [name for name in names if one in METHOD_BY_NAME[name].settings] for one in settings}
+    return [_option(one, setting, having[one], in_sum=in_sum) for one, setting in settings.items()]
+
+
+def _option(name: str, setting: Setting, methods: Iterable[str], *, in_sum: bool) -> Callable[[Command], Command]:
+    kind: click.ParamType[Any] = click.STRING
+    if setting.number is int:
+        kind = click.IntRange(min=setting.least, max=setting.most)
+    elif setting.number is bool:
+        kind = click.Choice(["true", "false"], case_sensitive=False)
+    groups: dict[str, list[str]] = {}
+    for one in methods:
+        groups.setdefault(_default(one, name, setting), []).append(one)
+    having = "; ".join(f"{default}: {', '.join(group)}" for default, group in groups.items())
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        type=kind,
+        metavar=_WORDS.get(setting.number),
+        help=f"{(in_sum and setting.in_sum) or setting.help} {having[0].upper()}{having[1:]}.",
+    )
+
+
+def _default(method: str, name: str, setting: Setting) -> str:
+    """What a method takes where the option is not given."""
+    default = METHOD_BY_NAME[method].defaults.get(name, setting.default)
+    if default is None:
+        return "needed by"
+    return f"default {str(default).lower() if setting.number is bool else format(default, 'g')}"

@@ -1,0 +1,226 @@
+"""Weights that differ between tensors, from what is typed to a number for each; and which tensors are to be edited.
+
+-w 0.7 -w 0.3                 one for each source, by order; 1 where none is given
+-w 0:0.5:1                    in the place of one of these: a gradient over the layers, with 1 for what is in none
+-w 'layers.0-15.mlp=0.5'      of tensors whose names fit the pattern before the sign, for all sources
+-w 'layers.0-15.mlp=0.5,0:1'  the same, for each source its own; of one that is left empty nothing changes
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+from adaptertool.arguments import Number, decimal, decimals
+from adaptertool.errors import UnsupportedError, UsageError, argument, shown
+from adaptertool.spec.adapter import Adapter
+from adaptertool.spec.schedule import ANY, Rule, Schedule, compiled, fits, places_of
+
+Weight = float | Schedule
+Given = Number | Schedule  # a weight as callers have it
+
+_ODD = re.compile(r"[\\()\[\]^$|+?{}]")  # what a pattern without slashes has no use for
+
+
+def parse_weights(given: Sequence[Given] | None, count: int) -> list[Schedule]:
+    """The weights of `count` sources. Raises UsageError for what is none, and where they are not as many."""
+    if given is None or isinstance(given, str):
+        return [Schedule(number) for number in decimals(given, "weight", count)]
+    texts = [one for one in given if isinstance(one, str) and "=" in one]
+    own = [one if isinstance(one, Schedule) else _plain(one) for one in given if one not in texts]
+    if own or not texts:
+        decimals([one.default for one in own], "weight", count)
+    found = own or [Schedule(Decimal(1))] * count
+    for text in texts:
+        found = [
+            one if rule is None else one._replace(rules=(*one.rules, rule))
+            for one, rule in zip(found, _rules(text, count), strict=True)
+        ]
+    return found
+
+
+def _plain(given: Number) -> Schedule:
+    if isinstance(given, str) and ":" in given:
+        return Schedule(Decimal(1), (Rule(ANY, _gradient(given, given)),))
+    return Schedule(decimal(given, argument("weight")))
+
+
+def _rules(text: str, count: int) -> list[Rule | None]:
+    """What `PATTERN=NUMBERS` says of each source."""
+    pattern, _, numbers = text.rpartition("=")
+    check_pattern(pattern := pattern.strip(), argument("weight"))
+    parts = [part.strip() for part in numbers.split(",")]
+    if len(parts) not in (1, count) or not any(parts):
+        sources = "1 adapter" if count == 1 else f"{count:,} adapters"
+        raise UsageError(
+            f"{argument('weight')} {text!r} has {len(parts):,} numbers behind its last =, and there "
+            f"{'is' if count == 1 else 'are'} {sources}: give one for all, or one for each, such as {pattern}="
+            f"{','.join(['0.5'] * count)}"
+        )
+    rules = [Rule(pattern, _gradient(part, text)) if part else None for part in parts]
+    return rules * count if len(rules) == 1 else rules
+
+
+def _gradient(part: str, text: str) -> tuple[Decimal, ...]:
+    what = argument("weight") if part == text else f"{argument('weight')} {text!r}:"
+    return tuple(decimal(one, what) for one in part.split(":"))
+
+
+def check_pattern(pattern: str, what: str) -> None:
+    """Raises UsageError for what is no pattern."""
+    try:
+        compiled(pattern)
+    except ValueError as error:
+        raise UsageError(f"{what}: {pattern!r} is no pattern for names: {error}") from error
+
+
+def rule_texts(schedules: Sequence[Weight]) -> list[str]:
+    """The rules as they may be typed: those of each source in their order, and together what has one pattern."""
+    left = [list(one.rules) if isinstance(one, Schedule) else [] for one in schedules]
+    texts = []
+    while first := [rules[0].pattern for rules in left if rules]:
+        later = [{rule.pattern for rule in rules[1:]} for rules in left]
+        pattern = next((one for one in first if not any(one in some for some in later)), first[0])
+        said = [_said(rules.pop(0)) if rules and rules[0].pattern == pattern else "" for rules in left]
+        texts.append(f"{pattern}={said[0] if len({*said}) == 1 else ','.join(said)}")
+    return texts
+
+
+def _said(rule: Rule) -> str:
+    return ":".join(map(str, rule.numbers))
+
+
+def as_typed(given: Sequence[Given] | None) -> tuple[str, ...] | None:
+    """Weights as they may be typed, which mean the same. None where none are given."""
+    if given is None:
+        return None
+    if not any(isinstance(one, Schedule) for one in given):
+        return tuple(map(str, given))
+    schedules = parse_weights(given, sum(not isinstance(one, str) or "=" not in one for one in given))
+    return (*(str(one.default) for one in schedules), *rule_texts(schedules))
+
+
+def with_rules(choices: Mapping[str, object], schedules: Sequence[Weight]) -> dict[str, object]:
+    """The choices of a plan with the rules of its weights, if there are any."""
+    texts = rule_texts(schedules)
+    return {**choices, "weight_rules": texts} if texts else dict(choices)
+
+
+def usual(weight: Weight) -> float:
+    """The weight where no rule fits."""
+    return float(weight.default) if isinstance(weight, Schedule) else weight
+
+
+class Weigher:
+    """The weight of each source in each tensor, as float64, rounded once."""
+
+    def __init__(self, weights: Sequence[Weight], names: Collection[str]) -> None:
+        """names: of all tensors of the model; they tell how many layers there are. Raises UsageError for a rule that
+        fits none of them."""
+        self._exact = [Fraction(one.default if isinstance(one, Schedule) else one) for one in weights]
+        self._usual = [usual(one) for one in weights]
+        self.rules = [one.rules if isinstance(one, Schedule) else () for one in weights]
+        self._by_rule = [one if isinstance(one, Schedule) and one.rules else None for one in weights]
+        graded = any(len(rule.numbers) > 1 for rules in self.rules for rule in rules)
+        self.places: Mapping[str, Fraction] = places_of(names) if graded else {}
+        for rule in dict.fromkeys(rule for rules in self.rules for rule in rules):
+            if not any(rule.fits(name, self.places.get(name)) for name in names):
+                _refuse(rule.pattern, argument("weight"), names, graded=len(rule.numbers) > 1)
+
+    def __call__(self, number: int, name: str) -> float:
+        return self._usual[number] if self._by_rule[number] is None else float(self.exact(number, name))
+
+    def exact(self, number: int, name: str) -> Fraction:
+        """The same, as it is."""
+        own = self._by_rule[number]
+        return self._exact[number] if own is None else own.at(name, self.places.get(name))
+
+    def notes(self, changed: Sequence[Collection[str]]) -> Iterator[str]:
+        """Where a rule fits only what its source does not change. changed: the names, of each source"""
+        for rule in dict.fromkeys(rule for rules in self.rules for rule in rules):
+            names = {name for own, rules in zip(changed, self.rules, strict=True) if rule in rules for name in own}
+            if not any(rule.fits(name, self.places.get(name)) for name in names):
+                yield f"weight {shown(rule.pattern)}={_said(rule)} fits no tensor that is edited: it changes nothing"
+
+
+class Choice(NamedTuple):
+    """Which tensors are to be edited; the others stay those of the base."""
+
+    only: Sequence[str] = ()  # patterns, of which one must fit; none: all tensors
+    exclude: Sequence[str] = ()  # patterns, of which none may fit
+
+    def takes(self, name: str) -> bool:
+        if self.only and not any(fits(pattern, name) for pattern in self.only):
+            return False
+        return not any(fits(pattern, name) for pattern in self.exclude)
+
+    def check(self, names: Collection[str]) -> None:
+        """Raises UsageError for patterns that are none, or that fit no tensor."""
+        for option, patterns in (("only", self.only), ("exclude", self.exclude)):
+            if isinstance(patterns, str) or not all(isinstance(one, str) for one in patterns):
+                raise UsageError(f"{argument(option)} is a list of patterns")
+            for pattern in patterns:
+                check_pattern(pattern, argument(option))
+                if not any(fits(pattern, name) for name in names):
+                    _refuse(pattern, argument(option), names)
+
+    @property
+    def said(self) -> dict[str, list[str]]:
+        """For the manifest, what is given."""
+        return {name: list(patterns) for name, patterns in self._asdict().items() if patterns}
+
+    def notes(self, source: Path, left: int, count: int) -> list[str]:
+        """How many of the tensors that a source changes stay those of the base, where a choice is made."""
+        said = " ".join(f"--{name} {shown(one)}" for name, patterns in self.said.items() for one in patterns)
+        kept = f"{left:,} of the {count:,} tensors that it changes stay those of the base"
+        return [f"{source}: {kept} ({said})"] if said else []
+
+
+ALL = Choice()
+
+
+def require_whole(adapter: Adapter, choice: Choice, names: Iterable[str], what: str) -> None:
+    """Raises UnsupportedError where a tensor that cannot stay the base's is not to be edited."""
+    if left := [name for name in names if not choice.takes(name)]:
+        raise UnsupportedError(
+            f"{adapter.path} {what}, so {shown(left[0])} cannot stay that of the base, as {argument('only')} and "
+            f"{argument('exclude')} would have it"
+        )
+
+
+def _refuse(pattern: str, what: str, names: Collection[str], *, graded: bool = False) -> None:
+    """Raises UsageError: no tensor fits."""
+    if graded and (outside := [name for name in names if fits(pattern, name)]):
+        raise UsageError(
+            f"{what} {pattern!r}: a gradient goes over layers, and what fits is in none of them, such as "
+            f"{shown(outside[0])}: give one number"
+        )
+    near = list(_near(pattern, names))
+    hint = f"nearest: {', '.join(map(shown, near))}" if near else f"names are such as {', '.join(_samples(names))}"
+    slashes = "; a regex stands between slashes" if pattern[:1] != "/" and _ODD.search(pattern) else ""
+    raise UsageError(f"{what} {pattern!r} fits no tensor of the base{slashes}; {hint}")
+
+
+def _samples(names: Iterable[str]) -> list[str]:
+    pool = list(names)
+    return [shown(pool[place]) for place in sorted({0, len(pool) // 2, len(pool) - 1}) if pool]
+
+
+def _near(pattern: str, names: Iterable[str]) -> Iterator[str]:
+    """Up to three names with parts in them that are most like the pattern, whatever its numbers."""
+    count, found = len(pattern.split(".")), dict[str, str]()
+    for name in names:
+        parts = name.split(".")
+        for first in range(len(parts) - count + 1):
+            found.setdefault(_numberless(".".join(parts[first : first + count])), name)
+    close = difflib.get_close_matches(_numberless(pattern), list(found)[:5000], n=3, cutoff=0.6)
+    yield from dict.fromkeys(found[one] for one in close)
+
+
+def _numberless(text: str) -> str:
+    return re.sub(r"[0-9]+(-[0-9]+)?", "0", text)
