@@ -20,7 +20,8 @@ from adaptertool.output.target import makes_file
 from adaptertool.spec.plan import Plan
 from adaptertool.version import __version__
 
-_HASHED = 256 << 20  # bytes of inputs that are hashed for the answer, the smallest files first
+_SMALL = 16 << 20  # bytes of a file of the base that is hashed for the answer
+_HASHED, _HASHED_ANEW = 256 << 20, 32 << 30  # bytes of the sources that are; the latter where OUT may be an older one
 
 
 def is_published(plan: Plan, out: Path, hashes: tuple[str, ...], since: float = 0) -> bool:
@@ -28,7 +29,8 @@ def is_published(plan: Plan, out: Path, hashes: tuple[str, ...], since: float = 
     version, recipe, hashes and files, of inputs of the same names and sizes. Small inputs have the hashes that it tells
     of them; a large one was last written before the manifest was. No shard is read.
 
-    since: seconds of the epoch; what was written before is what is to be replaced (--force)
+    since: seconds of the epoch; what was written before is what is to be replaced (--force). Clocks may differ, so the
+    time of a source counts for nothing then
 
     An OUT that is one file has no manifest: of it this is not known.
     """
@@ -37,7 +39,7 @@ def is_published(plan: Plan, out: Path, hashes: tuple[str, ...], since: float = 
     with contextlib.suppress(AdapterToolError, OSError):  # what cannot be looked at is none that we know
         written = store_of(out).when(out / MANIFEST)
         if written is not None and written >= since:
-            return _has_files(plan, out, hashes) and _is_of(plan, load_manifest(out), hashes, written)
+            return _has_files(plan, out, hashes) and _is_of(plan, load_manifest(out), hashes, written, anew=since > 0)
     return False
 
 
@@ -64,28 +66,36 @@ def _has_files(plan: Plan, out: Path, hashes: tuple[str, ...]) -> bool:
     )
 
 
-def _is_of(plan: Plan, manifest: Mapping[str, Any], hashes: tuple[str, ...], written: float) -> bool:
+def _is_of(plan: Plan, manifest: Mapping[str, Any], hashes: tuple[str, ...], written: float, *, anew: bool) -> bool:
     """Whether a manifest that was written then is of this recipe, and of these inputs."""
     recipe = json.loads(json.dumps(recipe_of(plan, [output.alpha for output in plan.outputs])))
     if (manifest.get("adaptertool"), manifest.get("recipe")) != (__version__, recipe):
         return False
-    told, left = _inputs_told(manifest), _HASHED
+    told = _inputs_told(manifest)
     if [one.keys() for one in told] != [one.keys() for one in plan.files]:
         return False
-    pairs = [(path, facts[name]) for facts, files in zip(told, plan.files, strict=True) for name, path in files.items()]
-    for path, facts in sorted(pairs, key=lambda pair: plan.inputs[pair[0]][2]):
-        size, known = plan.inputs[path][2], {name: one for name, one in facts.items() if name != "size"}
-        if facts.get("size") != size or not known.keys() <= {*hashes}:
-            return False
-        if known and size <= left:
-            left -= size
-            if digests_in(store_of(path).real(path), tuple(known)) != known:
+    left = _HASHED_ANEW if anew else _HASHED
+    # Sources first: they are what is made again under the same name, and as large as before
+    for number in (*range(1, len(told)), 0):
+        for name, path in sorted(plan.files[number].items(), key=lambda item: plan.inputs[item[1]][2]):
+            size, known = (
+                plan.inputs[path][2],
+                {kind: one for kind, one in told[number][name].items() if kind != "size"},
+            )
+            if told[number][name].get("size") != size or not known.keys() <= {*hashes}:
                 return False
-            continue
-        when = store_of(path).when(path)
-        if when is None or when > written:
-            return False
+            if known and size <= (left if number else _SMALL):
+                left -= size if number else 0
+                if digests_in(store_of(path).real(path), tuple(known)) != known:
+                    return False
+            elif (number and anew) or not _was_there(path, written):
+                return False
     return True
+
+
+def _was_there(path: Path, when: float) -> bool:
+    last = store_of(path).when(path)
+    return last is not None and last <= when
 
 
 def _inputs_told(manifest: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:

@@ -149,11 +149,14 @@ def finish(
     1039279
     """
     planned = read_plan(file)
-    call, plan, out, _ = planned
+    call, plan, out, key = planned
     how = call.how(verify=verify, threads=threads, progress=progress, before_publish=before_publish)
     path = as_path(file, "FILE")
     done = _unless_published(plan, out, how, path, lambda: finish_planned(planned, how, path, check=check))
-    return _published(plan, out, how, path, check=check) if done is None else done
+    if done is not None:
+        return done
+    remove_staging(out, key)  # what a part, or another `finish`, has left that came late
+    return _published(plan, out, how, path, check=check)
 
 
 def finish_planned(planned: Planned, options: Options, file: Path | None, *, check: bool = False) -> RunReport:
@@ -188,7 +191,12 @@ def _since(file: Path | PathLike, how: Options) -> float:
 
 def _published(plan: Plan, out: Path, how: Options, file: Path, *, check: bool) -> PublishedReport:
     """The report of an OUT that is there already; with --verify or --check it is read. Raises StorageError where it is
-    not what it should be."""
+    not what it should be, or its provenance is not there."""
+    if how.provenance is not None and not how.provenance.exists():
+        raise StorageError(
+            f"{out} is published, but {how.provenance} is not there: a run was killed between the two; a plan with "
+            "--force makes both again"
+        )
     if check and (wrong := check_files(out, how.progress, threads=how.threads).wrong):
         raise StorageError(f"{out} is published, but {shown(wrong[0].name)} in it is not as it was: {wrong[0].status}")
     if how.verify:

@@ -156,6 +156,7 @@ def test_anything_else_is_refused(done: Place, case: str) -> None:
 
 def test_large_inputs_are_judged_by_their_times(done: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(published, "_HASHED", 0)
+    monkeypatch.setattr(published, "_SMALL", 0)
     require_there(done)
     written = (done.out / "adaptertool.manifest.json").stat().st_mtime_ns
     shard = done.base / "model-00002-of-00004.safetensors"
@@ -173,6 +174,41 @@ def test_force(done: Place) -> None:
     assert len(run_part(done.file).made) == 4
     assert isinstance(finish(done.file), RunReport)
     require_there(done)
+    with pytest.MonkeyPatch.context() as patched:  # clocks may differ: by its time no large source is known
+        patched.setattr(published, "_HASHED_ANEW", 0)
+        assert len(run_part(done.file).made) == 4
+    finish(done.file)
+    assert left_behind(done.out) == []
+
+
+def test_provenance_that_is_missing(place: Place) -> None:
+    """A run was killed when OUT was published, and that not."""
+    statement = place.folder / "statement.json"
+    plan_merge(place.base, place.adapters[:1], place.out, place.file, provenance=statement)
+    run_part(place.file)
+    finish(place.file)
+    assert isinstance(finish(place.file), PublishedReport)
+    statement.unlink()
+    with pytest.raises(StorageError, match=r"is published, but .*statement.json is not there"):
+        finish(place.file)
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def test_inputs_that_are_links(place: Place) -> None:
+    """As in the cache of the hub."""
+    cache = place.folder / "models--some--base"
+    place.base = place.base.rename(make(cache / "snapshots") / ("0" * 40))
+    for path in place.base.glob("model-*"):
+        path.rename(make(cache / "blobs") / path.name)
+        path.symlink_to(cache / "blobs" / path.name)
+    plan_merge(place.base, place.adapters[:1], place.out, place.file)
+    run_part(place.file)
+    finish(place.file)
+    require_there(place)
 
 
 def test_one_file_has_no_manifest(place: Place) -> None:
