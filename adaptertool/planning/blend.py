@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from adaptertool.errors import UnsupportedError, UsageError
+from adaptertool.errors import UnsupportedError, UsageError, argument, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.planning.assemble import make_plan
-from adaptertool.planning.edits import adapter_edits
+from adaptertool.planning.edits import adapter_edits, changed_by
 from adaptertool.planning.finetuned import full_edits
 from adaptertool.planning.layout import TensorSetChange
 from adaptertool.planning.schedules import ALL, Choice, Weigher, Weight, usual
@@ -52,10 +52,7 @@ def plan_blend(
     for one in {id(one): one for one in own.values()}.values() or [blend]:
         require_fit(one)
         _require_still(one, sources)
-    numbers = range(len(sources))
-    notes += blends.weigh.notes(
-        [{name for name, es in edits.items() if any(e.adapter == n for e in es)} for n in numbers]
-    )
+    notes += blends.weigh.notes(changed_by(edits, len(sources)))
     method = METHOD_BY_NAME[blend.method]
     notes.append(f"{method.name} is computed in float64 and rounded once; it is the same everywhere, but not settled")
     usuals = list(map(usual, weights))
@@ -82,10 +79,14 @@ class Blends:
         self._set = Weigher(list(settings.values()), names)
 
     def of(self, name: str) -> Blend:
+        """Raises UsageError for a setting that is out of its range."""
         weights = tuple(self.weigh(number, name) for number in range(len(self._blend.weights)))
         chosen = tuple(self._set(number, name) for number in range(len(self._settings)))
         if (weights, chosen) not in self._known:
             settings = {**self._blend.settings, **dict(zip(self._settings, chosen, strict=True))}
+            for setting, value in zip(self._settings, chosen, strict=True):
+                if not (known := METHOD_BY_NAME[self._blend.method].settings[setting]).allows(value):
+                    raise UsageError(f"{argument(setting)} is {known.allowed}, not {value:g}, as of {shown(name)}")
             self._known[weights, chosen] = Blend(self._blend.method, weights, settings)
         return self._known[weights, chosen]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from adaptertool.errors import UnsupportedError, by, shown
@@ -72,15 +72,25 @@ def adapter_edits(
 
     apart, more = decide(edits, ends, subject.resized, tying, amended)
     edits = {name: own for name, own in edits.items() if choice.takes(name)} if choice.said else edits
-    edited = [{name for name, own in edits.items() if any(e.adapter == n for e in own)} for n in range(len(adapters))]
-    notes += weigh.notes(edited)
-    for adapter, changed, every in zip(adapters, edited, touched, strict=True):
-        notes += choice.notes(adapter.path, len(every - changed), len(every))
+    if choice.said or any(weigh.rules):
+        edited = changed_by(edits, len(adapters))
+        notes += weigh.notes(edited)
+        for adapter, own, every in zip(adapters, edited, touched, strict=True):
+            notes += choice.notes(adapter.path, len(every - own), len(every))
     notes += subject.traits.notes_on(edits)
     changes = TensorSetChange({end: ends[end] for end in apart}, subject.resized, head, subject.padded)
     if head is not None:
         notes += head.notes(subject.base, subject.ends, edits)
     return edits, changes, [*notes, *_on_sizes(subject), *more]
+
+
+def changed_by(edits: Mapping[str, Sequence[Edit]], count: int) -> list[set[str]]:
+    """The names of the tensors that each of `count` sources changes."""
+    found = [set[str]() for _ in range(count)]
+    for name, own in edits.items():
+        for edit in own:
+            found[edit.adapter].add(name)
+    return found
 
 
 def _on_sizes(subject: Base) -> Iterator[str]:

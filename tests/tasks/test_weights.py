@@ -18,8 +18,15 @@ from tied_models import LLAMA, E
 from tied_models import weights as weights_of
 
 import adaptertool
+from adaptertool.arguments import settings_for
 from adaptertool.errors import InputError, UnsupportedError, UsageError
+from adaptertool.formats.checkpoints import open_checkpoint
+from adaptertool.methods import METHOD_BY_NAME
+from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.schedules import parse_weights
+from adaptertool.planning.sources import Reading, open_source
+from adaptertool.resolution.renaming import renaming
+from adaptertool.spec.plan import Blend
 from adaptertool.spec.schedule import Rule, Schedule
 
 LAYERS, MODULES = 4, ("self_attn.q_proj", "mlp.up_proj")
@@ -122,6 +129,24 @@ def test_methods(place: Place, method: str) -> None:
         tuned = [w + np.array(list(map(float, place.delta(number, name)))).reshape(6, 5) for number in range(2)]
         exact = blended(method, w, tuned, [float(wanted(number, name)) for number in range(2)], {})
         assert half_ulp_excess(made[f"{name}.weight"], torch.from_numpy(exact)).max() <= 1 + 1e-9
+
+
+def test_settings_of_methods_by_tensor(place: Place) -> None:
+    base = open_checkpoint(place.base)
+    with renaming(()) as own:
+        sources = [open_source(path, base, Reading(), own) for path in place.adapters]
+    blend = Blend("ties", (1.0, 1.0), settings_for(METHOD_BY_NAME["ties"], {"density": 1}))
+
+    def planned(*numbers: str) -> set[tuple[str, object]]:
+        rule = Rule("mlp", tuple(map(Decimal, numbers)))
+        plan = plan_blend(base, sources, [1.0, 1.0], blend, settings={"density": Schedule(Decimal("0.5"), (rule,))})
+        steps = [step for step in plan.steps() if step.edits]
+        return {(step.spec.name.split(".", 2)[2], step.blend.settings["density"]) for step in steps if step.blend}
+
+    mlp = {(f"{layer}.mlp.up_proj.weight", 1 - layer / 4) for layer in range(4)}
+    assert planned("1", "0.25") == mlp | {(f"{layer}.self_attn.q_proj.weight", 0.5) for layer in range(4)}
+    with pytest.raises(UsageError, match=r"density is .* not 1\.5, as of"):
+        planned("1.5")
 
 
 @pytest.mark.parametrize("source", ["adapter", "checkpoint"])
