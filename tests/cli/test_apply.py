@@ -146,7 +146,7 @@ def test_a_dry_run_plans_what_is_planned(here: Path) -> None:
     done = package.apply("r.yaml", dry_run=True)
     assert [one.state for one in done.steps] == ["planned", "planned", "planned", "to plan"] and done.ok
     planned = done.steps[2].report
-    assert planned is not None and (planned["schema"], planned["base"]) == ("plan/1", "${both}")
+    assert planned is not None and (planned["schema"], planned["base"]) == ("plan/1", "${half}")
     assert set(here.iterdir()) == before
     made = package.apply("r.yaml")
     ran = made.steps[2].report
