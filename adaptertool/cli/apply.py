@@ -21,6 +21,8 @@ from adaptertool.files import LOCAL, store_of
 from adaptertool.files.checkpoint import MANIFEST, load_manifest
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.publish import check_target
+from adaptertool.files.yamlfile import load_yaml
+from adaptertool.mergekit_yaml.config import is_mergekit
 from adaptertool.recipes.given import node_of
 from adaptertool.recipes.read import Recipe, load_recipe, read_recipe
 from adaptertool.recipes.replay import Replay, check_inputs, differing, is_manifest, replay_of
@@ -45,7 +47,8 @@ def apply(
 ) -> ApplyReport:
     """Run the steps of a recipe, or make again what a manifest was written for.
 
-    recipe:  the path of a YAML or JSON file, or the same as a dict; or of an `adaptertool.manifest.json`
+    recipe:  the path of a YAML or JSON file, or the same as a dict; or of an `adaptertool.manifest.json`, or of a
+             configuration of mergekit
     out:     where the last step that writes does so, in the place of what the recipe says
     inputs:  of a manifest, where inputs are that are elsewhere now: {"base": path, "adapters.0": path}
     check:   read the recipe, and run nothing
@@ -79,6 +82,9 @@ def _opened(recipe: RecipeLike, inputs: Mapping[str, str]) -> Recipe | Replay:
         raise UsageError("--input is for manifests; a recipe names its inputs itself")
     if isinstance(recipe, Mapping):
         return read_recipe(node_of(recipe), "recipe", Path(), commands())
+    if any(map(is_mergekit, load_yaml(path))):
+        step = {"mergekit": {"config": os.fspath(path.absolute())}}
+        return read_recipe(node_of(step), os.fspath(path), Path(), commands())
     return load_recipe(path, commands())
 
 
@@ -167,7 +173,8 @@ def apply_command(
 
     RECIPE is YAML or JSON: a command with its arguments and options, or `steps`, a list of them, where a later one
     takes what an earlier one makes. Paths are relative to it. Or it is an adaptertool.manifest.json: the same is made
-    again, to the same bytes, or what has changed is said (exit code 3 for inputs, 1 for the output).
+    again, to the same bytes, or what has changed is said (exit code 3 for inputs, 1 for the output). Or a configuration
+    of mergekit.
     """
     places = dict(_place(text) for text in inputs)
     how = How(

@@ -6,8 +6,8 @@ are said to be, and compared with the hashes that it has before a byte is writte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from adaptertool.arguments import as_input
@@ -21,6 +21,7 @@ from adaptertool.recipes.given import node_of
 from adaptertool.recipes.read import OUT, TAKEN, Recipe, Step, read_recipe
 from adaptertool.reports.curve import SCORES
 from adaptertool.tasks.extract import DTYPES as FACTOR_DTYPES
+from adaptertool.tasks.mergekit import COPY as CONFIG
 from adaptertool.version import __version__
 
 SCHEMA = "manifest/1"
@@ -45,6 +46,7 @@ class Replay(NamedTuple):
     recipe: Recipe
     recorded: tuple[Recorded, ...]
     files: Facts  # of OUT
+    read: Facts  # files of the inputs, as `read_from` tells them
     notes: tuple[str, ...]
 
 
@@ -64,7 +66,7 @@ def replay_of(content: Content, path: Path, commands: Commands, inputs: Mapping[
     if SCORES in files:
         raise UnsupportedError(f"{path} is of a curve that a program has scored, which no manifest can promise again")
     try:
-        data, manifests = _steps(content)
+        data, manifests = _steps(content, path.resolve().parent.name)
         recipe = read_recipe(node_of({"steps": data}, str(path)), str(path), Path(), commands)
         recorded = [one for n, manifest in manifests.items() for one in _recorded(n, recipe.steps[n], manifest)]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -73,14 +75,21 @@ def replay_of(content: Content, path: Path, commands: Commands, inputs: Mapping[
     notes = []
     if content.get("adaptertool") != __version__:
         notes.append(f"the manifest is by adaptertool {shown(content.get('adaptertool'))}, and this is {__version__}")
-    return Replay(recipe, tuple(recorded), files, tuple(notes))
+    return Replay(recipe, tuple(recorded), files, read_from(content), tuple(notes))
 
 
-def _steps(content: Content) -> tuple[list[dict[str, Any]], dict[int, Content]]:
+def read_from(content: Content) -> dict[str, Mapping[str, Any]]:
+    """The files that a manifest says were read, as `base/NAME` and `sources.0/NAME`."""
+    inputs = content.get("inputs", {})
+    roots = {"base": inputs.get("base", {}), **{f"sources.{n}": one for n, one in enumerate(inputs.get("sources", ()))}}
+    return {f"{root}/{name}": facts for root, files in roots.items() for name, facts in files.items()}
+
+
+def _steps(content: Content, folder: str) -> tuple[list[dict[str, Any]], dict[int, Content]]:
     """The steps as a recipe says them, and the manifests of those that have one."""
     told = content.get("steps")
     if told is None:
-        return [_step(content)], {0: content}
+        return [_step(content, folder)], {0: content}
     steps = [{name: one for name, one in step.items() if name != "manifest"} for step in told]
     manifests = {number: step["manifest"] for number, step in enumerate(told) if "manifest" in step}
     # The last that writes is this one's; what has a file of its own, such as a page, is not asked for again
@@ -92,30 +101,35 @@ def _command(content: Content) -> str:
     return str(content["recipe"]["command"]).partition(" ")[0]
 
 
-def _step(content: Content) -> dict[str, Any]:
-    """A manifest of one step, as the step."""
+def _step(content: Content, folder: str) -> dict[str, Any]:
+    """A manifest of one step, as the step. folder: the name of that where it lies."""
     recipe = dict(content["recipe"])
     command, _, way = str(recipe.pop("command")).partition(" ")
     sources = [one["name"] for one in recipe["sources"]]
     weights = [str(one["weight"]) for one in recipe.pop("sources") if "weight" in one]
-    alphas, cut = recipe.pop("alphas", None), recipe.pop("cut", {})
+    alphas, cut, rules = recipe.pop("alphas", None), recipe.pop("cut", {}), recipe.pop("weight_rules", [])
     values: dict[str, Any] = {}
     if command == "merge":
-        values |= {"adapters": sources, "weights": [] if set(weights) <= {"1.0"} else weights}
+        values |= {"adapters": sources, "weights": [] if set(weights) <= {"1.0"} and not rules else [*weights, *rules]}
     elif command == "wise":
         values |= {"tuned": sources[0], "alpha": ",".join(map(str, alphas)), "as_adapter": way == "--as-adapter"}
-        values["fisher"] = sources[1:]
+        values |= {"fisher": sources[1:], "weights": rules}
     elif command == "sum":
         count = len(recipe["weights"])
         values |= {"adapters": sources[:count], "base": next(iter(sources[count:]), recipe.pop("base", None))}
+        recipe["weights"] = [*recipe["weights"], *rules]
     elif command == "extract":
         recipe.pop("tensors")
         named = {stored: typed for typed, stored in FACTOR_DTYPES.items()}
         values |= {"base": sources[0], "tuned": sources[1], "dtype": named[recipe.pop("dtype")]}
+    elif command == "mergekit":  # the models are named in its configuration, of which OUT has a copy
+        recipe |= {"config": f"{folder}/{CONFIG}", "base": None, "precision": None}
+    elif command == "layers":
+        recipe |= {"precision": None}
     else:
         values |= {"adapter": sources[0]}
     method = METHOD_BY_NAME.get(str(recipe.get("method")).removesuffix("_svd"))
-    foreign = settings_of().keys() - (method.settings.keys() if method else ())
+    foreign = settings_of().keys() - (method.settings.keys() if method else ()) if command != "mergekit" else ()
     rest = {name: value for name, value in recipe.items() if name not in foreign}
     values |= {**rest, **cut, "sha256": any(SHA256 in facts for facts in content["files"].values())}
     return {command: {name: _plain(value) for name, value in values.items() if value not in (None, [], False, "")}}
@@ -128,6 +142,10 @@ def _plain(value: Any) -> Any:
 
 def _recorded(number: int, step: Step, manifest: Content) -> Iterator[Recorded]:
     inputs = manifest["inputs"]
+    if step.command.name == "mergekit":
+        if PurePath(str(step.values["config"])).name == CONFIG:
+            yield Recorded(number, "config", 0, {CONFIG: manifest["files"][CONFIG]})
+        return
     if "base" in inputs:
         yield Recorded(number, "base", 0, inputs["base"])
     names = [name for name in ("adapters", "adapter", "tuned", "fisher") if name in step.values]
@@ -208,7 +226,14 @@ def _changed(root: Path, files: Facts, progress: Callable[[int], None]) -> Itera
 
 
 def differing(replay: Replay, out: Content) -> tuple[str, ...]:
-    """The names of files that the manifest of OUT has otherwise, or that one of the two has alone."""
-    now: Mapping[str, Any] = out.get("files", {})
-    sizes: Sequence[str] = sorted(now.keys() | replay.files.keys())
-    return tuple(name for name in sizes if now.get(name) != replay.files.get(name))
+    """The names of files that the manifest of OUT has otherwise, or that one of the two has alone; first of those that
+    were read."""
+    read, now = read_from(out), out.get("files", {})
+    return (
+        *(f"input {name}" for name in _unlike(read, replay.read)),
+        *_unlike(now, replay.files),
+    )
+
+
+def _unlike(one: Facts, other: Facts) -> list[str]:
+    return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]

@@ -29,6 +29,15 @@ steps:
   - verify: {merged: merged, base: "${half}", sources: ["${both}", one], weights: [1, 0.1]}
 """
 
+OF_MERGEKIT = """
+models:
+  - model: tuned
+    parameters: {weight: 0.5, density: 0.4}
+  - {model: base+one, parameters: {weight: -1}}
+merge_method: dare_ties
+base_model: base
+"""
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -79,6 +88,18 @@ STEPS: list[tuple[dict[str, Any], str]] = [
         "extract base tuned --rank 2 --dtype bf16 --leave-out norm|steps",
     ),
     ({"convert": {"adapter": "one", "to": "mlx", "base": "base"}}, "convert one --to mlx --base base"),
+    (
+        {"merge": {"base": "base", "adapters": ["one", "two"], "weights": [0.3, 1, "*0.*=2,-1"], "only": ["layers.0-7"],
+                   "exclude": ["*norm*"]}},
+        "merge base one two -w 0.3 -w 1 -w *0.*=2,-1 --only layers.0-7 --exclude *norm*",
+    ),
+    (
+        {"wise": {"base": "base", "tuned": "tuned", "alpha": [0.1, 0.7], "weights": ["*0.*=0.5"]}},
+        "wise base tuned --alpha 0.1,0.7 -w *0.*=0.5",
+    ),
+    ({"sum": {"adapters": ["one", "two"], "weights": [1, -1, "*0.*=2"]}}, "sum one two -w 1 -w -1 -w *0.*=2"),
+    ({"layers": {"base": "base", "layers": "0,0"}}, "layers base 0,0"),
+    ({"mergekit": {"config": "mk.yaml", "seed": 3}}, "mergekit mk.yaml --seed 3"),
 ]  # fmt: skip
 
 
@@ -86,6 +107,10 @@ STEPS: list[tuple[dict[str, Any], str]] = [
 def test_a_step_is_its_command_and_its_manifest_makes_it_again(here: Path, step: dict[str, Any], typed: str) -> None:
     if "fisher" in next(iter(step.values())):
         _squared(here)
+    (here / "mk.yaml").write_text(OF_MERGEKIT)
+    if "layers" in step:
+        config = json.loads((here / "base" / "config.json").read_text())
+        (here / "base" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
     if next(iter(step.values())).get("method") == "slerp":
         step["merge"] |= {"adapters": ["one"], "weights": [0.25]}
         typed = "merge base one --method slerp -w 0.25"
@@ -97,6 +122,20 @@ def test_a_step_is_its_command_and_its_manifest_makes_it_again(here: Path, step:
     again = package.apply(f"out/{MANIFEST}", "again")
     assert again.same is True and again.ok and again.differing == ()
     assert snapshot(here / "again") == snapshot(here / "out")
+
+
+def test_a_configuration_of_mergekit_is_a_recipe(here: Path) -> None:
+    (here / "mk.yaml").write_text(OF_MERGEKIT)
+    assert package.apply("mk.yaml", "out").ok
+    package.mergekit("mk.yaml", "other")
+    assert snapshot(here / "out") == snapshot(here / "other")
+    (here / "out" / "mergekit_config.yml").write_text(OF_MERGEKIT.replace("0.5", "0.6"))
+    with pytest.raises(MismatchError, match=r"mergekit_config\.yml has"):
+        package.apply(f"out/{MANIFEST}", "again")
+    tuned = next((here / "tuned").glob("*.safetensors"))
+    tuned.write_bytes(tuned.read_bytes()[:-1] + b"\x01")
+    report = package.apply(f"other/{MANIFEST}", "again")
+    assert not report.ok and report.differing[0] == f"input sources.0/{tuned.name}"
 
 
 def _squared(here: Path) -> None:

@@ -83,8 +83,7 @@ def read_adapter(
 
     The arguments are those of `formats.format.Read`; instead: fields that count in the place of the config's.
     """
-    path = files.path
-    _check_present(path)
+    _check_present(path := files.path)
     fields = files.json(CONFIG)
     config = parse_config(path / CONFIG, {**fields, **(instead or {})}, expert_layout)
     header = files.header(WEIGHTS)
