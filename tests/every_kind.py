@@ -59,7 +59,7 @@ LYCORIS: dict[str, dict[str, Any]] = {
 }
 ALL = (*PEFT, *LYCORIS)
 # They change biases, rows of embeddings, and what no adapter before has changed
-NOT_HERE = {"BEFT", "TRAINABLE_TOKENS", "PEANUT"}
+NOT_HERE = {"BEFT", "TRAINABLE_TOKENS", "PEANUT", "OSF", "FROD"}
 Merge = Callable[[torch.Tensor], torch.Tensor]  # W -> W', float64
 
 

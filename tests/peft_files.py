@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Tensors, lora_factors, write_adapter, write_checkpoint
 
-from adaptertool.errors import InputError
+from adaptertool.errors import AdapterToolError, InputError
 from adaptertool.spec.plan import Edit
 from adaptertool.tasks.merge import prepare_merge
 
@@ -33,7 +33,7 @@ def edits(base: Path, adapter: Path) -> dict[str, tuple[Edit, ...]]:
     return {step.base.spec.name: step.edits for shard in plan.shards for step in shard.steps if step.edits}
 
 
-def refusal(base: Path, adapter: Path, kind: type[InputError] = InputError) -> str:
+def refusal(base: Path, adapter: Path, kind: type[AdapterToolError] = InputError) -> str:
     with pytest.raises(kind) as caught:
         prepare_merge(base, [adapter])
     message = str(caught.value)

@@ -16,7 +16,9 @@ _OUT = click.option("-o", "--out", required=True, type=click.Path(), help="Where
 
 @click.command()
 @click.argument("config", type=click.Path())
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what dare and della drop by chance.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Of what dare and della drop by chance."
+)
 @SHARD_SIZE
 @_OUT
 @written

@@ -111,6 +111,7 @@ WEIGHT = click.option(
     "--weight",
     "weights",
     multiple=True,
+    metavar="NUMBER",
     callback=_one_by_one,
     help="Weight of an adapter; by order, one for each.",
 )

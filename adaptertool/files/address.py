@@ -23,6 +23,10 @@ _INSTEAD = {
         ("abfs", "abfss", "wasb", "wasbs"), "Azure is az://CONTAINER/PATH, with the account in the environment"
     ),
 }
+# A model of the hub, by the address of its page
+_HUB = re.compile(
+    r"(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/+|hf:/+)(\w[\w.-]*/[\w.-]+)(?:/(?:tree|blob|resolve)/[\w./-]*)?/?"
+)
 _BUCKET = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _SIGNED = re.compile(r"\?.*(signature|credential|token|sig|key)[^=]*=", re.IGNORECASE | re.DOTALL)
 
@@ -69,5 +73,10 @@ def _require_path(text: str, what: str) -> None:
     if (found := _OTHERS.match(text)) is None:
         return
     scheme = (found[1] or found[2]).lower()
+    if hub := _HUB.fullmatch(text):
+        raise UsageError(
+            f"{what} is the address of a page ({scheme}://), which is not read: `hf download {hub[1]}` first, and give "
+            f"{hub[1]}"
+        )
     hint = _INSTEAD.get(scheme, "download it, and give the path; of stores s3://, gs:// and az:// are read")
     raise UsageError(f"{what} is an address of {scheme}://, which is not read: {hint}")

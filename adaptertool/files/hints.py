@@ -17,10 +17,7 @@ from adaptertool.files import LOCAL, store_of
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _LOOKED_AT = 5000  # names that another is compared with
 _LISTED = 8  # folders that are named
-_HUB = re.compile(
-    r"(?:(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/+)?(\w[\w.-]*/[\w.-]+)(?:/(?:tree|blob|resolve)/.*)?/?"
-)
-_URL = re.compile(r"^(https?|hf):/+(?=[^/])")
+_HUB = re.compile(r"\w[\w.-]*/[\w.-]+/?")
 _UNEXPANDED = re.compile(r"[$*?]")  # what a shell takes the place of, unless it is quoted
 
 
@@ -29,21 +26,10 @@ def not_there(path: Path) -> str:
     of it, or a repository on the hub."""
     if store_of(path) is not LOCAL:
         return f"{shown(path)} does not exist"
-    text = _URL.sub(r"\1://", re.sub("^file:/+", "file:///", str(path)))  # paths have one of several slashes
-    return f"{shown(text)} does not exist{_meant(path, text)}"
+    return f"{shown(path)} does not exist{_meant(path, str(path))}"
 
 
 def _meant(path: Path, text: str) -> str:
-    hub = _HUB.fullmatch(text)
-    if text.startswith("file://"):
-        return f"; give the path alone: {shown(text.removeprefix('file://'))}"
-    if "://" in text:
-        web = (
-            "; a web page is not read (s3://, gs:// and az:// are): download it first, and give the path"
-            if text.startswith("http")
-            else ""
-        )
-        return _on_hub(hub[1]) if hub else web
     if text.startswith("~"):
         home = os.path.expanduser(text)  # noqa: PTH111  # which does not raise where there is no such user
         meant = f": give {shown(home)}" if os.path.exists(home) else ""
@@ -52,7 +38,7 @@ def _meant(path: Path, text: str) -> str:
         return f"; did you mean {shown(near)}?"
     if found := _UNEXPANDED.search(text):
         return f"; a shell expands {found[0]} only where it is not quoted, and there is what it stands for"
-    return _on_hub(hub[1]) if hub else ""
+    return _on_hub(text.rstrip("/")) if _HUB.fullmatch(text) else ""
 
 
 def _on_hub(name: str) -> str:

@@ -62,6 +62,9 @@ def test_what_no_store_has_is_refused(text: str, words: str) -> None:
         ("https:/user:SECRET@host/x", "which is not read: download it"),  # as pathlib has it
         ("HTTPS://host/x?X-Amz-Signature=SECRET", "an address of https://"),
         ("hf://SECRET", "hf download ORG/NAME"),
+        ("https://huggingface.co/org/small", "`hf download org/small` first"),
+        ("http://hf.co/org/small/tree/main", "`hf download org/small` first"),
+        ("https://huggingface.co/org/small?token=SECRET", "which is not read: download it"),
         ("file:///SECRET", "the path alone"),
         ("s3a://SECRET/x", "S3 is s3://"),
         ("abfss://SECRET@account/x", "az://CONTAINER"),

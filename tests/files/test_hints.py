@@ -64,11 +64,6 @@ def test_only_a_hub_id_gets_the_hint_of_the_hub(tmp_path: Path) -> None:
     assert "hf download" not in refusal(tmp_path / "a" / "b")
 
 
-@pytest.mark.parametrize("given", ["https://huggingface.co/org/small", "http://hf.co/org/small/tree/main"])
-def test_an_address_of_the_hub_is_no_path(given: str) -> None:
-    assert "hf download org/small` first" in refusal(Path(given))
-
-
 def test_folder_of_the_cache_of_the_hub(tmp_path: Path) -> None:
     """The checkpoint lies in a snapshot: of several the present one is named first."""
     root = tmp_path / "models--org--small"

@@ -14,7 +14,7 @@ from peft_files import BASE, UNTIED, Q, adapter, base_of, edits, refusal
 from safetensors.torch import load_file
 
 import adaptertool
-from adaptertool.errors import UnsupportedError
+from adaptertool.errors import AdapterToolError, InputError, UnsupportedError, UsageError
 
 # What was given as an adapter.
 
@@ -81,9 +81,11 @@ def test_adapter_in_the_cache_of_the_hub(base: Path) -> None:
     assert f"there is one in {root}/snapshots/0123abcd: give that path" in refusal(base, root)
 
 
-@pytest.mark.parametrize("given", ["someone/my-lora", "https://huggingface.co/someone/my-lora"])
-def test_adapter_by_its_name_on_the_hub(base: Path, given: str) -> None:
-    assert "hf download someone/my-lora` first" in refusal(base, Path(given))
+@pytest.mark.parametrize(
+    ("given", "error"), [("someone/my-lora", InputError), ("https://huggingface.co/someone/my-lora", UsageError)]
+)
+def test_adapter_by_its_name_on_the_hub(base: Path, given: str, error: type[AdapterToolError]) -> None:
+    assert "hf download someone/my-lora` first" in refusal(base, Path(given), error)
 
 
 def test_the_way_from_a_pickle_to_safetensors(base: Path) -> None:

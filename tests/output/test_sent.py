@@ -182,5 +182,5 @@ def test_force_that_fails_says_that_the_old_is_gone(s3: FakeS3) -> None:
 def test_codes_in_a_store_are_not_verified_one_by_one() -> None:
     plan = adaptertool.prepare_merge(BASE, [LORA])
     plan.choices["quantise"] = "keep"  # type: ignore[index]
-    with pytest.raises(UnsupportedError, match="`adaptertool verify` afterwards"):
+    with pytest.raises(UnsupportedError, match="`adaptertool verify` later"):
         verified.require_verifiable_alone(plan)

@@ -79,7 +79,7 @@ SUM = "steps:\n- {name: a, sum: {adapters: [x]}}\n"
         ("steps: {merge: {}}", "1:8", "a list of at least one step"),
         ("steps: [merge]", "1:9", "a step is a map"),
         ("steps: [{name: a}]", "1:9", "this step names no command"),
-        ("steps: [{merg: {}}]", "1:10", "a step has no field 'merg'; did you mean merge or name?"),
+        ("steps: [{merg: {}}]", "1:10", "a step has no field 'merg'; did you mean merge or mergekit or name?"),
         ("steps:\n- sum: {adapters: [a]}\nmerge: {}", "3:1", "merge stands beside `steps`"),
         ("schema: recipe/2\nsum: {adapters: [a]}", "1:9", "the schema of a recipe is recipe/1"),
         ("steps: [{name: 1a, sum: {adapters: [a]}}]", "1:16", "a name of a step begins with a letter"),
