@@ -29,12 +29,23 @@ _RULES: Mapping[str, Callable[[int, Mapping[str, Any]], Callable[[int], object]]
     "moe_layer_freq": lambda k, _: lambda i: k > 0 and i % k == 0,
     "attn_layer_period": lambda k, c: lambda i: k > 0 and i % k == c.get("attn_layer_offset", 0),
     "expert_layer_period": lambda k, c: lambda i: k > 0 and i % k == c.get("expert_layer_offset", 0),
-    "global_attn_every_n_layers": lambda k, _: lambda i: k > 0 and i % k == 0,
+    # Some models begin with such a layer, and some end with it
+    "global_attn_every_n_layers": lambda k, _: lambda i: (k > 0 and i % k == 0, k > 0 and (i + 1) % k == 0),
+    "dense_attention_every_n_layers": lambda k, _: lambda i: k > 0 and (i + 1) % k == 0,
+    "num_dense_layers": lambda k, _: lambda i: i < k,
+    "moe_layer_start_index": lambda k, _: lambda i: i >= k,
+    "moe_layer_end_index": lambda k, _: lambda i: k < 0 or i <= k,
+    "moe_layer_interval": lambda k, _: lambda i: k > 0 and (i + 1) % k == 0,
 }
+# Of models whose code says by the number what the attention of a layer is, where config.json says nothing: every k-th
+_PERIODS = {"gemma2": 2, "gpt_oss": 2, "cohere2": 4, "exaone4": 4, "olmo3": 4, "gemma3n_text": 5, "gemma3_text": 6}
+_PATTERN = "sliding_window_pattern"
+_CYCLES = (_PATTERN, "block_types", "_block_types")  # a text or a list that is repeated over the layers
+_LETTERS = "hybrid_override_pattern"  # a text with a letter for each layer
+# What binds layers to each other, or has a part for each layer in one tensor: the layers stay all, as they are
+_BOUND = ("num_kv_shared_layers", "hidden_size_per_layer_input", "attention_types")
 _KINDS = "layer_types"  # where it is there, it says what the attention of each layer is, and these do not
-_OF_ATTENTION = frozenset(
-    {"max_window_layers", "full_attention_interval", "sliding_window_pattern", "attn_layer_period"}
-)
+_OF_ATTENTION = frozenset({"max_window_layers", "full_attention_interval", _PATTERN, "attn_layer_period"})
 
 
 class Origin(NamedTuple):
@@ -57,6 +68,7 @@ def with_layers(config: Mapping[str, Any], count: int, origins: Sequence[Origin]
         raise UnsupportedError(f"config.json says nowhere that there are {count} layers: {', '.join(DEPTHS)}")
     for part in holders:
         parts = [_part_like(part, new, origin, count) for origin in origins]
+        _require_kinds(part, parts, origins, count)
         for key, value in list(part.items()):
             if key in DEPTHS and value == count:
                 part[key] = len(origins)
@@ -64,6 +76,8 @@ def with_layers(config: Mapping[str, Any], count: int, origins: Sequence[Origin]
                 part[key] = [
                     at for at, (own, one) in enumerate(zip(parts, origins, strict=True)) if one.layer in own[key]
                 ]
+            elif key == _LETTERS and isinstance(value, str):
+                part[key] = "".join(own[key][one.layer] for own, one in zip(parts, origins, strict=True))
             elif isinstance(value, list) and len(value) == count and not key.endswith("token_id"):
                 part[key] = [own[key][one.layer] for own, one in zip(parts, origins, strict=True)]
             elif key in _RULES and type(value) is int and not (_KINDS in part and key in _OF_ATTENTION):
@@ -79,11 +93,48 @@ def _part_like(part: Mapping[str, Any], config: Mapping[str, Any], origin: Origi
     own = theirs[number] if number < len(theirs) else {}
     for key, value in part.items():
         listed = isinstance(value, list) and (key in _NUMBERED or len(value) == count)
-        if listed and not (isinstance(own.get(key), list) and (key in _NUMBERED or origin.layer < len(own[key]))):
+        listed = listed or (key == _LETTERS and isinstance(value, str))
+        if listed and not (
+            isinstance(own.get(key), type(value)) and (key in _NUMBERED or origin.layer < len(own[key]))
+        ):
             raise UnsupportedError(
                 f"{origin.path}: config.json says nothing of its layer {origin.layer} by {shown(key)}"
             )
     return own
+
+
+def _require_kinds(
+    part: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], origins: Sequence[Origin], count: int
+) -> None:
+    """Raises UnsupportedError where a layer would become of another kind by what is no number of config.json: a
+    pattern, the code of the model, or what binds layers to each other."""
+    moved = [one.layer for one in origins] != list(range(count))
+    for key in _BOUND:
+        if moved and (part.get(key) or any(own.get(key) for own in parts)):
+            raise UnsupportedError(
+                f"config.json says {key}: {shown(part.get(key))[:80]}, so its layers depend on which others there are; "
+                "taking some of them, or in another order, is not supported"
+            )
+    for at, (own, one) in enumerate(zip(parts, origins, strict=True)):
+        was, will = _cycle_at(own, one.layer, count), _cycle_at(part, at, count)
+        if was != will:
+            raise UnsupportedError(
+                f"the model ({shown(part.get('model_type'))}) has by its numbers layers of several kinds, and layer "
+                f"{one.layer} of {one.path} would become another kind of layer as {at}: choose layers so that kinds "
+                "stay"
+            )
+
+
+def _cycle_at(part: Mapping[str, Any], layer: int, count: int) -> object:
+    """What the attention of a layer is, where patterns or the code of the model say it."""
+    if _KINDS in part:
+        return None
+    for key in _CYCLES:
+        pattern = part.get(key)
+        if isinstance(pattern, str | list) and pattern and not (isinstance(pattern, list) and len(pattern) == count):
+            return pattern[layer % len(pattern)]
+    period = None if _PATTERN in part else _PERIODS.get(str(part.get("model_type")))
+    return None if period is None else (layer + 1) % period == 0
 
 
 def _require_same(

@@ -157,3 +157,39 @@ def test_an_adapter_on_a_model_is_its_change_on_it(tmp_path: Path) -> None:
         theirs |= load_file(path)
     for name, tensor in theirs.items():
         np.testing.assert_allclose(ours[name], tensor, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("layers", "more"),
+    [
+        ([1, 2], {"model_type": "gemma2"}),  # every second by the code, of which config.json says nothing
+        ([5, 3], {"model_type": "gemma3_text", "num_hidden_layers": 8}),
+        ([0, 3, 1], {"model_type": "exaone4", "sliding_window_pattern": "LLLG"}),
+        ([1, 2], {"block_types": ["recurrent", "recurrent", "attention"]}),
+        ([0, 1], {"num_kv_shared_layers": 2}),
+        ([0, 1], {"hidden_size_per_layer_input": 8}),
+        ([0, 1], {"attention_types": [[["global", "local"], 2]]}),
+        ([1, 2], {"moe_layer_start_index": 1, "moe_layer_end_index": 3}),
+        ([1, 2], {"num_dense_layers": 1}),
+    ],
+)
+def test_layers_that_would_be_of_another_kind_by_code_or_pattern(layers: list[int], more: dict[str, Any]) -> None:
+    config = {"num_hidden_layers": 4, **more}
+    count = config["num_hidden_layers"]
+    every = with_layers(config, count, [Origin(config, "base", layer) for layer in range(count)])
+    assert every == config
+
+    with pytest.raises(UnsupportedError, match=r"kind of layer|depend on which others"):
+        with_layers(config, count, [Origin(config, "base", layer) for layer in layers])
+
+
+def test_kinds_that_stay_by_code_or_pattern() -> None:
+    gemma = {"num_hidden_layers": 4, "model_type": "gemma2"}
+    assert with_layers(gemma, 4, [Origin(gemma, "base", layer) for layer in (2, 3)])["num_hidden_layers"] == 2
+    said = {**gemma, "layer_types": ["s", "f", "s", "f"]}
+    assert with_layers(said, 4, [Origin(said, "base", layer) for layer in (1, 2)])["layer_types"] == ["f", "s"]
+    letters = {"num_hidden_layers": 4, "hybrid_override_pattern": "M-M*"}
+    assert with_layers(letters, 4, [Origin(letters, "base", layer) for layer in (3, 1)]) == {
+        "num_hidden_layers": 2,
+        "hybrid_override_pattern": "*-",
+    }
