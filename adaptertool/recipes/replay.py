@@ -6,7 +6,7 @@ are said to be, and compared with the hashes that it has before a byte is writte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from adaptertool.recipes.read import OUT, TAKEN, Recipe, Step, read_recipe
 from adaptertool.reports.curve import SCORES
 from adaptertool.tasks.extract import DTYPES as FACTOR_DTYPES
 from adaptertool.tasks.mergekit import COPY as CONFIG
+from adaptertool.tasks.mergekit import prepare_mergekit
 from adaptertool.version import __version__
 
 SCHEMA = "manifest/1"
@@ -38,6 +39,7 @@ class Recorded(NamedTuple):
     field: str
     position: int  # among several
     files: Facts
+    models: Sequence[Facts] = ()  # of those that a configuration of mergekit names, the base first
 
 
 class Replay(NamedTuple):
@@ -142,9 +144,10 @@ def _plain(value: Any) -> Any:
 
 def _recorded(number: int, step: Step, manifest: Content) -> Iterator[Recorded]:
     inputs = manifest["inputs"]
-    if step.command.name == "mergekit":
-        if PurePath(str(step.values["config"])).name == CONFIG:
-            yield Recorded(number, "config", 0, {CONFIG: manifest["files"][CONFIG]})
+    if step.command.name == "mergekit":  # OUT has a copy of its configuration, which names the models
+        named = PurePath(str(step.values["config"])).name
+        models = (inputs.get("base", {}), *inputs["sources"])
+        yield Recorded(number, "config", 0, {named: manifest["files"][CONFIG]}, models)
         return
     if "base" in inputs:
         yield Recorded(number, "base", 0, inputs["base"])
@@ -208,21 +211,37 @@ def check_inputs(replay: Replay, progress: Callable[[int], None]) -> None:
         text = value[one.position] if isinstance(value, tuple) else str(value)
         if TAKEN.fullmatch(text) or any(text == other.values.get(OUT) for other in replay.recipe.steps[: one.step]):
             continue
-        wrong += list(_changed(as_input(text, one.field), one.files, progress))
+        changed = list(_changed(as_input(text, one.field), one.files, progress))
+        if one.models and not changed:
+            changed += _models_changed(text, one.models, progress)
+        wrong += changed
     if wrong:
         more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         raise MismatchError(f"inputs are not those of {replay.recipe.file}: {'; '.join(wrong[:_NAMED])}{more}")
 
 
+def _models_changed(config: str, models: Sequence[Facts], progress: Callable[[int], None]) -> Iterator[str]:
+    """Raises what planning raises: a model that is nowhere, or no longer fits."""
+    for paths, facts in zip(prepare_mergekit(config).files, models, strict=True):
+        for name, path in paths.items():
+            if name in facts:
+                yield from _file_changed(path, facts[name], progress)
+            else:
+                yield f"{path} is read now, and was not"
+
+
 def _changed(root: Path, files: Facts, progress: Callable[[int], None]) -> Iterator[str]:
     for name, facts in files.items():
-        path = (root if is_folder(root) else root.parent) / name
-        if not exists(path):
-            yield f"{path} is missing"
-        elif (size := stamp_of(path)[2]) != facts["size"]:
-            yield f"{path} has {size:,} bytes, and had {facts['size']:,}"
-        elif BLAKE3 in facts and (found := digests_in(path, (BLAKE3,), progress)[BLAKE3]) != facts[BLAKE3]:
-            yield f"{path} has the BLAKE3 hash {found}, and had {facts[BLAKE3]}"
+        yield from _file_changed((root if is_folder(root) else root.parent) / name, facts, progress)
+
+
+def _file_changed(path: Path, facts: Mapping[str, Any], progress: Callable[[int], None]) -> Iterator[str]:
+    if not exists(path):
+        yield f"{path} is missing"
+    elif (size := stamp_of(path)[2]) != facts["size"]:
+        yield f"{path} has {size:,} bytes, and had {facts['size']:,}"
+    elif BLAKE3 in facts and (found := digests_in(path, (BLAKE3,), progress)[BLAKE3]) != facts[BLAKE3]:
+        yield f"{path} has the BLAKE3 hash {found}, and had {facts[BLAKE3]}"
 
 
 def differing(replay: Replay, out: Content) -> tuple[str, ...]:
