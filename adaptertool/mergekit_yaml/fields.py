@@ -9,6 +9,8 @@ from adaptertool.errors import InputError, shown
 from adaptertool.files.yamlfile import Entry, Items, Node, Scalar, Table
 from adaptertool.resolution.nearest import nearest
 
+_LARGEST = 300  # decimal places before or behind the point that a float has; exact arithmetic on more takes for ever
+
 
 def table(node: Node, what: str) -> Table:
     """A map. Raises InputError for anything else."""
@@ -51,6 +53,10 @@ def number(node: Node, what: str) -> Decimal:
     found = node.number if isinstance(node, Scalar) else None
     if found is None:
         raise InputError(f"{node.at}: {what} is a number{_got(node)}")
+    if found and abs(found.adjusted()) > _LARGEST:
+        raise InputError(
+            f"{node.at}: {what} is a number that a float has, from 1e-{_LARGEST} to 1e{_LARGEST}{_got(node)}"
+        )
     return found
 
 
