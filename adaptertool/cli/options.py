@@ -99,7 +99,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on 
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")
 
 
-def _one_by_one(_context: click.Context, _option: click.Parameter, weights: tuple[str, ...]) -> tuple[str, ...]:
+def one_by_one(_context: click.Context, _option: click.Parameter, weights: tuple[str, ...]) -> tuple[str, ...]:
     """Raises UsageError for several weights in one."""
     if listed := next((text for text in weights if "," in text), None):
         raise UsageError(f"-w {listed} is no number: they have points, and each ADAPTER its own, -w 0.5 -w 0.5")
@@ -112,7 +112,7 @@ WEIGHT = click.option(
     "weights",
     multiple=True,
     metavar="NUMBER",
-    callback=_one_by_one,
+    callback=one_by_one,
     help="Weight of an adapter; by order, one for each.",
 )
 COMPOSE = click.option("--compose", type=click.Choice(COMPOSITIONS), default="sequential", help="As for merge.")

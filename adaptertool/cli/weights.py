@@ -6,14 +6,12 @@ from collections.abc import Callable
 
 import click
 
-from adaptertool.cli.options import Command
-from adaptertool.errors import UsageError
+from adaptertool.cli.options import Command, one_by_one
 
 
-def _no_lists(_context: click.Context, _option: click.Parameter, weights: tuple[str, ...]) -> tuple[str, ...]:
+def _no_lists(context: click.Context, option: click.Parameter, weights: tuple[str, ...]) -> tuple[str, ...]:
     """Raises UsageError for several weights in one, but of tensors that a pattern names."""
-    if listed := next((text for text in weights if "," in text and "=" not in text), None):
-        raise UsageError(f"-w {listed} is no number: they have points, and each ADAPTER its own, -w 0.5 -w 0.5")
+    one_by_one(context, option, tuple(text for text in weights if "=" not in text))
     return weights
 
 
