@@ -25,7 +25,7 @@ from blake3 import blake3
 
 from adaptertool.errors import StorageError
 from adaptertool.files.hashing import Digests
-from adaptertool.files.place import PART, part_name
+from adaptertool.files.place import PART, listed, part_name
 from adaptertool.files.stage import Finished
 from adaptertool.files.writer import write_small
 from adaptertool.spec.tally import noted, noted_fates
@@ -109,9 +109,10 @@ class Receipts:
         return found if found is not None and found.name == name else None
 
     def all(self) -> Iterator[Receipt]:
-        """All of them, in an order that is always the same."""
-        for path in sorted(self.folder.glob(f"*{_END}")):
-            if (found := self._read(path)) is not None and self._path_of(found) == path:
+        """All of them, in an order that is always the same. Raises StorageError."""
+        for name in listed(self.folder):
+            path = self.folder / name
+            if name.endswith(_END) and (found := self._read(path)) is not None and self._path_of(found) == path:
                 yield found
 
     def place(self, receipt: Receipt) -> Receipt:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from adaptertool.errors import OutputError, StorageError
 from adaptertool.files.hashing import digests_of
-from adaptertool.files.place import PART, PARTS, RECEIPTS, WORK, host, part_name
+from adaptertool.files.place import PART, PARTS, RECEIPTS, WORK, host, listed, part_name
 from adaptertool.files.publish import make_directory
 from adaptertool.files.receipts import NO_LINKS, Receipt, Receipts
 
@@ -26,8 +26,11 @@ class Shelf:
             make_directory(folder)
 
     def holds_any(self) -> bool:
-        """Whether there is any receipt, be it as it may."""
-        return any(self.receipts.folder.glob("*"))
+        """Whether there is any receipt, be it as it may; also where that cannot be told."""
+        try:
+            return bool(listed(self.receipts.folder))
+        except StorageError:
+            return True
 
     def new(self) -> Path:
         """Where to write a part."""
@@ -83,7 +86,7 @@ class Shelf:
             for path in (*self.parts.iterdir(), *self.receipts.folder.iterdir()):
                 if path.name.startswith(ours) and path.name not in named:
                     path.unlink(missing_ok=True)
-        for path in self._folder.glob(f"{WORK}-*"):
+        for path in self._works():
             if not any((path / name).exists() for name in moved):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -100,8 +103,12 @@ class Shelf:
         name = PurePosixPath(receipt.name)
         if name.as_posix() != receipt.name or name.is_absolute() or ".." in name.parts or "\0" in receipt.name:
             return None
-        with contextlib.suppress(OSError, ValueError):
-            for path in (self.parts / receipt.part, *(one / name for one in self._folder.glob(f"{WORK}-*"))):
+        with contextlib.suppress(OSError, ValueError, StorageError):
+            for path in (self.parts / receipt.part, *(one / name for one in self._works())):
                 if path.is_file() and path.resolve() == path.parent.resolve() / path.name:
                     return path
         return None
+
+    def _works(self) -> list[Path]:
+        """The folders of runs, in which they put together what is to be OUT. Raises StorageError."""
+        return [self._folder / name for name in listed(self._folder) if name.startswith(f"{WORK}-")]
