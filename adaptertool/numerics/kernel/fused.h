@@ -46,6 +46,8 @@ typedef struct {
 typedef uint32_t words __attribute__((vector_size(VECTOR)));
 typedef int32_t signs __attribute__((vector_size(VECTOR)));
 typedef uint16_t halves __attribute__((vector_size(VECTOR / 2)));
+typedef uint16_t counts __attribute__((vector_size(VECTOR)));
+typedef uint16_t loose_counts __attribute__((vector_size(VECTOR), aligned(2), may_alias));
 typedef uint16_t loose_halves __attribute__((vector_size(VECTOR / 2), aligned(2), may_alias));
 
 #define EACH _Pragma("GCC unroll 16")
@@ -67,49 +69,100 @@ static inline doubles doubles_at(const float *x)
 
 static inline floats size_floats(floats x) { return (floats)((words)x & 0x7FFFFFFF); }
 
-static inline int any_set(words bits)
+/* Whether any of these bits `within` the words is set; and which words have one, the first the lowest. */
+static inline int any_set(words bits, uint32_t within)
 {
+    words mask = within - (words){0};
 #if defined(__AVX512F__)
-    return _mm512_test_epi32_mask((__m512i)bits, (__m512i)bits) != 0;
+    return _mm512_test_epi32_mask((__m512i)bits, (__m512i)mask) != 0;
 #elif defined(__AVX2__)
-    return !_mm256_testz_si256((__m256i)bits, (__m256i)bits);
+    return !_mm256_testz_si256((__m256i)bits, (__m256i)mask);
 #elif defined(__x86_64__)
-    return _mm_movemask_epi8(_mm_cmpeq_epi32((__m128i)bits, _mm_setzero_si128())) != 0xFFFF;
+    return _mm_movemask_epi8(_mm_cmpeq_epi32((__m128i)(bits & mask), _mm_setzero_si128())) != 0xFFFF;
 #elif defined(__aarch64__)
-    return vmaxvq_u32((uint32x4_t)bits) != 0;
+    return vmaxvq_u32((uint32x4_t)(bits & mask)) != 0;
 #else
     uint32_t any = 0;
     for (int i = 0; i < FLOATS; i++)
-        any |= bits[i];
+        any |= bits[i] & within;
     return any != 0;
 #endif
 }
 
-/* Vectors of stored 16-bit numbers: to floats; and the rounding of two ends, with bits where they differ. */
+static inline uint32_t which_set(words bits, uint32_t within)
+{
+    words mask = within - (words){0};
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)bits, (__m512i)mask);
+#elif defined(__AVX2__)
+    return 0xFF & ~(uint32_t)_mm256_movemask_ps((__m256)((bits & mask) == 0));
+#else
+    uint32_t which = 0;
+    for (int i = 0; i < FLOATS; i++)
+        which |= (uint32_t)((bits[i] & mask[i]) != 0) << i;
+    return which;
+#endif
+}
 
-static inline floats vector_from_BF16(halves h) { return (floats)(__builtin_convertvector(h, words) << 16); }
+/* The larger of two, neither with its highest bit set. */
+static inline words larger_of(words a, words b)
+{
+#if defined(__AVX512F__)
+    return (words)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (words)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#elif defined(__aarch64__)
+    return (words)vmaxq_u32((uint32x4_t)a, (uint32x4_t)b);
+#else
+    words above = (words)((signs)a > (signs)b);
+    return (a & above) | (b & ~above);
+#endif
+}
+
+/* Vectors of stored 16-bit numbers: to floats; and the rounding of two ends, with bits, of those that
+   DIFFERENCE names, where they differ. */
+
+static inline words words_at(const uint16_t *from)
+{
+#if defined(__AVX512F__)
+    return (words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)from));
+#elif defined(__AVX2__)
+    return (words)_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)from));
+#else
+    return __builtin_convertvector(*(const loose_halves *)from, words);
+#endif
+}
+
+static inline floats vector_from_BF16(const uint16_t *from) { return (floats)(words_at(from) << 16); }
 
 static inline words vector_to_BF16(floats low, floats high, words *differ)
 {
     words below = (words)low + 0x8000, above = (words)high + 0x8000; /* the way of a tie plays no part */
-    *differ = (below ^ above) & 0xFFFF0000;
+    *differ = below ^ above;
     return below >> 16;
 }
 
 /* Two vectors of words, none above 0xFFFF, as stored. */
-static inline void store_halves(uint16_t *to, words near, words far)
+static inline counts packed(words near, words far)
 {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    __m256i mixed = _mm256_packus_epi32((__m256i)near, (__m256i)far);
-    _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(mixed, 0xD8));
+#if defined(__AVX512F__)
+    __m512i first = _mm512_castsi256_si512(_mm512_cvtepi32_epi16((__m512i)near));
+    return (counts)_mm512_inserti64x4(first, _mm512_cvtepi32_epi16((__m512i)far), 1);
+#elif defined(__AVX2__)
+    return (counts)_mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)near, (__m256i)far), 0xD8);
+#elif defined(__aarch64__)
+    return (counts)vcombine_u16(vmovn_u32((uint32x4_t)near), vmovn_u32((uint32x4_t)far));
 #else
-    *(loose_halves *)to = __builtin_convertvector(near, halves);
-    *(loose_halves *)(to + FLOATS) = __builtin_convertvector(far, halves);
+    counts both;
+    for (int i = 0; i < 2 * FLOATS; i++)
+        both[i] = (uint16_t)(i < FLOATS ? near[i] : far[i - FLOATS]);
+    return both;
 #endif
 }
 
-static inline floats vector_from_F16(halves h)
+static inline floats vector_from_F16(const uint16_t *from)
 {
+    halves h = *(const loose_halves *)from;
 #if defined(__AVX512F__)
     return (floats)_mm512_cvtph_ps((__m256i)h);
 #elif defined(__AVX2__)
@@ -159,20 +212,30 @@ static inline const float *panel_at(const block_job *job, size_t c)
     return job->panels + c / GROUP * GROUP * job->rank + c % GROUP;
 }
 
+#define SEVERAL 64 /* numbers of a column */
+
 /* w + α·(row i of the left factor times column j of the right), and e: 0 where that is exact. */
 static __attribute__((noinline)) double again(const block_job *job, size_t i, size_t j, double w, double alpha,
                                               double *error)
 {
     const float *column = panel_at(job, j);
     const double *row = job->left_double + i * job->rank;
-    double sums[4] = {0};
-    size_t k = 0;
-    for (; k + 3 < job->rank; k += 4)
-        for (size_t n = 0; n < 4; n++)
-            sums[n] += row[k + n] * column[(k + n) * GROUP];
-    for (; k < job->rank; k++)
-        sums[k % 4] += row[k] * column[k * GROUP];
-    double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    doubles sums[2] = {{0}, {0}};
+    float near[SEVERAL]; /* first all are fetched, each from a line of its own, and then multiplied */
+    for (size_t k = 0; k < job->rank; k += SEVERAL) {
+        size_t count = job->rank - k < SEVERAL ? job->rank - k : SEVERAL, n = 0;
+        for (size_t m = 0; m < count; m++)
+            near[m] = column[(k + m) * GROUP];
+        for (; n + 2 * DOUBLES <= count; n += 2 * DOUBLES)
+            for (size_t v = 0; v < 2; v++)
+                sums[v] = add_times_doubles(*(const loose_doubles *)(row + k + n + v * DOUBLES),
+                                            doubles_at(near + n + v * DOUBLES), sums[v]);
+        for (; n < count; n++)
+            sums[0][0] += row[k + n] * near[n];
+    }
+    double sum = 0;
+    for (size_t v = 0; v < DOUBLES; v++)
+        sum += sums[0][v] + sums[1][v];
     double most = job->left_norm[i] * job->right_norm[j] * fabs(alpha) * WIDER, x = w + alpha * sum;
     double power = job->left_power[i] * job->right_power[j];
     *error = ((double)job->rank + 6) * DOUBLE_UNIT * most + 4 * DOUBLE_UNIT * fabs(x) + 0x1p-1060;
@@ -196,13 +259,6 @@ static inline void leave(const block_job *job, size_t a, size_t place)
 #define TALL 6
 #endif
 
-/* Columns of which the panels stay in the cache. */
-static inline size_t columns_at_once(size_t rank)
-{
-    size_t columns = 128 * 1024 / (sizeof(float) * (rank + 1)) / PAD * PAD;
-    return columns < PAD ? PAD : columns;
-}
-
 /* The numbers of the next rows of which something changes, from *row on, at most TALL. Returns how many. */
 static inline size_t next_rows(const block_job *job, size_t *row, size_t *which)
 {
@@ -214,24 +270,30 @@ static inline size_t next_rows(const block_job *job, size_t *row, size_t *which)
 }
 
 #define MOST_ALPHAS 8
-
-/* What tiles find out, in vectors. */
+/* What a row of 16-bit numbers is made with. */
 typedef struct {
-    words fine;                /* all bits where all numbers are */
-    signs same[MOST_ALPHAS];   /* minus how many are stored as they were */
-    float times[MOST_ALPHAS];  /* α */
-    float error[MOST_ALPHAS];  /* of α times a sum, for a row and a column of length 1 */
-} checks_16;
+    floats times, error, unit, tiny;
+} row_16;
+
+#define LINE 64 /* bytes of the cache */
+#define SUMMED 4 /* groups of columns of which the sums are taken at once */
+#define FLOAT_COLUMNS 256 /* that are computed at once */
+
+#include "fused_float_tile.h"
 
 #define STORED BF16
 #define LIMIT 0x1p126f
+#define DIFFERENCE 0xFFFF0000
 #include "fused_float.h"
 #undef STORED
 #undef LIMIT
+#undef DIFFERENCE
 #define STORED F16
 #define LIMIT 0x1p15f
+#define DIFFERENCE 0xFFFF
 #include "fused_float.h"
 #undef STORED
 #undef LIMIT
+#undef DIFFERENCE
 
 #include "fused_double.h"

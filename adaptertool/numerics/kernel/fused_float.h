@@ -9,6 +9,10 @@
 #define WIDENED GLUED(widened, STORED)
 #define SUMS GLUED(sums, STORED)
 #define COPY GLUED(copy, STORED)
+#define TILE GLUED(tile, STORED)
+#define ROW GLUED(row, STORED)
+#define STRIP GLUED(strip, STORED)
+#define FETCH GLUED(fetch, STORED)
 
 /* Element (i, j), which float left open. */
 static __attribute__((noinline)) void AGAIN(const block_job *job, size_t a, size_t i, size_t j, uint16_t old,
@@ -43,22 +47,18 @@ static inline void WIDENED(const uint16_t *from, size_t wide, float *to)
     if (wide < GROUP)
         from = memcpy(padded, from, wide * sizeof *from);
     EACH for (int v = 0; v < GROUP / FLOATS; v++)
-        *(loose_floats *)(to + v * FLOATS) = VECTOR_FROM(*(const loose_halves *)(from + v * FLOATS));
+        *(loose_floats *)(to + v * FLOATS) = VECTOR_FROM(from + v * FLOATS);
 }
 
 /* The sums over row i. */
 static __attribute__((noinline)) void SUMS(const block_job *job, size_t i)
 {
+    float changes[SUMMED * GROUP];
     for (size_t c = 0; c < job->columns; c += GROUP) {
-        const float *panel = job->panels + c * job->rank, *row = job->left + i * job->rank;
         size_t wide = job->columns - c < GROUP ? job->columns - c : GROUP, place = i * job->columns + c;
-        float old[GROUP], new[GROUP], change[GROUP];
-        floats sum[GROUP / FLOATS] = {0};
-        for (size_t k = 0; k < job->rank; k++)
-            EACH for (int v = 0; v < GROUP / FLOATS; v++)
-                sum[v] += all_floats(row[k]) * *(const loose_floats *)(panel + k * GROUP + v * FLOATS);
-        EACH for (int v = 0; v < GROUP / FLOATS; v++)
-            *(loose_floats *)(change + v * FLOATS) = sum[v];
+        float old[GROUP], new[GROUP], *change = changes + c % (SUMMED * GROUP);
+        if (change == changes)
+            products_of_row(job, i, c, changes);
         WIDENED((const uint16_t *)job->in + place, wide, old);
         for (size_t a = 0; a < job->alphas; a++) {
             double kept = 0, update = 0, left[GROUP], wanted[GROUP];
@@ -81,69 +81,114 @@ static __attribute__((noinline)) void SUMS(const block_job *job, size_t i)
     }
 }
 
-#define TILE GLUED(usual_tile, STORED)
-#define HIGH TALL
-#define WHOLE 1
-#define ONE 1
-#include "fused_float_tile.h"
-#undef TILE
-#undef ONE
-#define TILE GLUED(tall_tile, STORED)
-#define ONE 0
-#include "fused_float_tile.h"
-#undef TILE
-#undef HIGH
-#undef WHOLE
-#define TILE GLUED(low_tile, STORED)
-#define HIGH 1
-#define WHOLE 0
-#include "fused_float_tile.h"
-#undef TILE
-#undef HIGH
-#undef WHOLE
-#undef ONE
+/* 2·FLOATS elements from `in` to `out`, in which nothing else lies: returns which of them are open. */
+static inline __attribute__((always_inline)) uint32_t TILE(const uint16_t *in, const float *sums, const float *norm,
+                                                           uint16_t *out, const row_16 *row, words *largest,
+                                                           counts *same)
+{
+    words low[2], differ[2];
+    EACH for (int v = 0; v < 2; v++)
+    {
+        floats product = *(const loose_floats *)(sums + v * FLOATS), column = *(const loose_floats *)(norm + v * FLOATS);
+        floats x = add_times_floats(row->times, product, VECTOR_FROM(in + v * FLOATS)), size = size_floats(x);
+        floats reach = add_times_floats(row->error, column, add_times_floats(row->unit, size, row->tiny));
+        low[v] = VECTOR_TO(x - reach, x + reach, &differ[v]);
+        *largest = larger_of(*largest, (words)size);
+    }
+    counts both = packed(low[0], low[1]);
+    *same += (counts)(both == *(const loose_counts *)in);
+    *(loose_counts *)out = both;
+    if (!any_set(differ[0] | differ[1], DIFFERENCE))
+        return 0;
+    return which_set(differ[0], DIFFERENCE) | which_set(differ[1], DIFFERENCE) << FLOATS;
+}
 
-/* Makes the block. Returns 0 where it cannot: a number is not finite, or as large as LIMIT, or too many α. */
+/* Row i at the α of number a, columns begin..begin + wide, of which `sums` are the product. `largest` is raised to the
+   bits of the largest magnitude. */
+static void ROW(const block_job *job, size_t a, size_t i, size_t begin, size_t wide, const float *sums, words *largest)
+{
+    const uint16_t *old = (const uint16_t *)job->in + i * job->columns + begin;
+    uint16_t *out = (uint16_t *)job->out[a] + i * job->columns + begin, left[FLOAT_COLUMNS];
+    const float *norm = job->right_norm + begin;
+    const row_16 row = {all_floats((float)job->alpha[a]), all_floats((float)(of_sums(job, a) * job->left_norm[i])),
+                        all_floats((float)(3 * FLOAT_UNIT * WIDER)), all_floats((float)job->tiny)};
+    words most = *largest;
+    counts same = {0}; /* minus how many are stored as they were */
+    size_t open = 0, c = 0;
+    for (; c + 2 * FLOATS <= wide; c += 2 * FLOATS)
+        for (uint32_t some = TILE(old + c, sums + c, norm + c, out + c, &row, &most, &same); some; some &= some - 1)
+            left[open++] = (uint16_t)(c + (size_t)__builtin_ctz(some));
+    if (c < wide) {
+        uint16_t in[2 * FLOATS], found[2 * FLOATS];
+        for (size_t j = 0; j < 2 * FLOATS; j++)
+            in[j] = c + j < wide ? old[c + j] : 0x3C00; /* neither tiny nor large, and it stays */
+        for (uint32_t some = TILE(in, sums + c, norm + c, found, &row, &most, &same); some; some &= some - 1)
+            left[open++] = (uint16_t)(c + (size_t)__builtin_ctz(some));
+        memcpy(out + c, found, (wide - c) * sizeof *out);
+        c += 2 * FLOATS;
+    }
+    *largest = most;
+    job->changed[a] += c;
+    for (int j = 0; j < 2 * FLOATS; j++)
+        job->changed[a] -= (uint16_t)-same[j];
+    for (size_t n = 0; n < open; n++)
+        AGAIN(job, a, i, begin + left[n], old[left[n]], out + left[n]);
+}
+
+/* Begins to fetch a part of row i: it lies apart from that of the row before, so the processor does not foresee it. */
+static inline void FETCH(const block_job *job, size_t i, size_t begin, size_t wide)
+{
+    const uint16_t *in = (const uint16_t *)job->in + i * job->columns + begin;
+    uint16_t *out = (uint16_t *)job->out[0] + i * job->columns + begin;
+    for (size_t c = 0; c < wide; c += LINE / sizeof *in) {
+        __builtin_prefetch(in + c);
+        __builtin_prefetch(out + c, 1);
+    }
+}
+
+/* The rows of a strip, the numbers `which`, in columns begin..begin + wide: `left` are those of the left factor. */
+static void STRIP(const block_job *job, const size_t *which, size_t high, const float *left, size_t begin, size_t wide,
+                  words *largest)
+{
+    float sums[TALL * FLOAT_COLUMNS];
+    FETCH(job, which[0], begin, wide);
+    float_sums(job, left, begin, begin + wide, sums);
+    for (size_t i = 0; i < high; i++) {
+        if (i + 1 < high)
+            FETCH(job, which[i + 1], begin, wide);
+        for (size_t a = 0; a < job->alphas; a++)
+            ROW(job, a, which[i], begin, wide, sums + i * FLOAT_COLUMNS, largest);
+    }
+}
+
+/* Makes the block. Returns 0 where it cannot: a number is not finite, or as large as LIMIT. */
 int LEVELLED(GLUED(lora, STORED))(const block_job *job)
 {
-    checks_16 checks = {.fine = ~(words){0}};
-    size_t at_once = columns_at_once(job->rank), which[TALL], high;
-    size_t roundings = (job->rank < CHAIN ? job->rank : CHAIN) + (job->rank + CHAIN - 1) / CHAIN + 2;
-    if (job->alphas > MOST_ALPHAS)
-        return 0;
-    for (size_t a = 0; a < job->alphas; a++) {
-        checks.times[a] = (float)job->alpha[a];
-        checks.error[a] = (float)(fabs(job->alpha[a]) * (double)(roundings + (job->alpha[a] == 1 ? 0 : 2)) * FLOAT_UNIT * WIDER);
-    }
-    size_t tiles = (job->columns + 2 * FLOATS - 1) / (2 * FLOATS), moved = 0;
-    for (size_t i = 0; i < job->rows; i++) {
-        moved += job->left_norm[i] > 0;
-        if (!(job->left_norm[i] > 0) && !COPY(job, i))
-            return 0;
-    }
-    for (size_t a = 0; a < job->alphas; a++)
-        job->changed[a] += moved * tiles * 2 * FLOATS; /* less those that are found to be the same */
-    for (size_t begin = 0; begin < job->columns; begin += at_once) {
+    words largest = {0};
+    size_t at_once = columns_at_once(job->rank), moved = 0, wide;
+    size_t *which = malloc((job->rows + TALL) * sizeof *which);
+    float *left = malloc((job->rows + TALL) * (job->rank + 1) * sizeof *left);
+    int fine = which && left;
+    for (size_t i = 0; i < job->rows && fine; i++)
+        if (job->left_norm[i] > 0)
+            which[moved++] = i;
+        else
+            fine = COPY(job, i);
+    if (fine)
+        strips_of(job, which, moved, left);
+    for (size_t begin = 0; begin < job->columns && fine; begin += at_once) {
         size_t end = begin + at_once < job->columns ? begin + at_once : job->columns;
-        for (size_t row = 0; (high = next_rows(job, &row, which)) > 0;)
-            for (size_t c = begin; c < end; c += 2 * FLOATS) {
-                size_t wide = end - c < 2 * FLOATS ? end - c : 2 * FLOATS;
-                int usual = high == TALL && wide == 2 * FLOATS;
-                if (usual && job->alphas == 1)
-                    GLUED(usual_tile, STORED)(job, which, c, wide, &checks);
-                else if (usual)
-                    GLUED(tall_tile, STORED)(job, which, c, wide, &checks);
-                else
-                    for (size_t i = 0; i < high; i++)
-                        GLUED(low_tile, STORED)(job, which + i, c, wide, &checks);
+        for (size_t i = 0; i < moved; i += TALL)
+            for (size_t c = begin; c < end; c += wide) {
+                wide = end - c < FLOAT_COLUMNS ? end - c : FLOAT_COLUMNS;
+                STRIP(job, which + i, moved - i < TALL ? moved - i : TALL, left + i * job->rank, c, wide, &largest);
             }
     }
-    for (size_t a = 0; a < job->alphas; a++)
-        for (int v = 0; v < FLOATS; v++)
-            job->changed[a] -= (size_t)-checks.same[a][v];
-    for (size_t i = (job->every - job->first % job->every) % job->every; i < job->rows; i += job->every)
+    free(left);
+    free(which);
+    for (size_t i = (job->every - job->first % job->every) % job->every; i < job->rows && fine; i += job->every)
         SUMS(job, i);
-    return !any_set(~checks.fine);
+    return fine && !any_set((words)(largest >= bits_of(LIMIT)), ~0u);
 }
 
 #undef FROM
@@ -154,3 +199,7 @@ int LEVELLED(GLUED(lora, STORED))(const block_job *job)
 #undef WIDENED
 #undef SUMS
 #undef COPY
+#undef TILE
+#undef ROW
+#undef STRIP
+#undef FETCH
