@@ -63,5 +63,5 @@ int LEVELLED(GLUED(blend, STORED))(const blend_job *job)
 #undef FROM
 #undef TO
 #undef STORED
-#undef QUICK
+#undef DIFFERENCE
 #undef LIMIT

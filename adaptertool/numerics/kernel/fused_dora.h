@@ -3,47 +3,111 @@
    V = w + left·right, f = m / ‖V‖, and x = w + t·(f·V − w) = (1 − t)·w + t·f·V, with t = α·weight. Computed are c1 of
    1 − t and c2 of t·f. |V̂ − V| ≤ δ + u·|V̂|, with δ = (rank + 5)·u·‖left_i‖·‖right_j‖, so ‖V̂‖ is within
    (rank + 5)·u·‖left_i‖·‖right‖ + u·‖V̂‖ of the norm, and the sum of squares, half of whose relative error is that of its root, takes
-   columns/LOOK + 16 roundings one after another. All of it relatively to the norm is `off`, and f is known to within off + 2·off² + 2·u. */
+   columns/LOOK + 16 roundings one after another: `squares_of` has at most 5 in a group of LOOK, 2 where the parts of a
+   group are joined, columns/LOOK + 1, and one for each lane but the first. All of it relatively to the norm is `off`, and f is known to within off + 2·off² + 2·u. */
 
 #define FROM GLUED(from, STORED)
-#define ROW GLUED(dora_row, STORED)
+#define ROW GLUED(row_of_dora, STORED)
+#define TILE GLUED(tile_of_dora, STORED)
+#define AGAIN GLUED(again_in_dora, STORED)
+#define SQUARED GLUED(squares_of, STORED)
+#define DOUBLES_FROM GLUED(doubles_from, STORED)
+#define VECTOR_TO GLUED(vector_to, STORED)
+
+/* v (LOOK, `wide` of them there) += the row from `in` on; the rest is 0. Returns the sums of squares, in lanes. */
+static inline doubles SQUARED(const HELD *in, size_t wide, double *v)
+{
+    HELD padded[LOOK];
+    doubles sums[4];
+    if (wide < LOOK) {
+        memset(padded, 0, sizeof padded);
+        in = memcpy(padded, in, wide * sizeof *in);
+        for (size_t j = wide; j < LOOK; j++)
+            v[j] = 0;
+    }
+    EACH for (int n = 0; n < 4; n++) sums[n] = all_doubles(0);
+    for (size_t j = 0; j < LOOK; j += 4 * DOUBLES)
+        EACH for (int n = 0; n < 4; n++)
+        {
+            loose_doubles *at = (loose_doubles *)(v + j + n * DOUBLES);
+            doubles sum = *at + DOUBLES_FROM(in + j + n * DOUBLES);
+            *at = sum;
+            sums[n] = add_times_doubles(sum, sum, sums[n]);
+        }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+/* 2·FLOATS elements of a row from `in` to `out`, in which nothing else lies: returns which of them are open. */
+static inline __attribute__((always_inline)) uint32_t TILE(const HELD *in, const double *v, const float *norm, HELD *out,
+                                                           const dora_row *row, longs *fine)
+{
+    const doubles c1 = all_doubles(row->c1), c2 = all_doubles(row->c2), each = all_doubles(row->each);
+    const doubles of_v = all_doubles(row->of_v), of_w = all_doubles(row->of_w), margin = all_doubles(MARGIN);
+    words low[2], differ[2];
+    EACH for (int n = 0; n < 2; n++)
+    {
+        doubles ends[2][2];
+        EACH for (int h = 0; h < 2; h++)
+        {
+            const size_t at = (size_t)n * FLOATS + (size_t)h * DOUBLES;
+            doubles w = DOUBLES_FROM(in + at), p = c2 * *(const loose_doubles *)(v + at);
+            doubles x = add_times_doubles(c1, w, p), size = size_doubles(x);
+            doubles reach = add_times_doubles(each, doubles_at(norm + at), all_doubles(LEAST));
+            reach = add_times_doubles(of_v, size_doubles(p), reach);
+            reach = add_times_doubles(of_w, size_doubles(w), add_times_doubles(margin, size, reach));
+            *fine &= (longs)(size < LIMIT);
+            ends[0][h] = x - reach;
+            ends[1][h] = x + reach;
+        }
+        low[n] = VECTOR_TO(joined(ends[0][0], ends[0][1]), joined(ends[1][0], ends[1][1]), &differ[n]);
+    }
+    PUT(out, low[0], low[1]);
+    if (!any_set(differ[0] | differ[1], DIFFERENCE))
+        return 0;
+    return which_set(differ[0], DIFFERENCE) | which_set(differ[1], DIFFERENCE) << FLOATS;
+}
+
+/* Element j of row i, of which the ends differ: again, with ends that are rounded once. */
+static __attribute__((noinline)) void AGAIN(const block_job *job, size_t a, size_t i, size_t j, const double *v,
+                                            const dora_row *row)
+{
+    double w = FROM(((const HELD *)job->in)[i * job->columns + j]), p = row->c2 * v[j], x = row->c1 * w + p;
+    double reach = row->each * job->right_norm[j] + row->of_v * fabs(p) + row->of_w * fabs(w) +
+                   4 * DOUBLE_UNIT * fabs(x) + 0x1p-1060;
+    uint32_t low = GLUED(once_to, STORED)(x - reach), high = GLUED(once_to, STORED)(x + reach);
+    if (low != high)
+        leave(job, a, i * job->columns + j);
+    ((HELD *)job->out[a])[i * job->columns + j] = STORE(low);
+}
 
 /* Rounds row i, for V (columns), f and how far it is off, relatively. Returns 0 where an element is too large, or none. */
 static int ROW(const block_job *job, size_t a, size_t i, const double *restrict v, double f, double off)
 {
     const HELD *restrict in = (const HELD *)job->in + i * job->columns;
-    const float *restrict norm = job->right_norm;
     HELD *restrict out = (HELD *)job->out[a] + i * job->columns;
     double t = job->alpha[a] * job->weight, c1 = t == 1 ? 0 : 1 - t, c2 = t * f, u = DOUBLE_UNIT;
-    double each = fabs(c2) * ((double)job->rank + 6) * u * job->left_norm[i] * WIDER;
-    double of_v = (off + 2 * off * off + 8 * u) * WIDER, of_w = t == 1 ? 0 : 4 * u * (fabs(c1) + fabs(t) + 1);
-    int32_t fine = -1;
-    size_t changed = 0;
+    const dora_row row = {c1, c2, fabs(c2) * ((double)job->rank + 6) * u * job->left_norm[i] * WIDER,
+                          (off + 2 * off * off + 8 * u) * WIDER, t == 1 ? 0 : 4 * u * (fabs(c1) + fabs(t) + 1)};
+    longs fine = ~(longs){0};
+    size_t changed = 0, c = 0;
+    for (; c + 2 * FLOATS <= job->columns; c += 2 * FLOATS)
+        for (uint32_t some = TILE(in + c, v + c, job->right_norm + c, out + c, &row, &fine); some; some &= some - 1)
+            AGAIN(job, a, i, c + (size_t)__builtin_ctz(some), v, &row);
+    if (c < job->columns) {
+        HELD old[2 * FLOATS] = {0}, new[2 * FLOATS];
+        size_t wide = job->columns - c;
+        memcpy(old, in + c, wide * sizeof *old);
+        uint32_t some = TILE(old, v + c, job->right_norm + c, new, &row, &fine) & (((uint32_t)1 << wide) - 1);
+        memcpy(out + c, new, wide * sizeof *new);
+        for (; some; some &= some - 1)
+            AGAIN(job, a, i, c + (size_t)__builtin_ctz(some), v, &row);
+    }
     for (size_t first = 0; first < job->columns; first += LOOK) {
-        uint32_t differ[LOOK], any = 0, moved = 0;
         size_t count = job->columns - first < LOOK ? job->columns - first : LOOK;
-        for (size_t j = 0; j < count; j++) {
-            double w = FROM(in[first + j]), p = c2 * v[first + j], x = c1 * w + p, size = fabs(x);
-            double reach = each * norm[first + j] + of_v * fabs(p) + of_w * fabs(w) + MARGIN * size + LEAST;
-            uint32_t low = QUICK(x - reach), high = QUICK(x + reach);
-            differ[j] = low ^ high;
-            any |= differ[j];
-            moved += low != BITS(in[first + j]);
-            fine &= -(int32_t)(size < LIMIT);
-            out[first + j] = STORE(low);
-        }
+        WORD moved = 0;
+        for (size_t j = 0; j < count; j++)
+            moved += BITS(out[first + j]) != BITS(in[first + j]);
         changed += moved;
-        if (any)
-            for (size_t j = 0; j < count; j++)
-                if (differ[j]) { /* the ends again, rounded once */
-                    double w = FROM(in[first + j]), p = c2 * v[first + j], x = c1 * w + p;
-                    double reach = each * norm[first + j] + of_v * fabs(p) + of_w * fabs(w) + 4 * u * fabs(x) + 0x1p-1060;
-                    uint32_t low = GLUED(once_to, STORED)(x - reach), high = GLUED(once_to, STORED)(x + reach);
-                    if (low != high)
-                        leave(job, a, i * job->columns + first + j);
-                    changed += (size_t)(low != BITS(in[first + j])) - (size_t)(BITS(out[first + j]) != BITS(in[first + j]));
-                    out[first + j] = STORE(low);
-                }
     }
     job->changed[a] += changed;
     if (sampled(job, i))
@@ -52,36 +116,35 @@ static int ROW(const block_job *job, size_t a, size_t i, const double *restrict 
             job->kept[a] += ((double)FROM(out[j]) - w) * delta;
             job->update[a] += delta * delta;
         }
-    return fine;
+    return all_set(fine);
 }
 
 /* Makes the block. Returns 0 where it cannot: a number is too large, or none, or a norm next to nothing. */
 int LEVELLED(GLUED(dora, STORED))(const block_job *job)
 {
-    size_t stride = (job->columns + GROUP - 1) / GROUP * GROUP, high;
+    size_t stride = (job->columns + LOOK - 1) / LOOK * LOOK, high;
     double *rows = malloc(TALL * stride * sizeof *rows), u = DOUBLE_UNIT;
     double roundings = (double)(job->columns / LOOK + 16) / 2 + 2, sums = ((double)job->rank + 5) * u * WIDER;
     int fine = rows != NULL;
     for (size_t row = 0; fine && row < job->rows; row += high) {
         size_t which[TALL];
-        for (high = 0; high < TALL && row + high < job->rows; high++)
+        doubles lanes[TALL];
+        for (high = 0; high < TALL && row + high < job->rows; high++) {
             which[high] = row + high;
-        products(job, which, high, 0, job->columns, rows, stride);
+            lanes[high] = all_doubles(0);
+        }
+        for (size_t begin = 0; begin < job->columns; begin += DORA_COLUMNS) { /* so many stay in the cache */
+            size_t end = begin + DORA_COLUMNS < job->columns ? begin + DORA_COLUMNS : job->columns;
+            products(job, which, high, begin, end, rows + begin, stride);
+            for (size_t i = 0; i < high; i++)
+                for (size_t c = begin; c < end; c += LOOK)
+                    lanes[i] += SQUARED((const HELD *)job->in + which[i] * job->columns + c,
+                                        job->columns - c < LOOK ? job->columns - c : LOOK, rows + i * stride + c);
+        }
         for (size_t i = 0; i < high && fine; i++) {
-            const HELD *in = (const HELD *)job->in + which[i] * job->columns;
             double *v = rows + i * stride, squares = 0;
-            for (size_t first = 0; first < job->columns; first += LOOK) { /* in lanes, then in groups */
-                double lanes[8] = {0};
-                size_t count = job->columns - first < LOOK ? job->columns - first : LOOK;
-                for (size_t j = 0; j < count; j++)
-                    v[first + j] += FROM(in[first + j]);
-                for (size_t j = count; j < LOOK && first + j < stride; j++)
-                    v[first + j] = 0;
-                for (size_t j = 0; j < LOOK && first + j < stride; j += 8)
-                    for (size_t l = 0; l < 8; l++)
-                        lanes[l] += v[first + j + l] * v[first + j + l];
-                squares += ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
-            }
+            for (size_t l = 0; l < DOUBLES; l++)
+                squares += lanes[i][l];
             double norm = sqrt(squares), m = job->magnitude[which[i]], f = m / norm;
             double off = sums * job->left_norm[which[i]] * job->right_length / norm + roundings * u;
             fine = off < 0x1p-10 && norm > 0x1p-300 && norm < 0x1p300 && fabs(f) < 0x1p300;
@@ -95,3 +158,8 @@ int LEVELLED(GLUED(dora, STORED))(const block_job *job)
 
 #undef FROM
 #undef ROW
+#undef TILE
+#undef AGAIN
+#undef SQUARED
+#undef DOUBLES_FROM
+#undef VECTOR_TO
