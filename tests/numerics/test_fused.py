@@ -4,6 +4,7 @@ level of instructions, by an oracle of rationals (roots to 120 digits)."""
 from __future__ import annotations
 
 import decimal
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -63,12 +64,20 @@ def require(dtype: str, stored: Any, out: Any, place: tuple[int, ...], value: Fr
         assert np.signbit(got) == (value < 0 or (value == 0 and before == 0 and np.signbit(before)))
 
 
+def room(stored: Any, count: int) -> tuple[list[Any], Callable[[], bool]]:
+    """Room for `count` results, and whether nothing was written beside it."""
+    rows = np.full((count, stored.size + 64), 7, stored.dtype)
+    return [row[32:-32] for row in rows], lambda: bool((rows[:, :32] == 7).all() and (rows[:, -32:] == 7).all())
+
+
 @pytest.mark.long("dtype")
 @pytest.mark.parametrize("how", ["random", "few bits", "wide", "ties"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_ROOM", 1)
     rng = np.random.default_rng(0)
-    shapes = [(1, 1, 1), (5, 33, 3), (7, 15, 16), (13, 70, 17), (6, 32, 40), (12, 64, 8)]
+    # more than a strip of rows, a chain of products, and what is computed at once of columns, and of ranks
+    shapes = [(1, 1, 1), (5, 33, 3), (7, 15, 16), (13, 70, 17), (6, 32, 40), (12, 64, 8), (15, 533, 5), (14, 293, 130)]
     for number, (rows, columns, rank) in enumerate(shapes):
         alphas = ALPHAS[number % len(ALPHAS)]
         stored, left, right = factors(how, dtype, rows, columns, rank, rng)
@@ -79,9 +88,9 @@ def test_products(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None
         values = {place: exact(w, left, right, *divmod(place, columns)) for place in checked.tolist()}
         for level in ALL:
             monkeypatch.setattr(fused, "FUNCTIONS", compiled.functions(level))
-            out = [np.empty(stored.size, stored.dtype) for _ in alphas]
+            out, untouched = room(stored, len(alphas))
             made = fused.add_product(stored.reshape(-1), dtype, scaled, packed, alphas, out, (0, 1))
-            assert made is not None
+            assert made is not None and untouched()
             for alpha, result, one in zip(alphas, out, made, strict=True):
                 table = result.reshape(stored.shape)
                 assert len(one.open) <= max(2, 0.01 * stored.size) or how != "random"
@@ -101,10 +110,9 @@ def test_products(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("how", ["random", "few bits", "narrow norms"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_with_norms(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng, weights = np.random.default_rng(1), (1.0, 0.7, 1.0)
-    for (rows, columns, rank), alphas, weight in zip(
-        [(7, 40, 3), (6, 65, 20), (1, 9, 1)], ALPHAS, weights, strict=True
-    ):
+    rng = np.random.default_rng(1)
+    shapes = [(7, 40, 3), (6, 65, 20), (1, 9, 1), (2, 331, 2)]
+    for (rows, columns, rank), alphas, weight in zip(shapes, (*ALPHAS, ALPHAS[0]), (1.0, 0.7, 1.0, 1.0), strict=True):
         stored, left, right = factors("few bits" if how == "few bits" else "random", dtype, rows, columns, rank, rng)
         m = rng.random(rows) * (1e-3 if how == "narrow norms" else 0.3)
         packed, scaled = fused.Right.of(right, few_bits=False), fused.Left.of(left, few_bits=False)
@@ -121,9 +129,9 @@ def test_products_with_norms(how: str, dtype: str, monkeypatch: pytest.MonkeyPat
                 values[i, j] = before, Fraction(weight) * (ratio * (before + change) - before)
         for level in ALL:
             monkeypatch.setattr(fused, "FUNCTIONS", compiled.functions(level))
-            out = [np.empty(stored.size, stored.dtype) for _ in alphas]
+            out, untouched = room(stored, len(alphas))
             made = fused.add_product(stored.reshape(-1), dtype, scaled, packed, alphas, out, (0, 1), (m, weight))
-            assert made is not None
+            assert made is not None and untouched()
             for alpha, result, one in zip(alphas, out, made, strict=True):
                 assert len(one.open) <= 1
                 left_open = set(one.open.tolist())

@@ -10,7 +10,10 @@
    e: sums of up to CHAIN products, and of those sums, make at most CHAIN + rank/CHAIN roundings one after another
    (N. Higham, Accuracy and Stability of Numerical Algorithms, 2002, 3.1), each of at most u relatively to
    Σ|left_ik·right_kj| ≤ ‖left_i‖·‖right_j‖ (Cauchy, Schwarz). Factors are rounded once or twice, and so is α; the sum
-   with w once. */
+   with w once. In which order, and whether product and sum are rounded together, is not counted on, so levels may differ.
+
+   Rows go in strips of TALL, of which the products of some columns are made in registers and put into a part of memory
+   that stays in the cache; then each row is rounded from there. */
 
 #define GROUP 16 /* columns of a panel, whatever the length of a vector: a line of the cache */
 #define PAD 32   /* columns are as many as this has multiples */
@@ -43,158 +46,9 @@ typedef struct {
     double *kept, *update;     /* for each alpha, sums over some rows of (new - old)·Δ and Δ·Δ, with Δ = α·(the change) */
 } block_job;
 
-typedef uint32_t words __attribute__((vector_size(VECTOR)));
-typedef int32_t signs __attribute__((vector_size(VECTOR)));
-typedef uint16_t halves __attribute__((vector_size(VECTOR / 2)));
-typedef uint16_t counts __attribute__((vector_size(VECTOR)));
-typedef uint16_t loose_counts __attribute__((vector_size(VECTOR), aligned(2), may_alias));
-typedef uint16_t loose_halves __attribute__((vector_size(VECTOR / 2), aligned(2), may_alias));
-
 #define EACH _Pragma("GCC unroll 16")
 
-static inline floats all_floats(float x) { return x - (floats){0}; } /* −0 stays −0 */
-static inline doubles all_doubles(double x) { return x - (doubles){0}; }
-
-/* As many floats as there are doubles in a vector, exactly. */
-static inline doubles doubles_at(const float *x)
-{
-#if defined(__AVX512F__)
-    return (doubles)_mm512_cvtps_pd(_mm256_loadu_ps(x));
-#elif defined(__AVX2__)
-    return (doubles)_mm256_cvtps_pd(_mm_loadu_ps(x));
-#else
-    return (doubles){x[0], x[1]};
-#endif
-}
-
-static inline floats size_floats(floats x) { return (floats)((words)x & 0x7FFFFFFF); }
-
-/* Whether any of these bits `within` the words is set; and which words have one, the first the lowest. */
-static inline int any_set(words bits, uint32_t within)
-{
-    words mask = within - (words){0};
-#if defined(__AVX512F__)
-    return _mm512_test_epi32_mask((__m512i)bits, (__m512i)mask) != 0;
-#elif defined(__AVX2__)
-    return !_mm256_testz_si256((__m256i)bits, (__m256i)mask);
-#elif defined(__x86_64__)
-    return _mm_movemask_epi8(_mm_cmpeq_epi32((__m128i)(bits & mask), _mm_setzero_si128())) != 0xFFFF;
-#elif defined(__aarch64__)
-    return vmaxvq_u32((uint32x4_t)(bits & mask)) != 0;
-#else
-    uint32_t any = 0;
-    for (int i = 0; i < FLOATS; i++)
-        any |= bits[i] & within;
-    return any != 0;
-#endif
-}
-
-static inline uint32_t which_set(words bits, uint32_t within)
-{
-    words mask = within - (words){0};
-#if defined(__AVX512F__)
-    return _mm512_test_epi32_mask((__m512i)bits, (__m512i)mask);
-#elif defined(__AVX2__)
-    return 0xFF & ~(uint32_t)_mm256_movemask_ps((__m256)((bits & mask) == 0));
-#else
-    uint32_t which = 0;
-    for (int i = 0; i < FLOATS; i++)
-        which |= (uint32_t)((bits[i] & mask[i]) != 0) << i;
-    return which;
-#endif
-}
-
-/* The larger of two, neither with its highest bit set. */
-static inline words larger_of(words a, words b)
-{
-#if defined(__AVX512F__)
-    return (words)_mm512_max_epi32((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-    return (words)_mm256_max_epi32((__m256i)a, (__m256i)b);
-#elif defined(__aarch64__)
-    return (words)vmaxq_u32((uint32x4_t)a, (uint32x4_t)b);
-#else
-    words above = (words)((signs)a > (signs)b);
-    return (a & above) | (b & ~above);
-#endif
-}
-
-/* Vectors of stored 16-bit numbers: to floats; and the rounding of two ends, with bits, of those that
-   DIFFERENCE names, where they differ. */
-
-static inline words words_at(const uint16_t *from)
-{
-#if defined(__AVX512F__)
-    return (words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)from));
-#elif defined(__AVX2__)
-    return (words)_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)from));
-#else
-    return __builtin_convertvector(*(const loose_halves *)from, words);
-#endif
-}
-
-static inline floats vector_from_BF16(const uint16_t *from) { return (floats)(words_at(from) << 16); }
-
-static inline words vector_to_BF16(floats low, floats high, words *differ)
-{
-    words below = (words)low + 0x8000, above = (words)high + 0x8000; /* the way of a tie plays no part */
-    *differ = below ^ above;
-    return below >> 16;
-}
-
-/* Two vectors of words, none above 0xFFFF, as stored. */
-static inline counts packed(words near, words far)
-{
-#if defined(__AVX512F__)
-    __m512i first = _mm512_castsi256_si512(_mm512_cvtepi32_epi16((__m512i)near));
-    return (counts)_mm512_inserti64x4(first, _mm512_cvtepi32_epi16((__m512i)far), 1);
-#elif defined(__AVX2__)
-    return (counts)_mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)near, (__m256i)far), 0xD8);
-#elif defined(__aarch64__)
-    return (counts)vcombine_u16(vmovn_u32((uint32x4_t)near), vmovn_u32((uint32x4_t)far));
-#else
-    counts both;
-    for (int i = 0; i < 2 * FLOATS; i++)
-        both[i] = (uint16_t)(i < FLOATS ? near[i] : far[i - FLOATS]);
-    return both;
-#endif
-}
-
-static inline floats vector_from_F16(const uint16_t *from)
-{
-    halves h = *(const loose_halves *)from;
-#if defined(__AVX512F__)
-    return (floats)_mm512_cvtph_ps((__m256i)h);
-#elif defined(__AVX2__)
-    return (floats)_mm256_cvtph_ps((__m128i)h);
-#else
-    floats x;
-    for (int i = 0; i < FLOATS; i++)
-        x[i] = from_F16(h[i]);
-    return x;
-#endif
-}
-
-static inline halves halves_of(floats x)
-{
-#if defined(__AVX512F__)
-    return (halves)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#elif defined(__AVX2__)
-    return (halves)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-    halves h;
-    for (int i = 0; i < FLOATS; i++)
-        h[i] = (uint16_t)to_F16(x[i]);
-    return h;
-#endif
-}
-
-static inline words vector_to_F16(floats low, floats high, words *differ)
-{
-    words below = __builtin_convertvector(halves_of(low), words), above = __builtin_convertvector(halves_of(high), words);
-    *differ = below ^ above;
-    return below;
-}
+#include "fused_vectors.h"
 
 /* --- one element again, in double --- */
 
@@ -269,15 +123,13 @@ static inline size_t next_rows(const block_job *job, size_t *row, size_t *which)
     return found;
 }
 
-#define MOST_ALPHAS 8
-/* What a row of 16-bit numbers is made with. */
+#define MOST_ALPHAS 8 /* as callers have it */
+#define LINE 64       /* bytes of the cache */
+
+/* What a row of 16-bit numbers is made with: α, its part of e for a column of length 1, and what is added to that. */
 typedef struct {
     floats times, error, unit, tiny;
 } row_16;
-
-#define LINE 64 /* bytes of the cache */
-#define SUMMED 4 /* groups of columns of which the sums are taken at once */
-#define FLOAT_COLUMNS 256 /* that are computed at once */
 
 #include "fused_float_tile.h"
 

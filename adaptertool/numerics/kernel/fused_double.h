@@ -133,69 +133,10 @@ typedef struct {
     double *kept, *update;
 } blend_job;
 
-typedef uint32_t loose_words_32 __attribute__((vector_size(VECTOR), aligned(4), may_alias));
-typedef long long longs __attribute__((vector_size(VECTOR)));
-
 /* What a row is made with in DoRA: see fused_dora.h. */
 typedef struct {
     double c1, c2, each, of_v, of_w;
 } dora_row;
-
-static inline doubles size_doubles(doubles x) { return (doubles)((longs)x & 0x7FFFFFFFFFFFFFFF); }
-
-static inline int all_set(longs x)
-{
-    long long all = -1;
-    for (int i = 0; i < DOUBLES; i++)
-        all &= x[i];
-    return all == -1;
-}
-
-/* Two vectors of doubles as one of floats, each rounded once. */
-static inline floats joined(doubles a, doubles b)
-{
-#if defined(__AVX512F__)
-    __m512 first = _mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)a));
-    return (floats)_mm512_insertf32x8(first, _mm512_cvtpd_ps((__m512d)b), 1);
-#elif defined(__AVX2__)
-    return (floats)_mm256_set_m128(_mm256_cvtpd_ps((__m256d)b), _mm256_cvtpd_ps((__m256d)a));
-#else
-    return (floats){(float)a[0], (float)a[1], (float)b[0], (float)b[1]};
-#endif
-}
-
-/* As many stored numbers as there are doubles in a vector, exactly. */
-static inline doubles doubles_from_BF16(const uint16_t *from)
-{
-#if defined(__AVX512F__)
-    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)from));
-    return (doubles)_mm512_cvtps_pd((__m256)_mm256_slli_epi32(wide, 16));
-#elif defined(__AVX2__)
-    __m128i wide = _mm_cvtepu16_epi32(_mm_loadl_epi64((const void *)from));
-    return (doubles)_mm256_cvtps_pd((__m128)_mm_slli_epi32(wide, 16));
-#else
-    return (doubles){from_BF16(from[0]), from_BF16(from[1])};
-#endif
-}
-
-static inline doubles doubles_from_F16(const uint16_t *from)
-{
-#if defined(__AVX512F__)
-    return (doubles)_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const void *)from)));
-#elif defined(__AVX2__)
-    return (doubles)_mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const void *)from)));
-#else
-    return (doubles){from_F16(from[0]), from_F16(from[1])};
-#endif
-}
-
-static inline doubles doubles_from_F32(const float *from) { return doubles_at(from); }
-
-static inline words vector_to_F32(floats low, floats high, words *differ)
-{
-    *differ = (words)low ^ (words)high;
-    return (words)low;
-}
 
 #define DORA_COLUMNS (4 * LOOK) /* at once */
 

@@ -1,3 +1,8 @@
+/* Products in float, for weights of 16 bits: a part at a time, which stays in the cache. Included by fused.h. */
+
+#define SUMMED 4 /* groups of columns of which the sums of a tally are taken at once */
+#define FLOAT_COLUMNS 256 /* that are computed at once */
+
 /* Columns begin..end of TALL rows of the product, in float: sums (TALL, FLOAT_COLUMNS). `left` (rank, TALL) are the rows side
    by side; begin is a multiple of PAD, and as many as `end` rounded up to 2·FLOATS are written. */
 static __attribute__((noinline)) void float_sums(const block_job *job, const float *left, size_t begin, size_t end,
@@ -25,7 +30,9 @@ static __attribute__((noinline)) void float_sums(const block_job *job, const flo
                 EACH for (int v = 0; v < 2; v++)
                 {
                     loose_floats *to = (loose_floats *)(sums + i * FLOAT_COLUMNS + v * FLOATS);
-                    *to = sum[i][v] + (first ? *(floats *)to : all_floats(0));
+                    if (first)
+                        sum[i][v] += *to;
+                    *to = sum[i][v];
                 }
         }
     }
