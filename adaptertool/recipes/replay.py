@@ -110,12 +110,14 @@ def _step(content: Content, folder: str) -> dict[str, Any]:
     sources = [one["name"] for one in recipe["sources"]]
     weights = [str(one["weight"]) for one in recipe.pop("sources") if "weight" in one]
     alphas, cut, rules = recipe.pop("alphas", None), recipe.pop("cut", {}), recipe.pop("weight_rules", [])
-    values: dict[str, Any] = {}
+    if command == "wise":
+        weights = weights[:1]  # those behind it are of the Fisher weights
+    values: dict[str, Any] = {"weights": [] if set(weights) <= {"1.0"} and not rules else [*weights, *rules]}
     if command == "merge":
-        values |= {"adapters": sources, "weights": [] if set(weights) <= {"1.0"} and not rules else [*weights, *rules]}
+        values |= {"adapters": sources}
     elif command == "wise":
         values |= {"tuned": sources[0], "alpha": ",".join(map(str, alphas)), "as_adapter": way == "--as-adapter"}
-        values |= {"fisher": sources[1:], "weights": rules}
+        values |= {"fisher": sources[1:]}
     elif command == "sum":
         count = len(recipe["weights"])
         values |= {"adapters": sources[:count], "base": next(iter(sources[count:]), recipe.pop("base", None))}
