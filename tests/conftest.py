@@ -133,7 +133,7 @@ def unsynced() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def cards() -> Iterator[None]:
-    """PEFT saves a card beside each adapter and compiles the same template for each, which takes longer than the rest."""
+    """PEFT saves a card beside each adapter, and compiles its template for each: that takes longer than the rest."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jinja2.Environment, "compile", functools.lru_cache(maxsize=64)(jinja2.Environment.compile))
         yield
