@@ -19,7 +19,7 @@ from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.recipes.fields import PATH, Commands
 from adaptertool.recipes.given import node_of
 from adaptertool.recipes.read import OUT, TAKEN, Recipe, Step, read_recipe
-from adaptertool.reports.curve import SCORES
+from adaptertool.reports.scores import SCORES
 from adaptertool.tasks.extract import DTYPES as FACTOR_DTYPES
 from adaptertool.tasks.mergekit import COPY as CONFIG
 from adaptertool.tasks.mergekit import prepare_mergekit
