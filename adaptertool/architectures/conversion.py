@@ -168,15 +168,9 @@ def _rules(number: int) -> tuple[Rule, ...]:
 
 
 def _rule(fields: Mapping[str, Any]) -> Rule:
-    return Rule(
-        re.compile(fields["regex"]),
-        fields["target"],
-        fields.get("scope"),
-        fields.get("base"),
-        fields.get("join"),
-        tuple(fields["cut"]) if "cut" in fields else None,
-        fields.get("turned", False),
-    )
+    scope, base, join, cut = map(fields.get, ("scope", "base", "join", "cut"))
+    turned = fields.get("turned", False)
+    return Rule(re.compile(fields["regex"]), fields["target"], scope, base, join, tuple(cut) if cut else None, turned)
 
 
 @dataclass(frozen=True, slots=True)
