@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ from typing import IO, Any
 from adaptertool.process import prepare
 
 _LOADED = ("adaptertool.cli", "adaptertool.tasks", "adaptertool.render")  # packages, with all that is in them
+_EXTRAS = ("jinja2", "matplotlib.figure", "matplotlib.ticker")  # what pages are made with
 # Variables that pytest and torch set as they go, and the package does not read
 _UNREAD = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
 # Variables that the package reads while a command runs, and not from the start
@@ -97,6 +99,9 @@ def _serve() -> None:
     for package in map(importlib.import_module, _LOADED):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
+    for name in _EXTRAS:
+        importlib.import_module(name)
+    gc.freeze()  # else the collector of each process that forks copies what is here
     for line in sys.stdin:
         request = json.loads(line)
         if (child := os.fork()) == 0:
