@@ -24,10 +24,14 @@ from adaptertool.process import prepare
 
 _LOADED = ("adaptertool.cli", "adaptertool.tasks", "adaptertool.render")  # packages, with all that is in them
 _EXTRAS = ("jinja2", "matplotlib.figure", "matplotlib.ticker")  # what pages are made with
-# Variables that pytest and torch set as they go, and the package does not read
-_UNREAD = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
+# Variables that pytest, torch and mlx_lm set as they go, and the package does not read. One that is missing here costs
+# every command after it a process that starts.
+_UNREAD = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRANSFORMERS_NO_ADVISORY_WARNINGS")
 # Variables that the package reads while a command runs, and not from the start
-_LATE = re.compile("GITHUB_|ADAPTERTOOL_THREADS|_ADAPTERTOOL_COMPLETE|COMP_|NO_COLOR|COLUMNS|SOURCE_DATE_EPOCH")
+_LATE = re.compile(
+    "GITHUB_|ADAPTERTOOL_THREADS|_ADAPTERTOOL_COMPLETE|COMP_|NO_COLOR|COLUMNS|SOURCE_DATE_EPOCH"
+    "|HF_HOME|HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE|XDG_CACHE_HOME"
+)
 
 
 class Forks:
