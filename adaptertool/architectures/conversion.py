@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -154,17 +154,13 @@ def rules_for(architecture: str) -> list[Rule]:
             f"adapters on {shown(architecture)} are not supported yet: transformers renames its tensors on loading "
             "in a way that is not known here"
         )
-    return list(_rules(number))
+    return list(map(_rule, _table()["lists"][number]))
 
 
-def all_rules() -> Iterator[list[Rule]]:
+@functools.cache  # they have more expressions than `re` remembers
+def all_rules() -> Sequence[list[Rule]]:
     """The rules of every architecture, each list once."""
-    return (list(_rules(number)) for number in range(len(_table()["lists"])))
-
-
-@functools.cache  # there are more expressions than `re` remembers
-def _rules(number: int) -> tuple[Rule, ...]:
-    return tuple(map(_rule, _table()["lists"][number]))
+    return [list(map(_rule, rules)) for rules in _table()["lists"]]
 
 
 def _rule(fields: Mapping[str, Any]) -> Rule:
