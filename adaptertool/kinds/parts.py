@@ -41,7 +41,11 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
         module._replace(
             view=module.view if part.rows is None else _view(module.view, part.rows, weight),
             kind=part.kind,
-            factors={role: ref.renamed(f"{stem}.{role}.weight") for role, ref in part.factors.items()},
+            # What is stored keeps the name that errors must tell
+            factors={
+                role: ref.renamed(f"{stem}.{role}.weight") if ref.made is not None else ref
+                for role, ref in part.factors.items()
+            },
             scale=part.scale,
             rank=part.factors[pair[1]].shape[0] if (pair := BY_NAME[part.kind].pair) else module.rank,
             transposed=part.turned,

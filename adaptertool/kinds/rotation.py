@@ -44,10 +44,10 @@ def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] |
 def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:  # noqa: ARG001
     """rows += weight·(v − rows), in place; v itself where the weight is 1. rows (n, columns); the factors as in
     `shapes`, floats in every number system. `scale` plays no part."""
-    orders = np.array(factors[ORDER].tolist(), np.int64)  # also of torch, from any device
+    takes = _takes(np.array(factors[ORDER].tolist(), np.int64))  # also of torch, from any device
     for part in ops.parts(rows):
         some = rows[part]
-        made = _turned(ops, some, factors, orders)
+        made = _turned(ops, some, factors, takes)
         if ROWS in factors:
             assert ops.times is not None
             made = ops.times(made, ops.array(factors[ROWS][part]))
@@ -59,20 +59,31 @@ def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> N
             some += made
 
 
-def _turned(ops: Ops, rows: Array, factors: Factors, orders: Array) -> Array:
+def _takes(orders: Array) -> Sequence[Array | None]:
+    """Which columns are taken of what the stage before has left, for each stage, and after the last; None: all, as they
+    are."""
+    straight = np.arange(orders.shape[1])
+    takes, at = [], straight  # column j of v is column at[j] of what is there
+    for order in orders:
+        takes.append(at[order])
+        at = np.argsort(order)
+    return [None if (columns == straight).all() else columns for columns in (*takes, at)]
+
+
+def _turned(ops: Ops, rows: Array, factors: Factors, takes: Sequence[Array | None]) -> Array:
     """v, in an array of its own."""
     assert ops.blockwise is not None
-    columns = rows.shape[1]
-    made, at = rows, np.arange(columns)  # column j of v is column at[j] of `made`
-    for stage, order in enumerate(orders):
+    columns, made = rows.shape[1], rows
+    for stage, some in enumerate(takes[:-1]):
         part = slice(stage * columns, (stage + 1) * columns)
-        made = ops.blockwise(_taken(made, at[order]), factors[HIGH][part], factors[LOW][part])
-        at = np.argsort(order)
-    return _taken(made, at)
+        made = ops.blockwise(_taken(ops, made, some), factors[HIGH][part], factors[LOW][part])
+    return _taken(ops, made, takes[-1])
 
 
-def _taken(rows: Array, columns: Array) -> Array:
-    return rows if (columns == np.arange(len(columns))).all() else rows[:, columns]
+def _taken(ops: Ops, rows: Array, columns: Array | None) -> Array:
+    if columns is None:
+        return rows
+    return rows[:, columns] if ops.columns(rows) is None else rows.T[columns].T  # as they lie in memory
 
 
 def count(factors: Mapping[str, Shape]) -> int:

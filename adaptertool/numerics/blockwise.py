@@ -25,6 +25,16 @@ def of_floats(rows: Array, high: Array, low: Array | None = None) -> Array:  # n
     return blocks.swapaxes(0, 1).reshape(rows.shape)
 
 
+def of_blocks(rows: Array, high: Array, low: Array | None = None) -> Array:
+    """The same of numpy's floats; where columns lie in memory as rows do else, so do those of the result."""
+    if rows.strides[0] >= rows.strides[1]:
+        return of_floats(rows, high, low)
+    (columns, wide), count = high.shape, rows.shape[0]
+    blocks = high.reshape(-1, wide, wide).swapaxes(1, 2) @ rows.T.reshape(columns // wide, wide, count)
+    made: Array = blocks.reshape(columns, count).T
+    return made
+
+
 def of_pairs(rows: DoubleDouble, high: Array, low: Array) -> DoubleDouble:
     """By both parts, each product with the bound of its error."""
     (columns, wide), made, more = high.shape, rows.copy(), bool(low.any())

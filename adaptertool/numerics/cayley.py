@@ -82,13 +82,13 @@ def times(left: DoubleDouble, right: DoubleDouble) -> DoubleDouble:
 def _by_numbers(left: DoubleDouble, right: Array) -> DoubleDouble:
     """Blocks times blocks of float64: each on its own, or small ones together, element by element."""
     count, wide, _ = left.shape
-    right = DoubleDouble.of(right)
     if wide > _SMALL:
+        right = DoubleDouble.of(right)
         return DoubleDouble(np.stack([(left[block] @ right[block]).parts for block in range(count)], axis=1))
-    size = (count, wide, wide, wide)  # block, row, column, and what is summed over
-    rows = np.broadcast_to(left.parts[:, :, :, None], (3, *size)).reshape(3, -1, 1, wide)
-    columns = np.broadcast_to(right.parts.transpose(0, 1, 3, 2)[:, :, None], (3, *size)).reshape(3, -1, wide, 1)
-    return (DoubleDouble(rows) @ DoubleDouble(columns, plain=True)).reshape(count, wide, wide)
+    size = (wide, count, wide, wide)  # what is summed over, block, row, and column
+    rows = np.broadcast_to(left.parts.transpose(0, 3, 1, 2)[..., None], (3, *size)).reshape(3, wide, -1)
+    columns = np.broadcast_to(right.transpose(1, 0, 2)[:, :, None], size).reshape(wide, -1)
+    return DoubleDouble.of_columns(rows, columns).reshape(count, wide, wide)
 
 
 def _eliminated(blocks: Array) -> Array:

@@ -72,14 +72,18 @@ def _mixed(values: Array, kept: int) -> float:
 
 def unit_columns(matrix: Array, by: Array, dtype: str) -> Array | None:
     """The columns of matrix @ inv(by).T (out, n), each of length 1, or 0 where it is hardly longer: rounded to float32,
-    and then to `dtype` where that has 16 bits. None where `by` (n, n) has no inverse, or one that rounding makes."""
+    and then to `dtype` where that has 16 bits. None where `by` (n, n) has no inverse, or one that rounding makes, or
+    where a column is so short that rounding makes it: equations in float64 are solved to about 2^-53·cond·max."""
     try:
         found, inverse = np.linalg.solve(by, matrix.T), np.linalg.inv(by)
     except np.linalg.LinAlgError:
         return None
-    if not abs(inverse).sum(0).max() * abs(by).sum(0).max() < _ILL:
+    condition = abs(inverse).sum(0).max() * abs(by).sum(0).max()
+    if not condition < _ILL:
         return None
     sizes = np.sqrt((found * found).sum(1))
     seen = sizes > _LEAST
+    if (sizes[seen] * _MATTERS < condition * sizes.max(initial=0.0) * 2.0**-53).any():
+        return None
     units = np.where(seen[:, None], found / np.where(seen, sizes, 1.0)[:, None], 0.0)
     return in_16_bits(units.T.astype(np.float32).astype(np.float64), dtype)

@@ -143,6 +143,11 @@ class DoubleDouble:
         left, right = self.parts[:, :, 0].transpose(0, 2, 1), other.high[:, :, 0].T
         return DoubleDouble(_dot(left, right, across=True).reshape(3, -1, 1, 1))
 
+    @classmethod
+    def of_columns(cls, left: Array, right: Array) -> DoubleDouble:
+        """The sums, for each column, of the products of the parts (3, r, columns) and float64 (r, columns)."""
+        return cls(_dot(left, right, across=True).reshape(3, -1))
+
     def sum(self, axis: int) -> DoubleDouble:
         """The sums of the rows of a matrix, for axis 1."""
         assert axis == 1

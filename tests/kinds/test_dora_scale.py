@@ -14,7 +14,7 @@ from rationals import Matrix, dora_exactly, matrix, require
 from safetensors.torch import save_file
 
 import adaptertool
-from adaptertool.errors import AdapterToolError, InputError
+from adaptertool.errors import AdapterToolError, InputError, NonFiniteError
 
 OUT, IN, R = 6, 8, 2
 HADA = {f"hada_w{n}_{x}": (OUT, R) if x == "a" else (R, IN) for n in "12" for x in "ab"}
@@ -114,3 +114,14 @@ def test_input_channels_of_a_convolution_have_one_norm_each(tmp_path: Path, dtyp
         require(found, exact)
         assert adaptertool.verify(out, base, adapters, weights=["1"] * (len(adapters) - 1) + [weight], strict=True).ok
     assert adaptertool.drift(base, [adapter]).modules[0].verdict == "expected"
+
+
+@pytest.mark.parametrize("key", ["lora_down.weight", "lora_up.weight", "dora_scale"])
+def test_what_is_not_finite_is_told_by_the_name_that_its_file_has(tmp_path: Path, key: str) -> None:
+    base = write_checkpoint(tmp_path / "base", {"l.weight": torch.randn(OUT, IN)})
+    shapes = {"lora_down.weight": (2, IN), "lora_up.weight": (OUT, 2), "dora_scale": (OUT, 1)}
+    tensors = {f"lora_unet_l.{name}": torch.ones(shape) for name, shape in shapes.items()}
+    tensors[f"lora_unet_l.{key}"][-1, 0] = float("nan")
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(NonFiniteError, match=rf"a\.safetensors: lora_unet_l\.{key} holds nan"):
+        adaptertool.merge(base, [tmp_path / "a.safetensors"], tmp_path / "out")

@@ -67,3 +67,17 @@ def test_of_intervals(count: int, columns: int, wide: int) -> None:
     given = np.frompyfunc(lambda end: Interval(end, end + width), 1, 1)(thirds)
     for place, found in np.ndenumerate(blockwise.of_intervals(given, high, low)):
         assert (found.low, found.high) == (below[place] + down[place], below[place] + up[place])
+
+
+@pytest.mark.parametrize("wide", [1, 3, 8])
+def test_of_blocks_keeps_how_columns_lie(wide: int) -> None:
+    """Integers, so that no order of sums plays a part."""
+    random = np.random.default_rng(wide)
+    rows, high = random.integers(-9, 9, (5, 24)) * 1.0, random.integers(-9, 9, (24, wide)) * 1.0
+    expected = blockwise.of_floats(rows, high)
+    assert (blockwise.of_blocks(rows, high) == expected).all()
+    found = blockwise.of_blocks(np.asfortranarray(rows), high)
+    assert (found == expected).all()
+    assert found.T.flags.c_contiguous
+    part = blockwise.of_blocks(np.asfortranarray(np.tile(rows, (3, 1)))[2:9], high)
+    assert (part == blockwise.of_floats(np.tile(rows, (3, 1))[2:9], high)).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaptertool.numerics.decomposed import smallest
+from adaptertool.numerics.decomposed import smallest, unit_columns
 from adaptertool.numerics.error_bound import Array
 
 LEAST = 8
@@ -70,3 +70,36 @@ def test_all_of_them_and_none() -> None:
     assert found is not None and found.told
     np.testing.assert_allclose(found.left @ found.right, matrix, atol=1e-14)
     assert smallest(np.full((3, 2), np.nan), 1, "F32") is None
+
+
+def equations(condition: float, short: float) -> tuple[Array, Array]:
+    """A weight (6, 8), and V (8, 8) of that condition, of which the solution has a short column."""
+    random = np.random.default_rng(3)
+    v = np.linalg.qr(random.standard_normal((8, 8)))[0] * np.geomspace(1, 1 / condition, 8)
+    v = v @ np.linalg.qr(random.standard_normal((8, 8)))[0]
+    columns = random.standard_normal((6, 8))
+    columns[:, 2] *= short
+    return columns @ v.T, v
+
+
+@pytest.mark.parametrize(("condition", "short"), [(1, 1), (10, 1e-9), (1e5, 1e-6), (1e7, 1), (1, 0)])
+def test_unit_columns(condition: float, short: float) -> None:
+    weight, v = equations(condition, short)
+    found = unit_columns(weight, v, "F32")
+    expected = weight @ np.linalg.inv(v).T
+    lengths = np.linalg.norm(expected, axis=0)
+    assert found is not None
+    seen = lengths > 1e-12
+    np.testing.assert_allclose(found[:, seen], (expected / np.where(seen, lengths, 1))[:, seen], atol=2.0**-8)
+
+
+@pytest.mark.parametrize(("condition", "short"), [(1e7, 1e-10), (1e8, 1e-10), (1e11, 1)])
+def test_columns_that_rounding_makes(condition: float, short: float) -> None:
+    """The same equations in another order, which is as right, have other columns."""
+    weight, v = equations(condition, short)
+    assert unit_columns(weight, v, "F32") is None
+    if short < 1:
+        order = np.random.default_rng(4).permutation(8)
+        one, two = (found[2] / np.linalg.norm(found[2]) for found in (
+            np.linalg.solve(v, weight.T), np.linalg.solve(v[order], weight.T[order])))  # fmt: skip
+        assert abs(one - two).max() > 2.0**-8
