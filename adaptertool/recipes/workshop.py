@@ -13,7 +13,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from adaptertool.errors import AdapterToolError, StorageError
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.checkpoint import MANIFEST
 from adaptertool.files.jsonfile import load_json
-from adaptertool.files.place import STEPS, steps_of
+from adaptertool.files.place import STEPS, listed, steps_of
 from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import files_below, is_folder, stamp_of
 from adaptertool.files.staging import Staging
@@ -72,8 +72,15 @@ class Workshop:
         make_directory(self._folder / key)
         return self._folder / key
 
+    def leave_only(self, keys: Collection[str]) -> None:
+        """Remove the folders of other steps than these. Raises StorageError."""
+        for name in listed(self._folder):
+            if name not in keys:
+                self.discard(self._folder / name)
+
     def discard(self, out: Path) -> None:
-        """Remove a temporary output that nothing is noted of: a run was killed just then. Raises StorageError."""
+        """Remove a temporary output, such as one that nothing is noted of: a run was killed just then. Raises
+        StorageError."""
         try:
             if out.is_dir():
                 shutil.rmtree(out)
@@ -84,20 +91,20 @@ class Workshop:
 
     def note(self, key: str, out: Path, report: Mapping[str, Any] | None) -> None:
         """Note that the step is made. Raises StorageError."""
-        write_small(self.room(key) / _MADE, json.dumps({"out": _state(out), "report": report}).encode())
+        write_small(self.room(key) / _MADE, json.dumps({"out": state_of(out), "report": report}).encode())
 
     def noted(self, key: str, out: Path) -> Mapping[str, Any] | None:
         """What was noted, where OUT is still what was made: files that are not as its manifest says do not count, nor
         an OUT that has none."""
         with contextlib.suppress(AdapterToolError, OSError):
             noted = load_json(self._folder / key / _MADE)
-            if noted["out"] is not None and noted["out"] == _state(out) and check_files(out).ok:
+            if noted["out"] is not None and noted["out"] == state_of(out) and check_files(out).ok:
                 return noted
         return None
 
 
-def _state(out: Path) -> str | None:
-    """The hash of the manifest of OUT."""
+def state_of(out: Path) -> str | None:
+    """The hash of the manifest of OUT; None where it has none."""
     if store_of(out) is not LOCAL or not (out / MANIFEST).is_file():
         return None
     return blake3((out / MANIFEST).read_bytes()).hexdigest()

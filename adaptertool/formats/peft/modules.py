@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from pathlib import Path
 
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
@@ -10,8 +10,9 @@ from adaptertool.formats.format import BaseHas
 from adaptertool.formats.peft.config import LoraConfig
 from adaptertool.formats.peft.parameters import on_parameter, parameters_in
 from adaptertool.formats.peft.saved import OUT_PROJ, OUT_PROJ_TIMES
-from adaptertool.kinds import DORA, FULL, LORA, OFFSET
+from adaptertool.kinds import DORA, FULL, LORA, OFFSET, Kind
 from adaptertool.kinds.full import TUNED
+from adaptertool.kinds.kasa import KASA
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Module
@@ -32,7 +33,7 @@ def low_rank(
     if halves := attentions - factors.keys():
         raise InputError(f"{file} holds factors for out_proj of {shown(min(halves))}, but none for its in_proj")
     modules: list[Module] = []
-    expected = (DORA if config.dora else LORA).roles | ({BIAS} if config.bias else set())
+    expected = _kind(config).roles | ({BIAS} if config.bias else set())
     for name, roles in factors.items():
         if name in wrapped:
             modules.append(on_parameter(config, file, wrapped[name], roles))
@@ -86,8 +87,12 @@ def token_rows(config: LoraConfig, file: Path, tokens: Mapping[str, Ref]) -> lis
     ]
 
 
+def _kind(config: LoraConfig) -> Kind:
+    return DORA if config.dora else KASA if config.truncated else LORA
+
+
 def _lora_modules(
-    config: LoraConfig, file: Path, name: str, roles: Mapping[str, Ref], expected: Collection[str], *, embedding: bool
+    config: LoraConfig, file: Path, name: str, roles: Mapping[str, Ref], expected: Set[str], *, embedding: bool
 ) -> list[Module]:
     """The low-rank change of a module's weight, and with `lora_bias` that of its bias. expected: the roles of each"""
     if roles.keys() != expected:
@@ -101,7 +106,7 @@ def _lora_modules(
     scale = config.scale_of(name)
     # An embedding looks up rows of (vocabulary, d): the transpose of the layer that its factors describe.
     turned = True if embedding else None
-    kind = DORA if config.dora else LORA
+    kind = _kind(config)
     modules = [Module(name, f"{name}.weight", kind.name, weight, scale, rank, transposed=turned, layer=name)]
     if config.bias:
         modules.append(Module(name, f"{name}.bias", OFFSET.name, {BIAS: roles[BIAS]}, scale, layer=name))
