@@ -89,8 +89,6 @@ class Names:
             return True
 
     def find(self, name: str) -> Pieces | None:
-        if self._memory.keeps_names and name in self._disk:  # as a rule; here, since there may be hundreds of thousands
-            return (Piece(name),)
         return self._by_path(name) or self._by_flat_name(name) or self._in_other_container(name)
 
     def _by_path(self, name: str) -> Pieces | None:

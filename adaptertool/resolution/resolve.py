@@ -180,12 +180,8 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
     """
     shape, transposed = _stored_shape(ref, module), bool(module.transposed)
     # Without the property where it has nothing to do: there may be hundreds of thousands
-    factors = tuple(
-        [
-            (role, factor.spec.shape if factor.columns is None else factor.shape)
-            for role, factor in module.factors.items()
-        ]
-    )
+    shapes = [one.spec.shape if one.columns is None else one.shape for one in module.factors.values()]
+    factors = tuple(zip(module.factors, shapes, strict=True))
     fits, turned = _fits(module.kind, shape[::-1] if transposed else shape, factors)
     if turned and module.transposed is None and len(shape) == 2 and not kind_of(module).elementwise:
         if fits:
