@@ -197,10 +197,10 @@ def buffers(dtype: str, count: int, size: int, spaces: Sequence[Array]) -> list[
     full."""
     held = BY_DTYPE[dtype].held
     length = size * held.itemsize
-    parts = (
+    places = (
         space[at : at + length].view(held)
         for space in spaces
         for at in range(0, len(space) - length + 1, max(length, 1))
     )
-    found = list(itertools.islice(parts, count))
+    found = list(itertools.islice(places, count))  # of small results there would be thousands
     return [*found, *(np.empty(size, held) for _ in range(count - len(found)))]

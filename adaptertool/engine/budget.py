@@ -15,7 +15,7 @@ from adaptertool.codecs.tensors import BAND
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.made import KEPT as MADE
 from adaptertool.spec.plan import Plan, Step
-from adaptertool.spec.tensors import KEPT, WINDOW, Ref
+from adaptertool.spec.tensors import KEPT, WINDOW
 
 BASE_MEMORY = 64 << 20  # resident with numpy loaded and nothing to do, rounded up
 _BYTES_PER_ELEMENT = 80  # per thread: its buffers and what is open (≤ 52), and arrays on the way to them
@@ -49,7 +49,7 @@ def _forms(plan: Plan) -> Iterable[Step]:
     return {
         (
             step.spec[1:],
-            step.base.spec[1:],
+            None if step.base.spec is step.spec else step.base.spec[1:],
             None if step.base.made is None else step.spec.name,  # codes may be cut in ways of their own
             tuple(
                 [
@@ -113,21 +113,15 @@ def bytes_to_read(plan: Plan) -> int:
     """Every tensor that is needed, header and asset once (the check before the run reads the factors a second time)."""
     tensors: dict[Path, dict[int, int]] = defaultdict(dict)  # of each file, by offset
     known: dict[int, dict[int, int]] = {}  # the same by the identity of a path, since paths take long to hash
-
-    def need(ref: Ref) -> None:
-        for one in (ref,) if ref.made is None else ref.made.sources:
-            own = known.get(id(one.path))
-            if own is None:
-                own = known[id(one.path)] = tensors[one.path]
-            own[one.offset] = one.spec.nbytes
-
     for step in plan.steps():
-        need(step.base)
-        for ref in step.fisher or ():
-            need(ref)
+        refs = [step.base, *(step.fisher or ())]
         for edit in step.edits:
-            for ref in edit.factors.values():
-                need(ref)
+            refs += edit.factors.values()
+        for ref in refs:
+            for one in (ref,) if ref.made is None else ref.made.sources:
+                if (own := known.get(id(one.path))) is None:
+                    own = known[id(one.path)] = tensors[one.path]
+                own[one.offset] = one.spec.nbytes
     others = sum(shard.data_start for shard in plan.shards) + sum(asset.size for asset in plan.assets)
     return others + sum(sum(own.values()) for own in tensors.values())
 
@@ -173,7 +167,7 @@ def count_tensors(plan: Plan) -> tuple[int, int, int]:
     names, edited, cast = set[str](), set[str](), set[str]()
     for step in plan.steps():
         names.add(step.spec.name)
-        for alpha in map(step.at, alphas):
+        for alpha in alphas if step.share is None else map(step.at, alphas):
             if verbatim(step, alpha) is not step.stored:
                 alike = only_cast(step, alpha) and all(only_cast(step, step.at(other)) for other in alphas)
                 (cast if alike else edited).add(step.spec.name)

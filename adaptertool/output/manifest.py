@@ -33,7 +33,8 @@ Facts = dict[str, int | str]  # size, and hashes by name
 # Set around that step (cli.steps); it decides nothing of what is computed
 STEPS: ContextVar[Sequence[Mapping[str, Any]] | None] = ContextVar("STEPS", default=None)
 
-_PLAIN = Edit._fields.index("view")  # fields of an edit that are numbers and texts, but for its factors
+# Fields of an edit that are numbers and texts, but for its factors
+_PLAIN, _FACTORS = Edit._fields.index("view"), Edit._fields.index("factors")
 
 
 def labels_of(plan: Plan) -> dict[Path, str]:
@@ -53,13 +54,16 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
     recipe = plan.command, plan.weights, plan.precision, sorted(plan.choices.items()), hashes
     state = blake3(repr((__version__, recipe, outputs, inputs, assets)).encode())
     files = {str(path): number for number, path in enumerate(sorted(labels, key=labels.__getitem__))}
+    known: dict[int, int] = {}  # the same by the identity of a path, whose text takes long to make
 
     def told(ref: Ref) -> tuple[object, ...]:
-        columns = None if ref.columns is None else repr(ref.columns)
-        one = files[str(ref.path)], ref.offset, *ref.spec, columns
-        if ref.made is None:
+        path, offset, spec, columns, made = ref
+        if (number := known.get(id(path))) is None:
+            number = known[id(path)] = files[str(path)]
+        one = number, offset, *spec, None if columns is None else repr(columns)
+        if made is None:
             return one
-        return *one, ref.made.first, ref.made.rows.__qualname__, *map(told, ref.made.sources)
+        return *one, made.first, made.rows.__qualname__, *map(told, made.sources)
 
     def factors_of(one: Edit | Module) -> list[tuple[object, ...]]:
         return [(role, *told(ref)) for role, ref in one.factors.items()]
@@ -75,7 +79,7 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
         state.update(dumps((shard.name, shard.size, shard.data_start, files[str(shard.source)], shard.header), 2))
         for step in shard.steps:
             factors = [factors_of(edit) for edit in step.edits]
-            plain = [[None if field is edit.factors else field for field in edit[:_PLAIN]] for edit in step.edits]
+            plain = [[*edit[:_FACTORS], None, *edit[_FACTORS + 1 : _PLAIN]] for edit in step.edits]
             rest = [rest_of(edit) for edit in step.edits]
             others = step.blend, step.fisher and [*map(told, step.fisher)], step.makes, step.keeps and told(step.stored)
             made = repr(others) if any(others) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 
 from adaptertool.arguments import PathLike, as_path, parse_rate
@@ -50,12 +51,15 @@ def preview(
     )
 
 
+_NAME = operator.attrgetter("spec.name")
+
+
 def tensors_of(plan: Plan) -> tuple[TensorPlan, ...]:
     """What becomes of each tensor."""
     return tuple(
         _tensor(shard.name, list(steps))
         for shard in plan.shards
-        for _, steps in itertools.groupby(shard.steps, key=lambda step: step.spec.name)
+        for _, steps in itertools.groupby(shard.steps, key=_NAME)
     )
 
 

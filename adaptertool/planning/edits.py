@@ -56,13 +56,12 @@ def adapter_edits(
         for target, modules in with_weights(subject, adapter, resolved, frozenset(edits)).items():
             if not choice.takes(target) and target not in tied:
                 continue
-            if edits.get(target):
+            if own := edits.setdefault(target, []):
                 modules = _without_copies(subject, adapter, target, modules)
-            edits.setdefault(target, []).extend(
-                _edit(part, number, weigh(number, target), module, mixed=mixed)
-                for module in modules
-                for part in _parts(subject, target, module)
-            )
+            weight = weigh(number, target)
+            for module in modules:
+                for part in _parts(subject, target, module):
+                    own.append(_edit(part, number, weight, module, mixed))
     ends = subject.ends if head is None else {}  # such a model has no end that could be tied
     tying = [number for number, adapter in enumerate(adapters) if adapter.ties_ends]
 
@@ -101,7 +100,7 @@ def _on_sizes(subject: Base) -> Iterator[str]:
         )
 
 
-def _edit(part: Module, number: int, weight: float, module: Module, *, mixed: bool) -> Edit:
+def _edit(part: Module, number: int, weight: float, module: Module, mixed: bool) -> Edit:
     """The edit that makes a part of what a module changes."""
     return Edit(
         part.kind,

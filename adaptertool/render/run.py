@@ -113,10 +113,18 @@ class Alike(NamedTuple):
 def alike(tensors: Sequence[TensorPlan], sources: Sequence[str], *, one_by_one: bool = False) -> list[Alike]:
     """Tensors together that differ in nothing but the numbers in their names, so that the layers fall together."""
     together: dict[tuple[str, str, str, tuple[int, ...], str], list[TensorPlan]] = {}
+    texts: dict[object, str] = {}  # most tensors are edited as others are
     for tensor in tensors:
         name = tensor.name if one_by_one else starred(tensor.name)
-        form = tensor.action, name, tensor.dtype, tensor.shape, _edits(tensor, sources)
-        together.setdefault(form, []).append(tensor)
+        alike = tuple(
+            [(one.kind, one.adapter, one.scale, one.weight, one.rows, one.transposed) for one in tensor.edits]
+        )
+        if (said := texts.get(alike)) is None:
+            said = texts[alike] = _edits(tensor, sources)
+        form = tensor.action, name, tensor.dtype, tensor.shape, said
+        if (some := together.get(form)) is None:
+            some = together[form] = []
+        some.append(tensor)
     several = Counter(name for _, name, *_ in together)
     return [
         Alike(

@@ -7,7 +7,7 @@ one. Fused experts are a stack of weights (resolution/experts.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from adaptertool.architectures.changed import changed
 from adaptertool.architectures.conversion import ExpertLayout, Part, Piece, Pieces
@@ -20,6 +20,8 @@ from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref, TensorSpec, View
 
 Found = Sequence[tuple[Module, Pieces]]
+
+_WHOLE = Piece("")[1:]  # of a piece that is all of a tensor, as it is
 
 
 class Placer:
@@ -42,8 +44,14 @@ class Placer:
                 if first is not None:
                     self._decided[module.name] = first
 
-    def place(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
+    def place(self, module: Module, pieces: Pieces) -> Iterable[tuple[str, Module]]:
         """(tensor on the disk, the module as it acts on that tensor)"""
+        piece = pieces[0]
+        if piece[1:] == _WHOLE and not module.stacked and not self._is_fused(module, pieces):
+            return ((piece.disk, module),)
+        return self._place(module, pieces)
+
+    def _place(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
         piece = pieces[0]
         if piece.change is not None:
             module = changed(module, piece.change, self._tensors[piece.disk].spec)

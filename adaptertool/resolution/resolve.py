@@ -83,16 +83,19 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
     subject.padded.update(padded)
     placer = Placer(subject.tensors, LAYOUT if traits.by_mlx else names.layout, traits.kv_rows, adapter, found)
     resolved: dict[str, list[Module]] = {}
-    turned: dict[bool, str] = {}  # by shapes -> such a tensor; not, of a square one -> such a tensor
+    # Where no family tells: by shapes -> such a tensor; not, of a square one -> such a tensor
+    turned: dict[bool, str] = {}
     for wanted_module, pieces in found:
         for target, placed in placer.place(wanted_module, pieces):
             fitted = _fitted(subject, traits, adapter, target, placed)
             resolved.setdefault(target, []).append(fitted)
+            if traits.families:
+                continue
             shape = _stored_shape(subject.tensors[target], placed)
             square = len(shape) > 1 and len(set(shape)) == 1
             if placed.transposed is None and not kind_of(placed).elementwise and bool(fitted.transposed) != square:
                 turned.setdefault(not square, target)
-    if not traits.families and len(turned) > 1:
+    if len(turned) > 1:
         raise UnsupportedError(
             f"{base.path}: {shown(turned[True])} is stored transposed, as shapes tell, and {shown(turned[False])} is "
             "square; config.json has no model_type that tells whether that is too"
@@ -176,7 +179,9 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
     Raises unless the factors fit the weight that way.
     """
     shape, transposed = _stored_shape(ref, module), bool(module.transposed)
-    factors = tuple([(role, factor.shape) for role, factor in module.factors.items()])
+    # Without the property where it has nothing to do: there may be hundreds of thousands
+    shapes = [one.spec.shape if one.columns is None else one.shape for one in module.factors.values()]
+    factors = tuple(zip(module.factors, shapes, strict=True))
     fits, turned = _fits(module.kind, shape[::-1] if transposed else shape, factors)
     if turned and module.transposed is None and len(shape) == 2 and not kind_of(module).elementwise:
         if fits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Set
 from pathlib import Path
 
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
@@ -10,7 +10,7 @@ from adaptertool.formats.format import BaseHas
 from adaptertool.formats.peft.config import LoraConfig
 from adaptertool.formats.peft.parameters import on_parameter, parameters_in
 from adaptertool.formats.peft.saved import OUT_PROJ, OUT_PROJ_TIMES
-from adaptertool.kinds import DORA, FULL, LORA, OFFSET
+from adaptertool.kinds import DORA, FULL, LORA, OFFSET, Kind
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kasa import KASA
 from adaptertool.kinds.lora import A, B
@@ -33,14 +33,15 @@ def low_rank(
     if halves := attentions - factors.keys():
         raise InputError(f"{file} holds factors for out_proj of {shown(min(halves))}, but none for its in_proj")
     modules: list[Module] = []
+    expected = _kind(config).roles | ({BIAS} if config.bias else set())
     for name, roles in factors.items():
         if name in wrapped:
             modules.append(on_parameter(config, file, wrapped[name], roles))
-        elif name.removesuffix(OUT_PROJ) in attentions:
+        elif attentions and name.removesuffix(OUT_PROJ) in attentions:
             modules.append(_in_attention(config, file, name, roles))
         else:
             whole = roles if config.blocks is None else config.blocks.whole(file, name, roles)
-            modules += _lora_modules(config, file, name, whole, embedding=name in embeddings)
+            modules += _lora_modules(config, file, name, whole, expected, embedding=name in embeddings)
     return modules
 
 
@@ -86,12 +87,14 @@ def token_rows(config: LoraConfig, file: Path, tokens: Mapping[str, Ref]) -> lis
     ]
 
 
+def _kind(config: LoraConfig) -> Kind:
+    return DORA if config.dora else KASA if config.truncated else LORA
+
+
 def _lora_modules(
-    config: LoraConfig, file: Path, name: str, roles: Mapping[str, Ref], *, embedding: bool
-) -> Iterator[Module]:
-    """The low-rank change of a module's weight, and with `lora_bias` that of its bias."""
-    kind = DORA if config.dora else KASA if config.truncated else LORA
-    expected = kind.roles | {BIAS} if config.bias else kind.roles
+    config: LoraConfig, file: Path, name: str, roles: Mapping[str, Ref], expected: Set[str], *, embedding: bool
+) -> list[Module]:
+    """The low-rank change of a module's weight, and with `lora_bias` that of its bias. expected: the roles of each"""
     if roles.keys() != expected:
         missing, more = ", ".join(sorted(expected - roles.keys())), ", ".join(sorted(roles.keys() - expected))
         what = f"has no {missing}" if missing else f"has {more}, which {config.path.name} does not announce"
@@ -103,6 +106,8 @@ def _lora_modules(
     scale = config.scale_of(name)
     # An embedding looks up rows of (vocabulary, d): the transpose of the layer that its factors describe.
     turned = True if embedding else None
-    yield Module(name, f"{name}.weight", kind.name, weight, scale, rank, transposed=turned, layer=name)
+    kind = _kind(config)
+    modules = [Module(name, f"{name}.weight", kind.name, weight, scale, rank, transposed=turned, layer=name)]
     if config.bias:
-        yield Module(name, f"{name}.bias", OFFSET.name, {BIAS: roles[BIAS]}, scale, layer=name)
+        modules.append(Module(name, f"{name}.bias", OFFSET.name, {BIAS: roles[BIAS]}, scale, layer=name))
+    return modules

@@ -39,6 +39,7 @@ from adaptertool.kinds.kasa import DIAGONAL
 from adaptertool.kinds.kasa import NOTE as OF_KASA
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
+from adaptertool.kinds.spelling import Spelling
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 
@@ -100,8 +101,9 @@ def read_adapter(
         if ref.spec.dtype not in COMPUTED or ref.spec.shape == (0,):  # here, since a call for each takes long
             _require_numbers(header.path, ref, config)
     without = steering(fields, tensors) if config.spelled is None else {}
-    for key in (key for key in tensors if key not in without):
-        _file(config, header.path, key.removeprefix(PREFIX), tensors[key], factors, saved, tokens)
+    for key, ref in tensors.items():
+        if key not in without:
+            _file(config, header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
     if config.spelled is None:
         embeddings = {key.removeprefix(PREFIX).rpartition(".")[0] for key in tensors if ".lora_embedding_" in key}
         modules = low_rank(config, header.path, factors, embeddings, base_has)
@@ -214,7 +216,11 @@ def _file(
     tokens: dict[str, Ref],
 ) -> None:
     """Put one tensor where it belongs: the factor of a module, token rows, or a saved tensor."""
-    name, role = _role(config, file, key, ref)
+    if config.spelled is None:
+        mark = key.rfind(_MARK)
+        name, role = key[:mark], _FACTORS.get(key[mark:])
+    else:
+        name, role = _spelled_role(config.spelled[1], file, key, ref)
     if role:
         roles = factors.setdefault(name, {})
         if role in roles:
@@ -226,12 +232,8 @@ def _file(
         saved.add(config.plain(key), ref)
 
 
-def _role(config: LoraConfig, file: Path, key: str, ref: Ref) -> tuple[str, str | None]:
+def _spelled_role(spelling: Spelling, file: Path, key: str, ref: Ref) -> tuple[str, str | None]:
     """The module that a key names a factor of, and its role; None where it names none."""
-    if config.spelled is None:
-        mark = key.rfind(_MARK)
-        return key[:mark], _FACTORS.get(key[mark:])
-    spelling = config.spelled[1]
     further = {} if spelling.variant is None else spelling.variant[0]
     for ending, role in (*spelling.keys.items(), *spelling.embedding.items(), *further.items()):
         if key.endswith(ending):
