@@ -108,7 +108,7 @@ def test_a_dry_run_names_the_points(here: Path) -> None:
     typed = ["apply", "r.yaml", *W, "--sweep", "density=0.5,1", *SCORE, "--dry-run"]
     done = adaptertool(*typed, cwd=here)
     assert done.returncode == 0
-    assert "merge base + one (weight 0) + one by ties -> out" in done.stdout  # the plan of the first
+    assert "merge base + one (weight 0) + one -> out" in done.stdout  # the plan of the first
     assert [line.split() for line in done.stdout.splitlines() if line.startswith(("  0 ", "  1 "))] == [
         ["0", "0.5"], ["0", "1"], ["1", "0.5"], ["1", "1"],
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The page of a sweep: its pictures, what is escaped, and points that cannot be drawn. Its text and its Markdown too."""
+"""The page of a sweep: its pictures, what is escaped, what cannot be drawn. Its text and its Markdown too."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def report(points: Mapping[tuple[str, ...], Scored], *names: str, minimise: bool
     target, reference = target_and_reference(made, None, None)
     values = {name: tuple(dict.fromkeys(point.at[name] for point in made)) for name in names}
     facts: dict[str, Any] = {
-        "recipe": "r.yaml", "search": "grid", "numbers": values, "start": dict.fromkeys(names, "1"), "scored_by": "s {}",
+        "recipe": "r.yaml", "search": "grid", "numbers": values, "start": dict.fromkeys(names, "1"),
+        "scored_by": "s {}",
         "key": "k", "out": "out", "results": "out-scores", "keep": "best", "dry_run": False, "planned": (), "notes": (),
     }  # fmt: skip
     return SweepReport(
