@@ -6,9 +6,10 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation, Overflow, localcontext
 from pathlib import Path
+from typing import Any
 
 from adaptertool.errors import UsageError, argument
 from adaptertool.files import LOCAL, store_of
@@ -86,7 +87,7 @@ def cut_of(
     return RankChoice(rank, share, most, largest)
 
 
-def given_settings(call: str, known: Mapping[str, Setting], keywords: Mapping[str, Number | None]) -> dict[str, Number]:
+def given_settings(call: str, known: Mapping[str, Setting], keywords: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of methods among the keywords of a public function. Raises TypeError for others, as Python does."""
     for name in keywords:
         if name not in known:
@@ -100,21 +101,29 @@ def settings_for(method: Method, given: Mapping[str, Number]) -> dict[str, Value
     Raises UsageError for what the method has no use for, or needs, and for numbers out of range.
     """
     known = settings_of()
+    require_own(method, given)
     defaults = {name: method.defaults.get(name, one.default) for name, one in method.settings.items()}
     for name, setting in known.items():
-        if name in given and name not in method.settings:
-            raise UsageError(setting.foreign.format(method=method.name, setting=name))
         if name not in given and name in method.settings and defaults[name] is None:
             raise UsageError(f"{method.name} needs {argument(name)}: {setting.allowed}")
     values = {name: defaults[name] if name in method.settings else one.elsewhere for name, one in known.items()}
-    values |= {name: _setting(name, known[name], value) for name, value in given.items()}
+    values |= {name: one_setting(name, value) for name, value in given.items()}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def require_own(method: Method, names: Iterable[str]) -> None:
+    """Raises UsageError for a setting that the method has no use for."""
+    for name in names:
+        if name not in method.settings:
+            raise UsageError(settings_of()[name].foreign.format(method=method.name, setting=name))
 
 
 _WORDS = {"true": True, "false": False}
 
 
-def _setting(name: str, setting: Setting, given: Number) -> Value:
+def one_setting(name: str, given: Number) -> Value:
+    """The number of a setting. Raises UsageError for one that is out of its range."""
+    setting = settings_of()[name]
     number: Value | None
     if setting.number is float:
         number = float(decimal(given, argument(name)))

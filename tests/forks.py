@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import runpy
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from adaptertool.process import prepare
 
 _LOADED = ("adaptertool.cli", "adaptertool.tasks", "adaptertool.render")  # packages, with all that is in them
 # Variables that pytest and torch set as they go, and the package does not read
-_UNREAD = {"PYTEST_CURRENT_TEST": "", "TORCHINDUCTOR_CACHE_DIR": ""}
+_UNREAD = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
+# Variables that the package reads while a command runs, and not from the start
+_LATE = re.compile("GITHUB_|ADAPTERTOOL_THREADS|_ADAPTERTOOL_COMPLETE|COMP_|NO_COLOR|COLUMNS|SOURCE_DATE_EPOCH")
 
 
 class Forks:
@@ -37,7 +40,7 @@ class Forks:
         atexit.register(self._process.kill)
 
     def run(
-        self, arguments: Sequence[str], cwd: Path | None, script: Path | None, environment: Mapping[str, str]
+        self, arguments: Sequence[str], cwd: Path | None, script: Path | None, environment: Mapping[str, str | None]
     ) -> subprocess.CompletedProcess[str]:
         with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
             program = str(script) if script else None
@@ -62,13 +65,21 @@ def run(
     start: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str] | None:
-    """What the command line does, or a script of the tests; None where the environment of this process has changed,
-    which counts from the start of one. `start`: variables that count from the start, so that another process waits
-    for those who have them; `environment`: others."""
+    """What the command line does, or a script of the tests; None where the environment that it is to have differs from
+    that of this process at its start in what counts from the start. `start`: variables that do, so that another process
+    waits for those who have them; `environment`: others, beside those of this process."""
     forks = _started(tuple(sorted((start or {}).items())))
-    if os.environ | _UNREAD != forks.environment | _UNREAD:
+    changed = {name: os.environ.get(name) for name in {*os.environ, *forks.environment}.difference(_UNREAD)}
+    changed = {name: text for name, text in changed.items() if text != forks.environment.get(name)}
+    if not all(map(_LATE.match, changed)):
         return None
-    return forks.run(arguments, cwd, script, environment or {})
+    return forks.run(arguments, cwd, script, changed | dict(environment or {}))
+
+
+def late(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """What an environment has beyond that of this process; None where it has less, or what counts from the start."""
+    more = {name: text for name, text in environment.items() if text != os.environ.get(name)}
+    return more if os.environ.keys() <= environment.keys() and all(map(_LATE.match, more)) else None
 
 
 def _of(stream: IO[str] | None) -> IO[str]:
@@ -94,11 +105,12 @@ def _serve() -> None:
 
 
 def _become(
-    script: str | None, arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str
+    script: str | None, arguments: list[str], cwd: str, environment: dict[str, str | None], out: str, err: str
 ) -> None:
     """The process of one command line."""
     os.chdir(cwd)
-    os.environ.update(environment)
+    for name, text in environment.items():
+        os.environ.pop(name, None) if text is None else os.environ.update({name: text})
     for number, path, flags in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
         own = os.open(path, flags)
         os.dup2(own, number)

@@ -154,12 +154,17 @@ def rules_for(architecture: str) -> list[Rule]:
             f"adapters on {shown(architecture)} are not supported yet: transformers renames its tensors on loading "
             "in a way that is not known here"
         )
-    return list(map(_rule, _table()["lists"][number]))
+    return list(_rules(number))
 
 
 def all_rules() -> Iterator[list[Rule]]:
     """The rules of every architecture, each list once."""
-    return (list(map(_rule, rules)) for rules in _table()["lists"])
+    return (list(_rules(number)) for number in range(len(_table()["lists"])))
+
+
+@functools.cache  # there are more expressions than `re` remembers
+def _rules(number: int) -> tuple[Rule, ...]:
+    return tuple(map(_rule, _table()["lists"][number]))
 
 
 def _rule(fields: Mapping[str, Any]) -> Rule:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection, Sequence
 
-from adaptertool.errors import UnsupportedError, UsageError, argument, shown
+from adaptertool.errors import UnsupportedError, UsageError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.planning.assemble import make_plan
@@ -14,10 +13,10 @@ from adaptertool.planning.edits import adapter_edits, changed_by
 from adaptertool.planning.finetuned import full_edits
 from adaptertool.planning.layout import TensorSetChange
 from adaptertool.planning.schedules import ALL, Choice, Weigher, Weight, usual
-from adaptertool.resolution.resolve import open_base
+from adaptertool.planning.settings import ALIKE, ByTensor, Setter
+from adaptertool.resolution.resolve import Base, open_base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Blend, Edit, Output, Plan
-from adaptertool.spec.schedule import Schedule
 from adaptertool.spec.tensors import Ref
 
 
@@ -40,19 +39,22 @@ def plan_blend(
     weights: Sequence[Weight],
     blend: Blend,
     choice: Choice = ALL,
-    settings: Mapping[str, Schedule] = MappingProxyType({}),
+    settings: ByTensor = ALIKE,
 ) -> Plan:
     """Sources are adapters and fine-tuned checkpoints of the base. Raises UsageError, InputError.
 
-    blend: of tensors of which no rule of `weights` speaks, and no schedule of `settings`, by the names of these
+    blend: of tensors of which no rule of `weights` or `settings` speaks
     """
-    edits, changes, equal, notes = _edits(base, sources, choice, blend.method)
-    blends = Blends(blend, weights, settings, base.tensors)
+    subject = open_base(base) if any(isinstance(source, Adapter) for source in sources) else None
+    blends = Blends(blend, weights, settings, base.tensors if subject is None else subject.tensors)
+    edits, changes, notes = _adapter_edits(subject, sources, weights, choice, blend.method)
+    equal = _checkpoint_edits(base, sources, choice, edits, notes)
     own = {name: blends.of(name) for name, chain in edits.items() if chain}
     for one in {id(one): one for one in own.values()}.values() or [blend]:
         require_fit(one)
         _require_still(one, sources)
-    notes += blends.weigh.notes(changed_by(edits, len(sources)))
+    changed = changed_by(edits, len(sources))
+    notes += [*blends.weigh.notes(changed), *blends.set.notes(changed)]
     method = METHOD_BY_NAME[blend.method]
     notes.append(f"{method.name} is computed in float64 and rounded once; it is the same everywhere, but not settled")
     usuals = list(map(usual, weights))
@@ -70,23 +72,18 @@ def plan_blend(
 class Blends:
     """The blend of each tensor; those that are alike are one."""
 
-    def __init__(
-        self, blend: Blend, weights: Sequence[Weight], settings: Mapping[str, Schedule], names: Collection[str]
-    ) -> None:
+    def __init__(self, blend: Blend, weights: Sequence[Weight], settings: ByTensor, names: Collection[str]) -> None:
         """Raises UsageError for a rule that fits none of the names."""
-        self._blend, self._settings, self._known = blend, settings, dict[object, Blend]()
+        self._blend, self._known = blend, dict[object, Blend]()
         self.weigh = Weigher(weights, names)
-        self._set = Weigher(list(settings.values()), names)
+        self.set = Setter(METHOD_BY_NAME[blend.method], settings, names)
 
     def of(self, name: str) -> Blend:
-        """Raises UsageError for a setting that is out of its range."""
+        """Raises UsageError for a setting that is out of its range, or that nothing says."""
         weights = tuple(self.weigh(number, name) for number in range(len(self._blend.weights)))
-        chosen = tuple(self._set(number, name) for number in range(len(self._settings)))
+        chosen = self.set.of(name)
         if (weights, chosen) not in self._known:
-            settings = {**self._blend.settings, **dict(zip(self._settings, chosen, strict=True))}
-            for setting, value in zip(self._settings, chosen, strict=True):
-                if not (known := METHOD_BY_NAME[self._blend.method].settings[setting]).allows(value):
-                    raise UsageError(f"{argument(setting)} is {known.allowed}, not {value:g}, as of {shown(name)}")
+            settings = {**self._blend.settings, **dict(chosen)}
             self._known[weights, chosen] = Blend(self._blend.method, weights, settings)
         return self._known[weights, chosen]
 
@@ -103,19 +100,22 @@ def _require_still(blend: Blend, sources: Sequence[Adapter | Checkpoint]) -> Non
         )
 
 
-def _edits(
-    base: Checkpoint, sources: Sequence[Adapter | Checkpoint], choice: Choice, method: str
-) -> tuple[dict[str, list[Edit]], TensorSetChange, list[tuple[Ref, Ref]], list[str]]:
-    """What each source changes by itself, by the names of tensors, and what `adapter_edits` and `full_edits` tell."""
-    edits: dict[str, list[Edit]] = {}
-    equal: list[tuple[Ref, Ref]] = []
-    notes: list[str] = []
-    changes = TensorSetChange()
+def _adapter_edits(
+    subject: Base | None,
+    sources: Sequence[Adapter | Checkpoint],
+    weights: Sequence[Weight],
+    choice: Choice,
+    method: str,
+) -> tuple[dict[str, list[Edit]], TensorSetChange, list[str]]:
+    """What each adapter changes by itself, as `adapter_edits` tells it. subject: the base, if there is an adapter.
+    Raises UnsupportedError for a change of the set of tensors that has no meaning here."""
+    if subject is None:
+        return {}, TensorSetChange(), []
     numbers = [number for number, source in enumerate(sources) if isinstance(source, Adapter)]
-    if numbers:
-        adapters = [source for source in sources if isinstance(source, Adapter)]
-        edits, changes, notes = adapter_edits(open_base(base), adapters, [1.0] * len(adapters), choice)
-        edits = {name: [e._replace(adapter=numbers[e.adapter]) for e in own] for name, own in edits.items()}
+    adapters = [source for source in sources if isinstance(source, Adapter)]
+    edits, changes, notes = adapter_edits(subject, adapters, [weights[number] for number in numbers], choice)
+    # The blend has the weights. Here they have told which tied ends come apart.
+    edits = {name: [e._replace(adapter=numbers[e.adapter], weight=1.0) for e in own] for name, own in edits.items()}
     if changes.grown or changes.head or (changes.apart and len(numbers) < len(sources)):
         what = (
             "resizes the vocabulary"
@@ -127,6 +127,18 @@ def _edits(
             else "changes one of two tied ends, beside checkpoints"
         )
         raise UnsupportedError(f"{sources[numbers[0]].path} {what}; the method {method} cannot be used there")
+    return edits, changes, notes
+
+
+def _checkpoint_edits(
+    base: Checkpoint,
+    sources: Sequence[Adapter | Checkpoint],
+    choice: Choice,
+    edits: dict[str, list[Edit]],
+    notes: list[str],
+) -> list[tuple[Ref, Ref]]:
+    """Add what each checkpoint changes to `edits` and `notes`; the pairs that must be equal."""
+    equal: list[tuple[Ref, Ref]] = []
     for number, source in enumerate(sources):
         if isinstance(source, Adapter):
             continue
@@ -135,4 +147,4 @@ def _edits(
         notes += more
         for name, full in own.items():
             edits.setdefault(name, []).extend(edit._replace(adapter=number) for edit in full)
-    return edits, changes, equal, notes
+    return equal

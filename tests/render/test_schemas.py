@@ -46,10 +46,14 @@ RUNS: Mapping[str, tuple[str, int, list[object]]] = {
     "a point that fails": ("curve/1", 1, ["wise", BASE, TUNED, "--alpha", "0", "--score", "false {}"]),
     "apply --sweep": ("sweep/1", 0, ["apply", "r.json", "--sweep", "weights.0=0,1", "--score", SCORE]),
     "apply --sweep --dry-run": (
-        "sweep/1", 0, ["apply", "r.json", "--sweep", "weights.0=0,1", "--score", SCORE, "--dry-run"],
+        "sweep/1",
+        0,
+        ["apply", "r.json", "--sweep", "weights.0=0,1", "--score", SCORE, "--dry-run"],
     ),
     "a point of it that fails": (
-        "sweep/1", 1, ["apply", "r.json", "--sweep", "weights.0=0,1", "--score", "false {}"],
+        "sweep/1",
+        1,
+        ["apply", "r.json", "--sweep", "weights.0=0,1", "--score", "false {}"],
     ),
     "verify": ("verify/1", 0, ["verify", "made", BASE, LORA]),
     "verify, wrong": ("verify/1", 1, ["verify", BASE, BASE, LORA]),
