@@ -48,6 +48,7 @@ def one(**fields: Any) -> Recipe:
         ("steps.1.weights.0", "steps.1.weights.0"),
         ("merge.weights.0", "steps.1.weights.0"),
         ("density", "steps.1.density"),
+        ("steps.1.density.0", "steps.1.density"),
     ],
 )
 def test_places(typed: str, name: str) -> None:
