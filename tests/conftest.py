@@ -16,7 +16,6 @@ import forks
 import jinja2
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -30,9 +29,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 torch.set_num_threads(1)  # the tests run in two processes on two cores
-# No test hangs on a clock: the machine may be busy
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
 
 ROOT = Path(__file__).parent.parent
 pytest.register_assert_rewrite(*(path.stem for path in (ROOT / "tests").glob("*.py")))  # what tests share asserts too

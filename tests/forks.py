@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -22,10 +23,15 @@ from typing import IO, Any
 from adaptertool.process import prepare
 
 _LOADED = ("adaptertool.cli", "adaptertool.tasks", "adaptertool.render")  # packages, with all that is in them
-# Variables that pytest and torch set as they go, and the package does not read
-_UNREAD = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
+_EXTRAS = ("jinja2", "matplotlib.figure", "matplotlib.ticker")  # what pages are made with
+# Variables that pytest, torch and mlx_lm set as they go, and the package does not read. One that is missing here costs
+# every command after it a process that starts.
+_UNREAD = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRANSFORMERS_NO_ADVISORY_WARNINGS")
 # Variables that the package reads while a command runs, and not from the start
-_LATE = re.compile("GITHUB_|ADAPTERTOOL_THREADS|_ADAPTERTOOL_COMPLETE|COMP_|NO_COLOR|COLUMNS|SOURCE_DATE_EPOCH")
+_LATE = re.compile(
+    "GITHUB_|ADAPTERTOOL_THREADS|_ADAPTERTOOL_COMPLETE|COMP_|NO_COLOR|COLUMNS|SOURCE_DATE_EPOCH"
+    "|HF_HOME|HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE|XDG_CACHE_HOME"
+)
 
 
 class Forks:
@@ -97,6 +103,9 @@ def _serve() -> None:
     for package in map(importlib.import_module, _LOADED):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
+    for name in _EXTRAS:
+        importlib.import_module(name)
+    gc.freeze()  # else the collector of each process that forks copies what is here
     for line in sys.stdin:
         request = json.loads(line)
         if (child := os.fork()) == 0:
