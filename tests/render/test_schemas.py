@@ -92,7 +92,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("case", RUNS)
 def test_what_commands_print_is_as_they_say(place: Path, tmp_path: Path, case: str) -> None:
     name, code, arguments = RUNS[case]
-    there = [place / one if one in ("made", "worse", "other") else one for one in arguments]
+    there = [place / one if one in ("made", "worse", "other", "r.json") else one for one in arguments]
     done = adaptertool(*there, "--json", cwd=tmp_path)
     assert done.returncode == code, done.stderr
     found = require_valid(done.stdout, name)
