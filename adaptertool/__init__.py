@@ -13,6 +13,7 @@ from adaptertool.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from adaptertool.cli.apply import apply as apply
+    from adaptertool.cli.sweep import apply_sweep as apply_sweep
     from adaptertool.errors import AdapterToolError as AdapterToolError
     from adaptertool.evaluation import evaluate as evaluate
     from adaptertool.live import applied as applied
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from adaptertool.reports.parts import PartsReport as PartsReport
     from adaptertool.reports.run import PlanReport as PlanReport
     from adaptertool.reports.run import RunReport as RunReport
+    from adaptertool.reports.sweep import SweepReport as SweepReport
     from adaptertool.reports.verify import FilesReport as FilesReport
     from adaptertool.reports.verify import VerifyReport as VerifyReport
     from adaptertool.tasks.convert import convert as convert
@@ -76,10 +78,12 @@ _HOMES = {
     "PlanReport": "adaptertool.reports.run",
     "RunReport": "adaptertool.reports.run",
     "SumReport": "adaptertool.reports.adapters",
+    "SweepReport": "adaptertool.reports.sweep",
     "TruncateReport": "adaptertool.reports.adapters",
     "VerifyReport": "adaptertool.reports.verify",
     "applied": "adaptertool.live",
     "apply": "adaptertool.cli.apply",
+    "apply_sweep": "adaptertool.cli.sweep",
     "attached": "adaptertool.live",
     "check_files": "adaptertool.output.integrity",
     "convert": "adaptertool.tasks.convert",

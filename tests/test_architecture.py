@@ -120,7 +120,7 @@ def test_nothing_of_an_extra_is_needed_to_start() -> None:
     """Every command and every public function is there after a plain install."""
     missing = f"import sys; sys.modules |= dict.fromkeys({sorted(LATE)!r}); "
     code = missing + (
-        "import adaptertool; from adaptertool.cli import curve, run, table; "
+        "import adaptertool; from adaptertool.cli import curve, run, sweep_told, table; "
         "[getattr(adaptertool, name) for name in adaptertool.__all__]; "
         "[table.load(entry.module, entry.attribute) for entry in table.COMMANDS]"
     )

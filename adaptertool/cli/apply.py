@@ -224,7 +224,7 @@ def apply_command(
             raise UsageError("--input is for manifests, which are made again as they are, without --sweep")
         write = None if report is None else functools.partial(_write, as_path(report, "the file for the report"))
         more = {"results": results, "check": check, "dry_run": dry_run, "write": write, "as_json": as_json}
-        sweep_and_tell = load("sweep", "sweep_and_tell")
+        sweep_and_tell = load("sweep_told", "sweep_and_tell")
         code: int = sweep_and_tell(recipe, out, (sweeps, search or GRID, score), wishes, how, **more)
         return code
     if sweeps:

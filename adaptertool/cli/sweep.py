@@ -1,35 +1,29 @@
-"""`apply --sweep`: numbers of a recipe are searched by what a program says of what it makes. Loaded only then."""
+"""Sweeps over numbers of a recipe, by what a program says of what it makes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adaptertool.arguments import PathLike, as_local
 from adaptertool.cli.apply import RecipeLike, opened
-from adaptertool.cli.boundary import ignore_signals, say
 from adaptertool.cli.making import plan_all
-from adaptertool.cli.options import failed, say_notes, tell
 from adaptertool.cli.steps import How, Run
 from adaptertool.cli.sweep_asked import Asked
 from adaptertool.cli.sweep_bench import Bench
 from adaptertool.cli.sweeping import Sweeping
-from adaptertool.cli.terminal import room
 from adaptertool.errors import AdapterToolError, InputError, UsageError, argument, shown
 from adaptertool.files import LOCAL, publish, store_of
 from adaptertool.files.staging import Staging
 from adaptertool.output.leftovers import Leftovers
 from adaptertool.recipes.numbers import Point, Sweep, axes_of, require_few, start_of
-from adaptertool.recipes.read import Recipe
+from adaptertool.recipes.read import OUT, Recipe
 from adaptertool.render.machine import to_json
 from adaptertool.render.score_files import without_page
-from adaptertool.render.scored import failures, point_text
-from adaptertool.render.sweep import sweep_text, sweep_title
 from adaptertool.reports.scores import ALL, BEST, NONE, SCORES
 from adaptertool.reports.sweep import GRID, PAGE, SEARCHES, SweepPoint, SweepReport
 from adaptertool.scoring.published import published_scores
@@ -84,15 +78,15 @@ def apply_sweep(
     """
     how = How(force=force, clean=clean, threads=threads, scratch=_text(scratch), quiet=True, prints=False)
     wishes = {"keep": keep, "target": target, "reference": reference, "minimise": minimise}
-    asked = _asked(opened(recipe, {}), _text(out), (sweep, search, score), wishes, how, results)
-    return _dry(asked) if dry_run else _run(asked, progress or (lambda _: None), lambda _: None)
+    asked = asked_for(opened(recipe, {}), _text(out), (sweep, search, score), wishes, how, results)
+    return planned(asked) if dry_run else swept(asked, progress or (lambda _: None), lambda _: None, lambda: None)
 
 
 def _text(path: PathLike | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
-def _asked(
+def asked_for(
     recipe: object,
     out: str | None,
     search: tuple[Sweep, str, Score],
@@ -151,7 +145,7 @@ def _plan_each(asked: Asked) -> None:
                 raise type(error)(f"{shown(axis.name)} = {value}: {error.on_command_line}") from error
 
 
-def _dry(asked: Asked) -> SweepReport:
+def planned(asked: Asked) -> SweepReport:
     """What a sweep would do: its points, as far as they are known, and the plan of the first."""
     start = start_of(asked.axes)
     points: Sequence[Point] = [*grid([axis.values for axis in asked.axes])] if asked.search == GRID else [start]
@@ -162,11 +156,16 @@ def _dry(asked: Asked) -> SweepReport:
     return dataclasses.replace(sweeping.report(()), ok=True, dry_run=True, planned=tuple(run.done))
 
 
-def _run(asked: Asked, progress: Callable[[SweepPoint], None], note: Callable[[str], None]) -> SweepReport:
+def swept(
+    asked: Asked, progress: Callable[[SweepPoint], None], note: Callable[[str], None], before: Callable[[], None]
+) -> SweepReport:
+    """Run a sweep. note: told what is known before the first score; before: called just before the results are
+    published. Raises AdapterToolError."""
     key, force = asked.key, asked.how.force
     sweeping, earlier, more = Sweeping(asked, key, progress), None, list[str]()
     notes = without_page(PAGE) if asked.results is not None else ()
     place = asked.results or Path(f"sweep-{key}")
+    _require_out(asked)
     if asked.results is not None:
         earlier = published_scores(place, key) if asked.scorer.lasting and not force else None
         _require_place(asked, place, force=force or earlier is not None)
@@ -178,7 +177,7 @@ def _run(asked: Asked, progress: Callable[[SweepPoint], None], note: Callable[[s
             bench.forget()
         if earlier is not None:
             sweeping.take(earlier, place / SCORES)
-            _require_asked(asked, sweeping, place)
+            _requireasked_for(asked, sweeping, place)
         bench.take_notes(sweeping.take)
         ours = bench.require_free(start_of(asked.axes), sweeping.made.values())
         sweeping.search(bench)
@@ -188,7 +187,7 @@ def _run(asked: Asked, progress: Callable[[SweepPoint], None], note: Callable[[s
         if best is not None and asked.target is not None:
             bench.make_best(best, sweeping.made.get(best), ours=ours)
         if report.results is not None and (earlier is None or json.loads(to_json(report)) != earlier):
-            ignore_signals()
+            before()
             bench.publish(report, force=force or earlier is not None)
         elif report.results is None and asked.scorer.lasting and sweeping.known and not report.ok and not stage.alone:
             stage.stays = True
@@ -198,11 +197,22 @@ def _run(asked: Asked, progress: Callable[[SweepPoint], None], note: Callable[[s
     return dataclasses.replace(report, notes=(*report.notes, *more))
 
 
+def _inputs(asked: Asked) -> list[Path]:
+    paths = [Path(text) for step in asked.recipe.steps for _, text in step.paths() if "${" not in text]
+    own = {str(step.values.get(OUT)) for step in asked.recipe.steps}
+    return [asked.recipe.folder / path for path in paths if store_of(path) is LOCAL and str(path) not in own]
+
+
+def _require_out(asked: Asked) -> None:
+    """Refuse an OUT that cannot be: what is there without --force is looked at once it is known what is ours."""
+    out = asked.target
+    if out is not None and (asked.how.force or not os.path.lexists(out)):
+        publish.check_target(out, _inputs(asked), as_file=out.is_file(), force=True)
+
+
 def _require_place(asked: Asked, place: Path, *, force: bool) -> None:
     """Refuse a place for the results that is taken, or in the way of others. Raises UsageError and OutputError."""
-    inputs = [Path(text) for step in asked.recipe.steps for _, text in step.paths() if "${" not in text]
-    inputs = [asked.recipe.folder / path for path in inputs if store_of(path) is LOCAL]
-    publish.check_target(place, inputs, as_file=False, force=force)
+    publish.check_target(place, _inputs(asked), as_file=False, force=force)
     out = asked.target
     if out is not None and (out.resolve() == place.resolve() or out.resolve() in place.resolve().parents):
         raise UsageError(f"the results cannot lie in OUT, {out}: choose another folder for them")
@@ -210,7 +220,7 @@ def _require_place(asked: Asked, place: Path, *, force: bool) -> None:
         raise UsageError(f"OUT {out} cannot lie among the results in {place}: choose another folder for them")
 
 
-def _require_asked(asked: Asked, sweeping: Sweeping, place: Path) -> None:
+def _requireasked_for(asked: Asked, sweeping: Sweeping, place: Path) -> None:
     """Raise UsageError where points would be lost that are not asked for now."""
     values = [{*axis.values, start} for axis, start in zip(asked.axes, start_of(asked.axes), strict=True)]
     for point in sweeping.known:
@@ -219,50 +229,3 @@ def _require_asked(asked: Asked, sweeping: Sweeping, place: Path) -> None:
             raise UsageError(
                 f"{place} has {at} too, which is not asked for now; choose another folder for the results, or --force"
             )
-
-
-def sweep_and_tell(
-    recipe: str,
-    out: str | None,
-    search: tuple[Sequence[str], str, Score],
-    wishes: Mapping[str, Any],
-    how: How,
-    **more: Any,
-) -> int:
-    """The exit code. more: the other options of `apply`"""
-    quiet, measured = how.quiet, list[SweepPoint]()
-    typed, way, score = search
-    asked = _asked(opened(recipe, {}), out, (_typed(typed), way, score), wishes, how, more["results"])
-
-    def progress(point: SweepPoint) -> None:
-        measured.append(point)
-        if not quiet:
-            say(point_text(point), sys.stderr)
-
-    def note(text: str) -> None:
-        say_notes([text], quiet=quiet)
-
-    if more["check"]:
-        say(f"apply {asked.recipe.file}: sound", None if quiet else sys.stdout)
-        return 0
-    report = _dry(asked) if more["dry_run"] else _run(asked, progress, note)
-    if more["write"] is not None:
-        more["write"](report)
-    tell(report, lambda: sweep_text(report, len(measured), room()), as_json=more["as_json"], quiet=quiet)
-    if report.ok:
-        return 0
-    return failed(
-        f"{sweep_title(report)}: {failures(report)} of {len(report.points)} points could not be scored", quiet=quiet
-    )
-
-
-def _typed(texts: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in texts:
-        place, equals, values = text.partition("=")
-        if not (place and equals and values):
-            raise UsageError(f"--sweep {text}: it is PLACE=VALUES, such as weights.0=0:1:0.25 or density=0.3,0.5")
-        if place in found:
-            raise UsageError(f"--sweep {place} is given twice: give all its values in one")
-        found[place] = values
-    return found

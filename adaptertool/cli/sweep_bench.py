@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Bench:
         out = self._steps / _POINT / Path(Run(self.asked.recipe, self.asked.out, self.asked.how).target or "out").name
         run = self.asked.run(point, str(out), apart=True)
         try:
-            shop.leave_only(set(keys_of(run).values()))  # what the last point has left, too
+            shop.leave_only({key for number, key in keys_of(run).items() if number != run.last})
             make_directory(out.parent)
             make_steps(run, shop)
             if failed := next((one for one in run.done if not one.ok), None):
@@ -125,7 +125,7 @@ class Bench:
         found = fingerprint(out)
         ours = found is not None and found in made and (out.is_file() or check_files(out).ok)
         run = self.asked.run(point, self.asked.out, apart=False)
-        require_free(run, {run.last} if ours and run.last is not None else ())
+        require_free(run, {*_made_with(out, run), run.last or 0} if ours else ())
         return ours
 
     def publish(self, report: SweepReport, *, force: bool) -> None:
@@ -140,13 +140,25 @@ class Bench:
         stage.publish(stage.work, force=force)
 
 
+def _made_with(out: Path, run: Run) -> Iterator[int]:
+    """The steps before OUT whose own outputs are still as they were when it was made: its manifest has theirs."""
+    for number, told in enumerate(load_manifest(out).get("steps", ()) if out.is_dir() else ()):
+        kept = run.kept(number) if number < len(run.steps) and "manifest" in told else None
+        if kept is not None and fingerprint(Path(kept)) == _of_files(told["manifest"]):
+            yield number
+
+
+def _of_files(content: Mapping[str, Any]) -> str:
+    return blake3(json.dumps(content["files"], sort_keys=True).encode()).hexdigest()
+
+
 def fingerprint(out: Path) -> str | None:
     """What tells the files of an output from all others; None where it is not there, or has no manifest."""
     try:
         if out.is_file():
             return digests_of(out)[BLAKE3]
         if (out / MANIFEST).is_file():
-            return blake3(json.dumps(load_manifest(out)["files"], sort_keys=True).encode()).hexdigest()
+            return _of_files(load_manifest(out))
     except (AdapterToolError, OSError, KeyError):
         pass
     return None

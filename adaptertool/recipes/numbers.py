@@ -34,6 +34,13 @@ class Place:
     field: Field
     position: int | None  # in a list
     own: str  # the number that stands there
+    short: bool = False  # a list of one, which may stand without a list: its position may be left out
+
+    @property
+    def tails(self) -> list[list[str]]:
+        """What it is called behind the step."""
+        whole = [self.field.name, *([] if self.position is None else [str(self.position)])]
+        return [whole, *([[self.field.name]] if self.short else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +118,10 @@ def _places(recipe: Recipe) -> Iterator[tuple[str, Place]]:
         above = "" if len(recipe.steps) == 1 else f"{step.name}." if step.name else f"{STEPS}.{number}."
         for name, value in step.values.items():
             field = step.command.fields[name]
+            short = field.alone and len(value) == 1 if isinstance(value, tuple) else False
             for position, text in _numbers(field, value):
-                yield (
-                    f"{above}{name}" + ("" if position is None else f".{position}"),
-                    Place(number, field, position, text),
-                )
+                tail = name if position is None or short else f"{name}.{position}"
+                yield f"{above}{tail}", Place(number, field, position, text, short)
 
 
 def _numbers(field: Field, value: Value) -> Iterator[tuple[int | None, str]]:
@@ -138,12 +144,7 @@ def _found(typed: str, recipe: Recipe, places: Mapping[str, Place]) -> str:
     parts = typed.split(".")
     steps = _steps_meant(parts, recipe)
     rest = {number: tail for number, tail in steps.items() if tail}
-    found = [
-        name
-        for name, place in places.items()
-        if place.step in rest
-        and rest[place.step] == [place.field.name, *([] if place.position is None else [str(place.position)])]
-    ]
+    found = [name for name, place in places.items() if rest.get(place.step) in place.tails]
     if len(found) == 1:
         return found[0]
     if found:

@@ -91,6 +91,7 @@ class Workshop:
 
     def note(self, key: str, out: Path, report: Mapping[str, Any] | None) -> None:
         """Note that the step is made. Raises StorageError."""
+        self.discard(self.room(key) / _MADE)  # of an output that is not there any more
         write_small(self.room(key) / _MADE, json.dumps({"out": state_of(out), "report": report}).encode())
 
     def noted(self, key: str, out: Path) -> Mapping[str, Any] | None:

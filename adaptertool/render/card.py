@@ -23,6 +23,8 @@ from adaptertool.render.page import render, require_libraries
 from adaptertool.render.parts import part_text, parts_text
 from adaptertool.render.run import plan_text, run_text
 from adaptertool.render.sheet import Sheet
+from adaptertool.render.sweep import sweep_text
+from adaptertool.render.sweep_page import sweep_sheet
 from adaptertool.render.truncate_page import truncate_sheet
 from adaptertool.render.verify import files_text, verify_text
 from adaptertool.render.verify_page import verify_sheet
@@ -35,6 +37,7 @@ from adaptertool.reports.evaluate import EvaluationReport
 from adaptertool.reports.inspect import InspectReport
 from adaptertool.reports.parts import PartReport, PartsReport
 from adaptertool.reports.run import PlanReport, RunReport
+from adaptertool.reports.sweep import SweepReport
 from adaptertool.reports.verify import FilesReport, VerifyReport
 
 _ROWS = 20  # of a table in a card
@@ -44,6 +47,7 @@ _SHEETS: Mapping[type, Callable[[Any], Sheet]] = {
     DiffReport: diff_sheet,
     DriftReport: drift_sheet,
     InspectReport: inspect_sheet,
+    SweepReport: sweep_sheet,
     TruncateReport: truncate_sheet,
     VerifyReport: verify_sheet,
 }
@@ -62,6 +66,7 @@ _TEXTS: Mapping[type, Callable[[Any], str]] = {
     PlanReport: lambda report: plan_text(report, every_tensor=False),
     RunReport: run_text,
     SumReport: sum_text,
+    SweepReport: lambda report: sweep_text(report, len(report.points)),
     TruncateReport: truncate_text,
     VerifyReport: verify_text,
 }

@@ -18,6 +18,7 @@ from adaptertool.reports.diff import DiffReport, TensorDiff
 from adaptertool.reports.drift import DriftReport
 from adaptertool.reports.evaluate import EvaluationReport
 from adaptertool.reports.scores import names_of
+from adaptertool.reports.sweep import SweepReport
 from adaptertool.reports.verify import FilesReport
 
 _LISTED = 20  # rows of a table
@@ -130,6 +131,26 @@ def curve_markdown(report: CurveReport) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sweep_markdown(report: SweepReport) -> str:
+    names = names_of(report.points)
+    rows = [(*map(code, point.at.values()), *cells(point, names)) for point in report.points]
+    best = [f"best {code(one.score)}: **{number(one.value)}** at {_at(one.at)}" for one in report.best]
+    verdict = "scored" if report.ok else f"FAILED at {failures(report)} of {len(report.points)} points"
+    lines = [
+        f"### adaptertool apply --sweep: {verdict}",
+        "",
+        f"{code(report.recipe)}, {report.search} search: {'; '.join(best) or 'there is no score'}; "
+        f"{'lower' if report.minimise else 'higher'} is better.",
+        "",
+        *_table((*map(code, report.numbers), *map(code, names)), rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _at(numbers: Mapping[str, str]) -> str:
+    return ", ".join(f"{code(name)} {value}" for name, value in numbers.items())
+
+
 def _plain(text: str) -> str:
     return shown(text).replace("<", "&lt;").replace("|", "\\|")
 
@@ -141,6 +162,7 @@ _OF: Mapping[str, Callable[[Any], str]] = {
     "diff/1": diff_markdown,
     "evaluate/1": evaluation_markdown,
     "curve/1": curve_markdown,
+    "sweep/1": sweep_markdown,
 }
 
 

@@ -238,6 +238,16 @@ def test_what_is_made_of_other_inputs_is_made_again(here: Path) -> None:
     assert [one.state for one in package.apply("r.yaml").steps] == ["done", "there", "done", "done"]
 
 
+def test_an_output_on_the_way_that_is_gone_is_made_again(here: Path) -> None:
+    text = TWO.replace("weights: [0.5, 2]}", "weights: [0.5, 2], out: sum}").replace("${both}", "sum")
+    (here / "r.yaml").write_text(text.replace("[1, 0.1], out", "[1, 0.1, 3], out"))
+    with pytest.raises(UsageError):
+        package.apply("r.yaml")
+    shutil.rmtree(here / "sum")
+    (here / "r.yaml").write_text(text)
+    assert [one.state for one in package.apply("r.yaml").steps] == ["done", "there", "done", "done"]
+
+
 def test_clean_removes_what_steps_left(here: Path) -> None:
     (here / "r.yaml").write_text(TWO.replace("[1, 0.1], out", "[1, 0.1, 3], out"))
     assert adaptertool("apply", "r.yaml", "-q", cwd=here).returncode == 2

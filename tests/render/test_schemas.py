@@ -44,6 +44,17 @@ RUNS: Mapping[str, tuple[str, int, list[object]]] = {
     "wise": ("run/1", 0, ["wise", BASE, TUNED, "-o", "out", "--alpha", "0,1"]),
     "wise --score": ("curve/1", 0, ["wise", BASE, TUNED, "--alpha", "0,1", "--score", SCORE]),
     "a point that fails": ("curve/1", 1, ["wise", BASE, TUNED, "--alpha", "0", "--score", "false {}"]),
+    "apply --sweep": ("sweep/1", 0, ["apply", "r.json", "--sweep", "weights.0=0,1", "--score", SCORE]),
+    "apply --sweep --dry-run": (
+        "sweep/1",
+        0,
+        ["apply", "r.json", "--sweep", "weights.0=0,1", "--score", SCORE, "--dry-run"],
+    ),
+    "a point of it that fails": (
+        "sweep/1",
+        1,
+        ["apply", "r.json", "--sweep", "weights.0=0,1", "--score", "false {}"],
+    ),
     "verify": ("verify/1", 0, ["verify", "made", BASE, LORA]),
     "verify, wrong": ("verify/1", 1, ["verify", BASE, BASE, LORA]),
     "verify files": ("files/1", 0, ["verify", "made"]),
@@ -72,6 +83,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("made", "worse"):
         assert adaptertool("merge", BASE, LORA, "-o", name, "--sha256", "-q", cwd=folder).returncode == 0
     (folder / "worse" / "config.json").write_text("{}")
+    step = {"merge": {"base": str(BASE), "adapters": [str(LORA)], "weights": [1]}}
+    (folder / "r.json").write_text(json.dumps(step))
     write_checkpoint(folder / "other", {"model.norm.weight": torch.ones(4)})
     return folder
 
@@ -79,7 +92,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("case", RUNS)
 def test_what_commands_print_is_as_they_say(place: Path, tmp_path: Path, case: str) -> None:
     name, code, arguments = RUNS[case]
-    there = [place / one if one in ("made", "worse", "other") else one for one in arguments]
+    there = [place / one if one in ("made", "worse", "other", "r.json") else one for one in arguments]
     done = adaptertool(*there, "--json", cwd=tmp_path)
     assert done.returncode == code, done.stderr
     found = require_valid(done.stdout, name)
