@@ -218,6 +218,22 @@ def test_a_killed_run_goes_on(here: Path, point: int) -> None:
     assert snapshot(here / "fresh") == snapshot(here / "merged")
 
 
+@pytest.mark.parametrize(("out", "step"), [("s", ""), ("s.safetensors", ", to: kohya, base: base")])
+def test_an_output_that_stays_is_known_again(here: Path, out: str, step: str) -> None:
+    """Killed as soon as a step has its OUT, before anything else is written: also where OUT is one file."""
+    name, adapters = ("convert", "adapter: one") if step else ("sum", "adapters: [one, two]")
+    steps = f"- {name}: {{{adapters}{step}, out: {out}}}\n- merge: {{base: base, adapters: [two], out: o}}"
+    (here / "r.yaml").write_text(f"steps:\n{steps}\n")
+    code = (
+        "import os, signal; from adaptertool.cli import cli; from adaptertool.files import publish\n"
+        f"publish.sync_directory = lambda _: os.path.exists({out!r}) and os.kill(os.getpid(), signal.SIGKILL) or True\n"
+        "cli.main(['apply', 'r.yaml', '-q'], standalone_mode=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL and (here / out).exists() and not (here / "o").exists()
+    assert [one.state for one in package.apply("r.yaml").steps] == ["there", "done"]
+
+
 def test_what_is_made_is_not_made_again(here: Path) -> None:
     spoiled = TWO.replace("[1, 0.1], out", "[1, 0.1, 3], out")
     (here / "r.yaml").write_text(spoiled)
