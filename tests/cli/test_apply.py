@@ -308,6 +308,14 @@ def test_a_replay_names_what_has_changed(here: Path) -> None:
     assert not (here / "again").exists()
 
 
+def test_a_replay_leaves_out_what_other_outputs_are(here: Path) -> None:
+    (here / "r.yaml").write_text(TWO.replace("steps:", "steps:\n  - sum: {adapters: [two], out: besides}", 1))
+    assert package.apply("r.yaml").ok
+    done = package.apply(f"merged/{MANIFEST}", "again")
+    assert done.ok and done.same and [one.command for one in done.steps] == ["sum", "wise", "merge", "verify"]
+    assert done.notes == ("step 1, step1, is left out: it made another output, of which this one is not made",)
+
+
 def test_damaged_manifests_are_refused(here: Path) -> None:
     package.apply({"merge": {"base": "base", "adapters": ["one"]}}, "out")
     path = here / "out" / MANIFEST
