@@ -118,9 +118,9 @@ def _noting(run: Run, number: int, bench: Workshop | None) -> Iterator[None]:
         BEFORE.reset(tokens[1])
 
 
-def _there(run: Run, bench: Workshop | None) -> dict[int, Mapping[str, Any] | None]:
+def _there(run: Run, bench: Workshop | None) -> dict[int, dict[str, Any] | None]:
     """Say where the output of each step is; returns the reports of those that are made, as far as they are known."""
-    there: dict[int, Mapping[str, Any] | None] = {}
+    there: dict[int, dict[str, Any] | None] = {}
     for number, step in enumerate(run.steps):
         out = run.kept(number) if step.command.writes else None
         if bench is None and out is not None:

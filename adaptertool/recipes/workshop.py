@@ -96,10 +96,11 @@ class Workshop:
         self.discard(path := self.room(key) / name)
         write_small(path, json.dumps(content).encode())
 
-    def report(self, key: str) -> Mapping[str, Any] | None:
+    def report(self, key: str) -> dict[str, Any] | None:
         """What was kept; None where the run was killed before that."""
         with contextlib.suppress(AdapterToolError, OSError):
-            return load_json(self._folder / key / _REPORT)
+            found: dict[str, Any] | None = load_json(self._folder / key / _REPORT)
+            return found
         return None
 
     def holds(self, key: str, out: Path) -> bool:
