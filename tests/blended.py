@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ def blended(
     base: np.ndarray,
     tuned: Sequence[np.ndarray],
     weights: Sequence[float],
-    settings: Mapping[str, Any],
+    settings: dict[str, Any],
 ) -> np.ndarray:
     """What `merge --method` computes before it rounds; settings that are tuples are one for each source."""
     method = METHOD_BY_NAME[name]
     each = {key: value for key, value in settings.items() if isinstance(value, tuple)}
-    given = settings_for(method, {key: value for key, value in settings.items() if key not in each}) | each
+    given = settings_for(method, settings | {key: value[0] for key, value in each.items()}) | each
     changes = [(model - base).reshape(-1) for model in tuned]
     columns = base.shape[-1]
     return combined(method, base.reshape(-1), changes, weights, given, (3 * columns, columns)).reshape(base.shape)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import click
 
 from adaptertool.cli.options import Listed
+from adaptertool.cli.settings import Listable
 from adaptertool.cli.table import COMMANDS, load
 from adaptertool.recipes.fields import FLAG, NUMBER, PATH, TEXT, WHOLE, Command, Commands, Field
 
@@ -59,6 +60,7 @@ def _fields(command: click.Command) -> Iterator[Field]:
             most=None if ranged is None or ranged.max is None else int(ranged.max),
             count=None if many else one.nargs,
             listed=isinstance(kind, Listed),
+            alone=isinstance(kind, Listable),
             required=one.required,
         )
 

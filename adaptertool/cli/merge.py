@@ -30,6 +30,12 @@ from adaptertool.tasks.merge import MergeRecipe, prepare
 SETTINGS = settings_of()
 
 
+def given_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The settings of methods, taken out of the options; None where not given."""
+    found = {name: options.pop(name) for name in SETTINGS}
+    return {name: None if value == () else value for name, value in found.items()}
+
+
 @click.command()
 @click.argument("base", type=click.Path())
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
@@ -80,7 +86,7 @@ def merge(
 
     Saved modules and biases replace the base's (with a weight w: W + w·(T - W)).
     """
-    given = given_settings("merge", SETTINGS, {name: options.pop(name) for name in SETTINGS})
+    given = given_settings("merge", SETTINGS, given_options(options))
     recipe = MergeRecipe(compose, precision, method, given, tokenizer, dtype, max_shard_size, quantise, as_trained)
     reading, (how, printing) = Reading(renames, leave_out, expert_layout, only, exclude), records(options)
     if dask is not None:

@@ -68,7 +68,8 @@ def _written(command: click.Command, write: Callable[..., PartsReport], said: st
 
 def _merge(options: dict[str, Any]) -> PartsReport:
     base, adapters, out, file = (options.pop(name) for name in ("base", "adapters", "out", "file"))
-    return task.plan_merge(base, adapters, out, file, **{**options, "weights": options["weights"] or None})
+    settings = merge_file.given_options(options)
+    return task.plan_merge(base, adapters, out, file, **{**options, **settings, "weights": options["weights"] or None})
 
 
 def _wise(options: dict[str, Any]) -> PartsReport:

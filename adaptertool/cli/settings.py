@@ -10,6 +10,11 @@ import click
 from adaptertool.cli.options import Command
 from adaptertool.methods import METHOD_BY_NAME, Setting
 
+
+class Listable(click.types.StringParamType):
+    """Text that may be given several times. A recipe may write one as it is, and several as a list."""
+
+
 _WORDS = {float: "NUMBER", int: "N"}
 
 
@@ -25,13 +30,13 @@ def setting_options(
     settings: Mapping[str, Setting], names: Iterable[str] = METHOD_BY_NAME, *, in_sum: bool = False
 ) -> list[Callable[[Command], Command]]:
     """An option for each setting of the methods `names`. A number that need not be whole stays text as typed, which is
-    exact."""
+    exact; but in sums it may be given several times: of each source, and of tensors that a pattern names."""
     having = {one: [name for name in names if one in METHOD_BY_NAME[name].settings] for one in settings}
     return [_option(one, setting, having[one], in_sum=in_sum) for one, setting in settings.items()]
 
 
 def _option(name: str, setting: Setting, methods: Iterable[str], *, in_sum: bool) -> Callable[[Command], Command]:
-    kind: click.ParamType[Any] = click.STRING
+    kind: click.ParamType[Any] = click.STRING if in_sum else Listable()
     if setting.number is int:
         kind = click.IntRange(min=setting.least, max=setting.most)
     elif setting.number is bool:
@@ -43,7 +48,8 @@ def _option(name: str, setting: Setting, methods: Iterable[str], *, in_sum: bool
     return click.option(
         f"--{name.replace('_', '-')}",
         type=kind,
-        metavar=_WORDS.get(setting.number),
+        multiple=isinstance(kind, Listable),
+        metavar="NUMBER|PATTERN=NUMBERS" if isinstance(kind, Listable) else _WORDS.get(setting.number),
         help=f"{(in_sum and setting.in_sum) or setting.help} {having[0].upper()}{having[1:]}.",
     )
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection, Sequence
 
-from adaptertool.errors import UnsupportedError, UsageError, argument, shown
+from adaptertool.errors import UnsupportedError, UsageError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.planning.assemble import make_plan
@@ -14,10 +13,10 @@ from adaptertool.planning.edits import adapter_edits, changed_by
 from adaptertool.planning.finetuned import full_edits
 from adaptertool.planning.layout import TensorSetChange
 from adaptertool.planning.schedules import ALL, Choice, Weigher, Weight, usual
+from adaptertool.planning.settings import ALIKE, ByTensor, Setter
 from adaptertool.resolution.resolve import Base, open_base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Blend, Edit, Output, Plan
-from adaptertool.spec.schedule import Schedule
 from adaptertool.spec.tensors import Ref
 
 
@@ -40,11 +39,11 @@ def plan_blend(
     weights: Sequence[Weight],
     blend: Blend,
     choice: Choice = ALL,
-    settings: Mapping[str, Schedule] = MappingProxyType({}),
+    settings: ByTensor = ALIKE,
 ) -> Plan:
     """Sources are adapters and fine-tuned checkpoints of the base. Raises UsageError, InputError.
 
-    blend: of tensors of which no rule of `weights` speaks, and no schedule of `settings`, by the names of these
+    blend: of tensors of which no rule of `weights` or `settings` speaks
     """
     subject = open_base(base) if any(isinstance(source, Adapter) for source in sources) else None
     blends = Blends(blend, weights, settings, base.tensors if subject is None else subject.tensors)
@@ -54,7 +53,8 @@ def plan_blend(
     for one in {id(one): one for one in own.values()}.values() or [blend]:
         require_fit(one)
         _require_still(one, sources)
-    notes += blends.weigh.notes(changed_by(edits, len(sources)))
+    changed = changed_by(edits, len(sources))
+    notes += [*blends.weigh.notes(changed), *blends.set.notes(changed)]
     method = METHOD_BY_NAME[blend.method]
     notes.append(f"{method.name} is computed in float64 and rounded once; it is the same everywhere, but not settled")
     usuals = list(map(usual, weights))
@@ -72,23 +72,18 @@ def plan_blend(
 class Blends:
     """The blend of each tensor; those that are alike are one."""
 
-    def __init__(
-        self, blend: Blend, weights: Sequence[Weight], settings: Mapping[str, Schedule], names: Collection[str]
-    ) -> None:
+    def __init__(self, blend: Blend, weights: Sequence[Weight], settings: ByTensor, names: Collection[str]) -> None:
         """Raises UsageError for a rule that fits none of the names."""
-        self._blend, self._settings, self._known = blend, settings, dict[object, Blend]()
+        self._blend, self._known = blend, dict[object, Blend]()
         self.weigh = Weigher(weights, names)
-        self._set = Weigher(list(settings.values()), names)
+        self.set = Setter(METHOD_BY_NAME[blend.method], settings, names)
 
     def of(self, name: str) -> Blend:
-        """Raises UsageError for a setting that is out of its range."""
+        """Raises UsageError for a setting that is out of its range, or that nothing says."""
         weights = tuple(self.weigh(number, name) for number in range(len(self._blend.weights)))
-        chosen = tuple(self._set(number, name) for number in range(len(self._settings)))
+        chosen = self.set.of(name)
         if (weights, chosen) not in self._known:
-            settings = {**self._blend.settings, **dict(zip(self._settings, chosen, strict=True))}
-            for setting, value in zip(self._settings, chosen, strict=True):
-                if not (known := METHOD_BY_NAME[self._blend.method].settings[setting]).allows(value):
-                    raise UsageError(f"{argument(setting)} is {known.allowed}, not {value:g}, as of {shown(name)}")
+            settings = {**self._blend.settings, **dict(chosen)}
             self._known[weights, chosen] = Blend(self._blend.method, weights, settings)
         return self._known[weights, chosen]
 

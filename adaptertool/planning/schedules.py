@@ -32,43 +32,51 @@ def parse_weights(given: Sequence[Given] | None, count: int) -> list[Schedule]:
     if given is None or isinstance(given, str):
         return [Schedule(number) for number in decimals(given, "weight", count)]
     texts = [one for one in given if isinstance(one, str) and "=" in one]
-    own = [one if isinstance(one, Schedule) else _plain(one) for one in given if one not in texts]
+    own = [parse_one(one) for one in given if one not in texts]
     if own or not texts:
         decimals([one.default for one in own], "weight", count)
-    found = own or [Schedule(Decimal(1))] * count
+    return with_texts(own or [Schedule(Decimal(1))] * count, texts)
+
+
+def with_texts(schedules: Sequence[Schedule], texts: Sequence[str], what: str = "weight") -> list[Schedule]:
+    """The schedules of sources, with what `PATTERN=NUMBERS` says of all or each. Raises UsageError."""
+    found = list(schedules)
     for text in texts:
         found = [
             one if rule is None else one._replace(rules=(*one.rules, rule))
-            for one, rule in zip(found, _rules(text, count), strict=True)
+            for one, rule in zip(found, _rules(text, len(found), what), strict=True)
         ]
     return found
 
 
-def _plain(given: Number) -> Schedule:
+def parse_one(given: Given, what: str = "weight", default: Decimal = Decimal(1)) -> Schedule:
+    """A number, or a gradient over layers with `default` for what is in none. Raises UsageError."""
+    if isinstance(given, Schedule):
+        return given
     if isinstance(given, str) and ":" in given:
-        return Schedule(Decimal(1), (Rule(ANY, _gradient(given, given)),))
-    return Schedule(decimal(given, argument("weight")))
+        return Schedule(default, (Rule(ANY, _gradient(given, given, what)),))
+    return Schedule(decimal(given, argument(what)))
 
 
-def _rules(text: str, count: int) -> list[Rule | None]:
+def _rules(text: str, count: int, what: str) -> list[Rule | None]:
     """What `PATTERN=NUMBERS` says of each source."""
     pattern, _, numbers = text.rpartition("=")
-    check_pattern(pattern := pattern.strip(), argument("weight"))
+    check_pattern(pattern := pattern.strip(), argument(what))
     parts = [part.strip() for part in numbers.split(",")]
     if len(parts) not in (1, count) or not any(parts):
         sources = "1 adapter" if count == 1 else f"{count:,} adapters"
         raise UsageError(
-            f"{argument('weight')} {text!r} has {len(parts):,} numbers behind its last =, and there "
+            f"{argument(what)} {text!r} has {len(parts):,} numbers behind its last =, and there "
             f"{'is' if count == 1 else 'are'} {sources}: give one for all, or one for each, such as {pattern}="
             f"{','.join(['0.5'] * count)}"
         )
-    rules = [Rule(pattern, _gradient(part, text)) if part else None for part in parts]
+    rules = [Rule(pattern, _gradient(part, text, what)) if part else None for part in parts]
     return rules * count if len(rules) == 1 else rules
 
 
-def _gradient(part: str, text: str) -> tuple[Decimal, ...]:
-    what = argument("weight") if part == text else f"{argument('weight')} {text!r}:"
-    return tuple(decimal(one, what) for one in part.split(":"))
+def _gradient(part: str, text: str, what: str) -> tuple[Decimal, ...]:
+    said = argument(what) if part == text else f"{argument(what)} {text!r}:"
+    return tuple(decimal(one, said) for one in part.split(":"))
 
 
 def check_pattern(pattern: str, what: str) -> None:
@@ -117,11 +125,12 @@ def usual(weight: Weight) -> float:
 
 
 class Weigher:
-    """The weight of each source in each tensor, as float64, rounded once."""
+    """The weight of each source in each tensor, as float64, rounded once; or another number, called `what`."""
 
-    def __init__(self, weights: Sequence[Weight], names: Collection[str]) -> None:
+    def __init__(self, weights: Sequence[Weight], names: Collection[str], what: str = "weight") -> None:
         """names: of all tensors of the model; they tell how many layers there are. Raises UsageError for a rule that
         fits none of them."""
+        self._what = what
         self._exact = [Fraction(one.default if isinstance(one, Schedule) else one) for one in weights]
         self._usual = [usual(one) for one in weights]
         self.rules = [one.rules if isinstance(one, Schedule) else () for one in weights]
@@ -130,7 +139,7 @@ class Weigher:
         self.places: Mapping[str, Fraction] = places_of(names) if graded else {}
         for rule in dict.fromkeys(rule for rules in self.rules for rule in rules):
             if not any(rule.fits(name, self.places.get(name)) for name in names):
-                _refuse(rule.pattern, argument("weight"), names, graded=len(rule.numbers) > 1)
+                _refuse(rule.pattern, argument(what), names, graded=len(rule.numbers) > 1)
 
     def __call__(self, number: int, name: str) -> float:
         return self._usual[number] if self._by_rule[number] is None else float(self.exact(number, name))
@@ -140,12 +149,18 @@ class Weigher:
         own = self._by_rule[number]
         return self._exact[number] if own is None else own.at(name, self.places.get(name))
 
+    def is_said(self, name: str) -> bool:
+        """Whether a rule of each source fits the tensor."""
+        place = self.places.get(name)
+        return all(any(rule.fits(name, place) for rule in rules) for rules in self.rules)
+
     def notes(self, changed: Sequence[Collection[str]]) -> Iterator[str]:
         """Where a rule fits only what its source does not change. changed: the names, of each source"""
         for rule in dict.fromkeys(rule for rules in self.rules for rule in rules):
             names = {name for own, rules in zip(changed, self.rules, strict=True) if rule in rules for name in own}
             if not any(rule.fits(name, self.places.get(name)) for name in names):
-                yield f"weight {shown(rule.pattern)}={_said(rule)} fits no tensor that is edited: it changes nothing"
+                said = f"{self._what} {shown(rule.pattern)}={_said(rule)}"
+                yield f"{said} fits no tensor that is edited: it changes nothing"
 
 
 class Choice(NamedTuple):

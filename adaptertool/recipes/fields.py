@@ -23,6 +23,7 @@ class Field:
     most: int | None = None
     count: int | None = 1  # of values: None for any number, as a list
     listed: bool = False  # one text, which may be written as a list too: 0,0.3,1
+    alone: bool = False  # of many: one may stand without a list
     required: bool = False
 
 

@@ -154,6 +154,8 @@ def _value(node: Node, field: Field) -> Value:
     """What is given for a field. Raises InputError for what is not of its type."""
     if field.count == 1 and not (field.listed and isinstance(node, Items)):
         return _one(node, field)
+    if field.alone and not isinstance(node, Items):
+        return (str(_one(node, field)),)
     if not isinstance(node, Items):
         many = "a list" if field.count is None else f"a list of {field.count}"
         raise InputError(f"{node.at}: `{field.name}` is {many}, also where there is one value: [...]")

@@ -12,16 +12,15 @@ from typing import Any, NamedTuple
 
 from adaptertool.arguments import as_input
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, UsageError, shown
-from adaptertool.files.hashing import BLAKE3, SHA256
+from adaptertool.files.hashing import BLAKE3
 from adaptertool.files.hub import find
 from adaptertool.files.reader import digests_in, exists, is_folder, stamp_of
-from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.recipes.fields import PATH, Commands
 from adaptertool.recipes.given import node_of
 from adaptertool.recipes.needed import needed
 from adaptertool.recipes.read import OUT, TAKEN, Recipe, Step, read_recipe
-from adaptertool.reports.curve import SCORES
-from adaptertool.tasks.extract import DTYPES as FACTOR_DTYPES
+from adaptertool.recipes.recorded import step_of
+from adaptertool.reports.scores import SCORES
 from adaptertool.tasks.mergekit import COPY as CONFIG
 from adaptertool.tasks.mergekit import prepare_mergekit
 from adaptertool.version import __version__
@@ -91,7 +90,7 @@ def _steps(content: Content, folder: str) -> tuple[list[dict[str, Any]], dict[in
     """The steps as a recipe says them, the manifests of those that have one, and notes on those that are left out."""
     told = content.get("steps")
     if told is None:
-        return [_step(content, folder)], {0: content}, []
+        return [step_of(content, folder)], {0: content}, []
     steps = [{name: one for name, one in step.items() if name != "manifest"} for step in told]
     manifests = {number: step["manifest"] for number, step in enumerate(told) if "manifest" in step}
     # The last that writes is this one's; what has a file of its own, such as a page, is not asked for again
@@ -103,47 +102,6 @@ def _steps(content: Content, folder: str) -> tuple[list[dict[str, Any]], dict[in
 
 def _command(content: Content) -> str:
     return str(content["recipe"]["command"]).partition(" ")[0]
-
-
-def _step(content: Content, folder: str) -> dict[str, Any]:
-    """A manifest of one step, as the step. folder: the name of that where it lies."""
-    recipe = dict(content["recipe"])
-    command, _, way = str(recipe.pop("command")).partition(" ")
-    sources = [one["name"] for one in recipe["sources"]]
-    weights = [str(one["weight"]) for one in recipe.pop("sources") if "weight" in one]
-    alphas, cut, rules = recipe.pop("alphas", None), recipe.pop("cut", {}), recipe.pop("weight_rules", [])
-    if command == "wise":
-        weights = weights[:1]  # those behind it are of the Fisher weights
-    values: dict[str, Any] = {"weights": [] if set(weights) <= {"1.0"} and not rules else [*weights, *rules]}
-    if command == "merge":
-        values |= {"adapters": sources}
-    elif command == "wise":
-        values |= {"tuned": sources[0], "alpha": ",".join(map(str, alphas)), "as_adapter": way == "--as-adapter"}
-        values |= {"fisher": sources[1:]}
-    elif command == "sum":
-        count = len(recipe["weights"])
-        values |= {"adapters": sources[:count], "base": next(iter(sources[count:]), recipe.pop("base", None))}
-        recipe["weights"] = [*recipe["weights"], *rules]
-    elif command == "extract":
-        recipe.pop("tensors")
-        named = {stored: typed for typed, stored in FACTOR_DTYPES.items()}
-        values |= {"base": sources[0], "tuned": sources[1], "dtype": named[recipe.pop("dtype")]}
-    elif command == "mergekit":  # the models are named in its configuration, of which OUT has a copy
-        recipe |= {"config": f"{folder}/{CONFIG}", "base": None, "precision": None}
-    elif command == "layers":
-        recipe |= {"precision": None}
-    else:
-        values |= {"adapter": sources[0]}
-    method = METHOD_BY_NAME.get(str(recipe.get("method")).removesuffix("_svd"))
-    foreign = settings_of().keys() - (method.settings.keys() if method else ()) if command != "mergekit" else ()
-    rest = {name: value for name, value in recipe.items() if name not in foreign}
-    values |= {**rest, **cut, "sha256": any(SHA256 in facts for facts in content["files"].values())}
-    return {command: {name: _plain(value) for name, value in values.items() if value not in (None, [], False, "")}}
-
-
-def _plain(value: Any) -> Any:
-    """A number as its text, which fields take that are text on the command line; whole numbers as they are."""
-    return str(value) if isinstance(value, float) else value
 
 
 def _recorded(number: int, step: Step, manifest: Content) -> Iterator[Recorded]:

@@ -70,7 +70,8 @@ def _field(field: Field) -> Schema:
     elif field.count != 1:
         least = field.count if field.count is not None else 1 if field.required else 0
         most = {} if field.count is None else {"maxItems": field.count}
-        one = {"type": "array", "items": one, "minItems": least, **most}
+        many = {"type": "array", "items": one, "minItems": least, **most}
+        one = {"anyOf": [one, many]} if field.alone else many
     return {**one, **({"description": field.help} if field.help else {})}
 
 

@@ -14,7 +14,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from adaptertool.errors import AdapterToolError, StorageError
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.checkpoint import MANIFEST
 from adaptertool.files.jsonfile import load_json
-from adaptertool.files.place import STEPS, steps_of
+from adaptertool.files.place import STEPS, listed, steps_of
 from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import files_below, is_folder, stamp_of
 from adaptertool.files.staging import Staging
@@ -73,6 +73,12 @@ class Workshop:
         make_directory(self._folder / key)
         return self._folder / key
 
+    def leave_only(self, keys: Collection[str]) -> None:
+        """Remove the folders of other steps than these. Raises StorageError."""
+        for name in listed(self._folder):
+            if name not in keys:
+                self.discard(self._folder / name)
+
     def discard(self, out: Path) -> None:
         """Remove what a run that was killed has left, such as a temporary output. Raises StorageError."""
         try:
@@ -85,7 +91,7 @@ class Workshop:
 
     def note(self, key: str, work: Path) -> None:
         """Note that the step has made `work`, which is about to take its place. Raises StorageError."""
-        self._put(key, _MADE, {"out": _state(work)})
+        self._put(key, _MADE, {"out": state_of(work)})
 
     def tell(self, key: str, report: Mapping[str, Any] | None) -> None:
         """Keep the report of a step that is made. Raises StorageError."""
@@ -108,11 +114,11 @@ class Workshop:
         folder that has none."""
         with contextlib.suppress(AdapterToolError, OSError):
             state = load_json(self._folder / key / _MADE)["out"]
-            return state is not None and state == _state(out) and (out.is_file() or check_files(out).ok)
+            return state is not None and state == state_of(out) and (out.is_file() or check_files(out).ok)
         return False
 
 
-def _state(out: Path) -> str | list[int] | None:
+def state_of(out: Path) -> str | list[int] | None:
     """What tells an output: the hash of its manifest; of a single file, which has none, its size and time."""
     if store_of(out) is not LOCAL:
         return None

@@ -17,6 +17,7 @@ from adaptertool.files import LOCAL, store_of
 from adaptertool.files.hub import called, find
 from adaptertool.output.options import Options
 from adaptertool.planning.schedules import Given, as_typed
+from adaptertool.planning.settings import setting_as_typed
 from adaptertool.planning.sources import Prepared, Reading
 from adaptertool.tasks import merge as merge_task
 from adaptertool.tasks import wise as wise_task
@@ -79,6 +80,8 @@ def call_of(
     fields = {name: _plain(value) for name, value in recipe._asdict().items() if value != getattr(usual, name)}
     if "weights" in fields:
         fields["weights"] = list(as_typed(recipe._asdict()["weights"]) or ())
+    if "settings" in fields:
+        fields["settings"] = {name: _plain(setting_as_typed(one)) for name, one in recipe._asdict()["settings"].items()}
     if "fisher" in fields:
         fields["fisher"] = [fixed(path, "F0 or F1") for path in recipe._asdict()["fisher"]]
     read = {name: _plain(value) for name, value in reading._asdict().items() if value != getattr(as_usual, name)}

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from adaptertool.arguments import (
-    Number,
     PathLike,
     as_input,
     check_as_trained,
@@ -19,7 +18,6 @@ from adaptertool.arguments import (
     check_quantise,
     given_settings,
     parse_size,
-    settings_for,
 )
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
@@ -28,6 +26,7 @@ from adaptertool.methods import METHOD_BY_NAME, settings_of
 from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.merge import plan_merge
 from adaptertool.planning.schedules import Given, parse_weights, usual, with_rules
+from adaptertool.planning.settings import ByTensor, GivenSetting, parse_settings
 from adaptertool.planning.sharding import with_shard_size
 from adaptertool.planning.sources import (
     COMPOSITIONS,
@@ -54,7 +53,7 @@ class MergeRecipe(NamedTuple):
     compose: str = COMPOSITIONS[0]
     precision: str = EXACT
     method: str | None = None
-    settings: Mapping[str, Number] = MappingProxyType({})  # of the method, where given
+    settings: Mapping[str, GivenSetting] = MappingProxyType({})  # of the method, where given
     tokenizer: str | None = None
     dtype: str | None = None
     max_shard_size: int | str | None = None
@@ -72,7 +71,7 @@ def prepare_merge(
     expert_layout: str | None = None,
     precision: str = EXACT,
     method: str | None = None,
-    density: Number | None = None,
+    density: GivenSetting | None = None,
     seed: int | None = None,
     leave_out: Sequence[str] = (),
     only: Sequence[str] = (),
@@ -82,7 +81,7 @@ def prepare_merge(
     max_shard_size: int | str | None = None,
     quantise: str | None = None,
     as_trained: str | None = None,
-    **settings: Number | None,
+    **settings: GivenSetting | None,
 ) -> Plan:
     """The plan of a merge, from headers and configs alone. The arguments are those of `merge`.
 
@@ -112,14 +111,14 @@ def prepare(
         raise UsageError("no adapter given")
     check_compose(recipe.compose)
     numbers = parse_weights(weights, len(adapters))
-    blend, size = _blend(recipe, numbers), parse_size(recipe.max_shard_size)
+    combined, size = _blend(recipe, numbers), parse_size(recipe.max_shard_size)
     quantise = check_quantise(recipe.quantise, recipe.dtype)
     if quantise is not None and recipe.method is not None:
         raise UsageError("methods write weights that are not quantised: give --dtype bf16 in the place of --quantise")
     checkpoint = base_of(base, check_dtype(recipe.dtype), quantise, check_as_trained(recipe.as_trained))
     paths = [as_input(path, "ADAPTER") for path in adapters]
-    if blend is not None:
-        done = _prepare_blend(checkpoint, paths, (numbers, blend), recipe, reading)
+    if combined is not None:
+        done = _prepare_blend(checkpoint, paths, (numbers, *combined), recipe, reading)
     else:
         done = _prepare_sum(checkpoint, paths, numbers, recipe, reading)
     plan = with_tokenizer(done.plan, checkpoint, recipe.tokenizer)
@@ -142,8 +141,9 @@ def _prepare_sum(
     return Prepared(plan, base, subject, opened)
 
 
-def _blend(recipe: MergeRecipe, numbers: Sequence[Schedule]) -> Blend | None:
-    """The method that combines the changes, where one is asked for. Raises UsageError."""
+def _blend(recipe: MergeRecipe, numbers: Sequence[Schedule]) -> tuple[Blend, ByTensor] | None:
+    """The method that combines the changes, where one is asked for, and those of its settings that differ between
+    tensors. Raises UsageError."""
     method = recipe.method
     if method is None:
         if recipe.settings:
@@ -157,25 +157,26 @@ def _blend(recipe: MergeRecipe, numbers: Sequence[Schedule]) -> Blend | None:
         raise UsageError(f"method is {', '.join(METHOD_BY_NAME)}, not {method!r}")
     if precision != EXACT:
         raise UsageError(f"{method} has one precision: float64, rounded once")
-    return Blend(method, tuple(map(usual, numbers)), settings_for(METHOD_BY_NAME[method], recipe.settings))
+    settings, by_tensor = parse_settings(METHOD_BY_NAME[method], recipe.settings, len(numbers))
+    return Blend(method, tuple(map(usual, numbers)), settings), by_tensor
 
 
 def _prepare_blend(
     base: Checkpoint,
     paths: Sequence[Path],
-    how: tuple[Sequence[Schedule], Blend],
+    how: tuple[Sequence[Schedule], Blend, ByTensor],
     recipe: MergeRecipe,
     reading: Reading,
 ) -> Prepared:
-    """The changes of the sources, combined: `how` has the weights and the method."""
-    weights, blend = how
+    """The changes of the sources, combined: `how` has the weights, the method and its settings by tensor."""
+    weights, blend, by_tensor = how
     with renaming(reading.renames) as own:
         opened = [open_source(path, base, reading, own, recipe.dtype) for path in paths]
     if recipe.as_trained and (other := next((one for one in opened if isinstance(one, Checkpoint)), None)):
         raise UsageError(f"{argument('as_trained')} is for adapters, and {other.path} is a checkpoint")
     adapters = [source for source in opened if isinstance(source, Adapter)]
     require_used(reading.leave_out, adapters)
-    plan = plan_blend(base, opened, weights, blend, reading.choice)
-    choices: dict[str, object] = {"method": blend.method, **blend.settings, "renames": list(own.texts)}
+    plan = plan_blend(base, opened, weights, blend, reading.choice, by_tensor)
+    choices: dict[str, object] = {"method": blend.method, **by_tensor.said(blend.settings), "renames": list(own.texts)}
     choices = with_rules({**choices, **left_out(adapters), **reading.chosen}, weights)
     return Prepared(dataclasses.replace(plan, choices=choices), base, None, opened)

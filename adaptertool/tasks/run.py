@@ -10,6 +10,7 @@ from adaptertool.methods import settings_of
 from adaptertool.output.checkpoint import run
 from adaptertool.output.options import Options
 from adaptertool.planning.schedules import Given
+from adaptertool.planning.settings import GivenSetting
 from adaptertool.planning.sources import Reading
 from adaptertool.reports.run import RunReport
 from adaptertool.spec.choices import EXACT
@@ -32,7 +33,7 @@ def merge(
     expert_layout: str | None = None,
     precision: str = EXACT,
     method: str | None = None,
-    density: Number | None = None,
+    density: GivenSetting | None = None,
     seed: int | None = None,
     leave_out: Sequence[str] = (),
     only: Sequence[str] = (),
@@ -52,7 +53,7 @@ def merge(
     clean: bool = False,
     fail_if_unchanged: bool = False,
     executor: Executor | None = None,
-    **settings: Number | None,
+    **settings: GivenSetting | None,
 ) -> RunReport:
     """Write to `out` the checkpoint `base` with `adapters` merged: W' = W + Σ w_i·Δ_i, in order.
 
@@ -72,7 +73,8 @@ def merge(
     method:   combine the changes W'_i − W that the sources make, each by itself, in another way: linear, ties,
               dare_linear, dare_ties, magnitude_prune, slerp (see `adaptertool.methods`). Sources may then be fine-tuned
               checkpoints too. Computed in float64 and rounded once.
-    density:  the share of each change that stays, where the method drops some
+    density:  the share of each change that stays, where the method drops some; as of other settings that are no whole
+              numbers, a gradient "0.3:0.8", or several: one for each source, and "PATTERN=NUMBERS", as in weights
     seed:     of what is dropped by chance; 0 where None
     settings: others that a method has
     leave_out: files beside the adapters that may hold weights, and are to play no part: regexes that are found in their

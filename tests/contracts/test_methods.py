@@ -295,7 +295,8 @@ def test_a_new_method_is_a_file_and_a_line(place: Path) -> None:
 
     text = " ".join(run("merge", "--help").split())
     assert (
-        "--shrink NUMBER How much of it goes. Default 0.25: shrunk." in text and "shrunk" in text.split("--shrink")[0]
+        "--shrink NUMBER|PATTERN=NUMBERS How much of it goes. Default 0.25: shrunk." in text
+        and "shrunk" in text.split("--shrink")[0]
     )
     flags = ("--method", "shrunk", "--shrink", "0.5", "-o")
     run("merge", place / "base", place / "tuned", *flags, place / "merged")

@@ -24,6 +24,7 @@ from adaptertool.formats.checkpoints import open_checkpoint
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.planning.blend import plan_blend
 from adaptertool.planning.schedules import parse_weights
+from adaptertool.planning.settings import ByTensor
 from adaptertool.planning.sources import Reading, open_source
 from adaptertool.resolution.renaming import renaming
 from adaptertool.spec.plan import Blend
@@ -139,7 +140,8 @@ def test_settings_of_methods_by_tensor(place: Place) -> None:
 
     def planned(*numbers: str) -> set[tuple[str, object]]:
         rule = Rule("mlp", tuple(map(Decimal, numbers)))
-        plan = plan_blend(base, sources, [1.0, 1.0], blend, settings={"density": Schedule(Decimal("0.5"), (rule,))})
+        by_tensor = ByTensor({"density": [Schedule(Decimal("0.5"), (rule,))]}, ())
+        plan = plan_blend(base, sources, [1.0, 1.0], blend, settings=by_tensor)
         steps = [step for step in plan.steps() if step.edits]
         return {(step.spec.name.split(".", 2)[2], step.blend.settings["density"]) for step in steps if step.blend}
 
