@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from adaptertool.errors import OutputError, UsageError
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.checkpoint import MANIFEST, load_manifest
 from adaptertool.files.hub import called, find, kept_as
+from adaptertool.files.publish import BEFORE
 from adaptertool.output.manifest import STEPS
 from adaptertool.recipes.fields import PATH, WHOLE
 from adaptertool.recipes.ghosts import write_ghost
@@ -89,26 +91,38 @@ def make_steps(run: Run, bench: Workshop | None) -> None:
         began, out = time.perf_counter(), run.made.get(number)
         run.told.append(_data(run, number))
         if number in there:
-            run.report(number, THERE, 0.0, there[number]["report"])
+            run.report(number, THERE, 0.0, there[number])
         else:
-            token = STEPS.set(_history(run) if number == run.last and len(run.steps) > 1 else None)
-            try:
+            with _noting(run, number, bench):
                 around, code = run.run(number, out)
-            finally:
-                STEPS.reset(token)
             report = _as_json(around)
             run.report(number, DONE, time.perf_counter() - began, report, code)
             if code:
                 return
-            if bench is not None and number in run.keys and out is not None:
-                bench.note(run.keys[number], as_path(out, "OUT"), report)
+            if bench is not None and number in run.keys:
+                bench.tell(run.keys[number], report)
         if number in run.keys and number != run.last and out is not None:
             _tell_manifest(run.told[number], as_path(out, "OUT"))
 
 
-def _there(run: Run, bench: Workshop | None) -> dict[int, Mapping[str, Any]]:
-    """Say where the output of each step is; returns what is noted of those that are made."""
-    there: dict[int, Mapping[str, Any]] = {}
+@contextlib.contextmanager
+def _noting(run: Run, number: int, bench: Workshop | None) -> Iterator[None]:
+    """While a step is run: what its manifest has of the others, and that what it makes is noted. A curve is not: it is
+    published also where a point of it failed, and then is no step that is made."""
+    step, key = run.steps[number], run.keys.get(number, "")
+    notes = bench is not None and key and "score" not in step.values
+    history = _history(run) if number == run.last and len(run.steps) > 1 else None
+    tokens = STEPS.set(history), BEFORE.set((lambda work: bench.note(key, work)) if bench and notes else None)
+    try:
+        yield
+    finally:
+        STEPS.reset(tokens[0])
+        BEFORE.reset(tokens[1])
+
+
+def _there(run: Run, bench: Workshop | None) -> dict[int, dict[str, Any] | None]:
+    """Say where the output of each step is; returns the reports of those that are made, as far as they are known."""
+    there: dict[int, dict[str, Any] | None] = {}
     for number, step in enumerate(run.steps):
         out = run.kept(number) if step.command.writes else None
         if bench is None and out is not None:
@@ -119,8 +133,8 @@ def _there(run: Run, bench: Workshop | None) -> dict[int, Mapping[str, Any]]:
                 out = str(bench.room(key) / (step.name or "out"))
                 run.names[out] = f"${{{run.called(number)}}}"
             run.made[number] = out
-            if noted := bench.noted(key, as_path(out, "OUT")):
-                there[number] = noted
+            if bench.holds(key, as_path(out, "OUT")):
+                there[number] = bench.report(key)
             elif run.kept(number) is None:
                 bench.discard(Path(out))
     return there

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 from adaptertool.errors import OutputError, StorageError, UsageError, shown
@@ -20,6 +21,9 @@ ASIDE = "old"  # name in the staging directory
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: relative to the working directory; exchange both
 _NO_SUCH_CALL = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # for files of this kind, or file system
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
+
+# Called with what is complete and about to be OUT: whoever notes it then knows it again, wherever the run is killed
+BEFORE: ContextVar[Callable[[Path], None] | None] = ContextVar("BEFORE", default=None)
 
 
 def require_local(out: Path) -> None:
@@ -169,6 +173,8 @@ def publish(work: Path, out: Path, *, force: bool) -> None:
     _check_free(out, as_file=as_file, force=force)
     # A full directory is exchanged, so that OUT is the old or the new and never absent.
     exchange = not as_file and target.is_dir() and any(target.iterdir())
+    if (before := BEFORE.get()) is not None:
+        before(work)
     try:
         if exchange:
             _exchange(work, target)

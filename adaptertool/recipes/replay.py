@@ -17,6 +17,7 @@ from adaptertool.files.hub import find
 from adaptertool.files.reader import digests_in, exists, is_folder, stamp_of
 from adaptertool.recipes.fields import PATH, Commands
 from adaptertool.recipes.given import node_of
+from adaptertool.recipes.needed import needed
 from adaptertool.recipes.read import OUT, TAKEN, Recipe, Step, read_recipe
 from adaptertool.recipes.recorded import step_of
 from adaptertool.reports.scores import SCORES
@@ -67,13 +68,12 @@ def replay_of(content: Content, path: Path, commands: Commands, inputs: Mapping[
     if SCORES in files:
         raise UnsupportedError(f"{path} is of a curve that a program has scored, which no manifest can promise again")
     try:
-        data, manifests = _steps(content, path.resolve().parent.name)
+        data, manifests, notes = _steps(content, path.resolve().parent.name)
         recipe = read_recipe(node_of({"steps": data}, str(path)), str(path), Path(), commands)
         recorded = [one for n, manifest in manifests.items() for one in _recorded(n, recipe.steps[n], manifest)]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(f"{path} is no manifest that adaptertool wrote: {shown(error)}") from error
     recipe = _located(recipe, path.resolve().parent.parent, inputs)
-    notes = []
     if content.get("adaptertool") != __version__:
         notes.append(f"the manifest is by adaptertool {shown(content.get('adaptertool'))}, and this is {__version__}")
     return Replay(recipe, tuple(recorded), files, read_from(content), tuple(notes))
@@ -86,16 +86,18 @@ def read_from(content: Content) -> dict[str, Mapping[str, Any]]:
     return {f"{root}/{name}": facts for root, files in roots.items() for name, facts in files.items()}
 
 
-def _steps(content: Content, folder: str) -> tuple[list[dict[str, Any]], dict[int, Content]]:
-    """The steps as a recipe says them, and the manifests of those that have one."""
+def _steps(content: Content, folder: str) -> tuple[list[dict[str, Any]], dict[int, Content], list[str]]:
+    """The steps as a recipe says them, the manifests of those that have one, and notes on those that are left out."""
     told = content.get("steps")
     if told is None:
-        return [step_of(content, folder)], {0: content}
+        return [step_of(content, folder)], {0: content}, []
     steps = [{name: one for name, one in step.items() if name != "manifest"} for step in told]
     manifests = {number: step["manifest"] for number, step in enumerate(told) if "manifest" in step}
     # The last that writes is this one's; what has a file of its own, such as a page, is not asked for again
     last = max(n for n, step in enumerate(steps) if _command(content) in step and n not in manifests)
-    return steps, {**manifests, last: content}
+    manifests[last] = content
+    numbers, notes = needed(steps, last)
+    return [steps[n] for n in numbers], {at: manifests[n] for at, n in enumerate(numbers) if n in manifests}, notes
 
 
 def _command(content: Content) -> str:
@@ -208,10 +210,7 @@ def differing(replay: Replay, out: Content) -> tuple[str, ...]:
     """The names of files that the manifest of OUT has otherwise, or that one of the two has alone; first of those that
     were read."""
     read, now = read_from(out), out.get("files", {})
-    return (
-        *(f"input {name}" for name in _unlike(read, replay.read)),
-        *_unlike(now, replay.files),
-    )
+    return (*(f"input {name}" for name in _unlike(read, replay.read)), *_unlike(now, replay.files))
 
 
 def _unlike(one: Facts, other: Facts) -> list[str]:

@@ -4,7 +4,8 @@ of the same recipe, or of one with other later steps, takes over what is made.
 
 In .OUT.steps.adaptertool-KEY/steps/KEY-OF-THE-STEP:
     NAME      what the step made, where it is temporary
-    made      once it is made: its report, and the hash of its manifest
+    made      when it is made, before it takes its place: what tells it, the hash of its manifest
+    report    once it has its place: its report
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from adaptertool.output.integrity import check_files
 from adaptertool.version import __version__
 
 _KEY = blake3(b"adaptertool: the steps of a recipe").hexdigest(8)  # one directory for all recipes that make OUT
-_MADE = "made"
+_MADE, _REPORT = "made", "report"
 
 
 def place_of(out: Path, scratch: Path | None) -> Path:
@@ -79,8 +80,7 @@ class Workshop:
                 self.discard(self._folder / name)
 
     def discard(self, out: Path) -> None:
-        """Remove a temporary output, such as one that nothing is noted of: a run was killed just then. Raises
-        StorageError."""
+        """Remove what a run that was killed has left, such as a temporary output. Raises StorageError."""
         try:
             if out.is_dir():
                 shutil.rmtree(out)
@@ -89,26 +89,42 @@ class Workshop:
         except OSError as error:
             raise StorageError(f"removing {out} failed: {error.strerror}") from error
 
-    def note(self, key: str, out: Path, report: Mapping[str, Any] | None) -> None:
-        """Note that the step is made. Raises StorageError."""
-        self.discard(self.room(key) / _MADE)  # of an output that is not there any more
-        write_small(self.room(key) / _MADE, json.dumps({"out": state_of(out), "report": report}).encode())
+    def note(self, key: str, work: Path) -> None:
+        """Note that the step has made `work`, which is about to take its place. Raises StorageError."""
+        self._put(key, _MADE, {"out": state_of(work)})
 
-    def noted(self, key: str, out: Path) -> Mapping[str, Any] | None:
-        """What was noted, where OUT is still what was made: files that are not as its manifest says do not count, nor
-        an OUT that has none."""
+    def tell(self, key: str, report: Mapping[str, Any] | None) -> None:
+        """Keep the report of a step that is made. Raises StorageError."""
+        self._put(key, _REPORT, report)
+
+    def _put(self, key: str, name: str, content: object) -> None:
+        """Write a file of a step, in the place of what a run that was killed has left of it."""
+        self.discard(path := self.room(key) / name)
+        write_small(path, json.dumps(content).encode())
+
+    def report(self, key: str) -> dict[str, Any] | None:
+        """What was kept; None where the run was killed before that."""
         with contextlib.suppress(AdapterToolError, OSError):
-            noted = load_json(self._folder / key / _MADE)
-            if noted["out"] is not None and noted["out"] == state_of(out) and check_files(out).ok:
-                return noted
+            found: dict[str, Any] | None = load_json(self._folder / key / _REPORT)
+            return found
         return None
 
+    def holds(self, key: str, out: Path) -> bool:
+        """Whether OUT is still what the step has made: files that are not as its manifest says do not count, nor a
+        folder that has none."""
+        with contextlib.suppress(AdapterToolError, OSError):
+            state = load_json(self._folder / key / _MADE)["out"]
+            return state is not None and state == state_of(out) and (out.is_file() or check_files(out).ok)
+        return False
 
-def state_of(out: Path) -> str | None:
-    """The hash of the manifest of OUT; None where it has none."""
-    if store_of(out) is not LOCAL or not (out / MANIFEST).is_file():
+
+def state_of(out: Path) -> str | list[int] | None:
+    """What tells an output: the hash of its manifest; of a single file, which has none, its size and time."""
+    if store_of(out) is not LOCAL:
         return None
-    return blake3((out / MANIFEST).read_bytes()).hexdigest()
+    if out.is_file():
+        return list(stamp_of(out)[2:4])
+    return blake3((out / MANIFEST).read_bytes()).hexdigest() if (out / MANIFEST).is_file() else None
 
 
 def key_of(command: str, values: Mapping[str, Any], inputs: Iterable[tuple[str, str]]) -> str:

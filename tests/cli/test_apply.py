@@ -218,6 +218,22 @@ def test_a_killed_run_goes_on(here: Path, point: int) -> None:
     assert snapshot(here / "fresh") == snapshot(here / "merged")
 
 
+@pytest.mark.parametrize(("out", "step"), [("s", ""), ("s.safetensors", ", to: kohya, base: base")])
+def test_an_output_that_stays_is_known_again(here: Path, out: str, step: str) -> None:
+    """Killed as soon as a step has its OUT, before anything else is written: also where OUT is one file."""
+    name, adapters = ("convert", "adapter: one") if step else ("sum", "adapters: [one, two]")
+    steps = f"- {name}: {{{adapters}{step}, out: {out}}}\n- merge: {{base: base, adapters: [two], out: o}}"
+    (here / "r.yaml").write_text(f"steps:\n{steps}\n")
+    code = (
+        "import os, signal; from adaptertool.cli import cli; from adaptertool.files import publish\n"
+        f"publish.sync_directory = lambda _: os.path.exists({out!r}) and os.kill(os.getpid(), signal.SIGKILL) or True\n"
+        "cli.main(['apply', 'r.yaml', '-q'], standalone_mode=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL and (here / out).exists() and not (here / "o").exists()
+    assert [one.state for one in package.apply("r.yaml").steps] == ["there", "done"]
+
+
 def test_what_is_made_is_not_made_again(here: Path) -> None:
     spoiled = TWO.replace("[1, 0.1], out", "[1, 0.1, 3], out")
     (here / "r.yaml").write_text(spoiled)
@@ -300,6 +316,14 @@ def test_a_replay_names_what_has_changed(here: Path) -> None:
     with pytest.raises(UsageError, match=r"--input both\.adaptors"):
         package.apply(path, "again", inputs={"both.adapters.1": elsewhere, "both.adaptors": elsewhere})
     assert not (here / "again").exists()
+
+
+def test_a_replay_leaves_out_what_other_outputs_are(here: Path) -> None:
+    (here / "r.yaml").write_text(TWO.replace("steps:", "steps:\n  - sum: {adapters: [two], out: besides}", 1))
+    assert package.apply("r.yaml").ok
+    done = package.apply(f"merged/{MANIFEST}", "again")
+    assert done.ok and done.same and [one.command for one in done.steps] == ["sum", "wise", "merge", "verify"]
+    assert done.notes == ("step 1, step1, is left out: it made another output, of which this one is not made",)
 
 
 def test_damaged_manifests_are_refused(here: Path) -> None:
