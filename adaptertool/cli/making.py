@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import tempfile
@@ -18,7 +19,7 @@ from adaptertool.errors import OutputError, UsageError
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.checkpoint import MANIFEST, load_manifest
 from adaptertool.files.hub import called, find, kept_as
-from adaptertool.output.manifest import STEPS
+from adaptertool.output.manifest import ABOUT, STEPS
 from adaptertool.recipes.fields import PATH, WHOLE
 from adaptertool.recipes.ghosts import write_ghost
 from adaptertool.recipes.read import OUT
@@ -90,10 +91,13 @@ def _make(run: Run, bench: Workshop | None) -> None:
             run.report(number, THERE, 0.0, there[number]["report"])
         else:
             token = STEPS.set(_history(run) if number == run.last and len(run.steps) > 1 else None)
+            key = run.keys.get(number)
+            tell = ABOUT.set(None if bench is None or key is None else functools.partial(bench.about, key))
             try:
                 around, code = run.run(number, out)
             finally:
                 STEPS.reset(token)
+                ABOUT.reset(tell)
             report = _as_json(around)
             run.report(number, DONE, time.perf_counter() - began, report, code)
             if code:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from marshal import dumps
@@ -32,6 +32,8 @@ Facts = dict[str, int | str]  # size, and hashes by name
 # What the manifest of a recipe's last step has beside its own: all steps as data, with the manifests of those before.
 # Set around that step (cli.steps); it decides nothing of what is computed
 STEPS: ContextVar[Sequence[Mapping[str, Any]] | None] = ContextVar("STEPS", default=None)
+# What is told of each manifest before it is published, so that a recipe whose run is killed just then knows its output
+ABOUT: ContextVar[Callable[[bytes], None] | None] = ContextVar("ABOUT", default=None)
 
 _PLAIN = Edit._fields.index("view")  # fields of an edit that are numbers and texts, but for its factors
 
@@ -180,7 +182,10 @@ def write_manifest(
         **({} if (steps := STEPS.get()) is None else {"steps": steps}),
         "files": files,  # --force replaces a folder that holds these, the manifest, SHA256SUMS, and no others
     }
-    write_small(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+    text = (json.dumps(content, indent=2) + "\n").encode()
+    if tell := ABOUT.get():
+        tell(text)
+    write_small(folder / MANIFEST, text)
     if SHA256 in hashes:
         known = {**files, MANIFEST: digests_of(folder / MANIFEST, hashes)}
         write_small(folder / SUMS, sums({name: str(facts[SHA256]) for name, facts in known.items()}))

@@ -4,7 +4,8 @@ of the same recipe, or of one with other later steps, takes over what is made.
 
 In .OUT.steps.adaptertool-KEY/steps/KEY-OF-THE-STEP:
     NAME      what the step made, where it is temporary
-    made      once it is made: its report, and the hash of its manifest
+    made      once it is made: its report, and the hash of its manifest; of a single file its stamp
+    about-H   H is the hash of a manifest that a run was about to publish
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from adaptertool.output.integrity import check_files
 from adaptertool.version import __version__
 
 _KEY = blake3(b"adaptertool: the steps of a recipe").hexdigest(8)  # one directory for all recipes that make OUT
-_MADE = "made"
+_MADE, _ABOUT = "made", "about-"
 
 
 def place_of(out: Path, scratch: Path | None) -> Path:
@@ -73,7 +74,8 @@ class Workshop:
         return self._folder / key
 
     def discard(self, out: Path) -> None:
-        """Remove a temporary output that nothing is noted of: a run was killed just then. Raises StorageError."""
+        """Remove a temporary output that nothing is noted of, as a run was killed just then; or what was noted. Raises
+        StorageError."""
         try:
             if out.is_dir():
                 shutil.rmtree(out)
@@ -83,24 +85,42 @@ class Workshop:
             raise StorageError(f"removing {out} failed: {error.strerror}") from error
 
     def note(self, key: str, out: Path, report: Mapping[str, Any] | None) -> None:
-        """Note that the step is made. Raises StorageError."""
+        """Note that the step is made, perhaps once more: its OUT may have been removed. Raises StorageError."""
+        self.discard(self.room(key) / _MADE)
         write_small(self.room(key) / _MADE, json.dumps({"out": _state(out), "report": report}).encode())
 
+    def about(self, key: str, manifest: bytes) -> None:
+        """Note the manifest of an OUT that is about to be published. Raises StorageError."""
+        path = self.room(key) / f"{_ABOUT}{_hash(manifest)}"
+        if not path.exists():
+            write_small(path, b"")
+
     def noted(self, key: str, out: Path) -> Mapping[str, Any] | None:
-        """What was noted, where OUT is still what was made: files that are not as its manifest says do not count, nor
-        an OUT that has none."""
+        """What was noted, where OUT is still what was made: files that are not as its manifest says do not count. Of
+        an OUT that was published just before a run was killed there is no report."""
+        made: Mapping[str, Any] = {}
         with contextlib.suppress(AdapterToolError, OSError):
-            noted = load_json(self._folder / key / _MADE)
-            if noted["out"] is not None and noted["out"] == _state(out) and check_files(out).ok:
-                return noted
+            made = load_json(self._folder / key / _MADE)
+        with contextlib.suppress(AdapterToolError, OSError):
+            state = _state(out)
+            if state is None or (made.get("out") != state and not (self._folder / key / f"{_ABOUT}{state}").exists()):
+                return None
+            if out.is_file() or check_files(out).ok:
+                return made if made.get("out") == state else {"out": state, "report": None}
         return None
+
+
+def _hash(manifest: bytes) -> str:
+    return blake3(manifest).hexdigest()
 
 
 def _state(out: Path) -> str | None:
-    """The hash of the manifest of OUT."""
-    if store_of(out) is not LOCAL or not (out / MANIFEST).is_file():
+    """The hash of the manifest of OUT, or what the system says of a single file: no other has the same."""
+    if store_of(out) is not LOCAL:
         return None
-    return blake3((out / MANIFEST).read_bytes()).hexdigest()
+    if out.is_file():
+        return str(stamp_of(out))
+    return _hash((out / MANIFEST).read_bytes()) if (out / MANIFEST).is_file() else None
 
 
 def key_of(command: str, values: Mapping[str, Any], inputs: Iterable[tuple[str, str]]) -> str:
