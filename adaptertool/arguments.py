@@ -27,6 +27,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _FASTEST = 10**18  # bytes a second
 
 _FORMS = "; it is one (0.3), a list (0,0.3,1), or a sweep START:STOP:STEP (0:1:0.1)"  # of alphas
+_DIGITS = 1000  # of sums: numbers that a float has differ by so many at most, so that none is rounded
 MAX_ALPHAS = 1000  # points of a sweep that is written as START:STOP:STEP
 
 
@@ -211,35 +212,43 @@ def check_precision(precision: str) -> str:
 
 
 def parse_alphas(alphas: Number | Sequence[Number]) -> list[Decimal]:
-    """The alphas, each once. Text is `0.3`, `0,0.3,1`, or `START:STOP:STEP` with both ends: 0:0.3:0.1 ends at 0.3.
+    """The alphas, each once, as `parse_numbers` takes them. Raises UsageError."""
+    return parse_numbers(alphas, argument("alpha"), "alpha")
+
+
+def parse_numbers(numbers: Number | Sequence[Number], what: str, called: str) -> list[Decimal]:
+    """The values of a sweep, each once. Text is `0.3`, `0,0.3,1`, or `START:STOP:STEP` with both ends: 0:0.3:0.1 ends
+    at 0.3. what, called: the number, as it is typed and in a sentence
 
     Raises UsageError where there is none, one stands there twice, or one is no finite number.
     """
-    if isinstance(alphas, str):
-        listed = [] if ":" in alphas else alphas.split(",")
-        exact = [decimal(part, argument("alpha"), _FORMS) for part in listed] or _sweep(alphas)
-    elif isinstance(alphas, Sequence):
-        exact = [decimal(alpha, argument("alpha")) for alpha in alphas]
+    if isinstance(numbers, str):
+        listed = [] if ":" in numbers else numbers.split(",")
+        exact = [decimal(part, what, _FORMS) for part in listed] or _sweep(numbers, what)
+    elif isinstance(numbers, Sequence):
+        exact = [decimal(number, what) for number in numbers]
     else:
-        exact = [decimal(alphas, argument("alpha"))]
+        exact = [decimal(numbers, what)]
     if not exact:
-        raise UsageError("no alpha given")
+        raise UsageError(f"no {called} given")
     if len(set(exact)) != len(exact):
-        raise UsageError(f"an alpha is given twice: {', '.join(map(str, exact))}")
+        article = "an" if called[0] in "aeiou" else "a"
+        raise UsageError(f"{article} {called} is given twice: {', '.join(map(str, exact))}")
     return exact
 
 
-def _sweep(text: str) -> list[Decimal]:
+def _sweep(text: str, what: str) -> list[Decimal]:
     with localcontext() as context:
         context.traps[Overflow] = False  # the quotient is then infinite, and too many points
-        return _steps(text)
+        context.prec = _DIGITS
+        return _steps(text, what)
 
 
-def _steps(text: str) -> list[Decimal]:
+def _steps(text: str, what: str) -> list[Decimal]:
     parts = text.split(":")
     if len(parts) != 3:
         raise UsageError(f"a sweep is START:STOP:STEP, for instance 0:1:0.1, not {text!r}")
-    start, stop, step = (decimal(part, argument("alpha")) for part in parts)
+    start, stop, step = (decimal(part, what) for part in parts)
     if step and abs((stop - start) / step) >= MAX_ALPHAS:
         raise UsageError(f"the sweep {text!r} has more than {MAX_ALPHAS:,} points")
     if step == 0:

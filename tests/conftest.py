@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import forks
+import jinja2
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -23,10 +24,11 @@ from adaptertool import cli
 pytest_plugins = ["long_tests"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Where this is set, each of the hundreds of processes that the tests start compiles the package anew, which takes it
+# two thirds of its time
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 torch.set_num_threads(1)  # the tests run in two processes on two cores
-# No test hangs on a clock: the machine may be busy
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
 
 ROOT = Path(__file__).parent.parent
 pytest.register_assert_rewrite(*(path.stem for path in (ROOT / "tests").glob("*.py")))  # what tests share asserts too
@@ -96,7 +98,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def adaptertool(*arguments: object, cwd: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own; in one that is new, where something beside its arguments counts."""
-    if not options and (done := forks.run(list(map(str, arguments)), cwd)) is not None:
+    more = forks.late(options.get("env", os.environ)) if options.keys() <= {"env"} else None
+    if more is not None and (done := forks.run(list(map(str, arguments)), cwd, environment=more)) is not None:
         return done
     command = [sys.executable, "-m", "adaptertool", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False, **options)
@@ -121,6 +124,14 @@ def unsynced() -> Iterator[None]:
     merge. Processes of their own wait, and so do tests of faults, which put something else in its place."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cards() -> Iterator[None]:
+    """PEFT saves a card beside each adapter, and compiles its template for each: that takes longer than the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2.Environment, "compile", functools.lru_cache(maxsize=64)(jinja2.Environment.compile))
         yield
 
 

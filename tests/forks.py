@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
 import pkgutil
+import re
 import runpy
 import subprocess
 import sys
@@ -21,8 +23,15 @@ from typing import IO, Any
 from adaptertool.process import prepare
 
 _LOADED = ("adaptertool.cli", "adaptertool.tasks", "adaptertool.render")  # packages, with all that is in them
-# Variables that pytest and torch set as they go, and the package does not read
-_UNREAD = {"PYTEST_CURRENT_TEST": "", "TORCHINDUCTOR_CACHE_DIR": ""}
+_EXTRAS = ("jinja2", "matplotlib.figure", "matplotlib.ticker")  # what pages are made with
+# Variables that pytest, torch and mlx_lm set as they go, and the package does not read. One that is missing here costs
+# every command after it a process that starts.
+_UNREAD = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRANSFORMERS_NO_ADVISORY_WARNINGS")
+# Variables that the package reads while a command runs, and not from the start
+_LATE = re.compile(
+    "GITHUB_|ADAPTERTOOL_THREADS|_ADAPTERTOOL_COMPLETE|COMP_|NO_COLOR|COLUMNS|SOURCE_DATE_EPOCH"
+    "|HF_HOME|HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE|XDG_CACHE_HOME"
+)
 
 
 class Forks:
@@ -37,7 +46,7 @@ class Forks:
         atexit.register(self._process.kill)
 
     def run(
-        self, arguments: Sequence[str], cwd: Path | None, script: Path | None, environment: Mapping[str, str]
+        self, arguments: Sequence[str], cwd: Path | None, script: Path | None, environment: Mapping[str, str | None]
     ) -> subprocess.CompletedProcess[str]:
         with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
             program = str(script) if script else None
@@ -62,13 +71,21 @@ def run(
     start: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str] | None:
-    """What the command line does, or a script of the tests; None where the environment of this process has changed,
-    which counts from the start of one. `start`: variables that count from the start, so that another process waits
-    for those who have them; `environment`: others."""
+    """What the command line does, or a script of the tests; None where the environment that it is to have differs from
+    that of this process at its start in what counts from the start. `start`: variables that do, so that another process
+    waits for those who have them; `environment`: others, beside those of this process."""
     forks = _started(tuple(sorted((start or {}).items())))
-    if os.environ | _UNREAD != forks.environment | _UNREAD:
+    changed = {name: os.environ.get(name) for name in {*os.environ, *forks.environment}.difference(_UNREAD)}
+    changed = {name: text for name, text in changed.items() if text != forks.environment.get(name)}
+    if not all(map(_LATE.match, changed)):
         return None
-    return forks.run(arguments, cwd, script, environment or {})
+    return forks.run(arguments, cwd, script, changed | dict(environment or {}))
+
+
+def late(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """What an environment has beyond that of this process; None where it has less, or what counts from the start."""
+    more = {name: text for name, text in environment.items() if text != os.environ.get(name)}
+    return more if os.environ.keys() <= environment.keys() and all(map(_LATE.match, more)) else None
 
 
 def _of(stream: IO[str] | None) -> IO[str]:
@@ -86,6 +103,9 @@ def _serve() -> None:
     for package in map(importlib.import_module, _LOADED):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
+    for name in _EXTRAS:
+        importlib.import_module(name)
+    gc.freeze()  # else the collector of each process that forks copies what is here
     for line in sys.stdin:
         request = json.loads(line)
         if (child := os.fork()) == 0:
@@ -94,11 +114,12 @@ def _serve() -> None:
 
 
 def _become(
-    script: str | None, arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str
+    script: str | None, arguments: list[str], cwd: str, environment: dict[str, str | None], out: str, err: str
 ) -> None:
     """The process of one command line."""
     os.chdir(cwd)
-    os.environ.update(environment)
+    for name, text in environment.items():
+        os.environ.pop(name, None) if text is None else os.environ.update({name: text})
     for number, path, flags in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
         own = os.open(path, flags)
         os.dup2(own, number)

@@ -82,9 +82,9 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         packed(b'{"__metadata__":{"a":"\xc3\xa9"},"odd":{"dtype":"I8",%s}}' % FIELD, bytes(4)),
         "dtype",
     ),
-    "as many strings as without duplicates": (
+    "duplicates beside metadata that are none": (
         packed(b'{"__metadata__":7,"odd":{%s,"dtype":"F32","dtype":"F32"}}' % FIELD, bytes(4)),
-        "__metadata__",
+        "dtype",
     ),
     "duplicate metadata block": (packed(b'{"__metadata__":{},"__metadata__":{}}'), "__metadata__"),
     "duplicate in metadata": (packed(b'{"__metadata__":{"odd":"1","odd":"2"}}'), "odd"),

@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ALL = bool(os.environ.get("ADAPTERTOOL_ALL_TESTS"))
 ONE_IN = 6
 STEP = 1 if ALL else ONE_IN  # for tests that walk over many cases themselves
+# No test hangs on a clock: the machine may be busy. Properties that say no more have a third of Hypothesis's examples.
+settings.register_profile(
+    "untimed", max_examples=100 if ALL else 34, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("untimed")
 COUNTS = pytest.StashKey[tuple[int, int]]()
 
 

@@ -12,6 +12,7 @@ import torch
 from peft.tuners.boft import layer as boft
 from peft.tuners.c3a import layer as c3a
 from peft.tuners.deft import layer as deft
+from peft.tuners.lora import variants
 from peft.tuners.osf import utils as osf
 
 
@@ -25,12 +26,12 @@ class Blocks:
 
 @contextlib.contextmanager
 def in_doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fourier transforms, DEFT and OSF."""
+    """Fourier transforms, DEFT, OSF and KaSA."""
     circulant, inverse = c3a.get_circulant_fast, torch.fft.ifft2
     with monkeypatch.context() as patch:
         patch.setattr(c3a, "get_circulant_fast", lambda kernel: circulant(kernel.double()))
         patch.setattr(torch.fft, "ifft2", lambda spectrum: inverse(spectrum.double()))
-        for module in (deft, osf):
+        for module in (deft, osf, variants):
             patch.setattr(module, "torch", types.SimpleNamespace(**{**vars(torch), "float32": torch.float64}))
         yield
 

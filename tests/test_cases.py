@@ -104,7 +104,7 @@ HANDLED = [
     ("Conv1D of GPT-2 (stored transposed)", "by shape; where square, by model family and name; fan_in_fan_out of the "
      "config is not believed", "oracle/test_peft_layers.py::test_gpt2"),
     ("Embedding, Conv1d, Conv2d, Conv3d", "LoRA and DoRA", "oracle/test_peft_layers.py::test_layer"),
-    ("OSF, FRoD", "what they are made of is decomposed from the base, in float64, as it was rounded to 16 bits",
+    ("OSF, KaSA, FRoD", "what they are made of is decomposed from the base, in float64, as it was rounded to 16 bits",
      "oracle/test_peft_decomposed.py::test_each_dtype"),
     ("torch.nn.MultiheadAttention", "in_proj, and out_proj twice, as PEFT trains it",
      "oracle/test_peft_layers.py::test_multihead_attention"),
@@ -292,7 +292,7 @@ REFUSED = [
     case("Arrow", arrow_config={"top_k": 2}),
     case("QA-LoRA", use_qalora=True),
     case("BD-LoRA with DoRA or lora_bias", use_bdlora={"nblocks": 2}, use_dora=True),
-    case("KaSA", kasa_config={"x": 1}),
+    case("KaSA with DoRA", kasa_config={"beta": 1e-4}, use_dora=True),
     case("layer_replication", layer_replication=[[0, 1]]),
     case("megatron_config", megatron_config={"x": 1}),
     *(case(f"peft_type {kind}", peft_type=kind) for kind, why in PEFT_REFUSED.items() if "yet" not in why),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -157,21 +157,16 @@ def rules_for(architecture: str) -> list[Rule]:
     return list(map(_rule, _table()["lists"][number]))
 
 
-def all_rules() -> Iterator[list[Rule]]:
+@functools.cache  # they have more expressions than `re` remembers
+def all_rules() -> Sequence[list[Rule]]:
     """The rules of every architecture, each list once."""
-    return (list(map(_rule, rules)) for rules in _table()["lists"])
+    return [list(map(_rule, rules)) for rules in _table()["lists"]]
 
 
 def _rule(fields: Mapping[str, Any]) -> Rule:
-    return Rule(
-        re.compile(fields["regex"]),
-        fields["target"],
-        fields.get("scope"),
-        fields.get("base"),
-        fields.get("join"),
-        tuple(fields["cut"]) if "cut" in fields else None,
-        fields.get("turned", False),
-    )
+    scope, base, join, cut = map(fields.get, ("scope", "base", "join", "cut"))
+    turned = fields.get("turned", False)
+    return Rule(re.compile(fields["regex"]), fields["target"], scope, base, join, tuple(cut) if cut else None, turned)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ from adaptertool.cli.bar import bar
 from adaptertool.cli.fields import commands
 from adaptertool.cli.making import make_all, plan_all
 from adaptertool.cli.options import CLEAN, DEBUG, FORCE, JSON, QUIET, THREADS, failed, tell, with_options
+from adaptertool.cli.scores import SCORES
 from adaptertool.cli.steps import How, Run
+from adaptertool.cli.table import load
 from adaptertool.errors import OutputError, StorageError, UsageError
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.checkpoint import MANIFEST, load_manifest
@@ -27,8 +30,9 @@ from adaptertool.recipes.given import node_of
 from adaptertool.recipes.read import Recipe, load_recipe, read_recipe
 from adaptertool.recipes.replay import Replay, check_inputs, differing, is_manifest, replay_of
 from adaptertool.render.apply import apply_text
-from adaptertool.render.machine import to_json
+from adaptertool.render.machine import Report, to_json
 from adaptertool.reports.apply import ApplyReport
+from adaptertool.reports.sweep import GRID, SEARCHES
 
 RecipeLike = PathLike | Mapping[str, Any]
 
@@ -72,8 +76,9 @@ def _text(path: PathLike | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
-def _opened(recipe: RecipeLike, inputs: Mapping[str, str]) -> Recipe | Replay:
-    """Raises InputError, and UsageError for places of inputs where there is no manifest."""
+def opened(recipe: RecipeLike, inputs: Mapping[str, str]) -> Recipe | Replay:
+    """The recipe, or what a manifest makes of one. Raises InputError, and UsageError for places of inputs where there
+    is no manifest."""
     if not isinstance(recipe, Mapping):
         path = as_path(recipe, "RECIPE")
         if path.name == MANIFEST or (path.suffix == ".json" and is_manifest(load_json(path))):
@@ -91,9 +96,9 @@ def _opened(recipe: RecipeLike, inputs: Mapping[str, str]) -> Recipe | Replay:
 def _apply(
     recipe: RecipeLike, out: str | None, inputs: Mapping[str, str], how: How, *, check: bool, dry_run: bool
 ) -> ApplyReport:
-    began, opened = time.perf_counter(), _opened(recipe, inputs)
-    replay = opened if isinstance(opened, Replay) else None
-    run = Run(opened.recipe if isinstance(opened, Replay) else opened, out, how)
+    began, found = time.perf_counter(), opened(recipe, inputs)
+    replay = found if isinstance(found, Replay) else None
+    run = Run(found.recipe if isinstance(found, Replay) else found, out, how)
     if not (check and replay is not None and out is None):
         run.require_sound()
     if replay is not None:
@@ -141,6 +146,20 @@ def _require_report(file: str | None, *, force: bool) -> None:
 @click.argument("recipe", type=click.Path(), metavar="RECIPE")
 @click.option("-o", "--out", type=click.Path(), help="Where the last step writes, in the place of what RECIPE says.")
 @with_options(
+    click.option(
+        "--sweep",
+        "sweeps",
+        multiple=True,
+        metavar="PLACE=VALUES",
+        help="Numbers to try in RECIPE: weights.0=0:1:0.25, or density=0.3,0.5. With --score.",
+    ),
+    click.option(
+        "--search",
+        type=click.Choice(SEARCHES),
+        help="Every combination (grid, as where it is not given), or one number at a time (coordinate).",
+    ),
+    SCORES,
+    click.option("--results", type=click.Path(), metavar="DIR", help="Where the scores go (default: OUT-scores)."),
     click.option("--input", "inputs", multiple=True, metavar="NAME=PATH", help="Of a manifest: where an input is now."),
     click.option("--check", is_flag=True, help="Read RECIPE, or compare the inputs of a manifest, and run nothing."),
     click.option("--report", type=click.Path(), metavar="FILE", help="Also write the report of all steps, as JSON."),
@@ -157,6 +176,14 @@ def _require_report(file: str | None, *, force: bool) -> None:
 def apply_command(
     recipe: str,
     out: str | None,
+    sweeps: tuple[str, ...],
+    search: str | None,
+    score: str | None,
+    keep: str | None,
+    target: str | None,
+    reference: str | None,
+    minimise: bool,
+    results: str | None,
     inputs: tuple[str, ...],
     check: bool,
     report: str | None,
@@ -175,6 +202,10 @@ def apply_command(
     takes what an earlier one makes. Paths are relative to it. Or it is an adaptertool.manifest.json: the same is made
     again, to the same bytes, or what has changed is said (exit code 3 for inputs, 1 for the output). Or a configuration
     of mergekit.
+
+    With --sweep the recipe is run with other numbers, CMD of --score is run on what each makes, and OUT is the best.
+    \f
+    Raises UsageError where options of a sweep are given without one.
     """
     places = dict(_place(text) for text in inputs)
     how = How(
@@ -187,9 +218,22 @@ def apply_command(
         prints=not as_json,
     )
     _require_report(report, force=force)
+    wishes = {"keep": keep, "target": target, "reference": reference, "minimise": minimise}
+    if sweeps and score is not None:
+        if places:
+            raise UsageError("--input is for manifests, which are made again as they are, without --sweep")
+        write = None if report is None else functools.partial(_write, as_path(report, "the file for the report"))
+        more = {"results": results, "check": check, "dry_run": dry_run, "write": write, "as_json": as_json}
+        sweep_and_tell = load("sweep", "sweep_and_tell")
+        code: int = sweep_and_tell(recipe, out, (sweeps, search or GRID, score), wishes, how, **more)
+        return code
+    if sweeps:
+        raise UsageError("--sweep makes several, of which --score 'CMD {}' says which is best: give it too")
+    if score is not None or search is not None or results is not None or any(wishes.values()):
+        raise UsageError("--score, --search, --results, --keep, --target, --reference and --minimise are for --sweep")
     done = _apply(recipe, out, places, how, check=check, dry_run=dry_run)
     if report is not None:
-        _write(as_path(report, "the file for the report"), to_json(done, indent=2))
+        _write(as_path(report, "the file for the report"), done)
     tell(done, lambda: apply_text(done), as_json=as_json, quiet=quiet)
     return 0 if done.ok else failed(apply_text(done).splitlines()[0], quiet=quiet)
 
@@ -201,8 +245,8 @@ def _place(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, report: Report) -> None:
     try:
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_text(to_json(report, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"writing {path} failed: {error.strerror}") from error

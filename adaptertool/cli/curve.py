@@ -14,11 +14,12 @@ from adaptertool.cli.terminal import room
 from adaptertool.errors import UsageError
 from adaptertool.output.options import Options
 from adaptertool.planning.sources import Reading
-from adaptertool.render.curve import curve_text, failures, point_text, title
+from adaptertool.render.curve import curve_text, title
+from adaptertool.render.scored import failures, point_text
 from adaptertool.reports.curve import CurvePoint
 from adaptertool.scoring.run import score_curve
 from adaptertool.scoring.scorer import scorer_of
-from adaptertool.scoring.settings import CurveSettings
+from adaptertool.scoring.settings import ScoreSettings
 from adaptertool.tasks.curve import prepare_curve
 from adaptertool.tasks.wise import WiseRecipe
 
@@ -31,8 +32,8 @@ def score_and_tell(
     options: Options,
     printing: Printing,
 ) -> int:
-    """The exit code. inputs: the arguments of `prepare_curve`; wishes: those of CurveSettings"""
-    settings = CurveSettings.of(**wishes, published=out is not None)
+    """The exit code. inputs: the arguments of `prepare_curve`; wishes: those of ScoreSettings"""
+    settings = ScoreSettings.of(**wishes, published=out is not None)
     scorer = scorer_of(score)
     plan = prepare_curve(*inputs)
     _refuse(options, printing)

@@ -47,7 +47,7 @@ def plan_all(run: Run, *, quiet: bool) -> None:
                 continue
             place = Path(folder) / str(number) / (step.name or "out")
             place.parent.mkdir()
-            ghosts.names[str(place)] = f"${{{step.name}}}" if out is None else out
+            ghosts.names[str(place)] = f"${{{run.called(number)}}}" if out is None else out
             # A real OUT is looked at by the dry run; for a run that goes on it is another's matter whether it is free
             around, code = ghosts.run(number, str(place) if quiet or out is None else out, "--dry-run", quiet=quiet)
             run.report(number, PLANNED, time.perf_counter() - began, _as_json(around), code)
@@ -72,17 +72,19 @@ def make_all(run: Run) -> None:
     """Run all steps; those that an earlier run of the same has made are not made again. Raises AdapterToolError."""
     writing = [number for number, step in enumerate(run.steps) if step.command.writes]
     if len(writing) < 2 or run.target is None:
-        _make(run, None)
+        make_steps(run, None)
         return
     scratch = None if run.how.scratch is None else Path(run.how.scratch)
     with workshop(as_path(run.target, "OUT"), scratch) as bench:
-        _make(run, bench)
+        make_steps(run, bench)
 
 
-def _make(run: Run, bench: Workshop | None) -> None:
+def make_steps(run: Run, bench: Workshop | None) -> None:
+    """Run all steps, with what is kept of them in `bench`; those that are noted there are not made again. Raises
+    AdapterToolError."""
     there = _there(run, bench)
     if len(run.steps) > 1:
-        _require_free(run, there)
+        require_free(run, there)
         plan_all(dataclasses.replace(run, done=[]), quiet=True)
     for number in range(len(run.steps)):
         began, out = time.perf_counter(), run.made.get(number)
@@ -119,7 +121,7 @@ def _there(run: Run, bench: Workshop | None) -> dict[int, Mapping[str, Any]]:
             key = run.keys[number] = _key(run, number)
             if out is None:
                 out = str(bench.room(key) / (step.name or "out"))
-                run.names[out] = f"${{{step.name}}}"
+                run.names[out] = f"${{{run.called(number)}}}"
             run.made[number] = out
             if noted := bench.noted(key, as_path(out, "OUT")):
                 there[number] = noted
@@ -163,6 +165,13 @@ def _tell_manifest(told: dict[str, Any], out: Path) -> None:
         told["manifest"] = load_manifest(out)
 
 
+def keys_of(run: Run) -> dict[int, str]:
+    """What decides the bytes of each step, by number, from the inputs as they are now."""
+    for number in range(len(run.steps)):
+        run.keys[number] = _key(run, number)
+    return run.keys
+
+
 def _key(run: Run, number: int) -> str:
     step = run.steps[number]
     values, inputs = {name: value for name, value in step.values.items() if name != OUT}, []
@@ -172,7 +181,7 @@ def _key(run: Run, number: int) -> str:
     return key_of(step.command.name, values, inputs)
 
 
-def _require_free(run: Run, there: Collection[int]) -> None:
+def require_free(run: Run, there: Collection[int]) -> None:
     """Refuse an OUT that is taken, before the first step is run. Raises OutputError."""
     for number, step in enumerate(run.steps):
         out = run.kept(number) if step.command.writes else None

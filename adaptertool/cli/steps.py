@@ -48,6 +48,7 @@ class Run:
     recipe: Recipe
     out: str | None  # in the place of that of the last step that writes
     how: How
+    apart: bool = False  # what steps before the last one make is temporary, whatever the recipe says
     made: dict[int, str] = field(default_factory=dict)  # where the output of a step is
     names: dict[str, str] = field(default_factory=dict)  # temporary paths -> what the recipe calls them
     keys: dict[int, str] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class Run:
         if number == self.last and self.out is not None:
             return self.out
         text = step.values.get(OUT)
-        return None if text is None else self.outputs.path(str(text), 0, {})
+        return None if text is None or self.apart else self.outputs.path(str(text), 0, {})
 
     def called(self, number: int) -> str:
         """The name of a step that writes; in manifests each has one."""

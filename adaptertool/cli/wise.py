@@ -17,23 +17,14 @@ from adaptertool.cli.options import (
     Listed,
     execute,
     records,
-    with_options,
     writes,
 )
+from adaptertool.cli.scores import SCORES
 from adaptertool.cli.table import load
 from adaptertool.cli.weights import EXCLUDE, ONLY, weight_option
 from adaptertool.errors import UsageError
 from adaptertool.planning.sources import Reading
-from adaptertool.reports.curve import KEEP
 from adaptertool.tasks.wise import WiseRecipe, prepare
-
-_SCORES = with_options(
-    click.option("--score", metavar="'CMD {}'", help="Run CMD on each checkpoint; it prints a number, or JSON."),
-    click.option("--keep", type=click.Choice(KEEP), help="With --score: which checkpoints (default: all with -o)."),
-    click.option("--target", metavar="NAME", help="The score to choose the best by; or mean (default: the first)."),
-    click.option("--reference", metavar="NAME", help="The score to draw it against (default: the next)."),
-    click.option("--minimise", is_flag=True, help="Lower scores are better."),
-)
 
 
 @click.command()
@@ -63,7 +54,7 @@ _SCORES = with_options(
 @QUANTISE
 @AS_TRAINED
 @SHARD_SIZE
-@_SCORES
+@SCORES
 @click.option("-o", "--out", type=click.Path(), help="Where to write. With --score it may be left out.")
 @DASK
 @writes

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,8 +21,6 @@ MAX_MARKS = 3_000_000
 _HALF = re.compile(
     rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F]..(?<!\\u[dD][89abAB]..\\u[dD]...))"  # begins fast to find
 )
-
-StringsIn = Callable[[dict[str, Any]], int]
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -43,19 +40,13 @@ def _constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
-def _parsed(text: bytes, strings_in: StringsIn | None) -> Any:
-    parse = functools.partial(
-        json.loads,
+def _parsed(text: bytes) -> Any:
+    return json.loads(
         text.decode("utf-8"),
+        object_pairs_hook=_pairs,
         parse_constant=_constant,
         parse_int=_integer if b"-0" in text else None,  # slower, and hardly ever needed
     )
-    if strings_in is not None and b"\\" not in text:
-        value = parse()
-        if 2 * strings_in(value) == text.count(b'"'):
-            return value
-        del value
-    return parse(object_pairs_hook=_pairs)
 
 
 def _refuse_halves(text: bytes) -> None:
@@ -64,18 +55,20 @@ def _refuse_halves(text: bytes) -> None:
         raise ValueError(f"{found[0].decode()} is half of a surrogate pair: byte {found.start()}")
 
 
-def parse_json(text: bytes, what: str, strings_in: StringsIn | None = None, *, halves: bool = False) -> dict[str, Any]:
+def require_few_marks(text: bytes, what: str) -> None:
+    """Raises InputError for JSON that would take too much memory. what: what it is called"""
+    if len(text) > MAX_MARKS and sum(map(text.count, (b",", b"[", b"{"))) > MAX_MARKS:
+        raise InputError(f"{what} has more than {MAX_MARKS:,} commas and brackets; so much is refused unread")
+
+
+def parse_json(text: bytes, what: str, *, halves: bool = False) -> dict[str, Any]:
     """Parse one JSON object. Raises InputError for anything else, in which `what` names it.
 
     halves: half of a pair of surrogates may stand there; so Python has names of files that are not UTF-8
-    strings_in: how many strings, keys among them, a value has if it is of the form that the caller accepts. To look at
-    every object for a key that stands there twice takes more than half as long again as parsing; but where nothing is
-    escaped a quote begins or ends a string, so a value with half as many strings as there are quotes has lost no key.
     """
-    if len(text) > MAX_MARKS and sum(map(text.count, (b",", b"[", b"{"))) > MAX_MARKS:
-        raise InputError(f"{what} has more than {MAX_MARKS:,} commas and brackets; so much is refused unread")
+    require_few_marks(text, what)
     try:
-        value = _parsed(text, strings_in)
+        value = _parsed(text)
         if not halves:
             _refuse_halves(text)
     except (ValueError, RecursionError) as error:

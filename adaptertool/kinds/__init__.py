@@ -21,6 +21,7 @@ from adaptertool.kinds.gralora import GRALORA
 from adaptertool.kinds.hira import HIRA
 from adaptertool.kinds.hra import HRA
 from adaptertool.kinds.ia3 import IA3, IA3_BIAS, IA3_INPUTS
+from adaptertool.kinds.kasa import KASA
 from adaptertool.kinds.kind import NORM, PRODUCT, Kind
 from adaptertool.kinds.loha import LOHA
 from adaptertool.kinds.loha_tucker import LOHA_TUCKER
@@ -98,6 +99,7 @@ KINDS: tuple[Kind, ...] = (
     HRA,
     DEFT,
     OSF,
+    KASA,
     FROD,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}

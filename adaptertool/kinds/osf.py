@@ -3,8 +3,9 @@ values of the weight that the base has, and their vectors: these were replaced, 
 
 U₀, σ₀ and V₀ are not saved: they are decomposed anew, in float64, and then in the dtype of the base, where that has 16
 bits, as they were when training began: an adapter that was not trained is the base then. Which vectors belong to equal
-singular values is open, and plays no part, but between the smallest that stays and the largest that is replaced: where
-float32 cannot tell these, it is refused. With the singular values σ[1] ≥ σ[2] ≥ ... of W, and σ[k] the smallest that
+singular values is open, and plays no part but for what is rounded, as long as all are replaced or all stay. Where
+float32 cannot tell those that stay from those that are replaced, and that matters to W (numerics.decomposed), it is
+refused. With the singular values σ[1] ≥ σ[2] ≥ ... of W, and σ[k] the smallest that
 stays, U₀·diag(σ₀)·V₀ errs by about (out + in)·2⁻⁵³·σ[1]·σ[k]/(σ[k] − σ[k + 1]), and where it is rounded to 16 bits by
 what the vectors are rounded by.
 
@@ -59,7 +60,7 @@ def _trained(factors: Mapping[str, Ref], weight: Shape, scale: float) -> Part:
 def _replaced(base: Ref, values: Ref, weight: Shape, scale: float) -> Part:
     """LoRA with as many of the smallest singular values of the base as there are `values`."""
     count, sources = values.shape[0], base.stored
-    found = remembered(lambda read: _smallest(read, base, count))
+    found = remembered(lambda read: smallest_of(read, base, count, rounded=True))
     factors = {
         LORA_A: made(sources, (count, weight[1]), lambda read, a, b: found(read).right[a:b], costly=True),
         LORA_B: made(sources, (weight[0], count), lambda read, a, b: found(read).left[a:b], costly=True),
@@ -67,11 +68,11 @@ def _replaced(base: Ref, values: Ref, weight: Shape, scale: float) -> Part:
     return Part(LORA.name, factors, scale)
 
 
-def _smallest(read: ReadRows, base: Ref, count: int) -> Smallest:
-    """Raises UnsupportedError where it is open which the smallest singular values of the weight are, and InputError
-    where it is not finite."""
+def smallest_of(read: ReadRows, base: Ref, count: int, *, rounded: bool) -> Smallest:
+    """The smallest singular values of a weight, and their vectors; rounded: to the dtype of the base, where that has 16
+    bits. Raises UnsupportedError where it is open which these are, and InputError where the weight is not finite."""
     stored = base.stored[0].spec
-    found = smallest(whole(read, base), count, stored.dtype)
+    found = smallest(whole(read, base), count, stored.dtype if rounded else "F64")
     if found is None:
         raise InputError(f"{base.path}: {shown(stored.name)} has no singular values: it is not finite")
     if not found.told:

@@ -17,7 +17,7 @@ from adaptertool.spec.tensors import Ref, View
 
 def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | None:
     """The modules of kinds that are applied which are the same, one after another; the module itself where its kind is
-    applied. None where the shape of the weight must be known. Raises UnsupportedError for changes of single rows of a
+    applied. None where the weight, or its shape, must be known. Raises UnsupportedError for changes of single rows of a
     weight that is stored transposed.
 
     weight: the shape (out, in, ...) of what it changes; None: that which the factors tell
@@ -25,6 +25,8 @@ def parts_of(module: Module, weight: Shape | None = None) -> Sequence[Module] | 
     kind = kind_of(module)
     if kind.becomes is None:
         return [module]
+    if kind.reads is not None and kind.reads not in module.factors:
+        return None
     weight = weight or kind.weight_of({role: ref.shape for role, ref in module.factors.items()})
     if weight is None:
         return None

@@ -14,7 +14,7 @@ from adaptertool.planning.finetuned import full_edits
 from adaptertool.planning.layout import TensorSetChange
 from adaptertool.planning.schedules import ALL, Choice, Weigher, Weight, usual
 from adaptertool.planning.settings import ALIKE, ByTensor, Setter
-from adaptertool.resolution.resolve import open_base
+from adaptertool.resolution.resolve import Base, open_base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Blend, Edit, Output, Plan
 from adaptertool.spec.tensors import Ref
@@ -45,8 +45,10 @@ def plan_blend(
 
     blend: of tensors of which no rule of `weights` or `settings` speaks
     """
-    edits, changes, equal, notes = _edits(base, sources, choice, blend.method)
-    blends = Blends(blend, weights, settings, base.tensors)
+    subject = open_base(base) if any(isinstance(source, Adapter) for source in sources) else None
+    blends = Blends(blend, weights, settings, base.tensors if subject is None else subject.tensors)
+    edits, changes, notes = _adapter_edits(subject, sources, weights, choice, blend.method)
+    equal = _checkpoint_edits(base, sources, choice, edits, notes)
     own = {name: blends.of(name) for name, chain in edits.items() if chain}
     for one in {id(one): one for one in own.values()}.values() or [blend]:
         require_fit(one)
@@ -98,19 +100,22 @@ def _require_still(blend: Blend, sources: Sequence[Adapter | Checkpoint]) -> Non
         )
 
 
-def _edits(
-    base: Checkpoint, sources: Sequence[Adapter | Checkpoint], choice: Choice, method: str
-) -> tuple[dict[str, list[Edit]], TensorSetChange, list[tuple[Ref, Ref]], list[str]]:
-    """What each source changes by itself, by the names of tensors, and what `adapter_edits` and `full_edits` tell."""
-    edits: dict[str, list[Edit]] = {}
-    equal: list[tuple[Ref, Ref]] = []
-    notes: list[str] = []
-    changes = TensorSetChange()
+def _adapter_edits(
+    subject: Base | None,
+    sources: Sequence[Adapter | Checkpoint],
+    weights: Sequence[Weight],
+    choice: Choice,
+    method: str,
+) -> tuple[dict[str, list[Edit]], TensorSetChange, list[str]]:
+    """What each adapter changes by itself, as `adapter_edits` tells it. subject: the base, if there is an adapter.
+    Raises UnsupportedError for a change of the set of tensors that has no meaning here."""
+    if subject is None:
+        return {}, TensorSetChange(), []
     numbers = [number for number, source in enumerate(sources) if isinstance(source, Adapter)]
-    if numbers:
-        adapters = [source for source in sources if isinstance(source, Adapter)]
-        edits, changes, notes = adapter_edits(open_base(base), adapters, [1.0] * len(adapters), choice)
-        edits = {name: [e._replace(adapter=numbers[e.adapter]) for e in own] for name, own in edits.items()}
+    adapters = [source for source in sources if isinstance(source, Adapter)]
+    edits, changes, notes = adapter_edits(subject, adapters, [weights[number] for number in numbers], choice)
+    # The blend has the weights. Here they have told which tied ends come apart.
+    edits = {name: [e._replace(adapter=numbers[e.adapter], weight=1.0) for e in own] for name, own in edits.items()}
     if changes.grown or changes.head or (changes.apart and len(numbers) < len(sources)):
         what = (
             "resizes the vocabulary"
@@ -122,6 +127,18 @@ def _edits(
             else "changes one of two tied ends, beside checkpoints"
         )
         raise UnsupportedError(f"{sources[numbers[0]].path} {what}; the method {method} cannot be used there")
+    return edits, changes, notes
+
+
+def _checkpoint_edits(
+    base: Checkpoint,
+    sources: Sequence[Adapter | Checkpoint],
+    choice: Choice,
+    edits: dict[str, list[Edit]],
+    notes: list[str],
+) -> list[tuple[Ref, Ref]]:
+    """Add what each checkpoint changes to `edits` and `notes`; the pairs that must be equal."""
+    equal: list[tuple[Ref, Ref]] = []
     for number, source in enumerate(sources):
         if isinstance(source, Adapter):
             continue
@@ -130,4 +147,4 @@ def _edits(
         notes += more
         for name, full in own.items():
             edits.setdefault(name, []).extend(edit._replace(adapter=number) for edit in full)
-    return edits, changes, equal, notes
+    return equal

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.kinds import kind_of
 from adaptertool.planning.assemble import make_plan
-from adaptertool.planning.edits import adapter_edits
-from adaptertool.planning.schedules import ALL, Choice, Weight, usual
+from adaptertool.planning.edits import adapter_edits, changed_by
+from adaptertool.planning.schedules import ALL, Choice, Weigher, Weight, usual
 from adaptertool.resolution.resolve import Base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Edit, Output, Plan
@@ -26,6 +26,7 @@ def plan_merge(
     edits, changes, notes = adapter_edits(subject, adapters, weights, choice, mixed=mixed)
     if mixed:
         require_mixable(edits)
+    notes += Weigher(weights, subject.tensors).notes(changed_by(edits, len(adapters)))
     notes += _replacements(edits)
     notes += [f"{adapter.path} is given twice, and is applied twice" for adapter in _repeated(adapters)]
     own = list(map(usual, weights))

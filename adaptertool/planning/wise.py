@@ -27,6 +27,7 @@ def plan_wise(
     """W + α·f·(T − W) for each α, where T is the tuned checkpoint. share: f, the factor of each tensor"""
     edits, equal, notes = full_edits(base, tuned, choice)
     notes = [*_outside(alphas), *notes]
+    notes += Weigher([share], base.tensors).notes([edits])
     plan = make_plan("wise", base, [tuned], [1.0], edits, TensorSetChange(), _outputs(alphas), notes, equal)
     return _shared(plan, share, base.tensors)
 
@@ -36,13 +37,15 @@ def plan_towards(
 ) -> Plan:
     """W + α·f·(T − W) for each α, where T is the base with the adapter merged; share: f, the factor of each tensor.
     Raises UnsupportedError where there is nothing between, as for a new head."""
-    edits, changes, notes = adapter_edits(subject, [adapter], [1.0], choice)
+    edits, changes, notes = adapter_edits(subject, [adapter], [share], choice)
+    # The steps have the shares, as exact as α. Here they have told which tied ends come apart.
+    edits = {name: [edit._replace(weight=1.0) for edit in own] for name, own in edits.items()}
     if (changes.resized or changes.head) and any(alpha != 1 or share != WHOLE for alpha in alphas):
         what = "resizes the vocabulary; between embeddings of different sizes there is nothing"
         if changes.head:
             what = "brings a new head; between none and it there is nothing"
         raise UnsupportedError(f"{adapter.path} {what}")
-    notes = [*_outside(alphas), *notes]
+    notes = [*_outside(alphas), *notes, *Weigher([share], subject.tensors).notes([edits])]
     plan = make_plan("wise", subject.base, [adapter], [1.0], edits, changes, _outputs(alphas), notes)
     return _shared(plan, share, subject.tensors)
 
@@ -61,8 +64,7 @@ def _shared(plan: Plan, share: Schedule, names: Collection[str]) -> Plan:
         )
         for shard in plan.shards
     )
-    notes = weigh.notes([{step.spec.name for step in plan.steps() if step.edits}])
-    return dataclasses.replace(plan, shards=shards, weights=(usual(share),), notes=(*plan.notes, *notes))
+    return dataclasses.replace(plan, shards=shards, weights=(usual(share),))
 
 
 def _outside(alphas: Sequence[Decimal]) -> list[str]:

@@ -19,12 +19,14 @@ def step_of(content: Mapping[str, Any], folder: str) -> dict[str, Any]:
     weights = [str(one["weight"]) for one in recipe.pop("sources") if "weight" in one]
     alphas, cut, rules = recipe.pop("alphas", None), recipe.pop("cut", {}), recipe.pop("weight_rules", [])
     by_tensor = recipe.pop("setting_rules", {})
-    values: dict[str, Any] = {}
+    if command == "wise":
+        weights = weights[:1]  # those behind it are of the Fisher weights
+    values: dict[str, Any] = {"weights": [] if set(weights) <= {"1.0"} and not rules else [*weights, *rules]}
     if command == "merge":
-        values |= {"adapters": sources, "weights": [] if set(weights) <= {"1.0"} and not rules else [*weights, *rules]}
+        values |= {"adapters": sources}
     elif command == "wise":
         values |= {"tuned": sources[0], "alpha": ",".join(map(str, alphas)), "as_adapter": way == "--as-adapter"}
-        values |= {"fisher": sources[1:], "weights": rules}
+        values |= {"fisher": sources[1:]}
     elif command == "sum":
         count = len(recipe["weights"])
         values |= {"adapters": sources[:count], "base": next(iter(sources[count:]), recipe.pop("base", None))}

@@ -19,7 +19,7 @@ from adaptertool.recipes.fields import PATH, Commands
 from adaptertool.recipes.given import node_of
 from adaptertool.recipes.read import OUT, TAKEN, Recipe, Step, read_recipe
 from adaptertool.recipes.recorded import step_of
-from adaptertool.reports.curve import SCORES
+from adaptertool.reports.scores import SCORES
 from adaptertool.tasks.mergekit import COPY as CONFIG
 from adaptertool.tasks.mergekit import prepare_mergekit
 from adaptertool.version import __version__

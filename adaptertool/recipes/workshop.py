@@ -14,7 +14,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from adaptertool.errors import AdapterToolError, StorageError
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.checkpoint import MANIFEST
 from adaptertool.files.jsonfile import load_json
-from adaptertool.files.place import STEPS, steps_of
+from adaptertool.files.place import STEPS, listed, steps_of
 from adaptertool.files.publish import make_directory
 from adaptertool.files.reader import files_below, is_folder, stamp_of
 from adaptertool.files.staging import Staging
@@ -73,9 +73,15 @@ class Workshop:
         make_directory(self._folder / key)
         return self._folder / key
 
+    def leave_only(self, keys: Collection[str]) -> None:
+        """Remove the folders of other steps than these. Raises StorageError."""
+        for name in listed(self._folder):
+            if name not in keys:
+                self.discard(self._folder / name)
+
     def discard(self, out: Path) -> None:
-        """Remove a temporary output that nothing is noted of, as a run was killed just then; or what was noted. Raises
-        StorageError."""
+        """Remove a temporary output, such as one that nothing is noted of: a run was killed just then; or what was
+        noted. Raises StorageError."""
         try:
             if out.is_dir():
                 shutil.rmtree(out)
@@ -87,7 +93,7 @@ class Workshop:
     def note(self, key: str, out: Path, report: Mapping[str, Any] | None) -> None:
         """Note that the step is made, perhaps once more: its OUT may have been removed. Raises StorageError."""
         self.discard(self.room(key) / _MADE)
-        write_small(self.room(key) / _MADE, json.dumps({"out": _state(out), "report": report}).encode())
+        write_small(self.room(key) / _MADE, json.dumps({"out": state_of(out), "report": report}).encode())
 
     def about(self, key: str, manifest: bytes) -> None:
         """Note the manifest of an OUT that is about to be published. Raises StorageError."""
@@ -102,7 +108,7 @@ class Workshop:
         with contextlib.suppress(AdapterToolError, OSError):
             made = load_json(self._folder / key / _MADE)
         with contextlib.suppress(AdapterToolError, OSError):
-            state = _state(out)
+            state = state_of(out)
             if state is None or (made.get("out") != state and not (self._folder / key / f"{_ABOUT}{state}").exists()):
                 return None
             if out.is_file() or check_files(out).ok:
@@ -114,7 +120,7 @@ def _hash(manifest: bytes) -> str:
     return blake3(manifest).hexdigest()
 
 
-def _state(out: Path) -> str | None:
+def state_of(out: Path) -> str | None:
     """The hash of the manifest of OUT, or what the system says of a single file: no other has the same."""
     if store_of(out) is not LOCAL:
         return None

@@ -10,18 +10,17 @@ from typing import Any
 
 from adaptertool.errors import shown
 from adaptertool.render.colours import INK, NEUTRAL, OTHER, of_series
-from adaptertool.render.curve import failure_lines, failures, number
 from adaptertool.render.made import Made
-from adaptertool.render.page import WIDE, figure, page, set_scale
+from adaptertool.render.page import figure, page, set_scale
+from adaptertool.render.score_pictures import AXES, TOO_LARGE, drawable, legend, scale_of, short
+from adaptertool.render.scored import failure_lines, failures, number
 from adaptertool.render.sheet import RIGHT, WRONG, Cell, Figure, Row, Sheet, SheetTable, tail
-from adaptertool.reports.curve import MEAN, CurvePoint, CurveReport, best_point, drawn, names_of, value_of
+from adaptertool.reports.curve import CurvePoint, CurveReport
+from adaptertool.reports.scores import MEAN, best_point, drawn, names_of, value_of
 
 _HEIGHT = 3.4  # inches
-_LEAST, _MOST = 1e-99, 1e99  # of what is drawn; beyond, what is computed for the axes may overflow
 _CARDS = 12  # best points that there is room for; of more, those in `most` are told
-_LONGEST = 28  # letters of a name in a picture
 _ENDS = ("#2e9e6b", "#d9822b")  # as the paper marks the zero-shot model and the fine-tuned one: a star, a diamond
-_AXES = {"logit": ", on logit axes", "log": ", on logarithmic axes", "linear": ""}
 
 
 def curve_page(report: CurveReport, made: Made | None = None) -> str:
@@ -35,7 +34,6 @@ def curve_sheet(report: CurveReport) -> Sheet:
     told = best if len(report.best) > _CARDS else report.best
     scored = len(report.points) - failures(report)
     better = "lower" if report.minimise else "higher"
-    drawable = _drawable(report.points, names)
     return Sheet(
         command=report.command,
         heading=f"Wise-FT curve from {tail(report.base)} to {tail(report.sources[0])}",
@@ -43,7 +41,7 @@ def curve_sheet(report: CurveReport) -> Sheet:
         verdict=f"{scored} of {len(report.points)} points were scored; {better} is better",
         about=[("base", report.base), ("tuned", report.sources[0]), ("scored by", report.scored_by)],
         facts=[(f"best α for {one.score}", f"{one.alpha:.12g} ({number(one.value)})") for one in told],
-        alerts=() if drawable or not names else ("Some scores are too large, or too small, to be drawn.",),
+        alerts=() if not names or drawable(report.points, names) else (TOO_LARGE,),
         tables=[
             SheetTable(
                 title="Points",
@@ -67,21 +65,9 @@ def _row(report: CurveReport, point: CurvePoint, names: list[str]) -> Row:
     return [Cell(alpha, soft=kept), *(number(value_of(point, name)) for name in names)]
 
 
-def _drawable(points: Sequence[CurvePoint], names: list[str]) -> bool:
-    sizes = [abs(value_of(point, name)) for point in points if point.scores for name in names]
-    return bool(sizes) and all(not size or _LEAST <= size <= _MOST for size in sizes)
-
-
-def scale_of(values: Sequence[float]) -> str:
-    """The scale of an axis: logit where all values lie in (0, 1), as shares do; else by how far apart they are."""
-    if all(0 < value < 1 for value in values):
-        return "logit"
-    return "log" if min(values) > 0 and max(values) >= WIDE * min(values) else "linear"
-
-
 def _figures(report: CurveReport, names: list[str]) -> list[Figure]:
     points = sorted((point for point in report.points if point.scores), key=lambda point: point.alpha)
-    if not _drawable(points, names):
+    if not drawable(points, names):
         return []
     better = "lower is better" if report.minimise else "higher is better"
     by_alpha = figure(lambda axes: _by_alpha(axes, report, names, points), _HEIGHT, title="Scores against alpha")
@@ -94,7 +80,7 @@ def _figures(report: CurveReport, names: list[str]) -> list[Figure]:
             _HEIGHT,
             title="Target against reference",
         )
-        found.append((against, f"{shown(target)} against {shown(reference)}, from base to tuned{_AXES[scale]}."))
+        found.append((against, f"{shown(target)} against {shown(reference)}, from base to tuned{AXES[scale]}."))
     return found
 
 
@@ -105,7 +91,7 @@ def _by_alpha(axes: Any, report: CurveReport, names: list[str], points: list[Cur
     for name, best in zip(names, report.best, strict=True):
         mean = has_mean and name == MEAN
         colour = INK if mean else colours.get(name, OTHER)
-        label = _short(name) if mean or name in colours else None
+        label = short(name) if mean or name in colours else None
         values = [value_of(point, name) for point in points]
         style = "--" if mean else "-"
         axes.plot([p.alpha for p in points], values, style, color=colour, marker=".", linewidth=1.5, label=label)
@@ -114,7 +100,7 @@ def _by_alpha(axes: Any, report: CurveReport, names: list[str], points: list[Cur
     set_scale(axes.yaxis, together, scale_of(together))
     set_scale(axes.xaxis, [point.alpha for point in points], "linear")
     axes.set_xlabel("α")
-    _legend(axes)
+    legend(axes)
 
 
 def _against(axes: Any, points: list[CurvePoint], target: str, reference: str, scale: str, *, minimise: bool) -> None:
@@ -127,9 +113,9 @@ def _against(axes: Any, points: list[CurvePoint], target: str, reference: str, s
     axes.margins(0.1)
     set_scale(axes.xaxis, across, scale)
     set_scale(axes.yaxis, up, scale)
-    axes.set_xlabel(_short(reference))
-    axes.set_ylabel(_short(target))
-    _legend(axes)
+    axes.set_xlabel(short(reference))
+    axes.set_ylabel(short(target))
+    legend(axes)
     best = {best_point(points, name, minimise=minimise).alpha for name in (names_of(points)[-1], target)}
     line = list(zip(across, up, strict=True))
     for place, point in enumerate(points):
@@ -171,18 +157,3 @@ def _crosses(box: Any, one: tuple[float, float], other: tuple[float, float]) -> 
     steps = 24
     points = ([a + (b - a) * step / steps for a, b in zip(one, other, strict=True)] for step in range(steps + 1))
     return any(box.x0 <= x <= box.x1 and box.y0 <= y <= box.y1 for x, y in points)
-
-
-def _legend(axes: Any) -> None:
-    axes.grid(color=OTHER, alpha=0.25, linewidth=0.6)
-    if labels := axes.get_legend_handles_labels()[1]:
-        columns = 4 if max(map(len, labels)) <= _LONGEST // 2 else 2
-        axes.legend(
-            frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2
-        )
-
-
-def _short(name: str) -> str:
-    """The beginning and the end of a name: names that are long differ there."""
-    half = _LONGEST // 2
-    return text if len(text := shown(name)) <= _LONGEST else f"{text[: half - 1]}…{text[-half:]}"

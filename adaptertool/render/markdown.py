@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adaptertool.errors import shown
-from adaptertool.render.curve import cells, failures
 from adaptertool.render.diff import STATUSES
 from adaptertool.render.drift import number, share, verdict
 from adaptertool.render.evaluation import drift_cells, drift_heads, edit_cells, edit_heads
 from adaptertool.render.machine import Report
+from adaptertool.render.scored import cells, failures
 from adaptertool.render.verify import files_text, verify_markdown
-from adaptertool.reports.curve import CurveReport, names_of
+from adaptertool.reports.curve import CurveReport
 from adaptertool.reports.diff import DiffReport, TensorDiff
 from adaptertool.reports.drift import DriftReport
 from adaptertool.reports.evaluate import EvaluationReport
+from adaptertool.reports.scores import names_of
 from adaptertool.reports.verify import FilesReport
 
 _LISTED = 20  # rows of a table

@@ -10,26 +10,14 @@ from typing import Any
 
 from blake3 import blake3
 
-from adaptertool.errors import InputError, OutputError, shown
-from adaptertool.files.checkpoint import MANIFEST, load_manifest
-from adaptertool.files.hashing import BLAKE3, digests_of
+from adaptertool.errors import OutputError
 from adaptertool.files.hub import called
-from adaptertool.files.jsonfile import load_json
 from adaptertool.output.manifest import recipe_key
-from adaptertool.reports.curve import (
-    ALL,
-    BEST,
-    SCORES,
-    CurvePoint,
-    CurveReport,
-    Scores,
-    best_alphas,
-    best_point,
-    mean_of,
-    target_and_reference,
-)
-from adaptertool.scoring.scorer import Scorer, ScoringError, checked_scores
-from adaptertool.scoring.settings import CurveSettings
+from adaptertool.reports.curve import CurvePoint, CurveReport, best_alphas
+from adaptertool.reports.scores import ALL, BEST, SCORES, Scores, best_point, mean_of, target_and_reference
+from adaptertool.scoring.published import REMEDY, like_others, measured_points, published_scores
+from adaptertool.scoring.scorer import Scorer
+from adaptertool.scoring.settings import ScoreSettings
 from adaptertool.spec.plan import Output, Plan
 
 
@@ -37,14 +25,14 @@ from adaptertool.spec.plan import Output, Plan
 class Curve:
     plan: Plan
     scorer: Scorer
-    wishes: CurveSettings
+    wishes: ScoreSettings
     out: Path | None
     key: str
     known: dict[float, Scores]  # by alpha; those of an earlier run may be of other alphas too
     failures: dict[float, str]
 
     @classmethod
-    def of(cls, plan: Plan, scorer: Scorer, wishes: CurveSettings, out: Path | None, hashes: tuple[str, ...]) -> Curve:
+    def of(cls, plan: Plan, scorer: Scorer, wishes: ScoreSettings, out: Path | None, hashes: tuple[str, ...]) -> Curve:
         recipe = recipe_key(dataclasses.replace(plan, outputs=()), hashes)  # with other alphas it is the same curve
         key = blake3(repr((recipe, scorer.identity)).encode()).hexdigest(8)
         return cls(plan, scorer, wishes, out, key, {}, {})
@@ -55,11 +43,7 @@ class Curve:
 
     def add(self, alpha: float, scores: Scores) -> None:
         """Raises ScoringError where the other points have other scores."""
-        other = next(iter(self.known.values()), scores)
-        if scores.keys() != other.keys():
-            ours, theirs = (", ".join(map(shown, some)) for some in (scores, other))
-            raise ScoringError(f"its scores are {ours}, but those of other points {theirs}")
-        self.known[alpha] = {name: scores[name] for name in other}
+        self.known[alpha] = like_others(scores, self.known.values())
 
     def kept(self) -> tuple[Output, ...]:
         """The outputs that are to be kept, as far as is known. Raises UsageError for a target that there is not."""
@@ -100,28 +84,15 @@ class Curve:
     def published(self, out: Path) -> Mapping[str, Any] | None:
         """The report that stands in `out`, if it is one of this curve. Raises OutputError where `out` has points that
         are not to be lost: of another curve, or of alphas that are not asked for now."""
-        if not self.scorer.lasting or not (out / SCORES).is_file() or not (out / MANIFEST).is_file():
+        content = published_scores(out, self.key) if self.scorer.lasting else None
+        if content is None:
             return None
-        content, files = load_json(out / SCORES), load_manifest(out).get("files")
-        remedy = "choose another OUT, or replace it with --force"
-        facts = files.get(SCORES) if isinstance(files, dict) else None
-        if not isinstance(facts, dict) or facts.get(BLAKE3) != digests_of(out / SCORES)[BLAKE3]:
-            raise OutputError(f"{out / SCORES} is not as adaptertool wrote it; {remedy}")
-        if content.get("key") != self.key:
-            raise OutputError(
-                f"{out} holds the scores of another command, or of other inputs, or one of their files was changed "
-                f"since; {remedy}"
-            )
         more = set(read_points(content, out / SCORES)) - {output.alpha for output in self.plan.outputs}
         if more:
-            raise OutputError(f"{out} has alpha {min(more):g} too, which is not asked for now; {remedy}")
+            raise OutputError(f"{out} has alpha {min(more):g} too, which is not asked for now; {REMEDY}")
         return content
 
 
 def read_points(content: Mapping[str, Any], path: Path) -> dict[float, Scores]:
     """The points that were measured, by alpha, of a file that adaptertool wrote. Raises InputError for any other."""
-    try:
-        measured = [point for point in content["points"] if point["scores"]]
-        return {float(point["alpha"]): checked_scores(point["scores"]) for point in measured}
-    except (KeyError, TypeError, ValueError, ScoringError) as error:
-        raise InputError(f"{path} is not as adaptertool wrote it; --force measures anew") from error
+    return dict(measured_points(content, path, lambda point: float(point["alpha"])))

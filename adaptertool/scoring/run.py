@@ -34,12 +34,13 @@ from adaptertool.output.manifest import Record, labels_of, write_manifests
 from adaptertool.output.options import Options
 from adaptertool.output.target import check_output
 from adaptertool.output.verified import require_verifiable, verify_outputs
-from adaptertool.render.curve_files import result_files, without_page
 from adaptertool.render.machine import to_json
-from adaptertool.reports.curve import ALL, BEST, SCORES, CurvePoint, CurveReport, Scores
+from adaptertool.render.score_files import result_files, without_page
+from adaptertool.reports.curve import PAGE, CurvePoint, CurveReport
+from adaptertool.reports.scores import ALL, BEST, SCORES, Scores
 from adaptertool.scoring.points import Curve, read_points
 from adaptertool.scoring.scorer import Scorer, ScoringError
-from adaptertool.scoring.settings import CurveSettings
+from adaptertool.scoring.settings import ScoreSettings
 from adaptertool.spec.plan import Output, Plan
 
 _NOTES = "scores"  # the folder of the scores that are known, in the staging directory
@@ -110,7 +111,7 @@ def score_curve(
     plan: Plan,
     out: Path | None,
     scorer: Scorer,
-    wishes: CurveSettings,
+    wishes: ScoreSettings,
     options: Options,
     progress: Callable[[CurvePoint], None],
 ) -> CurveReport:
@@ -119,7 +120,7 @@ def score_curve(
     require_verifiable(plan, verify=options.verify)
     hashes = WITH_SHA256 if options.sha256 else DEFAULT
     curve, earlier = Curve.of(plan, scorer, wishes, out, hashes), None
-    notes = without_page() if out is not None else ()
+    notes = without_page(PAGE) if out is not None else ()
     place = out or Path(f"curve-{curve.key}")  # where nothing is published, the staging directory is named after this
     if out is None:
         check_output(plan, place, force=False)

@@ -22,7 +22,7 @@ from adaptertool.errors import InputError, UsageError, shown
 from adaptertool.files.jsonfile import parse_json
 from adaptertool.interrupts import deferred
 from adaptertool.process import environment
-from adaptertool.reports.curve import Scores
+from adaptertool.reports.scores import Scores
 
 Score = str | Callable[[str], object]  # a command, or a function
 

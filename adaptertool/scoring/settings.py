@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaptertool.errors import UsageError, argument
-from adaptertool.reports.curve import ALL, KEEP, NONE
+from adaptertool.reports.scores import ALL, KEEP, NONE
 
 
 @dataclass(frozen=True, slots=True)
-class CurveSettings:
+class ScoreSettings:
     """What is to become of the scores, and of the checkpoints."""
 
     keep: str
@@ -20,7 +20,7 @@ class CurveSettings:
     @staticmethod
     def of(
         keep: str | None, target: str | None, reference: str | None, *, minimise: bool, published: bool
-    ) -> CurveSettings:
+    ) -> ScoreSettings:
         """Raises UsageError. Where nothing is published nothing is kept."""
         if keep is None:
             keep = ALL if published else NONE
@@ -30,4 +30,4 @@ class CurveSettings:
             raise UsageError(f"to keep {keep} there must be an OUT to keep it in")
         if target is not None and target == reference:
             raise UsageError(f"{argument('target')} and {argument('reference')} are the same score, {target!r}")
-        return CurveSettings(keep, target, reference, minimise)
+        return ScoreSettings(keep, target, reference, minimise)

@@ -13,7 +13,7 @@ from adaptertool.planning.wise import in_folders
 from adaptertool.reports.curve import CurvePoint, CurveReport
 from adaptertool.scoring.run import score_curve
 from adaptertool.scoring.scorer import Score, scorer_of
-from adaptertool.scoring.settings import CurveSettings
+from adaptertool.scoring.settings import ScoreSettings
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Plan
 from adaptertool.tasks.wise import WiseRecipe, prepare
@@ -85,7 +85,7 @@ def wise_curve(
     >>> adaptertool.wise_curve("fixtures/base", "fixtures/tuned", None, [0, 0.5, 1], tuned_tensors).best[0].alpha
     1.0
     """
-    wishes = CurveSettings.of(keep, target, reference, minimise=minimise, published=out is not None)
+    wishes = ScoreSettings.of(keep, target, reference, minimise=minimise, published=out is not None)
     scorer = scorer_of(score)
     recipe = WiseRecipe(precision, as_adapter, fisher, tokenizer, weights=weights)
     plan = prepare_curve(base, tuned, alphas, recipe, Reading(renames, leave_out, expert_layout, only, exclude))

@@ -75,8 +75,8 @@ STEPS: list[tuple[dict[str, Any], str]] = [
         "wise base one --alpha 0.3 --as-adapter",
     ),
     (
-        {"wise": {"base": "base", "tuned": "tuned", "alpha": 0.3, "fisher": ["f", "f"]}},
-        "wise base tuned --alpha 0.3 --fisher f f",
+        {"wise": {"base": "base", "tuned": "tuned", "alpha": 0.3, "fisher": ["f", "f"], "weights": [0.25]}},
+        "wise base tuned --alpha 0.3 --fisher f f -w 0.25",
     ),
     ({"sum": {"adapters": ["one", "two"], "weights": [1, -1], "rank": 3}}, "sum one two -w 1 -w -1 --rank 3"),
     (
@@ -95,8 +95,8 @@ STEPS: list[tuple[dict[str, Any], str]] = [
         "merge base one two -w 0.3 -w 1 -w *0.*=2,-1 --only layers.0-7 --exclude *norm*",
     ),
     (
-        {"wise": {"base": "base", "tuned": "tuned", "alpha": [0.1, 0.7], "weights": ["*0.*=0.5"]}},
-        "wise base tuned --alpha 0.1,0.7 -w *0.*=0.5",
+        {"wise": {"base": "base", "tuned": "tuned", "alpha": [0.1, 0.7], "weights": [0.5, "*0.*=0.5"]}},
+        "wise base tuned --alpha 0.1,0.7 -w 0.5 -w *0.*=0.5",
     ),
     ({"sum": {"adapters": ["one", "two"], "weights": [1, -1, "*0.*=2"]}}, "sum one two -w 1 -w -1 -w *0.*=2"),
     ({"layers": {"base": "base", "layers": "0,0"}}, "layers base 0,0"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import mistaken
 import pytest
 import torch
 from commands import clean
-from conftest import adaptertool, snapshot
+from conftest import main_here, snapshot
 from mistakes import MISTAKES, Mistake
 
 Listing = dict[str, tuple[int, int, int]]
@@ -32,9 +33,14 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.typed)
-def test_mistake(here: Path, mistake: Mistake) -> None:
-    before = listing(here)
-    done = clean(adaptertool(*shlex.split(mistake.typed), cwd=here), mistake.code)
+def test_mistake(
+    here: Path, mistake: Mistake, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, arguments = listing(here), shlex.split(mistake.typed)
+    monkeypatch.chdir(here)
+    code = main_here(arguments, monkeypatch)
+    assert isinstance(code, int)
+    done = clean(CompletedProcess(arguments, code, *capfd.readouterr()), mistake.code)
     assert listing(here) == before
     told = done.stdout + done.stderr
     assert all(part in told for part in mistake.said), told

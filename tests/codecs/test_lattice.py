@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_checkpoint
+from long_tests import share
 from quantised_bases import FORMATS, Q
 
 from adaptertool.architectures.quantised import read_codes
@@ -64,7 +65,7 @@ def test_the_nearest(table: np.ndarray) -> None:
     levels = levels_of(table.tobytes())
     values = [Fraction(value) for value in table.tolist() if value == value]
     codes = [code for code, value in enumerate(table.tolist()) if value == value]
-    drawn = np.random.default_rng(0).standard_normal(300) * np.geomspace(1e-3, 1e3, 300)
+    drawn = np.random.default_rng(0).standard_normal(share(300)) * np.geomspace(1e-3, 1e3, share(300))
     for value in [*map(Fraction, drawn.tolist()), *map(Fraction, levels.middles.tolist())]:
         least = min(abs(value - one) for one in values)
         near = [code for code, one in zip(codes, values, strict=True) if abs(value - one) == least]

@@ -20,7 +20,7 @@ from safetensors.numpy import save as save_numpy
 from safetensors.torch import save as save_torch
 
 from adaptertool.errors import InputError, StorageError
-from adaptertool.files import jsonfile
+from adaptertool.files import entries, jsonfile
 from adaptertool.files.header import MAX_HEADER_BYTES, read_header
 from adaptertool.files.jsonfile import load_json, parse_json
 from adaptertool.spec.tensors import DTYPE_BITS
@@ -254,6 +254,70 @@ def test_never_laxer_than_the_reference_on_mutated_files(tmp_path: Path, content
 @given(content=assembled_files())
 def test_never_laxer_than_the_reference_on_assembled_headers(tmp_path: Path, content: bytes) -> None:
     agree(tmp_path, content)
+
+
+def said(content: bytes) -> object:
+    """What is read of the header of a file, or the message with which that is refused."""
+    try:
+        return entries.read_entries(Path("any"), 8, content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except InputError as error:
+        return str(error)
+
+
+def as_json(content: bytes) -> object:
+    """The same, where no header is read in the way of the usual ones."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(entries, "_usual", lambda *_: None)
+        return said(content)
+
+
+@settings(UNLIMITED, max_examples=share(1500))
+@given(content=st.one_of(valid_files(), mutated_files(), assembled_files()), space=st.sampled_from([b" ", b"  ", b""]))
+def test_usual_headers_are_read_as_their_json_says(content: bytes, space: bytes) -> None:
+    length = int.from_bytes(content[:8], "little")
+    spread = content[8 : 8 + length].replace(b'":', b'":' + space).replace(b",", b"," + space)
+    for one_of_both in (content, packed(spread)):
+        assert said(one_of_both) == as_json(one_of_both)
+
+
+@pytest.mark.parametrize("case", [*MALFORMED, *VALID])
+def test_odd_headers_are_read_as_their_json_says(case: str) -> None:
+    content = MALFORMED[case][0] if case in MALFORMED else VALID[case]
+    if len(content) > 8 and content[8:9] == b"{":
+        assert said(content) == as_json(content)
+
+
+# By the byte: as usual, and with one thing other than that
+USUAL = b'{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},'
+USUAL += b'"b, }":{"dtype":"F32","shape":[2,1],"data_offsets":[8,16]},'
+USUAL += b'"c":{"dtype":"U8","shape":[],"data_offsets":[16,17]}}  '
+OTHER = [
+    (b'"b, }"', b'"a"'), (b'"b, }"', b'"__metadata__"'), (b'"b, }"', b'"\\u0061"'), (b'"b, }"', b'"\t"'),
+    (b"[8,16]", b"[8,15]"), (b"[8,16]", b"[08,16]"), (b"[8,16]", b"[0,8]"), (b"[8,16]", b"[16,8]"),
+    (b"[8,16]", b"[8,16,17]"), (b"[8,16]", b"[8,16.0]"), (b"[8,16]", b"[9223372036854775808,9223372036854775816]"),
+    (b"[2,1]", b"[2,true]"), (b"[2,1]", b"[2,1.0]"), (b"[2,1]", b"[2,01]"), (b"[2,1]", b"[2]"), (b"[2,1]", b"[[2,1]]"),
+    (b'"U8"', b'"U9"'), (b'"U8"', b'"U8","dtype":"U8"'), (b'"U8"', b'"U8","x":1'), (b'"U8"', b'8'),
+    (b'"dtype":"U8"', b'"data_offsets":0'), (b'"dtype":"U8"', b'"dtype":"U8"},"d":{"dtype":"U8"'), (b'"U8"', b'"\xff"'),
+    (b"]},", b"]}}"), (b"]},", b"]},,"), (b"}}  ", b"},  "), (b"}}  ", b"}} x"), (b"}}  ", b"}}}"), (b"}}  ", b"}"),
+    (b'{"format":"pt"}', b'{"format":"pt","format":"pt"}'), (b'{"format":"pt"}', b'{"format":1}'),
+    (b'{"format":"pt"}', b"null"), (b'{"format":"pt"},', b'{"format":"pt"}'), (b'{"format":"pt"}', b'{"a":"{}"}'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("part", "other"), [(b"", b""), *OTHER], ids=str)
+def test_a_header_that_is_not_quite_usual_is_read_as_its_json_says(part: bytes, other: bytes) -> None:
+    content = packed(USUAL.replace(part, other, 1) if part else USUAL)
+    assert part in USUAL
+    assert said(content) == as_json(content)
+
+
+def test_of_a_usual_header_each_form_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = list[bytes]()
+    real = entries.parse_json
+    monkeypatch.setattr(entries, "parse_json", lambda text, what: parsed.append(text) or real(text, what))
+    said(packed(USUAL))
+    form = b'{"dtype":"%s","shape":[%s],"data_offsets":[0,%d]}'
+    assert parsed == [b'{"format":"pt"}', form % (b"F32", b"2,1", 8), form % (b"U8", b"", 1)]
 
 
 @pytest.mark.parametrize(

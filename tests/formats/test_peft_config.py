@@ -30,17 +30,19 @@ PASSING: dict[str, Any] = {
 # What must be in the file where the field is set
 MAGNITUDE = {f"{Q}.lora_magnitude_vector": torch.ones(8)}
 TOKENS = {"model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 6)}
-WITH_FIELD = {"use_dora": MAGNITUDE, "lora_bias": {f"{Q}.lora_B.bias": torch.ones(8)}}
+WITH_FIELD = {"use_dora": MAGNITUDE, "lora_bias": {f"{Q}.lora_B.bias": torch.ones(8)},
+              "kasa_config": {f"{Q}.lora_diag": torch.ones(4)}}  # fmt: skip
 ACTED_ON: dict[str, tuple[Any, float]] = {  # value -> the scale that it gives for rank 4 and alpha 8
     "peft_type": ("LORA", 2.0), "r": (4, 2.0), "lora_alpha": (2, 0.5), "use_rslora": (True, 4.0),
     "rank_pattern": ({"q_proj": 4}, 2.0), "alpha_pattern": ({"q_proj": 4}, 1.0), "use_dora": (True, 2.0),
     "lora_bias": (True, 2.0), "trainable_token_indices": ([1, 2], 2.0), "fan_in_fan_out": (True, 2.0),
     "target_parameters": (["q_proj.weight"], 2.0), "ensure_weight_tying": (True, 2.0),
     "use_bdlora": ({"nblocks": 2, "target_modules_bd_a": ["k_proj"]}, 2.0),
+    "kasa_config": ({"beta": 0.1}, 1.0),  # of what is taken away, which comes first
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
     "megatron_config": {"x": 1},
-    "alora_invocation_tokens": [1], "use_qalora": True, "layer_replication": [[0, 1]], "kasa_config": {"x": 1},
+    "alora_invocation_tokens": [1], "use_qalora": True, "layer_replication": [[0, 1]],
     "arrow_config": {"top_k": 2},
 }  # fmt: skip
 FIELDS = [field.name for field in dataclasses.fields(peft.LoraConfig)]

@@ -132,6 +132,7 @@ def test_rounding_within_of_float64(error: float, relative: float, at_level: Any
 
 
 @needs_kernel
+@pytest.mark.long("dtype")
 @pytest.mark.parametrize(("error", "relative"), [(0.0, 0.0), (1e-9, 0.0), (2.0**-140, 2.0**-22), (0.0, 2.0**-24)])
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_quick_rounding_is_never_certain_of_too_much(dtype: str, error: float, relative: float) -> None:

@@ -71,6 +71,7 @@ def test_hardly_more_is_left_than_by_the_best(name: str, power: int, turned: boo
     assert found.available == 18 and found.reliable == RANK
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_with_a_part_in_it(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import load, same_bits, write_checkpoint
 from oracle import half_ulp_excess
-from peft import PeftModel, get_peft_model
+from peft import KasaConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.frod.model import _category_from_key
 from peft_doubles import in_doubles
@@ -72,12 +72,22 @@ def by_frod(tuned: Any, name: str) -> torch.Tensor:
     return made
 
 
+def by_kasa(tuned: Any, name: str) -> torch.Tensor:
+    layer, own = tuned.base_model.model.get_submodule(name), "default"
+    a, b, d = (factor[own] for factor in (layer.lora_A, layer.lora_B, layer.lora_diag))
+    added = (b.weight.double() * d.double()) @ a.weight.double() * layer.scaling[own]
+    made: torch.Tensor = layer.base_layer.weight.double() + added  # from which PEFT has taken what is taken
+    return made
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("kind", "fields", "formula"),
     [
         ("OSF", {}, by_osf),
         ("OSF", {"effective_rank": 3, "rank_pattern": {"wide": 0.75}}, by_osf),
+        ("LORA", {"r": 3, "lora_alpha": 5, "kasa_config": KasaConfig()}, by_kasa),
+        ("LORA", {"r": 2, "use_rslora": True, "rank_pattern": {"wide": 7}, "kasa_config": KasaConfig()}, by_kasa),
         ("FROD", {"sparse_rate": 0.05, "progressbar": False}, by_frod),
     ],
 )
@@ -110,6 +120,23 @@ def test_an_osf_that_was_not_trained_is_the_base(
         adapter, _ = train(tmp_path / "a", model, "OSF", step=0.0)
     adaptertool.merge(base, [adapter], tmp_path / "out")
     assert all(same_bits(tensor, load(base)[name]) for name, tensor in load(tmp_path / "out").items())
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_kasa_as_peft_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meta: bool) -> None:
+    """What its file holds, and the base, is all that PEFT needs: it takes away again what training took."""
+    model, base = base_of(tmp_path / "base", torch.bfloat16)
+    adapter, _ = train(tmp_path / "a", model, "LORA", r=3, kasa_config=KasaConfig())
+    adaptertool.merge(base, [adapter], tmp_path / "out")
+    with in_doubles(monkeypatch):
+        loaded: Any = PeftModel.from_pretrained(copy.deepcopy(model), adapter, low_cpu_mem_usage=meta)
+        loaded = loaded.merge_and_unload().state_dict()
+    found, before = load(tmp_path / "out"), load(base)
+    for name in NAMES:
+        of_peft, own = loaded[f"{name}.weight"], found[f"{name}.weight"]
+        # PEFT rounds what it adds before it adds it
+        torch.testing.assert_close(own.double(), of_peft.double(), atol=2.0**-9, rtol=2.0**-7)
+        assert (own.double() - before[f"{name}.weight"].double()).norm() > 0.02
 
 
 def merged(model: nn.Module, adapter: Path) -> dict[str, torch.Tensor]:

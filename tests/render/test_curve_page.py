@@ -19,9 +19,11 @@ from conftest import FIXTURES
 
 from adaptertool import CurveReport, wise_curve
 from adaptertool.render.curve import curve_text
-from adaptertool.render.curve_files import result_files
-from adaptertool.render.curve_page import curve_page, scale_of
-from adaptertool.reports.curve import CurvePoint, best_alphas, mean_of, target_and_reference
+from adaptertool.render.curve_page import curve_page
+from adaptertool.render.score_files import result_files
+from adaptertool.render.score_pictures import scale_of
+from adaptertool.reports.curve import CurvePoint, best_alphas
+from adaptertool.reports.scores import mean_of, target_and_reference
 
 ALPHAS = [number / 20 for number in range(21)]
 

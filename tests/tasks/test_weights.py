@@ -285,3 +285,19 @@ def test_tied_ends_come_apart(tmp_path: Path, given: dict[str, Any]) -> None:
     adaptertool.merge(base, [adapter], tmp_path / "out", **given)
     made = load(tmp_path / "out")
     assert same_bits(made[E], both[E]) and same_bits(made["lm_head.weight"], before)
+
+
+@pytest.mark.parametrize("rule", ["lm_head=0", "embed_tokens=0.5", "/head|embed/=0.5"])
+def test_tied_ends_by_every_command(tmp_path: Path, rule: str) -> None:
+    """What the weights make of tied ends is the same for `merge`, `wise` at α = 1, and the sum as a method."""
+    base = write_checkpoint(tmp_path / "base", weights_of(), config=LLAMA)
+    adapter = write_adapter(tmp_path / "adapter", lora_factors("lm_head", (12, 6)), ensure_weight_tying=True)
+    merged, method, wise = (tmp_path / name for name in ("merged", "method", "wise"))
+    adaptertool.merge(base, [adapter], merged, weights=[rule])
+    adaptertool.merge(base, [adapter], method, weights=[rule], method="task_arithmetic")
+    adaptertool.wise(base, adapter, wise, "0,1", weights=[rule])
+    wanted = snapshot(merged)
+    assert ("lm_head.weight" in load(merged)) is (rule[0] != "/")
+    for out in (method, wise / "alpha-1.000"):
+        found = snapshot(out)
+        assert all(found[name] == wanted[name] for name in ("config.json", "model.safetensors"))

@@ -104,6 +104,14 @@ def smallest(w: Array) -> Array:
     return u[:, -R:] * s[-R:] @ v[-R:]
 
 
+def kasa(w: Array, f: Mapping[str, Array]) -> Array:
+    narrow = np.array_equal(torch.from_numpy(w).bfloat16().double().numpy(), w)
+    u, s, v = np.linalg.svd(w)
+    stays = u[:, :-R] * s[:-R] @ v[:-R]
+    stays = torch.from_numpy(stays).bfloat16().double().numpy() if narrow else stays
+    return stays + f["lora_B.weight"] * f["lora_diag"] @ f["lora_A.weight"]
+
+
 def frod(w: Array, f: Mapping[str, Array]) -> Array:
     found, sparse = np.linalg.solve(f["frod_V.l"], w.T).T, np.diag(f["frod_lambda_l"])
     sparse[tuple(np.array(SPARSE))] = f["frod_lambda_s_values"]
@@ -306,6 +314,15 @@ CASES: Mapping[str, tuple[dict[str, Any] | None, Mapping[str, tuple[int, ...]], 
         {"osf_svd_params.U_low": (N, R), "osf_svd_params.S_low": (R,), "osf_svd_params.V_low": (R, N)},
         lambda w, f: w + osf(f) - smallest(w),
         {"taken-for-lora": lambda w, f: w + osf(f)},
+    ),
+    "kasa": (
+        {"peft_type": "LORA", "r": R, "lora_alpha": R, "kasa_config": {"beta": 1e-4}},
+        {**LORA, "lora_diag": (R,)},
+        kasa,
+        {
+            "taken-for-lora": lambda w, f: w + f["lora_B.weight"] * f["lora_diag"] @ f["lora_A.weight"],
+            "factor-ignored": lambda w, f: kasa(w, f | {"lora_diag": np.ones(R)}),
+        },
     ),
     "frod": (
         {"peft_type": "FROD", "save_projection": True},

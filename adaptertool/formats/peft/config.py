@@ -16,7 +16,7 @@ from adaptertool.formats.peft.fields import FORMAT, LORA, alpha_field_of, requir
 from adaptertool.formats.peft.packing import Packing, packing_of
 from adaptertool.formats.peft.patterns import by_pattern, check
 from adaptertool.formats.peft.refused import why_refused
-from adaptertool.formats.peft.variants import Blocks, blocks_of
+from adaptertool.formats.peft.variants import Blocks, blocks_of, truncated
 from adaptertool.kinds import SPELLED, Kind, full, lora
 from adaptertool.kinds.spelling import Spelling
 
@@ -37,6 +37,7 @@ class LoraConfig:
     alpha: float
     rank_stabilised: bool
     dora: bool
+    truncated: bool  # kasa_config: the smallest singular values are taken out of the base
     bias: bool  # lora_bias: the second factor has a bias
     fan_in_fan_out: bool
     ties_ends: bool  # ensure_weight_tying
@@ -143,6 +144,7 @@ def parse_config(path: Path, fields: Mapping[str, Any], expert_layout: str | Non
         alpha=1.0 if alpha_field is None else _alpha(path, alpha_field, fields.get(alpha_field)),
         rank_stabilised=_flag(path, fields, "use_rslora"),
         dora=_flag(path, fields, "use_dora"),
+        truncated=spelled is None and truncated(path, fields),
         bias=_flag(path, fields, "lora_bias"),
         fan_in_fan_out=_flag(path, fields, "fan_in_fan_out"),
         ties_ends=_flag(path, fields, "ensure_weight_tying"),

@@ -35,6 +35,7 @@ _HANDLED = frozenset(
         "base_model_name_or_path",
         *packing.FIELDS,
         variants.BLOCKS,
+        variants.TRUNCATED,
         *variants.STEERING,
     }
 )
@@ -76,8 +77,6 @@ _REFUSED = {
     "it beside that base, and load both with PEFT",
     "arrow_config": "Arrow routes between adapters by input; it cannot be merged: merge one of those adapters, or "
     "`sum` them with weights of your choice",
-    "kasa_config": "KaSA takes the smallest singular components out of the base weight before it adds to it, and they "
-    "are not in its file: merge it with PEFT (merge_and_unload), onto the very base that it was trained on",
     "megatron_config": "Megatron's parallel layers are not supported",
 }
 

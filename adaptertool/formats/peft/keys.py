@@ -27,9 +27,9 @@ _PREFIXED = re.compile(r"((?:.*?\.)?)base_model\.model\.")
 _USUAL = (".lora_A.weight", ".lora_B.weight")
 _NAMED = re.compile(
     r"(.*\.lora_(?:A|B))\.(?P<linear>[^.]+)(\.(?:weight|bias))|(.*\.lora_embedding_[AB])\.(?P<embedding>(?!weight$)[^.]+)()"
-    r"|(.*\.lora_magnitude_vector)\.(?P<magnitude>(?!weight$)[^.]+)(\.weight)?"
+    r"|(.*\.lora_(?:magnitude_vector|diag))\.(?P<magnitude>(?!weight$)[^.]+)(\.weight)?"
 )
-_FACTOR = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
+_FACTOR = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector|diag)\b")
 
 # Parameters of PEFT's tuners (0.21.2), as parts of a key: never plain tensors of a model.
 TUNER_PARAMETER = re.compile(

@@ -12,6 +12,7 @@ from adaptertool.formats.peft.parameters import on_parameter, parameters_in
 from adaptertool.formats.peft.saved import OUT_PROJ, OUT_PROJ_TIMES
 from adaptertool.kinds import DORA, FULL, LORA, OFFSET
 from adaptertool.kinds.full import TUNED
+from adaptertool.kinds.kasa import KASA
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Module
@@ -89,7 +90,7 @@ def _lora_modules(
     config: LoraConfig, file: Path, name: str, roles: Mapping[str, Ref], *, embedding: bool
 ) -> Iterator[Module]:
     """The low-rank change of a module's weight, and with `lora_bias` that of its bias."""
-    kind = DORA if config.dora else LORA
+    kind = DORA if config.dora else KASA if config.truncated else LORA
     expected = kind.roles | {BIAS} if config.bias else kind.roles
     if roles.keys() != expected:
         missing, more = ", ".join(sorted(expected - roles.keys())), ", ".join(sorted(roles.keys() - expected))

@@ -35,6 +35,8 @@ from adaptertool.formats.peft.variants import steering
 from adaptertool.kinds import FULL
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.full import TUNED
+from adaptertool.kinds.kasa import DIAGONAL
+from adaptertool.kinds.kasa import NOTE as OF_KASA
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Adapter, Module
@@ -51,6 +53,7 @@ _FACTORS = {  # what follows the name of a module, from the mark on
     ".lora_magnitude_vector": MAGNITUDE,
     ".lora_magnitude_vector.weight": MAGNITUDE,  # PEFT before 0.12
     ".lora_B.bias": BIAS,
+    ".lora_diag": DIAGONAL,
 }
 
 # Up to this version lora_A of fused experts belonged to their first dimension; of such as transformers marks
@@ -137,6 +140,8 @@ def _of_kind(file: Path, config: LoraConfig) -> Iterator[str]:
     """What to say of every adapter of its kind."""
     if config.spelled is not None and config.spelled[1].note:
         yield f"{file}: {config.spelled[1].note}"
+    if config.truncated:
+        yield f"{file}: {OF_KASA}"
 
 
 def _left_out(file: Path, copies: Mapping[str, str], steering: Mapping[str, str]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Variants of LoRA that a field of its config turns on, and that come down to LoRA. As in PEFT 0.21.2.
 
 BD-LoRA: one of the factors is block-diagonal, and only its blocks are stored, one below the other.
+KaSA: what it takes out of the base, and adds, is a kind of its own (kinds.kasa).
 VeLoRA and MonteCLoRA: other gradients, and noise, in training; the layer is that of LoRA after it.
 
 Sources: K. Wang et al., "Block-Diagonal LoRA for Eliminating Communication Overhead in Tensor Parallel LoRA Serving"
@@ -23,7 +24,7 @@ from adaptertool.kinds.made import made
 from adaptertool.numerics.error_bound import Array
 from adaptertool.spec.tensors import ReadRows, Ref
 
-BLOCKS = "use_bdlora"
+BLOCKS, TRUNCATED = "use_bdlora", "kasa_config"
 _SAMPLER = ("expert_weights", "expert_weights_prior", "gaussian_var_prior", "std_prior")
 # Field -> its name, and what follows the name of a module in the keys of tensors that play no part in the weight
 STEERING = {
@@ -31,6 +32,7 @@ STEERING = {
     "monteclora_config": ("MonteCLoRA", tuple(f".lora_monteclora_sampler.{name}" for name in _SAMPLER)),
 }
 _NOT_WITH = ("use_dora", "lora_bias", "target_parameters")
+_TRUNCATED_NOT_WITH = ("use_dora", "target_parameters", "fan_in_fan_out", BLOCKS, *STEERING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,15 @@ def blocks_of(path: Path, fields: Mapping[str, Any]) -> Blocks | None:
             raise InputError(f"{path}: {name} of {BLOCKS} must be a list of names, not {shown(names)[:80]}")
         patterns[role] = tuple(names)
     return Blocks(path, count, patterns)
+
+
+def truncated(path: Path, fields: Mapping[str, Any]) -> bool:
+    """Whether it is KaSA. Raises UnsupportedError beside fields that it does not go with."""
+    if not fields.get(TRUNCATED):
+        return False
+    if others := [name for name in _TRUNCATED_NOT_WITH if fields.get(name)]:
+        raise UnsupportedError(f"{path}: {TRUNCATED} together with {others[0]} has no agreed meaning")
+    return True
 
 
 def steering(fields: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:

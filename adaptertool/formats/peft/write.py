@@ -21,7 +21,7 @@ from adaptertool.formats.format import Written
 from adaptertool.formats.peft.fields import OF_LORA, alpha_field_of
 from adaptertool.formats.peft.packing import as_peft_packs, layout_of
 from adaptertool.formats.peft.patterns import MAX_PATTERN
-from adaptertool.formats.peft.variants import BLOCKS, STEERING
+from adaptertool.formats.peft.variants import BLOCKS, STEERING, TRUNCATED
 from adaptertool.kinds import KINDS
 from adaptertool.kinds.lora import scaling
 from adaptertool.spec.adapter import Adapter
@@ -29,7 +29,7 @@ from adaptertool.spec.adapter import Adapter
 # Settings of initialisers and of training: of no meaning for an adapter that was not trained as it stands. What would
 # be initialised is overwritten when it is loaded, but some initialisers refuse odd ranks, or look for data.
 _DROPPED = frozenset(
-    {"init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config", BLOCKS, *STEERING}
+    {"init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config", BLOCKS, TRUNCATED, *STEERING}
 )
 _OF_OTHERS = frozenset(
     field for kind in KINDS for spelling in kind.spellings.values() for field in spelling.fields - OF_LORA

@@ -1,0 +1,56 @@
+"""The report of `apply --sweep` as text."""
+
+from __future__ import annotations
+
+from adaptertool.errors import shown
+from adaptertool.render.scored import all_failures, cells, files_of, from_earlier, number
+from adaptertool.render.text import table
+from adaptertool.reports.scores import names_of
+from adaptertool.reports.sweep import COORDINATE, PAGE, BestPoint, SweepReport
+
+
+def sweep_text(report: SweepReport, measured: int, width: int | None = None) -> str:
+    """measured: how many of the points were measured now, and not taken from an earlier run."""
+    if report.dry_run:
+        return _planned(report, width)
+    names = names_of(report.points)
+    lines = [f"{sweep_title(report)} -> {report.out or 'nothing is kept'}", f"  scored by {shown(report.scored_by)}"]
+    lines += from_earlier(report, measured)
+    if names:
+        rows = [[*point.at.values(), *cells(point, names)] for point in report.points]
+        lines += ["", *table([*report.numbers, *names], rows, width), ""]
+    lines += all_failures(report)
+    if not names:
+        return "\n".join([*lines, "  nothing was published, since there is no score"])
+    direction = "lowest" if report.minimise else "highest"
+    for best in report.best:
+        chosen = ", chosen" if best.score == report.target and report.out is not None else ""
+        lines.append(f"  {direction} {shown(best.score)}: {number(best.value)} at {numbers_text(best)}{chosen}")
+    if report.results is not None:
+        lines.append(f"  results in {shown(report.results)}: {', '.join(files_of(report, PAGE))}")
+    return "\n".join(lines)
+
+
+def numbers_text(best: BestPoint) -> str:
+    return ", ".join(f"{name} {value}" for name, value in best.at.items())
+
+
+def sweep_title(report: SweepReport) -> str:
+    count = f"{len(report.points):,} point{'' if len(report.points) == 1 else 's'}"
+    return f"apply {shown(report.recipe)}: {count}, {report.search} search"
+
+
+def _planned(report: SweepReport, width: int | None) -> str:
+    """What a dry run would score; a coordinate search knows its first point alone."""
+    rows = [list(point.at.values()) for point in report.points]
+    heads = list(report.numbers)
+    if report.search == COORDINATE:
+        values = [f"  {name}: {', '.join(values)}" for name, values in report.numbers.items()]
+        count = f"{len(report.points)} points at least"
+        return "\n".join([f"apply {shown(report.recipe)}: {count}, coordinate search among", *values, *_steps(report)])
+    return "\n".join([f"{sweep_title(report)}, planned", "", *table(heads, rows, width), "", *_steps(report)])
+
+
+def _steps(report: SweepReport) -> list[str]:
+    steps = [f"{number} {one.command} {one.state}" for number, one in enumerate(report.planned, 1)]
+    return [f"  the first point: step {'; step '.join(steps)}"] if steps else []
