@@ -23,6 +23,7 @@ _ALONE = {
     *("score", "keep", "target", "reference", "minimise", "dask"),
 }
 _WHOLE = ("sum", "truncate", "extract", "convert")  # commands that make one file
+_ONE_MACHINE = ("mergekit", "layers", "apply")
 _LONG = 20  # digits: more are no number of parts, and Python reads no more than some thousand
 _OUT = click.Option(["-o", "--out"], required=True, type=click.Path(), help="Where `finish` publishes.")
 _PLAN = click.Option(["--plan", "file"], required=True, type=click.Path(), metavar="FILE", help="Where to write it.")
@@ -36,11 +37,17 @@ class _Plan(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Raises click.UsageError for what makes one file."""
+        """Raises click.UsageError for what makes one file, or is planned from a file of another tool."""
         if args and args[0] in _WHOLE:
             raise click.UsageError(
                 f"`{args[0]}` makes an adapter, which is one file, on one machine; in parts are made checkpoints, by "
                 "`plan merge` and `plan wise`",
+                ctx,
+            )
+        if args and args[0] in _ONE_MACHINE:
+            raise click.UsageError(
+                f"`{args[0]}` is made by one machine; a run that was killed goes on with the same command. In parts "
+                "are made checkpoints, by `plan merge` (its --method has the methods of mergekit) and `plan wise`",
                 ctx,
             )
         return super().resolve_command(ctx, args)

@@ -109,15 +109,21 @@ Node = Scalar | Items | Table
 
 def load_yaml(path: Path) -> list[Node]:
     """The documents of a file. Raises InputError for what is not strict YAML 1.2, with line and column."""
+    return load_with_text(path)[0]
+
+
+def load_with_text(path: Path) -> tuple[list[Node], str]:
+    """The same, and the text that they are, from one read of the file. Raises InputError."""
     with open_input(path) as file:
         if file.size > MAX_BYTES:
             raise InputError(f"{path} has {file.size:,} bytes; YAML of more than {MAX_BYTES:,} is refused")
         content = bytes(read_exact(file, 0, file.size))
     try:
-        return parse_yaml(content.decode("utf-8-sig"), str(path))
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: byte {error.start} is not UTF-8 text") from error
+    return parse_yaml(text, str(path)), text
 
 
 def parse_yaml(text: str, file: str) -> list[Node]:

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.jsonfile import objects
+from adaptertool.mergekit_yaml.by_code import DERIVED, FIRST_APART, INSTEAD, NUMBERED, PERIODS
 from adaptertool.mergekit_yaml.layers import DEPTHS
 
 # Lists of numbers of layers
 _NUMBERED = frozenset(
     {
         "mlp_only_layers", "attn_layer_indices", "full_attn_idxs", "moe_layers", "cross_attention_layers",
-        "no_rope_layer_idxs", "global_attn_layers",
+        "no_rope_layer_idxs", "global_attn_layers", "rope_scaling_layers",
     }
 )  # fmt: skip
 # Numbers that say what some layers are: (config, the number) -> what layer i is. As transformers 5.23 reads them.
@@ -37,13 +38,16 @@ _RULES: Mapping[str, Callable[[int, Mapping[str, Any]], Callable[[int], object]]
     "moe_layer_end_index": lambda k, _: lambda i: k < 0 or i <= k,
     "moe_layer_interval": lambda k, _: lambda i: k > 0 and (i + 1) % k == 0,
 }
-# Of models whose code says by the number what the attention of a layer is, where config.json says nothing: every k-th
-_PERIODS = {"gemma2": 2, "gpt_oss": 2, "cohere2": 4, "exaone4": 4, "olmo3": 4, "gemma3n_text": 5, "gemma3_text": 6}
 _PATTERN = "sliding_window_pattern"
 _CYCLES = (_PATTERN, "block_types", "_block_types")  # a text or a list that is repeated over the layers
 _LETTERS = "hybrid_override_pattern"  # a text with a letter for each layer
 # What binds layers to each other, or has a part for each layer in one tensor: the layers stay all, as they are
-_BOUND = ("num_kv_shared_layers", "hidden_size_per_layer_input", "attention_types")
+_BOUND = (
+    "num_kv_shared_layers", "hidden_size_per_layer_input", "attention_types", "per_layer_config", "num_mem_blocks",
+    "n_layers_per_attn_res_block", "layer_group_size", "num_first_full_attention_layers", "kv_source_layers",
+    "num_last_full_attention_layers", "prefix_dense_sliding_window_pattern", "ple_layer_ids", "local_layer_ids",
+    "mtp_local_layer_ids", "hybrid_layer_ids", "linear_attn_config", "out_features", "kv_sharing_modes",
+)  # fmt: skip
 _KINDS = "layer_types"  # where it is there, it says what the attention of each layer is, and these do not
 _OF_ATTENTION = frozenset({"max_window_layers", "full_attention_interval", _PATTERN, "attn_layer_period"})
 
@@ -115,6 +119,19 @@ def _require_kinds(
                 f"config.json says {key}: {shown(part.get(key))[:80]}, so its layers depend on which others there are; "
                 "taking some of them, or in another order, is not supported"
             )
+    model = str(part.get("model_type"))
+    if moved and model in NUMBERED:
+        raise UnsupportedError(
+            f"a model of type {model} computes with the number of each layer: a layer in another place is another "
+            "function; taking some of them, or in another order, is not supported"
+        )
+    for key, models in DERIVED.items():
+        said = key in part or any(number in part and model in those for number, those in INSTEAD.items())
+        if moved and model in models and not said:
+            raise UnsupportedError(
+                f"config.json does not say {key}, and the code of {model} decides by the number what a layer is: write "
+                f"{key} into it, an entry for each layer (transformers does, when it saves the model)"
+            )
     for at, (own, one) in enumerate(zip(parts, origins, strict=True)):
         was, will = _cycle_at(own, one.layer, count), _cycle_at(part, at, count)
         if was != will:
@@ -127,14 +144,15 @@ def _require_kinds(
 
 def _cycle_at(part: Mapping[str, Any], layer: int, count: int) -> object:
     """What the attention of a layer is, where patterns or the code of the model say it."""
+    apart = layer == 0 if part.get("model_type") in FIRST_APART else None
     if _KINDS in part:
-        return None
+        return apart
     for key in _CYCLES:
         pattern = part.get(key)
         if isinstance(pattern, str | list) and pattern and not (isinstance(pattern, list) and len(pattern) == count):
-            return pattern[layer % len(pattern)]
-    period = None if _PATTERN in part else _PERIODS.get(str(part.get("model_type")))
-    return None if period is None else (layer + 1) % period == 0
+            return apart, pattern[layer % len(pattern)]
+    period = None if _PATTERN in part else PERIODS.get(str(part.get("model_type")))
+    return apart, None if period is None else (layer + 1) % period == 0
 
 
 def _require_same(

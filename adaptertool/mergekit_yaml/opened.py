@@ -99,14 +99,18 @@ def _checkpoint(path: Path) -> Checkpoint:
     checkpoint = require_merged(open_checkpoint(path))
     if checkpoint.gguf is not None or checkpoint.components:
         what = "GGUF" if checkpoint.gguf is not None else "a pipeline"
-        raise UnsupportedError(f"{path} is {what}; models of mergekit are folders with safetensors and a config.json")
+        raise UnsupportedError(
+            f"{path} is {what}; models of mergekit are folders with safetensors and a config.json: "
+            + ("name what it was converted from" if checkpoint.gguf is not None else "name the folder of one")
+        )
     if checkpoint.is_file or checkpoint.config is None:
         raise InputError(
             f"{path} has no config.json; models of mergekit are folders with safetensors and a config.json"
         )
     if why := read_traits(checkpoint).quantised:
         raise UnsupportedError(
-            f"{path} is quantised ({shown(why)}): use the checkpoint that it was made from, or decode it first"
+            f"{path} is quantised ({shown(why)}): use the checkpoint that it was made from, or decode it first "
+            f"(adaptertool wise {path} {path} --alpha 0 --dtype bf16 -o DENSE)"
         )
     return checkpoint
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptertool.arguments import PathLike, as_path, parse_size
 from adaptertool.errors import InputError, UnsupportedError, UsageError, shown
-from adaptertool.files.yamlfile import load_yaml
+from adaptertool.files.yamlfile import load_with_text
 from adaptertool.mergekit_yaml.config import is_mergekit, read_config
 from adaptertool.mergekit_yaml.plan import plan_config
 from adaptertool.mergekit_yaml.records import Config, Model, Slice, Source, Typed
@@ -35,7 +35,7 @@ def prepare_mergekit(config: PathLike, *, max_shard_size: int | str | None = Non
     path, most = as_path(config, "CONFIG"), parse_size(max_shard_size)
     if type(seed) is not int or seed < 0:
         raise UsageError(f"the seed is a whole number from 0 on, not {seed!r}")
-    documents = load_yaml(path)
+    documents, text = load_with_text(path)
     if not documents or not is_mergekit(documents[0]):
         raise InputError(f"{path} is no configuration of mergekit: it says no merge_method")
     if len(documents) > 1:
@@ -43,7 +43,6 @@ def prepare_mergekit(config: PathLike, *, max_shard_size: int | str | None = Non
             f"{documents[1].at}: a second merge: write each into a file of its own, and let the later name what the "
             "earlier makes"
         )
-    text = path.read_text("utf-8-sig")
     read = read_config(documents[0])
     choices = {"config": text, "seed": seed}
     return plan_config(read, "mergekit", choices, [(COPY, text.encode())], most=most, seed=seed)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import adaptertool as package
 from adaptertool.errors import AdapterToolError, InputError, MismatchError, OutputError, UsageError
+from adaptertool.recipes.workshop import Workshop
 
 TWO = """
 steps:
@@ -243,6 +244,71 @@ def test_what_is_made_is_not_made_again(here: Path) -> None:
     (here / "r.yaml").write_text(TWO)
     assert [one.state for one in package.apply("r.yaml").steps] == ["there", "there", "done", "done"]
     assert not [path for path in here.iterdir() if path.name.startswith(".")]
+
+
+KEPT = """
+steps:
+  - sum: {adapters: [one, two], out: both}
+  - merge: {base: base, adapters: [both], out: merged}
+"""
+
+
+def killed_before_it_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workshop, "note", killed)
+        with pytest.raises(KeyboardInterrupt):
+            package.apply("r.yaml")
+
+
+def test_killed_between_publishing_and_noting(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OUT that is kept, of an early step: it is known again by the manifest that was to be published."""
+    (here / "r.yaml").write_text(KEPT)
+    killed_before_it_is_noted(monkeypatch)
+    made = snapshot(here / "both")
+    done = package.apply("r.yaml")
+    assert [one.state for one in done.steps] == ["there", "done"] and snapshot(here / "both") == made
+    assert not [path for path in here.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("change", ["file", "adapter of another"])
+def test_what_only_looks_like_it_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    (here / "r.yaml").write_text(KEPT)
+    killed_before_it_is_noted(monkeypatch)
+    if change == "file":
+        file = here / "both" / "adapter_model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    else:
+        shutil.rmtree(here / "both")
+        package.sum_adapters(["one", "two"], "both", weights=[1, 2])
+    before = snapshot(here / "both")
+    with pytest.raises(OutputError, match="both exists"):
+        package.apply("r.yaml")
+    assert snapshot(here / "both") == before
+
+
+def test_a_single_file_that_is_made_is_not_made_again(here: Path) -> None:
+    recipe = """
+steps:
+  - convert: {adapter: one, to: kohya, base: base, out: one.safetensors}
+  - merge: {base: base, adapters: [one.safetensors], weights: [1, 3], out: merged}
+"""
+    (here / "r.yaml").write_text(recipe)
+    with pytest.raises(UsageError, match="2 weights"):
+        package.apply("r.yaml")
+    (here / "r.yaml").write_text(recipe.replace("[1, 3]", "[1]"))
+    assert [one.state for one in package.apply("r.yaml").steps] == ["there", "done"]
+
+
+def test_what_was_made_and_removed_is_made_again(here: Path) -> None:
+    (here / "r.yaml").write_text(KEPT.replace("[both], out", "[both], weights: [1, 3], out"))
+    with pytest.raises(UsageError, match="2 weights"):
+        package.apply("r.yaml")
+    shutil.rmtree(here / "both")
+    (here / "r.yaml").write_text(KEPT)
+    assert [one.state for one in package.apply("r.yaml").steps] == ["done", "done"]
 
 
 def test_what_is_made_of_other_inputs_is_made_again(here: Path) -> None:

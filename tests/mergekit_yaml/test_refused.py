@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import gguf_files
+import numpy as np
 import pytest
+import quantised_bases
+from safetensors.torch import load_file, save_file
+from small_llamas import CONFIG, llama
 
 import adaptertool
-from adaptertool.errors import AdapterToolError
+from adaptertool.errors import AdapterToolError, UnsupportedError
 
 GOOD = """models:
   - model: one
@@ -44,3 +50,75 @@ def test_the_line_is_named(tmp_path: Path, old: str, new: str, line: int, said: 
         adaptertool.mergekit(path, tmp_path / "out")
     assert str(caught.value).startswith(f"{path}:{line}:"), caught.value
     assert said in str(caught.value) and not (tmp_path / "out").exists()
+
+
+PLAIN = "models: [{model: %s, parameters: {weight: 1}}]\nmerge_method: linear\n"
+
+
+def test_a_quantised_model_and_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the refusal says works: decoded by `wise`, it is a model."""
+    monkeypatch.chdir(tmp_path)
+    made = quantised_bases.fp8_block()
+    Path("base").mkdir()
+    save_file(dict(made.tensors), "base/model.safetensors")
+    config = {**CONFIG, "num_hidden_layers": 1, "quantization_config": made.config}
+    Path("base/config.json").write_text(json.dumps(config))
+    Path("c.yml").write_text(PLAIN % "base")
+    with pytest.raises(UnsupportedError, match=r"quantised .*wise base base --alpha 0 --dtype bf16 -o DENSE"):
+        adaptertool.mergekit("c.yml", "out")
+    adaptertool.wise("base", "base", "dense", 0, dtype="bf16")
+    Path("c.yml").write_text(PLAIN % "dense")
+    adaptertool.mergekit("c.yml", "out")
+    ours, dense = (load_file(f"{name}/model.safetensors")[made.name] for name in ("out", "dense"))
+    assert ours.equal(dense)
+
+
+def test_gguf_is_refused(tmp_path: Path) -> None:
+    path = gguf_files.write_model(
+        tmp_path / "m.gguf", {"model.layers.0.self_attn.q_proj.weight": np.ones((8, 8), np.float32)}
+    )
+    (tmp_path / "c.yml").write_text(PLAIN % path)
+    with pytest.raises(UnsupportedError, match=r"is GGUF; .* name what it was converted from"):
+        adaptertool.prepare_mergekit(tmp_path / "c.yml")
+
+
+MODULES = "modules:\n  text: {models: [{model: a}]}\n  vision: {models: [{model: a}]}\nmerge_method: linear\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        (MODULES, UnsupportedError, r"c.yml:2:3: several modules, .* merge the models whole"),
+        (GOOD + "---\n" + GOOD, UnsupportedError, r"c.yml:8:1: a second merge: write each into a file of its own"),
+    ],
+)
+def test_what_is_not_built_has_its_reason(
+    text: str, error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yml").write_text(text)
+    with pytest.raises(error, match=said):
+        adaptertool.prepare_mergekit("c.yml")
+
+
+SLICES = """slices:
+  - {base_model: a, sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]}
+  - {base_model: b, sources: [{model: a, layer_range: [2, 4]}, {model: b, layer_range: [2, 4]}]}
+merge_method: task_arithmetic
+base_model: a
+parameters: {weight: 1}
+"""
+WITH_ADAPTER = "models: [{model: a, parameters: {weight: 1}}]\nmerge_method: task_arithmetic\nbase_model: %s+%s\n"
+
+
+def test_other_bases_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    llama(tmp_path / "b", 2, like=llama(tmp_path / "a", 1))
+    Path("c.yml").write_text(SLICES)
+    with pytest.raises(UnsupportedError, match=r"c\.yml:3:5: the base is b, .* a base for each slice is not supported"):
+        adaptertool.prepare_mergekit("c.yml")
+    fixtures = Path(__file__).parents[2] / "fixtures"
+    text = WITH_ADAPTER.replace("model: a", f"model: {fixtures}/tuned") % (fixtures / "base", fixtures / "lora")
+    Path("c.yml").write_text(text)
+    with pytest.raises(UnsupportedError, match=r"a model with an adapter: merge that first, and name what it makes"):
+        adaptertool.prepare_mergekit("c.yml")
