@@ -78,7 +78,8 @@ def _usual(path: Path, data_start: int, raw: bytes) -> _Entries | None:
     begins, ends = list(map(int, first)), list(map(int, last))
     if begins[1:] != ends[:-1]:
         order = sorted(range(len(names)), key=list(zip(begins, ends, strict=True)).__getitem__)
-        names, forms, begins, ends = ([some[at] for at in order] for some in (names, forms, begins, ends))
+        names, forms = ([some[at] for at in order] for some in (names, forms))
+        begins, ends = ([some[at] for at in order] for some in (begins, ends))
     sizes = list(map(operator.sub, ends, begins))
     checked = {form: _of_form(path, form, size) for form, size in dict(zip(forms, sizes, strict=True)).items()}
     dtypes, shapes, own = zip(*map(checked.__getitem__, forms), strict=True)

@@ -72,8 +72,8 @@ def adapter_edits(
     apart, more = decide(edits, ends, subject.resized, tying, amended)
     edits = {name: own for name, own in edits.items() if choice.takes(name)} if choice.said else edits
     if choice.said:
-        for adapter, own, every in zip(adapters, changed_by(edits, len(adapters)), touched, strict=True):
-            notes += choice.notes(adapter.path, len(every - own), len(every))
+        for adapter, changed, every in zip(adapters, changed_by(edits, len(adapters)), touched, strict=True):
+            notes += choice.notes(adapter.path, len(every - changed), len(every))
     notes += subject.traits.notes_on(edits)
     changes = TensorSetChange({end: ends[end] for end in apart}, subject.resized, head, subject.padded)
     if head is not None:

@@ -253,20 +253,20 @@ steps:
 """
 
 
-def killed_before_it_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_once_it_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Workshop, "note", killed)
+        patch.setattr(Workshop, "tell", killed)
         with pytest.raises(KeyboardInterrupt):
             package.apply("r.yaml")
 
 
-def test_killed_between_publishing_and_noting(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An OUT that is kept, of an early step: it is known again by the manifest that was to be published."""
+def test_killed_between_publishing_and_its_report(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OUT that is kept, of an early step: it is known again by what was noted before."""
     (here / "r.yaml").write_text(KEPT)
-    killed_before_it_is_noted(monkeypatch)
+    killed_once_it_has_its_place(monkeypatch)
     made = snapshot(here / "both")
     done = package.apply("r.yaml")
     assert [one.state for one in done.steps] == ["there", "done"] and snapshot(here / "both") == made
@@ -276,7 +276,7 @@ def test_killed_between_publishing_and_noting(here: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("change", ["file", "adapter of another"])
 def test_what_only_looks_like_it_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     (here / "r.yaml").write_text(KEPT)
-    killed_before_it_is_noted(monkeypatch)
+    killed_once_it_has_its_place(monkeypatch)
     if change == "file":
         file = here / "both" / "adapter_model.safetensors"
         file.write_bytes(file.read_bytes()[:-1] + b"\1")
