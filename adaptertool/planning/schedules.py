@@ -31,11 +31,17 @@ def parse_weights(given: Sequence[Given] | None, count: int) -> list[Schedule]:
     """The weights of `count` sources. Raises UsageError for what is none, and where they are not as many."""
     if given is None or isinstance(given, str):
         return [Schedule(number) for number in decimals(given, "weight", count)]
-    texts = [one for one in given if isinstance(one, str) and "=" in one]
-    own = [parse_one(one) for one in given if one not in texts]
+    plain, texts = apart(given)
+    own = [parse_one(one) for one in plain]
     if own or not texts:
         decimals([one.default for one in own], "weight", count)
     return with_texts(own or [Schedule(Decimal(1))] * count, texts)
+
+
+def apart(given: Sequence[Given]) -> tuple[list[Given], list[str]]:
+    """What is given by order, and what is of tensors that fit a pattern."""
+    texts = [one for one in given if isinstance(one, str) and "=" in one]
+    return [one for one in given if not isinstance(one, str) or "=" not in one], texts
 
 
 def with_texts(schedules: Sequence[Schedule], texts: Sequence[str], what: str = "weight") -> list[Schedule]:
@@ -64,10 +70,10 @@ def _rules(text: str, count: int, what: str) -> list[Rule | None]:
     check_pattern(pattern := pattern.strip(), argument(what))
     parts = [part.strip() for part in numbers.split(",")]
     if len(parts) not in (1, count) or not any(parts):
-        sources = "1 adapter" if count == 1 else f"{count:,} adapters"
+        many = f"{len(parts):,} numbers" if any(parts) else "no number"
+        which = "" if count == 1 else f" for all {count:,} sources, or one for each"
         raise UsageError(
-            f"{argument(what)} {text!r} has {len(parts):,} numbers behind its last =, and there "
-            f"{'is' if count == 1 else 'are'} {sources}: give one for all, or one for each, such as {pattern}="
+            f"{argument(what)} {text!r} has {many} behind its last =: give one{which}, such as {pattern}="
             f"{','.join(['0.5'] * count)}"
         )
     rules = [Rule(pattern, _gradient(part, text, what)) if part else None for part in parts]
@@ -109,7 +115,7 @@ def as_typed(given: Sequence[Given] | None) -> tuple[str, ...] | None:
         return None
     if not any(isinstance(one, Schedule) for one in given):
         return tuple(map(str, given))
-    schedules = parse_weights(given, sum(not isinstance(one, str) or "=" not in one for one in given))
+    schedules = parse_weights(given, len(apart(given)[0]))
     return (*(str(one.default) for one in schedules), *rule_texts(schedules))
 
 

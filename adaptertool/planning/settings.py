@@ -17,7 +17,7 @@ from typing import NamedTuple
 from adaptertool.arguments import Number, one_setting, require_own, settings_for
 from adaptertool.errors import UsageError, argument, shown
 from adaptertool.methods import Method, Settings, Value, settings_of
-from adaptertool.planning.schedules import Given, Weigher, as_typed, parse_one, rule_texts, with_texts
+from adaptertool.planning.schedules import Given, Weigher, apart, as_typed, parse_one, rule_texts, with_texts
 from adaptertool.spec.schedule import Schedule
 
 GivenSetting = Given | Sequence[Given]  # a setting as callers have it
@@ -94,8 +94,7 @@ def _parsed(
     setting = settings_of()[name]
     if setting.number is not float:
         raise UsageError(f"{argument(name)} is one for all tensors and sources: {setting.allowed}")
-    texts = [one for one in several if isinstance(one, str) and "=" in one]
-    plain = [one for one in several if one not in texts]
+    plain, texts = apart(several)
     if len(plain) not in ((0, 1, count) if setting.each else (0, 1)):
         which = f"give one for all, or one for each of the {count:,}" if setting.each else "it is one for all of them"
         raise UsageError(
@@ -110,8 +109,10 @@ def _parsed(
     if setting.each and len(own) < count:
         own *= count
     found = with_texts(own, texts, name)
-    numbers = () if lacking else tuple(one_setting(name, one.default) for one in found)
-    return found, None if lacking else numbers[0] if len({*numbers}) == 1 else numbers
+    if lacking:
+        return found, None
+    numbers = tuple(one_setting(name, one.default) for one in found)
+    return found, numbers[0] if len({*numbers}) == 1 else numbers
 
 
 class Setter:
@@ -121,7 +122,6 @@ class Setter:
         """names: of all tensors of the model. Raises UsageError for a rule that fits none of them."""
         self._method, self._needed = method, by_tensor.needed
         self._weighers = {name: Weigher(some, names, name) for name, some in by_tensor.schedules.items()}
-        self._counts = {name: len(some) for name, some in by_tensor.schedules.items()}
 
     def of(self, tensor: str) -> tuple[tuple[str, Value | tuple[Value, ...]], ...]:
         """The settings of a tensor. Raises UsageError for one that is out of its range, or that nothing says."""
@@ -131,17 +131,18 @@ class Setter:
         known = self._method.settings[name]
         if name in self._needed and not weigher.is_said(tensor):
             raise UsageError(
-                f"{self._method.name} needs {argument(name)}, and no rule says it of {shown(tensor)}: give one for all "
-                f"others too, {argument(name)} 0.5, and a gradient as {argument(name)} '*=0.3:0.8'"
+                f"{self._method.name} needs {argument(name)}, and none is given for {shown(tensor)}: add a number for "
+                f"what no rule fits ({argument(name)} 0.5), with a gradient over the layers as a rule "
+                f"({argument(name)} '*=0.3:0.8')"
             )
-        values = tuple(weigher(number, tensor) for number in range(self._counts[name]))
+        values = tuple(weigher(number, tensor) for number in range(len(weigher.rules)))
         for value in values:
             if not known.allows(value):
-                raise UsageError(f"{argument(name)} is {known.allowed}, not {value:g}, as of {shown(tensor)}")
+                raise UsageError(f"{argument(name)} is {known.allowed}, not {value:g}, as for {shown(tensor)}")
         return values[0] if len({*values}) == 1 else values
 
     def notes(self, changed: Sequence[Collection[str]]) -> Iterator[str]:
         """Where a rule fits no tensor that is edited. changed: the names, of each source"""
         every = [{name for own in changed for name in own}]
-        for name, weigher in self._weighers.items():
-            yield from weigher.notes(every * self._counts[name] if self._counts[name] != len(changed) else changed)
+        for weigher in self._weighers.values():
+            yield from weigher.notes(changed if len(weigher.rules) == len(changed) else every)

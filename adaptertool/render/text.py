@@ -34,7 +34,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None 
     fits = width is None or not widths or 2 + first + sum(2 + each for each in widths) <= width
     for name, *others in cells:
         line = "".join(f"  {cell:>{each}}" for cell, each in zip(others, widths, strict=True))
-        yield closed(f"  {name:<{first}}{line}" if fits else f"  {name}\n  {line}")
+        yield closed(f"  {name:<{first}}{line}".rstrip(" ") if fits else f"  {name}\n  {line}")
 
 
 def spread(text: str) -> str:

@@ -176,7 +176,7 @@ def test_only_layers_need_no_number_for_the_rest(place: Path) -> None:
     assert "density" not in recipe(out) and recipe(out)["setting_rules"] == {"density": ["*=0.25:1"]}
     adaptertool.apply(out / "adaptertool.manifest.json", place / "again")
     assert snapshot(place / "again") == snapshot(out)
-    with pytest.raises(UsageError, match=r"ties needs density, and no rule says it of model\.embed_tokens\.weight"):
+    with pytest.raises(UsageError, match=r"ties needs density, and none is given for model\.embed_tokens\.weight"):
         merged(place, "no", "ties", density="0.25:1")
 
 
@@ -194,8 +194,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mergekit_ties", {"normalize": ["mlp=true"]}, "normalize is one for all tensors"),
     ("ties", {"density": ["0.5", "mpl=0.5"]}, "density 'mpl' fits no tensor of the base"),
     ("ties", {"density": ["0.5", "embed_tokens=0.1:0.5"]}, "a gradient goes over layers"),
-    ("ties", {"density": ["0.5", "mlp=0"]}, "density is a share over 0, up to 1, not 0, as of model.layers.0.mlp"),
-    ("ties", {"density": ["0.5", "*=0.5:1.5"]}, "density is a share over 0, up to 1, not 1.16667, as of"),
+    ("ties", {"density": ["0.5", "mlp=0"]}, "density is a share over 0, up to 1, not 0, as for model.layers.0.mlp"),
+    ("ties", {"density": ["0.5", "*=0.5:1.5"]}, "density is a share over 0, up to 1, not 1.16667, as for"),
     ("ties", {"density": ["2", "mlp=0.5"]}, "density is a share over 0, up to 1, not 2"),
     ("ties", {"density": ["mlp=half"]}, "'half' is not a number"),
     ("ties", {"density": ["a..b=1"]}, "density: 'a..b' is no pattern for names"),

@@ -147,7 +147,7 @@ def test_settings_of_methods_by_tensor(place: Place) -> None:
 
     mlp = {(f"{layer}.mlp.up_proj.weight", 1 - layer / 4) for layer in range(4)}
     assert planned("1", "0.25") == mlp | {(f"{layer}.self_attn.q_proj.weight", 0.5) for layer in range(4)}
-    with pytest.raises(UsageError, match=r"density is .* not 1\.5, as of"):
+    with pytest.raises(UsageError, match=r"density is .* not 1\.5, as for"):
         planned("1.5")
 
 
@@ -239,8 +239,8 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ([r"layers\.0=1"], {}, "a regex stands between slashes"),
     (["layers.9=1"], {}, "fits no tensor"),
     (["embed_tokens=0:1"], {}, "a gradient goes over layers, and what fits is in none of them"),
-    (["mlp=1,2,3"], {}, "has 3 numbers .* there are 2 adapters: give one for all, or one for each"),
-    (["mlp="], {}, "has 1 numbers"),
+    (["mlp=1,2,3"], {}, "has 3 numbers behind its last =: give one for all 2 sources, or one for each"),
+    (["mlp="], {}, "has no number"),
     (["mlp=a"], {}, "'a' is not a number"),
     (["mlp=0:"], {}, "'' is not a number"),
     (["a..b=1"], {}, "is no pattern for names"),
