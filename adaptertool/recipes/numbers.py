@@ -150,8 +150,19 @@ def _found(typed: str, recipe: Recipe, places: Mapping[str, Place]) -> str:
     if found:
         raise UsageError(f"{shown(typed)} is a number of several steps: say which, {' or '.join(found)}")
     for number, tail in rest.items():
-        if wrong := _no_number(recipe.steps[number], tail):
+        step = recipe.steps[number]
+        if wrong := _no_number(step, tail):
             raise UsageError(f"{shown(typed)} {wrong}; {_hint(typed, places)}")
+        if len(rest) == 1 and tail[0] in step.command.fields and tail[0] not in step.values:
+            raise UsageError(
+                f"the recipe has no number {shown(typed)}: {step.command.name} at {step.at} has no `{tail[0]}`; write "
+                "it there first, then sweep it"
+            )
+    if not places and any(step.command.name == "mergekit" for step in recipe.steps):
+        raise UsageError(
+            f"the recipe has no number {shown(typed)}; those in a configuration of mergekit cannot be swept: say the "
+            "same as a `merge` step of a recipe, whose numbers can"
+        )
     raise UsageError(f"the recipe has no number {shown(typed)}; {_hint(typed, places)}")
 
 

@@ -149,8 +149,10 @@ def test_a_number_is_swept_once() -> None:
         axes_of(one(weights=["1"]), {"weights.0": "1", "merge.weights.0": "2"})
     with pytest.raises(UsageError, match="at least"):
         axes_of(one(weights=["1"]), {})
-    with pytest.raises(UsageError, match="it has no numbers"):
+    with pytest.raises(UsageError, match=r"merge at .* has no `weights`; write it there first"):
         axes_of(one(), {"weights.0": "1"})
+    with pytest.raises(UsageError, match="it has no numbers"):
+        axes_of(one(), {"wieghts.0": "1"})
 
 
 def test_a_grid_has_a_limit() -> None:
