@@ -67,12 +67,12 @@ def apply(
     >>> adaptertool.apply(step, "merged").ok
     True
     """
-    how = How(force=force, clean=clean, threads=threads, scratch=_text(scratch), quiet=True, prints=False)
+    how = How(force=force, clean=clean, threads=threads, scratch=path_text(scratch), quiet=True, prints=False)
     found = {name: os.fspath(path) for name, path in (inputs or {}).items()}
-    return _apply(recipe, _text(out), found, how, check=check, dry_run=dry_run)
+    return _apply(recipe, path_text(out), found, how, check=check, dry_run=dry_run)
 
 
-def _text(path: PathLike | None) -> str | None:
+def path_text(path: PathLike | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool.arguments import PathLike, as_local
-from adaptertool.cli.apply import RecipeLike, opened
+from adaptertool.cli.apply import RecipeLike, opened, path_text
 from adaptertool.cli.making import plan_all
 from adaptertool.cli.steps import How, Run
 from adaptertool.cli.sweep_asked import Asked
@@ -76,14 +76,10 @@ def apply_sweep(
     >>> adaptertool.apply_sweep(step, sweep={"weights.0": [0, 1]}, score=changed).best[0].at
     {'weights.0': '1'}
     """
-    how = How(force=force, clean=clean, threads=threads, scratch=_text(scratch), quiet=True, prints=False)
+    how = How(force=force, clean=clean, threads=threads, scratch=path_text(scratch), quiet=True, prints=False)
     wishes = {"keep": keep, "target": target, "reference": reference, "minimise": minimise}
-    asked = asked_for(opened(recipe, {}), _text(out), (sweep, search, score), wishes, how, results)
+    asked = asked_for(opened(recipe, {}), path_text(out), (sweep, search, score), wishes, how, results)
     return planned(asked) if dry_run else swept(asked, progress or (lambda _: None), lambda _: None, lambda: None)
-
-
-def _text(path: PathLike | None) -> str | None:
-    return None if path is None else os.fspath(path)
 
 
 def asked_for(
@@ -145,13 +141,14 @@ def _plan_each(asked: Asked) -> None:
                 raise type(error)(f"{shown(axis.name)} = {value}: {error.on_command_line}") from error
 
 
-def planned(asked: Asked) -> SweepReport:
-    """What a sweep would do: its points, as far as they are known, and the plan of the first."""
+def planned(asked: Asked, *, steps: bool = True) -> SweepReport:
+    """What a sweep would do: its points, as far as they are known, and, with `steps`, the plan of the first."""
     start = start_of(asked.axes)
     points: Sequence[Point] = [*grid([axis.values for axis in asked.axes])] if asked.search == GRID else [start]
     run = asked.run(points[0], asked.out, apart=False)
     run.how = asked.how
-    plan_all(run, quiet=run.target is None or asked.wishes.keep == NONE)
+    if steps:
+        plan_all(run, quiet=run.target is None or asked.wishes.keep == NONE)
     sweeping = Sweeping(asked, asked.key, lambda _: None, order=dict.fromkeys(points))
     return dataclasses.replace(sweeping.report(()), ok=True, dry_run=True, planned=tuple(run.done))
 
@@ -177,7 +174,7 @@ def swept(
             bench.forget()
         if earlier is not None:
             sweeping.take(earlier, place / SCORES)
-            _requireasked_for(asked, sweeping, place)
+            _require_asked_for(asked, sweeping, place)
         bench.take_notes(sweeping.take)
         ours = bench.require_free(start_of(asked.axes), sweeping.made.values())
         sweeping.search(bench)
@@ -220,7 +217,7 @@ def _require_place(asked: Asked, place: Path, *, force: bool) -> None:
         raise UsageError(f"OUT {out} cannot lie among the results in {place}: choose another folder for them")
 
 
-def _requireasked_for(asked: Asked, sweeping: Sweeping, place: Path) -> None:
+def _require_asked_for(asked: Asked, sweeping: Sweeping, place: Path) -> None:
     """Raise UsageError where points would be lost that are not asked for now."""
     values = [{*axis.values, start} for axis, start in zip(asked.axes, start_of(asked.axes), strict=True)]
     for point in sweeping.known:

@@ -12,7 +12,7 @@ from adaptertool.cli.options import failed, say_notes, tell
 from adaptertool.cli.steps import How
 from adaptertool.cli.sweep import asked_for, planned, swept
 from adaptertool.cli.terminal import room
-from adaptertool.errors import UsageError
+from adaptertool.errors import UsageError, shown
 from adaptertool.render.scored import failures, point_text
 from adaptertool.render.sweep import sweep_text, sweep_title
 from adaptertool.reports.sweep import SweepPoint
@@ -39,13 +39,17 @@ def sweep_and_tell(
     def note(text: str) -> None:
         say_notes([text], quiet=quiet)
 
-    if more["check"]:
-        say(f"apply {asked.recipe.file}: sound", None if quiet else sys.stdout)
-        return 0
-    report = planned(asked) if more["dry_run"] else swept(asked, progress, note, ignore_signals)
+    def text() -> str:
+        sound = f"apply {shown(asked.recipe.file)}: sound"
+        return sound if more["check"] else sweep_text(report, len(measured), room())
+
+    if more["check"] or more["dry_run"]:
+        report = planned(asked, steps=not more["check"])
+    else:
+        report = swept(asked, progress, note, ignore_signals)
     if more["write"] is not None:
         more["write"](report)
-    tell(report, lambda: sweep_text(report, len(measured), room()), as_json=more["as_json"], quiet=quiet)
+    tell(report, text, as_json=more["as_json"], quiet=quiet)
     if report.ok:
         return 0
     return failed(

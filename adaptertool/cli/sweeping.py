@@ -74,7 +74,6 @@ class Sweeping:
 
     def _look(self, bench: Bench, point: Point) -> None:
         if point not in self.known and point not in self.failures:
-            self.failures.pop(point, None)
             try:
                 scores, made = bench.measure(point)
                 self.known[point] = like_others(scores, self.known.values())

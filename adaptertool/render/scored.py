@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from adaptertool.errors import shown
 from adaptertool.reports.curve import CurveReport
 from adaptertool.reports.scores import SCORES, TABLE, Scored, value_of
-from adaptertool.reports.sweep import SweepReport
+from adaptertool.reports.sweep import BestPoint, SweepReport
 
 Report = CurveReport | SweepReport
 
@@ -16,8 +16,13 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def place(point: Scored) -> str:
-    return ", ".join(f"{name} {value}" for name, value in point.at.items())
+def at_text(numbers: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in numbers.items())
+
+
+def chosen(report: SweepReport, best: BestPoint) -> str:
+    """What is said behind the best that OUT is made of."""
+    return ", chosen" if best.score == report.target and report.out is not None else ""
 
 
 def point_text(point: Scored) -> str:
@@ -25,7 +30,7 @@ def point_text(point: Scored) -> str:
     if point.failure is not None:
         return "\n".join(line.strip() for line in failure_lines(point))
     scores = ", ".join(f"{shown(name)} {number(value)}" for name, value in point.scores.items())
-    return f"{place(point)}: {scores}"
+    return f"{at_text(point.at)}: {scores}"
 
 
 def failures(report: Report) -> int:
@@ -34,7 +39,7 @@ def failures(report: Report) -> int:
 
 def failure_lines(point: Scored) -> list[str]:
     first, *rest = map(shown, (point.failure or "").split("\n"))
-    return [f"  {place(point)}: {first}", *(f"  {line}" for line in rest)] if point.failure else []
+    return [f"  {at_text(point.at)}: {first}", *(f"  {line}" for line in rest)] if point.failure else []
 
 
 def all_failures(report: Report) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from adaptertool.errors import shown
-from adaptertool.render.scored import all_failures, cells, files_of, from_earlier, number
+from adaptertool.render.scored import all_failures, at_text, cells, chosen, files_of, from_earlier, number
 from adaptertool.render.text import table
 from adaptertool.reports.scores import names_of
 from adaptertool.reports.sweep import COORDINATE, PAGE, SweepReport
@@ -26,15 +24,12 @@ def sweep_text(report: SweepReport, measured: int, width: int | None = None) -> 
         return "\n".join([*lines, "  nothing was published, since there is no score"])
     direction = "lowest" if report.minimise else "highest"
     for best in report.best:
-        chosen = ", chosen" if best.score == report.target and report.out is not None else ""
-        lines.append(f"  {direction} {shown(best.score)}: {number(best.value)} at {_at(best.at)}{chosen}")
+        lines.append(
+            f"  {direction} {shown(best.score)}: {number(best.value)} at {at_text(best.at)}{chosen(report, best)}"
+        )
     if report.results is not None:
         lines.append(f"  results in {shown(report.results)}: {', '.join(files_of(report, PAGE))}")
     return "\n".join(lines)
-
-
-def _at(numbers: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in numbers.items())
 
 
 def sweep_title(report: SweepReport) -> str:
@@ -48,7 +43,7 @@ def _planned(report: SweepReport, width: int | None) -> str:
     heads = list(report.numbers)
     if report.search == COORDINATE:
         values = [f"  {name}: {', '.join(values)}" for name, values in report.numbers.items()]
-        head = f"apply {shown(report.recipe)}: coordinate search, planned, from {_at(report.start)}"
+        head = f"apply {shown(report.recipe)}: coordinate search, planned, from {at_text(report.start)}"
         return "\n".join([head, *values, *_steps(report)])
     return "\n".join([f"{sweep_title(report)}, planned", "", *table(heads, rows, width), "", *_steps(report)])
 

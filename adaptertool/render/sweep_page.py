@@ -12,7 +12,7 @@ from adaptertool.render.colours import INK, NEUTRAL, OTHER, of_series
 from adaptertool.render.made import Made
 from adaptertool.render.page import figure, page, set_scale
 from adaptertool.render.score_pictures import AXES, TOO_LARGE, drawable, legend, scale_of, short
-from adaptertool.render.scored import failure_lines, failures, number, place
+from adaptertool.render.scored import at_text, chosen, failure_lines, failures, number
 from adaptertool.render.sheet import RIGHT, WRONG, Cell, Figure, Row, Sheet, SheetTable, tail
 from adaptertool.reports.scores import MEAN, best_point, drawn, names_of, value_of
 from adaptertool.reports.sweep import SweepPoint, SweepReport
@@ -30,15 +30,17 @@ def sweep_sheet(report: SweepReport) -> Sheet:
     names = names_of(report.points)
     scored = len(report.points) - failures(report)
     better = "lower" if report.minimise else "higher"
-    numbers = [(name, f"{', '.join(values)} (the recipe: {report.start[name]})") for name, values in _numbers(report)]
-    chosen = [("recipe", report.recipe), ("scored by", report.scored_by), ("search", report.search), *numbers]
+    numbers = [(name, f"{', '.join(own)} (the recipe: {report.start[name]})") for name, own in report.numbers.items()]
     return Sheet(
         command="apply",
         heading=f"Sweep over {tail(report.recipe)}",
         badge=("complete", RIGHT) if report.ok else ("incomplete", WRONG),
         verdict=f"{scored} of {len(report.points)} points were scored; {better} is better",
-        about=chosen,
-        facts=[(f"best for {one.score}", f"{place(best)} ({number(one.value)})") for one, best in _best(report)],
+        about=[("recipe", report.recipe), ("scored by", report.scored_by), ("search", report.search), *numbers],
+        facts=[
+            (f"best for {one.score}", f"{at_text(one.at)} ({number(one.value)}){chosen(report, one)}")
+            for one in report.best
+        ],
         alerts=() if not names or drawable(report.points, names) else (TOO_LARGE,),
         tables=[
             SheetTable(
@@ -47,14 +49,6 @@ def sweep_sheet(report: SweepReport) -> Sheet:
         ],
         notes=(*report.notes, f"Key of inputs, recipe and what scores: {report.key}"),
     )
-
-
-def _numbers(report: SweepReport) -> list[tuple[str, tuple[str, ...]]]:
-    return list(report.numbers.items())
-
-
-def _best(report: SweepReport) -> list[tuple[Any, SweepPoint]]:
-    return [(one, best_point(report.points, one.score, minimise=report.minimise)) for one in report.best]
 
 
 def _row(point: SweepPoint, names: list[str]) -> Row:
@@ -71,7 +65,7 @@ def _figures(report: SweepReport, names: list[str]) -> list[Figure]:
         return []
     better = "lower is better" if report.minimise else "higher is better"
     found = []
-    for name, _ in _numbers(report)[:_PICTURES]:
+    for name in list(report.numbers)[:_PICTURES]:
         draw = functools.partial(_by_number, report=report, where=name, names=names)
         drawing = figure(draw, _HEIGHT, title=f"Scores by {name}")
         line = "" if len(report.numbers) == 1 else "; the line goes through the best with each value"
@@ -91,7 +85,7 @@ def _by_number(axes: Any, report: SweepReport, where: str, names: list[str]) -> 
     has_mean = points[0].mean is not None
     real = names[:-1] if has_mean else names
     colours = of_series(real, [name for name in real if name in (report.target, report.reference)])
-    for name, (_, best) in zip(names, _best(report), strict=True):
+    for name, best in zip(names, report.best, strict=True):
         mean = has_mean and name == MEAN
         colour = INK if mean else colours.get(name, OTHER)
         label = short(name) if mean or name in colours else None
@@ -101,7 +95,7 @@ def _by_number(axes: Any, report: SweepReport, where: str, names: list[str]) -> 
         across = sorted(set(at))
         up = [value_of(best_point(_with(points, where, x), name, minimise=report.minimise), name) for x in across]
         axes.plot(across, up, "--" if mean else "-", color=colour, marker=".", linewidth=1.5, label=label)
-        ring = float(best.at[where]), value_of(best, name)
+        ring = float(best.at[where]), best.value
         axes.plot(*ring, marker="o", markersize=9, fillstyle="none", color=colour)
     together = [value_of(point, name) for point in points for name in names]
     set_scale(axes.yaxis, together, scale_of(together))

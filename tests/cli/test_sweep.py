@@ -121,7 +121,7 @@ def test_the_results(here: Path) -> None:
     assert [float(row["mean"]) for row in rows] == [point.mean for point in report.points]
     assert [float(row["near"]) for row in rows] == [-0.25, -1.25, 0, -1]
     page = (here / "out-scores" / "sweep.html").read_text()
-    assert "weights.0 0.5, weights.1 2" in page and page.count("<svg>") == 3
+    assert "weights.0 0.5, weights.1 2 (-0), chosen" in page and page.count("<svg>") == 3
     again = package.apply(f"out/{MANIFEST}", "again")
     assert again.same and snapshot(here / "again") == snapshot(here / "out")
 

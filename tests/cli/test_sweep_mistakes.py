@@ -77,7 +77,8 @@ W = ["--sweep", "weights.0=0,1"]
         (["w.yaml", "--sweep", "alpha=0,1", *SCORE], 3, "w.yaml:1:51: `score` is for one OUT"),
         (["h.yaml", *W, *SCORE], 3, "`html` is for one OUT"),
         (["v.yaml", *W, *SCORE], 2, "this one has checks alone"),
-        (["m.yaml", "--sweep", "weight=0,1", *SCORE], 2, "it has no numbers"),
+        (["m.yaml", "--sweep", "weight=0,1", *SCORE], 2, "in a configuration of mergekit cannot be swept"),
+        (["r.yaml", "--sweep", "gamma=0.1,0.2", *SCORE], 2, "has no `gamma`; write it there first, then sweep it"),
         (["made/adaptertool.manifest.json", *W, *SCORE], 2, "a manifest is made again as it is"),
         (["nowhere.yaml", *W, *SCORE], 3, "nowhere.yaml"),
     ],
@@ -118,6 +119,8 @@ def test_a_dry_run_names_the_points(here: Path) -> None:
     done = adaptertool(*typed, "--search", "coordinate", cwd=here)
     assert "coordinate search, planned, from weights.0 1, density 0.5" in done.stdout
     assert "apply r.yaml: sound" in adaptertool(*typed, "--check", cwd=here).stdout
+    checked = json.loads(adaptertool(*typed, "--check", "--json", cwd=here).stdout)
+    assert checked["dry_run"] and checked["ok"] and len(checked["points"]) == 4 and checked["planned"] == []
     assert snapshot(here) == before and not list(here.glob(".*"))
 
 
