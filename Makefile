@@ -102,7 +102,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/settling.py
 	$(BIN)/python benchmarks/truncate_8b.py
 	$(BIN)/python benchmarks/extract_1b.py
-	$(BIN)/python benchmarks/plan_671b.py
+	$(BIN)/python benchmarks/plans.py
 	$(BIN)/python benchmarks/sdxl.py
 	$(BIN)/python benchmarks/quantised.py
 

@@ -22,6 +22,7 @@ TOOL: list[object] = [PYTHON, "-m", "adaptertool"]
 # Put before a command whose last argument is the folder that it writes: the files are fsynced, as adaptertool's are.
 SYNCED: list[object] = ["bash", "-c", '"$@" && sync "${!#}"/*', "bash"]
 COPY = "`cp -r` and fsync"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # where it is set each process would compile its modules anew
 NOT_ENOUGH = "not measured: {need:.0f} GB of disk needed, {free:.0f} GB free"
 
 

@@ -24,7 +24,7 @@ from adaptertool.cli.options import (
     tell,
     with_options,
 )
-from adaptertool.cli.settings import method_option, setting_options
+from adaptertool.cli.settings import OneForAll, method_option, setting_options
 from adaptertool.cli.weights import WEIGHT
 from adaptertool.methods import ON_FACTORS
 from adaptertool.render.adapters import convert_text, extract_text, sum_text, truncate_text
@@ -64,7 +64,7 @@ makes_adapter = with_options(
 )
 
 
-@click.command("sum")
+@click.command("sum", cls=OneForAll)
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
 @WEIGHT
 @method_option(METHODS, "By PEFT's names:", METHODS[0])

@@ -14,8 +14,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
          "adaptertool merge base lora -w 0.8 -w 'layers.0.mlp=0.5' -o layered"),
         ("By TIES, half of each change kept:",
          "adaptertool merge base lora rslora --method ties --density 0.5 -o ties"),
-        ("Half of a change kept, and less of it in the MLP:",
-         "adaptertool merge base lora --method ties --density 0.5 --density mlp=0.3 -o thin"),
+        ("By DELLA, a third of each change kept in the MLP, and all of it elsewhere:",
+         "adaptertool merge base lora --method della --density mlp=0.3 -o thin"),
     ),
     "wise": (
         ("A third of the way to a fine-tuned checkpoint:", "adaptertool wise base tuned --alpha 0.33 -o third"),

@@ -8,11 +8,25 @@ from typing import Any
 import click
 
 from adaptertool.cli.options import Command
-from adaptertool.methods import METHOD_BY_NAME, Setting
+from adaptertool.methods import METHOD_BY_NAME, Setting, settings_of
 
 
 class Listable(click.types.StringParamType):
     """Text that may be given several times. A recipe may write one as it is, and several as a list."""
+
+
+class OneForAll(click.Command):
+    """A command whose settings are one number for all sources. The last of several would count in silence, where
+    `merge` takes one for each source."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Raises click's UsageError for a setting that is given twice."""
+        *_, order = self.make_parser(ctx).parse_args([*args])
+        given = [one.name for one in order if one.name in settings_of()]
+        if twice := [name for name in given if name and given.count(name) > 1]:
+            option = f"--{twice[0].replace('_', '-')}"
+            raise click.UsageError(f"{option} is one for all adapters of `{self.name}`, and is given twice", ctx)
+        return super().parse_args(ctx, args)
 
 
 _WORDS = {float: "NUMBER", int: "N"}

@@ -32,7 +32,7 @@ RANK = 0.041e-9  # for each element and each rank
 DECODE, DECODE_EDIT, KEEP = 10e-9, 20e-9, 55e-9
 SHA256 = 0.77e-9  # for each byte that is read or written; "hashing_1b"
 VERIFY = 1.9  # times what the merge itself takes; "verify_1b"
-START, TENSOR = 0.4, 70e-6  # a process, and each tensor of its plan; "plan_671b"
+START, TENSOR = 0.4, 70e-6  # a process, and each tensor of its plan; "plans"
 
 REQUEST = 32_000_000  # bytes of a request to an object store, as they are mostly cut
 _MEASURED = frozenset({"lora", "dora", "full", "offset"})

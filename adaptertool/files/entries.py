@@ -68,7 +68,8 @@ def _usual(path: Path, data_start: int, raw: bytes) -> _Entries | None:
     parts = _USUAL.split(text[1 if said is None else said.end() :])
     between, names, forms, first, last = (parts[at::5] for at in range(5))
     if (
-        any(between)
+        not text.startswith("{")
+        or any(between)
         or not text.rstrip(" ").endswith("}}")
         or len(known := {*names}) != len(names)
         or _METADATA in known

@@ -74,7 +74,7 @@ ADALORA = Kind(
             refused=dict.fromkeys(
                 (
                     *("use_dora", "velora_config", "monteclora_config", "lora_bias", "target_parameters"),
-                    *("use_bdlora", "ensure_weight_tying"),
+                    *("use_bdlora", "ensure_weight_tying", "kasa_config"),
                 ),
                 "it is of LoRA, and PEFT's AdaLoRA has no such thing: what it was trained with is not known",
             ),

@@ -17,6 +17,7 @@ from adaptertool.planning.edits import adapter_edits
 from adaptertool.planning.sources import Reading, open_adapter
 from adaptertool.resolution.renaming import renaming
 from adaptertool.resolution.resolve import Base, open_base
+from adaptertool.resolution.ties import STAY_TIED
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Edit
 from adaptertool.spec.tensors import Ref
@@ -143,4 +144,7 @@ def _adapter(path: Path, base: Base, number: int) -> tuple[Adapter, dict[str, li
             f"{path} resizes the vocabulary, brings a head, or changes one of two tied ends: merge it first "
             f"(adaptertool merge {base.base.path} {path}), and name what that makes"
         )
-    return adapter, {name: [edit._replace(adapter=number) for edit in some] for name, some in edits.items()}, notes
+    found = {name: [edit._replace(adapter=number) for edit in some] for name, some in edits.items()}
+    # An end that is tied here is one of its own in the output where another model stores it
+    found |= {end: found[source] for end, source in base.ends.items() if source in found}
+    return adapter, found, [note.removesuffix(STAY_TIED) for note in notes]

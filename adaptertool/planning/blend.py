@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from adaptertool.errors import UnsupportedError, UsageError
+from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.planning.assemble import make_plan
@@ -15,6 +15,7 @@ from adaptertool.planning.layout import TensorSetChange
 from adaptertool.planning.schedules import ALL, Choice, Weigher, Weight, usual
 from adaptertool.planning.settings import ALIKE, ByTensor, Setter
 from adaptertool.resolution.resolve import Base, open_base
+from adaptertool.resolution.ties import FLAG
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Blend, Edit, Output, Plan
 from adaptertool.spec.tensors import Ref
@@ -47,8 +48,9 @@ def plan_blend(
     """
     subject = open_base(base) if any(isinstance(source, Adapter) for source in sources) else None
     blends = Blends(blend, weights, settings, base.tensors if subject is None else subject.tensors)
-    edits, changes, notes = _adapter_edits(subject, sources, weights, choice, blend.method)
+    edits, changes, notes = _adapter_edits(subject, sources, weights, choice, blends)
     equal = _checkpoint_edits(base, sources, choice, edits, notes)
+    _require_one_blend({} if subject is None or changes.apart else subject.ends, edits, blends)
     own = {name: blends.of(name) for name, chain in edits.items() if chain}
     for one in {id(one): one for one in own.values()}.values() or [blend]:
         require_fit(one)
@@ -74,7 +76,7 @@ class Blends:
 
     def __init__(self, blend: Blend, weights: Sequence[Weight], settings: ByTensor, names: Collection[str]) -> None:
         """Raises UsageError for a rule that fits none of the names."""
-        self._blend, self._known = blend, dict[object, Blend]()
+        self.method, self._blend, self._known = blend.method, blend, dict[object, Blend]()
         self.weigh = Weigher(weights, names)
         self.set = Setter(METHOD_BY_NAME[blend.method], settings, names)
 
@@ -86,6 +88,22 @@ class Blends:
             settings = {**self._blend.settings, **dict(chosen)}
             self._known[weights, chosen] = Blend(self._blend.method, weights, settings)
         return self._known[weights, chosen]
+
+    def are_one(self, name: str, other: str) -> bool:
+        """Whether two tensors have the same weights and settings. Raises as `of` does."""
+        return self.of(name) is self.of(other)
+
+
+def _require_one_blend(ends: Mapping[str, str], edits: Mapping[str, Sequence[Edit]], blends: Blends) -> None:
+    """Raises UnsupportedError for tied ends that a checkpoint changes, and with them both, in one way, where weights or
+    settings would have them combined in two."""
+    for end, source in ends.items():
+        if edits.get(source) and not blends.are_one(end, source):
+            raise UnsupportedError(
+                f"{shown(end)} and {shown(source)} are tied, a checkpoint changes both as one, and the weights or "
+                f"settings given for them differ: give both the same, or save base and checkpoint with both ends and "
+                f"{FLAG}: false"
+            )
 
 
 def _require_still(blend: Blend, sources: Sequence[Adapter | Checkpoint]) -> None:
@@ -105,7 +123,7 @@ def _adapter_edits(
     sources: Sequence[Adapter | Checkpoint],
     weights: Sequence[Weight],
     choice: Choice,
-    method: str,
+    blends: Blends,
 ) -> tuple[dict[str, list[Edit]], TensorSetChange, list[str]]:
     """What each adapter changes by itself, as `adapter_edits` tells it. subject: the base, if there is an adapter.
     Raises UnsupportedError for a change of the set of tensors that has no meaning here."""
@@ -113,7 +131,8 @@ def _adapter_edits(
         return {}, TensorSetChange(), []
     numbers = [number for number, source in enumerate(sources) if isinstance(source, Adapter)]
     adapters = [source for source in sources if isinstance(source, Adapter)]
-    edits, changes, notes = adapter_edits(subject, adapters, [weights[number] for number in numbers], choice)
+    own = [weights[number] for number in numbers]
+    edits, changes, notes = adapter_edits(subject, adapters, own, choice, combined_alike=blends.are_one)
     # The blend has the weights. Here they have told which tied ends come apart.
     edits = {name: [e._replace(adapter=numbers[e.adapter], weight=1.0) for e in own] for name, own in edits.items()}
     if changes.grown or changes.head or (changes.apart and len(numbers) < len(sources)):
@@ -124,9 +143,9 @@ def _adapter_edits(
             if changes.padded
             else "brings a new head"
             if changes.head
-            else "changes one of two tied ends, beside checkpoints"
+            else "beside checkpoints, and two tied ends whose changes, weights or settings are not the same for both"
         )
-        raise UnsupportedError(f"{sources[numbers[0]].path} {what}; the method {method} cannot be used there")
+        raise UnsupportedError(f"{sources[numbers[0]].path} {what}; the method {blends.method} cannot be used there")
     return edits, changes, notes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from adaptertool.errors import UnsupportedError, by, shown
@@ -23,9 +23,17 @@ from adaptertool.spec.plan import Edit
 
 
 def adapter_edits(
-    subject: Base, adapters: Sequence[Adapter], weights: Sequence[Weight], choice: Choice = ALL, *, mixed: bool = False
+    subject: Base,
+    adapters: Sequence[Adapter],
+    weights: Sequence[Weight],
+    choice: Choice = ALL,
+    *,
+    mixed: bool = False,
+    combined_alike: Callable[[str, str], bool] = lambda _, __: True,
 ) -> tuple[dict[str, list[Edit]], TensorSetChange, list[str]]:
     """What the adapters change, by the names of the tensors; how the set of tensors changes; and notes.
+
+    combined_alike: whether the changes of both of two tied ends are combined in the same way
 
     Raises UnsupportedError for a tensor that is resized or padded after a change of it, and what resolving raises.
     """
@@ -69,7 +77,7 @@ def adapter_edits(
         """The edits of an end, some of them perhaps made for the one that it is tied to."""
         return [one._replace(weight=weigh(one.adapter, name)) for one in own] if choice.takes(name) else []
 
-    apart, more = decide(edits, ends, subject.resized, tying, amended)
+    apart, more = decide(edits, ends, subject.resized, tying, amended, combined_alike)
     edits = {name: own for name, own in edits.items() if choice.takes(name)} if choice.said else edits
     if choice.said:
         for adapter, changed, every in zip(adapters, changed_by(edits, len(adapters)), touched, strict=True):

@@ -24,6 +24,7 @@ from adaptertool.resolution.names import Names
 from adaptertool.spec.plan import Edit
 from adaptertool.spec.tensors import Ref
 
+STAY_TIED = ", and stay tied"
 STORED_APART = f"stored apart, and config.json says {FLAG}: false"
 
 
@@ -58,12 +59,14 @@ def decide(
     resized: Mapping[str, Ref],
     tying: Collection[int],
     amended: Callable[[str, Sequence[Edit]], list[Edit]] = lambda _, own: list(own),
+    combined_alike: Callable[[str, str], bool] = lambda _, __: True,
 ) -> tuple[frozenset[str], list[str]]:
     """Which ends must be stored on their own, with what to say of it; `edits` then has their changes.
 
     A change that is the same for both ends is made once. What an adapter does at one end only is meant for both if it
     says that it ties its changes (`tying`), or where it is trained token rows: PEFT saves those once. Then the edits
-    of each end are `amended`, as they are meant for its name.
+    of each end are `amended`, as they are meant for its name. Ends that are changed alike come apart all the same where
+    these changes are not `combined_alike`.
     """
     _share(edits, ends, tying)
     for name in {*ends, *ends.values()} & edits.keys():
@@ -72,11 +75,12 @@ def decide(
     for end, source in ends.items():
         head, own = edits.pop(end, []), edits.get(source, [])
         same_base = end not in resized or _same_numbers(resized[end], resized[source])
-        if not same_base or len(head) != len(own) or not all(map(_alike, head, own)):
+        combined = not (head or own) or combined_alike(end, source)
+        if not (same_base and combined) or len(head) != len(own) or not all(map(_alike, head, own)):
             edits[end] = head
             apart.append(end)
         elif not all(map(_on_rows, head)):
-            notes.append(f"{shown(end)} and {shown(source)} are changed alike, and stay tied")
+            notes.append(f"{shown(end)} and {shown(source)} are changed alike{STAY_TIED}")
     if not apart:
         return frozenset(), notes
     for end, source in ends.items():  # the flag is one for all
@@ -84,7 +88,7 @@ def decide(
             edits[end] = list(edits.get(source, ()))
     notes.append(
         f"{', '.join(map(shown, ends))} {'was' if len(ends) == 1 else 'were'} tied to "
-        f"{', '.join(map(shown, dict.fromkeys(ends.values())))}, and the adapters do not change both alike: "
+        f"{', '.join(map(shown, dict.fromkeys(ends.values())))}, and both are not changed alike: "
         f"{STORED_APART}"
     )
     return frozenset(ends), notes

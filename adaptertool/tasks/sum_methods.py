@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from adaptertool.arguments import Number, PathLike, cut_of, settings_for
-from adaptertool.errors import UsageError
+from adaptertool.errors import UsageError, argument
 from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS, settings_of
 from adaptertool.spec.choices import Mix, RankChoice
 from adaptertool.spec.layers import Layered
@@ -44,5 +44,11 @@ def mix_for(method: str, settings: Mapping[str, Number]) -> Mix | None:
         if settings:
             raise UsageError(f"{method} has {' and '.join(f'no {name}' for name in SETTINGS)}")
         return None
+    for name, value in settings.items():
+        if isinstance(value, str) and {"=", ":"} & {*value}:
+            raise UsageError(
+                f"{argument(name)} {value!r}: a sum has one number for all layers and adapters; rules by tensor and "
+                "gradients are for `merge --method`"
+            )
     chosen = METHOD_BY_NAME[method.removesuffix(_ON_CHANGES)]
     return Mix(chosen.name, chosen.name == method, settings_for(chosen, settings))

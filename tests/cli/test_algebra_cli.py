@@ -71,6 +71,9 @@ def test_extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+TIES = ("sum", LORA, LORA, "--method", "ties")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -85,6 +88,8 @@ def test_extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (["sum", LORA, "-w", "1", "-w", "2", "-o", "OUT"], 2, "2 weights for 1 adapter"),
         (["sum", "-o", "OUT"], 2, "ADAPTER"),
         (["sum", LORA, LORA, "-o", LORA], 2, "overlap"),
+        ([*TIES, "--density", "0.5", "--density=0.3", "-o", "OUT"], 2, "--density is one for all adapters of `sum`"),
+        ([*TIES, "--density", "mlp=0.3", "-o", "OUT"], 2, "one number for all layers and adapters"),
     ],
 )
 def test_errors(

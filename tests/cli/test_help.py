@@ -104,7 +104,8 @@ def test_help_of_settings_names_values_defaults_and_methods() -> None:
         assert not [names for names in told if " TEXT" in names or "RANGE" in names]
         if entry.name == "merge":
             assert told["--around-zero [true|false]"].endswith("Default false: nuslerp, multislerp.")
-            assert "Needed by: ties, " in told["--density NUMBER"] and "; default 1: " in told["--density NUMBER"]
+            density = told["--density NUMBER|PATTERN=NUMBERS"]
+            assert "Needed by: ties, " in density and "; default 1: " in density
             assert all(name in told["--method METHOD"] for name in METHOD_BY_NAME)
             assert "default true: mergekit_linear, " in told["--normalize [true|false]"]
         if entry.name == "sum":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from headers import FIELD, GOOD, MALFORMED, VALID, Entry, entry, one, packed, raw_one
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from long_tests import share
 from safetensors import SafetensorError, deserialize, safe_open
@@ -272,6 +272,7 @@ def as_json(content: bytes) -> object:
 
 
 @settings(UNLIMITED, max_examples=share(1500))
+@example(packed(b'0"a":{"dtype":"BF16","shape":[],"data_offsets":[0,2]}}') + b"xx", b"")
 @given(content=st.one_of(valid_files(), mutated_files(), assembled_files()), space=st.sampled_from([b" ", b"  ", b""]))
 def test_usual_headers_are_read_as_their_json_says(content: bytes, space: bytes) -> None:
     length = int.from_bytes(content[:8], "little")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import lora_factors, write_adapter
 from safetensors.numpy import load_file
 from small_llamas import llama
 
@@ -157,6 +158,26 @@ def test_an_adapter_on_a_model_is_its_change_on_it(tmp_path: Path) -> None:
         theirs |= load_file(path)
     for name, tensor in theirs.items():
         np.testing.assert_allclose(ours[name], tensor, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_an_adapter_on_tied_ends_changes_a_head_that_another_model_stores(tmp_path: Path) -> None:
+    """The model ties both, so its head has the change of its embedding; the output stores them apart."""
+    tied, apart = llama(tmp_path / "tied", 1, 1, tied=True), llama(tmp_path / "apart", 2, 1)
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    factors = lora_factors("lm_head", tied[embedding].shape)
+    adapter = write_adapter(tmp_path / "adapter", factors, ensure_weight_tying=True)
+    (tmp_path / "c.yml").write_text(
+        f"models: [{{model: {tmp_path}/tied+{adapter}}}, {{model: {tmp_path}/apart}}]\n"
+        "merge_method: linear\nparameters: {weight: 1}\n"
+    )
+    report = adaptertool.mergekit(tmp_path / "c.yml", tmp_path / "out")
+    adaptertool.merge(tmp_path / "tied", [adapter], tmp_path / "merged")
+    ours, merged = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "merged"))
+    assert head not in merged and np.abs(merged[embedding] - tied[embedding]).max() > 0.01
+    for name in (embedding, head):
+        mean = (merged[embedding].astype(float) + apart[name]) / 2
+        np.testing.assert_allclose(ours[name], mean, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert not any("stay tied" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ import pytest
 import torch
 from blended import blended
 from conftest import adaptertool as command_line
-from conftest import load, snapshot, write_checkpoint
+from conftest import load, lora_factors, same_bits, snapshot, write_adapter, write_checkpoint
 from oracle import half_ulp_excess
+from tied_models import LLAMA, E
+from tied_models import weights as weights_of
 
 import adaptertool
-from adaptertool.errors import UsageError
+from adaptertool.errors import UnsupportedError, UsageError
 from adaptertool.spec.schedule import ANY, Rule, Schedule
 
 LAYERS, MODULES = 4, ("self_attn.q_proj", "mlp.up_proj")
@@ -210,3 +212,37 @@ def test_refused(place: Path, method: str, options: dict[str, Any], said: str) -
     with pytest.raises(UsageError, match=said):
         merged(place, "out", method, **options)
     assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("rule", ["lm_head=0.25", "embed_tokens=0.25", "/head|embed/=0.25"])
+def test_tied_ends_with_their_own_settings(tmp_path: Path, rule: str) -> None:
+    """Two ends that are changed alike come apart where a setting is another for one of them: each is as by its own."""
+    base = write_checkpoint(tmp_path / "base", weights_of(), config=LLAMA)
+    adapter = write_adapter(tmp_path / "adapter", lora_factors("lm_head", (12, 6)), ensure_weight_tying=True)
+    made = {}
+    for density in ("0.25", "0.75"):
+        adaptertool.merge(base, [adapter], tmp_path / density, method="magnitude_prune", density=density)
+        made[density] = load(tmp_path / density)[E]
+    assert not same_bits(*made.values())
+    adaptertool.merge(base, [adapter], tmp_path / "out", method="magnitude_prune", density=["0.75", rule])
+    out = load(tmp_path / "out")
+    assert same_bits(out[E], made["0.25" if "embed" in rule else "0.75"])
+    assert ("lm_head.weight" in out) is (rule[0] != "/")
+    assert rule[0] == "/" or same_bits(out["lm_head.weight"], made["0.25" if "head" in rule else "0.75"])
+
+
+@pytest.mark.parametrize("given", [{"weights": ["1", "1", "lm_head=1,0"]}, {"density": ["0.5", "lm_head=0.1"]}])
+@pytest.mark.parametrize("of_ends", [True, False])
+def test_tied_ends_of_checkpoints_are_combined_as_one(tmp_path: Path, given: dict[str, Any], *, of_ends: bool) -> None:
+    """A checkpoint that ties its ends changes both, whether an adapter beside it does or not."""
+    weights = weights_of(**{"model.layers.0.q.weight": torch.randn(6, 6)})
+    base = write_checkpoint(tmp_path / "base", weights, config=LLAMA)
+    tuned = write_checkpoint(tmp_path / "tuned", {**weights, E: weights[E] + 1}, config=LLAMA)
+    factors = lora_factors("lm_head", (12, 6)) if of_ends else lora_factors("model.layers.0.q", (6, 6))
+    adapter = write_adapter(tmp_path / "adapter", factors, ensure_weight_tying=of_ends)
+    given = {"density": ["0.5"], **given}
+    with pytest.raises(UnsupportedError, match=r"tied.* settings (given for them differ|are not the same for both)"):
+        adaptertool.merge(base, [adapter, tuned], tmp_path / "out", method="ties", **given)
+    assert not (tmp_path / "out").exists()
+    alike = {name: [one.replace("lm_head", "/lm_head|embed/") for one in value] for name, value in given.items()}
+    assert adaptertool.merge(base, [adapter, tuned], tmp_path / "out", method="ties", **alike)
