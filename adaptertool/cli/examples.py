@@ -69,8 +69,9 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "apply": (
         ("Plan all steps of a recipe, and write nothing:", "adaptertool apply recipe.yaml --dry-run"),
         ("Run them:", "adaptertool apply recipe.yaml"),
-        ("With which weight of the first adapter is a score of yours highest? Once it is found, OUT is made with it:",
-         "adaptertool apply recipe.yaml -o chosen --sweep both.weights.0=0,0.5 --score './score {}'"),
+        ("With which weight is a score of yours highest? OUT is made with that:",
+         "adaptertool apply recipe.yaml -o chosen \\\n"
+         "        --sweep both.weights.0=0,0.5 --score './score {}'"),
         ("Make the same again, to the same bytes, from what stands beside it:",
          "adaptertool apply applied/adaptertool.manifest.json -o again"),
     ),
