@@ -9,10 +9,10 @@ from itertools import pairwise, product
 from typing import Any
 
 from adaptertool.errors import shown
-from adaptertool.render.colours import INK, NEUTRAL, OTHER, of_series
+from adaptertool.render.colours import NEUTRAL
 from adaptertool.render.made import Made
 from adaptertool.render.page import figure, page, set_scale
-from adaptertool.render.score_pictures import AXES, TOO_LARGE, drawable, legend, scale_of, short
+from adaptertool.render.score_pictures import AXES, TOO_LARGE, drawable, legend, scale_of, short, styles
 from adaptertool.render.scored import failure_lines, failures, number
 from adaptertool.render.sheet import RIGHT, WRONG, Cell, Figure, Row, Sheet, SheetTable, tail
 from adaptertool.reports.curve import CurvePoint, CurveReport
@@ -85,16 +85,10 @@ def _figures(report: CurveReport, names: list[str]) -> list[Figure]:
 
 
 def _by_alpha(axes: Any, report: CurveReport, names: list[str], points: list[CurvePoint]) -> None:
-    has_mean = points[0].mean is not None
-    real = names[:-1] if has_mean else names
-    colours = of_series(real, [name for name in real if name in (report.target, report.reference)])
-    for name, best in zip(names, report.best, strict=True):
-        mean = has_mean and name == MEAN
-        colour = INK if mean else colours.get(name, OTHER)
-        label = short(name) if mean or name in colours else None
+    drawn_so = styles(names, (report.target, report.reference), has_mean=points[0].mean is not None)
+    for name, best, (colour, line, label) in zip(names, report.best, drawn_so, strict=True):
         values = [value_of(point, name) for point in points]
-        style = "--" if mean else "-"
-        axes.plot([p.alpha for p in points], values, style, color=colour, marker=".", linewidth=1.5, label=label)
+        axes.plot([p.alpha for p in points], values, line, color=colour, marker=".", linewidth=1.5, label=label)
         axes.plot(best.alpha, best.value, marker="o", markersize=9, fillstyle="none", color=colour)
     together = [value_of(point, name) for point in points for name in names]
     set_scale(axes.yaxis, together, scale_of(together))

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from adaptertool.errors import shown
-from adaptertool.render.colours import OTHER
+from adaptertool.render.colours import INK, OTHER, of_series
 from adaptertool.render.page import WIDE
-from adaptertool.reports.scores import Scored, value_of
+from adaptertool.reports.scores import MEAN, Scored, value_of
 
 _LEAST, _MOST = 1e-99, 1e99  # of what is drawn; beyond, what is computed for the axes may overflow
 _LONGEST = 28  # letters of a name in a picture
 TOO_LARGE = "Some scores are too large, or too small, to be drawn."
 AXES = {"logit": ", on logit axes", "log": ", on logarithmic axes", "linear": ""}
+
+
+class Style(NamedTuple):
+    """How the line of a score is drawn. label: in the legend; None where it has no colour of its own."""
+
+    colour: str
+    line: str
+    label: str | None
+
+
+def styles(names: Sequence[str], asked: Sequence[str | None], *, has_mean: bool) -> list[Style]:
+    """How each score is drawn; the last is the mean of the others, where there is one. asked: scores that have a colour first."""
+    real = names[:-1] if has_mean else names
+    colours = of_series(real, [name for name in real if name in asked])
+    found = []
+    for name in names:
+        mean = has_mean and name == MEAN
+        colour = INK if mean else colours.get(name, OTHER)
+        found.append(Style(colour, "--" if mean else "-", short(name) if mean or name in colours else None))
+    return found
 
 
 def drawable(points: Sequence[Scored], names: list[str]) -> bool:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from adaptertool.errors import shown
-from adaptertool.render.colours import INK, NEUTRAL, OTHER, of_series
+from adaptertool.render.colours import INK, NEUTRAL
 from adaptertool.render.made import Made
 from adaptertool.render.page import figure, page, set_scale
-from adaptertool.render.score_pictures import AXES, TOO_LARGE, drawable, legend, scale_of, short
+from adaptertool.render.score_pictures import AXES, TOO_LARGE, drawable, legend, scale_of, short, styles
 from adaptertool.render.scored import at_text, chosen, failure_lines, failures, number
 from adaptertool.render.sheet import RIGHT, WRONG, Cell, Figure, Row, Sheet, SheetTable, tail
-from adaptertool.reports.scores import MEAN, best_point, drawn, names_of, value_of
+from adaptertool.reports.scores import best_point, drawn, names_of, value_of
 from adaptertool.reports.sweep import SweepPoint, SweepReport
 
 _HEIGHT = 3.4  # inches
@@ -82,19 +82,14 @@ def _figures(report: SweepReport, names: list[str]) -> list[Figure]:
 
 def _by_number(axes: Any, report: SweepReport, where: str, names: list[str]) -> None:
     points = [point for point in report.points if point.scores]
-    has_mean = points[0].mean is not None
-    real = names[:-1] if has_mean else names
-    colours = of_series(real, [name for name in real if name in (report.target, report.reference)])
-    for name, best in zip(names, report.best, strict=True):
-        mean = has_mean and name == MEAN
-        colour = INK if mean else colours.get(name, OTHER)
-        label = short(name) if mean or name in colours else None
+    drawn_so = styles(names, (report.target, report.reference), has_mean=points[0].mean is not None)
+    for name, best, (colour, line, label) in zip(names, report.best, drawn_so, strict=True):
         at = [float(point.at[where]) for point in points]
         if len(report.numbers) > 1:
             axes.plot(at, [value_of(point, name) for point in points], ".", color=colour, alpha=0.4, markersize=4)
         across = sorted(set(at))
         up = [value_of(best_point(_with(points, where, x), name, minimise=report.minimise), name) for x in across]
-        axes.plot(across, up, "--" if mean else "-", color=colour, marker=".", linewidth=1.5, label=label)
+        axes.plot(across, up, line, color=colour, marker=".", linewidth=1.5, label=label)
         ring = float(best.at[where]), best.value
         axes.plot(*ring, marker="o", markersize=9, fillstyle="none", color=colour)
     together = [value_of(point, name) for point in points for name in names]
