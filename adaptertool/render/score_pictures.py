@@ -25,7 +25,9 @@ class Style(NamedTuple):
 
 
 def styles(names: Sequence[str], asked: Sequence[str | None], *, has_mean: bool) -> list[Style]:
-    """How each score is drawn; the last is the mean of the others, where there is one. asked: scores that have a colour first."""
+    """How each score is drawn; the last is the mean of the others, where there is one.
+
+    asked: scores that have a colour first."""
     real = names[:-1] if has_mean else names
     colours = of_series(real, [name for name in real if name in asked])
     found = []
