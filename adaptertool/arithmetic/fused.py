@@ -12,18 +12,19 @@ import numpy as np
 
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.region import Region, choose
-from adaptertool.arithmetic.requirements import shortcut_of
+from adaptertool.arithmetic.requirements import near_of, shortcut_of
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import largest_stored
-from adaptertool.codecs.tensors import read_stored
+from adaptertool.codecs.tensors import read_stored, reading_rows
 from adaptertool.kinds import kind_of
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.numerics.error_bound import has_few_bits
-from adaptertool.numerics.fused import Left, Made, Right, add_product, blend
+from adaptertool.numerics.fused import ROUNDING, Left, Made, Right, add_product, blend
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit
-from adaptertool.spec.tensors import Ref
+from adaptertool.spec.tensors import Near, Ref
 
+_UP = 1 + 2.0**-50  # more than two roundings
 _KEPT = 4  # right factors of a tensor
 _SAMPLED = 64  # rows of a tensor of which sums are taken, about
 _ELEMENTS = 2048  # elements of a block, the same
@@ -70,7 +71,7 @@ class Products:
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
-        self._rights: dict[tuple[int, ...], Right | None] = {}
+        self._rights: dict[tuple[int, ...], tuple[Right, float] | None] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -131,38 +132,72 @@ class Products:
     ) -> list[Made] | None:
         """Rows low..high of the block, on which the edits of these numbers act."""
         chain, (first, low, high) = self._chain, rows
-        if self._rights.get(acting, self) is None:  # asked before: not float32, or too large
+        lefts, edits = [], [chain.step.edits[number] for number in acting]
+        few_bits = chain.requirements.few_bits and all(map(exact_scale, edits))
+        with self._lock:
+            if acting not in self._rights:
+                while len(self._rights) >= _KEPT:
+                    del self._rights[next(iter(self._rights))]
+                self._rights[acting] = self._right(acting, chosen, few_bits=few_bits)
+            packed = self._rights[acting]
+        if packed is None:
             return None
-        lefts, rights, edits = [], [], [chain.step.edits[number] for number in acting]
         length: tuple[Array, float] | None = None
         for number, edit in zip(acting, edits, strict=True):
             region, kind = chosen[number], kind_of(edit)
             assert region is not None and kind.pair is not None
             own = low - _rows(region, high)[0]
             part = slice(own, own + high - low)
-            factors = chain.factors(number, edit, region.places)
-            b, a = (factors[role] for role in kind.pair)
-            left, right = (a.T, b.T) if edit.transposed else (b, a)
+            left = self._left(number, edit, region)
             if kind.norms is None:
                 lefts.append(left[part] * (edit.weight * edit.scale))
             elif len(acting) > 1:
                 return None
             else:
+                factors = chain.factors(number, edit, region.places)
                 length = np.ascontiguousarray(factors[kind.norms.length].reshape(-1)[part]), edit.weight
                 lefts.append(left[part] * edit.scale)
-            rights.append(right)
-        few_bits = chain.requirements.few_bits and all(map(exact_scale, edits))
         scaled = Left.of(np.concatenate(lefts, axis=1), few_bits=few_bits)
-        with self._lock:
-            if acting not in self._rights:
-                while len(self._rights) >= _KEPT:
-                    del self._rights[next(iter(self._rights))]
-                self._rights[acting] = Right.of(np.concatenate(rights), few_bits=few_bits)
-            packed = self._rights[acting]
-        if packed is None or scaled is None:
+        if scaled is None:
             return None
         every = max(1, chain.rows // _SAMPLED) | 1
-        return add_product(stored, chain.step.spec.dtype, scaled, packed, alphas, out, (first + low, every), length)
+        right, off = packed
+        off *= scaled.largest * _UP
+        return add_product(stored, chain.step.spec.dtype, scaled, right, alphas, out, (first + low, every), length, off)
+
+    def _left(self, number: int, edit: Edit, region: Region) -> Array:
+        """The rows of the left factor that the region has."""
+        near, places, pair = self._near_of(edit), region.places, kind_of(edit).pair
+        assert pair is not None
+        if near is not None:
+            assert isinstance(places, slice)  # it is of no view
+            return near.left(reading_rows(self._chain.inputs), places.start, places.stop)
+        factors = self._chain.factors(number, edit, places)
+        return factors[pair[1]].T if edit.transposed else factors[pair[0]]
+
+    def _right(
+        self, acting: tuple[int, ...], chosen: Sequence[Region | None], *, few_bits: bool
+    ) -> tuple[Right, float] | None:
+        """The right factors of these edits as the kernel has them, and by how much an element of their product may be
+        off, for a left factor with no number above 1; None where the kernel has none like these."""
+        rights, off = [], 0.0
+        for number in acting:
+            edit, region = self._chain.step.edits[number], chosen[number]
+            near, pair = self._near_of(edit), kind_of(edit).pair
+            assert region is not None and pair is not None
+            if near is None:
+                factors = self._chain.factors(number, edit, region.places)
+                rights.append(factors[pair[0]].T if edit.transposed else factors[pair[1]])
+                continue
+            right, error = near.right(reading_rows(self._chain.inputs))
+            rights.append(right)
+            off += error * _UP
+        packed = Right.of(np.concatenate(rights), few_bits=few_bits)
+        return None if packed is None else (packed, off)
+
+    def _near_of(self, edit: Edit) -> Near | None:
+        """Factors that serve in the place of the edit's, where sums are in float."""
+        return near_of(edit) if self._chain.step.spec.dtype in ROUNDING and not edit.transposed else None
 
 
 def _rows(region: Region, count: int) -> tuple[int, int]:

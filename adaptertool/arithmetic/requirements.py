@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from adaptertool.codecs import BY_DTYPE, F16
 from adaptertool.kinds import kind_of
 from adaptertool.spec.plan import Edit
-from adaptertool.spec.tensors import Shortcut
+from adaptertool.spec.tensors import Near, Ref, Shortcut
 
 _MOST_NEIGHBOURS = 1 << 14  # with which an element is made alone: with more, whole rows take less time
 
@@ -43,11 +43,28 @@ def shortcut_of(edit: Edit) -> Shortcut | None:
     if a.made is None or b.made is None or b.made.shortcut is None:
         return None
     shortcut = b.made.shortcut
-    if a.made.rows is not shortcut.right or a.made.first or b.made.first:
+    return shortcut if a.made.rows is shortcut.right and _all_of(a, b, shortcut.shape) else None
+
+
+def near_of(edit: Edit) -> Near | None:
+    """The fewer factors that serve in the place of both of a product, all of both; None where there are none."""
+    kind = kind_of(edit)
+    if kind.pair is None or not kind.is_product or edit.view is not None:
         return None
-    out, inner, wide = shortcut.shape
+    b, a = (edit.factors[role] for role in kind.pair)
+    if a.made is None or b.made is None or b.made.near is None:
+        return None
+    near = b.made.near
+    return near if a.made.rows is near.of and _all_of(a, b, near.shape) else None
+
+
+def _all_of(a: Ref, b: Ref, shape: tuple[int, ...]) -> bool:
+    """Whether these are all rows and columns of B (out, inner) and A (inner, in), of which these three are `shape`."""
+    assert a.made is not None and b.made is not None
+    out, inner, wide = shape
     sizes = b.columns, b.spec.numel, a.columns, a.shape[0], a.spec.numel
-    return shortcut if sizes == (None, out * inner, None, inner, inner * wide) else None
+    whole = sizes == (None, out * inner, None, inner, inner * wide)
+    return whole and not a.made.first and not b.made.first
 
 
 def requirements_of(edits: Sequence[Edit]) -> Requirements:

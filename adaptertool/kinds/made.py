@@ -19,10 +19,11 @@ from adaptertool.kinds.loha import A1, A2, B1, B2, LOHA
 from adaptertool.kinds.lora import LORA, A, B
 from adaptertool.numerics.error_bound import Array
 from adaptertool.numerics.error_free import two_product
-from adaptertool.spec.tensors import Making, ReadRows, Ref, Shortcut, TensorSpec
+from adaptertool.spec.tensors import Making, Near, ReadRows, Ref, Shortcut, TensorSpec
 
 _Made = TypeVar("_Made")
 _WIDE = 1 << 15  # elements of a row of which some are read by themselves
+_DROPPED = 2.0**-49  # of a product of first terms: more than what it lacks, as the others are at most 2⁻⁵¹ of each
 KEPT = 8  # of what is remembered, by all threads, each of which may be at another tensor
 _kept: deque[tuple[object, Any]] = deque(maxlen=KEPT)
 _lock = threading.Lock()
@@ -112,6 +113,8 @@ def product(
 ) -> Part:
     """The change scale·B·A as LoRA has it, from the terms of B (out, r) and of A (r, in), and how many these are.
 
+    The first term has the others no larger than 2⁻⁵¹ of it beside it, together, but for what underflows.
+
     shape: out, r, in; plain: as spec.tensors.Making has it; shortcut: the rows of spec.tensors.Shortcut
     """
     some, (out, rank, wide) = tuple(sources), shape
@@ -126,13 +129,34 @@ def product(
         return (found[0] if len(found) == 1 else np.concatenate(found))[first:last]
 
     a, b = made(some, (inner, wide), a_rows, plain=plain), made(some, (out, inner), b_rows, plain=plain)
-    return Part(LORA.name, {A: a, B: b if shortcut is None else with_shortcut(b, a, shortcut)}, scale)
+    if shortcut is not None:
+        b = with_shortcut(b, a, shortcut)
+    elif b_count * a_count > 1:
+
+        def first_of_a(read: ReadRows) -> tuple[Array, float]:
+            own = a_terms(read, 0, rank)[0]
+            return own, rank * (float(abs(own).max(initial=0.0)) * _DROPPED + 2.0**-600)
+
+        b = with_near(b, a, lambda read, first, last: b_terms(read, first, last)[0], first_of_a)
+    return Part(LORA.name, {A: a, B: b}, scale)
 
 
 def with_shortcut(b: Ref, a: Ref, rows: Callable[[ReadRows, int, int, bool], tuple[Array, float]]) -> Ref:
     """B with a shortcut to its product with A."""
     assert a.made is not None and b.made is not None
     return b._replace(made=b.made._replace(shortcut=Shortcut(rows, a.made.rows, (*b.shape, math.prod(a.shape[1:])))))
+
+
+def with_near(
+    b: Ref,
+    a: Ref,
+    left: Callable[[ReadRows, int, int], Array],
+    right: Callable[[ReadRows], tuple[Array, float]],
+) -> Ref:
+    """B with fewer factors that serve in its place and A's (spec.tensors.Near)."""
+    assert a.made is not None and b.made is not None
+    near = Near(left, right, a.made.rows, (*b.shape, math.prod(a.shape[1:])))
+    return b._replace(made=b.made._replace(near=near))
 
 
 def on_points(part: Part, weight: Shape) -> Part:

@@ -10,6 +10,7 @@ not saved, PEFT makes it anew by a generator.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ import numpy as np
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.kinds.drawn import normals
 from adaptertool.kinds.kind import Kind, Part, Shape
-from adaptertool.kinds.made import product, products, remembered, terms_of, whole
+from adaptertool.kinds.lora import A as LORA_A
+from adaptertool.kinds.lora import B as LORA_B
+from adaptertool.kinds.made import product, products, remembered, terms_of, whole, with_near
 from adaptertool.kinds.spelling import COUNT, Spelling
 from adaptertool.kinds.vera import why_not_saved
 from adaptertool.numerics.error_bound import Array
@@ -45,21 +48,31 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     a, b, p, v = (factors[role] for role in (A, B, P, V))
     group = remembered(lambda read: _group(whole(read, p), p, v.shape[0], settings))
 
-    def own(read: ReadRows) -> Array:
+    def own_of(read: ReadRows) -> Array:
         return whole(read, v) if len(v.shape) == 1 else whole(read, v)[group(read)]
 
     (count, rank, _), (out, wide) = p.shape, weight
     inner, of_b, of_a = count * rank * rank, terms_of(b, *v.stored), terms_of(p, a)
 
     def left(read: ReadRows, first: int, last: int) -> Sequence[Array]:
-        terms = products(read(b, first, last)[:, None, :], own(read)[None, :, None], of_b)
+        terms = products(read(b, first, last)[:, None, :], own_of(read)[None, :, None], of_b)
         return [term.reshape(last - first, -1).repeat(rank, axis=1) for term in terms]
 
     def right(read: ReadRows, first: int, last: int) -> Sequence[Array]:
         terms = products(whole(read, p)[..., None], whole(read, a)[None, None], of_a)
         return [term.reshape(inner, wide)[first:last] for term in terms]
 
-    return [product((a, b, p, v), (out, inner, wide), (left, of_b), (right, of_a), scale, plain=False)]
+    def near(read: ReadRows) -> tuple[Array, float]:
+        """(Σ v·P)·A: each sum of products has as many roundings as terms, and twice that is taken."""
+        own, matrices, rows = own_of(read), whole(read, p), whole(read, a)
+        with np.errstate(over="ignore", invalid="ignore"):
+            middle, sizes = np.einsum("i,ijk->jk", own, matrices), np.einsum("i,ijk->jk", abs(own), abs(matrices))
+            off = (count + rank + 2) * 2.0**-52 * float((sizes @ abs(rows).max(1, initial=0.0)).sum()) + 2.0**-600
+            return middle @ rows, off if off < math.inf else math.inf
+
+    part = product((a, b, p, v), (out, inner, wide), (left, of_b), (right, of_a), scale, plain=False)
+    short = with_near(part.factors[LORA_B], part.factors[LORA_A], lambda read, first, last: read(b, first, last), near)
+    return [part._replace(factors={**part.factors, LORA_B: short})]
 
 
 def _group(matrices: Array, ref: Ref, groups: int, settings: Mapping[str, Any]) -> int:

@@ -19,6 +19,8 @@ MOST_ALPHAS, _GROUP, _PAD = 8, 16, 32  # as in kernel/fused.h
 _ROOM = 256  # the share of a block that may be left open is 1 in so many; blocks with more go another way
 _UP = 1 + 2.0**-20  # more than the roundings of a length
 _SHORT = 2.0**-140  # a length whose square may be lost
+_MOST_ROUNDED = 512  # rank
+ROUNDING = ("BF16", "F16")  # the dtypes whose sums are in float, for which factors may be rounded
 
 
 class _Job(ctypes.Structure):
@@ -29,8 +31,10 @@ class _Job(ctypes.Structure):
         *((name, ctypes.c_size_t) for name in ("alphas", "rows", "columns", "rank")),
         *((name, ctypes.c_void_p) for name in ("panels", "right_norm", "right_power")),
         ("right_length", ctypes.c_double),
+        ("right_double", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("left", "left_double", "left_norm", "left_power")),
         ("tiny", ctypes.c_double),
+        ("off", ctypes.c_double),
         ("magnitude", ctypes.c_void_p),
         ("weight", ctypes.c_double),
         *((name, ctypes.c_size_t) for name in ("first", "every")),
@@ -96,6 +100,7 @@ class Right:
     rank: int
     columns: int
     panels: Array  # float32 [groups][rank][_GROUP]
+    double: Array | None  # float64 (columns, rank), where the panels are rounded
     norm: Array  # float32, of each column, not less than its length
     power: Array  # float64, of each column: of two, of which its numbers are multiples
     length: float  # of all
@@ -103,25 +108,28 @@ class Right:
 
     @classmethod
     def of(cls, factor: Array, *, few_bits: bool) -> Right | None:
-        """A float64 factor; None where it is not float32, or so large that products may overflow. few_bits: it may be
-        that sums of products are exact"""
+        """A float64 factor; None where it is so large that products may overflow, or is not float32 and so long that
+        BLAS takes less time. few_bits: it may be that sums of products are exact"""
         rank, columns = factor.shape
         with np.errstate(over="ignore"):
             single = factor.astype(np.float32)
         largest = float(abs(factor).max(initial=0.0))
-        if not largest < 2.0**60 or not np.array_equal(single, factor):
+        rounded = not np.array_equal(single, factor)
+        if not largest < 2.0**60 or (rounded and rank > _MOST_ROUNDED):
             return None
         groups = -(-columns // _PAD) * _PAD // _GROUP
         padded = np.zeros((rank, groups * _GROUP), np.float32)
         padded[:, :columns] = single
         panels = np.ascontiguousarray(padded.reshape(rank, groups, _GROUP).transpose(1, 0, 2))
-        squares = (padded.astype(np.float64) ** 2).sum(0)
+        squares = np.zeros(groups * _GROUP)
+        squares[:columns] = np.einsum("kj,kj->j", factor, factor)
         norm = (np.sqrt(squares) * _UP).astype(np.float32)
-        norm[(norm < _SHORT) & padded.any(0)] = _SHORT
+        norm[:columns][(norm[:columns] < _SHORT) & factor.any(0)] = _SHORT
         power = np.zeros(groups * _GROUP)
         if few_bits:
             power[:columns] = powers_of(factor, 0)
-        return cls(rank, columns, panels, norm, power, float(np.sqrt(squares.sum())) * _UP + _SHORT, largest)
+        whole = np.ascontiguousarray(factor.T) if rounded else None
+        return cls(rank, columns, panels, whole, norm, power, float(np.sqrt(squares.sum())) * _UP + _SHORT, largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +177,11 @@ def add_product(
     out: Sequence[Array],
     sample: tuple[int, int],
     length: tuple[Array, float] | None = None,
+    off: float = 0.0,
 ) -> list[Made] | None:
-    """out[a] = the rounding of w + α·left @ right, for `stored` w (rows, columns) of `dtype`, flat, all contiguous. At
-    most MOST_ALPHAS of α; none is 0.
+    """out[a] = the rounding of w + α·P, for `stored` w (rows, columns) of `dtype`, flat, all contiguous, and a P from
+    which no element of left @ right differs by more than `off`, and in rows of zeros not at all. At most MOST_ALPHAS of
+    α; none is 0.
 
     sample: (first, every): sums are taken over the rows for which first + row is a multiple of `every`
     length: (m, weight): of w + α·weight·(m·V / ‖V‖ − w) instead, for V = w + left @ right, and m of each row, float64
@@ -179,6 +189,8 @@ def add_product(
     """
     call, rows = FUNCTIONS.get(f"{'dora' if length else 'lora'}_{dtype}"), len(left.double)
     most = max(1.0, *map(abs, alphas))
+    if (off or right.double is not None) and (dtype not in ROUNDING or length):
+        return None
     if call is None or not most < 2.0**60 or not min(map(abs, alphas)) > 2.0**-60:
         return None
     if not left.norm.max(initial=0.0) * float(right.norm.max(initial=0.0)) * most < 2.0**110:
@@ -194,11 +206,13 @@ def add_product(
         right_norm=right.norm.ctypes.data,
         right_power=right.power.ctypes.data,
         right_length=right.length,
+        right_double=None if right.double is None else right.double.ctypes.data,
         left=address(left.single, np.float32, rows * right.rank),
         left_double=address(left.double, np.float64, rows * right.rank),
         left_norm=left.norm.ctypes.data,
         left_power=left.power.ctypes.data,
-        tiny=most * (1 + left.largest + right.largest) * (right.rank + 2) * 2.0**-147,
+        tiny=most * ((1 + left.largest + right.largest) * (right.rank + 2) * 2.0**-147 + off * _UP),
+        off=off,
         magnitude=address(magnitude, np.float64, rows) if length else None,
         weight=weight,
         **results.fields,

@@ -74,6 +74,21 @@ class Shortcut(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Near(NamedTuple):
+    """Two factors whose product is near B·A, and that are fewer numbers: B' (rows, rank) and A' (rank, columns).
+
+    left: (how to read, first row, last row) -> these rows of B', float64
+    right: (how to read) -> all of A', float64, and by how much an element of the product may be off, at most, in rows
+    of B' whose largest number is 1; with others, in proportion
+    of, shape: as `right` and `shape` of a Shortcut
+    """
+
+    left: Callable[[ReadRows, int, int], Any]
+    right: Callable[[ReadRows], tuple[Any, float]]
+    of: Callable[..., Any]
+    shape: tuple[int, ...]
+
+
 class Making(NamedTuple):
     """How the rows of a tensor that lies in no file are made of tensors that do. Its elements are F64.
 
@@ -88,6 +103,7 @@ class Making(NamedTuple):
     plain: a number is one of each of some sources, or their product, times what is no larger than 1: finite where they
     are and none is F64; and where a source is all zero, so is the change that it is a factor of
     shortcut: of B: to its product with A
+    near: of B: fewer factors that serve in its place and A's, where what is left open is decided by these
     costly: whole tensors are decomposed for it, and it is finite where they are: so these are checked in its place
     """
 
@@ -102,6 +118,7 @@ class Making(NamedTuple):
     weight: Any = None
     plain: bool = False
     shortcut: Shortcut | None = None
+    near: Near | None = None
     costly: bool = False
 
 

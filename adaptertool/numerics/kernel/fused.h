@@ -31,11 +31,13 @@ typedef struct {
     const float *right_norm;   /* no column is longer than this; as many as the panels have */
     const double *right_power; /* of two, of which all of a column are multiples; 0 where that is not known */
     double right_length;       /* not below the square root of the sum of all squares of the right factor */
+    const double *right_double; /* (columns, rank): the columns, of which the panels are rounded; null: they are exact */
     const float *left;         /* (rows, rank): the left factor times the scale */
     const double *left_double; /* the same */
     const double *left_norm;   /* no row is longer */
     const double *left_power;  /* as of the columns */
-    double tiny;               /* more than what underflow takes away from a sum in float */
+    double tiny;               /* more than what underflow takes away from a sum in float, and α times `off` */
+    double off;                /* by how much an element of the product is off, of what the factors stand for */
     const double *magnitude;   /* (rows): what stands over the norm; null where no row is divided by its norm */
     double weight;             /* of the change, with a magnitude */
     size_t first, every;       /* rows whose sums are taken: those where first + row is a multiple of `every` */
@@ -74,9 +76,17 @@ static __attribute__((noinline)) double again(const block_job *job, size_t i, si
 {
     const float *column = panel_at(job, j);
     const double *row = job->left_double + i * job->rank;
+    const double *whole = job->right_double ? job->right_double + j * job->rank : NULL;
     doubles sums[2] = {{0}, {0}};
     float near[SEVERAL]; /* first all are fetched, each from a line of its own, and then multiplied */
-    for (size_t k = 0; k < job->rank; k += SEVERAL) {
+    size_t done = 0;
+    for (; whole && done + 2 * DOUBLES <= job->rank; done += 2 * DOUBLES)
+        for (size_t v = 0; v < 2; v++)
+            sums[v] = add_times_doubles(*(const loose_doubles *)(row + done + v * DOUBLES),
+                                        *(const loose_doubles *)(whole + done + v * DOUBLES), sums[v]);
+    for (; whole && done < job->rank; done++)
+        sums[0][0] += row[done] * whole[done];
+    for (size_t k = done; k < job->rank; k += SEVERAL) {
         size_t count = job->rank - k < SEVERAL ? job->rank - k : SEVERAL, n = 0;
         for (size_t m = 0; m < count; m++)
             near[m] = column[(k + m) * GROUP];
@@ -93,7 +103,8 @@ static __attribute__((noinline)) double again(const block_job *job, size_t i, si
     double most = job->left_norm[i] * job->right_norm[j] * fabs(alpha) * WIDER, x = w + alpha * sum;
     double power = job->left_power[i] * job->right_power[j];
     *error = ((double)job->rank + 6) * DOUBLE_UNIT * most + 4 * DOUBLE_UNIT * fabs(x) + 0x1p-1060;
-    if (power > 0 && most + fabs(w) < 0x1p53 * fmin(power * lowest(alpha), lowest(w)))
+    *error += fabs(alpha) * job->off * WIDER;
+    if (power > 0 && job->off == 0 && most + fabs(w) < 0x1p53 * fmin(power * lowest(alpha), lowest(w)))
         *error = 0;
     return x;
 }

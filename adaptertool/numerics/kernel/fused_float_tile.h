@@ -62,7 +62,7 @@ static void products_of_row(const block_job *job, size_t i, size_t c, float *cha
 static inline double of_sums(const block_job *job, size_t a)
 {
     double alpha = job->alpha[a];
-    size_t roundings = (job->rank < CHAIN ? job->rank : CHAIN) + (job->rank + CHAIN - 1) / CHAIN + 2;
+    size_t roundings = (job->rank < CHAIN ? job->rank : CHAIN) + (job->rank + CHAIN - 1) / CHAIN + 2 + (job->right_double != NULL);
     return fabs(alpha) * (double)(roundings + (alpha == 1 ? 0 : 2)) * FLOAT_UNIT * WIDER;
 }
 
