@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from adaptertool.spec.tensors import ReadRows, Ref
 
 SPECTRUM = "waveft_spectrum"
 _Cut = Callable[[ReadRows, int, int], Array]
+_KEPT = 8  # of all threads
 _FAMILY, _INVERSE = "wavelet_family", "use_idwt"
 
 
@@ -82,11 +84,21 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     low = np.array(_filters()[settings[_FAMILY]])
     filters = np.stack([low, low[::-1] * np.where(np.arange(len(low)) % 2, -1.0, 1.0)])
 
+    found: dict[tuple[int, bool, int, int], Array] = {}  # low terms, from when the high ones were asked for
+
     def cut(term: int, turned: bool) -> _Cut:
         def rows(read: ReadRows, first: int, last: int) -> Array:
+            key = threading.get_ident(), turned, first, last
+            if term and (kept := found.pop(key, None)) is not None:
+                return kept
             down, across = (_along(size, at, len(low)) for size, at in zip(weight, places(), strict=True))
             sides = (across, down, out) if turned else (down, across, wide)
-            return _inverse(whole(read, spectrum), filters, sides, first, last)[term]
+            terms = _inverse(whole(read, spectrum), filters, sides, first, last)
+            if not term:
+                if len(found) >= _KEPT:
+                    found.clear()
+                found[key] = terms[1]
+            return terms[term]
 
         return rows
 
