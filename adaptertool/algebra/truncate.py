@@ -18,6 +18,7 @@ from adaptertool.algebra.factors import (
     reduced_spec,
     together,
 )
+from adaptertool.algebra.kronecker import reduced_kronecker
 from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.codecs.tensors import require_finite
 from adaptertool.engine.produce import Job, Made
@@ -83,6 +84,11 @@ def _copied(refs: Sequence[Ref], inputs: Inputs) -> tuple[list[Made], None]:
 def _reduced(layer: Layer, refs: Sequence[Ref], inputs: Inputs, how: How) -> tuple[list[Made], LayerOutcome | None]:
     """The parts of the layer's tensors that `refs` names, at their new rank. Several jobs may share a layer: the one
     with lora_A returns its outcome too."""
+    if layer.unpaired is not None:
+        near, own = reduced_kronecker(layer, inputs, how.cut, balanced=how.balanced, device=how.device)
+        values = profile(own, how.values) if how.values else ()
+        told = LayerOutcome(layer, near.rank, near.energy, near.error, near.storing, None, values)
+        return list(_made(layer, near).values()), told
     whole = [read_pair(inputs, layer, number) for number in range(len(layer.pairs))]
     pairs = [one_by_one(b, a, layer.experts) for b, a in whole]
     dtypes = [(pair.b.spec.dtype, pair.a.spec.dtype) for pair in layer.pairs]

@@ -7,7 +7,7 @@ float64 blocks, tensors of torch, and the exact systems that settle the elements
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -150,6 +150,8 @@ class Kind:
     anew:        roles of the factors that another adapter of this kind has, which makes W + α·(W' − W); none where that
                  is made by another scale, or by no adapter of this kind
     low_rank:    factors -> (B, A), float64, with scale·B·A the whole change, (out, r) and (r, in): of what has no pair
+    kronecker:   (the roles that are there) -> those of W₁ and of W₂, each of them stored, or a product B, A: the whole
+                 change of a matrix is scale·W₁ ⊗ W₂
     of_weight:   what it changes depends on the weight that it finds
     reads:       a role that no adapter has: the weight (out, in) of the layer that it changes, as the base has it
     size:        (the shapes of the factors) -> (out, in) of what they change, where no factor alone has these
@@ -182,6 +184,7 @@ class Kind:
     linear: bool = False
     anew: tuple[str, ...] = ()
     low_rank: Callable[[Factors], tuple[Array, Array]] | None = None
+    kronecker: Callable[[Collection[str]], tuple[Sequence[str], Sequence[str]]] | None = None
     of_weight: bool = False
     reads: str | None = None
     size: Callable[[Mapping[str, Shape]], tuple[int, int] | None] | None = None

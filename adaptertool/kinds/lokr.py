@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +75,11 @@ def size(factors: Mapping[str, Shape]) -> tuple[int, int] | None:
         return None
     (a, c), (b, d) = (side for side in sides if side is not None)
     return a * b, c * d
+
+
+def kronecker(roles: Collection[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The roles of W₁ and of W₂ that are there: one where it is stored, B and A where it is a product."""
+    return (W1,) if W1 in roles else (A1, B1), (W2,) if W2 in roles else (A2, B2)
 
 
 class _Places(NamedTuple):
@@ -200,6 +205,7 @@ LYCORIS_LOKR = Kind(
     becomes=functools.partial(becomes, as_peft=False),
     linear=True,
     size=size,
+    kronecker=kronecker,
     misreadings=_misreadings(as_peft=False),
     spellings={"kohya": Spelling(tag="LOKR", keys={f".{role}": role for role in _ROLES}, rank_of=_rank)},
 )
@@ -211,6 +217,7 @@ LOKR = Kind(
     becomes=becomes,
     linear=True,
     size=size,
+    kronecker=kronecker,
     misreadings=_misreadings(as_peft=True),
     spellings={
         "peft": Spelling(

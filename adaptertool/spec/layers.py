@@ -55,7 +55,7 @@ class Layer(NamedTuple):
     @property
     def as_stored(self) -> bool:
         """Whether its factors are written as they are stored, where nothing changes."""
-        return not self.grouped and not any(ref.made for ref in self.refs)
+        return not self.grouped and self.unpaired is None and not any(ref.made for ref in self.refs)
 
     @property
     def key(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptertool.algebra.effect import steps_of
+from adaptertool.algebra.kronecker import as_layer
 from adaptertool.algebra.truncate import How, in_order, jobs
 from adaptertool.architectures.decoded_beside import as_numbers
 from adaptertool.architectures.families import family_of
@@ -30,7 +31,7 @@ from adaptertool.reports.adapters import LayerTruncated, TruncateReport
 from adaptertool.resolution.renaming import renaming
 from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import RankChoice
-from adaptertool.spec.layers import Layered
+from adaptertool.spec.layers import Layer, Layered
 from adaptertool.spec.plan import Plan
 from adaptertool.tasks.in_format import in_format, stored_as, truncated
 
@@ -131,12 +132,9 @@ def _opened(path: Path, base: Path | None, reading: Reading) -> tuple[Layered, P
     require_used(reading.leave_out, [layered.adapter])
     if not layered.layers:
         raise UsageError(f"{path} has no factors to truncate: it holds saved tensors only")
-    for name, layer in layered.layers.items():
-        if layer.unpaired is not None:
-            raise UnsupportedError(
-                f"{path}: {shown(name)} is of kind {layer.unpaired.kind}, which is made of no pair of factors to cut: "
-                "`adaptertool sum` with this adapter alone, --base and --rank extracts the leading part as LoRA"
-            )
+    layered = dataclasses.replace(
+        layered, layers={name: _of_pair(path, name, layer, base) for name, layer in layered.layers.items()}
+    )
     if base is None:
         return layered, None
     checkpoint = as_numbers(require_named(open_checkpoint(base)))
@@ -144,6 +142,23 @@ def _opened(path: Path, base: Path | None, reading: Reading) -> tuple[Layered, P
         adapter = open_adapter(files, checkpoint, reading, own)
     require_used(reading.leave_out, [adapter])
     return layered, plan_merge(open_base(checkpoint), [adapter], [1.0])
+
+
+def _of_pair(path: Path, name: str, layer: Layer, base: Path | None) -> Layer:
+    """The layer with factors to cut. Raises UnsupportedError where it has none."""
+    if layer.unpaired is None:
+        return layer
+    if (found := as_layer(layer)) is None:
+        raise UnsupportedError(
+            f"{path}: {shown(name)} is of kind {layer.unpaired.kind}, which is made of no pair of factors to cut: "
+            "`adaptertool sum` with this adapter alone, --base and --rank extracts the leading part as LoRA"
+        )
+    if base is not None:
+        raise UnsupportedError(
+            f"{path}: {shown(name)} is of kind {layer.unpaired.kind}, of which the effect on a base is not told: it is "
+            "the error of the change, which is told without --base"
+        )
+    return found
 
 
 def _told(said: LayerOutcome) -> LayerTruncated:
