@@ -2,8 +2,10 @@
 
     H = f(Wᵀ·Aᵀ);  h[i] = H, H = f(H·E[i]ᵀ) for i = 0, ..., d − 1;  H = f(H·D[i]ᵀ) + h[d − 1 − i] for the same i,
 
-with A (r, out), E[i] and D[i] (r, r), B (out, r), and f(x) = max(x, 0). H is summed in double-double: each product is
-within about out·2^-104, or r·2^-104, of its sum of magnitudes.
+with A (r, out), E[i] and D[i] (r, r), B (out, r), and f of transformers: max(x, 0) for relu, or another that is made of
+products and sums (`_FUNCTIONS`). H is summed in double-double: each product is within about out·2^-104, or r·2^-104, of
+its sum of magnitudes. Those with exponentials and error functions would have to be made to as many digits, and are
+refused.
 
 Source: Y. Zhong et al., "PEANuT: Parameter-Efficient Adaptation with Weight-aware Neural Tweakers" (arXiv:2410.01870).
 Checked against PEFT 0.21.2 in the tests, which has it on linear layers.
@@ -12,6 +14,7 @@ Checked against PEFT 0.21.2 in the tests, which has it on linear layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -46,7 +49,7 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     """LoRA with both parts of Hᵀ."""
     base, b, rank = factors[WEIGHT], factors[B], factors[A].shape[0]
     own = [ref for role, ref in factors.items() if role not in (WEIGHT, B)]
-    bend = _relu if settings[FUNCTION] else (lambda numbers: numbers)
+    bend = _FUNCTIONS[settings[FUNCTION] or "linear"]
     made_once = remembered(
         lambda read: _network(read, factors, bend).parts[:2].transpose(0, 2, 1).reshape(2 * rank, -1)
     )
@@ -90,13 +93,51 @@ def _relu(numbers: DoubleDouble) -> DoubleDouble:
     return DoubleDouble(parts)
 
 
+def _relu6(numbers: DoubleDouble) -> DoubleDouble:
+    """min(max(x, 0), 6)"""
+    found = _relu(numbers)
+    above = (found.high > 6) | ((found.high == 6) & (found.low > 0))
+    found.parts[0, above], found.parts[1, above] = 6.0, 0.0
+    return found
+
+
+def _leaky_relu(numbers: DoubleDouble) -> DoubleDouble:
+    """x, or 0.01·x where it is negative: of torch's default, the float64 next to it."""
+    found, less = numbers.copy(), numbers * Fraction(0.01)
+    negative = numbers.high < 0
+    found.parts[:, negative] = less.parts[:, negative]
+    return DoubleDouble(found.parts)
+
+
+def _relu2(numbers: DoubleDouble) -> DoubleDouble:
+    """max(x, 0)²"""
+    found = _relu(numbers)
+    return found * found
+
+
+def _hardswish(numbers: DoubleDouble) -> DoubleDouble:
+    """x·min(max(x + 3, 0), 6)/6"""
+    return numbers * _relu6(numbers + DoubleDouble.near(Fraction(3))) * Fraction(1, 6)
+
+
+_FUNCTIONS: Mapping[str, Callable[[DoubleDouble], DoubleDouble]] = {  # as transformers names them
+    "relu": _relu,
+    "relu2": _relu2,
+    "relu6": _relu6,
+    "leaky_relu": _leaky_relu,
+    "hardswish": _hardswish,
+    "linear": lambda numbers: numbers,
+}
+
+
 def check(fields: Mapping[str, Any]) -> str | None:
     """Why these settings are not handled, or None."""
     function, depth, scale = fields.get(FUNCTION), fields.get(DEPTH), fields.get("scaling")
-    if function != "relu":
+    if not isinstance(function, str) or function not in _FUNCTIONS:
         return (
-            f"{FUNCTION} = {shown(function)[:80]} is not supported, relu is: merge it with PEFT (merge_and_unload), "
-            "onto the very base that it was trained on"
+            f"{FUNCTION} = {shown(function)[:80]} is not supported ({', '.join(_FUNCTIONS)} are): others are no "
+            "sums of products, and are not made to the digits that correct rounding takes. Merge it with PEFT "
+            "(merge_and_unload), onto the very base that it was trained on"
         )
     if type(depth) is not int or not 0 <= depth <= _DEEPEST:
         return f"{DEPTH} must be a whole number from 0 to {_DEEPEST}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import PREFIX, lora_factors, write_adapter, write_checkpoint
+from conftest import PREFIX, load, lora_factors, write_adapter, write_checkpoint
 from one_kind import Formula, require_commands, times, together, write
+from peft import PeftModel
 from rationals import Matrix, matrix
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -32,13 +34,25 @@ def turned(rows: Matrix) -> Matrix:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def relu(rows: Matrix) -> Matrix:
-    return [[max(x, Fraction()) for x in row] for row in rows]
+ZERO, SIX = Fraction(), Fraction(6)
+FUNCTIONS: dict[str, Callable[[Fraction], Fraction]] = {
+    "relu": lambda x: max(x, ZERO),
+    "relu2": lambda x: max(x, ZERO) ** 2,
+    "relu6": lambda x: min(max(x, ZERO), SIX),
+    "leaky_relu": lambda x: x if x > 0 else x * Fraction(0.01),
+    "hardswish": lambda x: x * min(max(x + 3, ZERO), SIX) / 6,
+    "linear": lambda x: x,
+}
 
 
-def formula_of(adapter: Path, depth: int, weight: torch.Tensor) -> Formula:
+def formula_of(adapter: Path, depth: int, weight: torch.Tensor, function: str = "relu") -> Formula:
     """W + s·B·Hᵀ, with the H of the base, whatever it finds."""
     found = load_file(adapter / "adapter_model.safetensors")
+    one = FUNCTIONS[function]
+
+    def relu(rows: Matrix) -> Matrix:
+        return [[one(x) for x in row] for row in rows]
+
     own = {key.removeprefix(f"{PREFIX}l.peanut_").removesuffix(".weight"): matrix(x) for key, x in found.items()}
     h = relu(times(turned(matrix(weight)), turned(own["A"])))
     before = []
@@ -63,10 +77,34 @@ def test_every_command(
     require_commands(tmp_path, {"l.weight": weight, "rest": torch.ones(3)}, adapter, formulas, monkeypatch, lora=False)
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_function(tmp_path: Path, function: str) -> None:
+    """Each element is the rounding of the formula in rationals, and what PEFT makes in float64, but for its roundings.
+    Weights are so large that some sums are beyond 6, some below −3."""
+    weight = (torch.randn(OUT, IN) * 4).double()
+    adapter = one_layer(tmp_path / "a", 2, torch.float64, act_fn=function)
+    base = write_checkpoint(tmp_path / "base", {"l.weight": weight})
+    adaptertool.merge(base, [adapter], tmp_path / "out")
+    got = load(tmp_path / "out" / "model.safetensors")["l.weight"]
+    expected = formula_of(adapter, 2, weight, function)(matrix(weight))
+    assert got.tolist() == [[float(x) for x in row] for row in expected]  # float() rounds correctly
+    model = nn.ModuleDict({"l": nn.Linear(IN, OUT, bias=False)}).double()
+    model["l"].weight.data.copy_(weight)
+    merged = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).merge_and_unload()
+    torch.testing.assert_close(merged["l"].weight.data, got, rtol=1e-11, atol=1e-11)
+    for other in FUNCTIONS.keys() - {function}:
+        assert formula_of(adapter, 2, weight, other)(matrix(weight)) != expected
+
+
 @pytest.mark.parametrize(
     ("layers", "more", "message"),
     [
-        (1, {"act_fn": "gelu"}, "act_fn = gelu is not supported, relu is"),
+        (
+            1,
+            {"act_fn": "gelu"},
+            r"act_fn = gelu is not supported \(relu, .*linear are\): others are no sums",
+        ),
+        (1, {"act_fn": ["relu"]}, "is not supported"),
         (1, {"depth": 2}, "depth = 2, with 2 layers"),
         (1, {"depth": "1"}, "depth must be a whole number"),
         (0, {"scaling": None}, "scaling must be a number"),
