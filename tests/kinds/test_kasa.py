@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import load, lora_factors, same_bits, write_adapter, write_checkpoint
-from one_kind import difference, own, require_commands, scaled, times, together, vector, write
+from decomposed import require_every_command, require_same_bytes_by_threads
+from one_kind import own, scaled, times, together, vector, write
 from rationals import Matrix, matrix
 
 import adaptertool
-from adaptertool.arithmetic import tiling
 from adaptertool.errors import InputError, NonFiniteError, UnsupportedError
 
 OUT, IN, R = 7, 5, 2
@@ -59,10 +59,7 @@ def test_every_command(
     size: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    weight, adapter = torch.randn(size).to(dtype), one_layer(tmp_path / "a", *size, dtype=factors)
-    stored = {"l.weight": weight, "rest": torch.ones(3)}
-    formulas = {"l.weight": difference(change_of(adapter, weight))}
-    require_commands(tmp_path, stored, adapter, formulas, monkeypatch, lora=False)
+    require_every_command(tmp_path, one_layer, change_of, (dtype, factors), size, monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -140,11 +137,4 @@ def test_with_a_bias_and_the_adapter_in_its_keys(tmp_path: Path) -> None:
 
 
 def test_threads_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(1)
-    stored = {f"{name}.weight": torch.randn(40, 30).bfloat16() for name in "lmn"}
-    base, adapter = write_checkpoint(tmp_path / "base", stored), one_layer(tmp_path / "a", 40, 30, 9)
-    for threads in (1, 3):
-        adaptertool.merge(base, [adapter], tmp_path / f"{threads}", threads=threads)
-        monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", 7 * 30)
-    one, other = (load(tmp_path / f"{threads}") for threads in (1, 3))
-    assert all(same_bits(tensor, other[name]) for name, tensor in one.items())
+    require_same_bytes_by_threads(tmp_path, one_layer, torch.bfloat16, monkeypatch)

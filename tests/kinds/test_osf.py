@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import load, lora_factors, same_bits, write_adapter, write_checkpoint
-from one_kind import difference, own, require_commands, scaled, times, together, vector, write
+from conftest import load, lora_factors, write_adapter, write_checkpoint
+from decomposed import require_every_command, require_same_bytes_by_threads
+from one_kind import own, scaled, times, together, vector, write
 from rationals import Matrix, matrix
 
 import adaptertool
@@ -60,10 +61,7 @@ def test_every_command(
     size: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    weight, adapter = torch.randn(size).to(dtype), one_layer(tmp_path / "a", *size, dtype=factors)
-    stored = {"l.weight": weight, "rest": torch.ones(3)}
-    formulas = {"l.weight": difference(change_of(adapter, weight))}
-    require_commands(tmp_path, stored, adapter, formulas, monkeypatch, lora=False)
+    require_every_command(tmp_path, one_layer, change_of, (dtype, factors), size, monkeypatch)
 
 
 def test_all_of_the_singular_values(tmp_path: Path) -> None:
@@ -121,11 +119,5 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_threads_make_the_same_bytes(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    stored = {f"{name}.weight": torch.randn(40, 30) for name in "lmn"}
-    base, adapter = write_checkpoint(tmp_path / "base", stored), one_layer(tmp_path / "a", 40, 30, 9)
-    for threads in (1, 3):
-        adaptertool.merge(base, [adapter], tmp_path / f"{threads}", threads=threads)
-    one, other = (load(tmp_path / f"{threads}") for threads in (1, 3))
-    assert all(same_bits(tensor, other[name]) for name, tensor in one.items())
+def test_threads_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_same_bytes_by_threads(tmp_path, one_layer, torch.float32, monkeypatch)
