@@ -1,4 +1,4 @@
-"""What kinds hold to that decompose the weight of the base: adapters of one layer, `l`, in every command, and threads."""
+"""What kinds hold to that decompose the weight of the base: one layer, `l`, in every command, and by threads."""
 
 from __future__ import annotations
 
