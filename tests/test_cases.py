@@ -65,7 +65,8 @@ HANDLED = [
      "kinds/test_vblora.py::test_every_element_is_the_rounding_of_the_formula"),
     ("GLoRA", "linear layers and their biases; where it changes biases, no adapter before it may change the weight",
      "kinds/test_glora.py::test_the_bias"),
-    ("PEANuT", "linear layers, by relu; no adapter before it may change the weight",
+    ("PEANuT", "linear layers, by relu, relu2, relu6, leaky_relu, hardswish, linear; no adapter before it may "
+     "change the weight",
      "kinds/test_peanut.py::test_every_command"),
     ("PVeRA", "linear layers and Conv1D: its mean, where the shared matrices are saved",
      "kinds/test_pvera.py::test_every_element_is_the_rounding_of_the_formula"),
@@ -77,6 +78,8 @@ HANDLED = [
      "kinds/test_loha_tucker.py::test_every_command"),
     ("LoKr", "linear layers and convolutions, stored, decomposed or in Tucker form; alpha/r also where both are stored",
      "kinds/test_lokr.py::test_linear"),
+    ("truncate of LoKr", "of PEFT on matrices, without a base: the nearest LoRA, and how near it is",
+     "algebra/test_kronecker.py::test_nearest_of_a_rank"),
     ("(IA)³", "rows and biases, or the columns of feedforward_modules; Conv1D, Conv2d, Conv3d with groups",
      "kinds/test_ia3.py::test_outputs"),
     ("LN_TUNING, TRAINABLE_TOKENS", "tuned tensors, and rows of embeddings",

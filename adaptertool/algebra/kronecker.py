@@ -76,7 +76,8 @@ def _decomposed(side: Sequence[Ref], inputs: Inputs, device: Device) -> Svd:
     for ref in side:
         require_finite(inputs, ref)
     stored = [read_tensor(inputs, ref, 0, ref.spec.numel).reshape(ref.shape) for ref in side]
-    return svd_of_product(*(_product_of(*stored) if len(stored) == 1 else stored), device.qr)
+    b, a = _product_of(*stored) if len(stored) == 1 else stored
+    return svd_of_product(b, a, device.qr)
 
 
 def _product_of(matrix: Array) -> Factors:

@@ -171,7 +171,8 @@ class Products:
         assert pair is not None
         if near is not None:
             assert isinstance(places, slice)  # it is of no view
-            return near.left(reading_rows(self._chain.inputs), places.start, places.stop)
+            rows: Array = near.left(reading_rows(self._chain.inputs), places.start, places.stop)
+            return rows
         factors = self._chain.factors(number, edit, places)
         return factors[pair[1]].T if edit.transposed else factors[pair[0]]
 
