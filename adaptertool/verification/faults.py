@@ -82,7 +82,8 @@ def _by_other_edits(
         own = functools.partial(Sample.under, subject=subject, edits=edits)
         if (meant := all_made(bad, own)) is not None:
             found.append((_excess(subject, bad, meant), code, detail))
-    for other in on_other_bases(subject, bad) if left else ():
+    exactly = any(excess == 0 for excess, *_ in found)  # another base would not store all of that too
+    for other in on_other_bases(subject, bad) if left and not exactly else ():
         found.append((_excess(subject, bad, other.numbers), other.code, other.detail))
     least = min((excess for excess, *_ in found), default=np.inf)
     if not least <= _BETTER * left:
