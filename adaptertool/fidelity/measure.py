@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adaptertool.arithmetic.before_after import changed, numbers
-from adaptertool.arithmetic.block import Block
+from adaptertool.arithmetic.block import Block, part
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.fused import fused_of
 from adaptertool.arithmetic.region import choose
@@ -76,8 +76,8 @@ def measure(inputs: Inputs, subject: Measured, probe: Probe, paths: frozenset[st
         reason = "no inputs were recorded"
     for block in parts_of(inputs, step):
         before, after = changed(inputs, block, 1.0, space)
-        stored = doubles(after, dtype).reshape(-1, block.columns)
-        base, exact = numbers(block, before, 1.0)
+        base, exact = numbers(block, before, 1.0, space)
+        stored = doubles(after, dtype, part(space.delta, np.float64, block.numel)).reshape(-1, block.columns)
         given = stored if subject.candidate is None else given_of(inputs, subject.candidate, block)
         judged.add(base, exact, given)
         _count_factors(judged, block)
