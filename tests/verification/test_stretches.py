@@ -97,7 +97,7 @@ def test_the_same_verdicts(place: Place, monkeypatch: pytest.MonkeyPatch, dtype:
     for tensors in candidates:
         for shards in (1, 2):
             together = place.judge(tensors, shards=shards)
-            apart = without(monkeypatch, lambda: verify(place.root / "merged", place.base, [place.adapter], threads=1))  # noqa: B023
+            apart = without(monkeypatch, lambda: verify(place.root / "merged", place.base, [place.adapter], threads=1))
             assert said(together) == said(apart)
 
 
