@@ -14,9 +14,7 @@ from adaptertool.files.writer import OutputFile
 from adaptertool.spec.plan import Output, Step
 
 
-def with_stretches(
-    steps: Sequence[Step], alphas: Sequence[float], base: Collection[Path]
-) -> Iterator[Step | Stretch]:
+def with_stretches(steps: Sequence[Step], alphas: Sequence[float], base: Collection[Path]) -> Iterator[Step | Stretch]:
     """The steps of a shard in their order, those together that can be.
 
     alphas: of the outputs; base: the files of the base

@@ -85,8 +85,10 @@ class Sample(NamedTuple):
         start = self.block.first + first
         block = dataclasses.replace(self.block, first=start, last=start + len(self.found[cut]))
         bad = self.bad[self.bad < cut.stop] - first
-        arrays = (array[cut] for array in (self.base, self.exact, self.found, self.plain, self.limit))
-        return Sample(block, bad, *arrays, [along[cut] for along in self.directions])
+        base, exact, found, plain, limit = (
+            array[cut] for array in (self.base, self.exact, self.found, self.plain, self.limit)
+        )
+        return Sample(block, bad, base, exact, found, plain, limit, [along[cut] for along in self.directions])
 
 
 def all_made(samples: Sequence[Sample], make: Callable[[Sample], Array]) -> list[Array] | None:
