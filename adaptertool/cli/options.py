@@ -20,7 +20,7 @@ from adaptertool.engine.cost import Extra
 from adaptertool.engine.resources import MAX_THREADS
 from adaptertool.errors import UsageError
 from adaptertool.output.options import Options
-from adaptertool.output.preview import preview
+from adaptertool.output.preview import sketched, tensors_of
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.planning.tokenizer import TOKENIZERS
 from adaptertool.render.machine import Report
@@ -246,12 +246,30 @@ def execute(plan: Plan, out: str, options: Options, printing: Printing) -> None:
     for text in plan.notes:
         note(text)
     if options.dry_run:
-        extra = Extra(sha256=options.sha256 or options.provenance is not None, verify=options.verify)
-        asked = functools.partial(preview, plan, out, force=options.force, threads=options.threads)
-        report = asked(rate=options.rate, nodes=options.nodes, extra=extra)
-        if around := within():
-            around.plans.append(plan)
-        put(report, lambda: plan_text(report, every_tensor=printing.verbose), as_json=printing.as_json, quiet=False)
+        _tell_plan(plan, out, options, printing)
     else:
         run_and_tell = load("run", "run_and_tell")
         run_and_tell(plan, out, dataclasses.replace(options, note=note), printing)
+
+
+def _tell_plan(plan: Plan, out: str, options: Options, printing: Printing) -> None:
+    """What a run would do. The record of each tensor is made only where it is shown: in JSON, and in a recipe's own."""
+    report, sketches = sketched(
+        plan,
+        out,
+        force=options.force,
+        threads=options.threads,
+        rate=options.rate,
+        nodes=options.nodes,
+        extra=Extra(sha256=options.sha256 or options.provenance is not None, verify=options.verify),
+    )
+    if around := within():
+        around.plans.append(plan)
+    if around or printing.as_json:
+        report = dataclasses.replace(report, tensors=tensors_of(plan))
+    put(
+        report,
+        lambda: plan_text(report, sketches(), every_tensor=printing.verbose),
+        as_json=printing.as_json,
+        quiet=False,
+    )
