@@ -61,12 +61,13 @@ def adapter_edits(
             )
         notes += [*more, *_other_base(subject.base, adapter), *quantised_run(subject.base, adapter)]
         touched.append({*resolved})
+        fixed, chosen = weigh.fixed(number), bool(choice.said)
         for target, modules in with_weights(subject, adapter, resolved, frozenset(edits)).items():
-            if not choice.takes(target) and target not in tied:
+            if chosen and not choice.takes(target) and target not in tied:
                 continue
             if own := edits.setdefault(target, []):
                 modules = _without_copies(subject, adapter, target, modules)
-            weight = weigh(number, target)
+            weight = weigh(number, target) if fixed is None else fixed
             for module in modules:
                 for part in _parts(subject, target, module):
                     own.append(_edit(part, number, weight, module, mixed))
@@ -117,10 +118,10 @@ def _edit(part: Module, number: int, weight: float, module: Module, mixed: bool)
         part.factors,
         part.scale,
         weight,
-        transposed=bool(part.transposed),
-        view=part.view,
-        on_base=mixed,
-        part_of=None if part is module else module,
+        bool(part.transposed),
+        part.view,
+        mixed,
+        None if part is module else module,
     )
 
 

@@ -150,6 +150,10 @@ class Weigher:
     def __call__(self, number: int, name: str) -> float:
         return self._usual[number] if self._by_rule[number] is None else float(self.exact(number, name))
 
+    def fixed(self, number: int) -> float | None:
+        """The weight of a source that has one in all tensors; None where rules say it."""
+        return self._usual[number] if self._by_rule[number] is None else None
+
     def exact(self, number: int, name: str) -> Fraction:
         """The same, as it is."""
         own = self._by_rule[number]

@@ -61,11 +61,12 @@ class Names:
         tower, added or stripped (resolution/prefix.py), unless layers that are found begin as those do; saved tensors
         may. Raises MismatchError where a name, or the prefix, could mean several things.
         """
-        exact = [self.find(name) for name, _ in wanted]
+        plain = self._disk if self._memory.keeps_names else ()  # of these no more is to be asked
+        exact = [(Piece(name),) if name in plain else self.find(name) for name, _ in wanted]
+        if None not in exact:
+            return exact, None
         both = list(zip(wanted, exact, strict=True))
         missing = [name for (name, _), disk in both if disk is None]
-        if not missing:
-            return exact, None
         held = {name.partition(".")[0] for (name, saved), disk in both if disk and not saved}
         fitting: dict[tuple[Pieces | None, ...], Prefix] = {}
         for change in self._changes(missing):
