@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from adaptertool.cli.options import SHARD_SIZE, execute, records, written
+from adaptertool.cli.execute import execute
+from adaptertool.cli.options import SHARD_SIZE, records, written
 from adaptertool.errors import UsageError
 from adaptertool.spec.plan import Plan
 from adaptertool.tasks.mergekit import prepare_layers, prepare_mergekit

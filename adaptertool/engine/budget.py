@@ -103,7 +103,7 @@ def bytes_to_read(plan: Plan) -> int:
         refs += step.fisher or ()
         for edit in step.edits:
             refs += edit.factors.values()
-    if any([ref.made for ref in refs]):
+    if any(ref.made for ref in refs):
         refs = [one for ref in refs for one in ref.stored]
     # By the identity of a path, since paths take long to hash. One path may be there as several objects
     same: dict[Path, int] = {}
