@@ -1,5 +1,6 @@
 """Steps of a plan that are alike: the same arithmetic, of factors of the same dtypes and shapes, into tensors of one
-dtype and shape. Those of layers and experts are, so there are few forms where there are tens of thousands of tensors."""
+dtype and shape. Those of layers and experts are, so there are few forms where there are tens of thousands of
+tensors."""
 
 from __future__ import annotations
 
