@@ -307,7 +307,9 @@ def test_a_rule_for_a_tied_end_that_is_not_stored_names_both(tmp_path: Path) -> 
     """Between checkpoints tied ends are one tensor; a rule for the name that it is stored by counts for both."""
     base = write_checkpoint(tmp_path / "base", weights_of(), config=LLAMA)
     tuned = write_checkpoint(tmp_path / "tuned", weights_of(**{E: weights_of()[E] + 1}), config=LLAMA)
-    said = r"fits lm_head\.weight, which is tied to model\.embed_tokens\.weight and not stored: give it for model\.embed"
+    said = (
+        r"fits lm_head\.weight, which is tied to model\.embed_tokens\.weight and not stored: give it for model\.embed"
+    )
     linear, ties = ({"method": method, "density": density} for method, density in (("linear", None), ("ties", "1")))
     out = tmp_path / "out"
     with pytest.raises(UsageError, match=rf"weight 'lm_head' {said}"):
