@@ -35,7 +35,9 @@ def forms_of(plan: Plan) -> Forms:
 
 def _form(step: Step) -> tuple[object, ...]:
     spec, _, base, edits, blend, fisher, makes, keeps, share = step
-    form: list[object] = [spec[1:], None if base.spec is spec else base.spec[1:], blend and id(blend), makes, share]
+    form: list[object] = [spec[1:], None if base.spec is spec else base.spec[1:], makes, share]
+    if blend is not None:
+        form.append((blend.method, blend.weights, blend.sources, *blend.settings.items()))
     if base.made is not None or keeps is not None or fisher is not None:
         form.append(id(step))  # a form of its own: codes may be cut in ways of their own
     for edit in edits:
