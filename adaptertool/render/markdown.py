@@ -17,7 +17,7 @@ from adaptertool.reports.curve import CurveReport
 from adaptertool.reports.diff import DiffReport, TensorDiff
 from adaptertool.reports.drift import DriftReport
 from adaptertool.reports.evaluate import EvaluationReport
-from adaptertool.reports.scores import names_of
+from adaptertool.reports.scores import Scored, names_of
 from adaptertool.reports.sweep import SweepReport
 from adaptertool.reports.verify import FilesReport
 
@@ -138,9 +138,10 @@ def _scored(
     places: Sequence[Sequence[str]],
 ) -> str:
     """What was scored: heads and places say of each point where it is."""
-    names = names_of(report.points)
-    rows = [(*place, *cells(point, names)) for place, point in zip(places, report.points, strict=True)]
-    verdict = "scored" if report.ok else f"FAILED at {failures(report)} of {len(report.points)} points"
+    points: Sequence[Scored] = report.points
+    names = names_of(points)
+    rows = [(*place, *cells(point, names)) for place, point in zip(places, points, strict=True)]
+    verdict = "scored" if report.ok else f"FAILED at {failures(report)} of {len(points)} points"
     lines = [
         f"### adaptertool {title}: {verdict}",
         "",

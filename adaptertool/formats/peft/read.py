@@ -213,14 +213,11 @@ def _take_usual(tensors: Mapping[str, Ref], factors: dict[str, dict[str, Ref]]) 
     for key, ref in tensors.items():
         mark = key.rfind(_MARK)
         role = _FACTORS.get(key[mark:])
-        if role is None or mark < begin or not key.startswith(PREFIX):
+        begins = mark >= begin and key.startswith(PREFIX)
+        if role is None or not begins or role in (own := factors.setdefault(key[begin:mark], {})):
             rest[key] = ref
-        elif (own := factors.get(name := key[begin:mark])) is None:
-            factors[name] = {role: ref}
-        elif role not in own:
-            own[role] = ref
         else:
-            rest[key] = ref
+            own[role] = ref
     return rest
 
 
