@@ -42,9 +42,9 @@ def adapter_edits(
     edits: dict[str, list[Edit]] = {}
     notes: list[str] = []
     head: Head | None = None
-    touched, tied = list[set[str]](), {*subject.ends, *subject.ends.values()}
+    touched, tied, chosen = list[set[str]](), {*subject.ends, *subject.ends.values()}, bool(choice.said)
     for number, whole in enumerate(adapters):
-        before, was = len(subject.resized), set(subject.padded)
+        before, was, fixed = len(subject.resized), set(subject.padded), weigh.fixed(number)
         new, adapter = take_head(subject.base, subject.names, whole)
         if new is not None:
             require_only(adapter, [weigh(number, name) for name in new.tensors], head)
@@ -61,7 +61,6 @@ def adapter_edits(
             )
         notes += [*more, *_other_base(subject.base, adapter), *quantised_run(subject.base, adapter)]
         touched.append({*resolved})
-        fixed, chosen = weigh.fixed(number), bool(choice.said)
         for target, modules in with_weights(subject, adapter, resolved, frozenset(edits)).items():
             if chosen and not choice.takes(target) and target not in tied:
                 continue
