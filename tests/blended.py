@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,9 +40,9 @@ def combined(
     """A flat tensor and changes to it, combined. cut: the elements of a block and of a row."""
     step, columns = cut
 
-    def parts(number: int) -> Iterator[np.ndarray]:
+    def parts(number: int, function: Callable[[Any], Any]) -> Iterator[Any]:
         for first in range(0, base.size, step):
-            yield changes[number][first : first + step]
+            yield function(changes[number][first : first + step])
 
     bands: list[Band | None] = []
     for number in range(len(changes)):
@@ -61,5 +61,9 @@ def combined(
             ]
             yield Block(base[block], thinned, whole)
 
-    found = None if method.survey is None else method.survey(Survey(blocks, weights, settings, columns))
+    found = (
+        None
+        if method.survey is None
+        else method.survey(Survey(lambda function: map(function, blocks()), weights, settings, columns))
+    )
     return np.concatenate([method.combine(one.base, one.changes, weights, settings, found) for one in blocks()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import signal
@@ -18,9 +19,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
 
 from adaptertool import cli
 
+gc.disable()  # until all tests are collected: what imports make stays
 pytest_plugins = ["long_tests"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -28,7 +31,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # two thirds of its time
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-torch.set_num_threads(1)  # the tests run in two processes on two cores
+# The tests run in two processes on two cores. Threads of libraries that wait for work that is too small for them keep a
+# core busy: decompositions of 256 x 256 take five times as long
+torch.set_num_threads(1)
+threadpool_limits(1, "blas")
 
 ROOT = Path(__file__).parent.parent
 pytest.register_assert_rewrite(*(path.stem for path in (ROOT / "tests").glob("*.py")))  # what tests share asserts too
@@ -152,3 +158,10 @@ def write_sparse(path: Path, tensors: dict[str, tuple[str, list[int], int]], met
     with path.open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         file.truncate(8 + len(raw) + end)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """What has been imported stays: the collector need not walk over all of torch and transformers in later tests."""
+    gc.freeze()
+    gc.enable()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from adaptertool.numerics.held import Held, Room, Single, narrowed
 from adaptertool.numerics.lowrank import Factors, kept, svd_of_product
 from adaptertool.numerics.randomized_svd import Leading, leading
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.top_k import Band, Parts, band
+from adaptertool.numerics.top_k import Band, Found, Part, Parts, band
 from adaptertool.planning.sum import Combined
 from adaptertool.spec.choices import Mix, RankChoice
 
@@ -57,7 +57,7 @@ def _whole(factors: Sequence[Array], weights: Sequence[float], mix: Mix, name: s
     changes = []
     for number, factor in enumerate(factors):
         flat = factor.reshape(-1)
-        stay = _band(mix, number, flat.size, lambda flat=flat: [flat])  # type: ignore[misc]
+        stay = _band(mix, number, flat.size, lambda function, flat=flat: [function(flat)])
         changes.append(method.thinned(flat, mix.settings, place, number, stay, 0))
     together: Array = method.combine(np.zeros(factors[0].size), changes, weights, mix.settings, None)
     return together.reshape(factors[0].shape)
@@ -120,9 +120,9 @@ class Mixture:
         rows: Array = b[first : first + self._step] @ a
         return rows.reshape(-1)
 
-    def _parts(self, source: int) -> Iterator[Array]:
+    def _parts(self, source: int, function: Callable[[Part], Found]) -> Iterator[Found]:
         for first in range(0, self.shape[0], self._step):
-            yield self._rows(source, first)
+            yield function(self._rows(source, first))
 
     @functools.cached_property
     def _bands(self) -> list[Band | None]:

@@ -43,7 +43,7 @@ def table_of(names: Collection[str], class_name: str) -> Sequence[_Line]:
     """The table of a model, by its class in diffusers or else by its tensors; empty where it is not known."""
     if class_name:
         return _tables().get(_AS.get(class_name, class_name), ())
-    if not any(_has_any(names, table) for table in _tables().values()):
+    if not any(map(names.__contains__, _of_first_layers())):
         return ()
     held = Counter(map(_patterns, names))
     known = {
@@ -91,14 +91,12 @@ def _by_pattern(names: Collection[str]) -> Named:
     return found
 
 
-def _has_any(names: Collection[str], table: Sequence[_Line]) -> bool:
-    """Whether names of the first layers are there: soon told, for models that are none of these."""
-    return any(
-        name.replace("*", "0") + kind in names
-        for line in table
-        for name in (line.ours, line.original)
-        for kind in (("weight",) if name.endswith(".") else ("",))
-    )
+@functools.cache
+def _of_first_layers() -> Sequence[str]:
+    """Names that all tables have together, those of first layers: one look tells most models to be none of these."""
+    lines = [line for table in _tables().values() for line in table]
+    patterns = dict.fromkeys(name.replace("*", "0") for line in lines for name in (line.ours, line.original))
+    return [name + "weight" if name.endswith(".") else name for name in patterns]
 
 
 @functools.cache

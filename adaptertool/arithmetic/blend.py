@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.correct_rounding import Settled
-from adaptertool.arithmetic.survival import tally_of
+from adaptertool.arithmetic.survival import every_nth, tally_of
 from adaptertool.arithmetic.tiling import last_axis, matrix, rows_at_once
-from adaptertool.codecs.numbers import largest_stored, rounded
-from adaptertool.codecs.tensors import as_bytes, byte_of, read_rows
+from adaptertool.arithmetic.together import Together
+from adaptertool.codecs.numbers import doubles, largest_stored, rounded
+from adaptertool.codecs.tensors import as_bytes, byte_of, read_stored, read_tensor
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
+from adaptertool.kinds import kind_of
 from adaptertool.methods import METHOD_BY_NAME, Block, Place, Survey
+from adaptertool.methods.method import Found
+from adaptertool.numerics.lazy import DTYPES, Lazy, there
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.top_k import Band, band
+from adaptertool.numerics.top_k import Band, Part, band
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Tally
+from adaptertool.spec.tensors import Ref
 
 
 class Blended:
-    """A tensor that several sources change. What a method needs of the whole tensor is found out by the first block."""
+    """A tensor that several sources change. What a method needs of the whole tensor is found out before its first
+    block is made."""
 
     def __init__(self, inputs: Inputs, step: Step) -> None:
         assert step.blend is not None
@@ -39,7 +44,8 @@ class Blended:
             for number, of in enumerate(self._blend.sources or range(len(self._blend.weights)))
         }
         self._weights = list(self._blend.weights)
-        self._lock = threading.Lock()
+        self._lazy = there() and self._method.elementwise(self._blend.settings)
+        self._whole = Together(self._find)
 
     def cuts(self) -> Iterator[tuple[int, int]]:
         for first in range(0, self._rows, self._at_once):
@@ -51,67 +57,102 @@ class Blended:
 
     def compute(self, first: int, last: int, alphas: Sequence[float], tallies: list[Tally]) -> Iterator[memoryview]:
         """The bytes of rows first..last, the same for each α: a merge has one. Raises NonFiniteError."""
-        method, settings = self._method, self._blend.settings
-        with self._lock:
-            bands, whole = self._bands, self._whole
-        base, changes, _ = self._block(first, last, bands)
-        dtype = self._step.spec.dtype
-        value: Array = method.combine(base, changes, self._weights, settings, whole)
+        bands, whole = self._whole.get()
+        block, dtype = self._block(first, last, bands), self._step.spec.dtype
+        made = self._method.combine(block.base, block.changes, self._weights, self._blend.settings, whole)
         # −0.0 + 0 is +0.0: where nothing was added, the base's bits stay.
-        stored = rounded(np.where(value == base, base, value), dtype)
+        value: Any = np.where(made == block.base, block.base, made)
+        every = every_nth(value.size)
+        if self._lazy and dtype in DTYPES:
+            stored, sample = value.stored(dtype, every)
+        else:
+            value = value.stored("F64", every)[0] if self._lazy else value
+            stored, sample = rounded(value, dtype), value[::every]
         if not math.isfinite(largest_stored(stored, dtype)):
             raise NonFiniteError(
                 f"{self._step.base.path}: {shown(self._step.spec.name)}: the result holds what is no number, or is "
                 f"beyond the range of {dtype}"
             )
+        before = read_stored(self._inputs, self._step.base, *self._elements(first, last))
+        if self._step.base.spec.dtype != dtype:
+            before = rounded(doubles(before, self._step.base.spec.dtype), dtype)
         for _alpha in alphas:
-            tallies.append(tally_of(rounded(base, dtype), value, stored, dtype, dtype, Settled()))
+            tallies.append(tally_of(before, sample, stored, dtype, dtype, Settled()))
             yield as_bytes(stored)
 
-    def _base(self, first: int, last: int) -> Array:
-        return read_rows(self._inputs, self._step.base, first, last, self._columns).reshape(-1)
+    def _elements(self, first: int, last: int) -> tuple[int, int]:
+        return first * self._columns, last * self._columns
 
-    def _change(self, number: int, base: Array, first: int) -> Array:
+    def _read(self, ref: Ref, first: int, last: int) -> Part:
+        """Rows of the base, or of a tensor of its shape."""
+        stored, dtype = read_stored(self._inputs, ref, *self._elements(first, last)), ref.spec.dtype
+        if self._lazy and dtype in DTYPES:
+            return Lazy.of(stored, dtype)
+        return self._known(doubles(stored, dtype))
+
+    def _known(self, array: Array) -> Part:
+        return Lazy.of(array) if self._lazy else array
+
+    def _change(self, number: int, base: Part, first: int, last: int) -> Part:
         """What a source alone makes of these rows, less what they are."""
-        before = base.reshape(-1, self._columns)
+        chain = self._sources[number]
+        if not chain.step.edits:
+            return base - base
+        if (tuned := _replacement(chain.step)) is not None:
+            return self._read(tuned, first, last) - base
+        begin, end = self._elements(first, last)
+        before = read_tensor(self._inputs, self._step.base, begin, end).reshape(-1, self._columns)
         after = before.copy()
-        self._sources[number].apply(after, first, before)
-        after -= before
-        return after.reshape(-1)
+        chain.apply(after, first, before)
+        return self._known(after.reshape(-1)) - base
 
     def _block(self, first: int, last: int, bands: Mapping[int, Band]) -> Block:
         """Rows first..last of the base, and what stays of each change to them."""
-        base = self._base(first, last)
+        base = self._read(self._step.base, first, last)
         place = Place(self._step.spec.name, first * self._columns, base.size, last_axis(self._step))
         part, settings = first // self._at_once, self._blend.settings
-        changes = [self._change(number, base, first) for number in self._sources]
+        changes = [self._change(number, base, first, last) for number in self._sources]
         stay = [
             self._method.thinned(change, settings, place, number, bands.get(number), part)
             for number, change in zip(self._sources, changes, strict=True)
         ]
         return Block(base, stay, changes)
 
-    @functools.cached_property
-    def _bands(self) -> dict[int, Band]:
-        """Which elements stay of each change that is trimmed."""
-        size, found = self._rows * self._columns, dict[int, Band]()
+    def _find(self) -> tuple[dict[int, Band], Any]:
+        """Which elements stay of each change that is trimmed, and what the method wants to know of the whole tensor."""
+        method, settings, size, bands = (
+            self._method,
+            self._blend.settings,
+            self._rows * self._columns,
+            dict[int, Band](),
+        )
         for number in self._sources:
-            skipped, count = self._method.counts(self._blend.settings, number, size)
-            if self._method.trims and count < size:
-                found[number] = band(functools.partial(self._changes, number), skipped, count)
-        return found
+            skipped, count = method.counts(settings, number, size)
+            if method.trims and count < size:
+                bands[number] = band(functools.partial(self._each_change, number), skipped, count)
+        if method.survey is None:
+            return bands, None
+        each = functools.partial(self._each_block, bands)
+        return bands, method.survey(Survey(each, self._weights, settings, last_axis(self._step)))
 
-    def _changes(self, number: int) -> Iterator[Array]:
-        for cut in self.cuts():
-            yield self._change(number, self._base(*cut), cut[0])
+    def _each_change(self, number: int, function: Callable[[Part], Found]) -> list[Found]:
+        def of(cut: tuple[int, int]) -> Found:
+            return function(self._change(number, self._read(self._step.base, *cut), *cut))
 
-    @functools.cached_property
-    def _whole(self) -> Any:
-        """What the method wants to know of the whole tensor."""
-        if self._method.survey is None:
-            return None
-        return self._method.survey(Survey(self._blocks, self._weights, self._blend.settings, last_axis(self._step)))
+        return self._whole.each(of, list(self.cuts()))
 
-    def _blocks(self) -> Iterator[Block]:
-        for cut in self.cuts():
-            yield self._block(*cut, self._bands)
+    def _each_block(self, bands: Mapping[int, Band], function: Callable[[Block], Found]) -> list[Found]:
+        def of(cut: tuple[int, int]) -> Found:
+            return function(self._block(*cut, bands))
+
+        return self._whole.each(of, list(self.cuts()))
+
+
+def _replacement(step: Step) -> Ref | None:
+    """The tensor that the edits of a step put in the place of the base's, element for element; None where they do
+    something else."""
+    edit, *others = step.edits
+    if others or edit.view is not None or edit.transposed or edit.weight != 1 or not kind_of(edit).replaces:
+        return None
+    (tuned,) = edit.factors.values()
+    return tuned if tuned.columns is None and tuned.spec.numel == step.base.spec.numel else None

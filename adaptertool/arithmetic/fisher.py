@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from adaptertool.arithmetic.correct_rounding import Settled
-from adaptertool.arithmetic.survival import tally_of
+from adaptertool.arithmetic.survival import every_nth, tally_of
 from adaptertool.codecs.numbers import largest_stored, rounded
 from adaptertool.codecs.tensors import as_bytes, byte_of, read_tensor
 from adaptertool.errors import InputError, NonFiniteError, shown
@@ -55,7 +55,9 @@ class Weighted:
                     f"{self._thetas[1].path}: {shown(self._step.spec.name)}: it, or the base, holds what is no number, "
                     f"or the result is beyond the range of {dtype}"
                 )
-            tallies.append(tally_of(rounded(base, dtype), value, stored, dtype, dtype, Settled()))
+            tallies.append(
+                tally_of(rounded(base, dtype), value[:: every_nth(value.size)], stored, dtype, dtype, Settled())
+            )
             yield as_bytes(stored)
 
     def _read_weight(self, ref: Ref, first: int, last: int) -> Array:

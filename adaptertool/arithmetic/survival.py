@@ -14,15 +14,18 @@ from adaptertool.spec.tally import Tally, sums
 _SAMPLE = 2048  # elements of a block, about, where it has as many
 
 
-def tally_of(before: Array, value: Array, result: Array, dtype: str, base_dtype: str, settled: Settled) -> Tally:
-    """The tally of a block, flat arrays of one size: `before` as the base stores it (base_dtype), `value` in float64 or
-    float32, and `result`, that as stored (dtype).
+def every_nth(size: int) -> int:
+    """The n of a block of that many elements, of which every n-th is in the sums: odd, so that all columns have their
+    turn."""
+    return max(1, size // _SAMPLE) | 1
 
-    The sums are over every n-th element, n odd so that all columns have their turn: by position alone.
-    """
-    every = max(1, result.size // _SAMPLE) | 1
+
+def tally_of(before: Array, sample: Array, result: Array, dtype: str, base_dtype: str, settled: Settled) -> Tally:
+    """The tally of a block, flat arrays: `before` as the base stores it (base_dtype), and `result` as it is stored
+    (dtype), of one size; sample: every n-th of the values that were rounded (every_nth), in float64 or float32."""
+    every = every_nth(result.size)
     old, new = doubles(before[::every], base_dtype), doubles(result[::every], dtype)
-    delta = value[::every].astype(np.float64) - old
+    delta = sample.astype(np.float64) - old
     kept, update = sums(float(((new - old) * delta).sum()), float((delta * delta).sum()))
     return Tally(changed(before, result, dtype, base_dtype), settled.exactly, settled.one_by_one, kept, update)
 

@@ -24,7 +24,7 @@ _METADATA = "__metadata__"
 # As the reference writer has them, or json.dumps. Of a tensor: its name, dtype and shape together, two positions
 _USUAL_METADATA = re.compile(rf'\{{"{_METADATA}": ?(\{{[^{{}}]*+\}}), *+')
 _USUAL = re.compile(
-    r'"([^"]*+)": ?\{([^]]*+)\], ?"data_offsets": ?\[(0|[1-9][0-9]*+), ?(0|[1-9][0-9]*+)\]\}(?:, *+|\} *+\Z)'
+    r'"([^"]*+)": ?\{([^]{}]*+)\], ?"data_offsets": ?\[(0|[1-9][0-9]*+), ?(0|[1-9][0-9]*+)\]\}(?:, *+|\} *+\Z)'
 )
 _CONTROLS = bytes([*range(0x20), 0x7F])  # all of ASCII that is not printable
 # Without the functions of the classes themselves, which take three times as long: there may be hundreds of thousands

@@ -10,10 +10,11 @@ more than a million elements are those of a sample by chance, here of all elemen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from adaptertool.methods.method import Array, Method, Survey
+from adaptertool.methods.method import Array, Found, Method, Survey
 from adaptertool.methods.setting import Settings
 from adaptertool.numerics.elementary import exp, log
 from adaptertool.numerics.top_k import largest
@@ -46,15 +47,14 @@ def importance(base: Array, change: Array, columns: int) -> Array:
 def threshold(survey: Survey) -> Whole:
     """The least importance that matters."""
 
-    def scores() -> Iterator[Array]:
-        for block in survey.blocks():
-            yield importance(block.base, block.changes[0], survey.columns)
+    def scores(function: Callable[[Array], Found], low: float = 0.0) -> Iterable[Found]:
+        return survey.each(lambda block: function(importance(block.base, block.changes[0], survey.columns) - low))
 
     # Magnitudes are in order of importance where these are not negative; D may be, by rounding
-    low = min(0.0, *(float(part.min()) for part in scores()))
-    size = sum(part.size for part in scores())
+    low = min(0.0, *scores(lambda part: float(part.min())))
+    size = sum(survey.each(lambda block: block.base.size))
     first, middle, third = (
-        largest(lambda: (part - low for part in scores()), size - int(share * (size - 1))).bound + low
+        largest(functools.partial(scores, low=low), size - int(share * (size - 1))).bound + low
         for share in (0.25, 0.5, 0.75)
     )
     return Whole(middle + 1.5 * (third - first), survey.columns)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adaptertool.methods.method import Array, Method
+from adaptertool.methods.method import Array, Method, always
 from adaptertool.methods.setting import NORMALIZE, Settings, no_sum, only, scales
 
 
@@ -29,4 +29,5 @@ MERGEKIT_LINEAR = Method(
     defaults={"normalize": True},
     refuses=no_sum,
     moves=scales,
+    elementwise=always,
 )

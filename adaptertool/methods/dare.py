@@ -6,7 +6,7 @@ Then as in linear, or as in TIES.
 
 from __future__ import annotations
 
-from adaptertool.methods.method import Array, Method, Place, weighted_sum
+from adaptertool.methods.method import Array, Method, Place, always, weighted_sum
 from adaptertool.methods.setting import DENSITY, SEED, Settings, only, setting_of
 from adaptertool.methods.ties import elected
 from adaptertool.numerics.counter_random import uniform
@@ -24,7 +24,15 @@ def dropped(change: Array, settings: Settings, place: Place, source: int) -> Arr
 _SOURCE = 'L. Yu et al., "Language Models are Super Mario" (arXiv:2311.03099)'
 _SETTINGS = {"density": DENSITY, "seed": SEED}
 
-DARE_LINEAR = Method(
-    name="dare_linear", source=_SOURCE, combine=weighted_sum, settings=_SETTINGS, prune=dropped, sums=True
+DARE_LINEAR, DARE_TIES = (
+    Method(
+        name=name,
+        source=_SOURCE,
+        combine=combine,
+        settings=_SETTINGS,
+        prune=dropped,
+        sums=True,
+        elementwise=always,
+    )
+    for name, combine in (("dare_linear", weighted_sum), ("dare_ties", elected))
 )
-DARE_TIES = Method(name="dare_ties", source=_SOURCE, combine=elected, settings=_SETTINGS, prune=dropped, sums=True)

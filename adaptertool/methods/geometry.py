@@ -3,12 +3,13 @@ coefficients follow from the inner products of these. So two passes do, and a te
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from adaptertool.methods.method import Array, Survey
+from adaptertool.methods.method import Array, Block, Survey
 from adaptertool.methods.setting import Settings
 
 
@@ -41,13 +42,14 @@ def of_changes(times: Sequence[float]) -> Coefficients:
 
 def products(survey: Survey, *, of_changes: bool) -> Array:
     """The inner products of all Tᵢ, or of all Tᵢ − W, float64 (n, n); added up block by block in order."""
+
+    def pairs(block: Block) -> list[Array]:
+        vectors = block.changes if of_changes else [block.base + change for change in block.changes]
+        return [one * other for one, other in itertools.combinations_with_replacement(vectors, 2)]
+
     count = len(survey.weights)
     gram = np.zeros((count, count))
-    for block in survey.blocks():
-        vectors = block.changes if of_changes else [block.base + change for change in block.changes]
-        for i, one in enumerate(vectors):
-            for j in range(i, count):
-                gram[i, j] += (one * vectors[j]).sum()
+    gram[np.triu_indices(count)] = survey.sums(pairs)
     upper = np.triu(gram, 1)
     full: Array = upper + upper.T + np.diag(np.diag(gram))
     return full

@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from adaptertool.methods.geometry import Coefficients, combination, inner, norm, of_models, products
-from adaptertool.methods.method import Array, Method, Survey
+from adaptertool.methods.method import Array, Method, Survey, always
 from adaptertool.methods.setting import Setting, only
 from adaptertool.numerics.elementary import acos, cos, sin
 
@@ -65,5 +65,6 @@ KARCHER = Method(
     combine=combination,
     settings={"max_iter": MAX_ITER, "tol": TOL},
     survey=center,
+    elementwise=always,
     least=2,
 )

@@ -1,6 +1,6 @@
 """Magnitude pruning: W + Σ w_i·trim(δ_i); of each tensor the share `density` of largest magnitude stays as it is."""
 
-from adaptertool.methods.method import Method, weighted_sum
+from adaptertool.methods.method import Method, always, weighted_sum
 from adaptertool.methods.setting import DENSITY
 
 MAGNITUDE_PRUNE = Method(
@@ -10,4 +10,5 @@ MAGNITUDE_PRUNE = Method(
     settings={"density": DENSITY},
     trims="density",
     sums=True,
+    elementwise=always,
 )

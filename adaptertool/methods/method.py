@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from adaptertool.methods.setting import Setting, Settings, Value, setting_of
+from adaptertool.numerics.lazy import sums
 from adaptertool.numerics.top_k import Band
 
-Array = Any  # of numpy
+Array = Any  # of numpy, or Lazy
+Found = TypeVar("Found")
 
 
 class Place(NamedTuple):
@@ -26,21 +28,43 @@ class Place(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The same elements of the base, and of each change to it, thinned and as it was; flat float64 arrays."""
+    """The same elements of the base, and of each change to it, thinned and as it was; flat float64 arrays, Lazy where
+    the method is `elementwise` and the kernel is there."""
 
     base: Array
     changes: Sequence[Array]
     whole: Sequence[Array]
 
 
+class Each(Protocol):
+    """The blocks of a tensor, of which each is given to a function, in any thread: what comes back, in order."""
+
+    def __call__(self, function: Callable[[Block], Found], /) -> Iterable[Found]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
     """A whole tensor, to be looked at before its first block is combined."""
 
-    blocks: Callable[[], Iterable[Block]]  # in order; may be asked for several times
+    each: Each  # may be asked several times
     weights: Sequence[float]
     settings: Settings
     columns: int  # elements of a row
+
+    def sums(self, of: Callable[[Block], Iterable[Array]]) -> list[float]:
+        """The sums of what `of` makes of each block, added up block by block in order."""
+        total: list[float] = []
+        for found in self.each(lambda block: sums(of(block))):
+            total = [one + other for one, other in zip(total or [0.0] * len(found), found, strict=True)]
+        return total
+
+
+def never(_: Settings) -> bool:
+    return False
+
+
+def always(_: Settings) -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +87,8 @@ class Method:
     refuses:  what is wrong with weights and settings that are each in its range; None: nothing
     moves:    whether also a tensor that no source changes becomes another, by these weights and settings; None: never
     sums:     whether `sum` has it, which combines factors and has no base
+    elementwise: whether, with these settings, `combine`, `prune` and Survey.sums of `survey` see each element
+              by itself, by what Lazy arrays can (numerics.lazy): then the kernel computes them
     """
 
     name: str
@@ -81,6 +107,7 @@ class Method:
     refuses: Callable[[Sequence[float], Settings], str | None] | None = None
     moves: Callable[[Sequence[float], Settings], bool] | None = None
     sums: bool = False
+    elementwise: Callable[[Settings], bool] = never
 
     def counts(self, settings: Settings, source: int, size: int) -> tuple[int, int]:
         """How many of the largest elements, by magnitude, of a change of `size` are skipped, and how many after
@@ -96,7 +123,7 @@ class Method:
         """What stays of a block of a change. band: of the whole change, if the method trims; part: the number of this
         block there."""
         if band is not None:
-            change = change * band.mask(change, part)
+            change = band.kept(change, part)
         return change if self.prune is None else self.prune(change, settings, place, source)
 
 

@@ -71,6 +71,7 @@ MODEL_STOCK = Method(
     combine=towards_the_mean,
     settings={"filter_wise": FILTER_WISE},
     survey=share_of,
+    elementwise=lambda settings: not only(settings, "filter_wise"),
     rows=True,
     least=2,
 )

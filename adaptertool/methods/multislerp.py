@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from adaptertool.methods.geometry import Coefficients, combination, inner, norm, of_changes, of_models, products
-from adaptertool.methods.method import Method, Survey
+from adaptertool.methods.method import Method, Survey, always
 from adaptertool.methods.setting import NORMALIZE, Setting, no_sum, only, scales
 from adaptertool.numerics.elementary import cos, sin
 
@@ -63,4 +63,5 @@ MULTISLERP = Method(
     refuses=no_sum,
     moves=scales,
     survey=between_all,
+    elementwise=always,
 )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adaptertool.methods.method import Array, Method
+from adaptertool.methods.method import Array, Method, always
 from adaptertool.methods.setting import Settings
 
 _LEAST = 1e-6  # of a difference
@@ -30,4 +30,5 @@ NEARSWAP = Method(
     source="alchemonaut/QuartetAnemoi-70B-t0.0001 (model card)",
     combine=swapped,
     only=1,
+    elementwise=always,
 )

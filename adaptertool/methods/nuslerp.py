@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adaptertool.methods.method import Array, Method, Survey
+from adaptertool.methods.method import Array, Block, Method, Survey
 from adaptertool.methods.multislerp import AROUND_ZERO
 from adaptertool.methods.setting import Setting, Settings, only
 from adaptertool.numerics.elementary import acos, sin
@@ -46,11 +46,16 @@ def sums_of(survey: Survey) -> Whole:
     kind, columns = only(survey.settings, "vectors"), survey.columns
     if kind == ROWS:
         return Whole(None, columns)
-    total = np.zeros((3, columns if kind == COLUMNS else 1))
-    for block in survey.blocks():
+
+    def products(block: Block) -> tuple[Array, ...]:
         one, other = _vectors(block.base, block.changes, survey.settings)
-        for number, product in enumerate((one * one, other * other, one * other)):
-            total[number] += product.reshape(-1, columns).sum(axis=0) if kind == COLUMNS else product.sum()
+        return one * one, other * other, one * other
+
+    if kind == TENSOR:
+        return Whole(np.array(survey.sums(products))[:, None], columns)
+    total = np.zeros((3, columns))
+    for sums in survey.each(lambda block: [one.reshape(-1, columns).sum(axis=0) for one in products(block)]):
+        total += sums
     return Whole(total, columns)
 
 
@@ -69,7 +74,9 @@ def between(base: Array, changes: Sequence[Array], weights: Sequence[float], set
         first, second = (np.repeat(times, whole.columns) for times in _times(np.array(rows), t))
     else:
         first, second = _times(whole.sums, t)
-        if len(first) > 1:
+        if len(first) == 1:
+            first, second = first[0], second[0]
+        else:
             first, second = (np.tile(times, len(one) // whole.columns) for times in (first, second))
     point: Array = first * one + second * other
     return point if only(settings, "around_zero") else base + point
@@ -97,4 +104,5 @@ NUSLERP = Method(
     survey=sums_of,
     rows=True,
     only=2,
+    elementwise=lambda settings: only(settings, "vectors") == TENSOR,
 )

@@ -10,12 +10,12 @@ Source: "sce" of mergekit 0.1.5, against which it is checked in the tests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from adaptertool.methods.method import Array, Method, Survey
+from adaptertool.methods.method import Array, Block, Found, Method, Survey
 from adaptertool.methods.setting import Setting, Settings, only
 from adaptertool.numerics.top_k import largest
 
@@ -49,20 +49,20 @@ def weighed(survey: Survey) -> Whole:
     """The least variance that is selected, then the weights of what is selected."""
     share = only(survey.settings, "select_topk")
 
-    def variances() -> Iterator[Array]:
-        for block in survey.blocks():
-            yield _variance(block.changes)
+    def variances(function: Callable[[Array], Found]) -> Iterable[Found]:
+        return survey.each(lambda block: function(_variance(block.changes)))
 
     least = -1.0
     if share < 1:
-        count = int(sum(int(np.count_nonzero(part)) for part in variances()) * share)
+        count = int(sum(variances(lambda part: int(np.count_nonzero(part)))) * share)
         least = largest(variances, count).bound
-    squares, size = np.zeros(len(survey.weights)), 0
-    for block in survey.blocks():
+
+    def squares(block: Block) -> list[Array]:
         chosen = _variance(block.changes) >= least
-        squares += [float((chosen * change * change).sum()) for change in block.changes]
-        size += block.base.size
-    means = squares / max(size, 1)
+        return [chosen * change * change for change in block.changes]
+
+    size = sum(survey.each(lambda block: block.base.size))
+    means = np.array(survey.sums(squares)) / max(size, 1)
     total = float(means.sum())
     weights = means / total if total >= _LEAST else np.full(len(means), 1 / len(means))
     return Whole([float(one) for one in weights], least)
@@ -77,10 +77,10 @@ def erased(
     total = base * 0
     for change in selected:
         total += change
-    positive = total >= 0
+    sign = np.where(total >= 0, 1.0, -1.0)
     total, divisor = base * 0, base * 0
     for change, weight in zip(selected, whole.weights, strict=True):
-        agrees = ((change > 0) & positive) | ((change < 0) & ~positive)
+        agrees = sign * change > 0
         total += agrees * (weight * change)
         divisor += agrees * weight
     result: Array = base + total / np.maximum(divisor, _LEAST)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adaptertool.methods.method import Array, Method, Survey
+from adaptertool.methods.method import Array, Block, Method, Survey, always
 from adaptertool.methods.setting import Settings
 from adaptertool.numerics.elementary import acos, sin
 
@@ -30,11 +30,12 @@ class Sums(NamedTuple):
 
 def sums_of(survey: Survey) -> Sums:
     """The sums, in parts of fixed size and in order."""
-    total = np.zeros(3)
-    for base, (change,), _ in survey.blocks():
-        tuned = base + change
-        total += (base * base).sum(), (tuned * tuned).sum(), (base * tuned).sum()
-    return Sums(*total.tolist())
+
+    def products(block: Block) -> tuple[Array, ...]:
+        tuned = block.base + block.changes[0]
+        return block.base * block.base, tuned * tuned, block.base * tuned
+
+    return Sums(*survey.sums(products))
 
 
 def along_the_arc(
@@ -64,4 +65,5 @@ SLERP = Method(
     combine=along_the_arc,
     survey=sums_of,
     only=1,
+    elementwise=always,
 )

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adaptertool.methods.method import Array, Method, Place, Survey
+from adaptertool.methods.method import Array, Method, Place, Survey, always
 from adaptertool.methods.setting import (
     DENSITY,
     LAMBDA,
@@ -60,10 +60,8 @@ def scales(survey: Survey) -> list[float] | None:
     """What makes up for what was dropped of each change; None: nothing does."""
     if not only(survey.settings, "rescale"):
         return None
-    before, after = np.zeros(len(survey.weights)), np.zeros(len(survey.weights))
-    for block in survey.blocks():
-        before += [abs(change).sum() for change in block.whole]
-        after += [abs(change).sum() for change in block.changes]
+    both = survey.sums(lambda block: map(abs, [*block.whole, *block.changes]))
+    before, after = np.array(both).reshape(2, len(survey.weights))
     kept = (before >= _LEAST_SUM) & (after >= _LEAST_SUM)
     return [float(was / now) if one else 1.0 for was, now, one in zip(before, after, kept, strict=True)]
 
@@ -95,15 +93,14 @@ def elected(
     total = base * 0
     for one in weighted:
         total += one
-    positive = total >= 0
+    sign = np.where(total >= 0, 1.0, -1.0)
     total, divisor = base * 0, base * 0
     for one, weight in zip(weighted, weights, strict=True):
-        agrees = ((one > 0) & positive) | ((one < 0) & ~positive)
+        agrees = sign * one > 0
         total += agrees * one
         divisor += agrees * weight
     if only(settings, "normalize"):
-        divisor[divisor == 0] = 1
-        total /= divisor
+        total /= np.where(divisor == 0, 1, divisor)
     result: Array = base + only(settings, "lambda") * total
     return result
 
@@ -149,7 +146,7 @@ _DARE = 'L. Yu et al., "Language Models are Super Mario" (arXiv:2311.03099)'
 _BREADCRUMBS = 'M. Davari, E. Belilovsky, "Model Breadcrumbs" (arXiv:2312.06795)'
 _DELLA = 'P. T. Deep et al., "DELLA-Merging" (arXiv:2406.11617)'
 
-TASK_ARITHMETIC = Method(name="task_arithmetic", source=_ARITHMETIC, combine=added, settings=_MIXED)
+TASK_ARITHMETIC = Method(name="task_arithmetic", source=_ARITHMETIC, combine=added, settings=_MIXED, elementwise=always)
 MERGEKIT_TIES = Method(
     name="mergekit_ties",
     source=_TIES,
@@ -159,6 +156,7 @@ MERGEKIT_TIES = Method(
     survey=scales,
     trims="density",
     fewest=1,
+    elementwise=always,
 )
 _CHANCE = _SPARSE | {"seed": SEED}
 MERGEKIT_DARE_LINEAR, MERGEKIT_DARE_TIES = (
@@ -170,6 +168,7 @@ MERGEKIT_DARE_LINEAR, MERGEKIT_DARE_TIES = (
         defaults={"density": 1.0, "rescale": True},
         survey=scales,
         prune=by_chance,
+        elementwise=always,
     )
     for name, combine in (("mergekit_dare_linear", added), ("mergekit_dare_ties", elected))
 )
@@ -183,6 +182,7 @@ BREADCRUMBS, BREADCRUMBS_TIES = (
         survey=scales,
         trims="density",
         skips="gamma",
+        elementwise=always,
     )
     for name, combine in (("breadcrumbs", added), ("breadcrumbs_ties", elected))
 )

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adaptertool.methods.method import Array, Method
+import numpy as np
+
+from adaptertool.methods.method import Array, Method, always
 from adaptertool.methods.setting import DENSITY, Settings
 
 
@@ -21,14 +23,13 @@ def elected(
     total = changes[0].copy()
     for change in changes[1:]:
         total += change
-    positive = total >= 0
+    sign = np.where(total >= 0, 1.0, -1.0)
     result, count = base * 0, base * 0
     for change, weight in zip(changes, weights, strict=True):
-        agrees = ((change > 0) & positive) | ((change < 0) & ~positive)
+        agrees = sign * change > 0
         result += agrees * (weight * change)
         count += agrees
-    count[count == 0] = 1
-    summed: Array = base + result / count
+    summed: Array = base + result / np.where(count == 0, 1, count)
     return summed
 
 
@@ -39,4 +40,5 @@ TIES = Method(
     settings={"density": DENSITY},
     trims="density",
     sums=True,
+    elementwise=always,
 )

@@ -59,6 +59,7 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
     found["pairs_dot"] = None, [*[_POINTER] * 3, *[_COUNT] * 4]
     found["pairs_total"] = None, [*[_POINTER] * 2, *[_COUNT] * 2]
     found["pairs_ends"] = None, [_POINTER, _COUNT, _POINTER, _POINTER, _COUNT]
+    found["strips"] = None, [_POINTER]
     # kernel/small.h
     for stored in ("BF16", "F16", "F32"):
         found[f"small_{stored}"] = None, [_POINTER]

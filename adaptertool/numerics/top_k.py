@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
+import threading
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from adaptertool.numerics.lazy import DIGIT, Lazy
 from adaptertool.numerics.rounding import Array
 
-Parts = Callable[[], Iterable[Array]]  # the parts of the vector, flat float64, in order; may be asked for several times
-
-_DIGIT = 16  # bits that a pass decides on
 _COLLECTED = 1 << 21  # elements that are sorted at once
+Part = Array | Lazy  # flat, float64
+Found = TypeVar("Found")
+
+
+class Parts(Protocol):
+    """The parts of a vector, of which each is given to a function, in any thread: what comes back, in order."""
+
+    def __call__(self, function: Callable[[Part], Found], /) -> Iterable[Found]: ...
 
 
 class Largest(NamedTuple):
@@ -27,8 +37,12 @@ class Largest(NamedTuple):
         sizes = abs(part)
         same = np.flatnonzero(sizes == self.bound)
         kept: Array = sizes > self.bound
-        kept[same[: max(0, self.equal - self.before[number])]] = True
+        kept[same[: self.equal_in(number)]] = True
         return kept
+
+    def equal_in(self, number: int) -> int:
+        """How many of those that are equal to the bound are among the largest from part `number` on."""
+        return max(0, self.equal - self.before[number])
 
 
 class Band(NamedTuple):
@@ -37,10 +51,14 @@ class Band(NamedTuple):
     inner: Largest  # these and those that are skipped
     skipped: Largest | None
 
-    def mask(self, part: Array, number: int) -> Array:
-        """Which elements of part `number`, flat, are in the band: bool, of the same shape."""
+    def kept(self, part: Part, number: int) -> Part:
+        """Part `number` with zeros, signed as what they replace, where elements are not in the band."""
+        if isinstance(part, Lazy):
+            skip = (math.inf, 0) if self.skipped is None else (self.skipped.bound, self.skipped.equal_in(number))
+            return part.between(self.inner.bound, self.inner.equal_in(number), *skip)
         kept = self.inner.mask(part, number)
-        return kept if self.skipped is None else kept & ~self.skipped.mask(part, number)
+        product: Array = part * (kept if self.skipped is None else kept & ~self.skipped.mask(part, number))
+        return product
 
 
 def band(parts: Parts, skipped: int, count: int) -> Band:
@@ -51,37 +69,66 @@ def band(parts: Parts, skipped: int, count: int) -> Band:
 def largest(parts: Parts, count: int) -> Largest:
     """The `count` elements of largest magnitude; among equals the first. NaN counts as larger than all."""
     if count <= 0:
-        return Largest(np.inf, 0, tuple(0 for _ in parts()))
-    low, width, above = 0, 64, 0  # the bound lies among bit patterns low..low + 2^width; `above` are beyond these
-    while width > 0:
-        width -= _DIGIT
-        histogram = np.zeros(1 << _DIGIT, np.int64)
-        for part in parts():
-            bits = abs(part).view(np.uint64)
-            inside = bits[bits >> np.uint64(width + _DIGIT) == low >> width + _DIGIT] if width + _DIGIT < 64 else bits
-            digits = (inside >> np.uint64(width)).astype(np.int64) & (1 << _DIGIT) - 1
-            histogram += np.bincount(digits, minlength=1 << _DIGIT)
+        return Largest(np.inf, 0, tuple(parts(lambda _: 0)))
+    prefix, width, above = 0, 64, 0  # the bits of the bound but for the lowest `width`; `above` are beyond all of these
+    while True:
+        width -= DIGIT
+        histogram, rest = _histogram(parts, prefix, width)
         beyond = above + np.cumsum(histogram[::-1])[::-1] - histogram  # larger than all of this digit
         digit = int(np.flatnonzero((beyond < count) & (beyond + histogram >= count))[0])
-        above, low = int(beyond[digit]), low | digit << width
-        if histogram[digit] <= _COLLECTED:
-            low = _kth(parts, low, width, count - above)
+        above = int(beyond[digit])
+        if rest == 0:  # all that have this digit are equal
+            of_digit = functools.partial(_having, prefix=prefix, width=width, digit=digit)
+            bound, equal = (prefix << DIGIT | digit) << width, list(parts(of_digit))
             break
-    bound = float(np.uint64(low).view(np.float64))
-    equal, larger, before = list[int](), 0, list[int]()
-    for part in parts():
-        sizes = abs(part)
-        before.append(sum(equal))
-        equal.append(int(np.count_nonzero(sizes == bound)))
-        larger += int(np.count_nonzero(sizes > bound))
-    return Largest(bound, count - larger, tuple(before))
+        prefix = prefix << DIGIT | digit
+        if histogram[digit] <= _COLLECTED:
+            found = list(parts(functools.partial(_collected, prefix=prefix, width=width)))
+            together, rank = np.concatenate(found), count - above
+            bound = int(np.partition(together, len(together) - rank)[len(together) - rank])
+            above += int(np.count_nonzero(together > bound))
+            equal = [int(np.count_nonzero(one == bound)) for one in found]
+            break
+    before = tuple(itertools.accumulate(equal[:-1], initial=0))
+    return Largest(float(np.uint64(bound).view(np.float64)), count - above, before)
 
 
-def _kth(parts: Parts, low: int, width: int, rank: int) -> int:
-    """The bit pattern of the rank-th largest of those that begin as `low` does, above the lowest `width` bits."""
-    found = []
-    for part in parts():
-        bits = abs(part).view(np.uint64)
-        found.append(bits[bits >> np.uint64(width) == low >> width] if width else bits[bits == low])
-    together = np.concatenate(found)
-    return int(np.partition(together, len(together) - rank)[len(together) - rank])
+def _histogram(parts: Parts, prefix: int, width: int) -> tuple[Array, int]:
+    """As `_digits` of the whole vector."""
+    total, others, lock = np.zeros(1 << DIGIT, np.int64), 0, threading.Lock()
+
+    def add(part: Part) -> None:
+        nonlocal others
+        found, rest = _digits(part, prefix, width)
+        with lock:
+            np.add(total, found, out=total, casting="unsafe")
+            others |= rest
+
+    for _ in parts(add):
+        pass
+    return total, others
+
+
+def _digits(part: Part, prefix: int, width: int) -> tuple[Array, int]:
+    """As Lazy.digits has it."""
+    if isinstance(part, Lazy):
+        return part.digits(prefix, width)
+    bits = _bits(part, prefix, width + DIGIT)
+    digits = (bits >> np.uint64(width)).astype(np.int64) & (1 << DIGIT) - 1
+    rest = int(np.bitwise_or.reduce(bits, initial=0)) & (1 << width) - 1
+    return np.bincount(digits, minlength=1 << DIGIT), rest
+
+
+def _having(part: Part, prefix: int, width: int, digit: int) -> int:
+    return int(_digits(part, prefix, width)[0][digit])
+
+
+def _collected(part: Part, prefix: int, width: int) -> Array:
+    """As Lazy.collected has it."""
+    return part.collected(prefix, width) if isinstance(part, Lazy) else _bits(part, prefix, width)
+
+
+def _bits(part: Array, prefix: int, width: int) -> Array:
+    """The bit patterns of the magnitudes, of those that are `prefix` but for the lowest `width` bits."""
+    bits: Array = abs(part).view(np.uint64)
+    return bits[bits >> np.uint64(width) == prefix] if width < 64 else bits

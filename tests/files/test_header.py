@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -352,3 +353,16 @@ def test_json_from_a_fifo_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.json")
     with pytest.raises(InputError, match=r"x\.json is not a regular file"):
         load_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    "part",
+    ['"a":{', '{"a":', '"a":{"dtype":"F32","shape":[', '"a', '"', '"a":{}', '"a":{"b', '],"data_offsets":[0,', " "],
+)
+def test_the_time_for_a_malformed_header_grows_with_its_length(part: str) -> None:
+    """Some 0.1 s; where each part is searched up to the end of the header, minutes."""
+    content = packed(b"{" + part.encode() * 100_000)
+    began = time.process_time()
+    with pytest.raises(InputError):
+        entries.read_entries(Path("any"), 8, content[8:])
+    assert time.process_time() - began < 10

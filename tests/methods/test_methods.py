@@ -21,6 +21,8 @@ import adaptertool
 from adaptertool.arithmetic import tiling
 from adaptertool.engine.pool import all_done
 from adaptertool.errors import AdapterToolError, Interrupted, MismatchError, UnsupportedError, UsageError
+from adaptertool.methods import METHODS, Method
+from adaptertool.numerics import lazy, strips
 from adaptertool.numerics.counter_random import uniform
 from adaptertool.numerics.top_k import largest
 
@@ -224,7 +226,7 @@ def test_on_the_command_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_largest(vector: np.ndarray, cut: int, share: float) -> None:
     parts = [vector[first : first + cut] for first in range(0, len(vector), cut)]
     count = int(share * len(vector))
-    found = largest(lambda: parts, count)
+    found = largest(lambda function: map(function, parts), count)
     mask = np.concatenate([found.mask(part, number) for number, part in enumerate(parts)])
     order = sorted(range(len(vector)), key=lambda place: (-abs(vector[place]), place))
     assert sorted(np.flatnonzero(mask)) == sorted(order[:count])
@@ -235,7 +237,7 @@ def test_the_largest_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adaptertool.numerics.top_k._COLLECTED", 10)
     vector = np.random.default_rng(1).standard_normal(5000)
     vector[::7] = vector[3]
-    test = largest(lambda: [vector[:2500], vector[2500:]], 1700)
+    test = largest(lambda function: map(function, [vector[:2500], vector[2500:]]), 1700)
     mask = np.concatenate([test.mask(vector[:2500], 0), test.mask(vector[2500:], 1)])
     order = sorted(range(5000), key=lambda place: (-abs(vector[place]), place))
     assert sorted(np.flatnonzero(mask)) == sorted(order[:1700])
@@ -280,3 +282,23 @@ def test_where_nothing_is_added_to_a_negative_zero_it_stays(tmp_path: Path, meth
     assert same_bits(out["x.weight"][:2], weight[:2])
     assert same_bits(out["norm.weight"], -torch.zeros(6, dtype=dtype))
     assert not out["x.weight"][2:].equal(weight[2:])
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_the_kernel_and_numpy_make_the_same(method: Method, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of 100 elements, with many equal magnitudes, and an adapter among the sources; and the tallies too."""
+    write_adapter(place / "lora", lora_factors("a", (24, 16)), r=4, lora_alpha=2, target_modules=["a"])
+    sources = ["0", "lora", "2"][: method.only or 3]
+    options = {"method": method.name, "weights": [0.5, 0.25, 0.3][: len(sources)]} | dict.fromkeys(
+        [name for name in ("density", "select_topk", "rescale") if name in method.settings], 0.4
+    )
+    options |= {"rescale": True} if "rescale" in method.settings else {}
+    monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", 100)
+    reports = []
+    for functions in (lazy.FUNCTIONS, {}):
+        for module in (lazy, strips):
+            monkeypatch.setattr(module, "FUNCTIONS", functions)
+        out = place / f"out-{len(reports)}"
+        reports.append(adaptertool.merge(place / "base", [place / source for source in sources], out, **options))
+    assert (place / "out-0/model.safetensors").read_bytes() == (place / "out-1/model.safetensors").read_bytes()
+    assert reports[0].survival == reports[1].survival

@@ -26,7 +26,7 @@ from adaptertool.files.staging import Staging
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """One edited tensor of 268 MB, zeros and sparse: on one thread it keeps a run busy for a while."""
+    """One edited tensor of 268 MB, zeros and sparse: many jobs, each of which SLOW takes a second for."""
     rows = 1 << 21
     place = Place(tmp_path_factory.mktemp("large"), rows=8)
     header = f'{{"{WEIGHT}":{{"dtype":"BF16","shape":[{rows},64],"data_offsets":[0,{rows * 128}]}}}}'.encode()
@@ -38,6 +38,17 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
+# The command line, whose threads wait before each job: on a busy machine a run would else be over before the signal
+SLOW = """
+import time
+from adaptertool import cli
+from adaptertool.engine import pool
+take = pool.Shared.take
+pool.Shared.take = lambda self: (time.sleep(1), take(self))[1]
+cli.main()
+"""
+
+
 def _stamps(place: Place) -> list[tuple[int, int]]:
     paths = (place.base, *place.adapter.iterdir())
     return [(path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
@@ -47,7 +58,7 @@ def _stamps(place: Place) -> list[tuple[int, int]]:
 def test_signal_during_a_run(large: Place, number: signal.Signals) -> None:
     before = _stamps(large)
     out = large.folder / f"out-{number.name}"
-    command = [sys.executable, "-m", "adaptertool", "merge", large.base, large.adapter, "-o", out, "--threads", "1"]
+    command = [sys.executable, "-c", SLOW, "merge", large.base, large.adapter, "-o", out, "--threads", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(large.folder.glob(f".{out.name}*/*")) and process.poll() is None:
         time.sleep(0.001)

@@ -25,3 +25,5 @@
 #include "small.h"
 
 #include "decode.h"
+
+#include "strips.h"

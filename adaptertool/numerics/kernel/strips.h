@@ -1,0 +1,247 @@
+/* Formulas over arrays, element by element, computed in strips that stay in the cache: what lazy.py makes of them is a
+   list of steps, each of which fills one strip of float64, or takes one up. Truth values are 1 and 0.
+
+   Each operation is rounded by itself, and in its order, so that the results are those of numpy. Sums are those of
+   numpy too: a stretch is halved, at a multiple of 8, until at most 128 elements are left, which are added up in 8 sums.
+   Source of that order: `pairwise sum` of numpy 2.4. */
+
+#define STRIP 256 /* elements */
+#define LEAF 128
+
+enum {
+    /* fill `to` with what is stored */
+    READ_BF16, READ_F16, READ_F32, READ_F64, READ_TRUTH,
+    FILL, /* with `number` */
+    /* of a and b; one of both may be `number`: it is where the place is NUMBER */
+    ADD, SUBTRACT, MULTIPLY, DIVIDE, LESS, LESS_EQUAL, EQUAL, AND, OR, SMALLER, LARGER,
+    /* of a; of a, b and c */
+    MAGNITUDE, NOT, CHOICE, BETWEEN,
+    /* take a up */
+    WRITE_BF16, WRITE_F16, WRITE_F32, WRITE_F64, SUM, COUNT, COLLECT
+};
+
+#define NUMBER (-1)
+
+typedef struct {
+    int32_t code, to, a, b, c;
+    double number;
+    void *data;
+} strip_step;
+
+/* BETWEEN: an element of a stays if its magnitude is over `bound`, or if that is equal to it and it is among the next
+   `equal` that are; but not if it would stay by `skip` and `skip_equal`. */
+typedef struct {
+    double bound, skip;
+    int64_t equal, skip_equal;
+} strip_between;
+
+/* WRITE: a rounded once to `out`, and every n-th element, from the first on, to `sample`. */
+typedef struct {
+    void *out;
+    double *sample;
+    size_t every;
+} strip_written;
+
+/* COUNT: of the magnitudes whose bits are `prefix`, but for the lowest `width` + 16, how many have which upper 16 of
+   these, found[65,536]; and which of the others any of them has, `rest`. COLLECT: the bits of those that are `prefix`
+   but for the lowest `width`, `count` of them, in `found`. */
+typedef struct {
+    uint64_t prefix;
+    int64_t width;
+    uint64_t *found;
+    size_t count;
+    uint64_t rest;
+} strip_digits;
+
+typedef struct {
+    const strip_step *steps;
+    size_t count, length;
+    double *room;   /* STRIP elements for each place */
+    double **place; /* where the strips are */
+    double *sums;   /* of the steps SUM, in their order; here they are added up */
+    size_t summed;
+} strip_job;
+
+static double strip_leaf(const double *a, size_t n)
+{
+    if (n < 8) {
+        double sum = -0.0;
+        for (size_t i = 0; i < n; i++)
+            sum += a[i];
+        return sum;
+    }
+    double r[8];
+    size_t i;
+    for (size_t j = 0; j < 8; j++)
+        r[j] = a[j];
+    for (i = 8; i < n - n % 8; i += 8)
+        for (size_t j = 0; j < 8; j++)
+            r[j] += a[i + j];
+    double sum = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+    for (; i < n; i++)
+        sum += a[i];
+    return sum;
+}
+
+static inline size_t strip_half(size_t n) { return n / 2 - n / 2 % 8; }
+
+static double strip_sum(const double *a, size_t n)
+{
+    if (n <= LEAF)
+        return strip_leaf(a, n);
+    size_t half = strip_half(n);
+    return strip_sum(a, half) + strip_sum(a + half, n - half);
+}
+
+/* What the magnitudes that stay of n elements are over: those equal to the bound do, or none of them, or it depends on
+   how many there are. */
+static double strip_over(double bound, int64_t equal, size_t n)
+{
+    return equal < (int64_t)n ? bound : bound > 0 ? nextafter(bound, 0) : -1;
+}
+
+static inline int strip_some(int64_t equal, int64_t found, size_t n)
+{
+    return found > 0 && equal > 0 && equal < (int64_t)n;
+}
+
+static void strip_keep(strip_between *by, const double *restrict a, double *restrict to, size_t n)
+{
+    double bound = by->bound, over = strip_over(bound, by->equal, n);
+    double skip = by->skip, skip_over = strip_over(skip, by->skip_equal, n);
+    int64_t found = 0, skip_found = 0;
+    for (size_t i = 0; i < n; i++) {
+        double size = fabs(a[i]);
+        found += size == bound;
+        skip_found += size == skip;
+        to[i] = (double)((size > over) & !(size > skip_over)) * a[i];
+    }
+    if (strip_some(by->equal, found, n) || strip_some(by->skip_equal, skip_found, n)) {
+        int64_t left = by->equal, skip_left = by->skip_equal;
+        for (size_t i = 0; i < n; i++) {
+            double size = fabs(a[i]);
+            int kept = size > bound || (size == bound && left-- > 0);
+            int skipped = size > skip || (size == skip && skip_left-- > 0);
+            to[i] = (double)(kept & !skipped) * a[i];
+        }
+    }
+    by->equal -= found;
+    by->skip_equal -= skip_found;
+}
+
+static void strip_count(strip_digits *by, const double *restrict a, size_t n)
+{
+    int width = (int)by->width;
+    uint64_t rest = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t bits;
+        memcpy(&bits, a + i, 8);
+        bits &= ~((uint64_t)1 << 63);
+        if (width == 48 || bits >> (width + 16) == by->prefix) {
+            by->found[(bits >> width) & 0xFFFF]++;
+            rest |= bits;
+        }
+    }
+    by->rest |= rest & (((uint64_t)1 << width) - 1);
+}
+
+static void strip_collect(strip_digits *by, const double *restrict a, size_t n)
+{
+    size_t count = by->count;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t bits;
+        memcpy(&bits, a + i, 8);
+        bits &= ~((uint64_t)1 << 63);
+        by->found[count] = bits;
+        count += bits >> by->width == by->prefix;
+    }
+    by->count = count;
+}
+
+#define FILLED(EXPRESSION) for (size_t i = 0; i < n; i++) to[i] = EXPRESSION; break
+/* x and y: the elements of a and b, or the number in the place of either. */
+#define PAIR(CODE, EXPRESSION)                                                                                        \
+    case CODE:                                                                                                        \
+        if (step->a == NUMBER)                                                                                        \
+            for (size_t i = 0; i < n; i++) { double x = number, y = b[i]; to[i] = EXPRESSION; }                       \
+        else if (step->b == NUMBER)                                                                                   \
+            for (size_t i = 0; i < n; i++) { double x = a[i], y = number; to[i] = EXPRESSION; }                       \
+        else                                                                                                          \
+            for (size_t i = 0; i < n; i++) { double x = a[i], y = b[i]; to[i] = EXPRESSION; }                         \
+        break
+#define STORED_AS(DTYPE, HELD, ROUNDED)                                                                               \
+    case WRITE_##DTYPE: {                                                                                             \
+        const strip_written *by = data;                                                                         \
+        HELD *out = (HELD *)by->out + first;                                                                          \
+        for (size_t i = 0; i < n; i++)                                                                                \
+            out[i] = (HELD)ROUNDED(a[i]);                                                                             \
+        for (size_t i = (by->every - first % by->every) % by->every; i < n; i += by->every)                           \
+            by->sample[(first + i) / by->every] = a[i];                                                               \
+        break;                                                                                                        \
+    }
+
+/* Takes all steps for n elements from `first` on, n at most STRIP; sums: for the steps SUM. */
+static void strip_run(const strip_job *job, size_t first, size_t n, double *sums)
+{
+    double **place = job->place;
+    for (const strip_step *step = job->steps; step < job->steps + job->count; step++) {
+        const double *a = step->a < 0 ? NULL : place[step->a], *b = step->b < 0 ? NULL : place[step->b];
+        const double *c = step->c < 0 ? NULL : place[step->c];
+        double *to = step->to < 0 ? NULL : job->room + (size_t)step->to * STRIP;
+        const double number = step->number;
+        void *data = step->data;
+        if (to)
+            place[step->to] = to;
+        switch (step->code) {
+        case READ_BF16: FILLED(from_BF16(((const uint16_t *)data)[first + i]));
+        case READ_F16: FILLED(from_F16(((const uint16_t *)data)[first + i]));
+        case READ_F32: FILLED(((const float *)data)[first + i]);
+        case READ_F64: place[step->to] = (double *)data + first; break;
+        case READ_TRUTH: FILLED(((const uint8_t *)data)[first + i] != 0);
+        case FILL: FILLED(number);
+        PAIR(ADD, x + y);
+        PAIR(SUBTRACT, x - y);
+        PAIR(MULTIPLY, x * y);
+        PAIR(DIVIDE, x / y);
+        PAIR(LESS, x < y);
+        PAIR(LESS_EQUAL, x <= y);
+        PAIR(EQUAL, x == y);
+        PAIR(AND, x * y);
+        PAIR(OR, x > y ? x : y);
+        PAIR(SMALLER, (x < y) | (x != x) ? x : y);
+        PAIR(LARGER, (x > y) | (x != x) ? x : y);
+        case MAGNITUDE: FILLED(fabs(a[i]));
+        case NOT: FILLED(1 - a[i]);
+        case CHOICE: FILLED(a[i] != 0 ? b[i] : c[i]);
+        case BETWEEN: strip_keep(data, a, to, n); break;
+        STORED_AS(BF16, uint16_t, once_to_BF16)
+        STORED_AS(F16, uint16_t, once_to_F16)
+        STORED_AS(F32, float, )
+        STORED_AS(F64, double, )
+        case SUM: *sums++ = strip_sum(a, n); break;
+        case COUNT: strip_count(data, a, n); break;
+        case COLLECT: strip_collect(data, a, n); break;
+        }
+    }
+}
+
+static void strip_walk(const strip_job *job, size_t first, size_t n, double *sums)
+{
+    if (n <= STRIP) {
+        strip_run(job, first, n, sums);
+        return;
+    }
+    size_t half = strip_half(n);
+    double *more = sums + job->summed;
+    strip_walk(job, first, half, sums);
+    strip_walk(job, first + half, n - half, more);
+    for (size_t i = 0; i < job->summed; i++)
+        sums[i] += more[i];
+}
+
+/* The whole formula. job->sums has room for `summed` numbers 64 times: halves of halves wait for each other. */
+void LEVELLED(strips)(const strip_job *job) { strip_walk(job, 0, job->length, job->sums); }
+
+#undef FILLED
+#undef PAIR
+#undef STORED_AS

@@ -1,0 +1,133 @@
+"""Formulas as the kernel computes them, strip by strip (kernel/strips.h): which steps, and where each finds its
+numbers. Those who write formulas have lazy.py."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from adaptertool.numerics.compiled import FUNCTIONS
+
+_STRIP, _NUMBER = 256, -1  # as in kernel/strips.h, whose steps these are, in their order
+STEPS = (
+    *("READ_BF16", "READ_F16", "READ_F32", "READ_F64", "READ_TRUTH", "FILL"),
+    *("ADD", "SUBTRACT", "MULTIPLY", "DIVIDE", "LESS", "LESS_EQUAL", "EQUAL", "AND", "OR", "SMALLER", "LARGER"),
+    *("MAGNITUDE", "NOT", "CHOICE", "BETWEEN"),
+    *("WRITE_BF16", "WRITE_F16", "WRITE_F32", "WRITE_F64", "SUM", "COUNT", "COLLECT"),
+)
+_CODE = {name: code for code, name in enumerate(STEPS)}
+_WAITING = 64  # sums of halves that wait for others, at most
+_BIRTHS = itertools.count()
+
+
+class Formula:
+    """A step that makes the numbers of a strip, or takes them up, and those that make what it is given."""
+
+    __slots__ = ("born", "data", "inputs", "keeps", "name", "size")
+
+    def __init__(
+        self, name: str, inputs: Sequence[Formula | float], size: int, data: int = 0, keeps: object = None
+    ) -> None:
+        """name: one of STEPS; size: elements; data: the address of what the step has beside its inputs; keeps: what
+        lies there"""
+        self.name, self.inputs, self.size, self.data, self.keeps = name, inputs, size, data, keeps
+        self.born = next(_BIRTHS)
+
+
+class _Step(ctypes.Structure):
+    """`strip_step` of kernel/strips.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("code", "to", "a", "b", "c")),
+        ("number", ctypes.c_double),
+        ("data", ctypes.c_void_p),
+    )
+
+
+class Between(ctypes.Structure):
+    """`strip_between` of kernel/strips.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_double) for name in ("bound", "skip")),
+        *((name, ctypes.c_int64) for name in ("equal", "skip_equal")),
+    )
+
+
+class Written(ctypes.Structure):
+    """`strip_written` of kernel/strips.h."""
+
+    _fields_ = (("out", ctypes.c_void_p), ("sample", ctypes.c_void_p), ("every", ctypes.c_size_t))
+
+
+class Digits(ctypes.Structure):
+    """`strip_digits` of kernel/strips.h."""
+
+    _fields_ = (
+        ("prefix", ctypes.c_uint64),
+        ("width", ctypes.c_int64),
+        ("found", ctypes.c_void_p),
+        ("count", ctypes.c_size_t),
+        ("rest", ctypes.c_uint64),
+    )
+
+
+class _Job(ctypes.Structure):
+    """`strip_job` of kernel/strips.h."""
+
+    _fields_ = (
+        ("steps", ctypes.c_void_p),
+        *((name, ctypes.c_size_t) for name in ("count", "length")),
+        *((name, ctypes.c_void_p) for name in ("room", "place", "sums")),
+        ("summed", ctypes.c_size_t),
+    )
+
+
+def run(last: Sequence[Formula]) -> list[float]:
+    """Compute these steps, and what they need; returns the sums that are among them."""
+    steps, strips = _compiled(last)
+    summed = sum(one.name == "SUM" for one in last)
+    room, places = np.empty(strips * _STRIP), np.zeros(strips, np.uintp)
+    found = np.zeros(max(1, summed) * _WAITING)
+    where = (array.ctypes.data for array in (room, places, found))
+    job = _Job(ctypes.addressof(steps), len(steps), last[0].size, *where, summed)
+    FUNCTIONS["strips"](ctypes.addressof(job))
+    return [float(one) for one in found[:summed]]
+
+
+def _compiled(last: Sequence[Formula]) -> tuple[ctypes.Array[_Step], int]:
+    """The steps, each after those that it needs, and how many strips they fill: one has that of another from the last
+    step on that needs the other, but for this step itself."""
+    order = _in_order(last)
+    left = Counter(id(given) for one in order for given in one.inputs)
+    strip, free, strips = dict[int, int](), list[int](), 0
+    steps = (_Step * len(order))()
+    for step, one in zip(steps, order, strict=True):
+        arrays = [given for given in one.inputs if isinstance(given, Formula)]
+        numbers = [given for given in one.inputs if not isinstance(given, Formula)]
+        if not free:
+            free.append(strips)
+            strips += 1
+        strip[id(one)] = free.pop()
+        places = [strip[id(given)] if isinstance(given, Formula) else _NUMBER for given in one.inputs]
+        a, b, c = places + [_NUMBER] * (3 - len(places))
+        number = float(numbers[0]) if numbers else 0.0
+        step.code, step.to, step.a, step.b, step.c = _CODE[one.name], strip[id(one)], a, b, c
+        step.number, step.data = number, one.data
+        left.subtract(id(given) for given in arrays)
+        free += {strip[id(given)] for given in [*arrays, one] if left[id(given)] == 0}
+    return steps, strips
+
+
+def _in_order(last: Sequence[Formula]) -> list[Formula]:
+    """These and all that they need, in the order in which they were written."""
+    found, waiting = dict[int, Formula](), list(last)
+    while waiting:
+        one = waiting.pop()
+        if one.born not in found:
+            found[one.born] = one
+            waiting += [given for given in one.inputs if isinstance(given, Formula)]
+    return [found[born] for born in sorted(found)]
