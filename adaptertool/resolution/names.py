@@ -59,9 +59,8 @@ class Names:
 
         One change of prefix is tried for all that is not found as it stands: that of the model with a head or of a
         tower, added or stripped (resolution/prefix.py), unless layers that are found begin as those do; saved tensors
-        may. Raises MismatchError where a name, or the prefix, could mean several things.
-        """
-        plain = self._disk if self._memory.keeps_names else ()  # of these no more is to be asked
+        may. Raises MismatchError where a name, or the prefix, could mean several things."""
+        plain = self._disk if self._memory.keeps_names else ()
         exact = [(Piece(name),) if name in plain else self.find(name) for name, _ in wanted]
         if None not in exact:
             return exact, None
