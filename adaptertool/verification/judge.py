@@ -105,8 +105,8 @@ def _expected(subject: Candidate, block: Block, dtype: str, space: Workspace) ->
 
 
 def _twice(subject: Candidate, block: Block, space: Workspace) -> tuple[Array, Array]:
-    """(W, what should be stored), as `changed` has it. The merge was made by the kernel too: so some rows of the first block
-    of a tensor are made in passes as well, and where both differ all of the block is."""
+    """(W, what should be stored), as `changed` has it. The merge was made by the kernel too: so some rows of a tensor's
+    first block are made in passes as well, and where both differ all of the block is."""
     if block.fused is None or block.first:
         return changed(subject.inputs, block, subject.alpha, space)
     count = min(block.last - block.first, max(1, _TWICE // block.columns))
