@@ -60,14 +60,14 @@ class _Other(Chain):
 
 
 def steps_of(plan: Plan) -> Steps:
-    """The tensors that each change but a saved tensor acts on, by its key: with its edits, and those of saved tensors
+    """The tensors that each change but a saved tensor acts on, by its keys: with its edits, and those of saved tensors
     and biases."""
     found: dict[str, list[Step]] = {}
     for made in plan.steps():
         step = made._replace(edits=tuple(map(_as_stored, made.edits)))
-        keys = [_key(edit) for edit in step.edits]
-        for key in dict.fromkeys(key for key in keys if key is not None):
-            edits = (edit for edit, own in zip(step.edits, keys, strict=True) if own in (None, key))
+        keys = [_keys(edit) for edit in step.edits]
+        for key in dict.fromkeys(key for own in keys for key in own):
+            edits = (edit for edit, own in zip(step.edits, keys, strict=True) if not own or key in own)
             found.setdefault(key, []).append(step._replace(edits=tuple(edits)))
     return found
 
@@ -83,14 +83,13 @@ def _as_stored(edit: Edit) -> Edit:
     return edit._replace(factors={**edit.factors, **named})
 
 
-def _key(edit: Edit) -> str | None:
-    """The key of the layer of an edit, as in spec.layers.Layer; None for what belongs to no such layer."""
+def _keys(edit: Edit) -> Sequence[str]:
+    """The keys of the layer of an edit, as in spec.layers.Layer: of a pair, and of what is made of none. None for what
+    belongs to no such layer."""
     kind = kind_of(edit)
     if kind.replaces or kind.follows:
-        return None
-    if edit.part_of is not None and kind_of(edit.part_of).size is not None:
-        return key_of(edit.part_of.factors)
-    return edit.factors[A].spec.name if kind.pair else key_of(edit.factors)
+        return ()
+    return (edit.factors[A].spec.name if kind.pair else key_of(edit.factors)), edit.module
 
 
 def needs_base(step: Step) -> bool:

@@ -1,12 +1,14 @@
-"""What adapters, DoRA among them, change in a layer of their base together, as factors: the leading part of
-Σ wᵢ·(W'ᵢ − W), where W'ᵢ is the weight that adapter i alone makes of W.
+"""What adapters of any kind change in a layer of their base together, as factors: the leading part of Σ wᵢ·(W'ᵢ − W),
+where W'ᵢ is the weight that adapter i alone makes of W.
 
-What DoRA changes is of full rank, so factors hold a part of it only; what they leave is measured as they are stored.
+What DoRA and most kinds change is of full rank, so factors hold a part of it only; what they leave is measured as they
+are stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +29,8 @@ from adaptertool.numerics.randomized_svd import leading
 from adaptertool.numerics.rounding import Array
 from adaptertool.planning.sum import Combined, LayerWeight
 from adaptertool.spec.choices import RankChoice
-from adaptertool.spec.plan import Plan, Step
+from adaptertool.spec.layers import Layer, Layered
+from adaptertool.spec.plan import Edit, Plan, Step
 
 
 class Share(NamedTuple):
@@ -37,9 +40,28 @@ class Share(NamedTuple):
     weight: float
 
 
+def sized(adapter: Layered, plan: Plan | None) -> Layered:
+    """The adapter, each of its layers with the size of the tensor that it changes. plan: of it alone, merged into the
+    base; None where there is no base.
+
+    Raises UnsupportedError for a layer that is not one matrix of the base.
+    """
+    if plan is None or not any(layer.is_open for layer in adapter.layers.values()):
+        return adapter
+    steps, layers = steps_of(plan), dict(adapter.layers)
+    for path, layer in layers.items():
+        if layer.is_open:
+            own = steps.get(layer.key, ())
+            _require_one(layer, own, plan)
+            (step,) = own
+            turned = any(_is_transposed(edit) for edit in step.edits)
+            layers[path] = layer.of_size(*(step.base.spec.shape[::-1] if turned else step.base.spec.shape))
+    return replace(adapter, layers=layers)
+
+
 def shares_on(plans: Sequence[Plan], weigh: LayerWeight, layers: Sequence[Combined]) -> Mapping[str, Sequence[Share]]:
-    """The shares of the adapters in each layer that is DoRA, by its path. plans: of each adapter alone, merged into the
-    base.
+    """The shares of the adapters in each layer that needs the base, by its path. plans: of each adapter alone, merged
+    into the base.
 
     Raises UnsupportedError for a layer that is not one tensor of the base.
     """
@@ -48,31 +70,41 @@ def shares_on(plans: Sequence[Plan], weigh: LayerWeight, layers: Sequence[Combin
         if not layer.needs_base:
             continue
         keys = {term.layer.key for term in layer.terms}
-        several = [
-            ([step for key in keys for step in steps.get(key, ())], float(weigh(number, layer.first)))
-            for number, steps in enumerate(by_key)
-        ]
-        if layer.unpaired is not None and any(len(step.base.spec.shape) > 2 for steps, _ in several for step in steps):
-            raise UnsupportedError(
-                f"{shown(layer.path)} is {_kind(layer)}, on a convolution: its leading part as LoRA is not supported "
-                "yet; merge it into its base, and extract a LoRA"
-            )
-        whole = len(layer.first.pairs) == layer.first.experts == 1
-        if not whole or any(len(steps) > 1 or any(map(_of_a_part, steps)) for steps, _ in several):
-            raise UnsupportedError(
-                f"{shown(layer.path)} is {_kind(layer)}, and {plans[0].base} stores it as a part of a tensor, or as "
-                "several: merge it into its base, and extract a LoRA"
-            )
-        found[layer.path] = [Share(steps[0], weight) for steps, weight in several if steps]
+        one = next((term.layer for term in layer.terms if term.layer.unpaired is not None), layer.first)
+        found[layer.path] = []
+        for number, (plan, steps) in enumerate(zip(plans, by_key, strict=True)):
+            own = [step for key in keys for step in steps.get(key, ())]
+            if own:
+                _require_one(one, own, plan)
+                found[layer.path].append(Share(own[0], float(weigh(number, layer.first))))
     return found
 
 
-def _kind(layer: Combined) -> str:
-    return "DoRA" if layer.unpaired is None else f"of kind {layer.unpaired.kind}"
+def _require_one(layer: Layer, steps: Sequence[Step], plan: Plan) -> None:
+    """Raises UnsupportedError unless these are one whole tensor; a matrix, where the layer is made of no pair."""
+    what = "DoRA" if layer.unpaired is None else f"of kind {layer.unpaired.kind}"
+    for step in steps if layer.unpaired is not None else ():
+        if len(step.base.spec.shape) > 2:
+            raise UnsupportedError(
+                f"{shown(layer.path)} is {what}, on a convolution: its leading part as LoRA is not supported "
+                "yet; merge it into its base, and extract a LoRA"
+            )
+        if len(step.base.spec.shape) < 2:
+            raise UnsupportedError(
+                f"{shown(layer.path)} is {what}, and changes {shown(step.spec.name)}, which is no matrix, so no LoRA "
+                "holds it: merge it into its base, and extract a LoRA, which has such tensors whole"
+            )
+    whole = len(steps) == len(layer.pairs) == 1 and (layer.unpaired is not None or layer.experts == 1)
+    if not whole or any(edit.view is not None for step in steps for edit in step.edits):
+        raise UnsupportedError(
+            f"{shown(layer.path)} is {what}, and {plan.base} stores it as a part of a tensor, or as "
+            "several: merge it into its base, and extract a LoRA"
+        )
 
 
-def _of_a_part(step: Step) -> bool:
-    return any(edit.view is not None for edit in step.edits)
+def _is_transposed(edit: Edit) -> bool:
+    """Whether the tensor is stored (in, out). A part of a change may be of the transpose of what is changed."""
+    return bool((edit.part_of or edit).transposed)
 
 
 class Change:
@@ -119,7 +151,7 @@ def extracted(
         ((b, a),) = reduced.pairs
         rest, norm = held.left_over((doubles(b, layer.dtype), doubles(a, layer.dtype)))
     error = rest / norm if norm else 0.0
-    if any(edit.transposed for edit in shares[0].step.edits):
+    if any(_is_transposed(edit) for edit in shares[0].step.edits):
         b, a = a.T, b.T
     parts = of_pairs(layer, reduced._replace(pairs=((b, a),)), f"the sum for {shown(layer.path)}")
     return parts, LayerOutcome(layer, reduced.rank, energy=1 - error**2, error=error, storing=reduced.storing)

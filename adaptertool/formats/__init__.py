@@ -14,7 +14,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
 from adaptertool.formats import thirds
 from adaptertool.formats.explained import explain
-from adaptertool.formats.format import Format, Writing
+from adaptertool.formats.format import BaseHas, Format, Writing
 from adaptertool.formats.gguf.format import GGUF
 from adaptertool.formats.kohya.format import COMFY, DIFFUSERS, KOHYA
 from adaptertool.formats.mlx.format import MLX
@@ -54,13 +54,18 @@ def format_at(path: Path) -> Format:
     return own or DEFAULT
 
 
-def read_alone(files: Parsed, leave_out: Sequence[str] | None = (), expert_layout: str | None = None) -> Layered:
-    """An adapter without its base, which is taken to have all that is targeted, as layers; no factor is read.
+def read_alone(
+    files: Parsed,
+    leave_out: Sequence[str] | None = (),
+    expert_layout: str | None = None,
+    base_has: BaseHas = lambda _: True,
+) -> Layered:
+    """An adapter as layers; no factor is read. Without its base, that is taken to have all that is targeted.
 
     The arguments are those of `formats.format.Read`. Raises InputError.
     """
     own = format_at(files.path)
-    return own.layered(own.read(files, lambda _: True, leave_out=leave_out, expert_layout=expert_layout))
+    return own.layered(own.read(files, base_has, leave_out=leave_out, expert_layout=expert_layout))
 
 
 def writing(own: Format) -> Writing:

@@ -227,8 +227,9 @@ def _term(layer: Layer, times: Fraction) -> Term:
 
 def _require_alike(first: Layer, other: Layer) -> None:
     """Raises MismatchError where two layers of one name are not changes of the same weight."""
+    named = first.unpaired is other.unpaired is None  # else the name is one that we gave it
     for one, two in zip(first.pairs, other.pairs, strict=False):
-        here, there = (_form(pair) for pair in (one, two))
+        here, there = (_form(pair, named=named) for pair in (one, two))
         if here != there:
             raise MismatchError(
                 f"{shown(first.path)} is for a weight of {by(here[1])} ({shown(here[0])}) in {one.a.path}, and of "
@@ -241,9 +242,9 @@ def _require_alike(first: Layer, other: Layer) -> None:
         )
 
 
-def _form(pair: Pair) -> tuple[str, tuple[int, ...]]:
-    """The key of A, and the shape of the weight that it is for."""
-    return pair.a.spec.name, (pair.outputs, *pair.a.spec.shape[1:])
+def _form(pair: Pair, *, named: bool) -> tuple[str, tuple[int, ...]]:
+    """The key of A, if that is to tell, and the shape of the weight that it is for."""
+    return pair.a.spec.name if named else "", (pair.outputs, *pair.a.spec.shape[1:])
 
 
 def _bias_key(layer: Layer) -> str:

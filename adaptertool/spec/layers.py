@@ -44,7 +44,7 @@ class Layer(NamedTuple):
     is_parameter: bool  # of target_parameters
     grouped: bool = False  # of lora_B of experts: as of a Module
     # What it changes, where that is made of no such pair. `pairs` then has the names, shapes and dtypes that factors of
-    # its leading part get, and nothing is stored where they say.
+    # its leading part get, and nothing is stored where they say. Where only the base tells their shapes, they are empty.
     unpaired: Module | None = None
 
     @property
@@ -53,15 +53,25 @@ class Layer(NamedTuple):
         return self.magnitude is not None or self.unpaired is not None
 
     @property
+    def is_open(self) -> bool:
+        """Whether only the base tells the size of what it changes."""
+        return self.unpaired is not None and not self.rank
+
+    def of_size(self, out: int, wide: int, rank: int = 0) -> Layer:
+        """The same with the size (out, in) of what it changes; without a rank, it may be of as large a one."""
+        rank, ((a, b),) = rank or min(out, wide), self.pairs
+        return self._replace(rank=rank, pairs=(Pair(a.of_shape(rank, wide), b.of_shape(out, rank)),))
+
+    @property
     def as_stored(self) -> bool:
         """Whether its factors are written as they are stored, where nothing changes."""
         return not self.grouped and self.unpaired is None and not any(ref.made for ref in self.refs)
 
     @property
     def key(self) -> str:
-        """The name of one of its factors, by which its edits are found."""
+        """The name of one of its factors, or of what is made of no pair, by which its edits are found."""
         if self.unpaired is not None:
-            return key_of(self.unpaired.factors)
+            return self.unpaired.name
         return self.pairs[0].a.spec.name
 
     @property

@@ -161,6 +161,11 @@ class Ref(NamedTuple):
         """This tensor, under the name that another checkpoint has for it."""
         return Ref(self.path, self.offset, self.spec._replace(name=name), self.columns, self.made)
 
+    def of_shape(self, *shape: int) -> Ref:
+        """A tensor of this name and dtype in another shape, of which nothing is stored."""
+        size = math.prod(shape) * DTYPE_BITS[self.spec.dtype] // 8
+        return Ref(self.path, 0, TensorSpec(self.spec.name, self.spec.dtype, shape, size))
+
     @property
     def stored(self) -> tuple[Ref, ...]:
         """What is read for it of files."""

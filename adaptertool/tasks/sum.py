@@ -17,14 +17,12 @@ from adaptertool.architectures.decoded_beside import as_numbers
 from adaptertool.arguments import Number, PathLike, as_input, as_path, given_settings
 from adaptertool.errors import UsageError, argument
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.files.parsed import Parsed
-from adaptertool.formats import BY_NAME, DEFAULT, format_at, read_alone, require_one_naming, writing
-from adaptertool.formats.beside import left_out, require_used
+from adaptertool.formats import BY_NAME, DEFAULT, format_at, writing
+from adaptertool.formats.beside import left_out
 from adaptertool.formats.checkpoints import open_checkpoint, require_named
 from adaptertool.formats.format import Format, Written
 from adaptertool.output.adapter import AdapterJob, check_out, write_adapter
 from adaptertool.output.options import Options
-from adaptertool.planning.merge import plan_merge
 from adaptertool.planning.namesakes import under_one_name
 from adaptertool.planning.redraft import target_of
 from adaptertool.planning.schedules import Given, parse_weights, rule_texts, usual, with_rules
@@ -33,11 +31,11 @@ from adaptertool.planning.sum import Combined, combined, mixed
 from adaptertool.planning.sum_saved import fields_of, notes_of, saved_of
 from adaptertool.planning.sum_weights import LayerWeights
 from adaptertool.reports.adapters import LayerSummed, SumReport
-from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import Mix, RankChoice
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Plan
 from adaptertool.tasks.in_format import in_format, summed
+from adaptertool.tasks.sum_inputs import on_base, opened_alone
 from adaptertool.tasks.sum_methods import SETTINGS, check_adapters, cut_for, mix_for
 
 if TYPE_CHECKING:  # numpy is loaded only where tensors are touched
@@ -78,8 +76,9 @@ def sum_adapters(
              "ties", "dare_linear", "dare_ties" and "magnitude_prune" combine A and B apart, as PEFT does, which has
              cross terms and is not the sum; with "_svd" at their end they combine the changes, and are cut as "svd" is
     rank, energy: cut off after that, as `truncate` does
-    base: the checkpoint that the adapters are for, needed where one is DoRA. What that changes is of full rank: of its
-          layers the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so rank or energy is needed.
+    base: the checkpoint that the adapters are for, needed where one is DoRA or of a kind that is no product of factors.
+          Of the matrices that these change the leading part of Σ wᵢ·(W'ᵢ − W) is extracted, and the error reported; so
+          rank or energy is needed.
           It also tells what is one layer under the names of two versions of transformers
     expert_layout: as for `merge`; the sum has PEFT's layout, rank_major
     density, seed, settings: of the method; the share of elements that stays, and of chance, where it drops some
@@ -104,10 +103,11 @@ def sum_adapters(
     written = target_of(to, format_at(paths[0]).name, target)
     as_file = written is not None and written.as_file
     check_out(target, [*paths, *([checkpoint.path] if checkpoint else [])], force=options.force, as_file=as_file)
-    opened, notes = under_one_name(_opened(paths, reading), checkpoint, renames)
+    opened, notes = under_one_name(opened_alone(paths, reading, checkpoint), checkpoint, renames)
     cut, mix = cut_for(method, rank, energy, opened), mix_for(method, given)
+    opened, plans = on_base(opened, checkpoint)
     weigh = LayerWeights(opened, numbers, checkpoint)
-    output, layers = _output(opened, weigh, method, mix, cut, _plans(opened, checkpoint))
+    output, layers = _output(opened, weigh, method, mix, cut, plans)
     output = _with_names(output, notes, checkpoint, {"renames": list(renames), **reading.chosen})
     if written is not None:
         output = in_format(output, written, summed(opened, layers), {})
@@ -125,13 +125,6 @@ def sum_adapters(
     )
 
 
-def _opened(paths: Sequence[Path], reading: Reading) -> list[Layered]:
-    opened = [read_alone(Parsed(path), reading.leave_out, reading.expert_layout) for path in paths]
-    require_used(reading.leave_out, [one.adapter for one in opened])
-    require_one_naming([one.adapter for one in opened])
-    return opened
-
-
 def _with_names(
     output: AdapterJob[LayerOutcome | None], notes: Sequence[str], base: Checkpoint | None, chosen: Mapping[str, object]
 ) -> AdapterJob[LayerOutcome | None]:
@@ -140,14 +133,6 @@ def _with_names(
     recipe = {**output.recipe, **{name: choice for name, choice in choices.items() if choice}}
     stamps = {header.path: header.stamp for header in base.headers} if base else {}
     return dataclasses.replace(output, recipe=recipe, notes=[*output.notes, *notes], looked_at=stamps)
-
-
-def _plans(adapters: Sequence[Layered], base: Checkpoint | None) -> list[Plan]:
-    """The plan of each adapter alone merged into the base, where a layer needs that."""
-    needed = any(layer.needs_base for adapter in adapters for layer in adapter.layers.values())
-    return [
-        plan_merge(open_base(base), [adapter.adapter], [1.0]) for adapter in adapters if base is not None and needed
-    ]
 
 
 def _maker(mix: Mix | None, cut: RankChoice | None, shares: Mapping[str, Sequence[Share]]) -> Maker:
@@ -180,8 +165,8 @@ def _output(
 ) -> tuple[AdapterJob[LayerOutcome | None], list[Combined]]:
     if plans and (mix is not None or cut is None):
         raise UsageError(
-            f"a base is for sums of DoRA, which are cut: give {argument('rank')} or {argument('energy')}, and no "
-            "method but cat or svd"
+            "a base is for sums of DoRA, and of kinds that are no product of factors, which are cut: give "
+            f"{argument('rank')} or {argument('energy')}, and no method but cat or svd"
         )
     if mix is not None and mix.on_factors and cut is not None:
         raise UsageError(f"{method} keeps the rank; cut it down with `adaptertool truncate` after that")

@@ -33,7 +33,10 @@ def cut_for(method: str, rank: int | None, energy: Number | None, adapters: Sequ
     if rank is None and energy is None:
         if not method.endswith(SVD):
             return None
-        rank = max((layer.rank for adapter in adapters for layer in adapter.layers.values()), default=1)
+        layers = [layer for adapter in adapters for layer in adapter.layers.values()]
+        if any(layer.is_open for layer in layers):
+            raise UsageError(f"{method} needs {argument('rank')} or {argument('energy')}: some layers have no rank")
+        rank = max((layer.rank for layer in layers), default=1)
     return cut_of(rank=rank, energy=energy, names=("rank", "energy"))
 
 

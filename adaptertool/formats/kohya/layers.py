@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.formats.kohya.padded import require_none_padded
+from adaptertool.formats.unpaired import unpaired_layer
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.dora_scale import SCALE
@@ -18,7 +19,7 @@ from adaptertool.spec.layers import Layer, Layered, Pair
 def layered(adapter: Adapter) -> Layered:
     """The layers of such a file, by their names; what adds a whole tensor is kept as it is.
 
-    Raises UnsupportedError for kinds whose change is no product of two factors.
+    Raises UnsupportedError for a layer of which more than its weight is changed.
     """
     require_none_padded(adapter)
     layers: dict[str, Layer] = {}
@@ -26,20 +27,22 @@ def layered(adapter: Adapter) -> Layered:
     for module in adapter.modules:
         if kind_of(module).elementwise:
             saved.append(module)
+        elif module.name in layers:
+            raise UnsupportedError(
+                f"{adapter.path}: {shown(module.name)} is of kind {module.kind}, and more than one tensor of the layer "
+                "is changed, as its bias: no LoRA is made of that; merge it into its base, and extract a LoRA"
+            )
         else:
-            layers[module.name] = _layer(adapter, module)
+            layers[module.name] = _layer(module)
     return Layered(adapter, layers, tuple(saved))
 
 
-def _layer(adapter: Adapter, module: Module) -> Layer:
+def _layer(module: Module) -> Layer:
     factors = module.factors
     if factors.keys() == {A, B, CORE}:
         module = _with_core(module)
     elif factors.keys() - {SCALE, MAGNITUDE} != {A, B}:
-        raise UnsupportedError(
-            f"{adapter.path}: {shown(module.name)} is of kind {module.kind}, whose change is no product of two "
-            "factors: merge it into its base, and extract a LoRA"
-        )
+        return unpaired_layer(module, (f"{module.name}.lora_down.weight", f"{module.name}.lora_up.weight"))
     a, b = module.factors[A], module.factors[B]
     if b.shape[1:2] != a.shape[:1] or len(a.shape) < 2 or not a.spec.numel or not b.spec.numel:
         raise MismatchError(f"{a.path}: {shown(module.name)} has {a.spec} and {b.spec}; these make no product")

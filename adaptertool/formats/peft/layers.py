@@ -13,6 +13,7 @@ from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.formats.format import Move
 from adaptertool.formats.peft.fields import FORMAT
 from adaptertool.formats.peft.keys import CONFIG, PREFIX
+from adaptertool.formats.unpaired import unpaired_layer
 from adaptertool.formats.peft.saved import OUT_PROJ, OUT_PROJ_TIMES
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
@@ -22,7 +23,7 @@ from adaptertool.kinds.offset import BIAS
 from adaptertool.kinds.parts import parts_of
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.layers import Layer, Layered, Pair
-from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
+from adaptertool.spec.tensors import Ref
 
 _TARGETS = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern")
 
@@ -82,17 +83,29 @@ def _layers(adapter: Adapter) -> dict[str, Layer]:
     layers: dict[str, Layer] = {}
     for whole in adapter.modules:
         module, path = _as_product(whole), whole.layer
-        if kind_of(module).replaces:
+        kind = kind_of(module)
+        if kind.replaces:
             continue
-        if kind_of(module).follows:  # follows the change of the weight
+        if kind.follows:  # follows the change of the weight
             layers[path] = layers[path]._replace(bias=_bias_of(layers[path], module.factors[BIAS]))
-        elif not kind_of(module).pair:
-            layers[path] = _unpaired(module)
-        elif path in layers:
-            layers[path] = layers[path]._replace(pairs=(*layers[path].pairs, *_layer(module).pairs))
+            continue
+        own = _layer(module) if kind.pair and kind.becomes is None else unpaired_layer(module, _names(module))
+        if path not in layers:
+            layers[path] = own
+        elif own.unpaired is layers[path].unpaired is None:
+            layers[path] = layers[path]._replace(pairs=(*layers[path].pairs, *own.pairs))
         else:
-            layers[path] = _layer(module)
+            raise UnsupportedError(
+                f"{adapter.path}: {shown(path)} is of kind {module.kind}, and more than one tensor of the layer is "
+                "changed, as its bias: no LoRA is made of that; merge it into its base, and extract a LoRA"
+            )
     return layers
+
+
+def _names(module: Module) -> tuple[str, str]:
+    """The keys of A and B, of a layer or, where rows are looked up, of an embedding."""
+    a, b = ("lora_embedding_A", "lora_embedding_B") if module.transposed else (f"{A}.weight", f"{B}.weight")
+    return f"{PREFIX}{module.layer}.{a}", f"{PREFIX}{module.layer}.{b}"
 
 
 def _bias_of(layer: Layer, bias: Ref) -> Ref:
@@ -104,50 +117,15 @@ def _bias_of(layer: Layer, bias: Ref) -> Ref:
 
 
 def _as_product(module: Module) -> Module:
-    """A change that comes down to one product is that; one that tells its size by itself stays what it is."""
+    """A change that comes down to one product is that; one that does not, or of which only the base tells the size,
+    stays what it is."""
     if kind_of(module).size is not None:
         return module
     parts = parts_of(module)
     if parts is None:
-        (some, *_) = module.factors.values()
-        raise UnsupportedError(
-            f"{some.path}: {shown(module.name)} is of kind {module.kind}, and its factors do not tell what it changes "
-            "without the base: merge it into its base, and extract a LoRA"
-        )
+        return module
     (part, *others) = parts
-    if others or (part is not module and not kind_of(part).is_product):
-        raise UnsupportedError(
-            f"{part.factors[min(part.factors)].path}: {shown(module.name)} is of kind {module.kind}; what it "
-            "changes is no product of factors: merge it into its base, and extract a LoRA"
-        )
-    return part
-
-
-def _unpaired(module: Module) -> Layer:
-    """A change that is made of no pair, with the names that factors of its leading part get."""
-    kind, refs = kind_of(module), module.factors
-    some = next(iter(refs.values()))
-    weight = kind.weight_of({role: ref.shape for role, ref in refs.items()})
-    if weight is None and any(len(ref.shape) > 2 for ref in refs.values()):
-        raise UnsupportedError(
-            f"{some.path}: {shown(module.name)} is of kind {module.kind} on a convolution, of which no LoRA is made "
-            "here: merge it into its base, and extract a LoRA"
-        )
-    if weight is None:
-        raise MismatchError(
-            f"{some.path}: the factors of {shown(module.name)}, of kind {module.kind}, do not fit together, or "
-            "are empty"
-        )
-    out, wide = weight
-    dtype = max((ref.spec.dtype for ref in refs.values()), key=lambda name: DTYPE_BITS[name])
-    shapes = {A: (module.rank, wide), B: (out, module.rank)}
-    a, b = (
-        Ref(some.path, 0, TensorSpec(f"{PREFIX}{module.layer}.{role}.weight", dtype, shapes[role], 0))
-        for role in (A, B)
-    )
-    return Layer(
-        module.layer, module.rank, module.scale, (Pair(a, b),), None, None, is_parameter=False, unpaired=module
-    )
+    return module if others or not kind_of(part).is_product else part
 
 
 def _layer(module: Module) -> Layer:
