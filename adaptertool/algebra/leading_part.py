@@ -73,7 +73,10 @@ def shares_on(plans: Sequence[Plan], weigh: LayerWeight, layers: Sequence[Combin
         one = next((term.layer for term in layer.terms if term.layer.unpaired is not None), layer.first)
         found[layer.path] = []
         for number, (plan, steps) in enumerate(zip(plans, by_key, strict=True)):
-            own = [step for key in keys for step in steps.get(key, ())]
+            own: list[Step] = []
+            for step in (step for key in keys for step in steps.get(key, ())):
+                if step not in own:  # under the key of another adapter, too
+                    own.append(step)
             if own:
                 _require_one(one, own, plan)
                 found[layer.path].append(Share(own[0], float(weigh(number, layer.first))))

@@ -152,8 +152,8 @@ def _terms(
             if layer.unpaired is not None and not dora:
                 raise UnsupportedError(
                     f"{adapter.adapter.path}: {shown(path)} is of kind {layer.unpaired.kind}; what it changes is "
-                    "made of no pair of factors, so no sum of factors holds it: give the base (--base) and a --rank, "
-                    "and the leading part is extracted"
+                    "made of no pair of factors, so no sum of factors holds it: give the base (`adaptertool sum --base "
+                    "BASE --rank R`), and the leading part is extracted"
                 )
             if layer.magnitude is not None and not dora:
                 raise UnsupportedError(

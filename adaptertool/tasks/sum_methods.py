@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from adaptertool.arguments import Number, PathLike, cut_of, settings_for
-from adaptertool.errors import UsageError, argument
+from adaptertool.errors import UsageError, argument, shown
 from adaptertool.methods import LINEAR, METHOD_BY_NAME, ON_FACTORS, settings_of
 from adaptertool.spec.choices import Mix, RankChoice
 from adaptertool.spec.layers import Layered
@@ -34,8 +34,10 @@ def cut_for(method: str, rank: int | None, energy: Number | None, adapters: Sequ
         if not method.endswith(SVD):
             return None
         layers = [layer for adapter in adapters for layer in adapter.layers.values()]
-        if any(layer.is_open for layer in layers):
-            raise UsageError(f"{method} needs {argument('rank')} or {argument('energy')}: some layers have no rank")
+        if (some := next((layer for layer in layers if layer.is_open), None)) is not None:
+            raise UsageError(
+                f"{method} needs {argument('rank')} or {argument('energy')}: what {shown(some.path)} changes has no rank"
+            )
         rank = max((layer.rank for layer in layers), default=1)
     return cut_of(rank=rank, energy=energy, names=("rank", "energy"))
 
