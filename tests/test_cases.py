@@ -72,6 +72,8 @@ HANDLED = [
      "kinds/test_pvera.py::test_every_element_is_the_rounding_of_the_formula"),
     ("UniLoRA", "linear layers and Conv1D, where places and scales are saved",
      "kinds/test_unilora.py::test_every_element_is_the_rounding_of_the_formula"),
+    ("sum --base of any kind", "the LoRA nearest to what it changes in matrices, with its error; also of several kinds",
+     "algebra/test_any_kind.py::test_the_leading_part_of_each_kind"),
     ("LoHa", "linear layers, and convolutions as their matrix; every command but truncate, and sum with --base",
      "kinds/test_loha.py::test_merge_is_that_of_peft"),
     ("LoHa in Tucker form (use_effective_conv2d)", "convolutions in one and two dimensions; as a LoHa of rank r²",

@@ -68,7 +68,7 @@ makes_adapter = with_options(
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER...")
 @WEIGHT
 @method_option(METHODS, "By PEFT's names:", METHODS[0])
-@click.option("--base", type=click.Path(), help="Needed for DoRA, extracted at --rank or --energy; tells names.")
+@click.option("--base", type=click.Path(), help="Needed for all but LoRA, cut at --rank or --energy; tells names.")
 @with_options(*setting_options(SETTINGS, ON_FACTORS, in_sum=True))
 @with_options(RANK, ENERGY, TO, LEAVE_OUT, EXPERT_LAYOUT, RENAME)
 @makes_adapter

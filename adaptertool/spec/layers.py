@@ -44,7 +44,7 @@ class Layer(NamedTuple):
     is_parameter: bool  # of target_parameters
     grouped: bool = False  # of lora_B of experts: as of a Module
     # What it changes, where that is made of no such pair. `pairs` then has the names, shapes and dtypes that factors of
-    # its leading part get, and nothing is stored where they say. Where only the base tells their shapes, they are empty.
+    # its leading part get, and nothing is stored where they say. Of shapes that only the base tells, they are empty.
     unpaired: Module | None = None
 
     @property

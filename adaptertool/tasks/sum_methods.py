@@ -36,7 +36,8 @@ def cut_for(method: str, rank: int | None, energy: Number | None, adapters: Sequ
         layers = [layer for adapter in adapters for layer in adapter.layers.values()]
         if (some := next((layer for layer in layers if layer.is_open), None)) is not None:
             raise UsageError(
-                f"{method} needs {argument('rank')} or {argument('energy')}: what {shown(some.path)} changes has no rank"
+                f"{method} needs {argument('rank')} or {argument('energy')}: what {shown(some.path)} changes is of no "
+                "rank that is known"
             )
         rank = max((layer.rank for layer in layers), default=1)
     return cut_of(rank=rank, energy=energy, names=("rank", "energy"))

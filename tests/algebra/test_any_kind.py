@@ -61,6 +61,19 @@ def test_the_leading_part_of_each_kind(tmp_path: Path, kind: str) -> None:
         require_nearest(found[f"{name}.weight"], change, RANK, layer.error)
 
 
+def test_truncate_takes_a_lokr_of_lycoris_without_a_base(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    trained = train(tmp_path / "a", "lokr of LyCORIS", NAMES, SIZE)
+    base, stored = base_of(tmp_path / "base")
+    out = tmp_path / "out.safetensors"
+    report = adaptertool.truncate(trained.path, out, rank=RANK)
+    found = changes(out, base, tmp_path / "merged", stored)
+    for name, layer in zip(NAMES, report.layers, strict=True):
+        weight = stored[f"{name}.weight"].double()
+        change = (trained.merges[name](weight) - weight).detach().numpy()
+        require_nearest(found[f"{name}.weight"], change, RANK, layer.error)
+
+
 @pytest.mark.parametrize("kind", NO_FACTORS)
 def test_what_has_no_factors_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     trained = train(tmp_path / "a", kind, NAMES, SIZE)
@@ -152,7 +165,9 @@ def test_a_weight_that_is_stored_transposed(
     (layer,) = adaptertool.sum_adapters([adapter], tmp_path / "out", base=base, rank=2).layers
     factors = load(tmp_path / "out" / "adapter_model.safetensors")
     assert sorted(tuple(factor.shape) for factor in factors.values()) == [(2, 12), (4, 2)]
-    require_nearest(changes(tmp_path / "out", base, tmp_path / "lora", stored)[f"{C_ATTN}.weight"], change, 2, layer.error)
+    require_nearest(
+        changes(tmp_path / "out", base, tmp_path / "lora", stored)[f"{C_ATTN}.weight"], change, 2, layer.error
+    )
 
 
 def test_an_embedding(tmp_path: Path) -> None:
@@ -186,7 +201,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (fourier, {"rank": 2}, r"of kind fourierft.*--base.*--rank"),
         (fourier, {"base": base}, "give rank or energy"),
-        (fourier, {"base": base, "method": "svd"}, "needs rank or energy: what .* has no rank"),
+        (fourier, {"base": base, "method": "svd"}, "needs rank or energy: what .* of no rank"),
         (fourier, {"base": base, "rank": 2, "method": "ties_svd", "density": 1}, "no method but cat or svd"),
         (biased, {"base": base, "rank": 2}, "more than one tensor of the layer"),
         (beft, {"base": base, "rank": 2}, "l.bias, which is no matrix"),
@@ -207,5 +222,5 @@ def test_a_part_of_a_tensor_is_refused(tmp_path: Path) -> None:
     config = {"model_type": "phi3", "num_attention_heads": 2, "hidden_size": 8, "num_key_value_heads": 2}
     (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     adapter = one_layer(tmp_path / "a", "FOURIERFT", FOURIER, part, **PLACES)
-    with pytest.raises(UnsupportedError, match="of kind fourierft.*as a part of a tensor"):
+    with pytest.raises(UnsupportedError, match=r"of kind fourierft.*as a part of a tensor"):
         adaptertool.sum_adapters([adapter], tmp_path / "out", base=base, rank=2)

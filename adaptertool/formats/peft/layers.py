@@ -13,8 +13,8 @@ from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.formats.format import Move
 from adaptertool.formats.peft.fields import FORMAT
 from adaptertool.formats.peft.keys import CONFIG, PREFIX
-from adaptertool.formats.unpaired import unpaired_layer
 from adaptertool.formats.peft.saved import OUT_PROJ, OUT_PROJ_TIMES
+from adaptertool.formats.unpaired import unpaired_layer
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.full import ALONE
