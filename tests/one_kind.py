@@ -176,11 +176,24 @@ def try_commands(folder: Path, base: Path, adapter: Path, kind: str = "") -> Non
             assert isinstance(error, InputError), error
 
 
-def try_sum_is_refused(folder: Path, base: Path, adapter: Path, kind: str) -> None:
-    for call in _of_factors(folder, base, adapter):
-        with pytest.raises(UnsupportedError, match=f"of kind {kind}"):
-            call()
-    assert not list(folder.glob("of factors*"))
+def try_leading_part(folder: Path, base: Path, adapter: Path, kind: str) -> None:
+    """Without the base sum and truncate are refused by a name and a command; with it, at full rank, the LoRA is the
+    change itself, but for its rounding."""
+    out = folder / "leading"
+    with pytest.raises(UnsupportedError, match=rf"of kind {kind}.*adaptertool sum --base BASE --rank R"):
+        adaptertool.sum_adapters([adapter, adapter], out, rank=2)
+    with pytest.raises(UnsupportedError, match=rf"of kind {kind}.*adaptertool sum.*--base and --rank"):
+        adaptertool.truncate(adapter, out, rank=1)
+    (layer,) = adaptertool.sum_adapters([adapter, adapter], out, weights=["0.25", "0.75"], base=base, rank=1000).layers
+    assert layer.error < 1e-6
+    one, other = ({}, {})
+    for found, source in ((one, adapter), (other, out)):
+        adaptertool.merge(base, [source], folder / f"of {source.name}")
+        found.update(load(folder / f"of {source.name}"))
+    before = load(base)["l.weight"]
+    unit = torch.finfo(before.dtype).eps * 2
+    assert torch.allclose(one["l.weight"].double(), other["l.weight"].double(), rtol=unit, atol=1e-5)
+    assert not same_bits(one["l.weight"], before)
 
 
 def _of_factors(folder: Path, base: Path, adapter: Path) -> list[Callable[[], object]]:

@@ -30,6 +30,8 @@ def check_adapters(adapters: Sequence[PathLike], method: str) -> None:
 
 
 def cut_for(method: str, rank: int | None, energy: Number | None, adapters: Sequence[Layered]) -> RankChoice | None:
+    """What is cut off, by the rank or energy that is given, or by the method. Raises UsageError where that has no
+    rank to go by."""
     if rank is None and energy is None:
         if not method.endswith(SVD):
             return None

@@ -150,7 +150,10 @@ def test_kohyas_in_pefts_format_needs_paths(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
-    "loha": ({f"hada_w{n}_{x}": (2, 8) if x == "b" else (8, 2) for n in (1, 2) for x in "ab"}, "no product"),
+    "loha": (
+        {f"hada_w{n}_{x}": (2, 8) if x == "b" else (8, 2) for n in (1, 2) for x in "ab"},
+        "no pair of factors to cut",
+    ),
     "no fit": ({"lora_down.weight": (2, 8), "lora_up.weight": (8, 3)}, "make no product"),
 }
 
