@@ -65,7 +65,8 @@ def shares_on(plans: Sequence[Plan], weigh: LayerWeight, layers: Sequence[Combin
 
     Raises UnsupportedError for a layer that is not one tensor of the base.
     """
-    by_key, found = [steps_of(plan) for plan in plans], {}
+    by_key = [steps_of(plan) for plan in plans]
+    found: dict[str, list[Share]] = {}
     for layer in layers:
         if not layer.needs_base:
             continue
@@ -80,12 +81,14 @@ def shares_on(plans: Sequence[Plan], weigh: LayerWeight, layers: Sequence[Combin
             if own:
                 _require_one(one, own, plan)
                 found[layer.path].append(Share(own[0], float(weigh(number, layer.first))))
+        if len(found[layer.path]) != len(layer.terms):  # none is dropped in silence
+            raise _in_parts(one, plans[0])
     return found
 
 
 def _require_one(layer: Layer, steps: Sequence[Step], plan: Plan) -> None:
     """Raises UnsupportedError unless these are one whole tensor; a matrix, where the layer is made of no pair."""
-    what = "DoRA" if layer.unpaired is None else f"of kind {layer.unpaired.kind}"
+    what = _kind(layer)
     for step in steps if layer.unpaired is not None else ():
         if len(step.base.spec.shape) > 2:
             raise UnsupportedError(
@@ -99,10 +102,18 @@ def _require_one(layer: Layer, steps: Sequence[Step], plan: Plan) -> None:
             )
     whole = len(steps) == len(layer.pairs) == 1 and (layer.unpaired is not None or layer.experts == 1)
     if not whole or any(edit.view is not None for step in steps for edit in step.edits):
-        raise UnsupportedError(
-            f"{shown(layer.path)} is {what}, and {plan.base} stores it as a part of a tensor, or as "
-            "several: merge it into its base, and extract a LoRA"
-        )
+        raise _in_parts(layer, plan)
+
+
+def _in_parts(layer: Layer, plan: Plan) -> UnsupportedError:
+    return UnsupportedError(
+        f"{shown(layer.path)} is {_kind(layer)}, and {plan.base} stores it as a part of a tensor, or as several: merge "
+        "it into its base, and extract a LoRA"
+    )
+
+
+def _kind(layer: Layer) -> str:
+    return "DoRA" if layer.unpaired is None else f"of kind {layer.unpaired.kind}"
 
 
 def _is_transposed(edit: Edit) -> bool:

@@ -23,7 +23,8 @@ def opened_alone(paths: Sequence[Path], reading: Reading, base: Checkpoint | Non
 
     Raises InputError for what cannot be read, and for adapters whose names mean different models.
     """
-    has = (lambda _: True) if base is None else Renames(reading.renames).holder(base)
+    own = reading.renames if isinstance(reading.renames, Renames) else Renames(reading.renames)
+    has = (lambda _: True) if base is None else own.holder(base)
     opened = [read_alone(Parsed(path), reading.leave_out, reading.expert_layout, has) for path in paths]
     require_used(reading.leave_out, [one.adapter for one in opened])
     require_one_naming([one.adapter for one in opened])

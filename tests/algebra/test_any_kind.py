@@ -82,23 +82,32 @@ def test_what_has_no_factors_is_refused_by_name(tmp_path: Path, kind: str) -> No
         adaptertool.sum_adapters([trained.path], tmp_path / f"out{trained.path.suffix}", base=base, rank=RANK)
 
 
-def test_several_kinds_with_weights(tmp_path: Path) -> None:
-    """The leading part of the weighted sum of what each alone changes; LoRA, DoRA and three that the base must size."""
+@pytest.mark.parametrize(
+    ("kinds", "weights"),
+    [
+        (["FOURIERFT", "LORA", "IA3", "DORA", "OFT"], [0.5, 2, -0.25, 1, 0.75]),
+        (["ADALORA", "VERA", "DELORA", "TINYLORA", "UNILORA"], [0.5, 2, -0.25, 1, 0.75]),
+        (["locon dora", "loha of LyCORIS", "diag-oft"], [0.5, -2, 1.25]),
+    ],
+)
+def test_several_kinds_with_weights(tmp_path: Path, kinds: list[str], weights: list[float]) -> None:
+    """The leading part of the weighted sum of what each alone changes: of products of factors, and of what the base
+    must tell the size of."""
     torch.manual_seed(5)
-    kinds, weights = ["FOURIERFT", "LORA", "IA3", "DORA", "OFT"], [0.5, 2, -0.25, 1, 0.75]
     trained = [train(tmp_path / kind, kind, NAMES, SIZE) for kind in kinds]
     base, stored = base_of(tmp_path / "base")
     paths = [one.path for one in trained]
     for order in (slice(None), slice(None, None, -1)):
-        out = tmp_path / f"out{order.step}"
+        out = (tmp_path / f"out{order.step}").with_suffix(paths[0].suffix)
         report = adaptertool.sum_adapters(paths[order], out, weights=weights[order], base=base, energy="0.9")
         found = changes(out, base, tmp_path / f"merged{order.step}", stored)
         for layer in report.layers:
-            weight = stored[f"{layer.layer}.weight"].double()
-            merges = [one.merges[layer.layer](weight) - weight for one in trained]
+            name = layer.layer.removeprefix("lycoris_")
+            weight = stored[f"{name}.weight"].double()
+            merges = [one.merges[name](weight) - weight for one in trained]
             change = sum(w * part for w, part in zip(weights, merges, strict=True)).detach().numpy()
             assert layer.energy >= 0.9 and 0 < layer.rank < min(SIZE)
-            require_nearest(found[f"{layer.layer}.weight"], change, layer.rank, layer.error)
+            require_nearest(found[f"{name}.weight"], change, layer.rank, layer.error)
 
 
 def one_layer(folder: Path, kind: str, tensors: dict[str, torch.Tensor], name: str = "l", **fields: Any) -> Path:
