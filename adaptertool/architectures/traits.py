@@ -5,6 +5,7 @@ Each of these makes an edit that looks right come out wrong, so each is refused 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _MAY_BE_TIED = re.compile(
     r"^(?!.*(?:position|token_type|segment|patch_embed|embedding_hidden|rel_attn_embed|decoder_embed|\d\..*output))"
     rf".*(?:embed|\b(?:{_MORE_EMBEDDINGS})\b|\b(?:{_HEADS})(?:\.weight)?$)"
 )
+_ALIKE = bytes.maketrans(b"123456789", b"0" * 9)  # which digits makes no difference: of all layers one is asked for
 _ANY_OF_THEM = re.compile(rf"embed|{_MORE_EMBEDDINGS}|{_HEADS}")  # seldom there, and soon looked for
 
 _VOCABULARY = re.compile(r"^(?!type_).*vocab|^n_words$")  # keys of a config
@@ -161,6 +163,12 @@ class Traits:
 
 def may_be_end(name: str) -> bool:
     """Whether a tensor may be an embedding or a head, an end that models tie, by its name."""
+    return _may_be_end(name.encode(errors="surrogatepass").translate(_ALIKE))
+
+
+@functools.lru_cache(4096)
+def _may_be_end(raw: bytes) -> bool:
+    name = raw.decode(errors="surrogatepass")
     return bool(_ANY_OF_THEM.search(name) and _MAY_BE_TIED.match(name))
 
 

@@ -32,9 +32,13 @@ def changed(inputs: Inputs, block: Block, alpha: float, space: Workspace) -> tup
     return part(space.stored, before, block.numel), part(space.rounded, after, block.numel)
 
 
-def numbers(block: Block, before: Array, alpha: float) -> tuple[Array, Array]:
-    """(W, W + alpha·(W' − W)) of a block in float64, not rounded to what is stored: (rows, columns) each."""
-    base = doubles(before, block.step.base.spec.dtype).reshape(-1, block.columns)
-    after = base.copy()
-    block.chain.apply(after, block.first, base)
-    return base, after if alpha == 1 else base + alpha * (after - base)
+def numbers(block: Block, before: Array, alpha: float, space: Workspace | None = None) -> tuple[Array, Array]:
+    """(W, W + alpha·(W' − W)) of a block in float64, not rounded to what is stored: (rows, columns) each; new arrays,
+    or in buffers of a workspace, which `changed` takes as well."""
+    dtype = block.step.base.spec.dtype
+    base = doubles(before, dtype, None if space is None else part(space.before, np.float64, block.numel))
+    after = np.empty(block.numel) if space is None else part(space.after, np.float64, block.numel)
+    after[:] = base
+    rows = base.reshape(-1, block.columns), after.reshape(-1, block.columns)
+    block.chain.apply(rows[1], block.first, rows[0])
+    return rows[0], rows[1] if alpha == 1 else rows[0] + alpha * (rows[1] - rows[0])

@@ -62,6 +62,7 @@ class Stretch:
     target: int  # its offset in the outputs
     size: int = 0
     factors: int = 0  # bytes
+    steps: list[Step] = field(default_factory=list)  # of all tensors, in their order
     edited: list[Small] = field(default_factory=list)
     copied: list[tuple[int, int]] = field(default_factory=list)  # from and to
 
@@ -80,6 +81,7 @@ class Stretch:
                 return False
             self.factors += more
             self.edited.append(small)
+        self.steps.append(step)
         self.size = end
         return True
 

@@ -88,7 +88,7 @@ def opened(recipe: RecipeLike, inputs: Mapping[str, str]) -> Recipe | Replay:
     if isinstance(recipe, Mapping):
         return read_recipe(node_of(recipe), "recipe", Path(), commands())
     if any(map(is_mergekit, load_yaml(path))):
-        step = {"mergekit": {"config": os.fspath(path.absolute())}}
+        step = {"mergekit": {"config": os.fspath(path)}}
         return read_recipe(node_of(step), os.fspath(path), Path(), commands())
     return load_recipe(path, commands())
 

@@ -40,11 +40,8 @@ def plan_all(run: Run, *, quiet: bool) -> None:
         for number, step in enumerate(run.steps):
             began = time.perf_counter()
             out = run.kept(number)
-            unknown = run.outputs.needs(step, number) - ghosts.made.keys()
-            computes = step.command.name not in _PLANS
-            on_ghosts = any(n in ghosts.made for n in run.outputs.needs(step, number))
-            if unknown or not step.command.writes or (computes and (quiet or on_ghosts)) or "score" in step.values:
-                run.report(number, TO_PLAN, 0.0, None)
+            if (why := _left(run, number, ghosts.made)) or (quiet and step.command.name not in _PLANS):
+                run.report(number, TO_PLAN, 0.0, None, why=why)
                 continue
             place = Path(folder) / str(number) / (step.name or "out")
             place.parent.mkdir()
@@ -55,6 +52,22 @@ def plan_all(run: Run, *, quiet: bool) -> None:
             for plan in around.plans:
                 _ghost(plan, place)
                 ghosts.made[number] = str(place)
+
+
+def _left(run: Run, number: int, made: Collection[int]) -> str | None:
+    """Why a step is not planned, in words; None where it can be. made: the steps of whose outputs the names and shapes
+    are known"""
+    step, needs = run.steps[number], sorted(run.outputs.needs(run.steps[number], number))
+    if unknown := [f"step {one + 1} ({run.steps[one].command.name})" for one in needs if one not in made]:
+        return f"what {' and '.join(unknown)} makes is known once it is computed"
+    if not step.command.writes:
+        return "it looks at numbers, and a dry run makes none"
+    if "score" in step.values:
+        return "what is scored is to be made first"
+    if needs and step.command.name not in _PLANS:
+        numbers = " and ".join(f"step {one + 1}" for one in needs)
+        return f"it computes with the numbers of what {numbers} makes, and a dry run makes none"
+    return None
 
 
 def _as_json(around: Within) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from adaptertool.arguments import given_settings
+from adaptertool.cli.execute import execute
 from adaptertool.cli.options import (
     AS_TRAINED,
     DASK,
@@ -15,7 +16,6 @@ from adaptertool.cli.options import (
     QUANTISE,
     SHARD_SIZE,
     TOKENIZER,
-    execute,
     records,
     with_options,
     writes,

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
-from adaptertool.cli.options import SHARD_SIZE, execute, records, written
+from adaptertool.cli.execute import execute
+from adaptertool.cli.options import SHARD_SIZE, records, written
+from adaptertool.cli.settings import OneOfRun
 from adaptertool.errors import UsageError
 from adaptertool.spec.plan import Plan
 from adaptertool.tasks.mergekit import prepare_layers, prepare_mergekit
@@ -16,9 +18,7 @@ _OUT = click.option("-o", "--out", required=True, type=click.Path(), help="Where
 
 @click.command()
 @click.argument("config", type=click.Path())
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Of what dare and della drop by chance."
-)
+@click.option("--seed", type=OneOfRun(min=0), default=0, metavar="N", help="Of what dare and della drop by chance.")
 @SHARD_SIZE
 @_OUT
 @written

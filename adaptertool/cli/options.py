@@ -1,9 +1,7 @@
-"""What the commands share: their options, and the way from a plan to what is printed."""
+"""What the commands share: their options, and the way from these to records."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -16,18 +14,14 @@ from adaptertool.cli.boundary import annotate, ignore_signals, say
 from adaptertool.cli.table import load
 from adaptertool.cli.terminal import MODES
 from adaptertool.cli.within import put, within
-from adaptertool.engine.cost import Extra
 from adaptertool.engine.resources import MAX_THREADS
 from adaptertool.errors import UsageError
 from adaptertool.output.options import Options
-from adaptertool.output.preview import preview
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.planning.tokenizer import TOKENIZERS
 from adaptertool.render.machine import Report
-from adaptertool.render.run import plan_text
 from adaptertool.spec import choices
 from adaptertool.spec.choices import DTYPES, EXACT, EXPERT_LAYOUTS, PRECISIONS, QUANTISES
-from adaptertool.spec.plan import Plan
 
 Command = Callable[..., int | None]
 
@@ -232,26 +226,3 @@ def records(flags: dict[str, Any]) -> tuple[Options, Printing]:
         raise UsageError("--html is for what a run has done; a dry run has --json")
     options = Options(**{**flags, **paths}, rate=rate, nodes=nodes or 1, before_publish=ignore_signals)
     return options, printing
-
-
-def execute(plan: Plan, out: str, options: Options, printing: Printing) -> None:
-    """Run a plan, or tell what it would do, and print the report."""
-    said: list[str] = []
-
-    def note(text: str) -> None:
-        if text not in said:
-            said.append(text)
-            say_notes([text], quiet=printing.quiet)
-
-    for text in plan.notes:
-        note(text)
-    if options.dry_run:
-        extra = Extra(sha256=options.sha256 or options.provenance is not None, verify=options.verify)
-        asked = functools.partial(preview, plan, out, force=options.force, threads=options.threads)
-        report = asked(rate=options.rate, nodes=options.nodes, extra=extra)
-        if around := within():
-            around.plans.append(plan)
-        put(report, lambda: plan_text(report, every_tensor=printing.verbose), as_json=printing.as_json, quiet=False)
-    else:
-        run_and_tell = load("run", "run_and_tell")
-        run_and_tell(plan, out, dataclasses.replace(options, note=note), printing)

@@ -15,6 +15,18 @@ class Listable(click.types.StringParamType):
     """Text that may be given several times. A recipe may write one as it is, and several as a list."""
 
 
+class OneOfRun(click.IntRange):
+    """A whole number that a run has one of."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Raises click's BadParameter for a rule by tensor, as other settings have it, and for what is no number."""
+        if isinstance(value, str) and "=" in value:
+            self.fail(f"{value!r}: it is one for the whole run, and has no PATTERN=: give a whole number", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class OneForAll(click.Command):
     """A command whose settings are one number for all sources. The last of several would count in silence, where
     `merge` takes one for each source."""
@@ -52,7 +64,7 @@ def setting_options(
 def _option(name: str, setting: Setting, methods: Iterable[str], *, in_sum: bool) -> Callable[[Command], Command]:
     kind: click.ParamType[Any] = click.STRING if in_sum else Listable()
     if setting.number is int:
-        kind = click.IntRange(min=setting.least, max=setting.most)
+        kind = OneOfRun(min=setting.least, max=setting.most)
     elif setting.number is bool:
         kind = click.Choice(["true", "false"], case_sensitive=False)
     groups: dict[str, list[str]] = {}

@@ -134,7 +134,15 @@ class Run:
             raise type(error)(f"{'step ' * bool(title)}{title}{self.where(number)}: {what}") from error
         return around, int(code or 0)
 
-    def report(self, number: int, state: str, seconds: float, report: dict[str, Any] | None, code: int = 0) -> None:
+    def report(
+        self,
+        number: int,
+        state: str,
+        seconds: float,
+        report: dict[str, Any] | None,
+        code: int = 0,
+        why: str | None = None,
+    ) -> None:
         step = self.steps[number]
         out = self.kept(number) if step.command.writes else None
         self.done.append(
@@ -146,6 +154,7 @@ class Run:
                 ok=code == 0,
                 seconds=seconds,
                 report=report,
+                why=why,
             )
         )
 

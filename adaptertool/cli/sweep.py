@@ -14,7 +14,7 @@ from adaptertool.cli.apply import RecipeLike, opened, path_text
 from adaptertool.cli.making import plan_all
 from adaptertool.cli.steps import How, Run
 from adaptertool.cli.sweep_asked import Asked
-from adaptertool.cli.sweep_bench import Bench
+from adaptertool.cli.sweep_bench import Bench, fingerprint
 from adaptertool.cli.sweeping import Sweeping
 from adaptertool.errors import AdapterToolError, InputError, UsageError, argument, shown
 from adaptertool.files import LOCAL, publish, store_of
@@ -24,6 +24,7 @@ from adaptertool.recipes.numbers import Point, Sweep, axes_of, require_few, star
 from adaptertool.recipes.read import OUT, Recipe
 from adaptertool.render.machine import to_json
 from adaptertool.render.score_files import without_page
+from adaptertool.reports.apply import StepReport
 from adaptertool.reports.scores import ALL, BEST, NONE, SCORES
 from adaptertool.reports.sweep import GRID, PAGE, SEARCHES, SweepPoint, SweepReport
 from adaptertool.scoring.published import published_scores
@@ -142,15 +143,26 @@ def _plan_each(asked: Asked) -> None:
 
 
 def planned(asked: Asked, *, steps: bool = True) -> SweepReport:
-    """What a sweep would do: its points, as far as they are known, and, with `steps`, the plan of the first."""
+    """What a sweep would do: its points, as far as they are known, with the scores that are there already, and, with
+    `steps`, the plan of the first. Raises as the sweep would for scores of another one."""
     start = start_of(asked.axes)
     points: Sequence[Point] = [*grid([axis.values for axis in asked.axes])] if asked.search == GRID else [start]
-    run = asked.run(points[0], asked.out, apart=False)
-    run.how = asked.how
+    steps_planned: tuple[StepReport, ...] = ()
+    sweeping = Sweeping(asked, key := asked.key, lambda _: None, order=dict.fromkeys(points))
+    place, known = asked.results, asked.scorer.lasting and not asked.how.force
+    if place is not None and known and (earlier := published_scores(place, key)) is not None:
+        sweeping.take(earlier, place / SCORES)
+        _require_asked_for(asked, sweeping, place)
     if steps:
+        run = asked.run(points[0], asked.out, apart=False)
+        ours = asked.target is not None and fingerprint(asked.target) in sweeping.made.values()
+        run.how = dataclasses.replace(
+            asked.how, force=asked.how.force or ours
+        )  # the run replaces it without being told
         plan_all(run, quiet=run.target is None or asked.wishes.keep == NONE)
-    sweeping = Sweeping(asked, asked.key, lambda _: None, order=dict.fromkeys(points))
-    return dataclasses.replace(sweeping.report(()), ok=True, dry_run=True, planned=tuple(run.done))
+        steps_planned = tuple(run.done)
+    found = sweeping.report(())
+    return dataclasses.replace(found, ok=True, dry_run=True, planned=steps_planned, out=None, results=None)
 
 
 def swept(

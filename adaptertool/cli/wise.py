@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from adaptertool.cli.execute import execute
 from adaptertool.cli.options import (
     AS_TRAINED,
     DASK,
@@ -15,7 +16,6 @@ from adaptertool.cli.options import (
     SHARD_SIZE,
     TOKENIZER,
     Listed,
-    execute,
     records,
     writes,
 )

@@ -1,5 +1,5 @@
-"""Stored numbers as float64, which is exact, and float64 as stored numbers, rounded once: in new arrays. And what is
-told of stored numbers without these, in one pass."""
+"""Stored numbers as float64, which is exact, and float64 as stored numbers, rounded once: in new arrays,
+if not in one that is given. And what is told of stored numbers without these, in one pass."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from adaptertool.numerics.rounding import Array, to_nearest, to_odd
 from adaptertool.numerics.statistics import Apart
 
 
-def doubles(stored: Array, dtype: str) -> Array:
-    """The numbers that are stored as `dtype`, in float64, of the same shape."""
-    out = np.empty(stored.shape)
+def doubles(stored: Array, dtype: str, out: Array | None = None) -> Array:
+    """The numbers that are stored as `dtype`, in float64, of the same shape; in `out`, if there is one."""
+    out = np.empty(stored.shape) if out is None else out
     BY_DTYPE[dtype].decode(np.ascontiguousarray(stored).reshape(-1), out.reshape(-1))
     return out
 

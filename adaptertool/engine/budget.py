@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adaptertool.arithmetic.requirements import requirements_of
@@ -12,20 +11,24 @@ from adaptertool.arithmetic.tiling import BLOCK_ELEMENTS, matrix, needs_columns,
 from adaptertool.arithmetic.verbatim import only_cast, verbatim
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.tensors import BAND
+from adaptertool.engine.forms import Forms, forms_of
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.made import KEPT as MADE
 from adaptertool.spec.plan import Plan, Step
-from adaptertool.spec.tensors import KEPT, WINDOW
+from adaptertool.spec.tensors import KEPT, WINDOW, Ref
 
 BASE_MEMORY = 64 << 20  # resident with numpy loaded and nothing to do, rounded up
 _BYTES_PER_ELEMENT = 80  # per thread: its buffers and what is open (≤ 52), and arrays on the way to them
 _WHILE = 4  # times as much is there while a matrix is decomposed
 
 
-def predicted_memory(plan: Plan, threads: int) -> int:
+def predicted_memory(plan: Plan, threads: int, forms: Forms | None = None) -> int:
     """Upper estimate of peak resident bytes: a constant, the blocks of each thread, factors, and the plan itself."""
+    forms = forms or forms_of(plan)
     block = whole = own = decomposed = 0
-    for step in _forms(plan):
+    for step in forms.firsts:
+        if not step.edits:
+            continue
         decomposed = max(decomposed, _decomposed(step))
         rows, columns = matrix(step)
         at_once = rows_at_once(step)
@@ -35,35 +38,13 @@ def predicted_memory(plan: Plan, threads: int) -> int:
             by_row += columns * (len(plan.outputs) + 2)
             at_once = max(at_once, step.keeps.lattice.at_once)
         whole, own = max(whole, held), max(own, min(at_once, rows) * by_row)
-    tensors = sum(len(shard.steps) for shard in plan.shards)
+    tensors = len(forms.numbers)
     # Threads may be at different tensors, each with its factors, and a factor is there twice while it is widened
     each = max(block, BLOCK_ELEMENTS) * _BYTES_PER_ELEMENT + 2 * whole + own
-    bands = KEPT * BAND if any(step.base.made for step in plan.steps()) else 0
+    bands = KEPT * BAND if any(step.base.made for step in forms.firsts) else 0
     each += _WHILE * decomposed
     kept = min(MADE, tensors) * decomposed
-    return BASE_MEMORY + threads * each + kept + _windows(plan) + bands + tensors * 2000
-
-
-def _forms(plan: Plan) -> Iterable[Step]:
-    """The steps that edit, one for each form: the same arithmetic, of factors of the same dtypes and shapes."""
-    return {
-        (
-            step.spec[1:],
-            None if step.base.spec is step.spec else step.base.spec[1:],
-            None if step.base.made is None else step.spec.name,  # codes may be cut in ways of their own
-            tuple(
-                [
-                    (
-                        *(edit.kind, edit.transposed, edit.view, edit.on_base),
-                        *[(role, ref.spec[1:], ref.columns) for role, ref in edit.factors.items()],
-                    )
-                    for edit in step.edits
-                ]
-            ),
-        ): step
-        for step in plan.steps()
-        if step.edits
-    }.values()
+    return BASE_MEMORY + threads * each + kept + _windows(plan, forms) + bands + tensors * 2000
 
 
 def _decomposed(step: Step) -> int:
@@ -79,16 +60,21 @@ def _may_double(step: Step) -> bool:
     return needs_columns(step.edits) and whole
 
 
-def _windows(plan: Plan) -> int:
+def _windows(plan: Plan, forms: Forms) -> int:
     """The bytes of the factors in turn that are kept (codecs.tensors.read_rows)."""
+    turns = {number for number, step in enumerate(forms.firsts) if any(ref.turns > 1 for ref in _factors_of(step))}
+    steps = (step for step, number in forms.members(plan) if number in turns) if turns else ()
     sizes = {
         (ref.path, ref.offset): max(min(ref.spec.nbytes, WINDOW), ref.spec.nbytes // ref.turns)
-        for step in plan.steps()
-        for edit in step.edits
-        for ref in edit.factors.values()
+        for step in steps
+        for ref in _factors_of(step)
         if ref.turns > 1
     }
     return KEPT * max(sizes.values(), default=0) if len(sizes) > KEPT else sum(sizes.values())
+
+
+def _factors_of(step: Step) -> Iterator[Ref]:
+    return (ref for edit in step.edits for ref in edit.factors.values())
 
 
 def _factors(step: Step, rows: int, at_once: int) -> tuple[int, int]:
@@ -111,19 +97,20 @@ def _factors(step: Step, rows: int, at_once: int) -> tuple[int, int]:
 
 def bytes_to_read(plan: Plan) -> int:
     """Every tensor that is needed, header and asset once (the check before the run reads the factors a second time)."""
-    tensors: dict[Path, dict[int, int]] = defaultdict(dict)  # of each file, by offset
-    known: dict[int, dict[int, int]] = {}  # the same by the identity of a path, since paths take long to hash
+    refs: list[Ref] = []
     for step in plan.steps():
-        refs = [step.base, *(step.fisher or ())]
+        refs.append(step.base)
+        refs += step.fisher or ()
         for edit in step.edits:
             refs += edit.factors.values()
-        for ref in refs:
-            for one in (ref,) if ref.made is None else ref.made.sources:
-                if (own := known.get(id(one.path))) is None:
-                    own = known[id(one.path)] = tensors[one.path]
-                own[one.offset] = one.spec.nbytes
+    if any(ref.made for ref in refs):
+        refs = [one for ref in refs for one in ref.stored]
+    # By the identity of a path, since paths take long to hash. One path may be there as several objects
+    same: dict[Path, int] = {}
+    file = {known: same.setdefault(path, known) for known, path in {id(ref.path): ref.path for ref in refs}.items()}
+    sizes = {(file[id(ref.path)], ref.offset): ref.spec.nbytes for ref in refs}
     others = sum(shard.data_start for shard in plan.shards) + sum(asset.size for asset in plan.assets)
-    return others + sum(sum(own.values()) for own in tensors.values())
+    return others + sum(sizes.values())
 
 
 def _bytes_per_output(plan: Plan) -> int:
@@ -160,16 +147,24 @@ def _counted(step: Step) -> int:
     return step.base.spec.numel if step.spec.name == step.base.stored[0].spec.name else 0
 
 
-def count_tensors(plan: Plan) -> tuple[int, int, int]:
+def count_tensors(plan: Plan, forms: Forms | None = None) -> tuple[int, int, int]:
     """(tensors, those of which at least one output differs from a copy of the base's bytes, those of which all have its
     numbers in another dtype)"""
+    forms = forms or forms_of(plan)
     alphas = [output.alpha for output in plan.outputs]
-    names, edited, cast = set[str](), set[str](), set[str]()
-    for step in plan.steps():
-        names.add(step.spec.name)
-        for alpha in alphas if step.share is None else map(step.at, alphas):
-            if verbatim(step, alpha) is not step.stored:
-                alike = only_cast(step, alpha) and all(only_cast(step, step.at(other)) for other in alphas)
-                (cast if alike else edited).add(step.spec.name)
-                break
-    return len(names), len(edited), len(cast)
+    becomes = [_becomes(step, alphas) for step in forms.firsts]
+    names = [(step.spec.name, becomes[number]) for step, number in forms.members(plan)]
+    edited, cast = ({name for name, what in names if what == wanted} for wanted in (_EDITED, _CAST))
+    return len({name for name, _ in names}), len(edited), len(cast)
+
+
+_COPIED, _EDITED, _CAST = range(3)
+
+
+def _becomes(step: Step, alphas: Sequence[float]) -> int:
+    """Whether some output differs from the base's bytes, and whether all have its numbers nevertheless."""
+    for alpha in map(step.at, alphas):
+        if verbatim(step, alpha) is not step.stored:
+            alike = only_cast(step, alpha) and all(only_cast(step, step.at(other)) for other in alphas)
+            return _CAST if alike else _EDITED
+    return _COPIED

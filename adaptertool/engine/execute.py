@@ -132,7 +132,7 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
             yield from only_hashed(crew, shard.source, offset, size)
         yield functools.partial(write, crew, shard.header, files)
     kept = {step.spec.name: step.offset for step in shard.steps if step.keeps is not None}
-    for step in with_stretches(shard.steps, outputs, crew.base):
+    for step in with_stretches(shard.steps, [output.alpha for output in outputs], crew.base):
         run = yield from aligned(crew, shard, run, step.target if isinstance(step, Stretch) else step.offset, files)
         if isinstance(step, Stretch):
             yield from copies(crew, run, files)

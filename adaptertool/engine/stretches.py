@@ -14,11 +14,11 @@ from adaptertool.files.writer import OutputFile
 from adaptertool.spec.plan import Output, Step
 
 
-def with_stretches(
-    steps: Sequence[Step], outputs: Sequence[Output], base: Collection[Path]
-) -> Iterator[Step | Stretch]:
-    """The steps of a shard in their order, those together that can be. base: the files of the base"""
-    alphas = [output.alpha for output in outputs]
+def with_stretches(steps: Sequence[Step], alphas: Sequence[float], base: Collection[Path]) -> Iterator[Step | Stretch]:
+    """The steps of a shard in their order, those together that can be.
+
+    alphas: of the outputs; base: the files of the base
+    """
     stretch: Stretch | None = None
     for step in steps:
         small = small_of(step) if any(alphas) and step.base.path in base else None

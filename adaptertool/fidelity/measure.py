@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from adaptertool.arithmetic.before_after import changed, numbers
-from adaptertool.arithmetic.block import Block
+from adaptertool.arithmetic.block import Block, part
 from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.fused import fused_of
 from adaptertool.arithmetic.region import choose
 from adaptertool.arithmetic.tiling import matrix, needs_columns
 from adaptertool.arithmetic.workspace import Workspace
@@ -75,8 +76,8 @@ def measure(inputs: Inputs, subject: Measured, probe: Probe, paths: frozenset[st
         reason = "no inputs were recorded"
     for block in parts_of(inputs, step):
         before, after = changed(inputs, block, 1.0, space)
-        stored = doubles(after, dtype).reshape(-1, block.columns)
-        base, exact = numbers(block, before, 1.0)
+        base, exact = numbers(block, before, 1.0, space)
+        stored = doubles(after, dtype, part(space.delta, np.float64, block.numel)).reshape(-1, block.columns)
         given = stored if subject.candidate is None else given_of(inputs, subject.candidate, block)
         judged.add(base, exact, given)
         _count_factors(judged, block)
@@ -101,9 +102,10 @@ def measure(inputs: Inputs, subject: Measured, probe: Probe, paths: frozenset[st
 def parts_of(inputs: Inputs, step: Step) -> Iterator[Block]:
     """A tensor cut into blocks: smaller ones than for a merge, since more is made of each."""
     chain, (rows, columns) = Chain(inputs, step), matrix(step)
+    fused = fused_of(chain)
     at_once = rows if needs_columns(step.edits) else max(1, PART // columns)
     for first in range(0, rows, at_once):
-        yield Block(step, first, min(rows, first + at_once), columns, chain)
+        yield Block(step, first, min(rows, first + at_once), columns, chain, fused)
 
 
 def given_of(inputs: Inputs, candidate: Ref, block: Block) -> Array:

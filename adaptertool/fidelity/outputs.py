@@ -53,7 +53,9 @@ class Outputs:
         turned = any(edit.transposed for edit in step.edits if kind_of(edit).pair)
         self._period = step.spec.shape[-2] if turned and x is not None else 0  # rows of one layer that is stored so
         self._x = None if x is None else held(x, self._dtype)
+        self._wide = None if self._x is None else self._x.astype(np.float64)
         self._power = np.ones(1) if self._x is None else powers(self._x, 0)
+        self._used = np.empty(0, working(self._dtype))  # a buffer for a weight that inputs are multiplied with
         pairs = [(path, EXACTLY) for path in paths] + list(itertools.combinations(paths, 2))
         self._pairs = {pair: Closeness() for pair in pairs}
         self._variance = dict.fromkeys((*paths, EXACTLY), 0.0)
@@ -91,18 +93,26 @@ class Outputs:
                 begin = end
             return
         self._count(column_sums(base, exact), self._power)
-        if self._x is None:
+        if self._x is None or self._wide is None:
             products = {EXACTLY: exact} | {path: w.astype(working(self._dtype)) for path, (w, _) in weights.items()}
         else:
-            products = {EXACTLY: self._x.astype(np.float64) @ exact.T}
-            products |= {path: self._x @ w.astype(self._x.dtype).T for path, (w, _) in weights.items()}
+            products = {EXACTLY: self._wide @ exact.T}
+            products |= {path: self._x @ self._as_used(w).T for path, (w, _) in weights.items()}
         self._finish(products, {path: norms for path, (_, norms) in weights.items()}, block.first, block.last)
 
+    def _as_used(self, weight: Array) -> Array:
+        """The weight in what is computed with, until the next is asked for."""
+        if self._used.size < weight.size:
+            self._used = np.empty(weight.size, self._used.dtype)
+        used = self._used[: weight.size].reshape(weight.shape)
+        used[:] = weight
+        return used
+
     def _sum(self, exact: Array, weights: Weights, inside: slice) -> None:
-        assert self._x is not None
+        assert self._x is not None and self._wide is not None
         x = self._x[:, inside]
-        products = {EXACTLY: x.astype(np.float64) @ exact}
-        products |= {path: x @ w.astype(x.dtype) for path, (w, _) in weights.items()}
+        products = {EXACTLY: self._wide[:, inside] @ exact}
+        products |= {path: x @ self._as_used(w) for path, (w, _) in weights.items()}
         for path, product in products.items():
             self._sums[path] = self._sums[path] + product if path in self._sums else product
         self._norms = {path: norms for path, (_, norms) in weights.items()}

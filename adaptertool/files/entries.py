@@ -26,6 +26,7 @@ _USUAL_METADATA = re.compile(rf'\{{"{_METADATA}": ?(\{{[^{{}}]*+\}}), *+')
 _USUAL = re.compile(
     r'"([^"]*+)": ?\{([^]{}]*+)\], ?"data_offsets": ?\[(0|[1-9][0-9]*+), ?(0|[1-9][0-9]*+)\]\}(?:, *+|\} *+\Z)'
 )
+_CONTROLS = bytes([*range(0x20), 0x7F])  # all of ASCII that is not printable
 # Without the functions of the classes themselves, which take three times as long: there may be hundreds of thousands
 _new_ref, _new_spec = functools.partial(tuple.__new__, Ref), functools.partial(tuple.__new__, TensorSpec)
 
@@ -62,7 +63,9 @@ def _usual(path: Path, data_start: int, raw: bytes) -> _Entries | None:
     is parsed and checked once.
     """
     text = raw.decode()
-    if "\\" in text or not text.isprintable():  # else each quote begins or ends a string that JSON may have
+    # Else each quote begins or ends a string that JSON may have. ASCII is looked through in a quarter of the time
+    printable = len(raw.translate(None, _CONTROLS)) == len(raw) if raw.isascii() else text.isprintable()
+    if "\\" in text or not printable:
         return None
     said = _USUAL_METADATA.match(text)
     parts = _USUAL.split(text[1 if said is None else said.end() :])

@@ -10,6 +10,7 @@ its parser are used.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -123,7 +124,12 @@ def load_with_text(path: Path) -> tuple[list[Node], str]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: byte {error.start} is not UTF-8 text") from error
-    return parse_yaml(text, str(path)), text
+    return [*_parsed(text, str(path))], text
+
+
+@functools.lru_cache(2)  # a file is looked at to see whose it is, and then read by what it is for
+def _parsed(text: str, file: str) -> tuple[Node, ...]:
+    return tuple(parse_yaml(text, file))
 
 
 def parse_yaml(text: str, file: str) -> list[Node]:

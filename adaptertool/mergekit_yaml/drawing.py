@@ -21,7 +21,7 @@ from adaptertool.mergekit_yaml.embeddings import with_rows
 from adaptertool.mergekit_yaml.forms import Form
 from adaptertool.mergekit_yaml.layers import counts, in_layer, is_first
 from adaptertool.mergekit_yaml.opened import Models, Opened
-from adaptertool.mergekit_yaml.parameters import Tensor, form_of
+from adaptertool.mergekit_yaml.parameters import Reader, Tensor, form_of, unfit_filters
 from adaptertool.mergekit_yaml.records import Config, Model
 from adaptertool.mergekit_yaml.slices import (
     Layer,
@@ -56,7 +56,7 @@ class Drawn(NamedTuple):
 def draw(config: Config, models: Models, tokens: Tokens | None = None) -> Drawn:
     """All tensors of the output, in order. Raises InputError and MismatchError for models that do not fit."""
     parts, notes = parts_of(config, models), dict[str, None]()
-    drawing = Drawing(form_of(config), config.dtype, [], [], notes, tokens, config.base)
+    drawing = Drawing(form_of(config), config.dtype, [], [], notes, tokens, config.base, [])
     layers = None
     if config.whole:
         (part,) = parts
@@ -82,7 +82,7 @@ def draw(config: Config, models: Models, tokens: Tokens | None = None) -> Drawn:
     first = next(iter(models.opened.values()))
     names = {step.spec.name for step in drawing.steps}
     apart = any(name in names for name in first.tensors.keys() - first.stored)
-    return Drawn(drawing.steps, drawing.equal, list(notes), layers, apart)
+    return Drawn(drawing.steps, drawing.equal, [*notes, *unfit_filters(drawing.asked)], layers, apart)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,9 +96,11 @@ class Drawing:
     notes: dict[str, None]
     tokens: Tokens | None
     base: Model | None
+    asked: list[tuple[Reader, Tensor]]  # all tensors, with what reads their parameters
 
     def add(self, part: Part, tensor: Tensor) -> None:
         """One more tensor. Raises MismatchError for shapes that differ."""
+        self.asked.append((part.reader, tensor))
         anchor = part.anchor
         refs = [one.tensors[name] for one, name in zip(part.opened, tensor.names, strict=True)]
         dtypes = refs

@@ -180,7 +180,7 @@ class Reader(NamedTuple):
         self, name: str, parameter: Parameter, tensor: Tensor, number: int | None
     ) -> tuple[Value | None, At | None]:
         """The value, and where it stands; None where nothing says it. number: of the input, where each has its own"""
-        for scope in self._scopes(number):
+        for scope in self.scopes(number):
             own = tensor.name if number is None else tensor.names[number]
             for case in scope.get(name, ()):
                 if case.filter is None or case.filter in own:
@@ -193,10 +193,32 @@ class Reader(NamedTuple):
             )
         return None, None
 
-    def _scopes(self, number: int | None) -> Iterator[Parameters]:
+    def scopes(self, number: int | None) -> Iterator[Parameters]:
+        """The places that may say a parameter, the first first. number: of the input, where each has its own"""
         if number is not None:
             yield self.inputs[number].parameters
         yield from (self.slice.parameters, self.config.inner, self.config.parameters)
+
+
+def unfit_filters(asked: Sequence[tuple[Reader, Tensor]]) -> list[str]:
+    """Notes on filters that fit no tensor, which mergekit passes over. asked: all tensors, with what reads for them"""
+    names: dict[int, set[str]] = {}  # that the filters of a place are held against, by the identity of the place
+    places: dict[int, Parameters] = {}
+    for reader, tensor in asked:
+        for number, own in [(None, tensor.name), *enumerate(tensor.names)]:
+            for place in reader.scopes(number):
+                if place:
+                    places[id(place)] = place
+                    names.setdefault(id(place), set()).add(own)
+    known = asked[0][0].form.parameters if asked else {}
+    unfit = [
+        (case.at, f"the filter {shown(case.filter)!r} of {name} fits no tensor: it changes nothing, as in mergekit")
+        for key, place in places.items()
+        for name, cases in place.items()
+        for case in cases
+        if name in known and case.filter is not None and not any(case.filter in own for own in names[key])
+    ]
+    return [f"{at}: {told}" for at, told in sorted(unfit)]
 
 
 @functools.lru_cache(maxsize=32)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from adaptertool.arguments import PathLike, as_path, parse_rate
 from adaptertool.arithmetic.verbatim import only_cast
 from adaptertool.engine.budget import bytes_to_write, predicted_memory
 from adaptertool.engine.cost import NOTHING_MORE, Extra, cost_of
+from adaptertool.engine.forms import Forms, forms_of
 from adaptertool.engine.resources import thread_count
 from adaptertool.files.publish import free_space
 from adaptertool.output.target import check_output, summary
-from adaptertool.reports.run import EditReport, PlanReport, TensorPlan
+from adaptertool.reports.run import EditReport, PlanReport, TensorPlan, TensorSketch
 from adaptertool.spec.plan import Edit, Plan, Step
 
 
@@ -38,17 +40,44 @@ def preview(
     >>> adaptertool.preview(plan, "merged").bytes_written
     1039279
     """
+    report, _ = sketched(plan, out, force=force, threads=threads, rate=rate, nodes=nodes, extra=extra)
+    return dataclasses.replace(report, tensors=tensors_of(plan))
+
+
+def sketched(
+    plan: Plan,
+    out: PathLike,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    rate: int | str | None = None,
+    nodes: int = 1,
+    extra: Extra = NOTHING_MORE,
+) -> tuple[PlanReport, Callable[[], Sequence[TensorPlan | TensorSketch]]]:
+    """The report of `preview` without its tensors, and what makes sketches of these: all that a text needs of them, in
+    a third of the time. Raises what `preview` raises."""
     speed = parse_rate(rate)
     path, threads = as_path(out, "OUT"), thread_count(threads)
     check_output(plan, path, force=force)
-    return PlanReport(
-        **summary(plan, path, threads),
+    forms = forms_of(plan)
+    report = PlanReport(
+        **summary(plan, path, threads, forms),
         disk_needed=bytes_to_write(plan),
         disk_free=free_space(path),
-        memory_predicted=predicted_memory(plan, threads),
-        tensors=tensors_of(plan),
+        memory_predicted=predicted_memory(plan, threads, forms),
+        tensors=(),
         cost=None if speed is None else cost_of(plan, speed, nodes, threads, extra),
     )
+    return report, lambda: _sketches(plan, forms)
+
+
+def _sketches(plan: Plan, forms: Forms) -> Sequence[TensorPlan | TensorSketch]:
+    names = [step.spec.name for step in plan.steps()]
+    if len({*names}) < len(names):  # several steps make one tensor
+        return tensors_of(plan)
+    plans = [_tensor("", [step]) for step in forms.firsts]
+    forms_told = [(one.action, one.dtype, one.shape, one.bytes, one.edits) for one in plans]
+    return [TensorSketch(name, *forms_told[number]) for name, number in zip(names, forms.numbers, strict=True)]
 
 
 _NAME = operator.attrgetter("spec.name")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptertool.engine.budget import bytes_to_read, bytes_to_write, count_tensors
+from adaptertool.engine.forms import Forms
 from adaptertool.errors import UsageError, shown
 from adaptertool.files.hub import called
 from adaptertool.files.publish import check_target
@@ -36,9 +37,9 @@ def check_output(plan: Plan, out: Path, *, force: bool, sha256: bool = False) ->
         raise UsageError(f"OUT {out} is one file, without a place for SHA256SUMS; use --provenance, or sha256sum")
 
 
-def summary(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
-    """The fields that every Report has."""
-    count, edited, cast = count_tensors(plan)
+def summary(plan: Plan, out: Path, threads: int, forms: Forms | None = None) -> dict[str, Any]:
+    """The fields that every Report has. forms: of the plan, where they are known"""
+    count, edited, cast = count_tensors(plan, forms)
     return {
         "command": plan.command,
         "base": called(plan.base),

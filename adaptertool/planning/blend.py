@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
@@ -14,10 +14,12 @@ from adaptertool.planning.finetuned import full_edits
 from adaptertool.planning.layout import TensorSetChange
 from adaptertool.planning.schedules import ALL, Choice, Weigher, Weight, usual
 from adaptertool.planning.settings import ALIKE, ByTensor, Setter
+from adaptertool.planning.unfit import NONE_TIED
 from adaptertool.resolution.resolve import Base, open_base
 from adaptertool.resolution.ties import FLAG
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Blend, Edit, Output, Plan
+from adaptertool.spec.schedule import Schedule
 from adaptertool.spec.tensors import Ref
 
 
@@ -47,7 +49,7 @@ def plan_blend(
     blend: of tensors of which no rule of `weights` or `settings` speaks
     """
     subject = open_base(base) if any(isinstance(source, Adapter) for source in sources) else None
-    blends = Blends(blend, weights, settings, base.tensors if subject is None else subject.tensors)
+    blends = Blends(blend, weights, settings, subject or base)
     edits, changes, notes = _adapter_edits(subject, sources, weights, choice, blends)
     equal = _checkpoint_edits(base, sources, choice, edits, notes)
     _require_one_blend({} if subject is None or changes.apart else subject.ends, edits, blends)
@@ -74,11 +76,14 @@ def plan_blend(
 class Blends:
     """The blend of each tensor; those that are alike are one."""
 
-    def __init__(self, blend: Blend, weights: Sequence[Weight], settings: ByTensor, names: Collection[str]) -> None:
-        """Raises UsageError for a rule that fits none of the names."""
+    def __init__(self, blend: Blend, weights: Sequence[Weight], settings: ByTensor, base: Base | Checkpoint) -> None:
+        """base: with the ends that are not stored, which adapters may change, or as it is. Raises UsageError for a rule
+        that fits no tensor of it."""
         self.method, self._blend, self._known = blend.method, blend, dict[object, Blend]()
-        self.weigh = Weigher(weights, names)
-        self.set = Setter(METHOD_BY_NAME[blend.method], settings, names)
+        ruled = bool(settings.schedules) or any(isinstance(one, Schedule) and one.rules for one in weights)
+        tied = open_base(base).ends if ruled and isinstance(base, Checkpoint) else NONE_TIED
+        self.weigh = Weigher(weights, base.tensors, tied=tied)
+        self.set = Setter(METHOD_BY_NAME[blend.method], settings, base.tensors, tied)
 
     def of(self, name: str) -> Blend:
         """Raises UsageError for a setting that is out of its range, or that nothing says."""

@@ -42,9 +42,9 @@ def adapter_edits(
     edits: dict[str, list[Edit]] = {}
     notes: list[str] = []
     head: Head | None = None
-    touched, tied = list[set[str]](), {*subject.ends, *subject.ends.values()}
+    touched, tied, chosen = list[set[str]](), {*subject.ends, *subject.ends.values()}, bool(choice.said)
     for number, whole in enumerate(adapters):
-        before, was = len(subject.resized), set(subject.padded)
+        before, was, fixed = len(subject.resized), set(subject.padded), weigh.fixed(number)
         new, adapter = take_head(subject.base, subject.names, whole)
         if new is not None:
             require_only(adapter, [weigh(number, name) for name in new.tensors], head)
@@ -62,11 +62,11 @@ def adapter_edits(
         notes += [*more, *_other_base(subject.base, adapter), *quantised_run(subject.base, adapter)]
         touched.append({*resolved})
         for target, modules in with_weights(subject, adapter, resolved, frozenset(edits)).items():
-            if not choice.takes(target) and target not in tied:
+            if chosen and not choice.takes(target) and target not in tied:
                 continue
             if own := edits.setdefault(target, []):
                 modules = _without_copies(subject, adapter, target, modules)
-            weight = weigh(number, target)
+            weight = weigh(number, target) if fixed is None else fixed
             for module in modules:
                 for part in _parts(subject, target, module):
                     own.append(_edit(part, number, weight, module, mixed))
@@ -117,10 +117,10 @@ def _edit(part: Module, number: int, weight: float, module: Module, mixed: bool)
         part.factors,
         part.scale,
         weight,
-        transposed=bool(part.transposed),
-        view=part.view,
-        on_base=mixed,
-        part_of=None if part is module else module,
+        bool(part.transposed),
+        part.view,
+        mixed,
+        None if part is module else module,
     )
 
 

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -18,13 +16,12 @@ from typing import NamedTuple
 
 from adaptertool.arguments import Number, decimal, decimals
 from adaptertool.errors import UnsupportedError, UsageError, argument, shown
+from adaptertool.planning.unfit import NONE_TIED, Tied, refuse
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.schedule import ANY, Rule, Schedule, compiled, fits, places_of
 
 Weight = float | Schedule
 Given = Number | Schedule  # a weight as callers have it
-
-_ODD = re.compile(r"[\\()\[\]^$|+?{}]")  # what a pattern without slashes has no use for
 
 
 def parse_weights(given: Sequence[Given] | None, count: int) -> list[Schedule]:
@@ -133,9 +130,11 @@ def usual(weight: Weight) -> float:
 class Weigher:
     """The weight of each source in each tensor, as float64, rounded once; or another number, called `what`."""
 
-    def __init__(self, weights: Sequence[Weight], names: Collection[str], what: str = "weight") -> None:
-        """names: of all tensors of the model; they tell how many layers there are. Raises UsageError for a rule that
-        fits none of them."""
+    def __init__(
+        self, weights: Sequence[Weight], names: Collection[str], what: str = "weight", tied: Tied = NONE_TIED
+    ) -> None:
+        """names: of all tensors of the model; they tell how many layers there are. tied: ends that are none of these,
+        and changed as the tensor that they are tied to is. Raises UsageError for a rule that fits no name."""
         self._what = what
         self._exact = [Fraction(one.default if isinstance(one, Schedule) else one) for one in weights]
         self._usual = [usual(one) for one in weights]
@@ -145,10 +144,14 @@ class Weigher:
         self.places: Mapping[str, Fraction] = places_of(names) if graded else {}
         for rule in dict.fromkeys(rule for rules in self.rules for rule in rules):
             if not any(rule.fits(name, self.places.get(name)) for name in names):
-                _refuse(rule.pattern, argument(what), names, graded=len(rule.numbers) > 1)
+                refuse(rule.pattern, argument(what), names, graded=len(rule.numbers) > 1, tied=tied)
 
     def __call__(self, number: int, name: str) -> float:
         return self._usual[number] if self._by_rule[number] is None else float(self.exact(number, name))
+
+    def fixed(self, number: int) -> float | None:
+        """The weight of a source that has one in all tensors; None where rules say it."""
+        return self._usual[number] if self._by_rule[number] is None else None
 
     def exact(self, number: int, name: str) -> Fraction:
         """The same, as it is."""
@@ -188,7 +191,7 @@ class Choice(NamedTuple):
             for pattern in patterns:
                 check_pattern(pattern, argument(option))
                 if not any(fits(pattern, name) for name in names):
-                    _refuse(pattern, argument(option), names)
+                    refuse(pattern, argument(option), names)
 
     @property
     def said(self) -> dict[str, list[str]]:
@@ -212,36 +215,3 @@ def require_whole(adapter: Adapter, choice: Choice, names: Iterable[str], what: 
             f"{adapter.path} {what}, so {shown(left[0])} cannot stay that of the base, as {argument('only')} and "
             f"{argument('exclude')} would have it"
         )
-
-
-def _refuse(pattern: str, what: str, names: Collection[str], *, graded: bool = False) -> None:
-    """Raises UsageError: no tensor fits."""
-    if graded and (outside := [name for name in names if fits(pattern, name)]):
-        raise UsageError(
-            f"{what} {pattern!r}: a gradient goes over layers, and what fits is in none of them, such as "
-            f"{shown(outside[0])}: give one number"
-        )
-    near = list(_near(pattern, names))
-    hint = f"nearest: {', '.join(map(shown, near))}" if near else f"names are such as {', '.join(_samples(names))}"
-    slashes = "; a regex stands between slashes" if pattern[:1] != "/" and _ODD.search(pattern) else ""
-    raise UsageError(f"{what} {pattern!r} fits no tensor of the base{slashes}; {hint}")
-
-
-def _samples(names: Iterable[str]) -> list[str]:
-    pool = list(names)
-    return [shown(pool[place]) for place in sorted({0, len(pool) // 2, len(pool) - 1}) if pool]
-
-
-def _near(pattern: str, names: Iterable[str]) -> Iterator[str]:
-    """Up to three names with parts in them that are most like the pattern, whatever its numbers."""
-    count, found = len(pattern.split(".")), dict[str, str]()
-    for name in names:
-        parts = name.split(".")
-        for first in range(len(parts) - count + 1):
-            found.setdefault(_numberless(".".join(parts[first : first + count])), name)
-    close = difflib.get_close_matches(_numberless(pattern), list(found)[:5000], n=3, cutoff=0.6)
-    yield from dict.fromkeys(found[one] for one in close)
-
-
-def _numberless(text: str) -> str:
-    return re.sub(r"[0-9]+(-[0-9]+)?", "0", text)

@@ -18,6 +18,7 @@ from adaptertool.arguments import Number, one_setting, require_own, settings_for
 from adaptertool.errors import UsageError, argument, shown
 from adaptertool.methods import Method, Settings, Value, settings_of
 from adaptertool.planning.schedules import Given, Weigher, apart, as_typed, parse_one, rule_texts, with_texts
+from adaptertool.planning.unfit import NONE_TIED, Tied
 from adaptertool.spec.schedule import Schedule
 
 GivenSetting = Given | Sequence[Given]  # a setting as callers have it
@@ -118,10 +119,10 @@ def _parsed(
 class Setter:
     """The settings of each tensor that are not those of the method as a whole."""
 
-    def __init__(self, method: Method, by_tensor: ByTensor, names: Collection[str]) -> None:
-        """names: of all tensors of the model. Raises UsageError for a rule that fits none of them."""
+    def __init__(self, method: Method, by_tensor: ByTensor, names: Collection[str], tied: Tied = NONE_TIED) -> None:
+        """names, tied: as of `Weigher`. Raises UsageError for a rule that fits none of them."""
         self._method, self._needed = method, by_tensor.needed
-        self._weighers = {name: Weigher(some, names, name) for name, some in by_tensor.schedules.items()}
+        self._weighers = {name: Weigher(some, names, name, tied) for name, some in by_tensor.schedules.items()}
 
     def of(self, tensor: str) -> tuple[tuple[str, Value | tuple[Value, ...]], ...]:
         """The settings of a tensor. Raises UsageError for one that is out of its range, or that nothing says."""

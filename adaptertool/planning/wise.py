@@ -13,7 +13,8 @@ from adaptertool.planning.edits import adapter_edits
 from adaptertool.planning.finetuned import full_edits
 from adaptertool.planning.layout import TensorSetChange
 from adaptertool.planning.schedules import ALL, Choice, Weigher, usual
-from adaptertool.resolution.resolve import Base
+from adaptertool.planning.unfit import NONE_TIED
+from adaptertool.resolution.resolve import Base, open_base
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.plan import Output, Plan
 from adaptertool.spec.schedule import WHOLE, Schedule
@@ -27,7 +28,8 @@ def plan_wise(
     """W + α·f·(T − W) for each α, where T is the tuned checkpoint. share: f, the factor of each tensor"""
     edits, equal, notes = full_edits(base, tuned, choice)
     notes = [*_outside(alphas), *notes]
-    notes += Weigher([share], base.tensors).notes([edits])
+    tied = open_base(base).ends if share.rules else NONE_TIED
+    notes += Weigher([share], base.tensors, tied=tied).notes([edits])
     plan = make_plan("wise", base, [tuned], [1.0], edits, TensorSetChange(), _outputs(alphas), notes, equal)
     return _shared(plan, share, base.tensors)
 

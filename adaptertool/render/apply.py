@@ -16,6 +16,8 @@ def apply_text(report: ApplyReport) -> str:
         out = f" -> {step.out}" if step.out and step.out != report.out else ""
         took = f", {step.seconds:.2f} s" if step.state == "done" else ""
         lines.append(f"  step {number}   {step.command}{named}{out}: {step.state}{took}{'' if step.ok else ', FAILED'}")
+        if step.why:
+            lines.append(f"           {step.why}")
     if report.same:
         lines.append("  same     every file has the bytes that the manifest names")
     lines += [f"  differs  {name}" for name in report.differing]

@@ -17,7 +17,7 @@ from adaptertool.reports.curve import CurveReport
 from adaptertool.reports.diff import DiffReport, TensorDiff
 from adaptertool.reports.drift import DriftReport
 from adaptertool.reports.evaluate import EvaluationReport
-from adaptertool.reports.scores import names_of
+from adaptertool.reports.scores import Scored, names_of
 from adaptertool.reports.sweep import SweepReport
 from adaptertool.reports.verify import FilesReport
 
@@ -116,33 +116,38 @@ def evaluation_markdown(report: EvaluationReport) -> str:
 
 
 def curve_markdown(report: CurveReport) -> str:
-    names = names_of(report.points)
-    rows = [(f"{point.alpha:.12g}", *cells(point, names)) for point in report.points]
+    what = f"{code(report.base)} towards {' + '.join(map(code, report.sources))}"
     best = [f"best α for {code(one.score)}: **{one.alpha:.12g}** ({number(one.value)})" for one in report.best]
-    verdict = "scored" if report.ok else f"FAILED at {failures(report)} of {len(report.points)} points"
-    lines = [
-        f"### adaptertool {report.command} --score: {verdict}",
-        "",
-        f"{code(report.base)} towards {' + '.join(map(code, report.sources))}: "
-        f"{'; '.join(best) or 'there is no score'}; {'lower' if report.minimise else 'higher'} is better.",
-        "",
-        *_table(("alpha", *map(code, names)), rows),
-    ]
-    return "\n".join(lines) + "\n"
+    places = [[f"{point.alpha:.12g}"] for point in report.points]
+    return _scored(report, f"{report.command} --score", what, best, ["alpha"], places)
 
 
 def sweep_markdown(report: SweepReport) -> str:
-    names = names_of(report.points)
-    rows = [(*map(code, point.at.values()), *cells(point, names)) for point in report.points]
+    what = f"{code(report.recipe)}, {report.search} search"
     best = [f"best {code(one.score)}: **{number(one.value)}** at {_at(one.at)}" for one in report.best]
-    verdict = "scored" if report.ok else f"FAILED at {failures(report)} of {len(report.points)} points"
+    places = [[*map(code, point.at.values())] for point in report.points]
+    return _scored(report, "apply --sweep", what, best, [*map(code, report.numbers)], places)
+
+
+def _scored(
+    report: CurveReport | SweepReport,
+    title: str,
+    what: str,
+    best: Sequence[str],
+    heads: Sequence[str],
+    places: Sequence[Sequence[str]],
+) -> str:
+    """What was scored: heads and places say of each point where it is."""
+    points: Sequence[Scored] = report.points
+    names = names_of(points)
+    rows = [(*place, *cells(point, names)) for place, point in zip(places, points, strict=True)]
+    verdict = "scored" if report.ok else f"FAILED at {failures(report)} of {len(points)} points"
     lines = [
-        f"### adaptertool apply --sweep: {verdict}",
+        f"### adaptertool {title}: {verdict}",
         "",
-        f"{code(report.recipe)}, {report.search} search: {'; '.join(best) or 'there is no score'}; "
-        f"{'lower' if report.minimise else 'higher'} is better.",
+        f"{what}: {'; '.join(best) or 'there is no score'}; {'lower' if report.minimise else 'higher'} is better.",
         "",
-        *_table((*map(code, report.numbers), *map(code, names)), rows),
+        *_table((*heads, *map(code, names)), rows),
     ]
     return "\n".join(lines) + "\n"
 

@@ -11,8 +11,10 @@ from adaptertool.errors import by
 from adaptertool.kinds import BY_NAME
 from adaptertool.render.cost import cost_lines
 from adaptertool.render.text import numbered, ruled, size, starred
-from adaptertool.reports.run import KeptReport, PlanReport, RunReport, TensorPlan
+from adaptertool.reports.run import EditReport, KeptReport, PlanReport, RunReport, TensorPlan, TensorSketch
 from adaptertool.spec.choices import EXACT
+
+Told = TensorPlan | TensorSketch
 
 
 def run_text(report: RunReport) -> str:
@@ -63,7 +65,9 @@ def _kept(reports: Sequence[KeptReport]) -> list[str]:
     return lines
 
 
-def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
+def plan_text(report: PlanReport, tensors: Sequence[Told] | None = None, *, every_tensor: bool) -> str:
+    """tensors: in the place of those of the report"""
+    tensors = report.tensors if tensors is None else tensors
     lines = [f"{_what(report)} -> {report.out}   (dry run: nothing is written)", *ruled(report.weight_rules)]
     cast = f", {report.tensors_cast:,} to cast" if report.tensors_cast else ""
     lines.append(f"  tensors  {report.tensors_edited:,} to edit, {report.tensors_copied:,} to copy{cast}")
@@ -73,7 +77,7 @@ def plan_text(report: PlanReport, *, every_tensor: bool) -> str:
     lines += [] if report.cost is None else cost_lines(report.cost)
     if len(report.outputs) > 1:
         lines.append(f"  outputs  {len(report.outputs)}: {report.outputs[0]} ... {report.outputs[-1]}")
-    for one in alike(report.tensors, report.sources, one_by_one=every_tensor):
+    for one in alike(tensors, report.sources, one_by_one=every_tensor):
         said = f"{one.dtype} {by(one.shape)}" + (f"  {one.edits}" if one.edits else "")
         count = len(one.sizes)
         lines.append(f"  {one.action}  {one.name}  {said}" + (f"  ({count} tensors)" if count > 1 else ""))
@@ -110,17 +114,18 @@ class Alike(NamedTuple):
     sizes: list[int]  # bytes of each
 
 
-def alike(tensors: Sequence[TensorPlan], sources: Sequence[str], *, one_by_one: bool = False) -> list[Alike]:
+def alike(tensors: Sequence[Told], sources: Sequence[str], *, one_by_one: bool = False) -> list[Alike]:
     """Tensors together that differ in nothing but the numbers in their names, so that the layers fall together."""
-    together: dict[tuple[str, str, str, tuple[int, ...], str], list[TensorPlan]] = {}
-    texts: dict[object, str] = {}  # most tensors are edited as others are
+    together: dict[tuple[str, str, str, tuple[int, ...], str], list[Told]] = {}
+    texts: dict[object, str] = {}  # most tensors are edited as others are; by the identity of their edits
     for tensor in tensors:
         name = tensor.name if one_by_one else starred(tensor.name)
-        alike = tuple(
-            [(one.kind, one.adapter, one.scale, one.weight, one.rows, one.transposed) for one in tensor.edits]
-        )
-        if (said := texts.get(alike)) is None:
-            said = texts[alike] = _edits(tensor, sources)
+        edits = tensor.edits
+        if (said := texts.get(id(edits))) is None:
+            alike = tuple([(one.kind, one.adapter, one.scale, one.weight, one.rows, one.transposed) for one in edits])
+            if (said := texts.get(alike)) is None:
+                said = texts[alike] = _edits(edits, sources)
+            texts[id(edits)] = said
         form = tensor.action, name, tensor.dtype, tensor.shape, said
         if (some := together.get(form)) is None:
             some = together[form] = []
@@ -139,7 +144,7 @@ def alike(tensors: Sequence[TensorPlan], sources: Sequence[str], *, one_by_one: 
     ]
 
 
-def _edits(tensor: TensorPlan, sources: Sequence[str]) -> str:
+def _edits(edits: Sequence[EditReport], sources: Sequence[str]) -> str:
     texts = [
         edit.kind
         + (f" scale {edit.scale:g}" if not BY_NAME[edit.kind].replaces else "")
@@ -147,7 +152,7 @@ def _edits(tensor: TensorPlan, sources: Sequence[str]) -> str:
         + (f" {edit.rows} rows" if edit.rows is not None else "")
         + (" transposed" if edit.transposed else "")
         + (f" of {sources[edit.adapter]}" if len(sources) > 1 else "")
-        for edit in tensor.edits
+        for edit in edits
     ]
     folded = [(text, len(list(same))) for text, same in itertools.groupby(texts)]  # experts, or the same twice
     return " then ".join(f"{count} times {text}" if count > 1 else text for text, count in folded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections.abc import Sequence
 
@@ -28,13 +29,13 @@ def without_page(page: str) -> tuple[str, ...]:
 
 def result_files(report: Report) -> dict[str, bytes]:
     """What is written of the scores, by name."""
-    heads = ["alpha"] if isinstance(report, CurveReport) else list(report.numbers)
+    if isinstance(report, CurveReport):
+        heads, page, made = ["alpha"], curve.PAGE, functools.partial(curve_page, report)
+    else:
+        heads, page, made = list(report.numbers), sweep.PAGE, functools.partial(sweep_page, report)
     files = {SCORES: to_json(report, indent=2) + "\n", TABLE: _csv(heads, report.points)}
-    if not without_page(""):
-        if isinstance(report, CurveReport):
-            files[curve.PAGE] = curve_page(report)
-        else:
-            files[sweep.PAGE] = sweep_page(report)
+    if not without_page(page):
+        files[page] = made()
     return {name: text.encode(errors="backslashreplace") for name, text in files.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adaptertool.errors import shown
 from adaptertool.render.scored import all_failures, at_text, cells, chosen, files_of, from_earlier, number
-from adaptertool.render.text import table
+from adaptertool.render.text import counted, table
 from adaptertool.reports.scores import names_of
 from adaptertool.reports.sweep import COORDINATE, PAGE, SweepReport
 
@@ -44,8 +44,14 @@ def _planned(report: SweepReport, width: int | None) -> str:
     if report.search == COORDINATE:
         values = [f"  {name}: {', '.join(values)}" for name, values in report.numbers.items()]
         head = f"apply {shown(report.recipe)}: coordinate search, planned, from {at_text(report.start)}"
-        return "\n".join([head, *values, *_steps(report)])
-    return "\n".join([f"{sweep_title(report)}, planned", "", *table(heads, rows, width), "", *_steps(report)])
+        return "\n".join([head, *values, *_measured(report), *_steps(report)])
+    lines = ["", *table(heads, rows, width), "", *_measured(report), *_steps(report)]
+    return "\n".join([f"{sweep_title(report)}, planned", *lines])
+
+
+def _measured(report: SweepReport) -> list[str]:
+    count = sum(1 for point in report.points if point.scores)
+    return [f"  {counted(count, 'point')} measured already: taken over, and not made again"] if count else []
 
 
 def _steps(report: SweepReport) -> list[str]:

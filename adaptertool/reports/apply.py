@@ -19,6 +19,7 @@ class StepReport:
     ok: bool
     seconds: float
     report: dict[str, Any] | None  # its own, with its schema; None where it was not run
+    why: str | None = None  # a dry run has not planned it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from adaptertool.reports.cost import CostReport
 from adaptertool.reports.notebook import InNotebook
@@ -27,6 +27,17 @@ class TensorPlan:
     dtype: str
     shape: tuple[int, ...]
     action: str  # "copy", "edit" or "cast"
+    bytes: int
+    edits: tuple[EditReport, ...]
+
+
+class TensorSketch(NamedTuple):
+    """What is told of a tensor among those alike: a TensorPlan, but its edits may name the modules of another."""
+
+    name: str
+    action: str
+    dtype: str
+    shape: tuple[int, ...]
     bytes: int
     edits: tuple[EditReport, ...]
 

@@ -59,13 +59,13 @@ class Names:
 
         One change of prefix is tried for all that is not found as it stands: that of the model with a head or of a
         tower, added or stripped (resolution/prefix.py), unless layers that are found begin as those do; saved tensors
-        may. Raises MismatchError where a name, or the prefix, could mean several things.
-        """
-        exact = [self.find(name) for name, _ in wanted]
+        may. Raises MismatchError where a name, or the prefix, could mean several things."""
+        plain = self._disk if self._memory.keeps_names else ()
+        exact = [(Piece(name),) if name in plain else self.find(name) for name, _ in wanted]
+        if None not in exact:
+            return exact, None
         both = list(zip(wanted, exact, strict=True))
         missing = [name for (name, _), disk in both if disk is None]
-        if not missing:
-            return exact, None
         held = {name.partition(".")[0] for (name, saved), disk in both if disk and not saved}
         fitting: dict[tuple[Pieces | None, ...], Prefix] = {}
         for change in self._changes(missing):

@@ -11,7 +11,7 @@ from adaptertool.architectures.conversion import Pieces
 from adaptertool.architectures.traits import Traits
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.kinds import kind_of
+from adaptertool.kinds import BY_NAME, kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
@@ -29,6 +29,8 @@ def take_resized(
 ) -> tuple[dict[str, Ref], Found]:
     """The saved tensors with another number of rows than the vocabulary, by the names of those that they replace; and
     all other modules. Raises unless every tensor with a row for each token follows."""
+    if not any(BY_NAME[kind].replaces for kind in {module.kind for module, _ in found}):
+        return {}, found
     resized: dict[str, Ref] = {}
     rest: Found = []
     for module, pieces in found:

@@ -88,12 +88,15 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
     for wanted_module, pieces in found:
         for target, placed in placer.place(wanted_module, pieces):
             fitted = _fitted(subject, traits, adapter, target, placed)
-            resolved.setdefault(target, []).append(fitted)
+            if (own := resolved.get(target)) is None:
+                resolved[target] = [fitted]
+            else:
+                own.append(fitted)
             if traits.families:
                 continue
             shape = _stored_shape(subject.tensors[target], placed)
             square = len(shape) > 1 and len(set(shape)) == 1
-            if placed.transposed is None and not kind_of(placed).elementwise and bool(fitted.transposed) != square:
+            if bool(fitted.transposed) != square and placed.transposed is None and not kind_of(placed).elementwise:
                 turned.setdefault(not square, target)
     if len(turned) > 1:
         raise UnsupportedError(
@@ -181,8 +184,7 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
     shape, transposed = _stored_shape(ref, module), bool(module.transposed)
     # Without the property where it has nothing to do: there may be hundreds of thousands
     shapes = [one.spec.shape if one.columns is None else one.shape for one in module.factors.values()]
-    factors = tuple(zip(module.factors, shapes, strict=True))
-    fits, turned = _fits(module.kind, shape[::-1] if transposed else shape, factors)
+    fits, turned = _fits(module.kind, shape[::-1] if transposed else shape, (*module.factors,), (*shapes,))
     if turned and module.transposed is None and len(shape) == 2 and not kind_of(module).elementwise:
         if fits:
             return traits.is_transposed(ref, claimed=claimed)
@@ -194,13 +196,13 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
 
 
 @functools.lru_cache(1024)  # most modules have the shapes of another
-def _fits(kind: str, weight: Shape, shapes: tuple[tuple[str, Shape], ...]) -> tuple[bool, bool]:
+def _fits(kind: str, weight: Shape, roles: tuple[str, ...], shapes: tuple[Shape, ...]) -> tuple[bool, bool]:
     """Whether factors of these shapes fit a weight (out, in, ...); and whether its transpose, where it is a matrix."""
-    factors = dict(shapes)
+    factors = dict(zip(roles, shapes, strict=True))
 
     def fit(weight: Shape) -> bool:
         expected = BY_NAME[kind].shapes(weight, factors)
-        return expected is not None and all(expected[role] == shape for role, shape in shapes)
+        return expected is not None and all(expected[role] == shape for role, shape in factors.items())
 
     return fit(weight), len(weight) == 2 and fit(weight[::-1])
 

@@ -5,6 +5,7 @@ Most faults are other edits of the same base, so what each would give is compute
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from adaptertool.verification.other_base import on_other_bases
 from adaptertool.verification.precision import has_few_bits, lost_precision
 from adaptertool.verification.recipes import through
 from adaptertool.verification.roundings import is_stochastic, is_truncated
-from adaptertool.verification.sample import Sample, samples_of
+from adaptertool.verification.sample import Sample, all_made, samples_of
 from adaptertool.verification.scales import scales_of
 from adaptertool.verification.subject import Candidate
 from adaptertool.verification.tolerance import half_ulp
@@ -78,12 +79,12 @@ def _by_other_edits(
     left = _excess(subject, bad, [sample.exact for sample in bad])
     found: list[tuple[float, str, str]] = []
     for code, edits, detail in hypotheses(subject, readings, names) if left else ():
-        meant = [sample.under(subject, edits) for sample in bad]
-        if all(sample.may_be(numbers) for sample, numbers in zip(bad, meant, strict=True)):
+        own = functools.partial(Sample.under, subject=subject, edits=edits)
+        if (meant := all_made(bad, own)) is not None:
             found.append((_excess(subject, bad, meant), code, detail))
-    for other in on_other_bases(subject, bad) if left else ():
-        if all(sample.may_be(numbers) for sample, numbers in zip(bad, other.numbers, strict=True)):
-            found.append((_excess(subject, bad, other.numbers), other.code, other.detail))
+    exactly = any(excess == 0 for excess, *_ in found)  # another base would not store all of that too
+    for other in on_other_bases(subject, bad) if left and not exactly else ():
+        found.append((_excess(subject, bad, other.numbers), other.code, other.detail))
     least = min((excess for excess, *_ in found), default=np.inf)
     if not least <= _BETTER * left:
         return None

@@ -17,11 +17,11 @@ from adaptertool.verification.codes import judge_codes, weight_of
 from adaptertool.verification.examine import Finding, examine
 from adaptertool.verification.faults import Fault, fault_of
 from adaptertool.verification.hypotheses import Reading
-from adaptertool.verification.judge import jobs_of
 from adaptertool.verification.misplaced import is_turned
 from adaptertool.verification.pairing import Pairs
 from adaptertool.verification.pooled import is_doubtful, pooled
 from adaptertool.verification.sample import samples_of
+from adaptertool.verification.stretches import jobs_of_all
 from adaptertool.verification.subject import CHANGED, EXACT, ROUNDING, WRONG, Candidate
 from adaptertool.verification.tolerance import RECIPES
 
@@ -73,9 +73,9 @@ def judge(
 
 
 def _all_jobs(subjects: Sequence[Candidate], progress: Callable[[int], None]) -> Iterator[Job]:
-    for subject in subjects:
-        yield from jobs_of(subject)
-        progress(subject.candidate.spec.nbytes)
+    for some, jobs in jobs_of_all(subjects):
+        yield from jobs
+        progress(sum(subject.candidate.spec.nbytes for subject in some))
 
 
 def _examine(subject: Candidate, findings: dict[str, Finding], _: Workspace) -> None:

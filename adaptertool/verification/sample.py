@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from adaptertool.verification.tolerance import limits
 
 _ELEMENTS = 1 << 15  # of each part
 _PARTS = 4  # of the tensor
+_LEAST = 1 << 11  # elements of which most tell that they were not made so
+_NEARLY_ALL = 0.999  # share of the elements
 
 
 class Sample(NamedTuple):
@@ -53,9 +56,49 @@ class Sample(NamedTuple):
         beyond: Array = np.maximum(off - plain, 0) / np.maximum(plain, np.finfo(float).tiny)
         return beyond
 
-    def may_be(self, other: Array, *, most: float = 0.999) -> bool:
+    def made(self, make: Callable[[Sample], Array]) -> Array | None:
+        """What `make` makes of all rows; None where it may not be what the bad ones hold. Mostly a few rows tell."""
+        if not needs_columns(self.block.step.edits):  # else a few rows take as long as all
+            few = self._few()
+            if not self._is_most(few._far(make(few)), _NEARLY_ALL):
+                return None
+        numbers = make(self)
+        return numbers if self.may_be(numbers) else None
+
+    def may_be(self, other: Array, *, most: float = _NEARLY_ALL) -> bool:
         """Whether rounding, in some recipe, leads from `other` to what the bad rows hold."""
-        return bool(np.mean(abs(self.found - other)[self.bad] <= 2 * self.limit[self.bad]) >= most)
+        return self._is_most(self._far(other), most)
+
+    def _far(self, other: Array) -> int:
+        """How many elements of bad rows no rounding leads to from `other`."""
+        return int(np.count_nonzero(~(abs(self.found - other)[self.bad] <= 2 * self.limit[self.bad])))
+
+    def _is_most(self, far: int, most: float) -> bool:
+        """Whether most elements of bad rows are left without so many."""
+        size = len(self.bad) * self.block.columns
+        return size > 0 and (size - far) / size >= most
+
+    def _few(self) -> Sample:
+        """The first bad row, and some that follow."""
+        first = int(self.bad[0])
+        cut = slice(first, first + max(1, _LEAST // self.block.columns))
+        start = self.block.first + first
+        block = dataclasses.replace(self.block, first=start, last=start + len(self.found[cut]))
+        bad = self.bad[self.bad < cut.stop] - first
+        base, exact, found, plain, limit = (
+            array[cut] for array in (self.base, self.exact, self.found, self.plain, self.limit)
+        )
+        return Sample(block, bad, base, exact, found, plain, limit, [along[cut] for along in self.directions])
+
+
+def all_made(samples: Sequence[Sample], make: Callable[[Sample], Array]) -> list[Array] | None:
+    """What `make` makes of all samples, whose rows are bad; None where it may not be what one of them holds."""
+    made = list[Array]()
+    for sample in samples:
+        if (numbers := sample.made(make)) is None:
+            return None
+        made.append(numbers)
+    return made
 
 
 def samples_of(subject: Candidate, elements: int = _ELEMENTS) -> Iterator[Sample]:

@@ -187,12 +187,17 @@ def test_a_dry_run_plans_what_is_planned(here: Path) -> None:
     before = set(here.iterdir())
     done = package.apply("r.yaml", dry_run=True)
     assert [one.state for one in done.steps] == ["planned", "planned", "planned", "to plan"] and done.ok
+    assert [one.why for one in done.steps] == [None, None, None, "it looks at numbers, and a dry run makes none"]
     planned = done.steps[2].report
     assert planned is not None and (planned["schema"], planned["base"]) == ("plan/1", "${half}")
     assert set(here.iterdir()) == before
     made = package.apply("r.yaml")
     ran = made.steps[2].report
     assert ran is not None and ran["bytes_written"] == planned["bytes_written"]
+    (here / "r.yaml").write_text(TWO)  # with a sum, whose output is not known before
+    text = adaptertool("apply", "r.yaml", "--dry-run", "--force", cwd=here).stdout
+    told = "  step 3   merge -> merged: to plan\n           what step 1 (sum) makes is known once it is computed\n"
+    assert told.replace(" -> merged", "") in text and max(map(len, text.splitlines())) <= 120
 
 
 @pytest.mark.long

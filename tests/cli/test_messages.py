@@ -27,10 +27,12 @@ NAMED: dict[str, tuple[list[str], str]] = {
     "alpha": (["wise", BASE, LORA, "-o", "out", "--alpha", "0,x"], "--alpha 'x' is not a number"),
     "density": (["merge", BASE, LORA, "-o", "out", "--density", "0.5"], "--density belongs to a method"),
     "share": (["merge", BASE, LORA, "-o", "o", "--method", "ties", "--density", "2"], "--density is a share"),
+    "seed": (["merge", BASE, LORA, "-o", "o", "--method", "dare_ties", "--density", "0.5", "--seed", "mlp=3"],
+             "Invalid value for '--seed': 'mlp=3': it is one for the whole run, and has no PATTERN="),
     "tokens": (["inspect", LORA, "--tokens", "5"], "--tokens and --nats-per-token go together"),
     "nats": (["inspect", LORA, "--tokens", "5", "--nats-per-token", "-1"], "--nats-per-token must be a number above 0"),
     "probe": (["drift", BASE, LORA, "--probe", "0"], "--probe must be 1 to"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", NAMED)

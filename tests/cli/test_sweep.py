@@ -20,7 +20,7 @@ from markupsafe import Markup
 import adaptertool as package
 from adaptertool import SweepReport
 from adaptertool.cli.sweep_bench import fingerprint
-from adaptertool.errors import MismatchError, OutputError, StorageError
+from adaptertool.errors import MismatchError, OutputError, StorageError, UsageError
 from adaptertool.render import sweep_page
 from adaptertool.reports.sweep import SweepPoint
 
@@ -246,6 +246,21 @@ def test_scores_of_another_sweep_are_never_taken_over(here: Path, what: str) -> 
         run(**options)
     assert calls() == [] and snapshot(here / "out-scores") == before
     assert run(force=True, **options).ok and len(calls()) == 2
+
+
+def test_a_dry_run_says_what_is_measured_already(here: Path) -> None:
+    """Of a run with more values, those that the one before had; with --force none, since all is made anew."""
+    run(sweep=PAIR)
+    calls()
+    more = run(sweep={"weights.0": "0.5,1,2"}, dry_run=True)
+    assert [bool(point.scores) for point in more.points] == [True, True, False] and more.out is more.results is None
+    typed = ["apply", "r.yaml", "--sweep", "weights.0=0.5,1,2", "--score", SCORE, "--dry-run"]
+    told = adaptertool(*typed, cwd=here).stdout
+    assert "3 points, grid search, planned" in told
+    assert "  2 points measured already: taken over, and not made again\n" in told
+    assert "measured" not in adaptertool(*typed, "--force", cwd=here).stdout and not calls()
+    with pytest.raises(UsageError, match="is not asked for now"):
+        run(sweep={"weights.0": "1,2"}, dry_run=True)
 
 
 @pytest.mark.usefixtures("here")

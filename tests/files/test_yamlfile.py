@@ -12,7 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import adaptertool
 from adaptertool.errors import InputError
+from adaptertool.files import yamlfile
 from adaptertool.files.yamlfile import Items, Node, Scalar, Table, load_yaml, parse_yaml
 
 
@@ -139,3 +141,16 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         parse_yaml(text, "r.yaml")
     except InputError as error:
         assert str(error).startswith("r.yaml:")
+
+
+def test_a_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`apply` looks whose it is, and then the command reads it. A file that has changed meanwhile is parsed anew."""
+    parsed, real = list[str](), yamlfile.parse_yaml
+    monkeypatch.setattr(yamlfile, "parse_yaml", lambda text, file: parsed.append(file) or real(text, file))
+    monkeypatch.chdir(Path(__file__).parents[2])
+    path = tmp_path / "ties.yml"
+    path.write_text(Path("fixtures/ties.yml").read_text())
+    assert adaptertool.apply(path, tmp_path / "out", dry_run=True).steps[0].state == "planned"
+    assert parsed == [str(path)]
+    path.write_text("a: 1")
+    assert plain(yamlfile.load_yaml(path)[0]) == {"a": "1"} and len(parsed) == 2

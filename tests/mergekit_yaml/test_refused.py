@@ -122,3 +122,27 @@ def test_other_bases_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     Path("c.yml").write_text(text)
     with pytest.raises(UnsupportedError, match=r"a model with an adapter: merge that first, and name what it makes"):
         adaptertool.prepare_mergekit("c.yml")
+
+
+FILTERED = """models:
+  - model: a
+    parameters: {weight: [{filter: mpl, value: 0.5}, {filter: mlp, value: 0.3}, {value: 1}]}
+  - model: b
+    parameters: {weight: 1}
+merge_method: linear
+parameters: {normalize: [{filter: layers.9., value: false}, {filter: '*', value: true}]}
+"""
+
+
+def test_a_filter_that_fits_no_tensor_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mergekit passes over it in silence. The one that fits, and the one for all, are not told."""
+    llama(tmp_path / "b", 2, like=llama(tmp_path / "a", 1))
+    monkeypatch.chdir(tmp_path)
+    Path("c.yml").write_text(FILTERED)
+    notes = adaptertool.prepare_mergekit("c.yml").notes
+    told = [note for note in notes if "filter" in note]
+    assert [note.split(": ")[0].rpartition(":")[0] for note in told] == ["c.yml:3", "c.yml:7"]
+    assert told[0].endswith("the filter 'mpl' of weight fits no tensor: it changes nothing, as in mergekit")
+    assert "'layers.9.' of normalize" in told[1]
+    report = adaptertool.mergekit("c.yml", "out")
+    assert set(told) <= set(report.notes)

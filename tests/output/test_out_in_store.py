@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import FIXTURES, main_here, snapshot
-from fake_store import FakeS3, served
+from fake_store import FakeS3
 
 import adaptertool
 from adaptertool.errors import InputError, Interrupted, OutputError, StorageError, UsageError
-from adaptertool.files import bucket, objects
 from adaptertool.files.address import Address
 from adaptertool.files.upload import put_file
 from adaptertool.output import published
@@ -23,19 +21,6 @@ BASE, LORA, TUNED = FIXTURES / "base", FIXTURES / "lora", FIXTURES / "tuned"
 OUT = "s3://bucket/models/out"
 SHARD = "model-00002-of-00003.safetensors"
 LAST = ["adaptertool.manifest.json", "model.safetensors.index.json", "config.json"]
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeS3]:
-    pytest.importorskip("obstore")
-    monkeypatch.setattr(bucket, "_RETRIES", 2)
-    bucket._client.cache_clear()
-    objects.forget()
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
-    yield from served(monkeypatch)
-    assert not list((tmp_path / "scratch").iterdir())
 
 
 def merged(tmp_path: Path) -> dict[str, bytes]:

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import FIXTURES, snapshot
-from fake_store import FakeS3, served
+from fake_store import FakeS3
 
 import adaptertool
 from adaptertool.errors import OutputError, StorageError, UnsupportedError, UsageError
-from adaptertool.files import bucket, objects, upload
+from adaptertool.files import upload
 from adaptertool.output import verified
 
 BASE, LORA, TUNED = FIXTURES / "base", FIXTURES / "lora", FIXTURES / "tuned"
 OUT = "s3://bucket/models/out"
 SHARD = "model-00002-of-00003.safetensors"
 FILE = "s3://bucket/models/one.safetensors"
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeS3]:
-    pytest.importorskip("obstore")
-    monkeypatch.setattr(bucket, "_RETRIES", 2)
-    bucket._client.cache_clear()
-    objects.forget()
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
-    yield from served(monkeypatch)
-    assert not list((tmp_path / "scratch").iterdir())
 
 
 def refused_once(name: str) -> Callable[[str, str], str | None]:

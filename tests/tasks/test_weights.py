@@ -301,3 +301,22 @@ def test_tied_ends_by_every_command(tmp_path: Path, rule: str) -> None:
     for out in (method, wise / "alpha-1.000"):
         found = snapshot(out)
         assert all(found[name] == wanted[name] for name in ("config.json", "model.safetensors"))
+
+
+def test_a_rule_for_a_tied_end_that_is_not_stored_names_both(tmp_path: Path) -> None:
+    """Between checkpoints tied ends are one tensor; a rule for the name that it is stored by counts for both."""
+    base = write_checkpoint(tmp_path / "base", weights_of(), config=LLAMA)
+    tuned = write_checkpoint(tmp_path / "tuned", weights_of(**{E: weights_of()[E] + 1}), config=LLAMA)
+    said = (
+        r"fits lm_head\.weight, which is tied to model\.embed_tokens\.weight and not stored: give it for model\.embed"
+    )
+    linear, ties = ({"method": method, "density": density} for method, density in (("linear", None), ("ties", "1")))
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match=rf"weight 'lm_head' {said}"):
+        adaptertool.merge(base, [tuned], out, weights=["lm_head=0.5"], **linear)
+    with pytest.raises(UsageError, match=rf"density 'lm_head' {said}"):
+        adaptertool.merge(base, [tuned], out, **{**ties, "density": ["1", "lm_head=0.5"]})
+    with pytest.raises(UsageError, match=rf"weight 'lm_head' {said}"):
+        adaptertool.wise(base, tuned, out, "0.5", weights=["lm_head=0.5"])
+    adaptertool.wise(base, tuned, out, "1", weights=["embed_tokens=0"])
+    assert same_bits(load(out)[E], load(base)[E]) and not out.joinpath("lm_head").exists()

@@ -35,6 +35,7 @@ from adaptertool.spec.tensors import Making, ReadStored, Ref
 
 BLOCK, NESTED = 64, 256  # numbers with an absmax in common, and absmax with one
 _LEAST = np.float32(1e-38)  # below this an absmax is no divisor
+_COUNTED = 16  # middles
 _READ = 1 << 20  # elements at once, where all are read before the first is decoded
 
 _NF4 = (
@@ -53,7 +54,12 @@ class Table(NamedTuple):
 
     def nearest(self, values: Array) -> Array:
         """The number of the table for each value; of a middle the lower one."""
-        return np.take(self.numbers, np.searchsorted(self.middles, values, side="left"), mode="clip")
+        if len(self.middles) > _COUNTED:
+            return np.take(self.numbers, np.searchsorted(self.middles, values, side="left"), mode="clip")
+        below, is_below = np.zeros(values.shape, np.int8), np.empty(values.shape, np.bool_)
+        for middle in self.middles:  # a fifth of the time of a search
+            below += np.greater(values, middle, out=is_below)
+        return np.take(self.numbers, below, mode="clip")
 
 
 def _table(numbers: tuple[float, ...]) -> Table:

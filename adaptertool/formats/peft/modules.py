@@ -33,9 +33,15 @@ def low_rank(
     if halves := attentions - factors.keys():
         raise InputError(f"{file} holds factors for out_proj of {shown(min(halves))}, but none for its in_proj")
     modules: list[Module] = []
-    expected = _kind(config).roles | ({BIAS} if config.bias else set())
+    kind = _kind(config)
+    expected = kind.roles | ({BIAS} if config.bias else set())
+    # Of most adapters all modules have one rank and scale: hundreds of thousands that need not be asked for one by one
+    several = attentions or config.blocks or config.bias or config.rank_pattern or config.alpha_pattern
+    rank, scale = (None, 0.0) if wrapped or several else (config.rank_of(""), config.scale_of(""))
     for name, roles in factors.items():
-        if name in wrapped:
+        if rank and roles.keys() == expected and roles[A].spec.shape[:1] == (rank,) and name not in embeddings:
+            modules.append(Module(name, f"{name}.weight", kind.name, roles, scale, rank, layer=name))
+        elif name in wrapped:
             modules.append(on_parameter(config, file, wrapped[name], roles))
         elif attentions and name.removesuffix(OUT_PROJ) in attentions:
             modules.append(_in_attention(config, file, name, roles))

@@ -101,9 +101,9 @@ def read_adapter(
         if ref.spec.dtype not in COMPUTED or ref.spec.shape == (0,):  # here, since a call for each takes long
             _require_numbers(header.path, ref, config)
     without = steering(fields, tensors) if config.spelled is None else {}
-    for key, ref in tensors.items():
-        if key not in without:
-            _file(config, header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
+    rest = {key: ref for key, ref in tensors.items() if key not in without} if without else tensors
+    for key, ref in (rest if config.spelled is not None else _take_usual(rest, factors)).items():
+        _file(config, header.path, key.removeprefix(PREFIX), ref, factors, saved, tokens)
     if config.spelled is None:
         embeddings = {key.removeprefix(PREFIX).rpartition(".")[0] for key in tensors if ".lora_embedding_" in key}
         modules = low_rank(config, header.path, factors, embeddings, base_has)
@@ -204,6 +204,21 @@ def _require_numbers(file: Path, ref: Ref, config: LoraConfig) -> None:
             "again with stage3_gather_16bit_weights_on_model_save, or take it out of the trainer's checkpoint by "
             "zero_to_fp32.py"
         )
+
+
+def _take_usual(tensors: Mapping[str, Ref], factors: dict[str, dict[str, Ref]]) -> dict[str, Ref]:
+    """File the factors of modules by their names, and hand back what is none, or is there twice. All by themselves, for
+    there may be hundreds of thousands."""
+    rest, begin = dict[str, Ref](), len(PREFIX)
+    for key, ref in tensors.items():
+        mark = key.rfind(_MARK)
+        role = _FACTORS.get(key[mark:])
+        begins = mark >= begin and key.startswith(PREFIX)
+        if role is None or not begins or role in (own := factors.setdefault(key[begin:mark], {})):
+            rest[key] = ref
+        else:
+            own[role] = ref
+    return rest
 
 
 def _file(
