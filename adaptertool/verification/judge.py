@@ -106,8 +106,8 @@ def _expected(subject: Candidate, block: Block, dtype: str, space: Workspace) ->
 
 
 def _twice(subject: Candidate, block: Block, space: Workspace) -> tuple[Array, Array]:
-    """(W, what should be stored), as `changed` has it. The merge was made by the kernel too: so of a tensor's first
-    block some rows are made in passes as well, and where both differ all of the block is."""
+    """(W, what should be stored), as `changed` has it. The merge was made by the kernel too: so some rows of a tensor's
+    first block are made in passes as well, and where both differ all of the block is."""
     by_kernel = block.fused is not None or small_of(block.step) is not None
     if not by_kernel or block.first or not block.numel:
         return changed(subject.inputs, block, subject.alpha, space)
