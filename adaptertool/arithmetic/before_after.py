@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from adaptertool.arithmetic.block import Block, part
@@ -14,14 +16,18 @@ from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
 
 
-def changed(inputs: Inputs, block: Block, alpha: float, space: Workspace) -> tuple[Array, Array]:
+def changed(
+    inputs: Inputs, block: Block, alpha: float, space: Workspace, *, passes: bool = False
+) -> tuple[Array, Array]:
     """(before, after): a block as the base has it, and as an exact run stores it; flat, held as its codec says.
 
-    Both are valid until `space` is used again. Raises NonFiniteError.
+    passes: not as the kernel makes it in one visit. Both are valid until `space` is used again. Raises NonFiniteError.
     """
     step = block.step
+    if passes:
+        block = dataclasses.replace(block, fused=None)
     before, after = (BY_DTYPE[spec.dtype].held for spec in (step.base.spec, step.spec))
-    small = small_of(step) if alpha and block.numel == step.spec.numel else None
+    small = small_of(step) if alpha and block.numel == step.spec.numel and not passes else None
     if small is not None and (alone := Stretch(step.base, step.offset)).takes(step, small):
         # What a run makes of small tensors; a third of the calls, which cost more than the arithmetic
         for data, _ in compute_stretch(inputs, alone, [alpha], space, exact=True):

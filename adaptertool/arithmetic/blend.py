@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ from adaptertool.numerics.top_k import Band, Part, band
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Tally
 from adaptertool.spec.tensors import Ref
+
+HELD = 64  # blocks of which what was found is held at once: it may be as long as a row
 
 
 class Blended:
@@ -135,17 +138,22 @@ class Blended:
         each = functools.partial(self._each_block, bands)
         return bands, method.survey(Survey(each, self._weights, settings, last_axis(self._step)))
 
-    def _each_change(self, number: int, function: Callable[[Part], Found]) -> list[Found]:
+    def _each_change(self, number: int, function: Callable[[Part], Found]) -> Iterator[Found]:
         def of(cut: tuple[int, int]) -> Found:
             return function(self._change(number, self._read(self._step.base, *cut), *cut))
 
-        return self._whole.each(of, list(self.cuts()))
+        return self._each_cut(of)
 
-    def _each_block(self, bands: Mapping[int, Band], function: Callable[[Block], Found]) -> list[Found]:
+    def _each_block(self, bands: Mapping[int, Band], function: Callable[[Block], Found]) -> Iterator[Found]:
         def of(cut: tuple[int, int]) -> Found:
             return function(self._block(*cut, bands))
 
-        return self._whole.each(of, list(self.cuts()))
+        return self._each_cut(of)
+
+    def _each_cut(self, of: Callable[[tuple[int, int]], Found]) -> Iterator[Found]:
+        cuts = self.cuts()
+        while some := list(itertools.islice(cuts, HELD)):
+            yield from self._whole.each(of, some)
 
 
 def _replacement(step: Step) -> Ref | None:

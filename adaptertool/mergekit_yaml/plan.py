@@ -19,6 +19,7 @@ from adaptertool.mergekit_yaml.parameters import check_parameters
 from adaptertool.mergekit_yaml.records import DTYPES, Config
 from adaptertool.mergekit_yaml.slices import Layer
 from adaptertool.mergekit_yaml.vocabulary import Tokens, tokens_of
+from adaptertool.methods.method import note_of
 from adaptertool.planning.layout import CONFIG, dump, is_index
 from adaptertool.planning.sharding import with_shard_size
 from adaptertool.resolution.ties import FLAG
@@ -197,4 +198,4 @@ def _range(first: int, count: int) -> str:
 def _of_method(config: Config) -> Sequence[str]:
     if config.method == "passthrough":
         return ()
-    return [f"{config.method} is computed in float64 and rounded once; it is the same everywhere, but not settled"]
+    return [note_of(config.method)]

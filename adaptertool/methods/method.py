@@ -1,7 +1,9 @@
 """What a way of combining changes is: pure functions over a block of the base and of each source's change to it.
 
 Arithmetic is float64, in an order that is fixed, and the result is rounded once: the same bytes on every machine, and
-for any threads and blocks; not settled where float64 leaves two values possible, as a plain merge is.
+for any threads and blocks; not settled where float64 leaves two values possible, as a plain merge is. But what adapters
+among the sources add is a product, whose sums have the order of the kernel or of BLAS: its last bits may differ between
+machines, and so, rarely, may what they are rounded to.
 """
 
 from __future__ import annotations
@@ -135,3 +137,11 @@ def weighted_sum(
     for change, weight in zip(changes, weights, strict=True):
         result += weight * change
     return result
+
+
+def note_of(name: str) -> str:
+    """What reports and manifests say of the arithmetic of a method of that name."""
+    return (
+        f"{name} is computed in float64 and rounded once: the same everywhere, but for the last bits of products of "
+        "adapters; it is not settled"
+    )

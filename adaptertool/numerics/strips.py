@@ -88,22 +88,23 @@ class _Job(ctypes.Structure):
 
 def run(last: Sequence[Formula]) -> list[float]:
     """Compute these steps, and what they need; returns the sums that are among them."""
-    steps, strips = _compiled(last)
+    steps, strips, kept = _compiled(last)
     summed = sum(one.name == "SUM" for one in last)
     room, places = np.empty(strips * _STRIP), np.zeros(strips, np.uintp)
     found = np.zeros(max(1, summed) * _WAITING)
     where = (array.ctypes.data for array in (room, places, found))
     job = _Job(ctypes.addressof(steps), len(steps), last[0].size, *where, summed)
     FUNCTIONS["strips"](ctypes.addressof(job))
+    del kept  # not before, since the steps have its address
     return [float(one) for one in found[:summed]]
 
 
-def _compiled(last: Sequence[Formula]) -> tuple[ctypes.Array[_Step], int]:
+def _compiled(last: Sequence[Formula]) -> tuple[ctypes.Array[_Step], int, list[Between]]:
     """The steps, each after those that it needs, and how many strips they fill: one has that of another from the last
-    step on that needs the other, but for this step itself."""
+    step on that needs the other, but for this step itself; and what must be kept for them."""
     order = _in_order(last)
     left = Counter(id(given) for one in order for given in one.inputs)
-    strip, free, strips = dict[int, int](), list[int](), 0
+    strip, free, strips, kept = dict[int, int](), list[int](), 0, list[Between]()
     steps = (_Step * len(order))()
     for step, one in zip(steps, order, strict=True):
         arrays = [given for given in one.inputs if isinstance(given, Formula)]
@@ -117,9 +118,12 @@ def _compiled(last: Sequence[Formula]) -> tuple[ctypes.Array[_Step], int]:
         number = float(numbers[0]) if numbers else 0.0
         step.code, step.to, step.a, step.b, step.c = _CODE[one.name], strip[id(one)], a, b, c
         step.number, step.data = number, one.data
+        if isinstance(one.keeps, Between):  # the kernel counts down in it, and a formula may be computed again
+            kept.append(Between.from_buffer_copy(one.keeps))
+            step.data = ctypes.addressof(kept[-1])
         left.subtract(id(given) for given in arrays)
         free += {strip[id(given)] for given in [*arrays, one] if left[id(given)] == 0}
-    return steps, strips
+    return steps, strips, kept
 
 
 def _in_order(last: Sequence[Formula]) -> list[Formula]:

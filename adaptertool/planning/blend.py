@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.methods import METHOD_BY_NAME
+from adaptertool.methods.method import note_of
 from adaptertool.planning.assemble import make_plan
 from adaptertool.planning.edits import adapter_edits, changed_by
 from adaptertool.planning.finetuned import full_edits
@@ -60,7 +61,7 @@ def plan_blend(
     changed = changed_by(edits, len(sources))
     notes += [*blends.weigh.notes(changed), *blends.set.notes(changed)]
     method = METHOD_BY_NAME[blend.method]
-    notes.append(f"{method.name} is computed in float64 and rounded once; it is the same everywhere, but not settled")
+    notes.append(note_of(method.name))
     usuals = list(map(usual, weights))
     plan = make_plan("merge", base, sources, usuals, edits, changes, (Output("", 1.0),), notes, equal)
     shards = tuple(

@@ -11,6 +11,7 @@ import numpy as np
 from adaptertool.arithmetic.before_after import changed, numbers
 from adaptertool.arithmetic.block import Block, blocks_of, part
 from adaptertool.arithmetic.chain import Chain
+from adaptertool.arithmetic.stretch import small_of
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs import COMPUTED
 from adaptertool.codecs.numbers import apart, doubles, rounded, same_bits
@@ -107,17 +108,25 @@ def _expected(subject: Candidate, block: Block, dtype: str, space: Workspace) ->
 def _twice(subject: Candidate, block: Block, space: Workspace) -> tuple[Array, Array]:
     """(W, what should be stored), as `changed` has it. The merge was made by the kernel too: so some rows of a tensor's
     first block are made in passes as well, and where both differ all of the block is."""
-    if block.fused is None or block.first:
+    by_kernel = block.fused is not None or small_of(block.step) is not None
+    if not by_kernel or block.first or not block.numel:
         return changed(subject.inputs, block, subject.alpha, space)
-    count = min(block.last - block.first, max(1, _TWICE // block.columns))
-    first = block.first + (block.last - block.first - count) // 2
-    some = dataclasses.replace(block, first=first, last=first + count, fused=None)
-    passes = changed(subject.inputs, some, subject.alpha, space)[1].copy()
+    place, passes = in_passes(subject, block, _TWICE)
     before, after = changed(subject.inputs, block, subject.alpha, space)
-    start = some.start - block.start
-    if same_bits(after[start : start + some.numel], passes).all():
+    if same_bits(after[place], passes).all():
         return before, after
-    return changed(subject.inputs, dataclasses.replace(block, fused=None), subject.alpha, space)
+    return changed(subject.inputs, block, subject.alpha, space, passes=True)
+
+
+def in_passes(subject: Candidate, block: Block, elements: int) -> tuple[slice, Array]:
+    """Where some rows in the middle of a block lie in it, about so many elements, and what should be stored of them,
+    made in passes. Raises NonFiniteError."""
+    count = min(block.last - block.first, max(1, elements // block.columns))
+    first = block.first + (block.last - block.first - count) // 2
+    some = dataclasses.replace(block, first=first, last=first + count)
+    start = some.start - block.start
+    made = changed(subject.inputs, some, subject.alpha, Workspace(), passes=True)[1]
+    return slice(start, start + some.numel), made
 
 
 def _explain(

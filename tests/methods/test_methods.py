@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as arrays
 from peft.utils import merge_utils
 
 import adaptertool
-from adaptertool.arithmetic import tiling
+from adaptertool.arithmetic import blend, tiling
+from adaptertool.arithmetic.together import Together
 from adaptertool.engine.pool import all_done
 from adaptertool.errors import AdapterToolError, Interrupted, MismatchError, UnsupportedError, UsageError
 from adaptertool.methods import METHODS, Method
@@ -302,3 +303,22 @@ def test_the_kernel_and_numpy_make_the_same(method: Method, place: Path, monkeyp
         reports.append(adaptertool.merge(place / "base", [place / source for source in sources], out, **options))
     assert (place / "out-0/model.safetensors").read_bytes() == (place / "out-1/model.safetensors").read_bytes()
     assert reports[0].survival == reports[1].survival
+
+
+def test_what_is_found_in_blocks_is_not_held_of_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tensor of many long rows it may be more than the tensor itself: the sums of each column, block by block."""
+    held, each = list[int](), Together.each
+
+    def counted(self: Together[Any], function: Any, items: Any) -> list[Any]:
+        held.append(len(items))
+        return each(self, function, items)
+
+    expected = merged(place, ["0", "1"], method="nuslerp", weights=[1, 1], vectors=2)
+    monkeypatch.setattr(Together, "each", counted)
+    monkeypatch.setattr(blend, "HELD", 3)
+    monkeypatch.setattr(tiling, "BLOCK_ELEMENTS", 16)
+    found = merged(place, ["0", "1"], method="nuslerp", weights=[1, 1], vectors=2)
+    assert max(held) == 3
+    assert sum(held) == 24 + 16 + 1  # rows of all tensors
+    for name in SHAPES:
+        assert near(found[name], expected[name].double())
