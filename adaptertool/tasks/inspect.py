@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.algebra.kronecker import as_layer
 from adaptertool.architectures.decoded_beside import as_numbers
 from adaptertool.arguments import PathLike, as_input
 from adaptertool.engine.resources import thread_count
@@ -170,7 +171,7 @@ def _truncates(files: Parsed) -> bool:
         layered = read_alone(files)
     except InputError:
         return False
-    return all(layer.unpaired is None for layer in layered.layers.values())
+    return all(layer.unpaired is None or as_layer(layer) is not None for layer in layered.layers.values())
 
 
 def _said(modules: Sequence[InspectedModule]) -> Iterator[str]:
