@@ -49,7 +49,9 @@ def test_what_is_no_pattern(pattern: str) -> None:
 PART = st.text("ab1-*+[", min_size=1, max_size=3)
 
 
-@given(st.lists(PART, min_size=1, max_size=3), st.lists(st.text("ab1+[", min_size=1, max_size=3), min_size=1, max_size=5))
+@given(
+    st.lists(PART, min_size=1, max_size=3), st.lists(st.text("ab1+[", min_size=1, max_size=3), min_size=1, max_size=5)
+)
 def test_a_pattern_is_a_run_of_parts(pattern: list[str], name: list[str]) -> None:
     """Against a search part by part, in names, which have one at least."""
 
