@@ -54,17 +54,17 @@ def timed(command: Sequence[object]) -> Timing:
     return Timing(*figures)
 
 
-def in_turn(commands: Mapping[str, Sequence[object]], runs: int) -> dict[str, list[Timing]]:
-    """Time each command, one after the other, in one round more than asked for: the first warms the page cache.
+def in_turn(commands: Mapping[str, Sequence[object]], runs: int, *, warm: bool = True) -> dict[str, list[Timing]]:
+    """Time each command, one after the other; warm: in one round more than asked for, which warms the page cache.
 
     The last argument of each is the folder, or the file, that it writes, which is removed before.
     """
     timings: dict[str, list[Timing]] = {name: [] for name in commands}
-    for number in range(runs + 1):
+    for number in range(runs + warm):
         for name, command in commands.items():
             remove(Path(str(command[-1])))
             result = timed(command)
-            if number:
+            if number >= warm:
                 timings[name].append(result)
     return timings
 

@@ -55,7 +55,8 @@ def main(mergekit: str | None, runs: int, layers: int) -> None:
             config.write_text(text)
             theirs = [*SYNCED, found, config, "--no-copy-tokenizer", "--quiet", FOLDER / "theirs"]
             ours = [*TOOL, "mergekit", config, "-q", "-o", FOLDER / "ours"]
-            rows.append((name, in_turn({"adaptertool": ours, "mergekit-yaml": theirs}, runs)))
+            # Minutes each; and what they read has just been written, or read
+            rows.append((name, in_turn({"adaptertool": ours, "mergekit-yaml": theirs}, runs, warm=False)))
             for folder in ("ours", "theirs"):
                 shutil.rmtree(FOLDER / folder)
         into_page("mergekit_1b", "\n".join(table(rows, runs, layers)))
