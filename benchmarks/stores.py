@@ -17,6 +17,7 @@ from measure import ROOT, TOOL, WORK, remove, scratch, timed
 sys.path.insert(0, str(ROOT / "tests"))
 from real_servers import Proxy, seaweed
 
+FOLDER = WORK / "stores"
 DELAY, SHARDS = 0.05, 100  # seconds that each reply takes; files that a plan reads the headers of
 
 
@@ -31,7 +32,7 @@ def put(source: Path, there: str) -> None:
 
 def merges(size: float) -> None:
     model = Llama(layers=max(1, round(size * 1e9 / 88e6)))
-    base, adapter, out = WORK / "base", WORK / "adapter", WORK / "out"
+    base, adapter, out = FOLDER / "base", FOLDER / "adapter", FOLDER / "out"
     save_base(base, by_bytes(model.shapes, 300_000_000), model.config, numbers=normal("BF16", 0.02))
     save_adapter(adapter, model.shapes, 16, numbers=normal("F32", 0.01))
     put(base, f"base-{size}")
@@ -50,8 +51,8 @@ def merges(size: float) -> None:
 def plans() -> None:
     model = Llama(layers=11)
     shards = by_count(model.shapes, 1)[:SHARDS]
-    save_base(WORK / "base", shards)
-    put(WORK / "base", "many")
+    save_base(FOLDER / "base", shards)
+    put(FOLDER / "base", "many")
     with Proxy(os.environ["AWS_ENDPOINT_URL"], lambda *_: "", DELAY) as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.url
         one = timed([*TOOL, "--version"])
@@ -61,9 +62,10 @@ def plans() -> None:
 
 
 def main(sizes: list[float]) -> None:
-    WORK.mkdir(exist_ok=True)
     weed = os.environ.get("WEED", "weed")
-    with scratch(WORK / "server"), contextlib.closing(seaweed(weed, WORK / "server")) as served:
+    with scratch(FOLDER), contextlib.ExitStack() as stack:
+        FOLDER.mkdir(parents=True)
+        served = stack.enter_context(contextlib.closing(seaweed(weed, FOLDER / "server")))
         os.environ |= next(served)
         print("| GB | merge | CPU s for each GB | peak memory |\n| --- | --- | --- | --- |")
         for size in sizes:
