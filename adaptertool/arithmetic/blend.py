@@ -61,7 +61,8 @@ class Blended:
     def compute(self, first: int, last: int, alphas: Sequence[float], tallies: list[Tally]) -> Iterator[memoryview]:
         """The bytes of rows first..last, the same for each α: a merge has one. Raises NonFiniteError."""
         bands, whole = self._whole.get()
-        block, dtype = self._block(first, last, bands), self._step.spec.dtype
+        before, dtype = self._stored(self._step.base, first, last), self._step.spec.dtype
+        block = self._block(before, first, last, bands)
         made = self._method.combine(block.base, block.changes, self._weights, self._blend.settings, whole)
         # −0.0 + 0 is +0.0: where nothing was added, the base's bits stay.
         value: Any = np.where(made == block.base, block.base, made)
@@ -76,7 +77,6 @@ class Blended:
                 f"{self._step.base.path}: {shown(self._step.spec.name)}: the result holds what is no number, or is "
                 f"beyond the range of {dtype}"
             )
-        before = read_stored(self._inputs, self._step.base, *self._elements(first, last))
         if self._step.base.spec.dtype != dtype:
             before = rounded(doubles(before, self._step.base.spec.dtype), dtype)
         for _alpha in alphas:
@@ -86,9 +86,11 @@ class Blended:
     def _elements(self, first: int, last: int) -> tuple[int, int]:
         return first * self._columns, last * self._columns
 
-    def _read(self, ref: Ref, first: int, last: int) -> Part:
-        """Rows of the base, or of a tensor of its shape."""
-        stored, dtype = read_stored(self._inputs, ref, *self._elements(first, last)), ref.spec.dtype
+    def _stored(self, ref: Ref, first: int, last: int) -> Array:
+        """Rows of the base, or of a tensor of its shape, flat as they are stored."""
+        return read_stored(self._inputs, ref, *self._elements(first, last))
+
+    def _part(self, stored: Array, dtype: str) -> Part:
         if self._lazy and dtype in DTYPES:
             return Lazy.of(stored, dtype)
         return self._known(doubles(stored, dtype))
@@ -102,16 +104,16 @@ class Blended:
         if not chain.step.edits:
             return base - base
         if (tuned := _replacement(chain.step)) is not None:
-            return self._read(tuned, first, last) - base
+            return self._part(self._stored(tuned, first, last), tuned.spec.dtype) - base
         begin, end = self._elements(first, last)
         before = read_tensor(self._inputs, self._step.base, begin, end).reshape(-1, self._columns)
         after = before.copy()
         chain.apply(after, first, before)
         return self._known(after.reshape(-1)) - base
 
-    def _block(self, first: int, last: int, bands: Mapping[int, Band]) -> Block:
-        """Rows first..last of the base, and what stays of each change to them."""
-        base = self._read(self._step.base, first, last)
+    def _block(self, stored: Array, first: int, last: int, bands: Mapping[int, Band]) -> Block:
+        """Rows first..last of the base, which are given as they are stored, and what stays of each change to them."""
+        base = self._part(stored, self._step.base.spec.dtype)
         place = Place(self._step.spec.name, first * self._columns, base.size, last_axis(self._step))
         part, settings = first // self._at_once, self._blend.settings
         changes = [self._change(number, base, first, last) for number in self._sources]
@@ -123,12 +125,8 @@ class Blended:
 
     def _find(self) -> tuple[dict[int, Band], Any]:
         """Which elements stay of each change that is trimmed, and what the method wants to know of the whole tensor."""
-        method, settings, size, bands = (
-            self._method,
-            self._blend.settings,
-            self._rows * self._columns,
-            dict[int, Band](),
-        )
+        method, settings, bands = self._method, self._blend.settings, dict[int, Band]()
+        size = self._rows * self._columns
         for number in self._sources:
             skipped, count = method.counts(settings, number, size)
             if method.trims and count < size:
@@ -140,13 +138,14 @@ class Blended:
 
     def _each_change(self, number: int, function: Callable[[Part], Found]) -> Iterator[Found]:
         def of(cut: tuple[int, int]) -> Found:
-            return function(self._change(number, self._read(self._step.base, *cut), *cut))
+            base = self._step.base
+            return function(self._change(number, self._part(self._stored(base, *cut), base.spec.dtype), *cut))
 
         return self._each_cut(of)
 
     def _each_block(self, bands: Mapping[int, Band], function: Callable[[Block], Found]) -> Iterator[Found]:
         def of(cut: tuple[int, int]) -> Found:
-            return function(self._block(*cut, bands))
+            return function(self._block(self._stored(self._step.base, *cut), *cut, bands))
 
         return self._each_cut(of)
 

@@ -98,10 +98,10 @@ def _histogram(parts: Parts, prefix: int, width: int) -> tuple[Array, int]:
     total, others, lock = np.zeros(1 << DIGIT, np.int64), 0, threading.Lock()
 
     def add(part: Part) -> None:
-        nonlocal others
+        nonlocal total, others
         found, rest = _digits(part, prefix, width)
         with lock:
-            np.add(total, found, out=total, casting="unsafe")
+            total += found.astype(np.int64)
             others |= rest
 
     for _ in parts(add):
