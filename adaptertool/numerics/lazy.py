@@ -83,12 +83,13 @@ class Lazy(Formula, NDArrayOperatorsMixin):
         run([Lazy("COLLECT", (self,), self.size, ctypes.addressof(by), by)])
         return found[: by.count].copy()
 
-    def stored(self, dtype: str, every: int) -> tuple[Array, Array]:
-        """The numbers rounded once, as `dtype` stores them, and every n-th of them as it is, from the first on."""
-        out, sample = np.empty(self.size, STORED[dtype]), np.empty(-(-self.size // every))
-        by = Written(out.ctypes.data, sample.ctypes.data, every)
+    def stored(self, out: Array, dtype: str, every: int) -> Array:
+        """out = the numbers rounded once, as `dtype` stores them, (size,) and contiguous; returns every n-th of them as
+        it is, from the first on."""
+        sample = np.empty(-(-self.size // every))
+        by = Written(address(out, STORED[dtype], self.size), sample.ctypes.data, every)
         run([Lazy(f"WRITE_{dtype}", (self,), self.size, ctypes.addressof(by), by)])
-        return out, sample
+        return sample
 
 
 def there() -> bool:
