@@ -73,11 +73,13 @@ class Blended:
         if self._lazy:
             kernel_writes = dtype if dtype in DTYPES else "F64"
             stored = _ROOMS.take("result", value.size, held_as(kernel_writes))
-            sample = value.stored(stored, kernel_writes, every)
-            stored = stored if kernel_writes == dtype else rounded(stored, dtype)
+            sample, largest = value.stored(stored, kernel_writes, every)
+            if kernel_writes != dtype:
+                stored = largest = rounded(stored, dtype)
         else:
-            stored, sample = rounded(value, dtype), value[::every]
-        if not math.isfinite(largest_stored(stored, dtype)):
+            sample, stored = value[::every], rounded(value, dtype)
+            largest = stored
+        if not math.isfinite(largest_stored(largest, dtype)):
             raise NonFiniteError(
                 f"{self._step.base.path}: {shown(self._step.spec.name)}: the result holds what is no number, or is "
                 f"beyond the range of {dtype}"
@@ -92,7 +94,7 @@ class Blended:
         return first * self._columns, last * self._columns
 
     def _stored(self, number: int, ref: Ref, first: int, last: int) -> Array:
-        """Rows of the base, or of a tensor of its shape, flat as they are stored; until the thread reads others of it."""
+        """Rows of the base, or of a tensor of its shape, flat as they are stored, until the thread reads others."""
         begin, end = self._elements(first, last)
         room = None if ref.made else _ROOMS.take(number, end - begin, held_as(ref.spec.dtype))
         return read_stored(self._inputs, ref, begin, end, room)

@@ -1,5 +1,5 @@
-"""The buffers of a thread, which it uses for one block after the other: fresh memory would be cleared by the system each
-time, page by page."""
+"""The buffers of a thread, which it uses for one block after the other: the system would clear fresh memory each time,
+page by page."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Workspace:
 
 
 class Rooms(threading.local):
-    """Buffers that this thread knows by what they are for, where others than those who call it say how many there are."""
+    """Buffers that this thread knows by what they are for, however many there are."""
 
     def __init__(self) -> None:
         self._rooms: dict[Hashable, Array] = {}
 
     def take(self, use: Hashable, size: int, dtype: np.dtype[Any]) -> Array:
-        """An array, flat, of whatever numbers; that of the same use from before is it again, but for a very large one."""
+        """An array, flat, of whatever numbers: that of the same use from before, but where it is very large."""
         needed = size * dtype.itemsize
         if needed > _KEPT:
             return np.empty(size, dtype)
