@@ -80,9 +80,10 @@ if __name__ == "__main__":
 
 def test_a_dry_run_tells_the_weights_of_their_models(tmp_path: Path) -> None:
     """The first model stands in for the base: it has no edit, and the others have their own weights."""
-    for seed, name in enumerate("abc"):
+    sources = ""
+    for seed, (name, weight) in enumerate({"a": 5, "b": 3, "c": 2}.items()):
         llama(tmp_path / name, seed, 1)
-    sources = "".join(f"  - {{model: {name}, parameters: {{weight: {n}}}}}\n" for name, n in zip("abc", "532", strict=True))
+        sources += f"  - {{model: {tmp_path / name}, parameters: {{weight: {weight}}}}}\n"
     (tmp_path / "r.yml").write_text(f"models:\n{sources}merge_method: linear\n")
     plan = adaptertool.prepare_mergekit(tmp_path / "r.yml")
     told = {
