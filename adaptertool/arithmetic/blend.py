@@ -17,7 +17,7 @@ from adaptertool.arithmetic.tiling import last_axis, matrix, rows_at_once
 from adaptertool.arithmetic.together import Together
 from adaptertool.arithmetic.workspace import Rooms
 from adaptertool.codecs.numbers import doubles, largest_stored, rounded
-from adaptertool.codecs.tensors import as_bytes, byte_of, held_as, read_stored, read_tensor
+from adaptertool.codecs.tensors import as_bytes, byte_of, held_as, read_stored
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
@@ -107,16 +107,19 @@ class Blended:
     def _known(self, array: Array) -> Part:
         return Lazy.of(array) if self._lazy else array
 
-    def _change(self, number: int, base: Part, first: int, last: int) -> Part:
-        """What a source alone makes of these rows, less what they are."""
+    def _change(self, number: int, stored: Array, base: Part, first: int, last: int) -> Part:
+        """What a source alone makes of these rows, less what they are, which is given as stored too."""
         chain = self._sources[number]
         if not chain.step.edits:
             return base - base
         if (tuned := _replacement(chain.step)) is not None:
             return self._part(self._stored(number, tuned, first, last), tuned.spec.dtype) - base
-        begin, end = self._elements(first, last)
-        before = read_tensor(self._inputs, self._step.base, begin, end).reshape(-1, self._columns)
-        after = before.copy()
+        before, after = (
+            _ROOMS.take(use, stored.size, np.dtype(np.float64)).reshape(-1, self._columns)
+            for use in ("before", ("after", number))
+        )
+        doubles(stored.reshape(before.shape), self._step.base.spec.dtype, before)
+        after[:] = before
         chain.apply(after, first, before)
         return self._known(after.reshape(-1)) - base
 
@@ -125,7 +128,7 @@ class Blended:
         base = self._part(stored, self._step.base.spec.dtype)
         place = Place(self._step.spec.name, first * self._columns, base.size, last_axis(self._step))
         part, settings = first // self._at_once, self._blend.settings
-        changes = [self._change(number, base, first, last) for number in self._sources]
+        changes = [self._change(number, stored, base, first, last) for number in self._sources]
         stay = [
             self._method.thinned(change, settings, place, number, bands.get(number), part)
             for number, change in zip(self._sources, changes, strict=True)
@@ -147,8 +150,8 @@ class Blended:
 
     def _each_change(self, number: int, function: Callable[[Part], Found]) -> Iterator[Found]:
         def of(cut: tuple[int, int]) -> Found:
-            base = self._step.base
-            return function(self._change(number, self._part(self._stored(_BASE, base, *cut), base.spec.dtype), *cut))
+            stored = self._stored(_BASE, self._step.base, *cut)
+            return function(self._change(number, stored, self._part(stored, self._step.base.spec.dtype), *cut))
 
         return self._each_cut(of)
 
