@@ -15,7 +15,7 @@ from adaptertool.files import LOCAL, store_of
 from adaptertool.files.hashing import DEFAULT, Digests, Hasher, InOrder, digests_of, hasher
 from adaptertool.files.side_by_side import each
 from adaptertool.files.store import BROKEN, FILE, FOLDER, InputFile
-from adaptertool.spec.tensors import Ref, Stamp
+from adaptertool.spec.tensors import Ref, Stamp, is_still
 
 _CHUNK = 16 << 20  # bytes that are compared at once
 _BESIDE = 4096  # bytes between two parts that are read with them: another call would take longer
@@ -223,5 +223,5 @@ class Inputs:
             self._check(path, stamp)
 
     def _check(self, path: Path, stamp: Stamp) -> None:
-        if self._stamps[path] != stamp:
+        if not is_still(stamp, self._stamps[path]):
             raise InputError(f"{path} changed since it was first read; nothing was published, run again")

@@ -24,8 +24,13 @@ DTYPE_BITS: Mapping[str, int] = {
 
 
 # Device, inode, size, mtime and ctime of a file: what tells that it is still the one that was planned with.
-# The ctime is there because a copy in place can put the mtime back.
-Stamp = tuple[int, int, int, int, int]
+# The ctime is there because a copy in place can put the mtime back; without it, only the rest is asked for.
+Stamp = tuple[int, ...]
+
+
+def is_still(stamp: Stamp, known: Stamp) -> bool:
+    """Whether a file that has this stamp now is the one that was known by that, as far as that one goes."""
+    return stamp[: len(known)] == known
 
 
 # Of factors whose columns lie in turn (experts) those of several are read at once: at most so many bytes for each

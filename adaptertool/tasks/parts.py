@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from adaptertool.arguments import Number, PathLike, as_path, given_settings
 from adaptertool.engine.resources import thread_count
-from adaptertool.errors import OutputError, StorageError, UsageError, shown
+from adaptertool.errors import InputError, OutputError, StorageError, UsageError, shown
 from adaptertool.methods import settings_of
 from adaptertool.output import checkpoint
 from adaptertool.output.checkpoint import hashes_of
@@ -176,7 +176,7 @@ def _unless_published(plan: Plan, out: Path, how: Options, file: Path, make: Cal
         return None
     try:
         return make()
-    except (OutputError, StorageError) as error:
+    except (InputError, OutputError, StorageError) as error:  # also where another, who is done, has cleaned up
         if there():
             return None
         if isinstance(error, OutputError) and os.path.lexists(out):

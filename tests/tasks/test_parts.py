@@ -16,9 +16,12 @@ from in_parts import Place
 from adaptertool import finish, merge, plan_merge, plan_wise, run_part, wise
 from adaptertool.errors import UsageError
 from adaptertool.files import reader
+from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.leftovers import left_behind
 from adaptertool.files.staging import Staging
 from adaptertool.planning.deal import deal
+from adaptertool.spec.plan import Plan
+from adaptertool.verification.check import check
 
 
 @pytest.fixture
@@ -136,6 +139,39 @@ def test_parts_at_once(place: Place) -> None:
     assert len(made) == 8
     finish(place.file)
     assert snapshot(place.out) == snapshot(place.folder / "one")
+
+
+def test_two_finishers_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another comes while one verifies, makes links to the same shards, and is done first: both end well."""
+    merge(place.base, place.adapters[:1], place.folder / "one")
+    plan_merge(place.base, place.adapters[:1], place.out, place.file)
+    run_part(place.file)
+    reports = []
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr("adaptertool.output.verified.check", check)
+        reports.append(finish(place.file, verify=True))
+        return check(*arguments, **options)
+
+    monkeypatch.setattr("adaptertool.output.verified.check", meanwhile)
+    reports.append(finish(place.file, verify=True))
+    assert [report.verified for report in reports] == [True, True]
+    assert snapshot(place.out) == snapshot(place.folder / "one")
+    assert not left_behind(place.folder)
+
+
+def test_one_who_verifies_is_not_disturbed_by_links(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_merge(place.base, place.adapters[:1], place.out, place.file)
+    run_part(place.file)
+
+    def meanwhile(plan: Plan, base: Any, written: Checkpoint, *arguments: Any, **options: Any) -> Any:
+        for header in written.headers:
+            (header.path.parent / f"{header.path.name}.another").hardlink_to(header.path)
+            (header.path.parent / f"{header.path.name}.another").unlink()
+        return check(plan, base, written, *arguments, **options)
+
+    monkeypatch.setattr("adaptertool.output.verified.check", meanwhile)
+    assert finish(place.file, verify=True).verified
 
 
 def test_merge_goes_on_from_parts_and_parts_from_merge(place: Place) -> None:

@@ -16,7 +16,7 @@ from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.numerics.decoding import Coded, decoded
 from adaptertool.numerics.rounding import Array
-from adaptertool.spec.tensors import Making, ReadStored, Ref, Stamp, TensorSpec
+from adaptertool.spec.tensors import Making, ReadStored, Ref, Stamp, TensorSpec, is_still
 
 # (how to read, first row, last row) -> these rows of the weight, float64, in rows of `Weight.width` elements
 Rows = Callable[..., Array]
@@ -129,7 +129,7 @@ class Stored:
         """All bytes of a small tensor: what says how others are to be read. Raises InputError where the file is no
         longer the one whose header was read."""
         with open_input(ref.path) as file:
-            if file.stamp != self._stamps[ref.path]:
+            if not is_still(file.stamp, self._stamps[ref.path]):
                 raise InputError(f"{ref.path} changed since it was first read; run again")
             return read_exact(file, ref.offset, ref.spec.nbytes)
 
