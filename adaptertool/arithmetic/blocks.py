@@ -150,7 +150,9 @@ def open_elements(
     chain, rows = block.chain, (block.first, block.last, block.columns)
     changed = chain.size(size, block.first, block.last, norms, UNIT)
     within = changed if alpha == 1 else interpolated(size, changed, alpha, UNIT)
-    return OpenElements(chain, ExactRows(chain), *rows, norms, within, alpha, replaced, block.step.spec.dtype, settled)
+    return OpenElements(
+        chain, ExactRows(chain), *rows, norms, size, within, alpha, replaced, block.step.spec.dtype, settled
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ def values_of(
     where: Array,
     before: Array,
     alpha: float,
-    norms: Mapping[int, Array] | None = None,
+    norms: Mapping[int, Any] | None = None,
 ) -> Iterator[tuple[slice, Any]]:
     """before + α·(after − before) of elements `where` (n,) of a block, ascending: slices of `where`, one after the
     other, and their values, flat.
