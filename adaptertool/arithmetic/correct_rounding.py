@@ -20,7 +20,7 @@ import numpy as np
 
 from adaptertool.arithmetic.by_row import norms_within
 from adaptertool.arithmetic.chain import UNIT, Chain
-from adaptertool.arithmetic.elements import interpolate, values_of
+from adaptertool.arithmetic.elements import every, interpolate, values_of
 from adaptertool.arithmetic.exact_norms import ExactRows
 from adaptertool.arithmetic.single import pick
 from adaptertool.codecs import BY_DTYPE
@@ -72,28 +72,33 @@ class OpenElements:
     dtype: str  # of the output
     counts: Settled = field(default_factory=Settled)
 
-    def settle(self, where: Array, before: Array, values: Array | None) -> Array:
-        """The correctly rounded results (n,) at `where` (n,), ascending indices into the block, as stored; a NaN or
-        infinity as it comes.
+    def settle(self, where: Array, before: Array, values: Array | None, out: Array | None = None) -> Array:
+        """The correctly rounded results (n,) at `where` (n,), ascending indices into the block, as stored, in `out` if
+        that is there; a NaN or infinity as it comes.
 
         before: what the base has there, float64 (n,); values: the results in float64 (n,), or None to compute them here
         """
         codec, rows = BY_DTYPE[self.dtype], (self.first, self.last)
-        found = np.empty(len(where), codec.held)
+        found = np.empty(len(where), codec.held) if out is None else out
         if values is None:
             values = np.empty(len(where))
             for part, own in values_of(BLOCKS, self.chain, rows, where, before, self.alpha, self.norms):
                 values[part] = own
-        left = codec.encode(values, *self.size.margin(UNIT), found)
-        left = left[np.isfinite(values[left])]
-        self.counts.exactly += len(left) if codec.rounds else 0
+        if codec.rounds:
+            left = codec.encode(values, *self.size.margin(UNIT), found)
+            left = left[np.isfinite(values[left])]
+            self.counts.exactly += len(left)
+        else:  # float64 itself leaves all of float64 open
+            left = every(len(where))
+            if not (finite := np.isfinite(values)).all():
+                left, found[:] = left[finite], values
         near, operations = None, self.chain.requirements.operations
         if len(left) and DOUBLES.can(operations):
             if codec.rounds and (norms := self._norms_within()):
                 left, near = self._by_pairs(left, where, before, values, found, norms)
             if len(left):
                 left, near = self._by_pairs(left, where, before, values, found)
-        self.counts.exactly += 0 if codec.rounds else len(left)  # float64 itself leaves all of float64 open
+        self.counts.exactly += 0 if codec.rounds else len(left)
         if len(left) and near is not None and RESIDUES.can(operations) and not self.chain.quotients:
             left = self._by_residues(left, where, before, values, found, near)
         self.counts.one_by_one += len(left)
@@ -125,8 +130,15 @@ class OpenElements:
         at, base = (where, before) if whole else (where[left], before[left])
         for part, value in values_of(DOUBLES, self.chain, rows, at, base, self.alpha, norms):
             some = left[part]
+            place = part if whole else some
+            if not BY_DTYPE[self.dtype].rounds:  # nearly all are known at once
+                nearest = np.empty(len(some))
+                rest = value.nearest(nearest)
+                found[place] = nearest
+                place, value = some[rest], value[rest]
+                some = place
             low, high, certain = self._ends(value)
-            found[part if whole else some] = low
+            found[place] = low
             self._sign_zeros(some[(value.high == 0) & certain], before, values, found)
             if not certain.all():
                 # The ends lie further out by a rounding of `low`.

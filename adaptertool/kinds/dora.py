@@ -59,7 +59,25 @@ def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> N
             lora.apply(ops, some, {**factors, role: factors[role][part]}, scale, 1)
             some *= ratio[part]
         return
-    changed = lora.combined(ops, rows, factors, scale)
+    _mix(rows, lora.combined(ops, rows, factors, scale), ratio, weight)
+
+
+def at_once(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:
+    """The same with the norms of V itself, which is made once for both; for whole rows."""
+    assert ops.divide is not None and ops.root is not None
+    if weight == 1:
+        lora.apply(ops, rows, factors, scale, 1)
+    changed = rows if weight == 1 else lora.combined(ops, rows, factors, scale)
+    nothing = (ops.array(np.zeros(shape)) for shape in ((changed.shape[0], 0), (0, changed.shape[1])))
+    ratio = ops.divide(factors[MAGNITUDE], ops.root(ops.squares(changed, *nothing)))
+    if weight == 1:
+        rows *= ratio
+    else:
+        _mix(rows, changed, ratio, weight)
+
+
+def _mix(rows: Array, changed: Array, ratio: Array, weight: Any) -> None:
+    """rows += weight·(ratio·changed − rows), in place; changed, too."""
     changed *= ratio
     changed -= rows
     changed *= weight
@@ -171,7 +189,9 @@ DORA = Kind(
     bound=bound,
     bound_by_row=bound_by_row,
     operations=frozenset({TIMES, DIVIDE}),
-    norms=Norms(squares=squares, bound=lora.bound, length=MAGNITUDE, of_product=True, error=norm_error),
+    norms=Norms(
+        squares=squares, bound=lora.bound, length=MAGNITUDE, of_product=True, error=norm_error, at_once=at_once
+    ),
     single=True,
     pair=(B, A),
     anew=(B, MAGNITUDE),

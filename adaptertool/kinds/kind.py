@@ -40,6 +40,8 @@ class Norms:
     together: the role of a factor with as many numbers as rows, one after the other, have one norm
     error:   (bound of the weight, factors, scale, length of a row) -> (n, 1): by how much of itself each norm, that is
              among the factors, may be off in float64; where there is a `bound_by_row`
+    at_once: as the kind's `apply`, for whole rows that are divided by their own norms, which it finds itself: where
+             that saves a part of the work
     """
 
     squares: Callable[[Ops, Array, Factors, Any], Array]
@@ -48,6 +50,7 @@ class Norms:
     of_product: bool = False
     together: str | None = None
     error: Callable[[Bound, Mapping[str, Factor], float, int], Array] | None = None
+    at_once: Callable[[Ops, Array, Factors, Any, Any], None] | None = None
 
     def joined(self, squares: Any, factors: Mapping[str, Any]) -> Any:
         """The squares of all rows (n, 1), each summed with those of the same norm. factors: tensors, or arrays"""

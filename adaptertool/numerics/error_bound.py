@@ -61,7 +61,7 @@ class Bound:
 
     @property
     def exact(self) -> bool:
-        return self.error == 0 and self.relative == 0
+        return bool(self.error == 0 and self.relative == 0)
 
     def is_below(self, limit: float) -> bool:
         """Whether all numbers are known, and smaller than that."""
