@@ -17,6 +17,7 @@ import numpy as np
 from adaptertool.arithmetic.block import Block, part
 from adaptertool.arithmetic.chain import UNIT
 from adaptertool.arithmetic.correct_rounding import OpenElements, Settled
+from adaptertool.arithmetic.elements import every
 from adaptertool.arithmetic.exact_norms import ExactRows
 from adaptertool.arithmetic.fused import buffers
 from adaptertool.arithmetic.not_finite import fail_not_finite
@@ -92,11 +93,15 @@ def _in_passes(
             result[:] = stored
         elif not exact or size.exact or not (math.isfinite(size.error) or _all_known(value, codec)):
             codec.encode(value, 0.0, 0.0, result)
-        elif len(where := codec.encode(value, *size.margin(run.unit), result, quick=True)):
-            some_or_all = slice(None) if len(where) == block.numel else where
-            before = doubles(stored[some_or_all], base.spec.dtype)
+        elif len(where := _open(value, size.margin(run.unit), codec, result)):
+            whole = len(where) == block.numel
+            some_or_all = slice(None) if whole else where
+            before = stored if whole and stored.dtype == np.float64 else doubles(stored[some_or_all], base.spec.dtype)
+            values = value[some_or_all] if run.unit == UNIT else None
             some = open_elements(block, run.size, run.norms, alpha, settled, replaced=replaced)
-            result[some_or_all] = some.settle(where, before, value[some_or_all] if run.unit == UNIT else None)
+            new = some.settle(where, before, values, result if whole else None)
+            if not whole:
+                result[where] = new
         if not replaced and (not exact or size.exact):
             _sign_zeros(block, stored, value, result)
         within = size.largest + size.absolute < codec.largest / 2
@@ -150,7 +155,9 @@ def open_elements(
     chain, rows = block.chain, (block.first, block.last, block.columns)
     changed = chain.size(size, block.first, block.last, norms, UNIT)
     within = changed if alpha == 1 else interpolated(size, changed, alpha, UNIT)
-    return OpenElements(chain, ExactRows(chain), *rows, norms, within, alpha, replaced, block.step.spec.dtype, settled)
+    return OpenElements(
+        chain, ExactRows(chain), *rows, norms, size, within, alpha, replaced, block.step.spec.dtype, settled
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +205,11 @@ def evaluate(
     unit = float(np.finfo(arithmetic).eps) / 2
     changed = block.chain.size(size, block.first, block.last, norms, unit) if exact else size
     return _Run(before, after, delta, mix, size, changed, norms, unit)
+
+
+def _open(value: Array, margin: tuple[float, float], codec: Codec, result: Array) -> Array:
+    """Rounds into `result`; returns the indices of what is open, which is all where float64 decides nothing."""
+    return codec.encode(value, *margin, result, quick=True) if codec.rounds else every(value.size)
 
 
 def _all_known(value: Array, codec: Codec) -> bool:

@@ -70,7 +70,8 @@ class Chain:
 
         before: the rows as the base has them, for the edits that take their norms from them.
         known: the norms, where they are not to be those of these rows.
-        Returns the norms by the number of the edit, (n, 1) float64 each; of a tensor stored transposed (columns, 1).
+        Returns the norms by the number of the edit, (n, 1) float64 each; of a tensor stored transposed (columns, 1). In
+        double-double not those that a kind finds `at_once`.
         """
         self.forget(first)
         norms = dict(known or {})
@@ -82,6 +83,11 @@ class Chain:
             shorter = self.shorter(number, edit, chosen.places) if ops is BLOCKS else None
             factors = whole(ops, kind, shorter or self.known(number, edit, chosen.places))
             scale, weight = numbers_of(ops, edit)
+            own = isinstance(chosen.index, slice) and not edit.transposed and not (edit.on_base and number)
+            once = kind.norms.at_once if ops is DOUBLES and own and kind.norms is not None else None
+            if once is not None and number not in norms:
+                once(ops, some, factors, scale, weight)
+                continue
             if number in norms:
                 factors[NORM] = norms[number]
             elif kind.norms is not None:

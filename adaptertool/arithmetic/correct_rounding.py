@@ -2,9 +2,10 @@
 error of the arithmetic counts.
 
 Stages, each for what the one before left: float64 with its error bound; double-double, with a bound for each element
-(numerics.double_double); where there are no norms exact residues modulo 2^64, which tell the side of a middle
-(numerics.modular); and rationals, one by one (numerics.interval). All but the last take many elements at once. Of what
-is stored as float64 the first decides nothing.
+(numerics.double_double), where there are norms first with those of float64, which take no whole rows (by_row); where
+there are none exact residues modulo 2^64, which tell the side of a middle (numerics.modular); and rationals, one by one
+(numerics.interval). All but the last take many elements at once. Of what is stored as float64 the first decides
+nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from adaptertool.arithmetic.by_row import norms_within
 from adaptertool.arithmetic.chain import UNIT, Chain
-from adaptertool.arithmetic.elements import interpolate, values_of
+from adaptertool.arithmetic.elements import every, interpolate, values_of
 from adaptertool.arithmetic.exact_norms import ExactRows
 from adaptertool.arithmetic.single import pick
 from adaptertool.codecs import BY_DTYPE
@@ -63,31 +65,40 @@ class OpenElements:
     last: int
     columns: int
     norms: Mapping[int, Array]  # in float64, by the number of the edit
+    base: Bound  # of what the base has
     size: Bound  # of the values in float64, errors included
     alpha: float
     replaced: bool  # the result is a stored tensor itself: its zeros keep their sign
     dtype: str  # of the output
     counts: Settled = field(default_factory=Settled)
 
-    def settle(self, where: Array, before: Array, values: Array | None) -> Array:
-        """The correctly rounded results (n,) at `where` (n,), ascending indices into the block, as stored; a NaN or
-        infinity as it comes.
+    def settle(self, where: Array, before: Array, values: Array | None, out: Array | None = None) -> Array:
+        """The correctly rounded results (n,) at `where` (n,), ascending indices into the block, as stored, in `out` if
+        that is there; a NaN or infinity as it comes.
 
         before: what the base has there, float64 (n,); values: the results in float64 (n,), or None to compute them here
         """
         codec, rows = BY_DTYPE[self.dtype], (self.first, self.last)
-        found = np.empty(len(where), codec.held)
+        found = np.empty(len(where), codec.held) if out is None else out
         if values is None:
             values = np.empty(len(where))
             for part, own in values_of(BLOCKS, self.chain, rows, where, before, self.alpha, self.norms):
                 values[part] = own
-        left = codec.encode(values, *self.size.margin(UNIT), found)
-        left = left[np.isfinite(values[left])]
-        self.counts.exactly += len(left) if codec.rounds else 0
+        if codec.rounds:
+            left = codec.encode(values, *self.size.margin(UNIT), found)
+            left = left[np.isfinite(values[left])]
+            self.counts.exactly += len(left)
+        else:  # float64 itself leaves all of float64 open
+            left = every(len(where))
+            if not (finite := np.isfinite(values)).all():
+                left, found[:] = left[finite], values
         near, operations = None, self.chain.requirements.operations
         if len(left) and DOUBLES.can(operations):
-            left, near = self._by_pairs(left, where, before, values, found)
-        self.counts.exactly += 0 if codec.rounds else len(left)  # float64 itself leaves all of float64 open
+            if codec.rounds and (norms := self._norms_within()):
+                left, near = self._by_pairs(left, where, before, values, found, norms)
+            if len(left):
+                left, near = self._by_pairs(left, where, before, values, found)
+        self.counts.exactly += 0 if codec.rounds else len(left)
         if len(left) and near is not None and RESIDUES.can(operations) and not self.chain.quotients:
             left = self._by_residues(left, where, before, values, found, near)
         self.counts.one_by_one += len(left)
@@ -97,15 +108,37 @@ class OpenElements:
             found[place] = rounded(np.array([value]), self.dtype)[0]
         return found
 
-    def _by_pairs(self, left: Array, where: Array, before: Array, values: Array, found: Array) -> tuple[Array, _Near]:
-        """Decide what double-double can; returns what is left, and what is known of that."""
+    def _norms_within(self) -> Mapping[int, DoubleDouble] | None:
+        """The norms with what float64 knows of them, where they do not take an element's whole row."""
+        if not self.norms or self.chain.requirements.whole_rows:
+            return None
+        return norms_within(self.chain, self.base, (self.first, self.last), self.norms)
+
+    def _by_pairs(
+        self,
+        left: Array,
+        where: Array,
+        before: Array,
+        values: Array,
+        found: Array,
+        norms: Mapping[int, DoubleDouble] | None = None,
+    ) -> tuple[Array, _Near]:
+        """Decide what double-double can; returns what is left, and what is known of that. norms: None to compute them
+        in double-double, from all of the rows"""
         still: list[tuple[Array, ...]] = [(left[:0], found[:0], found[:0], np.empty(0), np.empty(0))]
         whole, rows = len(left) == len(where), (self.first, self.last)
         at, base = (where, before) if whole else (where[left], before[left])
-        for part, value in values_of(DOUBLES, self.chain, rows, at, base, self.alpha):
+        for part, value in values_of(DOUBLES, self.chain, rows, at, base, self.alpha, norms):
             some = left[part]
+            place = part if whole else some
+            if not BY_DTYPE[self.dtype].rounds:  # nearly all are known at once
+                nearest = np.empty(len(some))
+                rest = value.nearest(nearest)
+                found[place] = nearest
+                place, value = some[rest], value[rest]
+                some = place
             low, high, certain = self._ends(value)
-            found[part if whole else some] = low
+            found[place] = low
             self._sign_zeros(some[(value.high == 0) & certain], before, values, found)
             if not certain.all():
                 # The ends lie further out by a rounding of `low`.

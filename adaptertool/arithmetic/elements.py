@@ -3,6 +3,7 @@ of their rows, whose norms are then known as well."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
@@ -13,13 +14,21 @@ from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.single import pick
 from adaptertool.arithmetic.tiling import needs_columns
 from adaptertool.codecs.tensors import read_rows
-from adaptertool.numerics.ops import BLOCKS, FLOATS, Ops
+from adaptertool.numerics.ops import BLOCKS, DOUBLES, FLOATS, Ops
 from adaptertool.numerics.rounding import Array
 
-_PART = 1 << 15  # elements whose numbers stay in the cache
+_PART, _ROWS = 1 << 16, 8  # elements that are made at once, or rows where that is more: their numbers stay near
 _FACTORS = 1 << 17  # that belong to single elements
 _SPARSE = 2.0  # factors of single elements for each element of the block: where there are less, that takes less time
 _GAP = 1 << 12  # elements that take less time than to begin anew
+
+
+@functools.lru_cache(maxsize=2)
+def every(count: int) -> Array:
+    """The indices 0..count: those of all elements of a block, of which a tensor has two sizes. Not to be written to."""
+    found = np.arange(count, dtype=np.int32)
+    found.flags.writeable = False
+    return found
 
 
 def interpolate(before: Any, after: Any, alpha: Any) -> Any:
@@ -34,7 +43,7 @@ def values_of(
     where: Array,
     before: Array,
     alpha: float,
-    norms: Mapping[int, Array] | None = None,
+    norms: Mapping[int, Any] | None = None,
 ) -> Iterator[tuple[slice, Any]]:
     """before + α·(after − before) of elements `where` (n,) of a block, ascending: slices of `where`, one after the
     other, and their values, flat.
@@ -64,7 +73,8 @@ def values_of(
         else:
             stored = read_rows(chain.inputs, chain.step.base, first + begin, first + end, columns)
         base = chain.taken(ops, stored)
-        made = base.copy()
+        in_place = ops is DOUBLES and alpha == 1 and not chain.requirements.before  # what is made of it replaces it
+        made = base if in_place else base.copy()
         chain.apply(made, first + begin, base, ops=ops)
         base, made = base.reshape(-1), made.reshape(-1)
         if not whole:
@@ -75,7 +85,7 @@ def values_of(
 
 def _windows(count: int, columns: int) -> Iterator[tuple[slice, int, int]]:
     """As `_runs`, of all elements of a block."""
-    step = max(1, _PART // columns)
+    step = _step(columns)
     for begin in range(0, count // columns, step):
         end = min(count // columns, begin + step)
         yield slice(begin * columns, end * columns), begin, end
@@ -83,8 +93,13 @@ def _windows(count: int, columns: int) -> Iterator[tuple[slice, int, int]]:
 
 def _runs(row: Array, columns: int) -> Iterator[tuple[slice, int, int]]:
     """Rows that are looked at together, begin..end, and which of the elements, whose rows ascend, lie in them."""
-    window = row // max(1, _PART // max(columns, 1))
+    window = row // _step(columns)
     apart = np.diff(row) > max(1, _GAP // max(columns, 1))
     cuts = (np.flatnonzero(apart | (np.diff(window) != 0)) + 1).tolist()
     for start, stop in zip([0, *cuts], [*cuts, len(row)], strict=True):
         yield slice(start, stop), int(row[start]), int(row[stop - 1]) + 1
+
+
+def _step(columns: int) -> int:
+    """How many rows are made at once."""
+    return max(_ROWS, _PART // max(columns, 1))

@@ -52,7 +52,7 @@ def pick(
             factors = {role: taken(ops, kind, role, factor, edit, places) for role, factor in known.items()}
             if norms and number in norms:
                 norm = norms[number]
-                factors[NORM] = norm if norm.ndim == 3 else picked(kind, NORM, norm, edit, places)
+                factors[NORM] = norm if len(norm.shape) == 3 else picked(kind, NORM, norm, edit, places)
             kind.apply(ops, some, factors, scale, weight)
         if some is not made:
             made[where] = some

@@ -137,7 +137,7 @@ def _of_floats(block: Block, base: Array) -> float:
     if any(kind.norms for kind in kinds) or all(kind.pair for kind in kinds):
         return 0.0
     size = Bound(float(abs(base).max(initial=0.0)))
-    bound = block.chain.size(size, block.first, block.last, {}, unit("F64")).absolute
+    bound: float = block.chain.size(size, block.first, block.last, {}, unit("F64")).absolute
     return min(bound * bound * base.size, sys.float_info.max)
 
 

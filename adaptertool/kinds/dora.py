@@ -23,6 +23,7 @@ from adaptertool.numerics.product import roundings
 from adaptertool.spec.tensors import ReadRows
 
 MAGNITUDE = "lora_magnitude_vector"
+DOUBLE = 2.0**-53  # the unit of float64
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
@@ -58,7 +59,25 @@ def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> N
             lora.apply(ops, some, {**factors, role: factors[role][part]}, scale, 1)
             some *= ratio[part]
         return
-    changed = lora.combined(ops, rows, factors, scale)
+    _mix(rows, lora.combined(ops, rows, factors, scale), ratio, weight)
+
+
+def at_once(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:
+    """The same with the norms of V itself, which is made once for both; for whole rows."""
+    assert ops.divide is not None and ops.root is not None
+    if weight == 1:
+        lora.apply(ops, rows, factors, scale, 1)
+    changed = rows if weight == 1 else lora.combined(ops, rows, factors, scale)
+    nothing = (ops.array(np.zeros(shape)) for shape in ((changed.shape[0], 0), (0, changed.shape[1])))
+    ratio = ops.divide(factors[MAGNITUDE], ops.root(ops.squares(changed, *nothing)))
+    if weight == 1:
+        rows *= ratio
+    else:
+        _mix(rows, changed, ratio, weight)
+
+
+def _mix(rows: Array, changed: Array, ratio: Array, weight: Any) -> None:
+    """rows += weight·(ratio·changed − rows), in place; changed, too."""
     changed *= ratio
     changed -= rows
     changed *= weight
@@ -66,38 +85,48 @@ def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> N
 
 
 def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int) -> Bound:
+    """The largest of `bound_by_row`."""
+    return bound_by_row(size, factors, scale, weight, unit, length).of_all
+
+
+def bound_by_row(
+    size: Bound, factors: Mapping[str, Factor], scale: float, weight: float, unit: float, length: int
+) -> Bound:
     """V as in LoRA; the sum of `length` squares, its root, a quotient; then the product with V, and the mixture.
 
     With f = m / ‖V‖ and its relative error e:  |x̂ − x| ≤ unit·|x̂| + f̂·|v̂ − v| + e·|x|, and ‖V̂ − V‖ is no larger than
-    relative·‖V̂‖ + error·√length. Norms are computed in float64, and from the base where the rest is not.
+    relative·‖V̂‖ + error·√length (`norm_error`). Norms are computed in float64, and from the base where the rest is not.
     Where V is next to nothing beside what it is the sum of, little more is known than |x| ≤ |m|.
     """
-    combined = lora.bound(size, factors, scale, 1.0, unit, length)
-    if not math.isfinite(combined.error):
-        return combined
+    combined, norms = lora.bound(size, factors, scale, 1.0, unit, length), factors[NORM].array
+    unknown = Bound(math.inf, math.inf)
+    if not combined.known or not (norms > 0).all():
+        return unknown
+    with np.errstate(all="ignore"):  # what overflows is no bound, and known as none
+        off = norm_error(size if unit == DOUBLE else Bound(size.largest), factors, scale, length)
+        off += 3 * unit  # of the ratio: its quotient, rounded; and of m, where it has more bits
+        lost = off > 0.25
+        ratio, slack = Factor(factors[MAGNITUDE].array / norms), 1 + 2.0**-10 + 4 * off
+        ends = [ratio.extent, factors[MAGNITUDE].extent, factors[NORM].extent]
+        if not in_range(ends, unit) or (lost.any() and unit != DOUBLE):
+            return unknown
+        times = abs(ratio.array)
+        little = 2 * times * (combined.largest + combined.absolute) + abs(factors[MAGNITUDE].array)
+        largest = np.where(lost, little, times * combined.largest * slack)
+        error = np.where(lost, little, times * combined.error * slack + tiny(unit))
+        relative = np.where(lost, 0.0, (unit + combined.relative + off) * slack)
+        changed = Bound(largest, error=error, relative=relative, moved=size.moved + size.largest + largest)
+        return changed if weight == 1 else mixed(size, changed, weight, unit)
 
-    norms = factors[NORM].array
-    smallest = float(norms.min()) if norms.size else 1.0
-    if not smallest > 0:
-        return Bound(math.inf, math.inf)
-    double = 2.0**-53
+
+def norm_error(size: Bound, factors: Mapping[str, Factor], scale: float, length: int) -> Array:
+    """How far the norms may be off, (n, 1), relatively to what is computed, in float64: by V̂ − V, and by the roundings
+    of the sum of `length` squares and of its root. Infinite where numbers may have been lost."""
     whole = factors[NORM].size
     if whole is None:
-        whole = lora.bound(size if unit == double else Bound(size.largest), factors, scale, 1.0, double, length)
-    norm = whole.relative + whole.error * math.sqrt(length) / smallest + (roundings(length) + 8) * double
-    norm += 3 * unit  # of the ratio: its quotient, rounded; and of m, where it has more bits
-    lost = norm > 0.25
-    ratio, slack = Factor(factors[MAGNITUDE].array / norms), 1 + 2.0**-10 + 4 * norm
-    ends = [ratio.extent, factors[MAGNITUDE].extent, factors[NORM].extent]
-    if not in_range(ends, unit) or (lost and unit != double):
-        return Bound(math.inf, math.inf)
-    largest = ratio.largest * combined.largest * slack
-    error, relative = ratio.largest * combined.error * slack + tiny(unit), (unit + combined.relative + norm) * slack
-    if lost:
-        largest = 2 * ratio.largest * (combined.largest + combined.absolute) + factors[MAGNITUDE].largest
-        error, relative = largest, 0.0
-    changed = Bound(largest, error=error, relative=relative, moved=size.moved + size.largest + largest)
-    return changed if weight == 1 else mixed(size, changed, weight, unit)
+        whole = lora.bound(size, factors, scale, 1.0, DOUBLE, length)
+    norms = factors[NORM].array
+    return whole.relative + whole.error * math.sqrt(length) / norms + (roundings(length) + 8) * DOUBLE
 
 
 def interpolated(magnitude: Array, norm: Array, alpha: float) -> tuple[Array, Array]:
@@ -158,8 +187,11 @@ DORA = Kind(
     shapes=shapes,
     apply=apply,
     bound=bound,
+    bound_by_row=bound_by_row,
     operations=frozenset({TIMES, DIVIDE}),
-    norms=Norms(squares=squares, bound=lora.bound, length=MAGNITUDE, of_product=True),
+    norms=Norms(
+        squares=squares, bound=lora.bound, length=MAGNITUDE, of_product=True, error=norm_error, at_once=at_once
+    ),
     single=True,
     pair=(B, A),
     anew=(B, MAGNITUDE),

@@ -38,6 +38,10 @@ class Norms:
     length:  the role of the vector, one number for each output row, that stands over the norm
     of_product: the rows are those of V = W + scale·B·A, of the kind's `pair`, and W' = length / norm·V
     together: the role of a factor with as many numbers as rows, one after the other, have one norm
+    error:   (bound of the weight, factors, scale, length of a row) -> (n, 1): by how much of itself each norm, that is
+             among the factors, may be off in float64; where there is a `bound_by_row`
+    at_once: as the kind's `apply`, for whole rows that are divided by their own norms, which it finds itself: where
+             that saves a part of the work
     """
 
     squares: Callable[[Ops, Array, Factors, Any], Array]
@@ -45,6 +49,8 @@ class Norms:
     length: str
     of_product: bool = False
     together: str | None = None
+    error: Callable[[Bound, Mapping[str, Factor], float, int], Array] | None = None
+    at_once: Callable[[Ops, Array, Factors, Any, Any], None] | None = None
 
     def joined(self, squares: Any, factors: Mapping[str, Any]) -> Any:
         """The squares of all rows (n, 1), each summed with those of the same norm. factors: tensors, or arrays"""
@@ -134,6 +140,8 @@ class Kind:
                  In the place of both of a `pair` there may be, in blocks of floats, their product, under the role
                  PRODUCT, (n, columns); how far that may be off is the error of its Factor.size
     bound:       the bound after `apply`. The very bound that it was given where `apply` changes nothing at all.
+    bound_by_row: the same for a bound by row (numerics.error_bound), with factors that go by row as FactorByRow: where
+                 rows differ much, little of what the bound of all leaves open is open by that of each
     operations:  of numerics.ops.OPERATIONS, those that `apply` needs of a number system
     norms:       where `apply` needs the norm of each whole row, which it finds among its factors, under the role NORM
     neighbours:  where each element depends on others of its row: `apply` then needs whole rows, and is given its
@@ -166,6 +174,7 @@ class Kind:
     shapes: Callable[[Shape, Mapping[str, Shape]], Mapping[str, Shape] | None]
     apply: Callable[[Ops, Array, Factors, Any, Any], None] = _comes_down
     bound: BoundAfter = _comes_down
+    bound_by_row: BoundAfter | None = None
     optional: frozenset[str] = frozenset()
     unfit: str = ""
     by_row: frozenset[str] = frozenset()

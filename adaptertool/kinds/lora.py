@@ -75,7 +75,7 @@ def bound(size: Bound, factors: Mapping[str, Factor], scale: float, weight: floa
     scaled = [end * times for end in b.extent]
     if not in_range((a.extent, b.extent, (min(scaled), max(scaled))), unit):
         return Bound(math.inf, math.inf)
-    change = math.sqrt(a.longest_column) * times * math.sqrt(b.longest_row) * (1 + 2.0**-20)
+    change = math.sqrt(a.longest_column) * times * b.longest_row**0.5 * (1 + 2.0**-20)
     relative = (rank + 5) * unit / (1 - (rank + 5) * unit)
     grain = size.grain_with(a, scale, weight)
     if grain is not None:
@@ -102,6 +102,7 @@ LORA = Kind(
     shapes=shapes,
     apply=apply,
     bound=bound,
+    bound_by_row=bound,
     single=True,
     pair=(B, A),
     is_product=True,

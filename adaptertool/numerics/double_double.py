@@ -148,17 +148,46 @@ class DoubleDouble:
         """The sums, for each column, of the products of the parts (3, r, columns) and float64 (r, columns)."""
         return cls(_dot(left, right, across=True).reshape(3, -1))
 
+    def plus_product(self, left: DoubleDouble, right: DoubleDouble, *, into: bool = False) -> DoubleDouble:
+        """self + left @ right, of matrices, with float64 at the right: a new one, or these numbers changed in place."""
+        assert right.plain
+        if into and not self.parts.flags.c_contiguous:
+            return _each("sum", self, left @ right, into=self)
+        out = _dot(left.parts, right.high, across=False, to=self.parts, out=self.parts if into else None)
+        self.plain = self.plain and not into
+        return self if into else DoubleDouble(out)
+
     def sum(self, axis: int) -> DoubleDouble:
         """The sums of the rows of a matrix, for axis 1."""
         assert axis == 1
+        return self._total("pairs_total")
+
+    def squares(self) -> DoubleDouble:
+        """The sums of the squares of the rows of a matrix."""
+        return self._total("pairs_squares")
+
+    def _total(self, name: str) -> DoubleDouble:
         parts = np.ascontiguousarray(self.parts)
         _, rows, columns = parts.shape
-        call = FUNCTIONS.get("pairs_total")
+        call = FUNCTIONS.get(name)
         if call is None:
-            return DoubleDouble(total_of(parts))
+            with np.errstate(all="ignore"):
+                return DoubleDouble(total_of(parts if name == "pairs_total" else product_of(parts, parts)))
         out = np.empty((3, rows))
         call(address(parts, np.float64, parts.size), out.ctypes.data, rows, columns)
         return DoubleDouble(out)
+
+    def nearest(self, out: Array) -> Array:
+        """out = the numbers, rounded to nearest, flat; returns the indices where the error leaves another one possible,
+        or there is no number, or 0."""
+        parts, call = np.ascontiguousarray(self.parts).reshape(3, -1), FUNCTIONS.get("pairs_nearest")
+        if call is None:
+            with np.errstate(all="ignore"):
+                out[:], above = ends_of(parts, odd=False)
+            return np.flatnonzero((out != above) | (parts[0] == 0) | ~np.isfinite(out))
+        found, count = np.empty(out.size, np.int32), out.size
+        given = address(parts, np.float64, 3 * count), count, address(out, np.float64, count)
+        return found[: call(*given, found.ctypes.data)].copy()
 
     def ends(self, *, odd: bool) -> tuple[Array, Array]:
         """Both ends of the interval that holds each number, rounded to nearest; or to odd, so that rounding them to
@@ -180,7 +209,8 @@ def _each(
     name: str, left: DoubleDouble, right: DoubleDouble, into: DoubleDouble | None = None, sign: float = 1.0
 ) -> DoubleDouble:
     """left + sign·right, or the product: element by element, of shapes that broadcast; in `into`, or in a new array."""
-    shape = left.shape if into is not None else np.broadcast_shapes(left.shape, right.shape)
+    alike = into is not None or left.shape == right.shape
+    shape = left.shape if alike else np.broadcast_shapes(left.shape, right.shape)
     parts = left.parts if left.shape == shape else np.broadcast_to(left.parts, (3, *shape))
     parts = np.ascontiguousarray(parts)
     kept = into is not None and into.parts.flags.c_contiguous
@@ -210,16 +240,20 @@ def _each(
     return into
 
 
-def _dot(left: Array, right: Array, *, across: bool) -> Array:
+def _dot(left: Array, right: Array, *, across: bool, to: Array | None = None, out: Array | None = None) -> Array:
     """left @ right, (3, n, columns), for left (3, n, r) and right (r, columns); across: of each column with its own
-    left, (3, r, columns)."""
+    left, (3, r, columns). And `to` more, in `out`, which may be that: both of the shape of the result."""
     left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
     (rank, columns), rows = right.shape, 1 if across else left.shape[1]
-    call = FUNCTIONS.get("pairs_dot")
+    call, to = FUNCTIONS.get("pairs_dot"), None if to is None else np.ascontiguousarray(to)
+    if out is None:
+        out = np.empty((3, rows, columns))
     if call is None:
         with np.errstate(all="ignore"):
-            return dot_of(left[:, None] if across else left[..., None], right)
-    out = np.empty((3, rows, columns))
-    given = address(left, np.float64, left.size), address(right, np.float64, right.size)
-    call(*given, out.ctypes.data, rows, columns, rank, int(across))
+            dot = dot_of(left[:, None] if across else left[..., None], right)
+            out[...] = dot if to is None else sum_of(to, dot)
+        return out
+    begin = None if to is None else address(to, np.float64, out.size)
+    given = address(left, np.float64, left.size), address(right, np.float64, right.size), begin
+    call(*given, address(out, np.float64, out.size), rows, columns, rank, int(across))
     return out

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.lowest_bit import grain_of
 from adaptertool.numerics.modular import Residue
@@ -26,30 +28,46 @@ class Bound:
     grain: all are multiples of 2^grain; None where that is not known. Multiples of it that are smaller than
     2^(grain + 53) are computed without any error in float64.
     moved: none is further than this from what the base has in its place.
+    Of floats, or by row: then those of which kinds say more are arrays (n, 1), and there is no grain.
     """
 
-    largest: float
-    error: float = 0.0
+    largest: Any
+    error: Any = 0.0
     grain: int | None = None
-    relative: float = 0.0
-    moved: float = 0.0
+    relative: Any = 0.0
+    moved: Any = 0.0
 
     @property
-    def absolute(self) -> float:
+    def absolute(self) -> Any:
         """No number is further from the exact value; infinite where the relative part says nothing."""
+        if not isinstance(self.relative, float):
+            far = (self.error + self.relative * self.largest) / (1 - np.minimum(self.relative, 0.5))
+            return np.where(self.relative < 0.5, far, math.inf)
         if self.relative >= 0.5:
             return math.inf
         return (self.error + self.relative * self.largest) / (1 - self.relative)
 
     @property
+    def of_all(self) -> Bound:
+        """By row, the same of all rows."""
+        numbers = (self.largest, self.error, self.relative, self.moved)
+        largest, error, relative, moved = (float(np.max(number, initial=0.0)) for number in numbers)
+        return Bound(largest, error, self.grain, relative, moved)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a bound, of every row."""
+        return bool(np.isfinite(self.error).all())
+
+    @property
     def exact(self) -> bool:
-        return self.error == 0 and self.relative == 0
+        return bool(self.error == 0 and self.relative == 0)
 
     def is_below(self, limit: float) -> bool:
         """Whether all numbers are known, and smaller than that."""
-        return math.isfinite(self.error) and self.largest < limit
+        return math.isfinite(self.error) and bool(self.largest < limit)
 
-    def margin(self, unit: float) -> tuple[float, float]:
+    def margin(self, unit: float) -> tuple[Any, Any]:
         """(error, relative), wide enough for x ± (error + relative·|x|) that is computed with roundings of `unit`."""
         wider = 1 + 2.0**-10
         return self.error * wider + 4 * tiny(unit), (self.relative + unit) * wider
@@ -114,7 +132,7 @@ class Factor:
         return min(float(sizes.min()), 1.0), self.largest
 
     @functools.cached_property
-    def longest_row(self) -> float:
+    def longest_row(self) -> Any:
         """The largest square of a row's length."""
         return self._longest(1)
 
@@ -149,6 +167,15 @@ class Factor:
         """All its numbers are multiples of 2^grain."""
 
         return grain_of(self.array)
+
+
+class FactorByRow(Factor):
+    """A factor that goes by row, for bounds by row."""
+
+    @functools.cached_property
+    def longest_row(self) -> Any:
+        """The square of each row's length, (n, 1)."""
+        return (self.array * self.array).sum(1, keepdims=True)
 
 
 def in_range(extents: Iterable[tuple[float, float]], unit: float) -> bool:

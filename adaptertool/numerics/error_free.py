@@ -72,6 +72,14 @@ def dot_of(left: Array, right: Array) -> Array:
     (2005), algorithm 5.3)."""
     _, rows, rank, _ = left.shape
     total, rest, sizes, given = np.zeros((4, rows, right.shape[1]))
+    least = [abs(x[x != 0]).min(initial=np.inf) for x in (left[:2], right)]
+    exact = not left[2].any() and least[0] * least[1] >= _SMALL
+    if exact and left.shape[3] == 1 and not left[1].any() and _narrow(left[0], 24) and _narrow(right, 29):
+        for k in range(rank):  # the products are exact: all sums are split
+            total, part = two_sum(total, left[0, :, k] * right[k])
+            rest, dropped = two_sum(rest, part)
+            given += abs(dropped)
+        return np.stack([*two_sum(total, rest), given * WIDER])
     plain = (left[1:] == 0).all((0, 2)) if left.shape[3] == 1 else np.zeros((rows, 1), bool)
     for k in range(rank):
         (high, low, error), a = left[:, :, k], right[k]
@@ -84,10 +92,13 @@ def dot_of(left: Array, right: Array) -> Array:
         few, many = abs(t) + abs(rest), (abs(second) + abs(beside)) + (abs(t) + abs(rest))
         sizes += np.where(plain, few, many)
         given += error * abs(a)
-    least = [abs(x[x != 0]).min(initial=np.inf) for x in (left[:2], right)]
-    exact = not left[2].any()
-    lost = 0.0 if exact and least[0] * least[1] >= _SMALL else rank * _LOST
+    lost = 0.0 if exact else rank * _LOST
     return np.stack([*two_sum(total, rest), (given + UNIT * sizes) * WIDER + lost])
+
+
+def _narrow(x: Array, bits: int) -> bool:
+    """Whether the last `bits` bits of all numbers are 0: products of 29 bits and 24 are exact."""
+    return not np.bitwise_or.reduce(np.ascontiguousarray(x).view(np.uint64), axis=None) & np.uint64((1 << bits) - 1)
 
 
 def total_of(x: Array) -> Array:

@@ -78,6 +78,22 @@ def _squares(rows: Array, left: Array, right: Array) -> Array:
     return (whole * whole).sum(1)[:, None]
 
 
+def _add_product_of_pairs(rows: DoubleDouble, left: DoubleDouble, right: DoubleDouble) -> None:
+    if len(rows.shape) == 2:
+        rows.plus_product(left, right, into=True)
+    else:
+        rows += left @ right
+
+
+def _pairs_plus_product(rows: DoubleDouble, left: DoubleDouble, right: DoubleDouble) -> DoubleDouble:
+    return rows.plus_product(left, right) if len(rows.shape) == 2 else rows + left @ right
+
+
+def _squares_of_pairs(rows: DoubleDouble, left: DoubleDouble, right: DoubleDouble) -> DoubleDouble:
+    whole = _pairs_plus_product(rows, left, right) if right.shape[0] else rows
+    return whole.squares().reshape(-1, 1)
+
+
 def _block_plus_product(rows: Array, left: Array, right: Array) -> Array:
     whole = rows.copy()
     product.add_product(whole, left, right)
@@ -127,6 +143,9 @@ DOUBLES = dataclasses.replace(
     name="doubles",
     exact=True,
     array=DoubleDouble.of,
+    add_product=_add_product_of_pairs,
+    plus_product=_pairs_plus_product,
+    squares=_squares_of_pairs,
     blockwise=blockwise.of_pairs,
     root=DoubleDouble.sqrt,
 )

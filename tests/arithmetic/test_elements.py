@@ -206,7 +206,7 @@ def test_runs_hold_every_element_once() -> None:
         where = np.sort(rng.choice(20 * columns, size=min(20 * columns, 50), replace=False))
         seen = np.zeros(len(where), int)
         for part, begin, end in elements._runs(where // columns, columns):
-            assert begin < end and (end - begin == 1 or (end - begin) * columns <= elements._PART)
+            assert begin < end and (end - begin <= elements._ROWS or (end - begin) * columns <= elements._PART)
             assert ((where[part] // columns >= begin) & (where[part] // columns < end)).all()
             seen[part] += 1
         assert (seen == 1).all()

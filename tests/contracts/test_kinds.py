@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from adaptertool.errors import InternalError
 from adaptertool.kinds import BY_NAME, KINDS, NORM, PRODUCT, Kind
-from adaptertool.numerics.error_bound import Bound, Factor
+from adaptertool.numerics.error_bound import Bound, Factor, FactorByRow
 from adaptertool.numerics.interval import intervals, roots
 from adaptertool.numerics.modular import Residue
 from adaptertool.numerics.ops import BLOCKS, DOUBLES, FLOATS, INTERVALS, OPERATIONS, RESIDUES, SYSTEMS, Ops
@@ -111,6 +111,28 @@ def test_floats_are_within_the_bound_of_the_exact_result(kind: Kind, dtype: Any)
         assert math.isfinite(bound.error)
         assert (abs(made - exact) <= bound.error + bound.relative * abs(made)).all()
         assert abs(made).max() <= bound.largest * (1 + 2 * unit) + bound.absolute
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.bound_by_row], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_floats_are_within_the_bound_of_their_row(kind: Kind, dtype: Any) -> None:
+    """Rows of many sizes; the largest bound is that of all."""
+    assert kind.bound_by_row is not None
+    for seed in range(5):
+        rows, factors = sample(kind, seed)
+        sizes = np.ldexp(1.0, np.random.default_rng(seed).integers(-16, 4, (OUT, 1)))
+        factors |= {role: factors[role] * sizes for role in kind.by_row}
+        made, exact = applied(kind, rows, factors, dtype), exactly(kind, rows, factors)
+        unit, size = float(np.finfo(dtype).eps) / 2, Bound(float(abs(rows).max()))
+        numbers = with_norms(kind, BLOCKS, rows, factors)
+        own = {role: (FactorByRow if role in kind.by_row else Factor)(factor) for role, factor in numbers.items()}
+        bound = kind.bound_by_row(size, own, SCALE, WEIGHT, unit, IN)
+        assert bound.known and np.shape(bound.error) == (OUT, 1)
+        assert (abs(made - exact) <= bound.error + bound.relative * abs(made)).all()
+        assert (abs(made).max(1, keepdims=True) <= bound.largest * (1 + 2 * unit) + bound.absolute).all()
+        assert (abs(exact - rows) <= bound.moved).all()
+        whole = kind.bound(size, {role: Factor(factor.array) for role, factor in own.items()}, SCALE, WEIGHT, unit, IN)
+        assert bound.of_all.error <= whole.error * (1 + 2.0**-40) and bound.of_all.relative <= whole.relative
 
 
 @pytest.mark.parametrize("kind", [BY_NAME["lora"], BY_NAME["dora"]], ids=lambda kind: kind.name)

@@ -63,14 +63,17 @@ def test_every_operation_is_within_its_error(powers: int, at_level: Any) -> None
         scaled = left * THIRD
         each = DoubleDouble(np.repeat(scaled.parts[:, 2:3, None], 37, axis=1).reshape(3, 37, 1, 5))
         steps = [x + y, x - y, x * y, x * y[:, :1], x * THIRD, left @ row, scaled @ row, x.sum(1), each @ batch]
+        steps += [x.plus_product(left, row), x.plus_product(scaled, row), x.squares()]
         own = x.copy()
         own += y
         own *= y
         own -= x * THIRD
+        assert own.plus_product(scaled, row, into=True) is own
         made.append([*steps, own])
         a, b, product = exactly(x), exactly(y), fractions(left.high) @ fractions(factor)
         exact = [a + b, a - b, a * b, a * b[:, :1], a / 3, product, product / 3, a.sum(1)]
-        exact += [(product / 3)[2].reshape(37, 1, 1), (a + b) * b - a / 3]
+        exact += [(product / 3)[2].reshape(37, 1, 1), a + product, a + product / 3, (a * a).sum(1)]
+        exact += [(a + b) * b - a / 3 + product / 3]
         for found, expected in zip(made[-1], exact, strict=True):
             require(found, expected)
         if powers == 1:
@@ -135,6 +138,49 @@ def test_nothing_dropped_is_no_error(at_level: Any) -> None:
         assert not (DoubleDouble.of(np.zeros((9, 3))) * THIRD @ DoubleDouble.of(numbers(rng, (3, 20), 8))).parts.any()
 
 
+@pytest.mark.parametrize("scale", [Fraction(2), Fraction(9, 16), Fraction(7, 32)])
+def test_sums_of_exact_products_are_exact_where_two_numbers_hold_them(scale: Fraction, at_level: Any) -> None:
+    """So that middles of float64 are known for such: factors of float32, times a number of few bits."""
+    rng = np.random.default_rng(6)
+    rows = DoubleDouble.of(rng.standard_normal((9, 300)) * 2.0**20)
+    b, a = (rng.standard_normal(shape).astype(np.float32).astype(np.float64) for shape in ((9, 7), (7, 300)))
+    made = []
+    for level in LEVELS:
+        at_level(level)
+        made.append(rows.plus_product(DoubleDouble.of(b) * scale, DoubleDouble.of(a)))
+        assert not made[-1].error.any() and made[-1].low.any()
+        assert (exactly(made[-1]) == exactly(rows) + fractions(b) @ fractions(a) * scale).all()
+        wide = DoubleDouble.of(b + 2.0**-50)  # products with more bits
+        require(rows.plus_product(wide, DoubleDouble.of(a)), exactly(rows) + fractions(wide.high) @ fractions(a))
+    assert all(np.array_equal(made[0].parts, other.parts) for other in made[1:])
+
+
+def test_what_is_nearest(at_level: Any) -> None:
+    """What the error leaves open is told, and what is 0, or no number."""
+    rng = np.random.default_rng(7)
+    x = pairs(rng, (9, 100), 30)
+    x.parts[2] = abs(x.high) * 2.0 ** rng.integers(-110, -50, x.shape) * (rng.random(x.shape) < 0.8)
+    x.parts[1, :3] = x.high[:3] * 2.0**-53  # middles
+    x.parts[0, 4, :4], x.parts[2, 5, :3] = [np.inf, -np.inf, np.nan, 1.7e308], [np.inf, np.nan, 1e308]
+    made = []
+    for level in LEVELS:
+        at_level(level)
+        out = np.empty(x.high.size)
+        left = x.nearest(out)
+        made.append((out, left))
+        for place in set(range(out.size)) - set(left.tolist()):
+            high, low, error = (Fraction(float(part.flat[place])) for part in x.parts)
+            assert float(high + low - error) == float(high + low + error) == out[place] != 0
+        surely = (x.error == 0) & (x.high != 0) & np.isfinite(x.high)
+        assert not surely.reshape(-1)[left].any() and 0 < len(left) < out.size
+    assert all(
+        np.array_equal(one, two)
+        for other in made[1:]
+        for one, two in zip(made[0], other, strict=True)
+        if one.dtype != np.float64
+    )
+
+
 def test_what_underflows_is_counted(at_level: Any) -> None:
     small = np.array([[2.0**-600, 2.0**-500, 2.0**-1074, 1.0]]) * (1 + 2.0**-52)
     for level in LEVELS:
@@ -143,6 +189,9 @@ def test_what_underflows_is_counted(at_level: Any) -> None:
         require(x * x, exactly(x) * exactly(x))
         require(x * THIRD * x, exactly(x) * exactly(x) / 3)
         require(x.T @ x, exactly(x).T @ exactly(x))
+        require(x.squares(), (exactly(x) * exactly(x)).sum(1))
+        rows = DoubleDouble.of(np.repeat(small, 4, axis=0))
+        require(rows.plus_product(x.T, x), exactly(rows) + exactly(x).T @ exactly(x))
         assert ((x * x).error[0, :2] > 0).all()
 
 

@@ -122,6 +122,36 @@ static inline void dd_add_plain_terms(const double *restrict high, size_t depth,
     }
 }
 
+/* The same where all products are exact (dd_narrow): all sums are split, so where nothing is lost `lost` stays 0. */
+static inline void dd_add_narrow_terms(const double *restrict high, size_t depth, const double *restrict a, size_t apart,
+                                       size_t count, double *restrict sum, double *restrict rest, double *restrict lost)
+{
+    for (size_t j = 0; j < count; j++) {
+        double own = sum[j], total = rest[j], size = lost[j];
+        for (size_t k = 0; k < depth; k++) {
+            dd_pair s = dd_two_sum(own, high[k] * a[k * apart + j]), t = dd_two_sum(total, s.low);
+            own = s.high;
+            total = t.high;
+            size += fabs(t.low);
+        }
+        sum[j] = own;
+        rest[j] = total;
+        lost[j] = size;
+    }
+}
+
+/* Whether the last `bits` bits of all are 0. */
+static inline int dd_narrow(const double *x, size_t count, int bits)
+{
+    uint64_t any = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t own;
+        memcpy(&own, x + i, 8);
+        any |= own;
+    }
+    return (any & ((UINT64_C(1) << bits) - 1)) == 0;
+}
+
 /* The least magnitude above 0 of `count` numbers, or `least`. */
 static inline double dd_least_of(const double *x, size_t count, double least)
 {
@@ -132,15 +162,19 @@ static inline double dd_least_of(const double *x, size_t count, double least)
     return least;
 }
 
-/* out = left @ right, three arrays of (rows, columns) one after the other. left: three arrays (rows, rank), or where
-   across is 1 (rank, columns) and rows is 1: then each column has its own left. right: doubles (rank, columns). */
-void LEVELLED(pairs_dot)(const double *left, const double *right, double *out, size_t rows, size_t columns, size_t rank,
-                         size_t across)
+/* out = left @ right, three arrays of (rows, columns) one after the other, and `to` more than that, which may be out, or
+   is null. left: three arrays (rows, rank), or where across is 1 (rank, columns) and rows is 1: then each column has its
+   own left. right: doubles (rank, columns). */
+void LEVELLED(pairs_dot)(const double *left, const double *right, const double *to, double *out, size_t rows,
+                         size_t columns, size_t rank, size_t across)
 {
     size_t size = rows * columns, apart = across ? rank * columns : rows * rank;
     int exact = dd_least_of(left + 2 * apart, apart, INFINITY) == INFINITY;
     double least = dd_least_of(left, 2 * apart, INFINITY) * dd_least_of(right, rank * columns, INFINITY);
     double lost = exact && least >= DD_SMALL ? 0 : (double)rank * DD_LOST;
+    /* Products of 29 bits and 24 are exact. */
+    int narrow = !across && lost == 0 && dd_narrow(left, apart, 24) && dd_narrow(right, rank * columns, 29) &&
+                 dd_least_of(left + apart, apart, INFINITY) == INFINITY;
     for (size_t start = 0; start < columns; start += DD_STRIP)
         for (size_t i = 0; i < rows; i++) {
             double sum[DD_STRIP] = {0}, rest[DD_STRIP] = {0}, sizes[DD_STRIP] = {0}, given[DD_STRIP] = {0};
@@ -149,7 +183,12 @@ void LEVELLED(pairs_dot)(const double *left, const double *right, double *out, s
             int plain = !across && dd_least_of(low, rank, dd_least_of(low + apart, rank, INFINITY)) == INFINITY;
             for (size_t k = 0; k < rank; k++) {
                 const double *a = right + k * columns + start, *x = left + (across ? k * columns + start : i * rank + k);
-                if (across)
+                if (narrow && k + DD_DEPTH <= rank) {
+                    dd_add_narrow_terms(x, DD_DEPTH, a, columns, count, sum, rest, given);
+                    k += DD_DEPTH - 1;
+                } else if (narrow)
+                    dd_add_narrow_terms(x, 1, a, columns, count, sum, rest, given);
+                else if (across)
                     dd_add_terms(x, x + apart, x + 2 * apart, 1, a, count, sum, rest, sizes, given);
                 else if (!plain)
                     dd_add_terms(x, x + apart, x + 2 * apart, 0, a, count, sum, rest, sizes, given);
@@ -160,46 +199,70 @@ void LEVELLED(pairs_dot)(const double *left, const double *right, double *out, s
                     dd_add_plain_terms(x, 1, a, columns, count, sum, rest, sizes);
             }
             double *o = out + i * columns + start;
-            for (size_t j = 0; j < count; j++) {
-                dd_pair z = dd_two_sum(sum[j], rest[j]);
-                o[j] = z.high;
-                o[size + j] = z.low;
-                o[2 * size + j] = (given[j] + DD_UNIT * sizes[j]) * DD_WIDER + lost;
-            }
+            const double *own = to + i * columns + start;
+            if (to == NULL)
+                for (size_t j = 0; j < count; j++) {
+                    dd_pair z = dd_two_sum(sum[j], rest[j]);
+                    o[j] = z.high;
+                    o[size + j] = z.low;
+                    o[2 * size + j] = (given[j] + DD_UNIT * sizes[j]) * DD_WIDER + lost;
+                }
+            else
+                _Pragma("GCC ivdep") for (size_t j = 0; j < count; j++)
+                {
+                    dd_pair p = dd_two_sum(sum[j], rest[j]);
+                    double error = (given[j] + DD_UNIT * sizes[j]) * DD_WIDER + lost;
+                    dd_bounded z = dd_sum_of((dd_bounded){own[j], own[size + j], own[2 * size + j]},
+                                             (dd_bounded){p.high, p.low, error});
+                    o[j] = z.high;
+                    o[size + j] = z.low;
+                    o[2 * size + j] = z.error;
+                }
         }
 }
 
-/* out = the sum of each row of x, (rows, columns) as above, three arrays (rows): DD_LANES sums side by side. */
+/* out = the sum of each row of x, or of its squares: (rows, columns) as above, three arrays (rows). DD_LANES sums are
+   side by side. */
 enum { DD_LANES = 16 };
-
-void LEVELLED(pairs_total)(const double *x, double *out, size_t rows, size_t columns)
-{
-    size_t size = rows * columns;
-    for (size_t i = 0; i < rows; i++) {
-        double high[DD_LANES] = {0}, low[DD_LANES] = {0}, error[DD_LANES] = {0};
-        for (size_t start = 0; start < columns; start += DD_LANES) {
-            size_t count = columns - start < DD_LANES ? columns - start : DD_LANES;
-            const double *a = x + i * columns + start;
-            for (size_t j = 0; j < count; j++) {
-                dd_bounded z = dd_sum_of((dd_bounded){high[j], low[j], error[j]}, (dd_bounded){a[j], a[size + j], a[2 * size + j]});
-                high[j] = z.high;
-                low[j] = z.low;
-                error[j] = z.error;
-            }
-        }
-        for (size_t width = DD_LANES / 2; width; width /= 2)
-            for (size_t j = 0; j < width; j++) {
-                dd_bounded z = dd_sum_of((dd_bounded){high[j], low[j], error[j]},
-                                   (dd_bounded){high[j + width], low[j + width], error[j + width]});
-                high[j] = z.high;
-                low[j] = z.low;
-                error[j] = z.error;
-            }
-        out[i] = high[0];
-        out[rows + i] = low[0];
-        out[2 * rows + i] = error[0];
+#define DD_TOTAL(NAME, TERM)                                                                                          \
+    void LEVELLED(NAME)(const double *x, double *out, size_t rows, size_t columns)                                    \
+    {                                                                                                                 \
+        size_t size = rows * columns;                                                                                 \
+        for (size_t i = 0; i < rows; i++) {                                                                           \
+            double high[DD_LANES] = {0}, low[DD_LANES] = {0}, error[DD_LANES] = {0};                                  \
+            for (size_t start = 0; start < columns; start += DD_LANES) {                                              \
+                size_t count = columns - start < DD_LANES ? columns - start : DD_LANES;                               \
+                const double *a = x + i * columns + start;                                                            \
+                if (count == DD_LANES) /* a loop of known length */                                                   \
+                    for (size_t j = 0; j < DD_LANES; j++)                                                             \
+                        dd_add_term(high, low, error, j, TERM((dd_bounded){a[j], a[size + j], a[2 * size + j]}));     \
+                else                                                                                                  \
+                    for (size_t j = 0; j < count; j++)                                                                \
+                        dd_add_term(high, low, error, j, TERM((dd_bounded){a[j], a[size + j], a[2 * size + j]}));     \
+            }                                                                                                         \
+            for (size_t width = DD_LANES / 2; width; width /= 2)                                                      \
+                for (size_t j = 0; j < width; j++)                                                                    \
+                    dd_add_term(high, low, error, j,                                                                  \
+                                (dd_bounded){high[j + width], low[j + width], error[j + width]});                     \
+            out[i] = high[0];                                                                                         \
+            out[rows + i] = low[0];                                                                                   \
+            out[2 * rows + i] = error[0];                                                                             \
+        }                                                                                                             \
     }
+
+static inline void dd_add_term(double *high, double *low, double *error, size_t j, dd_bounded x)
+{
+    dd_bounded z = dd_sum_of((dd_bounded){high[j], low[j], error[j]}, x);
+    high[j] = z.high;
+    low[j] = z.low;
+    error[j] = z.error;
 }
+
+static inline dd_bounded dd_itself(dd_bounded x) { return x; }
+static inline dd_bounded dd_square_of(dd_bounded x) { return dd_product_of(x, x); }
+
+DD_TOTAL(pairs_total, dd_itself)
+DD_TOTAL(pairs_squares, dd_square_of)
 
 /* high + low, rounded to nearest; or to odd: to the one of both neighbours whose last bit is 1. */
 static inline double dd_end(double high, double low, int64_t odd)
@@ -223,6 +286,33 @@ void LEVELLED(pairs_ends)(const double *restrict x, size_t count, double *restri
         below[i] = dd_end(x[i], down.high - less, (int64_t)odd);
         above[i] = dd_end(x[i], up.high + more, (int64_t)odd);
     }
+}
+
+/* out = x rounded to nearest, `count` of them; tells in `open` where the interval has ends that are rounded otherwise, or
+   no number, or 0, whose sign is a matter of its own. Returns how many. */
+size_t LEVELLED(pairs_nearest)(const double *restrict x, size_t count, double *restrict out, int32_t *restrict open)
+{
+    size_t found = 0;
+    for (size_t start = 0; start < count; start += DD_STRIP) {
+        size_t some = count - start < DD_STRIP ? count - start : DD_STRIP;
+        const double *high = x + start, *low = high + count, *error = low + count;
+        double *near = out + start;
+        int64_t differ[DD_STRIP], any = 0;
+        for (size_t j = 0; j < some; j++) {
+            dd_pair down = dd_two_sum(low[j], -error[j]), up = dd_two_sum(low[j], error[j]);
+            double less = down.low < 0 ? fabs(down.high) * 0x1p-52 + 0x1p-1074 : 0;
+            double more = up.low > 0 ? fabs(up.high) * 0x1p-52 + 0x1p-1074 : 0;
+            double below = high[j] + (down.high - less), above = high[j] + (up.high + more);
+            near[j] = below;
+            differ[j] = !((below == above) & (high[j] != 0) & (fabs(below) <= DBL_MAX));
+            any |= differ[j];
+        }
+        if (any)
+            for (size_t j = 0; j < some; j++)
+                if (differ[j])
+                    open[found++] = (int32_t)(start + j);
+    }
+    return found;
 }
 
 /* As the functions of this name in convert.h. */
