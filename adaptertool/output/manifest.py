@@ -92,11 +92,11 @@ def _tensors_told(plan: Plan, files: Mapping[str, int]) -> Iterator[object]:
                 others = repr((step.blend, fisher, step.makes, stored, step.share))
             yield *spec, offset, len(edits), others
             yield told(base)
-            for kind, adapter, module, factors, scale, weight, transposed, *rest in edits:
+            for kind, adapter, module, factors, scale, weight, transposed, view, on_base, part in edits:
                 yield kind, adapter, module, len(factors), scale, weight, transposed
                 yield from [(role, *told(ref)) for role, ref in factors.items()]
-                view, on_base, part = rest
-                yield (view and repr(view), on_base, part and part_told(part)) if any(rest) else None
+                rest = view and repr(view), on_base, part and part_told(part)
+                yield rest if any(rest) else None
 
 
 def names_of(plan: Plan) -> list[str]:
