@@ -4,6 +4,8 @@ more than the arithmetic of one. A tensor that the kernel cannot make so goes th
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,12 +15,12 @@ import numpy as np
 from adaptertool.arithmetic.block import blocks_of, part
 from adaptertool.arithmetic.blocks import compute
 from adaptertool.arithmetic.fused import buffers, exact_scale
-from adaptertool.arithmetic.tiling import matrix
+from adaptertool.arithmetic.tiling import matrix_of
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs import BY_DTYPE, F16
 from adaptertool.codecs.tensors import as_bytes
 from adaptertool.files.reader import Inputs
-from adaptertool.kinds import kind_of
+from adaptertool.kinds import KINDS
 from adaptertool.numerics.fused import MOST_ALPHAS
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.small import STORED, add_products, can
@@ -29,6 +31,11 @@ from adaptertool.spec.tensors import Ref
 STRETCH = 1 << 20  # bytes, of weights or of factors
 SMALL = STRETCH // 2  # bytes of the largest tensor: of such there are several in a stretch
 
+Form = tuple[str, tuple[int, ...], int]  # dtype, shape, bytes
+
+# The roles of B and A in kinds whose change is their product
+_PAIRS = {kind.name: kind.pair for kind in KINDS if kind.is_product and kind.pair is not None}
+_NOTHING_ELSE = [None] * (len(Step._fields) - Step._fields.index("blend"))  # what a step may have beside its edits
 # Of the dtypes that the kernel takes factors of, whether products of them may be exact in float64, and sums
 _FEW_BITS = {dtype: BY_DTYPE[dtype].digits <= F16.digits for dtype in ("BF16", "F16", "F32")}
 
@@ -51,6 +58,7 @@ class Small(NamedTuple):
     columns: int
     few_bits: bool
     products: list[Product]
+    size: int  # bytes of their factors
 
 
 @dataclass(slots=True)
@@ -69,17 +77,16 @@ class Stretch:
     def takes(self, step: Step, small: Small | None) -> bool:
         """Whether this is the next tensor, and there was room: then it is part of it. small: if it is edited"""
         base, (begin, end) = step.base, (self.size, self.size + step.spec.nbytes)
-        beside = (base.offset, step.offset) == (self.ref.offset + begin, self.target + begin)
-        if not beside or end > STRETCH or base.path != self.ref.path:
+        beside = base.offset == self.ref.offset + begin and step.offset == self.target + begin
+        if not beside or end > STRETCH or (base.path is not self.ref.path and base.path != self.ref.path):
             return False
         if small is None:
             self.copied.append((begin, end))
         else:
-            more = sum(one.left.spec.nbytes + one.right.spec.nbytes for one in small.products)
             item = BY_DTYPE[base.spec.dtype].held.itemsize
-            if base.spec.dtype != self.ref.spec.dtype or begin % item or self.factors + more > STRETCH:
+            if base.spec.dtype != self.ref.spec.dtype or begin % item or self.factors + small.size > STRETCH:
                 return False
-            self.factors += more
+            self.factors += small.size
             self.edited.append(small)
         self.steps.append(step)
         self.size = end
@@ -88,28 +95,38 @@ class Stretch:
 
 def small_of(step: Step) -> Small | None:
     """The tensor as part of a stretch; None where it is large, not edited by LoRA alone, or there is no kernel."""
-    base, spec = step.base.spec, step.spec
-    if not step.edits or not 0 < base.nbytes <= SMALL or (base.dtype, base.nbytes) != (spec.dtype, spec.nbytes):
+    spec, _, stored, edits, *more = step
+    base = stored.spec
+    if not edits or not 0 < base.nbytes <= SMALL or (base.dtype, base.nbytes) != (spec.dtype, spec.nbytes):
         return None
-    if step.base.made is not None or step.keeps is not None or step.share is not None:
+    if stored.made is not None or more != _NOTHING_ELSE or not can(base.dtype):
         return None
-    if step.blend is not None or step.fisher is not None or step.makes is not None or not can(base.dtype):
-        return None
-    (rows, columns), products, few_bits = matrix(step), list[Product](), True
-    for edit in step.edits:
-        kind = kind_of(edit)
-        if not kind.is_product or kind.pair is None or edit.view is not None or not edit.weight:
+    products, few_bits, size = list[Product](), True, 0
+    for edit in edits:
+        pair = _PAIRS.get(edit.kind)
+        if pair is None or edit.view is not None or not edit.weight:
             return None
-        b, a = edit.factors[kind.pair[0]], edit.factors[kind.pair[1]]
+        b, a = edit.factors[pair[0]], edit.factors[pair[1]]
+        rank, exact = _form(base.shape, b.spec[1:], a.spec[1:], edit.transposed)
+        if not rank or a.columns is not None or b.columns is not None:
+            return None
+        few_bits = few_bits and exact and exact_scale(edit)
         right, left = (b, a) if edit.transposed else (a, b)
-        rank, dtypes = a.spec.shape[0], (a.spec.dtype, b.spec.dtype)
-        if right.spec.numel != rank * columns or left.spec.numel != rank * rows or not rank:
-            return None
-        if a.columns is not None or b.columns is not None or not _FEW_BITS.keys() >= {*dtypes}:
-            return None
-        few_bits = few_bits and _FEW_BITS[dtypes[0]] and _FEW_BITS[dtypes[1]] and exact_scale(edit)
         products.append(Product(right, left, rank, edit.transposed, edit.weight * edit.scale))
-    return Small(step, rows, columns, few_bits, products)
+        size += a.spec.nbytes + b.spec.nbytes
+    return Small(step, *matrix_of(base.shape), few_bits, products, size)
+
+
+@functools.lru_cache(1024)  # most products have the form of another
+def _form(weight: tuple[int, ...], b: Form, a: Form, transposed: bool) -> tuple[int, bool]:
+    """The rank of a product of factors of such dtypes and shapes, 0 where the kernel cannot add it to a weight of that
+    shape; and whether it may be exact in float64."""
+    rows, columns = matrix_of(weight)
+    (_, of_b, _), (_, of_a, _), dtypes, rank = b, a, (a[0], b[0]), a[1][0]
+    right, left = (of_b, of_a) if transposed else (of_a, of_b)
+    if math.prod(right) != rank * columns or math.prod(left) != rank * rows or not _FEW_BITS.keys() >= {*dtypes}:
+        return 0, False
+    return rank, _FEW_BITS[dtypes[0]] and _FEW_BITS[dtypes[1]]
 
 
 def compute_stretch(
@@ -157,7 +174,7 @@ def _described(
     return (
         [
             ((step.base.offset - start) // item, rows, columns, len(own), few_bits)
-            for step, rows, columns, few_bits, own in stretch.edited
+            for step, rows, columns, few_bits, own, _ in stretch.edited
         ],
         [
             (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 from adaptertool.kinds import kind_of
@@ -20,8 +22,17 @@ def matrix(step: Step) -> tuple[int, int]:
     if not views and all(kind_of(edit).elementwise for edit in step.edits):
         columns = last_axis(step) if step.blend is not None and METHOD_BY_NAME[step.blend.method].rows else 1
         return numel // columns if columns else 0, columns
-    rows = max(step.base.spec.shape[0], 1)
-    width = views[0].width if views else numel // rows
+    if not views:
+        return matrix_of(step.base.spec.shape)
+    width = views[0].width
+    return numel // width if width else 0, width
+
+
+@functools.lru_cache(1024)  # most tensors have the shape of another
+def matrix_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) of a tensor whose rows are its first dimension."""
+    numel = math.prod(shape)
+    width = numel // max(shape[0], 1)
     return numel // width if width else 0, width
 
 

@@ -201,13 +201,13 @@ def _require_of_finite(inputs: Inputs, made: Ref) -> None:
 def zero_rows_of(inputs: Inputs, refs: Sequence[Ref]) -> list[int] | None:
     """What `require_finite` returns, for many small factors, read at once; None where a number is not finite, or they
     must be read one by one."""
-    if not all(ref.spec.dtype in STORED and ref.spec.nbytes and ref.made is None for ref in refs):
+    if not all(made is None and spec.nbytes and spec.dtype in STORED for _, _, spec, _, made in refs):
         return None
-    content, begins = inputs.read_parts([(ref.path, ref.offset, ref.spec.nbytes) for ref in refs])
+    content, begins = inputs.read_parts([(path, offset, spec.nbytes) for path, offset, spec, _, _ in refs])
     factors = []
-    for ref, begin in zip(refs, begins, strict=True):
-        rows = ref.spec.shape[0] if ref.spec.shape else 1
-        factors.append((begin, rows, ref.spec.numel // rows, STORED[ref.spec.dtype]))
+    for (_, _, spec, _, _), begin in zip(refs, begins, strict=True):
+        rows = spec.shape[0] if spec.shape else 1
+        factors.append((begin, rows, spec.numel // rows, STORED[spec.dtype]))
     return zero_rows(np.frombuffer(content, np.uint8), factors)
 
 

@@ -105,12 +105,14 @@ def bytes_to_read(plan: Plan) -> int:
             refs += edit.factors.values()
     if any(ref.made for ref in refs):
         refs = [one for ref in refs for one in ref.stored]
-    # By the identity of a path, since paths take long to hash. One path may be there as several objects
-    same: dict[Path, int] = {}
-    file = {known: same.setdefault(path, known) for known, path in {id(ref.path): ref.path for ref in refs}.items()}
-    sizes = {(file[id(ref.path)], ref.offset): ref.spec.nbytes for ref in refs}
+    # Of each file, by offset. By the identity of a path, since paths take long to hash: one may be several objects
+    files, known = dict[Path, dict[int, int]](), dict[int, dict[int, int]]()
+    for path, offset, spec, _, _ in refs:
+        if (sizes := known.get(id(path))) is None:
+            sizes = known[id(path)] = files.setdefault(path, {})
+        sizes[offset] = spec.nbytes
     others = sum(shard.data_start for shard in plan.shards) + sum(asset.size for asset in plan.assets)
-    return others + sum(sizes.values())
+    return others + sum(sum(sizes.values()) for sizes in files.values())
 
 
 def _bytes_per_output(plan: Plan) -> int:
@@ -122,22 +124,20 @@ def bytes_to_write(plan: Plan) -> int:
     return _bytes_per_output(plan) * len(plan.outputs) + own
 
 
-def count_elements(plan: Plan) -> int:
+def count_elements(plan: Plan, forms: Forms | None = None) -> int:
     """How many elements the tensors have that at least one output does not copy from the base: edited, or of another
     size."""
-    alphas, base, count = [output.alpha for output in plan.outputs], set(plan.files[0].values()), 0
-    for step in plan.steps():
-        if not _has_its_numbers(step, alphas) or step.base.path not in base:
-            count += _counted(step)
-    return count
+    forms = forms or forms_of(plan)
+    alphas, base = [output.alpha for output in plan.outputs], set(plan.files[0].values())
+    same = [_has_its_numbers(step, alphas) for step in forms.firsts]
+    sizes = [_counted(step) for step in forms.firsts]
+    return sum(sizes[number] for step, number in forms.members(plan) if not same[number] or step.base.path not in base)
 
 
 def _has_its_numbers(step: Step, alphas: Sequence[float]) -> bool:
-    """Whether all outputs have the numbers of the base. A loop, for there are hundreds of thousands of steps."""
-    for alpha in map(step.at, alphas):
-        if verbatim(step, alpha) is not step.stored and not only_cast(step, alpha):
-            return False
-    return True
+    """Whether all outputs have the numbers of the base."""
+    own = map(step.at, alphas)
+    return all(verbatim(step, alpha) is step.stored or only_cast(step, alpha) for alpha in own)
 
 
 def _counted(step: Step) -> int:

@@ -14,7 +14,7 @@ from adaptertool.files.writer import AT_ONCE, COPY_CHUNK
 from adaptertool.interrupts import deferred, look
 from adaptertool.kinds.lora import A, B
 from adaptertool.planning.finetuned import no_copy
-from adaptertool.spec.plan import Edit, Plan
+from adaptertool.spec.plan import Edit, Plan, Shard
 from adaptertool.spec.tensors import Ref, TensorSpec
 
 
@@ -25,8 +25,7 @@ def require_finite_factors(plan: Plan, inputs: Inputs) -> list[str]:
     Raises NonFiniteError, naming the tensor, for NaN or infinity. A tuned checkpoint is as large as the base; its
     tensors are checked as they are read.
     """
-    factors = _Factors()
-    changes = list(factors.of(plan))
+    factors = _Factors(plan)
     zero: list[int] = []  # of each factor, how many rows are all zero
     for refs in _together(factors.refs):
         look()
@@ -34,6 +33,9 @@ def require_finite_factors(plan: Plan, inputs: Inputs) -> list[str]:
         if rows is None:  # one by one, also where a number is not finite: that says where
             rows = [require_finite(inputs, ref) for ref in refs]
         zero += rows
+    if not any(zero) and all(edit.scale for step in plan.steps() for edit in step.edits):
+        return []  # as usual: there may be hundreds of thousands of changes
+    changes = list(factors.changes())
     return [
         note
         for number, path in enumerate(plan.sources)
@@ -52,38 +54,51 @@ class _Change(NamedTuple):
 class _Factors:
     """The factors of a plan, each once: equal ones have one number. They are compared once, for that takes long."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.refs: list[Ref] = []
-        self._numbers: dict[tuple[Path, int, TensorSpec], int] = {}
-
-    def of(self, plan: Plan) -> Iterator[_Change]:
-        """Take all of them; returns the products."""
+        self._plan = plan
+        self._numbers: dict[tuple[int, int, TensorSpec], int] = {}
+        self._paths, self._files = dict[Path, int](), dict[int, int]()
         base = set(plan.files[0].values())
-        for shard in () if plan.tuned_is_checkpoint else plan.shards:
+        for shard in self._shards:
             for step in shard.steps:
                 # A tensor of the adapter that takes the place of the base's; or in an adapter, one that is copied.
                 if step.base.path == shard.source if plan.as_adapter else step.stored.path not in base:
                     self._number(step.stored)
                 for edit in step.edits:
-                    numbers = {role: list(self._all(ref)) for role, ref in edit.factors.items()}
-                    if A in numbers and B in numbers:
-                        yield _Change(edit, numbers[A], numbers[B])
+                    for ref in edit.factors.values():
+                        self._all(ref)
 
-    def _all(self, ref: Ref) -> Iterator[int]:
+    @property
+    def _shards(self) -> tuple[Shard, ...]:
+        return () if self._plan.tuned_is_checkpoint else self._plan.shards
+
+    def changes(self) -> Iterator[_Change]:
+        """The products."""
+        edits = (edit for shard in self._shards for step in shard.steps for edit in step.edits)
+        for edit in edits:
+            if A in edit.factors and B in edit.factors:
+                yield _Change(edit, self._all(edit.factors[A]), self._all(edit.factors[B]))
+
+    def _all(self, ref: Ref) -> list[int]:
         """The number of a factor, or those of sources that tell all that is asked of it: to make it takes longer."""
         made = ref.made
-        if made is not None and made.costly:
+        if made is None:
+            return [self._number(ref)]
+        if made.costly:
             for source in made.sources:
                 if source.spec.dtype in COMPUTED:  # not places, which are integers
                     self._number(source)
-        elif made is None or not made.plain or any(source.spec.dtype == "F64" for source in made.sources):
-            yield self._number(ref)
-        else:
-            for source in made.sources:
-                yield from self._all(source)
+            return []
+        if not made.plain or any(source.spec.dtype == "F64" for source in made.sources):
+            return [self._number(ref)]
+        return [number for source in made.sources for number in self._all(source)]
 
     def _number(self, ref: Ref) -> int:
-        number = self._numbers.setdefault((ref.path, ref.offset, ref.spec), len(self.refs))
+        path, offset, spec, _, _ = ref
+        if (file := self._files.get(id(path))) is None:  # by its identity, since paths take long to hash
+            file = self._files[id(path)] = self._paths.setdefault(path, len(self._paths))
+        number = self._numbers.setdefault((file, offset, spec), len(self.refs))
         if number == len(self.refs):
             self.refs.append(ref)
         return number
@@ -104,20 +119,16 @@ def _together(refs: Sequence[Ref]) -> Iterator[list[Ref]]:
 
 def _zeros(path: Path, changes: Sequence[_Change], refs: Sequence[Ref], zero: Sequence[int]) -> Iterator[str]:
     """Notes on one adapter. zero: of each factor, how many rows are all zero."""
-
-    def vanishes(number: int) -> bool:
-        return zero[number] == max((1, *refs[number].spec.shape[:1]))
-
-    modules, nothing, unscaled = set(), set(), set()
-    partly: dict[int, str] = {}
-    for edit, a, b in changes:
-        modules.add(edit.module)
-        if any(map(vanishes, (*a, *b))):
+    some = {number for number, count in enumerate(zero) if count}
+    vanishing = {number for number in some if zero[number] == max((1, *refs[number].spec.shape[:1]))}
+    modules = {change.edit.module for change in changes}
+    unscaled = {change.edit.module for change in changes if change.edit.scale == 0}
+    nothing, partly = set(), dict[int, str]()
+    for edit, a, b in changes if some else ():
+        if not vanishing.isdisjoint((*a, *b)):
             nothing.add(edit.module)
         elif edit.factors[B].made is None and zero[b[0]]:
             partly[b[0]] = edit.module
-        if edit.scale == 0:
-            unscaled.add(edit.module)
     if nothing:
         yield f"{path}: lora_B, or lora_A, is zero throughout in {_of(nothing, modules)}; their product changes nothing"
     if partly:

@@ -20,8 +20,9 @@ def with_stretches(steps: Sequence[Step], alphas: Sequence[float], base: Collect
     alphas: of the outputs; base: the files of the base
     """
     stretch: Stretch | None = None
+    edited = any(alphas)
     for step in steps:
-        small = small_of(step) if any(alphas) and step.base.path in base else None
+        small = small_of(step) if edited and step.edits and step.base.path in base else None
         if stretch is not None:
             stays = not step.edits and step.spec.nbytes <= SMALL and verbatim(step, 1) is step.stored
             if (small or stays) and stretch.takes(step, small):

@@ -167,8 +167,11 @@ class Inputs:
         """The bytes of many small parts (file, offset, size), and where among them each begins. What lies side by side
         in a file, or nearly so, is read at once."""
         by_file: dict[Path, list[tuple[int, int, int]]] = {}
+        last = None
         for number, (path, offset, size) in enumerate(parts):
-            by_file.setdefault(path, []).append((offset, offset + size, number))
+            if path is not last:  # paths take long to hash
+                own, last = by_file.setdefault(path, []), path
+            own.append((offset, offset + size, number))
         begins, reads, total = [0] * len(parts), list[tuple[Path, int, int]](), 0
         for path, own in by_file.items():
             own.sort()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adaptertool.engine.budget import bytes_to_write
 from adaptertool.engine.execute import run_plan
+from adaptertool.engine.forms import forms_of
 from adaptertool.engine.preflight import require_equal, require_finite_factors
 from adaptertool.engine.reads import to_hash
 from adaptertool.engine.resources import peak_memory, thread_count
@@ -168,11 +169,12 @@ def _report(
     *,
     verified: bool,
 ) -> RunReport:
-    fields = summary(plan, out, threads)
+    forms = forms_of(plan)
+    fields = summary(plan, out, threads, forms)
     fields["notes"] += tuple(notes)
     return RunReport(
         **fields,
-        **fields_of(plan, counted[0]),
+        **fields_of(plan, counted[0], forms),
         kept=counted[1],
         seconds=seconds,
         bytes_per_second=(fields["bytes_read"] + fields["bytes_written"]) / seconds,

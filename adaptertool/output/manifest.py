@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from marshal import dumps
@@ -23,7 +24,7 @@ from adaptertool.files.stage import Finished, Published
 from adaptertool.files.writer import write_small
 from adaptertool.reports.run import KeptReport
 from adaptertool.spec.adapter import Module
-from adaptertool.spec.plan import Edit, Plan
+from adaptertool.spec.plan import Plan, Step
 from adaptertool.spec.tensors import Ref
 from adaptertool.version import __version__
 
@@ -33,8 +34,8 @@ Facts = dict[str, int | str]  # size, and hashes by name
 # Set around that step (cli.steps); it decides nothing of what is computed
 STEPS: ContextVar[Sequence[Mapping[str, Any]] | None] = ContextVar("STEPS", default=None)
 
-# Fields of an edit that are numbers and texts, but for its factors
-_PLAIN, _FACTORS = Edit._fields.index("view"), Edit._fields.index("factors")
+_AT_ONCE = 1 << 12  # tuples that are hashed at once
+_NOTHING_ELSE = [None] * (len(Step._fields) - Step._fields.index("blend"))  # what a step may have beside its edits
 
 
 def labels_of(plan: Plan) -> dict[Path, str]:
@@ -54,39 +55,48 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
     recipe = plan.command, plan.weights, plan.precision, sorted(plan.choices.items()), hashes
     state = blake3(repr((__version__, recipe, outputs, inputs, assets)).encode())
     files = {str(path): number for number, path in enumerate(sorted(labels, key=labels.__getitem__))}
-    known: dict[int, int] = {}  # the same by the identity of a path, whose text takes long to make
+    parts = _tensors_told(plan, files)
+    while some := list(itertools.islice(parts, _AT_ONCE)):
+        state.update(dumps(some, 2))
+    return state.hexdigest(8)
+
+
+def _tensors_told(plan: Plan, files: Mapping[str, int]) -> Iterator[object]:
+    """What the key of a run has of each shard, tensor and edit, one after the other. files: numbers of paths
+
+    Plain tuples alone, and a file by its number: there may be hundreds of thousands. Version 2 of marshal writes the
+    same for what is equal, and takes a fourth of the time of repr.
+    """
+    known: dict[int, int] = {}  # the numbers by the identity of a path, whose text takes long to make
 
     def told(ref: Ref) -> tuple[object, ...]:
         path, offset, spec, columns, made = ref
         if (number := known.get(id(path))) is None:
             number = known[id(path)] = files[str(path)]
+        if columns is None and made is None:
+            return number, offset, *spec
         one = number, offset, *spec, None if columns is None else repr(columns)
-        if made is None:
-            return one
-        return *one, made.first, made.rows.__qualname__, *map(told, made.sources)
+        return one if made is None else (*one, made.first, made.rows.__qualname__, *map(told, made.sources))
 
-    def factors_of(one: Edit | Module) -> list[tuple[object, ...]]:
-        return [(role, *told(ref)) for role, ref in one.factors.items()]
+    def part_told(part: Module) -> object:
+        plain = repr([None if field is part.factors else field for field in part])
+        return plain, [(role, *told(ref)) for role, ref in part.factors.items()]
 
-    def rest_of(edit: Edit) -> object:
-        view, part = edit.view and repr(edit.view), edit.part_of
-        whole = part and (repr([None if field is part.factors else field for field in part]), factors_of(part))
-        return (view, edit.on_base, whole) if any(edit[_PLAIN:]) else None
-
-    # Plain tuples alone, and a file by its number: there may be hundreds of thousands. Version 2 of marshal writes the
-    # same for what is equal, and takes a fourth of the time of repr
     for shard in plan.shards:
-        state.update(dumps((shard.name, shard.size, shard.data_start, files[str(shard.source)], shard.header), 2))
+        yield shard.name, shard.size, shard.data_start, files[str(shard.source)], shard.header
         for step in shard.steps:
-            factors = [factors_of(edit) for edit in step.edits]
-            plain = [[*edit[:_FACTORS], None, *edit[_FACTORS + 1 : _PLAIN]] for edit in step.edits]
-            rest = [rest_of(edit) for edit in step.edits]
-            others = step.blend, step.fisher and [*map(told, step.fisher)], step.makes, step.keeps and told(step.stored)
-            made = repr(others) if any(others) else None
-            made = made if step.share is None else f"{made} {step.share}"
-            whole: Any = *step.spec, step.offset, told(step.base), factors, plain, rest, made
-            state.update(dumps(whole, 2))
-    return state.hexdigest(8)
+            spec, offset, base, edits, *more = step
+            others = None
+            if more != _NOTHING_ELSE:
+                fisher, stored = step.fisher and [*map(told, step.fisher)], step.keeps and told(step.stored)
+                others = repr((step.blend, fisher, step.makes, stored, step.share))
+            yield *spec, offset, len(edits), others
+            yield told(base)
+            for kind, adapter, module, factors, scale, weight, transposed, view, on_base, part in edits:
+                yield kind, adapter, module, len(factors), scale, weight, transposed
+                yield from [(role, *told(ref)) for role, ref in factors.items()]
+                rest = view and repr(view), on_base, part and part_told(part)
+                yield rest if any(rest) else None
 
 
 def names_of(plan: Plan) -> list[str]:

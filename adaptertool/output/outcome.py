@@ -9,6 +9,7 @@ from typing import Any
 
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.engine.budget import count_elements
+from adaptertool.engine.forms import Forms
 from adaptertool.errors import UnchangedError
 from adaptertool.files.stage import Stage
 from adaptertool.reports.run import KeptReport
@@ -61,12 +62,12 @@ def _rounded(share: float) -> float:
     return float(f"{round(share, _DIGITS + 2):.{_DIGITS}g}")
 
 
-def fields_of(plan: Plan, tallies: tuple[Tally, ...]) -> dict[str, Any]:
-    """The fields of a RunReport that count elements."""
+def fields_of(plan: Plan, tallies: tuple[Tally, ...], forms: Forms) -> dict[str, Any]:
+    """The fields of a RunReport that count elements. forms: of the plan"""
     counted = not plan.as_adapter
     survival = [tally.survival for tally in tallies]
     return {
-        "elements_edited": count_elements(plan) if counted else None,
+        "elements_edited": count_elements(plan, forms) if counted else None,
         "elements_changed": tuple(tally.changed for tally in tallies) if counted else None,
         "survival": tuple(None if one is None else round(one, _DIGITS) for one in survival) if counted else None,
         "settled": sum(tally.settled for tally in tallies),

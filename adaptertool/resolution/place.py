@@ -47,9 +47,10 @@ class Placer:
     def place(self, module: Module, pieces: Pieces) -> Iterable[tuple[str, Module]]:
         """(tensor on the disk, the module as it acts on that tensor)"""
         piece = pieces[0]
-        fused = self._may_be_fused(piece) and self._is_fused(module, pieces)
-        if piece[1:] == _WHOLE and not module.stacked and not fused:
-            return ((piece.disk, module),)
+        if piece[1:] == _WHOLE and not module.stacked:
+            fused = len(self._tensors[piece.disk].spec.shape) == 3 and self._is_fused(module, pieces)
+            if not fused:
+                return ((piece.disk, module),)
         return self._place(module, pieces)
 
     def _place(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:

@@ -10,7 +10,7 @@ from conftest import FIXTURES
 
 import adaptertool
 from adaptertool.arithmetic.verbatim import only_cast, verbatim
-from adaptertool.engine.budget import bytes_to_read, count_tensors
+from adaptertool.engine.budget import bytes_to_read, count_elements, count_tensors
 from adaptertool.engine.forms import forms_of
 from adaptertool.output.preview import sketched, tensors_of
 from adaptertool.render.run import alike
@@ -55,6 +55,8 @@ def test_what_is_told_of_forms_is_told_of_each_step(case: str, monkeypatch: pyte
     other = {s.spec.name for s in steps if any(verbatim(s, s.at(alpha)) is not s.stored for alpha in alphas)}
     cast = {s.spec.name for s in steps if s.spec.name in other and all(only_cast(s, s.at(alpha)) for alpha in alphas)}
     assert count_tensors(plan) == (len({s.spec.name for s in steps}), len(other - cast), len(cast))
+    changed = [s for s in steps if s.spec.name in other - cast]  # each of the base's size: one that is cast is not
+    assert count_elements(plan) == count_elements(plan, forms) == sum(s.spec.numel for s in changed)
     places = {}
     for step in steps:
         for ref in (step.base, *(ref for edit in step.edits for ref in edit.factors.values())):

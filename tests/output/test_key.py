@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from staged import Place
 from adaptertool import prepare_merge
 from adaptertool.files.hashing import DEFAULT, WITH_SHA256
 from adaptertool.output.manifest import labels_of, recipe_key
+from adaptertool.spec.adapter import Module
+from adaptertool.spec.plan import Blend, Edit, Keeping, Step
+from adaptertool.spec.tensors import Making, Ref, View
 
 
 @pytest.fixture
@@ -75,6 +79,54 @@ def test_the_call_counts(place: Place) -> None:
         recipe_key(prepare_merge(place.base, [place.adapter], dtype="f32"), DEFAULT),
     ]
     assert len({recipe_key(plan, DEFAULT), *others}) == len(others) + 1
+
+
+def test_every_field_of_a_tensor_and_of_an_edit_counts(place: Place) -> None:
+    plan = prepare_merge(place.base, [place.adapter])
+    (shard,) = (one for one in plan.shards if any(step.edits for step in one.steps))
+    (step,) = (one for one in shard.steps if one.edits)
+    ((edit,), base, (role, factor)) = step.edits, step.base, next(iter(step.edits[0].factors.items()))
+
+    def of_factor(ref: Ref) -> Step:
+        return step._replace(edits=(edit._replace(factors={**edit.factors, role: ref}),))
+
+    view = View(4, range(6), range(4), (6, 4))
+    part = Module("m", "w", "lora", edit.factors, 1.0)
+    edits = [
+        edit._replace(**{field: value})
+        for field, value in {
+            "kind": "dora", "adapter": 1, "module": "m", "factors": {}, "scale": 3.0, "weight": 3.0, "transposed": True,
+            "view": view, "on_base": True, "part_of": part,
+        }.items()
+    ]  # fmt: skip
+    steps = [
+        *(step._replace(edits=(one,)) for one in edits),
+        step._replace(edits=(edits[-1]._replace(part_of=part._replace(factors={role: factor})),)),
+        step._replace(edits=()),
+        step._replace(edits=(edit, edit)),
+        *(of_factor(factor._replace(spec=factor.spec._replace(**{field: value})))
+          for field, value in {"name": "n", "dtype": "I32", "shape": (7,), "nbytes": 7}.items()),
+        of_factor(factor._replace(offset=1)),
+        of_factor(factor._replace(path=base.path)),
+        of_factor(factor._replace(columns=range(2))),
+        of_factor(factor._replace(made=Making((base,), print))),
+        of_factor(factor._replace(made=Making((base, base), print))),
+        of_factor(factor._replace(made=Making((base,), print, first=1))),
+        *(step._replace(**{field: value}) for field, value in {
+            "spec": step.spec._replace(name="n"), "offset": 1, "base": base._replace(offset=1), "makes": "lora_A",
+            "blend": Blend("ties", (1.0,), {}), "fisher": (base, base), "keeps": Keeping(None, factor),
+            "share": Fraction(0),
+        }.items()),
+    ]  # fmt: skip
+    assert len(Edit._fields) == len(edits)
+
+    def key(other: Step) -> str:
+        changed = dataclasses.replace(shard, steps=tuple(other if one is step else one for one in shard.steps))
+        shards = tuple(changed if one is shard else one for one in plan.shards)
+        return recipe_key(dataclasses.replace(plan, shards=shards), DEFAULT)
+
+    assert len({*map(key, [step, *steps])}) == len(steps) + 1
+    assert key(step._replace(spec=step.spec._replace())) == key(step) == recipe_key(plan, DEFAULT)
 
 
 def test_every_input_has_a_label(place: Place) -> None:
