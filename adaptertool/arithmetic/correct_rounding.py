@@ -10,6 +10,7 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from adaptertool.arithmetic.single import pick
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import doubles, rounded, rounded_exactly
 from adaptertool.codecs.tensors import exact_quotients
-from adaptertool.errors import UnsupportedError, argument, shown
+from adaptertool.errors import NonFiniteError, UnsupportedError, argument, shown
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.error_bound import Bound
 from adaptertool.numerics.interval import Interval, intervals
@@ -198,7 +199,8 @@ class OpenElements:
         )
 
     def narrowing(self, row: int, column: int, before: float) -> Iterator[Interval]:
-        """The exact value, or ever narrower intervals that hold it. Raises UnsupportedError where nothing can."""
+        """The exact value, or ever narrower intervals that hold it. Raises UnsupportedError where nothing can, and
+        NonFiniteError where there is none, since a norm is 0."""
         if not INTERVALS.can(self.chain.requirements.operations):
             raise UnsupportedError(
                 f"{shown(self.chain.step.spec.name)}: no exact arithmetic here can do what kind "
@@ -206,18 +208,24 @@ class OpenElements:
             )
         alpha = Fraction(self.alpha)
         start, at = self._start(row, column, before), (np.array([row]), np.array([column]))
-        bits = 128
+        bits, rational, found = 128, self.chain.requirements.rational, False
         while bits <= _MOST_BITS:
-            rational = self.chain.requirements.rational
             norms = {} if rational else self.lines.norms_of_base(self.first + row, column, bits)
-            if norms is None:
-                yield interpolate(*self.lines.line(self.first + row, column, bits), alpha)
-            else:
-                after = pick(self.chain, INTERVALS, (self.first, self.last), at, start, norms=norms)
-                yield interpolate(start, after, alpha)[0, 0, 0]
-            if not norms and norms is not None:
-                return
+            with contextlib.suppress(ZeroDivisionError):  # more bits may tell a norm from 0
+                if norms is None:
+                    exact = interpolate(*self.lines.line(self.first + row, column, bits), alpha)
+                else:
+                    after = pick(self.chain, INTERVALS, (self.first, self.last), at, start, norms=norms)
+                    exact = interpolate(start, after, alpha)[0, 0, 0]
+                found = True
+                yield exact
+                if not norms and norms is not None:
+                    return
             bits *= 4
+        if not found:
+            name, place = shown(self.chain.step.spec.name), f"row {self.first + row:,}, column {column:,}"
+            what = "the result is not a number (DoRA of a weight of norm 0, which is not 0 in float64?)"
+            raise NonFiniteError(f"{self.chain.step.base.path}: {name}, {place}: {what}")
 
     def _start(self, row: int, column: int, before: float) -> Any:
         """What the base has there, an array (1, 1, 1) of Interval."""

@@ -40,12 +40,12 @@ class Interval:
         return Interval(min(ends), max(ends))
 
     def __truediv__(self, other: Interval) -> Interval:
-        """The quotient by an interval of positive numbers."""
+        """The quotient by an interval of positive numbers. Raises ZeroDivisionError where it may be 0."""
         return self * Interval(1 / other.high, 1 / other.low)
 
     def sqrt(self, bits: int) -> Interval:
-        """√, to about `bits` bits relatively; exactly where it is rational."""
-        return Interval(_root(self.low, bits)[0], _root(self.high, bits)[1])
+        """√ of what is not negative, to about `bits` bits relatively; exactly where it is rational."""
+        return Interval(_root(max(self.low, Fraction(0)), bits)[0], _root(self.high, bits)[1])
 
 
 def _interval(number: Any) -> Interval:

@@ -242,3 +242,32 @@ def test_numbers_at_the_ends_of_the_range(tmp_path: Path) -> None:
                 for column in range(9):
                     exact = w[column] + decimal.Decimal(weight) * (ratio * v[column] - w[column])
                     assert Fraction(found[row, column].item()) == round_fraction(Fraction(exact), torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("before", ["", "lora", "dora"])
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_a_norm_of_0_that_float64_does_not_see(tmp_path: Path, dtype: torch.dtype, before: str, alpha: float) -> None:
+    """Where x is small beside y, x + x + y − y − x − x is 0: it is refused as other norms of 0 are."""
+    y, x = 2.0**20, 2.0**-40
+    own = torch.tensor([[{"": x, "lora": 0.0, "dora": 3.0}[before]], [3.0]], dtype=dtype)
+    checkpoint, paths = write_checkpoint(tmp_path / "base", {"x.weight": own}), []
+    factors = {"x.lora_A.weight": torch.ones(1, 1), "x.lora_B.weight": torch.zeros(2, 1)}
+    if before == "lora":
+        factors["x.lora_B.weight"][0] = x
+    else:
+        factors["x.lora_magnitude_vector"] = torch.tensor([x, 1.0])
+    if before:
+        paths.append(write_adapter(tmp_path / "first", factors, r=1, lora_alpha=1, use_dora=before == "dora"))
+    factors = {
+        "x.lora_A.weight": torch.tensor([[x], [y], [-y], [-x], [-x]]),
+        "x.lora_B.weight": torch.tensor([[1.0] * 5, [0.0] * 5]),
+        "x.lora_magnitude_vector": torch.ones(2),
+    }
+    paths.append(write_adapter(tmp_path / "second", factors, r=5, lora_alpha=5, use_dora=True))
+    with pytest.raises(NonFiniteError, match="norm 0, which"):
+        if alpha == 1 or before:
+            adaptertool.merge(checkpoint, paths, tmp_path / "out", weights=[1.0] * (len(paths) - 1) + [alpha])
+        else:
+            adaptertool.wise(checkpoint, paths[0], tmp_path / "out", alpha)
+    assert not (tmp_path / "out").exists()
