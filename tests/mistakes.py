@@ -156,8 +156,16 @@ WRITTEN = _mistakes(
     ("apply recipes", 3, "recipes is a folder; give a file of YAML, such as recipes/first.yaml"),
     ("apply base", 3, "base is a folder; give a file of YAML"),
     ("apply merged -o out", 3, "merged is a folder; what it was made by stands in merged/adaptertool.manifest.json"),
-    ("apply merged/adaptertool.manifest.json", 2, "-o is missing: where what merged/adaptertool.manifest.json tells of"),
-    ("apply merged/adaptertool.manifest.json -o out --input bse=base", 2, "--input bse: the manifest has no such input"),
+    (
+        "apply merged/adaptertool.manifest.json",
+        2,
+        "-o is missing: where what merged/adaptertool.manifest.json tells of",
+    ),
+    (
+        "apply merged/adaptertool.manifest.json -o out --input bse=base",
+        2,
+        "--input bse: the manifest has no such input",
+    ),
     ("apply typo.yaml", 3, "typo.yaml:1:21: merge has no field 'adapter'; did you mean adapters?"),
     ("apply text.yaml", 3, "text.yaml:1:31: `adapters` is a list"),
     ("apply noout.yaml", 3, "noout.yaml:1:1: the last step that writes needs an `out`, or give -o"),

@@ -27,8 +27,13 @@ def run_sheet(report: RunReport, tensors: Sequence[TensorPlan] = ()) -> Sheet:
     tables = [_alphas(report)] if len(report.outputs) > 1 else []
     tables += [_kept(report.kept)] if report.kept else []
     tables += [_tensors(report, tensors)] if tensors else []
-    about = [("base", report.base), ("sources", mix(report.sources, report.weights)), ("written to", report.out)]
-    about = [(name, value) for name, value in about if value]  # `layers` has no sources
+    about = [
+        ("base", report.base),
+        ("sources", mix(report.sources, report.weights)),
+        ("method", report.method or ""),
+        ("written to", report.out),
+    ]
+    about = [(name, value) for name, value in about if value]  # `layers` has no sources, most merges no method
     if report.command.startswith("wise"):
         about.insert(2, ("alpha", ", ".join(f"{alpha:g}" for alpha in report.alphas)))
     parts = (report.base, *report.sources)
@@ -105,7 +110,7 @@ def _tensors(report: RunReport, tensors: Sequence[TensorPlan]) -> SheetTable:
             f"{len(one.sizes):,}",
             size(sum(one.sizes)),
         ]
-        for one in alike(tensors, report.sources)
+        for one in alike(tensors, report)
     ]
     about = "Those whose names differ in numbers only, and that the same was done to, are told together."
     head = ("tensor", "was", "stored as", "shape", "tensors", "size")
