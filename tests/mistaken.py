@@ -34,6 +34,7 @@ def make(root: Path) -> Path:
     _folders(root, factors)
     _adapters(root, factors)
     _checkpoints(root, tensors)
+    shutil.copytree(lora, root / "my lora")
     _written(root)
     (root / "note.txt").write_text("dear")
     (root / "empty").mkdir()
