@@ -46,7 +46,11 @@ PATHS = _mistakes(
     ("merge base lorra -o out", 3, "lorra does not exist; did you mean lora?"),
     ("merge base training/checkpoint-50 -o out", 3, "did you mean training/checkpoint-500?"),
     ("merge base runz/first -o out", 3, "did you mean runs/first?"),
-    ("merge base my lora -o out", 3, "my does not exist; did you mean my lora (a path with a blank in it needs quotes)?"),
+    (
+        "merge base my lora -o out",
+        3,
+        "my does not exist; did you mean my lora (a path with a blank in it needs quotes)?",
+    ),
     ("wise base tune -o out --alpha 0.5", 3, "tune does not exist; did you mean tuned?"),
     ("truncate lor -o out --rank 2", 3, "did you mean lora?"),
     ("verify merge base lora", 3, "merge does not exist; did you mean merged?"),
