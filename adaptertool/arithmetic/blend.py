@@ -15,8 +15,9 @@ from adaptertool.arithmetic.correct_rounding import Settled
 from adaptertool.arithmetic.survival import every_nth, tally_of
 from adaptertool.arithmetic.tiling import last_axis, matrix, rows_at_once
 from adaptertool.arithmetic.together import Together
+from adaptertool.arithmetic.workspace import Rooms
 from adaptertool.codecs.numbers import doubles, largest_stored, rounded
-from adaptertool.codecs.tensors import as_bytes, byte_of, read_stored, read_tensor
+from adaptertool.codecs.tensors import as_bytes, byte_of, held_as, read_stored
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
@@ -29,6 +30,8 @@ from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Tally
 from adaptertool.spec.tensors import Ref
 
+_BASE = -1  # beside the numbers of the sources
+_ROOMS = Rooms()  # of what is read of each, and of the result
 HELD = 64  # blocks of which what was found is held at once: it may be as long as a row
 
 
@@ -61,18 +64,22 @@ class Blended:
     def compute(self, first: int, last: int, alphas: Sequence[float], tallies: list[Tally]) -> Iterator[memoryview]:
         """The bytes of rows first..last, the same for each α: a merge has one. Raises NonFiniteError."""
         bands, whole = self._whole.get()
-        before, dtype = self._stored(self._step.base, first, last), self._step.spec.dtype
+        before, dtype = self._stored(_BASE, self._step.base, first, last), self._step.spec.dtype
         block = self._block(before, first, last, bands)
         made = self._method.combine(block.base, block.changes, self._weights, self._blend.settings, whole)
         # −0.0 + 0 is +0.0: where nothing was added, the base's bits stay.
         value: Any = np.where(made == block.base, block.base, made)
         every = every_nth(value.size)
-        if self._lazy and dtype in DTYPES:
-            stored, sample = value.stored(dtype, every)
+        if self._lazy:
+            kernel_writes = dtype if dtype in DTYPES else "F64"
+            stored = _ROOMS.take("result", value.size, held_as(kernel_writes))
+            sample, largest = value.stored(stored, kernel_writes, every)
+            if kernel_writes != dtype:
+                stored = largest = rounded(stored, dtype)
         else:
-            value = value.stored("F64", every)[0] if self._lazy else value
-            stored, sample = rounded(value, dtype), value[::every]
-        if not math.isfinite(largest_stored(stored, dtype)):
+            sample, stored = value[::every], rounded(value, dtype)
+            largest = stored
+        if not math.isfinite(largest_stored(largest, dtype)):
             raise NonFiniteError(
                 f"{self._step.base.path}: {shown(self._step.spec.name)}: the result holds what is no number, or is "
                 f"beyond the range of {dtype}"
@@ -86,9 +93,11 @@ class Blended:
     def _elements(self, first: int, last: int) -> tuple[int, int]:
         return first * self._columns, last * self._columns
 
-    def _stored(self, ref: Ref, first: int, last: int) -> Array:
-        """Rows of the base, or of a tensor of its shape, flat as they are stored."""
-        return read_stored(self._inputs, ref, *self._elements(first, last))
+    def _stored(self, number: int, ref: Ref, first: int, last: int) -> Array:
+        """Rows of the base, or of a tensor of its shape, flat as they are stored, until the thread reads others."""
+        begin, end = self._elements(first, last)
+        room = None if ref.made else _ROOMS.take(number, end - begin, held_as(ref.spec.dtype))
+        return read_stored(self._inputs, ref, begin, end, room)
 
     def _part(self, stored: Array, dtype: str) -> Part:
         if self._lazy and dtype in DTYPES:
@@ -98,16 +107,19 @@ class Blended:
     def _known(self, array: Array) -> Part:
         return Lazy.of(array) if self._lazy else array
 
-    def _change(self, number: int, base: Part, first: int, last: int) -> Part:
-        """What a source alone makes of these rows, less what they are."""
+    def _change(self, number: int, stored: Array, base: Part, first: int, last: int) -> Part:
+        """What a source alone makes of these rows, less what they are, which is given as stored too."""
         chain = self._sources[number]
         if not chain.step.edits:
             return base - base
         if (tuned := _replacement(chain.step)) is not None:
-            return self._part(self._stored(tuned, first, last), tuned.spec.dtype) - base
-        begin, end = self._elements(first, last)
-        before = read_tensor(self._inputs, self._step.base, begin, end).reshape(-1, self._columns)
-        after = before.copy()
+            return self._part(self._stored(number, tuned, first, last), tuned.spec.dtype) - base
+        before, after = (
+            _ROOMS.take(use, stored.size, np.dtype(np.float64)).reshape(-1, self._columns)
+            for use in ("before", ("after", number))
+        )
+        doubles(stored.reshape(before.shape), self._step.base.spec.dtype, before)
+        after[:] = before
         chain.apply(after, first, before)
         return self._known(after.reshape(-1)) - base
 
@@ -116,7 +128,7 @@ class Blended:
         base = self._part(stored, self._step.base.spec.dtype)
         place = Place(self._step.spec.name, first * self._columns, base.size, last_axis(self._step))
         part, settings = first // self._at_once, self._blend.settings
-        changes = [self._change(number, base, first, last) for number in self._sources]
+        changes = [self._change(number, stored, base, first, last) for number in self._sources]
         stay = [
             self._method.thinned(change, settings, place, number, bands.get(number), part)
             for number, change in zip(self._sources, changes, strict=True)
@@ -138,14 +150,14 @@ class Blended:
 
     def _each_change(self, number: int, function: Callable[[Part], Found]) -> Iterator[Found]:
         def of(cut: tuple[int, int]) -> Found:
-            base = self._step.base
-            return function(self._change(number, self._part(self._stored(base, *cut), base.spec.dtype), *cut))
+            stored = self._stored(_BASE, self._step.base, *cut)
+            return function(self._change(number, stored, self._part(stored, self._step.base.spec.dtype), *cut))
 
         return self._each_cut(of)
 
     def _each_block(self, bands: Mapping[int, Band], function: Callable[[Block], Found]) -> Iterator[Found]:
         def of(cut: tuple[int, int]) -> Found:
-            return function(self._block(self._stored(self._step.base, *cut), *cut, bands))
+            return function(self._block(self._stored(_BASE, self._step.base, *cut), *cut, bands))
 
         return self._each_cut(of)
 

@@ -1,10 +1,18 @@
-"""The buffers of a thread."""
+"""The buffers of a thread, which it uses for one block after the other: the system would clear fresh memory each time,
+page by page."""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
 
 from adaptertool.files.writer import AT_ONCE
+from adaptertool.numerics.rounding import Array
+
+_KEPT = 16 << 20  # bytes of one buffer of Rooms, at most: more than an ordinary block needs
 
 
 class Workspace:
@@ -21,3 +29,20 @@ class Workspace:
             self.stored, self.rounded = np.empty((2, 8 * size), np.uint8)
             self.before, self.after, self.delta, self.mix = np.empty((4, 8 * size), np.uint8)
             self.found = np.empty(8 * size, np.uint8)  # what is compared with it
+
+
+class Rooms(threading.local):
+    """Buffers that this thread knows by what they are for, however many there are."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[Hashable, Array] = {}
+
+    def take(self, use: Hashable, size: int, dtype: np.dtype[Any]) -> Array:
+        """An array, flat, of whatever numbers: that of the same use from before, but where it is very large."""
+        needed = size * dtype.itemsize
+        if needed > _KEPT:
+            return np.empty(size, dtype)
+        room = self._rooms.get(use)
+        if room is None or room.nbytes < needed:
+            self._rooms[use] = room = np.empty(needed, np.uint8)
+        return room[:needed].view(dtype)

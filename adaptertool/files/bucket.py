@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 _RETRIES, _RETRY_FOR = 10, 60  # times and seconds that obstore asks again, from 0.1 s on in growing distances
 _TIMEOUTS = {"timeout": "300s", "read_timeout": "30s", "connect_timeout": "10s"}  # a whole reply, a pause in it
 _UNSIGNED = "GOOGLE_SKIP_SIGNATURE"
-_LISTS = 3  # times that a list is asked for whose reply was cut short: obstore does not
+_CUT = 6  # times that a call is made whose reply breaks off: once that has begun obstore does not ask again
 
 
 class Service(NamedTuple):
@@ -160,12 +160,13 @@ _ASKING, RANGES = Threads(), Threads()
 
 
 def ask(path: Path, doing: str, call: Callable[[Any, Any, str], Result]) -> Result:
-    """What a call returns of (obstore, the client of that address, the key). A signal ends the wait for it.
+    """What a call returns of (obstore, the client of that address, the key): one that may be made twice, as that is
+    done where the reply breaks off. A signal ends the wait for it.
 
     Raises what `told` makes of its errors.
     """
     client = client_of(path)
-    future = _ASKING.submit(functools.partial(call, library(path.parts[0]), client, key_of(path)))
+    future = _ASKING.submit(functools.partial(_again, call, library(path.parts[0]), client, key_of(path)))
     waited(future)
     if (error := future.exception()) is not None:
         raise told(error, path, doing) from error
@@ -214,13 +215,12 @@ def reason(error: BaseException) -> str:
     return f"the store's answer is not understood ({type(error).__name__})"
 
 
-def again(call: Callable[[], Result]) -> Result:
-    """What a call returns that obstore does not repeat by itself, where it fails in the middle of a reply. Raises what
-    the last of them raised."""
-    for _ in range(_LISTS - 1):
+def _again(call: Callable[[Any, Any, str], Result], obstore: Any, client: Any, key: str) -> Result:
+    """What a call returns whose reply is whole. Raises what the last of them raised."""
+    for _ in range(_CUT - 1):
         try:
-            return call()
-        except Exception as error:
-            if type(error).__name__ != "GenericError" or "status code" in str(error):
+            return call(obstore, client, key)
+        except obstore.exceptions.GenericError as error:
+            if not re.search(r"kind: (Interrupted|Decode)\b", str(error)):
                 raise
-    return call()
+    return call(obstore, client, key)

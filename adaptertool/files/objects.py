@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from adaptertool.errors import InputError, StorageError
 from adaptertool.files.ahead import Ahead
-from adaptertool.files.bucket import again, ask, client_of, is_gone, key_of, library, reason, told
+from adaptertool.files.bucket import ask, client_of, is_gone, key_of, library, reason, told
 from adaptertool.files.store import FILE, FOLDER, Entry, InputFile, Store
 from adaptertool.spec.tensors import Stamp
 
@@ -95,7 +95,7 @@ def _listing(folder: Path) -> dict[str, bool]:
 
     def request(obstore: Any, client: Any, key: str) -> Any:
         with contextlib.suppress(ValueError):
-            return again(lambda: obstore.list_with_delimiter(client, key or None))
+            return obstore.list_with_delimiter(client, key or None)
         return {"common_prefixes": [], "objects": []}
 
     when, found, key = time.monotonic(), ask(folder, "listed", request), key_of(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from adaptertool.errors import Interrupted
-from adaptertool.files.bucket import again, ask, key_of, require_signing
+from adaptertool.files.bucket import ask, key_of, require_signing
 from adaptertool.files.objects import forget
 
 Result = TypeVar("Result")
@@ -27,7 +27,8 @@ class Object(NamedTuple):
 
 def put_file(path: Path, source: Path, stopped: Callable[[], bool]) -> str:
     """Write an object that holds what a file does, or replace one; returns its tag. The object is there whole, or as it
-    was before: what was sent of it in vain is taken back, but by a process that is killed.
+    was before: what was sent of it in vain is taken back, but by a process that is killed, or where the reply that
+    names the upload broke off.
 
     Raises Interrupted, StorageError.
     """
@@ -87,7 +88,7 @@ def get(path: Path) -> bytes | None:
 
     def read(obstore: Any, client: Any, key: str) -> bytes | None:
         with contextlib.suppress(FileNotFoundError):
-            return again(lambda: bytes(obstore.get(client, key).bytes()))
+            return bytes(obstore.get(client, key).bytes())
         return None
 
     return ask(path, "read", read)
@@ -111,7 +112,7 @@ def objects_below(folder: Path) -> dict[str, Object]:
     begin = len(key_of(folder)) + 1 if key_of(folder) else 0
 
     def listed(obstore: Any, client: Any, key: str) -> Sequence[Mapping[str, Any]]:
-        found: Sequence[Mapping[str, Any]] = again(lambda: obstore.list(client, key or None).collect())
+        found: Sequence[Mapping[str, Any]] = obstore.list(client, key or None).collect()
         return found
 
     found = ask(folder, "listed", listed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,12 +83,13 @@ class Lazy(Formula, NDArrayOperatorsMixin):
         run([Lazy("COLLECT", (self,), self.size, ctypes.addressof(by), by)])
         return found[: by.count].copy()
 
-    def stored(self, dtype: str, every: int) -> tuple[Array, Array]:
-        """The numbers rounded once, as `dtype` stores them, and every n-th of them as it is, from the first on."""
-        out, sample = np.empty(self.size, STORED[dtype]), np.empty(-(-self.size // every))
-        by = Written(out.ctypes.data, sample.ctypes.data, every)
+    def stored(self, out: Array, dtype: str, every: int) -> tuple[Array, Array]:
+        """out = the numbers rounded once, as `dtype` stores them, (size,) and contiguous; returns every n-th of them as
+        it is, from the first on, and the largest magnitude of `out`, (1,), which is not finite if one is not."""
+        sample = np.empty(-(-self.size // every))
+        by = Written(address(out, STORED[dtype], self.size), sample.ctypes.data, every, 0)
         run([Lazy(f"WRITE_{dtype}", (self,), self.size, ctypes.addressof(by), by)])
-        return out, sample
+        return sample, np.array([by.largest], np.uint64).astype(f"u{out.itemsize}").view(out.dtype)
 
 
 def there() -> bool:
@@ -130,9 +131,27 @@ def _made(name: str, *inputs: Any) -> Any:
     if name in ("MULTIPLY", "DIVIDE") and not isinstance(wrapped[-1], Lazy) and wrapped[-1] == 1:
         return wrapped[0]
     size = sizes.pop()
+    if (one_step := _in_one(name, wrapped, size)) is not None:
+        return one_step
     if name == "CHOICE":
         wrapped = [one if isinstance(one, Lazy) else Lazy("FILL", (one,), size) for one in wrapped]
     return Lazy(name, wrapped, size)
+
+
+def _in_one(name: str, inputs: Sequence[Any], size: int) -> Lazy | None:
+    """One step for two that often follow each other, with the same roundings: a + number·b, and b where it equals a,
+    else a."""
+    if name == "ADD":
+        for one, other in (inputs, inputs[::-1]):
+            if isinstance(one, Lazy) and isinstance(other, Lazy) and other.name == "MULTIPLY":
+                times = sorted(other.inputs, key=lambda given: not isinstance(given, Lazy))  # arrays first
+                if not isinstance(times[1], Lazy):
+                    return Lazy("ADD_TIMES", (one, *times), size)
+    if name == "CHOICE" and inputs[0].name == "EQUAL":
+        (a, b), (_, same, other) = inputs[0].inputs, inputs
+        if a is other and b is same and isinstance(a, Lazy) and isinstance(b, Lazy):
+            return Lazy("SAME", (a, b), size)
+    return None
 
 
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {

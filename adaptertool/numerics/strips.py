@@ -16,7 +16,7 @@ _STRIP, _NUMBER = 256, -1  # as in kernel/strips.h, whose steps these are, in th
 STEPS = (
     *("READ_BF16", "READ_F16", "READ_F32", "READ_F64", "READ_TRUTH", "FILL"),
     *("ADD", "SUBTRACT", "MULTIPLY", "DIVIDE", "LESS", "LESS_EQUAL", "EQUAL", "AND", "OR", "SMALLER", "LARGER"),
-    *("MAGNITUDE", "NOT", "CHOICE", "BETWEEN"),
+    *("ADD_TIMES", "SAME", "MAGNITUDE", "NOT", "CHOICE", "BETWEEN"),
     *("WRITE_BF16", "WRITE_F16", "WRITE_F32", "WRITE_F64", "SUM", "COUNT", "COLLECT"),
 )
 _CODE = {name: code for code, name in enumerate(STEPS)}
@@ -60,7 +60,11 @@ class Between(ctypes.Structure):
 class Written(ctypes.Structure):
     """`strip_written` of kernel/strips.h."""
 
-    _fields_ = (("out", ctypes.c_void_p), ("sample", ctypes.c_void_p), ("every", ctypes.c_size_t))
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("out", "sample")),
+        ("every", ctypes.c_size_t),
+        ("largest", ctypes.c_uint64),
+    )
 
 
 class Digits(ctypes.Structure):
@@ -107,22 +111,27 @@ def _compiled(last: Sequence[Formula]) -> tuple[ctypes.Array[_Step], int, list[B
     strip, free, strips, kept = dict[int, int](), list[int](), 0, list[Between]()
     steps = (_Step * len(order))()
     for step, one in zip(steps, order, strict=True):
-        arrays = [given for given in one.inputs if isinstance(given, Formula)]
-        numbers = [given for given in one.inputs if not isinstance(given, Formula)]
         if not free:
             free.append(strips)
             strips += 1
-        strip[id(one)] = free.pop()
-        places = [strip[id(given)] if isinstance(given, Formula) else _NUMBER for given in one.inputs]
-        a, b, c = places + [_NUMBER] * (3 - len(places))
-        number = float(numbers[0]) if numbers else 0.0
-        step.code, step.to, step.a, step.b, step.c = _CODE[one.name], strip[id(one)], a, b, c
-        step.number, step.data = number, one.data
+        strip[id(one)] = to = free.pop()
+        places, data, ended = [_NUMBER] * 3, one.data, set[int]()
+        for number, given in enumerate(one.inputs):
+            if isinstance(given, Formula):
+                left[id(given)] -= 1
+                places[number] = strip[id(given)]
+                if not left[id(given)]:
+                    ended.add(places[number])
+            else:
+                step.number = float(given)
+        if not left[id(one)]:
+            ended.add(to)
+        free += ended
         if isinstance(one.keeps, Between):  # the kernel counts down in it, and a formula may be computed again
             kept.append(Between.from_buffer_copy(one.keeps))
-            step.data = ctypes.addressof(kept[-1])
-        left.subtract(id(given) for given in arrays)
-        free += {strip[id(given)] for given in [*arrays, one] if left[id(given)] == 0}
+            data = ctypes.addressof(kept[-1])
+        step.code, step.to, step.data = _CODE[one.name], to, data
+        step.a, step.b, step.c = places
     return steps, strips, kept
 
 

@@ -95,7 +95,8 @@ def tensors_of(plan: Plan) -> tuple[TensorPlan, ...]:
 def _weight(step: Step, edit: Edit) -> float:
     """What an edit counts in a tensor, or the share that it has of α there."""
     if step.blend is not None:
-        return step.blend.weights[edit.adapter]
+        sources = step.blend.sources
+        return step.blend.weights[edit.adapter if sources is None else sources.index(edit.adapter)]
     return edit.weight if step.share is None else float(step.share)
 
 

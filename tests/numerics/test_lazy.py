@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptertool.codecs.numbers import doubles, rounded
+from adaptertool.codecs.numbers import doubles, largest_stored, rounded
 from adaptertool.numerics import compiled, lazy, strips
 from adaptertool.numerics.lazy import Lazy
 
@@ -45,7 +45,7 @@ def same(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 def evaluated(array: Lazy) -> np.ndarray:
-    return array.stored("F64", 1)[0]
+    return array.stored(np.empty(array.size), "F64", 1)[0]
 
 
 def ties(a: Any, b: Any, c: Any) -> Any:
@@ -68,6 +68,8 @@ FORMULAS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "magnitudes": lambda a, b, c: abs(a) - np.minimum(abs(b), 2.0) + np.clip(c, 0.0, 1.0) * np.maximum(abs(a), abs(b)),
     "choice": lambda a, b, c: np.where(a < b, 1.0, c) + np.where(b == c, a, 0),
     "an array beside": lambda a, b, c: (np.arange(a.size) % 3 == 0) * a + np.linspace(0, 1, a.size) * b - c,
+    "a + number * b": lambda a, b, c: (a + 0.3 * b) - (b * -1.7 + c) + (a * b + 2 * c) + (0.1 * a + 0.2 * b),
+    "one where equal": lambda a, b, c: np.where(a + b == c, c, a + b) + np.where(a == (d := a * 1.0), d, a),
     "the same twice": lambda a, b, c: a * a + (a - a) + (b + c) * (b + c),
 }
 
@@ -127,8 +129,10 @@ def test_stored_numbers(dtype: str) -> None:
     values[np.isnan(values)] = 0.5
     kept = rounded(values, dtype)
     same(evaluated(Lazy.of(kept, dtype)), doubles(kept, dtype))
-    stored, sample = Lazy.of(values).stored(dtype, 7)
+    stored = np.empty_like(kept)
+    sample, largest = Lazy.of(values).stored(stored, dtype, 7)
     np.testing.assert_array_equal(stored.view(f"u{stored.itemsize}"), kept.view(f"u{stored.itemsize}"))
+    assert largest_stored(largest, dtype) == largest_stored(kept, dtype)
     same(sample, values[::7])
 
 

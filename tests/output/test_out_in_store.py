@@ -88,6 +88,23 @@ def test_large_files_go_in_parts(s3: FakeS3, tmp_path: Path, monkeypatch: pytest
     assert not s3.uploads
 
 
+@pytest.mark.parametrize("request_of", ["uploads", "uploadId"])
+def test_replies_of_an_upload_that_break_off(
+    s3: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_of: str
+) -> None:
+    """What opens and ends an upload is a POST, which the library does not send again once a reply has begun."""
+    monkeypatch.setattr("adaptertool.files.upload._PART", 1 << 20)
+    large = tmp_path / "large"
+    large.write_bytes(os.urandom((3 << 20) + 5))
+    cut = iter(["cut", "cut"])
+    s3.fault = lambda method, target: next(cut, None) if method == "POST" and request_of in target else None
+    put_file(Address("s3:/bucket/large"), large, lambda: False)
+    assert s3.buckets["bucket"]["large"] == large.read_bytes()
+    s3.fault = lambda method, _target: "cut" if method == "POST" else None
+    with pytest.raises(StorageError, match="the connection broke off, several times"):
+        put_file(Address("s3:/bucket/other"), large, lambda: False)
+
+
 @pytest.mark.parametrize("fault", ["503", "drop", "lost"])
 def test_each_request_that_fails_once(s3: FakeS3, tmp_path: Path, fault: str) -> None:
     """A reply that is lost is of what was done: it counts as ours."""

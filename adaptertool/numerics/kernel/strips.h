@@ -14,6 +14,8 @@ enum {
     FILL, /* with `number` */
     /* of a and b; one of both may be `number`: it is where the place is NUMBER */
     ADD, SUBTRACT, MULTIPLY, DIVIDE, LESS, LESS_EQUAL, EQUAL, AND, OR, SMALLER, LARGER,
+    /* a + number * b; and b where it equals a, else a */
+    ADD_TIMES, SAME,
     /* of a; of a, b and c */
     MAGNITUDE, NOT, CHOICE, BETWEEN,
     /* take a up */
@@ -35,11 +37,13 @@ typedef struct {
     int64_t equal, skip_equal;
 } strip_between;
 
-/* WRITE: a rounded once to `out`, and every n-th element, from the first on, to `sample`. */
+/* WRITE: a rounded once to `out`, and every n-th element, from the first on, to `sample`; `largest`: the largest of the
+   bits of what is written, but for their signs. */
 typedef struct {
     void *out;
     double *sample;
     size_t every;
+    uint64_t largest;
 } strip_written;
 
 /* COUNT: of the magnitudes whose bits are `prefix`, but for the lowest `width` + 16, how many have which upper 16 of
@@ -169,12 +173,20 @@ static void strip_collect(strip_digits *by, const double *restrict a, size_t n)
         else                                                                                                          \
             for (size_t i = 0; i < n; i++) { double x = a[i], y = b[i]; to[i] = EXPRESSION; }                         \
         break
-#define STORED_AS(DTYPE, HELD, ROUNDED)                                                                               \
+#define STORED_AS(DTYPE, HELD, WORD, LARGEST, ROUNDED)                                                                \
     case WRITE_##DTYPE: {                                                                                             \
-        const strip_written *by = data;                                                                         \
+        strip_written *by = data;                                                                                     \
         HELD *out = (HELD *)by->out + first;                                                                          \
+        WORD largest = 0;                                                                                             \
         for (size_t i = 0; i < n; i++)                                                                                \
             out[i] = (HELD)ROUNDED(a[i]);                                                                             \
+        for (size_t i = 0; i < n; i++) {                                                                              \
+            WORD bits;                                                                                                \
+            memcpy(&bits, out + i, sizeof bits);                                                                      \
+            bits &= LARGEST;                                                                                          \
+            largest = bits > largest ? bits : largest;                                                                \
+        }                                                                                                             \
+        by->largest = (uint64_t)largest > by->largest ? (uint64_t)largest : by->largest;                              \
         for (size_t i = (by->every - first % by->every) % by->every; i < n; i += by->every)                           \
             by->sample[(first + i) / by->every] = a[i];                                                               \
         break;                                                                                                        \
@@ -210,14 +222,16 @@ static void strip_run(const strip_job *job, size_t first, size_t n, double *sums
         PAIR(OR, x > y ? x : y);
         PAIR(SMALLER, (x < y) | (x != x) ? x : y);
         PAIR(LARGER, (x > y) | (x != x) ? x : y);
+        case ADD_TIMES: FILLED(a[i] + number * b[i]);
+        case SAME: FILLED(a[i] == b[i] ? b[i] : a[i]);
         case MAGNITUDE: FILLED(fabs(a[i]));
         case NOT: FILLED(1 - a[i]);
         case CHOICE: FILLED(a[i] != 0 ? b[i] : c[i]);
         case BETWEEN: strip_keep(data, a, to, n); break;
-        STORED_AS(BF16, uint16_t, once_to_BF16)
-        STORED_AS(F16, uint16_t, once_to_F16)
-        STORED_AS(F32, float, )
-        STORED_AS(F64, double, )
+        STORED_AS(BF16, uint16_t, int16_t, INT16_MAX, once_to_BF16)
+        STORED_AS(F16, uint16_t, int16_t, INT16_MAX, once_to_F16)
+        STORED_AS(F32, float, int32_t, INT32_MAX, )
+        STORED_AS(F64, double, int64_t, INT64_MAX, )
         case SUM: *sums++ = strip_sum(a, n); break;
         case COUNT: strip_count(data, a, n); break;
         case COLLECT: strip_collect(data, a, n); break;
