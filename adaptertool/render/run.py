@@ -34,7 +34,7 @@ def run_text(report: RunReport) -> str:
     rate = size(round(report.bytes_per_second))
     lines.append(f"  time     {report.seconds:.2f} s, {rate}/s, {_threads(report.threads)}")
     if not report.compiled:
-        lines.append("  slow     there was no C compiler when this was installed; with one it is several times as fast")
+        lines.append("  slow     no compiled kernel of these sources: install again, with a C compiler")
     lines.append(f"  memory   {size(report.peak_memory)} at the peak")
     if len(report.outputs) > 1:
         lines += [f"  {path}" for path in report.outputs]
