@@ -121,7 +121,7 @@ bench-peers:
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard adaptertool/numerics/kernel/*)
 
 $(SMALL): $(SOURCES) | .venv/bin/python
-	@echo "Installing adaptertool into .venv: numpy and five small libraries (25 MB), and a C kernel is compiled."
+	@echo "Installing adaptertool into .venv: numpy and six small libraries (25 MB), and a C kernel is compiled."
 	@echo "That takes half a minute to two. pip says what it is at; it is silent while the kernel is compiled, three times,"
 	@echo "for three generations of processors (\"Building editable\")."
 	$(PIP) --progress-bar off -e .

@@ -34,10 +34,31 @@ def make(root: Path) -> Path:
     _folders(root, factors)
     _adapters(root, factors)
     _checkpoints(root, tensors)
+    shutil.copytree(lora, root / "my lora")
+    _written(root)
     (root / "note.txt").write_text("dear")
     (root / "empty").mkdir()
     (root / "pages.jsonl").write_text('{"prompt": "a"}\n')
     return root
+
+
+def _written(root: Path) -> None:
+    """What is run: recipes, configurations of mergekit, and what is taken for one."""
+    step = "merge: {base: base, adapters: [lora], out: applied}\n"
+    (root / "recipe.yaml").write_text(step)
+    (root / "typo.yaml").write_text(step.replace("adapters", "adapter"))
+    (root / "text.yaml").write_text(step.replace("[lora]", "lora"))
+    (root / "noout.yaml").write_text(step.replace(", out: applied", ""))
+    (root / "tab.yaml").write_text("merge:\n\tbase: base\n")
+    (root / "nothing.yaml").write_text("")
+    ties = "models: [{model: tuned, parameters: {density: 0.5, weight: 1}}]\nmerge_method: ties\nbase_model: base\n"
+    (root / "ties.yml").write_text(ties)
+    (root / "wieght.yml").write_text(ties.replace("weight", "wieght"))
+    (root / "tiess.yml").write_text(ties.replace("ties", "tiess"))
+    (root / "alone.yml").write_text(ties.replace("tuned", "lora"))
+    (root / "recipes").mkdir()
+    (root / "recipes/first.yaml").write_text(step)
+    (root / "plan.json").write_text("{}")
 
 
 def _folders(root: Path, factors: dict[str, torch.Tensor]) -> None:

@@ -46,6 +46,11 @@ PATHS = _mistakes(
     ("merge base lorra -o out", 3, "lorra does not exist; did you mean lora?"),
     ("merge base training/checkpoint-50 -o out", 3, "did you mean training/checkpoint-500?"),
     ("merge base runz/first -o out", 3, "did you mean runs/first?"),
+    (
+        "merge base my lora -o out",
+        3,
+        "my does not exist; did you mean my lora (a path with a blank in it needs quotes)?",
+    ),
     ("wise base tune -o out --alpha 0.5", 3, "tune does not exist; did you mean tuned?"),
     ("truncate lor -o out --rank 2", 3, "did you mean lora?"),
     ("verify merge base lora", 3, "merge does not exist; did you mean merged?"),
@@ -102,6 +107,7 @@ MIXED_UP = _mistakes(
     ("verify merged wide lora", 3, "is this adapter for another model?"),
     ("wise base wide -o out --alpha 0.5", 3, "is F32 8×6 in base/", "but F32 16×6 in wide/"),
     ("extract base wide -o out --rank 2", 3, "is F32 8×6 in base/", "but F32 16×6 in wide/"),
+    ("inspect gate --base base -q", 1, "1 of 1 modules of gate have no tensor in base; without -q they are listed"),
     ("inspect lora --base wide", 1, "refused", "is this adapter for another model?"),
     ("diff base wide", 1, "DIFFERENT", "3 of another shape"),
     ("verify base merged lora", 1, "did you swap MERGED and BASE? merged was made by adaptertool, and base was not"),
@@ -144,6 +150,53 @@ OUT = _mistakes(
     ("merge base lora -o out --provenance none/p.json", 2, "none for the provenance does not exist"),
     ("truncate lora -o out --rank 2 --html none/p.html", 2, "none/p.html cannot be a page"),
     ("verify merged base lora --junit none/j.xml", 2, "--junit none/j.xml must be a file in a folder that exists"),
+    ("verify merged base lora --junit base/config.json", 2, "base/config.json is there, and is no JUnit XML"),
+    ("verify merged base lora --html base/config.json", 2, "base/config.json is there, and is no HTML page"),
+)
+
+WRITTEN = _mistakes(
+    ("apply", 2, "Missing argument 'RECIPE'", USAGE),
+    ("apply nowhere.yaml", 3, "nowhere.yaml does not exist"),
+    ("apply nothing.yaml", 3, "nothing.yaml holds nothing"),
+    ("apply recipes", 3, "recipes is a folder; give a file of YAML, such as recipes/first.yaml"),
+    ("apply base", 3, "base is a folder; give a file of YAML"),
+    ("apply merged -o out", 3, "merged is a folder; what it was made by stands in merged/adaptertool.manifest.json"),
+    (
+        "apply merged/adaptertool.manifest.json",
+        2,
+        "-o is missing: where what merged/adaptertool.manifest.json tells of",
+    ),
+    (
+        "apply merged/adaptertool.manifest.json -o out --input bse=base",
+        2,
+        "--input bse: the manifest has no such input",
+    ),
+    ("apply typo.yaml", 3, "typo.yaml:1:21: merge has no field 'adapter'; did you mean adapters?"),
+    ("apply text.yaml", 3, "text.yaml:1:31: `adapters` is a list"),
+    ("apply noout.yaml", 3, "noout.yaml:1:1: the last step that writes needs an `out`, or give -o"),
+    ("apply tab.yaml", 3, "tab.yaml:2:1: this is not YAML"),
+    ("apply recipe.yaml --input base=base", 2, "--input is for manifests"),
+    ("apply recipe.yaml --report note.txt", 5, "note.txt exists; choose another file for the report"),
+    ("apply recipe.yaml -o out --sweep weights.0=0,1", 2, "which is best: give it too"),
+    ("apply recipe.yaml -o out --score './s {}'", 2, "are for --sweep"),
+    ("mergekit base -o out", 3, "base is a folder; give a file of YAML"),
+    ("mergekit recipe.yaml -o out", 3, "recipe.yaml is no configuration of mergekit"),
+    ("mergekit wieght.yml -o out", 3, "wieght.yml:1:60: no method of mergekit has the parameter 'wieght'", "weight"),
+    ("mergekit tiess.yml -o out", 3, "tiess.yml:2:15: mergekit has no method 'tiess'; nearest: ties"),
+    ("mergekit alone.yml -o out", 3, "lora is an adapter, not a checkpoint", "behind its model: MODEL+lora"),
+    ("mergekit ties.yml -o taken", 5, "taken exists; choose another OUT"),
+    ("layers base 0-9 -o out", 3, "base has"),
+    ("layers base 3-0 -o out", 2, "layers are numbers and ranges from the smaller to the larger", "'3-0'"),
+    ("layers 0 base -o out", 2, "as 0-15,8-23, and not 'base'"),
+    ("layers lora 0 -o out", 3, "lora is an adapter, not a checkpoint"),
+    ("plan merge base lora -o out", 2, "Missing option '--plan'"),
+    ("plan merge base lora -o out --plan base/config.json", 5, "base/config.json exists, and is no plan"),
+    ("plan sum lora lora2 -o out --plan p.json", 2, "`sum` makes an adapter, which is one file"),
+    ("run plan.json", 2, "Missing option '--part'"),
+    ("run plan.json --part 1", 2, "'1' is not I/N, such as 0/16"),
+    ("run plan.json --part 0/1", 3, "plan.json is no plan of `adaptertool plan`"),
+    ("run recipe.yaml --part 0/1", 3, "recipe.yaml is not valid JSON"),
+    ("finish nowhere.json", 3, "nowhere.json does not exist"),
 )
 
 NUMBERS = _mistakes(
@@ -256,4 +309,4 @@ FILES = _mistakes(
     ("merge unmerged lora -o out", 3, "saved from a model of PEFT's with an adapter in it"),
 )
 
-MISTAKES = (*PATHS, *MIXED_UP, *OUT, *NUMBERS, *OPTIONS, *FILES)
+MISTAKES = (*PATHS, *MIXED_UP, *OUT, *WRITTEN, *NUMBERS, *OPTIONS, *FILES)

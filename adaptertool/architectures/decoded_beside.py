@@ -28,6 +28,7 @@ def alike(base: Checkpoint, candidate: Checkpoint) -> Alike:
     """Both with their weights decoded where they are codes; as they are where both are codes, and the base's are
     not decoded: then these are compared as bytes. Raises UnsupportedError and MismatchError for a base that is not
     decoded beside a dense candidate, UnsupportedError for such a candidate."""
+    stored = base
     if _has_codes(base):
         if base.components or (base.gguf is not None and (candidate.gguf is None or _has_codes(candidate))):
             return Alike(base, candidate)
@@ -40,7 +41,9 @@ def alike(base: Checkpoint, candidate: Checkpoint) -> Alike:
     if not _has_codes(candidate) or candidate.gguf is not None or candidate.components:
         return Alike(base, candidate)
     try:
-        return Alike(base, decoded(candidate, "bf16"))
+        # With notes of their own: those of decoding speak of a dense checkpoint that would be stored
+        numbers = _told(candidate)
+        return Alike(base if base is stored else _with_note(base, stored.notes, "compared"), numbers)
     except MismatchError as error:
         return Alike(base, candidate, (_named(candidate, error),))
     except UnsupportedError:
@@ -108,8 +111,12 @@ def same_numbers(base: Checkpoint, other: Checkpoint) -> Checkpoint:
 
 
 def _told(checkpoint: Checkpoint, how: str = "compared") -> Checkpoint:
+    return _with_note(decoded(checkpoint, "bf16"), checkpoint.notes, how)
+
+
+def _with_note(checkpoint: Checkpoint, notes: tuple[str, ...], how: str) -> Checkpoint:
     note = f"{checkpoint.path} is quantised: its numbers are {how}, decoded"
-    return dataclasses.replace(decoded(checkpoint, "bf16"), notes=(*checkpoint.notes, note))
+    return dataclasses.replace(checkpoint, notes=(*notes, note))
 
 
 def _has_codes(checkpoint: Checkpoint) -> bool:

@@ -19,11 +19,12 @@ from adaptertool.cli.options import CLEAN, DEBUG, FORCE, JSON, QUIET, THREADS, f
 from adaptertool.cli.scores import SCORES
 from adaptertool.cli.steps import How, Run
 from adaptertool.cli.table import load
-from adaptertool.errors import OutputError, StorageError, UsageError
+from adaptertool.errors import InputError, OutputError, StorageError, UsageError
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.checkpoint import MANIFEST, load_manifest
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.publish import check_target
+from adaptertool.files.reader import exists, is_folder
 from adaptertool.files.yamlfile import load_yaml
 from adaptertool.mergekit_yaml.config import is_mergekit
 from adaptertool.recipes.given import node_of
@@ -81,6 +82,8 @@ def opened(recipe: RecipeLike, inputs: Mapping[str, str]) -> Recipe | Replay:
     is no manifest."""
     if not isinstance(recipe, Mapping):
         path = as_path(recipe, "RECIPE")
+        if is_folder(path) and exists(path / MANIFEST):
+            raise InputError(f"{path} is a folder; what it was made by stands in {path / MANIFEST}")
         if path.name == MANIFEST or (path.suffix == ".json" and is_manifest(load_json(path))):
             return replay_of(load_json(path), path, commands(), inputs)
     if inputs:
@@ -99,6 +102,8 @@ def _apply(
     began, found = time.perf_counter(), opened(recipe, inputs)
     replay = found if isinstance(found, Replay) else None
     run = Run(found.recipe if isinstance(found, Replay) else found, out, how)
+    if replay is not None and out is None and not check:
+        raise UsageError(f"-o is missing: where what {run.recipe.file} tells of is to be made again")
     if not (check and replay is not None and out is None):
         run.require_sound()
     if replay is not None:

@@ -57,4 +57,6 @@ def inspect(
     tell(report, lambda: inspect_text(report, every_module=verbose, width=room()), as_json=as_json, quiet=quiet)
     if report.fits is not False:
         return 0
-    return failed(f"inspect {report.path}: does not fit {report.base}: {report.refusal}", quiet=quiet)
+    reason, *listed = (report.refusal or "").splitlines() or [""]
+    said = f"{reason.removesuffix(':')}; without -q they are listed" if listed else reason
+    return failed(f"inspect {report.path}: does not fit {report.base}: {said}", quiet=quiet)

@@ -39,7 +39,8 @@ _MEANT = tuple(
     }.items()
     for pattern in patterns
 )
-_HELD = "\0"  # a blank where no line ends; what is printed has no such character
+_HELD, _IN_COMMAND = "\0", "\2"  # blanks where no line ends; what is printed has no such characters
+_COMMAND = re.compile(r"`[^`]*`\S*")
 _LABEL = re.compile(r"  [a-z][a-z ]{7,8} (?=\S)")  # before what a report says
 
 
@@ -88,12 +89,14 @@ def fitted(text: str, stream: TextIO | None = None) -> str:
 
 
 def _broken(line: str, width: int) -> str:
-    if len(line) <= width or "`" in line or line.startswith("  python"):
+    if len(line) <= width or line.startswith("  python"):
         return line
+    line = _COMMAND.sub(lambda found: found[0].replace(" ", _IN_COMMAND), line)
     label = _LABEL.match(line)
     indent = " " * (label.end() if label and width > 2 * label.end() else 4)
     how: Any = {"subsequent_indent": indent, "break_long_words": False, "break_on_hyphens": False}
     # Facts that stand two blanks apart stay whole, where they can
     whole = line if label else re.sub(r"(?<=\S) (?=\S)", _HELD, line)
     parts = [part.replace(_HELD, " ") for part in textwrap.wrap(whole, width, **how)]
-    return "\n".join(one for part in parts for one in textwrap.wrap(part, width, **how))
+    broken = "\n".join(one for part in parts for one in textwrap.wrap(part, width, **how))
+    return broken.replace(_IN_COMMAND, " ")

@@ -91,6 +91,7 @@ def key_of(path: Path) -> str:
 def client_of(path: Path) -> Any:
     """The client of the bucket of an address. Raises StorageError without obstore, or without credentials."""
     scheme = path.parts[0][:-1]
+    library(scheme)  # first: who has set the variables is not to be told then that they were of no use yet
     service = SERVICES[scheme]
     given = {name: text for name, text in os.environ.items() if name.startswith((service.prefix, "GCE_METADATA_HOST"))}
     named = any(given.get(name) for name in service.credentials)

@@ -35,7 +35,8 @@ def _meant(path: Path, text: str) -> str:
         meant = f": give {shown(home)}" if os.path.exists(home) else ""
         return f"; a shell puts a folder in the place of ~ only where it is not quoted{meant}"
     if near := _near(path):
-        return f"; did you mean {shown(near)}?"
+        quote = " (a path with a blank in it needs quotes)" if " " in near.name and " " not in path.name else ""
+        return f"; did you mean {shown(near)}{quote}?"
     if found := _UNEXPANDED.search(text):
         return f"; a shell expands {found[0]} only where it is not quoted, and there is what it stands for"
     return _on_hub(text.rstrip("/")) if _HUB.fullmatch(text) else ""
@@ -55,7 +56,8 @@ def _near(path: Path) -> Path | None:
     above = Path(*parts[:missing])
     with contextlib.suppress(OSError):
         present = [one.name for one in itertools.islice(above.iterdir(), _LOOKED_AT)]
-        for name in difflib.get_close_matches(parts[missing], present, n=_LISTED):
+        cut_short = sorted(name for name in present if name.startswith(f"{parts[missing]} "))  # was it not quoted?
+        for name in difflib.get_close_matches(parts[missing], present, n=_LISTED) + cut_short:
             meant = Path(above, name, *parts[missing + 1 :])
             if os.path.exists(meant):
                 return meant

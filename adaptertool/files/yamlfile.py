@@ -32,7 +32,7 @@ from ruamel.yaml.events import (
 )
 
 from adaptertool.errors import InputError, shown
-from adaptertool.files.reader import open_input, read_exact
+from adaptertool.files.reader import is_folder, names_in, open_input, read_exact
 
 MAX_BYTES = 2_000_000  # a recipe with a thousand steps has a tenth
 MAX_DEPTH = 50  # of lists and maps within each other
@@ -115,6 +115,10 @@ def load_yaml(path: Path) -> list[Node]:
 
 def load_with_text(path: Path) -> tuple[list[Node], str]:
     """The same, and the text that they are, from one read of the file. Raises InputError."""
+    if is_folder(path):
+        inside = sorted(names_in(path, "*.yml") + names_in(path, "*.yaml"))
+        hint = f", such as {path / inside[0]}" if inside else ""
+        raise InputError(f"{path} is a folder; give a file of YAML{hint}")
     with open_input(path) as file:
         if file.size > MAX_BYTES:
             raise InputError(f"{path} has {file.size:,} bytes; YAML of more than {MAX_BYTES:,} is refused")

@@ -127,7 +127,7 @@ def _formats(checkpoint: Checkpoint, said: str) -> str:
             f"{own.numbers / whole:.1%} of all numbers",
         ]
         facts = [f"a scale for {' or '.join(own.blocks)}", *facts] if own.blocks else facts
-        told.append(f"{own.weights:,} weights in {name} ({', '.join(facts)})")
+        told.append(f"{own.weights:,} weight{'s' if own.weights > 1 else ''} in {name} ({', '.join(facts)})")
     return f"{said}: {', '.join(told)}"
 
 

@@ -96,7 +96,9 @@ def open_models(config: Config) -> Models:
 
 def _checkpoint(path: Path) -> Checkpoint:
     if is_adapter(path):
-        raise InputError(f"{path} is an adapter: write it behind its model, MODEL+{path}")
+        raise InputError(
+            f"{path} is an adapter, not a checkpoint; in a configuration it stands behind its model: MODEL+{path}"
+        )
     checkpoint = require_merged(open_checkpoint(path))
     if checkpoint.gguf is not None or checkpoint.components:
         what = "GGUF" if checkpoint.gguf is not None else "a pipeline"

@@ -57,6 +57,7 @@ def plan_config(
     first = models.first
     named = {asset.name: asset.source for asset in first.assets} | first.named
     paths = tuple(source.path for source in models.sources)
+    method = None if config.method == "passthrough" else config.method  # which computes nothing
     plan = Plan(
         command=command,
         base=first.path,
@@ -76,9 +77,10 @@ def plan_config(
             *drawn.notes,
             *(tokens.notes if tokens else ()),
             *_said(drawn),
-            *_of_method(config),
+            *(() if method is None else (note_of(method),)),
         ),
         choices=choices,
+        method=method,
     )
     return with_shard_size(plan, first, most or SHARD)
 
@@ -193,9 +195,3 @@ def _said(drawn: Drawn) -> Iterator[str]:
 
 def _range(first: int, count: int) -> str:
     return f"{first}" if count == 1 else f"{first}-{first + count - 1}"
-
-
-def _of_method(config: Config) -> Sequence[str]:
-    if config.method == "passthrough":
-        return ()
-    return [note_of(config.method)]

@@ -86,7 +86,7 @@ def layers_of(parts: Sequence[Part]) -> Iterator[Layer]:
             _, count = stack_of(opened.checkpoint)
             if source.layers.stop > count:
                 raise InputError(
-                    f"{source.at}: {shown(source.model)} has layers 0 to {count - 1}, and layer_range goes to "
+                    f"{source.at}: {shown(source.model)} has layers 0 to {count - 1}, and no layer "
                     f"{source.layers.stop - 1}"
                 )
         length = len(part.inputs[0].layers or ())

@@ -56,6 +56,7 @@ def summary(plan: Plan, out: Path, threads: int, forms: Forms | None = None) -> 
         "bytes_written": bytes_to_write(plan),
         "threads": threads,
         "precision": plan.precision,
+        "method": plan.method,
         "notes": plan.notes,
     }
 

@@ -71,7 +71,7 @@ def plan_blend(
         )
         for shard in plan.shards
     )
-    return dataclasses.replace(plan, shards=shards)
+    return dataclasses.replace(plan, shards=shards, method=method.name)
 
 
 class Blends:

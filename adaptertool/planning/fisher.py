@@ -51,6 +51,7 @@ def plan_fisher(
         files=(*plan.files, *(weights.named for weights in fisher)),
         inputs={**plan.inputs, **{header.path: header.stamp for weights in fisher for header in weights.headers}},
         shards=shards,
+        method="fisher",
         notes=(
             *plan.notes,
             *(note for weights in found for note in weights.notes),

@@ -11,7 +11,7 @@ from adaptertool.errors import by
 from adaptertool.kinds import BY_NAME
 from adaptertool.render.cost import cost_lines
 from adaptertool.render.text import numbered, ruled, size, starred
-from adaptertool.reports.run import EditReport, KeptReport, PlanReport, RunReport, TensorPlan, TensorSketch
+from adaptertool.reports.run import EditReport, KeptReport, PlanReport, Report, RunReport, TensorPlan, TensorSketch
 from adaptertool.spec.choices import EXACT
 
 Told = TensorPlan | TensorSketch
@@ -25,14 +25,16 @@ def run_text(report: RunReport) -> str:
     if report.elements_edited and report.elements_changed and report.survival:
         lines.append(f"  changed  {_changed(report.elements_changed, report.elements_edited, report.survival)}")
     lines += _kept(report.kept or ())
-    if report.precision == EXACT:
+    if report.method is not None:
+        lines.append(f"  method   {report.method}, in float64 and rounded once")
+    elif report.precision == EXACT:
         lines.append(f"  exact    {report.settled:,} elements near the middle of two values, settled exactly")
     if report.verified:
         lines.append("  verified read back from the disk, and as computed")
     rate = size(round(report.bytes_per_second))
     lines.append(f"  time     {report.seconds:.2f} s, {rate}/s, {_threads(report.threads)}")
     if not report.compiled:
-        lines.append("  slow     there was no C compiler when this was installed; with one it is several times as fast")
+        lines.append("  slow     no compiled kernel of these sources: install again, with a C compiler")
     lines.append(f"  memory   {size(report.peak_memory)} at the peak")
     if len(report.outputs) > 1:
         lines += [f"  {path}" for path in report.outputs]
@@ -74,10 +76,11 @@ def plan_text(report: PlanReport, tensors: Sequence[Told] | None = None, *, ever
     lines.append(f"  bytes    {size(report.bytes_read)} to read, {size(report.bytes_written)} to write")
     lines.append(f"  disk     {size(report.disk_needed)} needed, {_free(report.disk_free)} free")
     lines.append(f"  memory   at most {size(report.memory_predicted)} ({_threads(report.threads)})")
+    lines += [] if report.method is None else [f"  method   {report.method}, in float64 and rounded once"]
     lines += [] if report.cost is None else cost_lines(report.cost)
     if len(report.outputs) > 1:
         lines.append(f"  outputs  {len(report.outputs)}: {report.outputs[0]} ... {report.outputs[-1]}")
-    for one in alike(tensors, report.sources, one_by_one=every_tensor):
+    for one in alike(tensors, report, one_by_one=every_tensor):
         said = f"{one.dtype} {by(one.shape)}" + (f"  {one.edits}" if one.edits else "")
         count = len(one.sizes)
         lines.append(f"  {one.action}  {one.name}  {said}" + (f"  ({count} tensors)" if count > 1 else ""))
@@ -110,12 +113,13 @@ class Alike(NamedTuple):
     name: str  # numbers in it are * where they differ, or the ranges of these where several lines would be the same
     dtype: str
     shape: tuple[int, ...]
-    edits: str  # what is done, one after the other
+    edits: str  # what is done, one after the other, or by a method
     sizes: list[int]  # bytes of each
 
 
-def alike(tensors: Sequence[Told], sources: Sequence[str], *, one_by_one: bool = False) -> list[Alike]:
+def alike(tensors: Sequence[Told], report: Report, *, one_by_one: bool = False) -> list[Alike]:
     """Tensors together that differ in nothing but the numbers in their names, so that the layers fall together."""
+    links = " then " if report.method is None else " and "
     together: dict[tuple[str, str, str, tuple[int, ...], str], list[Told]] = {}
     texts: dict[object, str] = {}  # most tensors are edited as others are; by the identity of their edits
     for tensor in tensors:
@@ -124,7 +128,7 @@ def alike(tensors: Sequence[Told], sources: Sequence[str], *, one_by_one: bool =
         if (said := texts.get(id(edits))) is None:
             alike = tuple([(one.kind, one.adapter, one.scale, one.weight, one.rows, one.transposed) for one in edits])
             if (said := texts.get(alike)) is None:
-                said = texts[alike] = _edits(edits, sources)
+                said = texts[alike] = _edits(edits, report.sources, links)
             texts[id(edits)] = said
         form = tensor.action, name, tensor.dtype, tensor.shape, said
         if (some := together.get(form)) is None:
@@ -144,7 +148,7 @@ def alike(tensors: Sequence[Told], sources: Sequence[str], *, one_by_one: bool =
     ]
 
 
-def _edits(edits: Sequence[EditReport], sources: Sequence[str]) -> str:
+def _edits(edits: Sequence[EditReport], sources: Sequence[str], links: str) -> str:
     texts = [
         edit.kind
         + (f" scale {edit.scale:g}" if not BY_NAME[edit.kind].replaces else "")
@@ -155,4 +159,4 @@ def _edits(edits: Sequence[EditReport], sources: Sequence[str]) -> str:
         for edit in edits
     ]
     folded = [(text, len(list(same))) for text, same in itertools.groupby(texts)]  # experts, or the same twice
-    return " then ".join(f"{count} times {text}" if count > 1 else text for text, count in folded)
+    return links.join(f"{count} times {text}" if count > 1 else text for text, count in folded)

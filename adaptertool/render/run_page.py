@@ -27,12 +27,19 @@ def run_sheet(report: RunReport, tensors: Sequence[TensorPlan] = ()) -> Sheet:
     tables = [_alphas(report)] if len(report.outputs) > 1 else []
     tables += [_kept(report.kept)] if report.kept else []
     tables += [_tensors(report, tensors)] if tensors else []
-    about = [("base", report.base), ("sources", mix(report.sources, report.weights)), ("written to", report.out)]
+    about = [
+        ("base", report.base),
+        ("sources", mix(report.sources, report.weights)),
+        ("method", report.method or ""),
+        ("written to", report.out),
+    ]
+    about = [(name, value) for name, value in about if value]  # `layers` has no sources, most merges no method
     if report.command.startswith("wise"):
         about.insert(2, ("alpha", ", ".join(f"{alpha:g}" for alpha in report.alphas)))
+    parts = (report.base, *report.sources)
     return Sheet(
         command=report.command,
-        heading=f"{tail(report.out)}: {tail(report.base)} + {mix(list(map(tail, report.sources)), report.weights)}",
+        heading=f"{tail(report.out)}: {mix(list(map(tail, parts)), (1, *report.weights))}",
         badge=("verified" if report.verified else "written", RIGHT),
         verdict="read back from the disk, and as computed" if report.verified else "",
         about=about,
@@ -43,12 +50,14 @@ def run_sheet(report: RunReport, tensors: Sequence[TensorPlan] = ()) -> Sheet:
 
 
 def _facts(report: RunReport) -> list[tuple[str, str]]:
+    several = len(report.outputs) > 1
     facts = [("tensors edited", f"{report.tensors_edited:,}"), ("copied", f"{report.tensors_copied:,}")]
     facts += [("cast", f"{report.tensors_cast:,}")] if report.tensors_cast else []
     if report.elements_edited and report.elements_changed:
-        facts.append(("elements changed", share(max(report.elements_changed) / report.elements_edited)))
+        most = max(report.elements_changed) / report.elements_edited
+        facts.append((f"elements changed{', at most' if several else ''}", share(most)))
     left = [one for one in report.survival or () if one is not None]
-    facts += [("update that survives", share(min(left)))] if left else []
+    facts += [(f"update that survives{', at least' if several else ''}", share(min(left)))] if left else []
     facts += [
         ("read", size(report.bytes_read)),
         ("written", size(report.bytes_written)),
@@ -101,7 +110,7 @@ def _tensors(report: RunReport, tensors: Sequence[TensorPlan]) -> SheetTable:
             f"{len(one.sizes):,}",
             size(sum(one.sizes)),
         ]
-        for one in alike(tensors, report.sources)
+        for one in alike(tensors, report)
     ]
     about = "Those whose names differ in numbers only, and that the same was done to, are told together."
     head = ("tensor", "was", "stored as", "shape", "tensors", "size")

@@ -102,6 +102,15 @@ def require_junit(path: str) -> None:
         raise UsageError("--junit needs junitparser: pip install 'adaptertool[report]'")
     if not path or os.path.isdir(path) or not os.path.isdir(Path(path).parent):
         raise UsageError(f"--junit {path or 'of an empty path'} must be a file in a folder that exists")
+    if Path(path).is_file() and not _is_junit(path):
+        raise UsageError(f"--junit {path} is there, and is no JUnit XML: give another name, or remove the file")
+
+
+def _is_junit(path: str) -> bool:
+    """Whether it may be replaced: an older one, or nothing. Other XML is not ours."""
+    with Path(path).open("rb") as file:
+        begin = file.read(1024)
+    return not begin.strip() or (begin.lstrip().startswith(b"<") and b"<testsuite" in begin)
 
 
 def write_junit(report: VerifyReport, path: Path) -> None:

@@ -63,6 +63,7 @@ class Report(InNotebook):
     bytes_written: int
     threads: int
     precision: str
+    method: str | None  # by which changes are combined: in float64, rounded once and not settled; None: by none
     notes: tuple[str, ...]
 
 

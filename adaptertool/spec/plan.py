@@ -136,6 +136,7 @@ class Plan:
     notes: tuple[str, ...]  # what the user should know before the run
     precision: str = EXACT
     choices: Mapping[str, object] = field(default_factory=dict)  # of the user, beside the above: for the manifest
+    method: str | None = None  # by which changes are combined in float64, rounded once and not settled; None: by none
     as_adapter: bool = False  # outputs are adapters, and shards the file of their factors
 
     @property

@@ -78,7 +78,9 @@ def drift(
     _check(paths, probe, fail_above, recorded=activations is not None)
     threads = thread_count(threads)
     recipe = MergeRecipe(compose=compose, tokenizer=BASE)
-    subject, other = _numbers(as_input(base, "BASE"), None if merged is None else as_input(merged, "--merged"))
+    subject, other, of_codes = _numbers(
+        as_input(base, "BASE"), None if merged is None else as_input(merged, "--merged")
+    )
     subject = as_asked(subject, as_trained=check_as_trained(as_trained))
     made = prepare(subject, adapters, weights, recipe, Reading(renames, leave_out, expert_layout, only, exclude))
     plan = made.plan
@@ -101,20 +103,28 @@ def drift(
         cost=run.costs_of(subjects) if cost else (),
         as_trained=as_trained,
         from_dense=None if as_trained is None else from_dense(plan, others, subjects, threads),
-        notes=(*plan.notes, *found, *source.notes, *_notes(plan, steps)),
+        notes=(*plan.notes, *of_codes, *found, *source.notes, *_notes(plan, steps)),
         threads=threads,
         seconds=time.perf_counter() - start,
         **summary(modules, fail_above),
     )
 
 
-def _numbers(base: Path, merged: Path | None) -> tuple[Checkpoint, Checkpoint | None]:
-    """The base, and the merged checkpoint, with their weights decoded where they are codes."""
+def _numbers(base: Path, merged: Path | None) -> tuple[Checkpoint, Checkpoint | None, list[str]]:
+    """The base, and the merged checkpoint, with their weights decoded where they are codes; and what there is to say of
+    those of the second."""
     opened = open_checkpoint(base)
     if merged is None:
-        return as_numbers(opened), None
-    pair = alike(opened, as_numbers(open_checkpoint(merged)))
-    return pair.base, pair.candidate
+        return as_numbers(opened), None, []
+    stored = open_checkpoint(merged)
+    pair = alike(opened, numbers := as_numbers(stored))
+    if numbers is stored:
+        return pair.base, pair.candidate, []
+    note = (
+        f"{merged} is quantised, and the rounding to its codes counts as drift here, as rounding to numbers does not "
+        "explain it; whether each code is the right one `adaptertool verify` says"
+    )
+    return pair.base, pair.candidate, [note]
 
 
 def _aligned(merged: Checkpoint, plan: Plan, base: Checkpoint) -> tuple[Checkpoint, list[str]]:

@@ -83,7 +83,8 @@ def read_plan(file: PathLike) -> Planned:
     path = as_local(file, "FILE")
     fields = load_json(path)
     if fields.get("schema") != SCHEMA:
-        raise InputError(f"{path} is no plan of `adaptertool plan`: its schema is {shown(fields.get('schema'))[:80]}")
+        found = f"its schema is {shown(fields['schema'])[:80]}" if "schema" in fields else "it has no schema"
+        raise InputError(f"{path} is no plan of `adaptertool plan`: {found}")
     if fields.get("adaptertool") != __version__:
         theirs = shown(fields.get("adaptertool"))[:80]
         raise InputError(f"{path} was written by adaptertool {theirs}, and this is {__version__}: use one everywhere")

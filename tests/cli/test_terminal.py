@@ -83,7 +83,9 @@ def test_lines_end_between_words_and_go_on_below_the_first(monkeypatch: pytest.M
     ]
     facts = "  lm_head  in 0.993 of all  rel 0.229  ulp 30,882"
     assert terminal.fitted(facts).split("\n") == ["  lm_head  in 0.993 of all", "    rel 0.229  ulp 30,882"]
-    assert terminal.fitted("give it: `hf download org/name --local-dir DIR`").count("\n") == 0
+    command = "`hf download org/name --local-dir DIR`"  # is copied, so it stays whole, though it is longer
+    told = f"there is no such model here: {command}, and give it"
+    assert terminal.fitted(told).split("\n") == ["there is no such model here:", f"    {command},", "    and give it"]
     monkeypatch.setattr(terminal, "room", lambda _: None)
     assert terminal.fitted(text) == text
 

@@ -30,6 +30,19 @@ def test_a_quantised_base_is_read_as_its_numbers(tmp_path: Path, name: str) -> N
     assert library.drift(base, [adapter], merged=tmp_path / "out", probe=4).rel_error == report.rel_error
 
 
+def test_a_merge_that_stays_quantised_is_said_to_be_one(tmp_path: Path) -> None:
+    """It is right, and further off than numbers are rounded: a suspicion of which the reason is told."""
+    made = FORMATS["FP8, blocks"]()
+    config = CONFIG | {"quantization_config": made.config}
+    base = write_checkpoint(tmp_path / "base", dict(made.tensors), config=config)
+    adapter = write_adapter(tmp_path / "adapter", lora_factors(X, (len(made.exact), len(made.exact[0]))))
+    out = tmp_path / "out"
+    library.merge(base, [adapter], out, quantise="keep")
+    report = library.drift(base, [adapter], merged=out, probe=4)
+    assert not report.ok and library.verify(out, base, [adapter]).ok
+    assert any(note.startswith(f"{out} is quantised, and the rounding to its codes counts") for note in report.notes)
+
+
 def test_both_runs(tmp_path: Path) -> None:
     """A merge into the base in 4 bits is near the run on that, and as far from the run on the dense one as they are
     apart; a dense merge the reverse."""

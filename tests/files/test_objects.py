@@ -179,9 +179,10 @@ def test_variables_that_make_no_client(s3: FakeS3, monkeypatch: pytest.MonkeyPat
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    bucket._client.cache_clear()
-    assert "pip install 'adaptertool[stores]'" in refusal(ROOT / "x")
+    for credentials in ("x", ""):
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", credentials)
+        bucket._client.cache_clear()
+        assert "pip install 'adaptertool[stores]'" in refusal(ROOT / "x")
 
 
 def test_a_process_that_was_forked_is_told(s3: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,7 @@ def test_the_command(
     told = capsys.readouterr()
     assert f"wise --fisher {base} + {tuned} + {weights[0]} + {weights[1]} at alpha 0.5" in told.out
     assert "where both Fisher weights are 0 it is plain Wise-FT" in told.err
+    assert told.out.count("  method   fisher, in float64 and rounded once") == 2 and "settled" not in told.out
     assert main_here(arguments[:-1], monkeypatch) == 2
 
 

@@ -203,4 +203,4 @@ def test_a_run_without_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("ADAPTERTOOL_KERNEL", setting)
         out = tmp_path / f"out{setting}"
         done = command("merge", FIXTURES / "base", FIXTURES / "lora", "-o", out)
-        assert ("no C compiler" in done.stdout) == (told or not compiled.FUNCTIONS)
+        assert ("no compiled kernel of these sources" in done.stdout) == (told or not compiled.FUNCTIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,37 @@ def test_what_a_sweep_says(pages: Path) -> None:
     require_self_contained(text)
     table = text[text.index("<caption>Checkpoints</caption>") :].split("</table>")[0]
     assert 'data-value="0.0%"' in table and table.count("<tr") == 3  # alpha 0 is the base
+
+
+def test_a_sweep_says_which_of_its_figures_are_told(pages: Path) -> None:
+    text = (pages / "wise.html").read_text()
+    assert "elements changed, at most" in text and "update that survives, at least" in text
+    assert "at most" not in (pages / "merge.html").read_text()
+
+
+def test_a_method_is_named_and_nothing_is_said_to_be_settled(tmp_path: Path) -> None:
+    """Changes are combined in float64: no element is settled, and none comes after another."""
+    merge = ["merge", BASE, LORA, RSLORA, "--method", "ties", "--density", "0.5", "-o", str(tmp_path / "ties")]
+    planned, page = adaptertool(*merge, "--dry-run"), tmp_path / "ties.html"
+    assert f"of {LORA} and lora scale" in planned.stdout and " then " not in planned.stdout
+    done = adaptertool(*merge, "--html", page)
+    for text in (planned.stdout, done.stdout):
+        assert "\n  method   ties, in float64 and rounded once\n" in text
+    assert "settled exactly" not in done.stdout
+    text = page.read_text().replace("<wbr>", "")
+    assert f"of {LORA} and lora scale" in text and "<dt>method</dt>" in text
+    config = tmp_path / "linear.yml"
+    source = {"model": BASE, "parameters": {"weight": 1}}
+    config.write_text(json.dumps({"models": [source], "merge_method": "linear"}))
+    told = adaptertool("mergekit", config, "-o", tmp_path / "linear", "--json").stdout
+    assert json.loads(told)["method"] == "linear"
+
+
+def test_layers_have_no_sources(tmp_path: Path) -> None:
+    done = adaptertool("layers", BASE, "0-1", "-o", tmp_path / "short", "--html", tmp_path / "page.html", "--json")
+    text = (tmp_path / "page.html").read_text()
+    assert done.returncode == 0 and json.loads(done.stdout)["method"] is None
+    assert "<title>short: base: written" in text and "<dt>sources</dt>" not in text
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_inspect_and_diff(tmp_path: Path) -> None:
     library.merge(base, [adapter], tmp_path / "out", dtype="f32")
     facts = library.inspect(base).checkpoint
     assert facts is not None and facts.quantised is not None
-    said = "1 weights in NF4 of bitsandbytes (4.867 bits each with scales, 96.4% of all numbers)"
+    said = "1 weight in NF4 of bitsandbytes (4.867 bits each with scales, 96.4% of all numbers)"
     assert facts.quantised.endswith(f"bitsandbytes: {said}")
     for pair in ((base, tmp_path / "out"), (tmp_path / "out", base)):
         found = {one.name: one for one in library.diff(*pair).tensors}

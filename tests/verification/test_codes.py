@@ -150,7 +150,12 @@ def test_gains(tmp_path: Path) -> None:
     assert case.judged(case.quantise(case.before * gain.double())).ok
     assert case.fault(case.stored) == "not-applied"
     library.merge(case.base, [case.adapter], tmp_path / "out", quantise="keep")
-    assert library.verify(tmp_path / "out", case.base, [case.adapter], strict=True).ok
+    report = library.verify(tmp_path / "out", case.base, [case.adapter], strict=True)
+    said = tuple(f"{path} is quantised: its numbers are compared, decoded" for path in (case.base, tmp_path / "out"))
+    assert report.ok and report.notes == said
+    library.merge(case.base, [case.adapter], tmp_path / "dense", dtype="bf16")
+    report = library.verify(tmp_path / "dense", case.base, [case.adapter], strict=True)
+    assert report.ok and any("stored as BF16" in note for note in report.notes)
 
 
 def test_a_copy_of_the_base_is_not_a_merge(tmp_path: Path) -> None:
