@@ -222,3 +222,12 @@ def test_ends_are_beyond_all_values(odd: bool, at_level: Any) -> None:
                     assert int(ends[place].view(np.int64)) & 1
                     assert (end > value) == (side > 0) or Fraction(float(value)) != value
     assert all(np.array_equal(one, two) for other in made[1:] for one, two in zip(made[0], other, strict=True))
+
+
+@pytest.mark.parametrize("error", [np.inf, np.nan])
+@pytest.mark.parametrize("high", [1.0, 1 / 3])
+def test_products_with_what_is_not_known_are_not_known(error: float, high: float) -> None:
+    parts = np.zeros((3, 2, 2))
+    parts[0], parts[2, 0, 0] = high, error
+    product = DoubleDouble(parts) @ DoubleDouble.of(np.ones((2, 3)))
+    assert product.known.tolist() == [[False] * 3, [True] * 3]

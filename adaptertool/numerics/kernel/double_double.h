@@ -162,6 +162,15 @@ static inline double dd_least_of(const double *x, size_t count, double least)
     return least;
 }
 
+/* Whether all are 0: what is infinite or no number is not. */
+static inline int dd_all_zero(const double *x, size_t count)
+{
+    int any = 0;
+    for (size_t i = 0; i < count; i++)
+        any |= x[i] != 0;
+    return !any;
+}
+
 /* out = left @ right, three arrays of (rows, columns) one after the other, and `to` more than that, which may be out, or
    is null. left: three arrays (rows, rank), or where across is 1 (rank, columns) and rows is 1: then each column has its
    own left. right: doubles (rank, columns). */
@@ -169,18 +178,18 @@ void LEVELLED(pairs_dot)(const double *left, const double *right, const double *
                          size_t columns, size_t rank, size_t across)
 {
     size_t size = rows * columns, apart = across ? rank * columns : rows * rank;
-    int exact = dd_least_of(left + 2 * apart, apart, INFINITY) == INFINITY;
+    int exact = dd_all_zero(left + 2 * apart, apart);
     double least = dd_least_of(left, 2 * apart, INFINITY) * dd_least_of(right, rank * columns, INFINITY);
     double lost = exact && least >= DD_SMALL ? 0 : (double)rank * DD_LOST;
     /* Products of 29 bits and 24 are exact. */
     int narrow = !across && lost == 0 && dd_narrow(left, apart, 24) && dd_narrow(right, rank * columns, 29) &&
-                 dd_least_of(left + apart, apart, INFINITY) == INFINITY;
+                 dd_all_zero(left + apart, apart);
     for (size_t start = 0; start < columns; start += DD_STRIP)
         for (size_t i = 0; i < rows; i++) {
             double sum[DD_STRIP] = {0}, rest[DD_STRIP] = {0}, sizes[DD_STRIP] = {0}, given[DD_STRIP] = {0};
             size_t count = columns - start < DD_STRIP ? columns - start : DD_STRIP;
             const double *low = left + apart + i * rank;
-            int plain = !across && dd_least_of(low, rank, dd_least_of(low + apart, rank, INFINITY)) == INFINITY;
+            int plain = !across && dd_all_zero(low, rank) && dd_all_zero(low + apart, rank);
             for (size_t k = 0; k < rank; k++) {
                 const double *a = right + k * columns + start, *x = left + (across ? k * columns + start : i * rank + k);
                 if (narrow && k + DD_DEPTH <= rank) {
