@@ -148,14 +148,19 @@ class DoubleDouble:
         """The sums, for each column, of the products of the parts (3, r, columns) and float64 (r, columns)."""
         return cls(_dot(left, right, across=True).reshape(3, -1))
 
-    def plus_product(self, left: DoubleDouble, right: DoubleDouble, *, into: bool = False) -> DoubleDouble:
-        """self + left @ right, of matrices, with float64 at the right: a new one, or these numbers changed in place."""
+    def plus_product(self, left: DoubleDouble, right: DoubleDouble) -> DoubleDouble:
+        """self + left @ right, of matrices, with float64 at the right."""
         assert right.plain
-        if into and not self.parts.flags.c_contiguous:
-            return _each("sum", self, left @ right, into=self)
-        out = _dot(left.parts, right.high, across=False, to=self.parts, out=self.parts if into else None)
-        self.plain = self.plain and not into
-        return self if into else DoubleDouble(out)
+        return DoubleDouble(_dot(left.parts, right.high, across=False, to=self.parts))
+
+    def add_product(self, left: DoubleDouble, right: DoubleDouble) -> None:
+        """The same in place."""
+        if self.parts.flags.c_contiguous:
+            assert right.plain
+            _dot(left.parts, right.high, across=False, to=self.parts, out=self.parts)
+            self.plain = False
+        else:
+            self[...] = self.plus_product(left, right)
 
     def sum(self, axis: int) -> DoubleDouble:
         """The sums of the rows of a matrix, for axis 1."""
