@@ -47,10 +47,10 @@ def test_what_is_told_of_forms_is_told_of_each_step(case: str, monkeypatch: pyte
             assert mine._replace(module="", factors={}) == other._replace(module="", factors={})
             shapes = ({role: ref.spec[1:] for role, ref in one.factors.items()} for one in (mine, other))
             assert next(shapes) == next(shapes)
-    told, sources = tensors_of(plan), list(map(str, plan.sources))
+    told = tensors_of(plan)
     report, sketches = sketched(plan, "out")
     for every in (False, True):
-        assert alike(sketches(), sources, one_by_one=every) == alike(told, sources, one_by_one=every)
+        assert alike(sketches(), report, one_by_one=every) == alike(told, report, one_by_one=every)
     alphas = [output.alpha for output in plan.outputs]
     other = {s.spec.name for s in steps if any(verbatim(s, s.at(alpha)) is not s.stored for alpha in alphas)}
     cast = {s.spec.name for s in steps if s.spec.name in other and all(only_cast(s, s.at(alpha)) for alpha in alphas)}
