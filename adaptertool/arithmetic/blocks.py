@@ -208,7 +208,7 @@ def evaluate(
 
 
 def _open(value: Array, margin: tuple[float, float], codec: Codec, result: Array) -> Array:
-    """Rounds into `result`; returns the indices of what is open, which is all where float64 decides nothing."""
+    """The indices of what is open, the rest rounded into `result`; where float64 decides nothing all is open."""
     return codec.encode(value, *margin, result, quick=True) if codec.rounds else every(value.size)
 
 

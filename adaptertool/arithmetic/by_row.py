@@ -24,9 +24,10 @@ def norms_within(
 
     None where an edit acts on some of the rows alone, or has no bound by row.
     """
-    found, size = {}, Bound(size.largest, size.error, relative=size.relative)
+    found, places = {}, slice(*rows)
+    size = Bound(size.largest, size.error, relative=size.relative)
     for number, edit in enumerate(chain.step.edits):
-        kind, places = kind_of(edit), slice(*rows)
+        kind = kind_of(edit)
         if edit.view is not None or edit.transposed or kind.bound_by_row is None:
             return None
         factors = {

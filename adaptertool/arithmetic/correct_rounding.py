@@ -98,7 +98,7 @@ class OpenElements:
             if codec.rounds and (norms := self._norms_within()):
                 left, near = self._by_pairs(left, where, before, values, found, norms)
             if len(left):
-                left, near = self._by_pairs(left, where, before, values, found)
+                left, near = self._by_pairs(left, where, before, values, found, None)
         self.counts.exactly += 0 if codec.rounds else len(left)
         if len(left) and near is not None and RESIDUES.can(operations) and not self.chain.quotients:
             left = self._by_residues(left, where, before, values, found, near)
@@ -122,7 +122,7 @@ class OpenElements:
         before: Array,
         values: Array,
         found: Array,
-        norms: Mapping[int, DoubleDouble] | None = None,
+        norms: Mapping[int, DoubleDouble] | None,
     ) -> tuple[Array, _Near]:
         """Decide what double-double can; returns what is left, and what is known of that. norms: None to compute them
         in double-double, from all of the rows"""
@@ -136,8 +136,8 @@ class OpenElements:
                 nearest = np.empty(len(some))
                 rest = value.nearest(nearest)
                 found[place] = nearest
-                place, value = some[rest], value[rest]
-                some = place
+                some = place = some[rest]
+                value = value[rest]
             low, high, certain = self._ends(value)
             found[place] = low
             self._sign_zeros(some[(value.high == 0) & certain], before, values, found)

@@ -24,18 +24,17 @@ from adaptertool.kinds import KINDS
 from adaptertool.numerics.fused import MOST_ALPHAS
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.small import STORED, add_products, can
-from adaptertool.spec.plan import Step
+from adaptertool.spec.plan import EDITS_ALONE, Step
 from adaptertool.spec.tally import Tally, sums
 from adaptertool.spec.tensors import Ref
 
 STRETCH = 1 << 20  # bytes, of weights or of factors
 SMALL = STRETCH // 2  # bytes of the largest tensor: of such there are several in a stretch
 
-Form = tuple[str, tuple[int, ...], int]  # dtype, shape, bytes
+_Form = tuple[str, tuple[int, ...]]  # dtype, shape
 
 # The roles of B and A in kinds whose change is their product
 _PAIRS = {kind.name: kind.pair for kind in KINDS if kind.is_product and kind.pair is not None}
-_NOTHING_ELSE = [None] * (len(Step._fields) - Step._fields.index("blend"))  # what a step may have beside its edits
 # Of the dtypes that the kernel takes factors of, whether products of them may be exact in float64, and sums
 _FEW_BITS = {dtype: BY_DTYPE[dtype].digits <= F16.digits for dtype in ("BF16", "F16", "F32")}
 
@@ -99,7 +98,7 @@ def small_of(step: Step) -> Small | None:
     base = stored.spec
     if not edits or not 0 < base.nbytes <= SMALL or (base.dtype, base.nbytes) != (spec.dtype, spec.nbytes):
         return None
-    if stored.made is not None or more != _NOTHING_ELSE or not can(base.dtype):
+    if stored.made is not None or more != EDITS_ALONE or not can(base.dtype):
         return None
     products, few_bits, size = list[Product](), True, 0
     for edit in edits:
@@ -107,7 +106,7 @@ def small_of(step: Step) -> Small | None:
         if pair is None or edit.view is not None or not edit.weight:
             return None
         b, a = edit.factors[pair[0]], edit.factors[pair[1]]
-        rank, exact = _form(base.shape, b.spec[1:], a.spec[1:], edit.transposed)
+        rank, exact = _form(base.shape, b.spec[1:3], a.spec[1:3], edit.transposed)
         if not rank or a.columns is not None or b.columns is not None:
             return None
         few_bits = few_bits and exact and exact_scale(edit)
@@ -118,15 +117,15 @@ def small_of(step: Step) -> Small | None:
 
 
 @functools.lru_cache(1024)  # most products have the form of another
-def _form(weight: tuple[int, ...], b: Form, a: Form, transposed: bool) -> tuple[int, bool]:
+def _form(weight: tuple[int, ...], b: _Form, a: _Form, transposed: bool) -> tuple[int, bool]:
     """The rank of a product of factors of such dtypes and shapes, 0 where the kernel cannot add it to a weight of that
     shape; and whether it may be exact in float64."""
-    rows, columns = matrix_of(weight)
-    (_, of_b, _), (_, of_a, _), dtypes, rank = b, a, (a[0], b[0]), a[1][0]
-    right, left = (of_b, of_a) if transposed else (of_a, of_b)
-    if math.prod(right) != rank * columns or math.prod(left) != rank * rows or not _FEW_BITS.keys() >= {*dtypes}:
+    (rows, columns), rank = matrix_of(weight), a[1][0]
+    (of_right, right), (of_left, left) = (b, a) if transposed else (a, b)
+    few_bits = _FEW_BITS.get(of_right), _FEW_BITS.get(of_left)
+    if math.prod(right) != rank * columns or math.prod(left) != rank * rows or None in few_bits:
         return 0, False
-    return rank, _FEW_BITS[dtypes[0]] and _FEW_BITS[dtypes[1]]
+    return rank, all(few_bits)
 
 
 def compute_stretch(

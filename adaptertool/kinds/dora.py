@@ -18,12 +18,12 @@ from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.made import made, turned, whole
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor, in_range, mixed, tiny
+from adaptertool.numerics.error_free import UNIT
 from adaptertool.numerics.ops import DIVIDE, TIMES, Ops
 from adaptertool.numerics.product import roundings
 from adaptertool.spec.tensors import ReadRows
 
 MAGNITUDE = "lora_magnitude_vector"
-DOUBLE = 2.0**-53  # the unit of float64
 
 
 def shapes(weight: Shape, factors: Mapping[str, Shape]) -> Mapping[str, Shape] | None:
@@ -64,16 +64,19 @@ def apply(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> N
 
 def at_once(ops: Ops, rows: Array, factors: Factors, scale: Any, weight: Any) -> None:
     """The same with the norms of V itself, which is made once for both; for whole rows."""
-    assert ops.divide is not None and ops.root is not None
     if weight == 1:
         lora.apply(ops, rows, factors, scale, 1)
-    changed = rows if weight == 1 else lora.combined(ops, rows, factors, scale)
-    nothing = (ops.array(np.zeros(shape)) for shape in ((changed.shape[0], 0), (0, changed.shape[1])))
-    ratio = ops.divide(factors[MAGNITUDE], ops.root(ops.squares(changed, *nothing)))
-    if weight == 1:
-        rows *= ratio
+        rows *= _own_ratio(ops, rows, factors[MAGNITUDE])
     else:
-        _mix(rows, changed, ratio, weight)
+        changed = lora.combined(ops, rows, factors, scale)
+        _mix(rows, changed, _own_ratio(ops, changed, factors[MAGNITUDE]), weight)
+
+
+def _own_ratio(ops: Ops, changed: Array, magnitude: Array) -> Array:
+    """m / ‖V‖ of whole rows of V, (n, 1)."""
+    assert ops.divide is not None and ops.root is not None
+    nothing = (ops.array(np.zeros(shape)) for shape in ((changed.shape[0], 0), (0, changed.shape[1])))
+    return ops.divide(magnitude, ops.root(ops.squares(changed, *nothing)))
 
 
 def _mix(rows: Array, changed: Array, ratio: Array, weight: Any) -> None:
@@ -103,12 +106,12 @@ def bound_by_row(
     if not combined.known or not (norms > 0).all():
         return unknown
     with np.errstate(all="ignore"):  # what overflows is no bound, and known as none
-        off = norm_error(size if unit == DOUBLE else Bound(size.largest), factors, scale, length)
+        off = norm_error(size if unit == UNIT else Bound(size.largest), factors, scale, length)
         off += 3 * unit  # of the ratio: its quotient, rounded; and of m, where it has more bits
         lost = off > 0.25
         ratio, slack = Factor(factors[MAGNITUDE].array / norms), 1 + 2.0**-10 + 4 * off
         ends = [ratio.extent, factors[MAGNITUDE].extent, factors[NORM].extent]
-        if not in_range(ends, unit) or (lost.any() and unit != DOUBLE):
+        if not in_range(ends, unit) or (lost.any() and unit != UNIT):
             return unknown
         times = abs(ratio.array)
         little = 2 * times * (combined.largest + combined.absolute) + abs(factors[MAGNITUDE].array)
@@ -124,9 +127,9 @@ def norm_error(size: Bound, factors: Mapping[str, Factor], scale: float, length:
     of the sum of `length` squares and of its root. Infinite where numbers may have been lost."""
     whole = factors[NORM].size
     if whole is None:
-        whole = lora.bound(size, factors, scale, 1.0, DOUBLE, length)
+        whole = lora.bound(size, factors, scale, 1.0, UNIT, length)
     norms = factors[NORM].array
-    return whole.relative + whole.error * math.sqrt(length) / norms + (roundings(length) + 8) * DOUBLE
+    return whole.relative + whole.error * math.sqrt(length) / norms + (roundings(length) + 8) * UNIT
 
 
 def interpolated(magnitude: Array, norm: Array, alpha: float) -> tuple[Array, Array]:

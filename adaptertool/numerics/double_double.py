@@ -71,8 +71,7 @@ class DoubleDouble:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape: tuple[int, ...] = self.parts.shape[1:]
-        return shape
+        return tuple(self.parts.shape[1:])
 
     @property
     def T(self) -> DoubleDouble:  # as numpy has it
@@ -148,14 +147,19 @@ class DoubleDouble:
         """The sums, for each column, of the products of the parts (3, r, columns) and float64 (r, columns)."""
         return cls(_dot(left, right, across=True).reshape(3, -1))
 
-    def plus_product(self, left: DoubleDouble, right: DoubleDouble, *, into: bool = False) -> DoubleDouble:
-        """self + left @ right, of matrices, with float64 at the right: a new one, or these numbers changed in place."""
+    def plus_product(self, left: DoubleDouble, right: DoubleDouble) -> DoubleDouble:
+        """self + left @ right, of matrices, with float64 at the right."""
         assert right.plain
-        if into and not self.parts.flags.c_contiguous:
-            return _each("sum", self, left @ right, into=self)
-        out = _dot(left.parts, right.high, across=False, to=self.parts, out=self.parts if into else None)
-        self.plain = self.plain and not into
-        return self if into else DoubleDouble(out)
+        return DoubleDouble(_dot(left.parts, right.high, across=False, to=self.parts))
+
+    def add_product(self, left: DoubleDouble, right: DoubleDouble) -> None:
+        """The same in place."""
+        if self.parts.flags.c_contiguous:
+            assert right.plain
+            _dot(left.parts, right.high, across=False, to=self.parts, out=self.parts)
+            self.plain = False
+        else:
+            self[...] = self.plus_product(left, right)
 
     def sum(self, axis: int) -> DoubleDouble:
         """The sums of the rows of a matrix, for axis 1."""
@@ -168,8 +172,7 @@ class DoubleDouble:
 
     def _total(self, name: str) -> DoubleDouble:
         parts = np.ascontiguousarray(self.parts)
-        _, rows, columns = parts.shape
-        call = FUNCTIONS.get(name)
+        (_, rows, columns), call = parts.shape, FUNCTIONS.get(name)
         if call is None:
             with np.errstate(all="ignore"):
                 return DoubleDouble(total_of(parts if name == "pairs_total" else product_of(parts, parts)))
@@ -211,8 +214,7 @@ def _each(
     """left + sign·right, or the product: element by element, of shapes that broadcast; in `into`, or in a new array."""
     alike = into is not None or left.shape == right.shape
     shape = left.shape if alike else np.broadcast_shapes(left.shape, right.shape)
-    parts = left.parts if left.shape == shape else np.broadcast_to(left.parts, (3, *shape))
-    parts = np.ascontiguousarray(parts)
+    parts = np.ascontiguousarray(left.parts if left.shape == shape else np.broadcast_to(left.parts, (3, *shape)))
     kept = into is not None and into.parts.flags.c_contiguous
     out = into.parts if kept and into is not None else np.empty((3, *shape))
     other, rows, columns, down, across = right.parts, 1, out[0].size, 0, 1
@@ -246,8 +248,7 @@ def _dot(left: Array, right: Array, *, across: bool, to: Array | None = None, ou
     left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
     (rank, columns), rows = right.shape, 1 if across else left.shape[1]
     call, to = FUNCTIONS.get("pairs_dot"), None if to is None else np.ascontiguousarray(to)
-    if out is None:
-        out = np.empty((3, rows, columns))
+    out = np.empty((3, rows, columns)) if out is None else out
     if call is None:
         with np.errstate(all="ignore"):
             dot = dot_of(left[:, None] if across else left[..., None], right)

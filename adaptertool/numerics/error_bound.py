@@ -28,7 +28,7 @@ class Bound:
     grain: all are multiples of 2^grain; None where that is not known. Multiples of it that are smaller than
     2^(grain + 53) are computed without any error in float64.
     moved: none is further than this from what the base has in its place.
-    Of floats, or by row: then those of which kinds say more are arrays (n, 1), and there is no grain.
+    Each is a float for all numbers together; or by row, where a kind knows it by row, an array (n, 1), and no grain.
     """
 
     largest: Any

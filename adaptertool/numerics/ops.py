@@ -80,7 +80,7 @@ def _squares(rows: Array, left: Array, right: Array) -> Array:
 
 def _add_product_of_pairs(rows: DoubleDouble, left: DoubleDouble, right: DoubleDouble) -> None:
     if len(rows.shape) == 2:
-        rows.plus_product(left, right, into=True)
+        rows.add_product(left, right)
     else:
         rows += left @ right
 

@@ -24,7 +24,7 @@ from adaptertool.files.stage import Finished, Published
 from adaptertool.files.writer import write_small
 from adaptertool.reports.run import KeptReport
 from adaptertool.spec.adapter import Module
-from adaptertool.spec.plan import Plan, Step
+from adaptertool.spec.plan import EDITS_ALONE, Plan
 from adaptertool.spec.tensors import Ref
 from adaptertool.version import __version__
 
@@ -35,7 +35,6 @@ Facts = dict[str, int | str]  # size, and hashes by name
 STEPS: ContextVar[Sequence[Mapping[str, Any]] | None] = ContextVar("STEPS", default=None)
 
 _AT_ONCE = 1 << 12  # tuples that are hashed at once
-_NOTHING_ELSE = [None] * (len(Step._fields) - Step._fields.index("blend"))  # what a step may have beside its edits
 
 
 def labels_of(plan: Plan) -> dict[Path, str]:
@@ -87,7 +86,7 @@ def _tensors_told(plan: Plan, files: Mapping[str, int]) -> Iterator[object]:
         for step in shard.steps:
             spec, offset, base, edits, *more = step
             others = None
-            if more != _NOTHING_ELSE:
+            if more != EDITS_ALONE:
                 fisher, stored = step.fisher and [*map(told, step.fisher)], step.keeps and told(step.stored)
                 others = repr((step.blend, fisher, step.makes, stored, step.share))
             yield *spec, offset, len(edits), others

@@ -39,7 +39,7 @@ class Placer:
         # PEFT decides for all parameters of a module alike, so one that is not square tells for one that is.
         self._decided: dict[str, bool] = {}
         for module, pieces in found:
-            if self._may_be_fused(pieces[0]) and self._is_fused(module, pieces):
+            if self._is_fused(module, pieces):
                 first = is_on_first(module, self._stack(pieces))
                 if first is not None:
                     self._decided[module.name] = first
@@ -47,10 +47,8 @@ class Placer:
     def place(self, module: Module, pieces: Pieces) -> Iterable[tuple[str, Module]]:
         """(tensor on the disk, the module as it acts on that tensor)"""
         piece = pieces[0]
-        if piece[1:] == _WHOLE and not module.stacked:
-            fused = len(self._tensors[piece.disk].spec.shape) == 3 and self._is_fused(module, pieces)
-            if not fused:
-                return ((piece.disk, module),)
+        if piece[1:] == _WHOLE and not module.stacked and not self._is_fused(module, pieces):
+            return ((piece.disk, module),)
         return self._place(module, pieces)
 
     def _place(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:
@@ -78,10 +76,10 @@ class Placer:
 
     def _is_fused(self, module: Module, pieces: Pieces) -> bool:
         """Whether the factors of a module are those of all experts of a fused tensor."""
-        return self._may_be_fused(pieces[0]) and kind_of(module).is_product and len(module.factors[A].shape) == 2
-
-    def _may_be_fused(self, piece: Piece) -> bool:
-        return piece.cut is None and (piece.expert is not None or len(self._tensors[piece.disk].spec.shape) == 3)
+        piece = pieces[0]
+        if piece.cut is not None or (piece.expert is None and len(self._tensors[piece.disk].spec.shape) != 3):
+            return False
+        return kind_of(module).is_product and len(module.factors[A].shape) == 2
 
     def _stack(self, pieces: Pieces) -> Stack:
         first = self._tensors[pieces[0].disk].spec.shape

@@ -80,6 +80,10 @@ class Step(NamedTuple):
         return alpha if self.share is None else float(Fraction(repr(alpha)) * self.share)
 
 
+# The fields after its edits of a step that has nothing but these
+EDITS_ALONE = [*Step._field_defaults.values()][1:]
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One output file. As a rule it has the header bytes of the base shard, so every tensor keeps its offset."""

@@ -109,15 +109,12 @@ def test_the_exact_norm_is_within(tmp_path: Path, kinds: str, weight: float, mon
         factors = own.factors(number, own.step.edits[number], slice(0, OUT))
         change = delta(torch.tensor(factors["lora_A"]), torch.tensor(factors["lora_B"]))
         if kind == "d":
-            norm = found[number]
-            for row, add, high, error in zip(rows, change, norm.high.flat, norm.error.flat, strict=True):
+            known = found[number]
+            for row, add, high, error in zip(rows, change, known.high.flat, known.error.flat, strict=True):
                 square = sum(((w + d) ** 2 for w, d in zip(row, add, strict=True)), Fraction())
-                low, top = (
-                    Fraction(float(high)) - Fraction(float(error)),
-                    Fraction(float(high)) + Fraction(float(error)),
-                )
-                assert max(low, 0) ** 2 <= square <= top**2
-            assert np.median(norm.error / norm.high) < 1e4 * 2.0**-53
+                norm, off = Fraction(float(high)), Fraction(float(error))
+                assert max(norm - off, 0) ** 2 <= square <= (norm + off) ** 2
+            assert np.median(known.error / known.high) < 1e4 * 2.0**-53
         rows = adapter(tmp_path / "again", kind, number)[1](rows, Fraction(weight))
 
 
@@ -128,11 +125,9 @@ def test_few_elements_take_whole_rows(tmp_path: Path, kinds: str, monkeypatch: p
     counts: list[tuple[bool, int]] = []
     by_pairs = OpenElements._by_pairs
 
-    def counted(
-        own: OpenElements, left: Any, where: Any, before: Any, values: Any, found: Any, norms: Any = None
-    ) -> Any:
-        counts.append((norms is None, len(left)))
-        return by_pairs(own, left, where, before, values, found, norms)
+    def counted(own: OpenElements, left: Any, *others: Any) -> Any:
+        counts.append((others[-1] is None, len(left)))
+        return by_pairs(own, left, *others)
 
     monkeypatch.setattr(OpenElements, "_by_pairs", counted)
     base, paths, _ = sample(tmp_path, kinds, torch.float32, 1.0)

@@ -51,6 +51,22 @@ def test_as_mergekit(name: str, models: Path, tmp_path: Path, monkeypatch: pytes
     assert config["num_hidden_layers"] == wanted["layers"]
 
 
+def test_a_dry_run_tells_the_weights_of_their_models(tmp_path: Path) -> None:
+    """The first model stands in for the base: it has no edit, and the others have their own weights."""
+    sources = ""
+    for seed, (name, weight) in enumerate({"a": 5, "b": 3, "c": 2}.items()):
+        llama(tmp_path / name, seed, 1)
+        sources += f"  - {{model: {tmp_path / name}, parameters: {{weight: {weight}}}}}\n"
+    (tmp_path / "r.yml").write_text(f"models:\n{sources}merge_method: linear\n")
+    plan = adaptertool.prepare_mergekit(tmp_path / "r.yml")
+    told = {
+        (Path(plan.sources[edit.adapter]).name, edit.weight)
+        for tensor in adaptertool.preview(plan, tmp_path / "out").tensors
+        for edit in tensor.edits
+    }
+    assert told == {("b", 3.0), ("c", 2.0)}
+
+
 def record() -> None:
     """What mergekit makes."""
     from mergekit.scripts.run_yaml import main  # noqa: PLC0415
@@ -76,19 +92,3 @@ def record() -> None:
 
 if __name__ == "__main__":
     record()
-
-
-def test_a_dry_run_tells_the_weights_of_their_models(tmp_path: Path) -> None:
-    """The first model stands in for the base: it has no edit, and the others have their own weights."""
-    sources = ""
-    for seed, (name, weight) in enumerate({"a": 5, "b": 3, "c": 2}.items()):
-        llama(tmp_path / name, seed, 1)
-        sources += f"  - {{model: {tmp_path / name}, parameters: {{weight: {weight}}}}}\n"
-    (tmp_path / "r.yml").write_text(f"models:\n{sources}merge_method: linear\n")
-    plan = adaptertool.prepare_mergekit(tmp_path / "r.yml")
-    told = {
-        (Path(plan.sources[edit.adapter]).name, edit.weight)
-        for tensor in adaptertool.preview(plan, tmp_path / "out").tensors
-        for edit in tensor.edits
-    }
-    assert told == {("b", 3.0), ("c", 2.0)}

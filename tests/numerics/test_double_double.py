@@ -68,7 +68,7 @@ def test_every_operation_is_within_its_error(powers: int, at_level: Any) -> None
         own += y
         own *= y
         own -= x * THIRD
-        assert own.plus_product(scaled, row, into=True) is own
+        own.add_product(scaled, row)
         made.append([*steps, own])
         a, b, product = exactly(x), exactly(y), fractions(left.high) @ fractions(factor)
         exact = [a + b, a - b, a * b, a * b[:, :1], a / 3, product, product / 3, a.sum(1)]
@@ -167,18 +167,13 @@ def test_what_is_nearest(at_level: Any) -> None:
         at_level(level)
         out = np.empty(x.high.size)
         left = x.nearest(out)
-        made.append((out, left))
+        made.append(left)
         for place in set(range(out.size)) - set(left.tolist()):
             high, low, error = (Fraction(float(part.flat[place])) for part in x.parts)
             assert float(high + low - error) == float(high + low + error) == out[place] != 0
         surely = (x.error == 0) & (x.high != 0) & np.isfinite(x.high)
         assert not surely.reshape(-1)[left].any() and 0 < len(left) < out.size
-    assert all(
-        np.array_equal(one, two)
-        for other in made[1:]
-        for one, two in zip(made[0], other, strict=True)
-        if one.dtype != np.float64
-    )
+    assert all(np.array_equal(made[0], other) for other in made[1:])
 
 
 def test_what_underflows_is_counted(at_level: Any) -> None:

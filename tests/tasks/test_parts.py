@@ -166,8 +166,9 @@ def test_one_who_verifies_is_not_disturbed_by_links(place: Place, monkeypatch: p
 
     def meanwhile(plan: Plan, base: Any, written: Checkpoint, *arguments: Any, **options: Any) -> Any:
         for header in written.headers:
-            (header.path.parent / f"{header.path.name}.another").hardlink_to(header.path)
-            (header.path.parent / f"{header.path.name}.another").unlink()
+            another = header.path.with_name(f"{header.path.name}.another")
+            another.hardlink_to(header.path)
+            another.unlink()
         return check(plan, base, written, *arguments, **options)
 
     monkeypatch.setattr("adaptertool.output.verified.check", meanwhile)
