@@ -15,7 +15,7 @@ from adaptertool.arithmetic.correct_rounding import Settled
 from adaptertool.arithmetic.survival import every_nth, tally_of
 from adaptertool.arithmetic.tiling import last_axis, matrix, rows_at_once
 from adaptertool.arithmetic.together import Together
-from adaptertool.arithmetic.workspace import Rooms
+from adaptertool.arithmetic.workspace import Buffers
 from adaptertool.codecs.numbers import doubles, largest_stored, rounded
 from adaptertool.codecs.tensors import as_bytes, byte_of, held_as, read_stored
 from adaptertool.errors import NonFiniteError, shown
@@ -31,7 +31,7 @@ from adaptertool.spec.tally import Tally
 from adaptertool.spec.tensors import Ref
 
 _BASE = -1  # beside the numbers of the sources
-_ROOMS = Rooms()  # of what is read of each, and of the result
+_BUFFERS = Buffers()  # of what is read of each, and of the result
 HELD = 64  # blocks of which what was found is held at once: it may be as long as a row
 
 
@@ -72,7 +72,7 @@ class Blended:
         every = every_nth(value.size)
         if self._lazy:
             kernel_writes = dtype if dtype in DTYPES else "F64"
-            stored = _ROOMS.take("result", value.size, held_as(kernel_writes))
+            stored = _BUFFERS.take("result", value.size, held_as(kernel_writes))
             sample, largest = value.stored(stored, kernel_writes, every)
             if kernel_writes != dtype:
                 stored = largest = rounded(stored, dtype)
@@ -96,8 +96,8 @@ class Blended:
     def _stored(self, number: int, ref: Ref, first: int, last: int) -> Array:
         """Rows of the base, or of a tensor of its shape, flat as they are stored, until the thread reads others."""
         begin, end = self._elements(first, last)
-        room = None if ref.made else _ROOMS.take(number, end - begin, held_as(ref.spec.dtype))
-        return read_stored(self._inputs, ref, begin, end, room)
+        out = None if ref.made else _BUFFERS.take(number, end - begin, held_as(ref.spec.dtype))
+        return read_stored(self._inputs, ref, begin, end, out)
 
     def _part(self, stored: Array, dtype: str) -> Part:
         if self._lazy and dtype in DTYPES:
@@ -115,7 +115,7 @@ class Blended:
         if (tuned := _replacement(chain.step)) is not None:
             return self._part(self._stored(number, tuned, first, last), tuned.spec.dtype) - base
         before, after = (
-            _ROOMS.take(use, stored.size, np.dtype(np.float64)).reshape(-1, self._columns)
+            _BUFFERS.take(use, stored.size, np.dtype(np.float64)).reshape(-1, self._columns)
             for use in ("before", ("after", number))
         )
         doubles(stored.reshape(before.shape), self._step.base.spec.dtype, before)

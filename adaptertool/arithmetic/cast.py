@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from adaptertool.arithmetic.not_finite import fail_not_finite
 from adaptertool.arithmetic.tiling import BLOCK_ELEMENTS
-from adaptertool.arithmetic.workspace import Rooms
+from adaptertool.arithmetic.workspace import Buffers
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import doubles, largest_stored, rounded
 from adaptertool.codecs.tensors import as_bytes, byte_of, read_as, read_stored
@@ -16,7 +16,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tally import Tally
 
-_ROOMS = Rooms()  # of results, by dtype
+_BUFFERS = Buffers()  # of results, by dtype
 _PART = 1 << 17  # elements, which stay in the cache on their way
 
 
@@ -40,7 +40,7 @@ class Cast:
     def compute(self, first: int, last: int, alphas: Sequence[float], tallies: list[Tally]) -> Iterator[memoryview]:
         """The bytes of elements first..last, the same for each α. Raises NonFiniteError."""
         base, dtype = self._step.base, self._step.spec.dtype
-        result = _ROOMS.take(dtype, last - first, BY_DTYPE[dtype].held)
+        result = _BUFFERS.take(dtype, last - first, BY_DTYPE[dtype].held)
         step = max(1, _PART // self._row) * self._row
         for begin in range(first, last, step):
             end = min(last, begin + step)

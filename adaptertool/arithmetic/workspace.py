@@ -12,7 +12,7 @@ import numpy as np
 from adaptertool.files.writer import AT_ONCE
 from adaptertool.numerics.rounding import Array
 
-_KEPT = 16 << 20  # bytes of one buffer of Rooms, at most: more than an ordinary block needs
+_KEPT = 16 << 20  # bytes of one of Buffers, at most: more than an ordinary block needs
 
 
 class Workspace:
@@ -31,18 +31,18 @@ class Workspace:
             self.found = np.empty(8 * size, np.uint8)  # what is compared with it
 
 
-class Rooms(threading.local):
+class Buffers(threading.local):
     """Buffers that this thread knows by what they are for, however many there are."""
 
     def __init__(self) -> None:
-        self._rooms: dict[Hashable, Array] = {}
+        self._kept: dict[Hashable, Array] = {}
 
     def take(self, use: Hashable, size: int, dtype: np.dtype[Any]) -> Array:
         """An array, flat, of whatever numbers: that of the same use from before, but where it is very large."""
         needed = size * dtype.itemsize
         if needed > _KEPT:
             return np.empty(size, dtype)
-        room = self._rooms.get(use)
-        if room is None or room.nbytes < needed:
-            self._rooms[use] = room = np.empty(needed, np.uint8)
-        return room[:needed].view(dtype)
+        buffer = self._kept.get(use)
+        if buffer is None or buffer.nbytes < needed:
+            self._kept[use] = buffer = np.empty(needed, np.uint8)
+        return buffer[:needed].view(dtype)

@@ -144,9 +144,9 @@ def _in_one(name: str, inputs: Sequence[Any], size: int) -> Lazy | None:
     if name == "ADD":
         for one, other in (inputs, inputs[::-1]):
             if isinstance(one, Lazy) and isinstance(other, Lazy) and other.name == "MULTIPLY":
-                times = sorted(other.inputs, key=lambda given: not isinstance(given, Lazy))  # arrays first
-                if not isinstance(times[1], Lazy):
-                    return Lazy("ADD_TIMES", (one, *times), size)
+                array, number = other.inputs if isinstance(other.inputs[0], Lazy) else other.inputs[::-1]
+                if not isinstance(number, Lazy):
+                    return Lazy("ADD_TIMES", (one, array, number), size)
     if name == "CHOICE" and inputs[0].name == "EQUAL":
         (a, b), (_, same, other) = inputs[0].inputs, inputs
         if a is other and b is same and isinstance(a, Lazy) and isinstance(b, Lazy):

@@ -61,7 +61,8 @@ class Written(ctypes.Structure):
     """`strip_written` of kernel/strips.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("out", "sample")),
+        ("out", ctypes.c_void_p),
+        ("sample", ctypes.c_void_p),
         ("every", ctypes.c_size_t),
         ("largest", ctypes.c_uint64),
     )
