@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import exists, names_in
 from adaptertool.files.side_by_side import each
 from adaptertool.files.store import FOLDER
+from adaptertool.records import dataclass
 from adaptertool.spec.plan import Asset, KeptWeight
 from adaptertool.spec.tensors import Ref
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from adaptertool.architectures.conversion import (
@@ -25,6 +24,7 @@ from adaptertool.architectures.conversion import (
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.formats import DEFAULT, writing
+from adaptertool.records import dataclass
 from adaptertool.resolution.resolve import Base
 from adaptertool.spec.tensors import Ref
 

@@ -21,6 +21,7 @@ from adaptertool.files.gguf import Fields
 from adaptertool.files.gguf_header import with_other_types
 from adaptertool.files.header import Header, build_header
 from adaptertool.files.jsonfile import objects
+from adaptertool.records import dataclass, field
 from adaptertool.resolution.heads import Head, dtype_in, stored_as
 from adaptertool.resolution.ties import FLAG
 from adaptertool.spec.plan import Asset, Edit, Keeping, Shard, Step
@@ -36,14 +37,14 @@ _AS_IN_CHANNELS = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
 Edits = Mapping[str, Sequence[Edit]]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class TensorSetChange:
     """How the tensors of the output differ from the base's, in more than their numbers."""
 
-    apart: Mapping[str, str] = dataclasses.field(default_factory=dict)  # new tensors -> the one that they were tied to
-    resized: Mapping[str, Ref] = dataclasses.field(default_factory=dict)  # what takes the place of a tensor
+    apart: Mapping[str, str] = field(default_factory=dict)  # new tensors -> the one that they were tied to
+    resized: Mapping[str, Ref] = field(default_factory=dict)  # what takes the place of a tensor
     head: Head | None = None  # in the place of another, or where there was none
-    padded: Mapping[str, Ref] = dataclasses.field(default_factory=dict)  # as `resized`: the base's own, with zeros
+    padded: Mapping[str, Ref] = field(default_factory=dict)  # as `resized`: the base's own, with zeros
 
     @property
     def dropped(self) -> tuple[str, ...]:

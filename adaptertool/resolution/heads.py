@@ -20,6 +20,7 @@ from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
+from adaptertool.records import dataclass
 from adaptertool.resolution.names import Names
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
@@ -27,7 +28,7 @@ from adaptertool.spec.tensors import Ref
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Head:
     architecture: str
     labels: int

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 from adaptertool.architectures.flat import DOTTED
 from adaptertool.errors import shown
+from adaptertool.records import dataclass
 
 _OF_HEADS = frozenset({"model", "transformer", "backbone", "bert", "roberta", "deberta"})
 
