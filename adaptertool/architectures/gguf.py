@@ -11,7 +11,6 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,5 +136,5 @@ def _starred(module: str) -> tuple[str, str]:
 
 @functools.cache
 def _table() -> Mapping[str, Layout]:
-    rows = json.loads(files("adaptertool.architectures").joinpath("gguf.json").read_text())["architectures"]
+    rows = json.loads(Path(__file__).with_name("gguf.json").read_text())["architectures"]
     return {name: Layout(**row) for name, row in rows.items()}

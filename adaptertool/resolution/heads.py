@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Collection, Mapping
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from adaptertool.architectures.conversion import architecture_of, into_memory, rules_for
@@ -170,5 +170,6 @@ def stored_as(base: Checkpoint, ref: Ref) -> str:
 
 @functools.cache
 def _table() -> Mapping[str, Any]:
-    models: dict[str, Any] = json.loads(files("adaptertool.architectures").joinpath("heads.json").read_text())["models"]
+    told = Path(__file__).parent.parent / "architectures" / "heads.json"
+    models: dict[str, Any] = json.loads(told.read_text())["models"]
     return models

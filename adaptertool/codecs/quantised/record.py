@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.numerics.decoding import Coded, decoded
 from adaptertool.numerics.rounding import Array
+from adaptertool.patterns import regex
 from adaptertool.records import dataclass
 from adaptertool.spec.tensors import Making, ReadStored, Ref, Stamp, TensorSpec, is_still
 
@@ -23,7 +23,7 @@ Rows = Callable[..., Array]
 # (how to read, first row, last row) -> the same, as codes with what they mean
 FindCodes = Callable[[ReadStored, int, int], Coded]
 
-_SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")  # of a block
+_SIZE = regex(r"([1-9]\d{0,5})x([1-9]\d{0,5})")  # of a block
 
 
 class Decoded:

@@ -6,7 +6,6 @@ PEFT has one kind, and one answer to whether there is a magnitude or a bias, for
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -25,13 +24,14 @@ from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
+from adaptertool.patterns import regex
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.portable import Draft, Drafted, Portable
 
 _WHAT = "PEFT's format"
 _ENDINGS = {A: ".lora_A.weight", B: ".lora_B.weight", MAGNITUDE: ".lora_magnitude_vector", BIAS: ".lora_B.bias"}
 _OF_EMBEDDING = {A: ".lora_embedding_A", B: ".lora_embedding_B", MAGNITUDE: ".lora_magnitude_vector"}
-_EXPERT = re.compile(r"\.experts\.\d+\.")
+_EXPERT = regex(r"\.experts\.\d+\.")
 _HADAMARD = "LOHA"  # the tag of a kind whose config is the same, but for what alpha is called
 
 
