@@ -94,7 +94,7 @@ def test_completion_of_a_command_and_its_options() -> None:
 def test_a_signal_while_a_command_is_loaded(tmp_path: Path, name: str) -> None:
     """It waits until the module is there, since an exception amid imports may be lost."""
     (tmp_path / "threadpoolctl.py").write_text(
-        f"import signal\nsignal.raise_signal(signal.{name})\nprint('loaded')\nThreadpoolController = None\n"
+        f"import signal\nsignal.raise_signal(signal.{name})\nprint('loaded')\nthreadpool_limits = None\n"
     )
     done = adaptertool("diff", "a", "b", env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert (done.returncode, done.stdout) == (130, "loaded\n")
