@@ -13,7 +13,7 @@ from pathlib import Path
 from adaptertool.architectures.flat import flattened, is_flat
 from adaptertool.architectures.parts import ONLY_TEXT_ENCODER, PARTS, likely_part, part_of, path_in
 from adaptertool.files.header import build_header
-from adaptertool.formats.saving import OWN, Saving, WritingOptions, in_order
+from adaptertool.formats.saving import WritingOptions, in_order
 from adaptertool.formats.spelled_out import Spelt, kept_metadata, notes_on, ranks_and_alphas, spelt_out, tensors_of
 from adaptertool.kinds import kind_of
 from adaptertool.patterns import regex
@@ -83,6 +83,3 @@ def hashes(path: Path, start: int, specs: Sequence[TensorSpec], told: Mapping[st
             piece.update(data[max(_FROM - at, 0) : max(_UP_TO - at, 0)])
             at += len(data)
     return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": piece.hexdigest()[:8]}
-
-
-SAVING = Saving(draft=draft, weights="", end=".safetensors", names=OWN)

@@ -16,9 +16,9 @@ from adaptertool.errors import UsageError, shown
 from adaptertool.formats.format import Written
 from adaptertool.formats.peft import lokr
 from adaptertool.formats.peft.fields import FORMAT
-from adaptertool.formats.peft.keys import CONFIG, PREFIX, WEIGHTS
+from adaptertool.formats.peft.keys import CONFIG, PREFIX
 from adaptertool.formats.peft.write import config_text, new_fields
-from adaptertool.formats.saving import Saving, WritingOptions, drafted, in_order, refuse
+from adaptertool.formats.saving import WritingOptions, drafted, in_order, refuse
 from adaptertool.formats.spelled_out import in_family, kept_metadata
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
@@ -169,5 +169,3 @@ _OF_ANY = (
     "base_model_name_or_path", "inference_mode", "modules_to_save", "task_type", "r", "rank_pattern", "alpha_pattern",
     "target_modules",
 )  # fmt: skip
-
-SAVING = Saving(draft=draft, weights=WEIGHTS, ties=None)
