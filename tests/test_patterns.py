@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from typing import Any
@@ -60,3 +61,14 @@ def test_all_patterns_of_the_package_compile() -> None:
                 value.search(type(value.pattern)())  # text or bytes
                 count += 1
     assert count > 80
+
+
+def test_none_is_compiled_as_a_module_is_loaded() -> None:
+    for path in (ROOT / "adaptertool").rglob("*.py"):
+        outside = [
+            node for node in ast.parse(path.read_text()).body if not isinstance(node, ast.FunctionDef | ast.ClassDef)
+        ]
+        calls = {ast.unparse(node.func) for one in outside for node in ast.walk(one) if isinstance(node, ast.Call)}
+        assert "re.compile" not in calls or path.name == "errors.py", (
+            path
+        )  # whose level is that of adaptertool.patterns
