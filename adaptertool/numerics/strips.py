@@ -14,11 +14,12 @@ import numpy as np
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.numerics.joined_steps import Form, Given, joined
 
+_NUMBERS = ("number", "other")  # of a step
 _STRIP, _NUMBER = 256, -1  # as in kernel/strips.h, whose steps these are, in their order
 STEPS = (
     *("READ_BF16", "READ_F16", "READ_F32", "READ_F64", "READ_TRUTH", "FILL"),
     *("ADD", "SUBTRACT", "MULTIPLY", "DIVIDE", "LESS", "LESS_EQUAL", "EQUAL", "AND", "OR", "SMALLER", "LARGER"),
-    *("ADD_TIMES", "SAME", "MAGNITUDE", "NOT", "CHOICE", "BETWEEN"),
+    *("ADD_TIMES", "TIMES_ADD_TIMES", "SAME", "MAGNITUDE", "NOT", "CHOICE", "BETWEEN"),
     *("LESS_BF16", "LESS_F16", "LESS_F32", "ADD_LESS_BF16", "ADD_LESS_F16", "ADD_LESS_F32"),
     *("WRITE_BF16", "WRITE_F16", "WRITE_F32", "WRITE_F64", "SUM", "COUNT", "COLLECT"),
 )
@@ -46,7 +47,7 @@ class _Step(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("code", "to", "a", "b", "c")),
-        ("number", ctypes.c_double),
+        *((name, ctypes.c_double) for name in _NUMBERS),
         ("data", ctypes.c_void_p),
     )
 
@@ -98,9 +99,9 @@ class _Compiled(NamedTuple):
     """The steps of a formula, without what two of the same form do not share: numbers, and where data lie."""
 
     steps: bytes  # of `_Step`s
-    count: int
+    length: int  # how many
     strips: int  # that they fill
-    numbers: Sequence[tuple[int, Given]]  # (step, where its number stands)
+    numbers: Sequence[tuple[int, str, Given]]  # (step, which of _NUMBERS, where it stands)
     data: Sequence[tuple[int, int]]  # (step, the Formula that has the address)
 
 
@@ -115,9 +116,9 @@ def run(last: Sequence[Formula]) -> list[float]:
         if len(_COMPILED) >= _MOST:
             _COMPILED.clear()
         _COMPILED[form] = compiled = _compile(form)
-    steps = (_Step * compiled.count).from_buffer_copy(compiled.steps)
-    for step, at in compiled.numbers:
-        steps[step].number = order[at.formula].inputs[at.number]
+    steps = (_Step * compiled.length).from_buffer_copy(compiled.steps)
+    for step, name, at in compiled.numbers:
+        setattr(steps[step], name, order[at.formula].inputs[at.number])
     kept = list[Between]()
     for step, formula in compiled.data:
         steps[step].data = order[formula].data
@@ -128,7 +129,7 @@ def run(last: Sequence[Formula]) -> list[float]:
     room, places = np.empty(compiled.strips * _STRIP), np.zeros(compiled.strips, np.uintp)
     found = np.zeros(max(1, summed) * _WAITING)
     where = (array.ctypes.data for array in (room, places, found))
-    job = _Job(ctypes.addressof(steps), compiled.count, last[0].size, *where, summed)
+    job = _Job(ctypes.addressof(steps), compiled.length, last[0].size, *where, summed)
     FUNCTIONS["strips"](ctypes.addressof(job))
     return [float(one) for one in found[:summed]]
 
@@ -156,16 +157,16 @@ def _compile(form: Form) -> _Compiled:
     nodes = joined(form)
     left = Counter(given for node in nodes.values() for given in node.inputs)
     strip, free, strips = dict[int, int](), list[int](), 0
-    steps, numbers, data = (_Step * len(nodes))(), list[tuple[int, Given]](), list[tuple[int, int]]()
+    steps, numbers, data = (_Step * len(nodes))(), list[tuple[int, str, Given]](), list[tuple[int, int]]()
     for number, (formula, node) in enumerate(nodes.items()):
         if not free:
             free.append(strips)
             strips += 1
         strip[formula] = to = free.pop()
-        places, ended = [_NUMBER] * 3, set[int]()
+        places, ended, names = [_NUMBER] * 3, set[int](), iter(_NUMBERS)
         for position, given in enumerate(node.inputs):
             if isinstance(given, Given):
-                numbers.append((number, given))
+                numbers.append((number, next(names), given))
                 continue
             left[given] -= 1
             places[position] = strip[given]
@@ -175,6 +176,6 @@ def _compile(form: Form) -> _Compiled:
             ended.add(to)
         free += ended
         data.append((number, node.data))
-        steps[number].code, steps[number].to = _CODE[node.name], to
+        steps[number].code, steps[number].to, steps[number].number = _CODE[node.name], to, 1
         steps[number].a, steps[number].b, steps[number].c = places
     return _Compiled(bytes(steps), len(nodes), strips, numbers, data)

@@ -73,6 +73,7 @@ FORMULAS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "one where equal": lambda a, b, c: np.where(a + b == c, c, a + b) + np.where(a == (d := a * 1.0), d, a),
     "stored, less an array": lambda a, b, c: (a - b) + (c - b) * 0.7 + 0.2 * (a - c) + ((b - a) - (c - a)),
     "a mean of differences": lambda a, b, c: np.where((m := a + ((a * 0 + 0.5 * (b - a)) + 0.3 * (c - a))) == a, a, m),
+    "a mix": lambda a, b, c: (0.3 * a + 0.8 * (a + (b - a))) + (c * -1.5 + 0.1 * b) + ((b - c) + (c - a)) + 2 * b,
     "products of several uses": lambda a, b, c: (p := 0.5 * (b - a)) + (c + p) + (p + a) * (b - a),
     "the same twice": lambda a, b, c: a * a + (a - a) + (b + c) * (b + c),
 }
@@ -259,12 +260,14 @@ def test_what_is_refused() -> None:
 
 
 def test_steps_that_are_joined() -> None:
-    """A mean of three models goes through its strips six times, and sums of products once for each."""
+    """A mean of three models goes through its strips seven times, and sums of products once for each."""
     base, one, other = (Lazy.of(np.zeros(9, np.uint16), "BF16") for _ in range(3))
-    made = base + (base * 0 + 0.5 * (one - base) + 0.3 * (other - base))
+    made = base + (base * 0 + 0.2 * (base - base) + 0.5 * (one - base) + 0.3 * (other - base))
     last = strips.Formula("WRITE_BF16", (np.where(made == base, base, made),), 9)
-    names = ["READ_BF16", "MULTIPLY", "ADD_LESS_BF16", "ADD_LESS_BF16", "ADD", "WRITE_BF16"]
+    names = ["READ_BF16", "SUBTRACT", "TIMES_ADD_TIMES", "ADD_LESS_BF16", "ADD_LESS_BF16", "ADD", "WRITE_BF16"]
     assert joined_names(last) == names
+    arc = strips.Formula("WRITE_BF16", (0.3 * base + 0.8 * (base + (one - base)),), 9)
+    assert joined_names(arc) == ["READ_BF16", "ADD_LESS_BF16", "TIMES_ADD_TIMES", "WRITE_BF16"]
     assert joined_names(Lazy("SUM", (base * one,), 9)) == ["READ_BF16", "READ_BF16", "SUM"]
     assert joined_names(Lazy("SUM", ((base - one) * 2,), 9)) == ["READ_BF16", "LESS_BF16", "MULTIPLY", "SUM"]
 

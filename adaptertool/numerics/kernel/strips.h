@@ -14,8 +14,8 @@ enum {
     FILL, /* with `number` */
     /* of a and b; one of both may be `number`: it is where the place is NUMBER */
     ADD, SUBTRACT, MULTIPLY, DIVIDE, LESS, LESS_EQUAL, EQUAL, AND, OR, SMALLER, LARGER,
-    /* a + number * b; b where it equals a, else a; of a; of a, b and c */
-    ADD_TIMES, SAME, MAGNITUDE, NOT, CHOICE, BETWEEN,
+    /* a + number * b; number * a + other * b; b where it equals a, else a; of a; of a, b and c */
+    ADD_TIMES, TIMES_ADD_TIMES, SAME, MAGNITUDE, NOT, CHOICE, BETWEEN,
     /* what is stored, less a; a + number * (what is stored, less b) */
     LESS_BF16, LESS_F16, LESS_F32, ADD_LESS_BF16, ADD_LESS_F16, ADD_LESS_F32,
     /* take a up, or with b: SAME of both, or the product of both */
@@ -26,7 +26,7 @@ enum {
 
 typedef struct {
     int32_t code, to, a, b, c;
-    double number;
+    double number, other;
     void *data;
 } strip_step;
 
@@ -254,7 +254,7 @@ static void strip_run(const strip_job *job, size_t first, size_t n, double *sums
         const double *a = step->a < 0 ? NULL : place[step->a], *b = step->b < 0 ? NULL : place[step->b];
         const double *c = step->c < 0 ? NULL : place[step->c];
         double *to = step->to < 0 ? NULL : job->room + (size_t)step->to * STRIP;
-        const double number = step->number;
+        const double number = step->number, other = step->other;
         void *data = step->data;
         if (to)
             place[step->to] = to;
@@ -277,6 +277,7 @@ static void strip_run(const strip_job *job, size_t first, size_t n, double *sums
         PAIR(SMALLER, (x < y) | (x != x) ? x : y);
         PAIR(LARGER, (x > y) | (x != x) ? x : y);
         case ADD_TIMES: FILLED(a[i] + number * b[i]);
+        case TIMES_ADD_TIMES: FILLED(number * a[i] + other * b[i]);
         case SAME: FILLED(a[i] == b[i] ? b[i] : a[i]);
         case MAGNITUDE: FILLED(fabs(a[i]));
         case NOT: FILLED(1 - a[i]);
