@@ -21,7 +21,7 @@ PACKAGE = ROOT / "adaptertool"
 
 # Rooms from the lowest level to the highest; a room may import from the levels before its own, and from itself.
 LEVELS = [
-    ["version", "errors", "process", "records", "patterns"],
+    ["version", "errors", "process", "patterns"],
     ["interrupts", "spec", "reports"],
     ["late", "numerics"],
     ["files"],

@@ -12,12 +12,12 @@ import functools
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adaptertool.architectures.change import Change
 from adaptertool.errors import UnsupportedError, shown
-from adaptertool.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,6 @@ from adaptertool.architectures.change import Change
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
-from adaptertool.records import dataclass
 
 ARCHITECTURE, EMBEDDING, HEAD = "general.architecture", "token_embd.weight", "output.weight"
 _SHIFTED = "+1"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from adaptertool.architectures.mlx import is_by_mlx
@@ -15,7 +16,6 @@ from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
 from adaptertool.patterns import regex
-from adaptertool.records import dataclass
 from adaptertool.spec.tensors import Ref
 
 # Families whose linear layers are stored (in, out): Conv1D of transformers 5.23. Where a weight is square its shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ from adaptertool.files.reader import exists, names_in
 from adaptertool.files.side_by_side import each
 from adaptertool.files.store import FOLDER
 from adaptertool.patterns import regex
-from adaptertool.records import dataclass
 from adaptertool.spec.plan import Asset, KeptWeight
 from adaptertool.spec.tensors import Ref
 

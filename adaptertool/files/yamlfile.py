@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,6 @@ from ruamel.yaml.events import (
 from adaptertool.errors import InputError, shown
 from adaptertool.files.reader import is_folder, names_in, open_input, read_exact
 from adaptertool.patterns import regex
-from adaptertool.records import dataclass
 
 MAX_BYTES = 2_000_000  # a recipe with a thousand steps has a tenth
 MAX_DEPTH = 50  # of lists and maps within each other

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,7 +29,6 @@ import numpy as np
 
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, shown
-from adaptertool.records import dataclass
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.portable import Draft, Drafted, Portable
 from adaptertool.spec.tensors import DTYPE_BITS, Making, Ref, TensorSpec

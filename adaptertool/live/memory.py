@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from adaptertool.architectures.traits import Traits, read_traits
 from adaptertool.errors import UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.live import wrapped
-from adaptertool.records import dataclass, field
 from adaptertool.resolution.names import Names
 from adaptertool.resolution.resolve import Base
 from adaptertool.resolution.ties import FLAG

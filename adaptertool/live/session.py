@@ -6,6 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,6 @@ from adaptertool.live.originals import Copies, FromBase, Originals
 from adaptertool.planning.edits import adapter_edits
 from adaptertool.planning.merge import require_mixable
 from adaptertool.planning.sources import Reading, open_adapter
-from adaptertool.records import dataclass, replace
 from adaptertool.resolution.renaming import renaming
 from adaptertool.resolution.ties import STORED_APART
 from adaptertool.spec.adapter import Adapter

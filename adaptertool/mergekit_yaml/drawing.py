@@ -7,6 +7,7 @@ mergekit; layers are those of the slices, one after the other, numbered anew.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -36,7 +37,6 @@ from adaptertool.mergekit_yaml.vocabulary import Tokens
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.methods.average import MERGEKIT_LINEAR
 from adaptertool.methods.nuslerp import COLUMNS, TENSOR
-from adaptertool.records import dataclass
 from adaptertool.spec.plan import Blend, Edit, Step
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 

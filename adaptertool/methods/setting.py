@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from adaptertool.records import dataclass
+from dataclasses import dataclass
 
 Value = float | int
 Settings = Mapping[str, Value | tuple[Value, ...]]  # by the name of the setting; several: one for each source

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from adaptertool.architectures.conversion import (
@@ -25,7 +26,6 @@ from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.formats import DEFAULT, writing
 from adaptertool.patterns import regex
-from adaptertool.records import dataclass
 from adaptertool.resolution.resolve import Base
 from adaptertool.spec.tensors import Ref
 

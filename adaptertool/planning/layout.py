@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from adaptertool.architectures.kept import require_kept
@@ -21,7 +22,6 @@ from adaptertool.files.gguf_header import with_other_types
 from adaptertool.files.header import Header, build_header
 from adaptertool.files.jsonfile import objects
 from adaptertool.patterns import regex
-from adaptertool.records import dataclass, field
 from adaptertool.resolution.heads import Head, dtype_in, stored_as
 from adaptertool.resolution.ties import FLAG
 from adaptertool.spec.plan import Asset, Edit, Keeping, Shard, Step

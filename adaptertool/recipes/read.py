@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +26,6 @@ from adaptertool.errors import InputError, shown
 from adaptertool.files.yamlfile import At, Items, Node, Scalar, Table, load_yaml
 from adaptertool.patterns import regex
 from adaptertool.recipes.fields import FLAG, NUMBER, PATH, WHOLE, Command, Commands, Field
-from adaptertool.records import dataclass
 from adaptertool.resolution.nearest import nearest
 
 SCHEMA = "recipe/1"

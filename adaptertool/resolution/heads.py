@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
-from adaptertool.records import dataclass
 from adaptertool.resolution.names import Names
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref

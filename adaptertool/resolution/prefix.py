@@ -7,11 +7,11 @@ the same names and shapes.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 from adaptertool.architectures.flat import DOTTED
 from adaptertool.errors import shown
 from adaptertool.patterns import regex
-from adaptertool.records import dataclass
 
 _OF_HEADS = frozenset({"model", "transformer", "backbone", "bert", "roberta", "deberta"})
 

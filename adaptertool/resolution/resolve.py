@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from adaptertool.architectures.flat import DOTTED
@@ -15,7 +16,6 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import BY_NAME, kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
-from adaptertool.records import dataclass, field, replace
 from adaptertool.resolution.components import ComponentNames, names_of
 from adaptertool.resolution.names import Names
 from adaptertool.resolution.pad import take_padded

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -19,7 +20,6 @@ from adaptertool.codecs.quantised.grid import Grid
 from adaptertool.codecs.quantised.tables import numbers
 from adaptertool.errors import MismatchError, shown
 from adaptertool.numerics.rounding import Array
-from adaptertool.records import dataclass
 from adaptertool.spec.tensors import ReadStored, Ref
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,6 @@ from adaptertool.files.reader import open_input, read_exact
 from adaptertool.numerics.decoding import Coded, decoded
 from adaptertool.numerics.rounding import Array
 from adaptertool.patterns import regex
-from adaptertool.records import dataclass
 from adaptertool.spec.tensors import Making, ReadStored, Ref, Stamp, TensorSpec, is_still
 
 # (how to read, first row, last row) -> these rows of the weight, float64, in rows of `Weight.width` elements
