@@ -35,6 +35,7 @@ from adaptertool.numerics.ops import BLOCKS, DIGITS, DOUBLES, INTERVALS
 from adaptertool.numerics.rounding import Array
 
 _MOST_BITS = 1 << 13  # of a root; one that is open at so many is a middle, as good as surely
+_IN_VAIN = 0.75  # of the elements that a stage has looked at: where it leaves more open it goes no further
 
 
 @dataclass(slots=True)
@@ -132,6 +133,9 @@ class OpenElements:
             certain = value.known & (same | zero)
             self._sign_zeros(some[(value.high == 0) & certain], before, values, found)
             still.append(some[~certain])
+            if part.stop is not None and sum(map(len, still)) > part.stop * _IN_VAIN:  # then the next stage has it all
+                still.append(left[part.stop :])
+                break
         return np.concatenate(still)
 
     def _stored(self, ends: tuple[Array, Array]) -> tuple[Array, Array]:

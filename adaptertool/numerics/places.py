@@ -63,15 +63,16 @@ def split_number(number: Fraction) -> Places:
 
 def carried(waiting: Places, shape: tuple[int, ...]) -> Places:
     """The same numbers with small digits, and without places that have none."""
-    places, carries, some = {}, np.zeros(shape), False
+    places, carries, part, some = {}, np.zeros(shape), np.empty(shape), False
     place, highest = min(waiting, default=0), max(waiting, default=-1)
     while place <= highest or some:
         if place in waiting or some:
-            digit = carries + waiting.get(place, 0.0)
-            carries = np.rint(digit * 2.0**-BITS)
+            own = waiting.get(place)
+            digit = np.add(carries, 0.0 if own is None else own, out=np.empty(shape))
+            np.rint(np.multiply(digit, 2.0**-BITS, out=carries), out=carries)
             some = bool(carries.any())
             if some:
-                digit = digit - carries * 2.0**BITS
+                digit -= np.multiply(carries, 2.0**BITS, out=part)
             if digit.any():
                 places[place] = digit
         place += 1
@@ -81,6 +82,14 @@ def carried(waiting: Places, shape: tuple[int, ...]) -> Places:
 def products(left: Places, right: Places, times: Callable[[Array, Array], Array]) -> Places:
     """Each of one with each of the other, by `times`; carries wait."""
     places: Places = {}
+    if times is np.matmul and all(digit.ndim == 2 for digit in (*left.values(), *right.values())):
+        for total in {place + other for place in left for other in right}:  # one product of longer rows for each
+            pairs = [(digit, right[total - place]) for place, digit in left.items() if total - place in right]
+            rows, columns = (
+                np.concatenate(some, axis) for some, axis in zip(zip(*pairs, strict=True), (1, 0), strict=True)
+            )
+            places[total] = rows @ columns
+        return places
     for place, digit in left.items():
         for other, beside in right.items():
             made = times(digit, beside)
