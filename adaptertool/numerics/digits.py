@@ -181,10 +181,11 @@ class Digits:
         for number in (self, other):
             if self.reach + other.reach > ROOM:
                 number.carry()
-        add, places = np.add if sign > 0 else np.subtract, {}
+        add: Any = np.add if sign > 0 else np.subtract
+        places: Places = {}
         for place in self.places.keys() | other.places.keys():
             own, beside = self.places.get(place), other.places.get(place)
-            made = own if beside is None else sign * beside if own is None else add(own, beside)
+            made: Any = own if beside is None else sign * beside if own is None else add(own, beside)
             places[place] = made if np.shape(made) == shape else np.broadcast_to(made, shape)
         errors = [error for error in (self.error, other.error) if error is not None]
         error = np.broadcast_to(sum(errors) * WIDER, shape) if errors else None
@@ -228,10 +229,10 @@ def _product(
     count, limit = length * min(len(left.places), len(right.places)), ROOM / DIGIT**2
     if count > limit and length > 1:
         half = length // 2
-        parts = ((left[..., part], right[..., part, :]) for part in (slice(0, half), slice(half, length)))
-        first, second = (_product(*part, times, shape, (length + 1) // 2) for part in parts)
+        halves = ((left[..., part], right[..., part, :]) for part in (slice(0, half), slice(half, length)))
+        first, second = (_product(*part, times, shape, (length + 1) // 2) for part in halves)
         return first + second
-    error = None
+    error: Any = None
     if left.error is not None or right.error is not None:
         none = np.zeros(())
         own, beside = (number.error if number.error is not None else none for number in (left, right))
@@ -242,7 +243,7 @@ def _product(
                 parts.append(times(own, sizes[1]))
             if right.error is not None:
                 parts.append(times(sizes[0], beside))
-            given = sum(parts)
+            given: Any = sum(parts)
             given = given * (WIDER * (1 + length * 2.0**-50))
             error = np.where(np.isnan(given), np.inf, at_least(given))
     return Digits(shape, products(left.places, right.places, times), max(count, 1) * DIGIT**2, error)._cut()
