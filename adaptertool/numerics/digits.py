@@ -53,7 +53,7 @@ class Digits:
         in magnitude; error: float64 of that shape, none between 0 and LEAST, infinite where nothing is known; None: all
         are exact"""
         self.shape, self.places, self.reach, self.error = shape, places, reach, error
-        self.back: Callable[[Digits], None] | None = None  # writes to what it is a view of
+        self.back: Callable[[Digits], object] | None = None  # writes to what it is a view of
 
     @classmethod
     def of(cls, values: Array) -> Digits:
