@@ -100,6 +100,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/merge_8b.py
 	$(BIN)/python benchmarks/settling.py
+	$(BIN)/python benchmarks/hurting.py
 	$(BIN)/python benchmarks/truncate_8b.py
 	$(BIN)/python benchmarks/extract_1b.py
 	$(BIN)/python benchmarks/plans.py

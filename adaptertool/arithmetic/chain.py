@@ -17,7 +17,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.kinds import NORM, PRODUCT, kind_of
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.error_bound import Bound, Factor
-from adaptertool.numerics.ops import BLOCKS, DOUBLES, Ops
+from adaptertool.numerics.ops import BLOCKS, DIGITS, DOUBLES, Ops
 from adaptertool.numerics.rounding import Array
 from adaptertool.spec.plan import Edit, Step
 from adaptertool.spec.tensors import Ref
@@ -71,7 +71,7 @@ class Chain:
         before: the rows as the base has them, for the edits that take their norms from them.
         known: the norms, where they are not to be those of these rows.
         Returns the norms by the number of the edit, (n, 1) float64 each; of a tensor stored transposed (columns, 1). In
-        double-double not those that a kind finds `at_once`.
+        double-double and long numbers not those that a kind finds `at_once`.
         """
         self.forget(first)
         norms = dict(known or {})
@@ -84,7 +84,8 @@ class Chain:
             factors = whole(ops, kind, shorter or self.known(number, edit, chosen.places))
             scale, weight = numbers_of(ops, edit)
             own = isinstance(chosen.index, slice) and not edit.transposed and not (edit.on_base and number)
-            once = kind.norms.at_once if ops is DOUBLES and own and kind.norms is not None else None
+            costly = ops is DOUBLES or ops is DIGITS
+            once = kind.norms.at_once if costly and own and kind.norms is not None else None
             if once is not None and number not in norms:
                 once(ops, some, factors, scale, weight)
                 continue

@@ -2,8 +2,8 @@
 error of the arithmetic counts.
 
 Stages, each for what the one before left: float64 with its error bound; double-double, with a bound for each element
-(numerics.double_double), where there are norms first with those of float64, which take no whole rows (by_row); where
-there are none exact residues modulo 2^64, which tell the side of a middle (numerics.modular); and rationals, one by one
+(numerics.double_double), where there are norms first with those of float64, which take no whole rows (by_row); long
+numbers, which have errors by roots and quotients alone (numerics.digits); and rationals, one by one
 (numerics.interval). All but the last take many elements at once. Of what is stored as float64 the first decides
 nothing.
 """
@@ -11,11 +11,10 @@ nothing.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,15 +27,15 @@ from adaptertool.codecs import BY_DTYPE
 from adaptertool.codecs.numbers import doubles, rounded, rounded_exactly
 from adaptertool.codecs.tensors import exact_quotients
 from adaptertool.errors import NonFiniteError, UnsupportedError, argument, shown
+from adaptertool.numerics.digits_rounded import ends
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.error_bound import Bound
 from adaptertool.numerics.interval import Interval, intervals
-from adaptertool.numerics.modular import Residue
-from adaptertool.numerics.ops import BLOCKS, DOUBLES, INTERVALS, RESIDUES
+from adaptertool.numerics.ops import BLOCKS, DIGITS, DOUBLES, INTERVALS
 from adaptertool.numerics.rounding import Array
 
-_AT_ONCE = 1 << 17  # factors of single elements
 _MOST_BITS = 1 << 13  # of a root; one that is open at so many is a middle, as good as surely
+_IN_VAIN = 0.75  # of the elements that a stage has looked at: where it leaves more open it goes no further
 
 
 @dataclass(slots=True)
@@ -45,15 +44,6 @@ class Settled:
 
     exactly: int = 0
     one_by_one: int = 0
-
-
-class _Near(NamedTuple):
-    """What double-double knows of elements that it leaves open, (n,) each."""
-
-    low: Array  # both ends of the interval that holds the value, as stored
-    high: Array
-    reach: Array  # from the middle of the interval to its ends
-    size: Array  # of the middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +83,15 @@ class OpenElements:
             left = every(len(where))
             if not (finite := np.isfinite(values)).all():
                 left, found[:] = left[finite], values
-        near, operations = None, self.chain.requirements.operations
+        operations = self.chain.requirements.operations
         if len(left) and DOUBLES.can(operations):
             if codec.rounds and (norms := self._norms_within()):
-                left, near = self._by_pairs(left, where, before, values, found, norms)
+                left = self._by_pairs(left, where, before, values, found, norms)
             if len(left):
-                left, near = self._by_pairs(left, where, before, values, found, None)
+                left = self._by_pairs(left, where, before, values, found, None)
         self.counts.exactly += 0 if codec.rounds else len(left)
-        if len(left) and near is not None and RESIDUES.can(operations) and not self.chain.quotients:
-            left = self._by_residues(left, where, before, values, found, near)
+        if len(left) and DIGITS.can(operations) and not self.chain.quotients:
+            left = self._by_digits(left, where, before, values, found)
         self.counts.one_by_one += len(left)
         for place in left.tolist():
             row, column = divmod(int(where[place]), self.columns)
@@ -123,10 +113,10 @@ class OpenElements:
         values: Array,
         found: Array,
         norms: Mapping[int, DoubleDouble] | None,
-    ) -> tuple[Array, _Near]:
-        """Decide what double-double can; returns what is left, and what is known of that. norms: None to compute them
-        in double-double, from all of the rows"""
-        still: list[tuple[Array, ...]] = [(left[:0], found[:0], found[:0], np.empty(0), np.empty(0))]
+    ) -> Array:
+        """Decide what double-double can; returns what is left. norms: None to compute them in double-double, from all
+        of the rows"""
+        still = [left[:0]]
         whole, rows = len(left) == len(where), (self.first, self.last)
         at, base = (where, before) if whole else (where[left], before[left])
         for part, value in values_of(DOUBLES, self.chain, rows, at, base, self.alpha, norms):
@@ -138,49 +128,37 @@ class OpenElements:
                 found[place] = nearest
                 some = place = some[rest]
                 value = value[rest]
-            low, high, certain = self._ends(value)
-            found[place] = low
+            zero = (value.high == 0) & (value.error == 0)
+            found[place], same = self._stored(value.ends(odd=BY_DTYPE[self.dtype].rounds))
+            certain = value.known & (same | zero)
             self._sign_zeros(some[(value.high == 0) & certain], before, values, found)
-            if not certain.all():
-                # The ends lie further out by a rounding of `low`.
-                reach = np.where(value.known, value.error + abs(value.low) * 2.0**-50, np.inf)
-                columns = some, low, high, reach, abs(value.high) + abs(value.low)
-                still.append(tuple(column[~certain] for column in columns))
-        left, *near = (np.concatenate(column) for column in zip(*still, strict=True))
-        return left, _Near(*near)
+            still.append(some[~certain])
+            if part.stop is not None and sum(map(len, still)) > part.stop * _IN_VAIN:  # then the next stage has it all
+                still.append(left[part.stop :])
+                break
+        return np.concatenate(still)
 
-    def _ends(self, value: DoubleDouble) -> tuple[Array, Array, Array]:
-        """Both ends of the intervals as stored, and whether they are one."""
-        codec = BY_DTYPE[self.dtype]
-        low, high = (rounded(end, self.dtype) for end in value.ends(odd=codec.rounds))
-        same = (codec.words(low) == codec.words(high)) | ((value.high == 0) & (value.error == 0))  # −0 and +0 are
-        return low, high, value.known & same
+    def _stored(self, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The lower ends of intervals as stored, and whether the upper ones are stored as the same bits."""
+        words = BY_DTYPE[self.dtype].words
+        low, high = (rounded(end, self.dtype) for end in ends)
+        return low, words(low) == words(high)
 
     def _sign_zeros(self, some: Array, before: Array, values: Array, found: Array) -> None:
         """Elements that are exactly 0: where nothing was added to a zero it keeps its sign, a difference is +0."""
         if len(some):
             found[some] = rounded(self._zeros(before[some], values[some]), self.dtype)
 
-    def _by_residues(self, left: Array, where: Array, before: Array, values: Array, found: Array, near: _Near) -> Array:
-        """Decide what residues can; returns what is left."""
-        count, still = max(64, _AT_ONCE // self.chain.requirements.width), [left[:0]]
-        for begin in range(0, len(left), count):
-            part = slice(begin, begin + count)
-            some, low, high, reach, size = left[part], *(column[part] for column in near)
-            at = where[some] // self.columns, where[some] % self.columns
-            start = Residue.of(before[some][:, None, None])
-            after = pick(self.chain, RESIDUES, (self.first, self.last), at, start)
-            exact = interpolate(start, after, Fraction(self.alpha))
-            # The side of the middle, where there is one middle only; and the value itself, where it is small.
-            middle, single = _middles(low, high, self.dtype)
-            side, certain = (exact - middle).signs(2 * reach)
-            even = BY_DTYPE[self.dtype].words(low) & 1 == 0
-            found[some] = np.where((side < 0) | ((side == 0) & even), low, high)
-            value = exact.values(size + reach)
-            own, _, known = self._ends(value)
-            found[some[known]] = own[known]
-            self._sign_zeros(some[known & (value.high == 0)], before, values, found)
-            still.append(some[~(certain & single | known)])
+    def _by_digits(self, left: Array, where: Array, before: Array, values: Array, found: Array) -> Array:
+        """Decide what long numbers can; returns what is left."""
+        still, rows = [left[:0]], (self.first, self.last)
+        for part, value in values_of(DIGITS, self.chain, rows, where[left], before[left], self.alpha):
+            some = left[part]
+            below, above, known = ends(value, odd=BY_DTYPE[self.dtype].rounds)
+            zero = known & (below == 0) & (above == 0)
+            found[some], same = self._stored((below, above))
+            self._sign_zeros(some[zero], before, values, found)
+            still.append(some[~(known & (same | zero))])
         return np.concatenate(still)
 
     def _by_rationals(self, row: int, column: int, before: float, value: float) -> float:
@@ -239,22 +217,3 @@ class OpenElements:
         if self.replaced:
             return np.copysign(0.0, values)
         return np.where(before == 0, before, 0.0)
-
-
-def _middles(low: Array, high: Array, dtype: str) -> tuple[Residue, Array]:
-    """The middle of two neighbours, (n, 1, 1), and whether they are neighbours: −0 and +0 are, with the middle 0.
-    Beyond the largest number is one more, if float64 has it."""
-    ends, beyond = (doubles(low, dtype), doubles(high, dtype)), BY_DTYPE[dtype].largest + BY_DTYPE[dtype].last_step
-    if math.isfinite(beyond):
-        ends = ends[0].clip(-beyond, beyond), ends[1].clip(-beyond, beyond)
-    known = np.isfinite(ends[0]) & np.isfinite(ends[1])
-    below, above = (Residue.of(np.where(known, end, 0.0)[:, None, None]) for end in ends)
-    return (below + above) * Fraction(1, 2), known & (_ordered(high, dtype) - _ordered(low, dtype) == 1)
-
-
-def _ordered(stored: Array, dtype: str) -> Array:
-    """Integers in the order of the floats, −0 one below +0."""
-    words = BY_DTYPE[dtype].words(stored)
-    bits, largest = words.astype(np.int64), int(np.iinfo(words.dtype).max) // 2
-    ordered: Array = np.where(words <= largest, bits, largest - bits)
-    return ordered

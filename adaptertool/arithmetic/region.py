@@ -11,7 +11,7 @@ import numpy as np
 
 from adaptertool.kinds import NORM, Kind
 from adaptertool.numerics.error_bound import Factor
-from adaptertool.numerics.ops import DOUBLES, RESIDUES, Ops
+from adaptertool.numerics.ops import DIGITS, DOUBLES, Ops
 from adaptertool.spec.plan import Edit
 
 Places = tuple[Any, Any]  # rows and columns of single elements, arrays of integers
@@ -68,18 +68,19 @@ def picked(kind: Kind, role: str, factor: Any, edit: Edit, places: Places) -> An
 
 
 def taken(ops: Ops, kind: Kind, role: str, factor: Factor, edit: Edit, places: Places) -> Any:
-    """What `picked` takes of a factor, in the number system of `ops`. All of a factor is made into residues once, if
-    elements share its rows or columns: there are many of them."""
-    if ops is RESIDUES and not kind.elementwise and role in kind.by_row | kind.by_column:
-        whole = factor.residues_by_row if role in kind.by_row else factor.residues_by_column
-        return picked(kind, role, whole, edit, places)
+    """What `picked` takes of a factor, in the number system of `ops`. All of a factor is made into long numbers once:
+    elements share its rows and columns."""
+    if ops is DIGITS:
+        return picked(kind, role, factor.digits, edit, places)
     return ops.array(picked(kind, role, factor.array, edit, places))
 
 
 def whole(ops: Ops, kind: Kind, factors: Mapping[str, Factor]) -> dict[str, Any]:
-    """Factors in the number system of `ops`, or as the kind wants them. Those in double-double are made once."""
+    """Factors in the number system of `ops`, or as the kind wants them. Those of more than a float64 are made once."""
     if kind.neighbours:
         return {role: factor.array for role, factor in factors.items()}
+    if ops is DIGITS:
+        return {role: factor.digits for role, factor in factors.items()}
     return {role: factor.doubled if ops is DOUBLES else ops.array(factor.array) for role, factor in factors.items()}
 
 

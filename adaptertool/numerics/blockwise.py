@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from adaptertool.numerics.digits import Digits
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import Interval
@@ -43,6 +44,12 @@ def of_pairs(rows: DoubleDouble, high: Array, low: Array) -> DoubleDouble:
         some = rows[:, part]
         product = some @ DoubleDouble.of(high[part])
         made[:, part] = product + some @ DoubleDouble.of(low[part]) if more else product
+    return made
+
+
+def of_digits(rows: Digits, high: Array, low: Array) -> Digits:
+    """By both parts together, each product exact."""
+    made: Digits = of_floats(rows, Digits.of(high) + Digits.of(low))
     return made
 
 

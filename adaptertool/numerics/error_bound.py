@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from adaptertool.numerics.digits import Digits
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.lowest_bit import grain_of
-from adaptertool.numerics.modular import Residue
 
 _MOST_BITS = 24  # of a factor; products with more are rounded anyhow
 
 
-Array = Any  # of numpy: floats, or numerics.interval.Interval; or numerics.modular.Residue, numerics.dyadic.Dyadic
+Array = Any  # of numpy: floats, or numerics.interval.Interval; or numerics.digits.Digits, numerics.dyadic.Dyadic
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,22 +145,14 @@ class Factor:
         return float((self.array * self.array).sum(axis).max()) if self.array.size else 0.0
 
     @functools.cached_property
-    def residues_by_row(self) -> Array:
-        """The factor as a numerics.modular.Residue, with one exponent for each row."""
-        return self._residues(1)
-
-    @functools.cached_property
-    def residues_by_column(self) -> Array:
-        """The factor as a numerics.modular.Residue, with one exponent for each column."""
-        return self._residues(0)
-
-    def _residues(self, axis: int) -> Array:
-        return Residue.of(self.array, axis)
-
-    @functools.cached_property
     def doubled(self) -> DoubleDouble:
         """The factor as numbers of numerics.double_double."""
         return DoubleDouble.of(self.array)
+
+    @functools.cached_property
+    def digits(self) -> Digits:
+        """The factor as numbers of numerics.digits."""
+        return Digits.of(self.array)
 
     @functools.cached_property
     def grain(self) -> int:

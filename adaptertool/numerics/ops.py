@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from adaptertool.numerics import blockwise, product
+from adaptertool.numerics import blockwise, digits_rounded, product
+from adaptertool.numerics.digits import Digits
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import intervals
-from adaptertool.numerics.modular import Residue
 
-Array = Any  # of numpy or torch: floats, or Interval; or DoubleDouble, Residue, or Dyadic
+Array = Any  # of numpy or torch: floats, or Interval; or DoubleDouble, Digits, or Dyadic
 
 TIMES, DIVIDE, BLOCKWISE = OPERATIONS = ("times", "divide", "blockwise")  # what a system may lack
 
@@ -94,6 +94,10 @@ def _squares_of_pairs(rows: DoubleDouble, left: DoubleDouble, right: DoubleDoubl
     return whole.squares().reshape(-1, 1)
 
 
+def _squares_of_digits(rows: Digits, left: Digits, right: Digits) -> Digits:
+    return (rows + left @ right if right.shape[0] else rows).squares().reshape(-1, 1)
+
+
 def _block_plus_product(rows: Array, left: Array, right: Array) -> Array:
     whole = rows.copy()
     product.add_product(whole, left, right)
@@ -149,14 +153,23 @@ DOUBLES = dataclasses.replace(
     blockwise=blockwise.of_pairs,
     root=DoubleDouble.sqrt,
 )
-# Modulo 2^64: for many elements at once; a residue has no inverse
-RESIDUES = dataclasses.replace(
-    FLOATS, name="residues", exact=True, array=Residue.of, divide=None, blockwise=None, root=None
+# Long numbers with a bound of their error, for many elements at once: exact but for roots, and quotients
+DIGITS = dataclasses.replace(
+    FLOATS,
+    name="digits",
+    exact=True,
+    array=Digits.of,
+    squares=_squares_of_digits,
+    divide=digits_rounded.quotient,
+    blockwise=blockwise.of_digits,
+    root=digits_rounded.root,
 )
 # Integers of any size times a power of two (numerics.dyadic)
-DYADICS = dataclasses.replace(RESIDUES, name="dyadics", array=Dyadic.of)
+DYADICS = dataclasses.replace(
+    FLOATS, name="dyadics", exact=True, array=Dyadic.of, divide=None, blockwise=None, root=None
+)
 # Arrays of intervals between rationals (numerics.interval)
 INTERVALS = dataclasses.replace(
     FLOATS, name="intervals", exact=True, array=intervals, blockwise=blockwise.of_intervals, root=None
 )
-SYSTEMS: tuple[Ops, ...] = (BLOCKS, FLOATS, DOUBLES, RESIDUES, DYADICS, INTERVALS)
+SYSTEMS: tuple[Ops, ...] = (BLOCKS, FLOATS, DOUBLES, DIGITS, DYADICS, INTERVALS)

@@ -1,6 +1,6 @@
 """The stages behind float64, on what is built to hurt: results beside the middle of two stored values by 2^-50 to
 2^-120, cancellation, outliers, rows of next to no norm, pruned weights; for every dtype. Nothing is to be settled one
-by one that double-double, or residues, can tell."""
+by one that double-double, or long numbers, can tell."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from adaptertool.codecs import F32
 from adaptertool.errors import NonFiniteError
 from adaptertool.numerics import rounding
 from adaptertool.numerics.double_double import DoubleDouble
+from adaptertool.numerics.ops import DIGITS
 
 GPT2 = {"model_type": "gpt2", "tie_word_embeddings": False}
 
@@ -136,6 +137,7 @@ def test_rationals_of_a_saved_weight_that_is_stored_transposed(
     with monkeypatch.context() as patch:
         patch.setattr(correct_rounding, "UNIT", 2.0**-10)
         patch.setattr(correct_rounding, "values_of", unknown)
+        patch.setattr(correct_rounding, "DIGITS", dataclasses.replace(DIGITS, times=None))
         patch.setattr(blocks, "BY_DTYPE", {"F32": dataclasses.replace(F32, encode=all_open)})
         report = adaptertool.merge(checkpoint, [first, second], tmp_path / "slow", weights=[weight, 1.0])
     assert report.settled_one_by_one > 5

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
+from long_numbers import errors_of, values_of
+from long_numbers import exact as exactly_of
 
 from adaptertool.errors import InternalError
 from adaptertool.kinds import BY_NAME, KINDS, NORM, PRODUCT, Kind
 from adaptertool.numerics.error_bound import Bound, Factor, FactorByRow
 from adaptertool.numerics.interval import intervals, roots
-from adaptertool.numerics.modular import Residue
-from adaptertool.numerics.ops import BLOCKS, DOUBLES, FLOATS, INTERVALS, OPERATIONS, RESIDUES, SYSTEMS, Ops
+from adaptertool.numerics.ops import BLOCKS, DIGITS, DOUBLES, FLOATS, INTERVALS, OPERATIONS, SYSTEMS, Ops
 from adaptertool.tasks.verify import verify
 
 OUT, IN, RANK = 6, 10, 3
@@ -162,7 +163,7 @@ def test_a_product_may_stand_for_its_factors(kind: Kind, dtype: Any, off: float)
 
 @every_kind
 def test_single_elements_are_as_in_blocks(kind: Kind) -> None:
-    """In floats, and where they can be in residues."""
+    """In floats."""
     if kind.neighbours:
         return
     rows, factors = sample(kind)
@@ -182,28 +183,23 @@ def test_single_elements_are_as_in_blocks(kind: Kind) -> None:
     made = some.copy()
     kind.apply(FLOATS, made, cut, SCALE, WEIGHT)
     np.testing.assert_allclose(made.ravel(), exact[at], rtol=1e-14)
-    if RESIDUES.can(kind.operations):
-        left = Residue.of(some)
-        own = {role: Residue.of(factor) for role, factor in cut.items()}
-        kind.apply(RESIDUES, left, own, Fraction(SCALE), Fraction(WEIGHT))
-        sign, certain = (left - Residue.of(exact[at][:, None, None])).signs(np.full(3, 2.0**-40))
-        assert not sign.any() and certain.all()
 
 
 @every_kind
 @pytest.mark.parametrize("weight", [Fraction(1), Fraction(WEIGHT), Fraction(0.1)])
-def test_double_double_holds_the_exact_result(kind: Kind, weight: Fraction) -> None:
-    """Rows, and single elements; to 90 bits."""
+@pytest.mark.parametrize("ops", [DOUBLES, DIGITS], ids=lambda ops: ops.name)
+def test_numbers_with_an_error_hold_the_exact_result(kind: Kind, ops: Ops, weight: Fraction) -> None:
+    """Rows, and single elements; to 90 bits in double-double, exactly in long numbers where there is no norm."""
     rows, factors = sample(kind)
     exact = intervals(rows)
     own = with_norms(kind, INTERVALS, exact, of_system(kind, intervals, factors), Fraction(SCALE))
     kind.apply(INTERVALS, exact, own, Fraction(SCALE), weight)
-    held = of_system(kind, DOUBLES.array, factors)
-    whole = DOUBLES.array(rows).copy()
+    held = of_system(kind, ops.array, factors)
+    whole = ops.array(rows).copy()
     if kind.norms is not None:
-        assert DOUBLES.root is not None
-        held[NORM] = DOUBLES.root(kind.norms.squares(DOUBLES, whole, held, Fraction(SCALE)))
-    kind.apply(DOUBLES, whole, held, Fraction(SCALE), weight)
+        assert ops.root is not None
+        held[NORM] = ops.root(kind.norms.squares(ops, whole, held, Fraction(SCALE)))
+    kind.apply(ops, whole, held, Fraction(SCALE), weight)
     made = [(whole, exact)]
     if not kind.neighbours:
         at = np.array([0, 3, 5]), np.array([9, 0, 4])
@@ -212,18 +208,23 @@ def test_double_double_holds_the_exact_result(kind: Kind, weight: Fraction) -> N
             if kind.elementwise
             else factor[at[0]].reshape(3, 1, -1)
             if role in kind.by_row | {NORM}
-            else DOUBLES.array(factors[role][:, at[1]].T[:, :, None])
+            else ops.array(factors[role][:, at[1]].T[:, :, None])
             for role, factor in held.items()
             if kind.elementwise or role in kind.by_row | kind.by_column | {NORM}
         }
-        single = DOUBLES.array(rows[at][:, None, None]).copy()
-        kind.apply(DOUBLES, single, cut, Fraction(SCALE), weight)
+        single = ops.array(rows[at][:, None, None]).copy()
+        kind.apply(ops, single, cut, Fraction(SCALE), weight)
         made.append((single.reshape(3), exact[at]))
     for found, expected in made:
+        if ops is DIGITS:
+            numbers, errors = values_of(found), errors_of(found)
+        else:
+            numbers, errors = exactly_of(found.high) + exactly_of(found.low), exactly_of(found.error)
         for place, end in np.ndenumerate(expected):
-            high, low, error = (Fraction(part[place]) for part in found.parts)
-            assert end.low - error <= high + low <= end.high + error
-            assert error <= (abs(high) + Fraction(1, 64)) / 2**90
+            number, error = numbers[place], errors[place]
+            assert end.low - error <= number <= end.high + error
+            assert error <= (abs(number) + Fraction(1, 64)) / 2 ** (90 if ops is DOUBLES else 240)
+            assert not error or ops is DOUBLES or kind.norms is not None
 
 
 @every_kind

@@ -18,7 +18,7 @@ from skews import reflections, times
 import adaptertool
 from adaptertool.arithmetic import blocks, correct_rounding, requirements
 from adaptertool.errors import AdapterToolError, InputError, MismatchError, UnsupportedError
-from adaptertool.numerics.ops import DOUBLES
+from adaptertool.numerics.ops import DIGITS, DOUBLES
 
 OUT, COLUMNS, RANK = 5, 12, 3
 
@@ -70,7 +70,8 @@ def test_settled_by_rationals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return np.arange(len(values))
 
     monkeypatch.setattr(blocks, "BY_DTYPE", {"BF16": dataclasses.replace(codec, encode=all_open)})
-    monkeypatch.setattr(correct_rounding, "DOUBLES", dataclasses.replace(DOUBLES, blockwise=None))
+    for ops in (DOUBLES, DIGITS):
+        monkeypatch.setattr(correct_rounding, ops.name.upper(), dataclasses.replace(ops, blockwise=None))
     monkeypatch.setattr(correct_rounding, "UNIT", 2.0**-7)
     report = adaptertool.merge(base, [adapter], tmp_path / "out")
     assert report.settled_one_by_one == report.settled > 5

@@ -25,7 +25,7 @@ from adaptertool.arithmetic import blocks, correct_rounding
 from adaptertool.codecs import BF16
 from adaptertool.errors import InputError, MismatchError, UnsupportedError
 from adaptertool.kinds import loha
-from adaptertool.numerics.ops import DOUBLES, INTERVALS, RESIDUES
+from adaptertool.numerics.ops import DIGITS, DOUBLES, INTERVALS
 
 OUT, IN, RANK = 8, 6, 3
 ROLES = {"hada_w1_a": (OUT, RANK), "hada_w1_b": (RANK, IN), "hada_w2_a": (OUT, RANK), "hada_w2_b": (RANK, IN)}
@@ -103,8 +103,8 @@ def test_every_element_is_the_rounding_of_the_formula(
 
 
 def test_settling_passes_over_systems_that_lack_an_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without double-double and residues rationals decide, to the same bytes; where no exact system serves, the kind is
-    named."""
+    """Without double-double and long numbers rationals decide, to the same bytes; where no exact system serves, the
+    kind is named."""
 
     def all_open(values: Any, *rest: Any, **more: Any) -> Any:
         BF16.encode(values, *rest, **more)
@@ -114,7 +114,7 @@ def test_settling_passes_over_systems_that_lack_an_operation(tmp_path: Path, mon
     adaptertool.merge(base, [adapter], tmp_path / "usual")
     monkeypatch.setattr(blocks, "BY_DTYPE", {"BF16": dataclasses.replace(BF16, encode=all_open)})
     monkeypatch.setattr(correct_rounding, "DOUBLES", dataclasses.replace(DOUBLES, times=None))
-    monkeypatch.setattr(correct_rounding, "RESIDUES", dataclasses.replace(RESIDUES, times=None))
+    monkeypatch.setattr(correct_rounding, "DIGITS", dataclasses.replace(DIGITS, times=None))
     monkeypatch.setattr(correct_rounding, "UNIT", 2.0**-10)
     report = adaptertool.merge(base, [adapter], tmp_path / "rationals")
     assert report.settled_one_by_one == report.settled > 5

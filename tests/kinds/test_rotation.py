@@ -23,7 +23,7 @@ from adaptertool.files.header import read_header
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds.rotation import ROTATION
 from adaptertool.live.change import change
-from adaptertool.numerics.ops import DOUBLES, FLOATS
+from adaptertool.numerics.ops import DIGITS, DOUBLES, FLOATS
 from adaptertool.spec.plan import Edit, Step
 from adaptertool.spec.tensors import View
 
@@ -220,7 +220,8 @@ def test_settled_by_rationals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     checkpoint, adapters = placed(tmp_path, base, rotation, lora(4, 12), transposed=transposed)
     adaptertool.merge(checkpoint, adapters, tmp_path / "usual")
     monkeypatch.setattr(blocks, "BY_DTYPE", {"BF16": dataclasses.replace(BF16, encode=all_open)})
-    monkeypatch.setattr(correct_rounding, "DOUBLES", dataclasses.replace(DOUBLES, blockwise=None))
+    for ops in (DOUBLES, DIGITS):
+        monkeypatch.setattr(correct_rounding, ops.name.upper(), dataclasses.replace(ops, blockwise=None))
     monkeypatch.setattr(correct_rounding, "UNIT", 2.0**-7)
     report = adaptertool.merge(checkpoint, adapters, tmp_path / "rationals")
     assert report.settled_one_by_one == report.settled > 5

@@ -1,4 +1,4 @@
-"""The exact number systems: residues, integers rounded to odd, intervals; against rationals."""
+"""The exact number systems: integers rounded to odd, intervals; against rationals."""
 
 from __future__ import annotations
 
@@ -7,41 +7,18 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import round_fraction
 from rationals import NAMES, OUTPUTS
 
 from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.numerics.interval import Interval, intervals, roots
-from adaptertool.numerics.modular import Residue
 from adaptertool.numerics.rounding import to_odd
 
 # The number systems.
 
 floats = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e30, max_value=1e30)
-small = st.floats(min_value=-64, max_value=64).map(lambda x: round(x * 64) / 64)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(small, small, small), min_size=1, max_size=5), st.fractions(max_denominator=1))
-def test_residues_are_exact(rows: list[tuple[float, float, float]], factor: Fraction) -> None:
-    x, y, z = (torch.tensor(column, dtype=torch.float64).numpy()[:, None, None] for column in zip(*rows, strict=True))
-    sign, certain = ((Residue.of(x) + Residue.of(y) @ Residue.of(z)) * factor - Residue.of(y)).signs(
-        np.full(len(x), 1e6)
-    )
-    for number, (a, b, c) in enumerate(rows):
-        value = (Fraction(a) + Fraction(b) * Fraction(c)) * factor - Fraction(b)
-        assert not certain[number] or abs(value) > 1e6 or sign[number] == (value > 0) - (value < 0)
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
-@given(floats, floats, floats)
-def test_residues_of_any_floats(a: float, b: float, c: float) -> None:
-    x, y, z = (Residue.of(torch.tensor([[[v]]], dtype=torch.float64).numpy()) for v in (a, b, c))
-    value = Fraction(a) * Fraction(b) - Fraction(c)
-    sign, certain = (x @ y - z).signs(np.array([float(abs(value)) * 1.01]))
-    assert not certain[0] or sign[0] == (value > 0) - (value < 0)
 
 
 @settings(max_examples=300, deadline=None)
