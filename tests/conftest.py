@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
 from adaptertool import cli
+from adaptertool.numerics import compiled
 
 gc.disable()  # until all tests are collected: what imports make stays
 pytest_plugins = ["long_tests"]
@@ -141,6 +142,15 @@ def cards() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def looked_up_once() -> Iterator[None]:
+    """The functions of a level of the kernel are hundreds, looked up in 2 ms, and tests ask for levels thousands of
+    times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "functions", functools.cache(compiled.functions))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
@@ -158,6 +168,12 @@ def write_sparse(path: Path, tensors: dict[str, tuple[str, list[int], int]], met
     with path.open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         file.truncate(8 + len(raw) + end)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The commands of the pages come first: they share a server (`tests/warm.py`), and last they would be dealt out
+    among all processes, each of which would start one."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 
 @pytest.hookimpl(tryfirst=True)

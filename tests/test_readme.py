@@ -89,8 +89,8 @@ def warm_programs() -> Path:
 
 
 def environment(programs: Path) -> dict[str, str]:
-    """`adaptertool` and `python` are found in this folder, as after `. .venv/bin/activate`. Models take one thread: beside
-    other tests, those of small products wait for each other most of the time."""
+    """`adaptertool` and `python` are found in this folder, as after `. .venv/bin/activate`. Models take one thread:
+    beside other tests, those of small products wait for each other most of the time."""
     return os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 

@@ -1,7 +1,7 @@
-"""`adaptertool` and `python` in processes of their own that need not start: a server that has torch, transformers and the
-package loaded forks for each, and programs of these names, in a folder for PATH, hand it their arguments and streams.
+"""`adaptertool` and `python` in processes of their own that need not start: a server that has torch, transformers and
+the package loaded forks for each. Programs of these names, in a folder for PATH, hand it their arguments and streams.
 
-As `tests/forks.py`, but what a command starts (`--score 'python ...'`) is served as well, and models are loaded already.
+As `tests/forks.py`, but what a command starts (`--score 'python ...'`) is served as well, and models are loaded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ import array, json, os, socket, sys
 line = socket.socket(socket.AF_UNIX)
 line.connect({address!r})
 request = json.dumps([{name!r}, sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
-line.sendmsg([len(request).to_bytes(4, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
+streams = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))
+line.sendmsg([len(request).to_bytes(4, "little")], [streams])
 line.sendall(request)
 sys.exit(int(line.recv(16) or 70))
 """
@@ -44,7 +45,9 @@ def programs() -> Path:
         (folder / name).write_text(_CLIENT.format(python=sys.executable, address=address, name=name))
         (folder / name).chmod(0o755)
     server = subprocess.Popen(
-        [sys.executable, str(Path(__file__)), address], stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [sys.executable, str(Path(__file__)), address],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     atexit.register(server.kill)
     with server.stdout as said:  # type: ignore[union-attr]
