@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from adaptertool import cli
 from adaptertool.numerics import compiled
@@ -148,6 +148,24 @@ def looked_up_once() -> Iterator[None]:
     times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "functions", functools.cache(compiled.functions))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def libraries() -> Iterator[None]:
+    """Each run limits the threads of BLAS, and looks for it among all libraries of this process, which has those of
+    torch and the others as well: a tenth of what a small merge takes. Libraries come with modules."""
+    real, known = ThreadpoolController._load_libraries, dict[int, list[Any]]()
+
+    def load_libraries(controller: ThreadpoolController) -> None:
+        if (count := len(sys.modules)) not in known:
+            real(controller)
+            known.clear()
+            known[count] = controller.lib_controllers
+        controller.lib_controllers = [*known[count]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ThreadpoolController, "_load_libraries", load_libraries)
         yield
 
 
