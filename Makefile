@@ -1,6 +1,6 @@
 # make demo    install what it needs itself (no torch), merge the fixture adapter, check it in numpy, sweep alpha
 # make demo-peft   the same merge beside PEFT's (installs all that the tests need)
-# make test    lint, types, tests; of the long ones a sample
+# make test    lint, then types beside tests; of the long ones a sample
 # make test-all  all of them
 # make coverage  the tests that are not slow, and which lines of the package they run; fails below the share in pyproject.toml
 # make fault-test  every call that changes the disk killed or failing in turn (make test: a sample)
