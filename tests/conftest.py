@@ -171,7 +171,8 @@ def libraries() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(0)
+    """As torch.manual_seed, but for devices that are not there: for these it keeps a formatted stack of each call."""
+    torch.default_generator.manual_seed(0)
 
 
 def write_sparse(path: Path, tensors: dict[str, tuple[str, list[int], int]], metadata: dict[str, str]) -> None:
