@@ -44,13 +44,16 @@ def in_four_bits(base: Checkpoint, choice: str) -> Checkpoint:
     rules = rules_for(architecture)
     marks = [rule for rule in rules if rule.target is None]
     found: dict[str, Ref] = {}
-    for name, ref in base.tensors.items():
-        pieces = into_memory(rules, name)
+    in_memory = {name: into_memory(rules, name) for name in base.tensors}
+    for name, pieces in in_memory.items():
+        ref = base.tensors[name]
         if any(_NUMBER.sub("#", own) in linear for own, _ in pieces):
             _require_plain(ref, pieces, marks, linear, how)
             dtype = (base.stored_as or {}).get(name, ref.spec.dtype)
             found[name] = as_loaded(ref, how, dtype)
-        elif len(ref.shape) == 2 and not any(_NUMBER.sub("#", own) in others for own, _ in pieces):
+    for name, pieces in in_memory.items():  # after those, since the scales of a quantised base are such matrices too
+        ref = base.tensors[name]
+        if name not in found and len(ref.shape) == 2 and not any(_NUMBER.sub("#", own) in others for own, _ in pieces):
             raise UnsupportedError(
                 f"{ref.path}: {shown(name)} ({ref.spec}) is a matrix that {architecture} has not as transformers makes "
                 f"it: whether bitsandbytes quantises it is not known, and {option} not for it"

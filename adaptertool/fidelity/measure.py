@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,7 +36,7 @@ from adaptertool.reports.run import MERGED, STEPWISE, UNMERGED
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tensors import Ref
 
-PART = 1 << 19  # elements of a block
+PART = 1 << 20  # elements of a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +75,14 @@ def measure(inputs: Inputs, subject: Measured, probe: Probe, paths: frozenset[st
     outputs = Outputs.of(inputs, step, variants, probe, paths) if variants else None
     if variants and not outputs:
         reason = "no inputs were recorded"
+    products: dict[int, _Products] = {}
     for block in parts_of(inputs, step):
         before, after = changed(inputs, block, 1.0, space)
         base, exact = numbers(block, before, 1.0, space)
         stored = doubles(after, dtype, part(space.delta, np.float64, block.numel)).reshape(-1, block.columns)
         given = stored if subject.candidate is None else given_of(inputs, subject.candidate, block)
         judged.add(base, exact, given)
-        _count_factors(judged, block)
+        _count_factors(judged, block, products)
         if dtype == "F64":
             judged.variance += _of_floats(block, base)
         if subject.candidate is not None:
@@ -116,16 +118,27 @@ def given_of(inputs: Inputs, candidate: Ref, block: Block) -> Array:
     return given
 
 
-def _count_factors(tally: WeightTally, block: Block) -> None:
-    """What other recipes may have rounded on the way to the merged weight."""
+class _Products(NamedTuple):
+    a: Array  # (r, in)
+    squares: Array  # of its rows, (r,)
+    gram: Array  # A·Aᵀ
+
+
+def _count_factors(tally: WeightTally, block: Block, known: dict[int, _Products]) -> None:
+    """What other recipes may have rounded on the way to the merged weight.
+
+    known: products of A, by edit, which blocks have in common
+    """
     for number, edit in enumerate(block.step.edits):
         chosen = choose(edit, block.first, block.last)
         if chosen is None or not kind_of(edit).pair:
             continue
         factors = block.chain.factors(number, edit, chosen.places)
         a, b, times = factors[A], factors[B], (edit.scale * edit.weight) ** 2
-        through = float(np.square(a).sum(1) @ np.square(b).sum(0)) * times
-        delta = float(((a @ a.T) * (b.T @ b)).sum()) * times  # ‖B·A‖², without the product itself
+        if (own := known.get(number)) is None or own.a is not a:
+            own = known[number] = _Products(a, np.square(a).sum(1), a @ a.T)
+        through = float(own.squares @ np.square(b).sum(0)) * times
+        delta = float((own.gram * (b.T @ b)).sum()) * times  # ‖B·A‖², without the product itself
         coarsest = max((ref.spec.dtype for ref in edit.factors.values()), key=unit)
         tally.of_factors(coarsest, len(a), through, max(delta, 0.0))
 

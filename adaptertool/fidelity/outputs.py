@@ -40,6 +40,7 @@ from adaptertool.reports.drift import Distance
 from adaptertool.spec.plan import Edit, Step
 
 _RECENT = 16  # products that are kept: a tensor may hold hundreds of experts
+_TOGETHER = 1 << 18  # outputs of a path that are finished at once: a block has few, and each of its steps costs a call
 
 Weights = Mapping[str, tuple[Array, Norms]]
 
@@ -62,6 +63,7 @@ class Outputs:
         self._sums: dict[str, Array] = {}
         self._norms: dict[str, Norms] = {}
         self._inners: dict[tuple[str, int], tuple[Array, Inner]] = {}
+        self._waiting: list[tuple[int, Mapping[str, Array], Mapping[str, Norms]]] = []  # first row, products, norms
         self.count = self._rows if x is None else len(x)
 
     @classmethod
@@ -98,7 +100,19 @@ class Outputs:
         else:
             products = {EXACTLY: self._wide @ exact.T}
             products |= {path: self._x @ self._as_used(w).T for path, (w, _) in weights.items()}
-        self._finish(products, {path: norms for path, (_, norms) in weights.items()}, block.first, block.last)
+        self._waiting.append((block.first, products, {path: norms for path, (_, norms) in weights.items()}))
+        first = self._waiting[0][0]
+        if self._x is None or block.last == self._rows or (block.last - first) * len(self._x) >= _TOGETHER:
+            self._finish_waiting(block.last)
+
+    def _finish_waiting(self, last: int) -> None:
+        """The outputs of all rows up to `last` of which the products are there."""
+        waiting, self._waiting = self._waiting, []
+        (first, products, norms), *others = waiting
+        if others:
+            products = {path: np.concatenate([own[path] for _, own, _ in waiting], axis=1) for path in products}
+            norms = {path: _joined([own[path] for _, _, own in waiting]) for path in norms}
+        self._finish(products, norms, first, last)
 
     def _as_used(self, weight: Array) -> Array:
         """The weight in what is computed with, until the next is asked for."""
@@ -187,3 +201,9 @@ class Outputs:
             closeness.report(one, other, self._variance[one] + self._variance[other] if same(one, other) else None)
             for (one, other), closeness in self._pairs.items()
         )
+
+
+def _joined(norms: Sequence[Norms]) -> Norms:
+    """Those of blocks one after the other, for each edit."""
+    edits = dict.fromkeys(edit for own in norms for edit in own)
+    return {edit: np.concatenate([own[edit] for own in norms if edit in own]) for edit in edits}

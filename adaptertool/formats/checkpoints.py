@@ -48,7 +48,7 @@ def as_asked(
     option = "--dtype" if quantise is None else "--quantise"
     if (quantise or as_trained) and opened.gguf is not None:
         raise UnsupportedError(
-            f"{path} is GGUF; {option if quantise else 'as_trained'} is for checkpoints. --dtype decodes its blocks: "
+            f"{path} is GGUF; {option if quantise else '--as-trained'} is for checkpoints. --dtype decodes its blocks: "
             "quantise the merged model by llama.cpp's own tools"
         )
     if (dtype or quantise) and opened.components:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -131,27 +131,9 @@ def _made(name: str, *inputs: Any) -> Any:
     if name in ("MULTIPLY", "DIVIDE") and not isinstance(wrapped[-1], Lazy) and wrapped[-1] == 1:
         return wrapped[0]
     size = sizes.pop()
-    if (one_step := _in_one(name, wrapped, size)) is not None:
-        return one_step
     if name == "CHOICE":
         wrapped = [one if isinstance(one, Lazy) else Lazy("FILL", (one,), size) for one in wrapped]
     return Lazy(name, wrapped, size)
-
-
-def _in_one(name: str, inputs: Sequence[Any], size: int) -> Lazy | None:
-    """One step for two that often follow each other, with the same roundings: a + number·b, and b where it equals a,
-    else a."""
-    if name == "ADD":
-        for one, other in (inputs, inputs[::-1]):
-            if isinstance(one, Lazy) and isinstance(other, Lazy) and other.name == "MULTIPLY":
-                array, number = other.inputs if isinstance(other.inputs[0], Lazy) else other.inputs[::-1]
-                if not isinstance(number, Lazy):
-                    return Lazy("ADD_TIMES", (one, array, number), size)
-    if name == "CHOICE" and inputs[0].name == "EQUAL":
-        (a, b), (_, same, other) = inputs[0].inputs, inputs
-        if a is other and b is same and isinstance(a, Lazy) and isinstance(b, Lazy):
-            return Lazy("SAME", (a, b), size)
-    return None
 
 
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {

@@ -7,16 +7,20 @@ import ctypes
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from adaptertool.numerics.compiled import FUNCTIONS
+from adaptertool.numerics.joined_steps import Form, Given, joined
 
+_NUMBERS = ("number", "other")  # of a step
 _STRIP, _NUMBER = 256, -1  # as in kernel/strips.h, whose steps these are, in their order
 STEPS = (
     *("READ_BF16", "READ_F16", "READ_F32", "READ_F64", "READ_TRUTH", "FILL"),
     *("ADD", "SUBTRACT", "MULTIPLY", "DIVIDE", "LESS", "LESS_EQUAL", "EQUAL", "AND", "OR", "SMALLER", "LARGER"),
-    *("ADD_TIMES", "SAME", "MAGNITUDE", "NOT", "CHOICE", "BETWEEN"),
+    *("ADD_TIMES", "TIMES_ADD_TIMES", "SAME", "MAGNITUDE", "NOT", "CHOICE", "BETWEEN"),
+    *("LESS_BF16", "LESS_F16", "LESS_F32", "ADD_LESS_BF16", "ADD_LESS_F16", "ADD_LESS_F32"),
     *("WRITE_BF16", "WRITE_F16", "WRITE_F32", "WRITE_F64", "SUM", "COUNT", "COLLECT"),
 )
 _CODE = {name: code for code, name in enumerate(STEPS)}
@@ -43,7 +47,7 @@ class _Step(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("code", "to", "a", "b", "c")),
-        ("number", ctypes.c_double),
+        *((name, ctypes.c_double) for name in _NUMBERS),
         ("data", ctypes.c_void_p),
     )
 
@@ -91,49 +95,49 @@ class _Job(ctypes.Structure):
     )
 
 
+class _Compiled(NamedTuple):
+    """The steps of a formula, without what two of the same form do not share: numbers, and where data lie."""
+
+    steps: bytes  # of `_Step`s
+    length: int  # how many
+    strips: int  # that they fill
+    numbers: Sequence[tuple[int, str, Given]]  # (step, which of _NUMBERS, where it stands)
+    data: Sequence[tuple[int, int]]  # (step, the Formula that has the address)
+
+
+_COMPILED: dict[Form, _Compiled] = {}  # by form
+_MOST = 256  # forms that are kept
+
+
 def run(last: Sequence[Formula]) -> list[float]:
     """Compute these steps, and what they need; returns the sums that are among them."""
-    steps, strips, kept = _compiled(last)
+    order = _in_order(last)
+    if (compiled := _COMPILED.get(form := form_of(order))) is None:
+        if len(_COMPILED) >= _MOST:
+            _COMPILED.clear()
+        _COMPILED[form] = compiled = _compile(form)
+    steps = (_Step * compiled.length).from_buffer_copy(compiled.steps)
+    for step, name, at in compiled.numbers:
+        setattr(steps[step], name, order[at.formula].inputs[at.number])
+    kept = list[Between]()
+    for step, formula in compiled.data:
+        steps[step].data = order[formula].data
+        if isinstance(keeps := order[formula].keeps, Between):  # the kernel counts down in it, and it may be run again
+            kept.append(Between.from_buffer_copy(keeps))
+            steps[step].data = ctypes.addressof(kept[-1])
     summed = sum(one.name == "SUM" for one in last)
-    room, places = np.empty(strips * _STRIP), np.zeros(strips, np.uintp)
+    room, places = np.empty(compiled.strips * _STRIP), np.zeros(compiled.strips, np.uintp)
     found = np.zeros(max(1, summed) * _WAITING)
     where = (array.ctypes.data for array in (room, places, found))
-    job = _Job(ctypes.addressof(steps), len(steps), last[0].size, *where, summed)
+    job = _Job(ctypes.addressof(steps), compiled.length, last[0].size, *where, summed)
     FUNCTIONS["strips"](ctypes.addressof(job))
-    del kept  # not before, since the steps have its address
     return [float(one) for one in found[:summed]]
 
 
-def _compiled(last: Sequence[Formula]) -> tuple[ctypes.Array[_Step], int, list[Between]]:
-    """The steps, each after those that it needs, and how many strips they fill: one has that of another from the last
-    step on that needs the other, but for this step itself; and what must be kept for them."""
-    order = _in_order(last)
-    left = Counter(id(given) for one in order for given in one.inputs)
-    strip, free, strips, kept = dict[int, int](), list[int](), 0, list[Between]()
-    steps = (_Step * len(order))()
-    for step, one in zip(steps, order, strict=True):
-        if not free:
-            free.append(strips)
-            strips += 1
-        strip[id(one)] = to = free.pop()
-        places, data, ended = [_NUMBER] * 3, one.data, set[int]()
-        for number, given in enumerate(one.inputs):
-            if isinstance(given, Formula):
-                left[id(given)] -= 1
-                places[number] = strip[id(given)]
-                if not left[id(given)]:
-                    ended.add(places[number])
-            else:
-                step.number = float(given)
-        if not left[id(one)]:
-            ended.add(to)
-        free += ended
-        if isinstance(one.keeps, Between):  # the kernel counts down in it, and a formula may be computed again
-            kept.append(Between.from_buffer_copy(one.keeps))
-            data = ctypes.addressof(kept[-1])
-        step.code, step.to, step.data = _CODE[one.name], to, data
-        step.a, step.b, step.c = places
-    return steps, strips, kept
+def form_of(order: Sequence[Formula]) -> Form:
+    """What formulas have in common that differ in their numbers alone."""
+    place = {id(one): number for number, one in enumerate(order)}
+    return tuple((one.name, *[place.get(id(given)) for given in one.inputs]) for one in order)
 
 
 def _in_order(last: Sequence[Formula]) -> list[Formula]:
@@ -145,3 +149,33 @@ def _in_order(last: Sequence[Formula]) -> list[Formula]:
             found[one.born] = one
             waiting += [given for given in one.inputs if isinstance(given, Formula)]
     return [found[born] for born in sorted(found)]
+
+
+def _compile(form: Form) -> _Compiled:
+    """The steps, each after those that it needs, and how many strips they fill: one has that of another from the last
+    step on that needs the other, but for this step itself."""
+    nodes = joined(form)
+    left = Counter(given for node in nodes.values() for given in node.inputs)
+    strip, free, strips = dict[int, int](), list[int](), 0
+    steps, numbers, data = (_Step * len(nodes))(), list[tuple[int, str, Given]](), list[tuple[int, int]]()
+    for number, (formula, node) in enumerate(nodes.items()):
+        if not free:
+            free.append(strips)
+            strips += 1
+        strip[formula] = to = free.pop()
+        places, ended, names = [_NUMBER] * 3, set[int](), iter(_NUMBERS)
+        for position, given in enumerate(node.inputs):
+            if isinstance(given, Given):
+                numbers.append((number, next(names), given))
+                continue
+            left[given] -= 1
+            places[position] = strip[given]
+            if not left[given]:
+                ended.add(strip[given])
+        if not left[formula]:
+            ended.add(to)
+        free += ended
+        data.append((number, node.data))
+        steps[number].code, steps[number].to, steps[number].number = _CODE[node.name], to, 1
+        steps[number].a, steps[number].b, steps[number].c = places
+    return _Compiled(bytes(steps), len(nodes), strips, numbers, data)

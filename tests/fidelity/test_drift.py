@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 import adaptertool
 from adaptertool.errors import MismatchError, NonFiniteError, UsageError
 from adaptertool.fidelity import measure as measure_module
+from adaptertool.fidelity import outputs as outputs_module
 from adaptertool.fidelity.inference import held
 from adaptertool.reports.drift import DriftReport, ModuleDrift
 
@@ -239,11 +240,14 @@ def test_paths_of_two(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("elements", [64, 200, 1 << 20])
-def test_blocks_and_threads_play_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
+@pytest.mark.parametrize(("elements", "outputs"), [(64, 1 << 18), (64, 300), (200, 1), (1 << 20, 1 << 18)])
+def test_blocks_and_threads_play_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elements: int, outputs: int
+) -> None:
     _, base, paths = peft_layers(tmp_path, torch.bfloat16, [True])
     before = adaptertool.drift(base, paths, threads=3)
     monkeypatch.setattr(measure_module, "PART", elements)
+    monkeypatch.setattr(outputs_module, "_TOGETHER", outputs)
     after = adaptertool.drift(base, paths, threads=1)
     for one, other in zip(before.modules, after.modules, strict=True):
         assert one.name == other.name and one.weight.rel_error == pytest.approx(other.weight.rel_error, rel=1e-9)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from adaptertool.codecs.numbers import doubles, largest_stored, rounded
 from adaptertool.numerics import compiled, lazy, strips
+from adaptertool.numerics.joined_steps import joined
 from adaptertool.numerics.lazy import Lazy
 
 DTYPES = ["BF16", "F16", "F32", "F64"]
@@ -70,6 +71,10 @@ FORMULAS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "an array beside": lambda a, b, c: (np.arange(a.size) % 3 == 0) * a + np.linspace(0, 1, a.size) * b - c,
     "a + number * b": lambda a, b, c: (a + 0.3 * b) - (b * -1.7 + c) + (a * b + 2 * c) + (0.1 * a + 0.2 * b),
     "one where equal": lambda a, b, c: np.where(a + b == c, c, a + b) + np.where(a == (d := a * 1.0), d, a),
+    "stored, less an array": lambda a, b, c: (a - b) + (c - b) * 0.7 + 0.2 * (a - c) + ((b - a) - (c - a)),
+    "a mean of differences": lambda a, b, c: np.where((m := a + ((a * 0 + 0.5 * (b - a)) + 0.3 * (c - a))) == a, a, m),
+    "a mix": lambda a, b, c: (0.3 * a + 0.8 * (a + (b - a))) + (c * -1.5 + 0.1 * b) + ((b - c) + (c - a)) + 2 * b,
+    "products of several uses": lambda a, b, c: (p := 0.5 * (b - a)) + (c + p) + (p + a) * (b - a),
     "the same twice": lambda a, b, c: a * a + (a - a) + (b + c) * (b + c),
 }
 
@@ -82,6 +87,29 @@ def test_as_numpy_computes_it(name: str, size: int) -> None:
     arrays = [numbers(size, seed) for seed in range(3)]
     with np.errstate(all="ignore"):
         same(evaluated(FORMULAS[name](*map(Lazy.of, arrays))), FORMULAS[name](*arrays))
+
+
+@at_every_level
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("level")
+def test_of_stored_numbers_too(name: str, dtype: str) -> None:
+    """Steps that are joined read, compute and write in one loop, and what is computed first has no other strip."""
+    stored = [rounded(numbers(700, seed), dtype) for seed in range(3)]
+    arrays = [doubles(one, dtype) for one in stored]
+    with np.errstate(all="ignore"):
+        made = FORMULAS[name](*(Lazy.of(one, dtype) for one in stored))
+        expected = FORMULAS[name](*arrays)
+        same(evaluated(made), expected)
+        ordinary = np.isfinite(expected)
+        if ordinary.all():
+            np.testing.assert_array_equal(written(made, dtype), rounded(expected, dtype))
+
+
+def written(array: Lazy, dtype: str) -> np.ndarray:
+    out = rounded(np.zeros(array.size), dtype)
+    array.stored(out, dtype, 99)
+    return out
 
 
 OPERATORS: list[Callable[[Any, Any], Any]] = [
@@ -107,6 +135,8 @@ def test_any_formula(steps: list[tuple[int, int, int]]) -> None:
                 values.append(OPERATORS[operator](values[one % len(values)], values[other % len(values)]))  # type: ignore[attr-defined]
         same(evaluated(made[-1]), plain[-1])
         assert repr(lazy.sums(made)) == repr([float(one.sum()) for one in plain])
+        products = [(one * other, x * y) for one, other, x, y in zip(made, made[2:], plain, plain[2:], strict=False)]
+        assert repr(lazy.sums(one for one, _ in products)) == repr([float(one.sum()) for _, one in products])
 
 
 @at_every_level
@@ -134,6 +164,46 @@ def test_stored_numbers(dtype: str) -> None:
     np.testing.assert_array_equal(stored.view(f"u{stored.itemsize}"), kept.view(f"u{stored.itemsize}"))
     assert largest_stored(largest, dtype) == largest_stored(kept, dtype)
     same(sample, values[::7])
+
+
+@at_every_level
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("level")
+def test_ordinary_numbers_are_written_as_the_others_are(dtype: str) -> None:
+    """Those of a strip without an odd one, next to the middle of two numbers by float64 and by float32, and such with
+    one odd one: what is too small or too large, or no number, whatever its bits."""
+    rng = np.random.default_rng(8)
+    near = doubles(rounded(rng.standard_normal(256) * 2.0 ** rng.integers(-8, 8, 256), dtype), dtype)
+    spacing = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24, "F64": 0}[dtype]
+    middles = near + np.sign(near) * 2.0 ** np.floor(np.log2(abs(near))) * spacing
+    floats = middles.astype(np.float32)
+    for values in (
+        near,
+        middles,
+        np.nextafter(middles, 0),
+        np.nextafter(middles, np.copysign(np.inf, middles)),
+        np.nextafter(floats, np.float32(0)).astype(np.float64),
+        np.nextafter(floats, np.copysign(np.float32(np.inf), floats)).astype(np.float64),
+        rng.standard_normal(256),
+    ):
+        np.testing.assert_array_equal(written(Lazy.of(values), dtype), rounded(values, dtype))
+        for odd in (0.0, -0.0, 5e-324, 2.0**-126, -(2.0**-127), 2.0**-133, 3 * 2.0**-135, 2.0**-134, 1e308, 3.39e38):
+            with_odd = values.copy()
+            with_odd[100] = odd
+            np.testing.assert_array_equal(written(Lazy.of(with_odd), dtype), rounded(with_odd, dtype))
+        for bits in (
+            0x7FF0000000000000,
+            0x7FF0000000000001,
+            0x7FFFFFFFFFFFFFFF,
+            0xFFFFFFFFFFFFFFFF,
+            0x7FF8000000000000,
+        ):
+            with_odd = values.copy()
+            with_odd[255] = np.uint64(bits).view(np.float64)
+            out = np.empty_like(rounded(values, dtype))
+            _, largest = Lazy.of(with_odd).stored(out, dtype, 99)
+            assert not math.isfinite(largest_stored(largest, dtype))
+            np.testing.assert_array_equal(out[:255], rounded(values, dtype)[:255])
 
 
 @at_every_level
@@ -187,6 +257,31 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(TypeError):
             wrong()
+
+
+def test_steps_that_are_joined() -> None:
+    """A mean of three models goes through its strips seven times, and sums of products once for each."""
+    base, one, other = (Lazy.of(np.zeros(9, np.uint16), "BF16") for _ in range(3))
+    made = base + (base * 0 + 0.2 * (base - base) + 0.5 * (one - base) + 0.3 * (other - base))
+    last = strips.Formula("WRITE_BF16", (np.where(made == base, base, made),), 9)
+    names = ["READ_BF16", "SUBTRACT", "TIMES_ADD_TIMES", "ADD_LESS_BF16", "ADD_LESS_BF16", "ADD", "WRITE_BF16"]
+    assert joined_names(last) == names
+    arc = strips.Formula("WRITE_BF16", (0.3 * base + 0.8 * (base + (one - base)),), 9)
+    assert joined_names(arc) == ["READ_BF16", "ADD_LESS_BF16", "TIMES_ADD_TIMES", "WRITE_BF16"]
+    assert joined_names(Lazy("SUM", (base * one,), 9)) == ["READ_BF16", "READ_BF16", "SUM"]
+    assert joined_names(Lazy("SUM", ((base - one) * 2,), 9)) == ["READ_BF16", "LESS_BF16", "MULTIPLY", "SUM"]
+
+
+def joined_names(last: strips.Formula) -> list[str]:
+    order = strips._in_order([last])
+    return [node.name for node in joined(strips.form_of(order)).values()]
+
+
+def test_the_numbers_of_a_formula_are_its_own() -> None:
+    """Formulas of one form are compiled once; what differs is not kept."""
+    for array in (np.array([1.0, -0.0]), np.array([3.0, 5.0])):
+        for number in (0.5, -0.0, 0.0, 2.0):
+            same(evaluated(Lazy.of(array) * number + 1.0 - number), array * number + 1.0 - number)
 
 
 def test_the_steps_are_those_of_the_kernel() -> None:

@@ -124,6 +124,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     refusal(
         UnsupportedError, "is a matrix that LlamaForCausalLM has not", {"model.layers.0.mtp.weight": torch.ones(2, 2)}
     )
+    scales = {"model.layers.0.mlp.up_proj.weight_scale_inv": torch.ones(1, 1)}  # of a base that is quantised already
+    codes = {f"{Q}.weight": torch.zeros(SHAPES[Q]).to(torch.float8_e4m3fn)}
+    refusal(UnsupportedError, r"F8_E4M3; .* merge into it with --dtype bf16", {**scales, **codes})
     refusal(NonFiniteError, "NaN of whole blocks", {f"{Q}.weight": torch.full(SHAPES[Q], float("nan"))})
     base = write_checkpoint(tmp_path / "base", tensors, config=CONFIG)
     with pytest.raises(UsageError, match="nf4, nf4-double"):

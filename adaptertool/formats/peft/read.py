@@ -175,7 +175,7 @@ def _check_present(path: Path) -> None:
         elif not names_in(path, "*"):
             hint = "; the directory is empty"
         elif names_in(path, "*.safetensors"):
-            hint = "; a fine-tuned checkpoint is combined with its base by `adaptertool wise`"
+            hint = "; a fine-tuned checkpoint is mixed with its base by `wise`, and made an adapter by `extract`"
         raise InputError(f"{path} is not an adapter: it has no {CONFIG}{hint}")
     if not exists(path / WEIGHTS):
         if any(exists(path / name) for name in _OF_ADAPTERHUB):

@@ -14,11 +14,11 @@ enum {
     FILL, /* with `number` */
     /* of a and b; one of both may be `number`: it is where the place is NUMBER */
     ADD, SUBTRACT, MULTIPLY, DIVIDE, LESS, LESS_EQUAL, EQUAL, AND, OR, SMALLER, LARGER,
-    /* a + number * b; and b where it equals a, else a */
-    ADD_TIMES, SAME,
-    /* of a; of a, b and c */
-    MAGNITUDE, NOT, CHOICE, BETWEEN,
-    /* take a up */
+    /* a + number * b; number * a + other * b; b where it equals a, else a; of a; of a, b and c */
+    ADD_TIMES, TIMES_ADD_TIMES, SAME, MAGNITUDE, NOT, CHOICE, BETWEEN,
+    /* what is stored, less a; a + number * (what is stored, less b) */
+    LESS_BF16, LESS_F16, LESS_F32, ADD_LESS_BF16, ADD_LESS_F16, ADD_LESS_F32,
+    /* take a up, or with b: SAME of both, or the product of both */
     WRITE_BF16, WRITE_F16, WRITE_F32, WRITE_F64, SUM, COUNT, COLLECT
 };
 
@@ -26,7 +26,7 @@ enum {
 
 typedef struct {
     int32_t code, to, a, b, c;
-    double number;
+    double number, other;
     void *data;
 } strip_step;
 
@@ -37,7 +37,7 @@ typedef struct {
     int64_t equal, skip_equal;
 } strip_between;
 
-/* WRITE: a rounded once to `out`, and every n-th element, from the first on, to `sample`; `largest`: the largest of the
+/* WRITE: a, or SAME of a and b, rounded once to `out`, and every n-th element, from the first on, to `sample`; `largest`: the largest of the
    bits of what is written, but for their signs. */
 typedef struct {
     void *out;
@@ -66,35 +66,43 @@ typedef struct {
     size_t summed;
 } strip_job;
 
-static double strip_leaf(const double *a, size_t n)
+/* Of a, or of the products of a and b. */
+static inline double strip_leaf_of(const double *a, const double *b, size_t n)
 {
+#define TERM(I) (b ? a[I] * b[I] : a[I])
     if (n < 8) {
         double sum = -0.0;
         for (size_t i = 0; i < n; i++)
-            sum += a[i];
+            sum += TERM(i);
         return sum;
     }
     double r[8];
     size_t i;
     for (size_t j = 0; j < 8; j++)
-        r[j] = a[j];
+        r[j] = TERM(j);
     for (i = 8; i < n - n % 8; i += 8)
         for (size_t j = 0; j < 8; j++)
-            r[j] += a[i + j];
+            r[j] += TERM(i + j);
     double sum = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
     for (; i < n; i++)
-        sum += a[i];
+        sum += TERM(i);
     return sum;
+#undef TERM
+}
+
+static double strip_leaf(const double *a, const double *b, size_t n)
+{
+    return b ? strip_leaf_of(a, b, n) : strip_leaf_of(a, NULL, n);
 }
 
 static inline size_t strip_half(size_t n) { return n / 2 - n / 2 % 8; }
 
-static double strip_sum(const double *a, size_t n)
+static double strip_sum(const double *a, const double *b, size_t n)
 {
     if (n <= LEAF)
-        return strip_leaf(a, n);
+        return strip_leaf(a, b, n);
     size_t half = strip_half(n);
-    return strip_sum(a, half) + strip_sum(a + half, n - half);
+    return strip_sum(a, b, half) + strip_sum(a + half, b ? b + half : NULL, n - half);
 }
 
 /* What the magnitudes that stay of n elements are over: those equal to the bound do, or none of them, or it depends on
@@ -162,6 +170,60 @@ static void strip_collect(strip_digits *by, const double *restrict a, size_t n)
     by->count = count;
 }
 
+static inline double strip_value(const double *a, const double *b, size_t i)
+{
+    return b && a[i] == b[i] ? b[i] : a[i];
+}
+
+/* What once_to_BF16 gives, in half the time, but for numbers between 0 and the least normal float, and those that are
+   none or too large: returns whether there are such. The last bit of the float is put in the double, so nothing is
+   narrowed but the result. */
+static inline uint32_t strip_to_BF16(const double *restrict a, const double *restrict b, uint16_t *restrict out, size_t n)
+{
+    const uint64_t lost = ((uint64_t)1 << 29) - 1; /* bits that a double has, and a float has not */
+    float odd[STRIP];
+    uint32_t other = 0;
+    for (size_t i = 0; i < n; i++) {
+        double x = strip_value(a, b, i);
+        uint64_t u;
+        memcpy(&u, &x, 8);
+        u = (u | ((u & lost) + lost)) & ~lost;
+        memcpy(&x, &u, 8);
+        odd[i] = (float)x;
+    }
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u = bits_of(odd[i]), size = u & 0x7FFFFFFF;
+        other |= (size >= 0x7F800000) | ((size != 0) & (size < 0x00800000));
+        out[i] = (uint16_t)((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
+    }
+    return other;
+}
+
+#define WRITER(DTYPE, HELD, WORD, LARGEST, UNLESS, ROUNDED)                                                           \
+    static inline __attribute__((always_inline)) void strip_write_##DTYPE(                                            \
+        strip_written *by, size_t first, const double *restrict a, const double *restrict b, size_t n)                \
+    {                                                                                                                 \
+        HELD *restrict out = (HELD *)by->out + first;                                                                 \
+        WORD largest = 0;                                                                                             \
+        UNLESS                                                                                                        \
+        for (size_t i = 0; i < n; i++)                                                                                \
+            out[i] = (HELD)ROUNDED(strip_value(a, b, i));                                                             \
+        for (size_t i = 0; i < n; i++) {                                                                              \
+            WORD bits;                                                                                                \
+            memcpy(&bits, out + i, sizeof bits);                                                                      \
+            bits &= LARGEST;                                                                                          \
+            largest = bits > largest ? bits : largest;                                                                \
+        }                                                                                                             \
+        by->largest = (uint64_t)largest > by->largest ? (uint64_t)largest : by->largest;                              \
+        for (size_t i = (by->every - first % by->every) % by->every; i < n; i += by->every)                           \
+            by->sample[(first + i) / by->every] = strip_value(a, b, i);                                               \
+    }
+
+WRITER(BF16, uint16_t, int16_t, INT16_MAX, if (strip_to_BF16(a, b, out, n)), once_to_BF16)
+WRITER(F16, uint16_t, int16_t, INT16_MAX, , once_to_F16)
+WRITER(F32, float, int32_t, INT32_MAX, , )
+WRITER(F64, double, int64_t, INT64_MAX, , )
+
 #define FILLED(EXPRESSION) for (size_t i = 0; i < n; i++) to[i] = EXPRESSION; break
 /* x and y: the elements of a and b, or the number in the place of either. */
 #define PAIR(CODE, EXPRESSION)                                                                                        \
@@ -173,24 +235,16 @@ static void strip_collect(strip_digits *by, const double *restrict a, size_t n)
         else                                                                                                          \
             for (size_t i = 0; i < n; i++) { double x = a[i], y = b[i]; to[i] = EXPRESSION; }                         \
         break
-#define STORED_AS(DTYPE, HELD, WORD, LARGEST, ROUNDED)                                                                \
-    case WRITE_##DTYPE: {                                                                                             \
-        strip_written *by = data;                                                                                     \
-        HELD *out = (HELD *)by->out + first;                                                                          \
-        WORD largest = 0;                                                                                             \
-        for (size_t i = 0; i < n; i++)                                                                                \
-            out[i] = (HELD)ROUNDED(a[i]);                                                                             \
-        for (size_t i = 0; i < n; i++) {                                                                              \
-            WORD bits;                                                                                                \
-            memcpy(&bits, out + i, sizeof bits);                                                                      \
-            bits &= LARGEST;                                                                                          \
-            largest = bits > largest ? bits : largest;                                                                \
-        }                                                                                                             \
-        by->largest = (uint64_t)largest > by->largest ? (uint64_t)largest : by->largest;                              \
-        for (size_t i = (by->every - first % by->every) % by->every; i < n; i += by->every)                           \
-            by->sample[(first + i) / by->every] = a[i];                                                               \
-        break;                                                                                                        \
-    }
+#define READ_LESS(DTYPE, HELD)                                                                                           \
+    case LESS_##DTYPE: FILLED(from_##DTYPE(((const HELD *)data)[first + i]) - a[i]);                                  \
+    case ADD_LESS_##DTYPE: FILLED(a[i] + number * (from_##DTYPE(((const HELD *)data)[first + i]) - b[i]));
+#define WRITTEN(DTYPE)                                                                                                \
+    case WRITE_##DTYPE:                                                                                               \
+        if (b)                                                                                                        \
+            strip_write_##DTYPE(data, first, a, b, n);                                                                \
+        else                                                                                                          \
+            strip_write_##DTYPE(data, first, a, NULL, n);                                                             \
+        break;
 
 /* Takes all steps for n elements from `first` on, n at most STRIP; sums: for the steps SUM. */
 static void strip_run(const strip_job *job, size_t first, size_t n, double *sums)
@@ -200,7 +254,7 @@ static void strip_run(const strip_job *job, size_t first, size_t n, double *sums
         const double *a = step->a < 0 ? NULL : place[step->a], *b = step->b < 0 ? NULL : place[step->b];
         const double *c = step->c < 0 ? NULL : place[step->c];
         double *to = step->to < 0 ? NULL : job->room + (size_t)step->to * STRIP;
-        const double number = step->number;
+        const double number = step->number, other = step->other;
         void *data = step->data;
         if (to)
             place[step->to] = to;
@@ -223,16 +277,20 @@ static void strip_run(const strip_job *job, size_t first, size_t n, double *sums
         PAIR(SMALLER, (x < y) | (x != x) ? x : y);
         PAIR(LARGER, (x > y) | (x != x) ? x : y);
         case ADD_TIMES: FILLED(a[i] + number * b[i]);
+        case TIMES_ADD_TIMES: FILLED(number * a[i] + other * b[i]);
         case SAME: FILLED(a[i] == b[i] ? b[i] : a[i]);
         case MAGNITUDE: FILLED(fabs(a[i]));
         case NOT: FILLED(1 - a[i]);
         case CHOICE: FILLED(a[i] != 0 ? b[i] : c[i]);
         case BETWEEN: strip_keep(data, a, to, n); break;
-        STORED_AS(BF16, uint16_t, int16_t, INT16_MAX, once_to_BF16)
-        STORED_AS(F16, uint16_t, int16_t, INT16_MAX, once_to_F16)
-        STORED_AS(F32, float, int32_t, INT32_MAX, )
-        STORED_AS(F64, double, int64_t, INT64_MAX, )
-        case SUM: *sums++ = strip_sum(a, n); break;
+        READ_LESS(BF16, uint16_t)
+        READ_LESS(F16, uint16_t)
+        READ_LESS(F32, float)
+        WRITTEN(BF16)
+        WRITTEN(F16)
+        WRITTEN(F32)
+        WRITTEN(F64)
+        case SUM: *sums++ = strip_sum(a, b, n); break;
         case COUNT: strip_count(data, a, n); break;
         case COLLECT: strip_collect(data, a, n); break;
         }
@@ -256,6 +314,8 @@ static void strip_walk(const strip_job *job, size_t first, size_t n, double *sum
 /* The whole formula. job->sums has room for `summed` numbers 64 times: halves of halves wait for each other. */
 void LEVELLED(strips)(const strip_job *job) { strip_walk(job, 0, job->length, job->sums); }
 
+#undef WRITER
 #undef FILLED
 #undef PAIR
-#undef STORED_AS
+#undef READ_LESS
+#undef WRITTEN
