@@ -32,6 +32,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # two thirds of its time
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+forks.at_first()
 # The tests run in two processes on two cores. Threads of libraries that wait for work that is too small for them keep a
 # core busy: decompositions of 256 x 256 take five times as long
 torch.set_num_threads(1)
