@@ -16,14 +16,14 @@ from adaptertool.files import LOCAL, store_of
 from adaptertool.files.address import address
 from adaptertool.files.hub import find
 from adaptertool.methods import Method, Setting, Value, settings_of
+from adaptertool.patterns import regex
 from adaptertool.spec.choices import AS_TRAINED, DTYPES, PRECISIONS, QUANTISES, RankChoice
 
 PathLike = str | os.PathLike[str]
 Number = Decimal | float | str
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]I?)?B?\s*", re.IGNORECASE)
+_SIZE = regex(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]I?)?B?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
 _FASTEST = 10**18  # bytes a second
 
 _FORMS = "; it is one (0.3), a list (0,0.3,1), or a sweep START:STOP:STEP (0:1:0.1)"  # of alphas

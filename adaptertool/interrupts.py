@@ -33,9 +33,12 @@ def look() -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within it, signals are noted; at its end one that nobody has looked for raises."""
-    _state["deferring"] = True
+    """Within it, signals are noted; at its end, or that of the outermost, one that nobody has looked for raises."""
+    if _state["deferring"]:
+        yield
+        return
     try:
+        _state["deferring"] = True
         yield
     finally:
         _state["deferring"] = False

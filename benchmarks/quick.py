@@ -2,7 +2,8 @@
 
     python benchmarks/quick.py [RUNS] [--record]
 
-Merges beside a copy of the base, and what looks at checkpoints beside a merge, each in one round with the others.
+Merges beside a copy of the base, and what looks at checkpoints beside a merge, each in one round with the others. And
+what a start takes of the processor, beside that of numpy alone: commands on the smallest models that there are.
 --record: write what was found to quick.json, as that of this kind of machine.
 """
 
@@ -12,10 +13,11 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from kinds_1b import RUNS as KINDS
-from measure import COPY, PYTHON, WORK, in_turn, machine, ratio, timed
+from measure import COPY, PYTHON, ROOT, WORK, Timing, in_turn, machine, ratio, timed
 from verify_1b import ADAPTER, BASE, OUT, RIGHT, looks
 from verify_1b import RUNS as LOOKS
 
@@ -24,6 +26,16 @@ WORSE = 4 / 3
 MERGE = "merge, all linear layers, rank 16"
 TOOL = KINDS[MERGE][:3]
 LOOKED = ("`verify`, right", "`verify`, wrong in every edited tensor", "`diff` of base and merged", "`drift`")
+NUMPY = "`import numpy`"
+SHORT = {COPY: "a copy", MERGE: "merge", NUMPY: "numpy"}
+FIXTURES = ROOT / "fixtures"
+STARTS: dict[str, list[object]] = {
+    NUMPY: [PYTHON, "-c", "import numpy"],
+    "start of merge": [*TOOL, "merge", FIXTURES / "base", FIXTURES / "lora", "-o", OUT],
+    "start of mergekit": [*TOOL, "mergekit", FIXTURES / "ties.yml", "--dry-run", "-o", OUT],
+    "start of inspect": looks(*TOOL, "inspect", FIXTURES / "lora"),
+    "`--help`": looks(*TOOL, "--help"),
+}
 
 
 def main(runs: int, *, record: bool) -> None:
@@ -38,7 +50,7 @@ def main(runs: int, *, record: bool) -> None:
         "inspect of the adapter, `--base`": looks(*TOOL, "inspect", ADAPTER, "--base", BASE),
     }
     try:
-        timings = in_turn(commands, runs)
+        timings = in_turn(commands, runs) | in_turn(STARTS, max(runs, 7))
     finally:
         shutil.rmtree(RIGHT)
         shutil.rmtree(OUT, ignore_errors=True)
@@ -46,16 +58,21 @@ def main(runs: int, *, record: bool) -> None:
     found, worse = {}, []
     print(f"{machine()}; medians of {runs} runs in turn\n")
     for name, done in timings.items():
-        beside = MERGE if name in LOOKS or name.startswith("inspect") else COPY
-        found[name] = round(ratio(done, timings[beside]), 2)
+        beside = MERGE if name in LOOKS or name.startswith("inspect") else NUMPY if name in STARTS else COPY
+        found[name] = round((least if name in STARTS else ratio)(done, timings[beside]), 2)
         before = known.get(name)
         worse += [name] if before is not None and found[name] > before * WORSE else []
         told = "" if before is None else f"   recorded {before:.2f}"
-        print(f"{name:42} {found[name]:6.2f} x {'a copy' if beside == COPY else 'merge':6}{told}")
+        print(f"{name:42} {found[name]:6.2f} x {SHORT[beside]:6}{told}")
     if record:
         RECORD.write_text(json.dumps(found, indent=2) + "\n")
     elif worse:
         raise SystemExit(f"worse than recorded by more than a third: {', '.join(worse)}")
+
+
+def least(results: Sequence[Timing], others: Sequence[Timing]) -> float:
+    """The least time of the processor beside that of others."""
+    return min(one.cpu for one in results) / min(one.cpu for one in others)
 
 
 if __name__ == "__main__":

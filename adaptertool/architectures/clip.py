@@ -4,11 +4,11 @@ loaders.single_file_utils.convert_open_clip_checkpoint)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 
 from adaptertool.architectures.conversion import Part
 from adaptertool.architectures.relation import Relation
+from adaptertool.patterns import regex
 
 BEFORE = "text_model."  # of transformers 4
 OPEN = "transformer.resblocks."  # how names of layers begin in OpenCLIP
@@ -25,8 +25,8 @@ _IN_LAYER = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
 }
-_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.*)")
-_FUSED = re.compile(r"attn\.in_proj_(weight|bias)")
+_LAYER = regex(r"transformer\.resblocks\.(\d+)\.(.*)")
+_FUSED = regex(r"attn\.in_proj_(weight|bias)")
 
 
 def is_clip(names: Collection[str]) -> bool:

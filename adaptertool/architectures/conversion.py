@@ -12,12 +12,12 @@ import functools
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from adaptertool.architectures.change import Change
 from adaptertool.errors import UnsupportedError, shown
+from adaptertool.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def _branch(match: re.Match[str]) -> str:
 
 @functools.cache
 def _table() -> Mapping[str, Any]:
-    table: dict[str, Any] = json.loads(files("adaptertool.architectures").joinpath("names.json").read_text())
+    table: dict[str, Any] = json.loads(Path(__file__).with_name("names.json").read_text())
     return table
 
 

@@ -7,7 +7,6 @@ As llama.cpp's converter has it, vectors and norms, and what it keeps in F32 bes
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 
 from adaptertool.codecs import COMPUTED
@@ -16,10 +15,11 @@ from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.gguf import BLOCKS, Fields
 from adaptertool.files.gguf_header import with_number
+from adaptertool.patterns import regex
 from adaptertool.spec.choices import DTYPES
 
 _FILE_TYPE, _FILE_TYPES = "general.file_type", {"F32": 0, "F16": 1, "BF16": 32}
-_IN_FULL = re.compile(
+_IN_FULL = regex(
     r"_norm\.weight$|(^|\.)(ffn_gate_inp|ffn_gate_inp_shexp|position_embd|token_types|ssm_|shortconv|time_mix|posnet"
     r"|altup|laurel|per_layer_model_proj)"
 )

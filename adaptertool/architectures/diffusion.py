@@ -6,13 +6,13 @@ of its own, or those of the denoiser alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adaptertool.architectures import clip, spellings, unet
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.relation import Relation
+from adaptertool.patterns import regex
 
 UNET, TEXT, TEXT_2, TEXT_3 = "unet", "text_encoder", "text_encoder_2", "text_encoder_3"
 TEXTS = (TEXT, TEXT_2, TEXT_3)
@@ -35,7 +35,7 @@ _ALL = tuple(_PREFIXES)
 _OF_COSMOS = "net.x_embedder.proj.1.weight"
 _T5 = frozenset({"t5", "umt5", "mt5"})
 # Classes of diffusers that turn images into what denoisers work on, and back: adapters have no name for these
-_NO_DENOISER = re.compile(r"(Asymmetric)?Autoencoder|VQModel|ConsistencyDecoderVAE")
+_NO_DENOISER = regex(r"(Asymmetric)?Autoencoder|VQModel|ConsistencyDecoderVAE")
 _ENCODERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import functools
 import re
 
+from adaptertool.patterns import regex
+
 NORMS, HEADS, EMBEDDINGS, EXPERTS, ATTENTION, MLP, OTHER = FAMILIES = (
     "norms", "heads", "embeddings", "experts", "attention", "MLP", "other",
 )  # fmt: skip
@@ -22,9 +24,9 @@ _ANY = (  # and those that any part may tell
     (MLP, r".*mlp.*|ffn?|ffn_(?:gate|up|down)|feed_?forward|densereludense|(?:gate|up|down|gate_up)_proj"
      r"|(?:c_)?fc(?:[12]|_in|_out)?|w[123]|w12|wi(?:_[01])?|lin[12]|intermediate|dense_h_to_4h|dense_4h_to_h"),
 )  # fmt: skip
-_BEHIND_ATTENTION = re.compile(r"(?:.*\.)?layer\.\d+\.output\.dense")  # BERT's second half of the MLP
-_LAST_COMPILED = [(family, re.compile(pattern)) for family, pattern in _LAST]
-_ANY_COMPILED = [(family, re.compile(rf"(?:.*\.)?(?:{pattern})(?:\..*)?")) for family, pattern in _ANY]
+_BEHIND_ATTENTION = regex(r"(?:.*\.)?layer\.\d+\.output\.dense")  # BERT's second half of the MLP
+_LAST_COMPILED = [(family, regex(pattern)) for family, pattern in _LAST]
+_ANY_COMPILED = [(family, regex(rf"(?:.*\.)?(?:{pattern})(?:\..*)?")) for family, pattern in _ANY]
 
 
 def family_of(name: str) -> str:

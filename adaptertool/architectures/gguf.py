@@ -11,8 +11,6 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ from adaptertool.architectures.change import Change
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.records import dataclass
 
 ARCHITECTURE, EMBEDDING, HEAD = "general.architecture", "token_embd.weight", "output.weight"
 _SHIFTED = "+1"
@@ -137,5 +136,5 @@ def _starred(module: str) -> tuple[str, str]:
 
 @functools.cache
 def _table() -> Mapping[str, Layout]:
-    rows = json.loads(files("adaptertool.architectures").joinpath("gguf.json").read_text())["architectures"]
+    rows = json.loads(Path(__file__).with_name("gguf.json").read_text())["architectures"]
     return {name: Layout(**row) for name, row in rows.items()}

@@ -3,13 +3,13 @@ llama.cpp's converter writes those of these architectures."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from adaptertool.architectures.conversion import architecture_of
 from adaptertool.architectures.gguf import ARCHITECTURE
 from adaptertool.files.jsonfile import objects
+from adaptertool.patterns import regex
 
 
 class _Names(NamedTuple):
@@ -24,9 +24,9 @@ _OF_ARCHITECTURE = {
     "Qwen3MoeForCausalLM": _Names("mlp", _PLAIN),
 }
 _MODULES = {"llama": ("block_sparse_moe", "mlp"), "qwen2moe": ("mlp",), "qwen3moe": ("mlp",)}  # by the one in GGUF
-_STACK = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
+_STACK = regex(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
 _OWN = {own: name for names in _OF_ARCHITECTURE.values() for name, own in names.projections.items()}
-_EXPERT = re.compile(rf"model\.layers\.(\d+)\.(mlp|block_sparse_moe)\.experts\.(\d{{1,9}})\.({'|'.join(_OWN)})\.weight")
+_EXPERT = regex(rf"model\.layers\.(\d+)\.(mlp|block_sparse_moe)\.experts\.(\d{{1,9}})\.({'|'.join(_OWN)})\.weight")
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # of a config: how many
 
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from adaptertool.architectures.conversion import Piece, Rule, architecture_of, into_memory, rules_for
 from adaptertool.codecs.quantised.four_bits import BLOCK, CHOICES, FourBits, as_loaded
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.patterns import regex
 from adaptertool.spec.choices import DTYPES
 from adaptertool.spec.tensors import Ref
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = regex(r"(?<=\.)\d+(?=\.)")
 
 
 def in_four_bits(base: Checkpoint, choice: str) -> Checkpoint:
@@ -109,7 +109,7 @@ def _require_plain(
 
 @functools.cache
 def _table() -> Mapping[str, Any]:
-    table: dict[str, Any] = json.loads(files("adaptertool.architectures").joinpath("linear.json").read_text())
+    table: dict[str, Any] = json.loads(Path(__file__).with_name("linear.json").read_text())
     return table
 
 

@@ -6,18 +6,18 @@ Its files, names, dtypes and config stay as they are. What is resolved against i
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Collection, Iterator
 
 from adaptertool.architectures.quantised import read_codes
 from adaptertool.codecs.quantised import Weight
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.patterns import regex
 from adaptertool.spec.plan import KeptWeight
 
 WAY_OUT = "`--dtype bf16` decodes them, and writes a dense checkpoint"
 # Scales of activations that were measured on the base
-_ACTIVATIONS = re.compile(r".*\.(?:input_(?:scale|global_scale)|activation_scale|qscale_act)")
+_ACTIVATIONS = regex(r".*\.(?:input_(?:scale|global_scale)|activation_scale|qscale_act)")
 
 
 def kept(base: Checkpoint) -> Checkpoint:

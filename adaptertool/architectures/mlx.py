@@ -8,22 +8,22 @@ metadata.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 
 from adaptertool.architectures.conversion import ExpertLayout
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
+from adaptertool.patterns import regex
 from adaptertool.spec.tensors import Ref, TensorSpec
 
 MLX = "mlx"  # what it is called in that metadata, and as a format of adapters
 METADATA = ("format", MLX)
 LAYOUT = ExpertLayout(marked=None, concatenated=True, transposed=False)
 
-_NORMS = re.compile(r"norm\d*\.weight$")
-_HEAD = re.compile(r"\blm_head\.weight$")
-_ALL = re.compile("")
+_NORMS = regex(r"norm\d*\.weight$")
+_HEAD = regex(r"\blm_head\.weight$")
+_ALL = regex("")
 # Tensors of other numbers under the same name, by model_type: norms have 1 added, heads are normalised, or multipliers
 # are folded in
 _OTHER_NUMBERS = {
@@ -33,7 +33,7 @@ _OTHER_NUMBERS = {
 }  # fmt: skip
 
 # One expert of a stack: what stands before, its number, its projection. And what some call these projections
-_EXPERT = re.compile(r"(.*)\.experts\.(\d{1,9})\.([^.]+)\.weight")
+_EXPERT = regex(r"(.*)\.experts\.(\d{1,9})\.([^.]+)\.weight")
 _STACKS = ("switch_mlp", "experts", "experts.switch_glu", "experts.switch_mlp")
 _PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _PLAIN = frozenset({"Klear", "afmoe", "dots1", "gpt_oss", "llama4", "llama4_text"})  # by model_type

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.header import Header
 from adaptertool.files.jsonfile import objects
+from adaptertool.patterns import regex
 from adaptertool.spec.choices import DTYPES
 from adaptertool.spec.tensors import DTYPE_BITS, Ref
 
@@ -29,7 +29,7 @@ QUANTISED_BY = ("quantization_config", "compression_config")  # keys of config.j
 CONFIG, OF_MODELOPT = "config.json", "hf_quant_config.json"
 _HALF = 16  # bits of what is not quantised in a quantised model
 # Scales of activations and of the cache of keys and values: of use to codes only
-_GONE = re.compile(
+_GONE = regex(
     r".*\.(?:(?:in|out)put_(?:scale|zero_point|global_scale|observer)|activation_scale|qscale_act|scale_input|[qkv]_scale|kv_scale"
     r"|[kv]_zero_point)"
 )

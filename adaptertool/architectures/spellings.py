@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
 
 from adaptertool.architectures.conversion import Part
 from adaptertool.architectures.relation import Relation
+from adaptertool.patterns import regex
 
-_LAYER = re.compile(r"(?<=blocks\.)\d+|(?<=layers\.)\d+|(?<=refiner\.)\d+")
+_LAYER = regex(r"(?<=blocks\.)\d+|(?<=layers\.)\d+|(?<=refiner\.)\d+")
 _LEAST = 0.8  # of a model's tensors that a table must know to be its table, where no class is named
 
 
@@ -101,7 +101,7 @@ def _of_first_layers() -> Sequence[str]:
 
 @functools.cache
 def _tables() -> Mapping[str, Sequence[_Line]]:
-    content = json.loads(files("adaptertool.architectures").joinpath("diffusion.json").read_text())
+    content = json.loads(Path(__file__).with_name("diffusion.json").read_text())
     return {name: [_line(text) for text in lines] for name, lines in content["models"].items()}
 
 

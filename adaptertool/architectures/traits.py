@@ -6,9 +6,7 @@ Each of these makes an edit that looks right come out wrong, so each is refused 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from adaptertool.architectures.mlx import is_by_mlx
@@ -16,6 +14,8 @@ from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
+from adaptertool.patterns import regex
+from adaptertool.records import dataclass
 from adaptertool.spec.tensors import Ref
 
 # Families whose linear layers are stored (in, out): Conv1D of transformers 5.23. Where a weight is square its shape
@@ -28,14 +28,14 @@ _LINEAR_FAMILIES = frozenset({"gpt_bigcode", "gpt_neo", "starcoder2", "idefics"}
 # last part). When unsure, it is one; but nothing ties embeddings of positions and of token types.
 _MORE_EMBEDDINGS = "wte|shared|lm_head|tokens|token_embd"
 _HEADS = "embed_out|output|pred_layer|proj_out|lm_loss|decoder|unembed"
-_MAY_BE_TIED = re.compile(
+_MAY_BE_TIED = regex(
     r"^(?!.*(?:position|token_type|segment|patch_embed|embedding_hidden|rel_attn_embed|decoder_embed|\d\..*output))"
     rf".*(?:embed|\b(?:{_MORE_EMBEDDINGS})\b|\b(?:{_HEADS})(?:\.weight)?$)"
 )
 _ALIKE = bytes.maketrans(b"123456789", b"0" * 9)  # which digits makes no difference: of all layers one is asked for
-_ANY_OF_THEM = re.compile(rf"embed|{_MORE_EMBEDDINGS}|{_HEADS}")  # seldom there, and soon looked for
+_ANY_OF_THEM = regex(rf"embed|{_MORE_EMBEDDINGS}|{_HEADS}")  # seldom there, and soon looked for
 
-_VOCABULARY = re.compile(r"^(?!type_).*vocab|^n_words$")  # keys of a config
+_VOCABULARY = regex(r"^(?!type_).*vocab|^n_words$")  # keys of a config
 
 # Names of what stands beside codes, their scales and the like: what follows the name of the tensor that the codes are,
 # and what stands in the place of `weight`. Scales of activations and of a cache of keys and values (k_scale) are not

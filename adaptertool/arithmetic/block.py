@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from adaptertool.arithmetic.tiling import matrix, rows_at_once
 from adaptertool.codecs.tensors import byte_of
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
+from adaptertool.records import dataclass
 from adaptertool.spec.plan import Step
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from adaptertool.numerics.error_bound import Bound, has_few_bits, interpolated
 from adaptertool.numerics.fused import MOST_ALPHAS
 from adaptertool.numerics.lowest_bit import grain_of
 from adaptertool.numerics.rounding import Array
+from adaptertool.records import dataclass
 from adaptertool.spec.tally import Tally, sums
 
 _MOST_SINGLE = 32  # rank up to which float32 leaves few elements open

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from adaptertool.numerics.interval import Interval, intervals
 from adaptertool.numerics.modular import Residue
 from adaptertool.numerics.ops import BLOCKS, DOUBLES, INTERVALS, RESIDUES
 from adaptertool.numerics.rounding import Array
+from adaptertool.records import dataclass, field
 
 _AT_ONCE = 1 << 17  # factors of single elements
 _MOST_BITS = 1 << 13  # of a root; one that is open at so many is a middle, as good as surely

@@ -4,7 +4,6 @@ leaves open is decided in double-double, and what that leaves open by rationals,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -17,6 +16,7 @@ from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.interval import Interval
 from adaptertool.numerics.ops import DOUBLES
 from adaptertool.numerics.rounding import Array
+from adaptertool.records import dataclass
 
 _NARROW = 2.0**-30  # of the distance between two middles: an interval that holds one of them at most
 

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from adaptertool.arithmetic.decided import Decider
 from adaptertool.codecs.quantised.lattice import Lattice, levels_of
 from adaptertool.codecs.quantised.least import Scales
 from adaptertool.numerics.rounding import Array
+from adaptertool.records import dataclass
 from adaptertool.spec.tally import Fate, sums
 
 _ROUNDED = 2.0**-50  # more than products with a divisor are rounded by, relatively

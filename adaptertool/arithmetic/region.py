@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from adaptertool.kinds import NORM, Kind
 from adaptertool.numerics.error_bound import Factor
 from adaptertool.numerics.ops import DOUBLES, RESIDUES, Ops
+from adaptertool.records import dataclass
 from adaptertool.spec.plan import Edit
 
 Places = tuple[Any, Any]  # rows and columns of single elements, arrays of integers

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from adaptertool.codecs import BY_DTYPE, F16
 from adaptertool.kinds import kind_of
+from adaptertool.records import dataclass
 from adaptertool.spec.plan import Edit
 from adaptertool.spec.tensors import Near, Ref, Shortcut
 

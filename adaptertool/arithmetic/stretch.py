@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from adaptertool.kinds import KINDS
 from adaptertool.numerics.fused import MOST_ALPHAS
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.small import STORED, add_products, can
+from adaptertool.records import dataclass, field
 from adaptertool.spec.plan import EDITS_ALONE, Step
 from adaptertool.spec.tally import Tally, sums
 from adaptertool.spec.tensors import Ref

@@ -28,7 +28,6 @@ from adaptertool.cli.settings import OneForAll, method_option, setting_options
 from adaptertool.cli.weights import WEIGHT
 from adaptertool.methods import ON_FACTORS
 from adaptertool.render.adapters import convert_text, extract_text, sum_text, truncate_text
-from adaptertool.render.truncate_page import truncate_page
 from adaptertool.reports.adapters import AdapterReport
 from adaptertool.tasks import convert as convert_task
 from adaptertool.tasks import extract as extract_task
@@ -114,7 +113,7 @@ def truncate(adapter: str, verbose: bool, html: str | None, **options: Any) -> N
     report = _run(
         truncate_task.truncate, truncate_text, [adapter], verbose=verbose, spectra=html is not None, **options
     )
-    pages.save(html, truncate_page, report, [adapter, report.base])
+    pages.save(html, "truncate", report, [adapter, report.base])
 
 
 @click.command()

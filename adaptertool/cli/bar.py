@@ -7,10 +7,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-
-from tqdm import tqdm
+from typing import Protocol
 
 from adaptertool.cli.boundary import say
+from adaptertool.cli.table import load
 from adaptertool.cli.within import within
 from adaptertool.render.text import size
 
@@ -24,51 +24,48 @@ def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int
     if around := within():
         title = f"{around.title}{title}"
     lock = threading.Lock()
-    lines = _Lines(title, total)
-    tqdm.monitor_interval = 0  # no thread beside ours
     terminal = sys.stderr is not None and sys.stderr.isatty()
-    with tqdm(
-        total=total,
-        unit="B",
-        unit_scale=True,
-        desc=title,
-        disable=quiet or not terminal,
-        leave=False,
-        dynamic_ncols=True,
-    ) as shown:
+    with contextlib.ExitStack() as opened:
+        shown: Shown = _Lines(title, total, quiet=quiet)
+        if terminal and not quiet:
+            shown = opened.enter_context(load("drawn", "drawn")(title, total))
 
         def progress(count: int) -> None:
             with lock:
-                if terminal:
-                    shown.update(count)
-                elif not quiet:
-                    lines.update(count)
+                shown.update(count)
 
         def expect(count: int) -> None:
             with lock:
                 shown.reset(count)
-                lines.begin(count)
 
         progress.expect = expect  # type: ignore[attr-defined]
         yield progress
 
 
+class Shown(Protocol):
+    """What progress is told to: bytes that are done since the last time, and how many are to be done from here."""
+
+    def update(self, count: int) -> object: ...
+
+    def reset(self, total: int) -> object: ...
+
+
 class _Lines:
     """What a log is told: nothing of what is done soon, and of what takes long a line every half minute."""
 
-    def __init__(self, title: str, total: int | None) -> None:
-        self._title = title
+    def __init__(self, title: str, total: int | None, *, quiet: bool) -> None:
+        self._title, self._quiet = title, quiet
         self._said = time.monotonic()
-        self.begin(total)
+        self.reset(total)
 
-    def begin(self, total: int | None) -> None:
+    def reset(self, total: int | None) -> None:
         """So much is to be done from here: what has two parts begins twice."""
         self.total, self._done, self._began = total, 0, time.monotonic()
 
     def update(self, count: int) -> None:
         self._done += count
         now = time.monotonic()
-        if now - self._said < _SECONDS:
+        if self._quiet or now - self._said < _SECONDS:
             return
         self._said, seconds = now, now - self._began
         line = f"{self._title}: {size(self._done)} in {seconds:.0f} s"

@@ -8,7 +8,6 @@ from adaptertool.cli import pages
 from adaptertool.cli.bar import bar
 from adaptertool.cli.options import DEBUG, HTML, JSON, QUIET, THREADS, failed, tell, with_options
 from adaptertool.render.diff import diff_text
-from adaptertool.render.diff_page import diff_page
 from adaptertool.render.text import counted
 from adaptertool.tasks import diff as task
 
@@ -44,7 +43,7 @@ def diff(
     pages.require(html)
     with bar("diff", None, quiet=quiet) as progress:
         report = task.diff(a, b, ranks=ranks, renames=renames, threads=threads, progress=progress)
-    pages.save(html, diff_page, report, [a, b])
+    pages.save(html, "diff", report, [a, b])
     tell(report, lambda: diff_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)
     if report.equal:
         return 0

@@ -27,7 +27,6 @@ from adaptertool.cli.options import (
 from adaptertool.cli.terminal import room
 from adaptertool.cli.weights import EXCLUDE, ONLY, WEIGHT
 from adaptertool.render.drift import drift_text, verdict
-from adaptertool.render.drift_page import drift_page
 from adaptertool.reports.run import PATHS
 from adaptertool.tasks import drift as task
 
@@ -86,7 +85,7 @@ def drift(
         report = task.drift(
             base, adapters, weights=weights or None, paths=paths.split(","), progress=progress, **options
         )
-    pages.save(html, drift_page, report, [base, *adapters, report.merged])
+    pages.save(html, "drift", report, [base, *adapters, report.merged])
     tell(report, lambda: drift_text(report, every_module=verbose, width=room()), as_json=as_json, quiet=quiet)
     if report.ok:
         return 0

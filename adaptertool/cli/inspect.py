@@ -22,7 +22,6 @@ from adaptertool.cli.options import (
 )
 from adaptertool.cli.terminal import room
 from adaptertool.render.inspect import inspect_text
-from adaptertool.render.inspect_page import inspect_page
 from adaptertool.tasks import inspect as task
 
 
@@ -53,7 +52,7 @@ def inspect(
     pages.require(html)
     with bar("inspect", None, quiet=quiet) as progress:
         report = task.inspect(path, base, progress=progress, **options)
-    pages.save(html, inspect_page, report, [path, base])
+    pages.save(html, "inspect", report, [path, base])
     tell(report, lambda: inspect_text(report, every_module=verbose, width=room()), as_json=as_json, quiet=quiet)
     if report.fits is not False:
         return 0

@@ -1,27 +1,30 @@
-"""`--html`: a page beside what a command says."""
+"""`--html`: a page beside what a command says. What draws it is loaded where one is asked for."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
 
-from adaptertool.files.identity import identity
-from adaptertool.render import page
-from adaptertool.render.made import Made, made, moment
-
-R = TypeVar("R")
+from adaptertool.cli.table import load
 
 
 def require(target: str | None) -> None:
     """Refuse a page that cannot be made, before anything is computed. Raises UsageError."""
     if target is not None:
-        page.require(target)
-        moment()
+        load("pages_drawn", "require")(target)
 
 
-def save(target: str | None, draw: Callable[[R, Made], str], report: R, inputs: Iterable[str | None]) -> None:
-    """Write the page of a report, where one is asked for. inputs: paths, of which the footer has sizes and hashes."""
+def save(
+    target: str | None,
+    page: str,
+    report: object,
+    inputs: Iterable[str | None],
+    more: Callable[[], object] | None = None,
+) -> None:
+    """Write the page of a report, where one is asked for.
+
+    page:   which it is (cli.pages_drawn)
+    inputs: paths, of which the footer has sizes and hashes
+    more:   what else the page shows, made only then
+    """
     if target is not None:
-        named = dict.fromkeys(path for path in inputs if path)
-        page.write(target, draw(report, made(sys.argv[1:], [(path, identity(path)) for path in named])))
+        load("pages_drawn", "save")(target, page, (report,) if more is None else (report, more()), inputs)

@@ -14,7 +14,6 @@ from adaptertool.output.checkpoint import run
 from adaptertool.output.options import Options
 from adaptertool.output.preview import tensors_of
 from adaptertool.render.run import run_text
-from adaptertool.render.run_page import run_page
 from adaptertool.spec.plan import Plan
 
 
@@ -23,9 +22,7 @@ def run_and_tell(plan: Plan, out: str, options: Options, printing: Printing) -> 
     pages.require(printing.html)
     with bar(plan.command, bytes_to_write(plan), quiet=printing.quiet) as progress:
         done = run(plan, as_path(out, "OUT"), dataclasses.replace(options, progress=progress))
-    pages.save(
-        printing.html, lambda report, made: run_page(report, made, tensors_of(plan)), done, [done.base, *done.sources]
-    )
+    pages.save(printing.html, "run", done, [done.base, *done.sources], lambda: tensors_of(plan))
     for text in done.notes:
         options.tell_note(text)
     put(done, lambda: run_text(done), as_json=printing.as_json, quiet=printing.quiet)

@@ -11,7 +11,6 @@ from adaptertool.cli.options import Printing, tell
 from adaptertool.errors import UsageError
 from adaptertool.output.options import Options
 from adaptertool.render.run import run_text
-from adaptertool.render.run_page import run_page
 from adaptertool.tasks.call import call_of
 from adaptertool.tasks.on_dask import on_dask
 from adaptertool.tasks.spread import spread
@@ -25,5 +24,5 @@ def spread_and_tell(address: str, arguments: tuple[Any, ...], options: Options, 
     call = call_of(*(*arguments, options))
     with bar(call.command, None, quiet=printing.quiet) as progress:
         done = spread(call, dataclasses.replace(options, progress=progress), on_dask(address))
-    pages.save(printing.html, run_page, done, [done.base, *done.sources])
+    pages.save(printing.html, "run", done, [done.base, *done.sources])
     tell(done, lambda: run_text(done), as_json=printing.as_json, quiet=printing.quiet)

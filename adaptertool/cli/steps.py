@@ -6,7 +6,6 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import click
@@ -16,6 +15,7 @@ from adaptertool.cli.within import Within
 from adaptertool.errors import AdapterToolError, InputError, UsageError
 from adaptertool.recipes.paths import Outputs, words
 from adaptertool.recipes.read import OUT, Recipe, Step, Value
+from adaptertool.records import dataclass, field
 from adaptertool.reports.apply import StepReport
 
 

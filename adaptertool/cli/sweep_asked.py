@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
@@ -13,6 +12,7 @@ from adaptertool.cli.making import keys_of
 from adaptertool.cli.steps import How, Run
 from adaptertool.recipes.numbers import Axis, Point, with_numbers
 from adaptertool.recipes.read import Recipe
+from adaptertool.records import dataclass
 from adaptertool.reports.scores import BEST
 from adaptertool.scoring.scorer import Scorer
 from adaptertool.scoring.settings import ScoreSettings

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from adaptertool.output.integrity import check_files
 from adaptertool.output.manifest import facts_of, write_manifest
 from adaptertool.recipes.numbers import Point
 from adaptertool.recipes.workshop import Workshop
+from adaptertool.records import dataclass
 from adaptertool.render.score_files import result_files
 from adaptertool.reports.scores import SCORES, Scores
 from adaptertool.reports.sweep import SweepPoint, SweepReport

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adaptertool.cli.sweep_asked import Asked
 from adaptertool.cli.sweep_bench import Bench
 from adaptertool.recipes.numbers import Point, start_of
+from adaptertool.records import dataclass, field
 from adaptertool.reports.scores import Scores, best_point, mean_of, target_and_reference, value_of
 from adaptertool.reports.sweep import GRID, SweepPoint, SweepReport, best_points
 from adaptertool.scoring.published import like_others, measured_points

@@ -7,12 +7,11 @@ no dry run, is loaded through `load` too: this is the one place of late imports.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import click
 
-from adaptertool.interrupts import deferred
+from adaptertool import late
 
 
 class Entry(NamedTuple):
@@ -127,8 +126,7 @@ COMMANDS = (
 
 def load(module: str, attribute: str) -> Any:
     """An attribute of a module of this folder. Raises Interrupted when it is loaded, where a signal came meanwhile."""
-    with deferred():  # an exception amid the machinery of imports could be lost in a callback
-        return getattr(import_module(f"adaptertool.cli.{module}"), attribute)
+    return late.load(f"adaptertool.cli.{module}", attribute)
 
 
 class Unloaded(click.Command):

@@ -13,12 +13,13 @@ from typing import Any, TextIO
 
 import click
 
+from adaptertool.patterns import regex
 from adaptertool.render.text import closed, spread
 
 MODES = ("auto", "always", "never")
 # What has a colour: the first group of each, at an end of a line and beside what only we say there
 _MEANT = tuple(
-    (re.compile(pattern, re.MULTILINE), colour)
+    (regex(pattern, re.MULTILINE), colour)
     for colour, patterns in {
         "red": (
             r"\A(?:verify|diff) .*: (WRONG|DIFFERENT)$",
@@ -40,8 +41,8 @@ _MEANT = tuple(
     for pattern in patterns
 )
 _HELD, _IN_COMMAND = "\0", "\2"  # blanks where no line ends; what is printed has no such characters
-_COMMAND = re.compile(r"`[^`]*`\S*")
-_LABEL = re.compile(r"  [a-z][a-z ]{7,8} (?=\S)")  # before what a report says
+_COMMAND = regex(r"`[^`]*`\S*")
+_LABEL = regex(r"  [a-z][a-z ]{7,8} (?=\S)")  # before what a report says
 
 
 def colours(stream: TextIO) -> bool:

@@ -31,7 +31,6 @@ from adaptertool.output.integrity import check_files
 from adaptertool.planning.sources import COMPOSITIONS
 from adaptertool.render.text import counted
 from adaptertool.render.verify import files_text, require_junit, verify_text, write_junit
-from adaptertool.render.verify_page import verify_page
 from adaptertool.reports.verify import VerifyReport
 from adaptertool.tasks import verify as task
 
@@ -115,7 +114,7 @@ def verify(
             threads=threads,
             progress=progress,
         )
-    pages.save(html, verify_page, report, [merged, base, *sources])
+    pages.save(html, "verify", report, [merged, base, *sources])
     if junit is not None:
         write_junit(report, Path(junit))
     tell(report, lambda: verify_text(report, every_tensor=verbose), as_json=as_json, quiet=quiet)

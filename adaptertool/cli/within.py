@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import click
 
 from adaptertool.cli.boundary import say, show
+from adaptertool.records import dataclass, field
 from adaptertool.render.machine import Report, to_json
 from adaptertool.spec.plan import Plan
 

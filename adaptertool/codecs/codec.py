@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from adaptertool.numerics.rounding import Array
+from adaptertool.records import dataclass
 
 _SINGLE = 24  # significant bits of float32
 

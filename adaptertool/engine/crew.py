@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from adaptertool.engine.pool import Job, Pool
 from adaptertool.files.reader import Inputs
 from adaptertool.files.stage import Stage
 from adaptertool.files.writer import AT_ONCE, COPY_CHUNK, OutputFile, copy_range
+from adaptertool.records import dataclass
 from adaptertool.spec.plan import Shard
 from adaptertool.spec.tally import Tally
 from adaptertool.spec.tensors import Ref

@@ -13,7 +13,6 @@ FT-L), and with LoRA the second (`target_new`, FT-M): P. Wang et al., "EasyEdit"
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import torch
 from adaptertool.evaluation.encoding import Case, Query
 from adaptertool.evaluation.logits import logits_of
 from adaptertool.evaluation.prompts import LOSSES
+from adaptertool.records import dataclass
 from adaptertool.reports.evaluate import EditScores
 
 LAST_TOKEN, SEQUENCE = LOSSES

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from adaptertool.errors import InputError, MismatchError
 from adaptertool.evaluation.prompts import Line
+from adaptertool.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ import torch
 from adaptertool.errors import MismatchError, NonFiniteError, StorageError, UnsupportedError
 from adaptertool.evaluation.encoding import Case
 from adaptertool.evaluation.loading import explained
+from adaptertool.records import dataclass
 from adaptertool.reports.evaluate import LogitDrift
 
 _IN_MEMORY = 256 << 20  # bytes of logits; more of them are kept in a file

@@ -14,13 +14,13 @@ A ground truth may be a list, or a list of lists, of other words for the same: t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, shown
 from adaptertool.files.jsonfile import parse_json
 from adaptertool.files.reader import open_input, read_exact
+from adaptertool.records import dataclass
 
 LOSSES = ("last-token", "sequence")  # of the answers to facts (evaluation/answers.py)
 

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from adaptertool.files.hub import called
 from adaptertool.live.attach import attaching
 from adaptertool.live.device import OUT_OF_MEMORY, device_of
 from adaptertool.planning.sources import Reading
+from adaptertool.records import dataclass
 from adaptertool.reports.evaluate import EvaluationReport, ModelScores
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from adaptertool.codecs import BY_DTYPE
 from adaptertool.fidelity.model import coarser, explains, rounding, summing, survival_slack
 from adaptertool.numerics.rounding import Array
 from adaptertool.numerics.statistics import drifted
+from adaptertool.records import dataclass
 from adaptertool.reports.drift import Distance, WeightDrift
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import A, B
 from adaptertool.numerics.error_bound import Bound
 from adaptertool.numerics.rounding import Array
+from adaptertool.records import dataclass
 from adaptertool.reports.drift import ModuleDrift, WeightDrift
 from adaptertool.reports.run import MERGED, STEPWISE, UNMERGED
 from adaptertool.spec.plan import Step

@@ -9,7 +9,6 @@ stepwise  all merged, with a rounding each
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from adaptertool.codecs.numbers import doubles, rounded
 from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
 from adaptertool.numerics.rounding import Array
+from adaptertool.records import dataclass
 from adaptertool.reports.run import MERGED, PATHS, STACKED, STEPWISE, UNMERGED
 from adaptertool.spec.plan import Edit, Step
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from adaptertool.errors import MismatchError, NonFiniteError, UnsupportedError, 
 from adaptertool.files.header import Header
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
+from adaptertool.records import dataclass, field
 from adaptertool.resolution.nearest import nearest
 from adaptertool.spec.tensors import Ref
 

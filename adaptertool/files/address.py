@@ -7,13 +7,12 @@ import re
 from pathlib import PosixPath
 
 from adaptertool.errors import UsageError, shown
+from adaptertool.patterns import regex
 
 SCHEMES = ("s3", "gs", "az")
-_TYPED = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(.*)", re.DOTALL | re.IGNORECASE)  # schemes have no case
+_TYPED = regex(rf"({'|'.join(SCHEMES)}):/{{1,2}}(.*)", re.DOTALL | re.IGNORECASE)  # schemes have no case
 # What is read from nowhere, or is no path. With one slash, as pathlib has it, where there can be no doubt
-_OTHERS = re.compile(
-    r"(https?|ftp|hf|file|gcs|s3a|s3n|abfss?|wasbs?|hdfs):/{1,2}|([a-z][a-z0-9+.-]*)://", re.IGNORECASE
-)
+_OTHERS = regex(r"(https?|ftp|hf|file|gcs|s3a|s3n|abfss?|wasbs?|hdfs):/{1,2}|([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _INSTEAD = {
     "file": "give the path alone",
     "hf": "a model of the hub is given as ORG/NAME, after `hf download ORG/NAME`",
@@ -24,11 +23,11 @@ _INSTEAD = {
     ),
 }
 # A model of the hub, by the address of its page
-_HUB = re.compile(
+_HUB = regex(
     r"(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/+|hf:/+)(\w[\w.-]*/[\w.-]+)(?:/(?:tree|blob|resolve)/[\w./-]*)?/?"
 )
-_BUCKET = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-_SIGNED = re.compile(r"\?.*(signature|credential|token|sig|key)[^=]*=", re.IGNORECASE | re.DOTALL)
+_BUCKET = regex(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_SIGNED = regex(r"\?.*(signature|credential|token|sig|key)[^=]*=", re.IGNORECASE | re.DOTALL)
 
 
 class Address(PosixPath):

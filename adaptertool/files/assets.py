@@ -15,6 +15,7 @@ from adaptertool.files.side_by_side import each
 from adaptertool.files.store import FILE
 from adaptertool.files.tokenizer import is_tokenizer_file
 from adaptertool.files.trainer import is_trainer_file, is_trainer_folder
+from adaptertool.patterns import regex
 from adaptertool.spec.plan import Asset
 
 MODEL_INDEX = "model_index.json"  # of a pipeline of diffusers
@@ -34,7 +35,7 @@ OTHER_WEIGHTS = (
     "rust_model.ot", "*.gguf", "*.onnx", "*.onnx_data", "*.onnx.data", SUMS,
 )  # fmt: skip
 # What those who load a model never download
-_OF_THE_HUB = re.compile(r"(^|/)\.git|^LICENSE|^USE_POLICY|\.(md|png|jpe?g|gif|pdf)$", re.IGNORECASE)
+_OF_THE_HUB = regex(r"(^|/)\.git|^LICENSE|^USE_POLICY|\.(md|png|jpe?g|gif|pdf)$", re.IGNORECASE)
 _LISTED = 8  # files that are named
 OTHER_FOLDERS = frozenset({".git", ".cache", "original", "metal", "onnx", "openvino", "coreml"})
 
@@ -94,7 +95,13 @@ def _stays(name: str, adapter_files: tuple[str, ...]) -> bool:
 
 
 def _is_other(name: str, adapter_files: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*OTHER_WEIGHTS, *adapter_files))
+    return any(_fits(name, pattern) for pattern in (*OTHER_WEIGHTS, *adapter_files))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a name is like a pattern, which has stars alone: few come to be compiled for that."""
+    begin, end = pattern.partition("*")[0], pattern.rpartition("*")[2]
+    return name.startswith(begin) and name.endswith(end) and fnmatch.fnmatchcase(name, pattern)
 
 
 def is_ours(folder: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,8 @@ from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import exists, names_in
 from adaptertool.files.side_by_side import each
 from adaptertool.files.store import FOLDER
+from adaptertool.patterns import regex
+from adaptertool.records import dataclass
 from adaptertool.spec.plan import Asset, KeptWeight
 from adaptertool.spec.tensors import Ref
 
@@ -40,7 +41,7 @@ class WeightNames:
     shard: re.Pattern[str]
 
 
-NAMES = WeightNames(SINGLE, INDEX, re.compile(r"model-\d+-of-\d+\.safetensors"))
+NAMES = WeightNames(SINGLE, INDEX, regex(r"model-\d+-of-\d+\.safetensors"))
 
 
 class Adapters(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import re
 from collections.abc import Mapping
 from itertools import repeat
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from adaptertool.errors import InputError, shown
 from adaptertool.files.jsonfile import parse_json, require_few_marks
+from adaptertool.patterns import regex
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 
 MAX_SHOWN = 5_000  # characters of a name that are printed; it may be as long as the header
@@ -22,8 +22,8 @@ _Entries = tuple[Mapping[str, str], list[Ref]]
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _METADATA = "__metadata__"
 # As the reference writer has them, or json.dumps. Of a tensor: its name, dtype and shape together, two positions
-_USUAL_METADATA = re.compile(rf'\{{"{_METADATA}": ?(\{{[^{{}}]*+\}}), *+')
-_USUAL = re.compile(
+_USUAL_METADATA = regex(rf'\{{"{_METADATA}": ?(\{{[^{{}}]*+\}}), *+')
+_USUAL = regex(
     r'"([^"]*+)": ?\{([^]{}]*+)\], ?"data_offsets": ?\[(0|[1-9][0-9]*+), ?(0|[1-9][0-9]*+)\]\}(?:, *+|\} *+\Z)'
 )
 _CONTROLS = bytes([*range(0x20), 0x7F])  # all of ASCII that is not printable

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from adaptertool.errors import InputError
 from adaptertool.files.entries import bad, read_entries
 from adaptertool.files.magic import START, as_text, told_apart
 from adaptertool.files.reader import open_input, read_exact
+from adaptertool.records import dataclass
 from adaptertool.spec.tensors import Ref, Stamp, TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from adaptertool.errors import StorageError, shown
 from adaptertool.files import LOCAL, store_of
+from adaptertool.patterns import regex
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _LOOKED_AT = 5000  # names that another is compared with
 _LISTED = 8  # folders that are named
-_HUB = re.compile(r"\w[\w.-]*/[\w.-]+/?")
-_UNEXPANDED = re.compile(r"[$*?]")  # what a shell takes the place of, unless it is quoted
+_HUB = regex(r"\w[\w.-]*/[\w.-]+/?")
+_UNEXPANDED = regex(r"[$*?]")  # what a shell takes the place of, unless it is quoted
 
 
 def not_there(path: Path) -> str:

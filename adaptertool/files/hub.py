@@ -22,15 +22,16 @@ from urllib.parse import unquote
 from adaptertool.errors import AdapterToolError, InputError, shown
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.jsonfile import load_json
+from adaptertool.patterns import regex
 
 _MAIN = "main"
-_NAME = re.compile(
+_NAME = regex(
     r"(?P<repository>(?:\w[\w.-]*/)?\w[\w.-]*)"
     r"(?:@(?P<revision>refs/(?:convert/\w+|pr/\d+)|[^/@]+))?"
     r"(?P<inside>(?:/[^/]+)*)",
     re.ASCII,
 )
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT = regex(r"[0-9a-f]{40}")
 _FOLDER = "models--"
 _LISTED = 8  # revisions that are named
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 from adaptertool.errors import InputError, shown
 from adaptertool.files.magic import told_apart
 from adaptertool.files.reader import open_input, read_exact
+from adaptertool.patterns import regex
 
 MAX_JSON_BYTES = 100_000_000  # an index of 671 B parameters has 12.4 MB
 # Commas and opening brackets, which no value is without: three bytes of text, `[],`, take 64 of memory, and `{"":0},`
@@ -18,7 +18,7 @@ MAX_JSON_BYTES = 100_000_000  # an index of 671 B parameters has 12.4 MB
 MAX_MARKS = 3_000_000
 
 # Half of a pair of surrogates without the other, where no backslash is escaped
-_HALF = re.compile(
+_HALF = regex(
     rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F]..(?<!\\u[dD][89abAB]..\\u[dD]...))"  # begins fast to find
 )
 

@@ -23,18 +23,19 @@ from adaptertool.files.hub import to_complete
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import exists, names_in
 from adaptertool.files.store import FOLDER
+from adaptertool.patterns import regex
 from adaptertool.spec.tensors import Ref
 
 _STEM = "diffusion_pytorch_model"
 _PLAIN = WeightNames(f"{_STEM}.safetensors", f"{_STEM}.safetensors.index.json", NAMES.shard)
 
 # The folders of models that adapters are trained on
-_CHANGED = re.compile(r"(unet|transformer|prior|decoder|text_encoder)(_\d+)?")
+_CHANGED = regex(r"(unet|transformer|prior|decoder|text_encoder)(_\d+)?")
 # How weights of a folder are called, in the order (stem, variant): model.fp16.safetensors, with shards
 # model.fp16-00001-of-00002.safetensors and the index model.safetensors.index.fp16.json
-_SINGLE = re.compile(rf"({_STEM}|model)(\.[\w-]+?)?\.safetensors")
-_INDEX = re.compile(rf"({_STEM}|model)\.safetensors\.index(\.[\w-]+?)?\.json")
-_SHARD = re.compile(r"-\d+-of-\d+")
+_SINGLE = regex(rf"({_STEM}|model)(\.[\w-]+?)?\.safetensors")
+_INDEX = regex(rf"({_STEM}|model)\.safetensors\.index(\.[\w-]+?)?\.json")
+_SHARD = regex(r"-\d+-of-\d+")
 
 
 def is_pipeline(path: Path) -> bool:

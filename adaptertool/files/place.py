@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import platform
-import re
 import secrets
 import shutil
 import stat
@@ -16,11 +15,12 @@ from blake3 import blake3
 
 from adaptertool.errors import OutputError, StorageError
 from adaptertool.files.publish import ASIDE
+from adaptertool.patterns import regex
 
 _LONGEST = 200  # bytes of a name, of the 255 that file systems allow
 PART = ".part-"
 LOCK, PARTS, RECEIPTS, WORK, STEPS = "lock", "parts", "receipts", "work", "steps"
-_NAMES = re.compile(  # the last by version 0.1
+_NAMES = regex(  # the last by version 0.1
     rf"{LOCK}|{PARTS}|{RECEIPTS}|{STEPS}|{WORK}(-[0-9a-f]{{16}})?|{ASIDE}|journal"
 )
 

@@ -28,11 +28,12 @@ from adaptertool.files.hashing import Digests
 from adaptertool.files.place import PART, listed, part_name
 from adaptertool.files.stage import Finished
 from adaptertool.files.writer import write_small
+from adaptertool.patterns import regex
 from adaptertool.spec.tally import noted, noted_fates
 
 SCHEMA = "receipt/1"
-_HEX = re.compile("[0-9a-f]{64}")
-_PART = re.compile(re.escape(PART) + "[0-9a-f-]{1,80}")
+_HEX = regex("[0-9a-f]{64}")
+_PART = regex(re.escape(PART) + "[0-9a-f-]{1,80}")
 _END = ".json"
 # Where there are no links: two folders or files may not be joined so
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)

@@ -24,10 +24,10 @@ What a store that is not on this machine has to bring:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from adaptertool.records import dataclass
 from adaptertool.spec.tensors import Stamp
 
 FOLDER, FILE, OTHER, BROKEN = "folder", "file", "other", "broken"  # OTHER: a pipe, a device; BROKEN: a link to nothing

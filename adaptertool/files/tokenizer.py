@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from adaptertool.files import store_of
 from adaptertool.files.jsonfile import load_json
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.files.store import FILE, FOLDER
+from adaptertool.patterns import regex
 from adaptertool.spec.plan import Asset
 
 # What says which tokens there are; any of these may be the whole vocabulary, in a form of its own
@@ -27,7 +27,7 @@ _SETTINGS = frozenset({_CONFIG, "special_tokens_map.json", "added_tokens.json"})
 _JINJA, _JSON = "chat_template.jinja", "chat_template.json"
 _TEMPLATE = "chat_template"  # the key of a JSON file
 _MORE = "additional_chat_templates"  # a folder
-_MORE_TEMPLATES = re.compile(_MORE + r"/[^/]+\.jinja")
+_MORE_TEMPLATES = regex(_MORE + r"/[^/]+\.jinja")
 _MAX_PARSED = 4 << 20  # bytes; parsed JSON takes ten times as much, and larger files are compared by their bytes
 _CHUNK = 1 << 20  # bytes that are compared at once
 

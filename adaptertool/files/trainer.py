@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
+from adaptertool.patterns import regex
 
 # transformers, accelerate, DeepSpeed, FSDP, TensorBoard
-_FILES = re.compile(
+_FILES = regex(
     r"optimizer(_\d+)?\.(pt|bin)|scheduler(_\d+)?\.(pt|bin)|scaler\.pt|rng_state.*\.pth|random_states_\d+\.pkl"
     r"|sampler(_\d+)?\.bin|dl_state_dict(_\d+)?\.bin|trainer_state\.json|training_args\.bin|zero_to_fp32\.py|latest"
     r"|.*\.distcp|(.*\.)?events\.out\.tfevents\..*"
 )
-_FOLDERS = re.compile(
+_FOLDERS = regex(
     r"(tmp-)?checkpoint-\d+|global_step\d+|optimizer_\d+|pytorch_model_fsdp_\d+|runs|logs|wandb|mlruns|tensorboard"
     r"|lightning_logs|__pycache__"
 )

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,12 +32,14 @@ from ruamel.yaml.events import (
 
 from adaptertool.errors import InputError, shown
 from adaptertool.files.reader import is_folder, names_in, open_input, read_exact
+from adaptertool.patterns import regex
+from adaptertool.records import dataclass
 
 MAX_BYTES = 2_000_000  # a recipe with a thousand steps has a tenth
 MAX_DEPTH = 50  # of lists and maps within each other
 
-_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]*|(?=\.[0-9]))(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?")
-_LIKE_ONE = re.compile(r"[-+]?[0-9][0-9_]*|[-+]?0[ox][0-9a-fA-F_]+|[-+]?\.(?:inf|nan)", re.IGNORECASE)
+_NUMBER = regex(r"[-+]?(?:0|[1-9][0-9]*|(?=\.[0-9]))(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?")
+_LIKE_ONE = regex(r"[-+]?[0-9][0-9_]*|[-+]?0[ox][0-9a-fA-F_]+|[-+]?\.(?:inf|nan)", re.IGNORECASE)
 _NULLS = ("", "~", "null", "Null", "NULL")
 _TRUE, _FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 

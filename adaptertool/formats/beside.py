@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from adaptertool.codecs import COMPUTED
@@ -27,6 +26,7 @@ from adaptertool.files.trainer import is_trainer_file, is_trainer_folder
 from adaptertool.formats.format import BaseHas, FileNames
 from adaptertool.kinds import FULL
 from adaptertool.kinds.full import TUNED
+from adaptertool.records import dataclass, field
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.plan import Asset
 from adaptertool.spec.tensors import Ref, Stamp

@@ -3,7 +3,6 @@ checkpoint may be a pipeline, or one model of a pipeline."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from adaptertool.architectures.decoded_gguf import decoded_gguf
@@ -15,9 +14,10 @@ from adaptertool.files import checkpoint as files
 from adaptertool.files.checkpoint import Adapters, Checkpoint
 from adaptertool.files.pipeline import is_component, is_pipeline, open_component, open_pipeline
 from adaptertool.formats import FORMATS, is_adapter
+from adaptertool.patterns import regex
 from adaptertool.spec.choices import KEEP
 
-_UNMERGED = re.compile(r"\.base_layer\.|\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
+_UNMERGED = regex(r"\.base_layer\.|\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
 _ADAPTERS = Adapters(is_adapter, tuple(pattern for one in FORMATS for pattern in one.files.patterns))
 
 

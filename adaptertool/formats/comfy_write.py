@@ -5,7 +5,7 @@ from __future__ import annotations
 from adaptertool.architectures.flat import is_flat
 from adaptertool.architectures.parts import DENOISERS, ORIGINALS, likely_part, part_of, path_in
 from adaptertool.errors import shown
-from adaptertool.formats.saving import ORIGINAL, Saving, WritingOptions, in_order, refuse
+from adaptertool.formats.saving import WritingOptions, in_order, refuse
 from adaptertool.formats.spelled_out import Spelt, kept_metadata, notes_on, spelt_out, tensors_of
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora_scale import SCALE
@@ -74,6 +74,3 @@ def name_of(portable: Portable, change: Module, options: WritingOptions) -> str:
     assert part is not None
     part, path = path_in(part, path)
     return part.comfy + path
-
-
-SAVING = Saving(draft=draft, weights="", end=".safetensors", names=ORIGINAL)

@@ -18,7 +18,7 @@ from adaptertool.architectures.flat import is_flat
 from adaptertool.architectures.parts import BY_NAME, likely_part, part_of, path_in
 from adaptertool.formats.peft.convert import config_of, factors_of, one_kind
 from adaptertool.formats.peft.fields import FORMAT
-from adaptertool.formats.saving import Saving, WritingOptions, in_order, refuse
+from adaptertool.formats.saving import WritingOptions, in_order, refuse
 from adaptertool.formats.spelled_out import in_family, kept_metadata, on_layers
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.lora import B
@@ -105,6 +105,3 @@ def _described(portable: Portable, by_part: Mapping[str, Sequence[Module]]) -> d
         fields = json.loads(config_of(portable, named, "", ()))
         found |= {f"{part}{name}": fields[name] for name in _OF_CONFIG}
     return found
-
-
-SAVING = Saving(draft=draft, weights=WEIGHTS, end=".safetensors")

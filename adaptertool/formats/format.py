@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +13,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import is_folder
 from adaptertool.formats.saving import Saving
+from adaptertool.records import dataclass
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.layers import Layered
 from adaptertool.spec.plan import Edit

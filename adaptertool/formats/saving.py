@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +28,7 @@ import numpy as np
 
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, shown
+from adaptertool.records import dataclass
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.portable import Draft, Drafted, Portable
 from adaptertool.spec.tensors import DTYPE_BITS, Making, Ref, TensorSpec

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from adaptertool.formats.format import Format, Group
 from adaptertool.kinds import BY_NAME, KINDS, kind_of
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.parts import parts_of
+from adaptertool.records import dataclass
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from adaptertool.errors import InternalError
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array, Bound, Factor
 from adaptertool.numerics.ops import Ops
+from adaptertool.records import dataclass, field
 from adaptertool.spec.tensors import Ref
 
 Shape = tuple[int, ...]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from adaptertool.records import dataclass, field
 
 COUNT = "modules"  # the setting that says how many modules an adapter changes
 

@@ -18,7 +18,7 @@ import functools
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ _FAMILY, _INVERSE = "wavelet_family", "use_idwt"
 @functools.cache
 def _filters() -> Mapping[str, Sequence[float]]:
     """The low pass of each family."""
-    text = (files("adaptertool.kinds") / "wavelets.json").read_text("utf-8")
+    text = Path(__file__).with_name("wavelets.json").read_text("utf-8")
     return {name: tuple(numbers) for name, numbers in json.loads(text).items()}
 
 

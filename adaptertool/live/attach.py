@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from adaptertool.live.originals import Copies
 from adaptertool.live.session import Found, Session, resolve_live
 from adaptertool.numerics.ops import FLOATS
 from adaptertool.planning.sources import COMPOSITIONS, Reading, check_compose
+from adaptertool.records import dataclass
 from adaptertool.spec.plan import Edit, Step
 
 _Lower = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x, A) -> A·x, laid out like the output

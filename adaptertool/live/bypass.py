@@ -12,9 +12,10 @@ from typing import Any
 from torch import nn
 
 from adaptertool.live.wrapped import INNER
+from adaptertool.patterns import regex
 
 # Of the methods of a module those that are not looked at: they make weights, and do not run.
-_AT_REST = re.compile(r"__|_?(init|tie|reset|get|set|resize|load|save|from|to)_|__init__$|reset_parameters$")
+_AT_REST = regex(r"__|_?(init|tie|reset|get|set|resize|load|save|from|to)_|__init__$|reset_parameters$")
 # What is asked of a weight, and is no use of its numbers.
 _ASKED = r"(?!\s*\.\s*(?:dtype|device|shape|size|ndim|dim|is_|requires_grad|data_ptr|numel|element_size))"
 

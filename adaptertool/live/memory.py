@@ -15,6 +15,7 @@ from adaptertool.architectures.traits import Traits, read_traits
 from adaptertool.errors import UnsupportedError
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.live import wrapped
+from adaptertool.records import dataclass, field
 from adaptertool.resolution.names import Names
 from adaptertool.resolution.resolve import Base
 from adaptertool.resolution.ties import FLAG
@@ -28,7 +29,7 @@ DTYPES = {
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Slot:
     """Where a module holds a tensor."""
 
@@ -46,7 +47,7 @@ class Slot:
         self.module._parameters[self.key] = parameter
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Model:
     """What adapters are resolved against, and where each of its tensors is held."""
 
@@ -54,11 +55,11 @@ class Model:
     slots: Mapping[str, Slot]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class LiveTraits(Traits):
     """The traits of a model in memory, whose layers tell which weights are stored transposed."""
 
-    turned: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    turned: Mapping[str, bool] = field(default_factory=dict)
 
     def may_transpose(self, ref: Ref) -> bool:
         known = self.turned.get(ref.spec.name)

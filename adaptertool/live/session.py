@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from adaptertool.live.originals import Copies, FromBase, Originals
 from adaptertool.planning.edits import adapter_edits
 from adaptertool.planning.merge import require_mixable
 from adaptertool.planning.sources import Reading, open_adapter
+from adaptertool.records import dataclass, replace
 from adaptertool.resolution.renaming import renaming
 from adaptertool.resolution.ties import STORED_APART
 from adaptertool.spec.adapter import Adapter
@@ -150,7 +150,7 @@ def open_session(
         yield session
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """What adapters do to a model in memory."""
 
@@ -196,7 +196,7 @@ def _edits(
     """The edits by tensor, the ends that must come apart for them, and what a user should know."""
     subject = held.subject
     if not (subject.base.config or {})["_name_or_path"]:  # then there is nothing to compare with
-        adapters = [dataclasses.replace(adapter, trained_on="") for adapter in adapters]
+        adapters = [replace(adapter, trained_on="") for adapter in adapters]
     edits, changes, notes = adapter_edits(subject, adapters, weights, mixed=mixed)
     if mixed:
         require_mixable(edits)

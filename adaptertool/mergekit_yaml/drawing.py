@@ -6,7 +6,6 @@ mergekit; layers are those of the slices, one after the other, numbered anew.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -37,6 +36,7 @@ from adaptertool.mergekit_yaml.vocabulary import Tokens
 from adaptertool.methods import METHOD_BY_NAME
 from adaptertool.methods.average import MERGEKIT_LINEAR
 from adaptertool.methods.nuslerp import COLUMNS, TENSOR
+from adaptertool.records import dataclass
 from adaptertool.spec.plan import Blend, Edit, Step
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 
@@ -85,7 +85,7 @@ def draw(config: Config, models: Models, tokens: Tokens | None = None) -> Drawn:
     return Drawn(drawing.steps, drawing.equal, [*notes, *unfit_filters(drawing.asked)], layers, apart)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Drawing:
     """The steps so far."""
 

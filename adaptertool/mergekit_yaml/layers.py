@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
+from adaptertool.patterns import regex
 
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # keys of a config.json: how many layers
-_LAYER = re.compile(r"(?:^|\.)([0-9]{1,9})(?=\.)")
+_LAYER = regex(r"(?:^|\.)([0-9]{1,9})(?=\.)")
 # Before all layers, of what is in none; whatever else is behind them
-_FIRST = re.compile(
+_FIRST = regex(
     r"(?:^|[._])(?:wte|wpe|shared|relative_pe|(?:\w+_)?embed(?!_out)(?:ding|dings|_\w+|s)?|emb)(?:\.|_|$)|_embeddings?\b"
 )
 

@@ -9,12 +9,12 @@ machines, and so, rarely, may what they are rounded to.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from adaptertool.methods.setting import Setting, Settings, Value, setting_of
 from adaptertool.numerics.lazy import sums
 from adaptertool.numerics.top_k import Band
+from adaptertool.records import dataclass, field
 
 Array = Any  # of numpy, or Lazy
 Found = TypeVar("Found")

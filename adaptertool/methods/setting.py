@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from adaptertool.records import dataclass
 
 Value = float | int
 Settings = Mapping[str, Value | tuple[Value, ...]]  # by the name of the setting; several: one for each source

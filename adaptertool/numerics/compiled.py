@@ -122,5 +122,5 @@ def address(array: npt.NDArray[Any], dtype: npt.DTypeLike, size: int) -> int:
     """
     if array.dtype != dtype or array.size != size or not array.flags.c_contiguous:
         raise ValueError(f"not {size} contiguous elements of {np.dtype(dtype)}: {array.dtype}, {array.shape}")
-    pointer: int = array.ctypes.data
+    pointer: int = array.__array_interface__["data"][0]  # in half the time of `ctypes.data`
     return pointer

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from adaptertool.numerics.held import Held, Matrix, Products, Room
 from adaptertool.numerics.lowrank import Qr, orthogonal
+from adaptertool.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.lowest_bit import grain_of
 from adaptertool.numerics.modular import Residue
+from adaptertool.records import dataclass
 
 _MOST_BITS = 24  # of a factor; products with more are rounded anyhow
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from adaptertool.numerics.compiled import FUNCTIONS, address
 from adaptertool.numerics.lowest_bit import powers_of
+from adaptertool.records import dataclass
 
 Array = npt.NDArray[Any]
 MOST_ALPHAS, _GROUP, _PAD = 8, 16, 32  # as in kernel/fused.h

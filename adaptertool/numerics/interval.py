@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+
+from adaptertool.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

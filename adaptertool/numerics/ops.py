@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import intervals
 from adaptertool.numerics.modular import Residue
+from adaptertool.records import dataclass
 
 Array = Any  # of numpy or torch: floats, or Interval; or DoubleDouble, Residue, or Dyadic
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -30,6 +29,7 @@ from adaptertool.formats import is_adapter
 from adaptertool.output.leftovers import Leftovers
 from adaptertool.output.manifest import Facts, facts_of, write_manifest
 from adaptertool.output.options import Options
+from adaptertool.records import dataclass, field
 from adaptertool.spec.plan import Asset
 from adaptertool.spec.portable import Container, Draft
 from adaptertool.spec.tensors import Ref, Stamp, TensorSpec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -23,9 +22,10 @@ from adaptertool.files.reader import digests_in, files_below, open_input, read_e
 from adaptertool.files.store import FOLDER
 from adaptertool.interrupts import deferred
 from adaptertool.output.manifest import sums
+from adaptertool.patterns import regex
 from adaptertool.reports.verify import FilesReport, FileStatus
 
-_HEX = re.compile("[0-9a-f]{64}")
+_HEX = regex("[0-9a-f]{64}")
 _SCHEMA = "manifest/1"
 
 MISSING, EXTRA, NOT_A_FILE, SIZE, CONTENT = "missing", "not in the manifest", "no plain file", "size", "content"

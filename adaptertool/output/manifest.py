@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from marshal import dumps
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from adaptertool.files.hashing import SHA256, Digests, digests_of
 from adaptertool.files.hub import kept_as
 from adaptertool.files.stage import Finished, Published
 from adaptertool.files.writer import write_small
+from adaptertool.records import dataclass
 from adaptertool.reports.run import KeptReport
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.plan import EDITS_ALONE, Plan

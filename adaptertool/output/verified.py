@@ -12,13 +12,17 @@ from adaptertool.files.remote import RemoteStaging
 from adaptertool.files.stage import Published
 from adaptertool.files.writer import forget
 from adaptertool.formats.checkpoints import open_checkpoint
+from adaptertool.late import late
 from adaptertool.output.options import Options
 from adaptertool.output.target import makes_file
 from adaptertool.resolution.resolve import open_base
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.plan import Plan
-from adaptertool.verification.check import check
-from adaptertool.verification.written import as_weights, unlike
+
+# What few runs need
+check = late("adaptertool.verification.check", "check")
+as_weights = late("adaptertool.verification.written", "as_weights")
+unlike = late("adaptertool.verification.written", "unlike")
 
 
 def check_verifiable(plan: Plan, out: Path, options: Options) -> None:

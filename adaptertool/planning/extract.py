@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from adaptertool.architectures.conversion import (
@@ -25,6 +24,8 @@ from adaptertool.architectures.conversion import (
 from adaptertool.codecs import COMPUTED
 from adaptertool.errors import UnsupportedError, UsageError, shown
 from adaptertool.formats import DEFAULT, writing
+from adaptertool.patterns import regex
+from adaptertool.records import dataclass
 from adaptertool.resolution.resolve import Base
 from adaptertool.spec.tensors import Ref
 
@@ -32,7 +33,7 @@ FACTORS, SAVED, LEFT_OUT = "factors", "saved", "left out"
 
 # Modules with a weight of two dimensions that are not linear layers, or may not be: tables that are looked up, and the
 # routers of experts, which transformers 5 has as modules of their own.
-_NO_LINEAR = re.compile(r"embed|(^|\.)(wpe|wte|relative_attention_bias|gate|router)$")
+_NO_LINEAR = regex(r"embed|(^|\.)(wpe|wte|relative_attention_bias|gate|router)$")
 _HINT = "leave it out with --leave-out"
 
 

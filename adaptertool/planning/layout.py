@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,29 +20,31 @@ from adaptertool.files.gguf import Fields
 from adaptertool.files.gguf_header import with_other_types
 from adaptertool.files.header import Header, build_header
 from adaptertool.files.jsonfile import objects
+from adaptertool.patterns import regex
+from adaptertool.records import dataclass, field
 from adaptertool.resolution.heads import Head, dtype_in, stored_as
 from adaptertool.resolution.ties import FLAG
 from adaptertool.spec.plan import Asset, Edit, Keeping, Shard, Step
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 
 CONFIG = "config.json"
-_OF_INDEX = re.compile(r"[^/]+\.safetensors\.index(\.[\w-]+)?\.json")  # whatever the files of weights are called
+_OF_INDEX = regex(r"[^/]+\.safetensors\.index(\.[\w-]+)?\.json")  # whatever the files of weights are called
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 # Layers of denoisers that take in_channels, as diffusers 0.42.1 calls them; and models of its, whose out_channels are
 # in_channels where config.json has none
-_FIRST_LAYER = re.compile(r"x_embedder(\.proj)?\.weight|(conv_in|img_in|patch_embedding|pos_embed\.proj)\.weight")
+_FIRST_LAYER = regex(r"x_embedder(\.proj)?\.weight|(conv_in|img_in|patch_embedding|pos_embed\.proj)\.weight")
 _AS_IN_CHANNELS = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
 Edits = Mapping[str, Sequence[Edit]]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class TensorSetChange:
     """How the tensors of the output differ from the base's, in more than their numbers."""
 
-    apart: Mapping[str, str] = dataclasses.field(default_factory=dict)  # new tensors -> the one that they were tied to
-    resized: Mapping[str, Ref] = dataclasses.field(default_factory=dict)  # what takes the place of a tensor
+    apart: Mapping[str, str] = field(default_factory=dict)  # new tensors -> the one that they were tied to
+    resized: Mapping[str, Ref] = field(default_factory=dict)  # what takes the place of a tensor
     head: Head | None = None  # in the place of another, or where there was none
-    padded: Mapping[str, Ref] = dataclasses.field(default_factory=dict)  # as `resized`: the base's own, with zeros
+    padded: Mapping[str, Ref] = field(default_factory=dict)  # as `resized`: the base's own, with zeros
 
     @property
     def dropped(self) -> tuple[str, ...]:

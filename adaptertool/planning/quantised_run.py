@@ -8,10 +8,11 @@ from pathlib import PurePath
 
 from adaptertool.errors import shown
 from adaptertool.files.checkpoint import Checkpoint
+from adaptertool.patterns import regex
 from adaptertool.spec.adapter import Adapter
 
 # As unsloth and others call what bitsandbytes has made; no field of an adapter's config says it
-_FOUR_BITS = re.compile(r".*[-_.](?:unsloth-)?(?:bnb[-_.]?4bit|4bit|nf4)", re.IGNORECASE)
+_FOUR_BITS = regex(r".*[-_.](?:unsloth-)?(?:bnb[-_.]?4bit|4bit|nf4)", re.IGNORECASE)
 _FP8 = ("ss_fp8_base", "ss_fp8_base_unet")  # metadata of kohya's sd-scripts
 
 

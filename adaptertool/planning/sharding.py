@@ -12,12 +12,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import re
 from collections.abc import Iterator, Sequence
 
 from adaptertool.errors import UnsupportedError, UsageError
 from adaptertool.files.checkpoint import INDEX, Checkpoint
 from adaptertool.files.header import build_header
+from adaptertool.patterns import regex
 from adaptertool.planning.layout import dump, index_of, is_index
 from adaptertool.spec.plan import Asset, Plan, Shard, Step
 from adaptertool.spec.tensors import DTYPE_BITS
@@ -26,7 +26,7 @@ Tensor = tuple[Step, ...]  # the steps that make one tensor
 
 _PLACES = 2 * 20  # bytes of data_offsets in a header, at most
 _START = 8 + 8 + 2  # bytes of a header beside its entries: its length, what aligns it, its braces
-_INDEX_NAME = re.compile(r"(.+)\.safetensors\.index(\.[\w-]+)?\.json")
+_INDEX_NAME = regex(r"(.+)\.safetensors\.index(\.[\w-]+)?\.json")
 _LARGE, _GROWN = 5 * 10**9, 1.5  # bytes of a file, and how much larger it is than those of the base, to be told
 
 

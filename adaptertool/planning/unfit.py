@@ -8,12 +8,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from adaptertool.errors import UsageError, shown
+from adaptertool.patterns import regex
 from adaptertool.spec.schedule import fits
 
 Tied = Mapping[str, str]  # an end that is not stored -> the tensor that it is tied to
 NONE_TIED: Tied = MappingProxyType({})
 
-_ODD = re.compile(r"[\\()\[\]^$|+?{}]")  # what a pattern without slashes has no use for
+_ODD = regex(r"[\\()\[\]^$|+?{}]")  # what a pattern without slashes has no use for
 
 
 def refuse(pattern: str, what: str, names: Collection[str], *, graded: bool = False, tied: Tied = NONE_TIED) -> None:

@@ -4,7 +4,8 @@ command line (cli.fields), so an option of a command is a field of its steps, an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from adaptertool.records import dataclass
 
 FLAG, WHOLE, NUMBER, TEXT, PATH = "flag", "whole", "number", "text", "path"  # what a value is
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
 from adaptertool.arguments import Number, decimal, parse_numbers
 from adaptertool.errors import UsageError, argument, shown
 from adaptertool.recipes.fields import FLAG, PATH, WHOLE, Field
 from adaptertool.recipes.read import STEPS, Recipe, Step, Value
+from adaptertool.records import dataclass
 from adaptertool.resolution.nearest import nearest
 
 MAX_POINTS = 1000  # of a grid

@@ -18,19 +18,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from adaptertool.errors import InputError, shown
 from adaptertool.files.yamlfile import At, Items, Node, Scalar, Table, load_yaml
+from adaptertool.patterns import regex
 from adaptertool.recipes.fields import FLAG, NUMBER, PATH, WHOLE, Command, Commands, Field
+from adaptertool.records import dataclass
 from adaptertool.resolution.nearest import nearest
 
 SCHEMA = "recipe/1"
 STEPS, NAME, OUT = "steps", "name", "out"
-_NAMED = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)
-TAKEN = re.compile(r"\$\{([^{}]*)\}(.*)", re.DOTALL)  # what a step makes, and a path within
+_NAMED = regex(r"[A-Za-z][\w.-]*", re.ASCII)
+TAKEN = regex(r"\$\{([^{}]*)\}(.*)", re.DOTALL)  # what a step makes, and a path within
 # Only these are read as a recipe of ours; files of other tools have others (mergekit: merge_method, models, slices)
 _ABOVE = ("schema", STEPS, NAME)
 

@@ -8,9 +8,9 @@ import platform
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from adaptertool.errors import UsageError, shown
+from adaptertool.records import dataclass
 from adaptertool.version import __version__
 
 _EPOCH = "SOURCE_DATE_EPOCH"  # https://reproducible-builds.org/specs/source-date-epoch

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import PurePath
 
 from adaptertool.errors import shown
+from adaptertool.records import dataclass
 
 ROWS = 2000  # of a table on a page: a browser sorts and filters so many at once, and JSON has all
 RIGHT, WRONG = "right", "wrong"  # tones

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from adaptertool.records import dataclass
 from adaptertool.reports.notebook import InNotebook
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptertool.records import dataclass
 from adaptertool.reports.notebook import InNotebook
 from adaptertool.reports.scores import Scores, best_point, names_of, value_of
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptertool.records import dataclass
 from adaptertool.reports.notebook import InNotebook
 
 

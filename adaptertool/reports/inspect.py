@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from adaptertool.records import dataclass
 from adaptertool.reports.notebook import InNotebook
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from adaptertool.records import dataclass
 from adaptertool.reports.cost import CostReport
 from adaptertool.reports.notebook import InNotebook
 

@@ -9,7 +9,6 @@ tied, and buffers that models compute for themselves.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import same_bytes
+from adaptertool.patterns import regex
 from adaptertool.resolution.prefix import Prefix, changes
 from adaptertool.spec.tensors import Ref, TensorSpec
 
@@ -37,14 +37,14 @@ Config = Mapping[str, Any] | None
 Meaning = tuple[tuple[str, Piece], ...]
 
 # Buffers that models compute for themselves: older checkpoints hold them, and who loads and saves one may drop them.
-_BUFFER = re.compile(
+_BUFFER = regex(
     r"(\brotary_emb(eddings)?\.inv_freq|\bposition_ids|\bembeddings\.token_type_ids|\b(attn|attention)\.masked_bias)$"
 )
-_MASK = re.compile(r"\b(attn|attention)\.(bias|causal_mask)$")  # (1, 1, n, n), as GPT-2 has it
+_MASK = regex(r"\b(attn|attention)\.(bias|causal_mask)$")  # (1, 1, n, n), as GPT-2 has it
 
 # One embedding for both halves of a model, whatever its config says: T5 and its kin. Older checkpoints hold copies.
-_SHARED = re.compile(r"(.*\.)?(?:encoder|decoder)\.embed_tokens\.weight")
-_T5, _OF_T5 = re.compile(r"(M|UM|Long)?T5For|SwitchTransformersFor"), {"lm_head.weight": "shared.weight"}
+_SHARED = regex(r"(.*\.)?(?:encoder|decoder)\.embed_tokens\.weight")
+_T5, _OF_T5 = regex(r"(M|UM|Long)?T5For|SwitchTransformersFor"), {"lm_head.weight": "shared.weight"}
 
 
 class Counterparts(NamedTuple):

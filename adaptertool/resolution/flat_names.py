@@ -4,13 +4,13 @@ the adapter has apart and the base together, or together where they are apart in
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from adaptertool.architectures.flat import by_flat_name, without_prefix
+from adaptertool.patterns import regex
 from adaptertool.resolution.fused import FUSED, IN_FUSED, split
 
-_EXPERT = re.compile(rf"(.*_experts)_(\d{{1,9}})_({'|'.join(IN_FUSED)})\.weight")
+_EXPERT = regex(rf"(.*_experts)_(\d{{1,9}})_({'|'.join(IN_FUSED)})\.weight")
 
 
 class FlatNames:

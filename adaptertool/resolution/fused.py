@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from adaptertool.patterns import regex
 
 # Projections that are stored together, in the order of their rows. Of the fused ones cut by convention, and not by a
 # rule of transformers, the order was read off the families below.
@@ -13,7 +13,7 @@ IN_FUSED = {  # part and number of parts
     "gate_proj": ("gate_up_proj", 0, 2), "up_proj": ("gate_up_proj", 1, 2), "down_proj": ("down_proj", 0, 1),
     "w1": ("gate_up_proj", 0, 2), "w3": ("gate_up_proj", 1, 2), "w2": ("down_proj", 0, 1),
 }  # fmt: skip
-EXPERT = re.compile(rf"(.*\.experts)\.(\d+)\.({'|'.join(IN_FUSED)})\.weight")
+EXPERT = regex(rf"(.*\.experts)\.(\d+)\.({'|'.join(IN_FUSED)})\.weight")
 
 
 def split(name: str) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Collection, Mapping
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from adaptertool.architectures.conversion import architecture_of, into_memory, rules_for
@@ -20,6 +20,7 @@ from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.full import TUNED
+from adaptertool.records import dataclass
 from adaptertool.resolution.names import Names
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
@@ -27,7 +28,7 @@ from adaptertool.spec.tensors import Ref
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Head:
     architecture: str
     labels: int
@@ -169,5 +170,6 @@ def stored_as(base: Checkpoint, ref: Ref) -> str:
 
 @functools.cache
 def _table() -> Mapping[str, Any]:
-    models: dict[str, Any] = json.loads(files("adaptertool.architectures").joinpath("heads.json").read_text())["models"]
+    told = Path(__file__).parent.parent / "architectures" / "heads.json"
+    models: dict[str, Any] = json.loads(told.read_text())["models"]
     return models

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,11 +29,12 @@ from adaptertool.architectures.gguf import onto
 from adaptertool.architectures.gguf_experts import experts_of, stack_in_gguf
 from adaptertool.architectures.mlx import LAYOUT, of_one_expert
 from adaptertool.errors import InputError, MismatchError, UnsupportedError, shown
+from adaptertool.patterns import regex
 from adaptertool.resolution.flat_names import FlatNames
 from adaptertool.resolution.fused import EXPERT, FUSED, FUSED_FAMILIES, IN_FUSED, OTHER_FUSED, split
 from adaptertool.resolution.prefix import Prefix, changes
 
-_NUMBERED = re.compile(r"(.*\.experts)\.(\d{1,9})\.([^.]*)\.weight")
+_NUMBERED = regex(r"(.*\.experts)\.(\d{1,9})\.([^.]*)\.weight")
 
 
 class Names:

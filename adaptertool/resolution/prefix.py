@@ -6,20 +6,20 @@ the same names and shapes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 from adaptertool.architectures.flat import DOTTED
 from adaptertool.errors import shown
+from adaptertool.patterns import regex
+from adaptertool.records import dataclass
 
 _OF_HEADS = frozenset({"model", "transformer", "backbone", "bert", "roberta", "deberta"})
 
 LANGUAGE, VISION, AUDIO = "language", "vision", "audio"
 _TOWERS = {
-    LANGUAGE: re.compile(r"(language|text|llm)(_model|_tower|_backbone)?|llm"),
-    VISION: re.compile(r"(vision|visual|image)(_model|_tower|_encoder|_backbone)?"),
-    AUDIO: re.compile(r"(audio|speech)(_model|_tower|_encoder)?"),
+    LANGUAGE: regex(r"(language|text|llm)(_model|_tower|_backbone)?|llm"),
+    VISION: regex(r"(vision|visual|image)(_model|_tower|_encoder|_backbone)?"),
+    AUDIO: regex(r"(audio|speech)(_model|_tower|_encoder)?"),
 }
 
 

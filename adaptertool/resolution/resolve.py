@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from adaptertool.files.checkpoint import Checkpoint
 from adaptertool.kinds import BY_NAME, kind_of
 from adaptertool.kinds.full import TUNED
 from adaptertool.kinds.kind import Shape
+from adaptertool.records import dataclass, field, replace
 from adaptertool.resolution.components import ComponentNames, names_of
 from adaptertool.resolution.names import Names
 from adaptertool.resolution.pad import take_padded
@@ -27,7 +27,7 @@ from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref, View
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Base:
     """What adapters are resolved against, made once for all of them."""
 
@@ -36,8 +36,8 @@ class Base:
     traits: Traits
     ends: Mapping[str, str]  # tied and not stored -> the tensor that they are tied to
     tensors: dict[str, Ref]  # those of the base, and the ends; as resized by the adapters so far
-    resized: dict[str, Ref] = dataclasses.field(default_factory=dict)
-    padded: dict[str, Ref] = dataclasses.field(default_factory=dict)
+    resized: dict[str, Ref] = field(default_factory=dict)
+    padded: dict[str, Ref] = field(default_factory=dict)
 
 
 def open_base(base: Checkpoint) -> Base:
@@ -74,7 +74,7 @@ def resolve(subject: Base, adapter: Adapter) -> tuple[Mapping[str, list[Module]]
         why = (
             f"{base.path} was saved without the head that it may be tied to, and config.json does not say {FLAG}: false"
         )
-        traits = dataclasses.replace(traits, why_tied=why)
+        traits = replace(traits, why_tied=why)
     resized, found = take_resized(base, subject.tensors, subject.ends, traits, adapter, found)
     subject.tensors.update(resized)
     subject.resized.update(resized)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from blake3 import blake3
 from adaptertool.errors import OutputError
 from adaptertool.files.hub import called
 from adaptertool.output.manifest import recipe_key
+from adaptertool.records import dataclass
 from adaptertool.reports.curve import CurvePoint, CurveReport, best_alphas
 from adaptertool.reports.scores import ALL, BEST, SCORES, Scores, best_point, mean_of, target_and_reference
 from adaptertool.scoring.published import REMEDY, like_others, measured_points, published_scores

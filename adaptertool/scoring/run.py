@@ -12,7 +12,6 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from adaptertool.engine.budget import bytes_to_write
@@ -34,6 +33,7 @@ from adaptertool.output.manifest import Record, labels_of, write_manifests
 from adaptertool.output.options import Options
 from adaptertool.output.target import check_output
 from adaptertool.output.verified import require_verifiable, verify_outputs
+from adaptertool.records import dataclass
 from adaptertool.render.machine import to_json
 from adaptertool.render.score_files import result_files, without_page
 from adaptertool.reports.curve import PAGE, CurvePoint, CurveReport

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from adaptertool.errors import UsageError, argument
+from adaptertool.records import dataclass
 from adaptertool.reports.scores import ALL, KEEP, NONE
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from adaptertool.records import dataclass, field
 from adaptertool.spec.tensors import Ref, Stamp, View
 
 

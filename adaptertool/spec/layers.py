@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from adaptertool.records import dataclass
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 

@@ -6,11 +6,11 @@ Nothing here reads a file or touches a tensor.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adaptertool.records import dataclass, field
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.choices import EXACT
 from adaptertool.spec.tensors import Ref, Stamp, TensorSpec, View

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adaptertool.records import dataclass, field
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref, Stamp, TensorSpec
 

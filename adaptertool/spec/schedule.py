@@ -20,10 +20,12 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
+from adaptertool.patterns import regex
+
 ANY = "*"  # the pattern that fits every name
 
-_RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
-_LAYER = re.compile(r"(?:^|\.)([0-9]{1,9})(?=\.|$)")
+_RANGE = regex(r"([0-9]{1,9})-([0-9]{1,9})")
+_LAYER = regex(r"(?:^|\.)([0-9]{1,9})(?=\.|$)")
 _MOST = 10_000  # numbers of a range
 
 

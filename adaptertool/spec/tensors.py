@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from adaptertool.errors import by
+from adaptertool.records import dataclass
 
 # Bits per element, every dtype that the safetensors format (0.8) defines.
 DTYPE_BITS: Mapping[str, int] = {

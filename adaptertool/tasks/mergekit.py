@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 
 from adaptertool.arguments import PathLike, as_path, parse_size
@@ -14,12 +13,13 @@ from adaptertool.mergekit_yaml.plan import plan_config
 from adaptertool.mergekit_yaml.records import Config, Model, Slice, Source, Typed
 from adaptertool.output.checkpoint import run
 from adaptertool.output.options import Options
+from adaptertool.patterns import regex
 from adaptertool.reports.run import RunReport
 from adaptertool.spec.plan import Plan
 
 PASSTHROUGH = "passthrough"
 COPY = "mergekit_config.yml"  # the configuration beside what it made, as mergekit puts it there
-_RANGE = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
+_RANGE = regex(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
 HOW = frozenset({"force", "threads", "progress", "sha256", "provenance", "scratch", "clean", "fail_if_unchanged"})
 _MOST = 10_000  # layers of an output
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from adaptertool.errors import shown
 from adaptertool.files.jsonfile import objects
+from adaptertool.patterns import regex
 
 # Fields that change nothing that a model computes: names, versions, training, and what generation reads elsewhere too.
-_HARMLESS = re.compile(
+_HARMLESS = regex(
     r"_.*|transformers_version|(torch_)?dtype|use_cache|architectures_?version|auto_map|task_specific_params|torchscript"
     r"|(id2label|label2id|problem_type|finetuning_task|tokenizer_class|prefix|model_max_length|language|license)"
     r"|(bos|eos|pad|sep|cls|mask|unk|decoder_start|forced_bos|forced_eos)_token_id|initializer_(range|factor)"
@@ -20,7 +20,7 @@ _HARMLESS = re.compile(
     r"|no_repeat_ngram_size|.*_token_index|pretraining_tp|use_mem_.*|fuse_.*|memory_efficient_.*"
 )
 # Fields that a base has and a candidate must have too: a loader would take another value where one is not there.
-_NEEDED = re.compile(
+_NEEDED = regex(
     r"model_type|architectures|vocab_size|hidden_size|intermediate_size|num_(hidden_layers|attention_heads|key_value_heads)"
     r"|n_(layer|head|embd)|d_(model|ff|kv)|num_(layers|heads)|head_dim|rope|rope_theta|rms_norm_eps|layer_norm_eps(ilon)?"
     r"|hidden_act|activation_function|sliding_window|layer_types|num_(local_)?experts.*|.*_(multiplier|softcapping|scalar)"

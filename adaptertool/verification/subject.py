@@ -6,7 +6,6 @@ import functools
 import itertools
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from adaptertool.files.reader import Inputs
 from adaptertool.kinds import kind_of
 from adaptertool.numerics.ops import FLOATS
 from adaptertool.numerics.rounding import Array
+from adaptertool.records import dataclass, field
 from adaptertool.spec.plan import Step
 from adaptertool.spec.tensors import Ref
 from adaptertool.verification.evidence import DEVIATIONS

@@ -71,7 +71,7 @@ def test_the_table_loads_no_command(option: str) -> None:
     done = subprocess.run([sys.executable, "-c", LOADED, option], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout))
     ours = {name for name in loaded if name.split(".")[0] == "adaptertool"}
-    assert len(ours) <= 15, ours  # fourteen, and __main__, which `python -m` calls by another name
+    assert len(ours) <= 17, ours  # sixteen, and __main__, which `python -m` calls by another name
     assert "adaptertool.cli.table" in ours
     assert loaded.isdisjoint({"numpy", "torch", "tqdm", "blake3"})
     assert not any(f"adaptertool.cli.{entry.module}" in ours for entry in COMMANDS)
@@ -93,8 +93,8 @@ def test_completion_of_a_command_and_its_options() -> None:
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_while_a_command_is_loaded(tmp_path: Path, name: str) -> None:
     """It waits until the module is there, since an exception amid imports may be lost."""
-    (tmp_path / "tqdm.py").write_text(
-        f"import signal\nsignal.raise_signal(signal.{name})\nprint('loaded')\ntqdm = None\n"
+    (tmp_path / "threadpoolctl.py").write_text(
+        f"import signal\nsignal.raise_signal(signal.{name})\nprint('loaded')\nthreadpool_limits = None\n"
     )
     done = adaptertool("diff", "a", "b", env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert (done.returncode, done.stdout) == (130, "loaded\n")

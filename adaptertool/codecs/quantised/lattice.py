@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -20,6 +19,7 @@ from adaptertool.codecs.quantised.grid import Grid
 from adaptertool.codecs.quantised.tables import numbers
 from adaptertool.errors import MismatchError, shown
 from adaptertool.numerics.rounding import Array
+from adaptertool.records import dataclass
 from adaptertool.spec.tensors import ReadStored, Ref
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +14,8 @@ from adaptertool.files.jsonfile import objects
 from adaptertool.files.reader import open_input, read_exact
 from adaptertool.numerics.decoding import Coded, decoded
 from adaptertool.numerics.rounding import Array
+from adaptertool.patterns import regex
+from adaptertool.records import dataclass
 from adaptertool.spec.tensors import Making, ReadStored, Ref, Stamp, TensorSpec, is_still
 
 # (how to read, first row, last row) -> these rows of the weight, float64, in rows of `Weight.width` elements
@@ -23,7 +23,7 @@ Rows = Callable[..., Array]
 # (how to read, first row, last row) -> the same, as codes with what they mean
 FindCodes = Callable[[ReadStored, int, int], Coded]
 
-_SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")  # of a block
+_SIZE = regex(r"([1-9]\d{0,5})x([1-9]\d{0,5})")  # of a block
 
 
 class Decoded:

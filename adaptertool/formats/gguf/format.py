@@ -8,9 +8,9 @@ from dataclasses import replace
 from adaptertool.errors import UnsupportedError, shown
 from adaptertool.formats.format import Format, Move, without_beside
 from adaptertool.formats.gguf.keys import FILES, FORMAT, by_names, facts, recognise
-from adaptertool.formats.gguf.read import read_adapter
-from adaptertool.formats.gguf.write import SAVING
+from adaptertool.formats.saving import Saving
 from adaptertool.kinds.lora import A, B
+from adaptertool.late import late
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.layers import Layer, Layered, Pair
 
@@ -46,6 +46,7 @@ def renamed(adapter: Layered, moves: Mapping[str, Move]) -> Layered:
     return layered(replace(adapter.adapter, modules=modules))
 
 
+read_adapter = late("adaptertool.formats.gguf.read", "read_adapter")
 GGUF = Format(
     name=FORMAT,
     files=FILES,
@@ -57,5 +58,5 @@ GGUF = Format(
     layered=layered,
     renamed=renamed,
     misreadings=lambda _: {},
-    save=SAVING,
+    save=Saving(draft=late("adaptertool.formats.gguf.write", "draft"), weights="", end=".gguf"),
 )

@@ -19,7 +19,7 @@ from adaptertool.files.gguf import ALIGNMENT
 from adaptertool.files.gguf_header import build_gguf
 from adaptertool.formats.experts import complete, filled, stacked
 from adaptertool.formats.gguf.keys import ADAPTER, ALPHA, FORMAT, KIND, LORA_TYPE, TYPE
-from adaptertool.formats.saving import Saving, WritingOptions, drafted, refuse
+from adaptertool.formats.saving import WritingOptions, drafted, refuse
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.equivalent import spelled_as
 from adaptertool.kinds.lora import A, B
@@ -160,6 +160,3 @@ def _factors(portable: Portable, change: Module, found: Found, times: float) -> 
     elif change.transposed:
         refuse(portable, [change], "a change of an embedding, which GGUF has of the input embedding alone")
     return [drafted(f"{found.name}.lora_a", a), drafted(f"{found.name}.lora_b", b, times=times)]
-
-
-SAVING = Saving(draft=draft, weights="", end=".gguf")

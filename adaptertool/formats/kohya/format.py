@@ -8,13 +8,10 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from adaptertool.errors import UnsupportedError
-from adaptertool.formats import comfy_write, diffusers_write
 from adaptertool.formats.format import Facts, Format, Move, without_beside
-from adaptertool.formats.kohya import keys, write
-from adaptertool.formats.kohya.keys import FILES, by_names, recognise
-from adaptertool.formats.kohya.layers import layered
-from adaptertool.formats.kohya.misreadings import misreadings
-from adaptertool.formats.kohya.read import read_adapter
+from adaptertool.formats.kohya.keys import FILES, FOLDED, NAMES, by_names, recognise
+from adaptertool.formats.saving import ORIGINAL, OWN, Saving
+from adaptertool.late import late
 from adaptertool.spec.layers import Layered
 
 
@@ -40,6 +37,12 @@ def facts(name: str, fields: Mapping[str, Any]) -> Facts:
     )
 
 
+read_adapter = late("adaptertool.formats.kohya.read", "read_adapter")
+_SAVINGS = (
+    Saving(draft=late("adaptertool.formats.kohya.write", "draft"), weights="", end=".safetensors", names=OWN),
+    Saving(draft=late("adaptertool.formats.comfy_write", "draft"), weights="", end=".safetensors", names=ORIGINAL),
+    Saving(draft=late("adaptertool.formats.diffusers_write", "draft"), weights=FOLDED, end=".safetensors"),
+)
 KOHYA, COMFY, DIFFUSERS = (
     Format(
         name=name,
@@ -49,10 +52,10 @@ KOHYA, COMFY, DIFFUSERS = (
         read_as_far_as_clear=without_beside(functools.partial(read_adapter, name)),
         by_names=by_names,
         facts=functools.partial(facts, name),
-        layered=layered,
+        layered=late("adaptertool.formats.kohya.layers", "layered"),
         renamed=_renamed,
-        misreadings=misreadings,
+        misreadings=late("adaptertool.formats.kohya.misreadings", "misreadings"),
         save=save,
     )
-    for name, save in zip(keys.NAMES, (write.SAVING, comfy_write.SAVING, diffusers_write.SAVING), strict=True)
+    for name, save in zip(NAMES, _SAVINGS, strict=True)
 )

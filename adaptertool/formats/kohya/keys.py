@@ -20,6 +20,7 @@ from adaptertool.files.reader import exists, stamp_of
 from adaptertool.formats.format import FileNames, Group
 from adaptertool.formats.kohya import xlabs
 from adaptertool.kinds import SPELLED
+from adaptertool.patterns import regex
 from adaptertool.spec.tensors import Ref, Stamp
 
 KOHYA, COMFY, DIFFUSERS = NAMES = ("kohya", "comfy", "diffusers")
@@ -56,7 +57,7 @@ _ALIASES = {
 _OF_KINDS = {key for (name, _), (_, own) in SPELLED.items() if name in NAMES for key in own.keys}
 _KNOWN = frozenset({*BESIDE, *ON_BIAS, *_OF_KINDS, *_ALIASES})
 
-_DOTTED_KEY = re.compile(rf"(.+?)({'|'.join(map(re.escape, _KNOWN - {_IA3}))})")
+_DOTTED_KEY = regex(rf"(.+?)({'|'.join(map(re.escape, _KNOWN - {_IA3}))})")
 _FLAT, _COMFY = tuple(PREFIXES), ("diffusion_model.", "model.diffusion_model.", "text_encoders.")
 # What no tensor of a model is called; of some that are refused, too
 _FACTORS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -24,6 +23,7 @@ from adaptertool.formats.kohya.refused import why_refused
 from adaptertool.formats.kohya.scales import Numbers, note_on_parts
 from adaptertool.kinds import LORA, SPELLED, Kind, kind_of
 from adaptertool.kinds.spelling import Spelling
+from adaptertool.patterns import regex
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.tensors import Ref
 
@@ -35,7 +35,7 @@ _WITHOUT_ALPHA = (
 )  # fmt: skip
 _OF_LANGUAGE = ("transformer.h.", "transformer.layers.", "transformer.encoder.")
 # As diffusers alone calls layers: those of Lumina and Z-Image are in transformer.layers, too
-_OF_DIFFUSERS = re.compile(r"\.to_(q|k|v|out)\b")
+_OF_DIFFUSERS = regex(r"\.to_(q|k|v|out)\b")
 _IN_FOLDER = FileNames(None, FOLDED, "", FILES.patterns)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from adaptertool.patterns import regex
+
 # What is found in a key -> what it is, and what to do
 _REFUSED = {
     r"\.(?:[pq]_layer\.weight|lambda_layer)$": "T-LoRA of LyCORIS, whose rank depends on the step of denoising, and "
@@ -22,7 +24,7 @@ _REFUSED = {
     r"^lora_controlnet$": "a control LoRA of Stability AI, which makes a ControlNet of a copy of the model, and does "
     "not change the model: load it as a ControlNet",
 }
-_ANY = re.compile("|".join(_REFUSED))
+_ANY = regex("|".join(_REFUSED))
 
 
 def why_refused(key: str) -> str | None:

@@ -15,13 +15,14 @@ from adaptertool.formats.kohya.keys import ALPHA, NAMES, NUMBERS, ON_INPUT
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.lycoris_oft import BOUND
 from adaptertool.kinds.spelling import Spelling
+from adaptertool.patterns import regex
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.tensors import Ref
 
 _SEVERAL = 3  # modules that an error names
 
 
-_FUSED = re.compile(r"(?:qkv|linear1)$")  # ends of the names of layers that sd-scripts trains in parts, with split_qkv
+_FUSED = regex(r"(?:qkv|linear1)$")  # ends of the names of layers that sd-scripts trains in parts, with split_qkv
 
 
 def note_on_parts(header: Header, modules: Sequence[Module]) -> list[str]:

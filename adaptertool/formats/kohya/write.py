@@ -7,23 +7,23 @@ of the tensors, and of a piece of the file as it would be with ss_ metadata alon
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adaptertool.architectures.flat import flattened, is_flat
 from adaptertool.architectures.parts import ONLY_TEXT_ENCODER, PARTS, likely_part, part_of, path_in
 from adaptertool.files.header import build_header
-from adaptertool.formats.saving import OWN, Saving, WritingOptions, in_order
+from adaptertool.formats.saving import WritingOptions, in_order
 from adaptertool.formats.spelled_out import Spelt, kept_metadata, notes_on, ranks_and_alphas, spelt_out, tensors_of
 from adaptertool.kinds import kind_of
+from adaptertool.patterns import regex
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.portable import Container, Draft, Portable
 from adaptertool.spec.tensors import TensorSpec
 
 # Of a transformer under diffusers' names, where those are not the original's: OneTrainer's prefix, which ComfyUI knows
 _DIFFUSERS, _OF_DIFFUSERS = "transformer.", "lora_transformer_"
-_SPLIT = re.compile(r"transformer\.single_transformer_blocks\.|\.ff(?:_context)?\.net\.")
+_SPLIT = regex(r"transformer\.single_transformer_blocks\.|\.ff(?:_context)?\.net\.")
 _ANY = "lycoris_"  # before the names of any other model
 _PLAIN, _OTHERS = "networks.lora", "lycoris.kohya"
 _HASHES = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
@@ -83,6 +83,3 @@ def hashes(path: Path, start: int, specs: Sequence[TensorSpec], told: Mapping[st
             piece.update(data[max(_FROM - at, 0) : max(_UP_TO - at, 0)])
             at += len(data)
     return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": piece.hexdigest()[:8]}
-
-
-SAVING = Saving(draft=draft, weights="", end=".safetensors", names=OWN)

@@ -4,14 +4,14 @@ diffusers' names; they have no alphas."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from adaptertool.errors import MismatchError, shown
 from adaptertool.kinds.lora import B
+from adaptertool.patterns import regex
 from adaptertool.spec.adapter import Module
 
-_LAYER = re.compile(r"(?P<front>(?:.*\.)?)(?P<block>double|single)_blocks\.(?P<number>\d+)\.processor\.(?P<layer>\w+)")
+_LAYER = regex(r"(?P<front>(?:.*\.)?)(?P<block>double|single)_blocks\.(?P<number>\d+)\.processor\.(?P<layer>\w+)")
 # A block, and a layer in it -> the block in diffusers, and what the layer is there, or q, k and v of it are
 _NAMES = {
     ("double", "qkv_lora1"): ("transformer_blocks", ("attn.to_q", "attn.to_k", "attn.to_v")),

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +14,7 @@ from adaptertool.formats.format import Facts
 from adaptertool.formats.mlx.keys import FORMAT, PARAMETERS, TYPE
 from adaptertool.kinds import FULL, SPELLED, Kind
 from adaptertool.kinds.spelling import Spelling
+from adaptertool.records import dataclass
 
 WHOLE = "full"  # of TYPE: tensors of the model itself
 _KNOWN = frozenset({"rank", "scale", "dropout", "keys", "alpha"})

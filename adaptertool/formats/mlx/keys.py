@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,22 @@ from adaptertool.files.jsonfile import load_json
 from adaptertool.files.parsed import Parsed
 from adaptertool.files.reader import exists
 from adaptertool.formats.format import FileNames, Group
+from adaptertool.patterns import regex
 
 FORMAT = MLX
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 _OF_PEFT = "adapter_model.safetensors"
 # Beside it are those of earlier steps of the same training, which are whole adapters too
-FILES = FileNames(CONFIG, WEIGHTS, "", patterns=(CONFIG, f"*{WEIGHTS}"), earlier=re.compile(rf"\d+_{WEIGHTS}"))
+FILES = FileNames(CONFIG, WEIGHTS, "", patterns=(CONFIG, f"*{WEIGHTS}"), earlier=regex(rf"\d+_{WEIGHTS}"))
 
 TYPE, PARAMETERS = "fine_tune_type", "lora_parameters"  # fields of the config
 
 # What layers that look rows up are called: nn.Embedding of all models of mlx-lm 0.32.2
-_LOOKED_UP = re.compile(
+_LOOKED_UP = regex(
     r"embed|embed_in|embed_tokens(_per_layer)?|embeddings?|position_embedding_table|(tok|token|word)_embeddings|wpe|wte"
 )
 # Layers with the matrices of all experts in one tensor: what stands before is what checkpoints of Hugging Face call it
-_STACK = re.compile(r"(.+?)(?:(?:\.experts)?\.(?:switch_mlp|switch_glu)|\.experts)\.([^.]+)")
+_STACK = regex(r"(.+?)(?:(?:\.experts)?\.(?:switch_mlp|switch_glu)|\.experts)\.([^.]+)")
 
 
 def recognise(path: Path) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_BLOCK = re.compile(r"(?:[^.]+\.)*?(\d+)\.(.+)")  # the number of a block, and a path below it
+from adaptertool.patterns import regex
+
+_BLOCK = regex(r"(?:[^.]+\.)*?(\d+)\.(.+)")  # the number of a block, and a path below it
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # of the config of a model
 _ALL = -1
 

@@ -18,9 +18,9 @@ from adaptertool.architectures.mlx import in_stack, stack_of, stored_otherwise
 from adaptertool.errors import shown
 from adaptertool.files.jsonfile import objects
 from adaptertool.formats.experts import complete, filled, stacked
-from adaptertool.formats.mlx.keys import CONFIG, FORMAT, PARAMETERS, TYPE, WEIGHTS
+from adaptertool.formats.mlx.keys import CONFIG, FORMAT, PARAMETERS, TYPE
 from adaptertool.formats.mlx.targets import targets_of
-from adaptertool.formats.saving import Saving, WritingOptions, drafted, dtype_of, in_order, refuse
+from adaptertool.formats.saving import WritingOptions, drafted, dtype_of, in_order, refuse
 from adaptertool.formats.spelled_out import kept_metadata
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
@@ -137,6 +137,3 @@ def _notes(changes: Sequence[Module], rank: int, scale: float) -> list[str]:
             "is multiplied into their lora_b"
         )
     return found
-
-
-SAVING = Saving(draft=draft, weights=WEIGHTS, ties=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from adaptertool.formats.peft.refused import why_refused
 from adaptertool.formats.peft.variants import Blocks, blocks_of, truncated
 from adaptertool.kinds import SPELLED, Kind, full, lora
 from adaptertool.kinds.spelling import Spelling
+from adaptertool.records import dataclass
 
 # PEFT wraps the parameters of one module in the order in which it holds them; this is transformers' own.
 _PARAMETER_ORDER = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias")

@@ -6,7 +6,6 @@ PEFT has one kind, and one answer to whether there is a magnitude or a bias, for
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -17,21 +16,22 @@ from adaptertool.errors import UsageError, shown
 from adaptertool.formats.format import Written
 from adaptertool.formats.peft import lokr
 from adaptertool.formats.peft.fields import FORMAT
-from adaptertool.formats.peft.keys import CONFIG, PREFIX, WEIGHTS
+from adaptertool.formats.peft.keys import CONFIG, PREFIX
 from adaptertool.formats.peft.write import config_text, new_fields
-from adaptertool.formats.saving import Saving, WritingOptions, drafted, in_order, refuse
+from adaptertool.formats.saving import WritingOptions, drafted, in_order, refuse
 from adaptertool.formats.spelled_out import in_family, kept_metadata
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.dora import MAGNITUDE
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
+from adaptertool.patterns import regex
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.portable import Draft, Drafted, Portable
 
 _WHAT = "PEFT's format"
 _ENDINGS = {A: ".lora_A.weight", B: ".lora_B.weight", MAGNITUDE: ".lora_magnitude_vector", BIAS: ".lora_B.bias"}
 _OF_EMBEDDING = {A: ".lora_embedding_A", B: ".lora_embedding_B", MAGNITUDE: ".lora_magnitude_vector"}
-_EXPERT = re.compile(r"\.experts\.\d+\.")
+_EXPERT = regex(r"\.experts\.\d+\.")
 _HADAMARD = "LOHA"  # the tag of a kind whose config is the same, but for what alpha is called
 
 
@@ -169,5 +169,3 @@ _OF_ANY = (
     "base_model_name_or_path", "inference_mode", "modules_to_save", "task_type", "r", "rank_pattern", "alpha_pattern",
     "target_modules",
 )  # fmt: skip
-
-SAVING = Saving(draft=draft, weights=WEIGHTS, ties=None)

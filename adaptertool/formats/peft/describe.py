@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,10 +11,11 @@ from adaptertool.formats.format import Facts, Group
 from adaptertool.formats.peft.fields import alpha_field_of
 from adaptertool.formats.peft.keys import CONFIG, PREFIX, TUNER_PARAMETER, WEIGHTS
 from adaptertool.kinds import FULL
+from adaptertool.patterns import regex
 from adaptertool.spec.tensors import Ref
 
 # What stands before a parameter of a tuner in a key is the module.
-_FACTOR = re.compile(rf"(.+?)\.((?:{TUNER_PARAMETER.pattern}|token_adapter)(?:\..*)?)")
+_FACTOR = regex(rf"(.+?)\.((?:{TUNER_PARAMETER.pattern}|token_adapter)(?:\..*)?)")
 
 
 def by_names(files: Parsed) -> Iterator[Group]:

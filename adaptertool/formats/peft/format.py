@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from adaptertool.formats.format import Format, Writing
-from adaptertool.formats.peft.convert import SAVING
-from adaptertool.formats.peft.describe import by_names, facts
 from adaptertool.formats.peft.fields import FORMAT
-from adaptertool.formats.peft.keys import FILES
-from adaptertool.formats.peft.layers import layered, renamed
-from adaptertool.formats.peft.misreadings import misreadings
+from adaptertool.formats.peft.keys import FILES, WEIGHTS
 from adaptertool.formats.peft.read import read_adapter, read_as_far_as_clear, recognise
-from adaptertool.formats.peft.write import config_text, may_have_factors, nearest_scale, new_fields, times
+from adaptertool.formats.saving import Saving
+from adaptertool.late import late
 
 PEFT = Format(
     name=FORMAT,
@@ -18,17 +15,17 @@ PEFT = Format(
     recognise=recognise,
     read=read_adapter,
     read_as_far_as_clear=read_as_far_as_clear,
-    by_names=by_names,
-    facts=facts,
-    layered=layered,
-    renamed=renamed,
-    misreadings=misreadings,
+    by_names=late("adaptertool.formats.peft.describe", "by_names"),
+    facts=late("adaptertool.formats.peft.describe", "facts"),
+    layered=late("adaptertool.formats.peft.layers", "layered"),
+    renamed=late("adaptertool.formats.peft.layers", "renamed"),
+    misreadings=late("adaptertool.formats.peft.misreadings", "misreadings"),
     write=Writing(
-        config_text=config_text,
-        nearest_scale=nearest_scale,
-        times=times,
-        new_fields=new_fields,
-        takes_factors=may_have_factors,
+        config_text=late("adaptertool.formats.peft.write", "config_text"),
+        nearest_scale=late("adaptertool.formats.peft.write", "nearest_scale"),
+        times=late("adaptertool.formats.peft.write", "times"),
+        new_fields=late("adaptertool.formats.peft.write", "new_fields"),
+        takes_factors=late("adaptertool.formats.peft.write", "may_have_factors"),
     ),
-    save=SAVING,
+    save=Saving(draft=late("adaptertool.formats.peft.convert", "draft"), weights=WEIGHTS, ties=None),
 )

@@ -4,12 +4,12 @@ nothing of them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.formats.format import FileNames
+from adaptertool.patterns import regex
 from adaptertool.spec.tensors import Ref
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -17,22 +17,22 @@ FILES = FileNames(CONFIG, WEIGHTS, PREFIX, patterns=(CONFIG, "adapter_model.*"))
 
 # Modules that wrap others, and have no tensors of their own: torch.compile, FSDP, activation checkpointing, DDP.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_WRAPPER = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(_WRAPPERS)})\.")
+_WRAPPER = regex(rf"(?:(?<=\.)|^)(?:{'|'.join(_WRAPPERS)})\.")
 # The head, in Tinker's raw adapters (tinker-cookbook 0.6)
 _HEAD_OF_TINKER = "unembed_tokens"
-_HEAD = re.compile(rf"(?:^|(?<=\.))model\.(?:language_model\.)?{_HEAD_OF_TINKER}\.")
+_HEAD = regex(rf"(?:^|(?<=\.))model\.(?:language_model\.)?{_HEAD_OF_TINKER}\.")
 _IN_FRONT = "module."
-_PREFIXED = re.compile(r"((?:.*?\.)?)base_model\.model\.")
+_PREFIXED = regex(r"((?:.*?\.)?)base_model\.model\.")
 
 _USUAL = (".lora_A.weight", ".lora_B.weight")
-_NAMED = re.compile(
+_NAMED = regex(
     r"(.*\.lora_(?:A|B))\.(?P<linear>[^.]+)(\.(?:weight|bias))|(.*\.lora_embedding_[AB])\.(?P<embedding>(?!weight$)[^.]+)()"
     r"|(.*\.lora_(?:magnitude_vector|diag))\.(?P<magnitude>(?!weight$)[^.]+)(\.weight)?"
 )
-_FACTOR = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector|diag)\b")
+_FACTOR = regex(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector|diag)\b")
 
 # Parameters of PEFT's tuners (0.21.2), as parts of a key: never plain tensors of a model.
-TUNER_PARAMETER = re.compile(
+TUNER_PARAMETER = regex(
     r"lora_.*|ada_(?:lora_)?[ABE]|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|oft_(?:embedding_)?[RSr]"
     r"|boft_[RSs]|ia3_l|p?vera_(?:[AB]|lambda_[bd])|hira_(?:embedding_)?[AB]|glora_[A-E].*"
     r"|randlora_(?:[AB]|lambda|gamma)|vblora_.*|unilora_.*|fourierft_spectrum|hra_u|miss_block|bone_(?:block|weight)"

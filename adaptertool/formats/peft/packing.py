@@ -8,11 +8,11 @@ have the same shape, so nothing but the config, or the user, can tell. With one 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adaptertool.errors import InputError, UnsupportedError, UsageError, shown
+from adaptertool.records import dataclass
 from adaptertool.spec.adapter import Adapter
 from adaptertool.spec.choices import EXPERT_LAYOUTS, GROUPED, RANK_MAJOR
 

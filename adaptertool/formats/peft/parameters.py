@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from adaptertool.errors import InputError, MismatchError, shown
 from adaptertool.formats.peft.config import LoraConfig
 from adaptertool.kinds import LORA
 from adaptertool.kinds.lora import A, B
+from adaptertool.records import dataclass
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.choices import GROUPED
 from adaptertool.spec.tensors import Ref

@@ -7,15 +7,15 @@ They are read as factors of single experts, which is what tinker_cookbook.weight
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from adaptertool.errors import MismatchError, UnsupportedError, shown
 from adaptertool.formats.peft.keys import PREFIX
+from adaptertool.patterns import regex
 from adaptertool.spec.tensors import Ref
 
-_KEY = re.compile(r"(?P<before>.*)\.experts\.(?P<layer>w[123])\.lora_(?P<role>[AB])(?:\.weight)?")
+_KEY = regex(r"(?P<before>.*)\.experts\.(?P<layer>w[123])\.lora_(?P<role>[AB])(?:\.weight)?")
 _NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 

@@ -12,7 +12,6 @@ Sources: K. Wang et al., "Block-Diagonal LoRA for Eliminating Communication Over
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from adaptertool.errors import InputError, UnsupportedError, shown
 from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.made import made
 from adaptertool.numerics.error_bound import Array
+from adaptertool.records import dataclass
 from adaptertool.spec.tensors import ReadRows, Ref
 
 BLOCKS, TRUNCATED = "use_bdlora", "kasa_config"
