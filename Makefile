@@ -1,6 +1,6 @@
 # make demo    install what it needs itself (no torch), merge the fixture adapter, check it in numpy, sweep alpha
 # make demo-peft   the same merge beside PEFT's (installs all that the tests need)
-# make test    lint, types, tests; of the long ones a sample
+# make test    lint, then types beside tests; of the long ones a sample
 # make test-all  all of them
 # make coverage  the tests that are not slow, and which lines of the package they run; fails below the share in pyproject.toml
 # make fault-test  every call that changes the disk killed or failing in turn (make test: a sample)
@@ -31,7 +31,7 @@ TINKER := benchmarks/.venv-tinker
 # Bytecode is kept: hundreds of processes start, and would each compile the package
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-peft docs dist test test-all coverage fault-test test-dask test-slurm test-stores limits-test verdicts survival screenshot man lint bench bench-quick bench-peers bench-mergekit clean
+.PHONY: demo demo-peft docs dist test test-all coverage fault-test test-dask test-slurm test-stores limits-test verdicts survival screenshot man lint ruff mypy tests bench bench-quick bench-peers bench-mergekit clean
 
 # Where all is installed, nothing more is
 demo: $(or $(wildcard $(STAMP)),$(SMALL))
@@ -49,11 +49,15 @@ dist: .venv/.installed-release man
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
 
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+# mypy takes a minute, most of it on one core: beside the tests
+test: ruff
+	@$(MAKE) --no-print-directory -j 2 mypy tests
 
-test-all: lint
-	ADAPTERTOOL_ALL_TESTS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+test-all: ruff
+	@ADAPTERTOOL_ALL_TESTS=1 $(MAKE) --no-print-directory -j 2 mypy tests
+
+tests: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 coverage: $(STAMP)
 	ADAPTERTOOL_ALL_TESTS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term
@@ -87,9 +91,13 @@ man: $(or $(wildcard $(STAMP)),$(SMALL))
 screenshot: $(STAMP)
 	$(BIN)/python tools/screenshot.py
 
-lint: $(STAMP)
+lint: ruff mypy
+
+ruff: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+mypy: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)

@@ -19,9 +19,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from adaptertool import cli
+from adaptertool.numerics import compiled
 
 gc.disable()  # until all tests are collected: what imports make stays
 pytest_plugins = ["long_tests"]
@@ -31,6 +32,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # two thirds of its time
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+forks.at_first()
 # The tests run in two processes on two cores. Threads of libraries that wait for work that is too small for them keep a
 # core busy: decompositions of 256 x 256 take five times as long
 torch.set_num_threads(1)
@@ -141,9 +143,37 @@ def cards() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def looked_up_once() -> Iterator[None]:
+    """The functions of a level of the kernel are hundreds, looked up in 2 ms, and tests ask for levels thousands of
+    times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "functions", functools.cache(compiled.functions))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def libraries() -> Iterator[None]:
+    """Each run limits the threads of BLAS, and looks for it among all libraries of this process, which has those of
+    torch and the others as well: a tenth of what a small merge takes. Libraries come with modules."""
+    real, known = ThreadpoolController._load_libraries, dict[int, list[Any]]()
+
+    def load_libraries(controller: ThreadpoolController) -> None:
+        if (count := len(sys.modules)) not in known:
+            real(controller)
+            known.clear()
+            known[count] = controller.lib_controllers
+        controller.lib_controllers = [*known[count]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ThreadpoolController, "_load_libraries", load_libraries)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(0)
+    """As torch.manual_seed, but for devices that are not there: for these it keeps a formatted stack of each call."""
+    torch.default_generator.manual_seed(0)
 
 
 def write_sparse(path: Path, tensors: dict[str, tuple[str, list[int], int]], metadata: dict[str, str]) -> None:
@@ -158,6 +188,12 @@ def write_sparse(path: Path, tensors: dict[str, tuple[str, list[int], int]], met
     with path.open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         file.truncate(8 + len(raw) + end)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The commands of the pages come first: they share a server (`tests/warm.py`), and last they would be dealt out
+    among all processes, each of which would start one."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 
 @pytest.hookimpl(tryfirst=True)

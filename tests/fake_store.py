@@ -8,11 +8,16 @@ import itertools
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+import pytest
+
+from adaptertool.files import bucket
 
 Fault = Callable[[str, str], str | None]  # method and target -> one of "503", "403", "cut", "drop", "lost" or None
 
@@ -43,7 +48,7 @@ class FakeS3:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
 
     def environment(self) -> dict[str, str]:
         return {
@@ -89,6 +94,7 @@ class FakeS3:
 class _Handler(BaseHTTPRequestHandler):
     fake: FakeS3
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits until the headers, which go before it, are acknowledged: 40 ms
 
     def log_message(self, *_: object) -> None:
         pass
@@ -236,8 +242,18 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, f"<ListBucketResult>{''.join(texts)}</ListBucketResult>".encode()
 
 
+def at_once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Clients that ask again as often as they would, and do not wait for it."""
+    soon = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=2), "base": 2}
+    return lambda *given, retry_config, **more: make(*given, retry_config=retry_config | {"backoff": soon}, **more)
+
+
 def served(monkeypatch: Any) -> Iterator[FakeS3]:
-    """A server that the environment names, for a fixture."""
+    """A server that the environment names, for a fixture. It is near: clients do not wait before they ask it again."""
+    obstore = pytest.importorskip("obstore.store")
+    for client in ("S3Store", "GCSStore"):
+        monkeypatch.setattr(obstore, client, at_once(getattr(obstore, client)))
+    bucket._client.cache_clear()
     fake = FakeS3()
     for name, text in fake.environment().items():
         monkeypatch.setenv(name, text)

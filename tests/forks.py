@@ -38,7 +38,7 @@ class Forks:
     """A process that waits for command lines. `environment` is what it was started with, beside `start`."""
 
     def __init__(self, start: Mapping[str, str]) -> None:
-        self.environment = dict(os.environ)
+        self.environment = dict(at_first())
         command = [sys.executable, "-u", str(Path(__file__))]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment | start
@@ -56,6 +56,13 @@ class Forks:
             code = int(_of(self._process.stdout).readline())
             said = [_content(file) for file in (out, err)]
         return subprocess.CompletedProcess(arguments, code, *said)
+
+
+@functools.cache
+def at_first() -> Mapping[str, str]:
+    """The environment as it is when this is first called, by conftest: a server that started amid a test which sets a
+    variable would have it too, and serve no test after that."""
+    return dict(os.environ)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,13 @@ def with_adapter(base: Path, adapter: Path = LORA) -> Any:
     return PeftModel.from_pretrained(fresh(base), adapter)
 
 
+@functools.cache
+def _tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(FIXTURES / "base")
+
+
 def tokens_of(text: str) -> list[int]:
-    ids: list[int] = AutoTokenizer.from_pretrained(FIXTURES / "base")(text).input_ids
+    ids: list[int] = _tokenizer()(text).input_ids
     return ids
 
 

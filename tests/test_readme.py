@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import FIXTURES, ROOT
 
 from adaptertool import errors
@@ -82,10 +83,15 @@ def workplace(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def environment() -> dict[str, str]:
-    """`adaptertool` is found beside the Python that runs the tests, as after `. .venv/bin/activate`. Models take one
-    thread: beside other tests, those of small products wait for each other most of the time."""
-    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+@pytest.fixture(scope="module")
+def warm_programs() -> Path:
+    return warm.programs()
+
+
+def environment(programs: Path) -> dict[str, str]:
+    """`adaptertool` and `python` are found in this folder, as after `. .venv/bin/activate`. Models take one thread:
+    beside other tests, those of small products wait for each other most of the time."""
+    return os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
 def test_there_are_commands() -> None:
@@ -93,18 +99,22 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("page", [name for name, commands in COMMANDS.items() if commands])
-def test_commands(workplace: Path, page: str) -> None:
+def test_commands(workplace: Path, warm_programs: Path, page: str) -> None:
+    """Those of the README are the programs as they were installed; those of the other pages fork (`tests/warm.py`)."""
+    environ = environment(Path(sys.executable).parent if page == "README" else warm_programs)
     for command, shown in COMMANDS[page]:
         done = subprocess.run(
-            shlex.split(command), cwd=workplace, capture_output=True, text=True, env=environment(), check=False
+            shlex.split(command), cwd=workplace, capture_output=True, text=True, env=environ, check=False
         )
         printed = done.stdout + done.stderr + (f"[exit code {done.returncode}]" if done.returncode else "")
         require_alike(printed, shown, command)
 
 
 @pytest.mark.parametrize(("code", "shown"), PYTHON)
-def test_python(workplace: Path, code: str, shown: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=False)
+def test_python(workplace: Path, warm_programs: Path, code: str, shown: str) -> None:
+    done = subprocess.run(
+        [warm_programs / "python", "-c", code], cwd=workplace, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     require_alike(done.stdout, shown or "", code)
 

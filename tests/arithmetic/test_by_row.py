@@ -77,6 +77,7 @@ def _all_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "FUNCTIONS", {})
 
 
+@pytest.mark.long("kinds")
 @pytest.mark.parametrize("kinds", CHAINS)
 @pytest.mark.parametrize("weight", [1.0, 0.3])
 @pytest.mark.parametrize("dtype", EVERY, ids=str)
@@ -86,6 +87,7 @@ def test_what_is_open_is_rounded_correctly(tmp_path: Path, kinds: str, weight: f
     require(merged(tmp_path, base, paths, weight), exact, base)
 
 
+@pytest.mark.long("kinds")
 @pytest.mark.parametrize("kinds", CHAINS)
 @pytest.mark.parametrize("weight", [1.0, 0.3, -2.5])
 @pytest.mark.usefixtures("_all_open")

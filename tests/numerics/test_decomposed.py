@@ -36,6 +36,7 @@ def off(matrix: torch.Tensor, count: int) -> float:
     return float((narrow - torch.from_numpy(found.left @ found.right)).norm() / matrix.double().norm())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gap", [2.0**-step for step in (8, 14, 17, 18, 19, 21, 25)] + [0.0])
 @pytest.mark.parametrize("level", [0.9, 0.1, 0.003])
 @pytest.mark.parametrize(("out", "wide"), [(48, 48), (200, 40), (40, 200), (256, 256)])

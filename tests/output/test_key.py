@@ -37,10 +37,13 @@ def test_a_copy_with_its_times_has_the_same(tmp_path: Path) -> None:
     Place(tmp_path)
     shutil.copytree(tmp_path, tmp_path / "elsewhere", copy_function=shutil.copy2)
     assert key_of(tmp_path) == key_of(tmp_path / "elsewhere")
-    code = f"from test_key import key_of; from pathlib import Path; print(key_of(Path({str(tmp_path)!r})))"
-    paths = f"{ROOT}:{ROOT / 'tests'}:{Path(__file__).parent}"
-    call = [sys.executable, "-c", code]
-    done = subprocess.run(call, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True)
+    code = (
+        "import sys; from adaptertool import prepare_merge; from adaptertool.files.hashing import DEFAULT; "
+        "from adaptertool.output.manifest import recipe_key; "
+        "print(recipe_key(prepare_merge(sys.argv[1] + '/base', [sys.argv[1] + '/adapter']), DEFAULT))"
+    )
+    call = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(call, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [key_of(tmp_path)]
 
 

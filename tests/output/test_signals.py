@@ -26,8 +26,8 @@ from adaptertool.files.staging import Staging
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """One edited tensor of 268 MB, zeros and sparse: many jobs, each of which SLOW takes a second for."""
-    rows = 1 << 21
+    """One edited tensor of 67 MB, zeros and sparse: many jobs, each of which SLOW takes a second for."""
+    rows = 1 << 19
     place = Place(tmp_path_factory.mktemp("large"), rows=8)
     header = f'{{"{WEIGHT}":{{"dtype":"BF16","shape":[{rows},64],"data_offsets":[0,{rows * 128}]}}}}'.encode()
     place.base = place.folder / "base.safetensors"

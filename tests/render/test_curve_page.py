@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import math
 import re
-import subprocess
+import runpy
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -169,7 +169,7 @@ def test_nothing_is_wider_than_the_window(tmp_path: Path, width: int) -> None:
         assert width_of(tmp_path, page, width) == width
 
 
-def test_a_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Perplexity on the text of the base, and on that of the tuning: the best α for their mean lies between."""
     monkeypatch.syspath_prepend(FIXTURES)
     monkeypatch.chdir(tmp_path)  # where an unfinished curve is kept
@@ -179,6 +179,8 @@ def test_a_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert made.points[0].scores == score(str(FIXTURES / "base"))
     means = [point.mean for point in made.points if point.mean is not None]
     assert min(means) < 0.8 * min(means[0], means[-1])
-    command = [sys.executable, FIXTURES / "score.py", FIXTURES / "base"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith('{"harbour": 1.3') and done.stderr == ""
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["score.py", str(FIXTURES / "base")])
+    runpy.run_path(str(FIXTURES / "score.py"), run_name="__main__")
+    printed = capsys.readouterr()
+    assert printed.out.startswith('{"harbour": 1.3') and printed.err == ""

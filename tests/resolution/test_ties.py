@@ -21,6 +21,7 @@ import adaptertool
 from adaptertool.errors import MismatchError, UnsupportedError
 
 
+@pytest.mark.long("name")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("which", ["embedding", "head", "both"])
 def test_lora_on_either_end(tmp_path: Path, name: str, which: str) -> None:

@@ -154,7 +154,7 @@ def test_the_client_is_killed(cluster: Cluster, place: Place) -> None:
     assert snapshot(place.out) == snapshot(place.folder / "one") and left_behind(place.out) == []
 
 
-def test_the_scheduler_is_killed(tmp_path: Path, place: Place) -> None:
+def test_the_scheduler_is_killed(cluster: Cluster, tmp_path: Path, place: Place) -> None:
     """Amid a shard: the command ends with a message, and the same goes on when there is another."""
     merge(place.base, place.adapters[:1], place.folder / "one")
     (tmp_path / "first").mkdir()
@@ -174,12 +174,7 @@ def test_the_scheduler_is_killed(tmp_path: Path, place: Place) -> None:
         for path in first.busy.glob("*.pid"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(path.stem), signal.SIGKILL)
-    (tmp_path / "second").mkdir()
-    second = Cluster(tmp_path / "second")
-    try:
-        code, _, stderr = ended(second.command(place, "merge", "base", "adapter0"))
-    finally:
-        second.stop()
+    code, _, stderr = ended(cluster.command(place, "merge", "base", "adapter0"))
     assert (code, stderr) == (0, "")
     assert snapshot(place.out) == snapshot(place.folder / "one") and left_behind(place.out) == []
 

@@ -21,6 +21,7 @@ from adaptertool.errors import NonFiniteError, UnsupportedError
 from adaptertool.output.preview import preview
 
 
+@pytest.mark.long("name")
 @pytest.mark.parametrize("size", [0.003, 0.1, 3.0])
 @pytest.mark.parametrize("name", FORMATS)
 def test_lora(tmp_path: Path, name: str, size: float) -> None:

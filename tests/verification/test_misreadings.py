@@ -350,6 +350,7 @@ CASES: Mapping[str, tuple[dict[str, Any] | None, Mapping[str, tuple[int, ...]], 
 SHARED = ("vera_A", "vera_B", "frod_V.l", "frod_s_indices.l", "frod_s_size.l")
 
 
+@pytest.mark.long("name")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_what_was_done_wrongly_is_named_and_what_is_right_is_right(
