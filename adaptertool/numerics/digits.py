@@ -104,10 +104,10 @@ class Digits:
         self._put(self)
 
     def __add__(self, other: Digits) -> Digits:
-        return self._plus(other, 1.0)
+        return self.plus(other, 1.0)._cut()
 
     def __sub__(self, other: Digits) -> Digits:
-        return self._plus(other, -1.0)
+        return self.plus(other, -1.0)._cut()
 
     def __mul__(self, other: Fraction | Digits) -> Digits:
         """The product with a dyadic rational, or element by element."""
@@ -147,17 +147,20 @@ class Digits:
         if self.error is not None:
             with np.errstate(all="ignore"):
                 given = (2 * self.size() * self.error).sum(1) * WIDER
+                given = given if found.error is None else (given + found.error) * WIDER
             found.error = np.where(np.isnan(given), np.inf, at_least(given))
         return found
 
+    @np.errstate(all="ignore")
     def near(self) -> Array:
-        """The numbers, to about 50 bits relatively."""
+        """The numbers, to about 50 bits relatively; infinite, or none, where float64 has no such numbers."""
         self.carry()
         total, part = np.zeros(self.shape), np.empty(self.shape)
         for place in sorted(self.places, reverse=True):
             total += times_power(self.places[place], place, part)
         return total
 
+    @np.errstate(all="ignore")
     def size(self) -> Array:
         """An upper bound of the magnitudes, errors included."""
         near = at_least(abs(self.near()) * WIDER)
@@ -176,7 +179,9 @@ class Digits:
             self.back(self)
         return self
 
-    def _plus(self, other: Digits, sign: float) -> Digits:
+    @np.errstate(all="ignore")
+    def plus(self, other: Digits, sign: float) -> Digits:
+        """self ± other, with all places: sums of what has too many are cut as operators make them."""
         shape = np.broadcast_shapes(self.shape, other.shape)
         for number in (self, other):
             if self.reach + other.reach > ROOM:
@@ -189,7 +194,7 @@ class Digits:
             places[place] = made if np.shape(made) == shape else np.broadcast_to(made, shape)
         errors = [error for error in (self.error, other.error) if error is not None]
         error = np.broadcast_to(sum(errors) * WIDER, shape) if errors else None
-        return Digits(shape, places, self.reach + other.reach, error)._cut()
+        return Digits(shape, places, self.reach + other.reach, error)
 
     def carry(self) -> None:
         """Make all digits small, and drop places that have none."""
