@@ -90,7 +90,7 @@ class OpenElements:
             if len(left):
                 left = self._by_pairs(left, where, before, values, found, None)
         self.counts.exactly += 0 if codec.rounds else len(left)
-        if len(left) and DIGITS.can(operations) and not self.chain.quotients:
+        if len(left) and self._has_digits():
             left = self._by_digits(left, where, before, values, found)
         self.counts.one_by_one += len(left)
         for place in left.tolist():
@@ -98,6 +98,10 @@ class OpenElements:
             value = self._by_rationals(row, column, before[place].item(), values[place].item())
             found[place] = rounded(np.array([value]), self.dtype)[0]
         return found
+
+    def _has_digits(self) -> bool:
+        """Whether long numbers can do what is computed here: they hold no quotients that were stored."""
+        return DIGITS.can(self.chain.requirements.operations) and not self.chain.quotients
 
     def _norms_within(self) -> Mapping[int, DoubleDouble] | None:
         """The norms with what float64 knows of them, where they do not take an element's whole row."""
@@ -133,7 +137,8 @@ class OpenElements:
             certain = value.known & (same | zero)
             self._sign_zeros(some[(value.high == 0) & certain], before, values, found)
             still.append(some[~certain])
-            if part.stop is not None and sum(map(len, still)) > part.stop * _IN_VAIN:  # then the next stage has it all
+            in_vain = part.stop is not None and sum(map(len, still)) > part.stop * _IN_VAIN
+            if in_vain and (norms is not None or self._has_digits()):  # the next stage has it all, many at once
                 still.append(left[part.stop :])
                 break
         return np.concatenate(still)

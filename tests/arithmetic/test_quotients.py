@@ -108,3 +108,24 @@ def test_elements_that_are_0_are_no_quotients(tmp_path: Path) -> None:
     report = library.merge(base, [adapter], tmp_path / "out", dtype="bf16")
     found = load(tmp_path / "out")[f"{X}.weight"]
     assert not found.any() and not found.signbit().any() and report.settled_one_by_one == 0
+
+
+def test_double_double_looks_at_all_that_would_else_be_rationals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it decides nothing of the first rows, which are middles: for quotients there are no long numbers."""
+    monkeypatch.setattr("adaptertool.arithmetic.elements._PART", 8 * COLUMNS)
+    codes, sizes = torch.randint(-127, 128, (64, COLUMNS)).to(torch.int8), torch.rand(64) + 0.5
+    codes[:16], sizes[:16] = 127, 1 + 2.0**-8
+    base = write_checkpoint(
+        tmp_path / "base",
+        {f"{X}.weight": codes, f"{X}.SCB": sizes},
+        config=CONFIG | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+    )
+    a, b = torch.ones(1, COLUMNS), torch.zeros(64, 1)
+    b[-1] = 2.0**60  # so large that float64 leaves all of the block open
+    factors = {f"{X}.lora_A.weight": a, f"{X}.lora_B.weight": b}
+    adapter = write_adapter(tmp_path / "adapter", factors, r=1, lora_alpha=1)
+    report = library.merge(base, [adapter], tmp_path / "out", dtype="bf16")
+    assert load(tmp_path / "out")[f"{X}.weight"][:16].eq(1).all()
+    assert 16 * COLUMNS <= report.settled_one_by_one < 17 * COLUMNS
