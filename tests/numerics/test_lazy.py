@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adaptertool.codecs.numbers import doubles, largest_stored, rounded
@@ -125,6 +125,7 @@ OPERATORS: list[Callable[[Any, Any], Any]] = [
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=40))
+@example([(4, 0, 0), (0, 0, 0), (1, 3, 0)])  # a sum of −0
 def test_any_formula(steps: list[tuple[int, int, int]]) -> None:
     """Where many arrays are needed late, none takes the strip of another."""
     arrays = [numbers(300, seed, odd=False) for seed in range(3)]
