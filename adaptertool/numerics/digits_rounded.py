@@ -8,7 +8,7 @@ import numpy as np
 
 from adaptertool.numerics.digits import WIDER, Digits
 from adaptertool.numerics.error_free import two_sum
-from adaptertool.numerics.places import LEAST, LOWEST, at_least, times_power
+from adaptertool.numerics.places import LEAST_ERROR, LOWEST_PLACE, bound, times_power
 
 Array = Any  # of float64
 
@@ -52,8 +52,8 @@ def root(number: Digits) -> Digits:
 
 def _off_by(number: Digits, size: Array, divisor: Array) -> Digits:
     """The same with an error of size / divisor, infinite where that is next to nothing."""
-    error = at_least(np.where(size == 0, 0.0, size / divisor * WIDER + LEAST))
-    error = np.where((divisor > LEAST) & ~np.isnan(error), error, np.inf)
+    error = bound(np.where(size == 0, 0.0, size / divisor * WIDER + LEAST_ERROR))
+    error = np.where(divisor > LEAST_ERROR, error, np.inf)
     return Digits(number.shape, number.places, number.reach, error if error.any() else None)
 
 
@@ -82,7 +82,7 @@ def _rounded(number: Digits, *, odd: bool) -> tuple[Array, Array]:
     known = np.ones(number.shape, bool)
     with np.errstate(all="ignore"):
         for place in sorted(number.places, reverse=True):
-            if abs(place) > -LOWEST:
+            if abs(place) > -LOWEST_PLACE:
                 known &= number.places[place] == 0
             else:
                 near, over = two_sum(near, times_power(number.places[place], place, part))

@@ -14,7 +14,7 @@ from long_numbers import errors_of, exact, values_of
 
 from adaptertool.numerics.digits import Digits
 from adaptertool.numerics.digits_rounded import ends, quotient, root
-from adaptertool.numerics.places import LEAST, MOST, split_number
+from adaptertool.numerics.places import LEAST_ERROR, MOST_PLACES, split_number
 from adaptertool.numerics.rounding import to_nearest, to_odd
 
 RANGES = [0, 40, 150, 300]
@@ -133,19 +133,19 @@ def test_what_is_dropped_is_an_error() -> None:
     for _ in range(4):
         expected = expected**2 + exact(np.array([1.0, 0.0, 2.0**40]))
     for found, value in [(far, exact(apart)), (far * far, exact(apart) ** 2), (total, expected)]:
-        assert len(found.places) <= MOST
+        assert len(found.places) <= MOST_PLACES
         assert (abs(values_of(found) - value) <= errors_of(found)).all()
     assert far.error is not None
-    assert far.error[1] == LEAST
+    assert far.error[1] == LEAST_ERROR
 
 
 def test_a_bound_does_not_vanish() -> None:
     """Products of errors and of numbers that float64 takes for 0."""
     tiny = Digits.of(np.full((2, 1), 2.0**-600))
-    rough = Digits((2, 1), {}, error=np.full((2, 1), LEAST))
+    rough = Digits((2, 1), {}, error=np.full((2, 1), LEAST_ERROR))
     for found in (rough * (tiny * tiny), rough * rough, rough * tiny, (rough * tiny) * (tiny * tiny)):
         assert found.error is not None
-        assert (found.error >= LEAST).all()
+        assert (found.error >= LEAST_ERROR).all()
 
 
 def beside(middle: Fraction, power: int) -> list[Fraction]:
