@@ -1,5 +1,5 @@
-"""Steps of a formula (strips.py) that often follow each other, as one: the kernel then goes through a strip once for
-them. Each operation is rounded as before, so the numbers are the same.
+"""Steps of a formula (strips.py) that often follow each other, fused into one: the kernel then goes through a strip
+once for them. Each operation is rounded as before, so the numbers are the same.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 Form = tuple[tuple[Any, ...], ...]  # for each step, after those it needs: its name, and for each input the place of the
 # step that makes it, or None, which is a number
 
-_READS = {f"READ_{dtype}": f"LESS_{dtype}" for dtype in ("BF16", "F16", "F32")}  # and what it is, less an array
-_ADDS = {less: f"ADD_{less}" for less in _READS.values()}
+# What is read, less an array; and a number times that added to another
+_DIFFERENCE = {f"READ_{dtype}": f"DIFFERENCE_{dtype}" for dtype in ("BF16", "F16", "F32")}
+_ADDS = {difference: f"ADD_{difference}" for difference in _DIFFERENCE.values()}
 
 
 class Given(NamedTuple):
@@ -57,8 +58,8 @@ def _in_one(node: Node, nodes: Mapping[int, Node], uses: Mapping[Any, int]) -> N
                 return _in_one(node._replace(name="ADD_TIMES", inputs=(node.inputs[one], *factors)), nodes, uses)
             if given[other].name in _ADDS and alone[other]:  # 1 times that
                 return Node(_ADDS[given[other].name], (node.inputs[one], *given[other].inputs), given[other].data)
-    if node.name == "SUBTRACT" and _NUMBER not in given and alone[0] and given[0].name in _READS:
-        return Node(_READS[given[0].name], node.inputs[1:], given[0].data)
+    if node.name == "SUBTRACT" and _NUMBER not in given and alone[0] and given[0].name in _DIFFERENCE:
+        return Node(_DIFFERENCE[given[0].name], node.inputs[1:], given[0].data)
     if node.name == "ADD_TIMES":
         a, b, number = node.inputs
         if alone[1] and given[1].name in _ADDS:

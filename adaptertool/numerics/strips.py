@@ -21,7 +21,7 @@ STEPS = (
     *("READ_BF16", "READ_F16", "READ_F32", "READ_F64", "READ_TRUTH", "FILL"),
     *("ADD", "SUBTRACT", "MULTIPLY", "DIVIDE", "LESS", "LESS_EQUAL", "EQUAL", "AND", "OR", "SMALLER", "LARGER"),
     *("ADD_TIMES", "TIMES_ADD_TIMES", "SAME", "MAGNITUDE", "NOT", "CHOICE", "BETWEEN"),
-    *("LESS_BF16", "LESS_F16", "LESS_F32", "ADD_LESS_BF16", "ADD_LESS_F16", "ADD_LESS_F32"),
+    *(f"{name}_{dtype}" for name in ("DIFFERENCE", "ADD_DIFFERENCE") for dtype in ("BF16", "F16", "F32")),
     *("WRITE_BF16", "WRITE_F16", "WRITE_F32", "WRITE_F64", "SUM", "COUNT", "COLLECT"),
 )
 _CODE = {name: code for code, name in enumerate(STEPS)}
