@@ -75,6 +75,10 @@ class Digits:
     def copy(self) -> Digits:
         return Digits(self.shape, dict(self.places), self.reach, self.error)
 
+    def with_error(self, error: Array | None) -> Digits:
+        """The same digits with another error."""
+        return Digits(self.shape, self.places, self.reach, error)
+
     def reshape(self, *shape: int) -> Digits:
         whole = np.broadcast_to(0.0, self.shape).reshape(*shape).shape
         return self._each(lambda array: array.reshape(whole), whole)

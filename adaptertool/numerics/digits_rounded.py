@@ -18,7 +18,7 @@ _SURE = 1 - 2.0**-30  # times what is near a number, to be below it
 
 def quotient(number: Digits, divisor: Digits) -> Digits:
     """The quotient q of x by positive numbers y, a few digits at a time: |x/y − q| = |x − q·y| / y."""
-    exact, off = Digits(divisor.shape, divisor.places, divisor.reach), divisor.error
+    exact, off = divisor.with_error(None), divisor.error
     found, left = Digits(np.broadcast_shapes(number.shape, divisor.shape), {}), number
     with np.errstate(all="ignore"):
         near = divisor.near()
@@ -54,13 +54,13 @@ def _off_by(number: Digits, size: Array, divisor: Array) -> Digits:
     """The same with an error of size / divisor, infinite where that is next to nothing."""
     error = bound(np.where(size == 0, 0.0, size / divisor * WIDER + LEAST_ERROR))
     error = np.where(divisor > LEAST_ERROR, error, np.inf)
-    return Digits(number.shape, number.places, number.reach, error if error.any() else None)
+    return number.with_error(error if error.any() else None)
 
 
 def ends(number: Digits, *, odd: bool) -> tuple[Array, Array, Array]:
     """Both ends of the interval that holds each number, rounded to nearest, or to odd (as DoubleDouble.ends has them);
     and where they are known."""
-    exact = Digits(number.shape, number.places, number.reach)
+    exact = number.with_error(None)
     if number.error is None:
         found, known = _rounded(exact, odd=odd)
         return found, found, known

@@ -54,21 +54,21 @@ def _in_one(node: Node, nodes: Mapping[int, Node], uses: Mapping[Any, int]) -> N
     alone = [uses[one] == 1 for one in node.inputs]  # whether nothing else needs that
     if node.name == "ADD" and _NUMBER not in given:
         for one, other in ((0, 1), (1, 0)):
-            if given[other].name == "MULTIPLY" and (factors := _number_last(given[other])):
+            if given[other].name == "MULTIPLY" and (factors := _number_last(given[other])):  # a + number·b
                 return _in_one(node._replace(name="ADD_TIMES", inputs=(node.inputs[one], *factors)), nodes, uses)
-            if given[other].name in _ADDS and alone[other]:  # 1 times that
+            if given[other].name in _ADDS and alone[other]:  # a + 1·(stored − b)
                 return Node(_ADDS[given[other].name], (node.inputs[one], *given[other].inputs), given[other].data)
-    if node.name == "SUBTRACT" and _NUMBER not in given and alone[0] and given[0].name in _DIFFERENCE:
+    if node.name == "SUBTRACT" and _NUMBER not in given and alone[0] and given[0].name in _DIFFERENCE:  # stored − a
         return Node(_DIFFERENCE[given[0].name], node.inputs[1:], given[0].data)
     if node.name == "ADD_TIMES":
         a, b, number = node.inputs
-        if alone[1] and given[1].name in _ADDS:
+        if alone[1] and given[1].name in _ADDS:  # a + number·(stored − b)
             return Node(_ADDS[given[1].name], (a, *given[1].inputs, number), given[1].data)
-        if alone[0] and given[0].name == "MULTIPLY" and (factors := _number_last(given[0])):
+        if alone[0] and given[0].name == "MULTIPLY" and (factors := _number_last(given[0])):  # number·a + other·b
             return node._replace(name="TIMES_ADD_TIMES", inputs=(factors[0], b, factors[1], number))
     if node.name == "CHOICE" and given[0].name == "EQUAL" and given[0].inputs == node.inputs[:0:-1]:
-        return node._replace(name="SAME", inputs=given[0].inputs)
-    if node.name == "SUM" and alone[0] and given[0].name == "MULTIPLY" and not _number_last(given[0]):
+        return node._replace(name="SAME", inputs=given[0].inputs)  # b where it equals a, else a
+    if node.name == "SUM" and alone[0] and given[0].name == "MULTIPLY" and not _number_last(given[0]):  # Σ a·b
         return node._replace(inputs=given[0].inputs)
     if node.name.startswith("WRITE") and alone[0] and given[0].name == "SAME":
         return node._replace(inputs=given[0].inputs)
