@@ -109,10 +109,10 @@ class Digits:
         self._put(self)
 
     def __add__(self, other: Digits) -> Digits:
-        return self._plus(other, 1.0)
+        return self.plus(other, 1.0)._cut()
 
     def __sub__(self, other: Digits) -> Digits:
-        return self._plus(other, -1.0)
+        return self.plus(other, -1.0)._cut()
 
     def __mul__(self, other: Fraction | Digits) -> Digits:
         """The product with a dyadic rational, or element by element."""
@@ -151,17 +151,20 @@ class Digits:
             found.carry()
         if self.error is not None:
             with np.errstate(all="ignore"):
-                found.error = bound((2 * self.size() * self.error).sum(1) * WIDER)
+                given = (2 * self.size() * self.error).sum(1) * WIDER
+                found.error = bound(given if found.error is None else (given + found.error) * WIDER)
         return found
 
+    @np.errstate(all="ignore")
     def near(self) -> Array:
-        """The numbers, to about 50 bits relatively."""
+        """The numbers, to about 50 bits relatively; infinite, or none, where float64 has no such numbers."""
         self.carry()
         total, part = np.zeros(self.shape), np.empty(self.shape)
         for place in sorted(self.places, reverse=True):
             total += times_power(self.places[place], place, part)
         return total
 
+    @np.errstate(all="ignore")
     def size(self) -> Array:
         """An upper bound of the magnitudes, errors included."""
         near = bound(abs(self.near()) * WIDER)
@@ -180,7 +183,9 @@ class Digits:
             self.back(self)
         return self
 
-    def _plus(self, other: Digits, sign: float) -> Digits:
+    @np.errstate(all="ignore")
+    def plus(self, other: Digits, sign: float) -> Digits:
+        """self ± other, with all places: sums of what has too many are cut as operators make them."""
         shape = np.broadcast_shapes(self.shape, other.shape)
         for number in (self, other):
             if self.reach + other.reach > LARGEST_SUM:
@@ -193,7 +198,7 @@ class Digits:
             places[place] = made if np.shape(made) == shape else np.broadcast_to(made, shape)
         errors = [error for error in (self.error, other.error) if error is not None]
         error = np.broadcast_to(sum(errors) * WIDER, shape) if errors else None
-        return Digits(shape, places, self.reach + other.reach, error)._cut()
+        return Digits(shape, places, self.reach + other.reach, error)
 
     def carry(self) -> None:
         """Make all digits small, and drop places that have none."""

@@ -51,8 +51,9 @@ def root(number: Digits) -> Digits:
 
 
 def _off_by(number: Digits, size: Array, divisor: Array) -> Digits:
-    """The same with an error of size / divisor, infinite where that is next to nothing."""
+    """The same with an error of size / divisor beside its own, infinite where the divisor is next to nothing."""
     error = bound(np.where(size == 0, 0.0, size / divisor * WIDER + LEAST_ERROR))
+    error = error if number.error is None else (error + number.error) * WIDER
     error = np.where(divisor > LEAST_ERROR, error, np.inf)
     return number.with_error(error if error.any() else None)
 
@@ -67,7 +68,7 @@ def ends(number: Digits, *, odd: bool) -> tuple[Array, Array, Array]:
     apart = Digits.of(number.error)
     sure = np.isfinite(number.error) & (True if apart.error is None else apart.error == 0)
     apart.error = None
-    (below, low), (above, high) = _rounded(exact - apart, odd=odd), _rounded(exact + apart, odd=odd)
+    (below, low), (above, high) = (_rounded(exact.plus(apart, sign), odd=odd) for sign in (-1.0, 1.0))
     return below, above, low & high & sure
 
 

@@ -129,3 +129,16 @@ def test_factors_far_apart(tmp_path: Path, dtype: torch.dtype) -> None:
     require(found, summed(base, delta(a, b)))
     assert report.settled == base.numel()
     assert report.settled_one_by_one == 0
+
+
+def test_rows_too_far_apart_for_one_array_of_long_numbers(tmp_path: Path) -> None:
+    """Middles of rows of all sizes from 2^980 down to 2^-240, and what lies beside them by 2^-120 of a row."""
+    sizes = 2.0 ** torch.linspace(980, -240, 70, dtype=torch.float64).round()[:, None]
+    base = (1 + torch.rand(70, 4, dtype=torch.float64)) * sizes
+    around = torch.rand(1, 4, dtype=torch.float64) + 0.5
+    hair = torch.where(torch.rand(70, 1) < 0.5, -1.0, 1.0) * sizes * 2.0**-120
+    a = torch.cat([around, around, torch.ones(2, 4, dtype=torch.float64)])
+    b = torch.cat([sizes, -sizes, sizes * half_a_step(torch.float64), hair], 1)
+    found, report = merged(tmp_path, base, (a, b))
+    require(found, summed(base, delta(a, b)))
+    assert report.settled == base.numel()

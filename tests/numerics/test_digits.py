@@ -4,6 +4,7 @@ rationals."""
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -137,6 +138,53 @@ def test_what_is_dropped_is_an_error() -> None:
         assert (abs(values_of(found) - value) <= errors_of(found)).all()
     assert far.error is not None
     assert far.error[1] == LEAST_ERROR
+
+
+def spread(count: int, high: int, low: int) -> Any:
+    """Numbers of 53 bits from 2^high down to 2^low, (count, 1): they fill each place between."""
+    powers = np.linspace(high, low, count).round()[:, None]
+    return (1 + np.random.default_rng(count).random((count, 1))) * 2.0**powers
+
+
+def test_squares_have_the_error_of_what_is_dropped() -> None:
+    """Also of rows that are exact, beside one that is not."""
+    rows = spread(40, 480, -150)
+    number = Digits.of(rows)
+    assert number.error is None
+    found = Digits(number.shape, number.places, number.reach, np.where(np.arange(40) == 0, 2.0**100, 0.0)[:, None])
+    squares = found.squares()
+    assert len(squares.places) == MOST_PLACES
+    assert (abs(values_of(squares) - exact(rows)[:, 0] ** 2) <= errors_of(squares)).all()
+
+
+def test_quotients_have_the_error_of_what_is_dropped() -> None:
+    rows = spread(60, 990, -300)
+    found = quotient(Digits.of(rows), Digits.of(np.full((1, 1), 3.0)))
+    assert len(found.places) == MOST_PLACES
+    assert (abs(values_of(found) - exact(rows) / 3) <= errors_of(found)).all()
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_ends_have_more_places_than_are_kept(odd: bool) -> None:
+    rows = spread(60, 990, -346)
+    number = Digits.of(rows)
+    assert len(number.places) >= MOST_PLACES and number.error is not None
+    below, above, known = ends(number, odd=odd)
+    rounded = np.vectorize(to_odd if odd else to_nearest, otypes=[float])(exact(rows))
+    assert known.all() and ((below <= rounded) & (rounded <= above)).all()
+    assert (below == above)[:40].all() and below[-1] < above[-1]
+
+
+def test_numbers_beyond_float64_are_not_known_and_not_warned_of() -> None:
+    number = Digits.of(np.array([[2.0**900, -(2.0**900)], [1.0, 2.0]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        third = quotient(number, Digits.of(np.full((1, 1), 3.0)))
+        found = third * third * third
+        below, above, known = ends(found, odd=False)
+    assert found.error is not None
+    assert known.tolist() == [[False, False], [True, True]]
+    assert (below[1] == above[1]).all()
 
 
 def test_a_bound_does_not_vanish() -> None:
