@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Any
-
-_METHODS = ("match", "fullmatch", "search", "sub", "split", "findall", "finditer")
 
 if TYPE_CHECKING:
     from re import compile as regex
@@ -21,10 +20,13 @@ else:
             """An attribute of the pattern. Raises AttributeError for those that it lacks, re.error at its first use."""
             if name.startswith("__"):
                 raise AttributeError(name)
-            compiled = re.compile(*self._given)
-            for method in _METHODS:  # from now on they are found at once
-                setattr(self, method, getattr(compiled, method))
-            return getattr(compiled, name)
+            found = getattr(self._compiled, name)
+            setattr(self, name, found)  # from now on it is found at once
+            return found
+
+        @functools.cached_property
+        def _compiled(self) -> re.Pattern[Any]:
+            return re.compile(*self._given)
 
 
 __all__ = ["regex"]

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -96,28 +97,27 @@ def dora(dtype: str, wide: str, count: int = 1) -> Input:
     return base, [(*factors(wide), length.to(DTYPES[wide])) for length in lengths]
 
 
-Make = Callable[[], Input]
-CASES: dict[str, tuple[Make, dict[str, object]]] = {}
+CASES: dict[str, tuple[Callable[[], Input], dict[str, bool]]] = {}  # how to make it, and how to write it
 for name in ("bf16", "fp16", "fp32"):
-    CASES[f"middles of {name}"] = (lambda name=name: middles(name, "fp32")), {}
-    CASES[f"2^-60 beside middles of {name}"] = (lambda name=name: middles(name, "fp32", -60)), {}
+    CASES[f"middles of {name}"] = partial(middles, name, "fp32"), {}
+    CASES[f"2^-60 beside middles of {name}"] = partial(middles, name, "fp32", -60), {}
 CASES |= {
-    "the same, transposed": ((lambda: middles("fp32", "fp32", -60)), {"transposed": True}),
-    "middles of subnormal fp16": ((lambda: subnormal("fp16")), {}),
-    "middles of subnormal bf16": ((lambda: subnormal("bf16")), {}),
-    "middles of the largest bf16": ((lambda: middles("bf16", "fp32", top=2.0**126)), {}),
-    "cancelled to 2^-58, bf16": ((lambda: cancelled("bf16", "fp32", -58)), {}),
-    "factors 2^100 apart, bf16": ((lambda: apart("bf16")), {}),
+    "the same, transposed": (partial(middles, "fp32", "fp32", -60), {"transposed": True}),
+    "middles of subnormal fp16": (partial(subnormal, "fp16"), {}),
+    "middles of subnormal bf16": (partial(subnormal, "bf16"), {}),
+    "middles of the largest bf16": (partial(middles, "bf16", "fp32", top=2.0**126), {}),
+    "cancelled to 2^-58, bf16": (partial(cancelled, "bf16", "fp32", -58), {}),
+    "factors 2^100 apart, bf16": (partial(apart, "bf16"), {}),
 }
 for name in ("bf16", "fp32", "fp64"):
     CASES |= {
-        f"middles of {name}, fp64 factors": ((lambda name=name: middles(name, "fp64")), {}),
-        f"2^-400 beside middles of {name}, fp64 factors": ((lambda name=name: middles(name, "fp64", -400)), {}),
-        f"cancelled to 2^-118, {name}, fp64 factors": ((lambda name=name: cancelled(name, "fp64", -118)), {}),
-        f"DoRA on middles of {name}": ((lambda name=name: dora(name, "fp64")), {}),
-        f"DoRA on middles of {name}, transposed": ((lambda name=name: dora(name, "fp64")), {"transposed": True}),
-        f"two DoRA on middles of {name}": ((lambda name=name: dora(name, "fp64", 2)), {}),
-        f"the same of {name}, alpha a third of the rank": ((lambda name=name: dora(name, "fp64", 2)), {"third": True}),
+        f"middles of {name}, fp64 factors": (partial(middles, name, "fp64"), {}),
+        f"2^-400 beside middles of {name}, fp64 factors": (partial(middles, name, "fp64", -400), {}),
+        f"cancelled to 2^-118, {name}, fp64 factors": (partial(cancelled, name, "fp64", -118), {}),
+        f"DoRA on middles of {name}": (partial(dora, name, "fp64"), {}),
+        f"DoRA on middles of {name}, transposed": (partial(dora, name, "fp64"), {"transposed": True}),
+        f"two DoRA on middles of {name}": (partial(dora, name, "fp64", 2), {}),
+        f"the same of {name}, alpha a third of the rank": (partial(dora, name, "fp64", 2), {"third": True}),
     }
 
 
@@ -153,7 +153,7 @@ def main(runs: int) -> None:
     for number, (name, (make, how)) in enumerate(CASES.items()):
         torch.manual_seed(number)
         with scratch(FOLDER):
-            base, adapters = written(make(), FOLDER, **how)  # type: ignore[arg-type]
+            base, adapters = written(make(), FOLDER, **how)
             least, out = {"exact": float("inf"), "fast": float("inf")}, FOLDER / "out"
             for _ in range(runs):
                 for precision in least:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import gc
 import importlib
@@ -15,10 +14,11 @@ import runpy
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, NoReturn
+
+from forked import run_and_exit
 
 from adaptertool.process import prepare
 
@@ -122,7 +122,7 @@ def _serve() -> None:
 
 def _become(
     script: str | None, arguments: list[str], cwd: str, environment: dict[str, str | None], out: str, err: str
-) -> None:
+) -> NoReturn:
     """The process of one command line."""
     os.chdir(cwd)
     for name, text in environment.items():
@@ -131,25 +131,16 @@ def _become(
         own = os.open(path, flags)
         os.dup2(own, number)
         os.close(own)
-    streams: list[Any] = [open(number, mode, encoding="utf-8") for number, mode in ((0, "r"), (1, "w"), (2, "w"))]  # noqa: SIM115, PTH123
-    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams
     sys.argv = [script or "adaptertool", *arguments]
     sys.path.insert(0, cwd)
-    code: Any = 0
-    try:
+
+    def program() -> None:
         if script:
             runpy.run_path(script, run_name="__main__")
         else:
             runpy.run_module("adaptertool", run_name="__main__", alter_sys=True)
-    except SystemExit as stop:
-        code = stop.code
-    except BaseException:  # as an interpreter would
-        traceback.print_exc()
-        code = 1
-    for stream in streams[1:]:
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+    run_and_exit(program)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
+
+from forked import run_and_exit
 
 _LOADED = ("adaptertool.cli", "adaptertool.evaluation", "torch", "transformers.models.llama.modeling_llama")
 _CLIENT = """#!{python} -IS
@@ -99,30 +100,21 @@ def _become(streams: list[int], program: str, arguments: list[str], cwd: str, en
     for number, own in enumerate(streams):
         os.dup2(own, number)
         os.close(own)
-    opened: list[Any] = [open(number, mode, encoding="utf-8") for number, mode in ((0, "r"), (1, "w"), (2, "w"))]  # noqa: SIM115, PTH123
-    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__ = opened
-    code: Any = 0
-    try:
-        if program == "adaptertool":
-            sys.argv = [program, *arguments]
-            runpy.run_module("adaptertool", run_name="__main__", alter_sys=True)
-        elif arguments[0] == "-c":
-            sys.argv = ["-c", *arguments[2:]]
-            sys.path.insert(0, "")
-            exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
-        else:
-            sys.argv = arguments
-            sys.path.insert(0, str(Path(arguments[0]).parent.absolute()))
-            runpy.run_path(arguments[0], run_name="__main__")
-    except SystemExit as stop:
-        code = stop.code
-    except BaseException:  # as an interpreter would
-        traceback.print_exc()
-        code = 1
-    for stream in opened[1:]:
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+    run_and_exit(lambda: _run(program, arguments))
+
+
+def _run(program: str, arguments: list[str]) -> None:
+    if program == "adaptertool":
+        sys.argv = [program, *arguments]
+        runpy.run_module("adaptertool", run_name="__main__", alter_sys=True)
+    elif arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        sys.path.insert(0, "")
+        exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = arguments
+        sys.path.insert(0, str(Path(arguments[0]).parent.absolute()))
+        runpy.run_path(arguments[0], run_name="__main__")
 
 
 if __name__ == "__main__":

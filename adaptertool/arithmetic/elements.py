@@ -1,5 +1,5 @@
-"""Values of single elements of a block, in float64 or in double-double: by themselves where they are few, else with all
-of their rows, whose norms are then known as well."""
+"""Values of single elements of a block, in float64, double-double or long numbers: by themselves where they are few,
+else with all of their rows, whose norms are then known as well."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def values_of(
     """before + α·(after − before) of elements `where` (n,) of a block, ascending: slices of `where`, one after the
     other, and their values, flat.
 
-    ops: BLOCKS, or DOUBLES; rows: first and last of the block; before: what the base has there, (n,)
+    ops: BLOCKS, DOUBLES or DIGITS; rows: first and last of the block; before: what the base has there, (n,)
     norms: those of the block in the number system, where they are known: by the number of the edit
     """
     first, last = rows

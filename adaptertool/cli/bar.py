@@ -28,7 +28,7 @@ def bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int
     with contextlib.ExitStack() as opened:
         shown: Shown = _Lines(title, total, quiet=quiet)
         if terminal and not quiet:
-            shown = opened.enter_context(load("drawn", "drawn")(title, total))
+            shown = opened.enter_context(load("terminal_bar", "terminal_bar")(title, total))
 
         def progress(count: int) -> None:
             with lock:

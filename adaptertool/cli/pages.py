@@ -14,11 +14,7 @@ def require(target: str | None) -> None:
 
 
 def save(
-    target: str | None,
-    page: str,
-    report: object,
-    inputs: Iterable[str | None],
-    more: Callable[[], object] | None = None,
+    target: str | None, page: str, report: object, inputs: Iterable[str | None], *more: Callable[[], object]
 ) -> None:
     """Write the page of a report, where one is asked for.
 
@@ -27,4 +23,4 @@ def save(
     more:   what else the page shows, made only then
     """
     if target is not None:
-        load("pages_drawn", "save")(target, page, (report,) if more is None else (report, more()), inputs)
+        load("pages_drawn", "save")(target, page, report, inputs, *(make() for make in more))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 from adaptertool.files.identity import identity
 from adaptertool.render import page
@@ -32,8 +31,7 @@ def require(target: str) -> None:
     moment()
 
 
-def save(target: str, name: str, shown: Sequence[Any], inputs: Iterable[str | None]) -> None:
-    """shown: the report, and what else the page is given"""
+def save(target: str, name: str, report: object, inputs: Iterable[str | None], *more: object) -> None:
+    """Write the page of this name. more: what else it shows"""
     named = dict.fromkeys(path for path in inputs if path)
-    report, *more = shown
     page.write(target, PAGES[name](report, made(sys.argv[1:], [(path, identity(path)) for path in named]), *more))

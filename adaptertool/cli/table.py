@@ -2,7 +2,7 @@
 examples of its use (examples.py).
 
 A command is loaded when it is called, or asked for its own help. What it needs only at times, as an engine where it is
-no dry run, is loaded through `load` too: this is the one place of late imports.
+no dry run, is loaded through `load` too.
 """
 
 from __future__ import annotations

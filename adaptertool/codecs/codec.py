@@ -61,11 +61,6 @@ class Codec:
         return math.ldexp(1.0, self.lowest + 1 - self.digits)
 
     @property
-    def last_step(self) -> float:
-        """The distance from the largest number to the one below it."""
-        return math.ldexp(1.0, math.frexp(self.largest)[1] - self.digits)
-
-    @property
     def wide(self) -> np.dtype[Any]:
         """float32 if that holds its numbers, else float64."""
         return np.dtype(np.float32 if self.digits <= _SINGLE else np.float64)

@@ -99,7 +99,8 @@ def _is_other(name: str, adapter_files: tuple[str, ...]) -> bool:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Whether a name is like a pattern, which has stars alone: few come to be compiled for that."""
+    """Whether a name matches a pattern that has stars alone. Its ends are compared first, since fnmatch compiles each
+    pattern that it is given."""
     begin, end = pattern.partition("*")[0], pattern.rpartition("*")[2]
     return name.startswith(begin) and name.endswith(end) and fnmatch.fnmatchcase(name, pattern)
 

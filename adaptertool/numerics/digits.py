@@ -1,9 +1,9 @@
-"""Arithmetic in long numbers, on arrays: a number is a sum of digits·2^(20·place), with a bound of its error.
+"""Arithmetic in long numbers (multiple precision), on arrays: a number is Σ digits·2^(20·place) (numerics.places), with
+a bound of its error.
 
 Sums and products are exact, whatever the numbers have cancelled to, and so are quotients and roots that come out even;
 of others there are some 300 bits, with the error. So this decides what double-double leaves open by the million: the
-middle of two stored values, and what lies next to it. A digit is an integer in a float64, at most 2^19 in magnitude,
-while carries wait somewhat more: sums of products of two are exact, in any order, so BLAS may make them.
+middle of two stored values, and what lies next to it.
 
 Numbers of one array share their places, of which there are few: what lies below is dropped, and counts as an error.
 """
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from adaptertool.numerics.places import (
-    DIGIT,
-    LEAST,
-    LOWEST,
-    MOST,
-    ROOM,
+    LARGEST_DIGIT,
+    LARGEST_SUM,
+    LEAST_ERROR,
+    LOWEST_PLACE,
+    MOST_PLACES,
     Places,
-    at_least,
+    bound,
     carried,
     products,
     split,
@@ -47,11 +47,12 @@ class Digits:
     __array_ufunc__ = None  # numpy leaves mixed operations to us
 
     def __init__(
-        self, shape: tuple[int, ...], places: Places, reach: float = DIGIT, error: Array | None = None
+        self, shape: tuple[int, ...], places: Places, reach: float = LARGEST_DIGIT, error: Array | None = None
     ) -> None:
-        """places: digits by their place, float64 of that shape; those that are not there are 0; reach: none is larger
-        in magnitude; error: float64 of that shape, none between 0 and LEAST, infinite where nothing is known; None: all
-        are exact"""
+        """places: digits by their place, float64 of that shape; those that are not there are 0
+        reach:  none of the digits is larger in magnitude
+        error:  float64 of that shape, none between 0 and LEAST_ERROR, infinite where nothing is known; None: all exact
+        """
         self.shape, self.places, self.reach, self.error = shape, places, reach, error
         self.back: Callable[[Digits], object] | None = None  # writes to what it is a view of
 
@@ -73,6 +74,10 @@ class Digits:
 
     def copy(self) -> Digits:
         return Digits(self.shape, dict(self.places), self.reach, self.error)
+
+    def with_error(self, error: Array | None) -> Digits:
+        """The same digits with another error."""
+        return Digits(self.shape, self.places, self.reach, error)
 
     def reshape(self, *shape: int) -> Digits:
         whole = np.broadcast_to(0.0, self.shape).reshape(*shape).shape
@@ -139,16 +144,15 @@ class Digits:
         """The sums of the squares of the rows of a matrix."""
         self.carry()
         found = Digits((self.shape[0],), {})
-        step = max(1, int(ROOM / 2 / DIGIT**2) // max(len(self.places), 1))
+        step = max(1, int(LARGEST_SUM / 2 / LARGEST_DIGIT**2) // max(len(self.places), 1))
         for first in range(0, self.shape[1], step):
             some = squares(self.places, slice(first, first + step))
-            found = found + Digits(found.shape, some, ROOM / 2)
+            found = found + Digits(found.shape, some, LARGEST_SUM / 2)
             found.carry()
         if self.error is not None:
             with np.errstate(all="ignore"):
                 given = (2 * self.size() * self.error).sum(1) * WIDER
-                given = given if found.error is None else (given + found.error) * WIDER
-            found.error = np.where(np.isnan(given), np.inf, at_least(given))
+                found.error = bound(given if found.error is None else (given + found.error) * WIDER)
         return found
 
     @np.errstate(all="ignore")
@@ -163,9 +167,9 @@ class Digits:
     @np.errstate(all="ignore")
     def size(self) -> Array:
         """An upper bound of the magnitudes, errors included."""
-        near = at_least(abs(self.near()) * WIDER)
-        if min(self.places, default=0) < LOWEST:  # float64 may take it for 0
-            near = np.maximum(near, LEAST)
+        near = bound(abs(self.near()) * WIDER)
+        if min(self.places, default=0) < LOWEST_PLACE:  # float64 may take it for 0
+            near = np.maximum(near, LEAST_ERROR)
         return near if self.error is None else near + self.error
 
     def _each(self, change: Callable[[Array], Array], shape: tuple[int, ...]) -> Digits:
@@ -184,7 +188,7 @@ class Digits:
         """self ± other, with all places: sums of what has too many are cut as operators make them."""
         shape = np.broadcast_shapes(self.shape, other.shape)
         for number in (self, other):
-            if self.reach + other.reach > ROOM:
+            if self.reach + other.reach > LARGEST_SUM:
                 number.carry()
         add: Any = np.add if sign > 0 else np.subtract
         places: Places = {}
@@ -198,16 +202,16 @@ class Digits:
 
     def carry(self) -> None:
         """Make all digits small, and drop places that have none."""
-        if self.reach > DIGIT:
-            self.places, self.reach = carried(self.places, self.shape), DIGIT
+        if self.reach > LARGEST_DIGIT:
+            self.places, self.reach = carried(self.places, self.shape), LARGEST_DIGIT
 
     def _cut(self) -> Digits:
         """Drop the lowest places, where there are too many."""
-        if len(self.places) > MOST:
+        if len(self.places) > MOST_PLACES:
             self.carry()
-            for place in sorted(self.places, reverse=True)[MOST:]:
+            for place in sorted(self.places, reverse=True)[MOST_PLACES:]:
                 with np.errstate(all="ignore"):
-                    lost = abs(times_power(self.places.pop(place), place, np.empty(self.shape))) + LEAST  # not 0
+                    lost = abs(times_power(self.places.pop(place), place, np.empty(self.shape))) + LEAST_ERROR  # not 0
                 self.error = lost if self.error is None else (self.error + lost) * WIDER
         return self
 
@@ -231,24 +235,17 @@ def _product(
     """The product by `times`, which sums `length` products."""
     for number in (left, right):
         number.carry()
-    count, limit = length * min(len(left.places), len(right.places)), ROOM / DIGIT**2
+    count, limit = length * min(len(left.places), len(right.places)), LARGEST_SUM / LARGEST_DIGIT**2
     if count > limit and length > 1:
         half = length // 2
         halves = ((left[..., part], right[..., part, :]) for part in (slice(0, half), slice(half, length)))
         first, second = (_product(*part, times, shape, (length + 1) // 2) for part in halves)
         return first + second
-    error: Any = None
-    if left.error is not None or right.error is not None:
-        none = np.zeros(())
-        own, beside = (number.error if number.error is not None else none for number in (left, right))
-        sizes = [np.broadcast_to(number.size(), number.shape) for number in (left, right)]
-        with np.errstate(all="ignore"):
-            parts = [np.broadcast_to(0.0, shape)]
-            if left.error is not None:
-                parts.append(times(own, sizes[1]))
-            if right.error is not None:
-                parts.append(times(sizes[0], beside))
-            given: Any = sum(parts)
-            given = given * (WIDER * (1 + length * 2.0**-50))
-            error = np.where(np.isnan(given), np.inf, at_least(given))
-    return Digits(shape, products(left.places, right.places, times), max(count, 1) * DIGIT**2, error)._cut()
+    errors = []
+    with np.errstate(all="ignore"):
+        if left.error is not None:
+            errors.append(times(left.error, right.size()))
+        if right.error is not None:
+            errors.append(times(left.size(), right.error))
+        error = bound(sum(errors) * (WIDER * (1 + length * 2.0**-50))) if errors else None
+    return Digits(shape, products(left.places, right.places, times), max(count, 1) * LARGEST_DIGIT**2, error)._cut()

@@ -8,7 +8,7 @@ import numpy as np
 
 from adaptertool.numerics.digits import WIDER, Digits
 from adaptertool.numerics.error_free import two_sum
-from adaptertool.numerics.places import LEAST, LOWEST, at_least, times_power
+from adaptertool.numerics.places import LEAST_ERROR, LOWEST_PLACE, bound, times_power
 
 Array = Any  # of float64
 
@@ -18,7 +18,7 @@ _SURE = 1 - 2.0**-30  # times what is near a number, to be below it
 
 def quotient(number: Digits, divisor: Digits) -> Digits:
     """The quotient q of x by positive numbers y, a few digits at a time: |x/y − q| = |x − q·y| / y."""
-    exact, off = Digits(divisor.shape, divisor.places, divisor.reach), divisor.error
+    exact, off = divisor.with_error(None), divisor.error
     found, left = Digits(np.broadcast_shapes(number.shape, divisor.shape), {}), number
     with np.errstate(all="ignore"):
         near = divisor.near()
@@ -52,16 +52,16 @@ def root(number: Digits) -> Digits:
 
 def _off_by(number: Digits, size: Array, divisor: Array) -> Digits:
     """The same with an error of size / divisor beside its own, infinite where the divisor is next to nothing."""
-    error = at_least(np.where(size == 0, 0.0, size / divisor * WIDER + LEAST))
+    error = bound(np.where(size == 0, 0.0, size / divisor * WIDER + LEAST_ERROR))
     error = error if number.error is None else (error + number.error) * WIDER
-    error = np.where((divisor > LEAST) & ~np.isnan(error), error, np.inf)
-    return Digits(number.shape, number.places, number.reach, error if error.any() else None)
+    error = np.where(divisor > LEAST_ERROR, error, np.inf)
+    return number.with_error(error if error.any() else None)
 
 
 def ends(number: Digits, *, odd: bool) -> tuple[Array, Array, Array]:
     """Both ends of the interval that holds each number, rounded to nearest, or to odd (as DoubleDouble.ends has them);
     and where they are known."""
-    exact = Digits(number.shape, number.places, number.reach)
+    exact = number.with_error(None)
     if number.error is None:
         found, known = _rounded(exact, odd=odd)
         return found, found, known
@@ -83,7 +83,7 @@ def _rounded(number: Digits, *, odd: bool) -> tuple[Array, Array]:
     known = np.ones(number.shape, bool)
     with np.errstate(all="ignore"):
         for place in sorted(number.places, reverse=True):
-            if abs(place) > -LOWEST:
+            if abs(place) > -LOWEST_PLACE:
                 known &= number.places[place] == 0
             else:
                 near, over = two_sum(near, times_power(number.places[place], place, part))

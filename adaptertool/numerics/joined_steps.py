@@ -1,5 +1,5 @@
-"""Steps of a formula (strips.py) that often follow each other, as one: the kernel then goes through a strip once for
-them. Each operation is rounded as before, so the numbers are the same.
+"""Steps of a formula (strips.py) that often follow each other, fused into one: the kernel then goes through a strip
+once for them. Each operation is rounded as before, so the numbers are the same.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 Form = tuple[tuple[Any, ...], ...]  # for each step, after those it needs: its name, and for each input the place of the
 # step that makes it, or None, which is a number
 
-_READS = {f"READ_{dtype}": f"LESS_{dtype}" for dtype in ("BF16", "F16", "F32")}  # and what it is, less an array
-_ADDS = {less: f"ADD_{less}" for less in _READS.values()}
+# What is read, less an array; and a number times that added to another
+_DIFFERENCE = {f"READ_{dtype}": f"DIFFERENCE_{dtype}" for dtype in ("BF16", "F16", "F32")}
+_ADDS = {difference: f"ADD_{difference}" for difference in _DIFFERENCE.values()}
 
 
 class Given(NamedTuple):
@@ -53,21 +54,21 @@ def _in_one(node: Node, nodes: Mapping[int, Node], uses: Mapping[Any, int]) -> N
     alone = [uses[one] == 1 for one in node.inputs]  # whether nothing else needs that
     if node.name == "ADD" and _NUMBER not in given:
         for one, other in ((0, 1), (1, 0)):
-            if given[other].name == "MULTIPLY" and (factors := _number_last(given[other])):
+            if given[other].name == "MULTIPLY" and (factors := _number_last(given[other])):  # a + number·b
                 return _in_one(node._replace(name="ADD_TIMES", inputs=(node.inputs[one], *factors)), nodes, uses)
-            if given[other].name in _ADDS and alone[other]:  # 1 times that
+            if given[other].name in _ADDS and alone[other]:  # a + 1·(stored − b)
                 return Node(_ADDS[given[other].name], (node.inputs[one], *given[other].inputs), given[other].data)
-    if node.name == "SUBTRACT" and _NUMBER not in given and alone[0] and given[0].name in _READS:
-        return Node(_READS[given[0].name], node.inputs[1:], given[0].data)
+    if node.name == "SUBTRACT" and _NUMBER not in given and alone[0] and given[0].name in _DIFFERENCE:  # stored − a
+        return Node(_DIFFERENCE[given[0].name], node.inputs[1:], given[0].data)
     if node.name == "ADD_TIMES":
         a, b, number = node.inputs
-        if alone[1] and given[1].name in _ADDS:
+        if alone[1] and given[1].name in _ADDS:  # a + number·(stored − b)
             return Node(_ADDS[given[1].name], (a, *given[1].inputs, number), given[1].data)
-        if alone[0] and given[0].name == "MULTIPLY" and (factors := _number_last(given[0])):
+        if alone[0] and given[0].name == "MULTIPLY" and (factors := _number_last(given[0])):  # number·a + other·b
             return node._replace(name="TIMES_ADD_TIMES", inputs=(factors[0], b, factors[1], number))
     if node.name == "CHOICE" and given[0].name == "EQUAL" and given[0].inputs == node.inputs[:0:-1]:
-        return node._replace(name="SAME", inputs=given[0].inputs)
-    if node.name == "SUM" and alone[0] and given[0].name == "MULTIPLY" and not _number_last(given[0]):
+        return node._replace(name="SAME", inputs=given[0].inputs)  # b where it equals a, else a
+    if node.name == "SUM" and alone[0] and given[0].name == "MULTIPLY" and not _number_last(given[0]):  # Σ a·b
         return node._replace(inputs=given[0].inputs)
     if node.name.startswith("WRITE") and alone[0] and given[0].name == "SAME":
         return node._replace(inputs=given[0].inputs)

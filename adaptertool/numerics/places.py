@@ -1,4 +1,5 @@
-"""Numbers as digits by their place, Σ digits·2^(20·place): what numerics.digits is made of. Dictionaries of arrays.
+"""Numbers of many bits (multiple precision) as digits, or limbs, by their place, Σ digits·2^(20·place): what
+numerics.digits is made of. Dictionaries of arrays.
 
 A digit is an integer in a float64, at most 2^19 in magnitude; while carries wait it may have up to 2^52. So products of
 two, and sums of up to 2^14 of those, are exact, in any order: BLAS may make them.
@@ -16,10 +17,10 @@ Array = Any  # of float64, of one shape
 Places = dict[int, Array]  # what is not there is 0
 
 BITS = 20  # of a digit
-DIGIT, ROOM = 2.0 ** (BITS - 1), 2.0**52
-MOST = 64  # places
-LOWEST = -51  # that float64 holds; the highest is 51
-LEAST = 2.0**-400  # a bound of an error is 0 or no less, so that products of bounds do not vanish
+LARGEST_DIGIT, LARGEST_SUM = 2.0 ** (BITS - 1), 2.0**52  # in magnitude; the sum while carries wait
+MOST_PLACES = 64  # of one array
+LOWEST_PLACE = -51  # that float64 holds; the highest is 51
+LEAST_ERROR = 2.0**-400  # a bound of an error is 0 or no less, so that products of bounds do not vanish
 _BEYOND = 2.0**1000
 
 
@@ -30,7 +31,7 @@ def split(values: Array) -> tuple[Places, Array | None]:
     beyond = ~(abs(left) < _BEYOND)
     left[beyond] = 0.0
     place = -((BITS - 1 - int(np.frexp(abs(left).max(initial=0.0))[1])) // BITS)
-    lowest, places = max(place - MOST, LOWEST), {}
+    lowest, places = max(place - MOST_PLACES, LOWEST_PLACE), {}
     while place >= lowest and left.any():
         digit = np.rint(left * 2.0 ** (-BITS * place))
         if digit.any():
@@ -39,12 +40,13 @@ def split(values: Array) -> tuple[Places, Array | None]:
         place -= 1
     if not left.any() and not beyond.any():
         return places, None
-    return places, np.where(beyond, np.inf, at_least(abs(left)))
+    return places, np.where(beyond, np.inf, bound(abs(left)))
 
 
-def at_least(sizes: Array) -> Array:
-    """What is not 0 is LEAST, if it is less."""
-    return np.where(sizes == 0, 0.0, np.maximum(sizes, LEAST))  # of NaN it stays NaN
+def bound(sizes: Array) -> Array:
+    """A bound of an error of these sizes: what is not 0 is at least LEAST_ERROR, and what is NaN infinite."""
+    sizes = np.where(np.isnan(sizes), np.inf, sizes)
+    return np.where(sizes == 0, 0.0, np.maximum(sizes, LEAST_ERROR))
 
 
 def split_number(number: Fraction) -> Places:
@@ -111,7 +113,7 @@ def squares(places: Places, columns: slice) -> Places:
 
 def times_power(digits: Array, place: int, out: Array) -> Array:
     """digits·2^(20·place), in `out` where that is a product of two float64."""
-    if abs(place) <= -LOWEST:
+    if abs(place) <= -LOWEST_PLACE:
         return np.multiply(digits, 2.0 ** (BITS * place), out=out)
     with np.errstate(all="ignore"):
         return np.ldexp(digits, BITS * place)

@@ -4,6 +4,7 @@ numbers. Those who write formulas have lazy.py."""
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ STEPS = (
     *("READ_BF16", "READ_F16", "READ_F32", "READ_F64", "READ_TRUTH", "FILL"),
     *("ADD", "SUBTRACT", "MULTIPLY", "DIVIDE", "LESS", "LESS_EQUAL", "EQUAL", "AND", "OR", "SMALLER", "LARGER"),
     *("ADD_TIMES", "TIMES_ADD_TIMES", "SAME", "MAGNITUDE", "NOT", "CHOICE", "BETWEEN"),
-    *("LESS_BF16", "LESS_F16", "LESS_F32", "ADD_LESS_BF16", "ADD_LESS_F16", "ADD_LESS_F32"),
+    *(f"{name}_{dtype}" for name in ("DIFFERENCE", "ADD_DIFFERENCE") for dtype in ("BF16", "F16", "F32")),
     *("WRITE_BF16", "WRITE_F16", "WRITE_F32", "WRITE_F64", "SUM", "COUNT", "COLLECT"),
 )
 _CODE = {name: code for code, name in enumerate(STEPS)}
@@ -105,17 +106,10 @@ class _Compiled(NamedTuple):
     data: Sequence[tuple[int, int]]  # (step, the Formula that has the address)
 
 
-_COMPILED: dict[Form, _Compiled] = {}  # by form
-_MOST = 256  # forms that are kept
-
-
 def run(last: Sequence[Formula]) -> list[float]:
     """Compute these steps, and what they need; returns the sums that are among them."""
     order = _in_order(last)
-    if (compiled := _COMPILED.get(form := form_of(order))) is None:
-        if len(_COMPILED) >= _MOST:
-            _COMPILED.clear()
-        _COMPILED[form] = compiled = _compile(form)
+    compiled = _compiled(form_of(order))
     steps = (_Step * compiled.length).from_buffer_copy(compiled.steps)
     for step, name, at in compiled.numbers:
         setattr(steps[step], name, order[at.formula].inputs[at.number])
@@ -131,7 +125,7 @@ def run(last: Sequence[Formula]) -> list[float]:
     where = (array.ctypes.data for array in (room, places, found))
     job = _Job(ctypes.addressof(steps), compiled.length, last[0].size, *where, summed)
     FUNCTIONS["strips"](ctypes.addressof(job))
-    return [float(one) for one in found[:summed]]
+    return [0.0 + float(one) for one in found[:summed]]  # numpy begins at 0, so that no sum is −0
 
 
 def form_of(order: Sequence[Formula]) -> Form:
@@ -151,7 +145,8 @@ def _in_order(last: Sequence[Formula]) -> list[Formula]:
     return [found[born] for born in sorted(found)]
 
 
-def _compile(form: Form) -> _Compiled:
+@functools.lru_cache(maxsize=256)
+def _compiled(form: Form) -> _Compiled:
     """The steps, each after those that it needs, and how many strips they fill: one has that of another from the last
     step on that needs the other, but for this step itself."""
     nodes = joined(form)

@@ -71,11 +71,6 @@ class Recipe:
     steps: tuple[Step, ...]
 
 
-def is_recipe(node: Node, commands: Commands) -> bool:
-    """Whether a document is a recipe of ours, right or wrong, and not of another tool."""
-    return isinstance(node, Table) and bool(node.entries.keys() & {STEPS, *commands})
-
-
 def load_recipe(path: Path, commands: Commands) -> Recipe:
     """The recipe in a file. Raises InputError."""
     documents = load_yaml(path)

@@ -155,7 +155,7 @@ def test_spacing_is_the_distance_to_the_next(codec: Codec) -> None:
     assert (codec.spacing(-here[finite]) == steps).all()
     assert (ulps(words, words + codec.word.type(1)) == 1).all()
     assert codec.spacing(np.zeros(1)) == steps.min() == codec.smallest
-    assert codec.spacing(np.array([codec.largest])) == codec.last_step
+    assert codec.spacing(np.array([codec.largest])) == 2.0 ** (math.frexp(codec.largest)[1] - codec.digits)
     assert codec.spacing(np.array([1.0])) == 2 * codec.roundoff
 
 

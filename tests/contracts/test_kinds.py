@@ -163,7 +163,6 @@ def test_a_product_may_stand_for_its_factors(kind: Kind, dtype: Any, off: float)
 
 @every_kind
 def test_single_elements_are_as_in_blocks(kind: Kind) -> None:
-    """In floats."""
     if kind.neighbours:
         return
     rows, factors = sample(kind)

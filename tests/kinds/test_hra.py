@@ -70,8 +70,8 @@ def test_settled_by_rationals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return np.arange(len(values))
 
     monkeypatch.setattr(blocks, "BY_DTYPE", {"BF16": dataclasses.replace(codec, encode=all_open)})
-    for ops in (DOUBLES, DIGITS):
-        monkeypatch.setattr(correct_rounding, ops.name.upper(), dataclasses.replace(ops, blockwise=None))
+    monkeypatch.setattr(correct_rounding, "DOUBLES", dataclasses.replace(DOUBLES, blockwise=None))
+    monkeypatch.setattr(correct_rounding, "DIGITS", dataclasses.replace(DIGITS, blockwise=None))
     monkeypatch.setattr(correct_rounding, "UNIT", 2.0**-7)
     report = adaptertool.merge(base, [adapter], tmp_path / "out")
     assert report.settled_one_by_one == report.settled > 5

@@ -220,8 +220,8 @@ def test_settled_by_rationals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     checkpoint, adapters = placed(tmp_path, base, rotation, lora(4, 12), transposed=transposed)
     adaptertool.merge(checkpoint, adapters, tmp_path / "usual")
     monkeypatch.setattr(blocks, "BY_DTYPE", {"BF16": dataclasses.replace(BF16, encode=all_open)})
-    for ops in (DOUBLES, DIGITS):
-        monkeypatch.setattr(correct_rounding, ops.name.upper(), dataclasses.replace(ops, blockwise=None))
+    monkeypatch.setattr(correct_rounding, "DOUBLES", dataclasses.replace(DOUBLES, blockwise=None))
+    monkeypatch.setattr(correct_rounding, "DIGITS", dataclasses.replace(DIGITS, blockwise=None))
     monkeypatch.setattr(correct_rounding, "UNIT", 2.0**-7)
     report = adaptertool.merge(checkpoint, adapters, tmp_path / "rationals")
     assert report.settled_one_by_one == report.settled > 5

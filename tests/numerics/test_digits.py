@@ -15,7 +15,7 @@ from long_numbers import errors_of, exact, values_of
 
 from adaptertool.numerics.digits import Digits
 from adaptertool.numerics.digits_rounded import ends, quotient, root
-from adaptertool.numerics.places import LEAST, MOST, split_number
+from adaptertool.numerics.places import LEAST_ERROR, MOST_PLACES, split_number
 from adaptertool.numerics.rounding import to_nearest, to_odd
 
 RANGES = [0, 40, 150, 300]
@@ -134,10 +134,10 @@ def test_what_is_dropped_is_an_error() -> None:
     for _ in range(4):
         expected = expected**2 + exact(np.array([1.0, 0.0, 2.0**40]))
     for found, value in [(far, exact(apart)), (far * far, exact(apart) ** 2), (total, expected)]:
-        assert len(found.places) <= MOST
+        assert len(found.places) <= MOST_PLACES
         assert (abs(values_of(found) - value) <= errors_of(found)).all()
     assert far.error is not None
-    assert far.error[1] == LEAST
+    assert far.error[1] == LEAST_ERROR
 
 
 def spread(count: int, high: int, low: int) -> Any:
@@ -153,14 +153,14 @@ def test_squares_have_the_error_of_what_is_dropped() -> None:
     assert number.error is None
     found = Digits(number.shape, number.places, number.reach, np.where(np.arange(40) == 0, 2.0**100, 0.0)[:, None])
     squares = found.squares()
-    assert len(squares.places) == MOST
+    assert len(squares.places) == MOST_PLACES
     assert (abs(values_of(squares) - exact(rows)[:, 0] ** 2) <= errors_of(squares)).all()
 
 
 def test_quotients_have_the_error_of_what_is_dropped() -> None:
     rows = spread(60, 990, -300)
     found = quotient(Digits.of(rows), Digits.of(np.full((1, 1), 3.0)))
-    assert len(found.places) == MOST
+    assert len(found.places) == MOST_PLACES
     assert (abs(values_of(found) - exact(rows) / 3) <= errors_of(found)).all()
 
 
@@ -168,7 +168,7 @@ def test_quotients_have_the_error_of_what_is_dropped() -> None:
 def test_ends_have_more_places_than_are_kept(odd: bool) -> None:
     rows = spread(60, 990, -346)
     number = Digits.of(rows)
-    assert len(number.places) >= MOST and number.error is not None
+    assert len(number.places) >= MOST_PLACES and number.error is not None
     below, above, known = ends(number, odd=odd)
     rounded = np.vectorize(to_odd if odd else to_nearest, otypes=[float])(exact(rows))
     assert known.all() and ((below <= rounded) & (rounded <= above)).all()
@@ -190,10 +190,10 @@ def test_numbers_beyond_float64_are_not_known_and_not_warned_of() -> None:
 def test_a_bound_does_not_vanish() -> None:
     """Products of errors and of numbers that float64 takes for 0."""
     tiny = Digits.of(np.full((2, 1), 2.0**-600))
-    rough = Digits((2, 1), {}, error=np.full((2, 1), LEAST))
+    rough = Digits((2, 1), {}, error=np.full((2, 1), LEAST_ERROR))
     for found in (rough * (tiny * tiny), rough * rough, rough * tiny, (rough * tiny) * (tiny * tiny)):
         assert found.error is not None
-        assert (found.error >= LEAST).all()
+        assert (found.error >= LEAST_ERROR).all()
 
 
 def beside(middle: Fraction, power: int) -> list[Fraction]:

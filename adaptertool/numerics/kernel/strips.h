@@ -14,10 +14,12 @@ enum {
     FILL, /* with `number` */
     /* of a and b; one of both may be `number`: it is where the place is NUMBER */
     ADD, SUBTRACT, MULTIPLY, DIVIDE, LESS, LESS_EQUAL, EQUAL, AND, OR, SMALLER, LARGER,
-    /* a + number * b; number * a + other * b; b where it equals a, else a; of a; of a, b and c */
-    ADD_TIMES, TIMES_ADD_TIMES, SAME, MAGNITUDE, NOT, CHOICE, BETWEEN,
+    /* a + number * b; number * a + other * b; b where it equals a, else a */
+    ADD_TIMES, TIMES_ADD_TIMES, SAME,
+    /* of a; of a, b and c; of a */
+    MAGNITUDE, NOT, CHOICE, BETWEEN,
     /* what is stored, less a; a + number * (what is stored, less b) */
-    LESS_BF16, LESS_F16, LESS_F32, ADD_LESS_BF16, ADD_LESS_F16, ADD_LESS_F32,
+    DIFFERENCE_BF16, DIFFERENCE_F16, DIFFERENCE_F32, ADD_DIFFERENCE_BF16, ADD_DIFFERENCE_F16, ADD_DIFFERENCE_F32,
     /* take a up, or with b: SAME of both, or the product of both */
     WRITE_BF16, WRITE_F16, WRITE_F32, WRITE_F64, SUM, COUNT, COLLECT
 };
@@ -37,8 +39,8 @@ typedef struct {
     int64_t equal, skip_equal;
 } strip_between;
 
-/* WRITE: a, or SAME of a and b, rounded once to `out`, and every n-th element, from the first on, to `sample`; `largest`: the largest of the
-   bits of what is written, but for their signs. */
+/* WRITE: a, or SAME of a and b, rounded once to `out`, and every n-th element, from the first on, to `sample`;
+   `largest`: the largest of the bits of what is written, but for their signs. */
 typedef struct {
     void *out;
     double *sample;
@@ -178,7 +180,8 @@ static inline double strip_value(const double *a, const double *b, size_t i)
 /* What once_to_BF16 gives, in half the time, but for numbers between 0 and the least normal float, and those that are
    none or too large: returns whether there are such. The last bit of the float is put in the double, so nothing is
    narrowed but the result. */
-static inline uint32_t strip_to_BF16(const double *restrict a, const double *restrict b, uint16_t *restrict out, size_t n)
+static inline uint32_t strip_to_BF16(
+    const double *restrict a, const double *restrict b, uint16_t *restrict out, size_t n)
 {
     const uint64_t lost = ((uint64_t)1 << 29) - 1; /* bits that a double has, and a float has not */
     float odd[STRIP];
@@ -235,9 +238,9 @@ WRITER(F64, double, int64_t, INT64_MAX, , )
         else                                                                                                          \
             for (size_t i = 0; i < n; i++) { double x = a[i], y = b[i]; to[i] = EXPRESSION; }                         \
         break
-#define READ_LESS(DTYPE, HELD)                                                                                           \
-    case LESS_##DTYPE: FILLED(from_##DTYPE(((const HELD *)data)[first + i]) - a[i]);                                  \
-    case ADD_LESS_##DTYPE: FILLED(a[i] + number * (from_##DTYPE(((const HELD *)data)[first + i]) - b[i]));
+#define DIFFERENCE(DTYPE, HELD)                                                                                       \
+    case DIFFERENCE_##DTYPE: FILLED(from_##DTYPE(((const HELD *)data)[first + i]) - a[i]);                            \
+    case ADD_DIFFERENCE_##DTYPE: FILLED(a[i] + number * (from_##DTYPE(((const HELD *)data)[first + i]) - b[i]));
 #define WRITTEN(DTYPE)                                                                                                \
     case WRITE_##DTYPE:                                                                                               \
         if (b)                                                                                                        \
@@ -283,9 +286,9 @@ static void strip_run(const strip_job *job, size_t first, size_t n, double *sums
         case NOT: FILLED(1 - a[i]);
         case CHOICE: FILLED(a[i] != 0 ? b[i] : c[i]);
         case BETWEEN: strip_keep(data, a, to, n); break;
-        READ_LESS(BF16, uint16_t)
-        READ_LESS(F16, uint16_t)
-        READ_LESS(F32, float)
+        DIFFERENCE(BF16, uint16_t)
+        DIFFERENCE(F16, uint16_t)
+        DIFFERENCE(F32, float)
         WRITTEN(BF16)
         WRITTEN(F16)
         WRITTEN(F32)
@@ -317,5 +320,5 @@ void LEVELLED(strips)(const strip_job *job) { strip_walk(job, 0, job->length, jo
 #undef WRITER
 #undef FILLED
 #undef PAIR
-#undef READ_LESS
+#undef DIFFERENCE
 #undef WRITTEN
