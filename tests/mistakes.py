@@ -92,7 +92,7 @@ PATHS = _mistakes(
 MIXED_UP = _mistakes(
     ("merge lora base -o out", 3, "lora is an adapter, not a checkpoint; the checkpoint comes first"),
     ("merge lora lora2 -o out", 3, "lora is an adapter, not a checkpoint"),
-    ("merge base tuned -o out", 3, "tuned is not an adapter", "`adaptertool wise`"),
+    ("merge base tuned -o out", 3, "tuned is not an adapter", "by `wise`"),
     ("merge base base -o out", 3, "base is not an adapter"),
     ("sum base lora -o out", 3, "base is not an adapter"),
     ("truncate base -o out --rank 2", 3, "base is not an adapter"),

@@ -30,7 +30,10 @@ json.dump(list(sys.modules), sys.stdout)
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path)
+    collected = gc.isenabled()  # other tests, or what runs them, may do without
+    gc.enable()
     yield tmp_path / "loaded_late.py"
+    (gc.enable if collected else gc.disable)()
     sys.modules.pop("loaded_late", None)
 
 
@@ -53,11 +56,8 @@ def test_what_fails_while_it_is_loaded_is_told(module: Path) -> None:
 def test_who_collects_no_garbage_goes_on_so(module: Path) -> None:
     module.write_text("one = 1\n")
     gc.disable()
-    try:
-        assert load("loaded_late", "one") == 1
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
+    assert load("loaded_late", "one") == 1
+    assert not gc.isenabled()
 
 
 def test_a_signal_waits_until_it_is_loaded(module: Path) -> None:

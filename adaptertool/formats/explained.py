@@ -75,5 +75,5 @@ def _explain_file(path: Path) -> None:
     example = f", such as {shown(next(iter(keys)))}," if keys else ""
     raise InputError(
         f"{path} is no adapter: none of its {len(keys):,} keys{example} is that of a factor. A fine-tuned checkpoint "
-        "is combined with its base by `adaptertool wise`"
+        "is mixed with its base by `wise`, and made an adapter by `extract`"
     )
