@@ -5,6 +5,7 @@ all other blocks (arithmetic.blocks)."""
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -77,8 +78,10 @@ class Changes:
         """What the change is multiplied with."""
         edit: Edit = self._chain.step.edits[0]
         scale = 1.0 if self._gain else edit.scale
-        exact = Fraction(alpha) * Fraction(edit.weight) * Fraction(scale)
         number = alpha * edit.weight * scale
+        if not math.isfinite(number):  # which others refuse
+            return Times(number)
+        exact = Fraction(alpha) * Fraction(edit.weight) * Fraction(scale)
         return Times(number, 0.0 if Fraction(number) == exact else _ROUNDED)
 
     def _cuts(self, first: int, last: int) -> list[tuple[int, int]]:
@@ -97,7 +100,7 @@ class Changes:
             shortcut = shortcut_of(edit)
             assert shortcut is not None
             product, error = shortcut.rows(reading_rows(self._chain.inputs), begin, end, edit.transposed)
-            return Change(np.ascontiguousarray(product.T if edit.transposed else product).reshape(-1), error=error)
+            return Change(np.ascontiguousarray(product).reshape(-1), error=error)
         high, *others = (self._read(ref, begin, end) for ref in self._refs)
         return Change(*two_sum(high, *others)) if others else Change(high, gain=self._gain)
 

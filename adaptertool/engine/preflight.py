@@ -85,12 +85,13 @@ class _Factors:
         made = ref.made
         if made is None:
             return [self._number(ref)]
-        if made.costly:
+        wide = any(source.spec.dtype == "F64" for source in made.sources)
+        if made.costly or (made.finite and not wide):
             for source in made.sources:
                 if source.spec.dtype in COMPUTED:  # not places, which are integers
                     self._number(source)
             return []
-        if not made.plain or any(source.spec.dtype == "F64" for source in made.sources):
+        if not made.plain or wide:
             return [self._number(ref)]
         return [number for source in made.sources for number in self._all(source)]
 

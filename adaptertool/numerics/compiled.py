@@ -57,6 +57,7 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
     for name in ("pairs_sum", "pairs_product"):
         found[name] = None, [_POINTER, _POINTER, _COUNT, _POINTER, *[_COUNT] * 4, ctypes.c_double]
     found["pairs_dot"] = None, [*[_POINTER] * 4, *[_COUNT] * 4]
+    found["pairs_blocks"] = ctypes.c_int, [*[_POINTER] * 3, *[_COUNT] * 2]
     found["pairs_total"] = found["pairs_squares"] = None, [*[_POINTER] * 2, *[_COUNT] * 2]
     found["pairs_nearest"] = _COUNT, [_POINTER, _COUNT, *[_POINTER] * 2]
     found["pairs_ends"] = None, [_POINTER, _COUNT, _POINTER, _POINTER, _COUNT]

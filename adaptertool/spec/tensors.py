@@ -110,6 +110,7 @@ class Making(NamedTuple):
     shortcut: of B: to its product with A
     near: of B: fewer factors that serve in its place and A's, where what is left open is decided by these
     costly: whole tensors are decomposed for it, and it is finite where they are: so these are checked in its place
+    finite: it is where its sources are and none is F64: so these are checked in its place, in less time
     few: (how to read) -> the places of the elements that may be other than 0, in the tensor as one row, ascending (n,);
     and these, float64 (n,)
     """
@@ -127,6 +128,7 @@ class Making(NamedTuple):
     shortcut: Shortcut | None = None
     near: Near | None = None
     costly: bool = False
+    finite: bool = False
     few: Callable[[ReadRows], tuple[Any, Any]] | None = None
 
 
