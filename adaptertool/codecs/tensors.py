@@ -157,8 +157,13 @@ def exact_quotients(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
 
 
 def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
-    """Elements first..last of a tensor on disk, flat, as float64: exact for what is computed on, and for indices."""
+    """Elements first..last of a tensor on disk, flat, as float64: exact for what is computed on, and for indices. It is
+    not to be written to where it is made of others, which may be kept."""
     stored = read_stored(inputs, ref, first, last)
+    if ref.made is not None and not ref.made.decodes:
+        found = stored.view()
+        found.flags.writeable = False
+        return found
     if ref.spec.dtype in INTEGERS:
         return stored.view(f"{ref.spec.dtype[0].lower()}{stored.itemsize}").astype(np.float64)
     return doubles(stored, ref.spec.dtype)

@@ -153,6 +153,21 @@ def test_what_may_be_off(dtype: str, gain: bool) -> None:
                     require(dtype, w, out[0], (i,), Fraction(old) + t * (change + other * Fraction(error)))
 
 
+@pytest.mark.parametrize("gain", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zeros_to_which_nothing_is_added_are_known(dtype: str, gain: bool) -> None:
+    """However far what it is multiplied with is off."""
+    w = rounded(np.where(np.arange(COUNT) % 2, -0.0, 0.0), dtype)
+    given = Change(np.full(COUNT, 1.5), gain=True) if gain else Change(np.zeros(COUNT), np.zeros(COUNT))
+    for level in ALL:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused_change, "FUNCTIONS", compiled.functions(level))
+            out = [np.empty_like(w)]
+            made = fused_change.change(w, dtype, given, [Times(0.3, 2.0**-20)], out, (5, 3))
+        assert made is not None and not len(made[0].open) and made[0].changed == 0
+        assert out[0].tobytes() == w.tobytes()
+
+
 def test_sums_over_a_sample() -> None:
     rng = np.random.default_rng(7)
     w = rounded(rng.standard_normal(COUNT), "BF16")

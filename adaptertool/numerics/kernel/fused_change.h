@@ -78,7 +78,7 @@ static __attribute__((noinline)) void AGAIN(const change_job *job, size_t a, siz
         lost = fabs(t) * lost + dd_unsafe(t, h, p.high);
     }
     uint32_t low, high;
-    if (l == 0 && error == 0 && off == 0 && lost == 0) {
+    if (l == 0 && error == 0 && lost == 0 && (off == 0 || h == 0)) {
         double rest, x = rounded_odd(s.high, s.low, p.low, &rest);
         low = ONCE(x != 0 ? x : w == 0 ? w : 0); /* where nothing was added to a zero it keeps its sign */
         high = low ^ (x == 0 && rest != 0);
