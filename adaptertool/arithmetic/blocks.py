@@ -58,7 +58,7 @@ def compute(
     space.fit(block.numel)
     stored = part(space.stored, BY_DTYPE[base.spec.dtype].held, block.numel)
     read_stored(inputs, base, block.start, block.start + block.numel, stored)
-    at_once = block.fused is not None and (exact or not block.fused.exact)
+    at_once = block.fused is not None and (exact or not block.fused.only_exact)
     several = MOST_ALPHAS if at_once else len(alphas)  # so many have room
     for first in range(0, len(alphas), max(several, 1)):
         some = alphas[first : first + several]

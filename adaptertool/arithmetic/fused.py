@@ -33,7 +33,7 @@ _ELEMENTS = 2048  # elements of a block, the same
 class Mixed:
     """A tensor that another takes the place of, in part: W + α·weight·(T − W)."""
 
-    exact = False  # also in precision fast
+    only_exact = False  # also where precision is fast
 
     def __init__(self, chain: Chain, tuned: Ref, weight: float) -> None:
         self._chain, self._tuned, self._weight = chain, tuned, weight
@@ -71,7 +71,7 @@ def fused_of(chain: Chain) -> Products | Mixed | None:
 class Products:
     """The changes of one tensor, made of products. Its right factors are laid out by the first block that asks."""
 
-    exact = False
+    only_exact = False
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain

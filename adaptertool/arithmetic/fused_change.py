@@ -34,7 +34,7 @@ _DENSE = 8  # where one in so many elements is changed, all are looked at
 class Changes:
     """The changes of one tensor that are numbers of its own shape: W + t·D, W + t·(D + D'), or W + t·(W ⊙ G − W)."""
 
-    exact = True  # precision fast has bytes of its own
+    only_exact = True  # precision fast has bytes of its own
 
     def __init__(self, chain: Chain, refs: Sequence[Ref], *, gain: bool) -> None:
         self._chain, self._refs, self._gain = chain, refs, gain
@@ -112,13 +112,12 @@ class Changes:
         self, stored: Array, first: int, times: Sequence[Times], out: Sequence[Array], every: int
     ) -> list[Made] | None:
         """The same where few elements are changed, of which alone something is made; None where that is not known."""
-        made = [ref.made for ref in self._refs if ref.made is not None and ref.made.few is not None]
-        if not made or len(made) < len(self._refs) or any(one.first for one in made):
+        makings = [ref.made for ref in self._refs if ref.made is not None and not ref.made.first]
+        few = [making.few for making in makings if making.few is not None]
+        if not few or len(few) < len(self._refs):
             return None
-        dtype, read, found = self._chain.step.spec.dtype, reading_rows(self._chain.inputs), []
-        for one in made:
-            assert one.few is not None
-            found.append(one.few(read))
+        dtype, read = self._chain.step.spec.dtype, reading_rows(self._chain.inputs)
+        found = [some(read) for some in few]
         places = found[0][0]
         low, high = np.searchsorted(places, (first, first + stored.size)).tolist()
         if any(others is not places for others, _ in found) or (high - low) * _DENSE > stored.size:
@@ -132,10 +131,10 @@ class Changes:
             return None
         sampled, result = np.flatnonzero(at % every == 0), []
         before = doubles(old[sampled], dtype)
-        for into, some, one, (number, _) in zip(out, new, done, times, strict=True):
+        for into, some, made, (number, _) in zip(out, new, done, times, strict=True):
             into[:] = stored
             into[at] = some
             delta = number * added.high[sampled]
             kept = float(((doubles(some[sampled], dtype) - before) * delta).sum())
-            result.append(Made(at[one.open], one.changed, kept, float((delta * delta).sum())))
+            result.append(Made(at[made.open], made.changed, kept, float((delta * delta).sum())))
         return result
