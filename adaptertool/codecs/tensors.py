@@ -73,11 +73,11 @@ def _make(
         rows = np.ascontiguousarray(made.rows(read, made.first + begin, made.first + end), np.float64)
         found = rows.reshape(-1)[first - begin * width : last - begin * width]
         if out is None:
+            found.flags.writeable = False  # it may be of what is kept for others
             return found
         out[:] = found
         return out
-    out = np.empty(last - first) if out is None else out
-    step = max(1, _DECODED // width)
+    out, step = np.empty(last - first) if out is None else out, max(1, _DECODED // width)
     for start in range(begin, end, step):  # what lies between codes and numbers stays in the cache
         stop = min(end, start + step)
         low, high = max(first, start * width), min(last, stop * width)
@@ -157,16 +157,11 @@ def exact_quotients(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
 
 
 def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
-    """Elements first..last of a tensor on disk, flat, as float64: exact for what is computed on, and for indices. It is
-    not to be written to where it is made of others, which may be kept."""
+    """Elements first..last of a tensor on disk, flat, as float64: exact for what is computed on, and for indices."""
     stored = read_stored(inputs, ref, first, last)
-    if ref.made is not None and not ref.made.decodes:
-        found = stored.view()
-        found.flags.writeable = False
-        return found
     if ref.spec.dtype in INTEGERS:
         return stored.view(f"{ref.spec.dtype[0].lower()}{stored.itemsize}").astype(np.float64)
-    return doubles(stored, ref.spec.dtype)
+    return stored if ref.made is not None and not ref.made.decodes else doubles(stored, ref.spec.dtype)
 
 
 def require_finite(inputs: Inputs, ref: Ref) -> int:
@@ -175,10 +170,9 @@ def require_finite(inputs: Inputs, ref: Ref) -> int:
     Raises NonFiniteError, naming the tensor, for NaN or infinity; of a factor that is made, what it is made of.
     """
     width = max(1, ref.spec.numel // max(1, ref.spec.shape[0] if ref.spec.shape else 1))
-    if ref.made is not None and ref.made.few is not None and ref.columns is None:
-        at, numbers = ref.made.few(reading_rows(inputs))
-        if np.isfinite(numbers).all():
-            return ref.spec.shape[0] - len(np.unique(at[numbers != 0] // width))
+    few = ref.made.few if ref.made is not None and ref.columns is None else None
+    if few is not None and np.isfinite((found := few(reading_rows(inputs)))[1]).all():
+        return ref.spec.shape[0] - len(np.unique(found[0][found[1] != 0] // width))
     zero, step = 0, max(1, _PART // width) * width
     for first in range(0, ref.spec.numel, step):
         part = read_tensor(inputs, ref, first, min(ref.spec.numel, first + step))
@@ -213,10 +207,9 @@ def zero_rows_of(inputs: Inputs, refs: Sequence[Ref]) -> list[int] | None:
     if not all(made is None and spec.nbytes and spec.dtype in STORED for _, _, spec, _, made in refs):
         return None
     content, begins = inputs.read_parts([(path, offset, spec.nbytes) for path, offset, spec, _, _ in refs])
-    factors = []
-    for (_, _, spec, _, _), begin in zip(refs, begins, strict=True):
-        rows = spec.shape[0] if spec.shape else 1
-        factors.append((begin, rows, spec.numel // rows, STORED[spec.dtype]))
+    sizes = [(spec.shape[0] if spec.shape else 1, spec) for _, _, spec, _, _ in refs]
+    cuts = zip(begins, sizes, strict=True)
+    factors = [(begin, rows, spec.numel // rows, STORED[spec.dtype]) for begin, (rows, spec) in cuts]
     return zero_rows(np.frombuffer(content, np.uint8), factors)
 
 

@@ -61,6 +61,7 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
     found["pairs_total"] = found["pairs_squares"] = None, [*[_POINTER] * 2, *[_COUNT] * 2]
     found["pairs_nearest"] = _COUNT, [_POINTER, _COUNT, *[_POINTER] * 2]
     found["pairs_ends"] = None, [_POINTER, _COUNT, _POINTER, _POINTER, _COUNT]
+    found["blockwise"] = None, [_POINTER, _COUNT, _POINTER, _POINTER, *[_COUNT] * 3]
     found["strips"] = None, [_POINTER]
     # kernel/small.h
     for stored in ("BF16", "F16", "F32"):
