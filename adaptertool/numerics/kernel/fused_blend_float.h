@@ -30,8 +30,7 @@ static inline __attribute__((always_inline)) void TILE(const uint16_t *in, const
         reach = (floats)((words)reach & ~exact);
         found[v] = VECTOR_TO(x - reach, x + reach, &differ[v]);
         differ[v] = (differ[v] & DIFFERENCE) | small;
-        differ[v] &= ~same; /* it is what it was, with its sign */
-        found[v] = (found[v] & ~same) | (words_at(in + v * FLOATS) & same);
+        found[v] = (found[v] & ~same) | (words_at(in + v * FLOATS) & same); /* it is what it was, with its sign */
         *largest = larger_of(larger_of(*largest, (words)size_floats(x)),
                              larger_of((words)size_floats(w), (words)size_floats(t)));
     }
