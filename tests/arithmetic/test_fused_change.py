@@ -19,7 +19,7 @@ from adaptertool.numerics import compiled
 
 OUT, WIDE = 24, 40
 SPECTRUM: dict[str, Any] = {"random_loc_seed": 3, "scaling": 25.0}
-pytestmark = pytest.mark.skipif(not compiled.levels(), reason="there is no kernel")
+pytestmark = pytest.mark.skipif(not compiled.FUNCTIONS, reason="there is no kernel")
 
 
 def shira(folder: Path, count: int, dtype: torch.dtype = torch.float32) -> Path:
