@@ -18,7 +18,7 @@ from adaptertool.codecs.numbers import doubles
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.small import STORED, zero_rows
+from adaptertool.numerics.small import FACTOR, STORED, Factor, zero_rows
 from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, ReadRows, ReadStored, Ref
 
 INTEGERS = frozenset({"U8", "I16", "I32", "I64"})  # what indices among the factors are stored as
@@ -201,14 +201,21 @@ def _require_of_finite(inputs: Inputs, made: Ref) -> None:
 def zero_rows_of(inputs: Inputs, refs: Sequence[Ref]) -> list[int] | None:
     """What `require_finite` returns, for many small factors, read at once; None where a number is not finite, or they
     must be read one by one."""
-    if not all(made is None and spec.nbytes and spec.dtype in STORED for _, _, spec, _, made in refs):
+    # Each combination of dtype and shape, of which there are few, is looked at once
+    specs = [ref.spec[1:] for ref in refs]
+    forms = {form: number for number, form in enumerate(dict.fromkeys(specs))}
+    if any(ref.made for ref in refs) or not all(nbytes and dtype in STORED for dtype, _, nbytes in forms):
         return None
-    content, begins = inputs.read_parts([(path, offset, spec.nbytes) for path, offset, spec, _, _ in refs])
-    factors = []
-    for (_, _, spec, _, _), begin in zip(refs, begins, strict=True):
-        rows = spec.shape[0] if spec.shape else 1
-        factors.append((begin, rows, spec.numel // rows, STORED[spec.dtype]))
+    content, begins = inputs.read_parts(refs)
+    factors = np.array([_rows_of(*form) for form in forms], FACTOR)[[forms[spec] for spec in specs]]
+    factors["at"] = begins
     return zero_rows(np.frombuffer(content, np.uint8), factors)
+
+
+def _rows_of(dtype: str, shape: tuple[int, ...], nbytes: int) -> Factor:
+    """Rows, columns and how they are stored of a factor, which begins wherever."""
+    rows = shape[0] if shape else 1
+    return 0, rows, nbytes * 8 // DTYPE_BITS[dtype] // rows, STORED[dtype]
 
 
 def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Array:
