@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,11 +61,14 @@ class _Factors:
         every = list(self._read())
         paths, files = files_of(every)
         self._paths = {path: number for number, path in enumerate(paths)}
-        found: dict[tuple[int, int, TensorSpec], Ref] = {}
-        for file, ref in zip(files, every, strict=True):
-            found.setdefault((file, ref.offset, ref.spec), ref)
-        self.refs = list(found.values())
-        self._numbers = {key: number for number, key in enumerate(found)}
+        places = list(zip(files, [ref.offset for ref in every], [ref.spec for ref in every], strict=True))
+        self._places = dict.fromkeys(places)
+        self.refs = every
+        if len(self._places) < len(every):
+            firsts: dict[tuple[int, int, TensorSpec], Ref] = {}
+            for place, ref in zip(places, every, strict=True):
+                firsts.setdefault(place, ref)
+            self.refs = list(firsts.values())
 
     @property
     def _shards(self) -> tuple[Shard, ...]:
@@ -100,6 +104,10 @@ class _Factors:
         """The number of a factor, or those of what tells whether it is zero."""
         told = [ref for ref, tells in _in_place_of(factor) if tells]
         return [self._numbers[self._paths[ref.path], ref.offset, ref.spec] for ref in told]
+
+    @functools.cached_property
+    def _numbers(self) -> Mapping[tuple[int, int, TensorSpec], int]:
+        return {place: number for number, place in enumerate(self._places)}
 
 
 def _in_place_of(factor: Ref) -> list[tuple[Ref, bool]]:

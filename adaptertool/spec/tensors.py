@@ -181,9 +181,10 @@ def files_of(refs: Sequence[Ref]) -> tuple[list[Path], list[int]]:
     """The files that tensors lie in, each once; and of each tensor the number of its file. By the identity of paths,
     which take long to hash: one may be several objects."""
     numbers: dict[Path, int] = {}
-    objects = {id(ref.path): ref.path for ref in refs}
+    paths = [ref.path for ref in refs]
+    objects = dict(zip(map(id, paths), paths, strict=True))
     known = {key: numbers.setdefault(path, len(numbers)) for key, path in objects.items()}
-    return list(numbers), [0] * len(refs) if len(numbers) == 1 else [known[id(ref.path)] for ref in refs]
+    return list(numbers), [0] * len(refs) if len(numbers) == 1 else list(map(known.__getitem__, map(id, paths)))
 
 
 @dataclass(frozen=True, slots=True)
