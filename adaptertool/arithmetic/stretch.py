@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,9 @@ from adaptertool.spec.tensors import Ref
 
 STRETCH = 1 << 20  # bytes, of weights or of factors
 SMALL = STRETCH // 2  # bytes of the largest tensor: of such there are several in a stretch
+
+# Without the function of the class itself, which takes three times as long: there may be hundreds of thousands
+_new_tally = functools.partial(tuple.__new__, Tally)
 
 _Form = tuple[str, tuple[int, ...]]  # dtype, shape
 
@@ -96,11 +100,11 @@ class Stretch:
 def small_of(step: Step) -> Small | None:
     """How the tensor is made as part of a stretch, and all others of its form; None where it is large, not edited by
     LoRA alone, or there is no kernel."""
-    spec, _, stored, edits, *more = step
+    spec, _, stored, edits = step[:4]
     base = stored.spec
     if not edits or not 0 < base.nbytes <= SMALL or (base.dtype, base.nbytes) != (spec.dtype, spec.nbytes):
         return None
-    if stored.made is not None or more != EDITS_ALONE or not can(base.dtype):
+    if stored.made is not None or step[4:] != EDITS_ALONE or not can(base.dtype):
         return None
     products, few_bits, size = list[Product](), True, 0
     for edit in edits:
@@ -152,8 +156,9 @@ def compute_stretch(
         out = buffers(stretch.ref.spec.dtype, len(some), count, room)
         changes = add_products(stored, stretch.ref.spec.dtype, tensors, products, factors, some, out)
         tallies = [
-            [Tally(changed, 0, 0, *sums(kept, update)) for changed, kept, update in zip(*columns, strict=True)]
-            for columns in zip(*(numbers.T.tolist() for numbers in changes), strict=True)
+            list(map(_new_tally, zip(changed, repeat(0), repeat(0), *both, strict=False)))
+            for changed, kept, update in zip(*(numbers.T.tolist() for numbers in changes), strict=True)
+            for both in [zip(*map(sums, kept, update), strict=True)]
         ]
         for number in np.flatnonzero(changes.changed[:, 0] < 0).tolist():
             for a, tally in enumerate(_by_itself(inputs, stretch, number, some, out, exact=exact)):

@@ -96,12 +96,10 @@ def _factors(step: Step, rows: int, at_once: int) -> tuple[int, int]:
 
 def bytes_to_read(plan: Plan) -> int:
     """Every tensor that is needed, header and asset once (the check before the run reads the factors a second time)."""
-    refs: list[Ref] = []
-    for step in plan.steps():
-        refs.append(step.base)
-        refs += step.fisher or ()
-        for edit in step.edits:
-            refs += edit.factors.values()
+    steps = list(plan.steps())
+    refs = [step.base for step in steps]
+    refs += [ref for step in steps if step.fisher is not None for ref in step.fisher]
+    refs += [ref for step in steps for edit in step.edits for ref in edit.factors.values()]
     if any(ref.made for ref in refs):
         refs = [one for ref in refs for one in ref.stored]
     _, files = files_of(refs)

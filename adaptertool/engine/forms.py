@@ -46,10 +46,11 @@ def _form(step: Step) -> tuple[object, ...]:
     if base.made is not None or keeps is not None or fisher is not None:
         form.append(id(step))  # a form of its own: codes may be cut in ways of their own
     for edit in edits:
-        form += edit[:2]  # kind and source
-        form += edit[4:9]  # from its scale on, all but the names
-        for role, (_, _, factor, columns, own) in edit.factors.items():
-            form += role, factor[1:]
-            if columns is not None or own is not None:
-                form.append((columns, own and own.costly))
+        form.append(edit[:2])  # kind and source
+        form.append(edit[4:9])  # from its scale on, all but the names
+        for role, ref in edit.factors.items():
+            form.append(role)
+            form.append(ref.spec[1:])
+            if ref.columns is not None or ref.made is not None:
+                form.append((ref.columns, ref.made and ref.made.costly))
     return tuple(form)

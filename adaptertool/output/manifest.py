@@ -68,7 +68,7 @@ def _shard_told(shard: Shard, numbers: Mapping[Path, int]) -> Iterator[object]:
     yield shard.name, shard.size, shard.data_start, numbers[shard.source], shard.header
     yield [tuple(step.spec) for step in steps], [step.offset for step in steps], [len(step.edits) for step in steps]
     yield from _refs_told([step.base for step in steps], numbers)
-    others = [(at, step) for at, step in enumerate(steps) if [*step[4:]] != EDITS_ALONE]
+    others = [(at, step) for at, step in enumerate(steps) if step[4:] != EDITS_ALONE]
     yield [
         (at, repr((step.blend, step.makes, step.share)), step.fisher is not None, step.keeps is not None)
         for at, step in others
