@@ -62,7 +62,7 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
 # marshal writes the same for what is equal, and takes a fourth of the time of repr.
 
 
-def _shard_told(shard: Shard, numbers: Mapping[Path, int]) -> Iterator[object]:
+def _shard_told(shard: Shard, numbers: Mapping[Path, int]) -> Iterator[Any]:
     """numbers: those of the input files"""
     steps = shard.steps
     yield shard.name, shard.size, shard.data_start, numbers[shard.source], shard.header
@@ -78,7 +78,7 @@ def _shard_told(shard: Shard, numbers: Mapping[Path, int]) -> Iterator[object]:
     yield from _edits_told([edit for step in steps for edit in step.edits], numbers)
 
 
-def _edits_told(edits: Sequence[Edit], numbers: Mapping[Path, int]) -> Iterator[object]:
+def _edits_told(edits: Sequence[Edit], numbers: Mapping[Path, int]) -> Iterator[Any]:
     for field in ("kind", "adapter", "module", "scale", "weight", "transposed", "on_base"):
         yield list(map(operator.attrgetter(field), edits))
     yield from _factors_told([edit.factors for edit in edits], numbers)
@@ -88,12 +88,12 @@ def _edits_told(edits: Sequence[Edit], numbers: Mapping[Path, int]) -> Iterator[
     yield from _factors_told([part.factors for _, part in parts], numbers)
 
 
-def _factors_told(factors: Sequence[Mapping[str, Ref]], numbers: Mapping[Path, int]) -> Iterator[object]:
+def _factors_told(factors: Sequence[Mapping[str, Ref]], numbers: Mapping[Path, int]) -> Iterator[Any]:
     yield list(map(tuple, factors))  # the roles
     yield from _refs_told([ref for own in factors for ref in own.values()], numbers)
 
 
-def _refs_told(refs: Sequence[Ref], numbers: Mapping[Path, int]) -> Iterator[object]:
+def _refs_told(refs: Sequence[Ref], numbers: Mapping[Path, int]) -> Iterator[Any]:
     paths, files = files_of(refs)
     of_file = [numbers[path] for path in paths]
     yield [of_file[file] for file in files], [ref.offset for ref in refs], [tuple(ref.spec) for ref in refs]
