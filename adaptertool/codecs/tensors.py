@@ -7,7 +7,7 @@ of the blocks of GGUF, which are never computed on, a byte counts as an element.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from fractions import Fraction
 from typing import Any
 
@@ -18,7 +18,6 @@ from adaptertool.codecs.numbers import doubles
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.small import FACTOR, STORED, Factor, zero_rows
 from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, ReadRows, ReadStored, Ref
 
 INTEGERS = frozenset({"U8", "I16", "I32", "I64"})  # what indices among the factors are stored as
@@ -196,26 +195,6 @@ def _require_of_finite(inputs: Inputs, made: Ref) -> None:
         f"{made.path}: what is computed from {', '.join(more) + ' and ' + last if more else last} is not finite, since "
         "numbers there are so large or so small; the adapter is damaged, or its training diverged"
     )
-
-
-def zero_rows_of(inputs: Inputs, refs: Sequence[Ref]) -> list[int] | None:
-    """What `require_finite` returns, for many small factors, read at once; None where a number is not finite, or they
-    must be read one by one."""
-    # Each combination of dtype and shape, of which there are few, is looked at once
-    specs = [ref.spec[1:] for ref in refs]
-    forms = {form: number for number, form in enumerate(dict.fromkeys(specs))}
-    if any(ref.made for ref in refs) or not all(nbytes and dtype in STORED for dtype, _, nbytes in forms):
-        return None
-    content, begins = inputs.read_parts(refs)
-    factors = np.array([_rows_of(*form) for form in forms], FACTOR)[[forms[spec] for spec in specs]]
-    factors["at"] = begins
-    return zero_rows(np.frombuffer(content, np.uint8), factors)
-
-
-def _rows_of(dtype: str, shape: tuple[int, ...], nbytes: int) -> Factor:
-    """Rows, columns and how they are stored of a factor, which begins wherever."""
-    rows = shape[0] if shape else 1
-    return 0, rows, nbytes * 8 // DTYPE_BITS[dtype] // rows, STORED[dtype]
 
 
 def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Array:

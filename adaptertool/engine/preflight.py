@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adaptertool.codecs import COMPUTED
-from adaptertool.codecs.tensors import require_finite, zero_rows_of
+from adaptertool.codecs.tensors import require_finite
+from adaptertool.codecs.zero_rows import zero_rows_of
 from adaptertool.errors import MismatchError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import AT_ONCE, COPY_CHUNK

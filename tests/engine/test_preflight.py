@@ -11,7 +11,8 @@ from conftest import lora_factors, write_adapter, write_checkpoint
 from safetensors.torch import save_file
 
 from adaptertool import merge, prepare_merge
-from adaptertool.codecs.tensors import require_finite, zero_rows_of
+from adaptertool.codecs.tensors import require_finite
+from adaptertool.codecs.zero_rows import zero_rows_of
 from adaptertool.engine.preflight import require_finite_factors
 from adaptertool.errors import NonFiniteError
 from adaptertool.files.header import read_header
