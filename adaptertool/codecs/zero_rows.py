@@ -12,8 +12,8 @@ from adaptertool.spec.tensors import DTYPE_BITS, Ref
 
 
 def zero_rows_of(inputs: Inputs, refs: Sequence[Ref]) -> list[int] | None:
-    """What `tensors.require_finite` returns, for many small factors, read at once; None where a number is not finite, or they
-    must be read one by one."""
+    """What `tensors.require_finite` returns, for many small factors, read at once; None where a number is not finite,
+    or they must be read one by one."""
     # Each combination of dtype and shape, of which there are few, is looked at once
     specs = [ref.spec[1:] for ref in refs]
     forms = {form: number for number, form in enumerate(dict.fromkeys(specs))}

@@ -21,7 +21,7 @@ from adaptertool.engine.budget import bytes_to_write
 from adaptertool.engine.crew import Crew, Progress, Run, aligned, copies, only_hashed, write
 from adaptertool.engine.edits import edit_jobs
 from adaptertool.engine.forms import Forms, forms_of
-from adaptertool.engine.pool import Job, Pool, Shared, all_done, drain, one_core_each
+from adaptertool.engine.pool import Cores, Job, Pool, Shared, all_done, drain, one_core_each
 from adaptertool.engine.reads import copied_whole, to_hash, unread
 from adaptertool.engine.stretches import make, with_stretches
 from adaptertool.files.direct import worth_while
@@ -34,6 +34,7 @@ from adaptertool.spec.plan import Asset, Output, Plan, Shard, Step
 from adaptertool.spec.tally import Tally, fates_by_family, total
 
 Hashed = tuple[Sequence[Path], Sequence[Path]]  # large files, hashed as they are read; others
+_WAITING = 2  # threads more, where each waits while the disk takes what it writes: the disk is to have no rest
 MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per output
 
 
@@ -52,13 +53,16 @@ def run_plan(
 
     Raises the first error of any job; the rest then stop.
     """
-    with one_core_each(), Pool(threads) as workers, Pool(1, "adaptertool-finish") as finisher:
+    # Other hashes are made from first to last, and may read back what was written
+    direct = stage.hashes == DEFAULT and worth_while(stage.work, bytes_to_write(plan))
+    size = threads + _WAITING if direct else threads
+    with one_core_each(), Pool(size) as workers, Pool(1, "adaptertool-finish") as finisher:
         folders, spaces = [output.folder for output in plan.outputs], [Workspace() for _ in range(workers.size)]
         base = frozenset(() if plan.as_adapter else plan.files[0].values())
         exact = plan.precision == EXACT
-        # Other hashes are made from first to last, and may read back what was written
-        direct = stage.hashes == DEFAULT and worth_while(stage.work, bytes_to_write(plan))
-        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact, base, direct)
+        cores, stop = Cores(threads), inputs.stopped
+        away = cores.away if direct else None
+        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, stop, exact, base, cores, away)
         try:
             streamed, aside = to_hash(plan) if hashed is None else hashed
             for path in streamed:
@@ -73,7 +77,7 @@ def run_plan(
         except BaseException:
             crew.stop.set()
             raise
-    return workers.size
+    return min(workers.size, threads)
 
 
 def _files(crew: Crew, plan: Plan, forms: Forms) -> Iterator[tuple[Path, str, int, MakeJobs, int | None]]:
@@ -104,12 +108,17 @@ def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJ
         files = []
         for own in names:
             part, hashes = crew.stage.part(), crew.stage.hashes
-            files.append(OutputFile(crew.stage.work / own, size, part, hashes, direct=crew.direct))
+            files.append(OutputFile(crew.stage.work / own, size, part, hashes, away=crew.away))
             opened.callback(files[-1].close)
         jobs = Shared(make_jobs(files))
-        all_done(crew.stop, [crew.workers.submit(drain, crew.stop, jobs, workspace) for workspace in crew.workspaces])
+        all_done(crew.stop, [crew.workers.submit(_work, crew, jobs, workspace) for workspace in crew.workspaces])
         opened.pop_all()
     return crew.finisher.submit(_finish, crew, dict(zip(names, files, strict=True)), source, same)
+
+
+def _work(crew: Crew, jobs: Shared, workspace: Workspace) -> None:
+    with crew.cores:
+        drain(crew.stop, jobs, workspace)
 
 
 def _finish(crew: Crew, files: Mapping[str, OutputFile], source: Path | None = None, same: int | None = None) -> None:
