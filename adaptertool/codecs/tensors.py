@@ -7,7 +7,7 @@ of the blocks of GGUF, which are never computed on, a byte counts as an element.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from fractions import Fraction
 from typing import Any
 
@@ -18,7 +18,6 @@ from adaptertool.codecs.numbers import doubles
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.small import STORED, zero_rows
 from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, ReadRows, ReadStored, Ref
 
 INTEGERS = frozenset({"U8", "I16", "I32", "I64"})  # what indices among the factors are stored as
@@ -77,7 +76,8 @@ def _make(
             return found
         out[:] = found
         return out
-    out, step = np.empty(last - first) if out is None else out, max(1, _DECODED // width)
+    out = np.empty(last - first) if out is None else out
+    step = max(1, _DECODED // width)
     for start in range(begin, end, step):  # what lies between codes and numbers stays in the cache
         stop = min(end, start + step)
         low, high = max(first, start * width), min(last, stop * width)
@@ -170,9 +170,10 @@ def require_finite(inputs: Inputs, ref: Ref) -> int:
     Raises NonFiniteError, naming the tensor, for NaN or infinity; of a factor that is made, what it is made of.
     """
     width = max(1, ref.spec.numel // max(1, ref.spec.shape[0] if ref.spec.shape else 1))
-    few = ref.made.few if ref.made is not None and ref.columns is None else None
-    if few is not None and np.isfinite((found := few(reading_rows(inputs)))[1]).all():
-        return ref.spec.shape[0] - len(np.unique(found[0][found[1] != 0] // width))
+    if ref.made is not None and ref.made.few is not None and ref.columns is None:
+        at, numbers = ref.made.few(reading_rows(inputs))
+        if np.isfinite(numbers).all():
+            return ref.spec.shape[0] - len(np.unique(at[numbers != 0] // width))
     zero, step = 0, max(1, _PART // width) * width
     for first in range(0, ref.spec.numel, step):
         part = read_tensor(inputs, ref, first, min(ref.spec.numel, first + step))
@@ -199,18 +200,6 @@ def _require_of_finite(inputs: Inputs, made: Ref) -> None:
         f"{made.path}: what is computed from {', '.join(more) + ' and ' + last if more else last} is not finite, since "
         "numbers there are so large or so small; the adapter is damaged, or its training diverged"
     )
-
-
-def zero_rows_of(inputs: Inputs, refs: Sequence[Ref]) -> list[int] | None:
-    """What `require_finite` returns, for many small factors, read at once; None where a number is not finite, or they
-    must be read one by one."""
-    if not all(made is None and spec.nbytes and spec.dtype in STORED for _, _, spec, _, made in refs):
-        return None
-    content, begins = inputs.read_parts([(path, offset, spec.nbytes) for path, offset, spec, _, _ in refs])
-    sizes = [(spec.shape[0] if spec.shape else 1, spec) for _, _, spec, _, _ in refs]
-    cuts = zip(begins, sizes, strict=True)
-    factors = [(begin, rows, spec.numel // rows, STORED[spec.dtype]) for begin, (rows, spec) in cuts]
-    return zero_rows(np.frombuffer(content, np.uint8), factors)
 
 
 def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Array:
