@@ -27,7 +27,7 @@ from adaptertool.spec.plan import Edit
 from adaptertool.spec.tensors import Ref
 
 _PART = 1 << 17  # elements that stay in the cache
-_ROUNDED = 2.0**-51  # a product of three numbers is off by no more, relatively
+_ROUNDED = 2.0**-52  # a number that is rounded once is off by no more, relatively
 _DENSE = 8  # where one in so many elements is changed, all are looked at
 
 
@@ -49,13 +49,13 @@ class Changes:
             return None
         if len(edits) == 1 and kind_of(edits[0]).is_product and shortcut_of(edits[0]) is not None:
             return cls(chain, (), gain=False)
-        kinds, first = [kind_of(edit) for edit in edits], edits[0]
+        kinds = [kind_of(edit) for edit in edits]
         gain, numbers = kinds[0].gains is not None, {(edit.weight, edit.scale) for edit in edits}
         roles = [kind.gains if gain else kind.adds for kind in kinds]
         if None in roles or len(edits) > (1 if gain else 2) or len(numbers) > 1 or chain.columns != 1:
             return None
         refs = [edit.factors[role] for edit, role in zip(edits, roles, strict=True) if role is not None]
-        if any(ref.columns is not None or ref.spec.numel != chain.rows for ref in refs) or first.transposed:
+        if any(ref.columns is not None or ref.spec.numel != chain.rows for ref in refs) or chain.transposed:
             return None
         return cls(chain, refs, gain=gain)
 
@@ -77,11 +77,15 @@ class Changes:
     def _times(self, alpha: float) -> Times:
         """What the change is multiplied with."""
         edit: Edit = self._chain.step.edits[0]
-        scale = 1.0 if self._gain else edit.scale
-        number = alpha * edit.weight * scale
-        if not math.isfinite(number):  # which others refuse
-            return Times(number)
-        exact = Fraction(alpha) * Fraction(edit.weight) * Fraction(scale)
+        numbers = alpha, edit.weight, 1.0 if self._gain else edit.scale
+        if not all(map(math.isfinite, numbers)):  # which others refuse
+            return Times(math.inf)
+        # Not a product of floats: two of the three may underflow, which the third may make up for
+        exact = math.prod(map(Fraction, numbers), start=Fraction(1))
+        try:
+            number = float(exact)
+        except OverflowError:
+            return Times(math.inf)
         return Times(number, 0.0 if Fraction(number) == exact else _ROUNDED)
 
     def _cuts(self, first: int, last: int) -> list[tuple[int, int]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import adaptertool
 from adaptertool.arithmetic import fused_change
 from adaptertool.errors import NonFiniteError
 from adaptertool.numerics import compiled
+from adaptertool.spec.plan import Edit
 
 OUT, WIDE = 24, 40
 SPECTRUM: dict[str, Any] = {"random_loc_seed": 3, "scaling": 25.0}
@@ -167,3 +170,17 @@ def test_precision_fast_has_bytes_of_its_own(tmp_path: Path, made: list[bool]) -
     adapter = ADAPTERS["circulant"](tmp_path / "a")
     adaptertool.merge(base_of(tmp_path / "base", torch.bfloat16), [adapter], tmp_path / "out", precision="fast")
     assert not made
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0.3, 0.5, 25.0), (1.1 * 2.0**-540, 1.3 * 2.0**-530, 1.7 * 2.0**1000), (0.5, 2.0, 3.0)]
+)
+def test_what_a_change_is_multiplied_with(numbers: tuple[float, float, float]) -> None:
+    """Is known to within what is said of it, also where two of its numbers underflow, and the third makes up for it."""
+    alpha, weight, scale = numbers
+    step: Any = SimpleNamespace(edits=[Edit("difference", 0, "l", {}, scale, weight, False)])
+    chain: Any = SimpleNamespace(step=step)
+    number, off = fused_change.Changes(chain, (), gain=False)._times(alpha)
+    exact = Fraction(alpha) * Fraction(weight) * Fraction(scale)
+    assert abs(Fraction(number) - exact) <= Fraction(off) * abs(exact)
+    assert (off == 0) == (Fraction(number) == exact)
