@@ -20,8 +20,9 @@ from adaptertool.arithmetic.correct_rounding import OpenElements, Settled
 from adaptertool.arithmetic.elements import every
 from adaptertool.arithmetic.exact_norms import ExactRows
 from adaptertool.arithmetic.fused import buffers
+from adaptertool.arithmetic.fused_change import Changes
 from adaptertool.arithmetic.not_finite import fail_not_finite
-from adaptertool.arithmetic.survival import every_nth, tally_of
+from adaptertool.arithmetic.survival import every_nth, kept_by_settling, tally_of
 from adaptertool.arithmetic.verbatim import replaces
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs import BY_DTYPE, Codec
@@ -139,13 +140,16 @@ def _at_once(
         if not block.chain.size(size, block.first, block.last, norms, UNIT).is_below(2.0**1000):
             return None
         for number, (alpha, result, one) in enumerate(zip(alphas, out, made, strict=True)):
-            settled, old = Settled(), stored[one.open]
+            settled, old, told = Settled(), stored[one.open], result[one.open]
             some = open_elements(block, size, norms, alpha, settled)
             new = some.settle(one.open, doubles(old, base), None) if len(one.open) else old
-            again = np.count_nonzero(same_bits(result[one.open], old)) - np.count_nonzero(same_bits(new, old))
+            again = np.count_nonzero(same_bits(told, old)) - np.count_nonzero(same_bits(new, old))
             result[one.open] = new
             counts = one.changed + int(again), settled.exactly, settled.one_by_one
-            tallies[number] = Tally(*counts, *tallies[number][3:])
+            kept = one.kept
+            if isinstance(block.fused, Changes):  # of others few are open
+                kept += kept_by_settling(one.open, block.numel, base, old, told, new)
+            tallies[number] = Tally(*counts, *sums(kept, one.update))
     return list(zip(out, tallies, strict=True))
 
 

@@ -30,6 +30,18 @@ def tally_of(before: Array, sample: Array, result: Array, dtype: str, base_dtype
     return Tally(changed(before, result, dtype, base_dtype), settled.exactly, settled.one_by_one, kept, update)
 
 
+def kept_by_settling(places: Array, size: int, dtype: str, old: Array, told: Array, new: Array) -> float:
+    """What the first sum of a block of so many elements (tally_of) lacks where the elements at these places were told
+    as left open, and are settled now.
+
+    old, told, new: as the base has them, as they were when the sum was taken, and as they are, all as `dtype` stores
+    them. What is open lies in the middle between two numbers that are stored, or next to it: that is taken for it.
+    """
+    some = places % every_nth(size) == 0
+    before, first, last = (doubles(one[some], dtype) for one in (old, told, new))
+    return float(((last - first) * ((first + last) / 2 - before)).sum())
+
+
 def changed(before: Array, result: Array, dtype: str, base_dtype: str) -> int:
     """How many elements of `result` are not stored as in `before`, both flat; between dtypes, as it would be if it were
     cast."""

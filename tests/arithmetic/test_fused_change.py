@@ -166,6 +166,21 @@ def test_numbers_of_the_base_that_are_none(tmp_path: Path, how: str) -> None:
             assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_what_survives_where_much_is_left_open(tmp_path: Path, dtype: torch.dtype, made: list[bool]) -> None:
+    """0.1 · 25 is 2.5 but for a rounding: multiples of few bits lie next to the middle between two stored numbers."""
+    fields = {"peft_type": "WAVEFT", "use_idwt": False, "wavelet_family": "db1", **SPECTRUM}
+    spectrum = 2.0 ** -torch.randint(0, 12, (400,)).float()
+    for number, adapter in enumerate(
+        (
+            write(tmp_path / "sparse", {"l.waveft_spectrum": spectrum[:99]}, **fields),
+            write(tmp_path / "dense", {"l.waveft_spectrum": spectrum}, **fields),
+        )
+    ):
+        require_alike(tmp_path / str(number), [adapter], dtype, [0.1, 0.3, 0.7, -0.9])
+    assert made and all(made)
+
+
 def test_precision_fast_has_bytes_of_its_own(tmp_path: Path, made: list[bool]) -> None:
     adapter = ADAPTERS["circulant"](tmp_path / "a")
     adaptertool.merge(base_of(tmp_path / "base", torch.bfloat16), [adapter], tmp_path / "out", precision="fast")
