@@ -25,7 +25,7 @@ from adaptertool import cli
 from adaptertool.numerics import compiled
 
 gc.disable()  # until all tests are collected: what imports make stays
-pytest_plugins = ["long_tests"]
+pytest_plugins = ["long_tests", "unserved"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Where this is set, each of the hundreds of processes that the tests start compiles the package anew, which takes it
