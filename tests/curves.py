@@ -51,7 +51,7 @@ class Place:
 
     @property
     def command(self) -> str:
-        return f"{sys.executable} -S {self.script} {{}} --log {self.log}"
+        return f"{sys.executable} {self.script} {{}} --log {self.log}"
 
     def run(self, alphas: str = ALPHAS, out: bool = True, **options: Any) -> CurveReport:
         return wise_curve(self.base, self.tuned, self.out if out else None, alphas, self.command, **options)

@@ -25,8 +25,8 @@ from adaptertool.process import prepare
 
 _LOADED = ("adaptertool.cli", "adaptertool.tasks", "adaptertool.render")  # packages, with all that is in them
 _EXTRAS = ("jinja2", "matplotlib.figure", "matplotlib.ticker")  # what pages are made with
-# Variables that pytest, torch, mlx_lm and PEFT's BOFT set as they go, and the package does not read. One that is missing
-# here costs every command after it a process that starts; the summary of a run names it (`UNSERVED`).
+# Variables that pytest, torch, mlx_lm and PEFT's BOFT set as they go, and the package does not read. One that is
+# missing here costs every command after it a process that starts; the summary of a run names it (`UNSERVED`).
 _UNREAD = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "CC", "CXX")
 # Variables that the package reads while a command runs, and not from the start
 _LATE = re.compile(

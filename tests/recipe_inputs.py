@@ -1,5 +1,5 @@
-"""What the fixed recipes (`tests/recipes.py`) are made of beside the fixtures. In a file of its own, since it needs torch:
-to import that takes longer than all the recipes together, and those run in many processes."""
+"""What the fixed recipes (`tests/recipes.py`) are made of beside the fixtures. It needs torch, so it stands alone: to
+import that takes longer than all the recipes together, and those run in many processes."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def hashes(folder: Path, inputs: Path) -> dict[str, dict[str, str]]:
 if __name__ == "__main__":
     folder, *given = map(Path, sys.argv[1:])
     if not given:
-        from recipe_inputs import make_inputs  # noqa: PLC0415  # torch is loaded where it is needed alone
+        from recipe_inputs import make_inputs  # torch is loaded where it is needed alone
 
         given = [make_inputs(folder / "inputs")]
     print(json.dumps(hashes(folder, *given), indent=1))

@@ -64,7 +64,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-SCORE = f"{sys.executable} -S score.py {{}}"
+SCORE = f"{sys.executable} score.py {{}}"
 
 
 def run(recipe: Any = "r.yaml", score: Any = SCORE, **more: Any) -> SweepReport:

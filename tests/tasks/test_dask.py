@@ -118,9 +118,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, Any, str]:
 
 
 @pytest.fixture
-def here(
-    cluster: Cluster, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
+def here(cluster: Cluster, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
     """A command in this process, where no one is to be killed: Dask is imported once."""
 
     def run(*arguments: str) -> tuple[object, Any, str]:
