@@ -173,7 +173,7 @@ def test_a_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.syspath_prepend(FIXTURES)
     monkeypatch.chdir(tmp_path)  # where an unfinished curve is kept
     score = importlib.import_module("score").score
-    made = wise_curve(FIXTURES / "base", FIXTURES / "tuned", None, "0:1:0.2", score, minimise=True, target="mean")
+    made = wise_curve(FIXTURES / "base", FIXTURES / "tuned", None, "0,0.6,0.8,1", score, minimise=True, target="mean")
     assert made.ok and {best.score: best.alpha for best in made.best} == {"harbour": 0.0, "kitchen": 1.0, "mean": 0.8}
     assert made.points[0].scores == score(str(FIXTURES / "base"))
     means = [point.mean for point in made.points if point.mean is not None]
