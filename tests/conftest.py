@@ -39,7 +39,8 @@ torch.set_num_threads(1)
 threadpool_limits(1, "blas")
 
 ROOT = Path(__file__).parent.parent
-pytest.register_assert_rewrite(*(path.stem for path in (ROOT / "tests").glob("*.py")))  # what tests share asserts too
+# What tests share asserts too
+pytest.register_assert_rewrite(*({path.stem for path in (ROOT / "tests").glob("*.py")} - sys.modules.keys()))
 FIXTURES = ROOT / "fixtures"
 PREFIX = "base_model.model."
 Tensors = Mapping[str, torch.Tensor]
