@@ -5,9 +5,11 @@ more than the arithmetic of one. A tensor that the kernel cannot make so goes th
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -23,13 +25,16 @@ from adaptertool.files.reader import Inputs
 from adaptertool.kinds import KINDS
 from adaptertool.numerics.fused import MOST_ALPHAS
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.small import STORED, add_products, can
+from adaptertool.numerics.small import PRODUCT, STORED, TENSOR, add_products, can
 from adaptertool.spec.plan import EDITS_ALONE, Step
 from adaptertool.spec.tally import Tally, sums
 from adaptertool.spec.tensors import Ref
 
 STRETCH = 1 << 20  # bytes, of weights or of factors
 SMALL = STRETCH // 2  # bytes of the largest tensor: of such there are several in a stretch
+
+# Without the function of the class itself, which takes three times as long: there may be hundreds of thousands
+_new_tally = functools.partial(tuple.__new__, Tally)
 
 _Form = tuple[str, tuple[int, ...]]  # dtype, shape
 
@@ -42,21 +47,20 @@ _FEW_BITS = {dtype: BY_DTYPE[dtype].digits <= F16.digits for dtype in ("BF16", "
 class Product(NamedTuple):
     """scale·left @ right, of factors as they are stored."""
 
-    right: Ref
-    left: Ref
+    roles: tuple[str, str]  # of right and left
+    stored: tuple[int, int]  # as numerics.small.STORED has it
     rank: int
     transposed: bool
     scale: float
 
 
 class Small(NamedTuple):
-    """A tensor that the kernel may make beside others."""
+    """How the kernel makes a tensor beside others: the same of all whose steps are of one form."""
 
-    step: Step
     rows: int
     columns: int
     few_bits: bool
-    products: list[Product]
+    products: tuple[Product, ...]  # of each edit
     size: int  # bytes of their factors
 
 
@@ -70,35 +74,37 @@ class Stretch:
     size: int = 0
     factors: int = 0  # bytes
     steps: list[Step] = field(default_factory=list)  # of all tensors, in their order
-    edited: list[Small] = field(default_factory=list)
+    edited: list[tuple[Step, Small]] = field(default_factory=list)
     copied: list[tuple[int, int]] = field(default_factory=list)  # from and to
 
     def takes(self, step: Step, small: Small | None) -> bool:
         """Whether this is the next tensor, and there was room: then it is part of it. small: if it is edited"""
-        base, (begin, end) = step.base, (self.size, self.size + step.spec.nbytes)
-        beside = base.offset == self.ref.offset + begin and step.offset == self.target + begin
-        if not beside or end > STRETCH or (base.path is not self.ref.path and base.path != self.ref.path):
+        spec, target, base, *_ = step
+        begin, end, first = self.size, self.size + spec.nbytes, self.ref
+        beside = base.offset == first.offset + begin and target == self.target + begin
+        if not beside or end > STRETCH or (base.path is not first.path and base.path != first.path):
             return False
         if small is None:
             self.copied.append((begin, end))
         else:
-            item = BY_DTYPE[base.spec.dtype].held.itemsize
-            if base.spec.dtype != self.ref.spec.dtype or begin % item or self.factors + small.size > STRETCH:
+            dtype, factors = base.spec.dtype, self.factors + small.size
+            if dtype != first.spec.dtype or begin % BY_DTYPE[dtype].held.itemsize or factors > STRETCH:
                 return False
-            self.factors += small.size
-            self.edited.append(small)
+            self.factors = factors
+            self.edited.append((step, small))
         self.steps.append(step)
         self.size = end
         return True
 
 
 def small_of(step: Step) -> Small | None:
-    """The tensor as part of a stretch; None where it is large, not edited by LoRA alone, or there is no kernel."""
-    spec, _, stored, edits, *more = step
+    """How the tensor is made as part of a stretch, and all others of its form; None where it is large, not edited by
+    LoRA alone, or there is no kernel."""
+    spec, _, stored, edits = step[:4]
     base = stored.spec
     if not edits or not 0 < base.nbytes <= SMALL or (base.dtype, base.nbytes) != (spec.dtype, spec.nbytes):
         return None
-    if stored.made is not None or more != EDITS_ALONE or not can(base.dtype):
+    if stored.made is not None or step[4:] != EDITS_ALONE or not can(base.dtype):
         return None
     products, few_bits, size = list[Product](), True, 0
     for edit in edits:
@@ -110,10 +116,11 @@ def small_of(step: Step) -> Small | None:
         if not rank or a.columns is not None or b.columns is not None:
             return None
         few_bits = few_bits and exact and exact_scale(edit)
-        right, left = (b, a) if edit.transposed else (a, b)
-        products.append(Product(right, left, rank, edit.transposed, edit.weight * edit.scale))
+        right, left = pair if edit.transposed else pair[::-1]
+        stored_as = STORED[edit.factors[right].spec.dtype], STORED[edit.factors[left].spec.dtype]
+        products.append(Product((right, left), stored_as, rank, edit.transposed, edit.weight * edit.scale))
         size += a.spec.nbytes + b.spec.nbytes
-    return Small(step, *matrix_of(base.shape), few_bits, products, size)
+    return Small(*matrix_of(base.shape), few_bits, tuple(products), size)
 
 
 @functools.lru_cache(1024)  # most products have the form of another
@@ -149,8 +156,9 @@ def compute_stretch(
         out = buffers(stretch.ref.spec.dtype, len(some), count, room)
         changes = add_products(stored, stretch.ref.spec.dtype, tensors, products, factors, some, out)
         tallies = [
-            [Tally(changed, 0, 0, *sums(kept, update)) for changed, kept, update in zip(*columns, strict=True)]
-            for columns in zip(*(numbers.T.tolist() for numbers in changes), strict=True)
+            list(map(_new_tally, zip(changed, repeat(0), repeat(0), *both, strict=False)))
+            for changed, kept, update in zip(*(numbers.T.tolist() for numbers in changes), strict=True)
+            for both in [zip(*map(sums, kept, update), strict=True)]
         ]
         for number in np.flatnonzero(changes.changed[:, 0] < 0).tolist():
             for a, tally in enumerate(_by_itself(inputs, stretch, number, some, out, exact=exact)):
@@ -162,40 +170,33 @@ def compute_stretch(
             yield data, own
 
 
-def _described(
-    inputs: Inputs, stretch: Stretch, item: int
-) -> tuple[list[tuple[int, int, int, int, bool]], list[tuple[int, int, int, int, int, bool, float]], Array]:
+def _described(inputs: Inputs, stretch: Stretch, item: int) -> tuple[Array, Array, Array]:
     """The tensors and their products, as the kernel is told of them, and the bytes of all factors."""
-    products = [product for small in stretch.edited for product in small.products]
-    parts = [(ref.path, ref.offset, ref.spec.nbytes) for product in products for ref in (product.right, product.left)]
-    content, begins = inputs.read_parts(parts)
-    places, start = iter(begins), stretch.ref.offset
-    return (
-        [
-            ((step.base.offset - start) // item, rows, columns, len(own), few_bits)
-            for step, rows, columns, few_bits, own, _ in stretch.edited
-        ],
-        [
-            (
-                next(places),
-                next(places),
-                STORED[right.spec.dtype],
-                STORED[left.spec.dtype],
-                rank,
-                transposed,
-                scale,
-            )
-            for right, left, rank, transposed, scale in products
-        ],
-        np.frombuffer(content, np.uint8),
-    )
+    smalls = list({id(small): small for _, small in stretch.edited}.values())
+    numbers = {id(small): number for number, small in enumerate(smalls)}
+    each = [numbers[id(small)] for _, small in stretch.edited]
+    one_of_each = [(0, *small[:2], len(small.products), small.few_bits) for small in smalls]
+    tensors = np.array(one_of_each, TENSOR)[each]
+    tensors["at"] = [(step.base.offset - stretch.ref.offset) // item for step, _ in stretch.edited]
+    products = np.array([(0, 0, *one.stored, *one[2:]) for small in smalls for one in small.products], PRODUCT)
+    ends = [0, *itertools.accumulate(len(small.products) for small in smalls)]
+    products = products[[at for number in each for at in range(ends[number], ends[number + 1])]]
+    factors = [
+        edit.factors[role]
+        for step, small in stretch.edited
+        for edit, product in zip(step.edits, small.products, strict=True)
+        for role in product.roles
+    ]
+    content, begins = inputs.read_parts(factors)
+    products["right"], products["left"] = begins[::2], begins[1::2]
+    return tensors, products, np.frombuffer(content, np.uint8)
 
 
 def _by_itself(
     inputs: Inputs, stretch: Stretch, number: int, alphas: Sequence[float], out: Sequence[Array], *, exact: bool
 ) -> list[Tally]:
     """Make one tensor of a stretch as all others are made; returns its tally for each α."""
-    step, tallies = stretch.edited[number].step, list[Tally]()
+    (step, _), tallies = stretch.edited[number], list[Tally]()
     begin = step.base.offset - stretch.ref.offset
     (block,) = blocks_of(inputs, step)
     results = compute(inputs, block, alphas, Workspace(), exact=exact, tallies=tallies)

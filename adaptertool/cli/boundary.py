@@ -55,6 +55,7 @@ def run(cli: click.Group) -> NoReturn:
         if "--debug" in sys.argv:
             raise
         code = _fail(_known(error))
+    gc.freeze()  # nor as the process ends
     sys.exit(code)
 
 

@@ -7,7 +7,7 @@ of the blocks of GGUF, which are never computed on, a byte counts as an element.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from fractions import Fraction
 from typing import Any
 
@@ -18,7 +18,6 @@ from adaptertool.codecs.numbers import doubles
 from adaptertool.errors import NonFiniteError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.numerics.rounding import Array
-from adaptertool.numerics.small import STORED, zero_rows
 from adaptertool.spec.tensors import DTYPE_BITS, KEPT, WINDOW, Making, ReadRows, ReadStored, Ref
 
 INTEGERS = frozenset({"U8", "I16", "I32", "I64"})  # what indices among the factors are stored as
@@ -196,19 +195,6 @@ def _require_of_finite(inputs: Inputs, made: Ref) -> None:
         f"{made.path}: what is computed from {', '.join(more) + ' and ' + last if more else last} is not finite, since "
         "numbers there are so large or so small; the adapter is damaged, or its training diverged"
     )
-
-
-def zero_rows_of(inputs: Inputs, refs: Sequence[Ref]) -> list[int] | None:
-    """What `require_finite` returns, for many small factors, read at once; None where a number is not finite, or they
-    must be read one by one."""
-    if not all(made is None and spec.nbytes and spec.dtype in STORED for _, _, spec, _, made in refs):
-        return None
-    content, begins = inputs.read_parts([(path, offset, spec.nbytes) for path, offset, spec, _, _ in refs])
-    factors = []
-    for (_, _, spec, _, _), begin in zip(refs, begins, strict=True):
-        rows = spec.shape[0] if spec.shape else 1
-        factors.append((begin, rows, spec.numel // rows, STORED[spec.dtype]))
-    return zero_rows(np.frombuffer(content, np.uint8), factors)
 
 
 def read_rows(inputs: Inputs, ref: Ref, first: int, last: int, width: int) -> Array:

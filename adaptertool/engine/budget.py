@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from adaptertool.arithmetic.requirements import requirements_of
 from adaptertool.arithmetic.tiling import BLOCK_ELEMENTS, matrix, needs_columns, rows_at_once
@@ -15,7 +14,7 @@ from adaptertool.engine.forms import Forms, forms_of
 from adaptertool.kinds import kind_of
 from adaptertool.kinds.made import KEPT as MADE
 from adaptertool.spec.plan import Plan, Step
-from adaptertool.spec.tensors import KEPT, WINDOW, Ref
+from adaptertool.spec.tensors import KEPT, WINDOW, Ref, files_of
 
 BASE_MEMORY = 64 << 20  # resident with numpy loaded and nothing to do, rounded up
 _BYTES_PER_ELEMENT = 80  # per thread: its buffers and what is open (≤ 52), and arrays on the way to them
@@ -97,22 +96,17 @@ def _factors(step: Step, rows: int, at_once: int) -> tuple[int, int]:
 
 def bytes_to_read(plan: Plan) -> int:
     """Every tensor that is needed, header and asset once (the check before the run reads the factors a second time)."""
-    refs: list[Ref] = []
-    for step in plan.steps():
-        refs.append(step.base)
-        refs += step.fisher or ()
-        for edit in step.edits:
-            refs += edit.factors.values()
+    steps = list(plan.steps())
+    refs = [step.base for step in steps]
+    refs += [ref for step in steps if step.fisher is not None for ref in step.fisher]
+    refs += [ref for step in steps for edit in step.edits for ref in edit.factors.values()]
     if any(ref.made for ref in refs):
         refs = [one for ref in refs for one in ref.stored]
-    # Of each file, by offset. By the identity of a path, since paths take long to hash: one may be several objects
-    files, known = dict[Path, dict[int, int]](), dict[int, dict[int, int]]()
-    for path, offset, spec, _, _ in refs:
-        if (sizes := known.get(id(path))) is None:
-            sizes = known[id(path)] = files.setdefault(path, {})
-        sizes[offset] = spec.nbytes
+    _, files = files_of(refs)
+    places = zip(files, [ref.offset for ref in refs], strict=True)
+    sizes = dict(zip(places, [ref.spec.nbytes for ref in refs], strict=True))
     others = sum(shard.data_start for shard in plan.shards) + sum(asset.size for asset in plan.assets)
-    return others + sum(sum(sizes.values()) for sizes in files.values())
+    return others + sum(sizes.values())
 
 
 def _bytes_per_output(plan: Plan) -> int:

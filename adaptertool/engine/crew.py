@@ -13,7 +13,8 @@ import numpy as np
 from adaptertool.arithmetic.survival import changed
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.codecs.tensors import held_as, read_stored
-from adaptertool.engine.pool import Job, Pool
+from adaptertool.engine.pool import Cores, Job, Pool
+from adaptertool.files.direct import Away
 from adaptertool.files.reader import Inputs
 from adaptertool.files.stage import Stage
 from adaptertool.files.writer import AT_ONCE, COPY_CHUNK, OutputFile, copy_range
@@ -38,7 +39,8 @@ class Crew:
     stop: threading.Event
     exact: bool
     base: frozenset[Path]  # files of the base; none where no checkpoint is made, and nothing is counted
-    direct: bool = False  # outputs are written past what the system keeps of files
+    cores: Cores
+    away: Away | None  # where outputs are written past what the system keeps of files
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -19,7 +20,8 @@ from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.budget import bytes_to_write
 from adaptertool.engine.crew import Crew, Progress, Run, aligned, copies, only_hashed, write
 from adaptertool.engine.edits import edit_jobs
-from adaptertool.engine.pool import Job, Pool, Shared, all_done, drain, one_core_each
+from adaptertool.engine.forms import Forms, forms_of
+from adaptertool.engine.pool import Cores, Job, Pool, Shared, all_done, drain, one_core_each
 from adaptertool.engine.reads import copied_whole, to_hash, unread
 from adaptertool.engine.stretches import make, with_stretches
 from adaptertool.files.direct import worth_while
@@ -28,35 +30,45 @@ from adaptertool.files.reader import Inputs
 from adaptertool.files.stage import Stage
 from adaptertool.files.writer import OutputFile
 from adaptertool.spec.choices import EXACT
-from adaptertool.spec.plan import Asset, Output, Plan, Shard
+from adaptertool.spec.plan import Asset, Output, Plan, Shard, Step
 from adaptertool.spec.tally import Tally, fates_by_family, total
 
 Hashed = tuple[Sequence[Path], Sequence[Path]]  # large files, hashed as they are read; others
+_WAITING = 2  # threads more, where each waits while the disk takes what it writes: the disk is to have no rest
 MakeJobs = Callable[[Sequence[OutputFile]], Iterator[Job]]  # one open file per output
 
 
 def run_plan(
-    plan: Plan, stage: Stage, inputs: Inputs, threads: int, progress: Progress, hashed: Hashed | None = None
+    plan: Plan,
+    stage: Stage,
+    inputs: Inputs,
+    threads: int,
+    progress: Progress,
+    hashed: Hashed | None = None,
+    forms: Forms | None = None,
 ) -> int:
     """Write all outputs of `plan` that are not finished; returns how many threads the system gave us for it.
 
-    hashed: the inputs to hash as `reads.to_hash` has them, which is asked where None
+    hashed: the inputs to hash as `reads.to_hash` has them, which is asked where None; forms: of the plan, if known
 
     Raises the first error of any job; the rest then stop.
     """
-    with one_core_each(), Pool(threads) as workers, Pool(1, "adaptertool-finish") as finisher:
+    # Other hashes are made from first to last, and may read back what was written
+    direct = stage.hashes == DEFAULT and worth_while(stage.work, bytes_to_write(plan))
+    size = threads + _WAITING if direct else threads
+    with one_core_each(), Pool(size) as workers, Pool(1, "adaptertool-finish") as finisher:
         folders, spaces = [output.folder for output in plan.outputs], [Workspace() for _ in range(workers.size)]
         base = frozenset(() if plan.as_adapter else plan.files[0].values())
         exact = plan.precision == EXACT
-        # Other hashes are made from first to last, and may read back what was written
-        direct = stage.hashes == DEFAULT and worth_while(stage.work, bytes_to_write(plan))
-        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, inputs.stopped, exact, base, direct)
+        cores, stop = Cores(threads), inputs.stopped
+        away = cores.away if direct else None
+        crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, stop, exact, base, cores, away)
         try:
             streamed, aside = to_hash(plan) if hashed is None else hashed
             for path in streamed:
                 inputs.stream(path)
             finishing = deque([finisher.submit(_hash, crew, aside)])
-            for source, name, size, jobs, same in _files(crew, plan):
+            for source, name, size, jobs, same in _files(crew, plan, forms or forms_of(plan)):
                 finishing.append(_write_file(crew, source, name, size, jobs, same))
                 while len(finishing) * len(folders) > max(stage.unfinished, len(folders)):
                     all_done(crew.stop, [finishing.popleft()])
@@ -65,13 +77,15 @@ def run_plan(
         except BaseException:
             crew.stop.set()
             raise
-    return workers.size
+    return min(workers.size, threads)
 
 
-def _files(crew: Crew, plan: Plan) -> Iterator[tuple[Path, str, int, MakeJobs, int | None]]:
+def _files(crew: Crew, plan: Plan, forms: Forms) -> Iterator[tuple[Path, str, int, MakeJobs, int | None]]:
     """What `_write_file` wants to know of each shard and asset."""
+    members = forms.members(plan)
     for shard in plan.shards:
-        jobs = functools.partial(_shard_jobs, crew, shard, plan.outputs)
+        own = itertools.islice(members, len(shard.steps))
+        jobs = functools.partial(_shard_jobs, crew, shard, list(own), plan.outputs)
         yield shard.source, shard.name, shard.size, jobs, copied_whole(shard, plan.outputs)
     for asset in plan.assets:
         jobs = functools.partial(_asset_jobs, crew, asset)
@@ -94,12 +108,17 @@ def _write_file(crew: Crew, source: Path, name: str, size: int, make_jobs: MakeJ
         files = []
         for own in names:
             part, hashes = crew.stage.part(), crew.stage.hashes
-            files.append(OutputFile(crew.stage.work / own, size, part, hashes, direct=crew.direct))
+            files.append(OutputFile(crew.stage.work / own, size, part, hashes, away=crew.away))
             opened.callback(files[-1].close)
         jobs = Shared(make_jobs(files))
-        all_done(crew.stop, [crew.workers.submit(drain, crew.stop, jobs, workspace) for workspace in crew.workspaces])
+        all_done(crew.stop, [crew.workers.submit(_work, crew, jobs, workspace) for workspace in crew.workspaces])
         opened.pop_all()
     return crew.finisher.submit(_finish, crew, dict(zip(names, files, strict=True)), source, same)
+
+
+def _work(crew: Crew, jobs: Shared, workspace: Workspace) -> None:
+    with crew.cores:
+        drain(crew.stop, jobs, workspace)
 
 
 def _finish(crew: Crew, files: Mapping[str, OutputFile], source: Path | None = None, same: int | None = None) -> None:
@@ -122,8 +141,17 @@ def _hash(crew: Crew, paths: Sequence[Path]) -> None:
             crew.stage.has_read(path, crew.inputs.hash(path))
 
 
-def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequence[OutputFile]) -> Iterator[Job]:
-    """The jobs of one shard in order of offset. Neighbouring copies from one file become one run of bytes."""
+def _shard_jobs(
+    crew: Crew,
+    shard: Shard,
+    members: Sequence[tuple[Step, int]],
+    outputs: Sequence[Output],
+    files: Sequence[OutputFile],
+) -> Iterator[Job]:
+    """The jobs of one shard in order of offset. Neighbouring copies from one file become one run of bytes.
+
+    members: its steps, each with the number of its form
+    """
     # Bytes to copy and not yet handed out: the header, then untouched tensors
     run = Run(shard.source, 0, 0, shard.data_start)
     if shard.header is not None:
@@ -132,7 +160,7 @@ def _shard_jobs(crew: Crew, shard: Shard, outputs: Sequence[Output], files: Sequ
             yield from only_hashed(crew, shard.source, offset, size)
         yield functools.partial(write, crew, shard.header, files)
     kept = {step.spec.name: step.offset for step in shard.steps if step.keeps is not None}
-    for step in with_stretches(shard.steps, [output.alpha for output in outputs], crew.base):
+    for step in with_stretches(members, [output.alpha for output in outputs], crew.base):
         run = yield from aligned(crew, shard, run, step.target if isinstance(step, Stretch) else step.offset, files)
         if isinstance(step, Stretch):
             yield from copies(crew, run, files)

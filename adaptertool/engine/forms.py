@@ -4,7 +4,7 @@ tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from adaptertool.spec.plan import Plan, Step
@@ -22,10 +22,15 @@ class Forms(NamedTuple):
 
 
 def forms_of(plan: Plan) -> Forms:
-    """The forms of the steps of a plan. Steps of one form differ in nothing but names, modules and places."""
+    """The forms of the steps of a plan."""
+    return forms_among(plan.steps())
+
+
+def forms_among(steps: Iterable[Step]) -> Forms:
+    """The forms of steps. Those of one form differ in nothing but names, modules and places."""
     known: dict[tuple[object, ...], int] = {}
     firsts, numbers = list[Step](), list[int]()
-    for step in plan.steps():
+    for step in steps:
         number = known.setdefault(_form(step), len(firsts))
         if number == len(firsts):
             firsts.append(step)

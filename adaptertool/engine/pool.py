@@ -121,6 +121,28 @@ def all_done(stop: threading.Event, futures: Sequence[Future[None]]) -> None:
         raise next((error for error in errors if not isinstance(error, Interrupted)), errors[0])
 
 
+class Cores:
+    """So many threads compute at once, each within this as a context."""
+
+    def __init__(self, count: int) -> None:
+        self._free = threading.Semaphore(count)
+
+    def __enter__(self) -> None:
+        self._free.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._free.release()
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """A thread that computes waits for something else here, and another computes in its place."""
+        self._free.release()
+        try:
+            yield
+        finally:
+            self._free.acquire()
+
+
 class Shared:
     """An iterator that several threads draw from: jobs are made when they are taken, so few exist at once."""
 

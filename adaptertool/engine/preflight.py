@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from adaptertool.codecs import COMPUTED
-from adaptertool.codecs.tensors import require_finite, zero_rows_of
+from adaptertool.codecs.tensors import require_finite
+from adaptertool.codecs.zero_rows import zero_rows_of
 from adaptertool.errors import MismatchError, shown
 from adaptertool.files.reader import Inputs
 from adaptertool.files.writer import AT_ONCE, COPY_CHUNK
@@ -15,7 +17,7 @@ from adaptertool.interrupts import deferred, look
 from adaptertool.kinds.lora import A, B
 from adaptertool.planning.finetuned import no_copy
 from adaptertool.spec.plan import Edit, Plan, Shard
-from adaptertool.spec.tensors import Ref, TensorSpec
+from adaptertool.spec.tensors import Ref, TensorSpec, files_of
 
 
 @deferred()
@@ -52,56 +54,72 @@ class _Change(NamedTuple):
 
 
 class _Factors:
-    """The factors of a plan, each once: equal ones have one number. They are compared once, for that takes long."""
+    """The factors of a plan, each once, and in the place of some that are made what they are made of. Equal ones have
+    one number, their place among `refs`."""
 
     def __init__(self, plan: Plan) -> None:
-        self.refs: list[Ref] = []
         self._plan = plan
-        self._numbers: dict[tuple[int, int, TensorSpec], int] = {}
-        self._paths, self._files = dict[Path, int](), dict[int, int]()
-        base = set(plan.files[0].values())
-        for shard in self._shards:
-            for step in shard.steps:
-                # A tensor of the adapter that takes the place of the base's; or in an adapter, one that is copied.
-                if step.base.path == shard.source if plan.as_adapter else step.stored.path not in base:
-                    self._number(step.stored)
-                for edit in step.edits:
-                    for ref in edit.factors.values():
-                        self._all(ref)
+        every = list(self._read())
+        paths, files = files_of(every)
+        self._paths = {path: number for number, path in enumerate(paths)}
+        places = list(zip(files, [ref.offset for ref in every], [ref.spec for ref in every], strict=True))
+        self._places = dict.fromkeys(places)
+        self.refs = every
+        if len(self._places) < len(every):
+            firsts: dict[tuple[int, int, TensorSpec], Ref] = {}
+            for place, ref in zip(places, every, strict=True):
+                firsts.setdefault(place, ref)
+            self.refs = list(firsts.values())
 
     @property
     def _shards(self) -> tuple[Shard, ...]:
         return () if self._plan.tuned_is_checkpoint else self._plan.shards
+
+    def _read(self) -> Iterator[Ref]:
+        """What is to be read, some of it several times."""
+        plan, base = self._plan, set(self._plan.files[0].values())
+        is_base: dict[int, bool] = {}  # by the identity of a path, which takes long to hash
+        for shard in self._shards:
+            for step in shard.steps:
+                stored = step.base if step.keeps is None else step.stored
+                if (own := is_base.get(id(stored.path))) is None:
+                    own = is_base[id(stored.path)] = stored.path in base
+                # A tensor of the adapter that takes the place of the base's; or in an adapter, one that is copied.
+                if step.base.path == shard.source if plan.as_adapter else not own:
+                    yield stored
+                for edit in step.edits:
+                    for ref in edit.factors.values():
+                        if ref.made is None:
+                            yield ref
+                        else:
+                            yield from (one for one, _ in _in_place_of(ref))
 
     def changes(self) -> Iterator[_Change]:
         """The products."""
         edits = (edit for shard in self._shards for step in shard.steps for edit in step.edits)
         for edit in edits:
             if A in edit.factors and B in edit.factors:
-                yield _Change(edit, self._all(edit.factors[A]), self._all(edit.factors[B]))
+                yield _Change(edit, self._numbers_of(edit.factors[A]), self._numbers_of(edit.factors[B]))
 
-    def _all(self, ref: Ref) -> list[int]:
-        """The number of a factor, or those of sources that tell all that is asked of it: to make it takes longer."""
-        made = ref.made
-        if made is None:
-            return [self._number(ref)]
-        if made.costly:
-            for source in made.sources:
-                if source.spec.dtype in COMPUTED:  # not places, which are integers
-                    self._number(source)
-            return []
-        if not made.plain or any(source.spec.dtype == "F64" for source in made.sources):
-            return [self._number(ref)]
-        return [number for source in made.sources for number in self._all(source)]
+    def _numbers_of(self, factor: Ref) -> list[int]:
+        """The number of a factor, or those of what tells whether it is zero."""
+        told = [ref for ref, tells in _in_place_of(factor) if tells]
+        return [self._numbers[self._paths[ref.path], ref.offset, ref.spec] for ref in told]
 
-    def _number(self, ref: Ref) -> int:
-        path, offset, spec, _, _ = ref
-        if (file := self._files.get(id(path))) is None:  # by its identity, since paths take long to hash
-            file = self._files[id(path)] = self._paths.setdefault(path, len(self._paths))
-        number = self._numbers.setdefault((file, offset, spec), len(self.refs))
-        if number == len(self.refs):
-            self.refs.append(ref)
-        return number
+    @functools.cached_property
+    def _numbers(self) -> Mapping[tuple[int, int, TensorSpec], int]:
+        return {place: number for number, place in enumerate(self._places)}
+
+
+def _in_place_of(factor: Ref) -> list[tuple[Ref, bool]]:
+    """What is read for a factor, itself or its sources, since to make it takes longer; and whether it is zero where
+    these are."""
+    made = factor.made
+    if made is not None and made.costly:
+        return [(source, False) for source in made.sources if source.spec.dtype in COMPUTED]  # not places: integers
+    if made is None or not made.plain or any(source.spec.dtype == "F64" for source in made.sources):
+        return [(factor, True)]
+    return [one for source in made.sources for one in _in_place_of(source)]
 
 
 def _together(refs: Sequence[Ref]) -> Iterator[list[Ref]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.spec.plan import Output, Plan, Shard, Step
+from adaptertool.spec.tensors import Ref, files_of
 
 
 def to_hash(plan: Plan) -> tuple[list[Path], list[Path]]:
@@ -18,8 +19,7 @@ def to_hash(plan: Plan) -> tuple[list[Path], list[Path]]:
     whole = {shard.source for shard in plan.shards if copied_whole(shard, plan.outputs) is not None}
     copied = {asset.source for asset in plan.assets if asset.content is None}
     used = {shard.source for shard in plan.shards}
-    for step in plan.steps():
-        used.update(_read_by(step, plan))
+    used |= _read_by(plan.steps(), plan)
     adapters = set() if plan.tuned_is_checkpoint else {path for files in plan.files[1:] for path in files.values()}
     streamed = used - adapters - whole
     unused = {
@@ -36,17 +36,23 @@ def hashed_with(plan: Plan) -> dict[str, list[Path]]:
     reads it, so that every one is hashed once, whatever the parts."""
     streamed, found = set(to_hash(plan)[0]), dict[str, list[Path]]()
     for shard in plan.shards:
-        used = {shard.source, *(path for step in shard.steps for path in _read_by(step, plan))}
+        used = {shard.source} | _read_by(shard.steps, plan)
         found[shard.name] = sorted(used & streamed)
         streamed -= used
     return found
 
 
-def _read_by(step: Step, plan: Plan) -> Iterator[Path]:
-    yield from (ref.path for ref in step.base.stored)
-    if plan.tuned_is_checkpoint:
-        yield from (one.path for edit in step.edits for ref in edit.factors.values() for one in ref.stored)
-        yield from (ref.path for ref in step.fisher or ())
+def _read_by(steps: Iterable[Step], plan: Plan) -> set[Path]:
+    """The files that steps read, without those of adapters."""
+    refs = list[Ref]()
+    for step in steps:
+        refs.append(step.base)
+        if plan.tuned_is_checkpoint:
+            refs += [ref for edit in step.edits for ref in edit.factors.values()]
+            refs += step.fisher or ()
+    if any(ref.made for ref in refs):
+        refs = [one for ref in refs for one in ref.stored]
+    return {*files_of(refs)[0]}
 
 
 def read_files(plan: Plan) -> list[Path]:

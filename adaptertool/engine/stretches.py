@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from adaptertool.arithmetic.stretch import SMALL, Stretch, compute_stretch, small_of
+from adaptertool.arithmetic.stretch import SMALL, Small, Stretch, compute_stretch, small_of
 from adaptertool.arithmetic.verbatim import verbatim
 from adaptertool.arithmetic.workspace import Workspace
 from adaptertool.engine.crew import Crew
@@ -14,25 +14,32 @@ from adaptertool.files.writer import OutputFile
 from adaptertool.spec.plan import Output, Step
 
 
-def with_stretches(steps: Sequence[Step], alphas: Sequence[float], base: Collection[Path]) -> Iterator[Step | Stretch]:
+def with_stretches(
+    members: Iterable[tuple[Step, int]], alphas: Sequence[float], base: Collection[Path]
+) -> Iterator[Step | Stretch]:
     """The steps of a shard in their order, those together that can be.
 
-    alphas: of the outputs; base: the files of the base
+    members: the steps, each with the number of its form; alphas: of the outputs; base: the files of the base
     """
     stretch: Stretch | None = None
-    edited = any(alphas)
-    for step in steps:
-        small = small_of(step) if edited and step.edits and step.base.path in base else None
-        if stretch is not None:
+    known, edited = dict[int, tuple[bool, Small | None]](), any(alphas)
+    for step, form in members:
+        if (found := known.get(form)) is None:
+            small = small_of(step) if edited and step.edits else None
             stays = not step.edits and step.spec.nbytes <= SMALL and verbatim(step, 1) is step.stored
-            if (small or stays) and stretch.takes(step, small):
+            found = known[form] = stays or small is not None, small
+        may_be_part, small = found
+        if stretch is not None:
+            if may_be_part and stretch.takes(step, small):
                 continue
             yield stretch
             stretch = None
-        if small is not None and (begun := Stretch(step.base, step.offset)).takes(step, small):
-            stretch = begun
-        else:
-            yield step
+        if small is not None and step.base.path in base:
+            stretch = Stretch(step.base, step.offset)
+            if stretch.takes(step, small):
+                continue
+            stretch = None
+        yield step
     if stretch is not None:
         yield stretch
 

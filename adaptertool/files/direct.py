@@ -9,6 +9,8 @@ import mmap
 import os
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,15 @@ import numpy as np
 
 _PAGE = max(1 << 12, mmap.PAGESIZE)  # bytes; where writes begin and end, and the memory that they are from
 _LEAST = 1 << 16  # bytes of which it is worth while
-_ROOM = 1 << 20  # bytes that a thread writes at once
+_ROOM = 1 << 21  # bytes that a thread writes at once: a block of 16-bit numbers
 # The share of free memory above which outputs are written so. As much may be there of what is not yet on the disk, as
 # Linux is set as a rule (vm.dirty_ratio): for more, who writes waits for the disk in any case
 _OF_MEMORY = 0.2
 # File systems on which whole pages may be written so while others of the file are not: ext4 and XFS. They tell who
 # they are in the first field of `struct statfs`
 _KNOWN = (0xEF53, 0x58465342)
+
+Away = Callable[[], AbstractContextManager[None]]
 
 _rooms = threading.local()  # of each thread, aligned
 
@@ -51,10 +55,10 @@ def _file_system(folder: Path) -> int:
 class Direct:
     """A file that is open for it, beside the descriptor that writes what is not whole pages."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises OSError where the file system refuses."""
+    def __init__(self, path: Path, away: Away) -> None:
+        """away: what waits for the disk does so within this. Raises OSError where the file system refuses."""
         self._fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)  # type: ignore[attr-defined,unused-ignore]
-        self._refused = False
+        self._away, self._refused = away, False
 
     def write(self, offset: int, data: memoryview) -> tuple[int, int]:
         """Write the whole pages among these bytes. Returns from where to where in `data` they are written: others are
@@ -68,7 +72,8 @@ class Direct:
             size = min(end - done, _ROOM)
             np.copyto(np.frombuffer(room, np.uint8, size), source[done : done + size])  # others compute meanwhile
             try:
-                count = os.pwrite(self._fd, room[:size], offset + done)
+                with self._away():
+                    count = os.pwrite(self._fd, room[:size], offset + done)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise

@@ -7,6 +7,7 @@ fields and leading white space pass; here they are errors, because each makes tw
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,12 +59,12 @@ def read_header(path: Path) -> Header:
     if not raw.startswith(b"{"):
         raise InputError(f"{path} is not a safetensors file: its header does not begin with '{{'")
     metadata, refs = read_entries(file.path, 8 + length, raw)
-    end = 8 + length
-    for ref in refs:
-        if ref.offset != end:
-            what = "overlaps the tensor before it" if ref.offset < end else "leaves a hole before it"
-            raise bad(file.path, ref.spec.name, what)
-        end += ref.spec.nbytes
+    *expected, end = itertools.accumulate([ref.spec.nbytes for ref in refs], initial=8 + length)
+    offsets = [ref.offset for ref in refs]
+    if offsets != expected:
+        ref, place = next(pair for pair in zip(refs, expected, strict=True) if pair[0].offset != pair[1])
+        what = "overlaps the tensor before it" if ref.offset < place else "leaves a hole before it"
+        raise bad(file.path, ref.spec.name, what)
     if end != file.size:
         what, hint = "has bytes after its last tensor", ""
         if end > file.size:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from adaptertool.errors import InputError, Interrupted, StorageError
 from adaptertool.files import LOCAL, store_of
 from adaptertool.files.hashing import DEFAULT, Digests, Hasher, InOrder, digests_of, hasher
 from adaptertool.files.side_by_side import each
 from adaptertool.files.store import BROKEN, FILE, FOLDER, InputFile
-from adaptertool.spec.tensors import Ref, Stamp, is_still
+from adaptertool.spec.tensors import Ref, Stamp, files_of, is_still
 
 _CHUNK = 16 << 20  # bytes that are compared at once
 _BESIDE = 4096  # bytes between two parts that are read with them: another call would take longer
@@ -163,32 +167,27 @@ class Inputs:
         self.read_into(path, offset, memoryview(buffer))
         return bytes(buffer)
 
-    def read_parts(self, parts: Sequence[tuple[Path, int, int]]) -> tuple[memoryview, list[int]]:
-        """The bytes of many small parts (file, offset, size), and where among them each begins. What lies side by side
-        in a file, or nearly so, is read at once."""
-        by_file: dict[Path, list[tuple[int, int, int]]] = {}
-        last = None
-        for number, (path, offset, size) in enumerate(parts):
-            if path is not last:  # paths take long to hash
-                own, last = by_file.setdefault(path, []), path
-            own.append((offset, offset + size, number))
-        begins, reads, total = [0] * len(parts), list[tuple[Path, int, int]](), 0
-        for path, own in by_file.items():
-            own.sort()
-            start = end = own[0][0]
-            for offset, stop, number in own:
-                if offset - end > _BESIDE:
-                    reads.append((path, start, end))
-                    total += end - start
-                    start = end = offset
-                begins[number] = total + offset - start
-                end = max(end, stop)
-            reads.append((path, start, end))
-            total += end - start
+    def read_parts(self, refs: Sequence[Ref]) -> tuple[memoryview, npt.NDArray[np.int64]]:
+        """The bytes of many small tensors, and where among them each begins. What lies side by side in a file, or
+        nearly so, is read at once."""
+        paths, files = files_of(refs)
+        file, offsets = np.array(files, np.int64), np.array([ref.offset for ref in refs], np.int64)
+        ends = offsets + np.array([ref.spec.nbytes for ref in refs], np.int64)
+        begins, reads, total = np.empty_like(offsets), list[tuple[Path, int, int]](), 0
+        for number, path in enumerate(paths):
+            own = np.flatnonzero(file == number)
+            own = own[np.argsort(offsets[own])]
+            begin, end = offsets[own], np.maximum.accumulate(ends[own])
+            apart = np.flatnonzero(begin[1:] - end[:-1] > _BESIDE) + 1
+            for first, last in itertools.pairwise([0, *apart.tolist(), len(own)]):
+                start, stop = int(begin[first]), int(end[last - 1])
+                begins[own[first:last]] = begin[first:last] + (total - start)
+                reads.append((path, start, stop))
+                total += stop - start
         buffer, at = memoryview(bytearray(total)), 0
-        for path, start, end in reads:
-            self.read_into(path, start, buffer[at : at + end - start])
-            at += end - start
+        for path, start, stop in reads:
+            self.read_into(path, start, buffer[at : at + stop - start])
+            at += stop - start
         return buffer, begins
 
     def stream(self, path: Path) -> None:

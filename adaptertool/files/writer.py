@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from safetensors import SafetensorError, safe_open
 
 from adaptertool.errors import InternalError, StorageError
-from adaptertool.files.direct import Direct
+from adaptertool.files.direct import Away, Direct
 from adaptertool.files.hashing import DEFAULT, Digests, hash_all, hasher
 from adaptertool.files.reader import Inputs, read_into
 from adaptertool.files.store import InputFile
@@ -70,11 +70,11 @@ class OutputFile:
         hashes: tuple[str, ...] = DEFAULT,
         *,
         most: int | None = None,
-        direct: bool = False,
+        away: Away | None = None,
     ) -> None:
         """part: the name that the file has until it is finished, if not its own
         most: bytes that it may grow to before it is shortened
-        direct: past what the system keeps of files (files.direct), where it can be
+        away: write past what the system keeps of files (files.direct), where it can be, and wait for the disk in this
         """
         self.path, self.size, self.part = path, size, part or path
         self.hashes = hasher(size if most is None else most, self.read_back, hashes)
@@ -93,7 +93,7 @@ class OutputFile:
             _fail(path, error)
         self._direct: Direct | None = None
         with contextlib.suppress(OSError):
-            self._direct = Direct(self.part) if direct else None
+            self._direct = Direct(self.part, away) if away else None
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write bytes at an offset, and have them hashed. Raises StorageError."""

@@ -55,8 +55,8 @@ def can(dtype: str) -> bool:
 def add_products(
     stored: Array,
     dtype: str,
-    tensors: Sequence[Tensor],
-    products: Sequence[Product],
+    tensors: Sequence[Tensor] | Array,
+    products: Sequence[Product] | Array,
     factors: Array,
     alphas: Sequence[float],
     out: Sequence[Array],
@@ -73,7 +73,7 @@ def add_products(
         (columns, rank) and (rank, rows); scale
     factors: bytes
     """
-    table, list_of_products = np.array(tensors, TENSOR), np.array(products, PRODUCT)
+    table, list_of_products = np.asarray(tensors, TENSOR), np.asarray(products, PRODUCT)
     shape = len(tensors), len(alphas)
     changes = Changes(np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape))
     numbers = np.array(alphas, np.float64)
@@ -95,12 +95,12 @@ def add_products(
     return changes
 
 
-def zero_rows(content: Array, factors: Sequence[Factor]) -> list[int] | None:
+def zero_rows(content: Array, factors: Sequence[Factor] | Array) -> list[int] | None:
     """How many rows of each factor are all zero; None where one holds what is not finite, or there is no kernel.
 
     content: bytes; factors: the fields of FACTOR for each: where it begins, rows, columns, how it is stored (STORED)
     """
-    call, table = FUNCTIONS.get("zero_rows"), np.array(factors, FACTOR)
+    call, table = FUNCTIONS.get("zero_rows"), np.asarray(factors, FACTOR)
     if call is None:
         return None
     zeros = np.empty(len(factors), np.uint64)

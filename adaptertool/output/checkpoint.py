@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from adaptertool.engine.budget import bytes_to_write
 from adaptertool.engine.execute import run_plan
@@ -33,7 +34,6 @@ from adaptertool.output.target import check_output, makes_file, summary
 from adaptertool.output.verified import check_verifiable, verify_stage
 from adaptertool.reports.run import KeptReport, RunReport
 from adaptertool.spec.plan import Plan
-from adaptertool.spec.tally import Tally
 
 USUAL = Options()
 _FILES = 150  # open at the same time, beside three for each output
@@ -72,7 +72,8 @@ def run(
             stage.require_space(bytes_to_write(plan) - sum(file.size for file in stage.finished.values()))
             inputs.digests |= stage.inputs
             hash_inputs = provenance is not None or not makes_file(plan, out)  # one file has no manifest
-            started = run_plan(plan, stage, inputs, threads, told, to_hash(plan) if hash_inputs else ((), ()))
+            hashed, forms = to_hash(plan) if hash_inputs else ((), ()), forms_of(plan)
+            started = run_plan(plan, stage, inputs, threads, told, hashed, forms)
             stage.assemble(stage.finished)
             for output in plan.outputs:
                 for name, content in output.files:
@@ -96,7 +97,8 @@ def run(
         if provenance is not None:  # the staging is gone: what fails here does not begin again
             prepared.publish()
     seconds = time.perf_counter() - start
-    return _report(plan, out, started, (tallies, kept), notes, seconds, verified=options.verify)
+    fields = {**summary(plan, out, started, forms), **fields_of(plan, tallies, forms)}
+    return _report(fields, kept, notes, seconds, verified=options.verify)
 
 
 def staging_of(
@@ -160,22 +162,17 @@ def fewer(started: int, threads: int) -> Iterator[str]:
 
 
 def _report(
-    plan: Plan,
-    out: Path,
-    threads: int,
-    counted: tuple[tuple[Tally, ...], tuple[KeptReport, ...] | None],
+    fields: dict[str, Any],
+    kept: tuple[KeptReport, ...] | None,
     notes: Sequence[str],
     seconds: float,
     *,
     verified: bool,
 ) -> RunReport:
-    forms = forms_of(plan)
-    fields = summary(plan, out, threads, forms)
     fields["notes"] += tuple(notes)
     return RunReport(
         **fields,
-        **fields_of(plan, counted[0], forms),
-        kept=counted[1],
+        kept=kept,
         seconds=seconds,
         bytes_per_second=(fields["bytes_read"] + fields["bytes_written"]) / seconds,
         peak_memory=peak_memory(),

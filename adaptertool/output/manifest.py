@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -23,9 +23,8 @@ from adaptertool.files.hub import kept_as
 from adaptertool.files.stage import Finished, Published
 from adaptertool.files.writer import write_small
 from adaptertool.reports.run import KeptReport
-from adaptertool.spec.adapter import Module
-from adaptertool.spec.plan import EDITS_ALONE, Plan
-from adaptertool.spec.tensors import Ref
+from adaptertool.spec.plan import EDITS_ALONE, Edit, Plan, Shard
+from adaptertool.spec.tensors import Ref, files_of
 from adaptertool.version import __version__
 
 Facts = dict[str, int | str]  # size, and hashes by name
@@ -33,8 +32,6 @@ Facts = dict[str, int | str]  # size, and hashes by name
 # What the manifest of a recipe's last step has beside its own: all steps as data, with the manifests of those before.
 # Set around that step (cli.steps); it decides nothing of what is computed
 STEPS: ContextVar[Sequence[Mapping[str, Any]] | None] = ContextVar("STEPS", default=None)
-
-_AT_ONCE = 1 << 12  # tuples that are hashed at once
 
 
 def labels_of(plan: Plan) -> dict[Path, str]:
@@ -53,49 +50,58 @@ def recipe_key(plan: Plan, hashes: tuple[str, ...]) -> str:
     assets = [(asset.name, asset.size, asset.content) for asset in plan.assets]
     recipe = plan.command, plan.weights, plan.precision, sorted(plan.choices.items()), hashes
     state = blake3(repr((__version__, recipe, outputs, inputs, assets)).encode())
-    files = {str(path): number for number, path in enumerate(sorted(labels, key=labels.__getitem__))}
-    parts = _tensors_told(plan, files)
-    while some := list(itertools.islice(parts, _AT_ONCE)):
-        state.update(dumps(some, 2))
+    numbers = {path: number for number, path in enumerate(sorted(labels, key=labels.__getitem__))}
+    for shard in plan.shards:
+        for columns in _shard_told(shard, numbers):
+            state.update(dumps(columns, 2))
     return state.hexdigest(8)
 
 
-def _tensors_told(plan: Plan, files: Mapping[str, int]) -> Iterator[object]:
-    """What the key of a run has of each shard, tensor and edit, one after the other. files: numbers of paths
+# What the key of a run has of tensors and edits: one thing of all, then the next of all. There may be hundreds of
+# thousands, and so no loop over them is one of Python's. Plain lists, tuples, strings and numbers alone: version 2 of
+# marshal writes the same for what is equal, and takes a fourth of the time of repr.
 
-    Plain tuples alone, and a file by its number: there may be hundreds of thousands. Version 2 of marshal writes the
-    same for what is equal, and takes a fourth of the time of repr.
-    """
-    known: dict[int, int] = {}  # the numbers by the identity of a path, whose text takes long to make
 
-    def told(ref: Ref) -> tuple[object, ...]:
-        path, offset, spec, columns, made = ref
-        if (number := known.get(id(path))) is None:
-            number = known[id(path)] = files[str(path)]
-        if columns is None and made is None:
-            return number, offset, *spec
-        one = number, offset, *spec, None if columns is None else repr(columns)
-        return one if made is None else (*one, made.first, made.rows.__qualname__, *map(told, made.sources))
+def _shard_told(shard: Shard, numbers: Mapping[Path, int]) -> Iterator[Any]:
+    """numbers: those of the input files"""
+    steps = shard.steps
+    yield shard.name, shard.size, shard.data_start, numbers[shard.source], shard.header
+    yield [tuple(step.spec) for step in steps], [step.offset for step in steps], [len(step.edits) for step in steps]
+    yield from _refs_told([step.base for step in steps], numbers)
+    others = [(at, step) for at, step in enumerate(steps) if step[4:] != EDITS_ALONE]
+    yield [
+        (at, repr((step.blend, step.makes, step.share)), step.fisher is not None, step.keeps is not None)
+        for at, step in others
+    ]
+    yield from _refs_told([ref for _, step in others for ref in step.fisher or ()], numbers)
+    yield from _refs_told([step.stored for _, step in others if step.keeps is not None], numbers)
+    yield from _edits_told([edit for step in steps for edit in step.edits], numbers)
 
-    def part_told(part: Module) -> object:
-        plain = repr([None if field is part.factors else field for field in part])
-        return plain, [(role, *told(ref)) for role, ref in part.factors.items()]
 
-    for shard in plan.shards:
-        yield shard.name, shard.size, shard.data_start, files[str(shard.source)], shard.header
-        for step in shard.steps:
-            spec, offset, base, edits, *more = step
-            others = None
-            if more != EDITS_ALONE:
-                fisher, stored = step.fisher and [*map(told, step.fisher)], step.keeps and told(step.stored)
-                others = repr((step.blend, fisher, step.makes, stored, step.share))
-            yield *spec, offset, len(edits), others
-            yield told(base)
-            for kind, adapter, module, factors, scale, weight, transposed, view, on_base, part in edits:
-                yield kind, adapter, module, len(factors), scale, weight, transposed
-                yield from [(role, *told(ref)) for role, ref in factors.items()]
-                rest = view and repr(view), on_base, part and part_told(part)
-                yield rest if any(rest) else None
+def _edits_told(edits: Sequence[Edit], numbers: Mapping[Path, int]) -> Iterator[Any]:
+    for field in ("kind", "adapter", "module", "scale", "weight", "transposed", "on_base"):
+        yield list(map(operator.attrgetter(field), edits))
+    yield from _factors_told([edit.factors for edit in edits], numbers)
+    yield [(at, repr(edit.view)) for at, edit in enumerate(edits) if edit.view is not None]
+    parts = [(at, edit.part_of) for at, edit in enumerate(edits) if edit.part_of is not None]
+    yield [(at, repr([None if field is part.factors else field for field in part])) for at, part in parts]
+    yield from _factors_told([part.factors for _, part in parts], numbers)
+
+
+def _factors_told(factors: Sequence[Mapping[str, Ref]], numbers: Mapping[Path, int]) -> Iterator[Any]:
+    yield list(map(tuple, factors))  # the roles
+    yield from _refs_told([ref for own in factors for ref in own.values()], numbers)
+
+
+def _refs_told(refs: Sequence[Ref], numbers: Mapping[Path, int]) -> Iterator[Any]:
+    paths, files = files_of(refs)
+    of_file = [numbers[path] for path in paths]
+    yield [of_file[file] for file in files], [ref.offset for ref in refs], [tuple(ref.spec) for ref in refs]
+    yield [(at, repr(ref.columns)) for at, ref in enumerate(refs) if ref.columns is not None]
+    made = [(at, ref.made) for at, ref in enumerate(refs) if ref.made is not None]
+    yield [(at, one.first, one.rows.__qualname__, len(one.sources)) for at, one in made]
+    if made:
+        yield from _refs_told([source for _, one in made for source in one.sources], numbers)
 
 
 def names_of(plan: Plan) -> list[str]:

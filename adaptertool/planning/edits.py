@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
@@ -20,6 +21,9 @@ from adaptertool.resolution.resolve import Base, resolve
 from adaptertool.resolution.ties import decide
 from adaptertool.spec.adapter import Adapter, Module
 from adaptertool.spec.plan import Edit
+
+# Without the function of the class itself, which takes three times as long: there may be hundreds of thousands
+_new_edit = functools.partial(tuple.__new__, Edit)
 
 
 def adapter_edits(
@@ -110,18 +114,9 @@ def _on_sizes(subject: Base) -> Iterator[str]:
 
 def _edit(part: Module, number: int, weight: float, module: Module, mixed: bool) -> Edit:
     """The edit that makes a part of what a module changes."""
-    return Edit(
-        part.kind,
-        number,
-        part.name,
-        part.factors,
-        part.scale,
-        weight,
-        bool(part.transposed),
-        part.view,
-        mixed,
-        None if part is module else module,
-    )
+    name, _, kind, factors, scale, _, _, _, view, transposed = part[:10]
+    part_of = None if part is module else module
+    return _new_edit((kind, number, name, factors, scale, weight, bool(transposed), view, mixed, part_of))
 
 
 def _parts(subject: Base, target: str, module: Module) -> Sequence[Module]:

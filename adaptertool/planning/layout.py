@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ from adaptertool.files.jsonfile import objects
 from adaptertool.patterns import regex
 from adaptertool.resolution.heads import Head, dtype_in, stored_as
 from adaptertool.resolution.ties import FLAG
-from adaptertool.spec.plan import Asset, Edit, Keeping, Shard, Step
+from adaptertool.spec.plan import EDITS_ALONE, Asset, Edit, Keeping, Shard, Step
 from adaptertool.spec.tensors import DTYPE_BITS, Ref, TensorSpec
 
 CONFIG = "config.json"
@@ -35,6 +36,7 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _FIRST_LAYER = regex(r"x_embedder(\.proj)?\.weight|(conv_in|img_in|patch_embedding|pos_embed\.proj)\.weight")
 _AS_IN_CHANNELS = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
 Edits = Mapping[str, Sequence[Edit]]
+_new_step = functools.partial(tuple.__new__, Step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
     head = {} if changes.head is None else changes.head.tensors
     touched = {*changes.grown, *head, *changes.dropped}
     if base.stored_as is None and not added and not is_home and touched.isdisjoint(header.tensors):
-        steps = [_step(base, ref.spec, ref.offset, ref, edits) for ref in header.tensors.values()]
+        steps = list(_same_tensors(base, header, edits))
         return Shard(header.path, header.data_start, header.size, tuple(steps), path=base.name_of(header))
     if isinstance(header.typed, Fields) and touched.isdisjoint(header.tensors) and not added and not is_home:
         return _cast_gguf(base, header, header.typed, edits)
@@ -112,6 +114,17 @@ def _shard(base: Checkpoint, header: Header, edits: Edits, changes: TensorSetCha
         steps.append(_step(base, spec, offset, ref, edits))
         offset += spec.nbytes
     return Shard(header.path, len(content), offset, tuple(steps), content)
+
+
+def _same_tensors(base: Checkpoint, header: Header, edits: Edits) -> Iterator[Step]:
+    """The steps of a file of the same tensors."""
+    refs = header.tensors.values()
+    if base.kept:
+        return (_step(base, ref.spec, ref.offset, ref, edits) for ref in refs)
+    # By columns, and past the function of the class itself, since there may be hundreds of thousands
+    specs, offsets = [ref.spec for ref in refs], [ref.offset for ref in refs]
+    own = [tuple(edits.get(spec.name, ())) for spec in specs]
+    return map(_new_step, zip(specs, offsets, refs, own, *map(itertools.repeat, EDITS_ALONE), strict=False))
 
 
 def _cast_gguf(base: Checkpoint, header: Header, fields: Fields, edits: Edits) -> Shard:

@@ -6,6 +6,7 @@ one. Fused experts are a stack of weights (resolution/experts.py).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -21,7 +22,7 @@ from adaptertool.spec.tensors import Ref, TensorSpec, View
 
 Found = Sequence[tuple[Module, Pieces]]
 
-_WHOLE = Piece("")[1:]  # of a piece that is all of a tensor, as it is
+_WHOLE = [*Piece("")[1:]]  # of a piece that is all of a tensor, as it is
 
 
 class Placer:
@@ -36,19 +37,25 @@ class Placer:
         found: Found,
     ) -> None:
         self._tensors, self._layout, self._kv_rows, self._adapter = tensors, layout, kv_rows, adapter
-        # PEFT decides for all parameters of a module alike, so one that is not square tells for one that is.
-        self._decided: dict[str, bool] = {}
-        for module, pieces in found:
+        self._found = found
+
+    @functools.cached_property
+    def _decided(self) -> Mapping[str, bool]:
+        """Whether lora_A belongs to the first dimension of experts, by the names of modules: PEFT decides for all
+        parameters of a module alike, so one that is not square tells for one that is."""
+        decided = {}
+        for module, pieces in self._found:
             if self._is_fused(module, pieces):
                 first = is_on_first(module, self._stack(pieces))
                 if first is not None:
-                    self._decided[module.name] = first
+                    decided[module.name] = first
+        return decided
 
     def place(self, module: Module, pieces: Pieces) -> Iterable[tuple[str, Module]]:
         """(tensor on the disk, the module as it acts on that tensor)"""
-        piece = pieces[0]
-        if piece[1:] == _WHOLE and not module.stacked and not self._is_fused(module, pieces):
-            return ((piece.disk, module),)
+        disk, *rest = pieces[0]
+        if rest == _WHOLE and not module.stacked and len(self._tensors[disk].spec.shape) != 3:
+            return ((disk, module),)  # as a rule: there may be hundreds of thousands
         return self._place(module, pieces)
 
     def _place(self, module: Module, pieces: Pieces) -> Iterator[tuple[str, Module]]:

@@ -121,10 +121,10 @@ def _fitted(subject: Base, traits: Traits, adapter: Adapter, target: str, module
     ours, own = adapter.format == MLX, module.view is not None
     if traits.by_mlx != ours:
         require_alike(ref, traits.families, base=traits.by_mlx, adapter=ours, in_stack=own)
-    if module.rows is None:
-        traits.refuse_tied(ref)
-    else:
+    if module.rows is not None:
         module = module._replace(view=_row_view(subject, ref, module))
+    elif traits.why_tied:
+        traits.refuse_tied(ref)
     if isinstance(subject.names, ComponentNames) and module.transposed is None and "gpt2" not in traits.families:
         module = module._replace(transposed=False)
     if _orientation(traits, ref, module, claimed=adapter.claims_transposed):
@@ -183,8 +183,8 @@ def _orientation(traits: Traits, ref: Ref, module: Module, *, claimed: bool) -> 
     """
     shape, transposed = _stored_shape(ref, module), bool(module.transposed)
     # Without the property where it has nothing to do: there may be hundreds of thousands
-    shapes = [one.spec.shape if one.columns is None else one.shape for one in module.factors.values()]
-    fits, turned = _fits(module.kind, shape[::-1] if transposed else shape, (*module.factors,), (*shapes,))
+    shapes = tuple([one.spec.shape if one.columns is None else one.shape for one in module.factors.values()])
+    fits, turned = _fits(module.kind, shape[::-1] if transposed else shape, tuple(module.factors), shapes)
     if turned and module.transposed is None and len(shape) == 2 and not kind_of(module).elementwise:
         if fits:
             return traits.is_transposed(ref, claimed=claimed)

@@ -81,7 +81,7 @@ class Step(NamedTuple):
 
 
 # The fields after its edits of a step that has nothing but these
-EDITS_ALONE = [*Step._field_defaults.values()][1:]
+EDITS_ALONE = (*Step._field_defaults.values(),)[1:]
 
 
 @dataclass(frozen=True, slots=True)

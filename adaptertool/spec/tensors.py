@@ -7,7 +7,7 @@ as long to make.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -175,6 +175,16 @@ class Ref(NamedTuple):
     def stored(self) -> tuple[Ref, ...]:
         """What is read for it of files."""
         return (self,) if self.made is None else self.made.sources
+
+
+def files_of(refs: Sequence[Ref]) -> tuple[list[Path], list[int]]:
+    """The files that tensors lie in, each once; and of each tensor the number of its file. By the identity of paths,
+    which take long to hash: one may be several objects."""
+    numbers: dict[Path, int] = {}
+    paths = [ref.path for ref in refs]
+    objects = dict(zip(map(id, paths), paths, strict=True))
+    known = {key: numbers.setdefault(path, len(numbers)) for key, path in objects.items()}
+    return list(numbers), [0] * len(refs) if len(numbers) == 1 else list(map(known.__getitem__, map(id, paths)))
 
 
 @dataclass(frozen=True, slots=True)

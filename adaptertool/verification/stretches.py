@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from adaptertool.arithmetic.block import blocks_of
 from adaptertool.arithmetic.stretch import Stretch, compute_stretch
 from adaptertool.arithmetic.workspace import Workspace
+from adaptertool.engine.forms import forms_among
 from adaptertool.engine.pool import Job
 from adaptertool.engine.stretches import with_stretches
 from adaptertool.errors import NonFiniteError
@@ -26,7 +27,8 @@ def jobs_of_all(subjects: Sequence[Candidate]) -> Iterator[tuple[list[Candidate]
     for alpha, some in itertools.groupby(subjects, lambda subject: subject.alpha):
         own = list(some)
         rest = iter(own)
-        for found in with_stretches([subject.step for subject in own], [alpha], base):
+        steps = [subject.step for subject in own]
+        for found in with_stretches(zip(steps, forms_among(steps).numbers, strict=True), [alpha], base):
             if isinstance(found, Stretch):
                 members = list(itertools.islice(rest, len(found.steps)))
                 twice = next(numbers) % _EVERY == 0
@@ -49,7 +51,7 @@ def _same(stretch: Stretch, subjects: Sequence[Candidate], space: Workspace, *, 
     """Whether each holds the very bytes that a run makes, in the same dtype; twice: and passes too."""
     inputs, alpha = subjects[0].inputs, subjects[0].alpha
     refs = [subject.candidate for subject in subjects]
-    found, begins = inputs.read_parts([(ref.path, ref.offset, ref.spec.nbytes) for ref in refs])
+    found, begins = inputs.read_parts(refs)
     try:
         _, (made, _) = compute_stretch(inputs, stretch, [alpha], space, exact=True)
         if twice and not _is_as_in_passes(stretch, subjects, made):
@@ -66,7 +68,7 @@ def _same(stretch: Stretch, subjects: Sequence[Candidate], space: Workspace, *, 
 
 def _is_as_in_passes(stretch: Stretch, subjects: Sequence[Candidate], made: memoryview) -> bool:
     """Whether some rows of one of the tensors are so without the kernel, by which the merge was made too."""
-    step = stretch.edited[len(stretch.edited) // 2].step
+    step, _ = stretch.edited[len(stretch.edited) // 2]
     subject = next(subject for subject in subjects if subject.step is step)
     (block,) = blocks_of(subject.inputs, step)
     place, passes = in_passes(subject, block, _TWICE)

@@ -133,9 +133,9 @@ def test_several_adapters(tmp_path: Path, together: list[Stretch], monkeypatch: 
         dora[f"{name}.lora_magnitude_vector"] = torch.rand(len(tensors[f"{name}.weight"])) + 0.5
     normed = write_adapter(tmp_path / "normed", dora, use_dora=True)
     compare(tmp_path, monkeypatch, lambda out: merge(base, [plain, other, normed], out, weights=[1, -0.25, 0.5]))
-    made = [small for one in together for small in one.edited]
-    assert {len(small.products) for small in made} == {1, 2}
-    assert not {small.step.spec.name.removesuffix(".weight") for small in made} & {*names[1::5]}
+    made = [pair for one in together for pair in one.edited]
+    assert {len(small.products) for _, small in made} == {1, 2}
+    assert not {step.spec.name.removesuffix(".weight") for step, _ in made} & {*names[1::5]}
 
 
 def test_transposed(tmp_path: Path, together: list[Stretch], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_transposed(tmp_path: Path, together: list[Stretch], monkeypatch: pytest
     base = write_checkpoint(tmp_path / "base", tensors, config={"model_type": "gpt2"})
     adapter = write_adapter(tmp_path / "adapter", factors, fan_in_fan_out=True)
     compare(tmp_path, monkeypatch, lambda out: merge(base, [adapter], out))
-    assert all(product.transposed for one in together for small in one.edited for product in small.products)
+    assert all(product.transposed for one in together for _, small in one.edited for product in small.products)
     assert sum(len(one.edited) for one in together) == 4
 
 

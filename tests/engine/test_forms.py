@@ -9,9 +9,10 @@ import pytest
 from conftest import FIXTURES
 
 import adaptertool
+from adaptertool.arithmetic.stretch import small_of
 from adaptertool.arithmetic.verbatim import only_cast, verbatim
 from adaptertool.engine.budget import bytes_to_read, count_elements, count_tensors
-from adaptertool.engine.forms import forms_of
+from adaptertool.engine.forms import forms_among, forms_of
 from adaptertool.output.preview import sketched, tensors_of
 from adaptertool.render.run import alike
 from adaptertool.spec.plan import Plan
@@ -63,6 +64,19 @@ def test_what_is_told_of_forms_is_told_of_each_step(case: str, monkeypatch: pyte
             places[str(ref.path), ref.offset] = ref.spec.nbytes
     small = sum(shard.data_start for shard in plan.shards) + sum(asset.size for asset in plan.assets)
     assert bytes_to_read(plan) == report.bytes_read == sum(places.values()) + small
+
+
+@pytest.mark.parametrize("case", PLANS)
+def test_the_kernel_makes_all_of_a_form_alike(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which tensors may be part of a stretch, and how each is then made, is asked of the first of its form."""
+    monkeypatch.chdir(FIXTURES.parent)
+    plan = PLANS[case]()
+    forms = forms_of(plan)
+    assert forms == forms_among(list(plan.steps()))
+    for step, number in forms.members(plan):
+        first = forms.firsts[number]
+        assert small_of(step) == small_of(first)
+        assert (verbatim(step, 1) is step.stored) == (verbatim(first, 1) is first.stored)
 
 
 def test_what_differs_in_a_number_is_another_form() -> None:

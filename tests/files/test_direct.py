@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -17,7 +18,7 @@ from conftest import lora_factors, write_adapter, write_checkpoint
 from adaptertool import merge
 from adaptertool.errors import StorageError
 from adaptertool.files import direct
-from adaptertool.files.direct import Direct, worth_while
+from adaptertool.files.direct import Away, Direct, worth_while
 from adaptertool.files.writer import OutputFile
 
 SIZE = 3_000_017
@@ -26,7 +27,7 @@ DATA = np.random.default_rng(0).bytes(SIZE)
 
 def write(path: Path, cuts: list[int]) -> OutputFile:
     """The file of DATA, cut at these offsets, by two threads, from memory that is not aligned."""
-    file = OutputFile(path, SIZE, direct=True)
+    file = OutputFile(path, SIZE, away=contextlib.nullcontext)
     parts = list(itertools.pairwise([0, *cuts, SIZE]))
 
     def some(own: list[tuple[int, int]]) -> None:
@@ -58,7 +59,7 @@ def test_whole_pages_are_written_so(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(SIZE))
     try:
-        file = Direct(path)
+        file = Direct(path, contextlib.nullcontext)
         begin, end = file.write(100, memoryview(DATA)[100:])
     except OSError:
         pytest.skip("this file system has no such writes")
@@ -93,7 +94,8 @@ def test_refused_when_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, h
             raise OSError(errno.EINVAL, "Invalid argument")
         return real(fd, data[: len(data) // 2 + 1], offset)
 
-    def opened(self: Direct, where: Path) -> None:  # as usual, so that any number of bytes may be written
+    def opened(self: Direct, where: Path, away: Away) -> None:  # as usual, so that any number of bytes may be written
+        self._away = away
         self._fd, self._refused = os.open(where, os.O_WRONLY), False
         own.append(self._fd)
 
@@ -112,7 +114,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Direct, "__init__", lambda *_: None)
     monkeypatch.setattr(Direct, "close", lambda *_: None)
     monkeypatch.setattr(Direct, "write", full)
-    file = OutputFile(tmp_path / "file", SIZE, direct=True)
+    file = OutputFile(tmp_path / "file", SIZE, away=contextlib.nullcontext)
     with pytest.raises(StorageError, match="file failed: No space left"):
         file.write(0, memoryview(DATA))
     file.close()

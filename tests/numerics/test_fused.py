@@ -153,6 +153,12 @@ def pairs(how: str, dtype: str, count: int, rng: np.random.Generator) -> tuple[A
         t = numbers * (1 + 0.01 * other)
     elif how == "cancelling":  # w + α·(t − w) next to nothing for α of 1/3, 2/3, 1/2, −1, 3
         t = numbers * rng.choice([-2.0, -0.5, -1.0, 2.0, 2 / 3], count)
+    elif how == "few bits":  # many lie in the middle between two numbers, or next to it
+        w = rounded(rng.integers(-64, 65, count) / 16, dtype)
+        t = rng.integers(-64, 65, count) / 16
+    elif how == "small":  # what float32 loses
+        scale = 2.0 ** rng.integers(-24 if dtype == "F16" else -133, 0, count)
+        w, t = rounded(rng.integers(-9, 10, count) * scale, dtype), rng.integers(-9, 10, count) * scale
     elif how == "next to each other":
         t = numbers + codec.spacing(numbers) * rng.choice([-1.0, 1.0, 2.0, 3.0], count)
     else:
@@ -163,7 +169,7 @@ def pairs(how: str, dtype: str, count: int, rng: np.random.Generator) -> tuple[A
 
 
 @pytest.mark.long("dtype")
-@pytest.mark.parametrize("how", ["ordinary", "cancelling", "next to each other", "apart"])
+@pytest.mark.parametrize("how", ["ordinary", "cancelling", "few bits", "small", "next to each other", "apart"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_mixtures(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """w + α·(t − w), also where all but the last bits cancel."""
@@ -190,6 +196,21 @@ def test_mixtures(how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None
                     value = olds[place] + Fraction(alpha) * (news[place] - olds[place])
                     require(dtype, w, result, (place,), value)
     assert all(some == left[0] for some in left)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mixtures_part_by_part(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is more than stays in the cache is what its parts are."""
+    w, t = pairs("few bits", dtype, 2 * 4096 + 77, np.random.default_rng(5))
+    for level in ALL:
+        monkeypatch.setattr(fused, "FUNCTIONS", compiled.functions(level))
+        whole, parts = np.empty_like(w), np.empty_like(w)
+        one = fused.blend(w, t, dtype, [0.3], [whole], (0, 1))
+        assert one is not None
+        pieces = [slice(first, first + 1003) for first in range(0, w.size, 1003)]
+        some = [fused.blend(w[cut], t[cut], dtype, [0.3], [parts[cut]], (0, 1)) for cut in pieces]
+        assert whole.tobytes() == parts.tobytes()
+        assert one[0].changed == sum(made[0].changed for made in some if made is not None) > w.size / 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

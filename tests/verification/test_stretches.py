@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -46,8 +46,8 @@ def by_itself(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def without(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> Any:
-    def apart(steps: Sequence[Any], *_: object) -> Iterator[Any]:
-        yield from steps
+    def apart(members: Iterable[tuple[Any, int]], *_: object) -> Iterator[Any]:
+        yield from (step for step, _ in members)
 
     with monkeypatch.context() as patched:
         patched.setattr(stretches, "with_stretches", apart)

@@ -51,7 +51,8 @@ def plain_keys(file: Path, tensors: Mapping[str, Ref]) -> tuple[Mapping[str, Ref
     """
     text = "\n".join(tensors)  # looked through at once: there may be hundreds of thousands
     wrapped = any(wrapper in text for wrapper in (*_WRAPPERS, _HEAD_OF_TINKER))
-    if not wrapped and all(key.startswith(PREFIX) and key.endswith(_USUAL) for key in tensors):
+    begun, ended = f"\n{text}".count(f"\n{PREFIX}"), sum(f"{text}\n".count(f"{end}\n") for end in _USUAL)
+    if not wrapped and begun == ended == len(tensors) == text.count("\n") + 1:
         return tensors, []
     keys, said = dict(zip(tensors, tensors, strict=True)), list[str]()
     for step in (_unwrapped, _unprefixed, _unnamed, _with_head):

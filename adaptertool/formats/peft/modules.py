@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Set
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from adaptertool.kinds.lora import A, B
 from adaptertool.kinds.offset import BIAS
 from adaptertool.spec.adapter import Module
 from adaptertool.spec.tensors import Ref
+
+# Without the function of the class itself, which takes three times as long: there may be hundreds of thousands
+_new_module = functools.partial(tuple.__new__, Module)
+_LAYER = Module._fields.index("layer")
 
 
 def low_rank(
@@ -38,9 +43,11 @@ def low_rank(
     # Of most adapters all modules have one rank and scale: hundreds of thousands that need not be asked for one by one
     several = attentions or config.blocks or config.bias or config.rank_pattern or config.alpha_pattern
     rank, scale = (None, 0.0) if wrapped or several else (config.rank_of(""), config.scale_of(""))
+    usual = Module("", "", kind.name, {}, scale, rank or 0)
+    before, after = usual[4:_LAYER], usual[_LAYER + 1 :]
     for name, roles in factors.items():
         if rank and roles.keys() == expected and roles[A].spec.shape[:1] == (rank,) and name not in embeddings:
-            modules.append(Module(name, f"{name}.weight", kind.name, roles, scale, rank, layer=name))
+            modules.append(_new_module((name, f"{name}.weight", kind.name, roles, *before, name, *after)))
         elif name in wrapped:
             modules.append(on_parameter(config, file, wrapped[name], roles))
         elif attentions and name.removesuffix(OUT_PROJ) in attentions:

@@ -133,6 +133,35 @@ typedef struct {
     double *kept, *update;
 } blend_job;
 
+#define PART 4096 /* elements of a mixture that stay in the cache */
+
+/* An element that is left, as `leave` has it. */
+static inline void leave_mixed(const blend_job *job, size_t a, size_t place)
+{
+    size_t found = job->opened[a]++;
+    if (found < job->room)
+        job->open[a * job->room + found] = (int32_t)place;
+}
+
+/* What a mixture is made with in float: α = near ± rest, and what stands in its bound (fused_blend_float.h). */
+typedef struct {
+    floats near, rest, more, wider, unit, tiny, small;
+} blend_16;
+
+static inline blend_16 blended_by(double alpha)
+{
+    float near = (float)alpha, rest = (float)fabs(alpha - near), size = fabsf(near);
+    return (blend_16){
+        .near = all_floats(near),
+        .rest = all_floats(rest),
+        .more = all_floats(size > 1 ? size : 1), /* not α itself, with which the product might be lost */
+        .wider = all_floats((float)WIDER),
+        .unit = all_floats((float)(2 * FLOAT_UNIT * WIDER)),
+        .tiny = all_floats(0x1p-140f),
+        .small = all_floats(0x1p-80f), /* of a larger p, q and rest·d are not lost */
+    };
+}
+
 /* What a row is made with in DoRA: see fused_dora.h. */
 typedef struct {
     double c1, c2, each, of_v, of_w;
@@ -154,11 +183,13 @@ static inline uint32_t once_to_F32(double x) { return to_F32(x); }
 #define LIMIT 0x1p126
 #define DIFFERENCE 0xFFFF0000
 #include "fused_dora.h"
+#include "fused_blend_float.h"
 #include "fused_blend.h"
 #define STORED F16
 #define LIMIT 0x1p15
 #define DIFFERENCE 0xFFFF
 #include "fused_dora.h"
+#include "fused_blend_float.h"
 #include "fused_blend.h"
 #undef MARGIN
 #undef LEAST

@@ -97,6 +97,14 @@ static inline words vector_to_BF16(floats low, floats high, words *differ)
     return below >> 16;
 }
 
+/* The same, where the two ends may be one: ties to even. */
+static inline words vector_nearest_BF16(floats low, floats high, words *differ)
+{
+    words below = (words)low + 0x7FFF + ((words)low >> 16 & 1), above = (words)high + 0x7FFF + ((words)high >> 16 & 1);
+    *differ = below ^ above;
+    return below >> 16;
+}
+
 /* Two vectors of words, none above 0xFFFF, as stored. */
 static inline counts packed(words near, words far)
 {
@@ -149,6 +157,21 @@ static inline words vector_to_F16(floats low, floats high, words *differ)
     words below = __builtin_convertvector(halves_of(low), words), above = __builtin_convertvector(halves_of(high), words);
     *differ = below ^ above;
     return below;
+}
+
+static inline words vector_nearest_F16(floats low, floats high, words *differ) { return vector_to_F16(low, high, differ); }
+
+/* What a·b, rounded to `product`, lacks: exactly, where it is not too small for a float. */
+static inline floats lost_in_product(floats a, floats b, floats product)
+{
+#if defined(__AVX512F__) || (defined(__FMA__) && defined(__AVX2__)) || defined(__aarch64__)
+    return add_times_floats(a, b, -product);
+#else
+    floats lost;
+    for (int i = 0; i < FLOATS; i++)
+        lost[i] = (float)((double)a[i] * b[i] - product[i]);
+    return lost;
+#endif
 }
 
 typedef uint32_t loose_words_32 __attribute__((vector_size(VECTOR), aligned(4), may_alias));
