@@ -10,6 +10,7 @@ import numpy as np
 
 from adaptertool.arithmetic.chain import Chain
 from adaptertool.arithmetic.fused import Mixed, Products, fused_of
+from adaptertool.arithmetic.fused_change import Changes
 from adaptertool.arithmetic.tiling import matrix, rows_at_once
 from adaptertool.codecs.tensors import byte_of
 from adaptertool.files.reader import Inputs
@@ -31,7 +32,7 @@ class Block:
     last: int
     columns: int
     chain: Chain
-    fused: Products | Mixed | None = None  # where the kernel can make it in one visit
+    fused: Products | Mixed | Changes | None = None  # where the kernel can make it in one visit
 
     @property
     def start(self) -> int:
@@ -51,7 +52,7 @@ class Block:
 def blocks_of(inputs: Inputs, step: Step) -> Iterator[Block]:
     """A tensor cut into blocks."""
     chain, (rows, columns) = Chain(inputs, step), matrix(step)
-    fused = fused_of(chain)
+    fused = fused_of(chain) or Changes.of(chain)
     at_once = rows_at_once(step)
     for first in range(0, rows, at_once):
         yield Block(step, first, min(rows, first + at_once), columns, chain, fused)

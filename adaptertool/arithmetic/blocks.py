@@ -58,10 +58,11 @@ def compute(
     space.fit(block.numel)
     stored = part(space.stored, BY_DTYPE[base.spec.dtype].held, block.numel)
     read_stored(inputs, base, block.start, block.start + block.numel, stored)
-    several = len(alphas) if block.fused is None else MOST_ALPHAS  # so many have room
+    at_once = block.fused is not None and (exact or not block.fused.only_exact)
+    several = MOST_ALPHAS if at_once else len(alphas)  # so many have room
     for first in range(0, len(alphas), max(several, 1)):
         some = alphas[first : first + several]
-        if (made := _at_once(block, stored, some, space)) is None:
+        if (made := _at_once(block, stored, some, space) if at_once else None) is None:
             yield from _in_passes(inputs, block, stored, some, space, found, exact=exact)
             continue
         for result, tally in made:

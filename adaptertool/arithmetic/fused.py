@@ -33,6 +33,8 @@ _ELEMENTS = 2048  # elements of a block, the same
 class Mixed:
     """A tensor that another takes the place of, in part: W + α·weight·(T − W)."""
 
+    only_exact = False  # also where precision is fast
+
     def __init__(self, chain: Chain, tuned: Ref, weight: float) -> None:
         self._chain, self._tuned, self._weight = chain, tuned, weight
 
@@ -68,6 +70,8 @@ def fused_of(chain: Chain) -> Products | Mixed | None:
 
 class Products:
     """The changes of one tensor, made of products. Its right factors are laid out by the first block that asks."""
+
+    only_exact = False
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
@@ -119,7 +123,7 @@ class Products:
                 return None
             else:
                 parts.append((low * columns, done))
-        return [_joined([(start, done[a]) for start, done in parts]) for a in range(len(alphas))]
+        return [joined([(start, done[a]) for start, done in parts]) for a in range(len(alphas))]
 
     def _add(
         self,
@@ -217,7 +221,7 @@ def exact_scale(edit: Edit) -> bool:
     return has_few_bits(edit.scale) and has_few_bits(edit.weight) and has_few_bits(edit.weight * edit.scale)
 
 
-def _joined(parts: Sequence[tuple[int, Made]]) -> Made:
+def joined(parts: Sequence[tuple[int, Made]]) -> Made:
     """Parts of one block, each with the elements before it."""
     places = [made.open + start for start, made in parts]
     return Made(

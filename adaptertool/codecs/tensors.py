@@ -72,6 +72,7 @@ def _make(
         rows = np.ascontiguousarray(made.rows(read, made.first + begin, made.first + end), np.float64)
         found = rows.reshape(-1)[first - begin * width : last - begin * width]
         if out is None:
+            found.flags.writeable = False  # it may be of what is kept for others
             return found
         out[:] = found
         return out
@@ -160,7 +161,7 @@ def read_tensor(inputs: Inputs, ref: Ref, first: int, last: int) -> Array:
     stored = read_stored(inputs, ref, first, last)
     if ref.spec.dtype in INTEGERS:
         return stored.view(f"{ref.spec.dtype[0].lower()}{stored.itemsize}").astype(np.float64)
-    return doubles(stored, ref.spec.dtype)
+    return stored if ref.made is not None and not ref.made.decodes else doubles(stored, ref.spec.dtype)
 
 
 def require_finite(inputs: Inputs, ref: Ref) -> int:
@@ -169,6 +170,10 @@ def require_finite(inputs: Inputs, ref: Ref) -> int:
     Raises NonFiniteError, naming the tensor, for NaN or infinity; of a factor that is made, what it is made of.
     """
     width = max(1, ref.spec.numel // max(1, ref.spec.shape[0] if ref.spec.shape else 1))
+    if ref.made is not None and ref.made.few is not None and ref.columns is None:
+        at, numbers = ref.made.few(reading_rows(inputs))
+        if np.isfinite(numbers).all():
+            return ref.spec.shape[0] - len(np.unique(at[numbers != 0] // width))
     zero, step = 0, max(1, _PART // width) * width
     for first in range(0, ref.spec.numel, step):
         part = read_tensor(inputs, ref, first, min(ref.spec.numel, first + step))

@@ -115,9 +115,12 @@ def _in_place_of(factor: Ref) -> list[tuple[Ref, bool]]:
     """What is read for a factor, itself or its sources, since to make it takes longer; and whether it is zero where
     these are."""
     made = factor.made
-    if made is not None and made.costly:
+    if made is None:
+        return [(factor, True)]
+    narrow = all(source.spec.dtype != "F64" for source in made.sources)
+    if made.costly or (made.finite and narrow):
         return [(source, False) for source in made.sources if source.spec.dtype in COMPUTED]  # not places: integers
-    if made is None or not made.plain or any(source.spec.dtype == "F64" for source in made.sources):
+    if not (made.plain and narrow):
         return [(factor, True)]
     return [one for source in made.sources for one in _in_place_of(source)]
 

@@ -18,12 +18,18 @@ Blocks = Callable[[ReadRows, int, int], DoubleDouble]
 
 
 def rotation(
-    sources: Iterable[Ref], shape: tuple[int, int, int], blocks: Blocks, order: Array | None = None, *, turned: bool
+    sources: Iterable[Ref],
+    shape: tuple[int, int, int],
+    blocks: Blocks,
+    order: Array | None = None,
+    *,
+    turned: bool,
+    finite: bool = False,
 ) -> Part:
     """The rotation of such blocks.
 
     shape: stages M, columns of what is rotated, and b; order: (M, columns) as kinds.rotation has it; None: as they
-    stand; turned: of the transpose of the weight
+    stand; turned: of the transpose of the weight; finite: blocks are, as spec.tensors.Making has it
     """
     (stages, columns, wide), some = shape, tuple(sources)
     orders = np.tile(np.arange(columns), (stages, 1)) if order is None else order
@@ -38,8 +44,8 @@ def rotation(
         return rows
 
     factors = {
-        HIGH: made(some, size, half(0)),
-        LOW: made(some, size, half(1)),
+        HIGH: made(some, size, half(0), finite=finite),
+        LOW: made(some, size, half(1), finite=finite),
         ORDER: made(some, (stages, columns), lambda read, first, last: orders[first:last]),  # noqa: ARG005
     }
     return Part(ROTATION.name, factors, 1.0, turned=turned)

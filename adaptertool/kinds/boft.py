@@ -53,7 +53,8 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         some = DoubleDouble.of(stored_blocks(read, stored, first, last) / 2)
         return transform(some - DoubleDouble(some.parts.swapaxes(2, 3)))
 
-    part = rotation((stored,), (stages, columns, wide), blocks, butterfly(stages, columns, wide), turned=False)
+    order = butterfly(stages, columns, wide)
+    part = rotation((stored,), (stages, columns, wide), blocks, order, turned=False, finite=True)
     rows = made([numbers], (weight[0], 1), lambda read, first, last: whole(read, numbers).reshape(-1, 1)[first:last])
     return [part._replace(factors={**part.factors, ROWS: rows})]
 

@@ -41,6 +41,7 @@ DIFFERENCE = Kind(
     apply=apply,
     bound=bound,
     elementwise=True,
+    adds=DELTA,
     linear=True,
     spellings={"kohya": Spelling(tag="FULL", keys={".diff": DELTA, ".w_norm": DELTA})},
 )

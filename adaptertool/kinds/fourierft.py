@@ -13,6 +13,7 @@ against PEFT 0.21.2 in the tests, which transforms in float32.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,12 +21,12 @@ import numpy as np
 
 from adaptertool.kinds.drawn import SEED, check_seed, drawn, with_usual_seed
 from adaptertool.kinds.kind import Kind, Part, Shape
-from adaptertool.kinds.made import product, whole
+from adaptertool.kinds.made import product, remembered, whole
 from adaptertool.kinds.misreadings import with_settings
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.circle import circle
 from adaptertool.numerics.error_bound import Array
-from adaptertool.numerics.sparse_spectrum import can_transform, wave_rows
+from adaptertool.numerics.sparse_spectrum import Waves, can_transform, wave_rows, waves_of
 from adaptertool.spec.tensors import ReadRows, Ref
 
 SPECTRUM = "fourierft_spectrum"
@@ -55,11 +56,17 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         turns = (drawn(out * wide, count, seed) % wide)[:, None] * np.arange(wide) % wide
         return [np.concatenate([cosines[turns], sines[turns]])]
 
-    def transformed(read: ReadRows, first: int, last: int, turned: bool) -> tuple[Array, float]:
+    def waves(read: ReadRows, turned: bool) -> tuple[Waves, float]:
         places, numbers = np.divmod(drawn(out * wide, count, seed), wide), whole(read, spectrum)
         sides = (places[::-1], (wide, out)) if turned else (places, (out, wide))
-        rows, error = wave_rows(numbers, *sides, first, last)
-        return rows, error + _ROUNDED * float(abs(numbers).sum())
+        return waves_of(numbers, *sides), _ROUNDED * float(abs(numbers).sum())
+
+    as_it_is, transposed = (remembered(functools.partial(waves, turned=turned)) for turned in (False, True))
+
+    def transformed(read: ReadRows, first: int, last: int, turned: bool) -> tuple[Array, float]:
+        own, rounded = (transposed if turned else as_it_is)(read)
+        rows, error = wave_rows(own, first, last)
+        return rows, error + rounded
 
     shape, sides = (out, 2 * count, wide), ((left, 1), (right, 1))
     shortcut = transformed if can_transform(out) and can_transform(wide) else None

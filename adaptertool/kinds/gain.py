@@ -61,6 +61,7 @@ GAIN = Kind(
     bound=bound,
     operations=frozenset({TIMES}),
     elementwise=True,
+    gains=G,
     single=True,
     of_weight=True,
 )

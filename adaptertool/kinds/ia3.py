@@ -60,7 +60,7 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     def columns(read: ReadRows, first: int, last: int) -> Array:
         return np.broadcast_to(whole(read, factors[L]).reshape(1, -1), (last - first, weight[0]))
 
-    return [Part(GAIN.name, {G: made(factors.values(), weight, rows, columns)}, 1.0)]
+    return [Part(GAIN.name, {G: made(factors.values(), weight, rows, columns, finite=True)}, 1.0)]
 
 
 def becomes_of_inputs(
@@ -79,7 +79,7 @@ def becomes_of_inputs(
     def columns(read: ReadRows, first: int, last: int) -> Array:
         return np.broadcast_to(whole(read, factors[L]).reshape(-1, 1)[first:last], (last - first, weight[0]))
 
-    return [Part(GAIN.name, {G: made(factors.values(), weight, rows, columns)}, 1.0)]
+    return [Part(GAIN.name, {G: made(factors.values(), weight, rows, columns, finite=True)}, 1.0)]
 
 
 def _one_added(own: Becomes) -> Misreading:

@@ -154,6 +154,8 @@ class Kind:
     pair:        roles (B, A): what it changes is made of scale·B·A, (out, r) and (r, in), which inputs can be
                  multiplied with one after the other
     is_product:  what it changes is scale·B·A and nothing else
+    adds:        the role of D, of the weight's own shape: what it changes is scale·D
+    gains:       the role of G, the same: it makes W ⊙ G, and its scale plays no part
     linear:      what it changes is proportional to its scale
     anew:        roles of the factors that another adapter of this kind has, which makes W + α·(W' − W); none where that
                  is made by another scale, or by no adapter of this kind
@@ -190,6 +192,8 @@ class Kind:
     follows: bool = False
     pair: tuple[str, str] | None = None
     is_product: bool = False
+    adds: str | None = None
+    gains: str | None = None
     linear: bool = False
     anew: tuple[str, ...] = ()
     low_rank: Callable[[Factors], tuple[Array, Array]] | None = None

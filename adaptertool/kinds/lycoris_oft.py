@@ -65,7 +65,7 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         numbers[-count:] = whole(read, rescale).reshape(-1)[order[-1]].reshape(count, 1, wide)
         return made * DoubleDouble.of(numbers[first:last])
 
-    return [rotation(factors.values(), (stages, weight[0], wide), blocks, order, turned=True)]
+    return [rotation(factors.values(), (stages, weight[0], wide), blocks, order, turned=True, finite=True)]
 
 
 def _share(stored: Array, bound: float) -> DoubleDouble:

@@ -40,12 +40,15 @@ def made(
     *,
     plain: bool = False,
     costly: bool = False,
+    finite: bool = False,
+    few: Callable[[ReadRows], tuple[Any, Any]] | None = None,
 ) -> Ref:
     """A factor of that shape, float64, whose rows `rows` makes of `sources`, and the rows of whose transpose `columns`
-    (spec.tensors.Making, which has `plain` and `costly` too)."""
+    (spec.tensors.Making, which has `plain`, `costly`, `finite` and `few` too)."""
     some = tuple(sources)
     spec = TensorSpec(some[0].spec.name, "F64", shape, 8 * math.prod(shape))
-    return Ref(some[0].path, some[0].offset, spec, made=Making(some, rows, columns=columns, plain=plain, costly=costly))
+    how = Making(some, rows, columns=columns, plain=plain, costly=costly, finite=finite, few=few)
+    return Ref(some[0].path, some[0].offset, spec, made=how)
 
 
 def turned(ref: Ref) -> Ref:

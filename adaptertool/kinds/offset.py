@@ -46,6 +46,7 @@ OFFSET = Kind(
     apply=apply,
     bound=bound,
     elementwise=True,
+    adds=BIAS,
     follows=True,
     linear=True,
     spellings={"diffusers": Spelling(tag="LORA_BIAS", keys={".lora_B.bias": BIAS})},

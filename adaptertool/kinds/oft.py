@@ -32,6 +32,7 @@ from adaptertool.spec.tensors import ReadRows, Ref
 R, EMBEDDED = "oft_R", "oft_embedding_R"
 SHARED, PROJECTED, EPS = "block_share", "coft", "eps"
 SERIES, TERMS = "use_cayley_neumann", "num_cayley_neumann_terms"
+_FINITE = 6  # terms of a series: the fifth power of blocks of float32 is within float64
 _SERIES_SINCE = "0.18.0"
 
 
@@ -76,7 +77,8 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
             made = transform(negative(q) if looked_up else q)
         return DoubleDouble(np.repeat(made.parts, last - first, axis=1)) if count == 1 else made
 
-    return [rotation((ref,), (1, columns, wide), blocks, turned=looked_up)]
+    finite = not settings.get(SERIES) or settings[TERMS] <= _FINITE
+    return [rotation((ref,), (1, columns, wide), blocks, turned=looked_up, finite=finite)]
 
 
 def _shortened(q: DoubleDouble, eps: float, count: int) -> DoubleDouble:

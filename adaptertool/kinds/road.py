@@ -74,7 +74,7 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
         made[2] = abs(made[2])
         return DoubleDouble(made)
 
-    return [rotation((theta, alpha), (1, rows, 2), blocks, pairs.reshape(1, -1), turned=True)]
+    return [rotation((theta, alpha), (1, rows, 2), blocks, pairs.reshape(1, -1), turned=True, finite=True)]
 
 
 def _places(pairs: Array, halves: int, group: int) -> Array:

@@ -20,20 +20,37 @@ Elements = Callable[[ReadRows], tuple[Any, Any, Array]]
 def sparse(sources: Iterable[Ref], shape: Shape, elements: Elements, scale: float) -> Part:
     """The change scale·D, D (out, in) as `shape` says."""
 
-    elements = remembered(elements)
+    def in_order(read: ReadRows) -> tuple[Any, Array]:
+        along, across, values = elements(read)
+        at = along * shape[1] + across
+        if not (at[1:] > at[:-1]).all():
+            order = np.argsort(at)
+            at, values = at[order], values[order]
+        return at, values
 
-    def dense(along: Any, across: Any, values: Array, first: int, last: int, width: int) -> Array:
-        some = (first <= along) & (along < last)
-        found = np.zeros((last - first, width))
-        found[along[some] - first, across[some]] = values[some]
-        return found
+    delta = sparse_delta(sources, shape, remembered(in_order))
+    return Part(DIFFERENCE.name, {DELTA: delta}, scale)
+
+
+def sparse_delta(
+    sources: Iterable[Ref], shape: Shape, few: Callable[[ReadRows], tuple[Any, Array]], *, plain: bool = False
+) -> Ref:
+    """D (out, in) of which `few` has the elements that are not 0, as spec.tensors.Making has it, and `plain`."""
+    out, wide = shape
 
     def rows(read: ReadRows, first: int, last: int) -> Array:
-        along, across, values = elements(read)
-        return dense(along, across, values, first, last, shape[1])
+        at, values = few(read)
+        begin, end = np.searchsorted(at, (first * wide, last * wide))
+        found = np.zeros((last - first, wide))
+        found.reshape(-1)[at[begin:end] - first * wide] = values[begin:end]
+        return found
 
     def columns(read: ReadRows, first: int, last: int) -> Array:
-        along, across, values = elements(read)
-        return dense(across, along, values, first, last, shape[0])
+        at, values = few(read)
+        along, across = np.divmod(at, wide)
+        some = (first <= across) & (across < last)
+        found = np.zeros((last - first, out))
+        found[across[some] - first, along[some]] = values[some]
+        return found
 
-    return Part(DIFFERENCE.name, {DELTA: made(sources, shape, rows, columns)}, scale)
+    return made(sources, shape, rows, columns, plain=plain, few=few)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +26,9 @@ import numpy as np
 from adaptertool.kinds.difference import DELTA, DIFFERENCE
 from adaptertool.kinds.drawn import SEED, check_seed, drawn, with_usual_seed
 from adaptertool.kinds.kind import Kind, Part, Shape
-from adaptertool.kinds.made import made, whole
+from adaptertool.kinds.made import made, remembered, whole
 from adaptertool.kinds.misreadings import with_settings
-from adaptertool.kinds.sparse import sparse
+from adaptertool.kinds.sparse import sparse, sparse_delta
 from adaptertool.kinds.spelling import Spelling
 from adaptertool.numerics.error_bound import Array
 from adaptertool.numerics.error_free import two_product, two_sum
@@ -37,6 +37,7 @@ from adaptertool.spec.tensors import ReadRows, Ref
 SPECTRUM = "waveft_spectrum"
 _Cut = Callable[[ReadRows, int, int], Array]
 _KEPT = 8  # of all threads
+_DENSE = 16  # where one element in so many is not 0, or more, they are not kept
 _FAMILY, _INVERSE = "wavelet_family", "use_idwt"
 
 
@@ -84,6 +85,22 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     low = np.array(_filters()[settings[_FAMILY]])
     filters = np.stack([low, low[::-1] * np.where(np.arange(len(low)) % 2, -1.0, 1.0)])
 
+    def sides(turned: bool) -> tuple[_Along, _Along, int]:
+        down, across = (_along(size, at, len(low)) for size, at in zip(weight, places(), strict=True))
+        return (across, down, out) if turned else (down, across, wide)
+
+    if spectrum.shape[0] * len(low) ** 2 * _DENSE <= out * wide:
+        both = remembered(lambda read: _few(whole(read, spectrum), filters, sides(False), out))
+
+        def term_of(which: int) -> Callable[[ReadRows], tuple[Any, Array]]:
+            def few(read: ReadRows) -> tuple[Any, Array]:
+                at, *terms = both(read)
+                return at, terms[which]
+
+            return few
+
+        deltas = [sparse_delta((spectrum,), weight, term_of(which), plain=True) for which in range(2)]
+        return [Part(DIFFERENCE.name, {DELTA: delta}, scale) for delta in deltas]
     found: dict[tuple[int, bool, int, int], Array] = {}  # low terms, from when the high ones were asked for
 
     def cut(term: int, turned: bool) -> _Cut:
@@ -91,9 +108,7 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
             key = threading.get_ident(), turned, first, last
             if term and (kept := found.pop(key, None)) is not None:
                 return kept
-            down, across = (_along(size, at, len(low)) for size, at in zip(weight, places(), strict=True))
-            sides = (across, down, out) if turned else (down, across, wide)
-            terms = _inverse(whole(read, spectrum), filters, sides, first, last)
+            terms = _inverse(whole(read, spectrum), filters, sides(turned), first, last)
             if not term:
                 if len(found) >= _KEPT:
                     found.clear()
@@ -108,15 +123,15 @@ def becomes(factors: Mapping[str, Ref], weight: Shape, scale: float, settings: M
     ]
 
 
-def _inverse(
+def _terms(
     values: Array, filters: Array, sides: tuple[_Along, _Along, int], first: int, last: int
-) -> tuple[Array, Array]:
-    """The high and the low terms of rows first..last of D, or of its transpose: float64 (last − first, width).
+) -> Iterator[tuple[Any, Array, Array]]:
+    """What is added to rows first..last of D, or of its transpose, in this order: the places in these rows, one after
+    the other, each once; the products c·f·g that are added there; and what these lack.
 
     filters: low and high pass, (2, L); sides: along the rows, along the columns, and how many columns there are
     """
     down, across, width = sides
-    high, low = np.zeros((last - first, width)), np.zeros((last - first, width))
     length = filters.shape[1]
     near = (down.first > first - length) & (down.first < last)
     for band in range(4):  # within one no two coefficients lie at one place
@@ -126,12 +141,37 @@ def _inverse(
             for b in range(length):
                 rows, columns = down.first[own] + a - first, across.first[own] + b
                 inside = (rows >= 0) & (rows < last - first) & (columns >= 0) & (columns < width)
-                at, some = (rows[inside], columns[inside]), values[own[inside]]
+                some = values[own[inside]]
                 both, rest = two_product(along_rows[a : a + 1], along_columns[b : b + 1])
                 product, error = two_product(*np.broadcast_arrays(some, both))
-                high[at], lost = two_sum(high[at], product)
-                low[at] += lost + (error + some * rest)
+                yield rows[inside] * width + columns[inside], product, error + some * rest
+
+
+def _add(high: Array, low: Array, at: Any, product: Array, error: Array) -> None:
+    """Adds to these of high + low what belongs there."""
+    high[at], lost = two_sum(high[at], product)
+    low[at] += lost + error
+
+
+def _inverse(
+    values: Array, filters: Array, sides: tuple[_Along, _Along, int], first: int, last: int
+) -> tuple[Array, Array]:
+    """The high and the low terms of rows first..last of D, or of its transpose: float64 (last − first, width)."""
+    high, low = np.zeros((last - first, sides[2])), np.zeros((last - first, sides[2]))
+    for term in _terms(values, filters, sides, first, last):
+        _add(high.reshape(-1), low.reshape(-1), *term)
     return high, low
+
+
+def _few(values: Array, filters: Array, sides: tuple[_Along, _Along, int], height: int) -> tuple[Any, Array, Array]:
+    """The elements of D that are not 0: their places, ascending, and their high and low terms, (n,) each."""
+    terms = list(_terms(values, filters, sides, 0, height))
+    at, own = np.unique(np.concatenate([places for places, _, _ in terms]), return_inverse=True)
+    high, low, begin = np.zeros(len(at)), np.zeros(len(at)), 0
+    for places, product, error in terms:
+        _add(high, low, own[begin : begin + len(places)], product, error)
+        begin += len(places)
+    return at, high, low
 
 
 def _check(fields: Mapping[str, Any]) -> str | None:

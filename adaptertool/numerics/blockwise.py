@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from adaptertool.numerics.compiled import FUNCTIONS, address
 from adaptertool.numerics.digits import Digits
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.dyadic import Dyadic
 from adaptertool.numerics.interval import Interval
 
+_SMALL = 16  # columns of a block, up to which BLAS takes longer
 Array = Any  # of numpy or torch: floats, or Interval
 
 
@@ -28,11 +30,17 @@ def of_floats(rows: Array, high: Array, low: Array | None = None) -> Array:  # n
 
 def of_blocks(rows: Array, high: Array, low: Array | None = None) -> Array:
     """The same of numpy's floats; where columns lie in memory as rows do else, so do those of the result."""
+    (columns, wide), count, call = high.shape, rows.shape[0], FUNCTIONS.get("blockwise")
+    in_rows = rows.strides[1] == rows.itemsize and rows.strides[0] >= rows.itemsize * columns
+    if call is not None and in_rows and wide <= _SMALL and rows.dtype == high.dtype == np.float64:
+        found, blocks = np.empty((count, columns)), np.ascontiguousarray(high)
+        given = rows.ctypes.data, rows.strides[0] // rows.itemsize, address(blocks, np.float64, columns * wide)
+        call(*given, found.ctypes.data, count, columns, wide)
+        return found
     if rows.strides[0] >= rows.strides[1]:
         return of_floats(rows, high, low)
-    (columns, wide), count = high.shape, rows.shape[0]
-    blocks = high.reshape(-1, wide, wide).swapaxes(1, 2) @ rows.T.reshape(columns // wide, wide, count)
-    made: Array = blocks.reshape(columns, count).T
+    turned = high.reshape(-1, wide, wide).swapaxes(1, 2) @ rows.T.reshape(columns // wide, wide, count)
+    made: Array = turned.reshape(columns, count).T
     return made
 
 

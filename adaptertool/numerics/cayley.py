@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from adaptertool.numerics.compiled import FUNCTIONS, address
 from adaptertool.numerics.double_double import DoubleDouble
 
 Array = Any  # of float64
@@ -24,7 +25,8 @@ def transform(q: DoubleDouble) -> DoubleDouble:
 
     Of such (I − Q) has an inverse of norm at most 1. An inverse in float64 is improved by X + X·(I − (I − Q)·X), whose
     error is the square of that of X, until what rounding leaves is about b·2^-104 times the norm of I − Q. What that
-    does not reach, for numbers of Q far beyond 2^40, is computed in rationals. Of what is not finite it is NaN.
+    does not reach, for numbers of Q far beyond 2^40, is computed in rationals. Of what is not finite it is NaN; of what
+    float32 holds it is finite, whatever float64 loses on the way.
     """
     n, wide, _ = q.shape
     eye = DoubleDouble.of(np.broadcast_to(np.eye(wide), q.shape))
@@ -83,12 +85,22 @@ def _by_numbers(left: DoubleDouble, right: Array) -> DoubleDouble:
     """Blocks times blocks of float64: each on its own, or small ones together, element by element."""
     count, wide, _ = left.shape
     if wide > _SMALL:
-        right = DoubleDouble.of(right)
-        return DoubleDouble(np.stack([(left[block] @ right[block]).parts for block in range(count)], axis=1))
+        return DoubleDouble(_each(np.ascontiguousarray(left.parts), np.ascontiguousarray(right)))
     size = (wide, count, wide, wide)  # what is summed over, block, row, and column
     rows = np.broadcast_to(left.parts.transpose(0, 3, 1, 2)[..., None], (3, *size)).reshape(3, wide, -1)
     columns = np.broadcast_to(right.transpose(1, 0, 2)[:, :, None], size).reshape(wide, -1)
     return DoubleDouble.of_columns(rows, columns).reshape(count, wide, wide)
+
+
+def _each(left: Array, right: Array) -> Array:
+    """Each block by itself: (3, n, b, b) times (n, b, b)."""
+    (count, wide, _), made = right.shape, np.empty_like(left)
+    call = FUNCTIONS.get("pairs_blocks")
+    given = (address(array, np.float64, array.size) for array in (left, right, made))
+    if call is None or not call(*given, count, wide):
+        for block in range(count):
+            made[:, block] = (DoubleDouble(left[:, block]) @ DoubleDouble.of(right[block])).parts
+    return made
 
 
 def _eliminated(blocks: Array) -> Array:

@@ -46,7 +46,7 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
                 found[name] = _COUNT, [_POINTER, real, real, _POINTER, _COUNT, _POINTER]
         found[f"add_product_{wide}"] = None, [*[_POINTER] * 3, *[_COUNT] * 4]
         found[f"squares_{wide}"] = None, [*[_POINTER] * 4, *[_COUNT] * 4]
-    for name in ("lora", "dora", "blend"):
+    for name in ("lora", "dora", "blend", "change"):
         for stored in ("BF16", "F16", "F32"):
             found[f"{name}_{stored}"] = ctypes.c_int, [_POINTER]
     found["blake3_groups"] = None, [_POINTER, _COUNT, ctypes.c_uint64, _POINTER]
@@ -57,9 +57,11 @@ def _signatures() -> Mapping[str, tuple[Any, list[Any]]]:
     for name in ("pairs_sum", "pairs_product"):
         found[name] = None, [_POINTER, _POINTER, _COUNT, _POINTER, *[_COUNT] * 4, ctypes.c_double]
     found["pairs_dot"] = None, [*[_POINTER] * 4, *[_COUNT] * 4]
+    found["pairs_blocks"] = ctypes.c_int, [*[_POINTER] * 3, *[_COUNT] * 2]
     found["pairs_total"] = found["pairs_squares"] = None, [*[_POINTER] * 2, *[_COUNT] * 2]
     found["pairs_nearest"] = _COUNT, [_POINTER, _COUNT, *[_POINTER] * 2]
     found["pairs_ends"] = None, [_POINTER, _COUNT, _POINTER, _POINTER, _COUNT]
+    found["blockwise"] = None, [_POINTER, _COUNT, _POINTER, _POINTER, *[_COUNT] * 3]
     found["strips"] = None, [_POINTER]
     # kernel/small.h
     for stored in ("BF16", "F16", "F32"):

@@ -56,7 +56,7 @@ class _Blend(ctypes.Structure):
     )
 
 
-class _Results:
+class Results:
     """What both kinds of jobs write, for several α."""
 
     def __init__(self, stored: Array, alphas: Sequence[float], out: Sequence[Array], sample: tuple[int, int]) -> None:
@@ -195,7 +195,7 @@ def add_product(
         return None
     if not left.norm.max(initial=0.0) * float(right.norm.max(initial=0.0)) * most < 2.0**110:
         return None
-    results, held = _Results(stored, alphas, out, sample), stored.dtype
+    results, held = Results(stored, alphas, out, sample), stored.dtype
     magnitude, weight = length or (np.empty(0), 1.0)
     job = _Job(
         source=address(stored, held, rows * right.columns),
@@ -231,7 +231,7 @@ def blend(
     call = FUNCTIONS.get(f"blend_{dtype}")
     if call is None or not all(2.0**-60 < abs(alpha) < 2.0**60 and alpha != 1 for alpha in alphas):
         return None
-    results = _Results(stored, alphas, out, sample)
+    results = Results(stored, alphas, out, sample)
     source, other = (address(one, stored.dtype, stored.size) for one in (stored, tuned))
     job = _Blend(source=source, tuned=other, count=stored.size, **results.fields)
     return results.made if call(ctypes.byref(job)) else None

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,47 +44,68 @@ def can_transform(count: int) -> bool:
     return count > 0 and (count < _FEW or largest * largest <= count)
 
 
-def wave_rows(
-    numbers: Array, places: tuple[Array, Array], shape: tuple[int, int], first: int, last: int
-) -> tuple[Array, float]:
-    """Rows first..last, float64 (last − first, columns), and by how much an element may be off.
+class Waves(NamedTuple):
+    """Such waves, as rows are made of them."""
 
-    numbers: c, float64 (n,); places: u and v, integers (n,) each, below the sizes in `shape` (rows, columns), for both
-    of which `can_transform` holds
-    """
+    shape: tuple[int, int]  # rows, columns
+    down: Array  # u of each, integers (n,), in turn
+    ends: list[int]  # where turns begin, and all end
+    which: Array  # of each number of a spectrum: the place of its first wave, or the first that is none
+    step: int  # rows that are transformed at once
+    within: Array  # what the waves have in the first of these rows, complex (rows, n)
+    error: float  # by how much an element may be off
+
+
+def waves_of(numbers: Array, places: tuple[Array, Array], shape: tuple[int, int]) -> Waves:
+    """The waves of c, float64 (n,), with u and v, integers (n,) each, `places`, below the sizes in `shape` (rows,
+    columns), for both of which `can_transform` holds."""
     rows, columns = shape
     across, down = places[1] % columns, places[0] % rows
     beyond = across > columns // 2
     across, down = np.where(beyond, columns - across, across), np.where(beyond, -down % rows, down)
-    order, ends = _in_turn(across)
+    order, ends, there = _in_turn(across)
     across, down, numbers = across[order], down[order], numbers[order]
-    found = np.empty((last - first, columns))
+    which = np.full(columns // 2 + 1, len(there))
+    which[there] = np.arange(len(there))
     # What lies between is there twice in a real transform, as itself and as its conjugate
     own = np.where((across > 0) & (2 * across < columns), numbers / 2, numbers)
-    turns, step = _turns(rows), max(1, _PART // max(columns, len(numbers), 1))
-    within = turns[np.arange(step)[:, None] * down % rows] * own
-    for begin in range(first, last, step):
-        end = min(last, begin + step)
-        terms = within[: end - begin] * turns[begin * down % rows]
-        spectrum = np.zeros((end - begin, columns // 2 + 1), np.complex128)
-        for low, high in itertools.pairwise(ends):
-            spectrum[:, across[low:high]] += terms[:, low:high]
-        found[begin - first : end - first] = np.fft.irfft(spectrum, columns, norm="forward")
+    step = max(1, _PART // max(columns, len(numbers), 1))
+    within = _turns(rows)[np.arange(step)[:, None] * down % rows] * own
     together = np.bincount(across, abs(numbers))
     stages = sum(((p + 3) * p**0.5 + 4) * UNIT for p in _primes(columns))
     error = 2 * (len(ends) + 2) * UNIT * float(together.sum())
     error += SAFE * stages * columns**0.5 * float(np.sqrt((together * together).sum()))
-    return found, error * (1 + 2.0**-20) + LEAST * (columns + len(numbers))
+    error = error * (1 + 2.0**-20) + LEAST * (columns + len(numbers))
+    return Waves(shape, down, ends, which, step, within, error)
 
 
-def _in_turn(places: Array) -> tuple[Array, list[int]]:
-    """An order in which those that are the first at their place come before those that are the second, and so on; and
-    where each of these begins, and all end."""
-    order = np.argsort(places, kind="stable")
-    begins = np.diff(places[order], prepend=-1) > 0
+def wave_rows(waves: Waves, first: int, last: int) -> tuple[Array, float]:
+    """Rows first..last, float64 (last − first, columns), and by how much an element may be off."""
+    (rows, columns), count, turns = waves.shape, len(waves.down), _turns(waves.shape[0])
+    found, several = np.empty((last - first, columns)), waves.ends[1] if count else 0
+    for begin in range(first, last, waves.step):
+        end = min(last, begin + waves.step)
+        terms = np.empty((end - begin, count + 1), np.complex128)
+        np.multiply(waves.within[: end - begin], turns[begin * waves.down % rows], out=terms[:, :-1])
+        for low, high in itertools.pairwise(waves.ends[1:]):
+            terms[:, : high - low] += terms[:, low:high]
+        terms[:, several] = 0
+        found[begin - first : end - first] = np.fft.irfft(terms.take(waves.which, axis=1), columns, norm="forward")
+    return found, waves.error
+
+
+def _in_turn(places: Array) -> tuple[Array, list[int], Array]:
+    """An order in which those that are the first at their place come before those that are the second, and so on, in
+    each turn the places with most of them first: so each turn has the first places of the one before. And where each
+    turn begins, and all end; and the places, in the order of the first turn."""
+    there, own, counts = np.unique(places, return_inverse=True, return_counts=True)
+    rank = np.argsort(np.argsort(-counts, kind="stable"), kind="stable")[own]
+    by_place = np.argsort(rank, kind="stable")
+    begins = np.diff(rank[by_place], prepend=-1) > 0
     turn = np.arange(len(places)) - np.maximum.accumulate(np.where(begins, np.arange(len(places)), 0))
     again = np.argsort(turn, kind="stable")
-    return order[again], [0, *np.cumsum(np.bincount(turn)).tolist()]
+    order = by_place[again]
+    return order, [0, *np.cumsum(np.bincount(turn)).tolist()], places[order][: len(there)]
 
 
 @functools.lru_cache(maxsize=16)

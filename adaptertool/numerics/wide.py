@@ -52,7 +52,7 @@ def squares(rows: Array) -> Sequence[Fraction]:
         power = math.frexp(largest)[1]
         scaled = np.ldexp(row, -power)
         high, low = two_product(scaled, scaled)
-        terms = [*high.tolist(), *low.tolist()]
+        terms = [*high.tolist(), *low[low != 0].tolist()]  # none of float32
         total = math.fsum(terms)
         more = math.fsum([*terms, -total])
         found.append((Fraction(total) + Fraction(more)) * Fraction(2) ** (2 * power))

@@ -110,6 +110,9 @@ class Making(NamedTuple):
     shortcut: of B: to its product with A
     near: of B: fewer factors that serve in its place and A's, where what is left open is decided by these
     costly: whole tensors are decomposed for it, and it is finite where they are: so these are checked in its place
+    finite: it is where its sources are and none is F64: so these are checked in its place, in less time
+    few: (how to read) -> the places of the elements that may be other than 0, in the tensor as one row, ascending (n,);
+    and these, float64 (n,)
     """
 
     sources: tuple[Ref, ...]
@@ -125,6 +128,8 @@ class Making(NamedTuple):
     shortcut: Shortcut | None = None
     near: Near | None = None
     costly: bool = False
+    finite: bool = False
+    few: Callable[[ReadRows], tuple[Any, Any]] | None = None
 
 
 class Ref(NamedTuple):
@@ -158,7 +163,8 @@ class Ref(NamedTuple):
         spec = TensorSpec(self.spec.name, self.spec.dtype, shape, (last - first) * size)
         if self.made is not None:
             each = self.spec.numel // max(self.spec.shape[0], 1)
-            made = self.made._replace(first=self.made.first + first * (each // max(self.made.width or each, 1)))
+            begin = self.made.first + first * (each // max(self.made.width or each, 1))
+            made = self.made._replace(first=begin, few=None)
             return Ref(self.path, self.offset, spec, self.columns, made)
         return Ref(self.path, self.offset + first * size, spec, self.columns)
 

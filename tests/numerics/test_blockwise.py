@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from adaptertool.numerics import blockwise
+from adaptertool.numerics import blockwise, compiled
 from adaptertool.numerics.double_double import DoubleDouble
 from adaptertool.numerics.interval import Interval, intervals
 
@@ -41,6 +41,21 @@ def test_of_floats(count: int, columns: int, wide: int) -> None:
     exact = exactly(rational(rows), high, low).astype(np.float64)
     for own in (rows, np.asfortranarray(rows)):
         np.testing.assert_allclose(blockwise.of_floats(own, high, low), exact, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "wide"), [(1, 6, 1), (17, 12, 4), (5, 8, 8), (0, 4, 2), (9, 21, 7), (8, 32, 16)]
+)
+@pytest.mark.parametrize("level", [*compiled.levels(), None])
+def test_of_blocks(count: int, columns: int, wide: int, level: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each level of the kernel, and without it: also of parts of rows, and of rows that are columns in memory."""
+    monkeypatch.setattr(blockwise, "FUNCTIONS", compiled.functions(level))
+    rows, high, low = sample(count, columns, wide)
+    exact = exactly(rational(rows), high, low).astype(np.float64)
+    beside = np.full((count, columns + 5), 7.0)
+    beside[:, :columns] = rows
+    for own in (rows, np.asfortranarray(rows), beside[:, :columns]):
+        np.testing.assert_allclose(blockwise.of_blocks(own, high, low), exact, rtol=1e-13, atol=1e-13)
 
 
 @SIZES

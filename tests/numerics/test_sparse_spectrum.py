@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from circles import cosine, pi
 
-from adaptertool.numerics.sparse_spectrum import can_transform, wave_rows
+from adaptertool.numerics.sparse_spectrum import can_transform, wave_rows, waves_of
 
 SHAPES = [(1, 1), (1, 2), (2, 1), (3, 4), (7, 6), (5, 49), (4, 121), (9, 128), (2, 135), (6, 47), (3, 64 * 11)]
 
@@ -26,7 +26,7 @@ def cosines(count: int) -> list[Fraction]:
 
 def off(numbers: np.ndarray, u: np.ndarray, v: np.ndarray, shape: tuple[int, int], first: int, last: int) -> float:
     """How far a row is off, as a share of what it may be."""
-    found, error = wave_rows(numbers, (u, v), shape, first, last)
+    found, error = wave_rows(waves_of(numbers, (u, v), shape), first, last)
     assert found.shape == (last - first, shape[1]) and found.dtype == np.float64
     table, most = cosines(shape[0] * shape[1]), Fraction(0)
     waves = [(Fraction(c), int(a) * shape[1], int(b) * shape[0]) for c, a, b in zip(numbers, u, v, strict=True)]
@@ -67,7 +67,7 @@ def test_rows_do_not_depend_on_where_they_begin(columns: int) -> None:
 
 def test_nothing_and_next_to_nothing() -> None:
     none = np.empty(0, np.int64)
-    found, _ = wave_rows(np.empty(0), (none, none), (3, 4), 0, 3)
+    found, _ = wave_rows(waves_of(np.empty(0), (none, none), (3, 4)), 0, 3)
     assert (found == 0).all()
     assert off(np.array([5e-324, -5e-324]), np.array([1, 2]), np.array([1, 3]), (3, 4), 0, 3) <= 1
 

@@ -230,6 +230,23 @@ void LEVELLED(pairs_dot)(const double *left, const double *right, const double *
         }
 }
 
+/* out = left @ right of `count` blocks (b, b): left and out three arrays (count, b, b) one after the other, right doubles
+   (count, b, b). Returns 0 where there is no memory. */
+int LEVELLED(pairs_blocks)(const double *left, const double *right, double *out, size_t count, size_t b)
+{
+    size_t size = b * b;
+    double *own = malloc(6 * size * sizeof *own);
+    for (size_t i = 0; own && i < count; i++) {
+        for (size_t part = 0; part < 3; part++)
+            memcpy(own + part * size, left + (part * count + i) * size, size * sizeof *own);
+        LEVELLED(pairs_dot)(own, right + i * size, NULL, own + 3 * size, b, b, b, 0);
+        for (size_t part = 0; part < 3; part++)
+            memcpy(out + (part * count + i) * size, own + (3 + part) * size, size * sizeof *own);
+    }
+    free(own);
+    return own != NULL;
+}
+
 /* out = the sum of each row of x, or of its squares: (rows, columns) as above, three arrays (rows). DD_LANES sums are
    side by side. */
 enum { DD_LANES = 16 };

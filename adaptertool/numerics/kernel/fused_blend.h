@@ -2,9 +2,7 @@
    Where there is IN_FLOAT, that is tried first.
 
    d = t − w is exact, or the element is left. With p = fl(α·d) and its error q, which is a double, the value is
-   w + p + q. Two-sums make of that s + (r + δ): s is the double next to the value but for the last bits of r + δ, of
-   which the sign is right, since r and δ are what three two-sums leave over, each at most half a unit in the last place
-   of the one before. The double beside s whose last bit is 1 rounds as the value does (round to odd, see convert.h).
+   w + p + q, which is rounded by way of a double that rounds as it does (rounded_odd).
    Sources: D. Knuth, TAOCP 2, 4.2.2 (two-sum); T. Dekker, "A floating-point technique for extending the available
    precision", 1971; the renormalisation is that of Y. Hida, X. Li, D. Bailey, "Quad-double arithmetic", 2001. */
 
@@ -23,17 +21,9 @@ static __attribute__((noinline)) uint32_t EXACTLY(const HELD *restrict in, const
     for (size_t j = 0; j < count; j++) {
         double w = FROM(in[j]), t = FROM(tuned[j]);
         dd_pair d = dd_two_sum(t, -w), p = dd_two_product(alpha, d.high);
-        dd_pair sum = dd_two_sum(w, p.high), e = dd_two_sum(sum.low, p.low);
-        dd_pair whole = dd_two_sum(sum.high, e.high);
-        double s = whole.high, rest = whole.low + e.low;
-        uint64_t bits, of_rest;
-        memcpy(&bits, &s, 8);
-        memcpy(&of_rest, &rest, 8);
-        uint64_t away = (int64_t)(bits ^ of_rest) < 0 ? ~(uint64_t)0 : 1; /* towards the rest */
-        bits += rest != 0 && (bits & 1) == 0 ? away : 0;
-        double x;
-        memcpy(&x, &bits, 8);
-        x = s != 0 ? x : w == 0 ? w : 0; /* where nothing was added to a zero it keeps its sign */
+        dd_pair sum = dd_two_sum(w, p.high);
+        double rest, s = rounded_odd(sum.high, sum.low, p.low, &rest);
+        double x = s != 0 ? s : w == 0 ? w : 0; /* where nothing was added to a zero it keeps its sign */
         left[j] = (uint32_t)(d.low != 0) | (uint32_t)((s == 0) & (rest != 0));
         any |= left[j];
         usual &= -(int32_t)(fabs(w) < LIMIT) & -(int32_t)(fabs(t) < LIMIT) & -(int32_t)(fabs(x) < LIMIT);

@@ -119,7 +119,7 @@ int LEVELLED(lora_F32)(const block_job *job)
     return fine;
 }
 
-/* --- DoRA, and the mixture of two checkpoints --- */
+/* --- DoRA, the mixture of two checkpoints, and changes that are there --- */
 
 typedef struct {
     const void *in, *tuned; /* count, as stored */
@@ -162,6 +162,45 @@ static inline blend_16 blended_by(double alpha)
     };
 }
 
+/* Float64 numbers that are added to stored ones, or multiplied with them: see fused_change.h. */
+typedef struct {
+    const void *in;
+    void *const *out;
+    const double *times, *off; /* t for each alpha, none 0, and by how much of itself it may be off */
+    size_t alphas, count;
+    const double *change, *rest; /* h and l; no l: null */
+    int64_t gain;                /* whether h is multiplied with */
+    double error;                /* by how much h may be off */
+    size_t first, every;         /* as in blend_job */
+    int32_t *open;
+    size_t room;
+    size_t *opened, *changed;
+    double *kept, *update;
+} change_job;
+
+/* What the bound is made of: see fused_change.h. */
+typedef struct {
+    double t, of_change, of_rest, least;
+} change_row;
+
+/* A double that rounds to fewer bits as s + r + q does, where |r| and |q| are each at most half a unit in the last place
+   of a sum or a product that they are the rest of: by two-sums s becomes the double next to it but for the last bits of
+   the rest, of which the sign is right; and the one beside that whose last bit is 1 rounds as the value (round to odd,
+   see convert.h). 0 where that is 0, which tells nothing if there is a rest. */
+static inline double rounded_odd(double s, double r, double q, double *rest)
+{
+    dd_pair e = dd_two_sum(r, q), whole = dd_two_sum(s, e.high);
+    uint64_t bits, of_rest;
+    *rest = whole.low + e.low;
+    memcpy(&bits, &whole.high, 8);
+    memcpy(&of_rest, rest, 8);
+    uint64_t away = (int64_t)(bits ^ of_rest) < 0 ? ~(uint64_t)0 : 1; /* towards the rest */
+    bits += whole.high != 0 && *rest != 0 && (bits & 1) == 0 ? away : 0;
+    double x;
+    memcpy(&x, &bits, 8);
+    return x;
+}
+
 /* What a row is made with in DoRA: see fused_dora.h. */
 typedef struct {
     double c1, c2, each, of_v, of_w;
@@ -183,12 +222,14 @@ static inline uint32_t once_to_F32(double x) { return to_F32(x); }
 #define LIMIT 0x1p126
 #define DIFFERENCE 0xFFFF0000
 #include "fused_dora.h"
+#include "fused_change.h"
 #include "fused_blend_float.h"
 #include "fused_blend.h"
 #define STORED F16
 #define LIMIT 0x1p15
 #define DIFFERENCE 0xFFFF
 #include "fused_dora.h"
+#include "fused_change.h"
 #include "fused_blend_float.h"
 #include "fused_blend.h"
 #undef MARGIN
@@ -210,6 +251,7 @@ static inline uint32_t once_to_F32(double x) { return to_F32(x); }
 #define LIMIT 0x1p126
 #define DIFFERENCE 0xFFFFFFFF
 #include "fused_dora.h"
+#include "fused_change.h"
 #include "fused_blend.h"
 #undef MARGIN
 #undef LEAST

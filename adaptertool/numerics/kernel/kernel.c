@@ -10,6 +10,8 @@
 
 #include "product.h"
 
+#include "blockwise.h"
+
 #include "double_double.h"
 
 #include "fused.h"
