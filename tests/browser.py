@@ -50,18 +50,22 @@ def look(folder: Path, page: Path, width: int, *, dark: bool, colour: float = 0.
     assert (colours[..., 1] > 120).mean() > colour
 
 
-def width_of(folder: Path, page: Path, width: int) -> int:
-    """How wide the page is in a frame of that width, since a window has a least one."""
-    frame = folder / "frame.html"
-    frame.write_text(
-        f'<body><iframe id="f" width="{width}" height="900" style="border:0" srcdoc="{html.escape(page.read_text())}">'
-        "</iframe><script>onload = () => { const d = f.contentDocument.documentElement;"
-        "document.body.dataset.widths = d.scrollWidth + '/' + d.clientWidth }</script>"
+def require_fit(folder: Path, *shown: tuple[Path, int]) -> None:
+    """No page is wider than a frame of the width that stands beside it, since a window has a least one. All of them in
+    one browser, which takes a second to start."""
+    frame, style = folder / "frame.html", "height=900 style='border:0'"
+    frames = "".join(
+        f'<iframe width="{width}" {style} srcdoc="{html.escape(page.read_text())}"></iframe>' for page, width in shown
     )
+    script = """onload = () => {
+        const widths = f => { const d = f.contentDocument.documentElement; return d.scrollWidth + '/' + d.clientWidth };
+        document.body.dataset.widths = [...document.querySelectorAll('iframe')].map(widths).join(' ') }"""
+    frame.write_text(f"<body>{frames}<script>{script}</script>")
     dom = _chromium(folder, "--window-size=1400,1000", "--dump-dom", frame.as_uri())
-    found = re.search(r'data-widths="(\d+)/(\d+)"', dom)
-    assert found is not None and int(found[2]) == width
-    return int(found[1])
+    found = re.search(r'data-widths="([^"]*)"', dom)
+    assert found is not None
+    for told, (page, width) in zip(found[1].split(), shown, strict=True):
+        assert told == f"{width}/{width}", page.name
 
 
 def after_clicks(folder: Path, page: Path, script: str) -> str:

@@ -25,7 +25,7 @@ from adaptertool import cli
 from adaptertool.numerics import compiled
 
 gc.disable()  # until all tests are collected: what imports make stays
-pytest_plugins = ["long_tests"]
+pytest_plugins = ["long_tests", "unserved"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Where this is set, each of the hundreds of processes that the tests start compiles the package anew, which takes it
@@ -39,7 +39,8 @@ torch.set_num_threads(1)
 threadpool_limits(1, "blas")
 
 ROOT = Path(__file__).parent.parent
-pytest.register_assert_rewrite(*(path.stem for path in (ROOT / "tests").glob("*.py")))  # what tests share asserts too
+# What tests share asserts too
+pytest.register_assert_rewrite(*({path.stem for path in (ROOT / "tests").glob("*.py")} - sys.modules.keys()))
 FIXTURES = ROOT / "fixtures"
 PREFIX = "base_model.model."
 Tensors = Mapping[str, torch.Tensor]

@@ -13,20 +13,23 @@ from conftest import snapshot, write_checkpoint
 from adaptertool import CurveReport, wise_curve
 from adaptertool.scoring import run as scored_module
 
-# Of tensors that are 0 in the base and 1 in the tuned: so a score says of which alpha the checkpoint is
+# Of tensors that are 0 in the base and 1 in the tuned: so a score says of which alpha the checkpoint is. It is run
+# hundreds of times, and to import json and struct would take longer than all the rest of it
 SCRIPT = """\
-import json, os, pathlib, struct, sys, time
+import os, sys, time
 path, log = sys.argv[1], sys.argv[3]
 with open(path + "/model.safetensors", "rb") as file:
-    size = struct.unpack("<Q", file.read(8))[0]
-    start = json.loads(file.read(size))["w"]["data_offsets"][0]
+    size = int.from_bytes(file.read(8), "little")
+    start = eval(file.read(size))["w"]["data_offsets"][0]
     file.seek(8 + size + start)
-    w = round(struct.unpack("<f", file.read(4))[0], 6)
+    w = round(memoryview(file.read(4)).cast("f")[0], 6)
 with open(log, "a") as file:
     file.write(f"{w:g}\\n")
 extra = {}
 #
-print(json.dumps({"old": 1 - w * w, "new": w / 2, **extra}))
+if extra:
+    import json
+print(json.dumps({"old": 1 - w * w, "new": w / 2, **extra}) if extra else f'{{"old": {1 - w * w}, "new": {w / 2}}}')
 """
 ALPHAS = "0:1:0.25"
 SWEEP = [0.0, 0.25, 0.5, 0.75, 1.0]

@@ -14,6 +14,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, NoReturn
@@ -24,14 +25,15 @@ from adaptertool.process import prepare
 
 _LOADED = ("adaptertool.cli", "adaptertool.tasks", "adaptertool.render")  # packages, with all that is in them
 _EXTRAS = ("jinja2", "matplotlib.figure", "matplotlib.ticker")  # what pages are made with
-# Variables that pytest, torch and mlx_lm set as they go, and the package does not read. One that is missing here costs
-# every command after it a process that starts.
-_UNREAD = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRANSFORMERS_NO_ADVISORY_WARNINGS")
+# Variables that pytest, torch, mlx_lm and PEFT's BOFT set as they go, and the package does not read. One that is
+# missing here costs every command after it a process that starts; the summary of a run names it (`UNSERVED`).
+_UNREAD = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "CC", "CXX")
 # Variables that the package reads while a command runs, and not from the start
 _LATE = re.compile(
     "GITHUB_|ADAPTERTOOL_THREADS|_ADAPTERTOOL_COMPLETE|COMP_|NO_COLOR|COLUMNS|SOURCE_DATE_EPOCH"
     "|HF_HOME|HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE|XDG_CACHE_HOME"
 )
+UNSERVED = Counter[str]()  # how many command lines could not be served, by the variable that was the reason
 
 
 class Forks:
@@ -84,7 +86,8 @@ def run(
     forks = _started(tuple(sorted((start or {}).items())))
     changed = {name: os.environ.get(name) for name in {*os.environ, *forks.environment}.difference(_UNREAD)}
     changed = {name: text for name, text in changed.items() if text != forks.environment.get(name)}
-    if not all(map(_LATE.match, changed)):
+    if missed := [name for name in changed if not _LATE.match(name)]:
+        UNSERVED.update(missed)
         return None
     return forks.run(arguments, cwd, script, changed | dict(environment or {}))
 

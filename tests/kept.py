@@ -154,24 +154,23 @@ def judge(lattice: Lattice, before: Tensors, after: Tensors, exact: Matrix) -> N
             rows = range(a * down, min((a + 1) * down, len(exact)))
             columns = range(b * across, min((b + 1) * across, len(exact[0])))
             values = [exact[i][j] for i in rows for j in columns]
-            held = all((least - lattice.reach) * was <= value <= (most + lattice.reach) * was for value in values)
+            low, high = min(values), max(values)
+            held = (least - lattice.reach) * was <= low and high <= (most + lattice.reach) * was
             if held:
                 assert scale == was
             else:
-                assert all(least * scale <= value <= most * scale for value in values)
+                assert least * scale <= low and high <= most * scale
                 less = lower[a][b]
-                assert not all(least * less <= value <= most * less for value in values)
+                assert not (least * less <= low and high <= most * less)
             for i in rows:
                 for j in columns:
-                    own = table[codes[i][j]]
+                    own, value = table[codes[i][j]], exact[i][j]
                     assert own is not None
-                    off = abs(own * scale - exact[i][j])
-                    place = bisect.bisect(known, exact[i][j] / scale) if scale else 0
-                    around = known[max(place - 1, 0) : place + 1]
-                    best = min(abs(value * scale - exact[i][j]) for value in around)
-                    assert off == best, (i, j)
+                    place = bisect.bisect(known, value / scale) if scale else 0
+                    offs = [abs(one * scale - value) for one in known[max(place - 1, 0) : place + 1]]
+                    best = min(offs)
+                    assert abs(own * scale - value) == best, (i, j)
                     if held and table[old[i][j]] == own:
                         assert codes[i][j] == old[i][j]
-                    near = {value for value in around if abs(value * scale - exact[i][j]) == best}
-                    if len(near) > 1:
+                    if offs.count(best) > 1:
                         assert codes[i][j] % 2 == 0

@@ -23,12 +23,14 @@ def round_fraction(value: Fraction, dtype: torch.dtype) -> Fraction | None:
     bits, smallest, largest = _FORMATS[dtype]
     if value == 0:
         return value
-    magnitude = abs(value)
-    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
-    if Fraction(2) ** exponent > magnitude:
+    above, below = abs(value.numerator), value.denominator
+    exponent = above.bit_length() - below.bit_length()
+    if below << max(exponent, 0) > above << max(-exponent, 0):  # 2^exponent > |value|
         exponent -= 1
-    ulp = Fraction(2) ** (max(exponent, smallest) - bits)
-    result = round(value / ulp) * ulp  # Python rounds a Fraction half to even
+    place = max(exponent, smallest) - bits  # an ulp is 2^place
+    ulps, rest = divmod(above << max(-place, 0), whole := below << max(place, 0))
+    ulps += 2 * rest + (ulps & 1) > whole  # a half goes to the even one
+    result = Fraction(ulps << max(place, 0), 1 << max(-place, 0)) * (-1 if value < 0 else 1)
     return result if abs(result) <= largest else None
 
 

@@ -58,8 +58,9 @@ def times(codes: Matrix, scale: Callable[[int, int], Fraction]) -> Matrix:
     return [[code * scale(i, j) for j, code in enumerate(row)] for i, row in enumerate(codes)]
 
 
-def number(tensor: torch.Tensor, *place: int) -> Fraction:
-    return Fraction(tensor[place].to(torch.float64).item())
+def powers(exponent: torch.Tensor) -> Matrix:
+    """Of two, by E8M0."""
+    return [[Fraction(2) ** (one - 127) for one in row] for row in exponent.tolist()]
 
 
 def exponents(*shape: int) -> torch.Tensor:
@@ -72,7 +73,8 @@ def exponents(*shape: int) -> torch.Tensor:
 def fp8_block(end: str = ".weight_scale_inv", scale: torch.Tensor | None = None) -> Quantised:
     codes, scale = e4m3(20, 72), scales(2, 3) if scale is None else scale
     grid = scale.view(torch.float8_e8m0fnu) if scale.dtype == U8 else scale
-    exact = times(table(codes), lambda i, j: number(grid, i // 16, j // 32))
+    factors = table(grid)
+    exact = times(table(codes), lambda i, j: factors[i // 16][j // 32])
     config = {"quant_method": "fp8", "weight_block_size": [16, 32], "activation_scheme": "dynamic"}
     return Quantised({f"{X}.weight": codes, f"{X}{end}": scale}, config, exact)
 
@@ -88,9 +90,8 @@ def fp8_of_module() -> Quantised:
 def fp8_tensor() -> Quantised:
     codes, scale = e4m3(20, 72), scales(1)[0]
     tensors = {f"{X}.weight": codes, f"{X}.weight_scale": scale, f"{X}.input_scale": scales(1)[0]}
-    return Quantised(
-        tensors, {"quant_method": "modelopt"}, times(table(codes), lambda *_: Fraction(scale.double().item()))
-    )
+    (whole,) = fractions(scale)
+    return Quantised(tensors, {"quant_method": "modelopt"}, times(table(codes), lambda *_: whole))
 
 
 def group(**weights: Any) -> dict[str, Any]:
@@ -99,15 +100,16 @@ def group(**weights: Any) -> dict[str, Any]:
 
 def fp8_row() -> Quantised:
     codes, scale = e4m3(20, 72), scales(20, 1, dtype=BF16)
-    config = group(num_bits=8, type="float", strategy="channel")
+    config, factors = group(num_bits=8, type="float", strategy="channel"), fractions(scale)
     return Quantised({f"{X}.weight": codes, f"{X}.weight_scale": scale}, config,
-                     times(table(codes), lambda i, _: number(scale, i, 0)))  # fmt: skip
+                     times(table(codes), lambda i, _: factors[i]))  # fmt: skip
 
 
 def mxfp8() -> Quantised:
     codes, scale = e4m3(20, 72), exponents(20, 3)
     config = group(num_bits=8, type="float", strategy="group", group_size=32)
-    exact = times(table(codes), lambda i, j: Fraction(2) ** (int(scale[i, j // 32]) - 127))
+    factors = powers(scale)
+    exact = times(table(codes), lambda i, j: factors[i][j // 32])
     return Quantised({f"{X}.weight": codes, f"{X}.weight_scale": scale}, config, exact)
 
 
@@ -120,10 +122,11 @@ def int8(*, group_size: int = 0, symmetric: bool = True) -> Quantised:
     tensors: dict[str, torch.Tensor] = {f"{X}.weight": codes, f"{X}.weight_scale": scale}
     if not symmetric:
         tensors[f"{X}.weight_zero_point"] = zero
-    shifted = [[code - (0 if symmetric else int(zero[i, j // wide])) for j, code in enumerate(row)]
+    zeros, factors = zero.tolist(), table(scale)
+    shifted = [[code - (0 if symmetric else zeros[i][j // wide]) for j, code in enumerate(row)]
                for i, row in enumerate(table(codes))]  # fmt: skip
     config = group(num_bits=8, type="int", symmetric=symmetric, group_size=group_size or None)
-    return Quantised(tensors, config, times(shifted, lambda i, j: number(scale, i, j // wide)))
+    return Quantised(tensors, config, times(shifted, lambda i, j: factors[i][j // wide]))
 
 
 def packed(bits: int, *, symmetric: bool = True, order: bool = False, columns: int = 70) -> Quantised:
@@ -141,11 +144,10 @@ def packed(bits: int, *, symmetric: bool = True, order: bool = False, columns: i
         tensors[f"{X}.weight_g_idx"] = index
     middle = 1 << (bits - 1)
 
-    def of(column: int) -> int:
-        return int(index[column]) if order else column // size
-
-    exact = [[(int(codes[i, j]) - (middle if symmetric else int(zero[i, of(j)]))) * number(scale, i, of(j))
-              for j in range(columns)] for i in range(21)]  # fmt: skip
+    of = index.tolist() if order else [column // size for column in range(columns)]
+    zeros, factors = zero.tolist(), table(scale)
+    exact = [[(code - (middle if symmetric else zeros[i][of[j]])) * factors[i][of[j]] for j, code in enumerate(row)]
+             for i, row in enumerate(codes.tolist())]  # fmt: skip
     config = group(num_bits=bits, type="int", symmetric=symmetric, group_size=size, actorder="group" if order else None)
     return Quantised(tensors, config, exact)
 
@@ -153,7 +155,8 @@ def packed(bits: int, *, symmetric: bool = True, order: bool = False, columns: i
 def bnb_int8() -> Quantised:
     codes, sizes = drawn(20, 72, low=-128, high=128, dtype=I8), scales(20)
     tensors = {f"{X}.weight": codes, f"{X}.SCB": sizes, f"{X}.weight_format": torch.tensor(0, dtype=U8)}
-    exact = times(table(codes), lambda i, _: number(sizes, i) / 127)
+    factors = [size / 127 for size in fractions(sizes)]
+    exact = times(table(codes), lambda i, _: factors[i])
     return Quantised(tensors, {"quant_method": "bitsandbytes", "load_in_8bit": True}, exact)
 
 
@@ -167,15 +170,16 @@ def nibbles(codes: torch.Tensor) -> list[list[int]]:
 
 def mxfp4() -> Quantised:
     codes, scale = drawn(20, 48), exponents(20, 3)
-    exact = [[E2M1[code] * Fraction(2) ** (int(scale[i, j // 32]) - 127) for j, code in enumerate(row)]
+    factors = powers(scale)
+    exact = [[E2M1[code] * factors[i][j // 32] for j, code in enumerate(row)]
              for i, row in enumerate(nibbles(codes))]  # fmt: skip
     return Quantised({f"{X}.weight_packed": codes, f"{X}.weight_scale": scale}, group(num_bits=4), exact)
 
 
 def nvfp4(*, divides: bool) -> Quantised:
     codes, scale, whole = drawn(20, 32), e4m3(20, 4), scales(1) * 1000
-    one = number(whole, 0)
-    exact = [[E2M1[code] * number(scale, i, j // 16) * (1 / one if divides else one) for j, code in enumerate(row)]
+    (one,), factors = fractions(whole), table(scale)
+    exact = [[E2M1[code] * factors[i][j // 16] * (1 / one if divides else one) for j, code in enumerate(row)]
              for i, row in enumerate(nibbles(codes))]  # fmt: skip
     if divides:
         tensors = {f"{X}.weight_packed": codes, f"{X}.weight_scale": scale, f"{X}.weight_global_scale": whole,
@@ -206,12 +210,21 @@ def bnb4(kind: str, *, nested: bool = False, columns: int = 72, storage: torch.d
     said = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=U8)
     tensors[f"{X}.weight.quant_state.bitsandbytes__{kind}"] = said
     flat = [half for byte in codes[:, 0].tolist() for half in (byte // 16, byte % 16)][:count]  # high bits first
-    exact = [number(values, code) * number(absmax, place // 64) for place, code in enumerate(flat)]
+    meant, sizes = fractions(values), fractions(absmax)
+    exact = [meant[code] * sizes[place // 64] for place, code in enumerate(flat)]
     rows = [exact[first : first + columns] for first in range(0, count, columns)]
     return Quantised(tensors, {"quant_method": "bitsandbytes", "load_in_4bit": True}, rows)
 
 
 # --- GPTQ and AWQ, which store (in, out) ---
+
+
+def exact_of(codes: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor, which: list[int]) -> Matrix:
+    """which: the group of each row of codes"""
+    zeros, factors = zero.tolist(), table(scale)
+    rows = codes.tolist()
+    return [[(row[o] - zeros[group][o]) * factors[group][o] for row, group in zip(rows, which, strict=True)]
+            for o in range(codes.shape[1])]  # fmt: skip
 
 
 def gptq(version: str = "gptq", bits: int = 4, *, order: bool = True) -> Quantised:
@@ -226,8 +239,7 @@ def gptq(version: str = "gptq", bits: int = 4, *, order: bool = True) -> Quantis
     if order:
         tensors[f"{X}.g_idx"] = index
     which = index.tolist() if order else [place // size for place in range(inner)]
-    exact = [[(int(codes[i, o]) - int(zero[which[i], o])) * number(scale, which[i], o) for i in range(inner)]
-             for o in range(out)]  # fmt: skip
+    exact = exact_of(codes, zero, scale, which)
     config = {"quant_method": "gptq", "bits": bits, "group_size": size, "checkpoint_format": version}
     return Quantised(tensors, config, exact)
 
@@ -241,8 +253,7 @@ def awq() -> Quantised:
         return words(numbers[:, order], 4)
 
     tensors = {f"{X}.qweight": in_turn(codes), f"{X}.qzeros": in_turn(zero), f"{X}.scales": scale}
-    exact = [[(int(codes[i, o]) - int(zero[i // size, o])) * number(scale, i // size, o) for i in range(inner)]
-             for o in range(out)]  # fmt: skip
+    exact = exact_of(codes, zero, scale, [place // size for place in range(inner)])
     return Quantised(tensors, {"quant_method": "awq", "bits": 4, "group_size": size, "version": "gemm"}, exact)
 
 

@@ -33,15 +33,16 @@ def delta(a: torch.Tensor, b: torch.Tensor) -> Matrix:
 
 def require(found: torch.Tensor, exact: Matrix, base: torch.Tensor | None = None) -> None:
     """Every element, bit by bit; the sign of zeros too."""
+    numbers, signs = found.to(torch.float64).tolist(), found.signbit().tolist()  # an element of a tensor is dear
+    minus_zero = None if base is None else ((base == 0) & base.signbit()).tolist()
     for (i, row), j in itertools.product(enumerate(exact), range(len(exact[0]))):
-        value = row[j]
-        got = found[i, j]
+        value, got = row[j], numbers[i][j]
         expected = round_fraction(value, found.dtype)
         assert expected is not None
-        assert Fraction(got.item()) == expected, (i, j, got.item(), float(value))
+        assert Fraction(got) == expected, (i, j, got, float(value))
         if expected == 0:
-            negative = value < 0 or (value == 0 and base is not None and bool(base[i, j] == 0 and base[i, j].signbit()))
-            assert bool(got.signbit()) == negative, (i, j, value)
+            negative = value < 0 or (value == 0 and minus_zero is not None and minus_zero[i][j])
+            assert signs[i][j] == negative, (i, j, value)
 
 
 def dora_exactly(base: Matrix, change: Matrix, magnitude: list[Fraction], weight: Fraction) -> Matrix:

@@ -1,6 +1,7 @@
 """Fixed recipes over the fixtures, and the hashes of what they make.
 
     python tests/recipes.py FOLDER > tests/recorded.json    records them anew, in a new FOLDER: justify it
+    python tests/recipes.py FOLDER INPUTS                   with what `recipe_inputs.make_inputs` has made
 
 Recipes whose last bits may depend on the processor are not among them: --precision fast, slerp, and what an SVD makes.
 """
@@ -13,8 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import blake3
-import torch
-from safetensors.torch import load_file, save_file
 
 import adaptertool
 
@@ -22,36 +21,10 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 LORA, RSLORA, TUNED = (FIXTURES / name for name in ("lora", "rslora", "tuned"))
 
 
-def checkpoint(folder: Path, source: Path, dtype: torch.dtype) -> Path:
-    """A fixture as one file, cast: by a rounding that every processor makes alike."""
-    folder.mkdir()
-    tensors = {name: t.to(dtype) for file in source.glob("*.safetensors") for name, t in load_file(file).items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text((source / "config.json").read_text())
-    return folder
-
-
-def adapter(folder: Path, dtype: torch.dtype, *, dora: bool = False) -> Path:
-    """The LoRA of the fixtures in another dtype, or with magnitudes that are small fractions."""
-    folder.mkdir()
-    tensors = {name: t.to(dtype) for name, t in load_file(LORA / "adapter_model.safetensors").items()}
-    config = json.loads((LORA / "adapter_config.json").read_text()) | {"use_dora": dora}
-    for name, factor in list(tensors.items()) if dora else ():
-        if name.endswith(".lora_B.weight"):
-            magnitude = 0.5 + torch.arange(factor.shape[0]) % 7 / 8
-            tensors[name.replace(".lora_B.weight", ".lora_magnitude_vector")] = magnitude.to(dtype)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def recipes(folder: Path) -> Mapping[str, Callable[[Path], object]]:
-    """name -> what writes its output to a path; their inputs are made in `folder`."""
+def recipes(inputs: Path) -> Mapping[str, Callable[[Path], object]]:
+    """name -> what writes its output to a path"""
     base = FIXTURES / "base"
-    dtypes = (("f16", torch.float16), ("f32", torch.float32))
-    half, single = (checkpoint(folder / name, base, dtype) for name, dtype in dtypes)
-    tuned = checkpoint(folder / "tuned-f32", TUNED, torch.float32)
-    narrow, dora = adapter(folder / "narrow", torch.bfloat16), adapter(folder / "dora", torch.float32, dora=True)
+    half, single, tuned, narrow, dora = (inputs / name for name in ("f16", "f32", "tuned-f32", "narrow", "dora"))
     merge, wise = adaptertool.merge, adaptertool.wise
     return {
         "lora": lambda out: merge(base, [LORA], out),
@@ -75,10 +48,10 @@ def recipes(folder: Path) -> Mapping[str, Callable[[Path], object]]:
     }  # fmt: skip
 
 
-def hashes(folder: Path) -> dict[str, dict[str, str]]:
-    """The BLAKE3 hashes of the files of tensors that each recipe makes."""
+def hashes(folder: Path, inputs: Path) -> dict[str, dict[str, str]]:
+    """The BLAKE3 hashes of the files of tensors that each recipe makes, in `folder`."""
     found = {}
-    for number, (name, make) in enumerate(recipes(folder).items()):
+    for number, (name, make) in enumerate(recipes(inputs).items()):
         out = folder / f"out-{number}"
         make(out)
         found[name] = {
@@ -89,4 +62,9 @@ def hashes(folder: Path) -> dict[str, dict[str, str]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(hashes(Path(sys.argv[1])), indent=1))
+    folder, *given = map(Path, sys.argv[1:])
+    if not given:
+        from recipe_inputs import make_inputs  # torch is loaded where it is needed alone
+
+        given = [make_inputs(folder / "inputs")]
+    print(json.dumps(hashes(folder, *given), indent=1))

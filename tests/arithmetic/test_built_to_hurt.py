@@ -64,6 +64,7 @@ def merged(folder: Path, base: torch.Tensor, *adapters: Any, transposed: bool = 
     return (found.T if transposed else found), report
 
 
+@pytest.mark.long("dtype")
 @every_dtype
 @either_way
 @pytest.mark.parametrize("power", [None, -60, -120, -400])
@@ -95,6 +96,7 @@ def test_almost_all_cancels(tmp_path: Path, dtype: torch.dtype, power: int) -> N
     assert report.settled_one_by_one == 0
 
 
+@pytest.mark.long("dtype")
 @every_dtype
 @either_way
 @pytest.mark.parametrize("scale", [1.0, 1 / 3])

@@ -111,6 +111,7 @@ def test_a_chain_of_everything_rational(tmp_path: Path, output: torch.dtype, kin
     require(load(tmp_path / "part")["x.weight"], exact, base)
 
 
+@pytest.mark.long("output")
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("factor", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("output", EVERY)

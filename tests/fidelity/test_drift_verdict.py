@@ -82,6 +82,7 @@ FAULTS: dict[str, Merge] = {
 }
 
 
+@pytest.mark.long("fault")
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1.0, 0.03])

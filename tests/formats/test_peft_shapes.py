@@ -85,6 +85,7 @@ PLACES: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], dict[str, tu
 }
 
 
+@pytest.mark.long("place")
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (4,), (2, 2, 2), (0, 0), (4, 0), (0, 6), (1, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize("place", PLACES)
 def test_factors_of_any_shape_end_in_an_error_of_ours(tmp_path: Path, place: str, shape: tuple[int, ...]) -> None:

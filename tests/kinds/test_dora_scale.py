@@ -45,6 +45,7 @@ def change_of(factors: Tensors) -> Matrix:
     return (whole * Fraction(1, 2)).tolist()
 
 
+@pytest.mark.long("name")
 @pytest.mark.parametrize("by_column", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", SHAPES)

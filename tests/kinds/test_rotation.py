@@ -146,6 +146,7 @@ def test_wide_ranges(tmp_path: Path, output: torch.dtype, weight: float, *, tran
     require(result(tmp_path / "out", transposed=transposed), rotated(matrix(base), rotation, weight), base)
 
 
+@pytest.mark.long("chain")
 @both_ways
 @every_output
 @pytest.mark.parametrize("chain", ["lora, rotation", "rotation, lora", "rotation, dora", "dora, rotation, lora"])

@@ -22,6 +22,7 @@ def off(found: DoubleDouble, block: int, exact: Any) -> float:
     return float(abs(high + low - exact).max())
 
 
+@pytest.mark.long("wide")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("wide", [1, 2, 3, 5, 8])
 def test_the_transform_is_within_its_error(wide: int, size: float) -> None:

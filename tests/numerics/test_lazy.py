@@ -79,6 +79,7 @@ FORMULAS: dict[str, Callable[[Any, Any, Any], Any]] = {
 }
 
 
+@pytest.mark.long("name")
 @at_every_level
 @pytest.mark.parametrize("name", FORMULAS)
 @pytest.mark.parametrize("size", SIZES)

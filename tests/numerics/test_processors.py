@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from recipe_inputs import make_inputs
 
 from adaptertool.numerics.compiled import LEVELS, levels
 
@@ -28,7 +29,7 @@ def dispatched() -> str:
 LESS = {
     "all that this processor has": {},
     "numpy's baseline": {"NPY_DISABLE_CPU_FEATURES": dispatched()},
-    "the oldest kernels of BLAS and torch": {"OPENBLAS_CORETYPE": "Prescott", "ATEN_CPU_CAPABILITY": "default"},
+    "the oldest kernels of BLAS": {"OPENBLAS_CORETYPE": "Prescott"},
     **{f"the kernel's {level}": {"ADAPTERTOOL_KERNEL": level} for level in LEVELS},
     "without the compiled kernel": {"ADAPTERTOOL_KERNEL": "off"},
     "the least of all": {
@@ -39,15 +40,20 @@ LESS = {
 }
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("recipes") / "inputs")
+
+
 @pytest.mark.parametrize(
     "less", [name if not LESS[name] else pytest.param(name, marks=pytest.mark.long) for name in LESS]
 )
-def test_recorded_hashes(tmp_path: Path, less: str) -> None:
+def test_recorded_hashes(tmp_path: Path, inputs: Path, less: str) -> None:
     wanted = LESS[less].get("ADAPTERTOOL_KERNEL", "off")
     if wanted in LEVELS and wanted not in levels():
         pytest.skip(f"this processor, or this build of the kernel, has no {wanted}")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", ROOT / "tests/recipes.py", tmp_path],
+        [sys.executable, "-W", "ignore", ROOT / "tests/recipes.py", tmp_path, inputs],
         env=os.environ | LESS[less],
         capture_output=True,
         text=True,

@@ -24,7 +24,7 @@ from adaptertool.files.receipts import Receipts
 from adaptertool.files.staging import Staging
 from adaptertool.tasks.clean import clean
 
-EVERY = 1 if os.environ.get("ADAPTERTOOL_ALL_FAULTS") else 7
+EVERY = 1 if os.environ.get("ADAPTERTOOL_ALL_FAULTS") else 11
 FAULTS = ["kill", "ENOSPC", "EIO", "ENOSPC+", "EROFS+"]
 
 

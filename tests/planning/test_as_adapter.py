@@ -136,6 +136,7 @@ def test_lora_keeps_its_factors_byte_for_byte(tmp_path: Path) -> None:
         assert differ <= sum(tensor.numel() for tensor in wise.values()) * 1e-4
 
 
+@pytest.mark.long("number")
 @pytest.mark.parametrize("alpha", ["0.1", "0.25", "-1.5", "1", "0", "1e-3", "1e-99999999", "0.333333333333333333333"])
 @pytest.mark.parametrize("number", [16, 1, 0.1, 7.5, 3e200, -2])
 def test_lora_alpha_is_the_nearest_number(tmp_path: Path, number: float, alpha: str) -> None:

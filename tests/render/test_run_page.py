@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import look, needs_browser, require_self_contained, width_of
+from browser import look, needs_browser, require_fit, require_self_contained
 from conftest import FIXTURES, adaptertool, load, main_here
 
 BASE, LORA, RSLORA, TUNED = (str(FIXTURES / name) for name in ("base", "lora", "rslora", "tuned"))
@@ -86,4 +86,4 @@ def test_a_page_is_of_what_was_done(tmp_path: Path, more: list[str], said: str) 
 @needs_browser
 def test_what_it_looks_like(pages: Path, tmp_path: Path) -> None:
     look(tmp_path, pages / "merge.html", 1280, dark=True, colour=0)
-    assert width_of(tmp_path, pages / "merge.html", 390) == 390
+    require_fit(tmp_path, (pages / "merge.html", 390))

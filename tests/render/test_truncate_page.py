@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import VIEWS, look, needs_browser, require_self_contained, width_of
+from browser import VIEWS, look, needs_browser, require_fit, require_self_contained
 from conftest import FIXTURES, lora_factors, main_here, write_adapter, write_checkpoint
 
 from adaptertool.tasks.truncate import truncate
@@ -103,4 +103,4 @@ def test_screenshot(tmp_path: Path, page: Path, width: int, dark: bool) -> None:
 
 @needs_browser
 def test_nothing_is_wider_than_a_phone(tmp_path: Path, page: Path) -> None:
-    assert width_of(tmp_path, page, 390) == 390
+    require_fit(tmp_path, (page, 390))

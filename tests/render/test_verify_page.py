@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import after_clicks, look, needs_browser, require_self_contained, width_of
+from browser import after_clicks, look, needs_browser, require_fit, require_self_contained
 from conftest import FIXTURES, load, main_here, write_checkpoint
 
 import adaptertool
@@ -129,4 +129,8 @@ def test_sorting_and_filtering(pages: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "dark"), [("verify", False), ("diff", True)])
 def test_screenshot(pages: Path, tmp_path: Path, name: str, dark: bool) -> None:
     look(tmp_path, pages / f"{name}.html", 1280, dark=dark, colour=0.01)
-    assert width_of(tmp_path, pages / f"{name}.html", 390) == 390
+
+
+@needs_browser
+def test_nothing_is_wider_than_a_phone(pages: Path, tmp_path: Path) -> None:
+    require_fit(tmp_path, *((pages / f"{name}.html", 390) for name in ("verify", "diff")))

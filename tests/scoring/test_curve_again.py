@@ -145,8 +145,8 @@ def test_a_function_that_is_interrupted_leaves_no_scores(place: Place, out: bool
 @pytest.mark.parametrize(
     ("body", "changed"),
     [
-        ("pathlib.Path(path, 'results.txt').touch()", "alpha-0.000/results.txt"),
-        ("pathlib.Path(path, 'cache').mkdir()", "alpha-0.000/cache"),
+        ("open(path + '/results.txt', 'w')", "alpha-0.000/results.txt"),
+        ("os.mkdir(path + '/cache')", "alpha-0.000/cache"),
         ("os.unlink(path + '/config.json')", "alpha-0.000/config.json"),
         ("open(path + '/config.json', 'a').write(' ')", "alpha-0.000/config.json"),
         ("open(path + '/../alpha-0.750/config.json', 'a').write(' ')", "alpha-0.750/config.json"),

@@ -10,12 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, snapshot
+from conftest import ROOT, main_here, snapshot
 from in_parts import Place
 
 from adaptertool import merge, wise
@@ -23,6 +23,7 @@ from adaptertool.files.leftovers import left_behind
 
 pytest.importorskip("distributed")
 pytestmark = pytest.mark.slow
+Here = Callable[..., tuple[object, Any, str]]
 
 # In the place of the worker: a shard takes long, so that it can be killed meanwhile
 SLOW = """
@@ -41,9 +42,9 @@ Staging.part = part
 
 
 class Cluster:
-    """A scheduler and two workers with a nanny each, which starts a worker that died anew."""
+    """A scheduler and workers with a nanny each, which starts a worker that died anew."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *workers: str) -> None:
         (folder / "busy").mkdir()
         (folder / "slow_worker.py").write_text(SLOW)
         self.folder, self.busy, self.file = folder, folder / "busy", folder / "scheduler.json"
@@ -51,8 +52,14 @@ class Cluster:
         self.environment = {**os.environ, "PYTHONPATH": paths, "BUSY": str(self.busy)}
         self.processes = [
             self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
-            self.start("worker", "--nworkers", "2", "--nthreads", "1", "--no-dashboard", "--preload", "slow_worker"),
+            self.start("worker", *workers, "--nthreads", "1", "--no-dashboard", "--preload", "slow_worker"),
         ]
+
+        for _ in range(1200):
+            if self.file.exists():  # which a command does not wait for
+                return
+            time.sleep(0.05)
+        raise AssertionError("the scheduler did not start")
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         call = [sys.executable, "-m", "dask", *arguments, "--scheduler-file", str(self.file)]
@@ -95,7 +102,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    found = Cluster(tmp_path_factory.mktemp("cluster"))
+    found = Cluster(tmp_path_factory.mktemp("cluster"), "--nworkers", "2")
     yield found
     found.stop()
 
@@ -110,14 +117,29 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, Any, str]:
     return process.returncode, json.loads(stdout) if stdout else None, stderr
 
 
-def test_merge_and_wise(cluster: Cluster, place: Place) -> None:
+@pytest.fixture
+def here(cluster: Cluster, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """A command in this process, where no one is to be killed: Dask is imported once."""
+
+    def run(*arguments: str) -> tuple[object, Any, str]:
+        monkeypatch.chdir(place.folder)
+        capsys.readouterr()
+        options = ["-o", str(place.out), "--dask", str(cluster.file), "--json"]
+        code = main_here([*arguments, *options], monkeypatch)
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if out else None, err
+
+    return run
+
+
+def test_merge_and_wise(place: Place, here: Here) -> None:
     merge(place.base, place.adapters[:1], place.folder / "one")
-    code, report, stderr = ended(cluster.command(place, "merge", "base", "adapter0"))
+    code, report, stderr = here("merge", "base", "adapter0")
     assert (code, stderr) == (0, "") and report["schema"] == "run/1"
     assert snapshot(place.out) == snapshot(place.folder / "one") and left_behind(place.out) == []
     wise(place.base, place.tuned, place.folder / "two", "0.25,0.5")
     place.out = place.folder / "more"
-    code, _, stderr = ended(cluster.command(place, "wise", "base", "tuned", "--alpha", "0.25,0.5"))
+    code, _, stderr = here("wise", "base", "tuned", "--alpha", "0.25,0.5")
     assert (code, stderr) == (0, "")
     assert snapshot(place.out) == snapshot(place.folder / "two")
 
@@ -136,7 +158,7 @@ def test_a_worker_is_killed_amid_a_shard(cluster: Cluster, place: Place) -> None
     assert snapshot(place.out) == snapshot(place.folder / "one") and left_behind(place.out) == []
 
 
-def test_the_client_is_killed(cluster: Cluster, place: Place) -> None:
+def test_the_client_is_killed(cluster: Cluster, place: Place, here: Here) -> None:
     """The same command goes on."""
     merge(place.base, place.adapters[:1], place.folder / "one")
     (cluster.busy / "slow").touch()
@@ -149,16 +171,16 @@ def test_the_client_is_killed(cluster: Cluster, place: Place) -> None:
     for path in cluster.busy.glob("*.pid"):
         os.kill(int(path.stem), signal.SIGKILL)
         path.unlink()
-    code, _, stderr = ended(cluster.command(place, "merge", "base", "adapter0"))
+    code, _, stderr = here("merge", "base", "adapter0")
     assert (code, stderr) == (0, "")
     assert snapshot(place.out) == snapshot(place.folder / "one") and left_behind(place.out) == []
 
 
-def test_the_scheduler_is_killed(cluster: Cluster, tmp_path: Path, place: Place) -> None:
+def test_the_scheduler_is_killed(tmp_path: Path, place: Place, here: Here) -> None:
     """Amid a shard: the command ends with a message, and the same goes on when there is another."""
     merge(place.base, place.adapters[:1], place.folder / "one")
     (tmp_path / "first").mkdir()
-    first = Cluster(tmp_path / "first")
+    first = Cluster(tmp_path / "first", "--nworkers", "1")
     try:
         (first.busy / "slow").touch()
         process = first.command(place, "merge", "base", "adapter0")
@@ -174,7 +196,7 @@ def test_the_scheduler_is_killed(cluster: Cluster, tmp_path: Path, place: Place)
         for path in first.busy.glob("*.pid"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(path.stem), signal.SIGKILL)
-    code, _, stderr = ended(cluster.command(place, "merge", "base", "adapter0"))
+    code, _, stderr = here("merge", "base", "adapter0")
     assert (code, stderr) == (0, "")
     assert snapshot(place.out) == snapshot(place.folder / "one") and left_behind(place.out) == []
 
