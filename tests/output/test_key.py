@@ -71,6 +71,16 @@ def test_a_change_has_another(place: Place, tmp_path: Path, what: str) -> None:
     assert key_of(tmp_path) != before
 
 
+def test_files_that_are_as_long_and_as_old(place: Place, tmp_path: Path) -> None:
+    """Two adapters out of one archive, the one in the place of the other."""
+    before, factors = key_of(tmp_path), place.adapter / "adapter_model.safetensors"
+    content, times = factors.read_bytes(), factors.stat()
+    factors.write_bytes(content[:-400] + bytes(400))
+    os.utime(factors, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert len(content) == factors.stat().st_size
+    assert key_of(tmp_path) != before
+
+
 def test_the_call_counts(place: Place) -> None:
     plan = prepare_merge(place.base, [place.adapter])
     others = [
