@@ -74,3 +74,19 @@ def test_what_is_off_is_left_open() -> None:
         made = fused.add_product(stored, "BF16", scaled, packed, [1.0], out, (0, 1), None, off)
         assert made is not None and len(made[0].open) == count
         assert count or (doubles(out[0], "BF16") == 1 + 2.0**-7).all()
+
+
+def test_nothing_is_written_behind_what_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all of a row is open, so are the numbers that fill up its last vector: they are no elements."""
+    monkeypatch.setattr(fused, "_ROOM", 1)
+    for level in ALL:
+        monkeypatch.setattr(fused, "FUNCTIONS", compiled.functions(level))
+        for dtype in ("BF16", "F16"):
+            stored = rounded(np.ones((3, 33)), dtype)
+            packed = fused.Right.of(np.full((1, 33), 1 + 2.0**-40), few_bits=False)
+            scaled = fused.Left.of(np.ones((3, 1)), few_bits=False)
+            assert packed is not None and scaled is not None
+            out, untouched = room(stored, 1)
+            made = fused.add_product(stored.reshape(-1), dtype, scaled, packed, [1.0], out, (0, 1), None, 0.5)
+            assert made is not None and untouched()
+            assert made[0].open.tolist() == list(range(99))

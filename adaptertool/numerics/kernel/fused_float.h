@@ -122,7 +122,8 @@ static void ROW(const block_job *job, size_t a, size_t i, size_t begin, size_t w
         uint16_t in[2 * FLOATS], found[2 * FLOATS];
         for (size_t j = 0; j < 2 * FLOATS; j++)
             in[j] = c + j < wide ? old[c + j] : 0x3C00; /* neither tiny nor large, and it stays */
-        for (uint32_t some = TILE(in, sums + c, norm + c, found, &row, &most, &same); some; some &= some - 1)
+        uint32_t some = TILE(in, sums + c, norm + c, found, &row, &most, &same) & (((uint32_t)1 << (wide - c)) - 1);
+        for (; some; some &= some - 1) /* none of those that are not there, which what is `off` may leave open as well */
             left[open++] = (uint16_t)(c + (size_t)__builtin_ctz(some));
         memcpy(out + c, found, (wide - c) * sizeof *out);
         c += 2 * FLOATS;
