@@ -16,7 +16,7 @@ from adaptertool.arithmetic.fused import joined
 from adaptertool.arithmetic.requirements import shortcut_of
 from adaptertool.arithmetic.survival import every_nth
 from adaptertool.codecs.numbers import doubles, largest_stored
-from adaptertool.codecs.tensors import read_stored, reading_rows
+from adaptertool.codecs.tensors import read_tensor, reading_rows
 from adaptertool.kinds import kind_of
 from adaptertool.numerics.compiled import FUNCTIONS
 from adaptertool.numerics.error_free import two_sum
@@ -105,12 +105,8 @@ class Changes:
             assert shortcut is not None
             product, error = shortcut.rows(reading_rows(self._chain.inputs), begin, end, edit.transposed)
             return Change(np.ascontiguousarray(product).reshape(-1), error=error)
-        high, *others = (self._read(ref, begin, end) for ref in self._refs)
+        high, *others = (read_tensor(self._chain.inputs, ref, begin, end) for ref in self._refs)
         return Change(*two_sum(high, *others)) if others else Change(high, gain=self._gain)
-
-    def _read(self, ref: Ref, begin: int, end: int) -> Array:
-        stored = read_stored(self._chain.inputs, ref, begin, end)
-        return stored if ref.spec.dtype == "F64" else doubles(stored, ref.spec.dtype)
 
     def _few(
         self, stored: Array, first: int, times: Sequence[Times], out: Sequence[Array], every: int

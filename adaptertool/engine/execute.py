@@ -55,13 +55,13 @@ def run_plan(
     """
     # Other hashes are made from first to last, and may read back what was written
     direct = stage.hashes == DEFAULT and worth_while(stage.work, bytes_to_write(plan))
-    size = threads + _WAITING if direct else threads
-    with one_core_each(), Pool(size) as workers, Pool(1, "adaptertool-finish") as finisher:
+    cores, more = Cores(threads), _WAITING if direct else 0
+    away = cores.away if direct else None
+    with one_core_each(), Pool(threads + more) as workers, Pool(1, "adaptertool-finish") as finisher:
         folders, spaces = [output.folder for output in plan.outputs], [Workspace() for _ in range(workers.size)]
         base = frozenset(() if plan.as_adapter else plan.files[0].values())
         exact = plan.precision == EXACT
-        cores, stop = Cores(threads), inputs.stopped
-        away = cores.away if direct else None
+        stop = inputs.stopped
         crew = Crew(inputs, progress, stage, folders, workers, finisher, spaces, stop, exact, base, cores, away)
         try:
             streamed, aside = to_hash(plan) if hashed is None else hashed

@@ -109,12 +109,14 @@ static __attribute__((noinline)) double again(const block_job *job, size_t i, si
     return x;
 }
 
-/* An element that is left: its place is noted. */
-static inline void leave(const block_job *job, size_t a, size_t place)
+/* An element that is left: its place is noted. `job` is any that has `open`, `room` and `opened`. */
+#define leave(job, a, place) note_left((job)->open + (a) * (job)->room, (job)->room, (job)->opened + (a), place)
+
+static inline void note_left(int32_t *open, size_t room, size_t *opened, size_t place)
 {
-    size_t found = job->opened[a]++;
-    if (found < job->room)
-        job->open[a * job->room + found] = (int32_t)place;
+    size_t found = (*opened)++;
+    if (found < room)
+        open[found] = (int32_t)place;
 }
 
 /* Rows whose sums stay in registers, with two vectors of columns each. */

@@ -54,7 +54,7 @@ static int MIXED(const blend_job *job, size_t a, size_t first, size_t count)
         for (size_t j = 0; j < now; j++) {
             out[open[c + j]] = found[j];
             if (any && left[j])
-                leave_mixed(job, a, first + open[c + j]);
+                leave(job, a, first + open[c + j]);
         }
     }
     fine &= any_set((words)(largest >= bits_of(LIMIT)), ~0u) - 1;
@@ -64,16 +64,10 @@ static int MIXED(const blend_job *job, size_t a, size_t first, size_t count)
         if (EXACTLY(in + c, tuned + c, job->alpha[a], now, out + c, left, &fine))
             for (size_t j = 0; j < now; j++)
                 if (left[j])
-                    leave_mixed(job, a, first + c + j);
+                    leave(job, a, first + c + j);
     }
 #endif
-    for (size_t c = 0; c < count; c += LOOK) {
-        WORD moved = 0; /* as wide as what is stored, for the sake of vectors */
-        size_t end = count - c < LOOK ? count : c + LOOK;
-        for (size_t j = c; j < end; j++)
-            moved += BITS(out[j]) != BITS(in[j]);
-        job->changed[a] += moved;
-    }
+    job->changed[a] += GLUED(moved, STORED)(in, out, count);
     return fine;
 }
 

@@ -88,11 +88,8 @@ static __attribute__((noinline)) void AGAIN(const change_job *job, size_t a, siz
         low = ONCE(s.high - e);
         high = ONCE(s.high + e);
     }
-    if (low != high || !(fabs(job->change[j]) < 0x1p500)) { /* two products of such numbers overflow */
-        size_t found = job->opened[a]++;
-        if (found < job->room)
-            job->open[a * job->room + found] = (int32_t)j;
-    }
+    if (low != high || !(fabs(job->change[j]) < 0x1p500)) /* two products of such numbers overflow */
+        leave(job, a, j);
     ((HELD *)job->out[a])[j] = STORE(low);
 }
 
@@ -124,13 +121,7 @@ static inline __attribute__((always_inline)) int GLUED(each_change, STORED)(cons
         for (; some; some &= some - 1)
             AGAIN(job, a, i + (size_t)__builtin_ctz(some));
     }
-    for (size_t first = 0; first < job->count; first += LOOK) {
-        size_t count = job->count - first < LOOK ? job->count - first : LOOK;
-        WORD moved = 0;
-        for (size_t j = 0; j < count; j++)
-            moved += BITS(out[first + j]) != BITS(in[first + j]);
-        job->changed[a] += moved;
-    }
+    job->changed[a] += GLUED(moved, STORED)(in, out, job->count);
     for (size_t j = (job->every - job->first % job->every) % job->every; j < job->count; j += job->every) {
         double w = FROM(in[j]), delta = t * (gain ? w * job->change[j] - w : job->change[j]);
         job->kept[a] += (FROM(out[j]) - w) * delta;

@@ -80,6 +80,20 @@ static __attribute__((noinline)) void AGAIN(const block_job *job, size_t a, size
     ((HELD *)job->out[a])[i * job->columns + j] = STORE(low);
 }
 
+/* How many of `count` elements are not stored as they were. */
+static size_t GLUED(moved, STORED)(const HELD *restrict in, const HELD *restrict out, size_t count)
+{
+    size_t all = 0;
+    for (size_t first = 0; first < count; first += LOOK) {
+        const size_t end = count - first < LOOK ? count : first + LOOK;
+        WORD moved = 0; /* as wide as what is stored, for the sake of vectors */
+        for (size_t j = first; j < end; j++)
+            moved += BITS(out[j]) != BITS(in[j]);
+        all += moved;
+    }
+    return all;
+}
+
 /* Rounds row i, for V (columns), f and how far it is off, relatively. Returns 0 where an element is too large, or none. */
 static int ROW(const block_job *job, size_t a, size_t i, const double *restrict v, double f, double off)
 {
@@ -89,7 +103,7 @@ static int ROW(const block_job *job, size_t a, size_t i, const double *restrict 
     const dora_row row = {c1, c2, fabs(c2) * ((double)job->rank + 6) * u * job->left_norm[i] * WIDER,
                           (off + 2 * off * off + 8 * u) * WIDER, t == 1 ? 0 : 4 * u * (fabs(c1) + fabs(t) + 1)};
     longs fine = ~(longs){0};
-    size_t changed = 0, c = 0;
+    size_t c = 0;
     for (; c + 2 * FLOATS <= job->columns; c += 2 * FLOATS)
         for (uint32_t some = TILE(in + c, v + c, job->right_norm + c, out + c, &row, &fine); some; some &= some - 1)
             AGAIN(job, a, i, c + (size_t)__builtin_ctz(some), v, &row);
@@ -102,14 +116,7 @@ static int ROW(const block_job *job, size_t a, size_t i, const double *restrict 
         for (; some; some &= some - 1)
             AGAIN(job, a, i, c + (size_t)__builtin_ctz(some), v, &row);
     }
-    for (size_t first = 0; first < job->columns; first += LOOK) {
-        size_t count = job->columns - first < LOOK ? job->columns - first : LOOK;
-        WORD moved = 0;
-        for (size_t j = 0; j < count; j++)
-            moved += BITS(out[first + j]) != BITS(in[first + j]);
-        changed += moved;
-    }
-    job->changed[a] += changed;
+    job->changed[a] += GLUED(moved, STORED)(in, out, job->columns);
     if (sampled(job, i))
         for (size_t j = 0; j < job->columns; j++) {
             double w = FROM(in[j]), delta = c1 * w + c2 * v[j] - w;

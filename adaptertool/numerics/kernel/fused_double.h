@@ -135,14 +135,6 @@ typedef struct {
 
 #define PART 4096 /* elements of a mixture that stay in the cache */
 
-/* An element that is left, as `leave` has it. */
-static inline void leave_mixed(const blend_job *job, size_t a, size_t place)
-{
-    size_t found = job->opened[a]++;
-    if (found < job->room)
-        job->open[a * job->room + found] = (int32_t)place;
-}
-
 /* What a mixture is made with in float: α = near ± rest, and what stands in its bound (fused_blend_float.h). */
 typedef struct {
     floats near, rest, more, wider, unit, tiny, small;
